@@ -1,0 +1,163 @@
+"""The command `slicemill ingest`."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from store.errors import ConfigError
+from store.screen import errors_shown, say, table
+
+if TYPE_CHECKING:
+    from ingest.discover import Collection
+    from ingest.params import Params
+    from ingest.pipeline import Report
+
+SHOWN = 40
+
+
+def ingest(
+    source: Annotated[Path | None, typer.Argument(help="Folder with the scans, searched to the bottom. Leave it out with --pairs or --images.")] = None,
+    store: Annotated[Path | None, typer.Argument(help="Folder of the slice store to make or to complete.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="CSV with columns image, mask and, if wanted, case_id, patient_id.")] = None,
+    images: Annotated[str | None, typer.Option(help="Pattern of the images, quoted, like 'ct/*_ct.nii.gz'.")] = None,
+    masks: Annotated[str | None, typer.Option(help="Pattern of the masks; what its * matches pairs it with an image.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Names of the label values, like liver=1,tumor=2.")] = None,
+    organ: Annotated[str | None, typer.Option(help="Which label is the organ.")] = None,
+    tumor: Annotated[str | None, typer.Option(help="Which label is tumor.")] = None,
+    patient: Annotated[str | None, typer.Option(help="Regular expression; its first group, in the image's path, is the patient.")] = None,
+    geometry: Annotated[str, typer.Option(help="When image and mask lie apart: error, or trust-image.")] = "error",
+    workers: Annotated[int, typer.Option(help="Worker processes; 0 is one per core.", min=0)] = 0,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, like tcp://host:8786.")] = None,
+    shard: Annotated[str | None, typer.Option(help="I/N: this run does every Nth case from the Ith (from 0); then run store reindex.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be ingested, and stop.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do all cases again, whatever is there.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before, although its files did not change.")] = False,
+    rehash: Annotated[bool, typer.Option("--rehash", help="Tell unchanged files by their content, not by size and time.")] = False,
+    keep_text: Annotated[bool, typer.Option("--keep-text", help="Keep free-text header fields; they may name a person.")] = False,
+) -> None:
+    """Bring NIfTI scans and their masks into a slice store.
+
+    Layouts that are understood: LiTS (volume-N, segmentation-N), Decathlon and nnU-Net (imagesTr, labelsTr,
+    dataset.json), one folder per patient (CT_image, CT_mask), two parallel folders, a CSV, or two patterns. Run the
+    same command again and only what is new or changed is done.
+
+        slicemill ingest lits/ lits-store/
+        slicemill ingest sarcoma/ sarcoma-store/ --labels tumor=1 --dry-run
+        slicemill ingest --pairs cases.csv lits-store/
+    """
+    with errors_shown():
+        from ingest.pipeline import Options
+        from ingest.pipeline import ingest as run
+
+        source, store = _places(source, store, has_list=pairs is not None or images is not None)
+        collection = _collection(source, pairs, images, masks)
+        if patient:
+            from ingest.discover import with_patients
+
+            collection = with_patients(collection, patient)
+        params = _params(collection, (labels, organ, tumor), geometry, keep_text=keep_text)
+        if dry_run:
+            _show_collection(collection, params)
+            return
+        if store is None:
+            raise ConfigError("ingest: name the folder of the store as the last argument, or use --dry-run.")
+        options = Options(
+            workers=workers, scheduler=scheduler, shard=_shard(shard), overwrite=overwrite, retry_failed=retry_failed, rehash=rehash
+        )
+        report = run(collection, store, params, options)
+        _show_report(report, collection, store)
+        if report.failures:
+            raise SystemExit(1)
+
+
+def _places(source: Path | None, store: Path | None, *, has_list: bool) -> tuple[Path | None, Path | None]:
+    """With a list of files the only argument is the store."""
+    if has_list and source is not None and store is None:
+        return None, source
+    if not has_list and source is None:
+        raise ConfigError("ingest: name the folder with the scans, or list them with --pairs or --images. See slicemill ingest --help.")
+    return source, store
+
+
+def _collection(source: Path | None, pairs: Path | None, images: str | None, masks: str | None) -> "Collection":
+    from ingest.discover import discover, from_csv, from_patterns
+
+    if sum(given is not None for given in (source, pairs, images)) != 1:
+        raise ConfigError("ingest: give one of a folder, --pairs, or --images, not several.")
+    if pairs is not None:
+        return from_csv(pairs)
+    if images is not None:
+        return from_patterns(images, masks)
+    if masks is not None:
+        raise ConfigError("--masks goes with --images.")
+    assert source is not None  # noqa: S101 (one of the three is given)
+    return discover(source)
+
+
+def _params(collection: "Collection", named: tuple[str | None, str | None, str | None], geometry: str, *, keep_text: bool) -> "Params":
+    from ingest.params import Params
+    from store.labels import make_labels, parse_labels
+
+    text, organ, tumor = named
+    if geometry not in ("error", "trust-image"):
+        raise ConfigError(f"--geometry {geometry}: choose error or trust-image.")
+    labels = parse_labels(text, organ, tumor) if text else collection.labels
+    if labels and not text and (organ or tumor):
+        labels = make_labels(labels.values, organ, tumor)
+    return Params(labels=labels, geometry="error" if geometry == "error" else "trust-image", keep_text=keep_text)
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise ConfigError(f"--shard {text}: expected I/N with 0 <= I < N, like 0/8.")
+    return int(match[1]), int(match[2])
+
+
+def _show_collection(collection: "Collection", params: "Params") -> None:
+    from store.labels import format_labels
+
+    rows = [(case.case_id, case.patient_id, case.name(case.image), case.name(case.mask) if case.mask else None) for case in collection.cases]
+    say(table(["case", "patient", "image", "mask"], rows))
+    say()
+    _show_left_out(collection)
+    labels = params.labels
+    say(f"labels: {format_labels(labels.values) if labels else 'not declared (only the value 1 is accepted)'}")
+    if labels:
+        say(f"organ: {labels.organ or '-'}, tumor: {labels.tumor or '-'}")
+    masks = sum(case.mask is not None for case in collection.cases)
+    say(f"{len(collection.cases)} cases, {masks} with a mask; {len(collection.left_out)} files left out. Nothing was written (--dry-run).")
+
+
+def _show_left_out(collection: "Collection") -> None:
+    for path, reason in collection.left_out[:SHOWN]:
+        say(f"left out: {path}: {reason}")
+    if len(collection.left_out) > SHOWN:
+        say(f"left out: {len(collection.left_out) - SHOWN} more")
+
+
+def _show_report(report: "Report", collection: "Collection", store: Path) -> None:
+    _show_left_out(collection)
+    for outcome in report.outcomes:
+        for warning in outcome.warnings:
+            say(f"warning: {outcome.case_id}: {warning}")
+    for outcome in report.failures:
+        say(f"{outcome.status}: {outcome.case_id}: {outcome.reason}")
+    done = report.count("done")
+    if done:
+        slices = sum(outcome.slices for outcome in report.outcomes)
+        gigabytes = sum(outcome.voxel_bytes for outcome in report.outcomes) / 1e9
+        peak = max(outcome.peak_mib for outcome in report.outcomes)
+        say(
+            f"{slices:,} slices, {gigabytes:.2f} GB of voxels in {report.seconds:.1f} s "
+            f"({slices / report.seconds:,.0f} slices/s); a worker's peak memory {peak:,.0f} MiB"
+        )
+    say(
+        f"{len(report.outcomes)} cases: {done} done, {report.count('unchanged')} unchanged, {report.count('failed')} failed, "
+        f"{report.count('failed before')} failed before; {len(collection.left_out)} files left out"
+    )
+    say(f"store: {store}")

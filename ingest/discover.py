@@ -1,0 +1,247 @@
+"""Finds the images and masks of a collection and pairs them.
+
+1. `find_files` lists the NIfTI files below a folder; links to folders are not followed, ``._*`` files are no scans.
+2. `store.naming` says of each file whether it is image or mask, and which key it has.
+3. Same folder and same key make a pair; a mask left over goes to the one image anywhere that shares its key.
+4. What does not pair is named with the reason: images without a mask are cases too, masks without an image are not.
+
+A CSV (``--pairs``) or two patterns (``--images``, ``--masks``) replace steps 2 and 3.
+"""
+
+import csv
+import glob
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from store.errors import PairingError
+from store.labels import LITS_LABELS, Labels, read_dataset_json
+from store.layout import check_case_id
+from store.naming import CHANNEL, case_id_of, name_of
+from store.nifti import is_nifti_name, stem_of
+from store.reader import natural_key
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseFiles:
+    """The files of one case."""
+
+    case_id: str
+    patient_id: str
+    image: Path
+    mask: Path | None
+    root: Path
+    """The collection: names in the store are relative to it."""
+
+    def name(self, path: Path) -> str:
+        """Return a file's path relative to the collection, with forward slashes."""
+        return Path(os.path.relpath(path, self.root)).as_posix()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """What was found: cases, and files that belong to none with the reason."""
+
+    cases: tuple[CaseFiles, ...]
+    left_out: tuple[tuple[Path, str], ...]
+    labels: Labels | None
+    """Labels that the collection itself declares (``dataset.json``, LiTS names)."""
+
+
+def discover(source: Path) -> Collection:
+    """Find and pair the files below a folder, in any of the usual layouts.
+
+    Raises
+    ------
+    PairingError
+        There is nothing to ingest, or two images would have one case id.
+    """
+    if source.is_file():
+        source, files = source.parent, [source]
+    elif source.is_dir():
+        files = find_files(source)
+    else:
+        raise PairingError(f"{source}: there is no such folder.")
+    names = {path: name_of(path.relative_to(source).as_posix()) for path in files}
+    images = [path for path in files if names[path].role == "image"]
+    masks = [path for path in files if names[path].role == "mask"]
+    if not images:
+        raise PairingError(
+            f"{source}: no CT image was found among {len(files)} NIfTI files ({len(masks)} of them look like masks). "
+            "Name them with --images and --masks patterns, or list them with --pairs CSV."
+        )
+    left_out = [(path, "a further channel of a scan; a CT has one") for path in images if _is_extra_channel(path, images)]
+    dropped = {path for path, _ in left_out}
+    images = [path for path in images if path not in dropped]
+    paired = _pair([(path, names[path].folder, names[path].key) for path in images], [(path, names[path].folder, names[path].key) for path in masks])
+    cases = [
+        CaseFiles(case_id=case_id, patient_id=case_id, image=path, mask=paired.get(path), root=source)
+        for path in images
+        for case_id in [case_id_of(path.relative_to(source).as_posix()) if path.parent != source else case_id_of(f"{source.resolve().name}/{path.name}")]
+    ]
+    used = set(paired.values())
+    left_out += [(path, _why_unpaired(path, images)) for path in masks if path not in used]
+    return checked(Collection(cases=tuple(cases), left_out=tuple(left_out), labels=declared_labels(source, images)))
+
+
+def find_files(folder: Path) -> list[Path]:
+    """Return the NIfTI files below a folder in natural order, without hidden ones and without following links to folders."""
+    found = [
+        Path(directory) / name
+        for directory, folders, names in os.walk(folder, followlinks=False)
+        if not (folders.sort() or Path(directory).name.startswith(".") and Path(directory) != folder)
+        for name in names
+        if is_nifti_name(name)
+    ]
+    return sorted(found, key=lambda path: natural_key(path.as_posix()))
+
+
+def declared_labels(source: Path, images: list[Path]) -> Labels | None:
+    """Return the labels of the one ``dataset.json`` beside or above the images, else LiTS's for LiTS names."""
+    folders = {folder for image in images for folder in (image.parent, image.parent.parent) if folder.is_relative_to(source)}
+    documents = sorted(path for folder in folders if (path := folder / "dataset.json").is_file())
+    if len(documents) == 1:
+        return read_dataset_json(documents[0])
+    if all(re.fullmatch(r"volume-\d+", stem_of(image.name), re.IGNORECASE) for image in images):
+        return LITS_LABELS
+    return None
+
+
+def from_csv(table: Path) -> Collection:
+    """Read cases from a CSV with the columns image, mask (may be empty), and optionally case_id and patient_id.
+
+    Paths are taken relative to the CSV's folder.
+    """
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise PairingError(f"{table}: cannot be read as CSV ({error}).") from error
+    if not rows or "image" not in rows[0]:
+        raise PairingError(f"{table}: needs a header line with the columns image and mask (and, if wanted, case_id, patient_id), and rows.")
+    root = table.parent
+    cases = []
+    for line, row in enumerate(rows, start=2):
+        if not row["image"]:
+            raise PairingError(f"{table}, line {line}: the column image is empty.")
+        image, mask = root / row["image"], row.get("mask")
+        case_id = row.get("case_id") or case_id_of(row["image"])
+        cases.append(
+            CaseFiles(case_id=case_id, patient_id=row.get("patient_id") or case_id, image=image, mask=root / mask if mask else None, root=root)
+        )
+    return checked(Collection(cases=tuple(cases), left_out=(), labels=declared_labels(root, [case.image for case in cases])))
+
+
+def from_patterns(images: str, masks: str | None) -> Collection:
+    """Pair two patterns by what their wildcards match: ``ct/*_ct.nii.gz`` and ``seg/*_liver.nii.gz``.
+
+    Raises
+    ------
+    PairingError
+        A pattern matches nothing, or two files match with the same text.
+    """
+    image_of, mask_of = _matches(images), _matches(masks) if masks else {}
+    root = Path(os.path.commonpath([path.parent.absolute() for path in (*image_of.values(), *mask_of.values())]))
+    cases = []
+    for key, image in image_of.items():
+        case_id = case_id_of(image.absolute().relative_to(root).as_posix())
+        mask = mask_of.get(key)
+        cases.append(CaseFiles(case_id=case_id, patient_id=case_id, image=image.absolute(), mask=mask and mask.absolute(), root=root))
+    left_out = [(path, f"no image of the pattern {images} matches with {'/'.join(key)!r}") for key, path in mask_of.items() if key not in image_of]
+    return checked(Collection(cases=tuple(cases), left_out=tuple(left_out), labels=declared_labels(root, [case.image for case in cases])))
+
+
+def with_patients(collection: Collection, pattern: str) -> Collection:
+    """Set each case's patient to what the first group of a regular expression matches in its image's path."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise PairingError(f"--patient {pattern}: is no regular expression ({error}).") from error
+    if compiled.groups < 1:
+        raise PairingError(f"--patient {pattern}: needs a group in parentheses around the patient's id.")
+    cases = []
+    for case in collection.cases:
+        match = compiled.search(case.name(case.image))
+        if not match:
+            raise PairingError(f"--patient {pattern}: does not match {case.name(case.image)}.")
+        cases.append(replace(case, patient_id=match[1]))
+    return replace(collection, cases=tuple(cases))
+
+
+def checked(collection: Collection) -> Collection:
+    """Return the collection when every case id is fit and its own.
+
+    Raises
+    ------
+    PairingError
+        Two images would have one case id.
+    """
+    seen: dict[str, CaseFiles] = {}
+    for case in collection.cases:
+        check_case_id(case.case_id)
+        if case.case_id in seen:
+            raise PairingError(
+                f"{seen[case.case_id].image} and {case.image} would both be the case {case.case_id!r}; "
+                "rename one, or give the ids in a CSV (--pairs, column case_id)."
+            )
+        seen[case.case_id] = case
+    return collection
+
+
+Entry = tuple[Path, str, str]
+
+
+def _pair(images: list[Entry], masks: list[Entry]) -> dict[Path, Path]:
+    """Return image -> mask: first by folder and key, then by key alone, in both rounds only where one fits one."""
+    paired: dict[Path, Path] = {}
+    rounds: tuple[Callable[[Entry], object], ...] = (lambda entry: (entry[1], entry[2]), lambda entry: entry[2] or entry[0])
+    for identity in rounds:
+        by_key: dict[object, tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
+        used = set(paired.values())
+        for entry in images:
+            if entry[0] not in paired:
+                by_key[identity(entry)][0].append(entry[0])
+        for entry in masks:
+            if entry[0] not in used:
+                by_key[identity(entry)][1].append(entry[0])
+        paired |= {found[0]: fitting[0] for found, fitting in by_key.values() if len(found) == 1 and len(fitting) == 1}
+    return paired
+
+
+def _why_unpaired(mask: Path, images: list[Path]) -> str:
+    key = name_of(mask.name).key
+    same = [image.name for image in images if key and name_of(image.name).key == key]
+    if len(same) > 1:
+        return f"a mask that could belong to {len(same)} images: {', '.join(same[:3])}"
+    if same:
+        return f"a mask, but {same[0]} has more than one; choose with --pairs or --masks"
+    return "a mask without an image of its name"
+
+
+def _is_extra_channel(path: Path, images: list[Path]) -> bool:
+    match = CHANNEL.search(stem_of(path.name))
+    if not match or match[1] == "0000":
+        return False
+    first = stem_of(path.name)[: match.start()] + "_0000"
+    return any(stem_of(image.name) == first and image.parent == path.parent for image in images)
+
+
+def _matches(pattern: str) -> dict[tuple[str, ...], Path]:
+    """Return the files that a pattern matches, keyed by what its wildcards matched."""
+    if "*" not in pattern:
+        raise PairingError(f"{pattern}: a pattern needs at least one *; what it matches pairs images with masks.")
+    compiled = re.compile("".join({"**/": r"(?:(.*)/)?", "*": r"([^/]*)"}.get(part, re.escape(part)) for part in re.split(r"(\*\*/|\*)", pattern)))
+    found: dict[tuple[str, ...], Path] = {}
+    for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 (patterns may be absolute)
+        match = compiled.fullmatch(name)
+        if match and is_nifti_name(Path(name).name):
+            key = tuple(group or "" for group in match.groups())
+            if key in found:
+                raise PairingError(f"{found[key]} and {name} match {pattern} with the same text {'/'.join(key)!r}.")
+            found[key] = Path(name)
+    if not found:
+        raise PairingError(f"{pattern}: matches no .nii or .nii.gz file; quote the pattern so that the shell leaves it alone.")
+    return found

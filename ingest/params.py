@@ -1,0 +1,41 @@
+"""What an ingest was asked to do, as far as it changes the bytes of a store."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from store.files import sha256_of_json
+from store.labels import Labels
+from store.layout import FORMAT
+
+Geometry = Literal["error", "trust-image"]
+
+GEOMETRY_TOLERANCE_MM = 0.1
+"""Image and mask corners may differ by this much: float32 headers and rounded text exports do, real shifts do not."""
+ENCODING = 1
+"""Raised whenever the same input would give other bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """Settings that stand behind ``params_sha256``."""
+
+    labels: Labels | None
+    """None: masks may hold only the value 1, stored as ``label_1``."""
+    geometry: Geometry = "error"
+    """What happens when an image and its mask lie more than GEOMETRY_TOLERANCE_MM apart."""
+    keep_text: bool = False
+    """Whether free-text header fields, which may name a person, are kept."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what the hash is taken of."""
+        return {
+            "format": FORMAT,
+            "encoding": ENCODING,
+            **(self.labels.as_json() if self.labels else {"labels": None}),
+            "geometry": self.geometry,
+            "keep_text": self.keep_text,
+        }
+
+    def sha256(self) -> str:
+        """Return the hash that stands in every case."""
+        return sha256_of_json(self.as_json())

@@ -1,0 +1,158 @@
+"""What a store knows of one case: the group attribute ``slicemill``, as a value."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from store.errors import StoreError
+from store.labels import Labels, labels_from_json
+from store.layout import FORMAT
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceStats:
+    """Per slice, in stored order: HU range without the scanner's padding, voxels of each label."""
+
+    hu_min: list[int]
+    hu_max: list[int]
+    voxels: dict[str, list[int]]
+    """Label name -> voxels in each slice; empty without a mask."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """A file that a case was made from, without its absolute path or time."""
+
+    name: str
+    """Path relative to the collection, with forward slashes."""
+    bytes: int
+    sha256: str
+    header_b64: str
+    """The NIfTI header, base64; free text blanked unless it was to be kept."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as they stand in the attribute."""
+        return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256, "header_b64": self.header_b64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesion:
+    """One connected component of tumor (26 neighbours)."""
+
+    id: int
+    """1 for the largest, then by falling volume."""
+    voxels: int
+    volume_ml: float
+    centroid_lps_mm: tuple[float, float, float]
+    """x, y, z in patient coordinates."""
+    bbox_zyx: tuple[int, int, int, int, int, int]
+    """First voxel and one past the last: z0, y0, x0, z1, y1, x1."""
+    key_z: int
+    """Slice of the longest diameter."""
+    max_axial_diameter_mm: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as they stand in attributes and reports."""
+        return {
+            "id": self.id,
+            "voxels": self.voxels,
+            "volume_ml": round(self.volume_ml, 4),
+            "centroid_lps_mm": [round(value, 2) for value in self.centroid_lps_mm],
+            "bbox_zyx": list(self.bbox_zyx),
+            "key_z": self.key_z,
+            "max_axial_diameter_mm": round(self.max_axial_diameter_mm, 2),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseInfo:
+    """Everything but the voxels."""
+
+    case_id: str
+    patient_id: str
+    shape: tuple[int, int, int]
+    """z, y, x; stands in the array documents, not in the attribute."""
+    labels: Labels | None
+    """None where there is no mask."""
+    spacing_mm: tuple[float, float, float]
+    """z, y, x."""
+    affine_lps: npt.NDArray[np.float64]
+    source_axcodes: str
+    image: SourceFile
+    mask: SourceFile | None
+    params_sha256: str
+    slice_stats: SliceStats
+    lesions: tuple[Lesion, ...] | None
+    """None where no tumor label is named or there is no mask."""
+    max_rounding_error_hu: float
+    warnings: tuple[str, ...]
+
+    @property
+    def voxel_ml(self) -> float:
+        """Return the volume of a voxel in ml."""
+        return float(abs(np.linalg.det(self.affine_lps[:3, :3]))) / 1000
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the attribute ``slicemill``."""
+        none = {"labels": None, "organ": None, "tumor": None}
+        return {
+            "format": FORMAT,
+            "case_id": self.case_id,
+            "patient_id": self.patient_id,
+            **(self.labels.as_json() if self.labels else none),
+            "spacing_mm": list(self.spacing_mm),
+            "affine_lps": self.affine_lps.tolist(),
+            "source_axcodes": self.source_axcodes,
+            "source": {"image": self.image.as_json(), "mask": self.mask.as_json() if self.mask else None},
+            "params_sha256": self.params_sha256,
+            "slice_stats": {
+                "hu_min": self.slice_stats.hu_min,
+                "hu_max": self.slice_stats.hu_max,
+                "voxels": self.slice_stats.voxels,
+            },
+            "lesions": None if self.lesions is None else [lesion.as_json() for lesion in self.lesions],
+            "max_rounding_error_hu": self.max_rounding_error_hu,
+            "warnings": list(self.warnings),
+        }
+
+
+def case_from_json(document: dict[str, Any], shape: tuple[int, int, int]) -> CaseInfo:
+    """Rebuild a CaseInfo from the attribute.
+
+    Raises
+    ------
+    StoreError
+        The attribute is of another format or a field is missing.
+    """
+    if document.get("format") != FORMAT:
+        raise StoreError(f"store format {document.get('format')!r}: this version reads format {FORMAT}; ingest the collection again.")
+    try:
+        source = document["source"]
+        lesions = document["lesions"]
+        return CaseInfo(
+            case_id=document["case_id"],
+            patient_id=document["patient_id"],
+            shape=shape,
+            labels=labels_from_json(document) if document["labels"] else None,
+            spacing_mm=tuple(document["spacing_mm"]),
+            affine_lps=np.array(document["affine_lps"], dtype=np.float64),
+            source_axcodes=document["source_axcodes"],
+            image=SourceFile(**source["image"]),
+            mask=SourceFile(**source["mask"]) if source["mask"] else None,
+            params_sha256=document["params_sha256"],
+            slice_stats=SliceStats(**document["slice_stats"]),
+            lesions=None if lesions is None else tuple(_lesion(row) for row in lesions),
+            max_rounding_error_hu=document["max_rounding_error_hu"],
+            warnings=tuple(document["warnings"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"the case's attributes are incomplete ({error}); ingest it again with --overwrite.") from error
+
+
+def _lesion(row: dict[str, Any]) -> Lesion:
+    fields = dict(row)
+    fields["centroid_lps_mm"] = tuple(fields["centroid_lps_mm"])
+    fields["bbox_zyx"] = tuple(fields["bbox_zyx"])
+    return Lesion(**fields)

@@ -1,0 +1,119 @@
+"""Which values a segmentation holds, what they are called, and which of them are organ and tumor."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from store.errors import LabelError
+
+TUMOR_WORDS = ("tumor", "tumour", "cancer", "lesion", "nodule", "metastasis", "metastases")
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Named label values of a segmentation; 0 is background and has no name."""
+
+    values: Mapping[str, int]
+    """Name to value, 1 to 255, in ascending order of value."""
+    organ: str | None = None
+    """Name of the label that is the organ without its tumors, if there is one."""
+    tumor: str | None = None
+    """Name of the label that is tumor, if there is one."""
+
+    def __post_init__(self) -> None:
+        """Check that values are distinct and in range, and that organ and tumor are among the names."""
+        for name, value in self.values.items():
+            if not 1 <= value <= 255:
+                raise LabelError(f"label {name}={value}: a label value must lie in 1 to 255.")
+        if len(set(self.values.values())) != len(self.values):
+            raise LabelError(f"labels {format_labels(self.values)}: two names share one value.")
+        for role, name in (("organ", self.organ), ("tumor", self.tumor)):
+            if name is not None and name not in self.values:
+                raise LabelError(f"--{role} {name}: the labels are {format_labels(self.values)}; name one of them.")
+
+    def table(self) -> npt.NDArray[np.uint8]:
+        """Return the values of background and labels in class order: class index -> label value, uint8[k]."""
+        return np.array([0, *self.values.values()], dtype=np.uint8)
+
+    def organ_values(self) -> list[int]:
+        """Return the values of the organ mask: the organ with its tumors; empty where no organ is named."""
+        if self.organ is None:
+            return []
+        return [self.values[name] for name in (self.organ, self.tumor) if name is not None]
+
+    def tumor_value(self) -> int | None:
+        """Return the value of tumor, or None where no tumor is named."""
+        return None if self.tumor is None else self.values[self.tumor]
+
+    def as_json(self) -> dict[str, object]:
+        """Return the three fields as they stand in stores, models and reports."""
+        return {"labels": dict(self.values), "organ": self.organ, "tumor": self.tumor}
+
+
+def make_labels(values: Mapping[str, int], organ: str | None = None, tumor: str | None = None) -> Labels:
+    """Return Labels in order of value; where not given, tumor is found by its name, organ is the only other label.
+
+    >>> make_labels({"tumor": 2, "liver": 1})
+    Labels(values={'liver': 1, 'tumor': 2}, organ='liver', tumor='tumor')
+    """
+    ordered = dict(sorted(values.items(), key=lambda item: item[1]))
+    if tumor is None:
+        matches = [name for name in ordered if any(word in name.lower() for word in TUMOR_WORDS)]
+        tumor = matches[0] if len(matches) == 1 else None
+    others = [name for name in ordered if name != tumor]
+    if organ is None and tumor is not None and len(others) == 1:
+        organ = others[0]
+    return Labels(values=ordered, organ=organ, tumor=tumor)
+
+
+LITS_LABELS = make_labels({"liver": 1, "tumor": 2})
+
+
+def parse_labels(text: str, organ: str | None = None, tumor: str | None = None) -> Labels:
+    """Read ``liver=1,tumor=2``.
+
+    Raises
+    ------
+    LabelError
+        The text is not a list of NAME=VALUE, or a name or value is unfit.
+    """
+    values: dict[str, int] = {}
+    for part in text.split(","):
+        name, equals, number = (piece.strip() for piece in part.partition("="))
+        if not name or not equals or not number.isdecimal() or name in values:
+            raise LabelError(f"--labels {text}: expected NAME=VALUE pairs like liver=1,tumor=2; found {part!r}.")
+        values[name] = int(number)
+    return make_labels(values, organ, tumor)
+
+
+def read_dataset_json(path: Path) -> Labels | None:
+    """Read the labels of a Decathlon (value -> name) or nnU-Net (name -> value) ``dataset.json``; None if it has none."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8")).get("labels", {})
+        pairs = [(name, value) if isinstance(value, int) else (value, int(name)) for name, value in table.items()]
+        values = {str(name): int(value) for name, value in pairs if int(value) != 0}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise LabelError(f"{path}: its labels cannot be read ({error}); correct it, or pass --labels.") from error
+    return make_labels(values) if values else None
+
+
+def format_labels(values: Mapping[str, int]) -> str:
+    """Return ``liver=1, tumor=2``."""
+    return ", ".join(f"{name}={value}" for name, value in values.items()) or "none"
+
+
+def labels_from_json(document: Mapping[str, object]) -> Labels:
+    """Rebuild Labels from the fields written by `Labels.as_json`."""
+    values = document.get("labels")
+    organ, tumor = document.get("organ"), document.get("tumor")
+    if not isinstance(values, dict) or not all(isinstance(value, int) for value in values.values()):
+        raise LabelError(f"labels must map names to values; found {values!r}.")
+    return Labels(
+        values=dict(sorted(values.items(), key=lambda item: item[1])),
+        organ=organ if isinstance(organ, str) else None,
+        tumor=tumor if isinstance(tumor, str) else None,
+    )

@@ -1,0 +1,145 @@
+"""The tables of a store, derived from its groups alone: one row a case, a slice, a lesion."""
+
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from store.case import CaseInfo
+from store.errors import StoreError
+from store.files import local_path, sha256_of_json, write_csv, written_whole
+from store.layout import LESIONS, MANIFEST, SLICES
+from store.reader import Store, open_store
+
+Row = dict[str, Any]
+
+
+def manifest_row(info: CaseInfo) -> Row:
+    """Return a case's row of the manifest. Without a mask: null, not 0; without an organ label: its columns are null."""
+    labels, lesions = info.labels, info.lesions
+    voxels = {name: sum(counts) for name, counts in info.slice_stats.voxels.items()}
+    total = info.shape[0] * info.shape[1] * info.shape[2]
+    tumor = voxels[labels.tumor] if labels and labels.tumor else None
+    organ = sum(voxels[name] for name in (labels.organ, labels.tumor) if name) if labels and labels.organ else None
+    return {
+        "case_id": info.case_id,
+        "patient_id": info.patient_id,
+        "image_path": info.image.name,
+        "image_name": PurePosixPath(info.image.name).name,
+        "mask_path": info.mask.name if info.mask else None,
+        "mask_name": PurePosixPath(info.mask.name).name if info.mask else None,
+        **dict(zip(("nz", "ny", "nx"), info.shape, strict=True)),
+        **dict(zip(("spacing_z_mm", "spacing_y_mm", "spacing_x_mm"), info.spacing_mm, strict=True)),
+        "orientation": info.source_axcodes,
+        **{f"voxels_{name}": count for name, count in voxels.items()},
+        "has_tumor": None if tumor is None else tumor > 0,
+        "tumor_percent_scan": None if tumor is None else 100 * tumor / total,
+        "tumor_percent_organ": 100 * tumor / organ if organ and tumor is not None else None,
+        "tumor_volume_ml": None if tumor is None else tumor * info.voxel_ml,
+        "organ_volume_ml": None if organ is None else organ * info.voxel_ml,
+        "n_lesions": None if lesions is None else len(lesions),
+        "max_axial_diameter_mm": max((lesion.max_axial_diameter_mm for lesion in lesions), default=0.0) if lesions is not None else None,
+        "hu_min": min(info.slice_stats.hu_min),
+        "hu_max": max(info.slice_stats.hu_max),
+        "source_sha256": info.image.sha256,
+        "warnings": "; ".join(info.warnings),
+    }
+
+
+def slice_rows(info: CaseInfo) -> list[Row]:
+    """Return a case's rows of the slice table."""
+    stats = info.slice_stats
+    tumor = info.labels.tumor if info.labels else None
+    return [
+        {
+            "case_id": info.case_id,
+            "z": z,
+            **{f"voxels_{name}": counts[z] for name, counts in stats.voxels.items()},
+            "hu_min": stats.hu_min[z],
+            "hu_max": stats.hu_max[z],
+            "has_tumor": stats.voxels[tumor][z] > 0 if tumor else None,
+        }
+        for z in range(info.shape[0])
+    ]
+
+
+def lesion_rows(info: CaseInfo) -> list[Row]:
+    """Return a case's rows of the lesion table."""
+    return [{"case_id": info.case_id, **flat(lesion.as_json())} for lesion in info.lesions or ()]
+
+
+def flat(record: Row) -> Row:
+    """Return a record whose lists of numbers became numbered columns, for tables."""
+    axes = {"centroid_lps_mm": ("x", "y", "z"), "bbox_zyx": ("z0", "y0", "x0", "z1", "y1", "x1")}
+    row: Row = {}
+    for key, value in record.items():
+        if key in axes:
+            row |= {f"{key.removesuffix('_zyx')}_{axis}": item for axis, item in zip(axes[key], value, strict=True)}
+        else:
+            row[key] = value
+    return row
+
+
+def reindex(url: str | Path) -> list[Row]:
+    """Build the three tables of a store from its groups and return the manifest's rows."""
+    store = open_store(url)
+    infos = [case.info for case in store]
+    manifest = [manifest_row(info) for info in infos]
+    _write_table(store.root, MANIFEST, manifest)
+    _write_table(store.root, SLICES, [row for info in infos for row in slice_rows(info)])
+    _write_table(store.root, LESIONS, [row for info in infos for row in lesion_rows(info)])
+    return manifest
+
+
+def read_table(url: str | Path, name: str) -> list[Row]:
+    """Return the rows of a table: manifest, slices or lesions.
+
+    Raises
+    ------
+    StoreError
+        The table is not there or cannot be read.
+    """
+    path = local_path(url) / f"{name}.parquet"
+    try:
+        rows: list[Row] = pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{path}: cannot be read; `slicemill store reindex {url}` builds it from the store.") from error
+    return rows
+
+
+def store_sha256(store: Store) -> str:
+    """Return one hash that stands for everything a store holds: case ids, sources and parameters."""
+    infos = (case.info for case in store)
+    return sha256_of_json([(info.case_id, info.image.sha256, info.mask and info.mask.sha256, info.params_sha256) for info in infos])
+
+
+def _write_table(root: Path, name: str, rows: list[Row]) -> None:
+    columns = _columns(rows)
+    complete = [{column: row.get(column) for column in columns} for row in rows]
+    with written_whole(root / f"{name}.parquet") as aside:
+        pq.write_table(pa.Table.from_pylist(complete) if complete else pa.table({"case_id": pa.array([], pa.string())}), aside)
+    if name == MANIFEST:
+        write_csv(root / f"{name}.csv", complete)
+
+
+def _columns(rows: Iterable[Row]) -> list[str]:
+    """Return the union of the rows' columns; label columns stay together, before what follows them."""
+    first: dict[str, None] = {}
+    voxels: dict[str, None] = {}
+    after: dict[str, None] = {}
+    for row in rows:
+        seen = False
+        for column in row:
+            if column.startswith("voxels_"):
+                voxels[column] = None
+                seen = True
+            elif column in first or column in after:
+                continue
+            elif seen or column in ("has_tumor", "hu_min") or after:
+                after[column] = None
+            else:
+                first[column] = None
+    return [*first, *voxels, *after]
+

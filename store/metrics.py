@@ -1,0 +1,120 @@
+"""Overlap and detection measures (definitions: Bilic et al. 2023, The Liver Tumor Segmentation Benchmark).
+
+A measure without a meaning is NaN and is left out of means: Dice where reference and prediction are both empty.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Voxel counts of a prediction against a reference."""
+
+    true_positive: int = 0
+    false_positive: int = 0
+    false_negative: int = 0
+
+    def __add__(self, other: "Overlap") -> "Overlap":
+        return Overlap(
+            self.true_positive + other.true_positive,
+            self.false_positive + other.false_positive,
+            self.false_negative + other.false_negative,
+        )
+
+    @property
+    def dice(self) -> float:
+        """Return 2 TP / (2 TP + FP + FN); NaN where both are empty."""
+        return _ratio(2 * self.true_positive, 2 * self.true_positive + self.false_positive + self.false_negative)
+
+    @property
+    def precision(self) -> float:
+        """Return TP / (TP + FP); NaN where nothing was predicted."""
+        return _ratio(self.true_positive, self.true_positive + self.false_positive)
+
+    @property
+    def recall(self) -> float:
+        """Return TP / (TP + FN); NaN where there is nothing to find."""
+        return _ratio(self.true_positive, self.true_positive + self.false_negative)
+
+
+def overlap(reference: Mask, prediction: Mask) -> Overlap:
+    """Count two masks of one shape.
+
+    >>> overlap(np.array([True, True, False]), np.array([True, False, True])).dice
+    0.5
+    """
+    both = int(np.count_nonzero(reference & prediction))
+    return Overlap(both, int(np.count_nonzero(prediction)) - both, int(np.count_nonzero(reference)) - both)
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """Yes-or-no answers against the truth, and how well the scores behind them separate."""
+
+    true_positive: int
+    false_positive: int
+    true_negative: int
+    false_negative: int
+    auc: float
+    """Area under the ROC curve of the scores; NaN where only one class occurs."""
+
+    @property
+    def accuracy(self) -> float:
+        """Return the share of right answers."""
+        right = self.true_positive + self.true_negative
+        return _ratio(right, right + self.false_positive + self.false_negative)
+
+    @property
+    def sensitivity(self) -> float:
+        """Return the share of positives that were found; NaN without positives."""
+        return _ratio(self.true_positive, self.true_positive + self.false_negative)
+
+    @property
+    def specificity(self) -> float:
+        """Return the share of negatives that were left alone; NaN without negatives."""
+        return _ratio(self.true_negative, self.true_negative + self.false_positive)
+
+
+def detection(truth: Sequence[bool], answer: Sequence[bool], score: Sequence[float]) -> Detection:
+    """Compare yes-or-no answers and their scores with the truth."""
+    t, a = np.asarray(truth, dtype=bool), np.asarray(answer, dtype=bool)
+    return Detection(
+        true_positive=int((t & a).sum()),
+        false_positive=int((~t & a).sum()),
+        true_negative=int((~t & ~a).sum()),
+        false_negative=int((t & ~a).sum()),
+        auc=area_under_roc(t, np.asarray(score, dtype=np.float64)),
+    )
+
+
+def area_under_roc(truth: Mask, score: npt.NDArray[np.float64]) -> float:
+    """Return the share of (positive, negative) pairs in which the positive scores higher, ties counting half.
+
+    That is the Mann-Whitney statistic, equal to the area under the ROC curve (Hanley and McNeil 1982).
+
+    >>> area_under_roc(np.array([False, True, True]), np.array([0.1, 0.1, 0.9]))
+    0.75
+    """
+    positive, negative = np.sort(score[truth]), np.sort(score[~truth])
+    if not len(positive) or not len(negative):
+        return math.nan
+    below = np.searchsorted(negative, positive, side="left")
+    not_above = np.searchsorted(negative, positive, side="right")
+    return float((below + not_above).sum() / 2 / len(positive) / len(negative))
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """Return the mean without the NaN values; NaN where nothing is left."""
+    kept = [value for value in values if not math.isnan(value)]
+    return sum(kept) / len(kept) if kept else math.nan
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan

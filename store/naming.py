@@ -1,0 +1,84 @@
+"""What file names say: whether a file is an image or a mask, and which image a mask belongs to.
+
+A name is split into words at punctuation and at changes of case. Words like ``seg`` or ``CT`` say what the file is;
+what remains is the key that an image and its mask share. Folders named ``imagesTr``, ``labels``, ``masks`` say it for
+the files in them.
+
+>>> name_of("lits/batch1/volume-17.nii").key, name_of("lits/batch2/segmentation-17.nii").role
+('lits-17', 'mask')
+>>> name_of("STS_004/CT_mask.nii.gz")
+Name(role='mask', folder='STS_004', key='')
+>>> name_of("imagesTr/liver_3_0000.nii.gz") == Name(role='image', folder='', key='liver_3')
+True
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+from store.nifti import stem_of
+
+Role = Literal["image", "mask"]
+
+MASK_WORDS = frozenset("mask masks seg segs segmentation segmentations label labels gt annotation annotations".split())
+IMAGE_WORDS = frozenset("image images img imgs ct cts volume volumes vol scan scans".split())
+SUBSET = r"(?:tr|ts|va|val|train|training|test|testing)?"
+CHANNEL = re.compile(r"_(\d{4})$")
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """What a file's relative path says about it."""
+
+    role: Role
+    folder: str
+    """The folders above it, without those that only say image or mask."""
+    key: str
+    """What an image and its mask share; empty when the folder alone tells."""
+
+
+def words(text: str) -> list[str]:
+    """Split a name into lower-case words.
+
+    >>> words("hepaticvessel_002_manualMask")
+    ['hepaticvessel', '002', 'manual', 'mask']
+    """
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+", text)]
+
+
+def folder_role(name: str) -> Role | None:
+    """Return what a folder's name says of the files in it, like ``imagesTr`` or ``labels``."""
+    for role, known in (("image", IMAGE_WORDS), ("mask", MASK_WORDS)):
+        if re.fullmatch(f"(?:{'|'.join(known)})_?{SUBSET}", name.lower()):
+            return "image" if role == "image" else "mask"
+    return None
+
+
+def name_of(path: str) -> Name:
+    """Return what a path relative to the collection says of a file."""
+    parts = PurePosixPath(path)
+    stem = stem_of(parts.name)
+    folders = [part for part in parts.parent.parts if folder_role(part) is None]
+    if lits := re.fullmatch(r"(volume|segmentation)-(\d+)", stem, re.IGNORECASE):
+        return Name(role="image" if lits[1].lower() == "volume" else "mask", folder="/".join(folders), key=f"lits-{lits[2]}")
+    by_folder = next((role for part in reversed(parts.parent.parts) if (role := folder_role(part))), None)
+    spoken = words(stem)
+    role: Role = "mask" if MASK_WORDS & set(spoken) else (by_folder or "image")
+    if by_folder == "image" and role == "image" and CHANNEL.search(stem):
+        stem = CHANNEL.sub("", stem)
+        spoken = words(stem)
+    key = "_".join(word for word in spoken if word not in MASK_WORDS | IMAGE_WORDS | {"manual"})
+    return Name(role=role, folder="/".join(folders), key=key)
+
+
+def case_id_of(path: str) -> str:
+    """Return the case id of an image: its stem without ``_0000``; for one folder per patient, the folder.
+
+    >>> case_id_of("lits/volume-17.nii"), case_id_of("imagesTr/liver_3_0000.nii.gz"), case_id_of("STS_004/CT_image.nii.gz")
+    ('volume-17', 'liver_3', 'STS_004')
+    """
+    parts = PurePosixPath(path)
+    if not name_of(path).key and parts.parent.name:
+        return parts.parent.name
+    return CHANNEL.sub("", stem_of(parts.name))

@@ -1,0 +1,129 @@
+"""Pictures of slices: outlines, colored errors, and montages, as PNG."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from store.files import written_whole
+from store.window import PICTURE_WINDOW, Window
+
+Color = tuple[int, int, int]
+Picture = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+ORGAN_COLOR: Color = (90, 200, 255)
+TUMOR_COLOR: Color = (255, 70, 70)
+OTHER_COLORS: tuple[Color, ...] = ((255, 210, 60), (190, 130, 255), (110, 230, 150), (255, 150, 200))
+TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = (60, 200, 80), (235, 60, 50), (255, 165, 30)
+CAPTION_PX = 18
+GAP_PX = 4
+MIN_SIDE_PX = 256
+"""Smaller slices are enlarged by whole factors, so that a person sees the pixels and not a blur."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One picture of a montage."""
+
+    picture: Picture
+    """uint8[y, x, 3]."""
+    caption: str = ""
+
+
+def gray(image: npt.NDArray[np.int16], window: Window = PICTURE_WINDOW) -> Picture:
+    """Return a slice int16[y, x], HU, as a picture uint8[y, x, 3], enlarged by a whole factor when it is small."""
+    factor = enlargement(image.shape)
+    shades = window.to_gray(image).repeat(factor, axis=0).repeat(factor, axis=1)
+    return np.repeat(shades[..., None], 3, axis=2)
+
+
+def enlargement(shape: tuple[int, ...]) -> int:
+    """Return the whole factor by which a slice of `shape` [y, x] is enlarged."""
+    return max(1, -(-MIN_SIDE_PX // max(shape)))
+
+
+def outline(mask: Mask) -> Mask:
+    """Return the pixels of a mask bool[y, x] that touch its outside with an edge."""
+    padded = np.pad(mask, 1)
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inside
+
+
+def draw_outline(picture: Picture, mask: Mask, color: Color) -> Picture:
+    """Return the picture with the outline of a mask bool[y, x] of the slice that it shows."""
+    factor = picture.shape[0] // mask.shape[0]
+    drawn = picture.copy()
+    drawn[outline(mask.repeat(factor, axis=0).repeat(factor, axis=1))] = color
+    return drawn
+
+
+def draw_fill(picture: Picture, mask: Mask, color: Color, opacity: float = 0.6) -> Picture:
+    """Return the picture with the pixels of a mask bool[y, x] tinted."""
+    factor = picture.shape[0] // mask.shape[0]
+    where = mask.repeat(factor, axis=0).repeat(factor, axis=1)
+    drawn = picture.copy()
+    drawn[where] = (drawn[where] * (1 - opacity) + np.array(color) * opacity).astype(np.uint8)
+    return drawn
+
+
+def draw_labels(picture: Picture, label: npt.NDArray[np.uint8], colors: Sequence[tuple[Sequence[int], Color]]) -> Picture:
+    """Outline each group of label values of a slice uint8[y, x] in its color, in order."""
+    for values, color in colors:
+        mask = np.isin(label, values)
+        if mask.any():
+            picture = draw_outline(picture, mask, color)
+    return picture
+
+
+def draw_errors(picture: Picture, reference: Mask, prediction: Mask) -> Picture:
+    """Tint true positives green, false positives red, false negatives orange."""
+    picture = draw_fill(picture, reference & prediction, TRUE_POSITIVE, 0.45)
+    picture = draw_fill(picture, prediction & ~reference, FALSE_POSITIVE)
+    return draw_fill(picture, reference & ~prediction, FALSE_NEGATIVE)
+
+
+def montage(tiles: Sequence[Tile], columns: int) -> Image.Image:
+    """Return the tiles in rows of `columns`, each under its caption."""
+    width = max(tile.picture.shape[1] for tile in tiles)
+    height = max(tile.picture.shape[0] for tile in tiles) + CAPTION_PX
+    rows = -(-len(tiles) // columns)
+    sheet = Image.new("RGB", (columns * (width + GAP_PX) + GAP_PX, rows * (height + GAP_PX) + GAP_PX), (18, 18, 20))
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(13)
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, columns)
+        left, top = GAP_PX + column * (width + GAP_PX), GAP_PX + row * (height + GAP_PX)
+        pen.text((left + 2, top + 1), fitted(tile.caption, width - 4, font), fill=(225, 225, 225), font=font)
+        sheet.paste(Image.fromarray(tile.picture), (left, top + CAPTION_PX))
+    return sheet
+
+
+def fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Return the text, cut with an ellipsis where it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def save_png(path: Path, picture: Image.Image) -> None:
+    """Write a picture whole."""
+    with written_whole(path) as aside:
+        picture.save(aside, format="PNG")
+
+
+def spread(indices: Iterable[int], count: int) -> list[int]:
+    """Return up to `count` of the indices, evenly spread.
+
+    >>> spread(range(10), 3)
+    [0, 4, 9]
+    """
+    indices = list(indices)
+    if len(indices) <= count:
+        return indices
+    return [indices[round(position)] for position in np.linspace(0, len(indices) - 1, count)]

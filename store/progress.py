@@ -1,0 +1,40 @@
+"""Progress with rate and time left, on standard error; silent when that is no terminal."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[[float, str], None]
+"""Called with how much was done since the last call, and a note that replaces the last one."""
+
+
+@contextmanager
+def progress(title: str, total: float, unit: str) -> Iterator[Advance]:
+    """Show a bar of `total` units while the block runs.
+
+    >>> with progress("ingest", 100, "slices") as advance:
+    ...     advance(100, "no failures")
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:,.1f} {unit}/s" if speed else f"- {unit}/s", style="cyan")
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}"),
+        Rate(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
+    )
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=False) as bar:
+        task = bar.add_task(title, total=total, note="")
+        yield lambda amount, note: bar.update(task, advance=amount, note=note)
