@@ -1,0 +1,98 @@
+"""Checkpoints: tensors as safetensors, the rest as JSON; never pickle, always whole."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from store.errors import ModelError
+from store.files import to_json, written_whole
+
+BEST, LAST = "best.safetensors", "last.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Where a run stands."""
+
+    epoch: int = 0
+    """Epochs completed."""
+    seconds: float = 0.0
+    """Training time so far."""
+    best_score: float = -1.0
+    best_epoch: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """One row of metrics an epoch."""
+
+
+def save_weights(path: Path, network: nn.Module) -> None:
+    """Write a network's weights."""
+    with written_whole(path) as aside:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, aside)
+
+
+def load_weights(path: Path, network: nn.Module) -> None:
+    """Read weights into a network.
+
+    Raises
+    ------
+    ModelError
+        The file is damaged or of another network.
+    """
+    try:
+        network.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ModelError(f"{path}: is not a checkpoint of this network ({str(error).splitlines()[0]}).") from error
+
+
+def save_progress(run: Path, state: State, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Write the weights, the optimizer's memory and the state as one file, so that they cannot disagree after a kill."""
+    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    for index, memory in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in memory.items()}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with written_whole(run / LAST) as aside:
+        save_file(contiguous, aside, metadata={"state": to_json(asdict(state))})
+
+
+def load_progress(run: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """Bring network and optimizer to where a run stopped; a new run has a state of no epochs."""
+    if not (run / LAST).exists():
+        return State()
+    try:
+        state = read_state(run)
+        tensors = load_file(run / LAST)
+        network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")})
+        optimizer.load_state_dict({"state": _optimizer_memory(tensors), "param_groups": optimizer.state_dict()["param_groups"]})
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise ModelError(f"{run}: its checkpoint cannot be read ({error}); train anew with --overwrite.") from error
+    return state
+
+
+def read_state(run: Path) -> State:
+    """Return where a run stands.
+
+    Raises
+    ------
+    ModelError
+        There is no checkpoint, or it is damaged.
+    """
+    try:
+        with safe_open(run / LAST, framework="pt") as file:
+            return State(**json.loads(file.metadata()["state"]))
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{run}: holds no checkpoint of a training run ({error}).") from error
+
+
+def _optimizer_memory(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    memory: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            memory.setdefault(int(index), {})[key] = tensor
+    return memory

@@ -1,0 +1,104 @@
+"""What a training run is asked to do: one frozen value, written to and read from TOML."""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from store.errors import ConfigError
+from store.window import Window
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of a training run; the defaults suit CTs of one organ with tumors."""
+
+    context: int = 3
+    """Slices that the network sees around the one it labels: 1, 3, 5 or 7."""
+    size: int = 0
+    """Side in pixels that every slice is padded or cropped to; 0 takes the largest slice of the store."""
+    width: int = 16
+    """Channels of the first level; each level down doubles them."""
+    depth: int = 4
+    """Levels below the first; slices must be a multiple of 2**depth."""
+    window_low: float = -200.0
+    window_high: float = 300.0
+    """HU window that the network sees."""
+    batch: int = 16
+    epochs: int = 40
+    steps: int = 0
+    """Batches an epoch; 0 covers as many slices as the training part has."""
+    max_minutes: float = 0.0
+    """End, with the learning rate brought down in time, after so many minutes; 0 is no limit."""
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    tumor_share: float = 0.5
+    """Share of the training slices that hold tumor."""
+    organ_share: float = 0.3
+    """Share of the training slices that hold any label; the rest comes from everywhere."""
+    augment: bool = True
+    validation: float = 0.15
+    """Share of the patients kept for choosing the best checkpoint."""
+    test: float = 0.2
+    """Share of the patients that training never sees."""
+    seed: int = 0
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def __post_init__(self) -> None:
+        """Check what cannot work."""
+        rules = (
+            (self.context in (1, 3, 5, 7), "context", "must be 1, 3, 5 or 7"),
+            (self.size >= 0 and self.size % 2**self.depth == 0, "size", f"must be a multiple of {2**self.depth} (2 to the power of depth)"),
+            (1 <= self.depth <= 6, "depth", "must lie in 1 to 6"),
+            (self.width >= 1, "width", "must be at least 1"),
+            (self.batch >= 1, "batch", "must be at least 1"),
+            (self.epochs >= 1, "epochs", "must be at least 1"),
+            (0 <= self.tumor_share + self.organ_share <= 1, "tumor_share", "and organ_share must not exceed 1 together"),
+            (self.validation > 0 and self.test >= 0 and self.validation + self.test < 1, "validation", "and test must leave patients to train on"),
+        )
+        for holds, name, rule in rules:
+            if not holds:
+                raise ConfigError(f"{name} = {getattr(self, name)}: {rule}.")
+        Window(self.window_low, self.window_high)
+
+    def changed(self, **values: Any) -> "Config":
+        """Return a copy with the values that are not None.
+
+        Raises
+        ------
+        ConfigError
+            A name is no setting or a value is of the wrong type.
+        """
+        fields = {field.name: type(field.default) for field in dataclasses.fields(self)}
+        given = {}
+        for name, value in values.items():
+            if value is None:
+                continue
+            if name not in fields:
+                raise ConfigError(f"{name}: is no setting; the settings are {', '.join(fields)}.")
+            if fields[name] is float and type(value) is int:
+                value = float(value)  # noqa: PLW2901 (TOML writes 1 for 1.0)
+            if type(value) is not fields[name]:
+                raise ConfigError(f"{name} = {value!r}: must be {fields[name].__name__}.")
+            given[name] = value
+        return dataclasses.replace(self, **given)
+
+
+def read_config(path: Path) -> Config:
+    """Read settings from TOML; what is not in it keeps its default."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML ({error}).") from error
+    return Config().changed(**values)
+
+
+def to_toml(config: Config) -> str:
+    """Return the settings as TOML, which `read_config` reads back."""
+    lines = []
+    for name, value in dataclasses.asdict(config).items():
+        text = f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else repr(value)
+        lines.append(f"{name} = {text}")
+    return "\n".join(lines) + "\n"

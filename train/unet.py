@@ -1,0 +1,45 @@
+"""A 2-D U-Net (Ronneberger et al. 2015) with batch norm, over a slice and its neighbours as channels."""
+
+import torch
+from torch import Tensor, nn
+
+MAX_CHANNELS = 320
+"""More brings nothing at the deepest level (nnU-Net's limit for 3-D; a 2-D plan of it allows 512)."""
+
+
+class Block(nn.Sequential):
+    """Twice convolution 3x3, batch norm, ReLU: [b, i, y, x] -> [b, o, y, x]."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        layers: list[nn.Module] = []
+        for channels in (channels_in, channels_out):
+            layers += [nn.Conv2d(channels, channels_out, 3, padding=1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
+        super().__init__(*layers)
+
+
+class UNet(nn.Module):
+    """Encoder and decoder with skips: float[b, c, y, x] -> logits float[b, k, y, x]; y and x multiples of 2**depth."""
+
+    def __init__(self, channels: int, classes: int, width: int, depth: int) -> None:
+        super().__init__()
+        widths = [min(width * 2**level, MAX_CHANNELS) for level in range(depth + 1)]
+        self.down = nn.ModuleList([Block(before, after) for before, after in zip([channels, *widths[:-1]], widths, strict=True)])
+        self.up = nn.ModuleList([nn.ConvTranspose2d(below, above, 2, stride=2) for above, below in zip(widths[:-1], widths[1:], strict=True)])
+        self.merge = nn.ModuleList([Block(2 * above, above) for above in widths[:-1]])
+        self.head = nn.Conv2d(widths[0], classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        skips = []
+        for level, block in enumerate(self.down):
+            x = block(x if level == 0 else nn.functional.max_pool2d(x, 2))
+            skips.append(x)
+        for up, merge, skip in reversed(list(zip(self.up, self.merge, skips[:-1], strict=True))):
+            x = merge(torch.cat([skip, up(x)], dim=1))
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+def normalize(image: Tensor, low: float, high: float) -> Tensor:
+    """Return HU clipped to a window and mapped to -1..1: any[...] -> float32[...]."""
+    half = (high - low) / 2
+    return (image.float().clamp(low, high) - (low + half)) / half
