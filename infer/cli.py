@@ -1,0 +1,127 @@
+"""The commands `infer` (also `slicemill infer`) and `slicemill evaluate`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from store.errors import ConfigError
+from store.screen import errors_shown, say, table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from infer.inputs import Job
+    from infer.pipeline import Outcome
+
+SHOWN = 40
+
+
+def infer(
+    model: Annotated[Path, typer.Argument(help="ONNX file written by slicemill export.")],
+    inputs: Annotated[list[str], typer.Argument(help="Scans (.nii, .nii.gz), folders, quoted patterns, or a slice store.")],
+    out: Annotated[Path, typer.Option(help="Folder for masks, reports and pictures.")],
+    provider: Annotated[str, typer.Option(help="auto (CUDA where it starts, else CPU), cpu, cuda or tensorrt.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Segment again what is done already.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be segmented, and stop.")] = False,
+) -> None:
+    """Segment CT scans in bulk: a mask on each scan's own grid, a JSON report, and a picture to check it by.
+
+    Masks keep the scan's name and tree. The same command again does only what is left. Research software, not a
+    medical device.
+
+        infer liver.onnx scans/ --out segmented/
+        infer liver.onnx 'scans/*.nii.gz' --out segmented/ --provider cuda
+    """
+    with errors_shown():
+        from infer.inputs import gather
+        from infer.model import open_model
+        from infer.pipeline import infer as run
+        from infer.pipeline import left_to_do
+
+        jobs, left_out = gather(inputs)
+        opened = open_model(model, provider)  # type: ignore[arg-type]
+        info = opened.info
+        say(
+            f"model {info.name} (contract 1, fp32, slices {info.size[0]}x{info.size[1]}, context {info.context}) on {opened.provider}: {opened.reason}"
+        )
+        for path, reason in left_out[:SHOWN]:
+            say(f"left out: {path}: {reason}")
+        if len(left_out) > SHOWN:
+            say(f"left out: {len(left_out) - SHOWN} more")
+        if dry_run:
+            _show_plan(jobs, *left_to_do(jobs, out, opened, overwrite=overwrite))
+            return
+        summary = run(opened, jobs, out, overwrite=overwrite)
+        rows = [(outcome.name, outcome.status, outcome.slices, outcome.answer or outcome.reason) for outcome in summary.outcomes]
+        say(table(["scan", "status", "slices", "answer"], rows))
+        say(
+            f"{len(jobs)} scans: {summary.count('done')} done, {summary.count('skipped')} skipped (done before), {summary.count('failed')} failed; "
+            f"{len(left_out)} files left out; {summary.slices:,} slices in {summary.seconds:.1f} s ({summary.slices / summary.seconds:,.1f} slices/s)"
+        )
+        say(f"masks, reports and pictures: {out}; summary: {out / 'summary.json'}")
+        if summary.count("failed"):
+            raise SystemExit(1)
+
+
+def _show_plan(jobs: "Sequence[Job]", left: "Sequence[Job]", skipped: "Sequence[Outcome]") -> None:
+    pending = {job.name for job in left}
+    say(table(["scan", "would be"], [(job.name, "segmented" if job.name in pending else "skipped") for job in jobs]))
+    say(f"{len(jobs)} scans: {len(left)} to segment, {len(skipped)} done before. Nothing was written (--dry-run).")
+
+
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of masks written by infer, or one mask.")],
+    references: Annotated[Path, typer.Argument(help="Folder of reference masks (with their scans, for the pictures), or a slice store.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for tables and error pictures.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Names of the label values, like liver=1,tumor=2, when no report says them.")] = None,
+) -> None:
+    """Score predicted masks: Dice per case and global, precision, recall, and tumor yes or no per case and slice.
+
+        slicemill evaluate segmented/ lits/ --out scores/
+    """
+    with errors_shown():
+        from infer.evaluate import case_row, totals
+        from infer.evaluate import evaluate as score
+        from store.labels import parse_labels
+
+        if not predictions.exists():
+            raise ConfigError(f"{predictions}: there is no such file or folder.")
+        evaluation = score(predictions, references, out, parse_labels(labels) if labels else None)
+        rows = [case_row(case) for case in evaluation.cases]
+        if rows:
+            say(table(list(rows[0]), [list(row.values()) for row in rows]))
+            say()
+        for line in describe(totals(evaluation)):
+            say(line)
+        for name, reason in evaluation.failures:
+            say(f"failed: {name}: {reason}")
+        say(f"{len(rows)} cases compared, {len(evaluation.failures)} failed; {len(evaluation.missing)} references without a prediction")
+        if out is not None:
+            say(f"tables and pictures: {out}")
+        if evaluation.failures:
+            raise SystemExit(1)
+
+
+def describe(scores: dict[str, Any]) -> list[str]:
+    """Return the lines that sum an evaluation up."""
+    regions = [
+        (name, row["dice_per_case"], row["dice_global"], row["precision_global"], row["recall_global"], row["cases_without_region"])
+        for name, row in scores["regions"].items()
+    ]
+    lines = [table(["region", "Dice per case", "Dice global", "precision", "recall", "cases without it"], regions), ""]
+    answers = [(f"by {part}", *scores[f"tumor_by_{part}"].values()) for part in ("case", "slice") if scores[f"tumor_by_{part}"]]
+    if answers:
+        lines += [table(["tumor yes/no", "with", "without", "accuracy", "sensitivity", "specificity", "AUC"], answers), ""]
+    return lines
+
+
+def main() -> None:
+    """Run `infer` as a command of its own."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(name="infer")(infer)
+    app()
+
+
+if __name__ == "__main__":
+    main()

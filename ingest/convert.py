@@ -115,7 +115,7 @@ def check_geometry(case: CaseFiles, image: ScanReader, mask: ScanReader, params:
 def source_file(reader: ScanReader, name: str, params: Params) -> SourceFile:
     """Return what is kept of a file that was read to its end."""
     header = base64.b64encode(reader.stored_header(keep_text=params.keep_text)).decode()
-    sha256 = reader.sha256()
+    sha256 = reader.finish()
     return SourceFile(name=name, bytes=reader.bytes_read, sha256=sha256, header_b64=header)
 
 

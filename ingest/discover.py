@@ -20,9 +20,8 @@ from pathlib import Path
 from store.errors import PairingError
 from store.labels import LITS_LABELS, Labels, read_dataset_json
 from store.layout import check_case_id
-from store.naming import CHANNEL, case_id_of, name_of
+from store.naming import CHANNEL, case_id_of, find_files, name_of
 from store.nifti import is_nifti_name, stem_of
-from store.reader import natural_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,18 +84,6 @@ def discover(source: Path) -> Collection:
     used = set(paired.values())
     left_out += [(path, _why_unpaired(path, images)) for path in masks if path not in used]
     return checked(Collection(cases=tuple(cases), left_out=tuple(left_out), labels=declared_labels(source, images)))
-
-
-def find_files(folder: Path) -> list[Path]:
-    """Return the NIfTI files below a folder in natural order, without hidden ones and without following links to folders."""
-    found = [
-        Path(directory) / name
-        for directory, folders, names in os.walk(folder, followlinks=False)
-        if not (folders.sort() or Path(directory).name.startswith(".") and Path(directory) != folder)
-        for name in names
-        if is_nifti_name(name)
-    ]
-    return sorted(found, key=lambda path: natural_key(path.as_posix()))
 
 
 def declared_labels(source: Path, images: list[Path]) -> Labels | None:

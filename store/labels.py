@@ -45,6 +45,14 @@ class Labels:
             return []
         return [self.values[name] for name in (self.organ, self.tumor) if name is not None]
 
+    def regions(self) -> dict[str, list[int]]:
+        """Return what is scored under each name: a label's own value, but the organ with its tumors.
+
+        >>> LITS_LABELS.regions()
+        {'liver': [1, 2], 'tumor': [2]}
+        """
+        return {name: self.organ_values() if name == self.organ else [value] for name, value in self.values.items()}
+
     def tumor_value(self) -> int | None:
         """Return the value of tumor, or None where no tumor is named."""
         return None if self.tumor is None else self.values[self.tumor]

@@ -12,12 +12,13 @@ Name(role='mask', folder='STS_004', key='')
 True
 """
 
+import os
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from store.nifti import stem_of
+from store.nifti import is_nifti_name, stem_of
 
 Role = Literal["image", "mask"]
 
@@ -82,3 +83,21 @@ def case_id_of(path: str) -> str:
     if not name_of(path).key and parts.parent.name:
         return parts.parent.name
     return CHANNEL.sub("", stem_of(parts.name))
+
+
+def natural_key(text: str) -> list[tuple[int, str]]:
+    """Return a sort key in which numbers count as numbers.
+
+    >>> sorted(["volume-10", "volume-9"], key=natural_key)
+    ['volume-9', 'volume-10']
+    """
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def find_files(folder: Path) -> list[Path]:
+    """Return the NIfTI files below a folder in natural order, without hidden ones and without following links to folders."""
+    found = []
+    for directory, folders, names in os.walk(folder, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(directory) / name for name in names if is_nifti_name(name)]
+    return sorted(found, key=lambda path: natural_key(path.as_posix()))

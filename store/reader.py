@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -19,6 +19,7 @@ from numcodecs import blosc, zstd
 from store.case import CaseInfo, case_from_json
 from store.errors import StoreError
 from store.files import local_path
+from store.naming import natural_key
 from store.layout import (
     ATTRIBUTE,
     CRC_BYTES,
@@ -239,17 +240,6 @@ def open_store(url: str | Path) -> Store:
     return Store(root)
 
 
-def natural_key(text: str) -> list[tuple[int, str]]:
-    """Return a sort key in which numbers count as numbers.
-
-    >>> sorted(["volume-10", "volume-9"], key=natural_key)
-    ['volume-9', 'volume-10']
-    """
-    import re
-
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
-
-
 def is_store(path: Path) -> bool:
     """Return whether a slice store lies at `path`."""
-    return cast(bool, (path / GROUP / DOCUMENT).is_file())
+    return (path / GROUP / DOCUMENT).is_file()

@@ -102,14 +102,14 @@ class ScanReader:
             volume[slab.z : slab.z + len(slab.voxels)] = slab.voxels
         return volume
 
-    def sha256(self) -> str:
+    def finish(self) -> str:
         """Read what is left, which checks a gzip file's own checksum, and return the SHA-256 of the file's bytes."""
         read_to_end(self._stream, self.path)
         return self._hashing.drain()
 
     @property
     def bytes_read(self) -> int:
-        """Return the file's size, once it was drained."""
+        """Return the file's size, once it was finished."""
         return self._hashing.bytes_read
 
     def stored_header(self, *, keep_text: bool) -> bytes:

@@ -45,6 +45,8 @@ class Config:
     seed: int = 0
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    precision: str = "auto"
+    """fp32, bf16 (mixed), or auto: bf16 on CUDA and on CPUs that multiply it in hardware, else fp32."""
 
     def __post_init__(self) -> None:
         """Check what cannot work."""
@@ -54,6 +56,7 @@ class Config:
             (1 <= self.depth <= 6, "depth", "must lie in 1 to 6"),
             (self.width >= 1, "width", "must be at least 1"),
             (self.batch >= 1, "batch", "must be at least 1"),
+            (self.precision in ("auto", "fp32", "bf16"), "precision", "must be auto, fp32 or bf16"),
             (self.epochs >= 1, "epochs", "must be at least 1"),
             (0 <= self.tumor_share + self.organ_share <= 1, "tumor_share", "and organ_share must not exceed 1 together"),
             (self.validation > 0 and self.test >= 0 and self.validation + self.test < 1, "validation", "and test must leave patients to train on"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from store.framing import centered, fit, neighbors
 from store.layout import AIR_HU
 from store.reader import Case, Store
 from train.sampling import Place
@@ -26,32 +27,6 @@ class Batch:
     label: npt.NDArray[np.uint8]
     """uint8[b, y, x], class indices."""
     places: list[Place]
-
-
-def neighbors(z: int, count: int, context: int) -> list[int]:
-    """Return the slices of a window of `context` around `z` among `count`, the edges repeated.
-
-    >>> neighbors(0, 10, 5)
-    [0, 0, 0, 1, 2]
-    """
-    reach = context // 2
-    return [min(max(z + step, 0), count - 1) for step in range(-reach, reach + 1)]
-
-
-def fit(section: npt.NDArray[np.generic], size: tuple[int, int], corner: tuple[int, int], fill: int, out: npt.NDArray[np.generic]) -> None:
-    """Copy a slice any[y, x] into `out`: any[size], with the slice's pixel `corner` (negative: padding) at its origin."""
-    out[...] = fill
-    spans = []
-    for start, extent, side in zip(corner, section.shape, size, strict=True):
-        first, last = max(start, 0), min(start + side, extent)
-        spans.append((slice(first - start, last - start), slice(first, last)))
-    (to_y, from_y), (to_x, from_x) = spans
-    out[to_y, to_x] = section[from_y, from_x]
-
-
-def centered(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
-    """Return the corner that puts a slice of `shape` in the middle of `size`."""
-    return (shape[0] - size[0]) // 2, (shape[1] - size[1]) // 2
 
 
 def cropped_at(label: npt.NDArray[np.uint8], size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
@@ -128,10 +103,10 @@ class Batches:
     def _fill(self, slot: Batch, index: int, case: Case, z: int, rng: np.random.Generator) -> None:
         label = self._to_class[case.label.read(z)] if case.label is not None else np.zeros(case.image.shape[1:], np.uint8)
         corner = cropped_at(label, self._size, rng)
-        fit(label, self._size, corner, 0, slot.label[index])
+        fit(label, corner, 0, slot.label[index])
         around = neighbors(z, len(case.image), self._context)
         for channel, neighbor in enumerate(around):
             if channel and neighbor == around[channel - 1]:
                 slot.image[index, channel] = slot.image[index, channel - 1]
             else:
-                fit(case.image.read(neighbor), self._size, corner, AIR_HU, slot.image[index, channel])
+                fit(case.image.read(neighbor), corner, AIR_HU, slot.image[index, channel])

@@ -24,8 +24,10 @@ import torch
 from torch import Tensor
 
 from store.errors import ConfigError, StoreError
+from store.framing import centered, fit, neighbors
 from store.files import write_bytes, write_csv, write_json
 from store.labels import Labels
+from store.layout import AIR_HU
 from store.manifest import read_table, store_sha256
 from store.metrics import Overlap, mean_of, overlap
 from store.progress import progress
@@ -33,7 +35,7 @@ from store.reader import Case, Store, open_store
 from train.augment import augment
 from train.checkpoint import BEST, LAST, State, load_progress, save_progress, save_weights
 from train.config import Config, read_config, to_toml
-from train.dataset import Batches, centered, fit, neighbors
+from train.dataset import Batches
 from train.losses import dice_and_cross_entropy
 from train.sampling import epoch_places
 from train.split import Split, make_split, read_split, write_split
@@ -59,6 +61,8 @@ class Setup:
     """Slice table of the training cases."""
     size: tuple[int, int]
     device: torch.device
+    bf16: bool
+    """Whether the network runs in mixed precision."""
 
 
 def train(store_path: Path, run: Path, config: Config, *, split_file: Path | None = None, tell: Callable[[str], None]) -> State:
@@ -81,7 +85,7 @@ def train(store_path: Path, run: Path, config: Config, *, split_file: Path | Non
     tell(
         f"{len(setup.split.train)} cases to train on, {len(setup.split.validation)} to choose the checkpoint, {len(setup.split.test)} never seen; "
         f"slices {setup.size[0]}x{setup.size[1]}, context {config.context}, "
-        f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M weights, on {setup.device}"
+        f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M weights, {'bf16' if setup.bf16 else 'fp32'} on {setup.device}"
     )
     from torch.utils.tensorboard import SummaryWriter
 
@@ -136,6 +140,7 @@ def prepare(store_path: Path, run: Path, config: Config, split_file: Path | None
         rows=[row for row in read_table(store_path, "slices") if row["case_id"] in known],
         size=size,
         device=device,
+        bf16=uses_bf16(config.precision, device),
     )
     write_bytes(run / CONFIG, to_toml(config).encode())
     write_json(run / MODEL, {**labels.as_json(), "size": size, "store": str(store_path), "store_sha256": store_sha256(store)})
@@ -186,6 +191,16 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cpu":
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     return device
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Return whether to run in bf16: where asked for, and by default where the hardware multiplies it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type != "cpu":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    capable = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capable.get("amx_bf16") or capable.get("avx512_bf16"))
 
 
 def slice_size(cases: Sequence[Case], config: Config) -> tuple[int, int]:
@@ -239,7 +254,7 @@ def one_epoch(setup: Setup, network: UNet, optimizer: torch.optim.Optimizer, sta
                 group["lr"] = learning_rate(config, max((state.epoch + step / steps) / config.epochs, spent))
             image = torch.from_numpy(batch.image).to(setup.device)
             label = torch.from_numpy(batch.label).to(setup.device).long()
-            loss, predicted, truth = one_step(network, optimizer, normalized(image, label, config, generator), config)
+            loss, predicted, truth = one_step(network, optimizer, normalized(image, label, config, generator), bf16=setup.bf16)
             if not math.isfinite(loss):
                 raise ConfigError(f"epoch {epoch}, step {step}: the loss is {loss}; slices {batch.places}. Lower learning_rate.")
             losses.append(loss)
@@ -266,10 +281,10 @@ def normalized(image: Tensor, label: Tensor, config: Config, generator: torch.Ge
     return augment(image, label, generator) if config.augment else (image, label)
 
 
-def one_step(network: UNet, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], config: Config) -> tuple[float, Tensor, Tensor]:
+def one_step(network: UNet, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], *, bf16: bool) -> tuple[float, Tensor, Tensor]:
     """Take one step; return the loss, the predicted and the true classes."""
     image, label = batch
-    with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=image.device.type == "cuda"):
+    with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=bf16):
         logits = network(image.contiguous(memory_format=torch.channels_last))
         loss = dice_and_cross_entropy(logits, label)
     optimizer.zero_grad(set_to_none=True)
@@ -281,7 +296,7 @@ def one_step(network: UNet, optimizer: torch.optim.Optimizer, batch: tuple[Tenso
 
 @torch.no_grad()
 def validate(setup: Setup, network: UNet) -> dict[str, float]:
-    """Return the global Dice of each label over every slice of the validation cases."""
+    """Return the global Dice of each region (`Labels.regions`) over every slice of the validation cases."""
     network.eval()
     totals = {name: Overlap() for name in setup.labels.values}
     classes = setup.labels.table()
@@ -289,8 +304,8 @@ def validate(setup: Setup, network: UNet) -> dict[str, float]:
         case = setup.store[case_id]
         predicted = predict_case(case, network, setup)
         reference = case.label[:] if case.label is not None else np.zeros_like(predicted)
-        for index, name in enumerate(setup.labels.values, start=1):
-            totals[name] += overlap(reference == classes[index], predicted == index)
+        for name, values in setup.labels.regions().items():
+            totals[name] += overlap(np.isin(reference, values), np.isin(classes[predicted], values))
     return {name: counts.dice for name, counts in totals.items()}
 
 
@@ -303,21 +318,23 @@ def predict_case(case: Case, network: UNet, setup: Setup) -> npt.NDArray[np.uint
     corner = centered((ny, nx), size)
     volume = np.empty((nz, *size), dtype=np.int16)
     for z, section in enumerate(case.image):
-        fit(section, size, corner, -1024, volume[z])
+        fit(section, corner, AIR_HU, volume[z])
     predicted = np.empty((nz, ny, nx), dtype=np.uint8)
     for first in range(0, nz, config.batch):
         chosen = range(first, min(first + config.batch, nz))
         windows = volume[[neighbors(z, nz, config.context) for z in chosen]]
         image = normalize(torch.from_numpy(windows).to(setup.device), config.window_low, config.window_high)
-        with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=image.device.type == "cuda"):
+        with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=setup.bf16):
             best = network(image.contiguous(memory_format=torch.channels_last)).argmax(dim=1)
         predicted[first : first + len(chosen)] = best[:, -corner[0] : ny - corner[0], -corner[1] : nx - corner[1]].cpu().numpy()
     return predicted
 
 
 def _count(totals: dict[str, Overlap], labels: Labels, truth: Tensor, predicted: Tensor) -> None:
-    for index, name in enumerate(labels.values, start=1):
-        is_true, is_predicted = truth == index, predicted == index
+    order = labels.table().tolist()
+    for name, values in labels.regions().items():
+        classes = torch.tensor([order.index(value) for value in values], device=truth.device)
+        is_true, is_predicted = torch.isin(truth, classes), torch.isin(predicted, classes)
         both = int((is_true & is_predicted).sum())
         totals[name] += Overlap(both, int(is_predicted.sum()) - both, int(is_true.sum()) - both)
 

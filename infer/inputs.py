@@ -1,0 +1,138 @@
+"""What there is to segment: files, folders, patterns and stores become jobs with the name of their output."""
+
+import base64
+import glob
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from store.errors import InputError, ScanError
+from store.geometry import Grid
+from store.naming import find_files, name_of
+from store.nifti import blank_text, grid_of_header, is_nifti_name, stem_of
+from store.reader import is_store, open_store
+from store.scan import ScanReader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One scan to segment."""
+
+    name: str
+    """Relative path of the mask to write; the input's own name, in the input's own tree."""
+    path: Path
+    """The NIfTI file, or the store."""
+    case_id: str | None = None
+    """The case, when `path` is a store."""
+
+    @property
+    def stem(self) -> str:
+        """Return the output's relative path without its suffix, for report and picture."""
+        name = PurePosixPath(self.name)
+        return str(name.with_name(stem_of(name.name)))
+
+    def stamp(self) -> list[Any]:
+        """Return what tells whether the scan has changed: size and time, or the source's hash in a store."""
+        if self.case_id is not None:
+            return [open_store(self.path)[self.case_id].info.image.sha256]
+        try:
+            status = self.path.stat()
+        except OSError:
+            return [-1, -1]
+        return [status.st_size, status.st_mtime_ns]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedScan:
+    """A scan in memory."""
+
+    volume: npt.NDArray[np.int16]
+    """int16[z, y, x], HU."""
+    grid: Grid
+    header: bytes
+    """The NIfTI header that the mask will carry."""
+    warnings: tuple[str, ...]
+
+
+def gather(inputs: Sequence[str | Path]) -> tuple[list[Job], list[tuple[Path, str]]]:
+    """Return the jobs, in order, and the files left out with reasons (masks found in folders).
+
+    Raises
+    ------
+    ScanError
+        An input does not exist, or two scans would write one output.
+    """
+    jobs: list[Job] = []
+    left_out: list[tuple[Path, str]] = []
+    files: list[Path] = []
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir() and is_store(path):
+            jobs += [Job(name=f"{case_id}.nii.gz", path=path, case_id=case_id) for case_id in open_store(path).case_ids]
+        elif path.is_dir():
+            found = find_files(path)
+            masks = {file for file in found if name_of(file.relative_to(path).as_posix()).role == "mask"}
+            left_out += [(file, "named like a segmentation; name the file itself to segment it") for file in found if file in masks]
+            jobs += [Job(name=file.relative_to(path).as_posix(), path=file) for file in found if file not in masks]
+            if not found:
+                raise ScanError(f"{path}: holds no .nii or .nii.gz file and is no slice store.")
+        else:
+            files += [path] if path.exists() or not glob.has_magic(str(given)) else _matching(str(given))
+    jobs += _jobs_of_files(files)
+    _check_names(jobs)
+    return jobs, left_out
+
+
+def _matching(pattern: str) -> list[Path]:
+    found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if is_nifti_name(Path(name).name)]  # noqa: PTH207
+    if not found:
+        raise ScanError(f"{pattern}: matches no .nii or .nii.gz file.")
+    return found
+
+
+def _jobs_of_files(files: Sequence[Path]) -> list[Job]:
+    """Name single files by their place below the folder that they share."""
+    if not files:
+        return []
+    root = os.path.commonpath([file.absolute().parent for file in files])
+    return [Job(name=Path(os.path.relpath(file.absolute(), root)).as_posix(), path=file) for file in files]
+
+
+def _check_names(jobs: Iterable[Job]) -> None:
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        if job.stem in seen:
+            raise ScanError(f"{seen[job.stem].path} and {job.path} would both be written as {job.stem}.*; segment them into two folders.")
+        seen[job.stem] = job
+
+
+def load(job: Job) -> LoadedScan:
+    """Read a job's scan.
+
+    Raises
+    ------
+    InputError
+        It cannot be read as a CT scan.
+    """
+    if job.case_id is not None:
+        case = open_store(job.path)[job.case_id]
+        header = base64.b64decode(case.info.image.header_b64)
+        return LoadedScan(volume=case.image[:], grid=grid_of_header(header), header=header, warnings=case.info.warnings)
+    if not job.path.exists():
+        raise ScanError(f"{job.path}: there is no such file.")
+    if not is_nifti_name(job.path.name):
+        raise ScanError(f"{job.path}: its name must end in .nii or .nii.gz; convert other formats first.")
+    try:
+        with ScanReader(job.path, "image") as reader:
+            volume = reader.read()
+            reader.finish()
+            return LoadedScan(volume=volume, grid=reader.grid, header=blank_text(reader.header.raw), warnings=reader.header.warnings)
+    except MemoryError as error:
+        raise ScanError(f"{job.path}: not enough memory to read it.") from error
+    except InputError as error:
+        raise error if str(job.path) in str(error) else ScanError(f"{job.path}: {error}") from error

@@ -1,0 +1,143 @@
+"""An ONNX file of contract 1, opened: what it says of itself, and slices in, labels out."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from infer.providers import Provider, make_session
+from store.errors import InputError, ModelError
+from store.labels import Labels, labels_from_json
+
+CONTRACT = 1
+EXTERNAL_DATA = b"\x0a\x08location"
+"""How protobuf writes the key of a tensor that lies in another file; such a path is never followed."""
+MAX_GATE_DIFFERENCE = 0.005
+"""Share of label pixels in which a provider may differ from the CPU on real slices (design notes, RUNTIME section 4)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What a model file says of itself."""
+
+    name: str
+    sha256: str
+    labels: Labels
+    context: int
+    """Slices that the network sees around the one that it labels."""
+    size: tuple[int, int]
+    """Height and width of the slices that go in."""
+    largest_organ: bool
+    min_lesion_ml: float
+    metadata: dict[str, Any]
+
+
+class Model:
+    """A session with its contract."""
+
+    def __init__(self, path: Path, info: ModelInfo, session: Any, provider: str, reason: str) -> None:
+        self.path = path
+        self.info = info
+        self.provider = provider
+        self.reason = reason
+        """Why this provider runs."""
+        self._session = session
+
+    def run(
+        self, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32], *, probability: bool
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32] | None]:
+        """Label slices.
+
+        Parameters
+        ----------
+        image
+            int16[n, H, W], HU.
+        neighbors
+            int32[b, c]: for each slice to label, the indices in `image` of its window.
+
+        Returns
+        -------
+        label : uint8[b, H, W]
+        probability : float32[b, k, H, W], or None when it was not asked for
+        """
+        feed: dict[str, npt.NDArray[Any]] = {"image": image}
+        if self.info.context > 1:
+            feed["neighbors"] = neighbors
+        elif not np.array_equal(neighbors[:, 0], np.arange(len(image))):
+            feed["image"] = np.ascontiguousarray(image[neighbors[:, 0]])
+        results = self._session.run(["label", "probability"] if probability else ["label"], feed)
+        return results[0], results[1] if probability else None
+
+
+def open_model(path: Path, provider: Provider = "auto") -> Model:
+    """Open a model file on a provider.
+
+    Raises
+    ------
+    ModelError
+        It is no slicemill model of this contract.
+    ProviderError
+        The provider does not run here.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}.") from error
+    if EXTERNAL_DATA in content:
+        raise ModelError(f"{path}: keeps weights in other files; only a model in one file is opened. Export it again with slicemill export.")
+    session, active, reason = make_session(content, path, provider)
+    return Model(path, read_info(session, path, hashlib.sha256(content).hexdigest()), session, active, reason)
+
+
+def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
+    """Read and check the metadata of a session."""
+    text = session.get_modelmeta().custom_metadata_map.get("slicemill")
+    if text is None:
+        raise ModelError(f"{path}: carries no slicemill metadata; make the model with `slicemill export`.")
+    try:
+        metadata = json.loads(text)
+        contract, input_kind = metadata.get("contract"), metadata.get("input")
+        if contract != CONTRACT or input_kind != "int16":
+            raise ModelError(f"{path}: is of contract {contract}, input {input_kind}; this version runs contract {CONTRACT}, input int16. Export it again.")
+        shapes = {given.name: given.shape for given in session.get_inputs()}
+        height, width = (int(extent) for extent in shapes["image"][1:3])
+        context = int(metadata["context"])
+        if (context > 1) != ("neighbors" in shapes) or height < 1 or width < 1:
+            raise ModelError(f"{path}: its inputs {shapes} do not fit context {context}.")
+        return ModelInfo(
+            name=path.name,
+            sha256=sha256,
+            labels=labels_from_json(metadata),
+            context=context,
+            size=(height, width),
+            largest_organ=bool(metadata["postprocess"]["largest_organ"]),
+            min_lesion_ml=float(metadata["postprocess"]["min_lesion_ml"]),
+            metadata=metadata,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise ModelError(f"{path}: its slicemill metadata is incomplete ({error!r}); export it again.") from error
+
+
+def parity_gate(model: Model, reference: Model, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32]) -> float:
+    """Compare a model with the same one on the CPU on real slices and return the share of pixels that differ.
+
+    Raises
+    ------
+    ModelError
+        More than MAX_GATE_DIFFERENCE of the label pixels differ.
+    """
+    label, _ = model.run(image, neighbors, probability=False)
+    expected, _ = reference.run(image, neighbors, probability=False)
+    share = float(np.count_nonzero(label != expected)) / label.size
+    if share > MAX_GATE_DIFFERENCE:
+        raise ModelError(
+            f"{model.info.name}: labels on {model.provider} differ from those on the CPU in {share:.2%} of the pixels "
+            f"(limit {MAX_GATE_DIFFERENCE:.1%}); nothing was segmented. Use --provider cpu and report the versions that `slicemill doctor` prints."
+        )
+    return share

@@ -1,0 +1,114 @@
+"""Which execution provider runs: the one asked for, proved, or an error that names the repair.
+
+onnxruntime lists providers that cannot start, and runs on the CPU without a word when they do not (its issue 23372).
+So a session is made for one provider only, with its fallback switched off, and is asked afterwards what it runs on.
+"""
+
+import ctypes
+import importlib.metadata
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from store.errors import ModelError, ProviderError
+
+Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
+NAMES: dict[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+QUIET = 4
+"""Log level fatal: what onnxruntime would print is in the exception that is shown."""
+
+
+def runtime() -> Any:
+    """Return the module onnxruntime.
+
+    Raises
+    ------
+    ProviderError
+        It is missing, or two packages wrote over each other.
+    """
+    installed = installed_runtimes()
+    if len(installed) > 1:
+        raise ProviderError(
+            f"{' and '.join(installed)} are both installed and overwrite each other. Repair: pip uninstall -y {' '.join(installed)}; "
+            "then pip install 'slicemill[gpu]' on a machine with an NVIDIA driver, else 'slicemill[cpu]'."
+        )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ProviderError(f"onnxruntime cannot be imported ({error}); pip install 'slicemill[cpu]', or [gpu] with an NVIDIA driver.") from error
+    if not hasattr(onnxruntime, "get_available_providers"):
+        raise ProviderError("onnxruntime is half removed. Repair: pip install --force-reinstall 'slicemill[cpu]' (or [gpu]).")
+    return onnxruntime
+
+
+def installed_runtimes() -> list[str]:
+    """Return which of the packages that provide onnxruntime are installed, with versions."""
+    found = []
+    for name in DISTRIBUTIONS:
+        try:
+            importlib.metadata.version(name)
+            found.append(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def has_nvidia_driver() -> bool:
+    """Return whether an NVIDIA driver answers."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        return bool(driver.cuInit(0) == 0)
+    except OSError:
+        return False
+
+
+def make_session(model: bytes, path: Path, provider: Provider) -> tuple[Any, str, str]:
+    """Return a session, the provider that it runs on, and why that one.
+
+    Raises
+    ------
+    ProviderError
+        The provider asked for does not run here.
+    ModelError
+        The bytes are no ONNX model.
+    """
+    if provider != "auto":
+        return _session(model, path, provider), provider, "asked for"
+    available = runtime().get_available_providers()
+    if NAMES["cuda"] not in available:
+        return _session(model, path, "cpu"), "cpu", "this onnxruntime has no CUDA provider"
+    if not has_nvidia_driver():
+        return _session(model, path, "cpu"), "cpu", "no NVIDIA driver answers"
+    try:
+        return _session(model, path, "cuda"), "cuda", "the CUDA provider starts"
+    except ProviderError as error:
+        return _session(model, path, "cpu"), "cpu", f"CUDA does not start: {error}"
+
+
+def _session(model: bytes, path: Path, provider: str) -> Any:
+    module = runtime()
+    if provider not in NAMES:
+        raise ProviderError(f"--provider {provider}: choose one of auto, {', '.join(NAMES)}.")
+    name = NAMES[provider]
+    if name not in module.get_available_providers():
+        raise ProviderError(
+            f"--provider {provider}: this onnxruntime ({', '.join(installed_runtimes())}) has no {name}; pip uninstall -y onnxruntime, "
+            "then pip install 'slicemill[gpu]', or use --provider cpu."
+        )
+    options = module.SessionOptions()
+    options.log_severity_level = QUIET
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    if provider != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = module.InferenceSession(model, options, providers=[name])
+    except Exception as error:  # onnxruntime raises many types, some of them private
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        if provider == "cpu":
+            raise ModelError(f"{path}: is not an ONNX model that onnxruntime can run ({reason}).") from error
+        raise ProviderError(f"--provider {provider}: does not start here ({reason}). See `slicemill doctor`, or use --provider cpu.") from error
+    active = session.get_providers()[0]
+    if active != name:
+        raise ProviderError(f"--provider {provider}: onnxruntime fell back to {active}. See `slicemill doctor`, or use --provider cpu.")
+    return session

@@ -1,0 +1,100 @@
+"""What a person wants to know of a segmented scan: volumes, lesions, the yes or no, and a picture to check it by."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from infer.batching import Segmented, slice_scores
+from infer.model import ModelInfo
+from store.case import Lesion
+from store.geometry import Grid
+from store.labels import Labels
+from store.lesions import find_lesions
+from store.picture import Tile, draw_labels, gray, montage, spread
+from store.preview import label_colors
+
+DISCLAIMER = "research software, not a medical device; not for diagnosis"
+STRONGEST = 20
+"""Voxels that a slice's tumor score is the mean of: about the smallest lesion that readers report (5 mm across at 1 mm)."""
+OVERLAY_SLICES = 8
+OVERLAY_COLUMNS = 4
+
+
+def make_report(name: str, grid: Grid, segmented: Segmented, info: ModelInfo) -> dict[str, Any]:
+    """Return the JSON report of a scan; `segmented` holds labels after post-processing.
+
+    ``tumor.confidence`` is the mean probability of the tumor voxels where a tumor was found, else one minus the
+    highest slice score. It is the network's own figure, not calibrated.
+    """
+    label = segmented.label
+    voxel_ml = float(abs(np.linalg.det(grid.affine_lps[:3, :3]))) / 1000
+    volumes = {region: round(int(np.isin(label, values).sum()) * voxel_ml, 3) for region, values in info.labels.regions().items()}
+    report: dict[str, Any] = {
+        "scan": name,
+        "model": info.name,
+        "model_sha256": info.sha256,
+        **info.labels.as_json(),
+        "shape_zyx": list(grid.stored_shape),
+        "spacing_mm_zyx": [round(step, 6) for step in grid.spacing_mm],
+        "volumes_ml": volumes,
+        "tumor_found": None,
+        "tumor_volume_ml": None,
+        "tumor_confidence": None,
+        "tumor_score": None,
+        "lesions": None,
+        "slice_tumor_scores": None,
+        "note": DISCLAIMER,
+    }
+    if segmented.tumor_probability is not None:
+        report |= tumor_findings(grid, segmented, info.labels, volumes)
+    return report
+
+
+def tumor_findings(grid: Grid, segmented: Segmented, labels: Labels, volumes: dict[str, float]) -> dict[str, Any]:
+    """Return the report's answers about tumor."""
+    assert segmented.tumor_probability is not None  # noqa: S101 (the caller asks only then)
+    assert labels.tumor is not None  # noqa: S101
+    tumor = segmented.label == labels.tumor_value()
+    lesions = find_lesions(tumor, grid.affine_lps)
+    scores = slice_scores(segmented.tumor_probability, STRONGEST)
+    found = bool(lesions)
+    confidence = float(segmented.tumor_probability[tumor].mean()) / 255 if found else 1 - max(scores)
+    return {
+        "tumor_found": found,
+        "tumor_volume_ml": volumes[labels.tumor],
+        "tumor_confidence": round(confidence, 4),
+        "tumor_score": max(scores),
+        "lesions": [lesion.as_json() for lesion in lesions],
+        "slice_tumor_scores": list(scores),
+    }
+
+
+def answer(report: dict[str, Any]) -> str:
+    """Return the yes or no that people ask first, as one line."""
+    if report["tumor_found"] is None:
+        return ", ".join(f"{name} {volume:.1f} ml" for name, volume in report["volumes_ml"].items())
+    if not report["tumor_found"]:
+        return f"tumor: no (confidence {report['tumor_confidence']:.2f})"
+    count = len(report["lesions"])
+    return f"tumor: yes, {report['tumor_volume_ml']:.1f} ml in {count} lesion{'s' * (count > 1)} (confidence {report['tumor_confidence']:.2f})"
+
+
+def overlay(image: npt.NDArray[np.int16], label: npt.NDArray[np.uint8], labels: Labels, lesions: Sequence[dict[str, Any]] | None, title: str) -> Image.Image:
+    """Return slices of a scan int16[z, y, x], HU, with organ (blue) and tumor (red) outlined.
+
+    Shown are the slices in which lesions are longest, then slices spread over the labelled part.
+    """
+    filled = [z for z in range(len(label)) if label[z].any()]
+    chosen = dict.fromkeys(lesion["key_z"] for lesion in (lesions or [])[: OVERLAY_SLICES // 2])
+    for z in spread(filled or range(len(label)), OVERLAY_SLICES):
+        if len(chosen) < OVERLAY_SLICES:
+            chosen[z] = None
+    colors = label_colors(labels)
+    tiles = [
+        Tile(picture=draw_labels(gray(image[z]), label[z], colors), caption=f"z={z}" if index else f"z={z}  {title}")
+        for index, z in enumerate(sorted(chosen))
+    ]
+    return montage(tiles, min(OVERLAY_COLUMNS, len(tiles)))

@@ -1,0 +1,35 @@
+"""Slices of any size on their way into a network of one size, and which neighbours go with them."""
+
+import numpy as np
+import numpy.typing as npt
+
+
+def neighbors(z: int, count: int, context: int) -> list[int]:
+    """Return the slices of a window of `context` around `z` among `count`, the edges repeated.
+
+    >>> neighbors(0, 10, 5)
+    [0, 0, 0, 1, 2]
+    """
+    reach = context // 2
+    return [min(max(z + step, 0), count - 1) for step in range(-reach, reach + 1)]
+
+
+def centered(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
+    """Return the corner that puts a slice of `shape` [y, x] in the middle of `size`; negative where it is padded.
+
+    >>> centered((100, 130), (128, 128))
+    (-14, 1)
+    """
+    return (shape[0] - size[0]) // 2, (shape[1] - size[1]) // 2
+
+
+def fit(section: npt.NDArray[np.generic], corner: tuple[int, int], fill: int, out: npt.NDArray[np.generic]) -> None:
+    """Copy a slice any[y, x] into `out`: any[H, W], with the slice's pixel `corner` at its origin and `fill` around it."""
+    inside = [
+        (max(-start, 0), max(start, 0), min(start + side, extent) - max(start, 0))
+        for start, extent, side in zip(corner, section.shape, out.shape, strict=True)
+    ]
+    (to_y, from_y, height), (to_x, from_x, width) = inside
+    if (height, width) != out.shape:
+        out[...] = fill
+    out[to_y : to_y + height, to_x : to_x + width] = section[from_y : from_y + height, from_x : from_x + width]
