@@ -72,9 +72,10 @@ def main() -> None:
     )
     app.command()(ingest)
     app.add_typer(store, name="store")
-    for command in (train, export, infer, evaluate, phantom, demo, bench, doctor):
+    app.add_typer(bench, name="bench")
+    for command in (train, export, infer, evaluate, phantom, demo, doctor):
         app.command()(command)
-    app()
+    app(prog_name="slicemill")
 
 
 if __name__ == "__main__":

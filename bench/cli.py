@@ -1,0 +1,99 @@
+"""The commands `slicemill phantom | demo | bench | doctor`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from store.screen import errors_shown, say
+
+bench = typer.Typer(name="bench", help="Measure slices per second here; every figure comes with the machine it was measured on.", no_args_is_help=True)
+
+
+def phantom(
+    folder: Annotated[Path, typer.Argument(help="Folder to write volume-N and segmentation-N into.")],
+    cases: Annotated[int, typer.Option(help="How many.", min=1)] = 12,
+    size: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=32, max=1024)] = 128,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same scans.")] = 0,
+) -> None:
+    """Make a collection of synthetic abdominal CTs with liver and tumors, in LiTS names and many orientations.
+
+        slicemill phantom phantoms/ --cases 12
+    """
+    with errors_shown():
+        from store.phantom import write_collection
+        from store.progress import progress
+
+        with progress("phantoms", cases, "cases") as advance:
+            for image, _ in write_collection(folder, cases=cases, size=size, seed=seed):
+                advance(1, image.name)
+        say(f"{cases} synthetic CTs with masks (1 liver, 2 tumor): {folder}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("demo"),
+    data: Annotated[Path | None, typer.Option(help="A collection of your own, instead of phantoms.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Names of its label values, like tumor=1.")] = None,
+    cases: Annotated[int, typer.Option(help="Phantoms to make.", min=12)] = 26,
+    max_minutes: Annotated[float, typer.Option(help="Training time.")] = 3.3,
+    seed: Annotated[int, typer.Option(help="Of phantoms, split and training.")] = 0,
+    provider: Annotated[str, typer.Option(help="Execution provider of the inference.")] = "auto",
+) -> None:
+    """Go the whole way: make scans, ingest, train, export, infer on unseen cases, evaluate, and sum up.
+
+        slicemill demo
+        slicemill demo --data sarcoma/ --labels tumor=1 --out real --max-minutes 25
+    """
+    with errors_shown():
+        from bench.demo import Way, goals, whole_way
+
+        summary = whole_way(Way(out=out, data=data, cases=cases, labels=labels, minutes=max_minutes, seed=seed, provider=provider))
+        if data is None:
+            missed = goals(summary)
+            for reason in missed:
+                say(f"goal missed: {reason}; a slow machine needs more --max-minutes")
+            if missed:
+                raise SystemExit(1)
+            say("goals met: tumor Dice at least 0.15 above the threshold's, liver Dice at least 0.90")
+
+
+@bench.command()
+def stages(
+    size: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=64, max=1024)] = 512,
+    slices: Annotated[int, typer.Option(help="Slices of the phantom.", min=8)] = 64,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 5,
+    json: Annotated[Path | None, typer.Option(help="File to append the JSON line to.")] = None,
+) -> None:
+    """Slices per second of each stage on one phantom: copy, decode, encode, ingest, read, train, infer."""
+    with errors_shown():
+        import tempfile
+
+        from bench.stages import run
+        from store.files import append_line, to_json
+        from store.screen import table
+
+        with tempfile.TemporaryDirectory() as folder:
+            record = run(Path(folder), size=size, slices=slices, rounds=rounds)
+        machine = record["machine"]
+        say(f"{machine['cpu']}, {machine['cores']} cores, one process, page cache warm, {size}x{size}, {rounds} interleaved rounds")
+        rows = [(name, row["per_second"], row["seconds_min"], row["seconds_median"], row["seconds_max"]) for name, row in record["results"].items()]
+        say(table(["stage", "slices/s", "min s", "median s", "max s"], rows))
+        say(f"store over .nii.gz: {record['store_bytes_over_gzip']}")
+        say(to_json(record))
+        if json is not None:
+            append_line(json, record)
+
+
+def doctor() -> None:
+    """Say what this machine has, which providers really start, and what to repair; exit 1 when something is."""
+    with errors_shown():
+        from bench.doctor import examine
+
+        lines, repairs = examine()
+        for line in lines:
+            say(line)
+        for repair in repairs:
+            say(f"REPAIR     {repair}")
+        if repairs:
+            raise SystemExit(1)
+        say("nothing to repair")

@@ -1,0 +1,57 @@
+"""Times contenders fairly on a noisy machine: warm-up, interleaved rounds, medians, and ratios pair by pair.
+
+One round runs every contender once, so that a slow minute slows all of them; a ratio is the median over rounds of the
+two times of the same round.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Times of one contender, one a round."""
+
+    name: str
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Return the median time in seconds."""
+        return median(self.seconds)
+
+    def as_json(self, amount: float) -> dict[str, Any]:
+        """Return the record of `amount` units of work a round: rate, and the spread of the times."""
+        return {
+            "per_second": round(amount / self.median, 2),
+            "seconds_median": round(self.median, 6),
+            "seconds_min": round(min(self.seconds), 6),
+            "seconds_max": round(max(self.seconds), 6),
+            "rounds": len(self.seconds),
+        }
+
+
+def interleaved(contenders: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 1) -> dict[str, Timing]:
+    """Run every contender `warm_up` times uncounted, then `rounds` times in turn."""
+    for _ in range(warm_up):
+        for work in contenders.values():
+            work()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, work in contenders.items():
+            start = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - start)
+    return {name: Timing(name=name, seconds=tuple(seconds)) for name, seconds in times.items()}
+
+
+def ratio(slow: Timing, fast: Timing) -> float:
+    """Return how many times as fast `fast` is: the median of slow / fast over the rounds.
+
+    >>> ratio(Timing(name="a", seconds=(2.0, 4.0)), Timing(name="b", seconds=(1.0, 2.0)))
+    2.0
+    """
+    return median(a / b for a, b in zip(slow.seconds, fast.seconds, strict=True))

@@ -1,0 +1,126 @@
+"""Slices per second of each stage on one phantom, one process, beside what bounds it.
+
+| stage | what is timed | bounded by |
+|---|---|---|
+| copy | the voxels copied once in memory | memory |
+| decode | .nii.gz -> int16 slabs | gzip decoding |
+| encode | slices through the store's codecs, nothing written | compression |
+| ingest | .nii.gz image and mask -> a case of the store, with statistics | decode + encode |
+| read | random slices with their labels out of the store | decompression |
+| train | optimizer steps on batches streamed from the store | convolutions |
+| infer | decoded scan -> labels, onnxruntime on the CPU | convolutions |
+"""
+
+import datetime
+import itertools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.clock import interleaved
+from bench.machine import card
+from ingest.convert import convert_case
+from ingest.discover import CaseFiles
+from ingest.params import Params
+from store.labels import LITS_LABELS
+from store.phantom import PhantomSpec, make_phantom, write_nifti
+from store.reader import open_store
+from store.scan import ScanReader
+from store.writer import encode_image, encode_label, prepare_store
+
+BATCH = 2
+TRAIN_STEPS = 2
+INFER_SLICES = 4
+
+
+def run(folder: Path, *, size: int, slices: int, rounds: int) -> dict[str, Any]:
+    """Measure every stage in interleaved rounds and return the record."""
+    phantom = make_phantom(PhantomSpec(seed=1, shape=(slices, size, size)))
+    image, mask = folder / "volume-1.nii.gz", folder / "segmentation-1.nii.gz"
+    write_nifti(image, phantom.image, phantom.spacing_mm)
+    write_nifti(mask, phantom.label, phantom.spacing_mm)
+    case = CaseFiles(case_id="volume-1", patient_id="volume-1", image=image, mask=mask, root=folder)
+    params = Params(labels=LITS_LABELS)
+    store = prepare_store(folder / "store")
+    convert_case(case, params, store)
+    opened = open_store(store)["volume-1"]
+    order = np.random.default_rng(0).permutation(slices).tolist()
+    copies, fresh = np.empty_like(phantom.image), itertools.count()
+
+    def read_random() -> None:
+        assert opened.label is not None  # noqa: S101 (the phantom has a mask)
+        for z in order:
+            opened.image.read(z)
+            opened.label.read(z)
+
+    def decode() -> None:
+        with ScanReader(image, "image") as reader:
+            for _ in reader.slabs():
+                pass
+
+    def ingest() -> None:
+        target = prepare_store(folder / f"again-{next(fresh)}")
+        convert_case(case, params, target)
+        shutil.rmtree(target)
+
+    contenders: dict[str, tuple[Callable[[], object], int]] = {
+        "copy": (lambda: np.copyto(copies, phantom.image), slices),
+        "decode": (decode, slices),
+        "encode": (lambda: [(encode_image(a), encode_label(b)) for a, b in zip(phantom.image, phantom.label, strict=True)], slices),
+        "ingest": (ingest, slices),
+        "read": (read_random, slices),
+        **networks(store, size),
+    }
+    timings = interleaved({name: work for name, (work, _) in contenders.items()}, rounds=rounds)
+    return {
+        "benchmark": "stages",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "unit": "slices",
+        "slice": [size, size],
+        "slices": slices,
+        "page_cache": "warm",
+        "store_bytes_over_gzip": round(sum(p.stat().st_size for p in store.rglob("0")) / (image.stat().st_size + mask.stat().st_size), 3),
+        "results": {name: timings[name].as_json(contenders[name][1]) for name in contenders},
+        "machine": card(),
+    }
+
+
+def networks(store: Path, size: int) -> dict[str, tuple[Callable[[], object], int]]:
+    """Return the contenders that run the default network: training steps, and inference with its exported graph."""
+    import torch
+
+    from infer.batching import segment_volume
+    from infer.model import open_model
+    from train.config import Config
+    from train.dataset import Batches
+    from train.export import CONTRACT, Exported, add_metadata, proof_slices, to_onnx
+    from train.loop import build, choose_device, normalized, one_step, uses_bf16
+
+    config = Config(batch=BATCH)
+    device = choose_device("cpu")
+    torch.manual_seed(0)
+    network = build(LITS_LABELS, config).to(memory_format=torch.channels_last)
+    path = store.parent / "model.onnx"
+    opened = open_store(store)
+    graph = Exported(build(LITS_LABELS, config).eval(), config, LITS_LABELS).eval()
+    to_onnx(graph, proof_slices(opened, ("volume-1",), config, (size, size)), path)
+    postprocess = {"largest_organ": True, "min_lesion_ml": 0.0}
+    add_metadata(path, {"contract": CONTRACT, "input": "int16", "context": config.context, "postprocess": postprocess, **LITS_LABELS.as_json()})
+    model = open_model(path, "cpu")
+    volume = opened["volume-1"].image[:INFER_SLICES]
+    optimizer = torch.optim.AdamW(network.parameters())
+    generator = torch.Generator().manual_seed(0)
+    batches = Batches(opened, LITS_LABELS.table(), (size, size), config.context, BATCH)
+
+    def train() -> None:
+        places = [("volume-1", z % len(opened["volume-1"].image)) for z in range(TRAIN_STEPS * BATCH)]
+        network.train()
+        with batches.over(places, (0, 0)) as stream:
+            for batch in stream:
+                pair = normalized(torch.from_numpy(batch.image), torch.from_numpy(batch.label).long(), config, generator)
+                one_step(network, optimizer, pair, bf16=uses_bf16("auto", device))
+
+    return {"train": (train, TRAIN_STEPS * BATCH), "infer": (lambda: segment_volume(model, volume), len(volume))}
