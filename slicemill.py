@@ -33,7 +33,9 @@ def open_store(url: str | Path) -> "Store":
     return opened(url)
 
 
-def segment(path: str | Path, model: str | Path, *, provider: str = "auto") -> "tuple[npt.NDArray[np.uint8], dict[str, Any]]":
+def segment(
+    path: str | Path, model: str | Path, *, provider: str = "auto"
+) -> "tuple[npt.NDArray[np.uint8], dict[str, Any]]":
     """Segment one scan.
 
     Returns

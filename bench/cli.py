@@ -7,7 +7,11 @@ import typer
 
 from store.screen import errors_shown, say
 
-bench = typer.Typer(name="bench", help="Measure slices per second here; every figure comes with the machine it was measured on.", no_args_is_help=True)
+bench = typer.Typer(
+    name="bench",
+    help="Measure slices per second here; every figure comes with the machine it was measured on.",
+    no_args_is_help=True,
+)
 
 
 def phantom(
@@ -18,7 +22,7 @@ def phantom(
 ) -> None:
     """Make a collection of synthetic abdominal CTs with liver and tumors, in LiTS names and many orientations.
 
-        slicemill phantom phantoms/ --cases 12
+    slicemill phantom phantoms/ --cases 12
     """
     with errors_shown():
         from store.phantom import write_collection
@@ -41,13 +45,15 @@ def demo(
 ) -> None:
     """Go the whole way: make scans, ingest, train, export, infer on unseen cases, evaluate, and sum up.
 
-        slicemill demo
-        slicemill demo --data sarcoma/ --labels tumor=1 --out real --max-minutes 25
+    slicemill demo
+    slicemill demo --data sarcoma/ --labels tumor=1 --out real --max-minutes 25
     """
     with errors_shown():
         from bench.demo import Way, goals, whole_way
 
-        summary = whole_way(Way(out=out, data=data, cases=cases, labels=labels, minutes=max_minutes, seed=seed, provider=provider))
+        summary = whole_way(
+            Way(out=out, data=data, cases=cases, labels=labels, minutes=max_minutes, seed=seed, provider=provider)
+        )
         if data is None:
             missed = goals(summary)
             for reason in missed:
@@ -75,8 +81,13 @@ def stages(
         with tempfile.TemporaryDirectory() as folder:
             record = run(Path(folder), size=size, slices=slices, rounds=rounds)
         machine = record["machine"]
-        say(f"{machine['cpu']}, {machine['cores']} cores, one process, page cache warm, {size}x{size}, {rounds} interleaved rounds")
-        rows = [(name, row["per_second"], row["seconds_min"], row["seconds_median"], row["seconds_max"]) for name, row in record["results"].items()]
+        say(
+            f"{machine['cpu']}, {machine['cores']} cores, one process, page cache warm, {size}x{size}, {rounds} interleaved rounds"
+        )
+        rows = [
+            (name, row["per_second"], row["seconds_min"], row["seconds_median"], row["seconds_max"])
+            for name, row in record["results"].items()
+        ]
         say(table(["stage", "slices/s", "min s", "median s", "max s"], rows))
         say(f"store over .nii.gz: {record['store_bytes_over_gzip']}")
         say(to_json(record))

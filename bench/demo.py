@@ -97,7 +97,9 @@ def command(*words: object, may_fail: bool = False) -> None:
     say(f"\n$ slicemill {shlex.join(arguments)}")
     done = subprocess.run([sys.executable, "-m", "slicemill", *arguments], check=False)  # noqa: S603 (our own command)
     if done.returncode and not (may_fail and done.returncode == 1):
-        raise InputError(f"slicemill {arguments[0]} ended with exit status {done.returncode}; its message stands above.")
+        raise InputError(
+            f"slicemill {arguments[0]} ended with exit status {done.returncode}; its message stands above."
+        )
 
 
 def draw_montage(path: Path, store: Store, cases: list[str], masks: Path) -> None:
@@ -110,7 +112,11 @@ def draw_montage(path: Path, store: Store, cases: list[str], masks: Path) -> Non
         if labels is None or case.label is None:
             continue
         voxels = case.info.slice_stats.voxels
-        counts = voxels[labels.tumor] if labels.tumor and any(voxels[labels.tumor]) else np.sum(list(voxels.values()), axis=0).tolist()
+        counts = (
+            voxels[labels.tumor]
+            if labels.tumor and any(voxels[labels.tumor])
+            else np.sum(list(voxels.values()), axis=0).tolist()
+        )
         z = int(np.argmax(counts))
         with ScanReader(predictions[prediction_key(case.info.image.name)], "mask") as reader:
             predicted = reader.read()
@@ -136,11 +142,17 @@ def show(summary: dict[str, Any], baseline: Baseline, out: Path) -> None:
         (f"{name}, network", row["dice_per_case"], row["dice_global"], row["precision_global"], row["recall_global"])
         for name, row in scores["regions"].items()
     ]
-    rows.append((f"tumor, HU band {baseline.low}..{baseline.high}", baseline.dice_per_case, baseline.dice_global, None, None))
-    say(f"\n{cases['test']} cases that training never saw ({cases['train']} trained on, {cases['validation']} chose the checkpoint):\n")
+    rows.append(
+        (f"tumor, HU band {baseline.low}..{baseline.high}", baseline.dice_per_case, baseline.dice_global, None, None)
+    )
+    say(
+        f"\n{cases['test']} cases that training never saw ({cases['train']} trained on, {cases['validation']} chose the checkpoint):\n"
+    )
     say(table(["", "Dice per case", "Dice global", "precision", "recall"], rows))
     say("(the band is the best for the training cases and is told where the reference organ is, if there is one)\n")
-    answers = [(f"by {part}", *scores[f"tumor_by_{part}"].values()) for part in ("case", "slice") if scores[f"tumor_by_{part}"]]
+    answers = [
+        (f"by {part}", *scores[f"tumor_by_{part}"].values()) for part in ("case", "slice") if scores[f"tumor_by_{part}"]
+    ]
     say(table(["tumor yes/no", "with", "without", "accuracy", "sensitivity", "specificity", "AUC"], answers))
     say(f"\n{summary['minutes']} minutes in all. What to look at:")
     for what, path in (

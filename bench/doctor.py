@@ -22,7 +22,7 @@ def examine() -> tuple[list[str], list[str]]:
     machine = card()
     lines = [
         f"processor  {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB memory",
-        f"disk       {shutil.disk_usage(Path.cwd()).free / 1e9:,.0f} GB free here, {shutil.disk_usage(tempfile.gettempdir()).free / 1e9:,.0f} GB in {tempfile.gettempdir()}",
+        f"disk       {free_gb(Path.cwd()):,.0f} GB free here, {free_gb(Path(tempfile.gettempdir())):,.0f} GB in {tempfile.gettempdir()}",
         f"gpu        {'; '.join(machine['gpu']) or 'no NVIDIA card answers'}",
         f"python     {machine['python']} on {machine['system']}",
         *(f"package    {name} {version}" for name, version in machine["versions"].items()),
@@ -31,6 +31,11 @@ def examine() -> tuple[list[str], list[str]]:
     if not os.access(Path.cwd(), os.W_OK):
         repairs.append(f"{Path.cwd()} cannot be written")
     return [*lines, *said, PRIVACY], repairs
+
+
+def free_gb(folder: Path) -> float:
+    """Return the free space of a folder's disk."""
+    return shutil.disk_usage(folder).free / 1e9
 
 
 def providers() -> tuple[list[str], list[str]]:
@@ -52,5 +57,7 @@ def providers() -> tuple[list[str], list[str]]:
             if name == "cpu":
                 repairs.append(str(error))
     if has_nvidia_driver() and "onnxruntime-gpu" not in installed_runtimes():
-        repairs.append("an NVIDIA driver answers, but onnxruntime has no CUDA: pip uninstall -y onnxruntime; pip install 'slicemill[gpu]'")
+        repairs.append(
+            "an NVIDIA driver answers, but onnxruntime has no CUDA: pip uninstall -y onnxruntime; pip install 'slicemill[gpu]'"
+        )
     return lines, repairs

@@ -58,7 +58,9 @@ def commit() -> str | None:
     found = _output(["git", "-C", here, "rev-parse", "--short=12", "HEAD"])
     if not found:
         return None
-    return found[0] + ("-changed" if _output(["git", "-C", here, "status", "--porcelain", "--untracked-files=no"]) else "")
+    return found[0] + (
+        "-changed" if _output(["git", "-C", here, "status", "--porcelain", "--untracked-files=no"]) else ""
+    )
 
 
 def _lines(path: Path) -> list[str]:

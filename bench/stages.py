@@ -11,7 +11,7 @@
 | infer | decoded scan -> labels, onnxruntime on the CPU | convolutions |
 """
 
-import datetime
+import datetime as dt
 import itertools
 import shutil
 from collections.abc import Callable
@@ -69,7 +69,10 @@ def run(folder: Path, *, size: int, slices: int, rounds: int) -> dict[str, Any]:
     contenders: dict[str, tuple[Callable[[], object], int]] = {
         "copy": (lambda: np.copyto(copies, phantom.image), slices),
         "decode": (decode, slices),
-        "encode": (lambda: [(encode_image(a), encode_label(b)) for a, b in zip(phantom.image, phantom.label, strict=True)], slices),
+        "encode": (
+            lambda: [(encode_image(a), encode_label(b)) for a, b in zip(phantom.image, phantom.label, strict=True)],
+            slices,
+        ),
         "ingest": (ingest, slices),
         "read": (read_random, slices),
         **networks(store, size),
@@ -77,12 +80,14 @@ def run(folder: Path, *, size: int, slices: int, rounds: int) -> dict[str, Any]:
     timings = interleaved({name: work for name, (work, _) in contenders.items()}, rounds=rounds)
     return {
         "benchmark": "stages",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "unit": "slices",
         "slice": [size, size],
         "slices": slices,
         "page_cache": "warm",
-        "store_bytes_over_gzip": round(sum(p.stat().st_size for p in store.rglob("0")) / (image.stat().st_size + mask.stat().st_size), 3),
+        "store_bytes_over_gzip": round(
+            sum(p.stat().st_size for p in store.rglob("0")) / (image.stat().st_size + mask.stat().st_size), 3
+        ),
         "results": {name: timings[name].as_json(contenders[name][1]) for name in contenders},
         "machine": card(),
     }
@@ -102,13 +107,22 @@ def networks(store: Path, size: int) -> dict[str, tuple[Callable[[], object], in
     config = Config(batch=BATCH)
     device = choose_device("cpu")
     torch.manual_seed(0)
-    network = build(LITS_LABELS, config).to(memory_format=torch.channels_last)
+    network = build(LITS_LABELS, config)
     path = store.parent / "model.onnx"
     opened = open_store(store)
     graph = Exported(build(LITS_LABELS, config).eval(), config, LITS_LABELS).eval()
     to_onnx(graph, proof_slices(opened, ("volume-1",), config, (size, size)), path)
     postprocess = {"largest_organ": True, "min_lesion_ml": 0.0}
-    add_metadata(path, {"contract": CONTRACT, "input": "int16", "context": config.context, "postprocess": postprocess, **LITS_LABELS.as_json()})
+    add_metadata(
+        path,
+        {
+            "contract": CONTRACT,
+            "input": "int16",
+            "context": config.context,
+            "postprocess": postprocess,
+            **LITS_LABELS.as_json(),
+        },
+    )
     model = open_model(path, "cpu")
     volume = opened["volume-1"].image[:INFER_SLICES]
     optimizer = torch.optim.AdamW(network.parameters())
@@ -120,7 +134,9 @@ def networks(store: Path, size: int) -> dict[str, tuple[Callable[[], object], in
         network.train()
         with batches.over(places, (0, 0)) as stream:
             for batch in stream:
-                pair = normalized(torch.from_numpy(batch.image), torch.from_numpy(batch.label).long(), config, generator)
+                pair = normalized(
+                    torch.from_numpy(batch.image), torch.from_numpy(batch.label).long(), config, generator
+                )
                 one_step(network, optimizer, pair, bf16=uses_bf16("auto", device))
 
     return {"train": (train, TRAIN_STEPS * BATCH), "infer": (lambda: segment_volume(model, volume), len(volume))}

@@ -50,7 +50,9 @@ def histograms(case: Case) -> tuple[Counts, Counts, int]:
     image, label = case.image[:], case.label[:]
     tumor = label == labels.tumor_value()
     rest = (np.isin(label, labels.organ_values()) if labels.organ else np.ones_like(tumor)) & ~tumor
-    bins = [np.bincount(image[mask & (image >= LOW) & (image < HIGH)] - LOW, minlength=HIGH - LOW) for mask in (tumor, rest)]
+    bins = [
+        np.bincount(image[mask & (image >= LOW) & (image < HIGH)] - LOW, minlength=HIGH - LOW) for mask in (tumor, rest)
+    ]
     return bins[0].astype(np.int64), bins[1].astype(np.int64), int(tumor.sum())
 
 

@@ -6,7 +6,7 @@ pixel is taken from the tile in which it lies farther from the edge. Nothing is 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,7 @@ def cover(extent: int, side: int) -> list[Span]:
         return [Span((extent - side) // 2, 0, extent)]
     count = -(-(extent - side // OVERLAP) // (side - side // OVERLAP))
     starts = [round(index * (extent - side) / (count - 1)) for index in range(count)]
-    seams = [0, *((left + side + right) // 2 for left, right in zip(starts, starts[1:], strict=False)), extent]
+    seams = [0, *((left + side + right) // 2 for left, right in pairwise(starts)), extent]
     return [Span(start, first, last) for start, first, last in zip(starts, seams, seams[1:], strict=False)]
 
 
@@ -74,7 +74,9 @@ def batches(volume: npt.NDArray[np.int16], size: tuple[int, int], context: int, 
             image = np.empty((highest - lowest + 1, *size), dtype=np.int16)
             for out, section in zip(image, volume[lowest : highest + 1], strict=True):
                 fit(section, (tile[0].start, tile[1].start), AIR_HU, out)
-            yield Work(image=image, neighbors=np.array(windows, dtype=np.int32) - lowest, zs=zs, tile=(tile[0], tile[1]))
+            yield Work(
+                image=image, neighbors=np.array(windows, dtype=np.int32) - lowest, zs=zs, tile=(tile[0], tile[1])
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,9 @@ class Segmented:
     """uint8[z, y, x], 255 times the probability of tumor; None where the model knows no tumor."""
 
 
-def segment_volume(model: Model, volume: npt.NDArray[np.int16], advance: Callable[[int], None] = lambda _: None) -> Segmented:
+def segment_volume(
+    model: Model, volume: npt.NDArray[np.int16], advance: Callable[[int], None] = lambda _: None
+) -> Segmented:
     """Label every slice of a volume int16[z, y, x], HU."""
     info = model.info
     value = info.labels.tumor_value()

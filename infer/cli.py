@@ -19,9 +19,13 @@ SHOWN = 40
 
 def infer(
     model: Annotated[Path, typer.Argument(help="ONNX file written by slicemill export.")],
-    inputs: Annotated[list[str], typer.Argument(help="Scans (.nii, .nii.gz), folders, quoted patterns, or a slice store.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Scans (.nii, .nii.gz), folders, quoted patterns, or a slice store.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for masks, reports and pictures.")],
-    provider: Annotated[str, typer.Option(help="auto (CUDA where it starts, else CPU), cpu, cuda or tensorrt.")] = "auto",
+    provider: Annotated[
+        str, typer.Option(help="auto (CUDA where it starts, else CPU), cpu, cuda or tensorrt.")
+    ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Segment again what is done already.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be segmented, and stop.")] = False,
 ) -> None:
@@ -42,9 +46,8 @@ def infer(
         jobs, left_out = gather(inputs)
         opened = open_model(model, provider)  # type: ignore[arg-type]
         info = opened.info
-        say(
-            f"model {info.name} (contract 1, fp32, slices {info.size[0]}x{info.size[1]}, context {info.context}) on {opened.provider}: {opened.reason}"
-        )
+        shape = f"slices {info.size[0]}x{info.size[1]}, context {info.context}, {info.metadata.get('precision')}"
+        say(f"model {info.name} ({shape}) on {opened.provider}: {opened.reason}")
         for path, reason in left_out[:SHOWN]:
             say(f"left out: {path}: {reason}")
         if len(left_out) > SHOWN:
@@ -53,7 +56,10 @@ def infer(
             _show_plan(jobs, *left_to_do(jobs, out, opened, overwrite=overwrite))
             return
         summary = run(opened, jobs, out, overwrite=overwrite)
-        rows = [(outcome.name, outcome.status, outcome.slices, outcome.answer or outcome.reason) for outcome in summary.outcomes]
+        rows = [
+            (outcome.name, outcome.status, outcome.slices, outcome.answer or outcome.reason)
+            for outcome in summary.outcomes
+        ]
         say(table(["scan", "status", "slices", "answer"], rows))
         say(
             f"{len(jobs)} scans: {summary.count('done')} done, {summary.count('skipped')} skipped (done before), {summary.count('failed')} failed; "
@@ -72,13 +78,17 @@ def _show_plan(jobs: "Sequence[Job]", left: "Sequence[Job]", skipped: "Sequence[
 
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of masks written by infer, or one mask.")],
-    references: Annotated[Path, typer.Argument(help="Folder of reference masks (with their scans, for the pictures), or a slice store.")],
+    references: Annotated[
+        Path, typer.Argument(help="Folder of reference masks (with their scans, for the pictures), or a slice store.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder for tables and error pictures.")] = None,
-    labels: Annotated[str | None, typer.Option(help="Names of the label values, like liver=1,tumor=2, when no report says them.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Names of the label values, like liver=1,tumor=2, when no report says them.")
+    ] = None,
 ) -> None:
     """Score predicted masks: Dice per case and global, precision, recall, and tumor yes or no per case and slice.
 
-        slicemill evaluate segmented/ lits/ --out scores/
+    slicemill evaluate segmented/ lits/ --out scores/
     """
     with errors_shown():
         from infer.evaluate import case_row, totals
@@ -96,7 +106,9 @@ def evaluate(
             say(line)
         for name, reason in evaluation.failures:
             say(f"failed: {name}: {reason}")
-        say(f"{len(rows)} cases compared, {len(evaluation.failures)} failed; {len(evaluation.missing)} references without a prediction")
+        say(
+            f"{len(rows)} cases compared, {len(evaluation.failures)} failed; {len(evaluation.missing)} references without a prediction"
+        )
         if out is not None:
             say(f"tables and pictures: {out}")
         if evaluation.failures:
@@ -106,13 +118,25 @@ def evaluate(
 def describe(scores: dict[str, Any]) -> list[str]:
     """Return the lines that sum an evaluation up."""
     regions = [
-        (name, row["dice_per_case"], row["dice_global"], row["precision_global"], row["recall_global"], row["cases_without_region"])
+        (
+            name,
+            row["dice_per_case"],
+            row["dice_global"],
+            row["precision_global"],
+            row["recall_global"],
+            row["cases_without_region"],
+        )
         for name, row in scores["regions"].items()
     ]
     lines = [table(["region", "Dice per case", "Dice global", "precision", "recall", "cases without it"], regions), ""]
-    answers = [(f"by {part}", *scores[f"tumor_by_{part}"].values()) for part in ("case", "slice") if scores[f"tumor_by_{part}"]]
+    answers = [
+        (f"by {part}", *scores[f"tumor_by_{part}"].values()) for part in ("case", "slice") if scores[f"tumor_by_{part}"]
+    ]
     if answers:
-        lines += [table(["tumor yes/no", "with", "without", "accuracy", "sensitivity", "specificity", "AUC"], answers), ""]
+        lines += [
+            table(["tumor yes/no", "with", "without", "accuracy", "sensitivity", "specificity", "AUC"], answers),
+            "",
+        ]
     return lines
 
 

@@ -94,7 +94,9 @@ def pair_up(predictions: Path, references: Path) -> tuple[list[Pair], list[str]]
         relative = file.relative_to(root).as_posix()
         reference = next((known[key] for key in _keys(relative) if key in known), None)
         if reference is None:
-            raise PairingError(f"{file}: no reference in {references} has its name; put only predictions of these cases into one folder.")
+            raise PairingError(
+                f"{file}: no reference in {references} has its name; put only predictions of these cases into one folder."
+            )
         pairs.append(Pair(prediction=file, name=relative, reference=reference))
     used = {pair.reference.case_id for pair in pairs}
     missing = sorted({reference.case_id for reference in known.values()} - used)
@@ -110,14 +112,22 @@ def _keys(relative: str) -> list[str]:
 def _references(references: Path) -> dict[str, Reference]:
     if is_store(references):
         store = open_store(references)
-        return {case_id: Reference(case_id=case_id, store=store) for case_id in store.case_ids if store[case_id].label is not None}
+        return {
+            case_id: Reference(case_id=case_id, store=store)
+            for case_id in store.case_ids
+            if store[case_id].label is not None
+        }
     if not references.exists():
         raise PairingError(f"{references}: there is no such folder or store.")
     files = [references] if references.is_file() else find_files(references)
     root = references.parent if references.is_file() else references
     names = {file: name_of(file.relative_to(root).as_posix()) for file in files}
     masks = [file for file in files if names[file].role == "mask"] or files
-    images = {(names[file].folder, names[file].key): file for file in files if names[file].role == "image" and file not in masks}
+    images = {
+        (names[file].folder, names[file].key): file
+        for file in files
+        if names[file].role == "image" and file not in masks
+    }
     known: dict[str, Reference] = {}
     for mask in masks:
         name = names[mask]
@@ -159,7 +169,9 @@ def evaluate(predictions: Path, references: Path, out: Path | None, labels: Labe
 def _labels_of_reports(pairs: Sequence[Pair]) -> Labels | None:
     found = [labels_from_json(report) for pair in pairs if (report := _report_of(pair))]
     if any(labels != found[0] for labels in found):
-        raise LabelError("the predictions come from models of different labels; evaluate them one model at a time, or pass --labels.")
+        raise LabelError(
+            "the predictions come from models of different labels; evaluate them one model at a time, or pass --labels."
+        )
     return found[0] if found else None
 
 
@@ -204,7 +216,9 @@ def _score(pair: Pair, labels: Labels, out: Path | None) -> Scored:
     return Scored(
         case_id=pair.reference.case_id,
         regions={name: overlap(*both) for name, both in masks.items()},
-        volumes_ml={name: (float(both[0].sum()) * voxel_ml, float(both[1].sum()) * voxel_ml) for name, both in masks.items()},
+        volumes_ml={
+            name: (float(both[0].sum()) * voxel_ml, float(both[1].sum()) * voxel_ml) for name, both in masks.items()
+        },
         tumor=tumor,
         tumor_score=score,
     )
@@ -215,22 +229,33 @@ def _truth(pair: Pair, predicted: npt.NDArray[np.uint8], grid: Grid) -> npt.NDAr
     if reference.store is not None:
         case = reference.store[reference.case_id]
         assert case.label is not None  # noqa: S101 (only cases with a mask are references)
-        if case.label.shape != predicted.shape or not np.allclose(case.info.affine_lps, grid.affine_lps, atol=TOLERANCE_MM):
+        if case.label.shape != predicted.shape or not np.allclose(
+            case.info.affine_lps, grid.affine_lps, atol=TOLERANCE_MM
+        ):
             raise GeometryError(f"{pair.prediction}: does not lie on the grid of the stored case {reference.case_id}.")
         return case.label[:]
     assert reference.mask is not None  # noqa: S101
     truth, other = _read_mask(reference.mask)
     if other.shape != grid.shape:
-        raise GeometryError(f"{pair.prediction}: has shape {grid.shape}, its reference {reference.mask} has {other.shape}.")
+        raise GeometryError(
+            f"{pair.prediction}: has shape {grid.shape}, its reference {reference.mask} has {other.shape}."
+        )
     if (apart := grid.distance_mm(other)) > TOLERANCE_MM:
-        raise GeometryError(f"{pair.prediction}: lies {apart:.3g} mm from its reference {reference.mask}; they must share one grid.")
+        raise GeometryError(
+            f"{pair.prediction}: lies {apart:.3g} mm from its reference {reference.mask}; they must share one grid."
+        )
     return truth
 
 
 def _check_values(label: npt.NDArray[np.uint8], labels: Labels, what: str) -> None:
-    odd = sorted({int(value) for value in np.flatnonzero(np.bincount(label.ravel(), minlength=256))} - {0, *labels.values.values()})
+    odd = sorted(
+        {int(value) for value in np.flatnonzero(np.bincount(label.ravel(), minlength=256))}
+        - {0, *labels.values.values()}
+    )
     if odd:
-        raise LabelError(f"{what}: holds the values {odd} outside the labels {format_labels(labels.values)}; pass --labels.")
+        raise LabelError(
+            f"{what}: holds the values {odd} outside the labels {format_labels(labels.values)}; pass --labels."
+        )
 
 
 def _image(pair: Pair, like: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:
@@ -244,13 +269,16 @@ def _image(pair: Pair, like: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:
     return np.full(like.shape, -1024, dtype=np.int16)
 
 
-def _tumor_answers(truth: Mask, predicted: Mask, report: dict[str, Any]) -> tuple[tuple[list[bool], list[bool], list[float]], float]:
+def _tumor_answers(
+    truth: Mask, predicted: Mask, report: dict[str, Any]
+) -> tuple[tuple[list[bool], list[bool], list[float]], float]:
     flat = (truth.reshape(len(truth), -1), predicted.reshape(len(predicted), -1))
     scores = report.get("slice_tumor_scores")
     if not isinstance(scores, list) or len(scores) != len(truth):
         scores = flat[1].sum(axis=1).tolist()
     score = report.get("tumor_score")
-    per_slice = (flat[0].any(axis=1).tolist(), flat[1].any(axis=1).tolist(), [float(value) for value in scores])
+    has_tumor, found = (np.count_nonzero(mask, axis=1).astype(bool).tolist() for mask in flat)
+    per_slice = (has_tumor, found, [float(value) for value in scores])
     return per_slice, float(score) if isinstance(score, int | float) else float(predicted.sum())
 
 
@@ -300,13 +328,25 @@ def totals(evaluation: Evaluation) -> dict[str, Any]:
             "precision_global": _null(pooled.precision),
             "recall_global": _null(pooled.recall),
         }
-    result: dict[str, Any] = {"mode": "corrected", "cases": len(evaluation.cases), "regions": regions, "tumor_by_case": None, "tumor_by_slice": None}
+    result: dict[str, Any] = {
+        "mode": "corrected",
+        "cases": len(evaluation.cases),
+        "regions": regions,
+        "tumor_by_case": None,
+        "tumor_by_slice": None,
+    }
     answers = [(case.tumor, case.tumor_score) for case in evaluation.cases if case.tumor is not None]
     if answers:
-        by_case = detection([any(tumor[0]) for tumor, _ in answers], [any(tumor[1]) for tumor, _ in answers], [score for _, score in answers])
+        by_case = detection(
+            [any(tumor[0]) for tumor, _ in answers],
+            [any(tumor[1]) for tumor, _ in answers],
+            [score for _, score in answers],
+        )
         slices = [[item for tumor, _ in answers for item in tumor[part]] for part in range(3)]
         result["tumor_by_case"] = detection_row(by_case)
-        result["tumor_by_slice"] = detection_row(detection([bool(t) for t in slices[0]], [bool(a) for a in slices[1]], slices[2]))
+        result["tumor_by_slice"] = detection_row(
+            detection([bool(t) for t in slices[0]], [bool(a) for a in slices[1]], slices[2])
+        )
     return result
 
 

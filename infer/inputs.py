@@ -77,7 +77,11 @@ def gather(inputs: Sequence[str | Path]) -> tuple[list[Job], list[tuple[Path, st
         elif path.is_dir():
             found = find_files(path)
             masks = {file for file in found if name_of(file.relative_to(path).as_posix()).role == "mask"}
-            left_out += [(file, "named like a segmentation; name the file itself to segment it") for file in found if file in masks]
+            left_out += [
+                (file, "named like a segmentation; name the file itself to segment it")
+                for file in found
+                if file in masks
+            ]
             jobs += [Job(name=file.relative_to(path).as_posix(), path=file) for file in found if file not in masks]
             if not found:
                 raise ScanError(f"{path}: holds no .nii or .nii.gz file and is no slice store.")
@@ -107,7 +111,9 @@ def _check_names(jobs: Iterable[Job]) -> None:
     seen: dict[str, Job] = {}
     for job in jobs:
         if job.stem in seen:
-            raise ScanError(f"{seen[job.stem].path} and {job.path} would both be written as {job.stem}.*; segment them into two folders.")
+            raise ScanError(
+                f"{seen[job.stem].path} and {job.path} would both be written as {job.stem}.*; segment them into two folders."
+            )
         seen[job.stem] = job
 
 
@@ -131,7 +137,9 @@ def load(job: Job) -> LoadedScan:
         with ScanReader(job.path, "image") as reader:
             volume = reader.read()
             reader.finish()
-            return LoadedScan(volume=volume, grid=reader.grid, header=blank_text(reader.header.raw), warnings=reader.header.warnings)
+            return LoadedScan(
+                volume=volume, grid=reader.grid, header=blank_text(reader.header.raw), warnings=reader.header.warnings
+            )
     except MemoryError as error:
         raise ScanError(f"{job.path}: not enough memory to read it.") from error
     except InputError as error:

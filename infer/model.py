@@ -88,7 +88,9 @@ def open_model(path: Path, provider: Provider = "auto") -> Model:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}.") from error
     if EXTERNAL_DATA in content:
-        raise ModelError(f"{path}: keeps weights in other files; only a model in one file is opened. Export it again with slicemill export.")
+        raise ModelError(
+            f"{path}: keeps weights in other files; only a model in one file is opened. Export it again with slicemill export."
+        )
     session, active, reason = make_session(content, path, provider)
     return Model(path, read_info(session, path, hashlib.sha256(content).hexdigest()), session, active, reason)
 
@@ -102,7 +104,9 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
         metadata = json.loads(text)
         contract, input_kind = metadata.get("contract"), metadata.get("input")
         if contract != CONTRACT or input_kind != "int16":
-            raise ModelError(f"{path}: is of contract {contract}, input {input_kind}; this version runs contract {CONTRACT}, input int16. Export it again.")
+            raise ModelError(
+                f"{path}: is of contract {contract}, input {input_kind}; this version runs contract {CONTRACT}, input int16. Export it again."
+            )
         shapes = {given.name: given.shape for given in session.get_inputs()}
         height, width = (int(extent) for extent in shapes["image"][1:3])
         context = int(metadata["context"])
@@ -124,7 +128,9 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
         raise ModelError(f"{path}: its slicemill metadata is incomplete ({error!r}); export it again.") from error
 
 
-def parity_gate(model: Model, reference: Model, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32]) -> float:
+def parity_gate(
+    model: Model, reference: Model, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32]
+) -> float:
     """Compare a model with the same one on the CPU on real slices and return the share of pixels that differ.
 
     Raises

@@ -21,7 +21,6 @@ from infer.batching import Segmented, batches, segment_volume
 from infer.inputs import Job, LoadedScan, load
 from infer.model import Model, open_model, parity_gate
 from infer.postprocess import postprocess
-from infer.providers import Provider
 from infer.report import answer, make_report, overlay
 from store.errors import InputError
 from store.files import append_line, read_lines, write_csv, write_json
@@ -63,12 +62,16 @@ class Summary:
         return sum(outcome.slices for outcome in self.outcomes)
 
 
-def segment(model: Model, loaded: LoadedScan, name: str, advance: Callable[[int], None] = lambda _: None) -> tuple[Segmented, dict[str, Any]]:
+def segment(
+    model: Model, loaded: LoadedScan, name: str, advance: Callable[[int], None] = lambda _: None
+) -> tuple[Segmented, dict[str, Any]]:
     """Label a scan, post-process the labels as the model's metadata asks, and report."""
     info = model.info
     segmented = segment_volume(model, loaded.volume, advance)
     voxel_ml = float(abs(np.linalg.det(loaded.grid.affine_lps[:3, :3]))) / 1000
-    postprocess(segmented.label, info.labels, voxel_ml, largest_organ=info.largest_organ, min_lesion_ml=info.min_lesion_ml)
+    postprocess(
+        segmented.label, info.labels, voxel_ml, largest_organ=info.largest_organ, min_lesion_ml=info.min_lesion_ml
+    )
     report = make_report(name, loaded.grid, segmented, info)
     return segmented, {**report, "provider": model.provider, "warnings": list(loaded.warnings)}
 
@@ -86,9 +89,17 @@ def left_to_do(jobs: Sequence[Job], out: Path, model: Model, *, overwrite: bool)
     left, skipped = [], []
     for job in jobs:
         line = lines.get(job.name, {})
-        same = line.get("status") == "done" and line.get("stamp") == job.stamp() and line.get("model_sha256") == model.info.sha256
+        same = (
+            line.get("status") == "done"
+            and line.get("stamp") == job.stamp()
+            and line.get("model_sha256") == model.info.sha256
+        )
         if same and (out / job.name).exists() and not overwrite:
-            skipped.append(Outcome(name=job.name, status="skipped", reason="done before with this model", answer=line.get("answer", "")))
+            skipped.append(
+                Outcome(
+                    name=job.name, status="skipped", reason="done before with this model", answer=line.get("answer", "")
+                )
+            )
         else:
             left.append(job)
     return left, skipped
@@ -106,7 +117,11 @@ def infer(model: Model, jobs: Sequence[Job], out: Path, *, overwrite: bool = Fal
     left, outcomes = left_to_do(jobs, out, model, overwrite=overwrite)
     out.mkdir(parents=True, exist_ok=True)
     gated = model.provider == "cpu"
-    with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer, progress("infer", len(left), "scans") as advance:
+    with (
+        ThreadPoolExecutor(1, "reader") as reader,
+        ThreadPoolExecutor(1, "writer") as writer,
+        progress("infer", len(left), "scans") as advance,
+    ):
         writing: Future[Outcome] | None = None
         slices = 0
         for job, loaded in _read_ahead(reader, left):
@@ -154,14 +169,19 @@ def _reason(error: Exception, job: Job) -> str:
     return str(error)
 
 
-def _finish(out: Path, model: Model, job: Job, loaded: LoadedScan, segmented: Segmented, report: dict[str, Any]) -> Outcome:
+def _finish(
+    out: Path, model: Model, job: Job, loaded: LoadedScan, segmented: Segmented, report: dict[str, Any]
+) -> Outcome:
     """Write report, picture and mask of a scan, and its line in the ledger."""
     said = answer(report)
     outcome = Outcome(name=job.name, status="done", slices=len(loaded.volume), answer=said)
     try:
         write_json(out / f"{job.stem}.json", report)
         title = f"{job.stem}  {said}"
-        save_png(out / f"{job.stem}.png", overlay(loaded.volume, segmented.label, model.info.labels, report["lesions"], title))
+        save_png(
+            out / f"{job.stem}.png",
+            overlay(loaded.volume, segmented.label, model.info.labels, report["lesions"], title),
+        )
         mask = loaded.grid.to_file(segmented.label)
         write_mask(out / job.name, loaded.header, np.asarray(mask, dtype=np.uint8))
         _note(out, model, job, outcome)
@@ -173,7 +193,9 @@ def _finish(out: Path, model: Model, job: Job, loaded: LoadedScan, segmented: Se
 
 def _note(out: Path, model: Model, job: Job, outcome: Outcome) -> None:
     record = {"name": job.name, "status": outcome.status, "stamp": job.stamp(), "model_sha256": model.info.sha256}
-    append_line(out / LEDGER, {**record, "provider": model.provider, "answer": outcome.answer, "reason": outcome.reason})
+    append_line(
+        out / LEDGER, {**record, "provider": model.provider, "answer": outcome.answer, "reason": outcome.reason}
+    )
 
 
 def _try_note(out: Path, model: Model, job: Job, outcome: Outcome) -> None:
@@ -187,14 +209,27 @@ def _try_note(out: Path, model: Model, job: Job, outcome: Outcome) -> None:
 def _gate(model: Model, loaded: LoadedScan) -> None:
     """Compare the provider with the CPU on slices from the middle of the first scan."""
     middle = len(loaded.volume) // 2
-    work = next(batches(loaded.volume[middle : middle + GATE_SLICES], model.info.size, model.info.context, GATE_SLICES * model.info.size[0] * model.info.size[1]))
+    work = next(
+        batches(
+            loaded.volume[middle : middle + GATE_SLICES],
+            model.info.size,
+            model.info.context,
+            GATE_SLICES * model.info.size[0] * model.info.size[1],
+        )
+    )
     parity_gate(model, open_model(model.path, "cpu"), work.image, work.neighbors)
 
 
 def write_summary(out: Path, model: Model, summary: Summary) -> None:
     """Write the run's summary as JSON, and one row a scan as CSV."""
     rows = [
-        {"name": outcome.name, "status": outcome.status, "slices": outcome.slices, "answer": outcome.answer, "reason": outcome.reason}
+        {
+            "name": outcome.name,
+            "status": outcome.status,
+            "slices": outcome.slices,
+            "answer": outcome.answer,
+            "reason": outcome.reason,
+        }
         for outcome in sorted(summary.outcomes, key=lambda outcome: outcome.name)
     ]
     write_json(

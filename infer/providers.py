@@ -13,7 +13,11 @@ from typing import Any, Literal
 from store.errors import ModelError, ProviderError
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
-NAMES: dict[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+NAMES: dict[str, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 QUIET = 4
 """Log level fatal: what onnxruntime would print is in the exception that is shown."""
@@ -36,9 +40,13 @@ def runtime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ProviderError(f"onnxruntime cannot be imported ({error}); pip install 'slicemill[cpu]', or [gpu] with an NVIDIA driver.") from error
+        raise ProviderError(
+            f"onnxruntime cannot be imported ({error}); pip install 'slicemill[cpu]', or [gpu] with an NVIDIA driver."
+        ) from error
     if not hasattr(onnxruntime, "get_available_providers"):
-        raise ProviderError("onnxruntime is half removed. Repair: pip install --force-reinstall 'slicemill[cpu]' (or [gpu]).")
+        raise ProviderError(
+            "onnxruntime is half removed. Repair: pip install --force-reinstall 'slicemill[cpu]' (or [gpu])."
+        )
     return onnxruntime
 
 
@@ -107,8 +115,12 @@ def _session(model: bytes, path: Path, provider: str) -> Any:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         if provider == "cpu":
             raise ModelError(f"{path}: is not an ONNX model that onnxruntime can run ({reason}).") from error
-        raise ProviderError(f"--provider {provider}: does not start here ({reason}). See `slicemill doctor`, or use --provider cpu.") from error
+        raise ProviderError(
+            f"--provider {provider}: does not start here ({reason}). See `slicemill doctor`, or use --provider cpu."
+        ) from error
     active = session.get_providers()[0]
     if active != name:
-        raise ProviderError(f"--provider {provider}: onnxruntime fell back to {active}. See `slicemill doctor`, or use --provider cpu.")
+        raise ProviderError(
+            f"--provider {provider}: onnxruntime fell back to {active}. See `slicemill doctor`, or use --provider cpu."
+        )
     return session

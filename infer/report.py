@@ -9,7 +9,6 @@ from PIL import Image
 
 from infer.batching import Segmented, slice_scores
 from infer.model import ModelInfo
-from store.case import Lesion
 from store.geometry import Grid
 from store.labels import Labels
 from store.lesions import find_lesions
@@ -31,7 +30,10 @@ def make_report(name: str, grid: Grid, segmented: Segmented, info: ModelInfo) ->
     """
     label = segmented.label
     voxel_ml = float(abs(np.linalg.det(grid.affine_lps[:3, :3]))) / 1000
-    volumes = {region: round(int(np.isin(label, values).sum()) * voxel_ml, 3) for region, values in info.labels.regions().items()}
+    volumes = {
+        region: round(int(np.isin(label, values).sum()) * voxel_ml, 3)
+        for region, values in info.labels.regions().items()
+    }
     report: dict[str, Any] = {
         "scan": name,
         "model": info.name,
@@ -82,7 +84,13 @@ def answer(report: dict[str, Any]) -> str:
     return f"tumor: yes, {report['tumor_volume_ml']:.1f} ml in {count} lesion{'s' * (count > 1)} (confidence {report['tumor_confidence']:.2f})"
 
 
-def overlay(image: npt.NDArray[np.int16], label: npt.NDArray[np.uint8], labels: Labels, lesions: Sequence[dict[str, Any]] | None, title: str) -> Image.Image:
+def overlay(
+    image: npt.NDArray[np.int16],
+    label: npt.NDArray[np.uint8],
+    labels: Labels,
+    lesions: Sequence[dict[str, Any]] | None,
+    title: str,
+) -> Image.Image:
     """Return slices of a scan int16[z, y, x], HU, with organ (blue) and tumor (red) outlined.
 
     Shown are the slices in which lesions are longest, then slices spread over the labelled part.

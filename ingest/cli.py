@@ -18,24 +18,42 @@ SHOWN = 40
 
 
 def ingest(
-    source: Annotated[Path | None, typer.Argument(help="Folder with the scans, searched to the bottom. Leave it out with --pairs or --images.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="Folder with the scans, searched to the bottom. Leave it out with --pairs or --images."),
+    ] = None,
     store: Annotated[Path | None, typer.Argument(help="Folder of the slice store to make or to complete.")] = None,
-    pairs: Annotated[Path | None, typer.Option(help="CSV with columns image, mask and, if wanted, case_id, patient_id.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="CSV with columns image, mask and, if wanted, case_id, patient_id.")
+    ] = None,
     images: Annotated[str | None, typer.Option(help="Pattern of the images, quoted, like 'ct/*_ct.nii.gz'.")] = None,
-    masks: Annotated[str | None, typer.Option(help="Pattern of the masks; what its * matches pairs it with an image.")] = None,
+    masks: Annotated[
+        str | None, typer.Option(help="Pattern of the masks; what its * matches pairs it with an image.")
+    ] = None,
     labels: Annotated[str | None, typer.Option(help="Names of the label values, like liver=1,tumor=2.")] = None,
     organ: Annotated[str | None, typer.Option(help="Which label is the organ.")] = None,
     tumor: Annotated[str | None, typer.Option(help="Which label is tumor.")] = None,
-    patient: Annotated[str | None, typer.Option(help="Regular expression; its first group, in the image's path, is the patient.")] = None,
+    patient: Annotated[
+        str | None, typer.Option(help="Regular expression; its first group, in the image's path, is the patient.")
+    ] = None,
     geometry: Annotated[str, typer.Option(help="When image and mask lie apart: error, or trust-image.")] = "error",
     workers: Annotated[int, typer.Option(help="Worker processes; 0 is one per core.", min=0)] = 0,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, like tcp://host:8786.")] = None,
-    shard: Annotated[str | None, typer.Option(help="I/N: this run does every Nth case from the Ith (from 0); then run store reindex.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="I/N: this run does every Nth case from the Ith (from 0); then run store reindex."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be ingested, and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do all cases again, whatever is there.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before, although its files did not change.")] = False,
-    rehash: Annotated[bool, typer.Option("--rehash", help="Tell unchanged files by their content, not by size and time.")] = False,
-    keep_text: Annotated[bool, typer.Option("--keep-text", help="Keep free-text header fields; they may name a person.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what failed before, although its files did not change.")
+    ] = False,
+    rehash: Annotated[
+        bool, typer.Option("--rehash", help="Tell unchanged files by their content, not by size and time.")
+    ] = False,
+    keep_text: Annotated[
+        bool, typer.Option("--keep-text", help="Keep free-text header fields; they may name a person.")
+    ] = False,
 ) -> None:
     """Bring NIfTI scans and their masks into a slice store.
 
@@ -64,7 +82,12 @@ def ingest(
         if store is None:
             raise ConfigError("ingest: name the folder of the store as the last argument, or use --dry-run.")
         options = Options(
-            workers=workers, scheduler=scheduler, shard=_shard(shard), overwrite=overwrite, retry_failed=retry_failed, rehash=rehash
+            workers=workers,
+            scheduler=scheduler,
+            shard=_shard(shard),
+            overwrite=overwrite,
+            retry_failed=retry_failed,
+            rehash=rehash,
         )
         report = run(collection, store, params, options)
         _show_report(report, collection, store)
@@ -77,7 +100,9 @@ def _places(source: Path | None, store: Path | None, *, has_list: bool) -> tuple
     if has_list and source is not None and store is None:
         return None, source
     if not has_list and source is None:
-        raise ConfigError("ingest: name the folder with the scans, or list them with --pairs or --images. See slicemill ingest --help.")
+        raise ConfigError(
+            "ingest: name the folder with the scans, or list them with --pairs or --images. See slicemill ingest --help."
+        )
     return source, store
 
 
@@ -96,7 +121,9 @@ def _collection(source: Path | None, pairs: Path | None, images: str | None, mas
     return discover(source)
 
 
-def _params(collection: "Collection", named: tuple[str | None, str | None, str | None], geometry: str, *, keep_text: bool) -> "Params":
+def _params(
+    collection: "Collection", named: tuple[str | None, str | None, str | None], geometry: str, *, keep_text: bool
+) -> "Params":
     from ingest.params import Params
     from store.labels import make_labels, parse_labels
 
@@ -121,7 +148,10 @@ def _shard(text: str | None) -> tuple[int, int] | None:
 def _show_collection(collection: "Collection", params: "Params") -> None:
     from store.labels import format_labels
 
-    rows = [(case.case_id, case.patient_id, case.name(case.image), case.name(case.mask) if case.mask else None) for case in collection.cases]
+    rows = [
+        (case.case_id, case.patient_id, case.name(case.image), case.name(case.mask) if case.mask else None)
+        for case in collection.cases
+    ]
     say(table(["case", "patient", "image", "mask"], rows))
     say()
     _show_left_out(collection)
@@ -130,7 +160,9 @@ def _show_collection(collection: "Collection", params: "Params") -> None:
     if labels:
         say(f"organ: {labels.organ or '-'}, tumor: {labels.tumor or '-'}")
     masks = sum(case.mask is not None for case in collection.cases)
-    say(f"{len(collection.cases)} cases, {masks} with a mask; {len(collection.left_out)} files left out. Nothing was written (--dry-run).")
+    say(
+        f"{len(collection.cases)} cases, {masks} with a mask; {len(collection.left_out)} files left out. Nothing was written (--dry-run)."
+    )
 
 
 def _show_left_out(collection: "Collection") -> None:

@@ -45,7 +45,9 @@ def convert_case(case: CaseFiles, params: Params, store: str | Path) -> CaseInfo
         raise ScanError(f"{case.image}: not enough memory to read it; use fewer --workers.") from error
 
 
-def _convert(case: CaseFiles, params: Params, store: str | Path, image: ScanReader, mask: ScanReader | None) -> CaseInfo:
+def _convert(
+    case: CaseFiles, params: Params, store: str | Path, image: ScanReader, mask: ScanReader | None
+) -> CaseInfo:
     warnings = [*image.header.warnings]
     labels: Labels | None = None
     if mask is not None:
@@ -185,7 +187,11 @@ class Counts:
             return None
         if not self.tumor:
             return ()
-        z0, y0, x0 = (min(entry[axis] for entry in self.tumor) for axis in range(3))
+        z0, y0, x0 = (
+            min(z for z, *_ in self.tumor),
+            min(y for _, y, *_ in self.tumor),
+            min(x for _, _, x, _ in self.tumor),
+        )
         z1 = max(z for z, *_ in self.tumor) + 1
         y1 = max(y + crop.shape[0] for _, y, _, crop in self.tumor)
         x1 = max(x + crop.shape[1] for _, _, x, crop in self.tumor)
@@ -209,7 +215,9 @@ def oddities(counts: Counts, labels: Labels | None, *, has_mask: bool) -> list[s
     warnings = []
     low, high = min(counts.hu_min), max(counts.hu_max)
     if counts.padding:
-        warnings.append(f"{counts.padding:,} voxels below {AIR_HU} HU are taken as padding and left out of HU statistics")
+        warnings.append(
+            f"{counts.padding:,} voxels below {AIR_HU} HU are taken as padding and left out of HU statistics"
+        )
     if low >= 0 and high > UNSIGNED_WATER_HU:
         warnings.append(f"no HU below 0 (range {low}..{high}): the values may lack the intercept of -1024")
     elif low >= 0 or high - low < 100:
@@ -217,5 +225,3 @@ def oddities(counts: Counts, labels: Labels | None, *, has_mask: bool) -> list[s
     if has_mask and labels and not any(any(sections) for sections in counts.voxels.values()):
         warnings.append("the segmentation is empty")
     return warnings
-
-

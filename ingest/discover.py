@@ -13,15 +13,18 @@ import glob
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from store.errors import PairingError
 from store.labels import LITS_LABELS, Labels, read_dataset_json
 from store.layout import check_case_id
 from store.naming import CHANNEL, case_id_of, find_files, name_of
 from store.nifti import is_nifti_name, stem_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +75,23 @@ def discover(source: Path) -> Collection:
             f"{source}: no CT image was found among {len(files)} NIfTI files ({len(masks)} of them look like masks). "
             "Name them with --images and --masks patterns, or list them with --pairs CSV."
         )
-    left_out = [(path, "a further channel of a scan; a CT has one") for path in images if _is_extra_channel(path, images)]
+    left_out = [
+        (path, "a further channel of a scan; a CT has one") for path in images if _is_extra_channel(path, images)
+    ]
     dropped = {path for path, _ in left_out}
     images = [path for path in images if path not in dropped]
-    paired = _pair([(path, names[path].folder, names[path].key) for path in images], [(path, names[path].folder, names[path].key) for path in masks])
+    paired = _pair(
+        [(path, names[path].folder, names[path].key) for path in images],
+        [(path, names[path].folder, names[path].key) for path in masks],
+    )
     cases = [
         CaseFiles(case_id=case_id, patient_id=case_id, image=path, mask=paired.get(path), root=source)
         for path in images
-        for case_id in [case_id_of(path.relative_to(source).as_posix()) if path.parent != source else case_id_of(f"{source.resolve().name}/{path.name}")]
+        for case_id in [
+            case_id_of(path.relative_to(source).as_posix())
+            if path.parent != source
+            else case_id_of(f"{source.resolve().name}/{path.name}")
+        ]
     ]
     used = set(paired.values())
     left_out += [(path, _why_unpaired(path, images)) for path in masks if path not in used]
@@ -88,7 +100,9 @@ def discover(source: Path) -> Collection:
 
 def declared_labels(source: Path, images: list[Path]) -> Labels | None:
     """Return the labels of the one ``dataset.json`` beside or above the images, else LiTS's for LiTS names."""
-    folders = {folder for image in images for folder in (image.parent, image.parent.parent) if folder.is_relative_to(source)}
+    folders = {
+        folder for image in images for folder in (image.parent, image.parent.parent) if folder.is_relative_to(source)
+    }
     documents = sorted(path for folder in folders if (path := folder / "dataset.json").is_file())
     if len(documents) == 1:
         return read_dataset_json(documents[0])
@@ -108,7 +122,9 @@ def from_csv(table: Path) -> Collection:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise PairingError(f"{table}: cannot be read as CSV ({error}).") from error
     if not rows or "image" not in rows[0]:
-        raise PairingError(f"{table}: needs a header line with the columns image and mask (and, if wanted, case_id, patient_id), and rows.")
+        raise PairingError(
+            f"{table}: needs a header line with the columns image and mask (and, if wanted, case_id, patient_id), and rows."
+        )
     root = table.parent
     cases = []
     for line, row in enumerate(rows, start=2):
@@ -117,9 +133,17 @@ def from_csv(table: Path) -> Collection:
         image, mask = root / row["image"], row.get("mask")
         case_id = row.get("case_id") or case_id_of(row["image"])
         cases.append(
-            CaseFiles(case_id=case_id, patient_id=row.get("patient_id") or case_id, image=image, mask=root / mask if mask else None, root=root)
+            CaseFiles(
+                case_id=case_id,
+                patient_id=row.get("patient_id") or case_id,
+                image=image,
+                mask=root / mask if mask else None,
+                root=root,
+            )
         )
-    return checked(Collection(cases=tuple(cases), left_out=(), labels=declared_labels(root, [case.image for case in cases])))
+    return checked(
+        Collection(cases=tuple(cases), left_out=(), labels=declared_labels(root, [case.image for case in cases]))
+    )
 
 
 def from_patterns(images: str, masks: str | None) -> Collection:
@@ -136,9 +160,21 @@ def from_patterns(images: str, masks: str | None) -> Collection:
     for key, image in image_of.items():
         case_id = case_id_of(image.absolute().relative_to(root).as_posix())
         mask = mask_of.get(key)
-        cases.append(CaseFiles(case_id=case_id, patient_id=case_id, image=image.absolute(), mask=mask and mask.absolute(), root=root))
-    left_out = [(path, f"no image of the pattern {images} matches with {'/'.join(key)!r}") for key, path in mask_of.items() if key not in image_of]
-    return checked(Collection(cases=tuple(cases), left_out=tuple(left_out), labels=declared_labels(root, [case.image for case in cases])))
+        cases.append(
+            CaseFiles(
+                case_id=case_id, patient_id=case_id, image=image.absolute(), mask=mask and mask.absolute(), root=root
+            )
+        )
+    left_out = [
+        (path, f"no image of the pattern {images} matches with {'/'.join(key)!r}")
+        for key, path in mask_of.items()
+        if key not in image_of
+    ]
+    return checked(
+        Collection(
+            cases=tuple(cases), left_out=tuple(left_out), labels=declared_labels(root, [case.image for case in cases])
+        )
+    )
 
 
 def with_patients(collection: Collection, pattern: str) -> Collection:
@@ -184,7 +220,10 @@ Entry = tuple[Path, str, str]
 def _pair(images: list[Entry], masks: list[Entry]) -> dict[Path, Path]:
     """Return image -> mask: first by folder and key, then by key alone, in both rounds only where one fits one."""
     paired: dict[Path, Path] = {}
-    rounds: tuple[Callable[[Entry], object], ...] = (lambda entry: (entry[1], entry[2]), lambda entry: entry[2] or entry[0])
+    rounds: tuple[Callable[[Entry], object], ...] = (
+        lambda entry: (entry[1], entry[2]),
+        lambda entry: entry[2] or entry[0],
+    )
     for identity in rounds:
         by_key: dict[object, tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
         used = set(paired.values())
@@ -220,7 +259,12 @@ def _matches(pattern: str) -> dict[tuple[str, ...], Path]:
     """Return the files that a pattern matches, keyed by what its wildcards matched."""
     if "*" not in pattern:
         raise PairingError(f"{pattern}: a pattern needs at least one *; what it matches pairs images with masks.")
-    compiled = re.compile("".join({"**/": r"(?:(.*)/)?", "*": r"([^/]*)"}.get(part, re.escape(part)) for part in re.split(r"(\*\*/|\*)", pattern)))
+    compiled = re.compile(
+        "".join(
+            {"**/": r"(?:(.*)/)?", "*": r"([^/]*)"}.get(part, re.escape(part))
+            for part in re.split(r"(\*\*/|\*)", pattern)
+        )
+    )
     found: dict[tuple[str, ...], Path] = {}
     for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 (patterns may be absolute)
         match = compiled.fullmatch(name)
@@ -230,5 +274,7 @@ def _matches(pattern: str) -> dict[tuple[str, ...], Path]:
                 raise PairingError(f"{found[key]} and {name} match {pattern} with the same text {'/'.join(key)!r}.")
             found[key] = Path(name)
     if not found:
-        raise PairingError(f"{pattern}: matches no .nii or .nii.gz file; quote the pattern so that the shell leaves it alone.")
+        raise PairingError(
+            f"{pattern}: matches no .nii or .nii.gz file; quote the pattern so that the shell leaves it alone."
+        )
     return found

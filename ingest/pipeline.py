@@ -19,6 +19,7 @@ from typing import Any, Literal
 from ingest.convert import convert_case
 from ingest.discover import CaseFiles, Collection
 from ingest.params import Params
+from store.case import SourceFile
 from store.errors import ConfigError, InputError, StoreError
 from store.files import append_line, read_lines, sha256_of_file
 from store.layout import FAILURES, LEDGER
@@ -102,7 +103,9 @@ def ingest(collection: Collection, store: str | Path, params: Params, options: O
     return Report(outcomes=tuple(outcomes), seconds=time.perf_counter() - start)
 
 
-def _planned(cases: list[CaseFiles], root: Path, params: Params, options: Options) -> Iterator[tuple[CaseFiles, Outcome | bool]]:
+def _planned(
+    cases: list[CaseFiles], root: Path, params: Params, options: Options
+) -> Iterator[tuple[CaseFiles, Outcome | bool]]:
     """Yield each case with its outcome when that is known, else with whether its hash must be compared first."""
     store = open_store(root)
     present = set(store.case_ids)
@@ -115,7 +118,10 @@ def _planned(cases: list[CaseFiles], root: Path, params: Params, options: Option
             _check_params(store, case.case_id, params)
             yield case, Outcome(case_id=case.case_id, status="unchanged") if same and not options.rehash else True
         elif failed.get(case.case_id, {}).get("stamp") == stamp and not (options.retry_failed or options.overwrite):
-            yield case, Outcome(case_id=case.case_id, status="failed before", reason=failed[case.case_id].get("reason", ""))
+            yield (
+                case,
+                Outcome(case_id=case.case_id, status="failed before", reason=failed[case.case_id].get("reason", "")),
+            )
         else:
             yield case, False
 
@@ -152,7 +158,11 @@ def run_case(case: CaseFiles, params: Params, root: Path, *, compare_hash: bool)
             return Outcome(case_id=case.case_id, status="unchanged")
         info = convert_case(case, params, root)
     except (InputError, OSError) as error:
-        reason = str(error) if isinstance(error, InputError) else f"{error.filename or case.image}: {error.strerror or error}."
+        reason = (
+            str(error)
+            if isinstance(error, InputError)
+            else f"{error.filename or case.image}: {error.strerror or error}."
+        )
         return Outcome(case_id=case.case_id, status="failed", reason=reason)
     slices, ny, nx = info.shape
     return Outcome(
@@ -168,7 +178,13 @@ def run_case(case: CaseFiles, params: Params, root: Path, *, compare_hash: bool)
 def _same_content(case: CaseFiles, root: Path) -> bool:
     info = open_store(root)[case.case_id].info
     pairs = ((case.image, info.image), (case.mask, info.mask))
-    return all((path is None) == (source is None) and (path is None or sha256_of_file(path) == source.sha256) for path, source in pairs)
+
+    def same(path: Path | None, source: SourceFile | None) -> bool:
+        if path is None or source is None:
+            return path is None and source is None
+        return sha256_of_file(path) == source.sha256
+
+    return all(same(path, source) for path, source in pairs)
 
 
 def _run(left: list[tuple[CaseFiles, bool]], root: Path, params: Params, options: Options) -> list[Outcome]:
@@ -182,7 +198,9 @@ def _run(left: list[tuple[CaseFiles, bool]], root: Path, params: Params, options
     with _client(options, len(left)) as client, progress("ingest", sum(megabytes.values()), "MB") as advance:
         start = time.perf_counter()
         futures = {
-            client.submit(run_case, case, params, root, compare_hash=compare, key=f"ingest-{case.case_id}-{index}", pure=False): case.case_id
+            client.submit(
+                run_case, case, params, root, compare_hash=compare, key=f"ingest-{case.case_id}-{index}", pure=False
+            ): case.case_id
             for index, (case, compare) in enumerate(left)
         }
         for future in as_completed(futures):
@@ -202,7 +220,11 @@ def _lost(case_id: str, error: BaseException) -> Outcome:
     from distributed.scheduler import KilledWorker
 
     if isinstance(error, KilledWorker):
-        return Outcome(case_id=case_id, status="failed", reason=f"{case_id}: its worker process died again and again, probably for want of memory.")
+        return Outcome(
+            case_id=case_id,
+            status="failed",
+            reason=f"{case_id}: its worker process died again and again, probably for want of memory.",
+        )
     raise error
 
 
@@ -235,9 +257,13 @@ def _client(options: Options, tasks: int) -> Iterator[Any]:
         return
     workers = min(options.workers or len(os.sched_getaffinity(0)), tasks)
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.CRITICAL) as cluster,
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
         Client(cluster) as client,
     ):
         yield client
-
-

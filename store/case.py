@@ -127,7 +127,9 @@ def case_from_json(document: dict[str, Any], shape: tuple[int, int, int]) -> Cas
         The attribute is of another format or a field is missing.
     """
     if document.get("format") != FORMAT:
-        raise StoreError(f"store format {document.get('format')!r}: this version reads format {FORMAT}; ingest the collection again.")
+        raise StoreError(
+            f"store format {document.get('format')!r}: this version reads format {FORMAT}; ingest the collection again."
+        )
     try:
         source = document["source"]
         lesions = document["lesions"]
@@ -148,7 +150,9 @@ def case_from_json(document: dict[str, Any], shape: tuple[int, int, int]) -> Cas
             warnings=tuple(document["warnings"]),
         )
     except (KeyError, TypeError) as error:
-        raise StoreError(f"the case's attributes are incomplete ({error}); ingest it again with --overwrite.") from error
+        raise StoreError(
+            f"the case's attributes are incomplete ({error}); ingest it again with --overwrite."
+        ) from error
 
 
 def _lesion(row: dict[str, Any]) -> Lesion:

@@ -10,7 +10,11 @@ from store.screen import errors_shown, say, table
 if TYPE_CHECKING:
     from store.reader import Store
 
-store = typer.Typer(name="store", help="Look into a slice store: info, manifest, preview; reindex builds its tables.", no_args_is_help=True)
+store = typer.Typer(
+    name="store",
+    help="Look into a slice store: info, manifest, preview; reindex builds its tables.",
+    no_args_is_help=True,
+)
 
 StorePath = Annotated[Path, typer.Argument(help="Folder of the slice store.")]
 BRIEF = ("case_id", "nz", "ny", "nx", "spacing_z_mm", "spacing_x_mm", "orientation", "has_tumor", "n_lesions", "tumor_volume_ml",
@@ -45,13 +49,21 @@ def describe(opened: "Store", rows: list[dict[str, Any]]) -> list[str]:
     labelled = [case.info for case in opened if case.info.labels]
     if labelled and labelled[0].labels:
         labels = labelled[0].labels
-        lines.append(f"labels     {', '.join(f'{k}={v}' for k, v in labels.values.items())}; organ {labels.organ or '-'}, tumor {labels.tumor or '-'}")
+        lines.append(
+            f"labels     {', '.join(f'{k}={v}' for k, v in labels.values.items())}; organ {labels.organ or '-'}, tumor {labels.tumor or '-'}"
+        )
     tumors = [row for row in rows if row["has_tumor"]]
     known = [row for row in rows if row["has_tumor"] is not None]
     if known:
         volumes = sorted(row["tumor_volume_ml"] for row in tumors)
-        middle = f", volume {volumes[0]:.1f} to {volumes[-1]:.1f} ml, median {volumes[len(volumes) // 2]:.1f}" if volumes else ""
-        lines.append(f"tumor      in {len(tumors)} of {len(known)} cases, {sum(row['n_lesions'] for row in tumors)} lesions{middle}")
+        middle = (
+            f", volume {volumes[0]:.1f} to {volumes[-1]:.1f} ml, median {volumes[len(volumes) // 2]:.1f}"
+            if volumes
+            else ""
+        )
+        lines.append(
+            f"tumor      in {len(tumors)} of {len(known)} cases, {sum(row['n_lesions'] for row in tumors)} lesions{middle}"
+        )
     for axis in "zyx":
         steps = [row[f"spacing_{axis}_mm"] for row in rows]
         if steps:
@@ -63,7 +75,9 @@ def describe(opened: "Store", rows: list[dict[str, Any]]) -> list[str]:
 @store.command()
 def manifest(
     path: StorePath,
-    csv: Annotated[bool, typer.Option("--csv", help="Print every column as CSV instead of the main ones as a table.")] = False,
+    csv: Annotated[
+        bool, typer.Option("--csv", help="Print every column as CSV instead of the main ones as a table.")
+    ] = False,
 ) -> None:
     """Print the manifest: one row a case."""
     with errors_shown():
@@ -89,14 +103,18 @@ def reindex(path: StorePath) -> None:
     with errors_shown():
         from store.manifest import reindex as build
 
-        say(f"{len(build(path))} cases in {path / 'manifest.parquet'}, {path / 'manifest.csv'}, slices.parquet and lesions.parquet")
+        say(
+            f"{len(build(path))} cases in {path / 'manifest.parquet'}, {path / 'manifest.csv'}, slices.parquet and lesions.parquet"
+        )
 
 
 @store.command()
 def preview(
     path: StorePath,
     out: Annotated[Path | None, typer.Option(help="PNG to write; by default preview.png in the store.")] = None,
-    case: Annotated[list[str] | None, typer.Option(help="A case to show; may be given several times. By default up to 8.")] = None,
+    case: Annotated[
+        list[str] | None, typer.Option(help="A case to show; may be given several times. By default up to 8.")
+    ] = None,
     columns: Annotated[int, typer.Option(help="Slices per case.", min=1, max=12)] = 4,
 ) -> None:
     """Draw slices of the cases as one picture: organ outlined in blue, tumor in red."""

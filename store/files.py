@@ -2,12 +2,13 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from store.errors import StoreError
 
@@ -60,21 +61,21 @@ def sha256_of_file(path: Path) -> str:
 class HashingStream:
     """A binary stream that hashes and counts each byte read through it; reading only, no seeking."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: io.RawIOBase) -> None:
         self._stream = stream
         self._digest = hashlib.sha256()
         self.bytes_read = 0
 
     def read(self, size: int = -1) -> bytes:
         """Read up to `size` bytes (all when negative)."""
-        data = self._stream.read(size)
+        data = self._stream.read(size) or b""
         self._digest.update(data)
         self.bytes_read += len(data)
         return data
 
     def readinto(self, buffer: memoryview) -> int:
         """Fill `buffer` as far as the stream goes and return the number of bytes."""
-        count = self._stream.readinto(buffer)  # type: ignore[attr-defined]
+        count = self._stream.readinto(buffer) or 0
         self._digest.update(buffer[:count])
         self.bytes_read += count
         return int(count)
@@ -139,5 +140,7 @@ def local_path(url: str | Path) -> Path:
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
     if "://" in text:
-        raise StoreError(f"{text}: only local paths are read and written by this version; copy the data to a local disk.")
+        raise StoreError(
+            f"{text}: only local paths are read and written by this version; copy the data to a local disk."
+        )
     return Path(text)

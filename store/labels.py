@@ -31,9 +31,9 @@ class Labels:
                 raise LabelError(f"label {name}={value}: a label value must lie in 1 to 255.")
         if len(set(self.values.values())) != len(self.values):
             raise LabelError(f"labels {format_labels(self.values)}: two names share one value.")
-        for role, name in (("organ", self.organ), ("tumor", self.tumor)):
-            if name is not None and name not in self.values:
-                raise LabelError(f"--{role} {name}: the labels are {format_labels(self.values)}; name one of them.")
+        for role, chosen in (("organ", self.organ), ("tumor", self.tumor)):
+            if chosen is not None and chosen not in self.values:
+                raise LabelError(f"--{role} {chosen}: the labels are {format_labels(self.values)}; name one of them.")
 
     def table(self) -> npt.NDArray[np.uint8]:
         """Return the values of background and labels in class order: class index -> label value, uint8[k]."""

@@ -45,7 +45,13 @@ def array_document(name: ArrayName, shape: tuple[int, int, int]) -> dict[str, An
         first: dict[str, Any] = little
         compressor: dict[str, Any] = {
             "name": "blosc",
-            "configuration": {"typesize": 2, "cname": "zstd", "clevel": 1, "shuffle": "bitshuffle", "blocksize": ny * nx * 2},
+            "configuration": {
+                "typesize": 2,
+                "cname": "zstd",
+                "clevel": 1,
+                "shuffle": "bitshuffle",
+                "blocksize": ny * nx * 2,
+            },
         }
     else:
         first = {"name": "bytes"}
@@ -89,5 +95,7 @@ def check_case_id(case_id: str) -> str:
         It is empty, too long, starts with a dot or two underscores, or holds a slash or a control character.
     """
     if not re.fullmatch(r"(?!\.|__)[^/\\\x00-\x1f]{1,120}", case_id):
-        raise StoreError(f"case id {case_id!r}: 1 to 120 characters, no slash, not starting with a dot; rename the file or give a CSV.")
+        raise StoreError(
+            f"case id {case_id!r}: 1 to 120 characters, no slash, not starting with a dot; rename the file or give a CSV."
+        )
     return case_id

@@ -46,7 +46,10 @@ def find_lesions(tumor: Mask, affine_lps: Floats, corner_zyx: tuple[int, int, in
     corner = np.array(corner_zyx) + [side.start for side in box]
     count = int(labelled.max())
     boxes = cc3d.statistics(labelled)["bounding_boxes"]
-    found = [_measure(labelled[boxes[index]] == index, affine_lps, corner + [side.start for side in boxes[index]]) for index in range(1, count + 1)]
+    found = [
+        _measure(labelled[boxes[index]] == index, affine_lps, corner + [side.start for side in boxes[index]])
+        for index in range(1, count + 1)
+    ]
     found.sort(key=lambda lesion: (-lesion.voxels, lesion.bbox_zyx))
     return tuple(_numbered(lesion, number) for number, lesion in enumerate(found, start=1))
 

@@ -40,7 +40,9 @@ def manifest_row(info: CaseInfo) -> Row:
         "tumor_volume_ml": None if tumor is None else tumor * info.voxel_ml,
         "organ_volume_ml": None if organ is None else organ * info.voxel_ml,
         "n_lesions": None if lesions is None else len(lesions),
-        "max_axial_diameter_mm": max((lesion.max_axial_diameter_mm for lesion in lesions), default=0.0) if lesions is not None else None,
+        "max_axial_diameter_mm": max((lesion.max_axial_diameter_mm for lesion in lesions), default=0.0)
+        if lesions is not None
+        else None,
         "hu_min": min(info.slice_stats.hu_min),
         "hu_max": max(info.slice_stats.hu_max),
         "source_sha256": info.image.sha256,
@@ -105,21 +107,27 @@ def read_table(url: str | Path, name: str) -> list[Row]:
     try:
         rows: list[Row] = pq.read_table(path).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{path}: cannot be read; `slicemill store reindex {url}` builds it from the store.") from error
+        raise StoreError(
+            f"{path}: cannot be read; `slicemill store reindex {url}` builds it from the store."
+        ) from error
     return rows
 
 
 def store_sha256(store: Store) -> str:
     """Return one hash that stands for everything a store holds: case ids, sources and parameters."""
     infos = (case.info for case in store)
-    return sha256_of_json([(info.case_id, info.image.sha256, info.mask and info.mask.sha256, info.params_sha256) for info in infos])
+    return sha256_of_json(
+        [(info.case_id, info.image.sha256, info.mask and info.mask.sha256, info.params_sha256) for info in infos]
+    )
 
 
 def _write_table(root: Path, name: str, rows: list[Row]) -> None:
     columns = _columns(rows)
     complete = [{column: row.get(column) for column in columns} for row in rows]
     with written_whole(root / f"{name}.parquet") as aside:
-        pq.write_table(pa.Table.from_pylist(complete) if complete else pa.table({"case_id": pa.array([], pa.string())}), aside)
+        pq.write_table(
+            pa.Table.from_pylist(complete) if complete else pa.table({"case_id": pa.array([], pa.string())}), aside
+        )
     if name == MANIFEST:
         write_csv(root / f"{name}.csv", complete)
 
@@ -142,4 +150,3 @@ def _columns(rows: Iterable[Row]) -> list[str]:
             else:
                 first[column] = None
     return [*first, *voxels, *after]
-

@@ -22,8 +22,22 @@ from store.nifti import is_nifti_name, stem_of
 
 Role = Literal["image", "mask"]
 
-MASK_WORDS = frozenset("mask masks seg segs segmentation segmentations label labels gt annotation annotations".split())
-IMAGE_WORDS = frozenset("image images img imgs ct cts volume volumes vol scan scans".split())
+MASK_WORDS = frozenset(
+    [
+        "mask",
+        "masks",
+        "seg",
+        "segs",
+        "segmentation",
+        "segmentations",
+        "label",
+        "labels",
+        "gt",
+        "annotation",
+        "annotations",
+    ]
+)
+IMAGE_WORDS = frozenset(["image", "images", "img", "imgs", "ct", "cts", "volume", "volumes", "vol", "scan", "scans"])
 SUBSET = r"(?:tr|ts|va|val|train|training|test|testing)?"
 CHANNEL = re.compile(r"_(\d{4})$")
 
@@ -62,15 +76,17 @@ def name_of(path: str) -> Name:
     stem = stem_of(parts.name)
     folders = [part for part in parts.parent.parts if folder_role(part) is None]
     if lits := re.fullmatch(r"(volume|segmentation)-(\d+)", stem, re.IGNORECASE):
-        return Name(role="image" if lits[1].lower() == "volume" else "mask", folder="/".join(folders), key=f"lits-{lits[2]}")
+        return Name(
+            role="image" if lits[1].lower() == "volume" else "mask", folder="/".join(folders), key=f"lits-{lits[2]}"
+        )
     by_folder = next((role for part in reversed(parts.parent.parts) if (role := folder_role(part))), None)
     spoken = words(stem)
-    role: Role = "mask" if MASK_WORDS & set(spoken) else (by_folder or "image")
-    if by_folder == "image" and role == "image" and CHANNEL.search(stem):
+    said: Role = "mask" if MASK_WORDS & set(spoken) else (by_folder or "image")
+    if by_folder == "image" and said == "image" and CHANNEL.search(stem):
         stem = CHANNEL.sub("", stem)
         spoken = words(stem)
     key = "_".join(word for word in spoken if word not in MASK_WORDS | IMAGE_WORDS | {"manual"})
-    return Name(role=role, folder="/".join(folders), key=key)
+    return Name(role=said, folder="/".join(folders), key=key)
 
 
 def case_id_of(path: str) -> str:

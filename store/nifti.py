@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -92,43 +92,48 @@ def read_header(path: Path) -> NiftiHeader:
     except GeometryError as error:
         raise GeometryError(f"{path}: {error}") from error
     checked = NiftiHeader(
-        grid=grid, dtype=dtype, slope=slope, inter=inter, data_offset=_offset(header, len(raw), path), raw=raw, warnings=warnings
+        grid=grid,
+        dtype=dtype,
+        slope=slope,
+        inter=inter,
+        data_offset=_offset(header, len(raw), path),
+        raw=raw,
+        warnings=warnings,
     )
     _check_size(path, checked)
     return checked
 
 
-def open_voxels(path: Path) -> tuple[BinaryIO, HashingStream]:
+def open_voxels(path: Path) -> tuple[io.RawIOBase, HashingStream]:
     """Open a file for reading from its first header byte, decompressing when it is gzip.
 
     Returns the stream to read from and, below it, the stream that hashes the file's own bytes.
     """
     try:
-        raw = path.open("rb", buffering=0)
-        magic = raw.read(2)
-        raw.seek(0)
+        file = path.open("rb", buffering=0)
+        magic = file.read(2)
+        file.seek(0)
     except OSError as error:
         raise ScanError(f"{path}: cannot be read: {error.strerror}.") from error
-    hashing = HashingStream(cast(BinaryIO, raw))
-    if magic == GZIP_MAGIC:
-        return _Closing(igzip.IGzipFile(fileobj=hashing, mode="rb"), raw), hashing
-    return _Closing(cast(BinaryIO, hashing), raw), hashing
+    hashing = HashingStream(file)
+    inner = igzip.IGzipFile(fileobj=hashing, mode="rb") if magic == GZIP_MAGIC else hashing
+    return _Closing(inner, file), hashing
 
 
-class _Closing(io.RawIOBase, BinaryIO):  # type: ignore[misc]
+class _Closing(io.RawIOBase):
     """A readable stream over `inner` that closes the file below it."""
 
-    def __init__(self, inner: BinaryIO, file: io.FileIO) -> None:
+    def __init__(self, inner: Any, file: io.FileIO) -> None:
         self._inner = inner
         self._file = file
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:  # noqa: D102
-        return int(self._inner.readinto(buffer))  # type: ignore[attr-defined]
+    def readinto(self, buffer: Any) -> int:
+        return int(self._inner.readinto(buffer))
 
-    def close(self) -> None:  # noqa: D102
+    def close(self) -> None:
         self._file.close()
         super().close()
 
@@ -144,7 +149,12 @@ def damage_named(path: Path) -> Iterator[None]:
         raise ScanError(f"{path}: cannot be read: {error.strerror or error}.") from error
 
 
-def read_exactly(stream: BinaryIO, out: memoryview, path: Path) -> None:
+def bytes_of(array: npt.NDArray[Any]) -> memoryview:
+    """Return the bytes of a C-contiguous array, without a copy."""
+    return memoryview(array.view(np.uint8).reshape(-1))  # type: ignore[arg-type]
+
+
+def read_exactly(stream: io.RawIOBase, out: memoryview, path: Path) -> None:
     """Fill `out` from the stream.
 
     Raises
@@ -155,20 +165,20 @@ def read_exactly(stream: BinaryIO, out: memoryview, path: Path) -> None:
     filled = 0
     with damage_named(path):
         while filled < len(out):
-            count = stream.readinto(out[filled:])  # type: ignore[attr-defined]
+            count = stream.readinto(out[filled:])
             if not count:
                 raise EOFError(f"{len(out) - filled:,} bytes of voxels are missing")
             filled += count
 
 
-def read_to_end(stream: BinaryIO, path: Path) -> None:
+def read_to_end(stream: io.RawIOBase, path: Path) -> None:
     """Read what is left and forget it; a gzip stream checks its checksum at its end."""
     with damage_named(path):
         while stream.read(HASH_BLOCK):
             pass
 
 
-def skip(stream: BinaryIO, count: int, path: Path) -> None:
+def skip(stream: io.RawIOBase, count: int, path: Path) -> None:
     """Read `count` bytes and forget them."""
     read_exactly(stream, memoryview(bytearray(count)), path)
 
@@ -195,10 +205,12 @@ def write_mask(path: Path, header: bytes, mask: npt.NDArray[np.uint8]) -> None:
     document = bytearray(fields.binaryblock)
     if struct.unpack(f"{order}i", document[:4])[0] != size:
         raise ScanError(f"{path}: the header to copy is damaged.")
-    content = memoryview(np.ascontiguousarray(mask)).cast("B")
+    content = bytes_of(np.ascontiguousarray(mask))
     with written_whole(path) as aside, aside.open("wb") as file:
         if path.name.endswith(".gz"):
-            with igzip.IGzipFile(filename="", mode="wb", compresslevel=MASK_GZIP_LEVEL, fileobj=file, mtime=0) as stream:
+            with igzip.IGzipFile(
+                filename="", mode="wb", compresslevel=MASK_GZIP_LEVEL, fileobj=file, mtime=0
+            ) as stream:
                 stream.write(bytes(document) + bytes(4))
                 stream.write(content)
         else:
@@ -221,7 +233,7 @@ def grid_of_header(header: bytes) -> Grid:
     return Grid(shape=_shape(fields, Path("header")), affine=_affine(fields, Path("header"))[0])
 
 
-def _read_up_to(stream: BinaryIO, count: int, path: Path) -> bytes:
+def _read_up_to(stream: io.RawIOBase, count: int, path: Path) -> bytes:
     """Return up to `count` bytes from the start of the stream."""
     data = b""
     with damage_named(path):
@@ -241,10 +253,14 @@ def _parse(start: bytes, path: Path) -> tuple[bytes, Any]:
             if magic[:2] == b"ni":
                 raise ScanError(f"{path}: is the header of a .hdr/.img pair; convert the pair to one .nii file.")
             if magic[:2] != b"n+":
-                raise ScanError(f"{path}: is not a NIfTI file (magic {magic!r}); Analyze 7.5 files hold no orientation: convert it.")
+                raise ScanError(
+                    f"{path}: is not a NIfTI file (magic {magic!r}); Analyze 7.5 files hold no orientation: convert it."
+                )
             kind = nib.Nifti1Header if size == 348 else nib.Nifti2Header
             return start[:size], kind(start[:size], endianness=order, check=False)
-    raise ScanError(f"{path}: is not a NIfTI file: it starts with {start[:4].hex()} instead of the header's size, 348 or 540.")
+    raise ScanError(
+        f"{path}: is not a NIfTI file: it starts with {start[:4].hex()} instead of the header's size, 348 or 540."
+    )
 
 
 def _shape(header: Any, path: Path) -> tuple[int, int, int]:
@@ -256,7 +272,9 @@ def _shape(header: Any, path: Path) -> tuple[int, int, int]:
     if min(extents) < 1:
         raise ScanError(f"{path}: every extent must be at least 1; the header says {extents}.")
     if any(extent > 1 for extent in extents[3:]):
-        raise ScanError(f"{path}: holds several volumes, extents {extents}; a CT is one volume: split it first (nibabel.funcs.four_to_three).")
+        raise ScanError(
+            f"{path}: holds several volumes, extents {extents}; a CT is one volume: split it first (nibabel.funcs.four_to_three)."
+        )
     i, j, k = (*extents, 1)[:3]
     return i, j, k
 
@@ -265,11 +283,14 @@ def _dtype(header: Any, path: Path) -> np.dtype[Any]:
     """Return the voxels' type; only plain integers and floats can be HU or labels."""
     try:
         dtype = header.get_data_dtype()
-    except HeaderDataError as error:
+    except (HeaderDataError, KeyError) as error:
         raise ScanError(f"{path}: unknown voxel type {int(header['datatype'])}; convert it to int16.") from error
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise ScanError(f"{path}: voxels must be integers or floats; they are {dtype}. A color or complex picture is no CT.")
-    return np.dtype(dtype)
+        raise ScanError(
+            f"{path}: voxels must be integers or floats; they are {dtype}. A color or complex picture is no CT."
+        )
+    checked: np.dtype[Any] = np.dtype(dtype)
+    return checked
 
 
 def _scaling(header: Any) -> tuple[float, float]:
@@ -291,7 +312,9 @@ def _affine(header: Any, path: Path) -> tuple[npt.NDArray[np.float64], tuple[str
                 if apart > 1e-2:
                     warnings.append(f"sform and qform differ by up to {apart:.3g} mm; the sform is used")
     except (ValueError, HeaderDataError, np.linalg.LinAlgError) as error:
-        raise GeometryError(f"{path}: the header's orientation cannot be read ({error}); correct its qform or sform.") from error
+        raise GeometryError(
+            f"{path}: the header's orientation cannot be read ({error}); correct its qform or sform."
+        ) from error
     if header["sform_code"] <= 0 and header["qform_code"] <= 0:
         warnings.append("the header has no orientation; spacing alone is used and the patient's sides are unknown")
     return affine, tuple(warnings)

@@ -79,7 +79,10 @@ class Canvas:
         self.rng = rng
         self.shape = spec.shape
         self.spacing = spec.spacing_mm
-        axes = [((np.arange(count) - (count - 1) / 2) * step).astype(np.float32) for count, step in zip(spec.shape, spec.spacing_mm, strict=True)]
+        axes = [
+            ((np.arange(count) - (count - 1) / 2) * step).astype(np.float32)
+            for count, step in zip(spec.shape, spec.spacing_mm, strict=True)
+        ]
         self.z, self.y, self.x = np.meshgrid(*axes, indexing="ij", sparse=True)
         self.hu = np.full(spec.shape, AIR, dtype=np.float32)
         self.girth = float(rng.uniform(0.88, 1.04))
@@ -88,20 +91,21 @@ class Canvas:
     def smooth_field(self, length_mm: float) -> Floats:
         """Return a random field of mean 0, deviation 1 and the given correlation length."""
         noise = self.rng.standard_normal(self.shape, dtype=np.float32)
-        transfer = np.float32(1)
+        transfer = np.ones((1, 1, 1), dtype=np.float32)
         for axis, (count, step) in enumerate(zip(self.shape, self.spacing, strict=True)):
             frequency = np.fft.rfftfreq(count, step) if axis == 2 else np.fft.fftfreq(count, step)
             shape = [1, 1, 1]
             shape[axis] = -1
             transfer = transfer * np.exp(-2 * (np.pi * frequency * length_mm / 2) ** 2).reshape(shape)
         field = np.fft.irfftn(np.fft.rfftn(noise) * transfer, s=self.shape, axes=(0, 1, 2)).astype(np.float32)
-        return field / max(float(field.std()), 1e-6)
+        return np.asarray(field / max(float(field.std()), 1e-6), dtype=np.float32)
 
     def ellipsoid(self, center: Point, radii: Point) -> Floats:
         """Return the scaled distance from `center` (x, y, z in mm): below 1 inside an ellipsoid of `radii`."""
         cx, cy, cz = center
         rx, ry, rz = radii
-        return ((self.x - cx) / rx) ** 2 + ((self.y - cy) / ry) ** 2 + ((self.z - cz) / rz) ** 2
+        distance: Floats = ((self.x - cx) / rx) ** 2 + ((self.y - cy) / ry) ** 2 + ((self.z - cz) / rz) ** 2
+        return distance
 
     def blend(self, weight: Floats, hu: float | Floats) -> None:
         """Mix a tissue in: `weight` 0 leaves what is there, 1 replaces it."""
@@ -115,7 +119,9 @@ class Canvas:
         """Return what a scanner makes of it: noise correlated over about two pixels, 15 to 25 HU in the body, a round field."""
         rng = self.rng
         _, ny, nx = self.shape
-        transfer = np.exp(-2 * (np.pi * 0.55) ** 2 * (np.fft.fftfreq(ny)[:, None] ** 2 + np.fft.rfftfreq(nx)[None] ** 2))
+        transfer = np.exp(
+            -2 * (np.pi * 0.55) ** 2 * (np.fft.fftfreq(ny)[:, None] ** 2 + np.fft.rfftfreq(nx)[None] ** 2)
+        )
         sigma = float(rng.uniform(15, 25))
         gain = sigma / np.sqrt((_full_power(transfer**2, nx)).mean())
         image = np.empty(self.shape, dtype=np.int16)
@@ -153,7 +159,9 @@ def draw_body(canvas: Canvas) -> None:
     canvas.paint((spine < 1) & disc, 85)
     canvas.paint(np.broadcast_to(canvas.ellipsoid((0, 88 * g, 0), (9, 8, 1e6)) < 1, canvas.shape), 30)
     for side in (-1, 1):
-        canvas.paint(np.broadcast_to(canvas.ellipsoid((side * 34, 72 * g, 0), (22, 20, 1e6)) < 1, canvas.shape), MUSCLE_HU + 8)
+        canvas.paint(
+            np.broadcast_to(canvas.ellipsoid((side * 34, 72 * g, 0), (22, 20, 1e6)) < 1, canvas.shape), MUSCLE_HU + 8
+        )
         lung = canvas.ellipsoid((side * 72 * g, 5, 105), (55 * g, 78 * g, 62)) + 0.5 * wobble
         canvas.paint(lung < 1, LUNG_HU)
     canvas.paint(canvas.ellipsoid((10, -25, 112), (42, 48, 40)) < 1, 90)
@@ -185,9 +193,13 @@ def draw_liver(canvas: Canvas) -> Mask:
     shift = rng.uniform(-8, 8, 3)
     right = canvas.ellipsoid((-62 * g + shift[0], -2 + shift[1], 18 + shift[2]), (66 * g, 72 * g, 76))
     left = canvas.ellipsoid((5 * g + shift[0], -48 * g + shift[1], 32 + shift[2]), (62 * g, 30 * g, 40))
-    liver = np.minimum(right, left) + 0.13 * canvas.smooth_field(40) < 1
+    liver: Mask = np.minimum(right, left) + 0.13 * canvas.smooth_field(40) < 1
     body = canvas.ellipsoid((0, 0, 0), (158 * g, 112 * g, 1e6))
-    liver &= (body < 0.69) & (canvas.ellipsoid((-52 * g, 48 * g, -50), (32, 28, 52)) > 1) & (canvas.ellipsoid((8, 34 * g, 0), (26, 16, 1e6)) > 1)
+    liver &= (
+        (body < 0.69)
+        & (canvas.ellipsoid((-52 * g, 48 * g, -50), (32, 28, 52)) > 1)
+        & (canvas.ellipsoid((8, 34 * g, 0), (26, 16, 1e6)) > 1)
+    )
     base = LIVER_HU + rng.uniform(-8, 8)
     canvas.blend(liver.astype(np.float32), base + 3 * canvas.smooth_field(12))
     return liver
@@ -250,7 +262,9 @@ def draw_tumors(canvas: Canvas, liver: Mask, count: int) -> Mask:
 
 def canvas_point(canvas: Canvas, voxel: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Return x, y, z in mm of a voxel z, y, x."""
-    place = [(index - (count - 1) / 2) * step for index, count, step in zip(voxel, canvas.shape, canvas.spacing, strict=True)]
+    place = [
+        (index - (count - 1) / 2) * step for index, count, step in zip(voxel, canvas.shape, canvas.spacing, strict=True)
+    ]
     return np.array(place[::-1])
 
 
@@ -277,13 +291,18 @@ def collection_specs(cases: int, size: int, seed: int) -> Iterator[tuple[int, Ph
         ny, nx = (size, size) if number % 4 else (size - 16, size)
         tumors = 0 if number % 5 == 3 else int(rng.integers(1, 6))
         depth = int(rng.integers(30, 52) * max(1.0, size / 256))
-        spec = PhantomSpec(seed=seed * 1000 + number, shape=(depth, ny, nx), height_mm=float(rng.uniform(165, 200)), tumors=tumors)
+        spec = PhantomSpec(
+            seed=seed * 1000 + number, shape=(depth, ny, nx), height_mm=float(rng.uniform(165, 200)), tumors=tumors
+        )
         yield number, spec, AXCODES[number % len(AXCODES)]
 
 
 def write_collection(folder: Path, *, cases: int, size: int, seed: int) -> Iterator[tuple[Path, Path]]:
     """Write a collection with LiTS names, yielding the paths of each image and mask once they are there."""
-    write_json(folder / "dataset.json", {"name": "slicemill phantoms", "labels": {str(v): k for k, v in LITS_LABELS.values.items()}})
+    write_json(
+        folder / "dataset.json",
+        {"name": "slicemill phantoms", "labels": {str(v): k for k, v in LITS_LABELS.values.items()}},
+    )
     for number, spec, axcodes in collection_specs(cases, size, seed):
         suffix = ".nii.gz" if number % 3 == 1 else ".nii"
         image, mask = folder / f"volume-{number}{suffix}", folder / f"segmentation-{number}{suffix}"

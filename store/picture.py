@@ -70,7 +70,9 @@ def draw_fill(picture: Picture, mask: Mask, color: Color, opacity: float = 0.6) 
     return drawn
 
 
-def draw_labels(picture: Picture, label: npt.NDArray[np.uint8], colors: Sequence[tuple[Sequence[int], Color]]) -> Picture:
+def draw_labels(
+    picture: Picture, label: npt.NDArray[np.uint8], colors: Sequence[tuple[Sequence[int], Color]]
+) -> Picture:
     """Outline each group of label values of a slice uint8[y, x] in its color, in order."""
     for values, color in colors:
         mask = np.isin(label, values)

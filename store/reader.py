@@ -19,7 +19,6 @@ from numcodecs import blosc, zstd
 from store.case import CaseInfo, case_from_json
 from store.errors import StoreError
 from store.files import local_path
-from store.naming import natural_key
 from store.layout import (
     ATTRIBUTE,
     CRC_BYTES,
@@ -32,6 +31,7 @@ from store.layout import (
     ArrayName,
     array_document,
 )
+from store.naming import natural_key
 
 BLOSC_HEADER_BYTES = 16
 MAX_SLICE_BYTES = 1 << 31
@@ -47,7 +47,9 @@ def without_checksum(data: bytes, what: str) -> memoryview:
     """
     content = memoryview(data)[:-CRC_BYTES]
     if len(data) < CRC_BYTES or google_crc32c.value(bytes(content)) != int.from_bytes(data[-CRC_BYTES:], "little"):
-        raise StoreError(f"{what}: the checksum does not fit, the bytes are damaged. Ingest the case again with --overwrite.")
+        raise StoreError(
+            f"{what}: the checksum does not fit, the bytes are damaged. Ingest the case again with --overwrite."
+        )
     return content
 
 
@@ -114,7 +116,9 @@ class SliceArray:
         end = self._size()
         if end < size:
             raise StoreError(f"{shard}: {end} bytes cannot hold the index of {len(self)} slices; it is truncated.")
-        index = np.frombuffer(without_checksum(self._pread(end - size, size), f"{shard}, index"), dtype="<u8").reshape(-1, 2)
+        index = np.frombuffer(without_checksum(self._pread(end - size, size), f"{shard}, index"), dtype="<u8").reshape(
+            -1, 2
+        )
         if (index.astype(object).sum(axis=1) > end - size).any():
             raise StoreError(f"{shard}: its index points outside the file.")
         return index
@@ -216,7 +220,9 @@ class Store:
         if case_id not in self._cases:
             folder = self.root / GROUP / case_id
             if case_id not in self.case_ids:
-                raise StoreError(f"{self.root}: there is no case {case_id!r}; `slicemill store info {self.root}` lists them.")
+                raise StoreError(
+                    f"{self.root}: there is no case {case_id!r}; `slicemill store info {self.root}` lists them."
+                )
             self._cases[case_id] = Case(folder)
         return self._cases[case_id]
 
@@ -236,7 +242,9 @@ def open_store(url: str | Path) -> Store:
     """
     root = local_path(url)
     if not (root / GROUP / DOCUMENT).is_file():
-        raise StoreError(f"{root}: is not a slice store (it has no {GROUP}/{DOCUMENT}); make one with `slicemill ingest`.")
+        raise StoreError(
+            f"{root}: is not a slice store (it has no {GROUP}/{DOCUMENT}); make one with `slicemill ingest`."
+        )
     return Store(root)
 
 

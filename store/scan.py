@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from store.errors import LabelError, ScanError
 from store.geometry import Grid
-from store.nifti import NiftiHeader, blank_text, open_voxels, read_exactly, read_header, read_to_end, skip
+from store.nifti import NiftiHeader, blank_text, bytes_of, open_voxels, read_exactly, read_header, read_to_end, skip
 
 SLAB_BYTES = 8 << 20
 """Voxel bytes held at a time: 16 int16 slices of 512x512, the slab of the prototype (STORAGE section 4)."""
@@ -53,10 +53,12 @@ class ScanReader:
         """Largest difference between a voxel's value and what it was rounded to, HU; known when all slabs were read."""
         self._stream, self._hashing = open_voxels(path)
 
-    def __enter__(self) -> "ScanReader":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stream.close()
 
     @property
@@ -80,7 +82,7 @@ class ScanReader:
         buffer = np.empty((min(depth, nk), nj, ni), dtype=self.header.dtype)
         for start in range(0, nk, depth):
             raw = buffer[: min(depth, nk - start)]
-            read_exactly(self._stream, memoryview(raw).cast("B"), self.path)
+            read_exactly(self._stream, bytes_of(raw), self.path)
             z = nk - start - len(raw) if self.grid.z_is_flipped else start
             yield Slab(z=z, voxels=np.ascontiguousarray(self.grid.to_stored(self._convert(raw))))
 
@@ -89,7 +91,7 @@ class ScanReader:
         whole = np.empty((nk, nj, ni), dtype=np.int16 if self.kind == "image" else np.uint8)
         row = np.empty((1, nj, ni), dtype=self.header.dtype)
         for k in range(nk):
-            read_exactly(self._stream, memoryview(row).cast("B"), self.path)
+            read_exactly(self._stream, bytes_of(row), self.path)
             whole[k] = self._convert(row)[0]
         stored = self.grid.to_stored(whole)
         for z in range(0, len(stored), depth):
@@ -141,7 +143,9 @@ def to_hu(raw: npt.NDArray[Any], slope: float, inter: float, path: Path) -> tupl
     low, high = values.min(), values.max()
     if not (math.isfinite(low) and math.isfinite(high)):
         count = int(np.count_nonzero(~np.isfinite(values)))
-        raise ScanError(f"{path}: HU must be finite numbers; a slab holds {count:,} NaN or infinite voxels. Replace them by air (-1024).")
+        raise ScanError(
+            f"{path}: HU must be finite numbers; a slab holds {count:,} NaN or infinite voxels. Replace them by air (-1024)."
+        )
     _check_range(low, high, path)
     rounded = np.rint(values)
     return rounded.astype(np.int16), float(np.abs(values - rounded).max())
@@ -149,7 +153,9 @@ def to_hu(raw: npt.NDArray[Any], slope: float, inter: float, path: Path) -> tupl
 
 def _check_range(low: float, high: float, path: Path) -> None:
     if math.floor(low) < INT16.min or math.ceil(high) > INT16.max:
-        raise ScanError(f"{path}: HU must fit in {INT16.min}..{INT16.max}; found {low:g}..{high:g}. Is this a CT? Rescale it to HU first.")
+        raise ScanError(
+            f"{path}: HU must fit in {INT16.min}..{INT16.max}; found {low:g}..{high:g}. Is this a CT? Rescale it to HU first."
+        )
 
 
 def to_labels(raw: npt.NDArray[Any], slope: float, inter: float, path: Path) -> Uint8s:
@@ -163,7 +169,9 @@ def to_labels(raw: npt.NDArray[Any], slope: float, inter: float, path: Path) -> 
     if slope == 1 and inter == 0 and raw.dtype == np.uint8:
         return raw
     values = raw.astype(np.float64) * slope + inter if slope != 1 or inter != 0 else raw
-    labels = values.astype(np.uint8) if values.dtype.kind in "iu" else np.nan_to_num(values).clip(0, 255).astype(np.uint8)
+    labels = (
+        values.astype(np.uint8) if values.dtype.kind in "iu" else np.nan_to_num(values).clip(0, 255).astype(np.uint8)
+    )
     if not np.array_equal(labels, values):
         odd = values[values != labels].flat[0]
         raise LabelError(f"{path}: label values must be integers from 0 to 255; found {odd:g}.")

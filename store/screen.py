@@ -22,10 +22,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """
     cells = [[cell(value) for value in row] for row in rows]
     widths = [max(len(line[column]) for line in [list(header), *cells]) for column in range(len(header))]
-    right = [bool(rows) and all(isinstance(row[column], int | float) or row[column] is None for row in rows) for column in range(len(header))]
+    right = [
+        bool(rows) and all(isinstance(row[column], int | float) or row[column] is None for row in rows)
+        for column in range(len(header))
+    ]
     lines = [list(header), *cells]
     return "\n".join(
-        "  ".join(text.rjust(width) if number else text.ljust(width) for text, width, number in zip(line, widths, right, strict=True)).rstrip()
+        "  ".join(
+            text.rjust(width) if number else text.ljust(width)
+            for text, width, number in zip(line, widths, right, strict=True)
+        ).rstrip()
         for line in lines
     )
 
@@ -55,7 +61,9 @@ def errors_shown() -> Iterator[None]:
         if error.filename is None and error.errno is None:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"slicemill: {where}{error.strerror or error}. Make room or correct the path, and run the same command again.\n")
+        sys.stderr.write(
+            f"slicemill: {where}{error.strerror or error}. Make room or correct the path, and run the same command again.\n"
+        )
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         sys.stderr.write("slicemill: interrupted; what was finished is kept, the same command goes on from there.\n")

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import google_crc32c
 import numpy as np
@@ -101,10 +101,12 @@ class CaseWriter:
         if has_mask:
             self._shards[LABEL] = ShardWriter(self._folder / LABEL / SHARD, shape[0], encode_label)
 
-    def __enter__(self) -> "CaseWriter":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for shard in self._shards.values():
             shard.abandon()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -162,5 +164,10 @@ def remove_partial(store: str | Path) -> None:
 
     for folder in (local_path(store) / PARTIAL).glob("*"):
         parts = folder.name.removesuffix(".old").rsplit(".", 3)
-        if len(parts) == 4 and parts[1] == this_host() and parts[2].isdecimal() and not psutil.pid_exists(int(parts[2])):
+        if (
+            len(parts) == 4
+            and parts[1] == this_host()
+            and parts[2].isdecimal()
+            and not psutil.pid_exists(int(parts[2]))
+        ):
             shutil.rmtree(folder, ignore_errors=True)

@@ -41,7 +41,9 @@ def move(image: Tensor, label: Tensor, generator: Generator) -> tuple[Tensor, Te
     mirror = torch.where(_uniform(count, 0, 1, generator, image) < MIRROR_SHARE, -1.0, 1.0)
     shift = torch.stack([_uniform(count, -2 * MAX_SHIFT, 2 * MAX_SHIFT, generator, image) for _ in range(2)], dim=1)
     cosine, sine = angle.cos() / scale, angle.sin() / scale
-    theta = torch.stack([torch.stack([mirror * cosine, -sine], dim=1), torch.stack([mirror * sine, cosine], dim=1)], dim=1)
+    theta = torch.stack(
+        [torch.stack([mirror * cosine, -sine], dim=1), torch.stack([mirror * sine, cosine], dim=1)], dim=1
+    )
     grid = F.affine_grid(torch.cat([theta, shift[:, :, None]], dim=2), list(image.shape), align_corners=False)
     moved = F.grid_sample(image + 1, grid, mode="bilinear", padding_mode="zeros", align_corners=False) - 1
     labels = F.grid_sample(label[:, None].float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)

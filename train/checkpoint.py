@@ -67,8 +67,12 @@ def load_progress(run: Path, network: nn.Module, optimizer: torch.optim.Optimize
     try:
         state = read_state(run)
         tensors = load_file(run / LAST)
-        network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")})
-        optimizer.load_state_dict({"state": _optimizer_memory(tensors), "param_groups": optimizer.state_dict()["param_groups"]})
+        network.load_state_dict(
+            {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}
+        )
+        optimizer.load_state_dict(
+            {"state": _optimizer_memory(tensors), "param_groups": optimizer.state_dict()["param_groups"]}
+        )
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise ModelError(f"{run}: its checkpoint cannot be read ({error}); train anew with --overwrite.") from error
     return state

@@ -13,17 +13,28 @@ def train(
     store: Annotated[Path, typer.Argument(help="Slice store with masks.")],
     run: Annotated[Path, typer.Argument(help="Folder of the run, made or gone on with.")],
     config: Annotated[Path | None, typer.Option(help="Settings as TOML; options on the command line go first.")] = None,
-    split: Annotated[Path | None, typer.Option(help="JSON with the case ids of train, validation and test, instead of a random split.")] = None,
+    split: Annotated[
+        Path | None,
+        typer.Option(help="JSON with the case ids of train, validation and test, instead of a random split."),
+    ] = None,
     context: Annotated[int | None, typer.Option(help="Slices seen around the one to label: 1, 3, 5 or 7.")] = None,
-    size: Annotated[int | None, typer.Option(help="Side to which slices are padded or cropped; 0 is the largest slice.")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side to which slices are padded or cropped; 0 is the largest slice.")
+    ] = None,
     width: Annotated[int | None, typer.Option(help="Channels of the first level.")] = None,
     batch: Annotated[int | None, typer.Option(help="Slices per step.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps per epoch; 0 is as many slices as the training part has.")] = None,
-    max_minutes: Annotated[float | None, typer.Option(help="End after so many minutes of training; 0 is no limit.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps per epoch; 0 is as many slices as the training part has.")
+    ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="End after so many minutes of training; 0 is no limit.")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
     tumor_share: Annotated[float | None, typer.Option(help="Share of the drawn slices that hold tumor.")] = None,
-    augment: Annotated[bool | None, typer.Option("--augment/--no-augment", help="Mirror, turn, scale, shift, contrast, noise.")] = None,
+    augment: Annotated[
+        bool | None, typer.Option("--augment/--no-augment", help="Mirror, turn, scale, shift, contrast, noise.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the split, the draws and the weights.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
@@ -31,8 +42,8 @@ def train(
 ) -> None:
     """Train a 2.5-D U-Net on a slice store, split by patient; the same command again goes on after a kill.
 
-        slicemill train lits-store/ runs/first --epochs 100
-        slicemill train lits-store/ runs/quick --width 16 --max-minutes 25
+    slicemill train lits-store/ runs/first --epochs 100
+    slicemill train lits-store/ runs/quick --width 16 --max-minutes 25
     """
     with errors_shown():
         import shutil
@@ -50,15 +61,22 @@ def train(
             learning_rate=learning_rate, tumor_share=tumor_share, augment=augment, seed=seed, device=device, precision=precision,
         )  # fmt: skip
         state = fit(store, run, settings, split_file=split, tell=say)
-        say(f"best: epoch {state.best_epoch} of {state.epoch}, mean Dice {state.best_score:.3f} on validation, {state.seconds / 60:.1f} minutes")
+        say(
+            f"best: epoch {state.best_epoch} of {state.epoch}, mean Dice {state.best_score:.3f} on validation, {state.seconds / 60:.1f} minutes"
+        )
         say(f"curves: {run / CURVES}, {run / METRICS}; split: {run / SPLIT}; or `tensorboard --logdir {run}`")
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     model: Annotated[Path, typer.Argument(help="ONNX file to write.")],
-    store: Annotated[Path | None, typer.Option(help="Store for the proof of parity, when the one of the training was moved.")] = None,
-    min_lesion_ml: Annotated[float, typer.Option(help="Tumors smaller than this are removed after inference; in the model's metadata.", min=0)] = 0.0,
+    store: Annotated[
+        Path | None, typer.Option(help="Store for the proof of parity, when the one of the training was moved.")
+    ] = None,
+    min_lesion_ml: Annotated[
+        float,
+        typer.Option(help="Tumors smaller than this are removed after inference; in the model's metadata.", min=0),
+    ] = 0.0,
 ) -> None:
     """Write the best network of a run as one ONNX file: int16 HU in, uint8 labels out, everything inside.
 
@@ -77,4 +95,6 @@ def export(
             f"parity: {parity['labels_differing']} of {parity['pixels']:,} label pixels differ on {parity['slices']} slices "
             f"(limit {parity['limit']:g}), probabilities by at most {parity['max_probability_difference']:.2g}"
         )
-        say(f"model: {model} ({model.stat().st_size / 1e6:.1f} MB), labels {metadata['labels']}, context {metadata['context']}")
+        say(
+            f"model: {model} ({model.stat().st_size / 1e6:.1f} MB), labels {metadata['labels']}, context {metadata['context']}"
+        )

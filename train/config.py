@@ -52,14 +52,26 @@ class Config:
         """Check what cannot work."""
         rules = (
             (self.context in (1, 3, 5, 7), "context", "must be 1, 3, 5 or 7"),
-            (self.size >= 0 and self.size % 2**self.depth == 0, "size", f"must be a multiple of {2**self.depth} (2 to the power of depth)"),
+            (
+                self.size >= 0 and self.size % 2**self.depth == 0,
+                "size",
+                f"must be a multiple of {2**self.depth} (2 to the power of depth)",
+            ),
             (1 <= self.depth <= 6, "depth", "must lie in 1 to 6"),
             (self.width >= 1, "width", "must be at least 1"),
             (self.batch >= 1, "batch", "must be at least 1"),
             (self.precision in ("auto", "fp32", "bf16"), "precision", "must be auto, fp32 or bf16"),
             (self.epochs >= 1, "epochs", "must be at least 1"),
-            (0 <= self.tumor_share + self.organ_share <= 1, "tumor_share", "and organ_share must not exceed 1 together"),
-            (self.validation > 0 and self.test >= 0 and self.validation + self.test < 1, "validation", "and test must leave patients to train on"),
+            (
+                0 <= self.tumor_share + self.organ_share <= 1,
+                "tumor_share",
+                "and organ_share must not exceed 1 together",
+            ),
+            (
+                self.validation > 0 and self.test >= 0 and self.validation + self.test < 1,
+                "validation",
+                "and test must leave patients to train on",
+            ),
         )
         for holds, name, rule in rules:
             if not holds:
@@ -74,8 +86,8 @@ class Config:
         ConfigError
             A name is no setting or a value is of the wrong type.
         """
-        fields = {field.name: type(field.default) for field in dataclasses.fields(self)}
-        given = {}
+        fields: dict[str, type] = {field.name: type(field.default) for field in dataclasses.fields(self)}
+        given: dict[str, Any] = {}
         for name, value in values.items():
             if value is None:
                 continue
@@ -102,6 +114,8 @@ def to_toml(config: Config) -> str:
     """Return the settings as TOML, which `read_config` reads back."""
     lines = []
     for name, value in dataclasses.asdict(config).items():
-        text = f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else repr(value)
+        text = (
+            f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else repr(value)
+        )
         lines.append(f"{name} = {text}")
     return "\n".join(lines) + "\n"

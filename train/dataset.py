@@ -38,7 +38,9 @@ def cropped_at(label: npt.NDArray[np.uint8], size: tuple[int, int], rng: np.rand
     if label.shape[0] <= size[0] and label.shape[1] <= size[1]:
         return corner[0], corner[1]
     highest = np.argwhere(label == label.max()) if label.any() else None
-    target = highest[rng.integers(len(highest))] if highest is not None else [rng.integers(extent) for extent in label.shape]
+    target = (
+        highest[rng.integers(len(highest))] if highest is not None else [rng.integers(extent) for extent in label.shape]
+    )
     for axis in (0, 1):
         room = label.shape[axis] - size[axis]
         if room > 0:
@@ -49,14 +51,19 @@ def cropped_at(label: npt.NDArray[np.uint8], size: tuple[int, int], rng: np.rand
 class Batches:
     """Batches of given places, decoded ahead by one thread."""
 
-    def __init__(self, store: Store, classes: npt.NDArray[np.uint8], size: tuple[int, int], context: int, batch: int) -> None:
+    def __init__(
+        self, store: Store, classes: npt.NDArray[np.uint8], size: tuple[int, int], context: int, batch: int
+    ) -> None:
         self._store = store
         self._size = size
         self._context = context
         self._to_class = np.zeros(256, dtype=np.uint8)
         self._to_class[classes] = np.arange(len(classes), dtype=np.uint8)
         self._ring = [
-            Batch(image=np.empty((batch, context, *size), np.int16), label=np.empty((batch, *size), np.uint8), places=[]) for _ in range(RING + 2)
+            Batch(
+                image=np.empty((batch, context, *size), np.int16), label=np.empty((batch, *size), np.uint8), places=[]
+            )
+            for _ in range(RING + 2)
         ]
 
     @contextmanager
@@ -64,7 +71,9 @@ class Batches:
         """Yield an iterator over the batches of `places`; a remainder smaller than a batch is left out."""
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=RING)
         stop = threading.Event()
-        thread = threading.Thread(target=self._produce, args=(places, seed, ready, stop), daemon=True, name="slice loader")
+        thread = threading.Thread(
+            target=self._produce, args=(places, seed, ready, stop), daemon=True, name="slice loader"
+        )
         thread.start()
         try:
             yield self._consume(ready)
@@ -83,7 +92,11 @@ class Batches:
             yield item
 
     def _produce(
-        self, places: Sequence[Place], seed: tuple[int, int], ready: "queue.Queue[Batch | BaseException | None]", stop: threading.Event
+        self,
+        places: Sequence[Place],
+        seed: tuple[int, int],
+        ready: "queue.Queue[Batch | BaseException | None]",
+        stop: threading.Event,
     ) -> None:
         try:
             rng = np.random.default_rng(seed)
@@ -101,7 +114,9 @@ class Batches:
             ready.put(error)
 
     def _fill(self, slot: Batch, index: int, case: Case, z: int, rng: np.random.Generator) -> None:
-        label = self._to_class[case.label.read(z)] if case.label is not None else np.zeros(case.image.shape[1:], np.uint8)
+        label = (
+            self._to_class[case.label.read(z)] if case.label is not None else np.zeros(case.image.shape[1:], np.uint8)
+        )
         corner = cropped_at(label, self._size, rng)
         fit(label, corner, 0, slot.label[index])
         around = neighbors(z, len(case.image), self._context)

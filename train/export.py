@@ -103,7 +103,13 @@ def export(run: Path, model: Path, *, store_path: Path | None = None, min_lesion
     with written_whole(model) as aside:
         to_onnx(graph, proof, aside)
         parity = prove(graph, aside, proof)
-        metadata = describe(run, document, config, parity, Postprocess(largest_organ=labels.organ is not None, min_lesion_ml=min_lesion_ml))
+        metadata = describe(
+            run,
+            document,
+            config,
+            parity,
+            Postprocess(largest_organ=labels.organ is not None, min_lesion_ml=min_lesion_ml),
+        )
         add_metadata(aside, metadata)
     return metadata
 
@@ -136,7 +142,8 @@ def to_onnx(graph: Exported, proof: Proof, path: Path) -> None:
     image, window = (torch.from_numpy(array) for array in proof[0])
     several = torch.export.Dim("n", min=1, max=65536)
     labelled = torch.export.Dim("b", min=1, max=65536)
-    if graph.network.down[0][0].in_channels > 1:  # type: ignore[index]
+    example: tuple[Tensor, ...]
+    if image.shape[0] > 1:
         example, names = (torch.cat([image, image]), torch.cat([window, window])), ["image", "neighbors"]
         shapes: tuple[dict[int, Any], ...] = ({0: several}, {0: labelled})
     else:
@@ -202,13 +209,17 @@ def cpu_session(path: Path) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ModelError("export proves its labels with onnxruntime, which is missing: pip install 'slicemill[cpu]' (or [gpu]).") from error
+        raise ModelError(
+            "export proves its labels with onnxruntime, which is missing: pip install 'slicemill[cpu]' (or [gpu])."
+        ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def describe(run: Path, document: Mapping[str, Any], config: Config, parity: dict[str, Any], postprocess: Postprocess) -> dict[str, Any]:
+def describe(
+    run: Path, document: Mapping[str, Any], config: Config, parity: dict[str, Any], postprocess: Postprocess
+) -> dict[str, Any]:
     """Return the metadata ``slicemill`` of the model file."""
     import onnxruntime
 
@@ -232,7 +243,9 @@ def describe(run: Path, document: Mapping[str, Any], config: Config, parity: dic
             "epochs": state.epoch,
             "minutes": round(state.seconds / 60, 2),
             "best_epoch": state.best_epoch,
-            "validation": {name: value for name, value in best.items() if name.startswith("validation_") and _is_number(value)},
+            "validation": {
+                name: value for name, value in best.items() if name.startswith("validation_") and _is_number(value)
+            },
         },
         "store_sha256": document["store_sha256"],
         "license": "research use; not a medical device",

@@ -10,6 +10,7 @@
 4. Weights, optimizer and position are one file, written whole: the same command after a kill goes on from the last epoch.
 """
 
+import dataclasses
 import math
 import os
 import time
@@ -24,8 +25,8 @@ import torch
 from torch import Tensor
 
 from store.errors import ConfigError, StoreError
-from store.framing import centered, fit, neighbors
 from store.files import write_bytes, write_csv, write_json
+from store.framing import centered, fit, neighbors
 from store.labels import Labels
 from store.layout import AIR_HU
 from store.manifest import read_table, store_sha256
@@ -65,7 +66,9 @@ class Setup:
     """Whether the network runs in mixed precision."""
 
 
-def train(store_path: Path, run: Path, config: Config, *, split_file: Path | None = None, tell: Callable[[str], None]) -> State:
+def train(
+    store_path: Path, run: Path, config: Config, *, split_file: Path | None = None, tell: Callable[[str], None]
+) -> State:
     """Train, or go on where an earlier call with the same arguments was stopped.
 
     Raises
@@ -77,7 +80,7 @@ def train(store_path: Path, run: Path, config: Config, *, split_file: Path | Non
     """
     setup = prepare(store_path, run, config, split_file)
     torch.manual_seed(config.seed)
-    network = build(setup.labels, config).to(setup.device, memory_format=torch.channels_last)
+    network = build(setup.labels, config).to(setup.device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     state = load_progress(run, network, optimizer)
     if state.epoch:
@@ -124,7 +127,9 @@ def prepare(store_path: Path, run: Path, config: Config, split_file: Path | None
         if split_file is not None:
             split = read_split(split_file, store.case_ids)
         else:
-            split = make_split(read_table(store_path, "manifest"), validation=config.validation, test=config.test, seed=config.seed)
+            split = make_split(
+                read_table(store_path, "manifest"), validation=config.validation, test=config.test, seed=config.seed
+            )
         write_split(split_path, split)
     split = read_split(split_path, store.case_ids)
     unmasked = [case_id for case_id in (*split.train, *split.validation) if store[case_id].label is None]
@@ -143,7 +148,9 @@ def prepare(store_path: Path, run: Path, config: Config, split_file: Path | None
         bf16=uses_bf16(config.precision, device),
     )
     write_bytes(run / CONFIG, to_toml(config).encode())
-    write_json(run / MODEL, {**labels.as_json(), "size": size, "store": str(store_path), "store_sha256": store_sha256(store)})
+    write_json(
+        run / MODEL, {**labels.as_json(), "size": size, "store": str(store_path), "store_sha256": store_sha256(store)}
+    )
     return setup
 
 
@@ -151,8 +158,14 @@ def _check_run(run: Path, config: Config) -> None:
     if (run / CONFIG).exists() and (run / LAST).exists():
         before = read_config(run / CONFIG)
         if before != config:
-            differing = [f"{name} {getattr(before, name)} -> {getattr(config, name)}" for name in config.__slots__ if getattr(before, name) != getattr(config, name)]
-            raise ConfigError(f"{run}: holds a run of other settings ({'; '.join(differing)}). Use the same settings, another folder, or --overwrite.")
+            differing = [
+                f"{name} {getattr(before, name)} -> {getattr(config, name)}"
+                for name in [field.name for field in dataclasses.fields(config)]
+                if getattr(before, name) != getattr(config, name)
+            ]
+            raise ConfigError(
+                f"{run}: holds a run of other settings ({'; '.join(differing)}). Use the same settings, another folder, or --overwrite."
+            )
 
 
 def common_labels(store: Store) -> Labels:
@@ -165,11 +178,15 @@ def common_labels(store: Store) -> Labels:
     """
     found = {case.info.case_id: case.info.labels for case in store if case.info.labels}
     if not found:
-        raise StoreError(f"{store.root}: no case has a mask; training needs references. Ingest images together with masks.")
+        raise StoreError(
+            f"{store.root}: no case has a mask; training needs references. Ingest images together with masks."
+        )
     first_id, first = next(iter(found.items()))
     for case_id, labels in found.items():
         if labels != first:
-            raise StoreError(f"{store.root}: {first_id} and {case_id} have different labels ({first} and {labels}); ingest with one --labels.")
+            raise StoreError(
+                f"{store.root}: {first_id} and {case_id} have different labels ({first} and {labels}); ingest with one --labels."
+            )
     return first
 
 
@@ -187,7 +204,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name}: cannot be used here ({str(error).splitlines()[0]}). Choose cpu, or auto.") from error
+        raise ConfigError(
+            f"device {name}: cannot be used here ({str(error).splitlines()[0]}). Choose cpu, or auto."
+        ) from error
     if device.type == "cpu":
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     return device
@@ -213,8 +232,10 @@ def slice_size(cases: Sequence[Case], config: Config) -> tuple[int, int]:
 
 
 def build(labels: Labels, config: Config) -> UNet:
-    """Return the network for these labels and settings."""
-    return UNet(channels=config.context, classes=len(labels.values) + 1, width=config.width, depth=config.depth)
+    """Return the network for these labels and settings, its weights laid out for the CPU's and GPU's convolutions."""
+    network = UNet(channels=config.context, classes=len(labels.values) + 1, width=config.width, depth=config.depth)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def finished(state: State, config: Config) -> bool:
@@ -245,18 +266,27 @@ def one_epoch(setup: Setup, network: UNet, optimizer: torch.optim.Optimizer, sta
     seen = {name: Overlap() for name in setup.labels.values}
     network.train()
     batches = Batches(setup.store, classes, setup.size, config.context, config.batch)
-    with progress(f"epoch {epoch}", len(places), "slices") as advance, batches.over(places, (config.seed, epoch)) as stream:
+    with (
+        progress(f"epoch {epoch}", len(places), "slices") as advance,
+        batches.over(places, (config.seed, epoch)) as stream,
+    ):
         for step, batch in enumerate(stream):
-            spent = (state.seconds + time.perf_counter() - start) / (60 * config.max_minutes) if config.max_minutes else 0.0
+            spent = (
+                (state.seconds + time.perf_counter() - start) / (60 * config.max_minutes) if config.max_minutes else 0.0
+            )
             if spent >= 1:
                 break
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, max((state.epoch + step / steps) / config.epochs, spent))
             image = torch.from_numpy(batch.image).to(setup.device)
             label = torch.from_numpy(batch.label).to(setup.device).long()
-            loss, predicted, truth = one_step(network, optimizer, normalized(image, label, config, generator), bf16=setup.bf16)
+            loss, predicted, truth = one_step(
+                network, optimizer, normalized(image, label, config, generator), bf16=setup.bf16
+            )
             if not math.isfinite(loss):
-                raise ConfigError(f"epoch {epoch}, step {step}: the loss is {loss}; slices {batch.places}. Lower learning_rate.")
+                raise ConfigError(
+                    f"epoch {epoch}, step {step}: the loss is {loss}; slices {batch.places}. Lower learning_rate."
+                )
             losses.append(loss)
             _count(seen, setup.labels, truth, predicted)
             advance(config.batch, f"loss {loss:.3f}")
@@ -281,14 +311,16 @@ def normalized(image: Tensor, label: Tensor, config: Config, generator: torch.Ge
     return augment(image, label, generator) if config.augment else (image, label)
 
 
-def one_step(network: UNet, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], *, bf16: bool) -> tuple[float, Tensor, Tensor]:
+def one_step(
+    network: UNet, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], *, bf16: bool
+) -> tuple[float, Tensor, Tensor]:
     """Take one step; return the loss, the predicted and the true classes."""
     image, label = batch
     with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=bf16):
         logits = network(image.contiguous(memory_format=torch.channels_last))
         loss = dice_and_cross_entropy(logits, label)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT)
     optimizer.step()
     return float(loss.detach()), logits.detach().argmax(dim=1), label
@@ -326,7 +358,9 @@ def predict_case(case: Case, network: UNet, setup: Setup) -> npt.NDArray[np.uint
         image = normalize(torch.from_numpy(windows).to(setup.device), config.window_low, config.window_high)
         with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=setup.bf16):
             best = network(image.contiguous(memory_format=torch.channels_last)).argmax(dim=1)
-        predicted[first : first + len(chosen)] = best[:, -corner[0] : ny - corner[0], -corner[1] : nx - corner[1]].cpu().numpy()
+        predicted[first : first + len(chosen)] = (
+            best[:, -corner[0] : ny - corner[0], -corner[1] : nx - corner[1]].cpu().numpy()
+        )
     return predicted
 
 
@@ -347,7 +381,9 @@ def summary_line(row: Row, labels: Labels, *, best: bool) -> str:
     """Return an epoch as one line."""
 
     def dice(part: str) -> str:
-        return " ".join("-" if row[f"{part}_dice_{name}"] is None else f"{row[f'{part}_dice_{name}']:.3f}" for name in labels.values)
+        return " ".join(
+            "-" if row[f"{part}_dice_{name}"] is None else f"{row[f'{part}_dice_{name}']:.3f}" for name in labels.values
+        )
 
     return (
         f"epoch {row['epoch']:3d}  loss {row['loss']:.3f}  Dice ({', '.join(labels.values)}): training {dice('train')}, "
@@ -369,7 +405,9 @@ def draw_curves(path: Path, rows: Sequence[Row], labels: Labels) -> None:
     for index, name in enumerate(labels.values):
         for part, style in (("train", "--"), ("validation", "-")):
             values = [math.nan if row[f"{part}_dice_{name}"] is None else row[f"{part}_dice_{name}"] for row in rows]
-            left.plot(epochs, values, style, color=f"C{index}", label=f"{name}, {'training' if part == 'train' else part}")
+            left.plot(
+                epochs, values, style, color=f"C{index}", label=f"{name}, {'training' if part == 'train' else part}"
+            )
     left.set(xlabel="epoch", ylabel="Dice (all voxels of the part together)", ylim=(0, 1), title="Dice")
     left.legend(loc="lower right")
     right.plot(epochs, [row["loss"] for row in rows], color="0.3")
@@ -380,5 +418,3 @@ def draw_curves(path: Path, rows: Sequence[Row], labels: Labels) -> None:
     with written_whole(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
     pyplot.close(figure)
-
-

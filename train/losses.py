@@ -23,5 +23,7 @@ def dice_and_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     both = (probability * truth).sum(dim=(0, 2, 3))
     size = probability.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3))
     present = truth.amax(dim=(0, 2, 3)) > 0
-    dice = torch.where(present, 1 - (2 * both + 1) / (size + 1), torch.zeros_like(both)).sum() / present.sum().clamp(min=1)
+    dice = torch.where(present, 1 - (2 * both + 1) / (size + 1), torch.zeros_like(both)).sum() / present.sum().clamp(
+        min=1
+    )
     return dice + F.cross_entropy(logits.float(), label)

@@ -40,7 +40,9 @@ def make_split(manifest: Sequence[Row], *, validation: float, test: float, seed:
             patient = owner.setdefault(row["source_sha256"], row["patient_id"])
             cases.setdefault(patient, []).append(row)
     if len(cases) < 3:
-        raise StoreError(f"training needs at least 3 patients with a mask (train, validation, test); the store has {len(cases)}.")
+        raise StoreError(
+            f"training needs at least 3 patients with a mask (train, validation, test); the store has {len(cases)}."
+        )
     rng = np.random.default_rng(seed)
     parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
     patients = sorted(cases)
@@ -72,9 +74,15 @@ def read_split(path: Path, known: Sequence[str]) -> Split:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        split = Split(train=tuple(document["train"]), validation=tuple(document["validation"]), test=tuple(document.get("test", ())))
+        split = Split(
+            train=tuple(document["train"]),
+            validation=tuple(document["validation"]),
+            test=tuple(document.get("test", ())),
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: must hold a JSON object with the lists train, validation and test ({error}).") from error
+        raise ConfigError(
+            f"{path}: must hold a JSON object with the lists train, validation and test ({error})."
+        ) from error
     ids = [*split.train, *split.validation, *split.test]
     unknown = sorted(set(ids) - set(known))
     if unknown:

@@ -1,5 +1,7 @@
 """A 2-D U-Net (Ronneberger et al. 2015) with batch norm, over a slice and its neighbours as channels."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,11 @@ class Block(nn.Sequential):
     def __init__(self, channels_in: int, channels_out: int) -> None:
         layers: list[nn.Module] = []
         for channels in (channels_in, channels_out):
-            layers += [nn.Conv2d(channels, channels_out, 3, padding=1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
+            layers += [
+                nn.Conv2d(channels, channels_out, 3, padding=1, bias=False),
+                nn.BatchNorm2d(channels_out),
+                nn.ReLU(inplace=True),
+            ]
         super().__init__(*layers)
 
 
@@ -23,8 +29,12 @@ class UNet(nn.Module):
     def __init__(self, channels: int, classes: int, width: int, depth: int) -> None:
         super().__init__()
         widths = [min(width * 2**level, MAX_CHANNELS) for level in range(depth + 1)]
-        self.down = nn.ModuleList([Block(before, after) for before, after in zip([channels, *widths[:-1]], widths, strict=True)])
-        self.up = nn.ModuleList([nn.ConvTranspose2d(below, above, 2, stride=2) for above, below in zip(widths[:-1], widths[1:], strict=True)])
+        self.down = nn.ModuleList(
+            [Block(before, after) for before, after in zip([channels, *widths[:-1]], widths, strict=True)]
+        )
+        self.up = nn.ModuleList(
+            [nn.ConvTranspose2d(below, above, 2, stride=2) for above, below in itertools.pairwise(widths)]
+        )
         self.merge = nn.ModuleList([Block(2 * above, above) for above in widths[:-1]])
         self.head = nn.Conv2d(widths[0], classes, 1)
 

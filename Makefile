@@ -1,0 +1,56 @@
+# make demo and make test do all the set-up on a fresh machine; make help lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# onnxruntime and onnxruntime-gpu overwrite each other: one of the two, by whether an NVIDIA driver answers.
+RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+DATA ?= ../shared/data/sts-tumour-ct
+LABELS ?= tumor=1
+MINUTES ?= 20
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test real check lint types imports unit coverage bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/installed ## the whole way on synthetic CTs, about 5 minutes after installation
+	$(BIN)/slicemill demo --out demo
+
+test: check unit ## set up, then every check and test
+
+real: $(VENV)/installed ## the whole way on a collection: make real DATA=DIR LABELS=tumor=1 MINUTES=20
+	$(BIN)/slicemill demo --data $(DATA) --labels $(LABELS) --out real --max-minutes $(MINUTES)
+
+check: lint types imports ## style, types, layering
+
+lint: $(VENV)/developing ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/developing ## mypy, strict
+	$(BIN)/mypy
+
+imports: $(VENV)/developing ## what may import what
+	$(BIN)/lint-imports
+
+unit: $(VENV)/developing ## pytest with coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
+
+bench: $(VENV)/installed ## slices per second of each stage, appended to bench/results/stages.jsonl
+	$(BIN)/slicemill bench stages --json bench/results/stages.jsonl
+
+clean: ## remove the environment and what demo and real made
+	rm -rf $(VENV) demo real build *.egg-info .coverage*
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,train,$(RUNTIME)]'
+	touch $@
+
+$(VENV)/developing: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,train,$(RUNTIME),dev]'
+	touch $@

@@ -1,0 +1,117 @@
+import pytest
+
+from ingest.discover import discover, from_csv, from_patterns, with_patients
+from store.errors import PairingError, StoreError
+from store.labels import LITS_LABELS
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def pairs(collection):
+    return {case.case_id: (case.name(case.image), case.name(case.mask) if case.mask else None) for case in collection.cases}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["volume-2.nii", "segmentation-2.nii"], {"volume-2": ("volume-2.nii", "segmentation-2.nii")}),
+        (["b1/volume-2.nii", "b2/segmentation-2.nii"], {"volume-2": ("b1/volume-2.nii", "b2/segmentation-2.nii")}),
+        (
+            ["imagesTr/liver_1_0000.nii.gz", "labelsTr/liver_1.nii.gz", "imagesTs/liver_9_0000.nii.gz"],
+            {"liver_1": ("imagesTr/liver_1_0000.nii.gz", "labelsTr/liver_1.nii.gz"), "liver_9": ("imagesTs/liver_9_0000.nii.gz", None)},
+        ),
+        (["imagesTr/spleen_8.nii.gz", "labelsTr/spleen_8.nii.gz"], {"spleen_8": ("imagesTr/spleen_8.nii.gz", "labelsTr/spleen_8.nii.gz")}),
+        (
+            ["P1/CT_image.nii.gz", "P1/CT_mask.nii.gz", "P2/CT_image.nii.gz"],
+            {"P1": ("P1/CT_image.nii.gz", "P1/CT_mask.nii.gz"), "P2": ("P2/CT_image.nii.gz", None)},
+        ),
+        (["img/a b.é.nii", "msk/a b.é_mask.nii"], {"a b.é": ("img/a b.é.nii", "msk/a b.é_mask.nii")}),
+        (["images/x.nii", "masks/x.nii"], {"x": ("images/x.nii", "masks/x.nii")}),
+    ],
+    ids=["LiTS", "LiTS in two folders", "nnU-Net", "Decathlon", "folder per patient", "spaces and accents", "parallel folders"],
+)
+def test_the_usual_layouts_are_paired(files, expected, tmp_path):
+    assert pairs(discover(touch(tmp_path, *files))) == expected
+
+
+def test_the_folder_of_one_patient_is_named_after_itself(tmp_path):
+    assert pairs(discover(touch(tmp_path / "P1", "CT_image.nii.gz", "CT_mask.nii.gz"))) == {"P1": ("CT_image.nii.gz", "CT_mask.nii.gz")}
+
+
+def test_what_does_not_pair_is_named_with_the_reason(tmp_path):
+    collection = discover(touch(tmp_path, "a.nii", "b_seg.nii", "c.nii", "c_seg.nii", "c_mask.nii"))
+    assert pairs(collection) == {"a": ("a.nii", None), "c": ("c.nii", None)}
+    reasons = {path.name: reason for path, reason in collection.left_out}
+    assert reasons["b_seg.nii"] == "a mask without an image of its name"
+    assert "c.nii has more than one" in reasons["c_seg.nii"]
+    assert "c.nii has more than one" in reasons["c_mask.nii"]
+
+
+def test_a_second_channel_is_left_out(tmp_path):
+    collection = discover(touch(tmp_path, "imagesTr/x_0000.nii.gz", "imagesTr/x_0001.nii.gz", "labelsTr/x.nii.gz"))
+    assert pairs(collection) == {"x": ("imagesTr/x_0000.nii.gz", "labelsTr/x.nii.gz")}
+    assert [(path.name, reason) for path, reason in collection.left_out] == [("x_0001.nii.gz", "a further channel of a scan; a CT has one")]
+
+
+def test_two_images_of_one_case_id_are_an_error_that_names_both(tmp_path):
+    with pytest.raises(PairingError, match=r"a/x\.nii and .*b/x\.nii would both be the case 'x'"):
+        discover(touch(tmp_path, "a/x.nii", "b/x.nii"))
+
+
+def test_a_folder_without_images_says_so(tmp_path):
+    with pytest.raises(PairingError, match="no CT image was found among 1 NIfTI files"):
+        discover(touch(tmp_path, "x_seg.nii"))
+    with pytest.raises(PairingError, match="there is no such folder"):
+        discover(tmp_path / "nowhere")
+
+
+def test_labels_are_declared_by_lits_names_or_by_dataset_json(tmp_path):
+    assert discover(touch(tmp_path / "a", "volume-1.nii", "segmentation-1.nii")).labels == LITS_LABELS
+    assert discover(touch(tmp_path / "b", "x.nii", "x_seg.nii")).labels is None
+    (tmp_path / "b" / "dataset.json").write_text('{"labels": {"0": "background", "1": "spleen"}}')
+    assert dict(discover(tmp_path / "b").labels.values) == {"spleen": 1}
+
+
+def test_a_csv_gives_pairs_ids_and_patients(tmp_path):
+    table = tmp_path / "cases.csv"
+    table.write_text("image,mask,case_id,patient_id\nx/1.nii,y/1.nii,one,p\nx/2.nii,,,\n")
+    collection = from_csv(table)
+    assert pairs(collection) == {"one": ("x/1.nii", "y/1.nii"), "2": ("x/2.nii", None)}
+    assert [case.patient_id for case in collection.cases] == ["p", "2"]
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "image,mask\n", "image,mask\n,x\n"])
+def test_a_csv_without_what_it_needs_is_refused(text, tmp_path):
+    (tmp_path / "cases.csv").write_text(text)
+    with pytest.raises(PairingError, match="image"):
+        from_csv(tmp_path / "cases.csv")
+
+
+def test_a_case_id_from_a_csv_cannot_leave_the_store(tmp_path):
+    (tmp_path / "cases.csv").write_text("image,case_id\na.nii,../../x\n")
+    with pytest.raises(StoreError, match="no slash"):
+        from_csv(tmp_path / "cases.csv")
+
+
+def test_patterns_pair_by_what_their_stars_match(tmp_path):
+    touch(tmp_path, "ct/p1_ct.nii.gz", "ct/p2_ct.nii.gz", "seg/p1_liver.nii.gz", "seg/p3_liver.nii.gz")
+    collection = from_patterns(f"{tmp_path}/ct/*_ct.nii.gz", f"{tmp_path}/seg/*_liver.nii.gz")
+    assert pairs(collection) == {"p1_ct": ("ct/p1_ct.nii.gz", "seg/p1_liver.nii.gz"), "p2_ct": ("ct/p2_ct.nii.gz", None)}
+    assert [path.name for path, _ in collection.left_out] == ["p3_liver.nii.gz"]
+    with pytest.raises(PairingError, match="matches no"):
+        from_patterns(f"{tmp_path}/ct/*.mha", None)
+    with pytest.raises(PairingError, match=r"needs at least one \*"):
+        from_patterns("ct/a.nii", None)
+
+
+def test_patients_come_from_a_regular_expression(tmp_path):
+    collection = discover(touch(tmp_path, "p1_a.nii", "p1_b.nii", "p2_a.nii"))
+    assert [case.patient_id for case in with_patients(collection, r"(p\d)_").cases] == ["p1", "p1", "p2"]
+    for pattern, message in (("(", "no regular expression"), ("p", "needs a group"), ("(x)", "does not match")):
+        with pytest.raises(PairingError, match=message):
+            with_patients(collection, pattern)

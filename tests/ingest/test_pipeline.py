@@ -1,0 +1,205 @@
+"""Every case is accounted for, whatever happens: bad files, kills, changes, other parameters, a cluster."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ingest.discover import discover
+from ingest.params import Params
+from ingest.pipeline import Options, ingest
+from store.errors import ConfigError, StoreError
+from store.files import read_lines
+from store.labels import LITS_LABELS, make_labels
+from store.manifest import read_table
+from store.phantom import write_collection
+from store.reader import open_store
+
+LITS = Params(labels=LITS_LABELS)
+HERE = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def copied(collection, tmp_path):
+    """A copy of the collection that a test may change, with its times."""
+    return shutil.copytree(collection, tmp_path / "collection")
+
+
+def run(folder, store, params=LITS, **options):
+    return ingest(discover(folder), store, params, Options(workers=options.pop("workers", 1), **options))
+
+
+def contents(store):
+    root = Path(store) / "scans.zarr"
+    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def command(*words):
+    return [sys.executable, "-m", "slicemill", *map(str, words)]
+
+
+def test_the_same_command_again_does_nothing_and_a_touched_file_is_told_by_its_hash(copied, tmp_path):
+    store = tmp_path / "store"
+    assert run(copied, store).count("done") == 6
+    before = contents(store)
+    assert run(copied, store).count("unchanged") == 6
+    os.utime(copied / "volume-2.nii")
+    report = run(copied, store)
+    assert (report.count("done"), report.count("unchanged")) == (0, 6)
+    assert run(copied, store, rehash=True).count("unchanged") == 6
+    assert contents(store) == before
+
+
+def test_a_changed_scan_is_done_again_and_only_that_one(copied, tmp_path):
+    store = tmp_path / "store"
+    run(copied, store)
+    content = bytearray((copied / "volume-2.nii").read_bytes())
+    content[-1] ^= 1
+    (copied / "volume-2.nii").write_bytes(content)
+    report = run(copied, store)
+    assert [outcome.case_id for outcome in report.outcomes if outcome.status == "done"] == ["volume-2"]
+    assert open_store(store)["volume-2"].info.image.sha256 != open_store(store)["volume-0"].info.image.sha256
+
+
+def test_one_bad_scan_does_not_stop_the_rest_and_is_not_tried_again_unless_asked(copied, tmp_path):
+    store = tmp_path / "store"
+    good = (copied / "volume-1.nii.gz").read_bytes()
+    (copied / "volume-1.nii.gz").write_bytes(good[:5000])
+    first = run(copied, store)
+    assert (first.count("done"), first.count("failed")) == (5, 1)
+    assert "volume-1.nii.gz" in first.failures[0].reason
+    again = run(copied, store)
+    assert (again.count("unchanged"), again.count("failed before"), again.count("failed")) == (5, 1, 0)
+    assert run(copied, store, retry_failed=True).count("failed") == 1
+    assert [line["case_id"] for line in read_lines(store / "failures.jsonl")] == ["volume-1", "volume-1"]
+    (copied / "volume-1.nii.gz").write_bytes(good)
+    assert run(copied, store).count("done") == 1
+    assert len(read_table(store, "manifest")) == 6
+
+
+def test_a_store_of_other_parameters_is_refused_with_both_shown(copied, stored):
+    other = Params(labels=make_labels({"liver": 1, "lesion": 2}))
+    with pytest.raises(StoreError, match=r"volume-0.*'tumor': 2.*'lesion': 2.*--overwrite"):
+        run(copied, stored, other)
+
+
+def test_overwrite_does_everything_again(copied, tmp_path):
+    store = tmp_path / "store"
+    run(copied, store)
+    before = contents(store)
+    report = run(copied, store, overwrite=True, workers=2)
+    assert report.count("done") == 6
+    assert contents(store) == before
+    assert list((store / ".partial").iterdir()) == []
+
+
+def test_shards_share_the_cases_and_reindex_brings_them_together(copied, tmp_path, stored):
+    store = tmp_path / "store"
+    counts = [run(copied, store, shard=(index, 3)).count("done") for index in range(3)]
+    assert counts == [2, 2, 2]
+    assert not (store / "manifest.parquet").exists()
+    assert subprocess.run(command("store", "reindex", store), cwd=HERE, check=True).returncode == 0
+    assert contents(store) == contents(stored)
+    assert read_table(store, "manifest") == read_table(stored, "manifest")
+
+
+@pytest.mark.slow
+def test_killed_anywhere_the_store_opens_and_the_same_command_finishes_it(tmp_path, rng):
+    folder = tmp_path / "collection"
+    list(write_collection(folder, cases=12, size=96, seed=2))
+    undisturbed = tmp_path / "undisturbed"
+    run(folder, undisturbed, workers=2)
+    store = tmp_path / "store"
+    killed = 0
+    for _ in range(12):
+        process = subprocess.Popen(command("ingest", folder, store, "--workers", 2), cwd=HERE, start_new_session=True, stdout=subprocess.DEVNULL)
+        time.sleep(float(rng.uniform(0.5, 1.6)))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+        process.wait()
+        if (store / "scans.zarr" / "zarr.json").exists():
+            for case in open_store(store):
+                assert case.image[:].shape == case.label[:].shape
+        if process.returncode == 0:
+            break
+    assert killed >= 1
+    subprocess.run(command("ingest", folder, store), cwd=HERE, check=True, stdout=subprocess.DEVNULL)
+    assert contents(store) == contents(undisturbed)
+    assert read_table(store, "manifest") == read_table(undisturbed, "manifest")
+    assert list((store / ".partial").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_scheduler_elsewhere_gives_the_same_store(copied, tmp_path, stored):
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    address = f"tcp://127.0.0.1:{40000 + os.getpid() % 20000}"
+    port = address.rsplit(":", 1)[1]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment, "cwd": tmp_path}
+    scheduler = subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"], **quiet)
+    worker = subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard", "--no-nanny"], **quiet)
+    try:
+        report = run(copied, tmp_path / "store", scheduler=address)
+    finally:
+        worker.kill()
+        scheduler.kill()
+        worker.wait()
+        scheduler.wait()
+    assert report.count("done") == 6
+    assert contents(tmp_path / "store") == contents(stored)
+
+
+def test_a_scheduler_that_does_not_answer_is_named(copied, tmp_path, monkeypatch):
+    import distributed
+
+    def refuse(*_arguments, **_options):
+        raise OSError("Timed out trying to connect")
+
+    monkeypatch.setattr(distributed, "Client", refuse)
+    with pytest.raises(ConfigError, match="no Dask scheduler answers"):
+        run(copied, tmp_path / "store", scheduler="tcp://127.0.0.1:1")
+
+
+class TestCommand:
+    def test_a_dry_run_shows_the_table_and_writes_nothing(self, collection, tmp_path):
+        done = subprocess.run(command("ingest", collection, tmp_path / "store", "--dry-run"), cwd=HERE, capture_output=True, text=True, check=True)
+        assert "volume-3  volume-3  volume-3.nii     segmentation-3.nii" in done.stdout
+        assert "6 cases, 6 with a mask" in done.stdout
+        assert not (tmp_path / "store").exists()
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["ingest"], "name the folder with the scans"),
+            (["ingest", "nowhere", "store"], "nowhere: there is no such folder"),
+            (["ingest", "COLLECTION", "store", "--shard", "3/3"], "expected I/N"),
+            (["ingest", "COLLECTION", "store", "--labels", "liver"], "expected NAME=VALUE"),
+            (["ingest", "COLLECTION", "store", "--geometry", "guess"], "choose error or trust-image"),
+            (["ingest", "COLLECTION"], "name the folder of the store"),
+            (["store", "info", "nowhere"], "is not a slice store"),
+        ],
+    )
+    def test_what_a_user_gets_wrong_is_one_line_and_exit_status_1(self, words, message, collection):
+        words = [str(collection) if word == "COLLECTION" else word for word in words]
+        done = subprocess.run(command(*words), cwd=HERE, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+
+    def test_a_failure_gives_exit_status_1_and_is_in_the_last_lines(self, copied, tmp_path):
+        (copied / "volume-0.nii").write_bytes(b"no scan")
+        done = subprocess.run(command("ingest", copied, tmp_path / "store"), cwd=HERE, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "failed: volume-0:" in done.stdout
+        assert "6 cases: 5 done, 0 unchanged, 1 failed" in done.stdout
+
+    def test_an_unwritable_store_is_named(self, collection, tmp_path):
+        (tmp_path / "file").touch()
+        done = subprocess.run(command("ingest", collection, tmp_path / "file"), cwd=HERE, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "a store is a folder; this is a file" in done.stderr

@@ -1,0 +1,89 @@
+import itertools
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 (its own documentation's name)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from store.errors import GeometryError
+from store.geometry import RAS_TO_LPS, Grid, voxel_to_mm
+from store.phantom import write_nifti
+from store.scan import ScanReader
+
+ORIENTATIONS = [
+    "".join(code)
+    for axes in itertools.permutations(("RL", "AP", "SI"))
+    for code in itertools.product(*axes)
+]
+
+
+def test_there_are_48_orientations():
+    assert len(set(ORIENTATIONS)) == 48
+
+
+@pytest.mark.parametrize("axcodes", ORIENTATIONS)
+def test_every_orientation_reads_as_the_same_lps_volume(axcodes, tmp_path):
+    volume = np.arange(2 * 3 * 4, dtype=np.int16).reshape(2, 3, 4)
+    path = tmp_path / "scan.nii.gz"
+    write_nifti(path, volume, (5.0, 2.0, 1.0), axcodes)
+    with ScanReader(path, "image") as reader:
+        assert reader.grid.axcodes == axcodes
+        assert np.array_equal(reader.read(), volume)
+        assert reader.grid.spacing_mm == (5.0, 2.0, 1.0)
+        on_file = np.asarray(nib.load(path).dataobj)
+        assert np.array_equal(reader.grid.to_file(volume).T, on_file)
+
+
+@given(
+    st.sampled_from(ORIENTATIONS),
+    st.tuples(*[st.integers(1, 5)] * 3),
+    st.tuples(*[st.floats(-0.3, 0.3)] * 3),
+)
+def test_voxels_keep_their_millimetres_also_when_oblique(axcodes, shape, turn):
+    ornt = nib.orientations.axcodes2ornt(tuple(axcodes))
+    affine = nib.orientations.inv_ornt_aff(ornt, shape) @ np.diag([1.5, 2.5, 4.0, 1.0])
+    cosines = np.eye(3)
+    for axis, angle in enumerate(turn):
+        c, s = np.cos(angle), np.sin(angle)
+        plane = np.eye(3)
+        first, second = (axis + 1) % 3, (axis + 2) % 3
+        plane[first, first], plane[first, second], plane[second, first], plane[second, second] = c, -s, s, c
+        cosines = plane @ cosines
+    rotation = np.eye(4)
+    rotation[:3, :3] = cosines
+    grid = Grid(shape=shape, affine=rotation @ affine)
+    indices = np.stack(np.meshgrid(*[np.arange(extent) for extent in shape], indexing="ij")).reshape(3, -1)
+    codes = np.ravel_multi_index(indices, shape).reshape(shape)
+    stored = grid.to_stored(codes.T)
+    assert stored.shape == grid.stored_shape
+    assert np.array_equal(grid.to_file(stored), codes.T)
+    for place in itertools.product(*[(0, extent - 1) for extent in stored.shape]):
+        i, j, k = np.unravel_index(stored[place], shape)
+        expected = (RAS_TO_LPS @ grid.affine @ [i, j, k, 1.0])[:3]
+        assert voxel_to_mm(grid.affine_lps, place) == pytest.approx(expected, abs=1e-6)
+
+
+def test_simpleitk_finds_a_voxel_at_the_same_millimetres(tmp_path):
+    volume = np.zeros((4, 5, 6), dtype=np.int16)
+    volume[3, 1, 2] = 1000
+    path = tmp_path / "scan.nii"
+    write_nifti(path, volume, (3.0, 2.0, 1.0), "PIR")
+    picture = sitk.ReadImage(str(path))
+    z, y, x = np.argwhere(sitk.GetArrayFromImage(picture) == 1000)[0].tolist()
+    with ScanReader(path, "image") as reader:
+        place = np.argwhere(reader.read() == 1000)[0]
+        assert place.tolist() == [3, 1, 2]
+        assert voxel_to_mm(reader.grid.affine_lps, place) == pytest.approx(picture.TransformIndexToPhysicalPoint((x, y, z)), abs=1e-4)
+
+
+def test_a_flat_affine_is_refused():
+    with pytest.raises(GeometryError, match="must be invertible"):
+        Grid(shape=(2, 2, 2), affine=np.diag([1.0, 0.0, 1.0, 1.0]))
+
+
+def test_distance_is_that_of_the_farthest_corner():
+    near = Grid(shape=(11, 1, 1), affine=np.diag([1.0, 1.0, 1.0, 1.0]))
+    far = Grid(shape=(11, 1, 1), affine=np.diag([1.1, 1.0, 1.0, 1.0]))
+    assert near.distance_mm(far) == pytest.approx(1.0)

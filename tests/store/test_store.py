@@ -1,0 +1,165 @@
+"""The store on disk, read by three programs that no one here wrote."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tensorstore
+import zarr
+
+from store.errors import StoreError
+from store.layout import AIR_HU, array_document
+from store.reader import open_store
+from store.writer import CaseWriter, prepare_store, remove_partial
+
+
+@pytest.fixture
+def copy(stored, tmp_path):
+    """A copy of the store that a test may damage."""
+    return shutil.copytree(stored, tmp_path / "copy")
+
+
+def arrays(store):
+    for case in open_store(store):
+        for name, array in (("image", case.image), ("label", case.label)):
+            yield case.info.case_id, name, array
+
+
+def test_zarr_python_reads_every_voxel_that_our_reader_reads(stored):
+    group = zarr.open_group(stored / "scans.zarr", mode="r")
+    assert sorted(group.group_keys()) == sorted(open_store(stored).case_ids)
+    for case_id, name, array in arrays(stored):
+        assert array.is_own_layout
+        assert np.array_equal(group[case_id][name][:], array[:])
+
+
+def test_tensorstore_reads_every_voxel_that_our_reader_reads(stored):
+    for case_id, name, array in arrays(stored):
+        path = str(stored / "scans.zarr" / case_id / name)
+        other = tensorstore.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": path}}, open=True).result()
+        assert np.array_equal(other.read().result(), array[:])
+
+
+def test_zarr_python_itself_writes_the_same_document(tmp_path):
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
+    zarr.create_array(
+        tmp_path / "a", shape=(5, 8, 9), chunks=(1, 8, 9), shards=(5, 8, 9), dtype="int16", fill_value=AIR_HU, dimension_names=("z", "y", "x"),
+        compressors=[BloscCodec(typesize=2, cname="zstd", clevel=1, shuffle="bitshuffle", blocksize=144), Crc32cCodec()],
+    )  # fmt: skip
+    assert json.loads((tmp_path / "a" / "zarr.json").read_text()) == array_document("image", (5, 8, 9))
+
+
+def test_another_valid_layout_is_read_through_zarr_python(copy):
+    case = copy / "scans.zarr" / "volume-1" / "image"
+    voxels = open_store(copy)["volume-1"].image[:]
+    shutil.rmtree(case)
+    zarr.create_array(case, data=voxels, chunks=(7, 16, 16))
+    array = open_store(copy)["volume-1"].image
+    assert not array.is_own_layout
+    assert np.array_equal(array[:], voxels)
+
+
+def test_a_slice_can_be_read_into_the_callers_buffer_by_negative_index_and_by_range(stored):
+    image = open_store(stored)["volume-0"].image
+    out = np.empty(image.shape[1:], np.int16)
+    assert image.read(3, out) is out
+    assert np.array_equal(out, image[3])
+    assert np.array_equal(image[-1], image[len(image) - 1])
+    assert np.array_equal(image[2:8:3], np.stack([image[2], image[5]]))
+    with pytest.raises(IndexError, match="slice 999"):
+        image[999]
+
+
+@pytest.mark.parametrize("array", ["image", "label"])
+def test_a_flipped_bit_anywhere_in_a_shard_is_found(copy, array, rng):
+    shard = copy / "scans.zarr" / "volume-2" / array / "c" / "0" / "0" / "0"
+    whole = shard.read_bytes()
+    for place in rng.integers(0, len(whole), 40):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        shard.write_bytes(damaged)
+        with pytest.raises(StoreError, match="checksum does not fit"):
+            getattr(open_store(copy)["volume-2"], array)[:]
+
+
+def test_a_truncated_or_missing_shard_is_named(copy):
+    shard = copy / "scans.zarr" / "volume-2" / "image" / "c" / "0" / "0" / "0"
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(StoreError, match=r"volume-2.*truncated"):
+        open_store(copy)["volume-2"].image[0]
+    shard.unlink()
+    with pytest.raises(StoreError, match=r"volume-2.*No such file"):
+        open_store(copy)["volume-2"].image[0]
+
+
+def test_an_index_that_points_outside_is_refused(tmp_path):
+    from store.reader import SliceArray
+    from store.writer import with_checksum
+
+    folder = tmp_path / "image"
+    (folder / "c/0/0").mkdir(parents=True)
+    (folder / "zarr.json").write_text(json.dumps(array_document("image", (1, 4, 4))))
+    (folder / "c/0/0/0").write_bytes(with_checksum(np.array([[0, 2**63]], "<u8").tobytes()))
+    with pytest.raises(StoreError, match="points outside"):
+        SliceArray(folder, "image")[0]
+
+
+def test_a_case_that_was_not_finished_is_not_there(tmp_path):
+    store = prepare_store(tmp_path / "store")
+    with CaseWriter(store, "half", (2, 4, 4), has_mask=False) as writer:
+        writer.write("image", 0, np.zeros((1, 4, 4), np.int16))
+        assert len(list((store / ".partial").iterdir())) == 1
+    assert open_store(store).case_ids == []
+    assert list((store / ".partial").iterdir()) == []
+
+
+def test_a_case_with_a_slice_missing_cannot_be_finished(tmp_path, stored):
+    info = open_store(stored)["volume-0"].info
+    store = prepare_store(tmp_path / "store")
+    with CaseWriter(store, "half", (2, 4, 4), has_mask=False) as writer:
+        writer.write("image", 0, np.zeros((1, 4, 4), np.int16))
+        with pytest.raises(StoreError, match="1 slices were never written, the first at z=1"):
+            writer.finish(info)
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_kept(tmp_path):
+    import os
+
+    from store.writer import this_host
+
+    store = prepare_store(tmp_path / "store")
+    for process in (os.getpid(), 2**22 - 1):
+        (store / ".partial" / f"volume-1.{this_host()}.{process}.abcd").mkdir(parents=True)
+    remove_partial(store)
+    assert [folder.name.split(".")[-2] for folder in (store / ".partial").iterdir()] == [str(os.getpid())]
+
+
+@pytest.mark.parametrize("case_id", ["", ".hidden", "__x", "a/b", "a\nb", "x" * 121])
+def test_a_case_id_that_cannot_be_a_folder_is_refused(case_id, tmp_path):
+    with pytest.raises(StoreError, match="case id"):
+        CaseWriter(prepare_store(tmp_path / "s"), case_id, (1, 2, 2), has_mask=False)
+
+
+def test_a_store_that_is_not_there_or_of_another_format_is_one_clear_error(copy, tmp_path):
+    with pytest.raises(StoreError, match="is not a slice store"):
+        open_store(tmp_path)
+    with pytest.raises(StoreError, match=r"there is no case 'volume-99'"):
+        open_store(copy)["volume-99"]
+    with pytest.raises(StoreError, match="only local paths"):
+        open_store("s3://bucket/store")
+    document = copy / "scans.zarr" / "volume-1" / "zarr.json"
+    document.write_text(document.read_text().replace('"format": 1', '"format": 9'))
+    with pytest.raises(StoreError, match="store format 9: this version reads format 1"):
+        open_store(copy)["volume-1"]
+    document.write_text("{")
+    with pytest.raises(StoreError, match="cannot be read"):
+        open_store(copy)["volume-1"]
+
+
+def test_the_store_holds_no_absolute_path_and_no_time(stored, collection):
+    for document in stored.glob("scans.zarr/*/zarr.json"):
+        text = document.read_text()
+        assert str(collection) not in text
+        assert json.loads(text)["attributes"]["slicemill"]["source"]["image"]["name"].startswith("volume-")
