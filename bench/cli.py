@@ -40,6 +40,9 @@ def demo(
     labels: Annotated[str | None, typer.Option(help="Names of its label values, like tumor=1.")] = None,
     cases: Annotated[int, typer.Option(help="Phantoms to make.", min=12)] = 26,
     max_minutes: Annotated[float, typer.Option(help="Training time.")] = 3.3,
+    augment: Annotated[
+        float, typer.Option(help="Strength of the random changes in training; 1 for few patients.")
+    ] = 0.4,
     seed: Annotated[int, typer.Option(help="Of phantoms, split and training.")] = 0,
     provider: Annotated[str, typer.Option(help="Execution provider of the inference.")] = "auto",
 ) -> None:
@@ -52,7 +55,16 @@ def demo(
         from bench.demo import Way, goals, whole_way
 
         summary = whole_way(
-            Way(out=out, data=data, cases=cases, labels=labels, minutes=max_minutes, seed=seed, provider=provider)
+            Way(
+                out=out,
+                data=data,
+                cases=cases,
+                labels=labels,
+                minutes=max_minutes,
+                seed=seed,
+                provider=provider,
+                augment=augment,
+            )
         )
         if data is None:
             missed = goals(summary)

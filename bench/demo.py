@@ -46,6 +46,7 @@ class Way:
     """Training time."""
     seed: int = 0
     provider: str = "auto"
+    augment: float = 0.4
 
 
 def whole_way(way: Way) -> dict[str, Any]:
@@ -66,7 +67,19 @@ def whole_way(way: Way) -> dict[str, Any]:
         raise ConfigError(f"{way.data}: there is no such folder.")
     command("ingest", collection, store, *(["--labels", way.labels] if way.labels else []), may_fail=True)
     command("store", "preview", store, "--out", out / "preview.png")
-    command("train", store, run, "--max-minutes", way.minutes, "--epochs", 1000, "--seed", way.seed)
+    command(
+        "train",
+        store,
+        run,
+        "--max-minutes",
+        way.minutes,
+        "--epochs",
+        1000,
+        "--seed",
+        way.seed,
+        "--augment",
+        way.augment,
+    )
     command("export", run, model, "--min-lesion-ml", MIN_LESION_ML)
     opened = open_store(store)
     split = json.loads((run / "split.json").read_text(encoding="utf-8"))
@@ -81,6 +94,7 @@ def whole_way(way: Way) -> dict[str, Any]:
         "cases": {part: len(ids) for part, ids in split.items()},
         "seed": way.seed,
         "training_minutes": way.minutes,
+        "augment": way.augment,
         "minutes": round((time.perf_counter() - start) / 60, 2),
         "scores": {key: evaluation[key] for key in ("regions", "tumor_by_case", "tumor_by_slice", "by_case")},
         "baseline": baseline.as_json(),

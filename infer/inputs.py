@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from store.errors import InputError, ScanError
 from store.geometry import Grid
-from store.naming import find_files, name_of
+from store.naming import WHY_OTHER, find_files, name_of, other_scans
 from store.nifti import blank_text, grid_of_header, is_nifti_name, stem_of
 from store.reader import is_store, open_store
 from store.scan import ScanReader
@@ -82,6 +82,7 @@ def gather(inputs: Sequence[str | Path]) -> tuple[list[Job], list[tuple[Path, st
                 for file in found
                 if file in masks
             ]
+            left_out += [(file, WHY_OTHER) for file in other_scans(path)]
             jobs += [Job(name=file.relative_to(path).as_posix(), path=file) for file in found if file not in masks]
             if not found:
                 raise ScanError(f"{path}: holds no .nii or .nii.gz file and is no slice store.")

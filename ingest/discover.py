@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from store.errors import PairingError
 from store.labels import LITS_LABELS, Labels, read_dataset_json
 from store.layout import check_case_id
-from store.naming import CHANNEL, case_id_of, find_files, name_of
+from store.naming import CHANNEL, WHY_OTHER, case_id_of, find_files, name_of, other_scans
 from store.nifti import is_nifti_name, stem_of
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ def discover(source: Path) -> Collection:
         There is nothing to ingest, or two images would have one case id.
     """
     if source.is_file():
-        source, files = source.parent, [source]
+        source, files, others = source.parent, [source], []
     elif source.is_dir():
-        files = find_files(source)
+        files, others = find_files(source), other_scans(source)
     else:
         raise PairingError(f"{source}: there is no such folder.")
     names = {path: name_of(path.relative_to(source).as_posix()) for path in files}
@@ -72,13 +72,14 @@ def discover(source: Path) -> Collection:
     masks = [path for path in files if names[path].role == "mask"]
     if not images:
         raise PairingError(
-            f"{source}: no CT image was found among {len(files)} NIfTI files ({len(masks)} of them look like masks). "
+            f"{source}: no CT image was found among {len(files)} NIfTI files ({len(masks)} of them look like masks) and {len(others)} files of other formats. "
             "Name them with --images and --masks patterns, or list them with --pairs CSV."
         )
     left_out = [
         (path, "a further channel of a scan; a CT has one") for path in images if _is_extra_channel(path, images)
     ]
     dropped = {path for path, _ in left_out}
+    left_out += [(path, WHY_OTHER) for path in others]
     images = [path for path in images if path not in dropped]
     paired = _pair(
         [(path, names[path].folder, names[path].key) for path in images],

@@ -24,6 +24,7 @@ from store.errors import ConfigError, InputError, StoreError
 from store.files import append_line, read_lines, sha256_of_file
 from store.layout import FAILURES, LEDGER
 from store.manifest import reindex
+from store.naming import natural_key
 from store.progress import progress
 from store.reader import Store, open_store
 from store.writer import prepare_store, remove_partial
@@ -100,6 +101,7 @@ def ingest(collection: Collection, store: str | Path, params: Params, options: O
     outcomes += _run(left, root, params, options)
     if not options.shard:
         reindex(root)
+    outcomes.sort(key=lambda outcome: natural_key(outcome.case_id))
     return Report(outcomes=tuple(outcomes), seconds=time.perf_counter() - start)
 
 

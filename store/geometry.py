@@ -44,7 +44,9 @@ class Grid:
                 f"the affine must be invertible; found columns {linear.T.round(4).tolist()}. Correct the header's spacing."
             )
         if not np.isfinite(io_orientation(self.affine)).all():
-            raise GeometryError(f"no axis order fits the affine {linear.tolist()}; its axes nearly coincide. Correct the header's sform.")
+            raise GeometryError(
+                f"no axis order fits the affine {linear.tolist()}; its axes nearly coincide. Correct the header's sform."
+            )
 
     @cached_property
     def _orientation(self) -> npt.NDArray[np.int64]:

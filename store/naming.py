@@ -39,6 +39,9 @@ MASK_WORDS = frozenset(
 )
 IMAGE_WORDS = frozenset(["image", "images", "img", "imgs", "ct", "cts", "volume", "volumes", "vol", "scan", "scans"])
 SUBSET = r"(?:tr|ts|va|val|train|training|test|testing)?"
+OTHER_FORMATS = (".hdr", ".img", ".hdr.gz", ".img.gz", ".mha", ".mhd", ".nrrd", ".dcm")
+"""Scans that this version does not read; they are named, so that nobody thinks they were."""
+WHY_OTHER = "a format that this version does not read; convert it to .nii.gz"
 CHANNEL = re.compile(r"_(\d{4})$")
 
 
@@ -112,8 +115,19 @@ def natural_key(text: str) -> list[tuple[int, str]]:
 
 def find_files(folder: Path) -> list[Path]:
     """Return the NIfTI files below a folder in natural order, without hidden ones and without following links to folders."""
+    return [path for path in _walk(folder) if is_nifti_name(path.name)]
+
+
+def other_scans(folder: Path) -> list[Path]:
+    """Return the files below a folder that look like scans of a format that is not read."""
+    return [
+        path for path in _walk(folder) if path.name.lower().endswith(OTHER_FORMATS) and not path.name.startswith(".")
+    ]
+
+
+def _walk(folder: Path) -> list[Path]:
     found = []
     for directory, folders, names in os.walk(folder, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(directory) / name for name in names if is_nifti_name(name)]
+        found += [Path(directory) / name for name in names]
     return sorted(found, key=lambda path: natural_key(path.as_posix()))

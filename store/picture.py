@@ -19,6 +19,7 @@ ORGAN_COLOR: Color = (90, 200, 255)
 TUMOR_COLOR: Color = (255, 70, 70)
 OTHER_COLORS: tuple[Color, ...] = ((255, 210, 60), (190, 130, 255), (110, 230, 150), (255, 150, 200))
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = (60, 200, 80), (235, 60, 50), (255, 165, 30)
+BACKGROUND: Color = (18, 18, 20)
 CAPTION_PX = 18
 GAP_PX = 4
 MIN_SIDE_PX = 256
@@ -89,18 +90,25 @@ def draw_errors(picture: Picture, reference: Mask, prediction: Mask) -> Picture:
 
 
 def montage(tiles: Sequence[Tile], columns: int) -> Image.Image:
-    """Return the tiles in rows of `columns`, each under its caption."""
-    width = max(tile.picture.shape[1] for tile in tiles)
-    height = max(tile.picture.shape[0] for tile in tiles) + CAPTION_PX
-    rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * (width + GAP_PX) + GAP_PX, rows * (height + GAP_PX) + GAP_PX), (18, 18, 20))
+    """Return the tiles in rows of `columns`, each under its caption; a column is as wide as its widest tile, a row as high."""
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    widths = [
+        max(tile.picture.shape[1] for tile in tiles[column::columns]) for column in range(min(columns, len(tiles)))
+    ]
+    heights = [max(tile.picture.shape[0] for tile in row) + CAPTION_PX for row in rows]
+    sheet = Image.new(
+        "RGB", (sum(widths) + GAP_PX * (len(widths) + 1), sum(heights) + GAP_PX * (len(rows) + 1)), BACKGROUND
+    )
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(13)
-    for index, tile in enumerate(tiles):
-        row, column = divmod(index, columns)
-        left, top = GAP_PX + column * (width + GAP_PX), GAP_PX + row * (height + GAP_PX)
-        pen.text((left + 2, top + 1), fitted(tile.caption, width - 4, font), fill=(225, 225, 225), font=font)
-        sheet.paste(Image.fromarray(tile.picture), (left, top + CAPTION_PX))
+    top = GAP_PX
+    for row, height in zip(rows, heights, strict=True):
+        left = GAP_PX
+        for tile, width in zip(row, widths, strict=False):
+            pen.text((left + 2, top + 1), fitted(tile.caption, width - 4, font), fill=(225, 225, 225), font=font)
+            sheet.paste(Image.fromarray(tile.picture), (left, top + CAPTION_PX))
+            left += width + GAP_PX
+        top += height + GAP_PX
     return sheet
 
 

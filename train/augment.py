@@ -1,6 +1,6 @@
-"""Random changes of a batch on its device; each is a pure function of the batch and a generator.
+"""Random changes of a batch on its device; each is a pure function of the batch, a strength and a generator.
 
-Mirroring is left to right only where anatomy allows it: an abdomen is not symmetric, so it comes rarely.
+The strength, 0 to 1, scales every range: 1 is for few patients, 0.4 for a short training, 0 changes nothing.
 """
 
 import math
@@ -9,17 +9,19 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-MIRROR_SHARE = 0.2
-MAX_TURN = math.radians(12)
-SCALE = (0.88, 1.14)
-MAX_SHIFT = 0.06
+MIRROR_SHARE = 0.5
+"""Share of slices mirrored left to right at strength 1."""
+MAX_TURN = math.radians(30)
+MAX_SCALE = 1.4
+"""Sizes are multiplied or divided by up to this."""
+MAX_SHIFT = 0.12
 """Of the side."""
-NOISE_SD = 0.04
-"""In normalized units; 0.04 is 10 HU for a window of 500."""
-BRIGHTNESS, CONTRAST = 0.06, (0.9, 1.1)
+MAX_NOISE = 0.1
+"""Standard deviation in normalized units; 0.1 is 25 HU for a window of 500."""
+MAX_BRIGHTNESS, MAX_CONTRAST = 0.15, 1.3
 
 
-def augment(image: Tensor, label: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+def augment(image: Tensor, label: Tensor, strength: float, generator: Generator) -> tuple[Tensor, Tensor]:
     """Return a batch mirrored, turned, scaled, shifted, and changed in brightness, contrast and noise.
 
     Parameters
@@ -29,17 +31,16 @@ def augment(image: Tensor, label: Tensor, generator: Generator) -> tuple[Tensor,
     label
         int64[b, y, x], class indices.
     """
-    image, label = move(image, label, generator)
-    return shade(image, generator), label
+    image, label = move(image, label, strength, generator)
+    return shade(image, strength, generator), label
 
 
-def move(image: Tensor, label: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+def move(image: Tensor, label: Tensor, strength: float, generator: Generator) -> tuple[Tensor, Tensor]:
     """Mirror, turn, scale and shift each slice with its neighbours; what comes in from outside is air."""
-    count = len(image)
-    angle = _uniform(count, -MAX_TURN, MAX_TURN, generator, image)
-    scale = _uniform(count, *SCALE, generator, image)
-    mirror = torch.where(_uniform(count, 0, 1, generator, image) < MIRROR_SHARE, -1.0, 1.0)
-    shift = torch.stack([_uniform(count, -2 * MAX_SHIFT, 2 * MAX_SHIFT, generator, image) for _ in range(2)], dim=1)
+    angle = MAX_TURN * strength * _spread(image, generator)
+    scale = MAX_SCALE ** (strength * _spread(image, generator))
+    mirror = torch.where((_spread(image, generator) + 1) / 2 < MIRROR_SHARE * strength, -1.0, 1.0)
+    shift = 2 * MAX_SHIFT * strength * torch.stack([_spread(image, generator) for _ in range(2)], dim=1)
     cosine, sine = angle.cos() / scale, angle.sin() / scale
     theta = torch.stack(
         [torch.stack([mirror * cosine, -sine], dim=1), torch.stack([mirror * sine, cosine], dim=1)], dim=1
@@ -50,15 +51,17 @@ def move(image: Tensor, label: Tensor, generator: Generator) -> tuple[Tensor, Te
     return moved, labels[:, 0].round().long()
 
 
-def shade(image: Tensor, generator: Generator) -> Tensor:
-    """Change contrast and brightness of each slice, and add noise of a random strength."""
-    count = len(image)
-    contrast = _uniform(count, *CONTRAST, generator, image)[:, None, None, None]
-    brightness = _uniform(count, -BRIGHTNESS, BRIGHTNESS, generator, image)[:, None, None, None]
-    strength = _uniform(count, 0, NOISE_SD, generator, image)[:, None, None, None]
+def shade(image: Tensor, strength: float, generator: Generator) -> Tensor:
+    """Change contrast and brightness of each slice, and add noise of a random deviation."""
+    contrast = MAX_CONTRAST ** (strength * _spread(image, generator))
+    brightness = MAX_BRIGHTNESS * strength * _spread(image, generator)
+    deviation = MAX_NOISE * strength * (_spread(image, generator) + 1) / 2
     noise = torch.randn(image.shape, generator=generator, device=image.device)
-    return image * contrast + brightness + strength * noise
+    return (
+        image * contrast[:, None, None, None] + brightness[:, None, None, None] + deviation[:, None, None, None] * noise
+    )
 
 
-def _uniform(count: int, low: float, high: float, generator: Generator, like: Tensor) -> Tensor:
-    return torch.rand(count, generator=generator, device=like.device) * (high - low) + low
+def _spread(like: Tensor, generator: Generator) -> Tensor:
+    """Return a number from -1 to 1 for each slice of a batch."""
+    return 2 * torch.rand(len(like), generator=generator, device=like.device) - 1

@@ -33,7 +33,7 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
     tumor_share: Annotated[float | None, typer.Option(help="Share of the drawn slices that hold tumor.")] = None,
     augment: Annotated[
-        bool | None, typer.Option("--augment/--no-augment", help="Mirror, turn, scale, shift, contrast, noise.")
+        float | None, typer.Option(help="Strength of mirroring, turning, scaling, shading and noise, 0 to 1.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the split, the draws and the weights.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,

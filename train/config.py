@@ -32,12 +32,13 @@ class Config:
     max_minutes: float = 0.0
     """End, with the learning rate brought down in time, after so many minutes; 0 is no limit."""
     learning_rate: float = 2e-3
-    weight_decay: float = 1e-4
+    weight_decay: float = 1e-2
     tumor_share: float = 0.5
     """Share of the training slices that hold tumor."""
     organ_share: float = 0.3
     """Share of the training slices that hold any label; the rest comes from everywhere."""
-    augment: bool = True
+    augment: float = 0.4
+    """Strength of the random changes, 0 to 1; see `train.augment`."""
     validation: float = 0.15
     """Share of the patients kept for choosing the best checkpoint."""
     test: float = 0.2
@@ -60,6 +61,7 @@ class Config:
             (1 <= self.depth <= 6, "depth", "must lie in 1 to 6"),
             (self.width >= 1, "width", "must be at least 1"),
             (self.batch >= 1, "batch", "must be at least 1"),
+            (0 <= self.augment <= 1, "augment", "must lie in 0 to 1"),
             (self.precision in ("auto", "fp32", "bf16"), "precision", "must be auto, fp32 or bf16"),
             (self.epochs >= 1, "epochs", "must be at least 1"),
             (

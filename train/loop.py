@@ -308,7 +308,7 @@ def one_epoch(setup: Setup, network: UNet, optimizer: torch.optim.Optimizer, sta
 def normalized(image: Tensor, label: Tensor, config: Config, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return a batch of HU as the network's input, augmented where asked for."""
     image = normalize(image, config.window_low, config.window_high)
-    return augment(image, label, generator) if config.augment else (image, label)
+    return augment(image, label, config.augment, generator) if config.augment else (image, label)
 
 
 def one_step(

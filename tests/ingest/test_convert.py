@@ -33,7 +33,11 @@ def convert(folder, image, mask=None, params=LITS, mask_spacing=SPACING, axcodes
     if mask is not None:
         write_nifti(folder / "mask.nii.gz", mask, mask_spacing, axcodes)
     case = CaseFiles(
-        case_id="x", patient_id="x", image=folder / "image.nii.gz", mask=None if mask is None else folder / "mask.nii.gz", root=folder
+        case_id="x",
+        patient_id="x",
+        image=folder / "image.nii.gz",
+        mask=None if mask is None else folder / "mask.nii.gz",
+        root=folder,
     )
     store = prepare_store(folder / "store")
     info = convert_case(case, params, store)
@@ -104,7 +108,9 @@ def test_a_value_outside_the_labels_is_named(tmp_path, ct, mask):
 
 
 def test_several_values_without_names_are_an_error_that_shows_them(tmp_path, ct, mask):
-    with pytest.raises(LabelError, match=r"holds the values \[0, 1, 2\] and nothing says what they mean.*--labels liver=1,tumor=2"):
+    with pytest.raises(
+        LabelError, match=r"holds the values \[0, 1, 2\] and nothing says what they mean.*--labels liver=1,tumor=2"
+    ):
         convert(tmp_path, ct, mask, Params(labels=None))
     info, _ = convert(tmp_path, ct, np.minimum(mask, 1), Params(labels=None))
     assert dict(info.labels.values) == {"label_1": 1}

@@ -13,7 +13,9 @@ def touch(folder, *names):
 
 
 def pairs(collection):
-    return {case.case_id: (case.name(case.image), case.name(case.mask) if case.mask else None) for case in collection.cases}
+    return {
+        case.case_id: (case.name(case.image), case.name(case.mask) if case.mask else None) for case in collection.cases
+    }
 
 
 @pytest.mark.parametrize(
@@ -23,9 +25,15 @@ def pairs(collection):
         (["b1/volume-2.nii", "b2/segmentation-2.nii"], {"volume-2": ("b1/volume-2.nii", "b2/segmentation-2.nii")}),
         (
             ["imagesTr/liver_1_0000.nii.gz", "labelsTr/liver_1.nii.gz", "imagesTs/liver_9_0000.nii.gz"],
-            {"liver_1": ("imagesTr/liver_1_0000.nii.gz", "labelsTr/liver_1.nii.gz"), "liver_9": ("imagesTs/liver_9_0000.nii.gz", None)},
+            {
+                "liver_1": ("imagesTr/liver_1_0000.nii.gz", "labelsTr/liver_1.nii.gz"),
+                "liver_9": ("imagesTs/liver_9_0000.nii.gz", None),
+            },
         ),
-        (["imagesTr/spleen_8.nii.gz", "labelsTr/spleen_8.nii.gz"], {"spleen_8": ("imagesTr/spleen_8.nii.gz", "labelsTr/spleen_8.nii.gz")}),
+        (
+            ["imagesTr/spleen_8.nii.gz", "labelsTr/spleen_8.nii.gz"],
+            {"spleen_8": ("imagesTr/spleen_8.nii.gz", "labelsTr/spleen_8.nii.gz")},
+        ),
         (
             ["P1/CT_image.nii.gz", "P1/CT_mask.nii.gz", "P2/CT_image.nii.gz"],
             {"P1": ("P1/CT_image.nii.gz", "P1/CT_mask.nii.gz"), "P2": ("P2/CT_image.nii.gz", None)},
@@ -33,14 +41,24 @@ def pairs(collection):
         (["img/a b.é.nii", "msk/a b.é_mask.nii"], {"a b.é": ("img/a b.é.nii", "msk/a b.é_mask.nii")}),
         (["images/x.nii", "masks/x.nii"], {"x": ("images/x.nii", "masks/x.nii")}),
     ],
-    ids=["LiTS", "LiTS in two folders", "nnU-Net", "Decathlon", "folder per patient", "spaces and accents", "parallel folders"],
+    ids=[
+        "LiTS",
+        "LiTS in two folders",
+        "nnU-Net",
+        "Decathlon",
+        "folder per patient",
+        "spaces and accents",
+        "parallel folders",
+    ],
 )
 def test_the_usual_layouts_are_paired(files, expected, tmp_path):
     assert pairs(discover(touch(tmp_path, *files))) == expected
 
 
 def test_the_folder_of_one_patient_is_named_after_itself(tmp_path):
-    assert pairs(discover(touch(tmp_path / "P1", "CT_image.nii.gz", "CT_mask.nii.gz"))) == {"P1": ("CT_image.nii.gz", "CT_mask.nii.gz")}
+    assert pairs(discover(touch(tmp_path / "P1", "CT_image.nii.gz", "CT_mask.nii.gz"))) == {
+        "P1": ("CT_image.nii.gz", "CT_mask.nii.gz")
+    }
 
 
 def test_what_does_not_pair_is_named_with_the_reason(tmp_path):
@@ -55,7 +73,9 @@ def test_what_does_not_pair_is_named_with_the_reason(tmp_path):
 def test_a_second_channel_is_left_out(tmp_path):
     collection = discover(touch(tmp_path, "imagesTr/x_0000.nii.gz", "imagesTr/x_0001.nii.gz", "labelsTr/x.nii.gz"))
     assert pairs(collection) == {"x": ("imagesTr/x_0000.nii.gz", "labelsTr/x.nii.gz")}
-    assert [(path.name, reason) for path, reason in collection.left_out] == [("x_0001.nii.gz", "a further channel of a scan; a CT has one")]
+    assert [(path.name, reason) for path, reason in collection.left_out] == [
+        ("x_0001.nii.gz", "a further channel of a scan; a CT has one")
+    ]
 
 
 def test_two_images_of_one_case_id_are_an_error_that_names_both(tmp_path):
@@ -64,7 +84,10 @@ def test_two_images_of_one_case_id_are_an_error_that_names_both(tmp_path):
 
 
 def test_a_folder_without_images_says_so(tmp_path):
-    with pytest.raises(PairingError, match="no CT image was found among 1 NIfTI files"):
+    with pytest.raises(
+        PairingError,
+        match="no CT image was found among 1 NIfTI files .1 of them look like masks. and 0 files of other formats",
+    ):
         discover(touch(tmp_path, "x_seg.nii"))
     with pytest.raises(PairingError, match="there is no such folder"):
         discover(tmp_path / "nowhere")
@@ -101,7 +124,10 @@ def test_a_case_id_from_a_csv_cannot_leave_the_store(tmp_path):
 def test_patterns_pair_by_what_their_stars_match(tmp_path):
     touch(tmp_path, "ct/p1_ct.nii.gz", "ct/p2_ct.nii.gz", "seg/p1_liver.nii.gz", "seg/p3_liver.nii.gz")
     collection = from_patterns(f"{tmp_path}/ct/*_ct.nii.gz", f"{tmp_path}/seg/*_liver.nii.gz")
-    assert pairs(collection) == {"p1_ct": ("ct/p1_ct.nii.gz", "seg/p1_liver.nii.gz"), "p2_ct": ("ct/p2_ct.nii.gz", None)}
+    assert pairs(collection) == {
+        "p1_ct": ("ct/p1_ct.nii.gz", "seg/p1_liver.nii.gz"),
+        "p2_ct": ("ct/p2_ct.nii.gz", None),
+    }
     assert [path.name for path, _ in collection.left_out] == ["p3_liver.nii.gz"]
     with pytest.raises(PairingError, match="matches no"):
         from_patterns(f"{tmp_path}/ct/*.mha", None)
@@ -115,3 +141,14 @@ def test_patients_come_from_a_regular_expression(tmp_path):
     for pattern, message in (("(", "no regular expression"), ("p", "needs a group"), ("(x)", "does not match")):
         with pytest.raises(PairingError, match=message):
             with_patients(collection, pattern)
+
+
+def test_scans_of_other_formats_are_named_and_not_passed_over(tmp_path):
+    collection = discover(touch(tmp_path, "a.nii", "b.hdr", "b.img", "c/d.mha", "e.DCM"))
+    assert pairs(collection) == {"a": ("a.nii", None)}
+    assert [path.name for path, reason in collection.left_out if "does not read" in reason] == [
+        "b.hdr",
+        "b.img",
+        "d.mha",
+        "e.DCM",
+    ]

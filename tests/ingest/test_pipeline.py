@@ -117,7 +117,12 @@ def test_killed_anywhere_the_store_opens_and_the_same_command_finishes_it(tmp_pa
     store = tmp_path / "store"
     killed = 0
     for _ in range(12):
-        process = subprocess.Popen(command("ingest", folder, store, "--workers", 2), cwd=HERE, start_new_session=True, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command("ingest", folder, store, "--workers", 2),
+            cwd=HERE,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+        )
         time.sleep(float(rng.uniform(0.5, 1.6)))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -141,8 +146,32 @@ def test_a_scheduler_elsewhere_gives_the_same_store(copied, tmp_path, stored):
     address = f"tcp://127.0.0.1:{40000 + os.getpid() % 20000}"
     port = address.rsplit(":", 1)[1]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment, "cwd": tmp_path}
-    scheduler = subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"], **quiet)
-    worker = subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard", "--no-nanny"], **quiet)
+    scheduler = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "distributed.cli.dask_scheduler",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            port,
+            "--no-dashboard",
+        ],
+        **quiet,
+    )
+    worker = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "distributed.cli.dask_worker",
+            address,
+            "--nthreads",
+            "1",
+            "--no-dashboard",
+            "--no-nanny",
+        ],
+        **quiet,
+    )
     try:
         report = run(copied, tmp_path / "store", scheduler=address)
     finally:
@@ -167,7 +196,13 @@ def test_a_scheduler_that_does_not_answer_is_named(copied, tmp_path, monkeypatch
 
 class TestCommand:
     def test_a_dry_run_shows_the_table_and_writes_nothing(self, collection, tmp_path):
-        done = subprocess.run(command("ingest", collection, tmp_path / "store", "--dry-run"), cwd=HERE, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command("ingest", collection, tmp_path / "store", "--dry-run"),
+            cwd=HERE,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert "volume-3  volume-3  volume-3.nii     segmentation-3.nii" in done.stdout
         assert "6 cases, 6 with a mask" in done.stdout
         assert not (tmp_path / "store").exists()
@@ -193,13 +228,17 @@ class TestCommand:
 
     def test_a_failure_gives_exit_status_1_and_is_in_the_last_lines(self, copied, tmp_path):
         (copied / "volume-0.nii").write_bytes(b"no scan")
-        done = subprocess.run(command("ingest", copied, tmp_path / "store"), cwd=HERE, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command("ingest", copied, tmp_path / "store"), cwd=HERE, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 1
         assert "failed: volume-0:" in done.stdout
         assert "6 cases: 5 done, 0 unchanged, 1 failed" in done.stdout
 
     def test_an_unwritable_store_is_named(self, collection, tmp_path):
         (tmp_path / "file").touch()
-        done = subprocess.run(command("ingest", collection, tmp_path / "file"), cwd=HERE, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command("ingest", collection, tmp_path / "file"), cwd=HERE, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 1
         assert "a store is a folder; this is a file" in done.stderr

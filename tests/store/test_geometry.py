@@ -13,9 +13,7 @@ from store.phantom import write_nifti
 from store.scan import ScanReader
 
 ORIENTATIONS = [
-    "".join(code)
-    for axes in itertools.permutations(("RL", "AP", "SI"))
-    for code in itertools.product(*axes)
+    "".join(code) for axes in itertools.permutations(("RL", "AP", "SI")) for code in itertools.product(*axes)
 ]
 
 
@@ -75,7 +73,9 @@ def test_simpleitk_finds_a_voxel_at_the_same_millimetres(tmp_path):
     with ScanReader(path, "image") as reader:
         place = np.argwhere(reader.read() == 1000)[0]
         assert place.tolist() == [3, 1, 2]
-        assert voxel_to_mm(reader.grid.affine_lps, place) == pytest.approx(picture.TransformIndexToPhysicalPoint((x, y, z)), abs=1e-4)
+        assert voxel_to_mm(reader.grid.affine_lps, place) == pytest.approx(
+            picture.TransformIndexToPhysicalPoint((x, y, z)), abs=1e-4
+        )
 
 
 def test_a_flat_affine_is_refused():

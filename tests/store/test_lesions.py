@@ -28,7 +28,9 @@ def test_components_are_those_of_scipy(rng):
 
 def test_an_ellipsoid_has_its_volume_diameter_and_centre_under_anisotropic_spacing():
     spacing = np.array([3.0, 1.0, 0.8])
-    z, y, x = np.meshgrid(*[(np.arange(n) - n // 2) * s for n, s in zip((31, 61, 91), spacing, strict=True)], indexing="ij")
+    z, y, x = np.meshgrid(
+        *[(np.arange(n) - n // 2) * s for n, s in zip((31, 61, 91), spacing, strict=True)], indexing="ij"
+    )
     mask = (z / 20) ** 2 + (y / 15) ** 2 + (x / 25) ** 2 <= 1
     affine = np.diag([0.8, 1.0, 3.0, 1.0])
     affine[:3, 3] = 100, 200, 300

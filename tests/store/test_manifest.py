@@ -8,11 +8,34 @@ from store.errors import StoreError
 from store.manifest import read_table, reindex
 from store.reader import open_store
 
-COLUMNS = (
-    "case_id patient_id image_path image_name mask_path mask_name nz ny nx spacing_z_mm spacing_y_mm spacing_x_mm orientation voxels_liver "
-    "voxels_tumor has_tumor tumor_percent_scan tumor_percent_organ tumor_volume_ml organ_volume_ml n_lesions max_axial_diameter_mm hu_min hu_max "
-    "source_sha256 warnings"
-).split()
+COLUMNS = [
+    "case_id",
+    "patient_id",
+    "image_path",
+    "image_name",
+    "mask_path",
+    "mask_name",
+    "nz",
+    "ny",
+    "nx",
+    "spacing_z_mm",
+    "spacing_y_mm",
+    "spacing_x_mm",
+    "orientation",
+    "voxels_liver",
+    "voxels_tumor",
+    "has_tumor",
+    "tumor_percent_scan",
+    "tumor_percent_organ",
+    "tumor_volume_ml",
+    "organ_volume_ml",
+    "n_lesions",
+    "max_axial_diameter_mm",
+    "hu_min",
+    "hu_max",
+    "source_sha256",
+    "warnings",
+]
 
 
 def test_the_manifest_says_what_numpy_counts_in_the_voxels(stored):

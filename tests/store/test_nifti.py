@@ -95,7 +95,9 @@ def test_a_truncated_gzip_is_named(keep, tmp_path, rng):
 
 
 def test_a_flipped_bit_in_a_gzip_is_found(tmp_path, rng):
-    content = bytearray(save(tmp_path / "a.nii.gz", rng.integers(-1000, 1000, (30, 30, 30), dtype=np.int16)).read_bytes())
+    content = bytearray(
+        save(tmp_path / "a.nii.gz", rng.integers(-1000, 1000, (30, 30, 30), dtype=np.int16)).read_bytes()
+    )
     content[-5] ^= 1
     (tmp_path / "b.nii.gz").write_bytes(content)
     with pytest.raises(ScanError, match="damaged"):
@@ -153,7 +155,9 @@ def test_hu_that_do_not_fit_are_refused(raw):
         to_hu(raw, 1.0, 0.0, "x")
 
 
-@pytest.mark.parametrize("raw", [np.array([0.5]), np.array([-1], np.int16), np.array([256], np.int16), np.array([np.nan])])
+@pytest.mark.parametrize(
+    "raw", [np.array([0.5]), np.array([-1], np.int16), np.array([256], np.int16), np.array([np.nan])]
+)
 def test_labels_are_integers_from_0_to_255(raw):
     with pytest.raises(LabelError, match="integers from 0 to 255"):
         to_labels(raw, 1.0, 0.0, "x")
@@ -195,7 +199,18 @@ def test_a_mask_has_the_geometry_of_its_scan_bit_for_bit(kind, suffix, tmp_path,
     stored = rng.integers(0, 3, header.grid.stored_shape, dtype=np.uint8)
     write_mask(tmp_path / f"mask{suffix}", header.raw, header.grid.to_file(stored))
     mask = nib.load(tmp_path / f"mask{suffix}")
-    for field in ("dim", "pixdim", "qform_code", "sform_code", "quatern_b", "qoffset_x", "srow_x", "srow_y", "srow_z", "xyzt_units"):
+    for field in (
+        "dim",
+        "pixdim",
+        "qform_code",
+        "sform_code",
+        "quatern_b",
+        "qoffset_x",
+        "srow_x",
+        "srow_y",
+        "srow_z",
+        "xyzt_units",
+    ):
         assert mask.header[field].tobytes() == nib.load(tmp_path / f"scan{suffix}").header[field].tobytes(), field
     assert mask.get_data_dtype() == np.uint8
     assert b"Jane" not in mask.header["descrip"].tobytes()

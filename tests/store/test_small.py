@@ -55,7 +55,9 @@ class TestLabels:
     def test_three_labels_leave_the_organ_open(self):
         assert make_labels({"a": 1, "b": 2, "tumor": 3}).organ is None
 
-    @pytest.mark.parametrize("text", ["liver", "liver=", "=1", "liver=x", "liver=1,liver=2", "liver=1,tumor=1", "liver=0", "liver=256"])
+    @pytest.mark.parametrize(
+        "text", ["liver", "liver=", "=1", "liver=x", "liver=1,liver=2", "liver=1,tumor=1", "liver=0", "liver=256"]
+    )
     def test_labels_that_make_no_sense_are_refused(self, text):
         with pytest.raises(LabelError, match="label"):
             parse_labels(text)
@@ -64,7 +66,9 @@ class TestLabels:
         with pytest.raises(LabelError, match="--organ spleen: the labels are liver=1, tumor=2"):
             parse_labels("liver=1,tumor=2", organ="spleen")
 
-    @pytest.mark.parametrize("labels", [{"0": "background", "1": "liver", "2": "cancer"}, {"background": 0, "liver": 1, "cancer": 2}])
+    @pytest.mark.parametrize(
+        "labels", [{"0": "background", "1": "liver", "2": "cancer"}, {"background": 0, "liver": 1, "cancer": 2}]
+    )
     def test_both_forms_of_dataset_json_are_read(self, labels, tmp_path):
         path = tmp_path / "dataset.json"
         path.write_text(json.dumps({"labels": labels}))
@@ -108,7 +112,11 @@ class TestNaming:
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).touch()
         (tmp_path / "loop").symlink_to(tmp_path)
-        assert [path.relative_to(tmp_path).as_posix() for path in find_files(tmp_path)] == ["a.nii", "c.NII.GZ", "sub/f.nii"]
+        assert [path.relative_to(tmp_path).as_posix() for path in find_files(tmp_path)] == [
+            "a.nii",
+            "c.NII.GZ",
+            "sub/f.nii",
+        ]
 
 
 class TestMetrics:
@@ -155,7 +163,9 @@ class TestPictures:
         assert orange[0] > orange[1] > orange[2]
 
     def test_a_montage_has_rows_and_fits_its_captions(self, tmp_path):
-        tile = picture.Tile(picture=picture.gray(np.zeros((64, 64), np.int16)), caption="a caption much wider than the picture " * 5)
+        tile = picture.Tile(
+            picture=picture.gray(np.zeros((64, 64), np.int16)), caption="a caption much wider than the picture " * 5
+        )
         picture.save_png(tmp_path / "m.png", picture.montage([tile] * 5, 2))
         with Image.open(tmp_path / "m.png") as opened:
             assert opened.size == (2 * 260 + 4, 3 * (256 + 18 + 4) + 4)

@@ -1,0 +1,87 @@
+import json
+
+import numpy as np
+import pytest
+
+from bench.clock import Timing, interleaved, ratio
+from bench.demo import goals
+from bench.doctor import examine
+from bench.machine import card
+from bench.threshold import HIGH, LOW, fit_band, histograms, score_band, threshold_baseline
+from store.reader import open_store
+
+
+def test_rounds_are_interleaved_after_a_warm_up():
+    calls = []
+    timings = interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3, warm_up=1)
+    assert calls == ["a", "b"] * 4
+    assert len(timings["a"].seconds) == 3
+
+
+def test_a_ratio_is_the_median_of_pairs():
+    slow = Timing(name="slow", seconds=(2.0, 30.0, 4.0))
+    fast = Timing(name="fast", seconds=(1.0, 10.0, 2.0))
+    assert ratio(slow, fast) == 2.0
+    assert slow.as_json(8)["per_second"] == 2.0
+
+
+def test_the_machine_card_is_json_and_names_what_matters():
+    machine = json.loads(json.dumps(card()))
+    assert machine["cores"] >= 1
+    assert {"numpy", "zarr", "onnxruntime"} & set(machine["versions"])
+
+
+def test_doctor_starts_the_cpu_provider_and_finds_nothing_to_repair():
+    lines, repairs = examine()
+    assert "provider   cpu: starts" in lines
+    assert repairs == []
+    assert any(line.startswith("privacy") for line in lines)
+
+
+def test_the_band_is_the_best_there_is(rng):
+    """Against every band, tried one by one."""
+    parts = []
+    for _ in range(3):
+        tumor, rest = np.zeros(HIGH - LOW, np.int64), np.zeros(HIGH - LOW, np.int64)
+        tumor[200:230], rest[195:260] = rng.integers(0, 50, 30), rng.integers(0, 50, 65)
+        parts.append((tumor, rest, int(tumor.sum()) + 5))
+    low, high = fit_band(parts)
+    best = max(
+        (np.mean([score_band(part, a, b).dice for part in parts]), -a, -b)
+        for a in range(-10, 70)
+        for b in range(a + 1, 71)
+    )
+    assert np.mean([score_band(part, low, high).dice for part in parts]) == pytest.approx(best[0])
+
+
+def test_the_baseline_scores_what_its_band_takes_in(stored):
+    store = open_store(stored)
+    baseline = threshold_baseline(store, ["volume-0", "volume-1", "volume-2"], ["volume-4", "volume-3"])
+    case = store["volume-4"]
+    image, label = case.image[:], case.label[:]
+    predicted = (label > 0) & (image >= baseline.low) & (image < baseline.high)
+    truth = label == 2
+    assert baseline.by_case["volume-4"] == pytest.approx(
+        2 * (predicted & truth).sum() / (predicted.sum() + truth.sum())
+    )
+    assert histograms(case)[2] == truth.sum()
+
+
+def test_the_demo_says_which_goal_it_missed():
+    def summary(tumor, liver, band):
+        return {
+            "scores": {"regions": {"tumor": {"dice_per_case": tumor}, "liver": {"dice_per_case": liver}}},
+            "baseline": {"dice_per_case": band},
+        }
+
+    assert goals(summary(0.5, 0.95, 0.3)) == []
+    assert goals(summary(0.4, 0.95, 0.3)) == ["tumor Dice 0.400 is not 0.15 above the threshold's 0.300"]
+    assert goals(summary(0.5, 0.85, 0.3)) == ["liver Dice 0.850 is below 0.9"]
+
+
+def test_the_stages_benchmark_measures_every_stage(tmp_path):
+    from bench.stages import run
+
+    record = json.loads(json.dumps(run(tmp_path, size=64, slices=8, rounds=3)))
+    assert list(record["results"]) == ["copy", "decode", "encode", "ingest", "read", "train", "infer"]
+    assert all(row["per_second"] > 0 and row["rounds"] == 3 for row in record["results"].values())

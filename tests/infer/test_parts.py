@@ -1,0 +1,257 @@
+"""Tiling, post-processing, inputs, models and providers, each by itself."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infer import providers
+from infer.batching import batches, cover, place, slice_scores
+from infer.inputs import gather, load
+from infer.model import open_model, parity_gate
+from infer.postprocess import drop_small_tumors, keep_largest_organ
+from store.errors import ModelError, ProviderError, ScanError
+from store.labels import LITS_LABELS, make_labels
+
+
+class TestTiling:
+    @given(st.integers(1, 700), st.integers(8, 256))
+    def test_tiles_cover_every_pixel_once_and_lie_inside_their_side(self, extent, side):
+        spans = cover(extent, side)
+        taken = [pixel for span in spans for pixel in range(span.keep_from, span.keep_to)]
+        assert taken == list(range(extent))
+        for span in spans:
+            assert span.start <= span.keep_from
+            assert span.keep_to <= span.start + side
+            if extent > side:
+                assert 0 <= span.start <= extent - side
+
+    @given(
+        st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 40)),
+        st.tuples(st.integers(4, 32), st.integers(4, 32)),
+        st.sampled_from([1, 3, 5]),
+        st.integers(1, 5000),
+    )
+    def test_what_goes_in_comes_out_at_its_place(self, shape, size, context, pixels):
+        volume = np.arange(np.prod(shape), dtype=np.int64).reshape(shape).astype(np.int16)
+        out = np.zeros(shape, np.int16)
+        for work in batches(volume, size, context, pixels):
+            middle = work.image[work.neighbors[:, context // 2]]
+            place(middle, work, out)
+            assert work.neighbors.min() >= 0
+            assert work.neighbors.max() < len(work.image)
+        assert np.array_equal(out, volume)
+
+    def test_neighbours_are_the_slices_around_with_edges_repeated(self):
+        volume = np.arange(5, dtype=np.int16)[:, None, None] * np.ones((5, 4, 4), np.int16)
+        windows = [
+            work.image[row][:, 0, 0].tolist() for work in batches(volume, (4, 4), 3, 32) for row in work.neighbors
+        ]
+        assert windows == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 4]]
+
+
+class TestPostprocess:
+    def test_only_the_largest_organ_stays_with_its_tumors(self):
+        label = np.zeros((3, 8, 8), np.uint8)
+        label[:, 1:5, 1:5] = 1
+        label[1, 2, 2] = 2
+        label[0, 7, 7] = 1
+        label[2, 7, 0] = 2
+        expected = label.copy()
+        expected[0, 7, 7] = expected[2, 7, 0] = 0
+        keep_largest_organ(label, LITS_LABELS)
+        assert np.array_equal(label, expected)
+
+    def test_other_labels_are_left_alone(self):
+        labels = make_labels({"liver": 1, "tumor": 2, "spleen": 3}, organ="liver")
+        label = np.array([[[1, 1, 1, 0, 3, 0, 1]]], np.uint8)
+        keep_largest_organ(label, labels)
+        assert label.tolist() == [[[1, 1, 1, 0, 3, 0, 0]]]
+
+    def test_small_tumors_become_organ_or_background(self):
+        label = np.array([[[1, 2, 1, 1, 2, 2, 2]]], np.uint8)
+        drop_small_tumors(label, LITS_LABELS, voxel_ml=1.0, min_ml=2.0)
+        assert label.tolist() == [[[1, 1, 1, 1, 2, 2, 2]]]
+        alone = np.array([[[0, 1, 0, 0, 1, 1, 1]]], np.uint8)
+        drop_small_tumors(alone, make_labels({"tumor": 1}), voxel_ml=1.0, min_ml=2.0)
+        assert alone.tolist() == [[[0, 0, 0, 0, 1, 1, 1]]]
+
+    def test_nothing_there_is_nothing_done(self):
+        empty = np.zeros((2, 2, 2), np.uint8)
+        keep_largest_organ(empty, LITS_LABELS)
+        drop_small_tumors(empty, LITS_LABELS, 1.0, 5.0)
+        assert not empty.any()
+
+
+def test_a_slices_score_is_the_mean_of_its_strongest_voxels():
+    probability = np.zeros((2, 4, 4), np.uint8)
+    probability[1, 0, :3] = 255
+    assert slice_scores(probability, 6) == [0.0, 0.5]
+    assert slice_scores(probability, 100) == [0.0, pytest.approx(3 / 16, abs=1e-4)]
+
+
+class TestInputs:
+    def test_a_folder_gives_its_scans_and_leaves_out_what_is_named_like_a_mask(self, collection):
+        jobs, left_out = gather([collection])
+        assert [job.name for job in jobs] == [
+            "volume-0.nii",
+            "volume-1.nii.gz",
+            "volume-2.nii",
+            "volume-3.nii",
+            "volume-4.nii.gz",
+            "volume-5.nii",
+        ]
+        assert len(left_out) == 6
+
+    def test_a_pattern_and_a_list_of_files_keep_the_tree_that_they_share(self, collection, tmp_path):
+        jobs, _ = gather([f"{collection}/volume-[01].*"])
+        assert [job.name for job in jobs] == ["volume-0.nii", "volume-1.nii.gz"]
+        for folder in ("a", "b"):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "ct.nii").touch()
+        jobs, _ = gather([tmp_path / "a" / "ct.nii", tmp_path / "b" / "ct.nii"])
+        assert [job.name for job in jobs] == ["a/ct.nii", "b/ct.nii"]
+
+    def test_a_store_gives_its_cases_as_the_files_they_were(self, stored, collection):
+        jobs, _ = gather([stored])
+        assert [job.name for job in jobs] == [f"volume-{n}.nii.gz" for n in range(6)]
+        from_store = load(jobs[5])
+        from_file = load(gather([collection / "volume-5.nii"])[0][0])
+        assert np.array_equal(from_store.volume, from_file.volume)
+        assert np.array_equal(from_store.grid.affine, from_file.grid.affine)
+        assert from_store.header == from_file.header
+
+    def test_two_scans_of_one_output_are_refused(self, tmp_path):
+        for name in ("a.nii", "a.nii.gz"):
+            (tmp_path / name).touch()
+        with pytest.raises(ScanError, match="would both be written as a"):
+            gather([tmp_path])
+
+    def test_nothing_to_segment_is_one_clear_error(self, tmp_path):
+        with pytest.raises(ScanError, match="holds no .nii"):
+            gather([tmp_path])
+        with pytest.raises(ScanError, match="matches no .nii"):
+            gather([f"{tmp_path}/*.nii"])
+
+    @pytest.mark.parametrize(
+        ("name", "message"), [("nowhere.nii", "there is no such file"), ("a.png", "must end in .nii")]
+    )
+    def test_a_file_that_is_no_scan_is_named(self, name, message, tmp_path):
+        (tmp_path / "a.png").touch()
+        (job,), _ = gather([tmp_path / name])
+        with pytest.raises(ScanError, match=message):
+            load(job)
+
+
+def changed(model, path, change):
+    """Write a copy of a model with other metadata."""
+    opened = onnx.load(model)
+    entry = opened.metadata_props[0]
+    metadata = json.loads(entry.value)
+    change(metadata)
+    entry.value = json.dumps(metadata)
+    onnx.save(opened, path)
+    return path
+
+
+class TestModel:
+    def test_a_truncated_or_foreign_file_is_one_clear_error(self, model, tmp_path):
+        (tmp_path / "short.onnx").write_bytes(model.read_bytes()[:1000])
+        (tmp_path / "text.onnx").write_text("no model")
+        for name in ("short.onnx", "text.onnx"):
+            with pytest.raises(ModelError, match=f"{name}: is not an ONNX model"):
+                open_model(tmp_path / name, "cpu")
+        with pytest.raises(ModelError, match="No such file"):
+            open_model(tmp_path / "none.onnx", "cpu")
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda m: m.update(contract=2), "is of contract 2"),
+            (lambda m: m.update(input="bytes"), "input bytes"),
+            (lambda m: m.pop("context"), "metadata is incomplete"),
+            (lambda m: m.update(context=1), "do not fit context 1"),
+            (lambda m: m.update(labels="liver"), "labels must map names"),
+        ],
+    )
+    def test_metadata_that_do_not_fit_are_refused(self, change, message, model, tmp_path):
+        from store.errors import InputError
+
+        with pytest.raises(InputError, match=message):
+            open_model(changed(model, tmp_path / "m.onnx", change), "cpu")
+
+    def test_a_model_without_our_metadata_is_refused(self, model, tmp_path):
+        opened = onnx.load(model)
+        del opened.metadata_props[:]
+        onnx.save(opened, tmp_path / "m.onnx")
+        with pytest.raises(ModelError, match="carries no slicemill metadata"):
+            open_model(tmp_path / "m.onnx", "cpu")
+
+    def test_weights_in_another_file_are_never_followed(self, model, tmp_path):
+        onnx.save(
+            onnx.load(model), tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0
+        )
+        with pytest.raises(ModelError, match="keeps weights in other files"):
+            open_model(tmp_path / "m.onnx", "cpu")
+
+    def test_the_parity_gate_stops_a_provider_that_labels_differently(self, model, rng):
+        opened = open_model(model, "cpu")
+        image = rng.integers(-200, 300, (3, 64, 64), dtype=np.int16)
+        window = np.array([[0, 1, 2]], np.int32)
+        assert parity_gate(opened, open_model(model, "cpu"), image, window) == 0.0
+
+        class Wrong:
+            info, provider = opened.info, "cuda"
+
+            def run(self, image, neighbors, *, probability):
+                return (opened.run(image, neighbors, probability=probability)[0] + 1) % 3, None
+
+        with pytest.raises(ModelError, match=r"labels on cuda differ from those on the CPU in .*nothing was segmented"):
+            parity_gate(Wrong(), opened, image, window)
+
+
+class TestProviders:
+    def test_a_provider_that_cannot_run_is_an_error_and_never_the_cpu(self, model):
+        if providers.has_nvidia_driver():
+            pytest.skip("there is a GPU")
+        for name in ("cuda", "tensorrt"):
+            with pytest.raises(ProviderError, match=f"--provider {name}"):
+                open_model(model, name)
+        with pytest.raises(ProviderError, match="choose one of auto, cpu, cuda, tensorrt"):
+            open_model(model, "tpu")
+
+    def test_auto_says_what_it_chose_and_why(self, model):
+        opened = open_model(model, "auto")
+        assert opened.provider in ("cpu", "cuda")
+        assert opened.reason
+
+    def test_a_session_that_fell_back_is_an_error(self, model, monkeypatch):
+        class Fallen:
+            def get_providers(self):
+                return ["CPUExecutionProvider"]
+
+        import onnxruntime
+
+        monkeypatch.setattr(
+            onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        )
+        monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_a, **_k: Fallen())
+        with pytest.raises(ProviderError, match="fell back to CPUExecutionProvider"):
+            open_model(model, "cuda")
+
+    def test_both_packages_at_once_are_named_with_the_repair(self, monkeypatch):
+        monkeypatch.setattr(providers, "installed_runtimes", lambda: ["onnxruntime", "onnxruntime-gpu"])
+        with pytest.raises(
+            ProviderError, match=r"overwrite each other. Repair: pip uninstall -y onnxruntime onnxruntime-gpu"
+        ):
+            providers.runtime()
+
+    def test_a_half_removed_package_is_named_with_the_repair(self, monkeypatch):
+        import onnxruntime
+
+        monkeypatch.delattr(onnxruntime, "get_available_providers")
+        with pytest.raises(ProviderError, match="half removed. Repair: pip install --force-reinstall"):
+            providers.runtime()

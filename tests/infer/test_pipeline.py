@@ -1,0 +1,189 @@
+"""Bulk inference from the outside: masks on the scan's grid, nothing lost, nothing done twice."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+import slicemill
+from infer.inputs import gather
+from infer.model import open_model
+from infer.pipeline import infer
+from store.files import read_lines
+from store.phantom import write_nifti
+from store.reader import open_store
+
+HERE = Path(__file__).parents[2]
+FIELDS = ("dim", "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+          "srow_x", "srow_y", "srow_z", "xyzt_units")  # fmt: skip
+
+
+def run(model, inputs, out, **options):
+    jobs, _ = gather(inputs)
+    return infer(open_model(model, "cpu"), jobs, out, **options)
+
+
+def command(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "slicemill", *map(str, words)], cwd=HERE, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def segmented(model, collection, tmp_path_factory):
+    out = tmp_path_factory.mktemp("segmented")
+    assert run(model, [collection], out).count("done") == 6
+    return out
+
+
+def test_every_mask_has_its_scans_name_header_geometry_and_trained_labels(segmented, collection):
+    for scan in collection.glob("volume-*"):
+        mask, source = nib.load(segmented / scan.name), nib.load(scan)
+        for field in FIELDS:
+            assert mask.header[field].tobytes() == source.header[field].tobytes(), field
+        assert mask.get_data_dtype() == np.uint8
+        assert mask.shape == source.shape
+        assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2}
+
+
+def test_a_mask_lies_where_the_labels_are_in_the_patient(segmented, model, stored):
+    """The same patient in another axis order gets the same labels at the same millimetres."""
+    case = open_store(stored)["volume-5"]
+    assert case.info.source_axcodes == "PIR"
+    write_nifti(segmented.parent / "lps.nii", case.image[:], case.info.spacing_mm, "LPS")
+    label, report = slicemill.segment(segmented.parent / "lps.nii", model)
+    turned = nib.as_closest_canonical(nib.load(segmented / "volume-5.nii"))
+    assert np.array_equal(np.asarray(turned.dataobj)[::-1, ::-1].transpose(2, 1, 0), label)
+    assert report["shape_zyx"] == list(label.shape)
+
+
+def test_the_python_function_gives_the_files_labels_and_report(segmented, model, collection):
+    label, report = slicemill.segment(collection / "volume-2.nii", model, provider="cpu")
+    written = json.loads((segmented / "volume-2.json").read_text())
+    assert report == written
+    assert label.dtype == np.uint8
+    voxel_ml = float(np.prod(report["spacing_mm_zyx"])) / 1000
+    assert report["volumes_ml"]["liver"] == pytest.approx((label > 0).sum() * voxel_ml, rel=1e-3)
+    assert report["tumor_found"] == bool((label == 2).any()) == bool(report["lesions"])
+    assert len(report["slice_tumor_scores"]) == len(label)
+    assert "not a medical device" in report["note"]
+
+
+def test_every_scan_has_a_picture(segmented, collection):
+    for scan in collection.glob("volume-*"):
+        with Image.open(segmented / f"{scan.name.removesuffix('.gz').removesuffix('.nii')}.png") as picture:
+            assert min(picture.size) > 250
+
+
+def test_a_store_gives_the_same_labels_as_the_files(segmented, model, stored, tmp_path):
+    assert run(model, [stored], tmp_path).count("done") == 6
+    for index, suffix in ((0, ".nii"), (5, ".nii")):
+        one, other = nib.load(tmp_path / f"volume-{index}.nii.gz"), nib.load(segmented / f"volume-{index}{suffix}")
+        assert np.array_equal(np.asarray(one.dataobj), np.asarray(other.dataobj))
+        assert np.array_equal(one.affine, other.affine)
+
+
+def test_the_same_command_again_skips_what_is_done_and_does_what_changed(model, collection, tmp_path):
+    scans = shutil.copytree(collection, tmp_path / "scans")
+    out = tmp_path / "out"
+    run(model, [scans], out)
+    again = run(model, [scans], out)
+    assert (again.count("skipped"), again.count("done")) == (6, 0)
+    (out / "volume-0.nii").unlink()
+    os.utime(scans / "volume-2.nii")
+    third = run(model, [scans], out)
+    assert [outcome.name for outcome in third.outcomes if outcome.status == "done"] == ["volume-0.nii", "volume-2.nii"]
+    assert run(model, [scans], out, overwrite=True).count("done") == 6
+
+
+def test_one_bad_scan_is_named_and_the_rest_goes_on(model, collection, tmp_path):
+    scans = shutil.copytree(collection, tmp_path / "scans")
+    (scans / "volume-1.nii.gz").write_bytes((scans / "volume-1.nii.gz").read_bytes()[:9000])
+    done = command("infer", model, scans, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "6 scans: 5 done, 0 skipped (done before), 1 failed; 6 files left out" in done.stdout
+    assert "volume-1.nii.gz: ends early or is damaged" in done.stdout
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["scans"] == {"done": 5, "skipped": 0, "failed": 1}
+    assert not (tmp_path / "out" / "volume-1.nii.gz").exists()
+
+
+def test_a_disk_that_cannot_be_written_fails_the_scan_and_not_the_run(model, collection, tmp_path, monkeypatch):
+    import infer.pipeline
+
+    real = infer.pipeline.write_mask
+
+    def full(path, header, mask):
+        if path.name == "volume-2.nii":
+            raise OSError(28, "No space left on device", str(path))
+        real(path, header, mask)
+
+    monkeypatch.setattr("infer.pipeline.write_mask", full)
+    summary = run(model, [collection], tmp_path)
+    assert (summary.count("done"), summary.count("failed")) == (5, 1)
+    assert "No space left on device" in next(
+        outcome.reason for outcome in summary.outcomes if outcome.status == "failed"
+    )
+    monkeypatch.undo()
+    assert run(model, [collection], tmp_path).count("done") == 1
+
+
+@pytest.mark.slow
+def test_killed_anywhere_nothing_is_lost_and_nothing_done_twice(model, collection, segmented, tmp_path, rng):
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "slicemill", "infer", str(model), str(collection), "--out", str(out)]
+    for _ in range(6):
+        process = subprocess.Popen(words, cwd=HERE, stdout=subprocess.DEVNULL)
+        time.sleep(float(rng.uniform(0.3, 1.1)))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for mask in out.glob("volume-*.nii*"):
+            assert nib.load(mask).get_fdata().size > 0
+    assert subprocess.run(words, cwd=HERE, check=True, stdout=subprocess.DEVNULL).returncode == 0
+    done = [line["name"] for line in read_lines(out / "ledger.jsonl") if line["status"] == "done"]
+    assert sorted(set(done)) == sorted(path.name for path in collection.glob("volume-*"))
+    for scan in collection.glob("volume-*"):
+        assert (out / scan.name).read_bytes() == (segmented / scan.name).read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64), (3, 200, 90), (2, 1, 1), (700, 8, 8)])
+def test_scans_of_any_size_come_back_in_their_own(shape, model, tmp_path, rng):
+    write_nifti(tmp_path / "a.nii", rng.integers(-1000, 500, shape, dtype=np.int16), (1.0, 1.0, 1.0))
+    label, _ = slicemill.segment(tmp_path / "a.nii", model)
+    assert label.shape == shape
+
+
+class TestCommand:
+    def test_a_dry_run_says_what_it_would_do(self, model, collection, tmp_path):
+        done = command("infer", model, collection, "--out", tmp_path / "out", "--dry-run")
+        assert done.returncode == 0
+        assert "6 scans: 6 to segment, 0 done before. Nothing was written" in done.stdout
+        assert not (tmp_path / "out").exists()
+
+    def test_the_first_line_names_model_provider_and_why(self, model, collection, tmp_path):
+        done = command("infer", model, collection / "volume-0.nii", "--out", tmp_path, "--provider", "cpu")
+        assert done.stdout.splitlines()[0] == "model tiny.onnx (slices 64x64, context 3, fp32) on cpu: asked for"
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["nowhere.onnx", "COLLECTION"], "nowhere.onnx: cannot be read"),
+            (["MODEL", "nowhere.nii"], "there is no such file"),
+            (["MODEL", "COLLECTION", "--provider", "tpu"], "choose one of auto"),
+        ],
+    )
+    def test_what_a_user_gets_wrong_is_said_and_exits_1(self, words, message, model, collection, tmp_path):
+        known = {"COLLECTION": str(collection), "MODEL": str(model)}
+        done = command("infer", *[known.get(word, word) for word in words], "--out", tmp_path / "out")
+        assert done.returncode == 1
+        assert message in done.stderr + done.stdout
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,81 @@
+"""What imports what, and what the front door costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parents[1]
+PACKAGES = ("store", "ingest", "train", "infer", "bench")
+HEAVY = (
+    "numpy",
+    "nibabel",
+    "zarr",
+    "numcodecs",
+    "dask",
+    "distributed",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "pyarrow",
+    "PIL",
+    "matplotlib",
+    "cc3d",
+)
+
+
+def python(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_package_files_import_nothing():
+    for package in PACKAGES:
+        assert (HERE / package / "__init__.py").read_text() == ""
+
+
+def test_the_commands_are_there_without_any_heavy_import():
+    loaded = python(
+        "import sys, slicemill\n"
+        "import bench.cli, infer.cli, ingest.cli, store.cli, train.cli\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    assert loaded == "[]"
+
+
+def test_help_names_every_command():
+    shown = subprocess.run(
+        [sys.executable, "-m", "slicemill", "--help"], cwd=HERE, capture_output=True, text=True, check=True
+    ).stdout
+    for command in ("ingest", "store", "train", "export", "infer", "evaluate", "phantom", "demo", "bench", "doctor"):
+        assert f" {command} " in shown
+
+
+def test_the_layers_hold():
+    """import-linter proves the contracts of pyproject.toml, here as in `make check`."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_code_reads_the_environment_or_unpickles():
+    for package in PACKAGES:
+        for path in (HERE / package).glob("*.py"):
+            tree = ast.parse(path.read_text())
+            names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+            imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+            assert not {"environ", "getenv"} & names, path
+            assert "pickle" not in imported, path
+
+
+def test_every_module_says_what_it_is_for():
+    for package in PACKAGES:
+        for path in (HERE / package).glob("*.py"):
+            if path.name != "__init__.py":
+                assert ast.get_docstring(ast.parse(path.read_text())), path

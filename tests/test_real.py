@@ -1,0 +1,85 @@
+"""The real scans beside the checkout: every file ends as done, or with one clear reason."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ingest.discover import discover
+from ingest.params import Params
+from ingest.pipeline import Options, ingest
+from store.files import read_lines
+from store.labels import make_labels
+from store.manifest import read_table
+from store.naming import find_files, other_scans
+from store.reader import open_store
+
+HERE = Path(__file__).parents[1]
+FOLDERS = ["nifti-edge-cases", "totalsegmentator-example", "msd-spleen-8", "msd-labels-only"]
+TUMOR = Params(labels=make_labels({"tumor": 1}))
+
+pytestmark = pytest.mark.real
+
+
+def command(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "slicemill", *map(str, words)], cwd=HERE, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def sarcoma(tmp_path_factory):
+    data = HERE.parent / "shared" / "data" / "sts-tumour-ct"
+    if not data.is_dir():
+        pytest.skip("the real scans (../shared/data) are not here")
+    store = tmp_path_factory.mktemp("real") / "store"
+    report = ingest(discover(data), store, TUMOR, Options())
+    assert report.count("done") == 17
+    return data, store
+
+
+def test_seventeen_sarcomas_are_stored_voxel_for_voxel(sarcoma):
+    data, store = sarcoma
+    for case in open_store(store):
+        for array, name in ((case.image, "CT_image"), (case.label, "CT_mask")):
+            source = nib.load(data / case.info.case_id / f"{name}.nii.gz")
+            assert np.array_equal(np.asarray(source.dataobj).T, array[:]), "the sources lie in LPS order"
+        assert case.info.max_rounding_error_hu == 0
+
+
+def test_the_manifest_has_the_voxel_counts_that_the_source_states(sarcoma):
+    stated = {"STS_004": 94963, "STS_019": 5564, "STS_034": 173131, "STS_048": 113615}
+    rows = {row["case_id"]: row for row in read_table(sarcoma[1], "manifest")}
+    assert len(rows) == 17
+    assert {case_id: rows[case_id]["voxels_tumor"] for case_id in stated} == stated
+    assert all(row["orientation"] == "LPS" and row["has_tumor"] for row in rows.values())
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_ingest_accounts_for_every_odd_file_without_a_traceback(name, real_data, tmp_path):
+    folder, store = real_data / name, tmp_path / "store"
+    done = command("ingest", folder, store, "--workers", "2")
+    assert "Traceback" not in done.stderr
+    collection = discover(folder)
+    files = {case.image for case in collection.cases} | {case.mask for case in collection.cases if case.mask}
+    assert files | {path for path, _ in collection.left_out} == set(find_files(folder)) | set(other_scans(folder))
+    failed = {line["case_id"]: line["reason"] for line in read_lines(store / "failures.jsonl")}
+    assert set(open_store(store).case_ids) | set(failed) == {case.case_id for case in collection.cases}
+    assert all(reason and "\n" not in reason for reason in failed.values())
+    assert done.returncode == (1 if failed else 0)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_infer_accounts_for_every_odd_file_without_a_traceback(name, real_data, model, tmp_path):
+    files = find_files(real_data / name)
+    done = command("infer", model, *files, "--out", tmp_path / "out", "--provider", "cpu")
+    assert "Traceback" not in done.stderr
+    lines = read_lines(tmp_path / "out" / "ledger.jsonl")
+    assert len(lines) == len(files)
+    for line in lines:
+        assert (line["status"] == "done") == (tmp_path / "out" / line["name"]).exists()
+        assert line["status"] == "done" or line["reason"]
+    assert done.returncode == (0 if all(line["status"] == "done" for line in lines) else 1)
