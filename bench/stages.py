@@ -102,12 +102,12 @@ def networks(store: Path, size: int) -> dict[str, tuple[Callable[[], object], in
     from train.config import Config
     from train.dataset import Batches
     from train.export import CONTRACT, Exported, add_metadata, proof_slices, to_onnx
-    from train.loop import build, choose_device, normalized, one_step, uses_bf16
+    from train.setup import choose_device, uses_bf16
+    from train.step import build, make_learner, normalized, one_step
 
     config = Config(batch=BATCH)
     device = choose_device("cpu")
-    torch.manual_seed(0)
-    network = build(LITS_LABELS, config)
+    learner = make_learner(LITS_LABELS, config, device)
     path = store.parent / "model.onnx"
     opened = open_store(store)
     graph = Exported(build(LITS_LABELS, config).eval(), config, LITS_LABELS).eval()
@@ -125,18 +125,17 @@ def networks(store: Path, size: int) -> dict[str, tuple[Callable[[], object], in
     )
     model = open_model(path, "cpu")
     volume = opened["volume-1"].image[:INFER_SLICES]
-    optimizer = torch.optim.AdamW(network.parameters())
     generator = torch.Generator().manual_seed(0)
     batches = Batches(opened, LITS_LABELS.table(), (size, size), config.context, BATCH)
 
     def train() -> None:
         places = [("volume-1", z % len(opened["volume-1"].image)) for z in range(TRAIN_STEPS * BATCH)]
-        network.train()
+        learner.network.train()
         with batches.over(places, (0, 0)) as stream:
             for batch in stream:
                 pair = normalized(
                     torch.from_numpy(batch.image), torch.from_numpy(batch.label).long(), config, generator
                 )
-                one_step(network, optimizer, pair, bf16=uses_bf16("auto", device))
+                one_step(learner, pair, bf16=uses_bf16("auto", device))
 
     return {"train": (train, TRAIN_STEPS * BATCH), "infer": (lambda: segment_volume(model, volume), len(volume))}

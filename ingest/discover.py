@@ -13,6 +13,7 @@ import glob
 import os
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 from store.errors import PairingError
 from store.labels import LITS_LABELS, Labels, read_dataset_json
 from store.layout import check_case_id
-from store.naming import CHANNEL, WHY_OTHER, case_id_of, find_files, name_of, other_scans
+from store.naming import CHANNEL, WHY_OTHER, Name, case_id_of, find_files, name_of, other_scans
 from store.nifti import is_nifti_name, stem_of
 
 if TYPE_CHECKING:
@@ -61,42 +62,36 @@ def discover(source: Path) -> Collection:
     PairingError
         There is nothing to ingest, or two images would have one case id.
     """
-    if source.is_file():
-        source, files, others = source.parent, [source], []
-    elif source.is_dir():
-        files, others = find_files(source), other_scans(source)
-    else:
+    if not source.exists():
         raise PairingError(f"{source}: there is no such folder.")
-    names = {path: name_of(path.relative_to(source).as_posix()) for path in files}
-    images = [path for path in files if names[path].role == "image"]
-    masks = [path for path in files if names[path].role == "mask"]
-    if not images:
-        raise PairingError(
-            f"{source}: no CT image was found among {len(files)} NIfTI files ({len(masks)} of them look like masks) and {len(others)} files of other formats. "
-            "Name them with --images and --masks patterns, or list them with --pairs CSV."
-        )
-    left_out = [
-        (path, "a further channel of a scan; a CT has one") for path in images if _is_extra_channel(path, images)
-    ]
-    dropped = {path for path, _ in left_out}
-    left_out += [(path, WHY_OTHER) for path in others]
-    images = [path for path in images if path not in dropped]
-    paired = _pair(
-        [(path, names[path].folder, names[path].key) for path in images],
-        [(path, names[path].folder, names[path].key) for path in masks],
+    root, files, others = (
+        (source, find_files(source), other_scans(source)) if source.is_dir() else (source.parent, [source], [])
     )
-    cases = [
-        CaseFiles(case_id=case_id, patient_id=case_id, image=path, mask=paired.get(path), root=source)
-        for path in images
-        for case_id in [
-            case_id_of(path.relative_to(source).as_posix())
-            if path.parent != source
-            else case_id_of(f"{source.resolve().name}/{path.name}")
-        ]
-    ]
+    names = {path: name_of(path.relative_to(root).as_posix()) for path in files}
+    found = [path for path in files if names[path].role == "image"]
+    masks = [path for path in files if names[path].role == "mask"]
+    if not found:
+        raise PairingError(
+            f"{source}: no CT image was found among {len(files)} NIfTI files ({len(masks)} of them look like masks) and {len(others)} files "
+            "of other formats. Name them with --images and --masks patterns, or list them with --pairs CSV."
+        )
+    images = [path for path in found if not _is_extra_channel(path, found)]
+    paired = _pair(images, masks, names)
     used = set(paired.values())
-    left_out += [(path, _why_unpaired(path, images)) for path in masks if path not in used]
-    return checked(Collection(cases=tuple(cases), left_out=tuple(left_out), labels=declared_labels(source, images)))
+    left_out = [
+        *((path, "a further channel of a scan; a CT has one") for path in found if path not in images),
+        *((path, WHY_OTHER) for path in others),
+        *((path, _why_unpaired(path, images)) for path in masks if path not in used),
+    ]
+    cases = [_case(path, paired.get(path), root) for path in images]
+    return checked(Collection(cases=tuple(cases), left_out=tuple(left_out), labels=declared_labels(root, images)))
+
+
+def _case(image: Path, mask: Path | None, root: Path) -> CaseFiles:
+    """Return a case named by its image; the folder that was given counts as the patient's where the name alone says nothing."""
+    relative = image.relative_to(root).as_posix() if image.parent != root else f"{root.resolve().name}/{image.name}"
+    case_id = case_id_of(relative)
+    return CaseFiles(case_id=case_id, patient_id=case_id, image=image, mask=mask, root=root)
 
 
 def declared_labels(source: Path, images: list[Path]) -> Labels | None:
@@ -215,26 +210,23 @@ def checked(collection: Collection) -> Collection:
     return collection
 
 
-Entry = tuple[Path, str, str]
-
-
-def _pair(images: list[Entry], masks: list[Entry]) -> dict[Path, Path]:
+def _pair(images: list[Path], masks: list[Path], names: Mapping[Path, Name]) -> dict[Path, Path]:
     """Return image -> mask: first by folder and key, then by key alone, in both rounds only where one fits one."""
     paired: dict[Path, Path] = {}
-    rounds: tuple[Callable[[Entry], object], ...] = (
-        lambda entry: (entry[1], entry[2]),
-        lambda entry: entry[2] or entry[0],
+    rounds: tuple[Callable[[Path], object], ...] = (
+        lambda path: (names[path].folder, names[path].key),
+        lambda path: names[path].key or path,
     )
     for identity in rounds:
-        by_key: dict[object, tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
+        groups: dict[object, tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
         used = set(paired.values())
-        for entry in images:
-            if entry[0] not in paired:
-                by_key[identity(entry)][0].append(entry[0])
-        for entry in masks:
-            if entry[0] not in used:
-                by_key[identity(entry)][1].append(entry[0])
-        paired |= {found[0]: fitting[0] for found, fitting in by_key.values() if len(found) == 1 and len(fitting) == 1}
+        for path in images:
+            if path not in paired:
+                groups[identity(path)][0].append(path)
+        for path in masks:
+            if path not in used:
+                groups[identity(path)][1].append(path)
+        paired |= {found[0]: fitting[0] for found, fitting in groups.values() if len(found) == 1 and len(fitting) == 1}
     return paired
 
 

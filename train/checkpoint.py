@@ -1,6 +1,7 @@
 """Checkpoints: tensors as safetensors, the rest as JSON; never pickle, always whole."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,11 @@ def load_weights(path: Path, network: nn.Module) -> None:
         raise ModelError(f"{path}: is not a checkpoint of this network ({str(error).splitlines()[0]}).") from error
 
 
-def save_progress(run: Path, state: State, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save_progress(run: Path, state: State, parts: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
     """Write the weights, the optimizer's memory and the state as one file, so that they cannot disagree after a kill."""
-    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    tensors = {
+        f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()
+    }
     for index, memory in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in memory.items()}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -60,16 +63,18 @@ def save_progress(run: Path, state: State, network: nn.Module, optimizer: torch.
         save_file(contiguous, aside, metadata={"state": to_json(asdict(state))})
 
 
-def load_progress(run: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """Bring network and optimizer to where a run stopped; a new run has a state of no epochs."""
+def load_progress(run: Path, parts: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> State:
+    """Bring the parts (name -> module) and the optimizer to where a run stopped; a new run has a state of no epochs."""
     if not (run / LAST).exists():
         return State()
     try:
         state = read_state(run)
         tensors = load_file(run / LAST)
-        network.load_state_dict(
-            {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}
-        )
+        for part, module in parts.items():
+            prefix = f"{part}."
+            module.load_state_dict(
+                {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            )
         optimizer.load_state_dict(
             {"state": _optimizer_memory(tensors), "param_groups": optimizer.state_dict()["param_groups"]}
         )

@@ -49,8 +49,8 @@ def train(
         import shutil
 
         from train.config import Config, read_config
-        from train.loop import CURVES, METRICS, SPLIT
         from train.loop import train as fit
+        from train.setup import CURVES, METRICS, SPLIT
 
         if overwrite and run.exists():
             if not (run / "config.toml").exists():

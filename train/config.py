@@ -33,6 +33,8 @@ class Config:
     """End, with the learning rate brought down in time, after so many minutes; 0 is no limit."""
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
+    averaging: float = 0.99
+    """Decay per step of the running average of the weights, which is what is validated and exported; 0 takes the last weights."""
     tumor_share: float = 0.5
     """Share of the training slices that hold tumor."""
     organ_share: float = 0.3
@@ -61,6 +63,7 @@ class Config:
             (1 <= self.depth <= 6, "depth", "must lie in 1 to 6"),
             (self.width >= 1, "width", "must be at least 1"),
             (self.batch >= 1, "batch", "must be at least 1"),
+            (0 <= self.averaging < 1, "averaging", "must lie in 0 to 1, 1 left out"),
             (0 <= self.augment <= 1, "augment", "must lie in 0 to 1"),
             (self.precision in ("auto", "fp32", "bf16"), "precision", "must be auto, fp32 or bf16"),
             (self.epochs >= 1, "epochs", "must be at least 1"),

@@ -26,8 +26,9 @@ from store.picture import spread
 from store.reader import Store, open_store
 from train.checkpoint import BEST, load_weights, read_state
 from train.config import Config, read_config
-from train.loop import CONFIG, MODEL, SPLIT, build
+from train.setup import CONFIG, MODEL, SPLIT
 from train.split import read_split
+from train.step import build
 from train.unet import UNet, normalize
 
 CONTRACT = 1

@@ -11,7 +11,7 @@ from store.errors import ModelError
 from store.labels import LITS_LABELS, make_labels
 from tests.conftest import TINY
 from train.export import Exported, export, prove, to_onnx
-from train.loop import build
+from train.step import build
 
 
 def session(path):

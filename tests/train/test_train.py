@@ -22,10 +22,12 @@ from train.augment import augment, move, shade
 from train.checkpoint import load_weights, read_state
 from train.config import Config, read_config, to_toml
 from train.dataset import Batches
-from train.loop import build, learning_rate, slice_size, train
+from train.loop import train
 from train.losses import dice_and_cross_entropy
 from train.sampling import epoch_places
+from train.setup import slice_size
 from train.split import Split, make_split, read_split, write_split
+from train.step import build, learning_rate
 from train.unet import UNet, normalize
 
 HERE = Path(__file__).parents[2]
@@ -298,7 +300,11 @@ class TestRun:
         ]
         process = subprocess.Popen(words, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.time() + 120
-        while not (tmp_path / "killed" / "last.safetensors").exists() and time.time() < deadline:
+        while (
+            not (tmp_path / "killed" / "last.safetensors").exists()
+            and time.time() < deadline
+            and process.poll() is None
+        ):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -1,0 +1,85 @@
+"""Puts the committed figures into the README: ``python -m bench.readme``; a test fails when the two differ."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+FIGURES = ("scores: demo", "scores: real", "stages")
+END = "<!-- end -->"
+
+
+def rendered(figure: str, root: Path) -> str:
+    """Return a figure's table as it must stand in the README, between its marks."""
+    results = root / "bench" / "results"
+    if figure == "stages":
+        record = json.loads((results / "stages.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        table = stages_table(record)
+    else:
+        table = scores_table(
+            json.loads((results / f"{figure.removeprefix('scores: ')}.json").read_text(encoding="utf-8"))
+        )
+    return f"<!-- {figure} -->\n{table}\n{END}"
+
+
+def scores_table(summary: dict[str, Any]) -> str:
+    """Return the scores of a whole-way run as Markdown."""
+    band = summary["baseline"]
+    lines = ["| | Dice per case | Dice global | precision | recall |", "|---|---|---|---|---|"]
+    for name, row in summary["scores"]["regions"].items():
+        figures = [row[key] for key in ("dice_per_case", "dice_global", "precision_global", "recall_global")]
+        lines.append(
+            f"| {name}, network | {' | '.join('-' if value is None else f'{value:.3f}' for value in figures)} |"
+        )
+    low, high = band["band_hu"]
+    lines.append(
+        f"| tumor, best HU band ({low} to {high}) | {band['dice_per_case']:.3f} | {band['dice_global']:.3f} | - | - |"
+    )
+    answers = []
+    for part in ("case", "slice"):
+        row = summary["scores"][f"tumor_by_{part}"]
+        shown = ", ".join(
+            f"{name} {row[name.lower()]:.2f}"
+            for name in ("accuracy", "sensitivity", "specificity", "AUC")
+            if row[name.lower()] is not None
+        )
+        answers.append(f"per {part} ({row['positives']} with, {row['negatives']} without): {shown}")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Tumor yes or no, {'; '.join(answers)}. {summary['minutes']:.1f} minutes in all on {where(summary['machine'])}.",
+        ]
+    )
+
+
+def stages_table(record: dict[str, Any]) -> str:
+    """Return slices per second of each stage as Markdown."""
+    lines = ["| stage | slices/s | median of rounds, s | spread, s |", "|---|---|---|---|"]
+    for name, row in record["results"].items():
+        spread = f"{row['seconds_min']:.3f} to {row['seconds_max']:.3f}"
+        lines.append(f"| {name} | {row['per_second']:,.1f} | {row['seconds_median']:.3f} | {spread} |")
+    height, width = record["slice"]
+    ratio = record["store_bytes_over_gzip"]
+    note = f"One process, {height}x{width}, warm page cache, on {where(record['machine'])}. The store takes {ratio:.2f} of the bytes of the .nii.gz."
+    return "\n".join([*lines, "", note])
+
+
+def where(machine: dict[str, Any]) -> str:
+    """Return a machine in a few words."""
+    return f"{machine['cores']} cores of {machine['cpu']}"
+
+
+def main() -> None:
+    """Rewrite the tables of the README."""
+    root = Path(__file__).parents[1]
+    readme = root / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    for figure in FIGURES:
+        pattern = rf"<!-- {figure} -->(?:.*?{END})?"
+        text = re.sub(pattern, lambda _, figure=figure: rendered(figure, root), text, count=1, flags=re.DOTALL)  # type: ignore[misc]
+    readme.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The README is true: every command and option in it exists, its files exist, its figures are those committed."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.readme import FIGURES, rendered
+
+HERE = Path(__file__).parents[1]
+README = (HERE / "README.md").read_text()
+GROUPS = ("store", "bench")
+LONG = ("make demo", "make test", "make real", "make bench")
+"""Too long for a test; `make demo` and `make test` are what continuous integration and every release run."""
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    inline = re.findall(r"`((?:slicemill|infer|make) [^`]+)`", README)
+    return sorted({line for line in [*lines, *inline] if line and "..." not in line})
+
+
+def words_of(command):
+    words = shlex.split(command)
+    if words[0] == "infer":
+        words = ["slicemill", *words]
+    name = words[1:3] if words[1] in GROUPS else words[1:2]
+    return name, words
+
+
+@pytest.mark.parametrize("command", [command for command in commands() if not command.startswith("make")])
+def test_every_command_and_option_in_the_readme_exists(command):
+    name, words = words_of(command)
+    names = [part for part in re.split(r"\s*\|\s*", " ".join(name)) if part]
+    shown = subprocess.run(
+        [sys.executable, "-m", "slicemill", *names[0].split(), "--help"],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    for option in (word for word in words if word.startswith("--")):
+        assert option in shown.stdout
+
+
+def test_every_option_named_in_the_text_belongs_to_some_command():
+    helps = ""
+    for name in (
+        ["ingest"],
+        ["train"],
+        ["export"],
+        ["infer"],
+        ["evaluate"],
+        ["demo"],
+        ["phantom"],
+        ["store", "preview"],
+        ["store", "manifest"],
+    ):
+        helps += subprocess.run(
+            [sys.executable, "-m", "slicemill", *name, "--help"], cwd=HERE, capture_output=True, text=True, check=True
+        ).stdout
+    named = set(re.findall(r"`(--[a-z-]+)", README))
+    assert named
+    assert {option for option in named if option not in helps} == set()
+
+
+def test_every_make_target_in_the_readme_exists():
+    targets = subprocess.run(["make", "help"], cwd=HERE, capture_output=True, text=True, check=True).stdout
+    for target in re.findall(r"`?make ([a-z]+)", README):
+        if target != "help":
+            assert re.search(rf"^{target}\s", targets, re.MULTILINE), target
+
+
+def test_the_source_tree_is_the_source_tree():
+    (tree,) = [block for block in blocks("") if "slicemill.py " in block]
+    listed, folder = set(), ""
+    for line in tree.splitlines():
+        name = line.split()[0]
+        folder = name if not line.startswith(" ") else folder
+        listed.add(name if not line.startswith(" ") else folder + name)
+    there = {
+        f"{package}/{path.name}"
+        for package in ("store", "ingest", "train", "infer", "bench")
+        for path in (HERE / package).glob("*.py")
+    }
+    there = {path for path in there if not path.endswith("__init__.py")}
+    assert there <= listed, there - listed
+    for path in listed:
+        assert (HERE / path).exists(), path
+
+
+def test_pictures_and_results_that_are_named_exist():
+    for path in set(re.findall(r"bench/results/[a-z]+\.[a-z]+", README)):
+        assert (HERE / path).exists(), path
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_the_tables_are_those_of_the_committed_results(figure):
+    assert rendered(figure, HERE) in README
+
+
+def test_the_committed_results_say_where_they_come_from():
+    for name in ("demo.json", "real.json"):
+        machine = json.loads((HERE / "bench" / "results" / name).read_text())["machine"]
+        assert machine["cpu"]
+        assert machine["commit"]
+
+
+@pytest.mark.slow
+def test_your_own_scans_from_top_to_bottom(collection, tmp_path):
+    """The block "Your own scans", each line as it stands, on phantoms and with a short training."""
+    (block,) = [block for block in blocks("sh") if "slicemill ingest scans/" in block]
+    shutil.copytree(collection, tmp_path / "scans")
+    for line in block.splitlines():
+        words = shlex.split(line.split("#")[0].replace("--max-minutes 60", "--max-minutes 0.05 --width 4"))
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (line, done.stderr)
+    (python,) = blocks("python")
+    shown = subprocess.run([sys.executable, "-c", python + "\nprint(label.shape[1:], image.dtype)"], cwd=tmp_path, env=environment(),
+                           capture_output=True, text=True, check=False)  # fmt: skip
+    assert shown.stdout.strip() == "(64, 64) int16", shown.stderr
+
+
+def environment():
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(HERE)}
