@@ -7,6 +7,7 @@ RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 DATA ?= ../shared/data/sts-tumour-ct
 LABELS ?= tumor=1
 MINUTES ?= 20
+CONFIG ?= bench/sarcoma.toml
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test real check lint types imports unit coverage bench clean
@@ -19,8 +20,8 @@ demo: $(VENV)/installed ## the whole way on synthetic CTs, about 5 minutes after
 
 test: check unit ## set up, then every check and test
 
-real: $(VENV)/installed ## the whole way on a collection: make real DATA=DIR LABELS=tumor=1 MINUTES=20
-	$(BIN)/slicemill demo --data $(DATA) --labels $(LABELS) --out real --max-minutes $(MINUTES)
+real: $(VENV)/installed ## the whole way on a collection: make real DATA=DIR LABELS=tumor=1 MINUTES=20 CONFIG=TOML
+	$(BIN)/slicemill demo --data $(DATA) --labels $(LABELS) --config $(CONFIG) --out real --max-minutes $(MINUTES)
 
 check: lint types imports ## style, types, layering
 

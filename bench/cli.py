@@ -40,9 +40,7 @@ def demo(
     labels: Annotated[str | None, typer.Option(help="Names of its label values, like tumor=1.")] = None,
     cases: Annotated[int, typer.Option(help="Phantoms to make.", min=12)] = 26,
     max_minutes: Annotated[float, typer.Option(help="Training time.")] = 3.3,
-    augment: Annotated[
-        float, typer.Option(help="Strength of the random changes in training; 1 for few patients.")
-    ] = 0.4,
+    config: Annotated[Path | None, typer.Option(help="Settings of the training, as TOML.")] = None,
     seed: Annotated[int, typer.Option(help="Of phantoms, split and training.")] = 0,
     provider: Annotated[str, typer.Option(help="Execution provider of the inference.")] = "auto",
 ) -> None:
@@ -63,7 +61,7 @@ def demo(
                 minutes=max_minutes,
                 seed=seed,
                 provider=provider,
-                augment=augment,
+                config=config,
             )
         )
         if data is None:

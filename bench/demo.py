@@ -46,7 +46,8 @@ class Way:
     """Training time."""
     seed: int = 0
     provider: str = "auto"
-    augment: float = 0.4
+    config: Path | None = None
+    """Settings of the training, as TOML."""
 
 
 def whole_way(way: Way) -> dict[str, Any]:
@@ -67,19 +68,8 @@ def whole_way(way: Way) -> dict[str, Any]:
         raise ConfigError(f"{way.data}: there is no such folder.")
     command("ingest", collection, store, *(["--labels", way.labels] if way.labels else []), may_fail=True)
     command("store", "preview", store, "--out", out / "preview.png")
-    command(
-        "train",
-        store,
-        run,
-        "--max-minutes",
-        way.minutes,
-        "--epochs",
-        1000,
-        "--seed",
-        way.seed,
-        "--augment",
-        way.augment,
-    )
+    settings = ["--config", way.config] if way.config else []
+    command("train", store, run, *settings, "--max-minutes", way.minutes, "--epochs", 1000, "--seed", way.seed)
     command("export", run, model, "--min-lesion-ml", MIN_LESION_ML)
     opened = open_store(store)
     split = json.loads((run / "split.json").read_text(encoding="utf-8"))
@@ -94,7 +84,7 @@ def whole_way(way: Way) -> dict[str, Any]:
         "cases": {part: len(ids) for part, ids in split.items()},
         "seed": way.seed,
         "training_minutes": way.minutes,
-        "augment": way.augment,
+        "config": way.config.read_text(encoding="utf-8") if way.config else None,
         "minutes": round((time.perf_counter() - start) / 60, 2),
         "scores": {key: evaluation[key] for key in ("regions", "tumor_by_case", "tumor_by_slice", "by_case")},
         "baseline": baseline.as_json(),

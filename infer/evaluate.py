@@ -27,6 +27,7 @@ from store.picture import Tile, draw_errors, gray, montage, save_png, spread
 from store.progress import progress
 from store.reader import Store, is_store, open_store
 from store.scan import ScanReader
+from store.screen import cell
 
 Mask = npt.NDArray[np.bool_]
 ERROR_SLICES = 6
@@ -290,11 +291,13 @@ def error_picture(image: npt.NDArray[np.int16], truth: Mask, predicted: Mask, ti
     tiles = [
         Tile(
             picture=np.concatenate([gray(image[z]), draw_errors(gray(image[z]), truth[z], predicted[z])], axis=1),
-            caption=f"{title}  z={z}  Dice {overlap(truth[z], predicted[z]).dice:.2f}   green: found, red: false, orange: missed",
+            caption=f"z={z}  Dice {cell(overlap(truth[z], predicted[z]).dice)}",
         )
         for z in sorted(chosen)
     ]
-    return montage(tiles, min(3, len(tiles)))
+    return montage(
+        tiles, min(3, len(tiles)), f"{title}   green: true positive, red: false positive, orange: false negative"
+    )
 
 
 def case_row(case: Scored) -> dict[str, Any]:

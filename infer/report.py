@@ -101,8 +101,5 @@ def overlay(
         if len(chosen) < OVERLAY_SLICES:
             chosen[z] = None
     colors = label_colors(labels)
-    tiles = [
-        Tile(picture=draw_labels(gray(image[z]), label[z], colors), caption=f"z={z}" if index else f"z={z}  {title}")
-        for index, z in enumerate(sorted(chosen))
-    ]
-    return montage(tiles, min(OVERLAY_COLUMNS, len(tiles)))
+    tiles = [Tile(picture=draw_labels(gray(image[z]), label[z], colors), caption=f"z={z}") for z in sorted(chosen)]
+    return montage(tiles, min(OVERLAY_COLUMNS, len(tiles)), f"{title}   ({DISCLAIMER})")

@@ -20,7 +20,7 @@ TUMOR_COLOR: Color = (255, 70, 70)
 OTHER_COLORS: tuple[Color, ...] = ((255, 210, 60), (190, 130, 255), (110, 230, 150), (255, 150, 200))
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = (60, 200, 80), (235, 60, 50), (255, 165, 30)
 BACKGROUND: Color = (18, 18, 20)
-CAPTION_PX = 18
+HEADER_PX, CAPTION_PX = 24, 18
 GAP_PX = 4
 MIN_SIDE_PX = 256
 """Smaller slices are enlarged by whole factors, so that a person sees the pixels and not a blur."""
@@ -89,26 +89,28 @@ def draw_errors(picture: Picture, reference: Mask, prediction: Mask) -> Picture:
     return draw_fill(picture, reference & ~prediction, FALSE_NEGATIVE)
 
 
-def montage(tiles: Sequence[Tile], columns: int) -> Image.Image:
-    """Return the tiles in rows of `columns`, each under its caption; a column is as wide as its widest tile, a row as high."""
+def montage(tiles: Sequence[Tile], columns: int, title: str = "") -> Image.Image:
+    """Return the tiles in rows of `columns`, each under its caption, all under a title; a column is as wide as its widest tile, a row as high."""
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     widths = [
         max(tile.picture.shape[1] for tile in tiles[column::columns]) for column in range(min(columns, len(tiles)))
     ]
     heights = [max(tile.picture.shape[0] for tile in row) + CAPTION_PX for row in rows]
-    sheet = Image.new(
-        "RGB", (sum(widths) + GAP_PX * (len(widths) + 1), sum(heights) + GAP_PX * (len(rows) + 1)), BACKGROUND
-    )
+    header = HEADER_PX if title else 0
+    width, height = sum(widths) + GAP_PX * (len(widths) + 1), header + sum(heights) + GAP_PX * (len(rows) + 1)
+    sheet = Image.new("RGB", (width, height), BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(13)
-    top = GAP_PX
-    for row, height in zip(rows, heights, strict=True):
+    large = ImageFont.load_default(15)
+    pen.text((GAP_PX + 2, GAP_PX), fitted(title, width - 2 * GAP_PX, large), fill=(255, 255, 255), font=large)
+    top = GAP_PX + header
+    for row, tall in zip(rows, heights, strict=True):
         left = GAP_PX
-        for tile, width in zip(row, widths, strict=False):
-            pen.text((left + 2, top + 1), fitted(tile.caption, width - 4, font), fill=(225, 225, 225), font=font)
+        for tile, side in zip(row, widths, strict=False):
+            pen.text((left + 2, top + 1), fitted(tile.caption, side - 4, font), fill=(225, 225, 225), font=font)
             sheet.paste(Image.fromarray(tile.picture), (left, top + CAPTION_PX))
-            left += width + GAP_PX
-        top += height + GAP_PX
+            left += side + GAP_PX
+        top += tall + GAP_PX
     return sheet
 
 

@@ -38,7 +38,7 @@ class Config:
     tumor_share: float = 0.5
     """Share of the training slices that hold tumor."""
     organ_share: float = 0.3
-    """Share of the training slices that hold any label; the rest comes from everywhere."""
+    """Share of the training slices that hold other labels but no tumor; the rest comes from everywhere."""
     augment: float = 0.4
     """Strength of the random changes, 0 to 1; see `train.augment`."""
     validation: float = 0.15

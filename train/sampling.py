@@ -13,7 +13,7 @@ Place = tuple[str, int]
 
 
 def epoch_places(rows: Sequence[Row], config: Config, epoch: int) -> list[Place]:
-    """Return the slices of an epoch in order: a stated share with tumor, a share with any label, the rest from everywhere.
+    """Return the slices of an epoch in order: a share with tumor, a share with other labels alone, the rest from everywhere.
 
     Parameters
     ----------
@@ -21,15 +21,19 @@ def epoch_places(rows: Sequence[Row], config: Config, epoch: int) -> list[Place]
         Rows of the slice table, of the training cases only.
     """
     rng = np.random.default_rng((config.seed, epoch))
-    labelled = [row for row in rows if any(count for name, count in row.items() if name.startswith("voxels_"))]
     tumor = [row for row in rows if row["has_tumor"]]
+    organ = [
+        row
+        for row in rows
+        if not row["has_tumor"] and any(count for name, count in row.items() if name.startswith("voxels_"))
+    ]
     count = (config.steps or max(1, len(rows) // config.batch)) * config.batch
     from_tumor = round(count * config.tumor_share) if tumor else 0
-    from_labelled = round(count * config.organ_share) if labelled else 0
+    from_organ = round(count * config.organ_share) if organ else 0
     chosen = [
         *_draw(tumor, from_tumor, rng),
-        *_draw(labelled, from_labelled, rng),
-        *_draw(rows, count - from_tumor - from_labelled, rng),
+        *_draw(organ, from_organ, rng),
+        *_draw(rows, count - from_tumor - from_organ, rng),
     ]
     return [(row["case_id"], row["z"]) for row in (chosen[index] for index in rng.permutation(len(chosen)))]
 
