@@ -39,10 +39,10 @@ class Way:
     out: Path
     data: Path | None = None
     """A collection; None makes phantoms."""
-    cases: int = 26
+    cases: int = 36
     """Phantoms to make."""
     labels: str | None = None
-    minutes: float = 3.3
+    minutes: float = 4.0
     """Training time."""
     seed: int = 0
     provider: str = "auto"

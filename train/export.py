@@ -5,6 +5,7 @@ graph: raw HU in, label values out. What needs the whole scan is written into th
 """
 
 import json
+import logging
 import math
 import warnings
 from collections.abc import Mapping
@@ -149,6 +150,7 @@ def to_onnx(graph: Exported, proof: Proof, path: Path) -> None:
         shapes: tuple[dict[int, Any], ...] = ({0: several}, {0: labelled})
     else:
         example, names, shapes = (torch.cat([image, image]),), ["image"], ({0: several},)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
