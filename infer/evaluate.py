@@ -196,7 +196,9 @@ def _report_of(pair: Pair) -> dict[str, Any]:
 
 def _read_mask(path: Path) -> tuple[npt.NDArray[np.uint8], Grid]:
     with ScanReader(path, "mask") as reader:
-        return reader.read(), reader.grid
+        label = reader.read()
+        reader.finish()
+        return label, reader.grid
 
 
 def _score(pair: Pair, labels: Labels, out: Path | None) -> Scored:

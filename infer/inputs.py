@@ -1,6 +1,7 @@
 """What there is to segment: files, folders, patterns and stores become jobs with the name of their output."""
 
 import base64
+import functools
 import glob
 import os
 from collections.abc import Iterable, Sequence
@@ -15,8 +16,13 @@ from store.errors import InputError, ScanError
 from store.geometry import Grid
 from store.naming import WHY_OTHER, find_files, name_of, other_scans
 from store.nifti import blank_text, grid_of_header, is_nifti_name, stem_of
-from store.reader import is_store, open_store
+from store.reader import Store, is_store, open_store
 from store.scan import ScanReader
+
+
+@functools.lru_cache(maxsize=8)
+def _store(path: Path) -> Store:
+    return open_store(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +45,7 @@ class Job:
     def stamp(self) -> list[Any]:
         """Return what tells whether the scan has changed: size and time, or the source's hash in a store."""
         if self.case_id is not None:
-            return [open_store(self.path)[self.case_id].info.image.sha256]
+            return [_store(self.path)[self.case_id].info.image.sha256]
         try:
             status = self.path.stat()
         except OSError:
@@ -67,13 +73,14 @@ def gather(inputs: Sequence[str | Path]) -> tuple[list[Job], list[tuple[Path, st
     ScanError
         An input does not exist, or two scans would write one output.
     """
+    _store.cache_clear()
     jobs: list[Job] = []
     left_out: list[tuple[Path, str]] = []
     files: list[Path] = []
     for given in inputs:
         path = Path(given)
         if path.is_dir() and is_store(path):
-            jobs += [Job(name=f"{case_id}.nii.gz", path=path, case_id=case_id) for case_id in open_store(path).case_ids]
+            jobs += [Job(name=f"{case_id}.nii.gz", path=path, case_id=case_id) for case_id in _store(path).case_ids]
         elif path.is_dir():
             found = find_files(path)
             masks = {file for file in found if name_of(file.relative_to(path).as_posix()).role == "mask"}
@@ -127,7 +134,7 @@ def load(job: Job) -> LoadedScan:
         It cannot be read as a CT scan.
     """
     if job.case_id is not None:
-        case = open_store(job.path)[job.case_id]
+        case = _store(job.path)[job.case_id]
         header = base64.b64decode(case.info.image.header_b64)
         return LoadedScan(volume=case.image[:], grid=grid_of_header(header), header=header, warnings=case.info.warnings)
     if not job.path.exists():

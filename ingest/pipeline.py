@@ -161,9 +161,7 @@ def run_case(case: CaseFiles, params: Params, root: Path, *, compare_hash: bool)
         info = convert_case(case, params, root)
     except (InputError, OSError) as error:
         reason = (
-            str(error)
-            if isinstance(error, InputError)
-            else f"{error.filename or case.image}: {error.strerror or error}."
+            str(error) if isinstance(error, InputError) else f"{error.filename or root}: {error.strerror or error}."
         )
         return Outcome(case_id=case.case_id, status="failed", reason=reason)
     slices, ny, nx = info.shape

@@ -89,6 +89,7 @@ def export(
 
         if model.suffix != ".onnx":
             raise ConfigError(f"{model}: a model's name ends in .onnx.")
+        say("building the graph, and proving its labels against torch's on slices of the validation cases")
         metadata = write(run, model, store_path=store, min_lesion_ml=min_lesion_ml)
         parity = metadata["parity"]
         say(
