@@ -18,7 +18,7 @@ def phantom(
     folder: Annotated[Path, typer.Argument(help="Folder to write volume-N and segmentation-N into.")],
     cases: Annotated[int, typer.Option(help="How many.", min=1)] = 12,
     size: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=32, max=1024)] = 128,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same scans.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same scans.", min=0)] = 0,
 ) -> None:
     """Make a collection of synthetic abdominal CTs with liver and tumors, in LiTS names and many orientations.
 

@@ -54,7 +54,7 @@ def providers() -> tuple[list[str], list[str]]:
             lines.append(f"provider   {name}: starts")
         except InputError as error:
             lines.append(f"provider   {name}: {error}")
-            if name == "cpu":
+            if name == "cpu" or (name == "cuda" and has_nvidia_driver() and "onnxruntime-gpu" in installed_runtimes()):
                 repairs.append(str(error))
     if has_nvidia_driver() and "onnxruntime-gpu" not in installed_runtimes():
         repairs.append(

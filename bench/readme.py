@@ -35,6 +35,11 @@ def scores_table(summary: dict[str, Any]) -> str:
     lines.append(
         f"| tumor, best HU band ({low} to {high}) | {band['dice_per_case']:.3f} | {band['dice_global']:.3f} | - | - |"
     )
+    there = summary["where_there_is_tumor"]
+    lines.append(
+        f"| tumor, where there is tumor ({there['cases']} cases): network | {there['network']:.3f} | - | - | - |"
+    )
+    lines.append(f"| the same, best HU band | {there['baseline']:.3f} | - | - | - |")
     answers = []
     for part in ("case", "slice"):
         row = summary["scores"][f"tumor_by_{part}"]

@@ -86,7 +86,7 @@ class Segmented:
     label: npt.NDArray[np.uint8]
     """uint8[z, y, x], label values."""
     tumor_probability: npt.NDArray[np.uint8] | None
-    """uint8[z, y, x], 255 times the probability of tumor; None where the model knows no tumor."""
+    """uint8[z, y, x], 255 times the probability of tumor; None where the model knows no tumor or gives no probability."""
 
 
 def segment_volume(
@@ -97,7 +97,7 @@ def segment_volume(
     value = info.labels.tumor_value()
     index = None if value is None else info.labels.table().tolist().index(value)
     label = np.zeros(volume.shape, dtype=np.uint8)
-    tumor = None if index is None else np.zeros(volume.shape, dtype=np.uint8)
+    tumor = None if index is None or not info.gives_probability else np.zeros(volume.shape, dtype=np.uint8)
     for work in batches(volume, info.size, info.context, CPU_PIXELS if model.provider == "cpu" else GPU_PIXELS):
         labels, probability = model.run(work.image, work.neighbors, probability=tumor is not None)
         place(labels, work, label)

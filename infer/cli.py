@@ -106,6 +106,8 @@ def evaluate(
             say(line)
         for name, reason in evaluation.failures:
             say(f"failed: {name}: {reason}")
+        for name in evaluation.alone:
+            say(f"left out: {name}: no reference has its name")
         say(
             f"{len(rows)} cases compared, {len(evaluation.failures)} failed; {len(evaluation.missing)} references without a prediction"
         )

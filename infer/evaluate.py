@@ -5,7 +5,7 @@ region has no Dice there (NaN): it is left out of that mean and counted. Detecti
 predicted; its AUC ranks the tumor scores of the reports, or predicted tumor voxels where there is no report.
 """
 
-import json
+import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,17 +17,18 @@ import numpy.typing as npt
 from PIL import Image
 
 from store.errors import GeometryError, InputError, LabelError, PairingError
-from store.files import write_csv, write_json
+from store.files import read_json, write_csv, write_json
 from store.geometry import Grid
 from store.labels import Labels, format_labels, labels_from_json
+from store.layout import AIR_HU
 from store.metrics import Detection, Overlap, detection, mean_of, overlap
 from store.naming import case_id_of, find_files, name_of
-from store.nifti import stem_of
+from store.nifti import grid_of_header, stem_of
 from store.picture import Tile, draw_errors, gray, montage, save_png, spread
 from store.progress import progress
 from store.reader import Store, is_store, open_store
 from store.scan import ScanReader
-from store.screen import cell
+from store.screen import cell, peak_mib
 
 Mask = npt.NDArray[np.bool_]
 ERROR_SLICES = 6
@@ -75,49 +76,57 @@ class Evaluation:
     failures: tuple[tuple[str, str], ...]
     missing: tuple[str, ...]
     """References without a prediction."""
+    alone: tuple[str, ...]
+    """Predictions without a reference."""
 
 
-def pair_up(predictions: Path, references: Path) -> tuple[list[Pair], list[str]]:
-    """Return the pairs, and the references that have no prediction.
+def pair_up(predictions: Path, references: Path) -> tuple[list[Pair], list[str], list[str]]:
+    """Return the pairs, the references that have no prediction, and the predictions that have no reference.
 
     Raises
     ------
     PairingError
-        A prediction has no reference, or there is nothing to compare.
+        There is nothing to compare, or two predictions are of one case.
     """
     files = [predictions] if predictions.is_file() else find_files(predictions)
     if not files:
         raise PairingError(f"{predictions}: holds no mask (.nii or .nii.gz); `slicemill infer` writes them.")
     root = predictions.parent if predictions.is_file() else predictions
-    known = _references(references)
-    pairs = []
+    known, everything = _references(references)
+    pairs: dict[str, Pair] = {}
+    alone = []
     for file in files:
         relative = file.relative_to(root).as_posix()
         reference = next((known[key] for key in _keys(relative) if key in known), None)
         if reference is None:
+            alone.append(relative)
+        elif reference.case_id in pairs:
             raise PairingError(
-                f"{file}: no reference in {references} has its name; put only predictions of these cases into one folder."
+                f"{pairs[reference.case_id].prediction} and {file} are both of the case {reference.case_id}; keep one of them."
             )
-        pairs.append(Pair(prediction=file, name=relative, reference=reference))
-    used = {pair.reference.case_id for pair in pairs}
-    missing = sorted({reference.case_id for reference in known.values()} - used)
-    return pairs, missing
+        else:
+            pairs[reference.case_id] = Pair(prediction=file, name=relative, reference=reference)
+    if not pairs:
+        raise PairingError(
+            f"{predictions}: none of its {len(files)} masks has the name of a reference in {references}."
+        )
+    return list(pairs.values()), [case_id for case_id in everything if case_id not in pairs], alone
 
 
 def _keys(relative: str) -> list[str]:
-    """Return the names under which a prediction may find its reference, the most exact first."""
+    """Return the names under which a mask may be known, the most exact first: place and key, case id, key alone."""
     name = name_of(relative)
     return [f"{name.folder}/{name.key}", case_id_of(relative), *([f"*/{name.key}"] if name.key else [])]
 
 
-def _references(references: Path) -> dict[str, Reference]:
+def _references(references: Path) -> tuple[dict[str, Reference], list[str]]:
+    """Return references by every name that is only theirs, and all their case ids."""
     if is_store(references):
         store = open_store(references)
-        return {
-            case_id: Reference(case_id=case_id, store=store)
-            for case_id in store.case_ids
-            if store[case_id].label is not None
-        }
+        stored = [
+            Reference(case_id=case_id, store=store) for case_id in store.case_ids if store[case_id].label is not None
+        ]
+        return {reference.case_id: reference for reference in stored}, [reference.case_id for reference in stored]
     if not references.exists():
         raise PairingError(f"{references}: there is no such folder or store.")
     files = [references] if references.is_file() else find_files(references)
@@ -129,15 +138,16 @@ def _references(references: Path) -> dict[str, Reference]:
         for file in files
         if names[file].role == "image" and file not in masks
     }
-    known: dict[str, Reference] = {}
+    by_key: dict[str, list[Reference]] = {}
     for mask in masks:
-        name = names[mask]
-        image = images.get((name.folder, name.key))
+        image = images.get((names[mask].folder, names[mask].key))
+        relative = mask.relative_to(root).as_posix()
         case_id = case_id_of((image or mask).relative_to(root).as_posix())
-        reference = Reference(case_id=case_id, mask=mask, image=image)
-        for key in (f"{name.folder}/{name.key}", case_id, *([f"*/{name.key}"] if name.key else [])):
-            known.setdefault(key, reference)
-    return known
+        for key in dict.fromkeys([*_keys(relative), case_id]):
+            by_key.setdefault(key, []).append(Reference(case_id=case_id, mask=mask, image=image))
+    return {key: found[0] for key, found in by_key.items() if len(found) == 1}, sorted(
+        {one.case_id for found in by_key.values() for one in found}
+    )
 
 
 def evaluate(predictions: Path, references: Path, out: Path | None, labels: Labels | None = None) -> Evaluation:
@@ -148,7 +158,7 @@ def evaluate(predictions: Path, references: Path, out: Path | None, labels: Labe
     LabelError
         Nothing says what the label values mean.
     """
-    pairs, missing = pair_up(predictions, references)
+    pairs, missing, alone = pair_up(predictions, references)
     labels = labels or _labels_of_reports(pairs) or _labels_of_store(pairs)
     if labels is None:
         raise LabelError(f"{predictions}: no report says what its label values mean; pass --labels liver=1,tumor=2.")
@@ -161,14 +171,19 @@ def evaluate(predictions: Path, references: Path, out: Path | None, labels: Labe
             except (InputError, OSError) as error:
                 failures.append((pair.name, str(error)))
             advance(1, f"{len(failures)} failed")
-    evaluation = Evaluation(labels=labels, cases=tuple(cases), failures=tuple(failures), missing=tuple(missing))
+    evaluation = Evaluation(
+        labels=labels, cases=tuple(cases), failures=tuple(failures), missing=tuple(missing), alone=tuple(alone)
+    )
     if out is not None:
         write_evaluation(out, evaluation)
     return evaluation
 
 
 def _labels_of_reports(pairs: Sequence[Pair]) -> Labels | None:
-    found = [labels_from_json(report) for pair in pairs if (report := _report_of(pair))]
+    reports = [_report_of(pair) for pair in pairs]
+    if not all(reports):
+        return None
+    found = [labels_from_json(report) for report in reports]
     if any(labels != found[0] for labels in found):
         raise LabelError(
             "the predictions come from models of different labels; evaluate them one model at a time, or pass --labels."
@@ -184,34 +199,23 @@ def _labels_of_store(pairs: Sequence[Pair]) -> Labels | None:
 
 
 def _report_of(pair: Pair) -> dict[str, Any]:
+    """Return the report that `infer` wrote beside a mask; other JSON files and none are no report."""
     path = pair.prediction.with_name(stem_of(pair.prediction.name) + ".json")
     if not path.exists():
         return {}
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PairingError(f"{path}: the report cannot be read ({error}); segment the scan again.") from error
-    return report if isinstance(report, dict) else {}
-
-
-def _read_mask(path: Path) -> tuple[npt.NDArray[np.uint8], Grid]:
-    with ScanReader(path, "mask") as reader:
-        label = reader.read()
-        reader.finish()
-        return label, reader.grid
+    report = read_json(path)
+    return report if "model_sha256" in report and "slice_tumor_scores" in report else {}
 
 
 def _score(pair: Pair, labels: Labels, out: Path | None) -> Scored:
-    predicted, grid = _read_mask(pair.prediction)
-    truth = _truth(pair, predicted, grid)
+    predicted, truth, grid = _masks(pair)
     _check_values(truth, labels, pair.reference.case_id)
     _check_values(predicted, labels, pair.name)
     voxel_ml = float(abs(np.linalg.det(grid.affine_lps[:3, :3]))) / 1000
     masks = {name: (np.isin(truth, values), np.isin(predicted, values)) for name, values in labels.regions().items()}
-    report = _report_of(pair)
     tumor, score = None, math.nan
     if labels.tumor is not None:
-        tumor, score = _tumor_answers(*masks[labels.tumor], report)
+        tumor, score = _tumor_answers(*masks[labels.tumor], _report_of(pair))
     if out is not None:
         name = labels.tumor or next(iter(masks))
         picture = error_picture(_image(pair, truth), *masks[name], f"{pair.reference.case_id}  {name}")
@@ -227,27 +231,38 @@ def _score(pair: Pair, labels: Labels, out: Path | None) -> Scored:
     )
 
 
-def _truth(pair: Pair, predicted: npt.NDArray[np.uint8], grid: Grid) -> npt.NDArray[np.uint8]:
+def _masks(pair: Pair) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], Grid]:
+    """Return prediction, reference, and the grid of the reference, on which both lie."""
     reference = pair.reference
-    if reference.store is not None:
-        case = reference.store[reference.case_id]
-        assert case.label is not None  # noqa: S101 (only cases with a mask are references)
-        if case.label.shape != predicted.shape or not np.allclose(
-            case.info.affine_lps, grid.affine_lps, atol=TOLERANCE_MM
-        ):
-            raise GeometryError(f"{pair.prediction}: does not lie on the grid of the stored case {reference.case_id}.")
-        return case.label[:]
-    assert reference.mask is not None  # noqa: S101
-    truth, other = _read_mask(reference.mask)
-    if other.shape != grid.shape:
+    with ScanReader(pair.prediction, "mask") as prediction:
+        if reference.store is not None:
+            case = reference.store[reference.case_id]
+            assert case.label is not None  # noqa: S101 (only cases with a mask are references)
+            grid = grid_of_header(base64.b64decode(case.info.image.header_b64))
+            _check_grids(pair, prediction.grid, grid)
+            truth = case.label[:]
+        else:
+            assert reference.mask is not None  # noqa: S101
+            with ScanReader(reference.mask, "mask") as reader:
+                grid = reader.grid
+                _check_grids(pair, prediction.grid, grid)
+                truth = reader.read()
+                reader.finish()
+        prediction.lie_on(grid)
+        predicted = prediction.read()
+        prediction.finish()
+    return predicted, truth, grid
+
+
+def _check_grids(pair: Pair, grid: Grid, other: Grid) -> None:
+    if grid.shape != other.shape:
         raise GeometryError(
-            f"{pair.prediction}: has shape {grid.shape}, its reference {reference.mask} has {other.shape}."
+            f"{pair.prediction}: has shape {grid.shape}, its reference {pair.reference.case_id} has {other.shape}."
         )
     if (apart := grid.distance_mm(other)) > TOLERANCE_MM:
         raise GeometryError(
-            f"{pair.prediction}: lies {apart:.3g} mm from its reference {reference.mask}; they must share one grid."
+            f"{pair.prediction}: lies {apart:.3g} mm from its reference {pair.reference.case_id}; they must share one grid."
         )
-    return truth
 
 
 def _check_values(label: npt.NDArray[np.uint8], labels: Labels, what: str) -> None:
@@ -262,27 +277,33 @@ def _check_values(label: npt.NDArray[np.uint8], labels: Labels, what: str) -> No
 
 
 def _image(pair: Pair, like: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:
-    """Return the scan to draw on, or black where there is none."""
+    """Return the scan to draw on, or black where there is none of the masks' shape."""
     if pair.reference.store is not None:
         return pair.reference.store[pair.reference.case_id].image[:]
     if pair.reference.image is not None:
         with ScanReader(pair.reference.image, "image") as reader:
-            volume: npt.NDArray[np.int16] = reader.read()
-            return volume
-    return np.full(like.shape, -1024, dtype=np.int16)
+            if reader.grid.stored_shape == like.shape:
+                volume: npt.NDArray[np.int16] = reader.read()
+                return volume
+    return np.full(like.shape, AIR_HU, dtype=np.int16)
 
 
 def _tumor_answers(
     truth: Mask, predicted: Mask, report: dict[str, Any]
 ) -> tuple[tuple[list[bool], list[bool], list[float]], float]:
+    """Return the answers per slice, and the score of the case: from the report's finite scores, else the predicted voxels."""
     flat = (truth.reshape(len(truth), -1), predicted.reshape(len(predicted), -1))
-    scores = report.get("slice_tumor_scores")
-    if not isinstance(scores, list) or len(scores) != len(truth):
-        scores = flat[1].sum(axis=1).tolist()
-    score = report.get("tumor_score")
+    scores, score = report.get("slice_tumor_scores"), report.get("tumor_score")
+    if not (
+        isinstance(scores, list) and len(scores) == len(truth) and all(map(_is_finite, scores)) and _is_finite(score)
+    ):
+        scores, score = np.count_nonzero(flat[1], axis=1).tolist(), int(predicted.sum())
     has_tumor, found = (np.count_nonzero(mask, axis=1).astype(bool).tolist() for mask in flat)
-    per_slice = (has_tumor, found, [float(value) for value in scores])
-    return per_slice, float(score) if isinstance(score, int | float) else float(predicted.sum())
+    return (has_tumor, found, [float(value) for value in scores]), float(score or 0)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def error_picture(image: npt.NDArray[np.int16], truth: Mask, predicted: Mask, title: str) -> Image.Image:
@@ -378,6 +399,8 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
             "by_case": rows,
             "failures": [{"name": name, "reason": reason} for name, reason in evaluation.failures],
             "references_without_prediction": list(evaluation.missing),
+            "predictions_without_reference": list(evaluation.alone),
+            "peak_mib": round(peak_mib(), 1),
         },
     )
     write_csv(out / "evaluation.csv", rows)

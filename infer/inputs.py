@@ -3,6 +3,7 @@
 import base64
 import functools
 import glob
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from store.errors import InputError, ScanError
 from store.geometry import Grid
-from store.naming import WHY_OTHER, find_files, name_of, other_scans
+from store.naming import WHY_OTHER, badly_named, find_files, is_text, name_of, other_scans
 from store.nifti import blank_text, grid_of_header, is_nifti_name, stem_of
 from store.reader import Store, is_store, open_store
 from store.scan import ScanReader
@@ -41,6 +42,11 @@ class Job:
         """Return the output's relative path without its suffix, for report and picture."""
         name = PurePosixPath(self.name)
         return str(name.with_name(stem_of(name.name)))
+
+    @property
+    def source_id(self) -> str:
+        """Return what tells two scans of one name apart: a hash of where the scan lies."""
+        return hashlib.sha256(f"{self.path.absolute()}\0{self.case_id or ''}".encode()).hexdigest()[:16]
 
     def stamp(self) -> list[Any]:
         """Return what tells whether the scan has changed: size and time, or the source's hash in a store."""
@@ -90,10 +96,13 @@ def gather(inputs: Sequence[str | Path]) -> tuple[list[Job], list[tuple[Path, st
                 if file in masks
             ]
             left_out += [(file, WHY_OTHER) for file in other_scans(path)]
-            jobs += [Job(name=file.relative_to(path).as_posix(), path=file) for file in found if file not in masks]
+            jobs += [Job(name=_name(file, path), path=file) for file in found if file not in masks]
+            left_out += [(file, "its name is no valid UTF-8; rename it") for file in badly_named(path)]
             if not found:
                 raise ScanError(f"{path}: holds no .nii or .nii.gz file and is no slice store.")
         else:
+            if not is_text(path):
+                raise ScanError(f"{os.fsencode(path).decode(errors='replace')}: its name is no valid UTF-8; rename it.")
             files += [path] if path.exists() or not glob.has_magic(str(given)) else _matching(str(given))
     jobs += _jobs_of_files(files)
     _check_names(jobs)
@@ -112,7 +121,13 @@ def _jobs_of_files(files: Sequence[Path]) -> list[Job]:
     if not files:
         return []
     root = os.path.commonpath([file.absolute().parent for file in files])
-    return [Job(name=Path(os.path.relpath(file.absolute(), root)).as_posix(), path=file) for file in files]
+    return [Job(name=_name(file.absolute(), Path(root)), path=file) for file in files]
+
+
+def _name(file: Path, root: Path) -> str:
+    """Return a scan's place below a folder; with the folder's own name where the scan's says nothing, like ``P1/CT_image.nii.gz``."""
+    relative = Path(os.path.relpath(file, root)).as_posix()
+    return f"{root.absolute().name}/{relative}" if "/" not in relative and not name_of(relative).key else relative
 
 
 def _check_names(jobs: Iterable[Job]) -> None:

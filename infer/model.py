@@ -14,6 +14,8 @@ from store.errors import InputError, ModelError
 from store.labels import Labels, labels_from_json
 
 CONTRACT = 1
+CONTEXTS = (1, 3, 5, 7)
+MAX_SIDE = 4096
 EXTERNAL_DATA = b"\x0a\x08location"
 """How protobuf writes the key of a tensor that lies in another file; such a path is never followed."""
 MAX_GATE_DIFFERENCE = 0.005
@@ -31,6 +33,8 @@ class ModelInfo:
     """Slices that the network sees around the one that it labels."""
     size: tuple[int, int]
     """Height and width of the slices that go in."""
+    gives_probability: bool
+    """Whether the graph has the optional output ``probability``."""
     largest_organ: bool
     min_lesion_ml: float
     metadata: dict[str, Any]
@@ -69,8 +73,9 @@ class Model:
             feed["neighbors"] = neighbors
         elif not np.array_equal(neighbors[:, 0], np.arange(len(image))):
             feed["image"] = np.ascontiguousarray(image[neighbors[:, 0]])
-        results = self._session.run(["label", "probability"] if probability else ["label"], feed)
-        return results[0], results[1] if probability else None
+        wanted = ["label", "probability"] if probability and self.info.gives_probability else ["label"]
+        results = self._session.run(wanted, feed)
+        return results[0], results[1] if len(wanted) > 1 else None
 
 
 def open_model(path: Path, provider: Provider = "auto") -> Model:
@@ -108,21 +113,36 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
                 f"{path}: is of contract {contract}, input {input_kind}; this version runs contract {CONTRACT}, input int16. Export it again."
             )
         shapes = {given.name: given.shape for given in session.get_inputs()}
+        types = {item.name: item.type for item in [*session.get_inputs(), *session.get_outputs()]}
         height, width = (int(extent) for extent in shapes["image"][1:3])
         context = int(metadata["context"])
-        if (context > 1) != ("neighbors" in shapes) or height < 1 or width < 1:
-            raise ModelError(f"{path}: its inputs {shapes} do not fit context {context}.")
+        expected = {
+            "image": "tensor(int16)",
+            "label": "tensor(uint8)",
+            **({"neighbors": "tensor(int32)"} if context > 1 else {}),
+        }
+        if (
+            context not in CONTEXTS
+            or any(types.get(name) != kind for name, kind in expected.items())
+            or (context == 1 and "neighbors" in shapes)
+        ):
+            raise ModelError(
+                f"{path}: its inputs and outputs {types} do not fit context {context} of contract {CONTRACT}."
+            )
+        if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+            raise ModelError(f"{path}: takes slices of {height}x{width}; a side may have 1 to {MAX_SIDE} pixels.")
         return ModelInfo(
             name=path.name,
             sha256=sha256,
             labels=labels_from_json(metadata),
             context=context,
             size=(height, width),
+            gives_probability="probability" in types,
             largest_organ=bool(metadata["postprocess"]["largest_organ"]),
             min_lesion_ml=float(metadata["postprocess"]["min_lesion_ml"]),
             metadata=metadata,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise ModelError(f"{path}: its slicemill metadata is incomplete ({error!r}); export it again.") from error

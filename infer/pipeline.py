@@ -6,7 +6,6 @@
 4. A scan that cannot be read or written is a failure with a reason; the others go on.
 """
 
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,11 +21,12 @@ from infer.inputs import Job, LoadedScan, load
 from infer.model import Model, open_model, parity_gate
 from infer.postprocess import postprocess
 from infer.report import answer, make_report, overlay
-from store.errors import InputError
+from store.errors import InputError, ScanError
 from store.files import append_line, read_lines, write_csv, write_json
 from store.nifti import write_mask
 from store.picture import save_png
 from store.progress import progress
+from store.screen import peak_mib
 
 LEDGER, SUMMARY, TABLE = "ledger.jsonl", "summary.json", "summary.csv"
 GATE_SLICES = 2
@@ -85,16 +85,21 @@ def segment_file(path: Path, model: Path, *, provider: str = "auto") -> tuple[np
 
 def left_to_do(jobs: Sequence[Job], out: Path, model: Model, *, overwrite: bool) -> tuple[list[Job], list[Outcome]]:
     """Return the jobs that are left, and an outcome for each that is done already."""
+    check_places(jobs, out)
     lines = {line.get("name"): line for line in read_lines(out / LEDGER)}
     left, skipped = [], []
     for job in jobs:
-        line = lines.get(job.name, {})
-        same = (
+        line, there = lines.get(job.name, {}), (out / job.name).exists()
+        if overwrite or not there:
+            left.append(job)
+        elif line.get("source") != job.source_id:
+            reason = f"{out / job.name}: was not made from {job.path}; choose another --out, or pass --overwrite."
+            skipped.append(Outcome(name=job.name, status="failed", reason=reason))
+        elif (
             line.get("status") == "done"
             and line.get("stamp") == job.stamp()
             and line.get("model_sha256") == model.info.sha256
-        )
-        if same and (out / job.name).exists() and not overwrite:
+        ):
             skipped.append(
                 Outcome(
                     name=job.name, status="skipped", reason="done before with this model", answer=line.get("answer", "")
@@ -103,6 +108,20 @@ def left_to_do(jobs: Sequence[Job], out: Path, model: Model, *, overwrite: bool)
         else:
             left.append(job)
     return left, skipped
+
+
+def check_places(jobs: Sequence[Job], out: Path) -> None:
+    """Refuse to write a mask over a scan.
+
+    Raises
+    ------
+    ScanError
+        An output would take the place of an input.
+    """
+    inputs = {job.path.resolve() for job in jobs if job.case_id is None}
+    for job in jobs:
+        if (out / job.name).resolve() in inputs:
+            raise ScanError(f"{out / job.name}: the mask would replace a scan; choose an --out folder of its own.")
 
 
 def infer(model: Model, jobs: Sequence[Job], out: Path, *, overwrite: bool = False) -> Summary:
@@ -192,7 +211,13 @@ def _finish(
 
 
 def _note(out: Path, model: Model, job: Job, outcome: Outcome) -> None:
-    record = {"name": job.name, "status": outcome.status, "stamp": job.stamp(), "model_sha256": model.info.sha256}
+    record = {
+        "name": job.name,
+        "source": job.source_id,
+        "status": outcome.status,
+        "stamp": job.stamp(),
+        "model_sha256": model.info.sha256,
+    }
     append_line(
         out / LEDGER, {**record, "provider": model.provider, "answer": outcome.answer, "reason": outcome.reason}
     )
@@ -242,7 +267,7 @@ def write_summary(out: Path, model: Model, summary: Summary) -> None:
             "slices": summary.slices,
             "seconds": round(summary.seconds, 2),
             "slices_per_second": round(summary.slices / summary.seconds, 2),
-            "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            "peak_mib": round(peak_mib(), 1),
             "outcomes": rows,
         },
     )

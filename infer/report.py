@@ -50,26 +50,30 @@ def make_report(name: str, grid: Grid, segmented: Segmented, info: ModelInfo) ->
         "slice_tumor_scores": None,
         "note": DISCLAIMER,
     }
-    if segmented.tumor_probability is not None:
+    if info.labels.tumor is not None:
         report |= tumor_findings(grid, segmented, info.labels, volumes)
     return report
 
 
 def tumor_findings(grid: Grid, segmented: Segmented, labels: Labels, volumes: dict[str, float]) -> dict[str, Any]:
     """Return the report's answers about tumor."""
-    assert segmented.tumor_probability is not None  # noqa: S101 (the caller asks only then)
-    assert labels.tumor is not None  # noqa: S101
+    assert labels.tumor is not None  # noqa: S101 (the caller asks only then)
     tumor = segmented.label == labels.tumor_value()
     lesions = find_lesions(tumor, grid.affine_lps)
-    scores = slice_scores(segmented.tumor_probability, STRONGEST)
-    found = bool(lesions)
-    confidence = float(segmented.tumor_probability[tumor].mean()) / 255 if found else 1 - max(scores)
-    return {
-        "tumor_found": found,
+    found = {
+        "tumor_found": bool(lesions),
         "tumor_volume_ml": volumes[labels.tumor],
+        "lesions": [lesion.as_json() for lesion in lesions],
+    }
+    probability = segmented.tumor_probability
+    if probability is None:
+        return found
+    scores = slice_scores(probability, STRONGEST)
+    confidence = float(probability[tumor].mean()) / 255 if lesions else 1 - max(scores)
+    return {
+        **found,
         "tumor_confidence": round(confidence, 4),
         "tumor_score": max(scores),
-        "lesions": [lesion.as_json() for lesion in lesions],
         "slice_tumor_scores": list(scores),
     }
 
@@ -78,10 +82,11 @@ def answer(report: dict[str, Any]) -> str:
     """Return the yes or no that people ask first, as one line."""
     if report["tumor_found"] is None:
         return ", ".join(f"{name} {volume:.1f} ml" for name, volume in report["volumes_ml"].items())
+    sure = "" if report["tumor_confidence"] is None else f" (confidence {report['tumor_confidence']:.2f})"
     if not report["tumor_found"]:
-        return f"tumor: no (confidence {report['tumor_confidence']:.2f})"
+        return f"tumor: no{sure}"
     count = len(report["lesions"])
-    return f"tumor: yes, {report['tumor_volume_ml']:.1f} ml in {count} lesion{'s' * (count > 1)} (confidence {report['tumor_confidence']:.2f})"
+    return f"tumor: yes, {report['tumor_volume_ml']:.1f} ml in {count} lesion{'s' * (count > 1)}{sure}"
 
 
 def overlay(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from store.errors import ConfigError
+from store.files import local_path
 from store.screen import errors_shown, say, table
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ SHOWN = 40
 
 def ingest(
     source: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(help="Folder with the scans, searched to the bottom. Leave it out with --pairs or --images."),
     ] = None,
-    store: Annotated[Path | None, typer.Argument(help="Folder of the slice store to make or to complete.")] = None,
+    store: Annotated[str | None, typer.Argument(help="Folder of the slice store to make or to complete.")] = None,
     pairs: Annotated[
         Path | None, typer.Option(help="CSV with columns image, mask and, if wanted, case_id, patient_id.")
     ] = None,
@@ -70,7 +71,8 @@ def ingest(
         from ingest.pipeline import ingest as run
 
         source, store = _places(source, store, has_list=pairs is not None or images is not None)
-        collection = _collection(source, pairs, images, masks)
+        target = None if store is None else local_path(store)
+        collection = _collection(None if source is None else local_path(source), pairs, images, masks)
         if patient:
             from ingest.discover import with_patients
 
@@ -79,7 +81,7 @@ def ingest(
         if dry_run:
             _show_collection(collection, params)
             return
-        if store is None:
+        if target is None:
             raise ConfigError("ingest: name the folder of the store as the last argument, or use --dry-run.")
         options = Options(
             workers=workers,
@@ -89,13 +91,13 @@ def ingest(
             retry_failed=retry_failed,
             rehash=rehash,
         )
-        report = run(collection, store, params, options)
-        _show_report(report, collection, store)
+        report = run(collection, target, params, options)
+        _show_report(report, collection, target)
         if report.failures:
             raise SystemExit(1)
 
 
-def _places(source: Path | None, store: Path | None, *, has_list: bool) -> tuple[Path | None, Path | None]:
+def _places(source: str | None, store: str | None, *, has_list: bool) -> tuple[str | None, str | None]:
     """With a list of files the only argument is the store."""
     if has_list and source is not None and store is None:
         return None, source

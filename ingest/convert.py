@@ -103,14 +103,14 @@ def check_geometry(case: CaseFiles, image: ScanReader, mask: ScanReader, params:
             "Export the segmentation on the image's grid."
         )
     apart = image.grid.distance_mm(mask.grid)
-    if apart <= GEOMETRY_TOLERANCE_MM:
-        return []
-    if params.geometry == "error":
+    if apart > GEOMETRY_TOLERANCE_MM and params.geometry == "error":
         raise GeometryError(
             f"{case.mask}: image and segmentation must lie on one grid (within {GEOMETRY_TOLERANCE_MM} mm); their affines differ by "
             f"{apart:.3g} mm. Correct the segmentation's header, or pass --geometry trust-image."
         )
     mask.lie_on(image.grid)
+    if apart <= GEOMETRY_TOLERANCE_MM:
+        return []
     return [f"image and segmentation lie {apart:.3g} mm apart by their headers; the image's was trusted"]
 
 
@@ -127,8 +127,8 @@ class Counts:
 
     slices: int
     labels: Labels | None
-    hu_min: list[int] = field(init=False)
-    hu_max: list[int] = field(init=False)
+    hu_min: list[int | None] = field(init=False)
+    hu_max: list[int | None] = field(init=False)
     voxels: dict[str, list[int]] = field(init=False)
     padding: int = 0
     tumor: list[tuple[int, int, int, npt.NDArray[np.bool_]]] = field(default_factory=list)
@@ -136,18 +136,19 @@ class Counts:
 
     def __post_init__(self) -> None:
         """Make room for every slice."""
-        self.hu_min, self.hu_max = [0] * self.slices, [0] * self.slices
+        self.hu_min, self.hu_max = [None] * self.slices, [None] * self.slices
         self.voxels = {name: [0] * self.slices for name in (self.labels.values if self.labels else ())}
 
     def add_image(self, z: int, slab: npt.NDArray[np.int16]) -> None:
         """Note the HU range of each slice; padding below air (-3024 and the like) is left out."""
         for offset, section in enumerate(slab):
-            low, high = int(section.min()), int(section.max())
-            if low < AIR_HU:
+            if section.min() < AIR_HU:
                 inside = section[section >= AIR_HU]
                 self.padding += section.size - inside.size
-                low, high = (int(inside.min()), int(inside.max())) if inside.size else (AIR_HU, AIR_HU)
-            self.hu_min[z + offset], self.hu_max[z + offset] = low, high
+                if not inside.size:
+                    continue
+                section = inside  # noqa: PLW2901 (what is left of it)
+            self.hu_min[z + offset], self.hu_max[z + offset] = int(section.min()), int(section.max())
 
     def add_mask(self, z: int, slab: npt.NDArray[np.uint8], path: str) -> None:
         """Count each label in each slice.
@@ -213,7 +214,11 @@ def undeclared(section: npt.NDArray[np.uint8], labels: Labels, path: str) -> str
 def oddities(counts: Counts, labels: Labels | None, *, has_mask: bool) -> list[str]:
     """Return warnings about voxels that do not look like a CT or its segmentation."""
     warnings = []
-    low, high = min(counts.hu_min), max(counts.hu_max)
+    lows, highs = (
+        [low for low in counts.hu_min if low is not None],
+        [high for high in counts.hu_max if high is not None],
+    )
+    low, high = min(lows, default=0), max(highs, default=0)
     if counts.padding:
         warnings.append(
             f"{counts.padding:,} voxels below {AIR_HU} HU are taken as padding and left out of HU statistics"

@@ -2,7 +2,7 @@
 
 1. `find_files` lists the NIfTI files below a folder; links to folders are not followed, ``._*`` files are no scans.
 2. `store.naming` says of each file whether it is image or mask, and which key it has.
-3. Same folder and same key make a pair; a mask left over goes to the one image anywhere that shares its key.
+3. Same folder and same key make a pair; LiTS numbers also pair across folders, and so do one folder of images and one of masks.
 4. What does not pair is named with the reason: images without a mask are cases too, masks without an image are not.
 
 A CSV (``--pairs``) or two patterns (``--images``, ``--masks``) replace steps 2 and 3.
@@ -21,7 +21,18 @@ from typing import TYPE_CHECKING
 from store.errors import PairingError
 from store.labels import LITS_LABELS, Labels, read_dataset_json
 from store.layout import check_case_id
-from store.naming import CHANNEL, WHY_OTHER, Name, case_id_of, find_files, name_of, other_scans
+from store.naming import (
+    FIRST_CHANNEL,
+    LITS,
+    WHY_OTHER,
+    Name,
+    badly_named,
+    case_id_of,
+    find_files,
+    is_text,
+    name_of,
+    other_scans,
+)
 from store.nifti import is_nifti_name, stem_of
 
 if TYPE_CHECKING:
@@ -81,6 +92,7 @@ def discover(source: Path) -> Collection:
     left_out = [
         *((path, "a further channel of a scan; a CT has one") for path in found if path not in images),
         *((path, WHY_OTHER) for path in others),
+        *((path, "its name is no valid UTF-8; rename it") for path in (badly_named(source) if source.is_dir() else ())),
         *((path, _why_unpaired(path, images)) for path in masks if path not in used),
     ]
     cases = [_case(path, paired.get(path), root) for path in images]
@@ -124,8 +136,8 @@ def from_csv(table: Path) -> Collection:
     root = table.parent
     cases = []
     for line, row in enumerate(rows, start=2):
-        if not row["image"]:
-            raise PairingError(f"{table}, line {line}: the column image is empty.")
+        if not row["image"] or not all(is_text(Path(row.get(column) or "")) for column in ("image", "mask")):
+            raise PairingError(f"{table}, line {line}: the column image is empty, or a path is no text.")
         image, mask = root / row["image"], row.get("mask")
         case_id = row.get("case_id") or case_id_of(row["image"])
         cases.append(
@@ -211,11 +223,16 @@ def checked(collection: Collection) -> Collection:
 
 
 def _pair(images: list[Path], masks: list[Path], names: Mapping[Path, Name]) -> dict[Path, Path]:
-    """Return image -> mask: first by folder and key, then by key alone, in both rounds only where one fits one."""
+    """Return image -> mask: first by folder and key, then by key alone, in both rounds only where one fits one.
+
+    The second round is for LiTS numbers, which are unique in their collection, and for one folder of images beside one of masks: a
+    key like ``arterial`` in folders of several patients says nothing.
+    """
+    parallel = len({names[path].folder for path in images}) == 1 == len({names[path].folder for path in masks})
     paired: dict[Path, Path] = {}
     rounds: tuple[Callable[[Path], object], ...] = (
         lambda path: (names[path].folder, names[path].key),
-        lambda path: names[path].key or path,
+        lambda path: names[path].key if parallel or names[path].key.startswith(LITS) else path,
     )
     for identity in rounds:
         groups: dict[object, tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
@@ -241,10 +258,10 @@ def _why_unpaired(mask: Path, images: list[Path]) -> str:
 
 
 def _is_extra_channel(path: Path, images: list[Path]) -> bool:
-    match = CHANNEL.search(stem_of(path.name))
-    if not match or match[1] == "0000":
+    match = re.search(r"_\d{4}$", stem_of(path.name))
+    if not match or match[0] == FIRST_CHANNEL:
         return False
-    first = stem_of(path.name)[: match.start()] + "_0000"
+    first = stem_of(path.name)[: match.start()] + FIRST_CHANNEL
     return any(stem_of(image.name) == first and image.parent == path.parent for image in images)
 
 

@@ -8,11 +8,10 @@
 
 import logging
 import os
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +21,12 @@ from ingest.params import Params
 from store.case import SourceFile
 from store.errors import ConfigError, InputError, StoreError
 from store.files import append_line, read_lines, sha256_of_file
-from store.layout import FAILURES, LEDGER
+from store.layout import DOCUMENT, FAILURES, GROUP, LEDGER
 from store.manifest import reindex
 from store.naming import natural_key
 from store.progress import progress
 from store.reader import Store, open_store
+from store.screen import peak_mib
 from store.writer import prepare_store, remove_partial
 
 Status = Literal["done", "unchanged", "failed", "failed before"]
@@ -86,9 +86,9 @@ def ingest(collection: Collection, store: str | Path, params: Params, options: O
         The store holds cases of other parameters.
     """
     start = time.perf_counter()
-    root = prepare_store(store)
+    root = prepare_store(store).resolve()
     remove_partial(root)
-    cases = list(collection.cases)
+    cases = [absolute(case) for case in collection.cases]
     if options.shard:
         cases = cases[options.shard[0] :: options.shard[1]]
     outcomes: list[Outcome] = []
@@ -103,6 +103,13 @@ def ingest(collection: Collection, store: str | Path, params: Params, options: O
         reindex(root)
     outcomes.sort(key=lambda outcome: natural_key(outcome.case_id))
     return Report(outcomes=tuple(outcomes), seconds=time.perf_counter() - start)
+
+
+def absolute(case: CaseFiles) -> CaseFiles:
+    """Return a case whose paths hold in any worker's folder."""
+    return replace(
+        case, image=case.image.absolute(), mask=case.mask and case.mask.absolute(), root=case.root.absolute()
+    )
 
 
 def _planned(
@@ -150,7 +157,12 @@ def stamp_of(case: CaseFiles, params: Params) -> dict[str, Any]:
             return [-1, -1]
         return [status.st_size, status.st_mtime_ns]
 
-    return {"image": mark(case.image), "mask": mark(case.mask), "params_sha256": params.sha256()}
+    return {
+        "image": mark(case.image),
+        "mask": mark(case.mask),
+        "patient_id": case.patient_id,
+        "params_sha256": params.sha256(),
+    }
 
 
 def run_case(case: CaseFiles, params: Params, root: Path, *, compare_hash: bool) -> Outcome:
@@ -171,7 +183,7 @@ def run_case(case: CaseFiles, params: Params, root: Path, *, compare_hash: bool)
         slices=slices,
         voxel_bytes=slices * ny * nx * (3 if info.mask else 2),
         warnings=info.warnings,
-        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        peak_mib=peak_mib(),
     )
 
 
@@ -184,15 +196,17 @@ def _same_content(case: CaseFiles, root: Path) -> bool:
             return path is None and source is None
         return sha256_of_file(path) == source.sha256
 
-    return all(same(path, source) for path, source in pairs)
+    return info.patient_id == case.patient_id and all(same(path, source) for path, source in pairs)
 
 
 def _run(left: list[tuple[CaseFiles, bool]], root: Path, params: Params, options: Options) -> list[Outcome]:
     if not left:
         return []
     from distributed import as_completed
+    from distributed.scheduler import KilledWorker
 
     outcomes: list[Outcome] = []
+    bug: BaseException | None = None
     by_id = {case.case_id: case for case, _ in left}
     megabytes = {case_id: _megabytes(case) for case_id, case in by_id.items()}
     with _client(options, len(left)) as client, progress("ingest", sum(megabytes.values()), "MB") as advance:
@@ -207,25 +221,35 @@ def _run(left: list[tuple[CaseFiles, bool]], root: Path, params: Params, options
             case_id = futures[future]
             error = future.exception()
             outcome = future.result() if error is None else _lost(case_id, error)
+            if error is not None and not isinstance(error, KilledWorker):
+                bug = bug or error
+            if outcome.status == "done" and not (root / GROUP / case_id / DOCUMENT).is_file():
+                outcome = replace(
+                    outcome,
+                    status="failed",
+                    reason=f"{case_id}: written where this process cannot see it; use a shared folder.",
+                )
             _note(root, by_id[case_id], params, outcome)
             outcomes.append(outcome)
             slices = sum(one.slices for one in outcomes)
             failures = sum(one.status == "failed" for one in outcomes)
             advance(megabytes[case_id], f"{slices / (time.perf_counter() - start):,.0f} slices/s, {failures} failed")
+    if bug is not None:
+        raise bug
     return outcomes
 
 
 def _lost(case_id: str, error: BaseException) -> Outcome:
-    """Return the outcome of a task whose worker died, or raise what is a bug."""
+    """Return the outcome of a task that ended in no outcome of its own: its worker died, or there is a bug."""
     from distributed.scheduler import KilledWorker
 
     if isinstance(error, KilledWorker):
-        return Outcome(
-            case_id=case_id,
-            status="failed",
-            reason=f"{case_id}: its worker process died again and again, probably for want of memory.",
+        reason = (
+            f"{case_id}: its worker process died again and again, probably for want of memory; use fewer --workers."
         )
-    raise error
+    else:
+        reason = f"{case_id}: a bug, please report it: {type(error).__name__}: {error}"
+    return Outcome(case_id=case_id, status="failed", reason=reason)
 
 
 def _note(root: Path, case: CaseFiles, params: Params, outcome: Outcome) -> None:

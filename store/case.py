@@ -15,8 +15,9 @@ from store.layout import FORMAT
 class SliceStats:
     """Per slice, in stored order: HU range without the scanner's padding, voxels of each label."""
 
-    hu_min: list[int]
-    hu_max: list[int]
+    hu_min: list[int | None]
+    hu_max: list[int | None]
+    """None where a slice is all padding."""
     voxels: dict[str, list[int]]
     """Label name -> voxels in each slice; empty without a mask."""
 
@@ -126,6 +127,8 @@ def case_from_json(document: dict[str, Any], shape: tuple[int, int, int]) -> Cas
     StoreError
         The attribute is of another format or a field is missing.
     """
+    if not isinstance(document, dict):
+        raise StoreError(f"the attribute must be a JSON object; found {type(document).__name__}.")
     if document.get("format") != FORMAT:
         raise StoreError(
             f"store format {document.get('format')!r}: this version reads format {FORMAT}; ingest the collection again."
@@ -133,23 +136,28 @@ def case_from_json(document: dict[str, Any], shape: tuple[int, int, int]) -> Cas
     try:
         source = document["source"]
         lesions = document["lesions"]
+        affine = np.array(document["affine_lps"], dtype=np.float64)
+        stats = SliceStats(**document["slice_stats"])
+        lengths = {len(stats.hu_min), len(stats.hu_max), *map(len, stats.voxels.values())}
+        if affine.shape != (4, 4) or len(document["spacing_mm"]) != 3 or lengths != {shape[0]}:
+            raise ValueError("affine, spacing or statistics do not fit the shape")
         return CaseInfo(
             case_id=document["case_id"],
             patient_id=document["patient_id"],
             shape=shape,
             labels=labels_from_json(document) if document["labels"] else None,
             spacing_mm=tuple(document["spacing_mm"]),
-            affine_lps=np.array(document["affine_lps"], dtype=np.float64),
+            affine_lps=affine,
             source_axcodes=document["source_axcodes"],
             image=SourceFile(**source["image"]),
             mask=SourceFile(**source["mask"]) if source["mask"] else None,
             params_sha256=document["params_sha256"],
-            slice_stats=SliceStats(**document["slice_stats"]),
+            slice_stats=stats,
             lesions=None if lesions is None else tuple(_lesion(row) for row in lesions),
             max_rounding_error_hu=document["max_rounding_error_hu"],
             warnings=tuple(document["warnings"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise StoreError(
             f"the case's attributes are incomplete ({error}); ingest it again with --overwrite."
         ) from error

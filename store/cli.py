@@ -16,7 +16,7 @@ store = typer.Typer(
     no_args_is_help=True,
 )
 
-StorePath = Annotated[Path, typer.Argument(help="Folder of the slice store.")]
+StorePath = Annotated[str, typer.Argument(help="Folder of the slice store.")]
 BRIEF = ("case_id", "nz", "ny", "nx", "spacing_z_mm", "spacing_x_mm", "orientation", "has_tumor", "n_lesions", "tumor_volume_ml",
          "tumor_percent_organ", "organ_volume_ml", "max_axial_diameter_mm", "hu_min", "hu_max")  # fmt: skip
 
@@ -103,9 +103,7 @@ def reindex(path: StorePath) -> None:
     with errors_shown():
         from store.manifest import reindex as build
 
-        say(
-            f"{len(build(path))} cases in {path / 'manifest.parquet'}, {path / 'manifest.csv'}, slices.parquet and lesions.parquet"
-        )
+        say(f"{len(build(path))} cases in manifest.parquet, manifest.csv, slices.parquet and lesions.parquet of {path}")
 
 
 @store.command()
@@ -129,6 +127,6 @@ def preview(
         if not tiles:
             say("the store has no case yet; nothing was drawn")
             return
-        target = out or path / "preview.png"
+        target = out or opened.root / "preview.png"
         save_png(target, montage(tiles, columns))
         say(f"preview: {target}")

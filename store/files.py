@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from store.errors import StoreError
+from store.errors import InputError, StoreError
 
 HASH_BLOCK = 1 << 20
 
@@ -42,6 +42,23 @@ def to_json(value: object, *, indent: int | None = None) -> str:
 def write_json(path: Path, value: object) -> None:
     """Write a JSON document whole."""
     write_bytes(path, (to_json(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object that someone else may have written.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read or holds no JSON object.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}).") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: must hold a JSON object; found {type(document).__name__}.")
+    return document
 
 
 def sha256_of_json(value: object) -> str:

@@ -104,7 +104,9 @@ def read_dataset_json(path: Path) -> Labels | None:
         table = json.loads(path.read_text(encoding="utf-8")).get("labels", {})
         pairs = [(name, value) if isinstance(value, int) else (value, int(name)) for name, value in table.items()]
         values = {str(name): int(value) for name, value in pairs if int(value) != 0}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        if len(values) != sum(int(value) != 0 for _, value in pairs):
+            raise ValueError("two values share one name")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise LabelError(f"{path}: its labels cannot be read ({error}); correct it, or pass --labels.") from error
     return make_labels(values) if values else None
 

@@ -94,7 +94,7 @@ def check_case_id(case_id: str) -> str:
     StoreError
         It is empty, too long, starts with a dot or two underscores, or holds a slash or a control character.
     """
-    if not re.fullmatch(r"(?!\.|__)[^/\\\x00-\x1f]{1,120}", case_id):
+    if case_id == DOCUMENT or not re.fullmatch(r"(?!\.|__)[^/\\\x00-\x1f]{1,120}", case_id):
         raise StoreError(
             f"case id {case_id!r}: 1 to 120 characters, no slash, not starting with a dot; rename the file or give a CSV."
         )

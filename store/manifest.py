@@ -43,8 +43,8 @@ def manifest_row(info: CaseInfo) -> Row:
         "max_axial_diameter_mm": max((lesion.max_axial_diameter_mm for lesion in lesions), default=0.0)
         if lesions is not None
         else None,
-        "hu_min": min(info.slice_stats.hu_min),
-        "hu_max": max(info.slice_stats.hu_max),
+        "hu_min": min((low for low in info.slice_stats.hu_min if low is not None), default=None),
+        "hu_max": max((high for high in info.slice_stats.hu_max if high is not None), default=None),
         "source_sha256": info.image.sha256,
         "warnings": "; ".join(info.warnings),
     }

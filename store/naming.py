@@ -42,7 +42,10 @@ SUBSET = r"(?:tr|ts|va|val|train|training|test|testing)?"
 OTHER_FORMATS = (".hdr", ".img", ".hdr.gz", ".img.gz", ".mha", ".mhd", ".nrrd", ".dcm")
 """Scans that this version does not read; they are named, so that nobody thinks they were."""
 WHY_OTHER = "a format that this version does not read; convert it to .nii.gz"
-CHANNEL = re.compile(r"_(\d{4})$")
+LITS = "lits-"
+"""Start of the keys of LiTS names; their numbers are unique in the whole collection."""
+FIRST_CHANNEL = "_0000"
+"""nnU-Net's suffix of the first (for CT: the only) channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +83,13 @@ def name_of(path: str) -> Name:
     folders = [part for part in parts.parent.parts if folder_role(part) is None]
     if lits := re.fullmatch(r"(volume|segmentation)-(\d+)", stem, re.IGNORECASE):
         return Name(
-            role="image" if lits[1].lower() == "volume" else "mask", folder="/".join(folders), key=f"lits-{lits[2]}"
+            role="image" if lits[1].lower() == "volume" else "mask", folder="/".join(folders), key=f"{LITS}{lits[2]}"
         )
     by_folder = next((role for part in reversed(parts.parent.parts) if (role := folder_role(part))), None)
     spoken = words(stem)
     said: Role = "mask" if MASK_WORDS & set(spoken) else (by_folder or "image")
-    if by_folder == "image" and said == "image" and CHANNEL.search(stem):
-        stem = CHANNEL.sub("", stem)
-        spoken = words(stem)
+    if said == "image" and stem.endswith(FIRST_CHANNEL):
+        spoken = words(stem.removesuffix(FIRST_CHANNEL))
     key = "_".join(word for word in spoken if word not in MASK_WORDS | IMAGE_WORDS | {"manual"})
     return Name(role=said, folder="/".join(folders), key=key)
 
@@ -101,7 +103,7 @@ def case_id_of(path: str) -> str:
     parts = PurePosixPath(path)
     if not name_of(path).key and parts.parent.name:
         return parts.parent.name
-    return CHANNEL.sub("", stem_of(parts.name))
+    return stem_of(parts.name).removesuffix(FIRST_CHANNEL)
 
 
 def natural_key(text: str) -> list[tuple[int, str]]:
@@ -125,9 +127,26 @@ def other_scans(folder: Path) -> list[Path]:
     ]
 
 
+def badly_named(folder: Path) -> list[Path]:
+    """Return the files below a folder whose names are no valid UTF-8, with what is not replaced: tables cannot hold them."""
+    return [Path(os.fsencode(path).decode(errors="replace")) for path in _all(folder) if not is_text(path)]
+
+
+def is_text(path: Path) -> bool:
+    """Return whether a path can be written into tables: valid UTF-8, no NUL."""
+    try:
+        return b"\0" not in str(path).encode()
+    except UnicodeEncodeError:
+        return False
+
+
 def _walk(folder: Path) -> list[Path]:
+    return sorted(filter(is_text, _all(folder)), key=lambda path: natural_key(path.as_posix()))
+
+
+def _all(folder: Path) -> list[Path]:
     found = []
     for directory, folders, names in os.walk(folder, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(directory) / name for name in names]
-    return sorted(found, key=lambda path: natural_key(path.as_posix()))
+    return found

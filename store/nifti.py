@@ -207,7 +207,7 @@ def write_mask(path: Path, header: bytes, mask: npt.NDArray[np.uint8]) -> None:
         raise ScanError(f"{path}: the header to copy is damaged.")
     content = bytes_of(np.ascontiguousarray(mask))
     with written_whole(path) as aside, aside.open("wb") as file:
-        if path.name.endswith(".gz"):
+        if path.name.lower().endswith(".gz"):
             with igzip.IGzipFile(
                 filename="", mode="wb", compresslevel=MASK_GZIP_LEVEL, fileobj=file, mtime=0
             ) as stream:

@@ -20,6 +20,7 @@ from store.case import CaseInfo, case_from_json
 from store.errors import StoreError
 from store.files import local_path
 from store.layout import (
+    ABSENT,
     ATTRIBUTE,
     CRC_BYTES,
     DOCUMENT,
@@ -34,6 +35,7 @@ from store.layout import (
 from store.naming import natural_key
 
 BLOSC_HEADER_BYTES = 16
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 MAX_SLICE_BYTES = 1 << 31
 
 
@@ -53,6 +55,17 @@ def without_checksum(data: bytes, what: str) -> memoryview:
     return content
 
 
+def zstd_content_size(data: memoryview) -> int | None:
+    """Return how many bytes a zstd frame says it decodes to (RFC 8878, section 3.1.1.1); None when it does not say."""
+    if len(data) < 6 or data[:4] != ZSTD_MAGIC:
+        return None
+    descriptor = data[4]
+    single, flag = bool(descriptor & 0x20), descriptor >> 6
+    start = 5 + (not single) + (0, 1, 2, 4)[descriptor & 3]
+    width = (int(single), 2, 4, 8)[flag]
+    return int.from_bytes(data[start : start + width], "little") + (256 if flag == 1 else 0) if width else None
+
+
 class SliceArray:
     """The slices of one array, any[z, y, x], read one at a time; safe to use from several threads."""
 
@@ -69,6 +82,7 @@ class SliceArray:
         """z, y, x."""
         if min(self.shape) < 1 or ny * nx * self.dtype.itemsize > MAX_SLICE_BYTES:
             raise StoreError(f"{folder}: shape {self.shape} is none that a scan can have.")
+        self._fill_value = document.get("fill_value", 0)
         self.is_own_layout = same_layout(document, array_document(name, self.shape))
         """Whether the fast reader applies; zarr-python reads everything else."""
 
@@ -94,12 +108,17 @@ class SliceArray:
             return out
         offset, length = (int(value) for value in self._index[z])
         what = f"{self._folder / SHARD}, slice {z}"
+        if offset == length == ABSENT:
+            out[...] = self._fill_value
+            return out
         self._decode(without_checksum(self._pread(offset, length), what), out, what)
         return out
 
     def __getitem__(self, key: int | slice) -> npt.NDArray[Any]:
         if isinstance(key, slice):
             chosen = range(len(self))[key]
+            if self.is_own_layout:
+                _ = self._index  # a shape that the shard cannot hold is refused before memory is taken for it
             volume = np.empty((len(chosen), *self.shape[1:]), dtype=self.dtype)
             for out, z in zip(volume, chosen, strict=True):
                 self.read(z, out)
@@ -119,7 +138,8 @@ class SliceArray:
         index = np.frombuffer(without_checksum(self._pread(end - size, size), f"{shard}, index"), dtype="<u8").reshape(
             -1, 2
         )
-        if (index.astype(object).sum(axis=1) > end - size).any():
+        present = index[(index != ABSENT).any(axis=1)]
+        if (present.astype(object).sum(axis=1) > end - size).any():
             raise StoreError(f"{shard}: its index points outside the file.")
         return index
 
@@ -151,10 +171,13 @@ class SliceArray:
     def _decode(self, data: memoryview, out: npt.NDArray[Any], what: str) -> None:
         try:
             if self._name == IMAGE:
-                if len(data) < BLOSC_HEADER_BYTES or int.from_bytes(data[12:16], "little") != len(data):
-                    raise StoreError(f"{what}: is not a blosc chunk.")
+                decoded, stored = int.from_bytes(data[4:8], "little"), int.from_bytes(data[12:16], "little")
+                if len(data) < BLOSC_HEADER_BYTES or stored != len(data) or decoded != out.nbytes:
+                    raise StoreError(f"{what}: is not a blosc chunk of {out.nbytes} bytes.")
                 blosc.decompress(data, out)
             else:
+                if zstd_content_size(data) != out.nbytes:
+                    raise StoreError(f"{what}: is not a zstd chunk of {out.nbytes} bytes.")
                 zstd.decompress(data, out)
         except (RuntimeError, ValueError) as error:
             raise StoreError(f"{what}: cannot be decoded ({error}).") from error
@@ -170,7 +193,7 @@ def read_document(folder: Path) -> dict[str, Any]:
     """Return a node's ``zarr.json``."""
     try:
         document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{folder / DOCUMENT}: cannot be read ({error}).") from error
     if not isinstance(document, dict):
         raise StoreError(f"{folder / DOCUMENT}: must hold a JSON object.")
@@ -183,9 +206,10 @@ class Case:
     def __init__(self, folder: Path) -> None:
         self.image = SliceArray(folder / IMAGE, "image")
         """int16[z, y, x], HU."""
-        attributes = read_document(folder).get("attributes", {})
+        attributes = read_document(folder).get("attributes")
         try:
-            self.info: CaseInfo = case_from_json(attributes.get(ATTRIBUTE, {}), self.image.shape)
+            attribute = attributes.get(ATTRIBUTE, {}) if isinstance(attributes, dict) else {}
+            self.info: CaseInfo = case_from_json(attribute, self.image.shape)
         except StoreError as error:
             raise StoreError(f"{folder}: {error}") from error
         self.label = SliceArray(folder / LABEL, "label") if self.info.mask else None

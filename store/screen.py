@@ -1,5 +1,6 @@
 """What commands print: lines, tables, and the way an InputError ends a command."""
 
+import resource
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,11 @@ def say(text: str = "") -> None:
     """Print a line of result to standard output."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def peak_mib() -> float:
+    """Return the most memory that this process has had resident, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

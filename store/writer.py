@@ -159,15 +159,16 @@ def this_host() -> str:
 
 
 def remove_partial(store: str | Path) -> None:
-    """Remove what killed runs left: partial cases of this machine's processes that are gone."""
+    """Clear up after killed runs of this machine: put back a case that was just being replaced, remove partial ones."""
     import psutil
 
-    for folder in (local_path(store) / PARTIAL).glob("*"):
+    root = local_path(store)
+    for folder in (root / PARTIAL).glob("*"):
         parts = folder.name.removesuffix(".old").rsplit(".", 3)
-        if (
-            len(parts) == 4
-            and parts[1] == this_host()
-            and parts[2].isdecimal()
-            and not psutil.pid_exists(int(parts[2]))
-        ):
+        if len(parts) != 4 or parts[1] != this_host() or not parts[2].isdecimal() or psutil.pid_exists(int(parts[2])):
+            continue
+        final = root / GROUP / parts[0]
+        if folder.name.endswith(".old") and not final.exists():
+            folder.rename(final)
+        else:
             shutil.rmtree(folder, ignore_errors=True)

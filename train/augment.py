@@ -42,9 +42,11 @@ def move(image: Tensor, label: Tensor, strength: float, generator: Generator) ->
     mirror = torch.where((_spread(image, generator) + 1) / 2 < MIRROR_SHARE * strength, -1.0, 1.0)
     shift = 2 * MAX_SHIFT * strength * torch.stack([_spread(image, generator) for _ in range(2)], dim=1)
     cosine, sine = angle.cos() / scale, angle.sin() / scale
-    theta = torch.stack(
-        [torch.stack([mirror * cosine, -sine], dim=1), torch.stack([mirror * sine, cosine], dim=1)], dim=1
-    )
+    tall = (
+        image.shape[2] / image.shape[3]
+    )  # coordinates run from -1 to 1 along each side: a turn of pixels needs the sides' ratio
+    rows = ([mirror * cosine, -sine * tall], [mirror * sine / tall, cosine])
+    theta = torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
     grid = F.affine_grid(torch.cat([theta, shift[:, :, None]], dim=2), list(image.shape), align_corners=False)
     moved = F.grid_sample(image + 1, grid, mode="bilinear", padding_mode="zeros", align_corners=False) - 1
     labels = F.grid_sample(label[:, None].float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)

@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from store.errors import ConfigError
+from store.files import local_path
 from store.screen import errors_shown, say
 
 
 def train(
-    store: Annotated[Path, typer.Argument(help="Slice store with masks.")],
+    store: Annotated[str, typer.Argument(help="Slice store with masks.")],
     run: Annotated[Path, typer.Argument(help="Folder of the run, made or gone on with.")],
     config: Annotated[Path | None, typer.Option(help="Settings as TOML; options on the command line go first.")] = None,
     split: Annotated[
@@ -46,21 +47,20 @@ def train(
     slicemill train lits-store/ runs/quick --width 16 --max-minutes 25
     """
     with errors_shown():
-        import shutil
-
+        from store.reader import open_store
         from train.config import Config, read_config
         from train.loop import train as fit
-        from train.setup import CURVES, METRICS, SPLIT
+        from train.setup import CURVES, METRICS, SPLIT, common_labels, remove_run
 
-        if overwrite and run.exists():
-            if not (run / "config.toml").exists():
-                raise ConfigError(f"{run}: is not the folder of a run; --overwrite does not remove it.")
-            shutil.rmtree(run)
         settings = (read_config(config) if config else Config()).changed(
             context=context, size=size, width=width, batch=batch, epochs=epochs, steps=steps, max_minutes=max_minutes,
             learning_rate=learning_rate, tumor_share=tumor_share, augment=augment, seed=seed, device=device, precision=precision,
         )  # fmt: skip
-        state = fit(store, run, settings, split_file=split, tell=say)
+        place = local_path(store)
+        if overwrite:
+            common_labels(open_store(place))
+            remove_run(run)
+        state = fit(place, run, settings, split_file=split, tell=say)
         say(
             f"best: epoch {state.best_epoch} of {state.epoch}, mean Dice {state.best_score:.3f} on validation, {state.seconds / 60:.1f} minutes"
         )

@@ -1,6 +1,7 @@
 """What a training run is asked to do: one frozen value, written to and read from TOML."""
 
 import dataclasses
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,25 +54,28 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check what cannot work."""
+        if not 1 <= self.depth <= 6:
+            raise ConfigError(f"depth = {self.depth}: must lie in 1 to 6.")
         rules = (
             (self.context in (1, 3, 5, 7), "context", "must be 1, 3, 5 or 7"),
             (
-                self.size >= 0 and self.size % 2**self.depth == 0,
+                0 <= self.size <= 4096 and self.size % 2**self.depth == 0,
                 "size",
-                f"must be a multiple of {2**self.depth} (2 to the power of depth)",
+                f"must be a multiple of {2**self.depth} up to 4096",
             ),
-            (1 <= self.depth <= 6, "depth", "must lie in 1 to 6"),
-            (self.width >= 1, "width", "must be at least 1"),
+            (1 <= self.width <= 512, "width", "must lie in 1 to 512"),
             (self.batch >= 1, "batch", "must be at least 1"),
+            (self.epochs >= 1, "epochs", "must be at least 1"),
+            (self.steps >= 0, "steps", "must not be negative"),
+            (0 <= self.max_minutes < math.inf, "max_minutes", "must not be negative"),
+            (0 < self.learning_rate < math.inf, "learning_rate", "must be above 0"),
+            (0 <= self.weight_decay < math.inf, "weight_decay", "must not be negative"),
+            (self.seed >= 0, "seed", "must not be negative"),
+            (self.precision in ("auto", "fp32", "bf16"), "precision", "must be auto, fp32 or bf16"),
             (0 <= self.averaging < 1, "averaging", "must lie in 0 to 1, 1 left out"),
             (0 <= self.augment <= 1, "augment", "must lie in 0 to 1"),
-            (self.precision in ("auto", "fp32", "bf16"), "precision", "must be auto, fp32 or bf16"),
-            (self.epochs >= 1, "epochs", "must be at least 1"),
-            (
-                0 <= self.tumor_share + self.organ_share <= 1,
-                "tumor_share",
-                "and organ_share must not exceed 1 together",
-            ),
+            (self.tumor_share >= 0 and self.organ_share >= 0, "tumor_share", "and organ_share must not be negative"),
+            (self.tumor_share + self.organ_share <= 1, "tumor_share", "and organ_share must not exceed 1 together"),
             (
                 self.validation > 0 and self.test >= 0 and self.validation + self.test < 1,
                 "validation",

@@ -4,7 +4,6 @@ Windowing, normalization, the choice of neighbours, the network, softmax and the
 graph: raw HU in, label values out. What needs the whole scan is written into the metadata.
 """
 
-import json
 import logging
 import math
 import warnings
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from store.errors import ModelError
-from store.files import to_json, written_whole
+from store.files import read_json, to_json, written_whole
 from store.framing import centered, fit, neighbors
 from store.labels import Labels, labels_from_json
 from store.layout import AIR_HU
@@ -93,7 +92,7 @@ def export(run: Path, model: Path, *, store_path: Path | None = None, min_lesion
     if not (run / BEST).exists():
         raise ModelError(f"{run}: holds no trained network ({BEST}); run `slicemill train` first.")
     config = read_config(run / CONFIG)
-    document = json.loads((run / MODEL).read_text(encoding="utf-8"))
+    document = read_json(run / MODEL)
     labels = labels_from_json(document)
     size = (int(document["size"][0]), int(document["size"][1]))
     network = build(labels, config)

@@ -14,7 +14,7 @@ from store.files import write_bytes, write_json
 from store.labels import Labels
 from store.manifest import read_table, store_sha256
 from store.reader import Case, Store, open_store
-from train.checkpoint import LAST
+from train.checkpoint import BEST, LAST
 from train.config import Config, read_config, to_toml
 from train.split import Split, make_split, read_split, write_split
 
@@ -44,32 +44,30 @@ def prepare(store_path: Path, run: Path, config: Config, split_file: Path | None
     store = open_store(store_path)
     labels = common_labels(store)
     device = choose_device(config.device)
-    _check_run(run, config)
-    split_path = run / SPLIT
-    if not split_path.exists():
-        if split_file is not None:
-            split = read_split(split_file, store.case_ids)
-        else:
-            split = make_split(
-                read_table(store_path, "manifest"), validation=config.validation, test=config.test, seed=config.seed
-            )
-        write_split(split_path, split)
-    split = read_split(split_path, store.case_ids)
+    started = (run / CONFIG).exists() and (run / LAST).exists()
+    if started:
+        _check_run(run, config)
+    split = settle_split(store, run / SPLIT if started else None, split_file, config)
     unmasked = [case_id for case_id in (*split.train, *split.validation) if store[case_id].label is None]
     if unmasked:
         raise StoreError(f"{store_path}: the split trains on cases without a mask: {', '.join(unmasked[:5])}.")
+    rows = [row for row in read_table(store_path, "slices") if row["case_id"] in split.train]
+    if not rows:
+        raise StoreError(
+            f"{store_path}: its slice table has no slice of the training cases; run `slicemill store reindex {store_path}`."
+        )
     size = slice_size([store[case_id] for case_id in (*split.train, *split.validation)], config)
-    known = set(split.train)
     setup = Setup(
         store=store,
         config=config,
         labels=labels,
         split=split,
-        rows=[row for row in read_table(store_path, "slices") if row["case_id"] in known],
+        rows=rows,
         size=size,
         device=device,
         bf16=uses_bf16(config.precision, device),
     )
+    write_split(run / SPLIT, split)
     write_bytes(run / CONFIG, to_toml(config).encode())
     write_json(
         run / MODEL, {**labels.as_json(), "size": size, "store": str(store_path), "store_sha256": store_sha256(store)}
@@ -77,18 +75,60 @@ def prepare(store_path: Path, run: Path, config: Config, split_file: Path | None
     return setup
 
 
-def _check_run(run: Path, config: Config) -> None:
-    if (run / CONFIG).exists() and (run / LAST).exists():
-        before = read_config(run / CONFIG)
-        if before != config:
-            differing = [
-                f"{name} {getattr(before, name)} -> {getattr(config, name)}"
-                for name in [field.name for field in dataclasses.fields(config)]
-                if getattr(before, name) != getattr(config, name)
-            ]
+def settle_split(store: Store, earlier: Path | None, given: Path | None, config: Config) -> Split:
+    """Return the split of a run: the one that it was begun with, else the one given, else a fresh one.
+
+    Raises
+    ------
+    ConfigError
+        The run was begun with another split than the one given.
+    """
+    chosen = read_split(given, store.case_ids) if given is not None else None
+    if earlier is not None:
+        begun = read_split(earlier, store.case_ids)
+        if chosen is not None and chosen != begun:
             raise ConfigError(
-                f"{run}: holds a run of other settings ({'; '.join(differing)}). Use the same settings, another folder, or --overwrite."
+                f"{given}: the run was begun with another split ({earlier}). Use another folder, or --overwrite."
             )
+        return begun
+    if chosen is not None:
+        return chosen
+    return make_split(
+        read_table(store.root, "manifest"), validation=config.validation, test=config.test, seed=config.seed
+    )
+
+
+def remove_run(run: Path) -> None:
+    """Remove what an earlier run left in its folder, and nothing else.
+
+    Raises
+    ------
+    ConfigError
+        It is not the folder of a run.
+    """
+    if not run.exists():
+        return
+    if not (run / CONFIG).exists():
+        raise ConfigError(f"{run}: is not the folder of a run; --overwrite does not remove it.")
+    for path in run.iterdir():
+        if path.name in (CONFIG, SPLIT, MODEL, METRICS, CURVES, BEST, LAST) or path.name.startswith(
+            "events.out.tfevents"
+        ):
+            path.unlink()
+
+
+def _check_run(run: Path, config: Config) -> None:
+    before = read_config(run / CONFIG)
+    if before != config:
+        names = [
+            field.name
+            for field in dataclasses.fields(config)
+            if getattr(before, field.name) != getattr(config, field.name)
+        ]
+        differing = "; ".join(f"{name} {getattr(before, name)} -> {getattr(config, name)}" for name in names)
+        raise ConfigError(
+            f"{run}: holds a run of other settings ({differing}). Use the same settings, another folder, or --overwrite."
+        )
 
 
 def common_labels(store: Store) -> Labels:

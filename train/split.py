@@ -1,6 +1,5 @@
 """Who is trained on, who chooses the checkpoint, who is never seen: by patient, with a fixed seed."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from store.errors import ConfigError, StoreError
-from store.files import write_json
+from store.files import read_json, write_json
 
 Row = dict[str, Any]
 
@@ -26,37 +25,55 @@ class Split:
 def make_split(manifest: Sequence[Row], *, validation: float, test: float, seed: int) -> Split:
     """Share the patients with masks out, those with and those without tumor each in the same proportion.
 
-    Cases of equal source bytes count as one patient, so that a copy under another name cannot leak.
+    Patients that share a scan of equal bytes count as one, so that a copy under another name cannot leak.
 
     Raises
     ------
     StoreError
         Fewer than three patients have a mask.
     """
-    cases: dict[str, list[Row]] = {}
-    owner: dict[str, str] = {}
-    for row in manifest:
-        if row["mask_path"] is not None:
-            patient = owner.setdefault(row["source_sha256"], row["patient_id"])
-            cases.setdefault(patient, []).append(row)
-    if len(cases) < 3:
+    groups = _groups([row for row in manifest if row["mask_path"] is not None])
+    if len(groups) < 3:
         raise StoreError(
-            f"training needs at least 3 patients with a mask (train, validation, test); the store has {len(cases)}."
+            f"training needs at least 3 patients with a mask (train, validation, test); the store has {len(groups)}."
         )
-    rng = np.random.default_rng(seed)
-    parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
-    patients = sorted(cases)
-    order = [patients[index] for index in rng.permutation(len(patients))]
-    order.sort(key=lambda patient: not any(row["has_tumor"] for row in cases[patient]))
+    order = [groups[index] for index in np.random.default_rng(seed).permutation(len(groups))]
+    order.sort(key=lambda group: not any(row["has_tumor"] for row in group))
     wanted = {"test": test, "validation": validation, "train": 1 - test - validation}
-    counts = dict.fromkeys(wanted, 0)
-    for place, patient in enumerate(order, start=1):
-        part = max((name for name in wanted if wanted[name] > 0), key=lambda name: wanted[name] * place - counts[name])
-        counts[part] += 1
-        parts[part] += [row["case_id"] for row in cases[patient]]
-    if not parts["validation"]:
-        parts["validation"].append(parts["train"].pop())
-    return Split(**{name: tuple(sorted(ids)) for name, ids in parts.items()})
+    parts: dict[str, list[list[Row]]] = {name: [] for name in wanted}
+    for place, group in enumerate(order, start=1):
+        part = max(
+            (name for name in wanted if wanted[name] > 0), key=lambda name: wanted[name] * place - len(parts[name])
+        )
+        parts[part].append(group)
+    for part in ("train", "validation"):
+        if not parts[part]:
+            parts[part].append(max(parts.values(), key=len).pop())
+    return Split(**{name: tuple(sorted(row["case_id"] for group in parts[name] for row in group)) for name in parts})
+
+
+def _groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the cases in groups that must stay together: those of one patient, and those of equal bytes, in a chain.
+
+    >>> rows = [{"patient_id": p, "source_sha256": s} for p, s in (("a", "1"), ("b", "2"), ("b", "1"), ("c", "3"))]
+    >>> [[row["patient_id"] for row in group] for group in _groups(rows)]
+    [['a', 'b', 'b'], ['c']]
+    """
+    parent = list(range(len(rows)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            index = parent[index]
+        return index
+
+    first: dict[tuple[str, str], int] = {}
+    for index, row in enumerate(rows):
+        for key in ("patient_id", "source_sha256"):
+            parent[root(index)] = root(first.setdefault((key, row[key]), index))
+    groups: dict[int, list[Row]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(root(index), []).append(row)
+    return sorted(groups.values(), key=lambda group: min(str(row.get("case_id", "")) for row in group))
 
 
 def write_split(path: Path, split: Split) -> None:
@@ -73,16 +90,18 @@ def read_split(path: Path, known: Sequence[str]) -> Split:
         It cannot be read, names an unknown case, or a case stands in two parts.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         split = Split(
             train=tuple(document["train"]),
             validation=tuple(document["validation"]),
             test=tuple(document.get("test", ())),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path}: must hold a JSON object with the lists train, validation and test ({error})."
         ) from error
+    if not split.train or not split.validation:
+        raise ConfigError(f"{path}: train and validation must each name at least one case.")
     ids = [*split.train, *split.validation, *split.test]
     unknown = sorted(set(ids) - set(known))
     if unknown:

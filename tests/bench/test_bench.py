@@ -69,10 +69,8 @@ def test_the_baseline_scores_what_its_band_takes_in(stored):
 
 def test_the_demo_says_which_goal_it_missed():
     def summary(tumor, liver, band):
-        return {
-            "scores": {"regions": {"tumor": {"dice_per_case": tumor}, "liver": {"dice_per_case": liver}}},
-            "baseline": {"dice_per_case": band},
-        }
+        there = {"network": tumor, "baseline": band}
+        return {"scores": {"regions": {"liver": {"dice_per_case": liver}}}, "where_there_is_tumor": there}
 
     assert goals(summary(0.5, 0.95, 0.3)) == []
     assert goals(summary(0.4, 0.95, 0.3)) == ["tumor Dice 0.400 is not 0.15 above the threshold's 0.300"]

@@ -88,8 +88,7 @@ def test_a_prediction_without_reference_is_named_and_a_reference_without_predict
     (two_cases / "predicted" / "volume-1.nii.gz").unlink()
     assert pair_up(two_cases / "predicted", two_cases / "truth")[1] == ["volume-1"]
     shutil.copy(two_cases / "predicted" / "volume-2.nii.gz", two_cases / "predicted" / "volume-9.nii.gz")
-    with pytest.raises(PairingError, match=r"volume-9\.nii\.gz: no reference"):
-        pair_up(two_cases / "predicted", two_cases / "truth")
+    assert pair_up(two_cases / "predicted", two_cases / "truth")[2] == ["volume-9.nii.gz"]
     with pytest.raises(PairingError, match="holds no mask"):
         pair_up(two_cases / "scores", two_cases / "truth")
 
@@ -108,16 +107,62 @@ def test_predictions_find_their_references_in_the_usual_layouts(prediction, refe
     for path in (tmp_path / "p" / prediction, tmp_path / "r" / reference):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    ((pair,), missing) = pair_up(tmp_path / "p", tmp_path / "r")
+    ((pair,), missing, _) = pair_up(tmp_path / "p", tmp_path / "r")
     assert pair.reference.mask == tmp_path / "r" / reference
     assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references"),
+    [
+        ("amos_0003.nii.gz", ["amos_0001.nii.gz", "amos_0002.nii.gz"]),
+        ("C/tumor_ct.nii.gz", ["A/tumor_seg.nii.gz", "B/tumor_seg.nii.gz"]),
+    ],
+)
+def test_a_prediction_is_never_scored_against_another_patient(prediction, references, tmp_path):
+    for path in (tmp_path / "p" / prediction, *(tmp_path / "r" / name for name in references)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with pytest.raises(PairingError, match="none of its 1 masks has the name of a reference"):
+        pair_up(tmp_path / "p", tmp_path / "r")
+
+
+def test_two_predictions_of_one_case_are_refused(two_cases):
+    shutil.copy(two_cases / "predicted" / "volume-2.nii.gz", two_cases / "predicted" / "segmentation-2.nii.gz")
+    with pytest.raises(PairingError, match="are both of the case volume-2"):
+        pair_up(two_cases / "predicted", two_cases / "truth")
+
+
+@pytest.mark.parametrize(
+    "report", ['{"Modality": "CT"}', '{"model_sha256": "x", "slice_tumor_scores": [null, null], "tumor_score": NaN}']
+)
+def test_a_report_that_is_none_or_broken_does_not_stop_the_scores(report, two_cases):
+    (two_cases / "predicted" / "volume-1.json").write_text(report)
+    scores = totals(evaluate(two_cases / "predicted", two_cases / "truth", two_cases / "out", LITS_LABELS))
+    assert scores["tumor_by_case"]["auc"] == 1.0
+
+
+def test_a_scan_of_another_shape_than_its_mask_is_not_drawn_on(two_cases):
+    write_nifti(two_cases / "truth" / "volume-1.nii.gz", np.zeros((1, 4, 6), np.int16), SPACING)
+    assert len(evaluate(two_cases / "predicted", two_cases / "truth", two_cases / "out", LITS_LABELS).cases) == 2
+
+
+def test_a_prediction_of_another_pixel_size_than_the_stored_case_is_a_failure(stored, tmp_path):
+    from store.reader import open_store
+
+    case = open_store(stored)["volume-0"]
+    z, y, x = case.info.spacing_mm
+    write_nifti(tmp_path / "volume-0.nii.gz", case.label[:], (z, y * 1.1, x), case.info.source_axcodes)
+    ((name, reason),) = evaluate(tmp_path, stored, None).failures
+    assert name == "volume-0.nii.gz"
+    assert "mm from its reference" in reason
 
 
 def test_a_store_is_a_reference_too(stored, tmp_path):
     from store.reader import open_store
 
     case = open_store(stored)["volume-0"]
-    write_nifti(tmp_path / "volume-0.nii.gz", case.label[:], case.info.spacing_mm, "RAS")
+    write_nifti(tmp_path / "volume-0.nii.gz", case.label[:], case.info.spacing_mm, case.info.source_axcodes)
     evaluation = evaluate(tmp_path, stored, tmp_path / "out")
     assert evaluation.cases[0].regions["tumor"].dice == 1.0
     assert len(evaluation.missing) == 5

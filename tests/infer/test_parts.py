@@ -175,6 +175,8 @@ class TestModel:
             (lambda m: m.pop("context"), "metadata is incomplete"),
             (lambda m: m.update(context=1), "do not fit context 1"),
             (lambda m: m.update(labels="liver"), "labels must map names"),
+            (lambda m: m.update(context=9), "do not fit context 9"),
+            (lambda m: m.update(postprocess=[]), "metadata is incomplete"),
         ],
     )
     def test_metadata_that_do_not_fit_are_refused(self, change, message, model, tmp_path):
@@ -182,6 +184,13 @@ class TestModel:
 
         with pytest.raises(InputError, match=message):
             open_model(changed(model, tmp_path / "m.onnx", change), "cpu")
+
+    def test_a_model_of_absurd_size_is_refused_before_any_memory_is_taken(self, model, tmp_path):
+        opened = onnx.load(model)
+        opened.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 200_000
+        onnx.save(opened, tmp_path / "m.onnx")
+        with pytest.raises(ModelError, match=r"200000|is not an ONNX model"):
+            open_model(tmp_path / "m.onnx", "cpu")
 
     def test_a_model_without_our_metadata_is_refused(self, model, tmp_path):
         opened = onnx.load(model)

@@ -18,6 +18,7 @@ import slicemill
 from infer.inputs import gather
 from infer.model import open_model
 from infer.pipeline import infer
+from store.errors import ScanError
 from store.files import read_lines
 from store.phantom import write_nifti
 from store.reader import open_store
@@ -150,7 +151,7 @@ def test_killed_anywhere_nothing_is_lost_and_nothing_done_twice(model, collectio
             assert nib.load(mask).get_fdata().size > 0
     assert subprocess.run(words, cwd=HERE, check=True, stdout=subprocess.DEVNULL).returncode == 0
     done = [line["name"] for line in read_lines(out / "ledger.jsonl") if line["status"] == "done"]
-    assert sorted(set(done)) == sorted(path.name for path in collection.glob("volume-*"))
+    assert sorted(done) == sorted(path.name for path in collection.glob("volume-*")), "each scan is done once"
     for scan in collection.glob("volume-*"):
         assert (out / scan.name).read_bytes() == (segmented / scan.name).read_bytes()
 
@@ -160,6 +161,69 @@ def test_scans_of_any_size_come_back_in_their_own(shape, model, tmp_path, rng):
     write_nifti(tmp_path / "a.nii", rng.integers(-1000, 500, shape, dtype=np.int16), (1.0, 1.0, 1.0))
     label, _ = slicemill.segment(tmp_path / "a.nii", model)
     assert label.shape == shape
+
+
+def test_a_mask_never_takes_the_place_of_a_scan(model, collection, tmp_path):
+    scans = shutil.copytree(collection, tmp_path / "scans")
+    before = (scans / "volume-0.nii").read_bytes()
+    for inputs, out in (([scans], scans), ([scans / "volume-0.nii"], tmp_path / "x" / ".." / "scans")):
+        with pytest.raises(ScanError, match="the mask would replace a scan"):
+            run(model, inputs, out, overwrite=True)
+    assert (scans / "volume-0.nii").read_bytes() == before
+
+
+def test_scans_of_one_name_from_two_folders_do_not_replace_each_other(model, collection, tmp_path):
+    for patient, number in (("P1", 0), ("P2", 2)):
+        (tmp_path / patient).mkdir()
+        shutil.copy(collection / f"volume-{number}.nii", tmp_path / patient / "CT_image.nii")
+        shutil.copy(collection / f"volume-{number}.nii", tmp_path / patient / "abdomen.nii")
+        assert run(model, [tmp_path / patient / "CT_image.nii"], tmp_path / "out").count("done") == 1
+    assert (tmp_path / "out" / "P1" / "CT_image.nii").exists()
+    assert (tmp_path / "out" / "P2" / "CT_image.nii").exists()
+    assert run(model, [tmp_path / "P1" / "abdomen.nii"], tmp_path / "out").count("done") == 1
+    second = run(model, [tmp_path / "P2" / "abdomen.nii"], tmp_path / "out")
+    assert second.count("failed") == 1
+    assert "was not made from" in second.outcomes[0].reason
+    assert run(model, [tmp_path / "P2" / "abdomen.nii"], tmp_path / "out", overwrite=True).count("done") == 1
+
+
+def test_a_file_that_is_no_work_of_ours_is_not_replaced(model, collection, tmp_path):
+    (tmp_path / "volume-0.nii").write_bytes(b"a mask drawn by hand")
+    assert run(model, [collection / "volume-0.nii"], tmp_path).count("failed") == 1
+    assert (tmp_path / "volume-0.nii").read_bytes() == b"a mask drawn by hand"
+
+
+def test_a_name_that_is_no_text_is_left_out_and_the_rest_goes_on(model, collection, tmp_path):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    shutil.copy(collection / "volume-0.nii", scans / "a.nii")
+    shutil.copy(os.fsencode(collection / "volume-0.nii"), os.fsencode(scans) + b"/caf\xe9.nii")
+    done = command("infer", model, scans, "--out", tmp_path / "out")
+    assert done.returncode == 0
+    assert "no valid UTF-8; rename it" in done.stdout
+    assert "1 scans: 1 done" in done.stdout
+    done = command("ingest", scans, tmp_path / "store")
+    assert done.returncode == 0
+    assert "1 cases: 1 done" in done.stdout
+
+
+def test_a_model_without_probability_still_answers(model, collection, tmp_path):
+    import onnx
+
+    opened = onnx.load(model)
+    del opened.graph.output[1]
+    onnx.save(opened, tmp_path / "m.onnx")
+    label, report = slicemill.segment(collection / "volume-2.nii", tmp_path / "m.onnx")
+    assert np.array_equal(label, slicemill.segment(collection / "volume-2.nii", model)[0])
+    assert report["tumor_found"] == bool((label == 2).any())
+    assert report["tumor_confidence"] is None
+
+
+def test_an_upper_case_suffix_is_compressed_too(model, collection, tmp_path):
+    shutil.copy(collection / "volume-1.nii.gz", tmp_path / "CT.NII.GZ")
+    assert run(model, [tmp_path / "CT.NII.GZ"], tmp_path / "out").count("done") == 1
+    (mask,) = (tmp_path / "out").rglob("CT.NII.GZ")
+    assert mask.read_bytes()[:2] == b"\x1f\x8b"
 
 
 class TestCommand:

@@ -83,7 +83,7 @@ def test_padding_is_kept_and_left_out_of_the_statistics(tmp_path, ct):
     info, case = convert(tmp_path, ct)
     assert np.array_equal(case.image[:], ct)
     assert info.slice_stats.hu_min[1] == ct[1][ct[1] >= -1024].min()
-    assert info.slice_stats.hu_min[0] == info.slice_stats.hu_max[0] == -1024
+    assert info.slice_stats.hu_min[0] is info.slice_stats.hu_max[0] is None
     assert any("taken as padding" in warning for warning in info.warnings)
 
 
@@ -99,6 +99,27 @@ def test_an_image_and_a_mask_that_lie_apart_are_refused_or_trusted(tmp_path, ct,
     info, case = convert(tmp_path, ct, mask, Params(labels=LITS_LABELS, geometry="trust-image"), (1.0, 1.0, 1.0))
     assert np.array_equal(case.label[:], mask)
     assert any("the image's was trusted" in warning for warning in info.warnings)
+
+
+def test_a_mask_whose_oblique_axes_round_the_other_way_is_turned_as_its_image(tmp_path, rng):
+    import nibabel as nib
+
+    image, mask = rng.integers(-1000, 1000, (8, 8, 4), dtype=np.int16), np.zeros((8, 8, 4), np.uint8)
+    mask[1, 5, 2] = 1
+    image[1, 5, 2] = 1500
+    for name, degrees, data in (("image", 44.9999, image), ("mask", 45.0001, mask)):
+        c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        nib.save(
+            nib.Nifti1Image(data, np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])),
+            tmp_path / f"{name}.nii",
+        )
+    case = CaseFiles(
+        case_id="x", patient_id="x", image=tmp_path / "image.nii", mask=tmp_path / "mask.nii", root=tmp_path
+    )
+    store = prepare_store(tmp_path / "store")
+    convert_case(case, LITS, store)
+    stored = open_store(store)["x"]
+    assert np.argwhere(stored.label[:] == 1).tolist() == np.argwhere(stored.image[:] == 1500).tolist()
 
 
 def test_a_value_outside_the_labels_is_named(tmp_path, ct, mask):

@@ -78,6 +78,21 @@ def test_a_second_channel_is_left_out(tmp_path):
     ]
 
 
+def test_four_digits_are_a_patient_and_only_0000_is_a_channel(tmp_path):
+    found = pairs(
+        discover(touch(tmp_path, "imagesTr/amos_0001.nii.gz", "labelsTr/amos_0001.nii.gz", "imagesTr/amos_0004.nii.gz"))
+    )
+    assert found == {
+        "amos_0001": ("imagesTr/amos_0001.nii.gz", "labelsTr/amos_0001.nii.gz"),
+        "amos_0004": ("imagesTr/amos_0004.nii.gz", None),
+    }
+
+
+def test_a_key_in_folders_of_several_patients_pairs_no_one_with_another(tmp_path):
+    collection = discover(touch(tmp_path, "P1/arterial.nii.gz", "P2/arterial_seg.nii.gz", "P2/venous.nii.gz"))
+    assert pairs(collection) == {"arterial": ("P1/arterial.nii.gz", None), "venous": ("P2/venous.nii.gz", None)}
+
+
 def test_two_images_of_one_case_id_are_an_error_that_names_both(tmp_path):
     with pytest.raises(PairingError, match=r"a/x\.nii and .*b/x\.nii would both be the case 'x'"):
         discover(touch(tmp_path, "a/x.nii", "b/x.nii"))
@@ -108,7 +123,7 @@ def test_a_csv_gives_pairs_ids_and_patients(tmp_path):
     assert [case.patient_id for case in collection.cases] == ["p", "2"]
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "image,mask\n", "image,mask\n,x\n"])
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "image,mask\n", "image,mask\n,x\n", "image,mask\na\0.nii,\n"])
 def test_a_csv_without_what_it_needs_is_refused(text, tmp_path):
     (tmp_path / "cases.csv").write_text(text)
     with pytest.raises(PairingError, match="image"):

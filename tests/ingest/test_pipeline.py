@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.discover import discover
+from ingest.discover import discover, with_patients
 from ingest.params import Params
 from ingest.pipeline import Options, ingest
 from store.errors import ConfigError, StoreError
@@ -86,6 +86,54 @@ def test_a_store_of_other_parameters_is_refused_with_both_shown(copied, stored):
     other = Params(labels=make_labels({"liver": 1, "lesion": 2}))
     with pytest.raises(StoreError, match=r"volume-0.*'tumor': 2.*'lesion': 2.*--overwrite"):
         run(copied, stored, other)
+
+
+def test_another_patient_for_the_same_files_is_a_change(copied, tmp_path):
+    store = tmp_path / "store"
+    run(copied, store)
+    report = ingest(with_patients(discover(copied), r"volume-(\d)"), store, LITS, Options(workers=1))
+    assert report.count("done") == 6
+    assert {row["patient_id"] for row in read_table(store, "manifest")} == set("012345")
+
+
+def test_relative_paths_hold_in_a_worker_of_another_folder(copied, tmp_path, monkeypatch):
+    from ingest.pipeline import absolute
+
+    monkeypatch.chdir(copied)
+    case = absolute(discover(Path()).cases[0])
+    assert case.image.is_absolute()
+    assert case.mask.is_absolute()
+    assert case.name(case.image) == "volume-0.nii"
+
+
+def test_a_case_that_its_worker_wrote_elsewhere_is_a_failure(copied, tmp_path, monkeypatch):
+    import ingest.pipeline
+
+    class Future:
+        def __init__(self, outcome):
+            self.outcome = outcome
+
+        def exception(self):
+            return None
+
+        def result(self):
+            return self.outcome
+
+    class Client:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def submit(self, _work, case, *_arguments, **_options):
+            return Future(ingest.pipeline.Outcome(case_id=case.case_id, status="done", slices=1))
+
+    monkeypatch.setattr("ingest.pipeline._client", lambda *_: Client())
+    monkeypatch.setattr("distributed.as_completed", list)
+    report = run(copied, tmp_path / "store")
+    assert report.count("failed") == 6
+    assert "use a shared folder" in report.failures[0].reason
 
 
 def test_overwrite_does_everything_again(copied, tmp_path):
@@ -217,6 +265,8 @@ class TestCommand:
             (["ingest", "COLLECTION", "store", "--geometry", "guess"], "choose error or trust-image"),
             (["ingest", "COLLECTION"], "name the folder of the store"),
             (["store", "info", "nowhere"], "is not a slice store"),
+            (["ingest", "COLLECTION", "s3://bucket/store"], "s3://bucket/store: only local paths"),
+            (["store", "info", "gs://bucket/store"], "only local paths"),
         ],
     )
     def test_what_a_user_gets_wrong_is_one_line_and_exit_status_1(self, words, message, collection):

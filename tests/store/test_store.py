@@ -136,7 +136,88 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_kep
     assert [folder.name.split(".")[-2] for folder in (store / ".partial").iterdir()] == [str(os.getpid())]
 
 
-@pytest.mark.parametrize("case_id", ["", ".hidden", "__x", "a/b", "a\nb", "x" * 121])
+def test_a_case_that_was_being_replaced_when_its_run_was_killed_is_put_back(copy):
+    from store.writer import this_host
+
+    old = copy / ".partial" / f"volume-1.{this_host()}.{2**22 - 1}.abcd.old"
+    (copy / "scans.zarr" / "volume-1").rename(old)
+    assert "volume-1" not in open_store(copy).case_ids
+    remove_partial(copy)
+    assert "volume-1" in open_store(copy).case_ids
+
+
+def test_a_chunk_that_decodes_to_another_size_is_refused(tmp_path):
+    from store.reader import SliceArray
+    from store.writer import encode_image, encode_label, with_checksum
+
+    for name, encode, dtype in (("image", encode_image, np.int16), ("label", encode_label, np.uint8)):
+        folder = tmp_path / name
+        (folder / "c/0/0").mkdir(parents=True)
+        (folder / "zarr.json").write_text(json.dumps(array_document(name, (1, 16, 16))))
+        chunk = with_checksum(encode(np.ones((2, 2), dtype)))
+        (folder / "c/0/0/0").write_bytes(chunk + with_checksum(np.array([[0, len(chunk)]], "<u8").tobytes()))
+        with pytest.raises(StoreError, match=r"is not a (blosc|zstd) chunk of"):
+            SliceArray(folder, name)[0]
+
+
+def test_a_slice_that_another_writer_left_out_is_its_fill_value(copy):
+    case = copy / "scans.zarr" / "volume-1" / "label"
+    shape = open_store(copy)["volume-1"].label.shape
+    document = json.loads((case / "zarr.json").read_text())
+    shutil.rmtree(case)
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    voxels = np.zeros(shape, np.uint8)
+    voxels[3] = 1
+    array = zarr.create_array(
+        case,
+        shape=shape,
+        chunks=(1, *shape[1:]),
+        shards=shape,
+        dtype="uint8",
+        fill_value=0,
+        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+    )
+    array[:] = voxels
+    label = open_store(copy)["volume-1"].label
+    assert label.is_own_layout == (json.loads((case / "zarr.json").read_text())["codecs"] == document["codecs"])
+    assert np.array_equal(label[:], voxels)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"attributes": []},
+        {"attributes": {"slicemill": "x"}},
+        {"affine_lps": "abc"},
+        {"affine_lps": [1, 2]},
+        {"slice_stats": {}},
+        {"spacing_mm": 3},
+    ],
+)
+def test_a_group_document_that_makes_no_sense_is_one_clear_error(damage, copy):
+    path = copy / "scans.zarr" / "volume-1" / "zarr.json"
+    document = json.loads(path.read_text())
+    if "attributes" in damage:
+        document |= damage
+    else:
+        document["attributes"]["slicemill"] |= damage
+    path.write_text(json.dumps(document))
+    with pytest.raises(StoreError, match="volume-1"):
+        open_store(copy)["volume-1"]
+
+
+def test_a_shape_that_the_shard_cannot_hold_takes_no_memory(copy):
+    folder = copy / "scans.zarr" / "volume-1"
+    for name in ("image", "label"):
+        (folder / name / "zarr.json").write_text(json.dumps(array_document(name, (10**11, 64, 64))))
+    from store.reader import SliceArray
+
+    with pytest.raises(StoreError, match="cannot hold the index of 100000000000 slices"):
+        SliceArray(folder / "image", "image")[:]
+
+
+@pytest.mark.parametrize("case_id", ["", "zarr.json", ".hidden", "__x", "a/b", "a\nb", "x" * 121])
 def test_a_case_id_that_cannot_be_a_folder_is_refused(case_id, tmp_path):
     with pytest.raises(StoreError, match="case id"):
         CaseWriter(prepare_store(tmp_path / "s"), case_id, (1, 2, 2), has_mask=False)

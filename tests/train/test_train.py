@@ -54,6 +54,12 @@ class TestConfig:
             ("window_low = 500.0", "below the upper one"),
             ("validation = 0.9", "must leave patients to train on"),
             ("context = ", "cannot be read as TOML"),
+            ("seed = -1", "must not be negative"),
+            ("steps = -1", "must not be negative"),
+            ("max_minutes = -1", "must not be negative"),
+            ("learning_rate = nan", "must be above 0"),
+            ("tumor_share = -0.5", "must not be negative"),
+            ("depth = 20000", "must lie in 1 to 6"),
         ],
     )
     def test_a_setting_that_cannot_work_is_one_clear_error(self, text, message, tmp_path):
@@ -74,15 +80,34 @@ def row(case_id, patient=None, tumor=False, sha=None, mask="m"):
 
 class TestSplit:
     def test_no_patient_and_no_copy_of_a_scan_is_on_two_sides(self):
-        rows = [row(f"c{i}", patient=f"p{i // 2}", sha=f"s{i % 17}", tumor=i % 3 == 0) for i in range(40)]
-        split = make_split(rows, validation=0.2, test=0.3, seed=5)
-        sides = [set(split.train), set(split.validation), set(split.test)]
-        assert sum(map(len, sides)) == 40 == len(set.union(*sides))
-        for side in sides:
-            others = set.union(*(other for other in sides if other is not side))
+        rows = [
+            row(
+                f"c{i}",
+                patient=f"p{i // 2}",
+                sha=f"s{max(i, 2 * (i // 3))}" if i % 5 else f"s{i - i % 2}",
+                tumor=i % 3 == 0,
+            )
+            for i in range(40)
+        ]
+        rows += [row("copy-a", patient="pa", sha="s3"), row("copy-b", patient="pa", sha="s21")]
+        for seed in range(20):
+            split = make_split(rows, validation=0.2, test=0.3, seed=seed)
+            sides = [set(split.train), set(split.validation), set(split.test)]
+            assert sum(map(len, sides)) == 42 == len(set.union(*sides))
             for name in ("patient_id", "source_sha256"):
-                first = {r[name] for r in rows if r["case_id"] in side}
-                assert name == "patient_id" or not first & {r[name] for r in rows if r["case_id"] in others}
+                of_side = [{r[name] for r in rows if r["case_id"] in side} for side in sides]
+                assert sum(map(len, of_side)) == len(set.union(*of_side)), name
+
+    def test_a_part_that_would_be_empty_is_given_a_whole_patient(self):
+        rows = [row(f"c{i}", patient=f"p{i // 2}") for i in range(6)]
+        for seed in range(10):
+            split = make_split(rows, validation=0.05, test=0.05, seed=seed)
+            patients = [
+                {int(case_id[1:]) // 2 for case_id in side} for side in (split.train, split.validation, split.test)
+            ]
+            assert patients[0]
+            assert patients[1]
+            assert sum(map(len, patients)) == 3
 
     def test_tumor_and_no_tumor_are_shared_out_alike(self):
         rows = [row(f"c{i}", tumor=i < 20) for i in range(40)]
@@ -112,9 +137,12 @@ class TestSplit:
         write_split(path, Split(train=("a",), validation=("a",), test=()))
         with pytest.raises(ConfigError, match="stands in two parts"):
             read_split(path, ["a"])
-        path.write_text("[]")
+        path.write_text('{"train": 1}')
         with pytest.raises(ConfigError, match="lists train, validation and test"):
             read_split(path, [])
+        write_split(path, Split(train=(), validation=("a",), test=()))
+        with pytest.raises(ConfigError, match="must each name at least one case"):
+            read_split(path, ["a"])
 
 
 class TestSampling:
@@ -195,6 +223,16 @@ class TestAugment:
         assert not torch.equal(labels, label)
         for value in (0, 1, 2):
             assert (moved[:, 1][labels == value] - (value - 1)).abs().mean() < 0.25
+
+    def test_a_turn_keeps_a_disc_round_on_slices_that_are_not_square(self):
+        y, x = torch.meshgrid(torch.arange(64.0) - 31.5, torch.arange(192.0) - 95.5, indexing="ij")
+        disc = (x**2 + y**2 < 20**2).long().repeat(40, 1, 1)
+        _, turned = move(disc[:, None].float() - 1, disc, 1.0, torch.Generator().manual_seed(3))
+        for one in turned:
+            tall, wide = one.any(dim=1).sum(), one.any(dim=0).sum()
+            border = torch.cat([one[0], one[-1], one[:, 0], one[:, -1]])
+            if not border.any():
+                assert abs(int(tall) - int(wide)) <= 3
 
     def test_neighbouring_slices_move_together(self):
         image, label, generator = self.batch()
@@ -283,6 +321,34 @@ class TestRun:
     def test_other_settings_in_the_same_folder_are_refused(self, stored, trained):
         with pytest.raises(ConfigError, match=r"run of other settings \(context 3 -> 5\)"):
             train(stored, trained, replace(TINY, context=5), tell=quiet)
+
+    def test_another_split_for_a_run_that_was_begun_is_refused(self, stored, trained, tmp_path):
+        split = read_split(trained / "split.json", open_store(stored).case_ids)
+        write_split(tmp_path / "other.json", Split(train=split.train, validation=split.test, test=split.validation))
+        with pytest.raises(ConfigError, match="begun with another split"):
+            train(stored, trained, TINY, split_file=tmp_path / "other.json", tell=quiet)
+
+    def test_overwrite_with_a_wrong_setting_removes_nothing(self, stored, trained, tmp_path):
+        import shutil
+
+        run = shutil.copytree(trained, tmp_path / "run")
+        words = [sys.executable, "-m", "slicemill", "train", str(stored), str(run), "--overwrite", "--context", "4"]
+        done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "must be 1, 3, 5 or 7" in done.stderr
+        assert (run / "best.safetensors").exists()
+
+    def test_overwrite_removes_a_run_and_nothing_beside_it(self, trained, tmp_path):
+        import shutil
+
+        from train.setup import remove_run
+
+        run = shutil.copytree(trained, tmp_path / "run")
+        (run / "thesis.txt").write_text("mine")
+        remove_run(run)
+        assert [path.name for path in run.iterdir()] == ["thesis.txt"]
+        with pytest.raises(ConfigError, match="is not the folder of a run"):
+            remove_run(run)
 
     @pytest.mark.slow
     def test_a_run_that_is_killed_and_started_again_ends_as_an_undisturbed_one(self, stored, tmp_path):
