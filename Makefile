@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # onnxruntime and onnxruntime-gpu overwrite each other: one of the two, by whether an NVIDIA driver answers.
 RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 DATA ?= ../shared/data/sts-tumour-ct
-MINUTES ?= 20
+MINUTES ?= 15
 ifeq ($(DATA),../shared/data/sts-tumour-ct)
 LABELS ?= tumor=1
 CONFIG ?= bench/sarcoma.toml
@@ -22,7 +22,7 @@ demo: $(VENV)/installed ## the whole way on synthetic CTs, about 5 minutes after
 
 test: check unit ## set up, then every check and test
 
-real: $(VENV)/installed ## the whole way on a collection: make real DATA=DIR LABELS=tumor=1 MINUTES=20 CONFIG=TOML
+real: $(VENV)/installed ## the whole way on a collection: make real DATA=DIR LABELS=tumor=1 MINUTES=15 CONFIG=TOML
 	$(BIN)/slicemill demo --data $(DATA) $(if $(LABELS),--labels $(LABELS)) $(if $(CONFIG),--config $(CONFIG)) --out real --max-minutes $(MINUTES)
 
 check: lint types imports ## style, types, layering

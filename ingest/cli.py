@@ -93,7 +93,9 @@ def ingest(
         )
         report = run(collection, target, params, options)
         _show_report(report, collection, target)
-        if report.failures:
+        if report.problem:
+            say(f"failed: {report.problem}")
+        if report.failures or report.problem:
             raise SystemExit(1)
 
 

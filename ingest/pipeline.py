@@ -54,6 +54,8 @@ class Outcome:
     case_id: str
     status: Status
     reason: str = ""
+    passing: bool = False
+    """Whether the reason lies not in the case's files (a full disk, a killed worker), so that it is tried again."""
     slices: int = 0
     voxel_bytes: int = 0
     warnings: tuple[str, ...] = ()
@@ -66,6 +68,8 @@ class Report:
 
     outcomes: tuple[Outcome, ...]
     seconds: float
+    problem: str = ""
+    """Why the tables are not up to date, when they are not."""
 
     def count(self, *statuses: Status) -> int:
         """Return how many cases ended so."""
@@ -99,10 +103,14 @@ def ingest(collection: Collection, store: str | Path, params: Params, options: O
         else:
             left.append((case, known))
     outcomes += _run(left, root, params, options)
+    problem = ""
     if not options.shard:
-        reindex(root)
+        try:
+            reindex(root)
+        except OSError as error:
+            problem = f"the tables could not be written ({error.strerror or error}); make room, then `slicemill store reindex {root}`."
     outcomes.sort(key=lambda outcome: natural_key(outcome.case_id))
-    return Report(outcomes=tuple(outcomes), seconds=time.perf_counter() - start)
+    return Report(outcomes=tuple(outcomes), seconds=time.perf_counter() - start, problem=problem)
 
 
 def absolute(case: CaseFiles) -> CaseFiles:
@@ -126,13 +134,18 @@ def _planned(
             same = done.get(case.case_id, {}).get("stamp") == stamp
             _check_params(store, case.case_id, params)
             yield case, Outcome(case_id=case.case_id, status="unchanged") if same and not options.rehash else True
-        elif failed.get(case.case_id, {}).get("stamp") == stamp and not (options.retry_failed or options.overwrite):
+        elif _failed_for_good(failed.get(case.case_id, {}), stamp) and not (options.retry_failed or options.overwrite):
             yield (
                 case,
                 Outcome(case_id=case.case_id, status="failed before", reason=failed[case.case_id].get("reason", "")),
             )
         else:
             yield case, False
+
+
+def _failed_for_good(line: dict[str, Any], stamp: dict[str, Any]) -> bool:
+    """Return whether a line of the failures says that these very files cannot be ingested."""
+    return line.get("stamp") == stamp and not line.get("passing", False)
 
 
 def _check_params(store: Store, case_id: str, params: Params) -> None:
@@ -171,11 +184,11 @@ def run_case(case: CaseFiles, params: Params, root: Path, *, compare_hash: bool)
         if compare_hash and _same_content(case, root):
             return Outcome(case_id=case.case_id, status="unchanged")
         info = convert_case(case, params, root)
-    except (InputError, OSError) as error:
-        reason = (
-            str(error) if isinstance(error, InputError) else f"{error.filename or root}: {error.strerror or error}."
-        )
-        return Outcome(case_id=case.case_id, status="failed", reason=reason)
+    except InputError as error:
+        return Outcome(case_id=case.case_id, status="failed", reason=str(error))
+    except OSError as error:
+        reason = f"{error.filename or root}: {error.strerror or error}."
+        return Outcome(case_id=case.case_id, status="failed", reason=reason, passing=True)
     slices, ny, nx = info.shape
     return Outcome(
         case_id=case.case_id,
@@ -249,14 +262,17 @@ def _lost(case_id: str, error: BaseException) -> Outcome:
         )
     else:
         reason = f"{case_id}: a bug, please report it: {type(error).__name__}: {error}"
-    return Outcome(case_id=case_id, status="failed", reason=reason)
+    return Outcome(case_id=case_id, status="failed", reason=reason, passing=True)
 
 
 def _note(root: Path, case: CaseFiles, params: Params, outcome: Outcome) -> None:
     """Append an outcome to the ledger of what is done, or to that of what failed."""
     record: dict[str, Any] = {"case_id": case.case_id, "stamp": stamp_of(case, params)}
     if outcome.status == "failed":
-        append_line(root / FAILURES, {**record, "image": case.name(case.image), "reason": outcome.reason})
+        append_line(
+            root / FAILURES,
+            {**record, "image": case.name(case.image), "reason": outcome.reason, "passing": outcome.passing},
+        )
     else:
         append_line(root / LEDGER, {**record, "status": outcome.status})
 

@@ -6,6 +6,7 @@
 4. One rename moves the folder into ``scans.zarr``: a case is there whole or not at all.
 """
 
+import contextlib
 import os
 import platform
 import shutil
@@ -84,8 +85,9 @@ class ShardWriter:
         self._file.close()
 
     def abandon(self) -> None:
-        """Close without an index."""
-        self._file.close()
+        """Close without an index; on a full disk what was buffered cannot be written any more, and need not be."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 class CaseWriter:

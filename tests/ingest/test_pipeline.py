@@ -82,6 +82,36 @@ def test_one_bad_scan_does_not_stop_the_rest_and_is_not_tried_again_unless_asked
     assert len(read_table(store, "manifest")) == 6
 
 
+def test_a_full_disk_is_a_failure_that_is_tried_again_and_leaves_nothing_behind(copied, tmp_path, monkeypatch):
+    from ingest.pipeline import _failed_for_good, run_case
+
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("store.writer.ShardWriter.write", full)
+    case = discover(copied).cases[0]
+    (tmp_path / "store").mkdir()
+    outcome = run_case(case, LITS, tmp_path / "store", compare_hash=False)
+    assert (outcome.status, outcome.passing) == ("failed", True)
+    assert outcome.reason == f"{tmp_path / 'store'}: No space left on device."
+    assert list((tmp_path / "store" / ".partial").iterdir()) == []
+    assert not _failed_for_good({"stamp": {}, "passing": True}, {})
+    assert _failed_for_good({"stamp": {}, "passing": False}, {})
+
+
+def test_tables_that_cannot_be_written_are_named_and_the_cases_are_kept(copied, tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ingest.pipeline.reindex", full)
+    report = run(copied, tmp_path / "store")
+    assert report.count("done") == 6
+    assert (
+        "the tables could not be written (No space left on device); make room, then `slicemill store reindex"
+        in report.problem
+    )
+
+
 def test_a_store_of_other_parameters_is_refused_with_both_shown(copied, stored):
     other = Params(labels=make_labels({"liver": 1, "lesion": 2}))
     with pytest.raises(StoreError, match=r"volume-0.*'tumor': 2.*'lesion': 2.*--overwrite"):
