@@ -9,7 +9,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,8 @@ from store.screen import peak_mib
 LEDGER, SUMMARY, TABLE = "ledger.jsonl", "summary.json", "summary.csv"
 GATE_SLICES = 2
 
-Status = Literal["done", "skipped", "failed"]
+Status = Literal["done", "skipped", "failed", "begun"]
+"""`begun` stands only in the ledger: it tells a half-written scan of ours, after a kill, from a file of somebody else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,7 @@ def infer(model: Model, jobs: Sequence[Job], out: Path, *, overwrite: bool = Fal
         slices = 0
         for job, loaded in _read_ahead(reader, left):
             if isinstance(loaded, Outcome):
-                _note(out, model, job, loaded)
+                _try_note(out, model, job, loaded)
                 outcomes.append(loaded)
             else:
                 if not gated:
@@ -195,6 +196,7 @@ def _finish(
     said = answer(report)
     outcome = Outcome(name=job.name, status="done", slices=len(loaded.volume), answer=said)
     try:
+        _note(out, model, job, replace(outcome, status="begun"))
         write_json(out / f"{job.stem}.json", report)
         title = f"{job.stem}  {said}"
         save_png(

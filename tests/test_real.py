@@ -77,7 +77,7 @@ def test_infer_accounts_for_every_odd_file_without_a_traceback(name, real_data, 
     files = find_files(real_data / name)
     done = command("infer", model, *files, "--out", tmp_path / "out", "--provider", "cpu")
     assert "Traceback" not in done.stderr
-    lines = read_lines(tmp_path / "out" / "ledger.jsonl")
+    lines = [line for line in read_lines(tmp_path / "out" / "ledger.jsonl") if line["status"] != "begun"]
     assert len(lines) == len(files)
     for line in lines:
         assert (line["status"] == "done") == (tmp_path / "out" / line["name"]).exists()

@@ -187,6 +187,16 @@ def test_scans_of_one_name_from_two_folders_do_not_replace_each_other(model, col
     assert run(model, [tmp_path / "P2" / "abdomen.nii"], tmp_path / "out", overwrite=True).count("done") == 1
 
 
+def test_a_kill_between_mask_and_ledger_is_no_foreign_file(model, collection, tmp_path):
+    scan = collection / "volume-0.nii"
+    run(model, [scan], tmp_path)
+    lines = (tmp_path / "ledger.jsonl").read_text().splitlines(keepends=True)
+    assert '"done"' in lines[-1]
+    (tmp_path / "ledger.jsonl").write_text("".join(lines[:-1]))
+    assert run(model, [scan], tmp_path).count("done") == 1
+    assert run(model, [scan], tmp_path).count("skipped") == 1
+
+
 def test_a_file_that_is_no_work_of_ours_is_not_replaced(model, collection, tmp_path):
     (tmp_path / "volume-0.nii").write_bytes(b"a mask drawn by hand")
     assert run(model, [collection / "volume-0.nii"], tmp_path).count("failed") == 1
