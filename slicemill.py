@@ -5,7 +5,7 @@ The front door: the command ``slicemill`` and the Python functions that most peo
 >>> import slicemill
 >>> labels, report = slicemill.segment("ct.nii.gz", "liver.onnx")    # doctest: +SKIP
 >>> store = slicemill.open_store("lits-store")                       # doctest: +SKIP
->>> store["volume-17"].image[40]                                     # doctest: +SKIP
+>>> store["volume-17"].image[20]                                     # doctest: +SKIP
 """
 
 from pathlib import Path

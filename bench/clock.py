@@ -34,17 +34,22 @@ class Timing:
         }
 
 
-def interleaved(contenders: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 1) -> dict[str, Timing]:
-    """Run every contender `warm_up` times uncounted, then `rounds` times in turn."""
-    for _ in range(warm_up):
-        for work in contenders.values():
-            work()
+def interleaved(
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warm_up: int = 1,
+    tell: Callable[[str], None] = lambda _: None,
+) -> dict[str, Timing]:
+    """Run every contender `warm_up` times uncounted, then `rounds` times in turn; `tell` hears of each before it runs, untimed."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
+    for turn in range(warm_up + rounds):
         for name, work in contenders.items():
+            tell(name)
             start = time.perf_counter()
             work()
-            times[name].append(time.perf_counter() - start)
+            if turn >= warm_up:
+                times[name].append(time.perf_counter() - start)
     return {name: Timing(name=name, seconds=tuple(seconds)) for name, seconds in times.items()}
 
 

@@ -27,6 +27,7 @@ from ingest.discover import CaseFiles
 from ingest.params import Params
 from store.labels import LITS_LABELS
 from store.phantom import PhantomSpec, make_phantom, write_nifti
+from store.progress import progress
 from store.reader import open_store
 from store.scan import ScanReader
 from store.writer import encode_image, encode_label, prepare_store
@@ -77,7 +78,9 @@ def run(folder: Path, *, size: int, slices: int, rounds: int) -> dict[str, Any]:
         "read": (read_random, slices),
         **networks(store, size),
     }
-    timings = interleaved({name: work for name, (work, _) in contenders.items()}, rounds=rounds)
+    work = {name: timed for name, (timed, _) in contenders.items()}
+    with progress("stages", (rounds + 1) * len(work), "runs") as advance:
+        timings = interleaved(work, rounds=rounds, tell=lambda name: advance(1, name))
     return {
         "benchmark": "stages",
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),

@@ -20,7 +20,11 @@ LONG = ("make demo", "make test", "make real", "make bench")
 
 
 def blocks(language):
-    return [text for kind, text in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE) if kind == language]
+    return [
+        text
+        for kind, text in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+        if kind == language
+    ]
 
 
 def commands():
