@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,8 @@ from bench.doctor import examine
 from bench.machine import card
 from bench.threshold import HIGH, LOW, fit_band, histograms, score_band, threshold_baseline
 from store.reader import open_store
+
+HERE = Path(__file__).parents[2]
 
 
 def test_rounds_are_interleaved_after_a_warm_up():
@@ -83,3 +88,25 @@ def test_the_stages_benchmark_measures_every_stage(tmp_path):
     record = json.loads(json.dumps(run(tmp_path, size=64, slices=8, rounds=3)))
     assert list(record["results"]) == ["copy", "decode", "encode", "ingest", "read", "train", "infer"]
     assert all(row["per_second"] > 0 and row["rounds"] == 3 for row in record["results"].values())
+
+
+@pytest.mark.slow
+def test_the_demo_goes_the_whole_way_and_says_what_to_look_at(tmp_path):
+    """Too short to learn much: the goals are for `make demo`, here every stage must run and leave what the summary names."""
+    words = [sys.executable, "-m", "slicemill", "demo", "--out", str(tmp_path), "--cases", "12", "--max-minutes", "0.2"]
+    done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)
+    assert "goals met" in done.stdout or "goal missed" in done.stdout, done.stderr
+    assert done.returncode == (0 if "goals met" in done.stdout else 1)
+    for name in (
+        "store/manifest.csv",
+        "preview.png",
+        "run/curves.png",
+        "montage.png",
+        "segmented",
+        "scores",
+        "summary.json",
+    ):
+        assert (tmp_path / name).exists()
+        assert str(tmp_path / name) in done.stdout
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["cases"]["train"] + summary["cases"]["validation"] + summary["cases"]["test"] == 12

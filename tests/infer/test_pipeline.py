@@ -18,7 +18,7 @@ import slicemill
 from infer.inputs import gather
 from infer.model import open_model
 from infer.pipeline import infer
-from store.errors import ScanError
+from store.errors import ModelError, ScanError
 from store.files import read_lines
 from store.phantom import write_nifti
 from store.reader import open_store
@@ -234,6 +234,20 @@ def test_an_upper_case_suffix_is_compressed_too(model, collection, tmp_path):
     assert run(model, [tmp_path / "CT.NII.GZ"], tmp_path / "out").count("done") == 1
     (mask,) = (tmp_path / "out").rglob("CT.NII.GZ")
     assert mask.read_bytes()[:2] == b"\x1f\x8b"
+
+
+def test_another_provider_is_compared_with_the_cpu_before_the_first_scan(model, collection, tmp_path, monkeypatch):
+    jobs, _ = gather([collection / "volume-0.nii"])
+    opened = open_model(model, "cpu")
+    opened.provider = "cuda"
+    assert infer(opened, jobs, tmp_path / "same").count("done") == 1
+    honest = opened.run
+    monkeypatch.setattr(
+        opened, "run", lambda *given, probability: ((honest(*given, probability=probability)[0] + 1) % 3, None)
+    )
+    with pytest.raises(ModelError, match="labels on cuda differ from those on the CPU"):
+        infer(opened, jobs, tmp_path / "other")
+    assert not (tmp_path / "other" / "volume-0.nii").exists()
 
 
 class TestCommand:
