@@ -6,11 +6,13 @@
 4. At the end the manifest, slice and lesion tables are built from the groups.
 """
 
+import contextlib
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -282,7 +284,7 @@ def _megabytes(case: CaseFiles) -> float:
     return sum(path.stat().st_size for path in paths) / 1e6
 
 
-@contextmanager
+@contextlib.contextmanager
 def _client(options: Options, tasks: int) -> Iterator[Any]:
     """Yield a Dask client: of the scheduler asked for, or of processes here, one thread each."""
     from distributed import Client, LocalCluster
@@ -296,14 +298,27 @@ def _client(options: Options, tasks: int) -> Iterator[Any]:
             yield client
         return
     workers = min(options.workers or len(os.sched_getaffinity(0)), tasks)
-    with (
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=None,
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+    with contextlib.ExitStack() as stack:
+        with _interrupts_ignored():
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+            )
+            stack.enter_context(cluster)
+        yield stack.enter_context(Client(cluster))
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Start processes that ignore Ctrl-C: it goes to all of a terminal's processes, but only this one says what happened."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

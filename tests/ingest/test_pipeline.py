@@ -20,6 +20,9 @@ from store.manifest import read_table
 from store.phantom import write_collection
 from store.reader import open_store
 
+INTERRUPTIBLE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import slicemill; slicemill.main()"
+)
 LITS = Params(labels=LITS_LABELS)
 HERE = Path(__file__).parents[2]
 
@@ -216,6 +219,27 @@ def test_killed_anywhere_the_store_opens_and_the_same_command_finishes_it(tmp_pa
     assert contents(store) == contents(undisturbed)
     assert read_table(store, "manifest") == read_table(undisturbed, "manifest")
     assert list((store / ".partial").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path):
+    folder, store = tmp_path / "collection", tmp_path / "store"
+    list(write_collection(folder, cases=12, size=128, seed=2))
+    words = [sys.executable, "-c", INTERRUPTIBLE, "ingest", str(folder), str(store), "--workers", "1"]
+    process = subprocess.Popen(
+        words, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    deadline = time.time() + 120
+    while not read_lines(store / "ledger.jsonl") and process.poll() is None and time.time() < deadline:
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert "Traceback" not in said
+    assert said.startswith("slicemill: interrupted; what was finished is kept")
+    assert process.returncode == 130
+    assert len(open_store(store)) >= 1
+    subprocess.run(command("ingest", folder, store), cwd=HERE, check=True, stdout=subprocess.DEVNULL)
+    assert len(open_store(store)) == 12
 
 
 @pytest.mark.slow
