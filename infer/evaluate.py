@@ -18,7 +18,7 @@ from PIL import Image
 
 from store.errors import GeometryError, InputError, LabelError, PairingError
 from store.files import read_json, write_csv, write_json
-from store.geometry import Grid
+from store.geometry import SAME_GRID_MM, Grid, voxel_ml
 from store.labels import Labels, format_labels, labels_from_json
 from store.layout import AIR_HU
 from store.metrics import Detection, Overlap, detection, mean_of, overlap
@@ -32,7 +32,6 @@ from store.screen import cell, peak_mib
 
 Mask = npt.NDArray[np.bool_]
 ERROR_SLICES = 6
-TOLERANCE_MM = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +210,7 @@ def _score(pair: Pair, labels: Labels, out: Path | None) -> Scored:
     predicted, truth, grid = _masks(pair)
     _check_values(truth, labels, pair.reference.case_id)
     _check_values(predicted, labels, pair.name)
-    voxel_ml = float(abs(np.linalg.det(grid.affine_lps[:3, :3]))) / 1000
+    per_voxel = voxel_ml(grid.affine_lps)
     masks = {name: (np.isin(truth, values), np.isin(predicted, values)) for name, values in labels.regions().items()}
     tumor, score = None, math.nan
     if labels.tumor is not None:
@@ -224,7 +223,7 @@ def _score(pair: Pair, labels: Labels, out: Path | None) -> Scored:
         case_id=pair.reference.case_id,
         regions={name: overlap(*both) for name, both in masks.items()},
         volumes_ml={
-            name: (float(both[0].sum()) * voxel_ml, float(both[1].sum()) * voxel_ml) for name, both in masks.items()
+            name: (float(both[0].sum()) * per_voxel, float(both[1].sum()) * per_voxel) for name, both in masks.items()
         },
         tumor=tumor,
         tumor_score=score,
@@ -259,7 +258,7 @@ def _check_grids(pair: Pair, grid: Grid, other: Grid) -> None:
         raise GeometryError(
             f"{pair.prediction}: has shape {grid.shape}, its reference {pair.reference.case_id} has {other.shape}."
         )
-    if (apart := grid.distance_mm(other)) > TOLERANCE_MM:
+    if (apart := grid.distance_mm(other)) > SAME_GRID_MM:
         raise GeometryError(
             f"{pair.prediction}: lies {apart:.3g} mm from its reference {pair.reference.case_id}; they must share one grid."
         )

@@ -23,6 +23,7 @@ from infer.postprocess import postprocess
 from infer.report import answer, make_report, overlay
 from store.errors import InputError, ScanError
 from store.files import append_line, read_lines, write_csv, write_json
+from store.geometry import voxel_ml
 from store.nifti import write_mask
 from store.picture import save_png
 from store.progress import progress
@@ -69,9 +70,9 @@ def segment(
     """Label a scan, post-process the labels as the model's metadata asks, and report."""
     info = model.info
     segmented = segment_volume(model, loaded.volume, advance)
-    voxel_ml = float(abs(np.linalg.det(loaded.grid.affine_lps[:3, :3]))) / 1000
+    per_voxel = voxel_ml(loaded.grid.affine_lps)
     postprocess(
-        segmented.label, info.labels, voxel_ml, largest_organ=info.largest_organ, min_lesion_ml=info.min_lesion_ml
+        segmented.label, info.labels, per_voxel, largest_organ=info.largest_organ, min_lesion_ml=info.min_lesion_ml
     )
     report = make_report(name, loaded.grid, segmented, info)
     return segmented, {**report, "provider": model.provider, "warnings": list(loaded.warnings)}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from infer.batching import Segmented, slice_scores
 from infer.model import ModelInfo
-from store.geometry import Grid
+from store.geometry import Grid, voxel_ml
 from store.labels import Labels
 from store.lesions import find_lesions
 from store.picture import Tile, draw_labels, gray, montage, spread
@@ -29,9 +29,9 @@ def make_report(name: str, grid: Grid, segmented: Segmented, info: ModelInfo) ->
     highest slice score. It is the network's own figure, not calibrated.
     """
     label = segmented.label
-    voxel_ml = float(abs(np.linalg.det(grid.affine_lps[:3, :3]))) / 1000
+    per_voxel = voxel_ml(grid.affine_lps)
     volumes = {
-        region: round(int(np.isin(label, values).sum()) * voxel_ml, 3)
+        region: round(int(np.isin(label, values).sum()) * per_voxel, 3)
         for region, values in info.labels.regions().items()
     }
     report: dict[str, Any] = {

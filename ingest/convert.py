@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ingest.discover import CaseFiles
-from ingest.params import GEOMETRY_TOLERANCE_MM, Params
+from ingest.params import Params
 from store.case import CaseInfo, Lesion, SliceStats, SourceFile
 from store.errors import GeometryError, LabelError, ScanError
+from store.geometry import SAME_GRID_MM
 from store.labels import Labels, format_labels, make_labels
 from store.layout import AIR_HU
 from store.lesions import find_lesions
@@ -103,13 +104,13 @@ def check_geometry(case: CaseFiles, image: ScanReader, mask: ScanReader, params:
             "Export the segmentation on the image's grid."
         )
     apart = image.grid.distance_mm(mask.grid)
-    if apart > GEOMETRY_TOLERANCE_MM and params.geometry == "error":
+    if apart > SAME_GRID_MM and params.geometry == "error":
         raise GeometryError(
-            f"{case.mask}: image and segmentation must lie on one grid (within {GEOMETRY_TOLERANCE_MM} mm); their affines differ by "
+            f"{case.mask}: image and segmentation must lie on one grid (within {SAME_GRID_MM} mm); their affines differ by "
             f"{apart:.3g} mm. Correct the segmentation's header, or pass --geometry trust-image."
         )
     mask.lie_on(image.grid)
-    if apart <= GEOMETRY_TOLERANCE_MM:
+    if apart <= SAME_GRID_MM:
         return []
     return [f"image and segmentation lie {apart:.3g} mm apart by their headers; the image's was trusted"]
 

@@ -9,8 +9,6 @@ from store.layout import FORMAT
 
 Geometry = Literal["error", "trust-image"]
 
-GEOMETRY_TOLERANCE_MM = 0.1
-"""Image and mask corners may differ by this much: float32 headers and rounded text exports do, real shifts do not."""
 ENCODING = 1
 """Raised whenever the same input would give other bytes."""
 
@@ -22,7 +20,7 @@ class Params:
     labels: Labels | None
     """None: masks may hold only the value 1, stored as ``label_1``."""
     geometry: Geometry = "error"
-    """What happens when an image and its mask lie more than GEOMETRY_TOLERANCE_MM apart."""
+    """What happens when an image and its mask lie more than SAME_GRID_MM apart."""
     keep_text: bool = False
     """Whether free-text header fields, which may name a person, are kept."""
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from store.errors import StoreError
+from store.geometry import voxel_ml
 from store.labels import Labels, labels_from_json
 from store.layout import FORMAT
 
@@ -93,7 +94,7 @@ class CaseInfo:
     @property
     def voxel_ml(self) -> float:
         """Return the volume of a voxel in ml."""
-        return float(abs(np.linalg.det(self.affine_lps[:3, :3]))) / 1000
+        return voxel_ml(self.affine_lps)
 
     def as_json(self) -> dict[str, Any]:
         """Return the attribute ``slicemill``."""

@@ -122,7 +122,7 @@ def preview(
         from store.reader import open_store
 
         opened = open_store(path)
-        ids = list(case) if case else [opened.case_ids[index] for index in spread(range(len(opened)), 8)]
+        ids = list(case) if case else spread(opened.case_ids, 8)
         tiles = [tile for case_id in ids for tile in case_tiles(opened[case_id], columns)]
         if not tiles:
             say("the store has no case yet; nothing was drawn")

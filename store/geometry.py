@@ -21,6 +21,8 @@ from nibabel.orientations import inv_ornt_aff, io_orientation
 from store.errors import GeometryError
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+SAME_GRID_MM = 0.1
+"""Corners of one grid may differ by this much: float32 headers and rounded text exports do, real shifts do not."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -103,6 +105,15 @@ class Grid:
         corners = np.array(np.meshgrid(*[(0, count - 1) for count in self.shape], indexing="ij")).reshape(3, -1)
         voxels = np.vstack([corners, np.ones(corners.shape[1])])
         return float(np.linalg.norm(((self.affine - other.affine) @ voxels)[:3], axis=0).max())
+
+
+def voxel_ml(affine: Floats) -> float:
+    """Return the volume of a voxel in ml, from float64[4, 4], voxel to mm.
+
+    >>> voxel_ml(np.diag([10.0, 10.0, 20.0, 1.0]))
+    2.0
+    """
+    return float(abs(np.linalg.det(affine[:3, :3]))) / 1000
 
 
 def voxel_to_mm(affine: Floats, point_zyx: npt.ArrayLike) -> tuple[float, float, float]:

@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 
 from store.case import Lesion
-from store.geometry import voxel_to_mm
+from store.geometry import voxel_ml, voxel_to_mm
 
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -69,7 +69,7 @@ def _measure(mask: Mask, affine_lps: Floats, corner: npt.NDArray[np.int64]) -> L
     return Lesion(
         id=0,
         voxels=len(voxels),
-        volume_ml=len(voxels) * float(abs(np.linalg.det(affine_lps[:3, :3]))) / 1000,
+        volume_ml=len(voxels) * voxel_ml(affine_lps),
         centroid_lps_mm=voxel_to_mm(affine_lps, voxels.mean(axis=0) + corner),
         bbox_zyx=(int(corner[0]), int(corner[1]), int(corner[2]), int(end[0]), int(end[1]), int(end[2])),
         key_z=int(corner[0]) + key,

@@ -134,19 +134,8 @@ def _write_table(root: Path, name: str, rows: list[Row]) -> None:
 
 def _columns(rows: Iterable[Row]) -> list[str]:
     """Return the union of the rows' columns; label columns stay together, before what follows them."""
-    first: dict[str, None] = {}
-    voxels: dict[str, None] = {}
-    after: dict[str, None] = {}
-    for row in rows:
-        seen = False
-        for column in row:
-            if column.startswith("voxels_"):
-                voxels[column] = None
-                seen = True
-            elif column in first or column in after:
-                continue
-            elif seen or column in ("has_tumor", "hu_min") or after:
-                after[column] = None
-            else:
-                first[column] = None
-    return [*first, *voxels, *after]
+    names = dict.fromkeys(column for row in rows for column in row)
+    labels = [name for name in names if name.startswith("voxels_")]
+    fixed = [name for name in names if not name.startswith("voxels_")]
+    place = min((fixed.index(name) for name in ("has_tumor", "hu_min") if name in fixed), default=len(fixed))
+    return [*fixed[:place], *labels, *fixed[place:]]

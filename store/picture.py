@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from store.window import PICTURE_WINDOW, Window
 Color = tuple[int, int, int]
 Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
+T = TypeVar("T")
 
 ORGAN_COLOR: Color = (90, 200, 255)
 TUMOR_COLOR: Color = (255, 70, 70)
@@ -129,13 +131,13 @@ def save_png(path: Path, picture: Image.Image) -> None:
         picture.save(aside, format="PNG")
 
 
-def spread(indices: Iterable[int], count: int) -> list[int]:
-    """Return up to `count` of the indices, evenly spread.
+def spread(items: Iterable[T], count: int) -> list[T]:
+    """Return up to `count` of the items, evenly spread.
 
     >>> spread(range(10), 3)
     [0, 4, 9]
     """
-    indices = list(indices)
-    if len(indices) <= count:
-        return indices
-    return [indices[round(position)] for position in np.linspace(0, len(indices) - 1, count)]
+    items = list(items)
+    if len(items) <= count:
+        return items
+    return [items[round(position)] for position in np.linspace(0, len(items) - 1, count)]

@@ -122,7 +122,7 @@ def proof_slices(store: Store, cases: tuple[str, ...], config: Config, size: tup
     """Return real slices of the validation cases, each with its neighbours: int16[c, H, W] and int32[1, c]."""
     places = [(case_id, z) for case_id in cases for z in range(len(store[case_id].image))]
     proof: Proof = []
-    for case_id, z in spread_places(places):
+    for case_id, z in spread(places, PROOF_SLICES):
         array = store[case_id].image
         around = neighbors(z, len(array), config.context)
         image = np.empty((config.context, *size), dtype=np.int16)
@@ -131,11 +131,6 @@ def proof_slices(store: Store, cases: tuple[str, ...], config: Config, size: tup
             fit(section, centered(section.shape, size), AIR_HU, out)
         proof.append((image, np.arange(config.context, dtype=np.int32)[None]))
     return proof
-
-
-def spread_places(places: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Return up to PROOF_SLICES places, spread evenly."""
-    return [places[index] for index in spread(range(len(places)), PROOF_SLICES)]
 
 
 def to_onnx(graph: Exported, proof: Proof, path: Path) -> None:
