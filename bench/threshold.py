@@ -59,8 +59,8 @@ def histograms(case: Case) -> tuple[Counts, Counts, int]:
 def fit_band(parts: Sequence[tuple[Counts, Counts, int]]) -> tuple[int, int]:
     """Return the band low <= HU < high of the highest mean Dice per case; cases without tumor are left out.
 
-    >>> tumor, rest = np.zeros(600, np.int64), np.zeros(600, np.int64)
-    >>> tumor[250:260], rest[300:400] = 5, 5
+    >>> tumor, rest = np.zeros(600, np.int64), np.full(600, 5)
+    >>> tumor[250:260], rest[250:260] = 5, 0
     >>> fit_band([(tumor, rest, 50)])
     (50, 60)
     """

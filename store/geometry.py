@@ -110,7 +110,7 @@ class Grid:
 def voxel_ml(affine: Floats) -> float:
     """Return the volume of a voxel in ml, from float64[4, 4], voxel to mm.
 
-    >>> voxel_ml(np.diag([10.0, 10.0, 20.0, 1.0]))
+    >>> round(voxel_ml(np.diag([10.0, 10.0, 20.0, 1.0])), 9)
     2.0
     """
     return float(abs(np.linalg.det(affine[:3, :3]))) / 1000

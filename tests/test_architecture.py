@@ -1,9 +1,13 @@
 """What imports what, and what the front door costs."""
 
 import ast
+import doctest
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 HERE = Path(__file__).parents[1]
 PACKAGES = ("store", "ingest", "train", "infer", "bench")
@@ -72,6 +76,16 @@ def test_no_code_reads_the_environment_or_unpickles():
             imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
             assert not {"environ", "getenv"} & names, path
             assert "pickle" not in imported, path
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_example_in_a_docstring_is_true(package):
+    tried = 0
+    for path in sorted((HERE / package).glob("*.py")):
+        result = doctest.testmod(importlib.import_module(f"{package}.{path.stem}"))
+        assert result.failed == 0, path
+        tried += result.attempted
+    assert tried > 0 or package == "ingest"
 
 
 def test_every_module_says_what_it_is_for():
