@@ -2,7 +2,8 @@
 
     InputError                  something a person handed in breaks a stated rule
     ├── ScanError               a file that cannot be read as a CT scan or a segmentation
-    │   └── GeometryError       shape, affine or orientation breaks a rule
+    │   ├── GeometryError       shape, affine or orientation breaks a rule
+    │   └── ReadError           the disk, the network or its rights kept a file from being read; another time it may be
     ├── LabelError              label values or names do not fit
     ├── PairingError            images and masks cannot be told apart or paired
     ├── StoreError              a slice store is missing, damaged or of other parameters
@@ -24,6 +25,10 @@ class ScanError(InputError):
 
 class GeometryError(ScanError):
     """Shape, affine or orientation breaks a rule."""
+
+
+class ReadError(ScanError):
+    """The disk, the network or its rights kept a file from being read; nothing is said of the file itself."""
 
 
 class LabelError(InputError):

@@ -1,23 +1,87 @@
-"""Files that appear whole or not at all, hashes, and ledgers of JSON lines."""
+"""Files that appear whole or not at all, hashes, and ledgers of JSON lines; local or in an object store."""
 
 import contextlib
 import hashlib
 import io
 import json
 import os
+import tempfile
+import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from store.errors import InputError, StoreError
+from store.errors import InputError
+from store.remote import Remote, remote
 
+Place = Path | Remote
+"""Where something lies: a local path, or the URL of an object store."""
 HASH_BLOCK = 1 << 20
+BATCH_SECONDS = 15.0
+"""How long lines of a ledger wait before they become an object of an object store."""
+
+
+def place_of(url: "str | Place") -> Place:
+    """Return the place that a path, a ``file://`` URL or the URL of an object store names.
+
+    >>> place_of("file:///data/lits").as_posix(), place_of("s3://scans/lits/").key
+    ('/data/lits', 'lits')
+
+    Raises
+    ------
+    StoreError
+        The URL has a scheme that is not known, or carries credentials.
+    """
+    if isinstance(url, Remote):
+        return url
+    text = str(url)
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    return remote(text) if "://" in text else Path(text)
+
+
+def local_path(url: "str | Place") -> Path:
+    """Return the local path of a path or ``file://`` URL, where only a local one will do.
+
+    Raises
+    ------
+    InputError
+        It is the URL of an object store.
+    """
+    place = place_of(url)
+    if isinstance(place, Remote):
+        raise InputError(f"{place}: must be a local path here; copy it to a local disk.")
+    return place
+
+
+def relative(path: Place, root: Place) -> str:
+    """Return a path below a folder, with forward slashes; ``..`` leads out of a local folder.
+
+    >>> relative(Path("/data/lits/batch1/volume-17.nii"), Path("/data/lits"))
+    'batch1/volume-17.nii'
+
+    Raises
+    ------
+    ValueError
+        One is local and the other is not, or they lie in different buckets.
+    """
+    if isinstance(path, Remote) and isinstance(root, Remote):
+        return path.relative_to(root).as_posix()
+    if isinstance(path, Remote) or isinstance(root, Remote):
+        raise ValueError(f"{path} does not lie below {root}")  # noqa: TRY004 (as pathlib does)
+    return Path(os.path.relpath(path, root)).as_posix()
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; rename it into place when the block ends, remove it when it fails."""
+def written_whole(path: Place) -> Iterator[Path]:
+    """Yield a local path to write to; when the block ends it is renamed or uploaded into place, when it fails removed."""
+    if isinstance(path, Remote):
+        with tempfile.TemporaryDirectory() as folder:
+            aside = Path(folder) / path.name
+            yield aside
+            path.upload(aside)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(path.suffixes[-2:])
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part{suffix}")
@@ -28,8 +92,11 @@ def written_whole(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Place, data: bytes) -> None:
     """Write a small file whole."""
+    if isinstance(path, Remote):
+        path.write_bytes(data)
+        return
     with written_whole(path) as aside:
         aside.write_bytes(data)
 
@@ -39,12 +106,12 @@ def to_json(value: object, *, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Place, value: object) -> None:
     """Write a JSON document whole."""
     write_bytes(path, (to_json(value, indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Place) -> dict[str, Any]:
     """Return a JSON object that someone else may have written.
 
     Raises
@@ -66,22 +133,31 @@ def sha256_of_json(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def sha256_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
+def open_stream(path: Place) -> io.RawIOBase:
+    """Open a file for reading from its first byte on."""
+    return path.open_stream() if isinstance(path, Remote) else path.open("rb", buffering=0)
+
+
+def sha256_of_file(*paths: Place) -> str:
+    """Return the SHA-256 of a file's bytes; of several files, of their bytes one after the other."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(HASH_BLOCK):
-            digest.update(block)
+    for path in paths:
+        with open_stream(path) as stream:
+            while block := stream.read(HASH_BLOCK):
+                digest.update(block)
     return digest.hexdigest()
 
 
 class HashingStream:
-    """A binary stream that hashes and counts each byte read through it; reading only, no seeking."""
+    """A binary stream that hashes and counts each byte read through it; reading only, no seeking.
 
-    def __init__(self, stream: io.RawIOBase) -> None:
+    The bytes `start` were read before by someone else and count too.
+    """
+
+    def __init__(self, stream: io.RawIOBase, start: bytes = b"") -> None:
         self._stream = stream
-        self._digest = hashlib.sha256()
-        self.bytes_read = 0
+        self._digest = hashlib.sha256(start)
+        self.bytes_read = len(start)
 
     def read(self, size: int = -1) -> bytes:
         """Read up to `size` bytes (all when negative)."""
@@ -121,12 +197,46 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
         os.close(descriptor)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+class Ledger:
+    """A ledger to append to: a file of JSON lines, or below its URL an object for every batch of lines.
+
+    Lines that wait for their batch are lost when the run is killed: what they say must be found again another way.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._waiting: list[dict[str, Any]] = []
+        self._since = time.monotonic()
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Append a line."""
+        if not isinstance(self._place, Remote):
+            append_line(self._place, record)
+            return
+        self._waiting.append(record)
+        if time.monotonic() - self._since > BATCH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the lines that wait."""
+        if self._waiting and isinstance(self._place, Remote):
+            name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl"
+            (self._place / name).write_bytes("".join(to_json(record) + "\n" for record in self._waiting).encode())
+            self._waiting = []
+        self._since = time.monotonic()
+
+
+def _ledger_text(path: Place) -> str:
+    if isinstance(path, Remote):
+        parts = sorted(part for part, _ in path.files())
+        return "\n".join(part.read_text(errors="replace") for part in parts)
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def read_lines(path: Place) -> list[dict[str, Any]]:
     """Return the records of a ledger; torn lines (from a killed run) are left out."""
-    if not path.exists():
-        return []
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in _ledger_text(path).splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             record = json.loads(line)
             if isinstance(record, dict):
@@ -134,30 +244,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows of equal keys as CSV; None becomes an empty cell."""
+def bytes_below(folder: Place) -> int:
+    """Return the size of all files below a folder."""
+    if isinstance(folder, Remote):
+        return sum(status.st_size for _, status in folder.files())
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def write_csv(path: Place, rows: Iterable[dict[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Write rows of equal keys as CSV; None becomes an empty cell. Without rows only `columns` are written."""
     import csv
 
     rows = list(rows)
     with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else [])
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else columns)
         writer.writeheader()
         writer.writerows(rows)
-
-
-def local_path(url: str | Path) -> Path:
-    """Return the local path of a path or ``file://`` URL.
-
-    Raises
-    ------
-    StoreError
-        The URL has another scheme.
-    """
-    text = str(url)
-    if text.startswith("file://"):
-        return Path(text.removeprefix("file://"))
-    if "://" in text:
-        raise StoreError(
-            f"{text}: only local paths are read and written by this version; copy the data to a local disk."
-        )
-    return Path(text)

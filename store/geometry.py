@@ -24,6 +24,10 @@ RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SAME_GRID_MM = 0.1
 """Corners of one grid may differ by this much: float32 headers and rounded text exports do, real shifts do not."""
 
+SMALLEST_VOXEL_MM3 = 1e-9
+MAX_MM = 1e6
+"""A kilometer: whatever lies farther from the origin comes from a damaged header, and its squares would overflow."""
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -37,11 +41,17 @@ class Grid:
     """float64[4, 4], voxel (i, j, k, 1) to mm, RAS+ as in the NIfTI header."""
 
     def __post_init__(self) -> None:
-        """Check that there are voxels and that the affine can be inverted."""
+        """Check that there are voxels and that the affine can be a scanner's and be inverted."""
         if min(self.shape) < 1:
             raise GeometryError(f"a scan must have voxels; its shape is {self.shape}.")
         linear = self.affine[:3, :3]
-        if not np.isfinite(self.affine).all() or abs(np.linalg.det(linear)) < 1e-9:
+        if not np.isfinite(self.affine).all() or np.abs(self.affine).max() > MAX_MM:
+            raise GeometryError(
+                f"the affine must hold numbers within {MAX_MM:,.0f} mm; found {self.affine[:3].tolist()}. Correct the header's sform or qform."
+            )
+        with np.errstate(all="ignore"):  # the determinant of denormal numbers divides by zero on its way
+            volume = abs(np.linalg.det(linear))
+        if not volume >= SMALLEST_VOXEL_MM3:
             raise GeometryError(
                 f"the affine must be invertible; found columns {linear.T.round(4).tolist()}. Correct the header's spacing."
             )
@@ -78,16 +88,20 @@ class Grid:
         inverse = inv_ornt_aff(self._orientation, self.shape)
         return np.asarray(RAS_TO_LPS @ self.affine @ inverse, dtype=np.float64) + 0.0
 
+    @cached_property
+    def file_axis_of_z(self) -> int:
+        """Return which axis of the file's array [k, j, i] is the patient's z: 0, 1 or 2."""
+        return 2 - int(np.flatnonzero(self._orientation[:, 0] == 2)[0])
+
     @property
     def slowest_is_z(self) -> bool:
         """Return whether the file's slowest axis k is the patient's z, so that slices can be streamed."""
-        return bool(self._orientation[2, 0] == 2)
+        return self.file_axis_of_z == 0
 
     @property
     def z_is_flipped(self) -> bool:
         """Return whether the file runs from superior to inferior along its z axis."""
-        axis = int(np.flatnonzero(self._orientation[:, 0] == 2)[0])
-        return bool(self._orientation[axis, 1] < 0)
+        return bool(self._orientation[2 - self.file_axis_of_z, 1] < 0)
 
     def to_stored(self, voxels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """Turn `voxels`: any[k, j, i], the file's bytes in C order, into a view any[z, y, x] in LPS+ order."""

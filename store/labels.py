@@ -3,12 +3,12 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from store.errors import LabelError
+from store.files import Place
 
 TUMOR_WORDS = ("tumor", "tumour", "cancer", "lesion", "nodule", "metastasis", "metastases")
 
@@ -98,7 +98,7 @@ def parse_labels(text: str, organ: str | None = None, tumor: str | None = None) 
     return make_labels(values, organ, tumor)
 
 
-def read_dataset_json(path: Path) -> Labels | None:
+def read_dataset_json(path: Place) -> Labels | None:
     """Read the labels of a Decathlon (value -> name) or nnU-Net (name -> value) ``dataset.json``; None if it has none."""
     try:
         table = json.loads(path.read_text(encoding="utf-8")).get("labels", {})

@@ -16,10 +16,13 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
-from store.nifti import is_nifti_name, stem_of
+from store.files import Place
+from store.nifti import HEADER_SUFFIXES, files_of, is_header_name, is_nifti_name, stem_of
+from store.remote import Remote
 
+AnyPlace = TypeVar("AnyPlace", bound=Place)
 Role = Literal["image", "mask"]
 
 MASK_WORDS = frozenset(
@@ -39,8 +42,9 @@ MASK_WORDS = frozenset(
 )
 IMAGE_WORDS = frozenset(["image", "images", "img", "imgs", "ct", "cts", "volume", "volumes", "vol", "scan", "scans"])
 SUBSET = r"(?:tr|ts|va|val|train|training|test|testing)?"
-OTHER_FORMATS = (".hdr", ".img", ".hdr.gz", ".img.gz", ".mha", ".mhd", ".nrrd", ".dcm")
-"""Scans that this version does not read; they are named, so that nobody thinks they were."""
+IMAGE_SUFFIXES = (".img.gz", ".img")
+OTHER_FORMATS = (*HEADER_SUFFIXES, *IMAGE_SUFFIXES, ".mha", ".mhd", ".nrrd", ".dcm")
+"""Scans that this version does not read, unless a .hdr and its .img make a NIfTI pair; they are named, so that nobody thinks they were."""
 WHY_OTHER = "a format that this version does not read; convert it to .nii.gz"
 LITS = "lits-"
 """Start of the keys of LiTS names; their numbers are unique in the whole collection."""
@@ -115,24 +119,71 @@ def natural_key(text: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
-def find_files(folder: Path) -> list[Path]:
-    """Return the NIfTI files below a folder in natural order, without hidden ones and without following links to folders."""
-    return [path for path in _walk(folder) if is_nifti_name(path.name)]
+def find_files(folder: AnyPlace) -> list[AnyPlace]:
+    """Return the NIfTI files below a folder in natural order, without hidden ones and without following links to folders.
 
-
-def other_scans(folder: Path) -> list[Path]:
-    """Return the files below a folder that look like scans of a format that is not read."""
+    A .hdr stands for itself and the .img beside it.
+    """
     return [
-        path for path in _walk(folder) if path.name.lower().endswith(OTHER_FORMATS) and not path.name.startswith(".")
+        path
+        for path in _walk(folder)
+        if is_nifti_name(path.name) and not (is_header_name(path.name) and why_no_scan(path))
     ]
 
 
-def badly_named(folder: Path) -> list[Path]:
+def other_scans(folder: AnyPlace) -> list[AnyPlace]:
+    """Return the files below a folder that look like scans and are not read: of another format, or half a pair."""
+    return [
+        path
+        for path in _walk(folder)
+        if path.name.lower().endswith(OTHER_FORMATS) and not path.name.startswith(".") and why_no_scan(path)
+    ]
+
+
+def why_no_scan(path: Place) -> str:
+    """Return why a file of OTHER_FORMATS is left out; empty when it is a pair's header, or the image file of one."""
+    name = path.name.lower()
+    if name.endswith(HEADER_SUFFIXES):
+        stem = stem_of(path.name)
+        single = next((file for end in (".nii", ".nii.gz") if (file := path.with_name(stem + end)).exists()), None)
+        if single is not None:
+            return f"a pair beside a single file of its name; {single.name} is taken"
+        return "" if files_of(path)[-1].exists() else "a header without its .img; put the .img beside it"
+    if name.endswith(IMAGE_SUFFIXES):
+        return "" if _has_header(path) else "an .img without a .hdr of its name; put the .hdr beside it"
+    return WHY_OTHER
+
+
+def _has_header(image: Place) -> bool:
+    """Return whether a file is the image file of a header beside it."""
+    stem = re.sub(r"\.img(\.gz)?$", "", image.name, flags=re.IGNORECASE)
+    headers = [image.with_name(stem + end) for end in (".hdr", ".HDR", ".hdr.gz", ".HDR.GZ")]
+    return any(header.exists() and files_of(header)[-1] == image for header in headers)
+
+
+def not_entered(folder: Place) -> list[tuple[Path, str]]:
+    """Return the folders below a folder that were not searched, with the reason: links, which may lead in circles, and unreadable ones."""
+    if isinstance(folder, Remote):
+        return []
+    found: list[tuple[Path, str]] = []
+
+    def unreadable(error: OSError) -> None:
+        found.append((Path(os.fsdecode(error.filename)), f"a folder that cannot be listed: {error.strerror}"))
+
+    for directory, folders, _ in os.walk(folder, onerror=unreadable, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [Path(directory) / name for name in folders if (Path(directory) / name).is_symlink()]
+        found += [(link, "a link to a folder is not followed; name the folder itself") for link in links]
+    return [(path, why) for path, why in sorted(found) if is_text(path)]
+
+
+def badly_named(folder: Place) -> list[Path]:
     """Return the files below a folder whose names are no valid UTF-8, with what is not replaced: tables cannot hold them."""
-    return [Path(os.fsencode(path).decode(errors="replace")) for path in _all(folder) if not is_text(path)]
+    found = [path for path in _all(folder) if isinstance(path, Path) and not is_text(path)]
+    return [Path(os.fsencode(path).decode(errors="replace")) for path in found]
 
 
-def is_text(path: Path) -> bool:
+def is_text(path: Place) -> bool:
     """Return whether a path can be written into tables: valid UTF-8, no NUL."""
     try:
         return b"\0" not in str(path).encode()
@@ -140,12 +191,16 @@ def is_text(path: Path) -> bool:
         return False
 
 
-def _walk(folder: Path) -> list[Path]:
+def _walk(folder: AnyPlace) -> list[AnyPlace]:
     return sorted(filter(is_text, _all(folder)), key=lambda path: natural_key(path.as_posix()))
 
 
-def _all(folder: Path) -> list[Path]:
-    found = []
+def _all(folder: AnyPlace) -> list[AnyPlace]:
+    if isinstance(folder, Remote):
+        objects = [path for path, _ in folder.files()]
+        hidden = [any(part.startswith(".") for part in path.relative_to(folder).parts) for path in objects]
+        return [path for path, skip in zip(objects, hidden, strict=True) if not skip]  # type: ignore[misc]
+    found: list[Any] = []
     for directory, folders, names in os.walk(folder, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(directory) / name for name in names]

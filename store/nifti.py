@@ -1,15 +1,16 @@
-"""NIfTI-1 and NIfTI-2 single files: header, voxel bytes as a stream, and masks on the same grid.
+"""NIfTI-1 and NIfTI-2, single files and .hdr/.img pairs: header, voxel bytes as a stream, and volumes written on the grid of a header.
 
 nibabel reads the header's fields; the voxels are streamed here, because a scan must be readable a slab at a time,
 hashed on the way, and must not cost memory that its file cannot fill. Whether a file is gzip is told by its first
-bytes, not by its name.
+bytes, not by its name. A pair is named by its .hdr and is one stream too: the header file, then the image file.
 """
 
 import io
-import os
+import math
+import stat
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ import numpy.typing as npt
 from isal import igzip
 from nibabel.spatialimages import HeaderDataError
 
-from store.errors import GeometryError, ScanError
-from store.files import HASH_BLOCK, HashingStream, written_whole
-from store.geometry import Grid
+from store.errors import GeometryError, ReadError, ScanError
+from store.files import HASH_BLOCK, HashingStream, Place, written_whole
+from store.geometry import SAME_GRID_MM, Grid
+from store.oddities import about_grid
+from store.remote import Remote
 
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_DEFLATE_RATIO = 1032
@@ -30,22 +33,32 @@ MAX_DEFLATE_RATIO = 1032
 MAX_DATA_OFFSET = 1 << 24
 HEADER_BYTES = {348: "NIfTI-1", 540: "NIfTI-2"}
 TEXT_FIELDS = ("data_type", "db_name", "descrip", "aux_file", "intent_name")
-SUFFIXES = (".nii.gz", ".nii")
-MASK_GZIP_LEVEL = 1
+HEADER_SUFFIXES = (".hdr.gz", ".hdr")
+SUFFIXES = (".nii.gz", ".nii", *HEADER_SUFFIXES)
+MAX_EXTENSION_BYTES = 1 << 20
+"""Header extensions stand in a JSON document; what is longer (a whole DICOM study, say) is left out with a warning."""
+ODD_UNITS = {1: "meters", 3: "micrometers"}
+"""Codes of xyzt_units that are not millimeters (2) or unknown (0)."""
+EXTENDER = b"\1\0\0\0"
+"""The four bytes behind a header that extensions follow."""
+GZIP_LEVEL = 1
 """isal's level 1 is 30x faster than zlib 6 on masks at 1.4x the size (design notes, RUNTIME section 5)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NiftiHeader:
-    """What the header of a single-file NIfTI says, checked against the file that it stands in."""
+    """What a NIfTI header says, checked against the file that holds the voxels."""
 
     grid: Grid
     dtype: np.dtype[Any]
     slope: float
     inter: float
     data_offset: int
+    """Where the voxels start in the stream of `open_voxels`."""
     raw: bytes
     """The header's own 348 or 540 bytes."""
+    extension_bytes: int
+    """Bytes of header extensions, which follow the header and the four bytes that announce them."""
     warnings: tuple[str, ...]
 
     @property
@@ -55,15 +68,26 @@ class NiftiHeader:
 
 
 def is_nifti_name(name: str) -> bool:
-    """Return whether a file name ends like a NIfTI file and is no macOS resource fork or hidden file."""
+    """Return whether a file name ends like a NIfTI file and is no macOS resource fork or hidden file.
+
+    A pair is named by its header; its image file is no name of its own.
+
+    >>> is_nifti_name("a.nii.gz"), is_nifti_name("a.hdr"), is_nifti_name("a.img"), is_nifti_name("._a.nii")
+    (True, True, False, False)
+    """
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def is_header_name(name: str) -> bool:
+    """Return whether a file name is that of a pair's header file."""
+    return name.lower().endswith(HEADER_SUFFIXES)
 
 
 def stem_of(name: str) -> str:
     """Return a file name without its NIfTI suffix.
 
-    >>> stem_of("volume-17.nii.gz")
-    'volume-17'
+    >>> stem_of("volume-17.nii.gz"), stem_of("volume-17.hdr")
+    ('volume-17', 'volume-17')
     """
     for suffix in SUFFIXES:
         if name.lower().endswith(suffix):
@@ -71,7 +95,26 @@ def stem_of(name: str) -> str:
     return name
 
 
-def read_header(path: Path) -> NiftiHeader:
+def files_of(path: Place) -> tuple[Place, ...]:
+    """Return the files that a scan consists of: itself, or header and image file of a pair.
+
+    The image file of ``x.hdr`` is ``x.img``, else ``x.img.gz``; that of ``x.hdr.gz`` is ``x.img.gz``, else ``x.img``.
+    When neither is there, the first is named.
+
+    >>> [file.name for file in files_of(Path("volume-17.nii"))], [file.name for file in files_of(Path("x.HDR"))]
+    (['volume-17.nii'], ['x.HDR', 'x.IMG'])
+    """
+    if not is_header_name(path.name):
+        return (path,)
+    stem = stem_of(path.name)
+    ending = path.name[len(stem) :]
+    bare = ".IMG" if ending[1:4].isupper() else ".img"
+    suffix, other = (bare + ending[4:], bare) if len(ending) > 4 else (bare, f"{bare}.gz")
+    candidates = [path.with_name(stem + ending) for ending in (suffix, other)]
+    return path, next((file for file in candidates if file.exists()), candidates[0])
+
+
+def read_header(path: Place) -> NiftiHeader:
     """Read and check a file's header; no voxel is read.
 
     Raises
@@ -79,58 +122,129 @@ def read_header(path: Path) -> NiftiHeader:
     ScanError
         Not a NIfTI file, of a kind that cannot be a CT, or shorter than its header claims.
     """
-    stream, _ = open_voxels(path)
-    with stream:
-        start = _read_up_to(stream, 544, path)
+    is_pair = is_header_name(path.name)
+    start = _header_file(path)[1] if is_pair else _first_bytes(path)
     raw, header = _parse(start, path)
+    _check_kind(header, path, is_pair=is_pair)
     shape = _shape(header, path)
     dtype = _dtype(header, path)
-    slope, inter = _scaling(header)
+    slope, inter = _scaling(header, path)
     affine, warnings = _affine(header, path)
     try:
         grid = Grid(shape=shape, affine=affine)
     except GeometryError as error:
         raise GeometryError(f"{path}: {error}") from error
+    before, first = (len(start), 0) if is_pair else (0, len(raw) + 4)
+    offset = max(_offset(header, path), first)
     checked = NiftiHeader(
         grid=grid,
         dtype=dtype,
         slope=slope,
         inter=inter,
-        data_offset=_offset(header, len(raw), path),
+        data_offset=before + offset,
         raw=raw,
-        warnings=warnings,
+        extension_bytes=_extension_bytes(start, len(raw), before or offset),
+        warnings=(*warnings, *_about_fields(header), *about_grid(grid), *_about_names(path)),
     )
-    _check_size(path, checked)
+    _check_size(files_of(path)[-1], checked, offset + checked.data_bytes)
     return checked
 
 
-def open_voxels(path: Path) -> tuple[io.RawIOBase, HashingStream]:
-    """Open a file for reading from its first header byte, decompressing when it is gzip.
+def read_extensions(path: Place, header: NiftiHeader) -> bytes:
+    """Return the bytes of a file's header extensions with the four bytes that announce them; empty where there are none."""
+    if not header.extension_bytes:
+        return b""
+    stream, _ = open_voxels(path)
+    with stream:
+        return _read_up_to(stream, len(header.raw) + 4 + header.extension_bytes, path)[len(header.raw) :]
+
+
+def open_voxels(path: Place) -> tuple[io.RawIOBase, HashingStream]:
+    """Open a file for reading from its first header byte, decompressing when it is gzip; of a pair, both files in turn.
 
     Returns the stream to read from and, below it, the stream that hashes the file's own bytes.
     """
+    content, plain = _header_file(path) if is_header_name(path.name) else (b"", b"")
+    file, is_gzip = _open_file(files_of(path)[-1])
+    hashing = HashingStream(file, start=content)
+    inner = _Gunzip(fileobj=hashing, mode="rb") if is_gzip else hashing
+    return _Closing(inner, file, plain), hashing
+
+
+def _open_file(path: Place) -> tuple[io.RawIOBase, bool]:
+    """Return an open file and whether it is gzip.
+
+    Raises
+    ------
+    ScanError
+        It cannot be opened, or is no file: a pipe would be waited for without end.
+    """
     try:
+        if isinstance(path, Remote):
+            stream = path.open_stream()
+            return stream, bytes(stream.peek()[:2]) == GZIP_MAGIC
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ScanError(f"{path}: a scan is a file; this is a folder, a pipe or a device. Name the file itself.")
         file = path.open("rb", buffering=0)
         magic = file.read(2)
         file.seek(0)
     except OSError as error:
-        raise ScanError(f"{path}: cannot be read: {error.strerror}.") from error
-    hashing = HashingStream(file)
-    inner = igzip.IGzipFile(fileobj=hashing, mode="rb") if magic == GZIP_MAGIC else hashing
-    return _Closing(inner, file), hashing
+        raise ReadError(f"{path}: cannot be read: {error.strerror}.") from error
+    return file, magic == GZIP_MAGIC
+
+
+def _is_gzip(path: Place) -> bool:
+    """Return whether a file's first bytes are gzip's."""
+    if isinstance(path, Remote):
+        return path.read_range(0, len(GZIP_MAGIC)) == GZIP_MAGIC
+    file, is_gzip = _open_file(path)
+    file.close()
+    return is_gzip
+
+
+def _header_file(path: Place) -> tuple[bytes, bytes]:
+    """Return a pair's header file as it is, and decompressed when it is gzip.
+
+    Raises
+    ------
+    ScanError
+        It cannot be read, or is too long to be a header.
+    """
+    file, is_gzip = _open_file(path)
+    with file:
+        content = plain = _read_up_to(file, MAX_DATA_OFFSET + 1, path)
+    if is_gzip:
+        plain = _read_up_to(igzip.IGzipFile(fileobj=io.BytesIO(content), mode="rb"), MAX_DATA_OFFSET + 1, path)
+    if max(len(content), len(plain)) > MAX_DATA_OFFSET:
+        raise ScanError(
+            f"{path}: the header of a .hdr/.img pair has at most {MAX_DATA_OFFSET:,} bytes; this file has more. It is damaged or no header."
+        )
+    return content, plain
+
+
+class _Gunzip(igzip.IGzipFile):  # type: ignore[misc]
+    """A gzip stream that decompresses straight into the buffer that it is given; its base class copies once more."""
+
+    def readinto(self, buffer: Any) -> int:
+        return int(self._buffer.readinto(buffer))
 
 
 class _Closing(io.RawIOBase):
-    """A readable stream over `inner` that closes the file below it."""
+    """A readable stream over the bytes `before` and then over `inner`, that closes the file below it."""
 
-    def __init__(self, inner: Any, file: io.FileIO) -> None:
+    def __init__(self, inner: Any, file: io.IOBase, before: bytes = b"") -> None:
         self._inner = inner
         self._file = file
+        self._before = memoryview(before)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
+        if self._before:
+            count = min(len(buffer), len(self._before))
+            buffer[:count], self._before = self._before[:count], self._before[count:]
+            return count
         return int(self._inner.readinto(buffer))
 
     def close(self) -> None:
@@ -139,14 +253,14 @@ class _Closing(io.RawIOBase):
 
 
 @contextmanager
-def damage_named(path: Path) -> Iterator[None]:
-    """Turn what damaged compression, a short file or a failing disk raise into a ScanError that names the file."""
+def damage_named(path: Place) -> Iterator[None]:
+    """Turn what damaged compression, a short file or a failing disk raise into an error that names the file."""
     try:
         yield
     except (EOFError, igzip.BadGzipFile, igzip.isal_zlib.error) as error:
         raise ScanError(f"{path}: ends early or is damaged ({error}). Copy the file again.") from error
     except OSError as error:
-        raise ScanError(f"{path}: cannot be read: {error.strerror or error}.") from error
+        raise ReadError(f"{path}: cannot be read: {error.strerror or error}.") from error
 
 
 def bytes_of(array: npt.NDArray[Any]) -> memoryview:
@@ -154,7 +268,7 @@ def bytes_of(array: npt.NDArray[Any]) -> memoryview:
     return memoryview(array.view(np.uint8).reshape(-1))  # type: ignore[arg-type]
 
 
-def read_exactly(stream: io.RawIOBase, out: memoryview, path: Path) -> None:
+def read_exactly(stream: io.RawIOBase, out: memoryview, path: Place) -> None:
     """Fill `out` from the stream.
 
     Raises
@@ -171,55 +285,77 @@ def read_exactly(stream: io.RawIOBase, out: memoryview, path: Path) -> None:
             filled += count
 
 
-def read_to_end(stream: io.RawIOBase, path: Path) -> None:
+def read_to_end(stream: io.RawIOBase, path: Place) -> None:
     """Read what is left and forget it; a gzip stream checks its checksum at its end."""
     with damage_named(path):
         while stream.read(HASH_BLOCK):
             pass
 
 
-def skip(stream: io.RawIOBase, count: int, path: Path) -> None:
+def skip(stream: io.RawIOBase, count: int, path: Place) -> None:
     """Read `count` bytes and forget them."""
     read_exactly(stream, memoryview(bytearray(count)), path)
 
 
-def write_mask(path: Path, header: bytes, mask: npt.NDArray[np.uint8]) -> None:
-    """Write a mask on the grid of the scan whose `header` is given, whole or not at all; gzip when the name says so.
+def write_volume(path: Path, header: bytes, dtype: npt.DTypeLike, voxels: Iterable[npt.NDArray[Any]]) -> None:
+    """Write voxels on the grid of the file whose `header` is given, whole or not at all; gzip when the name says so.
 
     Parameters
     ----------
     header
-        The scan's own header bytes: every geometry field is kept bit for bit; type and scaling become those of uint8,
-        free-text fields are blanked.
-    mask
-        uint8[k, j, i], the file's own axis order (`Grid.to_file`).
+        The bytes of a file from its first to its last header byte, with its extensions where it has any: everything is
+        kept bit for bit but the voxels' type, scaling and place (and the display range, where the voxels are labels).
+    dtype
+        int16 for HU, uint8 for label values.
+    voxels
+        Slices any[j, i] or slabs any[k, j, i] in the file's own axis order (`Grid.to_file`); a volume any[k, j, i] is
+        its own slices. Only one is held at a time.
+
+    Raises
+    ------
+    ScanError
+        The header is damaged, or the voxels are not as many as it says.
     """
-    size = len(header)
-    document = bytearray(blank_text(header))
-    order = "<" if struct.unpack("<i", document[:4])[0] == size else ">"
-    fields = _parse(bytes(document), path)[1]
-    fields["datatype"], fields["bitpix"] = 2, 8
+    fields = _parse(header, path)[1]
+    kind = np.dtype(dtype).newbyteorder(fields.endianness)
+    fields.set_data_dtype(np.dtype(dtype))
+    fields["magic"] = fields.single_magic  # of a pair, too, one file is made
     fields["scl_slope"], fields["scl_inter"] = 1, 0
-    fields["cal_max"] = fields["cal_min"] = 0
-    fields["vox_offset"] = size + 4
-    document = bytearray(fields.binaryblock)
-    if struct.unpack(f"{order}i", document[:4])[0] != size:
-        raise ScanError(f"{path}: the header to copy is damaged.")
-    content = bytes_of(np.ascontiguousarray(mask))
-    with written_whole(path) as aside, aside.open("wb") as file:
-        if path.name.lower().endswith(".gz"):
-            with igzip.IGzipFile(
-                filename="", mode="wb", compresslevel=MASK_GZIP_LEVEL, fileobj=file, mtime=0
-            ) as stream:
-                stream.write(bytes(document) + bytes(4))
-                stream.write(content)
-        else:
-            file.write(bytes(document) + bytes(4))
-            file.write(content)
+    if kind.itemsize == 1:
+        fields["cal_max"] = fields["cal_min"] = 0
+    extensions = _with_extender(header[len(fields.binaryblock) :])
+    fields["vox_offset"] = len(fields.binaryblock) + len(extensions)
+    expected, written = math.prod(_shape(fields, path)), 0
+    with written_whole(path) as aside, aside.open("wb") as file, _compressed(file, path) as stream:
+        stream.write(fields.binaryblock + extensions)
+        for part in voxels:
+            written += part.size
+            stream.write(bytes_of(np.ascontiguousarray(part, dtype=kind)))
+        if written != expected:
+            raise ScanError(
+                f"{path}: the header to copy is damaged; it says {expected:,} voxels, there are {written:,}."
+            )
+
+
+def _with_extender(extensions: bytes) -> bytes:
+    """Return extensions behind the four bytes that announce them; each is a multiple of 16 bytes, so the rest tells if these stand there."""
+    if not extensions:
+        return bytes(4)
+    return EXTENDER + extensions if len(extensions) % 16 == 0 else extensions
+
+
+def _compressed(file: io.BufferedWriter, path: Path) -> AbstractContextManager[Any]:
+    """Return a stream that writes into `file`, through gzip when the name of `path` says so; without name or time."""
+    if not path.name.lower().endswith(".gz"):
+        return nullcontext(file)
+    stream: AbstractContextManager[Any] = igzip.IGzipFile(
+        filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=file, mtime=0
+    )
+    return stream
 
 
 def blank_text(header: bytes) -> bytes:
-    """Return header bytes with every free-text field blanked: they may name or describe a person."""
+    """Return header bytes with every free-text field blanked and no extension: they may name or describe a person."""
     fields = _parse(header, Path("header"))[1]
     for name in TEXT_FIELDS:
         if name in fields:
@@ -233,7 +369,7 @@ def grid_of_header(header: bytes) -> Grid:
     return Grid(shape=_shape(fields, Path("header")), affine=_affine(fields, Path("header"))[0])
 
 
-def _read_up_to(stream: io.RawIOBase, count: int, path: Path) -> bytes:
+def _read_up_to(stream: io.RawIOBase, count: int, path: Place) -> bytes:
     """Return up to `count` bytes from the start of the stream."""
     data = b""
     with damage_named(path):
@@ -242,7 +378,14 @@ def _read_up_to(stream: io.RawIOBase, count: int, path: Path) -> bytes:
     return data
 
 
-def _parse(start: bytes, path: Path) -> tuple[bytes, Any]:
+def _first_bytes(path: Place) -> bytes:
+    """Return the first bytes of a single file, as many as the longest header and its mark of extensions have."""
+    stream, _ = open_voxels(path)
+    with stream:
+        return _read_up_to(stream, max(HEADER_BYTES) + 4, path)
+
+
+def _parse(start: bytes, path: Place) -> tuple[bytes, Any]:
     """Return the header's bytes and nibabel's view of their fields."""
     if len(start) < 348:
         raise ScanError(f"{path}: is not a NIfTI file: {len(start)} bytes, but its header alone has 348.")
@@ -250,9 +393,7 @@ def _parse(start: bytes, path: Path) -> tuple[bytes, Any]:
         size = struct.unpack(f"{order}i", start[:4])[0]
         if size in HEADER_BYTES and len(start) >= size:
             magic = start[344:348] if size == 348 else start[4:8]
-            if magic[:2] == b"ni":
-                raise ScanError(f"{path}: is the header of a .hdr/.img pair; convert the pair to one .nii file.")
-            if magic[:2] != b"n+":
+            if magic[:2] not in (b"n+", b"ni"):
                 raise ScanError(
                     f"{path}: is not a NIfTI file (magic {magic!r}); Analyze 7.5 files hold no orientation: convert it."
                 )
@@ -263,7 +404,18 @@ def _parse(start: bytes, path: Path) -> tuple[bytes, Any]:
     )
 
 
-def _shape(header: Any, path: Path) -> tuple[int, int, int]:
+def _check_kind(header: Any, path: Place, *, is_pair: bool) -> None:
+    """Refuse a file whose name says single file and whose header says pair, or the reverse."""
+    says_pair = bytes(header["magic"].item())[:2] == b"ni"
+    if says_pair and not is_pair:
+        raise ScanError(
+            f"{path}: is the header of a .hdr/.img pair; name it .hdr and put its .img beside it, or convert the pair to one .nii file."
+        )
+    if is_pair and not says_pair:
+        raise ScanError(f"{path}: its header says that the voxels follow in the same file; rename it to .nii.")
+
+
+def _shape(header: Any, path: Place) -> tuple[int, int, int]:
     """Return the three extents; trailing extents of one volume are dropped, a 2-D picture has one slice."""
     rank = int(header["dim"][0])
     if not 2 <= rank <= 7:
@@ -279,7 +431,7 @@ def _shape(header: Any, path: Path) -> tuple[int, int, int]:
     return i, j, k
 
 
-def _dtype(header: Any, path: Path) -> np.dtype[Any]:
+def _dtype(header: Any, path: Place) -> np.dtype[Any]:
     """Return the voxels' type; only plain integers and floats can be HU or labels."""
     try:
         dtype = header.get_data_dtype()
@@ -293,47 +445,87 @@ def _dtype(header: Any, path: Path) -> np.dtype[Any]:
     return checked
 
 
-def _scaling(header: Any) -> tuple[float, float]:
+def _scaling(header: Any, path: Place) -> tuple[float, float]:
     """Return slope and intercept; a slope of 0 or NaN means none, as the standard says."""
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if not np.isfinite(slope) or slope == 0:
         return 1.0, 0.0
-    return slope, inter if np.isfinite(inter) else 0.0
+    if not np.isfinite(inter):
+        raise ScanError(f"{path}: scl_slope is {slope:g}, but scl_inter is {inter:g}; correct the header.")
+    return slope, inter
 
 
-def _affine(header: Any, path: Path) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
+def _affine(header: Any, path: Place) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
     """Return voxel i j k -> RAS mm by the standard's order (sform, qform, spacing alone), and what is odd about it."""
-    warnings: list[str] = []
     try:
         with np.errstate(all="ignore"):
             affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-            if header["sform_code"] > 0 and header["qform_code"] > 0:
-                apart = float(np.abs(header.get_sform() - header.get_qform()).max())
-                if apart > 1e-2:
-                    warnings.append(f"sform and qform differ by up to {apart:.3g} mm; the sform is used")
     except (ValueError, HeaderDataError, np.linalg.LinAlgError) as error:
         raise GeometryError(
             f"{path}: the header's orientation cannot be read ({error}); correct its qform or sform."
         ) from error
+    if header["sform_code"] > 0 and header["qform_code"] > 0:
+        return affine, _about_qform(header, _shape(header, path), affine)
     if header["sform_code"] <= 0 and header["qform_code"] <= 0:
-        warnings.append("the header has no orientation; spacing alone is used and the patient's sides are unknown")
-    return affine, tuple(warnings)
+        return affine, ("the header has no orientation; spacing alone is used and the patient's sides are unknown",)
+    return affine, ()
 
 
-def _offset(header: Any, header_size: int, path: Path) -> int:
-    """Return where the voxels start."""
+def _about_qform(header: Any, shape: tuple[int, int, int], affine: npt.NDArray[np.float64]) -> tuple[str, ...]:
+    """Return a warning when the qform says something else than the sform."""
+    try:
+        with np.errstate(all="ignore"):
+            qform = np.asarray(header.get_qform(), dtype=np.float64)
+            apart = Grid(shape=shape, affine=affine).distance_mm(Grid(shape=shape, affine=qform))
+    except (ValueError, HeaderDataError, np.linalg.LinAlgError):
+        return ("the qform cannot be read; the sform is used",)
+    return (f"sform and qform differ by up to {apart:.3g} mm; the sform is used",) if apart > SAME_GRID_MM else ()
+
+
+def _about_fields(header: Any) -> list[str]:
+    """Return warnings about fields that say something else than a plain CT's."""
+    warnings = []
+    rank = int(header["dim"][0])
+    if rank > 3:
+        warnings.append(f"{rank} dimensions hold one volume; the further ones were dropped")
+    if header["scl_slope"] == 0 and np.isfinite(header["scl_inter"]) and header["scl_inter"] != 0:
+        warnings.append(
+            f"scl_slope is 0, so scl_inter {float(header['scl_inter']):g} is not applied (the standard's rule)"
+        )
+    if unit := ODD_UNITS.get(int(header["xyzt_units"]) & 7):
+        warnings.append(f"the header gives lengths in {unit}; its numbers were taken as mm")
+    return warnings
+
+
+def _about_names(path: Place) -> list[str]:
+    """Return a warning for each file whose name says gzip and whose bytes do not, or the reverse."""
+    warnings = []
+    for file in files_of(path):
+        is_gzip = _is_gzip(file)
+        if is_gzip != file.name.lower().endswith(".gz"):
+            warnings.append(
+                f"the name {file.name} says {'plain' if is_gzip else 'gzip'}, its bytes the opposite; the bytes were believed"
+            )
+    return warnings
+
+
+def _extension_bytes(start: bytes, size: int, end: int) -> int:
+    """Return how many bytes of extensions lie between the header of `size` bytes and `end`; the byte after the header announces them."""
+    announced = len(start) > size and start[size] != 0
+    return max(0, end - size - 4) if announced else 0
+
+
+def _offset(header: Any, path: Place) -> int:
+    """Return where the header says that the voxels start in their file."""
     offset = float(header["vox_offset"])
     if not np.isfinite(offset) or not 0 <= offset <= MAX_DATA_OFFSET or offset != int(offset):
         raise ScanError(f"{path}: the voxels cannot start at byte {offset:g}; the header is damaged.")
-    return max(int(offset), header_size + 4)
+    return int(offset)
 
 
-def _check_size(path: Path, header: NiftiHeader) -> None:
-    """Refuse a file that cannot hold the voxels that it claims, before memory is taken for them."""
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        is_gzip = os.pread(stream.fileno(), 2, 0) == GZIP_MAGIC
-    claimed = header.data_offset + header.data_bytes
+def _check_size(path: Place, header: NiftiHeader, claimed: int) -> None:
+    """Refuse a file that cannot hold the bytes that its header claims, before memory is taken for them."""
+    size, is_gzip = path.stat().st_size, _is_gzip(path)
     most = size * MAX_DEFLATE_RATIO + 1024 if is_gzip else size
     if claimed > most:
         raise ScanError(

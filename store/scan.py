@@ -2,7 +2,7 @@
 
 A slab at a time, in the file's own order, so that memory does not grow with the number of slices. When the file's
 slowest axis is not the patient's z (a sagittal or coronal volume), no slice is complete before the last byte: such a
-file is read whole, once, at its own voxel size.
+file goes through a temporary file (`store.spill`).
 """
 
 import math
@@ -16,11 +16,26 @@ import numpy as np
 import numpy.typing as npt
 
 from store.errors import LabelError, ScanError
+from store.files import Place
 from store.geometry import Grid
-from store.nifti import NiftiHeader, blank_text, bytes_of, open_voxels, read_exactly, read_header, read_to_end, skip
+from store.nifti import (
+    MAX_EXTENSION_BYTES,
+    NiftiHeader,
+    blank_text,
+    bytes_of,
+    damage_named,
+    open_voxels,
+    read_exactly,
+    read_extensions,
+    read_header,
+    read_to_end,
+    skip,
+)
+from store.spill import BATCH_BYTES, Spill
 
-SLAB_BYTES = 8 << 20
-"""Voxel bytes held at a time: 16 int16 slices of 512x512, the slab of the prototype (STORAGE section 4)."""
+SLAB_BYTES = 2 << 20
+"""Voxel bytes held at a time, at 2 a voxel: 4 slices of 512x512, which the processor's cache still holds when they are
+encoded (`slicemill bench ingest` compares it with larger ones)."""
 INT16 = np.iinfo(np.int16)
 
 Kind = Literal["image", "mask"]
@@ -38,6 +53,15 @@ class Slab:
     """int16[z, y, x], HU, or uint8[z, y, x], label values; valid until the next slab is asked for."""
 
 
+def slab_depth(shape: tuple[int, int, int]) -> int:
+    """Return how many slices of a scan of `shape` [z, y, x] are held at a time.
+
+    >>> slab_depth((200, 512, 512))
+    4
+    """
+    return max(1, SLAB_BYTES // (2 * shape[1] * shape[2]))
+
+
 class ScanReader:
     """An open scan or segmentation: its grid at once, its slabs one after the other, its hash at the end.
 
@@ -45,7 +69,7 @@ class ScanReader:
     ...     volume = reader.read()                         # int16[z, y, x], HU
     """
 
-    def __init__(self, path: Path, kind: Kind) -> None:
+    def __init__(self, path: Place, kind: Kind) -> None:
         self.path = path
         self.kind = kind
         self.header: NiftiHeader = read_header(path)
@@ -70,44 +94,62 @@ class ScanReader:
         """Take another grid of the same shape in place of the header's own, before any slab is read."""
         self.header = replace(self.header, grid=grid)
 
-    def slabs(self, depth: int | None = None) -> Iterator[Slab]:
-        """Yield every slice once, in slabs of `depth` slices (by default as many as fit in SLAB_BYTES)."""
-        skip(self._stream, self.header.data_offset, self.path)
-        ni, nj, nk = self.grid.shape
-        if depth is None:
-            depth = max(1, SLAB_BYTES // (ni * nj * self.header.dtype.itemsize))
-        if not self.grid.slowest_is_z:
-            yield from self._slabs_of_whole(depth)
-            return
-        buffer = np.empty((min(depth, nk), nj, ni), dtype=self.header.dtype)
-        for start in range(0, nk, depth):
-            raw = buffer[: min(depth, nk - start)]
-            read_exactly(self._stream, bytes_of(raw), self.path)
-            z = nk - start - len(raw) if self.grid.z_is_flipped else start
-            yield Slab(z=z, voxels=np.ascontiguousarray(self.grid.to_stored(self._convert(raw))))
+    def slabs(self, depth: int | None = None, *, buffers: int = 1, spill: Path | None = None) -> Iterator[Slab]:
+        """Yield every slice once, in slabs of `depth` slices (by default as many as fit in SLAB_BYTES).
 
-    def _slabs_of_whole(self, depth: int) -> Iterator[Slab]:
+        Parameters
+        ----------
+        buffers
+            How many slabs stay valid: a slab is overwritten when that many more were asked for.
+        spill
+            Folder for the temporary file that a volume goes through whose file runs along another axis than z.
+        """
+        if depth is None:
+            depth = slab_depth(self.grid.stored_shape)
+        if not self.grid.slowest_is_z:
+            yield from self._turned(depth, spill)
+            return
+        nk = self.grid.shape[2]
+        for k, planes in self._planes(depth, buffers):
+            z = nk - k - len(planes) if self.grid.z_is_flipped else k
+            yield Slab(z=z, voxels=np.ascontiguousarray(self.grid.to_stored(planes)))
+
+    def _turned(self, depth: int, spill: Path | None) -> Iterator[Slab]:
         ni, nj, nk = self.grid.shape
-        whole = np.empty((nk, nj, ni), dtype=np.int16 if self.kind == "image" else np.uint8)
-        row = np.empty((1, nj, ni), dtype=self.header.dtype)
-        for k in range(nk):
-            read_exactly(self._stream, bytes_of(row), self.path)
-            whole[k] = self._convert(row)[0]
-        stored = self.grid.to_stored(whole)
-        for z in range(0, len(stored), depth):
-            yield Slab(z=z, voxels=np.ascontiguousarray(stored[z : z + depth]))
+        axis = self.grid.file_axis_of_z
+        batch = max(1, BATCH_BYTES // (ni * nj * self.header.dtype.itemsize))
+        with Spill(spill, (nk, nj, ni), axis, np.int16 if self.kind == "image" else np.uint8) as turned:
+            for k, planes in self._planes(batch, 1):
+                turned.put(k, planes)
+            for start, slab in turned.slabs(depth):
+                # back to the file's axis order [k, j, i], of which this is the part with these z
+                part = self.grid.to_stored(np.moveaxis(slab, 0, axis))
+                z = self.grid.stored_shape[0] - start - len(slab) if self.grid.z_is_flipped else start
+                yield Slab(z=z, voxels=np.ascontiguousarray(part))
 
     def read(self) -> npt.NDArray[Any]:
         """Return the whole volume: int16[z, y, x], HU, or uint8[z, y, x], label values."""
         volume = np.empty(self.grid.stored_shape, dtype=np.int16 if self.kind == "image" else np.uint8)
-        for slab in self.slabs():
-            volume[slab.z : slab.z + len(slab.voxels)] = slab.voxels
+        in_file_order = self.grid.to_file(volume)  # a view: what is put in there lies in the right place
+        for k, planes in self._planes(slab_depth(self.grid.shape[::-1]), 1):
+            in_file_order[k : k + len(planes)] = planes
         return volume
+
+    def _planes(self, depth: int, buffers: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """Yield k and any[k, j, i], HU or label values in the file's own order, `depth` planes at a time."""
+        skip(self._stream, self.header.data_offset, self.path)
+        ni, nj, nk = self.grid.shape
+        ring = [np.empty((min(depth, nk), nj, ni), dtype=self.header.dtype) for _ in range(buffers)]
+        for turn, k in enumerate(range(0, nk, depth)):
+            raw = ring[turn % buffers][: nk - k]
+            read_exactly(self._stream, bytes_of(raw), self.path)
+            yield k, self._convert(raw)
 
     def finish(self) -> str:
         """Read what is left, which checks a gzip file's own checksum, and return the SHA-256 of the file's bytes."""
         read_to_end(self._stream, self.path)
-        return self._hashing.drain()
+        with damage_named(self.path):
+            return self._hashing.drain()
 
     @property
     def bytes_read(self) -> int:
@@ -115,8 +157,23 @@ class ScanReader:
         return self._hashing.bytes_read
 
     def stored_header(self, *, keep_text: bool) -> bytes:
-        """Return the header's bytes, with free text blanked unless it is to be kept."""
-        return self.header.raw if keep_text else blank_text(self.header.raw)
+        """Return the header's bytes: with its extensions when text is to be kept, else with free text blanked."""
+        if not keep_text:
+            return blank_text(self.header.raw)
+        fits = self.header.extension_bytes <= MAX_EXTENSION_BYTES
+        return self.header.raw + (read_extensions(self.path, self.header) if fits else b"")
+
+    def left_out(self, *, keep_text: bool) -> list[str]:
+        """Return a warning when the stored header lacks extensions that the file has."""
+        count = self.header.extension_bytes
+        if not count or (keep_text and count <= MAX_EXTENSION_BYTES):
+            return []
+        why = (
+            f"at most {MAX_EXTENSION_BYTES:,} are kept"
+            if keep_text
+            else "they may name a person; --keep-text keeps them"
+        )
+        return [f"{count:,} bytes of header extensions were left out: {why}"]
 
     def _convert(self, raw: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if self.kind == "mask":
@@ -126,7 +183,7 @@ class ScanReader:
         return image
 
 
-def to_hu(raw: npt.NDArray[Any], slope: float, inter: float, path: Path) -> tuple[Int16s, float]:
+def to_hu(raw: npt.NDArray[Any], slope: float, inter: float, path: Place) -> tuple[Int16s, float]:
     """Turn stored numbers into HU: ``raw * slope + inter``, rounded to int16; return it and the largest rounding error.
 
     Raises
@@ -139,7 +196,8 @@ def to_hu(raw: npt.NDArray[Any], slope: float, inter: float, path: Path) -> tupl
         if not np.can_cast(raw.dtype, np.int16):
             _check_range(raw.min(), raw.max(), path)
         return raw.astype(np.int16, copy=False), 0.0
-    values = raw.astype(np.float64) * slope + inter if scaled else raw
+    with np.errstate(all="ignore"):  # what overflows is infinite, and said to be below
+        values = raw.astype(np.float64) * slope + inter if scaled else raw
     low, high = values.min(), values.max()
     if not (math.isfinite(low) and math.isfinite(high)):
         count = int(np.count_nonzero(~np.isfinite(values)))
@@ -151,14 +209,14 @@ def to_hu(raw: npt.NDArray[Any], slope: float, inter: float, path: Path) -> tupl
     return rounded.astype(np.int16), float(np.abs(values - rounded).max())
 
 
-def _check_range(low: float, high: float, path: Path) -> None:
+def _check_range(low: float, high: float, path: Place) -> None:
     if math.floor(low) < INT16.min or math.ceil(high) > INT16.max:
         raise ScanError(
             f"{path}: HU must fit in {INT16.min}..{INT16.max}; found {low:g}..{high:g}. Is this a CT? Rescale it to HU first."
         )
 
 
-def to_labels(raw: npt.NDArray[Any], slope: float, inter: float, path: Path) -> Uint8s:
+def to_labels(raw: npt.NDArray[Any], slope: float, inter: float, path: Place) -> Uint8s:
     """Turn stored numbers into label values.
 
     Raises
@@ -168,7 +226,8 @@ def to_labels(raw: npt.NDArray[Any], slope: float, inter: float, path: Path) -> 
     """
     if slope == 1 and inter == 0 and raw.dtype == np.uint8:
         return raw
-    values = raw.astype(np.float64) * slope + inter if slope != 1 or inter != 0 else raw
+    with np.errstate(all="ignore"):  # what overflows is no label, and refused below
+        values = raw.astype(np.float64) * slope + inter if slope != 1 or inter != 0 else raw
     labels = (
         values.astype(np.uint8) if values.dtype.kind in "iu" else np.nan_to_num(values).clip(0, 255).astype(np.uint8)
     )

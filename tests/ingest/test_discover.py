@@ -159,11 +159,72 @@ def test_patients_come_from_a_regular_expression(tmp_path):
 
 
 def test_scans_of_other_formats_are_named_and_not_passed_over(tmp_path):
-    collection = discover(touch(tmp_path, "a.nii", "b.hdr", "b.img", "c/d.mha", "e.DCM"))
+    collection = discover(touch(tmp_path, "a.nii", "c/d.mha", "e.DCM"))
     assert pairs(collection) == {"a": ("a.nii", None)}
-    assert [path.name for path, reason in collection.left_out if "does not read" in reason] == [
-        "b.hdr",
-        "b.img",
-        "d.mha",
-        "e.DCM",
+    assert [path.name for path, reason in collection.left_out if "does not read" in reason] == ["d.mha", "e.DCM"]
+
+
+def test_a_hdr_and_its_img_are_one_scan_named_by_the_hdr(tmp_path):
+    collection = discover(
+        touch(tmp_path, "volume-1.hdr", "volume-1.img", "segmentation-1.hdr.gz", "segmentation-1.img.gz")
+    )
+    assert pairs(collection) == {"volume-1": ("volume-1.hdr", "segmentation-1.hdr.gz")}
+    assert collection.left_out == ()
+
+
+def test_half_a_pair_is_left_out_with_the_reason(tmp_path):
+    collection = discover(touch(tmp_path, "a.nii", "b.hdr", "c.img", "d/e.img.gz"))
+    assert pairs(collection) == {"a": ("a.nii", None)}
+    assert {path.name: reason.split(";")[0] for path, reason in collection.left_out} == {
+        "b.hdr": "a header without its .img",
+        "c.img": "an .img without a .hdr of its name",
+        "e.img.gz": "an .img without a .hdr of its name",
+    }
+
+
+def test_a_pair_beside_a_single_file_of_its_name_is_left_out_with_the_reason(tmp_path):
+    collection = discover(touch(tmp_path, "a.nii.gz", "a.hdr", "a.img"))
+    assert pairs(collection) == {"a": ("a.nii.gz", None)}
+    assert [(path.name, reason) for path, reason in collection.left_out] == [
+        ("a.hdr", "a pair beside a single file of its name; a.nii.gz is taken")
     ]
+
+
+def test_names_with_spaces_dots_and_letters_of_any_script_pair_and_keep_their_case_id(tmp_path):
+    names = ["Müller, Ana 1.2", "患者 7", "a..b", "x.nii"]
+    files = [f"{folder}/{name}.nii.gz" for name in names for folder in ("images", "masks")]
+    collection = discover(touch(tmp_path, *files))
+    assert pairs(collection) == {name: (f"images/{name}.nii.gz", f"masks/{name}.nii.gz") for name in names}
+
+
+def test_links_in_circles_end_and_links_to_folders_are_named(tmp_path):
+    touch(tmp_path, "a/x.nii")
+    (tmp_path / "a" / "round").symlink_to(tmp_path)
+    collection = discover(tmp_path)
+    assert pairs(collection) == {"x": ("a/x.nii", None)}
+    assert [(path.name, reason) for path, reason in collection.left_out] == [
+        ("round", "a link to a folder is not followed; name the folder itself")
+    ]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    import os
+
+    touch(tmp_path, "x.nii", "locked/y.nii")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    collection = discover(tmp_path)
+    assert [(path.name, reason) for path, reason in collection.left_out] == [
+        ("locked", "a folder that cannot be listed: Permission denied")
+    ]
+
+
+def test_a_case_id_that_no_folder_can_have_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(StoreError, match="160 bytes"):
+        discover(touch(tmp_path, "患" * 80 + ".nii"))

@@ -87,3 +87,16 @@ def test_distance_is_that_of_the_farthest_corner():
     near = Grid(shape=(11, 1, 1), affine=np.diag([1.0, 1.0, 1.0, 1.0]))
     far = Grid(shape=(11, 1, 1), affine=np.diag([1.1, 1.0, 1.0, 1.0]))
     assert near.distance_mm(far) == pytest.approx(1.0)
+
+
+def test_an_affine_of_denormal_numbers_is_refused_without_a_warning():
+    with pytest.raises(GeometryError, match="must be invertible"):
+        Grid(shape=(2, 2, 2), affine=np.array([[1.0, 0, 0, 0], [0, 3, 0.1, 0], [0, 0, 5e-324, 0], [0, 0, 0, 1]]))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e308, 1e7])
+def test_an_affine_of_absurd_numbers_is_refused_without_a_warning(number):
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    affine[0, 3], affine[1, 1] = number, 1e308
+    with pytest.raises(GeometryError, match="must hold numbers within 1,000,000 mm"):
+        Grid(shape=(2, 2, 2), affine=affine)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from store.errors import GeometryError, InputError, LabelError, ScanError
 from store.geometry import Grid
-from store.nifti import read_header, write_mask
+from store.nifti import blank_text, read_header, write_volume
 from store.phantom import write_nifti
 from store.scan import ScanReader, to_hu, to_labels
 
@@ -163,6 +163,13 @@ def test_labels_are_integers_from_0_to_255(raw):
         to_labels(raw, 1.0, 0.0, "x")
 
 
+def test_a_slope_that_overflows_is_refused_without_a_warning():
+    with pytest.raises(ScanError, match="must be finite"):
+        to_hu(np.array([1000], np.int16), 1e308, 0.0, "x")
+    with pytest.raises(LabelError, match="found inf"):
+        to_labels(np.array([1000], np.int16), 1e308, 0.0, "x")
+
+
 def test_float_labels_that_are_integers_are_taken():
     assert to_labels(np.array([0.0, 2.0]), 1.0, 0.0, "x").tolist() == [0, 2]
 
@@ -177,7 +184,7 @@ def test_sform_against_qform_is_a_warning(tmp_path):
     picture.set_sform(np.diag([2.0, 1, 1, 1]), code=1)
     picture.set_qform(np.eye(4), code=1)
     nib.save(picture, tmp_path / "a.nii")
-    assert "sform and qform differ by up to 1 mm" in read_header(tmp_path / "a.nii").warnings[0]
+    assert "sform and qform differ by up to 2 mm" in read_header(tmp_path / "a.nii").warnings[0]
 
 
 def test_an_unreadable_orientation_is_a_geometry_error(tmp_path):
@@ -197,7 +204,7 @@ def test_a_mask_has_the_geometry_of_its_scan_bit_for_bit(kind, suffix, tmp_path,
     nib.save(scan, tmp_path / f"scan{suffix}")
     header = read_header(tmp_path / f"scan{suffix}")
     stored = rng.integers(0, 3, header.grid.stored_shape, dtype=np.uint8)
-    write_mask(tmp_path / f"mask{suffix}", header.raw, header.grid.to_file(stored))
+    write_volume(tmp_path / f"mask{suffix}", blank_text(header.raw), np.uint8, header.grid.to_file(stored))
     mask = nib.load(tmp_path / f"mask{suffix}")
     for field in (
         "dim",

@@ -1,0 +1,172 @@
+"""Damaged files of every kind: whatever a header, a gzip stream or voxels hold, a case is stored whole or one clear error says why."""
+
+import gzip
+import resource
+import struct
+import tempfile
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ingest.convert import convert_case
+from ingest.discover import CaseFiles
+from ingest.params import Params
+from store.errors import InputError
+from store.labels import LITS_LABELS
+from store.reader import open_store
+from store.writer import prepare_store
+
+SECONDS = 60
+KINDS = ("x.nii", "x.nii.gz", "big.nii", "two.nii", "x.hdr", "x.hdr.gz", "two.hdr")
+FIELDS_1 = {
+    40: "8h",
+    70: "h",
+    72: "h",
+    76: "8f",
+    108: "f",
+    112: "2f",
+    123: "B",
+    252: "2h",
+    256: "6f",
+    280: "12f",
+    344: "4B",
+    348: "4B",
+}
+FIELDS_2 = {12: "2h", 16: "8q", 104: "8d", 168: "q", 176: "2d", 344: "2i", 352: "6d", 400: "12d", 500: "i", 540: "4B"}
+NUMBERS = (0, 1, -1, 2, 3, 4, 7, 16, 64, 255, 256, 348, 512, 32767, -32768, 2**31 - 1, 2**63 - 1,
+           0.5, -0.0, 1e-30, 1e-3, 1e3, 1e6, 1e20, 3e38, 1e308, -1e308, float("nan"), float("inf"), float("-inf"))  # fmt: skip
+
+
+def sample(kind, data):
+    """Return the files of a small valid scan, as nibabel writes them, by suffix."""
+    image_class = {"x.nii": nib.Nifti1Image, "x.nii.gz": nib.Nifti1Image, "big.nii": nib.Nifti1Image, "two.nii": nib.Nifti2Image,
+                   "x.hdr": nib.Nifti1Pair, "x.hdr.gz": nib.Nifti1Pair, "two.hdr": nib.Nifti2Pair}[kind]  # fmt: skip
+    header = image_class.header_class(endianness=">" if kind.startswith("big") else "<")
+    picture = image_class(data, np.array([[-0.8, 0, 0, 3], [0, -0.8, 0.1, 4], [0, 0, 2.5, -9], [0, 0, 0, 1]]), header)
+    picture.set_qform(picture.affine, code=1, strip_shears=True)
+    if kind == "x.nii.gz":
+        picture.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Jane Doe"))
+    with tempfile.TemporaryDirectory() as folder:
+        nib.save(picture, Path(folder) / kind)
+        return {path.name.split(".", 1)[1]: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+rng = np.random.default_rng(0)
+IMAGE = rng.integers(-1000, 1500, (6, 5, 4)).astype(np.int16)
+MASK = rng.integers(0, 3, (6, 5, 4)).astype(np.uint8)
+SAMPLES = {(role, kind): sample(kind, data) for role, data in (("image", IMAGE), ("mask", MASK)) for kind in KINDS}
+FLOATS = {("image", kind): sample(kind, IMAGE.astype(np.float32)) for kind in KINDS}
+
+place = st.one_of(st.integers(0, 700), st.integers(-24, -1))
+byte_edit = st.tuples(st.sampled_from(["flip", "insert", "delete", "cut"]), place, st.integers(1, 255))
+field_edit = st.tuples(st.just("field"), st.integers(0, 40), st.sampled_from(NUMBERS))
+edits = st.lists(st.one_of(byte_edit, field_edit), min_size=1, max_size=4)
+
+
+def edited(content, changes):
+    """Return bytes with edits applied in turn."""
+    data = bytearray(content)
+    for what, where, value in changes:
+        at = min(where, len(data)) if where >= 0 else max(0, len(data) + where)
+        if what == "field":
+            put_number(data, where, value)
+        elif what == "flip" and at < len(data):
+            data[at] ^= value
+        elif what == "insert":
+            data[at:at] = bytes([value]) * (1 + value % 3)
+        elif what == "delete":
+            del data[at : at + value % 8]
+        elif what == "cut":
+            del data[at:]
+    return bytes(data)
+
+
+def put_number(data, which, value):
+    """Write a number into one of the header's fields, as far as it fits the field's type."""
+    order = ">" if data[:1] == b"\0" else "<"
+    fields = FIELDS_2 if data[:4] in (struct.pack("<i", 540), struct.pack(">i", 540)) else FIELDS_1
+    slots = [
+        (start + index * struct.calcsize(form[-1]), form[-1])
+        for start, form in fields.items()
+        for index in range(int(form[:-1] or 1))
+    ]
+    at, form = slots[which % len(slots)]
+    try:
+        packed = struct.pack(f"{order}{form}", value if form in "fd" else int(value))
+    except (struct.error, OverflowError, ValueError):
+        return
+    data[at : at + len(packed)] = packed
+
+
+@st.composite
+def damaged(draw):
+    """Return the files of an image and a mask, of which one file is damaged."""
+    kinds = {"image": draw(st.sampled_from(KINDS)), "mask": draw(st.sampled_from(KINDS))}
+    samples = SAMPLES | (FLOATS if draw(st.booleans()) else {})
+    files = {role: dict(samples[role, kind]) for role, kind in kinds.items()}
+    role = draw(st.sampled_from(["image", "mask"]))
+    suffix = draw(st.sampled_from(sorted(files[role])))
+    content, changes = files[role][suffix], draw(edits)
+    inside = suffix.endswith(".gz") and draw(st.booleans())
+    files[role][suffix] = (
+        gzip.compress(edited(gzip.decompress(content), changes), 1) if inside else edited(content, changes)
+    )
+    return files
+
+
+def check(files, params):
+    """Convert a case and hold the rule: stored whole and readable, or one clear error and nothing left."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for role, contents in files.items():
+            for suffix, content in contents.items():
+                (folder / f"{role}.{suffix}").write_bytes(content)
+        image, mask = (
+            folder / f"{role}.{next(s for s in files[role] if not s.startswith('img'))}" for role in ("image", "mask")
+        )
+        store = prepare_store(folder / "store")
+        case = CaseFiles(case_id="x", patient_id="x", image=image, mask=mask, root=folder)
+        error = None
+        try:
+            info = convert_case(case, params, store)
+        except InputError as raised:
+            error = str(raised)
+        if error is None:
+            stored = open_store(store)["x"]
+            assert stored.info.as_json() == info.as_json()
+            assert stored.image[:].shape == stored.label[:].shape == info.shape
+        else:
+            assert str(folder) in error, "the message names the file"
+            assert "\n" not in error
+            assert open_store(store).case_ids == []
+        assert not list((store / ".partial").glob("*"))
+
+
+parameters = st.builds(
+    Params, labels=st.just(LITS_LABELS), geometry=st.sampled_from(["error", "trust-image"]), keep_text=st.booleans()
+)
+
+
+@pytest.mark.slow
+def test_any_damage_ends_in_a_stored_case_or_in_one_clear_error():
+    end = time.monotonic() + SECONDS
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    @given(damaged(), parameters)
+    @settings(max_examples=2500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    def holds(files, params):
+        if time.monotonic() < end:
+            check(files, params)
+
+    holds()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10, "KiB"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_samples_are_sound_before_they_are_damaged(kind):
+    check({role: SAMPLES[role, kind] for role in ("image", "mask")}, Params(labels=LITS_LABELS))
