@@ -19,21 +19,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from store.errors import PairingError
+from store.files import Place, place_of, relative
 from store.labels import LITS_LABELS, Labels, read_dataset_json
 from store.layout import check_case_id
 from store.naming import (
     FIRST_CHANNEL,
     LITS,
-    WHY_OTHER,
     Name,
     badly_named,
     case_id_of,
     find_files,
     is_text,
     name_of,
+    not_entered,
     other_scans,
+    why_no_scan,
 )
 from store.nifti import is_nifti_name, stem_of
+from store.remote import Remote
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,14 +48,16 @@ class CaseFiles:
 
     case_id: str
     patient_id: str
-    image: Path
-    mask: Path | None
-    root: Path
+    image: Place
+    mask: Place | None
+    root: Place
     """The collection: names in the store are relative to it."""
 
-    def name(self, path: Path) -> str:
+    def name(self, path: Place) -> str:
         """Return a file's path relative to the collection, with forward slashes."""
-        return Path(os.path.relpath(path, self.root)).as_posix()
+        if isinstance(path, Remote) and not isinstance(self.root, Remote):
+            return path.key
+        return relative(path, self.root)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +65,12 @@ class Collection:
     """What was found: cases, and files that belong to none with the reason."""
 
     cases: tuple[CaseFiles, ...]
-    left_out: tuple[tuple[Path, str], ...]
+    left_out: tuple[tuple[Place, str], ...]
     labels: Labels | None
     """Labels that the collection itself declares (``dataset.json``, LiTS names)."""
 
 
-def discover(source: Path) -> Collection:
+def discover(source: Place) -> Collection:
     """Find and pair the files below a folder, in any of the usual layouts.
 
     Raises
@@ -78,7 +83,7 @@ def discover(source: Path) -> Collection:
     root, files, others = (
         (source, find_files(source), other_scans(source)) if source.is_dir() else (source.parent, [source], [])
     )
-    names = {path: name_of(path.relative_to(root).as_posix()) for path in files}
+    names = {path: name_of(relative(path, root)) for path in files}
     found = [path for path in files if names[path].role == "image"]
     masks = [path for path in files if names[path].role == "mask"]
     if not found:
@@ -91,7 +96,8 @@ def discover(source: Path) -> Collection:
     used = set(paired.values())
     left_out = [
         *((path, "a further channel of a scan; a CT has one") for path in found if path not in images),
-        *((path, WHY_OTHER) for path in others),
+        *((path, why_no_scan(path)) for path in others),
+        *(not_entered(source) if source.is_dir() else ()),
         *((path, "its name is no valid UTF-8; rename it") for path in (badly_named(source) if source.is_dir() else ())),
         *((path, _why_unpaired(path, images)) for path in masks if path not in used),
     ]
@@ -99,18 +105,17 @@ def discover(source: Path) -> Collection:
     return checked(Collection(cases=tuple(cases), left_out=tuple(left_out), labels=declared_labels(root, images)))
 
 
-def _case(image: Path, mask: Path | None, root: Path) -> CaseFiles:
+def _case(image: Place, mask: Place | None, root: Place) -> CaseFiles:
     """Return a case named by its image; the folder that was given counts as the patient's where the name alone says nothing."""
-    relative = image.relative_to(root).as_posix() if image.parent != root else f"{root.resolve().name}/{image.name}"
-    case_id = case_id_of(relative)
+    whole = root.resolve() if isinstance(root, Path) else root
+    case_id = case_id_of(relative(image, root) if image.parent != root else f"{whole.name}/{image.name}")
     return CaseFiles(case_id=case_id, patient_id=case_id, image=image, mask=mask, root=root)
 
 
-def declared_labels(source: Path, images: list[Path]) -> Labels | None:
+def declared_labels(source: Place, images: list[Place]) -> Labels | None:
     """Return the labels of the one ``dataset.json`` beside or above the images, else LiTS's for LiTS names."""
-    folders = {
-        folder for image in images for folder in (image.parent, image.parent.parent) if folder.is_relative_to(source)
-    }
+    inside = {folder for image in images for folder in (image.parent, image.parent.parent)}
+    folders = {folder for folder in inside if _lies_in(folder, source)}
     documents = sorted(path for folder in folders if (path := folder / "dataset.json").is_file())
     if len(documents) == 1:
         return read_dataset_json(documents[0])
@@ -119,10 +124,17 @@ def declared_labels(source: Path, images: list[Path]) -> Labels | None:
     return None
 
 
+def _lies_in(folder: Place, source: Place) -> bool:
+    try:
+        return not relative(folder, source).startswith("..")
+    except ValueError:
+        return False
+
+
 def from_csv(table: Path) -> Collection:
     """Read cases from a CSV with the columns image, mask (may be empty), and optionally case_id and patient_id.
 
-    Paths are taken relative to the CSV's folder.
+    Paths are taken relative to the CSV's folder; URLs of an object store stand as they are.
     """
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
@@ -138,20 +150,24 @@ def from_csv(table: Path) -> Collection:
     for line, row in enumerate(rows, start=2):
         if not row["image"] or not all(is_text(Path(row.get(column) or "")) for column in ("image", "mask")):
             raise PairingError(f"{table}, line {line}: the column image is empty, or a path is no text.")
-        image, mask = root / row["image"], row.get("mask")
+        image, mask = _listed(root, row["image"]), row.get("mask")
         case_id = row.get("case_id") or case_id_of(row["image"])
         cases.append(
             CaseFiles(
                 case_id=case_id,
                 patient_id=row.get("patient_id") or case_id,
                 image=image,
-                mask=root / mask if mask else None,
+                mask=_listed(root, mask) if mask else None,
                 root=root,
             )
         )
     return checked(
         Collection(cases=tuple(cases), left_out=(), labels=declared_labels(root, [case.image for case in cases]))
     )
+
+
+def _listed(root: Path, text: str) -> Place:
+    return place_of(text) if "://" in text else root / text
 
 
 def from_patterns(images: str, masks: str | None) -> Collection:
@@ -222,20 +238,20 @@ def checked(collection: Collection) -> Collection:
     return collection
 
 
-def _pair(images: list[Path], masks: list[Path], names: Mapping[Path, Name]) -> dict[Path, Path]:
+def _pair(images: list[Place], masks: list[Place], names: Mapping[Place, Name]) -> dict[Place, Place]:
     """Return image -> mask: first by folder and key, then by key alone, in both rounds only where one fits one.
 
     The second round is for LiTS numbers, which are unique in their collection, and for one folder of images beside one of masks: a
     key like ``arterial`` in folders of several patients says nothing.
     """
     parallel = len({names[path].folder for path in images}) == 1 == len({names[path].folder for path in masks})
-    paired: dict[Path, Path] = {}
-    rounds: tuple[Callable[[Path], object], ...] = (
+    paired: dict[Place, Place] = {}
+    rounds: tuple[Callable[[Place], object], ...] = (
         lambda path: (names[path].folder, names[path].key),
         lambda path: names[path].key if parallel or names[path].key.startswith(LITS) else path,
     )
     for identity in rounds:
-        groups: dict[object, tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
+        groups: dict[object, tuple[list[Place], list[Place]]] = defaultdict(lambda: ([], []))
         used = set(paired.values())
         for path in images:
             if path not in paired:
@@ -247,7 +263,7 @@ def _pair(images: list[Path], masks: list[Path], names: Mapping[Path, Name]) -> 
     return paired
 
 
-def _why_unpaired(mask: Path, images: list[Path]) -> str:
+def _why_unpaired(mask: Place, images: list[Place]) -> str:
     key = name_of(mask.name).key
     same = [image.name for image in images if key and name_of(image.name).key == key]
     if len(same) > 1:
@@ -257,7 +273,7 @@ def _why_unpaired(mask: Path, images: list[Path]) -> str:
     return "a mask without an image of its name"
 
 
-def _is_extra_channel(path: Path, images: list[Path]) -> bool:
+def _is_extra_channel(path: Place, images: list[Place]) -> bool:
     match = re.search(r"_\d{4}$", stem_of(path.name))
     if not match or match[0] == FIRST_CHANNEL:
         return False
@@ -285,6 +301,6 @@ def _matches(pattern: str) -> dict[tuple[str, ...], Path]:
             found[key] = Path(name)
     if not found:
         raise PairingError(
-            f"{pattern}: matches no .nii or .nii.gz file; quote the pattern so that the shell leaves it alone."
+            f"{pattern}: matches no .nii, .nii.gz or .hdr file; quote the pattern so that the shell leaves it alone."
         )
     return found

@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 from store.files import sha256_of_json
 from store.labels import Labels
-from store.layout import FORMAT
+from store.layout import FORMAT, ProfileName
 
 Geometry = Literal["error", "trust-image"]
 
-ENCODING = 1
+ENCODING = 2
 """Raised whenever the same input would give other bytes."""
 
 
@@ -24,6 +24,9 @@ class Params:
     keep_text: bool = False
     """Whether free-text header fields, which may name a person, are kept."""
 
+    profile: ProfileName = "compact"
+    """How slices are compressed: ``compact``, or ``fast`` to read."""
+
     def as_json(self) -> dict[str, Any]:
         """Return what the hash is taken of."""
         return {
@@ -32,6 +35,7 @@ class Params:
             **(self.labels.as_json() if self.labels else {"labels": None}),
             "geometry": self.geometry,
             "keep_text": self.keep_text,
+            "profile": self.profile,
         }
 
     def sha256(self) -> str:

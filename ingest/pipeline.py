@@ -1,37 +1,44 @@
 """A collection -> a store: one Dask task a case, each the sole owner of its shards.
 
-1. Each case is new, unchanged (same files by size and time, or by hash), changed, or failed before; only what is left is submitted.
-2. Workers convert and return a small outcome; this process alone appends to the ledgers.
+1. Each case is new, unchanged (same files by size and time, or by hash), changed, or failed before; only what is left
+   is submitted, the largest first, so that no long case is left to the end.
+2. A worker claims its case, converts it and returns a small outcome; this process alone appends to the ledgers. A case
+   that another run has claimed is asked for again until it is done or its claim is free.
 3. A task that raises or loses its worker is a failure with a reason; the others go on.
 4. At the end the manifest, slice and lesion tables are built from the groups.
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from ingest.convert import convert_case
 from ingest.discover import CaseFiles, Collection
 from ingest.params import Params
 from store.case import SourceFile
-from store.errors import ConfigError, InputError, StoreError
-from store.files import append_line, read_lines, sha256_of_file
-from store.layout import DOCUMENT, FAILURES, GROUP, LEDGER
+from store.claims import claimed, claimed_in_turn
+from store.errors import ConfigError, InputError, ReadError, StoreError
+from store.files import Ledger, Place, read_lines, sha256_of_file
+from store.layout import DOCUMENT, FAILURES, GROUP, LEDGER, TABLES
 from store.manifest import reindex
 from store.naming import natural_key
+from store.nifti import files_of
 from store.progress import progress
-from store.reader import Store, open_store
+from store.reader import Store, case_in, open_store
 from store.screen import peak_mib
 from store.writer import prepare_store, remove_partial
 
-Status = Literal["done", "unchanged", "failed", "failed before"]
+Status = Literal["done", "unchanged", "failed", "failed before", "claimed"]
+ASK_AGAIN_SECONDS = 2.0
+"""How long a case that another run works on is left before it is asked for again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +46,9 @@ class Options:
     """How to run; none of it changes the bytes of a store."""
 
     workers: int = 0
-    """Processes; 0 is one per core."""
+    """Processes; 0 is one per core, or per case where there are fewer."""
+    threads: int = 0
+    """Threads of each process that work on one case; 0 shares the cores out evenly."""
     scheduler: str | None = None
     """Address of a Dask scheduler, instead of processes here."""
     shard: tuple[int, int] | None = None
@@ -57,7 +66,7 @@ class Outcome:
     status: Status
     reason: str = ""
     passing: bool = False
-    """Whether the reason lies not in the case's files (a full disk, a killed worker), so that it is tried again."""
+    """Whether the reason lies not in the case's files (a full disk, a read error, a killed worker), so that it is tried again."""
     slices: int = 0
     voxel_bytes: int = 0
     warnings: tuple[str, ...] = ()
@@ -83,7 +92,7 @@ class Report:
         return [outcome for outcome in self.outcomes if outcome.status in ("failed", "failed before")]
 
 
-def ingest(collection: Collection, store: str | Path, params: Params, options: Options) -> Report:
+def ingest(collection: Collection, store: str | Place, params: Params, options: Options) -> Report:
     """Bring a collection into a store; the same call again does only what is left.
 
     Raises
@@ -92,23 +101,21 @@ def ingest(collection: Collection, store: str | Path, params: Params, options: O
         The store holds cases of other parameters.
     """
     start = time.perf_counter()
-    root = prepare_store(store).resolve()
+    root = prepare_store(store).absolute()
     remove_partial(root)
     cases = [absolute(case) for case in collection.cases]
     if options.shard:
         cases = cases[options.shard[0] :: options.shard[1]]
     outcomes: list[Outcome] = []
-    left: list[tuple[CaseFiles, bool]] = []
-    for case, known in _planned(cases, root, params, options):
-        if isinstance(known, Outcome):
-            outcomes.append(known)
-        else:
-            left.append((case, known))
+    left: list[Task] = []
+    for planned in _planned(cases, root, params, options):
+        (outcomes if isinstance(planned, Outcome) else left).append(planned)  # type: ignore[arg-type]
     outcomes += _run(left, root, params, options)
     problem = ""
     if not options.shard:
         try:
-            reindex(root)
+            with claimed_in_turn(root, TABLES):
+                reindex(root)
         except OSError as error:
             problem = f"the tables could not be written ({error.strerror or error}); make room, then `slicemill store reindex {root}`."
     outcomes.sort(key=lambda outcome: natural_key(outcome.case_id))
@@ -122,27 +129,51 @@ def absolute(case: CaseFiles) -> CaseFiles:
     )
 
 
-def _planned(
-    cases: list[CaseFiles], root: Path, params: Params, options: Options
-) -> Iterator[tuple[CaseFiles, Outcome | bool]]:
-    """Yield each case with its outcome when that is known, else with whether its hash must be compared first."""
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A case that is to be looked at."""
+
+    case: CaseFiles
+    seen: str | None
+    """What told the case apart that was in the store when the run began; None where there was none."""
+    compare: bool
+    """Whether its files are compared with the stored hashes before it is done again."""
+    megabytes: float
+
+
+def _planned(cases: list[CaseFiles], root: Place, params: Params, options: Options) -> Iterator[Outcome | Task]:
+    """Yield each case's outcome where that is known, else what is to be done."""
     store = open_store(root)
     present = set(store.case_ids)
     done = {line.get("case_id"): line for line in read_lines(root / LEDGER)}
     failed = {line.get("case_id"): line for line in read_lines(root / FAILURES)}
     for case in cases:
         stamp = stamp_of(case, params)
-        if case.case_id in present and not options.overwrite:
-            same = done.get(case.case_id, {}).get("stamp") == stamp
+        there = case.case_id in present
+        if there and not options.overwrite:
+            if done.get(case.case_id, {}).get("stamp") == stamp and not options.rehash:
+                yield Outcome(case_id=case.case_id, status="unchanged")
+                continue
             _check_params(store, case.case_id, params)
-            yield case, Outcome(case_id=case.case_id, status="unchanged") if same and not options.rehash else True
         elif _failed_for_good(failed.get(case.case_id, {}), stamp) and not (options.retry_failed or options.overwrite):
-            yield (
-                case,
-                Outcome(case_id=case.case_id, status="failed before", reason=failed[case.case_id].get("reason", "")),
-            )
-        else:
-            yield case, False
+            reason = failed[case.case_id].get("reason", "")
+            yield Outcome(case_id=case.case_id, status="failed before", reason=reason)
+            continue
+        yield Task(
+            case=case,
+            seen=identity(root, case.case_id) if there else None,
+            compare=there and not options.overwrite,
+            megabytes=_megabytes(stamp),
+        )
+
+
+def identity(root: Place, case_id: str) -> str | None:
+    """Return what tells a stored case apart from one that another run puts in its place; None where there is none."""
+    try:
+        status = (root / GROUP / case_id / DOCUMENT).stat()
+    except OSError:
+        return None
+    return f"{status.st_mtime_ns}/{getattr(status, 'st_ino', None) or getattr(status, 'e_tag', None)}"
 
 
 def _failed_for_good(line: dict[str, Any], stamp: dict[str, Any]) -> bool:
@@ -163,14 +194,14 @@ def _check_params(store: Store, case_id: str, params: Params) -> None:
 def stamp_of(case: CaseFiles, params: Params) -> dict[str, Any]:
     """Return what tells whether a case must be done again: size and time of its files, and the parameters."""
 
-    def mark(path: Path | None) -> list[int] | None:
+    def mark(path: Place | None) -> list[int] | None:
         if path is None:
             return None
         try:
-            status = path.stat()
+            found = [file.stat() for file in files_of(path)]
         except OSError:
             return [-1, -1]
-        return [status.st_size, status.st_mtime_ns]
+        return [number for status in found for number in (status.st_size, status.st_mtime_ns)]
 
     return {
         "image": mark(case.image),
@@ -180,16 +211,26 @@ def stamp_of(case: CaseFiles, params: Params) -> dict[str, Any]:
     }
 
 
-def run_case(case: CaseFiles, params: Params, root: Path, *, compare_hash: bool) -> Outcome:
-    """Convert one case, or find it unchanged by its hash; every reason that is the user's to mend becomes an outcome."""
+def run_case(task: Task, params: Params, root: Place, threads: int) -> Outcome:
+    """Claim one case and convert it, or find it unchanged; every reason that is the user's to mend becomes an outcome."""
+    case = task.case
     try:
-        if compare_hash and _same_content(case, root):
-            return Outcome(case_id=case.case_id, status="unchanged")
-        info = convert_case(case, params, root)
+        with claimed(root, case.case_id) as ours:
+            if not ours:
+                return Outcome(case_id=case.case_id, status="claimed")
+            # another run may have done it since this one began
+            done_since = identity(root, case.case_id) not in (task.seen, None)
+            if (task.compare or done_since) and _same_content(case, params, root):
+                return Outcome(case_id=case.case_id, status="unchanged")
+            info = convert_case(case, params, root, threads=threads)
     except InputError as error:
-        return Outcome(case_id=case.case_id, status="failed", reason=str(error))
+        passing = isinstance(error, ReadError)
+        return Outcome(case_id=case.case_id, status="failed", reason=str(error), passing=passing)
     except OSError as error:
         reason = f"{error.filename or root}: {error.strerror or error}."
+        return Outcome(case_id=case.case_id, status="failed", reason=reason, passing=True)
+    except MemoryError:
+        reason = f"{case.image}: not enough memory to read it; use fewer --workers, or machines with more."
         return Outcome(case_id=case.case_id, status="failed", reason=reason, passing=True)
     slices, ny, nx = info.shape
     return Outcome(
@@ -202,56 +243,90 @@ def run_case(case: CaseFiles, params: Params, root: Path, *, compare_hash: bool)
     )
 
 
-def _same_content(case: CaseFiles, root: Path) -> bool:
-    info = open_store(root)[case.case_id].info
+def _same_content(case: CaseFiles, params: Params, root: Place) -> bool:
+    info = case_in(root, case.case_id).info
     pairs = ((case.image, info.image), (case.mask, info.mask))
 
-    def same(path: Path | None, source: SourceFile | None) -> bool:
+    def same(path: Place | None, source: SourceFile | None) -> bool:
         if path is None or source is None:
             return path is None and source is None
-        return sha256_of_file(path) == source.sha256
+        return sha256_of_file(*files_of(path)) == source.sha256
 
-    return info.patient_id == case.patient_id and all(same(path, source) for path, source in pairs)
+    known = info.patient_id == case.patient_id and info.params_sha256 == params.sha256()
+    return known and all(same(path, source) for path, source in pairs)
 
 
-def _run(left: list[tuple[CaseFiles, bool]], root: Path, params: Params, options: Options) -> list[Outcome]:
+def _run(left: list[Task], root: Place, params: Params, options: Options) -> list[Outcome]:
     if not left:
         return []
+    left = sorted(left, key=lambda task: -task.megabytes)
+    total = sum(task.megabytes for task in left)
+    workers = min(options.workers or len(os.sched_getaffinity(0)), len(left))
+    threads = options.threads or (1 if options.scheduler else max(1, len(os.sched_getaffinity(0)) // workers))
+    ledgers = {False: Ledger(root / LEDGER), True: Ledger(root / FAILURES)}
+    outcomes: list[Outcome] = []
+    with _client(options, workers) as client, progress("ingest", total, "MB") as advance:
+        start = time.perf_counter()
+        try:
+            for task, outcome in _outcomes(client, left, (params, root, threads)):
+                if outcome.status == "claimed":
+                    advance(0, f"waiting for {outcome.case_id}, which another run has claimed")
+                    continue
+                failed = outcome.status == "failed"
+                ledgers[failed].append(_record(task.case, params, outcome))
+                outcomes.append(outcome)
+                advance(task.megabytes, _pace(outcomes, time.perf_counter() - start))
+        finally:
+            for ledger in ledgers.values():
+                ledger.flush()
+    return outcomes
+
+
+def _outcomes(client: Any, left: list[Task], settings: tuple[Params, Place, int]) -> Iterator[tuple[Task, Outcome]]:
+    """Yield what becomes of each task, in the order in which they end; one that is claimed elsewhere comes again.
+
+    A bug is raised when all others have ended.
+    """
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
-    outcomes: list[Outcome] = []
     bug: BaseException | None = None
-    by_id = {case.case_id: case for case, _ in left}
-    megabytes = {case_id: _megabytes(case) for case_id, case in by_id.items()}
-    with _client(options, len(left)) as client, progress("ingest", sum(megabytes.values()), "MB") as advance:
-        start = time.perf_counter()
-        futures = {
-            client.submit(
-                run_case, case, params, root, compare_hash=compare, key=f"ingest-{case.case_id}-{index}", pure=False
-            ): case.case_id
-            for index, (case, compare) in enumerate(left)
-        }
-        for future in as_completed(futures):
-            case_id = futures[future]
+    params, root, threads = settings
+    turn = itertools.count()
+
+    def submit(task: Task) -> Any:
+        # a key of its own for each turn: Dask hands out the old result for one that it knows
+        key = f"ingest-{task.case.case_id}-{next(turn)}-{uuid.uuid4().hex[:8]}"
+        return client.submit(run_case, task, params, root, threads, key=key, pure=False)
+
+    futures = {submit(task): task for task in left}
+    waiting: list[Task] = []
+    while futures:
+        for future in as_completed(list(futures)):
+            task = futures.pop(future)
             error = future.exception()
-            outcome = future.result() if error is None else _lost(case_id, error)
+            outcome = future.result() if error is None else _lost(task.case.case_id, error)
             if error is not None and not isinstance(error, KilledWorker):
                 bug = bug or error
-            if outcome.status == "done" and not (root / GROUP / case_id / DOCUMENT).is_file():
-                outcome = replace(
-                    outcome,
-                    status="failed",
-                    reason=f"{case_id}: written where this process cannot see it; use a shared folder.",
-                )
-            _note(root, by_id[case_id], params, outcome)
-            outcomes.append(outcome)
-            slices = sum(one.slices for one in outcomes)
-            failures = sum(one.status == "failed" for one in outcomes)
-            advance(megabytes[case_id], f"{slices / (time.perf_counter() - start):,.0f} slices/s, {failures} failed")
+            if outcome.status == "done" and identity(root, outcome.case_id) is None:
+                reason = f"{outcome.case_id}: written where this process cannot see it; use a shared folder."
+                outcome = replace(outcome, status="failed", reason=reason)
+            if outcome.status == "claimed":
+                waiting.append(task)
+            yield task, outcome
+        if waiting:
+            time.sleep(ASK_AGAIN_SECONDS)
+            futures, waiting = {submit(task): task for task in waiting}, []
     if bug is not None:
         raise bug
-    return outcomes
+
+
+def _pace(outcomes: list[Outcome], seconds: float) -> str:
+    """Return slices and bytes of voxels a second, and how many cases failed so far."""
+    slices = sum(outcome.slices for outcome in outcomes)
+    gigabytes = sum(outcome.voxel_bytes for outcome in outcomes) / 1e9
+    failed = sum(outcome.status == "failed" for outcome in outcomes)
+    return f"{slices / seconds:,.0f} slices/s, {gigabytes / seconds:.2f} GB/s of voxels, {failed} failed"
 
 
 def _lost(case_id: str, error: BaseException) -> Outcome:
@@ -267,25 +342,22 @@ def _lost(case_id: str, error: BaseException) -> Outcome:
     return Outcome(case_id=case_id, status="failed", reason=reason, passing=True)
 
 
-def _note(root: Path, case: CaseFiles, params: Params, outcome: Outcome) -> None:
-    """Append an outcome to the ledger of what is done, or to that of what failed."""
+def _record(case: CaseFiles, params: Params, outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome's line of the ledger of what is done, or of that of what failed."""
     record: dict[str, Any] = {"case_id": case.case_id, "stamp": stamp_of(case, params)}
     if outcome.status == "failed":
-        append_line(
-            root / FAILURES,
-            {**record, "image": case.name(case.image), "reason": outcome.reason, "passing": outcome.passing},
-        )
-    else:
-        append_line(root / LEDGER, {**record, "status": outcome.status})
+        return {**record, "image": case.name(case.image), "reason": outcome.reason, "passing": outcome.passing}
+    return {**record, "status": outcome.status}
 
 
-def _megabytes(case: CaseFiles) -> float:
-    paths = [path for path in (case.image, case.mask) if path is not None and path.exists()]
-    return sum(path.stat().st_size for path in paths) / 1e6
+def _megabytes(stamp: dict[str, Any]) -> float:
+    """Return the size of a case's files by their stamp."""
+    marks: list[list[int] | None] = [stamp["image"], stamp["mask"]]
+    return sum(max(0, mark[0]) for mark in marks if mark) / 1e6
 
 
 @contextlib.contextmanager
-def _client(options: Options, tasks: int) -> Iterator[Any]:
+def _client(options: Options, workers: int) -> Iterator[Any]:
     """Yield a Dask client: of the scheduler asked for, or of processes here, one thread each."""
     from distributed import Client, LocalCluster
 
@@ -297,17 +369,22 @@ def _client(options: Options, tasks: int) -> Iterator[Any]:
         with client:
             yield client
         return
-    workers = min(options.workers or len(os.sched_getaffinity(0)), tasks)
     with contextlib.ExitStack() as stack:
-        with _interrupts_ignored():
-            cluster = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                dashboard_address=None,
-                silence_logs=logging.CRITICAL,
-            )
-            stack.enter_context(cluster)
+        try:
+            with _interrupts_ignored():
+                cluster = LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    dashboard_address=":0",  # any port: another run of this machine may have the usual one
+                    silence_logs=logging.CRITICAL,
+                )
+        except (RuntimeError, OSError, TimeoutError) as error:
+            raise ConfigError(
+                f"the {workers} worker processes could not be started, or were ended at once ({error}). Is there memory for them? "
+                "What was finished is kept; use fewer --workers, or run the same command again."
+            ) from error
+        stack.enter_context(cluster)
         yield stack.enter_context(Client(cluster))
 
 

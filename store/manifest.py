@@ -1,7 +1,7 @@
 """The tables of a store, derived from its groups alone: one row a case, a slice, a lesion."""
 
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -9,11 +9,15 @@ import pyarrow.parquet as pq
 
 from store.case import CaseInfo
 from store.errors import StoreError
-from store.files import local_path, sha256_of_json, write_csv, written_whole
-from store.layout import LESIONS, MANIFEST, SLICES
+from store.files import Place, place_of, sha256_of_file, sha256_of_json, write_csv, write_json, written_whole
+from store.layout import CHECKSUMS, DOCUMENT, GROUP, IMAGE, LABEL, LESIONS, MANIFEST, SLICES
 from store.reader import Store, open_store
 
 Row = dict[str, Any]
+
+MAIN_COLUMNS = ("case_id", "nz", "ny", "nx", "spacing_z_mm", "spacing_x_mm", "orientation", "has_tumor", "n_lesions", "tumor_volume_ml",
+                "tumor_percent_organ", "organ_volume_ml", "max_axial_diameter_mm", "hu_min", "hu_max")  # fmt: skip
+"""What a person reads first; all columns stand in manifest.csv."""
 
 
 def manifest_row(info: CaseInfo) -> Row:
@@ -84,18 +88,40 @@ def flat(record: Row) -> Row:
     return row
 
 
-def reindex(url: str | Path) -> list[Row]:
-    """Build the three tables of a store from its groups and return the manifest's rows."""
+def reindex(url: str | Place) -> list[Row]:
+    """Build the three tables of a store, and the checksums, from its groups and return the manifest's rows."""
     store = open_store(url)
     infos = [case.info for case in store]
     manifest = [manifest_row(info) for info in infos]
     _write_table(store.root, MANIFEST, manifest)
     _write_table(store.root, SLICES, [row for info in infos for row in slice_rows(info)])
     _write_table(store.root, LESIONS, [row for info in infos for row in lesion_rows(info)])
+    checksums = {
+        "tables": {name: sha256_of_file(store.root / name) for name in table_names()},
+        "cases": {case_id: case_documents_sha256(store.root, case_id) for case_id in store.case_ids},
+    }
+    write_json(store.root / CHECKSUMS, checksums)
     return manifest
 
 
-def read_table(url: str | Path, name: str) -> list[Row]:
+def table_names() -> tuple[str, ...]:
+    """Return the names of the tables' files."""
+    return (f"{MANIFEST}.parquet", f"{MANIFEST}.csv", f"{SLICES}.parquet", f"{LESIONS}.parquet")
+
+
+def case_documents_sha256(root: Place, case_id: str) -> str:
+    """Return one hash of a case's Zarr documents: its group's and its arrays'."""
+    folder = root / GROUP / case_id
+    found = []
+    for name in (DOCUMENT, f"{IMAGE}/{DOCUMENT}", f"{LABEL}/{DOCUMENT}"):
+        try:
+            found.append((name, sha256_of_file(folder / name)))
+        except FileNotFoundError:
+            continue
+    return sha256_of_json(found)
+
+
+def read_table(url: str | Place, name: str) -> list[Row]:
     """Return the rows of a table: manifest, slices or lesions.
 
     Raises
@@ -103,9 +129,9 @@ def read_table(url: str | Path, name: str) -> list[Row]:
     StoreError
         The table is not there or cannot be read.
     """
-    path = local_path(url) / f"{name}.parquet"
+    path = place_of(url) / f"{name}.parquet"
     try:
-        rows: list[Row] = pq.read_table(path).to_pylist()
+        rows: list[Row] = pq.read_table(pa.BufferReader(path.read_bytes())).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise StoreError(
             f"{path}: cannot be read; `slicemill store reindex {url}` builds it from the store."
@@ -121,7 +147,7 @@ def store_sha256(store: Store) -> str:
     )
 
 
-def _write_table(root: Path, name: str, rows: list[Row]) -> None:
+def _write_table(root: Place, name: str, rows: list[Row]) -> None:
     columns = _columns(rows)
     complete = [{column: row.get(column) for column in columns} for row in rows]
     with written_whole(root / f"{name}.parquet") as aside:

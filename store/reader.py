@@ -1,13 +1,15 @@
 """Opens a store and reads slices out of it.
 
-A slice of our own layout costs one read and one decompression into the caller's buffer: the shard's index is read
-once and kept. Any other valid Zarr v3 array at the same place is read through zarr-python.
+A slice of our own layout costs one read (of a file, or one request) and one decompression into the caller's buffer: the
+shard's index is read once and kept, and neighboring slices come in one read. Any other valid Zarr v3 array at the same
+place is read through zarr-python.
 """
 
+import itertools
 import json
 import os
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from numcodecs import blosc, zstd
 
 from store.case import CaseInfo, case_from_json
 from store.errors import StoreError
-from store.files import local_path
+from store.files import Place, place_of
 from store.layout import (
     ABSENT,
     ATTRIBUTE,
@@ -30,29 +32,37 @@ from store.layout import (
     LABEL,
     SHARD,
     ArrayName,
-    array_document,
+    profile_of,
 )
 from store.naming import natural_key
+from store.remote import Remote
 
 BLOSC_HEADER_BYTES = 16
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 MAX_SLICE_BYTES = 1 << 31
+CRC_RESIDUE = 0x48674BC7
+"""crc32c of any bytes followed by their crc32c, little endian (RFC 3720, B.4 gives the polynomial)."""
+OPEN_FILES = 128
+"""Shards kept open; a system allows a process 1,024 open files or more."""
+MAX_RANGE_BYTES = 32 << 20
+_READERS = itertools.count()
+GAP_BYTES = 1 << 20
+"""Slices whose bytes lie no farther apart than this come in one read: about what a request costs in time."""
 
 
-def without_checksum(data: bytes, what: str) -> memoryview:
+def without_checksum(data: bytes) -> memoryview:
     """Return `data` without its trailing crc32c.
+
+    The checksum of bytes followed by their own checksum is a constant, so that nothing needs to be copied to check it.
 
     Raises
     ------
-    StoreError
+    ValueError
         The checksum does not fit: the bytes were damaged.
     """
-    content = memoryview(data)[:-CRC_BYTES]
-    if len(data) < CRC_BYTES or google_crc32c.value(bytes(content)) != int.from_bytes(data[-CRC_BYTES:], "little"):
-        raise StoreError(
-            f"{what}: the checksum does not fit, the bytes are damaged. Ingest the case again with --overwrite."
-        )
-    return content
+    if len(data) < CRC_BYTES or google_crc32c.value(data) != CRC_RESIDUE:
+        raise ValueError("the checksum does not fit, the bytes are damaged. Ingest the case again with --overwrite.")
+    return memoryview(data)[:-CRC_BYTES]
 
 
 def zstd_content_size(data: memoryview) -> int | None:
@@ -66,12 +76,31 @@ def zstd_content_size(data: memoryview) -> int | None:
     return int.from_bytes(data[start : start + width], "little") + (256 if flag == 1 else 0) if width else None
 
 
+class _OpenFile:
+    """A file that is open for reading until nobody holds it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+@lru_cache(maxsize=OPEN_FILES)
+def _open_file(path: Path, _reader: int) -> _OpenFile:
+    """Return the open shard of one reader; those used last stay open."""
+    return _OpenFile(path)
+
+
 class SliceArray:
     """The slices of one array, any[z, y, x], read one at a time; safe to use from several threads."""
 
-    def __init__(self, folder: Path, name: ArrayName) -> None:
+    def __init__(self, folder: Place, name: ArrayName) -> None:
+        self._shard = folder / SHARD
         self._folder = folder
         self._name = name
+        self._reader = next(_READERS)
         document = read_document(folder)
         try:
             nz, ny, nx = (int(extent) for extent in document["shape"])
@@ -83,8 +112,9 @@ class SliceArray:
         if min(self.shape) < 1 or ny * nx * self.dtype.itemsize > MAX_SLICE_BYTES:
             raise StoreError(f"{folder}: shape {self.shape} is none that a scan can have.")
         self._fill_value = document.get("fill_value", 0)
-        self.is_own_layout = same_layout(document, array_document(name, self.shape))
-        """Whether the fast reader applies; zarr-python reads everything else."""
+        self.profile = profile_of(document, name, self.shape)
+        """Whose bytes these are; None for another valid layout, which zarr-python reads."""
+        self._is_zstd = self.profile == "compact" and name == LABEL
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -99,49 +129,122 @@ class SliceArray:
         StoreError
             Bytes are missing or damaged.
         """
-        if not 0 <= z < len(self):
-            raise IndexError(f"slice {z} of {len(self)}")
         if out is None:
             out = np.empty(self.shape[1:], dtype=self.dtype)
-        if not self.is_own_layout:
-            out[...] = self._zarr[z]
+        if self.profile is None:
+            out[...] = self._through_zarr(self._checked(z))
             return out
-        offset, length = (int(value) for value in self._index[z])
-        what = f"{self._folder / SHARD}, slice {z}"
-        if offset == length == ABSENT:
-            out[...] = self._fill_value
+        self._decode(z, self.encoded(z), out)
+        return out
+
+    def encoded(self, z: int) -> bytes:
+        """Return the bytes of the slice at `z` as they stand in the shard, with their checksum; none for one that is all fill value."""
+        offset, length = self._index[0][self._checked(z)]
+        return b"" if length == ABSENT else self._read(offset, length)
+
+    def read_many(self, wanted: Sequence[int], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Return several slices: any[n, y, x]; from an object store, neighbors come in one request.
+
+        Raises
+        ------
+        IndexError
+            There is no such slice.
+        StoreError
+            Bytes are missing or damaged.
+        """
+        if self.profile is not None:
+            _ = self._places  # a shape that the shard cannot hold is refused before memory is taken for it
+        if out is None:
+            out = np.empty((len(wanted), *self.shape[1:]), dtype=self.dtype)
+        if self.profile is None or not isinstance(self._shard, Remote):
+            for row, z in zip(out, wanted, strict=True):
+                self.read(z, row)
             return out
-        self._decode(without_checksum(self._pread(offset, length), what), out, what)
+        for start, end, rows in self._ranges(wanted):
+            data = self._read(start, end - start) if end > start else b""
+            for row in rows:
+                offset, length = self._places[wanted[row]]
+                part = b"" if length == ABSENT else data[offset - start : offset - start + length]
+                self._decode(wanted[row], part, out[row])
         return out
 
     def __getitem__(self, key: int | slice) -> npt.NDArray[Any]:
         if isinstance(key, slice):
-            chosen = range(len(self))[key]
-            if self.is_own_layout:
-                _ = self._index  # a shape that the shard cannot hold is refused before memory is taken for it
-            volume = np.empty((len(chosen), *self.shape[1:]), dtype=self.dtype)
-            for out, z in zip(volume, chosen, strict=True):
-                self.read(z, out)
-            return volume
+            return self.read_many(range(len(self))[key])
         return self.read(key if key >= 0 else key + len(self))
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
         return (self.read(z) for z in range(len(self)))
 
+    def check_bytes(self) -> None:
+        """Raise a StoreError unless slices and index fill the shard without a gap or an overlap, so that every byte is checked."""
+        if self.profile is None:
+            return
+        present = sorted(place for place in self._places if place[1] != ABSENT)
+        end = 0
+        for offset, length in present:
+            if offset != end:
+                raise StoreError(f"{self._shard}: bytes {end} to {offset} belong to no slice, or to two.")
+            end = offset + length
+        if end != self._content_bytes:
+            raise StoreError(f"{self._shard}: bytes {end} to {self._content_bytes} belong to no slice.")
+
+    def _checked(self, z: int) -> int:
+        if not 0 <= z < len(self):
+            raise IndexError(f"slice {z} of {len(self)}")
+        return z
+
+    def _ranges(self, wanted: Sequence[int]) -> Iterable[tuple[int, int, list[int]]]:
+        """Return ranges of bytes with the rows of `wanted` that lie in them; near ones are joined up to MAX_RANGE_BYTES."""
+        ranges: list[tuple[int, int, list[int]]] = []
+        places = [self._places[self._checked(z)] for z in wanted]
+        for row in sorted(range(len(wanted)), key=lambda row: places[row]):
+            offset, length = places[row]
+            start, end, rows = ranges[-1] if ranges else (0, 0, [])
+            if length == ABSENT:
+                ranges.append((0, 0, [row]))
+            elif end > start and offset <= end + GAP_BYTES and offset + length - start <= MAX_RANGE_BYTES:
+                ranges[-1] = (start, max(end, offset + length), [*rows, row])
+            else:
+                ranges.append((offset, offset + length, [row]))
+        return ranges
+
     @cached_property
-    def _index(self) -> npt.NDArray[np.uint64]:
+    def _index(self) -> tuple[list[tuple[int, int]], int]:
+        """Return offset and length of each slice, and how many bytes lie before the index."""
         size = len(self) * INDEX_ENTRY_BYTES + CRC_BYTES
-        shard = self._folder / SHARD
-        end = self._size()
+        data, end = self._read_end(size)
         if end < size:
-            raise StoreError(f"{shard}: {end} bytes cannot hold the index of {len(self)} slices; it is truncated.")
-        index = np.frombuffer(without_checksum(self._pread(end - size, size), f"{shard}, index"), dtype="<u8").reshape(
-            -1, 2
-        )
-        present = index[(index != ABSENT).any(axis=1)]
-        if (present.astype(object).sum(axis=1) > end - size).any():
-            raise StoreError(f"{shard}: its index points outside the file.")
-        return index
+            raise StoreError(
+                f"{self._shard}: {end} bytes cannot hold the index of {len(self)} slices; it is truncated."
+            )
+        try:
+            index = np.frombuffer(without_checksum(data), dtype="<u8").reshape(-1, 2)
+        except ValueError as error:
+            raise StoreError(f"{self._shard}, index: {error}") from error
+        places = [(int(offset), int(length)) for offset, length in index.tolist()]
+        for offset, length in places:
+            if (offset == ABSENT) != (length == ABSENT) or (length != ABSENT and offset + length > end - size):
+                raise StoreError(f"{self._shard}: its index points outside the file.")
+        return places, end - size
+
+    @property
+    def _places(self) -> list[tuple[int, int]]:
+        return self._index[0]
+
+    @property
+    def _content_bytes(self) -> int:
+        return self._index[1]
+
+    def _through_zarr(self, z: int) -> npt.NDArray[Any]:
+        """Return a slice of another layout; whatever zarr-python raises says that it cannot be read."""
+        if isinstance(self._folder, Remote):
+            raise StoreError(f"{self._folder}: is not in slicemill's layout; copy it to a local disk to read it.")
+        try:
+            voxels: npt.NDArray[Any] = self._zarr[z]
+        except Exception as error:
+            raise StoreError(f"{self._folder}: cannot be read, not by zarr-python either ({error}).") from error
+        return voxels
 
     @cached_property
     def _zarr(self) -> Any:
@@ -149,47 +252,49 @@ class SliceArray:
 
         return zarr.open_array(str(self._folder), mode="r")
 
-    def _size(self) -> int:
+    def _read(self, offset: int, length: int) -> bytes:
         try:
-            return (self._folder / SHARD).stat().st_size
+            if isinstance(self._shard, Remote):
+                data = self._shard.read_range(offset, length)
+            else:
+                data = os.pread(_open_file(self._shard, self._reader).descriptor, length, offset)
         except OSError as error:
-            raise StoreError(f"{self._folder / SHARD}: cannot be read: {error.strerror}.") from error
-
-    def _pread(self, offset: int, length: int) -> bytes:
-        try:
-            descriptor = os.open(self._folder / SHARD, os.O_RDONLY)
-        except OSError as error:
-            raise StoreError(f"{self._folder / SHARD}: cannot be read: {error.strerror}.") from error
-        try:
-            data = os.pread(descriptor, length, offset)
-        finally:
-            os.close(descriptor)
+            raise StoreError(f"{self._shard}: cannot be read: {error.strerror}.") from error
         if len(data) != length:
-            raise StoreError(f"{self._folder / SHARD}: ends early; {len(data)} of {length} bytes at {offset}.")
+            raise StoreError(f"{self._shard}: ends early; {len(data)} of {length} bytes at {offset}.")
         return data
 
-    def _decode(self, data: memoryview, out: npt.NDArray[Any], what: str) -> None:
+    def _read_end(self, length: int) -> tuple[bytes, int]:
         try:
-            if self._name == IMAGE:
-                decoded, stored = int.from_bytes(data[4:8], "little"), int.from_bytes(data[12:16], "little")
-                if len(data) < BLOSC_HEADER_BYTES or stored != len(data) or decoded != out.nbytes:
-                    raise StoreError(f"{what}: is not a blosc chunk of {out.nbytes} bytes.")
-                blosc.decompress(data, out)
+            if isinstance(self._shard, Remote):
+                return self._shard.read_end(length)
+            descriptor = _open_file(self._shard, self._reader).descriptor
+            size = os.fstat(descriptor).st_size
+            return (os.pread(descriptor, length, size - length) if length <= size else b""), size
+        except OSError as error:
+            raise StoreError(f"{self._shard}: cannot be read: {error.strerror}.") from error
+
+    def _decode(self, z: int, data: bytes, out: npt.NDArray[Any]) -> None:
+        """Decode the bytes of the slice at `z` into `out`; no bytes are a slice that is all fill value."""
+        if not data:
+            out[...] = self._fill_value
+            return
+        try:
+            encoded = without_checksum(data)
+            if self._is_zstd:
+                if zstd_content_size(encoded) != out.nbytes:
+                    raise ValueError(f"is not a zstd chunk of {out.nbytes} bytes.")
+                zstd.decompress(encoded, out)
             else:
-                if zstd_content_size(data) != out.nbytes:
-                    raise StoreError(f"{what}: is not a zstd chunk of {out.nbytes} bytes.")
-                zstd.decompress(data, out)
+                decoded, stored = int.from_bytes(encoded[4:8], "little"), int.from_bytes(encoded[12:16], "little")
+                if len(encoded) < BLOSC_HEADER_BYTES or stored != len(encoded) or decoded != out.nbytes:
+                    raise ValueError(f"is not a blosc chunk of {out.nbytes} bytes.")
+                blosc.decompress(encoded, out)
         except (RuntimeError, ValueError) as error:
-            raise StoreError(f"{what}: cannot be decoded ({error}).") from error
+            raise StoreError(f"{self._shard}, slice {z}: {error}") from error
 
 
-def same_layout(document: dict[str, Any], ours: dict[str, Any]) -> bool:
-    """Return whether an array document describes exactly the bytes that our own one does."""
-    keys = ("shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs")
-    return all(document.get(key) == ours[key] for key in keys)
-
-
-def read_document(folder: Path) -> dict[str, Any]:
+def read_document(folder: Place) -> dict[str, Any]:
     """Return a node's ``zarr.json``."""
     try:
         document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
@@ -203,7 +308,7 @@ def read_document(folder: Path) -> dict[str, Any]:
 class Case:
     """One case of a store: what is known of it, and its slices."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Place) -> None:
         self.image = SliceArray(folder / IMAGE, "image")
         """int16[z, y, x], HU."""
         attributes = read_document(folder).get("attributes")
@@ -225,7 +330,7 @@ class Store:
     >>> store["volume-17"].image[40]                # doctest: +SKIP
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Place) -> None:
         self.root = root
         self._cases: dict[str, Case] = {}
 
@@ -233,6 +338,10 @@ class Store:
     def case_ids(self) -> list[str]:
         """Return the ids of the whole cases, sorted naturally (volume-2 before volume-10)."""
         return sorted(case_ids_in(self.root), key=natural_key)
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.case_ids)
 
     def __len__(self) -> int:
         return len(self.case_ids)
@@ -242,21 +351,34 @@ class Store:
 
     def __getitem__(self, case_id: str) -> Case:
         if case_id not in self._cases:
-            folder = self.root / GROUP / case_id
-            if case_id not in self.case_ids:
+            if case_id not in self._known:
                 raise StoreError(
                     f"{self.root}: there is no case {case_id!r}; `slicemill store info {self.root}` lists them."
                 )
-            self._cases[case_id] = Case(folder)
+            self._cases[case_id] = case_in(self.root, case_id)
         return self._cases[case_id]
 
 
-def case_ids_in(root: Path) -> list[str]:
-    """Return the ids of the whole cases of a store, in no order."""
-    return [folder.name for folder in (root / GROUP).iterdir() if (folder / DOCUMENT).is_file()]
+def case_ids_in(root: Place) -> Iterator[str]:
+    """Yield the ids of the whole cases of a store, in no order."""
+    group = root / GROUP
+    if isinstance(group, Remote):
+        for place, _ in group.files():
+            parts = place.relative_to(group).parts
+            if len(parts) == 2 and parts[1] == DOCUMENT:
+                yield parts[0]
+        return
+    for folder in group.iterdir():
+        if (folder / DOCUMENT).is_file():
+            yield folder.name
 
 
-def open_store(url: str | Path) -> Store:
+def case_in(root: Place, case_id: str) -> Case:
+    """Open one case of a store whose id is known to be there, without a look at the others."""
+    return Case(root / GROUP / case_id)
+
+
+def open_store(url: str | Place) -> Store:
     """Open a slice store for reading.
 
     Raises
@@ -264,14 +386,14 @@ def open_store(url: str | Path) -> Store:
     StoreError
         There is none at `url`.
     """
-    root = local_path(url)
-    if not (root / GROUP / DOCUMENT).is_file():
+    root = place_of(url)
+    if not is_store(root):
         raise StoreError(
             f"{root}: is not a slice store (it has no {GROUP}/{DOCUMENT}); make one with `slicemill ingest`."
         )
     return Store(root)
 
 
-def is_store(path: Path) -> bool:
+def is_store(path: Place) -> bool:
     """Return whether a slice store lies at `path`."""
     return (path / GROUP / DOCUMENT).is_file()

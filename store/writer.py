@@ -1,17 +1,21 @@
 """Writes a case, slice by slice, into shards that it alone owns, and shows the case only when it is whole.
 
-1. `CaseWriter` makes a folder under ``.partial``, out of every reader's sight.
-2. Slices arrive in any order; each is encoded, appended to its shard, and its place remembered.
+1. `CaseWriter` makes a folder under ``.partial``, out of every reader's sight (for an object store: a temporary one here).
+2. Slabs arrive from one end of the scan to the other; each slice is encoded, appended to its shard, and its place remembered.
 3. `finish` appends the indexes, writes the array documents, then the case's own group document.
-4. One rename moves the folder into ``scans.zarr``: a case is there whole or not at all.
+4. One rename moves the folder into ``scans.zarr``; in an object store the group document is uploaded last. A case is
+   there whole or not at all.
+
+Slices lie in the shard in the order of z or against it, never mixed, so that a window of neighbors is one range of bytes.
 """
 
 import contextlib
 import os
-import platform
 import shutil
+import tempfile
 import uuid
-from collections.abc import Callable
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,39 +23,35 @@ from typing import Any, Self
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
-from numcodecs import blosc, zstd
 
 from store.case import CaseInfo
+from store.claims import claimed
 from store.errors import StoreError
-from store.files import local_path, to_json, write_json
+from store.files import Place, place_of, to_json, write_json
 from store.layout import (
     ABSENT,
     ATTRIBUTE,
     CRC_BYTES,
     DOCUMENT,
     GROUP,
-    IMAGE,
-    LABEL,
     PARTIAL,
     SHARD,
     ArrayName,
+    ProfileName,
     array_document,
     check_case_id,
+    codec_of,
     group_document,
 )
+from store.remote import Remote
 
-blosc.use_threads = False
-"""A worker process per core does the sharing out; blosc's global pool would only add switches."""
+TEMPORARY = "slicemill-case-"
+"""Start of the names of temporary folders for cases on their way to an object store; the process's number follows."""
 
-
-def encode_image(voxels: npt.NDArray[np.int16]) -> bytes:
-    """Encode one slice int16[y, x] as the image array's inner codecs do."""
-    return bytes(blosc.compress(voxels, b"zstd", 1, blosc.BITSHUFFLE, voxels.nbytes, typesize=2))
-
-
-def encode_label(voxels: npt.NDArray[np.uint8]) -> bytes:
-    """Encode one slice uint8[y, x] as the label array's inner codecs do."""
-    return bytes(zstd.compress(voxels, 1))
+SLABS_IN_FLIGHT = 2
+"""Slabs whose slices may be encoded at the same time, so that no thread waits at the end of one."""
+Encoding = list[tuple[int, "Future[bytes]"]]
+"""Slices of a slab with what will be their bytes, in the order of the shard."""
 
 
 def with_checksum(data: bytes) -> bytes:
@@ -62,19 +62,19 @@ def with_checksum(data: bytes) -> bytes:
 class ShardWriter:
     """One shard being written: encoded slices, then the index."""
 
-    def __init__(self, path: Path, slices: int, encode: Callable[[npt.NDArray[Any]], bytes]) -> None:
+    def __init__(self, path: Path, slices: int) -> None:
         path.parent.mkdir(parents=True)
         self._file = path.open("xb")
-        self._encode = encode
         self._index = np.full((slices, 2), ABSENT, dtype="<u8")
         self._offset = 0
 
-    def write(self, z: int, voxels: npt.NDArray[Any]) -> None:
-        """Append the slice `voxels`: any[y, x], C-contiguous, as the one at `z`."""
-        data = with_checksum(self._encode(voxels))
+    def append(self, z: int, data: bytes) -> None:
+        """Append the encoded slice at `z` and its checksum."""
+        checksum = int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")
         self._file.write(data)
-        self._index[z] = self._offset, len(data)
-        self._offset += len(data)
+        self._file.write(checksum)
+        self._index[z] = self._offset, len(data) + CRC_BYTES
+        self._offset += len(data) + CRC_BYTES
 
     def finish(self) -> None:
         """Append the index and close."""
@@ -93,15 +93,28 @@ class ShardWriter:
 class CaseWriter:
     """One case being written; leaves nothing behind unless `finish` was reached."""
 
-    def __init__(self, store: str | Path, case_id: str, shape: tuple[int, int, int], *, has_mask: bool) -> None:
-        root = local_path(store)
+    def __init__(
+        self,
+        store: str | Place,
+        case_id: str,
+        shape: tuple[int, int, int],
+        *,
+        has_mask: bool,
+        profile: ProfileName = "compact",
+        pool: ThreadPoolExecutor | None = None,
+    ) -> None:
+        """Begin a case of `shape` [z, y, x]; with a pool, the slices of a slab are encoded side by side."""
+        root = place_of(store)
         self._final = root / GROUP / check_case_id(case_id)
-        self._folder = root / PARTIAL / f"{case_id}.{this_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-        self._folder.mkdir(parents=True)
+        self.folder = partial_folder(root, case_id)
+        """Where the case lies until it is whole; what must be put aside on the way may lie there too."""
         self._shape = shape
-        self._shards = {IMAGE: ShardWriter(self._folder / IMAGE / SHARD, shape[0], encode_image)}
-        if has_mask:
-            self._shards[LABEL] = ShardWriter(self._folder / LABEL / SHARD, shape[0], encode_label)
+        self._profile = profile
+        self._pool = pool
+        names: tuple[ArrayName, ...] = ("image", "label") if has_mask else ("image",)
+        self._shards = {name: ShardWriter(self.folder / name / SHARD, shape[0]) for name in names}
+        self._pending: dict[ArrayName, deque[Encoding]] = {name: deque() for name in names}
+        self._encode = {name: codec_of(profile, name, shape[1] * shape[2]).encode for name in names}
 
     def __enter__(self) -> Self:
         return self
@@ -109,24 +122,55 @@ class CaseWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for waiting in self._pending.values():
+            for _, data in (encoding for encodings in waiting for encoding in encodings):
+                data.cancel()
         for shard in self._shards.values():
             shard.abandon()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
-    def write(self, name: ArrayName, z: int, slab: npt.NDArray[Any]) -> None:
-        """Write the slices of `slab`: any[z, y, x] from index `z` on."""
-        for offset, voxels in enumerate(slab):
-            self._shards[name].write(z + offset, voxels)
+    def write(self, name: ArrayName, z: int, slab: npt.NDArray[Any], *, downwards: bool = False) -> None:
+        """Write the slices of `slab`: any[z, y, x] from index `z` on; `downwards` where the next slab lies below this one.
+
+        With a pool the slab must stay as it is until SLABS_IN_FLIGHT more were written, or the case is finished.
+        """
+        order = range(len(slab))[::-1] if downwards else range(len(slab))
+        if self._pool is None:
+            for offset in order:
+                self._shards[name].append(z + offset, self._encode[name](slab[offset]))
+            return
+        pending = self._pending[name]
+        pending.append([(z + offset, self._pool.submit(self._encode[name], slab[offset])) for offset in order])
+        while len(pending) > SLABS_IN_FLIGHT:
+            self._append(name, pending.popleft())
+
+    def _append(self, name: ArrayName, encodings: "Encoding") -> None:
+        for z, data in encodings:
+            self._shards[name].append(z, data.result())
 
     def finish(self, info: CaseInfo) -> None:
         """Complete the case and show it, in the place of an older one of the same id."""
         names: tuple[ArrayName, ...] = ("image", "label")
         for name in names:
             if name in self._shards:
+                while self._pending[name]:
+                    self._append(name, self._pending[name].popleft())
                 self._shards[name].finish()
-                write_json(self._folder / name / DOCUMENT, array_document(name, self._shape))
-        (self._folder / DOCUMENT).write_text(to_json(group_document({ATTRIBUTE: info.as_json()})), encoding="utf-8")
-        replace_folder(self._folder, self._final)
+                write_json(self.folder / name / DOCUMENT, array_document(name, self._shape, self._profile))
+        (self.folder / DOCUMENT).write_text(to_json(group_document({ATTRIBUTE: info.as_json()})), encoding="utf-8")
+        if isinstance(self._final, Remote):
+            upload_folder(self.folder, self._final)
+        else:
+            replace_folder(self.folder, self._final)
+
+
+def partial_folder(root: Place, case_id: str) -> Path:
+    """Make and return a folder of this machine for a case that is not whole yet."""
+    if isinstance(root, Remote):
+        return Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-"))
+    folder = root / PARTIAL / f"{case_id}.{uuid.uuid4().hex[:12]}"
+    folder.mkdir(parents=True)
+    return folder
 
 
 def replace_folder(new: Path, final: Path) -> None:
@@ -141,36 +185,56 @@ def replace_folder(new: Path, final: Path) -> None:
         new.rename(final)
 
 
-def prepare_store(store: str | Path) -> Path:
-    """Make the folder and the Zarr group of a store, if they are not there yet, and return the folder."""
-    root = local_path(store)
-    if root.exists() and not root.is_dir():
+def upload_folder(new: Path, final: Remote) -> None:
+    """Upload a case: first its older group document goes, so that nobody reads half of each, then arrays, then the new one."""
+    (final / DOCUMENT).unlink(missing_ok=True)
+    parts = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
+    for stale, _ in list(final.files()):
+        if stale.relative_to(final).as_posix() not in parts:
+            stale.unlink(missing_ok=True)
+    for part in [*(part for part in parts if part != DOCUMENT), DOCUMENT]:
+        (final / part).upload(new / part)
+
+
+def prepare_store(store: str | Place) -> Place:
+    """Make the folder and the Zarr group of a store, if they are not there yet, and return its place."""
+    root = place_of(store)
+    if isinstance(root, Path) and root.exists() and not root.is_dir():
         raise StoreError(f"{root}: a store is a folder; this is a file. Choose another name.")
     try:
         document = root / GROUP / DOCUMENT
-        if not document.exists():
+        if not document.is_file():
             write_json(document, group_document({}))
     except OSError as error:
         raise StoreError(f"{root}: cannot be written: {error.strerror}.") from error
     return root
 
 
-def this_host() -> str:
-    """Return this machine's name without dots."""
-    return platform.node().replace(".", "_") or "localhost"
+def remove_partial(root: Place) -> None:
+    """Clear up after killed runs: put back a case that was just being replaced, remove those that are not whole.
+
+    What a run that is alive is writing is claimed, and left alone.
+    """
+    if isinstance(root, Remote):
+        _remove_temporary()
+        return
+    for folder in (root / PARTIAL).glob("*"):
+        case_id = folder.name.removesuffix(".old").rpartition(".")[0]
+        with claimed(root, case_id or folder.name) as ours:
+            if not ours or not folder.exists():
+                continue
+            final = root / GROUP / case_id
+            if folder.name.endswith(".old") and not final.exists():
+                folder.rename(final)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_partial(store: str | Path) -> None:
-    """Clear up after killed runs of this machine: put back a case that was just being replaced, remove partial ones."""
+def _remove_temporary() -> None:
+    """Remove what processes of this machine that are no more have left among its temporary files."""
     import psutil
 
-    root = local_path(store)
-    for folder in (root / PARTIAL).glob("*"):
-        parts = folder.name.removesuffix(".old").rsplit(".", 3)
-        if len(parts) != 4 or parts[1] != this_host() or not parts[2].isdecimal() or psutil.pid_exists(int(parts[2])):
-            continue
-        final = root / GROUP / parts[0]
-        if folder.name.endswith(".old") and not final.exists():
-            folder.rename(final)
-        else:
+    for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+        pid = folder.name.removeprefix(TEMPORARY).partition("-")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)

@@ -86,15 +86,15 @@ def test_one_bad_scan_does_not_stop_the_rest_and_is_not_tried_again_unless_asked
 
 
 def test_a_full_disk_is_a_failure_that_is_tried_again_and_leaves_nothing_behind(copied, tmp_path, monkeypatch):
-    from ingest.pipeline import _failed_for_good, run_case
+    from ingest.pipeline import Task, _failed_for_good, run_case
 
     def full(*_arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("store.writer.ShardWriter.write", full)
+    monkeypatch.setattr("store.writer.ShardWriter.append", full)
     case = discover(copied).cases[0]
     (tmp_path / "store").mkdir()
-    outcome = run_case(case, LITS, tmp_path / "store", compare_hash=False)
+    outcome = run_case(Task(case=case, seen=None, compare=False, megabytes=1), LITS, tmp_path / "store", 1)
     assert (outcome.status, outcome.passing) == ("failed", True)
     assert outcome.reason == f"{tmp_path / 'store'}: No space left on device."
     assert list((tmp_path / "store" / ".partial").iterdir()) == []
@@ -119,6 +119,15 @@ def test_a_store_of_other_parameters_is_refused_with_both_shown(copied, stored):
     other = Params(labels=make_labels({"liver": 1, "lesion": 2}))
     with pytest.raises(StoreError, match=r"volume-0.*'tumor': 2.*'lesion': 2.*--overwrite"):
         run(copied, stored, other)
+
+
+def test_a_store_has_one_profile(copied, stored):
+    with pytest.raises(StoreError, match=r"'profile': 'fast'.*--overwrite"):
+        run(copied, stored, Params(labels=LITS_LABELS, profile="fast"))
+    done = subprocess.run(
+        command("ingest", copied, stored, "--profile", "tiny"), cwd=HERE, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "slicemill: --profile tiny: choose compact or fast.\n")
 
 
 def test_another_patient_for_the_same_files_is_a_change(copied, tmp_path):
@@ -159,8 +168,8 @@ def test_a_case_that_its_worker_wrote_elsewhere_is_a_failure(copied, tmp_path, m
         def __exit__(self, *_):
             return None
 
-        def submit(self, _work, case, *_arguments, **_options):
-            return Future(ingest.pipeline.Outcome(case_id=case.case_id, status="done", slices=1))
+        def submit(self, _work, task, *_arguments, **_options):
+            return Future(ingest.pipeline.Outcome(case_id=task.case.case_id, status="done", slices=1))
 
     monkeypatch.setattr("ingest.pipeline._client", lambda *_: Client())
     monkeypatch.setattr("distributed.as_completed", list)
@@ -319,8 +328,8 @@ class TestCommand:
             (["ingest", "COLLECTION", "store", "--geometry", "guess"], "choose error or trust-image"),
             (["ingest", "COLLECTION"], "name the folder of the store"),
             (["store", "info", "nowhere"], "is not a slice store"),
-            (["ingest", "COLLECTION", "s3://bucket/store"], "s3://bucket/store: only local paths"),
-            (["store", "info", "gs://bucket/store"], "only local paths"),
+            (["ingest", "COLLECTION", "http://host/store"], "expected a local path or one of s3://BUCKET"),
+            (["store", "info", "s3://key:secret@bucket/store"], "credentials and queries do not belong"),
         ],
     )
     def test_what_a_user_gets_wrong_is_one_line_and_exit_status_1(self, words, message, collection):

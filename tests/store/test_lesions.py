@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from store.lesions import axial_diameter, bounding_box, components, find_lesions
+from store.lesions import LesionTracker, axial_diameter, bounding_box, components, find_lesions, outline
 
 UNIT = np.eye(4)
 
@@ -41,12 +41,53 @@ def test_an_ellipsoid_has_its_volume_diameter_and_centre_under_anisotropic_spaci
     assert lesion.key_z == 15
 
 
-def test_a_crop_measures_as_the_whole(rng):
-    mask = np.zeros((10, 20, 20), bool)
-    mask[4:7, 8:12, 3:9] = True
-    box = bounding_box(mask)
-    corner = tuple(side.start for side in box)
-    assert find_lesions(mask, UNIT) == find_lesions(mask[box], UNIT, corner)
+@pytest.mark.parametrize("depth", [1, 3, 7])
+@pytest.mark.parametrize("downwards", [False, True])
+@pytest.mark.parametrize("cropped", [False, True])
+def test_a_scan_in_slabs_has_the_lesions_of_the_whole(depth, downwards, cropped, rng):
+    for seed in range(4):
+        field = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal((19, 24, 28)), 1.1)
+        mask = field > 0.12 + 0.1 * seed
+        mask[8] = False  # a gap between two slabs
+        expected, count = ndimage.label(mask, np.ones((3, 3, 3)))
+        tracker = LesionTracker()
+        starts = range(0, len(mask), depth)
+        for z in reversed(starts) if downwards else starts:
+            slab, corner = mask[z : z + depth], (0, 0)
+            box = bounding_box(slab)
+            if cropped and box is not None:
+                slab, corner = slab[:, box[1], box[2]], (box[1].start, box[2].start)
+            tracker.add(z, slab, corner)
+        found = tracker.lesions(UNIT)
+        assert found == find_lesions(mask, UNIT)
+        assert len(found) == count
+        boxes = {
+            tuple(side.start for side in box) + tuple(side.stop for side in box)
+            for box in ndimage.find_objects(expected)
+        }
+        assert {lesion.bbox_zyx for lesion in found} == boxes
+
+
+def test_a_spiral_that_meets_itself_in_many_slabs_is_one_lesion():
+    turns = np.linspace(0, 6 * np.pi, 400)
+    mask = np.zeros((60, 40, 40), bool)
+    mask[
+        np.linspace(0, 59, 400).astype(int),
+        (19 + 15 * np.sin(turns)).astype(int),
+        (19 + 15 * np.cos(turns)).astype(int),
+    ] = True
+    mask[:, 19, 19] = True
+    mask[59] = True
+    (lesion,) = find_lesions(mask, UNIT)
+    assert lesion.voxels == mask.sum()
+
+
+def test_the_diameter_is_that_of_all_pairs_of_edges(rng):
+    for _ in range(30):
+        section = ndimage.gaussian_filter(rng.standard_normal((30, 40)), 3) > 0.05
+        points = outline(section) * np.array((0.7, 1.1)) / 2
+        longest_pair = np.sqrt(((points[:, None] - points[None]) ** 2).sum(axis=2).max())
+        assert axial_diameter(section, (0.7, 1.1)) == pytest.approx(longest_pair, abs=1e-12)
 
 
 def test_no_tumor_is_no_lesion():
