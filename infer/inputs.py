@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from store.errors import InputError, ScanError
 from store.geometry import Grid
-from store.naming import WHY_OTHER, badly_named, find_files, is_text, name_of, other_scans
-from store.nifti import blank_text, grid_of_header, is_nifti_name, stem_of
+from store.naming import badly_named, find_files, is_text, name_of, not_entered, other_scans, why_no_scan
+from store.nifti import blank_text, files_of, grid_of_header, is_header_name, is_nifti_name, stem_of
 from store.reader import Store, is_store, open_store
 from store.scan import ScanReader
 
@@ -31,7 +31,7 @@ class Job:
     """One scan to segment."""
 
     name: str
-    """Relative path of the mask to write; the input's own name, in the input's own tree."""
+    """Relative path of the mask to write; the input's own name (.nii.gz for a pair), in the input's own tree."""
     path: Path
     """The NIfTI file, or the store."""
     case_id: str | None = None
@@ -53,10 +53,10 @@ class Job:
         if self.case_id is not None:
             return [_store(self.path)[self.case_id].info.image.sha256]
         try:
-            status = self.path.stat()
+            found = [file.stat() for file in files_of(self.path)]
         except OSError:
             return [-1, -1]
-        return [status.st_size, status.st_mtime_ns]
+        return [number for status in found for number in (status.st_size, status.st_mtime_ns)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +95,12 @@ def gather(inputs: Sequence[str | Path]) -> tuple[list[Job], list[tuple[Path, st
                 for file in found
                 if file in masks
             ]
-            left_out += [(file, WHY_OTHER) for file in other_scans(path)]
+            left_out += [(file, why_no_scan(file)) for file in other_scans(path)]
+            left_out += not_entered(path)
             jobs += [Job(name=_name(file, path), path=file) for file in found if file not in masks]
             left_out += [(file, "its name is no valid UTF-8; rename it") for file in badly_named(path)]
             if not found:
-                raise ScanError(f"{path}: holds no .nii or .nii.gz file and is no slice store.")
+                raise ScanError(f"{path}: holds no NIfTI file and is no slice store.")
         else:
             if not is_text(path):
                 raise ScanError(f"{os.fsencode(path).decode(errors='replace')}: its name is no valid UTF-8; rename it.")
@@ -112,7 +113,7 @@ def gather(inputs: Sequence[str | Path]) -> tuple[list[Job], list[tuple[Path, st
 def _matching(pattern: str) -> list[Path]:
     found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if is_nifti_name(Path(name).name)]  # noqa: PTH207
     if not found:
-        raise ScanError(f"{pattern}: matches no .nii or .nii.gz file.")
+        raise ScanError(f"{pattern}: matches no .nii, .nii.gz or .hdr file.")
     return found
 
 
@@ -125,8 +126,13 @@ def _jobs_of_files(files: Sequence[Path]) -> list[Job]:
 
 
 def _name(file: Path, root: Path) -> str:
-    """Return a scan's place below a folder; with the folder's own name where the scan's says nothing, like ``P1/CT_image.nii.gz``."""
+    """Return a scan's place below a folder; with the folder's own name where the scan's says nothing, like ``P1/CT_image.nii.gz``.
+
+    The mask of a pair is a single file.
+    """
     relative = Path(os.path.relpath(file, root)).as_posix()
+    if is_header_name(file.name):
+        relative = relative[: len(relative) - len(file.name)] + stem_of(file.name) + ".nii.gz"
     return f"{root.absolute().name}/{relative}" if "/" not in relative and not name_of(relative).key else relative
 
 
@@ -150,12 +156,14 @@ def load(job: Job) -> LoadedScan:
     """
     if job.case_id is not None:
         case = _store(job.path)[job.case_id]
-        header = base64.b64decode(case.info.image.header_b64)
+        header = blank_text(base64.b64decode(case.info.image.header_b64))
         return LoadedScan(volume=case.image[:], grid=grid_of_header(header), header=header, warnings=case.info.warnings)
     if not job.path.exists():
         raise ScanError(f"{job.path}: there is no such file.")
     if not is_nifti_name(job.path.name):
-        raise ScanError(f"{job.path}: its name must end in .nii or .nii.gz; convert other formats first.")
+        raise ScanError(
+            f"{job.path}: its name must end in .nii, .nii.gz or .hdr (with the .img beside it); convert other formats first."
+        )
     try:
         with ScanReader(job.path, "image") as reader:
             volume = reader.read()

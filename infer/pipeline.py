@@ -24,7 +24,7 @@ from infer.report import answer, make_report, overlay
 from store.errors import InputError, ScanError
 from store.files import append_line, read_lines, write_csv, write_json
 from store.geometry import voxel_ml
-from store.nifti import write_mask
+from store.nifti import write_volume
 from store.picture import save_png
 from store.progress import progress
 from store.screen import peak_mib
@@ -205,7 +205,7 @@ def _finish(
             overlay(loaded.volume, segmented.label, model.info.labels, report["lesions"], title),
         )
         mask = loaded.grid.to_file(segmented.label)
-        write_mask(out / job.name, loaded.header, np.asarray(mask, dtype=np.uint8))
+        write_volume(out / job.name, loaded.header, np.uint8, mask)
         _note(out, model, job, outcome)
     except (InputError, OSError) as error:
         outcome = Outcome(name=job.name, status="failed", reason=_reason(error, job))

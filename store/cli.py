@@ -1,75 +1,31 @@
-"""The commands `slicemill store info | manifest | reindex | preview`."""
+"""The commands `slicemill store ...`."""
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from store.screen import errors_shown, say, table
-
-if TYPE_CHECKING:
-    from store.reader import Store
+from store.screen import bar_levels, errors_shown, say, table
 
 store = typer.Typer(
     name="store",
-    help="Look into a slice store: info, manifest, preview; reindex builds its tables.",
+    help="Look into a slice store, and take cases, slices and plots out of it; reindex builds its tables.",
     no_args_is_help=True,
 )
 
 StorePath = Annotated[str, typer.Argument(help="Folder of the slice store.")]
-BRIEF = ("case_id", "nz", "ny", "nx", "spacing_z_mm", "spacing_x_mm", "orientation", "has_tumor", "n_lesions", "tumor_volume_ml",
-         "tumor_percent_organ", "organ_volume_ml", "max_axial_diameter_mm", "hu_min", "hu_max")  # fmt: skip
 
 
 @store.command()
 def info(path: StorePath) -> None:
-    """Say what a store holds: cases, slices, size, labels, tumor statistics, warnings."""
+    """Say what a store holds: cases, slices, size, labels, spacing, tumor statistics, warnings."""
     with errors_shown():
-        from store.manifest import manifest_row
+        from store.info import describe
         from store.reader import open_store
 
-        opened = open_store(path)
-        rows = [manifest_row(case.info) for case in opened]
-        for line in describe(opened, rows):
+        for line in describe(open_store(path), bar_levels(sys.stdout.encoding)):
             say(line)
-
-
-def describe(opened: "Store", rows: list[dict[str, Any]]) -> list[str]:
-    """Return the lines of `store info`."""
-    raw = sum(row["nz"] * row["ny"] * row["nx"] * (3 if row["mask_path"] else 2) for row in rows)
-    size = sum(path.stat().st_size for path in opened.root.rglob("*") if path.is_file())
-    masks = sum(row["mask_path"] is not None for row in rows)
-    patients = len({row["patient_id"] for row in rows})
-    lines = [
-        f"store      {opened.root}",
-        f"cases      {len(rows)} of {patients} patients, {masks} with a mask",
-        f"slices     {sum(row['nz'] for row in rows):,}",
-        f"size       {size / 1e6:,.1f} MB for {raw / 1e6:,.1f} MB of voxels ({raw / max(size, 1):.2f} to 1)",
-    ]
-    labelled = [case.info for case in opened if case.info.labels]
-    if labelled and labelled[0].labels:
-        labels = labelled[0].labels
-        lines.append(
-            f"labels     {', '.join(f'{k}={v}' for k, v in labels.values.items())}; organ {labels.organ or '-'}, tumor {labels.tumor or '-'}"
-        )
-    tumors = [row for row in rows if row["has_tumor"]]
-    known = [row for row in rows if row["has_tumor"] is not None]
-    if known:
-        volumes = sorted(row["tumor_volume_ml"] for row in tumors)
-        middle = (
-            f", volume {volumes[0]:.1f} to {volumes[-1]:.1f} ml, median {volumes[len(volumes) // 2]:.1f}"
-            if volumes
-            else ""
-        )
-        lines.append(
-            f"tumor      in {len(tumors)} of {len(known)} cases, {sum(row['n_lesions'] for row in tumors)} lesions{middle}"
-        )
-    for axis in "zyx":
-        steps = [row[f"spacing_{axis}_mm"] for row in rows]
-        if steps:
-            lines.append(f"spacing {axis}  {min(steps):.3f} to {max(steps):.3f} mm")
-    lines += [f"warning    {row['case_id']}: {row['warnings']}" for row in rows if row["warnings"]]
-    return lines
 
 
 @store.command()
@@ -81,7 +37,7 @@ def manifest(
 ) -> None:
     """Print the manifest: one row a case."""
     with errors_shown():
-        from store.manifest import read_table
+        from store.manifest import MAIN_COLUMNS, read_table
 
         rows = read_table(path, "manifest")
         if csv:
@@ -94,7 +50,66 @@ def manifest(
             writer.writerows(rows)
             say(stream.getvalue().rstrip("\r\n"))
         else:
-            say(table(BRIEF, [[row.get(column) for column in BRIEF] for row in rows]))
+            say(table(MAIN_COLUMNS, [[row.get(column) for column in MAIN_COLUMNS] for row in rows]))
+
+
+@store.command()
+def export(
+    path: StorePath,
+    case: Annotated[str, typer.Argument(help="Id of the case; `slicemill store manifest` lists them.")],
+    out: Annotated[Path, typer.Argument(help="File to write, .nii or .nii.gz.")],
+    mask: Annotated[bool, typer.Option("--mask", help="Write the segmentation instead of the image.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file when it is there already.")] = False,
+) -> None:
+    """Write a case back as NIfTI: voxels, axis order and header geometry of the file that it came from."""
+    with errors_shown():
+        from store.export import export_case
+        from store.reader import open_store
+
+        stored = open_store(path)[case]
+        export_case(stored, out, array="label" if mask else "image", overwrite=overwrite)
+        nz, ny, nx = stored.info.shape
+        say(f"{'segmentation' if mask else 'image'} of {case}, {nz} slices of {ny}x{nx}: {out}")
+
+
+@store.command(name="export-slices")
+def export_slices(
+    path: StorePath,
+    out: Annotated[Path, typer.Argument(help="Folder to write to: one folder a case, and pairs.csv.")],
+    form: Annotated[
+        str,
+        typer.Option("--format", help="jpeg or png: 8 bits over the window; png16: HU + 32768; npy: int16 HU."),
+    ],
+    window: Annotated[
+        str | None, typer.Option(help="HU shown as black and as white in jpeg and png; by default -200,300.")
+    ] = None,
+    case: Annotated[
+        list[str] | None, typer.Option(help="A case to export; may be given several times. By default all.")
+    ] = None,
+    only_labeled: Annotated[
+        bool, typer.Option("--only-labeled", help="Leave out slices on which nothing is labeled.")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="Threads; 0 is one per core.", min=0)] = 0,
+) -> None:
+    """Write slices as picture or array files, masks as PNG with label values as they are (.npy with npy).
+
+    Run the same command again and only cases that are missing or changed are written.
+    """
+    with errors_shown():
+        from store.reader import open_store
+        from store.slices import TABLE, form_of
+        from store.slices import export_slices as run
+
+        opened = open_store(path)
+        case_ids = list(dict.fromkeys(case)) if case else opened.case_ids
+        report = run(opened, out, form_of(form, window, only_labeled=only_labeled), case_ids, workers)
+        for outcome in report.outcomes:
+            if outcome.status == "failed":
+                say(f"failed: {outcome.case_id}: {outcome.reason}")
+        counts = [f"{report.count(status)} {status}" for status in ("done", "skipped", "failed")]
+        say(f"{len(case_ids)} cases: {', '.join(counts)}; {report.slices:,} slices in {out / TABLE}")
+        if report.count("failed"):
+            raise SystemExit(1)
 
 
 @store.command()
@@ -104,6 +119,36 @@ def reindex(path: StorePath) -> None:
         from store.manifest import reindex as build
 
         say(f"{len(build(path))} cases in manifest.parquet, manifest.csv, slices.parquet and lesions.parquet of {path}")
+
+
+@store.command()
+def verify(
+    path: StorePath,
+    source: Annotated[
+        str | None, typer.Option(help="The collection it was made from, to compare hashes and voxels.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Cases read at a time; 0 is one per core.", min=0)] = 0,
+) -> None:
+    """Read every chunk and checksum, count again, compare with the source; name what differs, and exit 1 if anything does."""
+    with errors_shown():
+        import os
+
+        from store.files import place_of
+        from store.progress import progress
+        from store.reader import open_store
+        from store.verify import verify as run
+
+        opened = open_store(path)
+        cores = workers or len(os.sched_getaffinity(0))
+        with progress("verify", len(opened), "cases") as advance:
+            problems = run(opened, None if source is None else place_of(source), workers=cores, advance=advance)
+        for problem in problems:
+            say(f"problem: {problem}")
+        say(
+            f"{len(opened)} cases read whole{' and compared with the source' if source else ''}: {len(problems)} problems"
+        )
+        if problems:
+            raise SystemExit(1)
 
 
 @store.command()
@@ -130,3 +175,22 @@ def preview(
         target = out or opened.root / "preview.png"
         save_png(target, montage(tiles, columns))
         say(f"preview: {target}")
+
+
+@store.command()
+def plots(
+    path: StorePath,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write: .png, or .html with the manifest below; by default plots.png in the store."),
+    ] = None,
+) -> None:
+    """Draw what a collection is like: spacing, slices, HU, and tumor volume, burden, size and number."""
+    with errors_shown():
+        from store.plots import write_plots
+        from store.reader import open_store
+
+        opened = open_store(path)
+        target = out or opened.root / "plots.png"
+        write_plots(opened, target)
+        say(f"plots: {target}")

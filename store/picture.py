@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from store.files import written_whole
+from store.files import Place, written_whole
 from store.window import PICTURE_WINDOW, Window
 
 Color = tuple[int, int, int]
@@ -125,7 +124,7 @@ def fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Image
     return text + "…"
 
 
-def save_png(path: Path, picture: Image.Image) -> None:
+def save_png(path: Place, picture: Image.Image) -> None:
     """Write a picture whole."""
     with written_whole(path) as aside:
         picture.save(aside, format="PNG")

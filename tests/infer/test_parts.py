@@ -131,7 +131,7 @@ class TestInputs:
             gather([tmp_path])
 
     def test_nothing_to_segment_is_one_clear_error(self, tmp_path):
-        with pytest.raises(ScanError, match="holds no .nii"):
+        with pytest.raises(ScanError, match="holds no NIfTI file"):
             gather([tmp_path])
         with pytest.raises(ScanError, match="matches no .nii"):
             gather([f"{tmp_path}/*.nii"])

@@ -121,14 +121,14 @@ def test_one_bad_scan_is_named_and_the_rest_goes_on(model, collection, tmp_path)
 def test_a_disk_that_cannot_be_written_fails_the_scan_and_not_the_run(model, collection, tmp_path, monkeypatch):
     import infer.pipeline
 
-    real = infer.pipeline.write_mask
+    real = infer.pipeline.write_volume
 
-    def full(path, header, mask):
+    def full(path, *parts):
         if path.name == "volume-2.nii":
             raise OSError(28, "No space left on device", str(path))
-        real(path, header, mask)
+        real(path, *parts)
 
-    monkeypatch.setattr("infer.pipeline.write_mask", full)
+    monkeypatch.setattr("infer.pipeline.write_volume", full)
     summary = run(model, [collection], tmp_path)
     assert (summary.count("done"), summary.count("failed")) == (5, 1)
     assert "No space left on device" in next(
@@ -234,6 +234,17 @@ def test_an_upper_case_suffix_is_compressed_too(model, collection, tmp_path):
     assert run(model, [tmp_path / "CT.NII.GZ"], tmp_path / "out").count("done") == 1
     (mask,) = (tmp_path / "out").rglob("CT.NII.GZ")
     assert mask.read_bytes()[:2] == b"\x1f\x8b"
+
+
+def test_the_mask_of_a_hdr_and_img_is_one_compressed_file(model, collection, tmp_path):
+    nib.save(nib.Nifti1Pair.from_image(nib.load(collection / "volume-1.nii.gz")), tmp_path / "volume-1.hdr")
+    out = tmp_path / "out"
+    assert run(model, [tmp_path / "volume-1.hdr"], out).count("done") == 1
+    single = run(model, [collection / "volume-1.nii.gz"], tmp_path / "single")
+    assert single.count("done") == 1
+    mask, same = nib.load(out / "volume-1.nii.gz"), nib.load(tmp_path / "single" / "volume-1.nii.gz")
+    assert np.array_equal(mask.dataobj, same.dataobj)
+    assert np.array_equal(mask.affine, same.affine)
 
 
 def test_another_provider_is_compared_with_the_cpu_before_the_first_scan(model, collection, tmp_path, monkeypatch):

@@ -1,0 +1,119 @@
+"""What a store holds, on one screen: counts, and small histograms with their range and unit beside them."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from store.files import bytes_below
+from store.labels import Labels, format_labels
+from store.manifest import manifest_row
+from store.reader import Store
+from store.screen import bars, counted, extent, short
+
+Row = dict[str, Any]
+
+NAME_WIDTH = 11
+MOST_WARNINGS = 10
+
+
+def describe(store: Store, levels: str) -> list[str]:
+    """Return the lines of `slicemill store info`.
+
+    Parameters
+    ----------
+    levels
+        Signs of rising height for the histograms (`store.screen.bar_levels`).
+    """
+    infos = [case.info for case in store]
+    rows = [manifest_row(info) for info in infos]
+    labels = next((info.labels for info in infos if info.labels), None)
+    diameters = [lesion.max_axial_diameter_mm for info in infos for lesion in info.lesions or ()]
+    return [
+        *describe_size(store, rows),
+        *describe_labels(labels),
+        *describe_grids(rows, levels),
+        *describe_tumors(rows, diameters, levels),
+        *describe_warnings(rows),
+    ]
+
+
+def line(name: str, text: str) -> str:
+    """Return a line of the screen: what it is about, and what is to be said.
+
+    >>> line("cases", "3")
+    'cases      3'
+    """
+    return f"{name:<{NAME_WIDTH}}{text}"
+
+
+def histogram(name: str, values: Sequence[float], unit: str, levels: str, *, log: bool = False) -> list[str]:
+    """Return the line of a histogram; none where there are no values.
+
+    >>> histogram("slices", [10, 10, 30], "a case", ".:#")
+    ['slices     #          :  10 to 30 a case, median 10']
+    """
+    if not values:
+        return []
+    if min(values) == max(values):
+        return [line(name, f"{bars(values, levels)}  {short(values[0])} {unit}")]
+    middle = short(statistics.median(values))
+    scale = "; log scale" if log else ""
+    return [line(name, f"{bars(values, levels, log=log)}  {extent(values)} {unit}, median {middle}{scale}")]
+
+
+def describe_size(store: Store, rows: Sequence[Row]) -> list[str]:
+    """Return where the store lies, how many cases and slices it has, and its size against that of the voxels."""
+    raw = sum(row["nz"] * row["ny"] * row["nx"] * (3 if row["mask_path"] else 2) for row in rows)
+    size = bytes_below(store.root)
+    masks = sum(row["mask_path"] is not None for row in rows)
+    patients = len({row["patient_id"] for row in rows})
+    return [
+        line("store", str(store.root)),
+        line("cases", f"{len(rows):,} of {counted(patients, 'patient')}, {masks:,} with a mask"),
+        line("slices", f"{sum(row['nz'] for row in rows):,}"),
+        line("size", f"{size / 1e6:,.1f} MB for {raw / 1e6:,.1f} MB of voxels ({raw / max(size, 1):.2f} to 1)"),
+    ]
+
+
+def describe_labels(labels: Labels | None) -> list[str]:
+    """Return what the label values mean."""
+    if labels is None:
+        return []
+    roles = f"organ {labels.organ or '-'}, tumor {labels.tumor or '-'}"
+    return [line("labels", f"{format_labels(labels.values)}; {roles}")]
+
+
+def describe_grids(rows: Sequence[Row], levels: str) -> list[str]:
+    """Return slices per case and the spacings."""
+    lines = histogram("  a case", [row["nz"] for row in rows], "slices", levels)
+    for axis in "zyx":
+        lines += histogram(f"spacing {axis}", [row[f"spacing_{axis}_mm"] for row in rows], "mm", levels)
+    return lines
+
+
+def describe_tumors(rows: Sequence[Row], diameters_mm: Sequence[float], levels: str) -> list[str]:
+    """Return in how many cases there is tumor, and how much of it; nothing where no case says."""
+    known = [row for row in rows if row["has_tumor"] is not None]
+    tumors = [row for row in known if row["has_tumor"]]
+    if not known:
+        return []
+    lesions = [row["n_lesions"] for row in tumors]
+    burden = [row["tumor_percent_organ"] for row in tumors if row["tumor_percent_organ"] is not None]
+    share = (burden, "% of the organ") if burden else ([row["tumor_percent_scan"] for row in tumors], "% of the scan")
+    return [
+        line("tumor", f"in {len(tumors):,} of {counted(len(known), 'case')}, {counted(sum(lesions), 'lesion')}"),
+        *histogram("  lesions", lesions, "a case with tumor", levels),
+        *histogram("  volume", [row["tumor_volume_ml"] for row in tumors], "ml a case", levels, log=True),
+        *histogram("  burden", *share, levels),
+        *histogram("  diameter", diameters_mm, "mm a lesion, axial", levels, log=True),
+    ]
+
+
+def describe_warnings(rows: Sequence[Row]) -> list[str]:
+    """Return the first warnings of ingest, and how many more there are."""
+    warned = [row for row in rows if row["warnings"]]
+    lines = [line("warning", f"{row['case_id']}: {row['warnings']}") for row in warned[:MOST_WARNINGS]]
+    left = len(warned) - len(lines)
+    if left:
+        lines.append(line("", f"{left:,} more; `slicemill store manifest STORE --csv` has them all"))
+    return lines
