@@ -1,7 +1,7 @@
 """The commands `slicemill phantom | demo | bench | doctor`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -71,6 +71,83 @@ def demo(
             if missed:
                 raise SystemExit(1)
             say("goals met: tumor Dice at least 0.15 above the threshold's, liver Dice at least 0.90")
+
+
+@bench.command()
+def ingest(
+    scale: Annotated[
+        str, typer.Option(help="case: one case beside peers and kernels; lits: a collection of LiTS's size, whole.")
+    ] = "case",
+    slices: Annotated[int, typer.Option(help="Slices of the phantom.", min=8)] = 160,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 5,
+    dicom: Annotated[
+        Path | None, typer.Option(help="Folder of a real DICOM series, for the store's size against .nii.gz.")
+    ] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Also the peak memory of scans of 50 to 3,000 slices.")
+    ] = False,
+    suffix: Annotated[str, typer.Option(help="Format of the collection of --scale lits: .nii.gz or .nii.")] = ".nii.gz",
+    workers: Annotated[int, typer.Option(help="Worker processes of --scale lits.", min=1)] = 2,
+    cases: Annotated[int | None, typer.Option(help="Only so many cases of --scale lits.", min=1)] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where to make it; --scale lits takes 12 GB for a while.")] = None,
+    json: Annotated[Path | None, typer.Option(help="File to write the record to.")] = None,
+) -> None:
+    """Ingest: CPU time beside PNG, JPEG, nnU-Net and zarr-python, beside its own kernels; or LiTS's size from end to end.
+
+    slicemill bench ingest --memory --dicom CRLM-CT-1004/
+    slicemill bench ingest --scale lits
+    """
+    with errors_shown():
+        import tempfile
+
+        from store.errors import ConfigError
+
+        if scale not in ("case", "lits"):
+            raise ConfigError(f"--scale {scale}: choose case or lits.")
+        if suffix not in (".nii.gz", ".nii"):
+            raise ConfigError(f"--suffix {suffix}: choose .nii.gz or .nii.")
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            if scale == "lits":
+                from bench.lits import run as run_lits
+
+                record = run_lits(Path(place) / "lits", suffix=suffix, workers=workers, limit=cases)
+            else:
+                from bench.ingest import run as run_case
+                from bench.real_size import real_size
+
+                record = run_case(Path(place), slices=slices, rounds=rounds, memory=memory)
+                if dicom is not None:
+                    record["real_size"] = real_size(dicom)
+        _finish(record, json)
+
+
+@bench.command("store")
+def read_store(
+    slices: Annotated[int, typer.Option(help="Slices of the phantom.", min=8)] = 160,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 7,
+    json: Annotated[Path | None, typer.Option(help="File to write the record to.")] = None,
+) -> None:
+    """Random slices with their labels: ours beside zarr-python, zarrs, tensorstore, and the bare decode."""
+    with errors_shown():
+        import tempfile
+
+        from bench.readers import run
+
+        with tempfile.TemporaryDirectory() as place:
+            record = run(Path(place), slices=slices, rounds=rounds)
+        _finish(record, json)
+
+
+def _finish(record: dict[str, Any], json: Path | None) -> None:
+    """Print a record as its README table and as one JSON line, and write it where asked."""
+    from bench.readme import TABLES
+    from store.files import to_json, write_json
+
+    say(TABLES[record["benchmark"]](record))
+    say()
+    say(to_json(record))
+    if json is not None:
+        write_json(json, record)
 
 
 @bench.command()

@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-FIGURES = ("scores: demo", "scores: real", "stages")
+from bench.tables import ingest_table, lits_table, store_table, where
+
+FIGURES = ("scores: demo", "scores: real", "ingest", "store", "lits", "stages")
 END = "<!-- end -->"
 
 
@@ -15,6 +17,9 @@ def rendered(figure: str, root: Path) -> str:
     if figure == "stages":
         record = json.loads((results / "stages.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         table = stages_table(record)
+    elif not figure.startswith("scores: "):
+        record = json.loads((results / f"{figure}.json").read_text(encoding="utf-8"))
+        table = TABLES[record["benchmark"]](record)
     else:
         table = scores_table(
             json.loads((results / f"{figure.removeprefix('scores: ')}.json").read_text(encoding="utf-8"))
@@ -70,9 +75,7 @@ def stages_table(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", note])
 
 
-def where(machine: dict[str, Any]) -> str:
-    """Return a machine in a few words."""
-    return f"{machine['cores']} cores of {machine['cpu']}"
+TABLES = {"ingest": ingest_table, "store": store_table, "ingest --scale lits": lits_table}
 
 
 def main() -> None:

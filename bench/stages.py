@@ -26,11 +26,12 @@ from ingest.convert import convert_case
 from ingest.discover import CaseFiles
 from ingest.params import Params
 from store.labels import LITS_LABELS
+from store.layout import IMAGE, LABEL, codec_of
 from store.phantom import PhantomSpec, make_phantom, write_nifti
 from store.progress import progress
 from store.reader import open_store
 from store.scan import ScanReader
-from store.writer import encode_image, encode_label, prepare_store
+from store.writer import prepare_store
 
 BATCH = 2
 TRAIN_STEPS = 2
@@ -45,8 +46,10 @@ def run(folder: Path, *, size: int, slices: int, rounds: int) -> dict[str, Any]:
     write_nifti(mask, phantom.label, phantom.spacing_mm)
     case = CaseFiles(case_id="volume-1", patient_id="volume-1", image=image, mask=mask, root=folder)
     params = Params(labels=LITS_LABELS)
-    store = prepare_store(folder / "store")
+    store = folder / "store"
+    prepare_store(store)
     convert_case(case, params, store)
+    encoders = [codec_of("compact", name, size * size).encode for name in (IMAGE, LABEL)]
     opened = open_store(store)["volume-1"]
     order = np.random.default_rng(0).permutation(slices).tolist()
     copies, fresh = np.empty_like(phantom.image), itertools.count()
@@ -63,7 +66,8 @@ def run(folder: Path, *, size: int, slices: int, rounds: int) -> dict[str, Any]:
                 pass
 
     def ingest() -> None:
-        target = prepare_store(folder / f"again-{next(fresh)}")
+        target = folder / f"again-{next(fresh)}"
+        prepare_store(target)
         convert_case(case, params, target)
         shutil.rmtree(target)
 
@@ -71,7 +75,7 @@ def run(folder: Path, *, size: int, slices: int, rounds: int) -> dict[str, Any]:
         "copy": (lambda: np.copyto(copies, phantom.image), slices),
         "decode": (decode, slices),
         "encode": (
-            lambda: [(encode_image(a), encode_label(b)) for a, b in zip(phantom.image, phantom.label, strict=True)],
+            lambda: [(encoders[0](a), encoders[1](b)) for a, b in zip(phantom.image, phantom.label, strict=True)],
             slices,
         ),
         "ingest": (ingest, slices),

@@ -1,0 +1,85 @@
+"""Records of benchmarks as Markdown tables, for the README and the screen."""
+
+from typing import Any
+
+
+def ingest_table(record: dict[str, Any]) -> str:
+    """Return ingest beside its peers and its kernels as Markdown."""
+    formats = record["formats"]
+    lines = [
+        f"| CPU time of one core, times ours | {' | '.join(formats)} | what it does |",
+        f"|---|{'---|' * len(formats)}---|",
+    ]
+    first = next(iter(formats.values()))
+    own = [f"1 ({row['milliseconds_a_slice']['ours']:.2f} ms a slice)" for row in formats.values()]
+    lines.append(line("slicemill ingest", *own, "lossless, statistics, lesions, hash, geometry"))
+    for name, peer in first["peers"].items():
+        lines.append(
+            line(name, *(ratio_cell(row["peers"][name]["times_ours"]) for row in formats.values()), peer["what"])
+        )
+    lines += ["", f"| share of ingest | {' | '.join(formats)} |", f"|---|{'---|' * len(formats)}"]
+    for kernel in first["shares"]:
+        lines.append(line(kernel, *(f"{row['shares'][kernel]:.0%}" for row in formats.values())))
+    lines.append(
+        line("ingest over the sum of these", *(ratio_cell(row["cpu_over_kernels"]) for row in formats.values()))
+    )
+    lines.append(line("two workers over one", *(ratio_cell(row["two_workers"]) for row in formats.values())))
+    notes = [
+        f"One case of {record['slices']} slices, warm page cache, {record['rounds']} interleaved rounds, on {where(record['machine'])}."
+    ]
+    threads = record["threads"]
+    notes.append(f"One .nii case with {threads['cores']} threads is done {threads['times_sooner']:.2f} times as soon.")
+    if "real_size" in record:
+        real = record["real_size"]
+        shape = "x".join(map(str, real["shape"]))
+        notes.append(
+            f"A real scan ({real['series']}, {shape}) takes {real['compact']['over_nii_gz']:.2f} of its .nii.gz (gzip 6), "
+            f"{real['fast']['over_nii_gz']:.2f} in the fast profile; {real['compact']['files']} files without a mask."
+        )
+    lines += ["", " ".join(notes)]
+    if "memory" in record:
+        lines += ["", "| peak memory of a worker, MiB | alone | under Dask |", "|---|---|---|"]
+        lines += [
+            f"| {name} | {row['alone_mib']} | {row['dask_worker_mib']} |" for name, row in record["memory"].items()
+        ]
+    return "\n".join(lines)
+
+
+def store_table(record: dict[str, Any]) -> str:
+    """Return the readers as Markdown."""
+    lines = ["| random image and label slice | pairs/s of one core |", "|---|---|"]
+    lines += [f"| {name} | {row['per_second']:,.0f} |" for name, row in record["results"].items()]
+    ratios = ", ".join(f"{value:.2f} {name}" for name, value in record["ratios"].items())
+    sizes = record["bytes"]
+    note = (
+        f"Ours: {ratios} (medians of ratios in one round). Bytes of {sizes['raw'] / 1e6:.0f} MB of voxels: compact {sizes['compact'] / 1e6:.0f} MB, "
+        f"fast {sizes['fast'] / 1e6:.0f} MB. Warm page cache, on {where(record['machine'])}."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def lits_table(record: dict[str, Any]) -> str:
+    """Return a run of LiTS's size as Markdown."""
+    return (
+        f"{record['cases']} cases of 74 to 987 slices, {record['slices']:,} slices of 512x512 with masks, "
+        f"{record['raw_gb']:.1f} GB of voxels from "
+        f"{record['source_gb']:.1f} GB of {record['format']} ({record['page_cache']}): "
+        f"{record['seconds'] / 60:.1f} minutes on {record['workers']} workers, "
+        f"{record['slices_per_second']:,.0f} slices/s, {record['raw_gb_per_second']:.2f} GB/s of voxels, store {record['store_gb']:.1f} GB, "
+        f"peak memory of a worker {record['peak_worker_mib']} MiB, on {where(record['machine'])}."
+    )
+
+
+def line(*cells: str) -> str:
+    """Return a row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def ratio_cell(value: float | None) -> str:
+    """Return a ratio, or a dash where it could not be measured."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def where(machine: dict[str, Any]) -> str:
+    """Return a machine in a few words."""
+    return f"{machine['cores']} cores of {machine['cpu']}"

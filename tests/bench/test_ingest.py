@@ -1,0 +1,78 @@
+"""The benchmarks of ingest and store run, and say what they must; their figures are not judged here."""
+
+import numpy as np
+import pytest
+
+from bench.ingest import Files, run, write_case
+from bench.lits import PLAN
+from bench.memory import write_repeated
+from bench.peers import PEERS
+from bench.tables import ingest_table, lits_table, store_table
+from store.phantom import PhantomSpec, make_phantom
+from store.scan import ScanReader
+
+
+def test_the_plan_is_lits_number_of_scans_and_slices():
+    assert sum(PLAN.values()) == 131
+    assert sum(length * count for length, count in PLAN.items()) == 58_638
+    assert (min(PLAN), max(PLAN)) == (74, 987)
+
+
+def test_a_repeated_phantom_reads_back_slice_by_slice(tmp_path, rng):
+    image = rng.integers(-1000, 1000, (3, 16, 16)).astype(np.int16)
+    label = rng.integers(0, 3, (3, 16, 16)).astype(np.uint8)
+    for suffix in (".nii", ".nii.gz"):
+        files = write_repeated(tmp_path / suffix, suffix, (image, label), 8)
+        with ScanReader(files.image, "image") as reader:
+            assert np.array_equal(reader.read(), image[[0, 1, 2, 2, 1, 0, 0, 1]])
+        with ScanReader(files.mask, "mask") as reader:
+            assert np.array_equal(reader.read(), label[[0, 1, 2, 2, 1, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=[peer.name for peer in PEERS])
+def test_every_peer_writes_something_for_every_slice(peer, tmp_path):
+    phantom = make_phantom(PhantomSpec(seed=1, shape=(9, 64, 64)))
+    for suffix in (".nii", ".nii.gz"):
+        files: Files = write_case(tmp_path, suffix, phantom.image, phantom.label, phantom.spacing_mm)
+        out = tmp_path / f"out{suffix}"
+        out.mkdir()
+        peer.convert(files.image, files.mask, out)
+        assert sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) > 5000
+
+
+@pytest.mark.slow
+def test_the_ingest_benchmark_ends_in_a_table(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.ingest.SIZE", 96)
+    record = run(tmp_path, slices=12, rounds=3, memory=False)
+    table = ingest_table(record)
+    for peer in PEERS:
+        assert peer.name in table
+    assert "two workers over one" in table
+    assert set(record["formats"]) == {".nii.gz", ".nii"}
+    for measured in record["formats"].values():
+        assert 0.3 < measured["cpu_over_kernels"] < 30
+        assert measured["slices_per_second"] > 1
+
+
+@pytest.mark.slow
+def test_the_store_benchmark_ends_in_a_table(tmp_path, monkeypatch):
+    from bench.readers import run as run_store
+
+    monkeypatch.setattr("bench.readers.SIZE", 96)
+    record = run_store(tmp_path, slices=16, rounds=3)
+    assert "zarr-python, our store" in store_table(record)
+    assert 0.1 < record["ratios"]["of the bare decode"] < 1.5
+
+
+@pytest.mark.slow
+def test_the_full_size_run_goes_through_the_command(tmp_path, monkeypatch):
+    from bench.lits import run as run_lits
+
+    monkeypatch.setattr("bench.lits.DEPTH", 12)
+    monkeypatch.setattr("bench.lits.SIZE", 64)
+    monkeypatch.setattr("bench.lits.PLAN", {5: 2, 11: 1})
+    record = run_lits(tmp_path / "lits", suffix=".nii.gz", workers=2)
+    assert (record["cases"], record["slices"]) == (3, 21)
+    assert record["raw_gb"] == pytest.approx(21 * 64 * 64 * 3 / 1e9, abs=0.01)
+    assert "3 cases" in lits_table(record)
+    assert not (tmp_path / "lits").exists()
