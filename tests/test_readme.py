@@ -69,6 +69,11 @@ def test_every_option_named_in_the_text_belongs_to_some_command():
         ["phantom"],
         ["store", "preview"],
         ["store", "manifest"],
+        ["store", "verify"],
+        ["bench", "ingest"],
+        ["store", "export"],
+        ["store", "export-slices"],
+        ["store", "plots"],
     ):
         helps += subprocess.run(
             [sys.executable, "-m", "slicemill", *name, "--help"], cwd=HERE, capture_output=True, text=True, check=True
