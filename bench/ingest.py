@@ -32,6 +32,7 @@ from ingest.params import Params
 from store.counts import Counts
 from store.labels import LITS_LABELS
 from store.layout import IMAGE, LABEL, SHARD, ArrayName, codec_of
+from store.nifti import Gunzip
 from store.phantom import PhantomSpec, make_phantom, write_nifti
 from store.progress import progress
 from store.scan import ScanReader, slab_depth
@@ -131,7 +132,7 @@ def fresh(folder: Path) -> Iterator[Path]:
 
 
 def ours(folder: Path, case: Files, *, threads: int = 1) -> None:
-    """Ingest a case into a fresh store, with everything that ingest does."""
+    """Convert a case into a fresh store: all of ingest but its claim, ledger, tables and Dask, which a case shares with many."""
     with fresh(folder) as place:
         prepare_store(place)
         convert_case(case.case(), LITS, place, threads=threads)
@@ -232,10 +233,9 @@ def count_all(image: Volume, label: Volume) -> None:
 
 def bare_decode(path: Path, buffer_bytes: int) -> None:
     """Read a file's bytes, decompressed, into one buffer again and again."""
-    from isal import igzip
-
     buffer = memoryview(bytearray(buffer_bytes))
-    with igzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb", buffering=0) as stream:
+    with path.open("rb", buffering=0) as file:
+        stream = Gunzip(fileobj=file, mode="rb") if path.name.endswith(".gz") else file
         while stream.readinto(buffer):
             pass
 

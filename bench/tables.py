@@ -12,7 +12,7 @@ def ingest_table(record: dict[str, Any]) -> str:
     ]
     first = next(iter(formats.values()))
     own = [f"1 ({row['milliseconds_a_slice']['ours']:.2f} ms a slice)" for row in formats.values()]
-    lines.append(line("slicemill ingest", *own, "lossless, statistics, lesions, hash, geometry"))
+    lines.append(line("slicemill, one case", *own, "lossless, with statistics, lesions, hash, geometry"))
     for name, peer in first["peers"].items():
         lines.append(
             line(name, *(ratio_cell(row["peers"][name]["times_ours"]) for row in formats.values()), peer["what"])

@@ -1,7 +1,6 @@
 """The command `slicemill ingest`."""
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,7 +24,7 @@ def ingest(
     ] = None,
     store: Annotated[str | None, typer.Argument(help="Folder of the slice store to make or to complete.")] = None,
     pairs: Annotated[
-        Path | None, typer.Option(help="CSV with columns image, mask and, if wanted, case_id, patient_id.")
+        str | None, typer.Option(help="CSV with columns image, mask and, if wanted, case_id, patient_id.")
     ] = None,
     images: Annotated[str | None, typer.Option(help="Pattern of the images, quoted, like 'ct/*_ct.nii.gz'.")] = None,
     masks: Annotated[
@@ -103,6 +102,8 @@ def ingest(
         _show_report(report, collection, target)
         if report.problem:
             say(f"failed: {report.problem}")
+        if report.bug is not None:
+            raise report.bug
         if report.failures or report.problem:
             raise SystemExit(1)
 
@@ -118,13 +119,13 @@ def _places(source: str | None, store: str | None, *, has_list: bool) -> tuple[s
     return source, store
 
 
-def _collection(source: Place | None, pairs: Path | None, images: str | None, masks: str | None) -> "Collection":
+def _collection(source: Place | None, pairs: str | None, images: str | None, masks: str | None) -> "Collection":
     from ingest.discover import discover, from_csv, from_patterns
 
     if sum(given is not None for given in (source, pairs, images)) != 1:
         raise ConfigError("ingest: give one of a folder, --pairs, or --images, not several.")
     if pairs is not None:
-        return from_csv(pairs)
+        return from_csv(place_of(pairs))
     if images is not None:
         return from_patterns(images, masks)
     if masks is not None:

@@ -5,7 +5,7 @@ is read.
 """
 
 import base64
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,15 +26,25 @@ from store.scan import ScanReader, Slab, slab_depth
 from store.writer import SLABS_IN_FLIGHT, CaseWriter
 
 Item = TypeVar("Item")
+MAX_DEPTH = 8
+"""Slices of a slab that several threads share; with the slabs in flight they are as many as threads gain by, and bound the memory."""
 
 UNSIGNED_WATER_HU = 900
 """A CT stored without its -1024 intercept has soft tissue near 1024 and no negative value."""
 
 
-def convert_case(case: CaseFiles, params: Params, store: str | Place, *, threads: int = 1) -> CaseInfo:
+def convert_case(
+    case: CaseFiles,
+    params: Params,
+    store: str | Place,
+    *,
+    threads: int = 1,
+    still_ours: Callable[[], bool] = lambda: True,
+) -> CaseInfo:
     """Read a case's files and write the case into the store; return what is known of it.
 
     With more than one thread, image and mask are decoded ahead while the slices of a slab are encoded side by side.
+    `still_ours` is asked before anything is shown in an object store.
 
     Raises
     ------
@@ -45,7 +55,7 @@ def convert_case(case: CaseFiles, params: Params, store: str | Place, *, threads
         image = stack.enter_context(ScanReader(case.image, "image"))
         mask = None if case.mask is None else stack.enter_context(ScanReader(case.mask, "mask"))
         pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
-        return _convert(case, params, store, Readers(image, mask, pool, threads))
+        return _convert(case, params, store, Readers(image, mask, pool, threads), still_ours)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,7 @@ class Readers:
         """Yield the slabs of image and mask in step."""
         depth = slab_depth(self.image.grid.stored_shape)
         if self.pool:
-            depth = max(depth, self.threads)
+            depth = max(depth, min(self.threads, MAX_DEPTH))
         # one slab is being decoded and one in use, besides those that are being encoded
         buffers = SLABS_IN_FLIGHT + 2
         both = [
@@ -83,7 +93,9 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
             yield item  # type: ignore[misc]
 
 
-def _convert(case: CaseFiles, params: Params, store: str | Place, readers: Readers) -> CaseInfo:
+def _convert(
+    case: CaseFiles, params: Params, store: str | Place, readers: Readers, still_ours: Callable[[], bool]
+) -> CaseInfo:
     image, mask = readers.image, readers.mask
     warnings = about_headers(image, mask, params)
     labels: Labels | None = None
@@ -121,7 +133,7 @@ def _convert(case: CaseFiles, params: Params, store: str | Place, readers: Reade
             max_rounding_error_hu=image.max_rounding_error,
             warnings=tuple(warnings),
         )
-        writer.finish(info)
+        writer.finish(info, still_ours)
     return info
 
 

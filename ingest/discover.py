@@ -10,6 +10,7 @@ A CSV (``--pairs``) or two patterns (``--images``, ``--masks``) replace steps 2 
 
 import csv
 import glob
+import io
 import os
 import re
 from collections import defaultdict
@@ -131,14 +132,14 @@ def _lies_in(folder: Place, source: Place) -> bool:
         return False
 
 
-def from_csv(table: Path) -> Collection:
+def from_csv(table: Place) -> Collection:
     """Read cases from a CSV with the columns image, mask (may be empty), and optionally case_id and patient_id.
 
     Paths are taken relative to the CSV's folder; URLs of an object store stand as they are.
     """
     try:
-        with table.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
+        text = table.read_bytes().decode("utf-8-sig")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise PairingError(f"{table}: cannot be read as CSV ({error}).") from error
     if not rows or "image" not in rows[0]:
@@ -166,7 +167,7 @@ def from_csv(table: Path) -> Collection:
     )
 
 
-def _listed(root: Path, text: str) -> Place:
+def _listed(root: Place, text: str) -> Place:
     return place_of(text) if "://" in text else root / text
 
 
@@ -212,8 +213,8 @@ def with_patients(collection: Collection, pattern: str) -> Collection:
     cases = []
     for case in collection.cases:
         match = compiled.search(case.name(case.image))
-        if not match:
-            raise PairingError(f"--patient {pattern}: does not match {case.name(case.image)}.")
+        if not match or not match[1]:
+            raise PairingError(f"--patient {pattern}: its group does not match {case.name(case.image)}.")
         cases.append(replace(case, patient_id=match[1]))
     return replace(collection, cases=tuple(cases))
 
@@ -283,6 +284,10 @@ def _is_extra_channel(path: Place, images: list[Place]) -> bool:
 
 def _matches(pattern: str) -> dict[tuple[str, ...], Path]:
     """Return the files that a pattern matches, keyed by what its wildcards matched."""
+    if "://" in pattern:
+        raise PairingError(
+            f"{pattern}: patterns are for local files; name the folder of the bucket, or list its files in a CSV (--pairs)."
+        )
     if "*" not in pattern:
         raise PairingError(f"{pattern}: a pattern needs at least one *; what it matches pairs images with masks.")
     compiled = re.compile(

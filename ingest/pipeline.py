@@ -26,17 +26,22 @@ from ingest.params import Params
 from store.case import SourceFile
 from store.claims import claimed, claimed_in_turn
 from store.errors import ConfigError, InputError, ReadError, StoreError
-from store.files import Ledger, Place, read_lines, sha256_of_file
-from store.layout import DOCUMENT, FAILURES, GROUP, LEDGER, TABLES
+from store.files import Place, read_lines, sha256_of_file, to_json, write_json
+from store.layout import ATTRIBUTE, DOCUMENT, FAILURES, FORMAT, GROUP, LEDGER, group_document
+from store.ledger import Ledger
 from store.manifest import reindex
 from store.naming import natural_key
 from store.nifti import files_of
 from store.progress import progress
-from store.reader import Store, case_in, open_store
+from store.reader import Store, case_in, open_store, read_document
 from store.screen import peak_mib
 from store.writer import prepare_store, remove_partial
 
 Status = Literal["done", "unchanged", "failed", "failed before", "claimed"]
+PARAMS = ".params"
+"""Name of the claim of whoever settles a store's parameters; a case id does not start with a dot."""
+AUTO_THREADS = 4
+"""A case keeps about three cores busy: one decodes, the others encode (`slicemill bench ingest`)."""
 ASK_AGAIN_SECONDS = 2.0
 """How long a case that another run works on is left before it is asked for again."""
 
@@ -48,7 +53,7 @@ class Options:
     workers: int = 0
     """Processes; 0 is one per core, or per case where there are fewer."""
     threads: int = 0
-    """Threads of each process that work on one case; 0 shares the cores out evenly."""
+    """Threads of each process that work on one case; 0 shares the cores out, AUTO_THREADS at most."""
     scheduler: str | None = None
     """Address of a Dask scheduler, instead of processes here."""
     shard: tuple[int, int] | None = None
@@ -71,6 +76,8 @@ class Outcome:
     voxel_bytes: int = 0
     warnings: tuple[str, ...] = ()
     peak_mib: float = 0.0
+    stamp: dict[str, Any] | None = None
+    """What the case's files were when they were read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +88,8 @@ class Report:
     seconds: float
     problem: str = ""
     """Why the tables are not up to date, when they are not."""
+    bug: BaseException | None = None
+    """What no rule foresaw; its case counts as failed."""
 
     def count(self, *statuses: Status) -> int:
         """Return how many cases ended so."""
@@ -102,6 +111,7 @@ def ingest(collection: Collection, store: str | Place, params: Params, options: 
     """
     start = time.perf_counter()
     root = prepare_store(store).absolute()
+    settle_params(root, params, overwrite=options.overwrite)
     remove_partial(root)
     cases = [absolute(case) for case in collection.cases]
     if options.shard:
@@ -110,16 +120,18 @@ def ingest(collection: Collection, store: str | Place, params: Params, options: 
     left: list[Task] = []
     for planned in _planned(cases, root, params, options):
         (outcomes if isinstance(planned, Outcome) else left).append(planned)  # type: ignore[arg-type]
-    outcomes += _run(left, root, params, options)
+    ended, bug = _run(left, root, params, options)
+    outcomes += ended
     problem = ""
     if not options.shard:
         try:
-            with claimed_in_turn(root, TABLES):
-                reindex(root)
+            reindex(root)
+        except StoreError as error:
+            problem = str(error)
         except OSError as error:
             problem = f"the tables could not be written ({error.strerror or error}); make room, then `slicemill store reindex {root}`."
     outcomes.sort(key=lambda outcome: natural_key(outcome.case_id))
-    return Report(outcomes=tuple(outcomes), seconds=time.perf_counter() - start, problem=problem)
+    return Report(outcomes=tuple(outcomes), seconds=time.perf_counter() - start, problem=problem, bug=bug)
 
 
 def absolute(case: CaseFiles) -> CaseFiles:
@@ -154,7 +166,7 @@ def _planned(cases: list[CaseFiles], root: Place, params: Params, options: Optio
             if done.get(case.case_id, {}).get("stamp") == stamp and not options.rehash:
                 yield Outcome(case_id=case.case_id, status="unchanged")
                 continue
-            _check_params(store, case.case_id, params)
+            there = _is_readable(store, case.case_id, params)
         elif _failed_for_good(failed.get(case.case_id, {}), stamp) and not (options.retry_failed or options.overwrite):
             reason = failed[case.case_id].get("reason", "")
             yield Outcome(case_id=case.case_id, status="failed before", reason=reason)
@@ -181,14 +193,47 @@ def _failed_for_good(line: dict[str, Any], stamp: dict[str, Any]) -> bool:
     return line.get("stamp") == stamp and not line.get("passing", False)
 
 
-def _check_params(store: Store, case_id: str, params: Params) -> None:
-    info = store[case_id].info
+def settle_params(root: Place, params: Params, *, overwrite: bool) -> None:
+    """Write into a store's own document what all its cases are ingested with, or compare with what stands there.
+
+    Raises
+    ------
+    StoreError
+        The store was begun with other parameters.
+    """
+    document = root / GROUP / DOCUMENT
+    with claimed_in_turn(root, PARAMS):
+        attribute = read_document(root / GROUP).get("attributes", {}).get(ATTRIBUTE, {})
+        stored = attribute.get("params") if isinstance(attribute, dict) else None
+        if stored == params.as_json():
+            return
+        if stored is not None and not overwrite:
+            raise StoreError(
+                f"{root}: was begun with other parameters ({to_json(stored)}) than now asked for ({to_json(params.as_json())}). "
+                "Use another store, the same options, or --overwrite, which does all cases again."
+            )
+        write_json(document, group_document({ATTRIBUTE: {"format": FORMAT, "params": params.as_json()}}))
+
+
+def _is_readable(store: Store, case_id: str, params: Params) -> bool:
+    """Return whether a stored case can be compared with its files; one that is damaged is done again.
+
+    Raises
+    ------
+    StoreError
+        It was written with other parameters.
+    """
+    try:
+        info = store[case_id].info
+    except StoreError:
+        return False
     if info.params_sha256 != params.sha256():
         stored = info.labels.as_json() if info.labels else {"labels": None}
         raise StoreError(
             f"{store.root}: its case {case_id!r} was written with other parameters (hash {info.params_sha256[:12]}, {stored}) than now asked for "
             f"(hash {params.sha256()[:12]}, {params.as_json()}). Use another store, the same options, or --overwrite."
         )
+    return True
 
 
 def stamp_of(case: CaseFiles, params: Params) -> dict[str, Any]:
@@ -215,17 +260,23 @@ def run_case(task: Task, params: Params, root: Place, threads: int) -> Outcome:
     """Claim one case and convert it, or find it unchanged; every reason that is the user's to mend becomes an outcome."""
     case = task.case
     try:
-        with claimed(root, case.case_id) as ours:
-            if not ours:
+        with claimed(root, case.case_id) as claim:
+            if claim is None:
                 return Outcome(case_id=case.case_id, status="claimed")
+            stamp = stamp_of(case, params)
             # another run may have done it since this one began
             done_since = identity(root, case.case_id) not in (task.seen, None)
             if (task.compare or done_since) and _same_content(case, params, root):
-                return Outcome(case_id=case.case_id, status="unchanged")
-            info = convert_case(case, params, root, threads=threads)
+                return Outcome(case_id=case.case_id, status="unchanged", stamp=stamp)
+            info = convert_case(case, params, root, threads=threads, still_ours=claim.held)
+            if stamp_of(case, params) != stamp:
+                reason = f"{case.image}: changed, or its mask did, while it was read; the next run does it again."
+                return Outcome(case_id=case.case_id, status="failed", reason=reason, passing=True, stamp=stamp)
     except InputError as error:
-        passing = isinstance(error, ReadError)
-        return Outcome(case_id=case.case_id, status="failed", reason=str(error), passing=passing)
+        passing = isinstance(error, ReadError | StoreError)
+        return Outcome(
+            case_id=case.case_id, status="failed", reason=str(error), passing=passing, stamp=stamp_of(case, params)
+        )
     except OSError as error:
         reason = f"{error.filename or root}: {error.strerror or error}."
         return Outcome(case_id=case.case_id, status="failed", reason=reason, passing=True)
@@ -240,11 +291,15 @@ def run_case(task: Task, params: Params, root: Place, threads: int) -> Outcome:
         voxel_bytes=slices * ny * nx * (3 if info.mask else 2),
         warnings=info.warnings,
         peak_mib=peak_mib(),
+        stamp=stamp,
     )
 
 
 def _same_content(case: CaseFiles, params: Params, root: Place) -> bool:
-    info = case_in(root, case.case_id).info
+    try:
+        info = case_in(root, case.case_id).info
+    except StoreError:
+        return False
     pairs = ((case.image, info.image), (case.mask, info.mask))
 
     def same(path: Place | None, source: SourceFile | None) -> bool:
@@ -256,19 +311,23 @@ def _same_content(case: CaseFiles, params: Params, root: Place) -> bool:
     return known and all(same(path, source) for path, source in pairs)
 
 
-def _run(left: list[Task], root: Place, params: Params, options: Options) -> list[Outcome]:
+def _run(left: list[Task], root: Place, params: Params, options: Options) -> tuple[list[Outcome], BaseException | None]:
+    """Return what became of every task, and the first thing that went wrong against all rules."""
     if not left:
-        return []
+        return [], None
     left = sorted(left, key=lambda task: -task.megabytes)
     total = sum(task.megabytes for task in left)
     workers = min(options.workers or len(os.sched_getaffinity(0)), len(left))
-    threads = options.threads or (1 if options.scheduler else max(1, len(os.sched_getaffinity(0)) // workers))
+    spare = 1 if options.scheduler else len(os.sched_getaffinity(0)) // workers
+    threads = options.threads or min(max(1, spare), AUTO_THREADS)
     ledgers = {False: Ledger(root / LEDGER), True: Ledger(root / FAILURES)}
     outcomes: list[Outcome] = []
+    bug: BaseException | None = None
     with _client(options, workers) as client, progress("ingest", total, "MB") as advance:
         start = time.perf_counter()
         try:
-            for task, outcome in _outcomes(client, left, (params, root, threads)):
+            for task, outcome, error in _outcomes(client, left, (params, root, threads)):
+                bug = bug or error
                 if outcome.status == "claimed":
                     advance(0, f"waiting for {outcome.case_id}, which another run has claimed")
                     continue
@@ -279,18 +338,18 @@ def _run(left: list[Task], root: Place, params: Params, options: Options) -> lis
         finally:
             for ledger in ledgers.values():
                 ledger.flush()
-    return outcomes
+    return outcomes, bug
 
 
-def _outcomes(client: Any, left: list[Task], settings: tuple[Params, Place, int]) -> Iterator[tuple[Task, Outcome]]:
-    """Yield what becomes of each task, in the order in which they end; one that is claimed elsewhere comes again.
+def _outcomes(
+    client: Any, left: list[Task], settings: tuple[Params, Place, int]
+) -> Iterator[tuple[Task, Outcome, BaseException | None]]:
+    """Yield what becomes of each task, with the bug that ended it if one did, in the order in which they end.
 
-    A bug is raised when all others have ended.
+    A task whose case is claimed elsewhere comes again.
     """
     from distributed import as_completed
-    from distributed.scheduler import KilledWorker
 
-    bug: BaseException | None = None
     params, root, threads = settings
     turn = itertools.count()
 
@@ -304,21 +363,20 @@ def _outcomes(client: Any, left: list[Task], settings: tuple[Params, Place, int]
     while futures:
         for future in as_completed(list(futures)):
             task = futures.pop(future)
-            error = future.exception()
-            outcome = future.result() if error is None else _lost(task.case.case_id, error)
-            if error is not None and not isinstance(error, KilledWorker):
-                bug = bug or error
+            bug: BaseException | None = None
+            if future.status == "finished":
+                outcome = future.result()
+            else:
+                outcome, bug = _lost(task.case.case_id, future)
             if outcome.status == "done" and identity(root, outcome.case_id) is None:
                 reason = f"{outcome.case_id}: written where this process cannot see it; use a shared folder."
                 outcome = replace(outcome, status="failed", reason=reason)
             if outcome.status == "claimed":
                 waiting.append(task)
-            yield task, outcome
+            yield task, outcome, bug
         if waiting:
             time.sleep(ASK_AGAIN_SECONDS)
             futures, waiting = {submit(task): task for task in waiting}, []
-    if bug is not None:
-        raise bug
 
 
 def _pace(outcomes: list[Outcome], seconds: float) -> str:
@@ -329,22 +387,25 @@ def _pace(outcomes: list[Outcome], seconds: float) -> str:
     return f"{slices / seconds:,.0f} slices/s, {gigabytes / seconds:.2f} GB/s of voxels, {failed} failed"
 
 
-def _lost(case_id: str, error: BaseException) -> Outcome:
-    """Return the outcome of a task that ended in no outcome of its own: its worker died, or there is a bug."""
+def _lost(case_id: str, future: Any) -> tuple[Outcome, BaseException | None]:
+    """Return the outcome of a task that ended in no outcome of its own: its worker or scheduler died, or there is a bug."""
     from distributed.scheduler import KilledWorker
 
-    if isinstance(error, KilledWorker):
+    bug: BaseException | None = None
+    if future.status in ("cancelled", "lost"):
+        reason = f"{case_id}: the Dask scheduler is gone; run the same command again with one that answers."
+    elif isinstance(error := future.exception(), KilledWorker):
         reason = (
             f"{case_id}: its worker process died again and again, probably for want of memory; use fewer --workers."
         )
     else:
-        reason = f"{case_id}: a bug, please report it: {type(error).__name__}: {error}"
-    return Outcome(case_id=case_id, status="failed", reason=reason, passing=True)
+        reason, bug = f"{case_id}: a bug, please report it: {type(error).__name__}: {error}", error
+    return Outcome(case_id=case_id, status="failed", reason=reason, passing=True), bug
 
 
 def _record(case: CaseFiles, params: Params, outcome: Outcome) -> dict[str, Any]:
     """Return an outcome's line of the ledger of what is done, or of that of what failed."""
-    record: dict[str, Any] = {"case_id": case.case_id, "stamp": stamp_of(case, params)}
+    record: dict[str, Any] = {"case_id": case.case_id, "stamp": outcome.stamp or stamp_of(case, params)}
     if outcome.status == "failed":
         return {**record, "image": case.name(case.image), "reason": outcome.reason, "passing": outcome.passing}
     return {**record, "status": outcome.status}
@@ -361,6 +422,7 @@ def _client(options: Options, workers: int) -> Iterator[Any]:
     """Yield a Dask client: of the scheduler asked for, or of processes here, one thread each."""
     from distributed import Client, LocalCluster
 
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it logs as errors is told as outcomes here
     if options.scheduler:
         try:
             client = Client(options.scheduler, timeout="20s")

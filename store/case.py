@@ -138,25 +138,25 @@ def case_from_json(document: dict[str, Any], shape: tuple[int, int, int]) -> Cas
         source = document["source"]
         lesions = document["lesions"]
         affine = np.array(document["affine_lps"], dtype=np.float64)
-        stats = SliceStats(**document["slice_stats"])
+        stats = _stats(document["slice_stats"])
         lengths = {len(stats.hu_min), len(stats.hu_max), *map(len, stats.voxels.values())}
         if affine.shape != (4, 4) or len(document["spacing_mm"]) != 3 or lengths != {shape[0]}:
             raise ValueError("affine, spacing or statistics do not fit the shape")
         return CaseInfo(
-            case_id=document["case_id"],
-            patient_id=document["patient_id"],
+            case_id=_text(document["case_id"]),
+            patient_id=_text(document["patient_id"]),
             shape=shape,
             labels=labels_from_json(document) if document["labels"] else None,
-            spacing_mm=tuple(document["spacing_mm"]),
+            spacing_mm=_spacing(document["spacing_mm"]),
             affine_lps=affine,
-            source_axcodes=document["source_axcodes"],
-            image=SourceFile(**source["image"]),
-            mask=SourceFile(**source["mask"]) if source["mask"] else None,
-            params_sha256=document["params_sha256"],
+            source_axcodes=_text(document["source_axcodes"]),
+            image=_source(source["image"]),
+            mask=_source(source["mask"]) if source["mask"] else None,
+            params_sha256=_text(document["params_sha256"]),
             slice_stats=stats,
             lesions=None if lesions is None else tuple(_lesion(row) for row in lesions),
-            max_rounding_error_hu=document["max_rounding_error_hu"],
-            warnings=tuple(document["warnings"]),
+            max_rounding_error_hu=float(document["max_rounding_error_hu"]),
+            warnings=tuple(_text(warning) for warning in document["warnings"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise StoreError(
@@ -164,8 +164,49 @@ def case_from_json(document: dict[str, Any], shape: tuple[int, int, int]) -> Cas
         ) from error
 
 
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, found {value!r:.40}")
+    return value
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
+        raise TypeError(f"expected a whole number, found {value!r:.40}")
+    return value
+
+
+def _spacing(values: list[Any]) -> tuple[float, float, float]:
+    z, y, x = (float(value) for value in values)
+    return z, y, x
+
+
+def _stats(document: dict[str, Any]) -> SliceStats:
+    def hu(values: list[Any]) -> list[int | None]:
+        return [None if value is None else _count(value) for value in values]
+
+    voxels = {_text(name): [_count(value) for value in counts] for name, counts in document["voxels"].items()}
+    return SliceStats(hu_min=hu(document["hu_min"]), hu_max=hu(document["hu_max"]), voxels=voxels)
+
+
+def _source(document: dict[str, Any]) -> SourceFile:
+    return SourceFile(
+        name=_text(document["name"]),
+        bytes=_count(document["bytes"]),
+        sha256=_text(document["sha256"]),
+        header_b64=_text(document["header_b64"]),
+    )
+
+
 def _lesion(row: dict[str, Any]) -> Lesion:
-    fields = dict(row)
-    fields["centroid_lps_mm"] = tuple(fields["centroid_lps_mm"])
-    fields["bbox_zyx"] = tuple(fields["bbox_zyx"])
-    return Lesion(**fields)
+    x, y, z = (float(value) for value in row["centroid_lps_mm"])
+    z0, y0, x0, z1, y1, x1 = (_count(value) for value in row["bbox_zyx"])
+    return Lesion(
+        id=_count(row["id"]),
+        voxels=_count(row["voxels"]),
+        volume_ml=float(row["volume_ml"]),
+        centroid_lps_mm=(x, y, z),
+        bbox_zyx=(z0, y0, x0, z1, y1, x1),
+        key_z=_count(row["key_z"]),
+        max_axial_diameter_mm=float(row["max_axial_diameter_mm"]),
+    )

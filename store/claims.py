@@ -1,21 +1,24 @@
 """Who is working on what: a case is claimed before it is written, so that no two runs write it at the same time.
 
 1. On a disk a claim is a lock on a small file (flock). The system drops it when its holder dies, however it dies, on
-   this machine and, over NFS, on others: there is nothing to clear up and nothing to guess.
+   this machine and, over NFS, on others: there is nothing to guess. The empty file stays, since a lock on a file that
+   someone removed would keep nobody out.
 2. In an object store a claim is an object that is written only where none is, and written again every `BEAT_SECONDS`.
    When it has not been for `STALE_SECONDS`, by the object store's own clock, its holder is dead, and the first to
-   swap it for its own takes the claim over.
+   swap it for its own takes the claim over. A holder that was only held up asks `held` before it shows anything.
 """
 
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import platform
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from store.errors import StoreError
@@ -23,15 +26,28 @@ from store.files import Place, to_json
 from store.layout import CLAIMS
 from store.remote import Remote
 
-BEAT_SECONDS = 15.0
-STALE_SECONDS = 90.0
-"""Six beats: a holder that is alive does not miss them all."""
+BEAT_SECONDS = 20.0
+STALE_SECONDS = 300.0
+"""Longer than a beat whose three requests are all tried for a minute (`store.remote.RETRIES`)."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim that was had."""
+
+    place: Place
+    lease: str = ""
+    """What stands in the object of a claim in an object store; empty for a lock."""
+
+    def held(self) -> bool:
+        """Return whether it is still ours: a lock always is, a lease can be taken over while its holder is held up."""
+        return not isinstance(self.place, Remote) or _holder(self.place) == self.lease
+
+
 @contextlib.contextmanager
-def claimed(root: Place, name: str) -> Iterator[bool]:
-    """Yield whether the claim of `name` could be had; while the block runs nobody else has it.
+def claimed(root: Place, name: str) -> Iterator[Claim | None]:
+    """Yield the claim of `name`, which nobody else has while the block runs; None when someone else has it.
 
     Raises
     ------
@@ -39,8 +55,8 @@ def claimed(root: Place, name: str) -> Iterator[bool]:
         The file system knows no locks.
     """
     place = root / CLAIMS / name
-    with _leased(place) if isinstance(place, Remote) else _locked(place) as ours:
-        yield ours
+    with _leased(place) if isinstance(place, Remote) else _locked(place) as claim:
+        yield claim
 
 
 @contextlib.contextmanager
@@ -55,54 +71,40 @@ def claimed_in_turn(root: Place, name: str, *, every: float = 0.2) -> Iterator[N
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    descriptor = _lock(path)
-    if descriptor is None:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _lock(path: Path) -> int | None:
-    """Return an open file that holds the lock, or None when someone else does."""
+def _locked(path: Path) -> Iterator[Claim | None]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The holder before may have removed the file between our opening and our locking it.
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            os.close(descriptor)
-            if error.errno in NO_LOCKS:
-                raise StoreError(
-                    f"{path.parent}: the file system has no locks (flock); mount it with them, or keep the store elsewhere."
-                ) from error
-            raise
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        yield Claim(path) if _lock(descriptor, path) else None
+    finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            raise StoreError(
+                f"{path.parent}: the file system has no locks (flock); mount it with them, or keep the store elsewhere."
+            ) from error
+        raise
+    return True
 
 
 @contextlib.contextmanager
-def _leased(place: Remote) -> Iterator[bool]:
+def _leased(place: Remote) -> Iterator[Claim | None]:
     lease = f"{platform.node()}.{os.getpid()}.{uuid.uuid4().hex}"
     if not (place.create(_written(lease)) or _took_over(place, lease)):
-        yield False
+        yield None
         return
     done = threading.Event()
     beat = threading.Thread(target=_beat, args=(place, lease, done), daemon=True)
     beat.start()
     try:
-        yield True
+        yield Claim(place, lease)
     finally:
         done.set()
         beat.join()
@@ -115,8 +117,6 @@ def _written(lease: str) -> bytes:
 
 
 def _holder(place: Remote) -> str | None:
-    import json
-
     try:
         return str(json.loads(place.read_bytes())["holder"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -135,7 +135,7 @@ def _took_over(place: Remote, lease: str) -> bool:
     probe.unlink(missing_ok=True)
     if (now.st_mtime_ns - seen.st_mtime_ns) / 1e9 < STALE_SECONDS:
         return False
-    return place.replace_if(_written(lease), seen.e_tag)
+    return place.replace_if(_written(lease), seen)
 
 
 def _beat(place: Remote, lease: str, done: threading.Event) -> None:
@@ -143,5 +143,5 @@ def _beat(place: Remote, lease: str, done: threading.Event) -> None:
     while not done.wait(BEAT_SECONDS):
         with contextlib.suppress(OSError):  # a beat may be missed; the next one comes
             seen = place.stat()
-            if _holder(place) != lease or not place.replace_if(_written(lease), seen.e_tag):
+            if _holder(place) != lease or not place.replace_if(_written(lease), seen):
                 return

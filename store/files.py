@@ -6,7 +6,6 @@ import io
 import json
 import os
 import tempfile
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,8 +17,6 @@ from store.remote import Remote, remote
 Place = Path | Remote
 """Where something lies: a local path, or the URL of an object store."""
 HASH_BLOCK = 1 << 20
-BATCH_SECONDS = 15.0
-"""How long lines of a ledger wait before they become an object of an object store."""
 
 
 def place_of(url: "str | Place") -> Place:
@@ -197,35 +194,6 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
         os.close(descriptor)
 
 
-class Ledger:
-    """A ledger to append to: a file of JSON lines, or below its URL an object for every batch of lines.
-
-    Lines that wait for their batch are lost when the run is killed: what they say must be found again another way.
-    """
-
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self._waiting: list[dict[str, Any]] = []
-        self._since = time.monotonic()
-
-    def append(self, record: dict[str, Any]) -> None:
-        """Append a line."""
-        if not isinstance(self._place, Remote):
-            append_line(self._place, record)
-            return
-        self._waiting.append(record)
-        if time.monotonic() - self._since > BATCH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the lines that wait."""
-        if self._waiting and isinstance(self._place, Remote):
-            name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl"
-            (self._place / name).write_bytes("".join(to_json(record) + "\n" for record in self._waiting).encode())
-            self._waiting = []
-        self._since = time.monotonic()
-
-
 def _ledger_text(path: Place) -> str:
     if isinstance(path, Remote):
         parts = sorted(part for part, _ in path.files())
@@ -236,7 +204,9 @@ def _ledger_text(path: Place) -> str:
 def read_lines(path: Place) -> list[dict[str, Any]]:
     """Return the records of a ledger; torn lines (from a killed run) are left out."""
     records = []
-    for line in _ledger_text(path).splitlines():
+    for line in _ledger_text(path).split(
+        "\n"
+    ):  # not splitlines: names may hold other separators, which JSON leaves as they are
         with contextlib.suppress(json.JSONDecodeError):
             record = json.loads(line)
             if isinstance(record, dict):

@@ -15,12 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from store.case import Lesion
+from store.errors import LabelError
 from store.geometry import voxel_ml, voxel_to_mm
 
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Points = npt.NDArray[np.int32]
 """int32[n, 2], y and x in half pixels."""
+MAX_PARTS = 20_000
+"""Pieces of tumor that are followed; more would take the memory of a worker (2 KB each), and no reader of the manifest."""
 BATCH_SLICES = 16
 """Slices in which components are found together: 4 MB of a scan that is all tumor, and a quarter of the calls of a slab of 4."""
 
@@ -81,6 +84,10 @@ class LesionTracker:
     def _take(self, corner: tuple[int, int, int], tumor: Mask) -> None:
         labelled = components(tumor)
         first = len(self._parts)
+        if first + int(labelled.max()) > MAX_PARTS:
+            raise LabelError(
+                f"the tumor has more than {MAX_PARTS:,} separate pieces, the last at slice {corner[0]}; is it noise? Smooth the segmentation."
+            )
         self._parts += measured_parts(labelled, corner)
         self._parent += range(first, len(self._parts))
         ends = {
@@ -158,7 +165,9 @@ def bounding_box(mask: Mask) -> tuple[slice, ...] | None:
 
 def components(mask: Mask) -> npt.NDArray[np.uint32]:
     """Return the 26-connected components of `mask`: bool[z, y, x] -> uint32[z, y, x], 0 outside, 1 to n inside."""
-    return np.asarray(cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26), dtype=np.uint32)
+    # cc3d 4.1 counts too few provisional labels in arrays as thin as a bar; a border of air makes none thin
+    found = cc3d.connected_components(np.pad(mask, 1), connectivity=26)
+    return np.ascontiguousarray(found[1:-1, 1:-1, 1:-1], dtype=np.uint32)
 
 
 def measured_parts(labelled: npt.NDArray[np.uint32], corner: tuple[int, int, int]) -> list[Part]:
@@ -206,7 +215,21 @@ def outline(section: Mask, y: int = 0, x: int = 0) -> Points:
         ends += [np.stack([2 * filled, edge][:: 1 if axis == 0 else -1], axis=1) for edge in (first, last)]
     points = np.concatenate(ends)
     points += np.array((2 * y, 2 * x))
-    return points.astype(np.int32)
+    return extremes(points.astype(np.int32))
+
+
+def extremes(points: Points) -> Points:
+    """Return the first and last point of every row: the others are no corner of the convex hull.
+
+    >>> extremes(np.array([[0, 3], [0, 1], [0, 2], [4, 5]], dtype=np.int32)).tolist()
+    [[0, 1], [4, 5], [0, 3], [4, 5]]
+    """
+    if not len(points):
+        return points
+    ordered = points[np.lexsort((points[:, 1], points[:, 0]))]
+    starts = np.flatnonzero(np.diff(ordered[:, 0], prepend=ordered[0, 0] - 1))
+    ends = np.append(starts[1:], len(ordered)) - 1
+    return np.concatenate([ordered[starts], ordered[ends]])
 
 
 def longest(points: Points, spacing_yx: tuple[float, float]) -> float:
@@ -277,7 +300,7 @@ def measured(number: int, parts: list[Part], affine_lps: Floats) -> Lesion:
             outlines[z].append(points)
     spacing = np.sqrt((affine_lps[:3, :3] ** 2).sum(axis=0))
     diameters = {
-        z: longest(np.concatenate(points), (float(spacing[1]), float(spacing[0])))
+        z: longest(extremes(np.concatenate(points)), (float(spacing[1]), float(spacing[0])))
         for z, points in sorted(outlines.items())
     }
     key = max(diameters, key=lambda z: (diameters[z], -z))

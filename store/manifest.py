@@ -1,6 +1,8 @@
 """The tables of a store, derived from its groups alone: one row a case, a slice, a lesion."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -8,12 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from store.case import CaseInfo
+from store.claims import claimed_in_turn
 from store.errors import StoreError
 from store.files import Place, place_of, sha256_of_file, sha256_of_json, write_csv, write_json, written_whole
-from store.layout import CHECKSUMS, DOCUMENT, GROUP, IMAGE, LABEL, LESIONS, MANIFEST, SLICES
-from store.reader import Store, open_store
+from store.layout import CHECKSUMS, DOCUMENT, GROUP, IMAGE, LABEL, LESIONS, MANIFEST, SLICES, TABLES
+from store.reader import Store, case_in, open_store
+from store.remote import Remote
 
 Row = dict[str, Any]
+REMOTE_READERS = 16
+"""Cases whose documents are asked for at a time from an object store, where the answer takes longer than the work."""
 
 MAIN_COLUMNS = ("case_id", "nz", "ny", "nx", "spacing_z_mm", "spacing_x_mm", "orientation", "has_tumor", "n_lesions", "tumor_volume_ml",
                 "tumor_percent_organ", "organ_volume_ml", "max_axial_diameter_mm", "hu_min", "hu_max")  # fmt: skip
@@ -89,19 +95,71 @@ def flat(record: Row) -> Row:
 
 
 def reindex(url: str | Place) -> list[Row]:
-    """Build the three tables of a store, and the checksums, from its groups and return the manifest's rows."""
-    store = open_store(url)
-    infos = [case.info for case in store]
-    manifest = [manifest_row(info) for info in infos]
-    _write_table(store.root, MANIFEST, manifest)
-    _write_table(store.root, SLICES, [row for info in infos for row in slice_rows(info)])
-    _write_table(store.root, LESIONS, [row for info in infos for row in lesion_rows(info)])
-    checksums = {
-        "tables": {name: sha256_of_file(store.root / name) for name in table_names()},
-        "cases": {case_id: case_documents_sha256(store.root, case_id) for case_id in store.case_ids},
-    }
-    write_json(store.root / CHECKSUMS, checksums)
+    """Build the three tables of a store, and the checksums, from its groups and return the manifest's rows.
+
+    Runs take turns. A case that cannot be read is left out of the tables and named when they are written.
+
+    Raises
+    ------
+    StoreError
+        A case cannot be read.
+    """
+    root = open_store(url).root
+    with claimed_in_turn(root, TABLES):
+        store = open_store(root)
+        derived = [row for row in _derived(store) if row is not None]
+        manifest = [row.manifest for row in derived]
+        _write_table(store.root, MANIFEST, [pa.Table.from_pylist(_complete(manifest))] if manifest else [])
+        write_csv(store.root / f"{MANIFEST}.csv", _complete(manifest), ("case_id",))
+        _write_table(store.root, SLICES, [row.slices for row in derived])
+        _write_table(store.root, LESIONS, [row.lesions for row in derived if row.lesions is not None])
+        checksums = {
+            "tables": {name: sha256_of_file(store.root / name) for name in table_names()},
+            "group": sha256_of_file(store.root / GROUP / DOCUMENT),
+            "cases": {row.manifest["case_id"]: row.documents_sha256 for row in derived},
+        }
+        write_json(store.root / CHECKSUMS, checksums)
+    unread = sorted(set(store.case_ids) - set(checksums["cases"]))
+    if unread:
+        raise StoreError(
+            f"{store.root}: the tables were built without {len(unread)} cases that cannot be read: {', '.join(unread[:5])}. "
+            "Ingest their collection again, which does them anew; `slicemill store verify` says what is wrong with them."
+        )
     return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Derived:
+    """What the tables take from one case."""
+
+    manifest: Row
+    slices: pa.Table
+    lesions: pa.Table | None
+    documents_sha256: str
+
+
+def _derived(store: Store) -> Iterator[_Derived | None]:
+    """Yield what each case gives, None for one that cannot be read; nothing of a case is kept in memory but this."""
+
+    def derive(case_id: str) -> _Derived | None:
+        try:
+            try:
+                info = case_in(store.root, case_id).info
+            except StoreError:
+                with claimed_in_turn(store.root, case_id):  # it may just be replaced
+                    info = case_in(store.root, case_id).info
+            lesions = lesion_rows(info)
+            return _Derived(
+                manifest=manifest_row(info),
+                slices=pa.Table.from_pylist(slice_rows(info)),
+                lesions=pa.Table.from_pylist(lesions) if lesions else None,
+                documents_sha256=case_documents_sha256(store.root, case_id),
+            )
+        except (StoreError, OSError):
+            return None
+
+    with ThreadPoolExecutor(REMOTE_READERS if isinstance(store.root, Remote) else 1) as pool:
+        yield from pool.map(derive, store.case_ids)
 
 
 def table_names() -> tuple[str, ...]:
@@ -147,15 +205,19 @@ def store_sha256(store: Store) -> str:
     )
 
 
-def _write_table(root: Place, name: str, rows: list[Row]) -> None:
+def _complete(rows: list[Row]) -> list[Row]:
     columns = _columns(rows)
-    complete = [{column: row.get(column) for column in columns} for row in rows]
+    return [{column: row.get(column) for column in columns} for row in rows]
+
+
+def _write_table(root: Place, name: str, parts: list[pa.Table]) -> None:
+    """Write parts that may differ in their columns as one table; what a part lacks is null."""
+    whole = pa.table({"case_id": pa.array([], pa.string())})
+    if parts:
+        whole = pa.concat_tables(parts, promote_options="default").combine_chunks()
+        whole = whole.select(_columns([dict.fromkeys(part.column_names) for part in parts]))
     with written_whole(root / f"{name}.parquet") as aside:
-        pq.write_table(
-            pa.Table.from_pylist(complete) if complete else pa.table({"case_id": pa.array([], pa.string())}), aside
-        )
-    if name == MANIFEST:
-        write_csv(root / f"{name}.csv", complete)
+        pq.write_table(whole, aside)
 
 
 def _columns(rows: Iterable[Row]) -> list[str]:

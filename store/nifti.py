@@ -167,7 +167,7 @@ def open_voxels(path: Place) -> tuple[io.RawIOBase, HashingStream]:
     content, plain = _header_file(path) if is_header_name(path.name) else (b"", b"")
     file, is_gzip = _open_file(files_of(path)[-1])
     hashing = HashingStream(file, start=content)
-    inner = _Gunzip(fileobj=hashing, mode="rb") if is_gzip else hashing
+    inner = Gunzip(fileobj=hashing, mode="rb") if is_gzip else hashing
     return _Closing(inner, file, plain), hashing
 
 
@@ -222,10 +222,10 @@ def _header_file(path: Place) -> tuple[bytes, bytes]:
     return content, plain
 
 
-class _Gunzip(igzip.IGzipFile):  # type: ignore[misc]
+class Gunzip(igzip.IGzipFile):  # type: ignore[misc]
     """A gzip stream that decompresses straight into the buffer that it is given; its base class copies once more."""
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: Any) -> int:  # noqa: D102 (io.BufferedIOBase says it)
         return int(self._buffer.readinto(buffer))
 
 

@@ -87,10 +87,12 @@ class _OpenFile:
             os.close(self.descriptor)
 
 
-@lru_cache(maxsize=OPEN_FILES)
-def _open_file(path: Path, _reader: int) -> _OpenFile:
-    """Return the open shard of one reader; those used last stay open."""
+def _open_for(path: Path, _reader: int) -> _OpenFile:
     return _OpenFile(path)
+
+
+_open_file = lru_cache(maxsize=OPEN_FILES)(_open_for)
+"""Return the open shard of one reader; those used last stay open."""
 
 
 class SliceArray:
@@ -257,7 +259,8 @@ class SliceArray:
             if isinstance(self._shard, Remote):
                 data = self._shard.read_range(offset, length)
             else:
-                data = os.pread(_open_file(self._shard, self._reader).descriptor, length, offset)
+                file = _open_file(self._shard, self._reader)  # held until it was read: another thread may push it out
+                data = os.pread(file.descriptor, length, offset)
         except OSError as error:
             raise StoreError(f"{self._shard}: cannot be read: {error.strerror}.") from error
         if len(data) != length:
@@ -268,9 +271,9 @@ class SliceArray:
         try:
             if isinstance(self._shard, Remote):
                 return self._shard.read_end(length)
-            descriptor = _open_file(self._shard, self._reader).descriptor
-            size = os.fstat(descriptor).st_size
-            return (os.pread(descriptor, length, size - length) if length <= size else b""), size
+            file = _open_file(self._shard, self._reader)
+            size = os.fstat(file.descriptor).st_size
+            return (os.pread(file.descriptor, length, size - length) if length <= size else b""), size
         except OSError as error:
             raise StoreError(f"{self._shard}: cannot be read: {error.strerror}.") from error
 
@@ -317,6 +320,10 @@ class Case:
             self.info: CaseInfo = case_from_json(attribute, self.image.shape)
         except StoreError as error:
             raise StoreError(f"{folder}: {error}") from error
+        if self.info.case_id != folder.name:
+            raise StoreError(
+                f"{folder}: its attributes are those of a case {self.info.case_id!r}; ingest it again with --overwrite."
+            )
         self.label = SliceArray(folder / LABEL, "label") if self.info.mask else None
         """uint8[z, y, x], values of the case's labels; None without a mask."""
         if self.label is not None and self.label.shape != self.image.shape:

@@ -39,6 +39,8 @@ class Status:
     st_size: int
     st_mtime_ns: int
     e_tag: str | None = None
+    version: str | None = None
+    """Google's clouds tell by it what a conditional write replaces, the others by the entity tag."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -157,9 +159,10 @@ class Remote:
         """Write the object where there is none and return whether that was so; of several writers one is told yes."""
         return self._put_if(data, "create")
 
-    def replace_if(self, data: bytes, e_tag: str | None) -> bool:
-        """Write the object over the one with that entity tag and return whether it was still the one there."""
-        return self._put_if(data, {"e_tag": e_tag})
+    def replace_if(self, data: bytes, seen: Status) -> bool:
+        """Write the object over the one that `stat` saw and return whether it was still the one there."""
+        known = {"e_tag": seen.e_tag, "version": seen.version}
+        return self._put_if(data, {name: value for name, value in known.items() if value is not None})
 
     def _put_if(self, data: bytes, mode: Any) -> bool:
         from obstore.exceptions import AlreadyExistsError, PreconditionError
@@ -298,4 +301,5 @@ def _status(meta: Any) -> Status:
         st_size=int(meta["size"]),
         st_mtime_ns=int(meta["last_modified"].timestamp() * 1e9),
         e_tag=meta.get("e_tag"),
+        version=meta.get("version"),
     )

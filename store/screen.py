@@ -1,5 +1,6 @@
 """What commands print: lines, tables, and the way an InputError ends a command."""
 
+import errno
 import math
 import resource
 import sys
@@ -139,9 +140,8 @@ def errors_shown() -> Iterator[None]:
         if error.filename is None and error.errno is None:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(
-            f"slicemill: {where}{error.strerror or error}. Make room or correct the path, and run the same command again.\n"
-        )
+        way_out = "Make room" if error.errno == errno.ENOSPC else "Mend that, or correct the path"
+        sys.stderr.write(f"slicemill: {where}{error.strerror or error}. {way_out}, and run the same command again.\n")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         sys.stderr.write("slicemill: interrupted; what was finished is kept, the same command goes on from there.\n")

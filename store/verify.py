@@ -16,7 +16,7 @@ from store.case import CaseInfo, SourceFile
 from store.counts import Counts
 from store.errors import InputError
 from store.files import Place, read_json, relative, sha256_of_file
-from store.layout import CHECKSUMS, GROUP, IMAGE, LABEL
+from store.layout import CHECKSUMS, DOCUMENT, GROUP, IMAGE, LABEL
 from store.manifest import case_documents_sha256, table_names
 from store.naming import find_files
 from store.progress import Advance
@@ -50,9 +50,14 @@ def about_tables(store: Store) -> tuple[list[str], dict[str, str]]:
     try:
         checksums = read_json(store.root / CHECKSUMS)
         tables, cases = dict(checksums["tables"]), dict(checksums["cases"])
+        group = checksums["group"]
     except (InputError, KeyError, TypeError, ValueError) as error:
         return [f"{CHECKSUMS}: cannot be read ({error}); `slicemill store reindex` writes it, with the tables."], {}
     problems = []
+    if sha256_of_file(store.root / GROUP / DOCUMENT) != group:
+        problems.append(
+            f"{GROUP}/{DOCUMENT}: is not as it was written; if `slicemill ingest` runs, so does `slicemill store reindex`."
+        )
     for name in table_names():
         try:
             found = sha256_of_file(store.root / name)

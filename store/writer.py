@@ -10,11 +10,13 @@ Slices lie in the shard in the order of z or against it, never mixed, so that a 
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
 import uuid
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +33,7 @@ from store.files import Place, place_of, to_json, write_json
 from store.layout import (
     ABSENT,
     ATTRIBUTE,
+    CLAIMS,
     CRC_BYTES,
     DOCUMENT,
     GROUP,
@@ -44,9 +47,6 @@ from store.layout import (
     group_document,
 )
 from store.remote import Remote
-
-TEMPORARY = "slicemill-case-"
-"""Start of the names of temporary folders for cases on their way to an object store; the process's number follows."""
 
 SLABS_IN_FLIGHT = 2
 """Slabs whose slices may be encoded at the same time, so that no thread waits at the end of one."""
@@ -106,7 +106,10 @@ class CaseWriter:
         """Begin a case of `shape` [z, y, x]; with a pool, the slices of a slab are encoded side by side."""
         root = place_of(store)
         self._final = root / GROUP / check_case_id(case_id)
+        self._stack = contextlib.ExitStack()
         self.folder = partial_folder(root, case_id)
+        if isinstance(root, Remote):
+            self._stack.enter_context(claimed(temporary_root(), self.folder.name))
         """Where the case lies until it is whole; what must be put aside on the way may lie there too."""
         self._shape = shape
         self._profile = profile
@@ -128,6 +131,7 @@ class CaseWriter:
         for shard in self._shards.values():
             shard.abandon()
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._stack.close()
 
     def write(self, name: ArrayName, z: int, slab: npt.NDArray[Any], *, downwards: bool = False) -> None:
         """Write the slices of `slab`: any[z, y, x] from index `z` on; `downwards` where the next slab lies below this one.
@@ -148,8 +152,14 @@ class CaseWriter:
         for z, data in encodings:
             self._shards[name].append(z, data.result())
 
-    def finish(self, info: CaseInfo) -> None:
-        """Complete the case and show it, in the place of an older one of the same id."""
+    def finish(self, info: CaseInfo, still_ours: Callable[[], bool] = lambda: True) -> None:
+        """Complete the case and show it, in the place of an older one of the same id.
+
+        Raises
+        ------
+        OSError
+            It is no longer ours to show: another run took the case over.
+        """
         names: tuple[ArrayName, ...] = ("image", "label")
         for name in names:
             if name in self._shards:
@@ -159,18 +169,22 @@ class CaseWriter:
                 write_json(self.folder / name / DOCUMENT, array_document(name, self._shape, self._profile))
         (self.folder / DOCUMENT).write_text(to_json(group_document({ATTRIBUTE: info.as_json()})), encoding="utf-8")
         if isinstance(self._final, Remote):
-            upload_folder(self.folder, self._final)
+            upload_folder(self.folder, self._final, still_ours)
         else:
             replace_folder(self.folder, self._final)
 
 
 def partial_folder(root: Place, case_id: str) -> Path:
     """Make and return a folder of this machine for a case that is not whole yet."""
-    if isinstance(root, Remote):
-        return Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-"))
-    folder = root / PARTIAL / f"{case_id}.{uuid.uuid4().hex[:12]}"
+    local = temporary_root() if isinstance(root, Remote) else root
+    folder = local / PARTIAL / f"{case_id}.{uuid.uuid4().hex[:12]}"
     folder.mkdir(parents=True)
     return folder
+
+
+def temporary_root() -> Path:
+    """Return where cases lie on their way to an object store."""
+    return Path(tempfile.gettempdir()) / f"slicemill-{os.getuid()}"
 
 
 def replace_folder(new: Path, final: Path) -> None:
@@ -185,15 +199,25 @@ def replace_folder(new: Path, final: Path) -> None:
         new.rename(final)
 
 
-def upload_folder(new: Path, final: Remote) -> None:
+def upload_folder(new: Path, final: Remote, still_ours: Callable[[], bool]) -> None:
     """Upload a case: first its older group document goes, so that nobody reads half of each, then arrays, then the new one."""
+    check_claim(final, still_ours)
     (final / DOCUMENT).unlink(missing_ok=True)
     parts = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
     for stale, _ in list(final.files()):
         if stale.relative_to(final).as_posix() not in parts:
             stale.unlink(missing_ok=True)
     for part in [*(part for part in parts if part != DOCUMENT), DOCUMENT]:
+        check_claim(final, still_ours)
         (final / part).upload(new / part)
+
+
+def check_claim(final: Remote, still_ours: Callable[[], bool]) -> None:
+    """Raise an OSError when another run took the case over because this one was held up for too long."""
+    if not still_ours():
+        raise OSError(
+            errno.ESTALE, "another run took this case over while this one was held up; it is left to that", str(final)
+        )
 
 
 def prepare_store(store: str | Place) -> Place:
@@ -216,7 +240,12 @@ def remove_partial(root: Place) -> None:
     What a run that is alive is writing is claimed, and left alone.
     """
     if isinstance(root, Remote):
-        _remove_temporary()
+        local = temporary_root()
+        for folder in (local / PARTIAL).glob("*"):
+            with claimed(local, folder.name) as ours:
+                if ours:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    (local / CLAIMS / folder.name).unlink(missing_ok=True)
         return
     for folder in (root / PARTIAL).glob("*"):
         case_id = folder.name.removesuffix(".old").rpartition(".")[0]
@@ -228,13 +257,3 @@ def remove_partial(root: Place) -> None:
                 folder.rename(final)
             else:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_temporary() -> None:
-    """Remove what processes of this machine that are no more have left among its temporary files."""
-    import psutil
-
-    for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
-        pid = folder.name.removeprefix(TEMPORARY).partition("-")[0]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)

@@ -228,3 +228,13 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 def test_a_case_id_that_no_folder_can_have_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(StoreError, match="160 bytes"):
         discover(touch(tmp_path, "患" * 80 + ".nii"))
+
+
+def test_a_pattern_of_urls_is_refused_with_the_way_out():
+    with pytest.raises(PairingError, match="patterns are for local files"):
+        from_patterns("s3://bucket/*.nii", None)
+
+
+def test_a_patient_of_no_letters_is_refused(collection):
+    with pytest.raises(PairingError, match="its group does not match volume-0"):
+        with_patients(discover(collection), r"(z)?volume")

@@ -17,7 +17,7 @@ import pytest
 from ingest.convert import convert_case
 from ingest.discover import discover
 from ingest.params import Params
-from ingest.pipeline import Options, ingest
+from ingest.pipeline import Options, ingest, settle_params
 from store.claims import claimed
 from store.files import HashingStream, read_lines
 from store.labels import LITS_LABELS
@@ -55,6 +55,7 @@ def serial(scans, tmp_path_factory):
     """Their store, made case after case in this process, without Dask."""
     store = tmp_path_factory.mktemp("serial") / "store"
     prepare_store(store)
+    settle_params(store, LITS, overwrite=False)
     for case in discover(scans).cases:
         convert_case(case, LITS, store)
     return store
@@ -63,6 +64,7 @@ def serial(scans, tmp_path_factory):
 @pytest.mark.parametrize("threads", [2, 5])
 def test_threads_within_a_case_change_no_byte(threads, scans, serial, tmp_path):
     prepare_store(tmp_path / "store")
+    settle_params(tmp_path / "store", LITS, overwrite=False)
     for case in discover(scans).cases[:4]:
         convert_case(case, LITS, tmp_path / "store", threads=threads)
     found = contents(tmp_path / "store")
@@ -142,6 +144,31 @@ def test_a_scheduler_with_workers_of_which_one_is_killed_makes_the_store_of_a_se
     assert "16 cases: 16 done" in said
     assert contents(store) == contents(serial)
     assert len(read_table(store, "manifest")) == 16
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_killed_fails_what_is_left_without_a_traceback(cluster, scans, serial, tmp_path):
+    address, _ = cluster
+    store = tmp_path / "store"
+    process = subprocess.Popen(
+        command("ingest", scans, store, "--scheduler", address),
+        cwd=HERE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.time() + 90
+    while len(read_lines(store / "ledger.jsonl")) < 2 and process.poll() is None and time.time() < deadline:
+        time.sleep(0.005)
+    for other in psutil.process_iter(["cmdline"]):
+        if "distributed.cli.dask_scheduler" in " ".join(other.info["cmdline"] or ()):
+            other.kill()
+    said, wrong = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Traceback" not in wrong
+    assert "the Dask scheduler is gone" in said
+    subprocess.run(command("ingest", scans, store), cwd=HERE, check=True, stdout=subprocess.DEVNULL)
+    assert contents(store) == contents(serial)
 
 
 @pytest.mark.slow
@@ -271,6 +298,7 @@ def test_a_read_error_or_want_of_memory_fails_one_case_and_is_tried_again(
 
     store = tmp_path / "store"
     prepare_store(store)
+    settle_params(store, LITS, overwrite=False)
     (case,) = (case for case in discover(collection).cases if case.case_id == "volume-1")
     task = Task(case=case, seen=None, compare=False, megabytes=1)
     with monkeypatch.context() as patched:

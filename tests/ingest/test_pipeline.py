@@ -19,6 +19,7 @@ from store.labels import LITS_LABELS, make_labels
 from store.manifest import read_table
 from store.phantom import write_collection
 from store.reader import open_store
+from store.writer import prepare_store
 
 INTERRUPTIBLE = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import slicemill; slicemill.main()"
@@ -117,17 +118,68 @@ def test_tables_that_cannot_be_written_are_named_and_the_cases_are_kept(copied, 
 
 def test_a_store_of_other_parameters_is_refused_with_both_shown(copied, stored):
     other = Params(labels=make_labels({"liver": 1, "lesion": 2}))
-    with pytest.raises(StoreError, match=r"volume-0.*'tumor': 2.*'lesion': 2.*--overwrite"):
+    with pytest.raises(StoreError, match=r'"tumor": 2.*"lesion": 2.*--overwrite'):
         run(copied, stored, other)
 
 
 def test_a_store_has_one_profile(copied, stored):
-    with pytest.raises(StoreError, match=r"'profile': 'fast'.*--overwrite"):
+    with pytest.raises(StoreError, match=r'"profile": "fast".*--overwrite'):
         run(copied, stored, Params(labels=LITS_LABELS, profile="fast"))
     done = subprocess.run(
         command("ingest", copied, stored, "--profile", "tiny"), cwd=HERE, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (1, "slicemill: --profile tiny: choose compact or fast.\n")
+
+
+def test_a_store_that_was_begun_keeps_its_parameters_for_other_cases_too(copied, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in ("volume-0.nii", "segmentation-0.nii"):
+        shutil.move(copied / name, few / name)
+    run(few, tmp_path / "store")
+    other = Params(labels=make_labels({"liver": 1, "lesion": 2}))
+    with pytest.raises(StoreError, match="was begun with other parameters"):
+        run(copied, tmp_path / "store", other)
+    assert open_store(tmp_path / "store").case_ids == ["volume-0"]
+
+
+def test_a_damaged_stored_case_is_done_again_and_stops_nothing(copied, tmp_path):
+    store = tmp_path / "store"
+    run(copied, store)
+    document = store / "scans.zarr" / "volume-1" / "zarr.json"
+    good = document.read_bytes()
+    document.write_bytes(b"")
+    report = run(copied, store)
+    assert report.count("unchanged") == 6
+    assert "built without 1 cases that cannot be read: volume-1" in report.problem
+    (copied / "volume-1.nii.gz").touch()
+    report = run(copied, store)
+    assert (report.count("done"), report.problem) == (1, "")
+    assert document.read_bytes() == good
+
+
+def test_a_file_that_changes_while_it_is_read_is_done_again_by_the_next_run(copied, tmp_path, monkeypatch):
+    from ingest.convert import convert_case
+    from ingest.pipeline import Task, run_case
+
+    store = tmp_path / "store"
+    prepare_store(store)
+    (case,) = (case for case in discover(copied).cases if case.case_id == "volume-0")
+
+    def changing(*arguments, **options):
+        info = convert_case(*arguments, **options)
+        data = bytearray(case.image.read_bytes())
+        data[-1] ^= 1
+        case.image.write_bytes(data)
+        return info
+
+    monkeypatch.setattr("ingest.pipeline.convert_case", changing)
+    outcome = run_case(Task(case=case, seen=None, compare=False, megabytes=1), LITS, store, 1)
+    assert (outcome.status, outcome.passing) == ("failed", True)
+    assert "changed, or its mask did, while it was read" in outcome.reason
+    monkeypatch.undo()
+    assert run(copied, store).count("done") == 6
+    assert run(copied, store, rehash=True).count("unchanged") == 6
 
 
 def test_another_patient_for_the_same_files_is_a_change(copied, tmp_path):
@@ -152,6 +204,8 @@ def test_a_case_that_its_worker_wrote_elsewhere_is_a_failure(copied, tmp_path, m
     import ingest.pipeline
 
     class Future:
+        status = "finished"
+
         def __init__(self, outcome):
             self.outcome = outcome
 

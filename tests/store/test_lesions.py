@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from store.errors import LabelError
 from store.lesions import LesionTracker, axial_diameter, bounding_box, components, find_lesions, outline
 
 UNIT = np.eye(4)
@@ -66,6 +67,27 @@ def test_a_scan_in_slabs_has_the_lesions_of_the_whole(depth, downwards, cropped,
             for box in ndimage.find_objects(expected)
         }
         assert {lesion.bbox_zyx for lesion in found} == boxes
+
+
+@pytest.mark.parametrize("row", [[1, 0, 1], [1, 0, 1, 0, 1], [0, 1]])
+def test_the_thinnest_masks_have_their_components(row):
+    """cc3d 4.1 raises on arrays that are one voxel thick in two directions."""
+    for axis in range(3):
+        mask = np.moveaxis(np.array(row, bool)[None, None], 2, axis)
+        assert len(find_lesions(mask, UNIT)) == sum(row)
+
+
+def test_noise_is_refused_before_it_takes_the_memory(rng):
+    with pytest.raises(LabelError, match="more than 20,000 separate pieces"):
+        find_lesions(rng.random((32, 512, 512)) < 0.005, UNIT)
+
+
+def test_a_comb_of_many_pieces_is_one_lesion_in_little_time_and_memory():
+    mask = np.zeros((17, 256, 256), bool)
+    mask[:16, ::4, ::4] = True
+    mask[16] = True
+    (lesion,) = find_lesions(mask, UNIT)
+    assert lesion.max_axial_diameter_mm == pytest.approx(np.hypot(256, 255), abs=0.01)
 
 
 def test_a_spiral_that_meets_itself_in_many_slabs_is_one_lesion():

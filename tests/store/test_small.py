@@ -214,3 +214,11 @@ def test_what_a_user_can_mend_is_one_line_and_no_traceback(error, status, shown,
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(KeyError), errors_shown():
         raise KeyError("x")
+
+
+def test_a_ledger_keeps_names_with_any_separator_of_lines(tmp_path):
+    from store.files import append_line, read_lines
+
+    record = {"case_id": "a\u2028b\u0085c"}
+    append_line(tmp_path / "ledger.jsonl", record)
+    assert read_lines(tmp_path / "ledger.jsonl") == [record]

@@ -196,6 +196,36 @@ def test_a_chunk_that_decodes_to_another_size_is_refused(tmp_path):
             SliceArray(folder, name)[0]
 
 
+def test_many_threads_read_more_shards_than_stay_open(stored, monkeypatch):
+    import functools
+    import threading
+
+    import store.reader
+
+    monkeypatch.setattr(store.reader, "_open_file", functools.lru_cache(maxsize=2)(store.reader._open_for))
+    expected = [array[:] for _, _, array in arrays(stored)]
+    shared = [array for _, _, array in arrays(stored)]
+    wrong = []
+
+    def read(seed):
+        rng = np.random.default_rng(seed)
+        for _ in range(400):
+            chosen = int(rng.integers(len(shared)))
+            z = int(rng.integers(len(shared[chosen])))
+            try:
+                if not np.array_equal(shared[chosen].read(z), expected[chosen][z]):
+                    wrong.append("voxels")
+            except StoreError as error:
+                wrong.append(str(error))
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
 def test_a_slice_that_another_writer_left_out_is_its_fill_value(copy):
     case = copy / "scans.zarr" / "volume-1" / "label"
     shape = open_store(copy)["volume-1"].label.shape
@@ -229,6 +259,13 @@ def test_a_slice_that_another_writer_left_out_is_its_fill_value(copy):
         {"affine_lps": [1, 2]},
         {"slice_stats": {}},
         {"spacing_mm": 3},
+        {"spacing_mm": ["a", "b", "c"]},
+        {"patient_id": 7},
+        {"warnings": [{}]},
+        {"case_id": "/etc"},
+        {"case_id": "volume-2"},
+        {"lesions": [{"id": 1}]},
+        {"source": {"image": {"name": [], "bytes": 1, "sha256": "", "header_b64": 7}, "mask": None}},
     ],
 )
 def test_a_group_document_that_makes_no_sense_is_one_clear_error(damage, copy):
