@@ -17,6 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -363,11 +364,7 @@ def _outcomes(
     while futures:
         for future in as_completed(list(futures)):
             task = futures.pop(future)
-            bug: BaseException | None = None
-            if future.status == "finished":
-                outcome = future.result()
-            else:
-                outcome, bug = _lost(task.case.case_id, future)
+            outcome, bug = _ended(task.case.case_id, future)
             if outcome.status == "done" and identity(root, outcome.case_id) is None:
                 reason = f"{outcome.case_id}: written where this process cannot see it; use a shared folder."
                 outcome = replace(outcome, status="failed", reason=reason)
@@ -387,12 +384,19 @@ def _pace(outcomes: list[Outcome], seconds: float) -> str:
     return f"{slices / seconds:,.0f} slices/s, {gigabytes / seconds:.2f} GB/s of voxels, {failed} failed"
 
 
-def _lost(case_id: str, future: Any) -> tuple[Outcome, BaseException | None]:
-    """Return the outcome of a task that ended in no outcome of its own: its worker or scheduler died, or there is a bug."""
+def _ended(case_id: str, future: Any) -> tuple[Outcome, BaseException | None]:
+    """Return the outcome of a task; one of its own making where it has none: its worker or scheduler died, or there is a bug."""
     from distributed.scheduler import KilledWorker
 
     bug: BaseException | None = None
-    if future.status in ("cancelled", "lost"):
+    if future.status == "finished":
+        try:
+            outcome: Outcome = future.result()
+        except (OSError, CancelledError):
+            pass  # the scheduler, or the worker that kept the result, is gone
+        else:
+            return outcome, None
+    if future.status != "error":
         reason = f"{case_id}: the Dask scheduler is gone; run the same command again with one that answers."
     elif isinstance(error := future.exception(), KilledWorker):
         reason = (
@@ -422,7 +426,8 @@ def _client(options: Options, workers: int) -> Iterator[Any]:
     """Yield a Dask client: of the scheduler asked for, or of processes here, one thread each."""
     from distributed import Client, LocalCluster
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it logs as errors is told as outcomes here
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what it logs as errors is told as outcomes here
     if options.scheduler:
         try:
             client = Client(options.scheduler, timeout="20s")
