@@ -90,6 +90,9 @@ class CaseInfo:
     """None where no tumor label is named or there is no mask."""
     max_rounding_error_hu: float
     warnings: tuple[str, ...]
+    fingerprint: str | None = None
+    """SHA-256 of the checksums of the image's slices, in order of z: equal for equal voxels, whatever file
+    they came in (in stores of one profile)."""
 
     @property
     def voxel_ml(self) -> float:
@@ -117,6 +120,7 @@ class CaseInfo:
             "lesions": None if self.lesions is None else [lesion.as_json() for lesion in self.lesions],
             "max_rounding_error_hu": self.max_rounding_error_hu,
             "warnings": list(self.warnings),
+            "fingerprint": self.fingerprint,
         }
 
 
@@ -157,6 +161,7 @@ def case_from_json(document: dict[str, Any], shape: tuple[int, int, int]) -> Cas
             lesions=None if lesions is None else tuple(_lesion(row) for row in lesions),
             max_rounding_error_hu=float(document["max_rounding_error_hu"]),
             warnings=tuple(_text(warning) for warning in document["warnings"]),
+            fingerprint=None if document.get("fingerprint") is None else _text(document["fingerprint"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise StoreError(

@@ -1,17 +1,28 @@
 """Slices of any size on their way into a network of one size, and which neighbours go with them."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
 
-def neighbors(z: int, count: int, context: int) -> list[int]:
-    """Return the slices of a window of `context` around `z` among `count`, the edges repeated.
+def neighbors(z: int, count: int, context: int, step: float = 1.0) -> list[int]:
+    """Return the slices of a window of `context` around `z` among `count`, `step` slices apart, the edges repeated.
 
-    >>> neighbors(0, 10, 5)
-    [0, 0, 0, 1, 2]
+    >>> neighbors(0, 10, 5), neighbors(5, 10, 3, 2.6)
+    ([0, 0, 0, 1, 2], [2, 5, 8])
     """
     reach = context // 2
-    return [min(max(z + step, 0), count - 1) for step in range(-reach, reach + 1)]
+    return [min(max(z + math.floor(place * step + 0.5), 0), count - 1) for place in range(-reach, reach + 1)]
+
+
+def neighbor_step(context_spacing_mm: float | None, spacing_z_mm: float) -> float:
+    """Return how many slices neighbors lie apart: one, or as many as come nearest to a distance in mm.
+
+    >>> neighbor_step(None, 5.0), neighbor_step(3.0, 1.5)
+    (1.0, 2.0)
+    """
+    return 1.0 if context_spacing_mm is None else context_spacing_mm / spacing_z_mm
 
 
 def centered(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:

@@ -57,6 +57,7 @@ def manifest_row(info: CaseInfo) -> Row:
         "hu_max": max((high for high in info.slice_stats.hu_max if high is not None), default=None),
         "source_sha256": info.image.sha256,
         "warnings": "; ".join(info.warnings),
+        "fingerprint": info.fingerprint,
     }
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import blosc, zstd
 
+from store.cache import SliceCache
 from store.case import CaseInfo, case_from_json
 from store.errors import StoreError
 from store.files import Place, place_of
@@ -98,7 +99,8 @@ _open_file = lru_cache(maxsize=OPEN_FILES)(_open_for)
 class SliceArray:
     """The slices of one array, any[z, y, x], read one at a time; safe to use from several threads."""
 
-    def __init__(self, folder: Place, name: ArrayName) -> None:
+    def __init__(self, folder: Place, name: ArrayName, cache: SliceCache | None = None) -> None:
+        self._cache = cache if isinstance(folder, Remote) else None
         self._shard = folder / SHARD
         self._folder = folder
         self._name = name
@@ -142,7 +144,11 @@ class SliceArray:
     def encoded(self, z: int) -> bytes:
         """Return the bytes of the slice at `z` as they stand in the shard, with their checksum; none for one that is all fill value."""
         offset, length = self._index[0][self._checked(z)]
-        return b"" if length == ABSENT else self._read(offset, length)
+        if length == ABSENT:
+            return b""
+        if self._cache is not None:
+            return self._cache.get(str(self._shard), z, lambda: self._read(offset, length))
+        return self._read(offset, length)
 
     def read_many(self, wanted: Sequence[int], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """Return several slices: any[n, y, x]; from an object store, neighbors come in one request.
@@ -311,8 +317,8 @@ def read_document(folder: Place) -> dict[str, Any]:
 class Case:
     """One case of a store: what is known of it, and its slices."""
 
-    def __init__(self, folder: Place) -> None:
-        self.image = SliceArray(folder / IMAGE, "image")
+    def __init__(self, folder: Place, cache: SliceCache | None = None) -> None:
+        self.image = SliceArray(folder / IMAGE, "image", cache)
         """int16[z, y, x], HU."""
         attributes = read_document(folder).get("attributes")
         try:
@@ -324,7 +330,7 @@ class Case:
             raise StoreError(
                 f"{folder}: its attributes are those of a case {self.info.case_id!r}; ingest it again with --overwrite."
             )
-        self.label = SliceArray(folder / LABEL, "label") if self.info.mask else None
+        self.label = SliceArray(folder / LABEL, "label", cache) if self.info.mask else None
         """uint8[z, y, x], values of the case's labels; None without a mask."""
         if self.label is not None and self.label.shape != self.image.shape:
             raise StoreError(f"{folder}: image {self.image.shape} and label {self.label.shape} must have one shape.")
@@ -337,8 +343,9 @@ class Store:
     >>> store["volume-17"].image[40]                # doctest: +SKIP
     """
 
-    def __init__(self, root: Place) -> None:
+    def __init__(self, root: Place, cache: SliceCache | None = None) -> None:
         self.root = root
+        self._cache = cache
         self._cases: dict[str, Case] = {}
 
     @cached_property
@@ -362,7 +369,7 @@ class Store:
                 raise StoreError(
                     f"{self.root}: there is no case {case_id!r}; `slicemill store info {self.root}` lists them."
                 )
-            self._cases[case_id] = case_in(self.root, case_id)
+            self._cases[case_id] = case_in(self.root, case_id, self._cache)
         return self._cases[case_id]
 
 
@@ -380,13 +387,13 @@ def case_ids_in(root: Place) -> Iterator[str]:
             yield folder.name
 
 
-def case_in(root: Place, case_id: str) -> Case:
+def case_in(root: Place, case_id: str, cache: SliceCache | None = None) -> Case:
     """Open one case of a store whose id is known to be there, without a look at the others."""
-    return Case(root / GROUP / case_id)
+    return Case(root / GROUP / case_id, cache)
 
 
-def open_store(url: str | Place) -> Store:
-    """Open a slice store for reading.
+def open_store(url: str | Place, cache: SliceCache | None = None) -> Store:
+    """Open a slice store for reading; slices that are read one by one from an object store go through the cache.
 
     Raises
     ------
@@ -398,7 +405,7 @@ def open_store(url: str | Place) -> Store:
         raise StoreError(
             f"{root}: is not a slice store (it has no {GROUP}/{DOCUMENT}); make one with `slicemill ingest`."
         )
-    return Store(root)
+    return Store(root, cache)
 
 
 def is_store(path: Place) -> bool:

@@ -11,6 +11,7 @@ Slices lie in the shard in the order of z or against it, never mixed, so that a 
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -67,14 +69,19 @@ class ShardWriter:
         self._file = path.open("xb")
         self._index = np.full((slices, 2), ABSENT, dtype="<u8")
         self._offset = 0
+        self._checksums = np.zeros(slices, dtype="<u4")
 
     def append(self, z: int, data: bytes) -> None:
         """Append the encoded slice at `z` and its checksum."""
-        checksum = int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")
+        self._checksums[z] = google_crc32c.value(data)
         self._file.write(data)
-        self._file.write(checksum)
+        self._file.write(self._checksums[z].tobytes())
         self._index[z] = self._offset, len(data) + CRC_BYTES
         self._offset += len(data) + CRC_BYTES
+
+    def fingerprint(self) -> str:
+        """Return what is equal for equal slices: a SHA-256 of their checksums in order of z."""
+        return hashlib.sha256(self._checksums.tobytes()).hexdigest()
 
     def finish(self) -> None:
         """Append the index and close."""
@@ -167,6 +174,7 @@ class CaseWriter:
                     self._append(name, self._pending[name].popleft())
                 self._shards[name].finish()
                 write_json(self.folder / name / DOCUMENT, array_document(name, self._shape, self._profile))
+        info = replace(info, fingerprint=self._shards["image"].fingerprint())
         (self.folder / DOCUMENT).write_text(to_json(group_document({ATTRIBUTE: info.as_json()})), encoding="utf-8")
         if isinstance(self._final, Remote):
             upload_folder(self.folder, self._final, still_ours)

@@ -1,6 +1,7 @@
 """Small phantoms, a store of them, and a briefly trained model, made once per run."""
 
 import logging
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from ingest.discover import discover
 from ingest.params import Params
 from ingest.pipeline import Options, ingest
+from store.files import place_of
 from store.labels import LITS_LABELS
 from store.phantom import write_collection
 from train.config import Config
@@ -69,3 +71,63 @@ def real_data() -> Path:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+class Requests:
+    """The requests that the server saw."""
+
+    def __init__(self):
+        self.lines = []
+
+    def during(self, work):
+        start = len(self.lines)
+        work()
+        return list(self.lines[start:])
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The address of an S3 server, and the requests that it saw."""
+    from moto.server import create_backend_app
+    from werkzeug.serving import make_server
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    seen = Requests()
+    backend = create_backend_app("s3")
+
+    def app(environment, start_response):
+        seen.lines.append(
+            (
+                environment["REQUEST_METHOD"],
+                environment["PATH_INFO"],
+                environment.get("HTTP_RANGE"),
+                environment.get("HTTP_AUTHORIZATION"),
+            )
+        )
+        return backend(environment, start_response)
+
+    running = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{running.server_port}", seen
+    running.shutdown()
+
+
+@pytest.fixture
+def bucket(server, monkeypatch):
+    """A fresh bucket, with credentials in the environment as the provider's tools expect them."""
+    import uuid
+    from urllib.request import Request, urlopen
+
+    import store.remote
+
+    address, seen = server
+    name = f"scans-{uuid.uuid4().hex[:8]}"
+    urlopen(Request(f"{address}/{name}", method="PUT"))  # noqa: S310 (a server of this test)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "TOPSECRET")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    store.remote._opened.cache_clear()
+    yield place_of(f"s3://{name}"), seen
+    store.remote._opened.cache_clear()

@@ -35,6 +35,7 @@ COLUMNS = [
     "hu_max",
     "source_sha256",
     "warnings",
+    "fingerprint",
 ]
 
 

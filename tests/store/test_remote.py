@@ -1,7 +1,6 @@
 """Stores and collections by URL, against a real HTTP S3 server on this machine (moto's)."""
 
 import io
-import logging
 import shutil
 import subprocess
 import sys
@@ -26,66 +25,6 @@ from store.verify import verify
 
 HERE = Path(__file__).parents[2]
 LITS = Params(labels=LITS_LABELS)
-
-
-class Requests:
-    """The requests that the server saw."""
-
-    def __init__(self):
-        self.lines = []
-
-    def during(self, work):
-        start = len(self.lines)
-        work()
-        return list(self.lines[start:])
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    """The address of an S3 server, and the requests that it saw."""
-    from moto.server import create_backend_app
-    from werkzeug.serving import make_server
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    seen = Requests()
-    backend = create_backend_app("s3")
-
-    def app(environment, start_response):
-        seen.lines.append(
-            (
-                environment["REQUEST_METHOD"],
-                environment["PATH_INFO"],
-                environment.get("HTTP_RANGE"),
-                environment.get("HTTP_AUTHORIZATION"),
-            )
-        )
-        return backend(environment, start_response)
-
-    running = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{running.server_port}", seen
-    running.shutdown()
-
-
-@pytest.fixture
-def bucket(server, monkeypatch):
-    """A fresh bucket, with credentials in the environment as the provider's tools expect them."""
-    import uuid
-    from urllib.request import Request, urlopen
-
-    import store.remote
-
-    address, seen = server
-    name = f"scans-{uuid.uuid4().hex[:8]}"
-    urlopen(Request(f"{address}/{name}", method="PUT"))  # noqa: S310 (a server of this test)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "TOPSECRET")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    store.remote._opened.cache_clear()
-    yield place_of(f"s3://{name}"), seen
-    store.remote._opened.cache_clear()
 
 
 def upload(folder, place):
