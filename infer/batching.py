@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infer.model import Model
-from store.framing import fit, neighbors
+from store.framing import fit, neighbor_step, neighbors
 from store.layout import AIR_HU
 
 CPU_PIXELS = 2 * 512 * 512
@@ -62,13 +62,21 @@ class Work:
     tile: tuple[Span, Span]
 
 
-def batches(volume: npt.NDArray[np.int16], size: tuple[int, int], context: int, pixels: int) -> Iterator[Work]:
-    """Yield the batches of a volume int16[z, y, x], HU; each slice goes in once per batch and tile."""
+def batches(
+    volume: npt.NDArray[np.int16], size: tuple[int, int], window: tuple[int, float], pixels: int
+) -> Iterator[Work]:
+    """Yield the batches of a volume int16[z, y, x], HU; each slice goes in once per batch and tile.
+
+    Parameters
+    ----------
+    window
+        Slices of a window, and how many slices they lie apart.
+    """
     nz, ny, nx = volume.shape
     count = max(1, pixels // (size[0] * size[1]))
     for first in range(0, nz, count):
         zs = range(first, min(first + count, nz))
-        windows = [neighbors(z, nz, context) for z in zs]
+        windows = [neighbors(z, nz, *window) for z in zs]
         lowest, highest = windows[0][0], windows[-1][-1]
         for tile in product(cover(ny, size[0]), cover(nx, size[1])):
             image = np.empty((highest - lowest + 1, *size), dtype=np.int16)
@@ -90,15 +98,19 @@ class Segmented:
 
 
 def segment_volume(
-    model: Model, volume: npt.NDArray[np.int16], advance: Callable[[int], None] = lambda _: None
+    model: Model,
+    volume: npt.NDArray[np.int16],
+    spacing_z_mm: float,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> Segmented:
-    """Label every slice of a volume int16[z, y, x], HU."""
+    """Label every slice of a volume int16[z, y, x], HU, whose slices lie `spacing_z_mm` apart."""
     info = model.info
+    window = (info.context, neighbor_step(info.context_spacing_mm, spacing_z_mm))
     value = info.labels.tumor_value()
     index = None if value is None else info.labels.table().tolist().index(value)
     label = np.zeros(volume.shape, dtype=np.uint8)
     tumor = None if index is None or not info.gives_probability else np.zeros(volume.shape, dtype=np.uint8)
-    for work in batches(volume, info.size, info.context, CPU_PIXELS if model.provider == "cpu" else GPU_PIXELS):
+    for work in batches(volume, info.size, window, CPU_PIXELS if model.provider == "cpu" else GPU_PIXELS):
         labels, probability = model.run(work.image, work.neighbors, probability=tumor is not None)
         place(labels, work, label)
         if tumor is not None and probability is not None and index is not None:

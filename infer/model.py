@@ -18,6 +18,7 @@ CONTEXTS = (1, 3, 5, 7)
 MAX_SIDE = 4096
 EXTERNAL_DATA = b"\x0a\x08location"
 """How protobuf writes the key of a tensor that lies in another file; such a path is never followed."""
+MAX_CONTEXT_MM = 100.0
 MAX_GATE_DIFFERENCE = 0.005
 """Share of label pixels in which a provider may differ from the CPU on real slices (design notes, RUNTIME section 4)."""
 
@@ -31,6 +32,8 @@ class ModelInfo:
     labels: Labels
     context: int
     """Slices that the network sees around the one that it labels."""
+    context_spacing_mm: float | None
+    """How far apart the slices of a window lie, in mm; None for slices beside each other."""
     size: tuple[int, int]
     """Height and width of the slices that go in."""
     gives_probability: bool
@@ -136,6 +139,7 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
             sha256=sha256,
             labels=labels_from_json(metadata),
             context=context,
+            context_spacing_mm=_distance(metadata.get("context_spacing_mm"), path),
             size=(height, width),
             gives_probability="probability" in types,
             largest_organ=bool(metadata["postprocess"]["largest_organ"]),
@@ -146,6 +150,16 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
         if isinstance(error, InputError):
             raise
         raise ModelError(f"{path}: its slicemill metadata is incomplete ({error!r}); export it again.") from error
+
+
+def _distance(value: object, path: Path) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not 0 < value <= MAX_CONTEXT_MM:
+        raise ModelError(
+            f"{path}: its context_spacing_mm is {value!r}; a distance lies in 0 to {MAX_CONTEXT_MM:g} mm. Export it again."
+        )
+    return float(value)
 
 
 def parity_gate(

@@ -69,7 +69,7 @@ def segment(
 ) -> tuple[Segmented, dict[str, Any]]:
     """Label a scan, post-process the labels as the model's metadata asks, and report."""
     info = model.info
-    segmented = segment_volume(model, loaded.volume, advance)
+    segmented = segment_volume(model, loaded.volume, loaded.grid.spacing_mm[0], advance)
     per_voxel = voxel_ml(loaded.grid.affine_lps)
     postprocess(
         segmented.label, info.labels, per_voxel, largest_organ=info.largest_organ, min_lesion_ml=info.min_lesion_ml
@@ -241,7 +241,7 @@ def _gate(model: Model, loaded: LoadedScan) -> None:
         batches(
             loaded.volume[middle : middle + GATE_SLICES],
             model.info.size,
-            model.info.context,
+            (model.info.context, 1.0),
             GATE_SLICES * model.info.size[0] * model.info.size[1],
         )
     )

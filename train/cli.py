@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from store.errors import ConfigError
-from store.files import local_path
+from store.files import place_of
 from store.screen import errors_shown, say
 
 
@@ -19,6 +19,10 @@ def train(
         typer.Option(help="JSON with the case ids of train, validation and test, instead of a random split."),
     ] = None,
     context: Annotated[int | None, typer.Option(help="Slices seen around the one to label: 1, 3, 5 or 7.")] = None,
+    context_spacing_mm: Annotated[
+        float | None,
+        typer.Option(help="Distance of those slices in mm, whatever the scan's own; 0 takes its neighbors."),
+    ] = None,
     size: Annotated[
         int | None, typer.Option(help="Side to which slices are padded or cropped; 0 is the largest slice.")
     ] = None,
@@ -39,6 +43,11 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Of the split, the draws and the weights.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where slices of a store in a bucket are kept; by default with the temporary files."),
+    ] = None,
+    cache_gb: Annotated[float, typer.Option(help="How much of them is kept, GB.", min=0)] = 20.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Forget an earlier run in this folder.")] = False,
 ) -> None:
     """Train a 2.5-D U-Net on a slice store, split by patient; the same command again goes on after a kill.
@@ -47,24 +56,57 @@ def train(
     slicemill train lits-store/ runs/quick --width 16 --max-minutes 25
     """
     with errors_shown():
+        from store.cache import SliceCache
         from store.reader import open_store
+        from store.remote import Remote
         from train.config import Config, read_config
         from train.loop import train as fit
         from train.setup import CURVES, METRICS, SPLIT, common_labels, remove_run
 
         settings = (read_config(config) if config else Config()).changed(
-            context=context, size=size, width=width, batch=batch, epochs=epochs, steps=steps, max_minutes=max_minutes,
+            context=context, context_spacing_mm=context_spacing_mm, size=size,
+            width=width, batch=batch, epochs=epochs, steps=steps, max_minutes=max_minutes,
             learning_rate=learning_rate, tumor_share=tumor_share, augment=augment, seed=seed, device=device, precision=precision,
         )  # fmt: skip
-        place = local_path(store)
+        place = place_of(store)
+        cache = SliceCache(cache_dir, round(cache_gb * 1e9)) if isinstance(place, Remote) else None
         if overwrite:
             common_labels(open_store(place))
             remove_run(run)
-        state = fit(place, run, settings, split_file=split, tell=say)
+        state = fit(place, run, settings, split_file=split, cache=cache, tell=say)
         say(
             f"best: epoch {state.best_epoch} of {state.epoch}, mean Dice {state.best_score:.3f} on validation, {state.seconds / 60:.1f} minutes"
         )
         say(f"curves: {run / CURVES}, {run / METRICS}; split: {run / SPLIT}; or `tensorboard --logdir {run}`")
+
+
+def split(
+    store: Annotated[str, typer.Argument(help="Slice store with masks.")],
+    out: Annotated[Path, typer.Argument(help="Folder for fold-0.json, fold-1.json, ...")],
+    folds: Annotated[int, typer.Option(help="How many.", min=2)] = 5,
+    validation: Annotated[float, typer.Option(help="Share of the patients that choose the checkpoint.")] = 0.15,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same folds.", min=0)] = 0,
+) -> None:
+    """Write splits for cross-validation: by patient, each in the test part of one fold, tumor burdens evenly dealt out.
+
+        slicemill split lits-store/ folds/ --folds 5
+        slicemill train lits-store/ runs/fold-0 --split folds/fold-0.json
+
+    The files hold the case ids of train, validation and test; other tools can read them, too.
+    """
+    with errors_shown():
+        from store.manifest import read_table
+        from train.split import make_folds, write_split
+
+        if not 0 < validation < 1:
+            raise ConfigError(f"--validation {validation}: a share lies between 0 and 1.")
+        for fold, parts in enumerate(
+            make_folds(read_table(store, "manifest"), folds=folds, validation=validation, seed=seed)
+        ):
+            write_split(out / f"fold-{fold}.json", parts)
+            say(
+                f"{out / f'fold-{fold}.json'}: {len(parts.train)} train, {len(parts.validation)} validation, {len(parts.test)} test"
+            )
 
 
 def export(

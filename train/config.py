@@ -17,6 +17,8 @@ class Config:
 
     context: int = 3
     """Slices that the network sees around the one it labels: 1, 3, 5 or 7."""
+    context_spacing_mm: float = 0.0
+    """Distance of the slices of a window in mm, whatever the scan's own; 0 takes those beside each other."""
     size: int = 0
     """Side in pixels that every slice is padded or cropped to; 0 takes the largest slice of the store."""
     width: int = 16
@@ -46,6 +48,8 @@ class Config:
     """Share of the patients kept for choosing the best checkpoint."""
     test: float = 0.2
     """Share of the patients that training never sees."""
+    loader_threads: int = 0
+    """Threads that decode ahead; 0 is one a core, or sixteen for a store in a bucket."""
     seed: int = 0
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -63,6 +67,7 @@ class Config:
                 "size",
                 f"must be a multiple of {2**self.depth} up to 4096",
             ),
+            (0 <= self.context_spacing_mm <= 100, "context_spacing_mm", "must lie in 0 to 100"),
             (1 <= self.width <= 512, "width", "must lie in 1 to 512"),
             (self.batch >= 1, "batch", "must be at least 1"),
             (self.epochs >= 1, "epochs", "must be at least 1"),
@@ -71,6 +76,7 @@ class Config:
             (0 < self.learning_rate < math.inf, "learning_rate", "must be above 0"),
             (0 <= self.weight_decay < math.inf, "weight_decay", "must not be negative"),
             (self.seed >= 0, "seed", "must not be negative"),
+            (0 <= self.loader_threads <= 256, "loader_threads", "must lie in 0 to 256"),
             (self.precision in ("auto", "fp32", "bf16"), "precision", "must be auto, fp32 or bf16"),
             (0 <= self.averaging < 1, "averaging", "must lie in 0 to 1, 1 left out"),
             (0 <= self.augment <= 1, "augment", "must lie in 0 to 1"),
@@ -86,6 +92,11 @@ class Config:
             if not holds:
                 raise ConfigError(f"{name} = {getattr(self, name)}: {rule}.")
         Window(self.window_low, self.window_high)
+
+    @property
+    def window_spacing_mm(self) -> float | None:
+        """Return the distance of a window's slices as it stands in a model: None for slices beside each other."""
+        return self.context_spacing_mm or None
 
     def changed(self, **values: Any) -> "Config":
         """Return a copy with the values that are not None.

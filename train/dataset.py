@@ -1,21 +1,34 @@
-"""Streams batches out of the store: one thread decodes ahead into a ring of batches that is made once."""
+"""Streams batches out of the store: threads decode ahead into a ring of batches that is made once.
 
-import queue
-import threading
+1. The slices of a batch are shared out among the threads; each is decoded straight into its place in the batch when it
+   has the network's size, else into a buffer and cropped or padded from there.
+2. A batch is handed out when its last slice is there, in the order asked for, whichever thread was done first.
+3. int16 and uint8 are all that is made here: windows, classes and random changes are the device's work, on whole batches.
+
+What is random about a slice (where a larger one is cropped) follows from the seed and its position alone, so that the
+batches do not depend on how many threads there are.
+"""
+
+import os
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from store.framing import centered, fit, neighbors
+from store.framing import centered, fit, neighbor_step, neighbors
 from store.layout import AIR_HU
-from store.reader import Case, Store
+from store.reader import Case, SliceArray, Store
+from store.remote import Remote
 from train.sampling import Place
 
 RING = 4
 """Batches that may be decoded ahead of the network."""
+REMOTE_THREADS = 16
+"""Slices asked for at a time from an object store, where the answer takes longer than the decoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +38,11 @@ class Batch:
     image: npt.NDArray[np.int16]
     """int16[b, c, y, x], HU; the middle channel is the slice to label, edges are repeated."""
     label: npt.NDArray[np.uint8]
-    """uint8[b, y, x], class indices."""
+    """uint8[b, y, x], label values as the store has them."""
     places: list[Place]
 
 
-def cropped_at(label: npt.NDArray[np.uint8], size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+def cropped_at(label: npt.NDArray[np.uint8], size: tuple[int, int], seed: Sequence[int]) -> tuple[int, int]:
     """Return a corner for a slice that may be larger than `size`: around a random pixel of its highest label, else anywhere.
 
     Axes that fit are centred.
@@ -37,6 +50,7 @@ def cropped_at(label: npt.NDArray[np.uint8], size: tuple[int, int], rng: np.rand
     corner = list(centered(label.shape, size))
     if label.shape[0] <= size[0] and label.shape[1] <= size[1]:
         return corner[0], corner[1]
+    rng = np.random.default_rng(seed)
     highest = np.argwhere(label == label.max()) if label.any() else None
     target = (
         highest[rng.integers(len(highest))] if highest is not None else [rng.integers(extent) for extent in label.shape]
@@ -49,16 +63,31 @@ def cropped_at(label: npt.NDArray[np.uint8], size: tuple[int, int], rng: np.rand
 
 
 class Batches:
-    """Batches of given places, decoded ahead by one thread."""
+    """Batches of given places, decoded ahead; one iteration at a time."""
 
     def __init__(
-        self, store: Store, classes: npt.NDArray[np.uint8], size: tuple[int, int], context: int, batch: int
+        self,
+        store: Store,
+        size: tuple[int, int],
+        window: tuple[int, float | None],
+        batch: int,
+        threads: int = 0,
     ) -> None:
+        """Make the ring.
+
+        Parameters
+        ----------
+        window
+            Slices of a window, and how far apart in mm; None for those beside each other.
+        threads
+            0 is one a core, or as many as hide the way to an object store.
+        """
         self._store = store
         self._size = size
-        self._context = context
-        self._to_class = np.zeros(256, dtype=np.uint8)
-        self._to_class[classes] = np.arange(len(classes), dtype=np.uint8)
+        self._context, self._context_spacing_mm = window
+        context = self._context
+        cores = len(os.sched_getaffinity(0))
+        self._threads = threads or (REMOTE_THREADS if isinstance(store.root, Remote) else cores)
         self._ring = [
             Batch(
                 image=np.empty((batch, context, *size), np.int16), label=np.empty((batch, *size), np.uint8), places=[]
@@ -69,59 +98,62 @@ class Batches:
     @contextmanager
     def over(self, places: Sequence[Place], seed: tuple[int, int]) -> Iterator[Iterator[Batch]]:
         """Yield an iterator over the batches of `places`; a remainder smaller than a batch is left out."""
-        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=RING)
-        stop = threading.Event()
-        thread = threading.Thread(
-            target=self._produce, args=(places, seed, ready, stop), daemon=True, name="slice loader"
-        )
-        thread.start()
-        try:
-            yield self._consume(ready)
-        finally:
-            stop.set()
-            while thread.is_alive():
-                while not ready.empty():
-                    ready.get_nowait()
-                thread.join(timeout=0.01)
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="slice loader") as pool:
+            try:
+                yield self._stream(pool, places, seed)
+            finally:
+                pool.shutdown(cancel_futures=True)
 
-    @staticmethod
-    def _consume(ready: "queue.Queue[Batch | BaseException | None]") -> Iterator[Batch]:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+    def _stream(self, pool: ThreadPoolExecutor, places: Sequence[Place], seed: tuple[int, int]) -> Iterator[Batch]:
+        count = len(self._ring[0].label)
+        numbers = iter(range(len(places) // count))
+        ahead: deque[tuple[Batch, list[Future[None]]]] = deque()
 
-    def _produce(
-        self,
-        places: Sequence[Place],
-        seed: tuple[int, int],
-        ready: "queue.Queue[Batch | BaseException | None]",
-        stop: threading.Event,
-    ) -> None:
-        try:
-            rng = np.random.default_rng(seed)
-            count = len(self._ring[0].label)
-            for number in range(len(places) // count):
-                if stop.is_set():
-                    return
-                slot = self._ring[number % len(self._ring)]
-                slot.places[:] = places[number * count : (number + 1) * count]
-                for index, (case_id, z) in enumerate(slot.places):
-                    self._fill(slot, index, self._store[case_id], z, rng)
-                ready.put(slot)
-            ready.put(None)
-        except BaseException as error:  # noqa: BLE001 (it is raised again where the batch is awaited)
-            ready.put(error)
+        def begin() -> None:
+            number = next(numbers, None)
+            if number is None:
+                return
+            slot = self._ring[number % len(self._ring)]
+            slot.places[:] = places[number * count : (number + 1) * count]
+            shares = [range(first, count, self._threads) for first in range(min(self._threads, count))]
+            ahead.append((slot, [pool.submit(self._fill_all, slot, share, (*seed, number)) for share in shares]))
 
-    def _fill(self, slot: Batch, index: int, case: Case, z: int, rng: np.random.Generator) -> None:
-        label = (
-            self._to_class[case.label.read(z)] if case.label is not None else np.zeros(case.image.shape[1:], np.uint8)
-        )
-        corner = cropped_at(label, self._size, rng)
-        fit(label, corner, 0, slot.label[index])
-        around = neighbors(z, len(case.image), self._context)
+        for _ in range(RING):
+            begin()
+        while ahead:
+            slot, filling = ahead.popleft()
+            for part in filling:
+                part.result()
+            begin()
+            yield slot
+
+    def _fill_all(self, slot: Batch, indices: range, seed: tuple[int, ...]) -> None:
+        for index in indices:
+            case_id, z = slot.places[index]
+            self._fill(slot, index, self._store[case_id], z, (*seed, index))
+
+    def _fill(self, slot: Batch, index: int, case: Case, z: int, seed: Sequence[int]) -> None:
+        corner = centered(case.image.shape[1:], self._size)
+        if case.label is None:
+            slot.label[index] = 0
+        elif case.image.shape[1:] == self._size:
+            case.label.read(z, slot.label[index])
+        else:
+            label = case.label.read(z)
+            corner = cropped_at(label, self._size, seed)
+            fit(label, corner, 0, slot.label[index])
+        step = neighbor_step(self._context_spacing_mm, case.info.spacing_mm[0])
+        around = neighbors(z, len(case.image), self._context, step)
         for channel, neighbor in enumerate(around):
             if channel and neighbor == around[channel - 1]:
                 slot.image[index, channel] = slot.image[index, channel - 1]
             else:
-                fit(case.image.read(neighbor), corner, AIR_HU, slot.image[index, channel])
+                read_fitted(case.image, neighbor, corner, slot.image[index, channel])
+
+
+def read_fitted(array: SliceArray, z: int, corner: tuple[int, int], out: npt.NDArray[np.int16]) -> None:
+    """Read a slice of HU into `out`: int16[H, W], cropped or padded with air from `corner` on."""
+    if array.shape[1:] == out.shape:
+        array.read(z, out)
+    else:
+        fit(array.read(z), corner, AIR_HU, out)

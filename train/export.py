@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from store.errors import ModelError
 from store.files import read_json, to_json, written_whole
-from store.framing import centered, fit, neighbors
+from store.framing import centered, fit, neighbor_step, neighbors
 from store.labels import Labels, labels_from_json
 from store.layout import AIR_HU
 from store.picture import spread
@@ -97,7 +97,7 @@ def export(run: Path, model: Path, *, store_path: Path | None = None, min_lesion
     size = (int(document["size"][0]), int(document["size"][1]))
     network = build(labels, config)
     load_weights(run / BEST, network)
-    store = open_store(store_path or Path(document["store"]))
+    store = open_store(store_path or str(document["store"]))
     split = read_split(run / SPLIT, store.case_ids)
     graph = Exported(network.eval(), config, labels).eval()
     proof = proof_slices(store, split.validation, config, size)
@@ -124,7 +124,8 @@ def proof_slices(store: Store, cases: tuple[str, ...], config: Config, size: tup
     proof: Proof = []
     for case_id, z in spread(places, PROOF_SLICES):
         array = store[case_id].image
-        around = neighbors(z, len(array), config.context)
+        apart = neighbor_step(config.window_spacing_mm, store[case_id].info.spacing_mm[0])
+        around = neighbors(z, len(array), config.context, apart)
         image = np.empty((config.context, *size), dtype=np.int16)
         for out, neighbor in zip(image, around, strict=True):
             section = array.read(neighbor)
@@ -229,7 +230,7 @@ def describe(
         "tumor": document["tumor"],
         "window_hu": [config.window_low, config.window_high],
         "context": config.context,
-        "context_spacing_mm": None,
+        "context_spacing_mm": config.window_spacing_mm,
         "spacing_mm": None,
         "size_multiple": 2**config.depth,
         "input": "int16",

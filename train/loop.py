@@ -20,27 +20,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from store.cache import SliceCache
 from store.errors import ConfigError
-from store.files import write_csv
+from store.files import Place, write_csv
 from store.labels import Labels
 from store.metrics import Overlap, mean_of
 from store.progress import progress
 from train.checkpoint import BEST, State, load_progress, save_progress, save_weights
 from train.config import Config
 from train.curves import draw_curves
-from train.dataset import Batches
 from train.sampling import epoch_places
 from train.setup import CURVES, METRICS, Setup, prepare
-from train.step import Learner, learning_rate, make_learner, normalized, one_step
+from train.step import Learner, class_of_value, learning_rate, make_learner, normalized, one_step
 from train.validate import validate
 
 Row = dict[str, Any]
 
 
 def train(
-    store_path: Path, run: Path, config: Config, *, split_file: Path | None = None, tell: Callable[[str], None]
+    store_path: Place,
+    run: Path,
+    config: Config,
+    *,
+    split_file: Path | None = None,
+    cache: SliceCache | None = None,
+    tell: Callable[[str], None],
 ) -> State:
-    """Train, or go on where an earlier call with the same arguments was stopped.
+    """Train, or go on where an earlier call with the same arguments was stopped; `cache` is for a store in a bucket.
 
     Raises
     ------
@@ -49,7 +55,7 @@ def train(
     StoreError
         The store has no masks or too few patients.
     """
-    setup = prepare(store_path, run, config, split_file)
+    setup = prepare(store_path, run, config, split_file, cache)
     learner = make_learner(setup.labels, config, setup.device)
     state = load_progress(run, learner.parts(), learner.optimizer)
     if state.epoch:
@@ -96,15 +102,14 @@ def one_epoch(setup: Setup, learner: Learner, state: State) -> tuple[Row, float]
     start = time.perf_counter()
     places = epoch_places(setup.rows, config, epoch)
     steps = len(places) // config.batch
-    classes = setup.labels.table()
+    to_class = class_of_value(setup.labels, setup.device)
     generator = torch.Generator(device=setup.device).manual_seed(config.seed * 100_003 + epoch)
     losses: list[float] = []
     seen = {name: Overlap() for name in setup.labels.values}
     learner.network.train()
-    batches = Batches(setup.store, classes, setup.size, config.context, config.batch)
     with (
         progress(f"epoch {epoch}", len(places), "slices") as advance,
-        batches.over(places, (config.seed, epoch)) as stream,
+        setup.batches.over(places, (config.seed, epoch)) as stream,
     ):
         for step, batch in enumerate(stream):
             spent = (
@@ -115,7 +120,7 @@ def one_epoch(setup: Setup, learner: Learner, state: State) -> tuple[Row, float]
             for group in learner.optimizer.param_groups:
                 group["lr"] = learning_rate(config, max((state.epoch + step / steps) / config.epochs, spent))
             image = torch.from_numpy(batch.image).to(setup.device)
-            label = torch.from_numpy(batch.label).to(setup.device).long()
+            label = to_class[torch.from_numpy(batch.label).to(setup.device).long()]
             loss, predicted, truth = one_step(learner, normalized(image, label, config, generator), bf16=setup.bf16)
             if not math.isfinite(loss):
                 raise ConfigError(

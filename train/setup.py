@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 
+from store.cache import SliceCache
 from store.errors import ConfigError, StoreError
-from store.files import write_bytes, write_json
+from store.files import Place, write_bytes, write_json
 from store.labels import Labels
 from store.manifest import read_table, store_sha256
 from store.reader import Case, Store, open_store
 from train.checkpoint import BEST, LAST
 from train.config import Config, read_config, to_toml
+from train.dataset import Batches
 from train.split import Split, make_split, read_split, write_split
 
 CONFIG, SPLIT, MODEL, METRICS, CURVES = "config.toml", "split.json", "model.json", "metrics.csv", "curves.png"
@@ -35,13 +37,17 @@ class Setup:
     """Slice table of the training cases."""
     size: tuple[int, int]
     device: torch.device
+    batches: Batches
+    """The loader; its ring is made once a run."""
     bf16: bool
     """Whether the network runs in mixed precision."""
 
 
-def prepare(store_path: Path, run: Path, config: Config, split_file: Path | None) -> Setup:
+def prepare(
+    store_path: Place, run: Path, config: Config, split_file: Path | None, cache: SliceCache | None = None
+) -> Setup:
     """Open the store, settle split and size, and write down what the run is."""
-    store = open_store(store_path)
+    store = open_store(store_path, cache)
     labels = common_labels(store)
     device = choose_device(config.device)
     started = (run / CONFIG).exists() and (run / LAST).exists()
@@ -65,6 +71,7 @@ def prepare(store_path: Path, run: Path, config: Config, split_file: Path | None
         rows=rows,
         size=size,
         device=device,
+        batches=Batches(store, size, (config.context, config.window_spacing_mm), config.batch, config.loader_threads),
         bf16=uses_bf16(config.precision, device),
     )
     write_split(run / SPLIT, split)

@@ -25,7 +25,8 @@ class Split:
 def make_split(manifest: Sequence[Row], *, validation: float, test: float, seed: int) -> Split:
     """Share the patients with masks out, those with and those without tumor each in the same proportion.
 
-    Patients that share a scan of equal bytes count as one, so that a copy under another name cannot leak.
+    Patients that share a scan of equal bytes or of equal voxels count as one, so that a copy under another name, or in
+    another file format, cannot leak.
 
     Raises
     ------
@@ -52,8 +53,51 @@ def make_split(manifest: Sequence[Row], *, validation: float, test: float, seed:
     return Split(**{name: tuple(sorted(row["case_id"] for group in parts[name] for row in group)) for name in parts})
 
 
+def make_folds(manifest: Sequence[Row], *, folds: int, validation: float, seed: int) -> list[Split]:
+    """Return one split a fold: every patient is in the test part of exactly one.
+
+    Patients are dealt out in the order of their tumor burden (ml of tumor), so that each fold has its share of tumor-free
+    ones and of small and large tumors; those that choose the checkpoint are taken from all over that order, too.
+
+    Raises
+    ------
+    StoreError
+        There are fewer patients with a mask than folds need.
+    """
+    groups = _groups([row for row in manifest if row["mask_path"] is not None])
+    if folds < 2 or len(groups) < max(folds, 3):
+        raise StoreError(
+            f"{folds} folds need at least {max(folds, 3)} patients with a mask, and two folds at least; the store has {len(groups)} patients."
+        )
+    rng = np.random.default_rng(seed)
+    shuffled = [groups[index] for index in rng.permutation(len(groups))]
+    ordered = sorted(shuffled, key=lambda group: sum(row["tumor_volume_ml"] or 0.0 for row in group))
+    fold_of: list[int] = []
+    while len(fold_of) < len(ordered):
+        fold_of += rng.permutation(folds).tolist()
+    splits = []
+    for fold in range(folds):
+        rest = [group for group, of in zip(ordered, fold_of, strict=False) if of != fold]
+        count = max(1, round(validation * len(ordered)))
+        chosen = {round((place + 0.5) * len(rest) / count - 0.5) for place in range(min(count, len(rest) - 1))}
+        parts = {
+            "train": [group for place, group in enumerate(rest) if place not in chosen],
+            "validation": [group for place, group in enumerate(rest) if place in chosen],
+            "test": [group for group, of in zip(ordered, fold_of, strict=False) if of == fold],
+        }
+        splits.append(
+            Split(
+                **{
+                    name: tuple(sorted(row["case_id"] for group in part for row in group))
+                    for name, part in parts.items()
+                }
+            )
+        )
+    return splits
+
+
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Return the cases in groups that must stay together: those of one patient, and those of equal bytes, in a chain.
+    """Return the cases in groups that must stay together: of one patient, of equal bytes, of equal voxels, in a chain.
 
     >>> rows = [{"patient_id": p, "source_sha256": s} for p, s in (("a", "1"), ("b", "2"), ("b", "1"), ("c", "3"))]
     >>> [[row["patient_id"] for row in group] for group in _groups(rows)]
@@ -68,7 +112,9 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
 
     first: dict[tuple[str, str], int] = {}
     for index, row in enumerate(rows):
-        for key in ("patient_id", "source_sha256"):
+        for key in ("patient_id", "source_sha256", "fingerprint"):
+            if row.get(key) is None:
+                continue
             parent[root(index)] = root(first.setdefault((key, row[key]), index))
     groups: dict[int, list[Row]] = {}
     for index, row in enumerate(rows):

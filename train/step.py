@@ -62,6 +62,14 @@ def learning_rate(config: Config, done: float) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - WARM_UP) / (1 - WARM_UP))))
 
 
+def class_of_value(labels: Labels, device: torch.device) -> Tensor:
+    """Return the class index of every label value: int64[256]; values that no label has are background."""
+    values = torch.from_numpy(labels.table()).long()
+    table = torch.zeros(256, dtype=torch.long)
+    table[values] = torch.arange(len(values))
+    return table.to(device)
+
+
 def normalized(image: Tensor, label: Tensor, config: Config, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return a batch of HU as the network's input, augmented where asked for."""
     image = normalize(image, config.window_low, config.window_high)

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from store.framing import centered, fit, neighbors
+from store.framing import centered, fit, neighbor_step, neighbors
 from store.layout import AIR_HU
 from store.metrics import Overlap, overlap
 from store.reader import Case
@@ -32,6 +32,7 @@ def predict_case(case: Case, network: nn.Module, setup: Setup) -> npt.NDArray[np
     """Return the class index of every voxel of a case: uint8[z, y, x]; slices are padded whole, never cropped."""
     config = setup.config
     step = 2**config.depth
+    apart = neighbor_step(config.window_spacing_mm, case.info.spacing_mm[0])
     nz, ny, nx = case.image.shape
     size = (-(-ny // step) * step, -(-nx // step) * step)
     corner = centered((ny, nx), size)
@@ -41,7 +42,7 @@ def predict_case(case: Case, network: nn.Module, setup: Setup) -> npt.NDArray[np
     predicted = np.empty((nz, ny, nx), dtype=np.uint8)
     for first in range(0, nz, config.batch):
         chosen = range(first, min(first + config.batch, nz))
-        windows = volume[[neighbors(z, nz, config.context) for z in chosen]]
+        windows = volume[[neighbors(z, nz, config.context, apart) for z in chosen]]
         image = normalize(torch.from_numpy(windows).to(setup.device), config.window_low, config.window_high)
         with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=setup.bf16):
             best = network(image.contiguous(memory_format=torch.channels_last)).argmax(dim=1)

@@ -38,7 +38,7 @@ class TestTiling:
     def test_what_goes_in_comes_out_at_its_place(self, shape, size, context, pixels):
         volume = np.arange(np.prod(shape), dtype=np.int64).reshape(shape).astype(np.int16)
         out = np.zeros(shape, np.int16)
-        for work in batches(volume, size, context, pixels):
+        for work in batches(volume, size, (context, 1.0), pixels):
             middle = work.image[work.neighbors[:, context // 2]]
             place(middle, work, out)
             assert work.neighbors.min() >= 0
@@ -48,7 +48,9 @@ class TestTiling:
     def test_neighbours_are_the_slices_around_with_edges_repeated(self):
         volume = np.arange(5, dtype=np.int16)[:, None, None] * np.ones((5, 4, 4), np.int16)
         windows = [
-            work.image[row][:, 0, 0].tolist() for work in batches(volume, (4, 4), 3, 32) for row in work.neighbors
+            work.image[row][:, 0, 0].tolist()
+            for work in batches(volume, (4, 4), (3, 1.0), 32)
+            for row in work.neighbors
         ]
         assert windows == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 4]]
 

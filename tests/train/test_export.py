@@ -112,3 +112,36 @@ def test_one_context_slice_has_no_neighbours_input(tmp_path, rng):
     image = rng.integers(-200, 300, (1, 32, 32), dtype=np.int16)
     to_onnx(graph, [(image, np.zeros((1, 1), np.int32))], tmp_path / "m.onnx")
     assert [item.name for item in session(tmp_path / "m.onnx").get_inputs()] == ["image"]
+
+
+@pytest.mark.slow
+def test_a_model_of_neighbors_in_millimetres_labels_as_the_network_does(stored, tmp_path):
+    """Train, export and infer choose the same slices: labels equal to the network's on a whole case."""
+    from dataclasses import replace
+
+    import torch
+
+    from infer.batching import segment_volume
+    from infer.model import open_model
+    from train.checkpoint import BEST, load_weights
+    from train.loop import train
+    from train.setup import prepare
+    from train.step import build
+    from train.validate import predict_case
+
+    config = replace(TINY, context=3, context_spacing_mm=15.0, epochs=1)
+    train(stored, tmp_path / "run", config, tell=lambda _: None)
+    export(tmp_path / "run", tmp_path / "m.onnx")
+    model = open_model(tmp_path / "m.onnx", "cpu")
+    assert model.info.context_spacing_mm == 15.0
+    setup = prepare(stored, tmp_path / "run", config, None)
+    network = build(setup.labels, config)
+    load_weights(tmp_path / "run" / BEST, network)
+    case = setup.store["volume-1"]
+    assert case.info.spacing_mm[0] < 10  # so that neighbors are not those beside each other
+    with torch.no_grad():
+        expected = setup.labels.table()[predict_case(case, network.eval(), setup)]
+    found = segment_volume(model, case.image[:], case.info.spacing_mm[0]).label
+    assert np.mean(found != expected) < 1e-4
+    beside = segment_volume(model, case.image[:], 15.0).label
+    assert np.mean(beside != expected) > 1e-3

@@ -13,7 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from ingest.discover import discover
+from ingest.params import Params
+from ingest.pipeline import Options, ingest
 from store.errors import ConfigError, ModelError, StoreError
+from store.labels import LITS_LABELS, make_labels
 from store.layout import AIR_HU
 from store.manifest import read_table
 from store.reader import open_store
@@ -26,8 +30,8 @@ from train.loop import train
 from train.losses import dice_and_cross_entropy
 from train.sampling import epoch_places
 from train.setup import slice_size
-from train.split import Split, make_split, read_split, write_split
-from train.step import build, learning_rate
+from train.split import Split, make_folds, make_split, read_split, write_split
+from train.step import build, class_of_value, learning_rate
 from train.unet import UNet, normalize
 
 HERE = Path(__file__).parents[2]
@@ -76,6 +80,81 @@ def row(case_id, patient=None, tumor=False, sha=None, mask="m"):
         "source_sha256": sha or case_id,
         "mask_path": mask,
     }
+
+
+class TestFolds:
+    def rows(self):
+        return [
+            {**row(f"c{i}", patient=f"p{i // 2}", sha=f"s{i}"), "tumor_volume_ml": None if i % 7 == 0 else float(i * i)}
+            for i in range(40)
+        ]
+
+    def test_every_patient_is_tested_once_and_none_is_on_two_sides(self):
+        rows = self.rows()
+        patient = {r["case_id"]: r["patient_id"] for r in rows}
+        for seed in range(20):
+            splits = make_folds(rows, folds=4, validation=0.2, seed=seed)
+            tested = [case_id for split in splits for case_id in split.test]
+            assert sorted(tested) == sorted(patient)
+            for split in splits:
+                sides = [{patient[case_id] for case_id in part} for part in (split.train, split.validation, split.test)]
+                assert all(sides)
+                assert sum(map(len, sides)) == len(set.union(*sides))
+                assert len(sides[1]) == 4
+
+    def test_the_same_voxels_in_another_file_are_on_one_side(self, collection, tmp_path):
+        """3D-IRCADb lies in LiTS: the same scans under other names, compressed otherwise."""
+        import gzip
+        import shutil
+
+        folder = tmp_path / "scans"
+        shutil.copytree(collection, folder)
+        for kind in ("volume", "segmentation"):
+            (folder / f"{kind}-77.nii.gz").write_bytes(gzip.compress((collection / f"{kind}-0.nii").read_bytes(), 3))
+        report = ingest(discover(folder), tmp_path / "store", Params(labels=LITS_LABELS), Options(workers=1))
+        assert report.count("done") == 7
+        rows = read_table(tmp_path / "store", "manifest")
+        hashes = {r["case_id"]: (r["source_sha256"], r["fingerprint"]) for r in rows}
+        assert hashes["volume-0"][0] != hashes["volume-77"][0]
+        assert hashes["volume-0"][1] == hashes["volume-77"][1]
+        assert len({fingerprint for _, fingerprint in hashes.values()}) == 6
+        for seed in range(10):
+            for split in [
+                *make_folds(rows, folds=3, validation=0.2, seed=seed),
+                make_split(rows, validation=0.2, test=0.3, seed=seed),
+            ]:
+                for part in (split.train, split.validation, split.test):
+                    assert ("volume-0" in part) == ("volume-77" in part)
+
+    def test_burdens_are_dealt_out_evenly(self):
+        rows = self.rows()
+        burden = {r["case_id"]: r["tumor_volume_ml"] or 0.0 for r in rows}
+        for seed in range(20):
+            means = [
+                np.mean([burden[case_id] for case_id in split.test])
+                for split in make_folds(rows, folds=4, validation=0.2, seed=seed)
+            ]
+            assert max(means) < 2.2 * min(means)
+
+    def test_the_same_seed_gives_the_same_folds(self):
+        assert make_folds(self.rows(), folds=5, validation=0.1, seed=3) == make_folds(
+            self.rows(), folds=5, validation=0.1, seed=3
+        )
+        assert make_folds(self.rows(), folds=5, validation=0.1, seed=3) != make_folds(
+            self.rows(), folds=5, validation=0.1, seed=4
+        )
+
+    def test_too_few_patients_are_said(self):
+        with pytest.raises(StoreError, match="5 folds need at least 5 patients"):
+            make_folds(self.rows()[:6], folds=5, validation=0.1, seed=0)
+
+    def test_the_command_writes_files_that_training_takes(self, stored, tmp_path):
+        words = [sys.executable, "-m", "slicemill", "split", str(stored), str(tmp_path), "--folds", "3"]
+        done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=True)
+        assert done.stdout.count("fold-") == 3
+        known = open_store(stored).case_ids
+        tested = [case_id for fold in range(3) for case_id in read_split(tmp_path / f"fold-{fold}.json", known).test]
+        assert sorted(tested) == sorted(known)
 
 
 class TestSplit:
@@ -169,10 +248,11 @@ class TestSampling:
 
 
 class TestBatches:
-    def test_a_batch_is_the_stored_slices_with_their_neighbours(self, stored):
+    @pytest.mark.parametrize("threads", [1, 3, 16])
+    def test_a_batch_is_the_stored_slices_with_their_neighbours(self, threads, stored):
         store = open_store(stored)
         places = [("volume-1", 0), ("volume-1", 20), ("volume-3", 7), ("volume-1", len(store["volume-1"].image) - 1)]
-        batches = Batches(store, np.array([0, 1, 2], np.uint8), (64, 64), 5, 4)
+        batches = Batches(store, (64, 64), (5, None), 4, threads)
         with batches.over(places, (0, 0)) as stream:
             (batch,) = list(stream)
         for index, (case_id, z) in enumerate(places):
@@ -181,19 +261,56 @@ class TestBatches:
             assert np.array_equal(batch.image[index], np.stack([image[int(n)] for n in around]))
             assert np.array_equal(batch.label[index], label[z])
 
-    def test_labels_become_class_indices_and_small_slices_are_padded_with_air(self, stored):
+    def test_neighbors_may_be_chosen_in_millimetres(self, stored):
         store = open_store(stored)
-        batches = Batches(store, np.array([0, 2, 1], np.uint8), (80, 80), 1, 1)
+        case = store["volume-1"]
+        step = case.info.spacing_mm[0]
+        with Batches(store, (64, 64), (3, 2.4 * step), 1).over([("volume-1", 10)], (0, 0)) as stream:
+            (batch,) = list(stream)
+        assert np.array_equal(batch.image[0], np.stack([case.image[z] for z in (8, 10, 12)]))
+
+    def test_label_values_become_class_indices(self):
+        table = class_of_value(make_labels({"liver": 7, "tumor": 200}), torch.device("cpu"))
+        assert table[torch.tensor([0, 7, 200, 3])].tolist() == [0, 1, 2, 0]
+
+    @pytest.mark.parametrize("size", [(64, 64), (48, 32), (80, 96)])
+    def test_batches_do_not_depend_on_the_number_of_threads(self, size, stored):
+        store = open_store(stored)
+        places = [(row["case_id"], row["z"]) for row in read_table(stored, "slices")][:90]
+        found = []
+        for threads in (1, 2, 7):
+            with Batches(store, size, (3, None), 4, threads).over(places, (3, 5)) as stream:
+                found.append([(batch.image.copy(), batch.label.copy(), list(batch.places)) for batch in stream])
+        assert len(found[0]) == 22
+        for other in found[1:]:
+            for one, two in zip(found[0], other, strict=True):
+                assert np.array_equal(one[0], two[0])
+                assert np.array_equal(one[1], two[1])
+                assert one[2] == two[2]
+
+    def test_a_stream_that_is_left_early_leaves_no_thread(self, stored):
+        import threading
+
+        store = open_store(stored)
+        with Batches(store, (64, 64), (1, None), 2, 3).over(
+            [("volume-1", z % 20) for z in range(200)], (0, 0)
+        ) as stream:
+            next(stream)
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("slice loader")]
+
+    def test_small_slices_are_padded_with_air(self, stored):
+        store = open_store(stored)
+        batches = Batches(store, (80, 80), (1, None), 1)
         tumor = next(r for r in read_table(stored, "slices") if r["has_tumor"] and r["case_id"] == "volume-1")
         with batches.over([("volume-1", tumor["z"])], (0, 0)) as stream:
             (batch,) = list(stream)
-        assert np.array_equal(batch.label[0, 8:72, 8:72] == 1, store["volume-1"].label[tumor["z"]] == 2)
+        assert np.array_equal(batch.label[0, 8:72, 8:72], store["volume-1"].label[tumor["z"]])
         assert (batch.image[0, 0, :8] == AIR_HU).all()
 
     def test_large_slices_are_cropped_around_their_highest_label(self, stored):
         store = open_store(stored)
         rows = [r for r in read_table(stored, "slices") if r["has_tumor"]]
-        batches = Batches(store, np.array([0, 1, 2], np.uint8), (16, 16), 1, len(rows))
+        batches = Batches(store, (16, 16), (1, None), len(rows))
         with batches.over([(r["case_id"], r["z"]) for r in rows], (0, 0)) as stream:
             (batch,) = list(stream)
         assert all((label == 2).any() for label in batch.label)
@@ -203,7 +320,7 @@ class TestBatches:
 
         copy = shutil.copytree(stored, tmp_path / "copy")
         (copy / "scans.zarr/volume-1/image/c/0/0/0").write_bytes(b"short")
-        batches = Batches(open_store(copy), np.array([0, 1, 2], np.uint8), (64, 64), 1, 1)
+        batches = Batches(open_store(copy), (64, 64), (1, None), 1)
         with batches.over([("volume-1", 0)], (0, 0)) as stream, pytest.raises(StoreError, match="volume-1"):
             list(stream)
 

@@ -1,0 +1,24 @@
+"""Training from a bucket: the same losses, bit for bit, as from a disk."""
+
+import pytest
+
+from store.cache import SliceCache
+from tests.conftest import TINY
+from train.checkpoint import read_state
+from train.loop import train
+
+
+@pytest.mark.slow
+def test_training_from_a_bucket_gives_the_losses_of_training_from_a_disk(bucket, stored, trained, tmp_path):
+    place, _ = bucket
+    for path in stored.rglob("*"):
+        if path.is_file():
+            (place / "store" / path.relative_to(stored).as_posix()).upload(path)
+    cache = SliceCache(tmp_path, 100_000)
+    state = train(place / "store", tmp_path / "run", TINY, cache=cache, tell=lambda _: None)
+    local = read_state(trained)
+    for row, other in zip(state.rows, local.rows, strict=True):
+        assert {k: v for k, v in row.items() if k != "slices_per_second"} == {
+            k: v for k, v in other.items() if k != "slices_per_second"
+        }
+    assert cache.hits > 0
