@@ -138,6 +138,23 @@ def read_store(
         _finish(record, json)
 
 
+@bench.command()
+def loader(
+    slices: Annotated[int, typer.Option(help="Slices of the phantom.", min=32)] = 160,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 5,
+    json: Annotated[Path | None, typer.Option(help="File to write the record to.")] = None,
+) -> None:
+    """Training pairs a CPU-second: the ring beside a PNG folder and our own reader in DataLoader workers, and the bare decode."""
+    with errors_shown():
+        import tempfile
+
+        from bench.loader import run
+
+        with tempfile.TemporaryDirectory() as place:
+            record = run(Path(place), slices=slices, rounds=rounds)
+        _finish(record, json)
+
+
 def _finish(record: dict[str, Any], json: Path | None) -> None:
     """Print a record as its README table and as one JSON line, and write it where asked."""
     from bench.readme import TABLES

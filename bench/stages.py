@@ -133,7 +133,7 @@ def networks(store: Path, size: int) -> dict[str, tuple[Callable[[], object], in
     model = open_model(path, "cpu")
     volume = opened["volume-1"].image[:INFER_SLICES]
     generator = torch.Generator().manual_seed(0)
-    batches = Batches(opened, LITS_LABELS.table(), (size, size), config.context, BATCH)
+    batches = Batches(opened, (size, size), (config.context, None), BATCH)
 
     def train() -> None:
         places = [("volume-1", z % len(opened["volume-1"].image)) for z in range(TRAIN_STEPS * BATCH)]
@@ -145,4 +145,4 @@ def networks(store: Path, size: int) -> dict[str, tuple[Callable[[], object], in
                 )
                 one_step(learner, pair, bf16=uses_bf16("auto", device))
 
-    return {"train": (train, TRAIN_STEPS * BATCH), "infer": (lambda: segment_volume(model, volume), len(volume))}
+    return {"train": (train, TRAIN_STEPS * BATCH), "infer": (lambda: segment_volume(model, volume, 1.0), len(volume))}

@@ -58,6 +58,21 @@ def store_table(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", note])
 
 
+def loader_table(record: dict[str, Any]) -> str:
+    """Return the loaders as Markdown."""
+    lines = ["| training pairs, image and label slice | pairs a CPU-second |", "|---|---|"]
+    lines += [line(name, f"{row['per_second']:,.0f}") for name, row in record["results"].items()]
+    ratios = ", ".join(f"{value:.2f} {name}" for name, value in record["ratios"].items())
+    waited = record["waited"]
+    note = (
+        f"The ring with one thread: {ratios} (medians of ratios in one round). "
+        f"A network that takes {waited['milliseconds_of_work']:.0f} ms with a batch "
+        f"waited {waited['share_of_time']:.2%} of its time for {waited['batches']} batches, {waited['longest_wait_milliseconds']:.1f} ms at most. "
+        f"Warm page cache, on {where(record['machine'])}."
+    )
+    return "\n".join([*lines, "", note])
+
+
 def lits_table(record: dict[str, Any]) -> str:
     """Return a run of LiTS's size as Markdown."""
     return (

@@ -62,6 +62,7 @@ def test_every_option_named_in_the_text_belongs_to_some_command():
     for name in (
         ["ingest"],
         ["train"],
+        ["split"],
         ["export"],
         ["infer"],
         ["evaluate"],

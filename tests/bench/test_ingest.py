@@ -76,3 +76,16 @@ def test_the_full_size_run_goes_through_the_command(tmp_path, monkeypatch):
     assert record["raw_gb"] == pytest.approx(21 * 64 * 64 * 3 / 1e9, abs=0.01)
     assert "3 cases" in lits_table(record)
     assert not (tmp_path / "lits").exists()
+
+
+@pytest.mark.slow
+def test_the_loader_benchmark_ends_in_a_table(tmp_path, monkeypatch):
+    from bench.loader import run as run_loader
+    from bench.tables import loader_table
+
+    monkeypatch.setattr("bench.loader.SIZE", 96)
+    monkeypatch.setattr("bench.loader.REPEATS", 2)
+    record = run_loader(tmp_path, slices=32, rounds=3)
+    assert "PNG folder, DataLoader with 2 workers" in loader_table(record)
+    assert record["waited"]["batches"] == 2 * 32 // 16 - 1
+    assert 0 < record["ratios"]["of the bare decode into batches"] < 2
