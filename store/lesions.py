@@ -22,6 +22,10 @@ Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Points = npt.NDArray[np.int32]
 """int32[n, 2], y and x in half pixels."""
+LONG_OUTLINE = 128
+"""Rows from which on an outline is thinned out: a scan that is all tumor then takes as little memory as others."""
+MAX_PASSES = 32
+"""Passes of the thinning; what is left after them is only more than needed."""
 MAX_PARTS = 20_000
 """Pieces of tumor that are followed; more would take the memory of a worker (2 KB each), and no reader of the manifest."""
 BATCH_SLICES = 16
@@ -219,7 +223,7 @@ def outline(section: Mask, y: int = 0, x: int = 0) -> Points:
 
 
 def extremes(points: Points) -> Points:
-    """Return the first and last point of every row: the others are no corner of the convex hull.
+    """Return the first and last point of every row, of long outlines without those that are plainly no corner of the hull.
 
     >>> extremes(np.array([[0, 3], [0, 1], [0, 2], [4, 5]], dtype=np.int32)).tolist()
     [[0, 1], [4, 5], [0, 3], [4, 5]]
@@ -229,7 +233,26 @@ def extremes(points: Points) -> Points:
     ordered = points[np.lexsort((points[:, 1], points[:, 0]))]
     starts = np.flatnonzero(np.diff(ordered[:, 0], prepend=ordered[0, 0] - 1))
     ends = np.append(starts[1:], len(ordered)) - 1
-    return np.concatenate([ordered[starts], ordered[ends]])
+    sides = [ordered[starts], ordered[ends]]
+    if len(starts) > LONG_OUTLINE:
+        sides = [corners(sides[0], -1), corners(sides[1], 1)]
+    return np.concatenate(sides)
+
+
+def corners(chain: Points, side: int) -> Points:
+    """Return a chain of points in rising rows without those that lie on or inside the line between their neighbors.
+
+    >>> corners(np.array([[0, 0], [1, 1], [2, 2], [3, 9], [4, 4]], dtype=np.int32), 1).tolist()
+    [[0, 0], [3, 9], [4, 4]]
+    """
+    for _ in range(MAX_PASSES):
+        before, middle, after = (chain[start : len(chain) - 2 + start].astype(np.int64) for start in range(3))
+        rise, run = after - before, middle - before
+        outside = side * (rise[:, 0] * run[:, 1] - run[:, 0] * rise[:, 1]) > 0
+        if outside.all():
+            break
+        chain = chain[np.concatenate([[True], outside, [True]])]
+    return chain
 
 
 def longest(points: Points, spacing_yx: tuple[float, float]) -> float:
