@@ -63,7 +63,7 @@ def main() -> None:
     from infer.cli import evaluate, infer
     from ingest.cli import ingest
     from store.cli import store
-    from train.cli import export, split, train
+    from train.cli import export, gallery, split, train
 
     app = typer.Typer(
         name="slicemill",
@@ -75,7 +75,7 @@ def main() -> None:
     app.command()(ingest)
     app.add_typer(store, name="store")
     app.add_typer(bench, name="bench")
-    for command in (split, train, export, infer, evaluate, phantom, demo, doctor):
+    for command in (split, gallery, train, export, infer, evaluate, phantom, demo, doctor):
         app.command()(command)
     app(prog_name="slicemill")
 

@@ -109,6 +109,28 @@ def split(
             )
 
 
+def gallery(
+    store: Annotated[str, typer.Argument(help="Slice store with masks.")],
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("gallery.png"),
+    config: Annotated[Path | None, typer.Option(help="Settings as TOML.")] = None,
+    augment: Annotated[float | None, typer.Option(help="Strength, 0 to 1.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the random changes.")] = None,
+) -> None:
+    """Draw what the random changes of training do to slices of a store: as stored, moved, shaded, both.
+
+    slicemill gallery lits-store/ --augment 1
+    """
+    with errors_shown():
+        from store.picture import save_png
+        from store.reader import open_store
+        from train.config import Config, read_config
+        from train.gallery import gallery as draw
+
+        settings = (read_config(config) if config else Config()).changed(augment=augment, seed=seed)
+        save_png(out, draw(open_store(store), settings))
+        say(f"gallery: {out}")
+
+
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     model: Annotated[Path, typer.Argument(help="ONNX file to write.")],

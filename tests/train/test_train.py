@@ -82,6 +82,33 @@ def row(case_id, patient=None, tumor=False, sha=None, mask="m"):
     }
 
 
+class TestGallery:
+    def test_it_shows_every_change_of_slices_with_labels(self, stored, tmp_path):
+        from PIL import Image
+
+        words = [
+            sys.executable,
+            "-m",
+            "slicemill",
+            "gallery",
+            str(stored),
+            "--out",
+            str(tmp_path / "g.png"),
+            "--augment",
+            "1",
+        ]
+        done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=True)
+        assert done.stdout == f"gallery: {tmp_path / 'g.png'}\n"
+        with Image.open(tmp_path / "g.png") as picture:
+            width, height = picture.size
+            rows = np.asarray(picture.convert("RGB")).reshape(height, width, 3)
+        assert width > height > 4 * 64
+        quarters = [rows[part * height // 4 : (part + 1) * height // 4] for part in range(4)]
+        for part in quarters:  # tumor and liver are outlined in every row
+            assert (np.ptp(part.astype(int), axis=2) > 60).any()
+        assert not np.array_equal(quarters[0][: min(map(len, quarters))], quarters[1][: min(map(len, quarters))])
+
+
 class TestFolds:
     def rows(self):
         return [
