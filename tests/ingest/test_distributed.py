@@ -121,12 +121,8 @@ def cluster(tmp_path):
     log.close()
 
 
-@pytest.mark.slow
-def test_a_scheduler_with_workers_of_which_one_is_killed_makes_the_store_of_a_serial_run(
-    cluster, scans, serial, tmp_path
-):
-    address, workers = cluster
-    store = tmp_path / "store"
+def in_the_middle(scans, store, address):
+    """Return an ingest through a scheduler that has done two cases."""
     process = subprocess.Popen(
         command("ingest", scans, store, "--scheduler", address),
         cwd=HERE,
@@ -137,6 +133,16 @@ def test_a_scheduler_with_workers_of_which_one_is_killed_makes_the_store_of_a_se
     deadline = time.time() + 90
     while len(read_lines(store / "ledger.jsonl")) < 2 and process.poll() is None and time.time() < deadline:
         time.sleep(0.005)
+    return process
+
+
+@pytest.mark.slow
+def test_a_scheduler_with_workers_of_which_one_is_killed_makes_the_store_of_a_serial_run(
+    cluster, scans, serial, tmp_path
+):
+    address, workers = cluster
+    store = tmp_path / "store"
+    process = in_the_middle(scans, store, address)
     assert process.poll() is None, process.communicate()
     workers[0].send_signal(signal.SIGKILL)
     said, _ = process.communicate(timeout=120)
@@ -152,16 +158,7 @@ def test_a_scheduler_with_workers_of_which_one_is_killed_makes_the_store_of_a_se
 def test_a_scheduler_that_is_killed_fails_what_is_left_without_a_traceback(cluster, scans, serial, tmp_path):
     address, _ = cluster
     store = tmp_path / "store"
-    process = subprocess.Popen(
-        command("ingest", scans, store, "--scheduler", address),
-        cwd=HERE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.time() + 90
-    while len(read_lines(store / "ledger.jsonl")) < 2 and process.poll() is None and time.time() < deadline:
-        time.sleep(0.005)
+    process = in_the_middle(scans, store, address)
     for other in psutil.process_iter(["cmdline"]):
         if "distributed.cli.dask_scheduler" in " ".join(other.info["cmdline"] or ()):
             other.kill()
