@@ -124,7 +124,7 @@ def reindex(url: str | Place) -> list[Row]:
     if unread:
         raise StoreError(
             f"{store.root}: the tables were built without {len(unread)} cases that cannot be read: {', '.join(unread[:5])}. "
-            "Ingest their collection again, which does them anew; `slicemill store verify` says what is wrong with them."
+            "Ingest their collection again with --rehash, which does them anew; `slicemill store verify` says what is wrong with them."
         )
     return manifest
 

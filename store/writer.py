@@ -113,11 +113,11 @@ class CaseWriter:
         """Begin a case of `shape` [z, y, x]; with a pool, the slices of a slab are encoded side by side."""
         root = place_of(store)
         self._final = root / GROUP / check_case_id(case_id)
-        self._stack = contextlib.ExitStack()
         self.folder = partial_folder(root, case_id)
+        """Where the case lies until it is whole; what must be put aside on the way may lie there too."""
+        self._stack = contextlib.ExitStack()
         if isinstance(root, Remote):
             self._stack.enter_context(claimed(temporary_root(), self.folder.name))
-        """Where the case lies until it is whole; what must be put aside on the way may lie there too."""
         self._shape = shape
         self._profile = profile
         self._pool = pool

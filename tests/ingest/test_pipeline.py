@@ -156,6 +156,10 @@ def test_a_damaged_stored_case_is_done_again_and_stops_nothing(copied, tmp_path)
     report = run(copied, store)
     assert (report.count("done"), report.problem) == (1, "")
     assert document.read_bytes() == good
+    document.write_bytes(b"")
+    report = run(copied, store, rehash=True)
+    assert (report.count("done"), report.count("unchanged"), report.problem) == (1, 5, "")
+    assert document.read_bytes() == good
 
 
 def test_a_file_that_changes_while_it_is_read_is_done_again_by_the_next_run(copied, tmp_path, monkeypatch):
