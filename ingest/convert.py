@@ -133,8 +133,7 @@ def _convert(
             max_rounding_error_hu=image.max_rounding_error,
             warnings=tuple(warnings),
         )
-        writer.finish(info, still_ours)
-    return info
+        return writer.finish(info, still_ours)
 
 
 def about_headers(image: ScanReader, mask: ScanReader | None, params: Params) -> list[str]:

@@ -159,8 +159,8 @@ class CaseWriter:
         for z, data in encodings:
             self._shards[name].append(z, data.result())
 
-    def finish(self, info: CaseInfo, still_ours: Callable[[], bool] = lambda: True) -> None:
-        """Complete the case and show it, in the place of an older one of the same id.
+    def finish(self, info: CaseInfo, still_ours: Callable[[], bool] = lambda: True) -> CaseInfo:
+        """Complete the case and show it, in the place of an older one of the same id; return what is known of it now.
 
         Raises
         ------
@@ -180,6 +180,7 @@ class CaseWriter:
             upload_folder(self.folder, self._final, still_ours)
         else:
             replace_folder(self.folder, self._final)
+        return info
 
 
 def partial_folder(root: Place, case_id: str) -> Path:
