@@ -34,6 +34,14 @@ class Config:
     """Batches an epoch; 0 covers as many slices as the training part has."""
     max_minutes: float = 0.0
     """End, with the learning rate brought down in time, after so many minutes; 0 is no limit."""
+    patience: int = 0
+    """End after so many epochs without a better validation Dice; 0 goes on to the end."""
+    optimizer: str = "adamw"
+    """adamw, or sgd: with Nesterov momentum of 0.99, as nnU-Net has it (its learning_rate is 1e-2)."""
+    decay: str = "cosine"
+    """How the learning rate falls: cosine, or poly: (1 - done) ** 0.9."""
+    norm: str = "batch"
+    """batch, which costs nothing after export (it folds into the convolutions), or instance, for small batches."""
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     averaging: float = 0.99
@@ -78,6 +86,10 @@ class Config:
             (self.seed >= 0, "seed", "must not be negative"),
             (0 <= self.loader_threads <= 256, "loader_threads", "must lie in 0 to 256"),
             (self.precision in ("auto", "fp32", "bf16"), "precision", "must be auto, fp32 or bf16"),
+            (self.patience >= 0, "patience", "must not be negative"),
+            (self.optimizer in ("adamw", "sgd"), "optimizer", "must be adamw or sgd"),
+            (self.decay in ("cosine", "poly"), "decay", "must be cosine or poly"),
+            (self.norm in ("batch", "instance"), "norm", "must be batch or instance"),
             (0 <= self.averaging < 1, "averaging", "must lie in 0 to 1, 1 left out"),
             (0 <= self.augment <= 1, "augment", "must lie in 0 to 1"),
             (self.tumor_share >= 0 and self.organ_share >= 0, "tumor_share", "and organ_share must not be negative"),

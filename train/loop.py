@@ -92,8 +92,12 @@ def train(
 
 
 def finished(state: State, config: Config) -> bool:
-    """Return whether a run has reached its last epoch or its time."""
-    return state.epoch >= config.epochs or bool(config.max_minutes and state.seconds >= 60 * config.max_minutes)
+    """Return whether a run has reached its last epoch or its time, or has not become better for too long."""
+    return (
+        state.epoch >= config.epochs
+        or bool(config.max_minutes and state.seconds >= 60 * config.max_minutes)
+        or bool(config.patience and state.epoch - state.best_epoch >= config.patience)
+    )
 
 
 def one_epoch(setup: Setup, learner: Learner, state: State) -> tuple[Row, float]:

@@ -16,6 +16,10 @@ from train.unet import UNet, normalize
 WARM_UP = 0.05
 """Share of the run in which the learning rate rises."""
 MAX_GRADIENT = 5.0
+MOMENTUM = 0.99
+"""Isensee et al. 2021 (nnU-Net), with Nesterov's correction."""
+POLY_POWER = 0.9
+"""The exponent of poly decay there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,26 +44,45 @@ def make_learner(labels: Labels, config: Config, device: torch.device) -> Learne
     return Learner(
         network=network,
         average=AveragedModel(network, multi_avg_fn=averaging, use_buffers=True),
-        optimizer=torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay),
+        optimizer=make_optimizer(network, config),
     )
+
+
+def make_optimizer(network: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """Return the optimizer that the settings name."""
+    weights, rate, decay = network.parameters(), config.learning_rate, config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(weights, lr=rate, weight_decay=decay, momentum=MOMENTUM, nesterov=True)
+    return torch.optim.AdamW(weights, lr=rate, weight_decay=decay)
 
 
 def build(labels: Labels, config: Config) -> UNet:
     """Return the network for these labels and settings, its weights laid out for the CPU's and GPU's convolutions."""
-    network = UNet(channels=config.context, classes=len(labels.values) + 1, width=config.width, depth=config.depth)
+    network = UNet(
+        channels=config.context,
+        classes=len(labels.values) + 1,
+        width=config.width,
+        depth=config.depth,
+        norm=nn.InstanceNorm2d if config.norm == "instance" else nn.BatchNorm2d,
+    )
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 
 
 def learning_rate(config: Config, done: float) -> float:
-    """Return the learning rate when a share `done` of the run is over: a short rise, then half a cosine to zero.
+    """Return the learning rate when a share `done` of the run is over: a short rise, then a fall to zero.
 
     >>> round(learning_rate(Config(learning_rate=1.0), 1.0), 6)
     0.0
+    >>> round(learning_rate(Config(learning_rate=1.0, decay="poly"), 0.525), 3)
+    0.536
     """
     if done < WARM_UP:
         return config.learning_rate * (0.1 + 0.9 * done / WARM_UP)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - WARM_UP) / (1 - WARM_UP))))
+    fallen = min(1.0, (done - WARM_UP) / (1 - WARM_UP))
+    if config.decay == "poly":
+        return float(config.learning_rate * (1 - fallen) ** POLY_POWER)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * fallen))
 
 
 def class_of_value(labels: Labels, device: torch.device) -> Tensor:

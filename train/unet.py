@@ -1,4 +1,4 @@
-"""A 2-D U-Net (Ronneberger et al. 2015) with batch norm, over a slice and its neighbours as channels."""
+"""A 2-D U-Net (Ronneberger et al. 2015) with batch or instance norm, over a slice and its neighbours as channels."""
 
 import itertools
 
@@ -9,15 +9,18 @@ MAX_CHANNELS = 320
 """More brings nothing at the deepest level (nnU-Net's limit for 3-D; a 2-D plan of it allows 512)."""
 
 
-class Block(nn.Sequential):
-    """Twice convolution 3x3, batch norm, ReLU: [b, i, y, x] -> [b, o, y, x]."""
+Norm = type[nn.BatchNorm2d] | type[nn.InstanceNorm2d]
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+
+class Block(nn.Sequential):
+    """Twice convolution 3x3, norm, ReLU: [b, i, y, x] -> [b, o, y, x]."""
+
+    def __init__(self, channels_in: int, channels_out: int, norm: Norm) -> None:
         layers: list[nn.Module] = []
         for channels in (channels_in, channels_out):
             layers += [
                 nn.Conv2d(channels, channels_out, 3, padding=1, bias=False),
-                nn.BatchNorm2d(channels_out),
+                norm(channels_out, affine=True),
                 nn.ReLU(inplace=True),
             ]
         super().__init__(*layers)
@@ -26,16 +29,16 @@ class Block(nn.Sequential):
 class UNet(nn.Module):
     """Encoder and decoder with skips: float[b, c, y, x] -> logits float[b, k, y, x]; y and x multiples of 2**depth."""
 
-    def __init__(self, channels: int, classes: int, width: int, depth: int) -> None:
+    def __init__(self, channels: int, classes: int, width: int, depth: int, norm: Norm = nn.BatchNorm2d) -> None:
         super().__init__()
         widths = [min(width * 2**level, MAX_CHANNELS) for level in range(depth + 1)]
         self.down = nn.ModuleList(
-            [Block(before, after) for before, after in zip([channels, *widths[:-1]], widths, strict=True)]
+            [Block(before, after, norm) for before, after in zip([channels, *widths[:-1]], widths, strict=True)]
         )
         self.up = nn.ModuleList(
             [nn.ConvTranspose2d(below, above, 2, stride=2) for above, below in itertools.pairwise(widths)]
         )
-        self.merge = nn.ModuleList([Block(2 * above, above) for above in widths[:-1]])
+        self.merge = nn.ModuleList([Block(2 * above, above, norm) for above in widths[:-1]])
         self.head = nn.Conv2d(widths[0], classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:

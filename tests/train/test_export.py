@@ -145,3 +145,15 @@ def test_a_model_of_neighbors_in_millimetres_labels_as_the_network_does(stored, 
     assert np.mean(found != expected) < 1e-4
     beside = segment_volume(model, case.image[:], 15.0).label
     assert np.mean(beside != expected) > 1e-3
+
+
+@pytest.mark.slow
+def test_a_network_with_instance_norm_is_exported_with_its_proof(stored, tmp_path):
+    from dataclasses import replace
+
+    from train.loop import train
+
+    train(stored, tmp_path / "run", replace(TINY, norm="instance", epochs=1), tell=lambda _: None)
+    metadata = export(tmp_path / "run", tmp_path / "m.onnx")
+    assert metadata["parity"]["limit"] == 1e-3
+    assert metadata["parity"]["labels_differing"] <= 1e-3 * metadata["parity"]["pixels"]

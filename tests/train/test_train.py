@@ -23,10 +23,10 @@ from store.manifest import read_table
 from store.reader import open_store
 from tests.conftest import TINY
 from train.augment import augment, move, shade
-from train.checkpoint import load_weights, read_state
+from train.checkpoint import LAST, State, load_weights, read_state
 from train.config import Config, read_config, to_toml
 from train.dataset import Batches
-from train.loop import train
+from train.loop import finished, train
 from train.losses import dice_and_cross_entropy
 from train.sampling import epoch_places
 from train.setup import slice_size
@@ -64,6 +64,10 @@ class TestConfig:
             ("learning_rate = nan", "must be above 0"),
             ("tumor_share = -0.5", "must not be negative"),
             ("depth = 20000", "must lie in 1 to 6"),
+            ('optimizer = "adam"', "must be adamw or sgd"),
+            ('decay = "linear"', "must be cosine or poly"),
+            ('norm = "group"', "must be batch or instance"),
+            ("patience = -1", "must not be negative"),
         ],
     )
     def test_a_setting_that_cannot_work_is_one_clear_error(self, text, message, tmp_path):
@@ -80,6 +84,45 @@ def row(case_id, patient=None, tumor=False, sha=None, mask="m"):
         "source_sha256": sha or case_id,
         "mask_path": mask,
     }
+
+
+class TestRecipe:
+    def test_a_run_ends_when_it_has_not_become_better_for_so_many_epochs(self):
+        config = Config(epochs=100, patience=3)
+        assert not finished(State(epoch=5, best_epoch=3), config)
+        assert finished(State(epoch=6, best_epoch=3), config)
+        assert not finished(State(epoch=6, best_epoch=3), replace(config, patience=0))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        "changes", [{"optimizer": "sgd", "decay": "poly", "learning_rate": 1e-2}, {"norm": "instance"}]
+    )
+    def test_a_stopped_run_of_any_recipe_goes_on_bit_for_bit(self, changes, stored, tmp_path):
+        from train.loop import one_epoch
+
+        config = replace(TINY, epochs=2, steps=3, **changes)
+        train(stored, tmp_path / "whole", config, tell=lambda _: None)
+
+        def stop_after_one(setup, learner, state):
+            if state.epoch == 1:
+                raise KeyboardInterrupt
+            return one_epoch(setup, learner, state)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("train.loop.one_epoch", stop_after_one)
+            with pytest.raises(KeyboardInterrupt):
+                train(stored, tmp_path / "stopped", config, tell=lambda _: None)
+        train(stored, tmp_path / "stopped", config, tell=lambda _: None)
+        whole, gone_on = load_file(tmp_path / "whole" / LAST), load_file(tmp_path / "stopped" / LAST)
+        assert whole.keys() == gone_on.keys()
+        assert all(torch.equal(whole[name], gone_on[name]) for name in whole)
+
+    def test_instance_norm_looks_at_each_slice_alone(self):
+        torch.manual_seed(0)
+        network = build(LITS_LABELS, Config(context=1, width=4, depth=2, norm="instance")).train()
+        image = torch.randn(3, 1, 16, 16)
+        alone, together = network(image[:1]), network(image)
+        assert torch.allclose(alone[0], together[0], atol=1e-5)
 
 
 class TestGallery:
