@@ -1,5 +1,6 @@
 """The commands `slicemill phantom | demo | bench | doctor`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -129,13 +130,9 @@ def read_store(
 ) -> None:
     """Random slices with their labels: ours beside zarr-python, zarrs, tensorstore, and the bare decode."""
     with errors_shown():
-        import tempfile
-
         from bench.readers import run
 
-        with tempfile.TemporaryDirectory() as place:
-            record = run(Path(place), slices=slices, rounds=rounds)
-        _finish(record, json)
+        _finish(_on_one_phantom(run, slices, rounds), json)
 
 
 @bench.command()
@@ -146,13 +143,17 @@ def loader(
 ) -> None:
     """Training pairs a CPU-second: the ring beside a PNG folder and our own reader in DataLoader workers, and the bare decode."""
     with errors_shown():
-        import tempfile
-
         from bench.loader import run
 
-        with tempfile.TemporaryDirectory() as place:
-            record = run(Path(place), slices=slices, rounds=rounds)
-        _finish(record, json)
+        _finish(_on_one_phantom(run, slices, rounds), json)
+
+
+def _on_one_phantom(run: Callable[..., dict[str, Any]], slices: int, rounds: int) -> dict[str, Any]:
+    """Return a benchmark's record, made in a folder that is gone afterwards."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as place:
+        return run(Path(place), slices=slices, rounds=rounds)
 
 
 def _finish(record: dict[str, Any], json: Path | None) -> None:

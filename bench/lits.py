@@ -1,7 +1,7 @@
 """An ingest of LiTS's size: 131 cases of 74 to 987 slices, 58,638 in all, about 46 GB of voxels, through the command itself.
 
-A few distinct phantoms stand behind many names (hard links), so that the scans cost a gigabyte of disk and come from the
-page cache; the store is written whole. What bounds it: CPU, two thirds decoding and compression.
+One phantom, repeated upwards to seven lengths, stands behind many names (hard links), so that the scans cost little disk and
+come from the page cache; the store is written whole. What bounds it: CPU, two thirds decoding and compression.
 """
 
 import datetime as dt
@@ -21,7 +21,7 @@ from store.files import bytes_below
 from store.phantom import PhantomSpec, make_phantom
 
 PLAN = {74: 6, 123: 20, 240: 22, 294: 7, 432: 30, 685: 33, 987: 13}
-"""Slices of each distinct phantom and how many cases are made of it: LiTS's shortest and longest scan, its number of scans
+"""Slices of each length of the phantom and how many cases are made of it: LiTS's shortest and longest scan, its number of scans
 and of slices."""
 
 DEPTH = 148
@@ -35,7 +35,7 @@ def run(folder: Path, *, suffix: str, workers: int, limit: int | None = None) ->
     source.mkdir(parents=True)
     number, slices = 0, 0
     for length, count in PLAN.items():
-        files = write_repeated(folder / f"distinct-{length}", suffix, (phantom.image, phantom.label), length)
+        files = write_repeated(folder / f"length-{length}", suffix, (phantom.image, phantom.label), length)
         for _ in range(count):
             if limit is not None and number >= limit:
                 break
@@ -55,7 +55,7 @@ def run(folder: Path, *, suffix: str, workers: int, limit: int | None = None) ->
     return {
         "benchmark": "ingest --scale lits",
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "page_cache": "warm: seven distinct phantoms behind hard links; the store is written through the page cache",
+        "page_cache": "warm: one phantom, repeated to seven lengths, behind hard links; the store is written through the page cache",
         "format": suffix,
         "workers": workers,
         "cases": number,

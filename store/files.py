@@ -38,20 +38,6 @@ def place_of(url: "str | Place") -> Place:
     return remote(text) if "://" in text else Path(text)
 
 
-def local_path(url: "str | Place") -> Path:
-    """Return the local path of a path or ``file://`` URL, where only a local one will do.
-
-    Raises
-    ------
-    InputError
-        It is the URL of an object store.
-    """
-    place = place_of(url)
-    if isinstance(place, Remote):
-        raise InputError(f"{place}: must be a local path here; copy it to a local disk.")
-    return place
-
-
 def relative(path: Place, root: Place) -> str:
     """Return a path below a folder, with forward slashes; ``..`` leads out of a local folder.
 
