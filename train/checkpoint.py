@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from store.errors import ModelError
 from store.files import to_json, written_whole
@@ -29,6 +30,10 @@ class State:
     best_epoch: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     """One row of metrics an epoch."""
+    tally: dict[str, Any] | None = None
+    """What the epoch that is under way has found so far (`train.tally.Tally`); None between epochs."""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """Where the loss scaler of fp16 stands."""
 
 
 def save_weights(path: Path, network: nn.Module) -> None:
@@ -51,11 +56,15 @@ def load_weights(path: Path, network: nn.Module) -> None:
         raise ModelError(f"{path}: is not a checkpoint of this network ({str(error).splitlines()[0]}).") from error
 
 
-def save_progress(run: Path, state: State, parts: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
-    """Write the weights, the optimizer's memory and the state as one file, so that they cannot disagree after a kill."""
-    tensors = {
-        f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()
-    }
+def save_progress(run: Path, state: State, parts: Mapping[str, nn.Module | Tensor], optimizer: Optimizer) -> None:
+    """Write the weights, the optimizer's memory and the state as one file, so that they cannot disagree after a kill.
+
+    `parts` maps names to modules and plain tensors.
+    """
+    tensors: dict[str, Tensor] = {}
+    for part, holder in parts.items():
+        own = {"": holder} if isinstance(holder, Tensor) else holder.state_dict()
+        tensors |= {f"{part}.{name}": tensor for name, tensor in own.items()}
     for index, memory in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in memory.items()}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -63,22 +72,30 @@ def save_progress(run: Path, state: State, parts: Mapping[str, nn.Module], optim
         save_file(contiguous, aside, metadata={"state": to_json(asdict(state))})
 
 
-def load_progress(run: Path, parts: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> State:
-    """Bring the parts (name -> module) and the optimizer to where a run stopped; a new run has a state of no epochs."""
+def load_progress(run: Path, parts: Mapping[str, nn.Module | Tensor], optimizer: Optimizer) -> State:
+    """Bring the parts and the optimizer to where a run stopped; a new run has a state of no epochs.
+
+    Raises
+    ------
+    ModelError
+        The checkpoint is damaged or of another network or store.
+    """
     if not (run / LAST).exists():
         return State()
     try:
         state = read_state(run)
         tensors = load_file(run / LAST)
-        for part, module in parts.items():
+        for part, holder in parts.items():
             prefix = f"{part}."
-            module.load_state_dict(
-                {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-            )
+            own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            if isinstance(holder, Tensor):
+                holder.copy_(own[""])
+            else:
+                holder.load_state_dict(own)
         optimizer.load_state_dict(
             {"state": _optimizer_memory(tensors), "param_groups": optimizer.state_dict()["param_groups"]}
         )
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise ModelError(f"{run}: its checkpoint cannot be read ({error}); train anew with --overwrite.") from error
     return state
 

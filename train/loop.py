@@ -7,31 +7,36 @@
 1. The split is made once, by patient, and written down.
 2. An epoch: slices drawn by `sampling`, decoded ahead by `dataset`, normalized and augmented on the device.
 3. After each epoch every slice of the validation cases is segmented whole; the best mean Dice keeps its weights.
-4. Weights, optimizer and position are one file, written whole: the same command after a kill goes on from the last epoch.
+4. Weights, optimizer and position, also within an epoch, are one file, written whole: the same command after a kill goes
+   on from there, and gives bit for bit what an undisturbed run gives (on the CPU; on GPUs up to the order of summation).
 """
 
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from store.cache import SliceCache
-from store.errors import ConfigError
 from store.files import Place, write_csv
 from store.labels import Labels
-from store.metrics import Overlap, mean_of
+from store.metrics import mean_of
 from store.progress import progress
 from train.checkpoint import BEST, State, load_progress, save_progress, save_weights
 from train.config import Config
 from train.curves import draw_curves
+from train.interrupt import Interruption, asked_to_stop
+from train.processes import joined
 from train.sampling import epoch_places
 from train.setup import CURVES, METRICS, Setup, prepare
-from train.step import Learner, class_of_value, learning_rate, make_learner, normalized, one_step
+from train.step import Learner, class_of_value, learning_rate, make_learner, network_input, on_device, one_step
+from train.tally import SliceLosses, Step, no_losses, overlaps, tally_from_json
 from train.validate import validate
 
 Row = dict[str, Any]
@@ -48,30 +53,48 @@ def train(
 ) -> State:
     """Train, or go on where an earlier call with the same arguments was stopped; `cache` is for a store in a bucket.
 
+    Under torchrun, the processes share every batch, and the first of them writes and tells.
+
     Raises
     ------
     ConfigError
-        The run folder belongs to other settings, or a setting cannot work here.
+        The run folder belongs to other settings or another store, or a setting cannot work here.
     StoreError
         The store has no masks or too few patients.
     """
-    setup = prepare(store_path, run, config, split_file, cache)
-    learner = make_learner(setup.labels, config, setup.device)
-    state = load_progress(run, learner.parts(), learner.optimizer)
-    if state.epoch:
-        tell(f"going on after epoch {state.epoch} ({state.seconds / 60:.1f} minutes so far)")
-    tell(
-        f"{len(setup.split.train)} cases to train on, {len(setup.split.validation)} to choose the checkpoint, {len(setup.split.test)} never seen; "
-        f"slices {setup.size[0]}x{setup.size[1]}, context {config.context}, "
-        f"{sum(p.numel() for p in learner.network.parameters()) / 1e6:.2f} M weights, {'bf16' if setup.bf16 else 'fp32'} on {setup.device}"
-    )
+    with joined(config.device) as processes:
+        setup = prepare(store_path, run, config, split_file, cache, processes)
+        return to_the_end(setup, run, tell if processes.first else _silent)
+
+
+def _silent(_line: str) -> None:
+    """Say nothing."""
+
+
+def to_the_end(setup: Setup, run: Path, tell: Callable[[str], None]) -> State:
+    """Train epoch after epoch, and write down where the run stands after each."""
+    config, first = setup.config, setup.processes.first
+    learner = make_learner(setup.labels, config, setup.device, setup.precision, setup.processes)
+    losses = no_losses(setup.pool)
+    parts: dict[str, nn.Module | Tensor] = {**learner.parts(), **losses.parts()}
+    state = load_progress(run, parts, learner.optimizer)
+    if state.scaler:
+        learner.scaler.load_state_dict(state.scaler)
+    tell(beginning(setup, learner, state))
+
+    def save(state: State) -> None:
+        if first:
+            save_progress(run, replace(state, scaler=learner.scaler.state_dict()), parts, learner.optimizer)
+
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(run), purge_step=state.epoch + 1) as board:
+    board = SummaryWriter(str(run), purge_step=state.epoch + 1) if first else None
+    with board or nullcontext(), asked_to_stop() as asked:
+        interruption = Interruption(config, setup.processes, asked, save)
         while not finished(state, config):
-            row, seconds = one_epoch(setup, learner, state)
+            row, seconds = one_epoch(setup, learner, state, losses, interruption)
             best = row["validation_dice"] > state.best_score
-            if best:
+            if best and first:
                 save_weights(run / BEST, learner.average.module)
             state = replace(
                 state,
@@ -80,15 +103,37 @@ def train(
                 best_score=row["validation_dice"] if best else state.best_score,
                 best_epoch=row["epoch"] if best else state.best_epoch,
                 rows=[*state.rows, row],
+                tally=None,
             )
-            save_progress(run, state, learner.parts(), learner.optimizer)
-            write_csv(run / METRICS, state.rows)
-            for name, value in row.items():
-                if name != "epoch" and value is not None:
-                    board.add_scalar(name, value, row["epoch"])
+            losses.drawn_by.copy_(losses.latest)
+            save(state)
+            if board is not None:
+                write_csv(run / METRICS, state.rows)
+                for name in row.keys() - {"epoch"}:
+                    board.add_scalar(name, math.nan if row[name] is None else row[name], row["epoch"])
             tell(summary_line(row, setup.labels, best=best))
-    draw_curves(run / CURVES, state.rows, setup.labels)
+    if first:
+        draw_curves(run / CURVES, state.rows, setup.labels)
     return state
+
+
+def beginning(setup: Setup, learner: Learner, state: State) -> str:
+    """Return what is trained, and from where on."""
+    config, split, view = setup.config, setup.split, setup.view
+    lines = []
+    if state.epoch or state.tally:
+        steps = f" and {len(state.tally['losses'])} steps" if state.tally else ""
+        lines.append(f"going on after epoch {state.epoch}{steps} ({state.seconds / 60:.1f} minutes so far)")
+    lines.append(
+        f"{len(split.train)} cases to train on, {len(split.validation)} to choose the checkpoint, {len(split.test)} never seen"
+    )
+    processes = f" over {setup.processes.count} processes" if setup.processes.count > 1 else ""
+    lines.append(
+        f"{'slices' if view.size == setup.size else 'crops'} {view.size[0]}x{view.size[1]}, context {config.context}, "
+        f"batch {config.batch}{processes}, {sum(p.numel() for p in learner.network.parameters()) / 1e6:.2f} M weights, "
+        f"{str(setup.precision).removeprefix('torch.')} on {setup.device}"
+    )
+    return "\n".join(lines)
 
 
 def finished(state: State, config: Config) -> bool:
@@ -100,61 +145,77 @@ def finished(state: State, config: Config) -> bool:
     )
 
 
-def one_epoch(setup: Setup, learner: Learner, state: State) -> tuple[Row, float]:
-    """Train one epoch and validate; return its row of metrics and the seconds that it took."""
-    config, epoch = setup.config, state.epoch + 1
-    start = time.perf_counter()
-    places = epoch_places(setup.rows, config, epoch)
+def one_epoch(
+    setup: Setup, learner: Learner, state: State, losses: SliceLosses, interruption: Interruption
+) -> tuple[Row, float]:
+    """Train one epoch, or what is left of it, and validate; return its row of metrics and the seconds that it took.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        Someone asked to stop; a checkpoint was written.
+    ConfigError
+        The loss is no number.
+    """
+    config, epoch, processes = setup.config, state.epoch + 1, setup.processes
+    to_class = class_of_value(setup.labels, setup.device, setup.ignored)
+    tally = tally_from_json(state.tally, len(setup.labels.values) + 1, setup.device, processes)
+    places = epoch_places(setup.pool, config, epoch, losses.drawn_by.numpy())
     steps = len(places) // config.batch
-    to_class = class_of_value(setup.labels, setup.device)
-    generator = torch.Generator(device=setup.device).manual_seed(config.seed * 100_003 + epoch)
-    losses: list[float] = []
-    seen = {name: Overlap() for name in setup.labels.values}
+    generator = torch.Generator(device=setup.device)
+    pending: Step | None = None
+    start = time.perf_counter() - tally.seconds
     learner.network.train()
+    share = (processes.rank, processes.count)
     with (
-        progress(f"epoch {epoch}", len(places), "slices") as advance,
-        setup.batches.over(places, (config.seed, epoch)) as stream,
+        progress(f"epoch {epoch}", (steps - tally.step) * config.batch, "slices", quiet=not processes.first) as advance,
+        setup.batches.over(places, (config.seed, epoch), first=tally.step, share=share) as stream,
     ):
-        for step, batch in enumerate(stream):
-            spent = (
-                (state.seconds + time.perf_counter() - start) / (60 * config.max_minutes) if config.max_minutes else 0.0
-            )
-            if spent >= 1:
+        for step in range(tally.step, steps):
+            orders = interruption.orders(state.seconds + time.perf_counter() - start, setup.device)
+            if orders.stop or orders.save:
+                tally.note(pending, losses, setup.pool, processes)
+                pending, tally.seconds = None, time.perf_counter() - start
+                interruption.write(replace(state, tally=tally.as_json(processes)))
+            if orders.stop:
+                raise KeyboardInterrupt
+            if orders.spent >= 1:
                 break
+            asked = time.perf_counter()
+            batch = next(stream)
+            tally.waited += time.perf_counter() - asked
             for group in learner.optimizer.param_groups:
-                group["lr"] = learning_rate(config, max((state.epoch + step / steps) / config.epochs, spent))
-            image = torch.from_numpy(batch.image).to(setup.device)
-            label = to_class[torch.from_numpy(batch.label).to(setup.device).long()]
-            loss, predicted, truth = one_step(learner, normalized(image, label, config, generator), bf16=setup.bf16)
-            if not math.isfinite(loss):
-                raise ConfigError(
-                    f"epoch {epoch}, step {step}: the loss is {loss}; slices {batch.places}. Lower learning_rate."
-                )
-            losses.append(loss)
-            _count(seen, setup.labels, truth, predicted)
-            advance(config.batch, f"loss {loss:.3f}")
-        trained = time.perf_counter() - start
+                group["lr"] = learning_rate(config, max((state.epoch + step / steps) / config.epochs, orders.spent))
+            generator.manual_seed(seed_of(config.seed, epoch, step, processes.rank))
+            given = network_input(on_device(batch, to_class), config, setup.view.size, generator)
+            loss, by_slice, voxels = one_step(learner, given, processes.together)
+            tally.voxels += voxels
+            tally.note(pending, losses, setup.pool, processes)  # a step late, so that a GPU is never waited for
+            of_batch = places[step * config.batch : (step + 1) * config.batch]
+            pending = Step(places=of_batch, loss=loss, by_slice=by_slice)
+            advance(config.batch, f"loss {tally.losses[-1]:.3f}" if tally.losses else "")
+        tally.note(pending, losses, setup.pool, processes)
+        tally.seconds = time.perf_counter() - start
         advance(0, "validation")
-    scores = validate(setup, learner.average.module)
+        scores = validate(setup, learner.average.module)
+    seen = overlaps(processes.together(tally.voxels), setup.labels)
+    mean = mean_of(list(scores.values()))
     row: Row = {
         "epoch": epoch,
-        "loss": sum(losses) / max(len(losses), 1),
+        "loss": sum(tally.losses) / max(tally.step, 1),
         "learning_rate": learner.optimizer.param_groups[0]["lr"],
-        "slices_per_second": len(losses) * config.batch / trained,
+        "slices_per_second": tally.step * config.batch / tally.seconds,
+        "wait_share": tally.waited / tally.seconds,
         **{f"train_dice_{name}": _number(counts.dice) for name, counts in seen.items()},
         **{f"validation_dice_{name}": _number(score) for name, score in scores.items()},
-        "validation_dice": 0.0 if math.isnan(mean_of(list(scores.values()))) else mean_of(list(scores.values())),
+        "validation_dice": 0.0 if math.isnan(mean) else mean,
     }
     return row, time.perf_counter() - start
 
 
-def _count(totals: dict[str, Overlap], labels: Labels, truth: Tensor, predicted: Tensor) -> None:
-    order = labels.table().tolist()
-    for name, values in labels.regions().items():
-        classes = torch.tensor([order.index(value) for value in values], device=truth.device)
-        is_true, is_predicted = torch.isin(truth, classes), torch.isin(predicted, classes)
-        both = int((is_true & is_predicted).sum())
-        totals[name] += Overlap(both, int(is_predicted.sum()) - both, int(is_true.sum()) - both)
+def seed_of(*numbers: int) -> int:
+    """Return a seed of 64 bits that follows from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def _number(value: float) -> float | None:

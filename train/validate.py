@@ -10,6 +10,7 @@ from store.layout import AIR_HU
 from store.metrics import Overlap, overlap
 from store.reader import Case
 from train.setup import Setup
+from train.step import running_in
 from train.unet import normalize
 
 
@@ -44,7 +45,7 @@ def predict_case(case: Case, network: nn.Module, setup: Setup) -> npt.NDArray[np
         chosen = range(first, min(first + config.batch, nz))
         windows = volume[[neighbors(z, nz, config.context, apart) for z in chosen]]
         image = normalize(torch.from_numpy(windows).to(setup.device), config.window_low, config.window_high)
-        with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=setup.bf16):
+        with running_in(setup.device, setup.precision):
             best = network(image.contiguous(memory_format=torch.channels_last)).argmax(dim=1)
         predicted[first : first + len(chosen)] = (
             best[:, -corner[0] : ny - corner[0], -corner[1] : nx - corner[1]].cpu().numpy()
