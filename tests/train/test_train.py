@@ -87,6 +87,7 @@ def row(case_id, patient=None, tumor=False, sha=None, mask="m"):
         "case_id": case_id,
         "patient_id": patient or case_id,
         "has_tumor": tumor,
+        "tumor_volume_ml": float(tumor),
         "source_sha256": sha or case_id,
         "mask_path": mask,
     }
@@ -268,6 +269,20 @@ class TestSplit:
         for side in (split.validation, split.test):
             assert len(side) == 10
             assert sum(int(case_id[1:]) < 20 for case_id in side) == 5
+
+    def test_burdens_are_shared_out_alike(self):
+        rows = [{**row(f"c{i}", tumor=i >= 10), "tumor_volume_ml": 1.5**i if i >= 10 else None} for i in range(50)]
+        of = {r["case_id"]: r["tumor_volume_ml"] for r in rows}
+        chosen = set()
+        for seed in range(20):
+            split = make_split(rows, validation=0.2, test=0.2, seed=seed)
+            for part in (split.validation, split.test):
+                burdens = [of[case_id] for case_id in part]
+                assert burdens.count(None) == 2
+                quarters = [sum(1.5**low <= b < 1.5 ** (low + 10) for b in burdens if b) for low in (10, 20, 30, 40)]
+                assert quarters == [2, 2, 2, 2]
+            chosen.add(split.test)
+        assert len(chosen) == 20
 
     def test_the_seed_decides(self):
         rows = [row(f"c{i}") for i in range(20)]
