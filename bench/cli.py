@@ -148,6 +148,24 @@ def loader(
         _finish(_on_one_phantom(run, slices, rounds), json)
 
 
+@bench.command("train")
+def training(
+    slices: Annotated[int, typer.Option(help="Slices of the phantom.", min=32)] = 64,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 7,
+    config: Annotated[Path | None, typer.Option(help="Settings of the training, as TOML.")] = None,
+    json: Annotated[Path | None, typer.Option(help="File to write the record to.")] = None,
+) -> None:
+    """A training step from the store, with augmentation, beside the bare forward and backward of its network."""
+    with errors_shown():
+        from functools import partial
+
+        from bench.training import run
+        from train.config import Config, read_config
+
+        settings = read_config(config) if config else Config()
+        _finish(_on_one_phantom(partial(run, config=settings), slices, rounds), json)
+
+
 def _on_one_phantom(run: Callable[..., dict[str, Any]], slices: int, rounds: int) -> dict[str, Any]:
     """Return a benchmark's record, made in a folder that is gone afterwards."""
     import tempfile
