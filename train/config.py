@@ -10,6 +10,9 @@ from typing import Any
 from store.errors import ConfigError
 from store.window import Window
 
+KINDS = ("mirror", "move", "elastic", "noise", "blur", "contrast", "gamma", "lowres")
+"""Kinds of random changes, in the order in which they come; see `train.augment`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -70,7 +73,9 @@ class Config:
     oblique: int = 0
     """Slices that a tilted plane may reach above and below at the border of a slice; 0 keeps to the stored slices."""
     augment: float = 0.4
-    """Strength of the random changes, 0 to 1; see `train.augment`."""
+    """Strength of the random changes, 0 to 1: scales their ranges and the share of the slices that each is drawn for."""
+    augmentations: str = " ".join(KINDS)
+    """Kinds of random changes: names separated by spaces; see `train.augment`."""
     validation: float = 0.15
     """Share of the patients kept for choosing the best checkpoint."""
     test: float = 0.2
@@ -114,6 +119,7 @@ class Config:
             (0 <= self.loader_threads <= 256, "loader_threads", "must lie in 0 to 256"),
             (self.precision in ("auto", "fp32", "bf16", "fp16"), "precision", "must be auto, fp32, bf16 or fp16"),
             (0 <= self.save_minutes < math.inf, "save_minutes", "must not be negative"),
+            (set(self.kinds) <= set(KINDS), "augmentations", f"may name {', '.join(KINDS)}"),
             (0 <= self.oblique <= 8, "oblique", "must lie in 0 to 8"),
             (0 <= self.lesion_balance <= 1, "lesion_balance", "must lie in 0 to 1"),
             (0 < self.tumor_weight <= 100, "tumor_weight", "must lie above 0 and up to 100"),
@@ -143,6 +149,11 @@ class Config:
             if not holds:
                 raise ConfigError(f"{name} = {getattr(self, name)}: {rule}.")
         Window(self.window_low, self.window_high)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Return the kinds of random changes that `augmentations` names."""
+        return tuple(self.augmentations.split())
 
     @property
     def window_spacing_mm(self) -> float | None:

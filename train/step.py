@@ -11,7 +11,7 @@ from torch.amp import GradScaler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from store.labels import Labels
-from train.augment import augment
+from train.augment import augment, resample, tilt
 from train.config import Config
 from train.dataset import Batch
 from train.losses import IGNORED, supervised
@@ -134,7 +134,7 @@ def on_device(batch: Batch, to_class: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def network_input(
-    given: tuple[Tensor, Tensor, Tensor], config: Config, _size: tuple[int, int], generator: torch.Generator
+    given: tuple[Tensor, Tensor, Tensor], config: Config, size: tuple[int, int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Return HU as the network sees them, tilted, resampled and augmented where asked for, with their class indices.
 
@@ -142,11 +142,13 @@ def network_input(
     -------
     image: float32[b, c, y, x] in -1..1; label: int64[b, y, x].
     """
-    image, label, _zoom = given
-    image, classes = normalize(image, config.window_low, config.window_high), label[:, 0]
+    image, label, zoom = given
+    image, classes = tilt(normalize(image, config.window_low, config.window_high), label, generator)
+    if config.augment and config.spacing_mm:
+        return augment(image, classes, config.augment, config.kinds, generator, zoom=zoom, size=size)
     if config.augment:
-        return augment(image, classes, config.augment, generator)
-    return image, classes
+        return augment(image, classes, config.augment, config.kinds, generator)
+    return resample(image, classes, zoom, size) if config.spacing_mm else (image, classes)
 
 
 def running_in(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
