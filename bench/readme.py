@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from bench.quality.report import quality_table
 from bench.tables import ingest_table, lits_table, loader_table, store_table, train_table, where
 
 FIGURES = ("scores: demo", "scores: real", "ingest", "store", "loader", "lits", "stages")
@@ -81,6 +82,7 @@ TABLES = {
     "loader": loader_table,
     "train": train_table,
     "ingest --scale lits": lits_table,
+    "quality": quality_table,
 }
 
 
