@@ -10,6 +10,9 @@ from typing import Any
 from store.errors import ConfigError
 from store.window import Window
 
+KINDS = ("mirror", "move", "elastic", "noise", "blur", "contrast", "gamma", "lowres")
+"""Kinds of random changes, in the order in which they come; see `train.augment`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -51,7 +54,11 @@ class Config:
     organ_share: float = 0.3
     """Share of the training slices that hold other labels but no tumor; the rest comes from everywhere."""
     augment: float = 0.4
-    """Strength of the random changes, 0 to 1; see `train.augment`."""
+    """Strength of the random changes, 0 to 1: scales their ranges and the share of the slices that each is drawn for."""
+    augmentations: str = " ".join(KINDS)
+    """Kinds of random changes: names separated by spaces; see `train.augment`."""
+    oblique: int = 0
+    """Slices that a tilted plane may reach above and below at the border of a slice; 0 keeps to the stored slices."""
     validation: float = 0.15
     """Share of the patients kept for choosing the best checkpoint."""
     test: float = 0.2
@@ -92,6 +99,8 @@ class Config:
             (self.norm in ("batch", "instance"), "norm", "must be batch or instance"),
             (0 <= self.averaging < 1, "averaging", "must lie in 0 to 1, 1 left out"),
             (0 <= self.augment <= 1, "augment", "must lie in 0 to 1"),
+            (set(self.kinds) <= set(KINDS), "augmentations", f"may name {', '.join(KINDS)}"),
+            (0 <= self.oblique <= 8, "oblique", "must lie in 0 to 8"),
             (self.tumor_share >= 0 and self.organ_share >= 0, "tumor_share", "and organ_share must not be negative"),
             (self.tumor_share + self.organ_share <= 1, "tumor_share", "and organ_share must not exceed 1 together"),
             (
@@ -104,6 +113,11 @@ class Config:
             if not holds:
                 raise ConfigError(f"{name} = {getattr(self, name)}: {rule}.")
         Window(self.window_low, self.window_high)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Return the kinds of random changes that `augmentations` names."""
+        return tuple(self.augmentations.split())
 
     @property
     def window_spacing_mm(self) -> float | None:

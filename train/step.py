@@ -96,7 +96,7 @@ def class_of_value(labels: Labels, device: torch.device) -> Tensor:
 def normalized(image: Tensor, label: Tensor, config: Config, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return a batch of HU as the network's input, augmented where asked for."""
     image = normalize(image, config.window_low, config.window_high)
-    return augment(image, label, config.augment, generator) if config.augment else (image, label)
+    return augment(image, label, config.augment, config.kinds, generator) if config.augment else (image, label)
 
 
 def one_step(learner: Learner, batch: tuple[Tensor, Tensor], *, bf16: bool) -> tuple[float, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Splits, draws, batches, augmentation, the network, and runs that are killed."""
+"""Splits, draws, batches, the network, and runs that are killed."""
 
 import signal
 import subprocess
@@ -22,7 +22,6 @@ from store.layout import AIR_HU
 from store.manifest import read_table
 from store.reader import open_store
 from tests.conftest import TINY
-from train.augment import augment, move, shade
 from train.checkpoint import LAST, State, load_weights, read_state
 from train.config import Config, read_config, to_toml
 from train.dataset import Batches
@@ -123,33 +122,6 @@ class TestRecipe:
         image = torch.randn(3, 1, 16, 16)
         alone, together = network(image[:1]), network(image)
         assert torch.allclose(alone[0], together[0], atol=1e-5)
-
-
-class TestGallery:
-    def test_it_shows_every_change_of_slices_with_labels(self, stored, tmp_path):
-        from PIL import Image
-
-        words = [
-            sys.executable,
-            "-m",
-            "slicemill",
-            "gallery",
-            str(stored),
-            "--out",
-            str(tmp_path / "g.png"),
-            "--augment",
-            "1",
-        ]
-        done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=True)
-        assert done.stdout == f"gallery: {tmp_path / 'g.png'}\n"
-        with Image.open(tmp_path / "g.png") as picture:
-            width, height = picture.size
-            rows = np.asarray(picture.convert("RGB")).reshape(height, width, 3)
-        assert width > height > 4 * 64
-        quarters = [rows[part * height // 4 : (part + 1) * height // 4] for part in range(4)]
-        for part in quarters:  # tumor and liver are outlined in every row
-            assert (np.ptp(part.astype(int), axis=2) > 60).any()
-        assert not np.array_equal(quarters[0][: min(map(len, quarters))], quarters[1][: min(map(len, quarters))])
 
 
 class TestFolds:
@@ -393,49 +365,6 @@ class TestBatches:
         batches = Batches(open_store(copy), (64, 64), (1, None), 1)
         with batches.over([("volume-1", 0)], (0, 0)) as stream, pytest.raises(StoreError, match="volume-1"):
             list(stream)
-
-
-class TestAugment:
-    def batch(self):
-        generator = torch.Generator().manual_seed(0)
-        label = torch.zeros(8, 48, 48, dtype=torch.long)
-        label[:, 20:30, 12:26] = 1
-        label[:, 22:26, 15:20] = 2
-        image = label[:, None].float().repeat(1, 3, 1, 1) - 1
-        return image, label, generator
-
-    def test_image_and_label_move_together(self):
-        image, label, generator = self.batch()
-        moved, labels = move(image, label, 0.5, generator)
-        assert not torch.equal(labels, label)
-        for value in (0, 1, 2):
-            assert (moved[:, 1][labels == value] - (value - 1)).abs().mean() < 0.25
-
-    def test_a_turn_keeps_a_disc_round_on_slices_that_are_not_square(self):
-        y, x = torch.meshgrid(torch.arange(64.0) - 31.5, torch.arange(192.0) - 95.5, indexing="ij")
-        disc = (x**2 + y**2 < 20**2).long().repeat(40, 1, 1)
-        _, turned = move(disc[:, None].float() - 1, disc, 1.0, torch.Generator().manual_seed(3))
-        for one in turned:
-            tall, wide = one.any(dim=1).sum(), one.any(dim=0).sum()
-            border = torch.cat([one[0], one[-1], one[:, 0], one[:, -1]])
-            if not border.any():
-                assert abs(int(tall) - int(wide)) <= 3
-
-    def test_neighbouring_slices_move_together(self):
-        image, label, generator = self.batch()
-        moved, _ = move(image, label, 0.5, generator)
-        assert torch.equal(moved[:, 0], moved[:, 2])
-
-    def test_it_is_a_function_of_the_batch_and_the_generator(self):
-        image, label, _ = self.batch()
-        first = augment(image, label, 0.5, torch.Generator().manual_seed(7))
-        again = augment(image, label, 0.5, torch.Generator().manual_seed(7))
-        assert torch.equal(first[0], again[0])
-        assert torch.equal(first[1], again[1])
-
-    def test_shading_leaves_the_shape_of_things(self):
-        image, _, generator = self.batch()
-        assert (shade(image, 0.5, generator) - image).abs().max() < 0.6
 
 
 class TestNetwork:
