@@ -45,7 +45,7 @@ CONTROL_SPANS = 8
 """Into so many parts the control points of the elastic deformation divide each side."""
 MAX_BEND = 0.25
 """By how much of their distance control points move. Below 0.48 of it nothing folds (Choi and Lee 2000, Injectivity conditions of 2D
-and 3D uniform cubic B-spline functions). On 512 pixels that is 16, after smoothing 4.4 in root mean square; nnU-Net's first version: 3."""
+and 3D uniform cubic B-spline functions). On 512 pixels that is 16, after smoothing 4.4 in root mean square; nnU-Net's first version: up to 3."""
 MAX_NOISE = 0.1
 """Standard deviation in normalized units; 0.1 is 25 HU for a window of 500."""
 MIN_BLUR, MAX_BLUR = 0.5, 1.0
@@ -103,7 +103,7 @@ def augment(
     Parameters
     ----------
     image
-        float32[b, c, y, x], normalized to -1..1; the channels are neighbouring slices and are changed alike, but for their noise.
+        float32[b, c, y, x], normalized to -1..1; the channels are neighboring slices and are changed alike, but for their noise.
     label
         int64[b, y, x], class indices, or a number below 0 where a pixel counts for nothing. From outside comes background, 0.
     kinds
@@ -185,10 +185,12 @@ def tilt(image: Tensor, label: Tensor, generator: Generator) -> Batch:
     x, y = (2 / max(side - 1, 1) * _from_center(side, image.device) for side in (width, height))
     z = (steepness * (toward.cos() * x + toward.sin() * y[:, None])).clamp(-reach, reach)
     below = z.floor().clamp(max=reach - 1)
-    channels = torch.arange(reach, image.shape[1] - reach, device=image.device)
-    index = below.long() + channels[:, None, None]
-    tilted = torch.lerp(image.gather(1, index), image.gather(1, index + 1), z - below)
-    return tilted, label.gather(1, z.round().long() + reach)[:, 0]
+    index, part = below.long() + reach, z - below
+    channels = [
+        torch.lerp(image[:, first:].gather(1, index), image[:, first + 1 :].gather(1, index), part)
+        for first in range(image.shape[1] - 2 * reach)
+    ]
+    return torch.cat(channels, dim=1), label.gather(1, z.round().long() + reach)[:, 0]
 
 
 def mirror(image: Tensor, label: Tensor) -> Batch:
@@ -241,7 +243,7 @@ def warped(image: Tensor, label: Tensor, warp: Warp, size: tuple[int, int]) -> B
     along_x, along_y = (spline_weights(side, image.device) for side in (size[1], size[0]))
     rows = torch.einsum("xj,bijc->bixc", along_x, warp.bend @ matrix.mT[:, None])
     bent = torch.baddbmm(grid.flatten(2), along_y.expand(len(image), -1, -1), rows.flatten(2)).view_as(grid)
-    taken = F.grid_sample(image + 1, bent, mode="bilinear", padding_mode="zeros", align_corners=False) - 1
+    taken = F.grid_sample(image + 1, bent, mode="bilinear", padding_mode="zeros", align_corners=False).sub_(1)
     labels = F.grid_sample(label[:, None].float(), bent, mode="nearest", padding_mode="zeros", align_corners=False)
     return taken, labels[:, 0].long()
 

@@ -46,9 +46,7 @@ def train(
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
     tumor_share: Annotated[float | None, typer.Option(help="Share of the drawn slices that hold tumor.")] = None,
-    augment: Annotated[
-        float | None, typer.Option(help="Strength of mirroring, turning, scaling, shading and noise, 0 to 1.")
-    ] = None,
+    augment: Annotated[float | None, typer.Option(help="Strength of the random changes, 0 to 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the split, the draws and the weights.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
@@ -140,7 +138,7 @@ def gallery(
     augment: Annotated[float | None, typer.Option(help="Strength, 0 to 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the random changes.")] = None,
 ) -> None:
-    """Draw what the random changes of training do to slices of a store: as stored, moved, shaded, both.
+    """Draw what each kind of random change of training does to slices of a store, one by one and all together.
 
     slicemill gallery lits-store/ --augment 1
     """
