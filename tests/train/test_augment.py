@@ -39,7 +39,7 @@ from train.augment import (
 )
 from train.config import KINDS, Config, read_config, to_toml
 from train.gallery import gallery, rows_of, sample_of
-from train.step import normalized
+from train.step import network_input
 from train.unet import normalize
 
 HERE = Path(__file__).parents[2]
@@ -434,19 +434,37 @@ class TestAugment:
 
     def test_the_settings_decide_what_a_step_sees(self):
         hu = torch.randint(-300, 400, (6, 3, 32, 32), generator=seeded())
-        label = torch.zeros(6, 32, 32).long()
+        given = hu, torch.zeros(6, 1, 32, 32).long(), torch.ones(6)
         plain = normalize(hu, -200, 300)
         for config, same in (
             (Config(augment=1.0), False),
             (Config(augment=0.0), True),
             (Config(augment=1.0, augmentations=""), True),
         ):
-            assert torch.equal(normalized(hu, label, config, seeded())[0], plain) == same
-        mirrored, _ = normalized(hu, label, Config(augment=1.0, augmentations="mirror"), seeded())
+            assert torch.equal(network_input(given, config, (32, 32), seeded())[0], plain) == same
+        mirrored, _ = network_input(given, Config(augment=1.0, augmentations="mirror"), (32, 32), seeded())
         flipped = [torch.equal(one, other.flip(2)) for one, other in zip(mirrored, plain, strict=True)]
         stayed = [torch.equal(one, other) for one, other in zip(mirrored, plain, strict=True)]
         assert sum(flipped) + sum(stayed) == 6
         assert any(flipped)
+
+    def test_slices_of_another_pixel_size_are_resampled_with_and_without_random_changes(self):
+        hu = torch.randint(-300, 400, (2, 1, 20, 20), generator=seeded())
+        given = hu, torch.ones(2, 1, 20, 20).long(), torch.tensor([2.0, 1.6])
+        for config in (Config(spacing_mm=0.5, augment=0.0), Config(spacing_mm=0.5, augment=1.0, augmentations="")):
+            image, label = network_input(given, config, (32, 32), seeded())
+            expected, classes = resample(normalize(hu, -200, 300), given[1][:, 0], given[2], (32, 32))
+            assert torch.equal(image, expected)
+            assert torch.equal(label, classes)
+            assert label.all()
+
+    def test_planes_are_tilted_before_all_else(self):
+        hu = torch.arange(-200, 300, 100)[None, :, None, None].expand(3, 5, 32, 32).short()
+        label = torch.arange(3)[None, :, None, None].expand(3, 3, 32, 32)
+        image, classes = network_input((hu, label, torch.ones(3)), Config(oblique=1, augment=0.0), (32, 32), seeded())
+        assert image.shape == (3, 3, 32, 32)
+        assert classes.shape == (3, 32, 32)
+        assert (image.flatten(2).std(dim=2) > 0).all()
 
 
 class TestSettings:
