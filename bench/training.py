@@ -14,10 +14,10 @@ import torch
 
 from bench.clock import interleaved, ratio
 from bench.ingest import LITS, SIZE
-from bench.machine import card
 from ingest.convert import convert_case
 from ingest.discover import CaseFiles
 from store.labels import LITS_LABELS
+from store.machine import card
 from store.phantom import PhantomSpec, make_phantom, write_nifti
 from store.progress import progress
 from store.reader import open_store

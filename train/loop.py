@@ -2,13 +2,15 @@
 
 ::
 
-    RUN/config.toml  split.json  best.safetensors  last.safetensors  model.json  metrics.csv  curves.png  events.*
+    RUN/config.toml  split.json  model.json  environment.json  best.safetensors  last.safetensors  metrics.csv  events.*
+        curves.png  cases.csv  worst.png  best.png  report.html
 
 1. The split is made once, by patient, and written down.
 2. An epoch: slices drawn by `sampling`, decoded ahead by `dataset`, normalized and augmented on the device.
 3. After each epoch every slice of the validation cases is segmented whole; the best mean Dice keeps its weights.
 4. Weights, optimizer and position, also within an epoch, are one file, written whole: the same command after a kill goes
    on from there, and gives bit for bit what an undisturbed run gives (on the CPU; on GPUs up to the order of summation).
+5. At the end the validation cases are segmented by the best weights, and the report is written, last of all.
 """
 
 import math
@@ -17,7 +19,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,14 +32,20 @@ from store.metrics import mean_of
 from store.progress import progress
 from train.checkpoint import BEST, State, load_progress, save_progress, save_weights
 from train.config import Config
-from train.curves import draw_curves
+from train.curves import keep_current
+from train.environment import note_start
 from train.interrupt import Interruption, asked_to_stop
+from train.memory import full_memory_explained
 from train.processes import joined
+from train.report import write_report
 from train.sampling import epoch_places
-from train.setup import CURVES, METRICS, Setup, prepare
+from train.setup import CURVES, METRICS, REPORT, Setup, prepare
 from train.step import Learner, class_of_value, learning_rate, make_learner, network_input, on_device, one_step
-from train.tally import SliceLosses, Step, no_losses, overlaps, tally_from_json
-from train.validate import validate
+from train.tally import SliceLosses, Step, no_losses, region_overlaps, tally_from_json
+from train.validate import pooled_dice, validate
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 Row = dict[str, Any]
 
@@ -86,6 +94,8 @@ def to_the_end(setup: Setup, run: Path, tell: Callable[[str], None]) -> State:
         if first:
             save_progress(run, replace(state, scaler=learner.scaler.state_dict()), parts, learner.optimizer)
 
+    if first and not finished(state, config):
+        note_start(run, setup, state.epoch)
     from torch.utils.tensorboard import SummaryWriter
 
     board = SummaryWriter(str(run), purge_step=state.epoch + 1) if first else None
@@ -107,14 +117,21 @@ def to_the_end(setup: Setup, run: Path, tell: Callable[[str], None]) -> State:
             )
             losses.drawn_by.copy_(losses.latest)
             save(state)
-            if board is not None:
-                write_csv(run / METRICS, state.rows)
-                for name in row.keys() - {"epoch"}:
-                    board.add_scalar(name, math.nan if row[name] is None else row[name], row["epoch"])
             tell(summary_line(row, setup.labels, best=best))
-    if first:
-        draw_curves(run / CURVES, state.rows, setup.labels)
+            if board is not None:
+                show(run, board, state, setup.labels)
+    if first and not (run / REPORT).exists():
+        write_report(run, setup, state)
     return state
+
+
+def show(run: Path, board: "SummaryWriter", state: State, labels: Labels) -> None:
+    """Write down what the epochs have found so far: CSV, TensorBoard's events, curves."""
+    write_csv(run / METRICS, state.rows)
+    row = state.rows[-1]
+    for name in row.keys() - {"epoch"}:
+        board.add_scalar(name, math.nan if row[name] is None else row[name], row["epoch"])
+    keep_current(run / CURVES, state.rows, labels)
 
 
 def beginning(setup: Setup, learner: Learner, state: State) -> str:
@@ -188,7 +205,8 @@ def one_epoch(
                 group["lr"] = learning_rate(config, max((state.epoch + step / steps) / config.epochs, orders.spent))
             generator.manual_seed(seed_of(config.seed, epoch, step, processes.rank))
             given = network_input(on_device(batch, to_class), config, setup.view.size, generator)
-            loss, by_slice, voxels = one_step(learner, given, processes.together)
+            with full_memory_explained(setup.labels, config, setup.view.size, setup.device, setup.precision):
+                loss, by_slice, voxels = one_step(learner, given, processes.together)
             tally.voxels += voxels
             tally.note(pending, losses, setup.pool, processes)  # a step late, so that a GPU is never waited for
             of_batch = places[step * config.batch : (step + 1) * config.batch]
@@ -197,8 +215,10 @@ def one_epoch(
         tally.note(pending, losses, setup.pool, processes)
         tally.seconds = time.perf_counter() - start
         advance(0, "validation")
-        scores = validate(setup, learner.average.module)
-    seen = overlaps(processes.together(tally.voxels), setup.labels)
+        by_case = validate(setup, learner.average.module)
+    seen = region_overlaps(processes.together(tally.voxels), setup.labels)
+    scores = pooled_dice(by_case, setup.labels)
+    per_case = {name: mean_of([found[name].dice for found in by_case.values()]) for name in scores}
     mean = mean_of(list(scores.values()))
     row: Row = {
         "epoch": epoch,
@@ -208,6 +228,7 @@ def one_epoch(
         "wait_share": tally.waited / tally.seconds,
         **{f"train_dice_{name}": _number(counts.dice) for name, counts in seen.items()},
         **{f"validation_dice_{name}": _number(score) for name, score in scores.items()},
+        **{f"validation_dice_per_case_{name}": _number(score) for name, score in per_case.items()},
         "validation_dice": 0.0 if math.isnan(mean) else mean,
     }
     return row, time.perf_counter() - start

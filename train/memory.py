@@ -1,5 +1,8 @@
 """How large a batch a GPU takes, measured by training on small ones."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from store.errors import ConfigError
@@ -42,6 +45,34 @@ def fitting_batch(
         torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     return largest_batch((used[0], used[1]), free)
+
+
+@contextmanager
+def full_memory_explained(
+    labels: Labels, config: Config, size: tuple[int, int], device: torch.device, precision: torch.dtype
+) -> Iterator[None]:
+    """Turn a step's want of memory into a sentence with the batch that would fit.
+
+    Raises
+    ------
+    ConfigError
+        The step does not fit.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        fits = fitting_batch(labels, config, size, device, precision)
+        raise ConfigError(
+            f"batch = {config.batch}: a step does not fit into the memory of {device}; {fits} slices a GPU do. "
+            "Set batch, or --batch auto."
+        ) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise ConfigError(
+            f"batch = {config.batch}: a step does not fit into the memory of this machine; set a smaller batch, or crop."
+        ) from error
 
 
 def largest_batch(used: tuple[int, int], free: int) -> int:

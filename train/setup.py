@@ -26,6 +26,11 @@ from train.split import Split, make_split, read_split, write_split
 SQUARE = 0.01
 """How far apart the two sides of a pixel may be, of its side, to count as square."""
 CONFIG, SPLIT, MODEL, METRICS, CURVES = "config.toml", "split.json", "model.json", "metrics.csv", "curves.png"
+ENVIRONMENT, CASES, WORST_CASES, BEST_CASES, REPORT = (
+    "environment.json", "cases.csv", "worst.png", "best.png", "report.html"
+)  # fmt: skip
+FILES = (CONFIG, SPLIT, MODEL, METRICS, CURVES, ENVIRONMENT, CASES, WORST_CASES, BEST_CASES, REPORT, BEST, LAST)
+"""All that a run leaves in its folder, but for TensorBoard's events."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,9 +189,7 @@ def remove_run(run: Path) -> None:
     if not (run / CONFIG).exists():
         raise ConfigError(f"{run}: is not the folder of a run; --overwrite does not remove it.")
     for path in run.iterdir():
-        if path.name in (CONFIG, SPLIT, MODEL, METRICS, CURVES, BEST, LAST) or path.name.startswith(
-            "events.out.tfevents"
-        ):
+        if path.name in FILES or path.name.startswith("events.out.tfevents"):
             path.unlink()
 
 

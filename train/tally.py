@@ -103,11 +103,11 @@ def tally_from_json(document: dict[str, Any] | None, classes: int, device: torch
     )
 
 
-def overlaps(voxels: Tensor, labels: Labels) -> dict[str, Overlap]:
+def region_overlaps(voxels: Tensor, labels: Labels) -> dict[str, Overlap]:
     """Return the overlap of each region (`Labels.regions`) from counts int64[k, k] by true and predicted class.
 
     >>> from store.labels import LITS_LABELS
-    >>> overlaps(torch.tensor([[5, 1, 0], [0, 4, 0], [0, 2, 3]]), LITS_LABELS)["tumor"]
+    >>> region_overlaps(torch.tensor([[5, 1, 0], [0, 4, 0], [0, 2, 3]]), LITS_LABELS)["tumor"]
     Overlap(true_positive=3, false_positive=0, false_negative=2)
     """
     counts = voxels.cpu()

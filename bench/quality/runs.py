@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bench.machine import card
 from bench.quality.table import PARTS, Table
 from store.errors import ConfigError, InputError
 from store.files import read_json, write_bytes, write_json
+from store.machine import card
 from store.reader import Store, open_store
 from train.checkpoint import read_state
 from train.config import Config, to_toml

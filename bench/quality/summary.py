@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from statistics import median, stdev
 from typing import Any
 
-from bench.machine import card
 from bench.quality.statistics import paired_difference
 from bench.quality.table import PARTS, Table
+from store.machine import card
 from store.metrics import mean_of
 
 Row = dict[str, Any]

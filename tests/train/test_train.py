@@ -99,28 +99,6 @@ class TestRecipe:
         assert finished(State(epoch=6, best_epoch=3), config)
         assert not finished(State(epoch=6, best_epoch=3), replace(config, patience=0))
 
-    @pytest.mark.slow
-    @pytest.mark.parametrize(
-        "changes", [{"optimizer": "sgd", "decay": "poly", "learning_rate": 1e-2}, {"norm": "instance"}]
-    )
-    def test_a_stopped_run_of_any_recipe_goes_on_bit_for_bit(self, changes, stored, tmp_path):
-        from train.loop import one_epoch
-
-        config = replace(TINY, epochs=2, steps=3, **changes)
-        train(stored, tmp_path / "whole", config, tell=lambda _: None)
-
-        def stop_after_one(setup, learner, state, *rest):
-            if state.epoch == 1:
-                raise KeyboardInterrupt
-            return one_epoch(setup, learner, state, *rest)
-
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("train.loop.one_epoch", stop_after_one)
-            with pytest.raises(KeyboardInterrupt):
-                train(stored, tmp_path / "stopped", config, tell=lambda _: None)
-        train(stored, tmp_path / "stopped", config, tell=lambda _: None)
-        assert checkpoint(tmp_path / "whole") == checkpoint(tmp_path / "stopped")
-
     def test_instance_norm_looks_at_each_slice_alone(self):
         torch.manual_seed(0)
         network = build(LITS_LABELS, Config(context=1, width=4, depth=2, norm="instance")).train()
@@ -546,6 +524,11 @@ class TestRun:
             "last.safetensors",
             "metrics.csv",
             "curves.png",
+            "environment.json",
+            "cases.csv",
+            "worst.png",
+            "best.png",
+            "report.html",
         } <= names
         assert any(name.startswith("events.out.tfevents") for name in names)
         assert (trained / "metrics.csv").read_text().count("\n") == 1 + TINY.epochs
