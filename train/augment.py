@@ -156,7 +156,7 @@ def resample(image: Tensor, label: Tensor, zoom: Tensor, size: tuple[int, int]) 
     image, label
         As in `augment`.
     zoom
-        float32[b], own spacing over wanted spacing; above 1 enlarges.
+        float32[b, 2], own spacing over wanted spacing along y and x; above 1 enlarges.
     size
         y, x of the slices returned; what comes in from outside is air and background.
     """
@@ -226,10 +226,10 @@ def still(count: int, device: torch.device) -> Warp:
 
 
 def zoomed(warp: Warp, zoom: Tensor | None) -> Warp:
-    """Return a warp that enlarges by `zoom`: float32[b], besides what it did before."""
+    """Return a warp that enlarges by `zoom`: float32[b, 2], y and x, besides what it did before."""
     if zoom is None:
         return warp
-    return Warp(matrix=warp.matrix / zoom[:, None, None], shift=warp.shift, bend=warp.bend)
+    return Warp(matrix=warp.matrix / zoom.flip(1)[:, :, None], shift=warp.shift, bend=warp.bend)
 
 
 def warped(image: Tensor, label: Tensor, warp: Warp, size: tuple[int, int]) -> Batch:

@@ -160,6 +160,11 @@ class Config:
         """Return the distance of a window's slices as it stands in a model: None for slices beside each other."""
         return self.context_spacing_mm or None
 
+    @property
+    def wanted_spacing_mm(self) -> float | None:
+        """Return the in-plane pixel size as it stands in a model: None for the scan's own."""
+        return self.spacing_mm or None
+
     def changed(self, **values: Any) -> "Config":
         """Return a copy with the values that are not None.
 

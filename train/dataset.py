@@ -62,7 +62,7 @@ class Batch:
     label: npt.NDArray[np.uint8]
     """uint8[b, 1 + 2 reach, y, x], label values as the store has them."""
     zoom: npt.NDArray[np.float32]
-    """float32[b], size of the stored pixels over that of the network's."""
+    """float32[b, 2], size of the stored pixels over that of the network's, along y and x."""
     places: list[Place]
 
 
@@ -90,6 +90,11 @@ def aimed_at(case: Case, place: Place, rng: np.random.Generator) -> tuple[int, i
     return int(rng.integers(aim.y0, min(aim.y1, ny))), int(rng.integers(aim.x0, min(aim.x1, nx)))
 
 
+def zoom_of(spacing_mm: tuple[float, float, float], wanted_mm: float | None) -> tuple[float, float]:
+    """Return how much larger a case's pixels are than the network's, along y and x; 1 where nothing is resampled."""
+    return (1.0, 1.0) if wanted_mm is None else (spacing_mm[1] / wanted_mm, spacing_mm[2] / wanted_mm)
+
+
 class Batches:
     """Batches of given places, decoded ahead; one iteration at a time."""
 
@@ -113,7 +118,7 @@ class Batches:
             Batch(
                 image=torch.empty((*images, *self._size), dtype=torch.int16, pin_memory=pinned).numpy(),
                 label=torch.empty((*labels, *self._size), dtype=torch.uint8, pin_memory=pinned).numpy(),
-                zoom=np.ones(batch, np.float32),
+                zoom=np.ones((batch, 2), np.float32),
                 places=[],
             )
             for _ in range(RING + 2)
@@ -176,7 +181,7 @@ class Batches:
     def _fill(self, slot: Batch, index: int, case: Case, seed: Sequence[int]) -> None:
         view, place = self._view, slot.places[index]
         step = neighbor_step(view.context_spacing_mm, case.info.spacing_mm[0])
-        slot.zoom[index] = zoom = 1.0 if view.spacing_mm is None else case.info.spacing_mm[1] / view.spacing_mm
+        slot.zoom[index] = zoom = zoom_of(case.info.spacing_mm, view.spacing_mm)
         corner = self._corner(case, place, seed, zoom)
         nz = len(case.image)
         if case.label is None:
@@ -186,9 +191,9 @@ class Batches:
         around = neighbors(place.z, nz, view.context + 2 * view.reach, step)
         read_fitted(case.image, around, corner, AIR_HU, slot.image[index])
 
-    def _corner(self, case: Case, place: Place, seed: Sequence[int], zoom: float) -> tuple[int, int]:
+    def _corner(self, case: Case, place: Place, seed: Sequence[int], zoom: tuple[float, float]) -> tuple[int, int]:
         """Return where in the slice the batch's array begins; what the network will see is in its middle."""
-        seen = (math.ceil(self._view.size[0] / zoom), math.ceil(self._view.size[1] / zoom))
+        seen = (math.ceil(self._view.size[0] / zoom[0]), math.ceil(self._view.size[1] / zoom[1]))
         _, ny, nx = case.image.shape
         corner = centered((ny, nx), seen)
         if ny > seen[0] or nx > seen[1]:

@@ -233,7 +233,7 @@ def describe(
         "window_hu": [config.window_low, config.window_high],
         "context": config.context,
         "context_spacing_mm": config.window_spacing_mm,
-        "spacing_mm": config.spacing_mm or None,
+        "spacing_mm": config.wanted_spacing_mm,
         "size_multiple": 2**config.depth,
         "input": "int16",
         "precision": "fp32",

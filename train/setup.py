@@ -17,14 +17,12 @@ from store.manifest import read_table, store_sha256
 from store.reader import Case, Store, open_store
 from train.checkpoint import BEST, LAST
 from train.config import Config, read_config, to_toml
-from train.dataset import Batches, View
+from train.dataset import Batches, View, zoom_of
 from train.memory import AUTO, fitting_batch
 from train.processes import ALONE, Processes, share_of
 from train.sampling import Pool
 from train.split import Split, make_split, read_split, write_split
 
-SQUARE = 0.01
-"""How far apart the two sides of a pixel may be, of its side, to count as square."""
 CONFIG, SPLIT, MODEL, METRICS, CURVES = "config.toml", "split.json", "model.json", "metrics.csv", "curves.png"
 ENVIRONMENT, CASES, WORST_CASES, BEST_CASES, REPORT = (
     "environment.json", "cases.csv", "worst.png", "best.png", "report.html"
@@ -124,32 +122,21 @@ def prepare(
 
 
 def training_view(cases: Sequence[Case], size: tuple[int, int], config: Config) -> View:
-    """Return what is cut out of slices: whole ones of `size`, or crops; wide enough for every pixel size where they are resampled.
-
-    Raises
-    ------
-    StoreError
-        Slices are to be resampled, and a case's pixels are not square.
-    """
+    """Return what is cut out of slices: whole ones of `size`, or crops; wide enough for every pixel size where they are resampled."""
     if config.crop:
         size = (min(size[0], config.crop), min(size[1], config.crop))
-    stored = None
-    if config.spacing_mm:
-        for case in cases:
-            _, y_mm, x_mm = case.info.spacing_mm
-            if abs(y_mm - x_mm) > SQUARE * y_mm:
-                raise StoreError(
-                    f"{case.info.case_id}: its pixels are {y_mm:g} x {x_mm:g} mm; spacing_mm = {config.spacing_mm:g} needs square ones."
-                )
-        finest = min(case.info.spacing_mm[1] for case in cases)
-        stored = tuple(math.ceil(side * config.spacing_mm / finest) for side in size)
+    zooms = [zoom_of(case.info.spacing_mm, config.wanted_spacing_mm) for case in cases]
+    stored = (
+        math.ceil(size[0] / min(zoom[0] for zoom in zooms)),
+        math.ceil(size[1] / min(zoom[1] for zoom in zooms)),
+    )
     return View(
         size=size,
         context=config.context,
         context_spacing_mm=config.window_spacing_mm,
         reach=config.oblique,
-        spacing_mm=config.spacing_mm or None,
-        stored=(stored[0], stored[1]) if stored else None,
+        spacing_mm=config.wanted_spacing_mm,
+        stored=stored if config.spacing_mm else None,
     )
 
 
@@ -283,12 +270,13 @@ def slice_size(cases: Sequence[Case], config: Config) -> tuple[int, int]:
     """Return the size y, x of whole slices in the network's pixels: the one asked for, else the largest, made a multiple."""
     if config.size:
         return config.size, config.size
+    sizes = [network_size(case, config) for case in cases]
+    return max(y for y, _ in sizes), max(x for _, x in sizes)
+
+
+def network_size(case: Case, config: Config) -> tuple[int, int]:
+    """Return the size y, x of a case's whole slices in the network's pixels, made a multiple of what its levels halve."""
     step = 2**config.depth
-    sides = []
-    for axis in (1, 2):
-        extents = (
-            case.image.shape[axis] * (case.info.spacing_mm[1] / config.spacing_mm if config.spacing_mm else 1.0)
-            for case in cases
-        )
-        sides.append(math.ceil(max(extents) / step - 1e-6) * step)
-    return sides[0], sides[1]
+    zoom = zoom_of(case.info.spacing_mm, config.wanted_spacing_mm)
+    _, ny, nx = case.image.shape
+    return math.ceil(ny * zoom[0] / step - 1e-6) * step, math.ceil(nx * zoom[1] / step - 1e-6) * step

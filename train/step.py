@@ -125,7 +125,7 @@ def class_of_value(labels: Labels, device: torch.device, ignored: int | None = N
 
 
 def on_device(batch: Batch, to_class: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a batch's HU int16[b, c, y, x], class indices int64[b, n, y, x] and zooms float32[b] on the device of `to_class`."""
+    """Return a batch's HU int16[b, c, y, x], class indices int64[b, n, y, x] and zooms float32[b, 2] on the device of `to_class`."""
     image, label, zoom = (
         torch.from_numpy(array).to(to_class.device, non_blocking=True)
         for array in (batch.image, batch.label, batch.zoom)

@@ -1,6 +1,5 @@
 """Whole cases through the network during training: the scores that choose the checkpoint."""
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,7 +13,8 @@ from store.layout import AIR_HU
 from store.metrics import Overlap
 from store.reader import Case
 from train.augment import resample
-from train.setup import Setup
+from train.dataset import zoom_of
+from train.setup import Setup, network_size
 from train.step import running_in
 from train.tally import region_overlaps
 from train.unet import normalize
@@ -93,11 +93,10 @@ def predict_case(case: Case, network: nn.Module, setup: Setup) -> npt.NDArray[np
     Where the network has a pixel size, slices are brought to it, and probabilities back.
     """
     config = setup.config
-    step = 2**config.depth
     apart = neighbor_step(config.window_spacing_mm, case.info.spacing_mm[0])
-    zoom = case.info.spacing_mm[1] / config.spacing_mm if config.spacing_mm else 1.0
+    zoom = zoom_of(case.info.spacing_mm, config.wanted_spacing_mm)
     nz, ny, nx = case.image.shape
-    size = (math.ceil(ny * zoom / step) * step, math.ceil(nx * zoom / step) * step)
+    size = network_size(case, config)
     held = (ny, nx) if config.spacing_mm else size
     corner = centered((ny, nx), held)
     volume = np.empty((nz, *held), dtype=np.int16)
@@ -113,7 +112,7 @@ def predict_case(case: Case, network: nn.Module, setup: Setup) -> npt.NDArray[np
         with running_in(setup.device, setup.precision):
             logits = network(image.contiguous(memory_format=torch.channels_last))
         if config.spacing_mm:
-            logits = resampled(logits.float().softmax(dim=1), 1 / zoom, (ny, nx))
+            logits = resampled(logits.float().softmax(dim=1), (1 / zoom[0], 1 / zoom[1]), (ny, nx))
         best = logits.argmax(dim=1).to(torch.uint8)
         predicted[first : first + len(chosen)] = (
             best[:, -corner[0] : ny - corner[0], -corner[1] : nx - corner[1]].cpu().numpy()
@@ -121,7 +120,7 @@ def predict_case(case: Case, network: nn.Module, setup: Setup) -> npt.NDArray[np
     return predicted
 
 
-def resampled(values: Tensor, zoom: float, size: tuple[int, int]) -> Tensor:
+def resampled(values: Tensor, zoom: tuple[float, float], size: tuple[int, int]) -> Tensor:
     """Return slices float32[b, c, y, x] about their centers at another pixel size; what comes in from outside is -1."""
     nothing = torch.zeros((len(values), *values.shape[2:]), dtype=torch.long, device=values.device)
-    return resample(values, nothing, torch.full((len(values),), zoom, device=values.device), size)[0]
+    return resample(values, nothing, torch.tensor([zoom] * len(values), device=values.device), size)[0]

@@ -89,7 +89,7 @@ def by_scipy(plane, matrix, shift, size, order):
 
 class TestGeometry:
     @pytest.mark.parametrize("size", [(48, 40), (64, 32)])
-    @pytest.mark.parametrize("zoom", [None, (0.6, 1.0, 1.3, 2.0)])
+    @pytest.mark.parametrize("zoom", [None, ((0.6, 0.6), (1.0, 1.0), (1.3, 0.9), (2.0, 1.1))])
     def test_a_move_with_zoom_and_size_is_scipys_affine_transform(self, size, zoom):
         image, label = batch()
         matrix, shift = move(len(image), size, 1.0, seeded(2))
@@ -97,7 +97,7 @@ class TestGeometry:
         warp = zoomed(replace(still(len(image), CPU), matrix=matrix, shift=shift), factors)
         got, labels = warped(image, label, warp, size)
         for index in range(len(image)):
-            whole = matrix[index] / (1.0 if zoom is None else zoom[index])
+            whole = matrix[index] / (1.0 if zoom is None else torch.tensor(zoom[index][::-1])[:, None])
             for channel in range(3):
                 expected = by_scipy(image[index, channel].numpy(), whole, shift[index], size, 1)
                 assert np.allclose(got[index, channel], expected, atol=2e-3)
@@ -170,7 +170,7 @@ class TestGeometry:
 
     def test_what_comes_in_from_outside_is_air_and_background(self):
         image, label = torch.ones(20, 1, 32, 32), torch.ones(20, 32, 32).long()
-        moved, labels = augment(image, label, 1.0, ["move"], seeded(4), zoom=torch.full((20,), 0.5))
+        moved, labels = augment(image, label, 1.0, ["move"], seeded(4), zoom=torch.full((20, 2), 0.5))
         for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
             assert (moved[:, 0, corner[0], corner[1]] == -1).all()
             assert (labels[:, corner[0], corner[1]] == 0).all()
@@ -193,23 +193,23 @@ class TestGeometry:
 class TestResample:
     def test_the_same_spacing_and_size_are_the_same_bit_for_bit(self):
         image, label = batch()
-        got, labels = resample(image, label, torch.ones(4), (48, 40))
+        got, labels = resample(image, label, torch.ones(4, 2), (48, 40))
         assert torch.equal(got, image)
         assert torch.equal(labels, label)
-        got, labels = resample(image, label, torch.tensor([1.0, 0.5, 1.0, 1.0]), (48, 40))
+        got, labels = resample(image, label, torch.tensor([[1.0, 1.0], [0.5, 0.5], [1.0, 1.0], [1.0, 1.0]]), (48, 40))
         assert [torch.equal(got[index], image[index]) for index in range(4)] == [True, False, True, True]
 
     @pytest.mark.parametrize(("own", "wanted"), [(0.61, 0.8), (0.91, 0.8), (1.53, 0.8), (0.8, 0.8)])
     def test_it_is_simpleitks_resampling_about_the_center(self, own, wanted):
         image, label = batch(count=1, channels=1)
-        got, labels = resample(image, label, torch.tensor([own / wanted]), (56, 32))
+        got, labels = resample(image, label, torch.tensor([[own / wanted, own / 0.73]]), (56, 32))
         source = sitk.GetImageFromArray(image[0, 0].numpy())
         source.SetSpacing((own, own))
         source.SetOrigin([-own * (side - 1) / 2 for side in (40, 48)])
         resampler = sitk.ResampleImageFilter()
         resampler.SetSize((32, 56))
-        resampler.SetOutputSpacing((wanted, wanted))
-        resampler.SetOutputOrigin([-wanted * (side - 1) / 2 for side in (32, 56)])
+        resampler.SetOutputSpacing((0.73, wanted))
+        resampler.SetOutputOrigin([-0.73 * 31 / 2, -wanted * 55 / 2])
         resampler.SetDefaultPixelValue(-1)
         expected = sitk.GetArrayFromImage(resampler.Execute(source))
         whole = ndimage.binary_erosion(expected != -1, iterations=2)
@@ -226,7 +226,7 @@ class TestResample:
         """Fine stripes lose less of their contrast in one interpolation than in two."""
         image = torch.where(torch.arange(64) % 4 < 2, 1.0, -1.0).repeat(16, 1, 64, 1)
         label = torch.zeros(16, 64, 64).long()
-        zoom = torch.full((16,), 1.25)
+        zoom = torch.full((16, 2), 1.25)
         once, _ = changed(image, label, 0.3, {"move": 1.0}, seeded(), zoom=zoom, size=(64, 64))
         twice, _ = of_all(["move"], 0.3)(*resample(image, label, zoom, (64, 64)), seeded())
         inner = (slice(None), 0, slice(20, 44), slice(20, 44))
@@ -434,7 +434,7 @@ class TestAugment:
 
     def test_the_settings_decide_what_a_step_sees(self):
         hu = torch.randint(-300, 400, (6, 3, 32, 32), generator=seeded())
-        given = hu, torch.zeros(6, 1, 32, 32).long(), torch.ones(6)
+        given = hu, torch.zeros(6, 1, 32, 32).long(), torch.ones(6, 2)
         plain = normalize(hu, -200, 300)
         for config, same in (
             (Config(augment=1.0), False),
@@ -450,7 +450,7 @@ class TestAugment:
 
     def test_slices_of_another_pixel_size_are_resampled_with_and_without_random_changes(self):
         hu = torch.randint(-300, 400, (2, 1, 20, 20), generator=seeded())
-        given = hu, torch.ones(2, 1, 20, 20).long(), torch.tensor([2.0, 1.6])
+        given = hu, torch.ones(2, 1, 20, 20).long(), torch.tensor([[2.0, 2.0], [1.6, 1.6]])
         for config in (Config(spacing_mm=0.5, augment=0.0), Config(spacing_mm=0.5, augment=1.0, augmentations="")):
             image, label = network_input(given, config, (32, 32), seeded())
             expected, classes = resample(normalize(hu, -200, 300), given[1][:, 0], given[2], (32, 32))
@@ -461,7 +461,9 @@ class TestAugment:
     def test_planes_are_tilted_before_all_else(self):
         hu = torch.arange(-200, 300, 100)[None, :, None, None].expand(3, 5, 32, 32).short()
         label = torch.arange(3)[None, :, None, None].expand(3, 3, 32, 32)
-        image, classes = network_input((hu, label, torch.ones(3)), Config(oblique=1, augment=0.0), (32, 32), seeded())
+        image, classes = network_input(
+            (hu, label, torch.ones(3, 2)), Config(oblique=1, augment=0.0), (32, 32), seeded()
+        )
         assert image.shape == (3, 3, 32, 32)
         assert classes.shape == (3, 32, 32)
         assert (image.flatten(2).std(dim=2) > 0).all()

@@ -27,11 +27,6 @@ def quiet(_line):
     """Say nothing."""
 
 
-def own_spacing(stored):
-    """Return the in-plane spacing of a case, mm."""
-    return next(iter(open_store(stored))).info.spacing_mm[1]
-
-
 class TestRuns:
     @pytest.mark.slow
     @pytest.mark.parametrize(
@@ -103,8 +98,10 @@ class TestPixelSize:
 
     @pytest.mark.parametrize("factor", [0.6, 1.0, 1.7])
     def test_labels_come_back_on_the_slices_own_grid(self, factor, stored, tmp_path):
-        setup = prepare(stored, tmp_path, replace(TINY, spacing_mm=own_spacing(stored) * factor), None)
-        case = setup.store[setup.split.validation[0]]
+        square = next(case for case in open_store(stored) if case.info.spacing_mm[1] == case.info.spacing_mm[2])
+        spacing_mm = square.info.spacing_mm[1] * factor
+        setup = prepare(stored, tmp_path, replace(TINY, spacing_mm=spacing_mm), None)
+        case = setup.store[square.info.case_id]
         predicted = predict_case(case, Threshold(), setup)
         expected = np.stack([section > 50 for section in case.image])
         assert predicted.shape == case.image.shape

@@ -452,7 +452,7 @@ class TestBatches:
         view = View(size=(32, 32), spacing_mm=own / 2, stored=(20, 20))
         with Batches(store, view, 1).over([Place("volume-1", 10, ANYWHERE)], (0, 0)) as stream:
             (batch,) = list(stream)
-        assert batch.zoom.tolist() == [2.0]
+        assert batch.zoom.tolist() == [[2.0, 2.0]]
         assert batch.image.shape == (1, 1, 20, 20)
         whole = case.image[10]
         assert any(
