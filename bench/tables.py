@@ -82,9 +82,11 @@ def train_table(record: dict[str, Any]) -> str:
         for name, row in record["results"].items()
     ]
     network = record["network"]
+    waited = record["share of time spent waiting for the loader"]
     note = (
         f"{record['unit'][0].upper()}{record['unit'][1:]}, network of width {network['width']} and depth {network['depth']}, {record['precision']} "
-        f"on {record['device']}; medians of ratios in one round, warm page cache, on {where(record['machine'])}."
+        f"on {record['device']}; {waited:.1%} of the time was spent waiting for the loader; "
+        f"medians of ratios in one round, warm page cache, on {where(record['machine'])}."
     )
     return "\n".join([*lines, "", note])
 
