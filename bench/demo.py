@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.machine import card
 from bench.threshold import Baseline, threshold_baseline
 from store.errors import ConfigError, InputError
 from store.files import write_json
 from store.labels import format_labels
+from store.machine import card
 from store.metrics import mean_of
 from store.naming import name_of
 from store.picture import Tile, draw_labels, gray, montage, save_png

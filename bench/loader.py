@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from bench.clock import Timing, interleaved, ratio
 from bench.ingest import LITS, SIZE
-from bench.machine import card
 from bench.peers import png_slices
 from bench.readers import bare_decode
 from ingest.convert import convert_case
 from ingest.discover import CaseFiles
+from store.machine import card
 from store.phantom import PhantomSpec, make_phantom, write_nifti
 from store.progress import progress
 from store.reader import Case, Store, open_store, without_checksum

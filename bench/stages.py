@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from bench.clock import interleaved
-from bench.machine import card
 from ingest.convert import convert_case
 from ingest.discover import CaseFiles
 from ingest.params import Params
 from store.labels import LITS_LABELS
 from store.layout import IMAGE, LABEL, codec_of
+from store.machine import card
 from store.phantom import PhantomSpec, make_phantom, write_nifti
 from store.progress import progress
 from store.reader import open_store

@@ -9,8 +9,8 @@ import pytest
 from bench.clock import Timing, interleaved, ratio
 from bench.demo import goals
 from bench.doctor import examine
-from bench.machine import card
 from bench.threshold import HIGH, LOW, fit_band, histograms, score_band, threshold_baseline
+from store.machine import card
 from store.reader import open_store
 
 HERE = Path(__file__).parents[2]
