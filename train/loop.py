@@ -32,7 +32,7 @@ from train.curves import draw_curves
 from train.sampling import epoch_places
 from train.setup import CURVES, METRICS, Setup, prepare
 from train.step import Learner, class_of_value, learning_rate, make_learner, normalized, one_step
-from train.validate import validate
+from train.validate import pooled_dice, validate
 
 Row = dict[str, Any]
 
@@ -135,7 +135,9 @@ def one_epoch(setup: Setup, learner: Learner, state: State) -> tuple[Row, float]
             advance(config.batch, f"loss {loss:.3f}")
         trained = time.perf_counter() - start
         advance(0, "validation")
-    scores = validate(setup, learner.average.module)
+    by_case = validate(setup, learner.average.module)
+    scores = pooled_dice(by_case, setup.labels)
+    per_case = {name: mean_of([found[name].dice for found in by_case.values()]) for name in scores}
     row: Row = {
         "epoch": epoch,
         "loss": sum(losses) / max(len(losses), 1),
@@ -143,6 +145,7 @@ def one_epoch(setup: Setup, learner: Learner, state: State) -> tuple[Row, float]
         "slices_per_second": len(losses) * config.batch / trained,
         **{f"train_dice_{name}": _number(counts.dice) for name, counts in seen.items()},
         **{f"validation_dice_{name}": _number(score) for name, score in scores.items()},
+        **{f"validation_dice_per_case_{name}": _number(score) for name, score in per_case.items()},
         "validation_dice": 0.0 if math.isnan(mean_of(list(scores.values()))) else mean_of(list(scores.values())),
     }
     return row, time.perf_counter() - start
