@@ -173,6 +173,7 @@ def show(summary: dict[str, Any], baseline: Baseline, out: Path) -> None:
     for what, path in (
         ("manifest", "store/manifest.csv"),
         ("collection", "preview.png"),
+        ("training, on one page", "run/report.html"),
         ("Dice curves", "run/curves.png"),
         ("image | reference | prediction", "montage.png"),
         ("masks, reports, overlays", "segmented"),

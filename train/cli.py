@@ -61,7 +61,7 @@ def train(
         from store.remote import Remote
         from train.config import Config, read_config
         from train.loop import train as fit
-        from train.setup import CURVES, METRICS, SPLIT, common_labels, remove_run
+        from train.setup import CASES, CURVES, METRICS, REPORT, common_labels, remove_run
 
         settings = (read_config(config) if config else Config()).changed(
             context=context, context_spacing_mm=context_spacing_mm, size=size,
@@ -77,7 +77,8 @@ def train(
         say(
             f"best: epoch {state.best_epoch} of {state.epoch}, mean Dice {state.best_score:.3f} on validation, {state.seconds / 60:.1f} minutes"
         )
-        say(f"curves: {run / CURVES}, {run / METRICS}; split: {run / SPLIT}; or `tensorboard --logdir {run}`")
+        say(f"curves: {run / CURVES}, {run / METRICS}; cases: {run / CASES}; or `tensorboard --logdir {run}`")
+        say(f"all on one page: {run / REPORT}")
 
 
 def split(

@@ -2,12 +2,14 @@
 
 ::
 
-    RUN/config.toml  split.json  best.safetensors  last.safetensors  model.json  metrics.csv  curves.png  events.*
+    RUN/config.toml  split.json  model.json  environment.json  best.safetensors  last.safetensors  metrics.csv  events.*
+        curves.png  cases.csv  worst.png  best.png  report.html
 
 1. The split is made once, by patient, and written down.
 2. An epoch: slices drawn by `sampling`, decoded ahead by `dataset`, normalized and augmented on the device.
 3. After each epoch every slice of the validation cases is segmented whole; the best mean Dice keeps its weights.
 4. Weights, optimizer and position are one file, written whole: the same command after a kill goes on from the last epoch.
+5. At the end the validation cases are segmented by the best weights, and the report is written, last of all.
 """
 
 import math
@@ -28,9 +30,11 @@ from store.metrics import Overlap, mean_of
 from store.progress import progress
 from train.checkpoint import BEST, State, load_progress, save_progress, save_weights
 from train.config import Config
-from train.curves import draw_curves
+from train.curves import keep_current
+from train.environment import note_start
+from train.report import write_report
 from train.sampling import epoch_places
-from train.setup import CURVES, METRICS, Setup, prepare
+from train.setup import CURVES, METRICS, REPORT, Setup, prepare
 from train.step import Learner, class_of_value, learning_rate, make_learner, normalized, one_step
 from train.validate import pooled_dice, validate
 
@@ -65,6 +69,8 @@ def train(
         f"slices {setup.size[0]}x{setup.size[1]}, context {config.context}, "
         f"{sum(p.numel() for p in learner.network.parameters()) / 1e6:.2f} M weights, {'bf16' if setup.bf16 else 'fp32'} on {setup.device}"
     )
+    if not finished(state, config):
+        note_start(run, setup, state.epoch)
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(run), purge_step=state.epoch + 1) as board:
@@ -87,7 +93,9 @@ def train(
                 if name != "epoch" and value is not None:
                     board.add_scalar(name, value, row["epoch"])
             tell(summary_line(row, setup.labels, best=best))
-    draw_curves(run / CURVES, state.rows, setup.labels)
+            keep_current(run / CURVES, state.rows, setup.labels)
+    if not (run / REPORT).exists():
+        write_report(run, setup, state)
     return state
 
 

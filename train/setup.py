@@ -21,6 +21,11 @@ from train.dataset import Batches
 from train.split import Split, make_split, read_split, write_split
 
 CONFIG, SPLIT, MODEL, METRICS, CURVES = "config.toml", "split.json", "model.json", "metrics.csv", "curves.png"
+ENVIRONMENT, CASES, WORST_CASES, BEST_CASES, REPORT = (
+    "environment.json", "cases.csv", "worst.png", "best.png", "report.html"
+)  # fmt: skip
+FILES = (CONFIG, SPLIT, MODEL, METRICS, CURVES, ENVIRONMENT, CASES, WORST_CASES, BEST_CASES, REPORT, BEST, LAST)
+"""All that a run leaves in its folder, but for TensorBoard's events."""
 
 Row = dict[str, Any]
 
@@ -118,9 +123,7 @@ def remove_run(run: Path) -> None:
     if not (run / CONFIG).exists():
         raise ConfigError(f"{run}: is not the folder of a run; --overwrite does not remove it.")
     for path in run.iterdir():
-        if path.name in (CONFIG, SPLIT, MODEL, METRICS, CURVES, BEST, LAST) or path.name.startswith(
-            "events.out.tfevents"
-        ):
+        if path.name in FILES or path.name.startswith("events.out.tfevents"):
             path.unlink()
 
 

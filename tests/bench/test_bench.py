@@ -101,6 +101,7 @@ def test_the_demo_goes_the_whole_way_and_says_what_to_look_at(tmp_path):
         "store/manifest.csv",
         "preview.png",
         "run/curves.png",
+        "run/report.html",
         "montage.png",
         "segmented",
         "scores",

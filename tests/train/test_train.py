@@ -491,6 +491,11 @@ class TestRun:
             "last.safetensors",
             "metrics.csv",
             "curves.png",
+            "environment.json",
+            "cases.csv",
+            "worst.png",
+            "best.png",
+            "report.html",
         } <= names
         assert any(name.startswith("events.out.tfevents") for name in names)
         assert (trained / "metrics.csv").read_text().count("\n") == 1 + TINY.epochs
