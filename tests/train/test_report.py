@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 (as its own documentation has it)
 import torch
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
+from typer.testing import CliRunner
 
 from ingest.discover import from_csv
 from ingest.params import Params
@@ -32,6 +34,7 @@ from tests.conftest import TINY
 from train import environment, report
 from train.cases import telling_slices, write_cases
 from train.checkpoint import read_state
+from train.cli import train as command
 from train.config import Config
 from train.curves import SECONDS_APART, curves, draw_curves, keep_current
 from train.environment import note_start
@@ -352,6 +355,13 @@ class TestReport:
         written = (run / REPORT).stat().st_mtime_ns
         train(stored, run, config, tell=quiet)
         assert (run / REPORT).stat().st_mtime_ns == written
+
+    def test_the_command_ends_with_the_path_of_the_page(self, trained, stored):
+        app = typer.Typer()
+        app.command()(command)
+        done = CliRunner().invoke(app, [str(stored), str(trained), "--config", str(trained / "config.toml")])
+        assert done.exit_code == 0
+        assert done.stdout.splitlines()[-1].endswith(str(trained / REPORT))
 
     def test_an_empty_prediction_of_an_empty_reference_is_no_case_to_show(self, several, tmp_path):
         """A network that finds nothing, and a reference that is ignored throughout: no Dice, no pictures, but a page."""
