@@ -145,4 +145,7 @@ def networks(store: Path, size: int) -> dict[str, tuple[Callable[[], object], in
                 )
                 one_step(learner, pair, bf16=uses_bf16("auto", device))
 
-    return {"train": (train, TRAIN_STEPS * BATCH), "infer": (lambda: segment_volume(model, volume, 1.0), len(volume))}
+    return {
+        "train": (train, TRAIN_STEPS * BATCH),
+        "infer": (lambda: segment_volume(model, volume, (1.0, 1.0, 1.0)), len(volume)),
+    }

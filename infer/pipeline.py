@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from infer.batching import Segmented, batches, segment_volume
+from infer.batching import Capacity, Filler, Scan, segment_volume
+from infer.canvas import Segmented, plan_of
 from infer.inputs import Job, LoadedScan, load
 from infer.model import Model, open_model, parity_gate
 from infer.postprocess import postprocess
@@ -69,7 +70,7 @@ def segment(
 ) -> tuple[Segmented, dict[str, Any]]:
     """Label a scan, post-process the labels as the model's metadata asks, and report."""
     info = model.info
-    segmented = segment_volume(model, loaded.volume, loaded.grid.spacing_mm[0], advance)
+    segmented = segment_volume(model, loaded.volume, loaded.grid.spacing_mm, advance)
     per_voxel = voxel_ml(loaded.grid.affine_lps)
     postprocess(
         segmented.label, info.labels, per_voxel, largest_organ=info.largest_organ, min_lesion_ml=info.min_lesion_ml
@@ -236,16 +237,15 @@ def _try_note(out: Path, model: Model, job: Job, outcome: Outcome) -> None:
 
 def _gate(model: Model, loaded: LoadedScan) -> None:
     """Compare the provider with the CPU on slices from the middle of the first scan."""
-    middle = len(loaded.volume) // 2
-    work = next(
-        batches(
-            loaded.volume[middle : middle + GATE_SLICES],
-            model.info.size,
-            (model.info.context, 1.0),
-            GATE_SLICES * model.info.size[0] * model.info.size[1],
-        )
-    )
-    parity_gate(model, open_model(model.path, "cpu"), work.image, work.neighbors)
+    middle = loaded.volume[len(loaded.volume) // 2 :][:GATE_SLICES]
+    nz, ny, nx = middle.shape
+    plan = plan_of(model.info, (nz, ny, nx), loaded.grid.spacing_mm)
+    filler = Filler(Capacity(nz, nz * model.info.context))
+    filler.add(Scan(plan, plan.seen(middle)))
+    batch = filler.next()
+    image = np.empty((len(batch.rows), *model.info.size), dtype=np.int16)
+    batch.show(image)
+    parity_gate(model, open_model(model.path, "cpu"), image, batch.neighbors)
 
 
 def write_summary(out: Path, model: Model, summary: Summary) -> None:

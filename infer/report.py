@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from infer.batching import Segmented, slice_scores
+from infer.canvas import Segmented
 from infer.model import ModelInfo
 from store.geometry import Grid, voxel_ml
 from store.labels import Labels
@@ -74,8 +74,16 @@ def tumor_findings(grid: Grid, segmented: Segmented, labels: Labels, volumes: di
         **found,
         "tumor_confidence": round(confidence, 4),
         "tumor_score": max(scores),
-        "slice_tumor_scores": list(scores),
+        "slice_tumor_scores": scores,
     }
+
+
+def slice_scores(tumor_probability: npt.NDArray[np.uint8], strongest: int) -> list[float]:
+    """Return for each slice the mean of its `strongest` highest tumor probabilities, 0 to 1."""
+    flat = tumor_probability.reshape(len(tumor_probability), -1)
+    count = min(strongest, flat.shape[1])
+    top = np.partition(flat, flat.shape[1] - count, axis=1)[:, -count:]
+    return [round(float(score), 4) for score in top.mean(axis=1) / 255]
 
 
 def answer(report: dict[str, Any]) -> str:

@@ -9,10 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infer import providers
-from infer.batching import batches, cover, place, slice_scores
+from infer.batching import Capacity, Filler, Scan
+from infer.canvas import Plan
 from infer.inputs import gather, load
 from infer.model import open_model, parity_gate
 from infer.postprocess import drop_small_tumors, keep_largest_organ
+from infer.report import slice_scores
+from infer.views import cover, views_of
 from store.errors import ModelError, ProviderError, ScanError
 from store.labels import LITS_LABELS, make_labels
 
@@ -30,29 +33,69 @@ class TestTiling:
                 assert 0 <= span.start <= extent - side
 
     @given(
-        st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 40)),
+        st.lists(st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=4),
         st.tuples(st.integers(4, 32), st.integers(4, 32)),
         st.sampled_from([1, 3, 5]),
-        st.integers(1, 5000),
+        st.sampled_from([1.0, 2.6]),
+        st.integers(1, 20),
     )
-    def test_what_goes_in_comes_out_at_its_place(self, shape, size, context, pixels):
-        volume = np.arange(np.prod(shape), dtype=np.int64).reshape(shape).astype(np.int16)
-        out = np.zeros(shape, np.int16)
-        for work in batches(volume, size, (context, 1.0), pixels):
-            middle = work.image[work.neighbors[:, context // 2]]
-            place(middle, work, out)
-            assert work.neighbors.min() >= 0
-            assert work.neighbors.max() < len(work.image)
-        assert np.array_equal(out, volume)
+    def test_what_goes_in_comes_out_at_its_place_in_batches_across_scans(self, shapes, size, context, step, labels):
+        """A network that says the remainder of what it sees in the middle of its window."""
+        volumes = [
+            np.arange(number, number + np.prod(shape), dtype=np.int64).reshape(shape).astype(np.int16)
+            for number, shape in enumerate(shapes)
+        ]
+        capacity = Capacity(labels, max(context, 2 * labels))
+        filler, scans = Filler(capacity), [planned(volume, size, context, step) for volume in volumes]
+        for scan in scans:
+            filler.add(scan)
+        image, whole = np.empty((capacity.rows, *size), np.int16), []
+        while filler.waiting:
+            batch = filler.next()
+            batch.show(image)
+            assert 1 <= len(batch.units) <= labels
+            assert len(set(batch.rows)) == len(batch.rows) <= capacity.rows
+            whole += batch.put((image[batch.neighbors[:, context // 2]] % 251).astype(np.uint8), None)
+        assert sorted(map(id, whole)) == sorted(map(id, scans)), "each scan is whole once"
+        for volume, scan in zip(volumes, scans, strict=True):
+            assert np.array_equal(scan.canvas.segmented().label, volume % 251)
 
     def test_neighbours_are_the_slices_around_with_edges_repeated(self):
         volume = np.arange(5, dtype=np.int16)[:, None, None] * np.ones((5, 4, 4), np.int16)
-        windows = [
-            work.image[row][:, 0, 0].tolist()
-            for work in batches(volume, (4, 4), (3, 1.0), 32)
-            for row in work.neighbors
-        ]
+        filler = Filler(Capacity(2, 6))
+        filler.add(planned(volume, (4, 4), 3, 1.0))
+        windows = []
+        while filler.waiting:
+            batch = filler.next()
+            image = np.empty((len(batch.rows), 4, 4), np.int16)
+            batch.show(image)
+            windows += [image[row][:, 0, 0].tolist() for row in batch.neighbors]
         assert windows == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 4]]
+
+    def test_a_batch_goes_on_in_the_next_scan_and_each_slice_goes_in_once(self):
+        filler = Filler(Capacity(4, 12))
+        for slices in (3, 1, 4):
+            filler.add(planned(np.zeros((slices, 4, 4), np.int16), (4, 4), 3, 1.0))
+        sizes = []
+        while filler.waiting:
+            batch = filler.next()
+            sizes.append((len(batch.units), len(batch.rows)))
+        assert sizes == [(4, 4), (4, 4)]
+
+
+def planned(volume, size, context, step):
+    """A scan for a network of `size` that knows any label and gives no probability."""
+    plan = Plan(
+        shape=volume.shape,
+        step=step,
+        context=context,
+        resampling=None,
+        views=views_of(volume.shape[1:], size),
+        table=np.arange(251, dtype=np.uint8),
+        tumor=None,
+        probability=False,
+    )
+    return Scan(plan, volume)
 
 
 class TestPostprocess:
