@@ -2,20 +2,14 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from infer.canvas import Canvas, Plan, Segmented, plan_of
-from infer.model import Model, ModelInfo
+from infer.canvas import Canvas, Plan
 from infer.views import View
-
-CPU_PIXELS = 2 * 512 * 512
-"""Pixels in a batch on the CPU: more brings nothing there (design notes, RUNTIME section 3)."""
-GPU_PIXELS = 32 * 512 * 512
-"""Pixels in a batch on a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +20,6 @@ class Capacity:
     """Slices to label."""
     rows: int
     """Slices that go in: those to label and their neighbors, each once."""
-
-
-def capacity_of(info: ModelInfo, pixels: int) -> Capacity:
-    """Return what a batch of about so many pixels holds; its rows have room for neighbors that lie apart."""
-    labels = max(1, pixels // (info.size[0] * info.size[1]))
-    return Capacity(labels, min(labels * info.context, 2 * (labels + info.context)))
 
 
 class Scan:
@@ -133,31 +121,3 @@ class Filler:
             if not left:
                 self._scans.popleft()
         return Batch(units=units, rows=list(rows), neighbors=np.array(windows, dtype=np.int32))
-
-
-def segment_volume(
-    model: Model,
-    volume: npt.NDArray[np.int16],
-    spacing_mm: tuple[float, float, float],
-    advance: Callable[[int], None] = lambda _: None,
-) -> Segmented:
-    """Label every slice of one volume int16[z, y, x], HU, of this spacing in mm (z, y, x).
-
-    Raises
-    ------
-    ScanError
-        The spacing cannot be brought to the model's.
-    """
-    nz, ny, nx = volume.shape
-    plan = plan_of(model.info, (nz, ny, nx), spacing_mm)
-    scan = Scan(plan, plan.seen(volume))
-    capacity = capacity_of(model.info, CPU_PIXELS if model.provider == "cpu" else GPU_PIXELS)
-    filler = Filler(capacity)
-    filler.add(scan)
-    image = np.empty((capacity.rows, *model.info.size), dtype=np.int16)
-    while filler.waiting:
-        batch = filler.next()
-        batch.show(image)
-        batch.put(*model.run(image[: len(batch.rows)], batch.neighbors, probability=plan.probability))
-        advance(len(batch.units))
-    return scan.canvas.segmented()

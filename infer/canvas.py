@@ -53,6 +53,11 @@ class Plan:
         return out
 
 
+def asks_probability(info: ModelInfo) -> bool:
+    """Return whether a model is asked for probabilities: for the tumor's, and to bring labels back to a scan's pixels."""
+    return info.gives_probability and (info.labels.tumor is not None or info.spacing_mm is not None)
+
+
 def plan_of(info: ModelInfo, shape: Shape, spacing_mm: tuple[float, float, float]) -> Plan:
     """Return how a scan of this shape and spacing in mm (both z, y, x) is shown to a model.
 
@@ -72,7 +77,7 @@ def plan_of(info: ModelInfo, shape: Shape, spacing_mm: tuple[float, float, float
         views=views_of(shape[1:] if way is None else way.shape, info.size),
         table=table,
         tumor=None if value is None or not info.gives_probability else table.tolist().index(value),
-        probability=info.gives_probability and (value is not None or way is not None),
+        probability=asks_probability(info),
     )
 
 

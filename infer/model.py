@@ -184,18 +184,14 @@ def _millimeters(metadata: dict[str, Any], key: str, path: Path) -> float | None
     return float(value)
 
 
-def parity_gate(
-    model: Model, reference: Model, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32]
-) -> float:
-    """Compare a model with the same one on the CPU on real slices and return the share of pixels that differ.
+def compare(model: Model, label: npt.NDArray[np.uint8], expected: npt.NDArray[np.uint8]) -> float:
+    """Compare a model's labels with those of the CPU and return the share of pixels that differ.
 
     Raises
     ------
     ModelError
         More than MAX_GATE_DIFFERENCE of the label pixels differ.
     """
-    label, _ = model.run(image, neighbors, probability=False)
-    expected, _ = reference.run(image, neighbors, probability=False)
     share = float(np.count_nonzero(label != expected)) / label.size
     if share > MAX_GATE_DIFFERENCE:
         raise ModelError(

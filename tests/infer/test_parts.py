@@ -12,7 +12,7 @@ from infer import providers
 from infer.batching import Capacity, Filler, Scan
 from infer.canvas import Plan
 from infer.inputs import gather, load
-from infer.model import open_model, parity_gate
+from infer.model import compare, open_model
 from infer.postprocess import drop_small_tumors, keep_largest_organ
 from infer.report import slice_scores
 from infer.views import cover, views_of
@@ -251,20 +251,17 @@ class TestModel:
         with pytest.raises(ModelError, match="keeps weights in other files"):
             open_model(tmp_path / "m.onnx", "cpu")
 
-    def test_the_parity_gate_stops_a_provider_that_labels_differently(self, model, rng):
+    def test_a_provider_that_labels_differently_is_an_error(self, model):
         opened = open_model(model, "cpu")
-        image = rng.integers(-200, 300, (3, 64, 64), dtype=np.int16)
-        window = np.array([[0, 1, 2]], np.int32)
-        assert parity_gate(opened, open_model(model, "cpu"), image, window) == 0.0
-
-        class Wrong:
-            info, provider = opened.info, "cuda"
-
-            def run(self, image, neighbors, *, probability):
-                return (opened.run(image, neighbors, probability=probability)[0] + 1) % 3, None
-
-        with pytest.raises(ModelError, match=r"labels on cuda differ from those on the CPU in .*nothing was segmented"):
-            parity_gate(Wrong(), opened, image, window)
+        label = np.zeros((2, 64, 64), np.uint8)
+        other = label.copy()
+        other[0, 0, :40] = 1
+        assert compare(opened, label, other) == 40 / 8192
+        other[0, 1] = 1
+        with pytest.raises(
+            ModelError, match=r"labels on cpu differ from those on the CPU in 1.27% of .*nothing was segmented"
+        ):
+            compare(opened, label, other)
 
 
 class TestProviders:

@@ -121,8 +121,8 @@ def test_a_model_of_neighbors_in_millimetres_labels_as_the_network_does(stored, 
 
     import torch
 
-    from infer.batching import segment_volume
     from infer.model import open_model
+    from infer.single import segment_volume
     from train.checkpoint import BEST, load_weights
     from train.loop import train
     from train.setup import prepare
