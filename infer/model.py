@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from infer.postprocess import Rules, rules_from_json
 from infer.providers import Provider, make_session
 from store.errors import InputError, ModelError
 from store.labels import Labels, labels_from_json
@@ -41,8 +42,8 @@ class ModelInfo:
     """Height and width of the slices that go in."""
     probability_dtype: str | None
     """Type of the optional output ``probability``, float32 or float16; None where the graph has none."""
-    largest_organ: bool
-    min_lesion_ml: float
+    rules: Rules
+    """What is done to the labels of a whole scan."""
     metadata: dict[str, Any]
 
     @property
@@ -157,13 +158,12 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
             spacing_mm=_millimeters(metadata, "spacing_mm", path),
             size=(height, width),
             probability_dtype=_probability_dtype(types, path),
-            largest_organ=bool(metadata["postprocess"]["largest_organ"]),
-            min_lesion_ml=float(metadata["postprocess"]["min_lesion_ml"]),
+            rules=rules_from_json(dict(metadata["postprocess"])),
             metadata=metadata,
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
-            raise
+            raise error if str(path) in str(error) else ModelError(f"{path}: {error}") from error
         raise ModelError(f"{path}: its slicemill metadata is incomplete ({error!r}); export it again.") from error
 
 

@@ -14,7 +14,6 @@ from infer.model import Model, open_model
 from infer.options import capacity_of
 from infer.postprocess import postprocess
 from infer.report import make_report
-from store.geometry import voxel_ml
 
 
 def segment_volume(
@@ -57,13 +56,7 @@ def segment(
 def refine(model: Model, loaded: LoadedScan, segmented: Segmented) -> None:
     """Post-process a scan's labels, in place, as the model's metadata asks."""
     info = model.info
-    postprocess(
-        segmented.label,
-        info.labels,
-        voxel_ml(loaded.grid.affine_lps),
-        largest_organ=info.largest_organ,
-        min_lesion_ml=info.min_lesion_ml,
-    )
+    postprocess(segmented.label, info.labels, info.rules, loaded.grid, segmented.tumor_probability)
 
 
 def full_report(model: Model, loaded: LoadedScan, segmented: Segmented, name: str) -> dict[str, Any]:

@@ -69,9 +69,19 @@ class View:
         """Copy the tile of a slice int16[y, x], HU, into `out`: int16[H, W], with air around."""
         fit(section, (self.y.start, self.x.start), AIR_HU, out)
 
+    @property
+    def kept(self) -> tuple[slice, slice]:
+        """Return the pixels that are taken from the tile, in the slice."""
+        return self.y.kept, self.x.kept
+
+    @property
+    def inside(self) -> tuple[slice, slice]:
+        """Return the same pixels, in the tile."""
+        return self.y.inside, self.x.inside
+
     def place(self, tile: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
         """Copy the kept part of what the network says of the tile, any[..., H, W], to its pixels of `out`: any[..., y, x]."""
-        out[..., self.y.kept, self.x.kept] = tile[..., self.y.inside, self.x.inside]
+        out[..., *self.kept] = tile[..., *self.inside]
 
 
 def views_of(shape: tuple[int, int], size: tuple[int, int]) -> tuple[View, ...]:
