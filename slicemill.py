@@ -50,7 +50,7 @@ def segment(
     store.errors.InputError
         The scan, the model or the provider cannot be used; the message says why.
     """
-    from infer.pipeline import segment_file
+    from infer.single import segment_file
 
     return segment_file(Path(path), Path(model), provider=provider)
 

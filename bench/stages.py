@@ -104,8 +104,8 @@ def networks(store: Path, size: int) -> dict[str, tuple[Callable[[], object], in
     """Return the contenders that run the default network: training steps, and inference with its exported graph."""
     import torch
 
-    from infer.batching import segment_volume
     from infer.model import open_model
+    from infer.single import segment_volume
     from train.config import Config
     from train.dataset import Batches, View
     from train.export import CONTRACT, Exported, add_metadata, proof_slices, to_onnx
@@ -145,4 +145,7 @@ def networks(store: Path, size: int) -> dict[str, tuple[Callable[[], object], in
                 given = network_input(on_device(batch, to_class), config, (size, size), generator)
                 one_step(learner, given)
 
-    return {"train": (train, TRAIN_STEPS * BATCH), "infer": (lambda: segment_volume(model, volume, 1.0), len(volume))}
+    return {
+        "train": (train, TRAIN_STEPS * BATCH),
+        "infer": (lambda: segment_volume(model, volume, (1.0, 1.0, 1.0)), len(volume)),
+    }

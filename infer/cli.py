@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from infer.inputs import Job
-    from infer.pipeline import Outcome
+    from infer.ledger import Outcome
 
 SHOWN = 40
 
@@ -26,6 +26,13 @@ def infer(
     provider: Annotated[
         str, typer.Option(help="auto (CUDA where it starts, else CPU), cpu, cuda or tensorrt.")
     ] = "auto",
+    batch: Annotated[int, typer.Option(help="Slices in a batch; 0 fits the provider.", min=0)] = 0,
+    readers: Annotated[int, typer.Option(help="Threads that decode scans; 0 fits the cores.", min=0)] = 0,
+    writers: Annotated[int, typer.Option(help="Threads that post-process and write; 0 fits the cores.", min=0)] = 0,
+    max_memory: Annotated[
+        float, typer.Option(help="GB that the whole process may take; 0 is half of what is free.", min=0)
+    ] = 0.0,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Segment again what is done already.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be segmented, and stop.")] = False,
 ) -> None:
@@ -39,10 +46,20 @@ def infer(
     """
     with errors_shown():
         from infer.inputs import gather
+        from infer.ledger import Book
         from infer.model import open_model
+        from infer.options import Options
         from infer.pipeline import infer as run
         from infer.pipeline import left_to_do
 
+        options = Options(
+            overwrite=overwrite,
+            retry_failed=retry_failed,
+            batch=batch,
+            readers=readers,
+            writers=writers,
+            max_memory_gb=max_memory,
+        )
         jobs, left_out = gather(inputs)
         opened = open_model(model, provider)  # type: ignore[arg-type]
         info = opened.info
@@ -53,9 +70,9 @@ def infer(
         if len(left_out) > SHOWN:
             say(f"left out: {len(left_out) - SHOWN} more")
         if dry_run:
-            _show_plan(jobs, *left_to_do(jobs, out, opened, overwrite=overwrite))
+            _show_plan(jobs, *left_to_do(jobs, Book(out, opened, options)))
             return
-        summary = run(opened, jobs, out, overwrite=overwrite)
+        summary = run(opened, jobs, out, options)
         rows = [
             (outcome.name, outcome.status, outcome.slices, outcome.answer or outcome.reason)
             for outcome in summary.outcomes

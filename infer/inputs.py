@@ -5,7 +5,8 @@ import functools
 import glob
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from store.errors import InputError, ScanError
+from store.errors import ScanError
 from store.geometry import Grid
 from store.naming import badly_named, find_files, is_text, name_of, not_entered, other_scans, why_no_scan
 from store.nifti import blank_text, files_of, grid_of_header, is_header_name, is_nifti_name, stem_of
@@ -146,8 +147,21 @@ def _check_names(jobs: Iterable[Job]) -> None:
         seen[job.stem] = job
 
 
-def load(job: Job) -> LoadedScan:
-    """Read a job's scan.
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A scan of which only the header was read."""
+
+    grid: Grid
+    header: bytes
+    """The NIfTI header that the mask will carry."""
+    warnings: tuple[str, ...]
+    read: Callable[[], tuple[npt.NDArray[np.int16], float]]
+    """Return the voxels int16[z, y, x], HU, and how many seconds went into reading bytes."""
+
+
+@contextmanager
+def opened(job: Job) -> Iterator[Opened]:
+    """Open a job's scan, and check its header, while the block runs.
 
     Raises
     ------
@@ -157,21 +171,33 @@ def load(job: Job) -> LoadedScan:
     if job.case_id is not None:
         case = _store(job.path)[job.case_id]
         header = blank_text(base64.b64decode(case.info.image.header_b64))
-        return LoadedScan(volume=case.image[:], grid=grid_of_header(header), header=header, warnings=case.info.warnings)
+        grid = grid_of_header(header)
+        yield Opened(grid=grid, header=header, warnings=case.info.warnings, read=lambda: (case.image[:], 0.0))
+        return
     if not job.path.exists():
         raise ScanError(f"{job.path}: there is no such file.")
     if not is_nifti_name(job.path.name):
         raise ScanError(
             f"{job.path}: its name must end in .nii, .nii.gz or .hdr (with the .img beside it); convert other formats first."
         )
-    try:
-        with ScanReader(job.path, "image") as reader:
+    with ScanReader(job.path, "image", hashed=False) as reader:
+
+        def read() -> tuple[npt.NDArray[np.int16], float]:
             volume = reader.read()
             reader.finish()
-            return LoadedScan(
-                volume=volume, grid=reader.grid, header=blank_text(reader.header.raw), warnings=reader.header.warnings
-            )
-    except MemoryError as error:
-        raise ScanError(f"{job.path}: not enough memory to read it.") from error
-    except InputError as error:
-        raise error if str(job.path) in str(error) else ScanError(f"{job.path}: {error}") from error
+            return volume, reader.read_seconds
+
+        header = blank_text(reader.header.raw)
+        yield Opened(grid=reader.grid, header=header, warnings=reader.header.warnings, read=read)
+
+
+def load(job: Job) -> LoadedScan:
+    """Read a job's scan.
+
+    Raises
+    ------
+    InputError
+        It cannot be read as a CT scan.
+    """
+    with opened(job) as scan:
+        return LoadedScan(volume=scan.read()[0], grid=scan.grid, header=scan.header, warnings=scan.warnings)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from infer.postprocess import Rules, rules_from_json
 from infer.providers import Provider, make_session
 from store.errors import InputError, ModelError
 from store.labels import Labels, labels_from_json
@@ -18,7 +19,8 @@ CONTEXTS = (1, 3, 5, 7)
 MAX_SIDE = 4096
 EXTERNAL_DATA = b"\x0a\x08location"
 """How protobuf writes the key of a tensor that lies in another file; such a path is never followed."""
-MAX_CONTEXT_MM = 100.0
+MAX_MM = 100.0
+"""Slices, or pixels, that lie farther apart are no CT's."""
 MAX_GATE_DIFFERENCE = 0.005
 """Share of label pixels in which a provider may differ from the CPU on real slices (design notes, RUNTIME section 4)."""
 
@@ -34,25 +36,44 @@ class ModelInfo:
     """Slices that the network sees around the one that it labels."""
     context_spacing_mm: float | None
     """How far apart the slices of a window lie, in mm; None for slices beside each other."""
+    spacing_mm: float | None
+    """Size of the pixels that the network was trained at; None where it takes the scan's own."""
     size: tuple[int, int]
     """Height and width of the slices that go in."""
-    gives_probability: bool
-    """Whether the graph has the optional output ``probability``."""
-    largest_organ: bool
-    min_lesion_ml: float
+    probability_dtype: str | None
+    """Type of the optional output ``probability``, float32 or float16; None where the graph has none."""
+    rules: Rules
+    """What is done to the labels of a whole scan."""
     metadata: dict[str, Any]
+
+    @property
+    def gives_probability(self) -> bool:
+        """Return whether the graph has the optional output ``probability``."""
+        return self.probability_dtype is not None
 
 
 class Model:
     """A session with its contract."""
 
-    def __init__(self, path: Path, info: ModelInfo, session: Any, provider: str, reason: str) -> None:
+    def __init__(self, path: Path, content: bytes, provider: Provider) -> None:
         self.path = path
-        self.info = info
-        self.provider = provider
-        self.reason = reason
-        """Why this provider runs."""
-        self._session = session
+        self._content = content
+        self.session, self.provider, self.reason = make_session(content, path, provider)
+        self.info = read_info(self.session, path, hashlib.sha256(content).hexdigest())
+
+    def rebuild(self) -> None:
+        """Make the session anew on the same provider, after its device failed.
+
+        Raises
+        ------
+        ProviderError
+            The provider does not start any more.
+        """
+        self.session, _, _ = make_session(self._content, self.path, self.provider)
+
+    def feed(self, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[Any]]:
+        """Return the graph's inputs for slices int16[n, H, W], HU, and windows int32[b, c]; with c = 1 the rows are those to label."""
+        return {"image": image, "neighbors": neighbors} if self.info.context > 1 else {"image": image}
 
     def run(
         self, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32], *, probability: bool
@@ -71,13 +92,8 @@ class Model:
         label : uint8[b, H, W]
         probability : float32[b, k, H, W], or None when it was not asked for
         """
-        feed: dict[str, npt.NDArray[Any]] = {"image": image}
-        if self.info.context > 1:
-            feed["neighbors"] = neighbors
-        elif not np.array_equal(neighbors[:, 0], np.arange(len(image))):
-            feed["image"] = np.ascontiguousarray(image[neighbors[:, 0]])
         wanted = ["label", "probability"] if probability and self.info.gives_probability else ["label"]
-        results = self._session.run(wanted, feed)
+        results = self.session.run(wanted, self.feed(image, neighbors))
         return results[0], results[1] if len(wanted) > 1 else None
 
 
@@ -99,8 +115,7 @@ def open_model(path: Path, provider: Provider = "auto") -> Model:
         raise ModelError(
             f"{path}: keeps weights in other files; only a model in one file is opened. Export it again with slicemill export."
         )
-    session, active, reason = make_session(content, path, provider)
-    return Model(path, read_info(session, path, hashlib.sha256(content).hexdigest()), session, active, reason)
+    return Model(path, content, provider)
 
 
 def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
@@ -139,41 +154,44 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
             sha256=sha256,
             labels=labels_from_json(metadata),
             context=context,
-            context_spacing_mm=_distance(metadata.get("context_spacing_mm"), path),
+            context_spacing_mm=_millimeters(metadata, "context_spacing_mm", path),
+            spacing_mm=_millimeters(metadata, "spacing_mm", path),
             size=(height, width),
-            gives_probability="probability" in types,
-            largest_organ=bool(metadata["postprocess"]["largest_organ"]),
-            min_lesion_ml=float(metadata["postprocess"]["min_lesion_ml"]),
+            probability_dtype=_probability_dtype(types, path),
+            rules=rules_from_json(dict(metadata["postprocess"])),
             metadata=metadata,
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
-            raise
+            raise error if str(path) in str(error) else ModelError(f"{path}: {error}") from error
         raise ModelError(f"{path}: its slicemill metadata is incomplete ({error!r}); export it again.") from error
 
 
-def _distance(value: object, path: Path) -> float | None:
+def _probability_dtype(types: dict[str, str], path: Path) -> str | None:
+    known = {None: None, "tensor(float)": "float32", "tensor(float16)": "float16"}
+    kind = types.get("probability")
+    if kind not in known:
+        raise ModelError(f"{path}: its output probability is a {kind}; it must be of float32 or float16.")
+    return known[kind]
+
+
+def _millimeters(metadata: dict[str, Any], key: str, path: Path) -> float | None:
+    value = metadata.get(key)
     if value is None:
         return None
-    if not isinstance(value, int | float) or not 0 < value <= MAX_CONTEXT_MM:
-        raise ModelError(
-            f"{path}: its context_spacing_mm is {value!r}; a distance lies in 0 to {MAX_CONTEXT_MM:g} mm. Export it again."
-        )
+    if not isinstance(value, int | float) or not 0 < value <= MAX_MM:
+        raise ModelError(f"{path}: its {key} is {value!r}; a distance lies in 0 to {MAX_MM:g} mm. Export it again.")
     return float(value)
 
 
-def parity_gate(
-    model: Model, reference: Model, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32]
-) -> float:
-    """Compare a model with the same one on the CPU on real slices and return the share of pixels that differ.
+def compare(model: Model, label: npt.NDArray[np.uint8], expected: npt.NDArray[np.uint8]) -> float:
+    """Compare a model's labels with those of the CPU and return the share of pixels that differ.
 
     Raises
     ------
     ModelError
         More than MAX_GATE_DIFFERENCE of the label pixels differ.
     """
-    label, _ = model.run(image, neighbors, probability=False)
-    expected, _ = reference.run(image, neighbors, probability=False)
     share = float(np.count_nonzero(label != expected)) / label.size
     if share > MAX_GATE_DIFFERENCE:
         raise ModelError(

@@ -1,115 +1,53 @@
-"""Scans -> segmentations, reports and pictures: one scan is read ahead and one written behind while one is labelled.
+"""Scans -> segmentations, reports and pictures, in bulk.
 
-1. `gather` names the jobs; those done before with the same model and unchanged input are skipped.
-2. A reader thread decodes the next scan, this thread runs the model, a writer thread compresses and writes.
+1. `gather` names the jobs; those done before with the same model and unchanged input are skipped (`infer.ledger`).
+2. The engine reads, labels and hands over (`infer.engine`). Each job is claimed first, so that runs may share a folder.
 3. A scan's mask appears last, whole, after its report and picture; then its line in the ledger.
 4. A scan that cannot be read or written is a failure with a reason; the others go on.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from infer.batching import Segmented, batches, segment_volume
-from infer.inputs import Job, LoadedScan, load
-from infer.model import Model, open_model, parity_gate
-from infer.postprocess import postprocess
-from infer.report import answer, make_report, overlay
-from store.errors import InputError, ScanError
-from store.files import append_line, read_lines, write_csv, write_json
-from store.geometry import voxel_ml
+from infer.batching import Batch, Scan
+from infer.canvas import plan_of
+from infer.engine import Engine, Limits, Steps, Ticket
+from infer.inputs import Job, LoadedScan, opened
+from infer.lane import Lane
+from infer.ledger import Book, Outcome, Summary, write_summary
+from infer.model import Model, compare, open_model
+from infer.options import (
+    MAX_READERS,
+    MAX_WRITERS,
+    Options,
+    capacity_of,
+    memory_for_scans,
+    memory_of,
+    threads_of,
+)
+from infer.report import answer, overlay
+from infer.single import full_report, refine
+from infer.stopwatch import Stopwatch
+from store.errors import ProviderError, ReadError, ScanError, StoreError
+from store.files import write_json
 from store.nifti import write_volume
 from store.picture import save_png
-from store.progress import progress
-from store.screen import peak_mib
+from store.progress import Advance, progress
 
-LEDGER, SUMMARY, TABLE = "ledger.jsonl", "summary.json", "summary.csv"
 GATE_SLICES = 2
-
-Status = Literal["done", "skipped", "failed", "begun"]
-"""`begun` stands only in the ledger: it tells a half-written scan of ours, after a kill, from a file of somebody else."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How one scan ended."""
-
-    name: str
-    status: Status
-    reason: str = ""
-    slices: int = 0
-    answer: str = ""
+DEFAULTS = Options()
+ELSEWHERE = "another run is at work on it"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """How a run ended: every scan is accounted for."""
-
-    outcomes: tuple[Outcome, ...]
-    seconds: float
-
-    def count(self, status: Status) -> int:
-        """Return how many scans ended so."""
-        return sum(outcome.status == status for outcome in self.outcomes)
-
-    @property
-    def slices(self) -> int:
-        """Return how many slices were labelled."""
-        return sum(outcome.slices for outcome in self.outcomes)
-
-
-def segment(
-    model: Model, loaded: LoadedScan, name: str, advance: Callable[[int], None] = lambda _: None
-) -> tuple[Segmented, dict[str, Any]]:
-    """Label a scan, post-process the labels as the model's metadata asks, and report."""
-    info = model.info
-    segmented = segment_volume(model, loaded.volume, loaded.grid.spacing_mm[0], advance)
-    per_voxel = voxel_ml(loaded.grid.affine_lps)
-    postprocess(
-        segmented.label, info.labels, per_voxel, largest_organ=info.largest_organ, min_lesion_ml=info.min_lesion_ml
-    )
-    report = make_report(name, loaded.grid, segmented, info)
-    return segmented, {**report, "provider": model.provider, "warnings": list(loaded.warnings)}
-
-
-def segment_file(path: Path, model: Path, *, provider: str = "auto") -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
-    """Segment one file; see `slicemill.segment`."""
-    opened = open_model(model, provider)  # type: ignore[arg-type]
-    segmented, report = segment(opened, load(Job(name=path.name, path=path)), path.name)
-    return segmented.label, report
-
-
-def left_to_do(jobs: Sequence[Job], out: Path, model: Model, *, overwrite: bool) -> tuple[list[Job], list[Outcome]]:
-    """Return the jobs that are left, and an outcome for each that is done already."""
-    check_places(jobs, out)
-    lines = {line.get("name"): line for line in read_lines(out / LEDGER)}
-    left, skipped = [], []
-    for job in jobs:
-        line, there = lines.get(job.name, {}), (out / job.name).exists()
-        if overwrite or not there:
-            left.append(job)
-        elif line.get("source") != job.source_id:
-            reason = f"{out / job.name}: was not made from {job.path}; choose another --out, or pass --overwrite."
-            skipped.append(Outcome(name=job.name, status="failed", reason=reason))
-        elif (
-            line.get("status") == "done"
-            and line.get("stamp") == job.stamp()
-            and line.get("model_sha256") == model.info.sha256
-        ):
-            skipped.append(
-                Outcome(
-                    name=job.name, status="skipped", reason="done before with this model", answer=line.get("answer", "")
-                )
-            )
-        else:
-            left.append(job)
-    return left, skipped
+def left_to_do(jobs: Sequence[Job], book: Book) -> tuple[list[Job], list[Outcome]]:
+    """Return the jobs that are left, and an outcome for each of the others."""
+    check_places(jobs, book.out)
+    known = [(job, book.known(job)) for job in jobs]
+    return [job for job, outcome in known if outcome is None], [outcome for _, outcome in known if outcome is not None]
 
 
 def check_places(jobs: Sequence[Job], out: Path) -> None:
@@ -126,152 +64,168 @@ def check_places(jobs: Sequence[Job], out: Path) -> None:
             raise ScanError(f"{out / job.name}: the mask would replace a scan; choose an --out folder of its own.")
 
 
-def infer(model: Model, jobs: Sequence[Job], out: Path, *, overwrite: bool = False) -> Summary:
+class Run:
+    """What is done with each scan of a run, and what became of it; called from several threads."""
+
+    def __init__(self, model: Model, book: Book, watch: Stopwatch, advance: Advance) -> None:
+        self._model = model
+        self._book = book
+        self._watch = watch
+        self._advance = advance
+        self._lock = threading.Lock()
+        self._claims: dict[str, contextlib.ExitStack] = {}
+        self._slices = 0
+        self.outcomes: list[Outcome] = []
+
+    def read(self, job: Job, admit: Callable[[int], None]) -> Ticket | None:
+        """Claim a job and read its scan; None when there is nothing to do for this run.
+
+        Raises
+        ------
+        InputError
+            It cannot be read as a CT scan, or not enough memory may be taken.
+        """
+        claim = self._book.claim(job)
+        if claim is None:
+            self._end(job, Outcome(name=job.name, status="skipped", reason=ELSEWHERE))
+            return None
+        self._claims[job.name] = claim
+        if (known := self._book.known_by_now(job)) is not None:
+            self._end(job, known)
+            return None
+        with opened(job) as scan:
+            plan = plan_of(self._model.info, scan.grid.stored_shape, scan.grid.spacing_mm)
+            amount = memory_of(plan)
+            admit(amount)
+            with self._watch.timed("decode"):
+                volume, reading = scan.read()
+                seen = plan.seen(volume)
+            self._watch.add("read", reading)
+            self._watch.add("decode", -reading)
+            loaded = LoadedScan(volume=volume, grid=scan.grid, header=scan.header, warnings=scan.warnings)
+        return Ticket(job=job, loaded=loaded, scan=Scan(plan, seen), memory=amount)
+
+    def write(self, ticket: Ticket) -> None:
+        """Write report, picture and mask of a scan, and its line in the ledger."""
+        job, loaded, out = ticket.job, ticket.loaded, self._book.out
+        segmented = ticket.scan.canvas.segmented()
+        with self._watch.timed("post"):
+            refine(self._model, loaded, segmented)
+        with self._watch.timed("report"):
+            report = full_report(self._model, loaded, segmented, job.name)
+            said = answer(report)
+            picture = overlay(
+                loaded.volume, segmented.label, self._model.info.labels, report["lesions"], f"{job.stem}  {said}"
+            )
+        outcome = Outcome(name=job.name, status="done", slices=len(loaded.volume), answer=said)
+        with self._watch.timed("write"):
+            self._book.note(job, outcome, begun=True)
+            write_json(out / f"{job.stem}.json", report)
+            save_png(out / f"{job.stem}.png", picture)
+            write_volume(out / job.name, loaded.header, np.uint8, loaded.grid.to_file(segmented.label))
+            self._book.note(job, outcome)
+        self._end(job, outcome)
+
+    def fail(self, job: Job, error: Exception) -> None:
+        """Note why a scan could not be segmented; it is in the summary, too, when there is no room for the line."""
+        passing = isinstance(error, OSError | MemoryError | ReadError | StoreError | ProviderError)
+        outcome = Outcome(name=job.name, status="failed", reason=reason_of(error, job), passing=passing)
+        with contextlib.suppress(OSError):
+            self._book.note(job, outcome)
+        self._end(job, outcome)
+
+    def labelled(self, ticket: Ticket, count: int) -> None:
+        """Show that so many slices or tiles of a scan were labelled."""
+        units = len(ticket.loaded.volume) * len(ticket.scan.plan.views)
+        with self._lock:
+            self._slices += count
+            failed = sum(outcome.status == "failed" for outcome in self.outcomes)
+            self._advance(count / units, f"{self._slices / self._watch.elapsed:,.1f} slices/s, {failed} failed")
+
+    def _end(self, job: Job, outcome: Outcome) -> None:
+        with self._lock:
+            self.outcomes.append(outcome)
+            claim = self._claims.pop(job.name, None)
+        if claim is not None:
+            claim.close()
+
+
+def reason_of(error: Exception, job: Job) -> str:
+    """Return one sentence that names the file."""
+    if isinstance(error, MemoryError):
+        return f"{job.path}: not enough memory to read it; give other programs less, or use fewer --readers."
+    if isinstance(error, OSError):
+        return f"{error.filename or job.path}: {error.strerror or error}."
+    return str(error) if str(job.path) in str(error) else f"{job.path}: {error}"
+
+
+def gate(model: Model) -> Callable[[Scan, Lane], None] | None:
+    """Return what compares a provider with the CPU on slices from the middle of the first scan; None on the CPU itself."""
+    if model.provider == "cpu":
+        return None
+
+    def check(scan: Scan, lane: Lane) -> None:
+        batch = middle_of(scan)
+        batch.show(lane.image)
+        label, _ = lane.run(len(batch.rows), batch.neighbors, contextlib.nullcontext())
+        reference = open_model(model.path, "cpu")
+        expected, _ = reference.run(lane.image[: len(batch.rows)], batch.neighbors, probability=False)
+        compare(model, label, expected)
+
+    return check
+
+
+def middle_of(scan: Scan) -> Batch:
+    """Return the middle of a scan as a batch of GATE_SLICES."""
+    count, view = scan.plan.shape[0], scan.plan.views[len(scan.plan.views) // 2]
+    zs = range(count // 2, min(count // 2 + GATE_SLICES, count))
+    rows = {near: None for z in zs for near in scan.plan.window(z)}
+    order = list(rows)
+    return Batch(
+        units=[(scan, z, view) for z in zs],
+        rows=[(scan, near, view) for near in order],
+        neighbors=np.array([[order.index(near) for near in scan.plan.window(z)] for z in zs], dtype=np.int32),
+    )
+
+
+def infer(model: Model, jobs: Sequence[Job], out: Path, options: Options = DEFAULTS) -> Summary:
     """Segment scans into a folder; the same call again does only what is left.
 
     Raises
     ------
     ModelError
         The provider's labels differ from the CPU's on the first scan's slices.
+    ProviderError
+        The device failed twice.
     """
-    start = time.perf_counter()
-    left, outcomes = left_to_do(jobs, out, model, overwrite=overwrite)
+    watch = Stopwatch()
     out.mkdir(parents=True, exist_ok=True)
-    gated = model.provider == "cpu"
-    with (
-        ThreadPoolExecutor(1, "reader") as reader,
-        ThreadPoolExecutor(1, "writer") as writer,
-        progress("infer", len(left), "scans") as advance,
-    ):
-        writing: Future[Outcome] | None = None
-        slices = 0
-        for job, loaded in _read_ahead(reader, left):
-            if isinstance(loaded, Outcome):
-                _try_note(out, model, job, loaded)
-                outcomes.append(loaded)
-            else:
-                if not gated:
-                    _gate(model, loaded)
-                    gated = True
-                segmented, report = segment(model, loaded, job.name)
-                slices += len(loaded.volume)
-                if writing:
-                    outcomes.append(writing.result())
-                writing = writer.submit(_finish, out, model, job, loaded, segmented, report)
-            failed = sum(one.status == "failed" for one in outcomes)
-            advance(1, f"{slices / (time.perf_counter() - start):,.1f} slices/s, {failed} failed")
-        if writing:
-            outcomes.append(writing.result())
-    summary = Summary(outcomes=tuple(outcomes), seconds=time.perf_counter() - start)
-    write_summary(out, model, summary)
+    book = Book(out, model, options)
+    left, outcomes = left_to_do(jobs, book)
+    limits = Limits(
+        capacity=capacity_of(model.info, model.provider, options.batch),
+        memory_bytes=memory_for_scans(options.max_memory_gb),
+        readers=threads_of(options.readers, MAX_READERS),
+        writers=threads_of(options.writers, MAX_WRITERS),
+    )
+    with progress("infer", len(left), "scans") as advance:
+        run = Run(model, book, watch, advance)
+        steps = Steps(read=run.read, write=run.write, fail=run.fail, check=gate(model), advance=run.labelled)
+        try:
+            Engine(model, limits, steps, watch).run(iter(left))
+        finally:
+            ended = [*outcomes, *run.outcomes]
+            reached = {outcome.name for outcome in ended}
+            ended += [
+                Outcome(name=job.name, status="failed", reason="the run ended before it")
+                for job in left
+                if job.name not in reached
+            ]
+            summary = Summary(
+                outcomes=tuple(ended),
+                seconds=watch.elapsed,
+                stages=watch.table(),
+                device_busy=min(1.0, watch.seconds("device") / watch.elapsed),
+            )
+            write_summary(out, model, summary)
     return summary
-
-
-def _read_ahead(reader: ThreadPoolExecutor, jobs: Sequence[Job]) -> Iterator[tuple[Job, LoadedScan | Outcome]]:
-    """Yield each job with its scan, or with its failure; the next one is read meanwhile."""
-    pending = reader.submit(_load, jobs[0]) if jobs else None
-    for index, job in enumerate(jobs):
-        assert pending is not None  # noqa: S101 (one is pending per job)
-        loaded = pending.result()
-        pending = reader.submit(_load, jobs[index + 1]) if index + 1 < len(jobs) else None
-        yield job, loaded
-
-
-def _load(job: Job) -> LoadedScan | Outcome:
-    try:
-        return load(job)
-    except (InputError, OSError) as error:
-        return Outcome(name=job.name, status="failed", reason=_reason(error, job))
-
-
-def _reason(error: Exception, job: Job) -> str:
-    if isinstance(error, OSError):
-        return f"{error.filename or job.path}: {error.strerror or error}."
-    return str(error)
-
-
-def _finish(
-    out: Path, model: Model, job: Job, loaded: LoadedScan, segmented: Segmented, report: dict[str, Any]
-) -> Outcome:
-    """Write report, picture and mask of a scan, and its line in the ledger."""
-    said = answer(report)
-    outcome = Outcome(name=job.name, status="done", slices=len(loaded.volume), answer=said)
-    try:
-        _note(out, model, job, replace(outcome, status="begun"))
-        write_json(out / f"{job.stem}.json", report)
-        title = f"{job.stem}  {said}"
-        save_png(
-            out / f"{job.stem}.png",
-            overlay(loaded.volume, segmented.label, model.info.labels, report["lesions"], title),
-        )
-        mask = loaded.grid.to_file(segmented.label)
-        write_volume(out / job.name, loaded.header, np.uint8, mask)
-        _note(out, model, job, outcome)
-    except (InputError, OSError) as error:
-        outcome = Outcome(name=job.name, status="failed", reason=_reason(error, job))
-        _try_note(out, model, job, outcome)
-    return outcome
-
-
-def _note(out: Path, model: Model, job: Job, outcome: Outcome) -> None:
-    record = {
-        "name": job.name,
-        "source": job.source_id,
-        "status": outcome.status,
-        "stamp": job.stamp(),
-        "model_sha256": model.info.sha256,
-    }
-    append_line(
-        out / LEDGER, {**record, "provider": model.provider, "answer": outcome.answer, "reason": outcome.reason}
-    )
-
-
-def _try_note(out: Path, model: Model, job: Job, outcome: Outcome) -> None:
-    """Note a failure where there is still room to; it is in the summary on the screen in any case."""
-    import contextlib
-
-    with contextlib.suppress(OSError):
-        _note(out, model, job, outcome)
-
-
-def _gate(model: Model, loaded: LoadedScan) -> None:
-    """Compare the provider with the CPU on slices from the middle of the first scan."""
-    middle = len(loaded.volume) // 2
-    work = next(
-        batches(
-            loaded.volume[middle : middle + GATE_SLICES],
-            model.info.size,
-            (model.info.context, 1.0),
-            GATE_SLICES * model.info.size[0] * model.info.size[1],
-        )
-    )
-    parity_gate(model, open_model(model.path, "cpu"), work.image, work.neighbors)
-
-
-def write_summary(out: Path, model: Model, summary: Summary) -> None:
-    """Write the run's summary as JSON, and one row a scan as CSV."""
-    rows = [
-        {
-            "name": outcome.name,
-            "status": outcome.status,
-            "slices": outcome.slices,
-            "answer": outcome.answer,
-            "reason": outcome.reason,
-        }
-        for outcome in sorted(summary.outcomes, key=lambda outcome: outcome.name)
-    ]
-    write_json(
-        out / SUMMARY,
-        {
-            "model": model.info.name,
-            "model_sha256": model.info.sha256,
-            "provider": model.provider,
-            "scans": {status: summary.count(status) for status in ("done", "skipped", "failed")},
-            "slices": summary.slices,
-            "seconds": round(summary.seconds, 2),
-            "slices_per_second": round(summary.slices / summary.seconds, 2),
-            "peak_mib": round(peak_mib(), 1),
-            "outcomes": rows,
-        },
-    )
-    write_csv(out / TABLE, rows)

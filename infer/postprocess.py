@@ -1,47 +1,245 @@
-"""What needs the whole scan: the largest organ component, and tumors too small to keep."""
+"""What needs the whole scan: the largest organ, its holes, and tumors that are too far away, too small or too unsure.
+
+All of it works in the box around the labelled voxels, and stops early where there is nothing to do. Sizes of components
+are counted only where the largest is not plain: a component that holds more than half of all voxels is the largest.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
 
 import cc3d
 import numpy as np
 import numpy.typing as npt
 
+from store.errors import ModelError
+from store.geometry import Grid, voxel_ml
 from store.labels import Labels
-from store.lesions import bounding_box, components
+from store.lesions import bounding_box
 
 Label = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+Box = tuple[slice, ...]
+SAMPLE = (2, 4, 4)
+"""Every so many voxels along z, y, x are looked at to guess the largest component; the guess is proved."""
+THIN = 3
+"""cc3d 4.1 counts too few provisional labels in arrays as thin as a bar; these get a border of air."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What a model's metadata ask to be done to its labels."""
+
+    largest_organ: bool = False
+    """Keep only the largest 26-connected component of the organ with its tumors."""
+    fill_holes: bool = False
+    """Background that organ and tumors enclose (6-connected, in the whole scan) becomes organ."""
+    tumor_reach_mm: float | None = None
+    """Tumor farther than this from every voxel of the organ becomes background; None leaves it."""
+    min_lesion_ml: float = 0.0
+    """Lesions smaller than this become organ (background where there is no organ label)."""
+    min_lesion_probability: float = 0.0
+    """The same for lesions whose mean probability of tumor is lower, where the model gives probabilities."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as they stand in the metadata."""
+        return {
+            "largest_organ": self.largest_organ,
+            "fill_holes": self.fill_holes,
+            "tumor_reach_mm": self.tumor_reach_mm,
+            "min_lesion_ml": self.min_lesion_ml,
+            "min_lesion_probability": self.min_lesion_probability,
+        }
+
+
+def rules_from_json(document: dict[str, Any]) -> Rules:
+    """Read the rules of a model's metadata; what is absent is off.
+
+    Raises
+    ------
+    ModelError
+        There is a rule that this version does not know, or a value that cannot be.
+    """
+    known = Rules().as_json()
+    unknown = set(document) - set(known)
+    if unknown:
+        raise ModelError(
+            f"its post-processing has rules that this version does not know ({', '.join(sorted(unknown))}); use a newer slicemill."
+        )
+    rules = Rules(**document)
+    reach = 0.0 if rules.tumor_reach_mm is None else rules.tumor_reach_mm
+    numbers = (reach, rules.min_lesion_ml, rules.min_lesion_probability)
+    if not all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers):
+        raise ModelError(f"its post-processing {document} must hold numbers from 0 on.")
+    return rules
+
+
+def extent(label: Label) -> Box | None:
+    """Return the smallest box around the labelled voxels of uint8[z, y, x], or None where there are none."""
+    shadow = np.bitwise_or.reduce(label, axis=0)
+    across = bounding_box(shadow > 0)
+    if across is None:
+        return None
+    filled = np.flatnonzero([bool(plane[across].any()) for plane in label])
+    return slice(int(filled[0]), int(filled[-1]) + 1), *across
+
+
+def values_in(label: Label, values: list[int]) -> Mask:
+    """Return where a label has one of a few values."""
+    mask: Mask = label == values[0]
+    for value in values[1:]:
+        mask |= label == value
+    return mask
+
+
+def components(mask: Mask, connectivity: int = 26) -> tuple[npt.NDArray[Any], int]:
+    """Return the components of bool[z, y, x], 0 outside and 1 to n inside, and n."""
+    if min(mask.shape) >= THIN:
+        found, count = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=connectivity, return_N=True)
+        return found, int(count)
+    found, count = cc3d.connected_components(np.pad(mask, 1), connectivity=connectivity, return_N=True)
+    return np.ascontiguousarray(found[1:-1, 1:-1, 1:-1]), int(count)
+
+
+def sizes_of(found: npt.NDArray[Any], count: int) -> npt.NDArray[np.int64]:
+    """Return the voxels of components 0 (always 0) to `count`."""
+    return np.bincount(found[found > 0], minlength=count + 1)
+
+
+def largest(found: npt.NDArray[Any], count: int, voxels: int) -> int:
+    """Return the number of the largest of `count` components, which have so many voxels together; of equals, the first."""
+    sample = found[:: SAMPLE[0], :: SAMPLE[1], :: SAMPLE[2]]
+    guess = int(sizes_of(sample, count).argmax())
+    if guess and 2 * int(np.count_nonzero(found == guess)) > voxels:
+        return guess
+    return int(sizes_of(found, count).argmax())
 
 
 def keep_largest_organ(label: Label, labels: Labels) -> None:
     """Clear, in place, every voxel of the organ and its tumors outside the largest 26-connected component of both."""
-    values = labels.organ_values()
-    mask = np.isin(label, values)
-    box = bounding_box(mask)
+    if labels.organ is None:
+        return
+    mask = values_in(label, labels.organ_values())
+    found, count = components(mask)
+    if count > 1:
+        keep = largest(found, count, int(np.count_nonzero(mask)))
+        mask &= found != keep
+        label[mask] = 0
+
+
+def fill_holes(label: Label, labels: Labels) -> None:
+    """Turn, in place, background that organ and tumors enclose into organ."""
+    if labels.organ is None:
+        return
+    outside = np.pad(~values_in(label, labels.organ_values()), 1, constant_values=True)
+    found, count = components(outside, connectivity=6)
+    if count > 1:
+        inside = found[1:-1, 1:-1, 1:-1]
+        label[(inside > 0) & (inside != found[0, 0, 0]) & (label == 0)] = labels.values[labels.organ]
+
+
+def drop_far_tumors(label: Label, labels: Labels, reach_mm: float, spacing_mm: tuple[float, float, float]) -> None:
+    """Clear, in place, tumor voxels farther than `reach_mm` from the center of every voxel of the organ."""
+    tumor = labels.tumor_value()
+    if tumor is None or labels.organ is None:
+        return
+    box = bounding_box(label == tumor)
     if box is None:
         return
-    found = components(mask[box])
-    sizes = np.bincount(found[found > 0])
-    if len(sizes) > 2:
-        stray = (found > 0) & (found != sizes.argmax())
-        label[box][stray] = 0
+    margins = [math.floor(reach_mm / step) for step in spacing_mm]
+    around = tuple(
+        slice(max(0, side.start - margin), side.stop + margin) for side, margin in zip(box, margins, strict=True)
+    )
+    part = label[around]
+    far = (part == tumor) & ~dilated(part == labels.values[labels.organ], reach_mm, spacing_mm)
+    part[far] = 0
 
 
-def drop_small_tumors(label: Label, labels: Labels, voxel_ml: float, min_ml: float) -> None:
-    """Turn, in place, tumors smaller than `min_ml` into organ (background where there is no organ label)."""
+def dilated(mask: Mask, reach_mm: float, spacing_mm: tuple[float, float, float]) -> Mask:
+    """Return where bool[z, y, x] or a voxel of it no farther away than `reach_mm` is true: a dilation by a ball."""
+    nz, ny, nx = mask.shape
+    out = mask.copy()
+    reach_z, reach_y = (math.floor(reach_mm / step) for step in spacing_mm[:2])
+    rows: dict[int, Mask] = {}
+    for dz in range(-min(reach_z, nz - 1), min(reach_z, nz - 1) + 1):
+        for dy in range(-min(reach_y, ny - 1), min(reach_y, ny - 1) + 1):
+            left = reach_mm**2 - (dz * spacing_mm[0]) ** 2 - (dy * spacing_mm[1]) ** 2
+            if left < 0:
+                continue
+            width = min(math.floor(math.sqrt(left) / spacing_mm[2]), nx - 1)
+            if width not in rows:
+                rows[width] = widened(mask, width)
+            out[shifted(nz, dz), shifted(ny, dy)] |= rows[width][shifted(nz, -dz), shifted(ny, -dy)]
+    return out
+
+
+def shifted(count: int, by: int) -> slice:
+    """Return the places along an axis that something moved by `by` can come to."""
+    return slice(max(0, by), count + min(0, by))
+
+
+def widened(mask: Mask, width: int) -> Mask:
+    """Return where bool[..., x] is true up to `width` places to the left or right: doubling steps, not one after the other."""
+    out = mask.copy()
+    done = 0
+    while done < width:
+        step = min(width - done, max(1, done))
+        before = out.copy()
+        out[..., step:] |= before[..., :-step]
+        out[..., :-step] |= before[..., step:]
+        done += step
+    return out
+
+
+def drop_lesions(
+    label: Label, labels: Labels, min_voxels: float, sure: tuple[npt.NDArray[np.uint8], float] | None = None
+) -> None:
+    """Turn, in place, small or unsure lesions into organ (background where there is no organ label).
+
+    Parameters
+    ----------
+    min_voxels
+        Lesions of fewer voxels go.
+    sure
+        The probability of tumor, uint8[z, y, x], 255 for 1, and the least mean of it that a lesion must have.
+    """
     tumor = labels.tumor_value()
-    if tumor is None or min_ml <= 0:
+    if tumor is None:
         return
     mask = label == tumor
     box = bounding_box(mask)
     if box is None:
         return
-    found = components(mask[box])
-    sizes = cc3d.statistics(found)["voxel_counts"]
-    small = sizes * voxel_ml < min_ml
-    small[0] = False
-    label[box][small[found]] = labels.values[labels.organ] if labels.organ else 0
+    found, count = components(mask[box])
+    inside = found[found > 0]
+    sizes = np.bincount(inside, minlength=count + 1)
+    drop = sizes < min_voxels
+    if sure is not None:
+        sums = np.bincount(inside, weights=sure[0][box][found > 0], minlength=count + 1)
+        drop |= sums < sure[1] * 255 * sizes
+    drop[0] = False
+    if drop.any():
+        label[box][drop[found]] = labels.values[labels.organ] if labels.organ else 0
 
 
-def postprocess(label: Label, labels: Labels, voxel_ml: float, *, largest_organ: bool, min_lesion_ml: float) -> None:
-    """Apply what a model's metadata asks for to `label`: uint8[z, y, x], in place."""
-    if largest_organ:
-        keep_largest_organ(label, labels)
-    drop_small_tumors(label, labels, voxel_ml, min_lesion_ml)
+def postprocess(
+    label: Label, labels: Labels, rules: Rules, grid: Grid, probability: npt.NDArray[np.uint8] | None = None
+) -> None:
+    """Apply what a model's metadata ask for to `label`: uint8[z, y, x] of a scan's grid, in place.
+
+    `probability` is that of tumor, uint8[z, y, x], 255 for 1.
+    """
+    box = extent(label)
+    if box is None:
+        return
+    part = label[box]
+    if rules.largest_organ:
+        keep_largest_organ(part, labels)
+    if rules.fill_holes:
+        fill_holes(part, labels)
+    if rules.tumor_reach_mm is not None:
+        drop_far_tumors(part, labels, rules.tumor_reach_mm, grid.spacing_mm)
+    least = rules.min_lesion_probability
+    sure = None if probability is None or not least else (probability[box], least)
+    if rules.min_lesion_ml > 0 or sure is not None:
+        drop_lesions(part, labels, rules.min_lesion_ml / voxel_ml(grid.affine_lps), sure)

@@ -71,7 +71,7 @@ def has_nvidia_driver() -> bool:
         return False
 
 
-def make_session(model: bytes, path: Path, provider: Provider) -> tuple[Any, str, str]:
+def make_session(model: bytes, path: Path, provider: Provider) -> tuple[Any, Provider, str]:
     """Return a session, the provider that it runs on, and why that one.
 
     Raises

@@ -7,11 +7,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from infer.batching import Segmented, slice_scores
+from infer.canvas import Segmented
 from infer.model import ModelInfo
+from infer.postprocess import Box, extent
 from store.geometry import Grid, voxel_ml
 from store.labels import Labels
-from store.lesions import find_lesions
+from store.lesions import BATCH_SLICES, LesionTracker
 from store.picture import Tile, draw_labels, gray, montage, spread
 from store.preview import label_colors
 
@@ -28,10 +29,13 @@ def make_report(name: str, grid: Grid, segmented: Segmented, info: ModelInfo) ->
     ``tumor.confidence`` is the mean probability of the tumor voxels where a tumor was found, else one minus the
     highest slice score. It is the network's own figure, not calibrated.
     """
-    label = segmented.label
+    label, box = segmented.label, extent(segmented.label)
     per_voxel = voxel_ml(grid.affine_lps)
+    voxels = {
+        value: 0 if box is None else int(np.count_nonzero(label[box] == value)) for value in info.labels.values.values()
+    }
     volumes = {
-        region: round(int(np.isin(label, values).sum()) * per_voxel, 3)
+        region: round(sum(voxels[value] for value in values) * per_voxel, 3)
         for region, values in info.labels.regions().items()
     }
     report: dict[str, Any] = {
@@ -51,31 +55,47 @@ def make_report(name: str, grid: Grid, segmented: Segmented, info: ModelInfo) ->
         "note": DISCLAIMER,
     }
     if info.labels.tumor is not None:
-        report |= tumor_findings(grid, segmented, info.labels, volumes)
+        report |= tumor_findings(grid, segmented, box, info.labels)
+        report["tumor_volume_ml"] = volumes[info.labels.tumor]
     return report
 
 
-def tumor_findings(grid: Grid, segmented: Segmented, labels: Labels, volumes: dict[str, float]) -> dict[str, Any]:
-    """Return the report's answers about tumor."""
-    assert labels.tumor is not None  # noqa: S101 (the caller asks only then)
-    tumor = segmented.label == labels.tumor_value()
-    lesions = find_lesions(tumor, grid.affine_lps)
-    found = {
-        "tumor_found": bool(lesions),
-        "tumor_volume_ml": volumes[labels.tumor],
-        "lesions": [lesion.as_json() for lesion in lesions],
-    }
+def tumor_findings(grid: Grid, segmented: Segmented, box: Box | None, labels: Labels) -> dict[str, Any]:
+    """Return the report's answers about tumor, which lies within `box`."""
+    tracker = LesionTracker()
+    if box is not None:
+        tumor = segmented.label[box] == labels.tumor_value()
+        for z in range(0, len(tumor), BATCH_SLICES):
+            tracker.add(box[0].start + z, tumor[z : z + BATCH_SLICES], (box[1].start, box[2].start))
+    lesions = tracker.lesions(grid.affine_lps)
+    found = {"tumor_found": bool(lesions), "lesions": [lesion.as_json() for lesion in lesions]}
     probability = segmented.tumor_probability
     if probability is None:
         return found
-    scores = slice_scores(probability, STRONGEST)
-    confidence = float(probability[tumor].mean()) / 255 if lesions else 1 - max(scores)
+    scores = [slice_score(section, STRONGEST) for section in probability]
+    confidence = float(probability[box][tumor].mean()) / 255 if box is not None and lesions else 1 - max(scores)
     return {
         **found,
         "tumor_confidence": round(confidence, 4),
         "tumor_score": max(scores),
-        "slice_tumor_scores": list(scores),
+        "slice_tumor_scores": scores,
     }
+
+
+def slice_score(probability: npt.NDArray[np.uint8], strongest: int) -> float:
+    """Return the mean of the `strongest` highest tumor probabilities of a slice uint8[y, x], 0 to 1.
+
+    Only voxels above a threshold are sorted; it is lowered until there are enough of them.
+    """
+    highest = int(probability.max())
+    count = min(strongest, probability.size)
+    top = probability[:0, :0].ravel()
+    for threshold in (highest - highest // 8, highest // 2, highest // 8, 0):
+        top = probability[probability >= threshold] if highest else top
+        if len(top) >= count:
+            break
+    strong = np.partition(top, len(top) - count)[len(top) - count :] if len(top) else top
+    return round(float(strong.sum(dtype=np.int64)) / count / 255, 4)
 
 
 def answer(report: dict[str, Any]) -> str:
@@ -100,7 +120,8 @@ def overlay(
 
     Shown are the slices in which lesions are longest, then slices spread over the labelled part.
     """
-    filled = [z for z in range(len(label)) if label[z].any()]
+    box = extent(label)
+    filled = [] if box is None else [box[0].start + z for z, section in enumerate(label[box]) if section.any()]
     chosen = dict.fromkeys(lesion["key_z"] for lesion in (lesions or [])[: OVERLAY_SLICES // 2])
     for z in spread(filled or range(len(label)), OVERLAY_SLICES):
         if len(chosen) < OVERLAY_SLICES:

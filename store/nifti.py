@@ -159,14 +159,14 @@ def read_extensions(path: Place, header: NiftiHeader) -> bytes:
         return _read_up_to(stream, len(header.raw) + 4 + header.extension_bytes, path)[len(header.raw) :]
 
 
-def open_voxels(path: Place) -> tuple[io.RawIOBase, HashingStream]:
+def open_voxels(path: Place, *, hashed: bool = True) -> tuple[io.RawIOBase, HashingStream]:
     """Open a file for reading from its first header byte, decompressing when it is gzip; of a pair, both files in turn.
 
-    Returns the stream to read from and, below it, the stream that hashes the file's own bytes.
+    Returns the stream to read from and, below it, the stream that counts and hashes the file's own bytes.
     """
     content, plain = _header_file(path) if is_header_name(path.name) else (b"", b"")
     file, is_gzip = _open_file(files_of(path)[-1])
-    hashing = HashingStream(file, start=content)
+    hashing = HashingStream(file, start=content, hashed=hashed)
     inner = Gunzip(fileobj=hashing, mode="rb") if is_gzip else hashing
     return _Closing(inner, file, plain), hashing
 

@@ -69,13 +69,13 @@ class ScanReader:
     ...     volume = reader.read()                         # int16[z, y, x], HU
     """
 
-    def __init__(self, path: Place, kind: Kind) -> None:
+    def __init__(self, path: Place, kind: Kind, *, hashed: bool = True) -> None:
         self.path = path
         self.kind = kind
         self.header: NiftiHeader = read_header(path)
         self.max_rounding_error = 0.0
         """Largest difference between a voxel's value and what it was rounded to, HU; known when all slabs were read."""
-        self._stream, self._hashing = open_voxels(path)
+        self._stream, self._hashing = open_voxels(path, hashed=hashed)
 
     def __enter__(self) -> Self:
         return self
@@ -146,10 +146,15 @@ class ScanReader:
             yield k, self._convert(raw)
 
     def finish(self) -> str:
-        """Read what is left, which checks a gzip file's own checksum, and return the SHA-256 of the file's bytes."""
+        """Read what is left, which checks a gzip file's own checksum, and return the SHA-256 of the file's bytes where it was `hashed`."""
         read_to_end(self._stream, self.path)
         with damage_named(self.path):
             return self._hashing.drain()
+
+    @property
+    def read_seconds(self) -> float:
+        """Return how long the reading of the file took, without decompression."""
+        return self._hashing.seconds
 
     @property
     def bytes_read(self) -> int:

@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infer import providers
-from infer.batching import batches, cover, place, slice_scores
+from infer.batching import Capacity, Filler, Scan
+from infer.canvas import Plan
 from infer.inputs import gather, load
-from infer.model import open_model, parity_gate
-from infer.postprocess import drop_small_tumors, keep_largest_organ
+from infer.model import compare, open_model
+from infer.report import slice_score
+from infer.views import cover, views_of
 from store.errors import ModelError, ProviderError, ScanError
-from store.labels import LITS_LABELS, make_labels
 
 
 class TestTiling:
@@ -30,69 +31,77 @@ class TestTiling:
                 assert 0 <= span.start <= extent - side
 
     @given(
-        st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 40)),
+        st.lists(st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=4),
         st.tuples(st.integers(4, 32), st.integers(4, 32)),
         st.sampled_from([1, 3, 5]),
-        st.integers(1, 5000),
+        st.sampled_from([1.0, 2.6]),
+        st.integers(1, 20),
     )
-    def test_what_goes_in_comes_out_at_its_place(self, shape, size, context, pixels):
-        volume = np.arange(np.prod(shape), dtype=np.int64).reshape(shape).astype(np.int16)
-        out = np.zeros(shape, np.int16)
-        for work in batches(volume, size, (context, 1.0), pixels):
-            middle = work.image[work.neighbors[:, context // 2]]
-            place(middle, work, out)
-            assert work.neighbors.min() >= 0
-            assert work.neighbors.max() < len(work.image)
-        assert np.array_equal(out, volume)
+    def test_what_goes_in_comes_out_at_its_place_in_batches_across_scans(self, shapes, size, context, step, labels):
+        """A network that says the remainder of what it sees in the middle of its window."""
+        volumes = [
+            np.arange(number, number + np.prod(shape), dtype=np.int64).reshape(shape).astype(np.int16)
+            for number, shape in enumerate(shapes)
+        ]
+        capacity = Capacity(labels, max(context, 2 * labels))
+        filler, scans = Filler(capacity), [planned(volume, size, context, step) for volume in volumes]
+        for scan in scans:
+            filler.add(scan)
+        image, whole = np.empty((capacity.rows, *size), np.int16), []
+        while filler.waiting:
+            batch = filler.next()
+            batch.show(image)
+            assert 1 <= len(batch.units) <= labels
+            assert len(set(batch.rows)) == len(batch.rows) <= capacity.rows
+            whole += batch.put((image[batch.neighbors[:, context // 2]] % 251).astype(np.uint8), None)
+        assert sorted(map(id, whole)) == sorted(map(id, scans)), "each scan is whole once"
+        for volume, scan in zip(volumes, scans, strict=True):
+            assert np.array_equal(scan.canvas.segmented().label, volume % 251)
 
     def test_neighbours_are_the_slices_around_with_edges_repeated(self):
         volume = np.arange(5, dtype=np.int16)[:, None, None] * np.ones((5, 4, 4), np.int16)
-        windows = [
-            work.image[row][:, 0, 0].tolist()
-            for work in batches(volume, (4, 4), (3, 1.0), 32)
-            for row in work.neighbors
-        ]
+        filler = Filler(Capacity(2, 6))
+        filler.add(planned(volume, (4, 4), 3, 1.0))
+        windows = []
+        while filler.waiting:
+            batch = filler.next()
+            image = np.empty((len(batch.rows), 4, 4), np.int16)
+            batch.show(image)
+            windows += [image[row][:, 0, 0].tolist() for row in batch.neighbors]
         assert windows == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 4]]
 
-
-class TestPostprocess:
-    def test_only_the_largest_organ_stays_with_its_tumors(self):
-        label = np.zeros((3, 8, 8), np.uint8)
-        label[:, 1:5, 1:5] = 1
-        label[1, 2, 2] = 2
-        label[0, 7, 7] = 1
-        label[2, 7, 0] = 2
-        expected = label.copy()
-        expected[0, 7, 7] = expected[2, 7, 0] = 0
-        keep_largest_organ(label, LITS_LABELS)
-        assert np.array_equal(label, expected)
-
-    def test_other_labels_are_left_alone(self):
-        labels = make_labels({"liver": 1, "tumor": 2, "spleen": 3}, organ="liver")
-        label = np.array([[[1, 1, 1, 0, 3, 0, 1]]], np.uint8)
-        keep_largest_organ(label, labels)
-        assert label.tolist() == [[[1, 1, 1, 0, 3, 0, 0]]]
-
-    def test_small_tumors_become_organ_or_background(self):
-        label = np.array([[[1, 2, 1, 1, 2, 2, 2]]], np.uint8)
-        drop_small_tumors(label, LITS_LABELS, voxel_ml=1.0, min_ml=2.0)
-        assert label.tolist() == [[[1, 1, 1, 1, 2, 2, 2]]]
-        alone = np.array([[[0, 1, 0, 0, 1, 1, 1]]], np.uint8)
-        drop_small_tumors(alone, make_labels({"tumor": 1}), voxel_ml=1.0, min_ml=2.0)
-        assert alone.tolist() == [[[0, 0, 0, 0, 1, 1, 1]]]
-
-    def test_nothing_there_is_nothing_done(self):
-        empty = np.zeros((2, 2, 2), np.uint8)
-        keep_largest_organ(empty, LITS_LABELS)
-        drop_small_tumors(empty, LITS_LABELS, 1.0, 5.0)
-        assert not empty.any()
+    def test_a_batch_goes_on_in_the_next_scan_and_each_slice_goes_in_once(self):
+        filler = Filler(Capacity(4, 12))
+        for slices in (3, 1, 4):
+            filler.add(planned(np.zeros((slices, 4, 4), np.int16), (4, 4), 3, 1.0))
+        sizes = []
+        while filler.waiting:
+            batch = filler.next()
+            sizes.append((len(batch.units), len(batch.rows)))
+        assert sizes == [(4, 4), (4, 4)]
 
 
-def test_a_slices_score_is_the_mean_of_its_strongest_voxels():
-    probability = np.zeros((2, 4, 4), np.uint8)
-    probability[1, 0, :3] = 255
-    assert slice_scores(probability, 6) == [0.0, 0.5]
-    assert slice_scores(probability, 100) == [0.0, pytest.approx(3 / 16, abs=1e-4)]
+def planned(volume, size, context, step):
+    """A scan for a network of `size` that knows any label and gives no probability."""
+    plan = Plan(
+        shape=volume.shape,
+        step=step,
+        context=context,
+        resampling=None,
+        views=views_of(volume.shape[1:], size),
+        table=np.arange(251, dtype=np.uint8),
+        tumor=None,
+        probability=False,
+    )
+    return Scan(plan, volume)
+
+
+@given(st.integers(1, 60), st.integers(1, 30), st.sampled_from([0, 1, 3, 255]), st.integers(0, 50))
+def test_a_slices_score_is_the_mean_of_its_strongest_voxels(count, side, most, seed):
+    rng = np.random.default_rng(seed)
+    probability = np.minimum(rng.integers(0, 256, (side, side + 1)), most).astype(np.uint8)
+    strongest = np.sort(probability.ravel())[::-1][:count]
+    assert slice_score(probability, count) == pytest.approx(strongest.mean() / 255, abs=6e-5)
 
 
 class TestInputs:
@@ -208,20 +217,17 @@ class TestModel:
         with pytest.raises(ModelError, match="keeps weights in other files"):
             open_model(tmp_path / "m.onnx", "cpu")
 
-    def test_the_parity_gate_stops_a_provider_that_labels_differently(self, model, rng):
+    def test_a_provider_that_labels_differently_is_an_error(self, model):
         opened = open_model(model, "cpu")
-        image = rng.integers(-200, 300, (3, 64, 64), dtype=np.int16)
-        window = np.array([[0, 1, 2]], np.int32)
-        assert parity_gate(opened, open_model(model, "cpu"), image, window) == 0.0
-
-        class Wrong:
-            info, provider = opened.info, "cuda"
-
-            def run(self, image, neighbors, *, probability):
-                return (opened.run(image, neighbors, probability=probability)[0] + 1) % 3, None
-
-        with pytest.raises(ModelError, match=r"labels on cuda differ from those on the CPU in .*nothing was segmented"):
-            parity_gate(Wrong(), opened, image, window)
+        label = np.zeros((2, 64, 64), np.uint8)
+        other = label.copy()
+        other[0, 0, :40] = 1
+        assert compare(opened, label, other) == 40 / 8192
+        other[0, 1] = 1
+        with pytest.raises(
+            ModelError, match=r"labels on cpu differ from those on the CPU in 1.27% of .*nothing was segmented"
+        ):
+            compare(opened, label, other)
 
 
 class TestProviders:

@@ -17,6 +17,7 @@ from PIL import Image
 import slicemill
 from infer.inputs import gather
 from infer.model import open_model
+from infer.options import Options
 from infer.pipeline import infer
 from store.errors import ModelError, ScanError
 from store.files import read_lines
@@ -30,7 +31,7 @@ FIELDS = ("dim", "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c",
 
 def run(model, inputs, out, **options):
     jobs, _ = gather(inputs)
-    return infer(open_model(model, "cpu"), jobs, out, **options)
+    return infer(open_model(model, "cpu"), jobs, out, Options(**options))
 
 
 def command(*words):
@@ -251,14 +252,21 @@ def test_another_provider_is_compared_with_the_cpu_before_the_first_scan(model, 
     jobs, _ = gather([collection / "volume-0.nii"])
     opened = open_model(model, "cpu")
     opened.provider = "cuda"
+    monkeypatch.setattr("infer.lane.ON_DEVICE", ())
     assert infer(opened, jobs, tmp_path / "same").count("done") == 1
-    honest = opened.run
-    monkeypatch.setattr(
-        opened, "run", lambda *given, probability: ((honest(*given, probability=probability)[0] + 1) % 3, None)
-    )
+    reference = open_model(model, "cpu")
+    honest = reference.run
+
+    def other(*given, probability):
+        return (honest(*given, probability=probability)[0] + 1) % 3, None
+
+    monkeypatch.setattr(reference, "run", other)
+    monkeypatch.setattr("infer.pipeline.open_model", lambda *_: reference)
     with pytest.raises(ModelError, match="labels on cuda differ from those on the CPU"):
         infer(opened, jobs, tmp_path / "other")
     assert not (tmp_path / "other" / "volume-0.nii").exists()
+    summary = json.loads((tmp_path / "other" / "summary.json").read_text())
+    assert summary["scans"] == {"done": 0, "skipped": 0, "failed": 1}
 
 
 class TestCommand:

@@ -121,8 +121,8 @@ def test_a_model_of_neighbors_in_millimetres_labels_as_the_network_does(stored, 
 
     import torch
 
-    from infer.batching import segment_volume
     from infer.model import open_model
+    from infer.single import segment_volume
     from train.checkpoint import BEST, load_weights
     from train.loop import train
     from train.setup import prepare
@@ -141,9 +141,9 @@ def test_a_model_of_neighbors_in_millimetres_labels_as_the_network_does(stored, 
     assert case.info.spacing_mm[0] < 10  # so that neighbors are not those beside each other
     with torch.no_grad():
         expected = setup.labels.table()[predict_case(case, network.eval(), setup)]
-    found = segment_volume(model, case.image[:], case.info.spacing_mm[0])
+    found = segment_volume(model, case.image[:], case.info.spacing_mm)
     assert np.mean(found.label != expected) < 1e-4
-    beside = segment_volume(model, case.image[:], 15.0)
+    beside = segment_volume(model, case.image[:], (15.0, *case.info.spacing_mm[1:]))
     assert not np.array_equal(beside.tumor_probability, found.tumor_probability)
 
 

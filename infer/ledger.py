@@ -1,0 +1,174 @@
+"""What became of every scan: the ledger of an output folder, and the summary of a run.
+
+The ledger has one JSON line for each scan that began or ended, and is never rewritten. A mask is done when its last line says
+so with the same model, the same options and an unchanged input; `begun` tells a half-written scan of ours, after a kill, from
+a file of somebody else.
+"""
+
+import contextlib
+import hashlib
+import json
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from infer.inputs import Job
+from infer.model import Model
+from infer.options import Options
+from store.claims import claimed
+from store.files import write_csv, write_json
+from store.ledger import Ledger
+from store.screen import peak_mib
+
+LEDGER, SUMMARY, TABLE = "ledger.jsonl", "summary.json", "summary.csv"
+
+Status = Literal["done", "skipped", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How one scan ended."""
+
+    name: str
+    status: Status
+    reason: str = ""
+    slices: int = 0
+    answer: str = ""
+    passing: bool = False
+    """Whether the reason lies not in the scan itself (a full disk, a read error, a device), so that it is tried again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """How a run ended: every scan is accounted for."""
+
+    outcomes: tuple[Outcome, ...]
+    seconds: float
+    stages: dict[str, dict[str, Any]]
+    """Seconds of each stage and their share; see `infer.stopwatch`."""
+    device_busy: float
+    """Share of the run in which the network ran."""
+
+    def count(self, status: Status) -> int:
+        """Return how many scans ended so."""
+        return sum(outcome.status == status for outcome in self.outcomes)
+
+    @property
+    def slices(self) -> int:
+        """Return how many slices were labelled."""
+        return sum(outcome.slices for outcome in self.outcomes)
+
+
+class Book:
+    """The ledger of an output folder, as one model and its options see it; safe to use from several threads."""
+
+    def __init__(self, out: Path, model: Model, options: Options) -> None:
+        self.out = out
+        self._model = model
+        self._options = options
+        self._ledger = Ledger(out / LEDGER)
+        self._lock = threading.Lock()
+        self._lines: dict[str, dict[str, Any]] = {}
+        self._read_to = 0
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Read the lines that came since, of this run and of others; a line that is not whole yet is left."""
+        if not (self.out / LEDGER).exists():
+            return
+        with (self.out / LEDGER).open("rb") as stream:
+            stream.seek(self._read_to)
+            data = stream.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read_to += len(whole)
+        for line in whole.split(b"\n"):
+            with contextlib.suppress(ValueError):  # a torn line, of a run that was killed
+                record = json.loads(line)
+                if isinstance(record, dict) and isinstance(record.get("name"), str):
+                    self._lines[record["name"]] = record
+
+    def known(self, job: Job) -> Outcome | None:
+        """Return the outcome of a job for which nothing is left to do, or None."""
+        line, there = self._lines.get(job.name, {}), (self.out / job.name).exists()
+        if self._options.overwrite:
+            return None
+        if there and line.get("source") != job.source_id:
+            reason = f"{self.out / job.name}: was not made from {job.path}; choose another --out, or pass --overwrite."
+            return Outcome(name=job.name, status="failed", reason=reason)
+        if not self._is_of_now(line, job):
+            return None
+        if there and line.get("status") == "done":
+            reason = "done before with this model"
+            return Outcome(name=job.name, status="skipped", reason=reason, answer=line.get("answer", ""))
+        if line.get("status") == "failed" and not line.get("passing") and not self._options.retry_failed:
+            reason = f"{line.get('reason')} (failed before; --retry-failed tries it again)"
+            return Outcome(name=job.name, status="failed", reason=reason)
+        return None
+
+    def _is_of_now(self, line: dict[str, Any], job: Job) -> bool:
+        return line.get("source") == job.source_id and all(
+            line.get(key) == value for key, value in self._signature(job).items()
+        )
+
+    def _signature(self, job: Job) -> dict[str, Any]:
+        return {
+            "stamp": job.stamp(),
+            "model_sha256": self._model.info.sha256,
+            "options": self._options.as_json(),
+        }
+
+    def known_by_now(self, job: Job) -> Outcome | None:
+        """Return the outcome of a job that another run has ended meanwhile, or None; to be asked with its claim."""
+        with self._lock:
+            self._catch_up()
+        return self.known(job)
+
+    def claim(self, job: Job) -> ExitStack | None:
+        """Return the claim of a job's output, to be closed at its end; None when another run has it."""
+        stack = ExitStack()
+        name = hashlib.sha256(job.name.encode()).hexdigest()[:32]
+        if stack.enter_context(claimed(self.out, name)) is None:
+            stack.close()
+            return None
+        return stack
+
+    def note(self, job: Job, outcome: Outcome, *, begun: bool = False) -> None:
+        """Append a line."""
+        status = "begun" if begun else outcome.status
+        record = {"name": job.name, "source": job.source_id, "status": status, **self._signature(job)}
+        record |= {"provider": self._model.provider, "answer": outcome.answer, "reason": outcome.reason}
+        with self._lock:
+            self._ledger.append(record | ({"passing": True} if outcome.passing else {}))
+
+
+def write_summary(out: Path, model: Model, summary: Summary) -> None:
+    """Write the run's summary as JSON, and one row a scan as CSV."""
+    rows = [
+        {
+            "name": outcome.name,
+            "status": outcome.status,
+            "slices": outcome.slices,
+            "answer": outcome.answer,
+            "reason": outcome.reason,
+        }
+        for outcome in sorted(summary.outcomes, key=lambda outcome: outcome.name)
+    ]
+    write_json(
+        out / SUMMARY,
+        {
+            "model": model.info.name,
+            "model_sha256": model.info.sha256,
+            "provider": model.provider,
+            "scans": {status: summary.count(status) for status in ("done", "skipped", "failed")},
+            "slices": summary.slices,
+            "seconds": round(summary.seconds, 2),
+            "slices_per_second": round(summary.slices / summary.seconds, 2),
+            "device_busy": round(summary.device_busy, 4),
+            "stages": summary.stages,
+            "peak_mib": round(peak_mib(), 1),
+            "outcomes": rows,
+        },
+    )
+    write_csv(out / TABLE, rows)

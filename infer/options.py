@@ -1,0 +1,85 @@
+"""How a run is to be done, and how much it may take."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from infer.batching import Capacity
+from infer.canvas import Plan
+from infer.model import ModelInfo
+from store.errors import ConfigError
+
+CPU_PIXELS = 2 * 512 * 512
+"""Pixels in a batch on the CPU: more brings nothing there (design notes, RUNTIME section 3)."""
+GPU_PIXELS = 32 * 512 * 512
+"""Pixels in a batch on a GPU."""
+MAX_READERS, MAX_WRITERS = 8, 8
+WORKING_BYTES = 8
+"""Bytes a voxel that post-processing may take for a while: two masks and the numbers of the components, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of a run."""
+
+    overwrite: bool = False
+    retry_failed: bool = False
+    batch: int = 0
+    """Slices in a batch; 0 takes about CPU_PIXELS or GPU_PIXELS."""
+    readers: int = 0
+    """Threads that decode; 0 is one for every two cores, two at least."""
+    writers: int = 0
+    """Threads that post-process and write; 0 is as many."""
+    max_memory_gb: float = 0.0
+    """What the whole process may take, GB; 0 is half of what is free."""
+
+    def __post_init__(self) -> None:
+        """Check that nothing is negative."""
+        for name in ("batch", "readers", "writers", "max_memory_gb"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name):g}: must not be negative.")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what changes the outputs; a scan that was done with others is done again."""
+        return {}
+
+
+def capacity_of(info: ModelInfo, provider: str, batch: int = 0) -> Capacity:
+    """Return what one batch holds: slices to label, and room for their neighbors, which may lie apart."""
+    pixels = CPU_PIXELS if provider == "cpu" else GPU_PIXELS
+    labels = batch or max(1, pixels // (info.size[0] * info.size[1]))
+    return Capacity(labels, min(labels * info.context, 2 * (labels + info.context)))
+
+
+def threads_of(asked: int, most: int) -> int:
+    """Return how many threads read, or write."""
+    return asked or max(2, min(most, len(os.sched_getaffinity(0)) // 2))
+
+
+def memory_of(plan: Plan) -> int:
+    """Return the bytes that a scan takes at most, from its first voxel to its mask."""
+    nz, ny, nx = plan.shape
+    height, width = plan.seen_shape
+    own = 2 + 1 + (plan.tumor is not None) + WORKING_BYTES
+    return nz * (own * ny * nx + (0 if plan.resampling is None else 2 * height * width))
+
+
+def memory_for_scans(asked_gb: float) -> int:
+    """Return the bytes that scans may take together, once the model is in memory.
+
+    Raises
+    ------
+    ConfigError
+        The process takes more already than was asked for.
+    """
+    import psutil
+
+    if not asked_gb:
+        return int(psutil.virtual_memory().available // 2)
+    taken = int(psutil.Process().memory_info().rss)
+    left = round(asked_gb * 1e9) - taken
+    if left <= 0:
+        raise ConfigError(
+            f"--max-memory {asked_gb:g}: the model alone takes {taken / 1e9:.2f} GB with this batch; give more, or a smaller --batch."
+        )
+    return left

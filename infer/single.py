@@ -1,0 +1,72 @@
+"""One scan through the network, without threads; and what is done with any scan's labels."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from infer.batching import Filler, Scan
+from infer.canvas import Segmented, plan_of
+from infer.inputs import Job, LoadedScan, load
+from infer.model import Model, open_model
+from infer.options import capacity_of
+from infer.postprocess import postprocess
+from infer.report import make_report
+
+
+def segment_volume(
+    model: Model,
+    volume: npt.NDArray[np.int16],
+    spacing_mm: tuple[float, float, float],
+    advance: Callable[[int], None] = lambda _: None,
+) -> Segmented:
+    """Label every slice of one volume int16[z, y, x], HU, of this spacing in mm (z, y, x).
+
+    Raises
+    ------
+    ScanError
+        The spacing cannot be brought to the model's.
+    """
+    nz, ny, nx = volume.shape
+    plan = plan_of(model.info, (nz, ny, nx), spacing_mm)
+    scan = Scan(plan, plan.seen(volume))
+    capacity = capacity_of(model.info, model.provider)
+    filler = Filler(capacity)
+    filler.add(scan)
+    image = np.empty((capacity.rows, *model.info.size), dtype=np.int16)
+    while filler.waiting:
+        batch = filler.next()
+        batch.show(image)
+        batch.put(*model.run(image[: len(batch.rows)], batch.neighbors, probability=plan.probability))
+        advance(len(batch.units))
+    return scan.canvas.segmented()
+
+
+def segment(
+    model: Model, loaded: LoadedScan, name: str, advance: Callable[[int], None] = lambda _: None
+) -> tuple[Segmented, dict[str, Any]]:
+    """Label a scan, post-process the labels as the model's metadata asks, and report."""
+    segmented = segment_volume(model, loaded.volume, loaded.grid.spacing_mm, advance)
+    refine(model, loaded, segmented)
+    return segmented, full_report(model, loaded, segmented, name)
+
+
+def refine(model: Model, loaded: LoadedScan, segmented: Segmented) -> None:
+    """Post-process a scan's labels, in place, as the model's metadata asks."""
+    info = model.info
+    postprocess(segmented.label, info.labels, info.rules, loaded.grid, segmented.tumor_probability)
+
+
+def full_report(model: Model, loaded: LoadedScan, segmented: Segmented, name: str) -> dict[str, Any]:
+    """Return the JSON report of a scan."""
+    report = make_report(name, loaded.grid, segmented, model.info)
+    return {**report, "provider": model.provider, "warnings": list(loaded.warnings)}
+
+
+def segment_file(path: Path, model: Path, *, provider: str = "auto") -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
+    """Segment one file; see `slicemill.segment`."""
+    opened = open_model(model, provider)  # type: ignore[arg-type]
+    segmented, report = segment(opened, load(Job(name=path.name, path=path)), path.name)
+    return segmented.label, report
