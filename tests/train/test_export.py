@@ -9,6 +9,7 @@ import torch
 
 from store.errors import ModelError
 from store.labels import LITS_LABELS, make_labels
+from store.reader import open_store
 from tests.conftest import TINY
 from train.export import Exported, export, prove, to_onnx
 from train.step import build
@@ -145,6 +146,35 @@ def test_a_model_of_neighbors_in_millimetres_labels_as_the_network_does(stored, 
     assert np.mean(found.label != expected) < 1e-4
     beside = segment_volume(model, case.image[:], (15.0, *case.info.spacing_mm[1:]))
     assert not np.array_equal(beside.tumor_probability, found.tumor_probability)
+
+
+@pytest.mark.slow
+def test_a_model_of_one_pixel_size_labels_as_validation_does(stored, tmp_path):
+    """Slices are brought to the network's pixels and labels back alike in training's torch and in infer's numpy."""
+    from dataclasses import replace
+
+    from infer.model import open_model
+    from infer.single import segment_volume
+    from train.checkpoint import BEST, load_weights
+    from train.loop import train
+    from train.setup import prepare
+    from train.step import build
+    from train.validate import predict_case
+
+    spacing = open_store(stored)["volume-1"].info.spacing_mm[1]
+    config = replace(TINY, spacing_mm=round(1.3 * spacing, 3), epochs=3, steps=20)
+    train(stored, tmp_path / "run", config, tell=lambda _: None)
+    assert export(tmp_path / "run", tmp_path / "m.onnx")["spacing_mm"] == config.spacing_mm
+    model = open_model(tmp_path / "m.onnx", "cpu")
+    setup = prepare(stored, tmp_path / "run", config, None)
+    network = build(setup.labels, config)
+    load_weights(tmp_path / "run" / BEST, network)
+    case = setup.store["volume-1"]
+    expected = setup.labels.table()[predict_case(case, network.eval(), setup)]
+    found = segment_volume(model, case.image[:], case.info.spacing_mm).label
+    assert found.shape == case.image.shape
+    assert (expected > 0).any()
+    assert np.mean(found != expected) < 2e-3
 
 
 @pytest.mark.slow
