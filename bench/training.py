@@ -62,7 +62,7 @@ def run(folder: Path, *, slices: int, rounds: int, config: Config) -> Record:
         "of the bare forward and backward": {
             name: round(ratio(bare, timing), 3) for name, timing in times.items() if timing is not bare
         },
-        "share of time spent waiting for the loader": round(median(waited), 4),
+        "share of time spent waiting for the loader": round(median(waited[-rounds:]), 4),
         "peak_gpu_mib": round(torch.cuda.max_memory_allocated(device) / 2**20) if device.type == "cuda" else None,
         "machine": card(),
     }
@@ -112,7 +112,8 @@ def steps(path: Path, config: Config) -> tuple[dict[str, Callable[[], object]], 
                     given = network_input(on_device(batch, to_class), settings, view.size, generator)
                     one_step(learner, given)
             finished()
-            waited.append(waiting / (time.perf_counter() - start))
+            if settings is config:
+                waited.append(waiting / (time.perf_counter() - start))
 
         return work
 

@@ -35,6 +35,16 @@ class State:
     scaler: dict[str, Any] = field(default_factory=dict)
     """Where the loss scaler of fp16 stands."""
 
+    def __post_init__(self) -> None:
+        """Refuse what no run has written."""
+        kinds = {"epoch": int, "best_epoch": int, "seconds": float, "best_score": float, "rows": list, "scaler": dict}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), int | float if kind is float else kind):
+                raise TypeError(f"{name} = {getattr(self, name)!r}: is not of type {kind.__name__}")
+        parts = {"voxels": list, "losses": list, "seconds": int | float, "waited": int | float}
+        if self.tally is not None and not all(isinstance(self.tally.get(name), kind) for name, kind in parts.items()):
+            raise TypeError("tally: is incomplete")
+
 
 def save_weights(path: Path, network: nn.Module) -> None:
     """Write a network's weights."""
@@ -88,14 +98,16 @@ def load_progress(run: Path, parts: Mapping[str, nn.Module | Tensor], optimizer:
         for part, holder in parts.items():
             prefix = f"{part}."
             own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            if not own:
+                raise ValueError(f"it lacks {part}, as those of earlier versions do")
             if isinstance(holder, Tensor):
                 holder.copy_(own[""])
             else:
                 holder.load_state_dict(own)
         optimizer.load_state_dict(
-            {"state": _optimizer_memory(tensors), "param_groups": optimizer.state_dict()["param_groups"]}
+            {"state": _optimizer_memory(tensors, optimizer), "param_groups": optimizer.state_dict()["param_groups"]}
         )
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, IndexError) as error:
         raise ModelError(f"{run}: its checkpoint cannot be read ({error}); train anew with --overwrite.") from error
     return state
 
@@ -115,10 +127,14 @@ def read_state(run: Path) -> State:
         raise ModelError(f"{run}: holds no checkpoint of a training run ({error}).") from error
 
 
-def _optimizer_memory(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+def _optimizer_memory(tensors: dict[str, Tensor], optimizer: Optimizer) -> dict[int, dict[str, Tensor]]:
+    """Return an optimizer's memory, each part in the layout of its weight: in another one, its steps would be slow."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     memory: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
-            memory.setdefault(int(index), {})[key] = tensor
+            weight = weights[int(index)]
+            same = tensor.shape == weight.shape
+            memory.setdefault(int(index), {})[key] = torch.empty_like(weight).copy_(tensor) if same else tensor
     return memory

@@ -64,11 +64,9 @@ def train(
     """
     with errors_shown():
         from store.cache import SliceCache
-        from store.reader import open_store
         from store.remote import Remote
         from train.config import Config, read_config
         from train.loop import train as fit
-        from train.setup import CASES, CURVES, METRICS, REPORT, common_labels, remove_run
 
         settings = (read_config(config) if config else Config()).changed(
             context=context, context_spacing_mm=context_spacing_mm, size=size, crop=crop, spacing_mm=spacing_mm,
@@ -77,15 +75,7 @@ def train(
         )  # fmt: skip
         place = place_of(store)
         cache = SliceCache(cache_dir, round(cache_gb * 1e9)) if isinstance(place, Remote) else None
-        if overwrite:
-            common_labels(open_store(place))
-            remove_run(run)
-        state = fit(place, run, settings, split_file=split, cache=cache, tell=say)
-        say(
-            f"best: epoch {state.best_epoch} of {state.epoch}, mean Dice {state.best_score:.3f} on validation, {state.seconds / 60:.1f} minutes"
-        )
-        say(f"curves: {run / CURVES}, {run / METRICS}; cases: {run / CASES}; or `tensorboard --logdir {run}`")
-        say(f"all on one page: {run / REPORT}")
+        fit(place, run, settings, split_file=split, cache=cache, overwrite=overwrite, tell=say)
 
 
 def slices_a_step(text: str) -> int:

@@ -1,6 +1,7 @@
 """What a training run is asked to do: one frozen value, written to and read from TOML."""
 
 import dataclasses
+import json
 import math
 import tomllib
 from dataclasses import dataclass
@@ -103,19 +104,23 @@ class Config:
             ),
             (0 <= self.context_spacing_mm <= 100, "context_spacing_mm", "must lie in 0 to 100"),
             (
-                0 <= self.crop <= 4096 and self.crop % 2**self.depth == 0,
+                self.crop == 0 or (2 ** (self.depth + 1) <= self.crop <= 4096 and self.crop % 2**self.depth == 0),
                 "crop",
-                f"must be a multiple of {2**self.depth} up to 4096",
+                f"must be a multiple of {2**self.depth} from {2 ** (self.depth + 1)} to 4096, or 0",
             ),
             (0 <= self.spacing_mm <= 10, "spacing_mm", "must lie in 0 to 10"),
             (1 <= self.width <= 512, "width", "must lie in 1 to 512"),
-            (self.batch >= 0, "batch", "must be at least 1, or 0 (auto: as many as a GPU's memory takes)"),
+            (
+                0 <= self.batch <= 4096,
+                "batch",
+                "must lie in 1 to 4096, or be 0 (auto: as many as a GPU's memory takes)",
+            ),
             (self.epochs >= 1, "epochs", "must be at least 1"),
             (self.steps >= 0, "steps", "must not be negative"),
             (0 <= self.max_minutes < math.inf, "max_minutes", "must not be negative"),
             (0 < self.learning_rate < math.inf, "learning_rate", "must be above 0"),
             (0 <= self.weight_decay < math.inf, "weight_decay", "must not be negative"),
-            (self.seed >= 0, "seed", "must not be negative"),
+            (0 <= self.seed < 2**63, "seed", "must not be negative, and below 2**63"),
             (0 <= self.loader_threads <= 256, "loader_threads", "must lie in 0 to 256"),
             (self.precision in ("auto", "fp32", "bf16", "fp16"), "precision", "must be auto, fp32, bf16 or fp16"),
             (0 <= self.save_minutes < math.inf, "save_minutes", "must not be negative"),
@@ -149,6 +154,8 @@ class Config:
             if not holds:
                 raise ConfigError(f"{name} = {getattr(self, name)}: {rule}.")
         Window(self.window_low, self.window_high)
+        if not math.isfinite(self.window_low) or not math.isfinite(self.window_high):
+            raise ConfigError(f"window {self.window_low}..{self.window_high}: both ends must be finite.")
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -201,8 +208,6 @@ def to_toml(config: Config) -> str:
     """Return the settings as TOML, which `read_config` reads back."""
     lines = []
     for name, value in dataclasses.asdict(config).items():
-        text = (
-            f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else repr(value)
-        )
-        lines.append(f"{name} = {text}")
+        quoted = isinstance(value, str | bool)  # JSON's strings and truth values are TOML's, too
+        lines.append(f"{name} = {json.dumps(value, ensure_ascii=False) if quoted else repr(value)}")
     return "\n".join(lines) + "\n"

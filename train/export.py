@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from store.errors import ModelError
-from store.files import read_json, to_json, written_whole
+from store.files import to_json, written_whole
 from store.framing import centered, fit, neighbor_step, neighbors
 from store.labels import Labels, labels_from_json
 from store.layout import AIR_HU
@@ -26,7 +26,7 @@ from store.picture import spread
 from store.reader import Store, open_store
 from train.checkpoint import BEST, load_weights, read_state
 from train.config import Config, read_config
-from train.setup import CONFIG, MODEL, SPLIT
+from train.setup import CONFIG, SPLIT, run_document
 from train.split import read_split
 from train.step import build
 from train.unet import UNet, normalize
@@ -93,9 +93,9 @@ def export(run: Path, model: Path, *, store_path: Path | None = None, min_lesion
     if not (run / BEST).exists():
         raise ModelError(f"{run}: holds no trained network ({BEST}); run `slicemill train` first.")
     config = read_config(run / CONFIG)
-    document = read_json(run / MODEL)
+    document = run_document(run)
     labels = labels_from_json(document)
-    size = (int(document["size"][0]), int(document["size"][1]))
+    size = (document["size"][0], document["size"][1])
     network = build(labels, config)
     load_weights(run / BEST, network)
     store = open_store(store_path or str(document["store"]))
@@ -224,7 +224,9 @@ def describe(
     import onnxruntime
 
     state = read_state(run)
-    best = next(row for row in state.rows if row["epoch"] == state.best_epoch)
+    best = next((row for row in state.rows if row.get("epoch") == state.best_epoch), None)
+    if best is None:
+        raise ModelError(f"{run}: no epoch of it is finished yet; run `slicemill train` again.")
     return {
         "contract": CONTRACT,
         "labels": document["labels"],

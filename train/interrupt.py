@@ -26,7 +26,7 @@ class Orders:
 
 
 class Interruption:
-    """Decides in the first process, so that all of them do the same."""
+    """Decides by the clock of the first process, and by whoever was asked to stop, so that all of them do the same."""
 
     def __init__(
         self, config: Config, processes: Processes, asked: threading.Event, write: Callable[[State], None]
@@ -36,7 +36,12 @@ class Interruption:
         self._processes = processes
         self._asked = asked
         self._saved = time.perf_counter()
-        self.write = write
+        self._write = write
+
+    def write(self, state: State) -> None:
+        """Write a checkpoint, and begin to count the minutes to the next."""
+        self._write(state)
+        self._saved = time.perf_counter()
 
     def orders(self, seconds: float, device: torch.device) -> Orders:
         """Return what to do after so many seconds of training in all."""
@@ -45,34 +50,33 @@ class Interruption:
         save = bool(self._config.save_minutes) and minutes >= self._config.save_minutes
         stop = self._asked.is_set()
         if self._processes.count > 1:
-            said = torch.tensor([spent, stop, save], dtype=torch.float64, device=device)
-            first, second, third = self._processes.from_first(said).tolist()
-            spent, stop, save = float(first), bool(second), bool(third)
-        if save:
-            self._saved = time.perf_counter()
+            first = float(self._processes.first)
+            said = torch.tensor([spent * first, stop, save * first], dtype=torch.float64, device=device)
+            whole = self._processes.together(said).tolist()
+            spent, stop, save = float(whole[0]), bool(whole[1]), bool(whole[2])
         return Orders(spent=spent, stop=stop, save=save)
 
 
 @contextmanager
 def asked_to_stop() -> Iterator[threading.Event]:
-    """Yield an event that is set by Ctrl-C or SIGTERM (what SLURM and Kubernetes send first); a second one ends at once."""
+    """Yield an event that is set by Ctrl-C or SIGTERM (what SLURM and Kubernetes send first); a second Ctrl-C ends at once.
+
+    A second SIGTERM does not: a scheduler and torchrun may each send one.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
     def ask(_number: int, _frame: FrameType | None) -> None:
         event.set()
-        restore()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     for number in before:
         signal.signal(number, ask)
     try:
         yield event
     finally:
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)

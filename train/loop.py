@@ -26,10 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from store.cache import SliceCache
+from store.errors import ConfigError
 from store.files import Place, write_csv
 from store.labels import Labels
 from store.metrics import mean_of
 from store.progress import progress
+from store.reader import open_store
 from train.checkpoint import BEST, State, load_progress, save_progress, save_weights
 from train.config import Config
 from train.curves import keep_current
@@ -39,7 +41,7 @@ from train.memory import full_memory_explained
 from train.processes import joined
 from train.report import write_report
 from train.sampling import epoch_places
-from train.setup import CURVES, METRICS, REPORT, Setup, prepare
+from train.setup import CASES, CURVES, METRICS, REPORT, Setup, common_labels, prepare, remove_run
 from train.step import Learner, class_of_value, learning_rate, make_learner, network_input, on_device, one_step
 from train.tally import SliceLosses, Step, no_losses, region_overlaps, tally_from_json
 from train.validate import pooled_dice, validate
@@ -57,9 +59,12 @@ def train(
     *,
     split_file: Path | None = None,
     cache: SliceCache | None = None,
+    overwrite: bool = False,
     tell: Callable[[str], None],
 ) -> State:
-    """Train, or go on where an earlier call with the same arguments was stopped; `cache` is for a store in a bucket.
+    """Train, or go on where an earlier call with the same arguments was stopped, or forget that one and `overwrite` it.
+
+    `cache` is for a store in a bucket.
 
     Under torchrun, the processes share every batch, and the first of them writes and tells.
 
@@ -71,6 +76,10 @@ def train(
         The store has no masks or too few patients.
     """
     with joined(config.device) as processes:
+        if overwrite and processes.first:
+            common_labels(open_store(store_path, cache))  # a store that cannot be trained on costs no run
+            remove_run(run)
+        processes.wait()
         setup = prepare(store_path, run, config, split_file, cache, processes)
         return to_the_end(setup, run, tell if processes.first else _silent)
 
@@ -82,30 +91,25 @@ def _silent(_line: str) -> None:
 def to_the_end(setup: Setup, run: Path, tell: Callable[[str], None]) -> State:
     """Train epoch after epoch, and write down where the run stands after each."""
     config, first = setup.config, setup.processes.first
-    learner = make_learner(setup.labels, config, setup.device, setup.precision, setup.processes)
-    losses = no_losses(setup.pool)
-    parts: dict[str, nn.Module | Tensor] = {**learner.parts(), **losses.parts()}
-    state = load_progress(run, parts, learner.optimizer)
-    if state.scaler:
-        learner.scaler.load_state_dict(state.scaler)
+    learner, losses, state = where_it_stands(setup, run)
+    parts = parts_of(learner, losses)
     tell(beginning(setup, learner, state))
 
     def save(state: State) -> None:
         if first:
             save_progress(run, replace(state, scaler=learner.scaler.state_dict()), parts, learner.optimizer)
 
+    board = None
     if first and not finished(state, config):
-        note_start(run, setup, state.epoch)
-    from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter
 
-    board = SummaryWriter(str(run), purge_step=state.epoch + 1) if first else None
+        note_start(run, setup, state.epoch)
+        board = SummaryWriter(str(run), purge_step=state.epoch + 1)
     with board or nullcontext(), asked_to_stop() as asked:
         interruption = Interruption(config, setup.processes, asked, save)
         while not finished(state, config):
             row, seconds = one_epoch(setup, learner, state, losses, interruption)
             best = row["validation_dice"] > state.best_score
-            if best and first:
-                save_weights(run / BEST, learner.average.module)
             state = replace(
                 state,
                 epoch=row["epoch"],
@@ -117,12 +121,43 @@ def to_the_end(setup: Setup, run: Path, tell: Callable[[str], None]) -> State:
             )
             losses.drawn_by.copy_(losses.latest)
             save(state)
+            if best and first:
+                save_weights(run / BEST, learner.average.module)
             tell(summary_line(row, setup.labels, best=best))
             if board is not None:
                 show(run, board, state, setup.labels)
     if first and not (run / REPORT).exists():
+        write_csv(run / METRICS, state.rows)
         write_report(run, setup, state)
+    tell(ending(run, state))
     return state
+
+
+def where_it_stands(setup: Setup, run: Path) -> tuple[Learner, SliceLosses, State]:
+    """Return the network, the losses of the slices and the state of a run, as its last checkpoint has them, or fresh ones.
+
+    Raises
+    ------
+    ConfigError
+        Processes that train together do not see the same checkpoint.
+    """
+    learner = make_learner(setup.labels, setup.config, setup.device, setup.precision, setup.processes)
+    losses = no_losses(setup.pool)
+    state = load_progress(run, parts_of(learner, losses), learner.optimizer)
+    if state.scaler:
+        learner.scaler.load_state_dict(state.scaler)
+    if len({*setup.processes.each(state.epoch, setup.device)}) > 1:
+        raise ConfigError(
+            f"{run}: is another folder on each machine; processes that train together need one that all see."
+        )
+    if setup.processes.first and state.epoch and state.epoch == state.best_epoch and not state.tally:
+        save_weights(run / BEST, learner.average.module)  # a kill may have come between the two files
+    return learner, losses, state
+
+
+def parts_of(learner: Learner, losses: SliceLosses) -> dict[str, nn.Module | Tensor]:
+    """Return what a checkpoint holds beside the state and the optimizer's memory."""
+    return {**learner.parts(), **losses.parts()}
 
 
 def show(run: Path, board: "SummaryWriter", state: State, labels: Labels) -> None:
@@ -151,6 +186,15 @@ def beginning(setup: Setup, learner: Learner, state: State) -> str:
         f"{str(setup.precision).removeprefix('torch.')} on {setup.device}"
     )
     return "\n".join(lines)
+
+
+def ending(run: Path, state: State) -> str:
+    """Return what came out, and where to look."""
+    return (
+        f"best: epoch {state.best_epoch} of {state.epoch}, mean Dice {state.best_score:.3f} on validation, {state.seconds / 60:.1f} minutes\n"
+        f"curves: {run / CURVES}, {run / METRICS}; cases: {run / CASES}; or `tensorboard --logdir {run}`\n"
+        f"all on one page: {run / REPORT}"
+    )
 
 
 def finished(state: State, config: Config) -> bool:
@@ -196,7 +240,7 @@ def one_epoch(
                 interruption.write(replace(state, tally=tally.as_json(processes)))
             if orders.stop:
                 raise KeyboardInterrupt
-            if orders.spent >= 1:
+            if orders.spent >= 1 and (tally.step or pending):
                 break
             asked = time.perf_counter()
             batch = next(stream)
@@ -204,16 +248,21 @@ def one_epoch(
             for group in learner.optimizer.param_groups:
                 group["lr"] = learning_rate(config, max((state.epoch + step / steps) / config.epochs, orders.spent))
             generator.manual_seed(seed_of(config.seed, epoch, step, processes.rank))
-            given = network_input(on_device(batch, to_class), config, setup.view.size, generator)
             with full_memory_explained(setup.labels, config, setup.view.size, setup.device, setup.precision):
+                given = network_input(on_device(batch, to_class), config, setup.view.size, generator)
                 loss, by_slice, voxels = one_step(learner, given, processes.together)
             tally.voxels += voxels
-            tally.note(pending, losses, setup.pool, processes)  # a step late, so that a GPU is never waited for
+            tally.note(pending, losses, setup.pool, processes)  # a step late: by now a GPU has its numbers
             of_batch = places[step * config.batch : (step + 1) * config.batch]
             pending = Step(places=of_batch, loss=loss, by_slice=by_slice)
             advance(config.batch, f"loss {tally.losses[-1]:.3f}" if tally.losses else "")
         tally.note(pending, losses, setup.pool, processes)
         tally.seconds = time.perf_counter() - start
+        orders = interruption.orders(state.seconds + tally.seconds, setup.device)
+        if orders.stop or orders.save:
+            interruption.write(replace(state, tally=tally.as_json(processes)))
+        if orders.stop:
+            raise KeyboardInterrupt
         advance(0, "validation")
         by_case = validate(setup, learner.average.module)
     seen = region_overlaps(processes.together(tally.voxels), setup.labels)
@@ -231,7 +280,7 @@ def one_epoch(
         **{f"validation_dice_per_case_{name}": _number(score) for name, score in per_case.items()},
         "validation_dice": 0.0 if math.isnan(mean) else mean,
     }
-    return row, time.perf_counter() - start
+    return row, processes.each(time.perf_counter() - start, setup.device)[0]
 
 
 def seed_of(*numbers: int) -> int:

@@ -1,5 +1,6 @@
 """How large a batch a GPU takes, measured by training on small ones."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,6 +34,7 @@ def fitting_batch(
     if device.type != "cuda":
         raise ConfigError(f"batch = auto: measures the memory of a GPU; on {device.type}, name a number.")
     used = []
+    before = torch.cuda.memory_allocated(device)
     for batch in PROBES:
         torch.cuda.reset_peak_memory_stats(device)
         try:
@@ -41,7 +43,7 @@ def fitting_batch(
             raise ConfigError(
                 f"not even {batch} slices of {size[0]}x{size[1]} fit into the memory of {device}; set crop, or a smaller width."
             ) from error
-        used.append(torch.cuda.max_memory_allocated(device))
+        used.append(torch.cuda.max_memory_allocated(device) - before)
         torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     return largest_batch((used[0], used[1]), free)
@@ -58,21 +60,25 @@ def full_memory_explained(
     ConfigError
         The step does not fit.
     """
+    full = False
     try:
         yield
     except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        fits = fitting_batch(labels, config, size, device, precision)
-        raise ConfigError(
-            f"batch = {config.batch}: a step does not fit into the memory of {device}; {fits} slices a GPU do. "
-            "Set batch, or --batch auto."
-        ) from error
+        traceback.clear_frames(error.__traceback__)  # they hold what the step had taken
+        full = True
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):
             raise
         raise ConfigError(
             f"batch = {config.batch}: a step does not fit into the memory of this machine; set a smaller batch, or crop."
         ) from error
+    if full:
+        torch.cuda.empty_cache()
+        fits = fitting_batch(labels, config, size, device, precision)
+        raise ConfigError(
+            f"batch = {config.batch}: a step does not fit into the memory of {device}; {fits} slices a GPU do. "
+            "Set batch, or --batch auto."
+        )
 
 
 def largest_batch(used: tuple[int, int], free: int) -> int:

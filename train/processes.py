@@ -7,10 +7,11 @@ GPU and on eight (up to the order of summation). Tensors of counts and losses ar
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.autograd import Function
 from torch.nn.parallel import DistributedDataParallel
 
 from store.errors import ConfigError
@@ -31,13 +32,15 @@ class Processes:
 
     def together(self, total: Tensor) -> Tensor:
         """Return the sum over all processes; a gradient goes back to each."""
-        return total if self.count == 1 else all_reduce(total)  # type: ignore[no-untyped-call]
+        return total if self.count == 1 else Summed.apply(total)  # type: ignore[no-untyped-call]
 
-    def from_first(self, value: Tensor) -> Tensor:
-        """Return what the first process has."""
-        if self.count > 1:
-            distributed.broadcast(value, src=0)
-        return value
+    def each(self, value: float, device: torch.device) -> list[float]:
+        """Return what every process has, in the order of their ranks."""
+        if self.count == 1:
+            return [value]
+        values = torch.zeros(self.count, dtype=torch.float64, device=device)
+        values[self.rank] = value
+        return [float(one) for one in self.together(values)]
 
     def wait(self) -> None:
         """Wait for all."""
@@ -52,19 +55,49 @@ class Processes:
         return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
 
+class Summed(Function):
+    """The sum over all processes; since each makes the same use of it, the gradients of all are summed for each."""
+
+    @staticmethod
+    def forward(_context: Any, total: Tensor) -> Tensor:
+        """Return the sum, in a tensor of its own."""
+        whole = total.detach().clone()
+        distributed.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(_context: Any, gradient: Tensor) -> Tensor:
+        """Return the sum of the gradients."""
+        whole = gradient.contiguous().clone()
+        distributed.all_reduce(whole)
+        return whole
+
+
 ALONE = Processes()
 """A process that trains by itself."""
 
 
 @contextmanager
 def joined(device: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started; alone, where it started none."""
+    """Join the processes that torchrun started; alone, where it started none.
+
+    Raises
+    ------
+    ConfigError
+        There is no GPU for this process, or the settings name one for all.
+    """
     if not distributed.is_torchelastic_launched():
         yield ALONE
         return
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if cuda:
-        torch.cuda.set_device(distributed.get_node_local_rank())
+        here = distributed.get_node_local_rank()
+        if device not in ("auto", "cuda") or here >= torch.cuda.device_count():
+            raise ConfigError(
+                f"device {device}: process {here} of this machine has no GPU of its own ({torch.cuda.device_count()} are here). "
+                "Start as many processes as there are GPUs, with device auto or cuda."
+            )
+        torch.cuda.set_device(here)
     distributed.init_process_group("nccl" if cuda else "gloo")
     try:
         yield Processes(

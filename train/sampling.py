@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from store.labels import Labels
 from train.config import Config
 
 Row = dict[str, Any]
@@ -41,18 +42,15 @@ class Place(NamedTuple):
 class Pool:
     """The slices of the training cases with the weights that they are drawn by."""
 
-    def __init__(self, slices: Sequence[Row], lesions: Sequence[Row], config: Config) -> None:
-        """Weigh every slice of the slice table's rows; lesions of other cases are left out.
+    def __init__(self, slices: Sequence[Row], lesions: Sequence[Row], labels: Labels, config: Config) -> None:
+        """Weigh every slice of the slice table's rows by the labels that count; lesions of other cases are left out.
 
         A slice with tumor weighs sum(extent ** -lesion_balance) over its lesions, extent being the lesion's slices: with 0
         every lesion has the weight of its slices and long ones win, with 1 all lesions have the same.
         """
         self.places = [(str(row["case_id"]), int(row["z"])) for row in slices]
-        tumor = np.array([bool(row["has_tumor"]) for row in slices])
-        ignored = f"voxels_{config.ignore}"
-        labelled = np.array(
-            [any(n for name, n in row.items() if name.startswith("voxels_") and name != ignored) for row in slices]
-        )
+        tumor = np.array([labels.tumor is not None and bool(row["has_tumor"]) for row in slices])
+        labelled = np.array([any(row.get(f"voxels_{name}") for name in labels.values) for row in slices])
         self._boxes: list[list[tuple[Box, float]]] = [[] for _ in slices]
         self.number = {place: number for number, place in enumerate(self.places)}
         for row in lesions:
@@ -121,6 +119,8 @@ def draw(weights: npt.NDArray[np.float64], count: int, rng: np.random.Generator)
     """
     if not count:
         return []
+    if not weights.any():
+        weights = np.ones(len(weights))
     order = rng.permutation(len(weights))
     due = np.cumsum(weights[order])
     ticks = (np.arange(count) + rng.random()) * (due[-1] / count)

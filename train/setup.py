@@ -6,11 +6,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from store.cache import SliceCache
-from store.errors import ConfigError, StoreError
+from store.errors import ConfigError, ModelError, StoreError
 from store.files import Place, read_json, write_bytes, write_json
 from store.labels import Labels
 from store.manifest import read_table, store_sha256
@@ -23,6 +24,8 @@ from train.processes import ALONE, Processes, share_of
 from train.sampling import Pool
 from train.split import Split, make_split, read_split, write_split
 
+MAX_SIDE = 1 << 16
+"""Pixels of a slice's side that a run may name."""
 CONFIG, SPLIT, MODEL, METRICS, CURVES = "config.toml", "split.json", "model.json", "metrics.csv", "curves.png"
 ENVIRONMENT, CASES, WORST_CASES, BEST_CASES, REPORT = (
     "environment.json", "cases.csv", "worst.png", "best.png", "report.html"
@@ -92,10 +95,14 @@ def prepare(
     cases = [store[case_id] for case_id in (*split.train, *split.validation)]
     size = slice_size(cases, config)
     view = training_view(cases, size, config)
+    if min(view.size) < 2 ** (config.depth + 1):
+        raise ConfigError(
+            f"slices of {view.size[0]}x{view.size[1]} are too small for depth = {config.depth}; set a smaller one."
+        )
     precision = choose_precision(config.precision, device)
     if config.batch == AUTO:
-        fitting = torch.tensor(fitting_batch(labels, config, view.size, device, precision), device=device)
-        config = config.changed(batch=int(processes.from_first(fitting)) * processes.count)
+        fitting = processes.each(fitting_batch(labels, config, view.size, device, precision), device)
+        config = config.changed(batch=int(min(fitting)) * processes.count)
     share = share_of(config.batch, config.norm, processes, device)
     setup = Setup(
         store=store,
@@ -103,7 +110,7 @@ def prepare(
         labels=labels,
         ignored=ignored,
         split=split,
-        pool=Pool(slices, lesions, config),
+        pool=Pool(slices, lesions, labels, config),
         size=size,
         view=view,
         device=device,
@@ -175,9 +182,9 @@ def remove_run(run: Path) -> None:
         return
     if not (run / CONFIG).exists():
         raise ConfigError(f"{run}: is not the folder of a run; --overwrite does not remove it.")
-    for path in run.iterdir():
-        if path.name in FILES or path.name.startswith("events.out.tfevents"):
-            path.unlink()
+    ours = [path for path in run.iterdir() if path.name in FILES or path.name.startswith("events.out.tfevents")]
+    for path in sorted(ours, key=lambda path: path.name == CONFIG):  # last: without it, the folder is none of a run
+        path.unlink(missing_ok=True)
 
 
 def _check_run(run: Path, config: Config, store: Store) -> Config:
@@ -201,11 +208,32 @@ def _check_run(run: Path, config: Config, store: Store) -> Config:
         raise ConfigError(
             f"{run}: holds a run of other settings ({differing}). Use the same settings, another folder, or --overwrite."
         )
-    if read_json(run / MODEL)["store_sha256"] != store_sha256(store):
+    if run_document(run)["store_sha256"] != store_sha256(store):
         raise ConfigError(
             f"{run}: was begun on other cases than {store.root} holds now. Use the store as it was, another folder, or --overwrite."
         )
     return config
+
+
+def run_document(run: Path) -> dict[str, Any]:
+    """Return what a run wrote down about its store: labels, size y, x of whole slices, store and its hash.
+
+    Raises
+    ------
+    ModelError
+        It is damaged.
+    """
+    path = run / MODEL
+    try:
+        document = read_json(path)
+        height, width = document["size"]
+        if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (height, width)):
+            raise ValueError(f"size {height} x {width}")
+        if not all(isinstance(document[name], str) for name in ("store", "store_sha256")):
+            raise TypeError("store and store_sha256 must be strings")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: is not what a run writes ({error}); train anew with --overwrite.") from error
+    return dict(document)
 
 
 def common_labels(store: Store) -> Labels:

@@ -156,7 +156,11 @@ def read_split(path: Path, known: Sequence[str]) -> Split:
             validation=tuple(document["validation"]),
             test=tuple(document.get("test", ())),
         )
-    except (ValueError, KeyError, TypeError) as error:
+        if not all(
+            isinstance(case_id, str) for part in (split.train, split.validation, split.test) for case_id in part
+        ):
+            raise TypeError("case ids are strings")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path}: must hold a JSON object with the lists train, validation and test ({error})."
         ) from error

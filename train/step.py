@@ -14,7 +14,7 @@ from store.labels import Labels
 from train.augment import augment, resample, tilt
 from train.config import Config
 from train.dataset import Batch
-from train.losses import IGNORED, supervised
+from train.losses import IGNORED, own, supervised
 from train.processes import ALONE, Processes
 from train.unet import Levels, UNet, normalize
 
@@ -157,7 +157,7 @@ def running_in(device: torch.device, precision: torch.dtype) -> AbstractContextM
 
 
 def one_step(
-    learner: Learner, batch: tuple[Tensor, Tensor], together: Callable[[Tensor], Tensor] = lambda total: total
+    learner: Learner, batch: tuple[Tensor, Tensor], together: Callable[[Tensor], Tensor] = own
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Take one step and update the average.
 

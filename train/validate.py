@@ -1,5 +1,6 @@
 """Whole cases through the network during training: the scores that choose the checkpoint."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -97,14 +98,17 @@ def predict_case(case: Case, network: nn.Module, setup: Setup) -> npt.NDArray[np
     zoom = zoom_of(case.info.spacing_mm, config.wanted_spacing_mm)
     nz, ny, nx = case.image.shape
     size = network_size(case, config)
+    if config.norm == "instance":  # its statistics see the padding, which is the exported network's at inference
+        size = (max(size[0], setup.size[0]), max(size[1], setup.size[1]))
     held = (ny, nx) if config.spacing_mm else size
     corner = centered((ny, nx), held)
     volume = np.empty((nz, *held), dtype=np.int16)
     for z, section in enumerate(case.image):
         fit(section, corner, AIR_HU, volume[z])
     predicted = np.empty((nz, ny, nx), dtype=np.uint8)
-    for first in range(0, nz, config.batch):
-        chosen = range(first, min(first + config.batch, nz))
+    batch = max(1, math.prod(setup.view.size) * config.batch // setup.processes.count // math.prod(size))
+    for first in range(0, nz, batch):
+        chosen = range(first, min(first + batch, nz))
         windows = volume[[neighbors(z, nz, config.context, apart) for z in chosen]]
         image = normalize(torch.from_numpy(windows).to(setup.device), config.window_low, config.window_high)
         if config.spacing_mm:

@@ -64,6 +64,16 @@ class TestTwoProcesses:
         assert (tmp_path / "stopped" / LAST).exists()
         assert read_state(tmp_path / "stopped").epoch == 2 == state.epoch
 
+    def test_they_end_at_the_same_time_and_may_be_overwritten(self, stored, tmp_path):
+        config = replace(TINY, norm="instance", epochs=10_000, steps=2, max_minutes=0.1)
+        done = together(stored, tmp_path / "run", config)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("best: epoch") == 1
+        again = together(stored, tmp_path / "run", replace(config, epochs=1, max_minutes=0.0), "--overwrite")
+        assert again.returncode == 0, again.stderr
+        assert read_state(tmp_path / "run").epoch == 1
+        assert "Warning" not in again.stderr
+
     def test_batch_norm_on_cpus_is_refused(self, stored, tmp_path):
         done = together(stored, tmp_path / "run", replace(TINY, norm="batch"))
         assert done.returncode == 1

@@ -48,7 +48,9 @@ def checkpoint(run):
 
 class TestConfig:
     def test_toml_comes_back_as_it_was(self, tmp_path):
-        config = Config(context=5, max_minutes=2.5, augment=0.0, device="cpu")
+        config = Config(
+            context=5, max_minutes=2.5, augment=0.0, device="cpu", ignore='un"sure\\to\ttest\n', compile=True
+        )
         (tmp_path / "c.toml").write_text(to_toml(config))
         assert read_config(tmp_path / "c.toml") == config
 
@@ -64,6 +66,15 @@ class TestConfig:
             ("validation = 0.9", "must leave patients to train on"),
             ("context = ", "cannot be read as TOML"),
             ("seed = -1", "must not be negative"),
+            ("seed = 1267650600228229401496703205376", "below 2\\*\\*63"),
+            ("batch = 1000000", "must lie in 1 to 4096"),
+            ("crop = 16", "must be a multiple of 16 from 32 to 4096"),
+            ("window_low = -inf", "both ends must be finite"),
+            ("hard_share = 0.5", "must not exceed 1 together"),
+            ('augmentations = "mirror twist"', "may name mirror, move"),
+            ("lesion_balance = 2.0", "must lie in 0 to 1"),
+            ("tumor_weight = 0", "must lie above 0"),
+            ('precision = "fp8"', "must be auto, fp32, bf16 or fp16"),
             ("steps = -1", "must not be negative"),
             ("max_minutes = -1", "must not be negative"),
             ("learning_rate = nan", "must be above 0"),
@@ -255,6 +266,10 @@ class TestSplit:
         write_split(path, Split(train=("a",), validation=("a",), test=()))
         with pytest.raises(ConfigError, match="stands in two parts"):
             read_split(path, ["a"])
+        for text in ('{"train": [["a"]], "validation": ["b"]}', '{"train": ["a"], "validation": [2]}', "[1]", '"x"'):
+            path.write_text(text)
+            with pytest.raises(ConfigError, match="lists train, validation and test"):
+                read_split(path, ["a", "b"])
         path.write_text('{"train": 1}')
         with pytest.raises(ConfigError, match="lists train, validation and test"):
             read_split(path, [])
@@ -265,7 +280,7 @@ class TestSplit:
 
 class TestSampling:
     def pool(self, stored, config=None):
-        return Pool(read_table(stored, "slices"), read_table(stored, "lesions"), config or Config())
+        return Pool(read_table(stored, "slices"), read_table(stored, "lesions"), LITS_LABELS, config or Config())
 
     def test_the_stated_share_holds_tumor(self, stored):
         tumor = {(r["case_id"], r["z"]) for r in read_table(stored, "slices") if r["has_tumor"]}
@@ -291,7 +306,7 @@ class TestSampling:
     def test_without_any_tumor_every_slice_may_come(self, stored):
         rows = [r for r in read_table(stored, "slices") if not r["has_tumor"]]
         config = Config(batch=len(rows), steps=1, organ_share=0.0)
-        places = epoch_places(Pool(rows, [], config), config, 1)
+        places = epoch_places(Pool(rows, [], LITS_LABELS, config), config, 1)
         assert len(set(places)) == len(rows)
 
     @pytest.mark.parametrize(("balance", "share"), [(0.0, 3 / 63), (1.0, 0.5), (0.5, 3**0.5 / (3**0.5 + 60**0.5))])
@@ -300,7 +315,7 @@ class TestSampling:
         box = {"bbox_y0": 0, "bbox_x0": 0, "bbox_y1": 9, "bbox_x1": 9, "case_id": "c"}
         lesions = [{**box, "bbox_z0": 0, "bbox_z1": 60}, {**box, "bbox_z0": 70, "bbox_z1": 73}]
         config = Config(batch=100, steps=10, tumor_share=1.0, organ_share=0.0, lesion_balance=balance)
-        places = epoch_places(Pool(slices, lesions, config), config, 1)
+        places = epoch_places(Pool(slices, lesions, LITS_LABELS, config), config, 1)
         assert sum(place.z >= 70 for place in places) / 1000 == pytest.approx(share, abs=0.005)
 
     def test_hard_slices_come_as_often_as_their_loss_says(self, stored):
@@ -607,6 +622,8 @@ class TestRun:
         while not (run / LAST).exists() and time.time() < deadline:
             time.sleep(0.01)
         process.send_signal(number)
+        if number == signal.SIGTERM:
+            process.send_signal(number)  # a scheduler sends one, and torchrun another
         _, said = process.communicate(timeout=60)
         assert process.returncode == 130
         assert "the same command goes on from there" in said
@@ -654,6 +671,54 @@ class TestRun:
             load_weights(trained / "best.safetensors", build(_labels(), replace(TINY, width=8)))
         with pytest.raises(ModelError, match="holds no checkpoint"):
             read_state(tmp_path)
+
+    def test_a_run_without_a_finished_epoch_is_not_exported(self, stored, trained, tmp_path):
+        import shutil
+
+        from train.export import export
+
+        run = shutil.copytree(trained, tmp_path / "run")
+        state = read_state(run)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("train.export.read_state", lambda _run: replace(state, epoch=0, best_epoch=0, rows=[]))
+            with pytest.raises(ModelError, match="no epoch of it is finished yet"):
+                export(run, tmp_path / "m.onnx")
+        (run / "model.json").write_text('{"size": [1000000000, 1000000000], "store": "x", "store_sha256": "y"}')
+        with pytest.raises(ModelError, match="is not what a run writes"):
+            export(run, tmp_path / "m.onnx")
+        assert not (tmp_path / "m.onnx").exists()
+
+    def test_a_state_that_no_run_has_written_is_refused(self):
+        for damage in ({"epoch": "3"}, {"rows": 1}, {"tally": {"losses": []}}, {"seconds": None}):
+            with pytest.raises(TypeError):
+                State(**damage)
+
+    def test_what_a_kill_kept_from_being_written_is_written_by_the_next_run(self, stored, tmp_path):
+        """Killed right after the checkpoint of its best and last epoch: weights, table and report follow."""
+        from train import loop
+
+        run, config = tmp_path / "run", replace(TINY, epochs=1)
+        with pytest.MonkeyPatch.context() as patched:
+
+            def killed(*_given):
+                raise KeyboardInterrupt
+
+            patched.setattr(loop, "save_weights", killed)
+            with pytest.raises(KeyboardInterrupt):
+                train(stored, run, config, tell=quiet)
+        assert not (run / "best.safetensors").exists()
+        assert train(stored, run, config, tell=quiet).epoch == 1
+        assert (run / "metrics.csv").read_text().count("\n") == 2
+        assert (run / "report.html").exists()
+        best = load_file(run / "best.safetensors")
+        last = load_file(run / LAST)
+        assert all(torch.equal(tensor, last[f"average.module.{name}"]) for name, tensor in best.items())
+
+    def test_a_store_without_tumors_trains_on_what_it_has(self, stored, tmp_path):
+        config = replace(TINY, epochs=1, steps=2, ignore="tumor", hard_share=0.2)
+        state = train(stored, tmp_path / "run", config, tell=quiet)
+        assert "train_dice_tumor" not in state.rows[0]
+        assert np.isfinite(state.rows[0]["loss"])
 
     def test_a_store_without_masks_is_one_clear_error(self, tmp_path, collection):
         from ingest.discover import from_patterns
