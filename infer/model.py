@@ -158,7 +158,7 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
             spacing_mm=_millimeters(metadata, "spacing_mm", path),
             size=(height, width),
             probability_dtype=_probability_dtype(types, path),
-            rules=rules_from_json(dict(metadata["postprocess"])),
+            rules=rules_from_json(metadata["postprocess"]),
             metadata=metadata,
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:

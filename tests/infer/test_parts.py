@@ -187,7 +187,7 @@ class TestModel:
             (lambda m: m.update(context=1), "do not fit context 1"),
             (lambda m: m.update(labels="liver"), "labels must map names"),
             (lambda m: m.update(context=9), "do not fit context 9"),
-            (lambda m: m.update(postprocess=[]), "metadata is incomplete"),
+            (lambda m: m.update(postprocess=[]), "must be a JSON object of rules"),
         ],
     )
     def test_metadata_that_do_not_fit_are_refused(self, change, message, model, tmp_path):
