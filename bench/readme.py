@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bench.quality.report import quality_table
+from bench.quality.report import quality_table, yardstick_table
 from bench.tables import ingest_table, lits_table, loader_table, store_table, where
 
 FIGURES = ("scores: demo", "scores: real", "ingest", "store", "loader", "lits", "stages")
@@ -76,8 +76,14 @@ def stages_table(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", note])
 
 
-TABLES = {"ingest": ingest_table, "store": store_table, "loader": loader_table, "ingest --scale lits": lits_table,
-          "quality": quality_table}  # fmt: skip
+TABLES = {
+    "ingest": ingest_table,
+    "store": store_table,
+    "loader": loader_table,
+    "ingest --scale lits": lits_table,
+    "quality": quality_table,
+    "yardstick": yardstick_table,
+}
 
 
 def main() -> None:
