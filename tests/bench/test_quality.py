@@ -376,7 +376,7 @@ def test_a_study_goes_through_the_commands_of_a_user(collection, tmp_path):
 def test_a_killed_study_is_finished_by_the_same_command(collection, tmp_path):
     """Killed in the middle of a training: the training that outlives it is waited for, and gone on with."""
     (tmp_path / "table.toml").write_text(
-        "folds = 2\nepochs = 40\nsteps = 2\n[settings]\nwidth = 4\ndepth = 3\nbatch = 2\n[variants.default]\n"
+        "folds = 2\nepochs = 6\nsteps = 2\n[settings]\nwidth = 4\ndepth = 3\nbatch = 2\n[variants.default]\n"
     )
     words = [sys.executable, "-m", "slicemill", "bench", "quality", "--table", str(tmp_path / "table.toml"), "--data", str(collection),
              "--out", str(tmp_path / "q"), "--only-folds", "0"]  # fmt: skip
@@ -387,6 +387,7 @@ def test_a_killed_study_is_finished_by_the_same_command(collection, tmp_path):
         time.sleep(0.05)
     first.kill()
     first.wait()
+    os.killpg(first.pid, signal.SIGSTOP)
     refused = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert "trainings of one that was killed" in refused.stderr
@@ -394,7 +395,7 @@ def test_a_killed_study_is_finished_by_the_same_command(collection, tmp_path):
     done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=True)
     log = (metrics.parents[1] / "log.txt").read_text()
     assert "going on after epoch" in log
-    assert len(metrics.read_text().splitlines()) == 1 + 40
+    assert len(metrics.read_text().splitlines()) == 1 + 6
     assert "1 of 1: default, fold 0, seed 0: validation liver" in done.stdout
     assert (tmp_path / "q" / "quality.png").exists()
     assert read_json(tmp_path / "q" / "quality.json")["variants"]["default"]["runs"] == 1
