@@ -231,8 +231,7 @@ def quality(
         from bench.quality.summary import summarize
         from bench.quality.table import read_table
 
-        tables = Path(__file__).parent / "quality"
-        chosen = read_table(table or tables / ("phantoms.toml" if phantoms else "sarcoma.toml"))
+        chosen = read_table(table or _shipped_table(phantoms))
         given: dict[str, Any] = {
             "labels": labels,
             "folds": folds,
@@ -256,6 +255,50 @@ def quality(
         draw(picture or out / "quality.png", record)
         _finish(record, json or out / "quality.json")
         say(f"picture: {picture or out / 'quality.png'}; record: {json or out / 'quality.json'}")
+
+
+@bench.command()
+def yardstick(
+    data: Annotated[Path | None, typer.Option(help="Collection of scans with masks.")] = None,
+    phantoms: Annotated[int, typer.Option(help="Make so many phantoms with liver and tumor instead.", min=0)] = 0,
+    table: Annotated[Path | None, typer.Option(help="Settings as in bench quality.")] = None,
+    variant: Annotated[str | None, typer.Option(help="The variant that stands for us; by default the first.")] = None,
+    only_folds: Annotated[str, typer.Option(help="Folds to compare on, like 0,2.")] = "0",
+    minutes: Annotated[float, typer.Option(help="Training time of each.")] = 20.0,
+    out: Annotated[Path, typer.Option(help="Folder of the study; the same command again goes on in it.")] = Path(
+        "quality"
+    ),
+    json: Annotated[Path | None, typer.Option(help="File to write the record to.")] = None,
+) -> None:
+    """Yardstick: nnU-Net's 2D configuration and ours on the same folds, for the same minutes on the same device.
+
+    nnU-Net is installed into an environment of its own below the study's folder, from pinned versions, and keeps its own
+    plans and defaults but for when it stops. One after the other, with all cores: let nothing else run. Folds that are
+    done are not done again.
+
+    slicemill bench yardstick --data sarcoma/ --minutes 20
+    slicemill bench yardstick --data sarcoma/ --minutes 20 --only-folds 0,1,2,3
+    """
+    with errors_shown():
+        from bench.quality.study import Study, numbers
+        from bench.quality.table import read_table
+        from bench.quality.yardstick import Duel, run_duel
+
+        study = Study(
+            table=read_table(table or _shipped_table(phantoms)),
+            out=out,
+            data=data,
+            phantoms=phantoms,
+            variants=(variant,) if variant else (),
+            only_folds=numbers("--only-folds", only_folds),
+        )
+        _finish(run_duel(Duel(study=study, minutes=minutes)), json or out / "yardstick.json")
+        say(f"record: {json or out / 'yardstick.json'}")
+
+
+def _shipped_table(phantoms: int) -> Path:
+    """Return the table of variants that comes with the command."""
+    return Path(__file__).parent / "quality" / ("phantoms.toml" if phantoms else "sarcoma.toml")
 
 
 @bench.command()

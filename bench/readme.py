@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bench.quality.report import quality_table
+from bench.quality.report import quality_table, yardstick_table
 from bench.tables import ingest_table, lits_table, loader_table, store_table, train_table, where
 
 FIGURES = ("scores: demo", "scores: real", "ingest", "store", "loader", "lits", "stages")
@@ -83,6 +83,7 @@ TABLES = {
     "train": train_table,
     "ingest --scale lits": lits_table,
     "quality": quality_table,
+    "yardstick": yardstick_table,
 }
 
 

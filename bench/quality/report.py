@@ -19,9 +19,10 @@ def quality_table(record: Row) -> str:
     regions = list(next(iter(record["variants"].values()))["test"])
     for region in regions:
         for part in PARTS:
+            known = record["variants"][record["reference"]][part][region]["patients"]
             lines += [
                 line(
-                    f"{region}, {part}",
+                    f"{region}, {part} ({known} patients)",
                     "Dice per patient, mean ± SD",
                     "median",
                     f"over {record['reference']} [95 %], p",
@@ -36,19 +37,48 @@ def quality_table(record: Row) -> str:
     return "\n".join([*lines, notes(record)])
 
 
+def yardstick_table(record: Row) -> str:
+    """Return ours beside nnU-Net as Markdown."""
+    lines: list[str] = []
+    for region, gain in record["gain"].items():
+        lines += [
+            line(f"{region}, test", "Dice per patient, mean ± SD", "median", "Dice global", "precision", "recall"),
+            "|---|---|---|---|---|---|",
+            *(line(name, *score_cells(row[region])) for name, row in record["contenders"].items()),
+            "",
+            f"{region}: slicemill over nnU-Net {gain_text(gain)}, better in {gain['better']} of {gain['patients']} patients.",
+            "",
+        ]
+    peer, ours = (row["training"] for row in record["contenders"].values())
+    slices = sum(row["iterations"] * row["batch"] for row in peer) / len(peer)
+    seen = sum(60 * row["minutes"] * row["slices_per_second"] for row in ours) / len(ours)
+    folds = ", ".join(map(str, record["folds"]))
+    note = (
+        f"{record['collection']}, fold {folds} of {record['of_folds']}; {record['minutes']:g} minutes of training each, one after the other, "
+        f"in which nnU-Net took {sum(row['iterations'] for row in peer) / len(peer):,.0f} steps over {slices:,.0f} slices of "
+        f"{'x'.join(map(str, peer[0]['patch']))} and ours (variant {record['variant']}) about {seen:,.0f} slices. "
+        f"nnU-Net is 2D, with its own plans and defaults but for when it stops and how many steps make an epoch. "
+        f"{record['convention']}. "
+        f"{record['date'][:10]}, commit {', '.join(record['commits'])}, on {where(record['machine'])}."
+    )
+    return "\n".join([*lines, note])
+
+
 def variant_line(name: str, row: Row, part: str, region: str) -> str:
     """Return a variant as a row."""
-    found = row[part][region]
+    mean, middle, *pooled = score_cells(row[part][region])
+    return line(name, mean, middle, "-" if row["gain"] is None else gain_text(row["gain"][part][region]), *pooled)
+
+
+def score_cells(found: Row) -> list[str]:
+    """Return mean with deviation, median, global Dice, precision, recall."""
     spread = "" if found["sd"] is None else f" ± {found['sd']:.3f}"
-    figures = [digits(found[key]) for key in ("dice_global", "precision_global", "recall_global")]
-    return line(name, digits(found["mean"]) + spread, digits(found["median"]), gain_cell(row, part, region), *figures)
+    pooled = (digits(found[key]) for key in ("dice_global", "precision_global", "recall_global"))
+    return [digits(found["mean"]) + spread, digits(found["median"]), *pooled]
 
 
-def gain_cell(row: Row, part: str, region: str) -> str:
-    """Return what a variant gains over the first, patient by patient."""
-    if row["gain"] is None:
-        return "-"
-    gain = row["gain"][part][region]
+def gain_text(gain: Row) -> str:
+    """Return what is gained patient by patient, with its interval and p."""
     if gain["mean"] is None or gain["low"] is None:
         return digits(gain["mean"])
     p = "" if gain["p"] is None else f", p {gain['p']:.2g}"
@@ -68,7 +98,7 @@ def notes(record: Row) -> str:
     return (
         f"{record['collection']}, {record['patients']} patients, {record['folds']} folds by patient, {record['steps']:,} steps a run, "
         f"{seeds_text(variants)}. Chosen by {record['chosen_by']}: {record['chosen']}. {changed}{'. ' if changed else ''}"
-        f"{record['convention'][0].upper()}{record['convention'][1:]} ({without} such in the test parts of {record['reference']}). "
+        f"{record['convention']} ({without} such in the test parts of {record['reference']}). "
         f"{first['minutes_a_run']:.1f} minutes a training, {record['date'][:10]}, commit {', '.join(record['commits'])}, "
         f"on {where(record['machine'])}."
     )
@@ -124,7 +154,8 @@ def draw(path: Path, record: Row) -> None:
             panel.plot([place, place], [low, high], color="C3", linewidth=2.4, zorder=2, solid_capstyle="round")
             panel.plot(place, mean, "D", color="C3", markersize=8, markeredgecolor="white", zorder=3)
             panel.annotate(f"{mean:.2f}", (place, mean), (9, 0), textcoords="offset points", va="center", color="C3",
-                           fontsize=9, fontweight="bold", zorder=4)  # fmt: skip
+                           fontsize=9, fontweight="bold", zorder=4,
+                           bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6})  # fmt: skip
         panel.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
         panel.set(xlim=(-0.4, len(names) - 0.3), ylim=(-0.02, 1.02), title=f"{SEEN[part]}")
         panel.title.set_fontsize(10)

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bench.quality.table import PARTS, Table
+from bench.quality.table import PARTS
 from store.errors import ConfigError, InputError
 from store.files import read_json, write_bytes, write_json
 from store.machine import card
@@ -27,6 +27,8 @@ from train.checkpoint import read_state
 from train.config import Config, to_toml
 from train.split import Split
 
+BENCHMARK = "quality run"
+"""What a result says it is."""
 HERE = Path(__file__).parents[2]
 """The checkout: a study runs its own version of the commands."""
 Row = dict[str, Any]
@@ -80,11 +82,6 @@ def runs_of(seeds: Sequence[int], folds: Sequence[int], variants: Sequence[str])
     return [Run(variant=name, fold=fold, seed=seed) for seed in seeds for fold in folds for name in variants]
 
 
-def settings_of(table: Table, run: Run) -> Row:
-    """Return all settings of a run, the seed included."""
-    return asdict(table.config(run.variant, run.seed))
-
-
 def check_same(path: Path, before: Row, now: Row) -> None:
     """Refuse a finished result of other settings or another split; a setting that one of the two did not know yet is left out.
 
@@ -94,9 +91,9 @@ def check_same(path: Path, before: Row, now: Row) -> None:
         They differ.
     """
     differing = [
-        f"{name} {before[part][name]} -> {now[part][name]}"
-        for part in ("settings", "split")
-        for name in before[part].keys() & now[part].keys()
+        f"the cases of {name}" if part == "split" else f"{name} {before[part][name]} -> {now[part][name]}"
+        for part in ("settings", "export", "split")
+        for name in before.get(part, {}).keys() & now[part].keys()
         if before[part][name] != now[part][name]
     ]
     if before["collection"] != now["collection"]:
@@ -107,11 +104,12 @@ def check_same(path: Path, before: Row, now: Row) -> None:
         )
 
 
-def identity(table: Table, run: Run, place: Place, split: Split) -> Row:
-    """Return what a result must agree with to count as this run's."""
+def identity(config: Config, min_lesion_ml: float, place: Place, split: Split) -> Row:
+    """Return what a result must agree with to count as that of a run: collection, all settings, options of the export, split."""
     return {
         "collection": place.data.name,
-        "settings": settings_of(table, run),
+        "settings": asdict(config),
+        "export": {"--min-lesion-ml": min_lesion_ml},
         "split": {part: list(ids) for part, ids in asdict(split).items()},
     }
 
@@ -124,14 +122,17 @@ def carry_out(run: Run, place: Place, sought: Row, shell: "Shell", tell: Callabl
     InputError
         A command failed; the message holds its last line and names the log.
     """
-    start = time.perf_counter()
     folder, split, store = place.folder(run), sought["split"], open_store(place.store)
     settings, trained, model = folder / "settings.toml", folder / "train", folder / "model.onnx"
     given = [place.data / store[case_id].info.image.name for part in PARTS for case_id in split[part]]
     write_bytes(settings, to_toml_of(sought["settings"]).encode())
+    tell("train")
+    shell.type(
+        ("train", place.store, trained, "--config", settings, "--split", place.split(run.fold)), folder / "log.txt"
+    )
+    start = time.perf_counter()
     for words in (
-        ("train", place.store, trained, "--config", settings, "--split", place.split(run.fold)),
-        ("export", trained, model),
+        ("export", trained, model, *(word for name, value in sought["export"].items() for word in (name, value))),
         ("infer", model, *given, "--out", folder / "segmented"),
         ("evaluate", folder / "segmented", place.store, "--out", folder / "scores"),
     ):
@@ -139,7 +140,7 @@ def carry_out(run: Run, place: Place, sought: Row, shell: "Shell", tell: Callabl
         shell.type(words, folder / "log.txt")
     state = read_state(trained)
     result = {
-        "benchmark": "quality run",
+        "benchmark": BENCHMARK,
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         **asdict(run),
         **sought,
@@ -149,7 +150,7 @@ def carry_out(run: Run, place: Place, sought: Row, shell: "Shell", tell: Callabl
             "minutes": round(state.seconds / 60, 2),
             "slices_per_second": round(sum(row["slices_per_second"] for row in state.rows) / len(state.rows), 2),
         },
-        "minutes": round((time.perf_counter() - start) / 60, 2),
+        "minutes": round((state.seconds + time.perf_counter() - start) / 60, 2),
         "cases": scored_cases(folder / "scores" / "evaluation.json", split, store),
         "machine": card(),
     }
@@ -172,7 +173,8 @@ def scored_cases(evaluation: Path, split: Row, store: Store) -> list[Row]:
     """
     document = read_json(evaluation)
     rows = {row["case_id"]: row for row in document["by_case"]}
-    missing = [case_id for part in PARTS for case_id in split[part] if case_id not in rows]
+    scored = [(part, case_id) for part in PARTS for case_id in split.get(part, ())]
+    missing = [case_id for _, case_id in scored if case_id not in rows]
     if missing:
         raise InputError(f"{evaluation}: has no scores of {', '.join(missing[:5])}; see log.txt beside its folder.")
     names = [key.removeprefix("dice_") for key in document["by_case"][0] if key.startswith("dice_")]
@@ -183,8 +185,7 @@ def scored_cases(evaluation: Path, split: Row, store: Store) -> list[Row]:
             "part": part,
             "regions": {name: region_row(rows[case_id], name) for name in names},
         }
-        for part in PARTS
-        for case_id in split[part]
+        for part, case_id in scored
     ]
 
 
@@ -205,37 +206,40 @@ def region_row(row: Row, name: str) -> Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Shell:
-    """Types slicemill commands."""
+    """Starts commands one by one."""
 
     lock: BinaryIO
     """Held by whoever works on the study. It is the standard input of every command, which so holds it on when the study is killed."""
 
     def type(self, words: Iterable[object], log: Path) -> None:
-        """Type a command, its output appended to a log.
+        """Type a slicemill command of this checkout, its output appended to a log.
 
         Raises
         ------
         InputError
             It failed.
         """
+        self.start((sys.executable, "-m", "slicemill", *words), log)
+
+    def start(self, words: Iterable[object], log: Path) -> None:
+        """Run a program, its output appended to a log.
+
+        Raises
+        ------
+        InputError
+            It failed; the message holds the last line of its output.
+        """
         arguments = [str(word) for word in words]
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as stream:
-            stream.write(f"$ slicemill {' '.join(arguments)}\n")
+            stream.write(f"$ {' '.join(arguments)}\n")
             stream.flush()
-            done = subprocess.run(  # noqa: S603 (our own command)
-                [sys.executable, "-m", "slicemill", *arguments],
-                cwd=HERE,
-                stdin=self.lock,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                check=False,
+            done = subprocess.run(  # noqa: S603 (commands of ours, and of the environment that we made)
+                arguments, cwd=HERE, stdin=self.lock, stdout=stream, stderr=subprocess.STDOUT, check=False
             )
         if done.returncode:
-            lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-            raise InputError(
-                f"slicemill {arguments[0]} ended with exit status {done.returncode}: {lines[-1]} All of it: {log}."
-            )
+            said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+            raise InputError(f"a command ended with exit status {done.returncode}: {said[-1]} All of it: {log}.")
 
 
 @contextmanager

@@ -13,12 +13,13 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench.quality.runs import (
+    BENCHMARK,
     Place,
     Run,
     Shell,
@@ -28,7 +29,6 @@ from bench.quality.runs import (
     locked,
     pinned,
     runs_of,
-    settings_of,
     to_toml_of,
 )
 from bench.quality.table import PARTS, Table
@@ -126,7 +126,12 @@ def prepare(study: Study, shell: Shell) -> Store:
         shell.type(("phantom", place.data, *words), log)
     labels = ("--labels", sought.labels) if sought.labels and study.data is not None else ()
     say(f"ingest: {place.store.name}")
-    shell.type(("ingest", place.data, place.store, *labels), log)
+    try:
+        shell.type(("ingest", place.data, place.store, *labels), log)
+    except InputError as error:
+        if not is_store(place.store):
+            raise
+        say(f"{error} The study goes on without what could not be ingested.")
     shell.type(("split", place.store, place.out / "folds", "--folds", sought.folds), log)
     return open_store(place.store)
 
@@ -144,10 +149,7 @@ def run_study(study: Study) -> list[Row]:
     place = study.place
     with locked(place.out) as shell:
         store = prepare(study, shell)
-        sought = {
-            run: identity(study.table, run, place, read_split(place.split(run.fold), store.case_ids))
-            for run in study.runs()
-        }
+        sought = {run: sought_of(study, run, store) for run in study.runs()}
         finished = finished_of(place, sought)
         for run, result in finished.items():
             check_same(place.result(run), result, sought[run])
@@ -182,12 +184,19 @@ def gathered(study: Study, store: Store) -> list[Row]:
     found = []
     for path in sorted((place.out / "results").glob("*.json")):
         result = read_json(path)
-        run = Run(**{name: result[name] for name in ("variant", "fold", "seed")})
-        if run.variant not in order or not place.split(run.fold).exists():
+        if result.get("benchmark") != BENCHMARK or result["variant"] not in order:
             continue
-        check_same(path, result, identity(study.table, run, place, read_split(place.split(run.fold), store.case_ids)))
+        run = Run(**{name: result[name] for name in ("variant", "fold", "seed")})
+        check_same(path, result, sought_of(study, run, store))
         found.append(result)
     return sorted(found, key=lambda row: (order.index(row["variant"]), row["seed"], row["fold"]))
+
+
+def sought_of(study: Study, run: Run, store: Store) -> Row:
+    """Return what a result of a run must agree with."""
+    place, wanted = study.place, study.table
+    split = read_split(place.split(run.fold), store.case_ids)
+    return identity(wanted.config(run.variant, run.seed), wanted.min_lesion_ml, place, split)
 
 
 def finished_of(place: Place, runs: Iterable[Run]) -> dict[Run, Row]:
@@ -329,14 +338,14 @@ def pilot(study: Study) -> Row:
         folder = Path(aside)
         log, store, settings = folder / "log.txt", place.store, folder / "settings.toml"
         if not is_store(store):
-            side = max(sought.phantom_size, settings_of(sought, first)["size"])
+            side = max(sought.phantom_size, sought.config(first.variant, first.seed).size)
             say(f"a pilot of {PILOT_STEPS} steps on phantoms of {side} pixels")
             store = folder / "store"
             shell.type(("phantom", folder / "phantoms", "--cases", PILOT_CASES, "--size", side), log)
             shell.type(("ingest", folder / "phantoms", store), log)
         else:
             say(f"a pilot of {PILOT_STEPS} steps")
-        short = settings_of(replace(sought, epochs=2, steps=PILOT_STEPS), first)
+        short = asdict(replace(sought, epochs=2, steps=PILOT_STEPS).config(first.variant, first.seed))
         write_bytes(settings, to_toml_of(short).encode())
         pinned_threads = sorted(os.sched_getaffinity(0))
         pinned(pinned_threads[:: study.jobs])

@@ -17,6 +17,7 @@ from typing import Any
 
 from bench.quality.statistics import paired_difference
 from bench.quality.table import PARTS, Table
+from store.labels import TUMOR_WORDS
 from store.machine import card
 from store.metrics import mean_of
 
@@ -70,8 +71,12 @@ def summarize(table: Table, results: Sequence[Row]) -> Row:
 
 
 def main_region(regions: Sequence[str]) -> str:
-    """Return the region that a recipe is chosen by: tumor where there is one, else the last label."""
-    return "tumor" if "tumor" in regions else regions[-1]
+    """Return the region that a recipe is chosen by: tumor where one has such a name, else the last label.
+
+    >>> main_region(["kidney", "Tumour", "cyst"]), main_region(["liver", "spleen"])
+    ('Tumour', 'spleen')
+    """
+    return next((name for name in regions if any(word in name.lower() for word in TUMOR_WORDS)), regions[-1])
 
 
 def cases_of(results: Iterable[Row], part: str) -> list[Row]:

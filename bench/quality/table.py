@@ -7,6 +7,7 @@
     seeds = [0]
     epochs = 12                   # the same number of steps for every variant, however busy the machine is
     steps = 25                    # an epoch
+    min_lesion_ml = 0.5           # of `slicemill export`
 
     [settings]                    # of `slicemill train --config`, shared by all variants
     window_low = -100.0
@@ -30,7 +31,7 @@ PARTS = ("validation", "test")
 """Parts of a fold that are scored: recipes are chosen by the first."""
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 KEYS = {"labels": str, "folds": int, "seeds": list, "epochs": int, "steps": int, "settings": dict, "variants": dict,
-        "phantom_size": int}  # fmt: skip
+        "phantom_size": int, "min_lesion_ml": float}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class Table:
     epochs: int = 12
     steps: int = 25
     """Batches an epoch."""
+    min_lesion_ml: float = 0.0
+    """Tumors smaller than this are removed after inference, as `slicemill export --min-lesion-ml` has it."""
     phantom_size: int = 128
     """Pixels along the side of a phantom's slices, where phantoms are asked for."""
 

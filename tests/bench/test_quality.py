@@ -4,6 +4,9 @@ import itertools
 import json
 import math
 import os
+import shutil
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,10 +21,10 @@ from bench.quality import study as study_module
 from bench.quality.report import draw, quality_table
 from bench.quality.runs import Run, check_same, locked, region_row, runs_of
 from bench.quality.statistics import EXACT, bootstrap_interval, paired_difference, wilcoxon_p
-from bench.quality.study import Study, minutes_of, numbers, plan, run_study
+from bench.quality.study import Study, minutes_of, numbers, plan, prepare, run_study
 from bench.quality.summary import gain, scores, summarize
 from bench.quality.table import Table, read_table
-from bench.readme import TABLES
+from bench.readme import TABLES, rendered
 from store.errors import ConfigError, InputError
 from store.files import read_json, write_json
 from train.config import Config
@@ -69,6 +72,7 @@ def case(patient, dice, part="test", volumes=(2.0, 2.0, 1.0)):
 
 def result(variant, cases, fold=0, seed=0):
     return {
+        "benchmark": "quality run",
         "collection": "made-up",
         "variant": variant,
         "fold": fold,
@@ -133,8 +137,8 @@ def test_the_table_says_everything_that_the_record_knows():
     record = made_up()
     shown = TABLES["quality"](record)
     assert shown == quality_table(record)
-    assert "| tumor, validation |" in shown
-    assert "| tumor, test |" in shown
+    assert "| tumor, validation (17 patients) |" in shown
+    assert "| tumor, test (17 patients) |" in shown
     row = record["variants"]["one-slice"]
     assert f"{row['test']['tumor']['mean']:.3f} ± {row['test']['tumor']['sd']:.3f}" in shown
     assert f"{row['gain']['validation']['tumor']['mean']:+.3f} [" in shown
@@ -142,6 +146,13 @@ def test_the_table_says_everything_that_the_record_knows():
     assert "false alarm in a case without the region counts as 0" in shown
     assert f"{record['date'][:10]}, commit abc" in shown
     assert len({len(line.split(" | ")) for line in shown.splitlines() if line.startswith("| default")}) == 1
+
+
+@pytest.mark.parametrize("figure", ["quality", "quality-phantoms"])
+def test_a_committed_record_becomes_a_figure_of_the_readme(tmp_path, figure):
+    record = made_up(patients=3)
+    write_json(tmp_path / "bench" / "results" / f"{figure}.json", record)
+    assert rendered(figure, tmp_path) == f"<!-- {figure} -->\n{quality_table(record)}\n<!-- end -->"
 
 
 def test_the_picture_has_a_dot_a_patient(tmp_path, monkeypatch):
@@ -274,8 +285,11 @@ def test_a_result_of_other_settings_is_refused(trainings, tmp_path):
 
 
 def test_a_setting_that_one_of_two_results_did_not_know_yet_is_no_difference(tmp_path):
-    now = {"settings": {"width": 4, "crop": 0}, "split": {}, "collection": "c"}
+    now = {"settings": {"width": 4, "crop": 0}, "export": {}, "split": {}, "collection": "c"}
     check_same(tmp_path, {**now, "settings": {"width": 4}}, now)
+    check_same(tmp_path, {name: value for name, value in now.items() if name != "export"}, now)
+    with pytest.raises(ConfigError, match="of other settings .the cases of test."):
+        check_same(tmp_path, {**now, "split": {"test": ["a"]}}, {**now, "split": {"test": ["b"]}})
     with pytest.raises(ConfigError, match="collection d -> c"):
         check_same(tmp_path, {**now, "collection": "d"}, now)
 
@@ -356,3 +370,43 @@ def test_a_study_goes_through_the_commands_of_a_user(collection, tmp_path):
     assert study.place.result(Run(variant="default", fold=1, seed=0)).stat().st_mtime_ns == written
     record = summarize(table, [found])
     assert set(record["variants"]["default"]["test"]) == {"liver", "tumor"}
+
+
+@pytest.mark.slow
+def test_a_killed_study_is_finished_by_the_same_command(collection, tmp_path):
+    """Killed in the middle of a training: the training that outlives it is waited for, and gone on with."""
+    (tmp_path / "table.toml").write_text(
+        "folds = 2\nepochs = 6\nsteps = 2\n[settings]\nwidth = 4\ndepth = 3\nbatch = 2\n[variants.default]\n"
+    )
+    words = [sys.executable, "-m", "slicemill", "bench", "quality", "--table", str(tmp_path / "table.toml"), "--data", str(collection),
+             "--out", str(tmp_path / "q"), "--only-folds", "0"]  # fmt: skip
+    metrics = tmp_path / "q" / "runs" / "default_fold-0_seed-0" / "train" / "metrics.csv"
+    first = subprocess.Popen(words, cwd=HERE, stdout=subprocess.DEVNULL, start_new_session=True)
+    while not metrics.exists():
+        assert first.poll() is None
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    os.killpg(first.pid, signal.SIGSTOP)
+    refused = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "trainings of one that was killed" in refused.stderr
+    os.killpg(first.pid, signal.SIGKILL)
+    done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=True)
+    log = (metrics.parents[1] / "log.txt").read_text()
+    assert "going on after epoch" in log
+    assert len(metrics.read_text().splitlines()) == 1 + 6
+    assert "1 of 1: default, fold 0, seed 0: validation liver" in done.stdout
+    assert (tmp_path / "q" / "quality.png").exists()
+    assert read_json(tmp_path / "q" / "quality.json")["variants"]["default"]["runs"] == 1
+
+
+@pytest.mark.slow
+def test_a_scan_that_cannot_be_ingested_does_not_stop_a_study(collection, tmp_path, capsys):
+    shutil.copytree(collection, tmp_path / "scans")
+    (tmp_path / "scans" / "volume-9.nii").write_bytes(b"no scan")
+    study = Study(table=TABLE, out=tmp_path / "q", data=tmp_path / "scans")
+    with locked(study.out) as shell:
+        assert len(prepare(study, shell)) == 6
+    assert "The study goes on without what could not be ingested." in capsys.readouterr().out
+    assert study.place.split(1).exists()
