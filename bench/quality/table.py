@@ -68,7 +68,10 @@ class Table:
             raise ConfigError(f"seeds = {list(self.seeds)}: name at least one, and each once.")
         for name in self.variants:
             for seed in self.seeds:
-                self.config(name, seed)
+                if self.config(name, seed).batch == 0:
+                    raise ConfigError(
+                        f"variant {name}: batch = 0 takes what a GPU's memory allows; a study needs a number."
+                    )
 
     def config(self, variant: str, seed: int) -> Config:
         """Return the settings of a training run.

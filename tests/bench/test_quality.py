@@ -178,6 +178,7 @@ def test_the_picture_has_a_dot_a_patient(tmp_path, monkeypatch):
         ("[variants.a]\nsteps = 3", "steps is the study's own"),
         ("[variants.a]\nmomentum = 3", "variant a: momentum: is no setting"),
         ("[settings]\ncontext = 2\n[variants.a]", "variant a: context = 2: must be 1, 3, 5 or 7"),
+        ("[settings]\nbatch = 0\n[variants.a]", "variant a: batch = 0 takes what a GPU's memory allows"),
         ("variants = 3", "variants = 3: must be dict"),
         ("seeds = [1.5]\n[variants.a]", "must be a list of whole numbers"),
         ("[variants", "cannot be read as TOML"),
