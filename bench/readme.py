@@ -8,7 +8,7 @@ from typing import Any
 from bench.quality.report import quality_table, yardstick_table
 from bench.tables import ingest_table, lits_table, loader_table, store_table, train_table, where
 
-FIGURES = ("scores: demo", "scores: real", "ingest", "store", "loader", "lits", "stages")
+FIGURES = ("scores: demo", "scores: real", "ingest", "store", "loader", "train", "lits", "stages")
 END = "<!-- end -->"
 
 
