@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
@@ -43,6 +44,8 @@ PARAMS = ".params"
 """Name of the claim of whoever settles a store's parameters; a case id does not start with a dot."""
 AUTO_THREADS = 4
 """A case keeps about three cores busy: one decodes, the others encode (`slicemill bench ingest`)."""
+TIMES_LOST = 5
+"""How often a task is done again whose result died with its worker."""
 ASK_AGAIN_SECONDS = 2.0
 """How long a case that another run works on is left before it is asked for again."""
 
@@ -347,7 +350,7 @@ def _outcomes(
 ) -> Iterator[tuple[Task, Outcome, BaseException | None]]:
     """Yield what becomes of each task, with the bug that ended it if one did, in the order in which they end.
 
-    A task whose case is claimed elsewhere comes again.
+    A task whose case is claimed elsewhere comes again; one whose result died with its worker is done again.
     """
     from distributed import as_completed
 
@@ -361,19 +364,34 @@ def _outcomes(
 
     futures = {submit(task): task for task in left}
     waiting: list[Task] = []
+    lost: Counter[str] = Counter()
     while futures:
         for future in as_completed(list(futures)):
             task = futures.pop(future)
             outcome, bug = _ended(task.case.case_id, future)
+            if outcome is None and lost[task.case.case_id] < TIMES_LOST and _answers(client):
+                lost[task.case.case_id] += 1
+                waiting.append(task)
+                continue
+            outcome = outcome or _untold(task, client)
             if outcome.status == "done" and identity(root, outcome.case_id) is None:
                 reason = f"{outcome.case_id}: written where this process cannot see it; use a shared folder."
                 outcome = replace(outcome, status="failed", reason=reason)
             if outcome.status == "claimed":
                 waiting.append(task)
             yield task, outcome, bug
-        if waiting:
+        if waiting and _answers(client):
             time.sleep(ASK_AGAIN_SECONDS)
             futures, waiting = {submit(task): task for task in waiting}, []
+    for task in waiting:
+        yield task, _untold(task, client), None
+
+
+def _answers(client: Any) -> bool:
+    """Return whether the client has its scheduler; wait while it looks for one that it lost."""
+    while client.status == "connecting":
+        time.sleep(0.1)
+    return bool(client.status == "running")
 
 
 def _pace(outcomes: list[Outcome], seconds: float) -> str:
@@ -384,27 +402,37 @@ def _pace(outcomes: list[Outcome], seconds: float) -> str:
     return f"{slices / seconds:,.0f} slices/s, {gigabytes / seconds:.2f} GB/s of voxels, {failed} failed"
 
 
-def _ended(case_id: str, future: Any) -> tuple[Outcome, BaseException | None]:
-    """Return the outcome of a task; one of its own making where it has none: its worker or scheduler died, or there is a bug."""
+def _ended(case_id: str, future: Any) -> tuple[Outcome | None, BaseException | None]:
+    """Return the outcome of a task, None where it died with the worker that kept it or with the scheduler; and the bug, if one ended it."""
     from distributed.scheduler import KilledWorker
 
-    bug: BaseException | None = None
     if future.status == "finished":
         try:
-            outcome: Outcome = future.result()
-        except (OSError, CancelledError):
-            pass  # the scheduler, or the worker that kept the result, is gone
-        else:
-            return outcome, None
+            return future.result(), None
+        except (OSError, CancelledError, KilledWorker):
+            pass  # lost on the way; where another worker has tried it since, it may have ended otherwise
     if future.status != "error":
-        reason = f"{case_id}: the Dask scheduler is gone; run the same command again with one that answers."
-    elif isinstance(error := future.exception(), KilledWorker):
-        reason = (
-            f"{case_id}: its worker process died again and again, probably for want of memory; use fewer --workers."
+        return None, None
+    error = future.exception()
+    if isinstance(error, KilledWorker):
+        error, reason = (
+            None,
+            "its worker process died again and again, probably for want of memory; use fewer --workers.",
         )
     else:
-        reason, bug = f"{case_id}: a bug, please report it: {type(error).__name__}: {error}", error
-    return Outcome(case_id=case_id, status="failed", reason=reason, passing=True), bug
+        reason = f"a bug, please report it: {type(error).__name__}: {error}"
+    return Outcome(case_id=case_id, status="failed", reason=f"{case_id}: {reason}", passing=True), error
+
+
+def _untold(task: Task, client: Any) -> Outcome:
+    """Return the outcome of a task of which no one can tell how it ended."""
+    case_id = task.case.case_id
+    reason = f"{case_id}: the Dask scheduler is gone; run the same command again with one that answers."
+    if _answers(client):
+        reason = (
+            f"{case_id}: {TIMES_LOST + 1} workers died before they could tell how it ended; run the same command again."
+        )
+    return Outcome(case_id=case_id, status="failed", reason=reason, passing=True)
 
 
 def _record(case: CaseFiles, params: Params, outcome: Outcome) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ingest import pipeline
 from ingest.convert import convert_case
 from ingest.discover import discover
 from ingest.params import Params
@@ -215,6 +216,25 @@ def test_a_case_that_another_run_has_claimed_is_waited_for(collection, stored, t
     assert report.count("done") == 6
     assert contents(store) == contents(stored)
     assert read_lines(store / "ledger.jsonl")[-1]["case_id"] == "volume-2"
+
+
+def test_a_case_whose_outcome_died_with_its_worker_is_done_again(collection, stored, tmp_path, monkeypatch):
+    ended, once = pipeline._ended, set()
+
+    def lose(case_id, future):
+        outcome = ended(case_id, future)
+        first = case_id not in once
+        once.add(case_id)
+        return (None, None) if first or case_id == "volume-1" else outcome
+
+    monkeypatch.setattr(pipeline, "_ended", lose)
+    monkeypatch.setattr(pipeline, "ASK_AGAIN_SECONDS", 0.0)
+    store = tmp_path / "store"
+    report = ingest(discover(collection), store, LITS, Options(workers=1))
+    assert (report.count("unchanged"), report.count("failed")) == (5, 1)
+    (failed,) = (outcome for outcome in report.outcomes if outcome.status == "failed")
+    assert "volume-1: 6 workers died" in failed.reason
+    assert contents(store) == contents(stored)
 
 
 @pytest.mark.slow
