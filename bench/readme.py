@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bench.tables import ingest_table, lits_table, loader_table, store_table, where
+from bench.tables import infer_table, ingest_table, lits_table, loader_table, store_table, where
 
 FIGURES = ("scores: demo", "scores: real", "ingest", "store", "loader", "lits", "stages")
 END = "<!-- end -->"
@@ -75,7 +75,13 @@ def stages_table(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", note])
 
 
-TABLES = {"ingest": ingest_table, "store": store_table, "loader": loader_table, "ingest --scale lits": lits_table}
+TABLES = {
+    "infer": infer_table,
+    "ingest": ingest_table,
+    "store": store_table,
+    "loader": loader_table,
+    "ingest --scale lits": lits_table,
+}
 
 
 def main() -> None:

@@ -108,7 +108,8 @@ def networks(store: Path, size: int) -> dict[str, tuple[Callable[[], object], in
     from infer.single import segment_volume
     from train.config import Config
     from train.dataset import Batches
-    from train.export import CONTRACT, Exported, add_metadata, proof_slices, to_onnx
+    from train.export import CONTRACT, add_metadata, proof_slices, to_onnx
+    from train.graph import Exported
     from train.setup import choose_device, uses_bf16
     from train.step import build, make_learner, normalized, one_step
 

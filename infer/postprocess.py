@@ -52,7 +52,7 @@ class Rules:
         }
 
 
-def rules_from_json(document: dict[str, Any]) -> Rules:
+def rules_from_json(document: object) -> Rules:
     """Read the rules of a model's metadata; what is absent is off.
 
     Raises
@@ -60,6 +60,8 @@ def rules_from_json(document: dict[str, Any]) -> Rules:
     ModelError
         There is a rule that this version does not know, or a value that cannot be.
     """
+    if not isinstance(document, dict):
+        raise ModelError(f"its postprocess must be a JSON object of rules; found {document!r}.")
     known = Rules().as_json()
     unknown = set(document) - set(known)
     if unknown:

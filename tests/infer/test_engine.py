@@ -115,11 +115,11 @@ def test_a_scan_that_cannot_be_read_fails_by_itself_and_is_not_tried_again_unles
 
 
 class Failing:
-    """A model whose device fails at chosen runs."""
+    """A model whose device fails once, at the third batch, or with `again` also at the first batch of its new session."""
 
-    def __init__(self, path, at):
+    def __init__(self, path, again=False):
         self._model = open_model(path, "cpu")
-        self._at = set(at)
+        self._again = again
         self._lock = threading.Lock()
         self.count = self.rebuilt = 0
         self._wrap()
@@ -135,7 +135,7 @@ class Failing:
             def run_with_iobinding(self, binding):
                 with outer._lock:
                     outer.count += 1
-                    fails = outer.count in outer._at
+                    fails = outer.count == 3 or (outer._again and outer.rebuilt == 1)
                 if fails:
                     raise RuntimeError("CUDA error 700\nand a long story")
                 real.run_with_iobinding(binding)
@@ -158,7 +158,7 @@ class Failing:
 
 
 def test_a_device_that_fails_once_fails_the_scans_of_that_batch_only(model, scans, tmp_path):
-    failing = Failing(model, at=[3])
+    failing = Failing(model)
     summary = run(failing.model, [scans], tmp_path / "out", batch=4, readers=1)
     failed = [outcome for outcome in summary.outcomes if outcome.status == "failed"]
     assert failing.rebuilt == 1
@@ -174,7 +174,7 @@ def test_a_device_that_fails_once_fails_the_scans_of_that_batch_only(model, scan
 
 
 def test_a_device_that_fails_again_ends_the_run_and_every_scan_is_accounted_for(model, scans, tmp_path):
-    failing = Failing(model, at=[2, 4])
+    failing = Failing(model, again=True)
     with pytest.raises(ProviderError, match="failed again after its session was made anew"):
         run(failing.model, [scans], tmp_path / "out", batch=2, readers=1)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
