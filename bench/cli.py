@@ -167,6 +167,24 @@ def loader(
         _finish(_on_one_phantom(run, slices, rounds), json)
 
 
+@bench.command("train")
+def training(
+    slices: Annotated[int, typer.Option(help="Slices of the phantom.", min=32)] = 64,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 7,
+    config: Annotated[Path | None, typer.Option(help="Settings of the training, as TOML.")] = None,
+    json: Annotated[Path | None, typer.Option(help="File to write the record to.")] = None,
+) -> None:
+    """A training step from the store, with augmentation, beside the bare forward and backward of its network."""
+    with errors_shown():
+        from functools import partial
+
+        from bench.training import run
+        from train.config import Config, read_config
+
+        settings = read_config(config) if config else Config()
+        _finish(_on_one_phantom(partial(run, config=settings), slices, rounds), json)
+
+
 def _on_one_phantom(run: Callable[..., dict[str, Any]], slices: int, rounds: int) -> dict[str, Any]:
     """Return a benchmark's record, made in a folder that is gone afterwards."""
     import tempfile
@@ -185,6 +203,121 @@ def _finish(record: dict[str, Any], json: Path | None) -> None:
     say(to_json(record))
     if json is not None:
         write_json(json, record)
+
+
+@bench.command()
+def quality(
+    data: Annotated[Path | None, typer.Option(help="Collection of scans with masks.")] = None,
+    phantoms: Annotated[int, typer.Option(help="Make so many phantoms with liver and tumor instead.", min=0)] = 0,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="Variants as TOML; by default bench/quality/sarcoma.toml, or phantoms.toml with --phantoms."),
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Names of the label values, like tumor=1.")] = None,
+    folds: Annotated[int | None, typer.Option(help="Folds; each patient is in the test part of one.")] = None,
+    only_folds: Annotated[str | None, typer.Option(help="Run only these folds, like 0,2.")] = None,
+    variants: Annotated[str | None, typer.Option(help="Run only these variants, like default,one-slice.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds of the trainings, like 0,1,2.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of every training.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of an epoch.")] = None,
+    jobs: Annotated[int, typer.Option(help="Trainings at a time, each on its share of the cores.", min=1)] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of the study; the same command again goes on in it.")] = Path(
+        "quality"
+    ),
+    json: Annotated[Path | None, typer.Option(help="File to write the record to.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="PNG to draw; by default quality.png in the study.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs with the time that they take, and stop.")
+    ] = False,
+) -> None:
+    """Quality: train variants of the settings on folds by patient, and compare their Dice patient by patient.
+
+    A table names the variants: a TOML file of settings that all share and of what each variant changes; the first is what
+    the others are compared with. Every training takes the same number of steps. Each run goes through train, export,
+    infer and evaluate; recipes are chosen by the validation parts, the test parts are shown beside. Killed and run again,
+    it does what is left; later calls with other variants or seeds add to the same record.
+
+    slicemill bench quality --data sarcoma/ --dry-run
+    slicemill bench quality --data sarcoma/ --jobs 2
+    slicemill bench quality --data sarcoma/ --variants default --seeds 0,1,2
+    slicemill bench quality --phantoms 200 --only-folds 0
+    """
+    with errors_shown():
+        from dataclasses import replace
+
+        from bench.quality.report import draw
+        from bench.quality.study import Study, numbers, plan, run_study
+        from bench.quality.summary import summarize
+        from bench.quality.table import read_table
+
+        chosen = read_table(table or _shipped_table(phantoms))
+        given: dict[str, Any] = {
+            "labels": labels,
+            "folds": folds,
+            "epochs": epochs,
+            "steps": steps,
+            "seeds": numbers("--seeds", seeds),
+        }
+        study = Study(
+            table=replace(chosen, **{name: value for name, value in given.items() if value}),
+            out=out,
+            data=data,
+            phantoms=phantoms,
+            variants=tuple(name.strip() for name in variants.split(",")) if variants else (),
+            only_folds=numbers("--only-folds", only_folds),
+            jobs=jobs,
+        )
+        if dry_run:
+            plan(study)
+            return
+        record = summarize(study.table, run_study(study))
+        draw(picture or out / "quality.png", record)
+        _finish(record, json or out / "quality.json")
+        say(f"picture: {picture or out / 'quality.png'}; record: {json or out / 'quality.json'}")
+
+
+@bench.command()
+def yardstick(
+    data: Annotated[Path | None, typer.Option(help="Collection of scans with masks.")] = None,
+    phantoms: Annotated[int, typer.Option(help="Make so many phantoms with liver and tumor instead.", min=0)] = 0,
+    table: Annotated[Path | None, typer.Option(help="Settings as in bench quality.")] = None,
+    variant: Annotated[str | None, typer.Option(help="The variant that stands for us; by default the first.")] = None,
+    only_folds: Annotated[str, typer.Option(help="Folds to compare on, like 0,2.")] = "0",
+    minutes: Annotated[float, typer.Option(help="Training time of each.")] = 20.0,
+    out: Annotated[Path, typer.Option(help="Folder of the study; the same command again goes on in it.")] = Path(
+        "quality"
+    ),
+    json: Annotated[Path | None, typer.Option(help="File to write the record to.")] = None,
+) -> None:
+    """Yardstick: nnU-Net's 2D configuration and ours on the same folds, for the same minutes on the same device.
+
+    nnU-Net is installed into an environment of its own below the study's folder, from pinned versions, and keeps its own
+    plans and defaults but for when it stops. One after the other, with all cores: let nothing else run. Folds that are
+    done are not done again.
+
+    slicemill bench yardstick --data sarcoma/ --minutes 20
+    slicemill bench yardstick --data sarcoma/ --minutes 20 --only-folds 0,1,2,3
+    """
+    with errors_shown():
+        from bench.quality.study import Study, numbers
+        from bench.quality.table import read_table
+        from bench.quality.yardstick import Duel, run_duel
+
+        study = Study(
+            table=read_table(table or _shipped_table(phantoms)),
+            out=out,
+            data=data,
+            phantoms=phantoms,
+            variants=(variant,) if variant else (),
+            only_folds=numbers("--only-folds", only_folds),
+        )
+        _finish(run_duel(Duel(study=study, minutes=minutes)), json or out / "yardstick.json")
+        say(f"record: {json or out / 'yardstick.json'}")
+
+
+def _shipped_table(phantoms: int) -> Path:
+    """Return the table of variants that comes with the command."""
+    return Path(__file__).parent / "quality" / ("phantoms.toml" if phantoms else "sarcoma.toml")
 
 
 @bench.command()

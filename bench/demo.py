@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.machine import card
 from bench.threshold import Baseline, threshold_baseline
 from store.errors import ConfigError, InputError
 from store.files import write_json
 from store.labels import format_labels
+from store.machine import card
 from store.metrics import mean_of
 from store.naming import name_of
 from store.picture import Tile, draw_labels, gray, montage, save_png
@@ -173,6 +173,7 @@ def show(summary: dict[str, Any], baseline: Baseline, out: Path) -> None:
     for what, path in (
         ("manifest", "store/manifest.csv"),
         ("collection", "preview.png"),
+        ("training, on one page", "run/report.html"),
         ("Dice curves", "run/curves.png"),
         ("image | reference | prediction", "montage.png"),
         ("masks, reports, overlays", "segmented"),

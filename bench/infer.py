@@ -34,7 +34,6 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from bench.clock import Timing, interleaved, ratio
-from bench.machine import card
 from infer.batching import Filler, Scan
 from infer.canvas import plan_of
 from infer.inputs import Job, gather, load
@@ -48,6 +47,7 @@ from infer.single import full_report
 from store.files import write_json
 from store.geometry import Grid
 from store.labels import LITS_LABELS
+from store.machine import card
 from store.nifti import write_volume
 from store.phantom import PhantomSpec, make_phantom, write_nifti
 from store.picture import save_png

@@ -24,7 +24,6 @@ import numpy.typing as npt
 
 import store.scan
 from bench.clock import interleaved, ratio
-from bench.machine import card
 from bench.peers import PEERS, gzip6_nifti
 from ingest.convert import convert_case
 from ingest.discover import CaseFiles
@@ -32,6 +31,7 @@ from ingest.params import Params
 from store.counts import Counts
 from store.labels import LITS_LABELS
 from store.layout import IMAGE, LABEL, SHARD, ArrayName, codec_of
+from store.machine import card
 from store.nifti import Gunzip
 from store.phantom import PhantomSpec, make_phantom, write_nifti
 from store.progress import progress

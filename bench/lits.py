@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.ingest import SIZE
-from bench.machine import card
 from bench.memory import write_repeated
 from store.files import bytes_below
+from store.machine import card
 from store.phantom import PhantomSpec, make_phantom
 
 PLAN = {74: 6, 123: 20, 240: 22, 294: 7, 432: 30, 685: 33, 987: 13}

@@ -19,16 +19,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from bench.clock import Timing, interleaved, ratio
 from bench.ingest import LITS, SIZE
-from bench.machine import card
 from bench.peers import png_slices
 from bench.readers import bare_decode
 from ingest.convert import convert_case
 from ingest.discover import CaseFiles
+from store.machine import card
 from store.phantom import PhantomSpec, make_phantom, write_nifti
 from store.progress import progress
 from store.reader import Case, Store, open_store, without_checksum
 from store.writer import prepare_store
-from train.dataset import RING, Batches
+from train.dataset import RING, Batches, View
+from train.sampling import Place
 
 BATCH = 16
 WORKERS = 2
@@ -81,13 +82,13 @@ def cpu_seconds() -> float:
 def run(folder: Path, *, slices: int, rounds: int) -> Record:
     """Measure on one phantom and return the record."""
     store, case, order = prepared(folder, slices)
-    places = [("volume-1", z) for z in order]
+    places = [Place("volume-1", z) for z in order]
 
     def behind_workers(dataset: Dataset[tuple[Any, Any]]) -> None:
         for _ in DataLoader(dataset, batch_size=BATCH, num_workers=WORKERS):
             pass
 
-    rings = {threads: Batches(store, (SIZE, SIZE), (1, None), BATCH, threads) for threads in (1, 2)}
+    rings = {threads: Batches(store, View(size=(SIZE, SIZE)), BATCH, threads) for threads in (1, 2)}
 
     def ring(threads: int) -> None:
         with rings[threads].over(places, (0, 0)) as stream:
@@ -146,9 +147,9 @@ def faster(ours: Timing, theirs: Timing) -> float:
     return round(ratio(theirs, ours), 2)
 
 
-def waited(store: Store, places: list[tuple[str, int]]) -> Record:
+def waited(store: Store, places: list[Place]) -> Record:
     """Return how long a network that takes SLOWER times as long as the decoding waits for batches."""
-    batches = Batches(store, (SIZE, SIZE), (1, None), BATCH, 1)
+    batches = Batches(store, View(size=(SIZE, SIZE)), BATCH, 1)
     start = time.perf_counter()
     with batches.over(places, (0, 0)) as stream:
         count = sum(1 for _ in stream)

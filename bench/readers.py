@@ -14,12 +14,12 @@ from numcodecs import blosc, zstd
 
 from bench.clock import interleaved, ratio
 from bench.ingest import LITS, SIZE, one_core
-from bench.machine import card
 from ingest.convert import convert_case
 from ingest.discover import CaseFiles
 from ingest.params import Params
 from store.labels import LITS_LABELS
 from store.layout import GROUP, IMAGE, LABEL
+from store.machine import card
 from store.phantom import PhantomSpec, make_phantom, write_nifti
 from store.progress import progress
 from store.reader import Case, open_store, without_checksum

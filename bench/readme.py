@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bench.tables import infer_table, ingest_table, lits_table, loader_table, store_table, where
+from bench.quality.report import quality_table, yardstick_table
+from bench.tables import infer_table, ingest_table, lits_table, loader_table, store_table, train_table, where
 
 FIGURES = ("scores: demo", "scores: real", "ingest", "store", "loader", "lits", "stages")
 END = "<!-- end -->"
@@ -80,7 +81,10 @@ TABLES = {
     "ingest": ingest_table,
     "store": store_table,
     "loader": loader_table,
+    "train": train_table,
     "ingest --scale lits": lits_table,
+    "quality": quality_table,
+    "yardstick": yardstick_table,
 }
 
 

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from bench.clock import interleaved
-from bench.machine import card
 from ingest.convert import convert_case
 from ingest.discover import CaseFiles
 from ingest.params import Params
 from store.labels import LITS_LABELS
 from store.layout import IMAGE, LABEL, codec_of
+from store.machine import card
 from store.phantom import PhantomSpec, make_phantom, write_nifti
 from store.progress import progress
 from store.reader import open_store
@@ -107,15 +107,17 @@ def networks(store: Path, size: int) -> dict[str, tuple[Callable[[], object], in
     from infer.model import open_model
     from infer.single import segment_volume
     from train.config import Config
-    from train.dataset import Batches
+    from train.dataset import Batches, View
     from train.export import CONTRACT, add_metadata, proof_slices, to_onnx
     from train.graph import Exported
-    from train.setup import choose_device, uses_bf16
-    from train.step import build, make_learner, normalized, one_step
+    from train.sampling import Place
+    from train.setup import choose_device, choose_precision
+    from train.step import build, class_of_value, make_learner, network_input, on_device, one_step
 
     config = Config(batch=BATCH)
     device = choose_device("cpu")
-    learner = make_learner(LITS_LABELS, config, device)
+    learner = make_learner(LITS_LABELS, config, device, choose_precision("auto", device))
+    to_class = class_of_value(LITS_LABELS, device)
     path = store.parent / "model.onnx"
     opened = open_store(store)
     graph = Exported(build(LITS_LABELS, config).eval(), config, LITS_LABELS).eval()
@@ -134,17 +136,15 @@ def networks(store: Path, size: int) -> dict[str, tuple[Callable[[], object], in
     model = open_model(path, "cpu")
     volume = opened["volume-1"].image[:INFER_SLICES]
     generator = torch.Generator().manual_seed(0)
-    batches = Batches(opened, (size, size), (config.context, None), BATCH)
+    batches = Batches(opened, View(size=(size, size), context=config.context), BATCH)
 
     def train() -> None:
-        places = [("volume-1", z % len(opened["volume-1"].image)) for z in range(TRAIN_STEPS * BATCH)]
+        places = [Place("volume-1", z % len(opened["volume-1"].image)) for z in range(TRAIN_STEPS * BATCH)]
         learner.network.train()
         with batches.over(places, (0, 0)) as stream:
             for batch in stream:
-                pair = normalized(
-                    torch.from_numpy(batch.image), torch.from_numpy(batch.label).long(), config, generator
-                )
-                one_step(learner, pair, bf16=uses_bf16("auto", device))
+                given = network_input(on_device(batch, to_class), config, (size, size), generator)
+                one_step(learner, given)
 
     return {
         "train": (train, TRAIN_STEPS * BATCH),

@@ -102,6 +102,24 @@ def infer_table(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", note])
 
 
+def train_table(record: dict[str, Any]) -> str:
+    """Return training steps beside the bare network as Markdown."""
+    lines = ["| training | slices/s | of the bare network |", "|---|---|---|"]
+    shares = record["of the bare forward and backward"]
+    lines += [
+        line(name, f"{row['per_second']:.1f}", ratio_cell(shares.get(name, 1.0)))
+        for name, row in record["results"].items()
+    ]
+    network = record["network"]
+    waited = record["share of time spent waiting for the loader"]
+    note = (
+        f"{record['unit'][0].upper()}{record['unit'][1:]}, network of width {network['width']} and depth {network['depth']}, {record['precision']} "
+        f"on {record['device']}; {waited:.1%} of the time was spent waiting for the loader; "
+        f"medians of ratios in one round, warm page cache, on {where(record['machine'])}."
+    )
+    return "\n".join([*lines, "", note])
+
+
 def lits_table(record: dict[str, Any]) -> str:
     """Return a run of LiTS's size as Markdown."""
     return (

@@ -57,6 +57,20 @@ class Labels:
         """Return the value of tumor, or None where no tumor is named."""
         return None if self.tumor is None else self.values[self.tumor]
 
+    def without(self, name: str) -> "Labels":
+        """Return the labels without one of them.
+
+        Raises
+        ------
+        LabelError
+            There is no such label, or no other.
+        """
+        if name not in self.values or len(self.values) == 1:
+            raise LabelError(f"ignore = {name}: must be one of several labels; they are {format_labels(self.values)}.")
+        rest = {other: value for other, value in self.values.items() if other != name}
+        organ, tumor = (None if role == name else role for role in (self.organ, self.tumor))
+        return Labels(values=rest, organ=organ, tumor=tumor)
+
     def as_json(self) -> dict[str, object]:
         """Return the three fields as they stand in stores, models and reports."""
         return {"labels": dict(self.values), "organ": self.organ, "tumor": self.tumor}

@@ -9,8 +9,8 @@ Advance = Callable[[float, str], None]
 
 
 @contextmanager
-def progress(title: str, total: float, unit: str) -> Iterator[Advance]:
-    """Show a bar of `total` units while the block runs.
+def progress(title: str, total: float, unit: str, *, quiet: bool = False) -> Iterator[Advance]:
+    """Show a bar of `total` units while the block runs; none where `quiet`.
 
     >>> with progress("ingest", 100, "slices") as advance:
     ...     advance(100, "no failures")
@@ -43,6 +43,6 @@ def progress(title: str, total: float, unit: str) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", style="dim"),
     )
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=False) as bar:
+    with Progress(*columns, console=console, disable=quiet or not sys.stderr.isatty(), transient=False) as bar:
         task = bar.add_task(title, total=total, note="")
         yield lambda amount, note: bar.update(task, advance=amount, note=note)

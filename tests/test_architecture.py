@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parents[1]
-PACKAGES = ("store", "ingest", "train", "infer", "bench")
+PACKAGES = ("store", "ingest", "train", "infer", "bench", "bench/quality")
 HEAVY = (
     "numpy",
     "nibabel",
@@ -82,7 +82,7 @@ def test_no_code_reads_the_environment_or_unpickles():
 def test_every_example_in_a_docstring_is_true(package):
     tried = 0
     for path in sorted((HERE / package).glob("*.py")):
-        result = doctest.testmod(importlib.import_module(f"{package}.{path.stem}"))
+        result = doctest.testmod(importlib.import_module(f"{package.replace('/', '.')}.{path.stem}"))
         assert result.failed == 0, path
         tried += result.attempted
     assert tried > 0 or package == "ingest"

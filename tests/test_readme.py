@@ -99,9 +99,9 @@ def test_the_source_tree_is_the_source_tree():
         folder = name if not line.startswith(" ") else folder
         listed.add(name if not line.startswith(" ") else folder + name)
     there = {
-        f"{package}/{path.name}"
+        path.relative_to(HERE).as_posix()
         for package in ("store", "ingest", "train", "infer", "bench")
-        for path in (HERE / package).glob("*.py")
+        for path in (HERE / package).rglob("*.py")
     }
     there = {path for path in there if not path.endswith("__init__.py")}
     assert there <= listed, there - listed

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from store.errors import ModelError
 from store.files import to_json, written_whole
@@ -29,6 +30,20 @@ class State:
     best_epoch: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     """One row of metrics an epoch."""
+    tally: dict[str, Any] | None = None
+    """What the epoch that is under way has found so far (`train.tally.Tally`); None between epochs."""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """Where the loss scaler of fp16 stands."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run has written."""
+        kinds = {"epoch": int, "best_epoch": int, "seconds": float, "best_score": float, "rows": list, "scaler": dict}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), int | float if kind is float else kind):
+                raise TypeError(f"{name} = {getattr(self, name)!r}: is not of type {kind.__name__}")
+        parts = {"voxels": list, "losses": list, "seconds": int | float, "waited": int | float}
+        if self.tally is not None and not all(isinstance(self.tally.get(name), kind) for name, kind in parts.items()):
+            raise TypeError("tally: is incomplete")
 
 
 def save_weights(path: Path, network: nn.Module) -> None:
@@ -51,11 +66,15 @@ def load_weights(path: Path, network: nn.Module) -> None:
         raise ModelError(f"{path}: is not a checkpoint of this network ({str(error).splitlines()[0]}).") from error
 
 
-def save_progress(run: Path, state: State, parts: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
-    """Write the weights, the optimizer's memory and the state as one file, so that they cannot disagree after a kill."""
-    tensors = {
-        f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()
-    }
+def save_progress(run: Path, state: State, parts: Mapping[str, nn.Module | Tensor], optimizer: Optimizer) -> None:
+    """Write the weights, the optimizer's memory and the state as one file, so that they cannot disagree after a kill.
+
+    `parts` maps names to modules and plain tensors.
+    """
+    tensors: dict[str, Tensor] = {}
+    for part, holder in parts.items():
+        own = {"": holder} if isinstance(holder, Tensor) else holder.state_dict()
+        tensors |= {f"{part}.{name}": tensor for name, tensor in own.items()}
     for index, memory in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in memory.items()}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -63,22 +82,32 @@ def save_progress(run: Path, state: State, parts: Mapping[str, nn.Module], optim
         save_file(contiguous, aside, metadata={"state": to_json(asdict(state))})
 
 
-def load_progress(run: Path, parts: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> State:
-    """Bring the parts (name -> module) and the optimizer to where a run stopped; a new run has a state of no epochs."""
+def load_progress(run: Path, parts: Mapping[str, nn.Module | Tensor], optimizer: Optimizer) -> State:
+    """Bring the parts and the optimizer to where a run stopped; a new run has a state of no epochs.
+
+    Raises
+    ------
+    ModelError
+        The checkpoint is damaged or of another network or store.
+    """
     if not (run / LAST).exists():
         return State()
     try:
         state = read_state(run)
         tensors = load_file(run / LAST)
-        for part, module in parts.items():
+        for part, holder in parts.items():
             prefix = f"{part}."
-            module.load_state_dict(
-                {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-            )
+            own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            if not own:
+                raise ValueError(f"it lacks {part}, as those of earlier versions do")
+            if isinstance(holder, Tensor):
+                holder.copy_(own[""])
+            else:
+                holder.load_state_dict(own)
         optimizer.load_state_dict(
-            {"state": _optimizer_memory(tensors), "param_groups": optimizer.state_dict()["param_groups"]}
+            {"state": _optimizer_memory(tensors, optimizer), "param_groups": optimizer.state_dict()["param_groups"]}
         )
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, IndexError) as error:
         raise ModelError(f"{run}: its checkpoint cannot be read ({error}); train anew with --overwrite.") from error
     return state
 
@@ -98,10 +127,14 @@ def read_state(run: Path) -> State:
         raise ModelError(f"{run}: holds no checkpoint of a training run ({error}).") from error
 
 
-def _optimizer_memory(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+def _optimizer_memory(tensors: dict[str, Tensor], optimizer: Optimizer) -> dict[int, dict[str, Tensor]]:
+    """Return an optimizer's memory, each part in the layout of its weight: in another one, its steps would be slow."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     memory: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
-            memory.setdefault(int(index), {})[key] = tensor
+            weight = weights[int(index)]
+            same = tensor.shape == weight.shape
+            memory.setdefault(int(index), {})[key] = torch.empty_like(weight).copy_(tensor) if same else tensor
     return memory

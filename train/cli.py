@@ -23,11 +23,20 @@ def train(
         float | None,
         typer.Option(help="Distance of those slices in mm, whatever the scan's own; 0 takes its neighbors."),
     ] = None,
+    spacing_mm: Annotated[
+        float | None, typer.Option(help="In-plane pixel size that slices are resampled to; 0 keeps their own.")
+    ] = None,
+    crop: Annotated[
+        int | None, typer.Option(help="Side of the parts of slices that are trained on; 0 trains on whole slices.")
+    ] = None,
     size: Annotated[
         int | None, typer.Option(help="Side to which slices are padded or cropped; 0 is the largest slice.")
     ] = None,
     width: Annotated[int | None, typer.Option(help="Channels of the first level.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Slices per step.")] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(help="Slices per step, over all processes; auto takes as many as the GPU's memory holds."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs.")] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps per epoch; 0 is as many slices as the training part has.")
@@ -37,12 +46,10 @@ def train(
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
     tumor_share: Annotated[float | None, typer.Option(help="Share of the drawn slices that hold tumor.")] = None,
-    augment: Annotated[
-        float | None, typer.Option(help="Strength of mirroring, turning, scaling, shading and noise, 0 to 1.")
-    ] = None,
+    augment: Annotated[float | None, typer.Option(help="Strength of the random changes, 0 to 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the split, the draws and the weights.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
     cache_dir: Annotated[
         Path | None,
         typer.Option(help="Where slices of a store in a bucket are kept; by default with the temporary files."),
@@ -57,27 +64,33 @@ def train(
     """
     with errors_shown():
         from store.cache import SliceCache
-        from store.reader import open_store
         from store.remote import Remote
         from train.config import Config, read_config
         from train.loop import train as fit
-        from train.setup import CURVES, METRICS, SPLIT, common_labels, remove_run
 
         settings = (read_config(config) if config else Config()).changed(
-            context=context, context_spacing_mm=context_spacing_mm, size=size,
-            width=width, batch=batch, epochs=epochs, steps=steps, max_minutes=max_minutes,
+            context=context, context_spacing_mm=context_spacing_mm, size=size, crop=crop, spacing_mm=spacing_mm,
+            width=width, batch=None if batch is None else slices_a_step(batch), epochs=epochs, steps=steps, max_minutes=max_minutes,
             learning_rate=learning_rate, tumor_share=tumor_share, augment=augment, seed=seed, device=device, precision=precision,
         )  # fmt: skip
         place = place_of(store)
         cache = SliceCache(cache_dir, round(cache_gb * 1e9)) if isinstance(place, Remote) else None
-        if overwrite:
-            common_labels(open_store(place))
-            remove_run(run)
-        state = fit(place, run, settings, split_file=split, cache=cache, tell=say)
-        say(
-            f"best: epoch {state.best_epoch} of {state.epoch}, mean Dice {state.best_score:.3f} on validation, {state.seconds / 60:.1f} minutes"
-        )
-        say(f"curves: {run / CURVES}, {run / METRICS}; split: {run / SPLIT}; or `tensorboard --logdir {run}`")
+        fit(place, run, settings, split_file=split, cache=cache, overwrite=overwrite, tell=say)
+
+
+def slices_a_step(text: str) -> int:
+    """Return the setting `batch` for what stands on the command line.
+
+    Raises
+    ------
+    ConfigError
+        It is neither a number nor auto.
+    """
+    if text == "auto":
+        return 0
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--batch {text}: must be a number of slices, or auto.")
+    return int(text)
 
 
 def split(
@@ -116,7 +129,7 @@ def gallery(
     augment: Annotated[float | None, typer.Option(help="Strength, 0 to 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the random changes.")] = None,
 ) -> None:
-    """Draw what the random changes of training do to slices of a store: as stored, moved, shaded, both.
+    """Draw what each kind of random change of training does to slices of a store, one by one and all together.
 
     slicemill gallery lits-store/ --augment 1
     """

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from store.errors import ModelError
-from store.files import read_json, to_json, written_whole
+from store.files import to_json, written_whole
 from store.framing import centered, fit, neighbor_step, neighbors
 from store.labels import Labels, labels_from_json
 from store.layout import AIR_HU
@@ -29,7 +29,7 @@ from train.audit import audit
 from train.checkpoint import BEST, load_weights, read_state
 from train.config import Config, read_config
 from train.graph import DEFAULT, Exported, Flavor
-from train.setup import CONFIG, MODEL, SPLIT
+from train.setup import CONFIG, SPLIT, run_document
 from train.split import read_split
 from train.step import build
 
@@ -87,7 +87,7 @@ def export(
     postprocess = Postprocess(largest_organ=trained.labels.organ is not None, min_lesion_ml=min_lesion_ml)
     written = {}
     with ExitStack() as shown_together:
-        for flavor in flavors:
+        for flavor in (trained.needed(asked) for asked in flavors):
             path = path_of(model, flavor)
             aside = shown_together.enter_context(written_whole(path))
             graph = trained.graph(flavor)
@@ -113,8 +113,9 @@ def check(run: Path, model: Path, *, store_path: Path | None = None) -> dict[Pat
     for flavor in FLAVORS:
         path = path_of(model, flavor)
         if path.exists():
-            onnx_checked(path)
-            proved[path] = prove(trained.graph(flavor), path, trained.proof, trained.graph())
+            outputs = {output.name for output in onnx_checked(path).graph.output}
+            graph = trained.graph(replace(flavor, probability="probability" in outputs))
+            proved[path] = prove(graph, path, trained.proof, trained.graph())
             if flavor.bytes_in and (broken := audit(path)):
                 raise ModelError(f"{path}: breaks TensorRT's rules ({'; '.join(broken)}); export it again.")
     if not proved:
@@ -141,6 +142,10 @@ class Trained:
     network: nn.Module
     proof: Proof
 
+    def needed(self, flavor: Flavor) -> Flavor:
+        """Return a flavor with the outputs that the network needs: a pixel size wants probabilities, to bring labels back from."""
+        return replace(flavor, probability=flavor.probability or self.config.wanted_spacing_mm is not None)
+
     def graph(self, flavor: Flavor = DEFAULT) -> Exported:
         """Return the graph of a flavor."""
         return Exported(self.network, self.config, self.labels, flavor).eval()
@@ -157,7 +162,7 @@ def read_trained(run: Path, store_path: Path | None) -> Trained:
     if not (run / BEST).exists():
         raise ModelError(f"{run}: holds no trained network ({BEST}); run `slicemill train` first.")
     config = read_config(run / CONFIG)
-    document = read_json(run / MODEL)
+    document = run_document(run)
     labels = labels_from_json(document)
     network = build(labels, config)
     load_weights(run / BEST, network)
@@ -297,7 +302,9 @@ def describe(
 
     document, config = trained.document, trained.config
     state = read_state(run)
-    best = next(row for row in state.rows if row["epoch"] == state.best_epoch)
+    best = next((row for row in state.rows if row.get("epoch") == state.best_epoch), None)
+    if best is None:
+        raise ModelError(f"{run}: no epoch of it is finished yet; run `slicemill train` again.")
     return {
         "contract": CONTRACT,
         "labels": document["labels"],
@@ -306,7 +313,7 @@ def describe(
         "window_hu": [config.window_low, config.window_high],
         "context": config.context,
         "context_spacing_mm": config.window_spacing_mm,
-        "spacing_mm": None,
+        "spacing_mm": config.wanted_spacing_mm,
         "size_multiple": 2**config.depth,
         "input": "bytes" if flavor.bytes_in else "int16",
         "precision": flavor.precision,

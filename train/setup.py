@@ -1,6 +1,7 @@
 """What a run is, before its first step: store, labels, split, size of the slices, device."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,19 +11,27 @@ from typing import Any
 import torch
 
 from store.cache import SliceCache
-from store.errors import ConfigError, StoreError
-from store.files import Place, write_bytes, write_json
+from store.errors import ConfigError, ModelError, StoreError
+from store.files import Place, read_json, write_bytes, write_json
 from store.labels import Labels
 from store.manifest import read_table, store_sha256
 from store.reader import Case, Store, open_store
 from train.checkpoint import BEST, LAST
 from train.config import Config, read_config, to_toml
-from train.dataset import Batches
+from train.dataset import Batches, View, zoom_of
+from train.memory import AUTO, fitting_batch
+from train.processes import ALONE, Processes, share_of
+from train.sampling import Pool
 from train.split import Split, make_split, read_split, write_split
 
+MAX_SIDE = 1 << 16
+"""Pixels of a slice's side that a run may name."""
 CONFIG, SPLIT, MODEL, METRICS, CURVES = "config.toml", "split.json", "model.json", "metrics.csv", "curves.png"
-
-Row = dict[str, Any]
+ENVIRONMENT, CASES, WORST_CASES, BEST_CASES, REPORT = (
+    "environment.json", "cases.csv", "worst.png", "best.png", "report.html"
+)  # fmt: skip
+FILES = (CONFIG, SPLIT, MODEL, METRICS, CURVES, ENVIRONMENT, CASES, WORST_CASES, BEST_CASES, REPORT, BEST, LAST)
+"""All that a run leaves in its folder, but for TensorBoard's events."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,54 +41,110 @@ class Setup:
     store: Store
     config: Config
     labels: Labels
+    """What the network tells apart: the store's labels without the ignored one."""
+    ignored: int | None
+    """Label value whose pixels count for nothing."""
     split: Split
-    rows: list[Row]
-    """Slice table of the training cases."""
+    pool: Pool
+    """Slices of the training cases."""
     size: tuple[int, int]
+    """y, x of whole slices in the network's pixels."""
+    view: View
+    """What the network is trained on."""
     device: torch.device
     batches: Batches
     """The loader; its ring is made once a run."""
-    bf16: bool
-    """Whether the network runs in mixed precision."""
+    precision: torch.dtype
+    """float32, or what the network runs in where that is enough."""
+    processes: Processes
 
 
 def prepare(
-    store_path: Place, run: Path, config: Config, split_file: Path | None, cache: SliceCache | None = None
+    store_path: Place,
+    run: Path,
+    config: Config,
+    split_file: Path | None,
+    cache: SliceCache | None = None,
+    processes: Processes = ALONE,
 ) -> Setup:
-    """Open the store, settle split and size, and write down what the run is."""
+    """Open the store, settle split, size and batch, and write down what the run is."""
     store = open_store(store_path, cache)
-    labels = common_labels(store)
-    device = choose_device(config.device)
+    stored_labels = common_labels(store)
+    labels, ignored = (
+        (stored_labels.without(config.ignore), stored_labels.values[config.ignore])
+        if config.ignore
+        else (stored_labels, None)
+    )
+    device = choose_device(config.device, processes)
     started = (run / CONFIG).exists() and (run / LAST).exists()
+    processes.wait()  # until all have looked, before the first writes
     if started:
-        _check_run(run, config)
+        config = _check_run(run, config, store)
     split = settle_split(store, run / SPLIT if started else None, split_file, config)
     unmasked = [case_id for case_id in (*split.train, *split.validation) if store[case_id].label is None]
     if unmasked:
         raise StoreError(f"{store_path}: the split trains on cases without a mask: {', '.join(unmasked[:5])}.")
-    rows = [row for row in read_table(store_path, "slices") if row["case_id"] in split.train]
-    if not rows:
+    chosen = set(split.train)
+    slices, lesions = (
+        [row for row in read_table(store_path, name) if row["case_id"] in chosen] for name in ("slices", "lesions")
+    )
+    if {row["case_id"] for row in slices} != chosen:
         raise StoreError(
-            f"{store_path}: its slice table has no slice of the training cases; run `slicemill store reindex {store_path}`."
+            f"{store_path}: its slice table lacks slices of the training cases; run `slicemill store reindex {store_path}`."
         )
-    size = slice_size([store[case_id] for case_id in (*split.train, *split.validation)], config)
+    cases = [store[case_id] for case_id in (*split.train, *split.validation)]
+    size = slice_size(cases, config)
+    view = training_view(cases, size, config)
+    if min(view.size) < 2 ** (config.depth + 1):
+        raise ConfigError(
+            f"slices of {view.size[0]}x{view.size[1]} are too small for depth = {config.depth}; set a smaller one."
+        )
+    precision = choose_precision(config.precision, device)
+    if config.batch == AUTO:
+        fitting = processes.each(fitting_batch(labels, config, view.size, device, precision), device)
+        config = config.changed(batch=int(min(fitting)) * processes.count)
+    share = share_of(config.batch, config.norm, processes, device)
     setup = Setup(
         store=store,
         config=config,
         labels=labels,
+        ignored=ignored,
         split=split,
-        rows=rows,
+        pool=Pool(slices, lesions, labels, config),
         size=size,
+        view=view,
         device=device,
-        batches=Batches(store, size, (config.context, config.window_spacing_mm), config.batch, config.loader_threads),
-        bf16=uses_bf16(config.precision, device),
+        batches=Batches(store, view, share, config.loader_threads, pinned=device.type == "cuda"),
+        precision=precision,
+        processes=processes,
     )
-    write_split(run / SPLIT, split)
-    write_bytes(run / CONFIG, to_toml(config).encode())
-    write_json(
-        run / MODEL, {**labels.as_json(), "size": size, "store": str(store_path), "store_sha256": store_sha256(store)}
-    )
+    if processes.first:
+        write_split(run / SPLIT, split)
+        write_bytes(run / CONFIG, to_toml(config).encode())
+        write_json(
+            run / MODEL,
+            {**labels.as_json(), "size": size, "store": str(store_path), "store_sha256": store_sha256(store)},
+        )
     return setup
+
+
+def training_view(cases: Sequence[Case], size: tuple[int, int], config: Config) -> View:
+    """Return what is cut out of slices: whole ones of `size`, or crops; wide enough for every pixel size where they are resampled."""
+    if config.crop:
+        size = (min(size[0], config.crop), min(size[1], config.crop))
+    zooms = [zoom_of(case.info.spacing_mm, config.wanted_spacing_mm) for case in cases]
+    stored = (
+        math.ceil(size[0] / min(zoom[0] for zoom in zooms)),
+        math.ceil(size[1] / min(zoom[1] for zoom in zooms)),
+    )
+    return View(
+        size=size,
+        context=config.context,
+        context_spacing_mm=config.window_spacing_mm,
+        reach=config.oblique,
+        spacing_mm=config.wanted_spacing_mm,
+        stored=stored if config.spacing_mm else None,
+    )
 
 
 def settle_split(store: Store, earlier: Path | None, given: Path | None, config: Config) -> Split:
@@ -117,15 +182,22 @@ def remove_run(run: Path) -> None:
         return
     if not (run / CONFIG).exists():
         raise ConfigError(f"{run}: is not the folder of a run; --overwrite does not remove it.")
-    for path in run.iterdir():
-        if path.name in (CONFIG, SPLIT, MODEL, METRICS, CURVES, BEST, LAST) or path.name.startswith(
-            "events.out.tfevents"
-        ):
-            path.unlink()
+    ours = [path for path in run.iterdir() if path.name in FILES or path.name.startswith("events.out.tfevents")]
+    for path in sorted(ours, key=lambda path: path.name == CONFIG):  # last: without it, the folder is none of a run
+        path.unlink(missing_ok=True)
 
 
-def _check_run(run: Path, config: Config) -> None:
+def _check_run(run: Path, config: Config, store: Store) -> Config:
+    """Return the settings that a run goes on with.
+
+    Raises
+    ------
+    ConfigError
+        It was begun with other settings, or on another store.
+    """
     before = read_config(run / CONFIG)
+    if config.batch == AUTO:
+        config = config.changed(batch=before.batch)
     if before != config:
         names = [
             field.name
@@ -136,6 +208,32 @@ def _check_run(run: Path, config: Config) -> None:
         raise ConfigError(
             f"{run}: holds a run of other settings ({differing}). Use the same settings, another folder, or --overwrite."
         )
+    if run_document(run)["store_sha256"] != store_sha256(store):
+        raise ConfigError(
+            f"{run}: was begun on other cases than {store.root} holds now. Use the store as it was, another folder, or --overwrite."
+        )
+    return config
+
+
+def run_document(run: Path) -> dict[str, Any]:
+    """Return what a run wrote down about its store: labels, size y, x of whole slices, store and its hash.
+
+    Raises
+    ------
+    ModelError
+        It is damaged.
+    """
+    path = run / MODEL
+    try:
+        document = read_json(path)
+        height, width = document["size"]
+        if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (height, width)):
+            raise ValueError(f"size {height} x {width}")
+        if not all(isinstance(document[name], str) for name in ("store", "store_sha256")):
+            raise TypeError("store and store_sha256 must be strings")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: is not what a run writes ({error}); train anew with --overwrite.") from error
+    return dict(document)
 
 
 def common_labels(store: Store) -> Labels:
@@ -160,8 +258,8 @@ def common_labels(store: Store) -> Labels:
     return first
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device; auto is CUDA where there is one.
+def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
+    """Return the device; auto is CUDA where there is one, and each process of a machine has its own.
 
     Raises
     ------
@@ -170,6 +268,8 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and processes.count > 1:
+        name = f"cuda:{processes.local_rank}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -178,24 +278,33 @@ def choose_device(name: str) -> torch.device:
             f"device {name}: cannot be used here ({str(error).splitlines()[0]}). Choose cpu, or auto."
         ) from error
     if device.type == "cpu":
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes.count))
     return device
 
 
-def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Return whether to run in bf16: where asked for, and by default where the hardware multiplies it."""
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """Return what the network runs in: what is asked for, and by default bf16 where the hardware multiplies it."""
     if precision != "auto":
-        return precision == "bf16"
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     if device.type != "cpu":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    capable = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capable.get("amx_bf16") or capable.get("avx512_bf16"))
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    else:
+        capable = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        fast = bool(capable.get("amx_bf16") or capable.get("avx512_bf16"))
+    return torch.bfloat16 if fast else torch.float32
 
 
 def slice_size(cases: Sequence[Case], config: Config) -> tuple[int, int]:
-    """Return the size y, x that slices are brought to: the one asked for, else the largest slice, made a multiple."""
+    """Return the size y, x of whole slices in the network's pixels: the one asked for, else the largest, made a multiple."""
     if config.size:
         return config.size, config.size
+    sizes = [network_size(case, config) for case in cases]
+    return max(y for y, _ in sizes), max(x for _, x in sizes)
+
+
+def network_size(case: Case, config: Config) -> tuple[int, int]:
+    """Return the size y, x of a case's whole slices in the network's pixels, made a multiple of what its levels halve."""
     step = 2**config.depth
-    ny, nx = (max(case.image.shape[axis] for case in cases) for axis in (1, 2))
-    return -(-ny // step) * step, -(-nx // step) * step
+    zoom = zoom_of(case.info.spacing_mm, config.wanted_spacing_mm)
+    _, ny, nx = case.image.shape
+    return math.ceil(ny * zoom[0] / step - 1e-6) * step, math.ceil(nx * zoom[1] / step - 1e-6) * step

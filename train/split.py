@@ -23,7 +23,7 @@ class Split:
 
 
 def make_split(manifest: Sequence[Row], *, validation: float, test: float, seed: int) -> Split:
-    """Share the patients with masks out, those with and those without tumor each in the same proportion.
+    """Share the patients with masks out; those without tumor, and each quarter of the rest by burden (ml), in the same proportion.
 
     Patients that share a scan of equal bytes or of equal voxels count as one, so that a copy under another name, or in
     another file format, cannot leak.
@@ -39,18 +39,32 @@ def make_split(manifest: Sequence[Row], *, validation: float, test: float, seed:
             f"training needs at least 3 patients with a mask (train, validation, test); the store has {len(groups)}."
         )
     order = [groups[index] for index in np.random.default_rng(seed).permutation(len(groups))]
-    order.sort(key=lambda group: not any(row["has_tumor"] for row in group))
+    strata = _strata(order)
     wanted = {"test": test, "validation": validation, "train": 1 - test - validation}
     parts: dict[str, list[list[Row]]] = {name: [] for name in wanted}
-    for place, group in enumerate(order, start=1):
+    for place, index in enumerate(np.argsort(strata, kind="stable"), start=1):
         part = max(
             (name for name in wanted if wanted[name] > 0), key=lambda name: wanted[name] * place - len(parts[name])
         )
-        parts[part].append(group)
+        parts[part].append(order[int(index)])
     for part in ("train", "validation"):
         if not parts[part]:
             parts[part].append(max(parts.values(), key=len).pop())
     return Split(**{name: tuple(sorted(row["case_id"] for group in parts[name] for row in group)) for name in parts})
+
+
+def _burden(group: Sequence[Row]) -> float:
+    return float(sum(row["tumor_volume_ml"] or 0.0 for row in group))
+
+
+def _strata(groups: Sequence[Sequence[Row]]) -> list[int]:
+    """Return 0 for patients without tumor, 1 to 4 for the others by the quarter of their burden.
+
+    >>> _strata([[{"tumor_volume_ml": ml}] for ml in (None, 5.0, 9.0, 1.0, 7.0)])
+    [0, 2, 4, 1, 3]
+    """
+    ranked = sorted(burden for burden in map(_burden, groups) if burden)
+    return [0 if not (burden := _burden(group)) else 1 + 4 * ranked.index(burden) // len(ranked) for group in groups]
 
 
 def make_folds(manifest: Sequence[Row], *, folds: int, validation: float, seed: int) -> list[Split]:
@@ -71,7 +85,7 @@ def make_folds(manifest: Sequence[Row], *, folds: int, validation: float, seed: 
         )
     rng = np.random.default_rng(seed)
     shuffled = [groups[index] for index in rng.permutation(len(groups))]
-    ordered = sorted(shuffled, key=lambda group: sum(row["tumor_volume_ml"] or 0.0 for row in group))
+    ordered = sorted(shuffled, key=_burden)
     fold_of: list[int] = []
     while len(fold_of) < len(ordered):
         fold_of += rng.permutation(folds).tolist()
@@ -142,7 +156,11 @@ def read_split(path: Path, known: Sequence[str]) -> Split:
             validation=tuple(document["validation"]),
             test=tuple(document.get("test", ())),
         )
-    except (ValueError, KeyError, TypeError) as error:
+        if not all(
+            isinstance(case_id, str) for part in (split.train, split.validation, split.test) for case_id in part
+        ):
+            raise TypeError("case ids are strings")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path}: must hold a JSON object with the lists train, validation and test ({error})."
         ) from error

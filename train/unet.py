@@ -27,9 +27,21 @@ class Block(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Encoder and decoder with skips: float[b, c, y, x] -> logits float[b, k, y, x]; y and x multiples of 2**depth."""
+    """Encoder and decoder with skips: float[b, c, y, x] -> logits float[b, k, y, x]; y and x multiples of 2**depth.
 
-    def __init__(self, channels: int, classes: int, width: int, depth: int, norm: Norm = nn.BatchNorm2d) -> None:
+    With `supervised`, `levels` has a head at each level of the decoder but the coarsest; `forward` needs only the finest.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        width: int,
+        depth: int,
+        norm: Norm = nn.BatchNorm2d,
+        *,
+        supervised: bool = False,
+    ) -> None:
         super().__init__()
         widths = [min(width * 2**level, MAX_CHANNELS) for level in range(depth + 1)]
         self.down = nn.ModuleList(
@@ -40,16 +52,42 @@ class UNet(nn.Module):
         )
         self.merge = nn.ModuleList([Block(2 * above, above, norm) for above in widths[:-1]])
         self.head = nn.Conv2d(widths[0], classes, 1)
+        self.coarse_heads = nn.ModuleList(
+            [nn.Conv2d(width, classes, 1) for width in widths[1:-1]] if supervised else []
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
-        skips = []
+        return self.head(self.decoded(x)[0])  # type: ignore[no-any-return]
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """Return logits of the finest level, float[b, k, y, x], then of each coarser one that has a head, halved."""
+        found = self.decoded(x)
+        heads = [self.head, *self.coarse_heads]
+        return [head(features) for head, features in zip(heads, found, strict=False)]
+
+    def decoded(self, x: Tensor) -> list[Tensor]:
+        """Return the decoder's features, finest first."""
+        skips, found = [], []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else nn.functional.max_pool2d(x, 2))
             skips.append(x)
         for up, merge, skip in reversed(list(zip(self.up, self.merge, skips[:-1], strict=True))):
             x = merge(torch.cat([skip, up(x)], dim=1))
-        return self.head(x)  # type: ignore[no-any-return]
+            found.append(x)
+        return found[::-1]
+
+
+class Levels(nn.Module):
+    """A network as training runs it: float[b, c, y, x] -> logits of its levels, finest first."""
+
+    def __init__(self, network: UNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return logits of each level that has a head."""
+        return self.network.levels(x)
 
 
 def normalize(image: Tensor, low: float, high: float) -> Tensor:

@@ -9,8 +9,8 @@ import pytest
 from bench.clock import Timing, interleaved, ratio
 from bench.demo import goals
 from bench.doctor import examine
-from bench.machine import card
 from bench.threshold import HIGH, LOW, fit_band, histograms, score_band, threshold_baseline
+from store.machine import card
 from store.reader import open_store
 
 HERE = Path(__file__).parents[2]
@@ -101,6 +101,7 @@ def test_the_demo_goes_the_whole_way_and_says_what_to_look_at(tmp_path):
         "store/manifest.csv",
         "preview.png",
         "run/curves.png",
+        "run/report.html",
         "montage.png",
         "segmented",
         "scores",

@@ -9,6 +9,7 @@ import torch
 
 from store.errors import ModelError
 from store.labels import LITS_LABELS, make_labels
+from store.reader import open_store
 from tests.conftest import TINY
 from train.audit import audit, gflop_a_slice
 from train.export import FLAVORS, check, export, prove, to_onnx
@@ -123,12 +124,26 @@ class TestAudit:
         assert audit(self.written(tmp_path, Flavor(half=True))) == ["image is INT16"]
 
     def test_the_work_is_that_of_the_convolutions(self, tmp_path):
-        """Counted by hand: a 1x1 and a 3x3 convolution and a doubling one, on 8x8 pixels."""
-        network = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ConvTranspose2d(4, 5, 2, stride=2), torch.nn.Conv2d(5, 6, 1)
-        ).eval()
-        torch.onnx.export(network, (torch.zeros(1, 3, 8, 8),), tmp_path / "m.onnx", dynamo=True, external_data=False,
-                          dynamic_shapes=({0: torch.export.Dim("n", min=1, max=9)},), verbose=False)  # fmt: skip
+        """Counted by hand: a 3x3 convolution, a doubling one and a 1x1, on 8x8 pixels."""
+        from onnx import TensorProto, helper
+
+        weights = {"a": (4, 3, 3, 3), "b": (4, 5, 2, 2), "c": (6, 5, 1, 1)}
+        nodes = [
+            helper.make_node("Conv", ["x", "a"], ["y"], pads=[1, 1, 1, 1]),
+            helper.make_node("ConvTranspose", ["y", "b"], ["z"], strides=[2, 2]),
+            helper.make_node("Conv", ["z", "c"], ["w"]),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "three",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+            [helper.make_tensor_value_info("w", TensorProto.FLOAT, ["n", 6, 16, 16])],
+            [
+                helper.make_tensor(name, TensorProto.FLOAT, dims, np.zeros(dims).ravel())
+                for name, dims in weights.items()
+            ],
+        )
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "m.onnx")
         by_hand = 2 * (64 * 3 * 4 * 9 + 64 * 4 * 5 * 4 + 256 * 5 * 6)
         assert gflop_a_slice(tmp_path / "m.onnx") == by_hand / 1e9
 
@@ -153,8 +168,8 @@ class TestFiles:
     def test_check_proves_what_is_there_and_finds_another_networks_file(self, trained, tmp_path):
         export(trained, tmp_path / "m.onnx")
         assert list(check(trained, tmp_path / "m.onnx")) == [tmp_path / "m.onnx"]
-        torch.manual_seed(5)
         other = Exported(build(LITS_LABELS, TINY).eval(), TINY, LITS_LABELS).eval()
+        other.network.head.bias.data[2] = 100.0
         to_onnx(other, [(np.zeros((3, 64, 64), np.int16), np.array([[0, 1, 2]], np.int32))], tmp_path / "m.onnx")
         with pytest.raises(ModelError, match="onnxruntime's labels differ from torch's"):
             check(trained, tmp_path / "m.onnx")
@@ -247,6 +262,35 @@ def test_a_model_of_neighbors_in_millimetres_labels_as_the_network_does(stored, 
     assert np.mean(found.label != expected) < 1e-4
     beside = segment_volume(model, case.image[:], (15.0, *case.info.spacing_mm[1:]))
     assert not np.array_equal(beside.tumor_probability, found.tumor_probability)
+
+
+@pytest.mark.slow
+def test_a_model_of_one_pixel_size_labels_as_validation_does(stored, tmp_path):
+    """Slices are brought to the network's pixels and labels back alike in training's torch and in infer's numpy."""
+    from dataclasses import replace
+
+    from infer.model import open_model
+    from infer.single import segment_volume
+    from train.checkpoint import BEST, load_weights
+    from train.loop import train
+    from train.setup import prepare
+    from train.step import build
+    from train.validate import predict_case
+
+    spacing = open_store(stored)["volume-1"].info.spacing_mm[1]
+    config = replace(TINY, spacing_mm=round(1.3 * spacing, 3), epochs=3, steps=20)
+    train(stored, tmp_path / "run", config, tell=lambda _: None)
+    assert export(tmp_path / "run", tmp_path / "m.onnx")["spacing_mm"] == config.spacing_mm
+    model = open_model(tmp_path / "m.onnx", "cpu")
+    setup = prepare(stored, tmp_path / "run", config, None)
+    network = build(setup.labels, config)
+    load_weights(tmp_path / "run" / BEST, network)
+    case = setup.store["volume-1"]
+    expected = setup.labels.table()[predict_case(case, network.eval(), setup)]
+    found = segment_volume(model, case.image[:], case.info.spacing_mm).label
+    assert found.shape == case.image.shape
+    assert (expected > 0).any()
+    assert np.mean(found != expected) < 2e-3
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The card of the machine that a figure was measured on."""
+"""The card of a machine: what a figure was measured on, and what a network was trained with."""
 
 import importlib.metadata
 import os
@@ -55,6 +55,8 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """Return the commit of the checkout that this runs from, marked when it was changed; None outside a checkout."""
     here = str(Path(__file__).parent)
+    if not _output(["git", "-C", here, "ls-files", Path(__file__).name]):
+        return None  # installed below someone else's checkout
     found = _output(["git", "-C", here, "rev-parse", "--short=12", "HEAD"])
     if not found:
         return None

@@ -1,0 +1,117 @@
+"""nnU-Net's 2D configuration trained for minutes instead of epochs, then run over scans. Runs in nnU-Net's environment, not in ours.
+
+What stays nnU-Net's: plans, preprocessing, network, loss, optimizer, sampling, augmentation, mirroring and tiling at prediction,
+the last weights as the result, and the shape of the fall of the learning rate, (1 - done) ** 0.9, where `done` is now the share
+of the minutes. What does not: when it stops, and how many iterations make an epoch.
+
+nnU-Net's own commands look for a trainer by importing all of its trainers, one of which needs a torchvision that fits torch;
+where torch is a CPU build there is none to be had, so this goes through the same Python interface that those commands call.
+"""
+
+import argparse
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+POWER = 0.9
+"""Of nnU-Net's PolyLRScheduler."""
+
+
+class TimedTrainer(nnUNetTrainer):
+    """nnU-Net's trainer, but for when it stops."""
+
+    minutes: float = 1.0
+
+    def run_training(self) -> None:
+        """Train until the minutes are over; they begin with the first epoch, when loaders and network are there."""
+        self.on_train_start()
+        start, self.iterations = time.monotonic(), 0
+        while (done := self.share(start)) < 1:
+            self.on_epoch_start()
+            self.on_train_epoch_start()
+            outputs = []
+            while len(outputs) < self.num_iterations_per_epoch and (not outputs or done < 1):
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.initial_lr * (1 - min(done, 1.0)) ** POWER
+                outputs.append(self.train_step(next(self.dataloader_train)))
+                done = self.share(start)
+            self.iterations += len(outputs)
+            self.on_train_epoch_end(outputs)
+            with torch.no_grad():
+                self.on_validation_epoch_start()
+                batches = (next(self.dataloader_val) for _ in range(self.num_val_iterations_per_epoch))
+                self.on_validation_epoch_end([self.validation_step(batch) for batch in batches])
+            self.on_epoch_end()
+        self.seconds = time.monotonic() - start
+        self.on_train_end()
+
+    def share(self, start: float) -> float:
+        """Return the share of the minutes that is over."""
+        return (time.monotonic() - start) / (60 * self.minutes)
+
+
+def trained(name: str, minutes: float, iterations: int, device: torch.device) -> TimedTrainer:
+    """Train on the first fold of ``splits_final.json`` and return the trainer."""
+    folder = Path(nnUNet_preprocessed, name)
+    plans = json.loads((folder / "nnUNetPlans.json").read_text(encoding="utf-8"))
+    dataset = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    trainer = TimedTrainer({**plans, "continue_training": False}, "2d", 0, dataset, device)
+    trainer.minutes = minutes
+    trainer.num_iterations_per_epoch = iterations
+    trainer.num_val_iterations_per_epoch = max(1, iterations // 5)  # 250 to 50, as nnU-Net has it
+    trainer.num_epochs = trainer.save_every = 1_000_000
+    trainer.run_training()
+    return trainer
+
+
+def predict(trainer: TimedTrainer, scans: Path, out: Path) -> None:
+    """Segment all scans of a folder, with nnU-Net's defaults."""
+    trainer.set_deep_supervision_enabled(False)
+    trainer.network.eval()
+    predictor = nnUNetPredictor(device=trainer.device, allow_tqdm=False)
+    predictor.manual_initialization(
+        trainer.network,
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        [trainer.network.state_dict()],
+        trainer.dataset_json,
+        "nnUNetTrainer",
+        trainer.inference_allowed_mirroring_axes,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    predictor.predict_from_files_sequential(str(scans), str(out))
+
+
+def main() -> None:
+    """Train, predict, and say in a JSON file what was done."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--iterations", type=int, required=True)
+    parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
+    given = parser.parse_args()
+    torch.set_num_threads(multiprocessing.cpu_count() if given.device == "cpu" else 1)  # as nnUNetv2_train does
+    trainer = trained(given.dataset, given.minutes, given.iterations, torch.device(given.device))
+    start = time.monotonic()
+    predict(trainer, Path(nnUNet_raw, given.dataset, "imagesTs"), given.out / "segmented")
+    said = {
+        "epochs": trainer.current_epoch,
+        "iterations": trainer.iterations,
+        "minutes": trainer.seconds / 60,
+        "prediction_minutes": (time.monotonic() - start) / 60,
+        "batch": trainer.batch_size,
+        "patch": [int(side) for side in trainer.configuration_manager.patch_size],
+        "weights": sum(weights.numel() for weights in trainer.network.parameters()),
+    }
+    (given.out / "peer.json").write_text(json.dumps(said), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

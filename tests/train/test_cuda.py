@@ -1,0 +1,44 @@
+"""What only a GPU can show; skipped by name where there is none. bench/gpu/train.sh runs these."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from store.labels import LITS_LABELS
+from tests.conftest import TINY
+from train.checkpoint import read_state
+from train.config import Config
+from train.loop import train
+from train.memory import fitting_batch
+from train.setup import prepare
+from train.step import build
+from train.validate import predict_case
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_run_learns_and_goes_on(precision, stored, tmp_path):
+    config = replace(TINY, device="cuda", precision=precision, steps=20)
+    train(stored, tmp_path, config, tell=lambda _: None)
+    rows = read_state(tmp_path).rows
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert train(stored, tmp_path, config, tell=lambda _: None).epoch == TINY.epochs
+
+
+def test_it_labels_as_the_cpu_does(stored, tmp_path):
+    setup = prepare(stored, tmp_path, replace(TINY, device="cuda"), None)
+    torch.manual_seed(0)
+    network = build(LITS_LABELS, setup.config).eval()
+    case = setup.store[setup.split.validation[0]]
+    there = predict_case(case, network.to(CUDA), setup)
+    here = predict_case(case, network.cpu(), replace(setup, device=torch.device("cpu")))
+    assert (there != here).mean() < 2e-3
+
+
+def test_the_batch_that_is_measured_fits(stored):
+    config = Config(device="cuda", batch=0)
+    batch = fitting_batch(LITS_LABELS, config, (512, 512), CUDA, torch.bfloat16)
+    assert batch >= 2

@@ -1,0 +1,89 @@
+"""Several processes train one network: the same losses as one process."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from store.errors import ConfigError
+from tests.conftest import TINY
+from train.checkpoint import LAST, read_state
+from train.config import to_toml
+from train.loop import train
+from train.processes import Processes, share_of
+
+HERE = Path(__file__).parents[2]
+TOLERANCE = 1e-4
+"""Of the loss: sums in another order, through a few dozen steps."""
+
+
+def together(stored, run, config, *more):
+    """Run `slicemill train` in two processes."""
+    toml = run.parent / f"{run.name}.toml"
+    toml.write_text(to_toml(config))
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *("-m", "slicemill", "train", str(stored), str(run), "--config", str(toml), *more),
+        ],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+class TestTwoProcesses:
+    def test_two_give_the_losses_of_one(self, stored, tmp_path):
+        config = replace(TINY, norm="instance", augment=0.0, epochs=2, steps=5, hard_share=0.2, tumor_weight=3.0)
+        done = together(stored, tmp_path / "two", config)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("batch 8 over 2 processes") == 1
+        assert done.stdout.count("epoch   2") == 1
+        one, two = train(stored, tmp_path / "one", config, tell=lambda _: None), read_state(tmp_path / "two")
+        for alone, shared in zip(one.rows, two.rows, strict=True):
+            assert shared.keys() == alone.keys()
+            assert shared["loss"] == pytest.approx(alone["loss"], rel=TOLERANCE)
+            for name in ("train_dice_liver", "train_dice_tumor", "validation_dice"):
+                assert shared[name] == pytest.approx(alone[name], abs=1e-2)
+
+    def test_two_go_on_where_two_were_stopped(self, stored, tmp_path):
+        config = replace(TINY, norm="instance", augment=0.0, epochs=2, steps=4, save_minutes=1e-6)
+        assert together(stored, tmp_path / "whole", config).returncode == 0
+        (tmp_path / "stopped").mkdir()
+        state = read_state(tmp_path / "whole")
+        done = together(stored, tmp_path / "stopped", replace(config, epochs=1))
+        assert done.returncode == 0
+        (tmp_path / "stopped" / "config.toml").write_text(to_toml(config))
+        assert together(stored, tmp_path / "stopped", config).returncode == 0
+        assert (tmp_path / "stopped" / LAST).exists()
+        assert read_state(tmp_path / "stopped").epoch == 2 == state.epoch
+
+    def test_they_end_at_the_same_time_and_may_be_overwritten(self, stored, tmp_path):
+        config = replace(TINY, norm="instance", epochs=10_000, steps=2, max_minutes=0.1)
+        done = together(stored, tmp_path / "run", config)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("best: epoch") == 1
+        again = together(stored, tmp_path / "run", replace(config, epochs=1, max_minutes=0.0), "--overwrite")
+        assert again.returncode == 0, again.stderr
+        assert read_state(tmp_path / "run").epoch == 1
+        assert "Warning" not in again.stderr
+
+    def test_batch_norm_on_cpus_is_refused(self, stored, tmp_path):
+        done = together(stored, tmp_path / "run", replace(TINY, norm="batch"))
+        assert done.returncode == 1
+        assert "several processes on CPUs need norm = instance" in done.stderr
+        assert not (tmp_path / "run").exists()
+
+
+class TestShare:
+    def test_a_batch_is_shared_out_evenly_or_refused(self):
+        two, cpu = Processes(rank=1, count=2), torch.device("cpu")
+        assert share_of(8, "instance", two, cpu) == 4
+        with pytest.raises(ConfigError, match="must be a multiple of the 2 processes"):
+            share_of(7, "instance", two, cpu)

@@ -1,0 +1,148 @@
+"""Recipes other than the default one: what they train, that they go on where they were stopped, and what cannot work."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from store.errors import ConfigError, LabelError
+from store.labels import LITS_LABELS
+from store.reader import open_store
+from tests.conftest import TINY
+from tests.train.test_train import checkpoint
+from train.checkpoint import LAST, read_state
+from train.config import Config, to_toml
+from train.loop import train
+from train.memory import fitting_batch, full_memory_explained
+from train.setup import prepare, slice_size
+from train.step import one_step
+from train.validate import predict_case
+
+CPU = torch.device("cpu")
+
+
+def quiet(_line):
+    """Say nothing."""
+
+
+class TestRuns:
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"crop": 32, "oblique": 2, "hard_share": 0.2, "deep_supervision": True},
+            {"spacing_mm": 1.1, "crop": 32, "tumor_weight": 4.0, "context": 5},
+            {"precision": "fp16", "optimizer": "sgd", "decay": "poly", "learning_rate": 1e-2},
+            {"ignore": "liver", "norm": "instance"},
+        ],
+    )
+    def test_it_goes_on_bit_for_bit_from_within_an_epoch(self, changes, stored, tmp_path, monkeypatch):
+        config = replace(TINY, epochs=2, steps=3, save_minutes=1e-6, **changes)
+        train(stored, tmp_path / "whole", config, tell=quiet)
+        steps = []
+
+        def fifth(*given):
+            steps.append(given)
+            if len(steps) == 5:
+                raise KeyboardInterrupt
+            return one_step(*given)
+
+        with monkeypatch.context() as patched:
+            patched.setattr("train.loop.one_step", fifth)
+            with pytest.raises(KeyboardInterrupt):
+                train(stored, tmp_path / "stopped", config, tell=quiet)
+        stopped = read_state(tmp_path / "stopped")
+        assert (stopped.epoch, len(stopped.tally["losses"])) == (1, 1)
+        train(stored, tmp_path / "stopped", config, tell=quiet)
+        assert checkpoint(tmp_path / "whole") == checkpoint(tmp_path / "stopped")
+        assert all(np.isfinite(row["loss"]) for row in read_state(tmp_path / "whole").rows)
+
+    def test_fp16_keeps_where_its_scaler_stands(self, stored, tmp_path):
+        config = replace(TINY, epochs=1, steps=2, precision="fp16")
+        train(stored, tmp_path, config, tell=quiet)
+        assert read_state(tmp_path).scaler["scale"] > 0
+        assert (tmp_path / LAST).exists()
+
+
+class TestIgnoredLabel:
+    def test_it_is_no_class_and_its_voxels_do_not_count(self, stored, tmp_path):
+        setup = prepare(stored, tmp_path, replace(TINY, ignore="liver"), None)
+        assert dict(setup.labels.values) == {"tumor": 2}
+        assert setup.ignored == 1
+
+    def test_a_name_that_the_store_does_not_have_is_refused_with_those_it_has(self, stored, tmp_path):
+        with pytest.raises(
+            LabelError, match="ignore = spleen: must be one of several labels; they are liver=1, tumor=2"
+        ):
+            train(stored, tmp_path, replace(TINY, ignore="spleen"), tell=quiet)
+
+
+class Threshold(nn.Module):
+    """Calls tumor what lies above the middle of the window, in the middle slice."""
+
+    def forward(self, x):
+        """Return logits float[b, 2, y, x]."""
+        middle = x[:, x.shape[1] // 2]
+        return torch.stack([-9 * middle, 9 * middle], dim=1)
+
+
+class TestPixelSize:
+    def test_slices_are_measured_in_the_networks_pixels(self, stored):
+        cases = list(open_store(stored))
+        largest = max(case.image.shape[1] * case.info.spacing_mm[1] for case in cases)
+        size = slice_size(cases, Config(depth=3, spacing_mm=0.7))
+        assert size[0] - 8 < largest / 0.7 <= size[0]
+        assert size[0] % 8 == 0
+
+    @pytest.mark.parametrize("factor", [0.6, 1.0, 1.7])
+    def test_labels_come_back_on_the_slices_own_grid(self, factor, stored, tmp_path):
+        square = next(case for case in open_store(stored) if case.info.spacing_mm[1] == case.info.spacing_mm[2])
+        spacing_mm = square.info.spacing_mm[1] * factor
+        setup = prepare(stored, tmp_path, replace(TINY, spacing_mm=spacing_mm), None)
+        case = setup.store[square.info.case_id]
+        predicted = predict_case(case, Threshold(), setup)
+        expected = np.stack([section > 50 for section in case.image])
+        assert predicted.shape == case.image.shape
+        agree = (predicted > 0) == expected
+        if factor == 1.0:
+            assert agree.all()
+        inner = np.abs(np.stack(list(case.image)).astype(int) - 50) > 60  # away from the threshold and its noise
+        assert agree[inner].mean() > 0.9
+
+
+class TestMemory:
+    def test_a_batch_is_measured_on_gpus_only(self):
+        with pytest.raises(ConfigError, match="measures the memory of a GPU; on cpu, name a number"):
+            fitting_batch(LITS_LABELS, Config(), (64, 64), CPU, torch.float32)
+
+    def test_a_step_that_does_not_fit_is_one_sentence(self, monkeypatch):
+        config = Config(batch=64)
+        with (
+            pytest.raises(ConfigError, match="batch = 64: a step does not fit into the memory of this machine"),
+            full_memory_explained(LITS_LABELS, config, (64, 64), CPU, torch.float32),
+        ):
+            torch.empty(1 << 52)
+        monkeypatch.setattr("train.memory.fitting_batch", lambda *_: 12)
+        with (
+            pytest.raises(ConfigError, match="12 slices a GPU do. Set batch, or --batch auto"),
+            full_memory_explained(LITS_LABELS, config, (64, 64), CPU, torch.float32),
+        ):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def test_other_errors_stay_what_they_are(self):
+        with (
+            pytest.raises(RuntimeError, match="size of tensor"),
+            full_memory_explained(LITS_LABELS, Config(), (64, 64), CPU, torch.float32),
+        ):
+            torch.zeros(2) + torch.zeros(3)
+
+
+def test_batch_auto_goes_on_with_the_batch_that_was_chosen(stored, tmp_path):
+    run = tmp_path / "run"
+    train(stored, run, replace(TINY, epochs=1), tell=quiet)
+    assert train(stored, run, replace(TINY, epochs=1, batch=0), tell=quiet).epoch == 1
+    (run / "config.toml").write_text(to_toml(replace(TINY, epochs=1, width=8)))
+    with pytest.raises(ConfigError, match="width 8 -> 4"):
+        train(stored, run, replace(TINY, epochs=1, batch=0), tell=quiet)

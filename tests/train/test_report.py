@@ -1,0 +1,392 @@
+"""A run folder explains itself: scores, curves, environment, cases, and the page that shows them all."""
+
+import csv
+import json
+import math
+import os
+import platform
+import shutil
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 (as its own documentation has it)
+import torch
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+from typer.testing import CliRunner
+
+from ingest.discover import from_csv
+from ingest.params import Params
+from ingest.pipeline import Options, ingest
+from store.labels import LITS_LABELS, Labels, make_labels
+from store.manifest import read_table
+from store.metrics import overlap
+from store.picture import CAPTION_PX, GAP_PX, draw_labels, gray
+from store.preview import label_colors
+from store.window import Window
+from tests.conftest import TINY
+from train import environment, report
+from train.cases import telling_slices, write_cases
+from train.checkpoint import read_state
+from train.cli import train as command
+from train.config import Config
+from train.curves import SECONDS_APART, curves, draw_curves, keep_current
+from train.environment import note_start
+from train.loop import train
+from train.report import write_report
+from train.setup import REPORT, prepare
+from train.step import build
+from train.validate import overlaps, pooled_dice, predict_case, reference_of, validate
+
+THREE = make_labels({"liver": 1, "tumor": 2, "spleen": 7})
+
+
+def quiet(_line):
+    """Say nothing."""
+
+
+def table_of(path):
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture(scope="module")
+def several(stored, tmp_path_factory):
+    """A setup with three validation cases, and a network that was not trained."""
+    config = replace(TINY, validation=0.5, test=0.1)
+    setup = prepare(stored, tmp_path_factory.mktemp("runs") / "several", config, None)
+    assert len(setup.split.validation) == 3
+    return setup, build(setup.labels, config).eval()
+
+
+class TestOverlaps:
+    @settings(max_examples=60, deadline=None)
+    @given(
+        arrays.arrays(np.uint8, (2, 4, 5), elements=st.sampled_from([0, 1, 2, 7, 9, 255])),
+        arrays.arrays(np.uint8, (2, 4, 5), elements=st.integers(0, 3)),
+    )
+    def test_all_regions_at_once_count_as_each_region_by_its_masks(self, reference, predicted):
+        found = overlaps(reference, predicted, THREE)
+        answer = THREE.table()[predicted]
+        for name, values in THREE.regions().items():
+            assert found[name] == overlap(np.isin(reference, values), np.isin(answer, values))
+
+    def test_dice_is_that_of_simpleitk(self, several):
+        setup, network = several
+        for case_id, found in validate(setup, network).items():
+            case = setup.store[case_id]
+            answer = setup.labels.table()[predict_case(case, network, setup)]
+            for name, values in setup.labels.regions().items():
+                measured = sitk.LabelOverlapMeasuresImageFilter()
+                masks = [np.isin(volume, values).astype(np.uint8) for volume in (case.label[:], answer)]
+                if masks[0].any() or masks[1].any():
+                    measured.Execute(*map(sitk.GetImageFromArray, masks))
+                    assert found[name].dice == pytest.approx(measured.GetDiceCoefficient(1))
+                else:
+                    assert math.isnan(found[name].dice)
+
+    def test_ignored_voxels_count_neither_as_hit_nor_as_miss(self, rng):
+        reference = rng.choice(np.array([0, 1, 2, 7], np.uint8), (3, 6, 6))
+        predicted = rng.integers(0, 4, (3, 6, 6)).astype(np.uint8)
+        somewhere = rng.random(reference.shape) < 0.3
+        found = overlaps(np.where(somewhere, np.uint8(255), reference), predicted, THREE, ignored=255)
+        elsewhere = [volume[~somewhere][None, None] for volume in (reference, predicted)]
+        assert found == overlaps(*elsewhere, THREE)
+        anything = np.where(somewhere, rng.integers(0, 4, reference.shape), predicted).astype(np.uint8)
+        assert found == overlaps(np.where(somewhere, np.uint8(255), reference), anything, THREE, ignored=255)
+
+    def test_the_global_dice_counts_the_voxels_of_all_cases_together(self, several):
+        setup, network = several
+        by_case = validate(setup, network)
+        assert list(by_case) == list(setup.split.validation)
+        masks = [(case.label[:], predict_case(case, network, setup)) for case in map(setup.store.__getitem__, by_case)]
+        for name, values in setup.labels.regions().items():
+            truth = np.concatenate([np.isin(reference, values).ravel() for reference, _ in masks])
+            answer = np.concatenate([np.isin(setup.labels.table()[one], values).ravel() for _, one in masks])
+            expected = 2 * np.sum(truth & answer) / (truth.sum() + answer.sum())
+            assert pooled_dice(by_case, setup.labels)[name] == pytest.approx(expected)
+
+
+def epoch_row(epoch, **values):
+    row = {"epoch": epoch, "loss": 1 / epoch, "learning_rate": 10.0**-epoch, "slices_per_second": 100.0}
+    row |= {f"{part}_dice_{name}": 0.1 * epoch for part in ("train", "validation") for name in LITS_LABELS.values}
+    return {**row, "validation_dice": 0.5, **values}
+
+
+class TestCurves:
+    def test_each_panel_holds_its_column(self):
+        rows = [epoch_row(epoch, wait_share=0.01 * epoch) for epoch in range(1, 6)]
+        dice, loss, rate, speed, wait = curves(rows, LITS_LABELS).axes
+        for axes, column in (
+            (loss, "loss"),
+            (rate, "learning_rate"),
+            (speed, "slices_per_second"),
+            (wait, "wait_share"),
+        ):
+            (line,) = axes.lines
+            assert list(line.get_xdata()) == [1, 2, 3, 4, 5]
+            assert list(line.get_ydata()) == [row[column] for row in rows]
+        assert rate.get_yscale() == "log"
+        assert loss.get_yscale() == "linear"
+        assert len(dice.lines) == 5  # two regions in two parts, and the best epoch
+        named = [text.get_text() for text in dice.get_legend().get_texts()]
+        assert named == ["liver", "tumor", "validation", "training"]
+
+    def test_what_no_row_tells_has_no_panel_and_no_line(self):
+        rows = [epoch_row(1, validation_dice_tumor=None), epoch_row(2, validation_dice_tumor=None)]
+        figure = curves(rows, LITS_LABELS)
+        assert len(figure.axes) == 4
+        assert len(figure.axes[0].lines) == 4
+
+    def test_a_single_epoch_shows(self, tmp_path):
+        draw_curves(tmp_path / "one.png", [epoch_row(1, validation_dice_tumor=0.7)], LITS_LABELS)
+        picture = np.asarray(Image.open(tmp_path / "one.png").convert("RGB")).astype(int)
+        below_the_legend = picture[130:450, 60:900]
+        red = (abs(below_the_legend - (0xD0, 0x40, 0x2F)) < 12).all(axis=-1)
+        assert red.sum() > 20
+
+    def test_the_picture_of_a_running_training_is_drawn_anew_when_it_is_old(self, tmp_path):
+        path = tmp_path / "curves.png"
+        keep_current(path, [epoch_row(1)], LITS_LABELS)
+        first = path.read_bytes()
+        keep_current(path, [epoch_row(1), epoch_row(2)], LITS_LABELS)
+        assert path.read_bytes() == first
+        old = time.time() - SECONDS_APART - 1
+        os.utime(path, (old, old))
+        keep_current(path, [epoch_row(1), epoch_row(2)], LITS_LABELS)
+        assert path.read_bytes() != first
+
+
+class TestEnvironment:
+    def test_it_names_versions_precision_and_store(self, trained, stored):
+        document = json.loads((trained / "environment.json").read_text())
+        facts = document["environment"]
+        assert facts["python"] == platform.python_version()
+        assert facts["versions"]["numpy"] == np.__version__
+        assert facts["versions"]["slicemill"]
+        assert facts["precision"] == "fp32"
+        assert facts["threads"] >= 1
+        model = json.loads((trained / "model.json").read_text())
+        assert (facts["store"], facts["store_sha256"]) == (str(stored), model["store_sha256"])
+        (start,) = document["starts"]
+        assert start["after_epoch"] == 0
+        assert start["utc"].endswith("+00:00")
+
+    def test_it_names_no_machine_and_no_path_but_the_store(self, trained):
+        facts = json.loads((trained / "environment.json").read_text())["environment"]
+        told = json.dumps({name: value for name, value in facts.items() if not name.startswith("store")})
+        assert platform.node() not in told.split('"')
+        assert "/" not in told.replace(facts["cpu"], "")
+
+    def test_a_run_that_goes_on_tells_what_has_changed(self, several, tmp_path, monkeypatch):
+        setup, _ = several
+        setup_run = tmp_path / "run"
+        prepare(setup.store.root, setup_run, setup.config, None)
+        note_start(setup_run, setup, 0)
+        now = {**environment.card(), "python": "3.99.0", "versions": {"torch": "9.0"}}
+        monkeypatch.setattr(environment, "card", lambda: now)
+        note_start(setup_run, replace(setup, precision=torch.bfloat16), 7)
+        document = json.loads((setup_run / "environment.json").read_text())
+        first, second = document["starts"]
+        assert (first["after_epoch"], first["changed"]) == (0, {})
+        assert second["after_epoch"] == 7
+        assert second["changed"]["python"] == [platform.python_version(), "3.99.0"]
+        assert second["changed"]["versions.torch"][1] == "9.0"
+        assert second["changed"]["versions.numpy"] == [np.__version__, None]
+        assert second["changed"]["precision"] == ["fp32", "bfloat16, mixed"]
+        assert "cpu" not in second["changed"]
+        assert document["environment"]["python"] == "3.99.0"
+
+
+class TestCases:
+    def test_volumes_are_those_that_ingest_counted(self, trained, stored):
+        manifest = {row["case_id"]: row for row in read_table(stored, "manifest")}
+        rows = table_of(trained / "cases.csv")
+        assert sorted(row["case_id"] for row in rows) == json.loads((trained / "split.json").read_text())["validation"]
+        for row in rows:
+            known = manifest[row["case_id"]]
+            assert float(row["reference_liver_ml"]) == pytest.approx(known["organ_volume_ml"], abs=1e-3)
+            assert float(row["reference_tumor_ml"]) == pytest.approx(known["tumor_volume_ml"], abs=1e-3)
+            error = float(row["predicted_liver_ml"]) - float(row["reference_liver_ml"])
+            assert float(row["error_liver_ml"]) == pytest.approx(error, abs=1e-3)
+
+    def test_the_weights_are_the_best_ones(self, trained):
+        """The Dice of the cases, over all their voxels, is the one that the best epoch was chosen by."""
+        state = read_state(trained)
+        best = next(row for row in state.rows if row["epoch"] == state.best_epoch)
+        (row,) = table_of(trained / "cases.csv")
+        assert float(row["dice_liver"]) == pytest.approx(best["validation_dice_liver"])
+        assert float(row["dice_liver"]) == pytest.approx(best["validation_dice_per_case_liver"])
+
+    def test_the_worst_come_first_and_no_case_is_in_both_pictures(self, several, tmp_path):
+        setup, network = several
+        found = write_cases(tmp_path, setup, network)
+        scores = {case_id: np.nanmean([one.dice for one in regions.values()]) for case_id, regions in found.items()}
+        order = sorted(scores, key=scores.__getitem__)
+        assert [row["case_id"] for row in table_of(tmp_path / "cases.csv")] == order
+        for name, case_id in (("worst.png", order[0]), ("best.png", order[-1])):
+            self.check_picture(tmp_path / name, setup, network, case_id)
+
+    def check_picture(self, path, setup, network, case_id):
+        """The first row of tiles is image, reference and prediction of the case's telling slice."""
+        case = setup.store[case_id]
+        reference, answer = reference_of(case), setup.labels.table()[predict_case(case, network, setup)]
+        z = next(iter(telling_slices(reference, answer, setup.labels)))
+        picture = gray(case.image[z], Window(setup.config.window_low, setup.config.window_high))
+        colors = label_colors(setup.labels)
+        expected = [picture, draw_labels(picture, reference[z], colors), draw_labels(picture, answer[z], colors)]
+        drawn = np.asarray(Image.open(path))
+        height, width = picture.shape[:2]
+        for column, tile in enumerate(expected):
+            top, left = GAP_PX + CAPTION_PX, GAP_PX + column * (width + GAP_PX)
+            assert np.array_equal(drawn[top : top + height, left : left + width], tile)
+
+    def test_the_telling_slices_are_those_of_most_tumor_and_most_error(self):
+        reference = np.zeros((4, 3, 3), np.uint8)
+        reference[0] = 1
+        reference[1, 0] = 2
+        answer = reference.copy()
+        answer[3, :2] = 1
+        assert telling_slices(reference, answer, LITS_LABELS) == {1: "most tumor", 3: "most error"}
+        assert telling_slices(reference, reference, LITS_LABELS) == {1: "most tumor"}
+        assert telling_slices(np.zeros_like(reference), answer, LITS_LABELS) == {0: "most label and error"}
+        reference[2] = 255
+        assert telling_slices(reference, answer, LITS_LABELS)[2] == "most error"
+        assert telling_slices(reference, answer, LITS_LABELS, ignored=255) == {1: "most tumor", 3: "most error"}
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page."""
+
+    def __init__(self, content):
+        super().__init__()
+        self.tags, self.asked, self.words, self.policy = [], [], [], ""
+        self.feed(content)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.tags.append(tag)
+        self.asked += [given[name] for name in ("src", "href", "data", "action", "poster", "srcset") if name in given]
+        if given.get("http-equiv") == "Content-Security-Policy":
+            self.policy = given["content"]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+class TestReport:
+    def test_the_page_needs_nothing_but_itself(self, trained):
+        page = Page((trained / REPORT).read_text())
+        pictures = [one for one in page.asked if one.startswith("data:image/")]
+        assert len(pictures) == 2  # the curves, and the only validation case
+        for link in set(page.asked) - set(pictures):
+            assert (trained / link).is_file()
+        assert page.policy.startswith("default-src 'none'; img-src data:")
+        assert not {"link", "iframe", "object", "embed", "form"} & set(page.tags)
+
+    def test_the_page_says_what_was_trained_on_what(self, trained, stored):
+        text = Page((trained / REPORT).read_text()).text
+        state = read_state(trained)
+        model = json.loads((trained / "model.json").read_text())
+        (row,) = table_of(trained / "cases.csv")
+        for words in (
+            str(stored), model["store_sha256"], f"best epoch of {state.epoch}", row["case_id"], f"{float(row['dice_liver']):.3f}",
+            "width 4 16", "batch 8 16", "As by default: context = 3", "never seen", "slicemill export run/ model.onnx",
+            "not a medical device", platform.python_version(), "It ended after its 2 epochs",
+        ):  # fmt: skip
+            assert words in text, words
+
+    def test_the_numbers_of_the_split_are_those_of_the_tables(self, trained, stored):
+        text = Page((trained / REPORT).read_text()).text
+        split = json.loads((trained / "split.json").read_text())
+        manifest = [row for row in read_table(stored, "manifest") if row["case_id"] in split["train"]]
+        patients, slices = len({row["patient_id"] for row in manifest}), sum(row["nz"] for row in manifest)
+        tumor = sum(row["has_tumor"] for row in manifest)
+        assert f"train trained on {patients} {len(manifest)} {slices:,} {tumor}" in text
+
+    def test_names_from_files_cannot_become_markup(self, collection, tmp_path):
+        pairs = tmp_path / "pairs.csv"
+        images = sorted(collection.glob("volume-*.nii*"))
+        masks = sorted(collection.glob("segmentation-*.nii*"))
+        rows = [f"{image},{mask},<b>{image.name[:8]}\n" for image, mask in zip(images, masks, strict=True)]
+        pairs.write_text("image,mask,case_id\n" + "".join(rows))
+        labels = Labels(values={"<i>&liver": 1, "<u>tumor": 2}, organ="<i>&liver", tumor="<u>tumor")
+        store, run = tmp_path / "<em>store", tmp_path / "<s>run"
+        ingest(from_csv(pairs), store, Params(labels=labels), Options(workers=1))
+        train(store, run, replace(TINY, epochs=1, steps=1), tell=quiet)
+        page = Page((run / REPORT).read_text())
+        assert not {"i", "u", "em", "s"} & set(page.tags)
+        assert page.tags.count("b") == 5  # the figures at the top
+        for words in ("<i>&liver", "<u>tumor", "<em>store", "<s>run"):
+            assert words in page.text
+        assert "<b>volume-" in page.text
+
+    def test_a_run_killed_before_its_report_writes_it_next_time(self, stored, tmp_path, monkeypatch):
+        run, config = tmp_path / "run", replace(TINY, epochs=1, steps=2)
+
+        def killed(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(report, "draw_curves", killed)
+            with pytest.raises(KeyboardInterrupt):
+                train(stored, run, config, tell=quiet)
+        assert (run / "cases.csv").exists()
+        assert not (run / REPORT).exists()
+        kept = {
+            name: (run / name).read_bytes()
+            for name in ("last.safetensors", "best.safetensors", "environment.json", "cases.csv")
+        }
+        said = []
+        assert train(stored, run, config, tell=said.append).epoch == 1
+        assert (run / REPORT).exists()
+        assert not any(line.startswith("epoch") for line in said)
+        assert all((run / name).read_bytes() == content for name, content in kept.items())
+        written = (run / REPORT).stat().st_mtime_ns
+        train(stored, run, config, tell=quiet)
+        assert (run / REPORT).stat().st_mtime_ns == written
+
+    def test_the_command_ends_with_the_path_of_the_page(self, trained, stored):
+        app = typer.Typer()
+        app.command()(command)
+        done = CliRunner().invoke(app, [str(stored), str(trained), "--config", str(trained / "config.toml")])
+        assert done.exit_code == 0
+        assert done.stdout.splitlines()[-1].endswith(str(trained / REPORT))
+
+    def test_an_empty_prediction_of_an_empty_reference_is_no_case_to_show(self, several, tmp_path):
+        """A network that finds nothing, and a reference that is ignored throughout: no Dice, no pictures, but a page."""
+        setup, network = several
+        run = tmp_path / "run"
+        single = replace(setup, split=replace(setup.split, validation=setup.split.validation[:1]))
+        prepare(setup.store.root, run, setup.config, None)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("train.cases.reference_of", lambda case: np.full(case.image.shape, 255, np.uint8))
+            found = write_cases(run, replace(single, ignored=255), network)
+        assert all(math.isnan(one.dice) for regions in found.values() for one in regions.values())
+        assert not (run / "worst.png").exists()
+        (row,) = table_of(run / "cases.csv")
+        assert row["dice"] == ""
+
+    def test_settings_that_differ_stand_first(self):
+        shown = Page("".join(report.settings(Config(batch=2, augment=0.0)))).text
+        assert "batch 2 16" in shown
+        assert "augment 0 0.4" in shown
+        assert shown.index("augment 0") < shown.index("As by default: context = 3")
+        assert "All settings are the defaults." in Page("".join(report.settings(Config()))).text
+
+    def test_the_report_of_best_weights_can_be_written_anew(self, trained, stored, tmp_path):
+        run = shutil.copytree(trained, tmp_path / "run")
+        (run / REPORT).unlink()
+        setup = prepare(stored, run, TINY, None)
+        write_report(run, setup, read_state(run))
+        assert (run / "cases.csv").read_bytes() == (trained / "cases.csv").read_bytes()
