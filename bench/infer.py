@@ -2,7 +2,7 @@
 
 What bounds it: the convolutions. The limit of the whole is the bare session: the same network on the same number of slices
 that lie in memory, in the same batches, with the same outputs. The network has random weights, but its labels are those of
-blurred HU, so that organs and lesions are as large and as many as in a real scan, and post-processing has its usual work.
+coarse HU, so that organs and lesions are as large and as many as in a real scan, and post-processing has its usual work.
 
 | row | contenders |
 |---|---|
@@ -59,6 +59,7 @@ from train.step import build
 
 SIZE = 512
 MIN_LESION_ML = 0.2
+BLUR = 8
 SMALL, SMALL_SIDE, SMALL_SLICES = 64, 128, 12
 FIXED_BATCH = 8
 COMMANDS = 4
@@ -67,16 +68,16 @@ Record = dict[str, Any]
 
 
 class Guided(nn.Module):
-    """A network with all its work and the labels of blurred HU: float[b, c, y, x] -> logits float[b, 3, y, x]."""
+    """A network with all its work and the labels of coarse HU: float[b, c, y, x] -> logits float[b, 3, y, x]."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.blur = nn.AvgPool2d(9, stride=1, padding=4)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits: organ about 100 HU, tumor above 125 HU."""
-        middle = self.blur(x[:, x.shape[1] // 2, None])
+        coarse = nn.functional.avg_pool2d(x[:, x.shape[1] // 2, None], BLUR)
+        middle = nn.functional.interpolate(coarse, scale_factor=float(BLUR), mode="nearest")
         guide = torch.cat([middle * 0, 0.14 - (middle - 0.2).abs(), 2 * (middle - 0.3)], dim=1)
         logits: Tensor = 60 * guide + 1e-3 * self.network(x)
         return logits
