@@ -122,6 +122,25 @@ def ingest(
         _finish(record, json)
 
 
+@bench.command("infer")
+def segment(
+    slices: Annotated[int, typer.Option(help="Slices of 512x512 a round, as four scans.", min=32)] = 128,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 5,
+    json: Annotated[Path | None, typer.Option(help="File to write the record to.")] = None,
+) -> None:
+    """Inference on the CPU: end to end over the bare session, beside the usual script, torch, scipy, and scan by scan."""
+    with errors_shown():
+        from importlib.util import find_spec
+
+        from store.errors import ConfigError
+
+        if find_spec("scipy") is None:
+            raise ConfigError("bench infer compares with scipy, which is missing: pip install 'slicemill[dev]'.")
+        from bench.infer import run
+
+        _finish(_on_one_phantom(run, slices, rounds), json)
+
+
 @bench.command("store")
 def read_store(
     slices: Annotated[int, typer.Option(help="Slices of the phantom.", min=8)] = 160,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.quality.report import quality_table, yardstick_table
-from bench.tables import ingest_table, lits_table, loader_table, store_table, train_table, where
+from bench.tables import infer_table, ingest_table, lits_table, loader_table, store_table, train_table, where
 
 FIGURES = ("scores: demo", "scores: real", "ingest", "store", "loader", "train", "lits", "stages")
 END = "<!-- end -->"
@@ -77,6 +77,7 @@ def stages_table(record: dict[str, Any]) -> str:
 
 
 TABLES = {
+    "infer": infer_table,
     "ingest": ingest_table,
     "store": store_table,
     "loader": loader_table,

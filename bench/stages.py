@@ -108,7 +108,8 @@ def networks(store: Path, size: int) -> dict[str, tuple[Callable[[], object], in
     from infer.single import segment_volume
     from train.config import Config
     from train.dataset import Batches, View
-    from train.export import CONTRACT, Exported, add_metadata, proof_slices, to_onnx
+    from train.export import CONTRACT, add_metadata, proof_slices, to_onnx
+    from train.graph import Exported
     from train.sampling import Place
     from train.setup import choose_device, choose_precision
     from train.step import build, class_of_value, make_learner, network_input, on_device, one_step

@@ -73,6 +73,35 @@ def loader_table(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", note])
 
 
+def infer_table(record: dict[str, Any]) -> str:
+    """Return inference on the CPU as Markdown."""
+    results = record["results"]
+    lines = ["| inference on the CPU | by the clock | by CPU time |", "|---|---|---|"]
+
+    def row(name: str, ratios: dict[str, float]) -> None:
+        lines.append(line(name, *(f"{ratios[clock]:.2f}" if clock in ratios else "-" for clock in ("wall", "cpu"))))
+
+    for network, measured in results["whole"].items():
+        own = measured["results"]["bare session"]
+        work = f"{network} network, {1000 / own['per_second']:.1f} ms a slice"
+        for name, ratios in measured["of the bare session"].items():
+            row(f"{work}: from files to files {name}, of its bare session", ratios)
+    host, engines, many = results["host"], results["engines"], results["many"]
+    row("usual script over ours, everything around the network", {"cpu": host["times_less"]})
+    row("torch eager over onnxruntime", engines["over torch eager"])
+    row("torch eager, channels last, over onnxruntime", engines["over torch eager, channels last"])
+    row("scipy over ours, largest organ and small lesions", results["components"]["over scipy"])
+    row("64 small scans: a session scan by scan over one folder", many["over a session called scan by scan"])
+    row("64 small scans: a command each over one folder", many["over the command called scan by scan"])
+    around = host["cpu_milliseconds_a_slice"]
+    note = (
+        f"Times, medians of ratios in one round. Around the network ours takes {around['ours']:.2f} ms of a core a slice, with report and picture; "
+        f"the script (get_fdata, window, argmax, scipy components, nib.save) {around['usual script']:.1f}. Its components and scipy's are "
+        f"{'equal' if results['components']['equal'] else 'NOT EQUAL'}. {record['rounds']} rounds, warm page cache, on {where(record['machine'])}."
+    )
+    return "\n".join([*lines, "", note])
+
+
 def train_table(record: dict[str, Any]) -> str:
     """Return training steps beside the bare network as Markdown."""
     lines = ["| training | slices/s | of the bare network |", "|---|---|---|"]

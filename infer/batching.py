@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infer.canvas import Canvas, Plan
+from infer.model import Answer
 from infer.views import View
 
 
@@ -67,11 +68,11 @@ class Batch:
         for (scan, z, view), out in zip(self.rows, image, strict=False):
             scan.show(z, view, out)
 
-    def put(self, label: npt.NDArray[np.uint8], maps: npt.NDArray[np.float32] | None) -> list[Scan]:
-        """Give the scans their labels uint8[b, H, W] and probabilities float32[b, k, H, W]; return those that are whole now."""
+    def put(self, answer: Answer) -> list[Scan]:
+        """Give the scans what the network says of the units, in their order; return those that are whole now."""
         counts: dict[Scan, int] = {}
         for index, (scan, z, view) in enumerate(self.units):
-            scan.canvas.put(z, view, label[index], None if maps is None else maps[index])
+            scan.canvas.put(z, view, answer, index)
             counts[scan] = counts.get(scan, 0) + 1
         return [scan for scan, count in counts.items() if scan.is_whole_after(count)]
 

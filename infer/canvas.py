@@ -2,13 +2,15 @@
 
 import threading
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from infer.model import ModelInfo
+from infer.model import Answer, ModelInfo
 from infer.resample import Resampling, resampling
-from infer.views import View, views_of
+from infer.views import PLAIN, Manner, View, views_of
+from store.errors import ConfigError
 from store.framing import neighbor_step, neighbors
 
 Shape = tuple[int, int, int]
@@ -31,9 +33,25 @@ class Plan:
     table: Uint8s
     """uint8[k]: the label values of the network's classes."""
     tumor: int | None
-    """The class whose probability is kept; None where the model knows no tumor or gives no probability."""
-    probability: bool
-    """Whether the network is asked for probabilities."""
+    """The class whose probability is kept; None where the model knows no tumor or gives no probability of it."""
+    wanted: tuple[str, ...]
+    """The outputs that the network is asked for."""
+    manner: Manner
+    size: tuple[int, int]
+    """Height and width of the network's slices."""
+
+    @property
+    def averages(self) -> bool:
+        """Return whether several views of a pixel are averaged."""
+        return self.manner.mirror or self.manner.overlap
+
+    @cached_property
+    def weights(self) -> dict[View, Maps]:
+        """Return what each view of a slice counts, float32[y, x] of its kept pixels; together 1 at every pixel."""
+        total = np.zeros(self.seen_shape, dtype=np.float32)
+        for view in self.views:
+            total[view.kept] += view.weights(self.size)
+        return {view: view.weights(self.size) / total[view.kept] for view in self.views}
 
     @property
     def seen_shape(self) -> tuple[int, int]:
@@ -54,12 +72,29 @@ class Plan:
         return out
 
 
-def asks_probability(info: ModelInfo) -> bool:
-    """Return whether a model is asked for probabilities: for the tumor's, and to bring labels back to a scan's pixels."""
-    return info.gives_probability and (info.labels.tumor is not None or info.spacing_mm is not None)
+def wanted_of(info: ModelInfo, manner: Manner = PLAIN) -> tuple[str, ...]:
+    """Return the outputs that a model is asked for.
+
+    ``probability`` of all classes only to average, to be kept, to bring labels back to a scan's pixels, or in want of ``tumor``.
+
+    Raises
+    ------
+    ConfigError
+        It gives no probabilities, and they are needed.
+    """
+    asked = [name for name in ("mirror", "overlap", "probability") if getattr(manner, name)]
+    if asked and not info.gives_probability:
+        raise ConfigError(
+            f"--{asked[0]}: {info.name} gives no probabilities; export it again with `slicemill export --probability`."
+        )
+    averages = manner.mirror or manner.overlap
+    knows_tumor = info.labels.tumor is not None
+    tumor = knows_tumor and info.gives_tumor and not averages
+    maps = info.gives_probability and (asked or info.spacing_mm is not None or (knows_tumor and not tumor))
+    return ("label", *(["tumor"] if tumor else []), *(["probability"] if maps else []))
 
 
-def plan_of(info: ModelInfo, shape: Shape, spacing_mm: tuple[float, float, float]) -> Plan:
+def plan_of(info: ModelInfo, shape: Shape, spacing_mm: tuple[float, float, float], manner: Manner = PLAIN) -> Plan:
     """Return how a scan of this shape and spacing in mm (both z, y, x) is shown to a model.
 
     Raises
@@ -69,16 +104,19 @@ def plan_of(info: ModelInfo, shape: Shape, spacing_mm: tuple[float, float, float
     """
     value = info.labels.tumor_value()
     table = info.labels.table()
+    wanted = wanted_of(info, manner)
     way = resampling(shape[1:], spacing_mm[1:], info.spacing_mm, info.size)
     return Plan(
         shape=shape,
         step=neighbor_step(info.context_spacing_mm, spacing_mm[0]),
         context=info.context,
         resampling=way,
-        views=views_of(shape[1:] if way is None else way.shape, info.size),
+        views=views_of(shape[1:] if way is None else way.shape, info.size, manner),
         table=table,
-        tumor=None if value is None or not info.gives_probability else table.tolist().index(value),
-        probability=asks_probability(info),
+        tumor=None if value is None or len(wanted) == 1 else table.tolist().index(value),
+        wanted=wanted,
+        manner=manner,
+        size=info.size,
     )
 
 
@@ -90,63 +128,91 @@ class Segmented:
     """uint8[z, y, x], label values."""
     tumor_probability: Uint8s | None
     """uint8[z, y, x], 255 times the probability of tumor; None where the model knows no tumor or gives no probability."""
+    probability: Uint8s | None = None
+    """uint8[k, z, y, x], 255 times the probability of every class, where it was to be kept."""
 
 
 @dataclass(kw_only=True, slots=True)
 class _Slice:
-    """A slice of which some views are still to come."""
+    """A slice on the network's grid, of which some views are still to come."""
 
     label: Uint8s
+    tumor: Uint8s | None
     maps: Maps | None
     """float32[k, y, x]."""
     left: int
 
 
 class Canvas:
-    """Takes what the network says of the views of a scan, in any order and from several threads."""
+    """Takes what the network says of the views of a scan, in any order and from several threads.
+
+    Where one view says all of a pixel on the scan's own grid, it is put in place at once. Else slices are put together on
+    the network's grid first, and finished when their last view is in.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._label = np.zeros(plan.shape, dtype=np.uint8)
         self._tumor = None if plan.tumor is None else np.zeros(plan.shape, dtype=np.uint8)
-        self._class = plan.tumor or 0
+        keep = plan.manner.probability
+        self._probability = np.zeros((len(plan.table), *plan.shape), dtype=np.uint8) if keep else None
         self._slices: dict[int, _Slice] = {}
         self._lock = threading.Lock()
 
-    def put(self, z: int, view: View, label: Uint8s, maps: Maps | None) -> None:
-        """Take the labels uint8[H, W] of one view of the slice at `z`, and the probabilities float32[k, H, W] where they were asked for."""
-        if self.plan.resampling is None:
-            view.place(label, self._label[z])
-            if self._tumor is not None and maps is not None:
-                to_bytes(maps[self._class][view.inside], self._tumor[z][view.kept])
+    def put(self, z: int, view: View, answer: Answer, index: int) -> None:
+        """Take one view of the slice at `z`: the `index`-th of an answer."""
+        if self.plan.resampling is None and not self.plan.averages and self._probability is None:
+            self._place(view, answer, index, _Slice(label=self._label[z], tumor=self._at(z), maps=None, left=0))
             return
         with self._lock:
-            waiting = self._slices.get(z) or self._slices.setdefault(z, self._empty(maps))
-            view.place(label, waiting.label)
-            if maps is not None and waiting.maps is not None:
-                view.place(maps, waiting.maps)
+            waiting = self._slices.get(z) or self._slices.setdefault(z, self._empty())
+            self._place(view, answer, index, waiting)
             waiting.left -= 1
             if waiting.left:
                 return
             del self._slices[z]
-        self._bring_back(z, waiting, self.plan.resampling)
+        self._finish(z, waiting)
 
-    def _empty(self, maps: Maps | None) -> _Slice:
+    def _at(self, z: int) -> Uint8s | None:
+        return None if self._tumor is None else self._tumor[z]
+
+    def _empty(self) -> _Slice:
         shape = self.plan.seen_shape
-        return _Slice(
-            label=np.zeros(shape, dtype=np.uint8),
-            maps=None if maps is None else np.zeros((len(maps), *shape), dtype=np.float32),
-            left=len(self.plan.views),
-        )
+        maps = np.zeros((len(self.plan.table), *shape), dtype=np.float32) if "probability" in self.plan.wanted else None
+        tumor = None if self._tumor is None else np.zeros(shape, dtype=np.uint8)
+        return _Slice(label=np.zeros(shape, dtype=np.uint8), tumor=tumor, maps=maps, left=len(self.plan.views))
 
-    def _bring_back(self, z: int, whole: _Slice, way: Resampling) -> None:
-        self._label[z] = way.labels_back(whole.label, whole.maps, self.plan.table)
-        if self._tumor is not None and whole.maps is not None:
-            to_bytes(way.map_back(whole.maps[self._class]), self._tumor[z])
+    def _place(self, view: View, answer: Answer, index: int, out: _Slice) -> None:
+        if self.plan.averages:
+            if answer.maps is not None and out.maps is not None:
+                part = view.turned(answer.maps[index])[:, *view.inside]
+                out.maps[:, *view.kept] += part * self.plan.weights[view]
+            return
+        view.place(answer.label[index], out.label)
+        if answer.maps is not None and out.maps is not None:
+            view.place(answer.maps[index], out.maps)
+        if out.tumor is not None and answer.tumor is not None:
+            view.place(answer.tumor[index], out.tumor)
+        elif out.tumor is not None and answer.maps is not None and self.plan.tumor is not None:
+            to_bytes(answer.maps[index, self.plan.tumor][view.inside], out.tumor[view.kept])
+
+    def _finish(self, z: int, whole: _Slice) -> None:
+        """Bring a slice to the scan's grid, where that is another, and put it in place."""
+        plan, way, maps = self.plan, self.plan.resampling, whole.maps
+        if plan.averages and maps is not None:
+            whole.label = plan.table[maps.argmax(axis=0)]
+            if whole.tumor is not None and plan.tumor is not None:
+                to_bytes(maps[plan.tumor], whole.tumor)
+        self._label[z] = whole.label if way is None else way.labels_back(whole.label, maps, plan.table)
+        if self._tumor is not None and whole.tumor is not None:
+            self._tumor[z] = whole.tumor if way is None else np.rint(way.map_back(whole.tumor))
+        if self._probability is not None and maps is not None:
+            for map_, out in zip(maps, self._probability[:, z], strict=True):
+                to_bytes(map_ if way is None else way.map_back(map_), out)
 
     def segmented(self) -> Segmented:
         """Return what was put together."""
-        return Segmented(label=self._label, tumor_probability=self._tumor)
+        return Segmented(label=self._label, tumor_probability=self._tumor, probability=self._probability)
 
 
 def to_bytes(map_: npt.NDArray[np.floating], out: Uint8s) -> None:

@@ -26,6 +26,21 @@ def infer(
     provider: Annotated[
         str, typer.Option(help="auto (CUDA where it starts, else CPU), cpu, cuda or tensorrt.")
     ] = "auto",
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Average over each slice and its mirror images; four times the work.")
+    ] = False,
+    overlap: Annotated[
+        bool, typer.Option("--overlap", help="Average over tiles that overlap by half, where slices need tiles.")
+    ] = False,
+    probability: Annotated[
+        bool, typer.Option("--probability", help="Also write NAME_probability_LABEL for every label.")
+    ] = False,
+    separate: Annotated[
+        bool, typer.Option("--separate", help="Also write NAME_LABEL, 0 and 1, for every label.")
+    ] = False,
+    no_postprocess: Annotated[
+        bool, typer.Option("--no-postprocess", help="Leave the labels as the network gives them.")
+    ] = False,
     batch: Annotated[int, typer.Option(help="Slices in a batch; 0 fits the provider.", min=0)] = 0,
     readers: Annotated[int, typer.Option(help="Threads that decode scans; 0 fits the cores.", min=0)] = 0,
     writers: Annotated[int, typer.Option(help="Threads that post-process and write; 0 fits the cores.", min=0)] = 0,
@@ -49,12 +64,16 @@ def infer(
         from infer.ledger import Book
         from infer.model import open_model
         from infer.options import Options
+        from infer.pipeline import extra_names, left_to_do
         from infer.pipeline import infer as run
-        from infer.pipeline import left_to_do
+        from infer.views import Manner
 
         options = Options(
             overwrite=overwrite,
             retry_failed=retry_failed,
+            manner=Manner(mirror=mirror, overlap=overlap, probability=probability),
+            postprocess=not no_postprocess,
+            separate=separate,
             batch=batch,
             readers=readers,
             writers=writers,
@@ -70,7 +89,7 @@ def infer(
         if len(left_out) > SHOWN:
             say(f"left out: {len(left_out) - SHOWN} more")
         if dry_run:
-            _show_plan(jobs, *left_to_do(jobs, Book(out, opened, options)))
+            _show_plan(jobs, *left_to_do(jobs, Book(out, opened, options), extra_names(info.labels, options)))
             return
         summary = run(opened, jobs, out, options)
         rows = [

@@ -35,6 +35,8 @@ class Limits:
     """How much may be at work at a time."""
 
     capacity: Capacity
+    wanted: tuple[str, ...]
+    """Outputs that the network is asked for."""
     memory_bytes: int
     """What scans may take, from the reading of the first voxel to the writing of the mask."""
     readers: int
@@ -151,7 +153,7 @@ class Engine:
         while True:
             if self._model.session is not session:
                 session = self._model.session
-                lane = make_lane(self._model, self._limits.capacity)
+                lane = make_lane(self._model, self._limits.capacity, self._limits.wanted)
             if not self._run_batch(lane, session, turns, writers):
                 return
 
@@ -168,12 +170,12 @@ class Engine:
         with self._watch.timed("fill"):
             batch.show(lane.image)
         try:
-            label, maps = lane.run(len(batch.rows), batch.neighbors, self._turn(turns))
+            answer = lane.run(len(batch.rows), batch.neighbors, self._turn(turns))
         except Exception as error:  # noqa: BLE001 (onnxruntime raises many types, some of them private)
             self._device_failed(batch, session, error)
             return True
         with self._watch.timed("scatter"):
-            whole = batch.put(label, maps)
+            whole = batch.put(answer)
         for scan, count in Counter(scan for scan, _, _ in batch.units).items():
             if ticket := self._tickets.get(scan):
                 self._steps.advance(ticket, count)

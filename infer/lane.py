@@ -5,6 +5,7 @@ shape for the whole run, since its provider plans anew for each shape; its tail 
 """
 
 import threading
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -12,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infer.batching import Capacity
-from infer.canvas import asks_probability
-from infer.model import Model
+from infer.model import Answer, Model, answered
 from store.layout import AIR_HU
 
 LANES = 2
@@ -26,10 +26,8 @@ class Lane(Protocol):
     image: npt.NDArray[np.int16]
     """int16[n, H, W], HU; to be filled from its first row on."""
 
-    def run(
-        self, rows: int, neighbors: npt.NDArray[np.int32], turn: AbstractContextManager[Any]
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32] | None]:
-        """Label slices and return uint8[b, H, W] and, where asked for, float32[b, k, H, W]; valid until the next run.
+    def run(self, rows: int, neighbors: npt.NDArray[np.int32], turn: AbstractContextManager[Any]) -> Answer:
+        """Label slices; the answer is valid until the next run.
 
         Parameters
         ----------
@@ -45,54 +43,46 @@ class Lane(Protocol):
 class HostLane:
     """A batch in the computer's memory, for providers that compute there."""
 
-    def __init__(self, model: Model, capacity: Capacity) -> None:
+    def __init__(self, model: Model, capacity: Capacity, wanted: Sequence[str]) -> None:
         self._model = model
-        self.image, self._label, self._maps = _buffers(model, capacity)
+        self.image, self._outputs = _buffers(model, capacity, wanted)
 
-    def run(
-        self, rows: int, neighbors: npt.NDArray[np.int32], turn: AbstractContextManager[Any]
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32] | None]:
+    def run(self, rows: int, neighbors: npt.NDArray[np.int32], turn: AbstractContextManager[Any]) -> Answer:
         """Label slices; see `Lane.run`."""
-        count = len(neighbors)
-        label, maps = self._label[:count], None if self._maps is None else self._maps[:count]
-        binding = self._model.session.io_binding()
         feed = self._model.feed(self.image[:rows], neighbors)
+        outputs = {name: array[: len(neighbors)] for name, array in self._outputs.items()}
+        binding = self._model.session.io_binding()
         for name, array in feed.items():
             binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for name, out in (("label", label), ("probability", maps)):
-            if out is not None:
-                binding.bind_output(name, "cpu", 0, out.dtype.type, out.shape, out.ctypes.data)
+        for name, array in outputs.items():
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         with turn:
             self._model.session.run_with_iobinding(binding)
-        return label, maps
+        return answered(outputs)
 
 
 class DeviceLane:
     """A batch on a GPU, of one shape for the whole run: uploads and downloads lie outside of the other lane's turn."""
 
-    def __init__(self, model: Model, capacity: Capacity) -> None:
+    def __init__(self, model: Model, capacity: Capacity, wanted: Sequence[str]) -> None:
         from infer.providers import runtime
 
+        value = runtime().OrtValue
         self._model = model
-        self._value = runtime().OrtValue
-        self.image, self._label, self._maps = _buffers(model, capacity)
+        self.image, outputs = _buffers(model, capacity, wanted)
         self._neighbors = np.zeros((capacity.labels, model.info.context), dtype=np.int32)
         feed = model.feed(self.image, self._neighbors)
-        self._inputs = {name: self._value.ortvalue_from_numpy(array, "cuda", 0) for name, array in feed.items()}
-        outputs = {"label": self._label} | ({} if self._maps is None else {"probability": self._maps})
+        self._inputs = {name: value.ortvalue_from_numpy(array, "cuda", 0) for name, array in feed.items()}
         self._outputs = {
-            name: self._value.ortvalue_from_shape_and_type(array.shape, array.dtype.type, "cuda", 0)
+            name: value.ortvalue_from_shape_and_type(array.shape, array.dtype.type, "cuda", 0)
             for name, array in outputs.items()
         }
 
-    def run(
-        self, rows: int, neighbors: npt.NDArray[np.int32], turn: AbstractContextManager[Any]
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32] | None]:
+    def run(self, rows: int, neighbors: npt.NDArray[np.int32], turn: AbstractContextManager[Any]) -> Answer:
         """Label slices; see `Lane.run`."""
         self.image[rows:] = AIR_HU
-        count = len(neighbors)
-        self._neighbors[:count] = neighbors
-        self._neighbors[count:] = 0
+        self._neighbors[:] = 0
+        self._neighbors[: len(neighbors)] = neighbors
         for name, array in self._model.feed(self.image, self._neighbors).items():
             self._inputs[name].update_inplace(array)
         binding = self._model.session.io_binding()
@@ -102,23 +92,27 @@ class DeviceLane:
             binding.bind_ortvalue_output(name, value)
         with turn:
             self._model.session.run_with_iobinding(binding)
-        maps = self._outputs.get("probability")
-        return self._outputs["label"].numpy()[:count], None if maps is None else maps.numpy()[:count]
+        return answered({name: value.numpy()[: len(neighbors)] for name, value in self._outputs.items()})
 
 
 def _buffers(
-    model: Model, capacity: Capacity
-) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], npt.NDArray[Any] | None]:
+    model: Model, capacity: Capacity, wanted: Sequence[str]
+) -> tuple[npt.NDArray[np.int16], dict[str, npt.NDArray[Any]]]:
+    """Return room for the slices of a batch, and for each output that is asked for."""
     info = model.info
-    image = np.zeros((capacity.rows, *info.size), dtype=np.int16)
-    label = np.zeros((capacity.labels, *info.size), dtype=np.uint8)
-    shape = (capacity.labels, len(info.labels.table()), *info.size)
-    return image, label, np.zeros(shape, dtype=info.probability_dtype) if asks_probability(info) else None
+    maps = (len(info.labels.table()), *info.size)
+    shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "label": (np.uint8, info.size),
+        "tumor": (np.uint8, info.size),
+        "probability": (info.probability_dtype, maps),
+    }
+    outputs = {name: np.zeros((capacity.labels, *shapes[name][1]), dtype=shapes[name][0]) for name in wanted}
+    return np.zeros((capacity.rows, *info.size), dtype=np.int16), outputs
 
 
-def make_lane(model: Model, capacity: Capacity) -> Lane:
-    """Return a lane for the device of a model."""
-    return (DeviceLane if model.provider in ON_DEVICE else HostLane)(model, capacity)
+def make_lane(model: Model, capacity: Capacity, wanted: Sequence[str]) -> Lane:
+    """Return a lane for the device of a model, with room for the outputs that are `wanted`."""
+    return (DeviceLane if model.provider in ON_DEVICE else HostLane)(model, capacity, wanted)
 
 
 def turns_of(model: Model) -> threading.Semaphore:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from infer.batching import Batch, Capacity, Filler, Scan
-from store.errors import ScanError
+from store.errors import ReadError
 
 AHEAD = 256
 """Slices that wait before readers rest: on a CPU, more would only fill the memory."""
@@ -70,13 +70,13 @@ class Line:
 
         Raises
         ------
-        ScanError
-            It is more than all that may be taken.
+        ReadError
+            It is more than all that may be taken; another run may have more.
         Stopped
             The run is ending.
         """
         if amount > self._memory:
-            raise ScanError(
+            raise ReadError(
                 f"needs about {amount / 2**30:.2f} GiB of memory, more than the {self._memory / 2**30:.2f} GiB that scans may take; "
                 "give more with --max-memory."
             )

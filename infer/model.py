@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from store.labels import Labels, labels_from_json
 
 CONTRACT = 1
 CONTEXTS = (1, 3, 5, 7)
+INPUTS: dict[str, str] = {"int16": "int16", "bytes": "uint8"}
+"""Forms of the input ``image`` and their types."""
 MAX_SIDE = 4096
 EXTERNAL_DATA = b"\x0a\x08location"
 """How protobuf writes the key of a tensor that lies in another file; such a path is never followed."""
@@ -40,6 +43,10 @@ class ModelInfo:
     """Size of the pixels that the network was trained at; None where it takes the scan's own."""
     size: tuple[int, int]
     """Height and width of the slices that go in."""
+    input: Literal["int16", "bytes"]
+    """Slices int16[n, H, W], or the same as pairs of bytes uint8[n, 1, H, W, 2], low byte first."""
+    gives_tumor: bool
+    """Whether the graph has the optional output ``tumor``."""
     probability_dtype: str | None
     """Type of the optional output ``probability``, float32 or float16; None where the graph has none."""
     rules: Rules
@@ -50,6 +57,18 @@ class ModelInfo:
     def gives_probability(self) -> bool:
         """Return whether the graph has the optional output ``probability``."""
         return self.probability_dtype is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a network says of a batch."""
+
+    label: npt.NDArray[np.uint8]
+    """uint8[b, H, W], label values."""
+    tumor: npt.NDArray[np.uint8] | None = None
+    """uint8[b, H, W], 255 times the probability of tumor; None where it was not asked for."""
+    maps: npt.NDArray[np.floating] | None = None
+    """float[b, k, H, W], the probabilities of the classes; None where they were not asked for."""
 
 
 class Model:
@@ -73,11 +92,14 @@ class Model:
 
     def feed(self, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[Any]]:
         """Return the graph's inputs for slices int16[n, H, W], HU, and windows int32[b, c]; with c = 1 the rows are those to label."""
-        return {"image": image, "neighbors": neighbors} if self.info.context > 1 else {"image": image}
+        given = (
+            image if self.info.input == "int16" else image.view(np.uint8).reshape(len(image), 1, *image.shape[1:], 2)
+        )
+        return {"image": given, "neighbors": neighbors} if self.info.context > 1 else {"image": given}
 
     def run(
-        self, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32], *, probability: bool
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32] | None]:
+        self, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32], wanted: Sequence[str] = ("label",)
+    ) -> Answer:
         """Label slices.
 
         Parameters
@@ -86,15 +108,15 @@ class Model:
             int16[n, H, W], HU.
         neighbors
             int32[b, c]: for each slice to label, the indices in `image` of its window.
-
-        Returns
-        -------
-        label : uint8[b, H, W]
-        probability : float32[b, k, H, W], or None when it was not asked for
+        wanted
+            Names of outputs.
         """
-        wanted = ["label", "probability"] if probability and self.info.gives_probability else ["label"]
-        results = self.session.run(wanted, self.feed(image, neighbors))
-        return results[0], results[1] if len(wanted) > 1 else None
+        return answered(dict(zip(wanted, self.session.run(list(wanted), self.feed(image, neighbors)), strict=True)))
+
+
+def answered(outputs: Mapping[str, npt.NDArray[Any]]) -> Answer:
+    """Return outputs of the graph as an answer."""
+    return Answer(outputs["label"], outputs.get("tumor"), outputs.get("probability"))
 
 
 def open_model(path: Path, provider: Provider = "auto") -> Model:
@@ -125,19 +147,20 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
         raise ModelError(f"{path}: carries no slicemill metadata; make the model with `slicemill export`.")
     try:
         metadata = json.loads(text)
-        contract, input_kind = metadata.get("contract"), metadata.get("input")
-        if contract != CONTRACT or input_kind != "int16":
+        contract, kind = metadata.get("contract"), metadata.get("input")
+        if contract != CONTRACT or kind not in INPUTS:
             raise ModelError(
-                f"{path}: is of contract {contract}, input {input_kind}; this version runs contract {CONTRACT}, input int16. Export it again."
+                f"{path}: is of contract {contract}, input {kind}; this version runs contract {CONTRACT}, "
+                f"input {' or '.join(INPUTS)}. Export it again."
             )
         shapes = {given.name: given.shape for given in session.get_inputs()}
         types = {item.name: item.type for item in [*session.get_inputs(), *session.get_outputs()]}
-        height, width = (int(extent) for extent in shapes["image"][1:3])
         context = int(metadata["context"])
         expected = {
-            "image": "tensor(int16)",
+            "image": f"tensor({INPUTS[kind]})",
             "label": "tensor(uint8)",
             **({"neighbors": "tensor(int32)"} if context > 1 else {}),
+            **({"tumor": "tensor(uint8)"} if "tumor" in types else {}),
         }
         if (
             context not in CONTEXTS
@@ -147,6 +170,7 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
             raise ModelError(
                 f"{path}: its inputs and outputs {types} do not fit context {context} of contract {CONTRACT}."
             )
+        height, width = (int(extent) for extent in shapes["image"][1 if kind == "int16" else 2 :][:2])
         if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
             raise ModelError(f"{path}: takes slices of {height}x{width}; a side may have 1 to {MAX_SIDE} pixels.")
         return ModelInfo(
@@ -157,6 +181,8 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
             context_spacing_mm=_millimeters(metadata, "context_spacing_mm", path),
             spacing_mm=_millimeters(metadata, "spacing_mm", path),
             size=(height, width),
+            input=kind,
+            gives_tumor="tumor" in types,
             probability_dtype=_probability_dtype(types, path),
             rules=rules_from_json(metadata["postprocess"]),
             metadata=metadata,

@@ -1,12 +1,13 @@
 """How a run is to be done, and how much it may take."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from infer.batching import Capacity
 from infer.canvas import Plan
 from infer.model import ModelInfo
+from infer.views import PLAIN, Manner
 from store.errors import ConfigError
 
 CPU_PIXELS = 2 * 512 * 512
@@ -24,6 +25,11 @@ class Options:
 
     overwrite: bool = False
     retry_failed: bool = False
+    manner: Manner = PLAIN
+    postprocess: bool = True
+    """Whether labels are post-processed as the model's metadata ask."""
+    separate: bool = False
+    """Whether each label is also written as a file of its own, 0 and 1."""
     batch: int = 0
     """Slices in a batch; 0 takes about CPU_PIXELS or GPU_PIXELS."""
     readers: int = 0
@@ -41,7 +47,9 @@ class Options:
 
     def as_json(self) -> dict[str, Any]:
         """Return what changes the outputs; a scan that was done with others is done again."""
-        return {}
+        changed = {name: True for name, on in asdict(self.manner).items() if on}
+        changed |= {"separate": True} if self.separate else {}
+        return changed | ({} if self.postprocess else {"postprocess": False})
 
 
 def capacity_of(info: ModelInfo, provider: str, batch: int = 0) -> Capacity:
@@ -60,7 +68,8 @@ def memory_of(plan: Plan) -> int:
     """Return the bytes that a scan takes at most, from its first voxel to its mask."""
     nz, ny, nx = plan.shape
     height, width = plan.seen_shape
-    own = 2 + 1 + (plan.tumor is not None) + WORKING_BYTES
+    kept = len(plan.table) if plan.manner.probability else 0
+    own = 2 + 1 + (plan.tumor is not None) + kept + WORKING_BYTES
     return nz * (own * ny * nx + (0 if plan.resampling is None else 2 * height * width))
 
 

@@ -7,14 +7,16 @@
 """
 
 import contextlib
+import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from infer.batching import Batch, Scan
-from infer.canvas import plan_of
+from infer.canvas import Segmented, plan_of, wanted_of
 from infer.engine import Engine, Limits, Steps, Ticket
 from infer.inputs import Job, LoadedScan, opened
 from infer.lane import Lane
@@ -29,12 +31,14 @@ from infer.options import (
     memory_of,
     threads_of,
 )
+from infer.postprocess import postprocess
 from infer.report import answer, overlay
-from infer.single import full_report, refine
+from infer.single import full_report
 from infer.stopwatch import Stopwatch
 from store.errors import ProviderError, ReadError, ScanError, StoreError
 from store.files import write_json
-from store.nifti import write_volume
+from store.labels import Labels
+from store.nifti import stem_of, write_volume
 from store.picture import save_png
 from store.progress import Advance, progress
 
@@ -43,32 +47,44 @@ DEFAULTS = Options()
 ELSEWHERE = "another run is at work on it"
 
 
-def left_to_do(jobs: Sequence[Job], book: Book) -> tuple[list[Job], list[Outcome]]:
-    """Return the jobs that are left, and an outcome for each of the others."""
-    check_places(jobs, book.out)
+def left_to_do(jobs: Sequence[Job], book: Book, extras: Sequence[str] = ()) -> tuple[list[Job], list[Outcome]]:
+    """Return the jobs that are left, and an outcome for each of the others; `extras` are names of files beside each mask."""
+    check_places(jobs, book.out, extras)
     known = [(job, book.known(job)) for job in jobs]
     return [job for job, outcome in known if outcome is None], [outcome for _, outcome in known if outcome is not None]
 
 
-def check_places(jobs: Sequence[Job], out: Path) -> None:
-    """Refuse to write a mask over a scan.
+def check_places(jobs: Sequence[Job], out: Path, extras: Sequence[str] = ()) -> None:
+    """Refuse to write over a scan, or two things into one file.
 
     Raises
     ------
     ScanError
-        An output would take the place of an input.
+        An output would take the place of an input, or of another output.
     """
     inputs = {job.path.resolve() for job in jobs if job.case_id is None}
+    masks = {job.name for job in jobs}
     for job in jobs:
-        if (out / job.name).resolve() in inputs:
-            raise ScanError(f"{out / job.name}: the mask would replace a scan; choose an --out folder of its own.")
+        names = [job.name, *(beside(job, extra) for extra in extras)]
+        for name in names:
+            if (out / name).resolve() in inputs:
+                raise ScanError(f"{out / name}: the mask would replace a scan; choose an --out folder of its own.")
+        taken = masks.intersection(names[1:])
+        if taken:
+            raise ScanError(f"{job.path}: what is written beside its mask would replace {min(taken)}; use two folders.")
+
+
+def beside(job: Job, extra: str) -> str:
+    """Return the name of a file beside a job's mask."""
+    return f"{job.stem}_{extra}{suffix_of(job.name)}"
 
 
 class Run:
     """What is done with each scan of a run, and what became of it; called from several threads."""
 
-    def __init__(self, model: Model, book: Book, watch: Stopwatch, advance: Advance) -> None:
+    def __init__(self, model: Model, options: Options, book: Book, watch: Stopwatch, advance: Advance) -> None:
         self._model = model
+        self._options = options
         self._book = book
         self._watch = watch
         self._advance = advance
@@ -94,7 +110,7 @@ class Run:
             self._end(job, known)
             return None
         with opened(job) as scan:
-            plan = plan_of(self._model.info, scan.grid.stored_shape, scan.grid.spacing_mm)
+            plan = plan_of(self._model.info, scan.grid.stored_shape, scan.grid.spacing_mm, self._options.manner)
             amount = memory_of(plan)
             admit(amount)
             with self._watch.timed("decode"):
@@ -107,24 +123,37 @@ class Run:
 
     def write(self, ticket: Ticket) -> None:
         """Write report, picture and mask of a scan, and its line in the ledger."""
-        job, loaded, out = ticket.job, ticket.loaded, self._book.out
+        job, loaded, out, info = ticket.job, ticket.loaded, self._book.out, self._model.info
         segmented = ticket.scan.canvas.segmented()
         with self._watch.timed("post"):
-            refine(self._model, loaded, segmented)
+            if self._options.postprocess:
+                postprocess(segmented.label, info.labels, info.rules, loaded.grid, segmented.tumor_probability)
         with self._watch.timed("report"):
             report = full_report(self._model, loaded, segmented, job.name)
             said = answer(report)
-            picture = overlay(
-                loaded.volume, segmented.label, self._model.info.labels, report["lesions"], f"{job.stem}  {said}"
-            )
+            picture = overlay(loaded.volume, segmented.label, info.labels, report["lesions"], f"{job.stem}  {said}")
         outcome = Outcome(name=job.name, status="done", slices=len(loaded.volume), answer=said)
         with self._watch.timed("write"):
             self._book.note(job, outcome, begun=True)
             write_json(out / f"{job.stem}.json", report)
             save_png(out / f"{job.stem}.png", picture)
+            for name, volume, slope in self._extras(segmented):
+                write_volume(out / beside(job, name), loaded.header, np.uint8, loaded.grid.to_file(volume), slope=slope)
             write_volume(out / job.name, loaded.header, np.uint8, loaded.grid.to_file(segmented.label))
             self._book.note(job, outcome)
         self._end(job, outcome)
+
+    def _extras(self, segmented: Segmented) -> Iterator[tuple[str, npt.NDArray[np.uint8], float]]:
+        """Yield the name, volume uint8[z, y, x] and slope of what is written beside the labels."""
+        names = extra_names(self._model.info.labels, self._options)
+        if self._options.separate:
+            for name, value in zip(names, self._model.info.labels.values.values(), strict=False):
+                yield name, (segmented.label == value).view(np.uint8), 1.0
+        if segmented.probability is not None:
+            yield from (
+                (name, volume, 1 / 255)
+                for name, volume in zip(names[-len(segmented.probability) :], segmented.probability, strict=True)
+            )
 
     def fail(self, job: Job, error: Exception) -> None:
         """Note why a scan could not be segmented; it is in the summary, too, when there is no room for the line."""
@@ -150,6 +179,27 @@ class Run:
             claim.close()
 
 
+def extra_names(labels: Labels, options: Options) -> list[str]:
+    """Return what the names of the files beside a mask end in; a label's name may hold anything, a file's may not.
+
+    >>> extra_names(Labels({"liver": 1, "a/b": 2}), Options(separate=True))
+    ['liver', 'a_b_2']
+    """
+    plain = {name: re.sub(r"[^\w.-]+", "_", name) for name in labels.values}
+    safe = [clean if clean == name else f"{clean}_{labels.values[name]}" for name, clean in plain.items()]
+    maps = [f"probability_{name}" for name in ["background", *safe]]
+    return [*(safe if options.separate else []), *(maps if options.manner.probability else [])]
+
+
+def suffix_of(name: str) -> str:
+    """Return the NIfTI suffix of a name.
+
+    >>> suffix_of("a/volume-1.nii.gz")
+    '.nii.gz'
+    """
+    return name[len(stem_of(name)) :]
+
+
 def reason_of(error: Exception, job: Job) -> str:
     """Return one sentence that names the file."""
     if isinstance(error, MemoryError):
@@ -167,10 +217,10 @@ def gate(model: Model) -> Callable[[Scan, Lane], None] | None:
     def check(scan: Scan, lane: Lane) -> None:
         batch = middle_of(scan)
         batch.show(lane.image)
-        label, _ = lane.run(len(batch.rows), batch.neighbors, contextlib.nullcontext())
+        found = lane.run(len(batch.rows), batch.neighbors, contextlib.nullcontext())
         reference = open_model(model.path, "cpu")
-        expected, _ = reference.run(lane.image[: len(batch.rows)], batch.neighbors, probability=False)
-        compare(model, label, expected)
+        expected = reference.run(lane.image[: len(batch.rows)], batch.neighbors)
+        compare(model, found.label, expected.label)
 
     return check
 
@@ -188,6 +238,11 @@ def middle_of(scan: Scan) -> Batch:
     )
 
 
+def unreached(job: Job) -> Outcome:
+    """Return the outcome of a job that a run ended before."""
+    return Outcome(name=job.name, status="failed", reason="the run ended before it", passing=True)
+
+
 def infer(model: Model, jobs: Sequence[Job], out: Path, options: Options = DEFAULTS) -> Summary:
     """Segment scans into a folder; the same call again does only what is left.
 
@@ -201,28 +256,23 @@ def infer(model: Model, jobs: Sequence[Job], out: Path, options: Options = DEFAU
     watch = Stopwatch()
     out.mkdir(parents=True, exist_ok=True)
     book = Book(out, model, options)
-    left, outcomes = left_to_do(jobs, book)
+    left, outcomes = left_to_do(jobs, book, extra_names(model.info.labels, options))
     limits = Limits(
         capacity=capacity_of(model.info, model.provider, options.batch),
+        wanted=wanted_of(model.info, options.manner),
         memory_bytes=memory_for_scans(options.max_memory_gb),
         readers=threads_of(options.readers, MAX_READERS),
         writers=threads_of(options.writers, MAX_WRITERS),
     )
     with progress("infer", len(left), "scans") as advance:
-        run = Run(model, book, watch, advance)
+        run = Run(model, options, book, watch, advance)
         steps = Steps(read=run.read, write=run.write, fail=run.fail, check=gate(model), advance=run.labelled)
         try:
             Engine(model, limits, steps, watch).run(iter(left))
         finally:
-            ended = [*outcomes, *run.outcomes]
-            reached = {outcome.name for outcome in ended}
-            ended += [
-                Outcome(name=job.name, status="failed", reason="the run ended before it")
-                for job in left
-                if job.name not in reached
-            ]
+            ended = {outcome.name: outcome for outcome in [*outcomes, *run.outcomes]}
             summary = Summary(
-                outcomes=tuple(ended),
+                outcomes=tuple(ended.get(job.name, unreached(job)) for job in jobs),
                 seconds=watch.elapsed,
                 stages=watch.table(),
                 device_busy=min(1.0, watch.seconds("device") / watch.elapsed),

@@ -66,8 +66,8 @@ class Resampling:
         """Return a slice of the scan, int16[y, x], HU, on the network's grid, rounded to whole HU."""
         return np.rint(interpolated(section, self.to_network)).astype(np.int16)
 
-    def map_back(self, map_: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return a map float32[y, x] of the network's grid on the scan's."""
+    def map_back(self, map_: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+        """Return a map any[y, x] of the network's grid on the scan's."""
         return interpolated(map_, self.to_scan)
 
     def labels_back(

@@ -39,7 +39,7 @@ def segment_volume(
     while filler.waiting:
         batch = filler.next()
         batch.show(image)
-        batch.put(*model.run(image[: len(batch.rows)], batch.neighbors, probability=plan.probability))
+        batch.put(model.run(image[: len(batch.rows)], batch.neighbors, plan.wanted))
         advance(len(batch.units))
     return scan.canvas.segmented()
 
@@ -48,15 +48,10 @@ def segment(
     model: Model, loaded: LoadedScan, name: str, advance: Callable[[int], None] = lambda _: None
 ) -> tuple[Segmented, dict[str, Any]]:
     """Label a scan, post-process the labels as the model's metadata asks, and report."""
-    segmented = segment_volume(model, loaded.volume, loaded.grid.spacing_mm, advance)
-    refine(model, loaded, segmented)
-    return segmented, full_report(model, loaded, segmented, name)
-
-
-def refine(model: Model, loaded: LoadedScan, segmented: Segmented) -> None:
-    """Post-process a scan's labels, in place, as the model's metadata asks."""
     info = model.info
+    segmented = segment_volume(model, loaded.volume, loaded.grid.spacing_mm, advance)
     postprocess(segmented.label, info.labels, info.rules, loaded.grid, segmented.tumor_probability)
+    return segmented, full_report(model, loaded, segmented, name)
 
 
 def full_report(model: Model, loaded: LoadedScan, segmented: Segmented, name: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Stopwatch:
         """Return seconds of each stage and their share of all."""
         total = sum(self._seconds.values()) or 1.0
         return {
-            stage: {"seconds": round(seconds, 3), "share": round(seconds / total, 4)}
+            stage: {"seconds": round(seconds, 6), "share": round(seconds / total, 4)}
             for stage, seconds in self._seconds.items()
         }
 

@@ -297,7 +297,9 @@ def skip(stream: io.RawIOBase, count: int, path: Place) -> None:
     read_exactly(stream, memoryview(bytearray(count)), path)
 
 
-def write_volume(path: Path, header: bytes, dtype: npt.DTypeLike, voxels: Iterable[npt.NDArray[Any]]) -> None:
+def write_volume(
+    path: Path, header: bytes, dtype: npt.DTypeLike, voxels: Iterable[npt.NDArray[Any]], *, slope: float = 1.0
+) -> None:
     """Write voxels on the grid of the file whose `header` is given, whole or not at all; gzip when the name says so.
 
     Parameters
@@ -306,10 +308,12 @@ def write_volume(path: Path, header: bytes, dtype: npt.DTypeLike, voxels: Iterab
         The bytes of a file from its first to its last header byte, with its extensions where it has any: everything is
         kept bit for bit but the voxels' type, scaling and place (and the display range, where the voxels are labels).
     dtype
-        int16 for HU, uint8 for label values.
+        int16 for HU, uint8 for label values and probabilities.
     voxels
         Slices any[j, i] or slabs any[k, j, i] in the file's own axis order (`Grid.to_file`); a volume any[k, j, i] is
         its own slices. Only one is held at a time.
+    slope
+        What a reader multiplies the stored numbers by.
 
     Raises
     ------
@@ -320,7 +324,7 @@ def write_volume(path: Path, header: bytes, dtype: npt.DTypeLike, voxels: Iterab
     kind = np.dtype(dtype).newbyteorder(fields.endianness)
     fields.set_data_dtype(np.dtype(dtype))
     fields["magic"] = fields.single_magic  # of a pair, too, one file is made
-    fields["scl_slope"], fields["scl_inter"] = 1, 0
+    fields["scl_slope"], fields["scl_inter"] = slope, 0
     if kind.itemsize == 1:
         fields["cal_max"] = fields["cal_min"] = 0
     extensions = _with_extender(header[len(fields.binaryblock) :])

@@ -154,25 +154,51 @@ def export(
         float,
         typer.Option(help="Tumors smaller than this are removed after inference; in the model's metadata.", min=0),
     ] = 0.0,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Also NAME.fp16.onnx, for GPUs.")] = False,
+    bytes_in: Annotated[
+        bool, typer.Option("--bytes", help="Also NAME.bytes.fp16.onnx, for TensorRT, which has no int16.")
+    ] = False,
+    probability: Annotated[
+        bool,
+        typer.Option(
+            "--probability", help="Also an output with the probability of every class; costs time in every run."
+        ),
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing: prove the files that are there, and say what is in them.")
+    ] = False,
 ) -> None:
-    """Write the best network of a run as one ONNX file: int16 HU in, uint8 labels out, everything inside.
+    """Write the best network of a run as ONNX: int16 HU in, uint8 labels out, everything inside, in one file.
 
-    The file appears only after onnxruntime gave the same labels as torch on slices of the validation cases.
+    A file appears only after onnxruntime gave the same labels as torch on slices of the validation cases.
 
         slicemill export runs/first liver.onnx
+        slicemill export runs/first liver.onnx --fp16 --bytes
+        slicemill export runs/first liver.onnx --check
     """
     with errors_shown():
+        from dataclasses import replace
+
+        from train.audit import gflop_a_slice
+        from train.export import FLAVORS
+        from train.export import check as prove
         from train.export import export as write
 
         if model.suffix != ".onnx":
             raise ConfigError(f"{model}: a model's name ends in .onnx.")
-        say("building the graph, and proving its labels against torch's on slices of the validation cases")
-        metadata = write(run, model, store_path=store, min_lesion_ml=min_lesion_ml)
-        parity = metadata["parity"]
-        say(
-            f"parity: {parity['labels_differing']} of {parity['pixels']:,} label pixels differ on {parity['slices']} slices "
-            f"(limit {parity['limit']:g}), probabilities by at most {parity['max_probability_difference']:.2g}"
-        )
-        say(
-            f"model: {model} ({model.stat().st_size / 1e6:.1f} MB), labels {metadata['labels']}, context {metadata['context']}"
-        )
+        say("proving labels against torch's on slices of the validation cases")
+        if check:
+            proofs = prove(run, model, store_path=store)
+        else:
+            wanted = [FLAVORS[0], *FLAVORS[1 : 1 + fp16], *FLAVORS[2 : 2 + bytes_in]]
+            chosen = [replace(flavor, probability=probability) for flavor in wanted]
+            written = write(run, model, flavors=chosen, store_path=store, min_lesion_ml=min_lesion_ml)
+            proofs = {path: metadata["parity"] for path, metadata in written.items()}
+        for path, parity in proofs.items():
+            say(
+                f"{path}: {path.stat().st_size / 1e6:.1f} MB, {gflop_a_slice(path):.1f} GFLOP a slice; "
+                f"{parity['labels_differing']} of {parity['pixels']:,} label pixels differ on {parity['slices']} slices "
+                f"(limit {parity['limit']:g}), probabilities by at most {parity['max_probability_difference']:.2g}"
+            )
+            if ".bytes." in path.name:
+                say(f"{path}: breaks none of TensorRT's rules on types that a graph shows (it has not run there)")

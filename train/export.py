@@ -7,15 +7,16 @@ graph: raw HU in, label values out. What needs the whole scan is written into th
 import logging
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from store.errors import ModelError
 from store.files import to_json, written_whole
@@ -24,19 +25,26 @@ from store.labels import Labels, labels_from_json
 from store.layout import AIR_HU
 from store.picture import spread
 from store.reader import Store, open_store
+from train.audit import audit
 from train.checkpoint import BEST, load_weights, read_state
 from train.config import Config, read_config
+from train.graph import DEFAULT, Exported, Flavor
 from train.setup import CONFIG, SPLIT, run_document
 from train.split import read_split
 from train.step import build
-from train.unet import UNet, normalize
 
 CONTRACT = 1
 OPSET = 20
 """The highest that TensorRT 10's parser takes, and the exporter's default (design notes, RUNTIME section 2.1)."""
 MAX_DIFFERING = {"batch": 1e-5, "instance": 1e-3}
 """Share of label pixels in which onnxruntime may differ from torch in fp32, by the network's norm (RUNTIME section 7)."""
+MAX_DIFFERING_HALF = 1e-3
+"""The same for a network in float16 against the one in float32."""
 PROOF_SLICES = 12
+FLAVORS = (DEFAULT, Flavor(half=True), Flavor(half=True, bytes_in=True), Flavor(bytes_in=True))
+
+Proof = list[tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]]
+"""Slices int16[c, H, W], HU, and the window int32[1, c] of the one that is labelled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,35 +61,20 @@ class Postprocess:
         return {"largest_organ": self.largest_organ, "min_lesion_ml": self.min_lesion_ml}
 
 
-class Exported(nn.Module):
-    """The whole graph: int16[n, H, W] HU and int32[b, c] neighbours -> uint8[b, H, W] labels, float32[b, k, H, W]."""
-
-    def __init__(self, network: UNet, config: Config, labels: Labels) -> None:
-        super().__init__()
-        self.network = network
-        self.low, self.high = config.window_low, config.window_high
-        self.norm = config.norm
-        self.values = [int(value) for value in labels.table()]
-
-    def forward(self, image: Tensor, neighbors: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return labels and probabilities."""
-        normal = normalize(image, self.low, self.high)
-        windows = normal[:, None] if neighbors is None else normal[neighbors.long()]
-        logits = self.network(windows)
-        label = torch.zeros_like(logits[:, 0])
-        best = logits[:, 0]
-        for index, value in enumerate(self.values[1:], start=1):
-            better = logits[:, index] > best
-            label = torch.where(better, torch.full_like(label, float(value)), label)
-            best = torch.maximum(best, logits[:, index])
-        return label.to(torch.uint8), logits.softmax(dim=1)
-
-
-def export(run: Path, model: Path, *, store_path: Path | None = None, min_lesion_ml: float = 0.0) -> dict[str, Any]:
-    """Write a run's best network as ONNX and return its metadata.
+def export(
+    run: Path,
+    model: Path,
+    *,
+    flavors: Sequence[Flavor] = (DEFAULT,),
+    store_path: Path | None = None,
+    min_lesion_ml: float = 0.0,
+) -> dict[Path, dict[str, Any]]:
+    """Write a run's best network as ONNX, a file a flavor beside `model`, and return the metadata of each.
 
     Parameters
     ----------
+    flavors
+        What goes into the files; each name is that of `model` with the flavor's suffix. None is shown before all are proved.
     store_path
         Where the slices for the proof are read; by default the store that the run was trained on.
 
@@ -90,33 +83,99 @@ def export(run: Path, model: Path, *, store_path: Path | None = None, min_lesion
     ModelError
         There is no trained network, or onnxruntime's labels differ from torch's.
     """
+    trained = read_trained(run, store_path)
+    postprocess = Postprocess(largest_organ=trained.labels.organ is not None, min_lesion_ml=min_lesion_ml)
+    written = {}
+    with ExitStack() as shown_together:
+        for flavor in (trained.needed(asked) for asked in flavors):
+            path = path_of(model, flavor)
+            aside = shown_together.enter_context(written_whole(path))
+            graph = trained.graph(flavor)
+            to_onnx(graph, trained.proof, aside)
+            parity = prove(graph, aside, trained.proof, trained.graph())
+            written[path] = describe(run, trained, flavor, parity, postprocess)
+            add_metadata(aside, written[path])
+            if flavor.bytes_in and (broken := audit(aside)):
+                raise ModelError(f"{path}: breaks TensorRT's rules ({'; '.join(broken)}); no model was written.")
+    return written
+
+
+def check(run: Path, model: Path, *, store_path: Path | None = None) -> dict[Path, dict[str, Any]]:
+    """Prove the files that stand beside `model`, itself among them, against a run's network, and return the parity of each.
+
+    Raises
+    ------
+    ModelError
+        There is no such file, or one that is not the network of this run.
+    """
+    trained = read_trained(run, store_path)
+    proved = {}
+    for flavor in FLAVORS:
+        path = path_of(model, flavor)
+        if path.exists():
+            outputs = {output.name for output in onnx_checked(path).graph.output}
+            graph = trained.graph(replace(flavor, probability="probability" in outputs))
+            proved[path] = prove(graph, path, trained.proof, trained.graph())
+            if flavor.bytes_in and (broken := audit(path)):
+                raise ModelError(f"{path}: breaks TensorRT's rules ({'; '.join(broken)}); export it again.")
+    if not proved:
+        raise ModelError(f"{model}: there is no such file; write it with `slicemill export {run} {model}`.")
+    return proved
+
+
+def path_of(model: Path, flavor: Flavor) -> Path:
+    """Return the file of a flavor.
+
+    >>> path_of(Path("liver.onnx"), Flavor(half=True, bytes_in=True)).name
+    'liver.bytes.fp16.onnx'
+    """
+    return model.with_name(model.name.removesuffix(".onnx") + flavor.suffix)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A run's best network with all that its files are made from."""
+
+    config: Config
+    labels: Labels
+    document: Mapping[str, Any]
+    network: nn.Module
+    proof: Proof
+
+    def needed(self, flavor: Flavor) -> Flavor:
+        """Return a flavor with the outputs that the network needs: a pixel size wants probabilities, to bring labels back from."""
+        return replace(flavor, probability=flavor.probability or self.config.wanted_spacing_mm is not None)
+
+    def graph(self, flavor: Flavor = DEFAULT) -> Exported:
+        """Return the graph of a flavor."""
+        return Exported(self.network, self.config, self.labels, flavor).eval()
+
+
+def read_trained(run: Path, store_path: Path | None) -> Trained:
+    """Read a run's best network, and slices to prove its files on.
+
+    Raises
+    ------
+    ModelError
+        There is none.
+    """
     if not (run / BEST).exists():
         raise ModelError(f"{run}: holds no trained network ({BEST}); run `slicemill train` first.")
     config = read_config(run / CONFIG)
     document = run_document(run)
     labels = labels_from_json(document)
-    size = (document["size"][0], document["size"][1])
     network = build(labels, config)
     load_weights(run / BEST, network)
     store = open_store(store_path or str(document["store"]))
     split = read_split(run / SPLIT, store.case_ids)
-    graph = Exported(network.eval(), config, labels).eval()
-    proof = proof_slices(store, split.validation, config, size)
-    with written_whole(model) as aside:
-        to_onnx(graph, proof, aside)
-        parity = prove(graph, aside, proof)
-        metadata = describe(
-            run,
-            document,
-            config,
-            parity,
-            Postprocess(largest_organ=labels.organ is not None, min_lesion_ml=min_lesion_ml),
-        )
-        add_metadata(aside, metadata)
-    return metadata
-
-
-Proof = list[tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]]
+    size = (int(document["size"][0]), int(document["size"][1]))
+    return Trained(
+        config=config,
+        labels=labels,
+        document=document,
+        network=network.eval(),
+        proof=proof_slices(store, split.validation, config, size),
+    )
 
 
 def proof_slices(store: Store, cases: tuple[str, ...], config: Config, size: tuple[int, int]) -> Proof:
@@ -137,15 +196,10 @@ def proof_slices(store: Store, cases: tuple[str, ...], config: Config, size: tup
 
 def to_onnx(graph: Exported, proof: Proof, path: Path) -> None:
     """Export with dynamic numbers of slices; height and width are fixed."""
-    image, window = (torch.from_numpy(array) for array in proof[0])
-    several = torch.export.Dim("n", min=1, max=65536)
-    labelled = torch.export.Dim("b", min=1, max=65536)
-    example: tuple[Tensor, ...]
-    if image.shape[0] > 1:
-        example, names = (torch.cat([image, image]), torch.cat([window, window])), ["image", "neighbors"]
-        shapes: tuple[dict[int, Any], ...] = ({0: several}, {0: labelled})
-    else:
-        example, names, shapes = (torch.cat([image, image]),), ["image"], ({0: several},)
+    image, window = (np.concatenate([array, array]) for array in proof[0])
+    feed = graph.feed(image, window)
+    several = {"image": torch.export.Dim("n", min=1, max=65536), "neighbors": torch.export.Dim("b", min=1, max=65536)}
+    example = tuple(torch.from_numpy(array) for array in feed.values())
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -153,19 +207,36 @@ def to_onnx(graph: Exported, proof: Proof, path: Path) -> None:
             graph,
             example,
             path,
-            input_names=names,
-            output_names=["label", "probability"],
-            dynamic_shapes=shapes,
+            input_names=list(feed),
+            output_names=graph.outputs,
+            dynamic_shapes=tuple({0: several[name]} for name in feed),
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
             verbose=False,
         )
+    with_short_indices(path)
+
+
+def with_short_indices(path: Path) -> None:
+    """Let Gather take the int32 indices of ``neighbors``, as ONNX allows: the exporter makes them int64, which TensorRT would compute with."""
+    import onnx
+
+    model = onnx.load(path)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        cast = makers.get(node.input[1]) if node.op_type == "Gather" else None
+        if cast is not None and cast.op_type == "Cast":
+            node.input[1] = cast.input[0]
+            model.graph.node.remove(cast)
+            for value in [value for value in model.graph.value_info if value.name == cast.output[0]]:
+                model.graph.value_info.remove(value)
+    onnx.save(model, path)
 
 
 @torch.no_grad()
-def prove(graph: Exported, path: Path, proof: Proof) -> dict[str, Any]:
-    """Compare onnxruntime with torch on real slices.
+def prove(graph: Exported, path: Path, proof: Proof, reference: Exported | None = None) -> dict[str, Any]:
+    """Compare onnxruntime with torch on real slices; a graph in float16 with the one in float32, its `reference`.
 
     Raises
     ------
@@ -173,17 +244,17 @@ def prove(graph: Exported, path: Path, proof: Proof) -> dict[str, Any]:
         More of the label pixels differ than MAX_DIFFERING allows.
     """
     session = cpu_session(path)
-    names = [given.name for given in session.get_inputs()]
+    reference = reference or graph
     differing = pixels = 0
     worst = 0.0
     for image, window in proof:
-        arrays = (image, window)[: len(names)]
-        label, probability = session.run(["label", "probability"], dict(zip(names, arrays, strict=True)))
-        expected, expected_probability = graph(*(torch.from_numpy(array) for array in arrays))
-        differing += int(np.count_nonzero(label != expected.numpy()))
+        label, *others = session.run(graph.outputs, graph.feed(image, window))
+        given = reference.feed(image, window).values()
+        expected, *wanted = (output.numpy() for output in reference(*(torch.from_numpy(array) for array in given)))
+        differing += int(np.count_nonzero(label != expected))
         pixels += label.size
-        worst = max(worst, float(np.abs(probability - expected_probability.numpy()).max()))
-    limit = MAX_DIFFERING[graph.norm]
+        worst = max([worst, *(apart(one, other) for one, other in zip(others, wanted, strict=False))])
+    limit = MAX_DIFFERING_HALF if graph.flavor.half else MAX_DIFFERING[graph.norm]
     if differing > limit * pixels:
         raise ModelError(
             f"{path.name}: onnxruntime's labels differ from torch's in {differing:,} of {pixels:,} pixels (at most {limit:g} of them may); "
@@ -196,6 +267,12 @@ def prove(graph: Exported, path: Path, proof: Proof) -> dict[str, Any]:
         "max_probability_difference": worst,
         "limit": limit,
     }
+
+
+def apart(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
+    """Return the largest difference of two arrays of probabilities, which bytes give in 255ths."""
+    scale = 255 if one.dtype == np.uint8 else 1
+    return float(np.abs(one.astype(np.float64) - other.astype(np.float64)).max()) / scale
 
 
 def cpu_session(path: Path) -> Any:
@@ -218,11 +295,12 @@ def cpu_session(path: Path) -> Any:
 
 
 def describe(
-    run: Path, document: Mapping[str, Any], config: Config, parity: dict[str, Any], postprocess: Postprocess
+    run: Path, trained: Trained, flavor: Flavor, parity: dict[str, Any], postprocess: Postprocess
 ) -> dict[str, Any]:
     """Return the metadata ``slicemill`` of the model file."""
     import onnxruntime
 
+    document, config = trained.document, trained.config
     state = read_state(run)
     best = next((row for row in state.rows if row.get("epoch") == state.best_epoch), None)
     if best is None:
@@ -237,8 +315,8 @@ def describe(
         "context_spacing_mm": config.window_spacing_mm,
         "spacing_mm": config.wanted_spacing_mm,
         "size_multiple": 2**config.depth,
-        "input": "int16",
-        "precision": "fp32",
+        "input": "bytes" if flavor.bytes_in else "int16",
+        "precision": flavor.precision,
         "postprocess": postprocess.as_json(),
         "parity": parity,
         "training": {
@@ -259,12 +337,20 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def add_metadata(path: Path, metadata: dict[str, Any]) -> None:
-    """Check the ONNX file and put the metadata into it."""
+def onnx_checked(path: Path) -> Any:
+    """Return an ONNX file that the checker of onnx finds whole."""
     import onnx
 
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def add_metadata(path: Path, metadata: dict[str, Any]) -> None:
+    """Check the ONNX file and put the metadata into it."""
+    import onnx
+
+    model = onnx_checked(path)
     del model.metadata_props[:]
     entry = model.metadata_props.add()
     entry.key, entry.value = "slicemill", to_json(metadata)

@@ -12,9 +12,9 @@ from infer import providers
 from infer.batching import Capacity, Filler, Scan
 from infer.canvas import Plan
 from infer.inputs import gather, load
-from infer.model import compare, open_model
+from infer.model import Answer, compare, open_model
 from infer.report import slice_score
-from infer.views import cover, views_of
+from infer.views import PLAIN, cover, views_of
 from store.errors import ModelError, ProviderError, ScanError
 
 
@@ -53,7 +53,7 @@ class TestTiling:
             batch.show(image)
             assert 1 <= len(batch.units) <= labels
             assert len(set(batch.rows)) == len(batch.rows) <= capacity.rows
-            whole += batch.put((image[batch.neighbors[:, context // 2]] % 251).astype(np.uint8), None)
+            whole += batch.put(Answer((image[batch.neighbors[:, context // 2]] % 251).astype(np.uint8)))
         assert sorted(map(id, whole)) == sorted(map(id, scans)), "each scan is whole once"
         for volume, scan in zip(volumes, scans, strict=True):
             assert np.array_equal(scan.canvas.segmented().label, volume % 251)
@@ -91,7 +91,9 @@ def planned(volume, size, context, step):
         views=views_of(volume.shape[1:], size),
         table=np.arange(251, dtype=np.uint8),
         tumor=None,
-        probability=False,
+        wanted=("label",),
+        manner=PLAIN,
+        size=size,
     )
     return Scan(plan, volume)
 
@@ -182,12 +184,14 @@ class TestModel:
         ("change", "message"),
         [
             (lambda m: m.update(contract=2), "is of contract 2"),
-            (lambda m: m.update(input="bytes"), "input bytes"),
+            (lambda m: m.update(input="pairs"), "input pairs; this version runs contract 1, input int16 or bytes"),
+            (lambda m: m.update(input="bytes"), "do not fit context 3"),
             (lambda m: m.pop("context"), "metadata is incomplete"),
             (lambda m: m.update(context=1), "do not fit context 1"),
             (lambda m: m.update(labels="liver"), "labels must map names"),
             (lambda m: m.update(context=9), "do not fit context 9"),
-            (lambda m: m.update(postprocess=[]), "must be a JSON object of rules"),
+            (lambda m: m.update(postprocess=[]), "its postprocess must be a JSON object"),
+            (lambda m: m.update(postprocess={"smooth": 1}), "m.onnx: its post-processing has rules"),
         ],
     )
     def test_metadata_that_do_not_fit_are_refused(self, change, message, model, tmp_path):

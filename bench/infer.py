@@ -1,0 +1,445 @@
+"""Inference on the CPU, end to end and part by part, beside the bare session and beside what people write.
+
+What bounds it: the convolutions. The limit of the whole is the bare session: the same network on the same number of slices
+that lie in memory, in the same batches, with the same outputs. The network has random weights, but its labels are those of
+coarse HU, so that organs and lesions are as large and as many as in a real scan, and post-processing has its usual work.
+
+| row | contenders |
+|---|---|
+| whole | .nii.gz in, .nii.gz, report and picture out, with and without post-processing, over the bare session |
+| host | CPU time of everything around a network that costs next to nothing, against the usual script's |
+| engines | onnxruntime in fp32 against torch eager, NCHW and channels last |
+| components | largest organ and small lesions away, against scipy, with equal labels |
+| many | 64 small scans as a folder, against a session called scan by scan with a batch of 8, and against the command for each |
+"""
+
+import datetime as dt
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+
+from bench.clock import Timing, interleaved, ratio
+from infer.batching import Filler, Scan
+from infer.canvas import plan_of
+from infer.inputs import Job, gather, load
+from infer.lane import make_lane
+from infer.model import Model, open_model
+from infer.options import Options, capacity_of
+from infer.pipeline import infer
+from infer.postprocess import Rules, postprocess
+from infer.report import overlay
+from infer.single import full_report
+from store.files import write_json
+from store.geometry import Grid
+from store.labels import LITS_LABELS
+from store.machine import card
+from store.nifti import write_volume
+from store.phantom import PhantomSpec, make_phantom, write_nifti
+from store.picture import save_png
+from store.progress import progress
+from train.config import Config
+from train.export import CONTRACT, add_metadata, to_onnx
+from train.graph import Exported
+from train.step import build
+
+SIZE = 512
+MIN_LESION_ML = 0.2
+BLUR = 8
+SMALL, SMALL_SIDE, SMALL_SLICES = 64, 128, 12
+FIXED_BATCH = 8
+COMMANDS = 4
+"""Scans that are segmented by a command each; their mean stands for all 64."""
+Record = dict[str, Any]
+
+
+class Guided(nn.Module):
+    """A network with all its work and the labels of coarse HU: float[b, c, y, x] -> logits float[b, 3, y, x]."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits: organ about 100 HU, tumor above 125 HU."""
+        coarse = nn.functional.avg_pool2d(x[:, x.shape[1] // 2, None], BLUR)
+        middle = nn.functional.interpolate(coarse, scale_factor=float(BLUR), mode="nearest")
+        guide = torch.cat([middle * 0, 0.14 - (middle - 0.2).abs(), 2 * (middle - 0.3)], dim=1)
+        logits: Tensor = 60 * guide + 1e-3 * self.network(x)
+        return logits
+
+
+class Light(nn.Module):
+    """A network of about 10 ms a slice: a small U-Net at a quarter of the resolution."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.network = build(LITS_LABELS, replace(config, width=16, depth=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        small = self.network(nn.functional.avg_pool2d(x, 4))
+        large: Tensor = nn.functional.interpolate(small, scale_factor=4.0, mode="nearest")
+        return large
+
+
+def exported(path: Path, network: nn.Module, config: Config, size: int) -> Path:
+    """Write a network as a model file without a proof."""
+    graph = Exported(Guided(network).eval(), config, LITS_LABELS).eval()
+    window = np.arange(config.context, dtype=np.int32)[None]
+    to_onnx(graph, [(np.zeros((config.context, size, size), dtype=np.int16), window)], path)
+    rules = Rules(largest_organ=True, min_lesion_ml=MIN_LESION_ML)
+    add_metadata(
+        path,
+        {
+            "contract": CONTRACT,
+            "input": "int16",
+            "precision": "fp32",
+            "context": config.context,
+            "postprocess": rules.as_json(),
+            **LITS_LABELS.as_json(),
+        },
+    )
+    return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """Wall and CPU time of contenders, round by round."""
+
+    wall: dict[str, Timing]
+    cpu: dict[str, Timing]
+
+    def as_json(self, amount: float) -> Record:
+        """Return rates by the wall and CPU milliseconds a unit."""
+        return {
+            name: {
+                **self.wall[name].as_json(amount),
+                "cpu_milliseconds": round(1000 * self.cpu[name].median / amount, 3),
+            }
+            for name in self.wall
+        }
+
+    def faster(self, ours: str, theirs: str) -> dict[str, float]:
+        """Return how many times as fast ours is, by the wall and by CPU time."""
+        return {
+            "wall": round(ratio(self.wall[theirs], self.wall[ours]), 3),
+            "cpu": round(ratio(self.cpu[theirs], self.cpu[ours]), 3),
+        }
+
+
+def timed(contenders: Mapping[str, Callable[[], object]], rounds: int, tell: Callable[[str], None]) -> Timed:
+    """Run contenders in turn."""
+    cpu: dict[str, list[float]] = {name: [] for name in contenders}
+
+    def counted(name: str, work: Callable[[], object]) -> Callable[[], object]:
+        def run() -> None:
+            start = time.process_time()
+            work()
+            cpu[name].append(time.process_time() - start)
+
+        return run
+
+    wall = interleaved({name: counted(name, work) for name, work in contenders.items()}, rounds=rounds, tell=tell)
+    return Timed(
+        wall=wall,
+        cpu={name: Timing(name=name, seconds=tuple(seconds[-rounds:])) for name, seconds in cpu.items()},
+    )
+
+
+def run(folder: Path, *, slices: int, rounds: int) -> Record:
+    """Measure every row and return the record.
+
+    Parameters
+    ----------
+    slices
+        Slices of 512x512 that go through each network in a round, as four scans.
+    """
+    scans, label = made_scans(folder / "scans", slices)
+    results: dict[str, Any] = {}
+    with progress("infer", (rounds + 1) * 17, "runs") as advance:
+
+        def tell(name: str) -> None:
+            advance(1, name)
+
+        results["whole"] = {name: whole(folder, name, scans, rounds, tell) for name in ("default", "light")}
+        results["host"] = host(folder, scans, rounds, tell)
+        results["engines"] = engines(folder, rounds, tell)
+        results["components"] = components(label, rounds, tell)
+        results["many"] = many(folder, rounds, tell)
+    return {
+        "benchmark": "infer",
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "unit": f"slices of {SIZE}x{SIZE}",
+        "slices": slices,
+        "rounds": rounds,
+        "page_cache": "warm",
+        "results": results,
+        "machine": card(),
+    }
+
+
+def made_scans(folder: Path, slices: int) -> tuple[Path, npt.NDArray[np.uint8]]:
+    """Write four scans of one phantom, of two axis orders, and return them with its labels."""
+    folder.mkdir()
+    phantom = make_phantom(PhantomSpec(seed=1, shape=(max(8, slices // 4), SIZE, SIZE)))
+    for number in range(4):
+        image = np.roll(phantom.image, 3 * number, axis=0)
+        write_nifti(folder / f"scan-{number}.nii.gz", image, phantom.spacing_mm, ("LPS", "RAS")[number % 2])
+    return folder, phantom.label
+
+
+def network_of(name: str) -> tuple[nn.Module, Config]:
+    """Return a network with random weights: the default one, a light one, or one that does nothing."""
+    torch.manual_seed(0)
+    config = Config()
+    if name == "default":
+        return build(LITS_LABELS, config), config
+    if name == "light":
+        return Light(config), config
+    return nn.AvgPool2d(1), replace(config, context=1)
+
+
+def whole(folder: Path, name: str, scans: Path, rounds: int, tell: Callable[[str], None]) -> Record:
+    """Measure the way from files to files over the bare session, with and without post-processing."""
+    network, config = network_of(name)
+    model = open_model(exported(folder / f"{name}.onnx", network, config, SIZE), "cpu")
+    jobs, _ = gather([scans])
+    total = sum(nib.load(job.path).shape[2] for job in jobs)
+
+    def bulk(options: Options) -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            summary = infer(model, jobs, Path(out), options)
+            assert summary.count("done") == len(jobs)  # noqa: S101 (a benchmark of failures measures nothing)
+
+    contenders = {
+        "bare session": bare(model, scans, total),
+        "without post-processing": lambda: bulk(Options(postprocess=False)),
+        "with post-processing": lambda: bulk(Options()),
+    }
+    times = timed(contenders, rounds, tell)
+    return {
+        "results": times.as_json(total),
+        "of the bare session": {key: times.faster(key, "bare session") for key in list(contenders)[1:]},
+    }
+
+
+def bare(model: Model, scans: Path, total: int) -> Callable[[], object]:
+    """Return the network alone on so many slices of a real batch that lies in memory, with the outputs bound."""
+    loaded = load(gather([scans])[0][0])
+    nz, ny, nx = loaded.volume.shape
+    plan = plan_of(model.info, (nz, ny, nx), loaded.grid.spacing_mm)
+    capacity = capacity_of(model.info, model.provider)
+    filler = Filler(capacity)
+    filler.add(Scan(plan, loaded.volume))
+    batch = filler.next()
+    while filler.waiting > nz // 2:
+        batch = filler.next()
+    lane = make_lane(model, capacity, plan.wanted)
+    batch.show(lane.image)
+
+    def work() -> None:
+        for _ in range(-(-total // len(batch.units))):
+            lane.run(len(batch.rows), batch.neighbors, nullcontext())
+
+    return work
+
+
+def host(folder: Path, scans: Path, rounds: int, tell: Callable[[str], None]) -> Record:
+    """Measure the CPU time of what is done around a network, ours and a script's."""
+    network, config = network_of("nothing")
+    model = open_model(exported(folder / "nothing.onnx", network, config, SIZE), "cpu")
+    jobs, _ = gather([scans])
+    depth = nib.load(jobs[0].path).shape[2]
+    total = depth * len(jobs)
+    rng = np.random.default_rng(0)
+    logits = ndimage.gaussian_filter(rng.standard_normal((depth, 3, SIZE, SIZE), dtype=np.float32), (2, 0, 8, 8))
+
+    def ours() -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            infer(model, jobs, Path(out), Options())
+
+    def theirs() -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            for job in jobs:
+                usual_script(job.path, Path(out) / job.name, logits)
+
+    times = timed({"ours": ours, "its network": bare(model, scans, total), "usual script": theirs}, rounds, tell)
+    around = [
+        1000 * (one - other) / total
+        for one, other in zip(times.cpu["ours"].seconds, times.cpu["its network"].seconds, strict=True)
+    ]
+    script = [1000 * seconds / total for seconds in times.cpu["usual script"].seconds]
+    return {
+        "results": times.as_json(total),
+        "cpu_milliseconds_a_slice": {"ours": round(median(around), 3), "usual script": round(median(script), 3)},
+        "times_less": round(median(b / a for a, b in zip(around, script, strict=True)), 2),
+    }
+
+
+def usual_script(scan: Path, out: Path, logits: npt.NDArray[np.float32]) -> None:
+    """Segment a scan as most scripts do; the network's answer float32[z, k, y, x] is there already and costs nothing."""
+    picture = nib.load(scan)
+    volume = picture.get_fdata()
+    windowed = (np.clip(volume, -200, 300) + 200) / 500
+    label = np.zeros(volume.shape, dtype=np.uint8)
+    for z in range(volume.shape[2]):
+        np.ascontiguousarray(windowed[:, :, z], dtype=np.float32)[None, None]
+        label[:, :, z] = np.argmax(logits[z], axis=0)
+    nib.save(nib.Nifti1Image(naive_components(label, 20.0), picture.affine), out)
+
+
+def naive_components(label: npt.NDArray[np.uint8], least: float) -> npt.NDArray[np.uint8]:
+    """Return labels with the largest organ only, and tumors of fewer than `least` voxels as organ, by scipy."""
+    label = label.copy()
+    found, count = ndimage.label(label > 0, structure=np.ones((3, 3, 3)))
+    if count:
+        sizes = ndimage.sum_labels(label > 0, found, range(1, count + 1))
+        label[found != 1 + int(np.argmax(sizes))] = 0
+    found, count = ndimage.label(label == 2, structure=np.ones((3, 3, 3)))
+    if count:
+        sizes = ndimage.sum_labels(label == 2, found, range(1, count + 1))
+        label[np.isin(found, 1 + np.flatnonzero(sizes < least))] = 1
+    return label
+
+
+def engines(folder: Path, rounds: int, tell: Callable[[str], None]) -> Record:
+    """Measure onnxruntime against torch eager on a batch of two slices of noise, all cores."""
+    network, config = network_of("default")
+    model = open_model(folder / "default.onnx", "cpu")
+    graph = Exported(Guided(network).eval(), config, LITS_LABELS).eval()
+    rng = np.random.default_rng(0)
+    image = rng.integers(-300, 400, (4, SIZE, SIZE)).astype(np.int16)
+    window = np.array([[0, 1, 2], [1, 2, 3]], dtype=np.int32)
+    given = [torch.from_numpy(array) for array in graph.feed(image, window).values()]
+    before = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    last = Exported(Guided(network).eval(), config, LITS_LABELS).eval()
+    last = last.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch leaves this one out
+
+    def eager(module: nn.Module) -> Callable[[], Any]:
+        def work() -> Any:
+            with torch.inference_mode():
+                return module(*given)
+
+        return work
+
+    def ours() -> Any:
+        return model.run(image, window, ("label", "tumor"))
+
+    expected = eager(graph)()[0].numpy()
+    differing = int(np.count_nonzero(ours().label != expected))
+    times = timed(
+        {"onnxruntime": ours, "torch eager": eager(graph), "torch eager, channels last": eager(last)}, rounds, tell
+    )
+    torch.set_num_threads(before)
+    return {
+        "results": times.as_json(2),
+        "labels_differing": differing / expected.size,
+        "over torch eager": times.faster("onnxruntime", "torch eager"),
+        "over torch eager, channels last": times.faster("onnxruntime", "torch eager, channels last"),
+    }
+
+
+def components(label: npt.NDArray[np.uint8], rounds: int, tell: Callable[[str], None]) -> Record:
+    """Measure largest organ and small lesions away, on a phantom's labels with 400 specks, against scipy."""
+    rng = np.random.default_rng(0)
+    specked = label.copy()
+    for z, y, x in zip(*(rng.integers(0, side, 400) for side in label.shape), strict=True):
+        specked[z : z + 2, y : y + 2, x : x + 2] = rng.integers(1, 3)
+    grid = Grid(shape=label.shape[::-1], affine=np.diag([-10.0, -10.0, 10.0, 1.0]))  # a voxel is 1 ml
+    rules = Rules(largest_organ=True, min_lesion_ml=10.0)
+
+    def ours() -> npt.NDArray[np.uint8]:
+        out = specked.copy()
+        postprocess(out, LITS_LABELS, rules, grid)
+        return out
+
+    equal = bool(np.array_equal(ours(), naive_components(specked, 10.0)))
+    times = timed({"ours": ours, "scipy": lambda: naive_components(specked, 10.0)}, rounds, tell)
+    return {"results": times.as_json(len(label)), "equal": equal, "over scipy": times.faster("ours", "scipy")}
+
+
+def many(folder: Path, rounds: int, tell: Callable[[str], None]) -> Record:
+    """Measure 64 small scans as one folder, scan by scan in one session, and by a command each."""
+    network, config = network_of("default")
+    path = exported(folder / "small.onnx", network, config, SMALL_SIDE)
+    scans = folder / "small"
+    scans.mkdir()
+    phantom = make_phantom(PhantomSpec(seed=2, shape=(SMALL_SLICES, SMALL_SIDE, SMALL_SIDE)))
+    for number in range(SMALL):
+        image = np.roll(phantom.image, number, axis=2)
+        write_nifti(scans / f"scan-{number:02}.nii.gz", image, phantom.spacing_mm)
+    model = open_model(path, "cpu")
+    jobs, _ = gather([scans])
+
+    def bulk() -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            infer(model, jobs, Path(out), Options())
+
+    def one_by_one() -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            for job in jobs:
+                alone(model, job, Path(out))
+
+    def commands() -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            for job in jobs[:COMMANDS]:
+                words = ["infer", str(path), str(job.path), "--out", out, "--provider", "cpu"]
+                subprocess.run([sys.executable, "-m", "slicemill", *words], check=True, capture_output=True)  # noqa: S603 (our own command)
+
+    times = timed(
+        {"folder": bulk, "session, scan by scan": one_by_one, "command, scan by scan": commands}, rounds, tell
+    )
+    command = Timing(
+        name="command",
+        seconds=tuple(seconds * SMALL / COMMANDS for seconds in times.wall["command, scan by scan"].seconds),
+    )
+    return {
+        "scans": SMALL,
+        "results": {
+            "folder": times.wall["folder"].as_json(SMALL),
+            "session, scan by scan": times.wall["session, scan by scan"].as_json(SMALL),
+            "command, scan by scan": command.as_json(SMALL),
+        },
+        "over a session called scan by scan": times.faster("folder", "session, scan by scan"),
+        "over the command called scan by scan": {"wall": round(ratio(command, times.wall["folder"]), 2)},
+    }
+
+
+def alone(model: Model, job: Job, out: Path) -> None:
+    """Segment a scan by itself: read, label in batches of FIXED_BATCH whose last is padded, post-process, report, write."""
+    loaded, info = load(job), model.info
+    nz, ny, nx = loaded.volume.shape
+    plan = plan_of(info, (nz, ny, nx), loaded.grid.spacing_mm)
+    scan = Scan(plan, loaded.volume)
+    capacity = capacity_of(info, model.provider, FIXED_BATCH)
+    filler = Filler(capacity)
+    filler.add(scan)
+    image = np.zeros((capacity.labels + info.context - 1, *info.size), dtype=np.int16)
+    while filler.waiting:
+        batch = filler.next()
+        batch.show(image)
+        window = np.zeros((capacity.labels, info.context), dtype=np.int32)
+        window[: len(batch.units)] = batch.neighbors
+        batch.put(model.run(image, window, plan.wanted))
+    segmented = scan.canvas.segmented()
+    postprocess(segmented.label, info.labels, info.rules, loaded.grid, segmented.tumor_probability)
+    report = full_report(model, loaded, segmented, job.name)
+    write_json(out / f"{job.stem}.json", report)
+    save_png(out / f"{job.stem}.png", overlay(loaded.volume, segmented.label, info.labels, report["lesions"], job.name))
+    write_volume(out / job.name, loaded.header, np.uint8, loaded.grid.to_file(segmented.label))

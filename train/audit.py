@@ -1,0 +1,68 @@
+"""What stands in an ONNX file, told without running it: its work, and whether TensorRT could take it.
+
+The rules are those of TensorRT's type page and of the onnx-tensorrt importer, as far as a graph shows them (design notes,
+RUNTIME section 2.3). No TensorRT has read such a file here.
+"""
+
+from pathlib import Path
+from typing import Any
+
+SLOW = ("ArgMax", "TopK", "NonZero")
+"""TensorRT turns ArgMax into TopK, which takes longer than a small network on a segmentation map."""
+MAX_OPSET = 20
+
+
+def audit(path: Path) -> list[str]:
+    """Return which of TensorRT's rules a graph breaks; empty when none."""
+    import onnx
+
+    model = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True)
+    names = onnx.TensorProto.DataType.Name
+    kinds = {value.name: names(value.type.tensor_type.elem_type) for value in _values(model.graph)}
+    broken = [
+        f"opset {given.version} is above {MAX_OPSET}" for given in model.opset_import if given.version > MAX_OPSET
+    ]
+    broken += [f"{node.op_type} is slow" for node in model.graph.node if node.op_type in SLOW]
+    unknown = [name for node in model.graph.node for name in node.output if name and name not in kinds]
+    broken += [f"the type of {name} cannot be told" for name in unknown]
+    constant = {tensor.name for tensor in model.graph.initializer}
+    constant |= {name for node in model.graph.node if node.op_type == "Constant" for name in node.output}
+    edge = {value.name for value in [*model.graph.input, *model.graph.output]}
+    for name, kind in kinds.items():
+        if kind in ("INT16", "DOUBLE") or (kind == "UINT8" and name not in edge):
+            broken.append(f"{name} is {kind}")
+        if kind == "INT64" and name not in constant:
+            broken.append(f"{name} is INT64 and computed in the run")
+    for node in model.graph.node:
+        ends = {kinds.get(name) for name in [*node.input, *node.output]}
+        if "UINT8" in ends and not (node.op_type == "Cast" and ends & {"FLOAT", "FLOAT16"}):
+            broken.append(f"{node.op_type} of {node.input[0]} is on UINT8")
+    return broken
+
+
+def _values(graph: Any) -> list[Any]:
+    return [*graph.input, *graph.value_info, *graph.output]
+
+
+def gflop_a_slice(path: Path) -> float:
+    """Return the work of labelling one slice in convolutions, in billions: a multiplication and an addition are two."""
+    import onnx
+
+    model = onnx.load(path)
+    for given in model.graph.input:
+        given.type.tensor_type.shape.dim[0].dim_value = 1
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    shapes = {
+        value.name: [side.dim_value for side in value.type.tensor_type.shape.dim] for value in _values(inferred.graph)
+    }
+    weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    total = 0
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "ConvTranspose"):
+            # each pixel of the finer side meets every weight of a filter once
+            pixels = shapes[node.output[0] if node.op_type == "Conv" else node.input[0]]
+            work = 1
+            for side in [*pixels[-2:], *weights[node.input[1]]]:
+                work *= side
+            total += 2 * work
+    return total / 1e9
