@@ -280,7 +280,8 @@ def test_a_model_of_one_pixel_size_labels_as_validation_does(stored, tmp_path):
     spacing = open_store(stored)["volume-1"].info.spacing_mm[1]
     config = replace(TINY, spacing_mm=round(1.3 * spacing, 3), epochs=3, steps=20)
     train(stored, tmp_path / "run", config, tell=lambda _: None)
-    assert export(tmp_path / "run", tmp_path / "m.onnx")["spacing_mm"] == config.spacing_mm
+    (metadata,) = export(tmp_path / "run", tmp_path / "m.onnx").values()
+    assert metadata["spacing_mm"] == config.spacing_mm
     model = open_model(tmp_path / "m.onnx", "cpu")
     setup = prepare(stored, tmp_path / "run", config, None)
     network = build(setup.labels, config)
