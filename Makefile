@@ -43,8 +43,8 @@ unit: $(VENV)/developing ## pytest with coverage
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 
-bench: $(VENV)/installed ## slices per second of each stage, appended to bench/results/stages.jsonl
-	$(BIN)/slicemill bench stages --json bench/results/stages.jsonl
+bench: $(VENV)/installed ## every stage beside its limit and its peers, recorded in bench/results/runs
+	$(BIN)/slicemill bench all --out bench/results/runs
 
 clean: ## remove the environment and what demo and real made
 	rm -rf $(VENV) demo real build *.egg-info .coverage*

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from store.screen import errors_shown, say
+
+if TYPE_CHECKING:
+    from bench.stages import Scale
 
 bench = typer.Typer(
     name="bench",
@@ -74,13 +77,23 @@ def demo(
             say("goals met: tumor Dice at least 0.15 above the threshold's, liver Dice at least 0.90")
 
 
+Slices = Annotated[int, typer.Option(help="Slices of the scan; 0 fits the stage.", min=0)]
+Rounds = Annotated[int, typer.Option(help="Interleaved rounds; 0 fits the stage.", min=0)]
+Quick = Annotated[bool, typer.Option("--quick", help="3 rounds and fewer slices: less than two minutes.")]
+Data = Annotated[Path | None, typer.Option(help="A collection of yours, of which one scan is taken; else a phantom.")]
+Cold = Annotated[bool, typer.Option("--cold", help="Have the system forget the files before every run.")]
+Json = Annotated[Path | None, typer.Option(help="File to write the record to.")]
+
+
 @bench.command()
 def ingest(
     scale: Annotated[
         str, typer.Option(help="case: one case beside peers and kernels; lits: a collection of LiTS's size, whole.")
     ] = "case",
-    slices: Annotated[int, typer.Option(help="Slices of the phantom.", min=8)] = 160,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 5,
+    slices: Slices = 0,
+    rounds: Rounds = 0,
+    quick: Quick = False,
+    data: Data = None,
     dicom: Annotated[
         Path | None, typer.Option(help="Folder of a real DICOM series, for the store's size against .nii.gz.")
     ] = None,
@@ -91,7 +104,7 @@ def ingest(
     workers: Annotated[int, typer.Option(help="Worker processes of --scale lits.", min=1)] = 2,
     cases: Annotated[int | None, typer.Option(help="Only so many cases of --scale lits.", min=1)] = None,
     folder: Annotated[Path | None, typer.Option(help="Where to make it; --scale lits takes 12 GB for a while.")] = None,
-    json: Annotated[Path | None, typer.Option(help="File to write the record to.")] = None,
+    json: Json = None,
 ) -> None:
     """Ingest: CPU time beside PNG, JPEG, nnU-Net and zarr-python, beside its own kernels; or LiTS's size from end to end.
 
@@ -99,80 +112,63 @@ def ingest(
     slicemill bench ingest --scale lits
     """
     with errors_shown():
-        import tempfile
-
+        from bench.ingest import run as run_case
+        from bench.real_size import real_size
+        from bench.subject import subject_of, work_folder
         from store.errors import ConfigError
 
         if scale not in ("case", "lits"):
             raise ConfigError(f"--scale {scale}: choose case or lits.")
         if suffix not in (".nii.gz", ".nii"):
             raise ConfigError(f"--suffix {suffix}: choose .nii.gz or .nii.")
-        with tempfile.TemporaryDirectory(dir=folder) as place:
+        with work_folder(folder) as place:
             if scale == "lits":
                 from bench.lits import run as run_lits
 
-                record = run_lits(Path(place) / "lits", suffix=suffix, workers=workers, limit=cases)
+                record = run_lits(place / "lits", suffix=suffix, workers=workers, limit=cases)
             else:
-                from bench.ingest import run as run_case
-                from bench.real_size import real_size
-
-                record = run_case(Path(place), slices=slices, rounds=rounds, memory=memory)
+                given = _begin("ingest", slices, rounds, quick)
+                record = run_case(place, subject_of(data, given.slices), rounds=given.rounds, memory=memory)
                 if dicom is not None:
                     record["real_size"] = real_size(dicom)
         _finish(record, json)
 
 
-@bench.command("infer")
-def segment(
-    slices: Annotated[int, typer.Option(help="Slices of 512x512 a round, as four scans.", min=32)] = 128,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 5,
-    json: Annotated[Path | None, typer.Option(help="File to write the record to.")] = None,
-) -> None:
-    """Inference on the CPU: end to end over the bare session, beside the usual script, torch, scipy, and scan by scan."""
-    with errors_shown():
-        from importlib.util import find_spec
-
-        from store.errors import ConfigError
-
-        if find_spec("scipy") is None:
-            raise ConfigError("bench infer compares with scipy, which is missing: pip install 'slicemill[dev]'.")
-        from bench.infer import run
-
-        _finish(_on_one_phantom(run, slices, rounds), json)
-
-
 @bench.command("store")
 def read_store(
-    slices: Annotated[int, typer.Option(help="Slices of the phantom.", min=8)] = 160,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 7,
-    json: Annotated[Path | None, typer.Option(help="File to write the record to.")] = None,
+    slices: Slices = 0,
+    rounds: Rounds = 0,
+    quick: Quick = False,
+    data: Data = None,
+    cold: Cold = False,
+    json: Json = None,
 ) -> None:
     """Random slices with their labels: ours beside zarr-python, zarrs, tensorstore, and the bare decode."""
     with errors_shown():
+        from functools import partial
+
         from bench.readers import run
 
-        _finish(_on_one_phantom(run, slices, rounds), json)
+        _finish(_on_one_scan("store", partial(run, cold=cold), slices, rounds, quick, data), json)
 
 
 @bench.command()
-def loader(
-    slices: Annotated[int, typer.Option(help="Slices of the phantom.", min=32)] = 160,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 5,
-    json: Annotated[Path | None, typer.Option(help="File to write the record to.")] = None,
-) -> None:
+def loader(slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, data: Data = None, json: Json = None) -> None:
     """Training pairs a CPU-second: the ring beside a PNG folder and our own reader in DataLoader workers, and the bare decode."""
     with errors_shown():
         from bench.loader import run
 
-        _finish(_on_one_phantom(run, slices, rounds), json)
+        _finish(_on_one_scan("loader", run, slices, rounds, quick, data), json)
 
 
 @bench.command("train")
 def training(
-    slices: Annotated[int, typer.Option(help="Slices of the phantom.", min=32)] = 64,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 7,
+    slices: Slices = 0,
+    rounds: Rounds = 0,
+    quick: Quick = False,
+    data: Data = None,
     config: Annotated[Path | None, typer.Option(help="Settings of the training, as TOML.")] = None,
-    json: Annotated[Path | None, typer.Option(help="File to write the record to.")] = None,
+    json: Json = None,
 ) -> None:
     """A training step from the store, with augmentation, beside the bare forward and backward of its network."""
     with errors_shown():
@@ -182,15 +178,132 @@ def training(
         from train.config import Config, read_config
 
         settings = read_config(config) if config else Config()
-        _finish(_on_one_phantom(partial(run, config=settings), slices, rounds), json)
+        _finish(_on_one_scan("train", partial(run, config=settings), slices, rounds, quick, data), json)
 
 
-def _on_one_phantom(run: Callable[..., dict[str, Any]], slices: int, rounds: int) -> dict[str, Any]:
+@bench.command("export")
+def exporting(
+    slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, data: Data = None, json: Json = None
+) -> None:
+    """Export: a network to a proved model file, beside torch's exporter alone."""
+    with errors_shown():
+        from bench.exporting import run
+
+        _finish(_on_one_scan("export", run, slices, rounds, quick, data), json)
+
+
+@bench.command("infer")
+def segment(slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, json: Json = None) -> None:
+    """Inference on the CPU: end to end over the bare session, beside the usual script, torch, scipy, and scan by scan."""
+    with errors_shown():
+        from importlib.util import find_spec
+
+        from store.errors import ConfigError
+
+        if find_spec("scipy") is None:
+            raise ConfigError("bench infer compares with scipy, which is missing: pip install 'slicemill[dev]'.")
+        from bench.infer import run
+        from bench.subject import work_folder
+
+        given = _begin("infer", slices, rounds, quick)
+        with work_folder() as place:
+            record = run(place, slices=given.slices, rounds=given.rounds)
+        _finish(record, json)
+
+
+@bench.command()
+def limits(quick: Quick = False, json: Json = None) -> None:
+    """What this machine can do at most: memory copy, disk, matrix products, convolutions, copies to a card."""
+    with errors_shown():
+        from bench.limits import run
+        from bench.subject import work_folder
+
+        with work_folder() as place:
+            record = run(place, rounds=3 if quick else 7)
+        _finish(record, json)
+
+
+@bench.command("all")
+def every(
+    out: Annotated[Path, typer.Option(help="Folder for the record, the page and the picture.")] = Path("bench-out"),
+    quick: Quick = False,
+    data: Data = None,
+    cold: Cold = False,
+    only: Annotated[str | None, typer.Option(help="Only these stages, like store,loader.")] = None,
+) -> None:
+    """Every stage beside its limit and its peers: a table, one JSON record by date, bench.html and a picture.
+
+    slicemill bench all --quick
+    slicemill bench all --data scans/
+    """
+    with errors_shown():
+        from bench import suite
+        from bench.sheet import PICTURE, draw, write_page
+        from bench.stages import STAGES
+        from bench.tables import all_table
+        from store.errors import ConfigError
+        from store.files import write_json
+
+        names = tuple(name.strip() for name in only.split(",")) if only else ()
+        if unknown := [name for name in names if name not in STAGES]:
+            raise ConfigError(f"--only {unknown[0]}: no such stage; they are {', '.join(STAGES)}.")
+        record = suite.run(suite.Suite(quick=quick, data=data, only=names, cold=cold))
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / suite.file_name(record)
+        write_json(path, record)
+        if record["stages"]:
+            draw(out / PICTURE, record)
+        shown = write_page(out, record)
+        say(all_table(record))
+        say(f"record: {path}; page: {shown}; picture: {out / PICTURE}")
+        if record["failed"]:
+            for name, reason in record["failed"].items():
+                say(f"failed: {name}: {reason}")
+            raise SystemExit(1)
+
+
+@bench.command("compare")
+def comparing(
+    old: Annotated[Path, typer.Argument(help="Record of an earlier run.")],
+    new: Annotated[Path, typer.Argument(help="Record of a later run of the same benchmark.")],
+) -> None:
+    """Compare two records of a benchmark: ratio of rates with its 95 % interval; within the noise it says no difference.
+
+    slicemill bench compare bench/results/runs/A.json bench/results/runs/B.json
+    """
+    with errors_shown():
+        from bench.compare import compare, differences
+        from store.files import read_json
+        from store.screen import table
+
+        one, other = (read_json(path) for path in (old, new))
+        changes = compare(one, other)
+        for difference in differences(one, other):
+            say(f"differs: {difference}")
+        rows = [(change.name, change.ratio, change.low, change.high, change.verdict) for change in changes]
+        say(table(["contender", "new over old", "from", "to", ""], rows))
+
+
+def _on_one_scan(
+    stage: str, run: Callable[..., dict[str, Any]], slices: int, rounds: int, quick: bool, data: Path | None
+) -> dict[str, Any]:
     """Return a benchmark's record, made in a folder that is gone afterwards."""
-    import tempfile
+    from bench.subject import subject_of, work_folder
 
-    with tempfile.TemporaryDirectory() as place:
-        return run(Path(place), slices=slices, rounds=rounds)
+    given = _begin(stage, slices, rounds, quick)
+    with work_folder() as place:
+        return run(place, subject_of(data, given.slices), rounds=given.rounds)
+
+
+def _begin(stage: str, slices: int, rounds: int, quick: bool) -> "Scale":
+    """Say what is measured, what should bound it and on which machine, and return how much is done."""
+    from bench.stages import STAGES
+    from store.machine import card, described
+
+    chosen = STAGES[stage]
+    say(f"{stage}: {chosen.what}; should be bounded by {chosen.bound}")
+    say(described(card()))
+    return chosen.scale(slices, rounds, quick=quick)
 
 
 def _finish(record: dict[str, Any], json: Path | None) -> None:
@@ -318,38 +431,6 @@ def yardstick(
 def _shipped_table(phantoms: int) -> Path:
     """Return the table of variants that comes with the command."""
     return Path(__file__).parent / "quality" / ("phantoms.toml" if phantoms else "sarcoma.toml")
-
-
-@bench.command()
-def stages(
-    size: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=64, max=1024)] = 512,
-    slices: Annotated[int, typer.Option(help="Slices of the phantom.", min=8)] = 64,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 5,
-    json: Annotated[Path | None, typer.Option(help="File to append the JSON line to.")] = None,
-) -> None:
-    """Slices per second of each stage on one phantom: copy, decode, encode, ingest, read, train, infer."""
-    with errors_shown():
-        import tempfile
-
-        from bench.stages import run
-        from store.files import append_line, to_json
-        from store.screen import table
-
-        with tempfile.TemporaryDirectory() as folder:
-            record = run(Path(folder), size=size, slices=slices, rounds=rounds)
-        machine = record["machine"]
-        say(
-            f"{machine['cpu']}, {machine['cores']} cores, one process, page cache warm, {size}x{size}, {rounds} interleaved rounds"
-        )
-        rows = [
-            (name, row["per_second"], row["seconds_min"], row["seconds_median"], row["seconds_max"])
-            for name, row in record["results"].items()
-        ]
-        say(table(["stage", "slices/s", "min s", "median s", "max s"], rows))
-        say(f"store over .nii.gz: {record['store_bytes_over_gzip']}")
-        say(to_json(record))
-        if json is not None:
-            append_line(json, record)
 
 
 def doctor() -> None:

@@ -24,13 +24,14 @@ class Timing:
         return median(self.seconds)
 
     def as_json(self, amount: float) -> dict[str, Any]:
-        """Return the record of `amount` units of work a round: rate, and the spread of the times."""
+        """Return the record of `amount` units of work a round: rate, and the times of the rounds."""
         return {
             "per_second": round(amount / self.median, 2),
             "seconds_median": round(self.median, 6),
             "seconds_min": round(min(self.seconds), 6),
             "seconds_max": round(max(self.seconds), 6),
             "rounds": len(self.seconds),
+            "seconds": [round(second, 6) for second in self.seconds],
         }
 
 

@@ -10,9 +10,8 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,55 +22,37 @@ import numpy as np
 import numpy.typing as npt
 
 import store.scan
-from bench.clock import interleaved, ratio
-from bench.peers import PEERS, gzip6_nifti
+from bench.clock import Timing, interleaved, ratio
+from bench.headline import Record, Timed, check, headline
+from bench.peers import PEERS
+from bench.subject import CASE_ID, Files, Subject
 from ingest.convert import convert_case
-from ingest.discover import CaseFiles
 from ingest.params import Params
 from store.counts import Counts
-from store.labels import LITS_LABELS
+from store.labels import Labels
 from store.layout import IMAGE, LABEL, SHARD, ArrayName, codec_of
 from store.machine import card
 from store.nifti import Gunzip
-from store.phantom import PhantomSpec, make_phantom, write_nifti
 from store.progress import progress
+from store.reader import open_store
 from store.scan import ScanReader, slab_depth
 from store.writer import ShardWriter, prepare_store
 
-LITS = Params(labels=LITS_LABELS)
 SUFFIXES = (".nii.gz", ".nii")
-SIZE = 512
-"""Pixels along a slice's side: that of nearly every CT."""
 SLABS = {"0.5 MiB": 1 << 19, "2 MiB": 1 << 21, "8 MiB": 1 << 23, "32 MiB": 1 << 25}
-Record = dict[str, Any]
+SUM = "sum of its kernels"
 Volume = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Files:
-    """A case on disk."""
-
-    image: Path
-    mask: Path
-
-    def case(self) -> CaseFiles:
-        """Return it as ingest takes it."""
-        return CaseFiles(
-            case_id="volume-1", patient_id="volume-1", image=self.image, mask=self.mask, root=self.image.parent
-        )
-
-
-def run(folder: Path, *, slices: int, rounds: int, memory: bool) -> Record:
-    """Measure everything on one phantom of 512x512 and return the record; with `memory` also the peaks of long scans."""
-    phantom = make_phantom(PhantomSpec(seed=1, shape=(slices, SIZE, SIZE)))
-    files = {
-        suffix: write_case(folder, suffix, phantom.image, phantom.label, phantom.spacing_mm) for suffix in SUFFIXES
-    }
+def run(folder: Path, subject: Subject, *, rounds: int, memory: bool = False) -> Record:
+    """Measure everything on one scan and return the record; with `memory` also the peaks of long scans."""
+    files = {suffix: subject.write(folder / suffix.strip("."), suffix) for suffix in SUFFIXES}
     record: Record = {
         "benchmark": "ingest",
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "slice": [SIZE, SIZE],
-        "slices": slices,
+        "subject": str(subject),
+        "slice": list(subject.image.shape[1:]),
+        "slices": len(subject.image),
         "rounds": rounds,
         "page_cache": "warm",
         "clock": "CPU time of one core, but for two workers (wall)",
@@ -79,34 +60,24 @@ def run(folder: Path, *, slices: int, rounds: int, memory: bool) -> Record:
     }
     for suffix, case in files.items():
         with one_core():
+            times = beside_peers(folder, case, subject.params(), rounds)
+            kernels = beside_kernels(folder, case, subject, rounds)
             record["formats"][suffix] = {
-                **beside_peers(folder, case, rounds),
-                **beside_kernels(folder, case, (phantom.image, phantom.label), rounds),
-                "slabs": by_slab(folder, case, rounds),
+                **peers_record(times, len(subject.image)),
+                **kernels_record(kernels),
+                "slabs": by_slab(folder, case, subject.params(), rounds),
             }
-        record["formats"][suffix]["two_workers"] = two_workers(folder, case, rounds)
-    record["threads"] = one_case_with_threads(folder, files[".nii"], rounds)
+        if suffix == SUFFIXES[0]:
+            record["results"] = {name: timing.as_json(len(subject.image)) for name, timing in times.items()}
+            record["headline"] = headline_of(times, kernels, len(subject.image), same_voxels(folder, case, subject))
+        record["formats"][suffix]["two_workers"] = two_workers(folder, case, subject.params(), rounds)
+    record["threads"] = one_case_with_threads(folder, files[".nii"], subject.params(), rounds)
     if memory:
         from bench.memory import peaks
 
-        record["memory"] = peaks(folder, phantom.image, phantom.label)
+        record["memory"] = peaks(folder, subject.image, subject.label)
     record["machine"] = card()
     return record
-
-
-def write_case(
-    folder: Path, suffix: str, image: Volume, label: Volume, spacing_mm: tuple[float, float, float]
-) -> Files:
-    """Write a case; .nii.gz at level 6, as archives do."""
-    place = folder / suffix.strip(".")
-    place.mkdir()
-    files = Files(image=place / f"volume-1{suffix}", mask=place / f"segmentation-1{suffix}")
-    for path, volume in ((files.image, image), (files.mask, label)):
-        if suffix == ".nii.gz":
-            gzip6_nifti(volume, path)
-        else:
-            write_nifti(path, volume, spacing_mm)
-    return files
 
 
 @contextlib.contextmanager
@@ -131,11 +102,11 @@ def fresh(folder: Path) -> Iterator[Path]:
         shutil.rmtree(place)
 
 
-def ours(folder: Path, case: Files, *, threads: int = 1) -> None:
+def ours(folder: Path, case: Files, params: Params, *, threads: int = 1) -> None:
     """Convert a case into a fresh store: all of ingest but its claim, ledger, tables and Dask, which a case shares with many."""
     with fresh(folder) as place:
         prepare_store(place)
-        convert_case(case.case(), LITS, place, threads=threads)
+        convert_case(case.case(), params, place, threads=threads)
 
 
 def theirs(folder: Path, case: Files, convert: Callable[[Path, Path, Path], None]) -> None:
@@ -144,36 +115,68 @@ def theirs(folder: Path, case: Files, convert: Callable[[Path, Path, Path], None
         convert(case.image, case.mask, place)
 
 
-def beside_peers(folder: Path, case: Files, rounds: int) -> Record:
-    """Return how many times the CPU time of ours each peer takes."""
-    contenders: dict[str, Callable[[], object]] = {"ours": lambda: ours(folder, case)}
-    peers = [peer for peer in PEERS if find_spec(peer.needs)]
-    for peer in peers:
-        contenders[peer.name] = lambda convert=peer.convert: theirs(folder, case, convert)  # type: ignore[misc]
+def same_voxels(folder: Path, case: Files, subject: Subject) -> str:
+    """Return the sentence that the store holds the file's voxels, after a look (nibabel reads the file)."""
+    with fresh(folder) as place:
+        prepare_store(place)
+        convert_case(case.case(), subject.params(), place)
+        stored = open_store(place)[CASE_ID]
+        there = stored.label is not None and alike(stored.label[:], subject.label)
+        check("the store holds the voxels of the scan", holds=there and alike(stored.image[:], subject.image))
+    return "the store's voxels are the scan's"
+
+
+def alike(one: Volume, other: Volume) -> bool:
+    """Return whether two volumes hold the same numbers, in whatever order of the axes a file had."""
+    return np.array_equal(np.sort(one, axis=None), np.sort(other, axis=None))
+
+
+def beside_peers(folder: Path, case: Files, params: Params, rounds: int) -> dict[str, Timing]:
+    """Return the CPU time of ours and of each peer that is installed."""
+    contenders: dict[str, Callable[[], object]] = {"ours": lambda: ours(folder, case, params)}
+    for peer in PEERS:
+        if find_spec(peer.needs):
+            contenders[peer.name] = lambda convert=peer.convert: theirs(folder, case, convert)  # type: ignore[misc]
     with progress(f"peers {case.image.suffix}", (rounds + 1) * len(contenders), "runs") as advance:
-        times = interleaved(contenders, rounds=rounds, tell=lambda name: advance(1, name), timer=time.process_time)
-    depth = len(sections(case))
+        return interleaved(contenders, rounds=rounds, tell=lambda name: advance(1, name), timer=time.process_time)
+
+
+def peers_record(times: Mapping[str, Timing], depth: int) -> Record:
+    """Return how many times the CPU time of ours each peer takes."""
     return {
         "slices_per_second": round(depth / times["ours"].median, 1),
         "milliseconds_a_slice": {name: round(1000 * timing.median / depth, 3) for name, timing in times.items()},
         "peers": {
-            **{
-                p.name: {"times_ours": round(ratio(times[p.name], times["ours"]), 2), "what": p.sentence} for p in peers
-            },
-            **{p.name: {"times_ours": None, "what": f"{p.needs} is not installed"} for p in PEERS if p not in peers},
+            p.name: (
+                {"times_ours": round(ratio(times[p.name], times["ours"]), 2), "what": p.sentence}
+                if p.name in times
+                else {"times_ours": None, "what": f"{p.needs} is not installed"}
+            )
+            for p in PEERS
         },
     }
 
 
-def sections(case: Files) -> range:
-    """Return the slices of a case."""
-    with ScanReader(case.image, "image") as reader:
-        return range(reader.grid.stored_shape[0])
+def headline_of(times: Mapping[str, Timing], kernels: Mapping[str, Timing], depth: int, verified: str) -> Record:
+    """Return what it comes down to; the limit is that of the rounds in which the kernels ran."""
+    together = Timing(name=SUM, seconds=sums(kernels))
+    told = {name: Timed(timing=timing, amount=depth) for name, timing in {**kernels, **times, SUM: together}.items()}
+    record = headline(
+        told,
+        ours="ours",
+        limit=SUM,
+        bound="decoding, codecs, hash, statistics and writing, each alone",
+        peers={peer.name: peer.sentence for peer in PEERS if peer.name in times},
+        verified=verified,
+    )
+    record["limit"]["fraction"] = round(ratio(together, kernels["ours"]), 3)
+    return record
 
 
-def beside_kernels(folder: Path, case: Files, voxels: tuple[Volume, Volume], rounds: int) -> Record:
-    """Return ours over the sum of its kernels, each timed alone in the same rounds, and their shares."""
-    image, label = voxels
+def beside_kernels(folder: Path, case: Files, subject: Subject, rounds: int) -> dict[str, Timing]:
+    """Return the times of ours and of its kernels, each alone, in the same rounds."""
+    voxels: tuple[Volume, Volume] = (subject.image, subject.label)
+    image = subject.image
     pixels = image.shape[1] * image.shape[2]
     names: tuple[ArrayName, ArrayName] = (IMAGE, LABEL)
     encoders = {name: codec_of("compact", name, pixels).encode for name in names}
@@ -191,22 +194,32 @@ def beside_kernels(folder: Path, case: Files, voxels: tuple[Volume, Volume], rou
             for section in volume:
                 encoders[name](section)
 
-    kernels: dict[str, Callable[[], object]] = {
+    contenders: dict[str, Callable[[], object]] = {
+        "ours": lambda: ours(folder, case, subject.params()),
         "decode": decode,
         "encode": encode,
-        "statistics": lambda: count_all(image, label),
+        "statistics": lambda: count_all(*voxels, subject.labels),
         "hash": lambda: [hashlib.sha256(data).digest() for data in raw],
         "write": lambda: write_shards(folder, encoded),
     }
-    with progress(f"kernels {case.image.suffix}", (rounds + 1) * (len(kernels) + 1), "runs") as advance:
-        contenders = {"ours": lambda: ours(folder, case), **kernels}
-        times = interleaved(contenders, rounds=rounds, tell=lambda name: advance(1, name), timer=time.process_time)
-    together = [sum(turn) for turn in zip(*(times[name].seconds for name in kernels), strict=True)]
+    with progress(f"kernels {case.image.suffix}", (rounds + 1) * len(contenders), "runs") as advance:
+        return interleaved(contenders, rounds=rounds, tell=lambda name: advance(1, name), timer=time.process_time)
+
+
+def sums(kernels: Mapping[str, Timing]) -> tuple[float, ...]:
+    """Return the time of all kernels together, round by round."""
+    return tuple(map(sum, zip(*(timing.seconds for name, timing in kernels.items() if name != "ours"), strict=True)))
+
+
+def kernels_record(times: Mapping[str, Timing]) -> Record:
+    """Return ours over the sum of its kernels, and their shares of it."""
+    own = times["ours"].seconds
     return {
-        "cpu_over_kernels": round(median(a / b for a, b in zip(times["ours"].seconds, together, strict=True)), 3),
+        "cpu_over_kernels": round(median(a / b for a, b in zip(own, sums(times), strict=True)), 3),
         "shares": {
-            name: round(median(a / b for a, b in zip(times[name].seconds, times["ours"].seconds, strict=True)), 3)
-            for name in kernels
+            name: round(median(a / b for a, b in zip(timing.seconds, own, strict=True)), 3)
+            for name, timing in times.items()
+            if name != "ours"
         },
     }
 
@@ -221,9 +234,9 @@ def write_shards(folder: Path, encoded: dict[ArrayName, list[bytes]]) -> None:
             shard.finish()
 
 
-def count_all(image: Volume, label: Volume) -> None:
+def count_all(image: Volume, label: Volume, labels: Labels) -> None:
     """Take every statistic that a case has."""
-    counts = Counts(len(image), LITS_LABELS)
+    counts = Counts(len(image), labels)
     depth = slab_depth((len(image), image.shape[1], image.shape[2]))
     for z in range(0, len(image), depth):
         counts.add_image(z, image[z : z + depth])
@@ -240,14 +253,20 @@ def bare_decode(path: Path, buffer_bytes: int) -> None:
             pass
 
 
-def by_slab(folder: Path, case: Files, rounds: int) -> Record:
+def sections(case: Files) -> range:
+    """Return the slices of a case."""
+    with ScanReader(case.image, "image") as reader:
+        return range(reader.grid.stored_shape[0])
+
+
+def by_slab(folder: Path, case: Files, params: Params, rounds: int) -> Record:
     """Return milliseconds a slice for several sizes of what is held at a time."""
     kept = store.scan.SLAB_BYTES
 
     def with_slab(size: int) -> None:
         store.scan.SLAB_BYTES = size
         try:
-            ours(folder, case)
+            ours(folder, case, params)
         finally:
             store.scan.SLAB_BYTES = kept
 
@@ -257,7 +276,7 @@ def by_slab(folder: Path, case: Files, rounds: int) -> Record:
     return {name: round(1000 * timing.median / depth, 3) for name, timing in times.items()}
 
 
-def two_workers(folder: Path, case: Files, rounds: int) -> float | None:
+def two_workers(folder: Path, case: Files, params: Params, rounds: int) -> float | None:
     """Return the slices a second of two worker processes over one; None where there is one core."""
     if len(os.sched_getaffinity(0)) < 2:
         return None
@@ -267,18 +286,21 @@ def two_workers(folder: Path, case: Files, rounds: int) -> float | None:
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as one,
     ):
         for pool in (one, two):  # start the processes before the clock
-            list(pool.map(ours, [folder] * 4, [case] * 4))
+            list(pool.map(ours, [folder] * cases, [case] * cases, [params] * cases))
         contenders = {
-            "one": lambda: list(one.map(ours, [folder] * cases, [case] * cases)),
-            "two": lambda: list(two.map(ours, [folder] * 2 * cases, [case] * 2 * cases)),
+            "one": lambda: list(one.map(ours, [folder] * cases, [case] * cases, [params] * cases)),
+            "two": lambda: list(two.map(ours, [folder] * 2 * cases, [case] * 2 * cases, [params] * 2 * cases)),
         }
         times = interleaved(contenders, rounds=rounds, warm_up=0)
     return round(2 * ratio(times["one"], times["two"]), 2)
 
 
-def one_case_with_threads(folder: Path, case: Files, rounds: int) -> Record:
+def one_case_with_threads(folder: Path, case: Files, params: Params, rounds: int) -> Record:
     """Return how much sooner one case is done with a thread a core."""
     cores = len(os.sched_getaffinity(0))
-    contenders = {"1": lambda: ours(folder, case), "all": lambda: ours(folder, case, threads=cores)}
+    contenders = {
+        "1": lambda: ours(folder, case, params),
+        "all": lambda: ours(folder, case, params, threads=cores),
+    }
     times = interleaved(contenders, rounds=rounds)
     return {"cores": cores, "times_sooner": round(ratio(times["1"], times["all"]), 2)}

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.ingest import SIZE
 from bench.memory import write_repeated
+from bench.subject import SIZE
 from store.files import bytes_below
 from store.machine import card
 from store.phantom import PhantomSpec, make_phantom

@@ -18,16 +18,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from bench.clock import Timing, interleaved, ratio
-from bench.ingest import LITS, SIZE
+from bench.headline import Record, Timed, check, headline
 from bench.peers import png_slices
 from bench.readers import bare_decode
-from ingest.convert import convert_case
-from ingest.discover import CaseFiles
+from bench.subject import CASE_ID, Subject
 from store.machine import card
-from store.phantom import PhantomSpec, make_phantom, write_nifti
 from store.progress import progress
-from store.reader import Case, Store, open_store, without_checksum
-from store.writer import prepare_store
+from store.reader import Case, Store, without_checksum
 from train.dataset import RING, Batches, View
 from train.sampling import Place
 
@@ -35,9 +32,12 @@ BATCH = 16
 WORKERS = 2
 REPEATS = 4
 """How often every slice comes: enough that starting worker processes weighs little."""
+PEERS = {
+    "our reader, DataLoader with 2 workers": "the same store behind worker processes: each pair is sent through shared memory",
+    "PNG folder, DataLoader with 2 workers": "windowed 8-bit images, as tutorials make them; HU are lost",
+}
 SLOWER = 1.5
 """How much longer than its decoding the network takes with a batch, where it is measured whether it ever waits."""
-Record = dict[str, Any]
 
 
 class PngFolder(Dataset[tuple[Any, Any]]):
@@ -79,16 +79,17 @@ def cpu_seconds() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def run(folder: Path, *, slices: int, rounds: int) -> Record:
-    """Measure on one phantom and return the record."""
-    store, case, order = prepared(folder, slices)
-    places = [Place("volume-1", z) for z in order]
+def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
+    """Measure on one scan and return the record."""
+    store, case, order = prepared(folder, subject)
+    size = (subject.image.shape[1], subject.image.shape[2])
+    places = [Place(CASE_ID, z) for z in order]
 
     def behind_workers(dataset: Dataset[tuple[Any, Any]]) -> None:
         for _ in DataLoader(dataset, batch_size=BATCH, num_workers=WORKERS):
             pass
 
-    rings = {threads: Batches(store, View(size=(SIZE, SIZE)), BATCH, threads) for threads in (1, 2)}
+    rings = {threads: Batches(store, View(size=size), BATCH, threads) for threads in (1, 2)}
 
     def ring(threads: int) -> None:
         with rings[threads].over(places, (0, 0)) as stream:
@@ -106,13 +107,15 @@ def run(folder: Path, *, slices: int, rounds: int) -> Record:
     with progress("loader", (rounds + 1) * len(contenders), "runs") as advance:
         times = interleaved(contenders, rounds=rounds, tell=lambda name: advance(1, name), timer=cpu_seconds)
     best = times["ring, 1 thread"]
+    check("the ring delivers the scan's slices", holds=delivered(rings[1], places, subject))
     return {
         "benchmark": "loader",
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "unit": f"pairs of an image and a label slice, {SIZE}x{SIZE}, in batches of {BATCH}",
+        "subject": str(subject),
+        "unit": f"pairs of an image and a label slice, in batches of {BATCH}",
         "clock": "CPU time of all processes",
         "page_cache": "warm",
-        "slices": slices,
+        "slices": len(subject.image),
         "results": {name: timing.as_json(len(order)) for name, timing in times.items()},
         "ratios": {
             "over the PNG folder": faster(best, times["PNG folder, DataLoader with 2 workers"]),
@@ -122,7 +125,15 @@ def run(folder: Path, *, slices: int, rounds: int) -> Record:
                 best, times["bare decode into one slice"]
             ),
         },
-        "waited": waited(store, places),
+        "headline": headline(
+            {name: Timed(timing=timing, amount=len(order)) for name, timing in times.items()},
+            ours="ring, 1 thread",
+            limit="bare decode into batches",
+            bound="the codecs, from memory into batches",
+            peers=PEERS,
+            verified="the last batch holds the scan's slices",
+        ),
+        "waited": waited(store, places, size),
         "machine": card(),
     }
 
@@ -147,9 +158,9 @@ def faster(ours: Timing, theirs: Timing) -> float:
     return round(ratio(theirs, ours), 2)
 
 
-def waited(store: Store, places: list[Place]) -> Record:
+def waited(store: Store, places: list[Place], size: tuple[int, int]) -> Record:
     """Return how long a network that takes SLOWER times as long as the decoding waits for batches."""
-    batches = Batches(store, View(size=(SIZE, SIZE)), BATCH, 1)
+    batches = Batches(store, View(size=size), BATCH, 1)
     start = time.perf_counter()
     with batches.over(places, (0, 0)) as stream:
         count = sum(1 for _ in stream)
@@ -171,18 +182,22 @@ def waited(store: Store, places: list[Place]) -> Record:
     }
 
 
-def prepared(folder: Path, slices: int) -> tuple[Store, Case, list[int]]:
-    """Make a phantom as a store and as a folder of PNGs, and the order in which its slices are wanted."""
-    phantom = make_phantom(PhantomSpec(seed=1, shape=(slices, SIZE, SIZE)))
-    image, mask = folder / "volume-1.nii", folder / "segmentation-1.nii"
-    write_nifti(image, phantom.image, phantom.spacing_mm)
-    write_nifti(mask, phantom.label, phantom.spacing_mm)
-    prepare_store(folder / "store")
-    files = CaseFiles(case_id="volume-1", patient_id="volume-1", image=image, mask=mask, root=folder)
-    convert_case(files, LITS, folder / "store")
+def delivered(ring: Batches, places: list[Place], subject: Subject) -> bool:
+    """Return whether the last batch of an epoch holds the slices that were asked for."""
+    with ring.over(places, (0, 0)) as stream:
+        for batch in stream:
+            image, label = batch.image.copy(), batch.label.copy()
+    wanted = [place.z for place in places[-len(image) :]]
+    same = np.array_equal(image[:, image.shape[1] // 2], subject.image[wanted])
+    return same and np.array_equal(label[:, label.shape[1] // 2], subject.label[wanted])
+
+
+def prepared(folder: Path, subject: Subject) -> tuple[Store, Case, list[int]]:
+    """Put a scan into a store and into a folder of PNGs, and return the order in which its slices are wanted."""
+    store = subject.store(folder / "store")
+    files = subject.write(folder, ".nii")
     (folder / "png").mkdir()
-    png_slices(image, mask, folder / "png")
+    png_slices(files.image, files.mask, folder / "png")
     rng = np.random.default_rng(0)
-    order = [int(z) for _ in range(REPEATS) for z in rng.permutation(slices)]
-    store = open_store(folder / "store")
-    return store, store["volume-1"], order[: len(order) // BATCH * BATCH]
+    order = [int(z) for _ in range(REPEATS) for z in rng.permutation(len(subject.image))]
+    return store, store[CASE_ID], order[: len(order) // BATCH * BATCH]

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from isal import igzip
 
-from bench.ingest import SUFFIXES, Files
+from bench.ingest import SUFFIXES
+from bench.subject import Files
 
 LENGTHS = (50, 200, 1000, 3000)
 ALONE = """

@@ -13,41 +13,36 @@ import numpy as np
 from numcodecs import blosc, zstd
 
 from bench.clock import interleaved, ratio
-from bench.ingest import LITS, SIZE, one_core
-from ingest.convert import convert_case
-from ingest.discover import CaseFiles
-from ingest.params import Params
-from store.labels import LITS_LABELS
-from store.layout import GROUP, IMAGE, LABEL
+from bench.headline import Record, Timed, check, headline
+from bench.ingest import one_core
+from bench.pagecache import drop, files_below
+from bench.subject import CASE_ID, Subject
+from store.layout import GROUP, IMAGE, LABEL, ProfileName
 from store.machine import card
-from store.phantom import PhantomSpec, make_phantom, write_nifti
 from store.progress import progress
-from store.reader import Case, open_store, without_checksum
-from store.writer import prepare_store
+from store.reader import Case, without_checksum
 
 WINDOW = 7
-Record = dict[str, Any]
+PEERS = {
+    "zarr-python, our store": "the same bytes, through Zarr's own reader",
+    "zarrs, our store": "the same bytes, zarr-python with codecs in Rust",
+    "tensorstore, our store": "the same bytes, in C++, one thread",
+    "zarr-python, its defaults": "chunks and codecs as zarr-python chooses them; a slice needs many chunks of its neighbors",
+}
 
 
-def run(folder: Path, *, slices: int, rounds: int) -> Record:
-    """Measure on one phantom of 512x512 and return the record."""
-    phantom = make_phantom(PhantomSpec(seed=1, shape=(slices, SIZE, SIZE)))
-    image, mask = folder / "volume-1.nii", folder / "segmentation-1.nii"
-    write_nifti(image, phantom.image, phantom.spacing_mm)
-    write_nifti(mask, phantom.label, phantom.spacing_mm)
-    case = CaseFiles(case_id="volume-1", patient_id="volume-1", image=image, mask=mask, root=folder)
-    sizes = {}
-    for params in (LITS, Params(labels=LITS_LABELS, profile="fast")):
-        prepare_store(folder / params.profile)
-        convert_case(case, params, folder / params.profile)
-        sizes[params.profile] = sum(
-            path.stat().st_size for path in (folder / params.profile).rglob("0") if path.is_file()
-        )
-    defaults = zarr_defaults(folder / "defaults", phantom.image, phantom.label)
-    order = np.random.default_rng(0).permutation(slices).tolist()
-    few = order[: max(4, slices // 8)]
-    compact, fast = (open_store(folder / name)["volume-1"] for name in ("compact", "fast"))
-    compact_paths = [folder / "compact" / GROUP / "volume-1" / name for name in (IMAGE, LABEL)]
+def run(folder: Path, subject: Subject, *, rounds: int, cold: bool = False) -> Record:
+    """Measure on one scan and return the record; `cold` has the files forgotten before every run, and takes the wall clock."""
+    profiles: tuple[ProfileName, ...] = ("compact", "fast")
+    compact, fast = (subject.store(folder / profile, profile)[CASE_ID] for profile in profiles)
+    sizes = {
+        profile: sum(path.stat().st_size for path in (folder / profile).rglob("0") if path.is_file())
+        for profile in profiles
+    }
+    defaults = zarr_defaults(folder / "defaults", subject.image, subject.label)
+    order = np.random.default_rng(0).permutation(len(subject.image)).tolist()
+    few = order[: max(4, len(order) // 8)]
+    compact_paths = [folder / "compact" / GROUP / CASE_ID / name for name in (IMAGE, LABEL)]
     contenders: dict[str, tuple[Callable[[], object], int]] = {
         "ours": (lambda: ours(compact, order), len(order)),
         "ours, fast profile": (lambda: ours(fast, order), len(order)),
@@ -60,10 +55,19 @@ def run(folder: Path, *, slices: int, rounds: int) -> Record:
         "zarr-python, its defaults": (zarr_reads(defaults, few), len(few)),
         "ours, windows of 7": (lambda: windows(compact, order), len(order)),
     }
+    files = files_below(folder)
     with one_core(), progress("readers", (rounds + 1) * len(contenders), "runs") as advance:
+
+        def tell(name: str) -> None:
+            if cold:
+                drop(files)
+            advance(1, name)
+
         work = {name: timed for name, (timed, _) in contenders.items()}
-        times = interleaved(work, rounds=rounds, tell=lambda name: advance(1, name), timer=time.process_time)
+        timer = time.perf_counter if cold else time.process_time
+        times = interleaved(work, rounds=rounds, tell=tell, timer=timer)
     amount = {name: count for name, (_, count) in contenders.items()}
+    check("the stores hold the scan", holds=same(compact, subject) and same(fast, subject))
 
     def faster(name: str, than: str) -> float:
         return round(ratio(times[than], times[name]) * amount[name] / amount[than], 3)
@@ -71,10 +75,11 @@ def run(folder: Path, *, slices: int, rounds: int) -> Record:
     return {
         "benchmark": "store",
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "unit": f"pairs of an image and a label slice, {SIZE}x{SIZE}, in random order",
-        "clock": "CPU time of one core",
-        "page_cache": "warm",
-        "slices": slices,
+        "subject": str(subject),
+        "unit": "pairs of an image and a label slice, in random order",
+        "clock": "wall, one core" if cold else "CPU time of one core",
+        "page_cache": "cold: forgotten before every run (posix_fadvise)" if cold else "warm",
+        "slices": len(order),
         "results": {name: times[name].as_json(amount[name]) for name in contenders},
         "ratios": {
             "over zarr-python on the same store": faster("ours", "zarr-python, our store"),
@@ -86,9 +91,23 @@ def run(folder: Path, *, slices: int, rounds: int) -> Record:
             "fast profile over compact": faster("ours, fast profile", "ours"),
             "fast profile, of its bare decode": faster("ours, fast profile", "bare decode, fast profile"),
         },
-        "bytes": {**sizes, "raw": phantom.image.nbytes + phantom.label.nbytes},
+        "bytes": {**sizes, "raw": subject.image.nbytes + subject.label.nbytes},
+        "headline": headline(
+            {name: Timed(timing=timing, amount=amount[name]) for name, timing in times.items()},
+            ours="ours",
+            limit="bare decode",
+            bound="the codecs on bytes in memory",
+            peers=PEERS,
+            verified="the store's slices are the scan's",
+        ),
         "machine": card(),
     }
+
+
+def same(case: Case, subject: Subject) -> bool:
+    """Return whether a case holds the scan."""
+    there = case.label is not None and np.array_equal(case.label[:], subject.label)
+    return there and np.array_equal(case.image[:], subject.image)
 
 
 def ours(case: Case, order: list[int]) -> None:

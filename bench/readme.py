@@ -6,18 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from bench.quality.report import quality_table, yardstick_table
-from bench.tables import infer_table, ingest_table, lits_table, loader_table, store_table, train_table, where
+from bench.tables import (
+    all_table,
+    export_table,
+    infer_table,
+    ingest_table,
+    limits_table,
+    lits_table,
+    loader_table,
+    store_table,
+    train_table,
+    where,
+)
 
-FIGURES = ("scores: demo", "scores: real", "ingest", "store", "loader", "train", "lits", "stages")
+FIGURES = ("scores: demo", "scores: real", "ingest", "store", "loader", "train", "lits")
 END = "<!-- end -->"
 
 
 def rendered(figure: str, root: Path) -> str:
     """Return a figure's table as it must stand in the README, between its marks."""
     results = root / "bench" / "results"
-    if figure == "stages":
-        record = json.loads((results / "stages.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-        table = stages_table(record)
+    if figure == "all":
+        newest = max((results / "runs").glob("*.json"))
+        table = all_table(json.loads(newest.read_text(encoding="utf-8")))
     elif not figure.startswith("scores: "):
         record = json.loads((results / f"{figure}.json").read_text(encoding="utf-8"))
         table = TABLES[record["benchmark"]](record)
@@ -64,19 +75,9 @@ def scores_table(summary: dict[str, Any]) -> str:
     )
 
 
-def stages_table(record: dict[str, Any]) -> str:
-    """Return slices per second of each stage as Markdown."""
-    lines = ["| stage | slices/s | median of rounds, s | spread, s |", "|---|---|---|---|"]
-    for name, row in record["results"].items():
-        spread = f"{row['seconds_min']:.3f} to {row['seconds_max']:.3f}"
-        lines.append(f"| {name} | {row['per_second']:,.1f} | {row['seconds_median']:.3f} | {spread} |")
-    height, width = record["slice"]
-    ratio = record["store_bytes_over_gzip"]
-    note = f"One process, {height}x{width}, warm page cache, on {where(record['machine'])}. The store takes {ratio:.2f} of the bytes of the .nii.gz."
-    return "\n".join([*lines, "", note])
-
-
 TABLES = {
+    "limits": limits_table,
+    "export": export_table,
     "infer": infer_table,
     "ingest": ingest_table,
     "store": store_table,

@@ -132,6 +132,40 @@ def lits_table(record: dict[str, Any]) -> str:
     )
 
 
+def limits_table(record: dict[str, Any]) -> str:
+    """Return the limits of a machine as Markdown."""
+    lines = ["| limit of this machine | at most |", "|---|---|"]
+    lines += [line(name, f"{row['most']:,.1f} {row['unit']}") for name, row in record["results"].items()]
+    return "\n".join([*lines, "", f"Best of the rounds, on {where(record['machine'])}."])
+
+
+def export_table(record: dict[str, Any]) -> str:
+    """Return the export as Markdown."""
+    lines = ["| export | seconds |", "|---|---|"]
+    lines += [line(name, f"{row['seconds_median']:.2f}") for name, row in record["results"].items()]
+    note = (
+        f"A model file of {record['model_mb']} MB, proved on {record['proof_slices']} slices; "
+        f"{record['headline']['verified']}; on {where(record['machine'])}."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def all_table(record: dict[str, Any]) -> str:
+    """Return every stage beside its limit and its peers as Markdown."""
+    lines = ["| stage | a second | limit | of the limit | times as fast as |", "|---|---|---|---|---|"]
+    for name, stage in record["stages"].items():
+        found = stage["headline"]
+        peers = ", ".join(f"{peer} {row['times']:.1f}" for peer, row in found["peers"].items())
+        unit = stage.get("unit", "slices").split(",")[0]
+        rate = f"{found['per_second']:,.4g} {unit}{' of one core' if stage.get('clock', '').startswith('CPU') else ''}"
+        lines.append(line(name, rate, found["limit"]["name"], f"{found['limit']['fraction']:.2f}", peers or "-"))
+    lines += [line(name, f"failed: {reason}", "-", "-", "-") for name, reason in record["failed"].items()]
+    limits = record["limits"] or {"results": {}}
+    told = ", ".join(f"{name} {row['most']:,.1f} {row['unit']}" for name, row in limits["results"].items())
+    note = f"{'Quick run. ' if record['quick'] else ''}Limits of the machine: {told or 'not measured'}; on {where(record['machine'])}."
+    return "\n".join([*lines, "", note])
+
+
 def line(*cells: str) -> str:
     """Return a row of a Markdown table."""
     return f"| {' | '.join(cells)} |"

@@ -5,84 +5,89 @@ windows, augments, judges, backpropagates, clips, updates weights and their aver
 """
 
 import datetime as dt
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
 from bench.clock import interleaved, ratio
-from bench.ingest import LITS, SIZE
-from ingest.convert import convert_case
-from ingest.discover import CaseFiles
-from store.labels import LITS_LABELS
+from bench.headline import Record, Timed, check, headline
+from bench.subject import CASE_ID, Subject
 from store.machine import card
-from store.phantom import PhantomSpec, make_phantom, write_nifti
 from store.progress import progress
-from store.reader import open_store
-from store.writer import prepare_store
+from store.reader import Store
 from train.config import Config
 from train.dataset import Batches
 from train.sampling import Place
-from train.setup import choose_device, choose_precision, training_view
+from train.setup import choose_device, choose_precision, network_size, training_view
 from train.step import class_of_value, make_learner, network_input, on_device, one_step, running_in
 
-Record = dict[str, Any]
 STEPS = {"cpu": 2, "cuda": 30}
 """Steps a round."""
 WHOLE = "whole step from the store"
 
 
-def run(folder: Path, *, slices: int, rounds: int, config: Config) -> Record:
-    """Measure on one phantom and return the record."""
-    phantom = make_phantom(PhantomSpec(seed=1, shape=(slices, SIZE, SIZE)))
-    image, mask = folder / "volume-1.nii", folder / "segmentation-1.nii"
-    write_nifti(image, phantom.image, phantom.spacing_mm)
-    write_nifti(mask, phantom.label, phantom.spacing_mm)
-    prepare_store(folder / "store")
-    files = CaseFiles(case_id="volume-1", patient_id="volume-1", image=image, mask=mask, root=folder)
-    convert_case(files, LITS, folder / "store")
-    contenders, waited, device, precision = steps(folder / "store", config)
+BARE = "bare forward and backward"
+
+
+def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Record:
+    """Measure on one scan and return the record."""
+    store = subject.store(folder / "store")
+    losses: list[torch.Tensor] = []
+    contenders, waited, device, precision = steps(store, subject, config, losses)
     with progress("training", (rounds + 1) * len(contenders), "rounds") as advance:
         times = interleaved(contenders, rounds=rounds, tell=lambda name: advance(1, name))
-    bare = times["bare forward and backward"]
+    check("every loss is a number", holds=bool(losses) and all(math.isfinite(float(loss)) for loss in losses))
+    bare, amount = times[BARE], STEPS[device.type] * config.batch
     return {
         "benchmark": "train",
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "unit": f"slices of {SIZE}x{SIZE} with {config.context - 1} neighbors, in batches of {config.batch}",
+        "subject": str(subject),
+        "unit": f"slices with {config.context - 1} neighbors, in batches of {config.batch}",
         "clock": "wall",
         "page_cache": "warm",
         "network": {"width": config.width, "depth": config.depth, "context": config.context, "norm": config.norm},
         "precision": str(precision).removeprefix("torch."),
         "device": str(device),
-        "results": {name: timing.as_json(STEPS[device.type] * config.batch) for name, timing in times.items()},
+        "results": {name: timing.as_json(amount) for name, timing in times.items()},
         "of the bare forward and backward": {
             name: round(ratio(bare, timing), 3) for name, timing in times.items() if timing is not bare
         },
+        "headline": headline(
+            {name: Timed(timing=timing, amount=amount) for name, timing in times.items()},
+            ours=WHOLE,
+            limit=BARE,
+            bound="convolutions, forward and backward, on one batch in memory",
+            peers={},
+            verified="every loss is a number",
+        ),
         "share of time spent waiting for the loader": round(median(waited[-rounds:]), 4),
         "peak_gpu_mib": round(torch.cuda.max_memory_allocated(device) / 2**20) if device.type == "cuda" else None,
         "machine": card(),
     }
 
 
-def steps(path: Path, config: Config) -> tuple[dict[str, Callable[[], object]], list[float], torch.device, torch.dtype]:
+def steps(
+    store: Store, subject: Subject, config: Config, losses: list[torch.Tensor]
+) -> tuple[dict[str, Callable[[], object]], list[float], torch.device, torch.dtype]:
     """Return the contenders, each of so many STEPS, where whole steps put down how they waited, the device and the precision."""
-    store = open_store(path)
+    labels = subject.labels
     device = choose_device(config.device)
     count = STEPS[device.type]
     precision = choose_precision(config.precision, device)
-    learner = make_learner(LITS_LABELS, config, device, precision)
-    view = training_view([store["volume-1"]], (SIZE, SIZE), config)
+    learner = make_learner(labels, config, device, precision)
+    view = training_view([store[CASE_ID]], network_size(store[CASE_ID], config), config)
     batches = Batches(store, view, config.batch, pinned=device.type == "cuda")
-    places = [Place("volume-1", z * 7 % len(store["volume-1"].image)) for z in range(count * config.batch)]
-    to_class = class_of_value(LITS_LABELS, device)
+    places = [Place(CASE_ID, z * 7 % len(store[CASE_ID].image)) for z in range(count * config.batch)]
+    to_class = class_of_value(labels, device)
     generator = torch.Generator(device=device).manual_seed(0)
     fixed = torch.randn(config.batch, config.context, *view.size, device=device)
     fixed = fixed.contiguous(memory_format=torch.channels_last)
-    gradient = torch.randn(config.batch, len(LITS_LABELS.values) + 1, *view.size, device=device)
+    gradient = torch.randn(config.batch, len(labels.values) + 1, *view.size, device=device)
 
     waited: list[float] = []
 
@@ -110,7 +115,7 @@ def steps(path: Path, config: Config) -> tuple[dict[str, Callable[[], object]], 
                         (time.perf_counter() - asked) if number else 0.0
                     )  # an epoch has one first batch, a round too
                     given = network_input(on_device(batch, to_class), settings, view.size, generator)
-                    one_step(learner, given)
+                    losses.append(one_step(learner, given)[0])
             finished()
             if settings is config:
                 waited.append(waiting / (time.perf_counter() - start))
@@ -118,7 +123,7 @@ def steps(path: Path, config: Config) -> tuple[dict[str, Callable[[], object]], 
         return work
 
     contenders: dict[str, Callable[[], object]] = {
-        "bare forward and backward": bare,
+        BARE: bare,
         "whole step without augmentation": whole(replace(config, augment=0.0)),
         WHOLE: whole(config),
     }

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,53 @@ PACKAGES = ("slicemill", "numpy", "zarr", "numcodecs", "nibabel", "isal", "conne
 
 
 def card() -> dict[str, Any]:
-    """Return processor, cores, memory, GPU, versions and commit."""
+    """Return processor, cores, caches, memory, disk, GPU, versions and commit."""
     import psutil
 
     return {
         "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)),
+        "caches": caches(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "disk": disk(Path(tempfile.gettempdir())),
         "gpu": gpus(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": versions(),
         "commit": commit(),
     }
+
+
+def described(machine: dict[str, Any]) -> str:
+    """Return a card in a line or two."""
+    memory = f"{machine['memory_gib']} GiB of memory"
+    cache = ", ".join(f"{name} {size}" for name, size in machine["caches"].items())
+    gpu = "; ".join(machine["gpu"]) or "no NVIDIA GPU"
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    first = f"{machine['cores']} cores of {machine['cpu']} ({cache or 'caches unknown'}), {memory}, {machine['disk']}, {gpu}"
+    return f"{first}\n{machine['system']}, Python {machine['python']}, {versions}, commit {machine['commit']}"
+
+
+def caches() -> dict[str, str]:
+    """Return the size of each cache of the first core, as Linux tells it."""
+    found = {}
+    for place in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = (" ".join(_lines(place / name)) for name in ("level", "type", "size"))
+        found[f"L{level}{kind[:1].lower() if kind in ('Data', 'Instruction') else ''}"] = size
+    return found
+
+
+def disk(folder: Path) -> str:
+    """Return the file system that a folder lies on, and how much is free."""
+    import psutil
+
+    at = max(
+        (part for part in psutil.disk_partitions(all=True) if folder.resolve().is_relative_to(part.mountpoint)),
+        key=lambda part: len(part.mountpoint),
+        default=None,
+    )
+    free = shutil.disk_usage(folder).free / 2**30
+    return f"{at.fstype if at else 'unknown file system'}, {free:.0f} GiB free"
 
 
 def processor() -> str:

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from bench.ingest import Files, run, write_case
+from bench.ingest import run
 from bench.lits import PLAN
 from bench.memory import write_repeated
 from bench.peers import PEERS
+from bench.subject import phantom_subject
 from bench.tables import ingest_table, lits_table, store_table
-from store.phantom import PhantomSpec, make_phantom
 from store.scan import ScanReader
 
 
@@ -31,9 +31,9 @@ def test_a_repeated_phantom_reads_back_slice_by_slice(tmp_path, rng):
 
 @pytest.mark.parametrize("peer", PEERS, ids=[peer.name for peer in PEERS])
 def test_every_peer_writes_something_for_every_slice(peer, tmp_path):
-    phantom = make_phantom(PhantomSpec(seed=1, shape=(9, 64, 64)))
+    subject = phantom_subject(9, size=64)
     for suffix in (".nii", ".nii.gz"):
-        files: Files = write_case(tmp_path, suffix, phantom.image, phantom.label, phantom.spacing_mm)
+        files = subject.write(tmp_path, suffix)
         out = tmp_path / f"out{suffix}"
         out.mkdir()
         peer.convert(files.image, files.mask, out)
@@ -41,9 +41,8 @@ def test_every_peer_writes_something_for_every_slice(peer, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_ingest_benchmark_ends_in_a_table(tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.ingest.SIZE", 96)
-    record = run(tmp_path, slices=12, rounds=3, memory=False)
+def test_the_ingest_benchmark_ends_in_a_table(tmp_path):
+    record = run(tmp_path, phantom_subject(12, size=96), rounds=3)
     table = ingest_table(record)
     for peer in PEERS:
         assert peer.name in table
@@ -55,11 +54,10 @@ def test_the_ingest_benchmark_ends_in_a_table(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_store_benchmark_ends_in_a_table(tmp_path, monkeypatch):
+def test_the_store_benchmark_ends_in_a_table(tmp_path):
     from bench.readers import run as run_store
 
-    monkeypatch.setattr("bench.readers.SIZE", 96)
-    record = run_store(tmp_path, slices=16, rounds=3)
+    record = run_store(tmp_path, phantom_subject(16, size=96), rounds=3)
     assert "zarr-python, our store" in store_table(record)
     assert 0.1 < record["ratios"]["of the bare decode"] < 1.5
 
@@ -83,9 +81,8 @@ def test_the_loader_benchmark_ends_in_a_table(tmp_path, monkeypatch):
     from bench.loader import run as run_loader
     from bench.tables import loader_table
 
-    monkeypatch.setattr("bench.loader.SIZE", 96)
     monkeypatch.setattr("bench.loader.REPEATS", 2)
-    record = run_loader(tmp_path, slices=32, rounds=3)
+    record = run_loader(tmp_path, phantom_subject(32, size=96), rounds=3)
     assert "PNG folder, DataLoader with 2 workers" in loader_table(record)
     assert record["waited"]["batches"] == 2 * 32 // 16 - 1
     assert 0 < record["ratios"]["of the bare decode into batches"] < 2

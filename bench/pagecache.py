@@ -1,0 +1,24 @@
+"""The page cache: asks the system to forget files, so that the next read comes from the disk."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def drop(paths: Iterable[Path]) -> None:
+    """Forget what the page cache holds of files; what is not on the disk yet is written first.
+
+    Any user may do this for a file that they may read (posix_fadvise, DONTNEED); the disk's own cache stays.
+    """
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return every file below a folder."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())

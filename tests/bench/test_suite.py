@@ -1,0 +1,157 @@
+"""The suite: every stage's record comes down to a headline; two records are compared; a scan of the user's stands in for a phantom."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from bench.cli import bench
+from bench.clock import Timing
+from bench.compare import compare, differences
+from bench.headline import Timed, check, headline
+from bench.pagecache import drop
+from bench.sheet import PAGE, PICTURE, draw, write_page
+from bench.stages import STAGES
+from bench.subject import CASE_ID, phantom_subject, scan_subject
+from bench.suite import Suite, one_stage
+from bench.tables import all_table, export_table, limits_table
+from store.errors import ConfigError
+from store.phantom import write_collection
+
+
+def record_of(*rates, seed=0, spread=0.02, rounds=9):
+    """A record of a benchmark whose contenders take 1 / rate seconds a unit, more or less."""
+    rng = np.random.default_rng(seed)
+    results = {}
+    for number, rate in enumerate(rates):
+        seconds = tuple(float(8 / rate * (1 + spread * rng.standard_normal())) for _ in range(rounds))
+        results[f"way {number}"] = Timing(name="", seconds=seconds).as_json(8)
+    return {"benchmark": "store", "results": results, "machine": {"cpu": "a", "versions": {"numpy": "2"}}}
+
+
+def test_a_headline_weighs_different_amounts_of_work():
+    times = {
+        "ours": Timed(timing=Timing(name="", seconds=(1.0, 2.0, 3.0)), amount=10),
+        "limit": Timed(timing=Timing(name="", seconds=(0.5, 1.0, 1.5)), amount=10),
+        "peer": Timed(timing=Timing(name="", seconds=(1.0, 2.0, 3.0)), amount=2),
+    }
+    found = headline(times, ours="ours", limit="limit", bound="memory", peers={"peer": "less"}, verified="all")
+    assert found["per_second"] == 5.0
+    assert found["limit"]["fraction"] == 0.5
+    assert found["peers"]["peer"] == {"per_second": 1.0, "times": 5.0, "what": "less"}
+
+
+def test_a_check_that_fails_is_a_bug():
+    check("one is one", holds=True)
+    with pytest.raises(RuntimeError, match="one is two"):
+        check("one is two", holds=False)
+
+
+def test_a_change_is_told_from_noise():
+    before = record_of(100, 100, 100, seed=1)
+    after = record_of(101, 150, 50, seed=2)
+    same, faster, slower = compare(before, after)
+    assert [change.verdict for change in (same, faster, slower)] == ["no difference", "faster", "slower"]
+    assert faster.low < 1.5 < faster.high
+    assert slower.ratio == pytest.approx(0.5, rel=0.05)
+
+
+def test_a_wide_spread_is_no_difference():
+    (change,) = compare(record_of(100, spread=0.4, seed=1), record_of(108, spread=0.4, seed=2))
+    assert change.verdict == "no difference"
+
+
+def test_records_that_cannot_be_compared_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="different benchmarks"):
+        compare(record_of(1), {**record_of(1), "benchmark": "train"})
+    with pytest.raises(ConfigError, match="in common"):
+        compare(record_of(1), {"benchmark": "store", "results": {}})
+    other = {**record_of(1), "machine": {"cpu": "b", "versions": {"numpy": "3"}}}
+    assert differences(record_of(1), other) == ["cpu: a -> b", "numpy: 2 -> 3"]
+    old, new = tmp_path / "a.json", tmp_path / "b.json"
+    old.write_text(json.dumps(record_of(100)))
+    new.write_text(json.dumps(record_of(200)))
+    done = CliRunner().invoke(bench, ["compare", str(old), str(new)])
+    assert done.exit_code == 0
+    assert "faster" in done.output
+
+
+def test_a_scan_of_the_users_stands_in_for_a_phantom(tmp_path):
+    list(write_collection(tmp_path / "scans", cases=2, size=64, seed=3))
+    subject = scan_subject(tmp_path / "scans", 5)
+    assert subject.image.shape[0] == 5
+    assert "5 of its" in subject.name
+    case = subject.store(tmp_path / "store")[CASE_ID]
+    assert np.array_equal(case.image[:], subject.image)
+    assert np.array_equal(case.label[:], subject.label)
+    for path in (tmp_path / "scans").glob("segmentation*"):
+        path.unlink()
+    with pytest.raises(ConfigError, match="has a mask"):
+        scan_subject(tmp_path / "scans", 5)
+
+
+def test_labels_that_are_not_lits_are_named_by_their_value(tmp_path):
+    subject = phantom_subject(4, size=64)
+    label = np.where(subject.label > 0, 7, 0).astype(np.uint8)
+    changed = type(subject)(name="x", image=subject.image, label=label, spacing_mm=subject.spacing_mm)
+    changed.write(tmp_path / "scans", ".nii")
+    assert scan_subject(tmp_path / "scans", 9).labels.values == {"label 7": 7}
+
+
+def test_files_are_forgotten_and_keep_their_bytes(tmp_path):
+    path = tmp_path / "a"
+    data = os.urandom(1 << 16)
+    path.write_bytes(data)
+    drop([path])
+    assert path.read_bytes() == data
+
+
+def test_every_stage_is_a_command_that_takes_what_the_suite_gives_it():
+    suite = Suite(quick=True, cold=True)
+    assert list(suite.commands()) == ["limits", *STAGES]
+    for words in suite.commands().values():
+        done = CliRunner().invoke(bench, [*words, "--json", "x", "--help"])
+        assert done.exit_code == 0, done.output
+    assert list(Suite(only=("store",)).commands()) == ["limits", "store"]
+
+
+def test_a_stage_that_fails_is_told_with_its_reason(tmp_path):
+    assert "no such folder" in one_stage(["store", "--data", str(tmp_path / "none")])
+
+
+@pytest.mark.slow
+def test_stages_end_in_one_record_table_page_and_picture(tmp_path):
+    words = ["all", "--quick", "--only", "loader", "--out", str(tmp_path / "out")]
+    list(write_collection(tmp_path / "scans", cases=1, size=64, seed=3))
+    done = CliRunner().invoke(bench, [*words, "--data", str(tmp_path / "scans")])
+    assert done.exit_code == 0, done.output
+    (path,) = (tmp_path / "out").glob("*.json")
+    record = json.loads(path.read_text())
+    assert list(record["stages"]) == ["loader"]
+    assert record["failed"] == {}
+    for stage in record["stages"].values():
+        assert stage["headline"]["verified"]
+        assert stage["headline"]["limit"]["fraction"] > 0
+    assert "memory copy" in limits_table(record["limits"])
+    assert "PNG folder" in all_table(record)
+    page = (tmp_path / "out" / PAGE).read_text()
+    assert "PNG folder, DataLoader with 2 workers" in page
+    assert "http:" not in page
+    assert "https:" not in page
+    failed = {**record, "failed": {"infer": "no <b>luck</b>"}}
+    draw(tmp_path / "out" / PICTURE, failed)
+    assert "no &lt;b&gt;luck" in write_page(tmp_path / "out", failed).read_text()
+    changes = compare(record, record)
+    assert {change.verdict for change in changes} == {"no difference"}
+
+
+@pytest.mark.slow
+def test_the_export_benchmark_proves_what_it_wrote(tmp_path):
+    from bench.exporting import run
+
+    record = run(tmp_path, phantom_subject(4, size=64), rounds=1)
+    assert record["parity"]["pixels"] == record["proof_slices"] * 64 * 64
+    assert "torch.onnx.export" in export_table(record)
+    assert record["model_mb"] > 1
