@@ -223,6 +223,87 @@ def limits(quick: Quick = False, json: Json = None) -> None:
         _finish(record, json)
 
 
+@bench.command()
+def scale(
+    quick: Quick = False,
+    data: Data = None,
+    picture: Annotated[Path | None, typer.Option(help="PNG to draw.")] = None,
+    json: Json = None,
+) -> None:
+    """How cost grows with slices, scans, workers and tasks: time in proportion, memory not at all; the fits are printed.
+
+    slicemill bench scale --picture scaling.png
+    """
+    with errors_shown():
+        from bench.scaling import draw, run
+        from bench.subject import subject_of, work_folder
+
+        with work_folder() as place:
+            record = run(place, subject_of(data, 148), quick=quick)
+        if picture is not None:
+            draw(picture, record)
+        _finish(record, json)
+
+
+@bench.command()
+def plan(
+    scale: Annotated[Path, typer.Option(help="Record of bench scale.")],
+    store: Annotated[Path, typer.Option(help="Record of bench store.")],
+    infer: Annotated[Path | None, typer.Option(help="Record of bench infer.")] = None,
+    lits: Annotated[
+        Path | None, typer.Option(help="Record of bench ingest --scale lits, to check the model with.")
+    ] = None,
+    workers: Annotated[str, typer.Option(help="Workers to plan for, a core each.")] = "2,16,128",
+    scans: Annotated[int, typer.Option(help="Scans of a collection of yours.", min=0)] = 0,
+    slices: Annotated[int, typer.Option(help="Its slices.", min=0)] = 0,
+) -> None:
+    """What 50 GB, 1 TB and the National Lung Screening Trial cost in hours, cores, bytes and requests, from measured inputs.
+
+    slicemill bench plan --scale scale.json --store store.json --infer infer.json --lits lits.json
+    slicemill bench plan --scale scale.json --store store.json --scans 1200 --slices 300000 --workers 64
+    """
+    with errors_shown():
+        from bench.plan import KNOWN, Collection, checked, cost, inputs_of
+        from bench.quality.study import numbers
+        from store.errors import ConfigError
+        from store.files import read_json
+        from store.screen import table
+
+        if bool(scans) != bool(slices):
+            raise ConfigError("--scans and --slices: give both, or neither.")
+        inputs = inputs_of(read_json(scale), read_json(store), None if infer is None else read_json(infer))
+        own = (Collection(name="yours", scans=scans, slices=slices),) if scans else ()
+        rows = []
+        for collection in own or KNOWN:
+            for count in numbers("--workers", workers):
+                found = cost(collection, inputs, count)
+                rows.append(
+                    (
+                        collection.name,
+                        count,
+                        found.ingest_hours,
+                        found.store_gb,
+                        found.objects,
+                        found.epoch_requests,
+                        found.epoch_gb_per_second,
+                        found.infer_hours,
+                    )
+                )
+        header = [
+            "collection",
+            "workers",
+            "ingest h",
+            "store GB",
+            "objects",
+            "reads an epoch",
+            "GB/s they could read",
+            "inference h",
+        ]
+        say(table(header, rows))
+        if lits is not None:
+            say(f"a measured ingest of LiTS's size took {checked(inputs, read_json(lits)):.2f} of what the model says")
+
+
 @bench.command("all")
 def every(
     out: Annotated[Path, typer.Option(help="Folder for the record, the page and the picture.")] = Path("bench-out"),

@@ -150,6 +150,42 @@ def export_table(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", note])
 
 
+def scale_table(record: dict[str, Any]) -> str:
+    """Return how cost grows as Markdown."""
+    slices, cases, workers = record["slices"], record["cases"], record["workers"]
+    time, memory = slices["cpu_seconds"], slices["peak_mib"]
+    lengths, counts = list(slices["measured"]), list(cases["measured"])
+    lines = ["| what grows | measured | fitted line | R² |", "|---|---|---|---|"]
+    lines += [
+        line(
+            "CPU of an ingest with slices",
+            f"{lengths[0]} to {lengths[-1]} slices",
+            f"{time['start']:.2f} s + {1000 * time['slope']:.2f} ms a slice",
+            f"{time['r2']:.4f}",
+        ),
+        line(
+            "peak memory with slices",
+            f"{lengths[0]} to {lengths[-1]} slices",
+            f"{memory['start']:.0f} MiB + {1000 * memory['slope']:.1f} MiB a thousand slices",
+            "-",
+        ),
+        line(
+            "time of the command with small scans",
+            f"{counts[0]} to {counts[-1]} scans",
+            f"{cases['seconds']['start']:.2f} s + {1000 * cases['seconds']['slope']:.0f} ms a scan",
+            f"{cases['seconds']['r2']:.4f}",
+        ),
+    ]
+    if "2" in workers:
+        lines.append(
+            line("two workers over one, small scans", f"{counts[-1]} scans", f"{workers['1'] / workers['2']:.2f}", "-")
+        )
+    scheduler = record["scheduler"]
+    each = f"{scheduler['milliseconds_a_task']:.3f} ms a task"
+    lines.append(line("Dask's scheduler, tasks that do nothing", f"{scheduler['tasks']:,} tasks", each, "-"))
+    return "\n".join([*lines, "", f"On {where(record['machine'])}."])
+
+
 def all_table(record: dict[str, Any]) -> str:
     """Return every stage beside its limit and its peers as Markdown."""
     lines = ["| stage | a second | limit | of the limit | times as fast as |", "|---|---|---|---|---|"]

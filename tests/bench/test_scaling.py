@@ -1,0 +1,90 @@
+"""Cost grows as it must; what a collection costs follows from measured inputs."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from bench.cli import bench
+from bench.plan import KNOWN, OBJECTS, Collection, Inputs, checked, cost, inputs_of
+from bench.scaling import fit
+from bench.subject import phantom_subject
+from bench.tables import scale_table
+from store.errors import ConfigError
+from store.reader import open_store
+
+INPUTS = Inputs(
+    slice_seconds=0.004,
+    scan_seconds=0.1,
+    share=1.0,
+    task_seconds=0.0,
+    slice_bytes=200_000,
+    reads_per_second=2000,
+    labelled_per_second=10,
+    cores=2,
+)
+
+
+def test_a_fit_is_that_of_numpy(rng):
+    xs, ys = rng.random(20), rng.random(20)
+    line = fit(xs, ys)
+    slope, start = np.polyfit(xs, ys, 1)
+    assert (line.slope, line.start) == (pytest.approx(slope), pytest.approx(start))
+    assert line.r2 == pytest.approx(np.corrcoef(xs, ys)[0, 1] ** 2)
+    assert fit([1, 2, 3], [5, 5, 5]).r2 == 1
+
+
+def test_cost_is_in_proportion_to_slices_and_workers():
+    small, large = (Collection(name="", scans=100 * times, slices=30_000 * times) for times in (1, 10))
+    one = cost(small, INPUTS, 4)
+    assert one.ingest_hours == pytest.approx((30_000 * 0.004 + 100 * 0.1) / 4 / 3600)
+    assert cost(large, INPUTS, 4).ingest_hours == pytest.approx(10 * one.ingest_hours)
+    assert cost(small, INPUTS, 8).ingest_hours == pytest.approx(one.ingest_hours / 2)
+    assert cost(small, INPUTS, 200).ingest_hours == cost(small, INPUTS, 100).ingest_hours
+    assert one.store_gb == pytest.approx(6.0)
+    assert one.infer_hours == pytest.approx(30_000 / (2 * 10 * 3600))
+    assert (one.objects, one.epoch_requests) == (500, 60_000)
+
+
+def test_a_case_has_so_many_objects(stored):
+    case = open_store(stored)["volume-1"]
+    assert case.label is not None
+    assert len([path for path in (stored / "scans.zarr" / "volume-1").rglob("*") if path.is_file()]) == OBJECTS
+
+
+def test_the_collections_have_the_sizes_of_their_names():
+    lits, terabyte, trial = KNOWN
+    assert lits.slices * 512 * 512 * 3 == pytest.approx(46.1e9, rel=0.01)
+    assert terabyte.slices * 512 * 512 * 3 == pytest.approx(1e12, rel=1e-3)
+    assert trial.scans == 126_000
+
+
+@pytest.mark.slow
+def test_scale_is_measured_and_a_plan_follows_from_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.scaling.LENGTHS", {True: (1, 300, 900)})
+    monkeypatch.setattr("bench.scaling.CASES", {True: (1, 3)})
+    monkeypatch.setattr("bench.scaling.TASKS", {True: 200})
+    phantom_subject(6, size=64).write(tmp_path / "scans", ".nii")
+    words = ["scale", "--quick", "--json", str(tmp_path / "scale.json"), "--picture", str(tmp_path / "s.png")]
+    done = CliRunner().invoke(bench, [*words, "--data", str(tmp_path / "scans")])
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "scale.json").read_text())
+    assert record["slices"]["measured"]["900"]["cpu_seconds"] > record["slices"]["measured"]["1"]["cpu_seconds"]
+    assert record["slices"]["cpu_seconds"]["slope"] > 0
+    assert (tmp_path / "s.png").stat().st_size > 10_000
+    assert "ms a slice" in scale_table(record)
+    store = {"benchmark": "store", "bytes": {"compact": 3000}, "slices": 10, "results": {"ours": {"per_second": 9.0}}}
+    (tmp_path / "store.json").write_text(json.dumps(store))
+    (tmp_path / "lits.json").write_text(json.dumps({"cases": 131, "slices": 58_638, "workers": 2, "seconds": 100.0}))
+    files = [f"--{name}={tmp_path / name}.json" for name in ("scale", "store", "lits")]
+    done = CliRunner().invoke(bench, ["plan", *files])
+    assert done.exit_code == 0, done.output
+    assert "National Lung Screening Trial" in done.output
+    assert "of what the model says" in done.output
+    inputs = inputs_of(record, store, None)
+    assert inputs.slice_bytes == 300
+    assert checked(inputs, {"cases": 131, "slices": 58_638, "workers": 2, "seconds": 0.0}) == 0
+    with pytest.raises(ConfigError, match="bench scale is needed"):
+        inputs_of(store, store, None)
+    assert CliRunner().invoke(bench, ["plan", *files, "--scans", "3"]).exit_code == 1
