@@ -212,6 +212,34 @@ def segment(slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, json: 
 
 
 @bench.command()
+def peers(
+    environments: Annotated[
+        Path, typer.Option(help="Folder of the peers' environments; made the first time, then used again.")
+    ] = Path("peers"),
+    slices: Annotated[int, typer.Option(help="Slices of each of three scans.", min=16)] = 64,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 5,
+    only: Annotated[str | None, typer.Option(help="Only these: monai, torchio, hdf5.")] = None,
+    json: Json = None,
+) -> None:
+    """Training slices: ours beside MONAI, TorchIO and HDF5, each installed into an environment of its own, in one run.
+
+    slicemill bench peers --only hdf5
+    """
+    with errors_shown():
+        from bench.peers.loading import PEERS, run
+        from bench.subject import work_folder
+        from store.errors import ConfigError
+
+        names = tuple(name.strip() for name in only.split(",")) if only else ()
+        known = sorted({peer.package for peer in PEERS})
+        if unknown := [name for name in names if name not in known]:
+            raise ConfigError(f"--only {unknown[0]}: no such peer; they are {', '.join(known)}.")
+        with work_folder() as place:
+            record = run(place, environments.resolve(), slices=slices, rounds=rounds, only=names)
+        _finish(record, json)
+
+
+@bench.command()
 def limits(quick: Quick = False, json: Json = None) -> None:
     """What this machine can do at most: memory copy, disk, matrix products, convolutions, copies to a card."""
     with errors_shown():

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import store.scan
 from bench.clock import Timing, interleaved, ratio
 from bench.headline import Record, Timed, check, headline
-from bench.peers import PEERS
+from bench.peers.conversions import PEERS
 from bench.subject import CASE_ID, Files, Subject
 from ingest.convert import convert_case
 from ingest.params import Params

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bench.clock import Timing, interleaved, ratio
 from bench.headline import Record, Timed, check, headline
-from bench.peers import png_slices
+from bench.peers.conversions import png_slices
 from bench.readers import bare_decode
 from bench.subject import CASE_ID, Subject
 from store.machine import card

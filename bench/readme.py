@@ -14,6 +14,7 @@ from bench.tables import (
     limits_table,
     lits_table,
     loader_table,
+    peers_table,
     scale_table,
     store_table,
     train_table,
@@ -78,6 +79,7 @@ def scores_table(summary: dict[str, Any]) -> str:
 
 TABLES = {
     "limits": limits_table,
+    "peers": peers_table,
     "scale": scale_table,
     "export": export_table,
     "infer": infer_table,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.peers import gzip6_nifti
+from bench.peers.conversions import gzip6_nifti
 from ingest.convert import convert_case
 from ingest.discover import CaseFiles
 from ingest.params import Params

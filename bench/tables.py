@@ -150,6 +150,30 @@ def export_table(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", note])
 
 
+def peers_table(record: dict[str, Any]) -> str:
+    """Return the peers as Markdown."""
+    found = record["headline"]
+    lines = [
+        "| training slices with labels, one core | slices/s | ours, times as fast | what it does |",
+        "|---|---|---|---|",
+    ]
+    lines.append(
+        line(
+            found["ours"],
+            f"{found['per_second']:,.0f}",
+            "1",
+            "compressed HU, checked, at random, from a store of any size",
+        )
+    )
+    lines += [
+        line(name, f"{row['per_second']:,.0f}", f"{row['times']:.2f}", row["what"])
+        for name, row in found["peers"].items()
+    ]
+    lines += [line(name, "not run", "-", reason) for name, reason in record["not_run"].items()]
+    note = f"{record['cases']} scans of {record['slices']} slices of 512x512, {record['page_cache']} page cache, on {where(record['machine'])}."
+    return "\n".join([*lines, "", note])
+
+
 def scale_table(record: dict[str, Any]) -> str:
     """Return how cost grows as Markdown."""
     slices, cases, workers = record["slices"], record["cases"], record["workers"]

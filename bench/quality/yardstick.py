@@ -11,12 +11,12 @@ and prediction are not counted. One after the other, with all cores: nothing els
 """
 
 import datetime as dt
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.peers.environment import environment
 from bench.quality.runs import (
     Place,
     Run,
@@ -31,7 +31,7 @@ from bench.quality.study import Study, prepare
 from bench.quality.summary import CONVENTION, cases_of, gain, main_region, scores
 from store.errors import ConfigError
 from store.export import export_case
-from store.files import read_json, sha256_of_file, to_json, write_bytes, write_json
+from store.files import read_json, to_json, write_bytes, write_json
 from store.layout import ArrayName
 from store.machine import card
 from store.progress import progress
@@ -90,7 +90,7 @@ def run_duel(duel: Duel) -> Row:
     found: dict[str, list[Row]] = {"nnU-Net 2D": [], "slicemill": []}
     with locked(place.out) as shell:
         store = prepare(duel.study, shell)
-        python = environment(place.out / "nnunet", shell)
+        python = environment(place.out / "nnunet", FILES / "requirements.txt", "nnU-Net")
         device = choose_device("auto").type
         for fold in duel.folds:
             split = read_split(place.split(fold), store.case_ids)
@@ -121,26 +121,6 @@ def once(place: Place, run: Run, sought: Row, work: Callable[[Run, Row], Row]) -
     check_same(place.result(run), result, sought)
     say(f"{run}: done before")
     return result
-
-
-def environment(folder: Path, shell: Shell) -> Path:
-    """Return the interpreter of nnU-Net's environment, made unless it is there with these versions.
-
-    Raises
-    ------
-    InputError
-        The packages cannot be installed.
-    """
-    wanted = FILES / "requirements.txt"
-    python, made = folder / "environment" / "bin" / "python", folder / "installed"
-    stamp = sha256_of_file(wanted)
-    if not (made.exists() and made.read_text(encoding="utf-8") == stamp):
-        say("nnU-Net's environment: installing")
-        log = folder / "install.log"
-        shell.start((sys.executable, "-m", "venv", "--clear", folder / "environment"), log)
-        shell.start((python, "-m", "pip", "install", "--disable-pip-version-check", "-r", wanted), log)
-        write_bytes(made, stamp.encode())
-    return python
 
 
 def peer_run(run: Run, place: Place, sought: Row, means: tuple[Shell, Store, Path]) -> Row:

@@ -6,7 +6,7 @@ import pytest
 from bench.ingest import run
 from bench.lits import PLAN
 from bench.memory import write_repeated
-from bench.peers import PEERS
+from bench.peers.conversions import PEERS
 from bench.subject import phantom_subject
 from bench.tables import ingest_table, lits_table, store_table
 from store.scan import ScanReader

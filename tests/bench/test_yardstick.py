@@ -11,12 +11,12 @@ import pytest
 
 from bench.quality import study as study_module
 from bench.quality import yardstick as yardstick_module
-from bench.quality.runs import Run, locked
+from bench.quality.runs import Run
 from bench.quality.study import Study
 from bench.quality.table import Table
-from bench.quality.yardstick import FILES, Duel, environment, run_duel, write_dataset
+from bench.quality.yardstick import FILES, Duel, run_duel, write_dataset
 from bench.readme import TABLES
-from store.errors import ConfigError, InputError
+from store.errors import ConfigError
 from store.files import read_json, write_json
 from store.reader import open_store
 
@@ -73,7 +73,7 @@ def nothing_installed(monkeypatch, stored, tmp_path):
     for path in tools.iterdir():
         path.chmod(0o755)
     monkeypatch.setattr(yardstick_module, "prepare", prepare)
-    monkeypatch.setattr(yardstick_module, "environment", lambda folder, shell: tools / "python")
+    monkeypatch.setattr(yardstick_module, "environment", lambda *_: tools / "python")
     monkeypatch.setattr(yardstick_module, "carry_out", ours)
     monkeypatch.setattr(study_module, "prepare", prepare)
 
@@ -131,14 +131,6 @@ def test_masks_lie_on_the_grid_of_their_scans(stored, tmp_path):
     )
     assert np.allclose(image.affine, mask.affine)
     assert image.shape == mask.shape
-
-
-def test_packages_that_cannot_be_installed_are_reported_in_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(yardstick_module, "FILES", tmp_path)
-    (tmp_path / "requirements.txt").write_text(f"{tmp_path.as_posix()}/no-such-package\n")
-    with locked(tmp_path) as shell, pytest.raises(InputError, match="exit status 1: .*install.log"):
-        environment(tmp_path / "nnunet", shell)
-    assert not (tmp_path / "nnunet" / "installed").exists()
 
 
 def test_the_versions_of_the_peer_are_pinned_by_name_and_version_alone():

@@ -1,0 +1,43 @@
+"""An environment of its own for a peer, made by one call from pinned versions, and used again while they are the same."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+from store.errors import InputError
+from store.files import write_bytes
+from store.screen import say
+
+
+def environment(folder: Path, requirements: Path, name: str) -> Path:
+    """Return the interpreter of an environment in `folder`, installed from `requirements` unless it is there with these versions.
+
+    Raises
+    ------
+    InputError
+        The packages cannot be installed; the message holds the last line of the installer and names its log.
+    """
+    python, made = folder / "environment" / "bin" / "python", folder / "installed"
+    stamp = hashlib.sha256(requirements.read_bytes()).hexdigest()
+    if made.exists() and made.read_text(encoding="utf-8") == stamp:
+        return python
+    say(f"{name}: installing into an environment of its own")
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "install.log"
+    commands = (
+        [sys.executable, "-m", "venv", "--clear", str(folder / "environment")],
+        [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-r", str(requirements)],
+    )
+    with log.open("w", encoding="utf-8") as stream:
+        for words in commands:
+            done = subprocess.run(  # noqa: S603 (this interpreter and that of the environment)
+                words, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, check=False
+            )
+            if done.returncode:
+                lines = [
+                    line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+                ]
+                raise InputError(f"{name}: cannot be installed: {lines[-1] if lines else 'no word'} All of it: {log}.")
+    write_bytes(made, stamp.encode())
+    return python

@@ -1,0 +1,153 @@
+"""Random training slices with their labels: ours beside MONAI, TorchIO and HDF5, each in its own environment, in one run.
+
+What bounds it: decompression for ours and HDF5, memory copies for those who hold every volume decoded. Every contender is kept on one
+core, has its data where its documentation wants it before the clock starts, and delivers all slices of the same cases in batches.
+"""
+
+import datetime as dt
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.clock import interleaved
+from bench.headline import Record, Timed, headline
+from bench.ingest import one_core
+from bench.peers.environment import environment
+from bench.peers.remote import HERE, Remote
+from bench.subject import Subject, phantom_subject
+from ingest.convert import convert_case
+from ingest.discover import CaseFiles
+from store.errors import InputError
+from store.machine import card
+from store.progress import progress
+from store.reader import open_store
+from store.writer import prepare_store
+from train.dataset import Batches, View
+from train.sampling import Place
+
+BATCH = 16
+CASES = 3
+LOW_HU, HIGH_HU = -200.0, 300.0
+OURS = "slicemill, ring of 1 thread"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """A way to load slices."""
+
+    name: str
+    package: str
+    """Its environment: a file of requirements of this name."""
+    script: str
+    sentence: str
+    way: str = ""
+
+
+PEERS = (
+    Peer(
+        name="MONAI CacheDataset",
+        package="monai",
+        script="monai_slices.py",
+        way="memory",
+        sentence="every volume decoded and normalized in memory (4 bytes a voxel), slices cut out; cannot hold a collection larger than memory",
+    ),
+    Peer(
+        name="MONAI PersistentDataset",
+        package="monai",
+        script="monai_slices.py",
+        way="disk",
+        sentence="normalized volumes as files of torch, one read whole for the slices that it gives",
+    ),
+    Peer(
+        name="TorchIO Queue",
+        package="torchio",
+        script="torchio_slices.py",
+        sentence="volumes read and normalized anew every epoch, a queue of random slices",
+    ),
+    Peer(
+        name="HDF5, a chunk a slice",
+        package="hdf5",
+        script="hdf5_slices.py",
+        sentence="int16 and uint8 chunks, shuffled, gzip 4, at random; no checksum; HU are kept, as in ours",
+    ),
+)
+
+
+def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tuple[str, ...] = ()) -> Record:
+    """Measure and return the record; a peer that cannot be installed or run is in it with its reason."""
+    subjects = [phantom_subject(slices, seed=number + 1) for number in range(CASES)]
+    files, ring = prepared(folder, subjects)
+    total = CASES * slices
+    left_out: dict[str, str] = {}
+    chosen = [peer for peer in PEERS if not only or peer.package in only]
+    with ExitStack() as running, one_core():
+        contenders: dict[str, Any] = {OURS: ring}
+        for peer in chosen:
+            try:
+                place = folder / peer.script.removesuffix(".py") / peer.way
+                contenders[peer.name] = running.enter_context(started(peer, environments, files, place, slices))
+            except InputError as error:
+                left_out[peer.name] = str(error)
+        with progress("peers", (rounds + 1) * len(contenders), "runs") as advance:
+            times = interleaved(contenders, rounds=rounds, tell=lambda name: advance(1, name))
+        given = {name: work.slices for name, work in contenders.items() if isinstance(work, Remote)}
+    timed = {name: Timed(timing=timing, amount=given.get(name, total)) for name, timing in times.items()}
+    return {
+        "benchmark": "peers",
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "unit": f"pairs of an image and a label slice, in batches of {BATCH}, one core",
+        "clock": "wall, one core",
+        "page_cache": "warm",
+        "cases": CASES,
+        "slices": slices,
+        "results": {name: one.timing.as_json(one.amount) for name, one in timed.items()},
+        "headline": headline(
+            timed,
+            ours=OURS,
+            limit=OURS,
+            bound="decompression",
+            peers={peer.name: peer.sentence for peer in chosen if peer.name in times},
+            verified="each delivered as many slices as were asked for",
+        ),
+        "not_run": left_out,
+        "machine": card(),
+    }
+
+
+def started(peer: Peer, environments: Path, files: list[tuple[str, str]], place: Path, slices: int) -> Remote:
+    """Return a peer, not running yet, in its environment, which is made where it is not there.
+
+    Raises
+    ------
+    InputError
+        It cannot be installed.
+    """
+    python = environment(environments / peer.package, HERE / "requirements" / f"{peer.package}.txt", peer.name)
+    place.mkdir(parents=True)
+    given = {"cases": files, "slices": slices, "batch": BATCH, "low": LOW_HU, "high": HIGH_HU, "way": peer.way}
+    return Remote(name=peer.name, python=python, script=peer.script, given={**given, "folder": str(place)})
+
+
+def prepared(folder: Path, subjects: list[Subject]) -> tuple[list[tuple[str, str]], Any]:
+    """Write the cases as NIfTI and into a store; return the files, and our round of work."""
+    prepare_store(folder / "store")
+    files = []
+    for number, subject in enumerate(subjects):
+        pair = subject.write(folder / f"case-{number}", ".nii.gz")
+        case = CaseFiles(
+            case_id=f"case-{number}", patient_id=f"case-{number}", image=pair.image, mask=pair.mask, root=folder
+        )
+        convert_case(case, subject.params(), folder / "store")
+        files.append((str(pair.image), str(pair.mask)))
+    store = open_store(folder / "store")
+    first = subjects[0].image
+    ring = Batches(store, View(size=(first.shape[1], first.shape[2])), BATCH, 1)
+    places = [Place(case_id, z * 7 % len(first)) for case_id in store.case_ids for z in range(len(first))]
+
+    def work() -> None:
+        with ring.over(places, (0, 0)) as stream:
+            for _ in stream:
+                pass
+
+    return files, work

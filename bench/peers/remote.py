@@ -1,0 +1,87 @@
+"""A peer in its own environment as a contender: a process that does one round of work when it is told to.
+
+So it stands in the same interleaved rounds as ours, on the same files, and neither's packages get in the other's way.
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from store.errors import InputError
+
+HERE = Path(__file__).parent
+
+
+@dataclass(kw_only=True)
+class Remote:
+    """A peer's script, running."""
+
+    name: str
+    python: Path
+    """Interpreter of its environment."""
+    script: str
+    """File of this folder; it answers as `turns` has it."""
+    given: Mapping[str, Any]
+    """What it is to work on."""
+    slices: int = 0
+    """How many came in the last round."""
+    _process: subprocess.Popen[str] | None = field(default=None, repr=False)
+
+    def __enter__(self) -> Self:
+        """Start it, and wait until it is ready.
+
+        Raises
+        ------
+        InputError
+            It ended; the message holds the last line that it said.
+        """
+        self._process = subprocess.Popen(  # noqa: S603 (our script in an environment that we made)
+            [str(self.python), str(HERE / self.script), json.dumps(self.given)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        os.sched_setaffinity(self._process.pid, os.sched_getaffinity(0))
+        self._answer()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+    def __call__(self) -> None:
+        """Have it do one round of work, and wait.
+
+        Raises
+        ------
+        InputError
+            It ended.
+        """
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.write("go\n")
+            self._process.stdin.flush()
+        self.slices = int(self._answer()["slices"])
+
+    def _answer(self) -> dict[str, Any]:
+        process = self._process
+        if process is None or process.stdout is None:
+            raise InputError(f"{self.name}: is not running.")
+        for line in process.stdout:  # a peer may print what it likes before its answer
+            try:
+                answer = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(answer, dict) and ("ready" in answer or "slices" in answer):
+                return answer
+        said = process.communicate()[1].strip().splitlines()
+        raise InputError(f"{self.name}: ended: {said[-1] if said else 'without a word'}")

@@ -1,0 +1,85 @@
+"""Peers in environments of their own: made from pinned versions, timed as contenders, reported where they cannot run."""
+
+import re
+import sys
+
+import pytest
+
+from bench.peers.environment import environment
+from bench.peers.loading import OURS, PEERS, run
+from bench.peers.remote import HERE, Remote
+from bench.tables import peers_table
+from store.errors import InputError
+
+WORKS = f"""
+import json, sys
+sys.path.insert(0, {str(HERE)!r})
+import turns
+print("a word that is no answer")
+turns.take_turns(lambda: json.loads(sys.argv[1])["slices"])
+"""
+
+
+def test_packages_that_cannot_be_installed_are_reported_in_one_sentence(tmp_path):
+    wanted = tmp_path / "wanted.txt"
+    wanted.write_text(f"{tmp_path.as_posix()}/no-such-package\n")
+    with pytest.raises(InputError, match=r"a peer: cannot be installed: .*install\.log"):
+        environment(tmp_path / "peer", wanted, "a peer")
+    assert not (tmp_path / "peer" / "installed").exists()
+
+
+def test_an_environment_is_made_once_for_the_same_versions(tmp_path):
+    wanted = tmp_path / "wanted.txt"
+    wanted.write_text("# nothing\n")
+    python = environment(tmp_path / "peer", wanted, "a peer")
+    assert python.exists()
+    mark = tmp_path / "peer" / "environment" / "mark"
+    mark.write_text("")
+    assert environment(tmp_path / "peer", wanted, "a peer") == python
+    assert mark.exists()
+    wanted.write_text("# nothing else\n")
+    environment(tmp_path / "peer", wanted, "a peer")
+    assert not mark.exists()
+
+
+def test_a_peer_does_a_round_when_it_is_told(tmp_path):
+    script = tmp_path / "works.py"
+    script.write_text(WORKS)
+    with Remote(name="works", python=sys.executable, script=str(script), given={"slices": 7}) as peer:
+        peer()
+        peer()
+        assert peer.slices == 7
+
+
+def test_a_peer_that_ends_is_told_with_its_last_word(tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text("raise SystemExit('no such thing')")
+    with (
+        pytest.raises(InputError, match="fails: ended: no such thing"),
+        Remote(name="fails", python=sys.executable, script=str(script), given={}),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("package", sorted({peer.package for peer in PEERS}))
+def test_versions_are_pinned_by_name_and_version_alone(package):
+    lines = (HERE / "requirements" / f"{package}.txt").read_text().splitlines()
+    assert len(lines) > 1
+    assert all(re.fullmatch(r"#.*|[A-Za-z0-9_-]+==[0-9.]+", line) for line in lines)
+
+
+@pytest.mark.parametrize("script", sorted({peer.script for peer in PEERS}))
+def test_scripts_of_peers_are_python(script):
+    compile((HERE / script).read_text(), script, "exec")
+
+
+@pytest.mark.slow
+def test_a_peer_that_cannot_run_is_in_the_record_with_its_reason(tmp_path, monkeypatch):
+    """Without network or packages: each peer's environment is this one, where none of them is installed."""
+    monkeypatch.setattr("bench.peers.loading.environment", lambda *_: sys.executable)
+    monkeypatch.setattr("bench.subject.SIZE", 64)
+    record = run(tmp_path / "work", tmp_path / "environments", slices=8, rounds=3, only=("monai",))
+    assert list(record["results"]) == [OURS]
+    assert set(record["not_run"]) == {"MONAI CacheDataset", "MONAI PersistentDataset"}
+    assert "No module named 'monai'" in record["not_run"]["MONAI CacheDataset"]
+    assert "not run" in peers_table(record)
