@@ -72,9 +72,10 @@ class DeviceLane:
         self.image, outputs = _buffers(model, capacity, wanted)
         self._neighbors = np.zeros((capacity.labels, model.info.context), dtype=np.int32)
         feed = model.feed(self.image, self._neighbors)
-        self._inputs = {name: value.ortvalue_from_numpy(array, "cuda", 0) for name, array in feed.items()}
+        at = model.device
+        self._inputs = {name: value.ortvalue_from_numpy(array, "cuda", at) for name, array in feed.items()}
         self._outputs = {
-            name: value.ortvalue_from_shape_and_type(array.shape, array.dtype.type, "cuda", 0)
+            name: value.ortvalue_from_shape_and_type(array.shape, array.dtype.type, "cuda", at)
             for name, array in outputs.items()
         }
 

@@ -74,10 +74,12 @@ class Answer:
 class Model:
     """A session with its contract."""
 
-    def __init__(self, path: Path, content: bytes, provider: Provider) -> None:
+    def __init__(self, path: Path, content: bytes, provider: Provider, device: int = 0) -> None:
         self.path = path
+        self.device = device
+        """Number of the GPU; the CPU is 0."""
         self._content = content
-        self.session, self.provider, self.reason = make_session(content, path, provider)
+        self.session, self.provider, self.reason = make_session(content, path, provider, device)
         self.info = read_info(self.session, path, hashlib.sha256(content).hexdigest())
 
     def rebuild(self) -> None:
@@ -88,7 +90,7 @@ class Model:
         ProviderError
             The provider does not start any more.
         """
-        self.session, _, _ = make_session(self._content, self.path, self.provider)
+        self.session, _, _ = make_session(self._content, self.path, self.provider, self.device)
 
     def feed(self, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[Any]]:
         """Return the graph's inputs for slices int16[n, H, W], HU, and windows int32[b, c]; with c = 1 the rows are those to label."""
@@ -119,8 +121,8 @@ def answered(outputs: Mapping[str, npt.NDArray[Any]]) -> Answer:
     return Answer(outputs["label"], outputs.get("tumor"), outputs.get("probability"))
 
 
-def open_model(path: Path, provider: Provider = "auto") -> Model:
-    """Open a model file on a provider.
+def open_model(path: Path, provider: Provider = "auto", device: int = 0) -> Model:
+    """Open a model file on a provider, and there on a device of that number.
 
     Raises
     ------
@@ -137,7 +139,7 @@ def open_model(path: Path, provider: Provider = "auto") -> Model:
         raise ModelError(
             f"{path}: keeps weights in other files; only a model in one file is opened. Export it again with slicemill export."
         )
-    return Model(path, content, provider)
+    return Model(path, content, provider, device)
 
 
 def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
