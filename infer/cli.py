@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from infer.inputs import Job
-    from infer.ledger import Outcome
+    from infer.ledger import Outcome, Summary
 
 SHOWN = 40
 
@@ -136,18 +136,22 @@ def infer(
             summary = infer_on(scheduler, opened, provider, jobs, Book(out, opened, options))  # type: ignore[arg-type]
         else:
             summary = run(opened, jobs, out, options)
-        rows = [
-            (outcome.name, outcome.status, outcome.slices, outcome.answer or outcome.reason)
-            for outcome in summary.outcomes
-        ]
-        say(table(["scan", "status", "slices", "answer"], rows))
-        say(
-            f"{len(summary.outcomes)} scans: {summary.count('done')} done, {summary.count('skipped')} skipped (done before), {summary.count('failed')} failed; "
-            f"{len(left_out)} files left out; {summary.slices:,} slices in {summary.seconds:.1f} s ({summary.slices / summary.seconds:,.1f} slices/s)"
-        )
-        say(f"masks, reports and pictures: {out}; summary: {out / f'summary{options.part}.json'}")
+        _show_summary(summary, len(left_out), out, out / f"summary{options.part}.json")
         if summary.count("failed"):
             raise SystemExit(1)
+
+
+def _show_summary(summary: "Summary", left_out: int, out: Path, written: Path) -> None:
+    rows = [
+        (outcome.name, outcome.status, outcome.slices, outcome.answer or outcome.reason) for outcome in summary.outcomes
+    ]
+    say(table(["scan", "status", "slices", "answer"], rows))
+    done, skipped, failed = (summary.count(status) for status in ("done", "skipped", "failed"))
+    say(
+        f"{len(rows)} scans: {done} done, {skipped} skipped (done before), {failed} failed; {left_out} files left out; "
+        f"{summary.slices:,} slices in {summary.seconds:.1f} s ({summary.slices / summary.seconds:,.1f} slices/s)"
+    )
+    say(f"masks, reports and pictures: {out}; summary: {written}")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

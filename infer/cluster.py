@@ -11,9 +11,9 @@ import itertools
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +125,20 @@ def together(jobs: Sequence[Job], known: dict[str, Outcome], summaries: Sequence
         stages[stage] = {"seconds": round(taken, 6), "share": round(taken / total, 4)}
     busy = sum(summary.device_busy * summary.seconds for summary in summaries)
     return Summary(
-        outcomes=tuple(ended.get(job.name) or unreached(job.name) for job in jobs),
+        outcomes=tuple(_told(job.name, ended, known) for job in jobs),
         seconds=seconds,
+        provider=", ".join(sorted({summary.provider for summary in summaries})),
         stages=stages,
         device_busy=busy / (sum(summary.seconds for summary in summaries) or 1.0),
     )
+
+
+def _told(name: str, ended: Mapping[str, Outcome], known: Mapping[str, Outcome]) -> Outcome:
+    """Return the outcome of a scan; one that workers only found done was done by a worker that was killed since."""
+    outcome = ended.get(name) or unreached(name)
+    if name in known or outcome.status != "skipped" or outcome.reason == ELSEWHERE:
+        return outcome
+    return replace(outcome, status="done", reason="done by a worker that died later")
 
 
 def _rank(outcome: Outcome) -> int:

@@ -27,6 +27,8 @@ from infer.model import Model
 from infer.stopwatch import Stopwatch
 from store.errors import InputError, ProviderError
 
+HEAR_SECONDS = 0.2
+"""How long the main thread may take to hear Ctrl-C or SIGTERM."""
 PASSING = (InputError, OSError, MemoryError)
 """What fails one scan and not the run."""
 
@@ -116,7 +118,8 @@ class Engine:
                 for thread in threads:
                     thread.start()
                 for thread in threads:
-                    thread.join()
+                    while thread.is_alive():  # a join without a timeout may sleep through a signal
+                        thread.join(HEAR_SECONDS)
             finally:
                 self._line.stop()
         if self._problem is not None:

@@ -47,6 +47,7 @@ class Summary:
 
     outcomes: tuple[Outcome, ...]
     seconds: float
+    provider: str
     stages: dict[str, dict[str, Any]]
     """Seconds of each stage and their share; see `infer.stopwatch`."""
     device_busy: float
@@ -167,7 +168,7 @@ def write_summary(out: Path, model: Model, summary: Summary, part: str = "") -> 
         {
             "model": model.info.name,
             "model_sha256": model.info.sha256,
-            "provider": model.provider,
+            "provider": summary.provider,
             "scans": {status: summary.count(status) for status in ("done", "skipped", "failed")},
             "slices": summary.slices,
             "seconds": round(summary.seconds, 2),

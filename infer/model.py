@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from infer.foreign import card_beside, wrapped
 from infer.postprocess import Rules, rules_from_json
 from infer.providers import Provider, make_session
 from store.errors import InputError, ModelError
@@ -49,6 +50,8 @@ class ModelInfo:
     """Whether the graph has the optional output ``tumor``."""
     probability_dtype: str | None
     """Type of the optional output ``probability``, float32 or float16; None where the graph has none."""
+    one_slice: bool
+    """Whether it takes one slice at a time only, as some networks of others do."""
     rules: Rules
     """What is done to the labels of a whole scan."""
     metadata: dict[str, Any]
@@ -139,6 +142,8 @@ def open_model(path: Path, provider: Provider = "auto", device: int = 0) -> Mode
         raise ModelError(
             f"{path}: keeps weights in other files; only a model in one file is opened. Export it again with slicemill export."
         )
+    if (card := card_beside(path)) is not None:
+        content = wrapped(content, path, card)
     return Model(path, content, provider, device)
 
 
@@ -146,7 +151,10 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
     """Read and check the metadata of a session."""
     text = session.get_modelmeta().custom_metadata_map.get("slicemill")
     if text is None:
-        raise ModelError(f"{path}: carries no slicemill metadata; make the model with `slicemill export`.")
+        raise ModelError(
+            f"{path}: carries no slicemill metadata; make the model with `slicemill export`, or say in {path.with_suffix('.toml').name} "
+            "beside it what the network takes and gives (README, Networks of others)."
+        )
     try:
         metadata = json.loads(text)
         contract, kind = metadata.get("contract"), metadata.get("input")
@@ -186,6 +194,7 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
             input=kind,
             gives_tumor="tumor" in types,
             probability_dtype=_probability_dtype(types, path),
+            one_slice=metadata.get("one_slice") is True,
             rules=rules_from_json(metadata["postprocess"]),
             metadata=metadata,
         )

@@ -140,6 +140,7 @@ class Run:
         return Summary(
             outcomes=tuple(self.ended.get(name) or unreached(name) for name in names),
             seconds=self._watch.elapsed,
+            provider=self._model.provider,
             stages=self._watch.table(),
             device_busy=min(1.0, self._watch.seconds("device") / self._watch.elapsed / len(self._options.devices)),
         )
