@@ -8,6 +8,7 @@ a file of somebody else.
 import contextlib
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,6 +25,9 @@ from store.ledger import Ledger
 from store.screen import peak_mib
 
 LEDGER, SUMMARY = "ledger.jsonl", "summary"
+
+ASIDE = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part.*")
+"""The name of a file that `store.files.written_whole` has not renamed yet, around the name that it will have."""
 
 Status = Literal["done", "skipped", "failed"]
 
@@ -141,6 +145,19 @@ class Book:
             stack.close()
             return None
         return stack
+
+    def clear(self, jobs: Sequence[Job]) -> None:
+        """Remove what killed runs left of files that they wrote aside, unless another run has the scan now."""
+        asides = [(path, whole) for path in self.out.rglob(".*.part*") if (whole := ASIDE.fullmatch(path.name))]
+        for path, whole in asides:
+            written = path.with_name(whole[1]).relative_to(self.out).as_posix()
+            owners = [job for job in jobs if written.startswith((f"{job.stem}.", f"{job.stem}_"))]
+            if not owners:
+                continue
+            claim = self.claim(max(owners, key=lambda job: len(job.stem)))
+            if claim is not None:
+                with claim:
+                    path.unlink(missing_ok=True)
 
     def note(self, job: Job, outcome: Outcome, *, stamp: list[Any] | None = None, begun: bool = False) -> None:
         """Append a line; `stamp` is what told the file when it was read, where it was."""

@@ -318,6 +318,7 @@ def infer(model: Model, jobs: Sequence[Job], out: Path, options: Options = DEFAU
     out.mkdir(parents=True, exist_ok=True)
     book = Book(out, model, options)
     run = Run(model, options, book)
+    book.clear(jobs)
     left, known = left_to_do(jobs, book, extra_names(model.info.labels, options))
     run.ended.update({outcome.name: outcome for outcome in known})
     try:
