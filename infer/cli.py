@@ -41,7 +41,7 @@ def infer(
         float, typer.Option(help="Seconds that an arriving file must stay unchanged to count as whole.", min=0)
     ] = 5.0,
     provider: Annotated[
-        str, typer.Option(help="auto (CUDA where it starts, else CPU), cpu, cuda or tensorrt.")
+        str, typer.Option(help="auto (CUDA where it starts, else CPU), cpu, cuda, tensorrt or openvino.")
     ] = "auto",
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Average over each slice and its mirror images; four times the work.")

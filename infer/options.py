@@ -66,7 +66,7 @@ class Options:
 
 def capacity_of(info: ModelInfo, provider: str, batch: int = 0) -> Capacity:
     """Return what one batch holds: slices to label, and room for their neighbors, which may lie apart."""
-    pixels = CPU_PIXELS if provider == "cpu" else GPU_PIXELS
+    pixels = CPU_PIXELS if provider in ("cpu", "openvino") else GPU_PIXELS
     if info.one_slice and batch > 1:
         raise ConfigError(f"--batch {batch}: {info.name} takes one slice at a time; export it with an open batch axis.")
     labels = 1 if info.one_slice else batch or max(1, pixels // (info.size[0] * info.size[1]))

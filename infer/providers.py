@@ -10,13 +10,15 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
+from infer.vino import NAME, VinoSession
 from store.errors import ModelError, ProviderError
 
-Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
+Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 NAMES: dict[str, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
+    "openvino": NAME,
 }
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 QUIET = 4
@@ -81,6 +83,10 @@ def make_session(model: bytes, path: Path, provider: Provider, device: int = 0) 
     ModelError
         The bytes are no ONNX model.
     """
+    if provider == "openvino":
+        options_for(provider, device)
+        session = VinoSession(model, path, _session(model, path, "cpu"))
+        return session, provider, f"asked for; computes in {session.precision}"
     if provider != "auto":
         return _session(model, path, provider, device), provider, "asked for"
     available = runtime().get_available_providers()
@@ -96,7 +102,7 @@ def make_session(model: bytes, path: Path, provider: Provider, device: int = 0) 
 
 def options_for(provider: str, device: int) -> dict[str, str]:
     """Return what a provider is told: which GPU."""
-    if provider == "cpu":
+    if provider in ("cpu", "openvino"):
         if device:
             raise ProviderError(
                 f"--devices {device}: the CPU is one device, 0; name GPUs with --provider cuda or tensorrt."

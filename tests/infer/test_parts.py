@@ -242,7 +242,7 @@ class TestProviders:
         for name in ("cuda", "tensorrt"):
             with pytest.raises(ProviderError, match=f"--provider {name}"):
                 open_model(model, name)
-        with pytest.raises(ProviderError, match="choose one of auto, cpu, cuda, tensorrt"):
+        with pytest.raises(ProviderError, match="choose one of auto, cpu, cuda, tensorrt, openvino"):
             open_model(model, "tpu")
 
     def test_auto_says_what_it_chose_and_why(self, model):
