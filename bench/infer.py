@@ -36,7 +36,8 @@ from torch import Tensor, nn
 from bench.clock import Timing, interleaved, ratio
 from infer.batching import Filler, Scan
 from infer.canvas import plan_of
-from infer.inputs import Job, gather, load
+from infer.gather import gather
+from infer.inputs import Job, load
 from infer.lane import make_lane
 from infer.model import Model, open_model
 from infer.options import Options, capacity_of
@@ -276,7 +277,7 @@ def host(folder: Path, scans: Path, rounds: int, tell: Callable[[str], None]) ->
     def theirs() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as out:
             for job in jobs:
-                usual_script(job.path, Path(out) / job.name, logits)
+                usual_script(Path(str(job.path)), Path(out) / job.name, logits)
 
     times = timed({"ours": ours, "its network": bare(model, scans, total), "usual script": theirs}, rounds, tell)
     around = [

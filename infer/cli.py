@@ -7,12 +7,13 @@ import typer
 
 from store.errors import ConfigError
 from store.screen import errors_shown, say, table
+from store.shard import shard_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from infer.inputs import Job
-    from infer.ledger import Outcome
+    from infer.ledger import Outcome, Summary
 
 SHOWN = 40
 
@@ -20,11 +21,27 @@ SHOWN = 40
 def infer(
     model: Annotated[Path, typer.Argument(help="ONNX file written by slicemill export.")],
     inputs: Annotated[
-        list[str], typer.Argument(help="Scans (.nii, .nii.gz), folders, quoted patterns, or a slice store.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for masks, reports and pictures.")],
+        list[str] | None,
+        typer.Argument(help="Scans (.nii, .nii.gz), folders, quoted patterns, slice stores; paths or URLs."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for masks, reports and pictures.")] = ...,  # type: ignore[assignment]
+    lists: Annotated[
+        list[str] | None, typer.Option("--list", help="File of inputs, one a line; - is standard input.")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="I/N: only every Nth scan, from the Ith on; for job arrays into one folder.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler, like tcp://host:8786; one worker a device.")
+    ] = None,
+    watch: Annotated[
+        Path | None, typer.Option(help="Segment what arrives in this folder, until Ctrl-C or SIGTERM.")
+    ] = None,
+    settle: Annotated[
+        float, typer.Option(help="Seconds that an arriving file must stay unchanged to count as whole.", min=0)
+    ] = 5.0,
     provider: Annotated[
-        str, typer.Option(help="auto (CUDA where it starts, else CPU), cpu, cuda or tensorrt.")
+        str, typer.Option(help="auto (CUDA where it starts, else CPU), cpu, cuda, tensorrt or openvino.")
     ] = "auto",
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Average over each slice and its mirror images; four times the work.")
@@ -44,6 +61,7 @@ def infer(
     batch: Annotated[int, typer.Option(help="Slices in a batch; 0 fits the provider.", min=0)] = 0,
     readers: Annotated[int, typer.Option(help="Threads that decode scans; 0 fits the cores.", min=0)] = 0,
     writers: Annotated[int, typer.Option(help="Threads that post-process and write; 0 fits the cores.", min=0)] = 0,
+    devices: Annotated[str, typer.Option(help="Numbers of the GPUs that share the work, like 0,1.")] = "0",
     max_memory: Annotated[
         float, typer.Option(help="GB that the whole process may take; 0 is half of what is free.", min=0)
     ] = 0.0,
@@ -60,7 +78,7 @@ def infer(
         infer liver.onnx 'scans/*.nii.gz' --out segmented/ --provider cuda
     """
     with errors_shown():
-        from infer.inputs import gather
+        from infer.gather import gather, read_list
         from infer.ledger import Book
         from infer.model import open_model
         from infer.options import Options
@@ -68,6 +86,7 @@ def infer(
         from infer.pipeline import infer as run
         from infer.views import Manner
 
+        part = shard_of(shard)
         options = Options(
             overwrite=overwrite,
             retry_failed=retry_failed,
@@ -77,13 +96,26 @@ def infer(
             batch=batch,
             readers=readers,
             writers=writers,
+            devices=_numbers(devices),
+            part="" if part is None else f"-{part[0]}-of-{part[1]}",
             max_memory_gb=max_memory,
         )
-        jobs, left_out = gather(inputs)
-        opened = open_model(model, provider)  # type: ignore[arg-type]
+        given = [*(inputs or []), *(line for path in lists or [] for line in read_list(path))]
+        if bool(given) == (watch is not None):
+            raise typer.BadParameter(
+                "name scans, folders, patterns or stores, or a --list of them; or --watch a folder."
+            )
+        if watch is not None and (scheduler or shard or dry_run):
+            raise typer.BadParameter("--watch takes no --scheduler, --shard or --dry-run.")
+        jobs, left_out = gather(given)
+        if part is not None:
+            jobs, left_out = jobs[part[0] :: part[1]], left_out[part[0] :: part[1]]
+        here = "cpu" if scheduler else provider
+        opened = open_model(model, here, options.devices[0])  # type: ignore[arg-type]
         info = opened.info
         shape = f"slices {info.size[0]}x{info.size[1]}, context {info.context}, {info.metadata.get('precision')}"
-        say(f"model {info.name} ({shape}) on {opened.provider}: {opened.reason}")
+        where = f"the workers of {scheduler}: {provider}" if scheduler else f"{opened.provider}: {opened.reason}"
+        say(f"model {info.name} ({shape}) on {where}")
         for path, reason in left_out[:SHOWN]:
             say(f"left out: {path}: {reason}")
         if len(left_out) > SHOWN:
@@ -91,19 +123,41 @@ def infer(
         if dry_run:
             _show_plan(jobs, *left_to_do(jobs, Book(out, opened, options), extra_names(info.labels, options)))
             return
-        summary = run(opened, jobs, out, options)
-        rows = [
-            (outcome.name, outcome.status, outcome.slices, outcome.answer or outcome.reason)
-            for outcome in summary.outcomes
-        ]
-        say(table(["scan", "status", "slices", "answer"], rows))
-        say(
-            f"{len(jobs)} scans: {summary.count('done')} done, {summary.count('skipped')} skipped (done before), {summary.count('failed')} failed; "
-            f"{len(left_out)} files left out; {summary.slices:,} slices in {summary.seconds:.1f} s ({summary.slices / summary.seconds:,.1f} slices/s)"
-        )
-        say(f"masks, reports and pictures: {out}; summary: {out / 'summary.json'}")
+        if watch is not None:
+            from infer.inbox import until_signalled
+            from infer.inbox import watch as segment_arrivals
+
+            say(f"watching {watch}; Ctrl-C ends it once what was begun is finished")
+            with until_signalled() as ended:
+                summary = segment_arrivals(opened, watch, Book(out, opened, options), ended, settle)
+        elif scheduler is not None:
+            from infer.cluster import infer_on
+
+            summary = infer_on(scheduler, opened, provider, jobs, Book(out, opened, options))  # type: ignore[arg-type]
+        else:
+            summary = run(opened, jobs, out, options)
+        _show_summary(summary, len(left_out), out, out / f"summary{options.part}.json")
         if summary.count("failed"):
             raise SystemExit(1)
+
+
+def _show_summary(summary: "Summary", left_out: int, out: Path, written: Path) -> None:
+    rows = [
+        (outcome.name, outcome.status, outcome.slices, outcome.answer or outcome.reason) for outcome in summary.outcomes
+    ]
+    say(table(["scan", "status", "slices", "answer"], rows))
+    done, skipped, failed = (summary.count(status) for status in ("done", "skipped", "failed"))
+    say(
+        f"{len(rows)} scans: {done} done, {skipped} skipped (done before), {failed} failed; {left_out} files left out; "
+        f"{summary.slices:,} slices in {summary.seconds:.1f} s ({summary.slices / summary.seconds:,.1f} slices/s)"
+    )
+    say(f"masks, reports and pictures: {out}; summary: {written}")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    if not all(number.strip().isdecimal() for number in text.split(",")):
+        raise ConfigError(f"--devices {text}: expected numbers of GPUs, each once, like 0,1.")
+    return tuple(int(number) for number in text.split(","))
 
 
 def _show_plan(jobs: "Sequence[Job]", left: "Sequence[Job]", skipped: "Sequence[Outcome]") -> None:

@@ -1,7 +1,8 @@
 """Readers -> batches across scans -> the network -> writers: all at work at the same time, bounded by memory.
 
 1. Reader threads take jobs, decode scans and put them in line (`infer.line`).
-2. Two lanes take batches from the line in turn: one is on the device while the other is emptied and filled (`infer.lane`).
+2. Two lanes for each device take batches from the line in turn: one is on the device while the other is emptied and filled
+   (`infer.lane`).
 3. A scan whose last slice is labelled goes to the writer threads; then its memory is given back.
 4. A scan that cannot be read or written fails by itself. When the device fails, the scans of that batch fail and the session
    is made anew, once; a device that fails again ends the run.
@@ -11,7 +12,7 @@ Nothing here knows files, ledgers or labels: what is read, written and noted are
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from infer.model import Model
 from infer.stopwatch import Stopwatch
 from store.errors import InputError, ProviderError
 
+HEAR_SECONDS = 0.2
+"""How long the main thread may take to hear Ctrl-C or SIGTERM."""
 PASSING = (InputError, OSError, MemoryError)
 """What fails one scan and not the run."""
 
@@ -63,17 +66,28 @@ class Steps:
     """Do what is done with a scan's labels."""
     fail: Callable[[Job, Exception], None]
     """Note why a scan could not be segmented."""
-    check: Callable[[Scan, Lane], None] | None
-    """Compare the provider with another on the first scan, and raise a ModelError to end the run."""
+    check: Callable[[Model, Scan, Lane], None] | None
+    """Compare a device with the CPU on its first scan, and raise a ModelError to end the run."""
     advance: Callable[[Ticket, int], None]
     """Hear that so many slices or tiles of a scan were labelled."""
 
 
-class Engine:
-    """One run over many scans."""
+@dataclass(frozen=True, slots=True)
+class _At:
+    """Where a batch is labelled."""
 
-    def __init__(self, model: Model, limits: Limits, steps: Steps, watch: Stopwatch) -> None:
-        self._model = model
+    model: Model
+    session: Any
+    """The model's session when the lane was made."""
+    lane: Lane
+    turns: threading.Semaphore
+
+
+class Engine:
+    """One run over many scans, on one device or several of a kind: a model for each."""
+
+    def __init__(self, models: Sequence[Model], limits: Limits, steps: Steps, watch: Stopwatch) -> None:
+        self._models = models
         self._limits = limits
         self._steps = steps
         self._watch = watch
@@ -81,8 +95,8 @@ class Engine:
         self._tickets: dict[Scan, Ticket] = {}
         self._lock = threading.Lock()
         self._asking = threading.Lock()
-        self._unchecked = steps.check
-        self._rebuilt = False
+        self._unchecked = set(models) if steps.check else set()
+        self._rebuilt: set[Model] = set()
         self._problem: BaseException | None = None
 
     def run(self, jobs: Iterator[Job]) -> None:
@@ -95,16 +109,17 @@ class Engine:
         ProviderError
             The device failed twice.
         """
-        turns = turns_of(self._model)
         with ThreadPoolExecutor(self._limits.writers, "writer") as writers:
             work = [partial(self._read_all, jobs)] * self._limits.readers
-            work += [partial(self._drive, turns, writers)] * LANES
+            for model in self._models:
+                work += [partial(self._drive, model, turns_of(model), writers)] * LANES
             threads = [threading.Thread(target=self._guarded, args=(one,), daemon=True) for one in work]
             try:
                 for thread in threads:
                     thread.start()
                 for thread in threads:
-                    thread.join()
+                    while thread.is_alive():  # a join without a timeout may sleep through a signal
+                        thread.join(HEAR_SECONDS)
             finally:
                 self._line.stop()
         if self._problem is not None:
@@ -147,17 +162,17 @@ class Engine:
                 self._tickets[ticket.scan] = ticket
                 self._line.add(ticket.scan)
 
-    def _drive(self, turns: threading.Semaphore, writers: ThreadPoolExecutor) -> None:
+    def _drive(self, model: Model, turns: threading.Semaphore, writers: ThreadPoolExecutor) -> None:
         """Be a lane until the line ends; a session that was made anew gets new buffers."""
         session: Any = None
         while True:
-            if self._model.session is not session:
-                session = self._model.session
-                lane = make_lane(self._model, self._limits.capacity, self._limits.wanted)
-            if not self._run_batch(lane, session, turns, writers):
+            if model.session is not session:
+                session = model.session
+                lane = make_lane(model, self._limits.capacity, self._limits.wanted)
+            if not self._run_batch(_At(model, session, lane, turns), writers):
                 return
 
-    def _run_batch(self, lane: Lane, session: Any, turns: threading.Semaphore, writers: ThreadPoolExecutor) -> bool:
+    def _run_batch(self, at: "_At", writers: ThreadPoolExecutor) -> bool:
         """Take a batch, fill it, run it and scatter it; return whether there was one.
 
         Nothing of the batch is kept when this returns, so that the memory of its scans is free once they are written.
@@ -166,13 +181,13 @@ class Engine:
             batch = self._line.take()
         if batch is None:
             return False
-        self._check(batch.units[0][0], lane)
+        self._check(at, batch.units[0][0])
         with self._watch.timed("fill"):
-            batch.show(lane.image)
+            batch.show(at.lane.image)
         try:
-            answer = lane.run(len(batch.rows), batch.neighbors, self._turn(turns))
+            answer = at.lane.run(len(batch.rows), batch.neighbors, self._turn(at.turns))
         except Exception as error:  # noqa: BLE001 (onnxruntime raises many types, some of them private)
-            self._device_failed(batch, session, error)
+            self._device_failed(at, batch, error)
             return True
         with self._watch.timed("scatter"):
             whole = batch.put(answer)
@@ -189,13 +204,13 @@ class Engine:
         with turns, self._watch.timed("device"):
             yield
 
-    def _check(self, scan: Scan, lane: Lane) -> None:
+    def _check(self, at: "_At", scan: Scan) -> None:
         with self._lock:
-            check, self._unchecked = self._unchecked, None
-            if check is not None:
-                check(scan, lane)
+            if self._steps.check is not None and at.model in self._unchecked:
+                self._unchecked.remove(at.model)
+                self._steps.check(at.model, scan, at.lane)
 
-    def _device_failed(self, batch: Batch, session: Any, error: Exception) -> None:
+    def _device_failed(self, at: "_At", batch: Batch, error: Exception) -> None:
         """Fail the scans of a batch and make the session anew, unless the other lane just did.
 
         Raises
@@ -203,20 +218,20 @@ class Engine:
         ProviderError
             It was made anew before.
         """
-        reason = ProviderError(f"{self._model.provider}: the device failed ({first_line(error)}).")
+        reason = ProviderError(f"{at.model.provider}: the device failed ({first_line(error)}).")
         for scan in dict.fromkeys(scan for scan, _, _ in batch.units):
             if ticket := self._tickets.get(scan):
                 self._fail(ticket, reason)
         with self._lock:
-            if self._model.session is not session:
+            if at.model.session is not at.session:
                 return
-            if self._rebuilt:
+            if at.model in self._rebuilt:
                 raise ProviderError(
-                    f"--provider {self._model.provider}: the device failed again after its session was made anew ({first_line(error)}). "
+                    f"--provider {at.model.provider}: the device failed again after its session was made anew ({first_line(error)}). "
                     "Run the same command again, it goes on from here; or use --provider cpu."
                 )
-            self._rebuilt = True
-            self._model.rebuild()
+            self._rebuilt.add(at.model)
+            at.model.rebuild()
 
     def _write(self, ticket: Ticket) -> None:
         try:

@@ -61,6 +61,22 @@ class HostLane:
         return answered(outputs)
 
 
+class VinoLane:
+    """A batch in the computer's memory, computed by OpenVINO."""
+
+    def __init__(self, model: Model, capacity: Capacity, wanted: Sequence[str]) -> None:
+        self._model = model
+        self._wanted = wanted
+        self._request = model.session.request()
+        self.image, _ = _buffers(model, capacity, ())
+
+    def run(self, rows: int, neighbors: npt.NDArray[np.int32], turn: AbstractContextManager[Any]) -> Answer:
+        """Label slices; see `Lane.run`."""
+        feed = self._model.feed(self.image[:rows], neighbors)
+        with turn:
+            return answered(self._request.run(self._wanted, feed))
+
+
 class DeviceLane:
     """A batch on a GPU, of one shape for the whole run: uploads and downloads lie outside of the other lane's turn."""
 
@@ -72,9 +88,10 @@ class DeviceLane:
         self.image, outputs = _buffers(model, capacity, wanted)
         self._neighbors = np.zeros((capacity.labels, model.info.context), dtype=np.int32)
         feed = model.feed(self.image, self._neighbors)
-        self._inputs = {name: value.ortvalue_from_numpy(array, "cuda", 0) for name, array in feed.items()}
+        at = model.device
+        self._inputs = {name: value.ortvalue_from_numpy(array, "cuda", at) for name, array in feed.items()}
         self._outputs = {
-            name: value.ortvalue_from_shape_and_type(array.shape, array.dtype.type, "cuda", 0)
+            name: value.ortvalue_from_shape_and_type(array.shape, array.dtype.type, "cuda", at)
             for name, array in outputs.items()
         }
 
@@ -112,6 +129,8 @@ def _buffers(
 
 def make_lane(model: Model, capacity: Capacity, wanted: Sequence[str]) -> Lane:
     """Return a lane for the device of a model, with room for the outputs that are `wanted`."""
+    if model.provider == "openvino":
+        return VinoLane(model, capacity, wanted)
     return (DeviceLane if model.provider in ON_DEVICE else HostLane)(model, capacity, wanted)
 
 

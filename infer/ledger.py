@@ -8,7 +8,9 @@ a file of somebody else.
 import contextlib
 import hashlib
 import json
+import re
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,10 @@ from store.files import write_csv, write_json
 from store.ledger import Ledger
 from store.screen import peak_mib
 
-LEDGER, SUMMARY, TABLE = "ledger.jsonl", "summary.json", "summary.csv"
+LEDGER, SUMMARY = "ledger.jsonl", "summary"
+
+ASIDE = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part.*")
+"""The name of a file that `store.files.written_whole` has not renamed yet, around the name that it will have."""
 
 Status = Literal["done", "skipped", "failed"]
 
@@ -46,6 +51,7 @@ class Summary:
 
     outcomes: tuple[Outcome, ...]
     seconds: float
+    provider: str
     stages: dict[str, dict[str, Any]]
     """Seconds of each stage and their share; see `infer.stopwatch`."""
     device_busy: float
@@ -66,8 +72,8 @@ class Book:
 
     def __init__(self, out: Path, model: Model, options: Options) -> None:
         self.out = out
+        self.options = options
         self._model = model
-        self._options = options
         self._ledger = Ledger(out / LEDGER)
         self._lock = threading.Lock()
         self._lines: dict[str, dict[str, Any]] = {}
@@ -89,10 +95,16 @@ class Book:
                 if isinstance(record, dict) and isinstance(record.get("name"), str):
                     self._lines[record["name"]] = record
 
+    def ended(self, jobs: Sequence[Job]) -> int:
+        """Return how many of these scans have ended by now, in any run."""
+        with self._lock:
+            self._catch_up()
+        return sum(self._lines.get(job.name, {}).get("status") in ("done", "failed") for job in jobs)
+
     def known(self, job: Job) -> Outcome | None:
         """Return the outcome of a job for which nothing is left to do, or None."""
         line, there = self._lines.get(job.name, {}), (self.out / job.name).exists()
-        if self._options.overwrite:
+        if self.options.overwrite:
             return None
         if there and line.get("source") != job.source_id:
             reason = f"{self.out / job.name}: was not made from {job.path}; choose another --out, or pass --overwrite."
@@ -102,7 +114,7 @@ class Book:
         if there and line.get("status") == "done":
             reason = "done before with this model"
             return Outcome(name=job.name, status="skipped", reason=reason, answer=line.get("answer", ""))
-        if line.get("status") == "failed" and not line.get("passing") and not self._options.retry_failed:
+        if line.get("status") == "failed" and not line.get("passing") and not self.options.retry_failed:
             reason = f"{line.get('reason')} (failed before; --retry-failed tries it again)"
             return Outcome(name=job.name, status="failed", reason=reason)
         return None
@@ -112,11 +124,11 @@ class Book:
             line.get(key) == value for key, value in self._signature(job).items()
         )
 
-    def _signature(self, job: Job) -> dict[str, Any]:
+    def _signature(self, job: Job, stamp: list[Any] | None = None) -> dict[str, Any]:
         return {
-            "stamp": job.stamp(),
+            "stamp": stamp or job.stamp(),
             "model_sha256": self._model.info.sha256,
-            "options": self._options.as_json(),
+            "options": self.options.as_json(),
         }
 
     def known_by_now(self, job: Job) -> Outcome | None:
@@ -134,17 +146,30 @@ class Book:
             return None
         return stack
 
-    def note(self, job: Job, outcome: Outcome, *, begun: bool = False) -> None:
-        """Append a line."""
+    def clear(self, jobs: Sequence[Job]) -> None:
+        """Remove what killed runs left of files that they wrote aside, unless another run has the scan now."""
+        asides = [(path, whole) for path in self.out.rglob(".*.part*") if (whole := ASIDE.fullmatch(path.name))]
+        for path, whole in asides:
+            written = path.with_name(whole[1]).relative_to(self.out).as_posix()
+            owners = [job for job in jobs if written.startswith((f"{job.stem}.", f"{job.stem}_"))]
+            if not owners:
+                continue
+            claim = self.claim(max(owners, key=lambda job: len(job.stem)))
+            if claim is not None:
+                with claim:
+                    path.unlink(missing_ok=True)
+
+    def note(self, job: Job, outcome: Outcome, *, stamp: list[Any] | None = None, begun: bool = False) -> None:
+        """Append a line; `stamp` is what told the file when it was read, where it was."""
         status = "begun" if begun else outcome.status
-        record = {"name": job.name, "source": job.source_id, "status": status, **self._signature(job)}
+        record = {"name": job.name, "source": job.source_id, "status": status, **self._signature(job, stamp)}
         record |= {"provider": self._model.provider, "answer": outcome.answer, "reason": outcome.reason}
         with self._lock:
             self._ledger.append(record | ({"passing": True} if outcome.passing else {}))
 
 
-def write_summary(out: Path, model: Model, summary: Summary) -> None:
-    """Write the run's summary as JSON, and one row a scan as CSV."""
+def write_summary(out: Path, model: Model, summary: Summary, part: str = "") -> None:
+    """Write the run's summary as JSON, and one row a scan as CSV; `part` ends the names of one of several runs."""
     rows = [
         {
             "name": outcome.name,
@@ -156,11 +181,11 @@ def write_summary(out: Path, model: Model, summary: Summary) -> None:
         for outcome in sorted(summary.outcomes, key=lambda outcome: outcome.name)
     ]
     write_json(
-        out / SUMMARY,
+        out / f"{SUMMARY}{part}.json",
         {
             "model": model.info.name,
             "model_sha256": model.info.sha256,
-            "provider": model.provider,
+            "provider": summary.provider,
             "scans": {status: summary.count(status) for status in ("done", "skipped", "failed")},
             "slices": summary.slices,
             "seconds": round(summary.seconds, 2),
@@ -171,4 +196,4 @@ def write_summary(out: Path, model: Model, summary: Summary) -> None:
             "outcomes": rows,
         },
     )
-    write_csv(out / TABLE, rows)
+    write_csv(out / f"{SUMMARY}{part}.csv", rows)

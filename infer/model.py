@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from infer.foreign import card_beside, wrapped
 from infer.postprocess import Rules, rules_from_json
 from infer.providers import Provider, make_session
 from store.errors import InputError, ModelError
@@ -49,6 +50,8 @@ class ModelInfo:
     """Whether the graph has the optional output ``tumor``."""
     probability_dtype: str | None
     """Type of the optional output ``probability``, float32 or float16; None where the graph has none."""
+    one_slice: bool
+    """Whether it takes one slice at a time only, as some networks of others do."""
     rules: Rules
     """What is done to the labels of a whole scan."""
     metadata: dict[str, Any]
@@ -74,10 +77,12 @@ class Answer:
 class Model:
     """A session with its contract."""
 
-    def __init__(self, path: Path, content: bytes, provider: Provider) -> None:
+    def __init__(self, path: Path, content: bytes, provider: Provider, device: int = 0) -> None:
         self.path = path
+        self.device = device
+        """Number of the GPU; the CPU is 0."""
         self._content = content
-        self.session, self.provider, self.reason = make_session(content, path, provider)
+        self.session, self.provider, self.reason = make_session(content, path, provider, device)
         self.info = read_info(self.session, path, hashlib.sha256(content).hexdigest())
 
     def rebuild(self) -> None:
@@ -88,7 +93,7 @@ class Model:
         ProviderError
             The provider does not start any more.
         """
-        self.session, _, _ = make_session(self._content, self.path, self.provider)
+        self.session, _, _ = make_session(self._content, self.path, self.provider, self.device)
 
     def feed(self, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[Any]]:
         """Return the graph's inputs for slices int16[n, H, W], HU, and windows int32[b, c]; with c = 1 the rows are those to label."""
@@ -119,8 +124,8 @@ def answered(outputs: Mapping[str, npt.NDArray[Any]]) -> Answer:
     return Answer(outputs["label"], outputs.get("tumor"), outputs.get("probability"))
 
 
-def open_model(path: Path, provider: Provider = "auto") -> Model:
-    """Open a model file on a provider.
+def open_model(path: Path, provider: Provider = "auto", device: int = 0) -> Model:
+    """Open a model file on a provider, and there on a device of that number.
 
     Raises
     ------
@@ -137,14 +142,19 @@ def open_model(path: Path, provider: Provider = "auto") -> Model:
         raise ModelError(
             f"{path}: keeps weights in other files; only a model in one file is opened. Export it again with slicemill export."
         )
-    return Model(path, content, provider)
+    if (card := card_beside(path)) is not None:
+        content = wrapped(content, path, card)
+    return Model(path, content, provider, device)
 
 
 def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
     """Read and check the metadata of a session."""
     text = session.get_modelmeta().custom_metadata_map.get("slicemill")
     if text is None:
-        raise ModelError(f"{path}: carries no slicemill metadata; make the model with `slicemill export`.")
+        raise ModelError(
+            f"{path}: carries no slicemill metadata; make the model with `slicemill export`, or say in {path.with_suffix('.toml').name} "
+            "beside it what the network takes and gives (README, Networks of others)."
+        )
     try:
         metadata = json.loads(text)
         contract, kind = metadata.get("contract"), metadata.get("input")
@@ -184,6 +194,7 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
             input=kind,
             gives_tumor="tumor" in types,
             probability_dtype=_probability_dtype(types, path),
+            one_slice=metadata.get("one_slice") is True,
             rules=rules_from_json(metadata["postprocess"]),
             metadata=metadata,
         )

@@ -1,7 +1,7 @@
 """How a run is to be done, and how much it may take."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from infer.batching import Capacity
@@ -36,6 +36,10 @@ class Options:
     """Threads that decode; 0 is one for every two cores, two at least."""
     writers: int = 0
     """Threads that post-process and write; 0 is as many."""
+    devices: tuple[int, ...] = (0,)
+    """Numbers of the GPUs that share the work, each with a session of its own."""
+    part: str = ""
+    """What ends the names of the summaries of one of several runs into one folder."""
     max_memory_gb: float = 0.0
     """What the whole process may take, GB; 0 is half of what is free."""
 
@@ -44,6 +48,14 @@ class Options:
         for name in ("batch", "readers", "writers", "max_memory_gb"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name):g}: must not be negative.")
+        if not self.devices or len(set(self.devices)) != len(self.devices) or min(self.devices) < 0:
+            raise ConfigError(
+                f"--devices {','.join(map(str, self.devices))}: expected numbers of GPUs, each once, like 0,1."
+            )
+
+    def of_worker(self, index: int) -> "Options":
+        """Return the same for one of several workers: its summary has a name of its own."""
+        return replace(self, part=f"{self.part}-worker-{index}")
 
     def as_json(self) -> dict[str, Any]:
         """Return what changes the outputs; a scan that was done with others is done again."""
@@ -54,8 +66,10 @@ class Options:
 
 def capacity_of(info: ModelInfo, provider: str, batch: int = 0) -> Capacity:
     """Return what one batch holds: slices to label, and room for their neighbors, which may lie apart."""
-    pixels = CPU_PIXELS if provider == "cpu" else GPU_PIXELS
-    labels = batch or max(1, pixels // (info.size[0] * info.size[1]))
+    pixels = CPU_PIXELS if provider in ("cpu", "openvino") else GPU_PIXELS
+    if info.one_slice and batch > 1:
+        raise ConfigError(f"--batch {batch}: {info.name} takes one slice at a time; export it with an open batch axis.")
+    labels = 1 if info.one_slice else batch or max(1, pixels // (info.size[0] * info.size[1]))
     return Capacity(labels, min(labels * info.context, 2 * (labels + info.context)))
 
 

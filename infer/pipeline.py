@@ -10,7 +10,9 @@ import contextlib
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +64,7 @@ def check_places(jobs: Sequence[Job], out: Path, extras: Sequence[str] = ()) -> 
     ScanError
         An output would take the place of an input, or of another output.
     """
-    inputs = {job.path.resolve() for job in jobs if job.case_id is None}
+    inputs = {job.path.resolve() for job in jobs if job.case_id is None and isinstance(job.path, Path)}
     masks = {job.name for job in jobs}
     for job in jobs:
         names = [job.name, *(beside(job, extra) for extra in extras)]
@@ -79,19 +81,69 @@ def beside(job: Job, extra: str) -> str:
     return f"{job.stem}_{extra}{suffix_of(job.name)}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """What is held of a scan from its reading to its end."""
+
+    claim: contextlib.ExitStack
+    stamp: list[Any]
+    """What told the file when it was read."""
+
+
 class Run:
     """What is done with each scan of a run, and what became of it; called from several threads."""
 
-    def __init__(self, model: Model, options: Options, book: Book, watch: Stopwatch, advance: Advance) -> None:
+    def __init__(self, model: Model, options: Options, book: Book) -> None:
         self._model = model
         self._options = options
         self._book = book
-        self._watch = watch
-        self._advance = advance
+        self._watch = Stopwatch()
+        self._advance: Advance = lambda *_: None
         self._lock = threading.Lock()
-        self._claims: dict[str, contextlib.ExitStack] = {}
+        self._begun: dict[str, _Begun] = {}
         self._slices = 0
-        self.outcomes: list[Outcome] = []
+        self.tell: Callable[[Outcome], None] = lambda _: None
+        """Hears what became of a scan when it ends."""
+        self.ended: dict[str, Outcome] = {}
+        """What became of each scan, by name."""
+
+    def drive(self, jobs: Iterator[Job], total: int) -> None:
+        """Segment every job, on every device; `total` is how many they are, 0 where nobody knows.
+
+        Raises
+        ------
+        ModelError
+            A device's labels differ from the CPU's on its first scan.
+        ProviderError
+            A device failed twice.
+        """
+        info, options = self._model.info, self._options
+        models = models_of(self._model, options.devices)
+        limits = Limits(
+            capacity=capacity_of(info, self._model.provider, options.batch),
+            wanted=wanted_of(info, options.manner),
+            memory_bytes=memory_for_scans(options.max_memory_gb),
+            readers=threads_of(options.readers, MAX_READERS),
+            writers=threads_of(options.writers, MAX_WRITERS),
+        )
+        check = None if self._model.provider == "cpu" else gate
+        steps = Steps(read=self.read, write=self.write, fail=self.fail, check=check, advance=self.labelled)
+        with progress("infer", total, "scans", quiet=not total) as self._advance:
+            Engine(models, limits, steps, self._watch).run(jobs)
+
+    def at_work(self, name: str) -> bool:
+        """Return whether a scan has begun and not ended."""
+        return name in self._begun
+
+    def summary(self, names: Sequence[str]) -> Summary:
+        """Return how the run ended for scans of these names, at the end or before it."""
+        return Summary(
+            outcomes=tuple(self.ended.get(name) or unreached(name) for name in names),
+            seconds=self._watch.elapsed,
+            provider=self._model.provider,
+            stages=self._watch.table(),
+            device_busy=min(1.0, self._watch.seconds("device") / self._watch.elapsed / len(self._options.devices)),
+        )
 
     def read(self, job: Job, admit: Callable[[int], None]) -> Ticket | None:
         """Claim a job and read its scan; None when there is nothing to do for this run.
@@ -105,7 +157,8 @@ class Run:
         if claim is None:
             self._end(job, Outcome(name=job.name, status="skipped", reason=ELSEWHERE))
             return None
-        self._claims[job.name] = claim
+        stamp = job.stamp()
+        self._begun[job.name] = _Begun(claim, stamp)
         if (known := self._book.known_by_now(job)) is not None:
             self._end(job, known)
             return None
@@ -116,6 +169,8 @@ class Run:
             with self._watch.timed("decode"):
                 volume, reading = scan.read()
                 seen = plan.seen(volume)
+            if job.stamp() != stamp:
+                raise ReadError(f"{job.path}: changed while it was read; the next run does it again.")
             self._watch.add("read", reading)
             self._watch.add("decode", -reading)
             loaded = LoadedScan(volume=volume, grid=scan.grid, header=scan.header, warnings=scan.warnings)
@@ -134,13 +189,14 @@ class Run:
             picture = overlay(loaded.volume, segmented.label, info.labels, report["lesions"], f"{job.stem}  {said}")
         outcome = Outcome(name=job.name, status="done", slices=len(loaded.volume), answer=said)
         with self._watch.timed("write"):
-            self._book.note(job, outcome, begun=True)
+            stamp = self._begun[job.name].stamp
+            self._book.note(job, outcome, stamp=stamp, begun=True)
             write_json(out / f"{job.stem}.json", report)
             save_png(out / f"{job.stem}.png", picture)
             for name, volume, slope in self._extras(segmented):
                 write_volume(out / beside(job, name), loaded.header, np.uint8, loaded.grid.to_file(volume), slope=slope)
             write_volume(out / job.name, loaded.header, np.uint8, loaded.grid.to_file(segmented.label))
-            self._book.note(job, outcome)
+            self._book.note(job, outcome, stamp=stamp)
         self._end(job, outcome)
 
     def _extras(self, segmented: Segmented) -> Iterator[tuple[str, npt.NDArray[np.uint8], float]]:
@@ -159,8 +215,9 @@ class Run:
         """Note why a scan could not be segmented; it is in the summary, too, when there is no room for the line."""
         passing = isinstance(error, OSError | MemoryError | ReadError | StoreError | ProviderError)
         outcome = Outcome(name=job.name, status="failed", reason=reason_of(error, job), passing=passing)
+        begun = self._begun.get(job.name)
         with contextlib.suppress(OSError):
-            self._book.note(job, outcome)
+            self._book.note(job, outcome, stamp=begun.stamp if begun else None)
         self._end(job, outcome)
 
     def labelled(self, ticket: Ticket, count: int) -> None:
@@ -168,15 +225,16 @@ class Run:
         units = len(ticket.loaded.volume) * len(ticket.scan.plan.views)
         with self._lock:
             self._slices += count
-            failed = sum(outcome.status == "failed" for outcome in self.outcomes)
+            failed = sum(outcome.status == "failed" for outcome in self.ended.values())
             self._advance(count / units, f"{self._slices / self._watch.elapsed:,.1f} slices/s, {failed} failed")
 
     def _end(self, job: Job, outcome: Outcome) -> None:
         with self._lock:
-            self.outcomes.append(outcome)
-            claim = self._claims.pop(job.name, None)
-        if claim is not None:
-            claim.close()
+            self.ended[job.name] = outcome
+            begun = self._begun.pop(job.name, None)
+        if begun is not None:
+            begun.claim.close()
+        self.tell(outcome)
 
 
 def extra_names(labels: Labels, options: Options) -> list[str]:
@@ -209,20 +267,24 @@ def reason_of(error: Exception, job: Job) -> str:
     return str(error) if str(job.path) in str(error) else f"{job.path}: {error}"
 
 
-def gate(model: Model) -> Callable[[Scan, Lane], None] | None:
-    """Return what compares a provider with the CPU on slices from the middle of the first scan; None on the CPU itself."""
-    if model.provider == "cpu":
-        return None
+def models_of(model: Model, devices: Sequence[int]) -> list[Model]:
+    """Return a model for each device; the first is the one that is open."""
+    return [model, *(open_model(model.path, model.provider, device) for device in devices[1:])]
 
-    def check(scan: Scan, lane: Lane) -> None:
-        batch = middle_of(scan)
-        batch.show(lane.image)
-        found = lane.run(len(batch.rows), batch.neighbors, contextlib.nullcontext())
-        reference = open_model(model.path, "cpu")
-        expected = reference.run(lane.image[: len(batch.rows)], batch.neighbors)
-        compare(model, found.label, expected.label)
 
-    return check
+def gate(model: Model, scan: Scan, lane: Lane) -> None:
+    """Compare a device with the CPU on slices from the middle of a scan.
+
+    Raises
+    ------
+    ModelError
+        The labels differ by more than rounding explains.
+    """
+    batch = middle_of(scan)
+    batch.show(lane.image)
+    found = lane.run(len(batch.rows), batch.neighbors, contextlib.nullcontext())
+    expected = open_model(model.path, "cpu").run(lane.image[: len(batch.rows)], batch.neighbors)
+    compare(model, found.label, expected.label)
 
 
 def middle_of(scan: Scan) -> Batch:
@@ -238,9 +300,9 @@ def middle_of(scan: Scan) -> Batch:
     )
 
 
-def unreached(job: Job) -> Outcome:
-    """Return the outcome of a job that a run ended before."""
-    return Outcome(name=job.name, status="failed", reason="the run ended before it", passing=True)
+def unreached(name: str) -> Outcome:
+    """Return the outcome of a scan that a run ended before."""
+    return Outcome(name=name, status="failed", reason="the run ended before it", passing=True)
 
 
 def infer(model: Model, jobs: Sequence[Job], out: Path, options: Options = DEFAULTS) -> Summary:
@@ -253,29 +315,15 @@ def infer(model: Model, jobs: Sequence[Job], out: Path, options: Options = DEFAU
     ProviderError
         The device failed twice.
     """
-    watch = Stopwatch()
     out.mkdir(parents=True, exist_ok=True)
     book = Book(out, model, options)
-    left, outcomes = left_to_do(jobs, book, extra_names(model.info.labels, options))
-    limits = Limits(
-        capacity=capacity_of(model.info, model.provider, options.batch),
-        wanted=wanted_of(model.info, options.manner),
-        memory_bytes=memory_for_scans(options.max_memory_gb),
-        readers=threads_of(options.readers, MAX_READERS),
-        writers=threads_of(options.writers, MAX_WRITERS),
-    )
-    with progress("infer", len(left), "scans") as advance:
-        run = Run(model, options, book, watch, advance)
-        steps = Steps(read=run.read, write=run.write, fail=run.fail, check=gate(model), advance=run.labelled)
-        try:
-            Engine(model, limits, steps, watch).run(iter(left))
-        finally:
-            ended = {outcome.name: outcome for outcome in [*outcomes, *run.outcomes]}
-            summary = Summary(
-                outcomes=tuple(ended.get(job.name, unreached(job)) for job in jobs),
-                seconds=watch.elapsed,
-                stages=watch.table(),
-                device_busy=min(1.0, watch.seconds("device") / watch.elapsed),
-            )
-            write_summary(out, model, summary)
+    run = Run(model, options, book)
+    book.clear(jobs)
+    left, known = left_to_do(jobs, book, extra_names(model.info.labels, options))
+    run.ended.update({outcome.name: outcome for outcome in known})
+    try:
+        run.drive(iter(left), len(left))
+    finally:
+        summary = run.summary([job.name for job in jobs])
+        write_summary(out, model, summary, options.part)
     return summary

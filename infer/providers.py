@@ -10,13 +10,15 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
+from infer.vino import NAME, VinoSession
 from store.errors import ModelError, ProviderError
 
-Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
+Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 NAMES: dict[str, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
+    "openvino": NAME,
 }
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 QUIET = 4
@@ -71,7 +73,7 @@ def has_nvidia_driver() -> bool:
         return False
 
 
-def make_session(model: bytes, path: Path, provider: Provider) -> tuple[Any, Provider, str]:
+def make_session(model: bytes, path: Path, provider: Provider, device: int = 0) -> tuple[Any, Provider, str]:
     """Return a session, the provider that it runs on, and why that one.
 
     Raises
@@ -81,20 +83,35 @@ def make_session(model: bytes, path: Path, provider: Provider) -> tuple[Any, Pro
     ModelError
         The bytes are no ONNX model.
     """
+    if provider == "openvino":
+        options_for(provider, device)
+        session = VinoSession(model, path, _session(model, path, "cpu"))
+        return session, provider, f"asked for; computes in {session.precision}"
     if provider != "auto":
-        return _session(model, path, provider), provider, "asked for"
+        return _session(model, path, provider, device), provider, "asked for"
     available = runtime().get_available_providers()
     if NAMES["cuda"] not in available:
         return _session(model, path, "cpu"), "cpu", "this onnxruntime has no CUDA provider"
     if not has_nvidia_driver():
         return _session(model, path, "cpu"), "cpu", "no NVIDIA driver answers"
     try:
-        return _session(model, path, "cuda"), "cuda", "the CUDA provider starts"
+        return _session(model, path, "cuda", device), "cuda", "the CUDA provider starts"
     except ProviderError as error:
         return _session(model, path, "cpu"), "cpu", f"CUDA does not start: {error}"
 
 
-def _session(model: bytes, path: Path, provider: str) -> Any:
+def options_for(provider: str, device: int) -> dict[str, str]:
+    """Return what a provider is told: which GPU."""
+    if provider in ("cpu", "openvino"):
+        if device:
+            raise ProviderError(
+                f"--devices {device}: the CPU is one device, 0; name GPUs with --provider cuda or tensorrt."
+            )
+        return {}
+    return {"device_id": str(device)}
+
+
+def _session(model: bytes, path: Path, provider: str, device: int = 0) -> Any:
     module = runtime()
     if provider not in NAMES:
         raise ProviderError(f"--provider {provider}: choose one of auto, {', '.join(NAMES)}.")
@@ -110,7 +127,7 @@ def _session(model: bytes, path: Path, provider: str) -> Any:
     if provider != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = module.InferenceSession(model, options, providers=[name])
+        session = module.InferenceSession(model, options, providers=[(name, options_for(provider, device))])
     except Exception as error:  # onnxruntime raises many types, some of them private
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         if provider == "cpu":

@@ -1,6 +1,5 @@
 """The command `slicemill ingest`."""
 
-import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -8,6 +7,7 @@ import typer
 from store.errors import ConfigError
 from store.files import Place, place_of
 from store.screen import errors_shown, say, table
+from store.shard import shard_of
 
 if TYPE_CHECKING:
     from ingest.discover import Collection
@@ -94,7 +94,7 @@ def ingest(
             workers=workers,
             threads=threads,
             scheduler=scheduler,
-            shard=_shard(shard),
+            shard=shard_of(shard),
             overwrite=overwrite,
             retry_failed=retry_failed,
             rehash=rehash,
@@ -160,15 +160,6 @@ def _params(
         keep_text=keep_text,
         profile="compact" if profile == "compact" else "fast",
     )
-
-
-def _shard(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or int(match[1]) >= int(match[2]):
-        raise ConfigError(f"--shard {text}: expected I/N with 0 <= I < N, like 0/8.")
-    return int(match[1]), int(match[2])
 
 
 def _show_collection(collection: "Collection", params: "Params") -> None:

@@ -137,10 +137,36 @@ def test_your_own_scans_from_top_to_bottom(collection, tmp_path):
             [sys.executable, "-m", *words], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, (line, done.stderr)
-    (python,) = blocks("python")
+    python = blocks("python")[0]
     shown = subprocess.run([sys.executable, "-c", python + "\nprint(label.shape[1:], image.dtype)"], cwd=tmp_path, env=environment(),
                            capture_output=True, text=True, check=False)  # fmt: skip
     assert shown.stdout.strip() == "(64, 64) int16", shown.stderr
+
+
+def test_the_script_without_slicemill_gives_our_labels(model, collection, tmp_path):
+    """Without this checkout on its path; scans of the model's own size, in axis orders of all kinds."""
+    import nibabel as nib
+    import numpy as np
+
+    import slicemill
+
+    script = blocks("python")[1]
+    assert len(script.splitlines()) <= 30
+    assert "slicemill" not in re.findall(r"import (\w+)", script)
+    (tmp_path / "script.py").write_text(script)
+    for name in ("volume-0.nii", "volume-1.nii.gz"):
+        source = collection / name
+        if nib.as_closest_canonical(nib.load(source)).shape[:2] != (64, 64):
+            continue
+        done = subprocess.run([sys.executable, "script.py", str(model), str(source), "out.nii.gz"],
+                              cwd=tmp_path, capture_output=True, text=True, check=False)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        slicemill_label = slicemill.segment(source, model)[0]
+        mask = nib.load(tmp_path / "out.nii.gz")
+        found = np.asarray(nib.as_closest_canonical(mask).dataobj)[::-1, ::-1].transpose(2, 1, 0)
+        assert mask.shape == nib.load(source).shape
+        assert np.array_equal(found, slicemill_label)
+        assert "research use only" in done.stdout
 
 
 def environment():

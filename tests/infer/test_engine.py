@@ -16,7 +16,7 @@ import pytest
 import infer.line
 from infer.batching import Capacity, Scan
 from infer.canvas import plan_of
-from infer.inputs import gather
+from infer.gather import gather
 from infer.ledger import Book
 from infer.line import Line, Stopped
 from infer.model import open_model

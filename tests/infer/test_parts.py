@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from infer import providers
 from infer.batching import Capacity, Filler, Scan
 from infer.canvas import Plan
-from infer.inputs import gather, load
+from infer.gather import gather
+from infer.inputs import load
 from infer.model import Answer, compare, open_model
 from infer.report import slice_score
 from infer.views import PLAIN, cover, views_of
@@ -241,7 +242,7 @@ class TestProviders:
         for name in ("cuda", "tensorrt"):
             with pytest.raises(ProviderError, match=f"--provider {name}"):
                 open_model(model, name)
-        with pytest.raises(ProviderError, match="choose one of auto, cpu, cuda, tensorrt"):
+        with pytest.raises(ProviderError, match="choose one of auto, cpu, cuda, tensorrt, openvino"):
             open_model(model, "tpu")
 
     def test_auto_says_what_it_chose_and_why(self, model):

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import slicemill
-from infer.inputs import gather
+from infer.gather import gather
 from infer.model import Answer, open_model
 from infer.options import Options
 from infer.pipeline import infer

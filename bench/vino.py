@@ -1,0 +1,98 @@
+"""OpenVINO beside onnxruntime on the CPU: the default network at 512x512, in float32 and bfloat16, interleaved, and what Dice loses.
+
+What bounds it: the convolutions; bfloat16 doubles what they may do. The weights are random, the labels those of coarse HU (`bench.infer`).
+
+    python -m bench.vino --json bench/results/openvino.json        # with slicemill[openvino,train]
+    python -m bench.vino --model model.onnx --scan ct.nii.gz ...   # Dice of a trained model on a scan
+"""
+
+import argparse
+import datetime as dt
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.clock import interleaved, ratio
+from bench.infer import SIZE, exported, made_scans, network_of
+from infer.batching import Filler, Scan
+from infer.canvas import plan_of
+from infer.gather import gather
+from infer.inputs import load
+from infer.lane import make_lane
+from infer.model import Model, open_model
+from infer.options import capacity_of
+from infer.single import segment_volume
+from store.files import to_json, write_json
+from store.machine import card
+from store.screen import say
+
+SLICES = 2
+"""Slices in a round: one batch."""
+
+
+def main() -> None:
+    """Measure, and print one JSON line."""
+    parser = argparse.ArgumentParser(description="OpenVINO beside onnxruntime.")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="Where the record goes.")
+    parser.add_argument("--model", type=Path, help="A model file; the default network with random weights if absent.")
+    parser.add_argument("--scan", type=Path, help="A scan for it; a phantom if absent.")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scan = given.scan or made_scans(Path(folder) / "scans", 4 * 8)[0] / "scan-0.nii.gz"
+        model = given.model or exported(Path(folder) / "default.onnx", *network_of("default"), SIZE)
+        record = measure(model, scan, given.rounds)
+    if given.json:
+        write_json(given.json, record)
+    say(to_json(record))
+
+
+def measure(path: Path, scan: Path, rounds: int) -> dict[str, Any]:
+    """Return the record: slices a second, ratios over onnxruntime, and Dice against its labels."""
+    models = {"onnxruntime fp32": open_model(path, "cpu"), "openvino": open_model(path, "openvino")}
+    loaded = load(gather([scan])[0][0])
+    labels = {
+        name: segment_volume(model, loaded.volume, loaded.grid.spacing_mm).label for name, model in models.items()
+    }
+    times = interleaved({name: batch_of(model, loaded.volume) for name, model in models.items()}, rounds=rounds)
+    expected, found = labels["onnxruntime fp32"], labels["openvino"]
+    return {
+        "benchmark": "openvino",
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "unit": f"slices of {SIZE}x{SIZE}",
+        "precision": models["openvino"].session.precision,
+        "results": {name: timing.as_json(SLICES) for name, timing in times.items()},
+        "over onnxruntime fp32": round(ratio(times["onnxruntime fp32"], times["openvino"]), 3),
+        "labels_differing": float(np.count_nonzero(expected != found)) / expected.size,
+        "dice_loss": {
+            name: round(1 - dice(found == value, expected == value), 6)
+            for name, value in models["openvino"].info.labels.values.items()
+        },
+        "machine": card(),
+    }
+
+
+def batch_of(model: Model, volume: npt.NDArray[np.int16]) -> Callable[[], object]:
+    """Return the work of one batch of a volume int16[z, y, x] that lies in memory."""
+    plan = plan_of(model.info, (len(volume), *volume.shape[1:]), (1.0, 1.0, 1.0))
+    filler = Filler(capacity_of(model.info, model.provider, SLICES))
+    filler.add(Scan(plan, plan.seen(volume)))
+    batch = filler.next()
+    lane = make_lane(model, capacity_of(model.info, model.provider, SLICES), plan.wanted)
+    batch.show(lane.image)
+    return lambda: lane.run(len(batch.rows), batch.neighbors, nullcontext())
+
+
+def dice(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> float:
+    """Return the Dice coefficient of two masks; 1 where both are empty."""
+    total = np.count_nonzero(one) + np.count_nonzero(other)
+    return 2 * np.count_nonzero(one & other) / total if total else 1.0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Many machines: each worker of a Dask cluster is one run over all scans, which share them by their claims.
+
+1. A worker (one for each device) gets one task: all jobs, from a place of its own on, so that workers do not ask for the same.
+2. Each claims what nobody else has and skips what is in the ledger, as runs that are started by hand do. So a scan is no
+   task of Dask's, batches are filled across scans, and a worker that is fast does more.
+3. A worker that is killed loses its claims with its process; Dask gives its task to another worker, which does what is left.
+4. The outcomes of all are put together: a scan is done if one of them did it.
+"""
+
+import itertools
+import logging
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from infer.inputs import Job
+from infer.ledger import Book, Outcome, Summary, write_summary
+from infer.model import Model, open_model
+from infer.options import Options
+from infer.pipeline import ELSEWHERE, extra_names, infer, left_to_do, unreached
+from infer.providers import Provider
+from store.errors import ConfigError, InputError, ProviderError
+from store.progress import progress
+
+ANSWER_SECONDS = 20
+"""How long a scheduler, and then its first worker, may take to answer."""
+LOOK_SECONDS = 2.0
+"""How often the ledger is read for the progress that is shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one worker is to do."""
+
+    model: Path
+    sha256: str
+    provider: Provider
+    jobs: tuple[Job, ...]
+    out: Path
+    options: Options
+
+
+def work(part: Part) -> Summary:
+    """Do a worker's part, in the worker.
+
+    Raises
+    ------
+    ConfigError
+        The worker sees another model file, or another folder.
+    """
+    if not part.out.is_dir():
+        raise ConfigError(f"{part.out}: a worker does not see this folder; --out must be shared with all of them.")
+    model = open_model(part.model, part.provider)
+    if model.info.sha256 != part.sha256:
+        raise ConfigError(
+            f"{part.model}: a worker sees another file of this name; the model must be shared with all of them."
+        )
+    return infer(model, part.jobs, part.out, part.options)
+
+
+def infer_on(address: str, model: Model, provider: Provider, jobs: Sequence[Job], book: Book) -> Summary:
+    """Segment scans on the workers of the Dask scheduler at `address`; see `infer.pipeline.infer`.
+
+    Raises
+    ------
+    ConfigError
+        No scheduler or no worker answers.
+    InputError
+        What ended the run of every worker.
+    """
+    start = time.perf_counter()
+    out, options = book.out, book.options
+    out.mkdir(parents=True, exist_ok=True)
+    left, known = left_to_do(jobs, book, extra_names(model.info.labels, options))
+    ended = {outcome.name: outcome for outcome in known}
+    summaries: list[Summary] = []
+    errors: list[BaseException] = []
+    try:
+        with _client(address) as client:
+            parts = parts_of(model, provider, left, book, len(_workers(client, address)))
+            for ending in _endings(client, parts, book, left):
+                (summaries if isinstance(ending, Summary) else errors).append(ending)  # type: ignore[arg-type]
+    finally:
+        summary = together(jobs, ended, summaries, time.perf_counter() - start)
+        write_summary(out, model, summary, options.part)
+    if errors and (not summaries or not isinstance(errors[0], InputError)):
+        raise errors[0]
+    return summary
+
+
+def parts_of(model: Model, provider: Provider, left: Sequence[Job], book: Book, workers: int) -> list[Part]:
+    """Return a part for each worker: all that is left, from another place on."""
+    jobs = [
+        Job(name=job.name, path=job.path.absolute(), case_id=job.case_id) for job in left
+    ]  # paths must hold in any worker's folder
+    count = min(workers, len(jobs))
+    starts = [len(jobs) * index // count for index in range(count)]
+    return [
+        Part(
+            model=model.path.absolute(),
+            sha256=model.info.sha256,
+            provider=provider,
+            jobs=(*jobs[first:], *jobs[:first]),
+            out=book.out.absolute(),
+            options=book.options.of_worker(index),
+        )
+        for index, first in enumerate(starts)
+    ]
+
+
+def together(jobs: Sequence[Job], known: dict[str, Outcome], summaries: Sequence[Summary], seconds: float) -> Summary:
+    """Return the summaries of workers as one: of the outcomes of a scan, the one that says most."""
+    ended = dict(known)
+    for outcome in itertools.chain.from_iterable(summary.outcomes for summary in summaries):
+        if outcome.name not in ended or _rank(outcome) > _rank(ended[outcome.name]):
+            ended[outcome.name] = outcome
+    stages: dict[str, dict[str, Any]] = {}
+    total = sum(row["seconds"] for summary in summaries for row in summary.stages.values()) or 1.0
+    for stage in summaries[0].stages if summaries else ():
+        taken = sum(summary.stages[stage]["seconds"] for summary in summaries)
+        stages[stage] = {"seconds": round(taken, 6), "share": round(taken / total, 4)}
+    busy = sum(summary.device_busy * summary.seconds for summary in summaries)
+    return Summary(
+        outcomes=tuple(_told(job.name, ended, known) for job in jobs),
+        seconds=seconds,
+        provider=", ".join(sorted({summary.provider for summary in summaries})),
+        stages=stages,
+        device_busy=busy / (sum(summary.seconds for summary in summaries) or 1.0),
+    )
+
+
+def _told(name: str, ended: Mapping[str, Outcome], known: Mapping[str, Outcome]) -> Outcome:
+    """Return the outcome of a scan; one that workers only found done was done by a worker that was killed since."""
+    outcome = ended.get(name) or unreached(name)
+    if name in known or outcome.status != "skipped" or outcome.reason == ELSEWHERE:
+        return outcome
+    return replace(outcome, status="done", reason="done by a worker that died later")
+
+
+def _rank(outcome: Outcome) -> int:
+    """Return how much an outcome says: another worker may have done what this one only saw at work or done."""
+    if outcome.status == "skipped":
+        return 0 if outcome.reason == ELSEWHERE else 2
+    return {"failed": 1, "done": 3}[outcome.status]
+
+
+def _endings(client: Any, parts: Sequence[Part], book: Book, left: Sequence[Job]) -> list[Summary | BaseException]:
+    """Return how each part ended; meanwhile show how far the ledger is."""
+    from distributed import wait
+    from distributed.scheduler import KilledWorker
+
+    before = book.ended(left)
+    futures = [client.submit(work, part, key=f"infer-{uuid.uuid4().hex}", pure=False) for part in parts]
+    shown = 0
+    with progress("infer", len(left), "scans") as advance:
+        while futures and not all(future.done() for future in futures) and client.status in ("running", "connecting"):
+            _wait(wait, futures)
+            now = book.ended(left) - before
+            advance(now - shown, f"{len(parts)} workers")
+            shown = now
+    endings: list[Summary | BaseException] = []
+    for future in futures:
+        try:
+            endings.append(future.result(timeout=ANSWER_SECONDS))
+        except KilledWorker:
+            endings.append(
+                ProviderError(
+                    f"{book.out}: workers were killed again and again, probably for want of memory; run it again."
+                )
+            )
+        except (CancelledError, TimeoutError, OSError):
+            endings.append(
+                ProviderError(
+                    "--scheduler: is gone; run the same command again with one that answers, it goes on from here."
+                )
+            )
+        except Exception as error:  # noqa: BLE001 (what a worker raised; the caller raises it)
+            endings.append(error)
+    return endings
+
+
+def _wait(wait: Any, futures: Sequence[Any]) -> None:
+    try:
+        wait(futures, timeout=LOOK_SECONDS)
+    except (TimeoutError, CancelledError):
+        return
+
+
+def _workers(client: Any, address: str) -> list[str]:
+    try:
+        client.wait_for_workers(1, timeout=ANSWER_SECONDS)
+    except TimeoutError as error:
+        raise ConfigError(f"--scheduler {address}: has no worker; start one for each device.") from error
+    return list(client.nthreads())
+
+
+def _client(address: str) -> Any:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ConfigError(
+            "--scheduler needs Dask, here and in the workers: pip install 'slicemill[ingest]'."
+        ) from error
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what it logs as errors is told as outcomes here
+    try:
+        return Client(address, timeout=f"{ANSWER_SECONDS}s")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--scheduler {address}: no Dask scheduler answers there ({error}).") from error

@@ -1,0 +1,127 @@
+"""A Dask cluster: workers share the scans, and what a killed one leaves is done by another."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infer.cluster import together
+from infer.gather import gather
+from infer.inputs import Job
+from infer.ledger import Outcome, Summary
+from infer.model import open_model
+from infer.pipeline import ELSEWHERE, infer
+from store.files import read_lines
+from store.phantom import write_nifti
+
+HERE = Path(__file__).parents[2]
+SCANS = 24
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A Dask scheduler and two workers, each a process of its own; yields the address and the workers."""
+    log = tmp_path / "scheduler.log"
+    module = [sys.executable, "-m"]
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    with log.open("w") as stream:
+        scheduler = subprocess.Popen(
+            [*module, "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"],
+            stderr=stream,
+            stdout=stream,
+        )
+        address, deadline = None, time.time() + 60
+        while address is None and time.time() < deadline:
+            time.sleep(0.1)
+            found = re.search(r"Scheduler at:\s+(tcp://127\.0\.0\.1:\d+)", log.read_text())
+            address = found and found[1]
+        assert address, log.read_text()
+        words = [*module, "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+        workers = [
+            subprocess.Popen(words, stdout=stream, stderr=stream, cwd=tmp_path, env=environment) for _ in range(2)
+        ]
+        yield address, workers
+        for process in (*workers, scheduler):
+            process.kill()
+            process.wait()
+
+
+def done_lines(out):
+    return [line["name"] for line in read_lines(out / "ledger.jsonl") if line["status"] == "done"]
+
+
+@pytest.mark.slow
+def test_two_workers_one_of_them_killed_do_every_scan_once(cluster, model, tmp_path):
+    address, workers = cluster
+    deadline = time.time() + 60
+    while (tmp_path / "scheduler.log").read_text().count("Registered to") < 2 and time.time() < deadline:
+        time.sleep(0.1)
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    rng = np.random.default_rng(5)
+    for number in range(SCANS):
+        voxels = rng.integers(-200, 300, (40, 64, 64), dtype=np.int16)
+        write_nifti(scans / f"scan-{number}.nii.gz", voxels, (3.0, 1.0, 1.0))
+    (scans / "bad.nii").write_bytes(b"no scan")
+    words = ["infer", str(model), str(scans), "--out", str(out), "--scheduler", address, "--provider", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slicemill", *words], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while len(done_lines(out)) < 4 and process.poll() is None:
+        time.sleep(0.005)
+    at_kill = len(done_lines(out))
+    workers[0].kill()
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 1, errors
+    assert at_kill < SCANS, "the kill came too late to prove anything"
+    assert f"{SCANS + 1} scans: {SCANS} done, 0 skipped (done before), 1 failed" in output
+    assert Counter(done_lines(out)) == Counter(f"scan-{number}.nii.gz" for number in range(SCANS))
+    infer(open_model(model, "cpu"), gather([scans])[0], tmp_path / "alone")
+    for path in (tmp_path / "alone").glob("*.nii.gz"):
+        assert (out / path.name).read_bytes() == path.read_bytes()
+    assert not list(out.rglob("*.part*"))
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["scans"] == {"done": SCANS, "skipped": 0, "failed": 1}
+    assert summary["provider"] == "cpu"
+
+
+def test_no_scheduler_is_one_clear_error(model, collection, tmp_path, monkeypatch):
+    import infer.cluster
+    from infer.ledger import Book
+    from infer.options import Options
+    from store.errors import ConfigError
+
+    monkeypatch.setattr(infer.cluster, "ANSWER_SECONDS", 1)
+    opened = open_model(model, "cpu")
+    with pytest.raises(ConfigError, match=r"--scheduler tcp://127.0.0.1:9: no Dask scheduler answers there"):
+        infer.cluster.infer_on(
+            "tcp://127.0.0.1:9", opened, "cpu", gather([collection])[0], Book(tmp_path, opened, Options())
+        )
+
+
+def outcome(name, status, reason=""):
+    return Outcome(name=name, status=status, reason=reason, slices=3)
+
+
+def summary(*outcomes):
+    stages = {"device": {"seconds": 2.0, "share": 1.0}}
+    return Summary(outcomes=outcomes, seconds=4.0, provider="cpu", stages=stages, device_busy=0.5)
+
+
+def test_the_outcome_that_says_most_counts():
+    jobs = [Job(name=name, path=Path(name)) for name in "abcdef"]
+    one = summary(outcome("a", "done"), outcome("b", "skipped", ELSEWHERE), outcome("c", "skipped", "done before"))
+    other = summary(outcome("a", "skipped", "done before"), outcome("b", "failed", "bad"), outcome("c", "done"))
+    late = summary(outcome("f", "skipped", "done before"))
+    merged = together(jobs, {"d": outcome("d", "skipped", "done before")}, [one, other, late], 5.0)
+    assert [(one.name, one.status) for one in merged.outcomes] == [
+        ("a", "done"), ("b", "failed"), ("c", "done"), ("d", "skipped"), ("e", "failed"), ("f", "done")]  # fmt: skip
+    assert merged.outcomes[-2].reason == "the run ended before it"
+    assert merged.stages == {"device": {"seconds": 6.0, "share": 1.0}}
+    assert merged.device_busy == 0.5

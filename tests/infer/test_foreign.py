@@ -1,0 +1,171 @@
+"""Networks of others: torch.onnx and a TOML, and the labels are those of torch's own argmax."""
+
+import logging
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from infer.foreign import read_card
+from infer.gather import gather
+from infer.model import open_model
+from infer.options import Options
+from infer.pipeline import infer
+from store.errors import ConfigError, ModelError
+from store.phantom import write_nifti
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+CARD = (
+    'labels = {liver = 1, tumor = 5}\nwindow_hu = [-150, 250]\nmean = 40\nstd = 120.5\noutput = "logits"\ncontext = 3\n'
+)
+LOW, HIGH, MEAN, STD = -150, 250, 40, 120.5
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(2)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(6, 3, 3, padding=1)
+    ).eval()
+
+
+def exported(network, path, shape=(2, 3, 48, 56), **options):
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    options = {"dynamic_shapes": ({0: torch.export.Dim("b")},), **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network, (torch.zeros(shape),), path, dynamo=True, external_data=False, verbose=False, **options
+        )
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(network, tmp_path_factory):
+    """The network as torch writes it, without a TOML."""
+    return exported(network, tmp_path_factory.mktemp("foreign") / "net.onnx")
+
+
+def beside(plain, folder, card=CARD):
+    path = Path(shutil.copy(plain, folder / "net.onnx"))
+    path.with_suffix(".toml").write_text(card)
+    return path
+
+
+def windows(volume, context):
+    """Channels float32[z, c, y, x] of a volume, edges repeated, normalized as the TOML says."""
+    normal = (np.clip(volume.astype(np.float32), LOW, HIGH) - MEAN) / np.float32(STD)
+    half = context // 2
+    padded = np.pad(normal, ((half, half), (0, 0), (0, 0)), mode="edge")
+    return torch.from_numpy(np.stack([padded[i : i + len(volume)] for i in range(context)], axis=1))
+
+
+def test_the_labels_are_those_of_torchs_argmax(network, plain, tmp_path):
+    rng = np.random.default_rng(1)
+    volume = rng.integers(-1000, 1000, (7, 48, 56), dtype=np.int16)
+    write_nifti(tmp_path / "a-1.nii.gz", volume, (3.0, 1.0, 1.0), "LPS")
+    opened = open_model(beside(plain, tmp_path), "cpu")
+    assert infer(opened, gather([tmp_path / "a-1.nii.gz"])[0], tmp_path / "out").count("done") == 1
+    with torch.no_grad():
+        logits = network(windows(volume, 3))
+    expected = np.array([0, 1, 5], dtype=np.uint8)[logits.argmax(1).numpy()]
+    found = np.asarray(nib.load(tmp_path / "out" / "a-1.nii.gz").dataobj).transpose(2, 1, 0)
+    assert len(np.unique(expected)) == 3
+    assert np.count_nonzero(found != expected) <= 1e-4 * found.size
+    window = np.clip(np.arange(3) + np.arange(7)[:, None] - 1, 0, 6).astype(np.int32)
+    answer = opened.run(volume, window, ("label", "tumor", "probability"))
+    share = torch.softmax(logits, 1).numpy()
+    assert np.abs(answer.maps - share).max() < 1e-5
+    assert np.abs(answer.tumor - 255 * share[:, 2]).max() <= 0.51
+
+
+@pytest.mark.parametrize("squeezed", [True, False])
+def test_a_network_that_gives_labels_and_takes_one_slice_with_open_sides(squeezed, tmp_path):
+    class Threshold(torch.nn.Module):
+        def forward(self, image):
+            label = (image[:, 0] > 0.25).to(torch.int64) + (image[:, 0] > 1).to(torch.int64)
+            return label if squeezed else label[:, None]
+
+    sides = {2: torch.export.Dim("y", min=2), 3: torch.export.Dim("x", min=2)}
+    path = exported(Threshold().eval(), tmp_path / "net.onnx", (1, 1, 16, 16), dynamic_shapes=({**sides},))
+    card = CARD.replace("context = 3", "").replace('"logits"', '"label"').replace("5", "2", 1)
+    path.with_suffix(".toml").write_text(card)
+    with pytest.raises(ModelError, match=r"net.onnx: leaves height and width open; add a size = \[512, 512\]"):
+        open_model(path, "cpu")
+    path.with_suffix(".toml").write_text(f"{card}size = [32, 40]\n")
+    opened = open_model(path, "cpu")
+    assert (opened.info.size, opened.info.one_slice) == ((32, 40), True)
+    volume = np.random.default_rng(1).integers(-1000, 1000, (3, 32, 40), dtype=np.int16)
+    write_nifti(tmp_path / "a-1.nii", volume, (3.0, 1.0, 1.0), "LPS")
+    jobs = gather([tmp_path / "a-1.nii"])[0]
+    assert infer(opened, jobs, tmp_path / "out").count("done") == 1
+    normal = (np.clip(volume, LOW, HIGH) - MEAN) / STD
+    found = np.asarray(nib.load(tmp_path / "out" / "a-1.nii").dataobj).transpose(2, 1, 0)
+    assert np.array_equal(found, (normal > 0.25).astype(int) + (normal > 1))
+    with pytest.raises(ConfigError, match="--batch 4: net.onnx takes one slice at a time"):
+        infer(opened, jobs, tmp_path / "other", Options(batch=4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("std = 120.5", ""), "net.toml: does not say what the network takes and gives .*'std'"),
+        (("std = 120.5", "std = 0"), "net.toml: std = 0: must be more than 0"),
+        (("std = 120.5", "std = 1\nsigma = 2"), "net.toml: sigma is no setting; there are labels, window_hu"),
+        (("std = 120.5", "std = = 1"), "net.toml: does not say"),
+        (("[-150, 250]", "[250, -150]"), "expected two numbers of HU, the lower first"),
+        (('"logits"', '"softmax"'), "output = 'softmax': choose logits or label"),
+        (("context = 3", "context = 4"), "context = 4: choose one of 1, 3, 5, 7"),
+        (("context = 3", "context = 5"), "net.onnx: takes 3 channels, but context = 5"),
+        (("context = 3", "context = 3\nsize = [64, 64]"), r"takes slices of 48x56, but size = \[64, 64\]"),
+        (("tumor = 5", "tumor = 300"), "net.toml: label tumor=300: a label value must lie in 1 to 255"),
+        (("tumor = 5", "tumor = 5, vessel = 6"), "logits of background and 3 labels are"),
+        (("context = 3", 'context = 3\noutput_name = "mask"'), "has the outputs .*; name one of them as output_name"),
+        (("context = 3", "context = 3\npostprocess = {smooth = 1}"), "post-processing has rules that this version"),
+    ],
+)
+def test_a_toml_that_does_not_fit_is_one_clear_error(change, message, plain, tmp_path):
+    with pytest.raises(ModelError, match=message):
+        open_model(beside(plain, tmp_path, CARD.replace(*change)), "cpu")
+
+
+def test_without_a_toml_the_way_out_is_named(plain):
+    with pytest.raises(ModelError, match=r"no slicemill metadata; .*or say in net.toml beside it"):
+        open_model(plain, "cpu")
+
+
+def test_a_toml_that_changes_is_another_model(plain, tmp_path):
+    first = open_model(beside(plain, tmp_path), "cpu").info.sha256
+    assert open_model(beside(plain, tmp_path), "cpu").info.sha256 == first
+    assert open_model(beside(plain, tmp_path, CARD.replace("40", "41")), "cpu").info.sha256 != first
+
+
+def test_a_model_of_ours_needs_no_toml_and_heeds_none(model, tmp_path):
+    path = beside(model, tmp_path)
+    assert open_model(path, "cpu").info.sha256 == open_model(model, "cpu").info.sha256
+
+
+def test_a_file_that_is_no_onnx_or_too_old_is_named(plain, tmp_path):
+    path = beside(plain, tmp_path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ModelError, match="net.onnx: is not an ONNX model"):
+        open_model(path, "cpu")
+    old = onnx.load(plain)
+    old.opset_import[0].version = 11
+    onnx.save(old, path)
+    with pytest.raises(ModelError, match="is of opset 11; export it with opset_version=13 or more"):
+        open_model(path, "cpu")
+
+
+def test_the_example_of_the_readme_is_one(tmp_path):
+    (text,) = re.findall(r"^```toml\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    (tmp_path / "net.toml").write_text(text)
+    card = read_card(tmp_path / "net.toml")
+    assert (card.window_hu, card.mean, card.std) == ((-200, 300), -200, 500)
+    assert card.context == 3

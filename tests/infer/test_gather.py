@@ -1,0 +1,175 @@
+"""What there is to segment: every way to name it, and every scan accounted for."""
+
+import glob
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from infer.gather import gather, pattern_below, read_list
+from infer.model import open_model
+from infer.options import Options
+from infer.pipeline import infer
+from store.errors import ConfigError, ScanError
+from store.files import place_of
+from store.phantom import write_nifti
+
+HERE = Path(__file__).parents[2]
+
+
+def names(inputs):
+    return [job.name for job in gather(inputs)[0]]
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """Four small scans in two folders, one of them beside its segmentation."""
+    for name in ("a/p1/ct-1.nii", "a/p2/ct-2.nii.gz", "a/p2/ct-2_seg.nii.gz", "b/ct-3.nii", "b/[odd].nii"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_nifti(tmp_path / name, np.zeros((2, 64, 64), np.int16), (3.0, 1.0, 1.0))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(*words, given=""):
+    return subprocess.run(
+        [sys.executable, "-m", "slicemill", "infer", *map(str, words)],
+        cwd=HERE,
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_folders_patterns_and_files_keep_their_tree(tree):
+    assert names(["a"]) == ["p1/ct-1.nii", "p2/ct-2.nii.gz"]
+    assert names(["a/**/ct-?.nii*", "b/ct-3.nii"]) == ["a/p1/ct-1.nii", "a/p2/ct-2.nii.gz", "b/ct-3.nii"]
+    assert names(["b/[odd].nii"]) == ["[odd].nii"], "a file of that very name is no pattern"
+    with pytest.raises(ScanError, match=r"a/\*.mha: matches no .nii"):
+        gather(["a/*.mha"])
+
+
+def test_a_scan_given_twice_is_segmented_once_and_said_to_be(tree):
+    jobs, left_out = gather(["b/ct-3.nii", tree / "b" / "ct-3.nii", "b/*.nii", "a"])
+    assert len(jobs) == 4
+    assert [path.name for path, reason in left_out if "given more than once" in reason] == ["ct-3.nii", "ct-3.nii"]
+
+
+def test_a_list_names_a_scan_a_line_and_a_missing_one_is_a_failure(tree, model, tmp_path):
+    lines = ["b/ct-3.nii", "", "nowhere/ct-9.nii", "a/*/*.nii.gz"]
+    (tree / "list.txt").write_bytes("\r\n".join(lines).encode())
+    assert read_list("list.txt") == [line for line in lines if line]
+    jobs, _ = gather(read_list("list.txt"))
+    summary = infer(open_model(model, "cpu"), jobs, tmp_path / "out")
+    assert [(outcome.name, outcome.status) for outcome in summary.outcomes] == [
+        ("b/ct-3.nii", "done"), ("nowhere/ct-9.nii", "failed"), ("a/p2/ct-2.nii.gz", "done"),
+        ("a/p2/ct-2_seg.nii.gz", "done")]  # fmt: skip
+    assert "there is no such file" in summary.outcomes[1].reason
+    (tree / "list.txt").write_bytes(b"caf\xe9.nii")
+    with pytest.raises(ConfigError, match="--list list.txt: must be UTF-8 text with one scan a line; byte 3 is not"):
+        read_list("list.txt")
+    with pytest.raises(ConfigError, match="--list none.txt: cannot be read: No such file or directory"):
+        read_list("none.txt")
+
+
+@pytest.mark.parametrize("pattern", ["*.nii", "**/*.nii*", "a/**", "a/p?/ct-[1-2].nii", "[!b]/*/ct-2*", "**/p2/*"])
+def test_patterns_of_urls_mean_what_they_mean_on_a_disk(pattern, tree):
+    every = [path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()]
+    expected = [name for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
+    assert sorted(name for name in every if re.fullmatch(pattern_below(pattern), name)) == sorted(expected)
+
+
+def test_exit_status_and_counts_add_up(tree, model, tmp_path):
+    listed = "\n".join(str(tree / name) for name in ("a", "b/ct-3.nii"))
+    done = command(model, "--list", "-", "--out", tmp_path / "out", given=listed)
+    assert done.returncode == 0
+    assert "3 scans: 3 done, 0 skipped (done before), 0 failed; 1 files left out" in done.stdout
+    (tree / "a" / "bad.nii").write_bytes(b"no scan")
+    done = command(model, tree / "a", "--out", tmp_path / "other")
+    assert done.returncode == 1
+    assert "3 scans: 2 done, 0 skipped (done before), 1 failed" in done.stdout
+    assert command(model, "--out", tmp_path / "out").returncode == 2
+    assert command(model, tree / "a").returncode == 2
+
+
+def test_shards_into_one_folder_do_every_scan_once(tree, model, tmp_path):
+    counts = []
+    for index in range(3):
+        done = command(model, tree / "a", tree / "b", "--out", tmp_path / "out", "--shard", f"{index}/3")
+        assert done.returncode == 0, done.stderr
+        summary = json.loads((tmp_path / "out" / f"summary-{index}-of-3.json").read_text())
+        counts.append(summary["scans"]["done"])
+    assert sum(counts) == 4
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.nii*")) == ["[odd].nii", "ct-1.nii", "ct-2.nii.gz", "ct-3.nii"]  # fmt: skip
+    assert command(model, tree / "a", "--out", tmp_path / "out", "--shard", "3/3").returncode == 1
+
+
+def test_scans_and_stores_in_a_bucket_give_the_labels_of_those_on_a_disk(bucket, collection, stored, model, tmp_path):
+    place, seen = bucket
+    for path in [collection / "volume-0.nii", collection / "volume-1.nii.gz"]:
+        (place / "in" / "deep" / path.name).upload(path)
+    for path in stored.rglob("*"):
+        if path.is_file() and ".claims" not in path.parts:
+            (place / "store" / path.relative_to(stored).as_posix()).upload(path)
+    opened = open_model(model, "cpu")
+    local = infer(opened, gather([collection])[0], tmp_path / "local")
+    assert local.count("done") == 6
+    inputs = [f"{place}/in", f"{place}/in/*/*.nii.gz", str(place / "store")]
+    jobs, left_out = gather(inputs)
+    assert {"deep/volume-0.nii", "deep/volume-1.nii.gz", "volume-0.nii.gz"} <= {job.name for job in jobs}
+    assert [reason for _, reason in left_out] == ["given more than once; it is segmented once, as deep/volume-1.nii.gz"]
+    out = tmp_path / "out"
+    assert infer(opened, jobs, out).count("done") == 8
+    for name in ("volume-0.nii", "volume-1.nii.gz"):
+        expected = np.asarray(nib.load(tmp_path / "local" / name).dataobj)
+        assert np.array_equal(np.asarray(nib.load(out / "deep" / name).dataobj), expected)
+    assert infer(opened, jobs, out).count("skipped") == 8
+    assert not any(line[0] == "PUT" for line in seen.during(lambda: infer(opened, jobs, out)))
+    (gone,) = [job for job in jobs if job.name == "deep/volume-0.nii"]
+    gone.path.unlink()
+    summary = infer(opened, [gone], tmp_path / "again")
+    assert summary.outcomes[0].reason == f"{place}/in/deep/volume-0.nii: there is no such file."
+
+
+def test_single_urls_are_named_below_what_they_share_in_their_bucket(bucket, collection):
+    place, _ = bucket
+    for name in ("x/p1/ct-1.nii", "x/p2/ct-2.nii", "CT_image.nii"):
+        (place / name).upload(collection / "volume-0.nii")
+    assert names([f"{place}/x/p1/ct-1.nii", f"{place}/x/p2/ct-2.nii"]) == ["p1/ct-1.nii", "p2/ct-2.nii"]
+    assert names([f"{place}/CT_image.nii", collection / "volume-2.nii"]) == ["CT_image.nii", "volume-2.nii"]
+    with pytest.raises(ScanError, match="matches no .nii, .nii.gz or .hdr file"):
+        gather([f"{place}/none/*.nii"])
+
+
+def test_a_scan_that_changes_while_it_is_read_is_no_mask(model, collection, tmp_path, monkeypatch):
+    from store.scan import ScanReader
+
+    scan = Path(shutil.copy(collection / "volume-0.nii", tmp_path / "volume-0.nii"))
+    real = ScanReader.read
+
+    def read(reader):
+        volume = real(reader)
+        os.utime(scan, ns=(1, 1))
+        return volume
+
+    jobs = gather([scan])[0]
+    monkeypatch.setattr(ScanReader, "read", read)
+    first = infer(open_model(model, "cpu"), jobs, tmp_path / "out", Options())
+    assert first.outcomes[0].reason == f"{scan}: changed while it was read; the next run does it again."
+    assert not (tmp_path / "out" / "volume-0.nii").exists()
+    monkeypatch.undo()
+    assert infer(open_model(model, "cpu"), jobs, tmp_path / "out", Options()).count("done") == 1
+
+
+def test_places_of_kinds_that_are_unknown_are_refused(collection):
+    with pytest.raises(ValueError, match="expected a local path or one of s3://"):
+        gather(["ftp://host/scans"])
+    assert place_of(f"file://{collection}") == collection

@@ -1,0 +1,61 @@
+"""Another runtime: the file gives the same labels in OpenVINO, and `--provider openvino` runs the engine on it."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from infer import vino
+from infer.gather import gather
+from infer.model import open_model
+from infer.options import Options
+from infer.pipeline import infer
+from store.errors import ProviderError
+from store.reader import open_store
+
+
+def test_without_the_package_the_extra_is_named(model, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(
+        ProviderError, match=r"--provider openvino: cannot be imported .*pip install 'slicemill\[openvino\]'"
+    ):
+        open_model(model, "openvino")
+
+
+def test_the_file_gives_equal_labels_in_openvino(model, stored):
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    ours = open_model(model, "cpu")
+    differing = pixels = 0
+    for case in open_store(stored):
+        image = case.image[:]
+        volume = np.full((len(image), *ours.info.size), -1000, dtype=np.int16)
+        volume[:, : image.shape[1], : image.shape[2]] = image
+        last = len(volume) - 1
+        window = np.clip(np.arange(len(volume))[:, None] + [-1, 0, 1], 0, last).astype(np.int32)
+        found = compiled({"image": volume, "neighbors": window})["label"]
+        expected = ours.run(volume, window).label
+        differing, pixels = differing + np.count_nonzero(found != expected), pixels + expected.size
+    assert differing <= 1e-5 * pixels
+
+
+def test_the_engine_runs_on_openvino_and_says_in_which_precision(model, collection, tmp_path):
+    pytest.importorskip("openvino")
+    opened = open_model(model, "openvino")
+    assert opened.provider == "openvino"
+    assert opened.reason in ("asked for; computes in bf16", "asked for; computes in f32")
+    jobs = gather([collection])[0]
+    assert infer(opened, jobs, tmp_path / "vino", Options(batch=5)).count("done") == 6
+    infer(open_model(model, "cpu"), jobs, tmp_path / "cpu")
+    differing = pixels = 0
+    for job in jobs:
+        one, other = (np.asarray(nib.load(tmp_path / name / job.name).dataobj) for name in ("vino", "cpu"))
+        differing, pixels = differing + np.count_nonzero(one != other), pixels + one.size
+    assert differing <= 0.005 * pixels
+    assert json.loads((tmp_path / "vino" / "summary.json").read_text())["provider"] == "openvino"
+    opened.rebuild()
+    assert opened.session.get_providers() == [vino.NAME]
