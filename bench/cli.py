@@ -185,6 +185,22 @@ def training(
         _finish(_on_one_phantom(partial(run, config=settings), slices, rounds), json)
 
 
+@bench.command("measure")
+def distances(
+    slices: Annotated[int, typer.Option(help="Slices of the case.", min=8)] = 600,
+    side: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=32)] = 512,
+    lesions: Annotated[int, typer.Option(help="Lesions in the liver.", min=1, max=200)] = 20,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=1)] = 3,
+    by_medpy: Annotated[int, typer.Option(help="Objects that medpy's way does, too; a minute each.", min=1)] = 2,
+    json: Annotated[Path | None, typer.Option(help="File to write the record to.")] = None,
+) -> None:
+    """Surface distances of a whole case: ours beside distance transforms of the scan and of boxes."""
+    with errors_shown():
+        from bench.measure import run
+
+        _finish(run(slices=slices, side=side, lesions=lesions, rounds=rounds, by_medpy=by_medpy), json)
+
+
 def _on_one_phantom(run: Callable[..., dict[str, Any]], slices: int, rounds: int) -> dict[str, Any]:
     """Return a benchmark's record, made in a folder that is gone afterwards."""
     import tempfile

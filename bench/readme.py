@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from bench.quality.report import quality_table, yardstick_table
-from bench.tables import infer_table, ingest_table, lits_table, loader_table, store_table, train_table, where
+from bench.tables import (
+    infer_table,
+    ingest_table,
+    lits_table,
+    loader_table,
+    measure_table,
+    store_table,
+    train_table,
+    where,
+)
 
 FIGURES = ("scores: demo", "scores: real", "ingest", "store", "loader", "train", "lits", "stages")
 END = "<!-- end -->"
@@ -82,6 +91,7 @@ TABLES = {
     "store": store_table,
     "loader": loader_table,
     "train": train_table,
+    "measure": measure_table,
     "ingest --scale lits": lits_table,
     "quality": quality_table,
     "yardstick": yardstick_table,
