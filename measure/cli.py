@@ -1,4 +1,4 @@
-"""The commands `slicemill evaluate | froc`."""
+"""The commands `slicemill evaluate | froc | measure | compare`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -156,6 +156,91 @@ def froc(
             write_json(out / "froc.json", found)
             save(out / "froc.png", figure_of([partial(draw_froc, record=found)]))
             say(f"curve: {out / 'froc.json'}, {out / 'froc.png'}")
+
+
+def measure(
+    masks: Annotated[Path, typer.Argument(help="A mask, a folder of masks, or a slice store.")],
+    out: Annotated[Path, typer.Option(help="Folder for tables, pages and segmentations for 3D Slicer.")],
+    image: Annotated[
+        Path | None, typer.Option(help="The mask's scan, or the folder of the scans; a store has its own.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Names of the label values, like liver=1,tumor=2, when no report says them.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes; each holds one case.", min=1)] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Measure again what is done already.")] = False,
+) -> None:
+    """Measure the lesions of masks that exist, without any inference: a table, a page and a picture a case, and one page for all.
+
+    The same command again does only what is left. Research software, not a medical device.
+
+        slicemill measure segmented/ --image scans/ --out lesions/
+        slicemill measure store/ --out lesions/ --workers 8
+    """
+    with errors_shown():
+        from measure.jobs import gather, run
+        from store.labels import parse_labels
+
+        if out.resolve() == (masks if masks.is_dir() else masks.parent).resolve():
+            raise ConfigError(f"--out {out}: holds the masks and reports of other commands; choose another folder.")
+        jobs = gather(masks, image, parse_labels(labels) if labels else None)
+        outcomes = run(jobs, out, workers=workers, overwrite=overwrite)
+        for outcome in outcomes:
+            if outcome.status == "failed":
+                say(f"failed: {outcome.name}: {outcome.reason}")
+        counts = {status: sum(one.status == status for one in outcomes) for status in ("done", "skipped", "failed")}
+        say(
+            f"{len(jobs)} cases: {counts['done']} done, {counts['skipped']} skipped (done before), {counts['failed']} failed"
+        )
+        say(f"tables: {out / 'cases.csv'}, {out / 'lesions.csv'}; page: {out / 'report.html'}")
+        if counts["failed"]:
+            raise SystemExit(1)
+
+
+def compare(
+    baseline: Annotated[Path, typer.Argument(help="Mask of the first time point.")],
+    followup: Annotated[Path, typer.Argument(help="Mask of the second, of the same patient.")],
+    labels: Annotated[
+        str | None, typer.Option(help="Names of the label values, like liver=1,tumor=2, when no report says them.")
+    ] = None,
+    align: Annotated[
+        str, typer.Option(help="headers: patient millimetres as they are; organ: by the organ's centroid and extent.")
+    ] = "headers",
+    json: Annotated[Path | None, typer.Option(help="File to write the record to.")] = None,
+) -> None:
+    """Compare two time points of a patient: lesions matched, changes, new and vanished ones, and the RECIST 1.1 category, computed.
+
+    slicemill compare first.nii.gz second.nii.gz --labels liver=1,tumor=2
+    """
+    with errors_shown():
+        from measure.compare import compared, time_point
+        from measure.jobs import gather, load
+        from store.files import write_json
+        from store.labels import parse_labels
+
+        if align not in ("headers", "organ"):
+            raise ConfigError(f"--align {align}: choose headers or organ.")
+        named = parse_labels(labels) if labels else None
+        points = []
+        for mask in (baseline, followup):
+            if not mask.is_file():
+                raise ConfigError(f"{mask}: there is no such file; name a mask of each time point.")
+            points.append(time_point(load(gather(mask, None, named)[0]).volume))
+        found = compared(points[0], points[1], align)  # type: ignore[arg-type]
+        if found["lesions"]:
+            say(table(list(found["lesions"][0]), [list(one.values()) for one in found["lesions"]]))
+            say()
+        recist = found["recist"]
+        say(
+            f"tumor volume: {_shown(found['baseline']['tumor_ml'])} to {_shown(found['followup']['tumor_ml'])} ml; aligned by {align}"
+        )
+        say(
+            f"RECIST 1.1 category, computed: {recist['category']}; sum of {recist['targets']} target diameters "
+            f"{recist['baseline_sum_mm']:.1f} to {recist['followup_sum_mm']:.1f} mm; {recist['new_lesions']} new lesions"
+        )
+        say(found["note"])
+        if json is not None:
+            write_json(json, found)
 
 
 def describe(scores: dict[str, Any]) -> list[str]:

@@ -120,6 +120,7 @@ td.number { text-align: right; white-space: nowrap; }
 figure.views { margin: 0.9rem 0; break-inside: avoid; }
 figure.views figcaption { font-weight: 600; font-size: 0.9rem; }
 figure.views .picture { overflow-x: auto; margin: 0.3rem 0; }
+figure.views img { width: 100%; min-width: 680px; max-width: none; }
 td .picture { margin: 0; min-width: 120px; }
 .strip { display: block; width: 100%; height: auto; }
 .histograms { display: flex; flex-wrap: wrap; gap: 0.5rem; }
@@ -138,6 +139,9 @@ pre { background: var(--soft); border: 1px solid var(--line); border-radius: 6px
   .cards b { font-size: 13pt; }
   .cards span, .note, pre { font-size: 8pt; }
   .picture img { max-height: 210mm; max-width: 165mm; }
+  section:has(figure.views), section:has(.sortable) { break-inside: auto; }
+  figure.views img { min-width: 0; max-width: 100%; }
+  td .picture img { max-width: 32mm; }
   .wide { overflow: visible; }
   table { font-size: 8pt; }
   th, td { padding: 0.15rem 0.4rem; }

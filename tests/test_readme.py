@@ -67,6 +67,8 @@ def test_every_option_named_in_the_text_belongs_to_some_command():
         ["infer"],
         ["evaluate"],
         ["froc"],
+        ["measure"],
+        ["compare"],
         ["demo"],
         ["phantom"],
         ["store", "preview"],
