@@ -60,8 +60,9 @@ def main() -> None:
     import typer
 
     from bench.cli import bench, demo, doctor, phantom
-    from infer.cli import evaluate, infer
+    from infer.cli import infer
     from ingest.cli import ingest
+    from measure.cli import compare, evaluate, froc, measure
     from store.cli import store
     from train.cli import export, gallery, split, train
 
@@ -75,7 +76,7 @@ def main() -> None:
     app.command()(ingest)
     app.add_typer(store, name="store")
     app.add_typer(bench, name="bench")
-    for command in (split, gallery, train, export, infer, evaluate, phantom, demo, doctor):
+    for command in (split, gallery, train, export, infer, evaluate, froc, measure, compare, phantom, demo, doctor):
         app.command()(command)
     app(prog_name="slicemill")
 

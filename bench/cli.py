@@ -211,6 +211,25 @@ def segment(slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, json: 
         _finish(record, json)
 
 
+@bench.command("measure")
+def distances(
+    slices: Slices = 0,
+    side: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=32)] = 512,
+    lesions: Annotated[int, typer.Option(help="Lesions in the liver.", min=1, max=200)] = 20,
+    rounds: Rounds = 0,
+    by_medpy: Annotated[int, typer.Option(help="Objects that medpy's way does, too; a minute each.", min=1)] = 2,
+    quick: Quick = False,
+    json: Json = None,
+) -> None:
+    """Surface distances of a whole case: ours beside distance transforms of the scan and of boxes."""
+    with errors_shown():
+        from bench.measure import run
+
+        given = _begin("measure", slices, rounds, quick)
+        record = run(slices=given.slices, side=side, lesions=lesions, rounds=given.rounds, by_medpy=by_medpy)
+        _finish(record, json)
+
+
 @bench.command()
 def peers(
     environments: Annotated[

@@ -6,9 +6,9 @@ from typing import Any
 
 from bench.headline import Record
 from bench.stages import STAGES
+from store import page
 from store.files import write_bytes, written_whole
 from store.machine import described
-from train import page
 
 PICTURE, PAGE = "stages.png", "bench.html"
 OURS, THEIRS, LIMIT = "#2f6ea8", "#b9c3cd", "#c0392b"

@@ -74,4 +74,11 @@ STAGES = {
         quick=Scale(32, 3),
         takes_data=False,
     ),
+    "measure": Stage(
+        what="all surface distances of a liver with twenty lesions, beside distance transforms",
+        bound="nearest neighbors of surface points",
+        full=Scale(600, 3),
+        quick=Scale(96, 3),
+        takes_data=False,
+    ),
 }

@@ -1,11 +1,10 @@
-"""The commands `infer` (also `slicemill infer`) and `slicemill evaluate`."""
+"""The command `infer`, also `slicemill infer`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from store.errors import ConfigError
 from store.screen import errors_shown, say, table
 from store.shard import shard_of
 
@@ -155,6 +154,8 @@ def _show_summary(summary: "Summary", left_out: int, out: Path, written: Path) -
 
 
 def _numbers(text: str) -> tuple[int, ...]:
+    from store.errors import ConfigError
+
     if not all(number.strip().isdecimal() for number in text.split(",")):
         raise ConfigError(f"--devices {text}: expected numbers of GPUs, each once, like 0,1.")
     return tuple(int(number) for number in text.split(","))
@@ -164,72 +165,6 @@ def _show_plan(jobs: "Sequence[Job]", left: "Sequence[Job]", skipped: "Sequence[
     pending = {job.name for job in left}
     say(table(["scan", "would be"], [(job.name, "segmented" if job.name in pending else "skipped") for job in jobs]))
     say(f"{len(jobs)} scans: {len(left)} to segment, {len(skipped)} done before. Nothing was written (--dry-run).")
-
-
-def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder of masks written by infer, or one mask.")],
-    references: Annotated[
-        Path, typer.Argument(help="Folder of reference masks (with their scans, for the pictures), or a slice store.")
-    ],
-    out: Annotated[Path | None, typer.Option(help="Folder for tables and error pictures.")] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="Names of the label values, like liver=1,tumor=2, when no report says them.")
-    ] = None,
-) -> None:
-    """Score predicted masks: Dice per case and global, precision, recall, and tumor yes or no per case and slice.
-
-    slicemill evaluate segmented/ lits/ --out scores/
-    """
-    with errors_shown():
-        from infer.evaluate import case_row, totals
-        from infer.evaluate import evaluate as score
-        from store.labels import parse_labels
-
-        if not predictions.exists():
-            raise ConfigError(f"{predictions}: there is no such file or folder.")
-        evaluation = score(predictions, references, out, parse_labels(labels) if labels else None)
-        rows = [case_row(case) for case in evaluation.cases]
-        if rows:
-            say(table(list(rows[0]), [list(row.values()) for row in rows]))
-            say()
-        for line in describe(totals(evaluation)):
-            say(line)
-        for name, reason in evaluation.failures:
-            say(f"failed: {name}: {reason}")
-        for name in evaluation.alone:
-            say(f"left out: {name}: no reference has its name")
-        say(
-            f"{len(rows)} cases compared, {len(evaluation.failures)} failed; {len(evaluation.missing)} references without a prediction"
-        )
-        if out is not None:
-            say(f"tables and pictures: {out}")
-        if evaluation.failures:
-            raise SystemExit(1)
-
-
-def describe(scores: dict[str, Any]) -> list[str]:
-    """Return the lines that sum an evaluation up."""
-    regions = [
-        (
-            name,
-            row["dice_per_case"],
-            row["dice_global"],
-            row["precision_global"],
-            row["recall_global"],
-            row["cases_without_region"],
-        )
-        for name, row in scores["regions"].items()
-    ]
-    lines = [table(["region", "Dice per case", "Dice global", "precision", "recall", "cases without it"], regions), ""]
-    answers = [
-        (f"by {part}", *scores[f"tumor_by_{part}"].values()) for part in ("case", "slice") if scores[f"tumor_by_{part}"]
-    ]
-    if answers:
-        lines += [
-            table(["tumor yes/no", "with", "without", "accuracy", "sensitivity", "specificity", "AUC"], answers),
-            "",
-        ]
-    return lines
 
 
 def main() -> None:

@@ -34,6 +34,41 @@ class Overlap:
         return _ratio(2 * self.true_positive, 2 * self.true_positive + self.false_positive + self.false_negative)
 
     @property
+    def jaccard(self) -> float:
+        """Return TP / (TP + FP + FN); NaN where both are empty."""
+        return _ratio(self.true_positive, self.true_positive + self.false_positive + self.false_negative)
+
+    @property
+    def voe(self) -> float:
+        """Return the volume overlap error, 1 - Jaccard; NaN where both are empty."""
+        return 1 - self.jaccard
+
+    @property
+    def rvd(self) -> float:
+        """Return the relative volume difference of the literature, (|P| - |R|) / |R|; NaN without a reference."""
+        return _ratio(self.predicted - self.reference, self.reference)
+
+    @property
+    def rvd_lits(self) -> float:
+        """Return what the LiTS program calls RVD, (|R| - |P|) / |P|: the other sign and denominator; NaN without a prediction.
+
+        >>> both = Overlap(552_627, 584_513 - 552_627, 0)
+        >>> round(both.rvd, 4), round(both.rvd_lits, 4)
+        (0.0577, -0.0546)
+        """
+        return _ratio(self.reference - self.predicted, self.predicted)
+
+    @property
+    def reference(self) -> int:
+        """Return the voxels of the reference."""
+        return self.true_positive + self.false_negative
+
+    @property
+    def predicted(self) -> int:
+        """Return the voxels of the prediction."""
+        return self.true_positive + self.false_positive
+
+    @property
     def precision(self) -> float:
         """Return TP / (TP + FP); NaN where nothing was predicted."""
         return _ratio(self.true_positive, self.true_positive + self.false_positive)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parents[1]
-PACKAGES = ("store", "ingest", "train", "infer", "bench", "bench/quality")
+PACKAGES = ("store", "ingest", "train", "infer", "measure", "bench", "bench/quality")
 HEAVY = (
     "numpy",
     "nibabel",
@@ -25,6 +25,7 @@ HEAVY = (
     "PIL",
     "matplotlib",
     "cc3d",
+    "scipy",
 )
 
 
@@ -42,7 +43,7 @@ def test_package_files_import_nothing():
 def test_the_commands_are_there_without_any_heavy_import():
     loaded = python(
         "import sys, slicemill\n"
-        "import bench.cli, infer.cli, ingest.cli, store.cli, train.cli\n"
+        "import bench.cli, infer.cli, ingest.cli, measure.cli, store.cli, train.cli\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
     assert loaded == "[]"
@@ -52,7 +53,19 @@ def test_help_names_every_command():
     shown = subprocess.run(
         [sys.executable, "-m", "slicemill", "--help"], cwd=HERE, capture_output=True, text=True, check=True
     ).stdout
-    for command in ("ingest", "store", "train", "export", "infer", "evaluate", "phantom", "demo", "bench", "doctor"):
+    for command in (
+        "ingest",
+        "store",
+        "train",
+        "export",
+        "infer",
+        "evaluate",
+        "froc",
+        "phantom",
+        "demo",
+        "bench",
+        "doctor",
+    ):
         assert f" {command} " in shown
 
 

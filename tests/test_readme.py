@@ -66,6 +66,9 @@ def test_every_option_named_in_the_text_belongs_to_some_command():
         ["export"],
         ["infer"],
         ["evaluate"],
+        ["froc"],
+        ["measure"],
+        ["compare"],
         ["demo"],
         ["phantom"],
         ["store", "preview"],
@@ -100,7 +103,7 @@ def test_the_source_tree_is_the_source_tree():
         listed.add(name if not line.startswith(" ") else folder + name)
     there = {
         path.relative_to(HERE).as_posix()
-        for package in ("store", "ingest", "train", "infer", "bench")
+        for package in ("store", "ingest", "train", "infer", "measure", "bench")
         for path in (HERE / package).rglob("*.py")
     }
     there = {path for path in there if not path.endswith("__init__.py")}

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from store import page
 from store.case import CaseInfo
 from store.files import read_json, write_bytes
 from store.labels import Labels
 from store.metrics import Overlap, mean_of
 from store.preview import label_colors
 from store.screen import counted
-from train import page
 from train.cases import Row, case_row, worst_first, write_cases
 from train.checkpoint import BEST, State, load_weights
 from train.config import Config

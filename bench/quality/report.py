@@ -4,9 +4,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from bench.quality.statistics import bootstrap_interval
 from bench.quality.table import PARTS
 from bench.tables import line, where
+from measure.statistics import bootstrap_interval
 from store.files import written_whole
 
 Row = dict[str, Any]

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from statistics import median, stdev
 from typing import Any
 
-from bench.quality.statistics import paired_difference
 from bench.quality.table import PARTS, Table
+from measure.statistics import paired_difference
 from store.labels import TUMOR_WORDS
 from store.machine import card
 from store.metrics import mean_of

@@ -20,11 +20,11 @@ from scipy import stats
 from bench.quality import study as study_module
 from bench.quality.report import draw, quality_table
 from bench.quality.runs import Run, check_same, locked, region_row, runs_of
-from bench.quality.statistics import EXACT, bootstrap_interval, paired_difference, wilcoxon_p
 from bench.quality.study import Study, minutes_of, numbers, plan, prepare, run_study
 from bench.quality.summary import gain, scores, summarize
 from bench.quality.table import Table, read_table
 from bench.readme import TABLES, rendered
+from measure.statistics import EXACT, bootstrap_interval, paired_difference, wilcoxon_p
 from store.errors import ConfigError, InputError
 from store.files import read_json, write_json
 from train.config import Config

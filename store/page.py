@@ -11,6 +11,12 @@ from store.screen import cell
 Pairs = Iterable[tuple[str, object]]
 
 
+class Markup(str):
+    """HTML that a table takes as it is; whoever makes it has escaped what it holds."""
+
+    __slots__ = ()
+
+
 def text(value: object) -> str:
     """Return a value as it stands in a table, safe in HTML wherever it came from.
 
@@ -40,6 +46,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], *, sortable: 
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, Markup):
+        return f"<td>{value}</td>"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f'<td class="number" data-value="{value}">{text(value)}</td>'
     if value is None:
@@ -109,6 +117,14 @@ td.number { text-align: right; white-space: nowrap; }
 .sortable th[aria-sort=descending]::after { content: " \\2193"; }
 .picture { display: block; margin: 0.6rem 0; }
 .picture img { max-width: 100%; height: auto; display: block; border-radius: 4px; }
+figure.views { margin: 0.9rem 0; break-inside: avoid; }
+figure.views figcaption { font-weight: 600; font-size: 0.9rem; }
+figure.views .picture { overflow-x: auto; margin: 0.3rem 0; }
+figure.views img { width: 100%; min-width: 680px; max-width: none; }
+td .picture { margin: 0; min-width: 120px; }
+.strip { display: block; width: 100%; height: auto; }
+.histograms { display: flex; flex-wrap: wrap; gap: 0.5rem; }
+.histogram { width: 300px; max-width: 100%; height: auto; }
 .chip { display: inline-block; width: 0.8em; height: 0.8em; border-radius: 2px; margin: 0 0.35em 0 0.9em;
   vertical-align: -0.05em; border: 1px solid #0003; }
 pre { background: var(--soft); border: 1px solid var(--line); border-radius: 6px; padding: 0.7rem 0.9rem; overflow-x: auto; font-size: 0.85rem; }
@@ -123,6 +139,9 @@ pre { background: var(--soft); border: 1px solid var(--line); border-radius: 6px
   .cards b { font-size: 13pt; }
   .cards span, .note, pre { font-size: 8pt; }
   .picture img { max-height: 210mm; max-width: 165mm; }
+  section:has(figure.views), section:has(.sortable) { break-inside: auto; }
+  figure.views img { min-width: 0; max-width: 100%; }
+  td .picture img { max-width: 32mm; }
   .wide { overflow: visible; }
   table { font-size: 8pt; }
   th, td { padding: 0.15rem 0.4rem; }

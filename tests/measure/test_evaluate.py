@@ -4,8 +4,10 @@ import shutil
 
 import numpy as np
 import pytest
+import typer
 
-from infer.evaluate import evaluate, pair_up, totals
+from measure.evaluate import case_row, evaluate, totals
+from measure.pairs import pair_up
 from store.errors import LabelError, PairingError
 from store.labels import LITS_LABELS
 from store.phantom import write_nifti
@@ -166,3 +168,114 @@ def test_a_store_is_a_reference_too(stored, tmp_path):
     evaluation = evaluate(tmp_path, stored, tmp_path / "out")
     assert evaluation.cases[0].regions["tumor"].dice == 1.0
     assert len(evaluation.missing) == 5
+
+
+def test_every_measure_of_a_case_is_that_computed_by_hand(two_cases):
+    evaluation = evaluate(two_cases / "predicted", two_cases / "truth", None, LITS_LABELS, tolerance_mm=1.0)
+    row = case_row(evaluation.cases[0])
+    assert row["jaccard_tumor"] == 0.5
+    assert row["voe_tumor"] == 0.5
+    assert row["rvd_tumor"] == -0.5, "the literature's"
+    assert row["rvd_lits_tumor"] == 1.0, "the program's: other sign, other denominator"
+    # reference x = 1..4, prediction x = 1..2 in one row of 1 mm: 0, 0, 1, 2 mm there and 0, 0 back
+    assert row["assd_mm_tumor"] == pytest.approx(3 / 6)
+    assert row["rmsd_mm_tumor"] == pytest.approx((5 / 6) ** 0.5)
+    assert row["mssd_mm_tumor"] == 2.0
+    assert row["hd95_mm_tumor"] == pytest.approx(np.percentile([0, 0, 1, 2], 95))
+    assert row["surface_dice_tumor"] == pytest.approx(5 / 6)
+    assert row["error_ml_tumor"] == pytest.approx(-2 * 2 / 1000)
+    assert (row["reference_burden"], row["predicted_burden"]) == (4 / 16, 2 / 16)
+    assert (row["reference_lesions"], row["lesions_found_above_0"], row["lesions_found_above_0.5"]) == (1, 1, 0)
+
+
+def test_official_and_corrected_count_empty_regions_each_their_way(two_cases):
+    official = totals(evaluate(two_cases / "predicted", two_cases / "truth", None, LITS_LABELS, mode="official"))
+    tumor = official["regions"]["tumor"]
+    assert tumor["dice_per_case"] == pytest.approx((2 / 3 + 1) / 2), "empty and empty is 1"
+    assert tumor["assd_mm"] == pytest.approx((0.5 + 9001) / 2), "the program's sentinel is averaged"
+    assert "scores Dice 1" in official["empty_regions"]
+    corrected = totals(evaluate(two_cases / "predicted", two_cases / "truth", None, LITS_LABELS))
+    assert corrected["regions"]["tumor"]["assd_mm"] == pytest.approx(0.5)
+    assert corrected["regions"]["tumor"]["cases_without_distances"] == 1
+    assert corrected["burden"]["rmse"] == pytest.approx((((4 - 2) / 16) ** 2 / 2) ** 0.5)
+
+
+def test_the_largest_burden_error_is_absolute_in_corrected_and_signed_in_official(two_cases):
+    predicted = np.zeros((2, 4, 6), np.uint8)
+    predicted[:, 1:3, 1:5] = 1
+    predicted[0, 1, 1:5] = 2
+    write_nifti(two_cases / "predicted" / "volume-2.nii.gz", predicted, SPACING)
+    for mode, largest in (("corrected", 4 / 16), ("official", 2 / 16)):
+        scores = totals(evaluate(two_cases / "predicted", two_cases / "truth", None, LITS_LABELS, mode=mode))
+        assert scores["burden"]["maximum"] == pytest.approx(largest)
+
+
+def test_lesions_are_pooled_over_cases_and_their_curve_uses_volumes_without_probabilities(two_cases):
+    lesions = totals(evaluate(two_cases / "predicted", two_cases / "truth", None, LITS_LABELS))["lesions"]
+    above_0 = lesions["overlap_above_0"]
+    assert (above_0["true_positive"], above_0["false_positive"], above_0["false_negative"]) == (1, 0, 0)
+    assert lesions["overlap_above_0.5"]["recall"] == 0.0
+    assert lesions["overlap_above_0.5"]["by_size"]["small"] == {"found": 0, "references": 1, "false": 1, "f1": 0.0}
+    assert lesions["froc"]["score"] == "volume"
+    assert lesions["froc"]["cpm"] == 1.0
+
+
+def test_with_probabilities_beside_the_masks_lesions_are_ranked_by_them(two_cases):
+    from store.nifti import read_header, write_volume
+
+    for number, value in ((1, 204), (2, 0)):
+        mask = two_cases / "predicted" / f"volume-{number}.nii.gz"
+        header = read_header(mask)
+        voxels = np.full(header.grid.shape[::-1], value, np.uint8)
+        write_volume(
+            mask.with_name(f"volume-{number}_probability_tumor.nii.gz"), header.raw, np.uint8, voxels, slope=1 / 255
+        )
+    evaluation = evaluate(two_cases / "predicted", two_cases / "truth", None, LITS_LABELS)
+    assert evaluation.alone == (), "a probability is no mask"
+    assert evaluation.cases[0].lesions.by_probability.found == pytest.approx((0.8,))
+    assert totals(evaluation)["lesions"]["froc"]["score"] == "mean probability"
+
+
+def test_the_command_writes_every_table_and_compares_two_runs(two_cases):
+    from typer.testing import CliRunner
+
+    from measure.cli import evaluate as command
+
+    app = typer.Typer()
+    app.command()(command)
+    other = two_cases / "other"
+    other.mkdir()
+    for mask in (two_cases / "truth").glob("segmentation-*"):
+        shutil.copy(mask, other)
+    words = [
+        two_cases / "predicted",
+        two_cases / "truth",
+        "--labels",
+        "liver=1,tumor=2",
+        "--out",
+        two_cases / "out",
+        "--against",
+        other,
+    ]
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    assert "neither mask has it in 1" in done.output
+    made = {path.name for path in (two_cases / "out").iterdir()}
+    assert {"evaluation.json", "evaluation.png", "comparison.json", "comparison.csv", "comparison.png"} <= made
+    rows = json.loads((two_cases / "out" / "comparison.json").read_text())["rows"]
+    tumor = next(row for row in rows if (row["region"], row["measure"]) == ("tumor", "dice"))
+    assert (tumor["cases"], tumor["left_out"], tumor["worse_in"]) == (1, 1, 1)
+    assert tumor["difference"] == pytest.approx(2 / 3 - 1)
+    distance = next(row for row in rows if (row["region"], row["measure"]) == ("tumor", "assd_mm"))
+    assert (distance["better_in"], distance["worse_in"]) == (0, 1), "a smaller distance is better"
+
+
+def test_intervals_hold_what_they_should_and_ratios_are_of_sums():
+    from measure.statistics import bootstrap_interval, ratio_interval
+
+    rng = np.random.default_rng(1)
+    values = rng.random(60)
+    assert np.allclose(ratio_interval(values, np.ones(60)), bootstrap_interval(values), atol=0.01)
+    low, high = ratio_interval([1, 0, 3], [2, 0, 3])
+    assert 0.5 <= low < 0.8 < high <= 1.0
+    assert np.isnan(ratio_interval([0, 0], [0, 0])).all()

@@ -1,4 +1,4 @@
-"""Paired comparisons of two recipes over the same patients."""
+"""Intervals over cases, and paired comparisons of two recipes over the same patients."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 RESAMPLES = 10_000
+DRAWS = 20
+"""Parts in which they are drawn, so that thousands of cases take little memory."""
 EXACT = 30
 """Up to so many differences the test is exact; above, the normal approximation is good to three digits."""
 
@@ -53,6 +55,31 @@ def bootstrap_interval(values: Sequence[float], resamples: int = RESAMPLES) -> t
     array = np.asarray(values, dtype=np.float64)
     drawn = np.random.default_rng(0).integers(0, len(array), (resamples, len(array)))
     low, high = np.percentile(array[drawn].mean(axis=1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def ratio_interval(parts: Sequence[float], wholes: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % percentile interval of sum(parts) / sum(wholes) over draws of cases; NaN below two cases.
+
+    A mean is a ratio whose wholes are 1. Draws without any whole are left out.
+
+    >>> ratio_interval([1.0, 1.0], [2.0, 2.0])
+    (0.5, 0.5)
+    """
+    if len(parts) < 2:
+        return math.nan, math.nan
+    sums = np.stack([np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64)], axis=1)
+    rng = np.random.default_rng(0)
+    drawn = np.concatenate(
+        [
+            rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), RESAMPLES // DRAWS).astype(np.float64) @ sums
+            for _ in range(DRAWS)
+        ]
+    )
+    drawn = drawn[drawn[:, 1] > 0]
+    if not len(drawn):
+        return math.nan, math.nan
+    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], (2.5, 97.5))
     return float(low), float(high)
 
 

@@ -1,0 +1,293 @@
+"""`slicemill measure`: masks that exist, files, folders or a store, measured in parallel; done ones are not done again.
+
+Each case becomes ``NAME.json``, the page ``NAME.html`` and its picture ``NAME.png``, and ``NAME.seg.nrrd`` for 3D Slicer. A case is
+done when its JSON is there, from the same files (size and time, in a store their hashes) and by the same settings. At the
+end ``cases.csv``, ``lesions.csv``, ``summary.json``, ``colors.ctbl`` and ``report.html`` are made of all that is there.
+"""
+
+import base64
+import multiprocessing
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from measure.cohort import write_cohort
+from measure.lesions import RIM_MM, Volume, case_figures, measure_lesions, rounded
+from measure.page import write_case_page
+from measure.pairs import PROBABILITY, check_values, keys_of, masks_in, report_beside
+from measure.score import read_probability
+from measure.slicer import write_segmentation
+from store.errors import GeometryError, InputError, LabelError, PairingError
+from store.files import read_json, write_json
+from store.geometry import SAME_GRID_MM, Grid
+from store.labels import LITS_LABELS, Labels, labels_from_json, read_dataset_json
+from store.naming import case_id_of, find_files, name_of
+from store.nifti import grid_of_header, stem_of
+from store.progress import progress
+from store.reader import is_store, open_store
+from store.scan import ScanReader
+
+DISCLAIMER = "research use, not a diagnosis"
+FORMAT = 1
+"""Of the JSON; another one is measured again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One segmentation to measure."""
+
+    name: str
+    """Place below the output folder, without suffix."""
+    mask: Path
+    """The file, or the store."""
+    case_id: str | None = None
+    """The case, when `mask` is a store."""
+    image: Path | None = None
+    labels: Labels | None = None
+    """None: the report beside the mask, or the store, names them."""
+
+    def stamp(self) -> dict[str, Any]:
+        """Return what tells whether the case was measured as it is now."""
+        if self.case_id is not None:
+            info = open_store(self.mask)[self.case_id].info
+            files: list[Any] = [info.image.sha256, info.mask.sha256 if info.mask else None]
+        else:
+            files = [[s.st_size, s.st_mtime_ns] for s in (p.stat() for p in (self.mask, self.image) if p is not None)]
+        return {"format": FORMAT, "rim_mm": RIM_MM, "files": files, **(self.labels.as_json() if self.labels else {})}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a job."""
+
+    name: str
+    status: str
+    """done, skipped or failed."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A case in memory, with where it came from."""
+
+    volume: Volume
+    grid: Grid
+    source: dict[str, Any]
+    warnings: list[str]
+    model: dict[str, Any] | None
+
+
+def gather(masks: Path, images: Path | None, labels: Labels | None) -> list[Job]:
+    """Return what there is to measure.
+
+    Raises
+    ------
+    PairingError
+        There is no mask, or an image has no name that fits.
+    """
+    if is_store(masks):
+        store = open_store(masks)
+        jobs = [
+            Job(name=case_id, mask=masks, case_id=case_id, labels=labels)
+            for case_id in store.case_ids
+            if store[case_id].label is not None
+        ]
+    elif masks.is_file():
+        if images is not None and images.is_dir():
+            raise PairingError(f"{images}: is a folder and {masks} a file; name the file of its scan.")
+        jobs = [Job(name=stem_of(masks.name), mask=masks, image=images, labels=labels or _named(masks, masks.parent))]
+    elif masks.is_dir():
+        jobs = list(_in_folder(masks, images, labels))
+    else:
+        raise PairingError(f"{masks}: there is no such file, folder or store.")
+    if not jobs:
+        raise PairingError(f"{masks}: holds no mask (.nii, .nii.gz or a store of cases with masks).")
+    return jobs
+
+
+def _in_folder(folder: Path, images: Path | None, labels: Labels | None) -> Iterable[Job]:
+    found = masks_in(folder)
+    names = {file: file.relative_to(folder).as_posix() for file in found}
+    masks = [file for file in found if name_of(names[file]).role == "mask"] or found
+    scans = _scans(images) if images is not None else {}
+    for mask in masks:
+        image = next((scans[key] for key in keys_of(names[mask]) if key in scans), None)
+        yield Job(
+            name=names[mask][: len(names[mask]) - len(mask.name)] + stem_of(mask.name),
+            mask=mask,
+            image=image,
+            labels=labels or _named(mask, folder),
+        )
+
+
+def _scans(images: Path) -> dict[str, Path]:
+    """Return scans by every name that is only theirs."""
+    if not images.is_dir():
+        raise PairingError(f"{images}: must be a folder of scans, since the masks lie in one.")
+    files = [file for file in find_files(images) if name_of(file.relative_to(images).as_posix()).role != "mask"]
+    by_key: dict[str, list[Path]] = {}
+    for file in files:
+        relative = file.relative_to(images).as_posix()
+        for key in dict.fromkeys([*keys_of(relative), case_id_of(relative)]):
+            by_key.setdefault(key, []).append(file)
+    return {key: found[0] for key, found in by_key.items() if len(found) == 1}
+
+
+def _named(mask: Path, folder: Path) -> Labels | None:
+    """Return the labels that a `dataset.json` or LiTS's names say; None where the report beside a mask must."""
+    for place in dict.fromkeys((folder, folder.parent)):
+        if (place / "dataset.json").exists():
+            return read_dataset_json(place / "dataset.json")
+    return LITS_LABELS if mask.name.startswith("segmentation-") else None
+
+
+def run(jobs: Sequence[Job], out: Path, *, workers: int = 1, overwrite: bool = False) -> list[Outcome]:
+    """Measure cases into a folder, and make its tables and pages; what is done already is not done again."""
+    out.mkdir(parents=True, exist_ok=True)
+    outcomes = []
+    with progress("measure", len(jobs), "cases") as advance:
+        if workers == 1 or len(jobs) == 1:
+            for job in jobs:
+                outcomes.append(measure_job(job, out, overwrite=overwrite))
+                advance(1, "")
+        else:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+                for future in as_completed([pool.submit(measure_job, job, out, overwrite=overwrite) for job in jobs]):
+                    outcomes.append(future.result())
+                    advance(1, "")
+    order = {job.name: place for place, job in enumerate(jobs)}
+    outcomes.sort(key=lambda outcome: order[outcome.name])
+    done = [read_json(out / f"{outcome.name}.json") for outcome in outcomes if outcome.status != "failed"]
+    failed = [{"case": outcome.name, "reason": outcome.reason} for outcome in outcomes if outcome.status == "failed"]
+    write_cohort(out, done, failed)
+    return outcomes
+
+
+def measure_job(job: Job, out: Path, *, overwrite: bool = False) -> Outcome:
+    """Measure one case and write what is made of it; its JSON comes last."""
+    try:
+        stamp = job.stamp()
+        place = out / f"{job.name}.json"
+        if not overwrite and place.exists() and read_json(place).get("stamp") == stamp:
+            return Outcome(name=job.name, status="skipped")
+        case = load(job)
+        document = describe(job.name, case) | {"stamp": stamp}
+        write_case_page(out, document, case.volume)
+        write_segmentation(out / f"{job.name}.seg.nrrd", case.volume)
+        write_json(place, document)
+    except (InputError, OSError) as error:
+        return Outcome(name=job.name, status="failed", reason=str(error))
+    return Outcome(name=job.name, status="done")
+
+
+def describe(name: str, case: Loaded) -> dict[str, Any]:
+    """Return the record of a case: figures, lesions, where it came from, and flags that send a person to look."""
+    lesions = measure_lesions(case.volume)
+    figures = case_figures(case.volume, lesions)
+    return {
+        "case": name,
+        "note": DISCLAIMER,
+        **case.volume.labels.as_json(),
+        "shape_zyx": list(case.volume.label.shape),
+        "spacing_mm_zyx": rounded(list(case.volume.spacing_mm)),
+        "affine_lps": case.volume.affine_lps.tolist(),
+        **figures,
+        "lesions": [lesion.as_json() for lesion in lesions],
+        "rim_mm": RIM_MM,
+        "source": case.source,
+        "model": case.model,
+        "warnings": case.warnings,
+        "flags": flags(case, figures, [lesion.as_json() for lesion in lesions]),
+    }
+
+
+def flags(case: Loaded, figures: dict[str, Any], lesions: Sequence[dict[str, Any]]) -> list[str]:
+    """Return what should send a person to look."""
+    found = []
+    labels = case.volume.labels
+    if labels.organ and not figures["organ_ml"]:
+        found.append(f"no {labels.organ} found")
+    if labels.organ and figures["organ_ml"]:
+        alone = [one["id"] for one in lesions if not touches_organ(case.volume, one["bbox_zyx"])]
+        found += [f"lesion {', '.join(map(str, alone))} touches no {labels.organ}"] if alone else []
+    unsure = [one["id"] for one in lesions if one["probability_mean"] is not None and one["probability_mean"] < 0.5]
+    if unsure:
+        found.append(f"mean probability below 0.5 in lesion {', '.join(map(str, unsure))}")
+    confidence = (case.model or {}).get("tumor_confidence")
+    if isinstance(confidence, float) and confidence < 0.5:
+        found.append(f"the model's confidence is {confidence:.2f}")
+    return found + [f"geometry: {warning}" for warning in case.warnings]
+
+
+def touches_organ(volume: Volume, box: Sequence[int]) -> bool:
+    """Return whether the box around a lesion, one voxel wider, holds organ."""
+    organ = volume.labels.values[volume.labels.organ or ""]
+    sides = tuple(slice(max(0, low - 1), high + 1) for low, high in zip(box[:3], box[3:], strict=True))
+    return bool((volume.label[sides] == organ).any())
+
+
+def load(job: Job) -> Loaded:
+    """Read a case.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read, image and mask lie on different grids, or nothing says what the labels mean.
+    """
+    if job.case_id is not None:
+        return _from_store(job)
+    report = report_beside(job.mask)
+    labels = job.labels or (labels_from_json(report) if report else None)
+    if labels is None:
+        raise LabelError(f"{job.mask}: no report says what its label values mean; pass --labels liver=1,tumor=2.")
+    with ScanReader(job.mask, "mask") as reader:
+        grid, warnings = reader.grid, list(reader.header.warnings)
+        label = reader.read()
+        source = {"mask": {"name": job.mask.name, "sha256": reader.finish()}, "image": None}
+    check_values(label, labels, str(job.mask))
+    image = None
+    if job.image is not None:
+        with ScanReader(job.image, "image") as reader:
+            if reader.grid.shape != grid.shape or (apart := reader.grid.distance_mm(grid)) > SAME_GRID_MM:
+                found = (
+                    f"shapes {grid.shape} and {reader.grid.shape}"
+                    if reader.grid.shape != grid.shape
+                    else f"{apart:.3g} mm apart"
+                )
+                raise GeometryError(f"{job.mask}: must lie on the grid of its scan {job.image}; they are {found}.")
+            reader.lie_on(grid)
+            image = reader.read()
+            source["image"] = {"name": job.image.name, "sha256": reader.finish()}
+    probability = _probability(job.mask, labels, grid)
+    volume = Volume(label=label, labels=labels, affine_lps=grid.affine_lps, image=image, probability=probability)
+    return Loaded(volume=volume, grid=grid, source=source, warnings=warnings, model=_model(report))
+
+
+def _from_store(job: Job) -> Loaded:
+    case = open_store(job.mask)[job.case_id or ""]
+    labels = job.labels or case.info.labels
+    if case.label is None or labels is None:
+        raise LabelError(f"{job.mask}: case {job.case_id} has no mask; measure one that has.")
+    grid = grid_of_header(base64.b64decode(case.info.image.header_b64))
+    label = case.label[:]
+    check_values(label, labels, f"{job.mask}: {job.case_id}")
+    source = {
+        kind: None if file is None else {"name": file.name, "sha256": file.sha256}
+        for kind, file in (("mask", case.info.mask), ("image", case.info.image))
+    }
+    volume = Volume(label=label, labels=labels, affine_lps=case.info.affine_lps, image=case.image[:])
+    return Loaded(volume=volume, grid=grid, source=source, warnings=list(case.info.warnings), model=None)
+
+
+def _probability(mask: Path, labels: Labels, grid: Grid) -> Any:
+    stem = stem_of(mask.name)
+    beside = mask.with_name(f"{stem}{PROBABILITY}{labels.tumor}{mask.name[len(stem) :]}")
+    return read_probability(beside, grid) if labels.tumor and beside.exists() else None
+
+
+def _model(report: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what the report of `infer` says of the model."""
+    return {key: report.get(key) for key in ("model", "model_sha256", "tumor_confidence")} if report else None

@@ -1,0 +1,235 @@
+"""Which prediction belongs to which reference, and both on one grid."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from store.errors import GeometryError, LabelError, PairingError
+from store.files import read_json
+from store.geometry import SAME_GRID_MM, Grid
+from store.labels import Labels, format_labels, labels_from_json
+from store.layout import AIR_HU
+from store.naming import case_id_of, find_files, name_of
+from store.nifti import grid_of_header, stem_of
+from store.reader import Store, is_store, open_store
+from store.scan import ScanReader
+
+PROBABILITY = "_probability_"
+"""What `infer --probability` puts between a mask's name and a label's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Where the truth of a case lies."""
+
+    case_id: str
+    mask: Path | None = None
+    image: Path | None = None
+    store: Store | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A predicted mask with its reference."""
+
+    prediction: Path
+    name: str
+    reference: Reference
+
+
+def pair_up(predictions: Path, references: Path) -> tuple[list[Pair], list[str], list[str]]:
+    """Return the pairs, the references that have no prediction, and the predictions that have no reference.
+
+    Raises
+    ------
+    PairingError
+        There is nothing to compare, or two predictions are of one case.
+    """
+    files = [predictions] if predictions.is_file() else masks_in(predictions)
+    if not files:
+        raise PairingError(f"{predictions}: holds no mask (.nii or .nii.gz); `slicemill infer` writes them.")
+    root = predictions.parent if predictions.is_file() else predictions
+    known, everything = _references(references)
+    pairs: dict[str, Pair] = {}
+    alone = []
+    for file in files:
+        relative = file.relative_to(root).as_posix()
+        reference = next((known[key] for key in keys_of(relative) if key in known), None)
+        if reference is None:
+            alone.append(relative)
+        elif reference.case_id in pairs:
+            raise PairingError(
+                f"{pairs[reference.case_id].prediction} and {file} are both of the case {reference.case_id}; keep one of them."
+            )
+        else:
+            pairs[reference.case_id] = Pair(prediction=file, name=relative, reference=reference)
+    if not pairs:
+        raise PairingError(
+            f"{predictions}: none of its {len(files)} masks has the name of a reference in {references}."
+        )
+    return list(pairs.values()), [case_id for case_id in everything if case_id not in pairs], alone
+
+
+def keys_of(relative: str) -> list[str]:
+    """Return the names under which a mask may be known, the most exact first: place and key, case id, key alone."""
+    name = name_of(relative)
+    return [f"{name.folder}/{name.key}", case_id_of(relative), *([f"*/{name.key}"] if name.key else [])]
+
+
+def _references(references: Path) -> tuple[dict[str, Reference], list[str]]:
+    """Return references by every name that is only theirs, and all their case ids."""
+    if is_store(references):
+        store = open_store(references)
+        stored = [
+            Reference(case_id=case_id, store=store) for case_id in store.case_ids if store[case_id].label is not None
+        ]
+        return {reference.case_id: reference for reference in stored}, [reference.case_id for reference in stored]
+    if not references.exists():
+        raise PairingError(f"{references}: there is no such folder or store.")
+    files = [references] if references.is_file() else find_files(references)
+    root = references.parent if references.is_file() else references
+    names = {file: name_of(file.relative_to(root).as_posix()) for file in files}
+    masks = [file for file in files if names[file].role == "mask"] or files
+    images = {
+        (names[file].folder, names[file].key): file
+        for file in files
+        if names[file].role == "image" and file not in masks
+    }
+    by_key: dict[str, list[Reference]] = {}
+    for mask in masks:
+        image = images.get((names[mask].folder, names[mask].key))
+        relative = mask.relative_to(root).as_posix()
+        case_id = case_id_of((image or mask).relative_to(root).as_posix())
+        for key in dict.fromkeys([*keys_of(relative), case_id]):
+            by_key.setdefault(key, []).append(Reference(case_id=case_id, mask=mask, image=image))
+    return {key: found[0] for key, found in by_key.items() if len(found) == 1}, sorted(
+        {one.case_id for found in by_key.values() for one in found}
+    )
+
+
+def labels_of_reports(pairs: Sequence[Pair]) -> Labels | None:
+    """Return the labels that all reports beside the predictions name; None where one has none.
+
+    Raises
+    ------
+    LabelError
+        They name different ones.
+    """
+    reports = [report_of(pair) for pair in pairs]
+    if not all(reports):
+        return None
+    found = [labels_from_json(report) for report in reports]
+    if any(labels != found[0] for labels in found):
+        raise LabelError(
+            "the predictions come from models of different labels; evaluate them one model at a time, or pass --labels."
+        )
+    return found[0] if found else None
+
+
+def labels_of_store(pairs: Sequence[Pair]) -> Labels | None:
+    """Return the labels of the store that holds the references, if one does."""
+    for pair in pairs:
+        if pair.reference.store is not None:
+            return pair.reference.store[pair.reference.case_id].info.labels
+    return None
+
+
+def report_of(pair: Pair) -> dict[str, Any]:
+    """Return the report that `infer` wrote beside a prediction; empty where there is none."""
+    return report_beside(pair.prediction)
+
+
+def report_beside(mask: Path) -> dict[str, Any]:
+    """Return the report that `infer` wrote beside a mask; other JSON files and none are no report."""
+    path = mask.with_name(stem_of(mask.name) + ".json")
+    if not path.exists():
+        return {}
+    report = read_json(path)
+    return report if "model_sha256" in report and "slice_tumor_scores" in report else {}
+
+
+def masks_in(folder: Path) -> list[Path]:
+    """Return the masks below a folder, without the probabilities and single labels that `infer` writes beside them."""
+    files = find_files(folder)
+    stems = {file.parent / stem_of(file.name) for file in files}
+    return [file for file in files if not any(beside in stems for beside in _longer(file))]
+
+
+def _longer(file: Path) -> list[Path]:
+    """Return the masks that a file would lie beside, were it one of their probabilities or labels."""
+    stem = stem_of(file.name)
+    whole = [stem.partition(PROBABILITY)[0]] if PROBABILITY in stem else []
+    for place in (index for index, sign in enumerate(stem) if sign == "_"):
+        report = file.with_name(f"{stem[:place]}.json")
+        if report.exists() and stem[place + 1 :] in read_json(report).get("labels", {}):
+            whole.append(stem[:place])
+    return [file.parent / name for name in whole]
+
+
+def masks_of(pair: Pair) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], Grid]:
+    """Return prediction, reference, and the grid of the reference, on which both lie."""
+    reference = pair.reference
+    with ScanReader(pair.prediction, "mask") as prediction:
+        if reference.store is not None:
+            case = reference.store[reference.case_id]
+            assert case.label is not None  # noqa: S101 (only cases with a mask are references)
+            grid = grid_of_header(base64.b64decode(case.info.image.header_b64))
+            _check_grids(pair, prediction.grid, grid)
+            truth = case.label[:]
+        else:
+            assert reference.mask is not None  # noqa: S101
+            with ScanReader(reference.mask, "mask") as reader:
+                grid = reader.grid
+                _check_grids(pair, prediction.grid, grid)
+                truth = reader.read()
+                reader.finish()
+        prediction.lie_on(grid)
+        predicted = prediction.read()
+        prediction.finish()
+    return predicted, truth, grid
+
+
+def _check_grids(pair: Pair, grid: Grid, other: Grid) -> None:
+    if grid.shape != other.shape:
+        raise GeometryError(
+            f"{pair.prediction}: has shape {grid.shape}, its reference {pair.reference.case_id} has {other.shape}."
+        )
+    if (apart := grid.distance_mm(other)) > SAME_GRID_MM:
+        raise GeometryError(
+            f"{pair.prediction}: lies {apart:.3g} mm from its reference {pair.reference.case_id}; they must share one grid."
+        )
+
+
+def check_values(label: npt.NDArray[np.uint8], labels: Labels, what: str) -> None:
+    """Refuse values that no label has.
+
+    Raises
+    ------
+    LabelError
+        There is one.
+    """
+    odd = sorted(
+        {int(value) for value in np.flatnonzero(np.bincount(label.ravel(), minlength=256))}
+        - {0, *labels.values.values()}
+    )
+    if odd:
+        raise LabelError(
+            f"{what}: holds the values {odd} outside the labels {format_labels(labels.values)}; pass --labels."
+        )
+
+
+def image_of(pair: Pair, like: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:
+    """Return the scan to draw on, or black where there is none of the masks' shape."""
+    if pair.reference.store is not None:
+        return pair.reference.store[pair.reference.case_id].image[:]
+    if pair.reference.image is not None:
+        with ScanReader(pair.reference.image, "image") as reader:
+            if reader.grid.stored_shape == like.shape:
+                volume: npt.NDArray[np.int16] = reader.read()
+                return volume
+    return np.full(like.shape, AIR_HU, dtype=np.int16)

@@ -1,0 +1,255 @@
+"""One case's scores: overlap, distances, volumes, burden, lesions, tumor yes or no per slice."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from measure.detection import THRESHOLDS, Crossing, Matching, Mode, cross, diameters, match, numbered
+from measure.froc import Marks
+from measure.pairs import PROBABILITY, Pair, check_values, masks_of, report_of
+from measure.surface import SurfaceDistances, surface_distances
+from store.errors import GeometryError
+from store.geometry import Grid, voxel_ml
+from store.labels import Labels
+from store.lesions import bounding_box
+from store.metrics import Overlap, overlap
+from store.nifti import bytes_of, open_voxels, read_exactly, read_header, skip, stem_of
+
+Mask = npt.NDArray[np.bool_]
+Label = npt.NDArray[np.uint8]
+LARGE = 9001.0
+"""What the LiTS program puts for a distance that does not exist, mm, and for a burden without a predicted organ."""
+TOLERANCE_MM = 2.0
+"""About a reader's own spread along the border of a liver; state yours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What is scored how."""
+
+    labels: Labels
+    mode: Mode = "corrected"
+    tolerance_mm: float = TOLERANCE_MM
+    """Of the surface Dice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surface:
+    """Distances between two surfaces, mm; NaN where one mask is empty."""
+
+    assd_mm: float
+    rmsd_mm: float
+    mssd_mm: float
+    hd95_mm: float
+    surface_dice: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LesionScores:
+    """How the lesions of a case were detected."""
+
+    matchings: dict[float, Matching]
+    """Threshold of overlap -> matching."""
+    diameters_mm: tuple[tuple[float, ...], tuple[float, ...]]
+    """Longest axial diameter of each prediction, and of each reference."""
+    segmented: tuple[dict[str, float], ...]
+    """Scores of each pair detected above 0.5."""
+    by_probability: Marks | None
+    """Judged candidates with their mean probability; None where a prediction has no map beside it."""
+    by_volume: Marks
+    """The same with their voxels' volume in ml."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A case that was compared."""
+
+    case_id: str
+    regions: dict[str, Overlap]
+    surfaces: dict[str, Surface]
+    volumes_ml: dict[str, tuple[float, float]]
+    """Reference and prediction."""
+    burden: tuple[float, float] | None = None
+    """Tumor over organ with tumor, reference and prediction; None where no organ or tumor is named, NaN without organ."""
+    lesions: LesionScores | None = None
+    tumor: tuple[list[bool], list[bool], list[float]] | None = None
+    """Per slice: truth, answer, score."""
+    tumor_score: float = field(default=math.nan)
+
+
+def score(pair: Pair, rules: Rules) -> tuple[Scored, Label, Label]:
+    """Compare a prediction with its reference; return the scores, the reference and the prediction uint8[z, y, x].
+
+    Raises
+    ------
+    InputError
+        A mask cannot be read, they lie on different grids, or hold values that no label has.
+    """
+    labels = rules.labels
+    predicted, truth, grid = masks_of(pair)
+    check_values(truth, labels, pair.reference.case_id)
+    check_values(predicted, labels, pair.name)
+    box = bounding_box((truth > 0) | (predicted > 0)) or (slice(0, 1),) * 3
+    masks = {
+        name: (np.isin(truth[box], values), np.isin(predicted[box], values))
+        for name, values in labels.regions().items()
+    }
+    counts = {name: overlap(*both) for name, both in masks.items()}
+    per_voxel = voxel_ml(grid.affine_lps)
+    tumor, tumor_score, lesions = None, math.nan, None
+    if labels.tumor is not None:
+        value = labels.tumor_value()
+        tumor, tumor_score = tumor_answers(truth == value, predicted == value, report_of(pair))
+        lesions = lesion_scores(
+            truth == value, predicted == value, grid, rules, probability_beside(pair, labels.tumor, grid)
+        )
+    scored = Scored(
+        case_id=pair.reference.case_id,
+        regions=counts,
+        surfaces={name: surface_of(both[1], both[0], grid, rules.tolerance_mm) for name, both in masks.items()},
+        volumes_ml={name: (one.reference * per_voxel, one.predicted * per_voxel) for name, one in counts.items()},
+        burden=burden_of(counts, labels),
+        lesions=lesions,
+        tumor=tumor,
+        tumor_score=tumor_score,
+    )
+    return scored, truth, predicted
+
+
+def surface_of(predicted: Mask, truth: Mask, grid: Grid, tolerance_mm: float) -> Surface:
+    """Return the distances of two masks bool[z, y, x] on one grid, or on the same part of it."""
+    return summed_up(surface_distances(predicted, truth, grid.spacing_mm), tolerance_mm)
+
+
+def summed_up(found: SurfaceDistances, tolerance_mm: float) -> Surface:
+    """Return what distances amount to."""
+    return Surface(
+        assd_mm=found.assd,
+        rmsd_mm=found.rmsd,
+        mssd_mm=found.mssd,
+        hd95_mm=found.hd95,
+        surface_dice=found.surface_dice(tolerance_mm),
+    )
+
+
+def burden_of(counts: dict[str, Overlap], labels: Labels) -> tuple[float, float] | None:
+    """Return tumor over organ with tumor, of reference and prediction; NaN where there is no organ."""
+    if labels.organ is None or labels.tumor is None:
+        return None
+    organ, tumor = counts[labels.organ], counts[labels.tumor]
+    return (
+        tumor.reference / organ.reference if organ.reference else math.nan,
+        tumor.predicted / organ.predicted if organ.predicted else math.nan,
+    )
+
+
+def lesion_scores(truth: Mask, predicted: Mask, grid: Grid, rules: Rules, probability: Label | None) -> LesionScores:
+    """Find and match the lesions of two whole masks bool[z, y, x]; `probability`: uint8[z, y, x], 255 is certain."""
+    box = bounding_box(truth | predicted) or (slice(0, 1),) * 3
+    crops = [numbered(mask[box], grid, rules.mode) for mask in (predicted, truth)]
+    crossing = cross(*crops)
+    matchings = {threshold: match(crossing, threshold, rules.mode) for threshold in THRESHOLDS}
+    volumes = [voxels * voxel_ml(grid.affine_lps) for voxels in crossing.predictions]
+    scores = None if probability is None else mean_in(probability[box], crops[0])
+    return LesionScores(
+        matchings=matchings,
+        diameters_mm=(diameters(crops[0], grid.affine_lps), diameters(crops[1], grid.affine_lps)),
+        segmented=tuple(
+            pair_scores(np.isin(crops[0], ps), np.isin(crops[1], rs), grid, rules.tolerance_mm)
+            for ps, rs in matchings[THRESHOLDS[-1]].groups
+        ),
+        by_probability=None if scores is None else judged(crossing, scores),
+        by_volume=judged(crossing, volumes),
+    )
+
+
+def pair_scores(predicted: Mask, truth: Mask, grid: Grid, tolerance_mm: float) -> dict[str, float]:
+    """Return overlap and distances of one detected lesion."""
+    box = bounding_box(predicted | truth)
+    assert box is not None  # noqa: S101 (what was detected has voxels)
+    one = overlap(truth[box], predicted[box])
+    surface = surface_of(predicted[box], truth[box], grid, tolerance_mm)
+    return {"dice": one.dice, "jaccard": one.jaccard, "voe": one.voe, "rvd": one.rvd, "rvd_lits": one.rvd_lits} | vars(
+        surface
+    )
+
+
+def judged(crossing: Crossing, scores: Sequence[float]) -> Marks:
+    """Judge predicted lesions as candidates: one hits every reference with which it shares a voxel.
+
+    A reference scores with its best hit, and no hit is a false positive, as in LUNA16's rules for points.
+    """
+    best: dict[int, float] = {}
+    for p, r in crossing.shared:
+        best[r] = max(best.get(r, -math.inf), scores[p - 1])
+    hitting = {p for p, _ in crossing.shared}
+    return Marks(
+        found=tuple(best.values()),
+        missed=len(crossing.references) - len(best),
+        false=tuple(score for p, score in enumerate(scores, start=1) if p not in hitting),
+    )
+
+
+def mean_in(probability: Label, numbers: npt.NDArray[np.uint32]) -> list[float]:
+    """Return the mean of uint8[z, y, x] in components 1 to n, 0 to 1."""
+    voxels = np.bincount(numbers.ravel())
+    sums = np.bincount(numbers.ravel(), weights=probability.ravel())
+    return [float(value) for value in sums[1:] / voxels[1:] / 255]
+
+
+def probability_beside(pair: Pair, tumor: str, grid: Grid) -> Label | None:
+    """Return the tumor's probability that `infer --probability` wrote beside a mask, uint8[z, y, x]; None where there is none."""
+    name = pair.prediction.name
+    stem = stem_of(name)
+    path = pair.prediction.with_name(f"{stem}{PROBABILITY}{tumor}{name[len(stem) :]}")
+    return read_probability(path, grid) if path.exists() else None
+
+
+def read_probability(path: Path, grid: Grid) -> Label:
+    """Return a map of `infer --probability`, stored as 0 to 255, on the grid of its mask, uint8[z, y, x].
+
+    Raises
+    ------
+    GeometryError
+        It has another shape, or other voxels than bytes.
+    """
+    header = read_header(path)
+    if header.grid.shape != grid.shape or header.dtype != np.uint8:
+        raise GeometryError(
+            f"{path}: must hold bytes on its mask's grid {grid.shape}; found {header.dtype}, {header.grid.shape}. Write it again with `infer`."
+        )
+    ni, nj, nk = header.grid.shape
+    voxels = np.empty((nk, nj, ni), dtype=np.uint8)
+    stream, _ = open_voxels(path, hashed=False)
+    try:
+        skip(stream, header.data_offset, path)
+        read_exactly(stream, bytes_of(voxels), path)
+    finally:
+        stream.close()
+    return np.ascontiguousarray(grid.to_stored(voxels), dtype=np.uint8)
+
+
+def tumor_answers(
+    truth: Mask, predicted: Mask, report: dict[str, Any]
+) -> tuple[tuple[list[bool], list[bool], list[float]], float]:
+    """Return the answers per slice, and the score of the case: from the report's finite scores, else the predicted voxels."""
+    flat = (truth.reshape(len(truth), -1), predicted.reshape(len(predicted), -1))
+    scores, case_score = report.get("slice_tumor_scores"), report.get("tumor_score")
+    if not (
+        isinstance(scores, list)
+        and len(scores) == len(truth)
+        and all(map(_is_finite, scores))
+        and _is_finite(case_score)
+    ):
+        scores, case_score = np.count_nonzero(flat[1], axis=1).tolist(), int(predicted.sum())
+    has_tumor, found = (np.count_nonzero(mask, axis=1).astype(bool).tolist() for mask in flat)
+    return (has_tumor, found, [float(value) for value in scores]), float(case_score or 0)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+
+from measure.compare import compared, time_point
+from measure.lesions import Volume
+from store.errors import LabelError
+from store.labels import LITS_LABELS, make_labels
+
+
+def scan(*lesions, affine=None, shape=(24, 60, 60)):
+    """A liver with cubes of tumor: each (z, y, x, side)."""
+    label = np.zeros(shape, np.uint8)
+    label[2:-2, 4:-4, 4:-4] = 1
+    for z, y, x, side in lesions:
+        label[z : z + side, y : y + side, x : x + side] = 2
+    return time_point(Volume(label=label, labels=LITS_LABELS, affine_lps=np.eye(4) if affine is None else affine))
+
+
+def fates(found):
+    return [(row["fate"], row["baseline_id"], row["followup_id"]) for row in found["lesions"]]
+
+
+def test_a_lesion_that_grew_is_matched_and_its_changes_are_those_by_hand():
+    found = compared(scan((5, 10, 10, 10)), scan((5, 10, 10, 12)))
+    (row,) = found["lesions"]
+    assert row["fate"] == "matched"
+    assert row["volume_change_percent"] == pytest.approx(100 * (12**3 / 10**3 - 1), abs=1e-3)
+    assert found["tumor_volume_change_percent"] == pytest.approx(72.8, abs=0.01)
+    diagonal = np.hypot(11, 12) / np.hypot(9, 10)
+    assert row["diameter_change_percent"] == pytest.approx(100 * (diagonal - 1), abs=1.0)
+    assert found["recist"]["category"] == "SD"
+    assert "not a diagnosis" in found["recist"]["note"]
+
+
+def test_new_and_vanished_lesions_are_told_from_moved_ones():
+    found = compared(scan((5, 10, 10, 10), (5, 40, 40, 6)), scan((6, 11, 10, 10), (5, 10, 44, 5)))
+    assert {fate for fate, *_ in fates(found)} == {"matched", "new", "vanished"}
+    assert ("matched", 1, 1) in fates(found)
+    assert found["recist"]["category"] == "PD", "a new lesion is progress"
+
+
+def test_lesions_that_merge_or_split_are_neither_gone_nor_new():
+    two, one = scan((5, 10, 10, 10), (5, 10, 22, 8)), scan((5, 10, 10, 20))
+    assert [row["fate"] for row in compared(two, one)["lesions"]] == ["matched", "merged"]
+    apart = compared(one, two)
+    assert [row["fate"] for row in apart["lesions"]] == ["matched", "split"]
+    assert apart["recist"]["followup_sum_mm"] == pytest.approx(
+        sum(lesion.max_axial_diameter_mm for lesion in two.lesions), abs=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "category"),
+    [
+        ([(5, 10, 10, 12)], [], "CR"),
+        ([(5, 10, 10, 14)], [(5, 12, 12, 9)], "PR"),
+        ([(5, 10, 10, 12)], [(5, 10, 10, 11)], "SD"),
+        ([(4, 10, 10, 10)], [(4, 10, 10, 16)], "PD"),
+        ([(5, 10, 10, 4)], [(5, 10, 10, 8)], "NE"),
+        ([(5, 10, 10, 4)], [(5, 10, 10, 4), (5, 40, 40, 4)], "PD"),
+    ],
+)
+def test_the_category_follows_the_sum_of_target_diameters(before, after, category):
+    assert compared(scan(*before), scan(*after))["recist"]["category"] == category
+
+
+def test_scans_of_other_voxels_meet_in_patient_millimetres():
+    fine = np.diag([0.5, 0.5, 0.5, 1.0])
+    after = np.zeros((48, 120, 120), np.uint8)
+    after[4:-4, 8:-8, 8:-8] = 1
+    after[10:30, 20:40, 20:40] = 2
+    found = compared(scan((5, 10, 10, 10)), time_point(Volume(label=after, labels=LITS_LABELS, affine_lps=fine)))
+    (row,) = found["lesions"]
+    assert row["volume_change_percent"] == pytest.approx(0, abs=1e-6)
+
+
+def test_scans_of_another_frame_are_aligned_by_the_organ_when_asked():
+    moved = np.eye(4)
+    moved[:3, 3] = (300, -80, 900)
+    before, after = scan((5, 10, 10, 10), (5, 40, 40, 5)), scan((5, 10, 10, 10), (5, 40, 40, 5), affine=moved)
+    assert {row["fate"] for row in compared(before, after)["lesions"]} == {"new", "vanished"}
+    assert {row["fate"] for row in compared(before, after, "organ")["lesions"]} == {"matched"}
+    bare = time_point(Volume(label=after.volume.label, labels=make_labels({"tumor": 2}), affine_lps=moved))
+    with pytest.raises(LabelError, match="no organ to align by; use --align headers"):
+        compared(before, bare, "organ")

@@ -1,0 +1,78 @@
+"""LUNA16's rules, each by hand."""
+
+import numpy as np
+import pytest
+
+from measure.froc import Marks, curve_of, froc_record, judge, luna16, most_probable
+from store.errors import InputError
+
+NONE = np.empty((0, 4))
+
+
+def points(*rows):
+    return np.array(rows, dtype=float).reshape(-1, 4)
+
+
+def test_a_candidate_on_the_rim_is_no_hit():
+    nodule = points((0, 0, 0, 10))
+    assert judge(points((5, 0, 0, 0.9)), nodule, NONE) == Marks(found=(), missed=1, false=(0.9,))
+    assert judge(points((4.999, 0, 0, 0.9)), nodule, NONE) == Marks(found=(0.9,), missed=0, false=())
+
+
+def test_doubles_are_neither_hits_nor_false_and_the_most_probable_counts():
+    found = judge(points((1, 0, 0, 0.3), (0, 1, 0, 0.8), (90, 0, 0, 0.5)), points((0, 0, 0, 10)), NONE)
+    assert found == Marks(found=(0.8,), missed=0, false=(0.5,))
+
+
+def test_a_candidate_may_hit_two_nodules():
+    found = judge(points((3, 0, 0, 0.7)), points((0, 0, 0, 10), (6, 0, 0, 10)), NONE)
+    assert found == Marks(found=(0.7, 0.7), missed=0, false=())
+
+
+def test_what_hits_an_excluded_finding_counts_as_nothing_and_a_negative_diameter_is_10_mm():
+    found = judge(points((4.9, 0, 0, 0.7), (5.1, 0, 0, 0.6)), NONE, points((0, 0, 0, -1)))
+    assert found == Marks(found=(), missed=0, false=(0.6,))
+
+
+def test_of_more_than_100_candidates_those_above_the_101st_are_kept():
+    many = points(*((0, 0, 0, 1 - n / 1000) for n in range(150)))
+    assert len(most_probable(many)) == 100
+    many[95:105, 3] = many[99, 3]
+    assert len(most_probable(many)) == 95, "all that tie with the cut are dropped"
+    assert len(most_probable(many[:100])) == 100
+
+
+def test_the_curve_the_cpm_and_both_read_offs_are_those_drawn_by_hand():
+    scans = [
+        Marks(found=(0.9,), false=(0.8,)),
+        Marks(found=(0.5,), missed=1, false=(0.6, 0.4)),
+        Marks(),
+        Marks(missed=1),
+    ]
+    curve = curve_of(scans)
+    assert curve.false_per_scan.tolist() == [0, 0, 0.25, 0.5, 0.5, 0.75]
+    assert curve.sensitivity.tolist() == [0, 0.25, 0.25, 0.25, 0.5, 0.5]
+    assert curve.between().tolist() == [0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5]
+    assert curve.at_or_above().tolist() == [0.25, 0.25, 0.25, 0.5, 0.5, 0.5, 0.5]
+    record = froc_record(scans)
+    assert record["cpm"] == pytest.approx((2 * 0.25 + 5 * 0.5) / 7)
+    low, high = record["cpm_interval"]
+    assert low < record["cpm"] < high
+
+
+def test_without_findings_there_is_no_sensitivity():
+    assert froc_record([Marks(false=(0.5,))])["cpm"] is None
+
+
+def test_luna16s_files_are_read_and_scans_without_candidates_count(tmp_path):
+    (tmp_path / "scans.csv").write_text("a\nb\n")
+    (tmp_path / "truth.csv").write_text("seriesuid,coordX,coordY,coordZ,diameter_mm\na,0,0,0,10\n")
+    (tmp_path / "out.csv").write_text(
+        "seriesuid,coordX,coordY,coordZ,probability\na,1,1,1,0.9\na,50,0,0,0.95\nc,0,0,0,0.1\n"
+    )
+    found = luna16(tmp_path / "out.csv", tmp_path / "truth.csv", tmp_path / "scans.csv")
+    assert found["curve"] == {"false_per_scan": [0.0, 0.5, 0.5], "sensitivity": [0.0, 0.0, 1.0]}
+    assert found["candidates_of_unlisted_scans"] == 1
+    (tmp_path / "truth.csv").write_text("seriesuid,coordX,coordY,coordZ\na,0,0,0\n")
+    with pytest.raises(InputError, match="it lacks diameter_mm"):
+        luna16(tmp_path / "out.csv", tmp_path / "truth.csv", tmp_path / "scans.csv")

@@ -1,0 +1,180 @@
+"""`slicemill measure` and `slicemill compare`: files, folders and stores, again and again, and what they write."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+import SimpleITK
+import typer
+from typer.testing import CliRunner
+
+from measure.cli import compare, measure
+from measure.cohort import far_volumes
+from measure.compare import time_point
+from measure.jobs import gather, run
+from measure.lesions import Volume
+from measure.slicer import write_color_table, write_segmentation
+from store.errors import LabelError, PairingError
+from store.labels import LITS_LABELS, make_labels
+from store.phantom import write_nifti
+
+SPACING = (2.0, 1.0, 1.0)
+
+
+def command(function, *words):
+    app = typer.Typer()
+    app.command()(function)
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def scan(*lesions):
+    label = np.zeros((10, 30, 30), np.uint8)
+    label[1:9, 3:27, 3:27] = 1
+    for z, y, x, side in lesions:
+        label[z : z + 2, y : y + side, x : x + side] = 2
+    return label
+
+
+@pytest.fixture
+def three_cases(tmp_path):
+    """Three cases: two lesions, one, none."""
+    for number, lesions in enumerate([[(2, 6, 6, 6), (6, 15, 15, 3)], [(3, 8, 8, 5)], []], start=1):
+        label = scan(*lesions)
+        write_nifti(tmp_path / "scans" / f"segmentation-{number}.nii.gz", label, SPACING)
+        write_nifti(
+            tmp_path / "scans" / f"volume-{number}.nii", np.where(label == 2, 40, 100).astype(np.int16), SPACING
+        )
+    return tmp_path
+
+
+def test_a_folder_becomes_tables_pages_and_segmentations_and_is_not_done_twice(three_cases):
+    words = (three_cases / "scans", "--image", three_cases / "scans", "--out", three_cases / "out", "--workers", "2")
+    done = command(measure, *words)
+    assert done.exit_code == 0, done.output
+    assert "3 cases: 3 done, 0 skipped" in done.output
+    with (three_cases / "out" / "cases.csv").open(newline="") as stream:
+        cases = list(csv.DictReader(stream))
+    assert [row["lesion_count"] for row in cases] == ["2", "1", "0"]
+    with (three_cases / "out" / "lesions.csv").open(newline="") as stream:
+        lesions = list(csv.DictReader(stream))
+    assert [float(row["volume_ml"]) for row in lesions] == pytest.approx(
+        [2 * 2 * 36 / 1000, 2 * 2 * 9 / 1000, 2 * 2 * 25 / 1000]
+    )
+    assert {row["hu_mean"] for row in lesions} == {"40.0"}
+    assert {row["rim_hu_mean"] for row in lesions} == {"100.0"}
+    record = json.loads((three_cases / "out" / "segmentation-1.json").read_text())
+    assert len(record["source"]["image"]["sha256"]) == 64
+    assert record["note"] == "research use, not a diagnosis"
+    assert "0 done, 3 skipped" in command(measure, *words).output
+    write_nifti(three_cases / "scans" / "segmentation-2.nii.gz", scan(), SPACING)
+    assert "1 done, 2 skipped" in command(measure, *words).output, "a mask that changed is measured again"
+    assert "3 done" in command(measure, *words, "--overwrite").output
+
+
+def test_a_broken_mask_fails_alone_and_the_page_says_so(three_cases):
+    (three_cases / "scans" / "segmentation-2.nii.gz").write_bytes(b"no scan")
+    write_nifti(three_cases / "scans" / "volume-1.nii", np.zeros((10, 30, 31), np.int16), SPACING)
+    done = command(measure, three_cases / "scans", "--image", three_cases / "scans", "--out", three_cases / "out")
+    assert done.exit_code == 1
+    assert "1 done, 0 skipped (done before), 2 failed" in done.output
+    assert "must lie on the grid of its scan" in done.output
+    assert "segmentation-2" in (three_cases / "out" / "report.html").read_text()
+
+
+def test_a_store_and_a_file_without_its_scan_are_measured_too(stored, tmp_path):
+    from store.reader import open_store
+
+    outcomes = run(gather(stored, None, None), tmp_path / "out")
+    assert {outcome.status for outcome in outcomes} == {"done"}
+    for case in open_store(stored):
+        record = json.loads((tmp_path / "out" / f"{case.info.case_id}.json").read_text())
+        assert record["tumor_ml"] == pytest.approx(sum(lesion.volume_ml for lesion in case.info.lesions), abs=1e-3)
+        for ours, known in zip(record["lesions"], case.info.lesions, strict=True):
+            assert ours["bbox_zyx"] == list(known.bbox_zyx)
+            assert ours["max_axial_diameter_mm"] == pytest.approx(known.max_axial_diameter_mm, abs=0.01)
+    assert {outcome.status for outcome in run(gather(stored, None, None), tmp_path / "out")} == {"skipped"}
+    write_nifti(tmp_path / "mask.nii.gz", scan((2, 6, 6, 6)), SPACING)
+    (outcome,) = run(gather(tmp_path / "mask.nii.gz", None, LITS_LABELS), tmp_path / "one")
+    assert outcome.status == "done"
+    assert json.loads((tmp_path / "one" / "mask.json").read_text())["lesions"][0]["hu"] is None
+
+
+def test_what_there_is_nothing_to_measure_in_is_refused(tmp_path):
+    with pytest.raises(PairingError, match="there is no such file, folder or store"):
+        gather(tmp_path / "nothing", None, None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PairingError, match="holds no mask"):
+        gather(tmp_path / "empty", None, None)
+    write_nifti(tmp_path / "mask.nii.gz", scan(), SPACING)
+    (outcome,) = run(gather(tmp_path / "mask.nii.gz", None, None), tmp_path / "out")
+    assert (outcome.status, "pass --labels" in outcome.reason) == ("failed", True)
+    done = command(measure, tmp_path / "mask.nii.gz", "--out", tmp_path)
+    assert (done.exit_code, "choose another folder" in done.output) == (1, True)
+
+
+def test_names_from_files_are_escaped_and_pages_ask_for_nothing(tmp_path):
+    name = "<img src=x onerror=alert(1)>&'\""
+    write_nifti(tmp_path / f"{name}.nii.gz", scan((2, 6, 6, 12), (6, 6, 6, 3)), SPACING)
+    labels = make_labels({"<b>liver": 1, "tumor": 2})
+    run(gather(tmp_path / f"{name}.nii.gz", None, labels), tmp_path / "out")
+    for path in (tmp_path / "out" / f"{name}.html", tmp_path / "out" / "report.html"):
+        page = path.read_text()
+        assert "<img src=x" not in page
+        assert "<b>liver" not in page
+        assert "default-src 'none'" in page
+        assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
+    assert "%3Cimg" in (tmp_path / "out" / "report.html").read_text(), "the link leads to the page, whatever its name"
+
+
+def test_flags_send_a_person_to_look(tmp_path):
+    label = scan((2, 6, 6, 4))
+    label[label == 1] = 0
+    label[6, 20, 20] = 1
+    write_nifti(tmp_path / "a.nii.gz", label, SPACING)
+    write_nifti(tmp_path / "b.nii.gz", np.where(label == 1, 0, label), SPACING)
+    run(gather(tmp_path, None, LITS_LABELS), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "a.json").read_text())["flags"] == ["lesion 1 touches no liver"]
+    cases = [{"case": str(n), "organ_ml": 1500.0 + 20 * n} for n in range(6)] + [{"case": "far", "organ_ml": 300.0}]
+    assert list(far_volumes(cases)) == ["far"]
+    assert "below the others" in far_volumes(cases)["far"][0]
+
+
+def test_simpleitk_reads_the_segmentation_with_its_place_names_and_colors(tmp_path, rng):
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array([[1, 0, 0], [0, 0.96, -0.28], [0, 0.28, 0.96]]) @ np.diag([0.7, 0.8, 2.5])
+    matrix[:3, 3] = (-120.5, 33.25, 900)
+    label = rng.integers(0, 3, (5, 6, 7)).astype(np.uint8)
+    write_segmentation(tmp_path / "a.seg.nrrd", Volume(label=label, labels=LITS_LABELS, affine_lps=matrix))
+    image = SimpleITK.ReadImage(str(tmp_path / "a.seg.nrrd"))
+    assert np.array_equal(SimpleITK.GetArrayFromImage(image), label)
+    for index in ((0, 0, 0), (6, 5, 4), (3, 1, 2)):
+        assert np.allclose(image.TransformIndexToPhysicalPoint(index), (matrix @ [*index, 1])[:3], atol=1e-5)
+    names = {image.GetMetaData(f"Segment{n}_Name"): image.GetMetaData(f"Segment{n}_LabelValue") for n in (0, 1)}
+    assert names == {"liver": "1", "tumor": "2"}
+    assert image.GetMetaData("Segment1_Color").split()[0] == "1.000000"
+    write_color_table(tmp_path / "colors.ctbl", make_labels({"left lobe\n9 x": 1, "tumor": 2}))
+    rows = (tmp_path / "colors.ctbl").read_text().splitlines()
+    assert rows[1:] == ["0 background 0 0 0 0", "1 left_lobe_9_x 90 200 255 255", "2 tumor 255 70 70 255"]
+
+
+def test_two_masks_are_compared_and_the_category_is_called_a_computation(tmp_path):
+    write_nifti(tmp_path / "first.nii.gz", scan((2, 6, 6, 12)), SPACING)
+    write_nifti(tmp_path / "second.nii.gz", scan((2, 6, 6, 6)), SPACING)
+    words = (
+        tmp_path / "first.nii.gz",
+        tmp_path / "second.nii.gz",
+        "--labels",
+        "liver=1,tumor=2",
+        "--json",
+        tmp_path / "c.json",
+    )
+    done = command(compare, *words)
+    assert done.exit_code == 0, done.output
+    assert "RECIST 1.1 category, computed: PR" in done.output
+    assert "not a diagnosis" in done.output
+    assert json.loads((tmp_path / "c.json").read_text())["lesions"][0]["fate"] == "matched"
+    bare = Volume(label=scan(), labels=make_labels({"liver": 1, "spleen": 2}), affine_lps=np.eye(4))
+    with pytest.raises(LabelError, match="which label is tumor"):
+        time_point(bare)
