@@ -39,6 +39,9 @@ def infer(
     settle: Annotated[
         float, typer.Option(help="Seconds that an arriving file must stay unchanged to count as whole.", min=0)
     ] = 5.0,
+    window: Annotated[
+        str | None, typer.Option(help="LOW,HIGH: HU of black and white of slices given as PNG or JPEG.")
+    ] = None,
     provider: Annotated[
         str, typer.Option(help="auto (CUDA where it starts, else CPU), cpu, cuda, tensorrt or openvino.")
     ] = "auto",
@@ -84,6 +87,7 @@ def infer(
         from infer.pipeline import extra_names, left_to_do
         from infer.pipeline import infer as run
         from infer.views import Manner
+        from store.slices import parse_window
 
         part = shard_of(shard)
         options = Options(
@@ -106,7 +110,7 @@ def infer(
             )
         if watch is not None and (scheduler or shard or dry_run):
             raise typer.BadParameter("--watch takes no --scheduler, --shard or --dry-run.")
-        jobs, left_out = gather(given)
+        jobs, left_out = gather(given, parse_window(window) if window else None)
         if part is not None:
             jobs, left_out = jobs[part[0] :: part[1]], left_out[part[0] :: part[1]]
         here = "cpu" if scheduler else provider

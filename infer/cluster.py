@@ -95,7 +95,7 @@ def infer_on(address: str, model: Model, provider: Provider, jobs: Sequence[Job]
 def parts_of(model: Model, provider: Provider, left: Sequence[Job], book: Book, workers: int) -> list[Part]:
     """Return a part for each worker: all that is left, from another place on."""
     jobs = [
-        Job(name=job.name, path=job.path.absolute(), case_id=job.case_id) for job in left
+        Job(name=job.name, path=job.path.absolute(), case_id=job.case_id, window=job.window) for job in left
     ]  # paths must hold in any worker's folder
     count = min(workers, len(jobs))
     starts = [len(jobs) * index // count for index in range(count)]

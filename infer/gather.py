@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from infer.flat import is_picture
 from infer.inputs import Job, store_at
 from store.errors import ConfigError, ScanError
 from store.files import Place, place_of, relative
@@ -20,13 +21,14 @@ from store.naming import badly_named, find_files, is_text, name_of, not_entered,
 from store.nifti import is_header_name, is_nifti_name, stem_of
 from store.reader import is_store
 from store.remote import Remote
+from store.window import Window
 
 LeftOut = list[tuple[Place, str]]
 STANDARD_INPUT = "-"
 
 
-def gather(inputs: Sequence[str | Place]) -> tuple[list[Job], LeftOut]:
-    """Return the jobs, in order, and the files left out with reasons (masks found in folders).
+def gather(inputs: Sequence[str | Place], window: Window | None = None) -> tuple[list[Job], LeftOut]:
+    """Return the jobs, in order, and the files left out with reasons (masks found in folders); `window` is that of pictures, HU.
 
     Raises
     ------
@@ -52,7 +54,7 @@ def gather(inputs: Sequence[str | Place]) -> tuple[list[Job], LeftOut]:
             left_out += others
         else:
             files += _matching(str(given)) if glob.has_magic(str(given)) else [place]
-    jobs, again = _once([*jobs, *_jobs_of_files(files)])
+    jobs, again = _once([*jobs, *_jobs_of_files(files, window)])
     _check_names(jobs)
     return jobs, [*left_out, *again]
 
@@ -97,7 +99,8 @@ def _matching(pattern: str) -> list[Place]:
         fits, root = re.compile(pattern_below(pattern[len(fixed) + 1 :])), place_of(fixed)
         found: list[Place] = [file for file in find_files(root) if fits.fullmatch(relative(file, root))]
     else:
-        found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if is_nifti_name(Path(name).name)]  # noqa: PTH207
+        every = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (pathlib's takes no absolute patterns)
+        found = [Path(name) for name in every if is_nifti_name(Path(name).name) or is_picture(name)]
     if not found:
         raise ScanError(f"{pattern}: matches no .nii, .nii.gz or .hdr file.")
     return found
@@ -120,14 +123,18 @@ def pattern_below(pattern: str) -> str:
     return out
 
 
-def _jobs_of_files(files: Sequence[Place]) -> list[Job]:
+def _jobs_of_files(files: Sequence[Place], window: Window | None) -> list[Job]:
     """Name single files by their place below the folder that those of one disk or bucket share."""
     shared: dict[str, list[Place]] = {}
     for file in files:
         shared.setdefault(file.bucket if isinstance(file, Remote) else "", []).append(file.absolute())
     roots = {where: _root_of(there) for where, there in shared.items()}
     return [
-        Job(name=name_below(roots[file.bucket if isinstance(file, Remote) else ""], file.absolute()), path=file)
+        Job(
+            name=name_below(roots[file.bucket if isinstance(file, Remote) else ""], file.absolute()),
+            path=file,
+            window=window if is_picture(file.name) else None,
+        )
         for file in files
     ]
 
@@ -145,6 +152,8 @@ def name_below(root: Place, file: Place) -> str:
     The mask of a pair is a single file.
     """
     name = relative(file, root)
+    if is_picture(file.name):
+        name = f"{name}.nii.gz"
     if is_header_name(file.name):
         name = name[: len(name) - len(file.name)] + stem_of(file.name) + ".nii.gz"
     folder = root.absolute().name

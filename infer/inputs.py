@@ -6,18 +6,20 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from infer.flat import WARNING, is_picture, read_picture
 from store.errors import ScanError
 from store.files import Place
 from store.geometry import Grid
 from store.nifti import blank_text, files_of, grid_of_header, is_nifti_name, stem_of
 from store.reader import Store, open_store
 from store.scan import ScanReader
+from store.window import Window
 
 
 @functools.lru_cache(maxsize=8)
@@ -36,6 +38,8 @@ class Job:
     """The NIfTI file, or the store."""
     case_id: str | None = None
     """The case, when `path` is a store."""
+    window: Window | None = None
+    """HU of black and white, when `path` is a picture."""
 
     @property
     def stem(self) -> str:
@@ -52,11 +56,12 @@ class Job:
         """Return what tells whether the scan has changed: size and time, or the source's hash in a store."""
         if self.case_id is not None:
             return [store_at(self.path)[self.case_id].info.image.sha256]
+        black_and_white = [] if self.window is None else [self.window.low, self.window.high]
         try:
             found = [file.stat() for file in files_of(self.path)]
         except OSError:
             return [-1, -1]
-        return [number for status in found for number in (status.st_size, status.st_mtime_ns)]
+        return [*(number for status in found for number in (status.st_size, status.st_mtime_ns)), *black_and_white]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +105,10 @@ def opened(job: Job) -> Iterator[Opened]:
         return
     if not job.path.exists():
         raise ScanError(f"{job.path}: there is no such file.")
+    if is_picture(job.path.name) and isinstance(job.path, Path):
+        image, header = read_picture(job.path, job.window)
+        yield Opened(grid=grid_of_header(header), header=header, warnings=(WARNING,), read=lambda: (image, 0.0))
+        return
     if not is_nifti_name(job.path.name):
         raise ScanError(
             f"{job.path}: its name must end in .nii, .nii.gz or .hdr (with the .img beside it); convert other formats first."

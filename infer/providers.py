@@ -121,13 +121,14 @@ def _session(model: bytes, path: Path, provider: str, device: int = 0) -> Any:
             f"--provider {provider}: this onnxruntime ({', '.join(installed_runtimes())}) has no {name}; pip uninstall -y onnxruntime, "
             "then pip install 'slicemill[gpu]', or use --provider cpu."
         )
+    told = options_for(provider, device)
     options = module.SessionOptions()
     options.log_severity_level = QUIET
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     if provider != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = module.InferenceSession(model, options, providers=[(name, options_for(provider, device))])
+        session = module.InferenceSession(model, options, providers=[(name, told)])
     except Exception as error:  # onnxruntime raises many types, some of them private
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         if provider == "cpu":

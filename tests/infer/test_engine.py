@@ -359,3 +359,34 @@ def test_the_stopwatch_adds_threads_up():
 def test_a_scan_is_whole_when_its_last_unit_is_in():
     scan: Scan = planned(np.zeros((3, 4, 4), np.int16), (4, 4), 1, 1.0)
     assert [scan.is_whole_after(count) for count in (1, 2)] == [False, True]
+
+
+class TestDevices:
+    def test_two_devices_share_the_work_and_each_is_compared_first(self, model, scans, tmp_path, monkeypatch):
+        run(model, [scans], tmp_path / "one")
+        opened = [open_model(model, "cpu") for _ in range(2)]
+        used, checked = [], []
+        for one in opened:
+            one.provider = "cuda"
+        monkeypatch.setattr("infer.lane.ON_DEVICE", ())
+        monkeypatch.setattr("infer.pipeline.models_of", lambda *_: opened)
+        monkeypatch.setattr("infer.pipeline.gate", lambda one, scan, lane: checked.append(one))
+        feed = type(opened[0]).feed
+
+        def counted(one, *given):
+            used.append(one)
+            time.sleep(0.02)  # a device that takes a while, so that one lane cannot do all
+            return feed(one, *given)
+
+        monkeypatch.setattr(type(opened[0]), "feed", counted)
+        assert run(opened[0], [scans], tmp_path / "two", batch=2, devices=(0, 1)).count("done") == 10
+        assert set(used) == set(checked) == set(opened)
+        assert len(checked) == 2
+        assert masks(tmp_path / "two") == masks(tmp_path / "one")
+
+    def test_numbers_that_are_no_devices_are_refused(self, model):
+        for devices in ((), (0, 0), (-1,)):
+            with pytest.raises(ConfigError, match="expected numbers of GPUs, each once, like 0,1"):
+                Options(devices=devices)
+        with pytest.raises(ProviderError, match="--devices 1: the CPU is one device, 0"):
+            open_model(model, "cpu", 1)

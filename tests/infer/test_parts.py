@@ -151,10 +151,10 @@ class TestInputs:
             gather([f"{tmp_path}/*.nii"])
 
     @pytest.mark.parametrize(
-        ("name", "message"), [("nowhere.nii", "there is no such file"), ("a.png", "must end in .nii")]
+        ("name", "message"), [("nowhere.nii", "there is no such file"), ("a.mha", "must end in .nii")]
     )
     def test_a_file_that_is_no_scan_is_named(self, name, message, tmp_path):
-        (tmp_path / "a.png").touch()
+        (tmp_path / "a.mha").touch()
         (job,), _ = gather([tmp_path / name])
         with pytest.raises(ScanError, match=message):
             load(job)

@@ -1,0 +1,150 @@
+"""What goes wrong is one clear sentence, and the rest goes on."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from infer.flat import read_picture
+from infer.gather import gather
+from infer.model import open_model
+from infer.options import Options
+from infer.pipeline import ELSEWHERE, infer
+from store.errors import ScanError
+from store.files import read_lines
+from store.phantom import write_nifti
+from store.window import Window
+
+HERE = Path(__file__).parents[2]
+SPACING = (3.0, 1.0, 1.0)
+
+
+def run(model, inputs, out, window=None, **options):
+    return infer(open_model(model, "cpu"), gather(inputs, window)[0], out, Options(**options))
+
+
+def noise(shape):
+    return np.random.default_rng(0).integers(-200, 300, shape, dtype=np.int16)
+
+
+def command(*words, **settings):
+    return subprocess.run(
+        [sys.executable, "-m", "slicemill", "infer", *map(str, words)],
+        cwd=HERE, capture_output=True, text=True, check=False, **settings)  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_picture_is_a_scan_of_one_slice_once_its_window_is_stated(suffix, model, tmp_path):
+    gray = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    path = tmp_path / f"0017.{suffix}"
+    Image.fromarray(gray).save(path)
+    write_nifti(tmp_path / "ct-1.nii", noise((2, 64, 64)), SPACING)
+    first = run(model, [path, tmp_path / "ct-1.nii"], tmp_path / "out")
+    assert [outcome.status for outcome in first.outcomes] == ["failed", "done"]
+    expected = (
+        f"{path}: a picture's gray values are no HU; state the window that it was made with, like --window -200,300."
+    )
+    assert first.outcomes[0].reason == expected
+    assert run(model, [path], tmp_path / "out", Window(-200, 300)).count("done") == 1, (
+        "tried again: it is another question"
+    )
+    with Image.open(path) as picture:
+        hu = np.rint(-200 + np.asarray(picture) * (500 / 255)).astype(np.int16)
+    write_nifti(tmp_path / "same-1.nii", hu[None], (1.0, 1.0, 1.0), "LPS")
+    run(model, [tmp_path / "same-1.nii"], tmp_path / "same")
+    mask = nib.load(tmp_path / "out" / f"0017.{suffix}.nii.gz")
+    same = nib.load(tmp_path / "same" / "same-1.nii")
+    assert np.array_equal(np.asarray(mask.dataobj), np.asarray(same.dataobj))
+    assert nib.aff2axcodes(mask.affine) == ("L", "P", "S")
+    report = json.loads((tmp_path / "out" / f"0017.{suffix}.json").read_text())
+    assert "says nothing of its pixels' size" in report["warnings"][0]
+
+
+def test_pictures_that_are_none_and_windows_that_are_none_are_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ScanError, match="a.png: cannot be read as a picture"):
+        read_picture(tmp_path / "a.png", Window(0, 1))
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "c.png")
+    with pytest.raises(ScanError, match="c.png: must be gray, 8 or 16 bits; its mode is RGB"):
+        read_picture(tmp_path / "c.png", Window(0, 1))
+    deep = np.array([[0, 65535]], dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert read_picture(tmp_path / "deep.png", Window(-200, 300))[0].tolist() == [[[-200, 300]]]
+    with pytest.raises(ScanError, match=r"HU must fit in -32768..32767; its window is 0..99999"):
+        read_picture(tmp_path / "deep.png", Window(0, 99999))
+
+
+@pytest.mark.real
+def test_every_file_of_another_format_is_named_and_the_rest_goes_on(real_data, model, tmp_path):
+    others = sorted(
+        path
+        for folder in ("metaio-edge-cases", "dicom-edge-cases", "dcmqi-liver-3slice", "luna16-style-nodule")
+        for path in (real_data / folder).rglob("*")
+        if path.suffix in (".mha", ".mhd", ".zraw", ".raw", ".dcm")
+    )
+    assert len(others) > 8
+    write_nifti(tmp_path / "ct-1.nii", noise((1, 64, 64)), SPACING)
+    summary = run(model, [*others, tmp_path / "ct-1.nii"], tmp_path / "out")
+    assert [outcome.status for outcome in summary.outcomes] == ["failed"] * len(others) + ["done"]
+    for path, outcome in zip(others, summary.outcomes, strict=False):
+        assert outcome.reason.startswith(f"{path}: its name must end in .nii")
+
+
+def test_a_scan_of_one_slice_is_a_scan(model, tmp_path):
+    write_nifti(tmp_path / "ct-1.nii", noise((1, 64, 64)), SPACING)
+    assert run(model, [tmp_path / "ct-1.nii"], tmp_path / "out").count("done") == 1
+
+
+@pytest.mark.slow
+def test_the_memory_for_3000_slices_is_what_was_said(model, tmp_path):
+    write_nifti(tmp_path / "long-1.nii.gz", noise((3000, 64, 64)), SPACING)
+    write_nifti(tmp_path / "short-2.nii.gz", noise((2, 64, 64)), SPACING)
+    done = command(model, tmp_path, "--out", tmp_path / "out", "--provider", "cpu", "--max-memory", "0.6")
+    assert done.returncode == 0, done.stdout
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["peak_mib"] < 0.6e9 / 2**20
+    less = command(model, tmp_path, "--out", tmp_path / "less", "--provider", "cpu", "--max-memory", "0.2")
+    assert less.returncode == 1
+    assert "give more" in less.stdout + less.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_is_named(model, collection, tmp_path):
+    (tmp_path / "out").mkdir(mode=0o500)
+    done = command(model, collection / "volume-0.nii", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert f"{tmp_path / 'out'}" in done.stderr
+    assert "Permission denied" in done.stderr
+
+
+def test_an_out_that_is_a_file_is_named(model, collection, tmp_path):
+    (tmp_path / "out").write_bytes(b"a file")
+    done = command(model, collection / "volume-0.nii", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert f"slicemill: {tmp_path / 'out'}: File exists. Mend that, or correct the path" in done.stderr
+
+
+def test_two_runs_into_one_folder_do_every_scan_once(model, tmp_path):
+    for number in range(12):
+        write_nifti(tmp_path / "in" / f"ct-{number}.nii.gz", noise((6, 64, 64)), SPACING)
+    summaries = []
+    threads = [
+        threading.Thread(target=lambda: summaries.append(run(model, [tmp_path / "in"], tmp_path / "out")))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done = [line["name"] for line in read_lines(tmp_path / "out" / "ledger.jsonl") if line["status"] == "done"]
+    assert sorted(done) == sorted(f"ct-{number}.nii.gz" for number in range(12))
+    assert sum(summary.count("done") for summary in summaries) == 12
+    for summary in summaries:
+        assert summary.count("failed") == 0
+        assert all(one.reason in (ELSEWHERE, "done before with this model") for one in summary.outcomes if one.status == "skipped")  # fmt: skip
