@@ -17,7 +17,7 @@ from bench.tables import (
     where,
 )
 
-FIGURES = ("scores: demo", "scores: real", "ingest", "store", "loader", "train", "lits", "stages")
+FIGURES = ("scores: demo", "scores: real", "ingest", "store", "loader", "train", "measure", "lits", "stages")
 END = "<!-- end -->"
 
 
