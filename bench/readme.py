@@ -22,7 +22,7 @@ from bench.tables import (
     where,
 )
 
-FIGURES = ("scores: demo", "scores: real", "ingest", "store", "loader", "train", "lits")
+FIGURES = ("scores: demo", "scores: real", "ingest", "store", "loader", "train", "measure", "lits")
 END = "<!-- end -->"
 
 

@@ -123,7 +123,7 @@ def train_table(record: dict[str, Any]) -> str:
 def measure_table(record: dict[str, Any]) -> str:
     """Return the surface distances of a whole case as Markdown."""
     depth, height, width = record["shape_zyx"]
-    one = ", ".join(f"{value:.0f}" for value in record["seconds_medpy_an_object"])
+    one = " and ".join(f"{value:.0f}" for value in record["seconds_medpy_an_object"])
     own = record["seconds_ours"]
     lines = [
         f"| all surface distances of {record['objects']} objects | CPU seconds | times ours |",
@@ -140,7 +140,7 @@ def measure_table(record: dict[str, Any]) -> str:
     ]
     note = (
         f"A phantom of {width}x{height}x{depth} voxels, a liver and {record['objects'] - 1} lesions; the last row is counted up from "
-        f"{len(record['seconds_medpy_an_object'])} objects, {one} s each. Largest difference of any distance "
+        f"{len(record['seconds_medpy_an_object'])} objects of {one} s. Largest difference of any distance "
         f"{record['largest_difference_mm']:.1g} mm. Ours takes {record['memory_mib']:.0f} MiB "
         f"beside two masks of {record['scan_mib']:.0f} MiB; medians of {record['rounds']} rounds, on {where(record['machine'])}."
     )

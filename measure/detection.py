@@ -16,7 +16,7 @@ tables depend on them, odd ones included:
 That program stops at a reference without lesions and counts wrongly beyond 255 of them; here neither happens.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -125,13 +125,21 @@ def _pairs(crossing: Crossing, threshold: float) -> tuple[Group, ...]:
 
     overlaps = {(p, r): crossing.iou(((p,), (r,))) for p, r in crossing.shared}
     kept = {pair: value for pair, value in overlaps.items() if value > threshold}
-    rows, columns = sorted({p for p, _ in kept}), sorted({r for _, r in kept})
+    partners = [Counter(pair[side] for pair in kept) for side in (0, 1)]
+    alone = [pair for pair in kept if partners[0][pair[0]] == partners[1][pair[1]] == 1]
+    contested = {pair: value for pair, value in kept.items() if partners[0][pair[0]] + partners[1][pair[1]] > 2}
+    rows, columns = (
+        {number: place for place, number in enumerate(sorted({pair[side] for pair in contested}))} for side in (0, 1)
+    )
     gain = np.zeros((len(rows), len(columns)))
-    for (p, r), value in kept.items():
-        gain[rows.index(p), columns.index(r)] = len(kept) + value
-    chosen = zip(*linear_sum_assignment(gain, maximize=True), strict=True)
-    pairs = ((rows[row], columns[column]) for row, column in chosen)
-    return tuple(((p,), (r,)) for p, r in pairs if (p, r) in kept)
+    for (p, r), value in contested.items():
+        gain[rows[p], columns[r]] = len(contested) + value
+    names = list(rows), list(columns)
+    chosen = [
+        (names[0][row], names[1][column])
+        for row, column in zip(*linear_sum_assignment(gain, maximize=True), strict=True)
+    ]
+    return tuple(((p,), (r,)) for p, r in sorted([*alone, *(pair for pair in chosen if pair in contested)]))
 
 
 def _official(crossing: Crossing, threshold: float) -> tuple[tuple[Group, ...], int]:

@@ -6,9 +6,12 @@ end ``cases.csv``, ``lesions.csv``, ``summary.json``, ``colors.ctbl`` and ``repo
 """
 
 import base64
+import glob
 import multiprocessing
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,8 @@ from store.reader import is_store, open_store
 from store.scan import ScanReader
 
 DISCLAIMER = "research use, not a diagnosis"
+OWN_NAMES = ("report", "summary")
+"""What no case may be called, since the page and the table of all cases are."""
 FORMAT = 1
 """Of the JSON; another one is measured again."""
 
@@ -47,6 +52,8 @@ class Job:
     image: Path | None = None
     labels: Labels | None = None
     """None: the report beside the mask, or the store, names them."""
+    lacks_scan: bool = False
+    """Scans were given, and none has its name."""
 
     def stamp(self) -> dict[str, Any]:
         """Return what tells whether the case was measured as it is now."""
@@ -54,7 +61,9 @@ class Job:
             info = open_store(self.mask)[self.case_id].info
             files: list[Any] = [info.image.sha256, info.mask.sha256 if info.mask else None]
         else:
-            files = [[s.st_size, s.st_mtime_ns] for s in (p.stat() for p in (self.mask, self.image) if p is not None)]
+            maps = sorted(self.mask.parent.glob(f"{glob.escape(stem_of(self.mask.name))}{PROBABILITY}*"))
+            found = [path.stat() for path in (self.mask, self.image, *maps) if path is not None]
+            files = [[status.st_size, status.st_mtime_ns] for status in found]
         return {"format": FORMAT, "rim_mm": RIM_MM, "files": files, **(self.labels.as_json() if self.labels else {})}
 
 
@@ -104,6 +113,12 @@ def gather(masks: Path, images: Path | None, labels: Labels | None) -> list[Job]
         raise PairingError(f"{masks}: there is no such file, folder or store.")
     if not jobs:
         raise PairingError(f"{masks}: holds no mask (.nii, .nii.gz or a store of cases with masks).")
+    seen = Counter(job.name for job in jobs)
+    for job in jobs:
+        if seen[job.name] > 1 or job.name in OWN_NAMES:
+            raise PairingError(
+                f"{job.mask}: its results would be written over others of the name {job.name}; rename it, or measure it by itself."
+            )
     return jobs
 
 
@@ -119,6 +134,7 @@ def _in_folder(folder: Path, images: Path | None, labels: Labels | None) -> Iter
             mask=mask,
             image=image,
             labels=labels or _named(mask, folder),
+            lacks_scan=images is not None and image is None,
         )
 
 
@@ -155,8 +171,9 @@ def run(jobs: Sequence[Job], out: Path, *, workers: int = 1, overwrite: bool = F
         else:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-                for future in as_completed([pool.submit(measure_job, job, out, overwrite=overwrite) for job in jobs]):
-                    outcomes.append(future.result())
+                waiting = {pool.submit(measure_job, job, out, overwrite=overwrite): job for job in jobs}
+                for future in as_completed(waiting):
+                    outcomes.append(_ended(future, waiting[future]))
                     advance(1, "")
     order = {job.name: place for place, job in enumerate(jobs)}
     outcomes.sort(key=lambda outcome: order[outcome.name])
@@ -164,6 +181,17 @@ def run(jobs: Sequence[Job], out: Path, *, workers: int = 1, overwrite: bool = F
     failed = [{"case": outcome.name, "reason": outcome.reason} for outcome in outcomes if outcome.status == "failed"]
     write_cohort(out, done, failed)
     return outcomes
+
+
+def _ended(future: "Future[Outcome]", job: Job) -> Outcome:
+    """Return what became of a job, also when its process died."""
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        reason = (
+            f"{job.mask}: a worker process died, perhaps for want of memory; run the same command with fewer --workers."
+        )
+        return Outcome(name=job.name, status="failed", reason=reason)
 
 
 def measure_job(job: Job, out: Path, *, overwrite: bool = False) -> Outcome:
@@ -175,11 +203,17 @@ def measure_job(job: Job, out: Path, *, overwrite: bool = False) -> Outcome:
             return Outcome(name=job.name, status="skipped")
         case = load(job)
         document = describe(job.name, case) | {"stamp": stamp}
+        if job.lacks_scan:
+            document["flags"].insert(0, "no scan of its name was found, so there is no HU")
         write_case_page(out, document, case.volume)
         write_segmentation(out / f"{job.name}.seg.nrrd", case.volume)
         write_json(place, document)
     except (InputError, OSError) as error:
         return Outcome(name=job.name, status="failed", reason=str(error))
+    except MemoryError:
+        return Outcome(
+            name=job.name, status="failed", reason=f"{job.mask}: not enough memory to measure it; use fewer --workers."
+        )
     return Outcome(name=job.name, status="done")
 
 

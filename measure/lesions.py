@@ -15,6 +15,7 @@ import numpy.typing as npt
 from measure.shape import Voxel, chords, longest_3d, sphericity, surface_mm2
 from measure.surface import nearest, surface_points
 from store.case import Lesion
+from store.counts import value_counts
 from store.geometry import voxel_ml
 from store.labels import Labels
 from store.lesions import bounding_box, components, measured, measured_parts
@@ -219,7 +220,7 @@ def targets(lesions: Sequence[Measured], spacing_z_mm: float) -> tuple[int, ...]
 def case_figures(volume: Volume, lesions: Sequence[Measured]) -> dict[str, Any]:
     """Return volumes in ml, tumor burden in percent of the organ with its tumors, count, targets and the sum of their diameters."""
     ml, labels = voxel_ml(volume.affine_lps), volume.labels
-    counts = np.bincount(volume.label.ravel(), minlength=256)
+    counts = value_counts(volume.label)
     volumes = {name: float(counts[values].sum()) * ml for name, values in labels.regions().items()}
     organ = volumes[labels.organ] if labels.organ else None
     tumor = volumes[labels.tumor] if labels.tumor else None

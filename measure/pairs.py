@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from store.counts import value_counts
 from store.errors import GeometryError, LabelError, PairingError
 from store.files import read_json
 from store.geometry import SAME_GRID_MM, Grid
@@ -213,10 +214,7 @@ def check_values(label: npt.NDArray[np.uint8], labels: Labels, what: str) -> Non
     LabelError
         There is one.
     """
-    odd = sorted(
-        {int(value) for value in np.flatnonzero(np.bincount(label.ravel(), minlength=256))}
-        - {0, *labels.values.values()}
-    )
+    odd = sorted({int(value) for value in np.flatnonzero(value_counts(label))} - {0, *labels.values.values()})
     if odd:
         raise LabelError(
             f"{what}: holds the values {odd} outside the labels {format_labels(labels.values)}; pass --labels."

@@ -1,7 +1,7 @@
 """One case's scores: overlap, distances, volumes, burden, lesions, tumor yes or no per slice."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from measure.detection import THRESHOLDS, Crossing, Matching, Mode, cross, diameters, match, numbered
+from measure.detection import THRESHOLDS, Crossing, Matching, Mode, Numbers, cross, diameters, match, numbered
 from measure.froc import Marks
 from measure.pairs import PROBABILITY, Pair, check_values, masks_of, report_of
 from measure.surface import SurfaceDistances, surface_distances
@@ -159,21 +159,29 @@ def lesion_scores(truth: Mask, predicted: Mask, grid: Grid, rules: Rules, probab
     return LesionScores(
         matchings=matchings,
         diameters_mm=(diameters(crops[0], grid.affine_lps), diameters(crops[1], grid.affine_lps)),
-        segmented=tuple(
-            pair_scores(np.isin(crops[0], ps), np.isin(crops[1], rs), grid, rules.tolerance_mm)
-            for ps, rs in matchings[THRESHOLDS[-1]].groups
-        ),
+        segmented=tuple(segmented(crops, matchings[THRESHOLDS[-1]], grid, rules.tolerance_mm)),
         by_probability=None if scores is None else judged(crossing, scores),
         by_volume=judged(crossing, volumes),
     )
 
 
+def segmented(
+    crops: Sequence[Numbers], matching: Matching, grid: Grid, tolerance_mm: float
+) -> Iterator[dict[str, float]]:
+    """Yield the scores of each detected lesion of prediction and reference, uint32[z, y, x], looking at its own box only."""
+    from scipy.ndimage import find_objects
+
+    boxes = [find_objects(numbers.astype(np.int32)) for numbers in crops]
+    for group in matching.groups:
+        sides = [found[number - 1] for found, numbers in zip(boxes, group, strict=True) for number in numbers]
+        box = tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*sides, strict=True))
+        yield pair_scores(np.isin(crops[0][box], group[0]), np.isin(crops[1][box], group[1]), grid, tolerance_mm)
+
+
 def pair_scores(predicted: Mask, truth: Mask, grid: Grid, tolerance_mm: float) -> dict[str, float]:
     """Return overlap and distances of one detected lesion."""
-    box = bounding_box(predicted | truth)
-    assert box is not None  # noqa: S101 (what was detected has voxels)
-    one = overlap(truth[box], predicted[box])
-    surface = surface_of(predicted[box], truth[box], grid, tolerance_mm)
+    one = overlap(truth, predicted)
+    surface = surface_of(predicted, truth, grid, tolerance_mm)
     return {"dice": one.dice, "jaccard": one.jaccard, "voe": one.voe, "rvd": one.rvd, "rvd_lits": one.rvd_lits} | vars(
         surface
     )

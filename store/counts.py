@@ -11,8 +11,22 @@ from store.labels import Labels, format_labels, make_labels
 from store.layout import AIR_HU
 from store.lesions import LesionTracker
 
+MANY_SLICES = 8
+"""Slices whose values are counted at a time: numpy widens them to eight bytes."""
 UNDECLARED = make_labels({"label_1": 1})
 """Labels of a collection that declares none: one value, of unknown meaning."""
+
+
+def value_counts(label: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """Return how many voxels of uint8[z, y, x] have each value, int64[256].
+
+    >>> value_counts(np.array([[[0, 2, 2]]], dtype=np.uint8))[:3].tolist()
+    [1, 0, 2]
+    """
+    counts = np.zeros(256, dtype=np.int64)
+    for z in range(0, len(label), MANY_SLICES):
+        counts += np.bincount(label[z : z + MANY_SLICES].ravel(), minlength=256)
+    return counts
 
 
 @dataclass

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import SimpleITK
 import typer
 
 from measure.evaluate import case_row, evaluate, totals
@@ -279,3 +280,17 @@ def test_intervals_hold_what_they_should_and_ratios_are_of_sums():
     low, high = ratio_interval([1, 0, 3], [2, 0, 3])
     assert 0.5 <= low < 0.8 < high <= 1.0
     assert np.isnan(ratio_interval([0, 0], [0, 0])).all()
+
+
+def test_overlaps_are_simpleitks(rng):
+    from store.metrics import overlap
+
+    truth, predicted = rng.random((2, 6, 7, 8)) < 0.4
+    measures = SimpleITK.LabelOverlapMeasuresImageFilter()
+    measures.Execute(*(SimpleITK.GetImageFromArray(mask.astype(np.uint8)) for mask in (truth, predicted)))
+    counts = overlap(truth, predicted)
+    assert counts.dice == pytest.approx(measures.GetDiceCoefficient())
+    assert counts.jaccard == pytest.approx(measures.GetJaccardCoefficient())
+    assert counts.voe == pytest.approx(1 - measures.GetJaccardCoefficient())
+    similarity = 2 * (counts.predicted - counts.reference) / (counts.predicted + counts.reference)
+    assert abs(similarity) == pytest.approx(abs(measures.GetVolumeSimilarity()))

@@ -178,3 +178,51 @@ def test_two_masks_are_compared_and_the_category_is_called_a_computation(tmp_pat
     bare = Volume(label=scan(), labels=make_labels({"liver": 1, "spleen": 2}), affine_lps=np.eye(4))
     with pytest.raises(LabelError, match="which label is tumor"):
         time_point(bare)
+
+
+def test_beside_a_report_of_infer_a_mask_needs_no_names_and_the_page_names_the_model(tmp_path):
+    from store.files import write_json
+
+    report = {
+        **LITS_LABELS.as_json(),
+        "model": "best<1>",
+        "model_sha256": "ab" * 32,
+        "slice_tumor_scores": [],
+        "tumor_confidence": 0.3,
+    }
+    write_json(tmp_path / "p" / "a.json", report)
+    write_nifti(tmp_path / "p" / "a.nii.gz", scan((2, 6, 6, 6)), SPACING)
+    for name in ("a_liver", "a_tumor", "a_probability_tumor"):  # what --separate and --probability write beside it
+        write_nifti(tmp_path / "p" / f"{name}.nii.gz", np.full((10, 30, 30), 64, np.uint8), SPACING)
+    (outcome,) = run(gather(tmp_path / "p", None, None), tmp_path / "out")
+    assert outcome.status == "done", outcome.reason
+    record = json.loads((tmp_path / "out" / "a.json").read_text())
+    assert record["lesions"][0]["probability_mean"] == pytest.approx(64 / 255, abs=1e-4)
+    assert record["flags"] == ["mean probability below 0.5 in lesion 1", "the model's confidence is 0.30"]
+    assert "best&lt;1&gt;" in (tmp_path / "out" / "a.html").read_text()
+
+
+def test_a_mask_without_its_scan_is_flagged_and_names_that_collide_are_refused(three_cases):
+    (three_cases / "scans" / "volume-2.nii").unlink()
+    run(gather(three_cases / "scans", three_cases / "scans", None), three_cases / "out")
+    record = json.loads((three_cases / "out" / "segmentation-2.json").read_text())
+    assert record["flags"] == ["no scan of its name was found, so there is no HU"]
+    write_nifti(three_cases / "twice" / "a.nii", scan(), SPACING)
+    write_nifti(three_cases / "twice" / "a.nii.gz", scan(), SPACING)
+    with pytest.raises(PairingError, match="written over others of the name a"):
+        gather(three_cases / "twice", None, LITS_LABELS)
+    write_nifti(three_cases / "summary.nii", scan(), SPACING)
+    with pytest.raises(PairingError, match="of the name summary"):
+        gather(three_cases / "summary.nii", None, LITS_LABELS)
+
+
+def test_a_process_that_dies_fails_its_cases_and_not_the_run(three_cases):
+    from concurrent.futures import Future
+    from concurrent.futures.process import BrokenProcessPool
+
+    from measure.jobs import _ended
+
+    (job, *_) = gather(three_cases / "scans", None, None)
+    future: Future = Future()
+    future.set_exception(BrokenProcessPool())
+    assert "fewer --workers" in _ended(future, job).reason
