@@ -22,7 +22,18 @@ from bench.tables import (
     where,
 )
 
-FIGURES = ("scores: demo", "scores: real", "ingest", "store", "loader", "train", "measure", "lits")
+FIGURES = (
+    "scores: demo",
+    "scores: real",
+    "quality",
+    "yardstick",
+    "ingest",
+    "store",
+    "loader",
+    "train",
+    "measure",
+    "lits",
+)
 END = "<!-- end -->"
 
 
