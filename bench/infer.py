@@ -36,11 +36,12 @@ from torch import Tensor, nn
 from bench.clock import Timing, interleaved, ratio
 from infer.batching import Filler, Scan
 from infer.canvas import plan_of
+from infer.capacity import capacity_of
 from infer.gather import gather
 from infer.inputs import Job, load
 from infer.lane import make_lane
 from infer.model import Model, open_model
-from infer.options import Options, capacity_of
+from infer.options import Options
 from infer.pipeline import infer
 from infer.postprocess import Rules, postprocess
 from infer.report import overlay
