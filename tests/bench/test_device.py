@@ -21,10 +21,10 @@ def test_every_row_is_measured_on_the_cpu_too(tmp_path):
     for row in engines["results"].values():
         assert row["per_second"] > 0
     share = engines["results"]["onnxruntime fp16"]["per_second"] * engines["gflop_a_slice"] / 1000
-    assert engines["of the peak"]["onnxruntime fp16"] == pytest.approx(share / found["peak"]["tflops"], abs=1e-3)
+    assert engines["of the peak"]["onnxruntime fp16"] == pytest.approx(share / found["peak"]["tflops"], rel=0.05)
     assert found["labels"]["fp32"]["differing"] == 0
     assert found["labels"]["fp16"]["differing"] < 2e-3
-    assert min(found["labels"]["shares"]) > 0, "all labels are there to be compared"
+    assert min(found["labels"]["pixels"]) > 0, "all labels are there to be compared"
     assert found["profile"]["width 4"]["by onnxruntime's file"]["kinds"]["convolutions"] > 0
     assert set(found["files"]["over the network with copies"]) == {".nii.gz", ".nii", "store"}
     assert found["files"]["summaries"]["store"]["scans"]["done"] == 2

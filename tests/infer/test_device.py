@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 
 import infer.lane
+from bench.infer import exported
 from infer import tensorrt
 from infer.capacity import Capacity, capacity_of, shapes_of
 from infer.cudart import Card, open_card
@@ -24,9 +25,11 @@ from infer.pipeline import infer as segment_all
 from infer.providers import options_for
 from infer.tensorrt import Builder, building, engine_folder, engine_options
 from store.errors import ModelError, ProviderError
+from store.labels import LITS_LABELS
 from tests.infer.test_parts import changed
-from train.export import export
+from train.config import Config
 from train.graph import DEFAULT, Flavor
+from train.step import build
 
 BUILDER = Builder(gpu="NVIDIA H200", onnxruntime="1.30.0", tensorrt="10.16.1")
 SHAPES = {"image": (14, 1, 64, 64, 2), "neighbors": (4, 3)}
@@ -82,12 +85,27 @@ def card(monkeypatch):
     return runtime
 
 
-@pytest.fixture(scope="module")
-def flavors(trained, tmp_path_factory) -> Path:
-    """A model with its byte flavor beside it."""
-    path = tmp_path_factory.mktemp("flavors") / "liver.onnx"
-    export(trained, path, flavors=(DEFAULT, Flavor(half=True, bytes_in=True)))
+def guided(path, *flavors):
+    """Write a small network whose labels are those of coarse HU, in some flavors."""
+    config = Config(width=4, depth=3)
+    network = build(LITS_LABELS, config)
+    for flavor in flavors:
+        exported(path.with_name(path.name.removesuffix(".onnx") + flavor.suffix), network, config, 64, flavor)
     return path
+
+
+def blocks(rng, count):
+    """Return int16[n, 64, 64], HU, of blocks well within background, organ or tumor, and the labels that they must get."""
+    label = rng.integers(0, 3, (count, 8, 8))
+    large = np.kron(label, np.ones((1, 8, 8), dtype=int))
+    image = np.array([-100, 100, 200])[large] + rng.integers(-10, 10, large.shape)
+    return image.astype(np.int16), large.astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def flavors(tmp_path_factory) -> Path:
+    """A model with its byte flavor beside it."""
+    return guided(tmp_path_factory.mktemp("flavors") / "liver.onnx", DEFAULT, Flavor(half=True, bytes_in=True))
 
 
 @pytest.fixture
@@ -320,13 +338,13 @@ class TestLane:
         opened, capacity = open_model(flavors.with_name(name), "cpu"), Capacity(4, 12)
         there, here = (kind(opened, capacity, ("label", "tumor")) for kind in (DeviceLane, HostLane))
         for rows, count in ((12, 4), (5, 2), (3, 1), (12, 4)):
-            image = rng.integers(-300, 400, (rows, 64, 64)).astype(np.int16)
+            image, label = blocks(rng, rows)
             neighbors = rng.integers(0, rows, (count, 3)).astype(np.int32)
             there.image[:rows] = here.image[:rows] = image
             one, other = (lane.run(rows, neighbors, threading.Lock()) for lane in (there, here))
             assert np.array_equal(one.label, other.label)
             assert np.array_equal(one.tumor, other.tumor)
-            assert len(one.label) == count
+            assert np.array_equal(one.label, label[neighbors[:, 1]])
         assert card.devices == {0}
 
     def test_only_rows_that_count_go_up_and_only_labels_that_are_asked_for_come_down(self, flavors, card):
