@@ -24,10 +24,12 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +89,7 @@ class Work:
     """Slices in a batch; 0 is what `infer` takes."""
     batches: int = 20
     """Batches in a round."""
-    scans: int = 48
+    scans: int = 64
     slices: int = 256
     """Slices of a scan."""
     rounds: int = 5
@@ -256,8 +258,9 @@ def engines_of(folder: Path, work: Work, width: int, results: Record) -> Record:
         "onnxruntime fp16 with copies": with_copies(half, work),
         "torch eager": in_torch(work, width, labels, compiled=False),
     }
+    failed: dict[str, str] = {}
     if work.device == "cuda":
-        contenders["torch compiled"] = in_torch(work, width, labels, compiled=True)
+        add(contenders, failed, "torch compiled", lambda: in_torch(work, width, labels, compiled=True))
     times = interleaved(contenders, rounds=work.rounds, tell=lambda name: say(f"  {name}"))
     ours, amount = times["onnxruntime fp16"], labels * work.batches
     gflop = gflop_a_slice(half.path)
@@ -272,21 +275,39 @@ def engines_of(folder: Path, work: Work, width: int, results: Record) -> Record:
         else None,
         "over": {name: round(ratio(timing, ours), 3) for name, timing in times.items() if timing is not ours},
         "with copies over resident": round(ratio(ours, times["onnxruntime fp16 with copies"]), 3),
+        "failed": failed,
     }
+
+
+def add(
+    contenders: dict[str, Callable[[], object]],
+    failed: dict[str, str],
+    name: str,
+    make: Callable[[], Callable[[], object]],
+) -> None:
+    """Make a contender and run it once; what cannot run here is a result, too, and does not keep the others from running."""
+    try:
+        contender = make()
+        contender()
+        contenders[name] = contender
+    except Exception as error:  # noqa: BLE001 (torch and onnxruntime raise many types)
+        failed[name] = f"{type(error).__name__}: {str(error)[:500]}"
 
 
 def settings(folder: Path, work: Work, _results: Record) -> Record:
     """Measure the default network with one setting of the CUDA provider changed at a time."""
     width = work.widths[0]
     changes = SETTINGS if work.device == "cuda" else {}
-    contenders, failed = {"as it is": resident(opened(folder, work, width, HALF), work)}, {}
-    for name, change in changes.items():
+    contenders = {"as it is": resident(opened(folder, work, width, HALF), work)}
+    failed: dict[str, str] = {}
+
+    def changed(change: dict[str, str]) -> Callable[[], object]:
         model = opened(folder, work, width, HALF)
-        try:
-            model.session = make_session(model.path.read_bytes(), model.path, work.device, 0, change)[0]
-            contenders[name] = resident(model, work)
-        except Exception as error:  # noqa: BLE001 (a setting that this provider does not take is a result)
-            failed[name] = str(error)
+        model.session = make_session(model.path.read_bytes(), model.path, work.device, 0, change)[0]
+        return resident(model, work)
+
+    for name, change in changes.items():
+        add(contenders, failed, name, partial(changed, change))
     times = interleaved(contenders, rounds=work.rounds)
     amount = capacity(opened(folder, work, width, HALF), work).labels * work.batches
     return {
@@ -318,17 +339,31 @@ def files(folder: Path, work: Work, _results: Record) -> Record:
     times = interleaved(contenders, rounds=max(1, work.rounds // 2), tell=lambda name: say(f"  {name}"))
     amounts = dict.fromkeys(sources, work.scans * work.slices) | {bare: capacity(model, work).labels * work.batches}
     rows = {name: timing.as_json(amounts[name]) for name, timing in times.items()}
+    compared = gate_seconds(model, work)
     return {
         "cores": len(os.sched_getaffinity(0)),
         "results": rows,
         "over the network with copies": {
             name: round(ratio(times[bare], times[name]) * amounts[name] / amounts[bare], 3) for name in sources
         },
+        "comparison with the CPU, once a run, seconds": round(compared, 3),
+        "over the network with copies, without that comparison": {
+            name: round(amounts[name] / max(1e-9, times[name].median - compared) / rows[bare]["per_second"], 3)
+            for name in sources
+        },
         "summaries": {
             name: {key: value for key, value in summary.items() if key != "outcomes"}
             for name, summary in stages.items()
         },
     }
+
+
+def gate_seconds(model: Model, work: Work) -> float:
+    """Return about how long a run takes to label two slices on the CPU before its first scan; a run here is short beside it."""
+    image, neighbors = batch_of(work, 2)
+    start = time.perf_counter()
+    open_model(model.path, "cpu").run(image, neighbors)
+    return time.perf_counter() - start if work.device == "cuda" else 0.0
 
 
 def made_sources(folder: Path, work: Work) -> dict[str, Path]:
