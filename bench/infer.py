@@ -36,11 +36,12 @@ from torch import Tensor, nn
 from bench.clock import Timing, interleaved, ratio
 from infer.batching import Filler, Scan
 from infer.canvas import plan_of
+from infer.capacity import capacity_of
 from infer.gather import gather
 from infer.inputs import Job, load
 from infer.lane import make_lane
 from infer.model import Model, open_model
-from infer.options import Options, capacity_of
+from infer.options import Options
 from infer.pipeline import infer
 from infer.postprocess import Rules, postprocess
 from infer.report import overlay
@@ -55,7 +56,7 @@ from store.picture import save_png
 from store.progress import progress
 from train.config import Config
 from train.export import CONTRACT, add_metadata, to_onnx
-from train.graph import Exported
+from train.graph import DEFAULT, Exported, Flavor
 from train.step import build
 
 SIZE = 512
@@ -98,9 +99,9 @@ class Light(nn.Module):
         return large
 
 
-def exported(path: Path, network: nn.Module, config: Config, size: int) -> Path:
+def exported(path: Path, network: nn.Module, config: Config, size: int, flavor: Flavor = DEFAULT) -> Path:
     """Write a network as a model file without a proof."""
-    graph = Exported(Guided(network).eval(), config, LITS_LABELS).eval()
+    graph = Exported(Guided(network).eval(), config, LITS_LABELS, flavor).eval()
     window = np.arange(config.context, dtype=np.int32)[None]
     to_onnx(graph, [(np.zeros((config.context, size, size), dtype=np.int16), window)], path)
     rules = Rules(largest_organ=True, min_lesion_ml=MIN_LESION_ML)
@@ -108,8 +109,8 @@ def exported(path: Path, network: nn.Module, config: Config, size: int) -> Path:
         path,
         {
             "contract": CONTRACT,
-            "input": "int16",
-            "precision": "fp32",
+            "input": "bytes" if flavor.bytes_in else "int16",
+            "precision": flavor.precision,
             "context": config.context,
             "postprocess": rules.as_json(),
             **LITS_LABELS.as_json(),

@@ -21,11 +21,11 @@ from bench.clock import interleaved, ratio
 from bench.infer import SIZE, exported, made_scans, network_of
 from infer.batching import Filler, Scan
 from infer.canvas import plan_of
+from infer.capacity import capacity_of
 from infer.gather import gather
 from infer.inputs import load
 from infer.lane import make_lane
 from infer.model import Model, open_model
-from infer.options import capacity_of
 from infer.single import segment_volume
 from store.files import to_json, write_json
 from store.machine import card

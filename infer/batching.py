@@ -9,18 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from infer.canvas import Canvas, Plan
+from infer.capacity import Capacity
 from infer.model import Answer
 from infer.views import View
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """What one batch holds at most."""
-
-    labels: int
-    """Slices to label."""
-    rows: int
-    """Slices that go in: those to label and their neighbors, each once."""
 
 
 class Scan:

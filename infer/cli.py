@@ -82,7 +82,7 @@ def infer(
     with errors_shown():
         from infer.gather import gather, read_list
         from infer.ledger import Book
-        from infer.model import open_model
+        from infer.model import file_for, open_model
         from infer.options import Options
         from infer.pipeline import extra_names, left_to_do
         from infer.pipeline import infer as run
@@ -113,8 +113,8 @@ def infer(
         jobs, left_out = gather(given, parse_window(window) if window else None)
         if part is not None:
             jobs, left_out = jobs[part[0] :: part[1]], left_out[part[0] :: part[1]]
-        here = "cpu" if scheduler else provider
-        opened = open_model(model, here, options.devices[0])  # type: ignore[arg-type]
+        file, here = (file_for(model, provider), "cpu") if scheduler else (model, provider)
+        opened = open_model(file, here, options.devices[0], options.batch)  # type: ignore[arg-type]
         info = opened.info
         shape = f"slices {info.size[0]}x{info.size[1]}, context {info.context}, {info.metadata.get('precision')}"
         where = f"the workers of {scheduler}: {provider}" if scheduler else f"{opened.provider}: {opened.reason}"

@@ -54,7 +54,7 @@ def work(part: Part) -> Summary:
     """
     if not part.out.is_dir():
         raise ConfigError(f"{part.out}: a worker does not see this folder; --out must be shared with all of them.")
-    model = open_model(part.model, part.provider)
+    model = open_model(part.model, part.provider, batch=part.options.batch)
     if model.info.sha256 != part.sha256:
         raise ConfigError(
             f"{part.model}: a worker sees another file of this name; the model must be shared with all of them."

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from infer.batching import Batch, Capacity, Scan
+from infer.batching import Batch, Scan
+from infer.capacity import Capacity
 from infer.inputs import Job, LoadedScan
 from infer.lane import LANES, Lane, make_lane, turns_of
 from infer.line import Line, Stopped

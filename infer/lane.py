@@ -5,19 +5,23 @@ shape for the whole run, since its provider plans anew for each shape; its tail 
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from infer.batching import Capacity
+from infer.capacity import Capacity
+from infer.cudart import open_card
 from infer.model import Answer, Model, answered
-from store.layout import AIR_HU
 
 LANES = 2
 ON_DEVICE = ("cuda", "tensorrt")
+WHERE = "cuda"
+"""onnxruntime's name of the memory of both."""
+Room = Callable[[Sequence[int], Any], npt.NDArray[Any]]
+"""Zeros of a shape and type, in memory of some kind."""
 
 
 class Lane(Protocol):
@@ -78,42 +82,58 @@ class VinoLane:
 
 
 class DeviceLane:
-    """A batch on a GPU, of one shape for the whole run: uploads and downloads lie outside of the other lane's turn."""
+    """A batch on a GPU, of one shape for the whole run: uploads and downloads lie outside of the other lane's turn.
+
+    What travels lies in pinned memory. Only the rows that count go up, and only the labels asked for come down; what stood in
+    the other rows before is labelled again and thrown away.
+    """
 
     def __init__(self, model: Model, capacity: Capacity, wanted: Sequence[str]) -> None:
         from infer.providers import runtime
 
-        value = runtime().OrtValue
+        make = runtime().OrtValue.ortvalue_from_shape_and_type
         self._model = model
-        self.image, outputs = _buffers(model, capacity, wanted)
-        self._neighbors = np.zeros((capacity.labels, model.info.context), dtype=np.int32)
-        feed = model.feed(self.image, self._neighbors)
-        at = model.device
-        self._inputs = {name: value.ortvalue_from_numpy(array, "cuda", at) for name, array in feed.items()}
-        self._outputs = {
-            name: value.ortvalue_from_shape_and_type(array.shape, array.dtype.type, "cuda", at)
-            for name, array in outputs.items()
+        self._card = open_card(runtime(), model.device)
+        self.image, self._found = _buffers(model, capacity, wanted, self._card.room)
+        self._neighbors = self._card.room((capacity.labels, model.info.context), np.int32)
+        self._given = model.feed(self.image, self._neighbors)
+        self._there = {
+            name: make(array.shape, array.dtype.type, WHERE, model.device)
+            for name, array in (self._given | self._found).items()
         }
+        for name, array in self._given.items():
+            self._up(name, len(array))
 
     def run(self, rows: int, neighbors: npt.NDArray[np.int32], turn: AbstractContextManager[Any]) -> Answer:
         """Label slices; see `Lane.run`."""
-        self.image[rows:] = AIR_HU
         self._neighbors[:] = 0
         self._neighbors[: len(neighbors)] = neighbors
-        for name, array in self._model.feed(self.image, self._neighbors).items():
-            self._inputs[name].update_inplace(array)
-        binding = self._model.session.io_binding()
-        for name, value in self._inputs.items():
-            binding.bind_ortvalue_input(name, value)
-        for name, value in self._outputs.items():
-            binding.bind_ortvalue_output(name, value)
+        for name, array in self._given.items():
+            self._up(name, rows if name == "image" else len(array))
         with turn:
-            self._model.session.run_with_iobinding(binding)
-        return answered({name: value.numpy()[: len(neighbors)] for name, value in self._outputs.items()})
+            self.compute()
+        for name, array in self._found.items():
+            size = array[: len(neighbors)].nbytes
+            self._card.copy(array.ctypes.data, self._there[name].data_ptr(), size)
+        return answered({name: array[: len(neighbors)] for name, array in self._found.items()})
+
+    def compute(self) -> None:
+        """Run the network on what lies on the GPU and leave its outputs there."""
+        binding = self._model.session.io_binding()
+        for name in self._given:
+            binding.bind_ortvalue_input(name, self._there[name])
+        for name in self._found:
+            binding.bind_ortvalue_output(name, self._there[name])
+        self._model.session.run_with_iobinding(binding)
+
+    def _up(self, name: str, count: int) -> None:
+        """Copy the first rows of an input to the GPU."""
+        part = self._given[name][:count]
+        self._card.copy(self._there[name].data_ptr(), part.ctypes.data, part.nbytes)
 
 
 def _buffers(
-    model: Model, capacity: Capacity, wanted: Sequence[str]
+    model: Model, capacity: Capacity, wanted: Sequence[str], room: Room = np.zeros
 ) -> tuple[npt.NDArray[np.int16], dict[str, npt.NDArray[Any]]]:
     """Return room for the slices of a batch, and for each output that is asked for."""
     info = model.info
@@ -123,8 +143,8 @@ def _buffers(
         "tumor": (np.uint8, info.size),
         "probability": (info.probability_dtype, maps),
     }
-    outputs = {name: np.zeros((capacity.labels, *shapes[name][1]), dtype=shapes[name][0]) for name in wanted}
-    return np.zeros((capacity.rows, *info.size), dtype=np.int16), outputs
+    outputs = {name: room((capacity.labels, *shapes[name][1]), shapes[name][0]) for name in wanted}
+    return room((capacity.rows, *info.size), np.int16), outputs
 
 
 def make_lane(model: Model, capacity: Capacity, wanted: Sequence[str]) -> Lane:

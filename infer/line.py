@@ -11,7 +11,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from infer.batching import Batch, Capacity, Filler, Scan
+from infer.batching import Batch, Filler, Scan
+from infer.capacity import Capacity
 from store.errors import ReadError
 
 AHEAD = 256

@@ -10,9 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from infer.capacity import capacity_of, shapes_of
 from infer.foreign import card_beside, wrapped
 from infer.postprocess import Rules, rules_from_json
-from infer.providers import Provider, make_session
+from infer.providers import Provider, listed, make_session, runtime
+from infer.tensorrt import Builder, engine_folder, engine_options, gpu_name, tensorrt_version
 from store.errors import InputError, ModelError
 from store.labels import Labels, labels_from_json
 
@@ -20,6 +22,10 @@ CONTRACT = 1
 CONTEXTS = (1, 3, 5, 7)
 INPUTS: dict[str, str] = {"int16": "int16", "bytes": "uint8"}
 """Forms of the input ``image`` and their types."""
+BYTES_SUFFIX = ".bytes.fp16.onnx"
+"""What the name of the flavor for TensorRT ends in, beside the model's own file."""
+SAME = ("labels", "window_hu", "context", "context_spacing_mm", "spacing_mm", "postprocess", "training", "store_sha256")
+"""What two flavors of one network say alike."""
 MAX_SIDE = 4096
 EXTERNAL_DATA = b"\x0a\x08location"
 """How protobuf writes the key of a tensor that lies in another file; such a path is never followed."""
@@ -77,13 +83,20 @@ class Answer:
 class Model:
     """A session with its contract."""
 
-    def __init__(self, path: Path, content: bytes, provider: Provider, device: int = 0) -> None:
+    def __init__(self, path: Path, content: bytes, provider: Provider, device: int = 0, batch: int = 0) -> None:
         self.path = path
         self.device = device
         """Number of the GPU; the CPU is 0."""
+        self.batch = batch
+        """Slices in a batch, as asked for; TensorRT's engine is built for it."""
         self._content = content
-        self.session, self.provider, self.reason = make_session(content, path, provider, device)
-        self.info = read_info(self.session, path, hashlib.sha256(content).hexdigest())
+        sha256 = hashlib.sha256(content).hexdigest()
+        self._more: dict[str, str] = {}
+        if provider == "tensorrt":
+            info = read_info(make_session(content, path, "cpu")[0], path, sha256)
+            self._more = told_tensorrt(info, device, batch)
+        self.session, self.provider, self.reason = make_session(content, path, provider, device, self._more)
+        self.info = read_info(self.session, path, sha256)
 
     def rebuild(self) -> None:
         """Make the session anew on the same provider, after its device failed.
@@ -93,7 +106,7 @@ class Model:
         ProviderError
             The provider does not start any more.
         """
-        self.session, _, _ = make_session(self._content, self.path, self.provider, self.device)
+        self.session, _, _ = make_session(self._content, self.path, self.provider, self.device, self._more)
 
     def feed(self, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[Any]]:
         """Return the graph's inputs for slices int16[n, H, W], HU, and windows int32[b, c]; with c = 1 the rows are those to label."""
@@ -124,8 +137,53 @@ def answered(outputs: Mapping[str, npt.NDArray[Any]]) -> Answer:
     return Answer(outputs["label"], outputs.get("tumor"), outputs.get("probability"))
 
 
-def open_model(path: Path, provider: Provider = "auto", device: int = 0) -> Model:
-    """Open a model file on a provider, and there on a device of that number.
+def told_tensorrt(info: ModelInfo, device: int, batch: int) -> dict[str, str]:
+    """Return what TensorRT is told of a model: its one batch shape, and the folder of its engine.
+
+    Raises
+    ------
+    ProviderError
+        TensorRT, or the GPU, is not there.
+    """
+    builder = Builder(gpu=gpu_name(device), onnxruntime=runtime().__version__, tensorrt=tensorrt_version())
+    shapes = shapes_of(info, capacity_of(info, "tensorrt", batch))
+    return engine_options(shapes, engine_folder(Path.home(), builder, info.sha256, shapes))
+
+
+def file_for(path: Path, provider: str) -> Path:
+    """Return the file that a provider takes of a model: TensorRT its `byte_flavor`, the others the one that was named."""
+    return byte_flavor(path) if provider == "tensorrt" else path
+
+
+def byte_flavor(path: Path) -> Path:
+    """Return the file that TensorRT takes: this one when it takes pairs of bytes, else the one beside it of the same training.
+
+    Raises
+    ------
+    ModelError
+        There is none, or it is another network.
+    """
+    given = open_model(path, "cpu").info
+    if given.input == "bytes":
+        return path
+    found = path.with_name(path.name.removesuffix(".onnx").removesuffix(".fp16") + BYTES_SUFFIX)
+    if not found.exists():
+        raise ModelError(
+            f"{path}: takes int16, a type that TensorRT does not have, and {found.name} is not beside it; "
+            "write it with `slicemill export --bytes`, or use --provider cuda."
+        )
+    taken = open_model(found, "cpu").info
+    differing = [name for name in SAME if given.metadata.get(name) != taken.metadata.get(name)]
+    if taken.input != "bytes" or taken.size != given.size or differing:
+        what = ", ".join(differing) or "input or size"
+        raise ModelError(
+            f"{found}: is not the network of {path.name} with bytes for input (other {what}); export both again."
+        )
+    return found
+
+
+def open_model(path: Path, provider: Provider = "auto", device: int = 0, batch: int = 0) -> Model:
+    """Open a model file on a provider, and there on a device of that number; TensorRT's engine is built for one `batch`.
 
     Raises
     ------
@@ -134,6 +192,9 @@ def open_model(path: Path, provider: Provider = "auto", device: int = 0) -> Mode
     ProviderError
         The provider does not run here.
     """
+    if provider == "tensorrt":
+        listed(provider)
+        path = file_for(path, provider)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -144,7 +205,7 @@ def open_model(path: Path, provider: Provider = "auto", device: int = 0) -> Mode
         )
     if (card := card_beside(path)) is not None:
         content = wrapped(content, path, card)
-    return Model(path, content, provider, device)
+    return Model(path, content, provider, device, batch)
 
 
 def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:

@@ -4,16 +4,10 @@ import os
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from infer.batching import Capacity
 from infer.canvas import Plan
-from infer.model import ModelInfo
 from infer.views import PLAIN, Manner
 from store.errors import ConfigError
 
-CPU_PIXELS = 2 * 512 * 512
-"""Pixels in a batch on the CPU: more brings nothing there (design notes, RUNTIME section 3)."""
-GPU_PIXELS = 32 * 512 * 512
-"""Pixels in a batch on a GPU."""
 MAX_READERS, MAX_WRITERS = 8, 8
 WORKING_BYTES = 8
 """Bytes a voxel that post-processing may take for a while: two masks and the numbers of the components, at most."""
@@ -31,7 +25,7 @@ class Options:
     separate: bool = False
     """Whether each label is also written as a file of its own, 0 and 1."""
     batch: int = 0
-    """Slices in a batch; 0 takes about CPU_PIXELS or GPU_PIXELS."""
+    """Slices in a batch; 0 fits the provider (`infer.capacity`)."""
     readers: int = 0
     """Threads that decode; 0 is one for every two cores, two at least."""
     writers: int = 0
@@ -62,15 +56,6 @@ class Options:
         changed = {name: True for name, on in asdict(self.manner).items() if on}
         changed |= {"separate": True} if self.separate else {}
         return changed | ({} if self.postprocess else {"postprocess": False})
-
-
-def capacity_of(info: ModelInfo, provider: str, batch: int = 0) -> Capacity:
-    """Return what one batch holds: slices to label, and room for their neighbors, which may lie apart."""
-    pixels = CPU_PIXELS if provider in ("cpu", "openvino") else GPU_PIXELS
-    if info.one_slice and batch > 1:
-        raise ConfigError(f"--batch {batch}: {info.name} takes one slice at a time; export it with an open batch axis.")
-    labels = 1 if info.one_slice else batch or max(1, pixels // (info.size[0] * info.size[1]))
-    return Capacity(labels, min(labels * info.context, 2 * (labels + info.context)))
 
 
 def threads_of(asked: int, most: int) -> int:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from infer.batching import Batch, Scan
 from infer.canvas import Segmented, plan_of, wanted_of
+from infer.capacity import capacity_of
 from infer.engine import Engine, Limits, Steps, Ticket
 from infer.inputs import Job, LoadedScan, opened
 from infer.lane import Lane
@@ -28,7 +29,6 @@ from infer.options import (
     MAX_READERS,
     MAX_WRITERS,
     Options,
-    capacity_of,
     memory_for_scans,
     memory_of,
     threads_of,
@@ -269,7 +269,7 @@ def reason_of(error: Exception, job: Job) -> str:
 
 def models_of(model: Model, devices: Sequence[int]) -> list[Model]:
     """Return a model for each device; the first is the one that is open."""
-    return [model, *(open_model(model.path, model.provider, device) for device in devices[1:])]
+    return [model, *(open_model(model.path, model.provider, device, model.batch) for device in devices[1:])]
 
 
 def gate(model: Model, scan: Scan, lane: Lane) -> None:

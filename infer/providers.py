@@ -7,9 +7,11 @@ So a session is made for one provider only, with its fallback switched off, and 
 import ctypes
 import importlib.metadata
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from infer.tensorrt import TENSORRT, building
 from infer.vino import NAME, VinoSession
 from store.errors import ModelError, ProviderError
 
@@ -21,6 +23,17 @@ NAMES: dict[str, str] = {
     "openvino": NAME,
 }
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+CUDA = {
+    "cudnn_conv_algo_search": "EXHAUSTIVE",
+    "cudnn_conv_use_max_workspace": "1",
+    "prefer_nhwc": "1",
+    "fuse_conv_bias": "1",
+    "arena_extend_strategy": "kSameAsRequested",
+    "use_tf32": "1",
+}
+"""One shape for the whole run lets cuDNN search once; NHWC is what tensor cores take; a bias fused into its convolution saves a pass
+over memory; an arena that doubles took 32 GB for a need of 16. Advice of the design notes, RUNTIME section 4, with its sources: no
+GPU has measured them here yet, which `bench/gpu/infer.sh` does. Float32 convolutions use TF32, as onnxruntime's and torch's do."""
 QUIET = 4
 """Log level fatal: what onnxruntime would print is in the exception that is shown."""
 
@@ -73,8 +86,10 @@ def has_nvidia_driver() -> bool:
         return False
 
 
-def make_session(model: bytes, path: Path, provider: Provider, device: int = 0) -> tuple[Any, Provider, str]:
-    """Return a session, the provider that it runs on, and why that one.
+def make_session(
+    model: bytes, path: Path, provider: Provider, device: int = 0, more: Mapping[str, str] | None = None
+) -> tuple[Any, Provider, str]:
+    """Return a session, the provider that it runs on, and why that one; `more` is what its provider is told beside the usual.
 
     Raises
     ------
@@ -88,47 +103,62 @@ def make_session(model: bytes, path: Path, provider: Provider, device: int = 0) 
         session = VinoSession(model, path, _session(model, path, "cpu"))
         return session, provider, f"asked for; computes in {session.precision}"
     if provider != "auto":
-        return _session(model, path, provider, device), provider, "asked for"
+        return _session(model, path, provider, device, more), provider, "asked for"
     available = runtime().get_available_providers()
     if NAMES["cuda"] not in available:
         return _session(model, path, "cpu"), "cpu", "this onnxruntime has no CUDA provider"
     if not has_nvidia_driver():
         return _session(model, path, "cpu"), "cpu", "no NVIDIA driver answers"
     try:
-        return _session(model, path, "cuda", device), "cuda", "the CUDA provider starts"
+        return _session(model, path, "cuda", device, more), "cuda", "the CUDA provider starts"
     except ProviderError as error:
         return _session(model, path, "cpu"), "cpu", f"CUDA does not start: {error}"
 
 
 def options_for(provider: str, device: int) -> dict[str, str]:
-    """Return what a provider is told: which GPU."""
+    """Return what a provider is told: which GPU, and how to compute there."""
     if provider in ("cpu", "openvino"):
         if device:
             raise ProviderError(
                 f"--devices {device}: the CPU is one device, 0; name GPUs with --provider cuda or tensorrt."
             )
         return {}
-    return {"device_id": str(device)}
+    return {"device_id": str(device), **(CUDA if provider == "cuda" else TENSORRT)}
 
 
-def _session(model: bytes, path: Path, provider: str, device: int = 0) -> Any:
-    module = runtime()
+def listed(provider: str) -> str:
+    """Return onnxruntime's name of a provider that this onnxruntime was built with, which need not start.
+
+    Raises
+    ------
+    ProviderError
+        It was not, or there is no such provider.
+    """
     if provider not in NAMES:
         raise ProviderError(f"--provider {provider}: choose one of auto, {', '.join(NAMES)}.")
     name = NAMES[provider]
-    if name not in module.get_available_providers():
+    if name not in runtime().get_available_providers():
         raise ProviderError(
             f"--provider {provider}: this onnxruntime ({', '.join(installed_runtimes())}) has no {name}; pip uninstall -y onnxruntime, "
             "then pip install 'slicemill[gpu]', or use --provider cpu."
         )
-    told = options_for(provider, device)
+    return name
+
+
+def _session(model: bytes, path: Path, provider: str, device: int = 0, more: Mapping[str, str] | None = None) -> Any:
+    module, name = runtime(), listed(provider)
+    told = options_for(provider, device) | dict(more or {})
     options = module.SessionOptions()
     options.log_severity_level = QUIET
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     if provider != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        module.preload_dlls()  # those that pip brought as packages, where torch has not loaded them
     try:
-        session = module.InferenceSession(model, options, providers=[(name, told)])
+        with building(told):
+            session = module.InferenceSession(model, options, providers=[(name, told)])
+    except ProviderError:
+        raise
     except Exception as error:  # onnxruntime raises many types, some of them private
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         if provider == "cpu":

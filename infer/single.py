@@ -1,6 +1,7 @@
 """One scan through the network, without threads; and what is done with any scan's labels."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy.typing as npt
 
 from infer.batching import Filler, Scan
 from infer.canvas import Segmented, plan_of
+from infer.capacity import capacity_of
 from infer.inputs import Job, LoadedScan, load
+from infer.lane import make_lane
 from infer.model import Model, open_model
-from infer.options import capacity_of
 from infer.postprocess import postprocess
 from infer.report import make_report
 
@@ -35,11 +37,11 @@ def segment_volume(
     capacity = capacity_of(model.info, model.provider)
     filler = Filler(capacity)
     filler.add(scan)
-    image = np.empty((capacity.rows, *model.info.size), dtype=np.int16)
+    lane = make_lane(model, capacity, plan.wanted)
     while filler.waiting:
         batch = filler.next()
-        batch.show(image)
-        batch.put(model.run(image[: len(batch.rows)], batch.neighbors, plan.wanted))
+        batch.show(lane.image)
+        batch.put(lane.run(len(batch.rows), batch.neighbors, nullcontext()))
         advance(len(batch.units))
     return scan.canvas.segmented()
 

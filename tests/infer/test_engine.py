@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import infer.line
-from infer.batching import Capacity, Scan
 from infer.canvas import plan_of
+from infer.capacity import Capacity
 from infer.gather import gather
 from infer.ledger import Book
 from infer.line import Line, Stopped
@@ -357,7 +357,7 @@ def test_the_stopwatch_adds_threads_up():
 
 
 def test_a_scan_is_whole_when_its_last_unit_is_in():
-    scan: Scan = planned(np.zeros((3, 4, 4), np.int16), (4, 4), 1, 1.0)
+    scan = planned(np.zeros((3, 4, 4), np.int16), (4, 4), 1, 1.0)
     assert [scan.is_whole_after(count) for count in (1, 2)] == [False, True]
 
 

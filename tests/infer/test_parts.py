@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infer import providers
-from infer.batching import Capacity, Filler, Scan
+from infer.batching import Filler, Scan
 from infer.canvas import Plan
+from infer.capacity import Capacity
 from infer.gather import gather
 from infer.inputs import load
 from infer.model import Answer, compare, open_model

@@ -1,0 +1,65 @@
+"""The benchmark of a card, on the CPU in its place: every row is measured, and a row that fails is told."""
+
+import json
+
+import pytest
+
+from bench import device
+from bench.device import Work, measure
+from bench.kernels import by_operator, kind_of, summed
+
+TINY = Work(device="cpu", widths=(4,), size=64, batch=2, batches=2, scans=2, slices=8, rounds=2)
+
+
+def test_every_row_is_measured_on_the_cpu_too(tmp_path):
+    kept = []
+    record = measure(tmp_path, TINY, list(device.ROWS), lambda now: kept.append(len(now["results"])))
+    assert record["failed"] == {}
+    assert kept == [1, 2, 3, 4, 5, 6]
+    found = json.loads(json.dumps(record))["results"]
+    engines = found["engines"]["width 4"]
+    for row in engines["results"].values():
+        assert row["per_second"] > 0
+    share = engines["results"]["onnxruntime fp16"]["per_second"] * engines["gflop_a_slice"] / 1000
+    assert engines["of the peak"]["onnxruntime fp16"] == pytest.approx(share / found["peak"]["tflops"], rel=0.05)
+    assert found["labels"]["fp32"]["differing"] == 0
+    assert found["labels"]["fp16"]["differing"] < 2e-3
+    assert min(found["labels"]["pixels"]) > 0, "all labels are there to be compared"
+    assert found["profile"]["width 4"]["by onnxruntime's file"]["kinds"]["convolutions"] > 0
+    assert set(found["files"]["over the network with copies"]) == {".nii.gz", ".nii", "store"}
+    assert found["files"]["summaries"]["store"]["scans"]["done"] == 2
+    assert found["settings"]["over as it is"] == {"as it is": 1.0}
+    assert record["machine"]["versions"]["onnxruntime"]
+
+
+def test_a_row_that_fails_is_in_the_record_and_the_others_go_on(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setitem(device.ROWS, "engines", broken)
+    record = measure(tmp_path, TINY, ["peak", "engines"], lambda _: None)
+    assert record["failed"] == {"engines": "RuntimeError: no kernel image"}
+    assert record["results"]["peak"]["tflops"] > 0
+
+
+def test_operators_are_summed_without_their_fences():
+    def event(name, op, dur, ts=30):
+        return {"cat": "Node", "name": name, "dur": dur, "ts": ts, "args": {"op_name": op}}
+
+    events = [event("c1_kernel_time", "Conv", 5), event("c2_kernel_time", "Conv", 3), event("r_kernel_time", "Relu", 2)]
+    noise = [event("c1_fence_before", "Conv", 90)]
+    noise += [{"cat": "Session", "name": "model_run", "dur": 99, "ts": ts, "args": {}} for ts in (0, 20)]
+    noise.append(event("c1_kernel_time", "Conv", 70, ts=5))
+    assert by_operator(events + noise) == {"Conv": 8, "Relu": 2}
+    kernel = {"cat": "Kernel", "name": "sm90_xmma_fprop", "dur": 4, "ts": 30, "args": {}}
+    assert by_operator([*events, kernel]) == {"sm90_xmma_fprop": 4}
+
+
+def test_the_kind_that_takes_most_bounds():
+    found = summed({"cudnn::nchwToNhwcKernel": 30.0, "sm90_gemm_f16": 20.0, "Relu": 25.0, "Concat": 25.0})
+    assert found["bound"] == "elementwise"
+    assert found["kinds"] == {"elementwise": 0.5, "layout": 0.3, "convolutions": 0.2}
+    assert next(iter(found["names"])) == "cudnn::nchwToNhwcKernel"
+    assert found["milliseconds"] == 0.1
+    assert kind_of("convertTensor_kernel") == "layout"
+    assert summed({})["bound"] is None

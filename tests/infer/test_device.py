@@ -1,0 +1,354 @@
+"""GPUs without one: what providers are told, where engines are kept, and lanes whose GPU is a stand-in in the computer's memory."""
+
+import ctypes
+import gc
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import onnxruntime
+import pytest
+
+import infer.lane
+from bench.infer import exported
+from infer import tensorrt
+from infer.capacity import Capacity, capacity_of, shapes_of
+from infer.cudart import Card, open_card
+from infer.gather import gather
+from infer.lane import DeviceLane, HostLane
+from infer.model import open_model
+from infer.options import Options
+from infer.pipeline import infer as segment_all
+from infer.providers import options_for
+from infer.tensorrt import Builder, building, engine_folder, engine_options
+from store.errors import ModelError, ProviderError
+from store.labels import LITS_LABELS
+from tests.infer.test_parts import changed
+from train.config import Config
+from train.graph import DEFAULT, Flavor
+from train.step import build
+
+BUILDER = Builder(gpu="NVIDIA H200", onnxruntime="1.30.0", tensorrt="10.16.1")
+SHAPES = {"image": (14, 1, 64, 64, 2), "neighbors": (4, 3)}
+
+
+class Runtime:
+    """The functions of CUDA's runtime that a card calls, in the computer's own memory."""
+
+    def __init__(self):
+        self.held, self.copied, self.devices, self.fails = {}, [], set(), ""
+
+    def __getattribute__(self, name):
+        if name.startswith("cuda") and name == object.__getattribute__(self, "fails"):
+            return lambda *_: 2
+        return object.__getattribute__(self, name)
+
+    def cudaSetDevice(self, device):  # noqa: N802
+        self.devices.add(device.value)
+        return 0
+
+    def cudaHostAlloc(self, place, size, flags):  # noqa: N802
+        memory = ctypes.create_string_buffer(b"\xff" * size.value, size.value)
+        place._obj.value = ctypes.addressof(memory)
+        self.held[ctypes.addressof(memory)] = memory
+        return 0
+
+    def cudaFreeHost(self, place):  # noqa: N802
+        del self.held[place.value]
+        return 0
+
+    def cudaMemcpy(self, target, source, size, kind):  # noqa: N802
+        assert kind.value == 4
+        ctypes.memmove(target, source, size.value)
+        self.copied.append(size.value)
+        return 0
+
+    def cudaStreamSynchronize(self, stream):  # noqa: N802
+        return 0
+
+    @property
+    def cudaGetErrorString(self):  # noqa: N802
+        def said(code):
+            return b"out of memory"
+
+        return said
+
+
+@pytest.fixture
+def card(monkeypatch):
+    runtime = Runtime()
+    monkeypatch.setattr(infer.lane, "open_card", lambda _, device: Card(runtime, device))
+    monkeypatch.setattr(infer.lane, "WHERE", "cpu")
+    return runtime
+
+
+def guided(path, *flavors):
+    """Write a small network whose labels are those of coarse HU, in some flavors."""
+    config = Config(width=4, depth=3)
+    network = build(LITS_LABELS, config)
+    for flavor in flavors:
+        exported(path.with_name(path.name.removesuffix(".onnx") + flavor.suffix), network, config, 64, flavor)
+    return path
+
+
+def blocks(rng, count):
+    """Return int16[n, 64, 64], HU, of blocks well within background, organ or tumor, and the labels that they must get."""
+    label = rng.integers(0, 3, (count, 8, 8))
+    large = np.kron(label, np.ones((1, 8, 8), dtype=int))
+    image = np.array([-100, 100, 200])[large] + rng.integers(-10, 10, large.shape)
+    return image.astype(np.int16), large.astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def flavors(tmp_path_factory) -> Path:
+    """A model with its byte flavor beside it."""
+    return guided(tmp_path_factory.mktemp("flavors") / "liver.onnx", DEFAULT, Flavor(half=True, bytes_in=True))
+
+
+@pytest.fixture
+def stand_in(monkeypatch, tmp_path):
+    """TensorRT played by the CPU; yields what it is told."""
+    real, told = onnxruntime.InferenceSession, []
+
+    class Session:
+        def __init__(self, model, options, providers):
+            ((name, given),) = providers
+            self.name, self.real = name, real(model, options, providers=["CPUExecutionProvider"])
+            if name != "CPUExecutionProvider":
+                assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+                told.append(given)
+
+        def get_providers(self):
+            return [self.name]
+
+        def __getattr__(self, name):
+            return getattr(self.real, name)
+
+    class Strict(onnxruntime.SessionOptions):
+        def add_session_config_entry(self, key, value):
+            self.said = {key: value}
+
+        def get_session_config_entry(self, key):
+            return self.said[key]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Strict)
+    listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    monkeypatch.setattr("infer.model.gpu_name", lambda device: f"NVIDIA H200 {device}")
+    monkeypatch.setattr("infer.model.tensorrt_version", lambda: "10.16.1")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    return told
+
+
+class TestOptions:
+    def test_cuda_searches_convolutions_once_and_never_by_default(self):
+        told = options_for("cuda", 3)
+        assert told["device_id"] == "3"
+        assert told["cudnn_conv_algo_search"] == "EXHAUSTIVE"
+        assert (told["prefer_nhwc"], told["fuse_conv_bias"], told["cudnn_conv_use_max_workspace"]) == ("1", "1", "1")
+        assert told["arena_extend_strategy"] == "kSameAsRequested"
+        assert "enable_cuda_graph" not in told
+
+    def test_an_engine_is_built_for_exactly_one_shape(self):
+        told = engine_options(SHAPES, Path("a", "b"))
+        only = "image:14x1x64x64x2,neighbors:4x3"
+        assert [told[f"trt_profile_{which}_shapes"] for which in ("min", "opt", "max")] == [only] * 3
+        assert (told["trt_engine_cache_enable"], told["trt_engine_cache_path"]) == ("1", "a/b")
+        assert (told["trt_timing_cache_enable"], told["trt_timing_cache_path"]) == ("1", "a")
+
+    def test_precision_is_the_files(self):
+        told = options_for("tensorrt", 0)
+        assert {told[f"trt_{kind}_enable"] for kind in ("fp16", "bf16", "int8")} == {"0"}
+
+    def test_every_value_is_text_as_onnxruntime_wants(self):
+        told = [options_for("cuda", 1), options_for("tensorrt", 1), engine_options(SHAPES, Path("a", "b"))]
+        assert {type(value) for options in told for value in options.values()} == {str}
+
+    def test_whatever_an_engine_depends_on_names_its_folder(self):
+        def folder(builder=BUILDER, sha256="a" * 64, **shapes):
+            return engine_folder(Path("home"), builder, sha256, SHAPES | shapes)
+
+        others = [
+            folder(replace(BUILDER, gpu="NVIDIA A100")),
+            folder(replace(BUILDER, onnxruntime="1.31.0")),
+            folder(replace(BUILDER, tensorrt="10.13.0")),
+            folder(sha256="b" * 64),
+            folder(neighbors=(8, 3)),
+        ]
+        assert folder() == folder()
+        assert len({folder(), *others}) == 6
+        assert len({one.parent for one in [folder(), *others[3:]]}) == 1, "timings are shared by the models of a GPU"
+        assert all(len(one.relative_to("home").parts) == 5 for one in others)
+
+    @pytest.mark.parametrize("kind", ["int16", "bytes"])
+    def test_the_shapes_are_those_of_a_full_batch(self, kind, flavors):
+        path = flavors if kind == "int16" else flavors.with_name("liver.bytes.fp16.onnx")
+        opened = open_model(path, "cpu")
+        capacity = capacity_of(opened.info, "tensorrt", 4)
+        feed = opened.feed(np.zeros((capacity.rows, 64, 64), np.int16), np.zeros((capacity.labels, 3), np.int32))
+        assert shapes_of(opened.info, capacity) == {name: array.shape for name, array in feed.items()}
+        expected = {given.name: len(given.shape) for given in onnx_inputs(path)}
+        assert {name: len(shape) for name, shape in shapes_of(opened.info, capacity).items()} == expected
+
+
+def onnx_inputs(path):
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).get_inputs()
+
+
+class TestTensorrt:
+    def test_it_takes_the_byte_flavor_and_is_told_its_batch_and_folder(self, flavors, stand_in, tmp_path):
+        opened = open_model(flavors, "tensorrt", 1, 4)
+        assert opened.provider == "tensorrt"
+        assert opened.info.name == "liver.bytes.fp16.onnx"
+        assert opened.info.input == "bytes"
+        (told,) = stand_in
+        assert told["trt_profile_opt_shapes"] == "image:12x1x64x64x2,neighbors:4x3"
+        assert told["device_id"] == "1"
+        folder = Path(told["trt_engine_cache_path"])
+        assert folder.is_relative_to(tmp_path)
+        assert opened.info.sha256[:16] in folder.name
+        assert "NVIDIA-H200-1" in folder.parent.name
+        assert onnxruntime.__version__ in folder.parent.name
+        assert folder.is_dir()
+        opened.rebuild()
+        assert stand_in == [told, told]
+
+    def test_without_a_byte_flavor_it_is_refused_with_the_way_out(self, flavors, stand_in, tmp_path):
+        (tmp_path / "m.onnx").write_bytes(flavors.read_bytes())
+        with pytest.raises(ModelError, match=r"m.onnx: takes int16.*m.bytes.fp16.onnx is not beside.*export --bytes"):
+            open_model(tmp_path / "m.onnx", "tensorrt")
+        assert not stand_in
+
+    def test_a_byte_flavor_of_another_training_is_refused(self, flavors, stand_in, tmp_path):
+        (tmp_path / "m.onnx").write_bytes(flavors.read_bytes())
+        other = flavors.with_name("liver.bytes.fp16.onnx")
+        changed(other, tmp_path / "m.bytes.fp16.onnx", lambda metadata: metadata.update(training={"epochs": 99}))
+        with pytest.raises(ModelError, match=r"m.bytes.fp16.onnx: is not the network of m.onnx .*other training"):
+            open_model(tmp_path / "m.onnx", "tensorrt")
+        changed(flavors, tmp_path / "m.bytes.fp16.onnx", lambda metadata: metadata)
+        with pytest.raises(ModelError, match=r"is not the network of m.onnx .*other input or size"):
+            open_model(tmp_path / "m.onnx", "tensorrt")
+
+    def test_the_engine_labels_through_device_lanes_as_the_cpu_does(
+        self, flavors, stand_in, card, collection, tmp_path
+    ):
+        opened = open_model(flavors, "tensorrt", 0, 4)
+        jobs = gather([collection])[0]
+        assert segment_all(opened, jobs, tmp_path / "there", Options(batch=4)).count("done") == 6
+        segment_all(open_model(opened.path, "cpu"), jobs, tmp_path / "here", Options(batch=4))
+        for job in jobs:
+            one, other = (np.asarray(nib.load(tmp_path / name / job.name).dataobj) for name in ("there", "here"))
+            assert np.array_equal(one, other), job.name
+        assert json.loads((tmp_path / "there" / "summary.json").read_text())["provider"] == "tensorrt"
+        assert card.copied
+
+    def test_of_several_runs_one_builds_and_the_others_wait(self, tmp_path):
+        told = engine_options(SHAPES, tmp_path / "engines" / "one")
+        entered = threading.Event()
+
+        def other():
+            with building(told):
+                entered.set()
+
+        with building(told):
+            thread = threading.Thread(target=other)
+            thread.start()
+            assert not entered.wait(0.2)
+        assert entered.wait(5)
+        thread.join()
+
+    def test_a_home_that_cannot_be_written_is_named(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with (
+            pytest.raises(ProviderError, match=r"file/a: TensorRT's engines cannot be kept there: Not a directory"),
+            building(engine_options(SHAPES, tmp_path / "file" / "a")),
+        ):
+            pass
+
+    def test_what_is_missing_is_named(self, monkeypatch):
+        def absent(name):
+            raise OSError(f"{name}: cannot open shared object file")
+
+        monkeypatch.setattr(tensorrt.ctypes, "CDLL", absent)
+        with pytest.raises(ProviderError, match=r"libnvinfer.so.10 cannot be loaded .*install TensorRT 10"):
+            tensorrt.tensorrt_version()
+        with pytest.raises(ProviderError, match=r"no NVIDIA driver answers \(libcuda.so.1"):
+            tensorrt.gpu_name(0)
+
+    def test_the_gpu_is_named_by_its_driver(self, monkeypatch):
+        class Driver:
+            def cuInit(self, flags):  # noqa: N802
+                return 0
+
+            def cuDeviceGet(self, handle, device):  # noqa: N802
+                handle._obj.value = 7
+                return 0 if device.value < 2 else 101
+
+            def cuDeviceGetName(self, name, size, handle):  # noqa: N802
+                name.value = f"NVIDIA H200 at {handle.value}".encode()
+                return 0
+
+        monkeypatch.setattr(tensorrt.ctypes, "CDLL", lambda _: Driver())
+        assert tensorrt.gpu_name(1) == "NVIDIA H200 at 7"
+        with pytest.raises(ProviderError, match="there is no GPU 2 here"):
+            tensorrt.gpu_name(2)
+
+
+class TestCard:
+    def test_a_room_is_zero_and_is_freed_with_its_last_view(self):
+        runtime = Runtime()
+        room = Card(runtime, 0).room((2, 3), np.int16)
+        assert room.tolist() == [[0, 0, 0], [0, 0, 0]]
+        view = room[1:].view(np.uint8)
+        del room
+        gc.collect()
+        assert len(runtime.held) == 1
+        view[:] = 1
+        del view
+        gc.collect()
+        assert not runtime.held
+
+    @pytest.mark.parametrize("name", ["cudaHostAlloc", "cudaMemcpy", "cudaStreamSynchronize", "cudaSetDevice"])
+    def test_a_call_that_fails_is_an_error_with_its_name(self, name):
+        runtime = Runtime()
+        runtime.fails = name
+        with pytest.raises(ProviderError, match=rf"{name} failed on GPU 5: out of memory \(error 2\)"):
+            work(Card(runtime, 5))
+
+    def test_a_runtime_that_is_not_there_is_named(self):
+        class Built:
+            cuda_version = "99.0"
+
+        with pytest.raises(ProviderError, match=r"libcudart.so.99 cannot be loaded"):
+            open_card(Built, 0)
+
+
+def work(card):
+    room = card.room((4,), np.uint8)
+    card.copy(room.ctypes.data, room.ctypes.data + 2, 2)
+
+
+class TestLane:
+    @pytest.mark.parametrize("name", ["liver.onnx", "liver.bytes.fp16.onnx"])
+    def test_batches_of_any_filling_are_labelled_as_on_the_host(self, name, flavors, card, rng):
+        opened, capacity = open_model(flavors.with_name(name), "cpu"), Capacity(4, 12)
+        there, here = (kind(opened, capacity, ("label", "tumor")) for kind in (DeviceLane, HostLane))
+        for rows, count in ((12, 4), (5, 2), (3, 1), (12, 4)):
+            image, label = blocks(rng, rows)
+            neighbors = rng.integers(0, rows, (count, 3)).astype(np.int32)
+            there.image[:rows] = here.image[:rows] = image
+            one, other = (lane.run(rows, neighbors, threading.Lock()) for lane in (there, here))
+            assert np.array_equal(one.label, other.label)
+            assert np.array_equal(one.tumor, other.tumor)
+            assert np.array_equal(one.label, label[neighbors[:, 1]])
+        assert card.devices == {0}
+
+    def test_only_rows_that_count_go_up_and_only_labels_that_are_asked_for_come_down(self, flavors, card):
+        lane = DeviceLane(open_model(flavors, "cpu"), Capacity(4, 12), ("label",))
+        card.copied.clear()
+        lane.run(3, np.zeros((1, 3), np.int32), threading.Lock())
+        assert card.copied == [3 * 64 * 64 * 2, 4 * 3 * 4, 64 * 64]
