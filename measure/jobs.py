@@ -20,7 +20,7 @@ from measure.cohort import write_cohort
 from measure.lesions import RIM_MM, Volume, case_figures, measure_lesions, rounded
 from measure.page import write_case_page
 from measure.pairs import PROBABILITY, check_values, keys_of, masks_in, report_beside
-from measure.score import read_probability
+from measure.score import probability_beside
 from measure.slicer import write_segmentation
 from store.errors import GeometryError, InputError, LabelError, PairingError
 from store.files import read_json, write_json
@@ -295,7 +295,7 @@ def load(job: Job) -> Loaded:
             reader.lie_on(grid)
             image = reader.read()
             source["image"] = {"name": job.image.name, "sha256": reader.finish()}
-    probability = _probability(job.mask, labels, grid)
+    probability = probability_beside(job.mask, labels, grid)
     volume = Volume(label=label, labels=labels, affine_lps=grid.affine_lps, image=image, probability=probability)
     return Loaded(volume=volume, grid=grid, source=source, warnings=warnings, model=_model(report))
 
@@ -314,12 +314,6 @@ def _from_store(job: Job) -> Loaded:
     }
     volume = Volume(label=label, labels=labels, affine_lps=case.info.affine_lps, image=case.image[:])
     return Loaded(volume=volume, grid=grid, source=source, warnings=list(case.info.warnings), model=None)
-
-
-def _probability(mask: Path, labels: Labels, grid: Grid) -> Any:
-    stem = stem_of(mask.name)
-    beside = mask.with_name(f"{stem}{PROBABILITY}{labels.tumor}{mask.name[len(stem) :]}")
-    return read_probability(beside, grid) if labels.tumor and beside.exists() else None
 
 
 def _model(report: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """Which prediction belongs to which reference, and both on one grid."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from store.counts import value_counts
-from store.errors import GeometryError, LabelError, PairingError
+from store.errors import GeometryError, InputError, LabelError, PairingError
 from store.files import read_json
 from store.geometry import SAME_GRID_MM, Grid
 from store.labels import Labels, format_labels, labels_from_json
@@ -146,11 +146,14 @@ def report_of(pair: Pair) -> dict[str, Any]:
 
 
 def report_beside(mask: Path) -> dict[str, Any]:
-    """Return the report that `infer` wrote beside a mask; other JSON files and none are no report."""
+    """Return the report that `infer` wrote beside a mask; empty where there is none or another JSON file, even a broken one."""
     path = mask.with_name(stem_of(mask.name) + ".json")
     if not path.exists():
         return {}
-    report = read_json(path)
+    try:
+        report = read_json(path)
+    except InputError:
+        return {}
     return report if "model_sha256" in report and "slice_tumor_scores" in report else {}
 
 
@@ -166,10 +169,26 @@ def _longer(file: Path) -> list[Path]:
     stem = stem_of(file.name)
     whole = [stem.partition(PROBABILITY)[0]] if PROBABILITY in stem else []
     for place in (index for index, sign in enumerate(stem) if sign == "_"):
-        report = file.with_name(f"{stem[:place]}.json")
-        if report.exists() and stem[place + 1 :] in read_json(report).get("labels", {}):
+        report = report_beside(file.with_name(f"{stem[:place]}.nii"))
+        if stem[place + 1 :] in _label_parts(report):
             whole.append(stem[:place])
     return [file.parent / name for name in whole]
+
+
+def _label_parts(report: dict[str, Any]) -> Collection[str]:
+    """Return what stands for the labels of a report in names of files; nothing where it names none."""
+    try:
+        return labels_from_json(report).file_names().values()
+    except LabelError:
+        return ()
+
+
+def probability_path(mask: Path, labels: Labels) -> Path | None:
+    """Return where `infer --probability` puts the tumor's map beside a mask; None where no tumor is named."""
+    if labels.tumor is None:
+        return None
+    stem = stem_of(mask.name)
+    return mask.with_name(f"{stem}{PROBABILITY}{labels.file_names()[labels.tumor]}{mask.name[len(stem) :]}")
 
 
 def masks_of(pair: Pair) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], Grid]:

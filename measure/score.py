@@ -11,14 +11,14 @@ import numpy.typing as npt
 
 from measure.detection import THRESHOLDS, Crossing, Matching, Mode, Numbers, cross, diameters, match, numbered
 from measure.froc import Marks
-from measure.pairs import PROBABILITY, Pair, check_values, masks_of, report_of
+from measure.pairs import Pair, check_values, masks_of, probability_path, report_of
 from measure.surface import SurfaceDistances, surface_distances
 from store.errors import GeometryError
 from store.geometry import Grid, voxel_ml
 from store.labels import Labels
 from store.lesions import bounding_box
 from store.metrics import Overlap, overlap
-from store.nifti import bytes_of, open_voxels, read_exactly, read_header, skip, stem_of
+from store.nifti import bytes_of, open_voxels, read_exactly, read_header, skip
 
 Mask = npt.NDArray[np.bool_]
 Label = npt.NDArray[np.uint8]
@@ -106,7 +106,7 @@ def score(pair: Pair, rules: Rules) -> tuple[Scored, Label, Label]:
         value = labels.tumor_value()
         tumor, tumor_score = tumor_answers(truth == value, predicted == value, report_of(pair))
         lesions = lesion_scores(
-            truth == value, predicted == value, grid, rules, probability_beside(pair, labels.tumor, grid)
+            truth == value, predicted == value, grid, rules, probability_beside(pair.prediction, labels, grid)
         )
     scored = Scored(
         case_id=pair.reference.case_id,
@@ -210,12 +210,10 @@ def mean_in(probability: Label, numbers: npt.NDArray[np.uint32]) -> list[float]:
     return [float(value) for value in sums[1:] / voxels[1:] / 255]
 
 
-def probability_beside(pair: Pair, tumor: str, grid: Grid) -> Label | None:
+def probability_beside(mask: Path, labels: Labels, grid: Grid) -> Label | None:
     """Return the tumor's probability that `infer --probability` wrote beside a mask, uint8[z, y, x]; None where there is none."""
-    name = pair.prediction.name
-    stem = stem_of(name)
-    path = pair.prediction.with_name(f"{stem}{PROBABILITY}{tumor}{name[len(stem) :]}")
-    return read_probability(path, grid) if path.exists() else None
+    path = probability_path(mask, labels)
+    return read_probability(path, grid) if path is not None and path.exists() else None
 
 
 def read_probability(path: Path, grid: Grid) -> Label:

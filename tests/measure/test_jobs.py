@@ -226,3 +226,23 @@ def test_a_process_that_dies_fails_its_cases_and_not_the_run(three_cases):
     future: Future = Future()
     future.set_exception(BrokenProcessPool())
     assert "fewer --workers" in _ended(future, job).reason
+
+
+def test_labels_of_any_name_are_found_in_the_names_of_files_and_a_foreign_json_beside_is_no_report(tmp_path):
+    from store.files import write_json
+
+    labels = make_labels({"liver": 1, "liver/ tumor": 2})
+    report = {**labels.as_json(), "model_sha256": "ab" * 32, "slice_tumor_scores": []}
+    write_json(tmp_path / "p" / "a.json", report)
+    for name in ("a", "a_liver", "a_liver_tumor_2", "a_probability_liver_tumor_2", "b_c"):
+        write_nifti(tmp_path / "p" / f"{name}.nii.gz", scan((2, 6, 6, 6)), SPACING)
+    for text in ('{"labels": null}', "[]", "{"):
+        (tmp_path / "p" / "b.json").write_text(text)
+        assert [job.name for job in gather(tmp_path / "p", None, None)] == ["a", "b_c"]
+    (tmp_path / "p" / "b_c.json").write_text("[]")
+    outcomes = run(gather(tmp_path / "p", None, None), tmp_path / "out")
+    assert [outcome.status for outcome in outcomes] == ["done", "failed"]
+    assert "no report says what its label values mean" in outcomes[1].reason
+    assert json.loads((tmp_path / "out" / "a.json").read_text())["lesions"][0]["probability_max"] == pytest.approx(
+        2 / 255, abs=1e-4
+    )
