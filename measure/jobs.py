@@ -19,15 +19,15 @@ from typing import Any
 from measure.cohort import write_cohort
 from measure.lesions import RIM_MM, Volume, case_figures, measure_lesions, rounded
 from measure.page import write_case_page
-from measure.pairs import PROBABILITY, check_values, keys_of, masks_in, report_beside
+from measure.pairs import PROBABILITY, check_values, found, keys_of, masks_in, report_beside
 from measure.score import probability_beside
 from measure.slicer import write_segmentation
 from store.errors import GeometryError, InputError, LabelError, PairingError
 from store.files import read_json, write_json
 from store.geometry import SAME_GRID_MM, Grid
 from store.labels import LITS_LABELS, Labels, labels_from_json, read_dataset_json
-from store.naming import case_id_of, find_files, name_of
-from store.nifti import grid_of_header, stem_of
+from store.naming import find_files, name_of
+from store.nifti import files_of, grid_of_header, stem_of
 from store.progress import progress
 from store.reader import is_store, open_store
 from store.scan import ScanReader
@@ -62,8 +62,8 @@ class Job:
             files: list[Any] = [info.image.sha256, info.mask.sha256 if info.mask else None]
         else:
             maps = sorted(self.mask.parent.glob(f"{glob.escape(stem_of(self.mask.name))}{PROBABILITY}*"))
-            found = [path.stat() for path in (self.mask, self.image, *maps) if path is not None]
-            files = [[status.st_size, status.st_mtime_ns] for status in found]
+            read = [file for path in (self.mask, self.image, *maps) if path is not None for file in files_of(path)]
+            files = [[status.st_size, status.st_mtime_ns] for status in (file.stat() for file in read)]
         return {"format": FORMAT, "rim_mm": RIM_MM, "files": files, **(self.labels.as_json() if self.labels else {})}
 
 
@@ -123,12 +123,13 @@ def gather(masks: Path, images: Path | None, labels: Labels | None) -> list[Job]
 
 
 def _in_folder(folder: Path, images: Path | None, labels: Labels | None) -> Iterable[Job]:
-    found = masks_in(folder)
-    names = {file: file.relative_to(folder).as_posix() for file in found}
-    masks = [file for file in found if name_of(names[file]).role == "mask"] or found
+    files = masks_in(folder)
+    names = {file: file.relative_to(folder).as_posix() for file in files}
+    masks = [file for file in files if name_of(names[file]).role == "mask"] or files
     scans = _scans(images) if images is not None else {}
     for mask in masks:
-        image = next((scans[key] for key in keys_of(names[mask]) if key in scans), None)
+        scan = found(names[mask], scans)
+        image = None if scan is None else scan.path
         yield Job(
             name=names[mask][: len(names[mask]) - len(mask.name)] + stem_of(mask.name),
             mask=mask,
@@ -138,17 +139,25 @@ def _in_folder(folder: Path, images: Path | None, labels: Labels | None) -> Iter
         )
 
 
-def _scans(images: Path) -> dict[str, Path]:
-    """Return scans by every name that is only theirs."""
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """A scan that may be that of a mask."""
+
+    folder: str
+    path: Path
+
+
+def _scans(images: Path) -> dict[str, list[Scan]]:
+    """Return scans by every name under which they may be known."""
     if not images.is_dir():
         raise PairingError(f"{images}: must be a folder of scans, since the masks lie in one.")
     files = [file for file in find_files(images) if name_of(file.relative_to(images).as_posix()).role != "mask"]
-    by_key: dict[str, list[Path]] = {}
+    by_key: dict[str, list[Scan]] = {}
     for file in files:
         relative = file.relative_to(images).as_posix()
-        for key in dict.fromkeys([*keys_of(relative), case_id_of(relative)]):
-            by_key.setdefault(key, []).append(file)
-    return {key: found[0] for key, found in by_key.items() if len(found) == 1}
+        for key in dict.fromkeys(keys_of(relative)):
+            by_key.setdefault(key, []).append(Scan(folder=name_of(relative).folder, path=file))
+    return by_key
 
 
 def _named(mask: Path, folder: Path) -> Labels | None:

@@ -130,6 +130,25 @@ def test_a_prediction_is_never_scored_against_another_patient(prediction, refere
         pair_up(tmp_path / "p", tmp_path / "r")
 
 
+def test_the_same_number_at_another_site_is_another_patient(tmp_path):
+    def touch(*names):
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+        return pair_up(tmp_path / "p", tmp_path / "r")
+
+    with pytest.raises(PairingError, match="none of its 1 masks"):
+        touch("p/siteA/001.nii.gz", "r/siteB/001.nii.gz")
+    (pair,), missing, alone = touch("p/siteB/001.nii.gz")
+    assert (pair.name, missing, alone) == ("siteB/001.nii.gz", [], ["siteA/001.nii.gz"])
+    pairs, missing, alone = touch("r/siteA/001.nii.gz", "r/siteC/001.nii.gz")
+    assert [pair.reference.case_id for pair in pairs] == ["siteA/001", "siteB/001"], "no two cases have one id"
+    assert (missing, alone) == (["siteC/001"], [])
+    (tmp_path / "p" / "siteA" / "001.nii.gz").unlink()
+    _, _, alone = touch("p/001.nii.gz")
+    assert alone == ["001.nii.gz"], "it may be of several sites"
+
+
 def test_two_predictions_of_one_case_are_refused(two_cases):
     shutil.copy(two_cases / "predicted" / "volume-2.nii.gz", two_cases / "predicted" / "segmentation-2.nii.gz")
     with pytest.raises(PairingError, match="are both of the case volume-2"):

@@ -246,3 +246,28 @@ def test_labels_of_any_name_are_found_in_the_names_of_files_and_a_foreign_json_b
     assert json.loads((tmp_path / "out" / "a.json").read_text())["lesions"][0]["probability_max"] == pytest.approx(
         2 / 255, abs=1e-4
     )
+
+
+def test_a_mask_is_not_measured_in_the_scan_of_another_site(tmp_path):
+    for name in ("m/a/001", "m/b/001", "s/b/001", "m/002", "s/c/002"):
+        write_nifti(tmp_path / f"{name}.nii.gz", scan(), SPACING)
+    jobs = {job.name: job for job in gather(tmp_path / "m", tmp_path / "s", LITS_LABELS)}
+    assert {name: job.image and job.image.parent.name for name, job in jobs.items()} == {
+        "002": "c",
+        "a/001": None,
+        "b/001": "b",
+    }
+    assert jobs["a/001"].lacks_scan
+
+
+def test_a_pair_whose_image_file_changed_is_measured_again(tmp_path):
+    import nibabel
+
+    (tmp_path / "p").mkdir()
+    nibabel.save(nibabel.Nifti1Pair(scan((2, 6, 6, 6)).T, np.eye(4)), tmp_path / "p" / "x.hdr")
+    jobs = gather(tmp_path / "p", None, LITS_LABELS)
+    assert [outcome.status for outcome in run(jobs, tmp_path / "out")] == ["done"]
+    image = tmp_path / "p" / "x.img"
+    image.write_bytes(bytes(image.stat().st_size))
+    assert [outcome.status for outcome in run(jobs, tmp_path / "out")] == ["done"]
+    assert json.loads((tmp_path / "out" / "x.json").read_text())["lesion_count"] == 0
