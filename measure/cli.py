@@ -214,7 +214,7 @@ def compare(
     """
     with errors_shown():
         from measure.compare import compared, time_point
-        from measure.jobs import gather, load
+        from measure.jobs import job_of, load
         from store.files import write_json
         from store.labels import parse_labels
 
@@ -225,7 +225,7 @@ def compare(
         for mask in (baseline, followup):
             if not mask.is_file():
                 raise ConfigError(f"{mask}: there is no such file; name a mask of each time point.")
-            points.append(time_point(load(gather(mask, None, named)[0]).volume))
+            points.append(time_point(load(job_of(mask, None, named)).volume))
         found = compared(points[0], points[1], align)  # type: ignore[arg-type]
         if found["lesions"]:
             say(table(list(found["lesions"][0]), [list(one.values()) for one in found["lesions"]]))

@@ -51,7 +51,9 @@ class Job:
     """The case, when `mask` is a store."""
     image: Path | None = None
     labels: Labels | None = None
-    """None: the report beside the mask, or the store, names them."""
+    """As stated by the user; None: the report beside the mask, or the store, names them."""
+    named: Labels | None = None
+    """What a `dataset.json` or LiTS's names say, where nothing else does."""
     lacks_scan: bool = False
     """Scans were given, and none has its name."""
 
@@ -64,7 +66,8 @@ class Job:
             maps = sorted(self.mask.parent.glob(f"{glob.escape(stem_of(self.mask.name))}{PROBABILITY}*"))
             read = [file for path in (self.mask, self.image, *maps) if path is not None for file in files_of(path)]
             files = [[status.st_size, status.st_mtime_ns] for status in (file.stat() for file in read)]
-        return {"format": FORMAT, "rim_mm": RIM_MM, "files": files, **(self.labels.as_json() if self.labels else {})}
+        labels = self.labels if self.case_id is not None else labels_of(self)
+        return {"format": FORMAT, "rim_mm": RIM_MM, "files": files, **(labels.as_json() if labels else {})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +109,7 @@ def gather(masks: Path, images: Path | None, labels: Labels | None) -> list[Job]
     elif masks.is_file():
         if images is not None and images.is_dir():
             raise PairingError(f"{images}: is a folder and {masks} a file; name the file of its scan.")
-        jobs = [Job(name=stem_of(masks.name), mask=masks, image=images, labels=labels or _named(masks, masks.parent))]
+        jobs = [job_of(masks, images, labels)]
     elif masks.is_dir():
         jobs = list(_in_folder(masks, images, labels))
     else:
@@ -122,6 +125,11 @@ def gather(masks: Path, images: Path | None, labels: Labels | None) -> list[Job]
     return jobs
 
 
+def job_of(mask: Path, image: Path | None, labels: Labels | None) -> Job:
+    """Return one file as a job."""
+    return Job(name=stem_of(mask.name), mask=mask, image=image, labels=labels, named=_named(mask, mask.parent))
+
+
 def _in_folder(folder: Path, images: Path | None, labels: Labels | None) -> Iterable[Job]:
     files = masks_in(folder)
     names = {file: file.relative_to(folder).as_posix() for file in files}
@@ -134,7 +142,8 @@ def _in_folder(folder: Path, images: Path | None, labels: Labels | None) -> Iter
             name=names[mask][: len(names[mask]) - len(mask.name)] + stem_of(mask.name),
             mask=mask,
             image=image,
-            labels=labels or _named(mask, folder),
+            labels=labels,
+            named=_named(mask, folder),
             lacks_scan=images is not None and image is None,
         )
 
@@ -282,8 +291,7 @@ def load(job: Job) -> Loaded:
     """
     if job.case_id is not None:
         return _from_store(job)
-    report = report_beside(job.mask)
-    labels = job.labels or (labels_from_json(report) if report else None)
+    report, labels = report_beside(job.mask), labels_of(job)
     if labels is None:
         raise LabelError(f"{job.mask}: no report says what its label values mean; pass --labels liver=1,tumor=2.")
     with ScanReader(job.mask, "mask") as reader:
@@ -307,6 +315,12 @@ def load(job: Job) -> Loaded:
     probability = probability_beside(job.mask, labels, grid)
     volume = Volume(label=label, labels=labels, affine_lps=grid.affine_lps, image=image, probability=probability)
     return Loaded(volume=volume, grid=grid, source=source, warnings=warnings, model=_model(report))
+
+
+def labels_of(job: Job) -> Labels | None:
+    """Return the labels of a file: as stated, else those of the report beside it, else by its name; None where nothing says."""
+    report = report_beside(job.mask)
+    return job.labels or (labels_from_json(report) if report else job.named)
 
 
 def _from_store(job: Job) -> Loaded:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from measure.cli import compare, measure
 from measure.cohort import far_volumes
 from measure.compare import time_point
-from measure.jobs import gather, run
+from measure.jobs import gather, load, run
 from measure.lesions import Volume
 from measure.slicer import write_color_table, write_segmentation
 from store.errors import LabelError, PairingError
@@ -271,3 +271,25 @@ def test_a_pair_whose_image_file_changed_is_measured_again(tmp_path):
     image.write_bytes(bytes(image.stat().st_size))
     assert [outcome.status for outcome in run(jobs, tmp_path / "out")] == ["done"]
     assert json.loads((tmp_path / "out" / "x.json").read_text())["lesion_count"] == 0
+
+
+def test_the_report_of_infer_is_believed_before_a_name_and_what_is_stated_before_both(tmp_path):
+    from store.files import write_json
+
+    write_json(tmp_path / "dataset.json", {"labels": {"0": "background", "1": "liver", "2": "tumor"}})
+    write_nifti(tmp_path / "segmentation-1.nii.gz", scan((2, 6, 6, 6)), SPACING)
+    (job,) = gather(tmp_path, None, None)
+    assert load(job).volume.labels == LITS_LABELS
+    report = make_labels({"tumor": 1, "vessel": 2}).as_json() | {"model_sha256": "ab" * 32, "slice_tumor_scores": []}
+    before = job.stamp()
+    write_json(tmp_path / "segmentation-1.json", report)
+    assert load(job).volume.labels == make_labels({"tumor": 1, "vessel": 2})
+    assert job.stamp() != before, "other labels, other figures"
+    (job,) = gather(tmp_path, None, make_labels({"lobe": 1, "tumor": 2}))
+    assert load(job).volume.labels.organ == "lobe"
+
+
+def test_a_time_point_may_have_any_name(tmp_path):
+    write_nifti(tmp_path / "report.nii.gz", scan((2, 6, 6, 6)), SPACING)
+    done = command(compare, *[tmp_path / "report.nii.gz"] * 2, "--labels", "liver=1,tumor=2")
+    assert done.exit_code == 0, done.output
