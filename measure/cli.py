@@ -178,13 +178,20 @@ def measure(
         slicemill measure store/ --out lesions/ --workers 8
     """
     with errors_shown():
-        from measure.jobs import gather, run
+        from measure.jobs import gather, left_out, run
         from store.labels import parse_labels
 
-        if out.resolve() == (masks if masks.is_dir() else masks.parent).resolve():
-            raise ConfigError(f"--out {out}: holds the masks and reports of other commands; choose another folder.")
+        for given in (masks, *([image] if image is not None else [])):
+            if out.resolve() == (given if given.is_dir() else given.parent).resolve():
+                raise ConfigError(
+                    f"--out {out}: holds the files of {given}, and what others keep beside them; choose another folder."
+                )
         jobs = gather(masks, image, parse_labels(labels) if labels else None)
         outcomes = run(jobs, out, workers=workers, overwrite=overwrite)
+        for file in left_out(masks):
+            say(
+                f"left out: {file}: other names here say mask, and this one does not; if it is one, measure it by itself"
+            )
         for outcome in outcomes:
             if outcome.status == "failed":
                 say(f"failed: {outcome.name}: {outcome.reason}")

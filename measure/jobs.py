@@ -35,6 +35,8 @@ from store.scan import ScanReader
 DISCLAIMER = "research use, not a diagnosis"
 OWN_NAMES = ("report", "summary")
 """What no case may be called, since the page and the table of all cases are."""
+CASE_ENDS = (".html", ".png", ".seg.nrrd")
+"""Of what is written of a case beside its JSON."""
 FORMAT = 1
 """Of the JSON; another one is measured again."""
 
@@ -130,6 +132,17 @@ def job_of(mask: Path, image: Path | None, labels: Labels | None) -> Job:
     return Job(name=stem_of(mask.name), mask=mask, image=image, labels=labels, named=_named(mask, mask.parent))
 
 
+def left_out(masks: Path) -> list[Path]:
+    """Return the files of a folder whose names say scan, and which no mask of that folder belongs to."""
+    if is_store(masks) or not masks.is_dir():
+        return []
+    names = {file: name_of(file.relative_to(masks).as_posix()) for file in masks_in(masks)}
+    of_masks = {(name.folder, name.key) for name in names.values() if name.role == "mask"}
+    if not of_masks:
+        return []
+    return [file for file, name in names.items() if name.role != "mask" and (name.folder, name.key) not in of_masks]
+
+
 def _in_folder(folder: Path, images: Path | None, labels: Labels | None) -> Iterable[Job]:
     files = masks_in(folder)
     names = {file: file.relative_to(folder).as_posix() for file in files}
@@ -180,6 +193,7 @@ def _named(mask: Path, folder: Path) -> Labels | None:
 def run(jobs: Sequence[Job], out: Path, *, workers: int = 1, overwrite: bool = False) -> list[Outcome]:
     """Measure cases into a folder, and make its tables and pages; what is done already is not done again."""
     out.mkdir(parents=True, exist_ok=True)
+    check_summary(out)
     outcomes = []
     with progress("measure", len(jobs), "cases") as advance:
         if workers == 1 or len(jobs) == 1:
@@ -217,9 +231,12 @@ def measure_job(job: Job, out: Path, *, overwrite: bool = False) -> Outcome:
     try:
         stamp = job.stamp()
         place = out / f"{job.name}.json"
-        if not overwrite and place.exists() and read_json(place).get("stamp") == stamp:
+        known = own_record(out, job.name)
+        if not overwrite and known is not None and known["stamp"] == stamp:
             return Outcome(name=job.name, status="skipped")
         case = load(job)
+        if known is None:
+            write_json(place, {"case": job.name, "note": DISCLAIMER, "stamp": None})  # what a killed run leaves is ours
         document = describe(job.name, case) | {"stamp": stamp}
         if job.lacks_scan:
             document["flags"].insert(0, "no scan of its name was found, so there is no HU")
@@ -233,6 +250,44 @@ def measure_job(job: Job, out: Path, *, overwrite: bool = False) -> Outcome:
             name=job.name, status="failed", reason=f"{job.mask}: not enough memory to measure it; use fewer --workers."
         )
     return Outcome(name=job.name, status="done")
+
+
+def own_record(out: Path, name: str) -> dict[str, Any] | None:
+    """Return the record of a case that was measured, or begun, before; None where there is none.
+
+    Raises
+    ------
+    PairingError
+        A file that would be replaced was not written by `measure`.
+    """
+    place = out / f"{name}.json"
+    if not place.exists():
+        foreign = [beside for end in CASE_ENDS if (beside := out / f"{name}{end}").exists()]
+    else:
+        record = read_json(place)
+        if record.get("note") == DISCLAIMER and "stamp" in record:
+            return record
+        foreign = [place]
+    if foreign:
+        raise PairingError(
+            f"{foreign[0]}: was not written by slicemill measure and would be replaced; choose another --out."
+        )
+    return None
+
+
+def check_summary(out: Path) -> None:
+    """Refuse a folder that holds the summary of another command.
+
+    Raises
+    ------
+    PairingError
+        It does.
+    """
+    place = out / "summary.json"
+    if place.exists() and not {"cases", "failed"} <= read_json(place).keys():
+        raise PairingError(
+            f"{place}: was not written by slicemill measure and would be replaced; choose another --out."
+        )
 
 
 def describe(name: str, case: Loaded) -> dict[str, Any]:

@@ -293,3 +293,51 @@ def test_a_time_point_may_have_any_name(tmp_path):
     write_nifti(tmp_path / "report.nii.gz", scan((2, 6, 6, 6)), SPACING)
     done = command(compare, *[tmp_path / "report.nii.gz"] * 2, "--labels", "liver=1,tumor=2")
     assert done.exit_code == 0, done.output
+
+
+def test_files_of_others_are_never_replaced(tmp_path):
+    for name in ("m/a", "m/b", "m/c"):
+        write_nifti(tmp_path / f"{name}.nii.gz", scan((2, 6, 6, 6)), SPACING)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.json").write_text('{"SeriesInstanceUID": "1.2.3"}')
+    (out / "b.png").write_bytes(b"mine")
+    outcomes = run(gather(tmp_path / "m", None, LITS_LABELS), out, overwrite=True)
+    assert [outcome.status for outcome in outcomes] == ["failed", "failed", "done"]
+    assert "a.json: was not written by slicemill measure" in outcomes[0].reason
+    assert (out / "a.json").read_text() == '{"SeriesInstanceUID": "1.2.3"}'
+    assert (out / "b.png").read_bytes() == b"mine"
+    assert not (out / "b.json").exists()
+    (out / "summary.json").write_text('{"slices": 3}')
+    with pytest.raises(PairingError, match=r"summary.json: was not written by"):
+        run(gather(tmp_path / "m", None, LITS_LABELS), out)
+    (tmp_path / "ct").mkdir()
+    words = (tmp_path / "m", "--image", tmp_path / "ct", "--out", tmp_path / "ct", "--labels", "liver=1,tumor=2")
+    done = command(measure, *words)
+    assert (done.exit_code, "choose another folder" in done.output) == (1, True)
+
+
+def test_what_a_killed_run_has_left_of_a_case_is_done_again(tmp_path, monkeypatch):
+    from measure import jobs
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    write_nifti(tmp_path / "m" / "a.nii.gz", scan((2, 6, 6, 6)), SPACING)
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "write_segmentation", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(gather(tmp_path / "m", None, LITS_LABELS), tmp_path / "out")
+    assert (tmp_path / "out" / "a.html").exists()
+    assert [one.status for one in run(gather(tmp_path / "m", None, LITS_LABELS), tmp_path / "out")] == ["done"]
+    assert json.loads((tmp_path / "out" / "a.json").read_text())["lesion_count"] == 1
+
+
+def test_files_that_a_name_hides_are_told(tmp_path):
+    for name in ("p1_label", "p1_ct", "p2", "p3"):
+        write_nifti(tmp_path / "m" / f"{name}.nii.gz", scan(), SPACING)
+    done = command(measure, tmp_path / "m", "--out", tmp_path / "out", "--labels", "liver=1,tumor=2")
+    assert "1 cases: 1 done" in done.output
+    assert re.findall(r"left out: \S*/(\w+)\.nii", done.output.replace("\n", "")) == ["p2", "p3"]
+    (tmp_path / "m" / "p1_label.nii.gz").unlink()
+    assert "left out" not in command(measure, tmp_path / "m", "--out", tmp_path / "o", "--labels", "liver=1").output
