@@ -57,8 +57,12 @@ def evaluate(
             save(out / "evaluation.png", evaluation_figure(evaluation, scores))
         if against is not None:
             other = score(against, references, None, evaluation.labels, mode=mode, tolerance_mm=tolerance_mm)  # type: ignore[arg-type]
+            for name, reason in other.failures:
+                say(f"failed: {against / name}: {reason}")
             _show_comparison(evaluation, other, out)
         _end(evaluation, out)
+        if evaluation.failures or (against is not None and other.failures):
+            raise SystemExit(1)
 
 
 def _check(mode: str, *places: Path | None) -> None:
@@ -70,7 +74,7 @@ def _check(mode: str, *places: Path | None) -> None:
 
 
 def _end(evaluation: "Evaluation", out: Path | None) -> None:
-    """Print what was left out; exit 1 when something failed."""
+    """Print what was left out."""
     for name, reason in evaluation.failures:
         say(f"failed: {name}: {reason}")
     for name in evaluation.alone:
@@ -80,8 +84,6 @@ def _end(evaluation: "Evaluation", out: Path | None) -> None:
     )
     if out is not None:
         say(f"tables and pictures: {out}")
-    if evaluation.failures:
-        raise SystemExit(1)
 
 
 def _show(evaluation: "Evaluation") -> None:
@@ -259,6 +261,7 @@ def describe(scores: dict[str, Any]) -> list[str]:
     if answers:
         lines += [
             table(["tumor yes/no", "with", "without", "accuracy", "sensitivity", "specificity", "AUC"], answers),
+            f"AUC: ranked by {scores['tumor_ranked_by']}",
             "",
         ]
     return lines

@@ -9,7 +9,7 @@ import typer
 
 from measure.evaluate import case_row, evaluate, totals
 from measure.pairs import pair_up
-from store.errors import LabelError, PairingError
+from store.errors import ConfigError, LabelError, PairingError
 from store.labels import LITS_LABELS
 from store.phantom import write_nifti
 
@@ -313,3 +313,48 @@ def test_overlaps_are_simpleitks(rng):
     assert counts.voe == pytest.approx(1 - measures.GetJaccardCoefficient())
     similarity = 2 * (counts.predicted - counts.reference) / (counts.predicted + counts.reference)
     assert abs(similarity) == pytest.approx(abs(measures.GetVolumeSimilarity()))
+
+
+def test_the_auc_ranks_by_the_reports_scores_only_where_every_case_has_them(two_cases):
+    def auc():
+        scores = totals(evaluate(two_cases / "predicted", two_cases / "truth", None, LITS_LABELS))
+        return scores["tumor_by_case"]["auc"], scores["tumor_ranked_by"]
+
+    predicted = np.ones((2, 4, 6), np.uint8)
+    predicted[0, 0, 0] = 2
+    write_nifti(two_cases / "predicted" / "volume-2.nii.gz", predicted, SPACING)
+    reports = {number: {"model_sha256": "x", "slice_tumor_scores": [0.9, 0.1], "tumor_score": 0.9} for number in (1, 2)}
+    (two_cases / "predicted" / "volume-1.json").write_text(json.dumps(reports[1]))
+    assert auc() == (1.0, "predicted voxels"), "two voxels against one, and not 0.9 against one voxel"
+    (two_cases / "predicted" / "volume-2.json").write_text(json.dumps(reports[2]))
+    assert auc() == (0.5, "the reports' scores")
+
+
+def test_a_case_whose_scan_cannot_be_read_is_scored_and_drawn_on_black(two_cases):
+    (two_cases / "truth" / "volume-1.nii.gz").write_bytes(b"no scan")
+    evaluation = evaluate(two_cases / "predicted", two_cases / "truth", two_cases / "out", LITS_LABELS)
+    assert (len(evaluation.cases), evaluation.failures) == (2, ())
+    assert (two_cases / "out" / "volume-1_errors.png").exists()
+
+
+@pytest.mark.parametrize("tolerance", [float("inf"), float("nan"), -1.0])
+def test_a_tolerance_that_is_no_length_is_refused_before_anything_is_scored(two_cases, tolerance):
+    with pytest.raises(ConfigError, match="must be a length in mm"):
+        evaluate(two_cases / "predicted", two_cases / "truth", two_cases / "out", LITS_LABELS, tolerance_mm=tolerance)
+    assert not (two_cases / "out").exists()
+
+
+def test_failures_of_the_other_run_are_told_and_count(two_cases):
+    from typer.testing import CliRunner
+
+    from measure.cli import evaluate as command
+
+    app = typer.Typer()
+    app.command()(command)
+    shutil.copytree(two_cases / "predicted", two_cases / "other")
+    (two_cases / "other" / "volume-2.nii.gz").write_bytes(b"no scan")
+    words = [two_cases / "predicted", two_cases / "truth", "--labels", "liver=1,tumor=2", "--against"]
+    done = CliRunner().invoke(app, [str(word) for word in (*words, two_cases / "other")])
+    assert done.exit_code == 1
+    assert "other/volume-2.nii.gz: " in done.output.replace("\n", "")
+    assert "2 cases compared, 0 failed" in done.output
