@@ -20,7 +20,7 @@ from PIL import Image
 
 from measure.detection import SIZES_MM, THRESHOLDS, Mode, by_size, f1
 from measure.froc import froc_record
-from measure.pairs import Pair, image_of, labels_of_reports, labels_of_store, pair_up
+from measure.pairs import Pair, check_agreement, image_of, labels_of_reports, labels_of_store, pair_up
 from measure.score import LARGE, TOLERANCE_MM, Answers, LesionScores, Rules, Scored, score
 from measure.statistics import ratio_interval
 from store.errors import InputError, LabelError
@@ -76,10 +76,12 @@ def evaluate(
     Raises
     ------
     LabelError
-        Nothing says what the label values mean.
+        Nothing says what the label values mean, or the reports of the predictions and the references' store disagree.
     """
     pairs, missing, alone = pair_up(predictions, references)
-    labels = labels or labels_of_reports(pairs) or labels_of_store(pairs)
+    if labels is None and (labels := labels_of_reports(pairs)) is not None:
+        check_agreement(pairs, labels)
+    labels = labels or labels_of_store(pairs)
     if labels is None:
         raise LabelError(f"{predictions}: no report says what its label values mean; pass --labels liver=1,tumor=2.")
     rules = Rules(labels=labels, mode=mode, tolerance_mm=tolerance_mm)

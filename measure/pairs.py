@@ -181,10 +181,46 @@ def labels_of_reports(pairs: Sequence[Pair]) -> Labels | None:
 
 def labels_of_store(pairs: Sequence[Pair]) -> Labels | None:
     """Return the labels of the store that holds the references, if one does."""
+    return next((labels for pair in pairs if (labels := stored_labels(pair)) is not None), None)
+
+
+def stored_labels(pair: Pair) -> Labels | None:
+    """Return the labels of a reference in a store."""
+    reference = pair.reference
+    return None if reference.store is None else reference.store[reference.case_id].info.labels
+
+
+def check_agreement(pairs: Sequence[Pair], labels: Labels) -> None:
+    """Refuse labels that mean other things in the predictions than in the store of the references.
+
+    Raises
+    ------
+    LabelError
+        They do: a name has two values, a value two names, or organ or tumor differ.
+    """
     for pair in pairs:
-        if pair.reference.store is not None:
-            return pair.reference.store[pair.reference.case_id].info.labels
-    return None
+        stored = stored_labels(pair)
+        if stored is not None and not agree(labels, stored):
+            raise LabelError(
+                f"{pair.name}: its report names the labels {_said(labels)}, and its reference in the store {_said(stored)}; "
+                "they must mean the same. Ingest the references with the model's labels, or pass --labels that are true of both."
+            )
+
+
+def agree(labels: Labels, others: Labels) -> bool:
+    """Return whether labels mean the same as far as both name something.
+
+    >>> agree(Labels({"liver": 1, "tumor": 2}), Labels({"liver": 1})), agree(Labels({"liver": 1}), Labels({"tumor": 1}))
+    (True, False)
+    """
+    ones, twos = (set(one.values.items()) for one in (labels, others))
+    apart = any((name == other) != (value == number) for name, value in ones for other, number in twos)
+    roles = (labels.organ, others.organ), (labels.tumor, others.tumor)
+    return not apart and all(one is None or two is None or one == two for one, two in roles)
+
+
+def _said(labels: Labels) -> str:
+    return f"{format_labels(labels.values)} (organ {labels.organ or '-'}, tumor {labels.tumor or '-'})"
 
 
 def report_of(pair: Pair) -> dict[str, Any]:

@@ -358,3 +358,20 @@ def test_failures_of_the_other_run_are_told_and_count(two_cases):
     assert done.exit_code == 1
     assert "other/volume-2.nii.gz: " in done.output.replace("\n", "")
     assert "2 cases compared, 0 failed" in done.output
+
+
+def test_reports_and_a_store_that_name_values_otherwise_are_refused(stored, tmp_path):
+    from store.labels import make_labels
+    from store.reader import open_store
+
+    case = open_store(stored)["volume-0"]
+    write_nifti(tmp_path / "volume-0.nii.gz", case.label[:], case.info.spacing_mm, case.info.source_axcodes)
+    swapped = make_labels({"tumor": 1, "liver": 2})
+    report = {"model_sha256": "x", "slice_tumor_scores": [], "tumor_score": 0.5}
+    for labels, refused in ((swapped, True), (make_labels({"tumor": 1}), True), (LITS_LABELS, False)):
+        (tmp_path / "volume-0.json").write_text(json.dumps(report | labels.as_json()))
+        if refused:
+            with pytest.raises(LabelError, match=r"tumor=1.* and its reference in the store liver=1, tumor=2"):
+                evaluate(tmp_path, stored, None)
+        else:
+            assert evaluate(tmp_path, stored, None).cases[0].regions["tumor"].dice == 1.0
