@@ -44,6 +44,7 @@ def evaluate(
         from measure.evaluate import evaluate as score
         from measure.evaluate import totals
         from measure.figures import evaluation_figure, save
+        from measure.pairs import check_reports, pair_up
         from store.labels import parse_labels
 
         _check(mode, predictions, against)
@@ -56,6 +57,8 @@ def evaluate(
         if out is not None and evaluation.cases:
             save(out / "evaluation.png", evaluation_figure(evaluation, scores))
         if against is not None:
+            if named is None:
+                check_reports(pair_up(against, references)[0], evaluation.labels)
             other = score(against, references, None, evaluation.labels, mode=mode, tolerance_mm=tolerance_mm)  # type: ignore[arg-type]
             for name, reason in other.failures:
                 say(f"failed: {against / name}: {reason}")

@@ -207,6 +207,23 @@ def check_agreement(pairs: Sequence[Pair], labels: Labels) -> None:
             )
 
 
+def check_reports(pairs: Sequence[Pair], labels: Labels) -> None:
+    """Refuse predictions whose reports mean other things by a value than `labels`; those without a report pass.
+
+    Raises
+    ------
+    LabelError
+        One does.
+    """
+    for pair in pairs:
+        report = report_of(pair)
+        if report and not agree(labels, own := labels_from_json(report)):
+            raise LabelError(
+                f"{pair.prediction}: its report names the labels {_said(own)}, and the other run {_said(labels)}; "
+                "they must mean the same. Compare runs of one set of labels, or pass --labels that are true of both."
+            )
+
+
 def agree(labels: Labels, others: Labels) -> bool:
     """Return whether labels mean the same as far as both name something.
 

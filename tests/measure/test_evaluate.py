@@ -344,7 +344,7 @@ def test_a_tolerance_that_is_no_length_is_refused_before_anything_is_scored(two_
     assert not (two_cases / "out").exists()
 
 
-def test_failures_of_the_other_run_are_told_and_count(two_cases):
+def test_failures_of_the_other_run_are_told_and_count_and_its_labels_must_agree(two_cases):
     from typer.testing import CliRunner
 
     from measure.cli import evaluate as command
@@ -358,6 +358,13 @@ def test_failures_of_the_other_run_are_told_and_count(two_cases):
     assert done.exit_code == 1
     assert "other/volume-2.nii.gz: " in done.output.replace("\n", "")
     assert "2 cases compared, 0 failed" in done.output
+    words[2:4] = []
+    for folder, labels in (("predicted", {"liver": 1, "tumor": 2}), ("other", {"tumor": 1, "liver": 2})):
+        report = {"model_sha256": "x", "slice_tumor_scores": [], "labels": labels, "organ": "liver", "tumor": "tumor"}
+        for number in (1, 2):
+            (two_cases / folder / f"volume-{number}.json").write_text(json.dumps(report))
+    done = CliRunner().invoke(app, [str(word) for word in (*words, two_cases / "other")])
+    assert "its report names the labels tumor=1, liver=2" in done.output.replace("\n", " ")
 
 
 def test_reports_and_a_store_that_name_values_otherwise_are_refused(stored, tmp_path):
