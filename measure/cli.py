@@ -44,6 +44,7 @@ def evaluate(
         from measure.evaluate import evaluate as score
         from measure.evaluate import totals
         from measure.figures import evaluation_figure, save
+        from measure.pairs import check_reports, pair_up
         from store.labels import parse_labels
 
         _check(mode, predictions, against)
@@ -56,9 +57,15 @@ def evaluate(
         if out is not None and evaluation.cases:
             save(out / "evaluation.png", evaluation_figure(evaluation, scores))
         if against is not None:
+            if named is None:
+                check_reports(pair_up(against, references)[0], evaluation.labels)
             other = score(against, references, None, evaluation.labels, mode=mode, tolerance_mm=tolerance_mm)  # type: ignore[arg-type]
+            for name, reason in other.failures:
+                say(f"failed: {against / name}: {reason}")
             _show_comparison(evaluation, other, out)
         _end(evaluation, out)
+        if evaluation.failures or (against is not None and other.failures):
+            raise SystemExit(1)
 
 
 def _check(mode: str, *places: Path | None) -> None:
@@ -70,7 +77,7 @@ def _check(mode: str, *places: Path | None) -> None:
 
 
 def _end(evaluation: "Evaluation", out: Path | None) -> None:
-    """Print what was left out; exit 1 when something failed."""
+    """Print what was left out."""
     for name, reason in evaluation.failures:
         say(f"failed: {name}: {reason}")
     for name in evaluation.alone:
@@ -80,8 +87,6 @@ def _end(evaluation: "Evaluation", out: Path | None) -> None:
     )
     if out is not None:
         say(f"tables and pictures: {out}")
-    if evaluation.failures:
-        raise SystemExit(1)
 
 
 def _show(evaluation: "Evaluation") -> None:
@@ -178,13 +183,20 @@ def measure(
         slicemill measure store/ --out lesions/ --workers 8
     """
     with errors_shown():
-        from measure.jobs import gather, run
+        from measure.jobs import gather, left_out, run
         from store.labels import parse_labels
 
-        if out.resolve() == (masks if masks.is_dir() else masks.parent).resolve():
-            raise ConfigError(f"--out {out}: holds the masks and reports of other commands; choose another folder.")
+        for given in (masks, *([image] if image is not None else [])):
+            if out.resolve() == (given if given.is_dir() else given.parent).resolve():
+                raise ConfigError(
+                    f"--out {out}: holds the files of {given}, and what others keep beside them; choose another folder."
+                )
         jobs = gather(masks, image, parse_labels(labels) if labels else None)
         outcomes = run(jobs, out, workers=workers, overwrite=overwrite)
+        for file in left_out(masks):
+            say(
+                f"left out: {file}: other names here say mask, and this one does not; if it is one, measure it by itself"
+            )
         for outcome in outcomes:
             if outcome.status == "failed":
                 say(f"failed: {outcome.name}: {outcome.reason}")
@@ -214,7 +226,7 @@ def compare(
     """
     with errors_shown():
         from measure.compare import compared, time_point
-        from measure.jobs import gather, load
+        from measure.jobs import job_of, load
         from store.files import write_json
         from store.labels import parse_labels
 
@@ -225,7 +237,7 @@ def compare(
         for mask in (baseline, followup):
             if not mask.is_file():
                 raise ConfigError(f"{mask}: there is no such file; name a mask of each time point.")
-            points.append(time_point(load(gather(mask, None, named)[0]).volume))
+            points.append(time_point(load(job_of(mask, None, named)).volume))
         found = compared(points[0], points[1], align)  # type: ignore[arg-type]
         if found["lesions"]:
             say(table(list(found["lesions"][0]), [list(one.values()) for one in found["lesions"]]))
@@ -252,6 +264,7 @@ def describe(scores: dict[str, Any]) -> list[str]:
     if answers:
         lines += [
             table(["tumor yes/no", "with", "without", "accuracy", "sensitivity", "specificity", "AUC"], answers),
+            f"AUC: ranked by {scores['tumor_ranked_by']}",
             "",
         ]
     return lines

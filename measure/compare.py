@@ -188,10 +188,12 @@ def percent(before: float | None, after: float | None) -> float | None:
 def recist(target_ids: Sequence[int], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the RECIST 1.1 category of what became of the lesions, with what it was computed from.
 
-    A target that split counts with all its parts; one that merged into another is measured with that.
+    A target that split counts with all its parts; one that merged into another lesion is measured with that, target or not.
     """
     aims = [one for one in rows if one["baseline_id"] in target_ids]
+    into = {one["with"] for one in aims if one["fate"] == "merged"}
     parts = [one for one in rows if one["fate"] == "split" and one["with"] in target_ids]
+    parts += [one for one in rows if one["fate"] == "matched" and one["followup_id"] in into and one not in aims]
     before = sum(one["baseline_mm"] for one in aims)
     after = sum(one["followup_mm"] or 0.0 for one in [*aims, *parts])
     new = sum(one["fate"] == "new" for one in rows)

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from store.geometry import Grid
-from store.lesions import Part, components, measured, measured_parts
+from store.lesions import Part, check_parts, components, measured, measured_parts
 
 Mode = Literal["corrected", "official"]
 Mask = npt.NDArray[np.bool_]
@@ -80,12 +80,20 @@ def numbered(mask: Mask, grid: Grid, mode: Mode) -> Numbers:
     """Return the components of a mask bool[z, y, x], of a scan or of a box that holds all of it, as uint32[z, y, x], 0 outside, 1 to n inside.
 
     In the mode `official` numbers follow the file's own order of voxels, its first axis the slowest.
+
+    Raises
+    ------
+    LabelError
+        There are more than `store.lesions.MAX_PARTS`.
     """
     if mode == "corrected":
-        return components(mask)
+        found = components(mask)
+        check_parts(int(found.max()))
+        return found
     from scipy.ndimage import label
 
-    in_file_order, _ = label(np.asarray(grid.to_file(mask)).T)
+    in_file_order, count = label(np.asarray(grid.to_file(mask)).T)
+    check_parts(count)
     return np.ascontiguousarray(grid.to_stored(in_file_order.T), dtype=np.uint32)
 
 

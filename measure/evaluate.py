@@ -20,12 +20,13 @@ from PIL import Image
 
 from measure.detection import SIZES_MM, THRESHOLDS, Mode, by_size, f1
 from measure.froc import froc_record
-from measure.pairs import Pair, image_of, labels_of_reports, labels_of_store, pair_up
-from measure.score import LARGE, TOLERANCE_MM, LesionScores, Rules, Scored, score
+from measure.pairs import Pair, check_agreement, image_of, labels_of_reports, labels_of_store, pair_up
+from measure.score import LARGE, TOLERANCE_MM, Answers, LesionScores, Rules, Scored, score
 from measure.statistics import ratio_interval
 from store.errors import InputError, LabelError
 from store.files import write_csv, write_json
 from store.labels import Labels
+from store.layout import AIR_HU
 from store.metrics import Detection, Overlap, detection, mean_of, overlap
 from store.picture import Tile, draw_errors, gray, montage, save_png, spread
 from store.progress import progress
@@ -75,10 +76,12 @@ def evaluate(
     Raises
     ------
     LabelError
-        Nothing says what the label values mean.
+        Nothing says what the label values mean, or the reports of the predictions and the references' store disagree.
     """
     pairs, missing, alone = pair_up(predictions, references)
-    labels = labels or labels_of_reports(pairs) or labels_of_store(pairs)
+    if labels is None and (labels := labels_of_reports(pairs)) is not None:
+        check_agreement(pairs, labels)
+    labels = labels or labels_of_store(pairs)
     if labels is None:
         raise LabelError(f"{predictions}: no report says what its label values mean; pass --labels liver=1,tumor=2.")
     rules = Rules(labels=labels, mode=mode, tolerance_mm=tolerance_mm)
@@ -105,9 +108,17 @@ def _score(pair: Pair, rules: Rules, out: Path | None) -> Scored:
         regions = rules.labels.regions()
         name = rules.labels.tumor or next(iter(regions))
         both = np.isin(truth, regions[name]), np.isin(predicted, regions[name])
-        picture = error_picture(image_of(pair, truth), *both, f"{scored.case_id}  {name}")
+        picture = error_picture(_background(pair, truth), *both, f"{scored.case_id}  {name}")
         save_png(out / f"{scored.case_id}_errors.png", picture)
     return scored
+
+
+def _background(pair: Pair, truth: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:
+    """Return the scan to draw on; black where it cannot be read, since the scores need none."""
+    try:
+        return image_of(pair, truth)
+    except (InputError, OSError):
+        return np.full(truth.shape, AIR_HU, dtype=np.int16)
 
 
 def error_picture(image: npt.NDArray[np.int16], truth: Mask, predicted: Mask, title: str) -> Image.Image:
@@ -143,7 +154,9 @@ def case_row(case: Scored, rules: Rules | None = None) -> Row:
     if case.lesions is not None:
         row |= lesion_row(case.lesions)
     if case.tumor is not None:
-        row |= {"has_tumor": any(case.tumor[0]), "tumor_found": any(case.tumor[1]), "tumor_score": case.tumor_score}
+        row |= {"has_tumor": any(case.tumor.truth), "tumor_found": any(case.tumor.found)}
+        row |= {"tumor_voxels": int(case.tumor.voxels.case)}
+        row |= {"tumor_score": case.tumor.reported.case if case.tumor.reported else None}
     return row
 
 
@@ -182,20 +195,31 @@ def totals(evaluation: Evaluation) -> dict[str, Any]:
         "lesions": lesion_totals([case.lesions for case in cases if case.lesions is not None]),
         "tumor_by_case": None,
         "tumor_by_slice": None,
+        "tumor_ranked_by": None,
     }
-    answers = [(case.tumor, case.tumor_score) for case in cases if case.tumor is not None]
-    if answers:
-        by_case = detection(
-            [any(tumor[0]) for tumor, _ in answers],
-            [any(tumor[1]) for tumor, _ in answers],
-            [score for _, score in answers],
-        )
-        slices = [[item for tumor, _ in answers for item in tumor[part]] for part in range(3)]
-        result["tumor_by_case"] = detection_row(by_case)
-        result["tumor_by_slice"] = detection_row(
-            detection([bool(t) for t in slices[0]], [bool(a) for a in slices[1]], slices[2])
-        )
-    return result
+    return result | tumor_totals([case.tumor for case in cases if case.tumor is not None])
+
+
+def tumor_totals(answers: Sequence[Answers]) -> Row:
+    """Return how well tumor is told from none, by case and by slice; ranked by the reports' scores where every case has them."""
+    if not answers:
+        return {}
+    reported = [one.reported for one in answers if one.reported is not None]
+    complete = len(reported) == len(answers)
+    scores = reported if complete else [one.voxels for one in answers]
+    by_case = detection(
+        [any(one.truth) for one in answers], [any(one.found) for one in answers], [one.case for one in scores]
+    )
+    by_slice = detection(
+        [value for one in answers for value in one.truth],
+        [value for one in answers for value in one.found],
+        [value for one in scores for value in one.slices],
+    )
+    return {
+        "tumor_by_case": detection_row(by_case),
+        "tumor_by_slice": detection_row(by_slice),
+        "tumor_ranked_by": "the reports' scores" if complete else "predicted voxels",
+    }
 
 
 def region_totals(cases: Sequence[Scored], name: str, mode: Mode) -> Row:

@@ -14,16 +14,20 @@ positives a scan in two ways that published figures mix: between points by a lin
 at the first point at or above the rate (several copies of the program), which is never lower.
 """
 
-from collections import defaultdict
+import io
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from store.errors import InputError
+
+if TYPE_CHECKING:
+    import csv
 
 Floats = npt.NDArray[np.float64]
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -191,11 +195,9 @@ def luna16(results: Path, annotations: Path, scans: Path, excluded: Path | None 
     Raises
     ------
     InputError
-        A file lacks a column, or holds something that is no number.
+        A file cannot be read, lacks a column, names a scan twice, or holds something that is no number.
     """
-    listed = [line.strip() for line in scans.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not listed:
-        raise InputError(f"{scans}: must hold a scan's name in each line; it is empty.")
+    listed = read_names(scans)
     candidates = read_points(results, "probability")
     included = read_points(annotations, "diameter_mm")
     left_aside = read_points(excluded, "diameter_mm") if excluded else {}
@@ -205,27 +207,55 @@ def luna16(results: Path, annotations: Path, scans: Path, excluded: Path | None 
     return {"rules": "LUNA16", "candidates_of_unlisted_scans": unlisted, **froc_record(marks)}
 
 
+def read_names(path: Path) -> list[str]:
+    """Return the names of scans, one a line."""
+    names = [line.strip() for line in _text(path).splitlines() if line.strip()]
+    if not names:
+        raise InputError(f"{path}: must hold a scan's name in each line; it is empty.")
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise InputError(
+            f"{path}: must name each scan once; {twice[0]} stands there more than once. Remove the others."
+        )
+    return names
+
+
+def _text(path: Path) -> str:
+    """Return a file's text, UTF-8 with or without a byte order mark."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: must be UTF-8; found a byte {error.object[error.start]:#04x}. Save it as UTF-8."
+        ) from None
+
+
 def read_points(path: Path, last: str) -> dict[str, Floats]:
     """Read a table of points: scan -> float64[n, 4], x, y, z in mm and the column `last`."""
     import csv
 
+    try:
+        return _points(path, last, csv.DictReader(io.StringIO(_text(path), newline="")))
+    except csv.Error as error:
+        raise InputError(f"{path}: cannot be read as CSV ({error}).") from error
+
+
+def _points(path: Path, last: str, table: "csv.DictReader[str]") -> dict[str, Floats]:
     columns = ("coordX", "coordY", "coordZ", last)
     points: dict[str, list[list[float]]] = defaultdict(list)
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        table = csv.DictReader(stream)
-        lacking = [name for name in ("seriesuid", *columns) if name not in (table.fieldnames or ())]
-        if lacking:
+    lacking = [name for name in ("seriesuid", *columns) if name not in (table.fieldnames or ())]
+    if lacking:
+        raise InputError(
+            f"{path}: must have the columns seriesuid, {', '.join(columns)}; it lacks {', '.join(lacking)}."
+        )
+    for number, row in enumerate(table, start=2):
+        try:
+            values = [float(row[name]) for name in columns]
+        except (TypeError, ValueError):
             raise InputError(
-                f"{path}: must have the columns seriesuid, {', '.join(columns)}; it lacks {', '.join(lacking)}."
-            )
-        for number, row in enumerate(table, start=2):
-            try:
-                values = [float(row[name]) for name in columns]
-            except (TypeError, ValueError):
-                raise InputError(
-                    f"{path}: line {number} must hold numbers in {', '.join(columns)}; found {list(row.values())}."
-                ) from None
-            if not np.isfinite(values).all():
-                raise InputError(f"{path}: line {number} must hold finite numbers; found {values}.")
-            points[row["seriesuid"]].append(values)
+                f"{path}: line {number} must hold numbers in {', '.join(columns)}; found {list(row.values())}."
+            ) from None
+        if not np.isfinite(values).all():
+            raise InputError(f"{path}: line {number} must hold finite numbers; found {values}.")
+        points[row["seriesuid"]].append(values)
     return {name: np.array(values) for name, values in points.items()}

@@ -19,15 +19,15 @@ from typing import Any
 from measure.cohort import write_cohort
 from measure.lesions import RIM_MM, Volume, case_figures, measure_lesions, rounded
 from measure.page import write_case_page
-from measure.pairs import PROBABILITY, check_values, keys_of, masks_in, report_beside
-from measure.score import read_probability
+from measure.pairs import PROBABILITY, check_values, found, keys_of, masks_in, report_beside
+from measure.score import probability_beside
 from measure.slicer import write_segmentation
 from store.errors import GeometryError, InputError, LabelError, PairingError
 from store.files import read_json, write_json
 from store.geometry import SAME_GRID_MM, Grid
 from store.labels import LITS_LABELS, Labels, labels_from_json, read_dataset_json
-from store.naming import case_id_of, find_files, name_of
-from store.nifti import grid_of_header, stem_of
+from store.naming import find_files, name_of
+from store.nifti import files_of, grid_of_header, stem_of
 from store.progress import progress
 from store.reader import is_store, open_store
 from store.scan import ScanReader
@@ -35,6 +35,8 @@ from store.scan import ScanReader
 DISCLAIMER = "research use, not a diagnosis"
 OWN_NAMES = ("report", "summary")
 """What no case may be called, since the page and the table of all cases are."""
+CASE_ENDS = (".html", ".png", ".seg.nrrd")
+"""Of what is written of a case beside its JSON."""
 FORMAT = 1
 """Of the JSON; another one is measured again."""
 
@@ -51,7 +53,9 @@ class Job:
     """The case, when `mask` is a store."""
     image: Path | None = None
     labels: Labels | None = None
-    """None: the report beside the mask, or the store, names them."""
+    """As stated by the user; None: the report beside the mask, or the store, names them."""
+    named: Labels | None = None
+    """What a `dataset.json` or LiTS's names say, where nothing else does."""
     lacks_scan: bool = False
     """Scans were given, and none has its name."""
 
@@ -62,9 +66,10 @@ class Job:
             files: list[Any] = [info.image.sha256, info.mask.sha256 if info.mask else None]
         else:
             maps = sorted(self.mask.parent.glob(f"{glob.escape(stem_of(self.mask.name))}{PROBABILITY}*"))
-            found = [path.stat() for path in (self.mask, self.image, *maps) if path is not None]
-            files = [[status.st_size, status.st_mtime_ns] for status in found]
-        return {"format": FORMAT, "rim_mm": RIM_MM, "files": files, **(self.labels.as_json() if self.labels else {})}
+            read = [file for path in (self.mask, self.image, *maps) if path is not None for file in files_of(path)]
+            files = [[status.st_size, status.st_mtime_ns] for status in (file.stat() for file in read)]
+        labels = self.labels if self.case_id is not None else labels_of(self)
+        return {"format": FORMAT, "rim_mm": RIM_MM, "files": files, **(labels.as_json() if labels else {})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +111,7 @@ def gather(masks: Path, images: Path | None, labels: Labels | None) -> list[Job]
     elif masks.is_file():
         if images is not None and images.is_dir():
             raise PairingError(f"{images}: is a folder and {masks} a file; name the file of its scan.")
-        jobs = [Job(name=stem_of(masks.name), mask=masks, image=images, labels=labels or _named(masks, masks.parent))]
+        jobs = [job_of(masks, images, labels)]
     elif masks.is_dir():
         jobs = list(_in_folder(masks, images, labels))
     else:
@@ -122,33 +127,59 @@ def gather(masks: Path, images: Path | None, labels: Labels | None) -> list[Job]
     return jobs
 
 
+def job_of(mask: Path, image: Path | None, labels: Labels | None) -> Job:
+    """Return one file as a job."""
+    return Job(name=stem_of(mask.name), mask=mask, image=image, labels=labels, named=_named(mask, mask.parent))
+
+
+def left_out(masks: Path) -> list[Path]:
+    """Return the files of a folder whose names say scan, and which no mask of that folder belongs to."""
+    if is_store(masks) or not masks.is_dir():
+        return []
+    names = {file: name_of(file.relative_to(masks).as_posix()) for file in masks_in(masks)}
+    of_masks = {(name.folder, name.key) for name in names.values() if name.role == "mask"}
+    if not of_masks:
+        return []
+    return [file for file, name in names.items() if name.role != "mask" and (name.folder, name.key) not in of_masks]
+
+
 def _in_folder(folder: Path, images: Path | None, labels: Labels | None) -> Iterable[Job]:
-    found = masks_in(folder)
-    names = {file: file.relative_to(folder).as_posix() for file in found}
-    masks = [file for file in found if name_of(names[file]).role == "mask"] or found
+    files = masks_in(folder)
+    names = {file: file.relative_to(folder).as_posix() for file in files}
+    masks = [file for file in files if name_of(names[file]).role == "mask"] or files
     scans = _scans(images) if images is not None else {}
     for mask in masks:
-        image = next((scans[key] for key in keys_of(names[mask]) if key in scans), None)
+        scan = found(names[mask], scans)
+        image = None if scan is None else scan.path
         yield Job(
             name=names[mask][: len(names[mask]) - len(mask.name)] + stem_of(mask.name),
             mask=mask,
             image=image,
-            labels=labels or _named(mask, folder),
+            labels=labels,
+            named=_named(mask, folder),
             lacks_scan=images is not None and image is None,
         )
 
 
-def _scans(images: Path) -> dict[str, Path]:
-    """Return scans by every name that is only theirs."""
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """A scan that may be that of a mask."""
+
+    folder: str
+    path: Path
+
+
+def _scans(images: Path) -> dict[str, list[Scan]]:
+    """Return scans by every name under which they may be known."""
     if not images.is_dir():
         raise PairingError(f"{images}: must be a folder of scans, since the masks lie in one.")
     files = [file for file in find_files(images) if name_of(file.relative_to(images).as_posix()).role != "mask"]
-    by_key: dict[str, list[Path]] = {}
+    by_key: dict[str, list[Scan]] = {}
     for file in files:
         relative = file.relative_to(images).as_posix()
-        for key in dict.fromkeys([*keys_of(relative), case_id_of(relative)]):
-            by_key.setdefault(key, []).append(file)
-    return {key: found[0] for key, found in by_key.items() if len(found) == 1}
+        for key in dict.fromkeys(keys_of(relative)):
+            by_key.setdefault(key, []).append(Scan(folder=name_of(relative).folder, path=file))
+    return by_key
 
 
 def _named(mask: Path, folder: Path) -> Labels | None:
@@ -162,6 +193,7 @@ def _named(mask: Path, folder: Path) -> Labels | None:
 def run(jobs: Sequence[Job], out: Path, *, workers: int = 1, overwrite: bool = False) -> list[Outcome]:
     """Measure cases into a folder, and make its tables and pages; what is done already is not done again."""
     out.mkdir(parents=True, exist_ok=True)
+    check_summary(out)
     outcomes = []
     with progress("measure", len(jobs), "cases") as advance:
         if workers == 1 or len(jobs) == 1:
@@ -199,9 +231,12 @@ def measure_job(job: Job, out: Path, *, overwrite: bool = False) -> Outcome:
     try:
         stamp = job.stamp()
         place = out / f"{job.name}.json"
-        if not overwrite and place.exists() and read_json(place).get("stamp") == stamp:
+        known = own_record(out, job.name)
+        if not overwrite and known is not None and known["stamp"] == stamp:
             return Outcome(name=job.name, status="skipped")
         case = load(job)
+        if known is None:
+            write_json(place, {"case": job.name, "note": DISCLAIMER, "stamp": None})  # what a killed run leaves is ours
         document = describe(job.name, case) | {"stamp": stamp}
         if job.lacks_scan:
             document["flags"].insert(0, "no scan of its name was found, so there is no HU")
@@ -215,6 +250,44 @@ def measure_job(job: Job, out: Path, *, overwrite: bool = False) -> Outcome:
             name=job.name, status="failed", reason=f"{job.mask}: not enough memory to measure it; use fewer --workers."
         )
     return Outcome(name=job.name, status="done")
+
+
+def own_record(out: Path, name: str) -> dict[str, Any] | None:
+    """Return the record of a case that was measured, or begun, before; None where there is none.
+
+    Raises
+    ------
+    PairingError
+        A file that would be replaced was not written by `measure`.
+    """
+    place = out / f"{name}.json"
+    if not place.exists():
+        foreign = [beside for end in CASE_ENDS if (beside := out / f"{name}{end}").exists()]
+    else:
+        record = read_json(place)
+        if record.get("note") == DISCLAIMER and "stamp" in record:
+            return record
+        foreign = [place]
+    if foreign:
+        raise PairingError(
+            f"{foreign[0]}: was not written by slicemill measure and would be replaced; choose another --out."
+        )
+    return None
+
+
+def check_summary(out: Path) -> None:
+    """Refuse a folder that holds the summary of another command.
+
+    Raises
+    ------
+    PairingError
+        It does.
+    """
+    place = out / "summary.json"
+    if place.exists() and not {"cases", "failed"} <= read_json(place).keys():
+        raise PairingError(
+            f"{place}: was not written by slicemill measure and would be replaced; choose another --out."
+        )
 
 
 def describe(name: str, case: Loaded) -> dict[str, Any]:
@@ -273,8 +346,7 @@ def load(job: Job) -> Loaded:
     """
     if job.case_id is not None:
         return _from_store(job)
-    report = report_beside(job.mask)
-    labels = job.labels or (labels_from_json(report) if report else None)
+    report, labels = report_beside(job.mask), labels_of(job)
     if labels is None:
         raise LabelError(f"{job.mask}: no report says what its label values mean; pass --labels liver=1,tumor=2.")
     with ScanReader(job.mask, "mask") as reader:
@@ -295,9 +367,15 @@ def load(job: Job) -> Loaded:
             reader.lie_on(grid)
             image = reader.read()
             source["image"] = {"name": job.image.name, "sha256": reader.finish()}
-    probability = _probability(job.mask, labels, grid)
+    probability = probability_beside(job.mask, labels, grid)
     volume = Volume(label=label, labels=labels, affine_lps=grid.affine_lps, image=image, probability=probability)
     return Loaded(volume=volume, grid=grid, source=source, warnings=warnings, model=_model(report))
+
+
+def labels_of(job: Job) -> Labels | None:
+    """Return the labels of a file: as stated, else those of the report beside it, else by its name; None where nothing says."""
+    report = report_beside(job.mask)
+    return job.labels or (labels_from_json(report) if report else job.named)
 
 
 def _from_store(job: Job) -> Loaded:
@@ -314,12 +392,6 @@ def _from_store(job: Job) -> Loaded:
     }
     volume = Volume(label=label, labels=labels, affine_lps=case.info.affine_lps, image=case.image[:])
     return Loaded(volume=volume, grid=grid, source=source, warnings=list(case.info.warnings), model=None)
-
-
-def _probability(mask: Path, labels: Labels, grid: Grid) -> Any:
-    stem = stem_of(mask.name)
-    beside = mask.with_name(f"{stem}{PROBABILITY}{labels.tumor}{mask.name[len(stem) :]}")
-    return read_probability(beside, grid) if labels.tumor and beside.exists() else None
 
 
 def _model(report: dict[str, Any]) -> dict[str, Any] | None:

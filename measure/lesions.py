@@ -18,7 +18,7 @@ from store.case import Lesion
 from store.counts import value_counts
 from store.geometry import voxel_ml
 from store.labels import Labels
-from store.lesions import bounding_box, components, measured, measured_parts
+from store.lesions import bounding_box, check_parts, components, measured, measured_parts
 
 Mask = npt.NDArray[np.bool_]
 Label = npt.NDArray[np.uint8]
@@ -104,7 +104,13 @@ class Volume:
 
 
 def lesion_masks(volume: Volume) -> Iterator[tuple[Lesion, Mask]]:
-    """Yield every lesion with its mask bool[z, y, x] in its own box, the largest first; none where no tumor is named."""
+    """Yield every lesion with its mask bool[z, y, x] in its own box, the largest first; none where no tumor is named.
+
+    Raises
+    ------
+    LabelError
+        There are more than `store.lesions.MAX_PARTS`.
+    """
     if volume.labels.tumor is None:
         return
     tumor = np.asarray(volume.label == volume.labels.tumor_value())
@@ -113,6 +119,7 @@ def lesion_masks(volume: Volume) -> Iterator[tuple[Lesion, Mask]]:
         return
     corner = (box[0].start, box[1].start, box[2].start)
     numbers = components(tumor[box])
+    check_parts(int(numbers.max()))
     parts = measured_parts(numbers, corner)
     order = sorted(range(len(parts)), key=lambda index: (-parts[index].voxels, parts[index].box))
     for place, index in enumerate(order, start=1):

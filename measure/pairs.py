@@ -1,16 +1,17 @@
 """Which prediction belongs to which reference, and both on one grid."""
 
 import base64
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from store.counts import value_counts
-from store.errors import GeometryError, LabelError, PairingError
+from store.errors import GeometryError, InputError, LabelError, PairingError
 from store.files import read_json
 from store.geometry import SAME_GRID_MM, Grid
 from store.labels import Labels, format_labels, labels_from_json
@@ -29,6 +30,9 @@ class Reference:
     """Where the truth of a case lies."""
 
     case_id: str
+    """With its folder, where several have one id."""
+    folder: str = ""
+    """Where it lies below the references, as `store.naming.Name.folder`; a store has none."""
     mask: Path | None = None
     image: Path | None = None
     store: Store | None = None
@@ -55,41 +59,81 @@ def pair_up(predictions: Path, references: Path) -> tuple[list[Pair], list[str],
     if not files:
         raise PairingError(f"{predictions}: holds no mask (.nii or .nii.gz); `slicemill infer` writes them.")
     root = predictions.parent if predictions.is_file() else predictions
-    known, everything = _references(references)
+    known = _references(references)
+    names = {file.relative_to(root).as_posix(): file for file in files}
+    exact = {name: reference for name in names if (reference := found(name, known, exact=True)) is not None}
+    taken = {reference.case_id for reference in exact.values()}
+    loose = {name: found(name, known) for name in names if name not in exact}
     pairs: dict[str, Pair] = {}
     alone = []
-    for file in files:
-        relative = file.relative_to(root).as_posix()
-        reference = next((known[key] for key in keys_of(relative) if key in known), None)
-        if reference is None:
-            alone.append(relative)
+    for name, file in names.items():
+        reference = exact.get(name) or loose[name]
+        if reference is None or (name not in exact and reference.case_id in taken):
+            alone.append(name)
         elif reference.case_id in pairs:
             raise PairingError(
                 f"{pairs[reference.case_id].prediction} and {file} are both of the case {reference.case_id}; keep one of them."
             )
         else:
-            pairs[reference.case_id] = Pair(prediction=file, name=relative, reference=reference)
+            pairs[reference.case_id] = Pair(prediction=file, name=name, reference=reference)
     if not pairs:
         raise PairingError(
             f"{predictions}: none of its {len(files)} masks has the name of a reference in {references}."
         )
-    return list(pairs.values()), [case_id for case_id in everything if case_id not in pairs], alone
+    everything = {one.case_id for several in known.values() for one in several}
+    return list(pairs.values()), sorted(everything - set(pairs)), alone
+
+
+class Placed(Protocol):
+    """Something known by its name, and the folder in which it has that."""
+
+    @property
+    def folder(self) -> str:
+        """Return the folder, as `store.naming.Name.folder`."""
+
+
+Item = TypeVar("Item", bound=Placed)
 
 
 def keys_of(relative: str) -> list[str]:
-    """Return the names under which a mask may be known, the most exact first: place and key, case id, key alone."""
+    """Return the names under which a file may be known, the most exact first: place and key, case id, key alone."""
     name = name_of(relative)
     return [f"{name.folder}/{name.key}", case_id_of(relative), *([f"*/{name.key}"] if name.key else [])]
 
 
-def _references(references: Path) -> tuple[dict[str, Reference], list[str]]:
-    """Return references by every name that is only theirs, and all their case ids."""
+def found(relative: str, known: Mapping[str, Sequence[Item]], *, exact: bool = False) -> Item | None:
+    """Return what a file's name means of all that is `known` under a key; None where that is nothing or several.
+
+    With `exact` only place and key are looked at. Else a case id or key counts, but only where one of the folders is the end of the
+    other: ``001.nii.gz`` may be the case of ``a/001.nii.gz``, and ``b/001.nii.gz`` may not.
+    """
+    folder = name_of(relative).folder
+    for key in keys_of(relative)[: 1 if exact else None]:
+        near = [one for one in known.get(key, ()) if is_end(one.folder, folder)]
+        if len(near) == 1:
+            return near[0]
+    return None
+
+
+def is_end(folder: str, other: str) -> bool:
+    """Return whether one of two folders is the end of the other.
+
+    >>> is_end("", "a"), is_end("site/a", "a"), is_end("b", "a"), is_end("ba", "a")
+    (True, True, False, False)
+    """
+    short, long = sorted((folder, other), key=len)
+    return not short or f"/{long}".endswith(f"/{short}")
+
+
+def _references(references: Path) -> dict[str, list[Reference]]:
+    """Return references by every name under which they may be known."""
     if is_store(references):
         store = open_store(references)
-        stored = [
-            Reference(case_id=case_id, store=store) for case_id in store.case_ids if store[case_id].label is not None
-        ]
-        return {reference.case_id: reference for reference in stored}, [reference.case_id for reference in stored]
+        return {
+            case_id: [Reference(case_id=case_id, store=store)]
+            for case_id in store.case_ids
+            if store[case_id].label is not None
+        }
     if not references.exists():
         raise PairingError(f"{references}: there is no such folder or store.")
     files = [references] if references.is_file() else find_files(references)
@@ -101,16 +145,19 @@ def _references(references: Path) -> tuple[dict[str, Reference], list[str]]:
         for file in files
         if names[file].role == "image" and file not in masks
     }
+    scans = {mask: images.get((names[mask].folder, names[mask].key)) for mask in masks}
+    case_ids = {mask: case_id_of((image or mask).relative_to(root).as_posix()) for mask, image in scans.items()}
+    times = Counter(case_ids.values())
     by_key: dict[str, list[Reference]] = {}
-    for mask in masks:
-        image = images.get((names[mask].folder, names[mask].key))
-        relative = mask.relative_to(root).as_posix()
-        case_id = case_id_of((image or mask).relative_to(root).as_posix())
+    for mask, case_id in case_ids.items():
+        name, relative = names[mask], mask.relative_to(root).as_posix()
+        placed = name.folder if not name.key else f"{name.folder}/{case_id}".lstrip("/")
+        reference = Reference(
+            case_id=case_id if times[case_id] == 1 else placed, folder=name.folder, mask=mask, image=scans[mask]
+        )
         for key in dict.fromkeys([*keys_of(relative), case_id]):
-            by_key.setdefault(key, []).append(Reference(case_id=case_id, mask=mask, image=image))
-    return {key: found[0] for key, found in by_key.items() if len(found) == 1}, sorted(
-        {one.case_id for found in by_key.values() for one in found}
-    )
+            by_key.setdefault(key, []).append(reference)
+    return by_key
 
 
 def labels_of_reports(pairs: Sequence[Pair]) -> Labels | None:
@@ -134,10 +181,63 @@ def labels_of_reports(pairs: Sequence[Pair]) -> Labels | None:
 
 def labels_of_store(pairs: Sequence[Pair]) -> Labels | None:
     """Return the labels of the store that holds the references, if one does."""
+    return next((labels for pair in pairs if (labels := stored_labels(pair)) is not None), None)
+
+
+def stored_labels(pair: Pair) -> Labels | None:
+    """Return the labels of a reference in a store."""
+    reference = pair.reference
+    return None if reference.store is None else reference.store[reference.case_id].info.labels
+
+
+def check_agreement(pairs: Sequence[Pair], labels: Labels) -> None:
+    """Refuse labels that mean other things in the predictions than in the store of the references.
+
+    Raises
+    ------
+    LabelError
+        They do: a name has two values, a value two names, or organ or tumor differ.
+    """
     for pair in pairs:
-        if pair.reference.store is not None:
-            return pair.reference.store[pair.reference.case_id].info.labels
-    return None
+        stored = stored_labels(pair)
+        if stored is not None and not agree(labels, stored):
+            raise LabelError(
+                f"{pair.name}: its report names the labels {_said(labels)}, and its reference in the store {_said(stored)}; "
+                "they must mean the same. Ingest the references with the model's labels, or pass --labels that are true of both."
+            )
+
+
+def check_reports(pairs: Sequence[Pair], labels: Labels) -> None:
+    """Refuse predictions whose reports mean other things by a value than `labels`; those without a report pass.
+
+    Raises
+    ------
+    LabelError
+        One does.
+    """
+    for pair in pairs:
+        report = report_of(pair)
+        if report and not agree(labels, own := labels_from_json(report)):
+            raise LabelError(
+                f"{pair.prediction}: its report names the labels {_said(own)}, and the other run {_said(labels)}; "
+                "they must mean the same. Compare runs of one set of labels, or pass --labels that are true of both."
+            )
+
+
+def agree(labels: Labels, others: Labels) -> bool:
+    """Return whether labels mean the same as far as both name something.
+
+    >>> agree(Labels({"liver": 1, "tumor": 2}), Labels({"liver": 1})), agree(Labels({"liver": 1}), Labels({"tumor": 1}))
+    (True, False)
+    """
+    ones, twos = (set(one.values.items()) for one in (labels, others))
+    apart = any((name == other) != (value == number) for name, value in ones for other, number in twos)
+    roles = (labels.organ, others.organ), (labels.tumor, others.tumor)
+    return not apart and all(one is None or two is None or one == two for one, two in roles)
+
+
+def _said(labels: Labels) -> str:
+    return f"{format_labels(labels.values)} (organ {labels.organ or '-'}, tumor {labels.tumor or '-'})"
 
 
 def report_of(pair: Pair) -> dict[str, Any]:
@@ -146,11 +246,14 @@ def report_of(pair: Pair) -> dict[str, Any]:
 
 
 def report_beside(mask: Path) -> dict[str, Any]:
-    """Return the report that `infer` wrote beside a mask; other JSON files and none are no report."""
+    """Return the report that `infer` wrote beside a mask; empty where there is none or another JSON file, even a broken one."""
     path = mask.with_name(stem_of(mask.name) + ".json")
     if not path.exists():
         return {}
-    report = read_json(path)
+    try:
+        report = read_json(path)
+    except InputError:
+        return {}
     return report if "model_sha256" in report and "slice_tumor_scores" in report else {}
 
 
@@ -166,10 +269,26 @@ def _longer(file: Path) -> list[Path]:
     stem = stem_of(file.name)
     whole = [stem.partition(PROBABILITY)[0]] if PROBABILITY in stem else []
     for place in (index for index, sign in enumerate(stem) if sign == "_"):
-        report = file.with_name(f"{stem[:place]}.json")
-        if report.exists() and stem[place + 1 :] in read_json(report).get("labels", {}):
+        report = report_beside(file.with_name(f"{stem[:place]}.nii"))
+        if stem[place + 1 :] in _label_parts(report):
             whole.append(stem[:place])
     return [file.parent / name for name in whole]
+
+
+def _label_parts(report: dict[str, Any]) -> Collection[str]:
+    """Return what stands for the labels of a report in names of files; nothing where it names none."""
+    try:
+        return labels_from_json(report).file_names().values()
+    except LabelError:
+        return ()
+
+
+def probability_path(mask: Path, labels: Labels) -> Path | None:
+    """Return where `infer --probability` puts the tumor's map beside a mask; None where no tumor is named."""
+    if labels.tumor is None:
+        return None
+    stem = stem_of(mask.name)
+    return mask.with_name(f"{stem}{PROBABILITY}{labels.file_names()[labels.tumor]}{mask.name[len(stem) :]}")
 
 
 def masks_of(pair: Pair) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], Grid]:

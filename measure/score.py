@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,14 @@ import numpy.typing as npt
 
 from measure.detection import THRESHOLDS, Crossing, Matching, Mode, Numbers, cross, diameters, match, numbered
 from measure.froc import Marks
-from measure.pairs import PROBABILITY, Pair, check_values, masks_of, report_of
+from measure.pairs import Pair, check_values, masks_of, probability_path, report_of
 from measure.surface import SurfaceDistances, surface_distances
-from store.errors import GeometryError
+from store.errors import ConfigError, GeometryError
 from store.geometry import Grid, voxel_ml
 from store.labels import Labels
 from store.lesions import bounding_box
 from store.metrics import Overlap, overlap
-from store.nifti import bytes_of, open_voxels, read_exactly, read_header, skip, stem_of
+from store.nifti import bytes_of, open_voxels, read_exactly, read_header, skip
 
 Mask = npt.NDArray[np.bool_]
 Label = npt.NDArray[np.uint8]
@@ -36,6 +36,11 @@ class Rules:
     mode: Mode = "corrected"
     tolerance_mm: float = TOLERANCE_MM
     """Of the surface Dice."""
+
+    def __post_init__(self) -> None:
+        """Check that the tolerance is a length."""
+        if not 0 <= self.tolerance_mm < math.inf:
+            raise ConfigError(f"--tolerance-mm {self.tolerance_mm}: must be a length in mm, 0 or more, like 2.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +71,27 @@ class LesionScores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scores:
+    """How likely a tumor is, in each slice and in the whole case."""
+
+    slices: tuple[float, ...]
+    case: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Tumor yes or no."""
+
+    truth: tuple[bool, ...]
+    """Of each slice."""
+    found: tuple[bool, ...]
+    voxels: Scores
+    """Predicted ones."""
+    reported: Scores | None
+    """Probabilities of the report beside the prediction; None where it has none that are finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scored:
     """A case that was compared."""
 
@@ -77,9 +103,8 @@ class Scored:
     burden: tuple[float, float] | None = None
     """Tumor over organ with tumor, reference and prediction; None where no organ or tumor is named, NaN without organ."""
     lesions: LesionScores | None = None
-    tumor: tuple[list[bool], list[bool], list[float]] | None = None
-    """Per slice: truth, answer, score."""
-    tumor_score: float = field(default=math.nan)
+    tumor: Answers | None = None
+    """None where no tumor is named."""
 
 
 def score(pair: Pair, rules: Rules) -> tuple[Scored, Label, Label]:
@@ -101,12 +126,12 @@ def score(pair: Pair, rules: Rules) -> tuple[Scored, Label, Label]:
     }
     counts = {name: overlap(*both) for name, both in masks.items()}
     per_voxel = voxel_ml(grid.affine_lps)
-    tumor, tumor_score, lesions = None, math.nan, None
+    tumor, lesions = None, None
     if labels.tumor is not None:
         value = labels.tumor_value()
-        tumor, tumor_score = tumor_answers(truth == value, predicted == value, report_of(pair))
+        tumor = tumor_answers(truth == value, predicted == value, report_of(pair))
         lesions = lesion_scores(
-            truth == value, predicted == value, grid, rules, probability_beside(pair, labels.tumor, grid)
+            truth == value, predicted == value, grid, rules, probability_beside(pair.prediction, labels, grid)
         )
     scored = Scored(
         case_id=pair.reference.case_id,
@@ -116,7 +141,6 @@ def score(pair: Pair, rules: Rules) -> tuple[Scored, Label, Label]:
         burden=burden_of(counts, labels),
         lesions=lesions,
         tumor=tumor,
-        tumor_score=tumor_score,
     )
     return scored, truth, predicted
 
@@ -210,12 +234,10 @@ def mean_in(probability: Label, numbers: npt.NDArray[np.uint32]) -> list[float]:
     return [float(value) for value in sums[1:] / voxels[1:] / 255]
 
 
-def probability_beside(pair: Pair, tumor: str, grid: Grid) -> Label | None:
+def probability_beside(mask: Path, labels: Labels, grid: Grid) -> Label | None:
     """Return the tumor's probability that `infer --probability` wrote beside a mask, uint8[z, y, x]; None where there is none."""
-    name = pair.prediction.name
-    stem = stem_of(name)
-    path = pair.prediction.with_name(f"{stem}{PROBABILITY}{tumor}{name[len(stem) :]}")
-    return read_probability(path, grid) if path.exists() else None
+    path = probability_path(mask, labels)
+    return read_probability(path, grid) if path is not None and path.exists() else None
 
 
 def read_probability(path: Path, grid: Grid) -> Label:
@@ -242,21 +264,17 @@ def read_probability(path: Path, grid: Grid) -> Label:
     return np.ascontiguousarray(grid.to_stored(voxels), dtype=np.uint8)
 
 
-def tumor_answers(
-    truth: Mask, predicted: Mask, report: dict[str, Any]
-) -> tuple[tuple[list[bool], list[bool], list[float]], float]:
-    """Return the answers per slice, and the score of the case: from the report's finite scores, else the predicted voxels."""
-    flat = (truth.reshape(len(truth), -1), predicted.reshape(len(predicted), -1))
+def tumor_answers(truth: Mask, predicted: Mask, report: dict[str, Any]) -> Answers:
+    """Return the answers of two masks bool[z, y, x], with both kinds of scores."""
+    real, voxels = (np.count_nonzero(mask.reshape(len(mask), -1), axis=1) for mask in (truth, predicted))
     scores, case_score = report.get("slice_tumor_scores"), report.get("tumor_score")
-    if not (
-        isinstance(scores, list)
-        and len(scores) == len(truth)
-        and all(map(_is_finite, scores))
-        and _is_finite(case_score)
-    ):
-        scores, case_score = np.count_nonzero(flat[1], axis=1).tolist(), int(predicted.sum())
-    has_tumor, found = (np.count_nonzero(mask, axis=1).astype(bool).tolist() for mask in flat)
-    return (has_tumor, found, [float(value) for value in scores]), float(case_score or 0)
+    usable = isinstance(scores, list) and len(scores) == len(truth) and all(map(_is_finite, [*scores, case_score]))
+    return Answers(
+        truth=tuple(real.astype(bool).tolist()),
+        found=tuple(voxels.astype(bool).tolist()),
+        voxels=Scores(slices=tuple(map(float, voxels.tolist())), case=float(voxels.sum())),
+        reported=Scores(slices=tuple(map(float, scores or ())), case=float(case_score or 0)) if usable else None,
+    )
 
 
 def _is_finite(value: object) -> bool:

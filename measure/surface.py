@@ -24,6 +24,8 @@ Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Spacing = tuple[float, float, float]
 """z, y, x in mm."""
+ROUNDING_MM = 1e-4
+"""More than float32 affines round distances by, and less than any distance that matters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +70,12 @@ class SurfaceDistances:
         return float(max(np.percentile(self.to_reference, 95), np.percentile(self.to_prediction, 95)))
 
     def surface_dice(self, tolerance_mm: float) -> float:
-        """Return the share of surface voxels, of both masks, that lie no farther than the tolerance from the other surface."""
-        return float(np.mean(self.both <= tolerance_mm)) if len(self.to_reference) else math.nan
+        """Return the share of surface voxels, of both masks, that lie no farther than the tolerance from the other surface.
+
+        What lies at the tolerance counts: ROUNDING_MM are added to it, since spacings that a header keeps as float32, or
+        works out of a tilted matrix, put 2 mm a little above or below 2 mm.
+        """
+        return float(np.mean(self.both <= tolerance_mm + ROUNDING_MM)) if len(self.to_reference) else math.nan
 
 
 NO_DISTANCES = SurfaceDistances(to_reference=np.empty(0), to_prediction=np.empty(0))

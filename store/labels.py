@@ -1,6 +1,7 @@
 """Which values a segmentation holds, what they are called, and which of them are organ and tumor."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -56,6 +57,25 @@ class Labels:
     def tumor_value(self) -> int | None:
         """Return the value of tumor, or None where no tumor is named."""
         return None if self.tumor is None else self.values[self.tumor]
+
+    def file_names(self) -> dict[str, str]:
+        """Return name -> the part of a file's name that stands for it: a label's name may hold anything, a file's may not.
+
+        A plain name stands for itself, any other for its letters, digits, dots and hyphens with its value. No two are one,
+        not even where case does not count, and none is ``background``.
+
+        >>> Labels({"liver": 1, "a/b": 2}).file_names()
+        {'liver': 'liver', 'a/b': 'a_b_2'}
+        """
+        plain = {name: re.sub(r"[^\w.-]+", "_", name) for name in self.values}
+        taken, chosen = {"background"}, {}
+        for name in sorted(plain, key=lambda name: plain[name] != name):
+            part = plain[name] if plain[name] == name else f"{plain[name]}_{self.values[name]}"
+            while part.casefold() in taken:
+                part += f"_{self.values[name]}"
+            taken.add(part.casefold())
+            chosen[name] = part
+        return {name: chosen[name] for name in self.values}
 
     def without(self, name: str) -> "Labels":
         """Return the labels without one of them.

@@ -88,10 +88,7 @@ class LesionTracker:
     def _take(self, corner: tuple[int, int, int], tumor: Mask) -> None:
         labelled = components(tumor)
         first = len(self._parts)
-        if first + int(labelled.max()) > MAX_PARTS:
-            raise LabelError(
-                f"the tumor has more than {MAX_PARTS:,} separate pieces, the last at slice {corner[0]}; is it noise? Smooth the segmentation."
-            )
+        check_parts(first + int(labelled.max()), f", the last at slice {corner[0]}")
         self._parts += measured_parts(labelled, corner)
         self._parent += range(first, len(self._parts))
         ends = {
@@ -165,6 +162,20 @@ def bounding_box(mask: Mask) -> tuple[slice, ...] | None:
         box.append(slice(int(hits[0]), int(hits[-1]) + 1))
         mask = mask[(slice(None),) * axis + (box[-1],)]
     return tuple(box)
+
+
+def check_parts(count: int, where: str = "") -> None:
+    """Refuse more pieces of tumor than are followed.
+
+    Raises
+    ------
+    LabelError
+        There are more than MAX_PARTS.
+    """
+    if count > MAX_PARTS:
+        raise LabelError(
+            f"the tumor has more than {MAX_PARTS:,} separate pieces{where}; is it noise? Smooth the segmentation."
+        )
 
 
 def components(mask: Mask) -> npt.NDArray[np.uint32]:

@@ -49,6 +49,19 @@ def test_lesions_that_merge_or_split_are_neither_gone_nor_new():
     )
 
 
+def test_a_target_that_grew_into_a_small_lesion_is_measured_with_that():
+    def bars(*extents):
+        label = np.ones((9, 60, 80), np.uint8)
+        for y0, y1, x0, x1 in extents:
+            label[4, y0:y1, x0:x1] = 2
+        return time_point(Volume(label=label, labels=LITS_LABELS, affine_lps=np.eye(4)))
+
+    found = compared(bars((20, 30, 10, 40), (22, 27, 44, 50)), bars((20, 30, 12, 62)))
+    assert [(row["fate"], row["baseline_id"]) for row in found["lesions"]] == [("merged", 1), ("matched", 2)]
+    assert found["recist"]["followup_sum_mm"] == pytest.approx(np.hypot(50, 9), abs=0.5)
+    assert found["recist"]["category"] == "PD"
+
+
 @pytest.mark.parametrize(
     ("before", "after", "category"),
     [

@@ -9,7 +9,7 @@ import typer
 
 from measure.evaluate import case_row, evaluate, totals
 from measure.pairs import pair_up
-from store.errors import LabelError, PairingError
+from store.errors import ConfigError, LabelError, PairingError
 from store.labels import LITS_LABELS
 from store.phantom import write_nifti
 
@@ -128,6 +128,25 @@ def test_a_prediction_is_never_scored_against_another_patient(prediction, refere
         path.touch()
     with pytest.raises(PairingError, match="none of its 1 masks has the name of a reference"):
         pair_up(tmp_path / "p", tmp_path / "r")
+
+
+def test_the_same_number_at_another_site_is_another_patient(tmp_path):
+    def touch(*names):
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+        return pair_up(tmp_path / "p", tmp_path / "r")
+
+    with pytest.raises(PairingError, match="none of its 1 masks"):
+        touch("p/siteA/001.nii.gz", "r/siteB/001.nii.gz")
+    (pair,), missing, alone = touch("p/siteB/001.nii.gz")
+    assert (pair.name, missing, alone) == ("siteB/001.nii.gz", [], ["siteA/001.nii.gz"])
+    pairs, missing, alone = touch("r/siteA/001.nii.gz", "r/siteC/001.nii.gz")
+    assert [pair.reference.case_id for pair in pairs] == ["siteA/001", "siteB/001"], "no two cases have one id"
+    assert (missing, alone) == (["siteC/001"], [])
+    (tmp_path / "p" / "siteA" / "001.nii.gz").unlink()
+    _, _, alone = touch("p/001.nii.gz")
+    assert alone == ["001.nii.gz"], "it may be of several sites"
 
 
 def test_two_predictions_of_one_case_are_refused(two_cases):
@@ -294,3 +313,72 @@ def test_overlaps_are_simpleitks(rng):
     assert counts.voe == pytest.approx(1 - measures.GetJaccardCoefficient())
     similarity = 2 * (counts.predicted - counts.reference) / (counts.predicted + counts.reference)
     assert abs(similarity) == pytest.approx(abs(measures.GetVolumeSimilarity()))
+
+
+def test_the_auc_ranks_by_the_reports_scores_only_where_every_case_has_them(two_cases):
+    def auc():
+        scores = totals(evaluate(two_cases / "predicted", two_cases / "truth", None, LITS_LABELS))
+        return scores["tumor_by_case"]["auc"], scores["tumor_ranked_by"]
+
+    predicted = np.ones((2, 4, 6), np.uint8)
+    predicted[0, 0, 0] = 2
+    write_nifti(two_cases / "predicted" / "volume-2.nii.gz", predicted, SPACING)
+    reports = {number: {"model_sha256": "x", "slice_tumor_scores": [0.9, 0.1], "tumor_score": 0.9} for number in (1, 2)}
+    (two_cases / "predicted" / "volume-1.json").write_text(json.dumps(reports[1]))
+    assert auc() == (1.0, "predicted voxels"), "two voxels against one, and not 0.9 against one voxel"
+    (two_cases / "predicted" / "volume-2.json").write_text(json.dumps(reports[2]))
+    assert auc() == (0.5, "the reports' scores")
+
+
+def test_a_case_whose_scan_cannot_be_read_is_scored_and_drawn_on_black(two_cases):
+    (two_cases / "truth" / "volume-1.nii.gz").write_bytes(b"no scan")
+    evaluation = evaluate(two_cases / "predicted", two_cases / "truth", two_cases / "out", LITS_LABELS)
+    assert (len(evaluation.cases), evaluation.failures) == (2, ())
+    assert (two_cases / "out" / "volume-1_errors.png").exists()
+
+
+@pytest.mark.parametrize("tolerance", [float("inf"), float("nan"), -1.0])
+def test_a_tolerance_that_is_no_length_is_refused_before_anything_is_scored(two_cases, tolerance):
+    with pytest.raises(ConfigError, match="must be a length in mm"):
+        evaluate(two_cases / "predicted", two_cases / "truth", two_cases / "out", LITS_LABELS, tolerance_mm=tolerance)
+    assert not (two_cases / "out").exists()
+
+
+def test_failures_of_the_other_run_are_told_and_count_and_its_labels_must_agree(two_cases):
+    from typer.testing import CliRunner
+
+    from measure.cli import evaluate as command
+
+    app = typer.Typer()
+    app.command()(command)
+    shutil.copytree(two_cases / "predicted", two_cases / "other")
+    (two_cases / "other" / "volume-2.nii.gz").write_bytes(b"no scan")
+    words = [two_cases / "predicted", two_cases / "truth", "--labels", "liver=1,tumor=2", "--against"]
+    done = CliRunner().invoke(app, [str(word) for word in (*words, two_cases / "other")])
+    assert done.exit_code == 1
+    assert "other/volume-2.nii.gz: " in done.output.replace("\n", "")
+    assert "2 cases compared, 0 failed" in done.output
+    words[2:4] = []
+    for folder, labels in (("predicted", {"liver": 1, "tumor": 2}), ("other", {"tumor": 1, "liver": 2})):
+        report = {"model_sha256": "x", "slice_tumor_scores": [], "labels": labels, "organ": "liver", "tumor": "tumor"}
+        for number in (1, 2):
+            (two_cases / folder / f"volume-{number}.json").write_text(json.dumps(report))
+    done = CliRunner().invoke(app, [str(word) for word in (*words, two_cases / "other")])
+    assert "its report names the labels tumor=1, liver=2" in done.output.replace("\n", " ")
+
+
+def test_reports_and_a_store_that_name_values_otherwise_are_refused(stored, tmp_path):
+    from store.labels import make_labels
+    from store.reader import open_store
+
+    case = open_store(stored)["volume-0"]
+    write_nifti(tmp_path / "volume-0.nii.gz", case.label[:], case.info.spacing_mm, case.info.source_axcodes)
+    swapped = make_labels({"tumor": 1, "liver": 2})
+    report = {"model_sha256": "x", "slice_tumor_scores": [], "tumor_score": 0.5}
+    for labels, refused in ((swapped, True), (make_labels({"tumor": 1}), True), (LITS_LABELS, False)):
+        (tmp_path / "volume-0.json").write_text(json.dumps(report | labels.as_json()))
+        if refused:
+            with pytest.raises(LabelError, match=r"tumor=1.* and its reference in the store liver=1, tumor=2"):
+                evaluate(tmp_path, stored, None)
+        else:
+            assert evaluate(tmp_path, stored, None).cases[0].regions["tumor"].dice == 1.0

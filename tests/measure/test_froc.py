@@ -76,3 +76,25 @@ def test_luna16s_files_are_read_and_scans_without_candidates_count(tmp_path):
     (tmp_path / "truth.csv").write_text("seriesuid,coordX,coordY,coordZ\na,0,0,0\n")
     with pytest.raises(InputError, match="it lacks diameter_mm"):
         luna16(tmp_path / "out.csv", tmp_path / "truth.csv", tmp_path / "scans.csv")
+
+
+def test_names_and_tables_that_cannot_be_read_as_they_stand_are_refused(tmp_path):
+    (tmp_path / "truth.csv").write_text("seriesuid,coordX,coordY,coordZ,diameter_mm\na,0,0,0,10\nb,0,0,0,10\n")
+    (tmp_path / "out.csv").write_text("seriesuid,coordX,coordY,coordZ,probability\na,1,1,1,0.9\n")
+    files = tmp_path / "out.csv", tmp_path / "truth.csv", tmp_path / "scans.csv"
+    files[2].write_text("a\nb\n", encoding="utf-8-sig")
+    found = luna16(*files)
+    assert (found["findings"], found["candidates_of_unlisted_scans"]) == (2, 0), "a byte order mark is no name"
+    files[2].write_text("a\nb\na\n")
+    with pytest.raises(InputError, match="a stands there more than once"):
+        luna16(*files)
+    files[2].write_bytes(b"a\nb\xe9\n")
+    with pytest.raises(InputError, match=r"scans.csv: must be UTF-8; found a byte 0xe9"):
+        luna16(*files)
+    files[2].write_text("a\nb\n")
+    files[0].write_bytes(b"seriesuid,coordX,coordY,coordZ,probability\n\xe9,1,1,1,0.9\n")
+    with pytest.raises(InputError, match=r"out.csv: must be UTF-8"):
+        luna16(*files)
+    files[0].write_text(f"seriesuid,coordX,coordY,coordZ,probability\n{'a' * 200_000},1,1,1,0.9\n")
+    with pytest.raises(InputError, match=r"out.csv: cannot be read as CSV \(field larger"):
+        luna16(*files)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from measure.cli import compare, measure
 from measure.cohort import far_volumes
 from measure.compare import time_point
-from measure.jobs import gather, run
+from measure.jobs import gather, load, run
 from measure.lesions import Volume
 from measure.slicer import write_color_table, write_segmentation
 from store.errors import LabelError, PairingError
@@ -226,3 +226,118 @@ def test_a_process_that_dies_fails_its_cases_and_not_the_run(three_cases):
     future: Future = Future()
     future.set_exception(BrokenProcessPool())
     assert "fewer --workers" in _ended(future, job).reason
+
+
+def test_labels_of_any_name_are_found_in_the_names_of_files_and_a_foreign_json_beside_is_no_report(tmp_path):
+    from store.files import write_json
+
+    labels = make_labels({"liver": 1, "liver/ tumor": 2})
+    report = {**labels.as_json(), "model_sha256": "ab" * 32, "slice_tumor_scores": []}
+    write_json(tmp_path / "p" / "a.json", report)
+    for name in ("a", "a_liver", "a_liver_tumor_2", "a_probability_liver_tumor_2", "b_c"):
+        write_nifti(tmp_path / "p" / f"{name}.nii.gz", scan((2, 6, 6, 6)), SPACING)
+    for text in ('{"labels": null}', "[]", "{"):
+        (tmp_path / "p" / "b.json").write_text(text)
+        assert [job.name for job in gather(tmp_path / "p", None, None)] == ["a", "b_c"]
+    (tmp_path / "p" / "b_c.json").write_text("[]")
+    outcomes = run(gather(tmp_path / "p", None, None), tmp_path / "out")
+    assert [outcome.status for outcome in outcomes] == ["done", "failed"]
+    assert "no report says what its label values mean" in outcomes[1].reason
+    assert json.loads((tmp_path / "out" / "a.json").read_text())["lesions"][0]["probability_max"] == pytest.approx(
+        2 / 255, abs=1e-4
+    )
+
+
+def test_a_mask_is_not_measured_in_the_scan_of_another_site(tmp_path):
+    for name in ("m/a/001", "m/b/001", "s/b/001", "m/002", "s/c/002"):
+        write_nifti(tmp_path / f"{name}.nii.gz", scan(), SPACING)
+    jobs = {job.name: job for job in gather(tmp_path / "m", tmp_path / "s", LITS_LABELS)}
+    assert {name: job.image and job.image.parent.name for name, job in jobs.items()} == {
+        "002": "c",
+        "a/001": None,
+        "b/001": "b",
+    }
+    assert jobs["a/001"].lacks_scan
+
+
+def test_a_pair_whose_image_file_changed_is_measured_again(tmp_path):
+    import nibabel
+
+    (tmp_path / "p").mkdir()
+    nibabel.save(nibabel.Nifti1Pair(scan((2, 6, 6, 6)).T, np.eye(4)), tmp_path / "p" / "x.hdr")
+    jobs = gather(tmp_path / "p", None, LITS_LABELS)
+    assert [outcome.status for outcome in run(jobs, tmp_path / "out")] == ["done"]
+    image = tmp_path / "p" / "x.img"
+    image.write_bytes(bytes(image.stat().st_size))
+    assert [outcome.status for outcome in run(jobs, tmp_path / "out")] == ["done"]
+    assert json.loads((tmp_path / "out" / "x.json").read_text())["lesion_count"] == 0
+
+
+def test_the_report_of_infer_is_believed_before_a_name_and_what_is_stated_before_both(tmp_path):
+    from store.files import write_json
+
+    write_json(tmp_path / "dataset.json", {"labels": {"0": "background", "1": "liver", "2": "tumor"}})
+    write_nifti(tmp_path / "segmentation-1.nii.gz", scan((2, 6, 6, 6)), SPACING)
+    (job,) = gather(tmp_path, None, None)
+    assert load(job).volume.labels == LITS_LABELS
+    report = make_labels({"tumor": 1, "vessel": 2}).as_json() | {"model_sha256": "ab" * 32, "slice_tumor_scores": []}
+    before = job.stamp()
+    write_json(tmp_path / "segmentation-1.json", report)
+    assert load(job).volume.labels == make_labels({"tumor": 1, "vessel": 2})
+    assert job.stamp() != before, "other labels, other figures"
+    (job,) = gather(tmp_path, None, make_labels({"lobe": 1, "tumor": 2}))
+    assert load(job).volume.labels.organ == "lobe"
+
+
+def test_a_time_point_may_have_any_name(tmp_path):
+    write_nifti(tmp_path / "report.nii.gz", scan((2, 6, 6, 6)), SPACING)
+    done = command(compare, *[tmp_path / "report.nii.gz"] * 2, "--labels", "liver=1,tumor=2")
+    assert done.exit_code == 0, done.output
+
+
+def test_files_of_others_are_never_replaced(tmp_path):
+    for name in ("m/a", "m/b", "m/c"):
+        write_nifti(tmp_path / f"{name}.nii.gz", scan((2, 6, 6, 6)), SPACING)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.json").write_text('{"SeriesInstanceUID": "1.2.3"}')
+    (out / "b.png").write_bytes(b"mine")
+    outcomes = run(gather(tmp_path / "m", None, LITS_LABELS), out, overwrite=True)
+    assert [outcome.status for outcome in outcomes] == ["failed", "failed", "done"]
+    assert "a.json: was not written by slicemill measure" in outcomes[0].reason
+    assert (out / "a.json").read_text() == '{"SeriesInstanceUID": "1.2.3"}'
+    assert (out / "b.png").read_bytes() == b"mine"
+    assert not (out / "b.json").exists()
+    (out / "summary.json").write_text('{"slices": 3}')
+    with pytest.raises(PairingError, match=r"summary.json: was not written by"):
+        run(gather(tmp_path / "m", None, LITS_LABELS), out)
+    (tmp_path / "ct").mkdir()
+    words = (tmp_path / "m", "--image", tmp_path / "ct", "--out", tmp_path / "ct", "--labels", "liver=1,tumor=2")
+    done = command(measure, *words)
+    assert (done.exit_code, "choose another folder" in done.output) == (1, True)
+
+
+def test_what_a_killed_run_has_left_of_a_case_is_done_again(tmp_path, monkeypatch):
+    from measure import jobs
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    write_nifti(tmp_path / "m" / "a.nii.gz", scan((2, 6, 6, 6)), SPACING)
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "write_segmentation", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(gather(tmp_path / "m", None, LITS_LABELS), tmp_path / "out")
+    assert (tmp_path / "out" / "a.html").exists()
+    assert [one.status for one in run(gather(tmp_path / "m", None, LITS_LABELS), tmp_path / "out")] == ["done"]
+    assert json.loads((tmp_path / "out" / "a.json").read_text())["lesion_count"] == 1
+
+
+def test_files_that_a_name_hides_are_told(tmp_path):
+    for name in ("p1_label", "p1_ct", "p2", "p3"):
+        write_nifti(tmp_path / "m" / f"{name}.nii.gz", scan(), SPACING)
+    done = command(measure, tmp_path / "m", "--out", tmp_path / "out", "--labels", "liver=1,tumor=2")
+    assert "1 cases: 1 done" in done.output
+    assert re.findall(r"left out: \S*/(\w+)\.nii", done.output.replace("\n", "")) == ["p2", "p3"]
+    (tmp_path / "m" / "p1_label.nii.gz").unlink()
+    assert "left out" not in command(measure, tmp_path / "m", "--out", tmp_path / "o", "--labels", "liver=1").output

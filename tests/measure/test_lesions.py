@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from measure.detection import numbered
 from measure.lesions import Volume, case_figures, measure_lesions, targets
 from measure.shape import chords, longest_3d, sphericity, surface_mm2
+from store.errors import LabelError
 from store.geometry import Grid
 from store.labels import LITS_LABELS, make_labels
 
@@ -182,3 +184,13 @@ def test_targets_are_the_two_longest_of_10_mm_or_twice_a_thick_slice():
     by_length = {round(one.max_axial_diameter_mm): one.id for one in found}
     assert targets(found, 5.0) == (by_length[20], by_length[12])
     assert targets(found, 8.0) == (by_length[20],)
+
+
+@pytest.mark.parametrize("mode", ["corrected", "official"])
+def test_noise_is_refused_wherever_lesions_are_counted(mode):
+    noise = np.zeros((56, 56, 56), np.uint8)
+    noise[::2, ::2, ::2] = 2
+    with pytest.raises(LabelError, match="more than 20,000 separate pieces"):
+        numbered(noise > 0, Grid(shape=noise.shape, affine=np.eye(4)), mode)
+    with pytest.raises(LabelError, match="more than 20,000 separate pieces"):
+        measure_lesions(Volume(label=noise, labels=LITS_LABELS, affine_lps=np.eye(4)))

@@ -106,3 +106,16 @@ def test_the_benchmark_of_distances_agrees_with_transforms_and_fits_its_table():
     assert record["objects"] == len(record["seconds_medpy_an_object"]) == 4
     assert record["largest_difference_mm"] < 1e-6
     assert "64x64x40 voxels, a liver and 3 lesions" in measure_table(record)
+
+
+def test_what_lies_at_the_tolerance_counts_however_its_grid_is_tilted():
+    from store.geometry import Grid
+
+    one, other = np.zeros((2, 9, 9, 9), bool)
+    one[2, 4, 4] = other[4, 4, 4] = True
+    for degrees in range(1, 20):
+        matrix = np.eye(4, dtype=np.float32)
+        c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        matrix[:3, :3] = [[-c, 0, s], [0, -1, 0], [s, 0, c]]
+        found = surface_distances(one, other, Grid(shape=(9, 9, 9), affine=matrix.astype(float)).spacing_mm)
+        assert (found.surface_dice(2.0), found.surface_dice(1.999)) == (1.0, 0.0)

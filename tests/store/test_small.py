@@ -52,6 +52,17 @@ class TestLabels:
         labels = make_labels({"pancreas": 1, "cancer": 2})
         assert (labels.organ, labels.tumor) == ("pancreas", "cancer")
 
+    @given(st.dictionaries(st.text(min_size=1, max_size=4), st.integers(1, 255), max_size=6))
+    def test_parts_of_file_names_are_safe_and_no_two_are_one(self, values):
+        labels = Labels({name: value for value, name in {value: name for name, value in values.items()}.items()})
+        parts = labels.file_names()
+        assert list(parts) == list(labels.values)
+        assert len({part.casefold() for part in (*parts.values(), "background")}) == len(parts) + 1
+        assert not [part for part in parts.values() if not part or set(part) & set("/\\: \0\n")]
+
+    def test_a_part_of_a_file_name_that_is_taken_gets_another_one(self):
+        assert list(Labels({"a b": 2, "a_b_2": 3, "A_B_2": 4}).file_names().values()) == ["a_b_2_2", "a_b_2", "A_B_2_4"]
+
     def test_three_labels_leave_the_organ_open(self):
         assert make_labels({"a": 1, "b": 2, "tumor": 3}).organ is None
 
