@@ -1,6 +1,8 @@
 """Which values a segmentation holds, what they are called, and which of them are organ and tumor."""
 
+import itertools
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -70,6 +72,21 @@ class Labels:
         rest = {other: value for other, value in self.values.items() if other != name}
         organ, tumor = (None if role == name else role for role in (self.organ, self.tumor))
         return Labels(values=rest, organ=organ, tumor=tumor)
+
+    def file_names(self) -> dict[str, str]:
+        """Return what stands for each label in names of files, no two alike: its name, or where that is not safe a cleaned one.
+
+        >>> Labels({"liver": 1, "a/b": 2, "a b": 3}).file_names()
+        {'liver': 'liver', 'a/b': 'a_b_2', 'a b': 'a_b_3'}
+        """
+        plain = {name: re.sub(r"[^\w.-]+", "_", name) for name in self.values}
+        taken = {name for name, clean in plain.items() if clean == name}
+        found = {}
+        for name, clean in plain.items():
+            numbers = itertools.count(self.values[name])
+            found[name] = name if clean == name else next(new for n in numbers if (new := f"{clean}_{n}") not in taken)
+            taken.add(found[name])
+        return found
 
     def as_json(self) -> dict[str, object]:
         """Return the three fields as they stand in stores, models and reports."""
