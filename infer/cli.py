@@ -84,8 +84,9 @@ def infer(
         from infer.ledger import Book
         from infer.model import open_model
         from infer.options import Options
-        from infer.pipeline import extra_names, left_to_do
         from infer.pipeline import infer as run
+        from infer.pipeline import left_to_do
+        from infer.places import extra_names
         from infer.views import Manner
         from store.slices import parse_window
 
