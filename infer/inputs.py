@@ -13,13 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from infer.flat import WARNING, is_picture, read_picture
-from store.errors import ScanError
+from store.errors import InputError, ScanError
 from store.files import Place
 from store.geometry import Grid
 from store.nifti import blank_text, files_of, grid_of_header, is_nifti_name, stem_of
 from store.reader import Store, open_store
 from store.scan import ScanReader
 from store.window import Window
+
+UNKNOWN: list[Any] = [-1, -1]
+"""The stamp of a scan that is not there or cannot be read."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -53,14 +56,17 @@ class Job:
         return hashlib.sha256(f"{self.path.absolute()}\0{self.case_id or ''}".encode()).hexdigest()[:16]
 
     def stamp(self) -> list[Any]:
-        """Return what tells whether the scan has changed: size and time, or the source's hash in a store."""
+        """Return what tells whether the scan has changed: size and time, or the source's hash in a store; UNKNOWN if it cannot be read."""
         if self.case_id is not None:
-            return [store_at(self.path)[self.case_id].info.image.sha256]
+            try:
+                return [store_at(self.path)[self.case_id].info.image.sha256]
+            except (OSError, InputError):
+                return UNKNOWN
         black_and_white = [] if self.window is None else [self.window.low, self.window.high]
         try:
             found = [file.stat() for file in files_of(self.path)]
         except OSError:
-            return [-1, -1]
+            return UNKNOWN
         return [*(number for status in found for number in (status.st_size, status.st_mtime_ns)), *black_and_white]
 
 

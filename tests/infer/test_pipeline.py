@@ -94,6 +94,17 @@ def test_a_store_gives_the_same_labels_as_the_files(segmented, model, stored, tm
         assert np.array_equal(one.affine, other.affine)
 
 
+def test_a_damaged_case_of_a_store_is_named_and_the_rest_goes_on(model, stored, tmp_path):
+    copy = shutil.copytree(stored, tmp_path / "store")
+    document = copy / "scans.zarr" / "volume-1" / "zarr.json"
+    document.write_text(document.read_text()[:200])
+    for done, skipped in ((5, 0), (0, 5)):
+        summary = run(model, [copy], tmp_path / "out")
+        assert [summary.count(status) for status in ("done", "skipped", "failed")] == [done, skipped, 1]
+        (failed,) = (outcome for outcome in summary.outcomes if outcome.status == "failed")
+        assert "volume-1" in failed.reason
+
+
 def test_the_same_command_again_skips_what_is_done_and_does_what_changed(model, collection, tmp_path):
     scans = shutil.copytree(collection, tmp_path / "scans")
     out = tmp_path / "out"
