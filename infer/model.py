@@ -22,7 +22,7 @@ INPUTS: dict[str, str] = {"int16": "int16", "bytes": "uint8"}
 """Forms of the input ``image`` and their types."""
 MAX_SIDE = 4096
 EXTERNAL_DATA = b"\x0a\x08location"
-"""How protobuf writes the key of a tensor that lies in another file; such a path is never followed."""
+"""How protobuf writes the key of a tensor that lies in another file, mostly; `infer.providers` follows no such path however it is written."""
 MAX_MM = 100.0
 """Slices, or pixels, that lie farther apart are no CT's."""
 MAX_GATE_DIFFERENCE = 0.005
