@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from infer.flat import WARNING, is_picture, read_picture
+from infer.flat import WARNING, is_picture, open_picture
 from store.errors import InputError, ScanError
 from store.files import Place
 from store.geometry import Grid
@@ -112,8 +112,9 @@ def opened(job: Job) -> Iterator[Opened]:
     if not job.path.exists():
         raise ScanError(f"{job.path}: there is no such file.")
     if is_picture(job.path.name) and isinstance(job.path, Path):
-        image, header = read_picture(job.path, job.window)
-        yield Opened(grid=grid_of_header(header), header=header, warnings=(WARNING,), read=lambda: (image, 0.0))
+        with open_picture(job.path, job.window) as (header, decoded):
+            grid = grid_of_header(header)
+            yield Opened(grid=grid, header=header, warnings=(WARNING,), read=lambda: (decoded(), 0.0))
         return
     if not is_nifti_name(job.path.name):
         raise ScanError(
