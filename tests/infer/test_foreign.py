@@ -117,6 +117,29 @@ def test_a_network_that_gives_labels_and_takes_one_slice_with_open_sides(squeeze
     [
         (("std = 120.5", ""), "net.toml: does not say what the network takes and gives .*'std'"),
         (("std = 120.5", "std = 0"), "net.toml: std = 0: must be more than 0"),
+        (("std = 120.5", "std = inf"), "net.toml: std = inf: must be more than 0, 1e-06 to 1e"),
+        (("std = 120.5", "std = 1e-50"), "net.toml: std = 1e-50: must be more than 0"),
+        (("mean = 40", "mean = nan"), "net.toml: mean = nan: expected a number of HU"),
+        (("mean = 40", 'mean = "x"'), "net.toml: mean = 'x': expected a number of HU"),
+        (("mean = 40", "mean = 2020-01-01"), "net.toml: mean = datetime.* expected a number of HU"),
+        (("mean = 40", f"mean = 1{'0' * 400}"), "net.toml: mean = 10.* expected a number of HU"),
+        (("[-150, 250]", '["a", "b"]'), "net.toml: window_hu = .*: expected two numbers of HU"),
+        (("[-150, 250]", "[-inf, inf]"), "net.toml: window_hu = .*: expected two numbers of HU"),
+        (("[-150, 250]", "5"), "net.toml: window_hu = 5: expected two numbers of HU"),
+        (("{liver = 1, tumor = 5}", "5"), "net.toml: labels = 5: expected names with whole numbers"),
+        (("{liver = 1, tumor = 5}", '["liver"]'), r"net.toml: labels = \('liver',\): expected names"),
+        (("tumor = 5", 'tumor = "5"'), "net.toml: labels = .*: expected names with whole numbers"),
+        (("tumor = 5", "tumor = 1.5"), "net.toml: labels = .*: expected names with whole numbers"),
+        (("context = 3", "context = true"), "net.toml: context = True: choose one of"),
+        (("context = 3", "context = 3\nsize = [8.0, 8.0]"), "net.toml: size = .*: expected height and width"),
+        (("context = 3", "context = 3\norgan = 5"), "net.toml: organ = 5: expected a name in quotes"),
+        (("context = 3", "context = 3\nspacing_mm = 2020-01-01"), "net.toml: spacing_mm = .*: expected a number of mm"),
+        (("context = 3", 'context = 3\npostprocess = "x"'), "net.toml: its postprocess must be a JSON object"),
+        (
+            ("context = 3", "context = 3\npostprocess = {fill_holes = 2020-01-01}"),
+            "net.toml: .* must say true or false",
+        ),
+        (("context = 3", "context = 3\npostprocess = {min_lesion_ml = 2020-01-01}"), "net.toml: .* must hold numbers"),
         (("std = 120.5", "std = 1\nsigma = 2"), "net.toml: sigma is no setting; there are labels, window_hu"),
         (("std = 120.5", "std = = 1"), "net.toml: does not say"),
         (("[-150, 250]", "[250, -150]"), "expected two numbers of HU, the lower first"),
@@ -133,6 +156,26 @@ def test_a_network_that_gives_labels_and_takes_one_slice_with_open_sides(squeeze
 def test_a_toml_that_does_not_fit_is_one_clear_error(change, message, plain, tmp_path):
     with pytest.raises(ModelError, match=message):
         open_model(beside(plain, tmp_path, CARD.replace(*change)), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda net: net.Clear(), "net.onnx: is not an ONNX model .it holds no network"),
+        (
+            lambda net: net.ClearField("opset_import"),
+            "net.onnx: is of opset None; export it with opset_version=13 or more",
+        ),
+        (lambda net: net.graph.ClearField("output"), "net.onnx: has the outputs none"),
+    ],
+)
+def test_a_network_that_lacks_a_part_is_one_clear_error(change, message, plain, tmp_path):
+    net = onnx.load(plain)
+    change(net)
+    path = beside(plain, tmp_path)
+    path.write_bytes(net.SerializeToString())
+    with pytest.raises(ModelError, match=message):
+        open_model(path, "cpu")
 
 
 def test_without_a_toml_the_way_out_is_named(plain):
