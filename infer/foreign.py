@@ -32,6 +32,8 @@ MAX_HU, MIN_STD = 1e6, 1e-6
 """HU; what lies beyond makes slices of nothing but 0, inf or nan in float32, or soon does."""
 MIN_OPSET = 13
 """Since then ReduceSum and Softmax take one axis, as here; newer ones are declared compatible by ONNX."""
+NO_VALUE = 256
+"""A number that no uint8 is."""
 OURS = "slicemill"
 PREFIX = "network/"
 
@@ -168,6 +170,23 @@ def wrapped(content: bytes, model: Path, card_path: Path) -> bytes:
         ) from error
 
 
+def unknown_of(labels: Labels) -> int:
+    """Return the value that stands for what a network gives and no label has: the smallest that is free.
+
+    >>> unknown_of(make_labels({"liver": 1, "tumor": 3}))
+    2
+
+    Raises
+    ------
+    ModelError
+        Every value has a label.
+    """
+    free = set(range(1, NO_VALUE)) - set(labels.values.values())
+    if not free:
+        raise ModelError("output = label: at most 254 labels; 255 leave no value to tell what is none of them.")
+    return min(free)
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of what an error says."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -256,7 +275,7 @@ class _Wrapper:
             squeezed = self.result.name
             if len(shape) == 4:
                 squeezed = self._add("Squeeze", squeezed, self._constant(np.array([1])))
-            self._add("Cast", squeezed, to=types.UINT8, out="label")
+            self._known(squeezed)
             return []
         classes = len(self.labels.values) + 1
         if len(shape) != 4 or shape[1] not in (None, classes):
@@ -278,6 +297,18 @@ class _Wrapper:
             outputs.append(helper.make_tensor_value_info("tumor", types.UINT8, ["b", height, width]))
         return outputs
 
+    def _known(self, values: str) -> None:
+        """Add the nodes from the network's values to ``label``: what is no label, a fraction or nan too, becomes `unknown_of`."""
+        table = np.full(NO_VALUE + 1, unknown_of(self.labels), dtype=np.uint8)
+        table[self.labels.table()] = self.labels.table()
+        number = self._add("Cast", values, to=self.onnx.TensorProto.FLOAT)
+        low, high = self._constant(np.float32(0)), self._constant(np.float32(NO_VALUE - 1))
+        inside = self._add("And", self._add("GreaterOrEqual", number, low), self._add("LessOrEqual", number, high))
+        fits = self._add("And", inside, self._add("Equal", number, self._add("Floor", number)))
+        index = self._add("Where", fits, number, self._constant(np.float32(NO_VALUE)))
+        row = self._add("Cast", index, to=self.onnx.TensorProto.INT32)
+        self._add("Gather", self._constant(table), row, axis=0, out="label")
+
     def _metadata(self) -> dict[str, Any]:
         card = self.card
         return {
@@ -290,6 +321,7 @@ class _Wrapper:
             "context_spacing_mm": card.context_spacing_mm,
             "spacing_mm": card.spacing_mm,
             "postprocess": card.postprocess,
+            "unknown": unknown_of(self.labels) if card.output == "label" else None,
             "one_slice": _shape(self.given)[0] == 1,
             **self.labels.as_json(),
         }

@@ -52,6 +52,8 @@ class ModelInfo:
     """Type of the optional output ``probability``, float32 or float16; None where the graph has none."""
     one_slice: bool
     """Whether it takes one slice at a time only, as some networks of others do."""
+    unknown: int | None
+    """The value of ``label`` that stands for what is no label; None where the graph gives labels only."""
     rules: Rules
     """What is done to the labels of a whole scan."""
     metadata: dict[str, Any]
@@ -195,6 +197,7 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
             gives_tumor="tumor" in types,
             probability_dtype=_probability_dtype(types, path),
             one_slice=metadata.get("one_slice") is True,
+            unknown=_unknown(metadata, path),
             rules=rules_from_json(metadata["postprocess"]),
             metadata=metadata,
         )
@@ -210,6 +213,13 @@ def _probability_dtype(types: dict[str, str], path: Path) -> str | None:
     if kind not in known:
         raise ModelError(f"{path}: its output probability is a {kind}; it must be of float32 or float16.")
     return known[kind]
+
+
+def _unknown(metadata: dict[str, Any], path: Path) -> int | None:
+    value = metadata.get("unknown")
+    if value is not None and (type(value) is not int or value in labels_from_json(metadata).table()):
+        raise ModelError(f"{path}: its unknown is {value!r}; it must be a value that no label has.")
+    return value
 
 
 def _millimeters(metadata: dict[str, Any], key: str, path: Path) -> float | None:

@@ -158,6 +158,56 @@ def test_a_toml_that_does_not_fit_is_one_clear_error(change, message, plain, tmp
         open_model(beside(plain, tmp_path, CARD.replace(*change)), "cpu")
 
 
+def numbers(folder, kind):
+    """Write a network of the given type whose output is its input: the HU themselves, as labels."""
+    make = onnx.helper
+    given, taken = (
+        make.make_tensor_value_info(name, type_, ["b", 1, 16, 16])
+        for name, type_ in (("x", onnx.TensorProto.FLOAT), ("y", kind))
+    )
+    graph = make.make_graph([make.make_node("Cast", ["x"], ["y"], to=kind)], "g", [given], [taken])
+    network = make.make_model(graph, opset_imports=[make.make_opsetid("", 14)], ir_version=8)
+    (folder / "net.onnx").write_bytes(network.SerializeToString())
+    card = CARD.replace("[-150, 250]", "[-1000, 1000]").replace("mean = 40\nstd = 120.5", "mean = 0\nstd = 2")
+    (folder / "net.toml").write_text(card.replace('"logits"', '"label"').replace("context = 3\n", ""))
+    return open_model(folder / "net.onnx", "cpu")
+
+
+@pytest.mark.parametrize("kind", [onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.FLOAT16])
+def test_a_scan_with_a_value_that_is_no_label_fails_and_the_others_go_on(kind, tmp_path):
+    opened = numbers(tmp_path, kind)
+    whole = kind == onnx.TensorProto.INT64
+    odd = {"low": -2, "free": 4, "many": 514, "most": 2000} | ({} if whole else {"half": 1})
+    for name, value in {"fine": 10, **odd}.items():
+        volume = np.zeros((2, 16, 16), dtype=np.int16)
+        volume[1, 3:5, 7] = 2, value
+        write_nifti(tmp_path / "in" / f"{name}-1.nii", volume, (3.0, 1.0, 1.0), "LPS")
+    summary = infer(opened, gather([tmp_path / "in"])[0], tmp_path / "out")
+    failed = {outcome.name: outcome.reason for outcome in summary.outcomes if outcome.status == "failed"}
+    assert sorted(failed) == sorted(f"{name}-1.nii" for name in odd)
+    assert all(
+        reason.endswith("-1.nii: the network gives values other than 0, 1, 5; correct the labels in its TOML.")
+        for reason in failed.values()
+    )
+    found = np.asarray(nib.load(tmp_path / "out" / "fine-1.nii").dataobj)
+    assert np.unique(found).tolist() == [0, 1, 5]
+    assert found[7, 4, 1] == 5
+
+
+def test_what_is_no_number_is_no_label(tmp_path):
+    numbers(tmp_path, onnx.TensorProto.FLOAT)
+    network = onnx.load(tmp_path / "net.onnx")
+    node = network.graph.node[0]
+    network.graph.node.insert(0, onnx.helper.make_node("Sqrt", [node.input[0]], ["root"]))
+    network.graph.node[1].input[0] = "root"
+    (tmp_path / "net.onnx").write_bytes(network.SerializeToString())
+    opened = open_model(tmp_path / "net.onnx", "cpu")
+    image = np.full((1, 16, 16), -8, dtype=np.int16)
+    image[0, 0, 0] = 2
+    label = opened.run(image, np.zeros((1, 1), dtype=np.int32)).label
+    assert (label[0, 0, 0], set(label.ravel()[1:].tolist())) == (1, {opened.info.unknown})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
