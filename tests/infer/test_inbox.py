@@ -88,6 +88,15 @@ def test_masks_must_not_arrive_as_scans(model, tmp_path):
         watch(opened, tmp_path / "none", Book(tmp_path / "out", opened, Options()), lambda: True)
 
 
+def test_pictures_are_not_taken_from_an_inbox(model, tmp_path):
+    words = ["infer", str(model), "--watch", str(tmp_path), "--window=-200,300", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "slicemill", *words], cwd=HERE, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2
+    assert "pictures with their" in " ".join(done.stderr.replace("│", " ").split())
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_inbox_is_emptied_as_it_fills_and_ends_cleanly(number, model, collection, tmp_path):
     folder, out = tmp_path / "inbox", tmp_path / "out"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -284,8 +285,14 @@ class TestCommand:
     def test_a_dry_run_says_what_it_would_do(self, model, collection, tmp_path):
         done = command("infer", model, collection, "--out", tmp_path / "out", "--dry-run")
         assert done.returncode == 0
-        assert "6 scans: 6 to segment, 0 done before. Nothing was written" in done.stdout
+        assert "6 scans: 6 to segment, 0 done before, 0 would fail. Nothing was written" in done.stdout
         assert not (tmp_path / "out").exists()
+
+    def test_a_dry_run_says_what_would_fail_and_why(self, model, collection, tmp_path):
+        (tmp_path / "volume-0.nii").write_bytes(b"a mask drawn by hand")
+        done = command("infer", model, collection / "volume-0.nii", "--out", tmp_path, "--dry-run")
+        assert re.search(r"volume-0.nii +failed +.*volume-0.nii: was not made from", done.stdout)
+        assert "1 scans: 0 to segment, 0 done before, 1 would fail. Nothing was written" in done.stdout
 
     def test_the_first_line_names_model_provider_and_why(self, model, collection, tmp_path):
         done = command("infer", model, collection / "volume-0.nii", "--out", tmp_path, "--provider", "cpu")
