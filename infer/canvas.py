@@ -10,7 +10,7 @@ import numpy.typing as npt
 from infer.model import Answer, ModelInfo
 from infer.resample import Resampling, resampling
 from infer.views import PLAIN, Manner, View, views_of
-from store.errors import ConfigError
+from store.errors import ConfigError, ModelError
 from store.framing import neighbor_step, neighbors
 
 Shape = tuple[int, int, int]
@@ -39,6 +39,8 @@ class Plan:
     manner: Manner
     size: tuple[int, int]
     """Height and width of the network's slices."""
+    unknown: int | None = None
+    """The value that stands for what is no label; None where the network gives labels only."""
 
     @property
     def averages(self) -> bool:
@@ -117,6 +119,7 @@ def plan_of(info: ModelInfo, shape: Shape, spacing_mm: tuple[float, float, float
         wanted=wanted,
         manner=manner,
         size=info.size,
+        unknown=info.unknown,
     )
 
 
@@ -211,7 +214,16 @@ class Canvas:
                 to_bytes(map_ if way is None else way.map_back(map_), out)
 
     def segmented(self) -> Segmented:
-        """Return what was put together."""
+        """Return what was put together.
+
+        Raises
+        ------
+        ModelError
+            The network gave values that are no labels.
+        """
+        if self.plan.unknown is not None and any((label == self.plan.unknown).any() for label in self._label):
+            known = ", ".join(map(str, self.plan.table))
+            raise ModelError(f"the network gives values other than {known}; correct the labels in its TOML.")
         return Segmented(label=self._label, tumor_probability=self._tumor, probability=self._probability)
 
 

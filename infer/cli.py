@@ -84,8 +84,9 @@ def infer(
         from infer.ledger import Book
         from infer.model import file_for, open_model
         from infer.options import Options
-        from infer.pipeline import extra_names, left_to_do
         from infer.pipeline import infer as run
+        from infer.pipeline import left_to_do
+        from infer.places import extra_names
         from infer.views import Manner
         from store.slices import parse_window
 
@@ -108,8 +109,10 @@ def infer(
             raise typer.BadParameter(
                 "name scans, folders, patterns or stores, or a --list of them; or --watch a folder."
             )
-        if watch is not None and (scheduler or shard or dry_run):
-            raise typer.BadParameter("--watch takes no --scheduler, --shard or --dry-run.")
+        if watch is not None and (scheduler or shard or dry_run or window):
+            raise typer.BadParameter(
+                "--watch takes no --scheduler, --shard, --dry-run, and no pictures with their --window."
+            )
         jobs, left_out = gather(given, parse_window(window) if window else None)
         if part is not None:
             jobs, left_out = jobs[part[0] :: part[1]], left_out[part[0] :: part[1]]
@@ -165,10 +168,20 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(","))
 
 
-def _show_plan(jobs: "Sequence[Job]", left: "Sequence[Job]", skipped: "Sequence[Outcome]") -> None:
-    pending = {job.name for job in left}
-    say(table(["scan", "would be"], [(job.name, "segmented" if job.name in pending else "skipped") for job in jobs]))
-    say(f"{len(jobs)} scans: {len(left)} to segment, {len(skipped)} done before. Nothing was written (--dry-run).")
+def _show_plan(jobs: "Sequence[Job]", left: "Sequence[Job]", known: "Sequence[Outcome]") -> None:
+    outcomes = {outcome.name: outcome for outcome in known}
+    rows = [
+        (job.name, outcomes[job.name].status, outcomes[job.name].reason)
+        if job.name in outcomes
+        else (job.name, "segmented", "")
+        for job in jobs
+    ]
+    say(table(["scan", "would be", "because"], rows))
+    failed = sum(outcome.status == "failed" for outcome in known)
+    say(
+        f"{len(jobs)} scans: {len(left)} to segment, {len(known) - failed} done before, {failed} would fail. "
+        "Nothing was written (--dry-run)."
+    )
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ from infer.inputs import Job
 from infer.ledger import Book, Outcome, Summary, write_summary
 from infer.model import Model, open_model
 from infer.options import Options
-from infer.pipeline import ELSEWHERE, extra_names, infer, left_to_do, unreached
+from infer.pipeline import ELSEWHERE, infer, left_to_do, unreached
+from infer.places import extra_names
 from infer.providers import Provider
 from store.errors import ConfigError, InputError, ProviderError
 from store.progress import progress

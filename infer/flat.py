@@ -4,6 +4,8 @@ Black is the window's low end and white its high end, as `slicemill store export
 nothing of its pixels' size, so that they count as 1 mm, with a warning. Row 0 is anterior, column 0 the patient's right.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +19,8 @@ from store.window import Window
 SUFFIXES = (".png", ".jpg", ".jpeg")
 WHITE = {"L": 255, "I;16": 65535, "I": 65535}
 """The brightest value of Pillow's modes of gray."""
+COLORED = ("RGB", "RGBA")
+"""Modes that are gray where their channels are equal."""
 INT16 = np.iinfo(np.int16)
 WARNING = "a picture says nothing of its pixels' size; they count as 1 mm, and so do volumes and diameters"
 
@@ -30,8 +34,9 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def read_picture(path: Path, window: Window | None) -> tuple[npt.NDArray[np.int16], bytes]:
-    """Return a picture as a scan of one slice int16[1, y, x], HU, and a NIfTI header for its mask.
+@contextmanager
+def open_picture(path: Path, window: Window | None) -> Iterator[tuple[bytes, Callable[[], npt.NDArray[np.int16]]]]:
+    """Yield a NIfTI header for a picture's mask, and what decodes it as a scan of one slice int16[1, y, x], HU.
 
     Raises
     ------
@@ -42,26 +47,45 @@ def read_picture(path: Path, window: Window | None) -> tuple[npt.NDArray[np.int1
         raise ScanError(
             f"{path}: a picture's gray values are no HU; state the window that it was made with, like --window -200,300."
         )
+    if window.low < INT16.min or window.high > INT16.max:
+        limits = f"{window.low:g}..{window.high:g}"
+        raise ScanError(f"{path}: HU must fit in {INT16.min}..{INT16.max}; its window is {limits}.")
+    with ExitStack() as stack:
+        with _damage_named(path):
+            picture = stack.enter_context(Image.open(path))
+        if picture.mode not in WHITE and picture.mode not in COLORED:
+            raise ScanError(_no_gray(path, picture.mode))
+        header = nib.Nifti1Header()
+        header.set_data_shape((*picture.size, 1))
+        header.set_data_dtype(np.int16)
+        header.set_xyzt_units("mm")
+        header.set_sform(np.diag([-1.0, -1.0, 1.0, 1.0]), code=1)
+        yield bytes(header.binaryblock), lambda: _decoded(path, picture, window)
+
+
+def _decoded(path: Path, picture: Image.Image, window: Window) -> npt.NDArray[np.int16]:
+    """Return a picture as int16[1, y, x], HU; a row at a time, so that no voxel takes more than its 2 bytes beside the picture."""
+    with _damage_named(path):
+        pixels, mode = np.asarray(picture), picture.mode
+    if mode in COLORED:
+        if any(not np.array_equal(pixels[..., 0], pixels[..., other]) for other in (1, 2)):
+            raise ScanError(_no_gray(path, mode))
+        pixels, mode = pixels[..., 0], "L"
+    shades = np.arange(WHITE[mode] + 1)
+    values = np.rint(window.low + shades * ((window.high - window.low) / WHITE[mode])).astype(np.int16)
+    image = np.empty((1, *pixels.shape), dtype=np.int16)
+    for row, out in zip(pixels, image[0], strict=True):
+        np.take(values, row, mode="clip", out=out)
+    return image
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
     try:
-        with Image.open(path) as picture:
-            pixels, mode = np.asarray(picture), picture.mode
+        yield
     except (UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ScanError(f"{path}: cannot be read as a picture ({error}).") from error
-    if (
-        mode in ("RGB", "RGBA")
-        and np.array_equal(pixels[..., 0], pixels[..., 1])
-        and np.array_equal(pixels[..., 0], pixels[..., 2])
-    ):
-        pixels, mode = pixels[..., 0], "L"
-    if mode not in WHITE:
-        raise ScanError(f"{path}: must be gray, 8 or 16 bits; its mode is {mode}. Is it a photograph of a screen?")
-    low, high = window.low, window.high
-    if low < INT16.min or high > INT16.max:
-        raise ScanError(f"{path}: HU must fit in {INT16.min}..{INT16.max}; its window is {low:g}..{high:g}.")
-    image = np.rint(low + pixels.astype(np.float64) * ((high - low) / WHITE[mode])).astype(np.int16)[None]
-    header = nib.Nifti1Header()
-    header.set_data_shape((*image.shape[:0:-1], 1))
-    header.set_data_dtype(np.int16)
-    header.set_xyzt_units("mm")
-    header.set_sform(np.diag([-1.0, -1.0, 1.0, 1.0]), code=1)
-    return image, bytes(header.binaryblock)
+
+
+def _no_gray(path: Path, mode: str) -> str:
+    return f"{path}: must be gray, 8 or 16 bits; its mode is {mode}. Is it a photograph of a screen?"

@@ -14,23 +14,61 @@ rest of `infer` knows no difference. The input is float32 or float16, [b, contex
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from infer.postprocess import rules_from_json
 from store.errors import InputError, ModelError
 from store.labels import Labels, make_labels
 
 CONTRACT = 1
 """The contract of the file that is made."""
 CONTEXTS = (1, 3, 5, 7)
+MAX_HU, MIN_STD = 1e6, 1e-6
+"""HU; what lies beyond makes slices of nothing but 0, inf or nan in float32, or soon does."""
 MIN_OPSET = 13
 """Since then ReduceSum and Softmax take one axis, as here; newer ones are declared compatible by ONNX."""
+NO_VALUE = 256
+"""A number that no uint8 is."""
 OURS = "slicemill"
 PREFIX = "network/"
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value of TOML is a number that a CT can have, which nan, inf and true are not."""
+    return type(value) in (int, float) and -MAX_HU <= value <= MAX_HU  # type: ignore[operator]
+
+
+def is_side(value: object) -> bool:
+    """Return whether a value of TOML is a number of pixels."""
+    return type(value) is int and value > 0
+
+
+def is_pair(value: object, fits: Callable[[object], bool]) -> bool:
+    """Return whether a value of TOML is two values that fit."""
+    return isinstance(value, tuple) and len(value) == 2 and all(fits(one) for one in value)
+
+
+RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "labels",
+        lambda it: isinstance(it, dict) and all(type(value) is int for value in it.values()),
+        "expected names with whole numbers, like {liver = 1, tumor = 2}",
+    ),
+    ("window_hu", lambda it: is_pair(it, is_number) and it[0] < it[1], "expected two numbers of HU, the lower first"),
+    ("mean", is_number, f"expected a number of HU, of at most {MAX_HU:g}"),
+    ("std", lambda it: is_number(it) and it >= MIN_STD, f"must be more than 0, {MIN_STD:g} to {MAX_HU:g} HU"),
+    ("output", lambda it: it in ("logits", "label"), "choose logits or label"),
+    ("context", lambda it: type(it) is int and it in CONTEXTS, f"choose one of {', '.join(map(str, CONTEXTS))}"),
+    ("size", lambda it: it is None or is_pair(it, is_side), "expected height and width"),
+    ("spacing_mm context_spacing_mm", lambda it: it is None or (is_number(it) and it > 0), "expected a number of mm"),
+    ("organ tumor input_name output_name", lambda it: it is None or isinstance(it, str), "expected a name in quotes"),
+)
+"""Settings, what their values must be, and how that is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +96,11 @@ class Card:
 
     def __post_init__(self) -> None:
         """Check what can be checked without the network."""
-        if not (len(self.window_hu) == 2 and self.window_hu[0] < self.window_hu[1]):
-            raise ModelError(f"window_hu = {list(self.window_hu)}: expected two numbers of HU, the lower first.")
-        if not self.std > 0:
-            raise ModelError(f"std = {self.std}: must be more than 0.")
-        if self.output not in ("logits", "label"):
-            raise ModelError(f"output = {self.output!r}: choose logits or label.")
-        if self.context not in CONTEXTS:
-            raise ModelError(f"context = {self.context}: choose one of {', '.join(map(str, CONTEXTS))}.")
-        if self.size is not None and not (len(self.size) == 2 and min(self.size) > 0):
-            raise ModelError(f"size = {list(self.size)}: expected height and width.")
+        for names, fits, expected in RULES:
+            for name in names.split():
+                if not fits(value := getattr(self, name)):
+                    raise ModelError(f"{name} = {value!r}: {expected}.")
+        rules_from_json(self.postprocess)
 
 
 def card_beside(model: Path) -> Path | None:
@@ -89,10 +122,10 @@ def read_card(path: Path) -> Card:
         unknown = sorted(set(given) - set(Card.__dataclass_fields__))
         if unknown:
             raise ModelError(f"{unknown[0]} is no setting; there are {', '.join(Card.__dataclass_fields__)}.")
-        for name in ("window_hu", "size"):
-            if name in given:
-                given[name] = tuple(given[name])
-        return Card(**given)
+        fitting: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
+        }
+        return Card(**fitting)
     except InputError as error:
         raise ModelError(f"{path}: {error}") from error
     except (OSError, ValueError, TypeError) as error:
@@ -122,6 +155,8 @@ def wrapped(content: bytes, model: Path, card_path: Path) -> bytes:
         raise ModelError(f"{model}: is not an ONNX model ({first_line(error)}).") from error
     if any(entry.key == OURS for entry in network.metadata_props):
         return content
+    if not network.graph.node:
+        raise ModelError(f"{model}: is not an ONNX model (it holds no network).")
     try:
         card = read_card(card_path)
         try:
@@ -133,6 +168,23 @@ def wrapped(content: bytes, model: Path, card_path: Path) -> bytes:
         raise (
             error if str(card_path) in str(error) else ModelError(f"{model}: {error} ({card_path.name} says so.)")
         ) from error
+
+
+def unknown_of(labels: Labels) -> int:
+    """Return the value that stands for what a network gives and no label has: the smallest that is free.
+
+    >>> unknown_of(make_labels({"liver": 1, "tumor": 3}))
+    2
+
+    Raises
+    ------
+    ModelError
+        Every value has a label.
+    """
+    free = set(range(1, NO_VALUE)) - set(labels.values.values())
+    if not free:
+        raise ModelError("output = label: at most 254 labels; 255 leave no value to tell what is none of them.")
+    return min(free)
 
 
 def first_line(error: Exception) -> str:
@@ -148,9 +200,9 @@ class _Wrapper:
         self.network = onnx.compose.add_prefix(network, PREFIX)
         self.card = card
         self.labels = labels
-        self.opset = next(entry.version for entry in network.opset_import if entry.domain in ("", "ai.onnx"))
-        if self.opset < MIN_OPSET:
-            raise ModelError(f"is of opset {self.opset}; export it with opset_version={MIN_OPSET} or more.")
+        opset = max((entry.version for entry in network.opset_import if entry.domain in ("", "ai.onnx")), default=None)
+        if opset is None or opset < MIN_OPSET:
+            raise ModelError(f"is of opset {opset}; export it with opset_version={MIN_OPSET} or more.")
         weights = {entry.name for entry in self.network.graph.initializer}
         inputs = [entry for entry in self.network.graph.input if entry.name not in weights]
         self.given = _chosen(inputs, card.input_name, "input")
@@ -175,7 +227,7 @@ class _Wrapper:
         height, width = shape[2] or asked[0], shape[3] or asked[1]
         if height is None or width is None:
             raise ModelError("leaves height and width open; add a size = [512, 512] that its levels can halve.")
-        if self.card.size not in (None, (height, width)):
+        if asked != (None, None) and tuple(asked) != (height, width):
             raise ModelError(f"takes slices of {height}x{width}, but size = {list(asked)}.")
         return height, width
 
@@ -223,7 +275,7 @@ class _Wrapper:
             squeezed = self.result.name
             if len(shape) == 4:
                 squeezed = self._add("Squeeze", squeezed, self._constant(np.array([1])))
-            self._add("Cast", squeezed, to=types.UINT8, out="label")
+            self._known(squeezed)
             return []
         classes = len(self.labels.values) + 1
         if len(shape) != 4 or shape[1] not in (None, classes):
@@ -245,6 +297,18 @@ class _Wrapper:
             outputs.append(helper.make_tensor_value_info("tumor", types.UINT8, ["b", height, width]))
         return outputs
 
+    def _known(self, values: str) -> None:
+        """Add the nodes from the network's values to ``label``: what is no label, a fraction or nan too, becomes `unknown_of`."""
+        table = np.full(NO_VALUE + 1, unknown_of(self.labels), dtype=np.uint8)
+        table[self.labels.table()] = self.labels.table()
+        number = self._add("Cast", values, to=self.onnx.TensorProto.FLOAT)
+        low, high = self._constant(np.float32(0)), self._constant(np.float32(NO_VALUE - 1))
+        inside = self._add("And", self._add("GreaterOrEqual", number, low), self._add("LessOrEqual", number, high))
+        fits = self._add("And", inside, self._add("Equal", number, self._add("Floor", number)))
+        index = self._add("Where", fits, number, self._constant(np.float32(NO_VALUE)))
+        row = self._add("Cast", index, to=self.onnx.TensorProto.INT32)
+        self._add("Gather", self._constant(table), row, axis=0, out="label")
+
     def _metadata(self) -> dict[str, Any]:
         card = self.card
         return {
@@ -257,6 +321,7 @@ class _Wrapper:
             "context_spacing_mm": card.context_spacing_mm,
             "spacing_mm": card.spacing_mm,
             "postprocess": card.postprocess,
+            "unknown": unknown_of(self.labels) if card.output == "label" else None,
             "one_slice": _shape(self.given)[0] == 1,
             **self.labels.as_json(),
         }
@@ -277,7 +342,7 @@ def _chosen(entries: Sequence[Any], name: str | None, role: str, *, first: bool 
     if name is None and (len(entries) == 1 or (first and entries)):
         return entries[0]
     if name not in names:
-        raise ModelError(f"has the {role}s {', '.join(names)}; name one of them as {role}_name.")
+        raise ModelError(f"has the {role}s {', '.join(names) or 'none'}; name one of them as {role}_name.")
     return entries[names.index(name)]
 
 

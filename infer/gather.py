@@ -96,7 +96,13 @@ def _in_folder(folder: Place) -> tuple[list[Job], LeftOut]:
 def _matching(pattern: str) -> list[Place]:
     if "://" in pattern:
         fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
-        fits, root = re.compile(pattern_below(pattern[len(fixed) + 1 :])), place_of(fixed)
+        root = place_of(fixed)
+        try:
+            fits = re.compile(pattern_below(pattern[len(fixed) + 1 :]))
+        except re.error as error:
+            raise ScanError(
+                f"{pattern}: is no pattern ({error}); in brackets stand characters or ranges like a-z."
+            ) from error
         found: list[Place] = [file for file in find_files(root) if fits.fullmatch(relative(file, root))]
     else:
         every = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (pathlib's takes no absolute patterns)

@@ -9,7 +9,7 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,8 @@ from infer.gather import name_below
 from infer.inputs import Job
 from infer.ledger import Book, Summary, write_summary
 from infer.model import Model
-from infer.pipeline import Run, check_places, extra_names
+from infer.pipeline import Run
+from infer.places import Places, extra_names
 from store.errors import ConfigError, ScanError
 from store.naming import find_files, is_text, name_of, other_scans, why_no_scan
 from store.screen import say
@@ -41,7 +42,8 @@ class Inbox:
     _seen: dict[Path, tuple[list[Any], float]] = field(default_factory=dict)
     """Each file's stamp, and since when it is that."""
     _given: dict[Path, list[Any]] = field(default_factory=dict)
-    _stems: dict[str, Path] = field(default_factory=dict)
+    _stems: dict[str, Job] = field(default_factory=dict)
+    """Whose each stem is; free again when that file has gone."""
     _told: set[Path] = field(default_factory=set)
 
     def ready(self, now: float) -> list[Job]:
@@ -52,9 +54,11 @@ class Inbox:
             if name_of(path.relative_to(self.folder).as_posix()).role == "mask":
                 self._leave_out(path, "named like a segmentation")
                 continue
-            if (other := self._stems.setdefault(job.stem, path)) != path:
-                self._leave_out(path, f"would be written as {job.stem}.*, as {other} is")
+            other = self._stems.get(job.stem, job)
+            if other != job and (other.path.exists() or self.at_work(other.name)):
+                self._leave_out(path, f"would be written as {job.stem}.*, as {other.path} is")
                 continue
+            self._stems[job.stem] = job
             stamp = job.stamp()
             if path not in self._seen or self._seen[path][0] != stamp:
                 self._seen[path] = (stamp, now)
@@ -99,11 +103,11 @@ def watch(model: Model, folder: Path, book: Book, ended: Callable[[], bool], set
         )
     book.out.mkdir(parents=True, exist_ok=True)
     run = Run(model, book.options, book)
-    extras = extra_names(model.info.labels, book.options)
+    places = Places(book.out, extra_names(model.info.labels, book.options))
     run.tell = lambda outcome: say(f"{outcome.status}: {outcome.name}: {outcome.answer or outcome.reason}")
     inbox = Inbox(folder=folder, settle=settle, at_work=run.at_work)
     try:
-        run.drive(_in_their_place(inbox.arrivals(ended), book.out, extras, inbox), 0)
+        run.drive(in_their_place(inbox.arrivals(ended), places, inbox.tell), 0)
     finally:
         summary = run.summary(list(run.ended))
         write_summary(book.out, model, summary, book.options.part)
@@ -133,11 +137,12 @@ def until_signalled() -> Iterator[Callable[[], bool]]:
         restored()
 
 
-def _in_their_place(jobs: Iterator[Job], out: Path, extras: list[str], inbox: Inbox) -> Iterator[Job]:
+def in_their_place(jobs: Iterable[Job], places: Places, tell: Callable[[str], None]) -> Iterator[Job]:
+    """Yield the jobs of which no file would take the place of another's, and tell of the others."""
     for job in jobs:
         try:
-            check_places([job], out, extras)
+            places.add(job)
         except ScanError as error:
-            inbox.tell(f"left out: {error}")
+            tell(f"left out: {error}")
         else:
             yield job

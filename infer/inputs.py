@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from infer.flat import WARNING, is_picture, read_picture
-from store.errors import ScanError
+from infer.flat import WARNING, is_picture, open_picture
+from store.errors import InputError, ScanError
 from store.files import Place
 from store.geometry import Grid
 from store.nifti import blank_text, files_of, grid_of_header, is_nifti_name, stem_of
 from store.reader import Store, open_store
 from store.scan import ScanReader
 from store.window import Window
+
+UNKNOWN: list[Any] = [-1, -1]
+"""The stamp of a scan that is not there or cannot be read."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -53,14 +56,17 @@ class Job:
         return hashlib.sha256(f"{self.path.absolute()}\0{self.case_id or ''}".encode()).hexdigest()[:16]
 
     def stamp(self) -> list[Any]:
-        """Return what tells whether the scan has changed: size and time, or the source's hash in a store."""
+        """Return what tells whether the scan has changed: size and time, or the source's hash in a store; UNKNOWN if it cannot be read."""
         if self.case_id is not None:
-            return [store_at(self.path)[self.case_id].info.image.sha256]
+            try:
+                return [store_at(self.path)[self.case_id].info.image.sha256]
+            except (OSError, InputError):
+                return UNKNOWN
         black_and_white = [] if self.window is None else [self.window.low, self.window.high]
         try:
             found = [file.stat() for file in files_of(self.path)]
         except OSError:
-            return [-1, -1]
+            return UNKNOWN
         return [*(number for status in found for number in (status.st_size, status.st_mtime_ns)), *black_and_white]
 
 
@@ -106,8 +112,9 @@ def opened(job: Job) -> Iterator[Opened]:
     if not job.path.exists():
         raise ScanError(f"{job.path}: there is no such file.")
     if is_picture(job.path.name) and isinstance(job.path, Path):
-        image, header = read_picture(job.path, job.window)
-        yield Opened(grid=grid_of_header(header), header=header, warnings=(WARNING,), read=lambda: (image, 0.0))
+        with open_picture(job.path, job.window) as (header, decoded):
+            grid = grid_of_header(header)
+            yield Opened(grid=grid, header=header, warnings=(WARNING,), read=lambda: (decoded(), 0.0))
         return
     if not is_nifti_name(job.path.name):
         raise ScanError(

@@ -28,7 +28,7 @@ SAME = ("labels", "window_hu", "context", "context_spacing_mm", "spacing_mm", "p
 """What two flavors of one network say alike."""
 MAX_SIDE = 4096
 EXTERNAL_DATA = b"\x0a\x08location"
-"""How protobuf writes the key of a tensor that lies in another file; such a path is never followed."""
+"""How protobuf writes the key of a tensor that lies in another file, mostly; `infer.providers` follows no such path however it is written."""
 MAX_MM = 100.0
 """Slices, or pixels, that lie farther apart are no CT's."""
 MAX_GATE_DIFFERENCE = 0.005
@@ -58,6 +58,8 @@ class ModelInfo:
     """Type of the optional output ``probability``, float32 or float16; None where the graph has none."""
     one_slice: bool
     """Whether it takes one slice at a time only, as some networks of others do."""
+    unknown: int | None
+    """The value of ``label`` that stands for what is no label; None where the graph gives labels only."""
     rules: Rules
     """What is done to the labels of a whole scan."""
     metadata: dict[str, Any]
@@ -256,6 +258,7 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
             gives_tumor="tumor" in types,
             probability_dtype=_probability_dtype(types, path),
             one_slice=metadata.get("one_slice") is True,
+            unknown=_unknown(metadata, path),
             rules=rules_from_json(metadata["postprocess"]),
             metadata=metadata,
         )
@@ -271,6 +274,13 @@ def _probability_dtype(types: dict[str, str], path: Path) -> str | None:
     if kind not in known:
         raise ModelError(f"{path}: its output probability is a {kind}; it must be of float32 or float16.")
     return known[kind]
+
+
+def _unknown(metadata: dict[str, Any], path: Path) -> int | None:
+    value = metadata.get("unknown")
+    if value is not None and (type(value) is not int or value in labels_from_json(metadata).table()):
+        raise ModelError(f"{path}: its unknown is {value!r}; it must be a value that no label has.")
+    return value
 
 
 def _millimeters(metadata: dict[str, Any], key: str, path: Path) -> float | None:

@@ -9,6 +9,7 @@ from infer.views import PLAIN, Manner
 from store.errors import ConfigError
 
 MAX_READERS, MAX_WRITERS = 8, 8
+MAX_GB = 1e6
 WORKING_BYTES = 8
 """Bytes a voxel that post-processing may take for a while: two masks and the numbers of the components, at most."""
 
@@ -38,10 +39,14 @@ class Options:
     """What the whole process may take, GB; 0 is half of what is free."""
 
     def __post_init__(self) -> None:
-        """Check that nothing is negative."""
-        for name in ("batch", "readers", "writers", "max_memory_gb"):
+        """Check that nothing is negative, or more than any machine has."""
+        for name in ("batch", "readers", "writers"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name):g}: must not be negative.")
+                raise ConfigError(f"--{name} {getattr(self, name)}: must not be negative.")
+        if not 0 <= self.max_memory_gb <= MAX_GB:
+            raise ConfigError(
+                f"--max-memory {self.max_memory_gb:g}: must not be negative, nor more than {MAX_GB:g} GB; 0 is half of what is free."
+            )
         if not self.devices or len(set(self.devices)) != len(self.devices) or min(self.devices) < 0:
             raise ConfigError(
                 f"--devices {','.join(map(str, self.devices))}: expected numbers of GPUs, each once, like 0,1."

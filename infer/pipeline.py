@@ -7,7 +7,6 @@
 """
 
 import contextlib
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,14 +32,14 @@ from infer.options import (
     memory_of,
     threads_of,
 )
+from infer.places import beside, check_places, extra_names
 from infer.postprocess import postprocess
 from infer.report import answer, overlay
 from infer.single import full_report
 from infer.stopwatch import Stopwatch
-from store.errors import ProviderError, ReadError, ScanError, StoreError
+from store.errors import ProviderError, ReadError, StoreError
 from store.files import write_json
-from store.labels import Labels
-from store.nifti import stem_of, write_volume
+from store.nifti import write_volume
 from store.picture import save_png
 from store.progress import Advance, progress
 
@@ -54,31 +53,6 @@ def left_to_do(jobs: Sequence[Job], book: Book, extras: Sequence[str] = ()) -> t
     check_places(jobs, book.out, extras)
     known = [(job, book.known(job)) for job in jobs]
     return [job for job, outcome in known if outcome is None], [outcome for _, outcome in known if outcome is not None]
-
-
-def check_places(jobs: Sequence[Job], out: Path, extras: Sequence[str] = ()) -> None:
-    """Refuse to write over a scan, or two things into one file.
-
-    Raises
-    ------
-    ScanError
-        An output would take the place of an input, or of another output.
-    """
-    inputs = {job.path.resolve() for job in jobs if job.case_id is None and isinstance(job.path, Path)}
-    masks = {job.name for job in jobs}
-    for job in jobs:
-        names = [job.name, *(beside(job, extra) for extra in extras)]
-        for name in names:
-            if (out / name).resolve() in inputs:
-                raise ScanError(f"{out / name}: the mask would replace a scan; choose an --out folder of its own.")
-        taken = masks.intersection(names[1:])
-        if taken:
-            raise ScanError(f"{job.path}: what is written beside its mask would replace {min(taken)}; use two folders.")
-
-
-def beside(job: Job, extra: str) -> str:
-    """Return the name of a file beside a job's mask."""
-    return f"{job.stem}_{extra}{suffix_of(job.name)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,27 +209,6 @@ class Run:
         if begun is not None:
             begun.claim.close()
         self.tell(outcome)
-
-
-def extra_names(labels: Labels, options: Options) -> list[str]:
-    """Return what the names of the files beside a mask end in; a label's name may hold anything, a file's may not.
-
-    >>> extra_names(Labels({"liver": 1, "a/b": 2}), Options(separate=True))
-    ['liver', 'a_b_2']
-    """
-    plain = {name: re.sub(r"[^\w.-]+", "_", name) for name in labels.values}
-    safe = [clean if clean == name else f"{clean}_{labels.values[name]}" for name, clean in plain.items()]
-    maps = [f"probability_{name}" for name in ["background", *safe]]
-    return [*(safe if options.separate else []), *(maps if options.manner.probability else [])]
-
-
-def suffix_of(name: str) -> str:
-    """Return the NIfTI suffix of a name.
-
-    >>> suffix_of("a/volume-1.nii.gz")
-    '.nii.gz'
-    """
-    return name[len(stem_of(name)) :]
 
 
 def reason_of(error: Exception, job: Job) -> str:

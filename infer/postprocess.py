@@ -68,6 +68,8 @@ def rules_from_json(document: object) -> Rules:
         raise ModelError(
             f"its post-processing has rules that this version does not know ({', '.join(sorted(unknown))}); use a newer slicemill."
         )
+    if any(not isinstance(document.get(name, False), bool) for name in ("largest_organ", "fill_holes")):
+        raise ModelError(f"its post-processing {document} must say true or false for largest_organ and fill_holes.")
     rules = Rules(**document)
     reach = 0.0 if rules.tumor_reach_mm is None else rules.tumor_reach_mm
     numbers = (reach, rules.min_lesion_ml, rules.min_lesion_probability)

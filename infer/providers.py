@@ -37,6 +37,9 @@ GPU has measured them here yet, which `bench/gpu/infer.sh` does. Float32 convolu
 QUIET = 4
 """Log level fatal: what onnxruntime would print is in the exception that is shown."""
 
+NOWHERE = "/dev/null/none"
+"""Where onnxruntime looks for weights that a model keeps in other files: a folder that cannot be, so that no path in a model is followed."""
+
 
 def runtime() -> Any:
     """Return the module onnxruntime.
@@ -151,6 +154,7 @@ def _session(model: bytes, path: Path, provider: str, device: int = 0, more: Map
     options = module.SessionOptions()
     options.log_severity_level = QUIET
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", NOWHERE)
     if provider != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         module.preload_dlls()  # those that pip brought as packages, where torch has not loaded them

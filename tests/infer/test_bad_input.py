@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infer.flat import read_picture
+from infer.flat import open_picture
 from infer.gather import gather
+from infer.inputs import opened
 from infer.model import open_model
 from infer.options import Options
 from infer.pipeline import ELSEWHERE, infer
@@ -32,6 +34,11 @@ def run(model, inputs, out, window=None, **options):
 
 def noise(shape):
     return np.random.default_rng(0).integers(-200, 300, shape, dtype=np.int16)
+
+
+def read_picture(path, window):
+    with open_picture(path, window) as (_, decoded):
+        return decoded()
 
 
 def command(*words, **settings):
@@ -76,9 +83,24 @@ def test_pictures_that_are_none_and_windows_that_are_none_are_refused(tmp_path):
         read_picture(tmp_path / "c.png", Window(0, 1))
     deep = np.array([[0, 65535]], dtype=np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    assert read_picture(tmp_path / "deep.png", Window(-200, 300))[0].tolist() == [[[-200, 300]]]
+    assert read_picture(tmp_path / "deep.png", Window(-200, 300)).tolist() == [[[-200, 300]]]
     with pytest.raises(ScanError, match=r"HU must fit in -32768..32767; its window is 0..99999"):
         read_picture(tmp_path / "deep.png", Window(0, 99999))
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("L", np.uint8), ("I;16", np.uint16)])
+def test_a_picture_is_decoded_when_it_is_read_and_takes_its_voxels_beside_itself(mode, dtype, tmp_path):
+    Image.fromarray(np.full((2000, 1000), 7, dtype=dtype)).save(tmp_path / "big.png")
+    job = gather([tmp_path / "big.png"], Window(-200, 300))[0][0]
+    tracemalloc.start()
+    try:
+        with opened(job) as scan:
+            assert scan.grid.stored_shape == (1, 2000, 1000)
+            assert tracemalloc.get_traced_memory()[1] < 2e6, "less than a byte a pixel: nothing is decoded yet"
+            assert scan.read()[0].shape == (1, 2000, 1000)
+            assert tracemalloc.get_traced_memory()[1] < 2e6 * 6
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.real

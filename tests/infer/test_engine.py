@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -249,9 +250,16 @@ class TestMemory:
         with pytest.raises(ConfigError, match="--max-memory 0.001: the model alone takes"):
             run(model, [scans], tmp_path, max_memory_gb=0.001)
 
+    @pytest.mark.parametrize("amount", [-1, float("inf"), float("nan"), 1e300])
+    def test_memory_that_no_machine_has_is_refused(self, amount):
+        with pytest.raises(
+            ConfigError, match=rf"--max-memory {re.escape(f'{amount:g}')}: must not be negative, nor more"
+        ):
+            Options(max_memory_gb=amount)
+
     def test_negative_settings_are_refused(self):
-        with pytest.raises(ConfigError, match="--max-memory-gb -1: must not be negative"):
-            Options(max_memory_gb=-1)
+        with pytest.raises(ConfigError, match="--readers -1: must not be negative"):
+            Options(readers=-1)
 
 
 class TestLine:

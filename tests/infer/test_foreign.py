@@ -117,6 +117,29 @@ def test_a_network_that_gives_labels_and_takes_one_slice_with_open_sides(squeeze
     [
         (("std = 120.5", ""), "net.toml: does not say what the network takes and gives .*'std'"),
         (("std = 120.5", "std = 0"), "net.toml: std = 0: must be more than 0"),
+        (("std = 120.5", "std = inf"), "net.toml: std = inf: must be more than 0, 1e-06 to 1e"),
+        (("std = 120.5", "std = 1e-50"), "net.toml: std = 1e-50: must be more than 0"),
+        (("mean = 40", "mean = nan"), "net.toml: mean = nan: expected a number of HU"),
+        (("mean = 40", 'mean = "x"'), "net.toml: mean = 'x': expected a number of HU"),
+        (("mean = 40", "mean = 2020-01-01"), "net.toml: mean = datetime.* expected a number of HU"),
+        (("mean = 40", f"mean = 1{'0' * 400}"), "net.toml: mean = 10.* expected a number of HU"),
+        (("[-150, 250]", '["a", "b"]'), "net.toml: window_hu = .*: expected two numbers of HU"),
+        (("[-150, 250]", "[-inf, inf]"), "net.toml: window_hu = .*: expected two numbers of HU"),
+        (("[-150, 250]", "5"), "net.toml: window_hu = 5: expected two numbers of HU"),
+        (("{liver = 1, tumor = 5}", "5"), "net.toml: labels = 5: expected names with whole numbers"),
+        (("{liver = 1, tumor = 5}", '["liver"]'), r"net.toml: labels = \('liver',\): expected names"),
+        (("tumor = 5", 'tumor = "5"'), "net.toml: labels = .*: expected names with whole numbers"),
+        (("tumor = 5", "tumor = 1.5"), "net.toml: labels = .*: expected names with whole numbers"),
+        (("context = 3", "context = true"), "net.toml: context = True: choose one of"),
+        (("context = 3", "context = 3\nsize = [8.0, 8.0]"), "net.toml: size = .*: expected height and width"),
+        (("context = 3", "context = 3\norgan = 5"), "net.toml: organ = 5: expected a name in quotes"),
+        (("context = 3", "context = 3\nspacing_mm = 2020-01-01"), "net.toml: spacing_mm = .*: expected a number of mm"),
+        (("context = 3", 'context = 3\npostprocess = "x"'), "net.toml: its postprocess must be a JSON object"),
+        (
+            ("context = 3", "context = 3\npostprocess = {fill_holes = 2020-01-01}"),
+            "net.toml: .* must say true or false",
+        ),
+        (("context = 3", "context = 3\npostprocess = {min_lesion_ml = 2020-01-01}"), "net.toml: .* must hold numbers"),
         (("std = 120.5", "std = 1\nsigma = 2"), "net.toml: sigma is no setting; there are labels, window_hu"),
         (("std = 120.5", "std = = 1"), "net.toml: does not say"),
         (("[-150, 250]", "[250, -150]"), "expected two numbers of HU, the lower first"),
@@ -133,6 +156,76 @@ def test_a_network_that_gives_labels_and_takes_one_slice_with_open_sides(squeeze
 def test_a_toml_that_does_not_fit_is_one_clear_error(change, message, plain, tmp_path):
     with pytest.raises(ModelError, match=message):
         open_model(beside(plain, tmp_path, CARD.replace(*change)), "cpu")
+
+
+def numbers(folder, kind):
+    """Write a network of the given type whose output is its input: the HU themselves, as labels."""
+    make = onnx.helper
+    given, taken = (
+        make.make_tensor_value_info(name, type_, ["b", 1, 16, 16])
+        for name, type_ in (("x", onnx.TensorProto.FLOAT), ("y", kind))
+    )
+    graph = make.make_graph([make.make_node("Cast", ["x"], ["y"], to=kind)], "g", [given], [taken])
+    network = make.make_model(graph, opset_imports=[make.make_opsetid("", 14)], ir_version=8)
+    (folder / "net.onnx").write_bytes(network.SerializeToString())
+    card = CARD.replace("[-150, 250]", "[-1000, 1000]").replace("mean = 40\nstd = 120.5", "mean = 0\nstd = 2")
+    (folder / "net.toml").write_text(card.replace('"logits"', '"label"').replace("context = 3\n", ""))
+    return open_model(folder / "net.onnx", "cpu")
+
+
+@pytest.mark.parametrize("kind", [onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.FLOAT16])
+def test_a_scan_with_a_value_that_is_no_label_fails_and_the_others_go_on(kind, tmp_path):
+    opened = numbers(tmp_path, kind)
+    whole = kind == onnx.TensorProto.INT64
+    odd = {"low": -2, "free": 4, "many": 514, "most": 2000} | ({} if whole else {"half": 1})
+    for name, value in {"fine": 10, **odd}.items():
+        volume = np.zeros((2, 16, 16), dtype=np.int16)
+        volume[1, 3:5, 7] = 2, value
+        write_nifti(tmp_path / "in" / f"{name}-1.nii", volume, (3.0, 1.0, 1.0), "LPS")
+    summary = infer(opened, gather([tmp_path / "in"])[0], tmp_path / "out")
+    failed = {outcome.name: outcome.reason for outcome in summary.outcomes if outcome.status == "failed"}
+    assert sorted(failed) == sorted(f"{name}-1.nii" for name in odd)
+    assert all(
+        reason.endswith("-1.nii: the network gives values other than 0, 1, 5; correct the labels in its TOML.")
+        for reason in failed.values()
+    )
+    found = np.asarray(nib.load(tmp_path / "out" / "fine-1.nii").dataobj)
+    assert np.unique(found).tolist() == [0, 1, 5]
+    assert found[7, 4, 1] == 5
+
+
+def test_what_is_no_number_is_no_label(tmp_path):
+    numbers(tmp_path, onnx.TensorProto.FLOAT)
+    network = onnx.load(tmp_path / "net.onnx")
+    node = network.graph.node[0]
+    network.graph.node.insert(0, onnx.helper.make_node("Sqrt", [node.input[0]], ["root"]))
+    network.graph.node[1].input[0] = "root"
+    (tmp_path / "net.onnx").write_bytes(network.SerializeToString())
+    opened = open_model(tmp_path / "net.onnx", "cpu")
+    image = np.full((1, 16, 16), -8, dtype=np.int16)
+    image[0, 0, 0] = 2
+    label = opened.run(image, np.zeros((1, 1), dtype=np.int32)).label
+    assert (label[0, 0, 0], set(label.ravel()[1:].tolist())) == (1, {opened.info.unknown})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda net: net.Clear(), "net.onnx: is not an ONNX model .it holds no network"),
+        (
+            lambda net: net.ClearField("opset_import"),
+            "net.onnx: is of opset None; export it with opset_version=13 or more",
+        ),
+        (lambda net: net.graph.ClearField("output"), "net.onnx: has the outputs none"),
+    ],
+)
+def test_a_network_that_lacks_a_part_is_one_clear_error(change, message, plain, tmp_path):
+    net = onnx.load(plain)
+    change(net)
+    path = beside(plain, tmp_path)
+    path.write_bytes(net.SerializeToString())
+    with pytest.raises(ModelError, match=message):
+        open_model(path, "cpu")
 
 
 def test_without_a_toml_the_way_out_is_named(plain):

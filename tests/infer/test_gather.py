@@ -80,6 +80,11 @@ def test_a_list_names_a_scan_a_line_and_a_missing_one_is_a_failure(tree, model, 
         read_list("none.txt")
 
 
+def test_a_pattern_of_a_url_that_is_none_is_named(bucket):
+    with pytest.raises(ScanError, match=r"/\[z-a\]\.nii: is no pattern \(bad character range"):
+        gather([f"{bucket[0]}/[z-a].nii"])
+
+
 @pytest.mark.parametrize("pattern", ["*.nii", "**/*.nii*", "a/**", "a/p?/ct-[1-2].nii", "[!b]/*/ct-2*", "**/p2/*"])
 def test_patterns_of_urls_mean_what_they_mean_on_a_disk(pattern, tree):
     every = [path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()]

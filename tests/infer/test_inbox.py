@@ -65,12 +65,36 @@ def test_what_is_no_scan_is_left_out_and_said_once(inbox, tmp_path):
     assert sorted(line.split(": ")[1].rpartition("/")[2] for line in told) == ["b.nii.gz", "ct_seg.nii", "x.dcm"]
 
 
+def test_a_name_is_free_again_when_its_scan_has_gone_and_is_not_at_work(inbox, tmp_path):
+    box, told = inbox
+    (tmp_path / "a.nii").write_bytes(b"one")
+    box.ready(0)
+    assert names(box.ready(9)) == ["a.nii"]
+    (tmp_path / "a.nii").unlink()
+    (tmp_path / "a.nii.gz").write_bytes(b"other")
+    box.at_work = lambda name: name == "a.nii"
+    assert box.ready(10) == box.ready(20) == []
+    box.at_work = lambda _: False
+    box.ready(21)
+    assert names(box.ready(30)) == ["a.nii.gz"]
+    assert len(told) == 1
+
+
 def test_masks_must_not_arrive_as_scans(model, tmp_path):
     opened = open_model(model, "cpu")
     with pytest.raises(ConfigError, match="lies in it, so that masks would arrive as scans"):
         watch(opened, tmp_path, Book(tmp_path / "out", opened, Options()), lambda: True)
     with pytest.raises(ConfigError, match="there is no such folder"):
         watch(opened, tmp_path / "none", Book(tmp_path / "out", opened, Options()), lambda: True)
+
+
+def test_pictures_are_not_taken_from_an_inbox(model, tmp_path):
+    words = ["infer", str(model), "--watch", str(tmp_path), "--window=-200,300", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "slicemill", *words], cwd=HERE, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2
+    assert "pictures with their" in " ".join(done.stderr.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,6 +1,7 @@
 """Tiling, post-processing, inputs, models and providers, each by itself."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from infer.canvas import Plan
 from infer.capacity import Capacity
 from infer.gather import gather
 from infer.inputs import load
-from infer.model import Answer, compare, open_model
+from infer.model import EXTERNAL_DATA, Answer, compare, open_model
 from infer.report import slice_score
 from infer.views import PLAIN, cover, views_of
 from store.errors import ModelError, ProviderError, ScanError
@@ -223,6 +224,19 @@ class TestModel:
         with pytest.raises(ModelError, match="keeps weights in other files"):
             open_model(tmp_path / "m.onnx", "cpu")
 
+    @pytest.mark.parametrize("location", ["secret.bin", "../secret.bin", "link.bin", "{tmp_path}/secret.bin"])
+    def test_nor_when_protobuf_is_written_in_another_way(self, location, tmp_path, monkeypatch):
+        (tmp_path / "in").mkdir()
+        monkeypatch.chdir(tmp_path / "in")
+        for path in (tmp_path / "secret.bin", Path("secret.bin")):
+            path.write_bytes(b"S" * 64)
+        Path("link.bin").symlink_to("../secret.bin")
+        content = following(location.format(tmp_path=tmp_path))
+        assert EXTERNAL_DATA not in content
+        Path("m.onnx").write_bytes(content)
+        with pytest.raises(ModelError, match="m.onnx: is not an ONNX model that onnxruntime can run"):
+            open_model(Path("m.onnx"), "cpu")
+
     def test_a_provider_that_labels_differently_is_an_error(self, model):
         opened = open_model(model, "cpu")
         label = np.zeros((2, 64, 64), np.uint8)
@@ -234,6 +248,30 @@ class TestModel:
             ModelError, match=r"labels on cpu differ from those on the CPU in 1.27% of .*nothing was segmented"
         ):
             compare(opened, label, other)
+
+
+def following(location):
+    """Return a model of the contract whose labels are the bytes of another file, with lengths written in more bytes than they need."""
+    make, types = onnx.helper, onnx.TensorProto
+    graph = make.make_graph(
+        [
+            make.make_node("Cast", ["image"], ["bytes"], to=types.UINT8),
+            make.make_node("Max", ["bytes", "w"], ["label"]),
+        ],
+        "g",
+        [make.make_tensor_value_info("image", types.INT16, ["n", 8, 8])],
+        [make.make_tensor_value_info("label", types.UINT8, ["n", 8, 8])],
+    )
+    whole = make.make_model(graph, opset_imports=[make.make_opsetid("", 14)], ir_version=8)
+    metadata = {"contract": 1, "input": "int16", "context": 1, "labels": {"x": 1}, "postprocess": {}}
+    make.set_model_props(whole, {"slicemill": json.dumps(metadata)})
+
+    def field(number, content):
+        return bytes([number << 3 | 2, len(content) & 127 | 128, len(content) >> 7]) + content
+
+    tensor = onnx.TensorProto(name="w", dims=[8, 8], data_type=types.UINT8, data_location=types.EXTERNAL)
+    entry = field(13, field(1, b"location") + field(2, location.encode()))
+    return whole.SerializeToString() + field(7, field(5, tensor.SerializeToString() + entry))
 
 
 class TestProviders:

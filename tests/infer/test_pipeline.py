@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -92,6 +93,17 @@ def test_a_store_gives_the_same_labels_as_the_files(segmented, model, stored, tm
         one, other = nib.load(tmp_path / f"volume-{index}.nii.gz"), nib.load(segmented / f"volume-{index}{suffix}")
         assert np.array_equal(np.asarray(one.dataobj), np.asarray(other.dataobj))
         assert np.array_equal(one.affine, other.affine)
+
+
+def test_a_damaged_case_of_a_store_is_named_and_the_rest_goes_on(model, stored, tmp_path):
+    copy = shutil.copytree(stored, tmp_path / "store")
+    document = copy / "scans.zarr" / "volume-1" / "zarr.json"
+    document.write_text(document.read_text()[:200])
+    for done, skipped in ((5, 0), (0, 5)):
+        summary = run(model, [copy], tmp_path / "out")
+        assert [summary.count(status) for status in ("done", "skipped", "failed")] == [done, skipped, 1]
+        (failed,) = (outcome for outcome in summary.outcomes if outcome.status == "failed")
+        assert "volume-1" in failed.reason
 
 
 def test_the_same_command_again_skips_what_is_done_and_does_what_changed(model, collection, tmp_path):
@@ -273,8 +285,14 @@ class TestCommand:
     def test_a_dry_run_says_what_it_would_do(self, model, collection, tmp_path):
         done = command("infer", model, collection, "--out", tmp_path / "out", "--dry-run")
         assert done.returncode == 0
-        assert "6 scans: 6 to segment, 0 done before. Nothing was written" in done.stdout
+        assert "6 scans: 6 to segment, 0 done before, 0 would fail. Nothing was written" in done.stdout
         assert not (tmp_path / "out").exists()
+
+    def test_a_dry_run_says_what_would_fail_and_why(self, model, collection, tmp_path):
+        (tmp_path / "volume-0.nii").write_bytes(b"a mask drawn by hand")
+        done = command("infer", model, collection / "volume-0.nii", "--out", tmp_path, "--dry-run")
+        assert re.search(r"volume-0.nii +failed +.*volume-0.nii: was not made from", done.stdout)
+        assert "1 scans: 0 to segment, 0 done before, 1 would fail. Nothing was written" in done.stdout
 
     def test_the_first_line_names_model_provider_and_why(self, model, collection, tmp_path):
         done = command("infer", model, collection / "volume-0.nii", "--out", tmp_path, "--provider", "cpu")

@@ -66,6 +66,14 @@ class TestLabels:
     def test_three_labels_leave_the_organ_open(self):
         assert make_labels({"a": 1, "b": 2, "tumor": 3}).organ is None
 
+    def test_no_two_labels_share_a_file_name_and_none_leaves_its_folder(self):
+        labels = Labels({"a b": 2, "a_b_2": 3, "../x": 4, "a/b": 5, "liver": 6})
+        found = labels.file_names()
+        assert list(found) == list(labels.values)
+        assert (found["a_b_2"], found["liver"]) == ("a_b_2", "liver")
+        assert len(set(found.values())) == 5
+        assert not any("/" in name or " " in name for name in found.values())
+
     @pytest.mark.parametrize(
         "text", ["liver", "liver=", "=1", "liver=x", "liver=1,liver=2", "liver=1,tumor=1", "liver=0", "liver=256"]
     )

@@ -1,0 +1,62 @@
+"""No file that is written takes the place of a scan or of another scan's file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infer.gather import gather
+from infer.inbox import in_their_place
+from infer.inputs import Job
+from infer.places import Places, check_places
+from store.errors import ScanError
+from store.window import Window
+
+
+def jobs_of(*names):
+    return [Job(name=name, path=Path("in", name)) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("names", "extras"),
+    [
+        (("a_liver.nii.gz", "a.nii.gz"), ["liver"]),
+        (("a.nii.gz", "a_liver.nii.gz"), ["liver"]),
+        (("a.nii.gz", "a_b.nii.gz"), ["b_c", "c"]),
+        (("a.nii.gz",), ["liver", "liver"]),
+    ],
+)
+def test_no_two_files_of_a_run_are_one_together_or_as_they_arrive(names, extras, tmp_path):
+    jobs, told = jobs_of(*names), []
+    with pytest.raises(ScanError, match="written beside its mask, would replace a file of"):
+        check_places(jobs, tmp_path, extras)
+    taken = list(in_their_place(jobs, Places(tmp_path, extras), told.append))
+    assert [job.name for job in taken] == list(names[: len(names) - 1])
+    assert len(told) == 1
+    assert "left out: in/" in told[0]
+
+
+def test_a_scan_that_comes_again_keeps_its_places(tmp_path):
+    jobs = jobs_of("a.nii.gz", "b.nii.gz", "a.nii.gz")
+    assert list(in_their_place(jobs, Places(tmp_path, ["liver"]), pytest.fail)) == jobs
+
+
+def test_reports_and_pictures_take_the_place_of_no_scan(tmp_path):
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "a.png")
+    for name in ("a.hdr", "a.img", "b.nii"):
+        (tmp_path / name).write_bytes(b"bytes")
+    jobs, _ = gather([tmp_path / "b.nii", tmp_path / "a.png"], Window(-200, 300))
+    check_places(jobs, tmp_path / "out")
+    jobs, _ = gather([tmp_path / "a.hdr", tmp_path / "a.png"], Window(-200, 300))
+    with pytest.raises(ScanError, match=r"a\.(png|nii\.gz): the mask would replace a scan, or the report or picture"):
+        check_places(jobs, tmp_path)
+    with pytest.raises(ScanError, match=r"a\.png: the mask would replace a scan, or the report or picture"):
+        check_places([Job(name="a.nii", path=Path("elsewhere", "a.nii")), jobs[1]], tmp_path)
+
+
+def test_the_mask_of_a_pair_does_not_lie_beside_it_where_it_would_be_taken_for_the_scan(tmp_path):
+    for name in ("a.hdr", "a.img"):
+        (tmp_path / name).write_bytes(b"bytes")
+    with pytest.raises(ScanError, match=r"a\.nii\.gz: the mask would replace a scan"):
+        check_places(gather([tmp_path])[0], tmp_path)
