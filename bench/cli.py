@@ -79,7 +79,7 @@ def demo(
 
 Slices = Annotated[int, typer.Option(help="Slices of the scan; 0 fits the stage.", min=0)]
 Rounds = Annotated[int, typer.Option(help="Interleaved rounds; 0 fits the stage.", min=0)]
-Quick = Annotated[bool, typer.Option("--quick", help="3 rounds and fewer slices: less than two minutes.")]
+Quick = Annotated[bool, typer.Option("--quick", help="3 rounds and fewer slices.")]
 Data = Annotated[Path | None, typer.Option(help="A collection of yours, of which one scan is taken; else a phantom.")]
 Cold = Annotated[bool, typer.Option("--cold", help="Have the system forget the files before every run.")]
 Json = Annotated[Path | None, typer.Option(help="File to write the record to.")]

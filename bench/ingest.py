@@ -35,7 +35,7 @@ from store.machine import card
 from store.nifti import Gunzip
 from store.progress import progress
 from store.reader import open_store
-from store.scan import ScanReader, slab_depth
+from store.scan import slab_depth
 from store.writer import ShardWriter, prepare_store
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -65,7 +65,7 @@ def run(folder: Path, subject: Subject, *, rounds: int, memory: bool = False) ->
             record["formats"][suffix] = {
                 **peers_record(times, len(subject.image)),
                 **kernels_record(kernels),
-                "slabs": by_slab(folder, case, subject.params(), rounds),
+                "slabs": by_slab(folder, case, subject, rounds),
             }
         if suffix == SUFFIXES[0]:
             record["results"] = {name: timing.as_json(len(subject.image)) for name, timing in times.items()}
@@ -253,26 +253,20 @@ def bare_decode(path: Path, buffer_bytes: int) -> None:
             pass
 
 
-def sections(case: Files) -> range:
-    """Return the slices of a case."""
-    with ScanReader(case.image, "image") as reader:
-        return range(reader.grid.stored_shape[0])
-
-
-def by_slab(folder: Path, case: Files, params: Params, rounds: int) -> Record:
+def by_slab(folder: Path, case: Files, subject: Subject, rounds: int) -> Record:
     """Return milliseconds a slice for several sizes of what is held at a time."""
     kept = store.scan.SLAB_BYTES
 
     def with_slab(size: int) -> None:
         store.scan.SLAB_BYTES = size
         try:
-            ours(folder, case, params)
+            ours(folder, case, subject.params())
         finally:
             store.scan.SLAB_BYTES = kept
 
     contenders = {name: (lambda size=size: with_slab(size)) for name, size in SLABS.items()}
     times = interleaved(contenders, rounds=rounds, timer=time.process_time)
-    depth = len(sections(case))
+    depth = len(subject.image)
     return {name: round(1000 * timing.median / depth, 3) for name, timing in times.items()}
 
 

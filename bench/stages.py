@@ -19,7 +19,7 @@ class Stage:
     bound: str
     full: Scale
     quick: Scale
-    """Less than two minutes on two cores."""
+    """A look, where a figure to keep wants the full one."""
     takes_data: bool = True
     """Whether it runs on a scan of the user's."""
     takes_cold: bool = False

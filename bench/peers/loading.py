@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.clock import interleaved
-from bench.headline import Record, Timed, headline
+from bench.headline import Record, Timed, check, headline
 from bench.ingest import one_core
 from bench.peers.environment import environment
 from bench.peers.remote import HERE, Remote
@@ -92,7 +92,9 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
         with progress("peers", (rounds + 1) * len(contenders), "runs") as advance:
             times = interleaved(contenders, rounds=rounds, tell=lambda name: advance(1, name))
         given = {name: work.slices for name, work in contenders.items() if isinstance(work, Remote)}
-    timed = {name: Timed(timing=timing, amount=given.get(name, total)) for name, timing in times.items()}
+    for name, count in given.items():
+        check(f"{name} delivers {total} slices, as ours (it gave {count})", holds=count == total)
+    timed = {name: Timed(timing=timing, amount=total) for name, timing in times.items()}
     return {
         "benchmark": "peers",
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
