@@ -198,7 +198,7 @@ def export(
             say(
                 f"{path}: {path.stat().st_size / 1e6:.1f} MB, {gflop_a_slice(path):.1f} GFLOP a slice; "
                 f"{parity['labels_differing']} of {parity['pixels']:,} label pixels differ on {parity['slices']} slices "
-                f"(limit {parity['limit']:g}), probabilities by at most {parity['max_probability_difference']:.2g}"
+                f"(limit {parity['limit']:g}; {parity['ties']} ties apart), probabilities by at most {parity['max_probability_difference']:.2g}"
             )
             if ".bytes." in path.name:
                 say(f"{path}: breaks none of TensorRT's rules on types that a graph shows (it has not run there)")

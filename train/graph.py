@@ -78,6 +78,10 @@ class Exported(nn.Module):
 
     def forward(self, image: Tensor, neighbors: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return labels, and what else is in `outputs`."""
+        return self.told(self.logits(image, neighbors))
+
+    def logits(self, image: Tensor, neighbors: Tensor | None = None) -> Tensor:
+        """Return what the network makes of slices and windows: [b, k, y, x]."""
         normal = normalize(from_bytes(image) if self.flavor.bytes_in else image, self.low, self.high)
         if self.flavor.half:
             normal = normal.half()
@@ -87,6 +91,10 @@ class Exported(nn.Module):
             rows = torch.index_select(normal, 0, neighbors.reshape(-1))
             windows = rows.reshape(-1, neighbors.shape[1], *normal.shape[1:])
         logits: Tensor = self.network(windows)
+        return logits
+
+    def told(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Return `outputs` of logits [b, k, y, x]."""
         maps = torch.split(logits, 1, dim=1)
         gpu = self.flavor.half or self.flavor.bytes_in
         outputs = [self.by_comparison(maps) if gpu else self.by_argmax(logits)]

@@ -204,6 +204,24 @@ def test_a_graph_that_labels_differently_is_not_written(tmp_path, rng):
         prove(other, tmp_path / "m.onnx", proof)
 
 
+def test_pixels_in_which_two_classes_tie_are_counted_and_not_held_against_the_file(tmp_path, rng):
+    """Two classes that differ by less than a rounding: the label of nearly every pixel is chance."""
+    torch.manual_seed(0)
+    graph = Exported(build(LITS_LABELS, TINY).eval(), TINY, LITS_LABELS).eval()
+    weight, bias = graph.network.head.weight.data, graph.network.head.bias.data
+    weight[1], bias[1] = weight[0], bias[0]
+    weight[2], bias[2] = weight[0], bias[0] - 1
+    proof = [(rng.integers(-200, 300, (3, 32, 32), dtype=np.int16), np.array([[0, 1, 2]], np.int32))]
+    to_onnx(graph, proof, tmp_path / "m.onnx")
+    weight[1] *= 1 + 1e-6
+    parity = prove(graph, tmp_path / "m.onnx", proof)
+    assert parity["labels_differing"] == 0
+    assert parity["ties"] > 1e-2 * parity["pixels"]
+    weight[1] *= 1.1
+    with pytest.raises(ModelError, match="onnxruntime's labels differ from torch's"):
+        prove(graph, tmp_path / "m.onnx", proof)
+
+
 def test_when_the_proof_fails_no_file_appears(trained, tmp_path, monkeypatch):
     def fail(*_arguments):
         raise ModelError("labels differ")
