@@ -293,6 +293,22 @@ def scale(
 
 
 @bench.command()
+def instructions(json: Json = None) -> None:
+    """Instructions a slice of the hot loops, counted by perf or valgrind: a change shows even on a busy machine.
+
+    slicemill bench instructions --json new.json
+    slicemill bench compare old.json new.json
+    """
+    with errors_shown():
+        from bench.instructions import run
+        from bench.subject import work_folder
+
+        with work_folder() as place:
+            record = run(place)
+        _finish(record, json)
+
+
+@bench.command()
 def plan(
     scale: Annotated[Path, typer.Option(help="Record of bench scale.")],
     store: Annotated[Path, typer.Option(help="Record of bench store.")],

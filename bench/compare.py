@@ -2,7 +2,7 @@
 
 Rounds of two runs are not pairs, so each record's rounds are drawn with replacement on their own: the interval is the middle 95 %
 of the ratios of their medians (Efron's percentile bootstrap). It knows the noise within a run, not that from day to day or from
-machine to machine.
+machine to machine. Counts of instructions have no noise to speak of, and no interval.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,6 +16,7 @@ from store.errors import ConfigError
 
 DRAWS = 2000
 LEAST = 0.02
+COUNT = "instructions_a_slice"
 """Less than this is no difference, however narrow the interval."""
 
 
@@ -50,6 +51,11 @@ def rates(record: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, list[f
         yield from rates(value, (*path, str(key)))
 
 
+def counts(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the instructions of every loop of a record of `bench instructions`."""
+    return {name: row[COUNT] for name, row in record["results"].items()}
+
+
 def compare(old: Mapping[str, Any], new: Mapping[str, Any], seed: int = 0) -> list[Change]:
     """Return the changes of all contenders that both records have.
 
@@ -62,12 +68,31 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], seed: int = 0) -> li
         raise ConfigError(
             f"the records are of different benchmarks ({old.get('benchmark')} and {new.get('benchmark')}); compare two of one."
         )
+    if old.get("benchmark") == "instructions":
+        return compare_counts(old, new)
     before, after = dict(rates(old)), dict(rates(new))
     shared = [name for name in before if name in after]
     if not shared:
         raise ConfigError("the records have no contender with the times of its rounds in common; measure both again.")
     rng = np.random.default_rng(seed)
     return [change(name, before[name], after[name], rng) for name in shared]
+
+
+def compare_counts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """Return the changes of the loops that both records have.
+
+    Raises
+    ------
+    ConfigError
+        Two tools counted.
+    """
+    if old["counter"] != new["counter"]:
+        raise ConfigError(
+            f"{old['counter']} counted in one record and {new['counter']} in the other; count both again."
+        )
+    before, after = counts(old), counts(new)
+    ratios = {name: before[name] / after[name] for name in before if name in after}
+    return [Change(name=name, ratio=value, low=value, high=value) for name, value in ratios.items()]
 
 
 def change(name: str, before: list[float], after: list[float], rng: np.random.Generator) -> Change:

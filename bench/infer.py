@@ -18,10 +18,9 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,7 +32,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from bench.clock import Timing, interleaved, ratio
+from bench.clock import Timing, ratio
+from bench.twoclocks import timed
 from infer.batching import Filler, Scan
 from infer.canvas import plan_of
 from infer.capacity import capacity_of
@@ -117,50 +117,6 @@ def exported(path: Path, network: nn.Module, config: Config, size: int, flavor: 
         },
     )
     return path
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timed:
-    """Wall and CPU time of contenders, round by round."""
-
-    wall: dict[str, Timing]
-    cpu: dict[str, Timing]
-
-    def as_json(self, amount: float) -> Record:
-        """Return rates by the wall and CPU milliseconds a unit."""
-        return {
-            name: {
-                **self.wall[name].as_json(amount),
-                "cpu_milliseconds": round(1000 * self.cpu[name].median / amount, 3),
-            }
-            for name in self.wall
-        }
-
-    def faster(self, ours: str, theirs: str) -> dict[str, float]:
-        """Return how many times as fast ours is, by the wall and by CPU time."""
-        return {
-            "wall": round(ratio(self.wall[theirs], self.wall[ours]), 3),
-            "cpu": round(ratio(self.cpu[theirs], self.cpu[ours]), 3),
-        }
-
-
-def timed(contenders: Mapping[str, Callable[[], object]], rounds: int, tell: Callable[[str], None]) -> Timed:
-    """Run contenders in turn."""
-    cpu: dict[str, list[float]] = {name: [] for name in contenders}
-
-    def counted(name: str, work: Callable[[], object]) -> Callable[[], object]:
-        def run() -> None:
-            start = time.process_time()
-            work()
-            cpu[name].append(time.process_time() - start)
-
-        return run
-
-    wall = interleaved({name: counted(name, work) for name, work in contenders.items()}, rounds=rounds, tell=tell)
-    return Timed(
-        wall=wall,
-        cpu={name: Timing(name=name, seconds=tuple(seconds[-rounds:])) for name, seconds in cpu.items()},
-    )
 
 
 def run(folder: Path, *, slices: int, rounds: int) -> Record:

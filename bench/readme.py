@@ -11,6 +11,7 @@ from bench.tables import (
     export_table,
     infer_table,
     ingest_table,
+    instructions_table,
     limits_table,
     lits_table,
     loader_table,
@@ -90,6 +91,7 @@ def scores_table(summary: dict[str, Any]) -> str:
 
 
 TABLES = {
+    "instructions": instructions_table,
     "limits": limits_table,
     "peers": peers_table,
     "scale": scale_table,

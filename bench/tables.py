@@ -177,6 +177,15 @@ def export_table(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", note])
 
 
+def instructions_table(record: dict[str, Any]) -> str:
+    """Return the counts of the hot loops as Markdown."""
+    lines = ["| loop | what | million instructions a slice |", "|---|---|---|"]
+    lines += [
+        line(name, row["what"], f"{row['instructions_a_slice'] / 1e6:.2f}") for name, row in record["results"].items()
+    ]
+    return "\n".join([*lines, "", f"{record['unit']}, counted by {record['counter']}, on {where(record['machine'])}."])
+
+
 def peers_table(record: dict[str, Any]) -> str:
     """Return the peers as Markdown."""
     found = record["headline"]

@@ -98,7 +98,7 @@ def notes(record: Row) -> str:
     return (
         f"{record['collection']}, {record['patients']} patients, {record['folds']} folds by patient, {record['steps']:,} steps a run, "
         f"{seeds_text(variants)}. Chosen by {record['chosen_by']}: {record['chosen']}. {changed}{'. ' if changed else ''}"
-        f"{record['convention']} ({without} such in the test parts of {record['reference']}). "
+        f"{seed_by_seed(record)}{record['convention']} ({without} such in the test parts of {record['reference']}). "
         f"{first['minutes_a_run']:.1f} minutes a training, {record['date'][:10]}, commit {', '.join(record['commits'])}, "
         f"on {where(record['machine'])}."
     )
@@ -114,6 +114,17 @@ def seeds_text(variants: Row) -> str:
     least = min(counts.values())
     more = ", ".join(f"{count} of {name}" for name, count in counts.items() if count > least)
     return f"seeds: {more}, {least} of the others" if more else f"{least} seed{'' if least == 1 else 's'}"
+
+
+def seed_by_seed(record: Row) -> str:
+    """Return each seed's own mean, of the variants that have several."""
+    several = {name: row["mean_by_seed"] for name, row in record["variants"].items() if len(row["seeds"]) > 1}
+    parts = [
+        f"{name} by seed, {part} {', '.join(digits(value) for value in found[part].values())}"
+        for name, found in several.items()
+        for part in PARTS
+    ]
+    return f"{'; '.join(parts)}. " if parts else ""
 
 
 def digits(value: float | None) -> str:

@@ -6,12 +6,13 @@
 - Global Dice, precision and recall are of the volumes (ml) of all cases, folds and seeds together.
 - Differences are paired by patient, over the folds and seeds that both variants have: mean, 95 % bootstrap interval over
   patients, Wilcoxon's p.
-- A recipe is chosen by the validation parts alone. The test parts are for telling afterwards how well it does.
+- A recipe is chosen by the validation parts alone, over the folds and seeds that all variants have. The test parts are for telling
+  afterwards how well it does, and more seeds of the chosen recipe for telling how far chance goes.
 """
 
 import datetime as dt
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median, stdev
 from typing import Any
 
@@ -43,6 +44,7 @@ def summarize(table: Table, results: Sequence[Row]) -> Row:
             "folds": sorted({row["fold"] for row in rows}),
             "minutes_a_run": round(median(row["training"]["minutes"] for row in rows), 2),
             **{part: {region: scores(cases_of(rows, part), region) for region in regions} for part in PARTS},
+            "mean_by_seed": {part: mean_by_seed(rows, part, main) for part in PARTS},
             "gain": None
             if name == reference
             else {
@@ -62,11 +64,30 @@ def summarize(table: Table, results: Sequence[Row]) -> Row:
         "convention": CONVENTION,
         "region": main,
         "reference": reference,
-        "chosen": max(variants, key=lambda name: variants[name]["validation"][main]["mean"] or 0.0),
-        "chosen_by": f"mean Dice of {main} over the patients of the validation parts",
+        "chosen": chosen(by_variant, main),
+        "chosen_by": f"mean Dice of {main} over the patients of the validation parts, of the folds and seeds that all variants have",
         "variants": variants,
         "commits": sorted({str(row["machine"]["commit"]) for row in results}),
         "machine": card(),
+    }
+
+
+def chosen(by_variant: Mapping[str, Sequence[Row]], region: str) -> str:
+    """Return the variant with the best validation parts; where no fold and seed is common to all, over what each has."""
+    shared = set.intersection(*({(row["fold"], row["seed"]) for row in rows} for rows in by_variant.values()))
+
+    def mean(rows: Sequence[Row]) -> float:
+        common = [row for row in rows if not shared or (row["fold"], row["seed"]) in shared]
+        return scores(cases_of(common, "validation"), region)["mean"] or 0.0
+
+    return max(by_variant, key=lambda name: mean(by_variant[name]))
+
+
+def mean_by_seed(results: Sequence[Row], part: str, region: str) -> dict[str, float | None]:
+    """Return the mean Dice over patients of each seed by itself."""
+    return {
+        str(seed): scores(cases_of([row for row in results if row["seed"] == seed], part), region)["mean"]
+        for seed in sorted({row["seed"] for row in results})
     }
 
 

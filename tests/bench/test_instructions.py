@@ -1,0 +1,93 @@
+"""Instruction counts of the hot loops: what the tools say is read right, and the loops do their work."""
+
+import json
+import shutil
+import stat
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from bench import instructions
+from bench.cli import bench
+from bench.compare import compare
+from bench.instructions import LOOPS, counted, counter_here
+from bench.subject import phantom_subject
+from bench.tables import instructions_table
+from store.errors import ConfigError
+
+
+def tool(folder, name, said, status=0):
+    """Put a program of this name into `folder` that says something on stderr."""
+    path = folder / name
+    path.write_text(f"#!{sys.executable}\nimport sys\nsys.stderr.write({said!r})\nraise SystemExit({status})\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+PERF = "12345678,,instructions:u,100,100.00,,\n"
+NO_PERF = "<not supported>,,instructions:u,0,100.00,,\n"
+VALGRIND = "==7== Cachegrind\n==7== I   refs:      90,232,390\n"
+
+
+def test_perf_counts_where_it_may_and_valgrind_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="neither works here"):
+        counter_here()
+    tool(tmp_path, "valgrind", VALGRIND)
+    assert (counter_here(), counted("valgrind", ["true"])) == ("valgrind", 90_232_390)
+    tool(tmp_path, "perf", NO_PERF)
+    assert counter_here() == "valgrind"
+    tool(tmp_path, "perf", PERF)
+    assert (counter_here(), counted("perf", ["true"])) == ("perf", 12_345_678)
+
+
+def test_a_loop_that_fails_gives_no_count(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    tool(tmp_path, "valgrind", f"ValueError: no\n{VALGRIND}", status=1)
+    with pytest.raises(ConfigError, match="valgrind did not count `true`: ValueError: no"):
+        counted("valgrind", ["true"])
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_every_loop_does_its_work(name, tmp_path, monkeypatch):
+    subject = phantom_subject(8, size=64)
+    subject.write(tmp_path / "8", ".nii.gz")
+    np.save(tmp_path / "8" / "label.npy", subject.label)
+    subject.store(tmp_path / "store")
+    monkeypatch.setattr(instructions, "DEEP", 8)
+    LOOPS[name].work(tmp_path, 8)
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind")
+def test_counts_hardly_differ_from_run_to_run():
+    one, other = (counted("valgrind", [sys.executable, "-S", "-E", "-c", "sum(range(100000))"]) for _ in range(2))
+    assert abs(one / other - 1) < 0.01
+
+
+def record_of(counter, **counts):
+    return {
+        "benchmark": "instructions",
+        "counter": counter,
+        "unit": "slices",
+        "results": {name: {"what": name, "instructions_a_slice": count} for name, count in counts.items()},
+        "machine": {"cpu": "a", "cores": 2, "versions": {}},
+    }
+
+
+def test_two_counts_are_compared_without_an_interval(tmp_path):
+    old, new = record_of("perf", ingest=2e6, read=4e6), record_of("perf", ingest=1e6, read=4.04e6)
+    changes = compare(old, new)
+    assert [(change.name, change.ratio, change.verdict) for change in changes] == [
+        ("ingest", 2.0, "faster"),
+        ("read", pytest.approx(0.990099), "no difference"),
+    ]
+    with pytest.raises(ConfigError, match="perf counted in one record and valgrind in the other"):
+        compare(old, record_of("valgrind", ingest=1e6))
+    paths = [tmp_path / "old.json", tmp_path / "new.json"]
+    for path, record in zip(paths, (old, new), strict=True):
+        path.write_text(json.dumps(record))
+    said = CliRunner().invoke(bench, ["compare", *map(str, paths)])
+    assert said.exit_code == 0
+    assert "faster" in said.output
+    assert "| read | read | 4.00 |" in instructions_table(old)
