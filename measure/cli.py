@@ -16,7 +16,9 @@ SCREEN = ("dice", "hd95_mm", "error_ml")
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder of masks written by infer, or one mask.")],
+    predictions: Annotated[
+        Path, typer.Argument(help="Folder of masks written by infer, one mask, or a slice store of predicted masks.")
+    ],
     references: Annotated[
         Path, typer.Argument(help="Folder of reference masks (with their scans, for the pictures), or a slice store.")
     ],
@@ -32,8 +34,10 @@ def evaluate(
     ] = "corrected",
     tolerance_mm: Annotated[float, typer.Option(help="Tolerance of the surface Dice, mm.", min=0)] = 2.0,
     against: Annotated[
-        Path | None, typer.Option(help="Masks of another run on the same scans, to compare with case by case.")
+        Path | None,
+        typer.Option(help="Masks of another run on the same scans (or their store), to compare with case by case."),
     ] = None,
+    workers: Annotated[int, typer.Option(help="Processes; each holds one case.", min=1)] = 1,
 ) -> None:
     """Score predicted masks: overlap, distances, volumes, burden and lesions, with 95 % intervals over cases.
 
@@ -41,6 +45,8 @@ def evaluate(
     slicemill evaluate segmented/ lits/ --out scores/ --against other/
     """
     with errors_shown():
+        from functools import partial
+
         from measure.evaluate import evaluate as score
         from measure.evaluate import totals
         from measure.figures import evaluation_figure, save
@@ -49,7 +55,8 @@ def evaluate(
 
         _check(mode, predictions, against)
         named = parse_labels(labels) if labels else None
-        evaluation = score(predictions, references, out, named, mode=mode, tolerance_mm=tolerance_mm)  # type: ignore[arg-type]
+        scored = partial(score, mode=mode, tolerance_mm=tolerance_mm, workers=workers)  # type: ignore[arg-type]
+        evaluation = scored(predictions, references, out, named)
         _show(evaluation)
         scores = totals(evaluation)
         for line in describe(scores):
@@ -59,7 +66,7 @@ def evaluate(
         if against is not None:
             if named is None:
                 check_reports(pair_up(against, references)[0], evaluation.labels)
-            other = score(against, references, None, evaluation.labels, mode=mode, tolerance_mm=tolerance_mm)  # type: ignore[arg-type]
+            other = scored(against, references, None, evaluation.labels)
             for name, reason in other.failures:
                 say(f"failed: {against / name}: {reason}")
             _show_comparison(evaluation, other, out)

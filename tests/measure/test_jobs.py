@@ -217,15 +217,10 @@ def test_a_mask_without_its_scan_is_flagged_and_names_that_collide_are_refused(t
 
 
 def test_a_process_that_dies_fails_its_cases_and_not_the_run(three_cases):
-    from concurrent.futures import Future
-    from concurrent.futures.process import BrokenProcessPool
-
-    from measure.jobs import _ended
+    from measure.jobs import _died
 
     (job, *_) = gather(three_cases / "scans", None, None)
-    future: Future = Future()
-    future.set_exception(BrokenProcessPool())
-    assert "fewer --workers" in _ended(future, job).reason
+    assert "fewer --workers" in _died(job).reason
 
 
 def test_labels_of_any_name_are_found_in_the_names_of_files_and_a_foreign_json_beside_is_no_report(tmp_path):
