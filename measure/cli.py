@@ -225,26 +225,29 @@ def compare(
     align: Annotated[
         str, typer.Option(help="headers: patient millimetres as they are; organ: by the organ's centroid and extent.")
     ] = "headers",
-    json: Annotated[Path | None, typer.Option(help="File to write the record to.")] = None,
+    baseline_image: Annotated[Path | None, typer.Option(help="The first mask's scan, for the pictures.")] = None,
+    followup_image: Annotated[Path | None, typer.Option(help="The second mask's scan.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for compare.html and compare.json.")] = None,
 ) -> None:
     """Compare two time points of a patient: lesions matched, changes, new and vanished ones, and the RECIST 1.1 category, computed.
 
-    slicemill compare first.nii.gz second.nii.gz --labels liver=1,tumor=2
+    slicemill compare first.nii.gz second.nii.gz --labels liver=1,tumor=2 --out change/
     """
     with errors_shown():
         from measure.compare import compared, time_point
-        from measure.jobs import job_of, load
-        from store.files import write_json
+        from measure.followup import write_comparison
+        from measure.jobs import job_of, load, source_of
         from store.labels import parse_labels
 
         if align not in ("headers", "organ"):
             raise ConfigError(f"--align {align}: choose headers or organ.")
         named = parse_labels(labels) if labels else None
-        points = []
-        for mask in (baseline, followup):
+        cases, points = [], []
+        for mask, image in ((baseline, baseline_image), (followup, followup_image)):
             if not mask.is_file():
                 raise ConfigError(f"{mask}: there is no such file; name a mask of each time point.")
-            points.append(time_point(load(job_of(mask, None, named)).volume))
+            cases.append(load(job_of(mask, image, named)))
+            points.append(time_point(cases[-1].volume))
         found = compared(points[0], points[1], align)  # type: ignore[arg-type]
         if found["lesions"]:
             say(table(list(found["lesions"][0]), [list(one.values()) for one in found["lesions"]]))
@@ -258,8 +261,9 @@ def compare(
             f"{recist['baseline_sum_mm']:.1f} to {recist['followup_sum_mm']:.1f} mm; {recist['new_lesions']} new lesions"
         )
         say(found["note"])
-        if json is not None:
-            write_json(json, found)
+        if out is not None:
+            write_comparison(out, found, (points[0], points[1]), [source_of(case) for case in cases])
+            say(f"page: {out / 'compare.html'}; record: {out / 'compare.json'}")
 
 
 def describe(scores: dict[str, Any]) -> list[str]:

@@ -284,17 +284,24 @@ def describe(name: str, case: Loaded) -> dict[str, Any]:
     return {
         "case": name,
         "note": DISCLAIMER,
+        **source_of(case),
+        **figures,
+        "lesions": [lesion.as_json() for lesion in lesions],
+        "rim_mm": RIM_MM,
+        "flags": flags(case, figures, [lesion.as_json() for lesion in lesions]),
+    }
+
+
+def source_of(case: Loaded) -> dict[str, Any]:
+    """Return what a case is made of: labels, grid, files, model and warnings."""
+    return {
         **case.volume.labels.as_json(),
         "shape_zyx": list(case.volume.label.shape),
         "spacing_mm_zyx": rounded(list(case.volume.spacing_mm)),
         "affine_lps": case.volume.affine_lps.tolist(),
-        **figures,
-        "lesions": [lesion.as_json() for lesion in lesions],
-        "rim_mm": RIM_MM,
         "source": case.source,
         "model": case.model,
         "warnings": case.warnings,
-        "flags": flags(case, figures, [lesion.as_json() for lesion in lesions]),
     }
 
 

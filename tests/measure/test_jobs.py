@@ -167,14 +167,14 @@ def test_two_masks_are_compared_and_the_category_is_called_a_computation(tmp_pat
         tmp_path / "second.nii.gz",
         "--labels",
         "liver=1,tumor=2",
-        "--json",
-        tmp_path / "c.json",
+        "--out",
+        tmp_path / "out",
     )
     done = command(compare, *words)
     assert done.exit_code == 0, done.output
     assert "RECIST 1.1 category, computed: PR" in done.output
     assert "not a diagnosis" in done.output
-    assert json.loads((tmp_path / "c.json").read_text())["lesions"][0]["fate"] == "matched"
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["lesions"][0]["fate"] == "matched"
     bare = Volume(label=scan(), labels=make_labels({"liver": 1, "spleen": 2}), affine_lps=np.eye(4))
     with pytest.raises(LabelError, match="which label is tumor"):
         time_point(bare)
