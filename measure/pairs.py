@@ -148,7 +148,12 @@ def _references(references: Path) -> dict[str, list[Reference]]:
     """Return references by every name under which they may be known."""
     if is_store(references):
         cases = [case for case in open_store(references) if case.label is not None]
-        return {case.info.case_id: [Reference(case_id=case.info.case_id, case=case)] for case in cases}
+        in_store: dict[str, list[Reference]] = {}
+        for case in cases:
+            case_id = case.info.case_id
+            for key in dict.fromkeys([case_id, *keys_of(f"{case_id}.nii")]):
+                in_store.setdefault(key, []).append(Reference(case_id=case_id, case=case))
+        return in_store
     if not references.exists():
         raise PairingError(f"{references}: there is no such folder or store.")
     files = [references] if references.is_file() else find_files(references)

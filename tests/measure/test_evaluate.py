@@ -188,6 +188,9 @@ def test_a_store_is_a_reference_too(stored, tmp_path):
     evaluation = evaluate(tmp_path, stored, tmp_path / "out")
     assert evaluation.cases[0].regions["tumor"].dice == 1.0
     assert len(evaluation.missing) == 5
+    (tmp_path / "volume-0.nii.gz").rename(tmp_path / "segmentation-0.nii.gz")
+    ((pair,), *_) = pair_up(tmp_path, stored)
+    assert pair.reference.case_id == "volume-0", "LiTS calls its masks so"
 
 
 @pytest.fixture
