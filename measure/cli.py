@@ -92,6 +92,7 @@ def _end(evaluation: "Evaluation", out: Path | None) -> None:
     say(
         f"{len(evaluation.cases)} cases compared, {len(evaluation.failures)} failed; {len(evaluation.missing)} references without a prediction"
     )
+    say(f"peak memory of a process: {evaluation.peak_mib:,.0f} MiB")
     if out is not None:
         say(f"tables and pictures: {out}")
 
@@ -286,15 +287,15 @@ def _regions(scores: dict[str, Any]) -> list[str]:
     lines = []
     for name, row in scores["regions"].items():
         figures = [
-            (key, row[key], *row["intervals"].get(key, (None, None)))
+            (key, row[key], *row["intervals"].get(key, (None, None)), row["cases_counted"].get(key))
             for key in row
-            if key not in ("intervals", "cases_without_region", "cases_without_distances")
+            if key not in ("intervals", "cases_counted", "cases_without_region", "cases_without_distances")
         ]
         without = (
             f"neither mask has it in {row['cases_without_region']}, no distances in {row['cases_without_distances']}"
         )
         lines += [
-            table([name, "value", "95 % from", "to"], figures),
+            table([name, "value", "95 % from", "to", "cases"], figures),
             f"{name}: {scores['cases']} cases, {without}; {scores['empty_regions']}",
             "",
         ]

@@ -278,12 +278,17 @@ def region_totals(cases: Sequence[Scored], name: str, mode: Mode) -> Row:
         "precision_global": ratio_interval([one.true_positive for one in counts], [one.predicted for one in counts]),
         "recall_global": ratio_interval([one.true_positive for one in counts], [one.reference for one in counts]),
     }
+    counted = dict.fromkeys(intervals, len(cases))
     for measure in figures[0] if figures else ():
         values = [one[measure] for one in figures]
         key = f"{measure}_per_case" if measure in MEASURES else measure
         row[key] = _null(mean_of(values))
         intervals[key] = mean_interval(values)
-    return row | {"intervals": {key: [_null(low), _null(high)] for key, (low, high) in intervals.items()}}
+        counted[key] = sum(not math.isnan(value) for value in values)
+    return row | {
+        "cases_counted": counted,
+        "intervals": {key: [_null(low), _null(high)] for key, (low, high) in intervals.items()},
+    }
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:

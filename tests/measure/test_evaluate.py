@@ -37,6 +37,8 @@ def test_scores_are_those_computed_by_hand(two_cases):
     assert (liver["dice_per_case"], liver["dice_global"]) == (1.0, 1.0), "the organ is scored with its tumors"
     assert tumor["dice_per_case"] == pytest.approx(2 / 3), "case 2 has no tumor in either mask and is left out"
     assert tumor["cases_without_region"] == 1
+    assert (tumor["cases_counted"]["dice_per_case"], tumor["cases_counted"]["dice_global"]) == (1, 2)
+    assert (tumor["cases_counted"]["assd_mm"], tumor["cases_counted"]["error_ml"]) == (1, 2)
     assert (tumor["precision_global"], tumor["recall_global"]) == (1.0, 0.5)
     by_case, by_slice = scores["tumor_by_case"], scores["tumor_by_slice"]
     assert (by_case["accuracy"], by_case["sensitivity"], by_case["specificity"], by_case["auc"]) == (1.0, 1.0, 1.0, 1.0)
