@@ -16,7 +16,9 @@ SCREEN = ("dice", "hd95_mm", "error_ml")
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder of masks written by infer, or one mask.")],
+    predictions: Annotated[
+        Path, typer.Argument(help="Folder of masks written by infer, one mask, or a slice store of predicted masks.")
+    ],
     references: Annotated[
         Path, typer.Argument(help="Folder of reference masks (with their scans, for the pictures), or a slice store.")
     ],
@@ -32,8 +34,10 @@ def evaluate(
     ] = "corrected",
     tolerance_mm: Annotated[float, typer.Option(help="Tolerance of the surface Dice, mm.", min=0)] = 2.0,
     against: Annotated[
-        Path | None, typer.Option(help="Masks of another run on the same scans, to compare with case by case.")
+        Path | None,
+        typer.Option(help="Masks of another run on the same scans (or their store), to compare with case by case."),
     ] = None,
+    workers: Annotated[int, typer.Option(help="Processes; each holds one case.", min=1)] = 1,
 ) -> None:
     """Score predicted masks: overlap, distances, volumes, burden and lesions, with 95 % intervals over cases.
 
@@ -41,6 +45,8 @@ def evaluate(
     slicemill evaluate segmented/ lits/ --out scores/ --against other/
     """
     with errors_shown():
+        from functools import partial
+
         from measure.evaluate import evaluate as score
         from measure.evaluate import totals
         from measure.figures import evaluation_figure, save
@@ -49,7 +55,8 @@ def evaluate(
 
         _check(mode, predictions, against)
         named = parse_labels(labels) if labels else None
-        evaluation = score(predictions, references, out, named, mode=mode, tolerance_mm=tolerance_mm)  # type: ignore[arg-type]
+        scored = partial(score, mode=mode, tolerance_mm=tolerance_mm, workers=workers)  # type: ignore[arg-type]
+        evaluation = scored(predictions, references, out, named)
         _show(evaluation)
         scores = totals(evaluation)
         for line in describe(scores):
@@ -59,7 +66,7 @@ def evaluate(
         if against is not None:
             if named is None:
                 check_reports(pair_up(against, references)[0], evaluation.labels)
-            other = score(against, references, None, evaluation.labels, mode=mode, tolerance_mm=tolerance_mm)  # type: ignore[arg-type]
+            other = scored(against, references, None, evaluation.labels)
             for name, reason in other.failures:
                 say(f"failed: {against / name}: {reason}")
             _show_comparison(evaluation, other, out)
@@ -85,6 +92,7 @@ def _end(evaluation: "Evaluation", out: Path | None) -> None:
     say(
         f"{len(evaluation.cases)} cases compared, {len(evaluation.failures)} failed; {len(evaluation.missing)} references without a prediction"
     )
+    say(f"peak memory of a process: {evaluation.peak_mib:,.0f} MiB")
     if out is not None:
         say(f"tables and pictures: {out}")
 
@@ -218,26 +226,29 @@ def compare(
     align: Annotated[
         str, typer.Option(help="headers: patient millimetres as they are; organ: by the organ's centroid and extent.")
     ] = "headers",
-    json: Annotated[Path | None, typer.Option(help="File to write the record to.")] = None,
+    baseline_image: Annotated[Path | None, typer.Option(help="The first mask's scan, for the pictures.")] = None,
+    followup_image: Annotated[Path | None, typer.Option(help="The second mask's scan.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for compare.html and compare.json.")] = None,
 ) -> None:
     """Compare two time points of a patient: lesions matched, changes, new and vanished ones, and the RECIST 1.1 category, computed.
 
-    slicemill compare first.nii.gz second.nii.gz --labels liver=1,tumor=2
+    slicemill compare first.nii.gz second.nii.gz --labels liver=1,tumor=2 --out change/
     """
     with errors_shown():
         from measure.compare import compared, time_point
-        from measure.jobs import job_of, load
-        from store.files import write_json
+        from measure.followup import write_comparison
+        from measure.jobs import job_of, load, source_of
         from store.labels import parse_labels
 
         if align not in ("headers", "organ"):
             raise ConfigError(f"--align {align}: choose headers or organ.")
         named = parse_labels(labels) if labels else None
-        points = []
-        for mask in (baseline, followup):
+        cases, points = [], []
+        for mask, image in ((baseline, baseline_image), (followup, followup_image)):
             if not mask.is_file():
                 raise ConfigError(f"{mask}: there is no such file; name a mask of each time point.")
-            points.append(time_point(load(job_of(mask, None, named)).volume))
+            cases.append(load(job_of(mask, image, named)))
+            points.append(time_point(cases[-1].volume))
         found = compared(points[0], points[1], align)  # type: ignore[arg-type]
         if found["lesions"]:
             say(table(list(found["lesions"][0]), [list(one.values()) for one in found["lesions"]]))
@@ -251,8 +262,9 @@ def compare(
             f"{recist['baseline_sum_mm']:.1f} to {recist['followup_sum_mm']:.1f} mm; {recist['new_lesions']} new lesions"
         )
         say(found["note"])
-        if json is not None:
-            write_json(json, found)
+        if out is not None:
+            write_comparison(out, found, (points[0], points[1]), [source_of(case) for case in cases])
+            say(f"page: {out / 'compare.html'}; record: {out / 'compare.json'}")
 
 
 def describe(scores: dict[str, Any]) -> list[str]:
@@ -275,15 +287,15 @@ def _regions(scores: dict[str, Any]) -> list[str]:
     lines = []
     for name, row in scores["regions"].items():
         figures = [
-            (key, row[key], *row["intervals"].get(key, (None, None)))
+            (key, row[key], *row["intervals"].get(key, (None, None)), row["cases_counted"].get(key))
             for key in row
-            if key not in ("intervals", "cases_without_region", "cases_without_distances")
+            if key not in ("intervals", "cases_counted", "cases_without_region", "cases_without_distances")
         ]
         without = (
             f"neither mask has it in {row['cases_without_region']}, no distances in {row['cases_without_distances']}"
         )
         lines += [
-            table([name, "value", "95 % from", "to"], figures),
+            table([name, "value", "95 % from", "to", "cases"], figures),
             f"{name}: {scores['cases']} cases, {without}; {scores['empty_regions']}",
             "",
         ]

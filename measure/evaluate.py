@@ -11,6 +11,7 @@ where one has not. In the mode `official` these are 1 where both masks are empty
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from PIL import Image
 
 from measure.detection import SIZES_MM, THRESHOLDS, Mode, by_size, f1
 from measure.froc import froc_record
-from measure.pairs import Pair, check_agreement, image_of, labels_of_reports, labels_of_store, pair_up
+from measure.pairs import Pair, check_agreement, image_of, labels_of_predictions, labels_of_references, pair_up
+from measure.parallel import each
 from measure.score import LARGE, TOLERANCE_MM, Answers, LesionScores, Rules, Scored, score
 from measure.statistics import ratio_interval
 from store.errors import InputError, LabelError
@@ -55,11 +57,24 @@ class Evaluation:
     """References without a prediction."""
     alone: tuple[str, ...]
     """Predictions without a reference."""
+    peak_mib: float = 0.0
+    """The most memory that a process took which scored cases, MiB."""
 
     @property
     def labels(self) -> Labels:
         """Return the labels that were scored."""
         return self.rules.labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a case."""
+
+    scored: Scored | None = None
+    reason: str = ""
+    """Why it has no scores."""
+    peak_mib: float = 0.0
+    """Of the process, so far."""
 
 
 def evaluate(
@@ -70,6 +85,7 @@ def evaluate(
     *,
     mode: Mode = "corrected",
     tolerance_mm: float = TOLERANCE_MM,
+    workers: int = 1,
 ) -> Evaluation:
     """Compare every prediction with its reference; write tables and pictures into `out`.
 
@@ -79,27 +95,47 @@ def evaluate(
         Nothing says what the label values mean, or the reports of the predictions and the references' store disagree.
     """
     pairs, missing, alone = pair_up(predictions, references)
-    if labels is None and (labels := labels_of_reports(pairs)) is not None:
+    if labels is None and (labels := labels_of_predictions(pairs)) is not None:
         check_agreement(pairs, labels)
-    labels = labels or labels_of_store(pairs)
+    labels = labels or labels_of_references(pairs)
     if labels is None:
         raise LabelError(f"{predictions}: no report says what its label values mean; pass --labels liver=1,tumor=2.")
     rules = Rules(labels=labels, mode=mode, tolerance_mm=tolerance_mm)
-    cases: list[Scored] = []
-    failures: list[tuple[str, str]] = []
+    outcomes: dict[int, Outcome] = {}
     with progress("evaluate", len(pairs), "cases") as advance:
-        for pair in pairs:
-            try:
-                cases.append(_score(pair, rules, out))
-            except (InputError, OSError) as error:
-                failures.append((pair.name, str(error)))
-            advance(1, f"{len(failures)} failed")
+        for place, outcome in each(partial(score_pair, rules=rules, out=out), pairs, workers, _died):
+            outcomes[place] = outcome
+            advance(1, f"{sum(one.scored is None for one in outcomes.values())} failed")
+    ordered = [outcomes[place] for place in range(len(pairs))]
     evaluation = Evaluation(
-        rules=rules, cases=tuple(cases), failures=tuple(failures), missing=tuple(missing), alone=tuple(alone)
+        rules=rules,
+        cases=tuple(one.scored for one in ordered if one.scored is not None),
+        failures=tuple((pair.name, one.reason) for pair, one in zip(pairs, ordered, strict=True) if one.scored is None),
+        missing=tuple(missing),
+        alone=tuple(alone),
+        peak_mib=max([peak_mib(), *(one.peak_mib for one in ordered)]),
     )
     if out is not None:
         write_evaluation(out, evaluation)
     return evaluation
+
+
+def score_pair(pair: Pair, rules: Rules, out: Path | None) -> Outcome:
+    """Score one case, and draw its errors where there is a folder; what is wrong with its files is its outcome."""
+    try:
+        return Outcome(scored=_score(pair, rules, out), peak_mib=peak_mib())
+    except (InputError, OSError) as error:
+        return Outcome(reason=str(error), peak_mib=peak_mib())
+    except MemoryError:
+        return Outcome(reason=f"{pair.prediction}: not enough memory to score {pair.name}; use fewer --workers.")
+
+
+def _died(pair: Pair) -> Outcome:
+    """Return what became of a case whose process died."""
+    reason = (
+        f"{pair.prediction}: a worker process died at {pair.name}, perhaps for want of memory; use fewer --workers."
+    )
+    return Outcome(reason=reason)
 
 
 def _score(pair: Pair, rules: Rules, out: Path | None) -> Scored:
@@ -242,12 +278,17 @@ def region_totals(cases: Sequence[Scored], name: str, mode: Mode) -> Row:
         "precision_global": ratio_interval([one.true_positive for one in counts], [one.predicted for one in counts]),
         "recall_global": ratio_interval([one.true_positive for one in counts], [one.reference for one in counts]),
     }
+    counted = dict.fromkeys(intervals, len(cases))
     for measure in figures[0] if figures else ():
         values = [one[measure] for one in figures]
         key = f"{measure}_per_case" if measure in MEASURES else measure
         row[key] = _null(mean_of(values))
         intervals[key] = mean_interval(values)
-    return row | {"intervals": {key: [_null(low), _null(high)] for key, (low, high) in intervals.items()}}
+        counted[key] = sum(not math.isnan(value) for value in values)
+    return row | {
+        "cases_counted": counted,
+        "intervals": {key: [_null(low), _null(high)] for key, (low, high) in intervals.items()},
+    }
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -352,7 +393,7 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
             "failures": [{"name": name, "reason": reason} for name, reason in evaluation.failures],
             "references_without_prediction": list(evaluation.missing),
             "predictions_without_reference": list(evaluation.alone),
-            "peak_mib": round(peak_mib(), 1),
+            "peak_mib": round(evaluation.peak_mib, 1),
         },
     )
     write_csv(out / "evaluation.csv", rows)

@@ -7,12 +7,10 @@ end ``cases.csv``, ``lesions.csv``, ``summary.json``, ``colors.ctbl`` and ``repo
 
 import base64
 import glob
-import multiprocessing
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from measure.cohort import write_cohort
 from measure.lesions import RIM_MM, Volume, case_figures, measure_lesions, rounded
 from measure.page import write_case_page
 from measure.pairs import PROBABILITY, check_values, found, keys_of, masks_in, report_beside
+from measure.parallel import each
 from measure.score import probability_beside
 from measure.slicer import write_segmentation
 from store.errors import GeometryError, InputError, LabelError, PairingError
@@ -194,36 +193,24 @@ def run(jobs: Sequence[Job], out: Path, *, workers: int = 1, overwrite: bool = F
     """Measure cases into a folder, and make its tables and pages; what is done already is not done again."""
     out.mkdir(parents=True, exist_ok=True)
     check_summary(out)
-    outcomes = []
+    outcomes: list[tuple[int, Outcome]] = []
     with progress("measure", len(jobs), "cases") as advance:
-        if workers == 1 or len(jobs) == 1:
-            for job in jobs:
-                outcomes.append(measure_job(job, out, overwrite=overwrite))
-                advance(1, "")
-        else:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-                waiting = {pool.submit(measure_job, job, out, overwrite=overwrite): job for job in jobs}
-                for future in as_completed(waiting):
-                    outcomes.append(_ended(future, waiting[future]))
-                    advance(1, "")
-    order = {job.name: place for place, job in enumerate(jobs)}
-    outcomes.sort(key=lambda outcome: order[outcome.name])
-    done = [read_json(out / f"{outcome.name}.json") for outcome in outcomes if outcome.status != "failed"]
-    failed = [{"case": outcome.name, "reason": outcome.reason} for outcome in outcomes if outcome.status == "failed"]
+        for one in each(partial(measure_job, out=out, overwrite=overwrite), jobs, workers, _died):
+            outcomes.append(one)
+            advance(1, "")
+    ordered = [outcome for _, outcome in sorted(outcomes, key=lambda one: one[0])]
+    done = [read_json(out / f"{outcome.name}.json") for outcome in ordered if outcome.status != "failed"]
+    failed = [{"case": outcome.name, "reason": outcome.reason} for outcome in ordered if outcome.status == "failed"]
     write_cohort(out, done, failed)
-    return outcomes
+    return ordered
 
 
-def _ended(future: "Future[Outcome]", job: Job) -> Outcome:
-    """Return what became of a job, also when its process died."""
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        reason = (
-            f"{job.mask}: a worker process died, perhaps for want of memory; run the same command with fewer --workers."
-        )
-        return Outcome(name=job.name, status="failed", reason=reason)
+def _died(job: Job) -> Outcome:
+    """Return what became of a job whose process died."""
+    reason = (
+        f"{job.mask}: a worker process died, perhaps for want of memory; run the same command with fewer --workers."
+    )
+    return Outcome(name=job.name, status="failed", reason=reason)
 
 
 def measure_job(job: Job, out: Path, *, overwrite: bool = False) -> Outcome:
@@ -297,17 +284,24 @@ def describe(name: str, case: Loaded) -> dict[str, Any]:
     return {
         "case": name,
         "note": DISCLAIMER,
+        **source_of(case),
+        **figures,
+        "lesions": [lesion.as_json() for lesion in lesions],
+        "rim_mm": RIM_MM,
+        "flags": flags(case, figures, [lesion.as_json() for lesion in lesions]),
+    }
+
+
+def source_of(case: Loaded) -> dict[str, Any]:
+    """Return what a case is made of: labels, grid, files, model and warnings."""
+    return {
         **case.volume.labels.as_json(),
         "shape_zyx": list(case.volume.label.shape),
         "spacing_mm_zyx": rounded(list(case.volume.spacing_mm)),
         "affine_lps": case.volume.affine_lps.tolist(),
-        **figures,
-        "lesions": [lesion.as_json() for lesion in lesions],
-        "rim_mm": RIM_MM,
         "source": case.source,
         "model": case.model,
         "warnings": case.warnings,
-        "flags": flags(case, figures, [lesion.as_json() for lesion in lesions]),
     }
 
 

@@ -18,7 +18,7 @@ from store.labels import Labels, format_labels, labels_from_json
 from store.layout import AIR_HU
 from store.naming import case_id_of, find_files, name_of
 from store.nifti import grid_of_header, stem_of
-from store.reader import Store, is_store, open_store
+from store.reader import Case, is_store, open_store
 from store.scan import ScanReader
 
 PROBABILITY = "_probability_"
@@ -35,7 +35,8 @@ class Reference:
     """Where it lies below the references, as `store.naming.Name.folder`; a store has none."""
     mask: Path | None = None
     image: Path | None = None
-    store: Store | None = None
+    case: Case | None = None
+    """In a store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,12 @@ class Pair:
     """A predicted mask with its reference."""
 
     prediction: Path
+    """The file, or the store."""
     name: str
+    """Place of the file below the predictions, or the id of the stored case."""
     reference: Reference
+    case: Case | None = None
+    """The prediction, where it lies in a store."""
 
 
 def pair_up(predictions: Path, references: Path) -> tuple[list[Pair], list[str], list[str]]:
@@ -55,33 +60,47 @@ def pair_up(predictions: Path, references: Path) -> tuple[list[Pair], list[str],
     PairingError
         There is nothing to compare, or two predictions are of one case.
     """
+    known = _references(references)
+    named = _predictions(predictions)
+    exact = {name: reference for name in named if (reference := found(name, known, exact=True)) is not None}
+    taken = {reference.case_id for reference in exact.values()}
+    loose = {name: found(name, known) for name in named if name not in exact}
+    pairs: dict[str, Pair] = {}
+    alone = []
+    for name, (file, case) in named.items():
+        reference = exact.get(name) or loose[name]
+        said = name if case is None else case.info.case_id
+        if reference is None or (name not in exact and reference.case_id in taken):
+            alone.append(said)
+        elif reference.case_id in pairs:
+            raise PairingError(
+                f"{_place(pairs[reference.case_id])} and {file if case is None else f'{file}: {said}'} are both of the case "
+                f"{reference.case_id}; keep one of them."
+            )
+        else:
+            pairs[reference.case_id] = Pair(prediction=file, name=said, reference=reference, case=case)
+    if not pairs:
+        raise PairingError(
+            f"{predictions}: none of its {len(named)} masks has the name of a reference in {references}."
+        )
+    everything = {one.case_id for several in known.values() for one in several}
+    return list(pairs.values()), sorted(everything - set(pairs)), alone
+
+
+def _predictions(predictions: Path) -> dict[str, tuple[Path, Case | None]]:
+    """Return name below the predictions -> file, or store and case; a stored case is known as a file of its id would be."""
+    if is_store(predictions):
+        cases = [case for case in open_store(predictions) if case.label is not None]
+        if not cases:
+            raise PairingError(
+                f"{predictions}: holds no case with a mask; ingest the predicted masks with their scans."
+            )
+        return {f"{case.info.case_id}.nii": (predictions, case) for case in cases}
     files = [predictions] if predictions.is_file() else masks_in(predictions)
     if not files:
         raise PairingError(f"{predictions}: holds no mask (.nii or .nii.gz); `slicemill infer` writes them.")
     root = predictions.parent if predictions.is_file() else predictions
-    known = _references(references)
-    names = {file.relative_to(root).as_posix(): file for file in files}
-    exact = {name: reference for name in names if (reference := found(name, known, exact=True)) is not None}
-    taken = {reference.case_id for reference in exact.values()}
-    loose = {name: found(name, known) for name in names if name not in exact}
-    pairs: dict[str, Pair] = {}
-    alone = []
-    for name, file in names.items():
-        reference = exact.get(name) or loose[name]
-        if reference is None or (name not in exact and reference.case_id in taken):
-            alone.append(name)
-        elif reference.case_id in pairs:
-            raise PairingError(
-                f"{pairs[reference.case_id].prediction} and {file} are both of the case {reference.case_id}; keep one of them."
-            )
-        else:
-            pairs[reference.case_id] = Pair(prediction=file, name=name, reference=reference)
-    if not pairs:
-        raise PairingError(
-            f"{predictions}: none of its {len(files)} masks has the name of a reference in {references}."
-        )
-    everything = {one.case_id for several in known.values() for one in several}
-    return list(pairs.values()), sorted(everything - set(pairs)), alone
+    return {file.relative_to(root).as_posix(): (file, None) for file in files}
 
 
 class Placed(Protocol):
@@ -128,12 +147,13 @@ def is_end(folder: str, other: str) -> bool:
 def _references(references: Path) -> dict[str, list[Reference]]:
     """Return references by every name under which they may be known."""
     if is_store(references):
-        store = open_store(references)
-        return {
-            case_id: [Reference(case_id=case_id, store=store)]
-            for case_id in store.case_ids
-            if store[case_id].label is not None
-        }
+        cases = [case for case in open_store(references) if case.label is not None]
+        in_store: dict[str, list[Reference]] = {}
+        for case in cases:
+            case_id = case.info.case_id
+            for key in dict.fromkeys([case_id, *keys_of(f"{case_id}.nii")]):
+                in_store.setdefault(key, []).append(Reference(case_id=case_id, case=case))
+        return in_store
     if not references.exists():
         raise PairingError(f"{references}: there is no such folder or store.")
     files = [references] if references.is_file() else find_files(references)
@@ -160,18 +180,18 @@ def _references(references: Path) -> dict[str, list[Reference]]:
     return by_key
 
 
-def labels_of_reports(pairs: Sequence[Pair]) -> Labels | None:
-    """Return the labels that all reports beside the predictions name; None where one has none.
+def labels_of_predictions(pairs: Sequence[Pair]) -> Labels | None:
+    """Return the labels that the reports beside all predictions, or their store, name; None where one has none.
 
     Raises
     ------
     LabelError
         They name different ones.
     """
-    reports = [report_of(pair) for pair in pairs]
-    if not all(reports):
+    named = [named_labels(pair) for pair in pairs]
+    found = [labels for labels in named if labels is not None]
+    if len(found) < len(named):
         return None
-    found = [labels_from_json(report) for report in reports]
     if any(labels != found[0] for labels in found):
         raise LabelError(
             "the predictions come from models of different labels; evaluate them one model at a time, or pass --labels."
@@ -179,15 +199,22 @@ def labels_of_reports(pairs: Sequence[Pair]) -> Labels | None:
     return found[0] if found else None
 
 
-def labels_of_store(pairs: Sequence[Pair]) -> Labels | None:
+def named_labels(pair: Pair) -> Labels | None:
+    """Return the labels that the report beside a prediction, or its store, names."""
+    if pair.case is not None:
+        return pair.case.info.labels
+    report = report_of(pair)
+    return labels_from_json(report) if report else None
+
+
+def labels_of_references(pairs: Sequence[Pair]) -> Labels | None:
     """Return the labels of the store that holds the references, if one does."""
-    return next((labels for pair in pairs if (labels := stored_labels(pair)) is not None), None)
+    return next((labels for pair in pairs if (labels := reference_labels(pair)) is not None), None)
 
 
-def stored_labels(pair: Pair) -> Labels | None:
+def reference_labels(pair: Pair) -> Labels | None:
     """Return the labels of a reference in a store."""
-    reference = pair.reference
-    return None if reference.store is None else reference.store[reference.case_id].info.labels
+    return None if pair.reference.case is None else pair.reference.case.info.labels
 
 
 def check_agreement(pairs: Sequence[Pair], labels: Labels) -> None:
@@ -199,16 +226,16 @@ def check_agreement(pairs: Sequence[Pair], labels: Labels) -> None:
         They do: a name has two values, a value two names, or organ or tumor differ.
     """
     for pair in pairs:
-        stored = stored_labels(pair)
+        stored = reference_labels(pair)
         if stored is not None and not agree(labels, stored):
             raise LabelError(
-                f"{pair.name}: its report names the labels {_said(labels)}, and its reference in the store {_said(stored)}; "
+                f"{pair.name}: {_source(pair)} names the labels {_said(labels)}, and its reference in the store {_said(stored)}; "
                 "they must mean the same. Ingest the references with the model's labels, or pass --labels that are true of both."
             )
 
 
 def check_reports(pairs: Sequence[Pair], labels: Labels) -> None:
-    """Refuse predictions whose reports mean other things by a value than `labels`; those without a report pass.
+    """Refuse predictions whose reports or store mean other things by a value than `labels`; those without either pass.
 
     Raises
     ------
@@ -216,10 +243,10 @@ def check_reports(pairs: Sequence[Pair], labels: Labels) -> None:
         One does.
     """
     for pair in pairs:
-        report = report_of(pair)
-        if report and not agree(labels, own := labels_from_json(report)):
+        own = named_labels(pair)
+        if own is not None and not agree(labels, own):
             raise LabelError(
-                f"{pair.prediction}: its report names the labels {_said(own)}, and the other run {_said(labels)}; "
+                f"{pair.prediction}: {_source(pair)} names the labels {_said(own)}, and the other run {_said(labels)}; "
                 "they must mean the same. Compare runs of one set of labels, or pass --labels that are true of both."
             )
 
@@ -240,9 +267,13 @@ def _said(labels: Labels) -> str:
     return f"{format_labels(labels.values)} (organ {labels.organ or '-'}, tumor {labels.tumor or '-'})"
 
 
+def _source(pair: Pair) -> str:
+    return "its report" if pair.case is None else "its store"
+
+
 def report_of(pair: Pair) -> dict[str, Any]:
-    """Return the report that `infer` wrote beside a prediction; empty where there is none."""
-    return report_beside(pair.prediction)
+    """Return the report that `infer` wrote beside a prediction; empty where there is none, and for a stored one."""
+    return {} if pair.case is not None else report_beside(pair.prediction)
 
 
 def report_beside(mask: Path) -> dict[str, Any]:
@@ -293,36 +324,52 @@ def probability_path(mask: Path, labels: Labels) -> Path | None:
 
 def masks_of(pair: Pair) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], Grid]:
     """Return prediction, reference, and the grid of the reference, on which both lie."""
-    reference = pair.reference
+    if pair.case is not None:
+        label, own = stored_mask(pair.case)
+        truth, grid = _reference_mask(pair, own)
+        return np.ascontiguousarray(grid.to_stored(own.to_file(label))), truth, grid
     with ScanReader(pair.prediction, "mask") as prediction:
-        if reference.store is not None:
-            case = reference.store[reference.case_id]
-            assert case.label is not None  # noqa: S101 (only cases with a mask are references)
-            grid = grid_of_header(base64.b64decode(case.info.image.header_b64))
-            _check_grids(pair, prediction.grid, grid)
-            truth = case.label[:]
-        else:
-            assert reference.mask is not None  # noqa: S101
-            with ScanReader(reference.mask, "mask") as reader:
-                grid = reader.grid
-                _check_grids(pair, prediction.grid, grid)
-                truth = reader.read()
-                reader.finish()
+        truth, grid = _reference_mask(pair, prediction.grid)
         prediction.lie_on(grid)
         predicted = prediction.read()
         prediction.finish()
     return predicted, truth, grid
 
 
+def _reference_mask(pair: Pair, own: Grid) -> tuple[npt.NDArray[np.uint8], Grid]:
+    """Return the reference with its grid, which must be the prediction's own."""
+    reference = pair.reference
+    if reference.case is not None:
+        truth, grid = stored_mask(reference.case)
+        _check_grids(pair, own, grid)
+        return truth, grid
+    assert reference.mask is not None  # noqa: S101 (a reference is a file or a stored case)
+    with ScanReader(reference.mask, "mask") as reader:
+        _check_grids(pair, own, reader.grid)
+        truth = reader.read()
+        reader.finish()
+        return truth, reader.grid
+
+
+def stored_mask(case: Case) -> tuple[npt.NDArray[np.uint8], Grid]:
+    """Return the mask of a stored case and the grid of its scan."""
+    assert case.label is not None  # noqa: S101 (only cases with a mask are paired)
+    return case.label[:], grid_of_header(base64.b64decode(case.info.image.header_b64))
+
+
 def _check_grids(pair: Pair, grid: Grid, other: Grid) -> None:
     if grid.shape != other.shape:
         raise GeometryError(
-            f"{pair.prediction}: has shape {grid.shape}, its reference {pair.reference.case_id} has {other.shape}."
+            f"{_place(pair)}: has shape {grid.shape}, its reference {pair.reference.case_id} has {other.shape}."
         )
     if (apart := grid.distance_mm(other)) > SAME_GRID_MM:
         raise GeometryError(
-            f"{pair.prediction}: lies {apart:.3g} mm from its reference {pair.reference.case_id}; they must share one grid."
+            f"{_place(pair)}: lies {apart:.3g} mm from its reference {pair.reference.case_id}; they must share one grid."
         )
+
+
+def _place(pair: Pair) -> str:
+    return str(pair.prediction) if pair.case is None else f"{pair.prediction}: {pair.name}"
 
 
 def check_values(label: npt.NDArray[np.uint8], labels: Labels, what: str) -> None:
@@ -342,8 +389,8 @@ def check_values(label: npt.NDArray[np.uint8], labels: Labels, what: str) -> Non
 
 def image_of(pair: Pair, like: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:
     """Return the scan to draw on, or black where there is none of the masks' shape."""
-    if pair.reference.store is not None:
-        return pair.reference.store[pair.reference.case_id].image[:]
+    if pair.reference.case is not None:
+        return pair.reference.case.image[:]
     if pair.reference.image is not None:
         with ScanReader(pair.reference.image, "image") as reader:
             if reader.grid.stored_shape == like.shape:

@@ -130,9 +130,8 @@ def score(pair: Pair, rules: Rules) -> tuple[Scored, Label, Label]:
     if labels.tumor is not None:
         value = labels.tumor_value()
         tumor = tumor_answers(truth == value, predicted == value, report_of(pair))
-        lesions = lesion_scores(
-            truth == value, predicted == value, grid, rules, probability_beside(pair.prediction, labels, grid)
-        )
+        probability = None if pair.case is not None else probability_beside(pair.prediction, labels, grid)
+        lesions = lesion_scores(truth == value, predicted == value, grid, rules, probability)
     scored = Scored(
         case_id=pair.reference.case_id,
         regions=counts,

@@ -37,6 +37,8 @@ def test_scores_are_those_computed_by_hand(two_cases):
     assert (liver["dice_per_case"], liver["dice_global"]) == (1.0, 1.0), "the organ is scored with its tumors"
     assert tumor["dice_per_case"] == pytest.approx(2 / 3), "case 2 has no tumor in either mask and is left out"
     assert tumor["cases_without_region"] == 1
+    assert (tumor["cases_counted"]["dice_per_case"], tumor["cases_counted"]["dice_global"]) == (1, 2)
+    assert (tumor["cases_counted"]["assd_mm"], tumor["cases_counted"]["error_ml"]) == (1, 2)
     assert (tumor["precision_global"], tumor["recall_global"]) == (1.0, 0.5)
     by_case, by_slice = scores["tumor_by_case"], scores["tumor_by_slice"]
     assert (by_case["accuracy"], by_case["sensitivity"], by_case["specificity"], by_case["auc"]) == (1.0, 1.0, 1.0, 1.0)
@@ -188,6 +190,68 @@ def test_a_store_is_a_reference_too(stored, tmp_path):
     evaluation = evaluate(tmp_path, stored, tmp_path / "out")
     assert evaluation.cases[0].regions["tumor"].dice == 1.0
     assert len(evaluation.missing) == 5
+    (tmp_path / "volume-0.nii.gz").rename(tmp_path / "segmentation-0.nii.gz")
+    ((pair,), *_) = pair_up(tmp_path, stored)
+    assert pair.reference.case_id == "volume-0", "LiTS calls its masks so"
+
+
+@pytest.fixture
+def predicted_store(two_cases):
+    """The predictions of two cases, ingested with their scans."""
+    from ingest.discover import discover
+    from ingest.params import Params
+    from ingest.pipeline import Options, ingest
+
+    for mask in (two_cases / "predicted").iterdir():
+        place = two_cases / "both" / mask.name.replace("volume", "segmentation")
+        place.parent.mkdir(exist_ok=True)
+        shutil.copy(mask, place)
+        shutil.copy(two_cases / "truth" / mask.name, two_cases / "both" / mask.name)
+    ingest(discover(two_cases / "both"), two_cases / "store", Params(labels=LITS_LABELS), Options(workers=1))
+    return two_cases / "store"
+
+
+def test_a_store_of_predicted_masks_scores_as_its_files_do(predicted_store, two_cases):
+    files = evaluate(two_cases / "predicted", two_cases / "truth", None, LITS_LABELS)
+    stored = evaluate(predicted_store, two_cases / "truth", None)
+    assert totals(stored) == totals(files)
+    assert [case_row(case) for case in stored.cases] == [case_row(case) for case in files.cases]
+    itself = totals(evaluate(predicted_store, predicted_store, two_cases / "out"))
+    assert itself["regions"]["tumor"]["dice_global"] == 1.0, "a store of predictions against a store of references"
+
+
+def test_a_stored_prediction_off_the_grid_of_its_reference_is_named(predicted_store, two_cases):
+    write_nifti(two_cases / "truth" / "segmentation-1.nii", np.zeros((2, 4, 5), np.uint8), SPACING)
+    write_nifti(two_cases / "truth" / "segmentation-2.nii", np.zeros((2, 4, 6), np.uint8), (2.0, 1.5, 1.0))
+    reasons = [reason for _, reason in evaluate(predicted_store, two_cases / "truth", None).failures]
+    assert "store: volume-1: has shape" in reasons[0]
+    assert "store: volume-2: lies 0.75 mm from its reference" in reasons[1]
+
+
+def test_labels_of_a_store_of_predictions_must_mean_what_the_other_run_means(predicted_store, two_cases):
+    from measure.pairs import check_reports
+    from store.labels import make_labels
+
+    with pytest.raises(LabelError, match="its store names the labels liver=1, tumor=2"):
+        check_reports(pair_up(predicted_store, two_cases / "truth")[0], make_labels({"liver": 2, "tumor": 1}))
+
+
+def test_scores_are_the_same_whatever_the_number_of_processes_and_a_bad_case_fails_alone(two_cases):
+    for number, name in ((3, "bad"), (4, "good")):
+        shutil.copy(two_cases / "truth" / "segmentation-1.nii", two_cases / "truth" / f"segmentation-{number}.nii")
+        shutil.copy(two_cases / "predicted" / "volume-1.nii.gz", two_cases / "predicted" / f"volume-{number}.nii.gz")
+        if name == "bad":
+            (two_cases / "predicted" / f"volume-{number}.nii.gz").write_bytes(b"no scan")
+    tables = []
+    for workers in (1, 3):
+        out = two_cases / f"out{workers}"
+        evaluation = evaluate(two_cases / "predicted", two_cases / "truth", out, LITS_LABELS, workers=workers)
+        assert [name for name, _ in evaluation.failures] == ["volume-3.nii.gz"]
+        assert evaluation.peak_mib > 0
+        record = json.loads((out / "evaluation.json").read_text())
+        record.pop("peak_mib")
+        tables.append((record, (out / "evaluation.csv").read_bytes(), (out / "volume-1_errors.png").read_bytes()))
+    assert tables[0] == tables[1]
 
 
 def test_every_measure_of_a_case_is_that_computed_by_hand(two_cases):

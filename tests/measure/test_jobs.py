@@ -167,14 +167,14 @@ def test_two_masks_are_compared_and_the_category_is_called_a_computation(tmp_pat
         tmp_path / "second.nii.gz",
         "--labels",
         "liver=1,tumor=2",
-        "--json",
-        tmp_path / "c.json",
+        "--out",
+        tmp_path / "out",
     )
     done = command(compare, *words)
     assert done.exit_code == 0, done.output
     assert "RECIST 1.1 category, computed: PR" in done.output
     assert "not a diagnosis" in done.output
-    assert json.loads((tmp_path / "c.json").read_text())["lesions"][0]["fate"] == "matched"
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["lesions"][0]["fate"] == "matched"
     bare = Volume(label=scan(), labels=make_labels({"liver": 1, "spleen": 2}), affine_lps=np.eye(4))
     with pytest.raises(LabelError, match="which label is tumor"):
         time_point(bare)
@@ -217,15 +217,10 @@ def test_a_mask_without_its_scan_is_flagged_and_names_that_collide_are_refused(t
 
 
 def test_a_process_that_dies_fails_its_cases_and_not_the_run(three_cases):
-    from concurrent.futures import Future
-    from concurrent.futures.process import BrokenProcessPool
-
-    from measure.jobs import _ended
+    from measure.jobs import _died
 
     (job, *_) = gather(three_cases / "scans", None, None)
-    future: Future = Future()
-    future.set_exception(BrokenProcessPool())
-    assert "fewer --workers" in _ended(future, job).reason
+    assert "fewer --workers" in _died(job).reason
 
 
 def test_labels_of_any_name_are_found_in_the_names_of_files_and_a_foreign_json_beside_is_no_report(tmp_path):

@@ -1,0 +1,66 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from measure.parallel import each
+
+ROOT = Path(__file__).parents[2]
+NAPS = """
+import sys, time
+from pathlib import Path
+from measure.parallel import each
+
+def nap(place):
+    Path(place).touch()
+    time.sleep(100)
+    return place
+
+if __name__ == "__main__":
+    list(each(nap, sys.argv[1:], 2, str))
+"""
+
+
+def test_items_keep_their_places_in_one_process_and_in_several():
+    assert sorted(each(abs, [-3, 4, -5], 1, abs)) == sorted(each(abs, [-3, 4, -5], 2, abs)) == [(0, 3), (1, 4), (2, 5)]
+
+
+def test_what_a_process_died_of_is_said_of_each_of_its_items():
+    assert sorted(each(os._exit, [7, 8], 2, str)) == [(0, "7"), (1, "8")]
+
+
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_ctrl_c_ends_the_cases_in_hand_and_begins_no_other(send, tmp_path):
+    (tmp_path / "naps.py").write_text(NAPS)
+    places = [tmp_path / name for name in "abcdefg"]
+    child = subprocess.Popen(
+        [sys.executable, str(tmp_path / "naps.py"), *map(str, places)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    while sum(place.exists() for place in places) < 2:
+        assert child.poll() is None
+        time.sleep(0.1)
+    send(child.pid, signal.SIGINT)
+    _, error = child.communicate(timeout=60)
+    assert child.returncode == -signal.SIGINT, error
+    assert error.decode().count("Traceback") == 1, "of the process that was interrupted, and of no worker"
+    assert sum(place.exists() for place in places) == 2
+    assert gone(child.pid), "no worker is left"
+
+
+def gone(group: int) -> bool:
+    """Return whether all processes of a group end within 10 seconds."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
