@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from store.finite import finite
 from store.screen import errors_shown, say, table
 from store.shard import shard_of
 
@@ -35,7 +36,8 @@ Scheduler = Annotated[
 ]
 Watch = Annotated[Path | None, typer.Option(help="Segment what arrives in this folder, until Ctrl-C or SIGTERM.")]
 Settle = Annotated[
-    float, typer.Option(help="Seconds that an arriving file must stay unchanged to count as whole.", min=0)
+    float,
+    typer.Option(callback=finite, help="Seconds that an arriving file must stay unchanged to count as whole.", min=0),
 ]
 PictureWindow = Annotated[
     str | None, typer.Option(help="LOW,HIGH: HU of black and white of slices given as PNG or JPEG.")
@@ -56,7 +58,9 @@ BatchSize = Annotated[int, typer.Option(help="Slices in a batch; 0 fits the prov
 Readers = Annotated[int, typer.Option(help="Threads that decode scans; 0 fits the cores.", min=0)]
 Writers = Annotated[int, typer.Option(help="Threads that post-process and write; 0 fits the cores.", min=0)]
 Devices = Annotated[str, typer.Option(help="Numbers of the GPUs that share the work, like 0,1.")]
-MaxMemory = Annotated[float, typer.Option(help="GB that the whole process may take; 0 is half of what is free.", min=0)]
+MaxMemory = Annotated[
+    float, typer.Option(callback=finite, help="GB that the whole process may take; 0 is half of what is free.", min=0)
+]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Segment again what is done already.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be segmented, and stop.")]
