@@ -1,5 +1,6 @@
 """The command `infer`, also `slicemill infer`."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from store.finite import finite
-from store.screen import errors_shown, say, table
+from store.screen import counted, errors_shown, peak_mib, say, table
 from store.shard import shard_of
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from infer.options import Options
 
 SHOWN = 40
+HOSTS = ("cpu", "openvino")
+"""Providers that compute on the processor."""
 
 ModelFile = Annotated[Path, typer.Argument(help="ONNX file written by slicemill export.")]
 Inputs = Annotated[
@@ -186,9 +189,19 @@ def _opened(asked: _Asked) -> "Model":
     opened = open_model(file, here, asked.options.devices[0], asked.options.batch)  # type: ignore[arg-type]
     info = opened.info
     shape = f"slices {info.size[0]}x{info.size[1]}, context {info.context}, {info.metadata.get('precision')}"
-    where = f"the workers of {scheduler}: {provider}" if scheduler else f"{opened.provider}: {opened.reason}"
+    where = f"the workers of {scheduler}: {provider}" if scheduler else _where(opened, asked.options)
     say(f"model {info.name} ({shape}) on {where}")
     return opened
+
+
+def _where(opened: "Model", options: "Options") -> str:
+    """Return provider, devices and batch of a run, and why that provider."""
+    from infer.capacity import capacity_of
+
+    numbers = ", ".join(map(str, options.devices))
+    device = counted(len(os.sched_getaffinity(0)), "core") if opened.provider in HOSTS else f"GPU {numbers}"
+    batch = capacity_of(opened.info, opened.provider, options.batch).labels
+    return f"{opened.provider} ({device}), {counted(batch, 'slice')} a batch: {opened.reason}"
 
 
 def _driven(asked: _Asked, opened: "Model", jobs: "Sequence[Job]") -> "Summary":
@@ -228,7 +241,19 @@ def _show_summary(summary: "Summary", left_out: int, out: Path, written: Path) -
         f"{len(rows)} scans: {done} done, {skipped} skipped (done before), {failed} failed; {left_out} files left out; "
         f"{summary.slices:,} slices in {summary.seconds:.1f} s ({summary.slices / summary.seconds:,.1f} slices/s)"
     )
+    if summary.slices:
+        say(where_time_went(summary))
     say(f"masks, reports and pictures: {out}; summary: {written}")
+
+
+def where_time_went(summary: "Summary") -> str:
+    """Return the stages of a run with their seconds, the longest first, without those below 1 %."""
+    rows = sorted(summary.stages.items(), key=lambda item: -item[1]["seconds"])
+    stages = [f"{stage} {row['seconds']:.1f} s ({row['share']:.0%})" for stage, row in rows if row["share"] >= 0.01]
+    return (
+        f"time of all threads: {', '.join(stages)}; the network ran {summary.device_busy:.0%} of the run; "
+        f"peak memory of this process: {peak_mib():,.0f} MiB"
+    )
 
 
 def _numbers(text: str) -> tuple[int, ...]:
