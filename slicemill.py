@@ -55,8 +55,8 @@ def segment(
     return segment_file(Path(path), Path(model), provider=provider)
 
 
-def main() -> None:
-    """Run the command line."""
+def commands() -> Any:
+    """Return the command line, with all commands."""
     import typer
 
     from bench.cli import bench, demo, doctor, phantom
@@ -78,7 +78,12 @@ def main() -> None:
     app.add_typer(bench, name="bench")
     for command in (split, gallery, train, export, infer, evaluate, froc, measure, compare, phantom, demo, doctor):
         app.command()(command)
-    app(prog_name="slicemill")
+    return app
+
+
+def main() -> None:
+    """Run the command line."""
+    commands()(prog_name="slicemill")
 
 
 if __name__ == "__main__":

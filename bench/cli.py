@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from store.finite import finite
 from store.screen import errors_shown, say
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def demo(
     data: Annotated[Path | None, typer.Option(help="A collection of your own, instead of phantoms.")] = None,
     labels: Annotated[str | None, typer.Option(help="Names of its label values, like tumor=1.")] = None,
     cases: Annotated[int, typer.Option(help="Phantoms to make.", min=12)] = 36,
-    max_minutes: Annotated[float, typer.Option(help="Training time.")] = 4.0,
+    max_minutes: Annotated[float, typer.Option(callback=finite, help="Training time.")] = 4.0,
     config: Annotated[Path | None, typer.Option(help="Settings of the training, as TOML.")] = None,
     seed: Annotated[int, typer.Option(help="Of phantoms, split and training.")] = 0,
     provider: Annotated[str, typer.Option(help="Execution provider of the inference.")] = "auto",
@@ -540,7 +541,7 @@ def yardstick(
     table: Annotated[Path | None, typer.Option(help="Settings as in bench quality.")] = None,
     variant: Annotated[str | None, typer.Option(help="The variant that stands for us; by default the first.")] = None,
     only_folds: Annotated[str, typer.Option(help="Folds to compare on, like 0,2.")] = "0",
-    minutes: Annotated[float, typer.Option(help="Training time of each.")] = 20.0,
+    minutes: Annotated[float, typer.Option(callback=finite, help="Training time of each.")] = 20.0,
     out: Annotated[Path, typer.Option(help="Folder of the study; the same command again goes on in it.")] = Path(
         "quality"
     ),

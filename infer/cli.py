@@ -1,75 +1,126 @@
 """The command `infer`, also `slicemill infer`."""
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from store.screen import errors_shown, say, table
+from store.finite import finite
+from store.screen import counted, errors_shown, peak_mib, say, table
 from store.shard import shard_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from infer.gather import LeftOut
     from infer.inputs import Job
     from infer.ledger import Outcome, Summary
+    from infer.model import Model
+    from infer.options import Options
 
 SHOWN = 40
+HOSTS = ("cpu", "openvino")
+"""Providers that compute on the processor."""
+
+ModelFile = Annotated[Path, typer.Argument(help="ONNX file written by slicemill export.")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(help="Scans (.nii, .nii.gz), folders, quoted patterns, slice stores; paths or URLs."),
+]
+Out = Annotated[Path, typer.Option(help="Folder for masks, reports and pictures.")]
+Lists = Annotated[list[str] | None, typer.Option("--list", help="File of inputs, one a line; - is standard input.")]
+Shard = Annotated[
+    str | None, typer.Option(help="I/N: only every Nth scan, from the Ith on; for job arrays into one folder.")
+]
+Scheduler = Annotated[
+    str | None, typer.Option(help="Address of a Dask scheduler, like tcp://host:8786; one worker a device.")
+]
+Watch = Annotated[Path | None, typer.Option(help="Segment what arrives in this folder, until Ctrl-C or SIGTERM.")]
+Settle = Annotated[
+    float,
+    typer.Option(callback=finite, help="Seconds that an arriving file must stay unchanged to count as whole.", min=0),
+]
+PictureWindow = Annotated[
+    str | None, typer.Option(help="LOW,HIGH: HU of black and white of slices given as PNG or JPEG.")
+]
+ProviderName = Annotated[
+    str, typer.Option(help="auto (CUDA where it starts, else CPU), cpu, cuda, tensorrt or openvino.")
+]
+Mirror = Annotated[
+    bool, typer.Option("--mirror", help="Average over each slice and its mirror images; four times the work.")
+]
+Overlap = Annotated[
+    bool, typer.Option("--overlap", help="Average over tiles that overlap by half, where slices need tiles.")
+]
+Probability = Annotated[bool, typer.Option("--probability", help="Also write NAME_probability_LABEL for every label.")]
+Separate = Annotated[bool, typer.Option("--separate", help="Also write NAME_LABEL, 0 and 1, for every label.")]
+NoPostprocess = Annotated[bool, typer.Option("--no-postprocess", help="Leave the labels as the network gives them.")]
+BatchSize = Annotated[int, typer.Option(help="Slices in a batch; 0 fits the provider.", min=0)]
+Readers = Annotated[int, typer.Option(help="Threads that decode scans; 0 fits the cores.", min=0)]
+Writers = Annotated[int, typer.Option(help="Threads that post-process and write; 0 fits the cores.", min=0)]
+Devices = Annotated[str, typer.Option(help="Numbers of the GPUs that share the work, like 0,1.")]
+MaxMemory = Annotated[
+    float, typer.Option(callback=finite, help="GB that the whole process may take; 0 is half of what is free.", min=0)
+]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Segment again what is done already.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be segmented, and stop.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """Which scans a command is about, where they go, and how their run is driven."""
+
+    model: Path
+    provider: str
+    out: Path
+    options: "Options"
+    inputs: "Sequence[str]"
+    watch: Path | None
+    settle: float
+    scheduler: str | None
+    part: tuple[int, int] | None
+    window: str | None
+    dry_run: bool
+
+    def __post_init__(self) -> None:
+        """Check that the options fit together."""
+        if bool(self.inputs) == (self.watch is not None):
+            raise typer.BadParameter(
+                "name scans, folders, patterns or stores, or a --list of them; or --watch a folder."
+            )
+        if self.watch is not None and (self.scheduler or self.part or self.dry_run or self.window):
+            raise typer.BadParameter(
+                "--watch takes no --scheduler, --shard, --dry-run, and no pictures with their --window."
+            )
 
 
 def infer(
-    model: Annotated[Path, typer.Argument(help="ONNX file written by slicemill export.")],
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(help="Scans (.nii, .nii.gz), folders, quoted patterns, slice stores; paths or URLs."),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for masks, reports and pictures.")] = ...,  # type: ignore[assignment]
-    lists: Annotated[
-        list[str] | None, typer.Option("--list", help="File of inputs, one a line; - is standard input.")
-    ] = None,
-    shard: Annotated[
-        str | None, typer.Option(help="I/N: only every Nth scan, from the Ith on; for job arrays into one folder.")
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of a Dask scheduler, like tcp://host:8786; one worker a device.")
-    ] = None,
-    watch: Annotated[
-        Path | None, typer.Option(help="Segment what arrives in this folder, until Ctrl-C or SIGTERM.")
-    ] = None,
-    settle: Annotated[
-        float, typer.Option(help="Seconds that an arriving file must stay unchanged to count as whole.", min=0)
-    ] = 5.0,
-    window: Annotated[
-        str | None, typer.Option(help="LOW,HIGH: HU of black and white of slices given as PNG or JPEG.")
-    ] = None,
-    provider: Annotated[
-        str, typer.Option(help="auto (CUDA where it starts, else CPU), cpu, cuda, tensorrt or openvino.")
-    ] = "auto",
-    mirror: Annotated[
-        bool, typer.Option("--mirror", help="Average over each slice and its mirror images; four times the work.")
-    ] = False,
-    overlap: Annotated[
-        bool, typer.Option("--overlap", help="Average over tiles that overlap by half, where slices need tiles.")
-    ] = False,
-    probability: Annotated[
-        bool, typer.Option("--probability", help="Also write NAME_probability_LABEL for every label.")
-    ] = False,
-    separate: Annotated[
-        bool, typer.Option("--separate", help="Also write NAME_LABEL, 0 and 1, for every label.")
-    ] = False,
-    no_postprocess: Annotated[
-        bool, typer.Option("--no-postprocess", help="Leave the labels as the network gives them.")
-    ] = False,
-    batch: Annotated[int, typer.Option(help="Slices in a batch; 0 fits the provider.", min=0)] = 0,
-    readers: Annotated[int, typer.Option(help="Threads that decode scans; 0 fits the cores.", min=0)] = 0,
-    writers: Annotated[int, typer.Option(help="Threads that post-process and write; 0 fits the cores.", min=0)] = 0,
-    devices: Annotated[str, typer.Option(help="Numbers of the GPUs that share the work, like 0,1.")] = "0",
-    max_memory: Annotated[
-        float, typer.Option(help="GB that the whole process may take; 0 is half of what is free.", min=0)
-    ] = 0.0,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Segment again what is done already.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be segmented, and stop.")] = False,
+    model: ModelFile,
+    inputs: Inputs = None,
+    out: Out = ...,  # type: ignore[assignment]
+    lists: Lists = None,
+    shard: Shard = None,
+    scheduler: Scheduler = None,
+    watch: Watch = None,
+    settle: Settle = 5.0,
+    window: PictureWindow = None,
+    provider: ProviderName = "auto",
+    mirror: Mirror = False,
+    overlap: Overlap = False,
+    probability: Probability = False,
+    separate: Separate = False,
+    no_postprocess: NoPostprocess = False,
+    batch: BatchSize = 0,
+    readers: Readers = 0,
+    writers: Writers = 0,
+    devices: Devices = "0",
+    max_memory: MaxMemory = 0.0,
+    retry_failed: RetryFailed = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Segment CT scans in bulk: a mask on each scan's own grid, a JSON report, and a picture to check it by.
 
@@ -80,71 +131,104 @@ def infer(
         infer liver.onnx 'scans/*.nii.gz' --out segmented/ --provider cuda
     """
     with errors_shown():
-        from infer.gather import gather, read_list
-        from infer.ledger import Book
-        from infer.model import file_for, open_model
+        from infer.gather import read_list
         from infer.options import Options
-        from infer.pipeline import infer as run
-        from infer.pipeline import left_to_do
-        from infer.places import extra_names
         from infer.views import Manner
-        from store.slices import parse_window
 
         part = shard_of(shard)
         options = Options(
-            overwrite=overwrite,
-            retry_failed=retry_failed,
+            overwrite=overwrite, retry_failed=retry_failed, postprocess=not no_postprocess, separate=separate,
             manner=Manner(mirror=mirror, overlap=overlap, probability=probability),
-            postprocess=not no_postprocess,
-            separate=separate,
-            batch=batch,
-            readers=readers,
-            writers=writers,
-            devices=_numbers(devices),
+            batch=batch, readers=readers, writers=writers, devices=_numbers(devices), max_memory_gb=max_memory,
             part="" if part is None else f"-{part[0]}-of-{part[1]}",
-            max_memory_gb=max_memory,
-        )
+        )  # fmt: skip
         given = [*(inputs or []), *(line for path in lists or [] for line in read_list(path))]
-        if bool(given) == (watch is not None):
-            raise typer.BadParameter(
-                "name scans, folders, patterns or stores, or a --list of them; or --watch a folder."
-            )
-        if watch is not None and (scheduler or shard or dry_run or window):
-            raise typer.BadParameter(
-                "--watch takes no --scheduler, --shard, --dry-run, and no pictures with their --window."
-            )
-        jobs, left_out = gather(given, parse_window(window) if window else None)
-        if part is not None:
-            jobs, left_out = jobs[part[0] :: part[1]], left_out[part[0] :: part[1]]
-        file, here = (file_for(model, provider), "cpu") if scheduler else (model, provider)
-        opened = open_model(file, here, options.devices[0], options.batch)  # type: ignore[arg-type]
-        info = opened.info
-        shape = f"slices {info.size[0]}x{info.size[1]}, context {info.context}, {info.metadata.get('precision')}"
-        where = f"the workers of {scheduler}: {provider}" if scheduler else f"{opened.provider}: {opened.reason}"
-        say(f"model {info.name} ({shape}) on {where}")
-        for path, reason in left_out[:SHOWN]:
-            say(f"left out: {path}: {reason}")
-        if len(left_out) > SHOWN:
-            say(f"left out: {len(left_out) - SHOWN} more")
-        if dry_run:
-            _show_plan(jobs, *left_to_do(jobs, Book(out, opened, options), extra_names(info.labels, options)))
-            return
-        if watch is not None:
-            from infer.inbox import until_signalled
-            from infer.inbox import watch as segment_arrivals
+        asked = _Asked(
+            model=model, provider=provider, out=out, options=options, inputs=given,
+            watch=watch, settle=settle, scheduler=scheduler, part=part, window=window, dry_run=dry_run,
+        )  # fmt: skip
+        _segment(asked)
 
-            say(f"watching {watch}; Ctrl-C ends it once what was begun is finished")
-            with until_signalled() as ended:
-                summary = segment_arrivals(opened, watch, Book(out, opened, options), ended, settle)
-        elif scheduler is not None:
-            from infer.cluster import infer_on
 
-            summary = infer_on(scheduler, opened, provider, jobs, Book(out, opened, options))  # type: ignore[arg-type]
-        else:
-            summary = run(opened, jobs, out, options)
-        _show_summary(summary, len(left_out), out, out / f"summary{options.part}.json")
-        if summary.count("failed"):
-            raise SystemExit(1)
+def _segment(asked: _Asked) -> None:
+    """Do what was asked for, and show what came of it; exit 1 where a scan failed."""
+    from infer.ledger import Book
+    from infer.pipeline import left_to_do
+    from infer.places import extra_names
+
+    options = asked.options
+    jobs, left_out = _gathered(asked)
+    opened = _opened(asked)
+    _show_left_out(left_out)
+    if asked.dry_run:
+        book = Book(asked.out, opened, options)
+        _show_plan(jobs, *left_to_do(jobs, book, extra_names(opened.info.labels, options)))
+        return
+    summary = _driven(asked, opened, jobs)
+    _show_summary(summary, len(left_out), asked.out, asked.out / f"summary{options.part}.json")
+    if summary.count("failed"):
+        raise SystemExit(1)
+
+
+def _gathered(asked: _Asked) -> "tuple[list[Job], LeftOut]":
+    """Return the jobs of this part, and its share of the files that are left out."""
+    from infer.gather import gather
+    from store.slices import parse_window
+
+    jobs, left_out = gather(asked.inputs, parse_window(asked.window) if asked.window else None)
+    first, step = asked.part or (0, 1)
+    return jobs[first::step], left_out[first::step]
+
+
+def _opened(asked: _Asked) -> "Model":
+    """Open the model, on the CPU where workers of a scheduler run it, and say on what it runs."""
+    from infer.model import file_for, open_model
+
+    provider, scheduler = asked.provider, asked.scheduler
+    file, here = (file_for(asked.model, provider), "cpu") if scheduler else (asked.model, provider)
+    opened = open_model(file, here, asked.options.devices[0], asked.options.batch)  # type: ignore[arg-type]
+    info = opened.info
+    shape = f"slices {info.size[0]}x{info.size[1]}, context {info.context}, {info.metadata.get('precision')}"
+    where = f"the workers of {scheduler}: {provider}" if scheduler else _where(opened, asked.options)
+    say(f"model {info.name} ({shape}) on {where}")
+    return opened
+
+
+def _where(opened: "Model", options: "Options") -> str:
+    """Return provider, devices and batch of a run, and why that provider."""
+    from infer.capacity import capacity_of
+
+    numbers = ", ".join(map(str, options.devices))
+    device = counted(len(os.sched_getaffinity(0)), "core") if opened.provider in HOSTS else f"GPU {numbers}"
+    batch = capacity_of(opened.info, opened.provider, options.batch).labels
+    return f"{opened.provider} ({device}), {counted(batch, 'slice')} a batch: {opened.reason}"
+
+
+def _driven(asked: _Asked, opened: "Model", jobs: "Sequence[Job]") -> "Summary":
+    """Segment what arrives, or on a cluster, or here."""
+    if asked.watch is not None:
+        from infer.inbox import until_signalled, watch
+        from infer.ledger import Book
+
+        say(f"watching {asked.watch}; Ctrl-C ends it once what was begun is finished")
+        with until_signalled() as ended:
+            return watch(opened, asked.watch, Book(asked.out, opened, asked.options), ended, asked.settle)
+    if asked.scheduler is not None:
+        from infer.cluster import infer_on
+        from infer.ledger import Book
+
+        book = Book(asked.out, opened, asked.options)
+        return infer_on(asked.scheduler, opened, asked.provider, jobs, book)  # type: ignore[arg-type]
+    from infer.pipeline import infer as run
+
+    return run(opened, jobs, asked.out, asked.options)
+
+
+def _show_left_out(left_out: "LeftOut") -> None:
+    for path, reason in left_out[:SHOWN]:
+        say(f"left out: {path}: {reason}")
+    if len(left_out) > SHOWN:
+        say(f"left out: {len(left_out) - SHOWN} more")
 
 
 def _show_summary(summary: "Summary", left_out: int, out: Path, written: Path) -> None:
@@ -157,7 +241,19 @@ def _show_summary(summary: "Summary", left_out: int, out: Path, written: Path) -
         f"{len(rows)} scans: {done} done, {skipped} skipped (done before), {failed} failed; {left_out} files left out; "
         f"{summary.slices:,} slices in {summary.seconds:.1f} s ({summary.slices / summary.seconds:,.1f} slices/s)"
     )
+    if summary.slices:
+        say(where_time_went(summary))
     say(f"masks, reports and pictures: {out}; summary: {written}")
+
+
+def where_time_went(summary: "Summary") -> str:
+    """Return the stages of a run with their seconds, the longest first, without those below 1 %."""
+    rows = sorted(summary.stages.items(), key=lambda item: -item[1]["seconds"])
+    stages = [f"{stage} {row['seconds']:.1f} s ({row['share']:.0%})" for stage, row in rows if row["share"] >= 0.01]
+    return (
+        f"time of all threads: {', '.join(stages)}; the network ran {summary.device_busy:.0%} of the run; "
+        f"peak memory of this process: {peak_mib():,.0f} MiB"
+    )
 
 
 def _numbers(text: str) -> tuple[int, ...]:

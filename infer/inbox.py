@@ -103,7 +103,8 @@ def watch(model: Model, folder: Path, book: Book, ended: Callable[[], bool], set
         )
     book.out.mkdir(parents=True, exist_ok=True)
     run = Run(model, book.options, book)
-    places = Places(book.out, extra_names(model.info.labels, book.options))
+    places = Places(book.out, extra_names(model.info.labels, book.options), book.names)
+    book.clear([Job(name=name, path=folder / name) for name in book.names])
     run.tell = lambda outcome: say(f"{outcome.status}: {outcome.name}: {outcome.answer or outcome.reason}")
     inbox = Inbox(folder=folder, settle=settle, at_work=run.at_work)
     try:

@@ -26,6 +26,8 @@ from store.screen import peak_mib
 
 LEDGER, SUMMARY = "ledger.jsonl", "summary"
 
+SUMMARIES = re.compile(rf"{SUMMARY}(-\d+-of-\d+)?(-worker-\d+)?\.(json|csv)")
+"""The names of the summaries of runs, and of their parts."""
 ASIDE = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part.*")
 """The name of a file that `store.files.written_whole` has not renamed yet, around the name that it will have."""
 
@@ -94,6 +96,11 @@ class Book:
                 record = json.loads(line)
                 if isinstance(record, dict) and isinstance(record.get("name"), str):
                     self._lines[record["name"]] = record
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the scans that it tells of."""
+        return list(self._lines)
 
     def ended(self, jobs: Sequence[Job]) -> int:
         """Return how many of these scans have ended by now, in any run."""
@@ -166,6 +173,15 @@ class Book:
         record |= {"provider": self._model.provider, "answer": outcome.answer, "reason": outcome.reason}
         with self._lock:
             self._ledger.append(record | ({"passing": True} if outcome.passing else {}))
+
+
+def is_summary(name: str) -> bool:
+    """Return whether a relative path in an output folder is that of a run's summary.
+
+    >>> is_summary("summary.json"), is_summary("summary-3-of-64.json"), is_summary("p1/summary.json")
+    (True, True, False)
+    """
+    return SUMMARIES.fullmatch(name) is not None
 
 
 def write_summary(out: Path, model: Model, summary: Summary, part: str = "") -> None:

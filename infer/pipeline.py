@@ -50,7 +50,7 @@ ELSEWHERE = "another run is at work on it"
 
 def left_to_do(jobs: Sequence[Job], book: Book, extras: Sequence[str] = ()) -> tuple[list[Job], list[Outcome]]:
     """Return the jobs that are left, and an outcome for each of the others; `extras` are names of files beside each mask."""
-    check_places(jobs, book.out, extras)
+    check_places(jobs, book.out, extras, book.names)
     known = [(job, book.known(job)) for job in jobs]
     return [job for job, outcome in known if outcome is None], [outcome for _, outcome in known if outcome is not None]
 

@@ -1,9 +1,10 @@
-"""Which files a run writes for each scan, and that none of them takes the place of a scan or of another scan's file."""
+"""Which files a run writes for each scan, and that none takes the place of a scan, of another scan's file, or of the run's own."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from infer.inputs import Job
+from infer.ledger import is_summary
 from infer.options import Options
 from store.errors import ScanError
 from store.labels import Labels
@@ -11,13 +12,19 @@ from store.nifti import is_header_name, stem_of
 
 
 class Places:
-    """The scans of a run and the files written for them; scans may be added as they come."""
+    """The scans of a run and the files written for them; scans may be added as they come.
 
-    def __init__(self, out: Path, extras: Sequence[str] = ()) -> None:
+    `earlier` names the masks of runs before: their scans may have gone, what was made of them stays.
+    """
+
+    def __init__(self, out: Path, extras: Sequence[str] = (), earlier: Sequence[str] = ()) -> None:
         self._out = out
         self._extras = extras
         self._scans: set[Path] = set()
         self._written: dict[Path, Job] = {}
+        before = [Job(name=name, path=out / name) for name in earlier] if extras else []
+        self._earlier = {name: job for given in (extras, ()) for job in before for name in names_of(job, given)}
+        """Whose each file of runs before is; a scan's own mask counts for more than a file beside another's."""
 
     def add(self, job: Job) -> None:
         """Add a scan, or the same once more; a scan of the same stem takes the place of an earlier one.
@@ -25,10 +32,21 @@ class Places:
         Raises
         ------
         ScanError
-            A file of it would take the place of a scan or of another scan's file, or it lies where one is written.
+            A file of it would take the place of a scan, of another scan's file or of the run's own, or it lies where one is written.
         """
-        scans = places_of(job)
-        written = [(self._out / name).resolve() for name in names_of(job, self._extras)]
+        scans, names = places_of(job), names_of(job, self._extras)
+        if own := [name for name in names if is_summary(name)]:
+            raise ScanError(
+                f"{job.path}: {own[0]}, written beside its mask, would replace the summary of the run; rename the scan."
+            )
+        for name in names:
+            made = self._earlier.get(name, job)
+            if made.stem != job.stem and made.path.exists() and (self._out / name).exists():
+                raise ScanError(
+                    f"{job.path}: {name}, written beside its mask, would replace a file of {made.path}, which an earlier run made; "
+                    "choose another --out."
+                )
+        written = [(self._out / name).resolve() for name in names]
         replaced = [path for path in written if path in scans or path in self._scans]
         replaced += [path for path in scans if path in self._written]
         if replaced:
@@ -45,15 +63,15 @@ class Places:
         self._written.update(dict.fromkeys(written, job))
 
 
-def check_places(jobs: Sequence[Job], out: Path, extras: Sequence[str] = ()) -> None:
-    """Refuse to write over a scan, or two things into one file; `extras` are names of files beside each mask.
+def check_places(jobs: Sequence[Job], out: Path, extras: Sequence[str] = (), earlier: Sequence[str] = ()) -> None:
+    """Refuse to write over a scan, or two things into one file; `extras` are names of files beside each mask, `earlier` older masks.
 
     Raises
     ------
     ScanError
         An output would take the place of an input, or of another output.
     """
-    places = Places(out, extras)
+    places = Places(out, extras, earlier)
     for job in jobs:
         places.add(job)
 

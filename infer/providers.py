@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from infer.tensorrt import TENSORRT, building
+from infer.tensorrt import TENSORRT, with_engine
 from infer.vino import NAME, VinoSession
 from store.errors import ModelError, ProviderError
 
@@ -159,8 +159,7 @@ def _session(model: bytes, path: Path, provider: str, device: int = 0, more: Map
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         module.preload_dlls()  # those that pip brought as packages, where torch has not loaded them
     try:
-        with building(told):
-            session = module.InferenceSession(model, options, providers=[(name, told)])
+        session = with_engine(told, lambda now: module.InferenceSession(model, options, providers=[(name, dict(now))]))
     except ProviderError:
         raise
     except Exception as error:  # onnxruntime raises many types, some of them private

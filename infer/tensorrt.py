@@ -5,14 +5,16 @@ shape, that of the run's batches, and kept in a folder of that name; timings of 
 The options are those of onnxruntime's TensorRT provider (its documentation; design notes, RUNTIME section 4).
 """
 
+import contextlib
 import ctypes
 import fcntl
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from store.errors import ProviderError
 
@@ -20,7 +22,7 @@ ENGINES = Path(".cache", "slicemill", "tensorrt")
 """Below the home folder."""
 LIBRARY = "libnvinfer.so.10"
 """What every onnxruntime-gpu on the package index links, up to 1.31 (RUNTIME section 1.1)."""
-FOLDER = "trt_engine_cache_path"
+FOLDER, TIMINGS = "trt_engine_cache_path", "trt_timing_cache_path"
 TENSORRT = {
     "trt_fp16_enable": "0",
     "trt_bf16_enable": "0",
@@ -30,6 +32,8 @@ TENSORRT = {
 }
 """Precision is as the file is typed: with all of these off the network is built strongly typed. An engine is built once
 and used for thousands of scans, so its builder tries all it knows. CUDA graphs failed at the second batch (issue 20050)."""
+
+Session = TypeVar("Session")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +80,16 @@ def engine_options(shapes: Mapping[str, tuple[int, ...]], folder: Path) -> dict[
         "trt_engine_cache_enable": "1",
         FOLDER: str(folder),
         "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": str(folder.parent),
+        TIMINGS: str(folder.parent),
     }
 
 
-@contextmanager
-def building(told: Mapping[str, str]) -> Iterator[None]:
-    """Hold the folder of an engine, so that of several runs one builds it and the others read it whole.
+def with_engine(told: Mapping[str, str], start: Callable[[Mapping[str, str]], Session]) -> Session:
+    """Return what `start` makes of the options, with an engine that is whole; of several runs one builds it, the others wait.
+
+    onnxruntime writes engines and timings in place, so they are built in a folder aside, which takes the engine's name once the session
+    stands: a build that is killed leaves nothing that another run would read. An engine that does not start is built again, and
+    kept until the new one is there.
 
     Raises
     ------
@@ -90,17 +97,48 @@ def building(told: Mapping[str, str]) -> Iterator[None]:
         The folder cannot be made or written.
     """
     if FOLDER not in told:
-        yield
-        return
+        return start(told)
     folder = Path(told[FOLDER])
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("wb")
-    except OSError as error:
-        raise ProviderError(f"{folder}: TensorRT's engines cannot be kept there: {error.strerror}.") from error
+    aside = folder.with_name(f".{folder.name}.part")
+    with _locked(folder.with_name(f".{folder.name}.lock")):
+        if folder.is_dir():
+            with contextlib.suppress(Exception):  # whatever is wrong beside the engine, the build says it
+                return start(told)
+        with _kept_in(folder):
+            _emptied(aside)
+            for timings in folder.parent.glob("*.timing"):
+                shutil.copyfile(timings, aside / timings.name)
+        session = start({**told, FOLDER: str(aside), TIMINGS: str(aside)})
+        with _kept_in(folder):
+            for timings in aside.glob("*.timing"):
+                timings.replace(folder.parent / timings.name)
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
+        return session
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with _kept_in(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("wb")
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def _kept_in(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ProviderError(f"{folder}: TensorRT's engines cannot be kept there: {error.strerror}.") from error
+
+
+def _emptied(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
 
 
 def gpu_name(device: int) -> str:

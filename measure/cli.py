@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from store.errors import ConfigError
+from store.finite import finite
 from store.screen import errors_shown, say, table
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ def evaluate(
             help="corrected, or official: the LiTS program's rules, with its defects, to compare with tables."
         ),
     ] = "corrected",
-    tolerance_mm: Annotated[float, typer.Option(help="Tolerance of the surface Dice, mm.", min=0)] = 2.0,
+    tolerance_mm: Annotated[
+        float, typer.Option(callback=finite, help="Tolerance of the surface Dice, mm.", min=0)
+    ] = 2.0,
     against: Annotated[
         Path | None,
         typer.Option(help="Masks of another run on the same scans (or their store), to compare with case by case."),

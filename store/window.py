@@ -1,5 +1,6 @@
 """HU windows: what the network and the eye are shown."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,9 @@ class Window:
     """HU shown as white."""
 
     def __post_init__(self) -> None:
-        """Check that the interval is not empty."""
+        """Check that the interval is one, and not empty."""
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            raise ConfigError(f"window {self.low}..{self.high}: both ends must be finite.")
         if not self.low < self.high:
             raise ConfigError(f"window {self.low}..{self.high}: the lower end must be below the upper one.")
 

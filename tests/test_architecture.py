@@ -6,8 +6,13 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pytest
+from typer.testing import CliRunner
+
+import slicemill
+from store.finite import finite
 
 HERE = Path(__file__).parents[1]
 PACKAGES = ("store", "ingest", "train", "infer", "measure", "bench", "bench/quality")
@@ -67,6 +72,39 @@ def test_help_names_every_command():
         "doctor",
     ):
         assert f" {command} " in shown
+
+
+def options_of(app):
+    """Yield command, name, type and declaration of every option of an app."""
+    for command in app.registered_commands:
+        hints = get_type_hints(command.callback, include_extras=True)
+        for name, hint in hints.items():
+            if get_origin(hint) is Annotated:
+                yield command.callback.__name__, name, *get_args(hint)
+    for group in app.registered_groups:
+        yield from options_of(group.typer_instance)
+
+
+def test_every_option_that_is_a_float_refuses_what_is_no_number():
+    found = [one for one in options_of(slicemill.commands()) if one[2] in (float, float | None)]
+    assert {"infer", "train", "export", "evaluate", "demo", "yardstick"} <= {command for command, *_ in found}
+    assert [(command, name) for command, name, _, declared in found if declared.callback is not finite] == []
+    assert (finite(0.5), finite(None)) == (0.5, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["infer", "m.onnx", "--watch", ".", "--out", "o", "--settle", "nan"], "--settle"),
+        (["infer", "m.onnx", "--watch", ".", "--out", "o", "--settle", "inf"], "--settle"),
+        (["infer", "m.onnx", "--watch", ".", "--out", "o", "--settle", "-1"], "--settle"),
+        (["train", "store", "run", "--max-minutes", "inf"], "inf is no number that can be worked with"),
+    ],
+)
+def test_a_number_that_is_none_ends_a_command_with_the_options_name(words, why):
+    done = CliRunner().invoke(slicemill.commands(), words)
+    assert done.exit_code == 2
+    assert why in " ".join(done.output.replace("│", " ").split())
 
 
 def test_the_layers_hold():

@@ -7,6 +7,7 @@ import typer
 
 from store.errors import ConfigError
 from store.files import place_of
+from store.finite import finite
 from store.screen import errors_shown, say
 
 
@@ -21,10 +22,13 @@ def train(
     context: Annotated[int | None, typer.Option(help="Slices seen around the one to label: 1, 3, 5 or 7.")] = None,
     context_spacing_mm: Annotated[
         float | None,
-        typer.Option(help="Distance of those slices in mm, whatever the scan's own; 0 takes its neighbors."),
+        typer.Option(
+            callback=finite, help="Distance of those slices in mm, whatever the scan's own; 0 takes its neighbors."
+        ),
     ] = None,
     spacing_mm: Annotated[
-        float | None, typer.Option(help="In-plane pixel size that slices are resampled to; 0 keeps their own.")
+        float | None,
+        typer.Option(callback=finite, help="In-plane pixel size that slices are resampled to; 0 keeps their own."),
     ] = None,
     crop: Annotated[
         int | None, typer.Option(help="Side of the parts of slices that are trained on; 0 trains on whole slices.")
@@ -42,11 +46,15 @@ def train(
         int | None, typer.Option(help="Steps per epoch; 0 is as many slices as the training part has.")
     ] = None,
     max_minutes: Annotated[
-        float | None, typer.Option(help="End after so many minutes of training; 0 is no limit.")
+        float | None, typer.Option(callback=finite, help="End after so many minutes of training; 0 is no limit.")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
-    tumor_share: Annotated[float | None, typer.Option(help="Share of the drawn slices that hold tumor.")] = None,
-    augment: Annotated[float | None, typer.Option(help="Strength of the random changes, 0 to 1.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(callback=finite, help="Highest learning rate.")] = None,
+    tumor_share: Annotated[
+        float | None, typer.Option(callback=finite, help="Share of the drawn slices that hold tumor.")
+    ] = None,
+    augment: Annotated[
+        float | None, typer.Option(callback=finite, help="Strength of the random changes, 0 to 1.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the split, the draws and the weights.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
@@ -54,7 +62,7 @@ def train(
         Path | None,
         typer.Option(help="Where slices of a store in a bucket are kept; by default with the temporary files."),
     ] = None,
-    cache_gb: Annotated[float, typer.Option(help="How much of them is kept, GB.", min=0)] = 20.0,
+    cache_gb: Annotated[float, typer.Option(callback=finite, help="How much of them is kept, GB.", min=0)] = 20.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Forget an earlier run in this folder.")] = False,
 ) -> None:
     """Train a 2.5-D U-Net on a slice store, split by patient; the same command again goes on after a kill.
@@ -97,7 +105,9 @@ def split(
     store: Annotated[str, typer.Argument(help="Slice store with masks.")],
     out: Annotated[Path, typer.Argument(help="Folder for fold-0.json, fold-1.json, ...")],
     folds: Annotated[int, typer.Option(help="How many.", min=2)] = 5,
-    validation: Annotated[float, typer.Option(help="Share of the patients that choose the checkpoint.")] = 0.15,
+    validation: Annotated[
+        float, typer.Option(callback=finite, help="Share of the patients that choose the checkpoint.")
+    ] = 0.15,
     seed: Annotated[int, typer.Option(help="The same seed gives the same folds.", min=0)] = 0,
 ) -> None:
     """Write splits for cross-validation: by patient, each in the test part of one fold, tumor burdens evenly dealt out.
@@ -126,7 +136,7 @@ def gallery(
     store: Annotated[str, typer.Argument(help="Slice store with masks.")],
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("gallery.png"),
     config: Annotated[Path | None, typer.Option(help="Settings as TOML.")] = None,
-    augment: Annotated[float | None, typer.Option(help="Strength, 0 to 1.")] = None,
+    augment: Annotated[float | None, typer.Option(callback=finite, help="Strength, 0 to 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the random changes.")] = None,
 ) -> None:
     """Draw what each kind of random change of training does to slices of a store, one by one and all together.
@@ -152,7 +162,11 @@ def export(
     ] = None,
     min_lesion_ml: Annotated[
         float,
-        typer.Option(help="Tumors smaller than this are removed after inference; in the model's metadata.", min=0),
+        typer.Option(
+            callback=finite,
+            help="Tumors smaller than this are removed after inference; in the model's metadata.",
+            min=0,
+        ),
     ] = 0.0,
     fp16: Annotated[bool, typer.Option("--fp16", help="Also NAME.fp16.onnx, for GPUs.")] = False,
     bytes_in: Annotated[

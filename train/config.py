@@ -154,8 +154,6 @@ class Config:
             if not holds:
                 raise ConfigError(f"{name} = {getattr(self, name)}: {rule}.")
         Window(self.window_low, self.window_high)
-        if not math.isfinite(self.window_low) or not math.isfinite(self.window_high):
-            raise ConfigError(f"window {self.window_low}..{self.window_high}: both ends must be finite.")
 
     @property
     def kinds(self) -> tuple[str, ...]:

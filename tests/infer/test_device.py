@@ -23,7 +23,7 @@ from infer.model import open_model
 from infer.options import Options
 from infer.pipeline import infer as segment_all
 from infer.providers import options_for
-from infer.tensorrt import Builder, building, engine_folder, engine_options
+from infer.tensorrt import Builder, engine_folder, engine_options, with_engine
 from store.errors import ModelError, ProviderError
 from store.labels import LITS_LABELS
 from tests.infer.test_parts import changed
@@ -120,6 +120,7 @@ def stand_in(monkeypatch, tmp_path):
             if name != "CPUExecutionProvider":
                 assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
                 told.append(given)
+                built_or_read(given)
 
         def get_providers(self):
             return [self.name]
@@ -195,6 +196,20 @@ class TestOptions:
         assert {name: len(shape) for name, shape in shapes_of(opened.info, capacity).items()} == expected
 
 
+def built_or_read(told):
+    """Do with an engine's file what onnxruntime does: read it where it is, else write it piece by piece, timings too."""
+    if "trt_engine_cache_path" not in told:
+        return
+    engine = Path(told["trt_engine_cache_path"]) / "network.engine"
+    if engine.exists():
+        if engine.read_text() != "whole":
+            raise RuntimeError("could not deserialize engine")
+        return
+    engine.write_text("wh")
+    (Path(told["trt_timing_cache_path"]) / "sm90.timing").write_text("timings")
+    engine.write_text("whole")
+
+
 def onnx_inputs(path):
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).get_inputs()
 
@@ -208,14 +223,16 @@ class TestTensorrt:
         (told,) = stand_in
         assert told["trt_profile_opt_shapes"] == "image:12x1x64x64x2,neighbors:4x3"
         assert told["device_id"] == "1"
-        folder = Path(told["trt_engine_cache_path"])
+        opened.rebuild()
+        again = stand_in[1]
+        assert {key for key in told if told[key] != again[key]} == {"trt_engine_cache_path", "trt_timing_cache_path"}
+        folder = Path(again["trt_engine_cache_path"])
         assert folder.is_relative_to(tmp_path)
         assert opened.info.sha256[:16] in folder.name
         assert "NVIDIA-H200-1" in folder.parent.name
         assert onnxruntime.__version__ in folder.parent.name
-        assert folder.is_dir()
-        opened.rebuild()
-        assert stand_in == [told, told]
+        assert sorted(path.name for path in folder.iterdir()) == ["network.engine"]
+        assert not Path(told["trt_engine_cache_path"]).exists(), "it was built aside, and renamed"
 
     def test_without_a_byte_flavor_it_is_refused_with_the_way_out(self, flavors, stand_in, tmp_path):
         (tmp_path / "m.onnx").write_bytes(flavors.read_bytes())
@@ -248,26 +265,63 @@ class TestTensorrt:
 
     def test_of_several_runs_one_builds_and_the_others_wait(self, tmp_path):
         told = engine_options(SHAPES, tmp_path / "engines" / "one")
-        entered = threading.Event()
+        began, entered, go_on = threading.Event(), [], threading.Event()
 
-        def other():
-            with building(told):
-                entered.set()
+        def start(now):
+            entered.append(now["trt_engine_cache_path"])
+            began.set()
+            assert go_on.wait(5)
 
-        with building(told):
-            thread = threading.Thread(target=other)
-            thread.start()
-            assert not entered.wait(0.2)
-        assert entered.wait(5)
-        thread.join()
+        threads = [threading.Thread(target=with_engine, args=(told, start)) for _ in range(2)]
+        threads[0].start()
+        assert began.wait(5)
+        threads[1].start()
+        threads[1].join(0.2)
+        assert len(entered) == 1
+        go_on.set()
+        for thread in threads:
+            thread.join(5)
+        assert entered == [str(tmp_path / "engines" / ".one.part"), told["trt_engine_cache_path"]]
+
+    @pytest.mark.parametrize("when", ["while it was built", "before there were timings", "in place"])
+    def test_an_engine_left_half_is_built_again(self, when, tmp_path):
+        folder = tmp_path / "engines" / "one"
+        told = engine_options(SHAPES, folder)
+        where = folder if when == "in place" else folder.with_name(".one.part")
+        where.mkdir(parents=True)
+        (where / "network.engine").write_text("wh")
+        if when == "while it was built":
+            (folder.parent / "sm90.timing").write_text("of another model")
+        calls = []
+
+        def start(now):
+            calls.append(now["trt_engine_cache_path"])
+            built_or_read(now)
+            return "a session"
+
+        assert with_engine(told, start) == "a session"
+        assert calls[-1] == str(folder.with_name(".one.part"))
+        assert (folder / "network.engine").read_text() == "whole"
+        assert (folder.parent / "sm90.timing").read_text() == "timings"
+        assert with_engine(told, start) == "a session"
+        assert calls[-1] == str(folder)
+        assert sorted(path.name for path in folder.parent.iterdir()) == [".one.lock", "one", "sm90.timing"]
+
+    def test_an_engine_stays_when_something_else_keeps_it_from_starting(self, tmp_path):
+        told = engine_options(SHAPES, tmp_path / "engines" / "one")
+        with_engine(told, built_or_read)
+
+        def start(now):
+            raise MemoryError("the GPU is full")
+
+        with pytest.raises(MemoryError, match="the GPU is full"):
+            with_engine(told, start)
+        assert (tmp_path / "engines" / "one" / "network.engine").read_text() == "whole"
 
     def test_a_home_that_cannot_be_written_is_named(self, tmp_path):
         (tmp_path / "file").write_text("")
-        with (
-            pytest.raises(ProviderError, match=r"file/a: TensorRT's engines cannot be kept there: Not a directory"),
-            building(engine_options(SHAPES, tmp_path / "file" / "a")),
-        ):
-            pass
+        with pytest.raises(ProviderError, match=r"TensorRT's engines cannot be kept there: File exists"):
+            with_engine(engine_options(SHAPES, tmp_path / "file" / "a"), pytest.fail)
 
     def test_what_is_missing_is_named(self, monkeypatch):
         def absent(name):

@@ -80,6 +80,32 @@ def test_a_name_is_free_again_when_its_scan_has_gone_and_is_not_at_work(inbox, t
     assert len(told) == 1
 
 
+def test_an_inbox_knows_after_a_restart_what_was_made_of_scans_that_have_gone(
+    model, collection, tmp_path, monkeypatch, capsys
+):
+    folder, out = tmp_path / "inbox", tmp_path / "out"
+    opened = open_model(model, "cpu")
+    monkeypatch.setattr("infer.inbox.LOOK_SECONDS", 0.0)
+
+    def arrives(name):
+        """Watch with a scan of this name in the inbox until it has had its turn."""
+        folder.mkdir(exist_ok=True)
+        shutil.copy(collection / "volume-0.nii", folder / name)
+        looks = iter(range(4))
+        ended = watch(opened, folder, Book(out, opened, Options(separate=True)), lambda: next(looks, None) is None, 0.0)
+        (folder / name).unlink()
+        return [(outcome.name, outcome.status) for outcome in ended.outcomes]
+
+    assert arrives("a_tumor.nii") == [("a_tumor.nii", "done")]
+    before = (out / "a_tumor.nii").read_bytes()
+    (out / ".a_tumor.nii.01234567.part.nii").write_bytes(b"of a run that was killed")
+    assert arrives("a.nii") == []
+    assert "would replace a file of" in capsys.readouterr().out
+    assert (out / "a_tumor.nii").read_bytes() == before
+    assert not list(out.glob(".*.part*"))
+    assert arrives("a_tumor.nii") == [("a_tumor.nii", "done")], "another scan of the same name is a scan that changed"
+
+
 def test_masks_must_not_arrive_as_scans(model, tmp_path):
     opened = open_model(model, "cpu")
     with pytest.raises(ConfigError, match="lies in it, so that masks would arrive as scans"):

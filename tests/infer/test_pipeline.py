@@ -294,9 +294,22 @@ class TestCommand:
         assert re.search(r"volume-0.nii +failed +.*volume-0.nii: was not made from", done.stdout)
         assert "1 scans: 0 to segment, 0 done before, 1 would fail. Nothing was written" in done.stdout
 
-    def test_the_first_line_names_model_provider_and_why(self, model, collection, tmp_path):
+    def test_the_first_line_names_model_provider_device_batch_and_why(self, model, collection, tmp_path):
+        done = command(
+            "infer", model, collection / "volume-0.nii", "--out", tmp_path, "--provider", "cpu", "--batch", "5"
+        )
+        cores = len(os.sched_getaffinity(0))
+        assert done.stdout.splitlines()[0] == (
+            "model tiny.onnx (slices 64x64, context 3, fp32) on cpu "
+            f"({cores} core{'' if cores == 1 else 's'}), 5 slices a batch: asked for"
+        )
+
+    def test_the_last_lines_tell_where_the_time_went(self, model, collection, tmp_path):
         done = command("infer", model, collection / "volume-0.nii", "--out", tmp_path, "--provider", "cpu")
-        assert done.stdout.splitlines()[0] == "model tiny.onnx (slices 64x64, context 3, fp32) on cpu: asked for"
+        stages = json.loads((tmp_path / "summary.json").read_text())["stages"]
+        longest = max(stages, key=lambda stage: stages[stage]["seconds"])
+        assert f"time of all threads: {longest} {stages[longest]['seconds']:.1f} s" in done.stdout
+        assert re.search(r"the network ran \d+% of the run; peak memory of this process: [\d,]+ MiB", done.stdout)
 
     @pytest.mark.parametrize(
         ("words", "message"),

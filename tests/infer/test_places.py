@@ -37,6 +37,34 @@ def test_no_two_files_of_a_run_are_one_together_or_as_they_arrive(names, extras,
     assert "left out: in/" in told[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "of_the_run"),
+    [
+        ("summary.nii", True),
+        ("summary-3-of-64.nii.gz", True),
+        ("summary-worker-0.nii", True),
+        ("summary-2.nii", False),
+        ("p1/summary.nii", False),
+        ("ledger.nii", False),
+    ],
+)
+def test_no_file_of_a_scan_is_a_file_of_the_run(name, of_the_run, tmp_path):
+    told = []
+    kept = list(in_their_place(jobs_of("a.nii", name), Places(tmp_path), told.append))
+    assert len(kept) == 2 - of_the_run
+    assert ["summary of the run; rename the scan" in line for line in told] == [True] * of_the_run
+
+
+def test_a_run_that_comes_later_replaces_no_file_of_a_scan_that_has_gone(tmp_path):
+    for name in ("a_liver.nii", "b.nii"):
+        (tmp_path / name).write_bytes(b"mask")
+    earlier = ["a_liver.nii", "gone_liver.nii", "b.nii", "a.nii"]
+    with pytest.raises(ScanError, match=r"a_liver.nii, written beside its mask, would replace a file of .*earlier run"):
+        check_places(jobs_of("a.nii"), tmp_path, ["liver"], earlier)
+    check_places(jobs_of("b.nii", "gone.nii", "a_liver.nii"), tmp_path, ["liver"], earlier)
+    check_places(jobs_of("a.nii"), tmp_path, (), earlier)
+
+
 def test_a_scan_that_comes_again_keeps_its_places(tmp_path):
     jobs = jobs_of("a.nii.gz", "b.nii.gz", "a.nii.gz")
     assert list(in_their_place(jobs, Places(tmp_path, ["liver"]), pytest.fail)) == jobs

@@ -16,6 +16,7 @@ from store.labels import LITS_LABELS, Labels, labels_from_json, make_labels, par
 from store.metrics import Overlap, area_under_roc, detection, mean_of, overlap
 from store.naming import case_id_of, find_files, name_of
 from store.screen import errors_shown, table
+from store.slices import parse_window
 from store.window import Window
 
 
@@ -209,6 +210,11 @@ def test_a_slice_fitted_into_another_size_comes_back_where_they_overlap(ny, nx, 
 def test_an_empty_window_is_refused():
     with pytest.raises(ConfigError, match="below the upper"):
         Window(100, 100)
+
+
+def test_a_window_without_ends_is_refused():
+    with pytest.raises(ConfigError, match=r"window -200.0\.\.inf: both ends must be finite"):
+        parse_window("-200,inf")
 
 
 def test_a_table_aligns_numbers_to_the_right_and_marks_what_is_missing():
