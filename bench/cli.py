@@ -383,7 +383,7 @@ def every(
     """
     with errors_shown():
         from bench import suite
-        from bench.sheet import PICTURE, draw, write_page
+        from bench.sheet import PICTURE, SHARES, draw, draw_shares, write_page
         from bench.stages import STAGES
         from bench.tables import all_table
         from store.errors import ConfigError
@@ -398,6 +398,8 @@ def every(
         write_json(path, record)
         if record["stages"]:
             draw(out / PICTURE, record)
+        if "infer" in record["stages"]:
+            draw_shares(out / SHARES, record["stages"]["infer"])
         shown = write_page(out, record)
         say(all_table(record))
         say(f"record: {path}; page: {shown}; picture: {out / PICTURE}")

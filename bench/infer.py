@@ -54,6 +54,7 @@ from store.nifti import write_volume
 from store.phantom import PhantomSpec, make_phantom, write_nifti
 from store.picture import save_png
 from store.progress import progress
+from train.audit import gflop_a_slice
 from train.config import Config
 from train.export import CONTRACT, add_metadata, to_onnx
 from train.graph import DEFAULT, Exported, Flavor
@@ -162,6 +163,8 @@ def headline_of(results: Record) -> Record:
         "ours": f"default network {name}, files to files",
         "per_second": whole["results"][name]["per_second"],
         "bound": "convolutions in onnxruntime",
+        "gflop": whole["gflop_a_slice"],
+        "arithmetic": "float32",
         "limit": {
             "name": bare,
             "per_second": whole["results"][bare]["per_second"],
@@ -203,8 +206,10 @@ def network_of(name: str) -> tuple[nn.Module, Config]:
 def whole(folder: Path, name: str, scans: Path, rounds: int, tell: Callable[[str], None]) -> Record:
     """Measure the way from files to files over the bare session, with and without post-processing."""
     network, config = network_of(name)
-    model = open_model(exported(folder / f"{name}.onnx", network, config, SIZE), "cpu")
+    path = exported(folder / f"{name}.onnx", network, config, SIZE)
+    model = open_model(path, "cpu")
     jobs, _ = gather([scans])
+    stages: dict[str, Record] = {}
     total = sum(nib.load(job.path).shape[2] for job in jobs)
 
     contenders = {
@@ -216,6 +221,8 @@ def whole(folder: Path, name: str, scans: Path, rounds: int, tell: Callable[[str
     return {
         "results": times.as_json(total),
         "of the bare session": {key: times.faster(key, "bare session") for key in list(contenders)[1:]},
+        "gflop_a_slice": round(gflop_a_slice(path), 3),
+        "stages": stages,
     }
 
 

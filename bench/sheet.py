@@ -10,7 +10,9 @@ from store import page
 from store.files import write_bytes, written_whole
 from store.machine import described
 
-PICTURE, PAGE = "stages.png", "bench.html"
+PICTURE, SHARES, PAGE = "stages.png", "shares.png", "bench.html"
+LEGIBLE = 3.0
+"""Percent of a bar that has room for its figure."""
 OURS, THEIRS, LIMIT = "#2f6ea8", "#b9c3cd", "#c0392b"
 
 
@@ -52,6 +54,36 @@ def draw(path: Path, record: Record) -> None:
     pyplot.close(figure)
 
 
+def draw_shares(path: Path, stage: Record) -> None:
+    """Draw where the time of the inference pipeline goes: a bar a network, with and without post-processing, all threads together."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    bars = {
+        f"{network},\n{kind}": stages
+        for network, measured in stage["results"]["whole"].items()
+        for kind, stages in measured["stages"].items()
+    }
+    figure, panel = pyplot.subplots(figsize=(9.0, 0.9 + 0.62 * len(bars)), layout="constrained")
+    left = dict.fromkeys(bars, 0.0)
+    for number, name in enumerate(next(iter(bars.values()))):
+        shares = [100 * stages[name]["share"] for stages in bars.values()]
+        panel.barh(list(bars), shares, left=list(left.values()), label=name, height=0.66, color=f"C{number}")
+        for place, (bar, share) in enumerate(zip(bars, shares, strict=True)):
+            if share >= LEGIBLE:
+                panel.text(left[bar] + share / 2, place, f"{share:.0f}", ha="center", va="center", fontsize=8)
+            left[bar] += share
+    panel.invert_yaxis()
+    panel.set(xlim=(0, 100), xlabel="% of the time of all threads")
+    panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=9, fontsize=8, frameon=False, handlelength=1.2)
+    panel.tick_params(labelsize=8)
+    with written_whole(path) as aside:
+        figure.savefig(aside, format="png", dpi=110)
+    pyplot.close(figure)
+
+
 def clock(stage: Mapping[str, Any]) -> str:
     """Return by what a stage is timed, in a word or two."""
     return "CPU time" if stage.get("clock", "wall").startswith("CPU") else "time"
@@ -70,6 +102,10 @@ def write_page(folder: Path, record: Record) -> Path:
         page.section("Peers", peer_table(record)),
         page.section("Limits of this machine", limit_table(record)),
     ]
+    if "infer" in record["stages"]:
+        parts.append(
+            page.section("infer: where the time goes", page.picture(folder / SHARES, "time shares of the pipeline"))
+        )
     if record["failed"]:
         rows = list(record["failed"].items())
         parts.insert(2, page.section("Failed", page.table(["stage", "reason"], rows)))

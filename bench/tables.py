@@ -249,17 +249,29 @@ def scale_table(record: dict[str, Any]) -> str:
 def all_table(record: dict[str, Any]) -> str:
     """Return every stage beside its limit and its peers as Markdown."""
     lines = ["| stage | a second | limit | of the limit | times as fast as |", "|---|---|---|---|---|"]
+    limits = record["limits"] or {"results": {}}
+    peaks = []
     for name, stage in record["stages"].items():
         found = stage["headline"]
         peers = ", ".join(f"{peer} {row['times']:.1f}" for peer, row in found["peers"].items())
         unit = stage.get("unit", "slices").split(",")[0]
         rate = f"{found['per_second']:,.4g} {unit}{' of one core' if stage.get('clock', '').startswith('CPU') else ''}"
         lines.append(line(name, rate, found["limit"]["name"], f"{found['limit']['fraction']:.2f}", peers or "-"))
+        if (share := of_the_peak(found, limits["results"])) is not None:
+            peaks.append(f"{name} {share:.2f} of the measured convolution in {found['arithmetic']}")
     lines += [line(name, f"failed: {reason}", "-", "-", "-") for name, reason in record["failed"].items()]
-    limits = record["limits"] or {"results": {}}
     told = ", ".join(f"{name} {row['most']:,.1f} {row['unit']}" for name, row in limits["results"].items())
-    note = f"{'Quick run. ' if record['quick'] else ''}Limits of the machine: {told or 'not measured'}; on {where(record['machine'])}."
+    note = (
+        f"{'Quick run. ' if record['quick'] else ''}Arithmetic reached: {', '.join(peaks) or 'not known'}. "
+        f"Limits of the machine: {told or 'not measured'}; on {where(record['machine'])}."
+    )
     return "\n".join([*lines, "", note])
+
+
+def of_the_peak(found: dict[str, Any], limits: dict[str, Any]) -> float | None:
+    """Return a stage's arithmetic over that of the bare convolution of `bench limits`; None where either is not known."""
+    limit = limits.get(f"convolution, {found.get('arithmetic')}")
+    return None if limit is None else float(found["per_second"] * found["gflop"] / limit["most"])
 
 
 def line(*cells: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.clock import interleaved, ratio
 from bench.headline import Record, Timed, check, headline
@@ -39,10 +40,24 @@ def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Recor
     store = subject.store(folder / "store")
     losses: list[torch.Tensor] = []
     contenders, waited, device, precision = steps(store, subject, config, losses)
+    with FlopCounterMode(display=False) as counter:
+        contenders[BARE]()
     with progress("training", (rounds + 1) * len(contenders), "rounds") as advance:
         times = interleaved(contenders, rounds=rounds, tell=lambda name: advance(1, name))
     check("every loss is a number", holds=bool(losses) and all(math.isfinite(float(loss)) for loss in losses))
     bare, amount = times[BARE], STEPS[device.type] * config.batch
+    told = headline(
+        {name: Timed(timing=timing, amount=amount) for name, timing in times.items()},
+        ours=WHOLE,
+        limit=BARE,
+        bound="convolutions, forward and backward, on one batch in memory",
+        peers={},
+        verified="every loss is a number",
+    )
+    work = {
+        "gflop": round(counter.get_total_flops() / amount / 1e9, 3),
+        "arithmetic": str(precision).removeprefix("torch."),
+    }
     return {
         "benchmark": "train",
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -57,14 +72,7 @@ def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Recor
         "of the bare forward and backward": {
             name: round(ratio(bare, timing), 3) for name, timing in times.items() if timing is not bare
         },
-        "headline": headline(
-            {name: Timed(timing=timing, amount=amount) for name, timing in times.items()},
-            ours=WHOLE,
-            limit=BARE,
-            bound="convolutions, forward and backward, on one batch in memory",
-            peers={},
-            verified="every loss is a number",
-        ),
+        "headline": told | work,
         "share of time spent waiting for the loader": round(median(waited[-rounds:]), 4),
         "peak_gpu_mib": round(torch.cuda.max_memory_allocated(device) / 2**20) if device.type == "cuda" else None,
         "machine": card(),

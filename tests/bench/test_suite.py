@@ -12,11 +12,12 @@ from bench.clock import Timing
 from bench.compare import compare, differences
 from bench.headline import Timed, check, headline
 from bench.pagecache import drop
-from bench.sheet import PAGE, PICTURE, draw, write_page
+from bench.sheet import PAGE, PICTURE, SHARES, draw, draw_shares, write_page
 from bench.stages import STAGES
 from bench.subject import CASE_ID, phantom_subject, scan_subject
 from bench.suite import Suite, one_stage
-from bench.tables import all_table, export_table, limits_table
+from bench.tables import all_table, export_table, limits_table, of_the_peak
+from infer.stopwatch import STAGES as STOPWATCH
 from store.errors import ConfigError
 from store.phantom import write_collection
 
@@ -115,6 +116,20 @@ def test_every_stage_is_a_command_that_takes_what_the_suite_gives_it():
         done = CliRunner().invoke(bench, [*words, "--json", "x", "--help"])
         assert done.exit_code == 0, done.output
     assert list(Suite(only=("store",)).commands()) == ["limits", "store"]
+
+
+def test_arithmetic_is_told_as_a_part_of_the_bare_convolution():
+    limits = {"convolution, float32": {"most": 300.0}}
+    assert of_the_peak({"per_second": 3.0, "gflop": 50.0, "arithmetic": "float32"}, limits) == 0.5
+    assert of_the_peak({"per_second": 3.0, "gflop": 50.0, "arithmetic": "bfloat16"}, limits) is None
+    assert of_the_peak({"per_second": 3.0}, limits) is None
+
+
+def test_time_shares_are_drawn(tmp_path):
+    stages = {stage: {"seconds": 1.0, "share": 1 / len(STOPWATCH)} for stage in STOPWATCH}
+    whole = {"light": {"stages": {"with post-processing": stages, "without post-processing": stages}}}
+    draw_shares(tmp_path / SHARES, {"results": {"whole": whole}})
+    assert (tmp_path / SHARES).stat().st_size > 5000
 
 
 def test_a_stage_that_fails_is_told_with_its_reason(tmp_path):
