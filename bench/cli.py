@@ -236,26 +236,38 @@ def peers(
     environments: Annotated[
         Path, typer.Option(help="Folder of the peers' environments; made the first time, then used again.")
     ] = Path("peers"),
-    slices: Annotated[int, typer.Option(help="Slices of each of three scans.", min=16)] = 64,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 5,
-    only: Annotated[str | None, typer.Option(help="Only these: monai, torchio, hdf5.")] = None,
+    kind: Annotated[
+        str, typer.Option(help="loading: training slices, one core; inference: from scans to masks, all cores.")
+    ] = "loading",
+    slices: Annotated[int, typer.Option(help="Slices of each scan; 0 is 64, or 16 with --quick.", min=0)] = 0,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds; 0 is 5, or 3 with --quick.", min=0)] = 0,
+    quick: Quick = False,
+    only: Annotated[str | None, typer.Option(help="Only these: monai, torchio, hdf5, nnunet.")] = None,
     json: Json = None,
 ) -> None:
-    """Training slices: ours beside MONAI, TorchIO and HDF5, each installed into an environment of its own, in one run.
+    """Training slices, or masks of scans: ours beside MONAI, TorchIO, HDF5 and nnU-Net, each installed aside, in one run.
 
     slicemill bench peers --only hdf5
+    slicemill bench peers --kind inference --quick
     """
     with errors_shown():
-        from bench.peers.loading import PEERS, run
+        from bench.peers import inference, loading
+        from bench.peers.peer import packages
+        from bench.stages import Scale
         from bench.subject import work_folder
         from store.errors import ConfigError
 
+        kinds = {"loading": loading, "inference": inference}
+        if kind not in kinds:
+            raise ConfigError(f"--kind {kind}: choose loading or inference.")
+        chosen = kinds[kind]
         names = tuple(name.strip() for name in only.split(",")) if only else ()
-        known = sorted({peer.package for peer in PEERS})
+        known = packages(chosen.PEERS)
         if unknown := [name for name in names if name not in known]:
             raise ConfigError(f"--only {unknown[0]}: no such peer; they are {', '.join(known)}.")
+        scale = Scale(slices or (16 if quick else 64), rounds or (3 if quick else 5))
         with work_folder() as place:
-            record = run(place, environments.resolve(), slices=slices, rounds=rounds, only=names)
+            record = chosen.run(place, environments.resolve(), slices=scale.slices, rounds=scale.rounds, only=names)
         _finish(record, json)
 
 

@@ -16,6 +16,7 @@ from bench.tables import (
     lits_table,
     loader_table,
     measure_table,
+    peers_inference_table,
     peers_table,
     scale_table,
     store_table,
@@ -34,6 +35,7 @@ FIGURES = (
     "train",
     "measure",
     "lits",
+    "what peers do",
 )
 END = "<!-- end -->"
 
@@ -44,6 +46,8 @@ def rendered(figure: str, root: Path) -> str:
     if figure == "all":
         newest = max((results / "runs").glob("*.json"))
         table = all_table(json.loads(newest.read_text(encoding="utf-8")))
+    elif figure == "what peers do":
+        table = sentences()
     elif not figure.startswith("scores: "):
         record = json.loads((results / f"{figure}.json").read_text(encoding="utf-8"))
         table = TABLES[record["benchmark"]](record)
@@ -52,6 +56,15 @@ def rendered(figure: str, root: Path) -> str:
             json.loads((results / f"{figure.removeprefix('scores: ')}.json").read_text(encoding="utf-8"))
         )
     return f"<!-- {figure} -->\n{table}\n{END}"
+
+
+def sentences() -> str:
+    """Return what each peer does more or less than ours as Markdown; a sentence each, which the tables of a run show, too."""
+    from bench.peers import inference, loading
+
+    kinds = (("loading", loading.PEERS), ("inference", inference.PEERS))
+    rows = [f"| {kind} | {peer.name} | {peer.sentence} |" for kind, peers in kinds for peer in peers]
+    return "\n".join(["| `--kind` | peer | what it does, more or less than ours |", "|---|---|---|", *rows])
 
 
 def scores_table(summary: dict[str, Any]) -> str:
@@ -94,6 +107,7 @@ TABLES = {
     "instructions": instructions_table,
     "limits": limits_table,
     "peers": peers_table,
+    "peers inference": peers_inference_table,
     "scale": scale_table,
     "export": export_table,
     "infer": infer_table,

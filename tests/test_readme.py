@@ -75,6 +75,7 @@ def test_every_option_named_in_the_text_belongs_to_some_command():
         ["store", "manifest"],
         ["store", "verify"],
         ["bench", "ingest"],
+        ["bench", "peers"],
         ["store", "export"],
         ["store", "export-slices"],
         ["store", "plots"],

@@ -1,4 +1,4 @@
-"""Random training slices with their labels: ours beside MONAI, TorchIO and HDF5, each in its own environment, in one run.
+"""Random training slices with their labels: ours beside MONAI, TorchIO, HDF5 and nnU-Net, each in its own environment, in one run.
 
 What bounds it: decompression for ours and HDF5, memory copies for those who hold every volume decoded. Every contender is kept on one
 core, has its data where its documentation wants it before the clock starts, and delivers all slices of the same cases in batches.
@@ -6,15 +6,14 @@ core, has its data where its documentation wants it before the clock starts, and
 
 import datetime as dt
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.clock import interleaved
 from bench.headline import Record, Timed, check, headline
 from bench.ingest import one_core
-from bench.peers.environment import environment
-from bench.peers.remote import HERE, Remote
+from bench.peers.peer import Peer, started
+from bench.peers.remote import Remote
 from bench.subject import Subject, phantom_subject
 from ingest.convert import convert_case
 from ingest.discover import CaseFiles
@@ -30,18 +29,6 @@ BATCH = 16
 CASES = 3
 LOW_HU, HIGH_HU = -200.0, 300.0
 OURS = "slicemill, ring of 1 thread"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Peer:
-    """A way to load slices."""
-
-    name: str
-    package: str
-    """Its environment: a file of requirements of this name."""
-    script: str
-    sentence: str
-    way: str = ""
 
 
 PEERS = (
@@ -71,6 +58,12 @@ PEERS = (
         script="hdf5_slices.py",
         sentence="int16 and uint8 chunks, shuffled, gzip 4, at random; no checksum; HU are kept, as in ours",
     ),
+    Peer(
+        name="nnU-Net blosc2 dataset",
+        package="nnunet",
+        script="nnunet_slices.py",
+        sentence="normalized float32 and int16 labels, LZ4HC, each case opened anew for a slice; HU are lost, no checksum",
+    ),
 )
 
 
@@ -83,16 +76,17 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
     chosen = [peer for peer in PEERS if not only or peer.package in only]
     with ExitStack() as running, one_core():
         contenders: dict[str, Any] = {OURS: ring}
+        given = {"cases": files, "slices": slices, "batch": BATCH, "low": LOW_HU, "high": HIGH_HU}
         for peer in chosen:
             try:
                 place = folder / peer.script.removesuffix(".py") / peer.way
-                contenders[peer.name] = running.enter_context(started(peer, environments, files, place, slices))
+                contenders[peer.name] = running.enter_context(started(peer, environments, place, given))
             except InputError as error:
                 left_out[peer.name] = str(error)
         with progress("peers", (rounds + 1) * len(contenders), "runs") as advance:
             times = interleaved(contenders, rounds=rounds, tell=lambda name: advance(1, name))
-        given = {name: work.slices for name, work in contenders.items() if isinstance(work, Remote)}
-    for name, count in given.items():
+        delivered = {name: work.slices for name, work in contenders.items() if isinstance(work, Remote)}
+    for name, count in delivered.items():
         check(f"{name} delivers {total} slices, as ours (it gave {count})", holds=count == total)
     timed = {name: Timed(timing=timing, amount=total) for name, timing in times.items()}
     return {
@@ -115,20 +109,6 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
         "not_run": left_out,
         "machine": card(),
     }
-
-
-def started(peer: Peer, environments: Path, files: list[tuple[str, str]], place: Path, slices: int) -> Remote:
-    """Return a peer, not running yet, in its environment, which is made where it is not there.
-
-    Raises
-    ------
-    InputError
-        It cannot be installed.
-    """
-    python = environment(environments / peer.package, HERE / "requirements" / f"{peer.package}.txt", peer.name)
-    place.mkdir(parents=True)
-    given = {"cases": files, "slices": slices, "batch": BATCH, "low": LOW_HU, "high": HIGH_HU, "way": peer.way}
-    return Remote(name=peer.name, python=python, script=peer.script, given={**given, "folder": str(place)})
 
 
 def prepared(folder: Path, subjects: list[Subject]) -> tuple[list[tuple[str, str]], Any]:

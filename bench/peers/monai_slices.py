@@ -8,7 +8,7 @@ import json
 import sys
 
 import turns
-from monai.data import CacheDataset, DataLoader, PatchDataset, PersistentDataset
+from monai.data import CacheDataset, DataLoader, PatchDataset, PersistentDataset, set_track_meta
 from monai.transforms import (
     Compose,
     EnsureChannelFirstd,
@@ -25,10 +25,11 @@ KEYS = ("image", "label")
 def main() -> None:
     """Load the cases named on the command line, in the way named there."""
     given = json.loads(sys.argv[1])
+    set_track_meta(False)  # plain tensors, as its guide to fast training has it
     volumes = Compose(
         [
             LoadImaged(KEYS),
-            EnsureChannelFirstd(KEYS),
+            EnsureChannelFirstd(KEYS, channel_dim="no_channel"),
             ScaleIntensityRanged("image", given["low"], given["high"], -1.0, 1.0, clip=True),
             EnsureTyped(KEYS),
         ]

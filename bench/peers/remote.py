@@ -9,8 +9,9 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from store.errors import InputError
 
@@ -30,7 +31,11 @@ class Remote:
     """What it is to work on."""
     slices: int = 0
     """How many came in the last round."""
+    cpu_seconds: float = 0.0
+    """What its cores worked in the last round."""
     _process: subprocess.Popen[str] | None = field(default=None, repr=False)
+    _said: IO[str] = field(default_factory=lambda: TemporaryFile("w+", encoding="utf-8"), repr=False)  # noqa: SIM115 (closed when it ends)
+    """What it writes on its standard error: a file, since a pipe that nobody reads is full one day and stops it."""
 
     def __enter__(self) -> Self:
         """Start it, and wait until it is ready.
@@ -44,7 +49,7 @@ class Remote:
             [str(self.python), str(HERE / self.script), json.dumps(self.given)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._said,
             text=True,
         )
         os.sched_setaffinity(self._process.pid, os.sched_getaffinity(0))
@@ -58,6 +63,7 @@ class Remote:
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
+        self._said.close()
 
     def __call__(self) -> None:
         """Have it do one round of work, and wait.
@@ -70,7 +76,8 @@ class Remote:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.write("go\n")
             self._process.stdin.flush()
-        self.slices = int(self._answer()["slices"])
+        answer = self._answer()
+        self.slices, self.cpu_seconds = int(answer["slices"]), float(answer["cpu_seconds"])
 
     def _answer(self) -> dict[str, Any]:
         process = self._process
@@ -83,5 +90,8 @@ class Remote:
                 continue
             if isinstance(answer, dict) and ("ready" in answer or "slices" in answer):
                 return answer
-        said = process.communicate()[1].strip().splitlines()
+        process.communicate()
+        with self._said as file:
+            file.seek(0)
+            said = file.read().strip().splitlines()
         raise InputError(f"{self.name}: ended: {said[-1] if said else 'without a word'}")

@@ -5,12 +5,15 @@ import sys
 
 import pytest
 
+from bench.peers import inference, loading
 from bench.peers.environment import environment
-from bench.peers.loading import OURS, PEERS, run
+from bench.peers.loading import OURS, run
+from bench.peers.peer import packages, requirements
 from bench.peers.remote import HERE, Remote
-from bench.tables import peers_table
+from bench.tables import peers_inference_table, peers_table
 from store.errors import InputError
 
+PEERS = loading.PEERS + inference.PEERS
 WORKS = f"""
 import json, sys
 sys.path.insert(0, {str(HERE)!r})
@@ -51,6 +54,28 @@ def test_a_peer_does_a_round_when_it_is_told(tmp_path):
         assert peer.slices == 7
 
 
+def test_a_peer_may_say_more_than_a_pipe_holds(tmp_path):
+    script = tmp_path / "talks.py"
+    script.write_text(WORKS.replace("turns.take", "sys.stderr.write('a word ' * 100_000); turns.take"))
+    with Remote(name="talks", python=sys.executable, script=str(script), given={"slices": 7}) as peer:
+        peer()
+        assert peer.slices == 7
+
+
+def test_a_peers_cpu_time_counts_its_workers(tmp_path):
+    script = tmp_path / "starts.py"
+    script.write_text(
+        "import subprocess, sys\n"
+        f"sys.path.insert(0, {str(HERE)!r})\n"
+        "import turns\n"
+        "work = 'import time\\nwhile time.process_time() < 0.5: pass'\n"
+        "turns.take_turns(lambda: subprocess.run([sys.executable, '-c', work]).returncode)\n"
+    )
+    with Remote(name="starts", python=sys.executable, script=str(script), given={}) as peer:
+        peer()
+        assert 0.5 <= peer.cpu_seconds < 5
+
+
 def test_a_peer_that_ends_is_told_with_its_last_word(tmp_path):
     script = tmp_path / "fails.py"
     script.write_text("raise SystemExit('no such thing')")
@@ -61,9 +86,9 @@ def test_a_peer_that_ends_is_told_with_its_last_word(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("package", sorted({peer.package for peer in PEERS}))
+@pytest.mark.parametrize("package", packages(PEERS))
 def test_versions_are_pinned_by_name_and_version_alone(package):
-    lines = (HERE / "requirements" / f"{package}.txt").read_text().splitlines()
+    lines = requirements(package).read_text().splitlines()
     assert len(lines) > 1
     assert all(re.fullmatch(r"#.*|[A-Za-z0-9_-]+==[0-9.]+", line) for line in lines)
 
@@ -76,10 +101,21 @@ def test_scripts_of_peers_are_python(script):
 @pytest.mark.slow
 def test_a_peer_that_cannot_run_is_in_the_record_with_its_reason(tmp_path, monkeypatch):
     """Without network or packages: each peer's environment is this one, where none of them is installed."""
-    monkeypatch.setattr("bench.peers.loading.environment", lambda *_: sys.executable)
+    monkeypatch.setattr("bench.peers.peer.environment", lambda *_: sys.executable)
     monkeypatch.setattr("bench.subject.SIZE", 64)
     record = run(tmp_path / "work", tmp_path / "environments", slices=8, rounds=3, only=("monai",))
     assert list(record["results"]) == [OURS]
     assert set(record["not_run"]) == {"MONAI CacheDataset", "MONAI PersistentDataset"}
     assert "No module named 'monai'" in record["not_run"]["MONAI CacheDataset"]
     assert "not run" in peers_table(record)
+
+
+@pytest.mark.slow
+def test_ours_segments_where_no_peer_can_and_all_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.peers.peer.environment", lambda *_: sys.executable)
+    monkeypatch.setattr("bench.subject.SIZE", 64)
+    record = inference.run(tmp_path, tmp_path / "environments", slices=4, rounds=3, only=("monai", "nnunet"))
+    assert list(record["results"]) == [inference.OURS]
+    assert record["results"][inference.OURS]["cpu_milliseconds"] > 0
+    assert set(record["not_run"]) == {"MONAI SliceInferer", "nnU-Net predictor"}
+    assert peers_inference_table(record).count("not run") == 2
