@@ -28,6 +28,7 @@ FIGURES = (
     "scores: demo",
     "scores: real",
     "quality",
+    "phantoms",
     "yardstick",
     "ingest",
     "store",
