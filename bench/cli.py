@@ -83,6 +83,9 @@ Rounds = Annotated[int, typer.Option(help="Interleaved rounds; 0 fits the stage.
 Quick = Annotated[bool, typer.Option("--quick", help="3 rounds and fewer slices.")]
 Data = Annotated[Path | None, typer.Option(help="A collection of yours, of which one scan is taken; else a phantom.")]
 Cold = Annotated[bool, typer.Option("--cold", help="Have the system forget the files before every run.")]
+Environments = Annotated[
+    Path, typer.Option(help="Folder of the peers' environments; made the first time, then used again.")
+]
 Json = Annotated[Path | None, typer.Option(help="File to write the record to.")]
 
 
@@ -233,14 +236,12 @@ def distances(
 
 @bench.command()
 def peers(
-    environments: Annotated[
-        Path, typer.Option(help="Folder of the peers' environments; made the first time, then used again.")
-    ] = Path("peers"),
+    environments: Environments = Path("peers"),
     kind: Annotated[
         str, typer.Option(help="loading: training slices, one core; inference: from scans to masks, all cores.")
     ] = "loading",
-    slices: Annotated[int, typer.Option(help="Slices of each scan; 0 is 64, or 16 with --quick.", min=0)] = 0,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds; 0 is 5, or 3 with --quick.", min=0)] = 0,
+    slices: Annotated[int, typer.Option(help="Slices of each scan; 0 fits the kind.", min=0)] = 0,
+    rounds: Rounds = 0,
     quick: Quick = False,
     only: Annotated[str | None, typer.Option(help="Only these: monai, torchio, hdf5, nnunet.")] = None,
     json: Json = None,
@@ -253,7 +254,6 @@ def peers(
     with errors_shown():
         from bench.peers import inference, loading
         from bench.peers.peer import packages
-        from bench.stages import Scale
         from bench.subject import work_folder
         from store.errors import ConfigError
 
@@ -265,7 +265,7 @@ def peers(
         known = packages(chosen.PEERS)
         if unknown := [name for name in names if name not in known]:
             raise ConfigError(f"--only {unknown[0]}: no such peer; they are {', '.join(known)}.")
-        scale = Scale(slices or (16 if quick else 64), rounds or (3 if quick else 5))
+        scale = _begin(f"peers-{kind}", slices, rounds, quick)
         with work_folder() as place:
             record = chosen.run(place, environments.resolve(), slices=scale.slices, rounds=scale.rounds, only=names)
         _finish(record, json)
@@ -339,7 +339,7 @@ def plan(
     slicemill bench plan --scale scale.json --store store.json --scans 1200 --slices 300000 --workers 64
     """
     with errors_shown():
-        from bench.plan import KNOWN, Collection, checked, cost, inputs_of
+        from bench.plan import HEADER, KNOWN, Collection, checked, inputs_of, rows_of
         from bench.quality.study import numbers
         from store.errors import ConfigError
         from store.files import read_json
@@ -349,33 +349,7 @@ def plan(
             raise ConfigError("--scans and --slices: give both, or neither.")
         inputs = inputs_of(read_json(scale), read_json(store), None if infer is None else read_json(infer))
         own = (Collection(name="yours", scans=scans, slices=slices),) if scans else ()
-        rows = []
-        for collection in own or KNOWN:
-            for count in numbers("--workers", workers):
-                found = cost(collection, inputs, count)
-                rows.append(
-                    (
-                        collection.name,
-                        count,
-                        found.ingest_hours,
-                        found.store_gb,
-                        found.objects,
-                        found.epoch_requests,
-                        found.epoch_gb_per_second,
-                        found.infer_hours,
-                    )
-                )
-        header = [
-            "collection",
-            "workers",
-            "ingest h",
-            "store GB",
-            "objects",
-            "reads an epoch",
-            "GB/s they could read",
-            "inference h",
-        ]
-        say(table(header, rows))
+        say(table(list(HEADER), rows_of(own or KNOWN, inputs, numbers("--workers", workers))))
         if lits is not None:
             say(f"a measured ingest of LiTS's size took {checked(inputs, read_json(lits)):.2f} of what the model says")
 
@@ -387,8 +361,11 @@ def every(
     data: Data = None,
     cold: Cold = False,
     only: Annotated[str | None, typer.Option(help="Only these stages, like store,loader.")] = None,
+    environments: Environments = Path("peers"),
 ) -> None:
-    """Every stage beside its limit and its peers: a table, one JSON record by date, bench.html and a picture.
+    """Every stage beside its limit and its peers: a table, one JSON record by date, bench.html and pictures.
+
+    The first time it installs MONAI, TorchIO, HDF5 and nnU-Net, each into an environment of its own; one that cannot be had is told.
 
     slicemill bench all --quick
     slicemill bench all --data scans/
@@ -404,7 +381,7 @@ def every(
         names = tuple(name.strip() for name in only.split(",")) if only else ()
         if unknown := [name for name in names if name not in STAGES]:
             raise ConfigError(f"--only {unknown[0]}: no such stage; they are {', '.join(STAGES)}.")
-        record = suite.run(suite.Suite(quick=quick, data=data, only=names, cold=cold))
+        record = suite.run(suite.Suite(quick=quick, data=data, only=names, cold=cold, environments=environments))
         out.mkdir(parents=True, exist_ok=True)
         path = out / suite.file_name(record)
         write_json(path, record)

@@ -10,11 +10,11 @@ For a collection of N scans with S slices together, of C bytes a slice in the st
     inference hours  = S / (K * slices_a_second_of_the_session * 3600)
 
 Work is divided by scan, so K beyond N helps nobody. ``share`` is what a worker reaches of its own pace beside the others, measured
-with two. The model is checked against the ingest of a collection of LiTS's size, which was measured whole. It knows nothing of a network
-that is too slow: compare the bytes a second with yours.
+with two, start-up left out. The model is checked against the ingest of a collection of LiTS's size, which was measured whole. It knows nothing of
+a network that is too slow: compare the bytes a second with yours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,13 +77,25 @@ def inputs_of(scale: Mapping[str, Any], store: Mapping[str, Any], infer: Mapping
     return Inputs(
         slice_seconds=line["slope"],
         scan_seconds=max(0.0, line["start"]),
-        share=workers["1"] / workers["2"] / 2 if "2" in workers else 1.0,
+        share=share_of(workers, scale["cases"]["seconds"]["start"]),
         task_seconds=scale["scheduler"]["milliseconds_a_task"] / 1000,
         slice_bytes=store["bytes"]["compact"] / store["slices"],
         reads_per_second=store["results"]["ours"]["per_second"],
         labelled_per_second=None if infer is None else infer["headline"]["per_second"],
         cores=scale["machine"]["cores"],
     )
+
+
+def share_of(workers: Mapping[str, float], start: float) -> float:
+    """Return the pace of a worker beside another over its pace alone, without the seconds that every command takes to start.
+
+    >>> share_of({"1": 10.0, "2": 6.0}, 2.0)
+    1.0
+    """
+    if "2" not in workers:
+        return 1.0
+    alone, beside = (max(1e-9, workers[count] - start) for count in ("1", "2"))
+    return min(1.0, alone / beside / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +128,30 @@ def cost(collection: Collection, inputs: Inputs, workers: int) -> Cost:
         epoch_gb_per_second=workers * inputs.slice_bytes * inputs.reads_per_second / 1e9,
         infer_hours=None if rate is None else collection.slices / (machines * rate * 3600),
     )
+
+
+HEADER = (
+    "collection",
+    "workers",
+    "ingest h",
+    "store GB",
+    "objects",
+    "reads an epoch",
+    "GB/s they could read",
+    "inference h",
+)
+Row = tuple[str, int, float, float, int, int, float, float | None]
+
+
+def rows_of(collections: Sequence[Collection], inputs: Inputs, workers: Sequence[int]) -> list[Row]:
+    """Return a row under HEADER for each collection and number of workers."""
+    rows: list[Row] = []
+    for collection in collections:
+        for count in workers:
+            one = cost(collection, inputs, count)
+            sizes = (one.store_gb, one.objects, one.epoch_requests, one.epoch_gb_per_second)
+            rows.append((collection.name, count, one.ingest_hours, *sizes, one.infer_hours))
+    return rows
 
 
 def checked(inputs: Inputs, lits: Mapping[str, Any]) -> float:

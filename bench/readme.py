@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from bench.plan import HEADER, KNOWN, checked, inputs_of, rows_of
 from bench.quality.report import quality_table, yardstick_table
 from bench.tables import (
     all_table,
@@ -13,6 +14,7 @@ from bench.tables import (
     ingest_table,
     instructions_table,
     limits_table,
+    line,
     lits_table,
     loader_table,
     measure_table,
@@ -44,18 +46,30 @@ END = "<!-- end -->"
 def rendered(figure: str, root: Path) -> str:
     """Return a figure's table as it must stand in the README, between its marks."""
     results = root / "bench" / "results"
-    if figure == "all":
-        newest = max((results / "runs").glob("*.json"))
-        table = all_table(json.loads(newest.read_text(encoding="utf-8")))
+
+    def record(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+        return found
+
+    def newest() -> dict[str, Any]:
+        return record(f"runs/{max((results / 'runs').glob('*.json')).stem}")
+
+    kind, _, name = figure.partition(": ")
+    if figure == "plan":
+        stages = newest()["stages"]
+        table = plan_table(record("scale"), stages["store"], stages["infer"], record("lits"))
     elif figure == "what peers do":
         table = sentences()
-    elif not figure.startswith("scores: "):
-        record = json.loads((results / f"{figure}.json").read_text(encoding="utf-8"))
-        table = TABLES[record["benchmark"]](record)
+    elif figure == "all":
+        table = all_table(newest())
+    elif kind == "all":
+        stage = newest()["stages"][name]
+        table = TABLES[stage["benchmark"]](stage)
+    elif kind == "scores":
+        table = scores_table(record(name))
     else:
-        table = scores_table(
-            json.loads((results / f"{figure.removeprefix('scores: ')}.json").read_text(encoding="utf-8"))
-        )
+        found = record(figure)
+        table = TABLES[found["benchmark"]](found)
     return f"<!-- {figure} -->\n{table}\n{END}"
 
 
@@ -104,6 +118,29 @@ def scores_table(summary: dict[str, Any]) -> str:
     )
 
 
+def plan_table(scale: dict[str, Any], store: dict[str, Any], infer: dict[str, Any], lits: dict[str, Any]) -> str:
+    """Return what large collections cost by the model of `bench.plan`, from committed records, as Markdown."""
+    inputs = inputs_of(scale, store, infer)
+    lines = [line(*HEADER), "|---|" + "---|" * (len(HEADER) - 1)]
+    for name, *figures in rows_of(KNOWN, inputs, PLANNED):
+        lines.append(line(name, *(f"{value:,}" if isinstance(value, int) else number(value) for value in figures)))
+    note = f"A measured ingest of LiTS's size took {checked(inputs, lits):.2f} of what the model says; inputs measured on {where(scale['machine'])}."
+    return "\n".join([*lines, "", note])
+
+
+def number(value: float | None) -> str:
+    """Return a figure with three digits that count, a dash for None.
+
+    >>> number(1234.5), number(0.031), number(None)
+    ('1,234', '0.031', '-')
+    """
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+PLANNED = (2, 16, 128)
+"""Workers."""
 TABLES = {
     "instructions": instructions_table,
     "limits": limits_table,

@@ -22,6 +22,10 @@ class Stage:
     """A look, where a figure to keep wants the full one."""
     takes_data: bool = True
     """Whether it runs on a scan of the user's."""
+    command: tuple[str, ...] = ()
+    """Words after `slicemill bench`, where the stage's own name will not do."""
+    takes_environments: bool = False
+    """Whether it runs tools of others, each in an environment of its own."""
     takes_cold: bool = False
     """Whether it can be measured with a cold page cache."""
 
@@ -79,6 +83,24 @@ STAGES = {
         bound="nearest neighbors of surface points",
         full=Scale(600, 3),
         quick=Scale(96, 3),
+        takes_data=False,
+    ),
+    "peers-loading": Stage(
+        what="training slices on one core, beside MONAI, TorchIO, HDF5 and nnU-Net",
+        bound="decompression",
+        full=Scale(64, 5),
+        quick=Scale(16, 3),
+        command=("peers", "--kind", "loading"),
+        takes_environments=True,
+        takes_data=False,
+    ),
+    "peers-inference": Stage(
+        what="scans -> masks with one network, beside MONAI, TorchIO, nnU-Net and the usual script",
+        bound="convolutions",
+        full=Scale(16, 5),
+        quick=Scale(4, 3),
+        command=("peers", "--kind", "inference"),
+        takes_environments=True,
         takes_data=False,
     ),
 }

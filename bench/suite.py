@@ -32,14 +32,18 @@ class Suite:
     only: tuple[str, ...] = ()
     """Names of stages; empty means all."""
     cold: bool = False
+    environments: Path = Path("peers")
+    """Of the tools of others; made the first time."""
 
     def commands(self) -> dict[str, list[str]]:
         """Return the words of each stage's command, after `slicemill bench`."""
         found = {LIMITS: [LIMITS, *(["--quick"] if self.quick else [])]}
         for name, stage in STAGES.items():
-            found[name] = [name, *(["--quick"] if self.quick else [])]
+            found[name] = [*(stage.command or (name,)), *(["--quick"] if self.quick else [])]
             if self.data is not None and stage.takes_data:
                 found[name] += ["--data", str(self.data)]
+            if stage.takes_environments:
+                found[name] += ["--environments", str(self.environments.resolve())]
             if self.cold and stage.takes_cold:
                 found[name] += ["--cold"]
         return {name: words for name, words in found.items() if not self.only or name in (LIMITS, *self.only)}

@@ -201,6 +201,15 @@ def peers_table(record: dict[str, Any]) -> str:
             "compressed HU, checked, at random, from a store of any size",
         )
     )
+    limit = found["limit"]
+    lines.append(
+        line(
+            limit["name"],
+            f"{limit['per_second']:,.0f}",
+            f"{limit['fraction']:.2f}",
+            "our codecs alone, on bytes in memory",
+        )
+    )
     lines += [
         line(name, f"{row['per_second']:,.0f}", f"{row['times']:.2f}", row["what"])
         for name, row in found["peers"].items()
@@ -224,6 +233,7 @@ def peers_inference_table(record: dict[str, Any]) -> str:
         lines.append(line(name, *(f"{rate:,.1f}" for rate in rates), times, least, sentence))
 
     row(found["ours"], "1", "1", "largest organ, small lesions away, a report and a picture of every scan")
+    row(found["limit"]["name"], f"{found['limit']['fraction']:.2f}", "-", "the network alone, on slices in memory")
     for name, peer in found["peers"].items():
         row(name, f"{peer['times']:.2f}", f"{min(dice[name].values()):.4f}", peer["what"])
     lines += [line(name, "not run", "-", "-", "-", "-", reason) for name, reason in record["not_run"].items()]
@@ -283,6 +293,10 @@ def all_table(record: dict[str, Any]) -> str:
         lines.append(line(name, rate, found["limit"]["name"], f"{found['limit']['fraction']:.2f}", peers or "-"))
         if (share := of_the_peak(found, limits["results"])) is not None:
             peaks.append(f"{name} {share:.2f} of the measured convolution in {found['arithmetic']}")
+        lines += [
+            line(f"{name}: {peer}", f"not run: {reason}", "-", "-", "-")
+            for peer, reason in stage.get("not_run", {}).items()
+        ]
     lines += [line(name, f"failed: {reason}", "-", "-", "-") for name, reason in record["failed"].items()]
     told = ", ".join(f"{name} {row['most']:,.1f} {row['unit']}" for name, row in limits["results"].items())
     note = (

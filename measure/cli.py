@@ -68,7 +68,7 @@ def evaluate(
             save(out / "evaluation.png", evaluation_figure(evaluation, scores))
         if against is not None:
             if named is None:
-                check_reports(pair_up(against, references)[0], evaluation.labels)
+                check_reports(pair_up(against, references).pairs, evaluation.labels)
             other = scored(against, references, None, evaluation.labels)
             for name, reason in other.failures:
                 say(f"failed: {against / name}: {reason}")

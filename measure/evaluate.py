@@ -94,7 +94,8 @@ def evaluate(
     LabelError
         Nothing says what the label values mean, or the reports of the predictions and the references' store disagree.
     """
-    pairs, missing, alone = pair_up(predictions, references)
+    pairing = pair_up(predictions, references)
+    pairs = pairing.pairs
     if labels is None and (labels := labels_of_predictions(pairs)) is not None:
         check_agreement(pairs, labels)
     labels = labels or labels_of_references(pairs)
@@ -110,9 +111,12 @@ def evaluate(
     evaluation = Evaluation(
         rules=rules,
         cases=tuple(one.scored for one in ordered if one.scored is not None),
-        failures=tuple((pair.name, one.reason) for pair, one in zip(pairs, ordered, strict=True) if one.scored is None),
-        missing=tuple(missing),
-        alone=tuple(alone),
+        failures=(
+            *((pair.name, one.reason) for pair, one in zip(pairs, ordered, strict=True) if one.scored is None),
+            *pairing.damaged,
+        ),
+        missing=pairing.missing,
+        alone=pairing.alone,
         peak_mib=max([peak_mib(), *(one.peak_mib for one in ordered)]),
     )
     if out is not None:

@@ -21,14 +21,14 @@ from measure.pairs import PROBABILITY, check_values, found, keys_of, masks_in, r
 from measure.parallel import each
 from measure.score import probability_beside
 from measure.slicer import write_segmentation
-from store.errors import GeometryError, InputError, LabelError, PairingError
+from store.errors import GeometryError, InputError, LabelError, PairingError, StoreError
 from store.files import read_json, write_json
 from store.geometry import SAME_GRID_MM, Grid
 from store.labels import LITS_LABELS, Labels, labels_from_json, read_dataset_json
 from store.naming import find_files, name_of
 from store.nifti import files_of, grid_of_header, stem_of
 from store.progress import progress
-from store.reader import is_store, open_store
+from store.reader import Store, is_store, open_store
 from store.scan import ScanReader
 
 DISCLAIMER = "research use, not a diagnosis"
@@ -92,6 +92,14 @@ class Loaded:
     model: dict[str, Any] | None
 
 
+def _has_mask(store: Store, case_id: str) -> bool:
+    """Return whether a stored case has a mask; of one that cannot be opened its own job tells why."""
+    try:
+        return store[case_id].label is not None
+    except StoreError:
+        return True
+
+
 def gather(masks: Path, images: Path | None, labels: Labels | None) -> list[Job]:
     """Return what there is to measure.
 
@@ -105,7 +113,7 @@ def gather(masks: Path, images: Path | None, labels: Labels | None) -> list[Job]
         jobs = [
             Job(name=case_id, mask=masks, case_id=case_id, labels=labels)
             for case_id in store.case_ids
-            if store[case_id].label is not None
+            if _has_mask(store, case_id)
         ]
     elif masks.is_file():
         if images is not None and images.is_dir():

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from store.counts import value_counts
-from store.errors import GeometryError, InputError, LabelError, PairingError
+from store.errors import GeometryError, InputError, LabelError, PairingError, StoreError
 from store.files import read_json
 from store.geometry import SAME_GRID_MM, Grid
 from store.labels import Labels, format_labels, labels_from_json
@@ -52,16 +52,30 @@ class Pair:
     """The prediction, where it lies in a store."""
 
 
-def pair_up(predictions: Path, references: Path) -> tuple[list[Pair], list[str], list[str]]:
-    """Return the pairs, the references that have no prediction, and the predictions that have no reference.
+@dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """What belongs together, and what is left."""
+
+    pairs: tuple[Pair, ...]
+    missing: tuple[str, ...]
+    """References without a prediction."""
+    alone: tuple[str, ...]
+    """Predictions without a reference."""
+    damaged: tuple[tuple[str, str], ...] = ()
+    """Stored cases that cannot be opened, with the reason."""
+
+
+def pair_up(predictions: Path, references: Path) -> Pairing:
+    """Return which prediction belongs to which reference.
 
     Raises
     ------
     PairingError
         There is nothing to compare, or two predictions are of one case.
     """
-    known = _references(references)
-    named = _predictions(predictions)
+    damaged: dict[str, str] = {}
+    known = _references(references, damaged)
+    named = _predictions(predictions, damaged)
     exact = {name: reference for name in named if (reference := found(name, known, exact=True)) is not None}
     taken = {reference.case_id for reference in exact.values()}
     loose = {name: found(name, known) for name in named if name not in exact}
@@ -84,13 +98,29 @@ def pair_up(predictions: Path, references: Path) -> tuple[list[Pair], list[str],
             f"{predictions}: none of its {len(named)} masks has the name of a reference in {references}."
         )
     everything = {one.case_id for several in known.values() for one in several}
-    return list(pairs.values()), sorted(everything - set(pairs)), alone
+    return Pairing(
+        pairs=tuple(pairs.values()),
+        missing=tuple(sorted(everything - set(pairs) - set(damaged))),
+        alone=tuple(name for name in alone if name not in damaged),
+        damaged=tuple(damaged.items()),
+    )
 
 
-def _predictions(predictions: Path) -> dict[str, tuple[Path, Case | None]]:
+def stored(root: Path, damaged: dict[str, str]) -> list[Case]:
+    """Return the cases of a store that have a mask; those that cannot be opened go into `damaged`, with the reason."""
+    store, cases = open_store(root), []
+    for case_id in store.case_ids:
+        try:
+            cases.append(store[case_id])
+        except StoreError as error:
+            damaged[case_id] = str(error)
+    return [case for case in cases if case.label is not None]
+
+
+def _predictions(predictions: Path, damaged: dict[str, str]) -> dict[str, tuple[Path, Case | None]]:
     """Return name below the predictions -> file, or store and case; a stored case is known as a file of its id would be."""
     if is_store(predictions):
-        cases = [case for case in open_store(predictions) if case.label is not None]
+        cases = stored(predictions, damaged)
         if not cases:
             raise PairingError(
                 f"{predictions}: holds no case with a mask; ingest the predicted masks with their scans."
@@ -144,10 +174,10 @@ def is_end(folder: str, other: str) -> bool:
     return not short or f"/{long}".endswith(f"/{short}")
 
 
-def _references(references: Path) -> dict[str, list[Reference]]:
+def _references(references: Path, damaged: dict[str, str]) -> dict[str, list[Reference]]:
     """Return references by every name under which they may be known."""
     if is_store(references):
-        cases = [case for case in open_store(references) if case.label is not None]
+        cases = stored(references, damaged)
         in_store: dict[str, list[Reference]] = {}
         for case in cases:
             case_id = case.info.case_id

@@ -22,7 +22,7 @@ import torch
 
 from bench.clock import Timing, interleaved
 from bench.headline import Record, Timed, check, headline
-from bench.infer import MIN_LESION_ML, Guided, exported
+from bench.infer import MIN_LESION_ML, Guided, bare, exported
 from bench.peers.peer import Peer, started
 from bench.peers.remote import Remote
 from bench.subject import Subject, phantom_subject
@@ -44,7 +44,7 @@ BATCH = 4
 AXES = ("LPS", "RAS")
 """A scan each."""
 LEAST_DICE = 0.99
-OURS = "slicemill infer"
+OURS, BARE = "slicemill infer", "bare session"
 Label = npt.NDArray[np.uint8]
 Work = Callable[[], object]
 
@@ -119,7 +119,10 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
     chosen = [peer for peer in PEERS if not only or peer.package in only]
     places = {peer.name: folder / "masks" / peer.script.removesuffix(".py") / peer.way for peer in chosen}
     with ExitStack() as running:
-        contenders: dict[str, Work] = {OURS: lambda: segment(model, jobs, folder / "ours")}
+        contenders: dict[str, Work] = {
+            OURS: lambda: segment(model, jobs, folder / "ours"),
+            BARE: bare(model, folder / "scans", total),
+        }
         for peer in chosen:
             try:
                 contenders[peer.name] = running.enter_context(started(peer, environments, places[peer.name], given))
@@ -152,7 +155,7 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
         "headline": headline(
             {name: Timed(timing=timing, amount=total) for name, timing in wall.items()},
             ours=OURS,
-            limit=OURS,
+            limit=BARE,
             bound="convolutions",
             peers={peer.name: peer.sentence for peer in compared},
             verified=f"Dice of every label with ours at least {LEAST_DICE}",

@@ -14,6 +14,7 @@ from bench.headline import Record, Timed, check, headline
 from bench.ingest import one_core
 from bench.peers.peer import Peer, started
 from bench.peers.remote import Remote
+from bench.readers import bare_decode
 from bench.subject import Subject, phantom_subject
 from ingest.convert import convert_case
 from ingest.discover import CaseFiles
@@ -28,8 +29,7 @@ from train.sampling import Place
 BATCH = 16
 CASES = 3
 LOW_HU, HIGH_HU = -200.0, 300.0
-OURS = "slicemill, ring of 1 thread"
-
+OURS, BARE = "slicemill, ring of 1 thread", "bare decode"
 
 PEERS = (
     Peer(
@@ -70,12 +70,12 @@ PEERS = (
 def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tuple[str, ...] = ()) -> Record:
     """Measure and return the record; a peer that cannot be installed or run is in it with its reason."""
     subjects = [phantom_subject(slices, seed=number + 1) for number in range(CASES)]
-    files, ring = prepared(folder, subjects)
+    files, ring, bare = prepared(folder, subjects)
     total = CASES * slices
     left_out: dict[str, str] = {}
     chosen = [peer for peer in PEERS if not only or peer.package in only]
     with ExitStack() as running, one_core():
-        contenders: dict[str, Any] = {OURS: ring}
+        contenders: dict[str, Any] = {OURS: ring, BARE: bare}
         given = {"cases": files, "slices": slices, "batch": BATCH, "low": LOW_HU, "high": HIGH_HU}
         for peer in chosen:
             try:
@@ -101,7 +101,7 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
         "headline": headline(
             timed,
             ours=OURS,
-            limit=OURS,
+            limit=BARE,
             bound="decompression",
             peers={peer.name: peer.sentence for peer in chosen if peer.name in times},
             verified="each delivered as many slices as were asked for",
@@ -111,8 +111,8 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
     }
 
 
-def prepared(folder: Path, subjects: list[Subject]) -> tuple[list[tuple[str, str]], Any]:
-    """Write the cases as NIfTI and into a store; return the files, and our round of work."""
+def prepared(folder: Path, subjects: list[Subject]) -> tuple[list[tuple[str, str]], Any, Any]:
+    """Write the cases as NIfTI and into a store; return the files, our round of work, and the codec's alone."""
     prepare_store(folder / "store")
     files = []
     for number, subject in enumerate(subjects):
@@ -132,4 +132,6 @@ def prepared(folder: Path, subjects: list[Subject]) -> tuple[list[tuple[str, str
             for _ in stream:
                 pass
 
-    return files, work
+    order = [z * 7 % len(first) for z in range(len(first))]
+    codecs = [bare_decode(store[case_id], order, checked=True) for case_id in store.case_ids]
+    return files, work, lambda: [codec() for codec in codecs]

@@ -7,7 +7,7 @@ import pytest
 
 from bench.peers import inference, loading
 from bench.peers.environment import environment
-from bench.peers.loading import OURS, run
+from bench.peers.loading import BARE, OURS, run
 from bench.peers.peer import packages, requirements
 from bench.peers.remote import HERE, Remote
 from bench.tables import peers_inference_table, peers_table
@@ -104,7 +104,7 @@ def test_a_peer_that_cannot_run_is_in_the_record_with_its_reason(tmp_path, monke
     monkeypatch.setattr("bench.peers.peer.environment", lambda *_: sys.executable)
     monkeypatch.setattr("bench.subject.SIZE", 64)
     record = run(tmp_path / "work", tmp_path / "environments", slices=8, rounds=3, only=("monai",))
-    assert list(record["results"]) == [OURS]
+    assert list(record["results"]) == [OURS, BARE]
     assert set(record["not_run"]) == {"MONAI CacheDataset", "MONAI PersistentDataset"}
     assert "No module named 'monai'" in record["not_run"]["MONAI CacheDataset"]
     assert "not run" in peers_table(record)
@@ -115,7 +115,7 @@ def test_ours_segments_where_no_peer_can_and_all_are_told(tmp_path, monkeypatch)
     monkeypatch.setattr("bench.peers.peer.environment", lambda *_: sys.executable)
     monkeypatch.setattr("bench.subject.SIZE", 64)
     record = inference.run(tmp_path, tmp_path / "environments", slices=4, rounds=3, only=("monai", "nnunet"))
-    assert list(record["results"]) == [inference.OURS]
+    assert list(record["results"]) == [inference.OURS, inference.BARE]
     assert record["results"][inference.OURS]["cpu_milliseconds"] > 0
     assert set(record["not_run"]) == {"MONAI SliceInferer", "nnU-Net predictor"}
     assert peers_inference_table(record).count("not run") == 2

@@ -8,6 +8,7 @@ import SimpleITK
 import typer
 
 from measure.evaluate import case_row, evaluate, totals
+from measure.jobs import gather, run
 from measure.pairs import pair_up
 from store.errors import ConfigError, LabelError, PairingError
 from store.labels import LITS_LABELS
@@ -91,9 +92,9 @@ def test_without_a_report_the_labels_must_be_named(two_cases):
 
 def test_a_prediction_without_reference_is_named_and_a_reference_without_prediction_counted(two_cases):
     (two_cases / "predicted" / "volume-1.nii.gz").unlink()
-    assert pair_up(two_cases / "predicted", two_cases / "truth")[1] == ["volume-1"]
+    assert pair_up(two_cases / "predicted", two_cases / "truth").missing == ("volume-1",)
     shutil.copy(two_cases / "predicted" / "volume-2.nii.gz", two_cases / "predicted" / "volume-9.nii.gz")
-    assert pair_up(two_cases / "predicted", two_cases / "truth")[2] == ["volume-9.nii.gz"]
+    assert pair_up(two_cases / "predicted", two_cases / "truth").alone == ("volume-9.nii.gz",)
     with pytest.raises(PairingError, match="holds no mask"):
         pair_up(two_cases / "scores", two_cases / "truth")
 
@@ -112,9 +113,10 @@ def test_predictions_find_their_references_in_the_usual_layouts(prediction, refe
     for path in (tmp_path / "p" / prediction, tmp_path / "r" / reference):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    ((pair,), missing, _) = pair_up(tmp_path / "p", tmp_path / "r")
+    pairing = pair_up(tmp_path / "p", tmp_path / "r")
+    (pair,), missing = pairing.pairs, pairing.missing
     assert pair.reference.mask == tmp_path / "r" / reference
-    assert missing == []
+    assert missing == ()
 
 
 @pytest.mark.parametrize(
@@ -191,7 +193,7 @@ def test_a_store_is_a_reference_too(stored, tmp_path):
     assert evaluation.cases[0].regions["tumor"].dice == 1.0
     assert len(evaluation.missing) == 5
     (tmp_path / "volume-0.nii.gz").rename(tmp_path / "segmentation-0.nii.gz")
-    ((pair,), *_) = pair_up(tmp_path, stored)
+    (pair,) = pair_up(tmp_path, stored).pairs
     assert pair.reference.case_id == "volume-0", "LiTS calls its masks so"
 
 
@@ -220,6 +222,21 @@ def test_a_store_of_predicted_masks_scores_as_its_files_do(predicted_store, two_
     assert itself["regions"]["tumor"]["dice_global"] == 1.0, "a store of predictions against a store of references"
 
 
+def test_a_stored_case_that_cannot_be_opened_fails_and_the_rest_is_scored(predicted_store, two_cases, tmp_path):
+    from store.layout import GROUP
+
+    (predicted_store / GROUP / "volume-1" / "zarr.json").write_text("{")
+    for predictions, references in ((predicted_store, two_cases / "truth"), (two_cases / "predicted", predicted_store)):
+        evaluation = evaluate(predictions, references, None, LITS_LABELS)
+        assert [case.case_id for case in evaluation.cases] == ["volume-2"]
+        ((name, reason),) = evaluation.failures
+        assert name == "volume-1"
+        assert "zarr.json: cannot be read" in reason
+        assert "volume-1" not in evaluation.missing
+    outcomes = run(gather(predicted_store, None, None), tmp_path / "out")
+    assert [outcome.status for outcome in outcomes] == ["failed", "done"]
+
+
 def test_a_stored_prediction_off_the_grid_of_its_reference_is_named(predicted_store, two_cases):
     write_nifti(two_cases / "truth" / "segmentation-1.nii", np.zeros((2, 4, 5), np.uint8), SPACING)
     write_nifti(two_cases / "truth" / "segmentation-2.nii", np.zeros((2, 4, 6), np.uint8), (2.0, 1.5, 1.0))
@@ -233,7 +250,7 @@ def test_labels_of_a_store_of_predictions_must_mean_what_the_other_run_means(pre
     from store.labels import make_labels
 
     with pytest.raises(LabelError, match="its store names the labels liver=1, tumor=2"):
-        check_reports(pair_up(predicted_store, two_cases / "truth")[0], make_labels({"liver": 2, "tumor": 1}))
+        check_reports(pair_up(predicted_store, two_cases / "truth").pairs, make_labels({"liver": 2, "tumor": 1}))
 
 
 def test_scores_are_the_same_whatever_the_number_of_processes_and_a_bad_case_fails_alone(two_cases):
