@@ -143,14 +143,14 @@ def test_the_same_number_at_another_site_is_another_patient(tmp_path):
 
     with pytest.raises(PairingError, match="none of its 1 masks"):
         touch("p/siteA/001.nii.gz", "r/siteB/001.nii.gz")
-    (pair,), missing, alone = touch("p/siteB/001.nii.gz")
-    assert (pair.name, missing, alone) == ("siteB/001.nii.gz", [], ["siteA/001.nii.gz"])
-    pairs, missing, alone = touch("r/siteA/001.nii.gz", "r/siteC/001.nii.gz")
-    assert [pair.reference.case_id for pair in pairs] == ["siteA/001", "siteB/001"], "no two cases have one id"
-    assert (missing, alone) == (["siteC/001"], [])
+    one = touch("p/siteB/001.nii.gz")
+    assert [pair.name for pair in one.pairs] == ["siteB/001.nii.gz"]
+    assert (one.missing, one.alone) == ((), ("siteA/001.nii.gz",))
+    two = touch("r/siteA/001.nii.gz", "r/siteC/001.nii.gz")
+    assert [pair.reference.case_id for pair in two.pairs] == ["siteA/001", "siteB/001"], "no two cases have one id"
+    assert (two.missing, two.alone) == (("siteC/001",), ())
     (tmp_path / "p" / "siteA" / "001.nii.gz").unlink()
-    _, _, alone = touch("p/001.nii.gz")
-    assert alone == ["001.nii.gz"], "it may be of several sites"
+    assert touch("p/001.nii.gz").alone == ("001.nii.gz",), "it may be of several sites"
 
 
 def test_two_predictions_of_one_case_are_refused(two_cases):
