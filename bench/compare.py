@@ -15,8 +15,8 @@ import numpy as np
 from store.errors import ConfigError
 
 DRAWS = 2000
-LEAST = 0.02
 COUNT = "instructions_a_slice"
+LEAST = 0.02
 """Less than this is no difference, however narrow the interval."""
 
 

@@ -39,6 +39,7 @@ def run(folder: Path, *, rounds: int) -> Record:
         work[f"matrix product, {name}"] = (product(kind, "cpu"), 2 * SIDE**3 / 1e9, "GFLOP/s")
         work[f"convolution, {name}"] = (convolution(kind, "cpu"), convolution_flops() / 1e9, "GFLOP/s")
         if cards:
+            work[f"convolution, {name}, card"] = (convolution(kind, "cuda"), convolution_flops() / 1e9, "GFLOP/s")
             work[f"matrix product, {name}, card"] = (product(kind, "cuda"), 2 * (4 * SIDE) ** 3 / 1e9, "GFLOP/s")
     if cards:
         work["copy to the card, pinned"] = (to_card(), COPY_BYTES / 1e9, "GB/s")
@@ -112,7 +113,10 @@ def convolution(kind: torch.dtype, device: str) -> Callable[[], object]:
 
     def work() -> Any:
         with torch.inference_mode():
-            return layer(given)
+            out = layer(given)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return out
 
     return work
 

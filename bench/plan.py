@@ -20,6 +20,8 @@ from typing import Any
 
 from store.errors import ConfigError
 
+LEAST = 0.25
+"""Work over start-up, below which a pace cannot be told."""
 OBJECTS = 5
 """Objects of a case with a mask: the document of its group, and a document and a shard of its image and of its labels."""
 
@@ -89,12 +91,21 @@ def inputs_of(scale: Mapping[str, Any], store: Mapping[str, Any], infer: Mapping
 def share_of(workers: Mapping[str, float], start: float) -> float:
     """Return the pace of a worker beside another over its pace alone, without the seconds that every command takes to start.
 
+    Raises
+    ------
+    ConfigError
+        Hardly anything is left without them.
+
     >>> share_of({"1": 10.0, "2": 6.0}, 2.0)
     1.0
     """
     if "2" not in workers:
         return 1.0
-    alone, beside = (max(1e-9, workers[count] - start) for count in ("1", "2"))
+    alone, beside = (workers[count] - start for count in ("1", "2"))
+    if min(alone, beside) < LEAST * start:
+        raise ConfigError(
+            f"the record of bench scale is nearly all start-up ({start:.1f} s of {workers['2']:.1f} s on two workers); run it without --quick."
+        )
     return min(1.0, alone / beside / 2)
 
 

@@ -56,7 +56,7 @@ def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Recor
     )
     work = {
         "gflop": round(counter.get_total_flops() / amount / 1e9, 3),
-        "arithmetic": str(precision).removeprefix("torch."),
+        "arithmetic": f"{str(precision).removeprefix('torch.')}{', card' if device.type == 'cuda' else ''}",
     }
     return {
         "benchmark": "train",

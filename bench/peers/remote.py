@@ -33,6 +33,8 @@ class Remote:
     """How many came in the last round."""
     cpu_seconds: float = 0.0
     """What its cores worked in the last round."""
+    reason: str = ""
+    """Why it ended before its time; it does nothing any more then."""
     _process: subprocess.Popen[str] | None = field(default=None, repr=False)
     _said: IO[str] = field(default_factory=lambda: TemporaryFile("w+", encoding="utf-8"), repr=False)  # noqa: SIM115 (closed when it ends)
     """What it writes on its standard error: a file, since a pipe that nobody reads is full one day and stops it."""
@@ -66,17 +68,17 @@ class Remote:
         self._said.close()
 
     def __call__(self) -> None:
-        """Have it do one round of work, and wait.
-
-        Raises
-        ------
-        InputError
-            It ended.
-        """
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.write("go\n")
-            self._process.stdin.flush()
-        answer = self._answer()
+        """Have it do one round of work, and wait; where it has ended, note why."""
+        if self.reason:
+            return
+        try:
+            if self._process is not None and self._process.stdin is not None:
+                self._process.stdin.write("go\n")
+                self._process.stdin.flush()
+            answer = self._answer()
+        except (InputError, BrokenPipeError) as error:
+            self.reason = str(error)
+            return
         self.slices, self.cpu_seconds = int(answer["slices"]), float(answer["cpu_seconds"])
 
     def _answer(self) -> dict[str, Any]:
@@ -95,3 +97,8 @@ class Remote:
             file.seek(0)
             said = file.read().strip().splitlines()
         raise InputError(f"{self.name}: ended: {said[-1] if said else 'without a word'}")
+
+
+def ended(contenders: Mapping[str, object]) -> dict[str, str]:
+    """Return name -> reason of the peers that ended before their time."""
+    return {name: work.reason for name, work in contenders.items() if isinstance(work, Remote) and work.reason}

@@ -1,6 +1,7 @@
 """The record of a study as Markdown, and as a picture."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,24 +97,22 @@ def notes(record: Row) -> str:
     )
     without = sum(row["cases_without_region"] for row in first["test"].values())
     return (
-        f"{record['collection']}, {record['patients']} patients, {record['folds']} folds by patient, {record['steps']:,} steps a run, "
-        f"{seeds_text(variants)}. Chosen by {record['chosen_by']}: {record['chosen']}. {changed}{'. ' if changed else ''}"
-        f"{seed_by_seed(record)}{record['convention']} ({without} such in the test parts of {record['reference']}). "
+        f"{record['collection']}, {record['patients']} patients validated or tested, fold {listed(record['over']['folds'])} of "
+        f"{record['folds']} by patient, seed {listed(record['over']['seeds'])}, {record['steps']:,} steps a run. "
+        f"Chosen by {record['chosen_by']}: {record['chosen']}. {changed}{'. ' if changed else ''}"
+        f"{seed_by_seed(record)}{record['convention']} ({without} cases left out so in the test parts of {record['reference']}). "
         f"{first['minutes_a_run']:.1f} minutes a training, {record['date'][:10]}, commit {', '.join(record['commits'])}, "
         f"on {where(record['machine'])}."
     )
 
 
-def seeds_text(variants: Row) -> str:
-    """Return how many seeds the variants have.
+def listed(values: Sequence[int]) -> str:
+    """Return numbers with commas.
 
-    >>> seeds_text({"a": {"seeds": [0, 1]}, "b": {"seeds": [0]}})
-    'seeds: 2 of a, 1 of the others'
+    >>> listed([0, 2])
+    '0, 2'
     """
-    counts = {name: len(row["seeds"]) for name, row in variants.items()}
-    least = min(counts.values())
-    more = ", ".join(f"{count} of {name}" for name, count in counts.items() if count > least)
-    return f"seeds: {more}, {least} of the others" if more else f"{least} seed{'' if least == 1 else 's'}"
+    return ", ".join(map(str, values))
 
 
 def seed_by_seed(record: Row) -> str:

@@ -6,8 +6,9 @@
 - Global Dice, precision and recall are of the volumes (ml) of all cases, folds and seeds together.
 - Differences are paired by patient, over the folds and seeds that both variants have: mean, 95 % bootstrap interval over
   patients, Wilcoxon's p.
-- A recipe is chosen by the validation parts alone, over the folds and seeds that all variants have. The test parts are for telling
-  afterwards how well it does, and more seeds of the chosen recipe for telling how far chance goes.
+- All figures are over the folds and seeds that all variants have, so that rows compare; where none is common, the record cannot be
+  made. More seeds of a variant tell how far chance goes: each seed's own mean stands beside.
+- A recipe is chosen by the validation parts alone. The test parts are for telling afterwards how well it does.
 """
 
 import datetime as dt
@@ -18,6 +19,7 @@ from typing import Any
 
 from bench.quality.table import PARTS, Table
 from measure.statistics import paired_difference
+from store.errors import ConfigError
 from store.labels import TUMOR_WORDS
 from store.machine import card
 from store.metrics import mean_of
@@ -32,19 +34,20 @@ CONVENTION = (
 def summarize(table: Table, results: Sequence[Row]) -> Row:
     """Return the record of a study."""
     by_variant = {name: [row for row in results if row["variant"] == name] for name in table.variants}
-    by_variant = {name: rows for name, rows in by_variant.items() if rows}
+    every = {name: rows for name, rows in by_variant.items() if rows}
+    by_variant = common(every)
     reference = next(iter(by_variant))
     regions = list(results[0]["cases"][0]["regions"])
     main = main_region(regions)
     variants = {
         name: {
             "changes": dict(table.variants[name]),
-            "runs": len(rows),
-            "seeds": sorted({row["seed"] for row in rows}),
+            "runs": len(every[name]),
+            "seeds": sorted({row["seed"] for row in every[name]}),
             "folds": sorted({row["fold"] for row in rows}),
             "minutes_a_run": round(median(row["training"]["minutes"] for row in rows), 2),
             **{part: {region: scores(cases_of(rows, part), region) for region in regions} for part in PARTS},
-            "mean_by_seed": {part: mean_by_seed(rows, part, main) for part in PARTS},
+            "mean_by_seed": {part: mean_by_seed(every[name], part, main) for part in PARTS},
             "gain": None
             if name == reference
             else {
@@ -59,28 +62,38 @@ def summarize(table: Table, results: Sequence[Row]) -> Row:
         "collection": results[0]["collection"],
         "patients": len({case["patient_id"] for row in results for case in row["cases"]}),
         "folds": table.folds,
+        "over": {
+            "folds": sorted({row["fold"] for row in by_variant[reference]}),
+            "seeds": sorted({row["seed"] for row in by_variant[reference]}),
+        },
         "steps": table.epochs * table.steps,
         "settings": dict(table.settings),
         "convention": CONVENTION,
         "region": main,
         "reference": reference,
-        "chosen": chosen(by_variant, main),
-        "chosen_by": f"mean Dice of {main} over the patients of the validation parts, of the folds and seeds that all variants have",
+        "chosen": max(variants, key=lambda name: variants[name]["validation"][main]["mean"] or 0.0),
+        "chosen_by": f"mean Dice of {main} over the patients of the validation parts",
         "variants": variants,
         "commits": sorted({str(row["machine"]["commit"]) for row in results}),
         "machine": card(),
     }
 
 
-def chosen(by_variant: Mapping[str, Sequence[Row]], region: str) -> str:
-    """Return the variant with the best validation parts; where no fold and seed is common to all, over what each has."""
+def common(by_variant: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
+    """Return of each variant's results those of the folds and seeds that all variants have.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
     shared = set.intersection(*({(row["fold"], row["seed"]) for row in rows} for rows in by_variant.values()))
-
-    def mean(rows: Sequence[Row]) -> float:
-        common = [row for row in rows if not shared or (row["fold"], row["seed"]) in shared]
-        return scores(cases_of(common, "validation"), region)["mean"] or 0.0
-
-    return max(by_variant, key=lambda name: mean(by_variant[name]))
+    if not shared:
+        names = ", ".join(by_variant)
+        raise ConfigError(
+            f"the variants {names} have no fold and seed in common yet; run them on the same --only-folds and --seeds."
+        )
+    return {name: [row for row in rows if (row["fold"], row["seed"]) in shared] for name, rows in by_variant.items()}
 
 
 def mean_by_seed(results: Sequence[Row], part: str, region: str) -> dict[str, float | None]:

@@ -9,7 +9,7 @@ from bench.peers import inference, loading
 from bench.peers.environment import environment
 from bench.peers.loading import BARE, OURS, run
 from bench.peers.peer import packages, requirements
-from bench.peers.remote import HERE, Remote
+from bench.peers.remote import HERE, Remote, ended
 from bench.tables import peers_inference_table, peers_table
 from store.errors import InputError
 
@@ -84,6 +84,15 @@ def test_a_peer_that_ends_is_told_with_its_last_word(tmp_path):
         Remote(name="fails", python=sys.executable, script=str(script), given={}),
     ):
         pass
+
+
+def test_a_peer_that_ends_in_a_round_leaves_the_others_running(tmp_path):
+    script = tmp_path / "dies.py"
+    script.write_text(WORKS.replace("json.loads(sys.argv[1])", "{}"))
+    with Remote(name="dies", python=sys.executable, script=str(script), given={"slices": 7}) as peer:
+        peer()
+        peer()
+    assert ended({"dies": peer, "ours": print}) == {"dies": "dies: ended: KeyError: 'slices'"}
 
 
 @pytest.mark.parametrize("package", packages(PEERS))

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.cli import bench
-from bench.plan import KNOWN, OBJECTS, Collection, Inputs, checked, cost, inputs_of
+from bench.plan import KNOWN, OBJECTS, Collection, Inputs, checked, cost, inputs_of, share_of
 from bench.scaling import fit
 from bench.subject import phantom_subject
 from bench.tables import scale_table
@@ -74,6 +74,12 @@ def test_scale_is_measured_and_a_plan_follows_from_it(tmp_path, monkeypatch):
     assert record["slices"]["cpu_seconds"]["slope"] > 0
     assert (tmp_path / "s.png").stat().st_size > 10_000
     assert "ms a slice" in scale_table(record)
+    with pytest.raises(ConfigError, match="nearly all start-up"):
+        share_of({"1": 3.1, "2": 3.05}, 3.0)
+    assert share_of({"1": 7.0, "2": 5.5}, 3.0) == 0.8
+    start = record["cases"]["seconds"]["start"]
+    record["workers"] = {"1": start + 4.0, "2": start + 2.5}  # three small scans say nothing of it
+    (tmp_path / "scale.json").write_text(json.dumps(record))
     store = {"benchmark": "store", "bytes": {"compact": 3000}, "slices": 10, "results": {"ours": {"per_second": 9.0}}}
     (tmp_path / "store.json").write_text(json.dumps(store))
     (tmp_path / "lits.json").write_text(json.dumps({"cases": 131, "slices": 58_638, "workers": 2, "seconds": 100.0}))

@@ -11,7 +11,7 @@ from measure.parallel import each
 
 ROOT = Path(__file__).parents[2]
 NAPS = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from measure.parallel import each
 
@@ -21,6 +21,7 @@ def nap(place):
     return place
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     list(each(nap, sys.argv[1:], 2, str))
 """
 
