@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from store.errors import ProviderError
+from store.screen import say
 
 ENGINES = Path(".cache", "slicemill", "tensorrt")
 """Below the home folder."""
@@ -112,8 +113,12 @@ def with_engine(told: Mapping[str, str], start: Callable[[Mapping[str, str]], Se
         with _kept_in(folder):
             for timings in aside.glob("*.timing"):
                 timings.replace(folder.parent / timings.name)
-            shutil.rmtree(folder, ignore_errors=True)
+            old = folder.with_name(f".{folder.name}.old")
+            _emptied(old)
+            if folder.is_dir():
+                folder.rename(old / folder.name)
             aside.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)  # a process that has it open may keep it
         return session
 
 
@@ -123,7 +128,12 @@ def _locked(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("wb")
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with _kept_in(path):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"{path.parent}: another run builds this engine; waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -138,7 +148,7 @@ def _kept_in(folder: Path) -> Iterator[None]:
 def _emptied(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-    folder.mkdir()
+    folder.mkdir(parents=True)
 
 
 def gpu_name(device: int) -> str:

@@ -145,10 +145,11 @@ def fates_table(rows: Sequence[Row]) -> str:
 
 
 def pictures(found: Row, points: Points) -> list[str]:
-    """Return each target at both times, and each new lesion, as pictures; outlines on gray where there is no scan."""
+    """Return each target at both times, and new lesions up to SHOWN in all, as pictures; outlines on gray where there is no scan."""
     rows = found["lesions"]
     targets = [row for row in rows if row["baseline_id"] in found["baseline"]["target_ids"]]
-    new = [row for row in rows if row["fate"] == "new"][: max(0, SHOWN - len(targets))]
+    every = [row for row in rows if row["fate"] == "new"]
+    new = every[: max(0, SHOWN - len(targets))]
     parts = []
     for row in targets:
         parts.append(view(f"Target {row['baseline_id']}, baseline", points[0], row["baseline_id"]))
@@ -157,6 +158,8 @@ def pictures(found: Row, points: Points) -> list[str]:
         if not later:
             parts.append(page.paragraph(f"Target {row['baseline_id']}, follow-up: no lesion is left of it."))
     parts += [view("New at follow-up", points[1], row["followup_id"]) for row in new]
+    if more := len(every) - len(new):
+        parts.append(page.paragraph(f"{more} more new lesions stand in the table, without a picture."))
     if not parts:
         return [page.paragraph("There is no target at baseline, and no new lesion.")]
     legend = (

@@ -101,7 +101,7 @@ def pair_up(predictions: Path, references: Path) -> Pairing:
     return Pairing(
         pairs=tuple(pairs.values()),
         missing=tuple(sorted(everything - set(pairs) - set(damaged))),
-        alone=tuple(name for name in alone if name not in damaged),
+        alone=tuple(name for name in alone if name not in damaged and case_id_of(name) not in damaged),
         damaged=tuple(damaged.items()),
     )
 

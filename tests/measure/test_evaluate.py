@@ -232,7 +232,7 @@ def test_a_stored_case_that_cannot_be_opened_fails_and_the_rest_is_scored(predic
         ((name, reason),) = evaluation.failures
         assert name == "volume-1"
         assert "zarr.json: cannot be read" in reason
-        assert "volume-1" not in evaluation.missing
+        assert (evaluation.missing, evaluation.alone) == ((), ())
     outcomes = run(gather(predicted_store, None, None), tmp_path / "out")
     assert [outcome.status for outcome in outcomes] == ["failed", "done"]
 

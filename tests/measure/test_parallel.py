@@ -15,9 +15,13 @@ import signal, sys, time
 from pathlib import Path
 from measure.parallel import each
 
+from store.files import written_whole
+
 def nap(place):
     Path(place).touch()
-    time.sleep(100)
+    with written_whole(Path(place + ".json")) as aside:
+        aside.write_text("half")
+        time.sleep(100)
     return place
 
 if __name__ == "__main__":
@@ -30,8 +34,15 @@ def test_items_keep_their_places_in_one_process_and_in_several():
     assert sorted(each(abs, [-3, 4, -5], 1, abs)) == sorted(each(abs, [-3, 4, -5], 2, abs)) == [(0, 3), (1, 4), (2, 5)]
 
 
-def test_what_a_process_died_of_is_said_of_each_of_its_items():
-    assert sorted(each(os._exit, [7, 8], 2, str)) == [(0, "7"), (1, "8")]
+def die_at_seven(number):
+    if number == 7:
+        os._exit(1)
+    return str(number)
+
+
+def test_only_the_item_that_a_process_died_of_fails():
+    found = sorted(each(die_at_seven, [1, 7, 2, 7, 3], 2, lambda number: f"died of {number}"))
+    assert found == [(0, "1"), (1, "died of 7"), (2, "2"), (3, "died of 7"), (4, "3")]
 
 
 @pytest.mark.parametrize("send", [os.kill, os.killpg])
@@ -45,7 +56,7 @@ def test_ctrl_c_ends_the_cases_in_hand_and_begins_no_other(send, tmp_path):
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    while sum(place.exists() for place in places) < 2:
+    while sum(1 for _ in tmp_path.glob(".*.part*")) < 2:
         assert child.poll() is None
         time.sleep(0.1)
     send(child.pid, signal.SIGINT)
@@ -53,6 +64,7 @@ def test_ctrl_c_ends_the_cases_in_hand_and_begins_no_other(send, tmp_path):
     assert child.returncode == -signal.SIGINT, error
     assert error.decode().count("Traceback") == 1, "of the process that was interrupted, and of no worker"
     assert sum(place.exists() for place in places) == 2
+    assert list(tmp_path.glob(".*")) == list(tmp_path.glob("*.json")) == [], "nothing half written is left"
     assert gone(child.pid), "no worker is left"
 
 

@@ -204,6 +204,16 @@ def test_a_graph_that_labels_differently_is_not_written(tmp_path, rng):
         prove(other, tmp_path / "m.onnx", proof)
 
 
+def swapped(graph):
+    """The graph with its last two classes in each other's place: where it gives one of them, the file gives a third of torch's."""
+    from copy import deepcopy
+
+    other = deepcopy(graph)
+    head = other.network.head
+    head.weight.data[[0, 2]], head.bias.data[[0, 2]] = head.weight.data[[2, 0]], head.bias.data[[2, 0]]
+    return other
+
+
 def test_pixels_in_which_two_classes_tie_are_counted_and_not_held_against_the_file(tmp_path, rng):
     """Two classes that differ by less than a rounding: the label of nearly every pixel is chance."""
     torch.manual_seed(0)
@@ -217,6 +227,9 @@ def test_pixels_in_which_two_classes_tie_are_counted_and_not_held_against_the_fi
     parity = prove(graph, tmp_path / "m.onnx", proof)
     assert parity["labels_differing"] == 0
     assert parity["ties"] > 1e-2 * parity["pixels"]
+    bias[2] = bias[0] - 1e3
+    with pytest.raises(ModelError, match="onnxruntime's labels differ from torch's"):
+        prove(swapped(graph), tmp_path / "m.onnx", proof)
     weight[1] *= 1.1
     with pytest.raises(ModelError, match="onnxruntime's labels differ from torch's"):
         prove(graph, tmp_path / "m.onnx", proof)
