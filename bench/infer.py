@@ -61,6 +61,8 @@ from train.graph import DEFAULT, Exported, Flavor
 from train.step import build
 
 SIZE = 512
+FEW, MANY = 4, 12
+"""Scans."""
 MIN_LESION_ML = 0.2
 BLUR = 8
 SMALL, SMALL_SIDE, SMALL_SLICES = 64, 128, 12
@@ -126,17 +128,20 @@ def run(folder: Path, *, slices: int, rounds: int) -> Record:
     Parameters
     ----------
     slices
-        Slices of 512x512 that go through each network in a round, as four scans.
+        Slices of 512x512 that go through the default network in a round, as FEW scans; MANY scans of as many slices each go through
+        those that are faster, so that beginning and end, which a run has once, are as small a part there.
     """
-    scans, label = made_scans(folder / "scans", slices)
+    scans, label = made_scans(folder / "scans", slices // FEW, FEW)
+    more, _ = made_scans(folder / "more", slices // FEW, MANY)
     results: dict[str, Any] = {}
     with progress("infer", (rounds + 1) * 17, "runs") as advance:
 
         def tell(name: str) -> None:
             advance(1, name)
 
-        results["whole"] = {name: whole(folder, name, scans, rounds, tell) for name in ("default", "light")}
-        results["host"] = host(folder, scans, rounds, tell)
+        given = {"default": scans, "light": more}
+        results["whole"] = {name: whole(folder, name, place, rounds, tell) for name, place in given.items()}
+        results["host"] = host(folder, more, rounds, tell)
         results["engines"] = engines(folder, rounds, tell)
         results["components"] = components(label, rounds, tell)
         results["many"] = many(folder, rounds, tell)
@@ -182,11 +187,11 @@ def headline_of(results: Record) -> Record:
     }
 
 
-def made_scans(folder: Path, slices: int) -> tuple[Path, npt.NDArray[np.uint8]]:
-    """Write four scans of one phantom, of two axis orders, and return them with its labels."""
+def made_scans(folder: Path, slices: int, count: int) -> tuple[Path, npt.NDArray[np.uint8]]:
+    """Write scans of so many slices of one phantom, of two axis orders, and return them with its labels."""
     folder.mkdir()
-    phantom = make_phantom(PhantomSpec(seed=1, shape=(max(8, slices // 4), SIZE, SIZE)))
-    for number in range(4):
+    phantom = make_phantom(PhantomSpec(seed=1, shape=(max(8, slices), SIZE, SIZE)))
+    for number in range(count):
         image = np.roll(phantom.image, 3 * number, axis=0)
         write_nifti(folder / f"scan-{number}.nii.gz", image, phantom.spacing_mm, ("LPS", "RAS")[number % 2])
     return folder, phantom.label

@@ -74,7 +74,7 @@ STAGES = {
     "infer": Stage(
         what="scans -> masks and reports, beside the bare session, scripts and torch",
         bound="convolutions",
-        full=Scale(128, 5),
+        full=Scale(256, 5),
         quick=Scale(32, 3),
         takes_data=False,
     ),

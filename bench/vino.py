@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--scan", type=Path, help="A scan for it; a phantom if absent.")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        scan = given.scan or made_scans(Path(folder) / "scans", 4 * 8)[0] / "scan-0.nii.gz"
+        scan = given.scan or made_scans(Path(folder) / "scans", 8, 1)[0] / "scan-0.nii.gz"
         model = given.model or exported(Path(folder) / "default.onnx", *network_of("default"), SIZE)
         record = measure(model, scan, given.rounds)
     if given.json:

@@ -21,6 +21,9 @@ STRONGEST = 20
 """Voxels that a slice's tumor score is the mean of: about the smallest lesion that readers report (5 mm across at 1 mm)."""
 OVERLAY_SLICES = 8
 OVERLAY_COLUMNS = 4
+OVERLAY_PX = 320
+"""Of a slice's longer side at most, or every second or third pixel is shown: at 512 pixels a picture takes 104 ms of a core, so 32;
+all else around the network takes some 3 a slice."""
 
 
 def make_report(name: str, grid: Grid, segmented: Segmented, info: ModelInfo) -> dict[str, Any]:
@@ -127,5 +130,9 @@ def overlay(
         if len(chosen) < OVERLAY_SLICES:
             chosen[z] = None
     colors = label_colors(labels)
-    tiles = [Tile(picture=draw_labels(gray(image[z]), label[z], colors), caption=f"z={z}") for z in sorted(chosen)]
+    step = -(-max(image.shape[1:]) // OVERLAY_PX)
+    tiles = [
+        Tile(picture=draw_labels(gray(image[z, ::step, ::step]), label[z, ::step, ::step], colors), caption=f"z={z}")
+        for z in sorted(chosen)
+    ]
     return montage(tiles, min(OVERLAY_COLUMNS, len(tiles)), f"{title}   ({DISCLAIMER})")
