@@ -18,6 +18,7 @@ from bench.tables import (
     lits_table,
     loader_table,
     measure_table,
+    number,
     peers_inference_table,
     peers_table,
     scale_table,
@@ -38,7 +39,11 @@ FIGURES = (
     "train",
     "measure",
     "lits",
-    "what peers do",
+    "all",
+    "infer",
+    "all: peers-loading",
+    "all: peers-inference",
+    "instructions",
 )
 END = "<!-- end -->"
 
@@ -58,8 +63,6 @@ def rendered(figure: str, root: Path) -> str:
     if figure == "plan":
         stages = newest()["stages"]
         table = plan_table(record("scale"), stages["store"], stages["infer"], record("lits"))
-    elif figure == "what peers do":
-        table = sentences()
     elif figure == "all":
         table = all_table(newest())
     elif kind == "all":
@@ -71,15 +74,6 @@ def rendered(figure: str, root: Path) -> str:
         found = record(figure)
         table = TABLES[found["benchmark"]](found)
     return f"<!-- {figure} -->\n{table}\n{END}"
-
-
-def sentences() -> str:
-    """Return what each peer does more or less than ours as Markdown; a sentence each, which the tables of a run show, too."""
-    from bench.peers import inference, loading
-
-    kinds = (("loading", loading.PEERS), ("inference", inference.PEERS))
-    rows = [f"| {kind} | {peer.name} | {peer.sentence} |" for kind, peers in kinds for peer in peers]
-    return "\n".join(["| `--kind` | peer | what it does, more or less than ours |", "|---|---|---|", *rows])
 
 
 def scores_table(summary: dict[str, Any]) -> str:
@@ -126,17 +120,6 @@ def plan_table(scale: dict[str, Any], store: dict[str, Any], infer: dict[str, An
         lines.append(line(name, *(f"{value:,}" if isinstance(value, int) else number(value) for value in figures)))
     note = f"A measured ingest of LiTS's size took {checked(inputs, lits):.2f} of what the model says; inputs measured on {where(scale['machine'])}."
     return "\n".join([*lines, "", note])
-
-
-def number(value: float | None) -> str:
-    """Return a figure with three digits that count, a dash for None.
-
-    >>> number(1234.5), number(0.031), number(None)
-    ('1,234', '0.031', '-')
-    """
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 PLANNED = (2, 16, 128)

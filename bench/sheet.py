@@ -6,6 +6,7 @@ from typing import Any
 
 from bench.headline import Record
 from bench.stages import STAGES
+from bench.tables import number
 from store import page
 from store.files import write_bytes, written_whole
 from store.machine import described
@@ -24,7 +25,7 @@ def draw(path: Path, record: Record) -> None:
     from matplotlib import pyplot
 
     stages = {name: stage["headline"] for name, stage in record["stages"].items()}
-    heights = [1.1 + 0.36 * (1 + len(found["peers"])) for found in stages.values()]
+    heights = [0.62 + 0.3 * (1 + len(found["peers"])) for found in stages.values()]
     figure, axes = pyplot.subplots(
         len(stages), 1, figsize=(9.0, sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
     )
@@ -33,12 +34,12 @@ def draw(path: Path, record: Record) -> None:
         bars |= {peer: row["per_second"] for peer, row in found["peers"].items()}
         names, values = list(bars), list(bars.values())
         panel.barh(names, values, color=[OURS, *[THEIRS] * len(found["peers"])], height=0.66)
-        panel.invert_yaxis()
+        panel.set_ylim(len(bars) - 0.4, -0.6)
         limit = found["limit"]["per_second"]
         panel.axvline(limit, color=LIMIT, linewidth=1.6)
         panel.set_xlim(0, 1.16 * max(limit, *values))
         for place, value in enumerate(values):
-            panel.annotate(f"{value:,.3g}", (value, place), (4, 0), textcoords="offset points", va="center", fontsize=8,
+            panel.annotate(number(value), (value, place), (4, 0), textcoords="offset points", va="center", fontsize=8,
                            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.4})  # fmt: skip
         unit = record["stages"][name].get("unit", "slices").split(",")[0]
         panel.set_title(
@@ -68,9 +69,9 @@ def draw_shares(path: Path, stage: Record) -> None:
     }
     figure, panel = pyplot.subplots(figsize=(9.0, 0.9 + 0.62 * len(bars)), layout="constrained")
     left = dict.fromkeys(bars, 0.0)
-    for number, name in enumerate(next(iter(bars.values()))):
+    for color, name in enumerate(next(iter(bars.values()))):
         shares = [100 * stages[name]["share"] for stages in bars.values()]
-        panel.barh(list(bars), shares, left=list(left.values()), label=name, height=0.66, color=f"C{number}")
+        panel.barh(list(bars), shares, left=list(left.values()), label=name, height=0.66, color=f"C{color}")
         for place, (bar, share) in enumerate(zip(bars, shares, strict=True)):
             if share >= LEGIBLE:
                 panel.text(left[bar] + share / 2, place, f"{share:.0f}", ha="center", va="center", fontsize=8)

@@ -322,6 +322,17 @@ def ratio_cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def number(value: float | None) -> str:
+    """Return a figure with three digits that count, a dash for None.
+
+    >>> number(1234.5), number(0.031), number(None)
+    ('1,234', '0.031', '-')
+    """
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def where(machine: dict[str, Any]) -> str:
     """Return a machine in a few words."""
     return f"{machine['cores']} cores of {machine['cpu']}"
