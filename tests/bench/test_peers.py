@@ -126,5 +126,5 @@ def test_ours_segments_where_no_peer_can_and_all_are_told(tmp_path, monkeypatch)
     record = inference.run(tmp_path, tmp_path / "environments", slices=4, rounds=3, only=("monai", "nnunet"))
     assert list(record["results"]) == [inference.OURS, inference.BARE]
     assert record["results"][inference.OURS]["cpu_milliseconds"] > 0
-    assert set(record["not_run"]) == {"MONAI SliceInferer", "nnU-Net predictor"}
+    assert set(record["not_run"]) == {"MONAI SliceInferer", "nnU-Net predictor, sequential"}
     assert peers_inference_table(record).count("not run") == 2
