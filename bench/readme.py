@@ -42,7 +42,7 @@ FIGURES = (
     "all",
     "infer",
     "all: peers-loading",
-    "all: peers-inference",
+    "peers-inference",
     "instructions",
 )
 END = "<!-- end -->"
