@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bench.plan import HEADER, KNOWN, checked, inputs_of, rows_of
 from bench.quality.report import quality_table, yardstick_table
 from bench.tables import (
     all_table,
@@ -14,11 +13,9 @@ from bench.tables import (
     ingest_table,
     instructions_table,
     limits_table,
-    line,
     lits_table,
     loader_table,
     measure_table,
-    number,
     peers_inference_table,
     peers_table,
     scale_table,
@@ -60,10 +57,7 @@ def rendered(figure: str, root: Path) -> str:
         return record(f"runs/{max((results / 'runs').glob('*.json')).stem}")
 
     kind, _, name = figure.partition(": ")
-    if figure == "plan":
-        stages = newest()["stages"]
-        table = plan_table(record("scale"), stages["store"], stages["infer"], record("lits"))
-    elif figure == "all":
+    if figure == "all":
         table = all_table(newest())
     elif kind == "all":
         stage = newest()["stages"][name]
@@ -112,18 +106,6 @@ def scores_table(summary: dict[str, Any]) -> str:
     )
 
 
-def plan_table(scale: dict[str, Any], store: dict[str, Any], infer: dict[str, Any], lits: dict[str, Any]) -> str:
-    """Return what large collections cost by the model of `bench.plan`, from committed records, as Markdown."""
-    inputs = inputs_of(scale, store, infer)
-    lines = [line(*HEADER), "|---|" + "---|" * (len(HEADER) - 1)]
-    for name, *figures in rows_of(KNOWN, inputs, PLANNED):
-        lines.append(line(name, *(f"{value:,}" if isinstance(value, int) else number(value) for value in figures)))
-    note = f"A measured ingest of LiTS's size took {checked(inputs, lits):.2f} of what the model says; inputs measured on {where(scale['machine'])}."
-    return "\n".join([*lines, "", note])
-
-
-PLANNED = (2, 16, 128)
-"""Workers."""
 TABLES = {
     "instructions": instructions_table,
     "limits": limits_table,

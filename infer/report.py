@@ -22,8 +22,7 @@ STRONGEST = 20
 OVERLAY_SLICES = 8
 OVERLAY_COLUMNS = 4
 OVERLAY_PX = 320
-"""Of a slice's longer side at most, or every second or third pixel is shown: at 512 pixels a picture takes 104 ms of a core, so 32;
-all else around the network takes some 3 a slice."""
+"""Of a slice's longer side at most, or every second or third pixel is shown, since drawing and packing whole slices takes longest in short scans."""
 
 
 def make_report(name: str, grid: Grid, segmented: Segmented, info: ModelInfo) -> dict[str, Any]:

@@ -40,7 +40,8 @@ from train.config import Config
 from train.step import build
 
 BATCH = 1
-"""Slices in a batch of a peer: eager torch, channels last, labels 8.2 slices/s by one and 5.3 by four on a CPU; ours chooses its own."""
+"""Slices in a batch of a peer: on a CPU MONAI labels 4.8 slices/s by one (`bench/results/peers-inference.json`) and 3.6 by four (the run of
+2026-11-22T0415 in `bench/results/runs`); ours chooses its own."""
 AXES = ("LPS", "RAS")
 """A scan each."""
 LEAST_DICE = 0.99
