@@ -1,14 +1,12 @@
 """What needs the whole scan: the largest organ, its holes, and tumors that are too far away, too small or too unsure.
 
-All of it works in the box around the labelled voxels, and stops early where there is nothing to do. Sizes of components
-are counted only where the largest is not plain: a component that holds more than half of all voxels is the largest.
+All of it works in the box around the labelled voxels, on their runs along x (`store.runs`), and stops early where there is nothing to do.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Any
 
-import cc3d
 import numpy as np
 import numpy.typing as npt
 
@@ -16,14 +14,11 @@ from store.errors import ModelError
 from store.geometry import Grid, voxel_ml
 from store.labels import Labels
 from store.lesions import bounding_box
+from store.runs import connected, fill, places, runs_of, values_in
 
 Label = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Box = tuple[slice, ...]
-SAMPLE = (2, 4, 4)
-"""Every so many voxels along z, y, x are looked at to guess the largest component; the guess is proved."""
-THIN = 3
-"""cc3d 4.1 counts too few provisional labels in arrays as thin as a bar; these get a border of air."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,58 +83,31 @@ def extent(label: Label) -> Box | None:
     return slice(int(filled[0]), int(filled[-1]) + 1), *across
 
 
-def values_in(label: Label, values: list[int]) -> Mask:
-    """Return where a label has one of a few values."""
-    mask: Mask = label == values[0]
-    for value in values[1:]:
-        mask |= label == value
-    return mask
-
-
-def components(mask: Mask, connectivity: int = 26) -> tuple[npt.NDArray[Any], int]:
-    """Return the components of bool[z, y, x], 0 outside and 1 to n inside, and n."""
-    if min(mask.shape) >= THIN:
-        found, count = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=connectivity, return_N=True)
-        return found, int(count)
-    found, count = cc3d.connected_components(np.pad(mask, 1), connectivity=connectivity, return_N=True)
-    return np.ascontiguousarray(found[1:-1, 1:-1, 1:-1]), int(count)
-
-
-def sizes_of(found: npt.NDArray[Any], count: int) -> npt.NDArray[np.int64]:
-    """Return the voxels of components 0 (always 0) to `count`."""
-    return np.bincount(found[found > 0], minlength=count + 1)
-
-
-def largest(found: npt.NDArray[Any], count: int, voxels: int) -> int:
-    """Return the number of the largest of `count` components, which have so many voxels together; of equals, the first."""
-    sample = found[:: SAMPLE[0], :: SAMPLE[1], :: SAMPLE[2]]
-    guess = int(sizes_of(sample, count).argmax())
-    if guess and 2 * int(np.count_nonzero(found == guess)) > voxels:
-        return guess
-    return int(sizes_of(found, count).argmax())
-
-
 def keep_largest_organ(label: Label, labels: Labels) -> None:
-    """Clear, in place, every voxel of the organ and its tumors outside the largest 26-connected component of both."""
+    """Clear, in place, every voxel of the organ and its tumors outside the largest 26-connected component of both; of equals the first stays."""
     if labels.organ is None:
         return
-    mask = values_in(label, labels.organ_values())
-    found, count = components(mask)
+    runs = runs_of(label, labels.organ_values())
+    numbers, count = connected(runs)
     if count > 1:
-        keep = largest(found, count, int(np.count_nonzero(mask)))
-        mask &= found != keep
-        label[mask] = 0
+        sizes = np.bincount(numbers, weights=runs.voxels)
+        fill(label, runs[numbers != sizes.argmax()], 0)
 
 
 def fill_holes(label: Label, labels: Labels) -> None:
     """Turn, in place, background that organ and tumors enclose into organ."""
     if labels.organ is None:
         return
-    outside = np.pad(~values_in(label, labels.organ_values()), 1, constant_values=True)
-    found, count = components(outside, connectivity=6)
-    if count > 1:
-        inside = found[1:-1, 1:-1, 1:-1]
-        label[(inside > 0) & (inside != found[0, 0, 0]) & (label == 0)] = labels.values[labels.organ]
+    organ = labels.organ_values()
+    runs = runs_of(~values_in(label, organ))
+    numbers, count = connected(runs, connectivity=6)
+    nz, ny, nx = label.shape
+    at_the_side = (runs.z == 0) | (runs.z == nz - 1) | (runs.y == 0) | (runs.y == ny - 1)
+    at_the_side |= (runs.start == 0) | (runs.stop == nx)
+    inside = np.ones(count, dtype=bool)
+    inside[numbers[at_the_side]] = False
+    for _, where in places(runs[inside[numbers]]):
+        label[where] = np.where(label[where] == 0, labels.values[labels.organ], label[where])
 
 
 def drop_far_tumors(label: Label, labels: Labels, reach_mm: float, spacing_mm: tuple[float, float, float]) -> None:
@@ -210,20 +178,18 @@ def drop_lesions(
     tumor = labels.tumor_value()
     if tumor is None:
         return
-    mask = label == tumor
-    box = bounding_box(mask)
-    if box is None:
-        return
-    found, count = components(mask[box])
-    inside = found[found > 0]
-    sizes = np.bincount(inside, minlength=count + 1)
+    runs = runs_of(label, [tumor])
+    numbers, count = connected(runs)
+    sizes = np.bincount(numbers, weights=runs.voxels, minlength=count)
     drop = sizes < min_voxels
     if sure is not None:
-        sums = np.bincount(inside, weights=sure[0][box][found > 0], minlength=count + 1)
+        sums = np.zeros(count)
+        for part, where in places(runs):
+            owners = np.repeat(numbers[part], runs[part].voxels)
+            sums += np.bincount(owners, weights=sure[0][where], minlength=count)
         drop |= sums < sure[1] * 255 * sizes
-    drop[0] = False
     if drop.any():
-        label[box][drop[found]] = labels.values[labels.organ] if labels.organ else 0
+        fill(label, runs[drop[numbers]], labels.values[labels.organ] if labels.organ else 0)
 
 
 def postprocess(

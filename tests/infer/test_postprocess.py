@@ -8,14 +8,12 @@ from scipy import ndimage
 
 from infer.postprocess import (
     Rules,
-    components,
     dilated,
     drop_far_tumors,
     drop_lesions,
     extent,
     fill_holes,
     keep_largest_organ,
-    largest,
     postprocess,
     rules_from_json,
 )
@@ -58,19 +56,6 @@ def test_the_largest_organ_and_small_tumors_are_those_of_scipy(shape, seed, smoo
     grid = Grid(shape=shape[::-1], affine=np.diag([-10.0, -10.0, 10.0, 1.0]))
     postprocess(label, LITS_LABELS, Rules(largest_organ=True, min_lesion_ml=least), grid)
     assert np.array_equal(label, expected)
-
-
-@given(shapes, st.floats(0.05, 0.9), st.integers(0, 10_000), st.sampled_from([6, 26]))
-def test_components_are_those_of_scipy_however_thin_the_array(shape, density, seed, connectivity):
-    mask = np.random.default_rng(seed).random(shape) < density
-    found, count = components(mask, connectivity)
-    expected, number = ndimage.label(mask, structure=ALL if connectivity == 26 else None)
-    assert count == number
-    pairs = set(zip(found.ravel().tolist(), expected.ravel().tolist(), strict=True))
-    assert len(pairs) == len(set(found.ravel().tolist()))
-    if count:
-        sizes = np.bincount(found.ravel())[1:]
-        assert sizes[largest(found, count, int(mask.sum())) - 1] == sizes.max()
 
 
 @given(shapes, st.integers(0, 10_000))

@@ -104,9 +104,7 @@ def test_a_spiral_that_meets_itself_in_many_slabs_is_one_lesion():
     assert lesion.voxels == mask.sum()
 
 
-@pytest.mark.parametrize("long_outline", [128, 2])
-def test_the_diameter_is_that_of_all_pairs_of_edges(long_outline, rng, monkeypatch):
-    monkeypatch.setattr("store.lesions.LONG_OUTLINE", long_outline)
+def test_the_diameter_is_that_of_all_pairs_of_edges(rng):
     for _ in range(60):
         section = ndimage.gaussian_filter(rng.standard_normal((30, 40)), 3) > 0.05
         if not section.any():
@@ -116,6 +114,25 @@ def test_the_diameter_is_that_of_all_pairs_of_edges(long_outline, rng, monkeypat
         points = np.concatenate([np.stack(edge, axis=1) for edge in edges]) * np.array((0.7, 1.1))
         longest_pair = np.sqrt(((points[:, None] - points[None]) ** 2).sum(axis=2).max())
         assert axial_diameter(section, (0.7, 1.1)) == pytest.approx(longest_pair, abs=1e-12)
+
+
+def test_the_longest_section_is_that_of_all_sections(rng):
+    spacing = np.array([0.7, 1.1])
+    affine = np.diag([spacing[1], spacing[0], 3.0, 1.0])
+    for seed in range(40):
+        smooth = (2, *rng.uniform(0.8, 5, 2))
+        field = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal((12, 40, 36)), smooth)
+        mask = field > 0.5 * field.std()
+        expected, count = ndimage.label(mask, np.ones((3, 3, 3)))
+        found = find_lesions(mask, affine)
+        sizes = np.bincount(expected.ravel())
+        for lesion in found:
+            z0, y0, x0, z1, y1, x1 = lesion.bbox_zyx
+            inside = np.bincount(expected[z0:z1, y0:y1, x0:x1].ravel(), minlength=count + 1)
+            (number,) = (n for n in range(1, count + 1) if inside[n] == sizes[n] == lesion.voxels)
+            lengths = [axial_diameter(section == number, (0.7, 1.1)) for section in expected]
+            assert lesion.max_axial_diameter_mm == pytest.approx(max(lengths), abs=1e-12)
+            assert lengths[lesion.key_z] == pytest.approx(max(lengths), abs=1e-12)
 
 
 def test_no_tumor_is_no_lesion():
