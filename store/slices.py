@@ -29,6 +29,7 @@ from store.errors import ConfigError, InputError, StoreError
 from store.files import read_json, write_csv, write_json
 from store.manifest import slice_rows
 from store.naming import natural_key
+from store.png import png_bytes
 from store.progress import progress
 from store.reader import Case, Store
 from store.window import DEFAULT_WINDOW, Window
@@ -41,8 +42,6 @@ SUFFIX: dict[Format, str] = {"jpeg": "jpg", "png": "png", "png16": "png", "npy":
 PNG16_OFFSET = 32768
 """A 16-bit PNG has no sign: its value is HU + 32768."""
 JPEG_QUALITY = 95
-PNG_LEVEL = 1
-"""zlib's level: 6 times the speed of 6 on 16-bit slices of 512x512 at 1.09 of the size, 1.2 times and 1.08 on 8-bit ones."""
 MARKER = "case.json"
 TABLE = "pairs.csv"
 COLUMNS = ("case_id", "patient_id", "z", "image", "mask", "has_tumor", "spacing_z_mm", "spacing_y_mm", "spacing_x_mm")
@@ -312,4 +311,4 @@ def save_section(path: Path, section: npt.NDArray[Any]) -> None:
     elif path.suffix == ".jpg":
         Image.fromarray(section).save(path, quality=JPEG_QUALITY)
     else:
-        Image.fromarray(section).save(path, compress_level=PNG_LEVEL)
+        path.write_bytes(png_bytes(section))
