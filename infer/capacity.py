@@ -1,5 +1,6 @@
-"""What one batch holds: on a GPU this is the one shape of all batches of a run, for which its engine is built."""
+"""What one batch holds, and how many are at work: on a GPU its shape is the one of all batches of a run, for which its engine is built."""
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,10 @@ CPU_PIXELS = 2 * 512 * 512
 """Pixels in a batch on the CPU: more brings nothing there (design notes, RUNTIME section 3)."""
 GPU_PIXELS = 32 * 512 * 512
 """Pixels in a batch on a GPU."""
+CPU_LANES = 8
+"""Batches at work at a time on a CPU, at most: each holds what the network computes in between, 0.4 GB with the default one at 512x512."""
+LANES = 2
+"""The same on other devices: one computes while the other is emptied and filled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,20 @@ def capacity_of(info: "ModelInfo", provider: str, batch: int = 0) -> Capacity:
         raise ConfigError(f"--batch {batch}: {info.name} takes one slice at a time; export it with an open batch axis.")
     labels = 1 if info.one_slice else batch or max(1, pixels // (info.size[0] * info.size[1]))
     return Capacity(labels, min(labels * info.context, 2 * (labels + info.context)))
+
+
+def lanes_on(provider: str) -> int:
+    """Return how many batches are at work at a time.
+
+    On a CPU every core labels slices of its own, without waiting for others at each layer: 1.05 times the slices of all cores in one batch
+    with the default network on two cores, 1.2 times with a light one (`slicemill bench infer`, row `whole`).
+    """
+    return len(os.sched_getaffinity(0)) // threads_a_lane() if provider == "cpu" else LANES
+
+
+def threads_a_lane() -> int:
+    """Return how many threads of a CPU compute one batch: one, unless there are more cores than lanes."""
+    return -(-len(os.sched_getaffinity(0)) // CPU_LANES)
 
 
 def shapes_of(info: "ModelInfo", capacity: Capacity) -> dict[str, tuple[int, ...]]:

@@ -1,8 +1,8 @@
 """Readers -> batches across scans -> the network -> writers: all at work at the same time, bounded by memory.
 
 1. Reader threads take jobs, decode scans and put them in line (`infer.line`).
-2. Two lanes for each device take batches from the line in turn: one is on the device while the other is emptied and filled
-   (`infer.lane`).
+2. Lanes take batches from the line: on a CPU one for each core, two for each other device, one of which is computed while the other
+   is emptied and filled (`infer.lane`).
 3. A scan whose last slice is labelled goes to the writer threads; then its memory is given back.
 4. A scan that cannot be read or written fails by itself. When the device fails, the scans of that batch fail and the session
    is made anew, once; a device that fails again ends the run.
@@ -20,9 +20,9 @@ from functools import partial
 from typing import Any
 
 from infer.batching import Batch, Scan
-from infer.capacity import Capacity
+from infer.capacity import Capacity, lanes_on
 from infer.inputs import Job, LoadedScan
-from infer.lane import LANES, Lane, make_lane, turns_of
+from infer.lane import Lane, make_lane, turns_of
 from infer.line import Line, Stopped
 from infer.model import Model
 from infer.stopwatch import Stopwatch
@@ -113,7 +113,7 @@ class Engine:
         with ThreadPoolExecutor(self._limits.writers, "writer") as writers:
             work = [partial(self._read_all, jobs)] * self._limits.readers
             for model in self._models:
-                work += [partial(self._drive, model, turns_of(model), writers)] * LANES
+                work += [partial(self._drive, model, turns_of(model), writers)] * lanes_on(model.provider)
             threads = [threading.Thread(target=self._guarded, args=(one,), daemon=True) for one in work]
             try:
                 for thread in threads:

@@ -1,22 +1,22 @@
 """Buffers of a session that are filled, run and read again and again: inputs and outputs are bound once, nothing is allocated.
 
-Two lanes take turns: while one is on the device, the other scatters its labels and is filled. On a GPU the batch has one
-shape for the whole run, since its provider plans anew for each shape; its tail is padding. On the CPU a short batch is short.
+On a CPU each lane is a core's, or some cores', and knows nothing of the others. On a GPU two lanes take turns: while one is on the device,
+the other scatters its labels and is filled. There the batch has one shape for the whole run, since its provider plans anew for
+each shape; its tail is padding. On the CPU a short batch is short.
 """
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from infer.capacity import Capacity
+from infer.capacity import Capacity, lanes_on
 from infer.cudart import open_card
 from infer.model import Answer, Model, answered
 
-LANES = 2
 ON_DEVICE = ("cuda", "tensorrt")
 WHERE = "cuda"
 """onnxruntime's name of the memory of both."""
@@ -155,5 +155,18 @@ def make_lane(model: Model, capacity: Capacity, wanted: Sequence[str]) -> Lane:
 
 
 def turns_of(model: Model) -> threading.Semaphore:
-    """Return how many lanes may compute at once: one where it takes all cores, each on a GPU, which lines them up itself."""
-    return threading.Semaphore(LANES if model.provider in ON_DEVICE else 1)
+    """Return how many lanes may compute at once: all, but one where it takes all cores; a GPU lines them up itself."""
+    return threading.Semaphore(1 if model.provider == "openvino" else lanes_on(model.provider))
+
+
+def memory_of_lanes(model: Model, capacity: Capacity, wanted: Sequence[str]) -> int:
+    """Return the bytes that the lanes of a CPU are going to take beside what this process has after the call: one of them labels a batch of air."""
+    if model.provider != "cpu":
+        return 0
+    import psutil
+
+    process = psutil.Process()
+    before = process.memory_info().rss
+    lane = make_lane(model, capacity, wanted)
+    lane.run(capacity.rows, np.zeros((capacity.labels, model.info.context), dtype=np.int32), nullcontext())
+    return int(process.memory_info().rss - before) * (lanes_on(model.provider) - 1)

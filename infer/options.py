@@ -77,8 +77,8 @@ def memory_of(plan: Plan) -> int:
     return nz * (own * ny * nx + (0 if plan.resampling is None else 2 * height * width))
 
 
-def memory_for_scans(asked_gb: float) -> int:
-    """Return the bytes that scans may take together, once the model is in memory.
+def memory_for_scans(asked_gb: float, lanes_bytes: int) -> int:
+    """Return the bytes that scans may take together, once the model is in memory and but for what its lanes are going to take.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def memory_for_scans(asked_gb: float) -> int:
 
     if not asked_gb:
         return int(psutil.virtual_memory().available // 2)
-    taken = int(psutil.Process().memory_info().rss)
+    taken = int(psutil.Process().memory_info().rss) + lanes_bytes
     left = round(asked_gb * 1e9) - taken
     if left <= 0:
         raise ConfigError(

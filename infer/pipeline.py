@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from infer.batching import Batch, Scan
 from infer.canvas import Segmented, plan_of, wanted_of
-from infer.capacity import capacity_of
+from infer.capacity import capacity_of, lanes_on
 from infer.engine import Engine, Limits, Steps, Ticket
 from infer.inputs import Job, LoadedScan, opened
-from infer.lane import Lane
+from infer.lane import Lane, memory_of_lanes
 from infer.ledger import Book, Outcome, Summary, write_summary
 from infer.model import Model, compare, open_model
 from infer.options import (
@@ -93,10 +93,12 @@ class Run:
         """
         info, options = self._model.info, self._options
         models = models_of(self._model, options.devices)
+        capacity, wanted = capacity_of(info, self._model.provider, options.batch), wanted_of(info, options.manner)
+        lanes_bytes = memory_of_lanes(self._model, capacity, wanted) if options.max_memory_gb else 0
         limits = Limits(
-            capacity=capacity_of(info, self._model.provider, options.batch),
-            wanted=wanted_of(info, options.manner),
-            memory_bytes=memory_for_scans(options.max_memory_gb),
+            capacity=capacity,
+            wanted=wanted,
+            memory_bytes=memory_for_scans(options.max_memory_gb, lanes_bytes),
             readers=threads_of(options.readers, MAX_READERS),
             writers=threads_of(options.writers, MAX_WRITERS),
         )
@@ -111,12 +113,14 @@ class Run:
 
     def summary(self, names: Sequence[str]) -> Summary:
         """Return how the run ended for scans of these names, at the end or before it."""
+        cpu = self._model.provider == "cpu"
+        at_once = lanes_on("cpu") if cpu else len(self._options.devices)
         return Summary(
             outcomes=tuple(self.ended.get(name) or unreached(name) for name in names),
             seconds=self._watch.elapsed,
             provider=self._model.provider,
             stages=self._watch.table(),
-            device_busy=min(1.0, self._watch.seconds("device") / self._watch.elapsed / len(self._options.devices)),
+            device_busy=min(1.0, self._watch.seconds("device") / self._watch.elapsed / at_once),
         )
 
     def read(self, job: Job, admit: Callable[[int], None]) -> Ticket | None:

@@ -1,7 +1,8 @@
-"""One scan through the network, without threads; and what is done with any scan's labels."""
+"""One scan through the network, without the engine; and what is done with any scan's labels."""
 
+import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy.typing as npt
 
 from infer.batching import Filler, Scan
 from infer.canvas import Segmented, plan_of
-from infer.capacity import capacity_of
+from infer.capacity import capacity_of, lanes_on
 from infer.inputs import Job, LoadedScan, load
-from infer.lane import make_lane
+from infer.lane import make_lane, turns_of
 from infer.model import Model, open_model
 from infer.postprocess import postprocess
 from infer.report import make_report
@@ -37,12 +38,24 @@ def segment_volume(
     capacity = capacity_of(model.info, model.provider)
     filler = Filler(capacity)
     filler.add(scan)
-    lane = make_lane(model, capacity, plan.wanted)
-    while filler.waiting:
-        batch = filler.next()
-        batch.show(lane.image)
-        batch.put(lane.run(len(batch.rows), batch.neighbors, nullcontext()))
-        advance(len(batch.units))
+    taking, turns = threading.Lock(), turns_of(model)
+
+    def label() -> None:
+        lane = make_lane(model, capacity, plan.wanted)
+        while True:
+            with taking:
+                if not filler.waiting:
+                    return
+                batch = filler.next()
+            batch.show(lane.image)
+            batch.put(lane.run(len(batch.rows), batch.neighbors, turns))
+            with taking:
+                advance(len(batch.units))
+
+    lanes = lanes_on(model.provider)
+    with ThreadPoolExecutor(lanes, "lane") as pool:
+        for done in [pool.submit(label) for _ in range(lanes)]:
+            done.result()
     return scan.canvas.segmented()
 
 

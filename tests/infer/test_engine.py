@@ -206,7 +206,7 @@ class TestMemory:
         """A batch that could hold ten scans does not wait for the next one, which waits for its memory."""
         opened = open_model(model, "cpu")
         most = max(memory_of(plan_of(opened.info, (1 + n % 9, (64, 50, 90)[n % 3], 64), SPACING)) for n in range(10))
-        monkeypatch.setattr("infer.pipeline.memory_for_scans", lambda _: most)
+        monkeypatch.setattr("infer.pipeline.memory_for_scans", lambda *_: most)
         held = []
         real = Line.admit
 
@@ -232,14 +232,14 @@ class TestMemory:
             written.append(weakref.ref(ticket.scan))
 
         monkeypatch.setattr(infer.pipeline.Run, "write", write)
-        monkeypatch.setattr("infer.pipeline.memory_for_scans", lambda _: 5_000_000)
+        monkeypatch.setattr("infer.pipeline.memory_for_scans", lambda *_: 5_000_000)
         assert run(model, [scans], tmp_path, batch=2, readers=1, writers=1).count("done") == 10
         assert max(alive) <= 2, "at most what the lanes are about to leave"
 
     def test_a_scan_that_needs_more_than_all_is_refused_by_name(self, model, scans, tmp_path, monkeypatch):
         opened = open_model(model, "cpu")
         least = memory_of(plan_of(opened.info, (6, 64, 64), SPACING))
-        monkeypatch.setattr("infer.pipeline.memory_for_scans", lambda _: least)
+        monkeypatch.setattr("infer.pipeline.memory_for_scans", lambda *_: least)
         summary = run(opened, [scans], tmp_path)
         failed = [outcome for outcome in summary.outcomes if outcome.status == "failed"]
         assert 1 <= len(failed) < 10
