@@ -60,7 +60,7 @@ def commands() -> Any:
     import typer
 
     from bench.cli import bench, demo, doctor, phantom
-    from infer.cli import infer
+    from infer.cli import infer, tune
     from ingest.cli import ingest
     from measure.cli import compare, evaluate, froc, measure
     from store.cli import store
@@ -76,7 +76,7 @@ def commands() -> Any:
     app.command()(ingest)
     app.add_typer(store, name="store")
     app.add_typer(bench, name="bench")
-    for command in (split, gallery, train, export, infer, evaluate, froc, measure, compare, phantom, demo, doctor):
+    for command in (split, gallery, train, export, tune, infer, evaluate, froc, measure, compare, phantom, demo, doctor):
         app.command()(command)
     return app
 

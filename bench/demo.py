@@ -1,6 +1,6 @@
 """The whole way on one collection, through the commands that a user would type.
 
-phantom (unless a collection is given) -> ingest -> train -> export -> infer on cases the training never saw -> evaluate,
+phantom (unless a collection is given) -> ingest -> train -> export -> tune -> infer on cases the training never saw -> evaluate,
 then a one-screen summary beside the trivial baseline, and a montage of image | reference | prediction.
 """
 
@@ -30,8 +30,6 @@ from store.screen import say, table
 
 TUMOR_MARGIN, LIVER_DICE = 0.15, 0.90
 """What the phantom demo must reach: tumor Dice over the baseline's where there is tumor, and liver Dice, means over cases."""
-MIN_LESION_ML = 0.5
-"""A sphere of 10 mm, the smallest lesion that RECIST 1.1 calls measurable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +74,8 @@ def whole_way(way: Way) -> dict[str, Any]:
             f"{collection}: none of its labels ({format_labels(labels.values)}) is tumor; name one with --labels, like tumor=1."
         )
     command("train", store, run, *settings, "--max-minutes", way.minutes, "--epochs", 1000, "--seed", way.seed)
-    command("export", run, model, "--min-lesion-ml", MIN_LESION_ML)
+    command("export", run, model)
+    command("tune", model, store, "--split", run / "split.json")
     opened = open_store(store)
     split = json.loads((run / "split.json").read_text(encoding="utf-8"))
     scans = [collection / opened[case_id].info.image.name for case_id in split["test"]]

@@ -150,6 +150,45 @@ def infer(
         _segment(asked)
 
 
+def tune(
+    model: ModelFile,
+    store: Annotated[str, typer.Argument(help="Slice store of cases with reference segmentations.")],
+    split: Annotated[
+        Path | None,
+        typer.Option(help="Split of a training run: choose on its validation cases; else on all cases of the store."),
+    ] = None,
+    provider: ProviderName = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be chosen, and write nothing.")] = False,
+) -> None:
+    """Choose a model's post-processing by its Dice on validation cases, and write it into the model file.
+
+    Largest organ, holes, tumor far from the organ, least volume and least probability of a lesion. Flavors of the model
+    beside it are written, too. What a former model segmented is segmented again by the next `infer`.
+
+        slicemill tune liver.onnx store/ --split run/split.json
+    """
+    with errors_shown():
+        from infer import tune as rules
+        from infer.model import open_model
+        from store.progress import progress
+        from store.reader import open_store
+
+        opened, held = open_model(model, provider), open_store(store)  # type: ignore[arg-type]
+        files = rules.flavors_beside(model)
+        cases = rules.cases_of(held, split)
+        with progress("tune", len(cases), "cases") as advance:
+            tuned = rules.tune(opened, held, cases, lambda case_id: advance(1, case_id))
+        say(f"{counted(len(cases), 'case')} of {store}")
+        rows = [
+            (name, f"{one.organ:.4f}", f"{one.tumor:.4f}", *one.rules.as_json().values())
+            for name, one in (("before", tuned.before), ("chosen", tuned.chosen))
+        ]
+        say(table(["", "organ Dice", "tumor Dice", *tuned.chosen.rules.as_json()], rows))
+        for path in [] if dry_run else files:
+            rules.write_rules(path, tuned)
+            say(f"written: {path}")
+
+
 def _segment(asked: _Asked) -> None:
     """Do what was asked for, and show what came of it; exit 1 where a scan failed."""
     from infer.ledger import Book
@@ -196,12 +235,13 @@ def _opened(asked: _Asked) -> "Model":
 
 def _where(opened: "Model", options: "Options") -> str:
     """Return provider, devices and batch of a run, and why that provider."""
-    from infer.capacity import capacity_of
+    from infer.capacity import capacity_of, lanes_on
 
     numbers = ", ".join(map(str, options.devices))
     device = counted(len(os.sched_getaffinity(0)), "core") if opened.provider in HOSTS else f"GPU {numbers}"
     batch = capacity_of(opened.info, opened.provider, options.batch).labels
-    return f"{opened.provider} ({device}), {counted(batch, 'slice')} a batch: {opened.reason}"
+    lanes = lanes_on(opened.provider)
+    return f"{opened.provider} ({device}), {counted(batch, 'slice')} a batch, {lanes} at a time: {opened.reason}"
 
 
 def _driven(asked: _Asked, opened: "Model", jobs: "Sequence[Job]") -> "Summary":

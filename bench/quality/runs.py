@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bench.quality.table import PARTS
+from bench.quality.table import PARTS, Table
 from store.errors import ConfigError, InputError
 from store.files import read_json, write_bytes, write_json
 from store.machine import card
@@ -92,8 +92,8 @@ def check_same(path: Path, before: Row, now: Row) -> None:
     """
     differing = [
         f"the cases of {name}" if part == "split" else f"{name} {before[part][name]} -> {now[part][name]}"
-        for part in ("settings", "export", "split")
-        for name in before.get(part, {}).keys() & now[part].keys()
+        for part in ("settings", "export", "tune", "split")
+        for name in before.get(part, {}).keys() & now.get(part, {}).keys()
         if before[part][name] != now[part][name]
     ]
     if before["collection"] != now["collection"]:
@@ -104,18 +104,19 @@ def check_same(path: Path, before: Row, now: Row) -> None:
         )
 
 
-def identity(config: Config, min_lesion_ml: float, place: Place, split: Split) -> Row:
-    """Return what a result must agree with to count as that of a run: collection, all settings, options of the export, split."""
+def identity(config: Config, table: Table, place: Place, split: Split) -> Row:
+    """Return what a result must agree with to count as that of a run: collection, all settings, options of the export, whether it is tuned, split."""
     return {
         "collection": place.data.name,
         "settings": asdict(config),
-        "export": {"--min-lesion-ml": min_lesion_ml},
+        "export": {"--min-lesion-ml": table.min_lesion_ml},
+        "tune": {"tuned": table.tune},
         "split": {part: list(ids) for part, ids in asdict(split).items()},
     }
 
 
 def carry_out(run: Run, place: Place, sought: Row, shell: "Shell", tell: Callable[[str], None]) -> Row:
-    """Train (or go on training), export, segment, score; write the result and return it.
+    """Train (or go on training), export, tune where asked for, segment, score; write the result and return it.
 
     Raises
     ------
@@ -133,6 +134,7 @@ def carry_out(run: Run, place: Place, sought: Row, shell: "Shell", tell: Callabl
     start = time.perf_counter()
     for words in (
         ("export", trained, model, *(word for name, value in sought["export"].items() for word in (name, value))),
+        *((("tune", model, place.store, "--split", place.split(run.fold)),) if sought["tune"]["tuned"] else ()),
         ("infer", model, *given, "--out", folder / "segmented"),
         ("evaluate", folder / "segmented", place.store, "--out", folder / "scores"),
     ):

@@ -196,7 +196,7 @@ def sought_of(study: Study, run: Run, store: Store) -> Row:
     """Return what a result of a run must agree with."""
     place, wanted = study.place, study.table
     split = read_split(place.split(run.fold), store.case_ids)
-    return identity(wanted.config(run.variant, run.seed), wanted.min_lesion_ml, place, split)
+    return identity(wanted.config(run.variant, run.seed), wanted, place, split)
 
 
 def finished_of(place: Place, runs: Iterable[Run]) -> dict[Run, Row]:

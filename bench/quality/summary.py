@@ -68,6 +68,7 @@ def summarize(table: Table, results: Sequence[Row]) -> Row:
         },
         "steps": table.epochs * table.steps,
         "settings": dict(table.settings),
+        "tuned": table.tune,
         "convention": CONVENTION,
         "region": main,
         "reference": reference,

@@ -8,6 +8,7 @@
     epochs = 12                   # the same number of steps for every variant, however busy the machine is
     steps = 25                    # an epoch
     min_lesion_ml = 0.5           # of `slicemill export`
+    tune = true                   # `slicemill tune` on the validation part of each fold
 
     [settings]                    # of `slicemill train --config`, shared by all variants
     window_low = -100.0
@@ -31,7 +32,7 @@ PARTS = ("validation", "test")
 """Parts of a fold that are scored: recipes are chosen by the first."""
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 KEYS = {"labels": str, "folds": int, "seeds": list, "epochs": int, "steps": int, "settings": dict, "variants": dict,
-        "phantom_size": int, "min_lesion_ml": float}  # fmt: skip
+        "phantom_size": int, "min_lesion_ml": float, "tune": bool}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class Table:
     """Batches an epoch."""
     min_lesion_ml: float = 0.0
     """Tumors smaller than this are removed after inference, as `slicemill export --min-lesion-ml` has it."""
+    tune: bool = False
+    """Whether post-processing is chosen on the validation part of each fold, as `slicemill tune` does it."""
     phantom_size: int = 128
     """Pixels along the side of a phantom's slices, where phantoms are asked for."""
 

@@ -96,10 +96,11 @@ def run_duel(duel: Duel) -> Row:
             split = read_split(place.split(fold), store.case_ids)
             theirs, mine = duel.run("nnunet-2d", fold), duel.run(duel.ours, fold)
             config = duel.study.table.config(duel.ours, mine.seed).changed(epochs=ENDLESS, max_minutes=duel.minutes)
-            own = identity(config, duel.study.table.min_lesion_ml, place, split)
+            own = identity(config, duel.study.table, place, split)
             peer = {
                 **own,
                 "export": {},
+                "tune": {},
                 "settings": {"minutes": duel.minutes, "iterations": EPOCH[device], "device": device},
             }
             say(f"fold {fold}: nnU-Net, {duel.minutes:g} minutes of training on {device}")

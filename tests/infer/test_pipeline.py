@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import slicemill
+from infer.capacity import lanes_on
 from infer.gather import gather
 from infer.model import Answer, open_model
 from infer.options import Options
@@ -301,7 +302,7 @@ class TestCommand:
         cores = len(os.sched_getaffinity(0))
         assert done.stdout.splitlines()[0] == (
             "model tiny.onnx (slices 64x64, context 3, fp32) on cpu "
-            f"({cores} core{'' if cores == 1 else 's'}), 5 slices a batch: asked for"
+            f"({cores} core{'' if cores == 1 else 's'}), 5 slices a batch, {lanes_on('cpu')} at a time: asked for"
         )
 
     def test_the_last_lines_tell_where_the_time_went(self, model, collection, tmp_path):
