@@ -39,13 +39,13 @@ import torch
 from scipy import ndimage
 
 from bench.clock import interleaved, ratio
-from bench.infer import Guided, Record, exported
+from bench.infer import MARKED, Guided, Record, exported, marked
 from bench.kernels import by_kernel, by_operator, summed
 from bench.limits import SIDE, product
 from bench.vino import dice
-from infer.capacity import Capacity, capacity_of
+from infer.capacity import LANES, Capacity, capacity_of
 from infer.gather import gather
-from infer.lane import LANES, DeviceLane, Lane, make_lane, turns_of
+from infer.lane import DeviceLane, Lane, make_lane, turns_of
 from infer.model import Model, open_model
 from infer.options import Options
 from infer.pipeline import infer
@@ -145,7 +145,7 @@ def measure(folder: Path, work: Work, only: list[str], keep: Callable[[Record], 
 def network_of(width: int) -> tuple[torch.nn.Module, Config]:
     """Return the network of a width, with random weights, and its settings."""
     torch.manual_seed(0)
-    config = replace(Config(), width=width)
+    config = replace(MARKED, width=width)
     return build(LITS_LABELS, config), config
 
 
@@ -167,9 +167,9 @@ def capacity(model: Model, work: Work) -> Capacity:
 
 def batch_of(work: Work, labels: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]:
     """Return noise int16[n, H, W], HU, of slices that follow each other, and the window int32[b, c] of each that is labelled."""
-    context = Config().context
+    context = MARKED.context
     rng = np.random.default_rng(0)
-    image = rng.integers(-300, 400, (labels + context - 1, work.size, work.size), dtype=np.int16)
+    image = rng.integers(-1000, 4000, (labels + context - 1, work.size, work.size), dtype=np.int16)
     return image, np.add.outer(np.arange(labels), np.arange(context)).astype(np.int32)
 
 
@@ -369,10 +369,11 @@ def gate_seconds(model: Model, work: Work) -> float:
 def made_sources(folder: Path, work: Work) -> dict[str, Path]:
     """Write the scans, copies of one phantom, as .nii.gz, .nii and a store."""
     phantom = make_phantom(PhantomSpec(seed=1, shape=(work.slices, work.size, work.size)))
+    image = marked(phantom.image, phantom.label)
     sources = {suffix: folder / suffix.replace(".", "") for suffix in (".nii.gz", ".nii")}
     for suffix, place in sources.items():
         place.mkdir()
-        write_nifti(place / f"scan-0{suffix}", phantom.image, phantom.spacing_mm)
+        write_nifti(place / f"scan-0{suffix}", image, phantom.spacing_mm)
         for number in range(1, work.scans):
             shutil.copyfile(place / f"scan-0{suffix}", place / f"scan-{number}{suffix}")
     store, params = folder / "store", Params(labels=LITS_LABELS)
@@ -391,7 +392,7 @@ def labels(folder: Path, work: Work, _results: Record) -> Record:
     """Compare labels on the device, in both precisions, with those of the CPU in float32, on soft noise about the organ's HU."""
     width = work.widths[0]
     image, neighbors = batch_of(work, 32)
-    image = (100 + 12 * (ndimage.gaussian_filter(image.astype(np.float32), (1, 8, 8)) - 50)).astype(np.int16)
+    image = (1000 + 25 * (ndimage.gaussian_filter(image.astype(np.float32), (1, 8, 8)) - 1500)).astype(np.int16)
     expected = open_model(file_of(folder, width, DEFAULT, work.size), "cpu").run(image, neighbors).label
     found = {}
     for flavor in (HALF, DEFAULT):

@@ -20,6 +20,8 @@ from typing import Any
 
 from store.errors import ConfigError
 
+WORKERS = (2, 16, 128)
+"""To plan for, a core each."""
 LEAST = 0.25
 """Work over start-up, below which a pace cannot be told."""
 OBJECTS = 5

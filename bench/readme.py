@@ -18,6 +18,7 @@ from bench.tables import (
     measure_table,
     peers_inference_table,
     peers_table,
+    plan_table,
     scale_table,
     store_table,
     train_table,
@@ -41,6 +42,8 @@ FIGURES = (
     "all: peers-loading",
     "peers-inference",
     "instructions",
+    "scale",
+    "plan",
 )
 END = "<!-- end -->"
 
@@ -62,6 +65,8 @@ def rendered(figure: str, root: Path) -> str:
     elif kind == "all":
         stage = newest()["stages"][name]
         table = TABLES[stage["benchmark"]](stage)
+    elif figure == "plan":
+        table = plan_table(*(record(name) for name in ("scale", "store", "infer", "lits")))
     elif kind == "scores":
         table = scores_table(record(name))
     else:

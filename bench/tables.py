@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from bench.plan import HEADER, KNOWN, WORKERS, checked, inputs_of, rows_of
+
 
 def ingest_table(record: dict[str, Any]) -> str:
     """Return ingest beside its peers and its kernels as Markdown."""
@@ -85,7 +87,12 @@ def infer_table(record: dict[str, Any]) -> str:
         own = measured["results"]["bare session"]
         work = f"{network} network, {1000 / own['per_second']:.1f} ms a slice"
         for name, ratios in measured["of the bare session"].items():
-            row(f"{work}: from files to files {name}, of its bare session", ratios)
+            row(
+                f"{work}: {'a batch on each core' if name == 'bare lanes' else f'from files to files {name}'}, of its bare session",
+                ratios,
+            )
+        for name, ratios in measured["of the bare lanes"].items():
+            row(f"{work}: from files to files {name}, of a batch on each core", ratios)
     host, engines, many = results["host"], results["engines"], results["many"]
     row("usual script over ours, everything around the network", {"cpu": host["times_less"]})
     row("torch eager over onnxruntime", engines["over torch eager"])
@@ -235,7 +242,7 @@ def peers_inference_table(record: dict[str, Any]) -> str:
     row(found["ours"], "1", "1", "largest organ, small lesions away, a report and a picture of every scan")
     row(found["limit"]["name"], f"{found['limit']['fraction']:.2f}", "-", "the network alone, on slices in memory")
     for name, peer in found["peers"].items():
-        row(name, f"{peer['times']:.2f}", f"{min(dice[name].values()):.4f}", peer["what"])
+        row(name, f"{peer['times']:.2f}", f"{min(dice[name].values()):.4f}" if name in dice else "-", peer["what"])
     lines += [line(name, "not run", "-", "-", "-", "-", reason) for name, reason in record["not_run"].items()]
     note = (
         f"{record['cases']} scans of {record['slices']} slices, the same network in all, "
@@ -278,6 +285,21 @@ def scale_table(record: dict[str, Any]) -> str:
     each = f"{scheduler['milliseconds_a_task']:.3f} ms a task"
     lines.append(line("Dask's scheduler, tasks that do nothing", f"{scheduler['tasks']:,} tasks", each, "-"))
     return "\n".join([*lines, "", f"On {where(record['machine'])}."])
+
+
+def plan_table(scale: dict[str, Any], store: dict[str, Any], infer: dict[str, Any], lits: dict[str, Any]) -> str:
+    """Return what known collections cost as Markdown, from records of one machine."""
+    inputs = inputs_of(scale, store, infer)
+    lines = [line(*HEADER), line(*["---"] * len(HEADER))]
+    lines += [line(str(row[0]), *map(number, row[1:])) for row in rows_of(KNOWN, inputs, WORKERS)]
+    note = (
+        f"Inputs: {1000 * inputs.slice_seconds:.2f} ms of a core a slice and {inputs.scan_seconds:.2f} s a scan, "
+        f"a worker beside another at {inputs.share:.2f} of its pace alone, {1000 * inputs.task_seconds:.2f} ms a task of the scheduler, "
+        f"{inputs.slice_bytes / 1000:,.0f} kB a slice in the store, {inputs.reads_per_second:,.0f} reads/s of a core, "
+        f"{number(inputs.labelled_per_second)} slices/s through the default network on the {inputs.cores} cores of a machine without a GPU. "
+        f"The ingest of LiTS's size, measured whole, took {checked(inputs, lits):.2f} of what the model says. On {where(scale['machine'])}."
+    )
+    return "\n".join([*lines, "", note])
 
 
 def all_table(record: dict[str, Any]) -> str:

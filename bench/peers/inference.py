@@ -4,7 +4,7 @@ What bounds it: the convolutions. All run one network with equal weights, of one
 ours from its ONNX file, the others from the same module as `torch.export` writes it, in eager torch (channels last) or compiled.
 Eager torch runs batch norms by themselves, onnxruntime folds them into convolutions.
 Networks are loaded, and compiled, before the clock starts; a mask is on the disk when it stops. The network has random weights but
-the labels of coarse HU (`bench.infer.Guided`), so that masks are as large as in real scans, and the check is their Dice with ours.
+the labels that its scans are marked with (`bench.infer.Guided`), so that masks are as large as in real scans, and the check is their Dice with ours.
 """
 
 import datetime as dt
@@ -21,7 +21,18 @@ import numpy.typing as npt
 import torch
 
 from bench.headline import Record, Timed, check, headline
-from bench.infer import MIN_LESION_ML, Guided, bare, exported
+from bench.infer import (
+    LANES_ALONE,
+    MARKED,
+    MIN_LESION_ML,
+    SESSION_ALONE,
+    SESSION_SENTENCE,
+    Guided,
+    all_cores,
+    bare,
+    exported,
+    marked,
+)
 from bench.peers.peer import Peer, started
 from bench.peers.remote import ended
 from bench.subject import Subject, phantom_subject
@@ -36,7 +47,6 @@ from store.labels import LITS_LABELS
 from store.machine import card
 from store.phantom import write_nifti
 from store.progress import progress
-from train.config import Config
 from train.step import build
 
 BATCH = 1
@@ -45,7 +55,7 @@ BATCH = 1
 AXES = ("LPS", "RAS")
 """A scan each."""
 LEAST_DICE = 0.99
-OURS, BARE = "slicemill infer", "bare session"
+OURS, BARE = "slicemill infer", LANES_ALONE
 Label = npt.NDArray[np.uint8]
 Work = Callable[[], object]
 
@@ -111,8 +121,8 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
         "spacing_mm": list(subject.spacing_mm[1:]),
         "network": str(network),
         "batch": BATCH,
-        "low": Config().window_low,
-        "high": Config().window_high,
+        "low": MARKED.window_low,
+        "high": MARKED.window_high,
         "min_lesion_ml": MIN_LESION_ML,
         "threads": len(os.sched_getaffinity(0)),
     }
@@ -123,6 +133,7 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
         contenders: dict[str, Work] = {
             OURS: lambda: segment(model, jobs, folder / "ours"),
             BARE: bare(model, folder / "scans", total),
+            SESSION_ALONE: bare(all_cores(model.path), folder / "scans", total),
         }
         for peer in chosen:
             try:
@@ -165,7 +176,7 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
             ours=OURS,
             limit=BARE,
             bound="convolutions",
-            peers={peer.name: peer.sentence for peer in compared},
+            peers={SESSION_ALONE: SESSION_SENTENCE} | {peer.name: peer.sentence for peer in compared},
             verified=f"Dice of every label with ours at least {LEAST_DICE}",
         ),
         "not_run": left_out,
@@ -177,15 +188,16 @@ def made_scans(folder: Path, subject: Subject) -> list[Path]:
     """Write a scan of every axis order and return the files."""
     folder.mkdir(parents=True)
     scans = [folder / f"scan-{number}.nii.gz" for number in range(len(AXES))]
+    image = marked(subject.image, subject.label)
     for number, (scan, axes) in enumerate(zip(scans, AXES, strict=True)):
-        write_nifti(scan, np.roll(subject.image, 3 * number, axis=0), subject.spacing_mm, axes)
+        write_nifti(scan, np.roll(image, 3 * number, axis=0), subject.spacing_mm, axes)
     return scans
 
 
 def made_networks(folder: Path, subject: Subject) -> tuple[Model, Path]:
     """Return one network of one slice as ours, opened, and as a file of `torch.export` for the peers."""
     torch.manual_seed(0)
-    config = replace(Config(), context=1)
+    config = replace(MARKED, context=1)
     network = build(LITS_LABELS, config).eval()
     _, height, width = subject.image.shape
     batch = torch.export.Dim("b", min=1, max=65536)

@@ -124,7 +124,7 @@ def test_ours_segments_where_no_peer_can_and_all_are_told(tmp_path, monkeypatch)
     monkeypatch.setattr("bench.peers.peer.environment", lambda *_: sys.executable)
     monkeypatch.setattr("bench.subject.SIZE", 64)
     record = inference.run(tmp_path, tmp_path / "environments", slices=4, rounds=3, only=("monai", "nnunet"))
-    assert list(record["results"]) == [inference.OURS, inference.BARE]
+    assert list(record["results"]) == [inference.OURS, inference.BARE, inference.SESSION_ALONE]
     assert record["results"][inference.OURS]["cpu_milliseconds"] > 0
     assert set(record["not_run"]) == {"MONAI SliceInferer", "nnU-Net predictor, sequential"}
     assert peers_inference_table(record).count("not run") == 2
