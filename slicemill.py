@@ -76,7 +76,21 @@ def commands() -> Any:
     app.command()(ingest)
     app.add_typer(store, name="store")
     app.add_typer(bench, name="bench")
-    for command in (split, gallery, train, export, tune, infer, evaluate, froc, measure, compare, phantom, demo, doctor):
+    for command in (
+        split,
+        gallery,
+        train,
+        export,
+        tune,
+        infer,
+        evaluate,
+        froc,
+        measure,
+        compare,
+        phantom,
+        demo,
+        doctor,
+    ):
         app.command()(command)
     return app
 

@@ -39,7 +39,7 @@ from bench.clock import Timing, ratio
 from bench.twoclocks import timed
 from infer.batching import Filler, Scan
 from infer.canvas import plan_of
-from infer.capacity import capacity_of
+from infer.capacity import capacity_of, lanes_on
 from infer.gather import gather
 from infer.inputs import Job, load
 from infer.lane import make_lane
@@ -245,7 +245,7 @@ def whole(folder: Path, name: str, scans: Path, rounds: int, tell: Callable[[str
 
     contenders = {
         "bare session": bare(all_cores(path), scans, total),
-        "bare lanes": bare(model, scans, total),
+        "bare lanes": bare(model, scans, total, lanes_on("cpu")),
         "without post-processing": lambda: stages.update(
             {"without post-processing": bulk(model, jobs, folder, Options(postprocess=False))}
         ),
@@ -278,10 +278,10 @@ def all_cores(path: Path) -> Model:
     return model
 
 
-def bare(model: Model, scans: Path, total: int) -> Callable[[], object]:
+def bare(model: Model, scans: Path, total: int, at_once: int = 1) -> Callable[[], object]:
     """Return the network alone on so many slices of a real batch that lies in memory, with the outputs bound.
 
-    A session that takes all cores labels one batch after the other; one that takes a lane's does so in every lane.
+    `at_once` is how many batches are labelled at a time: as many as `infer` does, or one by a session that takes all cores.
     """
     loaded = load(gather([scans])[0][0])
     nz, ny, nx = loaded.volume.shape
@@ -292,7 +292,6 @@ def bare(model: Model, scans: Path, total: int) -> Callable[[], object]:
     batch = filler.next()
     while filler.waiting > nz // 2:
         batch = filler.next()
-    at_once = len(os.sched_getaffinity(0)) // model.session.get_session_options().intra_op_num_threads
     lanes = [make_lane(model, capacity, plan.wanted) for _ in range(at_once)]
     for lane in lanes:
         batch.show(lane.image)
@@ -325,7 +324,11 @@ def host(folder: Path, scans: Path, rounds: int, tell: Callable[[str], None]) ->
                 usual_script(Path(str(job.path)), Path(out) / job.name, logits)
 
     times = timed(
-        {"ours": lambda: bulk(model, jobs, folder), "its network": bare(model, scans, total), "usual script": theirs},
+        {
+            "ours": lambda: bulk(model, jobs, folder),
+            "its network": bare(model, scans, total, lanes_on("cpu")),
+            "usual script": theirs,
+        },
         rounds,
         tell,
     )

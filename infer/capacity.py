@@ -44,12 +44,16 @@ def lanes_on(provider: str) -> int:
     On a CPU every core labels slices of its own, without waiting for others at each layer: 1.05 times the slices of all cores in one batch
     with the default network on two cores, 1.2 times with a light one (`slicemill bench infer`, row `whole`).
     """
-    return len(os.sched_getaffinity(0)) // threads_a_lane() if provider == "cpu" else LANES
+    return min(len(os.sched_getaffinity(0)), CPU_LANES) if provider == "cpu" else LANES
 
 
-def threads_a_lane() -> int:
-    """Return how many threads of a CPU compute one batch: one, unless there are more cores than lanes."""
-    return -(-len(os.sched_getaffinity(0)) // CPU_LANES)
+def threads_of_session() -> int:
+    """Return the threads that a session on the CPU is told: a run takes the thread that calls it, and all runs share the rest of these.
+
+    So lanes and these threads are as many as there are cores; more than CPU_LANES of them has not been measured.
+    """
+    cores = len(os.sched_getaffinity(0))
+    return cores - min(cores, CPU_LANES) + 1
 
 
 def shapes_of(info: "ModelInfo", capacity: Capacity) -> dict[str, tuple[int, ...]]:

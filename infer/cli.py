@@ -163,7 +163,8 @@ def tune(
     """Choose a model's post-processing by its Dice on validation cases, and write it into the model file.
 
     Largest organ, holes, tumor far from the organ, least volume and least probability of a lesion. Flavors of the model
-    beside it are written, too. What a former model segmented is segmented again by the next `infer`.
+    beside it are written, too. A model file that is changed is another model: the next `infer` segments all scans again, and
+    TensorRT builds its engine anew.
 
         slicemill tune liver.onnx store/ --split run/split.json
     """
@@ -173,8 +174,10 @@ def tune(
         from store.progress import progress
         from store.reader import open_store
 
-        opened, held = open_model(model, provider), open_store(store)  # type: ignore[arg-type]
         files = rules.flavors_beside(model)
+        if not dry_run:
+            rules.check_writable(model)
+        opened, held = open_model(model, provider), open_store(store)  # type: ignore[arg-type]
         cases = rules.cases_of(held, split)
         with progress("tune", len(cases), "cases") as advance:
             tuned = rules.tune(opened, held, cases, lambda case_id: advance(1, case_id))
@@ -184,9 +187,13 @@ def tune(
             for name, one in (("before", tuned.before), ("chosen", tuned.chosen))
         ]
         say(table(["", "organ Dice", "tumor Dice", *tuned.chosen.rules.as_json()], rows))
-        for path in [] if dry_run else files:
-            rules.write_rules(path, tuned)
-            say(f"written: {path}")
+        if dry_run:
+            say(f"nothing was written; as TOML: {rules.as_toml(tuned.chosen.rules)}")
+        elif tuned.chosen.rules == tuned.before.rules:
+            say("nothing else is better: the model stays as it is")
+        else:
+            rules.write_rules(files, tuned)
+            say(f"written: {', '.join(map(str, files))}")
 
 
 def _segment(asked: _Asked) -> None:

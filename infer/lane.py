@@ -16,6 +16,7 @@ import numpy.typing as npt
 from infer.capacity import Capacity, lanes_on
 from infer.cudart import open_card
 from infer.model import Answer, Model, answered
+from store.errors import ProviderError
 
 ON_DEVICE = ("cuda", "tensorrt")
 WHERE = "cuda"
@@ -168,5 +169,10 @@ def memory_of_lanes(model: Model, capacity: Capacity, wanted: Sequence[str]) -> 
     process = psutil.Process()
     before = process.memory_info().rss
     lane = make_lane(model, capacity, wanted)
-    lane.run(capacity.rows, np.zeros((capacity.labels, model.info.context), dtype=np.int32), nullcontext())
-    return int(process.memory_info().rss - before) * (lanes_on(model.provider) - 1)
+    try:
+        lane.run(capacity.rows, np.zeros((capacity.labels, model.info.context), dtype=np.int32), nullcontext())
+    except Exception as error:  # onnxruntime raises many types, some of them private
+        raise ProviderError(
+            f"--provider {model.provider}: the network fails on a batch of air ({str(error)[:200]})."
+        ) from error
+    return max(0, int(process.memory_info().rss - before)) * (lanes_on(model.provider) - 1)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from infer.capacity import threads_a_lane
+from infer.capacity import threads_of_session
 from infer.tensorrt import TENSORRT, with_engine
 from infer.vino import NAME, VinoSession
 from store.errors import ModelError, ProviderError
@@ -94,7 +94,7 @@ def make_session(
 ) -> tuple[Any, Provider, str]:
     """Return a session, the provider that it runs on, and why that one; `more` is what its provider is told beside the usual.
 
-    On a CPU a run of the session takes the threads of one lane (`infer.capacity`); several runs at a time take all cores.
+    On a CPU several runs at a time take all cores (`infer.capacity`); one alone may not.
 
     Raises
     ------
@@ -155,7 +155,7 @@ def _session(model: bytes, path: Path, provider: str, device: int = 0, more: Map
     told = options_for(provider, device) | dict(more or {})
     options = module.SessionOptions()
     options.log_severity_level = QUIET
-    options.intra_op_num_threads = threads_a_lane()
+    options.intra_op_num_threads = threads_of_session()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", NOWHERE)
     if provider != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

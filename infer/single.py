@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,13 @@ def segment_volume(
     capacity = capacity_of(model.info, model.provider)
     filler = Filler(capacity)
     filler.add(scan)
-    taking, turns = threading.Lock(), turns_of(model)
+    taking, turns, ended = threading.Lock(), turns_of(model), threading.Event()
 
     def label() -> None:
         lane = make_lane(model, capacity, plan.wanted)
         while True:
             with taking:
-                if not filler.waiting:
+                if ended.is_set() or not filler.waiting:
                     return
                 batch = filler.next()
             batch.show(lane.image)
@@ -54,8 +54,11 @@ def segment_volume(
 
     lanes = lanes_on(model.provider)
     with ThreadPoolExecutor(lanes, "lane") as pool:
-        for done in [pool.submit(label) for _ in range(lanes)]:
-            done.result()
+        try:
+            for done in as_completed([pool.submit(label) for _ in range(lanes)]):
+                done.result()
+        finally:  # also of Ctrl-C: no lane begins another batch
+            ended.set()
     return scan.canvas.segmented()
 
 

@@ -1,20 +1,22 @@
 """Post-processing chosen on cases with references: the rules with the best mean Dice, written into a model's files.
 
 1. Every case goes through the network once.
-2. Rules on the organ (largest component, holes) are tried in all combinations; the best mean Dice of organ with tumors wins.
-3. Under each of them, and each reach of tumors from the organ, the lesions of a case are counted once: voxels, how many of them are
-   right, mean probability. What a least volume and a least probability leave of the tumor's Dice follows from these rows alone.
+2. Under all combinations of the rules on the organ and of the reach of tumors, a case's organ is compared, and its lesions are counted:
+   voxels, how many of them are right, probability. What a least volume and a least probability leave of the tumor's Dice follows from
+   these rows alone.
+3. All settings are scored by the mean Dice of organ and of tumor, added up; those that the model asks for now are among them.
 
-Of settings about as good (SAME), the organ's rules stay what they were, and of the others those win that change least: cases are few, and
-what helps only a little may be chance.
-Choose on the cases that chose the checkpoint, never on those of a test.
+Of settings about as good (SAME) the one with the fewest rules changed wins: cases are few, and what helps only a little may be chance.
+Where no case has tumor, the rules on tumors stay: what removes every false alarm would always win. Choose on the cases that chose the
+checkpoint, never on those of a test.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from itertools import product
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from infer.canvas import Segmented
+from infer.foreign import card_beside
 from infer.inputs import Job, load
 from infer.model import BYTES_SUFFIX, Model, open_model
+from infer.model import SAME as SAID_ALIKE
 from infer.postprocess import Rules, postprocess
 from infer.single import segment_volume
 from store.errors import ConfigError, ModelError
@@ -40,9 +44,9 @@ Label = npt.NDArray[np.uint8]
 REACHES_MM = (None, 10.0, 0.0)
 LEAST_ML = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 LEAST_PROBABILITY = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-"""Settings that are tried, in the order of how much they change."""
+"""Settings that are tried, the weakest first."""
 SAME = 0.002
-"""Means of Dice no farther apart count as equal."""
+"""Sums of mean Dice no farther apart count as equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +60,17 @@ class Found:
     voxels: Floats
     hits: Floats
     """Voxels of each lesion that are tumor in the reference."""
-    probability: Floats
-    """Mean probability of tumor of each lesion; 1 where the model gives none."""
+    sure: Floats
+    """Sum of 255 times the probability of tumor over each lesion; that of certainty where the model gives none."""
 
     def dice(self, least_ml: float, least_probability: float) -> float:
         """Return the Dice of what is left without lesions that are smaller, or less sure; NaN where neither mask has tumor.
 
-        >>> two = Found(reference=10, ml=1.0, voxels=np.array([9.0, 2.0]), hits=np.array([9.0, 0.0]), probability=np.ones(2))
+        >>> two = Found(reference=10, ml=1.0, voxels=np.array([9.0, 2.0]), hits=np.array([9.0, 0.0]), sure=np.array([2295.0, 510.0]))
         >>> round(two.dice(0, 0), 3), round(two.dice(5, 0), 3)
         (0.857, 0.947)
         """
-        kept = (self.voxels * self.ml >= least_ml) & (self.probability >= least_probability)
+        kept = (self.voxels >= least_ml / self.ml) & (self.sure >= least_probability * 255 * self.voxels)
         hits, predicted = int(self.hits[kept].sum()), int(self.voxels[kept].sum())
         return Overlap(hits, predicted - hits, self.reference - hits).dice
 
@@ -79,6 +83,11 @@ class Choice:
     organ: float
     """Of organ with tumors; NaN without an organ."""
     tumor: float
+
+    @property
+    def score(self) -> float:
+        """Return the sum of both, without what is NaN."""
+        return sum(dice for dice in (self.organ, self.tumor) if not isnan(dice))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +129,7 @@ def cases_of(store: Store, split: Path | None) -> tuple[str, ...]:
             raise ConfigError(
                 f"{split}: names {unknown[0]}, which {store.root} does not have; take the store it was made for."
             )
-        cases = [name for name in named if store[name].label is not None]
+        cases = [name for name in dict.fromkeys(named) if store[name].label is not None]
     if not cases:
         raise ConfigError(
             f"{split or store.root}: names no case with a reference segmentation; nothing can be chosen on it."
@@ -136,91 +145,147 @@ def tune(model: Model, store: Store, cases: Sequence[str], advance: Callable[[st
     ConfigError
         The store means something else by a label value than the model.
     """
-    labels = model.info.labels
-    organs = list(product((False, True), (False, True))) if labels.organ else [(False, False)]
-    reaches = REACHES_MM if labels.organ and labels.tumor else REACHES_MM[:1]
-    ways = [Rules(largest_organ=a, fill_holes=b, tumor_reach_mm=mm) for (a, b), mm in product(organs, reaches)]
-    before = replace(model.info.rules, min_lesion_ml=0.0, min_lesion_probability=0.0)
-    ways.sort(key=lambda way: differing(way, before))
-    ways += [] if before in ways else [before]
-    organ_dice: dict[Rules, list[float]] = {way: [] for way in ways}
-    lesions: dict[Rules, list[Found]] = {way: [] for way in ways}
-    for case_id in cases:
-        case = store[case_id]
-        if case.label is None or case.info.labels is None or case.info.labels.values != labels.values:
-            raise ConfigError(
-                f"{store.root}: {case_id} has other labels than {model.info.name}; choose on cases labelled alike."
-            )
-        reference = case.label[:]
-        loaded = load(Job(name=case_id, path=store.root, case_id=case_id))
-        grid, segmented = loaded.grid, segment_volume(model, loaded.volume, loaded.grid.spacing_mm)
-        for way in ways:
-            label = segmented.label.copy()
-            postprocess(label, labels, way, grid)
-            organ_dice[way].append(organ_of(label, reference, labels))
-            lesions[way].append(found_in(replace(segmented, label=label), reference, labels, grid))
-        advance(case_id)
+    info = model.info
+    ways = list(ways_of(info.labels, info.rules))
+    counted = [dict(zip(ways, count_case(model, store, case_id, ways, advance), strict=True)) for case_id in cases]
 
-    def scored(way: Rules, least_ml: float, least: float) -> Choice:
-        return Choice(
-            rules=replace(way, min_lesion_ml=least_ml, min_lesion_probability=least),
-            organ=mean_of(organ_dice[way]),
-            tumor=mean_of([one.dice(least_ml, least) for one in lesions[way]]),
+    def choice(rules: Rules) -> Choice:
+        seen = [case[bare(rules)] for case in counted]
+        dice = [found.dice(rules.min_lesion_ml, rules.min_lesion_probability) for _, found in seen]
+        return Choice(rules=rules, organ=mean_of([organ for organ, _ in seen]), tumor=mean_of(dice))
+
+    has_tumor = any(found.reference for case in counted for _, found in case.values())
+    tried = settings(ways, info.rules, sure=info.gives_tumor or info.gives_probability, tumors=has_tumor)
+    return Tuned(
+        before=choice(info.rules), chosen=best([choice(rules) for rules in tried], info.rules), cases=tuple(cases)
+    )
+
+
+def bare(rules: Rules) -> Rules:
+    """Return rules without those that the rows of lesions answer."""
+    return replace(rules, min_lesion_ml=0.0, min_lesion_probability=0.0)
+
+
+def ways_of(labels: Labels, now: Rules) -> Iterator[Rules]:
+    """Yield all combinations of the rules on the organ and of the reach of tumors, without those on lesions."""
+    flags = (False, True) if labels.organ else (now.largest_organ,)
+    holes = (False, True) if labels.organ else (now.fill_holes,)
+    reaches = with_own(REACHES_MM, now.tumor_reach_mm) if labels.organ and labels.tumor else (now.tumor_reach_mm,)
+    for largest, fill, reach in product(flags, holes, reaches):
+        yield Rules(largest_organ=largest, fill_holes=fill, tumor_reach_mm=reach)
+
+
+def with_own(grid: tuple[Any, ...], own: object) -> tuple[Any, ...]:
+    """Return what is tried, and what the model asks for now."""
+    return grid if own in grid else (*grid, own)
+
+
+def settings(ways: Sequence[Rules], now: Rules, *, sure: bool, tumors: bool) -> Iterator[Rules]:
+    """Yield all rules to try, the weakest first; `sure` where there are probabilities, `tumors` where a case has any."""
+    volumes = with_own(LEAST_ML, now.min_lesion_ml) if tumors else (now.min_lesion_ml,)
+    least = (
+        with_own(LEAST_PROBABILITY, now.min_lesion_probability) if tumors and sure else (now.min_lesion_probability,)
+    )
+    for way, ml, probability in product(ways, volumes, least):
+        if tumors or way.tumor_reach_mm == now.tumor_reach_mm:
+            yield replace(way, min_lesion_ml=ml, min_lesion_probability=probability)
+
+
+def best(choices: Sequence[Choice], now: Rules) -> Choice:
+    """Return, of the choices about as good as the best, the one with the fewest rules changed; of equals the first."""
+    highest = max(one.score for one in choices)
+    return min((one for one in choices if one.score >= highest - SAME), key=lambda one: changed(one.rules, now))
+
+
+def changed(rules: Rules, now: Rules) -> int:
+    """Return how many rules are others."""
+    return sum(value != getattr(now, name) for name, value in asdict(rules).items())
+
+
+def count_case(
+    model: Model, store: Store, case_id: str, ways: Sequence[Rules], advance: Callable[[str], None]
+) -> list[tuple[float, Found]]:
+    """Send a case through the network and return, for each way, the Dice of the organ and the lesions that are left.
+
+    Raises
+    ------
+    ConfigError
+        The store means something else by a label value than the model.
+    """
+    case, labels = store[case_id], model.info.labels
+    if case.label is None or case.info.labels is None or case.info.labels.values != labels.values:
+        raise ConfigError(
+            f"{store.root}: {case_id} has other labels than {model.info.name}; choose on cases labelled alike."
         )
-
-    was = model.info.rules
-    start = scored(before, was.min_lesion_ml, was.min_lesion_probability)
-    best_organ = best([scored(way, 0.0, 0.0) for way in ways if way.tumor_reach_mm is None], lambda one: one.organ)
-    same = [
-        way
-        for way in ways
-        if (way.largest_organ, way.fill_holes) == (best_organ.rules.largest_organ, best_organ.rules.fill_holes)
-    ]
-    sure = LEAST_PROBABILITY if model.info.gives_tumor or model.info.gives_probability else LEAST_PROBABILITY[:1]
-    chosen = best([scored(*tried) for tried in product(same, LEAST_ML, sure)], lambda one: one.tumor)
-    return Tuned(before=start, chosen=chosen, cases=tuple(cases))
-
-
-def differing(rules: Rules, before: Rules) -> int:
-    """Return how many rules on the organ are others than before."""
-    return (rules.largest_organ != before.largest_organ) + (rules.fill_holes != before.fill_holes)
+    reference = case.label[:]
+    loaded = load(Job(name=case_id, path=store.root, case_id=case_id))
+    segmented = segment_volume(model, loaded.volume, loaded.grid.spacing_mm)
+    seen = []
+    for way in ways:
+        label = segmented.label.copy()
+        postprocess(label, labels, way, loaded.grid)
+        found = found_in(replace(segmented, label=label), reference, labels, loaded.grid)
+        seen.append((organ_dice(label, reference, labels), found))
+    advance(case_id)
+    return seen
 
 
-def best(choices: Sequence[Choice], score: Callable[[Choice], float]) -> Choice:
-    """Return the first of those that are about as good as the best; the first of all where there are no scores."""
-    highest = max((score(one) for one in choices if not isnan(score(one))), default=float("nan"))
-    return next((one for one in choices if score(one) >= highest - SAME), choices[0])
-
-
-def organ_of(label: Label, reference: Label, labels: Labels) -> float:
+def organ_dice(label: Label, reference: Label, labels: Labels) -> float:
     """Return the Dice of the organ with its tumors; NaN where no organ is named or both are empty."""
     values = labels.organ_values() if labels.organ else []
-    return overlap(values_in(reference, values), values_in(label, values)).dice if values else float("nan")
+    return overlap(values_in(reference, values), values_in(label, values)).dice if values else nan
 
 
 def found_in(segmented: Segmented, reference: Label, labels: Labels, grid: Grid) -> Found:
     """Count the lesions of a case's labels, uint8[z, y, x], against its reference."""
-    tumor = labels.tumor_value()
+    tumor, probability = labels.tumor_value(), segmented.tumor_probability
     if tumor is None:
         none = np.zeros(0)
-        return Found(reference=0, ml=1.0, voxels=none, hits=none, probability=none)
+        return Found(reference=0, ml=1.0, voxels=none, hits=none, sure=none)
     runs = runs_of(segmented.label, [tumor])
     numbers, count = connected(runs)
-    sums = np.zeros((2, count))
+    voxels = np.bincount(numbers, weights=runs.voxels, minlength=count).astype(np.float64)
+    hits, sure = np.zeros(count), 255 * voxels if probability is None else np.zeros(count)
     for part, where in places(runs):
         owners = np.repeat(numbers[part], runs[part].voxels)
-        sums[0] += np.bincount(owners, weights=reference[where] == tumor, minlength=count)
-        if segmented.tumor_probability is not None:
-            sums[1] += np.bincount(owners, weights=segmented.tumor_probability[where], minlength=count)
-    voxels = np.bincount(numbers, weights=runs.voxels, minlength=count).astype(np.float64)
-    sure = np.ones(count) if segmented.tumor_probability is None else sums[1] / 255 / np.maximum(voxels, 1)
+        hits += np.bincount(owners, weights=reference[where] == tumor, minlength=count)
+        if probability is not None:
+            sure += np.bincount(owners, weights=probability[where], minlength=count)
     return Found(
         reference=int(np.count_nonzero(reference == tumor)),
         ml=voxel_ml(grid.affine_lps),
         voxels=voxels,
-        hits=sums[0],
-        probability=sure,
+        hits=hits,
+        sure=sure,
     )
+
+
+def check_writable(path: Path) -> None:
+    """Check, before anything is computed, that rules can be written into a model file.
+
+    Raises
+    ------
+    ModelError
+        The package onnx is missing, or it is a network of others, whose rules stand in its TOML.
+    """
+    if card_beside(path) is not None:
+        raise ModelError(
+            f"{path}: is a network of others; its rules stand in {path.with_suffix('.toml').name}. --dry-run shows what to write there."
+        )
+    try:
+        import onnx  # noqa: F401 (it is asked for only here and in `write_rules`)
+    except ImportError:
+        raise ModelError(f"{path}: writing into a model file takes the package onnx: pip install onnx.") from None
+
+
+def as_toml(rules: Rules) -> str:
+    """Return rules as a line for the TOML of a network of others.
+
+    >>> as_toml(Rules(largest_organ=True, min_lesion_ml=0.5))
+    'postprocess = {largest_organ = true, fill_holes = false, min_lesion_ml = 0.5, min_lesion_probability = 0.0}'
+    """
+    fields = [f"{name} = {json.dumps(value)}" for name, value in rules.as_json().items() if value is not None]
+    return f"postprocess = {{{', '.join(fields)}}}"
 
 
 def flavors_beside(path: Path) -> list[Path]:
@@ -233,30 +298,27 @@ def flavors_beside(path: Path) -> list[Path]:
     """
     stem = path.name.removesuffix(".onnx").removesuffix(".fp16").removesuffix(".bytes")
     named = [path.with_name(stem + suffix) for suffix in (".onnx", ".fp16.onnx", BYTES_SUFFIX)]
-    training = open_model(path, "cpu").info.metadata.get("training")
-    others = [one for one in named if one != path and one.exists()]
-    return [path, *(one for one in others if open_model(one, "cpu").info.metadata.get("training") == training)]
+    given = said_by(path)
+    others = [one for one in named if one != path and one.exists() and given is not None]
+    return [path, *(one for one in others if said_by(one) == given)]
 
 
-def write_rules(path: Path, tuned: Tuned) -> None:
-    """Put the chosen rules into a model file, whole or not at all.
+def said_by(path: Path) -> dict[str, Any] | None:
+    """Return what flavors of one training say alike; None of a model that says nothing of its training."""
+    metadata = open_model(path, "cpu").info.metadata
+    if metadata.get("training") is None:
+        return None
+    return {name: metadata.get(name) for name in SAID_ALIKE if name != "postprocess"}
 
-    Raises
-    ------
-    ModelError
-        The package onnx is missing, or the file is a network of others, whose rules stand in its TOML.
-    """
-    try:
-        import onnx
-    except ImportError:
-        raise ModelError(f"{path}: writing into a model file takes the package onnx: pip install onnx.") from None
-    model = onnx.load(path)
-    entry = next((entry for entry in model.metadata_props if entry.key == "slicemill"), None)
-    if entry is None:
-        raise ModelError(
-            f"{path}: carries no slicemill metadata; write postprocess = {tuned.chosen.rules.as_json()} into its TOML."
-        )
-    said = json.loads(entry.value)
-    entry.value = to_json({**said, "postprocess": tuned.chosen.rules.as_json(), "tuned": tuned.as_json()})
-    with written_whole(path) as aside:
-        onnx.save(model, aside)
+
+def write_rules(paths: Sequence[Path], tuned: Tuned) -> None:
+    """Put the chosen rules into model files of ours, each whole, and none before all are prepared."""
+    import onnx
+
+    with ExitStack() as shown_together:
+        for path in paths:
+            model = onnx.load(path, load_external_data=False)
+            (entry,) = (entry for entry in model.metadata_props if entry.key == "slicemill")
+            said = json.loads(entry.value)
+            entry.value = to_json({**said, "postprocess": tuned.chosen.rules.as_json(), "tuned": tuned.as_json()})
+            onnx.save(model, shown_together.enter_context(written_whole(path.resolve())))

@@ -302,6 +302,7 @@ def corners(
     [0, 3, 4]
     """
     kept = np.arange(len(chain))
+    y, x = y.astype(np.int64), x.astype(np.int64)
     for _ in range(MAX_PASSES):
         before, middle, after = kept[:-2], kept[1:-1], kept[2:]
         outside = (
@@ -376,7 +377,9 @@ def longest_section(outline: Outline, spacing_yx: tuple[float, float]) -> tuple[
     widths = (widths + np.abs(steps).max(axis=0)).max(axis=1)  # a pixel reaches half a pixel up, down, left and right
     may_be = np.flatnonzero(widths >= widths.max() * np.cos(np.pi / 16) * (1 - 1e-9))
     found = {
-        int(outline[firsts[index], 0]): longest(edges_of(outline[firsts[index] : ends[index], 1:]), spacing_yx)
+        int(outline[firsts[index], 0]): longest(
+            extremes(edges_of(outline[firsts[index] : ends[index], 1:])), spacing_yx
+        )
         for index in may_be.tolist()
     }
     key = max(found, key=lambda z: (found[z], -z))

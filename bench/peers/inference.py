@@ -37,6 +37,7 @@ from bench.peers.peer import Peer, started
 from bench.peers.remote import ended
 from bench.subject import Subject, phantom_subject
 from bench.twoclocks import timed
+from infer.capacity import lanes_on
 from infer.gather import gather
 from infer.inputs import Job
 from infer.model import Model, open_model
@@ -132,7 +133,7 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
     with ExitStack() as running:
         contenders: dict[str, Work] = {
             OURS: lambda: segment(model, jobs, folder / "ours"),
-            BARE: bare(model, folder / "scans", total),
+            BARE: bare(model, folder / "scans", total, lanes_on("cpu")),
             SESSION_ALONE: bare(all_cores(model.path), folder / "scans", total),
         }
         for peer in chosen:

@@ -99,7 +99,7 @@ def notes(record: Row) -> str:
     return (
         f"{record['collection']}, {record['patients']} patients validated or tested, fold {listed(record['over']['folds'])} of "
         f"{record['folds']} by patient, seed {listed(record['over']['seeds'])}, {record['steps']:,} steps a run. "
-        f"{'Post-processing chosen on the validation part of each fold. ' if record.get('tuned') else ''}"
+        f"{'Post-processing chosen on the validation part of each fold, whose figures it flatters. ' if record.get('tuned') else ''}"
         f"Chosen by {record['chosen_by']}: {record['chosen']}. {changed}{'. ' if changed else ''}"
         f"{seed_by_seed(record)}{record['convention']} ({without} cases left out so in the test parts of {record['reference']}). "
         f"{first['minutes_a_run']:.1f} minutes a training, {record['date'][:10]}, commit {', '.join(record['commits'])}, "

@@ -90,11 +90,12 @@ def check_same(path: Path, before: Row, now: Row) -> None:
     ConfigError
         They differ.
     """
+    former = {"tune": {"tuned": False}, **before}  # results of earlier versions do not say that they were not
     differing = [
-        f"the cases of {name}" if part == "split" else f"{name} {before[part][name]} -> {now[part][name]}"
+        f"the cases of {name}" if part == "split" else f"{name} {former[part][name]} -> {now[part][name]}"
         for part in ("settings", "export", "tune", "split")
-        for name in before.get(part, {}).keys() & now.get(part, {}).keys()
-        if before[part][name] != now[part][name]
+        for name in former.get(part, {}).keys() & now.get(part, {}).keys()
+        if former[part][name] != now[part][name]
     ]
     if before["collection"] != now["collection"]:
         differing.append(f"collection {before['collection']} -> {now['collection']}")

@@ -307,6 +307,9 @@ def test_a_setting_that_one_of_two_results_did_not_know_yet_is_no_difference(tmp
     check_same(tmp_path, {name: value for name, value in now.items() if name != "export"}, now)
     with pytest.raises(ConfigError, match="of other settings .the cases of test."):
         check_same(tmp_path, {**now, "split": {"test": ["a"]}}, {**now, "split": {"test": ["b"]}})
+    check_same(tmp_path, now, {**now, "tune": {"tuned": False}})
+    with pytest.raises(ConfigError, match="tuned False -> True"):
+        check_same(tmp_path, now, {**now, "tune": {"tuned": True}})
     with pytest.raises(ConfigError, match="collection d -> c"):
         check_same(tmp_path, {**now, "collection": "d"}, now)
 

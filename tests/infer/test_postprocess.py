@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from infer.options import WORKING_BYTES
 from infer.postprocess import (
     Rules,
     dilated,
@@ -143,3 +144,24 @@ def test_rules_that_are_not_known_or_cannot_be_are_refused():
         rules_from_json({"min_lesion_ml": -1})
     with pytest.raises(ModelError, match="must hold numbers from 0 on"):
         rules_from_json({"min_lesion_ml": "much"})
+
+
+@pytest.mark.parametrize(
+    "rules", [{"largest_organ": True}, {"fill_holes": True}, {"min_lesion_ml": 0.1, "min_lesion_probability": 0.6}]
+)
+def test_noise_takes_no_more_memory_than_a_scan_is_given(rules, monkeypatch):
+    import tracemalloc
+
+    from store import runs as module
+
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, (512, 64, 64)).astype(np.uint8)
+    probability = rng.integers(0, 256, label.shape).astype(np.uint8)
+    monkeypatch.setattr(module, "BLOCK_RUNS", 2**12)  # as small a part of this scan as the blocks are of a whole one
+    monkeypatch.setattr(module, "PLANE_BYTES", 2**16)
+    monkeypatch.setattr(module, "BLOCK_VOXELS", 2**14)
+    tracemalloc.start()
+    postprocess(label, LITS_LABELS, Rules(**rules), Grid(shape=(64, 64, 512), affine=np.eye(4)), probability)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < WORKING_BYTES * label.size

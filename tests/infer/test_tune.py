@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from itertools import product
 
@@ -14,17 +16,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
+from typer.testing import CliRunner
 
+import slicemill
 from infer import tune as module
 from infer.canvas import Segmented
 from infer.model import open_model
-from infer.postprocess import Rules, postprocess
-from infer.tune import best, cases_of, flavors_beside, found_in, tune, write_rules
+from infer.postprocess import Rules, postprocess, rules_from_json
+from infer.tune import as_toml, best, cases_of, check_writable, flavors_beside, found_in, tune, write_rules
 from store.errors import ConfigError, ModelError
 from store.geometry import Grid
 from store.labels import LITS_LABELS, make_labels
-from store.metrics import overlap
+from store.metrics import mean_of, overlap
 from store.reader import open_store
+from train.export import FLAVORS, export
 
 
 def command(*words):
@@ -89,88 +94,148 @@ def made_up(monkeypatch, model, scenes):
     return Store(), grid
 
 
+def scored(scenes, grid, rules):
+    """The mean Dice of organ and tumor, by hand."""
+    dice = {"organ": [], "tumor": []}
+    for reference, label, probability in scenes:
+        out = label.copy()
+        postprocess(out, LITS_LABELS, rules, grid, probability)
+        dice["organ"].append(overlap(reference > 0, out > 0).dice)
+        dice["tumor"].append(overlap(reference == 2, out == 2).dice)
+    return {name: mean_of(values) for name, values in dice.items()}
+
+
+def with_rules(model, **rules):
+    opened = open_model(model, "cpu")
+    opened.info = replace(opened.info, rules=Rules(**rules))
+    return opened
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_chosen_is_about_the_best_of_all_settings_tried_by_hand(seed, model, monkeypatch):
+@pytest.mark.parametrize(
+    "now", [{}, {"largest_organ": True, "min_lesion_ml": 0.3, "min_lesion_probability": 0.42, "tumor_reach_mm": 4.0}]
+)
+def test_what_is_chosen_is_about_the_best_of_all_settings_tried_by_hand(seed, now, model, monkeypatch):
     scenes = [scene(10 * seed + number) for number in range(4)]
     store, grid = made_up(monkeypatch, model, scenes)
-    opened = open_model(model, "cpu")
-    tuned = tune(opened, store, ["0", "1", "2", "3"])
-
-    def scored(rules):
-        dice = {"organ": [], "tumor": []}
-        for reference, label, probability in scenes:
-            out = label.copy()
-            postprocess(out, LITS_LABELS, rules, grid, probability)
-            dice["organ"].append(overlap(reference > 0, out > 0).dice)
-            dice["tumor"].append(overlap(reference == 2, out == 2).dice)
-        return {name: np.nanmean(values) for name, values in dice.items()}
-
+    monkeypatch.setattr(module, "LEAST_ML", (0.0, 0.2, 2.0))
+    monkeypatch.setattr(module, "LEAST_PROBABILITY", (0.0, 0.5))
+    tuned = tune(with_rules(model, **now), store, ["0", "1", "2", "3"])
+    assert tuned.before.rules == Rules(**now)
     for choice in (tuned.before, tuned.chosen):
-        assert (choice.organ, choice.tumor) == pytest.approx(tuple(scored(choice.rules).values()), abs=1e-12)
-    assert tuned.before.rules == opened.info.rules
-    organ_only = [scored(Rules(largest_organ=a, fill_holes=b))["organ"] for a, b in product((False, True), repeat=2)]
-    assert (
-        max(organ_only) - module.SAME
-        <= scored(Rules(largest_organ=tuned.chosen.rules.largest_organ, fill_holes=tuned.chosen.rules.fill_holes))[
-            "organ"
-        ]
-    )
+        by_hand = scored(scenes, grid, choice.rules)
+        assert (choice.organ, choice.tumor) == pytest.approx((by_hand["organ"], by_hand["tumor"]), abs=1e-12)
     tried = [
-        scored(replace(tuned.chosen.rules, tumor_reach_mm=reach, min_lesion_ml=ml, min_lesion_probability=least))[
-            "tumor"
-        ]
-        for reach, ml, least in product(module.REACHES_MM, module.LEAST_ML, module.LEAST_PROBABILITY)
+        sum(
+            scored(
+                scenes,
+                grid,
+                Rules(largest_organ=a, fill_holes=b, tumor_reach_mm=mm, min_lesion_ml=ml, min_lesion_probability=least),
+            ).values()
+        )
+        for a, b, mm, ml, least in product(
+            (False, True), (False, True), module.REACHES_MM, module.LEAST_ML, module.LEAST_PROBABILITY
+        )
     ]
-    assert tuned.chosen.tumor >= max(tried) - module.SAME - 1e-12
-    assert tuned.chosen.tumor > tuned.before.tumor
+    assert tuned.chosen.score >= max(*tried, tuned.before.score) - module.SAME - 1e-12
 
 
-def test_nothing_is_changed_where_nothing_helps(model, monkeypatch):
-    reference = np.zeros((6, 16, 16), np.uint8)
-    reference[:, 2:14, 2:14] = 1
-    reference[2:5, 5:9, 5:9] = 2
-    store, _ = made_up(monkeypatch, model, [(reference, reference.copy(), np.full(reference.shape, 255, np.uint8))])
-    opened = open_model(model, "cpu")
-    tuned = tune(opened, store, ["0"])
-    assert tuned.chosen.rules == replace(opened.info.rules, min_lesion_ml=0.0, min_lesion_probability=0.0)
+def box(where, shape=(8, 24, 24)):
+    """Labels with an organ and the tumors named: each z, y, x of its first voxel and its side."""
+    label = np.zeros(shape, np.uint8)
+    label[:, 2:22, 2:14] = 1
+    for (z, y, x), side in where:
+        label[z : z + side, y : y + side, x : x + side] = 2
+    return label
+
+
+SURE = np.full((8, 24, 24), 255, np.uint8)
+FIRST, SPECK = ((2, 4, 4), 3), ((1, 15, 9), 2)
+
+
+@pytest.mark.parametrize(
+    "now", [{}, {"largest_organ": True, "fill_holes": True, "min_lesion_ml": 0.3, "tumor_reach_mm": 7.0}]
+)
+def test_nothing_is_changed_where_nothing_helps(now, model, monkeypatch):
+    store, _ = made_up(monkeypatch, model, [(box([FIRST]), box([FIRST]), SURE)])
+    tuned = tune(with_rules(model, **now), store, ["0"])
+    assert tuned.chosen.rules == Rules(**now)
     assert (tuned.chosen.organ, tuned.chosen.tumor) == (1.0, 1.0)
 
 
-def test_of_choices_about_as_good_the_first_wins():
-    choices = [
-        module.Choice(rules=Rules(min_lesion_ml=ml), organ=math.nan, tumor=dice)
-        for ml, dice in ((0, 0.7), (1, 0.8), (2, 0.801))
-    ]
-    assert best(choices, lambda one: one.tumor).rules.min_lesion_ml == 1
-    assert best(choices, lambda one: one.organ) is choices[0]
+def test_one_rule_is_changed_where_one_is_enough(model, monkeypatch):
+    store, _ = made_up(monkeypatch, model, [(box([FIRST]), box([FIRST, SPECK]), SURE)])
+    tuned = tune(with_rules(model, largest_organ=True), store, ["0"])
+    assert tuned.chosen.rules == Rules(largest_organ=True, min_lesion_ml=0.1), "the speck has 0.096 ml"
+    assert tuned.chosen.tumor == 1.0 > tuned.before.tumor
 
 
-def test_the_command_writes_all_flavors_and_infer_heeds_them(model, trained, stored, tmp_path):
-    from train.export import FLAVORS, export
+def test_the_organ_does_not_win_what_the_tumor_loses(model, monkeypatch):
+    """The largest organ alone would take the tumor away with the smaller piece that holds it."""
+    reference = box([])
+    reference[:, 2:12, 17:22] = 1
+    reference[2:5, 4:7, 18:21] = 2
+    label = reference.copy()
+    label[:, 12:22, 17:22] = 1
+    store, _ = made_up(monkeypatch, model, [(reference, label, SURE)])
+    assert not tune(with_rules(model), store, ["0"]).chosen.rules.largest_organ
 
+
+def test_rules_on_tumors_stay_where_no_case_has_any(model, monkeypatch):
+    store, _ = made_up(monkeypatch, model, [(box([]), box([FIRST, SPECK]), SURE)])
+    now = {"min_lesion_ml": 0.15, "min_lesion_probability": 0.3, "tumor_reach_mm": 3.0}
+    assert tune(with_rules(model, **now), store, ["0"]).chosen.rules == Rules(**now)
+
+
+def test_of_choices_about_as_good_the_one_with_the_fewest_changes_wins():
+    def choice(dice, **rules):
+        return module.Choice(rules=Rules(**rules), organ=math.nan, tumor=dice)
+
+    far, near = choice(0.801, min_lesion_ml=1.0, fill_holes=True), choice(0.8, min_lesion_ml=2.0)
+    assert best([choice(0.7), far, near], Rules()) is near
+    assert best([choice(0.7), far, near], Rules(min_lesion_ml=1.0, fill_holes=True)) is far
+
+
+def test_the_command_shows_what_it_would_choose(model, trained, stored, tmp_path):
     path = tmp_path / "tiny.onnx"
-    export(trained, path, flavors=FLAVORS[:2])
-    weights = {one.name: [t.raw_data for t in onnx.load(one).graph.initializer] for one in tmp_path.glob("*.onnx")}
+    shutil.copy(model, path)
+    before = path.read_bytes()
     shown = command(path, stored, "--split", trained / "split.json", "--dry-run")
     assert shown.returncode == 0, shown.stderr
-    assert "written" not in shown.stdout
-    assert "tuned" not in open_model(path, "cpu").info.metadata
-    done = command(path, stored, "--split", trained / "split.json")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("written: ") == 2
-    validation = json.loads((trained / "split.json").read_text())["validation"]
-    for one in flavors_beside(path):
+    assert re.search(r"before +0\.\d{4}", shown.stdout)
+    assert "nothing was written; as TOML: postprocess = {" in shown.stdout
+    assert path.read_bytes() == before
+
+
+def test_the_command_writes_all_flavors_and_a_second_time_nothing(trained, stored, tmp_path, monkeypatch):
+    path, half = tmp_path / "tiny.onnx", tmp_path / "tiny.fp16.onnx"
+    export(trained, path, flavors=FLAVORS[:2])
+    weights = {one: [t.raw_data for t in onnx.load(one).graph.initializer] for one in (path, half)}
+    wanted = Rules(fill_holes=True, min_lesion_ml=0.7)
+
+    def found(model, _store, cases, _advance):
+        scores = {"organ": 0.5, "tumor": 0.5}
+        before = module.Choice(rules=model.info.rules, **scores)
+        return module.Tuned(before=before, chosen=module.Choice(rules=wanted, **scores), cases=tuple(cases))
+
+    monkeypatch.setattr(module, "tune", found)
+    words = ["tune", str(path), str(stored), "--split", str(trained / "split.json")]
+    done = CliRunner().invoke(slicemill.commands(), words)
+    assert done.exit_code == 0, done.output
+    assert "written: " in done.output
+    for one in (path, half):
         opened = open_model(one, "cpu")
-        assert opened.info.metadata["tuned"]["cases"] == len(validation)
-        assert opened.info.rules.as_json() == opened.info.metadata["postprocess"]
-        assert [t.raw_data for t in onnx.load(one).graph.initializer] == weights[one.name]
+        assert opened.info.rules == wanted
+        assert opened.info.metadata["tuned"]["cases"] == len(
+            json.loads((trained / "split.json").read_text())["validation"]
+        )
+        assert [t.raw_data for t in onnx.load(one).graph.initializer] == weights[one]
         onnx.checker.check_model(onnx.load(one), full_check=True)
-    rules = open_model(path, "cpu").info.rules
-    expected = tune(open_model(path, "cpu"), open_store(stored), validation).before
-    assert expected.rules == rules, "a second run starts from what the first has written"
+    again = CliRunner().invoke(slicemill.commands(), words)
+    assert "nothing else is better: the model stays as it is" in again.output
 
 
-def test_other_trainings_and_strange_files_beside_a_model_are_left_alone(model, tmp_path):
+def test_other_trainings_beside_a_model_are_left_alone(model, tmp_path):
     path, other = tmp_path / "a.onnx", tmp_path / "a.fp16.onnx"
     shutil.copy(model, path)
     shutil.copy(model, other)
@@ -201,11 +266,29 @@ def test_what_cannot_be_tuned_on_is_refused_in_a_sentence(model, stored, tmp_pat
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
 
 
-def test_a_network_of_others_is_told_where_its_rules_stand(model, tmp_path):
+def test_a_network_of_others_is_told_where_its_rules_stand_before_anything_is_computed(model, stored, tmp_path):
     path = tmp_path / "theirs.onnx"
-    bare = onnx.load(model)
-    del bare.metadata_props[:]
-    onnx.save(bare, path)
+    shutil.copy(model, path)
+    path.with_suffix(".toml").write_text("labels = {liver = 1, tumor = 2}\n")
+    with pytest.raises(ModelError, match=r"its rules stand in theirs.toml. --dry-run shows what to write there"):
+        check_writable(path)
+
+
+def test_rules_as_toml_are_read_back():
+    rules = Rules(largest_organ=True, tumor_reach_mm=3.0, min_lesion_ml=0.5)
+    for one in (rules, Rules()):
+        assert rules_from_json(tomllib.loads(as_toml(one))["postprocess"]) == one
+
+
+def test_flavors_are_all_written_or_none(model, tmp_path):
+    paths = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    for path in paths:
+        shutil.copy(model, path)
+    stripped = onnx.load(paths[1])
+    del stripped.metadata_props[:]
+    onnx.save(stripped, paths[1])
     nothing = module.Choice(rules=Rules(), organ=math.nan, tumor=math.nan)
-    with pytest.raises(ModelError, match="carries no slicemill metadata; write postprocess = .* into its TOML"):
-        write_rules(path, module.Tuned(before=nothing, chosen=nothing, cases=()))
+    with pytest.raises(ValueError, match="not enough values"):
+        write_rules(paths, module.Tuned(before=nothing, chosen=nothing, cases=()))
+    assert "tuned" not in open_model(paths[0], "cpu").info.metadata
+    assert sorted(tmp_path.iterdir()) == paths

@@ -90,6 +90,23 @@ def test_a_comb_of_many_pieces_is_one_lesion_in_little_time_and_memory():
     assert lesion.max_axial_diameter_mm == pytest.approx(np.hypot(256, 255), abs=0.01)
 
 
+def test_many_columns_on_a_plate_are_measured_in_little_memory():
+    """Thousands of parts that the next slab joins into one."""
+    import tracemalloc
+
+    mask = np.zeros((32, 200, 200), bool)
+    y, x = np.mgrid[:200:2, :200:2]
+    keep = x <= y
+    mask[:16, y[keep], x[keep]] = True
+    mask[16] = np.tri(200, dtype=bool)
+    tracemalloc.start()
+    (lesion,) = find_lesions(mask, UNIT)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert lesion.max_axial_diameter_mm == pytest.approx(axial_diameter(mask[16], (1.0, 1.0)), abs=1e-12)
+    assert most < 100e6
+
+
 def test_a_spiral_that_meets_itself_in_many_slabs_is_one_lesion():
     turns = np.linspace(0, 6 * np.pi, 400)
     mask = np.zeros((60, 40, 40), bool)

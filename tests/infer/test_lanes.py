@@ -1,0 +1,88 @@
+"""Batches at work at a time on a CPU: as many threads as cores, stopped together, with their memory counted."""
+
+import os
+
+import numpy as np
+import pytest
+
+from infer import single
+from infer.canvas import wanted_of
+from infer.capacity import CPU_LANES, capacity_of, lanes_on, threads_of_session
+from infer.lane import make_lane, memory_of_lanes
+from infer.model import open_model
+from infer.single import segment_volume
+from store.errors import ProviderError
+
+SPACING = (3.0, 1.0, 1.0)
+
+
+def with_cores(monkeypatch, count):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(count)))
+
+
+@pytest.mark.parametrize("cores", [1, 2, 7, 8, 9, 16, 64])
+def test_threads_are_as_many_as_cores(cores, monkeypatch):
+    """Runs of one session share its threads: each brings its own, the rest are one pool."""
+    with_cores(monkeypatch, cores)
+    assert 1 <= lanes_on("cpu") <= CPU_LANES
+    assert lanes_on("cpu") + threads_of_session() - 1 == cores
+
+
+@pytest.mark.parametrize("cores", [1, 2, 5, 9])
+def test_labels_are_the_same_however_many_lanes(cores, model, monkeypatch, rng):
+    volume = rng.integers(-200, 300, (11, 64, 64)).astype(np.int16)
+    expected = segment_volume(open_model(model, "cpu"), volume, SPACING)
+    with_cores(monkeypatch, cores)
+    found = segment_volume(open_model(model, "cpu"), volume, SPACING)
+    assert np.array_equal(found.label, expected.label)
+    assert np.array_equal(found.tumor_probability, expected.tumor_probability)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error 700"), KeyboardInterrupt()])
+def test_a_lane_that_fails_ends_the_others(error, model, monkeypatch):
+    with_cores(monkeypatch, 2)
+    done = []
+
+    def failing(*given):
+        lane = make_lane(*given)
+        run = lane.run
+
+        def counted(*words):
+            done.append(1)
+            if len(done) == 3:
+                raise error
+            return run(*words)
+
+        lane.run = counted
+        return lane
+
+    opened = open_model(model, "cpu")
+    monkeypatch.setattr(single, "make_lane", failing)
+    monkeypatch.setattr(single, "capacity_of", lambda *_: capacity_of(opened.info, "cpu", 1))
+    with pytest.raises(type(error)):
+        segment_volume(opened, np.zeros((300, 64, 64), np.int16), SPACING)
+    assert len(done) < 100
+
+
+def test_the_memory_of_lanes_is_that_of_all_but_the_one_that_was_tried(model, monkeypatch):
+    opened = open_model(model, "cpu")
+    capacity = capacity_of(opened.info, "cpu", 64)
+    with_cores(monkeypatch, 1)
+    assert memory_of_lanes(opened, capacity, wanted_of(opened.info)) == 0
+    with_cores(monkeypatch, 4)
+    fresh = open_model(model, "cpu")
+    taken = memory_of_lanes(fresh, capacity, wanted_of(fresh.info))
+    assert taken % 3 == 0
+    assert taken > 3 * 64 * 64 * 64 * 4 * 4, "a batch of 64 slices, 4 channels of float32 at the least"
+
+
+def test_a_network_that_fails_on_air_is_told_in_a_sentence(model):
+    opened = open_model(model, "cpu")
+
+    class Broken:
+        def io_binding(self):
+            raise RuntimeError("no memory")
+
+    opened.session = Broken()
+    with pytest.raises(ProviderError, match="--provider cpu: the network fails on a batch of air .no memory."):
+        memory_of_lanes(opened, capacity_of(opened.info, "cpu"), ("label",))
