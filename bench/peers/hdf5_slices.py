@@ -1,4 +1,7 @@
-"""HDF5's way: int16 and uint8 volumes in one file, a chunk a slice, shuffled and gzip 4 (what h5py documents), read at random."""
+"""HDF5's way: int16 and uint8 volumes in one file, a chunk a slice, shuffled and gzip 4 (what h5py documents), read at random.
+
+Its cache of chunks, 8 MB a dataset by default, is off: it would hold a few short scans whole, and of a collection next to nothing.
+"""
 
 import json
 import sys
@@ -22,7 +25,7 @@ def main() -> None:
                 file.create_dataset(
                     f"{number}/{key}", data=volume, chunks=chunks, shuffle=True, compression="gzip", compression_opts=4
                 )
-    opened = h5py.File(path, "r")
+    opened = h5py.File(path, "r", rdcc_nbytes=0)
     pairs = [(opened[f"{number}/image"], opened[f"{number}/label"]) for number in range(len(given["cases"]))]
     places = [(number, z) for number, (image, _) in enumerate(pairs) for z in range(len(image))]
     rng = np.random.default_rng(0)
