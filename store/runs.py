@@ -92,10 +92,9 @@ def runs_of(label: npt.NDArray[np.uint8] | Mask, values: Sequence[int] = (1,)) -
         edges = np.flatnonzero(flat[1:end] != flat[: end - 1]).reshape(-1, 2)
         row = edges[:, 0] // (nx + 1)
         start, stop = (edges - row[:, None] * (nx + 1)).T.astype(np.int32)
-        for side, values_of in zip(
-            found, ((z + row // ny).astype(np.int32), (row % ny).astype(np.int32), start, stop), strict=True
-        ):
-            side.append(values_of)
+        fresh = ((z + row // ny).astype(np.int32), (row % ny).astype(np.int32), start, stop)
+        for side, more in zip(found, fresh, strict=True):
+            side.append(more)
     # side by side, each given back before the next: a quarter more memory for a while, not twice as much
     return Runs(*(np.concatenate(_emptied(side)) for side in found))
 
