@@ -28,6 +28,7 @@ from store.errors import ConfigError, ProviderError, ScanError
 from store.files import read_lines
 from store.nifti import stem_of
 from store.phantom import write_nifti
+from tests.contents import content
 from tests.infer.test_parts import planned
 
 HERE = Path(__file__).parents[2]
@@ -51,7 +52,7 @@ def run(model, inputs, out, **options):
 
 
 def masks(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*.nii.gz"))}
+    return {path.name: content(path) for path in sorted(folder.rglob("*.nii.gz"))}
 
 
 def test_the_size_of_a_batch_and_the_number_of_threads_change_no_label(model, scans, tmp_path):
