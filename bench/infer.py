@@ -7,7 +7,7 @@ are raised out of the range of all else (`marked`), so that post-processing, rep
 
 | row | contenders |
 |---|---|
-| whole | .nii.gz in, .nii.gz, report and picture out, with and without post-processing, over the bare session and the bare lanes |
+| whole | .nii.gz in, .nii.gz, report and picture out, with and without post-processing, over the bare session and the bare network on each core |
 | host | CPU time of everything around a network that costs next to nothing, against the usual script's |
 | engines | onnxruntime in fp32 against torch eager, NCHW and channels last |
 | components | largest organ and small lesions away, against scipy, with equal labels |

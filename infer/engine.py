@@ -1,7 +1,7 @@
 """Readers -> batches across scans -> the network -> writers: all at work at the same time, bounded by memory.
 
 1. Reader threads take jobs, decode scans and put them in line (`infer.line`).
-2. Lanes take batches from the line: on a CPU one for each core, two for each other device, one of which is computed while the other
+2. Lanes take batches from the line: on a CPU one for each core, up to eight, two for each other device, one of which is computed while the other
    is emptied and filled (`infer.lane`).
 3. A scan whose last slice is labelled goes to the writer threads; then its memory is given back.
 4. A scan that cannot be read or written fails by itself. When the device fails, the scans of that batch fail and the session

@@ -1,6 +1,6 @@
 """Buffers of a session that are filled, run and read again and again: inputs and outputs are bound once, nothing is allocated.
 
-On a CPU each lane is a core's, or some cores', and knows nothing of the others. On a GPU two lanes take turns: while one is on the device,
+On a CPU each lane computes in its own thread and does not wait for the others. On a GPU two lanes take turns: while one is on the device,
 the other scatters its labels and is filled. There the batch has one shape for the whole run, since its provider plans anew for
 each shape; its tail is padding. On the CPU a short batch is short.
 """

@@ -168,7 +168,7 @@ def byte_flavor(path: Path) -> Path:
     given = open_model(path, "cpu").info
     if given.input == "bytes":
         return path
-    found = path.with_name(path.name.removesuffix(".onnx").removesuffix(".fp16") + BYTES_SUFFIX)
+    found = path.with_name(network_name(path) + BYTES_SUFFIX)
     if not found.exists():
         raise ModelError(
             f"{path}: takes int16, a type that TensorRT does not have, and {found.name} is not beside it; "
@@ -182,6 +182,15 @@ def byte_flavor(path: Path) -> Path:
             f"{found}: is not the network of {path.name} with bytes for input (other {what}); export both again."
         )
     return found
+
+
+def network_name(path: Path) -> str:
+    """Return what the names of a network's flavors begin with.
+
+    >>> network_name(Path("liver.bytes.fp16.onnx")), network_name(Path("liver.onnx"))
+    ('liver', 'liver')
+    """
+    return path.name.removesuffix(".onnx").removesuffix(".fp16").removesuffix(".bytes")
 
 
 def open_model(path: Path, provider: Provider = "auto", device: int = 0, batch: int = 0) -> Model:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from infer.canvas import Segmented
 from infer.foreign import card_beside
 from infer.inputs import Job, load
-from infer.model import BYTES_SUFFIX, Model, open_model
+from infer.model import BYTES_SUFFIX, Model, network_name, open_model
 from infer.model import SAME as SAID_ALIKE
 from infer.postprocess import Rules, postprocess
 from infer.single import segment_volume
@@ -296,8 +296,7 @@ def flavors_beside(path: Path) -> list[Path]:
     ModelError
         A file that has the name of a flavor is no model.
     """
-    stem = path.name.removesuffix(".onnx").removesuffix(".fp16").removesuffix(".bytes")
-    named = [path.with_name(stem + suffix) for suffix in (".onnx", ".fp16.onnx", BYTES_SUFFIX)]
+    named = [path.with_name(network_name(path) + suffix) for suffix in (".onnx", ".fp16.onnx", BYTES_SUFFIX)]
     given = said_by(path)
     others = [one for one in named if one != path and one.exists() and given is not None]
     return [path, *(one for one in others if said_by(one) == given)]

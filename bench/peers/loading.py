@@ -58,7 +58,7 @@ PEERS = (
         name="HDF5, a chunk a slice",
         package="hdf5",
         script="hdf5_slices.py",
-        sentence="int16 and uint8 chunks, shuffled, gzip 4, at random; no checksum; HU are kept, as in ours",
+        sentence="int16 and uint8 chunks, shuffled, gzip 4, at random, its cache of chunks off; no checksum; HU are kept, as in ours",
     ),
     Peer(
         name="nnU-Net blosc2 dataset",
