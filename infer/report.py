@@ -122,8 +122,7 @@ def overlay(
 
     Shown are the slices in which lesions are longest, then slices spread over the labelled part.
     """
-    box = extent(label)
-    filled = [] if box is None else [box[0].start + z for z, section in enumerate(label[box]) if section.any()]
+    filled = [z for z, section in enumerate(label) if section.max()]
     chosen = dict.fromkeys(lesion["key_z"] for lesion in (lesions or [])[: OVERLAY_SLICES // 2])
     for z in spread(filled or range(len(label)), OVERLAY_SLICES):
         if len(chosen) < OVERLAY_SLICES:

@@ -23,7 +23,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from store.errors import GeometryError, ReadError, ScanError
 from store.files import HASH_BLOCK, HashingStream, Place, written_whole
-from store.geometry import SAME_GRID_MM, Grid
+from store.geometry import SAME_GRID_MM, Grid, contiguous
 from store.oddities import about_grid
 from store.remote import Remote
 
@@ -154,7 +154,7 @@ def read_extensions(path: Place, header: NiftiHeader) -> bytes:
     """Return the bytes of a file's header extensions with the four bytes that announce them; empty where there are none."""
     if not header.extension_bytes:
         return b""
-    stream, _ = open_voxels(path)
+    stream, _ = open_voxels(path, hashed=False)
     with stream:
         return _read_up_to(stream, len(header.raw) + 4 + header.extension_bytes, path)[len(header.raw) :]
 
@@ -334,7 +334,7 @@ def write_volume(
         stream.write(fields.binaryblock + extensions)
         for part in voxels:
             written += part.size
-            stream.write(bytes_of(np.ascontiguousarray(part, dtype=kind)))
+            stream.write(bytes_of(contiguous(part.astype(kind, copy=False))))
         if written != expected:
             raise ScanError(
                 f"{path}: the header to copy is damaged; it says {expected:,} voxels, there are {written:,}."
@@ -384,7 +384,7 @@ def _read_up_to(stream: io.RawIOBase, count: int, path: Place) -> bytes:
 
 def _first_bytes(path: Place) -> bytes:
     """Return the first bytes of a single file, as many as the longest header and its mark of extensions have."""
-    stream, _ = open_voxels(path)
+    stream, _ = open_voxels(path, hashed=False)
     with stream:
         return _read_up_to(stream, max(HEADER_BYTES) + 4, path)
 

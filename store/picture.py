@@ -10,12 +10,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from store.files import Place, write_bytes
 from store.png import png_bytes
+from store.runs import values_in
 from store.window import PICTURE_WINDOW, Window
 
 Color = tuple[int, int, int]
 Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 T = TypeVar("T")
+G = TypeVar("G", bound=np.generic)
 
 ORGAN_COLOR: Color = (90, 200, 255)
 TUMOR_COLOR: Color = (255, 70, 70)
@@ -39,9 +41,11 @@ class Tile:
 
 def gray(image: npt.NDArray[np.int16], window: Window = PICTURE_WINDOW) -> Picture:
     """Return a slice int16[y, x], HU, as a picture uint8[y, x, 3], enlarged by a whole factor when it is small."""
-    factor = enlargement(image.shape)
-    shades = window.to_gray(image).repeat(factor, axis=0).repeat(factor, axis=1)
-    return np.repeat(shades[..., None], 3, axis=2)
+    shades = enlarged(window.to_gray(image), enlargement(image.shape))
+    picture = np.empty((*shades.shape, 3), dtype=np.uint8)
+    for channel in range(3):  # three times as fast as all at once
+        picture[..., channel] = shades
+    return picture
 
 
 def enlargement(shape: tuple[int, ...]) -> int:
@@ -49,25 +53,28 @@ def enlargement(shape: tuple[int, ...]) -> int:
     return max(1, -(-MIN_SIDE_PX // max(shape)))
 
 
+def enlarged(section: npt.NDArray[G], factor: int) -> npt.NDArray[G]:
+    """Return any[y, x] with each pixel `factor` times as high and wide."""
+    return section if factor == 1 else section.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
 def outline(mask: Mask) -> Mask:
-    """Return the pixels of a mask bool[y, x] that touch its outside with an edge."""
-    padded = np.pad(mask, 1)
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    """Return the pixels of a mask bool[y, x] that touch its outside, or the edge of the slice, with an edge."""
+    inside = np.zeros_like(mask)
+    inside[1:-1, 1:-1] = mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
     return mask & ~inside
 
 
 def draw_outline(picture: Picture, mask: Mask, color: Color) -> Picture:
     """Return the picture with the outline of a mask bool[y, x] of the slice that it shows."""
-    factor = picture.shape[0] // mask.shape[0]
     drawn = picture.copy()
-    drawn[outline(mask.repeat(factor, axis=0).repeat(factor, axis=1))] = color
+    drawn[outline(enlarged(mask, picture.shape[0] // mask.shape[0]))] = color
     return drawn
 
 
 def draw_fill(picture: Picture, mask: Mask, color: Color, opacity: float = 0.6) -> Picture:
     """Return the picture with the pixels of a mask bool[y, x] tinted."""
-    factor = picture.shape[0] // mask.shape[0]
-    where = mask.repeat(factor, axis=0).repeat(factor, axis=1)
+    where = enlarged(mask, picture.shape[0] // mask.shape[0])
     drawn = picture.copy()
     drawn[where] = (drawn[where] * (1 - opacity) + np.array(color) * opacity).astype(np.uint8)
     return drawn
@@ -78,7 +85,7 @@ def draw_labels(
 ) -> Picture:
     """Outline each group of label values of a slice uint8[y, x] in its color, in order."""
     for values, color in colors:
-        mask = np.isin(label, values)
+        mask = values_in(label, values)
         if mask.any():
             picture = draw_outline(picture, mask, color)
     return picture

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from store.errors import LabelError, ScanError
 from store.files import Place
-from store.geometry import Grid
+from store.geometry import Grid, contiguous
 from store.nifti import (
     MAX_EXTENSION_BYTES,
     NiftiHeader,
@@ -112,7 +112,7 @@ class ScanReader:
         nk = self.grid.shape[2]
         for k, planes in self._planes(depth, buffers):
             z = nk - k - len(planes) if self.grid.z_is_flipped else k
-            yield Slab(z=z, voxels=np.ascontiguousarray(self.grid.to_stored(planes)))
+            yield Slab(z=z, voxels=contiguous(self.grid.to_stored(planes)))
 
     def _turned(self, depth: int, spill: Path | None) -> Iterator[Slab]:
         ni, nj, nk = self.grid.shape
@@ -125,7 +125,7 @@ class ScanReader:
                 # back to the file's axis order [k, j, i], of which this is the part with these z
                 part = self.grid.to_stored(np.moveaxis(slab, 0, axis))
                 z = self.grid.stored_shape[0] - start - len(slab) if self.grid.z_is_flipped else start
-                yield Slab(z=z, voxels=np.ascontiguousarray(part))
+                yield Slab(z=z, voxels=contiguous(part))
 
     def read(self) -> npt.NDArray[Any]:
         """Return the whole volume: int16[z, y, x], HU, or uint8[z, y, x], label values."""

@@ -31,8 +31,12 @@ class Window:
         >>> Window(-100, 100).to_gray(np.array([-500, 0, 100], dtype=np.int16)).tolist()
         [0, 127, 255]
         """
-        scaled = (np.clip(image.astype(np.float32), self.low, self.high) - self.low) / (self.high - self.low)
-        return (scaled * 255).astype(np.uint8)
+        scaled = image.astype(np.float32)
+        np.clip(scaled, self.low, self.high, out=scaled)
+        scaled -= self.low
+        scaled /= self.high - self.low
+        scaled *= 255
+        return scaled.astype(np.uint8)
 
 
 DEFAULT_WINDOW = Window(-200, 300)
