@@ -1,7 +1,7 @@
 """Times contenders fairly on a noisy machine: warm-up, interleaved rounds, medians, and ratios pair by pair.
 
-One round runs every contender once, so that a slow minute slows all of them; a ratio is the median over rounds of the
-two times of the same round.
+One round runs every contender once, so that a slow minute slows all of them; every second round runs backward, since it
+matters who ran before (caches, memory given back). A ratio is the median over rounds of the two times of the same round.
 """
 
 import time
@@ -43,16 +43,16 @@ def interleaved(
     tell: Callable[[str], None] = lambda _: None,
     timer: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Run every contender `warm_up` times uncounted, then `rounds` times in turn; `tell` hears of each before it runs, untimed.
+    """Run every contender `warm_up` times uncounted, then `rounds` times, to and fro; `tell` hears of each before it runs, untimed.
 
     `timer` is the wall by default; `time.process_time` counts this process's own work, however busy the machine is.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(warm_up + rounds):
-        for name, work in contenders.items():
+        for name in list(contenders)[:: -1 if turn % 2 else 1]:
             tell(name)
             start = timer()
-            work()
+            contenders[name]()
             if turn >= warm_up:
                 times[name].append(timer() - start)
     return {name: Timing(name=name, seconds=tuple(seconds)) for name, seconds in times.items()}

@@ -173,25 +173,25 @@ def batch_of(work: Work, labels: int) -> tuple[npt.NDArray[np.int16], npt.NDArra
     return image, np.add.outer(np.arange(labels), np.arange(context)).astype(np.int32)
 
 
-def filled(model: Model, work: Work) -> tuple[Lane, int, npt.NDArray[np.int32]]:
-    """Return a lane with a batch in it, its rows and its windows."""
+def filled(model: Model, work: Work) -> tuple[Lane, npt.NDArray[np.int16], npt.NDArray[np.int32]]:
+    """Return a lane with a batch in it, its slices and its windows."""
     lane = make_lane(model, capacity(model, work), WANTED)
     image, neighbors = batch_of(work, capacity(model, work).labels)
     lane.image[: len(image)] = image
-    return lane, len(image), neighbors
+    return lane, lane.image[: len(image)], neighbors
 
 
 def resident(model: Model, work: Work) -> Callable[[], object]:
     """Return batches of data that lie on the card, one after the other; on the CPU there is nothing else."""
-    lane, rows, neighbors = filled(model, work)
-    lane.run(rows, neighbors, nullcontext())
+    lane, image, neighbors = filled(model, work)
+    lane.run(image, neighbors, nullcontext())
 
     def run() -> None:
         for _ in range(work.batches):
             if isinstance(lane, DeviceLane):
                 lane.compute()
             else:
-                lane.run(rows, neighbors, nullcontext())
+                lane.run(image, neighbors, nullcontext())
 
     return run
 
@@ -202,9 +202,9 @@ def with_copies(model: Model, work: Work) -> Callable[[], object]:
     turns = turns_of(model)
 
     def drive(number: int) -> None:
-        lane, rows, neighbors = lanes[number]
+        lane, image, neighbors = lanes[number]
         for _ in range(number, work.batches, LANES):
-            lane.run(rows, neighbors, turns)
+            lane.run(image, neighbors, turns)
 
     def run() -> None:
         threads = [threading.Thread(target=drive, args=(number,)) for number in range(LANES)]
@@ -399,7 +399,7 @@ def labels(folder: Path, work: Work, _results: Record) -> Record:
         model = opened(folder, replace(work, batch=len(neighbors)), width, flavor)
         lane = make_lane(model, Capacity(len(neighbors), len(image)), ("label",))
         lane.image[:] = image
-        label = lane.run(len(image), neighbors, nullcontext()).label
+        label = lane.run(lane.image, neighbors, nullcontext()).label
         found[flavor.precision] = {
             "differing": float(np.count_nonzero(label != expected)) / expected.size,
             "dice_loss": {

@@ -101,27 +101,23 @@ class Guided(nn.Module):
         return logits
 
 
-class Sampled(nn.Module):
+class Sampled(Exported):
     """A whole graph that costs next to nothing: the labels of every eighth pixel, by the same HU as `Guided`."""
 
-    outputs = ("label", "tumor")
+    def __init__(self, config: Config) -> None:
+        super().__init__(nn.Identity(), config, LITS_LABELS)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Return label and tumor uint8[b, y, x] of slices int16[b, y, x], HU."""
+    def forward(self, image: Tensor, neighbors: Tensor | None = None) -> tuple[Tensor, ...]:  # noqa: ARG002 (a slice is its own window)
+        """Return label and tumor, uint8[b, y, x], of slices int16[b, y, x], HU."""
         few = image[:, ::BLUR, ::BLUR].float()
         tumor = (few > TUMOR_FROM).float()
         label = (few > LIVER_FROM).float() + tumor
-        return tuple(large(map_.to(torch.uint8)) for map_ in (label, 255 * tumor))
+        return tuple(self.large(map_.to(torch.uint8)) for map_ in (label, 255 * tumor))
 
-    def feed(self, image: npt.NDArray[np.int16], window: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[Any]]:
-        """Return the inputs; a window is the slice itself."""
-        return {"image": image}
-
-
-def large(map_: Tensor) -> Tensor:
-    """Return a map [b, y, x] with each pixel BLUR times as wide and high."""
-    b, y, x = map_.shape
-    return map_[:, :, None, :, None].expand(b, y, BLUR, x, BLUR).reshape(b, y * BLUR, x * BLUR)
+    def large(self, map_: Tensor) -> Tensor:
+        """Return a map [b, y, x] with each pixel BLUR times as wide and high."""
+        b, y, x = map_.shape
+        return map_[:, :, None, :, None].expand(b, y, BLUR, x, BLUR).reshape(b, y * BLUR, x * BLUR)
 
 
 class Light(nn.Module):
@@ -140,7 +136,11 @@ class Light(nn.Module):
 
 def exported(path: Path, network: nn.Module, config: Config, size: int, flavor: Flavor = DEFAULT) -> Path:
     """Write a network as a model file without a proof."""
-    graph = Exported(Guided(network).eval(), config, LITS_LABELS, flavor).eval()
+    return written(path, Exported(Guided(network).eval(), config, LITS_LABELS, flavor).eval(), config, size, flavor)
+
+
+def written(path: Path, graph: Exported, config: Config, size: int, flavor: Flavor = DEFAULT) -> Path:
+    """Write a whole graph as a model file without a proof."""
     window = np.arange(config.context, dtype=np.int32)[None]
     to_onnx(graph, [(np.zeros((config.context, size, size), dtype=np.int16), window)], path)
     rules = Rules(largest_organ=True, min_lesion_ml=MIN_LESION_ML)
@@ -247,14 +247,9 @@ def marked(image: npt.NDArray[np.int16], label: npt.NDArray[np.uint8]) -> npt.ND
 
 
 def network_of(name: str) -> tuple[nn.Module, Config]:
-    """Return a network with random weights: the default one, a light one, or one that does nothing."""
+    """Return a network with random weights: the default one, or a light one."""
     torch.manual_seed(0)
-    config = MARKED
-    if name == "default":
-        return build(LITS_LABELS, config), config
-    if name == "light":
-        return Light(config), config
-    return nn.AvgPool2d(1), replace(config, context=1)
+    return (build(LITS_LABELS, MARKED) if name == "default" else Light(MARKED)), MARKED
 
 
 def whole(folder: Path, name: str, scans: Path, rounds: int, tell: Callable[[str], None]) -> Record:
@@ -316,13 +311,12 @@ def bare(model: Model, scans: Path, total: int, at_once: int = 1) -> Callable[[]
     while filler.waiting > nz // 2:
         batch = filler.next()
     lanes = [make_lane(model, capacity, plan.wanted) for _ in range(at_once)]
-    for lane in lanes:
-        batch.show(lane.image)
+    images = [batch.show(lane.image) for lane in lanes]
     rounds = -(-total // len(batch.units))
 
     def drive(number: int) -> None:
         for _ in range(number, rounds, at_once):
-            lanes[number].run(len(batch.rows), batch.neighbors, nullcontext())
+            lanes[number].run(images[number], batch.neighbors, nullcontext())
 
     def work() -> None:
         with ThreadPoolExecutor(at_once) as pool:
@@ -333,8 +327,8 @@ def bare(model: Model, scans: Path, total: int, at_once: int = 1) -> Callable[[]
 
 def host(folder: Path, scans: Path, rounds: int, tell: Callable[[str], None]) -> Record:
     """Measure the CPU time of what is done around a network, ours (with report and picture) and a script's (without)."""
-    network, config = network_of("nothing")
-    model = open_model(exported(folder / "nothing.onnx", network, config, SIZE), "cpu")
+    config = replace(MARKED, context=1)
+    model = open_model(written(folder / "sampled.onnx", Sampled(config).eval(), config, SIZE), "cpu")
     jobs, _ = gather([scans])
     depth = nib.load(jobs[0].path).shape[2]
     total = depth * len(jobs)

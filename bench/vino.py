@@ -84,8 +84,8 @@ def batch_of(model: Model, volume: npt.NDArray[np.int16]) -> Callable[[], object
     filler.add(Scan(plan, plan.seen(volume)))
     batch = filler.next()
     lane = make_lane(model, capacity_of(model.info, model.provider, SLICES), plan.wanted)
-    batch.show(lane.image)
-    return lambda: lane.run(len(batch.rows), batch.neighbors, nullcontext())
+    image = batch.show(lane.image)
+    return lambda: lane.run(image, batch.neighbors, nullcontext())
 
 
 def dice(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> float:

@@ -36,6 +36,11 @@ class Scan:
         """Copy a view of the slice at `z` into `out`: int16[H, W], HU."""
         view.show(self._seen[z], out)
 
+    def slices(self, z: int, count: int) -> npt.NDArray[np.int16] | None:
+        """Return slices as they lie here, int16[n, H, W], HU; None where the network takes others."""
+        seen = self._seen[z : z + count]
+        return seen if self.plan.shows_whole and seen.dtype == np.int16 and seen.flags.c_contiguous else None
+
     def is_whole_after(self, count: int) -> bool:
         """Count so many units as done and return whether they were the last."""
         with self._lock:
@@ -54,18 +59,37 @@ class Batch:
     neighbors: npt.NDArray[np.int32]
     """int32[b, c]: for each unit, the rows of its window."""
 
-    def show(self, image: npt.NDArray[np.int16]) -> None:
-        """Copy what goes in to the first rows of `image`: int16[n, H, W], HU."""
+    def show(self, image: npt.NDArray[np.int16], *, in_place: bool = False) -> npt.NDArray[np.int16]:
+        """Return what goes in, int16[n, H, W], HU: copied to the first rows of `image`, or, `in_place`, where it lies already if it does."""
+        if in_place and (run := consecutive(self.rows)) is not None:
+            scan, z, count = run
+            if (slices := scan.slices(z, count)) is not None:
+                return slices
         for (scan, z, view), out in zip(self.rows, image, strict=False):
             scan.show(z, view, out)
+        return image[: len(self.rows)]
+
+    def places(self) -> dict[str, npt.NDArray[np.uint8]]:
+        """Return where outputs of the network may be written at once, by name: uint8[b, H, W]; none when they must be put in place (`put`)."""
+        if (run := consecutive(self.units)) is None:
+            return {}
+        scan, z, count = run
+        return scan.canvas.places(z, count)
 
     def put(self, answer: Answer) -> list[Scan]:
-        """Give the scans what the network says of the units, in their order; return those that are whole now."""
+        """Give the scans what the network says of the units, in their order, unless it is there; return those that are whole now."""
         counts: dict[Scan, int] = {}
         for index, (scan, z, view) in enumerate(self.units):
             scan.canvas.put(z, view, answer, index)
             counts[scan] = counts.get(scan, 0) + 1
         return [scan for scan, count in counts.items() if scan.is_whole_after(count)]
+
+
+def consecutive(parts: list[tuple[Scan, int, View]]) -> tuple[Scan, int, int] | None:
+    """Return scan, first z and count of slices of one scan that follow each other, or None when they do not."""
+    scan, first, _ = parts[0]
+    together = all(one is scan and z == first + index for index, (one, z, _) in enumerate(parts))
+    return (scan, first, len(parts)) if together else None
 
 
 class Filler:

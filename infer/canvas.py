@@ -47,6 +47,11 @@ class Plan:
         """Return whether several views of a pixel are averaged."""
         return self.manner.mirror or self.manner.overlap
 
+    @property
+    def shows_whole(self) -> bool:
+        """Return whether the network sees slices as they are: none is resampled, padded, cut or mirrored."""
+        return self.resampling is None and self.seen_shape == self.size and len(self.views) == 1
+
     @cached_property
     def weights(self) -> dict[View, Maps]:
         """Return what each view of a slice counts, float32[y, x] of its kept pixels; together 1 at every pixel."""
@@ -162,8 +167,17 @@ class Canvas:
         self._slices: dict[int, _Slice] = {}
         self._lock = threading.Lock()
 
+    def places(self, z: int, count: int) -> dict[str, Uint8s]:
+        """Return where a network may write its outputs of `count` slices from `z` on, uint8[n, H, W] by name; none where others are kept."""
+        if not self.plan.shows_whole or "probability" in self.plan.wanted:
+            return {}
+        kept = {"label": self._label, "tumor": self._tumor}
+        return {name: map_[z : z + count] for name, map_ in kept.items() if map_ is not None}
+
     def put(self, z: int, view: View, answer: Answer, index: int) -> None:
-        """Take one view of the slice at `z`: the `index`-th of an answer."""
+        """Take one view of the slice at `z`: the `index`-th of an answer; one that was written in `places` is there already."""
+        if answer.label.base is self._label:
+            return
         if self.plan.resampling is None and not self.plan.averages and self._probability is None:
             self._place(view, answer, index, _Slice(label=self._label[z], tumor=self._at(z), maps=None, left=0))
             return

@@ -184,9 +184,9 @@ class Engine:
             return False
         self._check(at, batch.units[0][0])
         with self._watch.timed("fill"):
-            batch.show(at.lane.image)
+            image = batch.show(at.lane.image, in_place=at.lane.in_place)
         try:
-            answer = at.lane.run(len(batch.rows), batch.neighbors, self._turn(at.turns))
+            answer = at.lane.run(image, batch.neighbors, self._turn(at.turns), batch.places())
         except Exception as error:  # noqa: BLE001 (onnxruntime raises many types, some of them private)
             self._device_failed(at, batch, error)
             return True

@@ -1,12 +1,13 @@
 """Buffers of a session that are filled, run and read again and again: inputs and outputs are bound once, nothing is allocated.
 
-On a CPU each lane computes in its own thread and does not wait for the others. On a GPU two lanes take turns: while one is on the device,
-the other scatters its labels and is filled. There the batch has one shape for the whole run, since its provider plans anew for
-each shape; its tail is padding. On the CPU a short batch is short.
+On a CPU each lane computes in its own thread and does not wait for the others. It reads slices where they lie in their scan and
+writes labels where they belong, when the network takes them as they are; its buffers are for all other batches (of two scans, say).
+On a GPU two lanes take turns: while one is on the device, the other scatters its labels and is filled. There the batch has one
+shape for the whole run, since its provider plans anew for each shape; its tail is padding. On the CPU a short batch is short.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ WHERE = "cuda"
 """onnxruntime's name of the memory of both."""
 Room = Callable[[Sequence[int], Any], npt.NDArray[Any]]
 """Zeros of a shape and type, in memory of some kind."""
+Outputs = Mapping[str, npt.NDArray[Any]]
 
 
 class Lane(Protocol):
@@ -30,32 +32,50 @@ class Lane(Protocol):
 
     image: npt.NDArray[np.int16]
     """int16[n, H, W], HU; to be filled from its first row on."""
+    in_place: bool
+    """Whether it reads slices wherever they lie; else they must be the first of `image`."""
 
-    def run(self, rows: int, neighbors: npt.NDArray[np.int32], turn: AbstractContextManager[Any]) -> Answer:
+    def run(
+        self,
+        image: npt.NDArray[np.int16],
+        neighbors: npt.NDArray[np.int32],
+        turn: AbstractContextManager[Any],
+        into: Outputs | None = None,
+    ) -> Answer:
         """Label slices; the answer is valid until the next run.
 
         Parameters
         ----------
-        rows
-            How many rows of `image` count.
+        image
+            int16[n, H, W], HU: the slices that go in.
         neighbors
             int32[b, c]: for each slice to label, the rows of its window.
         turn
             Held while the network runs, not while data are copied.
+        into
+            Where outputs may be written, by name, any[b, H, W]; a lane that does not is free to give its own.
         """
 
 
 class HostLane:
     """A batch in the computer's memory, for providers that compute there."""
 
+    in_place = True
+
     def __init__(self, model: Model, capacity: Capacity, wanted: Sequence[str]) -> None:
         self._model = model
         self.image, self._outputs = _buffers(model, capacity, wanted)
 
-    def run(self, rows: int, neighbors: npt.NDArray[np.int32], turn: AbstractContextManager[Any]) -> Answer:
+    def run(
+        self,
+        image: npt.NDArray[np.int16],
+        neighbors: npt.NDArray[np.int32],
+        turn: AbstractContextManager[Any],
+        into: Outputs | None = None,
+    ) -> Answer:
         """Label slices; see `Lane.run`."""
-        feed = self._model.feed(self.image[:rows], neighbors)
-        outputs = {name: array[: len(neighbors)] for name, array in self._outputs.items()}
+        feed = self._model.feed(image, neighbors)
+        outputs = {name: (into or {}).get(name, array[: len(neighbors)]) for name, array in self._outputs.items()}
         binding = self._model.session.io_binding()
         for name, array in feed.items():
             binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
@@ -67,7 +87,9 @@ class HostLane:
 
 
 class VinoLane:
-    """A batch in the computer's memory, computed by OpenVINO."""
+    """A batch in the computer's memory, computed by OpenVINO, which gives labels in its own."""
+
+    in_place = True
 
     def __init__(self, model: Model, capacity: Capacity, wanted: Sequence[str]) -> None:
         self._model = model
@@ -75,9 +97,15 @@ class VinoLane:
         self._request = model.session.request()
         self.image, _ = _buffers(model, capacity, ())
 
-    def run(self, rows: int, neighbors: npt.NDArray[np.int32], turn: AbstractContextManager[Any]) -> Answer:
+    def run(
+        self,
+        image: npt.NDArray[np.int16],
+        neighbors: npt.NDArray[np.int32],
+        turn: AbstractContextManager[Any],
+        into: Outputs | None = None,  # noqa: ARG002 (its outputs lie where it put them)
+    ) -> Answer:
         """Label slices; see `Lane.run`."""
-        feed = self._model.feed(self.image[:rows], neighbors)
+        feed = self._model.feed(image, neighbors)
         with turn:
             return answered(self._request.run(self._wanted, feed))
 
@@ -88,6 +116,8 @@ class DeviceLane:
     What travels lies in pinned memory. Only the rows that count go up, and only the labels asked for come down; what stood in
     the other rows before is labelled again and thrown away.
     """
+
+    in_place = False
 
     def __init__(self, model: Model, capacity: Capacity, wanted: Sequence[str]) -> None:
         from infer.providers import runtime
@@ -105,12 +135,18 @@ class DeviceLane:
         for name, array in self._given.items():
             self._up(name, len(array))
 
-    def run(self, rows: int, neighbors: npt.NDArray[np.int32], turn: AbstractContextManager[Any]) -> Answer:
+    def run(
+        self,
+        image: npt.NDArray[np.int16],
+        neighbors: npt.NDArray[np.int32],
+        turn: AbstractContextManager[Any],
+        into: Outputs | None = None,  # noqa: ARG002 (what comes down goes to pinned memory)
+    ) -> Answer:
         """Label slices; see `Lane.run`."""
         self._neighbors[:] = 0
         self._neighbors[: len(neighbors)] = neighbors
         for name, array in self._given.items():
-            self._up(name, rows if name == "image" else len(array))
+            self._up(name, len(image) if name == "image" else len(array))
         with turn:
             self.compute()
         for name, array in self._found.items():
@@ -170,7 +206,7 @@ def memory_of_lanes(model: Model, capacity: Capacity, wanted: Sequence[str]) -> 
     before = process.memory_info().rss
     lane = make_lane(model, capacity, wanted)
     try:
-        lane.run(capacity.rows, np.zeros((capacity.labels, model.info.context), dtype=np.int32), nullcontext())
+        lane.run(lane.image, np.zeros((capacity.labels, model.info.context), dtype=np.int32), nullcontext())
     except Exception as error:  # onnxruntime raises many types, some of them private
         raise ProviderError(
             f"--provider {model.provider}: the network fails on a batch of air ({str(error)[:200]})."

@@ -238,9 +238,9 @@ def gate(model: Model, scan: Scan, lane: Lane) -> None:
         The labels differ by more than rounding explains.
     """
     batch = middle_of(scan)
-    batch.show(lane.image)
-    found = lane.run(len(batch.rows), batch.neighbors, contextlib.nullcontext())
-    expected = open_model(model.path, "cpu").run(lane.image[: len(batch.rows)], batch.neighbors)
+    image = batch.show(lane.image)
+    found = lane.run(image, batch.neighbors, contextlib.nullcontext())
+    expected = open_model(model.path, "cpu").run(image, batch.neighbors)
     compare(model, found.label, expected.label)
 
 

@@ -47,8 +47,8 @@ def segment_volume(
                 if ended.is_set() or not filler.waiting:
                     return
                 batch = filler.next()
-            batch.show(lane.image)
-            batch.put(lane.run(len(batch.rows), batch.neighbors, turns))
+            image = batch.show(lane.image, in_place=lane.in_place)
+            batch.put(lane.run(image, batch.neighbors, turns, batch.places()))
             with taking:
                 advance(len(batch.units))
 

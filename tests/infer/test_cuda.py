@@ -64,7 +64,7 @@ def test_two_lanes_at_once_do_not_mix_their_batches(half, rng):
         for turn in range(50):
             image, label = given[(number + turn) % 2]
             lane.image[:6] = image
-            found = lane.run(6, WINDOWS, threading.Semaphore(2)).label
+            found = lane.run(lane.image[:6], WINDOWS, threading.Semaphore(2)).label
             wrong.append(int(np.count_nonzero(found != label[1:5])))
 
     threads = [threading.Thread(target=drive, args=(number,)) for number in range(2)]
@@ -81,7 +81,7 @@ def test_a_session_made_anew_goes_on(half, rng):
     for _ in range(2):
         lane = DeviceLane(opened, Capacity(4, 6), ("label",))
         lane.image[:] = image
-        assert np.array_equal(lane.run(6, WINDOWS, threading.Lock()).label, label[1:5])
+        assert np.array_equal(lane.run(lane.image[:6], WINDOWS, threading.Lock()).label, label[1:5])
         opened.rebuild()
 
 
@@ -92,11 +92,11 @@ def test_no_setting_of_the_provider_changes_labels(more, half, rng):
     image, label = blocks(rng, 6)
     lane = DeviceLane(opened, Capacity(4, 6), ("label",))
     lane.image[:] = image
-    assert np.array_equal(lane.run(6, WINDOWS, threading.Lock()).label, label[1:5])
+    assert np.array_equal(lane.run(lane.image[:6], WINDOWS, threading.Lock()).label, label[1:5])
 
 
 def test_the_byte_flavor_runs_on_cuda_too(flavors, rng):  # noqa: F811 (a fixture)
     image, label = blocks(rng, 6)
     lane = DeviceLane(open_model(flavors.with_name("liver.bytes.fp16.onnx"), "cuda"), Capacity(4, 6), ("label",))
     lane.image[:] = image
-    assert np.array_equal(lane.run(6, WINDOWS, threading.Lock()).label, label[1:5])
+    assert np.array_equal(lane.run(lane.image[:6], WINDOWS, threading.Lock()).label, label[1:5])

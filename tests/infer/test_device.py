@@ -395,7 +395,7 @@ class TestLane:
             image, label = blocks(rng, rows)
             neighbors = rng.integers(0, rows, (count, 3)).astype(np.int32)
             there.image[:rows] = here.image[:rows] = image
-            one, other = (lane.run(rows, neighbors, threading.Lock()) for lane in (there, here))
+            one, other = (lane.run(lane.image[:rows], neighbors, threading.Lock()) for lane in (there, here))
             assert np.array_equal(one.label, other.label)
             assert np.array_equal(one.tumor, other.tumor)
             assert np.array_equal(one.label, label[neighbors[:, 1]])
@@ -404,5 +404,5 @@ class TestLane:
     def test_only_rows_that_count_go_up_and_only_labels_that_are_asked_for_come_down(self, flavors, card):
         lane = DeviceLane(open_model(flavors, "cpu"), Capacity(4, 12), ("label",))
         card.copied.clear()
-        lane.run(3, np.zeros((1, 3), np.int32), threading.Lock())
+        lane.run(lane.image[:3], np.zeros((1, 3), np.int32), threading.Lock())
         assert card.copied == [3 * 64 * 64 * 2, 4 * 3 * 4, 64 * 64]

@@ -39,9 +39,14 @@ class TestTiling:
         st.sampled_from([1, 3, 5]),
         st.sampled_from([1.0, 2.6]),
         st.integers(1, 20),
+        st.booleans(),
+        st.booleans(),
     )
-    def test_what_goes_in_comes_out_at_its_place_in_batches_across_scans(self, shapes, size, context, step, labels):
+    def test_what_goes_in_comes_out_at_its_place_in_batches_across_scans(
+        self, shapes, size, context, step, labels, alike, in_place
+    ):
         """A network that says the remainder of what it sees in the middle of its window."""
+        shapes = [(z, *size) for z, _, _ in shapes] if alike else shapes
         volumes = [
             np.arange(number, number + np.prod(shape), dtype=np.int64).reshape(shape).astype(np.int16)
             for number, shape in enumerate(shapes)
@@ -53,13 +58,33 @@ class TestTiling:
         image, whole = np.empty((capacity.rows, *size), np.int16), []
         while filler.waiting:
             batch = filler.next()
-            batch.show(image)
+            shown = batch.show(image, in_place=in_place)
             assert 1 <= len(batch.units) <= labels
-            assert len(set(batch.rows)) == len(batch.rows) <= capacity.rows
-            whole += batch.put(Answer((image[batch.neighbors[:, context // 2]] % 251).astype(np.uint8)))
+            assert len(set(batch.rows)) == len(batch.rows) == len(shown) <= capacity.rows
+            label = (shown[batch.neighbors[:, context // 2]] % 251).astype(np.uint8)
+            for place in batch.places().values() if in_place else ():
+                place[:], label = label, place
+            whole += batch.put(Answer(label))
         assert sorted(map(id, whole)) == sorted(map(id, scans)), "each scan is whole once"
         for volume, scan in zip(volumes, scans, strict=True):
             assert np.array_equal(scan.canvas.segmented().label, volume % 251)
+
+    def test_slices_that_the_network_takes_as_they_are_are_not_copied(self):
+        volume = np.arange(6 * 16, dtype=np.int16).reshape(6, 4, 4)
+        room = np.zeros((9, 4, 4), np.int16)
+        for size, step, kept in (((4, 4), 1.0, True), ((4, 4), 2.0, False), ((4, 6), 1.0, False)):
+            filler, scan = Filler(Capacity(3, 9)), planned(volume, size, 3, step)
+            filler.add(scan)
+            filler.next()
+            batch = filler.next()
+            image = batch.show(np.zeros((9, *size), np.int16), in_place=True)
+            assert np.shares_memory(image, volume) == kept
+            assert np.shares_memory(batch.places().get("label", room), scan.canvas.segmented().label) == (
+                size == (4, 4)
+            )
+            assert not np.shares_memory(batch.show(np.zeros((9, *size), np.int16)), volume)
+        turned = planned(np.moveaxis(np.zeros((4, 4, 6), np.int16), 2, 0), (4, 4), 3, 1.0)
+        assert turned.slices(0, 3) is None, "it does not lie slice after slice"
 
     def test_neighbours_are_the_slices_around_with_edges_repeated(self):
         volume = np.arange(5, dtype=np.int16)[:, None, None] * np.ones((5, 4, 4), np.int16)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from store.errors import GeometryError
-from store.geometry import RAS_TO_LPS, Grid, voxel_to_mm
+from store.geometry import RAS_TO_LPS, Grid, contiguous, voxel_to_mm
 from store.phantom import write_nifti
 from store.scan import ScanReader
 
@@ -76,6 +76,24 @@ def test_simpleitk_finds_a_voxel_at_the_same_millimetres(tmp_path):
         assert voxel_to_mm(reader.grid.affine_lps, place) == pytest.approx(
             picture.TransformIndexToPhysicalPoint((x, y, z)), abs=1e-4
         )
+
+
+@given(
+    st.lists(st.integers(0, 17), min_size=1, max_size=3),
+    st.lists(st.sampled_from([1, -1]), min_size=3, max_size=3),
+    st.sampled_from([np.uint8, np.int8, np.bool_, np.int16]),
+    st.booleans(),
+)
+def test_a_flipped_array_is_copied_in_order_and_left_as_it_is(shape, signs, dtype, turned):
+    given = np.random.default_rng(0).integers(0, 2 if dtype is np.bool_ else 100, shape).astype(dtype)
+    kept = given.copy()
+    view = given[tuple(slice(None, None, sign) for sign in signs[: len(shape)])]
+    view = view.T if turned else view
+    found = contiguous(view)
+    assert found.flags.c_contiguous
+    assert found.dtype == dtype
+    assert np.array_equal(found, view)
+    assert np.array_equal(given, kept)
 
 
 def test_a_flat_affine_is_refused():
