@@ -43,8 +43,8 @@ from train.report import write_report
 from train.sampling import epoch_places
 from train.setup import CASES, CURVES, METRICS, REPORT, Setup, common_labels, prepare, remove_run
 from train.step import Learner, class_of_value, learning_rate, make_learner, network_input, on_device, one_step
-from train.tally import SliceLosses, Step, no_losses, region_overlaps, tally_from_json
-from train.validate import pooled_dice, validate
+from train.tally import SliceLosses, Step, Tally, no_losses, region_overlaps, tally_from_json
+from train.validate import Overlaps, pooled_dice, validate
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -265,22 +265,27 @@ def one_epoch(
             raise KeyboardInterrupt
         advance(0, "validation")
         by_case = validate(setup, learner.average.module)
-    seen = region_overlaps(processes.together(tally.voxels), setup.labels)
+    row = row_of(setup, learner, epoch, tally, by_case)
+    return row, processes.each(time.perf_counter() - start, setup.device)[0]
+
+
+def row_of(setup: Setup, learner: Learner, epoch: int, tally: Tally, by_case: dict[str, Overlaps]) -> Row:
+    """Return an epoch's row of metrics, from what training counted and what validation found of each case."""
+    seen = region_overlaps(setup.processes.together(tally.voxels), setup.labels)
     scores = pooled_dice(by_case, setup.labels)
     per_case = {name: mean_of([found[name].dice for found in by_case.values()]) for name in scores}
     mean = mean_of(list(scores.values()))
-    row: Row = {
+    return {
         "epoch": epoch,
         "loss": sum(tally.losses) / max(tally.step, 1),
         "learning_rate": learner.optimizer.param_groups[0]["lr"],
-        "slices_per_second": tally.step * config.batch / tally.seconds,
+        "slices_per_second": tally.step * setup.config.batch / tally.seconds,
         "wait_share": tally.waited / tally.seconds,
         **{f"train_dice_{name}": _number(counts.dice) for name, counts in seen.items()},
         **{f"validation_dice_{name}": _number(score) for name, score in scores.items()},
         **{f"validation_dice_per_case_{name}": _number(score) for name, score in per_case.items()},
         "validation_dice": 0.0 if math.isnan(mean) else mean,
     }
-    return row, processes.each(time.perf_counter() - start, setup.device)[0]
 
 
 def seed_of(*numbers: int) -> int:

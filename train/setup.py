@@ -16,13 +16,14 @@ from store.files import Place, read_json, write_bytes, write_json
 from store.labels import Labels
 from store.manifest import read_table, store_sha256
 from store.reader import Case, Store, open_store
+from store.split import Split, read_split, write_split
 from train.checkpoint import BEST, LAST
 from train.config import Config, read_config, to_toml
 from train.dataset import Batches, View, zoom_of
 from train.memory import AUTO, fitting_batch
 from train.processes import ALONE, Processes, share_of
 from train.sampling import Pool
-from train.split import Split, make_split, read_split, write_split
+from train.split import make_split
 
 MAX_SIDE = 1 << 16
 """Pixels of a slice's side that a run may name."""

@@ -1,25 +1,14 @@
 """Who is trained on, who chooses the checkpoint, who is never seen: by patient, with a fixed seed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from store.errors import ConfigError, StoreError
-from store.files import read_json, write_json
+from store.errors import StoreError
+from store.split import Split
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """Case ids of the three parts; no patient is in two of them."""
-
-    train: tuple[str, ...]
-    validation: tuple[str, ...]
-    test: tuple[str, ...]
 
 
 def make_split(manifest: Sequence[Row], *, validation: float, test: float, seed: int) -> Split:
@@ -134,42 +123,3 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
     for index, row in enumerate(rows):
         groups.setdefault(root(index), []).append(row)
     return sorted(groups.values(), key=lambda group: min(str(row.get("case_id", "")) for row in group))
-
-
-def write_split(path: Path, split: Split) -> None:
-    """Write a split as JSON: three lists of case ids."""
-    write_json(path, {"train": split.train, "validation": split.validation, "test": split.test})
-
-
-def read_split(path: Path, known: Sequence[str]) -> Split:
-    """Read a split and check it against the case ids of the store.
-
-    Raises
-    ------
-    ConfigError
-        It cannot be read, names an unknown case, or a case stands in two parts.
-    """
-    try:
-        document = read_json(path)
-        split = Split(
-            train=tuple(document["train"]),
-            validation=tuple(document["validation"]),
-            test=tuple(document.get("test", ())),
-        )
-        if not all(
-            isinstance(case_id, str) for part in (split.train, split.validation, split.test) for case_id in part
-        ):
-            raise TypeError("case ids are strings")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{path}: must hold a JSON object with the lists train, validation and test ({error})."
-        ) from error
-    if not split.train or not split.validation:
-        raise ConfigError(f"{path}: train and validation must each name at least one case.")
-    ids = [*split.train, *split.validation, *split.test]
-    unknown = sorted(set(ids) - set(known))
-    if unknown:
-        raise ConfigError(f"{path}: names cases that the store does not have: {', '.join(unknown[:5])}.")
-    if len(set(ids)) != len(ids):
-        raise ConfigError(f"{path}: a case stands in two parts; every case may stand in one.")
-    return split

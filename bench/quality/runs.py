@@ -23,9 +23,9 @@ from store.errors import ConfigError, InputError
 from store.files import read_json, write_bytes, write_json
 from store.machine import card
 from store.reader import Store, open_store
+from store.split import Split
 from train.checkpoint import read_state
 from train.config import Config, to_toml
-from train.split import Split
 
 BENCHMARK = "quality run"
 """What a result says it is."""

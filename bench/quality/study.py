@@ -38,8 +38,8 @@ from store.metrics import mean_of
 from store.progress import Advance, progress
 from store.reader import Store, is_store, open_store
 from store.screen import counted, say, table
+from store.split import read_split
 from train.checkpoint import read_state
-from train.split import read_split
 
 PHANTOM_SEED = 7
 """Not the demo's, whose phantoms its settings were tried on."""

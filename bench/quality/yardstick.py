@@ -37,8 +37,8 @@ from store.machine import card
 from store.progress import progress
 from store.reader import Store
 from store.screen import say
+from store.split import read_split
 from train.setup import choose_device, common_labels
-from train.split import read_split
 
 FILES = Path(__file__).parent / "nnunet"
 DATASET = "Dataset001_fold"
