@@ -101,6 +101,24 @@ def slices_a_step(text: str) -> int:
     return int(text)
 
 
+def size_from(text: str) -> tuple[int, int]:
+    """Return height and width for what stands on the command line.
+
+    Raises
+    ------
+    ConfigError
+        It is no size.
+
+    >>> size_from("256x192"), size_from("512")
+    ((256, 192), (512, 512))
+    """
+    height, _, width = text.partition("x")
+    sides = [height, width or height]
+    if not all(side.isdecimal() and len(side) < 6 for side in sides):
+        raise ConfigError(f"--size {text}: expected HEIGHTxWIDTH in pixels, like 256x256.")
+    return int(sides[0]), int(sides[1])
+
+
 def split(
     store: Annotated[str, typer.Argument(help="Slice store with masks.")],
     out: Annotated[Path, typer.Argument(help="Folder for fold-0.json, fold-1.json, ...")],
@@ -119,7 +137,8 @@ def split(
     """
     with errors_shown():
         from store.manifest import read_table
-        from train.split import make_folds, write_split
+        from store.split import write_split
+        from train.split import make_folds
 
         if not 0 < validation < 1:
             raise ConfigError(f"--validation {validation}: a share lies between 0 and 1.")
@@ -178,6 +197,10 @@ def export(
             "--probability", help="Also an output with the probability of every class; costs time in every run."
         ),
     ] = False,
+    size: Annotated[
+        str | None,
+        typer.Option(help="HEIGHTxWIDTH of the slices that the file takes, like 256x256; else those of the training."),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing: prove the files that are there, and say what is in them.")
     ] = False,
@@ -188,6 +211,7 @@ def export(
 
         slicemill export runs/first liver.onnx
         slicemill export runs/first liver.onnx --fp16 --bytes
+        slicemill export runs/first liver-256.onnx --size 256x256
         slicemill export runs/first liver.onnx --check
     """
     with errors_shown():
@@ -200,19 +224,23 @@ def export(
 
         if model.suffix != ".onnx":
             raise ConfigError(f"{model}: a model's name ends in .onnx.")
+        if check and size:
+            raise ConfigError("--check takes the size from the file; leave --size out.")
         say("proving labels against torch's on slices of the validation cases")
         if check:
             proofs = prove(run, model, store_path=store)
         else:
             wanted = [FLAVORS[0], *FLAVORS[1 : 1 + fp16], *FLAVORS[2 : 2 + bytes_in]]
             chosen = [replace(flavor, probability=probability) for flavor in wanted]
-            written = write(run, model, flavors=chosen, store_path=store, min_lesion_ml=min_lesion_ml)
+            sides = size_from(size) if size else None
+            written = write(run, model, flavors=chosen, store_path=store, min_lesion_ml=min_lesion_ml, size=sides)
             proofs = {path: metadata["parity"] for path, metadata in written.items()}
         for path, parity in proofs.items():
             say(
                 f"{path}: {path.stat().st_size / 1e6:.1f} MB, {gflop_a_slice(path):.1f} GFLOP a slice; "
                 f"{parity['labels_differing']} of {parity['pixels']:,} label pixels differ on {parity['slices']} slices "
-                f"(limit {parity['limit']:g}; {parity['ties']} ties apart), probabilities by at most {parity['max_probability_difference']:.2g}"
+                f"(limit {parity['limit']:g}; {parity['ties']} ties apart), probabilities by at most "
+                f"{parity['max_probability_difference']:.2g}; onnx checker: fine"
             )
             if ".bytes." in path.name:
                 say(f"{path}: breaks none of TensorRT's rules on types that a graph shows (it has not run there)")

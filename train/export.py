@@ -19,18 +19,19 @@ import torch
 from torch import nn
 
 from store.errors import ModelError
-from store.files import to_json, written_whole
+from store.files import sha256_of_file, to_json, written_whole
 from store.framing import centered, fit, neighbor_step, neighbors
 from store.labels import Labels, labels_from_json
 from store.layout import AIR_HU
+from store.machine import versions
 from store.picture import spread
 from store.reader import Store, open_store
+from store.split import read_split
 from train.audit import audit
 from train.checkpoint import BEST, load_weights, read_state
 from train.config import Config, read_config
 from train.graph import DEFAULT, Exported, Flavor
 from train.setup import CONFIG, SPLIT, run_document
-from train.split import read_split
 from train.step import build
 
 CONTRACT = 1
@@ -43,6 +44,8 @@ MAX_DIFFERING_HALF = 1e-3
 TIE = 1e-4
 """Two logits are a tie when they are this part of the slice's largest winning one apart or less: a thousand roundings of float32."""
 PROOF_SLICES = 12
+MAX_SIDE = 4096
+"""Pixels; `infer` opens nothing larger."""
 FLAVORS = (DEFAULT, Flavor(half=True), Flavor(half=True, bytes_in=True), Flavor(bytes_in=True))
 
 Proof = list[tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]]
@@ -70,6 +73,7 @@ def export(
     flavors: Sequence[Flavor] = (DEFAULT,),
     store_path: Path | None = None,
     min_lesion_ml: float = 0.0,
+    size: tuple[int, int] | None = None,
 ) -> dict[Path, dict[str, Any]]:
     """Write a run's best network as ONNX, a file a flavor beside `model`, and return the metadata of each.
 
@@ -79,13 +83,15 @@ def export(
         What goes into the files; each name is that of `model` with the flavor's suffix. None is shown before all are proved.
     store_path
         Where the slices for the proof are read; by default the store that the run was trained on.
+    size
+        Height and width of the slices that the files take; by default those that the run was trained for.
 
     Raises
     ------
     ModelError
-        There is no trained network, or onnxruntime's labels differ from torch's.
+        There is no trained network, it cannot take slices of that size, or onnxruntime's labels differ from torch's.
     """
-    trained = read_trained(run, store_path)
+    trained = read_trained(run, store_path, size)
     postprocess = Postprocess(largest_organ=trained.labels.organ is not None, min_lesion_ml=min_lesion_ml)
     written = {}
     with ExitStack() as shown_together:
@@ -110,12 +116,13 @@ def check(run: Path, model: Path, *, store_path: Path | None = None) -> dict[Pat
     ModelError
         There is no such file, or one that is not the network of this run.
     """
-    trained = read_trained(run, store_path)
     proved = {}
     for flavor in FLAVORS:
         path = path_of(model, flavor)
         if path.exists():
-            outputs = {output.name for output in onnx_checked(path).graph.output}
+            whole = onnx_checked(path).graph
+            trained = read_trained(run, store_path, size_of(whole))
+            outputs = {output.name for output in whole.output}
             graph = trained.graph(replace(flavor, probability="probability" in outputs))
             proved[path] = prove(graph, path, trained.proof, trained.graph())
             if flavor.bytes_in and (broken := audit(path)):
@@ -153,13 +160,13 @@ class Trained:
         return Exported(self.network, self.config, self.labels, flavor).eval()
 
 
-def read_trained(run: Path, store_path: Path | None) -> Trained:
-    """Read a run's best network, and slices to prove its files on.
+def read_trained(run: Path, store_path: Path | None, size: tuple[int, int] | None = None) -> Trained:
+    """Read a run's best network, and slices to prove its files on, of the size that it was trained for or another.
 
     Raises
     ------
     ModelError
-        There is none.
+        There is none, or it cannot take slices of that size.
     """
     if not (run / BEST).exists():
         raise ModelError(f"{run}: holds no trained network ({BEST}); run `slicemill train` first.")
@@ -170,7 +177,13 @@ def read_trained(run: Path, store_path: Path | None) -> Trained:
     load_weights(run / BEST, network)
     store = open_store(store_path or str(document["store"]))
     split = read_split(run / SPLIT, store.case_ids)
-    size = (int(document["size"][0]), int(document["size"][1]))
+    size = size or (int(document["size"][0]), int(document["size"][1]))
+    multiple = 2**config.depth
+    if any(side < multiple or side % multiple or side > MAX_SIDE for side in size):
+        raise ModelError(
+            f"slices of {size[0]}x{size[1]}: the network of {run} halves them {config.depth} times, so that height and width are "
+            f"multiples of {multiple}, up to {MAX_SIDE}; larger and smaller scans are tiled and padded by infer."
+        )
     return Trained(
         config=config,
         labels=labels,
@@ -178,6 +191,13 @@ def read_trained(run: Path, store_path: Path | None) -> Trained:
         network=network.eval(),
         proof=proof_slices(store, split.validation, config, size),
     )
+
+
+def size_of(graph: Any) -> tuple[int, int]:
+    """Return height and width of the slices that an ONNX graph takes: int16[n, H, W] or, as bytes, uint8[n, 1, H, W, 2]."""
+    sides = [side.dim_value for side in graph.input[0].type.tensor_type.shape.dim]
+    height, width = sides[1:3] if len(sides) == 3 else sides[2:4]
+    return height, width
 
 
 def proof_slices(store: Store, cases: tuple[str, ...], config: Config, size: tuple[int, int]) -> Proof:
@@ -347,7 +367,11 @@ def describe(
         },
         "store_sha256": document["store_sha256"],
         "license": "research use; not a medical device",
-        "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
+        "weights_sha256": sha256_of_file(run / BEST),
+        "versions": {
+            **{name: number for name, number in versions().items() if name in ("slicemill", "torch", "onnx")},
+            "onnxruntime": onnxruntime.__version__,
+        },
     }
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import numpy as np
@@ -6,7 +7,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from typer.testing import CliRunner
 
+import slicemill
 from store.errors import ModelError
 from store.labels import LITS_LABELS, make_labels
 from store.reader import open_store
@@ -36,15 +39,19 @@ def test_the_metadata_is_the_contract(model):
     metadata = json.loads(session(model).get_modelmeta().custom_metadata_map["slicemill"])
     assert set(metadata) == {
         "contract", "labels", "organ", "tumor", "window_hu", "context", "context_spacing_mm", "spacing_mm", "size_multiple", "input", "precision",
-        "postprocess", "parity", "training", "store_sha256", "license", "versions",
+        "postprocess", "parity", "training", "store_sha256", "license", "weights_sha256",
+        "versions",
     }  # fmt: skip
+    assert {"slicemill", "torch", "onnx", "onnxruntime"} == set(metadata["versions"])
     assert metadata["contract"] == 1
     assert metadata["labels"] == {"liver": 1, "tumor": 2}
     assert metadata["parity"]["labels_differing"] == 0
 
 
 def test_the_graph_is_valid_in_one_file_and_holds_no_path_of_this_machine(model, trained):
-    onnx.checker.check_model(onnx.load(model), full_check=True)
+    whole = onnx.load(model)
+    onnx.checker.check_model(whole, full_check=True)
+    assert "BatchNormalization" not in {node.op_type for node in whole.graph.node}, "folded into the convolutions"
     assert str(trained.parent).encode() not in model.read_bytes()
     assert b"site-packages" not in model.read_bytes()
 
@@ -175,6 +182,45 @@ class TestFiles:
             check(trained, tmp_path / "m.onnx")
         with pytest.raises(ModelError, match=r"none.onnx: there is no such file; write it with"):
             check(trained, tmp_path / "none.onnx")
+
+    def test_a_file_of_another_size_takes_slices_of_it_and_is_proved(self, trained, model, collection, tmp_path):
+        from infer.inputs import Job, load
+        from infer.model import open_model
+        from infer.single import segment
+
+        path = tmp_path / "m.onnx"
+        assert list(export(trained, path, size=(96, 80))) == [path]
+        assert session(path).get_inputs()[0].shape[1:] == [96, 80]
+        assert check(trained, path)[path]["labels_differing"] == 0
+        loaded = load(Job(name="a", path=collection / "volume-2.nii"))
+        large, own = (segment(open_model(file, "cpu"), loaded, "a")[0].label for file in (path, model))
+        assert large.shape == own.shape
+        for size in ((63, 64), (64, 2), (0, 64), (8192, 64)):
+            with pytest.raises(ModelError, match=rf"slices of {size[0]}x{size[1]}: the network of .* multiples of 8"):
+                export(trained, tmp_path / "no.onnx", size=size)
+        assert not (tmp_path / "no.onnx").exists()
+
+    def test_the_command_tells_what_is_in_the_files_and_that_they_were_proved(self, trained, tmp_path):
+        def told(*words):
+            return CliRunner().invoke(slicemill.commands(), ["export", str(trained), *map(str, words)])
+
+        path = tmp_path / "m.onnx"
+        made = told(path, "--size", "32x48", "--bytes")
+        checked = told(path, "--check")
+        for done in (made, checked):
+            assert done.exit_code == 0, done.output
+            for name in ("m.onnx", "m.bytes.fp16.onnx"):
+                (line,) = re.findall(rf"^.*{name}: .*label pixels differ.*$", done.output, re.MULTILINE)
+                assert re.search(r"[\d.]+ MB, [\d.]+ GFLOP a slice; 0 of 18,432 label pixels differ on 12 slices", line)
+                assert "onnx checker: fine" in line
+            assert "m.bytes.fp16.onnx: breaks none of TensorRT's rules" in done.output
+        for words, message in (
+            ((path, "--check", "--size", "32"), "--check takes the size from the file"),
+            ((path, "--size", "large"), "--size large: expected HEIGHTxWIDTH"),
+        ):
+            done = told(*words)
+            assert done.exit_code == 1
+            assert message in done.output
 
     def test_of_several_files_none_is_shown_when_one_fails(self, trained, tmp_path, monkeypatch):
         import train.export
