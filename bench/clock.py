@@ -1,9 +1,10 @@
 """Times contenders fairly on a noisy machine: warm-up, interleaved rounds, medians, and ratios pair by pair.
 
-One round runs every contender once, so that a slow minute slows all of them; every second round runs backward, since it
+One round runs every contender once, so that a slow minute slows all of them, in an order that is drawn anew for each, since it
 matters who ran before (caches, memory given back). A ratio is the median over rounds of the two times of the same round.
 """
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -43,13 +44,14 @@ def interleaved(
     tell: Callable[[str], None] = lambda _: None,
     timer: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Run every contender `warm_up` times uncounted, then `rounds` times, to and fro; `tell` hears of each before it runs, untimed.
+    """Run every contender `warm_up` times uncounted, then `rounds` times in drawn orders; `tell` hears of each before it runs, untimed.
 
     `timer` is the wall by default; `time.process_time` counts this process's own work, however busy the machine is.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
+    orders = random.Random(0)  # noqa: S311 (the same orders every time)
     for turn in range(warm_up + rounds):
-        for name in list(contenders)[:: -1 if turn % 2 else 1]:
+        for name in orders.sample(list(contenders), len(contenders)):
             tell(name)
             start = timer()
             contenders[name]()

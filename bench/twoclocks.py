@@ -34,7 +34,7 @@ class TwoClocks:
 
 
 def timed(contenders: Mapping[str, Callable[[], object]], rounds: int, tell: Callable[[str], None]) -> TwoClocks:
-    """Run contenders in turn; one that works in another process says with its ``cpu_seconds`` what its last round took."""
+    """Run contenders as `interleaved` does; one that works in another process says with its ``cpu_seconds`` what its last round took."""
     cpu: dict[str, list[float]] = {name: [] for name in contenders}
 
     def counted(name: str, work: Callable[[], object]) -> Callable[[], object]:

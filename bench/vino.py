@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.clock import interleaved, ratio
-from bench.infer import SIZE, exported, made_scans, network_of
+from bench.infer import SIZE, all_cores, exported, made_scans, network_of
 from infer.batching import Filler, Scan
 from infer.canvas import plan_of
 from infer.capacity import capacity_of
@@ -54,7 +54,7 @@ def main() -> None:
 
 def measure(path: Path, scan: Path, rounds: int) -> dict[str, Any]:
     """Return the record: slices a second, ratios over onnxruntime, and Dice against its labels."""
-    models = {"onnxruntime fp32": open_model(path, "cpu"), "openvino": open_model(path, "openvino")}
+    models = {"onnxruntime fp32": all_cores(path), "openvino": open_model(path, "openvino")}
     loaded = load(gather([scan])[0][0])
     labels = {
         name: segment_volume(model, loaded.volume, loaded.grid.spacing_mm).label for name, model in models.items()

@@ -18,9 +18,11 @@ HERE = Path(__file__).parents[2]
 
 def test_rounds_are_interleaved_after_a_warm_up():
     calls = []
-    timings = interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3, warm_up=1)
-    assert calls == ["a", "b", "b", "a"] * 2, "to and fro"
-    assert len(timings["a"].seconds) == 3
+    timings = interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=9, warm_up=1)
+    rounds = ["".join(calls[start : start + 3]) for start in range(0, 30, 3)]
+    assert {"".join(sorted(each)) for each in rounds} == {"abc"}
+    assert len(set(rounds)) > 3, "who runs before whom changes"
+    assert len(timings["a"].seconds) == 9
 
 
 def test_a_ratio_is_the_median_of_pairs():
