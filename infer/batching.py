@@ -39,7 +39,7 @@ class Scan:
     def slices(self, z: int, count: int) -> npt.NDArray[np.int16] | None:
         """Return slices as they lie here, int16[n, H, W], HU; None where the network takes others."""
         seen = self._seen[z : z + count]
-        return seen if self.plan.shows_whole and seen.dtype == np.int16 and seen.flags.c_contiguous else None
+        return seen if self.plan.shows_whole and seen.dtype == np.int16 and seen.flags.carray else None
 
     def is_whole_after(self, count: int) -> bool:
         """Count so many units as done and return whether they were the last."""
@@ -69,12 +69,12 @@ class Batch:
             scan.show(z, view, out)
         return image[: len(self.rows)]
 
-    def places(self) -> dict[str, npt.NDArray[np.uint8]]:
+    def targets(self) -> dict[str, npt.NDArray[np.uint8]]:
         """Return where outputs of the network may be written at once, by name: uint8[b, H, W]; none when they must be put in place (`put`)."""
         if (run := consecutive(self.units)) is None:
             return {}
         scan, z, count = run
-        return scan.canvas.places(z, count)
+        return scan.canvas.targets(z, count)
 
     def put(self, answer: Answer) -> list[Scan]:
         """Give the scans what the network says of the units, in their order, unless it is there; return those that are whole now."""

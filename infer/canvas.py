@@ -167,7 +167,7 @@ class Canvas:
         self._slices: dict[int, _Slice] = {}
         self._lock = threading.Lock()
 
-    def places(self, z: int, count: int) -> dict[str, Uint8s]:
+    def targets(self, z: int, count: int) -> dict[str, Uint8s]:
         """Return where a network may write its outputs of `count` slices from `z` on, uint8[n, H, W] by name; none where others are kept."""
         if not self.plan.shows_whole or "probability" in self.plan.wanted:
             return {}
@@ -175,8 +175,8 @@ class Canvas:
         return {name: map_[z : z + count] for name, map_ in kept.items() if map_ is not None}
 
     def put(self, z: int, view: View, answer: Answer, index: int) -> None:
-        """Take one view of the slice at `z`: the `index`-th of an answer; one that was written in `places` is there already."""
-        if answer.label.base is self._label:
+        """Take one view of the slice at `z`: the `index`-th of an answer; one that was written to `targets` is there already."""
+        if answer.label.base is self._label and (answer.tumor is None or answer.tumor.base is self._tumor):
             return
         if self.plan.resampling is None and not self.plan.averages and self._probability is None:
             self._place(view, answer, index, _Slice(label=self._label[z], tumor=self._at(z), maps=None, left=0))

@@ -21,15 +21,18 @@ if TYPE_CHECKING:
     from infer.options import Options
 
 SHOWN = 40
-HOSTS = ("cpu", "openvino")
-"""Providers that compute on the processor."""
 
 ModelFile = Annotated[Path, typer.Argument(help="ONNX file written by slicemill export.")]
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(help="Scans (.nii, .nii.gz), folders, quoted patterns, slice stores; paths or URLs."),
 ]
-Out = Annotated[Path, typer.Option(help="Folder for masks, reports and pictures.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for masks, reports and pictures; by default FOLDER-segmented beside the folder of the scans."
+    ),
+]
 Lists = Annotated[list[str] | None, typer.Option("--list", help="File of inputs, one a line; - is standard input.")]
 Shard = Annotated[
     str | None, typer.Option(help="I/N: only every Nth scan, from the Ith on; for job arrays into one folder.")
@@ -100,7 +103,7 @@ class _Asked:
 def infer(
     model: ModelFile,
     inputs: Inputs = None,
-    out: Out = ...,  # type: ignore[assignment]
+    out: Out = None,
     lists: Lists = None,
     shard: Shard = None,
     scheduler: Scheduler = None,
@@ -127,6 +130,7 @@ def infer(
     Masks keep the scan's name and tree. The same command again does only what is left. Research software, not a
     medical device.
 
+        infer liver.onnx scans/                       # into scans-segmented/
         infer liver.onnx scans/ --out segmented/
         infer liver.onnx 'scans/*.nii.gz' --out segmented/ --provider cuda
     """
@@ -144,7 +148,7 @@ def infer(
         )  # fmt: skip
         given = [*(inputs or []), *(line for path in lists or [] for line in read_list(path))]
         asked = _Asked(
-            model=model, provider=provider, out=out, options=options, inputs=given,
+            model=model, provider=provider, out=out or beside([str(watch)] if watch else given), options=options, inputs=given,
             watch=watch, settle=settle, scheduler=scheduler, part=part, window=window, dry_run=dry_run,
         )  # fmt: skip
         _segment(asked)
@@ -171,6 +175,7 @@ def tune(
     with errors_shown():
         from infer import tune as rules
         from infer.model import open_model
+        from infer.options import Options
         from store.progress import progress
         from store.reader import open_store
 
@@ -179,6 +184,7 @@ def tune(
             rules.check_writable(model)
         opened, held = open_model(model, provider), open_store(store)  # type: ignore[arg-type]
         cases = rules.cases_of(held, split)
+        say(f"model {opened.info.name} on {_where(opened, Options())}")
         with progress("tune", len(cases), "cases") as advance:
             tuned = rules.tune(opened, held, cases, lambda case_id: advance(1, case_id))
         say(f"{counted(len(cases), 'case')} of {store}")
@@ -196,6 +202,25 @@ def tune(
             say(f"written: {', '.join(map(str, files))}")
 
 
+def beside(given: "Sequence[str]") -> Path:
+    """Return the folder for what is made of scans, beside theirs: ``scans-segmented`` for ``scans`` and for files in it.
+
+    Raises
+    ------
+    typer.BadParameter
+        They are not one folder or store, or files, that lie here.
+    """
+    places = [Path(os.path.abspath(one)) for one in given]  # noqa: PTH100 (links are kept)
+    if places and all(place.is_file() for place in places):
+        places = [Path(os.path.commonpath([place.parent for place in places]))]
+    if len(places) != 1 or not places[0].is_dir() or not places[0].name:
+        raise typer.BadParameter(
+            "--out is missing: name a folder for masks, reports and pictures. Only for one folder or store that lies here, or for files, "
+            "is there one beside it by default."
+        )
+    return places[0].with_name(f"{places[0].name}-segmented")
+
+
 def _segment(asked: _Asked) -> None:
     """Do what was asked for, and show what came of it; exit 1 where a scan failed."""
     from infer.ledger import Book
@@ -210,8 +235,8 @@ def _segment(asked: _Asked) -> None:
         book = Book(asked.out, opened, options)
         _show_plan(jobs, *left_to_do(jobs, book, extra_names(opened.info.labels, options)))
         return
-    summary = _driven(asked, opened, jobs)
-    _show_summary(summary, len(left_out), asked.out, asked.out / f"summary{options.part}.json")
+    summary = _driven(asked, opened, jobs, left_out)
+    _show_summary(summary, asked.out, asked.out / f"summary{options.part}.json")
     if summary.count("failed"):
         raise SystemExit(1)
 
@@ -243,15 +268,19 @@ def _opened(asked: _Asked) -> "Model":
 def _where(opened: "Model", options: "Options") -> str:
     """Return provider, devices and batch of a run, and why that provider."""
     from infer.capacity import capacity_of, lanes_on
+    from infer.lane import HOSTS
 
     numbers = ", ".join(map(str, options.devices))
     device = counted(len(os.sched_getaffinity(0)), "core") if opened.provider in HOSTS else f"GPU {numbers}"
     batch = capacity_of(opened.info, opened.provider, options.batch).labels
     lanes = lanes_on(opened.provider)
-    return f"{opened.provider} ({device}), {counted(batch, 'slice')} a batch, {lanes} at a time: {opened.reason}"
+    memory = f"{options.max_memory_gb:g} GB at most" if options.max_memory_gb else "scans in half of the free memory"
+    return (
+        f"{opened.provider} ({device}), {counted(batch, 'slice')} a batch, {lanes} at a time, {memory}: {opened.reason}"
+    )
 
 
-def _driven(asked: _Asked, opened: "Model", jobs: "Sequence[Job]") -> "Summary":
+def _driven(asked: _Asked, opened: "Model", jobs: "Sequence[Job]", left_out: "LeftOut") -> "Summary":
     """Segment what arrives, or on a cluster, or here."""
     if asked.watch is not None:
         from infer.inbox import until_signalled, watch
@@ -265,10 +294,10 @@ def _driven(asked: _Asked, opened: "Model", jobs: "Sequence[Job]") -> "Summary":
         from infer.ledger import Book
 
         book = Book(asked.out, opened, asked.options)
-        return infer_on(asked.scheduler, opened, asked.provider, jobs, book)  # type: ignore[arg-type]
+        return infer_on(asked.scheduler, opened, asked.provider, jobs, book, left_out)  # type: ignore[arg-type]
     from infer.pipeline import infer as run
 
-    return run(opened, jobs, asked.out, asked.options)
+    return run(opened, jobs, asked.out, asked.options, left_out)
 
 
 def _show_left_out(left_out: "LeftOut") -> None:
@@ -278,29 +307,26 @@ def _show_left_out(left_out: "LeftOut") -> None:
         say(f"left out: {len(left_out) - SHOWN} more")
 
 
-def _show_summary(summary: "Summary", left_out: int, out: Path, written: Path) -> None:
+def _show_summary(summary: "Summary", out: Path, written: Path) -> None:
     rows = [
         (outcome.name, outcome.status, outcome.slices, outcome.answer or outcome.reason) for outcome in summary.outcomes
     ]
     say(table(["scan", "status", "slices", "answer"], rows))
     done, skipped, failed = (summary.count(status) for status in ("done", "skipped", "failed"))
     say(
-        f"{len(rows)} scans: {done} done, {skipped} skipped (done before), {failed} failed; {left_out} files left out; "
-        f"{summary.slices:,} slices in {summary.seconds:.1f} s ({summary.slices / summary.seconds:,.1f} slices/s)"
+        f"{len(rows)} scans: {done} done, {skipped} skipped (done before), {failed} failed; {len(summary.left_out)} files left out; "
+        f"{summary.slices:,} slices in {summary.seconds:.1f} s ({summary.slices / summary.seconds:,.1f} slices/s) on {summary.provider}"
     )
     if summary.slices:
-        say(where_time_went(summary))
+        stages = sorted(summary.stages.items(), key=lambda item: -item[1]["seconds"])
+        say(
+            table(
+                ["stage", "seconds of all threads", "share"],
+                [(name, f"{row['seconds']:.1f}", f"{row['share']:.0%}") for name, row in stages],
+            )
+        )
+        say(f"the network ran {summary.device_busy:.0%} of the run; peak memory of this process: {peak_mib():,.0f} MiB")
     say(f"masks, reports and pictures: {out}; summary: {written}")
-
-
-def where_time_went(summary: "Summary") -> str:
-    """Return the stages of a run with their seconds, the longest first, without those below 1 %."""
-    rows = sorted(summary.stages.items(), key=lambda item: -item[1]["seconds"])
-    stages = [f"{stage} {row['seconds']:.1f} s ({row['share']:.0%})" for stage, row in rows if row["share"] >= 0.01]
-    return (
-        f"time of all threads: {', '.join(stages)}; the network ran {summary.device_busy:.0%} of the run; "
-        f"peak memory of this process: {peak_mib():,.0f} MiB"
-    )
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from infer.pipeline import ELSEWHERE, infer, left_to_do, unreached
 from infer.places import extra_names
 from infer.providers import Provider
 from store.errors import ConfigError, InputError, ProviderError
+from store.files import Place
 from store.progress import progress
 
 ANSWER_SECONDS = 20
@@ -63,7 +64,14 @@ def work(part: Part) -> Summary:
     return infer(model, part.jobs, part.out, part.options)
 
 
-def infer_on(address: str, model: Model, provider: Provider, jobs: Sequence[Job], book: Book) -> Summary:
+def infer_on(
+    address: str,
+    model: Model,
+    provider: Provider,
+    jobs: Sequence[Job],
+    book: Book,
+    left_out: Sequence[tuple[Place, str]] = (),
+) -> Summary:
     """Segment scans on the workers of the Dask scheduler at `address`; see `infer.pipeline.infer`.
 
     Raises
@@ -86,7 +94,7 @@ def infer_on(address: str, model: Model, provider: Provider, jobs: Sequence[Job]
             for ending in _endings(client, parts, book, left):
                 (summaries if isinstance(ending, Summary) else errors).append(ending)  # type: ignore[arg-type]
     finally:
-        summary = together(jobs, ended, summaries, time.perf_counter() - start)
+        summary = replace(together(jobs, ended, summaries, time.perf_counter() - start), left_out=tuple(left_out))
         write_summary(out, model, summary, options.part)
     if errors and (not summaries or not isinstance(errors[0], InputError)):
         raise errors[0]

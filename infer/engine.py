@@ -174,7 +174,7 @@ class Engine:
                 return
 
     def _run_batch(self, at: "_At", writers: ThreadPoolExecutor) -> bool:
-        """Take a batch, fill it, run it and scatter it; return whether there was one.
+        """Take a batch, run it and scatter it, copied only where the lane wants it; return whether there was one.
 
         Nothing of the batch is kept when this returns, so that the memory of its scans is free once they are written.
         """
@@ -184,9 +184,9 @@ class Engine:
             return False
         self._check(at, batch.units[0][0])
         with self._watch.timed("fill"):
-            image = batch.show(at.lane.image, in_place=at.lane.in_place)
+            image = batch.show(at.lane.image, in_place=at.lane.reads_in_place)
         try:
-            answer = at.lane.run(image, batch.neighbors, self._turn(at.turns), batch.places())
+            answer = at.lane.run(image, batch.neighbors, self._turn(at.turns), batch.targets())
         except Exception as error:  # noqa: BLE001 (onnxruntime raises many types, some of them private)
             self._device_failed(at, batch, error)
             return True

@@ -1,4 +1,4 @@
-"""Buffers of a session that are filled, run and read again and again: inputs and outputs are bound once, nothing is allocated.
+"""Buffers of a session that are filled, run and read again and again; nothing is allocated for a batch.
 
 On a CPU each lane computes in its own thread and does not wait for the others. It reads slices where they lie in their scan and
 writes labels where they belong, when the network takes them as they are; its buffers are for all other batches (of two scans, say).
@@ -20,11 +20,14 @@ from infer.model import Answer, Model, answered
 from store.errors import ProviderError
 
 ON_DEVICE = ("cuda", "tensorrt")
+HOSTS = ("cpu", "openvino")
+"""Providers that compute on the processor."""
 WHERE = "cuda"
 """onnxruntime's name of the memory of both."""
 Room = Callable[[Sequence[int], Any], npt.NDArray[Any]]
 """Zeros of a shape and type, in memory of some kind."""
 Outputs = Mapping[str, npt.NDArray[Any]]
+"""Room for outputs, by name."""
 
 
 class Lane(Protocol):
@@ -32,7 +35,7 @@ class Lane(Protocol):
 
     image: npt.NDArray[np.int16]
     """int16[n, H, W], HU; to be filled from its first row on."""
-    in_place: bool
+    reads_in_place: bool
     """Whether it reads slices wherever they lie; else they must be the first of `image`."""
 
     def run(
@@ -60,7 +63,7 @@ class Lane(Protocol):
 class HostLane:
     """A batch in the computer's memory, for providers that compute there."""
 
-    in_place = True
+    reads_in_place = True
 
     def __init__(self, model: Model, capacity: Capacity, wanted: Sequence[str]) -> None:
         self._model = model
@@ -87,9 +90,9 @@ class HostLane:
 
 
 class VinoLane:
-    """A batch in the computer's memory, computed by OpenVINO, which gives labels in its own."""
+    """A batch in the computer's memory, computed by OpenVINO, which gives labels in memory of its own and keeps its input until the next."""
 
-    in_place = True
+    reads_in_place = False
 
     def __init__(self, model: Model, capacity: Capacity, wanted: Sequence[str]) -> None:
         self._model = model
@@ -117,7 +120,7 @@ class DeviceLane:
     the other rows before is labelled again and thrown away.
     """
 
-    in_place = False
+    reads_in_place = False
 
     def __init__(self, model: Model, capacity: Capacity, wanted: Sequence[str]) -> None:
         from infer.providers import runtime
@@ -143,6 +146,8 @@ class DeviceLane:
         into: Outputs | None = None,  # noqa: ARG002 (what comes down goes to pinned memory)
     ) -> Answer:
         """Label slices; see `Lane.run`."""
+        if not np.may_share_memory(image, self.image):
+            raise ValueError("only slices in pinned memory go up")
         self._neighbors[:] = 0
         self._neighbors[: len(neighbors)] = neighbors
         for name, array in self._given.items():
@@ -197,8 +202,8 @@ def turns_of(model: Model) -> threading.Semaphore:
 
 
 def memory_of_lanes(model: Model, capacity: Capacity, wanted: Sequence[str]) -> int:
-    """Return the bytes that the lanes of a CPU are going to take beside what this process has after the call: one of them labels a batch of air."""
-    if model.provider != "cpu":
+    """Return the bytes that lanes on a processor will take beside what this process has after the call: one of them labels a batch of air."""
+    if model.provider not in HOSTS:
         return 0
     import psutil
 

@@ -20,7 +20,7 @@ from infer.inputs import Job
 from infer.model import Model
 from infer.options import Options
 from store.claims import claimed
-from store.files import write_csv, write_json
+from store.files import Place, write_csv, write_json
 from store.ledger import Ledger
 from store.screen import peak_mib
 
@@ -58,6 +58,8 @@ class Summary:
     """Seconds of each stage and their share; see `infer.stopwatch`."""
     device_busy: float
     """Share of the run in which the network ran."""
+    left_out: tuple[tuple[Place, str], ...] = ()
+    """Files among the input that are no scans, with reasons."""
 
     def count(self, status: Status) -> int:
         """Return how many scans ended so."""
@@ -210,6 +212,7 @@ def write_summary(out: Path, model: Model, summary: Summary, part: str = "") -> 
             "stages": summary.stages,
             "peak_mib": round(peak_mib(), 1),
             "outcomes": rows,
+            "left_out": [{"path": str(path), "reason": reason} for path, reason in summary.left_out],
         },
     )
     write_csv(out / f"{SUMMARY}{part}.csv", rows)

@@ -9,21 +9,22 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from infer.batching import Batch, Scan
+from infer.batching import Scan
 from infer.canvas import Segmented, plan_of, wanted_of
 from infer.capacity import capacity_of, lanes_on
 from infer.engine import Engine, Limits, Steps, Ticket
+from infer.gate import gate
 from infer.inputs import Job, LoadedScan, opened
-from infer.lane import Lane, memory_of_lanes
+from infer.lane import memory_of_lanes
 from infer.ledger import Book, Outcome, Summary, write_summary
-from infer.model import Model, compare, open_model
+from infer.model import Model, open_model
 from infer.options import (
     MAX_READERS,
     MAX_WRITERS,
@@ -38,12 +39,11 @@ from infer.report import answer, overlay
 from infer.single import full_report
 from infer.stopwatch import Stopwatch
 from store.errors import ProviderError, ReadError, StoreError
-from store.files import write_json
+from store.files import Place, write_json
 from store.nifti import write_volume
 from store.picture import save_png
 from store.progress import Advance, progress
 
-GATE_SLICES = 2
 DEFAULTS = Options()
 ELSEWHERE = "another run is at work on it"
 
@@ -229,41 +229,19 @@ def models_of(model: Model, devices: Sequence[int]) -> list[Model]:
     return [model, *(open_model(model.path, model.provider, device, model.batch) for device in devices[1:])]
 
 
-def gate(model: Model, scan: Scan, lane: Lane) -> None:
-    """Compare a device with the CPU on slices from the middle of a scan.
-
-    Raises
-    ------
-    ModelError
-        The labels differ by more than rounding explains.
-    """
-    batch = middle_of(scan)
-    image = batch.show(lane.image)
-    found = lane.run(image, batch.neighbors, contextlib.nullcontext())
-    expected = open_model(model.path, "cpu").run(image, batch.neighbors)
-    compare(model, found.label, expected.label)
-
-
-def middle_of(scan: Scan) -> Batch:
-    """Return the middle of a scan as a batch of GATE_SLICES."""
-    count, view = scan.plan.shape[0], scan.plan.views[len(scan.plan.views) // 2]
-    zs = range(count // 2, min(count // 2 + GATE_SLICES, count))
-    rows = {near: None for z in zs for near in scan.plan.window(z)}
-    order = list(rows)
-    return Batch(
-        units=[(scan, z, view) for z in zs],
-        rows=[(scan, near, view) for near in order],
-        neighbors=np.array([[order.index(near) for near in scan.plan.window(z)] for z in zs], dtype=np.int32),
-    )
-
-
 def unreached(name: str) -> Outcome:
     """Return the outcome of a scan that a run ended before."""
     return Outcome(name=name, status="failed", reason="the run ended before it", passing=True)
 
 
-def infer(model: Model, jobs: Sequence[Job], out: Path, options: Options = DEFAULTS) -> Summary:
-    """Segment scans into a folder; the same call again does only what is left.
+def infer(
+    model: Model,
+    jobs: Sequence[Job],
+    out: Path,
+    options: Options = DEFAULTS,
+    left_out: Sequence[tuple[Place, str]] = (),
+) -> Summary:
+    """Segment scans into a folder; the same call again does only what is left. Files `left_out`, with reasons, stand in its summary.
 
     Raises
     ------
@@ -281,6 +259,6 @@ def infer(model: Model, jobs: Sequence[Job], out: Path, options: Options = DEFAU
     try:
         run.drive(iter(left), len(left))
     finally:
-        summary = run.summary([job.name for job in jobs])
+        summary = replace(run.summary([job.name for job in jobs]), left_out=tuple(left_out))
         write_summary(out, model, summary, options.part)
     return summary

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from infer.batching import Filler, Scan
 from infer.canvas import Segmented, plan_of
 from infer.capacity import capacity_of, lanes_on
+from infer.gate import gate
 from infer.inputs import Job, LoadedScan, load
 from infer.lane import make_lane, turns_of
 from infer.model import Model, open_model
@@ -31,11 +32,15 @@ def segment_volume(
     ------
     ScanError
         The spacing cannot be brought to the model's.
+    ModelError
+        The provider's labels differ from the CPU's on the first scan's slices.
     """
     nz, ny, nx = volume.shape
     plan = plan_of(model.info, (nz, ny, nx), spacing_mm)
     scan = Scan(plan, plan.seen(volume))
     capacity = capacity_of(model.info, model.provider)
+    if model.provider != "cpu" and not model.gated:
+        gate(model, scan, make_lane(model, capacity, plan.wanted))
     filler = Filler(capacity)
     filler.add(scan)
     taking, turns, ended = threading.Lock(), turns_of(model), threading.Event()
@@ -47,8 +52,8 @@ def segment_volume(
                 if ended.is_set() or not filler.waiting:
                     return
                 batch = filler.next()
-            image = batch.show(lane.image, in_place=lane.in_place)
-            batch.put(lane.run(image, batch.neighbors, turns, batch.places()))
+            image = batch.show(lane.image, in_place=lane.reads_in_place)
+            batch.put(lane.run(image, batch.neighbors, turns, batch.targets()))
             with taking:
                 advance(len(batch.units))
 

@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args
 
 Stage = Literal["read", "decode", "wait", "fill", "device", "scatter", "post", "report", "write"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-"""read: bytes from disk or bucket; decode: gzip, HU and orientation; wait: a lane without slices; fill: slices into a
-batch; device: the network; scatter: labels out of a batch; post: components; report: measures and picture; write: gzip and disk."""
+"""read: bytes from disk or bucket; decode: gzip, HU and orientation; wait: a lane without slices; fill: slices copied into a
+batch, where they must be; device: the network; scatter: labels copied out of one; post:
+components; report: measures and picture; write: gzip and disk."""
 
 
 class Stopwatch:

@@ -31,12 +31,13 @@ from infer.model import SAME as SAID_ALIKE
 from infer.postprocess import Rules, postprocess
 from infer.single import segment_volume
 from store.errors import ConfigError, ModelError
-from store.files import read_json, to_json, written_whole
+from store.files import to_json, written_whole
 from store.geometry import Grid, voxel_ml
 from store.labels import Labels
 from store.metrics import Overlap, mean_of, overlap
 from store.reader import Store
 from store.runs import connected, places, runs_of, values_in
+from store.split import read_split
 
 Floats = npt.NDArray[np.float64]
 Label = npt.NDArray[np.uint8]
@@ -117,19 +118,13 @@ def cases_of(store: Store, split: Path | None) -> tuple[str, ...]:
     Raises
     ------
     ConfigError
-        There are none, or the split names cases that the store does not have.
+        There are none, or the split cannot be read or names cases that the store does not have.
     """
     if split is None:
         cases = [case.info.case_id for case in store if case.label is not None]
     else:
-        named = read_json(split).get("validation")
-        if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-            raise ConfigError(f"{split}: has no list of cases under validation; take the split.json of a training run.")
-        if unknown := sorted(set(named) - set(store.case_ids)):
-            raise ConfigError(
-                f"{split}: names {unknown[0]}, which {store.root} does not have; take the store it was made for."
-            )
-        cases = [name for name in dict.fromkeys(named) if store[name].label is not None]
+        named = read_split(split, store.case_ids).validation
+        cases = [name for name in named if store[name].label is not None]
     if not cases:
         raise ConfigError(
             f"{split or store.root}: names no case with a reference segmentation; nothing can be chosen on it."

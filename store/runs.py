@@ -63,7 +63,7 @@ def chained(parts: Sequence[Runs]) -> Runs:
 
 
 def values_in(label: npt.NDArray[np.uint8], values: Sequence[int], out: Mask | None = None) -> Mask:
-    """Return where uint8[z, y, x] has one of a few values."""
+    """Return where uint8[...] has one of a few values."""
     mask: Mask = np.equal(label, values[0], out=out)
     for value in values[1:]:
         mask |= label == value

@@ -161,10 +161,13 @@ def test_the_script_without_slicemill_gives_our_labels(model, collection, tmp_pa
     assert max(map(len, script.splitlines())) <= 120
     assert "slicemill" not in re.findall(r"import (\w+)", script)
     (tmp_path / "script.py").write_text(script)
-    for name in ("volume-0.nii", "volume-1.nii.gz"):
-        source = collection / name
-        if nib.as_closest_canonical(nib.load(source)).shape[:2] != (64, 64):
-            continue
+    own = [
+        path
+        for path in sorted(collection.glob("volume-*"))
+        if nib.as_closest_canonical(nib.load(path)).shape[:2] == (64, 64)
+    ]
+    assert len({nib.aff2axcodes(nib.load(path).affine) for path in own}) > 2
+    for source in own:
         done = subprocess.run([sys.executable, "script.py", str(model), str(source), "out.nii.gz"],
                               cwd=tmp_path, capture_output=True, text=True, check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr

@@ -405,4 +405,6 @@ class TestLane:
         lane = DeviceLane(open_model(flavors, "cpu"), Capacity(4, 12), ("label",))
         card.copied.clear()
         lane.run(lane.image[:3], np.zeros((1, 3), np.int32), threading.Lock())
+        with pytest.raises(ValueError, match="only slices in pinned memory go up"):
+            lane.run(np.zeros((3, 64, 64), np.int16), np.zeros((1, 3), np.int32), threading.Lock())
         assert card.copied == [3 * 64 * 64 * 2, 4 * 3 * 4, 64 * 64]

@@ -102,7 +102,7 @@ def test_exit_status_and_counts_add_up(tree, model, tmp_path):
     assert done.returncode == 1
     assert "3 scans: 2 done, 0 skipped (done before), 1 failed" in done.stdout
     assert command(model, "--out", tmp_path / "out").returncode == 2
-    assert command(model, tree / "a").returncode == 2
+    assert command(model, tree / "a", tree / "b").returncode == 2
 
 
 def test_shards_into_one_folder_do_every_scan_once(tree, model, tmp_path):

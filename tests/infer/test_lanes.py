@@ -1,17 +1,18 @@
 """Batches at work at a time on a CPU: as many threads as cores, stopped together, with their memory counted."""
 
 import os
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 from infer import single
-from infer.canvas import wanted_of
-from infer.capacity import CPU_LANES, capacity_of, lanes_on, threads_of_session
-from infer.lane import make_lane, memory_of_lanes
-from infer.model import open_model
+from infer.canvas import Canvas, plan_of, wanted_of
+from infer.capacity import CPU_LANES, Capacity, capacity_of, lanes_on, threads_of_session
+from infer.lane import HostLane, make_lane, memory_of_lanes
+from infer.model import Answer, open_model
 from infer.single import segment_volume
-from store.errors import ProviderError
+from store.errors import ModelError, ProviderError
 
 SPACING = (3.0, 1.0, 1.0)
 
@@ -62,6 +63,57 @@ def test_a_lane_that_fails_ends_the_others(error, model, monkeypatch):
     with pytest.raises(type(error)):
         segment_volume(opened, np.zeros((300, 64, 64), np.int16), SPACING)
     assert len(done) < 100
+
+
+def test_labels_are_the_same_written_in_place_or_to_the_lanes_own_room(model, rng):
+    opened = open_model(model, "cpu")
+    lane = make_lane(opened, Capacity(4, 12), ("label", "tumor"))
+    image = rng.integers(-200, 300, (6, 64, 64)).astype(np.int16)
+    window = np.array([[0, 1, 2], [1, 2, 3], [2, 3, 4]], np.int32)
+    own = lane.run(image, window, nullcontext())
+    there = {name: np.full((3, 64, 64), 77, np.uint8) for name in ("label", "tumor")}
+    for into in (there, {"label": there["label"]}):
+        found = lane.run(image, window, nullcontext(), into)
+        assert found.label is there["label"]
+        assert np.array_equal(found.label, own.label)
+        assert np.array_equal(found.tumor, own.tumor)
+    assert np.shares_memory(found.tumor, own.tumor)
+
+
+def test_an_answer_that_is_half_in_place_is_put_there(model, rng):
+    plan = plan_of(open_model(model, "cpu").info, (3, 64, 64), SPACING)
+    canvas, tumor = Canvas(plan), rng.integers(0, 256, (3, 64, 64)).astype(np.uint8)
+    targets = canvas.targets(0, 3)
+    assert set(targets) == {"label", "tumor"}
+    targets["label"][:] = 1
+    for index in range(3):
+        canvas.put(index, plan.views[0], Answer(targets["label"], tumor), index)
+    assert np.array_equal(canvas.segmented().tumor_probability, tumor)
+    assert (canvas.segmented().label == 1).all()
+
+
+def test_one_scan_on_another_device_than_the_cpu_is_compared_with_it_first(model, monkeypatch, rng):
+    """A device that labels as the CPU does, in its place, and one that gives other labels."""
+    volume = rng.integers(-200, 300, (5, 64, 64)).astype(np.int16)
+    expected = segment_volume(open_model(model, "cpu"), volume, SPACING)
+    monkeypatch.setattr(single, "make_lane", HostLane)
+    opened = open_model(model, "cpu")
+    opened.provider = "cuda"
+    assert np.array_equal(segment_volume(opened, volume, SPACING).label, expected.label)
+    assert opened.gated
+
+    class Wrong(HostLane):
+        def run(self, *given):
+            answer = super().run(*given)
+            answer.label[:] = 1 - np.minimum(answer.label, 1)
+            return answer
+
+    monkeypatch.setattr(single, "make_lane", Wrong)
+    fresh = open_model(model, "cpu")
+    fresh.provider = "cuda"
+    with pytest.raises(ModelError, match="labels on cuda differ from those on the CPU in 100.00% of the pixels"):
+        segment_volume(fresh, volume, SPACING)
+    assert not fresh.gated
 
 
 def test_the_memory_of_lanes_is_that_of_all_but_the_one_that_was_tried(model, monkeypatch):

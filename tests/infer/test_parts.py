@@ -62,7 +62,7 @@ class TestTiling:
             assert 1 <= len(batch.units) <= labels
             assert len(set(batch.rows)) == len(batch.rows) == len(shown) <= capacity.rows
             label = (shown[batch.neighbors[:, context // 2]] % 251).astype(np.uint8)
-            for place in batch.places().values() if in_place else ():
+            for place in batch.targets().values() if in_place else ():
                 place[:], label = label, place
             whole += batch.put(Answer(label))
         assert sorted(map(id, whole)) == sorted(map(id, scans)), "each scan is whole once"
@@ -79,7 +79,7 @@ class TestTiling:
             batch = filler.next()
             image = batch.show(np.zeros((9, *size), np.int16), in_place=True)
             assert np.shares_memory(image, volume) == kept
-            assert np.shares_memory(batch.places().get("label", room), scan.canvas.segmented().label) == (
+            assert np.shares_memory(batch.targets().get("label", room), scan.canvas.segmented().label) == (
                 size == (4, 4)
             )
             assert not np.shares_memory(batch.show(np.zeros((9, *size), np.int16)), volume)

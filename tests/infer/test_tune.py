@@ -251,9 +251,8 @@ def test_what_cannot_be_tuned_on_is_refused_in_a_sentence(model, stored, tmp_pat
     store = open_store(stored)
     split = tmp_path / "split.json"
     for content, message in (
-        ({"validation": ["volume-77"]}, "names volume-77, which .* does not have"),
-        ({"validation": []}, "names no case with a reference"),
-        ({"train": ["volume-0"]}, "has no list of cases under validation"),
+        ({"train": ["volume-0"], "validation": ["volume-77"]}, "names cases that the store does not have: volume-77"),
+        ({"train": ["volume-0"]}, "must hold a JSON object with the lists train, validation and test"),
     ):
         split.write_text(json.dumps(content))
         with pytest.raises(ConfigError, match=message):
