@@ -12,15 +12,16 @@ from infer.canvas import Canvas, Plan
 from infer.capacity import Capacity
 from infer.model import Answer
 from infer.views import View
+from store.scan import Room
 
 
 class Scan:
     """A scan on its way through the network."""
 
-    def __init__(self, plan: Plan, seen: npt.NDArray[np.int16]) -> None:
-        """Take `seen`: int16[z, y, x], HU, at the network's pixel size (`Plan.seen`)."""
+    def __init__(self, plan: Plan, seen: npt.NDArray[np.int16], room: Room = np.empty) -> None:
+        """Take `seen`: int16[z, y, x], HU, at the network's pixel size (`Plan.seen`); `room` makes the arrays for labels."""
         self.plan = plan
-        self.canvas = Canvas(plan)
+        self.canvas = Canvas(plan, room)
         self._seen = seen
         self._left = len(seen) * len(plan.views)
         self._lock = threading.Lock()
@@ -39,7 +40,11 @@ class Scan:
     def slices(self, z: int, count: int) -> npt.NDArray[np.int16] | None:
         """Return slices as they lie here, int16[n, H, W], HU; None where the network takes others."""
         seen = self._seen[z : z + count]
-        return seen if self.plan.shows_whole and seen.dtype == np.int16 and seen.flags.carray else None
+        return (
+            seen
+            if self.plan.shows_whole and seen.dtype == np.int16 and seen.flags.c_contiguous and seen.flags.aligned
+            else None
+        )
 
     def is_whole_after(self, count: int) -> bool:
         """Count so many units as done and return whether they were the last."""

@@ -12,6 +12,7 @@ from infer.resample import Resampling, resampling
 from infer.views import PLAIN, Manner, View, views_of
 from store.errors import ConfigError, ModelError
 from store.framing import neighbor_step, neighbors
+from store.scan import Room
 
 Shape = tuple[int, int, int]
 Uint8s = npt.NDArray[np.uint8]
@@ -158,12 +159,13 @@ class Canvas:
     the network's grid first, and finished when their last view is in.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, room: Room = np.empty) -> None:
+        """Make arrays by `room` for what the network says; every voxel of them is written before it is read (`infer.views.cover`)."""
         self.plan = plan
-        self._label = np.zeros(plan.shape, dtype=np.uint8)
-        self._tumor = None if plan.tumor is None else np.zeros(plan.shape, dtype=np.uint8)
+        self._label = room(plan.shape, np.uint8)
+        self._tumor = None if plan.tumor is None else room(plan.shape, np.uint8)
         keep = plan.manner.probability
-        self._probability = np.zeros((len(plan.table), *plan.shape), dtype=np.uint8) if keep else None
+        self._probability = room((len(plan.table), *plan.shape), np.uint8) if keep else None
         self._slices: dict[int, _Slice] = {}
         self._lock = threading.Lock()
 

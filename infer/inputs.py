@@ -18,9 +18,11 @@ from store.files import Place
 from store.geometry import Grid
 from store.nifti import blank_text, files_of, grid_of_header, is_nifti_name, stem_of
 from store.reader import Store, open_store
-from store.scan import ScanReader
+from store.scan import Room, ScanReader
 from store.window import Window
 
+LeftOut = list[tuple[Place, str]]
+"""What of the input is no scan to segment, with reasons."""
 UNKNOWN: list[Any] = [-1, -1]
 """The stamp of a scan that is not there or cannot be read."""
 
@@ -90,8 +92,8 @@ class Opened:
     header: bytes
     """The NIfTI header that the mask will carry."""
     warnings: tuple[str, ...]
-    read: Callable[[], tuple[npt.NDArray[np.int16], float]]
-    """Return the voxels int16[z, y, x], HU, and how many seconds went into reading bytes."""
+    read: Callable[[Room], tuple[npt.NDArray[np.int16], float]]
+    """Return the voxels int16[z, y, x], HU, in an array that `Room` makes where they come from a file, and the seconds of reading bytes."""
 
 
 @contextmanager
@@ -107,14 +109,14 @@ def opened(job: Job) -> Iterator[Opened]:
         case = store_at(job.path)[job.case_id]
         header = blank_text(base64.b64decode(case.info.image.header_b64))
         grid = grid_of_header(header)
-        yield Opened(grid=grid, header=header, warnings=case.info.warnings, read=lambda: (case.image[:], 0.0))
+        yield Opened(grid=grid, header=header, warnings=case.info.warnings, read=lambda _: (case.image[:], 0.0))
         return
     if not job.path.exists():
         raise ScanError(f"{job.path}: there is no such file.")
     if is_picture(job.path.name) and isinstance(job.path, Path):
         with open_picture(job.path, job.window) as (header, decoded):
             grid = grid_of_header(header)
-            yield Opened(grid=grid, header=header, warnings=(WARNING,), read=lambda: (decoded(), 0.0))
+            yield Opened(grid=grid, header=header, warnings=(WARNING,), read=lambda _: (decoded(), 0.0))
         return
     if not is_nifti_name(job.path.name):
         raise ScanError(
@@ -122,8 +124,8 @@ def opened(job: Job) -> Iterator[Opened]:
         )
     with ScanReader(job.path, "image", hashed=False) as reader:
 
-        def read() -> tuple[npt.NDArray[np.int16], float]:
-            volume = reader.read()
+        def read(room: Room) -> tuple[npt.NDArray[np.int16], float]:
+            volume = reader.read(room)
             reader.finish()
             return volume, reader.read_seconds
 
@@ -140,4 +142,4 @@ def load(job: Job) -> LoadedScan:
         It cannot be read as a CT scan.
     """
     with opened(job) as scan:
-        return LoadedScan(volume=scan.read()[0], grid=scan.grid, header=scan.header, warnings=scan.warnings)
+        return LoadedScan(volume=scan.read(np.empty)[0], grid=scan.grid, header=scan.header, warnings=scan.warnings)

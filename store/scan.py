@@ -6,7 +6,7 @@ file goes through a temporary file (`store.spill`).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +39,8 @@ encoded (`slicemill bench ingest` compares it with larger ones)."""
 INT16 = np.iinfo(np.int16)
 
 Kind = Literal["image", "mask"]
+Room = Callable[[tuple[int, ...], Any], npt.NDArray[Any]]
+"""Makes an array of a shape and type, as `numpy.empty` does."""
 Int16s = npt.NDArray[np.int16]
 Uint8s = npt.NDArray[np.uint8]
 
@@ -127,9 +129,9 @@ class ScanReader:
                 z = self.grid.stored_shape[0] - start - len(slab) if self.grid.z_is_flipped else start
                 yield Slab(z=z, voxels=contiguous(part))
 
-    def read(self) -> npt.NDArray[Any]:
-        """Return the whole volume: int16[z, y, x], HU, or uint8[z, y, x], label values."""
-        volume = np.empty(self.grid.stored_shape, dtype=np.int16 if self.kind == "image" else np.uint8)
+    def read(self, room: Room = np.empty) -> npt.NDArray[Any]:
+        """Return the whole volume: int16[z, y, x], HU, or uint8[z, y, x], label values; in an array that `room` makes."""
+        volume = room(self.grid.stored_shape, np.int16 if self.kind == "image" else np.uint8)
         in_file_order = self.grid.to_file(volume)  # a view: what is put in there lies in the right place
         for k, planes in self._planes(slab_depth(self.grid.shape[::-1]), 1):
             in_file_order[k : k + len(planes)] = planes
