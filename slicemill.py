@@ -36,7 +36,7 @@ def open_store(url: str | Path) -> "Store":
 def segment(
     path: str | Path, model: str | Path, *, provider: str = "auto"
 ) -> "tuple[npt.NDArray[np.uint8], dict[str, Any]]":
-    """Segment one scan.
+    """Segment one scan. For many, use the command `infer`: this opens the model, and compares another device with the CPU, each time.
 
     Returns
     -------

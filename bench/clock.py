@@ -1,6 +1,6 @@
 """Times contenders fairly on a noisy machine: warm-up, interleaved rounds, medians, and ratios pair by pair.
 
-One round runs every contender once, so that a slow minute slows all of them, in an order that is drawn anew for each, since it
+One round runs every contender once, so that a slow minute slows all of them, in a drawn order and the next one backward, since it
 matters who ran before (caches, memory given back). A ratio is the median over rounds of the two times of the same round.
 """
 
@@ -50,8 +50,10 @@ def interleaved(
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     orders = random.Random(0)  # noqa: S311 (the same orders every time)
+    order = list(contenders)
     for turn in range(warm_up + rounds):
-        for name in orders.sample(list(contenders), len(contenders)):
+        order = order[::-1] if turn % 2 else orders.sample(order, len(order))
+        for name in order:
             tell(name)
             start = timer()
             contenders[name]()

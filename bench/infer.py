@@ -453,7 +453,7 @@ def components(label: npt.NDArray[np.uint8], rounds: int, tell: Callable[[str], 
 
 
 def many(folder: Path, rounds: int, tell: Callable[[str], None]) -> Record:
-    """Measure 64 small scans as one folder, scan by scan in one session, and by a command each."""
+    """Measure 64 small scans as one folder, scan by scan in one session, by one command, and by a command each."""
     network, config = network_of("default")
     path = exported(folder / "small.onnx", network, config, SMALL_SIDE)
     scans = folder / "small"

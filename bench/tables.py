@@ -99,7 +99,7 @@ def infer_table(record: dict[str, Any]) -> str:
     row("torch eager, channels last, over onnxruntime", engines["over torch eager, channels last"])
     row("scipy over ours, largest organ and small lesions", results["components"]["over scipy"])
     row("64 small scans: a session scan by scan over one folder", many["over a session called scan by scan"])
-    row("64 small scans: a command each over one folder", many["over the command called scan by scan"])
+    row("64 small scans: a command each over one command", many["over the command called scan by scan"])
     around = host["cpu_milliseconds_a_slice"]
     note = (
         f"Times, medians of ratios in one round. Around the network ours takes {around['ours']:.2f} ms of a core a slice, with report and picture; "

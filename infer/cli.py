@@ -14,8 +14,7 @@ from store.shard import shard_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from infer.gather import LeftOut
-    from infer.inputs import Job
+    from infer.inputs import Job, LeftOut
     from infer.ledger import Outcome, Summary
     from infer.model import Model
     from infer.options import Options
@@ -30,7 +29,7 @@ Inputs = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="Folder for masks, reports and pictures; by default FOLDER-segmented beside the folder of the scans."
+        help="Folder for masks, reports and pictures; by default FOLDER-MODEL beside the folder of the scans."
     ),
 ]
 Lists = Annotated[list[str] | None, typer.Option("--list", help="File of inputs, one a line; - is standard input.")]
@@ -130,7 +129,7 @@ def infer(
     Masks keep the scan's name and tree. The same command again does only what is left. Research software, not a
     medical device.
 
-        infer liver.onnx scans/                       # into scans-segmented/
+        infer liver.onnx scans/                       # into scans-liver/
         infer liver.onnx scans/ --out segmented/
         infer liver.onnx 'scans/*.nii.gz' --out segmented/ --provider cuda
     """
@@ -147,8 +146,10 @@ def infer(
             part="" if part is None else f"-{part[0]}-of-{part[1]}",
         )  # fmt: skip
         given = [*(inputs or []), *(line for path in lists or [] for line in read_list(path))]
+        if out is None and (watch or given):  # without either, `_Asked` says what is missing
+            out = beside([str(watch)] if watch else given, model)
         asked = _Asked(
-            model=model, provider=provider, out=out or beside([str(watch)] if watch else given), options=options, inputs=given,
+            model=model, provider=provider, out=out or Path(), options=options, inputs=given,
             watch=watch, settle=settle, scheduler=scheduler, part=part, window=window, dry_run=dry_run,
         )  # fmt: skip
         _segment(asked)
@@ -202,23 +203,34 @@ def tune(
             say(f"written: {', '.join(map(str, files))}")
 
 
-def beside(given: "Sequence[str]") -> Path:
-    """Return the folder for what is made of scans, beside theirs: ``scans-segmented`` for ``scans`` and for files in it.
+def beside(given: "Sequence[str]", model: Path) -> Path:
+    """Return the folder for what a model makes of scans, beside theirs: ``scans-liver`` for ``liver.onnx`` on ``scans``, or on files in it.
 
     Raises
     ------
     typer.BadParameter
-        They are not one folder or store, or files, that lie here.
+        The scans are not one folder or store, or files, that lie here, or nothing can be kept beside them.
     """
-    places = [Path(os.path.abspath(one)) for one in given]  # noqa: PTH100 (links are kept)
-    if places and all(place.is_file() for place in places):
-        places = [Path(os.path.commonpath([place.parent for place in places]))]
-    if len(places) != 1 or not places[0].is_dir() or not places[0].name:
+    from infer.model import network_name
+    from store.files import place_of
+
+    places = [place_of(one) for one in given]
+    local = [Path(os.path.abspath(place)) for place in places if isinstance(place, Path)]  # noqa: PTH100 (links are kept)
+    if local and not any(place.is_dir() for place in local):
+        local = [Path(os.path.commonpath([place.parent for place in local]))]
+    elif len(places) > 1:
+        local = []
+    if any(not isinstance(place, Path) for place in places) or not local or not local[0].is_dir():
         raise typer.BadParameter(
-            "--out is missing: name a folder for masks, reports and pictures. Only for one folder or store that lies here, or for files, "
-            "is there one beside it by default."
+            "--out is missing: name a folder for masks, reports and pictures. Only one folder or store that lies here, or files, have one "
+            "beside theirs by default."
         )
-    return places[0].with_name(f"{places[0].name}-segmented")
+    (folder,) = local
+    if not folder.name or os.path.ismount(folder) or not os.access(folder.parent, os.W_OK):
+        raise typer.BadParameter(
+            f"--out is missing: nothing can be kept beside {folder}; name a folder for masks, reports and pictures."
+        )
+    return folder.with_name(f"{folder.name}-{network_name(model)}")
 
 
 def _segment(asked: _Asked) -> None:
@@ -261,7 +273,9 @@ def _opened(asked: _Asked) -> "Model":
     info = opened.info
     shape = f"slices {info.size[0]}x{info.size[1]}, context {info.context}, {info.metadata.get('precision')}"
     where = f"the workers of {scheduler}: {provider}" if scheduler else _where(opened, asked.options)
-    say(f"model {info.name} ({shape}) on {where}")
+    most = asked.options.max_memory_gb
+    memory = f"{most:g} GB at most" if most else "scans take half of the free memory at most"
+    say(f"model {info.name} ({shape}) on {where}; {memory}; into {asked.out}")
     return opened
 
 
@@ -274,10 +288,7 @@ def _where(opened: "Model", options: "Options") -> str:
     device = counted(len(os.sched_getaffinity(0)), "core") if opened.provider in HOSTS else f"GPU {numbers}"
     batch = capacity_of(opened.info, opened.provider, options.batch).labels
     lanes = lanes_on(opened.provider)
-    memory = f"{options.max_memory_gb:g} GB at most" if options.max_memory_gb else "scans in half of the free memory"
-    return (
-        f"{opened.provider} ({device}), {counted(batch, 'slice')} a batch, {lanes} at a time, {memory}: {opened.reason}"
-    )
+    return f"{opened.provider} ({device}), {counted(batch, 'slice')} a batch, {lanes} at a time: {opened.reason}"
 
 
 def _driven(asked: _Asked, opened: "Model", jobs: "Sequence[Job]", left_out: "LeftOut") -> "Summary":
@@ -315,7 +326,8 @@ def _show_summary(summary: "Summary", out: Path, written: Path) -> None:
     done, skipped, failed = (summary.count(status) for status in ("done", "skipped", "failed"))
     say(
         f"{len(rows)} scans: {done} done, {skipped} skipped (done before), {failed} failed; {len(summary.left_out)} files left out; "
-        f"{summary.slices:,} slices in {summary.seconds:.1f} s ({summary.slices / summary.seconds:,.1f} slices/s) on {summary.provider}"
+        f"{summary.slices:,} slices in {summary.seconds:.1f} s ({summary.slices / summary.seconds:,.1f} slices/s)"
+        + (f" on {summary.provider}" if summary.provider else "")
     )
     if summary.slices:
         stages = sorted(summary.stages.items(), key=lambda item: -item[1]["seconds"])

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from infer.inputs import Job
+from infer.inputs import Job, LeftOut
 from infer.ledger import Book, Outcome, Summary, write_summary
 from infer.model import Model, open_model
 from infer.options import Options
@@ -25,7 +25,6 @@ from infer.pipeline import ELSEWHERE, infer, left_to_do, unreached
 from infer.places import extra_names
 from infer.providers import Provider
 from store.errors import ConfigError, InputError, ProviderError
-from store.files import Place
 from store.progress import progress
 
 ANSWER_SECONDS = 20
@@ -70,7 +69,7 @@ def infer_on(
     provider: Provider,
     jobs: Sequence[Job],
     book: Book,
-    left_out: Sequence[tuple[Place, str]] = (),
+    left_out: LeftOut | None = None,
 ) -> Summary:
     """Segment scans on the workers of the Dask scheduler at `address`; see `infer.pipeline.infer`.
 
@@ -94,7 +93,7 @@ def infer_on(
             for ending in _endings(client, parts, book, left):
                 (summaries if isinstance(ending, Summary) else errors).append(ending)  # type: ignore[arg-type]
     finally:
-        summary = replace(together(jobs, ended, summaries, time.perf_counter() - start), left_out=tuple(left_out))
+        summary = replace(together(jobs, ended, summaries, time.perf_counter() - start), left_out=tuple(left_out or ()))
         write_summary(out, model, summary, options.part)
     if errors and (not summaries or not isinstance(errors[0], InputError)):
         raise errors[0]

@@ -19,7 +19,7 @@ def gate(model: Model, scan: Scan, lane: Lane) -> None:
     ModelError
         The labels differ by more than rounding explains.
     """
-    batch = middle_of(scan)
+    batch = middle_of(scan, max(1, min(GATE_SLICES, len(lane.image) // scan.plan.context)))
     image = batch.show(lane.image)
     found = lane.run(image, batch.neighbors, nullcontext())
     expected = open_model(model.path, "cpu").run(image, batch.neighbors)
@@ -27,10 +27,10 @@ def gate(model: Model, scan: Scan, lane: Lane) -> None:
     model.gated = True
 
 
-def middle_of(scan: Scan) -> Batch:
-    """Return the middle of a scan as a batch of GATE_SLICES."""
+def middle_of(scan: Scan, slices: int) -> Batch:
+    """Return so many slices from the middle of a scan as a batch."""
     count, view = scan.plan.shape[0], scan.plan.views[len(scan.plan.views) // 2]
-    zs = range(count // 2, min(count // 2 + GATE_SLICES, count))
+    zs = range(count // 2, min(count // 2 + slices, count))
     rows = {near: None for z in zs for near in scan.plan.window(z)}
     order = list(rows)
     return Batch(

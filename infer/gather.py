@@ -3,7 +3,7 @@
 1. An input is a store, a folder, a file, or a pattern; a list is a file of inputs, one a line.
 2. A scan below a folder keeps its place there; single files keep theirs below the folder that they share; cases of a store
    their ids.
-3. What looks like a scan and is none, or is a segmentation by its name, is left out with a reason.
+3. What looks like a scan and is none, is a segmentation by its name, or was made by an earlier run is left out with a reason.
 """
 
 import glob
@@ -14,16 +14,25 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from infer.flat import is_picture
-from infer.inputs import Job, store_at
+from infer.inputs import Job, LeftOut, store_at
 from store.errors import ConfigError, ScanError
 from store.files import Place, place_of, relative
-from store.naming import badly_named, find_files, is_text, name_of, not_entered, other_scans, why_no_scan
+from store.naming import (
+    badly_named,
+    find_files,
+    is_below,
+    is_text,
+    name_of,
+    not_entered,
+    other_scans,
+    result_folders,
+    why_no_scan,
+)
 from store.nifti import is_header_name, is_nifti_name, stem_of
 from store.reader import is_store
 from store.remote import Remote
 from store.window import Window
 
-LeftOut = list[tuple[Place, str]]
 STANDARD_INPUT = "-"
 
 
@@ -83,11 +92,14 @@ def _in_folder(folder: Place) -> tuple[list[Job], LeftOut]:
     found = find_files(folder)
     if not found:
         raise ScanError(f"{folder}: holds no NIfTI file and is no slice store.")
+    results = result_folders(folder)
+    found = [file for file in found if not is_below(file, results)]
     masks = {file for file in found if name_of(relative(file, folder)).role == "mask"}
     left_out: LeftOut = [
         (file, "named like a segmentation; name the file itself to segment it") for file in found if file in masks
     ]
     left_out += [(file, why_no_scan(file)) for file in other_scans(folder)]
+    left_out += [(result, "holds what an earlier run made; name it by itself to segment that") for result in results]
     left_out += not_entered(folder)
     left_out += [(file, "its name is no valid UTF-8; rename it") for file in badly_named(folder)]
     return [Job(name=name_below(folder, file), path=file) for file in found if file not in masks], left_out

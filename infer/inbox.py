@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ class Inbox:
     _given: dict[Path, list[Any]] = field(default_factory=dict)
     _stems: dict[str, Job] = field(default_factory=dict)
     """Whose each stem is; free again when that file has gone."""
-    _told: set[Path] = field(default_factory=set)
+    left_out: dict[Path, str] = field(default_factory=dict)
+    """Files that are not segmented, with reasons."""
 
     def ready(self, now: float) -> list[Job]:
         """Return the scans that are whole at `now` (seconds of any clock) and were not given as they are."""
@@ -52,11 +53,11 @@ class Inbox:
         for path in find_files(self.folder):
             job = Job(name=name_below(self.folder, path), path=path)
             if name_of(path.relative_to(self.folder).as_posix()).role == "mask":
-                self._leave_out(path, "named like a segmentation")
+                self.leave_out(path, "named like a segmentation")
                 continue
             other = self._stems.get(job.stem, job)
             if other != job and (other.path.exists() or self.at_work(other.name)):
-                self._leave_out(path, f"would be written as {job.stem}.*, as {other.path} is")
+                self.leave_out(path, f"would be written as {job.stem}.*, as {other.path} is")
                 continue
             self._stems[job.stem] = job
             stamp = job.stamp()
@@ -67,7 +68,7 @@ class Inbox:
                 self._given[path] = stamp
                 found.append(job)
         for path in other_scans(self.folder):
-            self._leave_out(path, why_no_scan(path))
+            self.leave_out(path, why_no_scan(path))
         return found
 
     def arrivals(self, ended: Callable[[], bool]) -> Iterator[Job]:
@@ -81,9 +82,10 @@ class Inbox:
             while time.monotonic() < pause and not ended():
                 time.sleep(0.05)
 
-    def _leave_out(self, path: Path, why: str) -> None:
-        if path not in self._told:
-            self._told.add(path)
+    def leave_out(self, path: Path, why: str) -> None:
+        """Note that a file is not segmented, and tell of it once."""
+        if path not in self.left_out:
+            self.left_out[path] = why
             self.tell(f"left out: {path}: {why}")
 
 
@@ -108,9 +110,9 @@ def watch(model: Model, folder: Path, book: Book, ended: Callable[[], bool], set
     run.tell = lambda outcome: say(f"{outcome.status}: {outcome.name}: {outcome.answer or outcome.reason}")
     inbox = Inbox(folder=folder, settle=settle, at_work=run.at_work)
     try:
-        run.drive(in_their_place(inbox.arrivals(ended), places, inbox.tell), 0)
+        run.drive(in_their_place(inbox.arrivals(ended), places, inbox.leave_out), 0)
     finally:
-        summary = run.summary(list(run.ended))
+        summary = replace(run.summary(list(run.ended)), left_out=tuple(inbox.left_out.items()))
         write_summary(book.out, model, summary, book.options.part)
     return summary
 
@@ -138,12 +140,12 @@ def until_signalled() -> Iterator[Callable[[], bool]]:
         restored()
 
 
-def in_their_place(jobs: Iterable[Job], places: Places, tell: Callable[[str], None]) -> Iterator[Job]:
-    """Yield the jobs of which no file would take the place of another's, and tell of the others."""
+def in_their_place(jobs: Iterable[Job], places: Places, leave_out: Callable[[Path, str], None]) -> Iterator[Job]:
+    """Yield the jobs of which no file would take the place of another's, and leave out the others."""
     for job in jobs:
         try:
             places.add(job)
         except ScanError as error:
-            tell(f"left out: {error}")
+            leave_out(Path(str(job.path)), str(error).removeprefix(f"{job.path}: "))
         else:
             yield job

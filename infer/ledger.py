@@ -21,10 +21,11 @@ from infer.model import Model
 from infer.options import Options
 from store.claims import claimed
 from store.files import Place, write_csv, write_json
+from store.layout import LEDGER
 from store.ledger import Ledger
 from store.screen import peak_mib
 
-LEDGER, SUMMARY = "ledger.jsonl", "summary"
+SUMMARY = "summary"
 
 SUMMARIES = re.compile(rf"{SUMMARY}(-\d+-of-\d+)?(-worker-\d+)?\.(json|csv)")
 """The names of the summaries of runs, and of their parts."""
@@ -59,7 +60,7 @@ class Summary:
     device_busy: float
     """Share of the run in which the network ran."""
     left_out: tuple[tuple[Place, str], ...] = ()
-    """Files among the input that are no scans, with reasons."""
+    """What of the input was left out, with reasons."""
 
     def count(self, status: Status) -> int:
         """Return how many scans ended so."""

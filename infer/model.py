@@ -90,9 +90,9 @@ class Model:
         self.device = device
         """Number of the GPU; the CPU is 0."""
         self.batch = batch
+        """Slices in a batch, as asked for; TensorRT's engine is built for it."""
         self.gated = False
         """Whether its labels were compared with the CPU's on a scan (`infer.gate`)."""
-        """Slices in a batch, as asked for; TensorRT's engine is built for it."""
         self._content = content
         sha256 = hashlib.sha256(content).hexdigest()
         self._more: dict[str, str] = {}

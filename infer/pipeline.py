@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from infer.batching import Scan
+from infer.blocks import Blocks
 from infer.canvas import Segmented, plan_of, wanted_of
 from infer.capacity import capacity_of, lanes_on
 from infer.engine import Engine, Limits, Steps, Ticket
 from infer.gate import gate
-from infer.inputs import Job, LoadedScan, opened
+from infer.inputs import Job, LeftOut, LoadedScan, opened
 from infer.lane import memory_of_lanes
 from infer.ledger import Book, Outcome, Summary, write_summary
 from infer.model import Model, open_model
@@ -39,7 +40,7 @@ from infer.report import answer, overlay
 from infer.single import full_report
 from infer.stopwatch import Stopwatch
 from store.errors import ProviderError, ReadError, StoreError
-from store.files import Place, write_json
+from store.files import write_json
 from store.nifti import write_volume
 from store.picture import save_png
 from store.progress import Advance, progress
@@ -72,6 +73,7 @@ class Run:
         self._options = options
         self._book = book
         self._watch = Stopwatch()
+        self._blocks = Blocks()
         self._advance: Advance = lambda *_: None
         self._lock = threading.Lock()
         self._begun: dict[str, _Begun] = {}
@@ -145,14 +147,14 @@ class Run:
             amount = memory_of(plan)
             admit(amount)
             with self._watch.timed("decode"):
-                volume, reading = scan.read()
+                volume, reading = scan.read(self._blocks.empty)
                 seen = plan.seen(volume)
             if job.stamp() != stamp:
                 raise ReadError(f"{job.path}: changed while it was read; the next run does it again.")
             self._watch.add("read", reading)
             self._watch.add("decode", -reading)
             loaded = LoadedScan(volume=volume, grid=scan.grid, header=scan.header, warnings=scan.warnings)
-        return Ticket(job=job, loaded=loaded, scan=Scan(plan, seen), memory=amount)
+        return Ticket(job=job, loaded=loaded, scan=Scan(plan, seen, self._blocks.empty), memory=amount)
 
     def write(self, ticket: Ticket) -> None:
         """Write report, picture and mask of a scan, and its line in the ledger."""
@@ -239,7 +241,7 @@ def infer(
     jobs: Sequence[Job],
     out: Path,
     options: Options = DEFAULTS,
-    left_out: Sequence[tuple[Place, str]] = (),
+    left_out: LeftOut | None = None,
 ) -> Summary:
     """Segment scans into a folder; the same call again does only what is left. Files `left_out`, with reasons, stand in its summary.
 
@@ -259,6 +261,6 @@ def infer(
     try:
         run.drive(iter(left), len(left))
     finally:
-        summary = replace(run.summary([job.name for job in jobs]), left_out=tuple(left_out))
+        summary = replace(run.summary([job.name for job in jobs]), left_out=tuple(left_out or ()))
         write_summary(out, model, summary, options.part)
     return summary

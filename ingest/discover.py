@@ -30,10 +30,12 @@ from store.naming import (
     badly_named,
     case_id_of,
     find_files,
+    is_below,
     is_text,
     name_of,
     not_entered,
     other_scans,
+    result_folders,
     why_no_scan,
 )
 from store.nifti import is_nifti_name, stem_of
@@ -92,11 +94,18 @@ def discover(source: Place) -> Collection:
             f"{source}: no CT image was found among {len(files)} NIfTI files ({len(masks)} of them look like masks) and {len(others)} files "
             "of other formats. Name them with --images and --masks patterns, or list them with --pairs CSV."
         )
-    images = [path for path in found if not _is_extra_channel(path, found)]
+    results = result_folders(source) if source.is_dir() else []
+    made = [path for path in found if is_below(path, results)]
+    images = [path for path in found if path not in made and not _is_extra_channel(path, found)]
     paired = _pair(images, masks, names)
     used = set(paired.values())
     left_out = [
-        *((path, "a further channel of a scan; a CT has one") for path in found if path not in images),
+        *((path, "lies among what a run of infer made, and is not named like a segmentation") for path in made),
+        *(
+            (path, "a further channel of a scan; a CT has one")
+            for path in found
+            if path not in images and path not in made
+        ),
         *((path, why_no_scan(path)) for path in others),
         *(not_entered(source) if source.is_dir() else ()),
         *((path, "its name is no valid UTF-8; rename it") for path in (badly_named(source) if source.is_dir() else ())),

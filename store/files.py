@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, hashes, and ledgers of JSON lines; local or in an object store."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -186,7 +187,9 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             line = "\n" + line
-        os.write(descriptor, line.encode())
+        data = line.encode()
+        if os.write(descriptor, data) < len(data):  # a torn line, which the next one closes
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(descriptor)
 

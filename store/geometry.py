@@ -59,15 +59,20 @@ class Grid:
             raise GeometryError(
                 f"the affine must be invertible; found columns {linear.T.round(4).tolist()}. Correct the header's spacing."
             )
-        if not np.isfinite(io_orientation(self.affine)).all():
+        if not np.isfinite(self._axes).all():
             raise GeometryError(
                 f"no axis order fits the affine {linear.tolist()}; its axes nearly coincide. Correct the header's sform."
             )
 
     @cached_property
+    def _axes(self) -> Floats:
+        """Return float[3, 2]: for each file axis the LPS axis (0 x, 1 y, 2 z) and +1 or -1; NaN where none fits."""
+        return np.asarray(io_orientation(RAS_TO_LPS @ self.affine), dtype=np.float64)
+
+    @cached_property
     def _orientation(self) -> npt.NDArray[np.int64]:
-        """Return int[3, 2]: for each file axis the LPS axis (0 x, 1 y, 2 z) and +1 or -1."""
-        return np.asarray(io_orientation(RAS_TO_LPS @ self.affine), dtype=np.int64)
+        """Return the same as integers."""
+        return self._axes.astype(np.int64)
 
     @property
     def axcodes(self) -> str:

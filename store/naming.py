@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from store.files import Place
+from store.layout import LEDGER
 from store.nifti import HEADER_SUFFIXES, files_of, is_header_name, is_nifti_name, stem_of
 from store.remote import Remote
 
@@ -175,6 +176,18 @@ def not_entered(folder: Place) -> list[tuple[Path, str]]:
         links = [Path(directory) / name for name in folders if (Path(directory) / name).is_symlink()]
         found += [(link, "a link to a folder is not followed; name the folder itself") for link in links]
     return [(path, why) for path, why in sorted(found) if is_text(path)]
+
+
+def result_folders(folder: Place) -> list[Path]:
+    """Return the folders below a folder that hold what a run made: its ledger lies there."""
+    if isinstance(folder, Remote):
+        return []
+    return [path.parent for path in _all(folder) if path.name == LEDGER and path.parent != folder]
+
+
+def is_below(path: Place, folders: list[Path]) -> bool:
+    """Return whether a file lies below one of several folders."""
+    return isinstance(path, Path) and any(folder in path.parents for folder in folders)
 
 
 def badly_named(folder: Place) -> list[Path]:

@@ -480,6 +480,8 @@ def _about_qform(header: Any, shape: tuple[int, int, int], affine: npt.NDArray[n
     try:
         with np.errstate(all="ignore"):
             qform = np.asarray(header.get_qform(), dtype=np.float64)
+            if (np.abs(qform - affine)[:3] @ [*shape, 1]).sum() <= SAME_GRID_MM:  # no corner can be farther apart
+                return ()
             apart = Grid(shape=shape, affine=affine).distance_mm(Grid(shape=shape, affine=qform))
     except (ValueError, HeaderDataError, np.linalg.LinAlgError):
         return ("the qform cannot be read; the sform is used",)

@@ -116,12 +116,14 @@ def check(run: Path, model: Path, *, store_path: Path | None = None) -> dict[Pat
     ModelError
         There is no such file, or one that is not the network of this run.
     """
-    proved = {}
+    proved: dict[Path, dict[str, Any]] = {}
+    known: dict[tuple[int, int], Trained] = {}
     for flavor in FLAVORS:
         path = path_of(model, flavor)
         if path.exists():
             whole = onnx_checked(path).graph
-            trained = read_trained(run, store_path, size_of(whole))
+            size = size_of(whole, path)
+            trained = known.setdefault(size, known.get(size) or read_trained(run, store_path, size))
             outputs = {output.name for output in whole.output}
             graph = trained.graph(replace(flavor, probability="probability" in outputs))
             proved[path] = prove(graph, path, trained.proof, trained.graph())
@@ -193,9 +195,17 @@ def read_trained(run: Path, store_path: Path | None, size: tuple[int, int] | Non
     )
 
 
-def size_of(graph: Any) -> tuple[int, int]:
-    """Return height and width of the slices that an ONNX graph takes: int16[n, H, W] or, as bytes, uint8[n, 1, H, W, 2]."""
+def size_of(graph: Any, path: Path) -> tuple[int, int]:
+    """Return height and width of the slices that an ONNX graph takes: int16[n, H, W] or, as bytes, uint8[n, 1, H, W, 2].
+
+    Raises
+    ------
+    ModelError
+        It takes something else.
+    """
     sides = [side.dim_value for side in graph.input[0].type.tensor_type.shape.dim]
+    if len(sides) not in (3, 5):
+        raise ModelError(f"{path}: takes arrays of {len(sides)} axes; it is no file of slicemill export.")
     height, width = sides[1:3] if len(sides) == 3 else sides[2:4]
     return height, width
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -97,7 +98,7 @@ def test_a_picture_is_decoded_when_it_is_read_and_takes_its_voxels_beside_itself
         with opened(job) as scan:
             assert scan.grid.stored_shape == (1, 2000, 1000)
             assert tracemalloc.get_traced_memory()[1] < 2e6, "less than a byte a pixel: nothing is decoded yet"
-            assert scan.read()[0].shape == (1, 2000, 1000)
+            assert scan.read(np.empty)[0].shape == (1, 2000, 1000)
             assert tracemalloc.get_traced_memory()[1] < 2e6 * 6
     finally:
         tracemalloc.stop()
@@ -110,7 +111,7 @@ def test_every_file_of_another_format_is_named_and_the_rest_goes_on(real_data, m
         for path in real_data.rglob("*")
         if path.suffix in (".mha", ".mhd", ".zraw", ".raw", ".dcm", ".nrrd") and "nifti-edge-cases" not in path.parts
     )
-    assert len(others) > 50
+    assert {path.suffix for path in others} >= {".mha", ".dcm"}
     write_nifti(tmp_path / "ct-1.nii", noise((1, 64, 64)), SPACING)
     summary = run(model, [*others, tmp_path / "ct-1.nii"], tmp_path / "out")
     assert [outcome.status for outcome in summary.outcomes] == ["failed"] * len(others) + ["done"]
@@ -139,13 +140,13 @@ def test_the_memory_for_3000_slices_is_what_was_said(model, tmp_path):
 def test_a_folder_that_may_not_be_written_is_named(root, model, collection, tmp_path):
     if root != (os.geteuid() == 0):
         pytest.skip("root may write into any folder but the kernel's own")
-    out = Path("/proc/self") if root else tmp_path / "out"
-    out.is_dir() or out.mkdir(mode=0o500)
+    out = Path("/sys/none") if root else tmp_path / "out"
+    root or out.mkdir(mode=0o500)
     done = command(model, collection / "volume-0.nii", "--out", out)
     assert done.returncode == 1
     assert str(out) in done.stderr
     assert done.stderr.count("\n") == 1
-    assert "Traceback" not in done.stderr
+    assert "not permitted" in done.stderr or "ermission denied" in done.stderr
 
 
 @pytest.mark.slow
@@ -155,7 +156,8 @@ def test_a_disk_that_fills_up_fails_scans_and_the_same_command_finishes_them_whe
     disk.mkdir()
     for number in range(8):
         write_nifti(scans / f"ct-{number}.nii.gz", noise((8, 64, 64)), SPACING)
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], capture_output=True, check=False).returncode:  # fmt: skip
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a small disk cannot be mounted here; it takes root")
     out = disk / "out"
     words = (model, scans, "--out", out, "--provider", "cpu")
@@ -173,7 +175,7 @@ def test_a_disk_that_fills_up_fails_scans_and_the_same_command_finishes_them_whe
         done = [line["name"] for line in read_lines(out / "ledger.jsonl") if line["status"] == "done"]
         assert sorted(done) == sorted(path.name for path in scans.iterdir())
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_an_out_that_is_a_file_is_named(model, collection, tmp_path):

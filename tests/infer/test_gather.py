@@ -101,7 +101,10 @@ def test_exit_status_and_counts_add_up(tree, model, tmp_path):
     done = command(model, tree / "a", "--out", tmp_path / "other")
     assert done.returncode == 1
     assert "3 scans: 2 done, 0 skipped (done before), 1 failed" in done.stdout
-    assert command(model, "--out", tmp_path / "out").returncode == 2
+    for words in ((), ("--out", tmp_path / "out")):
+        nothing = command(model, *words)
+        assert nothing.returncode == 2
+        assert "name scans, folders" in nothing.stderr
     assert command(model, tree / "a", tree / "b").returncode == 2
 
 

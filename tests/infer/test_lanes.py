@@ -2,13 +2,16 @@
 
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from infer import single
+from infer.batching import Scan
 from infer.canvas import Canvas, plan_of, wanted_of
 from infer.capacity import CPU_LANES, Capacity, capacity_of, lanes_on, threads_of_session
+from infer.gate import gate
 from infer.lane import HostLane, make_lane, memory_of_lanes
 from infer.model import Answer, open_model
 from infer.single import segment_volume
@@ -114,6 +117,30 @@ def test_one_scan_on_another_device_than_the_cpu_is_compared_with_it_first(model
     with pytest.raises(ModelError, match="labels on cuda differ from those on the CPU in 100.00% of the pixels"):
         segment_volume(fresh, volume, SPACING)
     assert not fresh.gated
+
+
+@pytest.mark.parametrize("context", [1, 3])
+def test_a_batch_of_one_slice_is_compared_too(context, model, monkeypatch, rng):
+    """A network of others, or one of large slices: there is no room for two."""
+    opened, seen = open_model(model, "cpu"), []
+    opened.info = replace(opened.info, context=context)
+    plan = plan_of(opened.info, (5, 64, 64), SPACING)
+    scan = Scan(plan, rng.integers(-200, 300, (5, 64, 64)).astype(np.int16))
+
+    class Told:
+        image = np.zeros((context, 64, 64), np.int16)
+
+        def run(self, image, neighbors, turn):
+            seen.append((len(image), neighbors.shape))
+            return Answer(np.zeros((len(neighbors), 64, 64), np.uint8))
+
+    class Reference:
+        def run(self, image, neighbors):
+            return Answer(np.zeros((len(neighbors), 64, 64), np.uint8))
+
+    monkeypatch.setattr("infer.gate.open_model", lambda *_: Reference())
+    gate(opened, scan, Told())
+    assert seen == [(context, (1, context))]
 
 
 def test_the_memory_of_lanes_is_that_of_all_but_the_one_that_was_tried(model, monkeypatch):

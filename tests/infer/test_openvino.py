@@ -7,12 +7,17 @@ import numpy as np
 import pytest
 
 from infer import vino
+from infer.capacity import capacity_of
 from infer.gather import gather
+from infer.inputs import load
+from infer.lane import memory_of_lanes
 from infer.model import open_model
 from infer.options import Options
 from infer.pipeline import infer
+from infer.single import segment_volume
 from store.errors import ProviderError
 from store.reader import open_store
+from train.export import export
 
 
 def test_without_the_package_the_extra_is_named(model, monkeypatch):
@@ -23,6 +28,29 @@ def test_without_the_package_the_extra_is_named(model, monkeypatch):
         ProviderError, match=r"--provider openvino: cannot be imported .*pip install 'slicemill\[openvino\]'"
     ):
         open_model(model, "openvino")
+
+
+def test_the_memory_of_its_lanes_is_counted(model):
+    pytest.importorskip("openvino")
+    opened = open_model(model, "openvino")
+    taken = memory_of_lanes(opened, capacity_of(opened.info, "openvino", 64), ("label",))
+    assert taken % 2 == 0
+    assert taken > 2 * 64 * 64 * 64 * 4 * 2, "a batch of 64 slices, 4 channels of bfloat16 at the least"
+
+
+@pytest.mark.parametrize("side", [64, 576])
+def test_one_scan_is_compared_with_the_cpu_first(side, model, trained, collection, tmp_path):
+    """At 576 pixels a batch has one slice."""
+    pytest.importorskip("openvino")
+    path = model if side == 64 else tmp_path / "large.onnx"
+    if side != 64:
+        export(trained, path, size=(side, side))
+    opened = open_model(path, "openvino")
+    loaded = load(gather([collection / "volume-2.nii"])[0][0])
+    found = segment_volume(opened, loaded.volume, loaded.grid.spacing_mm)
+    assert opened.gated
+    expected = segment_volume(open_model(path, "cpu"), loaded.volume, loaded.grid.spacing_mm)
+    assert np.mean(found.label != expected.label) < 0.005
 
 
 def test_the_file_gives_equal_labels_in_openvino(model, stored):

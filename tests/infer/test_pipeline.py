@@ -13,14 +13,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
 import slicemill
 from infer.capacity import lanes_on
+from infer.cli import beside
 from infer.gather import gather
 from infer.model import Answer, open_model
 from infer.options import Options
 from infer.pipeline import infer
+from ingest.discover import discover
 from store.errors import ModelError, ScanError
 from store.files import read_lines
 from store.phantom import write_nifti
@@ -305,7 +308,8 @@ class TestCommand:
         cores = len(os.sched_getaffinity(0))
         assert done.stdout.splitlines()[0] == (
             "model tiny.onnx (slices 64x64, context 3, fp32) on cpu "
-            f"({cores} core{'' if cores == 1 else 's'}), 5 slices a batch, {lanes_on('cpu')} at a time, scans in half of the free memory: asked for"
+            f"({cores} core{'' if cores == 1 else 's'}), 5 slices a batch, {lanes_on('cpu')} at a time: asked for; "
+            f"scans take half of the free memory at most; into {tmp_path}"
         )
 
     def test_the_last_lines_tell_where_the_time_went(self, model, collection, tmp_path):
@@ -317,16 +321,58 @@ class TestCommand:
 
     def test_without_out_masks_go_beside_the_folder_of_the_scans_and_are_found_again(self, model, collection, tmp_path):
         scans = shutil.copytree(collection, tmp_path / "scans")
-        beside = tmp_path / "scans-segmented"
+        beside = tmp_path / "scans-tiny"
         assert command("infer", model, scans / "volume-0.nii", scans / "volume-2.nii").returncode == 0
         assert {path.name for path in beside.glob("volume-*.nii*")} == {"volume-0.nii", "volume-2.nii"}
         done = command("infer", model, f"{scans}/")
         assert "6 scans: 4 done, 2 skipped (done before), 0 failed" in done.stdout
         assert sorted(path.name for path in scans.iterdir()) == sorted(path.name for path in collection.iterdir())
-        for words in ((scans / "*.nii",), (scans, collection), ("s3://bucket/scans",), (tmp_path / "nowhere",)):
-            refused = command("infer", model, *words)
-            assert refused.returncode == 2
-            assert "--out is missing" in refused.stderr
+
+    def test_where_nothing_can_lie_beside_the_scans_out_is_asked_for(self, collection, tmp_path, monkeypatch):
+        def refused(*inputs):
+            with pytest.raises(typer.BadParameter, match="--out is missing"):
+                beside([str(one) for one in inputs], Path("liver.fp16.onnx"))
+
+        def found(*inputs):
+            return beside([str(one) for one in inputs], Path("models/liver.fp16.onnx"))
+
+        scans = tmp_path / "data" / "scans"
+        shutil.copytree(collection, scans / "siteA")
+        (tmp_path / "link").symlink_to(scans)
+        one, other = scans / "siteA" / "volume-0.nii", scans / "siteB" / "volume-9.nii"
+        assert found(scans) == found(f"{scans}/") == found(f"file://{scans}") == scans.with_name("scans-liver")
+        assert found(one) == found(scans / "siteA" / "*.nii") == scans / "siteA-liver"
+        assert found(one, other) == scans.with_name("scans-liver"), "one is not there and fails by itself"
+        assert found(tmp_path / "link") == tmp_path / "link-liver"
+        monkeypatch.chdir(scans)
+        assert found(".") == found("siteA/../") == scans.with_name("scans-liver")
+        for inputs in (
+            (scans, collection),
+            (scans, one),
+            ("s3://bucket/scans",),
+            (one, "s3://bucket/a.nii"),
+            ("/",),
+            ("/proc",),
+        ):
+            refused(*inputs)
+        refused(tmp_path / "nowhere" / "a.nii")
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        refused(scans)
+
+    def test_results_below_the_input_are_left_out_unless_they_are_named(self, model, collection, tmp_path):
+        scans = shutil.copytree(collection, tmp_path / "data" / "scans")
+        assert command("infer", model, scans).returncode == 0
+        done = command("infer", model, scans.parent, "--out", tmp_path / "out")
+        assert "6 scans: 6 done" in done.stdout
+        assert (
+            f"left out: {scans}-tiny: holds what an earlier run made; name it by itself to segment that" in done.stdout
+        )
+        assert len(gather([f"{scans}-tiny"])[0]) == 6
+        kept = discover(scans.parent)
+        assert {case.image.parent for case in kept.cases} == {scans}
+        assert (
+            "lies among what a run of infer made" in dict(kept.left_out)[scans.with_name("scans-tiny") / "volume-0.nii"]
+        )
 
     @pytest.mark.parametrize(
         ("words", "message"),

@@ -9,6 +9,7 @@ import sys
 import tomllib
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -247,6 +248,15 @@ def test_other_trainings_beside_a_model_are_left_alone(model, tmp_path):
     assert flavors_beside(other) == [other]
 
 
+class Unlabelled:
+    """A store of scans without masks."""
+
+    root, case_ids = "store", ["a", "b"]
+
+    def __getitem__(self, case_id):
+        return SimpleNamespace(label=None)
+
+
 def test_what_cannot_be_tuned_on_is_refused_in_a_sentence(model, stored, tmp_path):
     store = open_store(stored)
     split = tmp_path / "split.json"
@@ -257,6 +267,9 @@ def test_what_cannot_be_tuned_on_is_refused_in_a_sentence(model, stored, tmp_pat
         split.write_text(json.dumps(content))
         with pytest.raises(ConfigError, match=message):
             cases_of(store, split)
+    split.write_text(json.dumps({"train": ["a"], "validation": ["b"]}))
+    with pytest.raises(ConfigError, match="names no case with a reference segmentation"):
+        cases_of(Unlabelled(), split)
     opened = open_model(model, "cpu")
     opened.info = replace(opened.info, labels=make_labels({"kidney": 1}))
     with pytest.raises(ConfigError, match="has other labels than tiny.onnx"):
