@@ -163,8 +163,8 @@ def test_a_scan_that_changes_while_it_is_read_is_no_mask(model, collection, tmp_
     scan = Path(shutil.copy(collection / "volume-0.nii", tmp_path / "volume-0.nii"))
     real = ScanReader.read
 
-    def read(reader):
-        volume = real(reader)
+    def read(reader, *room):
+        volume = real(reader, *room)
         os.utime(scan, ns=(1, 1))
         return volume
 
