@@ -41,8 +41,9 @@ def capacity_of(info: "ModelInfo", provider: str, batch: int = 0) -> Capacity:
 def lanes_on(provider: str) -> int:
     """Return how many batches are at work at a time.
 
-    On a CPU every core labels slices of its own, without waiting for others at each layer: 1.03 times the slices of all cores in one batch
-    with the default network on two cores, 1.02 with a light one (`slicemill bench infer`, row `whole`), and reading and writing delay one batch only.
+    On a CPU every core labels slices of its own, without waiting for others at each layer: 1.06 times the slices of all cores in one batch
+    with the default network on two cores, as many with a light one (`slicemill bench infer`, row `whole`). Reading and
+    writing delay one batch only.
     """
     return min(len(os.sched_getaffinity(0)), CPU_LANES) if provider == "cpu" else LANES
 
