@@ -95,17 +95,17 @@ def discover(source: Place) -> Collection:
             "of other formats. Name them with --images and --masks patterns, or list them with --pairs CSV."
         )
     results = result_folders(source) if source.is_dir() else []
-    made = [path for path in found if is_below(path, results)]
+    made = {path for path in found if is_below(path, results)}
     images = [path for path in found if path not in made and not _is_extra_channel(path, found)]
     paired = _pair(images, masks, names)
-    used = set(paired.values())
+    used, kept = set(paired.values()), {*images, *made}
     left_out = [
-        *((path, "lies among what a run of infer made, and is not named like a segmentation") for path in made),
         *(
-            (path, "a further channel of a scan; a CT has one")
+            (path, "lies among what a run of infer made, and is not named like a segmentation")
             for path in found
-            if path not in images and path not in made
+            if path in made
         ),
+        *((path, "a further channel of a scan; a CT has one") for path in found if path not in kept),
         *((path, why_no_scan(path)) for path in others),
         *(not_entered(source) if source.is_dir() else ()),
         *((path, "its name is no valid UTF-8; rename it") for path in (badly_named(source) if source.is_dir() else ())),

@@ -28,13 +28,15 @@ def jobs_of(*names):
     ],
 )
 def test_no_two_files_of_a_run_are_one_together_or_as_they_arrive(names, extras, tmp_path):
-    jobs, told = jobs_of(*names), []
+    jobs, left_out = jobs_of(*names), {}
     with pytest.raises(ScanError, match="written beside its mask, would replace a file of"):
         check_places(jobs, tmp_path, extras)
-    taken = list(in_their_place(jobs, Places(tmp_path, extras), told.append))
+    taken = list(in_their_place(jobs, Places(tmp_path, extras), left_out.__setitem__))
     assert [job.name for job in taken] == list(names[: len(names) - 1])
-    assert len(told) == 1
-    assert "left out: in/" in told[0]
+    ((path, why),) = left_out.items()
+    assert path == jobs[-1].path
+    assert "written beside its mask, would replace a file of" in why
+    assert not why.startswith("in/"), "the path stands before it"
 
 
 @pytest.mark.parametrize(
@@ -49,10 +51,10 @@ def test_no_two_files_of_a_run_are_one_together_or_as_they_arrive(names, extras,
     ],
 )
 def test_no_file_of_a_scan_is_a_file_of_the_run(name, of_the_run, tmp_path):
-    told = []
-    kept = list(in_their_place(jobs_of("a.nii", name), Places(tmp_path), told.append))
+    left_out = {}
+    kept = list(in_their_place(jobs_of("a.nii", name), Places(tmp_path), left_out.__setitem__))
     assert len(kept) == 2 - of_the_run
-    assert ["summary of the run; rename the scan" in line for line in told] == [True] * of_the_run
+    assert ["summary of the run; rename the scan" in why for why in left_out.values()] == [True] * of_the_run
 
 
 def test_a_run_that_comes_later_replaces_no_file_of_a_scan_that_has_gone(tmp_path):
