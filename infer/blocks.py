@@ -1,4 +1,4 @@
-"""Memory of scans, used again by the scans that follow: fresh pages are zeroed by the system, a twentieth of all work around the network.
+"""Memory of scans, used again by the scans that follow: fresh pages are zeroed by the system, which costs time for every voxel.
 
 1. An array of a `Blocks` lies in a block; its views keep that block, and the block is free again when the last of them has gone.
 2. A free block is used again for what fills it but for a fifth. When none fits, all that are free are given back first, so that

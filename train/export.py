@@ -123,7 +123,9 @@ def check(run: Path, model: Path, *, store_path: Path | None = None) -> dict[Pat
         if path.exists():
             whole = onnx_checked(path).graph
             size = size_of(whole, path)
-            trained = known.setdefault(size, known.get(size) or read_trained(run, store_path, size))
+            if size not in known:
+                known[size] = read_trained(run, store_path, size)
+            trained = known[size]
             outputs = {output.name for output in whole.output}
             graph = trained.graph(replace(flavor, probability="probability" in outputs))
             proved[path] = prove(graph, path, trained.proof, trained.graph())

@@ -51,7 +51,7 @@ from store.progress import progress
 from train.step import build
 
 BATCH = 1
-"""Slices in a batch of a peer: on a CPU MONAI labels 4.8 slices/s by one (`bench/results/peers-inference.json`) and 3.6 by four (the run of
+"""Slices in a batch of a peer: on two cores of an Intel processor MONAI labelled 4.8 slices/s by one and 3.6 by four (the latter in the run of
 2026-11-22T0415 in `bench/results/runs`); ours chooses its own."""
 AXES = ("LPS", "RAS")
 """A scan each."""
