@@ -6,6 +6,7 @@ On a GPU two lanes take turns: while one is on the device, the other scatters it
 shape for the whole run, since its provider plans anew for each shape; its tail is padding. On the CPU a short batch is short.
 """
 
+import ctypes
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -201,6 +202,13 @@ def turns_of(model: Model) -> threading.Semaphore:
     return threading.Semaphore(1 if model.provider == "openvino" else lanes_on(model.provider))
 
 
+def give_back_heap() -> None:
+    """Hand memory that was freed back to the system, so that what is taken next shows in the resident size; glibc only."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def memory_of_lanes(model: Model, capacity: Capacity, wanted: Sequence[str]) -> int:
     """Return the bytes that lanes on a processor will take beside what this process has after the call: one of them labels a batch of air."""
     if model.provider not in HOSTS:
@@ -208,6 +216,7 @@ def memory_of_lanes(model: Model, capacity: Capacity, wanted: Sequence[str]) -> 
     import psutil
 
     process = psutil.Process()
+    give_back_heap()
     before = process.memory_info().rss
     lane = make_lane(model, capacity, wanted)
     try:

@@ -155,6 +155,20 @@ def test_the_memory_of_lanes_is_that_of_all_but_the_one_that_was_tried(model, mo
     assert taken > 3 * 64 * 64 * 64 * 4 * 4, "a batch of 64 slices, 4 channels of float32 at the least"
 
 
+def test_their_memory_is_counted_where_the_process_has_freed_as_much_before(model, monkeypatch):
+    """What it freed stays with it otherwise, and the network's would hide there."""
+    with_cores(monkeypatch, 4)
+    opened = open_model(model, "cpu")
+    mebibyte = 1 << 20
+    np.ones(30 * mebibyte, np.uint8)  # freed once, blocks as large as this come from the heap from now on
+    blocks = [np.ones(20 * mebibyte, np.uint8) for _ in range(8)]
+    top = [np.ones(mebibyte, np.uint8) for _ in range(8)]
+    del blocks
+    taken = memory_of_lanes(opened, capacity_of(opened.info, "cpu", 64), wanted_of(opened.info))
+    assert taken > 3 * 64 * 64 * 64 * 4 * 4
+    assert top[0].all()
+
+
 def test_a_network_that_fails_on_air_is_told_in_a_sentence(model):
     opened = open_model(model, "cpu")
 
