@@ -119,12 +119,12 @@ def ingest(
         from bench.ingest import run as run_case
         from bench.real_size import real_size
         from bench.subject import subject_of, work_folder
-        from store.errors import ConfigError
+        from store.errors import UsageError
 
         if scale not in ("case", "lits"):
-            raise ConfigError(f"--scale {scale}: choose case or lits.")
+            raise UsageError(f"--scale {scale}: choose case or lits.")
         if suffix not in (".nii.gz", ".nii"):
-            raise ConfigError(f"--suffix {suffix}: choose .nii.gz or .nii.")
+            raise UsageError(f"--suffix {suffix}: choose .nii.gz or .nii.")
         with work_folder(folder) as place:
             if scale == "lits":
                 from bench.lits import run as run_lits
@@ -255,16 +255,16 @@ def peers(
         from bench.peers import inference, loading
         from bench.peers.peer import packages
         from bench.subject import work_folder
-        from store.errors import ConfigError
+        from store.errors import UsageError
 
         kinds = {"loading": loading, "inference": inference}
         if kind not in kinds:
-            raise ConfigError(f"--kind {kind}: choose loading or inference.")
+            raise UsageError(f"--kind {kind}: choose loading or inference.")
         chosen = kinds[kind]
         names = tuple(name.strip() for name in only.split(",")) if only else ()
         known = packages(chosen.PEERS)
         if unknown := [name for name in names if name not in known]:
-            raise ConfigError(f"--only {unknown[0]}: no such peer; they are {', '.join(known)}.")
+            raise UsageError(f"--only {unknown[0]}: no such peer; they are {', '.join(known)}.")
         scale = _begin(f"peers-{kind}", slices, rounds, quick)
         with work_folder() as place:
             record = chosen.run(place, environments.resolve(), slices=scale.slices, rounds=scale.rounds, only=names)
@@ -341,12 +341,12 @@ def plan(
     with errors_shown():
         from bench.plan import HEADER, KNOWN, Collection, checked, inputs_of, rows_of
         from bench.quality.study import numbers
-        from store.errors import ConfigError
+        from store.errors import UsageError
         from store.files import read_json
         from store.screen import table
 
         if bool(scans) != bool(slices):
-            raise ConfigError("--scans and --slices: give both, or neither.")
+            raise UsageError("--scans and --slices: give both, or neither.")
         inputs = inputs_of(read_json(scale), read_json(store), None if infer is None else read_json(infer))
         own = (Collection(name="yours", scans=scans, slices=slices),) if scans else ()
         say(table(list(HEADER), rows_of(own or KNOWN, inputs, numbers("--workers", workers))))
@@ -375,12 +375,12 @@ def every(
         from bench.sheet import PICTURE, SHARES, draw, draw_shares, write_page
         from bench.stages import STAGES
         from bench.tables import all_table
-        from store.errors import ConfigError
+        from store.errors import UsageError
         from store.files import write_json
 
         names = tuple(name.strip() for name in only.split(",")) if only else ()
         if unknown := [name for name in names if name not in STAGES]:
-            raise ConfigError(f"--only {unknown[0]}: no such stage; they are {', '.join(STAGES)}.")
+            raise UsageError(f"--only {unknown[0]}: no such stage; they are {', '.join(STAGES)}.")
         record = suite.run(suite.Suite(quick=quick, data=data, only=names, cold=cold, environments=environments))
         out.mkdir(parents=True, exist_ok=True)
         path = out / suite.file_name(record)

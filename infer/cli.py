@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from store.errors import UsageError
 from store.finite import finite
 from store.screen import counted, errors_shown, peak_mib, say, table
 from store.shard import shard_of
@@ -90,13 +91,9 @@ class _Asked:
     def __post_init__(self) -> None:
         """Check that the options fit together."""
         if bool(self.inputs) == (self.watch is not None):
-            raise typer.BadParameter(
-                "name scans, folders, patterns or stores, or a --list of them; or --watch a folder."
-            )
+            raise UsageError("name scans, folders, patterns or stores, or a --list of them; or --watch a folder.")
         if self.watch is not None and (self.scheduler or self.part or self.dry_run or self.window):
-            raise typer.BadParameter(
-                "--watch takes no --scheduler, --shard, --dry-run, and no pictures with their --window."
-            )
+            raise UsageError("--watch takes no --scheduler, --shard, --dry-run, and no pictures with their --window.")
 
 
 def infer(
@@ -177,6 +174,7 @@ def tune(
         from infer import tune as rules
         from infer.model import open_model
         from infer.options import Options
+        from infer.pipeline import where_of
         from store.progress import progress
         from store.reader import open_store
 
@@ -185,7 +183,7 @@ def tune(
             rules.check_writable(model)
         opened, held = open_model(model, provider), open_store(store)  # type: ignore[arg-type]
         cases = rules.cases_of(held, split)
-        say(f"model {opened.info.name} on {_where(opened, Options())}")
+        say(f"model {opened.info.name} on {where_of(opened, Options())}")
         with progress("tune", len(cases), "cases") as advance:
             tuned = rules.tune(opened, held, cases, lambda case_id: advance(1, case_id))
         say(f"{counted(len(cases), 'case')} of {store}")
@@ -208,7 +206,7 @@ def beside(given: "Sequence[str]", model: Path) -> Path:
 
     Raises
     ------
-    typer.BadParameter
+    UsageError
         The scans are not one folder or store, or files, that lie here, or nothing can be kept beside them.
     """
     from infer.model import network_name
@@ -221,13 +219,13 @@ def beside(given: "Sequence[str]", model: Path) -> Path:
     elif len(places) > 1:
         local = []
     if any(not isinstance(place, Path) for place in places) or not local or not local[0].is_dir():
-        raise typer.BadParameter(
+        raise UsageError(
             "--out is missing: name a folder for masks, reports and pictures. Only one folder or store that lies here, or files, have one "
             "beside theirs by default."
         )
     (folder,) = local
     if not folder.name or os.path.ismount(folder) or not os.access(folder.parent, os.W_OK):
-        raise typer.BadParameter(
+        raise UsageError(
             f"--out is missing: nothing can be kept beside {folder}; name a folder for masks, reports and pictures."
         )
     return folder.with_name(f"{folder.name}-{network_name(model)}")
@@ -266,29 +264,18 @@ def _gathered(asked: _Asked) -> "tuple[list[Job], LeftOut]":
 def _opened(asked: _Asked) -> "Model":
     """Open the model, on the CPU where workers of a scheduler run it, and say on what it runs."""
     from infer.model import file_for, open_model
+    from infer.pipeline import where_of
 
     provider, scheduler = asked.provider, asked.scheduler
     file, here = (file_for(asked.model, provider), "cpu") if scheduler else (asked.model, provider)
     opened = open_model(file, here, asked.options.devices[0], asked.options.batch)  # type: ignore[arg-type]
     info = opened.info
     shape = f"slices {info.size[0]}x{info.size[1]}, context {info.context}, {info.metadata.get('precision')}"
-    where = f"the workers of {scheduler}: {provider}" if scheduler else _where(opened, asked.options)
+    where = f"the workers of {scheduler}: {provider}" if scheduler else where_of(opened, asked.options)
     most = asked.options.max_memory_gb
     memory = f"{most:g} GB at most" if most else "scans take half of the free memory at most"
     say(f"model {info.name} ({shape}) on {where}; {memory}; into {asked.out}")
     return opened
-
-
-def _where(opened: "Model", options: "Options") -> str:
-    """Return provider, devices and batch of a run, and why that provider."""
-    from infer.capacity import capacity_of, lanes_on
-    from infer.lane import HOSTS
-
-    numbers = ", ".join(map(str, options.devices))
-    device = counted(len(os.sched_getaffinity(0)), "core") if opened.provider in HOSTS else f"GPU {numbers}"
-    batch = capacity_of(opened.info, opened.provider, options.batch).labels
-    lanes = lanes_on(opened.provider)
-    return f"{opened.provider} ({device}), {counted(batch, 'slice')} a batch, {lanes} at a time: {opened.reason}"
 
 
 def _driven(asked: _Asked, opened: "Model", jobs: "Sequence[Job]", left_out: "LeftOut") -> "Summary":
@@ -342,10 +329,8 @@ def _show_summary(summary: "Summary", out: Path, written: Path) -> None:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    from store.errors import ConfigError
-
     if not all(number.strip().isdecimal() for number in text.split(",")):
-        raise ConfigError(f"--devices {text}: expected numbers of GPUs, each once, like 0,1.")
+        raise UsageError(f"--devices {text}: expected numbers of GPUs, each once, like 0,1.")
     return tuple(int(number) for number in text.split(","))
 
 

@@ -4,7 +4,7 @@
 2. Each claims what nobody else has and skips what is in the ledger, as runs that are started by hand do. So a scan is no
    task of Dask's, batches are filled across scans, and a worker that is fast does more.
 3. A worker that is killed loses its claims with its process; Dask gives its task to another worker, which does what is left.
-4. The outcomes of all are put together: a scan is done if one of them did it.
+4. The outcomes of all are put together: a scan is done if one of them did it, or the ledger says so.
 """
 
 import itertools
@@ -21,11 +21,12 @@ from infer.inputs import Job, LeftOut
 from infer.ledger import Book, Outcome, Summary, write_summary
 from infer.model import Model, open_model
 from infer.options import Options
-from infer.pipeline import ELSEWHERE, infer, left_to_do, unreached
+from infer.pipeline import ELSEWHERE, infer, left_to_do, unreached, where_of
 from infer.places import extra_names
 from infer.providers import Provider
 from store.errors import ConfigError, InputError, ProviderError
 from store.progress import progress
+from store.screen import say
 
 ANSWER_SECONDS = 20
 """How long a scheduler, and then its first worker, may take to answer."""
@@ -43,6 +44,8 @@ class Part:
     jobs: tuple[Job, ...]
     out: Path
     options: Options
+    topic: str
+    """Where the worker tells what it works on."""
 
 
 def work(part: Part) -> Summary:
@@ -53,6 +56,8 @@ def work(part: Part) -> Summary:
     ConfigError
         The worker sees another model file, or another folder.
     """
+    from distributed import get_worker
+
     if not part.out.is_dir():
         raise ConfigError(f"{part.out}: a worker does not see this folder; --out must be shared with all of them.")
     model = open_model(part.model, part.provider, batch=part.options.batch)
@@ -60,6 +65,8 @@ def work(part: Part) -> Summary:
         raise ConfigError(
             f"{part.model}: a worker sees another file of this name; the model must be shared with all of them."
         )
+    worker = get_worker()
+    worker.log_event(part.topic, f"worker {worker.address}: {where_of(model, part.options)}")
     return infer(model, part.jobs, part.out, part.options)
 
 
@@ -85,15 +92,18 @@ def infer_on(
     out.mkdir(parents=True, exist_ok=True)
     left, known = left_to_do(jobs, book, extra_names(model.info.labels, options))
     ended = {outcome.name: outcome for outcome in known}
+    seen = Seen(left)
     summaries: list[Summary] = []
     errors: list[BaseException] = []
     try:
         with _client(address) as client:
             parts = parts_of(model, provider, left, book, len(_workers(client, address)))
-            for ending in _endings(client, parts, book, left):
+            for ending in _endings(client, parts, book, seen):
                 (summaries if isinstance(ending, Summary) else errors).append(ending)  # type: ignore[arg-type]
     finally:
-        summary = replace(together(jobs, ended, summaries, time.perf_counter() - start), left_out=tuple(left_out or ()))
+        seen.add(book.news())
+        summary = together(jobs, ended, seen.outcomes, summaries, time.perf_counter() - start)
+        summary = replace(summary, left_out=tuple(left_out or ()))
         write_summary(out, model, summary, options.part)
     if errors and (not summaries or not isinstance(errors[0], InputError)):
         raise errors[0]
@@ -105,7 +115,7 @@ def parts_of(model: Model, provider: Provider, left: Sequence[Job], book: Book, 
     jobs = [
         Job(name=job.name, path=job.path.absolute(), case_id=job.case_id, window=job.window) for job in left
     ]  # paths must hold in any worker's folder
-    count = min(workers, len(jobs))
+    count, topic = min(workers, len(jobs)), f"infer-{uuid.uuid4().hex}"
     starts = [len(jobs) * index // count for index in range(count)]
     return [
         Part(
@@ -115,15 +125,46 @@ def parts_of(model: Model, provider: Provider, left: Sequence[Job], book: Book, 
             jobs=(*jobs[first:], *jobs[:first]),
             out=book.out.absolute(),
             options=book.options.of_worker(index),
+            topic=topic,
         )
         for index, first in enumerate(starts)
     ]
 
 
-def together(jobs: Sequence[Job], known: dict[str, Outcome], summaries: Sequence[Summary], seconds: float) -> Summary:
-    """Return the summaries of workers as one: of the outcomes of a scan, the one that says most."""
+class Seen:
+    """What the ledger told of scans since a run began."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._names = {job.name for job in jobs}
+        self._start = time.perf_counter()
+        self.outcomes: dict[str, Outcome] = {}
+        """How scans ended, by name."""
+
+    def add(self, news: Sequence[Outcome]) -> None:
+        """Take in what the ledger tells since."""
+        self.outcomes |= {outcome.name: outcome for outcome in news if outcome.name in self._names}
+
+    def __str__(self) -> str:
+        """Return rate and failures."""
+        slices = sum(outcome.slices for outcome in self.outcomes.values())
+        failed = sum(outcome.status == "failed" for outcome in self.outcomes.values())
+        return f"{slices / (time.perf_counter() - self._start):,.1f} slices/s, {failed} failed"
+
+
+def together(
+    jobs: Sequence[Job],
+    known: Mapping[str, Outcome],
+    told: Mapping[str, Outcome],
+    summaries: Sequence[Summary],
+    seconds: float,
+) -> Summary:
+    """Return the summaries of workers as one: of the outcomes of a scan, the one that says most.
+
+    `known` are those of before the run; `told` those that the ledger tells of since, of workers that died later, too.
+    """
     ended = dict(known)
-    for outcome in itertools.chain.from_iterable(summary.outcomes for summary in summaries):
+    dead = (replace(one, reason=one.reason or "done by a worker that died later") for one in told.values())
+    for outcome in itertools.chain(*(summary.outcomes for summary in summaries), dead):
         if outcome.name not in ended or _rank(outcome) > _rank(ended[outcome.name]):
             ended[outcome.name] = outcome
     stages: dict[str, dict[str, Any]] = {}
@@ -133,20 +174,12 @@ def together(jobs: Sequence[Job], known: dict[str, Outcome], summaries: Sequence
         stages[stage] = {"seconds": round(taken, 6), "share": round(taken / total, 4)}
     busy = sum(summary.device_busy * summary.seconds for summary in summaries)
     return Summary(
-        outcomes=tuple(_told(job.name, ended, known) for job in jobs),
+        outcomes=tuple(ended.get(job.name) or unreached(job.name) for job in jobs),
         seconds=seconds,
         provider=", ".join(sorted({summary.provider for summary in summaries})),
         stages=stages,
         device_busy=busy / (sum(summary.seconds for summary in summaries) or 1.0),
     )
-
-
-def _told(name: str, ended: Mapping[str, Outcome], known: Mapping[str, Outcome]) -> Outcome:
-    """Return the outcome of a scan; one that workers only found done was done by a worker that was killed since."""
-    outcome = ended.get(name) or unreached(name)
-    if name in known or outcome.status != "skipped" or outcome.reason == ELSEWHERE:
-        return outcome
-    return replace(outcome, status="done", reason="done by a worker that died later")
 
 
 def _rank(outcome: Outcome) -> int:
@@ -156,20 +189,21 @@ def _rank(outcome: Outcome) -> int:
     return {"failed": 1, "done": 3}[outcome.status]
 
 
-def _endings(client: Any, parts: Sequence[Part], book: Book, left: Sequence[Job]) -> list[Summary | BaseException]:
+def _endings(client: Any, parts: Sequence[Part], book: Book, seen: Seen) -> list[Summary | BaseException]:
     """Return how each part ended; meanwhile show how far the ledger is."""
     from distributed import wait
     from distributed.scheduler import KilledWorker
 
-    before = book.ended(left)
+    for topic in {part.topic for part in parts}:
+        client.subscribe_topic(topic, lambda event: say(event[1]))
     futures = [client.submit(work, part, key=f"infer-{uuid.uuid4().hex}", pure=False) for part in parts]
     shown = 0
-    with progress("infer", len(left), "scans") as advance:
+    with progress("infer", len(parts[0].jobs) if parts else 0, "scans") as advance:
         while futures and not all(future.done() for future in futures) and client.status in ("running", "connecting"):
             _wait(wait, futures)
-            now = book.ended(left) - before
-            advance(now - shown, f"{len(parts)} workers")
-            shown = now
+            seen.add(book.news())
+            advance(len(seen.outcomes) - shown, f"{len(parts)} workers, {seen}")
+            shown = len(seen.outcomes)
     endings: list[Summary | BaseException] = []
     for future in futures:
         try:

@@ -82,8 +82,11 @@ class Book:
         self._ledger = Ledger(out / LEDGER)
         self._lock = threading.Lock()
         self._lines: dict[str, dict[str, Any]] = {}
+        self._news: list[str] = []
+        """Scans that lines came of since `news` was asked last."""
         self._read_to = 0
         self._catch_up()
+        self._news.clear()
 
     def _catch_up(self) -> None:
         """Read the lines that came since, of this run and of others; a line that is not whole yet is left."""
@@ -99,17 +102,30 @@ class Book:
                 record = json.loads(line)
                 if isinstance(record, dict) and isinstance(record.get("name"), str):
                     self._lines[record["name"]] = record
+                    self._news.append(record["name"])
 
     @property
     def names(self) -> list[str]:
         """Return the names of the scans that it tells of."""
         return list(self._lines)
 
-    def ended(self, jobs: Sequence[Job]) -> int:
-        """Return how many of these scans have ended by now, in any run."""
+    def news(self) -> list[Outcome]:
+        """Return how scans ended since this was asked last, or the book was opened, in any run."""
         with self._lock:
             self._catch_up()
-        return sum(self._lines.get(job.name, {}).get("status") in ("done", "failed") for job in jobs)
+            lines = [self._lines[name] for name in dict.fromkeys(self._news)]
+            self._news.clear()
+        return [
+            Outcome(
+                name=line["name"],
+                status=line["status"],
+                reason=line.get("reason", ""),
+                slices=line.get("slices", 0),
+                answer=line.get("answer", ""),
+            )
+            for line in lines
+            if line.get("status") in ("done", "failed")
+        ]
 
     def known(self, job: Job) -> Outcome | None:
         """Return the outcome of a job for which nothing is left to do, or None."""
@@ -173,7 +189,8 @@ class Book:
         """Append a line; `stamp` is what told the file when it was read, where it was."""
         status = "begun" if begun else outcome.status
         record = {"name": job.name, "source": job.source_id, "status": status, **self._signature(job, stamp)}
-        record |= {"provider": self._model.provider, "answer": outcome.answer, "reason": outcome.reason}
+        record |= {"provider": self._model.provider, "slices": outcome.slices}
+        record |= {"answer": outcome.answer, "reason": outcome.reason}
         with self._lock:
             self._ledger.append(record | ({"passing": True} if outcome.passing else {}))
 

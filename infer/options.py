@@ -6,7 +6,7 @@ from typing import Any
 
 from infer.canvas import Plan
 from infer.views import PLAIN, Manner
-from store.errors import ConfigError
+from store.errors import ConfigError, UsageError
 
 MAX_READERS, MAX_WRITERS = 8, 8
 MAX_GB = 1e6
@@ -42,13 +42,13 @@ class Options:
         """Check that nothing is negative, or more than any machine has."""
         for name in ("batch", "readers", "writers"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"--{name} {getattr(self, name)}: must not be negative.")
+                raise UsageError(f"--{name} {getattr(self, name)}: must not be negative.")
         if not 0 <= self.max_memory_gb <= MAX_GB:
-            raise ConfigError(
+            raise UsageError(
                 f"--max-memory {self.max_memory_gb:g}: must not be negative, nor more than {MAX_GB:g} GB; 0 is half of what is free."
             )
         if not self.devices or len(set(self.devices)) != len(self.devices) or min(self.devices) < 0:
-            raise ConfigError(
+            raise UsageError(
                 f"--devices {','.join(map(str, self.devices))}: expected numbers of GPUs, each once, like 0,1."
             )
 

@@ -7,6 +7,7 @@
 """
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from infer.capacity import capacity_of, lanes_on
 from infer.engine import Engine, Limits, Steps, Ticket
 from infer.gate import gate
 from infer.inputs import Job, LeftOut, LoadedScan, opened
-from infer.lane import memory_of_lanes
+from infer.lane import HOSTS, memory_of_lanes
 from infer.ledger import Book, Outcome, Summary, write_summary
 from infer.model import Model, open_model
 from infer.options import (
@@ -44,6 +45,7 @@ from store.files import write_json
 from store.nifti import write_volume
 from store.picture import save_png
 from store.progress import Advance, progress
+from store.screen import counted
 
 DEFAULTS = Options()
 ELSEWHERE = "another run is at work on it"
@@ -224,6 +226,15 @@ def reason_of(error: Exception, job: Job) -> str:
     if isinstance(error, OSError):
         return f"{error.filename or job.path}: {error.strerror or error}."
     return str(error) if str(job.path) in str(error) else f"{job.path}: {error}"
+
+
+def where_of(model: Model, options: Options) -> str:
+    """Return what a run of these options works on: provider, devices and batch, and why that provider."""
+    numbers = ", ".join(map(str, options.devices))
+    device = counted(len(os.sched_getaffinity(0)), "core") if model.provider in HOSTS else f"GPU {numbers}"
+    batch = capacity_of(model.info, model.provider, options.batch).labels
+    lanes = lanes_on(model.provider)
+    return f"{model.provider} ({device}), {counted(batch, 'slice')} a batch, {lanes} at a time: {model.reason}"
 
 
 def models_of(model: Model, devices: Sequence[int]) -> list[Model]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from infer.capacity import threads_of_session
 from infer.tensorrt import TENSORRT, with_engine
 from infer.vino import NAME, VinoSession
-from store.errors import ModelError, ProviderError
+from store.errors import ModelError, ProviderError, UsageError
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 NAMES: dict[str, str] = {
@@ -124,7 +124,7 @@ def options_for(provider: str, device: int) -> dict[str, str]:
     """Return what a provider is told: which GPU, and how to compute there."""
     if provider in ("cpu", "openvino"):
         if device:
-            raise ProviderError(
+            raise UsageError(
                 f"--devices {device}: the CPU is one device, 0; name GPUs with --provider cuda or tensorrt."
             )
         return {}
@@ -136,11 +136,13 @@ def listed(provider: str) -> str:
 
     Raises
     ------
+    UsageError
+        There is no such provider.
     ProviderError
-        It was not, or there is no such provider.
+        This onnxruntime was built without it.
     """
     if provider not in NAMES:
-        raise ProviderError(f"--provider {provider}: choose one of auto, {', '.join(NAMES)}.")
+        raise UsageError(f"--provider {provider}: choose one of auto, {', '.join(NAMES)}.")
     name = NAMES[provider]
     if name not in runtime().get_available_providers():
         raise ProviderError(

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from store.errors import ConfigError
+from store.errors import UsageError
 from store.files import Place, place_of
 from store.screen import errors_shown, say, table
 from store.shard import shard_of
@@ -89,7 +89,7 @@ def ingest(
             _show_collection(collection, params)
             return
         if target is None:
-            raise ConfigError("ingest: name the folder of the store as the last argument, or use --dry-run.")
+            raise UsageError("ingest: name the folder of the store as the last argument, or use --dry-run.")
         options = Options(
             workers=workers,
             threads=threads,
@@ -114,7 +114,7 @@ def _places(source: str | None, store: str | None, *, has_list: bool) -> tuple[s
     if has_list and source is not None and store is None:
         return None, source
     if not has_list and source is None:
-        raise ConfigError(
+        raise UsageError(
             "ingest: name the folder with the scans, or list them with --pairs or --images. See slicemill ingest --help."
         )
     return source, store
@@ -124,13 +124,13 @@ def _collection(source: Place | None, pairs: str | None, images: str | None, mas
     from ingest.discover import discover, from_csv, from_patterns
 
     if sum(given is not None for given in (source, pairs, images)) != 1:
-        raise ConfigError("ingest: give one of a folder, --pairs, or --images, not several.")
+        raise UsageError("ingest: give one of a folder, --pairs, or --images, not several.")
     if pairs is not None:
         return from_csv(place_of(pairs))
     if images is not None:
         return from_patterns(images, masks)
     if masks is not None:
-        raise ConfigError("--masks goes with --images.")
+        raise UsageError("--masks goes with --images.")
     assert source is not None  # noqa: S101 (one of the three is given)
     return discover(source)
 
@@ -148,9 +148,9 @@ def _params(
     text, organ, tumor = named
     geometry, profile = chosen
     if geometry not in ("error", "trust-image"):
-        raise ConfigError(f"--geometry {geometry}: choose error or trust-image.")
+        raise UsageError(f"--geometry {geometry}: choose error or trust-image.")
     if profile not in ("compact", "fast"):
-        raise ConfigError(f"--profile {profile}: choose compact or fast.")
+        raise UsageError(f"--profile {profile}: choose compact or fast.")
     labels = parse_labels(text, organ, tumor) if text else collection.labels
     if labels and not text and (organ or tumor):
         labels = make_labels(labels.values, organ, tumor)

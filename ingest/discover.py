@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from store.errors import PairingError
+from store.errors import PairingError, UsageError
 from store.files import Place, place_of, relative
 from store.labels import LITS_LABELS, Labels, read_dataset_json
 from store.layout import check_case_id
@@ -216,9 +216,9 @@ def with_patients(collection: Collection, pattern: str) -> Collection:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise PairingError(f"--patient {pattern}: is no regular expression ({error}).") from error
+        raise UsageError(f"--patient {pattern}: is no regular expression ({error}).") from error
     if compiled.groups < 1:
-        raise PairingError(f"--patient {pattern}: needs a group in parentheses around the patient's id.")
+        raise UsageError(f"--patient {pattern}: needs a group in parentheses around the patient's id.")
     cases = []
     for case in collection.cases:
         match = compiled.search(case.name(case.image))

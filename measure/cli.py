@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from store.errors import ConfigError
+from store.errors import ConfigError, UsageError
 from store.finite import finite
 from store.screen import errors_shown, say, table
 
@@ -80,7 +80,7 @@ def evaluate(
 
 def _check(mode: str, *places: Path | None) -> None:
     if mode not in ("corrected", "official"):
-        raise ConfigError(f"--mode {mode}: choose corrected or official.")
+        raise UsageError(f"--mode {mode}: choose corrected or official.")
     for given in places:
         if given is not None and not given.exists():
             raise ConfigError(f"{given}: there is no such file or folder.")
@@ -244,7 +244,7 @@ def compare(
         from store.labels import parse_labels
 
         if align not in ("headers", "organ"):
-            raise ConfigError(f"--align {align}: choose headers or organ.")
+            raise UsageError(f"--align {align}: choose headers or organ.")
         named = parse_labels(labels) if labels else None
         cases, points = [], []
         for mask, image in ((baseline, baseline_image), (followup, followup_image)):

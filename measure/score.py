@@ -13,7 +13,7 @@ from measure.detection import THRESHOLDS, Crossing, Matching, Mode, Numbers, cro
 from measure.froc import Marks
 from measure.pairs import Pair, check_values, masks_of, probability_path, report_of
 from measure.surface import SurfaceDistances, surface_distances
-from store.errors import ConfigError, GeometryError
+from store.errors import GeometryError, UsageError
 from store.geometry import Grid, voxel_ml
 from store.labels import Labels
 from store.lesions import bounding_box
@@ -40,7 +40,7 @@ class Rules:
     def __post_init__(self) -> None:
         """Check that the tolerance is a length."""
         if not 0 <= self.tolerance_mm < math.inf:
-            raise ConfigError(f"--tolerance-mm {self.tolerance_mm}: must be a length in mm, 0 or more, like 2.")
+            raise UsageError(f"--tolerance-mm {self.tolerance_mm}: must be a length in mm, 0 or more, like 2.")
 
 
 @dataclass(frozen=True, kw_only=True)

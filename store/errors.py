@@ -8,10 +8,11 @@
     ├── PairingError            images and masks cannot be told apart or paired
     ├── StoreError              a slice store is missing, damaged or of other parameters
     ├── ConfigError             a setting that does not exist or cannot work
+    │   └── UsageError          the value of an option that no data could make right, or options that do not go together
     ├── ModelError              an ONNX file that is not a slicemill model, or fails its parity gate
     └── ProviderError           the execution provider asked for cannot run
 
-The command line prints ``slicemill: <message>`` and exits 1. Any other exception is a bug and keeps its traceback.
+The command line prints ``slicemill: <message>`` and exits 1, or 2 for a UsageError. Any other exception is a bug and keeps its traceback.
 """
 
 
@@ -45,6 +46,10 @@ class StoreError(InputError):
 
 class ConfigError(InputError):
     """A setting that does not exist or cannot work."""
+
+
+class UsageError(ConfigError):
+    """The value of an option that no data could make right, or options that do not go together."""
 
 
 class ModelError(InputError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from store.errors import LabelError
+from store.errors import LabelError, UsageError
 from store.files import Place
 
 TUMOR_WORDS = ("tumor", "tumour", "cancer", "lesion", "nodule", "metastasis", "metastases")
@@ -116,20 +116,23 @@ LITS_LABELS = make_labels({"liver": 1, "tumor": 2})
 
 
 def parse_labels(text: str, organ: str | None = None, tumor: str | None = None) -> Labels:
-    """Read ``liver=1,tumor=2``.
+    """Read what options say of labels: ``liver=1,tumor=2``, and which of them are organ and tumor.
 
     Raises
     ------
-    LabelError
+    UsageError
         The text is not a list of NAME=VALUE, or a name or value is unfit.
     """
     values: dict[str, int] = {}
     for part in text.split(","):
         name, equals, number = (piece.strip() for piece in part.partition("="))
         if not name or not equals or not number.isdecimal() or name in values:
-            raise LabelError(f"--labels {text}: expected NAME=VALUE pairs like liver=1,tumor=2; found {part!r}.")
+            raise UsageError(f"--labels {text}: expected NAME=VALUE pairs like liver=1,tumor=2; found {part!r}.")
         values[name] = int(number)
-    return make_labels(values, organ, tumor)
+    try:
+        return make_labels(values, organ, tumor)
+    except LabelError as error:
+        raise UsageError(str(error)) from error
 
 
 def read_dataset_json(path: Place) -> Labels | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from store.errors import InputError
+from store.errors import InputError, UsageError
 
 BLOCKS, PLAIN_BLOCKS = "▁▂▃▄▅▆▇█", ".:-=+*#@"
 
@@ -130,12 +130,12 @@ def bar_levels(encoding: str | None) -> str:
 
 @contextmanager
 def errors_shown() -> Iterator[None]:
-    """End the process with exit status 1 and one line when the user handed in something wrong or the disk is full."""
+    """End the process with exit status 1 and one line when the user handed in something wrong or the disk is full; 2 for a wrong option."""
     try:
         yield
     except InputError as error:
         sys.stderr.write(f"slicemill: {error}\n")
-        raise SystemExit(1) from None
+        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise

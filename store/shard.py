@@ -2,7 +2,7 @@
 
 import re
 
-from store.errors import ConfigError
+from store.errors import UsageError
 
 
 def shard_of(text: str | None) -> tuple[int, int] | None:
@@ -20,5 +20,5 @@ def shard_of(text: str | None) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or int(match[1]) >= int(match[2]):
-        raise ConfigError(f"--shard {text}: expected I/N with 0 <= I < N, like 0/8.")
+        raise UsageError(f"--shard {text}: expected I/N with 0 <= I < N, like 0/8.")
     return int(match[1]), int(match[2])

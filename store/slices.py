@@ -25,7 +25,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from store.case import CaseInfo
-from store.errors import ConfigError, InputError, StoreError
+from store.errors import ConfigError, InputError, StoreError, UsageError
 from store.files import read_json, write_csv, write_json
 from store.manifest import slice_rows
 from store.naming import natural_key
@@ -63,7 +63,7 @@ class Form:
     def __post_init__(self) -> None:
         """Check that there is a window where one is shown, and none elsewhere."""
         if (self.window is not None) != (self.format in WINDOWED):
-            raise ConfigError(
+            raise UsageError(
                 f"--window: {self.format} holds every HU and shows no window; leave it out, or choose jpeg or png."
             )
 
@@ -108,7 +108,7 @@ def parse_window(text: str) -> Window:
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise ConfigError(f"--window {text}: expected two HU, LOW,HIGH, like -200,300.") from error
+        raise UsageError(f"--window {text}: expected two HU, LOW,HIGH, like -200,300.") from error
     return Window(low, high)
 
 
@@ -125,7 +125,7 @@ def form_of(name: str, window: str | None, *, only_labeled: bool = False) -> For
     """
     chosen = next((known for known in FORMATS if known == name), None)
     if chosen is None:
-        raise ConfigError(f"--format {name}: choose one of {', '.join(FORMATS)}.")
+        raise UsageError(f"--format {name}: choose one of {', '.join(FORMATS)}.")
     limits = parse_window(window) if window is not None else DEFAULT_WINDOW if chosen in WINDOWED else None
     return Form(format=chosen, window=limits, only_labeled=only_labeled)
 

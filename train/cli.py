@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from store.errors import ConfigError
+from store.errors import UsageError
 from store.files import place_of
 from store.finite import finite
 from store.screen import errors_shown, say
@@ -91,13 +91,13 @@ def slices_a_step(text: str) -> int:
 
     Raises
     ------
-    ConfigError
+    UsageError
         It is neither a number nor auto.
     """
     if text == "auto":
         return 0
     if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"--batch {text}: must be a number of slices, or auto.")
+        raise UsageError(f"--batch {text}: must be a number of slices, or auto.")
     return int(text)
 
 
@@ -106,7 +106,7 @@ def size_from(text: str) -> tuple[int, int]:
 
     Raises
     ------
-    ConfigError
+    UsageError
         It is no size.
 
     >>> size_from("256x192"), size_from("512")
@@ -115,7 +115,7 @@ def size_from(text: str) -> tuple[int, int]:
     height, _, width = text.partition("x")
     sides = [height, width or height]
     if not all(side.isdecimal() and len(side) < 6 for side in sides):
-        raise ConfigError(f"--size {text}: expected HEIGHTxWIDTH in pixels, like 256x256.")
+        raise UsageError(f"--size {text}: expected HEIGHTxWIDTH in pixels, like 256x256.")
     return int(sides[0]), int(sides[1])
 
 
@@ -141,7 +141,7 @@ def split(
         from train.split import make_folds
 
         if not 0 < validation < 1:
-            raise ConfigError(f"--validation {validation}: a share lies between 0 and 1.")
+            raise UsageError(f"--validation {validation}: a share lies between 0 and 1.")
         for fold, parts in enumerate(
             make_folds(read_table(store, "manifest"), folds=folds, validation=validation, seed=seed)
         ):
@@ -223,9 +223,9 @@ def export(
         from train.export import export as write
 
         if model.suffix != ".onnx":
-            raise ConfigError(f"{model}: a model's name ends in .onnx.")
+            raise UsageError(f"{model}: a model's name ends in .onnx.")
         if check and size:
-            raise ConfigError("--check takes the size from the file; leave --size out.")
+            raise UsageError("--check takes the size from the file; leave --size out.")
         say("proving labels against torch's on slices of the validation cases")
         if check:
             proofs = prove(run, model, store_path=store)

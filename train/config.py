@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from store.errors import ConfigError
+from store.errors import ConfigError, UsageError
 from store.window import Window
 
 KINDS = ("mirror", "move", "elastic", "noise", "blur", "contrast", "gamma", "lowres")
@@ -94,7 +94,7 @@ class Config:
     def __post_init__(self) -> None:
         """Check what cannot work."""
         if not 1 <= self.depth <= 6:
-            raise ConfigError(f"depth = {self.depth}: must lie in 1 to 6.")
+            raise UsageError(f"depth = {self.depth}: must lie in 1 to 6.")
         rules = (
             (self.context in (1, 3, 5, 7), "context", "must be 1, 3, 5 or 7"),
             (
@@ -152,7 +152,7 @@ class Config:
         )
         for holds, name, rule in rules:
             if not holds:
-                raise ConfigError(f"{name} = {getattr(self, name)}: {rule}.")
+                raise UsageError(f"{name} = {getattr(self, name)}: {rule}.")
         Window(self.window_low, self.window_high)
 
     @property
@@ -175,7 +175,7 @@ class Config:
 
         Raises
         ------
-        ConfigError
+        UsageError
             A name is no setting or a value is of the wrong type.
         """
         fields: dict[str, type] = {field.name: type(field.default) for field in dataclasses.fields(self)}
@@ -184,22 +184,31 @@ class Config:
             if value is None:
                 continue
             if name not in fields:
-                raise ConfigError(f"{name}: is no setting; the settings are {', '.join(fields)}.")
+                raise UsageError(f"{name}: is no setting; the settings are {', '.join(fields)}.")
             if fields[name] is float and type(value) is int:
                 value = float(value)  # noqa: PLW2901 (TOML writes 1 for 1.0)
             if type(value) is not fields[name]:
-                raise ConfigError(f"{name} = {value!r}: must be {fields[name].__name__}.")
+                raise UsageError(f"{name} = {value!r}: must be {fields[name].__name__}.")
             given[name] = value
         return dataclasses.replace(self, **given)
 
 
 def read_config(path: Path) -> Config:
-    """Read settings from TOML; what is not in it keeps its default."""
+    """Read settings from TOML; what is not in it keeps its default.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read, or a name or a value in it cannot be.
+    """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML ({error}).") from error
-    return Config().changed(**values)
+    try:
+        return Config().changed(**values)
+    except UsageError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def to_toml(config: Config) -> str:

@@ -32,7 +32,7 @@ from bench.quality.runs import (
     to_toml_of,
 )
 from bench.quality.table import PARTS, Table
-from store.errors import ConfigError, InputError
+from store.errors import ConfigError, InputError, UsageError
 from store.files import read_json, write_bytes
 from store.metrics import mean_of
 from store.progress import Advance, progress
@@ -78,7 +78,7 @@ class Study:
         if wrong := [fold for fold in self.only_folds if not 0 <= fold < self.table.folds]:
             raise ConfigError(f"--only-folds {wrong[0]}: the folds are 0 to {self.table.folds - 1}.")
         if not 1 <= self.jobs <= len(os.sched_getaffinity(0)):
-            raise ConfigError(
+            raise UsageError(
                 f"--jobs {self.jobs}: this machine has {counted(len(os.sched_getaffinity(0)), 'core')}, and a job needs one."
             )
 
@@ -106,7 +106,7 @@ def numbers(option: str, text: str | None) -> tuple[int, ...]:
     """
     parts = [part.strip() for part in text.split(",")] if text else []
     if not all(part.isdecimal() for part in parts):
-        raise ConfigError(f"{option} {text}: expected whole numbers like 0,1,2.")
+        raise UsageError(f"{option} {text}: expected whole numbers like 0,1,2.")
     return tuple(int(part) for part in parts)
 
 

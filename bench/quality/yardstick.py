@@ -29,7 +29,7 @@ from bench.quality.runs import (
 )
 from bench.quality.study import Study, prepare
 from bench.quality.summary import CONVENTION, cases_of, gain, main_region, scores
-from store.errors import ConfigError
+from store.errors import ConfigError, UsageError
 from store.export import export_case
 from store.files import read_json, to_json, write_bytes, write_json
 from store.layout import ArrayName
@@ -60,7 +60,7 @@ class Duel:
     def __post_init__(self) -> None:
         """Check what cannot work."""
         if not self.minutes > 0:
-            raise ConfigError(f"--minutes {self.minutes:g}: must be above 0.")
+            raise UsageError(f"--minutes {self.minutes:g}: must be above 0.")
 
     def run(self, contender: str, fold: int) -> Run:
         """Return a contender's run: its name says the minutes."""

@@ -93,4 +93,4 @@ def test_scale_is_measured_and_a_plan_follows_from_it(tmp_path, monkeypatch):
     assert checked(inputs, {"cases": 131, "slices": 58_638, "workers": 2, "seconds": 0.0}) == 0
     with pytest.raises(ConfigError, match="bench scale is needed"):
         inputs_of(store, store, None)
-    assert CliRunner().invoke(bench, ["plan", *files, "--scans", "3"]).exit_code == 1
+    assert CliRunner().invoke(bench, ["plan", *files, "--scans", "3"]).exit_code == 2

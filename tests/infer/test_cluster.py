@@ -87,9 +87,13 @@ def test_two_workers_one_of_them_killed_do_every_scan_once(cluster, model, tmp_p
     for path in (tmp_path / "alone").glob("*.nii.gz"):
         assert content(out / path.name) == content(path)
     assert not list(out.rglob("*.part*"))
+    cores = len(os.sched_getaffinity(0))
+    told = rf"worker tcp://127.0.0.1:(\d+): cpu \({cores} cores?\), \d+ slices a batch, \d at a time: "
+    assert len(set(re.findall(told, output))) == 2
     summary = json.loads((out / "summary.json").read_text())
     assert summary["scans"] == {"done": SCANS, "skipped": 0, "failed": 1}
     assert summary["provider"] == "cpu"
+    assert summary["slices"] == SCANS * 40, "those of the worker that was killed, too"
 
 
 def test_no_scheduler_is_one_clear_error(model, collection, tmp_path, monkeypatch):
@@ -120,9 +124,13 @@ def test_the_outcome_that_says_most_counts():
     one = summary(outcome("a", "done"), outcome("b", "skipped", ELSEWHERE), outcome("c", "skipped", "done before"))
     other = summary(outcome("a", "skipped", "done before"), outcome("b", "failed", "bad"), outcome("c", "done"))
     late = summary(outcome("f", "skipped", "done before"))
-    merged = together(jobs, {"d": outcome("d", "skipped", "done before")}, [one, other, late], 5.0)
+    known = {"d": outcome("d", "skipped", "done before")}
+    told = {name: outcome(name, status) for name, status in (("a", "done"), ("b", "failed"), ("f", "done"))}
+    merged = together(jobs, known, told, [one, other, late], 5.0)
     assert [(one.name, one.status) for one in merged.outcomes] == [
         ("a", "done"), ("b", "failed"), ("c", "done"), ("d", "skipped"), ("e", "failed"), ("f", "done")]  # fmt: skip
-    assert merged.outcomes[-2].reason == "the run ended before it"
+    assert [one.reason for one in merged.outcomes] == [
+        "", "bad", "", "done before", "the run ended before it", "done by a worker that died later"]  # fmt: skip
+    assert merged.slices == sum(one.slices for one in merged.outcomes)
     assert merged.stages == {"device": {"seconds": 6.0, "share": 1.0}}
     assert merged.device_busy == 0.5

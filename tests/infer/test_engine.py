@@ -24,7 +24,7 @@ from infer.model import open_model
 from infer.options import Options, memory_of
 from infer.pipeline import infer as segment_all
 from infer.stopwatch import Stopwatch
-from store.errors import ConfigError, ProviderError, ScanError
+from store.errors import ConfigError, ProviderError, ScanError, UsageError
 from store.files import read_lines
 from store.nifti import stem_of
 from store.phantom import write_nifti
@@ -397,5 +397,5 @@ class TestDevices:
         for devices in ((), (0, 0), (-1,)):
             with pytest.raises(ConfigError, match="expected numbers of GPUs, each once, like 0,1"):
                 Options(devices=devices)
-        with pytest.raises(ProviderError, match="--devices 1: the CPU is one device, 0"):
+        with pytest.raises(UsageError, match="--devices 1: the CPU is one device, 0"):
             open_model(model, "cpu", 1)

@@ -117,7 +117,7 @@ def test_shards_into_one_folder_do_every_scan_once(tree, model, tmp_path):
         counts.append(summary["scans"]["done"])
     assert sum(counts) == 4
     assert sorted(path.name for path in (tmp_path / "out").rglob("*.nii*")) == ["[odd].nii", "ct-1.nii", "ct-2.nii.gz", "ct-3.nii"]  # fmt: skip
-    assert command(model, tree / "a", "--out", tmp_path / "out", "--shard", "3/3").returncode == 1
+    assert command(model, tree / "a", "--out", tmp_path / "out", "--shard", "3/3").returncode == 2
 
 
 def test_scans_and_stores_in_a_bucket_give_the_labels_of_those_on_a_disk(bucket, collection, stored, model, tmp_path):

@@ -18,7 +18,7 @@ from infer.inputs import load
 from infer.model import EXTERNAL_DATA, Answer, compare, open_model
 from infer.report import slice_score
 from infer.views import PLAIN, cover, views_of
-from store.errors import ModelError, ProviderError, ScanError
+from store.errors import ModelError, ProviderError, ScanError, UsageError
 
 
 class TestTiling:
@@ -306,7 +306,7 @@ class TestProviders:
         for name in ("cuda", "tensorrt"):
             with pytest.raises(ProviderError, match=f"--provider {name}"):
                 open_model(model, name)
-        with pytest.raises(ProviderError, match="choose one of auto, cpu, cuda, tensorrt, openvino"):
+        with pytest.raises(UsageError, match="choose one of auto, cpu, cuda, tensorrt, openvino"):
             open_model(model, "tpu")
 
     def test_auto_says_what_it_chose_and_why(self, model):

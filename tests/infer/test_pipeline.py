@@ -13,7 +13,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import typer
 from PIL import Image
 
 import slicemill
@@ -24,7 +23,7 @@ from infer.model import Answer, open_model
 from infer.options import Options
 from infer.pipeline import infer
 from ingest.discover import discover
-from store.errors import ModelError, ScanError
+from store.errors import ModelError, ScanError, UsageError
 from store.files import read_lines
 from store.phantom import write_nifti
 from store.reader import open_store
@@ -330,7 +329,7 @@ class TestCommand:
 
     def test_where_nothing_can_lie_beside_the_scans_out_is_asked_for(self, collection, tmp_path, monkeypatch):
         def refused(*inputs):
-            with pytest.raises(typer.BadParameter, match="--out is missing"):
+            with pytest.raises(UsageError, match="--out is missing"):
                 beside([str(one) for one in inputs], Path("liver.fp16.onnx"))
 
         def found(*inputs):
@@ -375,16 +374,20 @@ class TestCommand:
         )
 
     @pytest.mark.parametrize(
-        ("words", "message"),
+        ("status", "words", "message"),
         [
-            (["nowhere.onnx", "COLLECTION"], "nowhere.onnx: cannot be read"),
-            (["MODEL", "nowhere.nii"], "there is no such file"),
-            (["MODEL", "COLLECTION", "--provider", "tpu"], "choose one of auto"),
+            (1, ["nowhere.onnx", "COLLECTION"], "nowhere.onnx: cannot be read"),
+            (1, ["MODEL", "nowhere.nii"], "there is no such file"),
+            (2, ["MODEL", "COLLECTION", "--provider", "tpu"], "choose one of auto"),
+            (2, ["MODEL", "COLLECTION", "--devices", "first"], "expected numbers of GPUs"),
+            (2, ["MODEL", "COLLECTION", "--watch", "."], "name scans, folders, patterns"),
         ],
     )
-    def test_what_a_user_gets_wrong_is_said_and_exits_1(self, words, message, model, collection, tmp_path):
+    def test_what_a_user_gets_wrong_is_said_and_has_an_exit_status(
+        self, status, words, message, model, collection, tmp_path
+    ):
         known = {"COLLECTION": str(collection), "MODEL": str(model)}
         done = command("infer", *[known.get(word, word) for word in words], "--out", tmp_path / "out")
-        assert done.returncode == 1
+        assert done.returncode == status
         assert message in done.stderr + done.stdout
         assert "Traceback" not in done.stderr

@@ -1,7 +1,7 @@
 import pytest
 
 from ingest.discover import discover, from_csv, from_patterns, with_patients
-from store.errors import PairingError, StoreError
+from store.errors import PairingError, StoreError, UsageError
 from store.labels import LITS_LABELS
 
 
@@ -153,8 +153,12 @@ def test_patterns_pair_by_what_their_stars_match(tmp_path):
 def test_patients_come_from_a_regular_expression(tmp_path):
     collection = discover(touch(tmp_path, "p1_a.nii", "p1_b.nii", "p2_a.nii"))
     assert [case.patient_id for case in with_patients(collection, r"(p\d)_").cases] == ["p1", "p1", "p2"]
-    for pattern, message in (("(", "no regular expression"), ("p", "needs a group"), ("(x)", "does not match")):
-        with pytest.raises(PairingError, match=message):
+    for pattern, kind, message in (
+        ("(", UsageError, "no regular expression"),
+        ("p", UsageError, "needs a group"),
+        ("(x)", PairingError, "does not match"),
+    ):
+        with pytest.raises(kind, match=message):
             with_patients(collection, pattern)
 
 

@@ -128,7 +128,7 @@ def test_a_store_has_one_profile(copied, stored):
     done = subprocess.run(
         command("ingest", copied, stored, "--profile", "tiny"), cwd=HERE, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr) == (1, "slicemill: --profile tiny: choose compact or fast.\n")
+    assert (done.returncode, done.stderr) == (2, "slicemill: --profile tiny: choose compact or fast.\n")
 
 
 def test_a_store_that_was_begun_keeps_its_parameters_for_other_cases_too(copied, tmp_path):
@@ -377,23 +377,23 @@ class TestCommand:
         assert not (tmp_path / "store").exists()
 
     @pytest.mark.parametrize(
-        ("words", "message"),
+        ("status", "words", "message"),
         [
-            (["ingest"], "name the folder with the scans"),
-            (["ingest", "nowhere", "store"], "nowhere: there is no such folder"),
-            (["ingest", "COLLECTION", "store", "--shard", "3/3"], "expected I/N"),
-            (["ingest", "COLLECTION", "store", "--labels", "liver"], "expected NAME=VALUE"),
-            (["ingest", "COLLECTION", "store", "--geometry", "guess"], "choose error or trust-image"),
-            (["ingest", "COLLECTION"], "name the folder of the store"),
-            (["store", "info", "nowhere"], "is not a slice store"),
-            (["ingest", "COLLECTION", "http://host/store"], "expected a local path or one of s3://BUCKET"),
-            (["store", "info", "s3://key:secret@bucket/store"], "credentials and queries do not belong"),
+            (2, ["ingest"], "name the folder with the scans"),
+            (1, ["ingest", "nowhere", "store"], "nowhere: there is no such folder"),
+            (2, ["ingest", "COLLECTION", "store", "--shard", "3/3"], "expected I/N"),
+            (2, ["ingest", "COLLECTION", "store", "--labels", "liver"], "expected NAME=VALUE"),
+            (2, ["ingest", "COLLECTION", "store", "--geometry", "guess"], "choose error or trust-image"),
+            (2, ["ingest", "COLLECTION"], "name the folder of the store"),
+            (1, ["store", "info", "nowhere"], "is not a slice store"),
+            (1, ["ingest", "COLLECTION", "http://host/store"], "expected a local path or one of s3://BUCKET"),
+            (1, ["store", "info", "s3://key:secret@bucket/store"], "credentials and queries do not belong"),
         ],
     )
-    def test_what_a_user_gets_wrong_is_one_line_and_exit_status_1(self, words, message, collection):
+    def test_what_a_user_gets_wrong_is_one_line_and_an_exit_status(self, status, words, message, collection):
         words = [str(collection) if word == "COLLECTION" else word for word in words]
         done = subprocess.run(command(*words), cwd=HERE, capture_output=True, text=True, check=False)
-        assert done.returncode == 1
+        assert done.returncode == status
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
 

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.stats import mannwhitneyu
 
 from store import files, picture
-from store.errors import ConfigError, InputError, LabelError
+from store.errors import ConfigError, InputError, LabelError, UsageError
 from store.framing import centered, fit
 from store.labels import LITS_LABELS, Labels, labels_from_json, make_labels, parse_labels, read_dataset_json
 from store.metrics import Overlap, area_under_roc, detection, mean_of, overlap
@@ -79,11 +79,11 @@ class TestLabels:
         "text", ["liver", "liver=", "=1", "liver=x", "liver=1,liver=2", "liver=1,tumor=1", "liver=0", "liver=256"]
     )
     def test_labels_that_make_no_sense_are_refused(self, text):
-        with pytest.raises(LabelError, match="label"):
+        with pytest.raises(UsageError, match="label"):
             parse_labels(text)
 
     def test_an_organ_that_is_no_label_is_refused(self):
-        with pytest.raises(LabelError, match="--organ spleen: the labels are liver=1, tumor=2"):
+        with pytest.raises(UsageError, match="--organ spleen: the labels are liver=1, tumor=2"):
             parse_labels("liver=1,tumor=2", organ="spleen")
 
     @pytest.mark.parametrize(
@@ -225,6 +225,7 @@ def test_a_table_aligns_numbers_to_the_right_and_marks_what_is_missing():
     ("error", "status", "shown"),
     [
         (InputError("a.nii: is broken."), 1, "slicemill: a.nii: is broken.\n"),
+        (UsageError("--mode x: choose a or b."), 2, "slicemill: --mode x: choose a or b.\n"),
         (OSError(28, "No space left on device", "x.part"), 1, "slicemill: x.part: No space left on device."),
         (KeyboardInterrupt(), 130, "slicemill: interrupted"),
     ],

@@ -222,7 +222,7 @@ class TestFiles:
             ((path, "--size", "large"), "--size large: expected HEIGHTxWIDTH"),
         ):
             done = told(*words)
-            assert done.exit_code == 1
+            assert done.exit_code == 2
             assert message in done.output
 
     def test_of_several_files_none_is_shown_when_one_fails(self, trained, tmp_path, monkeypatch):

@@ -575,7 +575,7 @@ class TestRun:
         run = shutil.copytree(trained, tmp_path / "run")
         words = [sys.executable, "-m", "slicemill", "train", str(stored), str(run), "--overwrite", "--context", "4"]
         done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert "must be 1, 3, 5 or 7" in done.stderr
         assert (run / "best.safetensors").exists()
 
