@@ -108,8 +108,8 @@ def bars(values: Sequence[float], levels: str, width: int = 12, *, log: bool = F
         lowest = min((value for value in values if value > 0), default=1.0)
         values = [math.log(max(value, lowest)) for value in values]
     low, high = min(values), max(values)
-    scale = width / (high - low) if high > low else 0.0
-    counts = Counter(min(width - 1, int((value - low) * scale)) for value in values)
+    span = (high - low) or 1.0
+    counts = Counter(min(width - 1, int((value - low) / span * width)) for value in values)
     most = max(counts.values())
     signs = [levels[max(0, math.ceil(counts[place] / most * len(levels)) - 1)] for place in range(width)]
     return "".join(sign if counts[place] else " " for place, sign in enumerate(signs))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from ingest.discover import discover
 from ingest.params import Params
@@ -17,6 +18,8 @@ from train.config import Config
 from train.export import export
 from train.loop import train
 
+settings.register_profile("search", deadline=None, max_examples=2000)
+settings.load_profile("ci")  # the same examples in every run, so that a change is refused for what it changes
 REAL = Path(__file__).parents[2] / "shared" / "data"
 CASES, SIZE = 6, 64
 TINY = Config(width=4, depth=3, batch=8, epochs=2, steps=6, validation=0.2, test=0.3, precision="fp32")

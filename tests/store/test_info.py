@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from store.info import describe, describe_tumors, describe_warnings
@@ -72,6 +72,7 @@ def test_ten_warnings_are_shown_and_the_others_counted():
     assert len(describe_warnings(rows[:20])) == 10
 
 
+@example([0.0, 5e-324], False, 1)
 @given(st.lists(st.floats(0, 1e5), min_size=1, max_size=60), st.booleans(), st.integers(1, 20))
 def test_a_histogram_has_its_width_and_a_sign_for_every_filled_bin(values, log, width):
     shown = bars(values, BLOCKS, width, log=log)
