@@ -215,6 +215,26 @@ def segment(slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, json: 
         _finish(record, json)
 
 
+@bench.command()
+def constants(
+    slices: Annotated[int, typer.Option(help="Slices of the scan.", min=8)] = 64,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=1)] = 9,
+    data: Data = None,
+    json: Json = None,
+) -> None:
+    """Tuned constants: the work that each bears on, with other values of it.
+
+    slicemill bench constants
+    """
+    with errors_shown():
+        from bench.constants import run
+        from bench.subject import subject_of, work_folder
+
+        with work_folder() as place:
+            record = run(place, subject_of(data, slices), rounds=rounds)
+        _finish(record, json)
+
+
 @bench.command("measure")
 def distances(
     slices: Slices = 0,

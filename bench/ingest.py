@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import store.scan
 from bench.clock import Timing, interleaved, ratio
 from bench.headline import Record, Timed, check, headline
 from bench.peers.conversions import PEERS
@@ -39,7 +38,6 @@ from store.scan import slab_depth
 from store.writer import ShardWriter, prepare_store
 
 SUFFIXES = (".nii.gz", ".nii")
-SLABS = {"0.5 MiB": 1 << 19, "2 MiB": 1 << 21, "8 MiB": 1 << 23, "32 MiB": 1 << 25}
 SUM = "sum of its kernels"
 Volume = npt.NDArray[Any]
 
@@ -65,7 +63,6 @@ def run(folder: Path, subject: Subject, *, rounds: int, memory: bool = False) ->
             record["formats"][suffix] = {
                 **peers_record(times, len(subject.image)),
                 **kernels_record(kernels),
-                "slabs": by_slab(folder, case, subject, rounds),
             }
         if suffix == SUFFIXES[0]:
             record["results"] = {name: timing.as_json(len(subject.image)) for name, timing in times.items()}
@@ -251,23 +248,6 @@ def bare_decode(path: Path, buffer_bytes: int) -> None:
         stream = Gunzip(fileobj=file, mode="rb") if path.name.endswith(".gz") else file
         while stream.readinto(buffer):
             pass
-
-
-def by_slab(folder: Path, case: Files, subject: Subject, rounds: int) -> Record:
-    """Return milliseconds a slice for several sizes of what is held at a time."""
-    kept = store.scan.SLAB_BYTES
-
-    def with_slab(size: int) -> None:
-        store.scan.SLAB_BYTES = size
-        try:
-            ours(folder, case, subject.params())
-        finally:
-            store.scan.SLAB_BYTES = kept
-
-    contenders = {name: (lambda size=size: with_slab(size)) for name, size in SLABS.items()}
-    times = interleaved(contenders, rounds=rounds, timer=time.process_time)
-    depth = len(subject.image)
-    return {name: round(1000 * timing.median / depth, 3) for name, timing in times.items()}
 
 
 def two_workers(folder: Path, case: Files, params: Params, rounds: int) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 from bench.quality.report import quality_table, yardstick_table
 from bench.tables import (
     all_table,
+    constants_table,
     export_table,
     infer_table,
     ingest_table,
@@ -42,6 +43,7 @@ FIGURES = (
     "all: peers-loading",
     "peers-inference",
     "instructions",
+    "constants",
     "scale",
     "plan",
 )
@@ -112,6 +114,7 @@ def scores_table(summary: dict[str, Any]) -> str:
 
 
 TABLES = {
+    "constants": constants_table,
     "instructions": instructions_table,
     "limits": limits_table,
     "peers": peers_table,

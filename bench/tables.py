@@ -47,6 +47,34 @@ def ingest_table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def constants_table(record: dict[str, Any]) -> str:
+    """Return what other values of the tuned constants cost as Markdown."""
+    lines = ["| constant | work | time of it, by value; 1 is the one in the code |", "|---|---|---|"]
+    for name, row in record["constants"].items():
+        cells = []
+        for value, found in row["values"].items():
+            size = f" ({found['bytes']:.2f} of the bytes)" if "bytes" in found else ""
+            chosen = int(value) == row["chosen"]
+            cells.append(
+                f"**{amount_of(int(value))}: 1**" if chosen else f"{amount_of(int(value))}: {found['time']:.2f}{size}"
+            )
+        lines.append(line(f"`{name}`", row["what"], ", ".join(cells)))
+    note = f"On {record['subject']}, {record['rounds']} interleaved rounds, on {where(record['machine'])}."
+    return "\n".join([*lines, "", note])
+
+
+def amount_of(value: int) -> str:
+    """Return a whole number, short where it is one of many twos.
+
+    >>> amount_of(3), amount_of(1 << 19), amount_of(1 << 21)
+    ('3', '512 Ki', '2 Mi')
+    """
+    for unit, name in ((1 << 20, "Mi"), (1 << 10, "Ki")):
+        if value >= unit and value % unit == 0:
+            return f"{value // unit} {name}"
+    return str(value)
+
+
 def store_table(record: dict[str, Any]) -> str:
     """Return the readers as Markdown."""
     lines = ["| random image and label slice | pairs/s of one core |", "|---|---|"]

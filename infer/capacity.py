@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from infer.model import ModelInfo
 
 CPU_PIXELS = 2 * 512 * 512
-"""Pixels in a batch on the CPU: more brings nothing there (design notes, RUNTIME section 3)."""
+"""Pixels in a batch on the CPU: more brings nothing there (design notes, RUNTIME section 3; `slicemill bench constants`)."""
 GPU_PIXELS = 32 * 512 * 512
 """Pixels in a batch on a GPU."""
 CPU_LANES = 8
-"""Batches at work at a time on a CPU, at most: each holds what the network computes in between, 0.4 GB with the default one at 512x512."""
+"""Batches at work at a time on a CPU, at most: each holds what the network computes in between, 0.4 GB with the default one at 512x512.
+
+No machine of more than two cores has measured it."""
 LANES = 2
 """The same on other devices: one computes while the other is emptied and filled."""
 

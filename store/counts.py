@@ -11,8 +11,8 @@ from store.labels import Labels, format_labels, make_labels
 from store.layout import AIR_HU
 from store.lesions import LesionTracker
 
-MANY_SLICES = 8
-"""Slices whose values are counted at a time: numpy widens them to eight bytes."""
+MANY_SLICES = 4
+"""Slices whose values are counted at a time: numpy widens them to eight bytes (`slicemill bench constants`)."""
 UNDECLARED = make_labels({"label_1": 1})
 """Labels of a collection that declares none: one value, of unknown meaning."""
 

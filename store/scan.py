@@ -35,7 +35,7 @@ from store.spill import BATCH_BYTES, Spill
 
 SLAB_BYTES = 2 << 20
 """Voxel bytes held at a time, at 2 a voxel: 4 slices of 512x512, which the processor's cache still holds when they are
-encoded (`slicemill bench ingest` compares it with larger ones)."""
+encoded (`slicemill bench constants`)."""
 INT16 = np.iinfo(np.int16)
 
 Kind = Literal["image", "mask"]

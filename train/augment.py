@@ -61,7 +61,7 @@ MAX_GAMMA = 1.5
 MAX_COARSENESS = 2.0
 """Pixels become up to so many times as wide before a slice is brought back to its size."""
 TOGETHER = 4
-"""Slices that a kind takes at a time: what it makes on its way then stays in a CPU's cache."""
+"""Slices that a kind takes at a time: what it makes on its way then stays in a CPU's cache (`slicemill bench constants`)."""
 
 Batch = tuple[Tensor, Tensor]
 

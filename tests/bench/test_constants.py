@@ -1,0 +1,52 @@
+"""Tuned constants: each is tried where it is used, and stays what it was."""
+
+import importlib
+from dataclasses import replace
+
+import pytest
+
+import store.png
+from bench.constants import Constant, constants_of, measured
+from bench.subject import phantom_subject
+from bench.tables import constants_table
+from store.machine import card
+
+
+@pytest.fixture(scope="module")
+def constants(tmp_path_factory):
+    return {one.where: one for one in constants_of(tmp_path_factory.mktemp("work"), phantom_subject(8, size=64))}
+
+
+def values_of(constants):
+    return {
+        where: getattr(importlib.import_module(where.rpartition(".")[0]), where.rpartition(".")[2])
+        for where in constants
+    }
+
+
+def test_each_is_measured_and_stays_what_it_was(constants):
+    before = values_of(constants)
+    rows = {where: measured(constant, rounds=1) for where, constant in constants.items()}
+    assert values_of(constants) == before
+    for where, row in rows.items():
+        assert row["chosen"] == before[where]
+        assert row["values"][str(before[where])]["time"] == 1
+        assert set(row["values"]) == {str(value) for value in (*constants[where].values, before[where])}
+    assert rows["store.png.LEVEL"]["values"]["0"]["bytes"] > 1.2
+    table = constants_table({"constants": rows, "subject": "x", "rounds": 1, "machine": card()})
+    assert "| `store.png.LEVEL` | slices as PNG | 0: " in table
+    assert "**2: 1**" in table
+    assert "of the bytes)" in table
+
+
+def test_the_work_sees_the_value_that_is_tried(constants):
+    seen = []
+    measured(Constant(where="store.png.LEVEL", values=(0, 3), what="", work=lambda: seen.append(store.png.LEVEL)), 1)
+    assert set(seen) == {0, 2, 3}
+    with pytest.raises(RuntimeError, match="no"):
+        measured(replace(constants["store.png.LEVEL"], work=failing), 1)
+    assert store.png.LEVEL == 2
+
+
+def failing():
+    raise RuntimeError("no")
