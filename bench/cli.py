@@ -518,6 +518,7 @@ def quality(
         from bench.quality.study import Study, numbers, plan, run_study
         from bench.quality.summary import summarize
         from bench.quality.table import read_table
+        from store.errors import ConfigError, UsageError
 
         chosen = read_table(table or _shipped_table(phantoms))
         given: dict[str, Any] = {
@@ -525,10 +526,14 @@ def quality(
             "folds": folds,
             "epochs": epochs,
             "steps": steps,
-            "seeds": numbers("--seeds", seeds),
+            "seeds": None if seeds is None else numbers("--seeds", seeds),
         }
+        try:
+            chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
+        except ConfigError as error:
+            raise UsageError(str(error)) from error
         study = Study(
-            table=replace(chosen, **{name: value for name, value in given.items() if value}),
+            table=chosen,
             out=out,
             data=data,
             phantoms=phantoms,

@@ -90,6 +90,14 @@ class _Asked:
 
     def __post_init__(self) -> None:
         """Check that the options fit together."""
+        from infer.providers import check_name
+
+        check_name(self.provider)
+        if self.provider in ("cpu", "openvino") and self.options.devices != (0,):
+            numbers = ",".join(map(str, self.options.devices))
+            raise UsageError(
+                f"--devices {numbers}: {self.provider} runs on one device, the processor; leave --devices out."
+            )
         if bool(self.inputs) == (self.watch is not None):
             raise UsageError("name scans, folders, patterns or stores, or a --list of them; or --watch a folder.")
         if self.watch is not None and (self.scheduler or self.part or self.dry_run or self.window):
@@ -267,8 +275,10 @@ def _opened(asked: _Asked) -> "Model":
     from infer.pipeline import where_of
 
     provider, scheduler = asked.provider, asked.scheduler
-    file, here = (file_for(asked.model, provider), "cpu") if scheduler else (asked.model, provider)
-    opened = open_model(file, here, asked.options.devices[0], asked.options.batch)  # type: ignore[arg-type]
+    if scheduler:
+        opened = open_model(file_for(asked.model, provider), "cpu", batch=asked.options.batch)
+    else:
+        opened = open_model(asked.model, provider, asked.options.devices[0], asked.options.batch)  # type: ignore[arg-type]
     info = opened.info
     shape = f"slices {info.size[0]}x{info.size[1]}, context {info.context}, {info.metadata.get('precision')}"
     where = f"the workers of {scheduler}: {provider}" if scheduler else where_of(opened, asked.options)

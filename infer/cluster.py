@@ -7,6 +7,7 @@
 4. The outcomes of all are put together: a scan is done if one of them did it, or the ledger says so.
 """
 
+import contextlib
 import itertools
 import logging
 import time
@@ -30,6 +31,7 @@ from store.screen import say
 
 ANSWER_SECONDS = 20
 """How long a scheduler, and then its first worker, may take to answer."""
+BY_LEDGER = "done, by the ledger: its worker did not live to say so, or another run did it"
 LOOK_SECONDS = 2.0
 """How often the ledger is read for the progress that is shown."""
 
@@ -60,7 +62,7 @@ def work(part: Part) -> Summary:
 
     if not part.out.is_dir():
         raise ConfigError(f"{part.out}: a worker does not see this folder; --out must be shared with all of them.")
-    model = open_model(part.model, part.provider, batch=part.options.batch)
+    model = open_model(part.model, part.provider, part.options.devices[0], part.options.batch)
     if model.info.sha256 != part.sha256:
         raise ConfigError(
             f"{part.model}: a worker sees another file of this name; the model must be shared with all of them."
@@ -101,7 +103,8 @@ def infer_on(
             for ending in _endings(client, parts, book, seen):
                 (summaries if isinstance(ending, Summary) else errors).append(ending)  # type: ignore[arg-type]
     finally:
-        seen.add(book.news())
+        with contextlib.suppress(OSError):  # what the workers said is in the summary all the same
+            seen.look(book)
         summary = together(jobs, ended, seen.outcomes, summaries, time.perf_counter() - start)
         summary = replace(summary, left_out=tuple(left_out or ()))
         write_summary(out, model, summary, options.part)
@@ -135,14 +138,16 @@ class Seen:
     """What the ledger told of scans since a run began."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        self._names = {job.name for job in jobs}
+        self.jobs = {job.name: job for job in jobs}
         self._start = time.perf_counter()
         self.outcomes: dict[str, Outcome] = {}
         """How scans ended, by name."""
 
-    def add(self, news: Sequence[Outcome]) -> None:
-        """Take in what the ledger tells since."""
-        self.outcomes |= {outcome.name: outcome for outcome in news if outcome.name in self._names}
+    def look(self, book: Book) -> int:
+        """Take in what the ledger tells since, and return how many scans are new in it."""
+        before = len(self.outcomes)
+        self.outcomes |= book.news(self.jobs)
+        return len(self.outcomes) - before
 
     def __str__(self) -> str:
         """Return rate and failures."""
@@ -160,11 +165,12 @@ def together(
 ) -> Summary:
     """Return the summaries of workers as one: of the outcomes of a scan, the one that says most.
 
-    `known` are those of before the run; `told` those that the ledger tells of since, of workers that died later, too.
+    `known` are those of before the run; `told` those that the ledger tells of since: of workers that died later, too, and of other
+    runs into the same folder.
     """
     ended = dict(known)
-    dead = (replace(one, reason=one.reason or "done by a worker that died later") for one in told.values())
-    for outcome in itertools.chain(*(summary.outcomes for summary in summaries), dead):
+    ledger = (replace(one, reason=one.reason or BY_LEDGER) for one in told.values())
+    for outcome in itertools.chain(*(summary.outcomes for summary in summaries), ledger):
         if outcome.name not in ended or _rank(outcome) > _rank(ended[outcome.name]):
             ended[outcome.name] = outcome
     stages: dict[str, dict[str, Any]] = {}
@@ -194,16 +200,13 @@ def _endings(client: Any, parts: Sequence[Part], book: Book, seen: Seen) -> list
     from distributed import wait
     from distributed.scheduler import KilledWorker
 
-    for topic in {part.topic for part in parts}:
-        client.subscribe_topic(topic, lambda event: say(event[1]))
+    if parts:
+        client.subscribe_topic(parts[0].topic, lambda event: say(event[1]))
     futures = [client.submit(work, part, key=f"infer-{uuid.uuid4().hex}", pure=False) for part in parts]
-    shown = 0
-    with progress("infer", len(parts[0].jobs) if parts else 0, "scans") as advance:
+    with progress("infer", len(seen.jobs), "scans") as advance:
         while futures and not all(future.done() for future in futures) and client.status in ("running", "connecting"):
             _wait(wait, futures)
-            seen.add(book.news())
-            advance(len(seen.outcomes) - shown, f"{len(parts)} workers, {seen}")
-            shown = len(seen.outcomes)
+            advance(seen.look(book), f"{len(parts)} workers, {seen}")
     endings: list[Summary | BaseException] = []
     for future in futures:
         try:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,16 +82,14 @@ class Book:
         self._ledger = Ledger(out / LEDGER)
         self._lock = threading.Lock()
         self._lines: dict[str, dict[str, Any]] = {}
-        self._news: list[str] = []
-        """Scans that lines came of since `news` was asked last."""
         self._read_to = 0
         self._catch_up()
-        self._news.clear()
 
-    def _catch_up(self) -> None:
-        """Read the lines that came since, of this run and of others; a line that is not whole yet is left."""
+    def _catch_up(self) -> list[str]:
+        """Read the lines that came since, of this run and of others, and return their scans; a line that is not whole yet is left."""
         if not (self.out / LEDGER).exists():
-            return
+            return []
+        news = []
         with (self.out / LEDGER).open("rb") as stream:
             stream.seek(self._read_to)
             data = stream.read()
@@ -102,30 +100,29 @@ class Book:
                 record = json.loads(line)
                 if isinstance(record, dict) and isinstance(record.get("name"), str):
                     self._lines[record["name"]] = record
-                    self._news.append(record["name"])
+                    news.append(record["name"])
+        return news
 
     @property
     def names(self) -> list[str]:
         """Return the names of the scans that it tells of."""
         return list(self._lines)
 
-    def news(self) -> list[Outcome]:
-        """Return how scans ended since this was asked last, or the book was opened, in any run."""
+    def news(self, jobs: Mapping[str, Job]) -> dict[str, Outcome]:
+        """Return how some of these jobs ended since the book last looked, in any run of this model and these options, by name."""
         with self._lock:
-            self._catch_up()
-            lines = [self._lines[name] for name in dict.fromkeys(self._news)]
-            self._news.clear()
-        return [
-            Outcome(
-                name=line["name"],
+            lines = {name: self._lines[name] for name in self._catch_up()}
+        return {
+            name: Outcome(
+                name=name,
                 status=line["status"],
                 reason=line.get("reason", ""),
                 slices=line.get("slices", 0),
                 answer=line.get("answer", ""),
             )
-            for line in lines
-            if line.get("status") in ("done", "failed")
-        ]
+            for name, line in lines.items()
+            if line.get("status") in ("done", "failed") and name in jobs and self._is_of_now(line, jobs[name])
+        }
 
     def known(self, job: Job) -> Outcome | None:
         """Return the outcome of a job for which nothing is left to do, or None."""

@@ -202,6 +202,8 @@ def open_model(path: Path, provider: Provider = "auto", device: int = 0, batch: 
     ------
     ModelError
         It is no slicemill model of this contract.
+    UsageError
+        There is no such provider, or the CPU, which was asked for, has no such device.
     ProviderError
         The provider does not run here.
     """

@@ -48,6 +48,7 @@ from store.progress import Advance, progress
 from store.screen import counted
 
 DEFAULTS = Options()
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 ELSEWHERE = "another run is at work on it"
 
 
@@ -72,6 +73,7 @@ class Run:
 
     def __init__(self, model: Model, options: Options, book: Book) -> None:
         self._model = model
+        check_devices(model, options.devices)
         self._options = options
         self._book = book
         self._watch = Stopwatch()
@@ -96,7 +98,6 @@ class Run:
             A device failed twice.
         """
         info, options = self._model.info, self._options
-        models = models_of(self._model, options.devices)
         capacity, wanted = capacity_of(info, self._model.provider, options.batch), wanted_of(info, options.manner)
         lanes_bytes = memory_of_lanes(self._model, capacity, wanted) if options.max_memory_gb else 0
         limits = Limits(
@@ -109,7 +110,7 @@ class Run:
         check = None if self._model.provider == "cpu" else gate
         steps = Steps(read=self.read, write=self.write, fail=self.fail, check=check, advance=self.labelled)
         with progress("infer", total, "scans", quiet=not total) as self._advance:
-            Engine(models, limits, steps, self._watch).run(jobs)
+            Engine(models_of(self._model, options.devices), limits, steps, self._watch).run(jobs)
 
     def at_work(self, name: str) -> bool:
         """Return whether a scan has begun and not ended."""
@@ -230,11 +231,27 @@ def reason_of(error: Exception, job: Job) -> str:
 
 def where_of(model: Model, options: Options) -> str:
     """Return what a run of these options works on: provider, devices and batch, and why that provider."""
-    numbers = ", ".join(map(str, options.devices))
-    device = counted(len(os.sched_getaffinity(0)), "core") if model.provider in HOSTS else f"GPU {numbers}"
+    seen = f" of {VISIBLE}={os.environ[VISIBLE]}" if VISIBLE in os.environ else ""
+    gpus = f"GPU {', '.join(map(str, options.devices))}{seen}"
+    device = counted(len(os.sched_getaffinity(0)), "core") if model.provider in HOSTS else gpus
     batch = capacity_of(model.info, model.provider, options.batch).labels
     lanes = lanes_on(model.provider)
     return f"{model.provider} ({device}), {counted(batch, 'slice')} a batch, {lanes} at a time: {model.reason}"
+
+
+def check_devices(model: Model, devices: Sequence[int]) -> None:
+    """Refuse several devices for a model on the processor, which is one.
+
+    Raises
+    ------
+    ProviderError
+        It is so.
+    """
+    if len(devices) > 1 and model.provider in HOSTS:
+        numbers = ",".join(map(str, devices))
+        raise ProviderError(
+            f"--devices {numbers}: {model.provider} runs on one device, the processor ({model.reason})."
+        )
 
 
 def models_of(model: Model, devices: Sequence[int]) -> list[Model]:

@@ -98,8 +98,10 @@ def make_session(
 
     Raises
     ------
+    UsageError
+        There is no such provider, or the CPU, which was asked for, has no such device.
     ProviderError
-        The provider asked for does not run here.
+        The provider asked for does not run here, or nothing that auto may choose has such a device.
     ModelError
         The bytes are no ONNX model.
     """
@@ -109,19 +111,32 @@ def make_session(
         return session, provider, f"asked for; computes in {session.precision}"
     if provider != "auto":
         return _session(model, path, provider, device, more), provider, "asked for"
-    available = runtime().get_available_providers()
-    if NAMES["cuda"] not in available:
-        return _session(model, path, "cpu"), "cpu", "this onnxruntime has no CUDA provider"
-    if not has_nvidia_driver():
-        return _session(model, path, "cpu"), "cpu", "no NVIDIA driver answers"
-    try:
-        return _session(model, path, "cuda", device, more), "cuda", "the CUDA provider starts"
-    except ProviderError as error:
-        return _session(model, path, "cpu"), "cpu", f"CUDA does not start: {error}"
+    reason = no_cuda()
+    if reason is None:
+        try:
+            return _session(model, path, "cuda", device, more), "cuda", "the CUDA provider starts"
+        except ProviderError as error:
+            reason = f"CUDA does not start: {error}"
+    if device:
+        raise ProviderError(f"--devices {device}: auto would take the CPU, which is one device, 0: {reason}.")
+    return _session(model, path, "cpu"), "cpu", reason
+
+
+def no_cuda() -> str | None:
+    """Return why CUDA need not be tried, or None."""
+    if NAMES["cuda"] not in runtime().get_available_providers():
+        return "this onnxruntime has no CUDA provider"
+    return None if has_nvidia_driver() else "no NVIDIA driver answers"
 
 
 def options_for(provider: str, device: int) -> dict[str, str]:
-    """Return what a provider is told: which GPU, and how to compute there."""
+    """Return what a provider is told: which GPU, and how to compute there.
+
+    Raises
+    ------
+    UsageError
+        The CPU has no device of that number.
+    """
     if provider in ("cpu", "openvino"):
         if device:
             raise UsageError(
@@ -129,6 +144,18 @@ def options_for(provider: str, device: int) -> dict[str, str]:
             )
         return {}
     return {"device_id": str(device), **(CUDA if provider == "cuda" else TENSORRT)}
+
+
+def check_name(provider: str) -> None:
+    """Refuse what is no provider's name, nor auto.
+
+    Raises
+    ------
+    UsageError
+        It is none.
+    """
+    if provider != "auto" and provider not in NAMES:
+        raise UsageError(f"--provider {provider}: choose one of auto, {', '.join(NAMES)}.")
 
 
 def listed(provider: str) -> str:
@@ -141,8 +168,7 @@ def listed(provider: str) -> str:
     ProviderError
         This onnxruntime was built without it.
     """
-    if provider not in NAMES:
-        raise UsageError(f"--provider {provider}: choose one of auto, {', '.join(NAMES)}.")
+    check_name(provider)
     name = NAMES[provider]
     if name not in runtime().get_available_providers():
         raise ProviderError(

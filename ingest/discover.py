@@ -212,7 +212,15 @@ def from_patterns(images: str, masks: str | None) -> Collection:
 
 
 def with_patients(collection: Collection, pattern: str) -> Collection:
-    """Set each case's patient to what the first group of a regular expression matches in its image's path."""
+    """Set each case's patient to what the first group of a regular expression matches in its image's path.
+
+    Raises
+    ------
+    UsageError
+        It is no regular expression, or has no group.
+    PairingError
+        Its group does not match the path of every image.
+    """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -294,11 +302,11 @@ def _is_extra_channel(path: Place, images: list[Place]) -> bool:
 def _matches(pattern: str) -> dict[tuple[str, ...], Path]:
     """Return the files that a pattern matches, keyed by what its wildcards matched."""
     if "://" in pattern:
-        raise PairingError(
+        raise UsageError(
             f"{pattern}: patterns are for local files; name the folder of the bucket, or list its files in a CSV (--pairs)."
         )
     if "*" not in pattern:
-        raise PairingError(f"{pattern}: a pattern needs at least one *; what it matches pairs images with masks.")
+        raise UsageError(f"{pattern}: a pattern needs at least one *; what it matches pairs images with masks.")
     compiled = re.compile(
         "".join(
             {"**/": r"(?:(.*)/)?", "*": r"([^/]*)"}.get(part, re.escape(part))

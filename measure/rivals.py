@@ -5,13 +5,15 @@ from typing import Any
 
 from measure.evaluate import MEASURES, Evaluation, case_figures
 from measure.figures import Axes, figure_of, save
-from measure.statistics import paired_difference
+from measure.statistics import paired_difference, with_right_silence
 from store.errors import ConfigError
 from store.files import write_csv, write_json
 from store.metrics import mean_of
 
 Row = dict[str, Any]
 COMPARED = ("dice", "voe", "assd_mm", "hd95_mm", "surface_dice", "absolute_error_ml")
+BEST = {"dice": 1.0, "voe": 0.0}
+"""Figures of a case in which a run rightly finds nothing, beside one that raises a false alarm."""
 LOWER_IS_BETTER = ("voe", "assd_mm", "rmsd_mm", "mssd_mm", "hd95_mm", "absolute_error_ml")
 
 
@@ -35,6 +37,9 @@ def paired_figures(run: Evaluation, other: Evaluation) -> dict[tuple[str, str], 
             a, b = (case_figures(cases[case_id], name, run.rules.mode) for cases in (first, second))
             for measure in COMPARED:
                 figures.setdefault((name, measure), []).append((a[measure], b[measure]))
+    for (name, measure), pairs in figures.items():
+        if measure in BEST:
+            figures[name, measure] = with_right_silence(pairs, BEST[measure])
     return figures
 
 

@@ -44,6 +44,21 @@ def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Di
     )
 
 
+def with_right_silence(pairs: Sequence[tuple[float, float]], best: float) -> list[tuple[float, float]]:
+    """Return pairs of figures of the same cases to compare; NaN is the figure of one that rightly finds nothing.
+
+    Where only one of the two does, the other has raised a false alarm: the first has the `best` figure there. Without that, false
+    alarms would leave the comparison, and who raises them would look better than who does not. Where both are silent, both are NaN.
+
+    >>> with_right_silence([(float("nan"), 0.0), (0.5, 0.6)], best=1.0)
+    [(1.0, 0.0), (0.5, 0.6)]
+    """
+    return [
+        (a, b) if math.isnan(a) == math.isnan(b) else (best if math.isnan(a) else a, best if math.isnan(b) else b)
+        for a, b in pairs
+    ]
+
+
 def bootstrap_interval(values: Sequence[float], resamples: int = RESAMPLES) -> tuple[float, float]:
     """Return the 95 % percentile interval of the mean (Efron and Tibshirani 1993), drawn with a fixed seed; NaN below two values.
 

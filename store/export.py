@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from store.case import SourceFile
-from store.errors import ConfigError, ScanError, StoreError
+from store.errors import ConfigError, ScanError, StoreError, UsageError
 from store.geometry import Grid
 from store.layout import ArrayName
 from store.nifti import SUFFIXES, grid_of_header, write_volume
@@ -51,7 +51,7 @@ def check_target(out: Path, *, overwrite: bool) -> None:
         Either is so.
     """
     if not out.name.lower().endswith(SUFFIXES):
-        raise ConfigError(f"{out}: an exported case is a NIfTI file; give it a name that ends in .nii or .nii.gz.")
+        raise UsageError(f"{out}: an exported case is a NIfTI file; give it a name that ends in .nii or .nii.gz.")
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: is there already; name another file, or pass --overwrite.")
 

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from store.case import CaseInfo
-from store.errors import ConfigError
+from store.errors import ConfigError, UsageError
 from store.files import Place, write_bytes
 from store.manifest import MAIN_COLUMNS, manifest_row
 from store.reader import Store
@@ -79,7 +79,7 @@ def write_plots(store: Store, out: Place) -> None:
     """
     suffix = PurePosixPath(out.name).suffix.lower()
     if suffix not in SUFFIXES:
-        raise ConfigError(f"{out}: plots are a picture or a page; give it a name that ends in .png or .html.")
+        raise UsageError(f"{out}: plots are a picture or a page; give it a name that ends in .png or .html.")
     facts = gather(case.info for case in store)
     if not facts.rows:
         raise ConfigError(

@@ -43,6 +43,8 @@ def progress(title: str, total: float, unit: str, *, quiet: bool = False) -> Ite
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", style="dim"),
     )
-    with Progress(*columns, console=console, disable=quiet or not sys.stderr.isatty(), transient=False) as bar:
+    with Progress(
+        *columns, console=console, disable=quiet or not sys.stderr.isatty(), redirect_stdout=sys.stdout.isatty()
+    ) as bar:
         task = bar.add_task(title, total=total, note="")
         yield lambda amount, note: bar.update(task, advance=amount, note=note)

@@ -31,8 +31,11 @@ from store.nifti import (
     read_to_end,
     skip,
 )
-from store.spill import BATCH_BYTES, Spill
+from store.spill import Spill
 
+BATCH_BYTES = 16 << 20
+"""Voxels turned at a time: 32 planes of 512x512 int16, so that a part of a slice is a write of 32 KB;
+fewer do as well here (`slicemill bench constants`), and ask more of a slow disk."""
 SLAB_BYTES = 2 << 20
 """Voxel bytes held at a time, at 2 a voxel: 4 slices of 512x512, which the processor's cache still holds when they are
 encoded (`slicemill bench constants`)."""

@@ -13,7 +13,7 @@ def shard_of(text: str | None) -> tuple[int, int] | None:
 
     Raises
     ------
-    ConfigError
+    UsageError
         It is not of that form, or I is not below N.
     """
     if text is None:

@@ -102,14 +102,17 @@ def parse_window(text: str) -> Window:
 
     Raises
     ------
-    ConfigError
+    UsageError
         The text is not two numbers, the lower one first.
     """
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(f"--window {text}: expected two HU, LOW,HIGH, like -200,300.") from error
-    return Window(low, high)
+    try:
+        return Window(low, high)
+    except ConfigError as error:
+        raise UsageError(f"--window {text}: {error}") from error
 
 
 def form_of(name: str, window: str | None, *, only_labeled: bool = False) -> Form:
@@ -120,7 +123,7 @@ def form_of(name: str, window: str | None, *, only_labeled: bool = False) -> For
 
     Raises
     ------
-    ConfigError
+    UsageError
         There is no such format, or the window is unfit or not shown.
     """
     chosen = next((known for known in FORMATS if known == name), None)

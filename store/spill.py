@@ -19,10 +19,6 @@ import numpy.typing as npt
 
 from store.nifti import bytes_of
 
-BATCH_BYTES = 16 << 20
-"""Voxels turned at a time: 32 planes of 512x512 int16, so that a part of a slice is a write of 32 KB;
-fewer do as well here (`slicemill bench constants`), and ask more of a slow disk."""
-
 
 class Spill:
     """A turned volume in a temporary file without a name, gone with its last user."""

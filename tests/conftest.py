@@ -18,8 +18,9 @@ from train.config import Config
 from train.export import export
 from train.loop import train
 
-settings.register_profile("search", deadline=None, max_examples=2000)
-settings.load_profile("ci")  # the same examples in every run, so that a change is refused for what it changes
+settings.register_profile("search", deadline=None, max_examples=2000, derandomize=False)
+settings.register_profile("same", deadline=None, derandomize=True, database=None)
+settings.load_profile("same")  # the same examples in every run, so that a change is refused for what it changes
 REAL = Path(__file__).parents[2] / "shared" / "data"
 CASES, SIZE = 6, 64
 TINY = Config(width=4, depth=3, batch=8, epochs=2, steps=6, validation=0.2, test=0.3, precision="fp32")

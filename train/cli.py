@@ -114,7 +114,7 @@ def size_from(text: str) -> tuple[int, int]:
     """
     height, _, width = text.partition("x")
     sides = [height, width or height]
-    if not all(side.isdecimal() and len(side) < 6 for side in sides):
+    if not all(side.isdecimal() and len(side) < 6 and int(side) for side in sides):
         raise UsageError(f"--size {text}: expected HEIGHTxWIDTH in pixels, like 256x256.")
     return int(sides[0]), int(sides[1])
 

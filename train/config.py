@@ -175,8 +175,8 @@ class Config:
 
         Raises
         ------
-        UsageError
-            A name is no setting or a value is of the wrong type.
+        ConfigError
+            A name is no setting, or a value is of the wrong type or cannot be.
         """
         fields: dict[str, type] = {field.name: type(field.default) for field in dataclasses.fields(self)}
         given: dict[str, Any] = {}
@@ -207,7 +207,7 @@ def read_config(path: Path) -> Config:
         raise ConfigError(f"{path}: cannot be read as TOML ({error}).") from error
     try:
         return Config().changed(**values)
-    except UsageError as error:
+    except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 

@@ -4,6 +4,7 @@ The whole batch is the settings' `batch`, however many processes there are, so t
 GPU and on eight (up to the order of summation). Tensors of counts and losses are all that is exchanged beside the gradients.
 """
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,6 +90,9 @@ def joined(device: str) -> Iterator[Processes]:
     if not distributed.is_torchelastic_launched():
         yield ALONE
         return
+    # imported with a network that is wrapped, it would keep the group for good as a default argument
+    import torch.distributed.nn
+
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if cuda:
         here = distributed.get_node_local_rank()
@@ -106,6 +110,7 @@ def joined(device: str) -> Iterator[Processes]:
             local_rank=distributed.get_node_local_rank(),
         )
     finally:
+        gc.collect()  # a wrapped network is in cycles and has the group, whose threads Python's end would kill in the middle
         distributed.destroy_process_group()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from store.cache import SliceCache
-from store.errors import ConfigError, ModelError, StoreError
+from store.errors import ConfigError, ModelError, StoreError, UsageError
 from store.files import Place, read_json, write_bytes, write_json
 from store.labels import Labels
 from store.manifest import read_table, store_sha256
@@ -264,6 +264,8 @@ def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
 
     Raises
     ------
+    UsageError
+        There are no devices of that name.
     ConfigError
         The device asked for is not there.
     """
@@ -273,6 +275,9 @@ def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
         name = f"cuda:{processes.local_rank}"
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device {name}: there are none of that name. Choose auto, cpu, cuda or cuda:N.") from error
+    try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(

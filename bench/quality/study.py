@@ -70,7 +70,7 @@ class Study:
     def __post_init__(self) -> None:
         """Check what cannot work."""
         if (self.data is None) == (self.phantoms == 0):
-            raise ConfigError("a study is made on --data DIR or on --phantoms N; name one of the two.")
+            raise UsageError("a study is made on --data DIR or on --phantoms N; name one of the two.")
         if self.data is not None and not self.data.is_dir():
             raise ConfigError(f"{self.data}: there is no such folder; name the collection with --data.")
         if unknown := [name for name in self.variants if name not in self.table.variants]:
@@ -78,7 +78,7 @@ class Study:
         if wrong := [fold for fold in self.only_folds if not 0 <= fold < self.table.folds]:
             raise ConfigError(f"--only-folds {wrong[0]}: the folds are 0 to {self.table.folds - 1}.")
         if not 1 <= self.jobs <= len(os.sched_getaffinity(0)):
-            raise UsageError(
+            raise ConfigError(
                 f"--jobs {self.jobs}: this machine has {counted(len(os.sched_getaffinity(0)), 'core')}, and a job needs one."
             )
 
@@ -101,7 +101,7 @@ def numbers(option: str, text: str | None) -> tuple[int, ...]:
 
     Raises
     ------
-    ConfigError
+    UsageError
         It is no list of whole numbers.
     """
     parts = [part.strip() for part in text.split(",")] if text else []

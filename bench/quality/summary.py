@@ -18,7 +18,7 @@ from statistics import median, stdev
 from typing import Any
 
 from bench.quality.table import PARTS, Table
-from measure.statistics import paired_difference
+from measure.statistics import paired_difference, with_right_silence
 from store.errors import ConfigError
 from store.labels import TUMOR_WORDS
 from store.machine import card
@@ -27,7 +27,7 @@ from store.metrics import mean_of
 Row = dict[str, Any]
 CONVENTION = (
     "Dice per case of a case in which neither mask has the region is undefined: left out and counted; "
-    "a false alarm in a case without the region counts as 0"
+    "a false alarm in a case without the region counts as 0, against 1 of a variant that finds nothing there"
 )
 
 
@@ -119,12 +119,17 @@ def cases_of(results: Iterable[Row], part: str) -> list[Row]:
     return [case for row in results for case in row["cases"] if case["part"] == part]
 
 
+def dice_of(case: Row, region: str) -> float:
+    """Return a case's Dice; NaN where neither mask has the region."""
+    dice = case["regions"][region]["dice"]
+    return math.nan if dice is None else float(dice)
+
+
 def dice_by_patient(cases: Iterable[Row], region: str) -> dict[str, float]:
     """Return each patient's mean Dice; NaN where none of his cases has one."""
     found: dict[str, list[float]] = {}
     for case in cases:
-        dice = case["regions"][region]["dice"]
-        found.setdefault(case["patient_id"], []).append(math.nan if dice is None else dice)
+        found.setdefault(case["patient_id"], []).append(dice_of(case, region))
     return {patient: mean_of(values) for patient, values in sorted(found.items())}
 
 
@@ -152,14 +157,25 @@ def scores(cases: Sequence[Row], region: str) -> Row:
 
 
 def gain(results: Sequence[Row], reference: Sequence[Row], part: str, region: str) -> Row:
-    """Return what a variant gains over the reference, over the folds and seeds that both have."""
+    """Return what a variant gains over the reference, over the folds and seeds that both have; see `with_right_silence`."""
     both = {(row["fold"], row["seed"]) for row in results} & {(row["fold"], row["seed"]) for row in reference}
     ours, theirs = (
-        dice_by_patient(cases_of([row for row in rows if (row["fold"], row["seed"]) in both], part), region)
+        {
+            (row["fold"], row["seed"], case["case_id"]): case
+            for row in rows
+            if (row["fold"], row["seed"]) in both
+            for case in row["cases"]
+            if case["part"] == part
+        }
         for rows in (results, reference)
     )
-    patients = [patient for patient in ours if patient in theirs]
-    found = paired_difference([ours[patient] for patient in patients], [theirs[patient] for patient in patients])
+    shared = [key for key in ours if key in theirs]
+    pairs = with_right_silence([(dice_of(ours[key], region), dice_of(theirs[key], region)) for key in shared], best=1.0)
+    by_patient: dict[str, list[tuple[float, float]]] = {}
+    for key, pair in zip(shared, pairs, strict=True):
+        by_patient.setdefault(ours[key]["patient_id"], []).append(pair)
+    means = [(mean_of([a for a, _ in found]), mean_of([b for _, b in found])) for found in by_patient.values()]
+    found = paired_difference([a for a, _ in means], [b for _, b in means])
     return {
         "patients": found.patients,
         "mean": rounded(found.mean),

@@ -1,4 +1,4 @@
-"""Tuned constants: each is tried where it is used, and stays what it was."""
+"""Tuned constants: each is tried, and stays what it was."""
 
 import importlib
 from dataclasses import replace

@@ -110,6 +110,15 @@ def test_a_gain_is_over_the_folds_and_seeds_that_both_have():
     assert gain(ours, theirs, "test", "tumor")["mean"] == 0.4
 
 
+def test_a_false_alarm_tells_against_who_raises_it():
+    """The other finds nothing there and is right, so its Dice is undefined: leaving both out would hide the alarm."""
+    ours = [result("new", [case("a", 0.6), case("b", 0.0, volumes=(0.0, 3.0, 0.0)), case("c", None)])]
+    theirs = [result("default", [case("a", 0.5), case("b", None), case("c", None)])]
+    found = gain(ours, theirs, "test", "tumor")
+    assert (found["patients"], found["better"]) == (2, 1)
+    assert found["mean"] == pytest.approx((0.1 - 1) / 2)
+
+
 def test_recipes_are_chosen_by_validation_whatever_the_test_says():
     rows = [
         result("default", [case("a", 0.5, "validation"), case("b", 0.9)]),

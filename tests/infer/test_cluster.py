@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infer.cluster import together
+from infer.cluster import BY_LEDGER, Seen, together
 from infer.gather import gather
 from infer.inputs import Job
-from infer.ledger import Outcome, Summary
+from infer.ledger import Book, Outcome, Summary
 from infer.model import open_model
+from infer.options import Options
 from infer.pipeline import ELSEWHERE, infer
 from store.files import read_lines
 from store.phantom import write_nifti
@@ -98,8 +99,6 @@ def test_two_workers_one_of_them_killed_do_every_scan_once(cluster, model, tmp_p
 
 def test_no_scheduler_is_one_clear_error(model, collection, tmp_path, monkeypatch):
     import infer.cluster
-    from infer.ledger import Book
-    from infer.options import Options
     from store.errors import ConfigError
 
     monkeypatch.setattr(infer.cluster, "ANSWER_SECONDS", 1)
@@ -111,7 +110,7 @@ def test_no_scheduler_is_one_clear_error(model, collection, tmp_path, monkeypatc
 
 
 def outcome(name, status, reason=""):
-    return Outcome(name=name, status=status, reason=reason, slices=3)
+    return Outcome(name=name, status=status, reason=reason, slices=3 if status == "done" else 0)
 
 
 def summary(*outcomes):
@@ -130,7 +129,34 @@ def test_the_outcome_that_says_most_counts():
     assert [(one.name, one.status) for one in merged.outcomes] == [
         ("a", "done"), ("b", "failed"), ("c", "done"), ("d", "skipped"), ("e", "failed"), ("f", "done")]  # fmt: skip
     assert [one.reason for one in merged.outcomes] == [
-        "", "bad", "", "done before", "the run ended before it", "done by a worker that died later"]  # fmt: skip
-    assert merged.slices == sum(one.slices for one in merged.outcomes)
+        "", "bad", "", "done before", "the run ended before it", BY_LEDGER]  # fmt: skip
+    assert merged.slices == 9, "of a, c and f"
     assert merged.stages == {"device": {"seconds": 6.0, "share": 1.0}}
     assert merged.device_busy == 0.5
+
+
+def test_the_ledger_is_read_as_it_grows(model, collection, tmp_path):
+    """Lines of other models and other scans, of scans that only began and torn ones tell nothing; the last line of a scan counts."""
+    opened = open_model(model, "cpu")
+    jobs = gather([collection])[0]
+    writer, reader = Book(tmp_path, opened, Options()), Book(tmp_path, opened, Options())
+    seen = Seen(jobs[:3])
+    assert seen.look(reader) == 0
+    writer.note(jobs[0], outcome(jobs[0].name, "done"), begun=True)
+    assert seen.look(reader) == 0
+    writer.note(jobs[0], outcome(jobs[0].name, "done"))
+    writer.note(jobs[1], outcome(jobs[1].name, "failed", "bad"))
+    writer.note(jobs[3], outcome(jobs[3].name, "done"))
+    Book(tmp_path, opened, Options(separate=True)).note(jobs[2], outcome(jobs[2].name, "done"))
+    assert seen.look(reader) == 2
+    assert " slices/s, 1 failed" in str(seen)
+    line = (tmp_path / "ledger.jsonl").read_bytes().splitlines()[1]
+    with (tmp_path / "ledger.jsonl").open("ab") as stream:
+        stream.write(line[:40])
+        stream.flush()
+        assert seen.look(reader) == 0
+        stream.write(b"\n")
+    writer.note(jobs[1], outcome(jobs[1].name, "done"))
+    assert seen.look(reader) == 0, "it had ended before"
+    assert {name: (one.status, one.slices) for name, one in seen.outcomes.items()} == {
+        jobs[0].name: ("done", 3), jobs[1].name: ("done", 3)}  # fmt: skip

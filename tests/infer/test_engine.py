@@ -399,3 +399,12 @@ class TestDevices:
                 Options(devices=devices)
         with pytest.raises(UsageError, match="--devices 1: the CPU is one device, 0"):
             open_model(model, "cpu", 1)
+
+    def test_gpus_that_auto_does_not_find_are_missed_and_not_replaced(self, model, scans, tmp_path, monkeypatch):
+        monkeypatch.setattr("infer.providers.no_cuda", lambda: "no NVIDIA driver answers")
+        with pytest.raises(ProviderError, match="--devices 1: auto would take the CPU, .* no NVIDIA driver answers"):
+            open_model(model, "auto", 1)
+        opened = open_model(model, "auto")
+        with pytest.raises(ProviderError, match=r"--devices 0,1: cpu runs on one device, .*no NVIDIA driver answers"):
+            run(opened, [scans], tmp_path / "out", devices=(0, 1))
+        assert not list(tmp_path.rglob("summary.json"))

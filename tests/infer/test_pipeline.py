@@ -380,6 +380,9 @@ class TestCommand:
             (1, ["MODEL", "nowhere.nii"], "there is no such file"),
             (2, ["MODEL", "COLLECTION", "--provider", "tpu"], "choose one of auto"),
             (2, ["MODEL", "COLLECTION", "--devices", "first"], "expected numbers of GPUs"),
+            (2, ["MODEL", "COLLECTION", "--devices", "1", "--provider", "cpu"], "leave --devices out"),
+            (2, ["MODEL", "COLLECTION", "--provider", "tpu", "--scheduler", "tcp://127.0.0.1:9"], "choose one of auto"),
+            (2, ["MODEL", "COLLECTION", "--window", "300,-200"], "--window 300,-200: window 300.0..-200.0"),
             (2, ["MODEL", "COLLECTION", "--watch", "."], "name scans, folders, patterns"),
         ],
     )

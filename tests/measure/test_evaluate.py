@@ -371,6 +371,25 @@ def test_the_command_writes_every_table_and_compares_two_runs(two_cases):
     assert (distance["better_in"], distance["worse_in"]) == (0, 1), "a smaller distance is better"
 
 
+def test_a_false_alarm_of_one_run_counts_against_it(two_cases):
+    from measure.rivals import comparison
+
+    predicted = np.ones((2, 4, 6), np.uint8)
+    predicted[0, 0, 0] = 2
+    write_nifti(two_cases / "predicted" / "volume-2.nii.gz", predicted, SPACING)
+    (two_cases / "other").mkdir()
+    for mask in (two_cases / "truth").glob("segmentation-*"):
+        shutil.copy(mask, two_cases / "other")
+    run, other = (
+        evaluate(two_cases / masks, two_cases / "truth", None, LITS_LABELS) for masks in ("predicted", "other")
+    )
+    rows = {row["measure"]: row for row in comparison(run, other) if row["region"] == "tumor"}
+    for measure, best in (("dice", 1.0), ("voe", 0.0)):
+        assert (rows[measure]["cases"], rows[measure]["left_out"], rows[measure]["worse_in"]) == (2, 0, 2)
+        assert rows[measure]["mean_against"] == best
+    assert rows["assd_mm"]["left_out"] == 1
+
+
 def test_intervals_hold_what_they_should_and_ratios_are_of_sums():
     from measure.statistics import bootstrap_interval, ratio_interval
 

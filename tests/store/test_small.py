@@ -1,6 +1,11 @@
 """Rules of the small modules: files, labels, window, naming, metrics, pictures, framing, tables on the screen."""
 
 import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +23,8 @@ from store.naming import case_id_of, find_files, name_of
 from store.screen import errors_shown, table
 from store.slices import parse_window
 from store.window import Window
+
+HERE = Path(__file__).parents[2]
 
 
 class TestFiles:
@@ -248,3 +255,18 @@ def test_a_ledger_keeps_names_with_any_separator_of_lines(tmp_path):
     record = {"case_id": "a\u2028b\u0085c"}
     append_line(tmp_path / "ledger.jsonl", record)
     assert read_lines(tmp_path / "ledger.jsonl") == [record]
+
+
+def test_results_stay_on_standard_output_beside_a_bar_on_a_terminal():
+    code = (
+        "from store.progress import progress\nfrom store.screen import say\n"
+        "with progress('infer', 2, 'scans') as advance:\n    say('a worker'); advance(1, 'none failed')"
+    )
+    ours, theirs = pty.openpty()
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=theirs, cwd=HERE, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16)
+    os.close(ours)
+    assert done.stdout == b"a worker\n"
+    assert b"1/2 scans" in shown
+    assert b"a worker" not in shown

@@ -1,5 +1,6 @@
 """Several processes train one network: the same losses as one process."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from train.loop import train
 from train.processes import Processes, share_of
 
 HERE = Path(__file__).parents[2]
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 TOLERANCE = 1e-4
 """Of the loss: sums in another order, through a few dozen steps."""
 
@@ -26,7 +28,7 @@ def together(stored, run, config, *more):
     toml.write_text(to_toml(config))
     return subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *TORCHRUN,
             *("-m", "slicemill", "train", str(stored), str(run), "--config", str(toml), *more),
         ],
         cwd=HERE,
@@ -73,6 +75,23 @@ class TestTwoProcesses:
         assert again.returncode == 0, again.stderr
         assert read_state(tmp_path / "run").epoch == 1
         assert "Warning" not in again.stderr
+
+    @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="Linux names the threads of a process")
+    def test_no_thread_of_theirs_is_left_for_the_end_of_python(self, stored, tmp_path):
+        """It would be killed in the middle of what it gives back, and the process with it."""
+        config, script = tmp_path / "c.toml", tmp_path / "threads.py"
+        config.write_text(to_toml(replace(TINY, norm="instance", epochs=1, steps=2)))
+        script.write_text(
+            "import sys\nfrom pathlib import Path\nfrom train.config import read_config\nfrom train.loop import train\n"
+            "train(Path(sys.argv[1]), Path(sys.argv[2]), read_config(Path(sys.argv[3])), tell=lambda _: None)\n"
+            "print('left', *(path.read_text().strip() for path in Path('/proc/self/task').glob('*/comm')), flush=True)\n"
+        )
+        words = [*TORCHRUN, str(script), str(stored), str(tmp_path / "run"), str(config)]
+        environment = {**os.environ, "PYTHONPATH": str(HERE)}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("left ") == 2
+        assert "gloo" not in done.stdout
 
     def test_batch_norm_on_cpus_is_refused(self, stored, tmp_path):
         done = together(stored, tmp_path / "run", replace(TINY, norm="batch"))

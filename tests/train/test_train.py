@@ -85,11 +85,12 @@ class TestConfig:
             ('decay = "linear"', "must be cosine or poly"),
             ('norm = "group"', "must be batch or instance"),
             ("patience = -1", "must not be negative"),
+            ("window_low = 400", "the lower end must be below the upper one"),
         ],
     )
     def test_a_setting_that_cannot_work_is_one_clear_error(self, text, message, tmp_path):
         (tmp_path / "c.toml").write_text(text)
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(ConfigError, match=f"c.toml: .*{message}"):
             read_config(tmp_path / "c.toml")
 
 
