@@ -48,7 +48,6 @@ from store.progress import Advance, progress
 from store.screen import counted
 
 DEFAULTS = Options()
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 ELSEWHERE = "another run is at work on it"
 
 
@@ -231,9 +230,8 @@ def reason_of(error: Exception, job: Job) -> str:
 
 def where_of(model: Model, options: Options) -> str:
     """Return what a run of these options works on: provider, devices and batch, and why that provider."""
-    seen = f" of {VISIBLE}={os.environ[VISIBLE]}" if VISIBLE in os.environ else ""
-    gpus = f"GPU {', '.join(map(str, options.devices))}{seen}"
-    device = counted(len(os.sched_getaffinity(0)), "core") if model.provider in HOSTS else gpus
+    numbers = ", ".join(map(str, options.devices))
+    device = counted(len(os.sched_getaffinity(0)), "core") if model.provider in HOSTS else f"GPU {numbers}"
     batch = capacity_of(model.info, model.provider, options.batch).labels
     lanes = lanes_on(model.provider)
     return f"{model.provider} ({device}), {counted(batch, 'slice')} a batch, {lanes} at a time: {model.reason}"

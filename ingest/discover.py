@@ -185,6 +185,8 @@ def from_patterns(images: str, masks: str | None) -> Collection:
 
     Raises
     ------
+    UsageError
+        A pattern has no star, or is a URL.
     PairingError
         A pattern matches nothing, or two files match with the same text.
     """

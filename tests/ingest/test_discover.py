@@ -146,7 +146,7 @@ def test_patterns_pair_by_what_their_stars_match(tmp_path):
     assert [path.name for path, _ in collection.left_out] == ["p3_liver.nii.gz"]
     with pytest.raises(PairingError, match="matches no"):
         from_patterns(f"{tmp_path}/ct/*.mha", None)
-    with pytest.raises(PairingError, match=r"needs at least one \*"):
+    with pytest.raises(UsageError, match=r"needs at least one \*"):
         from_patterns("ct/a.nii", None)
 
 
@@ -235,7 +235,7 @@ def test_a_case_id_that_no_folder_can_have_is_refused_before_anything_is_written
 
 
 def test_a_pattern_of_urls_is_refused_with_the_way_out():
-    with pytest.raises(PairingError, match="patterns are for local files"):
+    with pytest.raises(UsageError, match="patterns are for local files"):
         from_patterns("s3://bucket/*.nii", None)
 
 
