@@ -19,16 +19,14 @@ import torch
 import infer.capacity
 from bench.clock import interleaved, ratio
 from bench.headline import Record
-from bench.infer import bare, exported, network_of
+from bench.infer import SPECKS, bare, cleaned, exported, network_of, specked
 from bench.ingest import one_core, ours
 from bench.subject import Files, Subject
 from infer.capacity import lanes_on
 from infer.gather import gather
 from infer.inputs import load
 from infer.model import open_model
-from infer.postprocess import Rules, postprocess
 from store.counts import value_counts
-from store.geometry import Grid
 from store.labels import LITS_LABELS
 from store.lesions import find_lesions
 from store.machine import card
@@ -44,8 +42,6 @@ MIB = 1 << 20
 MOST_SLICES = 8
 """In a batch."""
 NOISY_SLICES = 4
-SPECKS = 400
-"""Of two voxels a side, in the labels that are post-processed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,22 +106,22 @@ def measured(constant: Constant, rounds: int) -> Record:
 
 def constants_of(folder: Path, subject: Subject) -> list[Constant]:
     """Return the constants with their work on a scan."""
+    files = subject.write(folder / "axial", ".nii")
     return [
-        *of_ingest(folder, subject),
-        *of_labels(subject),
-        *of_files(folder, subject),
-        of_batches(folder, subject),
+        *of_ingest(folder, subject, files),
+        *of_labels(subject.label),
+        *of_written(folder, subject, files),
+        of_batches(folder, subject, files),
         of_augmentation(subject),
     ]
 
 
-def of_ingest(folder: Path, subject: Subject) -> list[Constant]:
+def of_ingest(folder: Path, subject: Subject, axial: Files) -> list[Constant]:
     """Return what bears on a scan's way into the store."""
 
     def converted(case: Files) -> Callable[[], None]:
         return lambda: ours(folder, case, subject.params())
 
-    axial = subject.write(folder / "axial", ".nii")
     coronal = Files(image=folder / "coronal" / axial.image.name, mask=folder / "coronal" / axial.mask.name)
     for path, volume in ((coronal.image, subject.image), (coronal.mask, subject.label)):
         write_nifti(path, volume, subject.spacing_mm, "RIP")
@@ -151,29 +147,20 @@ def of_ingest(folder: Path, subject: Subject) -> list[Constant]:
     ]
 
 
-def of_labels(subject: Subject) -> list[Constant]:
+def of_labels(label: npt.NDArray[np.uint8]) -> list[Constant]:
     """Return what bears on post-processing and lesions."""
-    rng = np.random.default_rng(0)
-    specked = subject.label.copy()
-    for z, y, x in zip(*(rng.integers(0, side, SPECKS) for side in specked.shape), strict=True):
-        specked[z : z + 2, y : y + 2, x : x + 2] = rng.integers(1, 3)
-    grid = Grid(shape=specked.shape[::-1], affine=np.diag([-10.0, -10.0, 10.0, 1.0]))  # a voxel is 1 ml
-    rules = Rules(largest_organ=True, min_lesion_ml=10.0)
-
-    def post(label: npt.NDArray[np.uint8]) -> Callable[[], None]:
-        return lambda: postprocess(label.copy(), LITS_LABELS, rules, grid)
-
-    noise = rng.integers(0, 3, (min(NOISY_SLICES, len(specked)), *specked.shape[1:]), dtype=np.uint8)
-    tumor = specked == LITS_LABELS.tumor_value()
+    noisy = specked(label)
+    noise = np.random.default_rng(0).integers(0, 3, (NOISY_SLICES, *label.shape[1:]), dtype=np.uint8)
+    tumor = noisy == LITS_LABELS.tumor_value()
     return [
         Constant(
             where="store.runs.PLANE_BYTES",
             values=(MIB // 4, MIB, 4 * MIB, 16 * MIB),
             what=f"largest organ, small lesions away, {SPECKS} specks",
-            work=post(specked),
+            work=lambda: cleaned(noisy),
         ),
         *(
-            Constant(where=f"store.runs.{name}", values=values, what="the same in noise", work=post(noise))
+            Constant(where=f"store.runs.{name}", values=values, what="the same in noise", work=lambda: cleaned(noise))
             for name, values in (
                 ("BLOCK_RUNS", (1 << 12, 1 << 16, 1 << 20)),
                 ("BLOCK_VOXELS", (1 << 14, 1 << 18, 1 << 22)),
@@ -188,18 +175,17 @@ def of_labels(subject: Subject) -> list[Constant]:
     ]
 
 
-def of_files(folder: Path, subject: Subject) -> list[Constant]:
+def of_written(folder: Path, subject: Subject, files: Files) -> list[Constant]:
     """Return what bears on masks and pictures that are written."""
     pictures = [gray(section) for section in subject.image[:: max(1, len(subject.image) // 8)]]
-    mask = load(gather([subject.write(folder / "masked", ".nii").mask])[0][0])
-    label = mask.volume.astype(np.uint8)
+    mask = load(gather([files.mask])[0][0])
 
     def pack() -> int:
         return sum(len(png_bytes(picture)) for picture in pictures)
 
     def write() -> int:
         path = folder / "mask.nii.gz"
-        write_volume(path, mask.header, np.uint8, mask.grid.to_file(label))
+        write_volume(path, mask.header, np.uint8, mask.grid.to_file(subject.label))
         return path.stat().st_size
 
     return [
@@ -208,18 +194,17 @@ def of_files(folder: Path, subject: Subject) -> list[Constant]:
     ]
 
 
-def of_batches(folder: Path, subject: Subject) -> Constant:
+def of_batches(folder: Path, subject: Subject, files: Files) -> Constant:
     """Return how many pixels a batch of the default network has on the CPU."""
     network, config = network_of("default")
     side, lanes = subject.image.shape[-1], lanes_on("cpu")
     model = open_model(exported(folder / "default.onnx", network, config, side), "cpu")
-    scans = subject.write(folder / "scans", ".nii").image
     made: dict[int, Callable[[], object]] = {}
 
     def label() -> None:
         pixels = infer.capacity.CPU_PIXELS
         if pixels not in made:
-            made[pixels] = bare(model, scans, MOST_SLICES * lanes, lanes)
+            made[pixels] = bare(model, files.image, MOST_SLICES * lanes, lanes)
         made[pixels]()
 
     return Constant(

@@ -9,6 +9,8 @@ from store.errors import ConfigError
 if TYPE_CHECKING:
     from infer.model import ModelInfo
 
+HOSTS = ("cpu", "openvino")
+"""Providers that compute on the processor."""
 CPU_PIXELS = 2 * 512 * 512
 """Pixels in a batch on the CPU: more brings nothing there (design notes, RUNTIME section 3; `slicemill bench constants`)."""
 GPU_PIXELS = 32 * 512 * 512
@@ -33,7 +35,7 @@ class Capacity:
 
 def capacity_of(info: "ModelInfo", provider: str, batch: int = 0) -> Capacity:
     """Return what one batch holds: slices to label, and room for their neighbors, which may lie apart."""
-    pixels = CPU_PIXELS if provider in ("cpu", "openvino") else GPU_PIXELS
+    pixels = CPU_PIXELS if provider in HOSTS else GPU_PIXELS
     if info.one_slice and batch > 1:
         raise ConfigError(f"--batch {batch}: {info.name} takes one slice at a time; export it with an open batch axis.")
     labels = 1 if info.one_slice else batch or max(1, pixels // (info.size[0] * info.size[1]))

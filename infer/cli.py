@@ -90,10 +90,11 @@ class _Asked:
 
     def __post_init__(self) -> None:
         """Check that the options fit together."""
+        from infer.capacity import HOSTS
         from infer.providers import check_name
 
         check_name(self.provider)
-        if self.provider in ("cpu", "openvino") and self.options.devices != (0,):
+        if self.provider in HOSTS and self.options.devices != (0,):
             numbers = ",".join(map(str, self.options.devices))
             raise UsageError(
                 f"--devices {numbers}: {self.provider} runs on one device, the processor; leave --devices out."

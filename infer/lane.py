@@ -15,14 +15,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from infer.capacity import Capacity, lanes_on
+from infer.capacity import HOSTS, Capacity, lanes_on
 from infer.cudart import open_card
 from infer.model import Answer, Model, answered
 from store.errors import ProviderError
 
 ON_DEVICE = ("cuda", "tensorrt")
-HOSTS = ("cpu", "openvino")
-"""Providers that compute on the processor."""
 WHERE = "cuda"
 """onnxruntime's name of the memory of both."""
 Room = Callable[[Sequence[int], Any], npt.NDArray[Any]]

@@ -20,11 +20,11 @@ import numpy.typing as npt
 from infer.batching import Scan
 from infer.blocks import Blocks
 from infer.canvas import Segmented, plan_of, wanted_of
-from infer.capacity import capacity_of, lanes_on
+from infer.capacity import HOSTS, capacity_of, lanes_on
 from infer.engine import Engine, Limits, Steps, Ticket
 from infer.gate import gate
 from infer.inputs import Job, LeftOut, LoadedScan, opened
-from infer.lane import HOSTS, memory_of_lanes
+from infer.lane import memory_of_lanes
 from infer.ledger import Book, Outcome, Summary, write_summary
 from infer.model import Model, open_model
 from infer.options import (

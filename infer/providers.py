@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from infer.capacity import threads_of_session
+from infer.capacity import HOSTS, threads_of_session
 from infer.tensorrt import TENSORRT, with_engine
 from infer.vino import NAME, VinoSession
 from store.errors import ModelError, ProviderError, UsageError
@@ -137,7 +137,7 @@ def options_for(provider: str, device: int) -> dict[str, str]:
     UsageError
         The CPU has no device of that number.
     """
-    if provider in ("cpu", "openvino"):
+    if provider in HOSTS:
         if device:
             raise UsageError(
                 f"--devices {device}: the CPU is one device, 0; name GPUs with --provider cuda or tensorrt."
