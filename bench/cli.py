@@ -1,4 +1,4 @@
-"""The commands `slicemill phantom | demo | bench | doctor`."""
+"""The commands `slicemill bench ...`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,76 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from store.finite import finite
-from store.screen import errors_shown, say
+from slicemill.common.options import finite
+from slicemill.common.terminal import errors_shown, say
 
 if TYPE_CHECKING:
-    from bench.stages import Scale
+    from slicemill.bench.harness.catalog import Scale
 
 bench = typer.Typer(
     name="bench",
     help="Measure slices per second here; every figure comes with the machine it was measured on.",
     no_args_is_help=True,
 )
-
-
-def phantom(
-    folder: Annotated[Path, typer.Argument(help="Folder to write volume-N and segmentation-N into.")],
-    cases: Annotated[int, typer.Option(help="How many.", min=1)] = 12,
-    size: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=32, max=1024)] = 128,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same scans.", min=0)] = 0,
-) -> None:
-    """Make a collection of synthetic abdominal CTs with liver and tumors, in LiTS names and many orientations.
-
-    slicemill phantom phantoms/ --cases 12
-    """
-    with errors_shown():
-        from store.phantom import write_collection
-        from store.progress import progress
-
-        with progress("phantoms", cases, "cases") as advance:
-            for image, _ in write_collection(folder, cases=cases, size=size, seed=seed):
-                advance(1, image.name)
-        say(f"{cases} synthetic CTs with masks (1 liver, 2 tumor): {folder}")
-
-
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("demo"),
-    data: Annotated[Path | None, typer.Option(help="A collection of your own, instead of phantoms.")] = None,
-    labels: Annotated[str | None, typer.Option(help="Names of its label values, like tumor=1.")] = None,
-    cases: Annotated[int, typer.Option(help="Phantoms to make.", min=12)] = 36,
-    max_minutes: Annotated[float, typer.Option(callback=finite, help="Training time.")] = 4.0,
-    config: Annotated[Path | None, typer.Option(help="Settings of the training, as TOML.")] = None,
-    seed: Annotated[int, typer.Option(help="Of phantoms, split and training.")] = 0,
-    provider: Annotated[str, typer.Option(help="Execution provider of the inference.")] = "auto",
-) -> None:
-    """Go the whole way: make scans, ingest, train, export, infer on unseen cases, evaluate, and sum up.
-
-    slicemill demo
-    slicemill demo --data sarcoma/ --labels tumor=1 --out real --max-minutes 25
-    """
-    with errors_shown():
-        from bench.demo import Way, goals, whole_way
-
-        summary = whole_way(
-            Way(
-                out=out,
-                data=data,
-                cases=cases,
-                labels=labels,
-                minutes=max_minutes,
-                seed=seed,
-                provider=provider,
-                config=config,
-            )
-        )
-        if data is None:
-            missed = goals(summary)
-            for reason in missed:
-                say(f"goal missed: {reason}; a slow machine needs more --max-minutes")
-            if missed:
-                raise SystemExit(1)
-            say("goals met: tumor Dice at least 0.15 above the threshold's, liver Dice at least 0.90")
 
 
 Slices = Annotated[int, typer.Option(help="Slices of the scan; 0 fits the stage.", min=0)]
@@ -116,10 +57,10 @@ def ingest(
     slicemill bench ingest --scale lits
     """
     with errors_shown():
-        from bench.ingest import run as run_case
-        from bench.real_size import real_size
-        from bench.subject import subject_of, work_folder
-        from store.errors import UsageError
+        from slicemill.bench.harness.subject import subject_of, work_folder
+        from slicemill.bench.stages.ingest import run as run_case
+        from slicemill.bench.stages.real_size import real_size
+        from slicemill.common.errors import UsageError
 
         if scale not in ("case", "lits"):
             raise UsageError(f"--scale {scale}: choose case or lits.")
@@ -127,7 +68,7 @@ def ingest(
             raise UsageError(f"--suffix {suffix}: choose .nii.gz or .nii.")
         with work_folder(folder) as place:
             if scale == "lits":
-                from bench.lits import run as run_lits
+                from slicemill.bench.stages.ingest_lits import run as run_lits
 
                 record = run_lits(place / "lits", suffix=suffix, workers=workers, limit=cases)
             else:
@@ -151,7 +92,7 @@ def read_store(
     with errors_shown():
         from functools import partial
 
-        from bench.readers import run
+        from slicemill.bench.stages.store import run
 
         _finish(_on_one_scan("store", partial(run, cold=cold), slices, rounds, quick, data), json)
 
@@ -160,7 +101,7 @@ def read_store(
 def loader(slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, data: Data = None, json: Json = None) -> None:
     """Training pairs a CPU-second: the ring beside a PNG folder and our own reader in DataLoader workers, and the bare decode."""
     with errors_shown():
-        from bench.loader import run
+        from slicemill.bench.stages.loader import run
 
         _finish(_on_one_scan("loader", run, slices, rounds, quick, data), json)
 
@@ -178,8 +119,8 @@ def training(
     with errors_shown():
         from functools import partial
 
-        from bench.training import run
-        from train.config import Config, read_config
+        from slicemill.bench.stages.train import run
+        from slicemill.train.config import Config, read_config
 
         settings = read_config(config) if config else Config()
         _finish(_on_one_scan("train", partial(run, config=settings), slices, rounds, quick, data), json)
@@ -191,7 +132,7 @@ def exporting(
 ) -> None:
     """Export: a network to a proved model file, beside torch's exporter alone."""
     with errors_shown():
-        from bench.exporting import run
+        from slicemill.bench.stages.export import run
 
         _finish(_on_one_scan("export", run, slices, rounds, quick, data), json)
 
@@ -202,12 +143,12 @@ def segment(slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, json: 
     with errors_shown():
         from importlib.util import find_spec
 
-        from store.errors import ConfigError
+        from slicemill.common.errors import ConfigError
 
         if find_spec("scipy") is None:
             raise ConfigError("bench infer compares with scipy, which is missing: pip install 'slicemill[dev]'.")
-        from bench.infer import run
-        from bench.subject import work_folder
+        from slicemill.bench.harness.subject import work_folder
+        from slicemill.bench.stages.infer_cpu import run
 
         given = _begin("infer", slices, rounds, quick)
         with work_folder() as place:
@@ -227,8 +168,8 @@ def constants(
     slicemill bench constants
     """
     with errors_shown():
-        from bench.constants import run
-        from bench.subject import subject_of, work_folder
+        from slicemill.bench.harness.subject import subject_of, work_folder
+        from slicemill.bench.stages.constants import run
 
         with work_folder() as place:
             record = run(place, subject_of(data, slices), rounds=rounds)
@@ -247,7 +188,7 @@ def distances(
 ) -> None:
     """Surface distances of a whole case: ours beside distance transforms of the scan and of boxes."""
     with errors_shown():
-        from bench.measure import run
+        from slicemill.bench.stages.measure import run
 
         given = _begin("measure", slices, rounds, quick)
         record = run(slices=given.slices, side=side, lesions=lesions, rounds=given.rounds, by_medpy=by_medpy)
@@ -272,10 +213,11 @@ def peers(
     slicemill bench peers --kind inference --quick
     """
     with errors_shown():
-        from bench.peers import inference, loading
-        from bench.peers.peer import packages
-        from bench.subject import work_folder
-        from store.errors import UsageError
+        from slicemill.bench.harness.subject import work_folder
+        from slicemill.bench.peers.peer import packages
+        from slicemill.bench.stages import peers_inference as inference
+        from slicemill.bench.stages import peers_loading as loading
+        from slicemill.common.errors import UsageError
 
         kinds = {"loading": loading, "inference": inference}
         if kind not in kinds:
@@ -295,8 +237,8 @@ def peers(
 def limits(quick: Quick = False, json: Json = None) -> None:
     """What this machine can do at most: memory copy, disk, matrix products, convolutions, copies to a card."""
     with errors_shown():
-        from bench.limits import run
-        from bench.subject import work_folder
+        from slicemill.bench.harness.subject import work_folder
+        from slicemill.bench.stages.limits import run
 
         with work_folder() as place:
             record = run(place, rounds=3 if quick else 7)
@@ -315,8 +257,8 @@ def scale(
     slicemill bench scale --picture scaling.png
     """
     with errors_shown():
-        from bench.scaling import draw, run
-        from bench.subject import subject_of, work_folder
+        from slicemill.bench.harness.subject import subject_of, work_folder
+        from slicemill.bench.stages.scaling import draw, run
 
         with work_folder() as place:
             record = run(place, subject_of(data, 148), quick=quick)
@@ -333,8 +275,8 @@ def instructions(json: Json = None) -> None:
     slicemill bench compare old.json new.json
     """
     with errors_shown():
-        from bench.instructions import run
-        from bench.subject import work_folder
+        from slicemill.bench.harness.subject import work_folder
+        from slicemill.bench.stages.instructions import run
 
         with work_folder() as place:
             record = run(place)
@@ -359,11 +301,11 @@ def plan(
     slicemill bench plan --scale scale.json --store store.json --scans 1200 --slices 300000 --workers 64
     """
     with errors_shown():
-        from bench.plan import HEADER, KNOWN, Collection, checked, inputs_of, rows_of
-        from bench.quality.study import numbers
-        from store.errors import UsageError
-        from store.files import read_json
-        from store.screen import table
+        from slicemill.bench.records.plan import HEADER, KNOWN, Collection, checked, inputs_of, rows_of
+        from slicemill.bench.studies.study import numbers
+        from slicemill.common.errors import UsageError
+        from slicemill.common.files import read_json
+        from slicemill.common.terminal import table
 
         if bool(scans) != bool(slices):
             raise UsageError("--scans and --slices: give both, or neither.")
@@ -391,12 +333,12 @@ def every(
     slicemill bench all --data scans/
     """
     with errors_shown():
-        from bench import suite
-        from bench.sheet import PICTURE, SHARES, draw, draw_shares, write_page
-        from bench.stages import STAGES
-        from bench.tables import all_table
-        from store.errors import UsageError
-        from store.files import write_json
+        from slicemill.bench.harness.catalog import STAGES
+        from slicemill.bench.records import suite
+        from slicemill.bench.records.sheet import PICTURE, SHARES, draw, draw_shares, write_page
+        from slicemill.bench.records.tables import all_table
+        from slicemill.common.errors import UsageError
+        from slicemill.common.files import write_json
 
         names = tuple(name.strip() for name in only.split(",")) if only else ()
         if unknown := [name for name in names if name not in STAGES]:
@@ -428,9 +370,9 @@ def comparing(
     slicemill bench compare bench/results/runs/A.json bench/results/runs/B.json
     """
     with errors_shown():
-        from bench.compare import compare, differences
-        from store.files import read_json
-        from store.screen import table
+        from slicemill.bench.records.compare import compare, differences
+        from slicemill.common.files import read_json
+        from slicemill.common.terminal import table
 
         one, other = (read_json(path) for path in (old, new))
         changes = compare(one, other)
@@ -444,7 +386,7 @@ def _on_one_scan(
     stage: str, run: Callable[..., dict[str, Any]], slices: int, rounds: int, quick: bool, data: Path | None
 ) -> dict[str, Any]:
     """Return a benchmark's record, made in a folder that is gone afterwards."""
-    from bench.subject import subject_of, work_folder
+    from slicemill.bench.harness.subject import subject_of, work_folder
 
     given = _begin(stage, slices, rounds, quick)
     with work_folder() as place:
@@ -453,8 +395,8 @@ def _on_one_scan(
 
 def _begin(stage: str, slices: int, rounds: int, quick: bool) -> "Scale":
     """Say what is measured, what should bound it and on which machine, and return how much is done."""
-    from bench.stages import STAGES
-    from store.machine import card, described
+    from slicemill.bench.harness.catalog import STAGES
+    from slicemill.common.machine import card, described
 
     chosen = STAGES[stage]
     say(f"{stage}: {chosen.what}; should be bounded by {chosen.bound}")
@@ -464,8 +406,8 @@ def _begin(stage: str, slices: int, rounds: int, quick: bool) -> "Scale":
 
 def _finish(record: dict[str, Any], json: Path | None) -> None:
     """Print a record as its README table and as one JSON line, and write it where asked."""
-    from bench.readme import TABLES
-    from store.files import to_json, write_json
+    from slicemill.bench.records.readme import TABLES
+    from slicemill.common.files import to_json, write_json
 
     say(TABLES[record["benchmark"]](record))
     say()
@@ -480,7 +422,7 @@ def quality(
     phantoms: Annotated[int, typer.Option(help="Make so many phantoms with liver and tumor instead.", min=0)] = 0,
     table: Annotated[
         Path | None,
-        typer.Option(help="Variants as TOML; by default bench/quality/sarcoma.toml, or phantoms.toml with --phantoms."),
+        typer.Option(help="Variants as TOML; by default bench/studies/sarcoma.toml, or phantoms.toml with --phantoms."),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Names of the label values, like tumor=1.")] = None,
     folds: Annotated[int | None, typer.Option(help="Folds; each patient is in the test part of one.")] = None,
@@ -514,11 +456,11 @@ def quality(
     with errors_shown():
         from dataclasses import replace
 
-        from bench.quality.report import draw
-        from bench.quality.study import Study, numbers, plan, run_study
-        from bench.quality.summary import summarize
-        from bench.quality.table import read_table
-        from store.errors import ConfigError, UsageError
+        from slicemill.bench.records.study import draw
+        from slicemill.bench.studies.study import Study, numbers, plan, run_study
+        from slicemill.bench.studies.summary import summarize
+        from slicemill.bench.studies.table import read_table
+        from slicemill.common.errors import ConfigError, UsageError
 
         chosen = read_table(table or _shipped_table(phantoms))
         given: dict[str, Any] = {
@@ -573,9 +515,9 @@ def yardstick(
     slicemill bench yardstick --data sarcoma/ --minutes 20 --only-folds 0,1,2,3
     """
     with errors_shown():
-        from bench.quality.study import Study, numbers
-        from bench.quality.table import read_table
-        from bench.quality.yardstick import Duel, run_duel
+        from slicemill.bench.studies.study import Study, numbers
+        from slicemill.bench.studies.table import read_table
+        from slicemill.bench.studies.yardstick import Duel, run_duel
 
         study = Study(
             table=read_table(table or _shipped_table(phantoms)),
@@ -591,19 +533,4 @@ def yardstick(
 
 def _shipped_table(phantoms: int) -> Path:
     """Return the table of variants that comes with the command."""
-    return Path(__file__).parent / "quality" / ("phantoms.toml" if phantoms else "sarcoma.toml")
-
-
-def doctor() -> None:
-    """Say what this machine has, which providers really start, and what to repair; exit 1 when something is."""
-    with errors_shown():
-        from bench.doctor import examine
-
-        lines, repairs = examine()
-        for line in lines:
-            say(line)
-        for repair in repairs:
-            say(f"REPAIR     {repair}")
-        if repairs:
-            raise SystemExit(1)
-        say("nothing to repair")
+    return Path(__file__).parent / "studies" / ("phantoms.toml" if phantoms else "sarcoma.toml")

@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from store.errors import UsageError
-from store.finite import finite
-from store.screen import counted, errors_shown, peak_mib, say, table
-from store.shard import shard_of
+from slicemill.common.errors import UsageError
+from slicemill.common.options import finite, shard_of
+from slicemill.common.terminal import counted, errors_shown, peak_mib, say, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from infer.inputs import Job, LeftOut
-    from infer.ledger import Outcome, Summary
-    from infer.model import Model
-    from infer.options import Options
+    from slicemill.infer.inputs.jobs import Job, LeftOut
+    from slicemill.infer.network.model import Model
+    from slicemill.infer.run.ledger import Outcome, Summary
+    from slicemill.infer.run.options import Options
 
 SHOWN = 40
 
@@ -90,8 +89,8 @@ class _Asked:
 
     def __post_init__(self) -> None:
         """Check that the options fit together."""
-        from infer.capacity import HOSTS
-        from infer.providers import check_name
+        from slicemill.infer.runtime.capacity import HOSTS
+        from slicemill.infer.runtime.providers import check_name
 
         check_name(self.provider)
         if self.provider in HOSTS and self.options.devices != (0,):
@@ -140,9 +139,9 @@ def infer(
         infer liver.onnx 'scans/*.nii.gz' --out segmented/ --provider cuda
     """
     with errors_shown():
-        from infer.gather import read_list
-        from infer.options import Options
-        from infer.views import Manner
+        from slicemill.infer.inputs.gather import read_list
+        from slicemill.infer.run.options import Options
+        from slicemill.infer.slices.tiles import Manner
 
         part = shard_of(shard)
         options = Options(
@@ -180,12 +179,12 @@ def tune(
         slicemill tune liver.onnx store/ --split run/split.json
     """
     with errors_shown():
-        from infer import tune as rules
-        from infer.model import open_model
-        from infer.options import Options
-        from infer.pipeline import where_of
-        from store.progress import progress
-        from store.reader import open_store
+        from slicemill.common.progress import progress
+        from slicemill.infer import tune as rules
+        from slicemill.infer.network.model import open_model
+        from slicemill.infer.run.options import Options
+        from slicemill.infer.run.pipeline import where_of
+        from slicemill.store.reader import open_store
 
         files = rules.flavors_beside(model)
         if not dry_run:
@@ -218,8 +217,8 @@ def beside(given: "Sequence[str]", model: Path) -> Path:
     UsageError
         The scans are not one folder or store, or files, that lie here, or nothing can be kept beside them.
     """
-    from infer.model import network_name
-    from store.files import place_of
+    from slicemill.common.files import place_of
+    from slicemill.store.model_card import network_name
 
     places = [place_of(one) for one in given]
     local = [Path(os.path.abspath(place)) for place in places if isinstance(place, Path)]  # noqa: PTH100 (links are kept)
@@ -242,9 +241,9 @@ def beside(given: "Sequence[str]", model: Path) -> Path:
 
 def _segment(asked: _Asked) -> None:
     """Do what was asked for, and show what came of it; exit 1 where a scan failed."""
-    from infer.ledger import Book
-    from infer.pipeline import left_to_do
-    from infer.places import extra_names
+    from slicemill.infer.run.ledger import Book
+    from slicemill.infer.run.outputs import extra_names
+    from slicemill.infer.run.pipeline import left_to_do
 
     options = asked.options
     jobs, left_out = _gathered(asked)
@@ -262,8 +261,8 @@ def _segment(asked: _Asked) -> None:
 
 def _gathered(asked: _Asked) -> "tuple[list[Job], LeftOut]":
     """Return the jobs of this part, and its share of the files that are left out."""
-    from infer.gather import gather
-    from store.slices import parse_window
+    from slicemill.infer.inputs.gather import gather
+    from slicemill.store.to_slices import parse_window
 
     jobs, left_out = gather(asked.inputs, parse_window(asked.window) if asked.window else None)
     first, step = asked.part or (0, 1)
@@ -272,8 +271,8 @@ def _gathered(asked: _Asked) -> "tuple[list[Job], LeftOut]":
 
 def _opened(asked: _Asked) -> "Model":
     """Open the model, on the CPU where workers of a scheduler run it, and say on what it runs."""
-    from infer.model import file_for, open_model
-    from infer.pipeline import where_of
+    from slicemill.infer.network.model import file_for, open_model
+    from slicemill.infer.run.pipeline import where_of
 
     provider, scheduler = asked.provider, asked.scheduler
     if scheduler:
@@ -292,19 +291,19 @@ def _opened(asked: _Asked) -> "Model":
 def _driven(asked: _Asked, opened: "Model", jobs: "Sequence[Job]", left_out: "LeftOut") -> "Summary":
     """Segment what arrives, or on a cluster, or here."""
     if asked.watch is not None:
-        from infer.inbox import until_signalled, watch
-        from infer.ledger import Book
+        from slicemill.infer.run.ledger import Book
+        from slicemill.infer.run.watch import until_signalled, watch
 
         say(f"watching {asked.watch}; Ctrl-C ends it once what was begun is finished")
         with until_signalled() as ended:
             return watch(opened, asked.watch, Book(asked.out, opened, asked.options), ended, asked.settle)
     if asked.scheduler is not None:
-        from infer.cluster import infer_on
-        from infer.ledger import Book
+        from slicemill.infer.run.cluster import infer_on
+        from slicemill.infer.run.ledger import Book
 
         book = Book(asked.out, opened, asked.options)
         return infer_on(asked.scheduler, opened, asked.provider, jobs, book, left_out)  # type: ignore[arg-type]
-    from infer.pipeline import infer as run
+    from slicemill.infer.run.pipeline import infer as run
 
     return run(opened, jobs, asked.out, asked.options, left_out)
 

@@ -1,76 +1,22 @@
 """What needs the whole scan: the largest organ, its holes, and tumors that are too far away, too small or too unsure.
 
-All of it works in the box around the labelled voxels, on their runs along x (`store.runs`), and stops early where there is nothing to do.
+All of it works in the box around the labelled voxels, on their runs along x (`slicemill.ct.runs`), and stops early where there is nothing to do.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from store.errors import ModelError
-from store.geometry import Grid, voxel_ml
-from store.labels import Labels
-from store.lesions import bounding_box
-from store.runs import connected, fill, places, runs_of, values_in
+from slicemill.ct.geometry import Grid, voxel_ml
+from slicemill.ct.labels import Labels
+from slicemill.ct.lesions import bounding_box
+from slicemill.ct.runs import connected, fill, places, runs_of, values_in
+from slicemill.store.model_card import Rules
 
 Label = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Box = tuple[slice, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """What a model's metadata ask to be done to its labels."""
-
-    largest_organ: bool = False
-    """Keep only the largest 26-connected component of the organ with its tumors."""
-    fill_holes: bool = False
-    """Background that organ and tumors enclose (6-connected, in the whole scan) becomes organ."""
-    tumor_reach_mm: float | None = None
-    """Tumor farther than this from every voxel of the organ becomes background; None leaves it."""
-    min_lesion_ml: float = 0.0
-    """Lesions smaller than this become organ (background where there is no organ label)."""
-    min_lesion_probability: float = 0.0
-    """The same for lesions whose mean probability of tumor is lower, where the model gives probabilities."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the fields as they stand in the metadata."""
-        return {
-            "largest_organ": self.largest_organ,
-            "fill_holes": self.fill_holes,
-            "tumor_reach_mm": self.tumor_reach_mm,
-            "min_lesion_ml": self.min_lesion_ml,
-            "min_lesion_probability": self.min_lesion_probability,
-        }
-
-
-def rules_from_json(document: object) -> Rules:
-    """Read the rules of a model's metadata; what is absent is off.
-
-    Raises
-    ------
-    ModelError
-        There is a rule that this version does not know, or a value that cannot be.
-    """
-    if not isinstance(document, dict):
-        raise ModelError(f"its postprocess must be a JSON object of rules; found {document!r}.")
-    known = Rules().as_json()
-    unknown = set(document) - set(known)
-    if unknown:
-        raise ModelError(
-            f"its post-processing has rules that this version does not know ({', '.join(sorted(unknown))}); use a newer slicemill."
-        )
-    if any(not isinstance(document.get(name, False), bool) for name in ("largest_organ", "fill_holes")):
-        raise ModelError(f"its post-processing {document} must say true or false for largest_organ and fill_holes.")
-    rules = Rules(**document)
-    reach = 0.0 if rules.tumor_reach_mm is None else rules.tumor_reach_mm
-    numbers = (reach, rules.min_lesion_ml, rules.min_lesion_probability)
-    if not all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers):
-        raise ModelError(f"its post-processing {document} must hold numbers from 0 on.")
-    return rules
 
 
 def extent(label: Label) -> Box | None:

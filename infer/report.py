@@ -7,14 +7,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from infer.canvas import Segmented
-from infer.model import ModelInfo
-from infer.postprocess import Box, extent
-from store.geometry import Grid, voxel_ml
-from store.labels import Labels
-from store.lesions import BATCH_SLICES, LesionTracker
-from store.picture import Tile, draw_labels, gray, montage, spread
-from store.preview import label_colors
+from slicemill.ct.geometry import Grid, voxel_ml
+from slicemill.ct.labels import Labels
+from slicemill.ct.lesions import BATCH_SLICES, LesionTracker
+from slicemill.ct.pictures import Tile, draw_labels, gray, label_colors, montage, spread
+from slicemill.infer.postprocess import Box, extent
+from slicemill.infer.slices.assembly import Segmented
+from slicemill.store.model_card import ModelInfo
 
 DISCLAIMER = "research software, not a medical device; not for diagnosis"
 STRONGEST = 20

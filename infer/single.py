@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from infer.batching import Filler, Scan
-from infer.canvas import Segmented, plan_of
-from infer.capacity import capacity_of, lanes_on
-from infer.gate import gate
-from infer.inputs import Job, LoadedScan, load
-from infer.lane import make_lane, turns_of
-from infer.model import Model, open_model
-from infer.postprocess import postprocess
-from infer.report import make_report
+from slicemill.infer.cpu_check import gate
+from slicemill.infer.inputs.jobs import Job, LoadedScan, load
+from slicemill.infer.network.lanes import make_lane, turns_of
+from slicemill.infer.network.model import Model, open_model
+from slicemill.infer.postprocess import postprocess
+from slicemill.infer.report import make_report
+from slicemill.infer.runtime.capacity import capacity_of, lanes_on
+from slicemill.infer.slices.assembly import Segmented, plan_of
+from slicemill.infer.slices.batches import Filler, Scan
 
 
 def segment_volume(

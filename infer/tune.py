@@ -23,21 +23,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from infer.canvas import Segmented
-from infer.foreign import card_beside
-from infer.inputs import Job, load
-from infer.model import BYTES_SUFFIX, Model, network_name, open_model
-from infer.model import SAME as SAID_ALIKE
-from infer.postprocess import Rules, postprocess
-from infer.single import segment_volume
-from store.errors import ConfigError, ModelError
-from store.files import to_json, written_whole
-from store.geometry import Grid, voxel_ml
-from store.labels import Labels
-from store.metrics import Overlap, mean_of, overlap
-from store.reader import Store
-from store.runs import connected, places, runs_of, values_in
-from store.split import read_split
+from slicemill.common.errors import ConfigError, ModelError
+from slicemill.common.files import to_json, written_whole
+from slicemill.ct.geometry import Grid, voxel_ml
+from slicemill.ct.labels import Labels
+from slicemill.ct.overlap import Overlap, mean_of, overlap
+from slicemill.ct.runs import connected, places, runs_of, values_in
+from slicemill.infer.inputs.jobs import Job, load
+from slicemill.infer.network.foreign import card_beside
+from slicemill.infer.network.model import Model, open_model
+from slicemill.infer.postprocess import postprocess
+from slicemill.infer.single import segment_volume
+from slicemill.infer.slices.assembly import Segmented
+from slicemill.store.model_card import BYTES_SUFFIX, Rules, network_name
+from slicemill.store.model_card import SAME as SAID_ALIKE
+from slicemill.store.reader import Store
+from slicemill.store.split import read_split
 
 Floats = npt.NDArray[np.float64]
 Label = npt.NDArray[np.uint8]

@@ -4,15 +4,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from store.errors import UsageError
-from store.files import Place, place_of
-from store.screen import errors_shown, say, table
-from store.shard import shard_of
+from slicemill.common.errors import UsageError
+from slicemill.common.files import Place, place_of
+from slicemill.common.options import shard_of
+from slicemill.common.terminal import errors_shown, say, table
 
 if TYPE_CHECKING:
-    from ingest.discover import Collection
-    from ingest.params import Params
-    from ingest.pipeline import Report
+    from slicemill.ingest.discover import Collection
+    from slicemill.ingest.params import Params
+    from slicemill.ingest.pipeline import Report
 
 SHOWN = 40
 
@@ -74,14 +74,14 @@ def ingest(
         slicemill ingest --pairs cases.csv lits-store/
     """
     with errors_shown():
-        from ingest.pipeline import Options
-        from ingest.pipeline import ingest as run
+        from slicemill.ingest.pipeline import Options
+        from slicemill.ingest.pipeline import ingest as run
 
         source, store = _places(source, store, has_list=pairs is not None or images is not None)
         target = None if store is None else place_of(store)
         collection = _collection(None if source is None else place_of(source), pairs, images, masks)
         if patient:
-            from ingest.discover import with_patients
+            from slicemill.ingest.discover import with_patients
 
             collection = with_patients(collection, patient)
         params = _params(collection, (labels, organ, tumor), (geometry, profile), keep_text=keep_text)
@@ -121,7 +121,7 @@ def _places(source: str | None, store: str | None, *, has_list: bool) -> tuple[s
 
 
 def _collection(source: Place | None, pairs: str | None, images: str | None, masks: str | None) -> "Collection":
-    from ingest.discover import discover, from_csv, from_patterns
+    from slicemill.ingest.discover import discover, from_csv, from_patterns
 
     if sum(given is not None for given in (source, pairs, images)) != 1:
         raise UsageError("ingest: give one of a folder, --pairs, or --images, not several.")
@@ -142,8 +142,8 @@ def _params(
     *,
     keep_text: bool,
 ) -> "Params":
-    from ingest.params import Params
-    from store.labels import make_labels, parse_labels
+    from slicemill.ct.labels import make_labels, parse_labels
+    from slicemill.ingest.params import Params
 
     text, organ, tumor = named
     geometry, profile = chosen
@@ -163,7 +163,7 @@ def _params(
 
 
 def _show_collection(collection: "Collection", params: "Params") -> None:
-    from store.labels import format_labels
+    from slicemill.ct.labels import format_labels
 
     rows = [
         (case.case_id, case.patient_id, case.name(case.image), case.name(case.mask) if case.mask else None)

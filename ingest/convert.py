@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ingest.discover import CaseFiles
-from ingest.params import Params
-from store.case import CaseInfo, SourceFile
-from store.counts import UNDECLARED, Counts
-from store.errors import GeometryError
-from store.files import Place
-from store.geometry import SAME_GRID_MM
-from store.labels import Labels
-from store.layout import AIR_HU
-from store.oddities import lost_header
-from store.scan import ScanReader, Slab, slab_depth
-from store.writer import SLABS_IN_FLIGHT, CaseWriter
+from slicemill.common.errors import GeometryError
+from slicemill.common.files import Place
+from slicemill.ct.geometry import SAME_GRID_MM
+from slicemill.ct.grid_checks import lost_header
+from slicemill.ct.labels import Labels
+from slicemill.ct.scan import ScanReader, Slab, slab_depth
+from slicemill.ct.window import AIR_HU
+from slicemill.ingest.discover import CaseFiles
+from slicemill.ingest.params import Params
+from slicemill.store.case import CaseInfo, SourceFile
+from slicemill.store.statistics import UNDECLARED, Counts
+from slicemill.store.writer import SLABS_IN_FLIGHT, CaseWriter
 
 Item = TypeVar("Item")
 MAX_DEPTH = 8

@@ -1,7 +1,7 @@
 """Finds the images and masks of a collection and pairs them.
 
 1. `find_files` lists the NIfTI files below a folder; links to folders are not followed, ``._*`` files are no scans.
-2. `store.naming` says of each file whether it is image or mask, and which key it has.
+2. `slicemill.ct.naming` says of each file whether it is image or mask, and which key it has.
 3. Same folder and same key make a pair; LiTS numbers also pair across folders, and so do one folder of images and one of masks.
 4. What does not pair is named with the reason: images without a mask are cases too, masks without an image are not.
 
@@ -19,11 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from store.errors import PairingError, UsageError
-from store.files import Place, place_of, relative
-from store.labels import LITS_LABELS, Labels, read_dataset_json
-from store.layout import check_case_id
-from store.naming import (
+from slicemill.common.errors import PairingError, UsageError
+from slicemill.common.files import Place, place_of, relative
+from slicemill.common.remote import Remote
+from slicemill.ct.formats.nifti.names import is_nifti_name, stem_of
+from slicemill.ct.labels import LITS_LABELS, Labels, read_dataset_json
+from slicemill.ct.naming import (
     FIRST_CHANNEL,
     LITS,
     Name,
@@ -38,8 +39,7 @@ from store.naming import (
     result_folders,
     why_no_scan,
 )
-from store.nifti import is_nifti_name, stem_of
-from store.remote import Remote
+from slicemill.store.layout import check_case_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from store.files import sha256_of_json
-from store.labels import Labels
-from store.layout import FORMAT, ProfileName
+from slicemill.common.files import sha256_of_json
+from slicemill.ct.labels import Labels
+from slicemill.store.layout import FORMAT, ProfileName
 
 Geometry = Literal["error", "trust-image"]
 

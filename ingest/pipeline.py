@@ -22,22 +22,22 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ingest.convert import convert_case
-from ingest.discover import CaseFiles, Collection
-from ingest.params import Params
-from store.case import SourceFile
-from store.claims import claimed, claimed_in_turn
-from store.errors import ConfigError, InputError, ReadError, StoreError
-from store.files import Place, read_lines, sha256_of_file, to_json, write_json
-from store.layout import ATTRIBUTE, DOCUMENT, FAILURES, FORMAT, GROUP, LEDGER, group_document
-from store.ledger import Ledger
-from store.manifest import reindex
-from store.naming import natural_key
-from store.nifti import files_of
-from store.progress import progress
-from store.reader import Store, case_in, open_store, read_document
-from store.screen import peak_mib
-from store.writer import prepare_store, remove_partial
+from slicemill.common.errors import ConfigError, InputError, ReadError, StoreError
+from slicemill.common.files import Place, read_lines, sha256_of_file, to_json, write_json
+from slicemill.common.ledger import LEDGER, Ledger
+from slicemill.common.locks import claimed, claimed_in_turn
+from slicemill.common.progress import progress
+from slicemill.common.terminal import peak_mib
+from slicemill.ct.formats.nifti.names import files_of
+from slicemill.ct.naming import natural_key
+from slicemill.ingest.convert import convert_case
+from slicemill.ingest.discover import CaseFiles, Collection
+from slicemill.ingest.params import Params
+from slicemill.store.case import SourceFile
+from slicemill.store.layout import ATTRIBUTE, DOCUMENT, FAILURES, FORMAT, GROUP, group_document
+from slicemill.store.reader import Store, case_in, open_store, read_document
+from slicemill.store.tables import reindex
+from slicemill.store.writer import prepare_store, remove_partial
 
 Status = Literal["done", "unchanged", "failed", "failed before", "claimed"]
 PARAMS = ".params"

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from store.errors import ConfigError, UsageError
-from store.finite import finite
-from store.screen import errors_shown, say, table
+from slicemill.common.errors import ConfigError, UsageError
+from slicemill.common.options import finite
+from slicemill.common.terminal import errors_shown, say, table
 
 if TYPE_CHECKING:
-    from measure.evaluate import Evaluation
+    from slicemill.measure.evaluation.evaluate import Evaluation
 
 SCREEN = ("dice", "hd95_mm", "error_ml")
 """Measures of a case that fit on a screen; evaluation.csv has all."""
@@ -50,11 +50,11 @@ def evaluate(
     with errors_shown():
         from functools import partial
 
-        from measure.evaluate import evaluate as score
-        from measure.evaluate import totals
-        from measure.figures import evaluation_figure, save
-        from measure.pairs import check_reports, pair_up
-        from store.labels import parse_labels
+        from slicemill.ct.labels import parse_labels
+        from slicemill.measure.evaluation.evaluate import evaluate as score
+        from slicemill.measure.evaluation.evaluate import totals
+        from slicemill.measure.evaluation.figures import evaluation_figure, save
+        from slicemill.measure.pairs import check_reports, pair_up
 
         _check(mode, predictions, against)
         named = parse_labels(labels) if labels else None
@@ -102,7 +102,7 @@ def _end(evaluation: "Evaluation", out: Path | None) -> None:
 
 def _show(evaluation: "Evaluation") -> None:
     """Print the cases, with the measures that fit."""
-    from measure.evaluate import case_row
+    from slicemill.measure.evaluation.evaluate import case_row
 
     rows = [case_row(case, evaluation.rules) for case in evaluation.cases]
     if rows:
@@ -113,7 +113,7 @@ def _show(evaluation: "Evaluation") -> None:
 
 def _show_comparison(evaluation: "Evaluation", other: "Evaluation", out: Path | None) -> None:
     """Print two runs beside each other, and write the comparison where there is a folder."""
-    from measure.rivals import comparison, write_comparison
+    from slicemill.measure.evaluation.two_runs import comparison, write_comparison
 
     rows = comparison(evaluation, other) if out is None else write_comparison(out, evaluation, other)
     say(table(list(rows[0]), [list(row.values()) for row in rows]))
@@ -139,8 +139,8 @@ def froc(
     slicemill froc results.csv annotations.csv --scans seriesuids.csv --excluded annotations_excluded.csv
     """
     with errors_shown():
-        from measure.froc import luna16
-        from store.files import write_json
+        from slicemill.common.files import write_json
+        from slicemill.measure.evaluation.froc import luna16
 
         found = luna16(results, annotations, scans, excluded)
         if found["cpm"] is None:
@@ -167,7 +167,7 @@ def froc(
         if out is not None:
             from functools import partial
 
-            from measure.figures import draw_froc, figure_of, save
+            from slicemill.measure.evaluation.figures import draw_froc, figure_of, save
 
             write_json(out / "froc.json", found)
             save(out / "froc.png", figure_of([partial(draw_froc, record=found)]))
@@ -194,8 +194,8 @@ def measure(
         slicemill measure store/ --out lesions/ --workers 8
     """
     with errors_shown():
-        from measure.jobs import gather, left_out, run
-        from store.labels import parse_labels
+        from slicemill.ct.labels import parse_labels
+        from slicemill.measure.lesions.jobs import gather, left_out, run
 
         for given in (masks, *([image] if image is not None else [])):
             if out.resolve() == (given if given.is_dir() else given.parent).resolve():
@@ -238,10 +238,10 @@ def compare(
     slicemill compare first.nii.gz second.nii.gz --labels liver=1,tumor=2 --out change/
     """
     with errors_shown():
-        from measure.compare import compared, time_point
-        from measure.followup import write_comparison
-        from measure.jobs import job_of, load, source_of
-        from store.labels import parse_labels
+        from slicemill.ct.labels import parse_labels
+        from slicemill.measure.followup.page import write_comparison
+        from slicemill.measure.followup.recist import compared, time_point
+        from slicemill.measure.lesions.jobs import job_of, load, source_of
 
         if align not in ("headers", "organ"):
             raise UsageError(f"--align {align}: choose headers or organ.")

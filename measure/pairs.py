@@ -10,16 +10,17 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from store.counts import value_counts
-from store.errors import GeometryError, InputError, LabelError, PairingError, StoreError
-from store.files import read_json
-from store.geometry import SAME_GRID_MM, Grid
-from store.labels import Labels, format_labels, labels_from_json
-from store.layout import AIR_HU
-from store.naming import case_id_of, find_files, name_of
-from store.nifti import grid_of_header, stem_of
-from store.reader import Case, is_store, open_store
-from store.scan import ScanReader
+from slicemill.common.errors import GeometryError, InputError, LabelError, PairingError, StoreError
+from slicemill.common.files import read_json
+from slicemill.ct.formats.nifti.header import grid_of_header
+from slicemill.ct.formats.nifti.names import stem_of
+from slicemill.ct.geometry import SAME_GRID_MM, Grid
+from slicemill.ct.labels import Labels, format_labels, labels_from_json
+from slicemill.ct.naming import case_id_of, find_files, name_of
+from slicemill.ct.scan import ScanReader
+from slicemill.ct.window import AIR_HU
+from slicemill.store.reader import Case, is_store, open_store
+from slicemill.store.statistics import value_counts
 
 PROBABILITY = "_probability_"
 """What `infer --probability` puts between a mask's name and a label's."""
@@ -32,7 +33,7 @@ class Reference:
     case_id: str
     """With its folder, where several have one id."""
     folder: str = ""
-    """Where it lies below the references, as `store.naming.Name.folder`; a store has none."""
+    """Where it lies below the references, as `slicemill.ct.naming.Name.folder`; a store has none."""
     mask: Path | None = None
     image: Path | None = None
     case: Case | None = None
@@ -138,7 +139,7 @@ class Placed(Protocol):
 
     @property
     def folder(self) -> str:
-        """Return the folder, as `store.naming.Name.folder`."""
+        """Return the folder, as `slicemill.ct.naming.Name.folder`."""
 
 
 Item = TypeVar("Item", bound=Placed)

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from store.errors import StoreError
-from store.geometry import voxel_ml
-from store.labels import Labels, labels_from_json
-from store.layout import FORMAT
+from slicemill.common.errors import StoreError
+from slicemill.ct.geometry import voxel_ml
+from slicemill.ct.labels import Labels, labels_from_json
+from slicemill.ct.lesions import Lesion
+from slicemill.store.layout import FORMAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,35 +38,6 @@ class SourceFile:
     def as_json(self) -> dict[str, Any]:
         """Return the fields as they stand in the attribute."""
         return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256, "header_b64": self.header_b64}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lesion:
-    """One connected component of tumor (26 neighbours)."""
-
-    id: int
-    """1 for the largest, then by falling volume."""
-    voxels: int
-    volume_ml: float
-    centroid_lps_mm: tuple[float, float, float]
-    """x, y, z in patient coordinates."""
-    bbox_zyx: tuple[int, int, int, int, int, int]
-    """First voxel and one past the last: z0, y0, x0, z1, y1, x1."""
-    key_z: int
-    """Slice of the longest diameter."""
-    max_axial_diameter_mm: float
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the fields as they stand in attributes and reports."""
-        return {
-            "id": self.id,
-            "voxels": self.voxels,
-            "volume_ml": round(self.volume_ml, 4),
-            "centroid_lps_mm": [round(value, 2) for value in self.centroid_lps_mm],
-            "bbox_zyx": list(self.bbox_zyx),
-            "key_z": self.key_z,
-            "max_axial_diameter_mm": round(self.max_axial_diameter_mm, 2),
-        }
 
 
 @dataclass(frozen=True, kw_only=True)

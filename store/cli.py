@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from store.screen import bar_levels, errors_shown, say, table
+from slicemill.common.terminal import bar_levels, errors_shown, say, table
 
 store = typer.Typer(
     name="store",
@@ -21,8 +21,8 @@ StorePath = Annotated[str, typer.Argument(help="Folder of the slice store.")]
 def info(path: StorePath) -> None:
     """Say what a store holds: cases, slices, size, labels, spacing, tumor statistics, warnings."""
     with errors_shown():
-        from store.info import describe
-        from store.reader import open_store
+        from slicemill.store.info import describe
+        from slicemill.store.reader import open_store
 
         for line in describe(open_store(path), bar_levels(sys.stdout.encoding)):
             say(line)
@@ -37,7 +37,7 @@ def manifest(
 ) -> None:
     """Print the manifest: one row a case."""
     with errors_shown():
-        from store.manifest import MAIN_COLUMNS, read_table
+        from slicemill.store.tables import MAIN_COLUMNS, read_table
 
         rows = read_table(path, "manifest")
         if csv:
@@ -63,8 +63,8 @@ def export(
 ) -> None:
     """Write a case back as NIfTI: voxels, axis order and header geometry of the file that it came from."""
     with errors_shown():
-        from store.export import export_case
-        from store.reader import open_store
+        from slicemill.store.reader import open_store
+        from slicemill.store.to_nifti import export_case
 
         stored = open_store(path)[case]
         export_case(stored, out, array="label" if mask else "image", overwrite=overwrite)
@@ -96,9 +96,9 @@ def export_slices(
     Run the same command again and only cases that are missing or changed are written.
     """
     with errors_shown():
-        from store.reader import open_store
-        from store.slices import TABLE, form_of
-        from store.slices import export_slices as run
+        from slicemill.store.reader import open_store
+        from slicemill.store.to_slices import TABLE, form_of
+        from slicemill.store.to_slices import export_slices as run
 
         opened = open_store(path)
         case_ids = list(dict.fromkeys(case)) if case else opened.case_ids
@@ -116,7 +116,7 @@ def export_slices(
 def reindex(path: StorePath) -> None:
     """Build manifest, slice and lesion tables anew from the cases (after ingest --shard, or when a table is damaged)."""
     with errors_shown():
-        from store.manifest import reindex as build
+        from slicemill.store.tables import reindex as build
 
         say(f"{len(build(path))} cases in manifest.parquet, manifest.csv, slices.parquet and lesions.parquet of {path}")
 
@@ -133,10 +133,10 @@ def verify(
     with errors_shown():
         import os
 
-        from store.files import place_of
-        from store.progress import progress
-        from store.reader import open_store
-        from store.verify import verify as run
+        from slicemill.common.files import place_of
+        from slicemill.common.progress import progress
+        from slicemill.store.reader import open_store
+        from slicemill.store.verify import verify as run
 
         opened = open_store(path)
         cores = workers or len(os.sched_getaffinity(0))
@@ -162,9 +162,9 @@ def preview(
 ) -> None:
     """Draw slices of the cases as one picture: organ outlined in blue, tumor in red."""
     with errors_shown():
-        from store.picture import montage, save_png, spread
-        from store.preview import case_tiles
-        from store.reader import open_store
+        from slicemill.ct.pictures import montage, save_png, spread
+        from slicemill.store.preview import case_tiles
+        from slicemill.store.reader import open_store
 
         opened = open_store(path)
         ids = list(case) if case else spread(opened.case_ids, 8)
@@ -187,8 +187,8 @@ def plots(
 ) -> None:
     """Draw what a collection is like: spacing, slices, HU, and tumor volume, burden, size and number."""
     with errors_shown():
-        from store.plots import write_plots
-        from store.reader import open_store
+        from slicemill.store.plots import write_plots
+        from slicemill.store.reader import open_store
 
         opened = open_store(path)
         target = out or opened.root / "plots.png"

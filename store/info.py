@@ -4,11 +4,11 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from store.files import bytes_below
-from store.labels import Labels, format_labels
-from store.manifest import manifest_row
-from store.reader import Store
-from store.screen import bars, counted, extent, short
+from slicemill.common.files import bytes_below
+from slicemill.common.terminal import bars, counted, extent, short
+from slicemill.ct.labels import Labels, format_labels
+from slicemill.store.reader import Store
+from slicemill.store.tables import manifest_row
 
 Row = dict[str, Any]
 
@@ -22,7 +22,7 @@ def describe(store: Store, levels: str) -> list[str]:
     Parameters
     ----------
     levels
-        Signs of rising height for the histograms (`store.screen.bar_levels`).
+        Signs of rising height for the histograms (`slicemill.common.terminal.bar_levels`).
     """
     infos = [case.info for case in store]
     rows = [manifest_row(info) for info in infos]

@@ -17,7 +17,8 @@ from typing import Any, Final, Literal
 import numpy.typing as npt
 from numcodecs import blosc, zstd
 
-from store.errors import StoreError
+from slicemill.common.errors import StoreError
+from slicemill.ct.window import AIR_HU
 
 FORMAT = 1
 GROUP = "scans.zarr"
@@ -28,15 +29,12 @@ DOCUMENT = "zarr.json"
 ATTRIBUTE = "slicemill"
 PARTIAL = ".partial"
 """Folder beside the group for cases that are being written; what a killed run left there is removed by the next."""
-CLAIMS = ".claims"
-"""Folder of the claims of cases that are being written."""
 MANIFEST, SLICES, LESIONS = "manifest", "slices", "lesions"
 CHECKSUMS = "checksums.json"
 """SHA-256 of each table and of each case's documents, as they were when the tables were built."""
-FAILURES, LEDGER = "failures.jsonl", "ledger.jsonl"
+FAILURES = "failures.jsonl"
 TABLES = ".tables"
 """Name of the claim of whoever builds the tables; a case id does not start with a dot."""
-AIR_HU = -1024
 INDEX_ENTRY_BYTES = 16
 CRC_BYTES = 4
 MAX_ID_BYTES = 160

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from store.case import CaseInfo
-from store.errors import ConfigError, UsageError
-from store.files import Place, write_bytes
-from store.manifest import MAIN_COLUMNS, manifest_row
-from store.reader import Store
-from store.screen import cell, counted, extent, short
+from slicemill.common.errors import ConfigError, UsageError
+from slicemill.common.files import Place, write_bytes
+from slicemill.common.terminal import cell, counted, extent, short
+from slicemill.store.case import CaseInfo
+from slicemill.store.reader import Store
+from slicemill.store.tables import MAIN_COLUMNS, manifest_row
 
 Row = dict[str, Any]
 Axes = Any

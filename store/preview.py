@@ -1,9 +1,14 @@
 """Chosen slices of a stored case, with outlines."""
 
-from store.case import CaseInfo
-from store.labels import Labels
-from store.picture import ORGAN_COLOR, OTHER_COLORS, TUMOR_COLOR, Color, Tile, draw_labels, gray, spread
-from store.reader import Case
+from slicemill.ct.pictures import (
+    Tile,
+    draw_labels,
+    gray,
+    label_colors,
+    spread,
+)
+from slicemill.store.case import CaseInfo
+from slicemill.store.reader import Case
 
 
 def case_tiles(case: Case, count: int) -> list[Tile]:
@@ -30,15 +35,3 @@ def chosen_slices(info: CaseInfo, count: int) -> list[int]:
             nearest = min(range(len(chosen)), key=lambda index: abs(chosen[index] - most))
             chosen[nearest] = most
     return chosen
-
-
-def label_colors(labels: Labels) -> list[tuple[list[int], Color]]:
-    """Return label values and their colors: organ (with its tumors) blue, tumor red, others in turn."""
-    others = [value for name, value in labels.values.items() if name not in (labels.organ, labels.tumor)]
-    colors = [([value], OTHER_COLORS[index % len(OTHER_COLORS)]) for index, value in enumerate(others)]
-    if labels.organ:
-        colors.append((labels.organ_values(), ORGAN_COLOR))
-    tumor = labels.tumor_value()
-    if tumor is not None:
-        colors.append(([tumor], TUMOR_COLOR))
-    return colors

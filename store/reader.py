@@ -18,11 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import blosc, zstd
 
-from store.cache import SliceCache
-from store.case import CaseInfo, case_from_json
-from store.errors import StoreError
-from store.files import Place, place_of
-from store.layout import (
+from slicemill.common.errors import StoreError
+from slicemill.common.files import Place, place_of
+from slicemill.common.remote import Remote
+from slicemill.ct.naming import natural_key
+from slicemill.store.cache import SliceCache
+from slicemill.store.case import CaseInfo, case_from_json
+from slicemill.store.layout import (
     ABSENT,
     ATTRIBUTE,
     CRC_BYTES,
@@ -35,8 +37,6 @@ from store.layout import (
     ArrayName,
     profile_of,
 )
-from store.naming import natural_key
-from store.remote import Remote
 
 BLOSC_HEADER_BYTES = 16
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"

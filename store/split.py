@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.errors import ConfigError
-from store.files import read_json, write_json
+from slicemill.common.errors import ConfigError
+from slicemill.common.files import read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from store.case import CaseInfo, SourceFile
-from store.counts import Counts
-from store.errors import InputError
-from store.files import Place, read_json, relative, sha256_of_file
-from store.layout import CHECKSUMS, DOCUMENT, GROUP, IMAGE, LABEL
-from store.manifest import case_documents_sha256, table_names
-from store.naming import find_files
-from store.progress import Advance
-from store.reader import Case, SliceArray, Store
-from store.scan import ScanReader, slab_depth
+from slicemill.common.errors import InputError
+from slicemill.common.files import Place, read_json, relative, sha256_of_file
+from slicemill.common.progress import Advance
+from slicemill.ct.naming import find_files
+from slicemill.ct.scan import ScanReader, slab_depth
+from slicemill.store.case import CaseInfo, SourceFile
+from slicemill.store.layout import CHECKSUMS, DOCUMENT, GROUP, IMAGE, LABEL
+from slicemill.store.reader import Case, SliceArray, Store
+from slicemill.store.statistics import Counts
+from slicemill.store.tables import case_documents_sha256, table_names
 
 
 def verify(store: Store, source: Place | None, *, workers: int, advance: Advance) -> list[str]:

@@ -28,14 +28,14 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from store.case import CaseInfo
-from store.claims import claimed
-from store.errors import StoreError
-from store.files import Place, place_of, to_json, write_json
-from store.layout import (
+from slicemill.common.errors import StoreError
+from slicemill.common.files import Place, place_of, to_json, write_json
+from slicemill.common.locks import CLAIMS, claimed
+from slicemill.common.remote import Remote
+from slicemill.store.case import CaseInfo
+from slicemill.store.layout import (
     ABSENT,
     ATTRIBUTE,
-    CLAIMS,
     CRC_BYTES,
     DOCUMENT,
     GROUP,
@@ -48,7 +48,6 @@ from store.layout import (
     codec_of,
     group_document,
 )
-from store.remote import Remote
 
 SLABS_IN_FLIGHT = 2
 """Slabs whose slices may be encoded at the same time, so that no thread waits at the end of one."""

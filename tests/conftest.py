@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from ingest.discover import discover
-from ingest.params import Params
-from ingest.pipeline import Options, ingest
-from store.files import place_of
-from store.labels import LITS_LABELS
-from store.phantom import write_collection
-from train.config import Config
-from train.export import export
-from train.loop import train
+from slicemill.common.files import place_of
+from slicemill.ct.labels import LITS_LABELS
+from slicemill.ct.phantom import write_collection
+from slicemill.ingest.discover import discover
+from slicemill.ingest.params import Params
+from slicemill.ingest.pipeline import Options, ingest
+from slicemill.train.config import Config
+from slicemill.train.export.model_file import export
+from slicemill.train.loop import train
 
 settings.register_profile("search", deadline=None, max_examples=2000, derandomize=False)
 settings.register_profile("same", deadline=None, derandomize=True, database=None)
@@ -123,7 +123,7 @@ def bucket(server, monkeypatch):
     import uuid
     from urllib.request import Request, urlopen
 
-    import store.remote
+    import slicemill.common.remote
 
     address, seen = server
     name = f"scans-{uuid.uuid4().hex[:8]}"
@@ -132,6 +132,6 @@ def bucket(server, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "TOPSECRET")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
-    store.remote._opened.cache_clear()
+    slicemill.common.remote._opened.cache_clear()
     yield place_of(f"s3://{name}"), seen
-    store.remote._opened.cache_clear()
+    slicemill.common.remote._opened.cache_clear()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.readme import FIGURES, rendered
+from slicemill.bench.records.readme import FIGURES, rendered
 
 HERE = Path(__file__).parents[1]
 README = (HERE / "README.md").read_text()
@@ -97,22 +97,12 @@ def test_every_make_target_in_the_readme_exists():
             assert re.search(rf"^{target}\s", targets, re.MULTILINE), target
 
 
-def test_the_source_tree_is_the_source_tree():
-    (tree,) = [block for block in blocks("") if "slicemill.py " in block]
-    listed, folder = set(), ""
-    for line in tree.splitlines():
-        name = line.split()[0]
-        folder = name if not line.startswith(" ") else folder
-        listed.add(name if not line.startswith(" ") else folder + name)
-    there = {
-        path.relative_to(HERE).as_posix()
-        for package in ("store", "ingest", "train", "infer", "measure", "bench")
-        for path in (HERE / package).rglob("*.py")
-    }
-    there = {path for path in there if not path.endswith("__init__.py")}
-    assert there <= listed, there - listed
-    for path in listed:
-        assert (HERE / path).exists(), path
+def test_the_source_tree_names_every_package():
+    (tree,) = [block for block in blocks("") if "slicemill/common/ " in block]
+    listed = [line.split()[0].rstrip("/") for line in tree.splitlines()]
+    packages = subprocess.run(["git", "ls-files", "*__init__.py"], cwd=HERE, capture_output=True, text=True, check=True)
+    there = {Path(path).parent.as_posix() for path in packages.stdout.splitlines()}
+    assert sorted(listed) == sorted(path for path in there if not path.startswith("tests"))
 
 
 def test_pictures_and_results_that_are_named_exist():

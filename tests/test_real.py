@@ -8,14 +8,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ingest.discover import discover
-from ingest.params import Params
-from ingest.pipeline import Options, ingest
-from store.files import read_lines
-from store.labels import make_labels
-from store.manifest import read_table
-from store.naming import find_files, other_scans
-from store.reader import open_store
+from slicemill.common.files import read_lines
+from slicemill.ct.labels import make_labels
+from slicemill.ct.naming import find_files, other_scans
+from slicemill.ingest.discover import discover
+from slicemill.ingest.params import Params
+from slicemill.ingest.pipeline import Options, ingest
+from slicemill.store.reader import open_store
+from slicemill.store.tables import read_table
 
 HERE = Path(__file__).parents[1]
 FOLDERS = ["nifti-edge-cases", "totalsegmentator-example", "msd-spleen-8", "msd-labels-only"]

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from store.errors import UsageError
-from store.files import place_of
-from store.finite import finite
-from store.screen import errors_shown, say
+from slicemill.common.errors import UsageError
+from slicemill.common.files import place_of
+from slicemill.common.options import finite
+from slicemill.common.terminal import errors_shown, say
 
 
 def train(
@@ -71,10 +71,10 @@ def train(
     slicemill train lits-store/ runs/quick --width 16 --max-minutes 25
     """
     with errors_shown():
-        from store.cache import SliceCache
-        from store.remote import Remote
-        from train.config import Config, read_config
-        from train.loop import train as fit
+        from slicemill.common.remote import Remote
+        from slicemill.store.cache import SliceCache
+        from slicemill.train.config import Config, read_config
+        from slicemill.train.loop import train as fit
 
         settings = (read_config(config) if config else Config()).changed(
             context=context, context_spacing_mm=context_spacing_mm, size=size, crop=crop, spacing_mm=spacing_mm,
@@ -136,9 +136,9 @@ def split(
     The files hold the case ids of train, validation and test; other tools can read them, too.
     """
     with errors_shown():
-        from store.manifest import read_table
-        from store.split import write_split
-        from train.split import make_folds
+        from slicemill.store.split import write_split
+        from slicemill.store.tables import read_table
+        from slicemill.train.split import make_folds
 
         if not 0 < validation < 1:
             raise UsageError(f"--validation {validation}: a share lies between 0 and 1.")
@@ -163,10 +163,10 @@ def gallery(
     slicemill gallery lits-store/ --augment 1
     """
     with errors_shown():
-        from store.picture import save_png
-        from store.reader import open_store
-        from train.config import Config, read_config
-        from train.gallery import gallery as draw
+        from slicemill.ct.pictures import save_png
+        from slicemill.store.reader import open_store
+        from slicemill.train.config import Config, read_config
+        from slicemill.train.report.gallery import gallery as draw
 
         settings = (read_config(config) if config else Config()).changed(augment=augment, seed=seed)
         save_png(out, draw(open_store(store), settings))
@@ -217,10 +217,10 @@ def export(
     with errors_shown():
         from dataclasses import replace
 
-        from train.audit import gflop_a_slice
-        from train.export import FLAVORS
-        from train.export import check as prove
-        from train.export import export as write
+        from slicemill.train.export.audit import gflop_a_slice
+        from slicemill.train.export.model_file import FLAVORS
+        from slicemill.train.export.model_file import check as prove
+        from slicemill.train.export.model_file import export as write
 
         if model.suffix != ".onnx":
             raise UsageError(f"{model}: a model's name ends in .onnx.")

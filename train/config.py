@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from store.errors import ConfigError, UsageError
-from store.window import Window
+from slicemill.common.errors import ConfigError, UsageError
+from slicemill.ct.window import Window
 
 KINDS = ("mirror", "move", "elastic", "noise", "blur", "contrast", "gamma", "lowres")
-"""Kinds of random changes, in the order in which they come; see `train.augment`."""
+"""Kinds of random changes, in the order in which they come; see `slicemill.train.data.augment`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Config:
     augment: float = 0.4
     """Strength of the random changes, 0 to 1: scales their ranges and the share of the slices that each is drawn for."""
     augmentations: str = " ".join(KINDS)
-    """Kinds of random changes: names separated by spaces; see `train.augment`."""
+    """Kinds of random changes: names separated by spaces; see `slicemill.train.data.augment`."""
     validation: float = 0.15
     """Share of the patients kept for choosing the best checkpoint."""
     test: float = 0.2

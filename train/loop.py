@@ -25,26 +25,34 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from store.cache import SliceCache
-from store.errors import ConfigError
-from store.files import Place, write_csv
-from store.labels import Labels
-from store.metrics import mean_of
-from store.progress import progress
-from store.reader import open_store
-from train.checkpoint import BEST, State, load_progress, save_progress, save_weights
-from train.config import Config
-from train.curves import keep_current
-from train.environment import note_start
-from train.interrupt import Interruption, asked_to_stop
-from train.memory import full_memory_explained
-from train.processes import joined
-from train.report import write_report
-from train.sampling import epoch_places
-from train.setup import CASES, CURVES, METRICS, REPORT, Setup, common_labels, prepare, remove_run
-from train.step import Learner, class_of_value, learning_rate, make_learner, network_input, on_device, one_step
-from train.tally import SliceLosses, Step, Tally, no_losses, region_overlaps, tally_from_json
-from train.validate import Overlaps, pooled_dice, validate
+from slicemill.common.errors import ConfigError
+from slicemill.common.files import Place, write_csv
+from slicemill.common.progress import progress
+from slicemill.ct.labels import Labels
+from slicemill.ct.overlap import mean_of
+from slicemill.store.cache import SliceCache
+from slicemill.store.reader import open_store
+from slicemill.train.config import Config
+from slicemill.train.data.sampling import epoch_places
+from slicemill.train.network.processes import joined
+from slicemill.train.network.step import (
+    Learner,
+    class_of_value,
+    learning_rate,
+    make_learner,
+    network_input,
+    on_device,
+    one_step,
+)
+from slicemill.train.report.curves import keep_current
+from slicemill.train.report.page import write_report
+from slicemill.train.run.checkpoint import BEST, State, load_progress, save_progress, save_weights
+from slicemill.train.run.environment import note_start
+from slicemill.train.run.interrupt import Interruption, asked_to_stop
+from slicemill.train.run.memory import full_memory_explained
+from slicemill.train.run.setup import CASES, CURVES, METRICS, REPORT, Setup, common_labels, prepare, remove_run
+from slicemill.train.run.tally import SliceLosses, Step, Tally, no_losses, region_overlaps, tally_from_json
+from slicemill.train.run.validate import Overlaps, pooled_dice, validate
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from store.errors import StoreError
-from store.split import Split
+from slicemill.common.errors import StoreError
+from slicemill.store.split import Split
 
 Row = dict[str, Any]
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What of inference needs a card, in a few minutes: the tests that want CUDA, and the rows of bench/device.py.
+# What of inference needs a card, in a few minutes: the tests that want CUDA, and the rows of bench/stages/infer_gpu.py.
 # Run in the repository with slicemill[ingest,train,gpu,dev] installed; writes OUT/infer.json (default bench/results/gpu).
 set -eu
 out=${1:-bench/results/gpu}
@@ -7,5 +7,5 @@ mkdir -p "$out"
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
 failed=0
 python -m pytest tests/infer/test_cuda.py -q -rs || failed=1
-python -m bench.device --json "$out/infer.json" || failed=1
+python -m slicemill.bench.stages.infer_gpu --json "$out/infer.json" || failed=1
 exit $failed

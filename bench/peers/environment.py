@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from store.errors import InputError
-from store.files import write_bytes
-from store.screen import say
+from slicemill.common.errors import InputError
+from slicemill.common.files import write_bytes
+from slicemill.common.terminal import say
+
+FILES = Path(__file__).parents[1] / "studies" / "nnunet"
 
 
 def environment(folder: Path, requirements: Path, name: str) -> Path:

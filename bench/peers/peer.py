@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.peers.environment import environment
-from bench.peers.remote import HERE, Remote
-from bench.quality.yardstick import FILES
+from slicemill.bench.peers.environment import FILES, environment
+from slicemill.bench.peers.remote import HERE, Remote
 
 
 @dataclass(frozen=True, kw_only=True)

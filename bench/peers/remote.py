@@ -13,7 +13,7 @@ from tempfile import TemporaryFile
 from types import TracebackType
 from typing import IO, Any, Self
 
-from store.errors import InputError
+from slicemill.common.errors import InputError
 
 HERE = Path(__file__).parent
 

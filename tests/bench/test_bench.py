@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.clock import Timing, interleaved, ratio
-from bench.demo import goals
-from bench.doctor import examine
-from bench.threshold import HIGH, LOW, fit_band, histograms, score_band, threshold_baseline
-from store.machine import card
-from store.reader import open_store
+from slicemill.baseline import HIGH, LOW, fit_band, histograms, score_band, threshold_baseline
+from slicemill.bench.harness.clock import Timing, interleaved, ratio
+from slicemill.common.machine import card
+from slicemill.demo import goals
+from slicemill.doctor import examine
+from slicemill.store.reader import open_store
 
 HERE = Path(__file__).parents[2]
 

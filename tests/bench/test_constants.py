@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-import store.png
-from bench.constants import Constant, constants_of, measured
-from bench.subject import phantom_subject
-from bench.tables import constants_table
-from store.machine import card
+import slicemill.ct.pictures
+from slicemill.bench.harness.subject import phantom_subject
+from slicemill.bench.records.tables import constants_table
+from slicemill.bench.stages.constants import Constant, constants_of, measured
+from slicemill.common.machine import card
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +32,28 @@ def test_each_is_measured_and_stays_what_it_was(constants):
         assert row["chosen"] == before[where]
         assert row["values"][str(before[where])]["time"] == 1
         assert set(row["values"]) == {str(value) for value in (*constants[where].values, before[where])}
-    assert rows["store.png.LEVEL"]["values"]["0"]["bytes"] > 1.2
+    assert rows["slicemill.ct.pictures.LEVEL"]["values"]["0"]["bytes"] > 1.2
     table = constants_table({"constants": rows, "subject": "x", "rounds": 1, "machine": card()})
-    assert "| `store.png.LEVEL` | slices as PNG | 0: " in table
+    assert "| `slicemill.ct.pictures.LEVEL` | slices as PNG | 0: " in table
     assert "**2: 1**" in table
     assert "of the bytes)" in table
 
 
 def test_the_work_sees_the_value_that_is_tried(constants):
     seen = []
-    measured(Constant(where="store.png.LEVEL", values=(0, 3), what="", work=lambda: seen.append(store.png.LEVEL)), 1)
+    measured(
+        Constant(
+            where="slicemill.ct.pictures.LEVEL",
+            values=(0, 3),
+            what="",
+            work=lambda: seen.append(slicemill.ct.pictures.LEVEL),
+        ),
+        1,
+    )
     assert set(seen) == {0, 2, 3}
     with pytest.raises(RuntimeError, match="no"):
-        measured(replace(constants["store.png.LEVEL"], work=failing), 1)
-    assert store.png.LEVEL == 2
+        measured(replace(constants["slicemill.ct.pictures.LEVEL"], work=failing), 1)
+    assert slicemill.ct.pictures.LEVEL == 2
 
 
 def failing():

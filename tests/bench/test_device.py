@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from bench import device
-from bench.device import Work, measure
-from bench.kernels import by_operator, kind_of, summed
+from slicemill.bench.stages import infer_gpu as device
+from slicemill.bench.stages.infer_gpu import Work, measure
+from slicemill.bench.stages.kernels import by_operator, kind_of, summed
 
 TINY = Work(device="cpu", widths=(4,), size=64, batch=2, batches=2, scans=2, slices=8, rounds=2)
 

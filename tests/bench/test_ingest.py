@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from bench.ingest import run
-from bench.lits import PLAN
-from bench.memory import write_repeated
-from bench.peers.conversions import PEERS
-from bench.subject import phantom_subject
-from bench.tables import ingest_table, lits_table, store_table
-from store.scan import ScanReader
+from slicemill.bench.harness.conversions import PEERS
+from slicemill.bench.harness.subject import phantom_subject
+from slicemill.bench.records.tables import ingest_table, lits_table, store_table
+from slicemill.bench.stages.ingest import run
+from slicemill.bench.stages.ingest_lits import PLAN
+from slicemill.bench.stages.ingest_memory import write_repeated
+from slicemill.ct.scan import ScanReader
 
 
 def test_the_plan_is_lits_number_of_scans_and_slices():
@@ -55,7 +55,7 @@ def test_the_ingest_benchmark_ends_in_a_table(tmp_path):
 
 @pytest.mark.slow
 def test_the_store_benchmark_ends_in_a_table(tmp_path):
-    from bench.readers import run as run_store
+    from slicemill.bench.stages.store import run as run_store
 
     record = run_store(tmp_path, phantom_subject(16, size=96), rounds=3)
     assert "zarr-python, our store" in store_table(record)
@@ -64,11 +64,11 @@ def test_the_store_benchmark_ends_in_a_table(tmp_path):
 
 @pytest.mark.slow
 def test_the_full_size_run_goes_through_the_command(tmp_path, monkeypatch):
-    from bench.lits import run as run_lits
+    from slicemill.bench.stages.ingest_lits import run as run_lits
 
-    monkeypatch.setattr("bench.lits.DEPTH", 12)
-    monkeypatch.setattr("bench.lits.SIZE", 64)
-    monkeypatch.setattr("bench.lits.PLAN", {5: 2, 11: 1})
+    monkeypatch.setattr("slicemill.bench.stages.ingest_lits.DEPTH", 12)
+    monkeypatch.setattr("slicemill.bench.stages.ingest_lits.SIZE", 64)
+    monkeypatch.setattr("slicemill.bench.stages.ingest_lits.PLAN", {5: 2, 11: 1})
     record = run_lits(tmp_path / "lits", suffix=".nii.gz", workers=2)
     assert (record["cases"], record["slices"]) == (3, 21)
     assert record["raw_gb"] == pytest.approx(21 * 64 * 64 * 3 / 1e9, abs=0.01)
@@ -78,10 +78,10 @@ def test_the_full_size_run_goes_through_the_command(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_loader_benchmark_ends_in_a_table(tmp_path, monkeypatch):
-    from bench.loader import run as run_loader
-    from bench.tables import loader_table
+    from slicemill.bench.records.tables import loader_table
+    from slicemill.bench.stages.loader import run as run_loader
 
-    monkeypatch.setattr("bench.loader.REPEATS", 2)
+    monkeypatch.setattr("slicemill.bench.stages.loader.REPEATS", 2)
     record = run_loader(tmp_path, phantom_subject(32, size=96), rounds=3)
     assert "PNG folder, DataLoader with 2 workers" in loader_table(record)
     assert record["waited"]["batches"] == 2 * 32 // 16 - 1

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bench import instructions
-from bench.cli import bench
-from bench.compare import compare
-from bench.instructions import LOOPS, counted, counter_here
-from bench.subject import phantom_subject
-from bench.tables import instructions_table
-from store.errors import ConfigError
+from slicemill.bench.cli import bench
+from slicemill.bench.harness.subject import phantom_subject
+from slicemill.bench.records.compare import compare
+from slicemill.bench.records.tables import instructions_table
+from slicemill.bench.stages import instructions
+from slicemill.bench.stages.instructions import LOOPS, counted, counter_here
+from slicemill.common.errors import ConfigError
 
 
 def tool(folder, name, said, status=0):

@@ -5,13 +5,14 @@ import sys
 
 import pytest
 
-from bench.peers import inference, loading
-from bench.peers.environment import environment
-from bench.peers.loading import BARE, OURS, run
-from bench.peers.peer import packages, requirements
-from bench.peers.remote import HERE, Remote, ended
-from bench.tables import peers_inference_table, peers_table
-from store.errors import InputError
+from slicemill.bench.peers.environment import environment
+from slicemill.bench.peers.peer import packages, requirements
+from slicemill.bench.peers.remote import HERE, Remote, ended
+from slicemill.bench.records.tables import peers_inference_table, peers_table
+from slicemill.bench.stages import peers_inference as inference
+from slicemill.bench.stages import peers_loading as loading
+from slicemill.bench.stages.peers_loading import BARE, OURS, run
+from slicemill.common.errors import InputError
 
 PEERS = loading.PEERS + inference.PEERS
 WORKS = f"""
@@ -110,8 +111,8 @@ def test_scripts_of_peers_are_python(script):
 @pytest.mark.slow
 def test_a_peer_that_cannot_run_is_in_the_record_with_its_reason(tmp_path, monkeypatch):
     """Without network or packages: each peer's environment is this one, where none of them is installed."""
-    monkeypatch.setattr("bench.peers.peer.environment", lambda *_: sys.executable)
-    monkeypatch.setattr("bench.subject.SIZE", 64)
+    monkeypatch.setattr("slicemill.bench.peers.peer.environment", lambda *_: sys.executable)
+    monkeypatch.setattr("slicemill.bench.harness.subject.SIZE", 64)
     record = run(tmp_path / "work", tmp_path / "environments", slices=8, rounds=3, only=("monai",))
     assert list(record["results"]) == [OURS, BARE]
     assert set(record["not_run"]) == {"MONAI CacheDataset", "MONAI PersistentDataset"}
@@ -121,8 +122,8 @@ def test_a_peer_that_cannot_run_is_in_the_record_with_its_reason(tmp_path, monke
 
 @pytest.mark.slow
 def test_ours_segments_where_no_peer_can_and_all_are_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.peers.peer.environment", lambda *_: sys.executable)
-    monkeypatch.setattr("bench.subject.SIZE", 64)
+    monkeypatch.setattr("slicemill.bench.peers.peer.environment", lambda *_: sys.executable)
+    monkeypatch.setattr("slicemill.bench.harness.subject.SIZE", 64)
     record = inference.run(tmp_path, tmp_path / "environments", slices=4, rounds=3, only=("monai", "nnunet"))
     assert list(record["results"]) == [inference.OURS, inference.BARE, inference.SESSION_ALONE]
     assert record["results"][inference.OURS]["cpu_milliseconds"] > 0

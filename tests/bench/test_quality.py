@@ -17,17 +17,17 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from bench.quality import study as study_module
-from bench.quality.report import draw, quality_table
-from bench.quality.runs import Run, check_same, locked, region_row, runs_of
-from bench.quality.study import Study, minutes_of, numbers, plan, prepare, run_study
-from bench.quality.summary import gain, scores, summarize
-from bench.quality.table import Table, read_table
-from bench.readme import TABLES, rendered
-from measure.statistics import EXACT, bootstrap_interval, paired_difference, wilcoxon_p
-from store.errors import ConfigError, InputError
-from store.files import read_json, write_json
-from train.config import Config
+from slicemill.bench.records.readme import TABLES, rendered
+from slicemill.bench.records.study import draw, quality_table
+from slicemill.bench.studies import study as study_module
+from slicemill.bench.studies.runs import Run, check_same, locked, region_row, runs_of
+from slicemill.bench.studies.study import Study, minutes_of, numbers, plan, prepare, run_study
+from slicemill.bench.studies.summary import gain, scores, summarize
+from slicemill.bench.studies.table import Table, read_table
+from slicemill.common.errors import ConfigError, InputError
+from slicemill.common.files import read_json, write_json
+from slicemill.measure.evaluation.statistics import EXACT, bootstrap_interval, paired_difference, wilcoxon_p
+from slicemill.train.config import Config
 
 HERE = Path(__file__).parents[2]
 TABLE = Table(variants={"default": {}, "one-slice": {"context": 1}}, settings={"width": 4}, folds=2, epochs=2, steps=3)
@@ -253,7 +253,7 @@ class Trainings:
         monkeypatch.setattr(study_module, "prepare", lambda study, shell: self.prepare(study, stored))
 
     def prepare(self, study, stored):
-        from store.reader import open_store
+        from slicemill.store.reader import open_store
 
         for fold in range(study.table.folds):
             parts = {"train": ["volume-0"], "validation": ["volume-1"], "test": [f"volume-{2 + fold}"]}

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bench.cli import bench
-from bench.plan import KNOWN, OBJECTS, Collection, Inputs, checked, cost, inputs_of, share_of
-from bench.scaling import fit
-from bench.subject import phantom_subject
-from bench.tables import scale_table
-from store.errors import ConfigError
-from store.reader import open_store
+from slicemill.bench.cli import bench
+from slicemill.bench.harness.subject import phantom_subject
+from slicemill.bench.records.plan import KNOWN, OBJECTS, Collection, Inputs, checked, cost, inputs_of, share_of
+from slicemill.bench.records.tables import scale_table
+from slicemill.bench.stages.scaling import fit
+from slicemill.common.errors import ConfigError
+from slicemill.store.reader import open_store
 
 INPUTS = Inputs(
     slice_seconds=0.004,
@@ -62,9 +62,9 @@ def test_the_collections_have_the_sizes_of_their_names():
 
 @pytest.mark.slow
 def test_scale_is_measured_and_a_plan_follows_from_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.scaling.LENGTHS", {True: (1, 300, 900)})
-    monkeypatch.setattr("bench.scaling.CASES", {True: (1, 3)})
-    monkeypatch.setattr("bench.scaling.TASKS", {True: 200})
+    monkeypatch.setattr("slicemill.bench.stages.scaling.LENGTHS", {True: (1, 300, 900)})
+    monkeypatch.setattr("slicemill.bench.stages.scaling.CASES", {True: (1, 3)})
+    monkeypatch.setattr("slicemill.bench.stages.scaling.TASKS", {True: 200})
     phantom_subject(6, size=64).write(tmp_path / "scans", ".nii")
     words = ["scale", "--quick", "--json", str(tmp_path / "scale.json"), "--picture", str(tmp_path / "s.png")]
     done = CliRunner().invoke(bench, [*words, "--data", str(tmp_path / "scans")])

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bench.cli import bench
-from bench.clock import Timing
-from bench.compare import compare, differences
-from bench.headline import Timed, check, headline
-from bench.pagecache import drop
-from bench.sheet import PAGE, PICTURE, SHARES, draw, draw_shares, write_page
-from bench.stages import STAGES
-from bench.subject import CASE_ID, phantom_subject, scan_subject
-from bench.suite import Suite, one_stage
-from bench.tables import all_table, export_table, limits_table, of_the_peak
-from infer.stopwatch import STAGES as STOPWATCH
-from store.errors import ConfigError
-from store.phantom import write_collection
+from slicemill.bench.cli import bench
+from slicemill.bench.harness.catalog import STAGES
+from slicemill.bench.harness.clock import Timing
+from slicemill.bench.harness.headline import Timed, check, headline
+from slicemill.bench.harness.pagecache import drop
+from slicemill.bench.harness.subject import CASE_ID, phantom_subject, scan_subject
+from slicemill.bench.records.compare import compare, differences
+from slicemill.bench.records.sheet import PAGE, PICTURE, SHARES, draw, draw_shares, write_page
+from slicemill.bench.records.suite import Suite, one_stage
+from slicemill.bench.records.tables import all_table, export_table, limits_table, of_the_peak
+from slicemill.common.errors import ConfigError
+from slicemill.ct.phantom import write_collection
+from slicemill.infer.run.timing import STAGES as STOPWATCH
 
 
 def record_of(*rates, seed=0, spread=0.02, rounds=9):
@@ -164,7 +164,7 @@ def test_stages_end_in_one_record_table_page_and_picture(tmp_path):
 
 @pytest.mark.slow
 def test_the_export_benchmark_proves_what_it_wrote(tmp_path):
-    from bench.exporting import run
+    from slicemill.bench.stages.export import run
 
     record = run(tmp_path, phantom_subject(4, size=64), rounds=1)
     assert record["parity"]["pixels"] == record["proof_slices"] * 64 * 64

@@ -9,16 +9,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bench.quality import study as study_module
-from bench.quality import yardstick as yardstick_module
-from bench.quality.runs import Run
-from bench.quality.study import Study
-from bench.quality.table import Table
-from bench.quality.yardstick import FILES, Duel, run_duel, write_dataset
-from bench.readme import TABLES
-from store.errors import ConfigError
-from store.files import read_json, write_json
-from store.reader import open_store
+from slicemill.bench.peers.environment import FILES
+from slicemill.bench.records.readme import TABLES
+from slicemill.bench.studies import study as study_module
+from slicemill.bench.studies import yardstick as yardstick_module
+from slicemill.bench.studies.runs import Run
+from slicemill.bench.studies.study import Study
+from slicemill.bench.studies.table import Table
+from slicemill.bench.studies.yardstick import Duel, run_duel, write_dataset
+from slicemill.common.errors import ConfigError
+from slicemill.common.files import read_json, write_json
+from slicemill.store.reader import open_store
 
 PEER = f"""#!{sys.executable}
 import json, pathlib, sys

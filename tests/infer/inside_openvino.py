@@ -9,17 +9,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from infer import vino
-from infer.capacity import capacity_of
-from infer.gather import gather
-from infer.inputs import load
-from infer.lane import memory_of_lanes
-from infer.model import open_model
-from infer.options import Options
-from infer.pipeline import infer
-from infer.single import segment_volume
-from store.reader import open_store
-from train.export import export
+from slicemill.infer.inputs.gather import gather
+from slicemill.infer.inputs.jobs import load
+from slicemill.infer.network.lanes import memory_of_lanes
+from slicemill.infer.network.model import open_model
+from slicemill.infer.run.options import Options
+from slicemill.infer.run.pipeline import infer
+from slicemill.infer.runtime import openvino as vino
+from slicemill.infer.runtime.capacity import capacity_of
+from slicemill.infer.single import segment_volume
+from slicemill.store.reader import open_store
+from slicemill.train.export.model_file import export
 
 
 def test_the_memory_of_its_lanes_is_counted(model):

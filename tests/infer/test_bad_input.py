@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infer.flat import open_picture
-from infer.gather import gather
-from infer.inputs import opened
-from infer.model import open_model
-from infer.options import Options
-from infer.pipeline import ELSEWHERE, infer
-from store.errors import ScanError
-from store.files import read_lines
-from store.phantom import write_nifti
-from store.window import Window
+from slicemill.common.errors import ScanError
+from slicemill.common.files import read_lines
+from slicemill.ct.phantom import write_nifti
+from slicemill.ct.window import Window
+from slicemill.infer.inputs.gather import gather
+from slicemill.infer.inputs.jobs import opened
+from slicemill.infer.inputs.pictures import open_picture
+from slicemill.infer.network.model import open_model
+from slicemill.infer.run.options import Options
+from slicemill.infer.run.pipeline import ELSEWHERE, infer
 
 HERE = Path(__file__).parents[2]
 SPACING = (3.0, 1.0, 1.0)

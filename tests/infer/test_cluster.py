@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infer.cluster import BY_LEDGER, Seen, together
-from infer.gather import gather
-from infer.inputs import Job
-from infer.ledger import Book, Outcome, Summary
-from infer.model import open_model
-from infer.options import Options
-from infer.pipeline import ELSEWHERE, infer
-from store.files import read_lines
-from store.phantom import write_nifti
+from slicemill.common.files import read_lines
+from slicemill.ct.phantom import write_nifti
+from slicemill.infer.inputs.gather import gather
+from slicemill.infer.inputs.jobs import Job
+from slicemill.infer.network.model import open_model
+from slicemill.infer.run.cluster import BY_LEDGER, Seen, together
+from slicemill.infer.run.ledger import Book, Outcome, Summary
+from slicemill.infer.run.options import Options
+from slicemill.infer.run.pipeline import ELSEWHERE, infer
 from tests.contents import content
 
 HERE = Path(__file__).parents[2]
@@ -98,13 +98,13 @@ def test_two_workers_one_of_them_killed_do_every_scan_once(cluster, model, tmp_p
 
 
 def test_no_scheduler_is_one_clear_error(model, collection, tmp_path, monkeypatch):
-    import infer.cluster
-    from store.errors import ConfigError
+    import slicemill.infer.run.cluster
+    from slicemill.common.errors import ConfigError
 
-    monkeypatch.setattr(infer.cluster, "ANSWER_SECONDS", 1)
+    monkeypatch.setattr(slicemill.infer.run.cluster, "ANSWER_SECONDS", 1)
     opened = open_model(model, "cpu")
     with pytest.raises(ConfigError, match=r"--scheduler tcp://127.0.0.1:9: no Dask scheduler answers there"):
-        infer.cluster.infer_on(
+        slicemill.infer.run.cluster.infer_on(
             "tcp://127.0.0.1:9", opened, "cpu", gather([collection])[0], Book(tmp_path, opened, Options())
         )
 

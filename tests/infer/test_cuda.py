@@ -8,16 +8,16 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from infer.capacity import Capacity
-from infer.gather import gather
-from infer.lane import DeviceLane
-from infer.model import open_model
-from infer.options import Options
-from infer.pipeline import infer
-from infer.providers import has_nvidia_driver, make_session
-from infer.tensorrt import gpu_name
+from slicemill.infer.inputs.gather import gather
+from slicemill.infer.network.lanes import DeviceLane
+from slicemill.infer.network.model import open_model
+from slicemill.infer.run.options import Options
+from slicemill.infer.run.pipeline import infer
+from slicemill.infer.runtime.capacity import Capacity
+from slicemill.infer.runtime.providers import has_nvidia_driver, make_session
+from slicemill.infer.runtime.tensorrt import gpu_name
+from slicemill.train.export.graph import DEFAULT, Flavor
 from tests.infer.test_device import blocks, flavors, guided  # noqa: F401 (one is a fixture)
-from train.graph import DEFAULT, Flavor
 
 HERE = has_nvidia_driver() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 pytestmark = pytest.mark.skipif(not HERE, reason="needs a CUDA device and onnxruntime-gpu")

@@ -12,24 +12,24 @@ import numpy as np
 import onnxruntime
 import pytest
 
-import infer.lane
-from bench.infer import exported
-from infer import tensorrt
-from infer.capacity import Capacity, capacity_of, shapes_of
-from infer.cudart import Card, open_card
-from infer.gather import gather
-from infer.lane import DeviceLane, HostLane
-from infer.model import open_model
-from infer.options import Options
-from infer.pipeline import infer as segment_all
-from infer.providers import options_for
-from infer.tensorrt import Builder, engine_folder, engine_options, with_engine
-from store.errors import ModelError, ProviderError
-from store.labels import LITS_LABELS
+import slicemill.infer.network.lanes
+from slicemill.bench.stages.infer_cpu import exported
+from slicemill.common.errors import ModelError, ProviderError
+from slicemill.ct.labels import LITS_LABELS
+from slicemill.infer.inputs.gather import gather
+from slicemill.infer.network.lanes import DeviceLane, HostLane
+from slicemill.infer.network.model import open_model
+from slicemill.infer.run.options import Options
+from slicemill.infer.run.pipeline import infer as segment_all
+from slicemill.infer.runtime import tensorrt
+from slicemill.infer.runtime.capacity import Capacity, capacity_of, shapes_of
+from slicemill.infer.runtime.cuda_memory import Card, open_card
+from slicemill.infer.runtime.providers import options_for
+from slicemill.infer.runtime.tensorrt import Builder, engine_folder, engine_options, with_engine
+from slicemill.train.config import Config
+from slicemill.train.export.graph import DEFAULT, Flavor
+from slicemill.train.network.step import build
 from tests.infer.test_parts import changed
-from train.config import Config
-from train.graph import DEFAULT, Flavor
-from train.step import build
 
 BUILDER = Builder(gpu="NVIDIA H200", onnxruntime="1.30.0", tensorrt="10.16.1")
 SHAPES = {"image": (14, 1, 64, 64, 2), "neighbors": (4, 3)}
@@ -80,8 +80,8 @@ class Runtime:
 @pytest.fixture
 def card(monkeypatch):
     runtime = Runtime()
-    monkeypatch.setattr(infer.lane, "open_card", lambda _, device: Card(runtime, device))
-    monkeypatch.setattr(infer.lane, "WHERE", "cpu")
+    monkeypatch.setattr(slicemill.infer.network.lanes, "open_card", lambda _, device: Card(runtime, device))
+    monkeypatch.setattr(slicemill.infer.network.lanes, "WHERE", "cpu")
     return runtime
 
 
@@ -139,8 +139,8 @@ def stand_in(monkeypatch, tmp_path):
     monkeypatch.setattr(onnxruntime, "SessionOptions", Strict)
     listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
-    monkeypatch.setattr("infer.model.gpu_name", lambda device: f"NVIDIA H200 {device}")
-    monkeypatch.setattr("infer.model.tensorrt_version", lambda: "10.16.1")
+    monkeypatch.setattr("slicemill.infer.network.model.gpu_name", lambda device: f"NVIDIA H200 {device}")
+    monkeypatch.setattr("slicemill.infer.network.model.tensorrt_version", lambda: "10.16.1")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     return told
 

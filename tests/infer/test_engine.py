@@ -14,20 +14,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import infer.line
-from infer.canvas import plan_of
-from infer.capacity import Capacity
-from infer.gather import gather
-from infer.ledger import Book
-from infer.line import Line, Stopped
-from infer.model import open_model
-from infer.options import Options, memory_of
-from infer.pipeline import infer as segment_all
-from infer.stopwatch import Stopwatch
-from store.errors import ConfigError, ProviderError, ScanError, UsageError
-from store.files import read_lines
-from store.nifti import stem_of
-from store.phantom import write_nifti
+import slicemill.infer.run.scan_queue
+from slicemill.common.errors import ConfigError, ProviderError, ScanError, UsageError
+from slicemill.common.files import read_lines
+from slicemill.ct.formats.nifti.names import stem_of
+from slicemill.ct.phantom import write_nifti
+from slicemill.infer.inputs.gather import gather
+from slicemill.infer.network.model import open_model
+from slicemill.infer.run.ledger import Book
+from slicemill.infer.run.options import Options, memory_of
+from slicemill.infer.run.pipeline import infer as segment_all
+from slicemill.infer.run.scan_queue import Line, Stopped
+from slicemill.infer.run.timing import Stopwatch
+from slicemill.infer.runtime.capacity import Capacity
+from slicemill.infer.slices.assembly import plan_of
 from tests.contents import content
 from tests.infer.test_parts import planned
 
@@ -187,16 +187,16 @@ def test_a_device_that_fails_again_ends_the_run_and_every_scan_is_accounted_for(
 
 
 def test_a_bug_in_one_scan_is_raised_and_leaves_a_summary(model, scans, tmp_path, monkeypatch):
-    import infer.pipeline
+    import slicemill.infer.run.pipeline
 
-    real = infer.pipeline.overlay
+    real = slicemill.infer.run.pipeline.overlay
 
     def wrong(volume, *given):
         if len(volume) == 7:
             raise KeyError("a bug")
         return real(volume, *given)
 
-    monkeypatch.setattr("infer.pipeline.overlay", wrong)
+    monkeypatch.setattr("slicemill.infer.run.pipeline.overlay", wrong)
     with pytest.raises(KeyError, match="a bug"):
         run(model, [scans], tmp_path / "out")
     assert sum(json.loads((tmp_path / "out" / "summary.json").read_text())["scans"].values()) == 10
@@ -207,7 +207,7 @@ class TestMemory:
         """A batch that could hold ten scans does not wait for the next one, which waits for its memory."""
         opened = open_model(model, "cpu")
         most = max(memory_of(plan_of(opened.info, (1 + n % 9, (64, 50, 90)[n % 3], 64), SPACING)) for n in range(10))
-        monkeypatch.setattr("infer.pipeline.memory_for_scans", lambda *_: most)
+        monkeypatch.setattr("slicemill.infer.run.pipeline.memory_for_scans", lambda *_: most)
         held = []
         real = Line.admit
 
@@ -221,10 +221,10 @@ class TestMemory:
         assert max(held) <= most
 
     def test_a_scan_that_was_written_is_kept_by_nobody(self, model, scans, tmp_path, monkeypatch):
-        import infer.pipeline
+        import slicemill.infer.run.pipeline
 
         written, alive = [], []
-        real = infer.pipeline.Run.write
+        real = slicemill.infer.run.pipeline.Run.write
 
         def write(one, ticket):
             gc.collect()
@@ -232,15 +232,15 @@ class TestMemory:
             real(one, ticket)
             written.append(weakref.ref(ticket.scan))
 
-        monkeypatch.setattr(infer.pipeline.Run, "write", write)
-        monkeypatch.setattr("infer.pipeline.memory_for_scans", lambda *_: 5_000_000)
+        monkeypatch.setattr(slicemill.infer.run.pipeline.Run, "write", write)
+        monkeypatch.setattr("slicemill.infer.run.pipeline.memory_for_scans", lambda *_: 5_000_000)
         assert run(model, [scans], tmp_path, batch=2, readers=1, writers=1).count("done") == 10
         assert max(alive) <= 2, "at most what the lanes are about to leave"
 
     def test_a_scan_that_needs_more_than_all_is_refused_by_name(self, model, scans, tmp_path, monkeypatch):
         opened = open_model(model, "cpu")
         least = memory_of(plan_of(opened.info, (6, 64, 64), SPACING))
-        monkeypatch.setattr("infer.pipeline.memory_for_scans", lambda *_: least)
+        monkeypatch.setattr("slicemill.infer.run.pipeline.memory_for_scans", lambda *_: least)
         summary = run(opened, [scans], tmp_path)
         failed = [outcome for outcome in summary.outcomes if outcome.status == "failed"]
         assert 1 <= len(failed) < 10
@@ -276,7 +276,7 @@ class TestLine:
                 taken = []
                 thread = threading.Thread(target=lambda: taken.append(line.take()))
                 thread.start()
-                time.sleep(3 * infer.line.LINGER_SECONDS)
+                time.sleep(3 * slicemill.infer.run.scan_queue.LINGER_SECONDS)
                 assert not taken, "a reader is at work: more may come"
             thread.join(5)
             assert len(taken[0].units) == 2
@@ -377,9 +377,9 @@ class TestDevices:
         used, checked = [], []
         for one in opened:
             one.provider = "cuda"
-        monkeypatch.setattr("infer.lane.ON_DEVICE", ())
-        monkeypatch.setattr("infer.pipeline.models_of", lambda *_: opened)
-        monkeypatch.setattr("infer.pipeline.gate", lambda one, scan, lane: checked.append(one))
+        monkeypatch.setattr("slicemill.infer.network.lanes.ON_DEVICE", ())
+        monkeypatch.setattr("slicemill.infer.run.pipeline.models_of", lambda *_: opened)
+        monkeypatch.setattr("slicemill.infer.run.pipeline.gate", lambda one, scan, lane: checked.append(one))
         feed = type(opened[0]).feed
 
         def counted(one, *given):
@@ -401,7 +401,7 @@ class TestDevices:
             open_model(model, "cpu", 1)
 
     def test_gpus_that_auto_does_not_find_are_missed_and_not_replaced(self, model, scans, tmp_path, monkeypatch):
-        monkeypatch.setattr("infer.providers.no_cuda", lambda: "no NVIDIA driver answers")
+        monkeypatch.setattr("slicemill.infer.runtime.providers.no_cuda", lambda: "no NVIDIA driver answers")
         with pytest.raises(ProviderError, match="--devices 1: auto would take the CPU, .* no NVIDIA driver answers"):
             open_model(model, "auto", 1)
         opened = open_model(model, "auto")

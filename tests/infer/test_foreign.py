@@ -12,13 +12,13 @@ import onnx
 import pytest
 import torch
 
-from infer.foreign import read_card
-from infer.gather import gather
-from infer.model import open_model
-from infer.options import Options
-from infer.pipeline import infer
-from store.errors import ConfigError, ModelError
-from store.phantom import write_nifti
+from slicemill.common.errors import ConfigError, ModelError
+from slicemill.ct.phantom import write_nifti
+from slicemill.infer.inputs.gather import gather
+from slicemill.infer.network.foreign import read_card
+from slicemill.infer.network.model import open_model
+from slicemill.infer.run.options import Options
+from slicemill.infer.run.pipeline import infer
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 CARD = (

@@ -13,13 +13,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from infer.gather import gather, pattern_below, read_list
-from infer.model import open_model
-from infer.options import Options
-from infer.pipeline import infer
-from store.errors import ConfigError, ScanError
-from store.files import place_of
-from store.phantom import write_nifti
+from slicemill.common.errors import ConfigError, ScanError
+from slicemill.common.files import place_of
+from slicemill.ct.phantom import write_nifti
+from slicemill.infer.inputs.gather import gather, pattern_below, read_list
+from slicemill.infer.network.model import open_model
+from slicemill.infer.run.options import Options
+from slicemill.infer.run.pipeline import infer
 
 HERE = Path(__file__).parents[2]
 
@@ -158,7 +158,7 @@ def test_single_urls_are_named_below_what_they_share_in_their_bucket(bucket, col
 
 
 def test_a_scan_that_changes_while_it_is_read_is_no_mask(model, collection, tmp_path, monkeypatch):
-    from store.scan import ScanReader
+    from slicemill.ct.scan import ScanReader
 
     scan = Path(shutil.copy(collection / "volume-0.nii", tmp_path / "volume-0.nii"))
     real = ScanReader.read

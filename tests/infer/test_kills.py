@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infer.gather import gather
-from infer.ledger import Book
-from infer.model import open_model
-from infer.options import Options
-from infer.pipeline import infer
-from store.files import read_lines
-from store.phantom import write_nifti
+from slicemill.common.files import read_lines
+from slicemill.ct.phantom import write_nifti
+from slicemill.infer.inputs.gather import gather
+from slicemill.infer.network.model import open_model
+from slicemill.infer.run.ledger import Book
+from slicemill.infer.run.options import Options
+from slicemill.infer.run.pipeline import infer
 from tests.contents import content
 
 HERE = Path(__file__).parents[2]

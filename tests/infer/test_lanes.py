@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from infer import single
-from infer.batching import Scan
-from infer.canvas import Canvas, plan_of, wanted_of
-from infer.capacity import CPU_LANES, Capacity, capacity_of, lanes_on, threads_of_session
-from infer.gate import gate
-from infer.lane import HostLane, make_lane, memory_of_lanes
-from infer.model import Answer, open_model
-from infer.single import segment_volume
-from store.errors import ModelError, ProviderError
+from slicemill.common.errors import ModelError, ProviderError
+from slicemill.infer import single
+from slicemill.infer.cpu_check import gate
+from slicemill.infer.network.lanes import HostLane, make_lane, memory_of_lanes
+from slicemill.infer.network.model import Answer, open_model
+from slicemill.infer.runtime.capacity import CPU_LANES, Capacity, capacity_of, lanes_on, threads_of_session
+from slicemill.infer.single import segment_volume
+from slicemill.infer.slices.assembly import Canvas, plan_of, wanted_of
+from slicemill.infer.slices.batches import Scan
 
 SPACING = (3.0, 1.0, 1.0)
 
@@ -138,7 +138,7 @@ def test_a_batch_of_one_slice_is_compared_too(context, model, monkeypatch, rng):
         def run(self, image, neighbors):
             return Answer(np.zeros((len(neighbors), 64, 64), np.uint8))
 
-    monkeypatch.setattr("infer.gate.open_model", lambda *_: Reference())
+    monkeypatch.setattr("slicemill.infer.cpu_check.open_model", lambda *_: Reference())
     gate(opened, scan, Told())
     assert seen == [(context, (1, context))]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from infer.model import open_model
-from store.errors import ProviderError
+from slicemill.common.errors import ProviderError
+from slicemill.infer.network.model import open_model
 
 HERE = Path(__file__).parents[2]
 

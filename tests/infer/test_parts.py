@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infer import providers
-from infer.batching import Filler, Scan
-from infer.canvas import Plan
-from infer.capacity import Capacity
-from infer.gather import gather
-from infer.inputs import load
-from infer.model import EXTERNAL_DATA, Answer, compare, open_model
-from infer.report import slice_score
-from infer.views import PLAIN, cover, views_of
-from store.errors import ModelError, ProviderError, ScanError, UsageError
+from slicemill.common.errors import ModelError, ProviderError, ScanError, UsageError
+from slicemill.infer.inputs.gather import gather
+from slicemill.infer.inputs.jobs import load
+from slicemill.infer.network.model import EXTERNAL_DATA, Answer, compare, open_model
+from slicemill.infer.report import slice_score
+from slicemill.infer.runtime import providers
+from slicemill.infer.runtime.capacity import Capacity
+from slicemill.infer.slices.assembly import Plan
+from slicemill.infer.slices.batches import Filler, Scan
+from slicemill.infer.slices.tiles import PLAIN, cover, views_of
 
 
 class TestTiling:
@@ -223,7 +223,7 @@ class TestModel:
         ],
     )
     def test_metadata_that_do_not_fit_are_refused(self, change, message, model, tmp_path):
-        from store.errors import InputError
+        from slicemill.common.errors import InputError
 
         with pytest.raises(InputError, match=message):
             open_model(changed(model, tmp_path / "m.onnx", change), "cpu")

@@ -16,17 +16,17 @@ import pytest
 from PIL import Image
 
 import slicemill
-from infer.capacity import lanes_on
-from infer.cli import beside
-from infer.gather import gather
-from infer.model import Answer, open_model
-from infer.options import Options
-from infer.pipeline import infer
-from ingest.discover import discover
-from store.errors import ModelError, ScanError, UsageError
-from store.files import read_lines
-from store.phantom import write_nifti
-from store.reader import open_store
+from slicemill.common.errors import ModelError, ScanError, UsageError
+from slicemill.common.files import read_lines
+from slicemill.ct.phantom import write_nifti
+from slicemill.infer.cli import beside
+from slicemill.infer.inputs.gather import gather
+from slicemill.infer.network.model import Answer, open_model
+from slicemill.infer.run.options import Options
+from slicemill.infer.run.pipeline import infer
+from slicemill.infer.runtime.capacity import lanes_on
+from slicemill.ingest.discover import discover
+from slicemill.store.reader import open_store
 from tests.contents import content
 
 HERE = Path(__file__).parents[2]
@@ -138,16 +138,16 @@ def test_one_bad_scan_is_named_and_the_rest_goes_on(model, collection, tmp_path)
 
 
 def test_a_disk_that_cannot_be_written_fails_the_scan_and_not_the_run(model, collection, tmp_path, monkeypatch):
-    import infer.pipeline
+    import slicemill.infer.run.pipeline
 
-    real = infer.pipeline.write_volume
+    real = slicemill.infer.run.pipeline.write_volume
 
     def full(path, *parts):
         if path.name == "volume-2.nii":
             raise OSError(28, "No space left on device", str(path))
         real(path, *parts)
 
-    monkeypatch.setattr("infer.pipeline.write_volume", full)
+    monkeypatch.setattr("slicemill.infer.run.pipeline.write_volume", full)
     summary = run(model, [collection], tmp_path)
     assert (summary.count("done"), summary.count("failed")) == (5, 1)
     assert "No space left on device" in next(
@@ -270,7 +270,7 @@ def test_another_provider_is_compared_with_the_cpu_before_the_first_scan(model, 
     jobs, _ = gather([collection / "volume-0.nii"])
     opened = open_model(model, "cpu")
     opened.provider = "cuda"
-    monkeypatch.setattr("infer.lane.ON_DEVICE", ())
+    monkeypatch.setattr("slicemill.infer.network.lanes.ON_DEVICE", ())
     assert infer(opened, jobs, tmp_path / "same").count("done") == 1
     reference = open_model(model, "cpu")
     honest = reference.run
@@ -279,7 +279,7 @@ def test_another_provider_is_compared_with_the_cpu_before_the_first_scan(model, 
         return Answer((honest(*given).label + 1) % 3)
 
     monkeypatch.setattr(reference, "run", other)
-    monkeypatch.setattr("infer.gate.open_model", lambda *_: reference)
+    monkeypatch.setattr("slicemill.infer.cpu_check.open_model", lambda *_: reference)
     with pytest.raises(ModelError, match="labels on cuda differ from those on the CPU"):
         infer(opened, jobs, tmp_path / "other")
     assert not (tmp_path / "other" / "volume-0.nii").exists()

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from infer.options import WORKING_BYTES
-from infer.postprocess import (
-    Rules,
+from slicemill.common.errors import ModelError
+from slicemill.ct.geometry import Grid
+from slicemill.ct.labels import LITS_LABELS, make_labels
+from slicemill.infer.postprocess import (
     dilated,
     drop_far_tumors,
     drop_lesions,
@@ -16,11 +17,9 @@ from infer.postprocess import (
     fill_holes,
     keep_largest_organ,
     postprocess,
-    rules_from_json,
 )
-from store.errors import ModelError
-from store.geometry import Grid
-from store.labels import LITS_LABELS, make_labels
+from slicemill.infer.run.options import WORKING_BYTES
+from slicemill.store.model_card import Rules, rules_from_json
 
 ALL = np.ones((3, 3, 3))
 shapes = st.tuples(st.integers(1, 14), st.integers(1, 20), st.integers(1, 24))
@@ -152,7 +151,7 @@ def test_rules_that_are_not_known_or_cannot_be_are_refused():
 def test_noise_takes_no_more_memory_than_a_scan_is_given(rules, monkeypatch):
     import tracemalloc
 
-    from store import runs as module
+    from slicemill.ct import runs as module
 
     rng = np.random.default_rng(0)
     label = rng.integers(0, 3, (512, 64, 64)).astype(np.uint8)

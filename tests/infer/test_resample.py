@@ -12,10 +12,10 @@ from scipy import ndimage
 from torch.nn import functional
 
 import slicemill
-from infer.model import open_model
-from infer.resample import MAX_EXTENT, interpolated, resampling
-from store.errors import ModelError, ScanError
-from store.phantom import write_nifti
+from slicemill.common.errors import ModelError, ScanError
+from slicemill.ct.phantom import write_nifti
+from slicemill.infer.network.model import open_model
+from slicemill.infer.slices.resample import MAX_EXTENT, interpolated, resampling
 from tests.infer.test_parts import changed
 
 sides = st.integers(3, 40)

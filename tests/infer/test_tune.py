@@ -19,18 +19,19 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from typer.testing import CliRunner
 
-import slicemill
-from infer import tune as module
-from infer.canvas import Segmented
-from infer.model import open_model
-from infer.postprocess import Rules, postprocess, rules_from_json
-from infer.tune import as_toml, best, cases_of, check_writable, flavors_beside, found_in, tune, write_rules
-from store.errors import ConfigError, ModelError
-from store.geometry import Grid
-from store.labels import LITS_LABELS, make_labels
-from store.metrics import mean_of, overlap
-from store.reader import open_store
-from train.export import FLAVORS, export
+from slicemill.cli import commands
+from slicemill.common.errors import ConfigError, ModelError
+from slicemill.ct.geometry import Grid
+from slicemill.ct.labels import LITS_LABELS, make_labels
+from slicemill.ct.overlap import mean_of, overlap
+from slicemill.infer import tune as module
+from slicemill.infer.network.model import open_model
+from slicemill.infer.postprocess import postprocess
+from slicemill.infer.slices.assembly import Segmented
+from slicemill.infer.tune import as_toml, best, cases_of, check_writable, flavors_beside, found_in, tune, write_rules
+from slicemill.store.model_card import Rules, rules_from_json
+from slicemill.store.reader import open_store
+from slicemill.train.export.model_file import FLAVORS, export
 
 
 def command(*words):
@@ -221,7 +222,7 @@ def test_the_command_writes_all_flavors_and_a_second_time_nothing(trained, store
 
     monkeypatch.setattr(module, "tune", found)
     words = ["tune", str(path), str(stored), "--split", str(trained / "split.json")]
-    done = CliRunner().invoke(slicemill.commands(), words)
+    done = CliRunner().invoke(commands(), words)
     assert done.exit_code == 0, done.output
     assert "written: " in done.output
     for one in (path, half):
@@ -232,7 +233,7 @@ def test_the_command_writes_all_flavors_and_a_second_time_nothing(trained, store
         )
         assert [t.raw_data for t in onnx.load(one).graph.initializer] == weights[one]
         onnx.checker.check_model(onnx.load(one), full_check=True)
-    again = CliRunner().invoke(slicemill.commands(), words)
+    again = CliRunner().invoke(commands(), words)
     assert "nothing else is better: the model stays as it is" in again.output
 
 

@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
-from ingest.convert import convert_case
-from ingest.discover import CaseFiles
-from ingest.params import Params
-from store.errors import GeometryError, LabelError, ScanError
-from store.labels import LITS_LABELS
-from store.nifti import grid_of_header
-from store.phantom import write_nifti
-from store.reader import open_store
-from store.writer import prepare_store
+from slicemill.common.errors import GeometryError, LabelError, ScanError
+from slicemill.ct.formats.nifti.header import grid_of_header
+from slicemill.ct.labels import LITS_LABELS
+from slicemill.ct.phantom import write_nifti
+from slicemill.ingest.convert import convert_case
+from slicemill.ingest.discover import CaseFiles
+from slicemill.ingest.params import Params
+from slicemill.store.reader import open_store
+from slicemill.store.writer import prepare_store
 
 LITS = Params(labels=LITS_LABELS)
 SPACING = (4.0, 1.0, 1.0)

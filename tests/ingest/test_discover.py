@@ -1,8 +1,8 @@
 import pytest
 
-from ingest.discover import discover, from_csv, from_patterns, with_patients
-from store.errors import PairingError, StoreError, UsageError
-from store.labels import LITS_LABELS
+from slicemill.common.errors import PairingError, StoreError, UsageError
+from slicemill.ct.labels import LITS_LABELS
+from slicemill.ingest.discover import discover, from_csv, from_patterns, with_patients
 
 
 def touch(folder, *names):

@@ -14,18 +14,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ingest import pipeline
-from ingest.convert import convert_case
-from ingest.discover import discover
-from ingest.params import Params
-from ingest.pipeline import Options, ingest, settle_params
-from store.claims import claimed
-from store.files import HashingStream, read_lines
-from store.labels import LITS_LABELS
-from store.manifest import read_table
-from store.phantom import write_collection
-from store.reader import open_store
-from store.writer import prepare_store
+from slicemill.common.files import HashingStream, read_lines
+from slicemill.common.locks import claimed
+from slicemill.ct.labels import LITS_LABELS
+from slicemill.ct.phantom import write_collection
+from slicemill.ingest import pipeline
+from slicemill.ingest.convert import convert_case
+from slicemill.ingest.discover import discover
+from slicemill.ingest.params import Params
+from slicemill.ingest.pipeline import Options, ingest, settle_params
+from slicemill.store.reader import open_store
+from slicemill.store.tables import read_table
+from slicemill.store.writer import prepare_store
 
 HERE = Path(__file__).parents[2]
 LITS = Params(labels=LITS_LABELS)
@@ -74,11 +74,11 @@ def test_threads_within_a_case_change_no_byte(threads, scans, serial, tmp_path):
 
 
 def test_an_error_in_the_middle_of_a_threaded_case_leaves_nothing(scans, tmp_path):
-    from store.errors import LabelError
+    from slicemill.common.errors import LabelError
 
     case = discover(scans).cases[0]
     prepare_store(tmp_path / "store")
-    from store.labels import make_labels
+    from slicemill.ct.labels import make_labels
 
     before = set(threading.enumerate())
     with pytest.raises(LabelError, match="outside the labels"):
@@ -196,7 +196,7 @@ def test_two_runs_at_the_same_time_share_the_work_and_do_no_case_twice(scans, se
 
 
 def test_a_case_that_another_run_has_claimed_is_waited_for(collection, stored, tmp_path, monkeypatch):
-    monkeypatch.setattr("ingest.pipeline.ASK_AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr("slicemill.ingest.pipeline.ASK_AGAIN_SECONDS", 0.2)
     store = tmp_path / "store"
     prepare_store(store)
     release = threading.Event()
@@ -307,7 +307,7 @@ def test_a_disk_that_fills_up_fails_cases_and_the_same_command_finishes_them_whe
 def test_a_read_error_or_want_of_memory_fails_one_case_and_is_tried_again(
     error, message, collection, stored, tmp_path, monkeypatch
 ):
-    from ingest.pipeline import Task, run_case
+    from slicemill.ingest.pipeline import Task, run_case
 
     real = HashingStream.read
 

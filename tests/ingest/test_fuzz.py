@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest.convert import convert_case
-from ingest.discover import CaseFiles
-from ingest.params import Params
-from store.errors import InputError
-from store.labels import LITS_LABELS
-from store.reader import open_store
-from store.writer import prepare_store
+from slicemill.common.errors import InputError
+from slicemill.ct.labels import LITS_LABELS
+from slicemill.ingest.convert import convert_case
+from slicemill.ingest.discover import CaseFiles
+from slicemill.ingest.params import Params
+from slicemill.store.reader import open_store
+from slicemill.store.writer import prepare_store
 
 SECONDS = 60
 KINDS = ("x.nii", "x.nii.gz", "big.nii", "two.nii", "x.hdr", "x.hdr.gz", "two.hdr")

@@ -12,18 +12,20 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ingest.convert import convert_case
-from ingest.discover import CaseFiles, discover
-from ingest.params import Params
-from ingest.pipeline import Options, ingest
-from store.errors import GeometryError, InputError, PairingError, ScanError
-from store.files import read_lines
-from store.labels import LITS_LABELS
-from store.manifest import read_table
-from store.nifti import blank_text, files_of, grid_of_header, read_header, write_volume
-from store.reader import open_store
-from store.scan import ScanReader
-from store.writer import prepare_store
+from slicemill.common.errors import GeometryError, InputError, PairingError, ScanError
+from slicemill.common.files import read_lines
+from slicemill.ct.formats.nifti.header import blank_text, grid_of_header, read_header
+from slicemill.ct.formats.nifti.names import files_of
+from slicemill.ct.formats.nifti.write import write_volume
+from slicemill.ct.labels import LITS_LABELS
+from slicemill.ct.scan import ScanReader
+from slicemill.ingest.convert import convert_case
+from slicemill.ingest.discover import CaseFiles, discover
+from slicemill.ingest.params import Params
+from slicemill.ingest.pipeline import Options, ingest
+from slicemill.store.reader import open_store
+from slicemill.store.tables import read_table
+from slicemill.store.writer import prepare_store
 
 AFFINE = np.array([[-0.8, 0, 0, 9], [0, -0.8, 0, 8], [0, 0, 2.5, -7], [0, 0, 0, 1]])
 PAIRS = [nib.Nifti1Pair, nib.Nifti2Pair]

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from ingest.discover import discover, with_patients
-from ingest.params import Params
-from ingest.pipeline import Options, ingest
-from store.errors import ConfigError, StoreError
-from store.files import read_lines
-from store.labels import LITS_LABELS, make_labels
-from store.manifest import read_table
-from store.phantom import write_collection
-from store.reader import open_store
-from store.writer import prepare_store
+from slicemill.common.errors import ConfigError, StoreError
+from slicemill.common.files import read_lines
+from slicemill.ct.labels import LITS_LABELS, make_labels
+from slicemill.ct.phantom import write_collection
+from slicemill.ingest.discover import discover, with_patients
+from slicemill.ingest.params import Params
+from slicemill.ingest.pipeline import Options, ingest
+from slicemill.store.reader import open_store
+from slicemill.store.tables import read_table
+from slicemill.store.writer import prepare_store
 
 INTERRUPTIBLE = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import slicemill; slicemill.main()"
@@ -87,12 +87,12 @@ def test_one_bad_scan_does_not_stop_the_rest_and_is_not_tried_again_unless_asked
 
 
 def test_a_full_disk_is_a_failure_that_is_tried_again_and_leaves_nothing_behind(copied, tmp_path, monkeypatch):
-    from ingest.pipeline import Task, _failed_for_good, run_case
+    from slicemill.ingest.pipeline import Task, _failed_for_good, run_case
 
     def full(*_arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("store.writer.ShardWriter.append", full)
+    monkeypatch.setattr("slicemill.store.writer.ShardWriter.append", full)
     case = discover(copied).cases[0]
     (tmp_path / "store").mkdir()
     outcome = run_case(Task(case=case, seen=None, compare=False, megabytes=1), LITS, tmp_path / "store", 1)
@@ -107,7 +107,7 @@ def test_tables_that_cannot_be_written_are_named_and_the_cases_are_kept(copied, 
     def full(*_arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ingest.pipeline.reindex", full)
+    monkeypatch.setattr("slicemill.ingest.pipeline.reindex", full)
     report = run(copied, tmp_path / "store")
     assert report.count("done") == 6
     assert (
@@ -163,8 +163,8 @@ def test_a_damaged_stored_case_is_done_again_and_stops_nothing(copied, tmp_path)
 
 
 def test_a_file_that_changes_while_it_is_read_is_done_again_by_the_next_run(copied, tmp_path, monkeypatch):
-    from ingest.convert import convert_case
-    from ingest.pipeline import Task, run_case
+    from slicemill.ingest.convert import convert_case
+    from slicemill.ingest.pipeline import Task, run_case
 
     store = tmp_path / "store"
     prepare_store(store)
@@ -177,7 +177,7 @@ def test_a_file_that_changes_while_it_is_read_is_done_again_by_the_next_run(copi
         case.image.write_bytes(data)
         return info
 
-    monkeypatch.setattr("ingest.pipeline.convert_case", changing)
+    monkeypatch.setattr("slicemill.ingest.pipeline.convert_case", changing)
     outcome = run_case(Task(case=case, seen=None, compare=False, megabytes=1), LITS, store, 1)
     assert (outcome.status, outcome.passing) == ("failed", True)
     assert "changed, or its mask did, while it was read" in outcome.reason
@@ -195,7 +195,7 @@ def test_another_patient_for_the_same_files_is_a_change(copied, tmp_path):
 
 
 def test_relative_paths_hold_in_a_worker_of_another_folder(copied, tmp_path, monkeypatch):
-    from ingest.pipeline import absolute
+    from slicemill.ingest.pipeline import absolute
 
     monkeypatch.chdir(copied)
     case = absolute(discover(Path()).cases[0])
@@ -205,7 +205,7 @@ def test_relative_paths_hold_in_a_worker_of_another_folder(copied, tmp_path, mon
 
 
 def test_a_case_that_its_worker_wrote_elsewhere_is_a_failure(copied, tmp_path, monkeypatch):
-    import ingest.pipeline
+    import slicemill.ingest.pipeline
 
     class Future:
         status = "finished"
@@ -227,9 +227,9 @@ def test_a_case_that_its_worker_wrote_elsewhere_is_a_failure(copied, tmp_path, m
             return None
 
         def submit(self, _work, task, *_arguments, **_options):
-            return Future(ingest.pipeline.Outcome(case_id=task.case.case_id, status="done", slices=1))
+            return Future(slicemill.ingest.pipeline.Outcome(case_id=task.case.case_id, status="done", slices=1))
 
-    monkeypatch.setattr("ingest.pipeline._client", lambda *_: Client())
+    monkeypatch.setattr("slicemill.ingest.pipeline._client", lambda *_: Client())
     monkeypatch.setattr("distributed.as_completed", list)
     report = run(copied, tmp_path / "store")
     assert report.count("failed") == 6

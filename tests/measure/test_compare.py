@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from measure.compare import compared, time_point
-from measure.lesions import Volume
-from store.errors import LabelError
-from store.labels import LITS_LABELS, make_labels
+from slicemill.common.errors import LabelError
+from slicemill.ct.labels import LITS_LABELS, make_labels
+from slicemill.measure.followup.recist import compared, time_point
+from slicemill.measure.lesions.measurements import Volume
 
 
 def scan(*lesions, affine=None, shape=(24, 60, 60)):

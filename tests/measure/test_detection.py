@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from measure.detection import Crossing, by_size, cross, match, numbered
-from store.geometry import Grid
+from slicemill.ct.geometry import Grid
+from slicemill.measure.evaluation.detection import Crossing, by_size, cross, match, numbered
 
 GRID = Grid(shape=(6, 5, 4), affine=np.diag([-1.0, -1.0, 1.0, 1.0]))
 

@@ -7,12 +7,12 @@ import pytest
 import SimpleITK
 import typer
 
-from measure.evaluate import case_row, evaluate, totals
-from measure.jobs import gather, run
-from measure.pairs import pair_up
-from store.errors import ConfigError, LabelError, PairingError
-from store.labels import LITS_LABELS
-from store.phantom import write_nifti
+from slicemill.common.errors import ConfigError, LabelError, PairingError
+from slicemill.ct.labels import LITS_LABELS
+from slicemill.ct.phantom import write_nifti
+from slicemill.measure.evaluation.evaluate import case_row, evaluate, totals
+from slicemill.measure.lesions.jobs import gather, run
+from slicemill.measure.pairs import pair_up
 
 SPACING = (2.0, 1.0, 1.0)
 
@@ -174,7 +174,7 @@ def test_a_scan_of_another_shape_than_its_mask_is_not_drawn_on(two_cases):
 
 
 def test_a_prediction_of_another_pixel_size_than_the_stored_case_is_a_failure(stored, tmp_path):
-    from store.reader import open_store
+    from slicemill.store.reader import open_store
 
     case = open_store(stored)["volume-0"]
     z, y, x = case.info.spacing_mm
@@ -185,7 +185,7 @@ def test_a_prediction_of_another_pixel_size_than_the_stored_case_is_a_failure(st
 
 
 def test_a_store_is_a_reference_too(stored, tmp_path):
-    from store.reader import open_store
+    from slicemill.store.reader import open_store
 
     case = open_store(stored)["volume-0"]
     write_nifti(tmp_path / "volume-0.nii.gz", case.label[:], case.info.spacing_mm, case.info.source_axcodes)
@@ -200,9 +200,9 @@ def test_a_store_is_a_reference_too(stored, tmp_path):
 @pytest.fixture
 def predicted_store(two_cases):
     """The predictions of two cases, ingested with their scans."""
-    from ingest.discover import discover
-    from ingest.params import Params
-    from ingest.pipeline import Options, ingest
+    from slicemill.ingest.discover import discover
+    from slicemill.ingest.params import Params
+    from slicemill.ingest.pipeline import Options, ingest
 
     for mask in (two_cases / "predicted").iterdir():
         place = two_cases / "both" / mask.name.replace("volume", "segmentation")
@@ -223,7 +223,7 @@ def test_a_store_of_predicted_masks_scores_as_its_files_do(predicted_store, two_
 
 
 def test_a_stored_case_that_cannot_be_opened_fails_and_the_rest_is_scored(predicted_store, two_cases, tmp_path):
-    from store.layout import GROUP
+    from slicemill.store.layout import GROUP
 
     (predicted_store / GROUP / "volume-1" / "zarr.json").write_text("{")
     for predictions, references in ((predicted_store, two_cases / "truth"), (two_cases / "predicted", predicted_store)):
@@ -246,8 +246,8 @@ def test_a_stored_prediction_off_the_grid_of_its_reference_is_named(predicted_st
 
 
 def test_labels_of_a_store_of_predictions_must_mean_what_the_other_run_means(predicted_store, two_cases):
-    from measure.pairs import check_reports
-    from store.labels import make_labels
+    from slicemill.ct.labels import make_labels
+    from slicemill.measure.pairs import check_reports
 
     with pytest.raises(LabelError, match="its store names the labels liver=1, tumor=2"):
         check_reports(pair_up(predicted_store, two_cases / "truth").pairs, make_labels({"liver": 2, "tumor": 1}))
@@ -322,7 +322,8 @@ def test_lesions_are_pooled_over_cases_and_their_curve_uses_volumes_without_prob
 
 
 def test_with_probabilities_beside_the_masks_lesions_are_ranked_by_them(two_cases):
-    from store.nifti import read_header, write_volume
+    from slicemill.ct.formats.nifti.header import read_header
+    from slicemill.ct.formats.nifti.write import write_volume
 
     for number, value in ((1, 204), (2, 0)):
         mask = two_cases / "predicted" / f"volume-{number}.nii.gz"
@@ -340,7 +341,7 @@ def test_with_probabilities_beside_the_masks_lesions_are_ranked_by_them(two_case
 def test_the_command_writes_every_table_and_compares_two_runs(two_cases):
     from typer.testing import CliRunner
 
-    from measure.cli import evaluate as command
+    from slicemill.measure.cli import evaluate as command
 
     app = typer.Typer()
     app.command()(command)
@@ -372,7 +373,7 @@ def test_the_command_writes_every_table_and_compares_two_runs(two_cases):
 
 
 def test_a_false_alarm_of_one_run_counts_against_it(two_cases):
-    from measure.rivals import comparison
+    from slicemill.measure.evaluation.two_runs import comparison
 
     predicted = np.ones((2, 4, 6), np.uint8)
     predicted[0, 0, 0] = 2
@@ -391,7 +392,7 @@ def test_a_false_alarm_of_one_run_counts_against_it(two_cases):
 
 
 def test_intervals_hold_what_they_should_and_ratios_are_of_sums():
-    from measure.statistics import bootstrap_interval, ratio_interval
+    from slicemill.measure.evaluation.statistics import bootstrap_interval, ratio_interval
 
     rng = np.random.default_rng(1)
     values = rng.random(60)
@@ -402,7 +403,7 @@ def test_intervals_hold_what_they_should_and_ratios_are_of_sums():
 
 
 def test_overlaps_are_simpleitks(rng):
-    from store.metrics import overlap
+    from slicemill.ct.overlap import overlap
 
     truth, predicted = rng.random((2, 6, 7, 8)) < 0.4
     measures = SimpleITK.LabelOverlapMeasuresImageFilter()
@@ -447,7 +448,7 @@ def test_a_tolerance_that_is_no_length_is_refused_before_anything_is_scored(two_
 def test_failures_of_the_other_run_are_told_and_count_and_its_labels_must_agree(two_cases):
     from typer.testing import CliRunner
 
-    from measure.cli import evaluate as command
+    from slicemill.measure.cli import evaluate as command
 
     app = typer.Typer()
     app.command()(command)
@@ -468,8 +469,8 @@ def test_failures_of_the_other_run_are_told_and_count_and_its_labels_must_agree(
 
 
 def test_reports_and_a_store_that_name_values_otherwise_are_refused(stored, tmp_path):
-    from store.labels import make_labels
-    from store.reader import open_store
+    from slicemill.ct.labels import make_labels
+    from slicemill.store.reader import open_store
 
     case = open_store(stored)["volume-0"]
     write_nifti(tmp_path / "volume-0.nii.gz", case.label[:], case.info.spacing_mm, case.info.source_axcodes)

@@ -6,8 +6,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from measure.cli import compare
-from store.phantom import write_nifti
+from slicemill.ct.phantom import write_nifti
+from slicemill.measure.cli import compare
 
 SPACING = (2.0, 1.0, 1.0)
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from measure.froc import Marks, curve_of, froc_record, judge, luna16, most_probable
-from store.errors import InputError
+from slicemill.common.errors import InputError
+from slicemill.measure.evaluation.froc import Marks, curve_of, froc_record, judge, luna16, most_probable
 
 NONE = np.empty((0, 4))
 

@@ -10,15 +10,15 @@ import SimpleITK
 import typer
 from typer.testing import CliRunner
 
-from measure.cli import compare, measure
-from measure.cohort import far_volumes
-from measure.compare import time_point
-from measure.jobs import gather, load, run
-from measure.lesions import Volume
-from measure.slicer import write_color_table, write_segmentation
-from store.errors import LabelError, PairingError
-from store.labels import LITS_LABELS, make_labels
-from store.phantom import write_nifti
+from slicemill.common.errors import LabelError, PairingError
+from slicemill.ct.labels import LITS_LABELS, make_labels
+from slicemill.ct.phantom import write_nifti
+from slicemill.measure.cli import compare, measure
+from slicemill.measure.followup.recist import time_point
+from slicemill.measure.lesions.cohort_page import far_volumes
+from slicemill.measure.lesions.jobs import gather, load, run
+from slicemill.measure.lesions.measurements import Volume
+from slicemill.measure.lesions.slicer3d import write_color_table, write_segmentation
 
 SPACING = (2.0, 1.0, 1.0)
 
@@ -84,7 +84,7 @@ def test_a_broken_mask_fails_alone_and_the_page_says_so(three_cases):
 
 
 def test_a_store_and_a_file_without_its_scan_are_measured_too(stored, tmp_path):
-    from store.reader import open_store
+    from slicemill.store.reader import open_store
 
     outcomes = run(gather(stored, None, None), tmp_path / "out")
     assert {outcome.status for outcome in outcomes} == {"done"}
@@ -181,7 +181,7 @@ def test_two_masks_are_compared_and_the_category_is_called_a_computation(tmp_pat
 
 
 def test_beside_a_report_of_infer_a_mask_needs_no_names_and_the_page_names_the_model(tmp_path):
-    from store.files import write_json
+    from slicemill.common.files import write_json
 
     report = {
         **LITS_LABELS.as_json(),
@@ -217,14 +217,14 @@ def test_a_mask_without_its_scan_is_flagged_and_names_that_collide_are_refused(t
 
 
 def test_a_process_that_dies_fails_its_cases_and_not_the_run(three_cases):
-    from measure.jobs import _died
+    from slicemill.measure.lesions.jobs import _died
 
     (job, *_) = gather(three_cases / "scans", None, None)
     assert "fewer --workers" in _died(job).reason
 
 
 def test_labels_of_any_name_are_found_in_the_names_of_files_and_a_foreign_json_beside_is_no_report(tmp_path):
-    from store.files import write_json
+    from slicemill.common.files import write_json
 
     labels = make_labels({"liver": 1, "liver/ tumor": 2})
     report = {**labels.as_json(), "model_sha256": "ab" * 32, "slice_tumor_scores": []}
@@ -269,7 +269,7 @@ def test_a_pair_whose_image_file_changed_is_measured_again(tmp_path):
 
 
 def test_the_report_of_infer_is_believed_before_a_name_and_what_is_stated_before_both(tmp_path):
-    from store.files import write_json
+    from slicemill.common.files import write_json
 
     write_json(tmp_path / "dataset.json", {"labels": {"0": "background", "1": "liver", "2": "tumor"}})
     write_nifti(tmp_path / "segmentation-1.nii.gz", scan((2, 6, 6, 6)), SPACING)
@@ -313,7 +313,7 @@ def test_files_of_others_are_never_replaced(tmp_path):
 
 
 def test_what_a_killed_run_has_left_of_a_case_is_done_again(tmp_path, monkeypatch):
-    from measure import jobs
+    from slicemill.measure.lesions import jobs
 
     def killed(*_):
         raise KeyboardInterrupt

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from measure.detection import numbered
-from measure.lesions import Volume, case_figures, measure_lesions, targets
-from measure.shape import chords, longest_3d, sphericity, surface_mm2
-from store.errors import LabelError
-from store.geometry import Grid
-from store.labels import LITS_LABELS, make_labels
+from slicemill.common.errors import LabelError
+from slicemill.ct.geometry import Grid
+from slicemill.ct.labels import LITS_LABELS, make_labels
+from slicemill.measure.evaluation.detection import numbered
+from slicemill.measure.lesions.measurements import Volume, case_figures, measure_lesions, targets
+from slicemill.measure.lesions.shape import chords, longest_3d, sphericity, surface_mm2
 
 
 def affine(spacing=(2.5, 0.8, 0.8), turn=0.0):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from measure.detection import cross, f1, match, numbered
-from measure.surface import SurfaceDistances, nearest, surface_distances
-from store.geometry import Grid
+from slicemill.ct.geometry import Grid
+from slicemill.measure.evaluation.detection import cross, f1, match, numbered
+from slicemill.measure.evaluation.surface import SurfaceDistances, nearest, surface_distances
 from tests.measure.oracles import COMMAND, FILE, SPACING, TOLERANCE_MM, instances, of_monai, of_panoptica, surfaces
 
 KEPT = json.loads(FILE.read_text(encoding="utf-8"))

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from measure.parallel import each
+from slicemill.measure.parallel import each
 
 ROOT = Path(__file__).parents[2]
 NAPS = """
 import signal, sys, time
 from pathlib import Path
-from measure.parallel import each
+from slicemill.measure.parallel import each
 
-from store.files import written_whole
+from slicemill.common.files import written_whole
 
 def nap(place):
     Path(place).touch()

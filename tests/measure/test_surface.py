@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from measure.surface import surface, surface_distances
+from slicemill.measure.evaluation.surface import surface, surface_distances
 
 SPACING = (2.5, 0.8, 0.7)
 
@@ -99,8 +99,8 @@ def test_a_mask_at_the_edge_of_the_picture_has_its_surface_there():
 
 
 def test_the_benchmark_of_distances_agrees_with_transforms_and_fits_its_table():
-    from bench.measure import run
-    from bench.tables import measure_table
+    from slicemill.bench.records.tables import measure_table
+    from slicemill.bench.stages.measure import run
 
     record = run(slices=40, side=64, lesions=3, rounds=1, by_medpy=4)
     assert record["objects"] == len(record["seconds_medpy_an_object"]) == 4
@@ -109,7 +109,7 @@ def test_the_benchmark_of_distances_agrees_with_transforms_and_fits_its_table():
 
 
 def test_what_lies_at_the_tolerance_counts_however_its_grid_is_tilted():
-    from store.geometry import Grid
+    from slicemill.ct.geometry import Grid
 
     one, other = np.zeros((2, 9, 9, 9), bool)
     one[2, 4, 4] = other[4, 4, 4] = True

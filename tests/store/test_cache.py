@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from store.cache import SliceCache
+from slicemill.store.cache import SliceCache
 
 
 def fetcher(data, asked):
@@ -49,7 +49,7 @@ def test_a_full_disk_ends_the_caching_and_nothing_else(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("limit", [0, 30_000, 10**9])
 def test_slices_of_a_store_in_a_bucket_come_through_the_cache(limit, bucket, stored, tmp_path):
-    from store.reader import open_store
+    from slicemill.store.reader import open_store
 
     place, seen = bucket
     for path in stored.rglob("*"):

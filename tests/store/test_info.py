@@ -12,10 +12,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from store.info import describe, describe_tumors, describe_warnings
-from store.reader import open_store
-from store.screen import BLOCKS, bar_levels, bars
-from store.writer import prepare_store
+from slicemill.common.terminal import BLOCKS, bar_levels, bars
+from slicemill.store.info import describe, describe_tumors, describe_warnings
+from slicemill.store.reader import open_store
+from slicemill.store.writer import prepare_store
 
 HERE = Path(__file__).parents[2]
 

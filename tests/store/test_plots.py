@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from store import plots
-from store.cli import store as cli
-from store.errors import ConfigError
-from store.manifest import MAIN_COLUMNS, manifest_row
-from store.plots import Facts, chosen_panels, draw, gather, headline, page, write_plots
-from store.reader import open_store
-from store.writer import prepare_store
+from slicemill.common.errors import ConfigError
+from slicemill.store import plots
+from slicemill.store.cli import store as cli
+from slicemill.store.plots import Facts, chosen_panels, draw, gather, headline, page, write_plots
+from slicemill.store.reader import open_store
+from slicemill.store.tables import MAIN_COLUMNS, manifest_row
+from slicemill.store.writer import prepare_store
 
 
 def opened(content):

@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import mannwhitneyu
 
-from store import files, picture
-from store.errors import ConfigError, InputError, LabelError, UsageError
-from store.framing import centered, fit
-from store.labels import LITS_LABELS, Labels, labels_from_json, make_labels, parse_labels, read_dataset_json
-from store.metrics import Overlap, area_under_roc, detection, mean_of, overlap
-from store.naming import case_id_of, find_files, name_of
-from store.screen import errors_shown, table
-from store.slices import parse_window
-from store.window import Window
+from slicemill.common import files
+from slicemill.common.errors import ConfigError, InputError, LabelError, UsageError
+from slicemill.common.terminal import errors_shown, table
+from slicemill.ct import pictures as picture
+from slicemill.ct.crop import centered, fit
+from slicemill.ct.labels import LITS_LABELS, Labels, labels_from_json, make_labels, parse_labels, read_dataset_json
+from slicemill.ct.naming import case_id_of, find_files, name_of
+from slicemill.ct.overlap import Overlap, area_under_roc, detection, mean_of, overlap
+from slicemill.ct.window import Window
+from slicemill.store.to_slices import parse_window
 
 HERE = Path(__file__).parents[2]
 
@@ -250,7 +251,7 @@ def test_a_bug_keeps_its_traceback():
 
 
 def test_a_ledger_keeps_names_with_any_separator_of_lines(tmp_path):
-    from store.files import append_line, read_lines
+    from slicemill.common.files import append_line, read_lines
 
     record = {"case_id": "a\u2028b\u0085c"}
     append_line(tmp_path / "ledger.jsonl", record)
@@ -259,7 +260,7 @@ def test_a_ledger_keeps_names_with_any_separator_of_lines(tmp_path):
 
 def test_results_stay_on_standard_output_beside_a_bar_on_a_terminal():
     code = (
-        "from store.progress import progress\nfrom store.screen import say\n"
+        "from slicemill.common.progress import progress\nfrom slicemill.common.terminal import say\n"
         "with progress('infer', 2, 'scans') as advance:\n    say('a worker'); advance(1, 'none failed')"
     )
     ours, theirs = pty.openpty()

@@ -8,15 +8,16 @@ import pytest
 import tensorstore
 import zarr
 
-from ingest.discover import discover
-from ingest.params import Params
-from ingest.pipeline import Options, ingest
-from store.claims import claimed
-from store.errors import StoreError
-from store.labels import LITS_LABELS
-from store.layout import AIR_HU, array_document, codec_of
-from store.reader import open_store
-from store.writer import CaseWriter, prepare_store, remove_partial
+from slicemill.common.errors import StoreError
+from slicemill.common.locks import claimed
+from slicemill.ct.labels import LITS_LABELS
+from slicemill.ct.window import AIR_HU
+from slicemill.ingest.discover import discover
+from slicemill.ingest.params import Params
+from slicemill.ingest.pipeline import Options, ingest
+from slicemill.store.layout import array_document, codec_of
+from slicemill.store.reader import open_store
+from slicemill.store.writer import CaseWriter, prepare_store, remove_partial
 
 
 @pytest.fixture
@@ -134,8 +135,8 @@ def test_a_truncated_or_missing_shard_is_named(copy):
 
 
 def test_an_index_that_points_outside_is_refused(tmp_path):
-    from store.reader import SliceArray
-    from store.writer import with_checksum
+    from slicemill.store.reader import SliceArray
+    from slicemill.store.writer import with_checksum
 
     folder = tmp_path / "image"
     (folder / "c/0/0").mkdir(parents=True)
@@ -182,8 +183,8 @@ def test_a_case_that_was_being_replaced_when_its_run_was_killed_is_put_back(copy
 
 
 def test_a_chunk_that_decodes_to_another_size_is_refused(tmp_path):
-    from store.reader import SliceArray
-    from store.writer import with_checksum
+    from slicemill.store.reader import SliceArray
+    from slicemill.store.writer import with_checksum
 
     for name, dtype in (("image", np.int16), ("label", np.uint8)):
         encode = codec_of("compact", name, 4).encode
@@ -200,9 +201,11 @@ def test_many_threads_read_more_shards_than_stay_open(stored, monkeypatch):
     import functools
     import threading
 
-    import store.reader
+    import slicemill.store.reader
 
-    monkeypatch.setattr(store.reader, "_open_file", functools.lru_cache(maxsize=2)(store.reader._open_for))
+    monkeypatch.setattr(
+        slicemill.store.reader, "_open_file", functools.lru_cache(maxsize=2)(slicemill.store.reader._open_for)
+    )
     expected = [array[:] for _, _, array in arrays(stored)]
     shared = [array for _, _, array in arrays(stored)]
     wrong = []
@@ -284,7 +287,7 @@ def test_a_shape_that_the_shard_cannot_hold_takes_no_memory(copy):
     folder = copy / "scans.zarr" / "volume-1"
     for name in ("image", "label"):
         (folder / name / "zarr.json").write_text(json.dumps(array_document(name, (10**11, 64, 64))))
-    from store.reader import SliceArray
+    from slicemill.store.reader import SliceArray
 
     with pytest.raises(StoreError, match="cannot hold the index of 100000000000 slices"):
         SliceArray(folder / "image", "image")[:]

@@ -7,9 +7,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from store.manifest import reindex
-from store.reader import open_store
-from store.verify import verify
+from slicemill.store.reader import open_store
+from slicemill.store.tables import reindex
+from slicemill.store.verify import verify
 
 HERE = Path(__file__).parents[2]
 

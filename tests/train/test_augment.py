@@ -13,10 +13,11 @@ from PIL import Image
 from scipy import ndimage, stats
 from scipy.interpolate import BSpline
 
-from store.errors import ConfigError
-from store.reader import open_store
-from train import augment as module
-from train.augment import (
+from slicemill.common.errors import ConfigError
+from slicemill.store.reader import open_store
+from slicemill.train.config import KINDS, Config, read_config, to_toml
+from slicemill.train.data import augment as module
+from slicemill.train.data.augment import (
     CONTROL_SPANS,
     KERNEL_REACH,
     MAX_BEND,
@@ -37,10 +38,9 @@ from train.augment import (
     warped,
     zoomed,
 )
-from train.config import KINDS, Config, read_config, to_toml
-from train.gallery import gallery, rows_of, sample_of
-from train.step import network_input
-from train.unet import normalize
+from slicemill.train.network.step import network_input
+from slicemill.train.network.unet import normalize
+from slicemill.train.report.gallery import gallery, rows_of, sample_of
 
 HERE = Path(__file__).parents[2]
 IGNORED = -100
@@ -536,6 +536,6 @@ class TestGallery:
 
 
 def normalized_window(config):
-    from store.window import Window
+    from slicemill.ct.window import Window
 
     return Window(config.window_low, config.window_high)

@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from store.labels import LITS_LABELS
+from slicemill.ct.labels import LITS_LABELS
+from slicemill.train.config import Config
+from slicemill.train.loop import train
+from slicemill.train.network.step import build
+from slicemill.train.run.checkpoint import read_state
+from slicemill.train.run.memory import fitting_batch
+from slicemill.train.run.setup import prepare
+from slicemill.train.run.validate import predict_case
 from tests.conftest import TINY
-from train.checkpoint import read_state
-from train.config import Config
-from train.loop import train
-from train.memory import fitting_batch
-from train.setup import prepare
-from train.step import build
-from train.validate import predict_case
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CUDA = torch.device("cuda")

@@ -9,16 +9,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import slicemill
-from store.errors import ModelError
-from store.labels import LITS_LABELS, make_labels
-from store.reader import open_store
+from slicemill.cli import commands
+from slicemill.common.errors import ModelError
+from slicemill.ct.labels import LITS_LABELS, make_labels
+from slicemill.store.reader import open_store
+from slicemill.train.export.audit import audit, gflop_a_slice
+from slicemill.train.export.graph import Exported, Flavor, from_bytes
+from slicemill.train.export.model_file import FLAVORS, check, export, prove, to_onnx
+from slicemill.train.network.step import build
+from slicemill.train.network.unet import normalize
 from tests.conftest import TINY
-from train.audit import audit, gflop_a_slice
-from train.export import FLAVORS, check, export, prove, to_onnx
-from train.graph import Exported, Flavor, from_bytes
-from train.step import build
-from train.unet import normalize
 
 
 def session(path):
@@ -57,7 +57,7 @@ def test_the_graph_is_valid_in_one_file_and_holds_no_path_of_this_machine(model,
 
 
 def trained_network(trained):
-    from train.checkpoint import load_weights
+    from slicemill.train.run.checkpoint import load_weights
 
     network = build(LITS_LABELS, TINY)
     load_weights(trained / "best.safetensors", network)
@@ -158,9 +158,9 @@ class TestAudit:
 @pytest.mark.slow
 class TestFiles:
     def test_every_flavor_is_proved_and_runs_with_the_same_labels(self, trained, collection, tmp_path):
-        from infer.inputs import Job, load
-        from infer.model import open_model
-        from infer.single import segment
+        from slicemill.infer.inputs.jobs import Job, load
+        from slicemill.infer.network.model import open_model
+        from slicemill.infer.single import segment
 
         written = export(trained, tmp_path / "m.onnx", flavors=FLAVORS[:3])
         assert [path.name for path in written] == ["m.onnx", "m.fp16.onnx", "m.bytes.fp16.onnx"]
@@ -184,9 +184,9 @@ class TestFiles:
             check(trained, tmp_path / "none.onnx")
 
     def test_a_file_of_another_size_takes_slices_of_it_and_is_proved(self, trained, model, collection, tmp_path):
-        from infer.inputs import Job, load
-        from infer.model import open_model
-        from infer.single import segment
+        from slicemill.infer.inputs.jobs import Job, load
+        from slicemill.infer.network.model import open_model
+        from slicemill.infer.single import segment
 
         path = tmp_path / "m.onnx"
         assert list(export(trained, path, size=(96, 80))) == [path]
@@ -202,7 +202,7 @@ class TestFiles:
 
     def test_the_command_tells_what_is_in_the_files_and_that_they_were_proved(self, trained, tmp_path):
         def told(*words):
-            return CliRunner().invoke(slicemill.commands(), ["export", str(trained), *map(str, words)])
+            return CliRunner().invoke(commands(), ["export", str(trained), *map(str, words)])
 
         path = tmp_path / "m.onnx"
         made = told(path, "--size", "32x48", "--bytes")
@@ -226,16 +226,16 @@ class TestFiles:
             assert message in done.output
 
     def test_of_several_files_none_is_shown_when_one_fails(self, trained, tmp_path, monkeypatch):
-        import train.export
+        import slicemill.train.export.model_file
 
-        real = train.export.prove
+        real = slicemill.train.export.model_file.prove
 
         def fail(graph, *given):
             if graph.flavor.bytes_in:
                 raise ModelError("labels differ")
             return real(graph, *given)
 
-        monkeypatch.setattr("train.export.prove", fail)
+        monkeypatch.setattr("slicemill.train.export.model_file.prove", fail)
         with pytest.raises(ModelError, match="labels differ"):
             export(trained, tmp_path / "m.onnx", flavors=FLAVORS[:3])
         assert list(tmp_path.iterdir()) == []
@@ -288,7 +288,7 @@ def test_when_the_proof_fails_no_file_appears(trained, tmp_path, monkeypatch):
     def fail(*_arguments):
         raise ModelError("labels differ")
 
-    monkeypatch.setattr("train.export.prove", fail)
+    monkeypatch.setattr("slicemill.train.export.model_file.prove", fail)
     with pytest.raises(ModelError, match="labels differ"):
         export(trained, tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -318,13 +318,13 @@ def test_a_model_of_neighbors_in_millimetres_labels_as_the_network_does(stored, 
 
     import torch
 
-    from infer.model import open_model
-    from infer.single import segment_volume
-    from train.checkpoint import BEST, load_weights
-    from train.loop import train
-    from train.setup import prepare
-    from train.step import build
-    from train.validate import predict_case
+    from slicemill.infer.network.model import open_model
+    from slicemill.infer.single import segment_volume
+    from slicemill.train.loop import train
+    from slicemill.train.network.step import build
+    from slicemill.train.run.checkpoint import BEST, load_weights
+    from slicemill.train.run.setup import prepare
+    from slicemill.train.run.validate import predict_case
 
     config = replace(TINY, context=3, context_spacing_mm=15.0, epochs=1)
     train(stored, tmp_path / "run", config, tell=lambda _: None)
@@ -349,13 +349,13 @@ def test_a_model_of_one_pixel_size_labels_as_validation_does(stored, tmp_path):
     """Slices are brought to the network's pixels and labels back alike in training's torch and in infer's numpy."""
     from dataclasses import replace
 
-    from infer.model import open_model
-    from infer.single import segment_volume
-    from train.checkpoint import BEST, load_weights
-    from train.loop import train
-    from train.setup import prepare
-    from train.step import build
-    from train.validate import predict_case
+    from slicemill.infer.network.model import open_model
+    from slicemill.infer.single import segment_volume
+    from slicemill.train.loop import train
+    from slicemill.train.network.step import build
+    from slicemill.train.run.checkpoint import BEST, load_weights
+    from slicemill.train.run.setup import prepare
+    from slicemill.train.run.validate import predict_case
 
     spacing = open_store(stored)["volume-1"].info.spacing_mm[1]
     config = replace(TINY, spacing_mm=round(1.3 * spacing, 3), epochs=3, steps=20)
@@ -378,7 +378,7 @@ def test_a_model_of_one_pixel_size_labels_as_validation_does(stored, tmp_path):
 def test_a_network_with_instance_norm_is_exported_with_its_proof(stored, tmp_path):
     from dataclasses import replace
 
-    from train.loop import train
+    from slicemill.train.loop import train
 
     train(stored, tmp_path / "run", replace(TINY, norm="instance", epochs=1), tell=lambda _: None)
     (metadata,) = export(tmp_path / "run", tmp_path / "m.onnx").values()

@@ -3,11 +3,11 @@
 import torch
 from torch.nn import functional as F
 
-from store.labels import LITS_LABELS, make_labels
-from train.config import Config
-from train.losses import IGNORED, dice_and_cross_entropy, supervised
-from train.step import build, class_of_value, confusion
-from train.unet import Levels
+from slicemill.ct.labels import LITS_LABELS, make_labels
+from slicemill.train.config import Config
+from slicemill.train.network.losses import IGNORED, dice_and_cross_entropy, supervised
+from slicemill.train.network.step import build, class_of_value, confusion
+from slicemill.train.network.unet import Levels
 
 
 def batch(seed=0):

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from store.errors import ConfigError
+from slicemill.common.errors import ConfigError
+from slicemill.train.config import to_toml
+from slicemill.train.loop import train
+from slicemill.train.network.processes import Processes, share_of
+from slicemill.train.run.checkpoint import LAST, read_state
 from tests.conftest import TINY
-from train.checkpoint import LAST, read_state
-from train.config import to_toml
-from train.loop import train
-from train.processes import Processes, share_of
 
 HERE = Path(__file__).parents[2]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -82,7 +82,7 @@ class TestTwoProcesses:
         config, script = tmp_path / "c.toml", tmp_path / "threads.py"
         config.write_text(to_toml(replace(TINY, norm="instance", epochs=1, steps=2)))
         script.write_text(
-            "import sys\nfrom pathlib import Path\nfrom train.config import read_config\nfrom train.loop import train\n"
+            "import sys\nfrom pathlib import Path\nfrom slicemill.train.config import read_config\nfrom slicemill.train.loop import train\n"
             "train(Path(sys.argv[1]), Path(sys.argv[2]), read_config(Path(sys.argv[3])), tell=lambda _: None)\n"
             "print('left', *(path.read_text().strip() for path in Path('/proc/self/task').glob('*/comm')), flush=True)\n"
         )

@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from store.errors import ConfigError, LabelError
-from store.labels import LITS_LABELS
-from store.reader import open_store
+from slicemill.common.errors import ConfigError, LabelError
+from slicemill.ct.labels import LITS_LABELS
+from slicemill.store.reader import open_store
+from slicemill.train.config import Config, to_toml
+from slicemill.train.loop import train
+from slicemill.train.network.step import one_step
+from slicemill.train.run.checkpoint import LAST, read_state
+from slicemill.train.run.memory import fitting_batch, full_memory_explained
+from slicemill.train.run.setup import prepare, slice_size
+from slicemill.train.run.validate import predict_case
 from tests.conftest import TINY
 from tests.train.test_train import checkpoint
-from train.checkpoint import LAST, read_state
-from train.config import Config, to_toml
-from train.loop import train
-from train.memory import fitting_batch, full_memory_explained
-from train.setup import prepare, slice_size
-from train.step import one_step
-from train.validate import predict_case
 
 CPU = torch.device("cpu")
 
@@ -50,7 +50,7 @@ class TestRuns:
             return one_step(*given)
 
         with monkeypatch.context() as patched:
-            patched.setattr("train.loop.one_step", fifth)
+            patched.setattr("slicemill.train.loop.one_step", fifth)
             with pytest.raises(KeyboardInterrupt):
                 train(stored, tmp_path / "stopped", config, tell=quiet)
         stopped = read_state(tmp_path / "stopped")
@@ -124,7 +124,7 @@ class TestMemory:
             full_memory_explained(LITS_LABELS, config, (64, 64), CPU, torch.float32),
         ):
             torch.empty(1 << 52)
-        monkeypatch.setattr("train.memory.fitting_batch", lambda *_: 12)
+        monkeypatch.setattr("slicemill.train.run.memory.fitting_batch", lambda *_: 12)
         with (
             pytest.raises(ConfigError, match="12 slices a GPU do. Set batch, or --batch auto"),
             full_memory_explained(LITS_LABELS, config, (64, 64), CPU, torch.float32),

@@ -2,10 +2,10 @@
 
 import pytest
 
-from store.cache import SliceCache
+from slicemill.store.cache import SliceCache
+from slicemill.train.loop import train
+from slicemill.train.run.checkpoint import read_state
 from tests.conftest import TINY
-from train.checkpoint import read_state
-from train.loop import train
 
 
 @pytest.mark.slow

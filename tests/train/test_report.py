@@ -21,28 +21,28 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from typer.testing import CliRunner
 
-from ingest.discover import from_csv
-from ingest.params import Params
-from ingest.pipeline import Options, ingest
-from store.labels import LITS_LABELS, Labels, make_labels
-from store.manifest import read_table
-from store.metrics import overlap
-from store.picture import CAPTION_PX, GAP_PX, draw_labels, gray
-from store.preview import label_colors
-from store.window import Window
+from slicemill.ct.labels import LITS_LABELS, Labels, make_labels
+from slicemill.ct.overlap import overlap
+from slicemill.ct.pictures import CAPTION_PX, GAP_PX, draw_labels, gray, label_colors
+from slicemill.ct.window import Window
+from slicemill.ingest.discover import from_csv
+from slicemill.ingest.params import Params
+from slicemill.ingest.pipeline import Options, ingest
+from slicemill.store.tables import read_table
+from slicemill.train.cli import train as command
+from slicemill.train.config import Config
+from slicemill.train.loop import train
+from slicemill.train.network.step import build
+from slicemill.train.report import page as report
+from slicemill.train.report.cases import telling_slices, write_cases
+from slicemill.train.report.curves import SECONDS_APART, curves, draw_curves, keep_current
+from slicemill.train.report.page import write_report
+from slicemill.train.run import environment
+from slicemill.train.run.checkpoint import read_state
+from slicemill.train.run.environment import note_start
+from slicemill.train.run.setup import REPORT, prepare
+from slicemill.train.run.validate import overlaps, pooled_dice, predict_case, reference_of, validate
 from tests.conftest import TINY
-from train import environment, report
-from train.cases import telling_slices, write_cases
-from train.checkpoint import read_state
-from train.cli import train as command
-from train.config import Config
-from train.curves import SECONDS_APART, curves, draw_curves, keep_current
-from train.environment import note_start
-from train.loop import train
-from train.report import write_report
-from train.setup import REPORT, prepare
-from train.step import build
-from train.validate import overlaps, pooled_dice, predict_case, reference_of, validate
 
 THREE = make_labels({"liver": 1, "tumor": 2, "spleen": 7})
 
@@ -370,7 +370,9 @@ class TestReport:
         single = replace(setup, split=replace(setup.split, validation=setup.split.validation[:1]))
         prepare(setup.store.root, run, setup.config, None)
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("train.cases.reference_of", lambda case: np.full(case.image.shape, 255, np.uint8))
+            patched.setattr(
+                "slicemill.train.report.cases.reference_of", lambda case: np.full(case.image.shape, 255, np.uint8)
+            )
             found = write_cases(run, replace(single, ignored=255), network)
         assert all(math.isnan(one.dice) for regions in found.values() for one in regions.values())
         assert not (run / "worst.png").exists()

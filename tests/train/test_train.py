@@ -13,26 +13,26 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from ingest.discover import discover
-from ingest.params import Params
-from ingest.pipeline import Options, ingest
-from store.errors import ConfigError, ModelError, StoreError
-from store.labels import LITS_LABELS, make_labels
-from store.layout import AIR_HU
-from store.manifest import read_table
-from store.reader import open_store
-from store.split import Split, read_split, write_split
+from slicemill.common.errors import ConfigError, ModelError, StoreError
+from slicemill.ct.labels import LITS_LABELS, make_labels
+from slicemill.ct.window import AIR_HU
+from slicemill.ingest.discover import discover
+from slicemill.ingest.params import Params
+from slicemill.ingest.pipeline import Options, ingest
+from slicemill.store.reader import open_store
+from slicemill.store.split import Split, read_split, write_split
+from slicemill.store.tables import read_table
+from slicemill.train.config import Config, read_config, to_toml
+from slicemill.train.data.dataset import Batches, View
+from slicemill.train.data.sampling import ANYWHERE, Box, Place, Pool, draw, epoch_places
+from slicemill.train.loop import finished, train
+from slicemill.train.network.losses import dice_and_cross_entropy
+from slicemill.train.network.step import build, class_of_value, learning_rate
+from slicemill.train.network.unet import UNet, normalize
+from slicemill.train.run.checkpoint import LAST, State, load_weights, read_state
+from slicemill.train.run.setup import slice_size
+from slicemill.train.split import make_folds, make_split
 from tests.conftest import TINY
-from train.checkpoint import LAST, State, load_weights, read_state
-from train.config import Config, read_config, to_toml
-from train.dataset import Batches, View
-from train.loop import finished, train
-from train.losses import dice_and_cross_entropy
-from train.sampling import ANYWHERE, Box, Place, Pool, draw, epoch_places
-from train.setup import slice_size
-from train.split import make_folds, make_split
-from train.step import build, class_of_value, learning_rate
-from train.unet import UNet, normalize
 
 HERE = Path(__file__).parents[2]
 
@@ -583,7 +583,7 @@ class TestRun:
     def test_overwrite_removes_a_run_and_nothing_beside_it(self, trained, tmp_path):
         import shutil
 
-        from train.setup import remove_run
+        from slicemill.train.run.setup import remove_run
 
         run = shutil.copytree(trained, tmp_path / "run")
         (run / "thesis.txt").write_text("mine")
@@ -636,7 +636,7 @@ class TestRun:
     def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(self, stored, tmp_path, monkeypatch):
         import errno
 
-        import train.checkpoint as module
+        import slicemill.train.run.checkpoint as module
 
         run = tmp_path / "run"
         train(stored, run, replace(TINY, epochs=1), tell=quiet)
@@ -677,12 +677,15 @@ class TestRun:
     def test_a_run_without_a_finished_epoch_is_not_exported(self, stored, trained, tmp_path):
         import shutil
 
-        from train.export import export
+        from slicemill.train.export.model_file import export
 
         run = shutil.copytree(trained, tmp_path / "run")
         state = read_state(run)
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("train.export.read_state", lambda _run: replace(state, epoch=0, best_epoch=0, rows=[]))
+            patched.setattr(
+                "slicemill.train.export.model_file.read_state",
+                lambda _run: replace(state, epoch=0, best_epoch=0, rows=[]),
+            )
             with pytest.raises(ModelError, match="no epoch of it is finished yet"):
                 export(run, tmp_path / "m.onnx")
         (run / "model.json").write_text('{"size": [1000000000, 1000000000], "store": "x", "store_sha256": "y"}')
@@ -697,7 +700,7 @@ class TestRun:
 
     def test_what_a_kill_kept_from_being_written_is_written_by_the_next_run(self, stored, tmp_path):
         """Killed right after the checkpoint of its best and last epoch: weights, table and report follow."""
-        from train import loop
+        from slicemill.train import loop
 
         run, config = tmp_path / "run", replace(TINY, epochs=1)
         with pytest.MonkeyPatch.context() as patched:
@@ -723,9 +726,9 @@ class TestRun:
         assert np.isfinite(state.rows[0]["loss"])
 
     def test_a_store_without_masks_is_one_clear_error(self, tmp_path, collection):
-        from ingest.discover import from_patterns
-        from ingest.params import Params
-        from ingest.pipeline import Options, ingest
+        from slicemill.ingest.discover import from_patterns
+        from slicemill.ingest.params import Params
+        from slicemill.ingest.pipeline import Options, ingest
 
         ingest(
             from_patterns(f"{collection}/volume-*.nii", None),
@@ -754,9 +757,9 @@ import os, random, signal, sys, time
 from dataclasses import replace
 from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
-from train.checkpoint import LAST, read_state
-from train.config import read_config
-from train.loop import train
+from slicemill.train.run.checkpoint import LAST, read_state
+from slicemill.train.config import read_config
+from slicemill.train.loop import train
 
 store, folder = map(Path, sys.argv[1:])
 run, config = folder / "killed", read_config(folder / "c.toml")
@@ -791,6 +794,6 @@ assert os.waitpid(go(folder / "whole", replace(config, save_minutes=0.0)), 0)[1]
 
 
 def _labels():
-    from store.labels import LITS_LABELS
+    from slicemill.ct.labels import LITS_LABELS
 
     return LITS_LABELS

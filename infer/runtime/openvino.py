@@ -1,0 +1,87 @@
+"""OpenVINO as a provider: a session with the few methods of onnxruntime's that `infer` uses, computing in bfloat16 where the processor has it.
+
+onnxruntime still reads the file, so that one reader decides what a model says of itself, and it is what the labels are compared with.
+"""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slicemill.common.errors import ModelError, ProviderError
+
+NAME = "OpenVINO"
+
+
+class VinoSession:
+    """A model compiled by OpenVINO for this processor."""
+
+    def __init__(self, content: bytes, path: Path, described: Any) -> None:
+        self._described = described
+        core = _openvino().Core()
+        can = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.precision = "bf16" if "BF16" in can else "f32"
+        settings = {
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0)),
+        }
+        try:
+            self._compiled = core.compile_model(core.read_model(io.BytesIO(content)), "CPU", settings)
+        except RuntimeError as error:
+            raise ModelError(
+                f"{path}: OpenVINO cannot run it ({(str(error).split() and str(error).splitlines()[0])[:200]})."
+            ) from error
+
+    def get_providers(self) -> list[str]:
+        """Return what it runs on."""
+        return [NAME]
+
+    def get_modelmeta(self) -> Any:
+        """Return the file's metadata."""
+        return self._described.get_modelmeta()
+
+    def get_inputs(self) -> Any:
+        """Return names, types and shapes of the inputs."""
+        return self._described.get_inputs()
+
+    def get_outputs(self) -> Any:
+        """Return names, types and shapes of the outputs."""
+        return self._described.get_outputs()
+
+    def request(self) -> "Request":
+        """Return what runs one batch at a time; several may run at the same time."""
+        return Request(self._compiled.create_infer_request())
+
+    def run(self, names: Sequence[str], feed: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """Return outputs by name for inputs by name."""
+        found = self.request().run(names, feed)
+        return [found[name].copy() for name in names]
+
+
+class Request:
+    """Buffers of one batch."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+
+    def run(self, names: Sequence[str], feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Return outputs by name, valid until the next run; inputs are not copied."""
+        tensor = _openvino().Tensor
+        for name, array in feed.items():
+            self._request.set_tensor(name, tensor(np.ascontiguousarray(array), shared_memory=True))
+        self._request.infer()
+        return {name: self._request.get_tensor(name).data for name in names}
+
+
+def _openvino() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise ProviderError(
+            f"--provider openvino: cannot be imported ({error}); pip install 'slicemill[openvino]'."
+        ) from error
+    return openvino

@@ -1,0 +1,156 @@
+"""Figures of an evaluation: distribution per case, Bland-Altman of tumor volume, size against detection, free response."""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slicemill.common.errors import ConfigError
+from slicemill.common.files import write_bytes
+from slicemill.measure.evaluation.detection import THRESHOLDS
+from slicemill.measure.evaluation.evaluate import Evaluation, case_figures
+from slicemill.measure.evaluation.froc import RATES
+
+Axes = Any
+"""matplotlib's; it is not imported here."""
+Panel = Callable[[Axes], None]
+PANEL_INCHES = (4.4, 3.6)
+COLUMNS = 3
+DOTS_PER_INCH = 110
+BLUE, RED, GRAY = "#4878a8", "#c8503c", "#9a9a9a"
+
+
+def figure_of(panels: Sequence[Panel]) -> bytes:
+    """Return panels side by side, as PNG.
+
+    Raises
+    ------
+    ConfigError
+        matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "figures need matplotlib, which is not installed; install slicemill with the extra `ingest` or `train`."
+        ) from error
+    columns = min(COLUMNS, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(lines, columns, place)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        panel(axes)
+        for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+            text.set_fontsize(9.5)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=DOTS_PER_INCH)
+    return stream.getvalue()
+
+
+def save(path: Path, picture: bytes) -> None:
+    """Write a picture whole."""
+    write_bytes(path, picture)
+
+
+def evaluation_figure(evaluation: Evaluation, scores: dict[str, Any]) -> bytes:
+    """Return all figures of an evaluation and its `totals` as one PNG."""
+    panels: list[Panel] = [
+        lambda axes: draw_distribution(axes, evaluation, "dice", "Dice"),
+        lambda axes: draw_distribution(axes, evaluation, "hd95_mm", "95 % Hausdorff distance, mm"),
+    ]
+    tumor = evaluation.labels.tumor
+    if tumor is not None:
+        panels += [
+            lambda axes: draw_bland_altman(axes, [case.volumes_ml[tumor] for case in evaluation.cases]),
+            lambda axes: draw_sizes(axes, evaluation),
+            lambda axes: draw_froc(axes, scores["lesions"]["froc"]),
+        ]
+    return figure_of(panels)
+
+
+def draw_distribution(axes: Axes, evaluation: Evaluation, measure: str, name: str) -> None:
+    """Draw a measure of every case as a dot above its region, with median and quartiles."""
+    rng = np.random.default_rng(0)
+    regions = list(evaluation.labels.regions())
+    for place, region in enumerate(regions):
+        values = [case_figures(case, region, evaluation.rules.mode)[measure] for case in evaluation.cases]
+        kept = [value for value in values if not math.isnan(value)]
+        axes.scatter(place + rng.uniform(-0.15, 0.15, len(kept)), kept, s=12, color=BLUE, alpha=0.6, linewidths=0)
+        if kept:
+            low, middle, high = np.percentile(kept, (25, 50, 75))
+            axes.plot([place - 0.25, place + 0.25], [middle, middle], color=RED)
+            axes.vlines(place, low, high, color=RED, linewidth=1)
+    axes.set_xticks(range(len(regions)), regions)
+    axes.set_xlim(-0.6, len(regions) - 0.4)
+    axes.set(title="per case, median and quartiles", ylabel=name)
+
+
+def draw_bland_altman(axes: Axes, volumes_ml: Sequence[tuple[float, float]]) -> None:
+    """Draw prediction - reference against their mean, with the mean difference and the limits of agreement (Bland, Altman 1986)."""
+    reference, predicted = (np.array([pair[part] for pair in volumes_ml]) for part in (0, 1))
+    differences = predicted - reference
+    axes.scatter((reference + predicted) / 2, differences, s=14, color=BLUE, alpha=0.7, linewidths=0)
+    axes.axhline(0, color="0.7", linewidth=0.8)
+    if len(differences) > 1:
+        middle, spread = float(differences.mean()), 1.96 * float(differences.std(ddof=1))
+        axes.axhline(middle, color=RED)
+        for limit in (middle - spread, middle + spread):
+            axes.axhline(limit, color=RED, linestyle="--", linewidth=1)
+    axes.set(
+        title="tumor volume: mean difference, limits of agreement",
+        xlabel="mean of both, ml",
+        ylabel="prediction - reference, ml",
+    )
+
+
+def draw_sizes(axes: Axes, evaluation: Evaluation) -> None:
+    """Draw every reference lesion: its diameter against the overlap at which it was detected."""
+    levels: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    for case in evaluation.cases:
+        if case.lesions is not None:
+            for number, diameter in enumerate(case.lesions.diameters_mm[1], start=1):
+                level = sum(number in case.lesions.matchings[threshold].hits for threshold in THRESHOLDS)
+                levels[level].append(max(diameter, 0.1))
+    rng = np.random.default_rng(0)
+    for level, diameters in levels.items():
+        axes.scatter(
+            diameters,
+            level + rng.uniform(-0.2, 0.2, len(diameters)),
+            s=12,
+            color=(RED, GRAY, BLUE)[level],
+            alpha=0.6,
+            linewidths=0,
+        )
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks([0, 1, 2], ["missed", "above 0", "above 0.5"])
+    axes.set_ylim(-0.5, 2.5)
+    axes.set(title="reference lesions: size and detection", xlabel="longest axial diameter, mm (log)")
+
+
+def draw_froc(axes: Axes, record: dict[str, Any]) -> None:
+    """Draw a free-response curve with the 95 % band over draws of scans."""
+    axes.set(xlabel="false positives per scan", ylabel="sensitivity", ylim=(0, 1.02))
+    if record["cpm"] is None:
+        axes.set_title("free response: nothing to find")
+        return
+    rates, found = record["curve"]["false_per_scan"], record["curve"]["sensitivity"]
+    axes.plot([*rates, max(rates[-1], RATES[-1])], [*found, found[-1]], color=BLUE)
+    band = record["band"]
+    axes.fill_between(band["false_per_scan"], band["low"], band["high"], color=BLUE, alpha=0.15, linewidth=0)
+    axes.set_xscale("symlog", base=2, linthresh=RATES[0])
+    axes.set_xticks([0, *RATES], ["0", "1/8", "1/4", "1/2", "1", "2", "4", "8"])
+    axes.set_xlim(0, RATES[-1])
+    axes.set_title(f"free response, CPM {record['cpm']:.3f}" + (f", by {record['score']}" if "score" in record else ""))

@@ -1,0 +1,5 @@
+"""``python -m slicemill`` is the command ``slicemill``."""
+
+from slicemill.cli import main
+
+main()

@@ -1,0 +1,45 @@
+"""The public Python functions."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from slicemill.store.reader import Store
+
+
+def open_store(url: str | Path) -> "Store":
+    """Open a slice store for reading; see `slicemill.store.reader.Store`.
+
+    Raises
+    ------
+    slicemill.common.errors.StoreError
+        There is none at `url`.
+    """
+    from slicemill.store.reader import open_store as opened
+
+    return opened(url)
+
+
+def segment(
+    path: str | Path, model: str | Path, *, provider: str = "auto"
+) -> "tuple[npt.NDArray[np.uint8], dict[str, Any]]":
+    """Segment one scan. For many, use the command `infer`: this opens the model, and compares another device with the CPU, each time.
+
+    Returns
+    -------
+    label : uint8[z, y, x]
+        Label values in LPS+ order.
+    report : dict
+        Volumes in ml, lesions, and the answer to "is there a tumor?"; the JSON report of the command `infer`.
+
+    Raises
+    ------
+    slicemill.common.errors.InputError
+        The scan, the model or the provider cannot be used; the message says why.
+    """
+    from slicemill.infer.single import segment_file
+
+    return segment_file(Path(path), Path(model), provider=provider)

@@ -1,0 +1,83 @@
+"""The commands `slicemill phantom | demo | doctor`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slicemill.common.options import finite
+from slicemill.common.terminal import errors_shown, say
+
+
+def phantom(
+    folder: Annotated[Path, typer.Argument(help="Folder to write volume-N and segmentation-N into.")],
+    cases: Annotated[int, typer.Option(help="How many.", min=1)] = 12,
+    size: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=32, max=1024)] = 128,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same scans.", min=0)] = 0,
+) -> None:
+    """Make a collection of synthetic abdominal CTs with liver and tumors, in LiTS names and many orientations.
+
+    slicemill phantom phantoms/ --cases 12
+    """
+    with errors_shown():
+        from slicemill.common.progress import progress
+        from slicemill.ct.phantom import write_collection
+
+        with progress("phantoms", cases, "cases") as advance:
+            for image, _ in write_collection(folder, cases=cases, size=size, seed=seed):
+                advance(1, image.name)
+        say(f"{cases} synthetic CTs with masks (1 liver, 2 tumor): {folder}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("demo"),
+    data: Annotated[Path | None, typer.Option(help="A collection of your own, instead of phantoms.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Names of its label values, like tumor=1.")] = None,
+    cases: Annotated[int, typer.Option(help="Phantoms to make.", min=12)] = 36,
+    max_minutes: Annotated[float, typer.Option(callback=finite, help="Training time.")] = 4.0,
+    config: Annotated[Path | None, typer.Option(help="Settings of the training, as TOML.")] = None,
+    seed: Annotated[int, typer.Option(help="Of phantoms, split and training.")] = 0,
+    provider: Annotated[str, typer.Option(help="Execution provider of the inference.")] = "auto",
+) -> None:
+    """Go the whole way: make scans, ingest, train, export, infer on unseen cases, evaluate, and sum up.
+
+    slicemill demo
+    slicemill demo --data sarcoma/ --labels tumor=1 --out real --max-minutes 25
+    """
+    with errors_shown():
+        from slicemill.demo import Way, goals, whole_way
+
+        summary = whole_way(
+            Way(
+                out=out,
+                data=data,
+                cases=cases,
+                labels=labels,
+                minutes=max_minutes,
+                seed=seed,
+                provider=provider,
+                config=config,
+            )
+        )
+        if data is None:
+            missed = goals(summary)
+            for reason in missed:
+                say(f"goal missed: {reason}; a slow machine needs more --max-minutes")
+            if missed:
+                raise SystemExit(1)
+            say("goals met: tumor Dice at least 0.15 above the threshold's, liver Dice at least 0.90")
+
+
+def doctor() -> None:
+    """Say what this machine has, which providers really start, and what to repair; exit 1 when something is."""
+    with errors_shown():
+        from slicemill.doctor import examine
+
+        lines, repairs = examine()
+        for line in lines:
+            say(line)
+        for repair in repairs:
+            say(f"REPAIR     {repair}")
+        if repairs:
+            raise SystemExit(1)
+        say("nothing to repair")

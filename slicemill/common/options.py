@@ -1,0 +1,40 @@
+"""Readers of command-line options: the shard of a job array, and finite numbers."""
+
+import math
+import re
+
+import typer
+
+from slicemill.common.errors import UsageError
+
+
+def shard_of(text: str | None) -> tuple[int, int] | None:
+    """Read ``I/N``: every Nth thing, from the Ith on; None where nothing was said.
+
+    >>> shard_of("0/8"), shard_of(None)
+    ((0, 8), None)
+
+    Raises
+    ------
+    UsageError
+        It is not of that form, or I is not below N.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise UsageError(f"--shard {text}: expected I/N with 0 <= I < N, like 0/8.")
+    return int(match[1]), int(match[2])
+
+
+def finite(value: float | None) -> float | None:
+    """Return an option's value as it is; the callback of every option that is a float.
+
+    Raises
+    ------
+    typer.BadParameter
+        It is nan or infinite.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no number that can be worked with; give a finite one.")
+    return value

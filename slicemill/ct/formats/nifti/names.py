@@ -1,0 +1,54 @@
+"""Names of NIfTI files: suffixes, stems, and the files of a pair"""
+
+from slicemill.common.files import Place
+
+HEADER_SUFFIXES = (".hdr.gz", ".hdr")
+SUFFIXES = (".nii.gz", ".nii", *HEADER_SUFFIXES)
+
+
+def is_nifti_name(name: str) -> bool:
+    """Return whether a file name ends like a NIfTI file and is no macOS resource fork or hidden file.
+
+    A pair is named by its header; its image file is no name of its own.
+
+    >>> is_nifti_name("a.nii.gz"), is_nifti_name("a.hdr"), is_nifti_name("a.img"), is_nifti_name("._a.nii")
+    (True, True, False, False)
+    """
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def is_header_name(name: str) -> bool:
+    """Return whether a file name is that of a pair's header file."""
+    return name.lower().endswith(HEADER_SUFFIXES)
+
+
+def stem_of(name: str) -> str:
+    """Return a file name without its NIfTI suffix.
+
+    >>> stem_of("volume-17.nii.gz"), stem_of("volume-17.hdr")
+    ('volume-17', 'volume-17')
+    """
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def files_of(path: Place) -> tuple[Place, ...]:
+    """Return the files that a scan consists of: itself, or header and image file of a pair.
+
+    The image file of ``x.hdr`` is ``x.img``, else ``x.img.gz``; that of ``x.hdr.gz`` is ``x.img.gz``, else ``x.img``.
+    When neither is there, the first is named.
+
+    >>> from pathlib import Path
+    >>> [file.name for file in files_of(Path("volume-17.nii"))], [file.name for file in files_of(Path("x.HDR"))]
+    (['volume-17.nii'], ['x.HDR', 'x.IMG'])
+    """
+    if not is_header_name(path.name):
+        return (path,)
+    stem = stem_of(path.name)
+    ending = path.name[len(stem) :]
+    bare = ".IMG" if ending[1:4].isupper() else ".img"
+    suffix, other = (bare + ending[4:], bare) if len(ending) > 4 else (bare, f"{bare}.gz")
+    candidates = [path.with_name(stem + ending) for ending in (suffix, other)]
+    return path, next((file for file in candidates if file.exists()), candidates[0])

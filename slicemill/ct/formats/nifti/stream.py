@@ -1,0 +1,166 @@
+"""Streams of voxels from NIfTI files, plain or gzip, with damage reported by file name"""
+
+import io
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from isal import igzip
+
+from slicemill.common.errors import ReadError, ScanError
+from slicemill.common.files import HASH_BLOCK, HashingStream, Place
+from slicemill.common.remote import Remote
+from slicemill.ct.formats.nifti.names import files_of, is_header_name
+
+GZIP_MAGIC = b"\x1f\x8b"
+MAX_DATA_OFFSET = 1 << 24
+
+
+def open_voxels(path: Place, *, hashed: bool = True) -> tuple[io.RawIOBase, HashingStream]:
+    """Open a file for reading from its first header byte, decompressing when it is gzip; of a pair, both files in turn.
+
+    Returns the stream to read from and, below it, the stream that counts and hashes the file's own bytes.
+    """
+    content, plain = _header_file(path) if is_header_name(path.name) else (b"", b"")
+    file, is_gzip = _open_file(files_of(path)[-1])
+    hashing = HashingStream(file, start=content, hashed=hashed)
+    inner = Gunzip(fileobj=hashing, mode="rb") if is_gzip else hashing
+    return _Closing(inner, file, plain), hashing
+
+
+def _open_file(path: Place) -> tuple[io.RawIOBase, bool]:
+    """Return an open file and whether it is gzip.
+
+    Raises
+    ------
+    ScanError
+        It cannot be opened, or is no file: a pipe would be waited for without end.
+    """
+    try:
+        if isinstance(path, Remote):
+            stream = path.open_stream()
+            return stream, bytes(stream.peek()[:2]) == GZIP_MAGIC
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ScanError(f"{path}: a scan is a file; this is a folder, a pipe or a device. Name the file itself.")
+        file = path.open("rb", buffering=0)
+        magic = file.read(2)
+        file.seek(0)
+    except OSError as error:
+        raise ReadError(f"{path}: cannot be read: {error.strerror}.") from error
+    return file, magic == GZIP_MAGIC
+
+
+def _is_gzip(path: Place) -> bool:
+    """Return whether a file's first bytes are gzip's."""
+    if isinstance(path, Remote):
+        return path.read_range(0, len(GZIP_MAGIC)) == GZIP_MAGIC
+    file, is_gzip = _open_file(path)
+    file.close()
+    return is_gzip
+
+
+def _header_file(path: Place) -> tuple[bytes, bytes]:
+    """Return a pair's header file as it is, and decompressed when it is gzip.
+
+    Raises
+    ------
+    ScanError
+        It cannot be read, or is too long to be a header.
+    """
+    file, is_gzip = _open_file(path)
+    with file:
+        content = plain = _read_up_to(file, MAX_DATA_OFFSET + 1, path)
+    if is_gzip:
+        plain = _read_up_to(igzip.IGzipFile(fileobj=io.BytesIO(content), mode="rb"), MAX_DATA_OFFSET + 1, path)
+    if max(len(content), len(plain)) > MAX_DATA_OFFSET:
+        raise ScanError(
+            f"{path}: the header of a .hdr/.img pair has at most {MAX_DATA_OFFSET:,} bytes; this file has more. It is damaged or no header."
+        )
+    return content, plain
+
+
+class Gunzip(igzip.IGzipFile):  # type: ignore[misc]
+    """A gzip stream that decompresses straight into the buffer that it is given; its base class copies once more."""
+
+    def readinto(self, buffer: Any) -> int:  # noqa: D102 (io.BufferedIOBase says it)
+        return int(self._buffer.readinto(buffer))
+
+
+class _Closing(io.RawIOBase):
+    """A readable stream over the bytes `before` and then over `inner`, that closes the file below it."""
+
+    def __init__(self, inner: Any, file: io.IOBase, before: bytes = b"") -> None:
+        self._inner = inner
+        self._file = file
+        self._before = memoryview(before)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._before:
+            count = min(len(buffer), len(self._before))
+            buffer[:count], self._before = self._before[:count], self._before[count:]
+            return count
+        return int(self._inner.readinto(buffer))
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@contextmanager
+def damage_named(path: Place) -> Iterator[None]:
+    """Turn what damaged compression, a short file or a failing disk raise into an error that names the file."""
+    try:
+        yield
+    except (EOFError, igzip.BadGzipFile, igzip.isal_zlib.error) as error:
+        raise ScanError(f"{path}: ends early or is damaged ({error}). Copy the file again.") from error
+    except OSError as error:
+        raise ReadError(f"{path}: cannot be read: {error.strerror or error}.") from error
+
+
+def bytes_of(array: npt.NDArray[Any]) -> memoryview:
+    """Return the bytes of a C-contiguous array, without a copy."""
+    return memoryview(array.view(np.uint8).reshape(-1))  # type: ignore[arg-type]
+
+
+def read_exactly(stream: io.RawIOBase, out: memoryview, path: Place) -> None:
+    """Fill `out` from the stream.
+
+    Raises
+    ------
+    ScanError
+        The stream ends early or its compression is damaged.
+    """
+    filled = 0
+    with damage_named(path):
+        while filled < len(out):
+            count = stream.readinto(out[filled:])
+            if not count:
+                raise EOFError(f"{len(out) - filled:,} bytes of voxels are missing")
+            filled += count
+
+
+def read_to_end(stream: io.RawIOBase, path: Place) -> None:
+    """Read what is left and forget it; a gzip stream checks its checksum at its end."""
+    with damage_named(path):
+        while stream.read(HASH_BLOCK):
+            pass
+
+
+def skip(stream: io.RawIOBase, count: int, path: Place) -> None:
+    """Read `count` bytes and forget them."""
+    read_exactly(stream, memoryview(bytearray(count)), path)
+
+
+def _read_up_to(stream: io.RawIOBase, count: int, path: Place) -> bytes:
+    """Return up to `count` bytes from the start of the stream."""
+    data = b""
+    with damage_named(path):
+        while len(data) < count and (block := stream.read(count - len(data))):
+            data += block
+    return data

@@ -1,0 +1,161 @@
+"""Where voxels lie: the one module that transposes and flips.
+
+A NIfTI file stores voxels with its first axis fastest, in any of 48 axis orders. A store, a network and a picture
+want ``[z, y, x]`` in LPS+ order (z to superior, y to posterior, x to the patient's left).
+
+1. `Grid` holds a file's shape and affine (voxel i j k 1 -> RAS mm, as in the NIfTI header).
+2. `Grid.to_stored` turns the file's array ``[k, j, i]`` (its bytes, read in C order) into ``[z, y, x]``.
+3. `Grid.to_file` is its inverse, so a segmentation goes back to the voxels that it came from.
+
+Oblique axes are named after the patient axis they are closest to (nibabel's `io_orientation`); nothing is resampled.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel.orientations import inv_ornt_aff, io_orientation
+
+from slicemill.common.errors import GeometryError
+
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+SAME_GRID_MM = 0.1
+"""Corners of one grid may differ by this much: float32 headers and rounded text exports do, real shifts do not."""
+
+SMALLEST_VOXEL_MM3 = 1e-9
+MAX_MM = 1e6
+"""A kilometer: whatever lies farther from the origin comes from a damaged header, and its squares would overflow."""
+
+Floats = npt.NDArray[np.float64]
+G = TypeVar("G", bound=np.generic)
+WORD = 8
+"""Bytes that are turned around at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The voxel grid of a file: how many voxels and where they lie."""
+
+    shape: tuple[int, int, int]
+    """Voxels along the file's axes i, j, k."""
+    affine: Floats
+    """float64[4, 4], voxel (i, j, k, 1) to mm, RAS+ as in the NIfTI header."""
+
+    def __post_init__(self) -> None:
+        """Check that there are voxels and that the affine can be a scanner's and be inverted."""
+        if min(self.shape) < 1:
+            raise GeometryError(f"a scan must have voxels; its shape is {self.shape}.")
+        linear = self.affine[:3, :3]
+        if not np.isfinite(self.affine).all() or np.abs(self.affine).max() > MAX_MM:
+            raise GeometryError(
+                f"the affine must hold numbers within {MAX_MM:,.0f} mm; found {self.affine[:3].tolist()}. Correct the header's sform or qform."
+            )
+        with np.errstate(all="ignore"):  # the determinant of denormal numbers divides by zero on its way
+            volume = abs(np.linalg.det(linear))
+        if not volume >= SMALLEST_VOXEL_MM3:
+            raise GeometryError(
+                f"the affine must be invertible; found columns {linear.T.round(4).tolist()}. Correct the header's spacing."
+            )
+        if not np.isfinite(self._axes).all():
+            raise GeometryError(
+                f"no axis order fits the affine {linear.tolist()}; its axes nearly coincide. Correct the header's sform."
+            )
+
+    @cached_property
+    def _axes(self) -> Floats:
+        """Return float[3, 2]: for each file axis the LPS axis (0 x, 1 y, 2 z) and +1 or -1; NaN where none fits."""
+        return np.asarray(io_orientation(RAS_TO_LPS @ self.affine), dtype=np.float64)
+
+    @cached_property
+    def _orientation(self) -> npt.NDArray[np.int64]:
+        """Return the same as integers."""
+        return self._axes.astype(np.int64)
+
+    @property
+    def axcodes(self) -> str:
+        """Return the file's axis codes, like ``LPS`` or ``RAS``: where each of i, j, k grows to."""
+        return "".join(nib.orientations.aff2axcodes(self.affine))
+
+    @cached_property
+    def stored_shape(self) -> tuple[int, int, int]:
+        """Return the shape [z, y, x] of the stored array."""
+        by_axis = {int(axis): count for (axis, _), count in zip(self._orientation, self.shape, strict=True)}
+        return by_axis[2], by_axis[1], by_axis[0]
+
+    @cached_property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Return the spacing in mm of the stored array, in array order z, y, x."""
+        lengths = np.sqrt((self.affine_lps[:3, :3] ** 2).sum(axis=0))
+        return float(lengths[2]), float(lengths[1]), float(lengths[0])
+
+    @cached_property
+    def affine_lps(self) -> Floats:
+        """Return float64[4, 4], voxel (x, y, z, 1) of the stored array to LPS mm."""
+        inverse = inv_ornt_aff(self._orientation, self.shape)
+        return np.asarray(RAS_TO_LPS @ self.affine @ inverse, dtype=np.float64) + 0.0
+
+    @cached_property
+    def file_axis_of_z(self) -> int:
+        """Return which axis of the file's array [k, j, i] is the patient's z: 0, 1 or 2."""
+        return 2 - int(np.flatnonzero(self._orientation[:, 0] == 2)[0])
+
+    @property
+    def slowest_is_z(self) -> bool:
+        """Return whether the file's slowest axis k is the patient's z, so that slices can be streamed."""
+        return self.file_axis_of_z == 0
+
+    @property
+    def z_is_flipped(self) -> bool:
+        """Return whether the file runs from superior to inferior along its z axis."""
+        return bool(self._orientation[2 - self.file_axis_of_z, 1] < 0)
+
+    def to_stored(self, voxels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        """Turn `voxels`: any[k, j, i], the file's bytes in C order, into a view any[z, y, x] in LPS+ order."""
+        flipped = voxels[tuple(slice(None, None, int(sign)) for sign in self._orientation[::-1, 1])]
+        axis_of = {int(axis): 2 - index for index, axis in enumerate(self._orientation[:, 0])}
+        return flipped.transpose(axis_of[2], axis_of[1], axis_of[0])
+
+    def to_file(self, stored: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        """Turn `stored`: any[z, y, x] in LPS+ order, into a view any[k, j, i] in the file's own order."""
+        turned = stored.transpose([2 - int(axis) for axis in self._orientation[::-1, 0]])
+        return turned[tuple(slice(None, None, int(sign)) for sign in self._orientation[::-1, 1])]
+
+    def distance_mm(self, other: "Grid") -> float:
+        """Return the largest distance in mm between the same corner voxels of two grids of one shape."""
+        corners = np.array(np.meshgrid(*[(0, count - 1) for count in self.shape], indexing="ij")).reshape(3, -1)
+        voxels = np.vstack([corners, np.ones(corners.shape[1])])
+        return float(np.linalg.norm(((self.affine - other.affine) @ voxels)[:3], axis=0).max())
+
+
+def contiguous(voxels: npt.NDArray[G]) -> npt.NDArray[G]:
+    """Return an array in C order, a copy where it is not.
+
+    Single bytes that run backward along their rows are turned eight at a time; numpy alone goes byte by byte.
+    """
+    if voxels.dtype.itemsize > 1 or voxels.ndim < 2 or voxels.strides[-1] != -1 or voxels.shape[-1] % WORD:
+        return np.ascontiguousarray(voxels)
+    rows = np.ascontiguousarray(voxels[..., ::-1]).view(np.uint64)
+    return rows[..., ::-1].copy().byteswap(inplace=True).view(voxels.dtype)
+
+
+def voxel_ml(affine: Floats) -> float:
+    """Return the volume of a voxel in ml, from float64[4, 4], voxel to mm.
+
+    >>> round(voxel_ml(np.diag([10.0, 10.0, 20.0, 1.0])), 9)
+    2.0
+    """
+    return float(abs(np.linalg.det(affine[:3, :3]))) / 1000
+
+
+def voxel_to_mm(affine: Floats, point_zyx: npt.ArrayLike) -> tuple[float, float, float]:
+    """Return the LPS mm of a voxel position given in array order z, y, x.
+
+    >>> voxel_to_mm(np.diag([2.0, 2.0, 5.0, 1.0]), (1, 2, 3))
+    (6.0, 4.0, 5.0)
+    """
+    z, y, x = np.asarray(point_zyx, dtype=np.float64)
+    millimetres = affine @ np.array([x, y, z, 1.0])
+    return float(millimetres[0]), float(millimetres[1]), float(millimetres[2])

@@ -1,0 +1,330 @@
+"""Synthetic abdominal CTs with liver and liver tumors, for demos, tests and benchmarks.
+
+The picture is drawn in millimetres, so spacing and slice count can vary freely: air, table, body with fat and muscle,
+spine, ribs, lungs, heart shadow, aorta, kidneys, spleen, stomach, and a liver with vessels, cysts and tumors, under
+correlated noise. No threshold solves it: tumors lie 20 to 60 HU from liver under noise of 15 to 25 HU, and cysts and
+vessels share their values; only shape, edge and texture tell them apart (tumors are blurred, uneven blobs; cysts are
+smooth with sharp edges; vessels are tubes).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from slicemill.common.files import write_json, written_whole
+from slicemill.ct.labels import LITS_LABELS
+
+Floats = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+Point = tuple[float, float, float]
+
+FIELD_MM = 350.0
+LIVER_HU, SPLEEN_HU, KIDNEY_HU, AORTA_HU, MUSCLE_HU, FAT_HU, LUNG_HU, AIR = 105, 118, 165, 170, 55, -100, -830, -1000
+AXCODES = ("RAS", "LPS", "LAS", "RPI", "LSP", "PIR")
+"""Axis orders that the collection goes through; the last two cannot be streamed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhantomSpec:
+    """What a phantom looks like; the same spec gives the same voxels."""
+
+    seed: int
+    shape: tuple[int, int, int] = (40, 128, 128)
+    """z, y, x."""
+    height_mm: float = 190.0
+    """Extent along the patient's axis."""
+    tumors: int = 3
+
+    @property
+    def spacing_mm(self) -> Point:
+        """Return z, y, x; the field of view is the same for all."""
+        nz, ny, nx = self.shape
+        return self.height_mm / nz, FIELD_MM / ny, FIELD_MM / nx
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phantom:
+    """A synthetic scan with its reference."""
+
+    image: npt.NDArray[np.int16]
+    """int16[z, y, x], HU."""
+    label: npt.NDArray[np.uint8]
+    """uint8[z, y, x], 0 background, 1 liver, 2 tumor."""
+    spacing_mm: Point
+    """z, y, x."""
+
+
+def make_phantom(spec: PhantomSpec) -> Phantom:
+    """Draw a phantom."""
+    rng = np.random.default_rng(spec.seed)
+    canvas = Canvas(spec, rng)
+    draw_body(canvas)
+    draw_organs(canvas)
+    liver = draw_liver(canvas)
+    draw_vessels(canvas, liver)
+    draw_cysts(canvas, liver)
+    tumor = draw_tumors(canvas, liver, spec.tumors)
+    label = liver.astype(np.uint8)
+    label[tumor] = 2
+    return Phantom(image=canvas.scanned(), label=label, spacing_mm=spec.spacing_mm)
+
+
+class Canvas:
+    """A volume in HU with its coordinates in mm: x to the left, y to posterior, z to superior, 0 in the middle."""
+
+    def __init__(self, spec: PhantomSpec, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.shape = spec.shape
+        self.spacing = spec.spacing_mm
+        axes = [
+            ((np.arange(count) - (count - 1) / 2) * step).astype(np.float32)
+            for count, step in zip(spec.shape, spec.spacing_mm, strict=True)
+        ]
+        self.z, self.y, self.x = np.meshgrid(*axes, indexing="ij", sparse=True)
+        self.hu = np.full(spec.shape, AIR, dtype=np.float32)
+        self.girth = float(rng.uniform(0.88, 1.04))
+        """Size of this patient; all places scale with it."""
+
+    def smooth_field(self, length_mm: float) -> Floats:
+        """Return a random field of mean 0, deviation 1 and the given correlation length."""
+        noise = self.rng.standard_normal(self.shape, dtype=np.float32)
+        transfer = np.ones((1, 1, 1), dtype=np.float32)
+        for axis, (count, step) in enumerate(zip(self.shape, self.spacing, strict=True)):
+            frequency = np.fft.rfftfreq(count, step) if axis == 2 else np.fft.fftfreq(count, step)
+            shape = [1, 1, 1]
+            shape[axis] = -1
+            transfer = transfer * np.exp(-2 * (np.pi * frequency * length_mm / 2) ** 2).reshape(shape)
+        field = np.fft.irfftn(np.fft.rfftn(noise) * transfer, s=self.shape, axes=(0, 1, 2)).astype(np.float32)
+        return np.asarray(field / max(float(field.std()), 1e-6), dtype=np.float32)
+
+    def ellipsoid(self, center: Point, radii: Point) -> Floats:
+        """Return the scaled distance from `center` (x, y, z in mm): below 1 inside an ellipsoid of `radii`."""
+        cx, cy, cz = center
+        rx, ry, rz = radii
+        distance: Floats = ((self.x - cx) / rx) ** 2 + ((self.y - cy) / ry) ** 2 + ((self.z - cz) / rz) ** 2
+        return distance
+
+    def blend(self, weight: Floats, hu: float | Floats) -> None:
+        """Mix a tissue in: `weight` 0 leaves what is there, 1 replaces it."""
+        self.hu += weight * (hu - self.hu)
+
+    def paint(self, mask: Mask, hu: float) -> None:
+        """Set a tissue."""
+        self.hu[mask] = hu
+
+    def scanned(self) -> npt.NDArray[np.int16]:
+        """Return what a scanner makes of it: noise correlated over about two pixels, 15 to 25 HU in the body, a round field."""
+        rng = self.rng
+        _, ny, nx = self.shape
+        transfer = np.exp(
+            -2 * (np.pi * 0.55) ** 2 * (np.fft.fftfreq(ny)[:, None] ** 2 + np.fft.rfftfreq(nx)[None] ** 2)
+        )
+        sigma = float(rng.uniform(15, 25))
+        gain = sigma / np.sqrt((_full_power(transfer**2, nx)).mean())
+        image = np.empty(self.shape, dtype=np.int16)
+        for out, clean in zip(image, self.hu, strict=True):
+            noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((ny, nx))) * transfer * gain, s=(ny, nx))
+            out[...] = np.rint(np.clip(clean + noise, -1024, 3000)).astype(np.int16)
+        outside = (np.squeeze(self.x) ** 2)[None] + (np.squeeze(self.y) ** 2)[:, None] > (FIELD_MM / 2) ** 2
+        image[:, outside] = -1024
+        return image
+
+
+def _full_power(half: npt.NDArray[np.float64], nx: int) -> npt.NDArray[np.float64]:
+    """Return the power of a real transform with its mirrored half."""
+    mirrored = half[:, 1 : (nx + 1) // 2]
+    return np.concatenate([half, mirrored], axis=1)
+
+
+def draw_body(canvas: Canvas) -> None:
+    """Air, table, skin and fat, muscle, ribs, spine, lungs."""
+    g = canvas.girth
+    table = (np.abs(canvas.y - (126 * g - 0.0012 * canvas.x**2)) < 3) & (np.abs(canvas.x) < 140)
+    canvas.paint(np.broadcast_to(table, canvas.shape), 20)
+    wobble = 0.03 * canvas.smooth_field(60)
+    body = canvas.ellipsoid((0, 0, 0), (158 * g, 112 * g, 1e6)) + wobble
+    canvas.paint(body < 1, FAT_HU)
+    canvas.paint(body < 0.80, MUSCLE_HU)
+    canvas.paint(body < 0.66, -75)
+    angle = np.arctan2(canvas.y, canvas.x)
+    ribs = (np.abs(body - 0.73) < 0.035) & (np.sin(9 * angle + 0.09 * canvas.z) > 0.55)
+    canvas.paint(ribs, 320)
+    spine = canvas.ellipsoid((0, 62 * g, 0), (21, 18, 1e6))
+    disc = np.abs(np.mod(canvas.z, 34) - 17) < 4
+    canvas.paint(np.broadcast_to(spine < 1, canvas.shape), 190)
+    canvas.paint((spine < 1) & (spine > 0.72), 420)
+    canvas.paint((spine < 1) & disc, 85)
+    canvas.paint(np.broadcast_to(canvas.ellipsoid((0, 88 * g, 0), (9, 8, 1e6)) < 1, canvas.shape), 30)
+    for side in (-1, 1):
+        canvas.paint(
+            np.broadcast_to(canvas.ellipsoid((side * 34, 72 * g, 0), (22, 20, 1e6)) < 1, canvas.shape), MUSCLE_HU + 8
+        )
+        lung = canvas.ellipsoid((side * 72 * g, 5, 105), (55 * g, 78 * g, 62)) + 0.5 * wobble
+        canvas.paint(lung < 1, LUNG_HU)
+    canvas.paint(canvas.ellipsoid((10, -25, 112), (42, 48, 40)) < 1, 90)
+
+
+def draw_organs(canvas: Canvas) -> None:
+    """Aorta, vena cava, kidneys, spleen, stomach with gas, bowel."""
+    g, rng = canvas.girth, canvas.rng
+    canvas.paint(np.broadcast_to(canvas.ellipsoid((8, 34 * g, 0), (11, 11, 1e6)) < 1, canvas.shape), AORTA_HU)
+    canvas.paint(np.broadcast_to(canvas.ellipsoid((-16, 32 * g, 0), (12, 9, 1e6)) < 1, canvas.shape), 125)
+    for side in (-1, 1):
+        kidney = canvas.ellipsoid((side * 58 * g, 42 * g, -45 + 8 * side), (25, 22, 48))
+        canvas.paint(kidney < 1, KIDNEY_HU)
+        canvas.paint(kidney < 0.25, 95)
+    uneven = 0.12 * canvas.smooth_field(35)
+    canvas.paint(canvas.ellipsoid((92 * g, 28 * g, 20), (30, 42, 45)) + uneven < 1, SPLEEN_HU + rng.uniform(-6, 6))
+    stomach = canvas.ellipsoid((58 * g, -38 * g, 22), (42, 32, 38)) + uneven
+    canvas.paint(stomach < 1, 22)
+    canvas.paint((stomach < 0.7) & (canvas.y < -50 * g), -900)
+    for _ in range(7):
+        center = (rng.uniform(-80, 90) * g, rng.uniform(-70, 0) * g, rng.uniform(-110, -45))
+        loop = canvas.ellipsoid(center, (rng.uniform(14, 26), rng.uniform(12, 20), rng.uniform(14, 30)))
+        canvas.paint(loop < 1, float(rng.choice([30.0, 45.0, 60.0, 140.0])))
+
+
+def draw_liver(canvas: Canvas) -> Mask:
+    """Right and left lobe with an uneven surface and texture; return its mask, inclusions counted in."""
+    g, rng = canvas.girth, canvas.rng
+    shift = rng.uniform(-8, 8, 3)
+    right = canvas.ellipsoid((-62 * g + shift[0], -2 + shift[1], 18 + shift[2]), (66 * g, 72 * g, 76))
+    left = canvas.ellipsoid((5 * g + shift[0], -48 * g + shift[1], 32 + shift[2]), (62 * g, 30 * g, 40))
+    liver: Mask = np.minimum(right, left) + 0.13 * canvas.smooth_field(40) < 1
+    body = canvas.ellipsoid((0, 0, 0), (158 * g, 112 * g, 1e6))
+    liver &= (
+        (body < 0.69)
+        & (canvas.ellipsoid((-52 * g, 48 * g, -50), (32, 28, 52)) > 1)
+        & (canvas.ellipsoid((8, 34 * g, 0), (26, 16, 1e6)) > 1)
+    )
+    base = LIVER_HU + rng.uniform(-8, 8)
+    canvas.blend(liver.astype(np.float32), base + 3 * canvas.smooth_field(12))
+    return liver
+
+
+def draw_vessels(canvas: Canvas, liver: Mask) -> None:
+    """Branching tubes in the liver: some brighter (portal), some darker (not yet enhanced) than it."""
+    rng = canvas.rng
+    inside = np.argwhere(liver)
+    if not len(inside):
+        return
+    distance = np.zeros(canvas.shape, dtype=np.float32)
+    for _ in range(9):
+        offset = float(rng.uniform(25, 60) if rng.random() < 0.45 else -rng.uniform(25, 60))
+        point = canvas_point(canvas, inside[rng.integers(len(inside))])
+        direction = rng.standard_normal(3)
+        radius = float(rng.uniform(3.5, 6.0))
+        distance[...] = np.inf
+        for _ in range(int(rng.integers(16, 34))):
+            direction = direction / np.linalg.norm(direction) + 0.35 * rng.standard_normal(3)
+            point = point + direction / np.linalg.norm(direction) * radius * 0.9
+            _lower(canvas, distance, point, radius)
+            radius = max(radius * 0.97, 2.2)
+        tube = (distance < 1) & liver
+        canvas.hu[tube] += offset
+
+
+def draw_cysts(canvas: Canvas, liver: Mask) -> None:
+    """Round, even inclusions with sharp edges, of fluid thinned by partial volume: as dark as many tumors."""
+    rng = canvas.rng
+    inside = np.argwhere(liver)
+    for _ in range(int(rng.integers(0, 4)) if len(inside) else 0):
+        x, y, z = canvas_point(canvas, inside[rng.integers(len(inside))])
+        radius = float(rng.uniform(5, 12))
+        cyst = (canvas.ellipsoid((x, y, z), (radius, radius, radius)) < 1) & liver
+        canvas.paint(cyst, float(rng.uniform(15, 60)))
+
+
+def draw_tumors(canvas: Canvas, liver: Mask, count: int) -> Mask:
+    """Uneven blobs with soft edges, 20 to 60 HU below (four in five) or above the liver; return their mask."""
+    rng = canvas.rng
+    tumor = np.zeros(canvas.shape, dtype=bool)
+    inside = np.argwhere(liver)
+    if not len(inside):
+        return tumor
+    ragged = 0.30 * canvas.smooth_field(14)
+    texture = canvas.smooth_field(6)
+    for _ in range(count):
+        x, y, z = canvas_point(canvas, inside[rng.integers(len(inside))])
+        radius = float(rng.choice([rng.uniform(8, 14), rng.uniform(14, 28)]))
+        stretch = rng.uniform(0.8, 1.25, 3)
+        distance = canvas.ellipsoid((x, y, z), (radius * stretch[0], radius * stretch[1], radius * stretch[2])) + ragged
+        blob = (distance < 1) & liver
+        offset = float(rng.uniform(20, 60)) * (-1 if rng.random() < 0.8 else 1)
+        edge = np.clip((1.15 - distance) / 0.3, 0, 1) * liver
+        canvas.hu += edge * (offset + 7 * texture - 0.5 * (canvas.hu - LIVER_HU) * (np.abs(canvas.hu - LIVER_HU) < 80))
+        tumor |= blob
+    return tumor
+
+
+def canvas_point(canvas: Canvas, voxel: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return x, y, z in mm of a voxel z, y, x."""
+    place = [
+        (index - (count - 1) / 2) * step for index, count, step in zip(voxel, canvas.shape, canvas.spacing, strict=True)
+    ]
+    return np.array(place[::-1])
+
+
+def _lower(canvas: Canvas, distance: Floats, point: npt.NDArray[np.float64], radius: float) -> None:
+    """Lower `distance` to that of a sphere around `point`, computed only in the box that the sphere touches."""
+    box = []
+    for axis, millimetre in enumerate(point[::-1]):
+        middle = millimetre / canvas.spacing[axis] + (canvas.shape[axis] - 1) / 2
+        reach = radius / canvas.spacing[axis] + 1
+        box.append(slice(max(0, int(middle - reach)), max(0, int(middle + reach) + 2)))
+    z, y, x = tuple(box)
+    near = (
+        ((canvas.x[:, :, x] - point[0]) / radius) ** 2
+        + ((canvas.y[:, y] - point[1]) / radius) ** 2
+        + ((canvas.z[z] - point[2]) / radius) ** 2
+    )
+    distance[z, y, x] = np.minimum(distance[z, y, x], near)
+
+
+def collection_specs(cases: int, size: int, seed: int) -> Iterator[tuple[int, PhantomSpec, str]]:
+    """Yield number, spec and axis codes of a varied collection: sizes, slice counts, spacings and orientations differ."""
+    rng = np.random.default_rng(seed)
+    for number in range(cases):
+        ny, nx = (size, size) if number % 4 else (size - 16, size)
+        tumors = 0 if number % 5 == 3 else int(rng.integers(1, 6))
+        depth = int(rng.integers(30, 52) * max(1.0, size / 256))
+        spec = PhantomSpec(
+            seed=seed * 1000 + number, shape=(depth, ny, nx), height_mm=float(rng.uniform(165, 200)), tumors=tumors
+        )
+        yield number, spec, AXCODES[number % len(AXCODES)]
+
+
+def write_collection(folder: Path, *, cases: int, size: int, seed: int) -> Iterator[tuple[Path, Path]]:
+    """Write a collection with LiTS names, yielding the paths of each image and mask once they are there."""
+    write_json(
+        folder / "dataset.json",
+        {"name": "slicemill phantoms", "labels": {str(v): k for k, v in LITS_LABELS.values.items()}},
+    )
+    for number, spec, axcodes in collection_specs(cases, size, seed):
+        suffix = ".nii.gz" if number % 3 == 1 else ".nii"
+        image, mask = folder / f"volume-{number}{suffix}", folder / f"segmentation-{number}{suffix}"
+        if not (image.exists() and mask.exists()):
+            phantom = make_phantom(spec)
+            write_nifti(mask, phantom.label, phantom.spacing_mm, axcodes)
+            write_nifti(image, phantom.image, phantom.spacing_mm, axcodes)
+        yield image, mask
+
+
+def write_nifti(path: Path, volume: npt.NDArray[np.generic], spacing_mm: Point, axcodes: str = "LPS") -> None:
+    """Write any[z, y, x] in LPS+ order as NIfTI with the given axis order, through nibabel (an oracle for our reader)."""
+    import nibabel as nib
+    from nibabel.orientations import axcodes2ornt, ornt_transform
+
+    sz, sy, sx = spacing_mm
+    nz, ny, nx = volume.shape
+    affine = np.diag([-sx, -sy, sz, 1.0])
+    affine[:3, 3] = (nx - 1) / 2 * sx, (ny - 1) / 2 * sy, -(nz - 1) / 2 * sz
+    picture = nib.Nifti1Image(volume.transpose(2, 1, 0), affine)
+    picture = picture.as_reoriented(ornt_transform(axcodes2ornt(tuple("LPS")), axcodes2ornt(tuple(axcodes))))
+    picture.set_sform(picture.affine, code=1)
+    picture.set_qform(picture.affine, code=1)
+    with written_whole(path) as aside:
+        nib.save(picture, aside)

@@ -1,0 +1,108 @@
+"""Statistics of a case that grow slab by slab: HU range, voxels of each label, lesions."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from slicemill.common.errors import LabelError
+from slicemill.ct.labels import Labels, format_labels, make_labels
+from slicemill.ct.lesions import Lesion, LesionTracker
+from slicemill.ct.window import AIR_HU
+from slicemill.store.case import SliceStats
+
+MANY_SLICES = 4
+"""Slices whose values are counted at a time: numpy widens them to eight bytes (`slicemill bench constants`)."""
+UNDECLARED = make_labels({"label_1": 1})
+"""Labels of a collection that declares none: one value, of unknown meaning."""
+
+
+def value_counts(label: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """Return how many voxels of uint8[z, y, x] have each value, int64[256].
+
+    >>> value_counts(np.array([[[0, 2, 2]]], dtype=np.uint8))[:3].tolist()
+    [1, 0, 2]
+    """
+    counts = np.zeros(256, dtype=np.int64)
+    for z in range(0, len(label), MANY_SLICES):
+        counts += np.bincount(label[z : z + MANY_SLICES].ravel(), minlength=256)
+    return counts
+
+
+@dataclass
+class Counts:
+    """Statistics that grow slab by slab."""
+
+    slices: int
+    labels: Labels | None
+    hu_min: list[int | None] = field(init=False)
+    hu_max: list[int | None] = field(init=False)
+    voxels: dict[str, list[int]] = field(init=False)
+    padding: int = 0
+    tracker: LesionTracker = field(default_factory=LesionTracker)
+
+    def __post_init__(self) -> None:
+        """Make room for every slice."""
+        self.hu_min, self.hu_max = [None] * self.slices, [None] * self.slices
+        self.voxels = {name: [0] * self.slices for name in (self.labels.values if self.labels else ())}
+
+    def add_image(self, z: int, slab: npt.NDArray[np.int16]) -> None:
+        """Note the HU range of each slice; padding below air (-3024 and the like) is left out."""
+        for row, section in enumerate(slab, start=z):
+            low = int(section.min())
+            if low < AIR_HU:
+                inside = section[section >= AIR_HU]
+                self.padding += section.size - inside.size
+                if not inside.size:
+                    continue
+                section, low = inside, int(inside.min())  # noqa: PLW2901 (what is left of it)
+            self.hu_min[row], self.hu_max[row] = low, int(section.max())
+
+    def add_mask(self, z: int, slab: npt.NDArray[np.uint8], path: str) -> None:
+        """Count each label in each slice, and follow the tumor.
+
+        Raises
+        ------
+        LabelError
+            A voxel has a value that was not declared.
+        """
+        if self.labels is None:
+            raise LabelError(f"{path}: a segmentation needs names for its values, like --labels liver=1,tumor=2.")
+        tumor = self.labels.tumor_value()
+        plane = slab.max(axis=0)
+        rows = np.flatnonzero(plane.max(axis=1))
+        if not len(rows):
+            return
+        # everything below looks only at the box of what is labelled, mostly a tenth of the slab
+        columns = np.flatnonzero(plane.max(axis=0))
+        box = np.ascontiguousarray(slab[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+        left = [int(np.count_nonzero(section)) for section in box]
+        for name, value in self.labels.values.items():
+            hits = box == value
+            for row, section in enumerate(hits):
+                count = int(np.count_nonzero(section))
+                self.voxels[name][z + row] = count
+                left[row] -= count
+            if value == tumor:
+                self.tracker.add(z, hits, (int(rows[0]), int(columns[0])))
+        if any(left):
+            raise LabelError(undeclared(slab, self.labels, path))
+
+    def stats(self) -> SliceStats:
+        """Return what was counted."""
+        return SliceStats(hu_min=self.hu_min, hu_max=self.hu_max, voxels=self.voxels)
+
+    def lesions(self, affine_lps: npt.NDArray[np.float64]) -> tuple[Lesion, ...] | None:
+        """Return the tumor's connected components; None where no tumor label is named."""
+        if self.labels is None or self.labels.tumor is None:
+            return None
+        return self.tracker.lesions(affine_lps)
+
+
+def undeclared(section: npt.NDArray[np.uint8], labels: Labels, path: str) -> str:
+    """Return the message about a value that no label has."""
+    values = [int(value) for value in np.unique(section)]
+    if labels == UNDECLARED:
+        return f"{path}: holds the values {values} and nothing says what they mean. Name them, like --labels liver=1,tumor=2."
+    odd = sorted(set(values) - {0, *labels.values.values()})
+    return f"{path}: holds the values {odd} outside the labels {format_labels(labels.values)}. Add them to --labels, or correct the mask."

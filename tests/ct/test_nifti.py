@@ -1,0 +1,242 @@
+import contextlib
+import gzip
+import struct
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from slicemill.common.errors import GeometryError, InputError, LabelError, ScanError
+from slicemill.ct.formats.nifti.header import blank_text, read_header
+from slicemill.ct.formats.nifti.write import write_volume
+from slicemill.ct.geometry import Grid
+from slicemill.ct.phantom import write_nifti
+from slicemill.ct.scan import ScanReader, to_hu, to_labels
+
+RAMP = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+
+
+def read(path, kind="image"):
+    with ScanReader(path, kind) as reader:
+        volume = reader.read()
+        reader.finish()
+        return volume
+
+
+def save(path, data):
+    nib.save(nib.Nifti1Image(data, np.diag([-1.0, -1, 1, 1]), dtype=data.dtype), path)
+    return path
+
+
+def patched(path, offset, form, *values):
+    content = bytearray(path.read_bytes())
+    struct.pack_into(form, content, offset, *values)
+    path.write_bytes(content)
+    return path
+
+
+def test_slabs_arrive_in_file_order_and_cover_every_slice_once(tmp_path):
+    path = save(tmp_path / "a.nii.gz", RAMP.transpose(2, 1, 0))
+    with ScanReader(path, "image") as reader:
+        slabs = [(slab.z, len(slab.voxels)) for slab in reader.slabs(2)]
+    assert slabs == [(0, 2), (2, 1)]
+
+
+def test_a_file_that_runs_head_first_yields_its_last_slices_first(tmp_path):
+    path = tmp_path / "a.nii"
+    write_nifti(path, RAMP, (1.0, 1.0, 1.0), "LPI")
+    with ScanReader(path, "image") as reader:
+        assert [slab.z for slab in reader.slabs(2)] == [1, 0]
+    assert np.array_equal(read(path), RAMP)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int32", "int64", "float32", "float64"])
+def test_integers_of_any_type_come_through_unchanged(dtype, tmp_path):
+    path = save(tmp_path / "a.nii.gz", RAMP.transpose(2, 1, 0).astype(dtype))
+    assert np.array_equal(read(path), RAMP)
+
+
+def test_big_endian_and_nifti2_read_as_any_other(tmp_path):
+    big = nib.Nifti1Image(RAMP.transpose(2, 1, 0), np.diag([-1.0, -1, 1, 1]), nib.Nifti1Header(endianness=">"))
+    nib.save(big, tmp_path / "big.nii")
+    nib.save(nib.Nifti2Image(RAMP.transpose(2, 1, 0), np.diag([-1.0, -1, 1, 1])), tmp_path / "two.nii")
+    assert (tmp_path / "big.nii").read_bytes()[:4] == b"\x00\x00\x01\x5c"
+    assert np.array_equal(read(tmp_path / "big.nii"), RAMP)
+    assert np.array_equal(read(tmp_path / "two.nii"), RAMP)
+
+
+def test_scaled_voxels_are_scaled_and_rounding_is_measured():
+    raw = np.array([0, 1, 2], dtype=np.int16)
+    hu, error = to_hu(raw, 0.5, -1024.0, "x")
+    assert hu.tolist() == [-1024, -1024, -1023]
+    assert error == 0.5
+
+
+def test_a_compressed_file_without_its_suffix_is_told_by_its_bytes(tmp_path):
+    save(tmp_path / "a.nii.gz", RAMP.transpose(2, 1, 0))
+    (tmp_path / "b.nii").write_bytes((tmp_path / "a.nii.gz").read_bytes())
+    assert np.array_equal(read(tmp_path / "b.nii"), RAMP)
+
+
+def test_a_gzip_of_several_members_is_read_whole(tmp_path):
+    plain = save(tmp_path / "a.nii", RAMP.transpose(2, 1, 0)).read_bytes()
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(plain[:400]) + gzip.compress(plain[400:]))
+    assert np.array_equal(read(tmp_path / "b.nii.gz"), RAMP)
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.9, 0.999])
+def test_a_truncated_gzip_is_named(keep, tmp_path, rng):
+    volume = rng.integers(-1000, 1000, (30, 30, 30), dtype=np.int16)
+    content = save(tmp_path / "a.nii.gz", volume).read_bytes()
+    (tmp_path / "b.nii.gz").write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(ScanError, match=r"b\.nii\.gz: (ends early or is damaged|the header claims)"):
+        read(tmp_path / "b.nii.gz")
+
+
+def test_a_flipped_bit_in_a_gzip_is_found(tmp_path, rng):
+    content = bytearray(
+        save(tmp_path / "a.nii.gz", rng.integers(-1000, 1000, (30, 30, 30), dtype=np.int16)).read_bytes()
+    )
+    content[-5] ^= 1
+    (tmp_path / "b.nii.gz").write_bytes(content)
+    with pytest.raises(ScanError, match="damaged"):
+        read(tmp_path / "b.nii.gz")
+
+
+def test_a_header_that_claims_100_gigabytes_costs_no_memory(tmp_path):
+    path = patched(save(tmp_path / "a.nii", RAMP), 40, "<8h", 3, 4000, 4000, 4000, 1, 1, 1, 1)
+    with pytest.raises(ScanError, match="claims 128,000,000,352 bytes"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("offset", "form", "values", "message"),
+    [
+        (0, "<i", (17,), "is not a NIfTI file"),
+        (344, "4s", (b"ni1\0",), r"\.hdr/\.img pair"),
+        (344, "4s", (b"\0\0\0\0",), "is not a NIfTI file"),
+        (40, "<8h", (3, 5, -4, 3, 1, 1, 1, 1), "every extent must be at least 1"),
+        (40, "<h", (9,), "2 to 7 dimensions"),
+        (70, "<h", (128,), "voxels must be integers or floats"),
+        (70, "<h", (32,), "voxels must be integers or floats"),
+        (70, "<h", (777,), "unknown voxel type"),
+        (108, "<f", (float("nan"),), "cannot start at byte"),
+        (108, "<f", (1e30,), "cannot start at byte"),
+        (280, "<4f", (0, 0, 0, 0), "must be invertible"),
+    ],
+)
+def test_a_damaged_header_is_one_clear_error(offset, form, values, message, tmp_path):
+    path = patched(save(tmp_path / "a.nii", RAMP), offset, form, *values)
+    with pytest.raises(ScanError, match=message):
+        read_header(path)
+
+
+def test_several_volumes_are_refused_with_the_way_out(tmp_path):
+    path = save(tmp_path / "a.nii", np.zeros((3, 3, 3, 2), np.int16))
+    with pytest.raises(ScanError, match=r"several volumes.*split it first"):
+        read_header(path)
+
+
+def test_one_volume_in_four_dimensions_and_one_slice_in_two_are_scans(tmp_path):
+    assert read(save(tmp_path / "a.nii", np.ones((3, 4, 5, 1), np.int16))).shape == (5, 4, 3)
+    assert read(save(tmp_path / "b.nii", np.ones((3, 4), np.int16))).shape == (1, 4, 3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_hu_that_are_no_numbers_are_refused(bad):
+    with pytest.raises(ScanError, match="must be finite"):
+        to_hu(np.array([0.0, bad]), 1.0, 0.0, "x")
+
+
+@pytest.mark.parametrize("raw", [np.array([40000], np.uint16), np.array([-40000], np.int32), np.array([1e9])])
+def test_hu_that_do_not_fit_are_refused(raw):
+    with pytest.raises(ScanError, match="must fit in -32768..32767"):
+        to_hu(raw, 1.0, 0.0, "x")
+
+
+@pytest.mark.parametrize(
+    "raw", [np.array([0.5]), np.array([-1], np.int16), np.array([256], np.int16), np.array([np.nan])]
+)
+def test_labels_are_integers_from_0_to_255(raw):
+    with pytest.raises(LabelError, match="integers from 0 to 255"):
+        to_labels(raw, 1.0, 0.0, "x")
+
+
+def test_a_slope_that_overflows_is_refused_without_a_warning():
+    with pytest.raises(ScanError, match="must be finite"):
+        to_hu(np.array([1000], np.int16), 1e308, 0.0, "x")
+    with pytest.raises(LabelError, match="found inf"):
+        to_labels(np.array([1000], np.int16), 1e308, 0.0, "x")
+
+
+def test_float_labels_that_are_integers_are_taken():
+    assert to_labels(np.array([0.0, 2.0]), 1.0, 0.0, "x").tolist() == [0, 2]
+
+
+def test_a_header_without_orientation_is_read_with_a_warning(tmp_path):
+    path = patched(save(tmp_path / "a.nii", RAMP), 252, "<2h", 0, 0)
+    assert "has no orientation" in read_header(path).warnings[0]
+
+
+def test_sform_against_qform_is_a_warning(tmp_path):
+    picture = nib.Nifti1Image(RAMP, np.eye(4))
+    picture.set_sform(np.diag([2.0, 1, 1, 1]), code=1)
+    picture.set_qform(np.eye(4), code=1)
+    nib.save(picture, tmp_path / "a.nii")
+    assert "sform and qform differ by up to 2 mm" in read_header(tmp_path / "a.nii").warnings[0]
+
+
+def test_an_unreadable_orientation_is_a_geometry_error(tmp_path):
+    path = patched(save(tmp_path / "a.nii", RAMP), 252, "<2h", 1, 0)
+    patched(path, 256, "<3f", 5.0, 5.0, 5.0)
+    with pytest.raises(GeometryError, match="orientation cannot be read"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_a_mask_has_the_geometry_of_its_scan_bit_for_bit(kind, suffix, tmp_path, rng):
+    affine = np.array([[0.0, 0, 2, 5], [-1.5, 0.1, 0, 7], [0, 1, 0, -9], [0, 0, 0, 1]])
+    scan = kind(rng.integers(0, 9, (3, 4, 5), dtype=np.int16), affine)
+    scan.header["descrip"] = b"Jane Doe"
+    scan.header.set_xyzt_units("mm", "sec")
+    nib.save(scan, tmp_path / f"scan{suffix}")
+    header = read_header(tmp_path / f"scan{suffix}")
+    stored = rng.integers(0, 3, header.grid.stored_shape, dtype=np.uint8)
+    write_volume(tmp_path / f"mask{suffix}", blank_text(header.raw), np.uint8, header.grid.to_file(stored))
+    mask = nib.load(tmp_path / f"mask{suffix}")
+    for field in (
+        "dim",
+        "pixdim",
+        "qform_code",
+        "sform_code",
+        "quatern_b",
+        "qoffset_x",
+        "srow_x",
+        "srow_y",
+        "srow_z",
+        "xyzt_units",
+    ):
+        assert mask.header[field].tobytes() == nib.load(tmp_path / f"scan{suffix}").header[field].tobytes(), field
+    assert mask.get_data_dtype() == np.uint8
+    assert b"Jane" not in mask.header["descrip"].tobytes()
+    assert np.array_equal(read(tmp_path / f"mask{suffix}", "mask"), stored)
+    assert np.array_equal(np.asarray(mask.dataobj), header.grid.to_file(stored).T)
+
+
+def test_a_grid_needs_voxels():
+    with pytest.raises(GeometryError, match="must have voxels"):
+        Grid(shape=(0, 1, 1), affine=np.eye(4))
+
+
+@given(st.lists(st.tuples(st.integers(0, 347), st.integers(0, 255)), min_size=1, max_size=12))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_in_a_header_end_in_a_scan_or_in_one_input_error(tmp_path, patches):
+    content = bytearray(save(tmp_path / "a.nii", RAMP).read_bytes())
+    for place, value in patches:
+        content[place] = value
+    (tmp_path / "b.nii").write_bytes(content)
+    with contextlib.suppress(InputError):
+        assert read(tmp_path / "b.nii").dtype == np.int16

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from slicemill.ct.phantom import AXCODES, PhantomSpec, collection_specs, make_phantom, write_collection
+
+SPEC = PhantomSpec(seed=3, shape=(32, 128, 128), tumors=4)
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    return make_phantom(SPEC)
+
+
+def test_the_same_spec_gives_the_same_voxels(phantom):
+    again = make_phantom(SPEC)
+    assert np.array_equal(again.image, phantom.image)
+    assert np.array_equal(again.label, phantom.label)
+
+
+def test_it_has_the_tissues_of_an_abdomen(phantom):
+    image, label = phantom.image, phantom.label
+    assert image.min() == -1024
+    assert image.max() > 350, "bone"
+    assert (image < -700).mean() > 0.2, "air"
+    assert abs(float(np.median(image[label == 1])) - 105) < 15, "liver"
+    assert 800 < (label > 0).sum() * np.prod(phantom.spacing_mm) / 1000 < 2500, "liver volume in ml"
+
+
+def test_noise_is_correlated_and_of_15_to_25_hu(phantom):
+    inside = ndimage.binary_erosion(phantom.label == 1, iterations=4)
+    noise = (phantom.image - ndimage.gaussian_filter(phantom.image.astype(float), (0, 4, 4)))[inside]
+    assert 12 < noise.std() < 30
+    pairs = inside[:, :, 1:] & inside[:, :, :-1]
+    flat = phantom.image - ndimage.gaussian_filter(phantom.image.astype(float), (0, 4, 4))
+    assert np.corrcoef(flat[:, :, 1:][pairs], flat[:, :, :-1][pairs])[0, 1] > 0.2
+
+
+def test_tumors_differ_from_liver_by_20_to_60_hu():
+    for seed in range(5):
+        phantom = make_phantom(PhantomSpec(seed=seed, shape=(32, 128, 128), tumors=1))
+        core = ndimage.binary_erosion(phantom.label == 2)
+        if core.sum() > 50:
+            offset = abs(float(np.median(phantom.image[core])) - float(np.median(phantom.image[phantom.label == 1])))
+            assert 8 < offset < 72
+
+
+def test_no_tumor_is_no_tumor():
+    assert not (make_phantom(PhantomSpec(seed=3, shape=(16, 64, 64), tumors=0)).label == 2).any()
+
+
+def test_a_collection_varies_in_size_depth_spacing_orientation_and_tumors():
+    specs = list(collection_specs(12, 128, 0))
+    assert len({spec.shape for _, spec, _ in specs}) > 6
+    assert len({spec.spacing_mm for _, spec, _ in specs}) == 12
+    assert {codes for *_, codes in specs} == set(AXCODES)
+    assert sum(spec.tumors == 0 for _, spec, _ in specs) == 2
+
+
+def test_a_collection_that_is_there_is_not_drawn_again(tmp_path):
+    first = [image.stat().st_mtime_ns for image, _ in write_collection(tmp_path, cases=2, size=32, seed=0)]
+    assert [image.stat().st_mtime_ns for image, _ in write_collection(tmp_path, cases=2, size=32, seed=0)] == first
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "dataset.json", "volume-0.nii", "segmentation-0.nii", "volume-1.nii.gz", "segmentation-1.nii.gz",
+    }  # fmt: skip

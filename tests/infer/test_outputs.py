@@ -1,0 +1,92 @@
+"""No file that is written takes the place of a scan or of another scan's file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from slicemill.common.errors import ScanError
+from slicemill.ct.window import Window
+from slicemill.infer.inputs.gather import gather
+from slicemill.infer.inputs.jobs import Job
+from slicemill.infer.run.outputs import Places, check_places
+from slicemill.infer.run.watch import in_their_place
+
+
+def jobs_of(*names):
+    return [Job(name=name, path=Path("in", name)) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("names", "extras"),
+    [
+        (("a_liver.nii.gz", "a.nii.gz"), ["liver"]),
+        (("a.nii.gz", "a_liver.nii.gz"), ["liver"]),
+        (("a.nii.gz", "a_b.nii.gz"), ["b_c", "c"]),
+        (("a.nii.gz",), ["liver", "liver"]),
+    ],
+)
+def test_no_two_files_of_a_run_are_one_together_or_as_they_arrive(names, extras, tmp_path):
+    jobs, left_out = jobs_of(*names), {}
+    with pytest.raises(ScanError, match="written beside its mask, would replace a file of"):
+        check_places(jobs, tmp_path, extras)
+    taken = list(in_their_place(jobs, Places(tmp_path, extras), left_out.__setitem__))
+    assert [job.name for job in taken] == list(names[: len(names) - 1])
+    ((path, why),) = left_out.items()
+    assert path == jobs[-1].path
+    assert "written beside its mask, would replace a file of" in why
+    assert not why.startswith("in/"), "the path stands before it"
+
+
+@pytest.mark.parametrize(
+    ("name", "of_the_run"),
+    [
+        ("summary.nii", True),
+        ("summary-3-of-64.nii.gz", True),
+        ("summary-worker-0.nii", True),
+        ("summary-2.nii", False),
+        ("p1/summary.nii", False),
+        ("ledger.nii", False),
+    ],
+)
+def test_no_file_of_a_scan_is_a_file_of_the_run(name, of_the_run, tmp_path):
+    left_out = {}
+    kept = list(in_their_place(jobs_of("a.nii", name), Places(tmp_path), left_out.__setitem__))
+    assert len(kept) == 2 - of_the_run
+    assert ["summary of the run; rename the scan" in why for why in left_out.values()] == [True] * of_the_run
+
+
+def test_a_run_that_comes_later_replaces_no_file_of_a_scan_that_has_gone(tmp_path):
+    for name in ("a_liver.nii", "b.nii"):
+        (tmp_path / name).write_bytes(b"mask")
+    earlier = ["a_liver.nii", "gone_liver.nii", "b.nii", "a.nii"]
+    with pytest.raises(ScanError, match=r"a_liver.nii, written beside its mask, would replace a file of .*earlier run"):
+        check_places(jobs_of("a.nii"), tmp_path, ["liver"], earlier)
+    check_places(jobs_of("b.nii", "gone.nii", "a_liver.nii"), tmp_path, ["liver"], earlier)
+    check_places(jobs_of("a.nii"), tmp_path, (), earlier)
+
+
+def test_a_scan_that_comes_again_keeps_its_places(tmp_path):
+    jobs = jobs_of("a.nii.gz", "b.nii.gz", "a.nii.gz")
+    assert list(in_their_place(jobs, Places(tmp_path, ["liver"]), pytest.fail)) == jobs
+
+
+def test_reports_and_pictures_take_the_place_of_no_scan(tmp_path):
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "a.png")
+    for name in ("a.hdr", "a.img", "b.nii"):
+        (tmp_path / name).write_bytes(b"bytes")
+    jobs, _ = gather([tmp_path / "b.nii", tmp_path / "a.png"], Window(-200, 300))
+    check_places(jobs, tmp_path / "out")
+    jobs, _ = gather([tmp_path / "a.hdr", tmp_path / "a.png"], Window(-200, 300))
+    with pytest.raises(ScanError, match=r"a\.(png|nii\.gz): the mask would replace a scan, or the report or picture"):
+        check_places(jobs, tmp_path)
+    with pytest.raises(ScanError, match=r"a\.png: the mask would replace a scan, or the report or picture"):
+        check_places([Job(name="a.nii", path=Path("elsewhere", "a.nii")), jobs[1]], tmp_path)
+
+
+def test_the_mask_of_a_pair_does_not_lie_beside_it_where_it_would_be_taken_for_the_scan(tmp_path):
+    for name in ("a.hdr", "a.img"):
+        (tmp_path / name).write_bytes(b"bytes")
+    with pytest.raises(ScanError, match=r"a\.nii\.gz: the mask would replace a scan"):
+        check_places(gather([tmp_path])[0], tmp_path)

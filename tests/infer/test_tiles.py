@@ -1,0 +1,138 @@
+"""Averages over mirrored slices and overlapping tiles, beside the same written out with onnxruntime alone."""
+
+import nibabel as nib
+import numpy as np
+import onnxruntime
+import pytest
+
+from slicemill.common.errors import ConfigError
+from slicemill.ct.labels import LITS_LABELS
+from slicemill.ct.phantom import write_nifti
+from slicemill.infer.inputs.jobs import Job, load
+from slicemill.infer.network.model import open_model
+from slicemill.infer.run.options import Options, memory_of
+from slicemill.infer.slices.assembly import plan_of
+from slicemill.infer.slices.tiles import Manner, bell, cover, views_of
+from slicemill.train.export.graph import Exported, Flavor
+from slicemill.train.export.model_file import Postprocess, add_metadata, describe, prove, read_trained, to_onnx
+from tests.conftest import TINY
+from tests.infer.test_engine import run
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def telling(trained, tmp_path_factory):
+    """The model of the run with the output `probability`, and with labels that are all there."""
+    path = tmp_path_factory.mktemp("telling") / "m.onnx"
+    best = read_trained(trained, None)
+    graph = Exported(best.network, TINY, LITS_LABELS, Flavor(probability=True)).eval()
+    to_onnx(graph, best.proof, path)
+    parity = prove(graph, path, best.proof)
+    add_metadata(
+        path, describe(trained, best, graph.flavor, parity, Postprocess(largest_organ=False, min_lesion_ml=0.0))
+    )
+    return path
+
+
+def probabilities(path, image, z):
+    """The network's own answer for a tile and its neighbors, int16[z, 64, 64]."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    last = len(image) - 1
+    window = np.array([[max(z - 1, 0), z, min(z + 1, last)]], np.int32)
+    return session.run(["probability"], {"image": np.ascontiguousarray(image), "neighbors": window})[0][0]
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (2, 100, 90)])
+def test_averages_are_those_of_the_network_called_by_hand(shape, telling, tmp_path, rng):
+    volume = rng.integers(-200, 300, shape, dtype=np.int16)
+    write_nifti(tmp_path / "a.nii", volume, (5.0, 1.0, 1.0), "LPS")
+    for manner in (Manner(mirror=True), Manner(overlap=True), Manner(mirror=True, overlap=True)):
+        total, weights = np.zeros((3, *shape)), np.zeros(shape[1:])
+        for y in cover(shape[1], SIDE, 2 if manner.overlap else 4):
+            for x in cover(shape[2], SIDE, 2 if manner.overlap else 4):
+                tile = volume[:, y.start : y.start + SIDE, x.start : x.start + SIDE]
+                if not manner.overlap:
+                    weight = np.zeros((SIDE, SIDE))
+                    weight[y.inside, x.inside] = 1
+                else:
+                    weight = np.outer(bell(SIDE), bell(SIDE))
+                weights[y.start : y.start + SIDE, x.start : x.start + SIDE] += weight
+                for fy, fx in [(1, 1), (1, -1), (-1, 1), (-1, -1)][: 4 if manner.mirror else 1]:
+                    for z in range(shape[0]):
+                        answer = probabilities(telling, tile[:, ::fy, ::fx], z)[:, ::fy, ::fx]
+                        part = total[:, z, y.start : y.start + SIDE, x.start : x.start + SIDE]
+                        part += weight * answer / (4 if manner.mirror else 1)
+        expected = total / weights
+        out = tmp_path / f"{manner.mirror}-{manner.overlap}"
+        assert run(telling, [tmp_path / "a.nii"], out, manner=manner, postprocess=False).count("done") == 1
+        label = load(Job(name="a", path=out / "a.nii")).volume
+        sure = np.diff(np.sort(expected, axis=0)[-2:], axis=0)[0] > 1e-4
+        assert np.array_equal(label[sure], expected.argmax(axis=0)[sure])
+        assert sure.mean() > 0.99
+
+
+def test_weights_of_all_views_add_up_to_one_at_every_pixel(telling):
+    info = open_model(telling, "cpu").info
+    for manner in (Manner(mirror=True), Manner(overlap=True), Manner(mirror=True, overlap=True)):
+        plan = plan_of(info, (2, 150, 50), (1.0, 1.0, 1.0), manner)
+        total = np.zeros((150, 50))
+        for view, weight in plan.weights.items():
+            total[view.kept] += weight
+        assert np.allclose(total, 1, atol=1e-5)
+
+
+def test_tiles_that_are_averaged_overlap_by_half():
+    views = views_of((128, 64), (64, 64), Manner(overlap=True))
+    assert [view.y.start for view in views] == [0, 32, 64]
+    assert len(views_of((128, 64), (64, 64), Manner(overlap=True, mirror=True))) == 12
+
+
+def test_a_model_without_probabilities_cannot_average(model, tmp_path):
+    opened = open_model(model, "cpu")
+    with pytest.raises(
+        ConfigError, match=r"--mirror: tiny.onnx gives no probabilities; export it again with .*--probability"
+    ):
+        plan_of(opened.info, (1, 64, 64), (1.0, 1.0, 1.0), Manner(mirror=True))
+
+
+def test_what_was_done_otherwise_is_done_again(telling, collection, tmp_path):
+    scan = collection / "volume-0.nii"
+    assert run(telling, [scan], tmp_path).count("done") == 1
+    plain = (tmp_path / "volume-0.nii").read_bytes()
+    assert run(telling, [scan], tmp_path, manner=Manner(mirror=True)).count("done") == 1
+    assert run(telling, [scan], tmp_path, manner=Manner(mirror=True)).count("skipped") == 1
+    assert run(telling, [scan], tmp_path, postprocess=False).count("done") == 1
+    assert run(telling, [scan], tmp_path).count("done") == 1
+    assert (tmp_path / "volume-0.nii").read_bytes() == plain
+
+
+def test_probabilities_and_a_mask_a_label_lie_beside_the_labels_on_the_scans_grid(telling, collection, tmp_path):
+    scan = collection / "volume-4.nii.gz"
+    options = {"manner": Manner(probability=True), "separate": True, "postprocess": False}
+    assert run(telling, [scan], tmp_path, **options).count("done") == 1
+    labels = nib.load(tmp_path / "volume-4.nii.gz")
+    maps = {
+        name: nib.load(tmp_path / f"volume-4_probability_{name}.nii.gz") for name in ("background", "liver", "tumor")
+    }
+    total = sum(picture.get_fdata() for picture in maps.values())
+    assert np.abs(total - 1).max() < 3 / 255
+    likely = np.stack([picture.get_fdata() for picture in maps.values()])
+    sure = np.diff(np.sort(likely, axis=0)[-2:], axis=0)[0] > 2 / 255
+    assert np.array_equal(np.asarray(labels.dataobj)[sure], likely.argmax(axis=0)[sure])
+    for value, name in ((1, "liver"), (2, "tumor")):
+        mask = nib.load(tmp_path / f"volume-4_{name}.nii.gz")
+        assert np.array_equal(np.asarray(mask.dataobj) == 1, np.asarray(labels.dataobj) == value)
+        assert np.array_equal(mask.affine, labels.affine)
+    assert run(telling, [scan], tmp_path, **options).count("skipped") == 1
+
+
+def test_probabilities_that_are_kept_take_memory(telling):
+    info = open_model(telling, "cpu").info
+    plans = [plan_of(info, (4, 64, 64), (1.0, 1.0, 1.0), Manner(probability=keep)) for keep in (False, True)]
+    assert memory_of(plans[1]) - memory_of(plans[0]) == 3 * 4 * 64 * 64
+
+
+def test_options_say_what_changes_outputs():
+    assert Options().as_json() == {}
+    assert Options(manner=Manner(mirror=True), postprocess=False).as_json() == {"mirror": True, "postprocess": False}

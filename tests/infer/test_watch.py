@@ -1,0 +1,163 @@
+"""A folder that is watched: what arrives is segmented once it is whole."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from slicemill.common.errors import ConfigError
+from slicemill.infer.network.model import open_model
+from slicemill.infer.run.ledger import Book
+from slicemill.infer.run.options import Options
+from slicemill.infer.run.watch import Inbox, watch
+
+HERE = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def inbox(tmp_path):
+    told = []
+    return Inbox(folder=tmp_path, settle=5.0, tell=told.append), told
+
+
+def names(jobs):
+    return [job.name for job in jobs]
+
+
+def test_a_file_is_taken_when_it_has_stayed_the_same_for_a_while(inbox, tmp_path):
+    box, _ = inbox
+    scan = tmp_path / "p1" / "ct-1.nii"
+    scan.parent.mkdir()
+    scan.write_bytes(b"")
+    assert box.ready(0) == box.ready(9) == [], "an empty file is still to be written"
+    scan.write_bytes(b"half")
+    assert box.ready(10) == box.ready(14) == []
+    scan.write_bytes(b"half and half")
+    assert box.ready(16) == box.ready(20) == []
+    assert names(box.ready(21)) == ["p1/ct-1.nii"]
+    assert box.ready(99) == [], "once is enough"
+
+
+def test_a_file_that_changes_later_is_taken_again_but_not_while_it_is_at_work(inbox, tmp_path):
+    box, _ = inbox
+    (tmp_path / "a.nii").write_bytes(b"one")
+    box.ready(0)
+    assert names(box.ready(5)) == ["a.nii"]
+    box.at_work = lambda name: name == "a.nii"
+    (tmp_path / "a.nii").write_bytes(b"other")
+    assert box.ready(6) == box.ready(20) == []
+    box.at_work = lambda _: False
+    assert names(box.ready(21)) == ["a.nii"]
+
+
+def test_what_is_no_scan_is_left_out_and_said_once(inbox, tmp_path):
+    box, told = inbox
+    for name in ("ct_seg.nii", "x.dcm", ".hidden.nii", "b.nii", "b.nii.gz", "notes.txt"):
+        (tmp_path / name).write_bytes(b"bytes")
+    box.ready(0)
+    assert names(box.ready(9)) == ["b.nii"]
+    assert sorted(line.split(": ")[1].rpartition("/")[2] for line in told) == ["b.nii.gz", "ct_seg.nii", "x.dcm"]
+
+
+def test_a_name_is_free_again_when_its_scan_has_gone_and_is_not_at_work(inbox, tmp_path):
+    box, told = inbox
+    (tmp_path / "a.nii").write_bytes(b"one")
+    box.ready(0)
+    assert names(box.ready(9)) == ["a.nii"]
+    (tmp_path / "a.nii").unlink()
+    (tmp_path / "a.nii.gz").write_bytes(b"other")
+    box.at_work = lambda name: name == "a.nii"
+    assert box.ready(10) == box.ready(20) == []
+    box.at_work = lambda _: False
+    box.ready(21)
+    assert names(box.ready(30)) == ["a.nii.gz"]
+    assert len(told) == 1
+
+
+def test_an_inbox_knows_after_a_restart_what_was_made_of_scans_that_have_gone(
+    model, collection, tmp_path, monkeypatch, capsys
+):
+    folder, out = tmp_path / "inbox", tmp_path / "out"
+    opened = open_model(model, "cpu")
+    monkeypatch.setattr("slicemill.infer.run.watch.LOOK_SECONDS", 0.0)
+
+    def arrives(name):
+        """Watch with a scan of this name in the inbox until it has had its turn."""
+        folder.mkdir(exist_ok=True)
+        shutil.copy(collection / "volume-0.nii", folder / name)
+        looks = iter(range(4))
+        ended = watch(opened, folder, Book(out, opened, Options(separate=True)), lambda: next(looks, None) is None, 0.0)
+        (folder / name).unlink()
+        return [(outcome.name, outcome.status) for outcome in ended.outcomes]
+
+    assert arrives("a_tumor.nii") == [("a_tumor.nii", "done")]
+    before = (out / "a_tumor.nii").read_bytes()
+    (out / ".a_tumor.nii.01234567.part.nii").write_bytes(b"of a run that was killed")
+    assert arrives("a.nii") == []
+    assert "would replace a file of" in capsys.readouterr().out
+    assert (out / "a_tumor.nii").read_bytes() == before
+    assert not list(out.glob(".*.part*"))
+    assert arrives("a_tumor.nii") == [("a_tumor.nii", "done")], "another scan of the same name is a scan that changed"
+
+
+def test_masks_must_not_arrive_as_scans(model, tmp_path):
+    opened = open_model(model, "cpu")
+    with pytest.raises(ConfigError, match="lies in it, so that masks would arrive as scans"):
+        watch(opened, tmp_path, Book(tmp_path / "out", opened, Options()), lambda: True)
+    with pytest.raises(ConfigError, match="there is no such folder"):
+        watch(opened, tmp_path / "none", Book(tmp_path / "out", opened, Options()), lambda: True)
+
+
+def test_pictures_are_not_taken_from_an_inbox(model, tmp_path):
+    words = ["infer", str(model), "--watch", str(tmp_path), "--window=-200,300", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "slicemill", *words], cwd=HERE, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2
+    assert "pictures with their" in " ".join(done.stderr.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_inbox_is_emptied_as_it_fills_and_ends_cleanly(number, model, collection, tmp_path):
+    folder, out = tmp_path / "inbox", tmp_path / "out"
+    folder.mkdir()
+    shutil.copy(collection / "volume-0.nii", folder)
+    words = ["infer", str(model), "--watch", str(folder), "--settle", "0.5", "--out", str(out), "--provider", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slicemill", *words], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+    def until(there):
+        deadline = time.time() + 90
+        while not there() and process.poll() is None and time.time() < deadline:
+            time.sleep(0.05)
+        assert there(), process.communicate(timeout=5)
+
+    until((out / "volume-0.nii").exists)
+    with (folder / "volume-4.nii.gz").open("wb") as slow:
+        content = (collection / "volume-4.nii.gz").read_bytes()
+        slow.write(content[:2000])
+        slow.flush()
+        shutil.copy(collection / "volume-1.nii.gz", folder / "arriving.part")
+        (folder / "arriving.part").rename(folder / "volume-1.nii.gz")
+        (folder / "bad.nii").write_bytes(b"no scan")
+        for start in range(2000, len(content), -(-len(content) // 20)):
+            slow.write(content[start : start + -(-len(content) // 20)])
+            slow.flush()
+            os.fsync(slow.fileno())
+            time.sleep(0.1)
+    until(lambda: (out / "volume-1.nii.gz").exists() and (out / "volume-4.nii.gz").exists())
+    process.send_signal(number)
+    shown, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert "done: volume-4.nii.gz: " in shown
+    assert "failed: bad.nii: " in shown
+    assert "4 scans: 3 done, 0 skipped (done before), 1 failed" in shown
+    assert json.loads((out / "summary.json").read_text())["scans"] == {"done": 3, "skipped": 0, "failed": 1}
+    assert not list(out.rglob("*.part*"))

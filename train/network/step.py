@@ -1,0 +1,193 @@
+"""One step: a batch of HU in, changed weights out."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from slicemill.ct.labels import Labels
+from slicemill.train.config import Config
+from slicemill.train.data.augment import augment, resample, tilt
+from slicemill.train.data.dataset import Batch
+from slicemill.train.network.losses import IGNORED, own, supervised
+from slicemill.train.network.processes import ALONE, Processes
+from slicemill.train.network.unet import Levels, UNet, normalize
+
+WARM_UP = 0.05
+"""Share of the run in which the learning rate rises."""
+MAX_GRADIENT = 5.0
+MOMENTUM = 0.99
+"""Isensee et al. 2021 (nnU-Net), with Nesterov's correction."""
+POLY_POWER = 0.9
+"""The exponent of poly decay there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """What changes from step to step, and how a step is taken."""
+
+    network: UNet
+    average: AveragedModel
+    """Running average of the weights and of batch norm's statistics: it swings less from epoch to epoch."""
+    optimizer: torch.optim.Optimizer
+    scaler: GradScaler
+    """Keeps small gradients of fp16 from vanishing; does nothing in other precisions."""
+    forward: Callable[[Tensor], list[Tensor]]
+    """The network as training runs it, float[b, c, y, x] -> logits of its levels: compiled, or spread over processes."""
+    precision: torch.dtype
+    class_weights: Tensor
+    """float[k]."""
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Return the modules whose tensors a checkpoint holds."""
+        return {"network": self.network, "average": self.average}
+
+
+def make_learner(
+    labels: Labels,
+    config: Config,
+    device: torch.device,
+    precision: torch.dtype = torch.float32,
+    processes: Processes = ALONE,
+) -> Learner:
+    """Return a fresh network with its average and optimizer; the seed decides the weights."""
+    torch.manual_seed(config.seed)
+    network = build(labels, config).to(device)
+    if processes.count > 1 and config.norm == "batch":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    averaging = get_ema_multi_avg_fn(config.averaging)  # type: ignore[no-untyped-call]
+    forward = processes.spread(Levels(network), device)
+    weights = torch.ones(len(labels.values) + 1)
+    if labels.tumor is not None:
+        weights[list(labels.values).index(labels.tumor) + 1] = config.tumor_weight
+    return Learner(
+        network=network,
+        average=AveragedModel(network, multi_avg_fn=averaging, use_buffers=True),
+        optimizer=make_optimizer(network, config),
+        scaler=GradScaler(device.type, enabled=precision == torch.float16),
+        forward=torch.compile(forward) if config.compile else forward,
+        precision=precision,
+        class_weights=weights.to(device),
+    )
+
+
+def make_optimizer(network: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """Return the optimizer that the settings name."""
+    weights, rate, decay = network.parameters(), config.learning_rate, config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(weights, lr=rate, weight_decay=decay, momentum=MOMENTUM, nesterov=True)
+    return torch.optim.AdamW(weights, lr=rate, weight_decay=decay)
+
+
+def build(labels: Labels, config: Config) -> UNet:
+    """Return the network for these labels and settings, its weights laid out for the CPU's and GPU's convolutions."""
+    network = UNet(
+        channels=config.context,
+        classes=len(labels.values) + 1,
+        width=config.width,
+        depth=config.depth,
+        norm=nn.InstanceNorm2d if config.norm == "instance" else nn.BatchNorm2d,
+        supervised=config.deep_supervision,
+    )
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def learning_rate(config: Config, done: float) -> float:
+    """Return the learning rate when a share `done` of the run is over: a short rise, then a fall to zero.
+
+    >>> round(learning_rate(Config(learning_rate=1.0), 1.0), 6)
+    0.0
+    >>> round(learning_rate(Config(learning_rate=1.0, decay="poly"), 0.525), 3)
+    0.536
+    """
+    if done < WARM_UP:
+        return config.learning_rate * (0.1 + 0.9 * done / WARM_UP)
+    fallen = min(1.0, (done - WARM_UP) / (1 - WARM_UP))
+    if config.decay == "poly":
+        return float(config.learning_rate * (1 - fallen) ** POLY_POWER)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * fallen))
+
+
+def class_of_value(labels: Labels, device: torch.device, ignored: int | None = None) -> Tensor:
+    """Return the class index of every label value: int64[256]; values that no label has are background."""
+    values = torch.from_numpy(labels.table()).long()
+    table = torch.zeros(256, dtype=torch.long)
+    table[values] = torch.arange(len(values))
+    if ignored is not None:
+        table[ignored] = IGNORED
+    return table.to(device)
+
+
+def on_device(batch: Batch, to_class: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a batch's HU int16[b, c, y, x], class indices int64[b, n, y, x] and zooms float32[b, 2] on the device of `to_class`."""
+    image, label, zoom = (
+        torch.from_numpy(array).to(to_class.device, non_blocking=True)
+        for array in (batch.image, batch.label, batch.zoom)
+    )
+    return image, to_class[label.long()], zoom
+
+
+def network_input(
+    given: tuple[Tensor, Tensor, Tensor], config: Config, size: tuple[int, int], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return HU as the network sees them, tilted, resampled and augmented where asked for, with their class indices.
+
+    Returns
+    -------
+    image: float32[b, c, y, x] in -1..1; label: int64[b, y, x].
+    """
+    image, label, zoom = given
+    image, classes = tilt(normalize(image, config.window_low, config.window_high), label, generator)
+    if config.augment and config.spacing_mm:
+        return augment(image, classes, config.augment, config.kinds, generator, zoom=zoom, size=size)
+    if config.augment:
+        return augment(image, classes, config.augment, config.kinds, generator)
+    return resample(image, classes, zoom, size) if config.spacing_mm else (image, classes)
+
+
+def running_in(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
+    """Return the context in which a network runs in mixed precision, or in fp32."""
+    return torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
+
+
+def one_step(
+    learner: Learner, batch: tuple[Tensor, Tensor], together: Callable[[Tensor], Tensor] = own
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Take one step and update the average.
+
+    Parameters
+    ----------
+    batch
+        image: float32[b, c, y, x] in -1..1; label: int64[b, y, x], class indices.
+    together
+        Adds sums up over all processes.
+
+    Returns
+    -------
+    loss: float[]; cross-entropy of each slice: float[b]; voxels: int64[k, k], by true and predicted class. All of
+    them are still on the device.
+    """
+    image, label = batch
+    with running_in(image.device, learner.precision):
+        levels = learner.forward(image.contiguous(memory_format=torch.channels_last))
+    loss, by_slice = supervised(levels, label, learner.class_weights, together)
+    learner.optimizer.zero_grad(set_to_none=True)
+    learner.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    learner.scaler.unscale_(learner.optimizer)
+    torch.nn.utils.clip_grad_norm_(learner.network.parameters(), MAX_GRADIENT)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    learner.average.update_parameters(learner.network)
+    return loss.detach(), by_slice, confusion(levels[0].detach().argmax(dim=1), label, levels[0].shape[1])
+
+
+def confusion(predicted: Tensor, label: Tensor, classes: int) -> Tensor:
+    """Return how many pixels of each true class got which: int64[k, k]; IGNORED ones are left out."""
+    pairs = torch.where(label == IGNORED, classes * classes, label * classes + predicted)
+    return torch.bincount(pairs.flatten(), minlength=classes * classes + 1)[:-1].view(classes, classes)

@@ -1,0 +1,169 @@
+"""What the random changes of training do to real slices, as one picture: a row a kind of change, a column a slice.
+
+The outlines are those of the labels that training gets; where a change moves them, gray ones stay where they were. Kinds that
+change values alone are shown close up, since that is where they are seen.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+
+from slicemill.ct.crop import neighbors
+from slicemill.ct.pictures import Color, Picture, Tile, draw_labels, gray, label_colors, montage, spread
+from slicemill.ct.window import Window
+from slicemill.store.preview import chosen_slices
+from slicemill.store.reader import Case, Store
+from slicemill.train.config import KINDS, Config
+from slicemill.train.data.augment import SHARES, VALUE_KINDS, Batch, changed, tilt
+from slicemill.train.network.unet import normalize
+from slicemill.train.run.setup import common_labels
+
+COLUMNS = 5
+TILE_PX = 384
+CLOSE = 3
+"""A close-up shows this part of the sides, about the middle of the highest label."""
+REACH = 4
+"""Slices that a tilt reaches in the picture when the settings have it off."""
+FORMER: Color = (150, 150, 150)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One column: a slab of slices about the one that is shown."""
+
+    name: str
+    image: Tensor
+    """float32[1, 1 + 2m, y, x], normalized."""
+    label: Tensor
+    """int64[1, 1 + 2m, y, x], label values."""
+
+    def middle(self) -> Batch:
+        """Return the slice shown: float32[1, 1, y, x] and int64[1, y, x]."""
+        reach = self.image.shape[1] // 2
+        return self.image[:, reach : reach + 1], self.label[:, reach]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row: what is done to every sample."""
+
+    title: str
+    change: Callable[[Sample, Generator], Batch]
+    close: bool = False
+
+
+def gallery(store: Store, config: Config) -> Image.Image:
+    """Return slices as stored, with each kind of change of the settings at their strength, and with all together.
+
+    Raises
+    ------
+    StoreError
+        No case has a mask.
+    """
+    colors = label_colors(common_labels(store))
+    generator = torch.Generator().manual_seed(config.seed)
+    window = Window(config.window_low, config.window_high)
+    masked = [case for case in store if case.label is not None]
+    chosen = spread(masked, COLUMNS) * (COLUMNS if len(masked) == 1 else 1)
+    samples = [sample_of(case, window, config.oblique or REACH) for case in chosen]
+    tiles = []
+    for row in rows_of(config):
+        for sample in samples:
+            image, label = row.change(sample, generator)
+            former = sample.middle()[1][0].numpy().astype(np.uint8)
+            shown = label[0].numpy().astype(np.uint8)
+            box = close_up(former) if row.close else (slice(None), slice(None))
+            picture = gray(in_hu(image[0, 0], window)[box], window)
+            if (former != shown).any():
+                picture = draw_labels(picture, former[box], [(values, FORMER) for values, _ in colors])
+            picture = draw_labels(picture, shown[box], colors)
+            tiles.append(Tile(picture=shrunk(picture), caption=f"{row.title}: {sample.name}"))
+    title = f"augment = {config.augment:g}: training changes the shares of slices in brackets; window {window.low:g} to {window.high:g} HU"
+    return montage(tiles, len(samples), title=title)
+
+
+def rows_of(config: Config) -> Iterator[Row]:
+    """Yield the rows: as stored, what moves, what tilts, what changes values, all together."""
+    kinds = [kind for kind in KINDS if kind in config.kinds]
+    yield Row(title="as stored", change=lambda sample, _: sample.middle())
+    for kind in kinds:
+        if kind not in VALUE_KINDS:
+            yield row_of(kind, config)
+    off = "" if config.oblique else ", off"
+    yield Row(
+        title=f"tilt (oblique = {config.oblique or REACH}{off})",
+        change=lambda sample, generator: tilt(sample.image, sample.label, generator),
+    )
+    if set(kinds) & set(VALUE_KINDS):
+        yield Row(title="as stored, close up", change=lambda sample, _: sample.middle(), close=True)
+    for kind in kinds:
+        if kind in VALUE_KINDS:
+            yield row_of(kind, config)
+    yield Row(title="all together", change=lambda sample, generator: together(sample, config, generator))
+
+
+def row_of(kind: str, config: Config) -> Row:
+    """Return the row of one kind, which here changes every slice."""
+    return Row(
+        title=f"{kind} ({config.augment * SHARES[kind]:.0%})",
+        change=lambda sample, generator: changed(*sample.middle(), config.augment, {kind: 1.0}, generator),
+        close=kind in VALUE_KINDS,
+    )
+
+
+def together(sample: Sample, config: Config, generator: Generator) -> Batch:
+    """Return a sample with all changes of the settings at once."""
+    batch = tilt(sample.image, sample.label, generator) if config.oblique else sample.middle()
+    return changed(*batch, config.augment, dict.fromkeys(config.kinds, 1.0), generator)
+
+
+def sample_of(case: Case, window: Window, reach: int) -> Sample:
+    """Return the slice of a case with most tumor, else one from the middle of its labels, with `reach` slices to either side."""
+    tumor = case.info.labels and case.info.slice_stats.voxels.get(case.info.labels.tumor or "")
+    z = chosen_slices(case.info, 1)[0] if tumor and any(tumor) else chosen_slices(case.info, 3)[1]
+    around = neighbors(z, len(case.image), 1 + 2 * reach)
+    image = torch.from_numpy(case.image.read_many(around))[None]
+    label = np.zeros(image.shape, np.uint8) if case.label is None else case.label.read_many(around)[None]
+    return Sample(
+        name=f"{case.info.case_id}, z={z}",
+        image=normalize(image, window.low, window.high),
+        label=torch.from_numpy(label).long(),
+    )
+
+
+def close_up(label: npt.NDArray[np.uint8]) -> tuple[slice, slice]:
+    """Return the part of a slice about the middle of its highest label, which may be background.
+
+    >>> label = np.zeros((90, 60), np.uint8)
+    >>> label[80:, 30] = 1
+    >>> close_up(label)
+    (slice(60, 90, None), slice(20, 40, None))
+    """
+    sides = [side // CLOSE for side in label.shape]
+    middle = np.argwhere(label == label.max()).mean(axis=0).round().astype(int)
+    y, x = (
+        int(np.clip(at - side // 2, 0, whole - side))
+        for at, side, whole in zip(middle, sides, label.shape, strict=True)
+    )
+    return slice(y, y + sides[0]), slice(x, x + sides[1])
+
+
+def shrunk(picture: Picture) -> Picture:
+    """Return a picture whose longer side is at most TILE_PX."""
+    height, width = picture.shape[:2]
+    factor = TILE_PX / max(height, width)
+    if factor >= 1:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((round(width * factor), round(height * factor))))
+
+
+def in_hu(image: Tensor, window: Window) -> npt.NDArray[np.int16]:
+    """Return what the network sees, float32[y, x] in -1..1 over the window, as HU: int16[y, x]."""
+    half = (window.high - window.low) / 2
+    values: npt.NDArray[np.int16] = (image.numpy() * half + window.low + half).clip(-32768, 32767).astype(np.int16)
+    return values

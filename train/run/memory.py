@@ -1,0 +1,106 @@
+"""How large a batch a GPU takes, measured by training on small ones."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from slicemill.common.errors import ConfigError
+from slicemill.ct.labels import Labels
+from slicemill.train.config import Config
+from slicemill.train.network.losses import supervised
+from slicemill.train.network.step import make_learner, running_in
+
+AUTO = 0
+"""The setting `batch` that asks for a measurement."""
+PROBES = (2, 4)
+"""Batches that are tried; the larger one's additional memory is what two slices cost."""
+KEPT_FREE = 0.1
+"""Share of the memory that is left for what comes and goes: fragments, validation, other programs."""
+MAX_BATCH = 256
+
+
+def fitting_batch(
+    labels: Labels, config: Config, size: tuple[int, int], device: torch.device, precision: torch.dtype
+) -> int:
+    """Return how many slices of `size` a step on this GPU takes.
+
+    Raises
+    ------
+    ConfigError
+        The device is no GPU, or not even the smallest batch fits.
+    """
+    if device.type != "cuda":
+        raise ConfigError(f"batch = auto: measures the memory of a GPU; on {device.type}, name a number.")
+    used = []
+    before = torch.cuda.memory_allocated(device)
+    for batch in PROBES:
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            _step_of_zeros(labels, config, (batch, config.context, *size), device, precision)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"not even {batch} slices of {size[0]}x{size[1]} fit into the memory of {device}; set crop, or a smaller width."
+            ) from error
+        used.append(torch.cuda.max_memory_allocated(device) - before)
+        torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    return largest_batch((used[0], used[1]), free)
+
+
+@contextmanager
+def full_memory_explained(
+    labels: Labels, config: Config, size: tuple[int, int], device: torch.device, precision: torch.dtype
+) -> Iterator[None]:
+    """Turn a step's want of memory into a sentence with the batch that would fit.
+
+    Raises
+    ------
+    ConfigError
+        The step does not fit.
+    """
+    full = False
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # they hold what the step had taken
+        full = True
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise ConfigError(
+            f"batch = {config.batch}: a step does not fit into the memory of this machine; set a smaller batch, or crop."
+        ) from error
+    if full:
+        torch.cuda.empty_cache()
+        fits = fitting_batch(labels, config, size, device, precision)
+        raise ConfigError(
+            f"batch = {config.batch}: a step does not fit into the memory of {device}; {fits} slices a GPU do. "
+            "Set batch, or --batch auto."
+        )
+
+
+def largest_batch(used: tuple[int, int], free: int) -> int:
+    """Return the largest even batch for which memory, growing in a line through the probes' bytes, stays in what is free.
+
+    >>> largest_batch((3_000, 4_000), 20_000)
+    32
+    """
+    a_slice = max((used[1] - used[0]) / (PROBES[1] - PROBES[0]), 1)
+    fixed = max(used[0] - PROBES[0] * a_slice, 0)
+    return max(2, min(MAX_BATCH, int((free * (1 - KEPT_FREE) - fixed) / a_slice)) // 2 * 2)
+
+
+def _step_of_zeros(
+    labels: Labels, config: Config, shape: tuple[int, int, int, int], device: torch.device, precision: torch.dtype
+) -> None:
+    """Go once forward and backward with the memory of a real step."""
+    learner = make_learner(labels, config.changed(compile=False), device, precision)
+    image = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
+    label = torch.zeros((shape[0], *shape[2:]), dtype=torch.long, device=device)
+    with running_in(device, precision):
+        levels = learner.forward(image)
+    loss, _ = supervised(levels, label, learner.class_weights)
+    loss.backward()  # type: ignore[no-untyped-call]
+    learner.optimizer.step()
