@@ -1,10 +1,14 @@
 """Pieces of a page that needs nothing but itself: tables that can be sorted, pictures inside, no request to anywhere."""
 
 import base64
+import functools
 import hashlib
 import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import jinja2
+import markupsafe
 
 from slicemill.common.terminal import cell
 
@@ -15,6 +19,51 @@ class Markup(str):
     """HTML that a table takes as it is; whoever makes it has escaped what it holds."""
 
     __slots__ = ()
+
+
+PACKAGE = Path(__file__).parents[1]
+SCRIPT = (PACKAGE / "common" / "templates" / "page.js").read_text(encoding="utf-8")
+STYLE = (PACKAGE / "common" / "templates" / "page.css").read_text(encoding="utf-8")
+
+
+def render(template: str, **values: object) -> bytes:
+    """Render an HTML page, UTF-8. All values are escaped, except `markupsafe.Markup`.
+
+    Parameters
+    ----------
+    template : str
+        Path of the template below the package, such as ``measure/lesions/case_page.html``. It extends
+        ``common/templates/page.html`` and imports the parts it needs from ``common/templates/parts.html``.
+    values : object
+        What the template shows. A name that the template uses and that is missing here is an error.
+    """
+    return _environment().get_template(template).render(values).encode()
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PACKAGE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"cell": _cell_text, "png_url": png_url}
+    environment.globals |= {
+        "page_script": markupsafe.Markup(SCRIPT),  # noqa: S704 (our own file)
+        "page_script_sha256": base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
+    }
+    return environment
+
+
+def _cell_text(value: object) -> str:
+    return value if isinstance(value, markupsafe.Markup) else cell(value)
+
+
+def png_url(png: bytes) -> str:
+    """Return a PNG as a ``data:`` URL."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def text(value: object) -> str:
@@ -88,84 +137,3 @@ def document(title: str, body: str) -> bytes:
     head += f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>'
     page = f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body>\n{body}\n<script>{SCRIPT}</script></body></html>\n'
     return page.encode()
-
-
-STYLE = """
-:root { color-scheme: light; --ink: #1d2530; --dim: #5b6673; --line: #dde2e8; --soft: #f5f7f9; --blue: #2f6ea8; }
-* { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; color: var(--ink); background: #fff;
-  max-width: 1120px; margin: 0 auto; padding: 1.5rem clamp(0.8rem, 3vw, 2rem) 3rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 0.3rem; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 0.6rem; padding-bottom: 0.25rem; border-bottom: 1px solid var(--line); }
-p { margin: 0.4rem 0; max-width: 78ch; }
-.note { color: var(--dim); font-size: 0.85rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 0.7rem; margin: 1.1rem 0; }
-.cards div { background: var(--soft); border: 1px solid var(--line); border-radius: 8px; padding: 0.6rem 0.8rem; }
-.cards b { display: block; font-size: 1.5rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
-.cards span { color: var(--dim); font-size: 0.85rem; }
-.wide { overflow-x: auto; margin: 0.6rem 0; }
-table { border-collapse: collapse; font-size: 0.87rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; overflow-wrap: normal; }
-thead th { background: var(--soft); font-weight: 600; vertical-align: bottom; }
-td.number { text-align: right; white-space: nowrap; }
-.pairs th { font-weight: 400; color: var(--dim); white-space: nowrap; }
-.pairs td { overflow-wrap: anywhere; }
-.sortable th { cursor: pointer; }
-.sortable td { white-space: nowrap; }
-.sortable th:hover, .sortable th:focus { color: var(--blue); }
-.sortable th[aria-sort=ascending]::after { content: " \\2191"; }
-.sortable th[aria-sort=descending]::after { content: " \\2193"; }
-.picture { display: block; margin: 0.6rem 0; }
-.picture img { max-width: 100%; height: auto; display: block; border-radius: 4px; }
-figure.views { margin: 0.9rem 0; break-inside: avoid; }
-figure.views figcaption { font-weight: 600; font-size: 0.9rem; }
-figure.views .picture { overflow-x: auto; margin: 0.3rem 0; }
-figure.views img { width: 100%; min-width: 680px; max-width: none; }
-td .picture { margin: 0; min-width: 120px; }
-.strip { display: block; width: 100%; height: auto; }
-.histograms { display: flex; flex-wrap: wrap; gap: 0.5rem; }
-.histogram { width: 300px; max-width: 100%; height: auto; }
-.chip { display: inline-block; width: 0.8em; height: 0.8em; border-radius: 2px; margin: 0 0.35em 0 0.9em;
-  vertical-align: -0.05em; border: 1px solid #0003; }
-pre { background: var(--soft); border: 1px solid var(--line); border-radius: 6px; padding: 0.7rem 0.9rem; overflow-x: auto; font-size: 0.85rem; }
-@page { margin: 14mm; }
-@media print {
-  body { max-width: none; padding: 0; font-size: 9.5pt; }
-  h1 { font-size: 15pt; }
-  h2 { font-size: 11.5pt; margin-top: 1.1rem; break-after: avoid; }
-  p { max-width: none; }
-  section, tr, .cards { break-inside: avoid; }
-  .cards { grid-template-columns: repeat(auto-fit, minmax(32mm, 1fr)); gap: 2mm; margin: 3mm 0; }
-  .cards b { font-size: 13pt; }
-  .cards span, .note, pre { font-size: 8pt; }
-  .picture img { max-height: 210mm; max-width: 165mm; }
-  section:has(figure.views), section:has(.sortable) { break-inside: auto; }
-  figure.views img { min-width: 0; max-width: 100%; }
-  td .picture img { max-width: 32mm; }
-  .wide { overflow: visible; }
-  table { font-size: 8pt; }
-  th, td { padding: 0.15rem 0.4rem; }
-  thead th { white-space: normal; }
-  pre { white-space: pre-wrap; }
-}
-"""
-
-SCRIPT = """
-for (const table of document.querySelectorAll("table.sortable")) {
-  const heads = [...table.querySelectorAll("thead th")], body = table.tBodies[0];
-  const value = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent;
-  const compare = (a, b) => isNaN(a) || isNaN(b) ? a.localeCompare(b, "en", { numeric: true }) : a - b;
-  heads.forEach((head, column) => {
-    const sort = () => {
-      const down = head.getAttribute("aria-sort") === "ascending";
-      heads.forEach(one => one.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const order = (a, b) => a === "" || b === "" ? (a === "") - (b === "") : down ? compare(b, a) : compare(a, b);
-      [...body.rows].sort((a, b) => order(value(a, column), value(b, column))).forEach(row => body.append(row));
-    };
-    head.tabIndex = 0;
-    head.addEventListener("click", sort);
-    head.addEventListener("keydown", event => { if (event.key === "Enter") sort(); });
-  });
-}
-"""

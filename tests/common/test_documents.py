@@ -1,0 +1,60 @@
+"""Typed documents: what is wrong is named by file and place."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from slicemill.common.documents import from_document, from_toml, read_document, to_document
+from slicemill.common.errors import ConfigError, InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A record."""
+
+    name: str
+    sizes: tuple[float, ...] = ()
+    volume_ml: float | None = None
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    record = Sample(name="a", sizes=(1.0, 2.5), volume_ml=None)
+    (tmp_path / "a.json").write_text(json.dumps(to_document(record)))
+    assert read_document(Sample, tmp_path / "a.json") == record
+    assert list(to_document(record)) == ["name", "sizes", "volume_ml"]
+
+
+def test_numpy_values_become_plain_ones():
+    assert to_document(Sample(name="a", sizes=(np.float32(1.5),), volume_ml=np.int64(2))) == {
+        "name": "a",
+        "sizes": (1.5,),
+        "volume_ml": 2,
+    }
+
+
+def test_unknown_keys_are_ignored_and_integers_become_floats():
+    found = from_document(Sample, {"name": "a", "sizes": [1], "new": 1}, "f")
+    assert found.sizes == (1.0,)
+    assert isinstance(found.sizes[0], float)
+
+
+@pytest.mark.parametrize(
+    ("document", "why"),
+    [
+        ({}, r"f\.json: Object missing required field `name`"),
+        ({"name": 1}, r"f\.json: Expected `str`, got `int` - at `\$\.name`"),
+        ({"name": "a", "sizes": [1, "x"]}, r"f\.json: Expected `float`, got `str` - at `\$\.sizes\[1\]`"),
+        ([], r"f\.json: Expected `object`, got `array`"),
+    ],
+)
+def test_what_is_wrong_is_named_by_file_and_place(document, why):
+    with pytest.raises(InputError, match=why):
+        from_document(Sample, document, "f.json")
+
+
+def test_toml_is_read_or_refused():
+    assert from_toml(Sample, 'name = "a"\nsizes = [1, 2]', "f.toml").sizes == (1.0, 2.0)
+    with pytest.raises(ConfigError, match=r"f\.toml: cannot be read as TOML"):
+        from_toml(Sample, "name = ", "f.toml", error=ConfigError)
