@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slicemill.common.options import finite
-from slicemill.common.terminal import errors_shown, say
+from slicemill.common.options import require_finite
+from slicemill.common.terminal import print_line, report_errors
 
 if TYPE_CHECKING:
     from slicemill.bench.harness.catalog import Scale
@@ -56,7 +56,7 @@ def ingest(
     slicemill bench ingest --memory --dicom CRLM-CT-1004/
     slicemill bench ingest --scale lits
     """
-    with errors_shown():
+    with report_errors():
         from slicemill.bench.harness.subject import subject_of, work_folder
         from slicemill.bench.stages.ingest import run as run_case
         from slicemill.bench.stages.real_size import real_size
@@ -89,7 +89,7 @@ def read_store(
     json: Json = None,
 ) -> None:
     """Random slices with their labels: ours beside zarr-python, zarrs, tensorstore, and the bare decode."""
-    with errors_shown():
+    with report_errors():
         from functools import partial
 
         from slicemill.bench.stages.store import run
@@ -100,7 +100,7 @@ def read_store(
 @bench.command()
 def loader(slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, data: Data = None, json: Json = None) -> None:
     """Training pairs a CPU-second: the ring beside a PNG folder and our own reader in DataLoader workers, and the bare decode."""
-    with errors_shown():
+    with report_errors():
         from slicemill.bench.stages.loader import run
 
         _finish(_on_one_scan("loader", run, slices, rounds, quick, data), json)
@@ -116,7 +116,7 @@ def training(
     json: Json = None,
 ) -> None:
     """A training step from the store, with augmentation, beside the bare forward and backward of its network."""
-    with errors_shown():
+    with report_errors():
         from functools import partial
 
         from slicemill.bench.stages.train import run
@@ -131,7 +131,7 @@ def exporting(
     slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, data: Data = None, json: Json = None
 ) -> None:
     """Export: a network to a proved model file, beside torch's exporter alone."""
-    with errors_shown():
+    with report_errors():
         from slicemill.bench.stages.export import run
 
         _finish(_on_one_scan("export", run, slices, rounds, quick, data), json)
@@ -140,7 +140,7 @@ def exporting(
 @bench.command("infer")
 def segment(slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, json: Json = None) -> None:
     """Inference on the CPU: end to end over the bare session, beside the usual script, torch, scipy, and scan by scan."""
-    with errors_shown():
+    with report_errors():
         from importlib.util import find_spec
 
         from slicemill.common.errors import ConfigError
@@ -167,7 +167,7 @@ def constants(
 
     slicemill bench constants
     """
-    with errors_shown():
+    with report_errors():
         from slicemill.bench.harness.subject import subject_of, work_folder
         from slicemill.bench.stages.constants import run
 
@@ -187,7 +187,7 @@ def distances(
     json: Json = None,
 ) -> None:
     """Surface distances of a whole case: ours beside distance transforms of the scan and of boxes."""
-    with errors_shown():
+    with report_errors():
         from slicemill.bench.stages.measure import run
 
         given = _begin("measure", slices, rounds, quick)
@@ -212,7 +212,7 @@ def peers(
     slicemill bench peers --only hdf5
     slicemill bench peers --kind inference --quick
     """
-    with errors_shown():
+    with report_errors():
         from slicemill.bench.harness.subject import work_folder
         from slicemill.bench.peers.peer import packages
         from slicemill.bench.stages import peers_inference as inference
@@ -236,7 +236,7 @@ def peers(
 @bench.command()
 def limits(quick: Quick = False, json: Json = None) -> None:
     """What this machine can do at most: memory copy, disk, matrix products, convolutions, copies to a card."""
-    with errors_shown():
+    with report_errors():
         from slicemill.bench.harness.subject import work_folder
         from slicemill.bench.stages.limits import run
 
@@ -256,7 +256,7 @@ def scale(
 
     slicemill bench scale --picture scaling.png
     """
-    with errors_shown():
+    with report_errors():
         from slicemill.bench.harness.subject import subject_of, work_folder
         from slicemill.bench.stages.scaling import draw, run
 
@@ -274,7 +274,7 @@ def instructions(json: Json = None) -> None:
     slicemill bench instructions --json new.json
     slicemill bench compare old.json new.json
     """
-    with errors_shown():
+    with report_errors():
         from slicemill.bench.harness.subject import work_folder
         from slicemill.bench.stages.instructions import run
 
@@ -300,20 +300,22 @@ def plan(
     slicemill bench plan --scale scale.json --store store.json --infer infer.json --lits lits.json
     slicemill bench plan --scale scale.json --store store.json --scans 1200 --slices 300000 --workers 64
     """
-    with errors_shown():
+    with report_errors():
         from slicemill.bench.records.plan import HEADER, KNOWN, Collection, checked, inputs_of, rows_of
         from slicemill.bench.studies.study import numbers
         from slicemill.common.errors import UsageError
         from slicemill.common.files import read_json
-        from slicemill.common.terminal import table
+        from slicemill.common.terminal import format_table
 
         if bool(scans) != bool(slices):
             raise UsageError("--scans and --slices: give both, or neither.")
         inputs = inputs_of(read_json(scale), read_json(store), None if infer is None else read_json(infer))
         own = (Collection(name="yours", scans=scans, slices=slices),) if scans else ()
-        say(table(list(HEADER), rows_of(own or KNOWN, inputs, numbers("--workers", workers))))
+        print_line(format_table(list(HEADER), rows_of(own or KNOWN, inputs, numbers("--workers", workers))))
         if lits is not None:
-            say(f"a measured ingest of LiTS's size took {checked(inputs, read_json(lits)):.2f} of what the model says")
+            print_line(
+                f"a measured ingest of LiTS's size took {checked(inputs, read_json(lits)):.2f} of what the model says"
+            )
 
 
 @bench.command("all")
@@ -332,7 +334,7 @@ def every(
     slicemill bench all --quick
     slicemill bench all --data scans/
     """
-    with errors_shown():
+    with report_errors():
         from slicemill.bench.harness.catalog import STAGES
         from slicemill.bench.records import suite
         from slicemill.bench.records.sheet import PICTURE, SHARES, draw, draw_shares, write_page
@@ -352,11 +354,11 @@ def every(
         if "infer" in record["stages"]:
             draw_shares(out / SHARES, record["stages"]["infer"])
         shown = write_page(out, record)
-        say(all_table(record))
-        say(f"record: {path}; page: {shown}; picture: {out / PICTURE}")
+        print_line(all_table(record))
+        print_line(f"record: {path}; page: {shown}; picture: {out / PICTURE}")
         if record["failed"]:
             for name, reason in record["failed"].items():
-                say(f"failed: {name}: {reason}")
+                print_line(f"failed: {name}: {reason}")
             raise SystemExit(1)
 
 
@@ -369,17 +371,17 @@ def comparing(
 
     slicemill bench compare bench/results/runs/A.json bench/results/runs/B.json
     """
-    with errors_shown():
+    with report_errors():
         from slicemill.bench.records.compare import compare, differences
         from slicemill.common.files import read_json
-        from slicemill.common.terminal import table
+        from slicemill.common.terminal import format_table
 
         one, other = (read_json(path) for path in (old, new))
         changes = compare(one, other)
         for difference in differences(one, other):
-            say(f"differs: {difference}")
+            print_line(f"differs: {difference}")
         rows = [(change.name, change.ratio, change.low, change.high, change.verdict) for change in changes]
-        say(table(["contender", "new over old", "from", "to", ""], rows))
+        print_line(format_table(["contender", "new over old", "from", "to", ""], rows))
 
 
 def _on_one_scan(
@@ -396,11 +398,11 @@ def _on_one_scan(
 def _begin(stage: str, slices: int, rounds: int, quick: bool) -> "Scale":
     """Say what is measured, what should bound it and on which machine, and return how much is done."""
     from slicemill.bench.harness.catalog import STAGES
-    from slicemill.common.machine import card, described
+    from slicemill.common.machine import format_machine, machine_info
 
     chosen = STAGES[stage]
-    say(f"{stage}: {chosen.what}; should be bounded by {chosen.bound}")
-    say(described(card()))
+    print_line(f"{stage}: {chosen.what}; should be bounded by {chosen.bound}")
+    print_line(format_machine(machine_info()))
     return chosen.scale(slices, rounds, quick=quick)
 
 
@@ -409,9 +411,9 @@ def _finish(record: dict[str, Any], json: Path | None) -> None:
     from slicemill.bench.records.readme import TABLES
     from slicemill.common.files import to_json, write_json
 
-    say(TABLES[record["benchmark"]](record))
-    say()
-    say(to_json(record))
+    print_line(TABLES[record["benchmark"]](record))
+    print_line()
+    print_line(to_json(record))
     if json is not None:
         write_json(json, record)
 
@@ -453,7 +455,7 @@ def quality(
     slicemill bench quality --data sarcoma/ --variants default --seeds 0,1,2
     slicemill bench quality --phantoms 200 --only-folds 0
     """
-    with errors_shown():
+    with report_errors():
         from dataclasses import replace
 
         from slicemill.bench.records.study import draw
@@ -489,7 +491,7 @@ def quality(
         record = summarize(study.table, run_study(study))
         draw(picture or out / "quality.png", record)
         _finish(record, json or out / "quality.json")
-        say(f"picture: {picture or out / 'quality.png'}; record: {json or out / 'quality.json'}")
+        print_line(f"picture: {picture or out / 'quality.png'}; record: {json or out / 'quality.json'}")
 
 
 @bench.command()
@@ -499,7 +501,7 @@ def yardstick(
     table: Annotated[Path | None, typer.Option(help="Settings as in bench quality.")] = None,
     variant: Annotated[str | None, typer.Option(help="The variant that stands for us; by default the first.")] = None,
     only_folds: Annotated[str, typer.Option(help="Folds to compare on, like 0,2.")] = "0",
-    minutes: Annotated[float, typer.Option(callback=finite, help="Training time of each.")] = 20.0,
+    minutes: Annotated[float, typer.Option(callback=require_finite, help="Training time of each.")] = 20.0,
     out: Annotated[Path, typer.Option(help="Folder of the study; the same command again goes on in it.")] = Path(
         "quality"
     ),
@@ -514,7 +516,7 @@ def yardstick(
     slicemill bench yardstick --data sarcoma/ --minutes 20
     slicemill bench yardstick --data sarcoma/ --minutes 20 --only-folds 0,1,2,3
     """
-    with errors_shown():
+    with report_errors():
         from slicemill.bench.studies.study import Study, numbers
         from slicemill.bench.studies.table import read_table
         from slicemill.bench.studies.yardstick import Duel, run_duel
@@ -528,7 +530,7 @@ def yardstick(
             only_folds=numbers("--only-folds", only_folds),
         )
         _finish(run_duel(Duel(study=study, minutes=minutes)), json or out / "yardstick.json")
-        say(f"record: {json or out / 'yardstick.json'}")
+        print_line(f"record: {json or out / 'yardstick.json'}")
 
 
 def _shipped_table(phantoms: int) -> Path:

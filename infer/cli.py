@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from slicemill.common.errors import UsageError
-from slicemill.common.options import finite, shard_of
-from slicemill.common.terminal import counted, errors_shown, peak_mib, say, table
+from slicemill.common.options import parse_shard, require_finite
+from slicemill.common.terminal import count_noun, format_table, peak_mib, print_line, report_errors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from slicemill.infer.inputs.jobs import Job, LeftOut
     from slicemill.infer.network.model import Model
-    from slicemill.infer.run.ledger import Outcome, Summary
-    from slicemill.infer.run.options import Options
+    from slicemill.infer.run.ledger import ScanOutcome, Summary
+    from slicemill.infer.run.options import InferOptions
 
 SHOWN = 40
 
@@ -42,7 +42,9 @@ Scheduler = Annotated[
 Watch = Annotated[Path | None, typer.Option(help="Segment what arrives in this folder, until Ctrl-C or SIGTERM.")]
 Settle = Annotated[
     float,
-    typer.Option(callback=finite, help="Seconds that an arriving file must stay unchanged to count as whole.", min=0),
+    typer.Option(
+        callback=require_finite, help="Seconds that an arriving file must stay unchanged to count as whole.", min=0
+    ),
 ]
 PictureWindow = Annotated[
     str | None, typer.Option(help="LOW,HIGH: HU of black and white of slices given as PNG or JPEG.")
@@ -64,7 +66,8 @@ Readers = Annotated[int, typer.Option(help="Threads that decode scans; 0 fits th
 Writers = Annotated[int, typer.Option(help="Threads that post-process and write; 0 fits the cores.", min=0)]
 Devices = Annotated[str, typer.Option(help="Numbers of the GPUs that share the work, like 0,1.")]
 MaxMemory = Annotated[
-    float, typer.Option(callback=finite, help="GB that the whole process may take; 0 is half of what is free.", min=0)
+    float,
+    typer.Option(callback=require_finite, help="GB that the whole process may take; 0 is half of what is free.", min=0),
 ]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Segment again what is done already.")]
@@ -78,7 +81,7 @@ class _Asked:
     model: Path
     provider: str
     out: Path
-    options: "Options"
+    options: "InferOptions"
     inputs: "Sequence[str]"
     watch: Path | None
     settle: float
@@ -138,13 +141,13 @@ def infer(
         infer liver.onnx scans/ --out segmented/
         infer liver.onnx 'scans/*.nii.gz' --out segmented/ --provider cuda
     """
-    with errors_shown():
+    with report_errors():
         from slicemill.infer.inputs.gather import read_list
-        from slicemill.infer.run.options import Options
+        from slicemill.infer.run.options import InferOptions
         from slicemill.infer.slices.tiles import Manner
 
-        part = shard_of(shard)
-        options = Options(
+        part = parse_shard(shard)
+        options = InferOptions(
             overwrite=overwrite, retry_failed=retry_failed, postprocess=not no_postprocess, separate=separate,
             manner=Manner(mirror=mirror, overlap=overlap, probability=probability),
             batch=batch, readers=readers, writers=writers, devices=_numbers(devices), max_memory_gb=max_memory,
@@ -178,11 +181,11 @@ def tune(
 
         slicemill tune liver.onnx store/ --split run/split.json
     """
-    with errors_shown():
+    with report_errors():
         from slicemill.common.progress import progress
         from slicemill.infer import tune as rules
         from slicemill.infer.network.model import open_model
-        from slicemill.infer.run.options import Options
+        from slicemill.infer.run.options import InferOptions
         from slicemill.infer.run.pipeline import where_of
         from slicemill.store.reader import open_store
 
@@ -191,22 +194,22 @@ def tune(
             rules.check_writable(model)
         opened, held = open_model(model, provider), open_store(store)  # type: ignore[arg-type]
         cases = rules.cases_of(held, split)
-        say(f"model {opened.info.name} on {where_of(opened, Options())}")
+        print_line(f"model {opened.info.name} on {where_of(opened, InferOptions())}")
         with progress("tune", len(cases), "cases") as advance:
             tuned = rules.tune(opened, held, cases, lambda case_id: advance(1, case_id))
-        say(f"{counted(len(cases), 'case')} of {store}")
+        print_line(f"{count_noun(len(cases), 'case')} of {store}")
         rows = [
             (name, f"{one.organ:.4f}", f"{one.tumor:.4f}", *one.rules.as_json().values())
             for name, one in (("before", tuned.before), ("chosen", tuned.chosen))
         ]
-        say(table(["", "organ Dice", "tumor Dice", *tuned.chosen.rules.as_json()], rows))
+        print_line(format_table(["", "organ Dice", "tumor Dice", *tuned.chosen.rules.as_json()], rows))
         if dry_run:
-            say(f"nothing was written; as TOML: {rules.as_toml(tuned.chosen.rules)}")
+            print_line(f"nothing was written; as TOML: {rules.as_toml(tuned.chosen.rules)}")
         elif tuned.chosen.rules == tuned.before.rules:
-            say("nothing else is better: the model stays as it is")
+            print_line("nothing else is better: the model stays as it is")
         else:
             rules.write_rules(files, tuned)
-            say(f"written: {', '.join(map(str, files))}")
+            print_line(f"written: {', '.join(map(str, files))}")
 
 
 def beside(given: "Sequence[str]", model: Path) -> Path:
@@ -217,10 +220,10 @@ def beside(given: "Sequence[str]", model: Path) -> Path:
     UsageError
         The scans are not one folder or store, or files, that lie here, or nothing can be kept beside them.
     """
-    from slicemill.common.files import place_of
+    from slicemill.common.files import parse_location
     from slicemill.store.model_card import network_name
 
-    places = [place_of(one) for one in given]
+    places = [parse_location(one) for one in given]
     local = [Path(os.path.abspath(place)) for place in places if isinstance(place, Path)]  # noqa: PTH100 (links are kept)
     if local and not any(place.is_dir() for place in local):
         local = [Path(os.path.commonpath([place.parent for place in local]))]
@@ -241,7 +244,7 @@ def beside(given: "Sequence[str]", model: Path) -> Path:
 
 def _segment(asked: _Asked) -> None:
     """Do what was asked for, and show what came of it; exit 1 where a scan failed."""
-    from slicemill.infer.run.ledger import Book
+    from slicemill.infer.run.ledger import RunLedger
     from slicemill.infer.run.outputs import extra_names
     from slicemill.infer.run.pipeline import left_to_do
 
@@ -250,7 +253,7 @@ def _segment(asked: _Asked) -> None:
     opened = _opened(asked)
     _show_left_out(left_out)
     if asked.dry_run:
-        book = Book(asked.out, opened, options)
+        book = RunLedger(asked.out, opened, options)
         _show_plan(jobs, *left_to_do(jobs, book, extra_names(opened.info.labels, options)))
         return
     summary = _driven(asked, opened, jobs, left_out)
@@ -284,24 +287,24 @@ def _opened(asked: _Asked) -> "Model":
     where = f"the workers of {scheduler}: {provider}" if scheduler else where_of(opened, asked.options)
     most = asked.options.max_memory_gb
     memory = f"{most:g} GB at most" if most else "scans take half of the free memory at most"
-    say(f"model {info.name} ({shape}) on {where}; {memory}; into {asked.out}")
+    print_line(f"model {info.name} ({shape}) on {where}; {memory}; into {asked.out}")
     return opened
 
 
 def _driven(asked: _Asked, opened: "Model", jobs: "Sequence[Job]", left_out: "LeftOut") -> "Summary":
     """Segment what arrives, or on a cluster, or here."""
     if asked.watch is not None:
-        from slicemill.infer.run.ledger import Book
+        from slicemill.infer.run.ledger import RunLedger
         from slicemill.infer.run.watch import until_signalled, watch
 
-        say(f"watching {asked.watch}; Ctrl-C ends it once what was begun is finished")
+        print_line(f"watching {asked.watch}; Ctrl-C ends it once what was begun is finished")
         with until_signalled() as ended:
-            return watch(opened, asked.watch, Book(asked.out, opened, asked.options), ended, asked.settle)
+            return watch(opened, asked.watch, RunLedger(asked.out, opened, asked.options), ended, asked.settle)
     if asked.scheduler is not None:
         from slicemill.infer.run.cluster import infer_on
-        from slicemill.infer.run.ledger import Book
+        from slicemill.infer.run.ledger import RunLedger
 
-        book = Book(asked.out, opened, asked.options)
+        book = RunLedger(asked.out, opened, asked.options)
         return infer_on(asked.scheduler, opened, asked.provider, jobs, book, left_out)  # type: ignore[arg-type]
     from slicemill.infer.run.pipeline import infer as run
 
@@ -310,32 +313,34 @@ def _driven(asked: _Asked, opened: "Model", jobs: "Sequence[Job]", left_out: "Le
 
 def _show_left_out(left_out: "LeftOut") -> None:
     for path, reason in left_out[:SHOWN]:
-        say(f"left out: {path}: {reason}")
+        print_line(f"left out: {path}: {reason}")
     if len(left_out) > SHOWN:
-        say(f"left out: {len(left_out) - SHOWN} more")
+        print_line(f"left out: {len(left_out) - SHOWN} more")
 
 
 def _show_summary(summary: "Summary", out: Path, written: Path) -> None:
     rows = [
         (outcome.name, outcome.status, outcome.slices, outcome.answer or outcome.reason) for outcome in summary.outcomes
     ]
-    say(table(["scan", "status", "slices", "answer"], rows))
+    print_line(format_table(["scan", "status", "slices", "answer"], rows))
     done, skipped, failed = (summary.count(status) for status in ("done", "skipped", "failed"))
-    say(
+    print_line(
         f"{len(rows)} scans: {done} done, {skipped} skipped (done before), {failed} failed; {len(summary.left_out)} files left out; "
         f"{summary.slices:,} slices in {summary.seconds:.1f} s ({summary.slices / summary.seconds:,.1f} slices/s)"
         + (f" on {summary.provider}" if summary.provider else "")
     )
     if summary.slices:
         stages = sorted(summary.stages.items(), key=lambda item: -item[1]["seconds"])
-        say(
-            table(
+        print_line(
+            format_table(
                 ["stage", "seconds of all threads", "share"],
                 [(name, f"{row['seconds']:.1f}", f"{row['share']:.0%}") for name, row in stages],
             )
         )
-        say(f"the network ran {summary.device_busy:.0%} of the run; peak memory of this process: {peak_mib():,.0f} MiB")
-    say(f"masks, reports and pictures: {out}; summary: {written}")
+        print_line(
+            f"the network ran {summary.device_busy:.0%} of the run; peak memory of this process: {peak_mib():,.0f} MiB"
+        )
+    print_line(f"masks, reports and pictures: {out}; summary: {written}")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -344,7 +349,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(","))
 
 
-def _show_plan(jobs: "Sequence[Job]", left: "Sequence[Job]", known: "Sequence[Outcome]") -> None:
+def _show_plan(jobs: "Sequence[Job]", left: "Sequence[Job]", known: "Sequence[ScanOutcome]") -> None:
     outcomes = {outcome.name: outcome for outcome in known}
     rows = [
         (job.name, outcomes[job.name].status, outcomes[job.name].reason)
@@ -352,9 +357,9 @@ def _show_plan(jobs: "Sequence[Job]", left: "Sequence[Job]", known: "Sequence[Ou
         else (job.name, "segmented", "")
         for job in jobs
     ]
-    say(table(["scan", "would be", "because"], rows))
+    print_line(format_table(["scan", "would be", "because"], rows))
     failed = sum(outcome.status == "failed" for outcome in known)
-    say(
+    print_line(
         f"{len(jobs)} scans: {len(left)} to segment, {len(known) - failed} done before, {failed} would fail. "
         "Nothing was written (--dry-run)."
     )

@@ -11,7 +11,7 @@ from slicemill.infer.slices.batches import Batch, Scan
 GATE_SLICES = 2
 
 
-def gate(model: Model, scan: Scan, lane: Lane) -> None:
+def check_parity(model: Model, scan: Scan, lane: Lane) -> None:
     """Compare a device with the CPU on slices from the middle of a scan.
 
     Raises

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from slicemill.ct.geometry import Grid, voxel_ml
 from slicemill.ct.labels import Labels
 from slicemill.ct.lesions import bounding_box
-from slicemill.ct.runs import connected, fill, places, runs_of, values_in
-from slicemill.store.model_card import Rules
+from slicemill.ct.runs import connected, fill, runs_of, values_in, voxel_coordinates
+from slicemill.store.model_card import PostprocessRules
 
 Label = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -52,7 +52,7 @@ def fill_holes(label: Label, labels: Labels) -> None:
     at_the_side |= (runs.start == 0) | (runs.stop == nx)
     inside = np.ones(count, dtype=bool)
     inside[numbers[at_the_side]] = False
-    for _, where in places(runs[inside[numbers]]):
+    for _, where in voxel_coordinates(runs[inside[numbers]]):
         label[where] = np.where(label[where] == 0, labels.values[labels.organ], label[where])
 
 
@@ -130,7 +130,7 @@ def drop_lesions(
     drop = sizes < min_voxels
     if sure is not None:
         sums = np.zeros(count)
-        for part, where in places(runs):
+        for part, where in voxel_coordinates(runs):
             owners = np.repeat(numbers[part], runs[part].voxels)
             sums += np.bincount(owners, weights=sure[0][where], minlength=count)
         drop |= sums < sure[1] * 255 * sizes
@@ -139,7 +139,7 @@ def drop_lesions(
 
 
 def postprocess(
-    label: Label, labels: Labels, rules: Rules, grid: Grid, probability: npt.NDArray[np.uint8] | None = None
+    label: Label, labels: Labels, rules: PostprocessRules, grid: Grid, probability: npt.NDArray[np.uint8] | None = None
 ) -> None:
     """Apply what a model's metadata ask for to `label`: uint8[z, y, x] of a scan's grid, in place.
 

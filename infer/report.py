@@ -10,10 +10,10 @@ from PIL import Image
 from slicemill.ct.geometry import Grid, voxel_ml
 from slicemill.ct.labels import Labels
 from slicemill.ct.lesions import BATCH_SLICES, LesionTracker
-from slicemill.ct.pictures import Tile, draw_labels, gray, label_colors, montage, spread
+from slicemill.ct.pictures import Tile, draw_labels, evenly_spaced, gray, label_colors, montage
 from slicemill.infer.postprocess import Box, extent
 from slicemill.infer.slices.assembly import Segmented
-from slicemill.store.model_card import ModelInfo
+from slicemill.store.model_card import ModelCard
 
 DISCLAIMER = "research software, not a medical device; not for diagnosis"
 STRONGEST = 20
@@ -24,7 +24,7 @@ OVERLAY_PX = 320
 """Of a slice's longer side at most, or every second or third pixel is shown, since drawing and packing whole slices takes longest in short scans."""
 
 
-def make_report(name: str, grid: Grid, segmented: Segmented, info: ModelInfo) -> dict[str, Any]:
+def make_report(name: str, grid: Grid, segmented: Segmented, info: ModelCard) -> dict[str, Any]:
     """Return the JSON report of a scan; `segmented` holds labels after post-processing.
 
     ``tumor.confidence`` is the mean probability of the tumor voxels where a tumor was found, else one minus the
@@ -123,7 +123,7 @@ def overlay(
     """
     filled = [z for z, section in enumerate(label) if section.max()]
     chosen = dict.fromkeys(lesion["key_z"] for lesion in (lesions or [])[: OVERLAY_SLICES // 2])
-    for z in spread(filled or range(len(label)), OVERLAY_SLICES):
+    for z in evenly_spaced(filled or range(len(label)), OVERLAY_SLICES):
         if len(chosen) < OVERLAY_SLICES:
             chosen[z] = None
     colors = label_colors(labels)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.infer.cpu_check import gate
+from slicemill.infer.cpu_check import check_parity
 from slicemill.infer.inputs.jobs import Job, LoadedScan, load
 from slicemill.infer.network.lanes import make_lane, turns_of
 from slicemill.infer.network.model import Model, open_model
@@ -40,7 +40,7 @@ def segment_volume(
     scan = Scan(plan, plan.seen(volume))
     capacity = capacity_of(model.info, model.provider)
     if model.provider != "cpu" and not model.gated:
-        gate(model, scan, make_lane(model, capacity, plan.wanted))
+        check_parity(model, scan, make_lane(model, capacity, plan.wanted))
     filler = Filler(capacity)
     filler.add(scan)
     taking, turns, ended = threading.Lock(), turns_of(model), threading.Event()

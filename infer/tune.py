@@ -24,19 +24,19 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import ConfigError, ModelError
-from slicemill.common.files import to_json, written_whole
+from slicemill.common.files import atomic_write, to_json
 from slicemill.ct.geometry import Grid, voxel_ml
 from slicemill.ct.labels import Labels
 from slicemill.ct.overlap import Overlap, mean_of, overlap
-from slicemill.ct.runs import connected, places, runs_of, values_in
+from slicemill.ct.runs import connected, runs_of, values_in, voxel_coordinates
 from slicemill.infer.inputs.jobs import Job, load
 from slicemill.infer.network.foreign import card_beside
 from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.postprocess import postprocess
 from slicemill.infer.single import segment_volume
 from slicemill.infer.slices.assembly import Segmented
-from slicemill.store.model_card import BYTES_SUFFIX, Rules, network_name
-from slicemill.store.model_card import SAME as SAID_ALIKE
+from slicemill.store.model_card import BYTES_SUFFIX, PostprocessRules, network_name
+from slicemill.store.model_card import SHARED_KEYS as SAID_ALIKE
 from slicemill.store.reader import Store
 from slicemill.store.split import read_split
 
@@ -47,7 +47,7 @@ REACHES_MM = (None, 10.0, 0.0)
 LEAST_ML = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 LEAST_PROBABILITY = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Settings that are tried, the weakest first."""
-SAME = 0.002
+SHARED_KEYS = 0.002
 """Sums of mean Dice no farther apart count as equal."""
 
 
@@ -81,7 +81,7 @@ class Found:
 class Choice:
     """Rules with what they come to on the cases, mean Dice."""
 
-    rules: Rules
+    rules: PostprocessRules
     organ: float
     """Of organ with tumors; NaN without an organ."""
     tumor: float
@@ -145,7 +145,7 @@ def tune(model: Model, store: Store, cases: Sequence[str], advance: Callable[[st
     ways = list(ways_of(info.labels, info.rules))
     counted = [dict(zip(ways, count_case(model, store, case_id, ways, advance), strict=True)) for case_id in cases]
 
-    def choice(rules: Rules) -> Choice:
+    def choice(rules: PostprocessRules) -> Choice:
         seen = [case[bare(rules)] for case in counted]
         dice = [found.dice(rules.min_lesion_ml, rules.min_lesion_probability) for _, found in seen]
         return Choice(rules=rules, organ=mean_of([organ for organ, _ in seen]), tumor=mean_of(dice))
@@ -157,18 +157,18 @@ def tune(model: Model, store: Store, cases: Sequence[str], advance: Callable[[st
     )
 
 
-def bare(rules: Rules) -> Rules:
+def bare(rules: PostprocessRules) -> PostprocessRules:
     """Return rules without those that the rows of lesions answer."""
     return replace(rules, min_lesion_ml=0.0, min_lesion_probability=0.0)
 
 
-def ways_of(labels: Labels, now: Rules) -> Iterator[Rules]:
+def ways_of(labels: Labels, now: PostprocessRules) -> Iterator[PostprocessRules]:
     """Yield all combinations of the rules on the organ and of the reach of tumors, without those on lesions."""
     flags = (False, True) if labels.organ else (now.largest_organ,)
     holes = (False, True) if labels.organ else (now.fill_holes,)
     reaches = with_own(REACHES_MM, now.tumor_reach_mm) if labels.organ and labels.tumor else (now.tumor_reach_mm,)
     for largest, fill, reach in product(flags, holes, reaches):
-        yield Rules(largest_organ=largest, fill_holes=fill, tumor_reach_mm=reach)
+        yield PostprocessRules(largest_organ=largest, fill_holes=fill, tumor_reach_mm=reach)
 
 
 def with_own(grid: tuple[Any, ...], own: object) -> tuple[Any, ...]:
@@ -176,7 +176,9 @@ def with_own(grid: tuple[Any, ...], own: object) -> tuple[Any, ...]:
     return grid if own in grid else (*grid, own)
 
 
-def settings(ways: Sequence[Rules], now: Rules, *, sure: bool, tumors: bool) -> Iterator[Rules]:
+def settings(
+    ways: Sequence[PostprocessRules], now: PostprocessRules, *, sure: bool, tumors: bool
+) -> Iterator[PostprocessRules]:
     """Yield all rules to try, the weakest first; `sure` where there are probabilities, `tumors` where a case has any."""
     volumes = with_own(LEAST_ML, now.min_lesion_ml) if tumors else (now.min_lesion_ml,)
     least = (
@@ -187,19 +189,19 @@ def settings(ways: Sequence[Rules], now: Rules, *, sure: bool, tumors: bool) -> 
             yield replace(way, min_lesion_ml=ml, min_lesion_probability=probability)
 
 
-def best(choices: Sequence[Choice], now: Rules) -> Choice:
+def best(choices: Sequence[Choice], now: PostprocessRules) -> Choice:
     """Return, of the choices about as good as the best, the one with the fewest rules changed; of equals the first."""
     highest = max(one.score for one in choices)
-    return min((one for one in choices if one.score >= highest - SAME), key=lambda one: changed(one.rules, now))
+    return min((one for one in choices if one.score >= highest - SHARED_KEYS), key=lambda one: changed(one.rules, now))
 
 
-def changed(rules: Rules, now: Rules) -> int:
+def changed(rules: PostprocessRules, now: PostprocessRules) -> int:
     """Return how many rules are others."""
     return sum(value != getattr(now, name) for name, value in asdict(rules).items())
 
 
 def count_case(
-    model: Model, store: Store, case_id: str, ways: Sequence[Rules], advance: Callable[[str], None]
+    model: Model, store: Store, case_id: str, ways: Sequence[PostprocessRules], advance: Callable[[str], None]
 ) -> list[tuple[float, Found]]:
     """Send a case through the network and return, for each way, the Dice of the organ and the lesions that are left.
 
@@ -242,7 +244,7 @@ def found_in(segmented: Segmented, reference: Label, labels: Labels, grid: Grid)
     numbers, count = connected(runs)
     voxels = np.bincount(numbers, weights=runs.voxels, minlength=count).astype(np.float64)
     hits, sure = np.zeros(count), 255 * voxels if probability is None else np.zeros(count)
-    for part, where in places(runs):
+    for part, where in voxel_coordinates(runs):
         owners = np.repeat(numbers[part], runs[part].voxels)
         hits += np.bincount(owners, weights=reference[where] == tumor, minlength=count)
         if probability is not None:
@@ -274,10 +276,10 @@ def check_writable(path: Path) -> None:
         raise ModelError(f"{path}: writing into a model file takes the package onnx: pip install onnx.") from None
 
 
-def as_toml(rules: Rules) -> str:
+def as_toml(rules: PostprocessRules) -> str:
     """Return rules as a line for the TOML of a network of others.
 
-    >>> as_toml(Rules(largest_organ=True, min_lesion_ml=0.5))
+    >>> as_toml(PostprocessRules(largest_organ=True, min_lesion_ml=0.5))
     'postprocess = {largest_organ = true, fill_holes = false, min_lesion_ml = 0.5, min_lesion_probability = 0.0}'
     """
     fields = [f"{name} = {json.dumps(value)}" for name, value in rules.as_json().items() if value is not None]
@@ -316,4 +318,4 @@ def write_rules(paths: Sequence[Path], tuned: Tuned) -> None:
             (entry,) = (entry for entry in model.metadata_props if entry.key == "slicemill")
             said = json.loads(entry.value)
             entry.value = to_json({**said, "postprocess": tuned.chosen.rules.as_json(), "tuned": tuned.as_json()})
-            onnx.save(model, shown_together.enter_context(written_whole(path.resolve())))
+            onnx.save(model, shown_together.enter_context(atomic_write(path.resolve())))

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from slicemill.common.errors import UsageError
-from slicemill.common.files import Place, place_of
-from slicemill.common.options import shard_of
-from slicemill.common.terminal import errors_shown, say, table
+from slicemill.common.files import Location, parse_location
+from slicemill.common.options import parse_shard
+from slicemill.common.terminal import format_table, print_line, report_errors
 
 if TYPE_CHECKING:
     from slicemill.ingest.discover import Collection
@@ -73,13 +73,13 @@ def ingest(
         slicemill ingest sarcoma/ sarcoma-store/ --labels tumor=1 --dry-run
         slicemill ingest --pairs cases.csv lits-store/
     """
-    with errors_shown():
-        from slicemill.ingest.pipeline import Options
+    with report_errors():
+        from slicemill.ingest.pipeline import IngestOptions
         from slicemill.ingest.pipeline import ingest as run
 
         source, store = _places(source, store, has_list=pairs is not None or images is not None)
-        target = None if store is None else place_of(store)
-        collection = _collection(None if source is None else place_of(source), pairs, images, masks)
+        target = None if store is None else parse_location(store)
+        collection = _collection(None if source is None else parse_location(source), pairs, images, masks)
         if patient:
             from slicemill.ingest.discover import with_patients
 
@@ -90,11 +90,11 @@ def ingest(
             return
         if target is None:
             raise UsageError("ingest: name the folder of the store as the last argument, or use --dry-run.")
-        options = Options(
+        options = IngestOptions(
             workers=workers,
             threads=threads,
             scheduler=scheduler,
-            shard=shard_of(shard),
+            shard=parse_shard(shard),
             overwrite=overwrite,
             retry_failed=retry_failed,
             rehash=rehash,
@@ -102,7 +102,7 @@ def ingest(
         report = run(collection, target, params, options)
         _show_report(report, collection, target)
         if report.problem:
-            say(f"failed: {report.problem}")
+            print_line(f"failed: {report.problem}")
         if report.bug is not None:
             raise report.bug
         if report.failures or report.problem:
@@ -120,13 +120,13 @@ def _places(source: str | None, store: str | None, *, has_list: bool) -> tuple[s
     return source, store
 
 
-def _collection(source: Place | None, pairs: str | None, images: str | None, masks: str | None) -> "Collection":
+def _collection(source: Location | None, pairs: str | None, images: str | None, masks: str | None) -> "Collection":
     from slicemill.ingest.discover import discover, from_csv, from_patterns
 
     if sum(given is not None for given in (source, pairs, images)) != 1:
         raise UsageError("ingest: give one of a folder, --pairs, or --images, not several.")
     if pairs is not None:
-        return from_csv(place_of(pairs))
+        return from_csv(parse_location(pairs))
     if images is not None:
         return from_patterns(images, masks)
     if masks is not None:
@@ -169,44 +169,44 @@ def _show_collection(collection: "Collection", params: "Params") -> None:
         (case.case_id, case.patient_id, case.name(case.image), case.name(case.mask) if case.mask else None)
         for case in collection.cases
     ]
-    say(table(["case", "patient", "image", "mask"], rows))
-    say()
+    print_line(format_table(["case", "patient", "image", "mask"], rows))
+    print_line()
     _show_left_out(collection)
     labels = params.labels
-    say(f"labels: {format_labels(labels.values) if labels else 'not declared (only the value 1 is accepted)'}")
+    print_line(f"labels: {format_labels(labels.values) if labels else 'not declared (only the value 1 is accepted)'}")
     if labels:
-        say(f"organ: {labels.organ or '-'}, tumor: {labels.tumor or '-'}")
+        print_line(f"organ: {labels.organ or '-'}, tumor: {labels.tumor or '-'}")
     masks = sum(case.mask is not None for case in collection.cases)
-    say(
+    print_line(
         f"{len(collection.cases)} cases, {masks} with a mask; {len(collection.left_out)} files left out. Nothing was written (--dry-run)."
     )
 
 
 def _show_left_out(collection: "Collection") -> None:
     for path, reason in collection.left_out[:SHOWN]:
-        say(f"left out: {path}: {reason}")
+        print_line(f"left out: {path}: {reason}")
     if len(collection.left_out) > SHOWN:
-        say(f"left out: {len(collection.left_out) - SHOWN} more")
+        print_line(f"left out: {len(collection.left_out) - SHOWN} more")
 
 
-def _show_report(report: "Report", collection: "Collection", store: Place) -> None:
+def _show_report(report: "Report", collection: "Collection", store: Location) -> None:
     _show_left_out(collection)
     for outcome in report.outcomes:
         for warning in outcome.warnings:
-            say(f"warning: {outcome.case_id}: {warning}")
+            print_line(f"warning: {outcome.case_id}: {warning}")
     for outcome in report.failures:
-        say(f"{outcome.status}: {outcome.case_id}: {outcome.reason}")
+        print_line(f"{outcome.status}: {outcome.case_id}: {outcome.reason}")
     done = report.count("done")
     if done:
         slices = sum(outcome.slices for outcome in report.outcomes)
         gigabytes = sum(outcome.voxel_bytes for outcome in report.outcomes) / 1e9
         peak = max(outcome.peak_mib for outcome in report.outcomes)
-        say(
+        print_line(
             f"{slices:,} slices, {gigabytes:.2f} GB of voxels in {report.seconds:.1f} s "
             f"({slices / report.seconds:,.0f} slices/s); a worker's peak memory {peak:,.0f} MiB"
         )
-    say(
+    print_line(
         f"{len(report.outcomes)} cases: {done} done, {report.count('unchanged')} unchanged, {report.count('failed')} failed, "
         f"{report.count('failed before')} failed before; {len(collection.left_out)} files left out"
     )
-    say(f"store: {store}")
+    print_line(f"store: {store}")

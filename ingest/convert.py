@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from slicemill.common.errors import GeometryError
-from slicemill.common.files import Place
+from slicemill.common.files import Location
 from slicemill.ct.geometry import SAME_GRID_MM
 from slicemill.ct.grid_checks import lost_header
 from slicemill.ct.labels import Labels
@@ -36,7 +36,7 @@ UNSIGNED_WATER_HU = 900
 def convert_case(
     case: CaseFiles,
     params: Params,
-    store: str | Place,
+    store: str | Location,
     *,
     threads: int = 1,
     still_ours: Callable[[], bool] = lambda: True,
@@ -94,7 +94,7 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def _convert(
-    case: CaseFiles, params: Params, store: str | Place, readers: Readers, still_ours: Callable[[], bool]
+    case: CaseFiles, params: Params, store: str | Location, readers: Readers, still_ours: Callable[[], bool]
 ) -> CaseInfo:
     image, mask = readers.image, readers.mask
     warnings = about_headers(image, mask, params)

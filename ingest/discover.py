@@ -20,15 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slicemill.common.errors import PairingError, UsageError
-from slicemill.common.files import Place, place_of, relative
-from slicemill.common.remote import Remote
+from slicemill.common.files import Location, parse_location, relative_path
+from slicemill.common.remote import RemotePath
 from slicemill.ct.formats.nifti.names import is_nifti_name, stem_of
 from slicemill.ct.labels import LITS_LABELS, Labels, read_dataset_json
 from slicemill.ct.naming import (
     FIRST_CHANNEL,
     LITS,
     Name,
-    badly_named,
     case_id_of,
     find_files,
     is_below,
@@ -37,6 +36,7 @@ from slicemill.ct.naming import (
     not_entered,
     other_scans,
     result_folders,
+    undecodable_names,
     why_no_scan,
 )
 from slicemill.store.layout import check_case_id
@@ -51,16 +51,16 @@ class CaseFiles:
 
     case_id: str
     patient_id: str
-    image: Place
-    mask: Place | None
-    root: Place
+    image: Location
+    mask: Location | None
+    root: Location
     """The collection: names in the store are relative to it."""
 
-    def name(self, path: Place) -> str:
+    def name(self, path: Location) -> str:
         """Return a file's path relative to the collection, with forward slashes."""
-        if isinstance(path, Remote) and not isinstance(self.root, Remote):
+        if isinstance(path, RemotePath) and not isinstance(self.root, RemotePath):
             return path.key
-        return relative(path, self.root)
+        return relative_path(path, self.root)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +68,12 @@ class Collection:
     """What was found: cases, and files that belong to none with the reason."""
 
     cases: tuple[CaseFiles, ...]
-    left_out: tuple[tuple[Place, str], ...]
+    left_out: tuple[tuple[Location, str], ...]
     labels: Labels | None
     """Labels that the collection itself declares (``dataset.json``, LiTS names)."""
 
 
-def discover(source: Place) -> Collection:
+def discover(source: Location) -> Collection:
     """Find and pair the files below a folder, in any of the usual layouts.
 
     Raises
@@ -86,7 +86,7 @@ def discover(source: Place) -> Collection:
     root, files, others = (
         (source, find_files(source), other_scans(source)) if source.is_dir() else (source.parent, [source], [])
     )
-    names = {path: name_of(relative(path, root)) for path in files}
+    names = {path: name_of(relative_path(path, root)) for path in files}
     found = [path for path in files if names[path].role == "image"]
     masks = [path for path in files if names[path].role == "mask"]
     if not found:
@@ -108,21 +108,24 @@ def discover(source: Place) -> Collection:
         *((path, "a further channel of a scan; a CT has one") for path in found if path not in kept),
         *((path, why_no_scan(path)) for path in others),
         *(not_entered(source) if source.is_dir() else ()),
-        *((path, "its name is no valid UTF-8; rename it") for path in (badly_named(source) if source.is_dir() else ())),
+        *(
+            (path, "its name is no valid UTF-8; rename it")
+            for path in (undecodable_names(source) if source.is_dir() else ())
+        ),
         *((path, _why_unpaired(path, images)) for path in masks if path not in used),
     ]
     cases = [_case(path, paired.get(path), root) for path in images]
     return checked(Collection(cases=tuple(cases), left_out=tuple(left_out), labels=declared_labels(root, images)))
 
 
-def _case(image: Place, mask: Place | None, root: Place) -> CaseFiles:
+def _case(image: Location, mask: Location | None, root: Location) -> CaseFiles:
     """Return a case named by its image; the folder that was given counts as the patient's where the name alone says nothing."""
     whole = root.resolve() if isinstance(root, Path) else root
-    case_id = case_id_of(relative(image, root) if image.parent != root else f"{whole.name}/{image.name}")
+    case_id = case_id_of(relative_path(image, root) if image.parent != root else f"{whole.name}/{image.name}")
     return CaseFiles(case_id=case_id, patient_id=case_id, image=image, mask=mask, root=root)
 
 
-def declared_labels(source: Place, images: list[Place]) -> Labels | None:
+def declared_labels(source: Location, images: list[Location]) -> Labels | None:
     """Return the labels of the one ``dataset.json`` beside or above the images, else LiTS's for LiTS names."""
     inside = {folder for image in images for folder in (image.parent, image.parent.parent)}
     folders = {folder for folder in inside if _lies_in(folder, source)}
@@ -134,14 +137,14 @@ def declared_labels(source: Place, images: list[Place]) -> Labels | None:
     return None
 
 
-def _lies_in(folder: Place, source: Place) -> bool:
+def _lies_in(folder: Location, source: Location) -> bool:
     try:
-        return not relative(folder, source).startswith("..")
+        return not relative_path(folder, source).startswith("..")
     except ValueError:
         return False
 
 
-def from_csv(table: Place) -> Collection:
+def from_csv(table: Location) -> Collection:
     """Read cases from a CSV with the columns image, mask (may be empty), and optionally case_id and patient_id.
 
     Paths are taken relative to the CSV's folder; URLs of an object store stand as they are.
@@ -176,8 +179,8 @@ def from_csv(table: Place) -> Collection:
     )
 
 
-def _listed(root: Place, text: str) -> Place:
-    return place_of(text) if "://" in text else root / text
+def _listed(root: Location, text: str) -> Location:
+    return parse_location(text) if "://" in text else root / text
 
 
 def from_patterns(images: str, masks: str | None) -> Collection:
@@ -258,20 +261,20 @@ def checked(collection: Collection) -> Collection:
     return collection
 
 
-def _pair(images: list[Place], masks: list[Place], names: Mapping[Place, Name]) -> dict[Place, Place]:
+def _pair(images: list[Location], masks: list[Location], names: Mapping[Location, Name]) -> dict[Location, Location]:
     """Return image -> mask: first by folder and key, then by key alone, in both rounds only where one fits one.
 
     The second round is for LiTS numbers, which are unique in their collection, and for one folder of images beside one of masks: a
     key like ``arterial`` in folders of several patients says nothing.
     """
     parallel = len({names[path].folder for path in images}) == 1 == len({names[path].folder for path in masks})
-    paired: dict[Place, Place] = {}
-    rounds: tuple[Callable[[Place], object], ...] = (
+    paired: dict[Location, Location] = {}
+    rounds: tuple[Callable[[Location], object], ...] = (
         lambda path: (names[path].folder, names[path].key),
         lambda path: names[path].key if parallel or names[path].key.startswith(LITS) else path,
     )
     for identity in rounds:
-        groups: dict[object, tuple[list[Place], list[Place]]] = defaultdict(lambda: ([], []))
+        groups: dict[object, tuple[list[Location], list[Location]]] = defaultdict(lambda: ([], []))
         used = set(paired.values())
         for path in images:
             if path not in paired:
@@ -283,7 +286,7 @@ def _pair(images: list[Place], masks: list[Place], names: Mapping[Place, Name]) 
     return paired
 
 
-def _why_unpaired(mask: Place, images: list[Place]) -> str:
+def _why_unpaired(mask: Location, images: list[Location]) -> str:
     key = name_of(mask.name).key
     same = [image.name for image in images if key and name_of(image.name).key == key]
     if len(same) > 1:
@@ -293,7 +296,7 @@ def _why_unpaired(mask: Place, images: list[Place]) -> str:
     return "a mask without an image of its name"
 
 
-def _is_extra_channel(path: Place, images: list[Place]) -> bool:
+def _is_extra_channel(path: Location, images: list[Location]) -> bool:
     match = re.search(r"_\d{4}$", stem_of(path.name))
     if not match or match[0] == FIRST_CHANNEL:
         return False

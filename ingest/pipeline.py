@@ -23,9 +23,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from slicemill.common.errors import ConfigError, InputError, ReadError, StoreError
-from slicemill.common.files import Place, read_lines, sha256_of_file, to_json, write_json
+from slicemill.common.files import Location, read_lines, sha256_of_file, to_json, write_json
 from slicemill.common.ledger import LEDGER, Ledger
-from slicemill.common.locks import claimed, claimed_in_turn
+from slicemill.common.locks import try_claim, wait_for_claim
 from slicemill.common.progress import progress
 from slicemill.common.terminal import peak_mib
 from slicemill.ct.formats.nifti.names import files_of
@@ -51,7 +51,7 @@ ASK_AGAIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class IngestOptions:
     """How to run; none of it changes the bytes of a store."""
 
     workers: int = 0
@@ -68,7 +68,7 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class CaseOutcome:
     """How one case ended."""
 
     case_id: str
@@ -88,7 +88,7 @@ class Outcome:
 class Report:
     """How an ingest ended: every case is accounted for."""
 
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[CaseOutcome, ...]
     seconds: float
     problem: str = ""
     """Why the tables are not up to date, when they are not."""
@@ -100,12 +100,12 @@ class Report:
         return sum(outcome.status in statuses for outcome in self.outcomes)
 
     @property
-    def failures(self) -> list[Outcome]:
+    def failures(self) -> list[CaseOutcome]:
         """Return the cases that are not in the store, with reasons."""
         return [outcome for outcome in self.outcomes if outcome.status in ("failed", "failed before")]
 
 
-def ingest(collection: Collection, store: str | Place, params: Params, options: Options) -> Report:
+def ingest(collection: Collection, store: str | Location, params: Params, options: IngestOptions) -> Report:
     """Bring a collection into a store; the same call again does only what is left.
 
     Raises
@@ -120,10 +120,10 @@ def ingest(collection: Collection, store: str | Place, params: Params, options: 
     cases = [absolute(case) for case in collection.cases]
     if options.shard:
         cases = cases[options.shard[0] :: options.shard[1]]
-    outcomes: list[Outcome] = []
+    outcomes: list[CaseOutcome] = []
     left: list[Task] = []
     for planned in _planned(cases, root, params, options):
-        (outcomes if isinstance(planned, Outcome) else left).append(planned)  # type: ignore[arg-type]
+        (outcomes if isinstance(planned, CaseOutcome) else left).append(planned)  # type: ignore[arg-type]
     ended, bug = _run(left, root, params, options)
     outcomes += ended
     problem = ""
@@ -157,7 +157,9 @@ class Task:
     megabytes: float
 
 
-def _planned(cases: list[CaseFiles], root: Place, params: Params, options: Options) -> Iterator[Outcome | Task]:
+def _planned(
+    cases: list[CaseFiles], root: Location, params: Params, options: IngestOptions
+) -> Iterator[CaseOutcome | Task]:
     """Yield each case's outcome where that is known, else what is to be done."""
     store = open_store(root)
     present = set(store.case_ids)
@@ -168,12 +170,12 @@ def _planned(cases: list[CaseFiles], root: Place, params: Params, options: Optio
         there = case.case_id in present
         if there and not options.overwrite:
             if done.get(case.case_id, {}).get("stamp") == stamp and not options.rehash:
-                yield Outcome(case_id=case.case_id, status="unchanged")
+                yield CaseOutcome(case_id=case.case_id, status="unchanged")
                 continue
             there = _is_readable(store, case.case_id, params)
         elif _failed_for_good(failed.get(case.case_id, {}), stamp) and not (options.retry_failed or options.overwrite):
             reason = failed[case.case_id].get("reason", "")
-            yield Outcome(case_id=case.case_id, status="failed before", reason=reason)
+            yield CaseOutcome(case_id=case.case_id, status="failed before", reason=reason)
             continue
         yield Task(
             case=case,
@@ -183,7 +185,7 @@ def _planned(cases: list[CaseFiles], root: Place, params: Params, options: Optio
         )
 
 
-def identity(root: Place, case_id: str) -> str | None:
+def identity(root: Location, case_id: str) -> str | None:
     """Return what tells a stored case apart from one that another run puts in its place; None where there is none."""
     try:
         status = (root / GROUP / case_id / DOCUMENT).stat()
@@ -197,7 +199,7 @@ def _failed_for_good(line: dict[str, Any], stamp: dict[str, Any]) -> bool:
     return line.get("stamp") == stamp and not line.get("passing", False)
 
 
-def settle_params(root: Place, params: Params, *, overwrite: bool) -> None:
+def settle_params(root: Location, params: Params, *, overwrite: bool) -> None:
     """Write into a store's own document what all its cases are ingested with, or compare with what stands there.
 
     Raises
@@ -206,7 +208,7 @@ def settle_params(root: Place, params: Params, *, overwrite: bool) -> None:
         The store was begun with other parameters.
     """
     document = root / GROUP / DOCUMENT
-    with claimed_in_turn(root, PARAMS):
+    with wait_for_claim(root, PARAMS):
         attribute = read_document(root / GROUP).get("attributes", {}).get(ATTRIBUTE, {})
         stored = attribute.get("params") if isinstance(attribute, dict) else None
         if stored == params.as_json():
@@ -243,7 +245,7 @@ def _is_readable(store: Store, case_id: str, params: Params) -> bool:
 def stamp_of(case: CaseFiles, params: Params) -> dict[str, Any]:
     """Return what tells whether a case must be done again: size and time of its files, and the parameters."""
 
-    def mark(path: Place | None) -> list[int] | None:
+    def mark(path: Location | None) -> list[int] | None:
         if path is None:
             return None
         try:
@@ -260,35 +262,35 @@ def stamp_of(case: CaseFiles, params: Params) -> dict[str, Any]:
     }
 
 
-def run_case(task: Task, params: Params, root: Place, threads: int) -> Outcome:
+def run_case(task: Task, params: Params, root: Location, threads: int) -> CaseOutcome:
     """Claim one case and convert it, or find it unchanged; every reason that is the user's to mend becomes an outcome."""
     case = task.case
     try:
-        with claimed(root, case.case_id) as claim:
+        with try_claim(root, case.case_id) as claim:
             if claim is None:
-                return Outcome(case_id=case.case_id, status="claimed")
+                return CaseOutcome(case_id=case.case_id, status="claimed")
             stamp = stamp_of(case, params)
             # another run may have done it since this one began
             done_since = identity(root, case.case_id) not in (task.seen, None)
             if (task.compare or done_since) and _same_content(case, params, root):
-                return Outcome(case_id=case.case_id, status="unchanged", stamp=stamp)
+                return CaseOutcome(case_id=case.case_id, status="unchanged", stamp=stamp)
             info = convert_case(case, params, root, threads=threads, still_ours=claim.held)
             if stamp_of(case, params) != stamp:
                 reason = f"{case.image}: changed, or its mask did, while it was read; the next run does it again."
-                return Outcome(case_id=case.case_id, status="failed", reason=reason, passing=True, stamp=stamp)
+                return CaseOutcome(case_id=case.case_id, status="failed", reason=reason, passing=True, stamp=stamp)
     except InputError as error:
         passing = isinstance(error, ReadError | StoreError)
-        return Outcome(
+        return CaseOutcome(
             case_id=case.case_id, status="failed", reason=str(error), passing=passing, stamp=stamp_of(case, params)
         )
     except OSError as error:
         reason = f"{error.filename or root}: {error.strerror or error}."
-        return Outcome(case_id=case.case_id, status="failed", reason=reason, passing=True)
+        return CaseOutcome(case_id=case.case_id, status="failed", reason=reason, passing=True)
     except MemoryError:
         reason = f"{case.image}: not enough memory to read it; use fewer --workers, or machines with more."
-        return Outcome(case_id=case.case_id, status="failed", reason=reason, passing=True)
+        return CaseOutcome(case_id=case.case_id, status="failed", reason=reason, passing=True)
     slices, ny, nx = info.shape
-    return Outcome(
+    return CaseOutcome(
         case_id=case.case_id,
         status="done",
         slices=slices,
@@ -299,14 +301,14 @@ def run_case(task: Task, params: Params, root: Place, threads: int) -> Outcome:
     )
 
 
-def _same_content(case: CaseFiles, params: Params, root: Place) -> bool:
+def _same_content(case: CaseFiles, params: Params, root: Location) -> bool:
     try:
         info = case_in(root, case.case_id).info
     except StoreError:
         return False
     pairs = ((case.image, info.image), (case.mask, info.mask))
 
-    def same(path: Place | None, source: SourceFile | None) -> bool:
+    def same(path: Location | None, source: SourceFile | None) -> bool:
         if path is None or source is None:
             return path is None and source is None
         return sha256_of_file(*files_of(path)) == source.sha256
@@ -315,7 +317,9 @@ def _same_content(case: CaseFiles, params: Params, root: Place) -> bool:
     return known and all(same(path, source) for path, source in pairs)
 
 
-def _run(left: list[Task], root: Place, params: Params, options: Options) -> tuple[list[Outcome], BaseException | None]:
+def _run(
+    left: list[Task], root: Location, params: Params, options: IngestOptions
+) -> tuple[list[CaseOutcome], BaseException | None]:
     """Return what became of every task, and the first thing that went wrong against all rules."""
     if not left:
         return [], None
@@ -325,7 +329,7 @@ def _run(left: list[Task], root: Place, params: Params, options: Options) -> tup
     spare = 1 if options.scheduler else len(os.sched_getaffinity(0)) // workers
     threads = options.threads or min(max(1, spare), AUTO_THREADS)
     ledgers = {False: Ledger(root / LEDGER), True: Ledger(root / FAILURES)}
-    outcomes: list[Outcome] = []
+    outcomes: list[CaseOutcome] = []
     bug: BaseException | None = None
     with _client(options, workers) as client, progress("ingest", total, "MB") as advance:
         start = time.perf_counter()
@@ -346,8 +350,8 @@ def _run(left: list[Task], root: Place, params: Params, options: Options) -> tup
 
 
 def _outcomes(
-    client: Any, left: list[Task], settings: tuple[Params, Place, int]
-) -> Iterator[tuple[Task, Outcome, BaseException | None]]:
+    client: Any, left: list[Task], settings: tuple[Params, Location, int]
+) -> Iterator[tuple[Task, CaseOutcome, BaseException | None]]:
     """Yield what becomes of each task, with the bug that ended it if one did, in the order in which they end.
 
     A task whose case is claimed elsewhere comes again; one whose result died with its worker is done again.
@@ -394,7 +398,7 @@ def _answers(client: Any) -> bool:
     return bool(client.status == "running")
 
 
-def _pace(outcomes: list[Outcome], seconds: float) -> str:
+def _pace(outcomes: list[CaseOutcome], seconds: float) -> str:
     """Return slices and bytes of voxels a second, and how many cases failed so far."""
     slices = sum(outcome.slices for outcome in outcomes)
     gigabytes = sum(outcome.voxel_bytes for outcome in outcomes) / 1e9
@@ -402,7 +406,7 @@ def _pace(outcomes: list[Outcome], seconds: float) -> str:
     return f"{slices / seconds:,.0f} slices/s, {gigabytes / seconds:.2f} GB/s of voxels, {failed} failed"
 
 
-def _ended(case_id: str, future: Any) -> tuple[Outcome | None, BaseException | None]:
+def _ended(case_id: str, future: Any) -> tuple[CaseOutcome | None, BaseException | None]:
     """Return the outcome of a task, None where it died with the worker that kept it or with the scheduler; and the bug, if one ended it."""
     from distributed.scheduler import KilledWorker
 
@@ -421,10 +425,10 @@ def _ended(case_id: str, future: Any) -> tuple[Outcome | None, BaseException | N
         )
     else:
         reason = f"a bug, please report it: {type(error).__name__}: {error}"
-    return Outcome(case_id=case_id, status="failed", reason=f"{case_id}: {reason}", passing=True), error
+    return CaseOutcome(case_id=case_id, status="failed", reason=f"{case_id}: {reason}", passing=True), error
 
 
-def _untold(task: Task, client: Any) -> Outcome:
+def _untold(task: Task, client: Any) -> CaseOutcome:
     """Return the outcome of a task of which no one can tell how it ended."""
     case_id = task.case.case_id
     reason = f"{case_id}: the Dask scheduler is gone; run the same command again with one that answers."
@@ -432,10 +436,10 @@ def _untold(task: Task, client: Any) -> Outcome:
         reason = (
             f"{case_id}: {TIMES_LOST + 1} workers died before they could tell how it ended; run the same command again."
         )
-    return Outcome(case_id=case_id, status="failed", reason=reason, passing=True)
+    return CaseOutcome(case_id=case_id, status="failed", reason=reason, passing=True)
 
 
-def _record(case: CaseFiles, params: Params, outcome: Outcome) -> dict[str, Any]:
+def _record(case: CaseFiles, params: Params, outcome: CaseOutcome) -> dict[str, Any]:
     """Return an outcome's line of the ledger of what is done, or of that of what failed."""
     record: dict[str, Any] = {"case_id": case.case_id, "stamp": outcome.stamp or stamp_of(case, params)}
     if outcome.status == "failed":
@@ -450,7 +454,7 @@ def _megabytes(stamp: dict[str, Any]) -> float:
 
 
 @contextlib.contextmanager
-def _client(options: Options, workers: int) -> Iterator[Any]:
+def _client(options: IngestOptions, workers: int) -> Iterator[Any]:
     """Yield a Dask client: of the scheduler asked for, or of processes here, one thread each."""
     from distributed import Client, LocalCluster
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from slicemill.common.errors import ConfigError, UsageError
-from slicemill.common.options import finite
-from slicemill.common.terminal import errors_shown, say, table
+from slicemill.common.options import require_finite
+from slicemill.common.terminal import format_table, print_line, report_errors
 
 if TYPE_CHECKING:
     from slicemill.measure.evaluation.evaluate import Evaluation
@@ -34,7 +34,7 @@ def evaluate(
         ),
     ] = "corrected",
     tolerance_mm: Annotated[
-        float, typer.Option(callback=finite, help="Tolerance of the surface Dice, mm.", min=0)
+        float, typer.Option(callback=require_finite, help="Tolerance of the surface Dice, mm.", min=0)
     ] = 2.0,
     against: Annotated[
         Path | None,
@@ -47,7 +47,7 @@ def evaluate(
     slicemill evaluate segmented/ lits/ --out scores/
     slicemill evaluate segmented/ lits/ --out scores/ --against other/
     """
-    with errors_shown():
+    with report_errors():
         from functools import partial
 
         from slicemill.ct.labels import parse_labels
@@ -63,7 +63,7 @@ def evaluate(
         _show(evaluation)
         scores = totals(evaluation)
         for line in describe(scores):
-            say(line)
+            print_line(line)
         if out is not None and evaluation.cases:
             save(out / "evaluation.png", evaluation_figure(evaluation, scores))
         if against is not None:
@@ -71,7 +71,7 @@ def evaluate(
                 check_reports(pair_up(against, references).pairs, evaluation.labels)
             other = scored(against, references, None, evaluation.labels)
             for name, reason in other.failures:
-                say(f"failed: {against / name}: {reason}")
+                print_line(f"failed: {against / name}: {reason}")
             _show_comparison(evaluation, other, out)
         _end(evaluation, out)
         if evaluation.failures or (against is not None and other.failures):
@@ -89,15 +89,15 @@ def _check(mode: str, *places: Path | None) -> None:
 def _end(evaluation: "Evaluation", out: Path | None) -> None:
     """Print what was left out."""
     for name, reason in evaluation.failures:
-        say(f"failed: {name}: {reason}")
+        print_line(f"failed: {name}: {reason}")
     for name in evaluation.alone:
-        say(f"left out: {name}: no reference has its name")
-    say(
+        print_line(f"left out: {name}: no reference has its name")
+    print_line(
         f"{len(evaluation.cases)} cases compared, {len(evaluation.failures)} failed; {len(evaluation.missing)} references without a prediction"
     )
-    say(f"peak memory of a process: {evaluation.peak_mib:,.0f} MiB")
+    print_line(f"peak memory of a process: {evaluation.peak_mib:,.0f} MiB")
     if out is not None:
-        say(f"tables and pictures: {out}")
+        print_line(f"tables and pictures: {out}")
 
 
 def _show(evaluation: "Evaluation") -> None:
@@ -107,8 +107,8 @@ def _show(evaluation: "Evaluation") -> None:
     rows = [case_row(case, evaluation.rules) for case in evaluation.cases]
     if rows:
         shown = ["case_id", *(key for key in rows[0] if key.startswith(SCREEN) or "lesions" in key)]
-        say(table(shown, [[row[key] for key in shown] for row in rows]))
-        say()
+        print_line(format_table(shown, [[row[key] for key in shown] for row in rows]))
+        print_line()
 
 
 def _show_comparison(evaluation: "Evaluation", other: "Evaluation", out: Path | None) -> None:
@@ -116,11 +116,11 @@ def _show_comparison(evaluation: "Evaluation", other: "Evaluation", out: Path | 
     from slicemill.measure.evaluation.two_runs import comparison, write_comparison
 
     rows = comparison(evaluation, other) if out is None else write_comparison(out, evaluation, other)
-    say(table(list(rows[0]), [list(row.values()) for row in rows]))
-    say(
+    print_line(format_table(list(rows[0]), [list(row.values()) for row in rows]))
+    print_line(
         "difference: this run - the other; interval: 95 % over draws of cases; p: Wilcoxon's signed-rank test, two-sided"
     )
-    say()
+    print_line()
 
 
 def froc(
@@ -138,7 +138,7 @@ def froc(
 
     slicemill froc results.csv annotations.csv --scans seriesuids.csv --excluded annotations_excluded.csv
     """
-    with errors_shown():
+    with report_errors():
         from slicemill.common.files import write_json
         from slicemill.measure.evaluation.froc import luna16
 
@@ -148,20 +148,20 @@ def froc(
                 f"{annotations}: has no finding in the scans that {scans} lists; there is nothing to find."
             )
         rates = ("sensitivity_between", "sensitivity_at_or_above")
-        say(
-            table(
+        print_line(
+            format_table(
                 ["false positives a scan", *(f"{rate:g}" for rate in found["rates"])],
                 [[name, *found[name]] for name in rates],
             )
         )
         low, high = found["cpm_interval"]
-        say(
+        print_line(
             f"CPM {found['cpm']:.4f} by a line between points (95 % interval {low:.4f} to {high:.4f} over draws of scans)"
         )
-        say(
+        print_line(
             f"CPM {found['cpm_at_or_above']:.4f} at the first point at or above each rate; {found['cpm_of_mean_curve']:.4f} of the draws' mean curve"
         )
-        say(
+        print_line(
             f"{found['findings']} findings in {found['scans']} scans; {found['candidates_of_unlisted_scans']} candidates in unlisted scans"
         )
         if out is not None:
@@ -171,7 +171,7 @@ def froc(
 
             write_json(out / "froc.json", found)
             save(out / "froc.png", figure_of([partial(draw_froc, record=found)]))
-            say(f"curve: {out / 'froc.json'}, {out / 'froc.png'}")
+            print_line(f"curve: {out / 'froc.json'}, {out / 'froc.png'}")
 
 
 def measure(
@@ -193,7 +193,7 @@ def measure(
         slicemill measure segmented/ --image scans/ --out lesions/
         slicemill measure store/ --out lesions/ --workers 8
     """
-    with errors_shown():
+    with report_errors():
         from slicemill.ct.labels import parse_labels
         from slicemill.measure.lesions.jobs import gather, left_out, run
 
@@ -205,17 +205,17 @@ def measure(
         jobs = gather(masks, image, parse_labels(labels) if labels else None)
         outcomes = run(jobs, out, workers=workers, overwrite=overwrite)
         for file in left_out(masks):
-            say(
+            print_line(
                 f"left out: {file}: other names here say mask, and this one does not; if it is one, measure it by itself"
             )
         for outcome in outcomes:
             if outcome.status == "failed":
-                say(f"failed: {outcome.name}: {outcome.reason}")
+                print_line(f"failed: {outcome.name}: {outcome.reason}")
         counts = {status: sum(one.status == status for one in outcomes) for status in ("done", "skipped", "failed")}
-        say(
+        print_line(
             f"{len(jobs)} cases: {counts['done']} done, {counts['skipped']} skipped (done before), {counts['failed']} failed"
         )
-        say(f"tables: {out / 'cases.csv'}, {out / 'lesions.csv'}; page: {out / 'report.html'}")
+        print_line(f"tables: {out / 'cases.csv'}, {out / 'lesions.csv'}; page: {out / 'report.html'}")
         if counts["failed"]:
             raise SystemExit(1)
 
@@ -237,7 +237,7 @@ def compare(
 
     slicemill compare first.nii.gz second.nii.gz --labels liver=1,tumor=2 --out change/
     """
-    with errors_shown():
+    with report_errors():
         from slicemill.ct.labels import parse_labels
         from slicemill.measure.followup.page import write_comparison
         from slicemill.measure.followup.recist import compared, time_point
@@ -254,20 +254,20 @@ def compare(
             points.append(time_point(cases[-1].volume))
         found = compared(points[0], points[1], align)  # type: ignore[arg-type]
         if found["lesions"]:
-            say(table(list(found["lesions"][0]), [list(one.values()) for one in found["lesions"]]))
-            say()
+            print_line(format_table(list(found["lesions"][0]), [list(one.values()) for one in found["lesions"]]))
+            print_line()
         recist = found["recist"]
-        say(
+        print_line(
             f"tumor volume: {_shown(found['baseline']['tumor_ml'])} to {_shown(found['followup']['tumor_ml'])} ml; aligned by {align}"
         )
-        say(
+        print_line(
             f"RECIST 1.1 category, computed: {recist['category']}; sum of {recist['targets']} target diameters "
             f"{recist['baseline_sum_mm']:.1f} to {recist['followup_sum_mm']:.1f} mm; {recist['new_lesions']} new lesions"
         )
-        say(found["note"])
+        print_line(found["note"])
         if out is not None:
             write_comparison(out, found, (points[0], points[1]), [source_of(case) for case in cases])
-            say(f"page: {out / 'compare.html'}; record: {out / 'compare.json'}")
+            print_line(f"page: {out / 'compare.html'}; record: {out / 'compare.json'}")
 
 
 def describe(scores: dict[str, Any]) -> list[str]:
@@ -278,7 +278,7 @@ def describe(scores: dict[str, Any]) -> list[str]:
     ]
     if answers:
         lines += [
-            table(["tumor yes/no", "with", "without", "accuracy", "sensitivity", "specificity", "AUC"], answers),
+            format_table(["tumor yes/no", "with", "without", "accuracy", "sensitivity", "specificity", "AUC"], answers),
             f"AUC: ranked by {scores['tumor_ranked_by']}",
             "",
         ]
@@ -298,7 +298,7 @@ def _regions(scores: dict[str, Any]) -> list[str]:
             f"neither mask has it in {row['cases_without_region']}, no distances in {row['cases_without_distances']}"
         )
         lines += [
-            table([name, "value", "95 % from", "to", "cases"], figures),
+            format_table([name, "value", "95 % from", "to", "cases"], figures),
             f"{name}: {scores['cases']} cases, {without}; {scores['empty_regions']}",
             "",
         ]
@@ -334,10 +334,10 @@ def _lesions(scores: dict[str, Any]) -> list[str]:
         sizes += [(name, size, *counts.values()) for size, counts in row["by_size"].items()]
     curve = lesions["froc"]
     return [
-        table(["lesions", "found", "false", "missed", "precision", "recall", "F1"], rows),
+        format_table(["lesions", "found", "false", "missed", "precision", "recall", "F1"], rows),
         f"cases without lesions: {lesions['overlap_above_0']['cases_without_reference_lesion']}; their false lesions count in precision",
         "",
-        table(["lesions", "size", "found", "references", "false", "F1"], sizes),
+        format_table(["lesions", "size", "found", "references", "false", "F1"], sizes),
         f"sizes: {lesions['overlap_above_0']['sizes']}; false ones by their own size",
         "",
         f"lesion CPM {_shown(curve['cpm'])}, ranked by {curve['score']}: {curve['hit']}; scans without lesions count",

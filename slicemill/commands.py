@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from slicemill.common.options import finite
-from slicemill.common.terminal import errors_shown, say
+from slicemill.common.options import require_finite
+from slicemill.common.terminal import print_line, report_errors
 
 
 def phantom(
@@ -19,14 +19,14 @@ def phantom(
 
     slicemill phantom phantoms/ --cases 12
     """
-    with errors_shown():
+    with report_errors():
         from slicemill.common.progress import progress
         from slicemill.ct.phantom import write_collection
 
         with progress("phantoms", cases, "cases") as advance:
             for image, _ in write_collection(folder, cases=cases, size=size, seed=seed):
                 advance(1, image.name)
-        say(f"{cases} synthetic CTs with masks (1 liver, 2 tumor): {folder}")
+        print_line(f"{cases} synthetic CTs with masks (1 liver, 2 tumor): {folder}")
 
 
 def demo(
@@ -34,7 +34,7 @@ def demo(
     data: Annotated[Path | None, typer.Option(help="A collection of your own, instead of phantoms.")] = None,
     labels: Annotated[str | None, typer.Option(help="Names of its label values, like tumor=1.")] = None,
     cases: Annotated[int, typer.Option(help="Phantoms to make.", min=12)] = 36,
-    max_minutes: Annotated[float, typer.Option(callback=finite, help="Training time.")] = 4.0,
+    max_minutes: Annotated[float, typer.Option(callback=require_finite, help="Training time.")] = 4.0,
     config: Annotated[Path | None, typer.Option(help="Settings of the training, as TOML.")] = None,
     seed: Annotated[int, typer.Option(help="Of phantoms, split and training.")] = 0,
     provider: Annotated[str, typer.Option(help="Execution provider of the inference.")] = "auto",
@@ -44,7 +44,7 @@ def demo(
     slicemill demo
     slicemill demo --data sarcoma/ --labels tumor=1 --out real --max-minutes 25
     """
-    with errors_shown():
+    with report_errors():
         from slicemill.demo import Way, goals, whole_way
 
         summary = whole_way(
@@ -62,22 +62,22 @@ def demo(
         if data is None:
             missed = goals(summary)
             for reason in missed:
-                say(f"goal missed: {reason}; a slow machine needs more --max-minutes")
+                print_line(f"goal missed: {reason}; a slow machine needs more --max-minutes")
             if missed:
                 raise SystemExit(1)
-            say("goals met: tumor Dice at least 0.15 above the threshold's, liver Dice at least 0.90")
+            print_line("goals met: tumor Dice at least 0.15 above the threshold's, liver Dice at least 0.90")
 
 
 def doctor() -> None:
     """Say what this machine has, which providers really start, and what to repair; exit 1 when something is."""
-    with errors_shown():
+    with report_errors():
         from slicemill.doctor import examine
 
         lines, repairs = examine()
         for line in lines:
-            say(line)
+            print_line(line)
         for repair in repairs:
-            say(f"REPAIR     {repair}")
+            print_line(f"REPAIR     {repair}")
         if repairs:
             raise SystemExit(1)
-        say("nothing to repair")
+        print_line("nothing to repair")

@@ -18,8 +18,8 @@ import numpy as np
 from slicemill.baseline import Baseline, threshold_baseline
 from slicemill.common.errors import ConfigError, InputError
 from slicemill.common.files import write_json
-from slicemill.common.machine import card
-from slicemill.common.terminal import say, table
+from slicemill.common.machine import machine_info
+from slicemill.common.terminal import format_table, print_line
 from slicemill.ct.labels import format_labels
 from slicemill.ct.naming import name_of
 from slicemill.ct.overlap import mean_of
@@ -93,7 +93,7 @@ def whole_way(way: Way) -> dict[str, Any]:
         "scores": {key: evaluation[key] for key in ("regions", "tumor_by_case", "tumor_by_slice", "by_case")},
         "baseline": baseline.as_json(),
         "where_there_is_tumor": where_there_is_tumor(evaluation["by_case"], evaluation["tumor"], baseline),
-        "machine": card(),
+        "machine": machine_info(),
     }
     write_json(out / "summary.json", summary)
     show(summary, baseline, out)
@@ -103,7 +103,7 @@ def whole_way(way: Way) -> dict[str, Any]:
 def command(*words: object, may_fail: bool = False) -> None:
     """Type a slicemill command, as a user would."""
     arguments = [str(word) for word in words]
-    say(f"\n$ slicemill {shlex.join(arguments)}")
+    print_line(f"\n$ slicemill {shlex.join(arguments)}")
     done = subprocess.run([sys.executable, "-m", "slicemill", *arguments], check=False)  # noqa: S603 (our own command)
     if done.returncode and not (may_fail and done.returncode == 1):
         raise InputError(
@@ -154,20 +154,24 @@ def show(summary: dict[str, Any], baseline: Baseline, out: Path) -> None:
     rows.append(
         (f"tumor, HU band {baseline.low}..{baseline.high}", baseline.dice_per_case, baseline.dice_global, None, None)
     )
-    say(
+    print_line(
         f"\n{cases['test']} cases that training never saw ({cases['train']} trained on, {cases['validation']} chose the checkpoint):\n"
     )
-    say(table(["", "Dice per case", "Dice global", "precision", "recall"], rows))
+    print_line(format_table(["", "Dice per case", "Dice global", "precision", "recall"], rows))
     there = summary["where_there_is_tumor"]
-    say(
+    print_line(
         f"\nwhere there is tumor ({there['cases']} cases), mean tumor Dice: network {there['network']:.3f}, HU band {there['baseline']:.3f}"
     )
-    say("(the band is the best for the training cases and is told where the reference organ is, if there is one)\n")
+    print_line(
+        "(the band is the best for the training cases and is told where the reference organ is, if there is one)\n"
+    )
     answers = [
         (f"by {part}", *scores[f"tumor_by_{part}"].values()) for part in ("case", "slice") if scores[f"tumor_by_{part}"]
     ]
-    say(table(["tumor yes/no", "with", "without", "accuracy", "sensitivity", "specificity", "AUC"], answers))
-    say(f"\n{summary['minutes']} minutes in all. What to look at:")
+    print_line(
+        format_table(["tumor yes/no", "with", "without", "accuracy", "sensitivity", "specificity", "AUC"], answers)
+    )
+    print_line(f"\n{summary['minutes']} minutes in all. What to look at:")
     for what, path in (
         ("manifest", "store/manifest.csv"),
         ("collection", "preview.png"),
@@ -178,7 +182,7 @@ def show(summary: dict[str, Any], baseline: Baseline, out: Path) -> None:
         ("error pictures and scores", "scores"),
         ("this summary", "summary.json"),
     ):
-        say(f"  {what:32}{out / path}")
+        print_line(f"  {what:32}{out / path}")
 
 
 def where_there_is_tumor(rows: list[dict[str, Any]], tumor: str, baseline: Baseline) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from slicemill.common.machine import card
+from slicemill.common.machine import machine_info
 
 TINY_MODEL = bytes.fromhex(
     "080812003a330a0c0a0178120179220452656c751201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a001011"
@@ -19,7 +19,7 @@ PRIVACY = (
 
 def examine() -> tuple[list[str], list[str]]:
     """Return the lines to show, and the repairs that are needed."""
-    machine = card()
+    machine = machine_info()
     lines = [
         f"processor  {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB memory",
         f"disk       {free_gb(Path.cwd()):,.0f} GB free here, {free_gb(Path(tempfile.gettempdir())):,.0f} GB in {tempfile.gettempdir()}",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from slicemill.common.terminal import bar_levels, errors_shown, say, table
+from slicemill.common.terminal import bar_characters, format_table, print_line, report_errors
 
 store = typer.Typer(
     name="store",
@@ -20,12 +20,12 @@ StorePath = Annotated[str, typer.Argument(help="Folder of the slice store.")]
 @store.command()
 def info(path: StorePath) -> None:
     """Say what a store holds: cases, slices, size, labels, spacing, tumor statistics, warnings."""
-    with errors_shown():
+    with report_errors():
         from slicemill.store.info import describe
         from slicemill.store.reader import open_store
 
-        for line in describe(open_store(path), bar_levels(sys.stdout.encoding)):
-            say(line)
+        for line in describe(open_store(path), bar_characters(sys.stdout.encoding)):
+            print_line(line)
 
 
 @store.command()
@@ -36,7 +36,7 @@ def manifest(
     ] = False,
 ) -> None:
     """Print the manifest: one row a case."""
-    with errors_shown():
+    with report_errors():
         from slicemill.store.tables import MAIN_COLUMNS, read_table
 
         rows = read_table(path, "manifest")
@@ -48,9 +48,9 @@ def manifest(
             writer = DictWriter(stream, fieldnames=list(rows[0]) if rows else ["case_id"])
             writer.writeheader()
             writer.writerows(rows)
-            say(stream.getvalue().rstrip("\r\n"))
+            print_line(stream.getvalue().rstrip("\r\n"))
         else:
-            say(table(MAIN_COLUMNS, [[row.get(column) for column in MAIN_COLUMNS] for row in rows]))
+            print_line(format_table(MAIN_COLUMNS, [[row.get(column) for column in MAIN_COLUMNS] for row in rows]))
 
 
 @store.command()
@@ -62,14 +62,14 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file when it is there already.")] = False,
 ) -> None:
     """Write a case back as NIfTI: voxels, axis order and header geometry of the file that it came from."""
-    with errors_shown():
+    with report_errors():
         from slicemill.store.reader import open_store
         from slicemill.store.to_nifti import export_case
 
         stored = open_store(path)[case]
         export_case(stored, out, array="label" if mask else "image", overwrite=overwrite)
         nz, ny, nx = stored.info.shape
-        say(f"{'segmentation' if mask else 'image'} of {case}, {nz} slices of {ny}x{nx}: {out}")
+        print_line(f"{'segmentation' if mask else 'image'} of {case}, {nz} slices of {ny}x{nx}: {out}")
 
 
 @store.command(name="export-slices")
@@ -95,7 +95,7 @@ def export_slices(
 
     Run the same command again and only cases that are missing or changed are written.
     """
-    with errors_shown():
+    with report_errors():
         from slicemill.store.reader import open_store
         from slicemill.store.to_slices import TABLE, form_of
         from slicemill.store.to_slices import export_slices as run
@@ -105,9 +105,9 @@ def export_slices(
         report = run(opened, out, form_of(form, window, only_labeled=only_labeled), case_ids, workers)
         for outcome in report.outcomes:
             if outcome.status == "failed":
-                say(f"failed: {outcome.case_id}: {outcome.reason}")
+                print_line(f"failed: {outcome.case_id}: {outcome.reason}")
         counts = [f"{report.count(status)} {status}" for status in ("done", "skipped", "failed")]
-        say(f"{len(case_ids)} cases: {', '.join(counts)}; {report.slices:,} slices in {out / TABLE}")
+        print_line(f"{len(case_ids)} cases: {', '.join(counts)}; {report.slices:,} slices in {out / TABLE}")
         if report.count("failed"):
             raise SystemExit(1)
 
@@ -115,10 +115,12 @@ def export_slices(
 @store.command()
 def reindex(path: StorePath) -> None:
     """Build manifest, slice and lesion tables anew from the cases (after ingest --shard, or when a table is damaged)."""
-    with errors_shown():
+    with report_errors():
         from slicemill.store.tables import reindex as build
 
-        say(f"{len(build(path))} cases in manifest.parquet, manifest.csv, slices.parquet and lesions.parquet of {path}")
+        print_line(
+            f"{len(build(path))} cases in manifest.parquet, manifest.csv, slices.parquet and lesions.parquet of {path}"
+        )
 
 
 @store.command()
@@ -130,10 +132,10 @@ def verify(
     workers: Annotated[int, typer.Option(help="Cases read at a time; 0 is one per core.", min=0)] = 0,
 ) -> None:
     """Read every chunk and checksum, count again, compare with the source; name what differs, and exit 1 if anything does."""
-    with errors_shown():
+    with report_errors():
         import os
 
-        from slicemill.common.files import place_of
+        from slicemill.common.files import parse_location
         from slicemill.common.progress import progress
         from slicemill.store.reader import open_store
         from slicemill.store.verify import verify as run
@@ -141,10 +143,10 @@ def verify(
         opened = open_store(path)
         cores = workers or len(os.sched_getaffinity(0))
         with progress("verify", len(opened), "cases") as advance:
-            problems = run(opened, None if source is None else place_of(source), workers=cores, advance=advance)
+            problems = run(opened, None if source is None else parse_location(source), workers=cores, advance=advance)
         for problem in problems:
-            say(f"problem: {problem}")
-        say(
+            print_line(f"problem: {problem}")
+        print_line(
             f"{len(opened)} cases read whole{' and compared with the source' if source else ''}: {len(problems)} problems"
         )
         if problems:
@@ -161,20 +163,20 @@ def preview(
     columns: Annotated[int, typer.Option(help="Slices per case.", min=1, max=12)] = 4,
 ) -> None:
     """Draw slices of the cases as one picture: organ outlined in blue, tumor in red."""
-    with errors_shown():
-        from slicemill.ct.pictures import montage, save_png, spread
+    with report_errors():
+        from slicemill.ct.pictures import evenly_spaced, montage, save_png
         from slicemill.store.preview import case_tiles
         from slicemill.store.reader import open_store
 
         opened = open_store(path)
-        ids = list(case) if case else spread(opened.case_ids, 8)
+        ids = list(case) if case else evenly_spaced(opened.case_ids, 8)
         tiles = [tile for case_id in ids for tile in case_tiles(opened[case_id], columns)]
         if not tiles:
-            say("the store has no case yet; nothing was drawn")
+            print_line("the store has no case yet; nothing was drawn")
             return
         target = out or opened.root / "preview.png"
         save_png(target, montage(tiles, columns))
-        say(f"preview: {target}")
+        print_line(f"preview: {target}")
 
 
 @store.command()
@@ -186,11 +188,11 @@ def plots(
     ] = None,
 ) -> None:
     """Draw what a collection is like: spacing, slices, HU, and tumor volume, burden, size and number."""
-    with errors_shown():
+    with report_errors():
         from slicemill.store.plots import write_plots
         from slicemill.store.reader import open_store
 
         opened = open_store(path)
         target = out or opened.root / "plots.png"
         write_plots(opened, target)
-        say(f"plots: {target}")
+        print_line(f"plots: {target}")

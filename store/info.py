@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from slicemill.common.files import bytes_below
-from slicemill.common.terminal import bars, counted, extent, short
+from slicemill.common.files import folder_bytes
+from slicemill.common.terminal import count_noun, format_number, format_range, histogram_bars
 from slicemill.ct.labels import Labels, format_labels
 from slicemill.store.reader import Store
 from slicemill.store.tables import manifest_row
@@ -22,7 +22,7 @@ def describe(store: Store, levels: str) -> list[str]:
     Parameters
     ----------
     levels
-        Signs of rising height for the histograms (`slicemill.common.terminal.bar_levels`).
+        Signs of rising height for the histograms (`slicemill.common.terminal.bar_characters`).
     """
     infos = [case.info for case in store]
     rows = [manifest_row(info) for info in infos]
@@ -55,21 +55,23 @@ def histogram(name: str, values: Sequence[float], unit: str, levels: str, *, log
     if not values:
         return []
     if min(values) == max(values):
-        return [line(name, f"{bars(values, levels)}  {short(values[0])} {unit}")]
-    middle = short(statistics.median(values))
+        return [line(name, f"{histogram_bars(values, levels)}  {format_number(values[0])} {unit}")]
+    middle = format_number(statistics.median(values))
     scale = "; log scale" if log else ""
-    return [line(name, f"{bars(values, levels, log=log)}  {extent(values)} {unit}, median {middle}{scale}")]
+    return [
+        line(name, f"{histogram_bars(values, levels, log=log)}  {format_range(values)} {unit}, median {middle}{scale}")
+    ]
 
 
 def describe_size(store: Store, rows: Sequence[Row]) -> list[str]:
     """Return where the store lies, how many cases and slices it has, and its size against that of the voxels."""
     raw = sum(row["nz"] * row["ny"] * row["nx"] * (3 if row["mask_path"] else 2) for row in rows)
-    size = bytes_below(store.root)
+    size = folder_bytes(store.root)
     masks = sum(row["mask_path"] is not None for row in rows)
     patients = len({row["patient_id"] for row in rows})
     return [
         line("store", str(store.root)),
-        line("cases", f"{len(rows):,} of {counted(patients, 'patient')}, {masks:,} with a mask"),
+        line("cases", f"{len(rows):,} of {count_noun(patients, 'patient')}, {masks:,} with a mask"),
         line("slices", f"{sum(row['nz'] for row in rows):,}"),
         line("size", f"{size / 1e6:,.1f} MB for {raw / 1e6:,.1f} MB of voxels ({raw / max(size, 1):.2f} to 1)"),
     ]
@@ -101,7 +103,7 @@ def describe_tumors(rows: Sequence[Row], diameters_mm: Sequence[float], levels: 
     burden = [row["tumor_percent_organ"] for row in tumors if row["tumor_percent_organ"] is not None]
     share = (burden, "% of the organ") if burden else ([row["tumor_percent_scan"] for row in tumors], "% of the scan")
     return [
-        line("tumor", f"in {len(tumors):,} of {counted(len(known), 'case')}, {counted(sum(lesions), 'lesion')}"),
+        line("tumor", f"in {len(tumors):,} of {count_noun(len(known), 'case')}, {count_noun(sum(lesions), 'lesion')}"),
         *histogram("  lesions", lesions, "a case with tumor", levels),
         *histogram("  volume", [row["tumor_volume_ml"] for row in tumors], "ml a case", levels, log=True),
         *histogram("  burden", *share, levels),

@@ -14,7 +14,16 @@ INPUTS: dict[str, str] = {"int16": "int16", "bytes": "uint8"}
 """Forms of the input ``image`` and their types."""
 BYTES_SUFFIX = ".bytes.fp16.onnx"
 """What the name of the flavor for TensorRT ends in, beside the model's own file."""
-SAME = ("labels", "window_hu", "context", "context_spacing_mm", "spacing_mm", "postprocess", "training", "store_sha256")
+SHARED_KEYS = (
+    "labels",
+    "window_hu",
+    "context",
+    "context_spacing_mm",
+    "spacing_mm",
+    "postprocess",
+    "training",
+    "store_sha256",
+)
 """What two flavors of one network say alike."""
 MAX_SIDE = 4096
 MAX_MM = 100.0
@@ -22,7 +31,7 @@ MAX_MM = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
+class PostprocessRules:
     """What a model's metadata ask to be done to its labels."""
 
     largest_organ: bool = False
@@ -47,7 +56,7 @@ class Rules:
         }
 
 
-def rules_from_json(document: object) -> Rules:
+def parse_postprocess_rules(document: object) -> PostprocessRules:
     """Read the rules of a model's metadata; what is absent is off.
 
     Raises
@@ -57,7 +66,7 @@ def rules_from_json(document: object) -> Rules:
     """
     if not isinstance(document, dict):
         raise ModelError(f"its postprocess must be a JSON object of rules; found {document!r}.")
-    known = Rules().as_json()
+    known = PostprocessRules().as_json()
     unknown = set(document) - set(known)
     if unknown:
         raise ModelError(
@@ -65,7 +74,7 @@ def rules_from_json(document: object) -> Rules:
         )
     if any(not isinstance(document.get(name, False), bool) for name in ("largest_organ", "fill_holes")):
         raise ModelError(f"its post-processing {document} must say true or false for largest_organ and fill_holes.")
-    rules = Rules(**document)
+    rules = PostprocessRules(**document)
     reach = 0.0 if rules.tumor_reach_mm is None else rules.tumor_reach_mm
     numbers = (reach, rules.min_lesion_ml, rules.min_lesion_probability)
     if not all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers):
@@ -74,7 +83,7 @@ def rules_from_json(document: object) -> Rules:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelInfo:
+class ModelCard:
     """What a model file says of itself."""
 
     name: str
@@ -98,7 +107,7 @@ class ModelInfo:
     """Whether it takes one slice at a time only, as some networks of others do."""
     unknown: int | None
     """The value of ``label`` that stands for what is no label; None where the graph gives labels only."""
-    rules: Rules
+    rules: PostprocessRules
     """What is done to the labels of a whole scan."""
     metadata: dict[str, Any]
 

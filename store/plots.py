@@ -15,8 +15,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from slicemill.common.errors import ConfigError, UsageError
-from slicemill.common.files import Place, write_bytes
-from slicemill.common.terminal import cell, counted, extent, short
+from slicemill.common.files import Location, write_bytes
+from slicemill.common.terminal import count_noun, format_cell, format_number, format_range
 from slicemill.store.case import CaseInfo
 from slicemill.store.reader import Store
 from slicemill.store.tables import MAIN_COLUMNS, manifest_row
@@ -69,7 +69,7 @@ def gather(infos: Iterable[CaseInfo]) -> Facts:
     return facts
 
 
-def write_plots(store: Store, out: Place) -> None:
+def write_plots(store: Store, out: Location) -> None:
     """Draw a store as ``.png``, or as one ``.html`` page with the main columns of its manifest.
 
     Raises
@@ -139,7 +139,7 @@ def headline(facts: Facts, name: str) -> str:
         tumor = "tumor is marked in none" if any(row["mask_path"] for row in rows) else "no masks"
     else:
         tumor = f"tumor in {len(facts.tumors)} of {len(facts.known)}" + (f", {unmarked} not marked" if unmarked else "")
-    return f"{name}: {counted(len(rows), 'case')} of {counted(patients, 'patient')}, {slices:,} slices; {tumor}"
+    return f"{name}: {count_noun(len(rows), 'case')} of {count_noun(patients, 'patient')}, {slices:,} slices; {tumor}"
 
 
 def draw_spacing(axes: Axes, facts: Facts) -> None:
@@ -148,7 +148,7 @@ def draw_spacing(axes: Axes, facts: Facts) -> None:
     inplane, between = [x for x, _ in places], [z for _, z in places]
     areas = [max(24.0, 600 * count / len(facts.rows)) for count in places.values()]
     axes.scatter(inplane, between, s=areas, color=SCAN_COLOR, alpha=0.5, linewidths=0)
-    axes.set_title(f"spacing: z {extent(between)}, x {extent(inplane)} mm", fontsize=10)
+    axes.set_title(f"spacing: z {format_range(between)}, x {format_range(inplane)} mm", fontsize=10)
     _label(axes, "in a slice (x), mm", "between slices (z), mm")
     axes.set(xlim=(0, max(inplane) * 1.2), ylim=(0, max(between) * 1.2))
     axes.grid(alpha=0.25)
@@ -176,7 +176,7 @@ def draw_hu(axes: Axes, facts: Facts) -> None:
         axes.set_ylim(bottom=0.6)  # a single slice still shows
         axes.locator_params(axis="x", nbins=7)
         axes.legend(fontsize=8, frameon=False)
-        axes.set_title(f"HU of slices: {extent([*lows, *highs])}", fontsize=10)
+        axes.set_title(f"HU of slices: {format_range([*lows, *highs])}", fontsize=10)
     _label(axes, "HU, padding left out", "slices (log)")
 
 
@@ -244,10 +244,10 @@ def _finish(axes: Axes, values: Sequence[float], title: str, unit: str, what: st
 
     middle = statistics.median(values)
     if min(values) == max(values):
-        axes.set_title(f"{title}: {short(middle)}", fontsize=10)
+        axes.set_title(f"{title}: {format_number(middle)}", fontsize=10)
     else:
         axes.axvline(middle, color="0.2", linewidth=1, linestyle="--")
-        axes.set_title(f"{title}: median {short(middle)}, {extent(values)}", fontsize=10)
+        axes.set_title(f"{title}: median {format_number(middle)}, {format_range(values)}", fontsize=10)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.grid(axis="y", alpha=0.25)
     axes.set_axisbelow(True)
@@ -284,7 +284,8 @@ def page(facts: Facts, picture: bytes, name: str) -> bytes:
     left = f"<p>{len(facts.rows) - len(shown):,} more cases stand in manifest.csv.</p>" if shown != facts.rows else ""
     head = "".join(f"<th>{html.escape(column)}</th>" for column in MAIN_COLUMNS)
     body = "\n".join(
-        f"<tr>{''.join(f'<td>{html.escape(cell(row[column]))}</td>' for column in MAIN_COLUMNS)}</tr>" for row in shown
+        f"<tr>{''.join(f'<td>{html.escape(format_cell(row[column]))}</td>' for column in MAIN_COLUMNS)}</tr>"
+        for row in shown
     )
     return PAGE.format(
         title=title, picture=base64.b64encode(picture).decode(), head=head, body=body, left=left

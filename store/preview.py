@@ -3,9 +3,9 @@
 from slicemill.ct.pictures import (
     Tile,
     draw_labels,
+    evenly_spaced,
     gray,
     label_colors,
-    spread,
 )
 from slicemill.store.case import CaseInfo
 from slicemill.store.reader import Case
@@ -27,7 +27,7 @@ def chosen_slices(info: CaseInfo, count: int) -> list[int]:
     """Return the slices worth a look: spread over those with a label (over all where there is none)."""
     voxels = info.slice_stats.voxels
     filled = [z for z in range(info.shape[0]) if any(counts[z] for counts in voxels.values())]
-    chosen = spread(filled or range(info.shape[0]), count)
+    chosen = evenly_spaced(filled or range(info.shape[0]), count)
     tumor = voxels.get(info.labels.tumor or "", []) if info.labels else []
     if any(tumor):
         most = max(range(len(tumor)), key=lambda z: tumor[z])

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from numcodecs import blosc, zstd
 
 from slicemill.common.errors import StoreError
-from slicemill.common.files import Place, place_of
-from slicemill.common.remote import Remote
+from slicemill.common.files import Location, parse_location
+from slicemill.common.remote import RemotePath
 from slicemill.ct.naming import natural_key
 from slicemill.store.cache import SliceCache
 from slicemill.store.case import CaseInfo, case_from_json
@@ -99,8 +99,8 @@ _open_file = lru_cache(maxsize=OPEN_FILES)(_open_for)
 class SliceArray:
     """The slices of one array, any[z, y, x], read one at a time; safe to use from several threads."""
 
-    def __init__(self, folder: Place, name: ArrayName, cache: SliceCache | None = None) -> None:
-        self._cache = cache if isinstance(folder, Remote) else None
+    def __init__(self, folder: Location, name: ArrayName, cache: SliceCache | None = None) -> None:
+        self._cache = cache if isinstance(folder, RemotePath) else None
         self._shard = folder / SHARD
         self._folder = folder
         self._name = name
@@ -164,7 +164,7 @@ class SliceArray:
             _ = self._places  # a shape that the shard cannot hold is refused before memory is taken for it
         if out is None:
             out = np.empty((len(wanted), *self.shape[1:]), dtype=self.dtype)
-        if self.profile is None or not isinstance(self._shard, Remote):
+        if self.profile is None or not isinstance(self._shard, RemotePath):
             for row, z in zip(out, wanted, strict=True):
                 self.read(z, row)
             return out
@@ -246,7 +246,7 @@ class SliceArray:
 
     def _through_zarr(self, z: int) -> npt.NDArray[Any]:
         """Return a slice of another layout; whatever zarr-python raises says that it cannot be read."""
-        if isinstance(self._folder, Remote):
+        if isinstance(self._folder, RemotePath):
             raise StoreError(f"{self._folder}: is not in slicemill's layout; copy it to a local disk to read it.")
         try:
             voxels: npt.NDArray[Any] = self._zarr[z]
@@ -262,7 +262,7 @@ class SliceArray:
 
     def _read(self, offset: int, length: int) -> bytes:
         try:
-            if isinstance(self._shard, Remote):
+            if isinstance(self._shard, RemotePath):
                 data = self._shard.read_range(offset, length)
             else:
                 file = _open_file(self._shard, self._reader)  # held until it was read: another thread may push it out
@@ -275,7 +275,7 @@ class SliceArray:
 
     def _read_end(self, length: int) -> tuple[bytes, int]:
         try:
-            if isinstance(self._shard, Remote):
+            if isinstance(self._shard, RemotePath):
                 return self._shard.read_end(length)
             file = _open_file(self._shard, self._reader)
             size = os.fstat(file.descriptor).st_size
@@ -303,7 +303,7 @@ class SliceArray:
             raise StoreError(f"{self._shard}, slice {z}: {error}") from error
 
 
-def read_document(folder: Place) -> dict[str, Any]:
+def read_document(folder: Location) -> dict[str, Any]:
     """Return a node's ``zarr.json``."""
     try:
         document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
@@ -317,7 +317,7 @@ def read_document(folder: Place) -> dict[str, Any]:
 class Case:
     """One case of a store: what is known of it, and its slices."""
 
-    def __init__(self, folder: Place, cache: SliceCache | None = None) -> None:
+    def __init__(self, folder: Location, cache: SliceCache | None = None) -> None:
         self.image = SliceArray(folder / IMAGE, "image", cache)
         """int16[z, y, x], HU."""
         attributes = read_document(folder).get("attributes")
@@ -343,7 +343,7 @@ class Store:
     >>> store["volume-17"].image[40]                # doctest: +SKIP
     """
 
-    def __init__(self, root: Place, cache: SliceCache | None = None) -> None:
+    def __init__(self, root: Location, cache: SliceCache | None = None) -> None:
         self.root = root
         self._cache = cache
         self._cases: dict[str, Case] = {}
@@ -373,10 +373,10 @@ class Store:
         return self._cases[case_id]
 
 
-def case_ids_in(root: Place) -> Iterator[str]:
+def case_ids_in(root: Location) -> Iterator[str]:
     """Yield the ids of the whole cases of a store, in no order."""
     group = root / GROUP
-    if isinstance(group, Remote):
+    if isinstance(group, RemotePath):
         for place, _ in group.files():
             parts = place.relative_to(group).parts
             if len(parts) == 2 and parts[1] == DOCUMENT:
@@ -387,12 +387,12 @@ def case_ids_in(root: Place) -> Iterator[str]:
             yield folder.name
 
 
-def case_in(root: Place, case_id: str, cache: SliceCache | None = None) -> Case:
+def case_in(root: Location, case_id: str, cache: SliceCache | None = None) -> Case:
     """Open one case of a store whose id is known to be there, without a look at the others."""
     return Case(root / GROUP / case_id, cache)
 
 
-def open_store(url: str | Place, cache: SliceCache | None = None) -> Store:
+def open_store(url: str | Location, cache: SliceCache | None = None) -> Store:
     """Open a slice store for reading; slices that are read one by one from an object store go through the cache.
 
     Raises
@@ -400,7 +400,7 @@ def open_store(url: str | Place, cache: SliceCache | None = None) -> Store:
     StoreError
         There is none at `url`.
     """
-    root = place_of(url)
+    root = parse_location(url)
     if not is_store(root):
         raise StoreError(
             f"{root}: is not a slice store (it has no {GROUP}/{DOCUMENT}); make one with `slicemill ingest`."
@@ -408,6 +408,6 @@ def open_store(url: str | Place, cache: SliceCache | None = None) -> Store:
     return Store(root, cache)
 
 
-def is_store(path: Place) -> bool:
+def is_store(path: Location) -> bool:
     """Return whether a slice store lies at `path`."""
     return (path / GROUP / DOCUMENT).is_file()

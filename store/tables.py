@@ -10,9 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from slicemill.common.errors import StoreError
-from slicemill.common.files import Place, place_of, sha256_of_file, sha256_of_json, write_csv, write_json, written_whole
-from slicemill.common.locks import claimed_in_turn
-from slicemill.common.remote import Remote
+from slicemill.common.files import (
+    Location,
+    atomic_write,
+    parse_location,
+    sha256_of_file,
+    sha256_of_json,
+    write_csv,
+    write_json,
+)
+from slicemill.common.locks import wait_for_claim
+from slicemill.common.remote import RemotePath
 from slicemill.store.case import CaseInfo
 from slicemill.store.layout import CHECKSUMS, DOCUMENT, GROUP, IMAGE, LABEL, LESIONS, MANIFEST, SLICES, TABLES
 from slicemill.store.reader import Store, case_in, open_store
@@ -95,7 +103,7 @@ def flat(record: Row) -> Row:
     return row
 
 
-def reindex(url: str | Place) -> list[Row]:
+def reindex(url: str | Location) -> list[Row]:
     """Build the three tables of a store, and the checksums, from its groups and return the manifest's rows.
 
     Runs take turns. A case that cannot be read is left out of the tables and named when they are written.
@@ -106,7 +114,7 @@ def reindex(url: str | Place) -> list[Row]:
         A case cannot be read.
     """
     root = open_store(url).root
-    with claimed_in_turn(root, TABLES):
+    with wait_for_claim(root, TABLES):
         store = open_store(root)
         derived = [row for row in _derived(store) if row is not None]
         manifest = [row.manifest for row in derived]
@@ -147,7 +155,7 @@ def _derived(store: Store) -> Iterator[_Derived | None]:
             try:
                 info = case_in(store.root, case_id).info
             except StoreError:
-                with claimed_in_turn(store.root, case_id):  # it may just be replaced
+                with wait_for_claim(store.root, case_id):  # it may just be replaced
                     info = case_in(store.root, case_id).info
             lesions = lesion_rows(info)
             return _Derived(
@@ -159,7 +167,7 @@ def _derived(store: Store) -> Iterator[_Derived | None]:
         except (StoreError, OSError):
             return None
 
-    with ThreadPoolExecutor(REMOTE_READERS if isinstance(store.root, Remote) else 1) as pool:
+    with ThreadPoolExecutor(REMOTE_READERS if isinstance(store.root, RemotePath) else 1) as pool:
         yield from pool.map(derive, store.case_ids)
 
 
@@ -168,7 +176,7 @@ def table_names() -> tuple[str, ...]:
     return (f"{MANIFEST}.parquet", f"{MANIFEST}.csv", f"{SLICES}.parquet", f"{LESIONS}.parquet")
 
 
-def case_documents_sha256(root: Place, case_id: str) -> str:
+def case_documents_sha256(root: Location, case_id: str) -> str:
     """Return one hash of a case's Zarr documents: its group's and its arrays'."""
     folder = root / GROUP / case_id
     found = []
@@ -180,7 +188,7 @@ def case_documents_sha256(root: Place, case_id: str) -> str:
     return sha256_of_json(found)
 
 
-def read_table(url: str | Place, name: str) -> list[Row]:
+def read_table(url: str | Location, name: str) -> list[Row]:
     """Return the rows of a table: manifest, slices or lesions.
 
     Raises
@@ -188,7 +196,7 @@ def read_table(url: str | Place, name: str) -> list[Row]:
     StoreError
         The table is not there or cannot be read.
     """
-    path = place_of(url) / f"{name}.parquet"
+    path = parse_location(url) / f"{name}.parquet"
     try:
         rows: list[Row] = pq.read_table(pa.BufferReader(path.read_bytes())).to_pylist()
     except (OSError, pa.ArrowException) as error:
@@ -211,13 +219,13 @@ def _complete(rows: list[Row]) -> list[Row]:
     return [{column: row.get(column) for column in columns} for row in rows]
 
 
-def _write_table(root: Place, name: str, parts: list[pa.Table]) -> None:
+def _write_table(root: Location, name: str, parts: list[pa.Table]) -> None:
     """Write parts that may differ in their columns as one table; what a part lacks is null."""
     whole = pa.table({"case_id": pa.array([], pa.string())})
     if parts:
         whole = pa.concat_tables(parts, promote_options="default").combine_chunks()
         whole = whole.select(_columns([dict.fromkeys(part.column_names) for part in parts]))
-    with written_whole(root / f"{name}.parquet") as aside:
+    with atomic_write(root / f"{name}.parquet") as aside:
         pq.write_table(whole, aside)
 
 

@@ -73,7 +73,7 @@ class Form:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ExportOutcome:
     """How one case ended."""
 
     case_id: str
@@ -85,7 +85,7 @@ class Outcome:
 class Report:
     """What an export did, and what its table now holds."""
 
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[ExportOutcome, ...]
     slices: int
     """Rows of the table, of earlier runs too."""
 
@@ -202,11 +202,11 @@ def _markers(out: Path) -> list[dict[str, Any]]:
     return [marker for _, marker in markers]
 
 
-def _in_threads(work: Callable[[str], Outcome], case_ids: Sequence[str], workers: int) -> list[Outcome]:
+def _in_threads(work: Callable[[str], ExportOutcome], case_ids: Sequence[str], workers: int) -> list[ExportOutcome]:
     """Return the outcomes of all cases, as they end; Ctrl-C leaves those that have not begun."""
-    outcomes: list[Outcome] = []
+    outcomes: list[ExportOutcome] = []
     with ThreadPoolExecutor(workers) as pool, progress("export", len(case_ids), "cases") as advance:
-        futures: list[Future[Outcome]] = [pool.submit(work, case_id) for case_id in case_ids]
+        futures: list[Future[ExportOutcome]] = [pool.submit(work, case_id) for case_id in case_ids]
         try:
             for future in as_completed(futures):
                 outcomes.append(future.result())
@@ -217,14 +217,16 @@ def _in_threads(work: Callable[[str], Outcome], case_ids: Sequence[str], workers
     return outcomes
 
 
-def _outcome(store: Store, case_id: str, out: Path, form: Form) -> Outcome:
+def _outcome(store: Store, case_id: str, out: Path, form: Form) -> ExportOutcome:
     """Export one case; what breaks is its own reason and stops no other."""
     try:
-        return Outcome(case_id=case_id, status="done" if write_case(store[case_id], out, form) else "skipped")
+        return ExportOutcome(case_id=case_id, status="done" if write_case(store[case_id], out, form) else "skipped")
     except InputError as error:
-        return Outcome(case_id=case_id, status="failed", reason=str(error))
+        return ExportOutcome(case_id=case_id, status="failed", reason=str(error))
     except OSError as error:
-        return Outcome(case_id=case_id, status="failed", reason=f"{error.filename or out}: {error.strerror or error}")
+        return ExportOutcome(
+            case_id=case_id, status="failed", reason=f"{error.filename or out}: {error.strerror or error}"
+        )
 
 
 def write_case(case: Case, out: Path, form: Form) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from slicemill.common.errors import InputError
-from slicemill.common.files import Place, read_json, relative, sha256_of_file
+from slicemill.common.files import Location, read_json, relative_path, sha256_of_file
 from slicemill.common.progress import Advance
 from slicemill.ct.naming import find_files
 from slicemill.ct.scan import ScanReader, slab_depth
@@ -24,7 +24,7 @@ from slicemill.store.statistics import Counts
 from slicemill.store.tables import case_documents_sha256, table_names
 
 
-def verify(store: Store, source: Place | None, *, workers: int, advance: Advance) -> list[str]:
+def verify(store: Store, source: Location | None, *, workers: int, advance: Advance) -> list[str]:
     """Return a line for everything that is wrong; none when nothing is.
 
     Parameters
@@ -33,7 +33,7 @@ def verify(store: Store, source: Place | None, *, workers: int, advance: Advance
         The collection that the store was made from, to compare it voxel for voxel; None to leave it.
     """
     problems, written = about_tables(store)
-    files = None if source is None else {relative(path, source): path for path in find_files(source)}
+    files = None if source is None else {relative_path(path, source): path for path in find_files(source)}
 
     def check(case_id: str) -> list[str]:
         return [f"{case_id}: {problem}" for problem in about_case(store, case_id, written, files)]
@@ -73,7 +73,7 @@ def about_tables(store: Store) -> tuple[list[str], dict[str, str]]:
     return problems, cases
 
 
-def about_case(store: Store, case_id: str, written: dict[str, str], files: dict[str, Place] | None) -> Iterator[str]:
+def about_case(store: Store, case_id: str, written: dict[str, str], files: dict[str, Location] | None) -> Iterator[str]:
     """Yield what is wrong with one case."""
     try:
         case = Case(store.root / GROUP / case_id)
@@ -112,7 +112,7 @@ def about_statistics(case: Case) -> Iterator[str]:
         yield "its lesions are not those of its voxels; ingest it again with --overwrite."
 
 
-def about_source(case: Case, files: dict[str, Place]) -> Iterator[str]:
+def about_source(case: Case, files: dict[str, Location]) -> Iterator[str]:
     """Yield what differs between a case and the files it was made from."""
     info = case.info
     image = _found(info.image, files)
@@ -128,12 +128,12 @@ def about_source(case: Case, files: dict[str, Place]) -> Iterator[str]:
             yield from compared(case.label, mask, info, "mask")
 
 
-def _found(source: SourceFile, files: dict[str, Place]) -> Place | str:
+def _found(source: SourceFile, files: dict[str, Location]) -> Location | str:
     """Return the file of that name among those that were found, or why there is none; no path from the store is followed."""
     return files.get(source.name) or f"{source.name}: is not in the collection; is this the --source of the store?"
 
 
-def compared(array: SliceArray, path: Place, info: CaseInfo, kind: Any) -> Iterator[str]:
+def compared(array: SliceArray, path: Location, info: CaseInfo, kind: Any) -> Iterator[str]:
     """Yield how a file differs from an array of the store."""
     source = info.image if kind == IMAGE else info.mask
     with ScanReader(path, kind) as reader:

@@ -29,9 +29,9 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import StoreError
-from slicemill.common.files import Place, place_of, to_json, write_json
-from slicemill.common.locks import CLAIMS, claimed
-from slicemill.common.remote import Remote
+from slicemill.common.files import Location, parse_location, to_json, write_json
+from slicemill.common.locks import CLAIMS, try_claim
+from slicemill.common.remote import RemotePath
 from slicemill.store.case import CaseInfo
 from slicemill.store.layout import (
     ABSENT,
@@ -101,7 +101,7 @@ class CaseWriter:
 
     def __init__(
         self,
-        store: str | Place,
+        store: str | Location,
         case_id: str,
         shape: tuple[int, int, int],
         *,
@@ -110,13 +110,13 @@ class CaseWriter:
         pool: ThreadPoolExecutor | None = None,
     ) -> None:
         """Begin a case of `shape` [z, y, x]; with a pool, the slices of a slab are encoded side by side."""
-        root = place_of(store)
+        root = parse_location(store)
         self._final = root / GROUP / check_case_id(case_id)
         self.folder = partial_folder(root, case_id)
         """Where the case lies until it is whole; what must be put aside on the way may lie there too."""
         self._stack = contextlib.ExitStack()
-        if isinstance(root, Remote):
-            self._stack.enter_context(claimed(temporary_root(), self.folder.name))
+        if isinstance(root, RemotePath):
+            self._stack.enter_context(try_claim(temporary_root(), self.folder.name))
         self._shape = shape
         self._profile = profile
         self._pool = pool
@@ -175,16 +175,16 @@ class CaseWriter:
                 write_json(self.folder / name / DOCUMENT, array_document(name, self._shape, self._profile))
         info = replace(info, fingerprint=self._shards["image"].fingerprint())
         (self.folder / DOCUMENT).write_text(to_json(group_document({ATTRIBUTE: info.as_json()})), encoding="utf-8")
-        if isinstance(self._final, Remote):
+        if isinstance(self._final, RemotePath):
             upload_folder(self.folder, self._final, still_ours)
         else:
             replace_folder(self.folder, self._final)
         return info
 
 
-def partial_folder(root: Place, case_id: str) -> Path:
+def partial_folder(root: Location, case_id: str) -> Path:
     """Make and return a folder of this machine for a case that is not whole yet."""
-    local = temporary_root() if isinstance(root, Remote) else root
+    local = temporary_root() if isinstance(root, RemotePath) else root
     folder = local / PARTIAL / f"{case_id}.{uuid.uuid4().hex[:12]}"
     folder.mkdir(parents=True)
     return folder
@@ -207,7 +207,7 @@ def replace_folder(new: Path, final: Path) -> None:
         new.rename(final)
 
 
-def upload_folder(new: Path, final: Remote, still_ours: Callable[[], bool]) -> None:
+def upload_folder(new: Path, final: RemotePath, still_ours: Callable[[], bool]) -> None:
     """Upload a case: first its older group document goes, so that nobody reads half of each, then arrays, then the new one."""
     check_claim(final, still_ours)
     (final / DOCUMENT).unlink(missing_ok=True)
@@ -220,7 +220,7 @@ def upload_folder(new: Path, final: Remote, still_ours: Callable[[], bool]) -> N
         (final / part).upload(new / part)
 
 
-def check_claim(final: Remote, still_ours: Callable[[], bool]) -> None:
+def check_claim(final: RemotePath, still_ours: Callable[[], bool]) -> None:
     """Raise an OSError when another run took the case over because this one was held up for too long."""
     if not still_ours():
         raise OSError(
@@ -228,9 +228,9 @@ def check_claim(final: Remote, still_ours: Callable[[], bool]) -> None:
         )
 
 
-def prepare_store(store: str | Place) -> Place:
+def prepare_store(store: str | Location) -> Location:
     """Make the folder and the Zarr group of a store, if they are not there yet, and return its place."""
-    root = place_of(store)
+    root = parse_location(store)
     if isinstance(root, Path) and root.exists() and not root.is_dir():
         raise StoreError(f"{root}: a store is a folder; this is a file. Choose another name.")
     try:
@@ -242,22 +242,22 @@ def prepare_store(store: str | Place) -> Place:
     return root
 
 
-def remove_partial(root: Place) -> None:
+def remove_partial(root: Location) -> None:
     """Clear up after killed runs: put back a case that was just being replaced, remove those that are not whole.
 
     What a run that is alive is writing is claimed, and left alone.
     """
-    if isinstance(root, Remote):
+    if isinstance(root, RemotePath):
         local = temporary_root()
         for folder in (local / PARTIAL).glob("*"):
-            with claimed(local, folder.name) as ours:
+            with try_claim(local, folder.name) as ours:
                 if ours:
                     shutil.rmtree(folder, ignore_errors=True)
                     (local / CLAIMS / folder.name).unlink(missing_ok=True)
         return
     for folder in (root / PARTIAL).glob("*"):
         case_id = folder.name.removesuffix(".old").rpartition(".")[0]
-        with claimed(root, case_id or folder.name) as ours:
+        with try_claim(root, case_id or folder.name) as ours:
             if not ours or not folder.exists():
                 continue
             final = root / GROUP / case_id

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from slicemill.common.files import place_of
+from slicemill.common.files import parse_location
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.ct.phantom import write_collection
 from slicemill.ingest.discover import discover
 from slicemill.ingest.params import Params
-from slicemill.ingest.pipeline import Options, ingest
+from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.train.config import Config
 from slicemill.train.export.model_file import export
 from slicemill.train.loop import train
@@ -43,7 +43,7 @@ def collection(tmp_path_factory) -> Path:
 def stored(collection, tmp_path_factory) -> Path:
     """The store of the collection."""
     store = tmp_path_factory.mktemp("stores") / "store"
-    report = ingest(discover(collection), store, Params(labels=LITS_LABELS), Options(workers=2))
+    report = ingest(discover(collection), store, Params(labels=LITS_LABELS), IngestOptions(workers=2))
     assert report.count("done") == CASES
     return store
 
@@ -133,5 +133,5 @@ def bucket(server, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "TOPSECRET")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     slicemill.common.remote._opened.cache_clear()
-    yield place_of(f"s3://{name}"), seen
+    yield parse_location(f"s3://{name}"), seen
     slicemill.common.remote._opened.cache_clear()

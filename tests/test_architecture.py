@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import slicemill
 from slicemill.cli import commands
-from slicemill.common.options import finite
+from slicemill.common.options import require_finite
 
 HERE = Path(__file__).parents[1]
 LIGHT = {"rich", "typer"}
@@ -109,8 +109,8 @@ def options_of(app):
 def test_every_option_that_is_a_float_refuses_what_is_no_number():
     found = [one for one in options_of(commands()) if one[2] in (float, float | None)]
     assert {"infer", "train", "export", "evaluate", "demo", "yardstick"} <= {command for command, *_ in found}
-    assert [(command, name) for command, name, _, declared in found if declared.callback is not finite] == []
-    assert (finite(0.5), finite(None)) == (0.5, None)
+    assert [(command, name) for command, name, _, declared in found if declared.callback is not require_finite] == []
+    assert (require_finite(0.5), require_finite(None)) == (0.5, None)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from slicemill.ct.labels import make_labels
 from slicemill.ct.naming import find_files, other_scans
 from slicemill.ingest.discover import discover
 from slicemill.ingest.params import Params
-from slicemill.ingest.pipeline import Options, ingest
+from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store.reader import open_store
 from slicemill.store.tables import read_table
 
@@ -36,7 +36,7 @@ def sarcoma(tmp_path_factory):
     if not data.is_dir():
         pytest.skip("the real scans (../shared/data) are not here")
     store = tmp_path_factory.mktemp("real") / "store"
-    report = ingest(discover(data), store, TUMOR, Options())
+    report = ingest(discover(data), store, TUMOR, IngestOptions())
     assert report.count("done") == 17
     return data, store
 

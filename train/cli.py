@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from slicemill.common.errors import UsageError
-from slicemill.common.files import place_of
-from slicemill.common.options import finite
-from slicemill.common.terminal import errors_shown, say
+from slicemill.common.files import parse_location
+from slicemill.common.options import require_finite
+from slicemill.common.terminal import print_line, report_errors
 
 
 def train(
@@ -23,12 +23,15 @@ def train(
     context_spacing_mm: Annotated[
         float | None,
         typer.Option(
-            callback=finite, help="Distance of those slices in mm, whatever the scan's own; 0 takes its neighbors."
+            callback=require_finite,
+            help="Distance of those slices in mm, whatever the scan's own; 0 takes its neighbors.",
         ),
     ] = None,
     spacing_mm: Annotated[
         float | None,
-        typer.Option(callback=finite, help="In-plane pixel size that slices are resampled to; 0 keeps their own."),
+        typer.Option(
+            callback=require_finite, help="In-plane pixel size that slices are resampled to; 0 keeps their own."
+        ),
     ] = None,
     crop: Annotated[
         int | None, typer.Option(help="Side of the parts of slices that are trained on; 0 trains on whole slices.")
@@ -46,14 +49,15 @@ def train(
         int | None, typer.Option(help="Steps per epoch; 0 is as many slices as the training part has.")
     ] = None,
     max_minutes: Annotated[
-        float | None, typer.Option(callback=finite, help="End after so many minutes of training; 0 is no limit.")
+        float | None,
+        typer.Option(callback=require_finite, help="End after so many minutes of training; 0 is no limit."),
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(callback=finite, help="Highest learning rate.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(callback=require_finite, help="Highest learning rate.")] = None,
     tumor_share: Annotated[
-        float | None, typer.Option(callback=finite, help="Share of the drawn slices that hold tumor.")
+        float | None, typer.Option(callback=require_finite, help="Share of the drawn slices that hold tumor.")
     ] = None,
     augment: Annotated[
-        float | None, typer.Option(callback=finite, help="Strength of the random changes, 0 to 1.")
+        float | None, typer.Option(callback=require_finite, help="Strength of the random changes, 0 to 1.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the split, the draws and the weights.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
@@ -62,7 +66,9 @@ def train(
         Path | None,
         typer.Option(help="Where slices of a store in a bucket are kept; by default with the temporary files."),
     ] = None,
-    cache_gb: Annotated[float, typer.Option(callback=finite, help="How much of them is kept, GB.", min=0)] = 20.0,
+    cache_gb: Annotated[
+        float, typer.Option(callback=require_finite, help="How much of them is kept, GB.", min=0)
+    ] = 20.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Forget an earlier run in this folder.")] = False,
 ) -> None:
     """Train a 2.5-D U-Net on a slice store, split by patient; the same command again goes on after a kill.
@@ -70,8 +76,8 @@ def train(
     slicemill train lits-store/ runs/first --epochs 100
     slicemill train lits-store/ runs/quick --width 16 --max-minutes 25
     """
-    with errors_shown():
-        from slicemill.common.remote import Remote
+    with report_errors():
+        from slicemill.common.remote import RemotePath
         from slicemill.store.cache import SliceCache
         from slicemill.train.config import Config, read_config
         from slicemill.train.loop import train as fit
@@ -81,9 +87,9 @@ def train(
             width=width, batch=None if batch is None else slices_a_step(batch), epochs=epochs, steps=steps, max_minutes=max_minutes,
             learning_rate=learning_rate, tumor_share=tumor_share, augment=augment, seed=seed, device=device, precision=precision,
         )  # fmt: skip
-        place = place_of(store)
-        cache = SliceCache(cache_dir, round(cache_gb * 1e9)) if isinstance(place, Remote) else None
-        fit(place, run, settings, split_file=split, cache=cache, overwrite=overwrite, tell=say)
+        place = parse_location(store)
+        cache = SliceCache(cache_dir, round(cache_gb * 1e9)) if isinstance(place, RemotePath) else None
+        fit(place, run, settings, split_file=split, cache=cache, overwrite=overwrite, tell=print_line)
 
 
 def slices_a_step(text: str) -> int:
@@ -124,7 +130,7 @@ def split(
     out: Annotated[Path, typer.Argument(help="Folder for fold-0.json, fold-1.json, ...")],
     folds: Annotated[int, typer.Option(help="How many.", min=2)] = 5,
     validation: Annotated[
-        float, typer.Option(callback=finite, help="Share of the patients that choose the checkpoint.")
+        float, typer.Option(callback=require_finite, help="Share of the patients that choose the checkpoint.")
     ] = 0.15,
     seed: Annotated[int, typer.Option(help="The same seed gives the same folds.", min=0)] = 0,
 ) -> None:
@@ -135,7 +141,7 @@ def split(
 
     The files hold the case ids of train, validation and test; other tools can read them, too.
     """
-    with errors_shown():
+    with report_errors():
         from slicemill.store.split import write_split
         from slicemill.store.tables import read_table
         from slicemill.train.split import make_folds
@@ -146,7 +152,7 @@ def split(
             make_folds(read_table(store, "manifest"), folds=folds, validation=validation, seed=seed)
         ):
             write_split(out / f"fold-{fold}.json", parts)
-            say(
+            print_line(
                 f"{out / f'fold-{fold}.json'}: {len(parts.train)} train, {len(parts.validation)} validation, {len(parts.test)} test"
             )
 
@@ -155,14 +161,14 @@ def gallery(
     store: Annotated[str, typer.Argument(help="Slice store with masks.")],
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("gallery.png"),
     config: Annotated[Path | None, typer.Option(help="Settings as TOML.")] = None,
-    augment: Annotated[float | None, typer.Option(callback=finite, help="Strength, 0 to 1.")] = None,
+    augment: Annotated[float | None, typer.Option(callback=require_finite, help="Strength, 0 to 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the random changes.")] = None,
 ) -> None:
     """Draw what each kind of random change of training does to slices of a store, one by one and all together.
 
     slicemill gallery lits-store/ --augment 1
     """
-    with errors_shown():
+    with report_errors():
         from slicemill.ct.pictures import save_png
         from slicemill.store.reader import open_store
         from slicemill.train.config import Config, read_config
@@ -170,7 +176,7 @@ def gallery(
 
         settings = (read_config(config) if config else Config()).changed(augment=augment, seed=seed)
         save_png(out, draw(open_store(store), settings))
-        say(f"gallery: {out}")
+        print_line(f"gallery: {out}")
 
 
 def export(
@@ -182,7 +188,7 @@ def export(
     min_lesion_ml: Annotated[
         float,
         typer.Option(
-            callback=finite,
+            callback=require_finite,
             help="Tumors smaller than this are removed after inference; in the model's metadata.",
             min=0,
         ),
@@ -214,7 +220,7 @@ def export(
         slicemill export runs/first liver-256.onnx --size 256x256
         slicemill export runs/first liver.onnx --check
     """
-    with errors_shown():
+    with report_errors():
         from dataclasses import replace
 
         from slicemill.train.export.audit import gflop_a_slice
@@ -226,7 +232,7 @@ def export(
             raise UsageError(f"{model}: a model's name ends in .onnx.")
         if check and size:
             raise UsageError("--check takes the size from the file; leave --size out.")
-        say("proving labels against torch's on slices of the validation cases")
+        print_line("proving labels against torch's on slices of the validation cases")
         if check:
             proofs = prove(run, model, store_path=store)
         else:
@@ -236,11 +242,13 @@ def export(
             written = write(run, model, flavors=chosen, store_path=store, min_lesion_ml=min_lesion_ml, size=sides)
             proofs = {path: metadata["parity"] for path, metadata in written.items()}
         for path, parity in proofs.items():
-            say(
+            print_line(
                 f"{path}: {path.stat().st_size / 1e6:.1f} MB, {gflop_a_slice(path):.1f} GFLOP a slice; "
                 f"{parity['labels_differing']} of {parity['pixels']:,} label pixels differ on {parity['slices']} slices "
                 f"(limit {parity['limit']:g}; {parity['ties']} ties apart), probabilities by at most "
                 f"{parity['max_probability_difference']:.2g}; onnx checker: fine"
             )
             if ".bytes." in path.name:
-                say(f"{path}: breaks none of TensorRT's rules on types that a graph shows (it has not run there)")
+                print_line(
+                    f"{path}: breaks none of TensorRT's rules on types that a graph shows (it has not run there)"
+                )

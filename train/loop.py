@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from slicemill.common.errors import ConfigError
-from slicemill.common.files import Place, write_csv
+from slicemill.common.files import Location, write_csv
 from slicemill.common.progress import progress
 from slicemill.ct.labels import Labels
 from slicemill.ct.overlap import mean_of
@@ -61,7 +61,7 @@ Row = dict[str, Any]
 
 
 def train(
-    store_path: Place,
+    store_path: Location,
     run: Path,
     config: Config,
     *,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from slicemill.common.errors import InputError
 from slicemill.common.files import write_bytes
-from slicemill.common.terminal import say
+from slicemill.common.terminal import print_line
 
 FILES = Path(__file__).parents[1] / "studies" / "nnunet"
 
@@ -24,7 +24,7 @@ def environment(folder: Path, requirements: Path, name: str) -> Path:
     stamp = hashlib.sha256(requirements.read_bytes()).hexdigest()
     if made.exists() and made.read_text(encoding="utf-8") == stamp:
         return python
-    say(f"{name}: installing into an environment of its own")
+    print_line(f"{name}: installing into an environment of its own")
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "install.log"
     commands = (

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from slicemill.bench.peers.environment import FILES, environment
-from slicemill.bench.peers.remote import HERE, Remote
+from slicemill.bench.peers.remote import HERE, PeerProcess
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ def requirements(package: str) -> Path:
     return own if own.exists() else FILES / "requirements.txt"
 
 
-def started(peer: Peer, environments: Path, folder: Path, given: Mapping[str, Any]) -> Remote:
+def started(peer: Peer, environments: Path, folder: Path, given: Mapping[str, Any]) -> PeerProcess:
     """Return a peer, not running yet, in its environment, which is made where it is not there; `folder` is its own, new.
 
     Raises
@@ -39,7 +39,7 @@ def started(peer: Peer, environments: Path, folder: Path, given: Mapping[str, An
     """
     python = environment(environments / peer.package, requirements(peer.package), peer.name)
     folder.mkdir(parents=True)
-    return Remote(
+    return PeerProcess(
         name=peer.name,
         python=python,
         script=peer.script,

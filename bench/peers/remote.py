@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 
 @dataclass(kw_only=True)
-class Remote:
+class PeerProcess:
     """A peer's script, running."""
 
     name: str
@@ -101,4 +101,4 @@ class Remote:
 
 def ended(contenders: Mapping[str, object]) -> dict[str, str]:
     """Return name -> reason of the peers that ended before their time."""
-    return {name: work.reason for name, work in contenders.items() if isinstance(work, Remote) and work.reason}
+    return {name: work.reason for name, work in contenders.items() if isinstance(work, PeerProcess) and work.reason}

@@ -8,8 +8,8 @@ from slicemill.bench.harness.catalog import STAGES
 from slicemill.bench.harness.headline import Record
 from slicemill.bench.records.tables import number
 from slicemill.common import html as page
-from slicemill.common.files import write_bytes, written_whole
-from slicemill.common.machine import described
+from slicemill.common.files import atomic_write, write_bytes
+from slicemill.common.machine import format_machine
 
 PICTURE, SHARES, PAGE = "stages.png", "shares.png", "bench.html"
 LEGIBLE = 3.0
@@ -50,7 +50,7 @@ def draw(path: Path, record: Record) -> None:
         panel.tick_params(labelsize=8)
         for side in ("top", "right"):
             panel.spines[side].set_visible(False)
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
     pyplot.close(figure)
 
@@ -80,7 +80,7 @@ def draw_shares(path: Path, stage: Record) -> None:
     panel.set(xlim=(0, 100), xlabel="% of the time of all threads")
     panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=9, fontsize=8, frameon=False, handlelength=1.2)
     panel.tick_params(labelsize=8)
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
     pyplot.close(figure)
 
@@ -92,7 +92,7 @@ def clock(stage: Mapping[str, Any]) -> str:
 
 def write_page(folder: Path, record: Record) -> Path:
     """Write ``bench.html`` beside its picture and return its path."""
-    machine = described(record["machine"]).replace("\n", ". ")
+    machine = format_machine(record["machine"]).replace("\n", ". ")
     kind = "quick run, 3 rounds" if record["quick"] else "full run"
     parts = [
         "<h1>slicemill bench</h1>",

@@ -7,7 +7,7 @@ from typing import Any
 
 from slicemill.bench.records.tables import line, where
 from slicemill.bench.studies.table import PARTS
-from slicemill.common.files import written_whole
+from slicemill.common.files import atomic_write
 from slicemill.measure.evaluation.statistics import bootstrap_interval
 
 Row = dict[str, Any]
@@ -178,6 +178,6 @@ def draw(path: Path, record: Row) -> None:
         fontsize=10,
     )
     figure.tight_layout()
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
     pyplot.close(figure)

@@ -16,7 +16,7 @@ from typing import Any
 from slicemill.bench.harness.catalog import STAGES
 from slicemill.bench.harness.headline import Record
 from slicemill.common.files import read_json
-from slicemill.common.machine import card
+from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 
 LIMITS = "limits"
@@ -71,7 +71,7 @@ def run(suite: Suite) -> Record:
         "limits": limits,
         "stages": records,
         "failed": failed,
-        "machine": card(),
+        "machine": machine_info(),
     }
 
 

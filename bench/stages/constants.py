@@ -22,7 +22,7 @@ from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.subject import Files, Subject
 from slicemill.bench.stages.infer_cpu import SPECKS, bare, cleaned, exported, network_of, specked
 from slicemill.bench.stages.ingest import one_core, ours
-from slicemill.common.machine import card
+from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.labels import LITS_LABELS
@@ -71,7 +71,7 @@ def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
         "subject": str(subject),
         "rounds": rounds,
         "constants": rows,
-        "machine": card(),
+        "machine": machine_info(),
     }
 
 

@@ -14,7 +14,7 @@ import torch
 from slicemill.bench.harness.clock import interleaved
 from slicemill.bench.harness.headline import Record, Timed, check, headline
 from slicemill.bench.harness.subject import CASE_ID, Subject
-from slicemill.common.machine import card
+from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 from slicemill.train.config import Config
 from slicemill.train.export.graph import Exported
@@ -72,7 +72,7 @@ def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
             peers={},
             verified=f"{parity['labels_differing']} of {parity['pixels']:,} labels differ between onnxruntime and torch",
         ),
-        "machine": card(),
+        "machine": machine_info(),
     }
 
 

@@ -36,8 +36,8 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from slicemill.bench.harness.clock import Timing, ratio, timed
-from slicemill.common.files import Place, write_json
-from slicemill.common.machine import card
+from slicemill.common.files import Location, write_json
+from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.geometry import Grid
@@ -51,13 +51,13 @@ from slicemill.infer.network.lanes import make_lane
 from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.postprocess import postprocess
 from slicemill.infer.report import overlay
-from slicemill.infer.run.options import Options
+from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import DEFAULTS, infer
 from slicemill.infer.runtime.capacity import capacity_of, lanes_on
 from slicemill.infer.single import full_report
 from slicemill.infer.slices.assembly import plan_of
 from slicemill.infer.slices.batches import Filler, Scan
-from slicemill.store.model_card import Rules
+from slicemill.store.model_card import PostprocessRules
 from slicemill.train.config import Config
 from slicemill.train.export.audit import gflop_a_slice
 from slicemill.train.export.graph import DEFAULT, Exported, Flavor
@@ -146,7 +146,7 @@ def written(path: Path, graph: Exported, config: Config, size: int, flavor: Flav
     """Write a whole graph as a model file without a proof."""
     window = np.arange(config.context, dtype=np.int32)[None]
     to_onnx(graph, [(np.zeros((config.context, size, size), dtype=np.int16), window)], path)
-    rules = Rules(largest_organ=True, min_lesion_ml=MIN_LESION_ML)
+    rules = PostprocessRules(largest_organ=True, min_lesion_ml=MIN_LESION_ML)
     add_metadata(
         path,
         {
@@ -194,7 +194,7 @@ def run(folder: Path, *, slices: int, rounds: int) -> Record:
         "clock": "wall",
         "results": results,
         "headline": headline_of(results),
-        "machine": card(),
+        "machine": machine_info(),
     }
 
 
@@ -268,7 +268,7 @@ def whole(folder: Path, name: str, scans: Path, rounds: int, tell: Callable[[str
         "bare session": bare(all_cores(path), scans, total),
         "bare lanes": bare(model, scans, total, lanes_on("cpu")),
         "without post-processing": lambda: stages.update(
-            {"without post-processing": bulk(model, jobs, folder, Options(postprocess=False))}
+            {"without post-processing": bulk(model, jobs, folder, InferOptions(postprocess=False))}
         ),
         "with post-processing": lambda: stages.update({"with post-processing": bulk(model, jobs, folder)}),
     }
@@ -282,7 +282,7 @@ def whole(folder: Path, name: str, scans: Path, rounds: int, tell: Callable[[str
     }
 
 
-def bulk(model: Model, jobs: Sequence[Job], folder: Path, options: Options = DEFAULTS) -> Record:
+def bulk(model: Model, jobs: Sequence[Job], folder: Path, options: InferOptions = DEFAULTS) -> Record:
     """Segment scans into a folder that is thrown away, all of them; return where the time went, `slicemill.infer.run.timing`."""
     with tempfile.TemporaryDirectory(dir=folder) as out:
         summary = infer(model, jobs, Path(out), options)
@@ -446,7 +446,7 @@ def cleaned(label: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Return labels uint8[z, y, x] with their largest organ alone, and without lesions of less than 10 voxels."""
     grid = Grid(shape=label.shape[::-1], affine=np.diag([-10.0, -10.0, 10.0, 1.0]))  # a voxel is 1 ml
     out = label.copy()
-    postprocess(out, LITS_LABELS, Rules(largest_organ=True, min_lesion_ml=10.0), grid)
+    postprocess(out, LITS_LABELS, PostprocessRules(largest_organ=True, min_lesion_ml=10.0), grid)
     return out
 
 
@@ -478,7 +478,7 @@ def many(folder: Path, rounds: int, tell: Callable[[str], None]) -> Record:
             for job in jobs:
                 alone(usual, job, Path(out))
 
-    def command(*inputs: Place) -> None:
+    def command(*inputs: Location) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as out:
             for given in inputs:
                 words = ["infer", str(path), str(given), "--out", out, "--provider", "cpu"]

@@ -44,14 +44,14 @@ from slicemill.bench.stages.infer_openvino import dice
 from slicemill.bench.stages.kernels import by_kernel, by_operator, summed
 from slicemill.bench.stages.limits import SIDE, product
 from slicemill.common.files import to_json, write_json
-from slicemill.common.machine import card
-from slicemill.common.terminal import say
+from slicemill.common.machine import machine_info
+from slicemill.common.terminal import print_line
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.ct.phantom import PhantomSpec, make_phantom, write_nifti
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.network.lanes import DeviceLane, Lane, make_lane, turns_of
 from slicemill.infer.network.model import Model, open_model
-from slicemill.infer.run.options import Options
+from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
 from slicemill.infer.runtime.capacity import LANES, Capacity, capacity_of
 from slicemill.infer.runtime.providers import NAMES, make_session, options_for, runtime
@@ -112,7 +112,7 @@ def main() -> None:
     work = Work(**{**given, "widths": tuple(given["widths"])})
     with tempfile.TemporaryDirectory() as folder:
         record = measure(Path(folder), work, only, lambda record: write_json(path, record) if path else None)
-    say(to_json(record))
+    print_line(to_json(record))
     if record["failed"]:
         raise SystemExit(1)
 
@@ -126,13 +126,13 @@ def measure(folder: Path, work: Work, only: list[str], keep: Callable[[Record], 
         "work": asdict(work),
         "results": {},
         "failed": {},
-        "machine": card(),
+        "machine": machine_info(),
     }
     torch.backends.cudnn.benchmark = True
     for name, row in ROWS.items():
         if name not in only:
             continue
-        say(f"measuring: {name}")
+        print_line(f"measuring: {name}")
         try:
             record["results"][name] = row(folder, work, record["results"])
         except Exception as error:  # noqa: BLE001 (a row that fails is in the record and the exit status; time on a card is short)
@@ -261,7 +261,7 @@ def engines_of(folder: Path, work: Work, width: int, results: Record) -> Record:
     failed: dict[str, str] = {}
     if work.device == "cuda":
         add(contenders, failed, "torch compiled", lambda: in_torch(work, width, labels, compiled=True))
-    times = interleaved(contenders, rounds=work.rounds, tell=lambda name: say(f"  {name}"))
+    times = interleaved(contenders, rounds=work.rounds, tell=lambda name: print_line(f"  {name}"))
     ours, amount = times["onnxruntime fp16"], labels * work.batches
     gflop = gflop_a_slice(half.path)
     rows = {name: timing.as_json(amount) for name, timing in times.items()}
@@ -328,7 +328,7 @@ def files(folder: Path, work: Work, _results: Record) -> Record:
 
         def run() -> None:
             with tempfile.TemporaryDirectory(dir=folder) as out:
-                summary = infer(model, jobs, Path(out), Options(batch=work.batch))
+                summary = infer(model, jobs, Path(out), InferOptions(batch=work.batch))
                 assert summary.count("done") == len(jobs)  # noqa: S101 (a benchmark of failures measures nothing)
                 stages[name] = json.loads((Path(out) / "summary.json").read_text())
 
@@ -336,7 +336,7 @@ def files(folder: Path, work: Work, _results: Record) -> Record:
 
     bare = "network with copies"
     contenders = {bare: with_copies(model, work), **{name: bulk(name) for name in sources}}
-    times = interleaved(contenders, rounds=max(1, work.rounds // 2), tell=lambda name: say(f"  {name}"))
+    times = interleaved(contenders, rounds=max(1, work.rounds // 2), tell=lambda name: print_line(f"  {name}"))
     amounts = dict.fromkeys(sources, work.scans * work.slices) | {bare: capacity(model, work).labels * work.batches}
     rows = {name: timing.as_json(amounts[name]) for name, timing in times.items()}
     compared = gate_seconds(model, work)

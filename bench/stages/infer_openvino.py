@@ -21,8 +21,8 @@ import numpy.typing as npt
 from slicemill.bench.harness.clock import interleaved, ratio
 from slicemill.bench.stages.infer_cpu import SIZE, all_cores, exported, made_scans, network_of
 from slicemill.common.files import to_json, write_json
-from slicemill.common.machine import card
-from slicemill.common.terminal import say
+from slicemill.common.machine import machine_info
+from slicemill.common.terminal import print_line
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import load
 from slicemill.infer.network.lanes import make_lane
@@ -50,7 +50,7 @@ def main() -> None:
         record = measure(model, scan, given.rounds)
     if given.json:
         write_json(given.json, record)
-    say(to_json(record))
+    print_line(to_json(record))
 
 
 def measure(path: Path, scan: Path, rounds: int) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def measure(path: Path, scan: Path, rounds: int) -> dict[str, Any]:
             name: round(1 - dice(found == value, expected == value), 6)
             for name, value in models["openvino"].info.labels.values.items()
         },
-        "machine": card(),
+        "machine": machine_info(),
     }
 
 

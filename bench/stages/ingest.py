@@ -25,7 +25,7 @@ from slicemill.bench.harness.clock import Timing, interleaved, ratio
 from slicemill.bench.harness.conversions import PEERS
 from slicemill.bench.harness.headline import Record, Timed, check, headline
 from slicemill.bench.harness.subject import CASE_ID, SUFFIXES, Files, Subject
-from slicemill.common.machine import card
+from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 from slicemill.ct.formats.nifti.stream import Gunzip
 from slicemill.ct.labels import Labels
@@ -72,7 +72,7 @@ def run(folder: Path, subject: Subject, *, rounds: int, memory: bool = False) ->
         from slicemill.bench.stages.ingest_memory import peaks
 
         record["memory"] = peaks(folder, subject.image, subject.label)
-    record["machine"] = card()
+    record["machine"] = machine_info()
     return record
 
 

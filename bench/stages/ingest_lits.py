@@ -16,8 +16,8 @@ from typing import Any
 
 from slicemill.bench.harness.subject import SIZE
 from slicemill.bench.stages.ingest_memory import write_repeated
-from slicemill.common.files import bytes_below
-from slicemill.common.machine import card
+from slicemill.common.files import folder_bytes
+from slicemill.common.machine import machine_info
 from slicemill.ct.phantom import PhantomSpec, make_phantom
 
 PLAN = {74: 6, 123: 20, 240: 22, 294: 7, 432: 30, 685: 33, 987: 13}
@@ -50,7 +50,7 @@ def run(folder: Path, *, suffix: str, workers: int, limit: int | None = None) ->
         raise RuntimeError(f"the ingest failed:\n{done.stdout}")
     peak = re.search(r"peak memory ([\d,]+) MiB", done.stdout)
     raw = slices * SIZE * SIZE * 3
-    stored, read = bytes_below(target), sum(path.stat().st_size for path in source.iterdir())
+    stored, read = folder_bytes(target), sum(path.stat().st_size for path in source.iterdir())
     shutil.rmtree(folder)
     return {
         "benchmark": "ingest --scale lits",
@@ -67,5 +67,5 @@ def run(folder: Path, *, suffix: str, workers: int, limit: int | None = None) ->
         "slices_per_second": round(slices / seconds, 1),
         "raw_gb_per_second": round(raw / 1e9 / seconds, 3),
         "peak_worker_mib": int(peak[1].replace(",", "")) if peak else None,
-        "machine": card(),
+        "machine": machine_info(),
     }

@@ -19,7 +19,7 @@ import numpy as np
 from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.subject import CASE_ID, phantom_subject
 from slicemill.common.errors import ConfigError
-from slicemill.common.machine import card
+from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 
 DEEP = 32
@@ -87,11 +87,11 @@ def post_process(folder: Path, slices: int) -> None:
     from slicemill.ct.geometry import Grid
     from slicemill.ct.labels import LITS_LABELS
     from slicemill.infer.postprocess import postprocess
-    from slicemill.store.model_card import Rules
+    from slicemill.store.model_card import PostprocessRules
 
     label = np.load(folder / f"{slices}" / "label.npy")
     grid = Grid(shape=label.shape[::-1], affine=np.eye(4))
-    postprocess(label, LITS_LABELS, Rules(largest_organ=True, min_lesion_ml=0.2), grid)
+    postprocess(label, LITS_LABELS, PostprocessRules(largest_organ=True, min_lesion_ml=0.2), grid)
 
 
 def distances(folder: Path, slices: int) -> None:
@@ -150,7 +150,7 @@ def run(folder: Path) -> Record:
         "counter": counter,
         "unit": "slices of 512x512",
         "results": found,
-        "machine": card(),
+        "machine": machine_info(),
     }
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from slicemill.bench.harness.clock import Timing, interleaved
 from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.pagecache import drop
-from slicemill.common.machine import card
+from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 
 COPY_BYTES = 256 << 20
@@ -55,7 +55,7 @@ def run(folder: Path, *, rounds: int) -> Record:
         "benchmark": "limits",
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "results": {name: result(times[name], amount, unit) for name, (_, amount, unit) in work.items()},
-        "machine": card(),
+        "machine": machine_info(),
     }
 
 

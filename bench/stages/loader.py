@@ -22,11 +22,11 @@ from slicemill.bench.harness.conversions import png_slices
 from slicemill.bench.harness.headline import Record, Timed, check, headline
 from slicemill.bench.harness.subject import CASE_ID, Subject
 from slicemill.bench.stages.store import bare_decode
-from slicemill.common.machine import card
+from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 from slicemill.store.reader import Case, Store, without_checksum
 from slicemill.train.data.dataset import RING, Batches, View
-from slicemill.train.data.sampling import Place
+from slicemill.train.data.sampling import SlicePosition
 
 BATCH = 16
 WORKERS = 2
@@ -83,7 +83,7 @@ def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
     """Measure on one scan and return the record."""
     store, case, order = prepared(folder, subject)
     size = (subject.image.shape[1], subject.image.shape[2])
-    places = [Place(CASE_ID, z) for z in order]
+    places = [SlicePosition(CASE_ID, z) for z in order]
 
     def behind_workers(dataset: Dataset[tuple[Any, Any]]) -> None:
         for _ in DataLoader(dataset, batch_size=BATCH, num_workers=WORKERS):
@@ -134,7 +134,7 @@ def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
             verified="the last batch holds the scan's slices",
         ),
         "waited": waited(store, places, size),
-        "machine": card(),
+        "machine": machine_info(),
     }
 
 
@@ -158,7 +158,7 @@ def faster(ours: Timing, theirs: Timing) -> float:
     return round(ratio(theirs, ours), 2)
 
 
-def waited(store: Store, places: list[Place], size: tuple[int, int]) -> Record:
+def waited(store: Store, places: list[SlicePosition], size: tuple[int, int]) -> Record:
     """Return how long a network that takes SLOWER times as long as the decoding waits for batches."""
     batches = Batches(store, View(size=size), BATCH, 1)
     start = time.perf_counter()
@@ -182,7 +182,7 @@ def waited(store: Store, places: list[Place], size: tuple[int, int]) -> Record:
     }
 
 
-def delivered(ring: Batches, places: list[Place], subject: Subject) -> bool:
+def delivered(ring: Batches, places: list[SlicePosition], subject: Subject) -> bool:
     """Return whether the last batch of an epoch holds the slices that were asked for."""
     with ring.over(places, (0, 0)) as stream:
         for batch in stream:

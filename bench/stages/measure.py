@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from slicemill.bench.harness.clock import Timing, interleaved, ratio
 from slicemill.bench.harness.headline import Record, Timed, check, headline
-from slicemill.common.machine import card
+from slicemill.common.machine import machine_info
 from slicemill.common.terminal import peak_mib
 from slicemill.measure.evaluation.surface import Spacing, SurfaceDistances, nearest, surface_distances, surface_points
 
@@ -78,7 +78,7 @@ def run(*, slices: int, side: int, lesions: int, rounds: int, by_medpy: int) -> 
             },
             verified=f"largest difference of any distance {max(differences):.1g} mm",
         ),
-        "machine": card(),
+        "machine": machine_info(),
         "shape_zyx": [slices, side, side],
         "objects": len(values),
         "rounds": rounds,

@@ -39,14 +39,14 @@ from slicemill.bench.stages.infer_cpu import (
     marked,
 )
 from slicemill.common.errors import InputError
-from slicemill.common.machine import card
+from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.network.model import Model, open_model
-from slicemill.infer.run.options import Options
+from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
 from slicemill.infer.runtime.capacity import lanes_on
 from slicemill.train.network.step import build
@@ -182,7 +182,7 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
             verified=f"Dice of every label with ours at least {LEAST_DICE}",
         ),
         "not_run": left_out,
-        "machine": card(),
+        "machine": machine_info(),
     }
 
 
@@ -215,7 +215,7 @@ def made_networks(folder: Path, subject: Subject) -> tuple[Model, Path]:
 
 def segment(model: Model, jobs: list[Job], folder: Path, *, postprocess: bool = True) -> None:
     """Segment all scans as the command does, whatever there is already."""
-    summary = infer(model, jobs, folder, Options(postprocess=postprocess, overwrite=True))
+    summary = infer(model, jobs, folder, InferOptions(postprocess=postprocess, overwrite=True))
     check("all scans were segmented", holds=summary.count("done") == len(jobs))
 
 

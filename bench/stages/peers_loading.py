@@ -15,18 +15,18 @@ from slicemill.bench.harness.clock import interleaved
 from slicemill.bench.harness.headline import Record, Timed, headline
 from slicemill.bench.harness.subject import Subject, phantom_subject
 from slicemill.bench.peers.peer import Peer, started
-from slicemill.bench.peers.remote import Remote, ended
+from slicemill.bench.peers.remote import PeerProcess, ended
 from slicemill.bench.stages.ingest import one_core
 from slicemill.bench.stages.store import bare_decode
 from slicemill.common.errors import InputError
-from slicemill.common.machine import card
+from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.discover import CaseFiles
 from slicemill.store.reader import open_store
 from slicemill.store.writer import prepare_store
 from slicemill.train.data.dataset import Batches, View
-from slicemill.train.data.sampling import Place
+from slicemill.train.data.sampling import SlicePosition
 
 BATCH = 16
 CASES = 3
@@ -88,7 +88,7 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
         with progress("peers", (rounds + 1) * len(contenders), "runs") as advance:
             times = interleaved(contenders, rounds=rounds, tell=lambda name: advance(1, name))
         left_out |= ended(contenders)
-        delivered = {name: work.slices for name, work in contenders.items() if isinstance(work, Remote)}
+        delivered = {name: work.slices for name, work in contenders.items() if isinstance(work, PeerProcess)}
     left_out |= {
         name: f"gave {count} slices of {total}"
         for name, count in delivered.items()
@@ -113,7 +113,7 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
             verified="each delivered as many slices as were asked for",
         ),
         "not_run": left_out,
-        "machine": card(),
+        "machine": machine_info(),
     }
 
 
@@ -131,7 +131,7 @@ def prepared(folder: Path, subjects: list[Subject]) -> tuple[list[tuple[str, str
     store = open_store(folder / "store")
     first = subjects[0].image
     ring = Batches(store, View(size=(first.shape[1], first.shape[2])), BATCH, 1)
-    places = [Place(case_id, z) for case_id in store.case_ids for z in range(len(first))]
+    places = [SlicePosition(case_id, z) for case_id in store.case_ids for z in range(len(first))]
     rng = np.random.default_rng(0)
 
     def work() -> None:

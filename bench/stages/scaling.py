@@ -21,8 +21,8 @@ import numpy as np
 from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.subject import Subject
 from slicemill.bench.stages.ingest_memory import write_repeated
-from slicemill.common.files import written_whole
-from slicemill.common.machine import card
+from slicemill.common.files import atomic_write
+from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 from slicemill.ct.phantom import write_collection
 
@@ -115,7 +115,7 @@ def run(folder: Path, subject: Subject, *, quick: bool) -> Record:
         },
         "workers": {str(count): round(seconds, 3) for count, seconds in workers.items()},
         "scheduler": scheduler,
-        "machine": card(),
+        "machine": machine_info(),
     }
 
 
@@ -185,6 +185,6 @@ def draw(path: Path, record: Mapping[str, Any]) -> None:
         )
         panel.title.set_fontsize(9)
         panel.grid(alpha=0.3)
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
     pyplot.close(figure)

@@ -17,7 +17,7 @@ from slicemill.bench.harness.headline import Record, Timed, check, headline
 from slicemill.bench.harness.pagecache import drop, files_below
 from slicemill.bench.harness.subject import CASE_ID, Subject
 from slicemill.bench.stages.ingest import one_core
-from slicemill.common.machine import card
+from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 from slicemill.store.layout import GROUP, IMAGE, LABEL, ProfileName
 from slicemill.store.reader import Case, without_checksum
@@ -100,7 +100,7 @@ def run(folder: Path, subject: Subject, *, rounds: int, cold: bool = False) -> R
             peers=PEERS,
             verified="the store's slices are the scan's",
         ),
-        "machine": card(),
+        "machine": machine_info(),
     }
 
 

@@ -18,12 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from slicemill.bench.harness.clock import interleaved, ratio
 from slicemill.bench.harness.headline import Record, Timed, check, headline
 from slicemill.bench.harness.subject import CASE_ID, Subject
-from slicemill.common.machine import card
+from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 from slicemill.store.reader import Store
 from slicemill.train.config import Config
 from slicemill.train.data.dataset import Batches
-from slicemill.train.data.sampling import Place
+from slicemill.train.data.sampling import SlicePosition
 from slicemill.train.network.step import class_of_value, make_learner, network_input, on_device, one_step, running_in
 from slicemill.train.run.setup import choose_device, choose_precision, network_size, training_view
 
@@ -75,7 +75,7 @@ def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Recor
         "headline": told | work,
         "share of time spent waiting for the loader": round(median(waited[-rounds:]), 4),
         "peak_gpu_mib": round(torch.cuda.max_memory_allocated(device) / 2**20) if device.type == "cuda" else None,
-        "machine": card(),
+        "machine": machine_info(),
     }
 
 
@@ -90,7 +90,7 @@ def steps(
     learner = make_learner(labels, config, device, precision)
     view = training_view([store[CASE_ID]], network_size(store[CASE_ID], config), config)
     batches = Batches(store, view, config.batch, pinned=device.type == "cuda")
-    places = [Place(CASE_ID, z * 7 % len(store[CASE_ID].image)) for z in range(count * config.batch)]
+    places = [SlicePosition(CASE_ID, z * 7 % len(store[CASE_ID].image)) for z in range(count * config.batch)]
     to_class = class_of_value(labels, device)
     generator = torch.Generator(device=device).manual_seed(0)
     fixed = torch.randn(config.batch, config.context, *view.size, device=device)

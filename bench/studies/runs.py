@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from slicemill.bench.studies.table import PARTS, Table
 from slicemill.common.errors import ConfigError, InputError
 from slicemill.common.files import read_json, write_bytes, write_json
-from slicemill.common.machine import card
+from slicemill.common.machine import machine_info
 from slicemill.store.reader import Store, open_store
 from slicemill.store.split import Split
 from slicemill.train.config import Config, to_toml
@@ -51,7 +51,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class StudyFolder:
     """Where a study lies, and what it is made on."""
 
     out: Path
@@ -104,7 +104,7 @@ def check_same(path: Path, before: Row, now: Row) -> None:
         )
 
 
-def identity(config: Config, table: Table, place: Place, split: Split) -> Row:
+def identity(config: Config, table: Table, place: StudyFolder, split: Split) -> Row:
     """Return what a result must agree with to count as that of a run: collection, all settings, options of the export, whether it is tuned, split."""
     return {
         "collection": place.data.name,
@@ -115,7 +115,7 @@ def identity(config: Config, table: Table, place: Place, split: Split) -> Row:
     }
 
 
-def carry_out(run: Run, place: Place, sought: Row, shell: "Shell", tell: Callable[[str], None]) -> Row:
+def carry_out(run: Run, place: StudyFolder, sought: Row, shell: "Shell", tell: Callable[[str], None]) -> Row:
     """Train (or go on training), export, tune where asked for, segment, score; write the result and return it.
 
     Raises
@@ -154,7 +154,7 @@ def carry_out(run: Run, place: Place, sought: Row, shell: "Shell", tell: Callabl
         },
         "minutes": round((state.seconds + time.perf_counter() - start) / 60, 2),
         "cases": scored_cases(folder / "scores" / "evaluation.json", split, store),
-        "machine": card(),
+        "machine": machine_info(),
     }
     write_json(place.result(run), result)
     return result

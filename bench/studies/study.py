@@ -20,9 +20,9 @@ from typing import Any
 
 from slicemill.bench.studies.runs import (
     BENCHMARK,
-    Place,
     Run,
     Shell,
+    StudyFolder,
     carry_out,
     check_same,
     identity,
@@ -35,7 +35,7 @@ from slicemill.bench.studies.table import PARTS, Table
 from slicemill.common.errors import ConfigError, InputError, UsageError
 from slicemill.common.files import read_json, write_bytes
 from slicemill.common.progress import Advance, progress
-from slicemill.common.terminal import counted, say, table
+from slicemill.common.terminal import count_noun, format_table, print_line
 from slicemill.ct.overlap import mean_of
 from slicemill.store.reader import Store, is_store, open_store
 from slicemill.store.split import read_split
@@ -79,13 +79,13 @@ class Study:
             raise ConfigError(f"--only-folds {wrong[0]}: the folds are 0 to {self.table.folds - 1}.")
         if not 1 <= self.jobs <= len(os.sched_getaffinity(0)):
             raise ConfigError(
-                f"--jobs {self.jobs}: this machine has {counted(len(os.sched_getaffinity(0)), 'core')}, and a job needs one."
+                f"--jobs {self.jobs}: this machine has {count_noun(len(os.sched_getaffinity(0)), 'core')}, and a job needs one."
             )
 
     @property
-    def place(self) -> Place:
+    def place(self) -> StudyFolder:
         """Return its folders; absolute, as its commands run elsewhere."""
-        return Place(out=self.out.absolute(), data=(self.data or self.out / "phantoms").absolute())
+        return StudyFolder(out=self.out.absolute(), data=(self.data or self.out / "phantoms").absolute())
 
     def runs(self) -> list[Run]:
         """Return all its runs."""
@@ -121,17 +121,17 @@ def prepare(study: Study, shell: Shell) -> Store:
     place, sought = study.place, study.table
     log = place.out / "prepare.log"
     if study.data is None:
-        say(f"{counted(study.phantoms, 'phantom')} of {sought.phantom_size} pixels: {place.data.name}")
+        print_line(f"{count_noun(study.phantoms, 'phantom')} of {sought.phantom_size} pixels: {place.data.name}")
         words = ("--cases", study.phantoms, "--size", sought.phantom_size, "--seed", PHANTOM_SEED)
         shell.type(("phantom", place.data, *words), log)
     labels = ("--labels", sought.labels) if sought.labels and study.data is not None else ()
-    say(f"ingest: {place.store.name}")
+    print_line(f"ingest: {place.store.name}")
     try:
         shell.type(("ingest", place.data, place.store, *labels), log)
     except InputError as error:
         if not is_store(place.store):
             raise
-        say(f"{error} The study goes on without what could not be ingested.")
+        print_line(f"{error} The study goes on without what could not be ingested.")
     shell.type(("split", place.store, place.out / "folds", "--folds", sought.folds), log)
     return open_store(place.store)
 
@@ -154,7 +154,9 @@ def run_study(study: Study) -> list[Row]:
         for run, result in finished.items():
             check_same(place.result(run), result, sought[run])
         left = {run: wanted for run, wanted in sought.items() if run not in finished}
-        say(f"{counted(len(sought), 'run')}: {len(finished)} done before, {len(left)} to do, {study.jobs} at a time")
+        print_line(
+            f"{count_noun(len(sought), 'run')}: {len(finished)} done before, {len(left)} to do, {study.jobs} at a time"
+        )
         failed: list[str] = []
         with (
             progress("quality", len(left) * study.table.epochs, "epochs") as advance,
@@ -163,16 +165,16 @@ def run_study(study: Study) -> list[Row]:
             for run, outcome in carried_out(study, left, shell, note):
                 if isinstance(outcome, InputError):
                     failed.append(f"{run}: {outcome}")
-                    say(f"failed: {failed[-1]}")
+                    print_line(f"failed: {failed[-1]}")
                     continue
                 finished[run] = outcome
-                say(
+                print_line(
                     f"{len(finished)} of {len(sought)}: {run}: {shown_scores(outcome)}; {outcome['minutes']:.1f} minutes, "
                     f"about {minutes_left(study, finished):.0f} left"
                 )
     if failed:
         raise InputError(
-            f"{counted(len(failed), 'run')} of {len(sought)} failed, the others are done; first: {failed[0]} "
+            f"{count_noun(len(failed), 'run')} of {len(sought)} failed, the others are done; first: {failed[0]} "
             "Mend that, and run the same command again: it does what is left."
         )
     return gathered(study, store)
@@ -199,7 +201,7 @@ def sought_of(study: Study, run: Run, store: Store) -> Row:
     return identity(wanted.config(run.variant, run.seed), wanted, place, split)
 
 
-def finished_of(place: Place, runs: Iterable[Run]) -> dict[Run, Row]:
+def finished_of(place: StudyFolder, runs: Iterable[Run]) -> dict[Run, Row]:
     """Return the results that are there."""
     return {run: read_json(place.result(run)) for run in runs if place.result(run).exists()}
 
@@ -237,7 +239,7 @@ def carried_out(
 
 
 @contextmanager
-def begun(place: Place, left: Sequence[Run], advance: Advance) -> Iterator[dict[Run, str]]:
+def begun(place: StudyFolder, left: Sequence[Run], advance: Advance) -> Iterator[dict[Run, str]]:
     """Show how far the trainings are, from the tables that they write; yields where the stage of each run is noted."""
     note: dict[Run, str] = {}
     seen = dict.fromkeys(left, 0)
@@ -261,7 +263,7 @@ def begun(place: Place, left: Sequence[Run], advance: Advance) -> Iterator[dict[
         watcher.join()
 
 
-def epochs_done(place: Place, run: Run) -> int:
+def epochs_done(place: StudyFolder, run: Run) -> int:
     """Return the epochs that a run's training has finished."""
     try:
         return max(0, len((place.folder(run) / "train" / "metrics.csv").read_text(encoding="utf-8").splitlines()) - 1)
@@ -313,11 +315,11 @@ def plan(study: Study) -> None:
         rows.append(
             (run.variant, run.fold, run.seed, state, None if run in finished else minutes_of(study, run, known))
         )
-    say(table(["variant", "fold", "seed", "state", "minutes"], rows))
+    print_line(format_table(["variant", "fold", "seed", "state", "minutes"], rows))
     left = [row[-1] or 0.0 for row in rows if row[3] != "done"]
     steps = study.table.epochs * study.table.steps
-    say(
-        f"{counted(len(runs), 'run')} of {steps:,} steps, {len(left)} left; about {sum(left) / study.jobs:.0f} minutes with "
+    print_line(
+        f"{count_noun(len(runs), 'run')} of {steps:,} steps, {len(left)} left; about {sum(left) / study.jobs:.0f} minutes with "
         f"--jobs {study.jobs}, by {'the finished runs' if finished else 'a pilot'}. Nothing was written (--dry-run)."
     )
 
@@ -339,12 +341,12 @@ def pilot(study: Study) -> Row:
         log, store, settings = folder / "log.txt", place.store, folder / "settings.toml"
         if not is_store(store):
             side = max(sought.phantom_size, sought.config(first.variant, first.seed).size)
-            say(f"a pilot of {PILOT_STEPS} steps on phantoms of {side} pixels")
+            print_line(f"a pilot of {PILOT_STEPS} steps on phantoms of {side} pixels")
             store = folder / "store"
             shell.type(("phantom", folder / "phantoms", "--cases", PILOT_CASES, "--size", side), log)
             shell.type(("ingest", folder / "phantoms", store), log)
         else:
-            say(f"a pilot of {PILOT_STEPS} steps")
+            print_line(f"a pilot of {PILOT_STEPS} steps")
         short = asdict(replace(sought, epochs=2, steps=PILOT_STEPS).config(first.variant, first.seed))
         write_bytes(settings, to_toml_of(short).encode())
         pinned_threads = sorted(os.sched_getaffinity(0))

@@ -19,7 +19,7 @@ from typing import Any
 
 from slicemill.bench.studies.table import PARTS, Table
 from slicemill.common.errors import ConfigError
-from slicemill.common.machine import card
+from slicemill.common.machine import machine_info
 from slicemill.ct.labels import TUMOR_WORDS
 from slicemill.ct.overlap import mean_of
 from slicemill.measure.evaluation.statistics import paired_difference, with_right_silence
@@ -76,7 +76,7 @@ def summarize(table: Table, results: Sequence[Row]) -> Row:
         "chosen_by": f"mean Dice of {main} over the patients of the validation parts",
         "variants": variants,
         "commits": sorted({str(row["machine"]["commit"]) for row in results}),
-        "machine": card(),
+        "machine": machine_info(),
     }
 
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from slicemill.bench.peers.environment import FILES, environment
 from slicemill.bench.studies.runs import (
-    Place,
     Run,
     Shell,
+    StudyFolder,
     carry_out,
     check_same,
     identity,
@@ -31,9 +31,9 @@ from slicemill.bench.studies.study import Study, prepare
 from slicemill.bench.studies.summary import CONVENTION, cases_of, gain, main_region, scores
 from slicemill.common.errors import ConfigError, UsageError
 from slicemill.common.files import read_json, to_json, write_bytes, write_json
-from slicemill.common.machine import card
+from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
-from slicemill.common.terminal import say
+from slicemill.common.terminal import print_line
 from slicemill.store.layout import ArrayName
 from slicemill.store.reader import Store
 from slicemill.store.split import read_split
@@ -102,28 +102,28 @@ def run_duel(duel: Duel) -> Row:
                 "tune": {},
                 "settings": {"minutes": duel.minutes, "iterations": EPOCH[device], "device": device},
             }
-            say(f"fold {fold}: nnU-Net, {duel.minutes:g} minutes of training on {device}")
+            print_line(f"fold {fold}: nnU-Net, {duel.minutes:g} minutes of training on {device}")
             found["nnU-Net 2D"].append(
                 once(place, theirs, peer, lambda run, sought: peer_run(run, place, sought, (shell, store, python)))
             )
-            say(f"fold {fold}: {duel.ours}, {duel.minutes:g} minutes")
+            print_line(f"fold {fold}: {duel.ours}, {duel.minutes:g} minutes")
             found["slicemill"].append(
-                once(place, mine, own, lambda run, sought: carry_out(run, place, sought, shell, say))
+                once(place, mine, own, lambda run, sought: carry_out(run, place, sought, shell, print_line))
             )
     return record_of(duel, found)
 
 
-def once(place: Place, run: Run, sought: Row, work: Callable[[Run, Row], Row]) -> Row:
+def once(place: StudyFolder, run: Run, sought: Row, work: Callable[[Run, Row], Row]) -> Row:
     """Return a run's result: the one that is there, if it is of the same settings, else a new one."""
     if not place.result(run).exists():
         return work(run, sought)
     result = read_json(place.result(run))
     check_same(place.result(run), result, sought)
-    say(f"{run}: done before")
+    print_line(f"{run}: done before")
     return result
 
 
-def peer_run(run: Run, place: Place, sought: Row, means: tuple[Shell, Store, Path]) -> Row:
+def peer_run(run: Run, place: StudyFolder, sought: Row, means: tuple[Shell, Store, Path]) -> Row:
     """Train nnU-Net on a fold, segment its test cases, score them; write the result and return it."""
     shell, store, python = means
     folder, settings = place.folder(run), sought["settings"]
@@ -149,7 +149,7 @@ def peer_run(run: Run, place: Place, sought: Row, means: tuple[Shell, Store, Pat
         **sought,
         "training": said,
         "cases": scored_cases(folder / "scores" / "evaluation.json", {"test": sought["split"]["test"]}, store),
-        "machine": card(),
+        "machine": machine_info(),
     }
     write_json(place.result(run), result)
     return result
@@ -216,5 +216,5 @@ def record_of(duel: Duel, found: dict[str, list[Row]]) -> Row:
         },
         "gain": {region: gain(ours, theirs, "test", region) for region in regions},
         "commits": sorted({str(row["machine"]["commit"]) for row in results}),
-        "machine": card(),
+        "machine": machine_info(),
     }

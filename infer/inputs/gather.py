@@ -14,11 +14,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from slicemill.common.errors import ConfigError, ScanError
-from slicemill.common.files import Place, place_of, relative
-from slicemill.common.remote import Remote
+from slicemill.common.files import Location, parse_location, relative_path
+from slicemill.common.remote import RemotePath
 from slicemill.ct.formats.nifti.names import is_header_name, is_nifti_name, stem_of
 from slicemill.ct.naming import (
-    badly_named,
     find_files,
     is_below,
     is_text,
@@ -26,6 +25,7 @@ from slicemill.ct.naming import (
     not_entered,
     other_scans,
     result_folders,
+    undecodable_names,
     why_no_scan,
 )
 from slicemill.ct.window import Window
@@ -36,7 +36,7 @@ from slicemill.store.reader import is_store
 STANDARD_INPUT = "-"
 
 
-def gather(inputs: Sequence[str | Place], window: Window | None = None) -> tuple[list[Job], LeftOut]:
+def gather(inputs: Sequence[str | Location], window: Window | None = None) -> tuple[list[Job], LeftOut]:
     """Return the jobs, in order, and the files left out with reasons (masks found in folders); `window` is that of pictures, HU.
 
     Raises
@@ -47,12 +47,12 @@ def gather(inputs: Sequence[str | Place], window: Window | None = None) -> tuple
     store_at.cache_clear()
     jobs: list[Job] = []
     left_out: LeftOut = []
-    files: list[Place] = []
+    files: list[Location] = []
     for given in inputs:
         if not is_text(Path(str(given))):
             name = os.fsencode(str(given)).decode(errors="replace")
             raise ScanError(f"{name}: its name is no valid UTF-8; rename it.")
-        place = place_of(given)
+        place = parse_location(given)
         if place.is_file():
             files.append(place)
         elif place.is_dir() and is_store(place):
@@ -88,34 +88,34 @@ def read_list(path: str) -> list[str]:
     return [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
 
 
-def _in_folder(folder: Place) -> tuple[list[Job], LeftOut]:
+def _in_folder(folder: Location) -> tuple[list[Job], LeftOut]:
     found = find_files(folder)
     if not found:
         raise ScanError(f"{folder}: holds no NIfTI file and is no slice store.")
     results = result_folders(folder)
     found = [file for file in found if not is_below(file, results)]
-    masks = {file for file in found if name_of(relative(file, folder)).role == "mask"}
+    masks = {file for file in found if name_of(relative_path(file, folder)).role == "mask"}
     left_out: LeftOut = [
         (file, "named like a segmentation; name the file itself to segment it") for file in found if file in masks
     ]
     left_out += [(file, why_no_scan(file)) for file in other_scans(folder)]
     left_out += [(result, "holds what an earlier run made; name it by itself to segment that") for result in results]
     left_out += not_entered(folder)
-    left_out += [(file, "its name is no valid UTF-8; rename it") for file in badly_named(folder)]
+    left_out += [(file, "its name is no valid UTF-8; rename it") for file in undecodable_names(folder)]
     return [Job(name=name_below(folder, file), path=file) for file in found if file not in masks], left_out
 
 
-def _matching(pattern: str) -> list[Place]:
+def _matching(pattern: str) -> list[Location]:
     if "://" in pattern:
         fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
-        root = place_of(fixed)
+        root = parse_location(fixed)
         try:
             fits = re.compile(pattern_below(pattern[len(fixed) + 1 :]))
         except re.error as error:
             raise ScanError(
                 f"{pattern}: is no pattern ({error}); in brackets stand characters or ranges like a-z."
             ) from error
-        found: list[Place] = [file for file in find_files(root) if fits.fullmatch(relative(file, root))]
+        found: list[Location] = [file for file in find_files(root) if fits.fullmatch(relative_path(file, root))]
     else:
         every = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (pathlib's takes no absolute patterns)
         found = [Path(name) for name in every if is_nifti_name(Path(name).name) or is_picture(name)]
@@ -141,15 +141,15 @@ def pattern_below(pattern: str) -> str:
     return out
 
 
-def _jobs_of_files(files: Sequence[Place], window: Window | None) -> list[Job]:
+def _jobs_of_files(files: Sequence[Location], window: Window | None) -> list[Job]:
     """Name single files by their place below the folder that those of one disk or bucket share."""
-    shared: dict[str, list[Place]] = {}
+    shared: dict[str, list[Location]] = {}
     for file in files:
-        shared.setdefault(file.bucket if isinstance(file, Remote) else "", []).append(file.absolute())
+        shared.setdefault(file.bucket if isinstance(file, RemotePath) else "", []).append(file.absolute())
     roots = {where: _root_of(there) for where, there in shared.items()}
     return [
         Job(
-            name=name_below(roots[file.bucket if isinstance(file, Remote) else ""], file.absolute()),
+            name=name_below(roots[file.bucket if isinstance(file, RemotePath) else ""], file.absolute()),
             path=file,
             window=window if is_picture(file.name) else None,
         )
@@ -157,19 +157,19 @@ def _jobs_of_files(files: Sequence[Place], window: Window | None) -> list[Job]:
     ]
 
 
-def _root_of(files: Sequence[Place]) -> Place:
-    if isinstance(first := files[0], Remote):
-        keys = [f"/{file.parent.key}" for file in files if isinstance(file, Remote)]
-        return Remote(first.bucket, os.path.commonpath(keys).strip("/"))
+def _root_of(files: Sequence[Location]) -> Location:
+    if isinstance(first := files[0], RemotePath):
+        keys = [f"/{file.parent.key}" for file in files if isinstance(file, RemotePath)]
+        return RemotePath(first.bucket, os.path.commonpath(keys).strip("/"))
     return Path(os.path.commonpath([str(file.parent) for file in files]))
 
 
-def name_below(root: Place, file: Place) -> str:
+def name_below(root: Location, file: Location) -> str:
     """Return a scan's place below a folder; with the folder's own name where the scan's says nothing, like ``P1/CT_image.nii.gz``.
 
     The mask of a pair is a single file.
     """
-    name = relative(file, root)
+    name = relative_path(file, root)
     if is_picture(file.name):
         name = f"{name}.nii.gz"
     if is_header_name(file.name):
@@ -180,7 +180,7 @@ def name_below(root: Place, file: Place) -> str:
 
 def _once(jobs: Iterable[Job]) -> tuple[list[Job], LeftOut]:
     """Return each scan once, and those that were given again."""
-    seen: dict[tuple[Place, str | None], Job] = {}
+    seen: dict[tuple[Location, str | None], Job] = {}
     again: LeftOut = []
     for job in jobs:
         if (known := seen.setdefault((job.path.absolute(), job.case_id), job)) is not job:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import InputError, ScanError
-from slicemill.common.files import Place
+from slicemill.common.files import Location
 from slicemill.ct.formats.nifti.header import blank_text, grid_of_header
 from slicemill.ct.formats.nifti.names import files_of, is_nifti_name, stem_of
 from slicemill.ct.geometry import Grid
@@ -22,14 +22,14 @@ from slicemill.ct.window import Window
 from slicemill.infer.inputs.pictures import WARNING, is_picture, open_picture
 from slicemill.store.reader import Store, open_store
 
-LeftOut = list[tuple[Place, str]]
+LeftOut = list[tuple[Location, str]]
 """What of the input is no scan to segment, with reasons."""
 UNKNOWN: list[Any] = [-1, -1]
 """The stamp of a scan that is not there or cannot be read."""
 
 
 @functools.lru_cache(maxsize=8)
-def store_at(path: Place) -> Store:
+def store_at(path: Location) -> Store:
     """Return the store at a place, opened once."""
     return open_store(path)
 
@@ -40,7 +40,7 @@ class Job:
 
     name: str
     """Relative path of the mask to write; the input's own name (.nii.gz for a pair), in the input's own tree."""
-    path: Place
+    path: Location
     """The NIfTI file, or the store."""
     case_id: str | None = None
     """The case, when `path` is a store."""

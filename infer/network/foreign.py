@@ -23,7 +23,7 @@ import numpy as np
 
 from slicemill.common.errors import InputError, ModelError
 from slicemill.ct.labels import Labels, make_labels
-from slicemill.store.model_card import rules_from_json
+from slicemill.store.model_card import parse_postprocess_rules
 
 CONTRACT = 1
 """The contract of the file that is made."""
@@ -72,7 +72,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class NetworkDescription:
     """What the TOML says."""
 
     labels: dict[str, int]
@@ -100,7 +100,7 @@ class Card:
             for name in names.split():
                 if not fits(value := getattr(self, name)):
                     raise ModelError(f"{name} = {value!r}: {expected}.")
-        rules_from_json(self.postprocess)
+        parse_postprocess_rules(self.postprocess)
 
 
 def card_beside(model: Path) -> Path | None:
@@ -109,7 +109,7 @@ def card_beside(model: Path) -> Path | None:
     return path if path.is_file() and path != model else None
 
 
-def read_card(path: Path) -> Card:
+def read_card(path: Path) -> NetworkDescription:
     """Read the TOML.
 
     Raises
@@ -119,13 +119,15 @@ def read_card(path: Path) -> Card:
     """
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
-        unknown = sorted(set(given) - set(Card.__dataclass_fields__))
+        unknown = sorted(set(given) - set(NetworkDescription.__dataclass_fields__))
         if unknown:
-            raise ModelError(f"{unknown[0]} is no setting; there are {', '.join(Card.__dataclass_fields__)}.")
+            raise ModelError(
+                f"{unknown[0]} is no setting; there are {', '.join(NetworkDescription.__dataclass_fields__)}."
+            )
         fitting: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
         }
-        return Card(**fitting)
+        return NetworkDescription(**fitting)
     except InputError as error:
         raise ModelError(f"{path}: {error}") from error
     except (OSError, ValueError, TypeError) as error:
@@ -195,7 +197,7 @@ def first_line(error: Exception) -> str:
 class _Wrapper:
     """The pieces of the graph that goes around a network."""
 
-    def __init__(self, onnx: Any, network: Any, card: Card, labels: Labels) -> None:
+    def __init__(self, onnx: Any, network: Any, card: NetworkDescription, labels: Labels) -> None:
         self.onnx = onnx
         self.network = onnx.compose.add_prefix(network, PREFIX)
         self.card = card

@@ -23,10 +23,10 @@ from slicemill.store.model_card import (
     INPUTS,
     MAX_MM,
     MAX_SIDE,
-    SAME,
-    ModelInfo,
+    SHARED_KEYS,
+    ModelCard,
     network_name,
-    rules_from_json,
+    parse_postprocess_rules,
 )
 
 EXTERNAL_DATA = b"\x0a\x08location"
@@ -107,7 +107,7 @@ def answered(outputs: Mapping[str, npt.NDArray[Any]]) -> Answer:
     return Answer(outputs["label"], outputs.get("tumor"), outputs.get("probability"))
 
 
-def told_tensorrt(info: ModelInfo, device: int, batch: int) -> dict[str, str]:
+def told_tensorrt(info: ModelCard, device: int, batch: int) -> dict[str, str]:
     """Return what TensorRT is told of a model: its one batch shape, and the folder of its engine.
 
     Raises
@@ -143,7 +143,7 @@ def byte_flavor(path: Path) -> Path:
             "write it with `slicemill export --bytes`, or use --provider cuda."
         )
     taken = open_model(found, "cpu").info
-    differing = [name for name in SAME if given.metadata.get(name) != taken.metadata.get(name)]
+    differing = [name for name in SHARED_KEYS if given.metadata.get(name) != taken.metadata.get(name)]
     if taken.input != "bytes" or taken.size != given.size or differing:
         what = ", ".join(differing) or "input or size"
         raise ModelError(
@@ -180,7 +180,7 @@ def open_model(path: Path, provider: Provider = "auto", device: int = 0, batch: 
     return Model(path, content, provider, device, batch)
 
 
-def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
+def read_info(session: Any, path: Path, sha256: str) -> ModelCard:
     """Read and check the metadata of a session."""
     text = session.get_modelmeta().custom_metadata_map.get("slicemill")
     if text is None:
@@ -216,7 +216,7 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
         height, width = (int(extent) for extent in shapes["image"][1 if kind == "int16" else 2 :][:2])
         if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
             raise ModelError(f"{path}: takes slices of {height}x{width}; a side may have 1 to {MAX_SIDE} pixels.")
-        return ModelInfo(
+        return ModelCard(
             name=path.name,
             sha256=sha256,
             labels=labels_from_json(metadata),
@@ -229,7 +229,7 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelInfo:
             probability_dtype=_probability_dtype(types, path),
             one_slice=metadata.get("one_slice") is True,
             unknown=_unknown(metadata, path),
-            rules=rules_from_json(metadata["postprocess"]),
+            rules=parse_postprocess_rules(metadata["postprocess"]),
             metadata=metadata,
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:

@@ -1,6 +1,6 @@
 """Memory of scans, used again by the scans that follow: fresh pages are zeroed by the system, which costs time for every voxel.
 
-1. An array of a `Blocks` lies in a block; its views keep that block, and the block is free again when the last of them has gone.
+1. An array of a `BufferPool` lies in a block; its views keep that block, and the block is free again when the last of them has gone.
 2. A free block is used again for what fills it but for a fifth. When none fits, all that are free are given back first, so that
    blocks never take much more than the scans that are held.
 
@@ -21,7 +21,7 @@ LEAST_BYTES = 2**20
 """What is smaller comes from Python's own memory."""
 
 
-class Blocks:
+class BufferPool:
     """Arrays in memory that is used again; safe to use from several threads."""
 
     def __init__(self) -> None:

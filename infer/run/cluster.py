@@ -20,11 +20,11 @@ from typing import Any
 
 from slicemill.common.errors import ConfigError, InputError, ProviderError
 from slicemill.common.progress import progress
-from slicemill.common.terminal import say
+from slicemill.common.terminal import print_line
 from slicemill.infer.inputs.jobs import Job, LeftOut
 from slicemill.infer.network.model import Model, open_model
-from slicemill.infer.run.ledger import Book, Outcome, Summary, write_summary
-from slicemill.infer.run.options import Options
+from slicemill.infer.run.ledger import RunLedger, ScanOutcome, Summary, write_summary
+from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.outputs import extra_names
 from slicemill.infer.run.pipeline import ELSEWHERE, infer, left_to_do, unreached, where_of
 from slicemill.infer.runtime.providers import Provider
@@ -45,7 +45,7 @@ class Part:
     provider: Provider
     jobs: tuple[Job, ...]
     out: Path
-    options: Options
+    options: InferOptions
     topic: str
     """Where the worker tells what it works on."""
 
@@ -77,7 +77,7 @@ def infer_on(
     model: Model,
     provider: Provider,
     jobs: Sequence[Job],
-    book: Book,
+    book: RunLedger,
     left_out: LeftOut | None = None,
 ) -> Summary:
     """Segment scans on the workers of the Dask scheduler at `address`; see `slicemill.infer.run.pipeline.infer`.
@@ -113,7 +113,7 @@ def infer_on(
     return summary
 
 
-def parts_of(model: Model, provider: Provider, left: Sequence[Job], book: Book, workers: int) -> list[Part]:
+def parts_of(model: Model, provider: Provider, left: Sequence[Job], book: RunLedger, workers: int) -> list[Part]:
     """Return a part for each worker: all that is left, from another place on."""
     jobs = [
         Job(name=job.name, path=job.path.absolute(), case_id=job.case_id, window=job.window) for job in left
@@ -140,10 +140,10 @@ class Seen:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs = {job.name: job for job in jobs}
         self._start = time.perf_counter()
-        self.outcomes: dict[str, Outcome] = {}
+        self.outcomes: dict[str, ScanOutcome] = {}
         """How scans ended, by name."""
 
-    def look(self, book: Book) -> int:
+    def look(self, book: RunLedger) -> int:
         """Take in what the ledger tells since, and return how many scans are new in it."""
         before = len(self.outcomes)
         self.outcomes |= book.news(self.jobs)
@@ -158,8 +158,8 @@ class Seen:
 
 def together(
     jobs: Sequence[Job],
-    known: Mapping[str, Outcome],
-    told: Mapping[str, Outcome],
+    known: Mapping[str, ScanOutcome],
+    told: Mapping[str, ScanOutcome],
     summaries: Sequence[Summary],
     seconds: float,
 ) -> Summary:
@@ -188,20 +188,20 @@ def together(
     )
 
 
-def _rank(outcome: Outcome) -> int:
+def _rank(outcome: ScanOutcome) -> int:
     """Return how much an outcome says: another worker may have done what this one only saw at work or done."""
     if outcome.status == "skipped":
         return 0 if outcome.reason == ELSEWHERE else 2
     return {"failed": 1, "done": 3}[outcome.status]
 
 
-def _endings(client: Any, parts: Sequence[Part], book: Book, seen: Seen) -> list[Summary | BaseException]:
+def _endings(client: Any, parts: Sequence[Part], book: RunLedger, seen: Seen) -> list[Summary | BaseException]:
     """Return how each part ended; meanwhile show how far the ledger is."""
     from distributed import wait
     from distributed.scheduler import KilledWorker
 
     if parts:
-        client.subscribe_topic(parts[0].topic, lambda event: say(event[1]))
+        client.subscribe_topic(parts[0].topic, lambda event: print_line(event[1]))
     futures = [client.submit(work, part, key=f"infer-{uuid.uuid4().hex}", pure=False) for part in parts]
     with progress("infer", len(seen.jobs), "scans") as advance:
         while futures and not all(future.done() for future in futures) and client.status in ("running", "connecting"):

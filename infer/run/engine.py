@@ -23,7 +23,7 @@ from slicemill.common.errors import InputError, ProviderError
 from slicemill.infer.inputs.jobs import Job, LoadedScan
 from slicemill.infer.network.lanes import Lane, make_lane, turns_of
 from slicemill.infer.network.model import Model
-from slicemill.infer.run.scan_queue import Line, Stopped
+from slicemill.infer.run.scan_queue import ScanQueue, Stopped
 from slicemill.infer.run.timing import Stopwatch
 from slicemill.infer.runtime.capacity import Capacity, lanes_on
 from slicemill.infer.slices.batches import Batch, Scan
@@ -92,7 +92,7 @@ class Engine:
         self._limits = limits
         self._steps = steps
         self._watch = watch
-        self._line = Line(limits.capacity, limits.memory_bytes)
+        self._line = ScanQueue(limits.capacity, limits.memory_bytes)
         self._tickets: dict[Scan, Ticket] = {}
         self._lock = threading.Lock()
         self._asking = threading.Lock()

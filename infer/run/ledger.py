@@ -16,26 +16,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from slicemill.common.files import Place, write_csv, write_json
+from slicemill.common.files import Location, write_csv, write_json
 from slicemill.common.ledger import LEDGER, Ledger
-from slicemill.common.locks import claimed
+from slicemill.common.locks import try_claim
 from slicemill.common.terminal import peak_mib
 from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.network.model import Model
-from slicemill.infer.run.options import Options
+from slicemill.infer.run.options import InferOptions
 
 SUMMARY = "summary"
 
 SUMMARIES = re.compile(rf"{SUMMARY}(-\d+-of-\d+)?(-worker-\d+)?\.(json|csv)")
 """The names of the summaries of runs, and of their parts."""
 ASIDE = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part.*")
-"""The name of a file that `slicemill.common.files.written_whole` has not renamed yet, around the name that it will have."""
+"""The name of a file that `slicemill.common.files.atomic_write` has not renamed yet, around the name that it will have."""
 
 Status = Literal["done", "skipped", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ScanOutcome:
     """How one scan ended."""
 
     name: str
@@ -51,14 +51,14 @@ class Outcome:
 class Summary:
     """How a run ended: every scan is accounted for."""
 
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[ScanOutcome, ...]
     seconds: float
     provider: str
     stages: dict[str, dict[str, Any]]
     """Seconds of each stage and their share; see `slicemill.infer.run.timing`."""
     device_busy: float
     """Share of the run in which the network ran."""
-    left_out: tuple[tuple[Place, str], ...] = ()
+    left_out: tuple[tuple[Location, str], ...] = ()
     """What of the input was left out, with reasons."""
 
     def count(self, status: Status) -> int:
@@ -71,10 +71,10 @@ class Summary:
         return sum(outcome.slices for outcome in self.outcomes)
 
 
-class Book:
+class RunLedger:
     """The ledger of an output folder, as one model and its options see it; safe to use from several threads."""
 
-    def __init__(self, out: Path, model: Model, options: Options) -> None:
+    def __init__(self, out: Path, model: Model, options: InferOptions) -> None:
         self.out = out
         self.options = options
         self._model = model
@@ -107,12 +107,12 @@ class Book:
         """Return the names of the scans that it tells of."""
         return list(self._lines)
 
-    def news(self, jobs: Mapping[str, Job]) -> dict[str, Outcome]:
+    def news(self, jobs: Mapping[str, Job]) -> dict[str, ScanOutcome]:
         """Return how some of these jobs ended since the book last looked, in any run of this model and these options, by name."""
         with self._lock:
             lines = {name: self._lines[name] for name in self._catch_up()}
         return {
-            name: Outcome(
+            name: ScanOutcome(
                 name=name,
                 status=line["status"],
                 reason=line.get("reason", ""),
@@ -123,22 +123,22 @@ class Book:
             if line.get("status") in ("done", "failed") and name in jobs and self._is_of_now(line, jobs[name])
         }
 
-    def known(self, job: Job) -> Outcome | None:
+    def known(self, job: Job) -> ScanOutcome | None:
         """Return the outcome of a job for which nothing is left to do, or None."""
         line, there = self._lines.get(job.name, {}), (self.out / job.name).exists()
         if self.options.overwrite:
             return None
         if there and line.get("source") != job.source_id:
             reason = f"{self.out / job.name}: was not made from {job.path}; choose another --out, or pass --overwrite."
-            return Outcome(name=job.name, status="failed", reason=reason)
+            return ScanOutcome(name=job.name, status="failed", reason=reason)
         if not self._is_of_now(line, job):
             return None
         if there and line.get("status") == "done":
             reason = "done before with this model"
-            return Outcome(name=job.name, status="skipped", reason=reason, answer=line.get("answer", ""))
+            return ScanOutcome(name=job.name, status="skipped", reason=reason, answer=line.get("answer", ""))
         if line.get("status") == "failed" and not line.get("passing") and not self.options.retry_failed:
             reason = f"{line.get('reason')} (failed before; --retry-failed tries it again)"
-            return Outcome(name=job.name, status="failed", reason=reason)
+            return ScanOutcome(name=job.name, status="failed", reason=reason)
         return None
 
     def _is_of_now(self, line: dict[str, Any], job: Job) -> bool:
@@ -153,7 +153,7 @@ class Book:
             "options": self.options.as_json(),
         }
 
-    def known_by_now(self, job: Job) -> Outcome | None:
+    def known_by_now(self, job: Job) -> ScanOutcome | None:
         """Return the outcome of a job that another run has ended meanwhile, or None; to be asked with its claim."""
         with self._lock:
             self._catch_up()
@@ -163,7 +163,7 @@ class Book:
         """Return the claim of a job's output, to be closed at its end; None when another run has it."""
         stack = ExitStack()
         name = hashlib.sha256(job.name.encode()).hexdigest()[:32]
-        if stack.enter_context(claimed(self.out, name)) is None:
+        if stack.enter_context(try_claim(self.out, name)) is None:
             stack.close()
             return None
         return stack
@@ -181,7 +181,7 @@ class Book:
                 with claim:
                     path.unlink(missing_ok=True)
 
-    def note(self, job: Job, outcome: Outcome, *, stamp: list[Any] | None = None, begun: bool = False) -> None:
+    def note(self, job: Job, outcome: ScanOutcome, *, stamp: list[Any] | None = None, begun: bool = False) -> None:
         """Append a line; `stamp` is what told the file when it was read, where it was."""
         status = "begun" if begun else outcome.status
         record = {"name": job.name, "source": job.source_id, "status": status, **self._signature(job, stamp)}

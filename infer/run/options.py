@@ -15,7 +15,7 @@ WORKING_BYTES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class InferOptions:
     """Settings of a run."""
 
     overwrite: bool = False
@@ -52,7 +52,7 @@ class Options:
                 f"--devices {','.join(map(str, self.devices))}: expected numbers of GPUs, each once, like 0,1."
             )
 
-    def of_worker(self, index: int) -> "Options":
+    def of_worker(self, index: int) -> "InferOptions":
         """Return the same for one of several workers: its summary has a name of its own."""
         return replace(self, part=f"{self.part}-worker-{index}")
 

@@ -8,10 +8,10 @@ from slicemill.ct.formats.nifti.names import is_header_name, stem_of
 from slicemill.ct.labels import Labels
 from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.run.ledger import is_summary
-from slicemill.infer.run.options import Options
+from slicemill.infer.run.options import InferOptions
 
 
-class Places:
+class OutputPaths:
     """The scans of a run and the files written for them; scans may be added as they come.
 
     `earlier` names the masks of runs before: their scans may have gone, what was made of them stays.
@@ -63,7 +63,7 @@ class Places:
         self._written.update(dict.fromkeys(written, job))
 
 
-def check_places(jobs: Sequence[Job], out: Path, extras: Sequence[str] = (), earlier: Sequence[str] = ()) -> None:
+def check_output_paths(jobs: Sequence[Job], out: Path, extras: Sequence[str] = (), earlier: Sequence[str] = ()) -> None:
     """Refuse to write over a scan, or two things into one file; `extras` are names of files beside each mask, `earlier` older masks.
 
     Raises
@@ -71,7 +71,7 @@ def check_places(jobs: Sequence[Job], out: Path, extras: Sequence[str] = (), ear
     ScanError
         An output would take the place of an input, or of another output.
     """
-    places = Places(out, extras, earlier)
+    places = OutputPaths(out, extras, earlier)
     for job in jobs:
         places.add(job)
 
@@ -100,10 +100,10 @@ def beside(job: Job, extra: str) -> str:
     return f"{job.stem}_{extra}{suffix_of(job.name)}"
 
 
-def extra_names(labels: Labels, options: Options) -> list[str]:
+def extra_names(labels: Labels, options: InferOptions) -> list[str]:
     """Return what the names of the files beside a mask end in; a label's name may hold anything, a file's may not.
 
-    >>> extra_names(Labels({"liver": 1, "a/b": 2}), Options(separate=True))
+    >>> extra_names(Labels({"liver": 1, "a/b": 2}), InferOptions(separate=True))
     ['liver', 'a_b_2']
     """
     names = list(labels.file_names().values())

@@ -20,40 +20,40 @@ import numpy.typing as npt
 from slicemill.common.errors import ProviderError, ReadError, StoreError
 from slicemill.common.files import write_json
 from slicemill.common.progress import Advance, progress
-from slicemill.common.terminal import counted
+from slicemill.common.terminal import count_noun
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.pictures import save_png
-from slicemill.infer.cpu_check import gate
+from slicemill.infer.cpu_check import check_parity
 from slicemill.infer.inputs.jobs import Job, LeftOut, LoadedScan, opened
 from slicemill.infer.network.lanes import memory_of_lanes
 from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.postprocess import postprocess
 from slicemill.infer.report import answer, overlay
-from slicemill.infer.run.buffers import Blocks
+from slicemill.infer.run.buffers import BufferPool
 from slicemill.infer.run.engine import Engine, Limits, Steps, Ticket
-from slicemill.infer.run.ledger import Book, Outcome, Summary, write_summary
+from slicemill.infer.run.ledger import RunLedger, ScanOutcome, Summary, write_summary
 from slicemill.infer.run.options import (
     MAX_READERS,
     MAX_WRITERS,
-    Options,
+    InferOptions,
     memory_for_scans,
     memory_of,
     threads_of,
 )
-from slicemill.infer.run.outputs import beside, check_places, extra_names
+from slicemill.infer.run.outputs import beside, check_output_paths, extra_names
 from slicemill.infer.run.timing import Stopwatch
 from slicemill.infer.runtime.capacity import HOSTS, capacity_of, lanes_on
 from slicemill.infer.single import full_report
 from slicemill.infer.slices.assembly import Segmented, plan_of, wanted_of
 from slicemill.infer.slices.batches import Scan
 
-DEFAULTS = Options()
+DEFAULTS = InferOptions()
 ELSEWHERE = "another run is at work on it"
 
 
-def left_to_do(jobs: Sequence[Job], book: Book, extras: Sequence[str] = ()) -> tuple[list[Job], list[Outcome]]:
+def left_to_do(jobs: Sequence[Job], book: RunLedger, extras: Sequence[str] = ()) -> tuple[list[Job], list[ScanOutcome]]:
     """Return the jobs that are left, and an outcome for each of the others; `extras` are names of files beside each mask."""
-    check_places(jobs, book.out, extras, book.names)
+    check_output_paths(jobs, book.out, extras, book.names)
     known = [(job, book.known(job)) for job in jobs]
     return [job for job, outcome in known if outcome is None], [outcome for _, outcome in known if outcome is not None]
 
@@ -70,20 +70,20 @@ class _Begun:
 class Run:
     """What is done with each scan of a run, and what became of it; called from several threads."""
 
-    def __init__(self, model: Model, options: Options, book: Book) -> None:
+    def __init__(self, model: Model, options: InferOptions, book: RunLedger) -> None:
         self._model = model
         check_devices(model, options.devices)
         self._options = options
         self._book = book
         self._watch = Stopwatch()
-        self._blocks = Blocks()
+        self._blocks = BufferPool()
         self._advance: Advance = lambda *_: None
         self._lock = threading.Lock()
         self._begun: dict[str, _Begun] = {}
         self._slices = 0
-        self.tell: Callable[[Outcome], None] = lambda _: None
+        self.tell: Callable[[ScanOutcome], None] = lambda _: None
         """Hears what became of a scan when it ends."""
-        self.ended: dict[str, Outcome] = {}
+        self.ended: dict[str, ScanOutcome] = {}
         """What became of each scan, by name."""
 
     def drive(self, jobs: Iterator[Job], total: int) -> None:
@@ -106,7 +106,7 @@ class Run:
             readers=threads_of(options.readers, MAX_READERS),
             writers=threads_of(options.writers, MAX_WRITERS),
         )
-        check = None if self._model.provider == "cpu" else gate
+        check = None if self._model.provider == "cpu" else check_parity
         steps = Steps(read=self.read, write=self.write, fail=self.fail, check=check, advance=self.labelled)
         with progress("infer", total, "scans", quiet=not total) as self._advance:
             Engine(models_of(self._model, options.devices), limits, steps, self._watch).run(jobs)
@@ -137,7 +137,7 @@ class Run:
         """
         claim = self._book.claim(job)
         if claim is None:
-            self._end(job, Outcome(name=job.name, status="skipped", reason=ELSEWHERE))
+            self._end(job, ScanOutcome(name=job.name, status="skipped", reason=ELSEWHERE))
             return None
         stamp = job.stamp()
         self._begun[job.name] = _Begun(claim, stamp)
@@ -169,7 +169,7 @@ class Run:
             report = full_report(self._model, loaded, segmented, job.name)
             said = answer(report)
             picture = overlay(loaded.volume, segmented.label, info.labels, report["lesions"], f"{job.stem}  {said}")
-        outcome = Outcome(name=job.name, status="done", slices=len(loaded.volume), answer=said)
+        outcome = ScanOutcome(name=job.name, status="done", slices=len(loaded.volume), answer=said)
         with self._watch.timed("write"):
             stamp = self._begun[job.name].stamp
             self._book.note(job, outcome, stamp=stamp, begun=True)
@@ -196,7 +196,7 @@ class Run:
     def fail(self, job: Job, error: Exception) -> None:
         """Note why a scan could not be segmented; it is in the summary, too, when there is no room for the line."""
         passing = isinstance(error, OSError | MemoryError | ReadError | StoreError | ProviderError)
-        outcome = Outcome(name=job.name, status="failed", reason=reason_of(error, job), passing=passing)
+        outcome = ScanOutcome(name=job.name, status="failed", reason=reason_of(error, job), passing=passing)
         begun = self._begun.get(job.name)
         with contextlib.suppress(OSError):
             self._book.note(job, outcome, stamp=begun.stamp if begun else None)
@@ -210,7 +210,7 @@ class Run:
             failed = sum(outcome.status == "failed" for outcome in self.ended.values())
             self._advance(count / units, f"{self._slices / self._watch.elapsed:,.1f} slices/s, {failed} failed")
 
-    def _end(self, job: Job, outcome: Outcome) -> None:
+    def _end(self, job: Job, outcome: ScanOutcome) -> None:
         with self._lock:
             self.ended[job.name] = outcome
             begun = self._begun.pop(job.name, None)
@@ -228,13 +228,13 @@ def reason_of(error: Exception, job: Job) -> str:
     return str(error) if str(job.path) in str(error) else f"{job.path}: {error}"
 
 
-def where_of(model: Model, options: Options) -> str:
+def where_of(model: Model, options: InferOptions) -> str:
     """Return what a run of these options works on: provider, devices and batch, and why that provider."""
     numbers = ", ".join(map(str, options.devices))
-    device = counted(len(os.sched_getaffinity(0)), "core") if model.provider in HOSTS else f"GPU {numbers}"
+    device = count_noun(len(os.sched_getaffinity(0)), "core") if model.provider in HOSTS else f"GPU {numbers}"
     batch = capacity_of(model.info, model.provider, options.batch).labels
     lanes = lanes_on(model.provider)
-    return f"{model.provider} ({device}), {counted(batch, 'slice')} a batch, {lanes} at a time: {model.reason}"
+    return f"{model.provider} ({device}), {count_noun(batch, 'slice')} a batch, {lanes} at a time: {model.reason}"
 
 
 def check_devices(model: Model, devices: Sequence[int]) -> None:
@@ -257,16 +257,16 @@ def models_of(model: Model, devices: Sequence[int]) -> list[Model]:
     return [model, *(open_model(model.path, model.provider, device, model.batch) for device in devices[1:])]
 
 
-def unreached(name: str) -> Outcome:
+def unreached(name: str) -> ScanOutcome:
     """Return the outcome of a scan that a run ended before."""
-    return Outcome(name=name, status="failed", reason="the run ended before it", passing=True)
+    return ScanOutcome(name=name, status="failed", reason="the run ended before it", passing=True)
 
 
 def infer(
     model: Model,
     jobs: Sequence[Job],
     out: Path,
-    options: Options = DEFAULTS,
+    options: InferOptions = DEFAULTS,
     left_out: LeftOut | None = None,
 ) -> Summary:
     """Segment scans into a folder; the same call again does only what is left. Files `left_out`, with reasons, stand in its summary.
@@ -279,7 +279,7 @@ def infer(
         The device failed twice.
     """
     out.mkdir(parents=True, exist_ok=True)
-    book = Book(out, model, options)
+    book = RunLedger(out, model, options)
     run = Run(model, options, book)
     book.clear(jobs)
     left, known = left_to_do(jobs, book, extra_names(model.info.labels, options))

@@ -27,7 +27,7 @@ class Stopped(Exception):  # noqa: N818 (no error: the run is ending)
     """The run is ending; nothing more is wanted."""
 
 
-class Line:
+class ScanQueue:
     """Scans that wait for the network, and the memory that they and those behind them hold."""
 
     def __init__(self, capacity: Capacity, memory_bytes: int) -> None:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from slicemill.common.errors import ConfigError, ScanError
-from slicemill.common.terminal import say
+from slicemill.common.terminal import print_line
 from slicemill.ct.naming import find_files, is_text, name_of, other_scans, why_no_scan
 from slicemill.infer.inputs.gather import name_below
 from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.network.model import Model
-from slicemill.infer.run.ledger import Book, Summary, write_summary
-from slicemill.infer.run.outputs import Places, extra_names
+from slicemill.infer.run.ledger import RunLedger, Summary, write_summary
+from slicemill.infer.run.outputs import OutputPaths, extra_names
 from slicemill.infer.run.pipeline import Run
 
 LOOK_SECONDS = 1.0
@@ -31,14 +31,14 @@ SETTLE_SECONDS = 5.0
 
 
 @dataclass(kw_only=True)
-class Inbox:
+class WatchFolder:
     """A watched folder, and what is known of its files."""
 
     folder: Path
     settle: float = SETTLE_SECONDS
     at_work: Callable[[str], bool] = lambda _: False
     """Whether a scan of that name is being segmented."""
-    tell: Callable[[str], None] = say
+    tell: Callable[[str], None] = print_line
     _seen: dict[Path, tuple[list[Any], float]] = field(default_factory=dict)
     """Each file's stamp, and since when it is that."""
     _given: dict[Path, list[Any]] = field(default_factory=dict)
@@ -89,7 +89,9 @@ class Inbox:
             self.tell(f"left out: {path}: {why}")
 
 
-def watch(model: Model, folder: Path, book: Book, ended: Callable[[], bool], settle: float = SETTLE_SECONDS) -> Summary:
+def watch(
+    model: Model, folder: Path, book: RunLedger, ended: Callable[[], bool], settle: float = SETTLE_SECONDS
+) -> Summary:
     """Segment what arrives in a folder until `ended`; what was begun then is finished first.
 
     Raises
@@ -105,10 +107,10 @@ def watch(model: Model, folder: Path, book: Book, ended: Callable[[], bool], set
         )
     book.out.mkdir(parents=True, exist_ok=True)
     run = Run(model, book.options, book)
-    places = Places(book.out, extra_names(model.info.labels, book.options), book.names)
+    places = OutputPaths(book.out, extra_names(model.info.labels, book.options), book.names)
     book.clear([Job(name=name, path=folder / name) for name in book.names])
-    run.tell = lambda outcome: say(f"{outcome.status}: {outcome.name}: {outcome.answer or outcome.reason}")
-    inbox = Inbox(folder=folder, settle=settle, at_work=run.at_work)
+    run.tell = lambda outcome: print_line(f"{outcome.status}: {outcome.name}: {outcome.answer or outcome.reason}")
+    inbox = WatchFolder(folder=folder, settle=settle, at_work=run.at_work)
     try:
         run.drive(in_their_place(inbox.arrivals(ended), places, inbox.leave_out), 0)
     finally:
@@ -140,7 +142,7 @@ def until_signalled() -> Iterator[Callable[[], bool]]:
         restored()
 
 
-def in_their_place(jobs: Iterable[Job], places: Places, leave_out: Callable[[Path, str], None]) -> Iterator[Job]:
+def in_their_place(jobs: Iterable[Job], places: OutputPaths, leave_out: Callable[[Path, str], None]) -> Iterator[Job]:
     """Yield the jobs of which no file would take the place of another's, and leave out the others."""
     for job in jobs:
         try:

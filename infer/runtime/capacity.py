@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from slicemill.common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from slicemill.store.model_card import ModelInfo
+    from slicemill.store.model_card import ModelCard
 
 HOSTS = ("cpu", "openvino")
 """Providers that compute on the processor."""
@@ -33,7 +33,7 @@ class Capacity:
     """Slices that go in: those to label and their neighbors, each once."""
 
 
-def capacity_of(info: "ModelInfo", provider: str, batch: int = 0) -> Capacity:
+def capacity_of(info: "ModelCard", provider: str, batch: int = 0) -> Capacity:
     """Return what one batch holds: slices to label, and room for their neighbors, which may lie apart."""
     pixels = CPU_PIXELS if provider in HOSTS else GPU_PIXELS
     if info.one_slice and batch > 1:
@@ -61,7 +61,7 @@ def threads_of_session() -> int:
     return cores - min(cores, CPU_LANES) + 1
 
 
-def shapes_of(info: "ModelInfo", capacity: Capacity) -> dict[str, tuple[int, ...]]:
+def shapes_of(info: "ModelCard", capacity: Capacity) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the graph's inputs for a full batch."""
     height, width = info.size
     image = (capacity.rows, height, width) if info.input == "int16" else (capacity.rows, 1, height, width, 2)

@@ -21,7 +21,7 @@ BY_ADDRESS = 4
 """cudaMemcpyDefault: the addresses tell which way."""
 
 
-class Card:
+class CudaDevice:
     """One GPU."""
 
     def __init__(self, library: Any, device: int) -> None:
@@ -68,7 +68,7 @@ class Card:
             raise ProviderError(f"{name} failed on GPU {self._device.value}: {said} (error {code}).")
 
 
-def open_card(runtime: Any, device: int) -> Card:
+def open_card(runtime: Any, device: int) -> CudaDevice:
     """Return a GPU by its number; `runtime` is the module onnxruntime, which says what CUDA it was built for.
 
     Raises
@@ -78,7 +78,7 @@ def open_card(runtime: Any, device: int) -> Card:
     """
     name = f"libcudart.so.{str(runtime.cuda_version).split('.')[0]}"
     try:
-        return Card(ctypes.CDLL(name), device)
+        return CudaDevice(ctypes.CDLL(name), device)
     except OSError as error:
         raise ProviderError(
             f"{name} cannot be loaded ({error}); install the CUDA libraries that onnxruntime-gpu names."

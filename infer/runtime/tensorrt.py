@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from slicemill.common.errors import ProviderError
-from slicemill.common.terminal import say
+from slicemill.common.terminal import print_line
 
 ENGINES = Path(".cache", "slicemill", "tensorrt")
 """Below the home folder."""
@@ -132,7 +132,7 @@ def _locked(path: Path) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                say(f"{path.parent}: another run builds this engine; waiting for it")
+                print_line(f"{path.parent}: another run builds this engine; waiting for it")
                 fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -12,8 +12,8 @@ from slicemill.ct.crop import neighbor_step, neighbors
 from slicemill.ct.scan import Room
 from slicemill.infer.network.model import Answer
 from slicemill.infer.slices.resample import Resampling, resampling
-from slicemill.infer.slices.tiles import PLAIN, Manner, View, views_of
-from slicemill.store.model_card import ModelInfo
+from slicemill.infer.slices.tiles import PLAIN, Manner, View, tiles_of
+from slicemill.store.model_card import ModelCard
 
 Shape = tuple[int, int, int]
 Uint8s = npt.NDArray[np.uint8]
@@ -81,7 +81,7 @@ class Plan:
         return out
 
 
-def wanted_of(info: ModelInfo, manner: Manner = PLAIN) -> tuple[str, ...]:
+def wanted_of(info: ModelCard, manner: Manner = PLAIN) -> tuple[str, ...]:
     """Return the outputs that a model is asked for.
 
     ``probability`` of all classes only to average, to be kept, to bring labels back to a scan's pixels, or in want of ``tumor``.
@@ -103,7 +103,7 @@ def wanted_of(info: ModelInfo, manner: Manner = PLAIN) -> tuple[str, ...]:
     return ("label", *(["tumor"] if tumor else []), *(["probability"] if maps else []))
 
 
-def plan_of(info: ModelInfo, shape: Shape, spacing_mm: tuple[float, float, float], manner: Manner = PLAIN) -> Plan:
+def plan_of(info: ModelCard, shape: Shape, spacing_mm: tuple[float, float, float], manner: Manner = PLAIN) -> Plan:
     """Return how a scan of this shape and spacing in mm (both z, y, x) is shown to a model.
 
     Raises
@@ -120,7 +120,7 @@ def plan_of(info: ModelInfo, shape: Shape, spacing_mm: tuple[float, float, float
         step=neighbor_step(info.context_spacing_mm, spacing_mm[0]),
         context=info.context,
         resampling=way,
-        views=views_of(shape[1:] if way is None else way.shape, info.size, manner),
+        views=tiles_of(shape[1:] if way is None else way.shape, info.size, manner),
         table=table,
         tumor=None if value is None or len(wanted) == 1 else table.tolist().index(value),
         wanted=wanted,
@@ -153,7 +153,7 @@ class _Slice:
     left: int
 
 
-class Canvas:
+class VolumeAssembly:
     """Takes what the network says of the views of a scan, in any order and from several threads.
 
     Where one view says all of a pixel on the scan's own grid, it is put in place at once. Else slices are put together on

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from slicemill.ct.scan import Room
 from slicemill.infer.network.model import Answer
 from slicemill.infer.runtime.capacity import Capacity
-from slicemill.infer.slices.assembly import Canvas, Plan
+from slicemill.infer.slices.assembly import Plan, VolumeAssembly
 from slicemill.infer.slices.tiles import View
 
 
@@ -21,7 +21,7 @@ class Scan:
     def __init__(self, plan: Plan, seen: npt.NDArray[np.int16], room: Room = np.empty) -> None:
         """Take `seen`: int16[z, y, x], HU, at the network's pixel size (`Plan.seen`); `room` makes the arrays for labels."""
         self.plan = plan
-        self.canvas = Canvas(plan, room)
+        self.canvas = VolumeAssembly(plan, room)
         self._seen = seen
         self._left = len(seen) * len(plan.views)
         self._lock = threading.Lock()

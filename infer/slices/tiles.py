@@ -117,7 +117,7 @@ class View:
         return bell(size[0])[self.y.inside, None] * bell(size[1])[None, self.x.inside]
 
 
-def views_of(shape: tuple[int, int], size: tuple[int, int], manner: Manner = PLAIN) -> tuple[View, ...]:
+def tiles_of(shape: tuple[int, int], size: tuple[int, int], manner: Manner = PLAIN) -> tuple[View, ...]:
     """Return the views that show a network of `size` every pixel of a slice of `shape`, both y, x."""
     rows, columns = (
         [whole(span, extent, side) for span in cover(extent, side, HALF)] if manner.overlap else cover(extent, side)

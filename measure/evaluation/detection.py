@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.ct.geometry import Grid
-from slicemill.ct.lesions import Part, check_parts, components, measured, measured_parts
+from slicemill.ct.lesions import Part, check_parts, components, measure_lesion, measured_parts
 
 Mode = Literal["corrected", "official"]
 Mask = npt.NDArray[np.bool_]
@@ -187,7 +187,7 @@ def official_overlap(crossing: Crossing, group: Group) -> float:
 def diameters(numbers: Numbers, affine_lps: npt.NDArray[np.float64]) -> tuple[float, ...]:
     """Return the longest axial diameter in mm of components 1 to n."""
     parts: list[Part] = measured_parts(numbers, (0, 0, 0))
-    return tuple(measured(1, [part], affine_lps).max_axial_diameter_mm for part in parts)
+    return tuple(measure_lesion(1, [part], affine_lps).max_axial_diameter_mm for part in parts)
 
 
 def size_name(diameter_mm: float) -> str:

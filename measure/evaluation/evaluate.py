@@ -23,10 +23,10 @@ from PIL import Image
 from slicemill.common.errors import InputError, LabelError
 from slicemill.common.files import write_csv, write_json
 from slicemill.common.progress import progress
-from slicemill.common.terminal import cell, peak_mib
+from slicemill.common.terminal import format_cell, peak_mib
 from slicemill.ct.labels import Labels
 from slicemill.ct.overlap import Detection, Overlap, detection, mean_of, overlap
-from slicemill.ct.pictures import Tile, draw_errors, gray, montage, save_png, spread
+from slicemill.ct.pictures import Tile, draw_errors, evenly_spaced, gray, montage, save_png
 from slicemill.ct.window import AIR_HU
 from slicemill.measure.evaluation.detection import SIZES_MM, THRESHOLDS, Mode, by_size, f1
 from slicemill.measure.evaluation.froc import froc_record
@@ -75,7 +75,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class PairOutcome:
     """What became of a case."""
 
     scored: Scored | None = None
@@ -110,7 +110,7 @@ def evaluate(
     if labels is None:
         raise LabelError(f"{predictions}: no report says what its label values mean; pass --labels liver=1,tumor=2.")
     rules = Rules(labels=labels, mode=mode, tolerance_mm=tolerance_mm)
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, PairOutcome] = {}
     with progress("evaluate", len(pairs), "cases") as advance:
         for place, outcome in each(partial(score_pair, rules=rules, out=out), pairs, workers, _died):
             outcomes[place] = outcome
@@ -132,22 +132,22 @@ def evaluate(
     return evaluation
 
 
-def score_pair(pair: Pair, rules: Rules, out: Path | None) -> Outcome:
+def score_pair(pair: Pair, rules: Rules, out: Path | None) -> PairOutcome:
     """Score one case, and draw its errors where there is a folder; what is wrong with its files is its outcome."""
     try:
-        return Outcome(scored=_score(pair, rules, out), peak_mib=peak_mib())
+        return PairOutcome(scored=_score(pair, rules, out), peak_mib=peak_mib())
     except (InputError, OSError) as error:
-        return Outcome(reason=str(error), peak_mib=peak_mib())
+        return PairOutcome(reason=str(error), peak_mib=peak_mib())
     except MemoryError:
-        return Outcome(reason=f"{pair.prediction}: not enough memory to score {pair.name}; use fewer --workers.")
+        return PairOutcome(reason=f"{pair.prediction}: not enough memory to score {pair.name}; use fewer --workers.")
 
 
-def _died(pair: Pair) -> Outcome:
+def _died(pair: Pair) -> PairOutcome:
     """Return what became of a case whose process died."""
     reason = (
         f"{pair.prediction}: a worker process died at {pair.name}, perhaps for want of memory; use fewer --workers."
     )
-    return Outcome(reason=reason)
+    return PairOutcome(reason=reason)
 
 
 def _score(pair: Pair, rules: Rules, out: Path | None) -> Scored:
@@ -173,11 +173,11 @@ def error_picture(image: npt.NDArray[np.int16], truth: Mask, predicted: Mask, ti
     """Draw slices with true positives green, false positives red, false negatives orange; the one with most errors among them."""
     wrong = (truth ^ predicted).reshape(len(truth), -1).sum(axis=1)
     filled = np.flatnonzero((truth | predicted).reshape(len(truth), -1).any(axis=1)).tolist()
-    chosen = set(spread(filled or range(len(truth)), ERROR_SLICES - 1)) | {int(wrong.argmax())}
+    chosen = set(evenly_spaced(filled or range(len(truth)), ERROR_SLICES - 1)) | {int(wrong.argmax())}
     tiles = [
         Tile(
             picture=np.concatenate([gray(image[z]), draw_errors(gray(image[z]), truth[z], predicted[z])], axis=1),
-            caption=f"z={z}  Dice {cell(overlap(truth[z], predicted[z]).dice)}",
+            caption=f"z={z}  Dice {format_cell(overlap(truth[z], predicted[z]).dice)}",
         )
         for z in sorted(chosen)
     ]

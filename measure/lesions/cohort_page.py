@@ -12,7 +12,7 @@ from PIL import Image
 
 from slicemill.common import html as page
 from slicemill.common.files import write_bytes, write_csv, write_json
-from slicemill.common.terminal import peak_mib, short
+from slicemill.common.terminal import format_number, peak_mib
 from slicemill.ct.labels import labels_from_json
 from slicemill.measure.lesions.case_page import BLUE, INK, embedded
 from slicemill.measure.lesions.slicer3d import write_color_table
@@ -150,9 +150,9 @@ def histogram(name: str, values: Sequence[float]) -> str:
     for place, count in enumerate(counts):
         tall = 80 * count / max(counts)
         bars.append(rect(20 + place * side, 90 - tall, side - 1, tall))
-    words = f"{name}: median {short(statistics.median(values))}, n = {len(values)}"
+    words = f"{name}: median {format_number(statistics.median(values))}, n = {len(values)}"
     ends = [
-        f'<text x="{x}" y="104" font-size="10" text-anchor="{anchor}" fill="{INK}">{html.escape(short(value))}</text>'
+        f'<text x="{x}" y="104" font-size="10" text-anchor="{anchor}" fill="{INK}">{html.escape(format_number(value))}</text>'
         for x, anchor, value in ((20, "start", low), (280, "end", high))
     ]
     title = f'<text x="20" y="118" font-size="11" fill="{INK}">{html.escape(words)}</text>'

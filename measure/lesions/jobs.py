@@ -73,7 +73,7 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class MeasureOutcome:
     """What became of a job."""
 
     name: str
@@ -198,11 +198,11 @@ def _named(mask: Path, folder: Path) -> Labels | None:
     return LITS_LABELS if mask.name.startswith("segmentation-") else None
 
 
-def run(jobs: Sequence[Job], out: Path, *, workers: int = 1, overwrite: bool = False) -> list[Outcome]:
+def run(jobs: Sequence[Job], out: Path, *, workers: int = 1, overwrite: bool = False) -> list[MeasureOutcome]:
     """Measure cases into a folder, and make its tables and pages; what is done already is not done again."""
     out.mkdir(parents=True, exist_ok=True)
     check_summary(out)
-    outcomes: list[tuple[int, Outcome]] = []
+    outcomes: list[tuple[int, MeasureOutcome]] = []
     with progress("measure", len(jobs), "cases") as advance:
         for one in each(partial(measure_job, out=out, overwrite=overwrite), jobs, workers, _died):
             outcomes.append(one)
@@ -214,22 +214,22 @@ def run(jobs: Sequence[Job], out: Path, *, workers: int = 1, overwrite: bool = F
     return ordered
 
 
-def _died(job: Job) -> Outcome:
+def _died(job: Job) -> MeasureOutcome:
     """Return what became of a job whose process died."""
     reason = (
         f"{job.mask}: a worker process died, perhaps for want of memory; run the same command with fewer --workers."
     )
-    return Outcome(name=job.name, status="failed", reason=reason)
+    return MeasureOutcome(name=job.name, status="failed", reason=reason)
 
 
-def measure_job(job: Job, out: Path, *, overwrite: bool = False) -> Outcome:
+def measure_job(job: Job, out: Path, *, overwrite: bool = False) -> MeasureOutcome:
     """Measure one case and write what is made of it; its JSON comes last."""
     try:
         stamp = job.stamp()
         place = out / f"{job.name}.json"
         known = own_record(out, job.name)
         if not overwrite and known is not None and known["stamp"] == stamp:
-            return Outcome(name=job.name, status="skipped")
+            return MeasureOutcome(name=job.name, status="skipped")
         case = load(job)
         if known is None:
             write_json(place, {"case": job.name, "note": DISCLAIMER, "stamp": None})  # what a killed run leaves is ours
@@ -240,12 +240,12 @@ def measure_job(job: Job, out: Path, *, overwrite: bool = False) -> Outcome:
         write_segmentation(out / f"{job.name}.seg.nrrd", case.volume)
         write_json(place, document)
     except (InputError, OSError) as error:
-        return Outcome(name=job.name, status="failed", reason=str(error))
+        return MeasureOutcome(name=job.name, status="failed", reason=str(error))
     except MemoryError:
-        return Outcome(
+        return MeasureOutcome(
             name=job.name, status="failed", reason=f"{job.mask}: not enough memory to measure it; use fewer --workers."
         )
-    return Outcome(name=job.name, status="done")
+    return MeasureOutcome(name=job.name, status="done")
 
 
 def own_record(out: Path, name: str) -> dict[str, Any] | None:

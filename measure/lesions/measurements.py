@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from slicemill.ct.geometry import voxel_ml
 from slicemill.ct.labels import Labels
-from slicemill.ct.lesions import Lesion, bounding_box, check_parts, components, measured, measured_parts
+from slicemill.ct.lesions import Lesion, bounding_box, check_parts, components, measure_lesion, measured_parts
 from slicemill.measure.evaluation.surface import nearest, surface_points
 from slicemill.measure.lesions.shape import Voxel, chords, longest_3d, sphericity, surface_mm2
 from slicemill.store.statistics import value_counts
@@ -122,7 +122,7 @@ def lesion_masks(volume: Volume) -> Iterator[tuple[Lesion, Mask]]:
     parts = measured_parts(numbers, corner)
     order = sorted(range(len(parts)), key=lambda index: (-parts[index].voxels, parts[index].box))
     for place, index in enumerate(order, start=1):
-        lesion = measured(place, [parts[index]], volume.affine_lps)
+        lesion = measure_lesion(place, [parts[index]], volume.affine_lps)
         sides = zip(lesion.bbox_zyx[:3], lesion.bbox_zyx[3:], corner, strict=True)
         yield lesion, numbers[tuple(slice(low - start, high - start) for low, high, start in sides)] == index + 1
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from slicemill.ct.pictures import BACKGROUND, CAPTION_PX, GAP_PX, ORGAN_COLOR, TUMOR_COLOR, Color, fitted, outline
+from slicemill.ct.pictures import BACKGROUND, CAPTION_PX, GAP_PX, ORGAN_COLOR, TUMOR_COLOR, Color, fit_picture, outline
 from slicemill.ct.window import PICTURE_WINDOW
 from slicemill.measure.lesions.measurements import Volume
 
@@ -132,7 +132,7 @@ def side_by_side(views: list[tuple[str, Image.Image]]) -> Image.Image:
     sheet = Image.new("RGB", (width, HEIGHT_PX + CAPTION_PX), BACKGROUND)
     pen, font, left = ImageDraw.Draw(sheet), ImageFont.load_default(13), 0
     for caption, picture in views:
-        pen.text((left + 3, 1), fitted(caption, picture.width - 4, font), fill=(230, 230, 230), font=font)
+        pen.text((left + 3, 1), fit_picture(caption, picture.width - 4, font), fill=(230, 230, 230), font=font)
         sheet.paste(picture, (left, CAPTION_PX))
         left += picture.width + GAP_PX
     return sheet

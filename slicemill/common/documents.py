@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from slicemill.common.errors import InputError
-from slicemill.common.files import Place, read_json
+from slicemill.common.files import Location, read_json
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ def from_document(kind: type[T], document: object, where: str, *, error: type[In
         raise error(f"{where}: {problem}.") from problem
 
 
-def read_document(kind: type[T], path: Place, *, error: type[InputError] = InputError) -> T:
+def read_document(kind: type[T], path: Location, *, error: type[InputError] = InputError) -> T:
     """Read a JSON file as a typed record.
 
     Raises

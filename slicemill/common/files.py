@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from slicemill.common.errors import InputError
-from slicemill.common.remote import Remote, remote
+from slicemill.common.remote import RemotePath, remote
 
-Place = Path | Remote
+Location = Path | RemotePath
 """Where something lies: a local path, or the URL of an object store."""
 HASH_BLOCK = 1 << 20
 
 
-def place_of(url: "str | Place") -> Place:
+def parse_location(url: "str | Location") -> Location:
     """Return the place that a path, a ``file://`` URL or the URL of an object store names.
 
-    >>> place_of("file:///data/lits").as_posix(), place_of("s3://scans/lits/").key
+    >>> parse_location("file:///data/lits").as_posix(), parse_location("s3://scans/lits/").key
     ('/data/lits', 'lits')
 
     Raises
@@ -32,7 +32,7 @@ def place_of(url: "str | Place") -> Place:
     StoreError
         The URL has a scheme that is not known, or carries credentials.
     """
-    if isinstance(url, Remote):
+    if isinstance(url, RemotePath):
         return url
     text = str(url)
     if text.startswith("file://"):
@@ -40,10 +40,10 @@ def place_of(url: "str | Place") -> Place:
     return remote(text) if "://" in text else Path(text)
 
 
-def relative(path: Place, root: Place) -> str:
+def relative_path(path: Location, root: Location) -> str:
     """Return a path below a folder, with forward slashes; ``..`` leads out of a local folder.
 
-    >>> relative(Path("/data/lits/batch1/volume-17.nii"), Path("/data/lits"))
+    >>> relative_path(Path("/data/lits/batch1/volume-17.nii"), Path("/data/lits"))
     'batch1/volume-17.nii'
 
     Raises
@@ -51,17 +51,17 @@ def relative(path: Place, root: Place) -> str:
     ValueError
         One is local and the other is not, or they lie in different buckets.
     """
-    if isinstance(path, Remote) and isinstance(root, Remote):
+    if isinstance(path, RemotePath) and isinstance(root, RemotePath):
         return path.relative_to(root).as_posix()
-    if isinstance(path, Remote) or isinstance(root, Remote):
+    if isinstance(path, RemotePath) or isinstance(root, RemotePath):
         raise ValueError(f"{path} does not lie below {root}")  # noqa: TRY004 (as pathlib does)
     return Path(os.path.relpath(path, root)).as_posix()
 
 
 @contextlib.contextmanager
-def written_whole(path: Place) -> Iterator[Path]:
+def atomic_write(path: Location) -> Iterator[Path]:
     """Yield a local path to write to; when the block ends it is renamed or uploaded into place, when it fails removed."""
-    if isinstance(path, Remote):
+    if isinstance(path, RemotePath):
         with tempfile.TemporaryDirectory() as folder:
             aside = Path(folder) / path.name
             yield aside
@@ -77,12 +77,12 @@ def written_whole(path: Place) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def write_bytes(path: Place, data: bytes) -> None:
+def write_bytes(path: Location, data: bytes) -> None:
     """Write a small file whole."""
-    if isinstance(path, Remote):
+    if isinstance(path, RemotePath):
         path.write_bytes(data)
         return
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_bytes(data)
 
 
@@ -91,12 +91,12 @@ def to_json(value: object, *, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
 
 
-def write_json(path: Place, value: object) -> None:
+def write_json(path: Location, value: object) -> None:
     """Write a JSON document whole."""
     write_bytes(path, (to_json(value, indent=2) + "\n").encode())
 
 
-def read_json(path: Place) -> dict[str, Any]:
+def read_json(path: Location) -> dict[str, Any]:
     """Return a JSON object that someone else may have written.
 
     Raises
@@ -118,12 +118,12 @@ def sha256_of_json(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def open_stream(path: Place) -> io.RawIOBase:
+def open_stream(path: Location) -> io.RawIOBase:
     """Open a file for reading from its first byte on."""
-    return path.open_stream() if isinstance(path, Remote) else path.open("rb", buffering=0)
+    return path.open_stream() if isinstance(path, RemotePath) else path.open("rb", buffering=0)
 
 
-def sha256_of_file(*paths: Place) -> str:
+def sha256_of_file(*paths: Location) -> str:
     """Return the SHA-256 of a file's bytes; of several files, of their bytes one after the other."""
     digest = hashlib.sha256()
     for path in paths:
@@ -194,14 +194,14 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
         os.close(descriptor)
 
 
-def _ledger_text(path: Place) -> str:
-    if isinstance(path, Remote):
+def _ledger_text(path: Location) -> str:
+    if isinstance(path, RemotePath):
         parts = sorted(part for part, _ in path.files())
         return "\n".join(part.read_text(errors="replace") for part in parts)
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
-def read_lines(path: Place) -> list[dict[str, Any]]:
+def read_lines(path: Location) -> list[dict[str, Any]]:
     """Return the records of a ledger; torn lines (from a killed run) are left out."""
     records = []
     for line in _ledger_text(path).split(
@@ -214,19 +214,19 @@ def read_lines(path: Place) -> list[dict[str, Any]]:
     return records
 
 
-def bytes_below(folder: Place) -> int:
+def folder_bytes(folder: Location) -> int:
     """Return the size of all files below a folder."""
-    if isinstance(folder, Remote):
+    if isinstance(folder, RemotePath):
         return sum(status.st_size for _, status in folder.files())
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def write_csv(path: Place, rows: Iterable[dict[str, Any]], columns: Sequence[str] = ()) -> None:
+def write_csv(path: Location, rows: Iterable[dict[str, Any]], columns: Sequence[str] = ()) -> None:
     """Write rows of equal keys as CSV; None becomes an empty cell. Without rows only `columns` are written."""
     import csv
 
     rows = list(rows)
-    with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as stream:
+    with atomic_write(path) as aside, aside.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else columns)
         writer.writeheader()
         writer.writerows(rows)

@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 import markupsafe
 
-from slicemill.common.terminal import cell
+from slicemill.common.terminal import format_cell
 
 Pairs = Iterable[tuple[str, object]]
 
@@ -58,7 +58,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _cell_text(value: object) -> str:
-    return value if isinstance(value, markupsafe.Markup) else cell(value)
+    return value if isinstance(value, markupsafe.Markup) else format_cell(value)
 
 
 def png_url(png: bytes) -> str:
@@ -72,7 +72,7 @@ def text(value: object) -> str:
     >>> text("<b>&"), text(0.98765), text(None)
     ('&lt;b&gt;&amp;', '0.988', '-')
     """
-    return html.escape(cell(value))
+    return html.escape(format_cell(value))
 
 
 def paragraph(words: str) -> str:

@@ -7,9 +7,9 @@ import time
 import uuid
 from typing import Any
 
-from slicemill.common.files import Place, append_line, to_json
-from slicemill.common.locks import claimed_in_turn
-from slicemill.common.remote import Remote
+from slicemill.common.files import Location, append_line, to_json
+from slicemill.common.locks import wait_for_claim
+from slicemill.common.remote import RemotePath
 
 LEDGER = "ledger.jsonl"
 BATCH_SECONDS = 15.0
@@ -24,15 +24,15 @@ class Ledger:
     Lines that wait for their batch are lost when the run is killed: what they say must be found again another way.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Location) -> None:
         self._place = place
         self._waiting: list[dict[str, Any]] = []
         self._since = time.monotonic()
 
     def append(self, record: dict[str, Any]) -> None:
         """Append a line."""
-        if not isinstance(self._place, Remote):
-            with claimed_in_turn(self._place.parent, TURN, every=0.01):
+        if not isinstance(self._place, RemotePath):
+            with wait_for_claim(self._place.parent, TURN, every=0.01):
                 append_line(self._place, record)
             return
         self._waiting.append(record)
@@ -41,7 +41,7 @@ class Ledger:
 
     def flush(self) -> None:
         """Write the lines that wait."""
-        if self._waiting and isinstance(self._place, Remote):
+        if self._waiting and isinstance(self._place, RemotePath):
             name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl"
             (self._place / name).write_bytes("".join(to_json(record) + "\n" for record in self._waiting).encode())
             self._waiting = []

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slicemill.common.errors import StoreError
-from slicemill.common.files import Place, to_json
-from slicemill.common.remote import Remote
+from slicemill.common.files import Location, to_json
+from slicemill.common.remote import RemotePath
 
 CLAIMS = ".claims"
 """Folder of the claims of cases that are being written."""
@@ -37,17 +37,17 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 class Claim:
     """A claim that was had."""
 
-    place: Place
+    place: Location
     lease: str = ""
     """What stands in the object of a claim in an object store; empty for a lock."""
 
     def held(self) -> bool:
         """Return whether it is still ours: a lock always is, a lease can be taken over while its holder is held up."""
-        return not isinstance(self.place, Remote) or _holder(self.place) == self.lease
+        return not isinstance(self.place, RemotePath) or _holder(self.place) == self.lease
 
 
 @contextlib.contextmanager
-def claimed(root: Place, name: str) -> Iterator[Claim | None]:
+def try_claim(root: Location, name: str) -> Iterator[Claim | None]:
     """Yield the claim of `name`, which nobody else has while the block runs; None when someone else has it.
 
     Raises
@@ -56,15 +56,15 @@ def claimed(root: Place, name: str) -> Iterator[Claim | None]:
         The file system knows no locks.
     """
     place = root / CLAIMS / name
-    with _leased(place) if isinstance(place, Remote) else _locked(place) as claim:
+    with _leased(place) if isinstance(place, RemotePath) else _locked(place) as claim:
         yield claim
 
 
 @contextlib.contextmanager
-def claimed_in_turn(root: Place, name: str, *, every: float = 0.2) -> Iterator[None]:
+def wait_for_claim(root: Location, name: str, *, every: float = 0.2) -> Iterator[None]:
     """Wait until the claim of `name` can be had, and hold it while the block runs."""
     while True:
-        with claimed(root, name) as ours:
+        with try_claim(root, name) as ours:
             if ours:
                 yield
                 return
@@ -96,7 +96,7 @@ def _lock(descriptor: int, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _leased(place: Remote) -> Iterator[Claim | None]:
+def _leased(place: RemotePath) -> Iterator[Claim | None]:
     lease = f"{platform.node()}.{os.getpid()}.{uuid.uuid4().hex}"
     if not (place.create(_written(lease)) or _took_over(place, lease)):
         yield None
@@ -117,14 +117,14 @@ def _written(lease: str) -> bytes:
     return to_json({"holder": lease, "beat": uuid.uuid4().hex}).encode()
 
 
-def _holder(place: Remote) -> str | None:
+def _holder(place: RemotePath) -> str | None:
     try:
         return str(json.loads(place.read_bytes())["holder"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
-def _took_over(place: Remote, lease: str) -> bool:
+def _took_over(place: RemotePath, lease: str) -> bool:
     """Return whether the claim that is there was dead and is ours now."""
     try:
         seen = place.stat()
@@ -139,7 +139,7 @@ def _took_over(place: Remote, lease: str) -> bool:
     return place.replace_if(_written(lease), seen)
 
 
-def _beat(place: Remote, lease: str, done: threading.Event) -> None:
+def _beat(place: RemotePath, lease: str, done: threading.Event) -> None:
     """Write the claim again and again, until it is given back or someone else has it."""
     while not done.wait(BEAT_SECONDS):
         with contextlib.suppress(OSError):  # a beat may be missed; the next one comes

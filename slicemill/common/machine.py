@@ -13,7 +13,7 @@ PACKAGES = ("slicemill", "numpy", "zarr", "numcodecs", "nibabel", "isal", "conne
             "onnxruntime-gpu")  # fmt: skip
 
 
-def card() -> dict[str, Any]:
+def machine_info() -> dict[str, Any]:
     """Return processor, cores, caches, memory, disk, GPU, versions and commit."""
     import psutil
 
@@ -31,7 +31,7 @@ def card() -> dict[str, Any]:
     }
 
 
-def described(machine: dict[str, Any]) -> str:
+def format_machine(machine: dict[str, Any]) -> str:
     """Return a card in a line or two."""
     memory = f"{machine['memory_gib']} GiB of memory"
     cache = ", ".join(f"{name} {size}" for name, size in machine["caches"].items())

@@ -8,10 +8,10 @@ import typer
 from slicemill.common.errors import UsageError
 
 
-def shard_of(text: str | None) -> tuple[int, int] | None:
+def parse_shard(text: str | None) -> tuple[int, int] | None:
     """Read ``I/N``: every Nth thing, from the Ith on; None where nothing was said.
 
-    >>> shard_of("0/8"), shard_of(None)
+    >>> parse_shard("0/8"), parse_shard(None)
     ((0, 8), None)
 
     Raises
@@ -27,7 +27,7 @@ def shard_of(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def finite(value: float | None) -> float | None:
+def require_finite(value: float | None) -> float | None:
     """Return an option's value as it is; the callback of every option that is a float.
 
     Raises

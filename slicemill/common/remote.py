@@ -1,6 +1,6 @@
 """Files in an object store, by URL: ``s3://``, ``gs://`` and ``az://``, through obstore.
 
-`Remote` has the names and meanings of `pathlib.Path`, as far as an object store can keep them, so that the rest of the
+`RemotePath` has the names and meanings of `pathlib.Path`, as far as an object store can keep them, so that the rest of the
 code takes a `Place`, one or the other, and does not ask which. What differs:
 
 1. There are no folders: one is there when an object lies below it.
@@ -44,7 +44,7 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Remote:
+class RemotePath:
     """An object, or a prefix of objects, in a bucket."""
 
     bucket: str
@@ -57,8 +57,8 @@ class Remote:
 
     __fspath__ = None  # no system call can open it
 
-    def __truediv__(self, part: str | PurePosixPath) -> "Remote":
-        return Remote(self.bucket, f"{self.key}/{part}".strip("/"))
+    def __truediv__(self, part: str | PurePosixPath) -> "RemotePath":
+        return RemotePath(self.bucket, f"{self.key}/{part}".strip("/"))
 
     @property
     def name(self) -> str:
@@ -66,11 +66,11 @@ class Remote:
         return PurePosixPath(self.key).name
 
     @property
-    def parent(self) -> "Remote":
+    def parent(self) -> "RemotePath":
         """Return the prefix that holds this one; a bucket holds itself."""
-        return Remote(self.bucket, self.key.rpartition("/")[0])
+        return RemotePath(self.bucket, self.key.rpartition("/")[0])
 
-    def with_name(self, name: str) -> "Remote":
+    def with_name(self, name: str) -> "RemotePath":
         """Return the neighbor of that name."""
         return self.parent / name
 
@@ -78,11 +78,11 @@ class Remote:
         """Return the URL."""
         return str(self)
 
-    def absolute(self) -> "Remote":
+    def absolute(self) -> "RemotePath":
         """Return itself: a URL holds anywhere."""
         return self
 
-    def relative_to(self, other: "Remote") -> PurePosixPath:
+    def relative_to(self, other: "RemotePath") -> PurePosixPath:
         """Return the key below another prefix.
 
         Raises
@@ -94,7 +94,7 @@ class Remote:
             raise ValueError(f"{self} does not lie below {other}")
         return PurePosixPath(self.key).relative_to(PurePosixPath(other.key))
 
-    def is_relative_to(self, other: "Remote") -> bool:
+    def is_relative_to(self, other: "RemotePath") -> bool:
         """Return whether it lies below another prefix."""
         return self.bucket == other.bucket and PurePosixPath(self.key).is_relative_to(PurePosixPath(other.key))
 
@@ -179,10 +179,10 @@ class Remote:
         with contextlib.suppress(FileNotFoundError) if missing_ok else contextlib.nullcontext(), _named(self):
             _obstore().delete(_opened(self.bucket), self.key)
 
-    def files(self) -> Iterator[tuple["Remote", Status]]:
+    def files(self) -> Iterator[tuple["RemotePath", Status]]:
         """Yield every object below it, with what is known of it; a thousand a request."""
         for found in self._objects():
-            yield Remote(self.bucket, found["path"]), _status(found)
+            yield RemotePath(self.bucket, found["path"]), _status(found)
 
     def _objects(self) -> Iterator[Any]:
         with _named(self):
@@ -193,7 +193,7 @@ class Remote:
 class ObjectStream(io.RawIOBase):
     """The body of a GET as a readable stream."""
 
-    def __init__(self, remote: Remote, chunks: Any) -> None:
+    def __init__(self, remote: RemotePath, chunks: Any) -> None:
         self._remote = remote
         self._chunks = iter(chunks)
         self._left = memoryview(b"")
@@ -216,7 +216,7 @@ class ObjectStream(io.RawIOBase):
         return count
 
 
-def remote(url: str) -> Remote:
+def remote(url: str) -> RemotePath:
     """Return the place that a URL names.
 
     Raises
@@ -234,7 +234,7 @@ def remote(url: str) -> Remote:
         raise StoreError(
             f"{url}: expected a local path or one of {', '.join(f'{name}://BUCKET/...' for name in SCHEMES)}."
         )
-    return Remote(f"{scheme}://{bucket}", "/".join(part for part in key.split("/") if part))
+    return RemotePath(f"{scheme}://{bucket}", "/".join(part for part in key.split("/") if part))
 
 
 def _obstore() -> Any:
@@ -274,7 +274,7 @@ def _from_boto3() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _named(place: Remote) -> Iterator[None]:
+def _named(place: RemotePath) -> Iterator[None]:
     """Turn what obstore raises into an OSError that names the URL and says what happened in a few words."""
     from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 

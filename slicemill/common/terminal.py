@@ -14,7 +14,7 @@ from slicemill.common.errors import InputError, UsageError
 BLOCKS, PLAIN_BLOCKS = "▁▂▃▄▅▆▇█", ".:-=+*#@"
 
 
-def say(text: str = "") -> None:
+def print_line(text: str = "") -> None:
     """Print a line of result to standard output."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
@@ -32,14 +32,14 @@ def peak_mib() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return rows under a header, in columns; numbers to the right.
 
-    >>> print(table(["case", "dice"], [["volume-1", 0.91234]]))
+    >>> print(format_table(["case", "dice"], [["volume-1", 0.91234]]))
     case       dice
     volume-1  0.912
     """
-    cells = [[cell(value) for value in row] for row in rows]
+    cells = [[format_cell(value) for value in row] for row in rows]
     widths = [max(len(line[column]) for line in [list(header), *cells]) for column in range(len(header))]
     right = [
         bool(rows) and all(isinstance(row[column], int | float) or row[column] is None for row in rows)
@@ -55,7 +55,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
 
 
-def cell(value: object) -> str:
+def format_cell(value: object) -> str:
     """Return a value as it stands in a table: floats with three digits that count, nothing for None."""
     if value is None:
         return "-"
@@ -68,40 +68,40 @@ def cell(value: object) -> str:
     return str(value)
 
 
-def counted(number: int, noun: str) -> str:
+def count_noun(number: int, noun: str) -> str:
     """Return a number with its noun.
 
-    >>> counted(1, "case"), counted(1200, "case")
+    >>> count_noun(1, "case"), count_noun(1200, "case")
     ('1 case', '1,200 cases')
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def short(value: float) -> str:
+def format_number(value: float) -> str:
     """Return a number with three digits that count.
 
-    >>> short(1234.5), short(0.98765), short(7)
+    >>> format_number(1234.5), format_number(0.98765), format_number(7)
     ('1,234', '0.988', '7')
     """
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def extent(values: Sequence[float]) -> str:
+def format_range(values: Sequence[float]) -> str:
     """Return the lowest and the highest value, or the only one.
 
-    >>> extent([3, 1, 2]), extent([2.5, 2.5])
+    >>> format_range([3, 1, 2]), format_range([2.5, 2.5])
     ('1 to 3', '2.5')
     """
-    low, high = short(min(values)), short(max(values))
+    low, high = format_number(min(values)), format_number(max(values))
     return low if low == high else f"{low} to {high}"
 
 
-def bars(values: Sequence[float], levels: str, width: int = 12, *, log: bool = False) -> str:
+def histogram_bars(values: Sequence[float], levels: str, width: int = 12, *, log: bool = False) -> str:
     """Return a histogram as one word of `width` signs: a space for none, else one of `levels`, the last for the most.
 
     Equal bins from the lowest to the highest value, of equal ratio with `log` (values of 0 then count into the lowest).
 
-    >>> bars([1, 1, 1, 2, 4], "123", width=4)
+    >>> histogram_bars([1, 1, 1, 2, 4], "123", width=4)
     '31 1'
     """
     if log:
@@ -115,10 +115,10 @@ def bars(values: Sequence[float], levels: str, width: int = 12, *, log: bool = F
     return "".join(sign if counts[place] else " " for place, sign in enumerate(signs))
 
 
-def bar_levels(encoding: str | None) -> str:
+def bar_characters(encoding: str | None) -> str:
     """Return eight signs of rising height that an output of this encoding can show.
 
-    >>> bar_levels("utf-8"), bar_levels("ascii")
+    >>> bar_characters("utf-8"), bar_characters("ascii")
     ('▁▂▃▄▅▆▇█', '.:-=+*#@')
     """
     try:
@@ -129,7 +129,7 @@ def bar_levels(encoding: str | None) -> str:
 
 
 @contextmanager
-def errors_shown() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
     """End the process with exit status 1 and one line when the user handed in something wrong or the disk is full; 2 for a wrong option."""
     try:
         yield

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import LabelError, UsageError
-from slicemill.common.files import Place
+from slicemill.common.files import Location
 
 TUMOR_WORDS = ("tumor", "tumour", "cancer", "lesion", "nodule", "metastasis", "metastases")
 
@@ -135,7 +135,7 @@ def parse_labels(text: str, organ: str | None = None, tumor: str | None = None) 
         raise UsageError(str(error)) from error
 
 
-def read_dataset_json(path: Place) -> Labels | None:
+def read_dataset_json(path: Location) -> Labels | None:
     """Read the labels of a Decathlon (value -> name) or nnU-Net (name -> value) ``dataset.json``; None if it has none."""
     try:
         table = json.loads(path.read_text(encoding="utf-8")).get("labels", {})

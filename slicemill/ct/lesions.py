@@ -140,7 +140,7 @@ class LesionTracker:
         for number, part in enumerate(self._parts):
             groups[self._root(number)].append(part)
         ordered = sorted(groups.values(), key=lambda parts: (-sum(part.voxels for part in parts), joint_box(parts)))
-        return tuple(measured(number, parts, affine_lps) for number, parts in enumerate(ordered, start=1))
+        return tuple(measure_lesion(number, parts, affine_lps) for number, parts in enumerate(ordered, start=1))
 
     def _root(self, number: int) -> int:
         while self._parent[number] != number:
@@ -380,7 +380,7 @@ def joint_box(parts: Sequence[Part]) -> tuple[int, int, int, int, int, int]:
     return low[0], low[1], low[2], high[0], high[1], high[2]
 
 
-def measured(number: int, parts: Sequence[Part], affine_lps: Floats) -> Lesion:
+def measure_lesion(number: int, parts: Sequence[Part], affine_lps: Floats) -> Lesion:
     """Return the lesion that several parts make."""
     x_mm, y_mm, _ = np.sqrt((affine_lps[:3, :3] ** 2).sum(axis=0)).tolist()
     key_z, diameter = longest_section(np.concatenate([part.outline for part in parts]), (y_mm, x_mm))

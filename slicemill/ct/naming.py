@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
-from slicemill.common.files import Place
+from slicemill.common.files import Location
 from slicemill.common.ledger import LEDGER
-from slicemill.common.remote import Remote
+from slicemill.common.remote import RemotePath
 from slicemill.ct.formats.nifti.names import HEADER_SUFFIXES, files_of, is_header_name, is_nifti_name, stem_of
 
-AnyPlace = TypeVar("AnyPlace", bound=Place)
+AnyPlace = TypeVar("AnyPlace", bound=Location)
 Role = Literal["image", "mask"]
 
 MASK_WORDS = frozenset(
@@ -141,7 +141,7 @@ def other_scans(folder: AnyPlace) -> list[AnyPlace]:
     ]
 
 
-def why_no_scan(path: Place) -> str:
+def why_no_scan(path: Location) -> str:
     """Return why a file of OTHER_FORMATS is left out; empty when it is a pair's header, or the image file of one."""
     name = path.name.lower()
     if name.endswith(HEADER_SUFFIXES):
@@ -155,16 +155,16 @@ def why_no_scan(path: Place) -> str:
     return WHY_OTHER
 
 
-def _has_header(image: Place) -> bool:
+def _has_header(image: Location) -> bool:
     """Return whether a file is the image file of a header beside it."""
     stem = re.sub(r"\.img(\.gz)?$", "", image.name, flags=re.IGNORECASE)
     headers = [image.with_name(stem + end) for end in (".hdr", ".HDR", ".hdr.gz", ".HDR.GZ")]
     return any(header.exists() and files_of(header)[-1] == image for header in headers)
 
 
-def not_entered(folder: Place) -> list[tuple[Path, str]]:
+def not_entered(folder: Location) -> list[tuple[Path, str]]:
     """Return the folders below a folder that were not searched, with the reason: links, which may lead in circles, and unreadable ones."""
-    if isinstance(folder, Remote):
+    if isinstance(folder, RemotePath):
         return []
     found: list[tuple[Path, str]] = []
 
@@ -178,25 +178,25 @@ def not_entered(folder: Place) -> list[tuple[Path, str]]:
     return [(path, why) for path, why in sorted(found) if is_text(path)]
 
 
-def result_folders(folder: Place) -> list[Path]:
+def result_folders(folder: Location) -> list[Path]:
     """Return the folders below a folder that hold what a run made: its ledger lies there."""
-    if isinstance(folder, Remote):
+    if isinstance(folder, RemotePath):
         return []
     return [path.parent for path in _all(folder) if path.name == LEDGER and path.parent != folder]
 
 
-def is_below(path: Place, folders: list[Path]) -> bool:
+def is_below(path: Location, folders: list[Path]) -> bool:
     """Return whether a file lies below one of several folders."""
     return isinstance(path, Path) and any(folder in path.parents for folder in folders)
 
 
-def badly_named(folder: Place) -> list[Path]:
+def undecodable_names(folder: Location) -> list[Path]:
     """Return the files below a folder whose names are no valid UTF-8, with what is not replaced: tables cannot hold them."""
     found = [path for path in _all(folder) if isinstance(path, Path) and not is_text(path)]
     return [Path(os.fsencode(path).decode(errors="replace")) for path in found]
 
 
-def is_text(path: Place) -> bool:
+def is_text(path: Location) -> bool:
     """Return whether a path can be written into tables: valid UTF-8, no NUL."""
     try:
         return b"\0" not in str(path).encode()
@@ -209,7 +209,7 @@ def _walk(folder: AnyPlace) -> list[AnyPlace]:
 
 
 def _all(folder: AnyPlace) -> list[AnyPlace]:
-    if isinstance(folder, Remote):
+    if isinstance(folder, RemotePath):
         objects = [path for path, _ in folder.files()]
         hidden = [any(part.startswith(".") for part in path.relative_to(folder).parts) for path in objects]
         return [path for path, skip in zip(objects, hidden, strict=True) if not skip]  # type: ignore[misc]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.common.files import write_json, written_whole
+from slicemill.common.files import atomic_write, write_json
 from slicemill.ct.labels import LITS_LABELS
 
 Floats = npt.NDArray[np.float32]
@@ -326,5 +326,5 @@ def write_nifti(path: Path, volume: npt.NDArray[np.generic], spacing_mm: Point, 
     picture = picture.as_reoriented(ornt_transform(axcodes2ornt(tuple("LPS")), axcodes2ornt(tuple(axcodes))))
     picture.set_sform(picture.affine, code=1)
     picture.set_qform(picture.affine, code=1)
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         nib.save(picture, aside)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from isal import isal_zlib
 from PIL import Image, ImageDraw, ImageFont
 
-from slicemill.common.files import Place, write_bytes
+from slicemill.common.files import Location, write_bytes
 from slicemill.ct.labels import Labels
 from slicemill.ct.runs import values_in
 from slicemill.ct.window import PICTURE_WINDOW, Window
@@ -119,19 +119,19 @@ def montage(tiles: Sequence[Tile], columns: int, title: str = "") -> Image.Image
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(13)
     large = ImageFont.load_default(15)
-    pen.text((GAP_PX + 2, GAP_PX), fitted(title, width - 2 * GAP_PX, large), fill=(255, 255, 255), font=large)
+    pen.text((GAP_PX + 2, GAP_PX), fit_picture(title, width - 2 * GAP_PX, large), fill=(255, 255, 255), font=large)
     top = GAP_PX + header
     for row, tall in zip(rows, heights, strict=True):
         left = GAP_PX
         for tile, side in zip(row, widths, strict=False):
-            pen.text((left + 2, top + 1), fitted(tile.caption, side - 4, font), fill=(225, 225, 225), font=font)
+            pen.text((left + 2, top + 1), fit_picture(tile.caption, side - 4, font), fill=(225, 225, 225), font=font)
             sheet.paste(Image.fromarray(tile.picture), (left, top + CAPTION_PX))
             left += side + GAP_PX
         top += tall + GAP_PX
     return sheet
 
 
-def fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def fit_picture(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """Return the text, cut with an ellipsis where it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
@@ -140,15 +140,15 @@ def fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Image
     return text + "…"
 
 
-def save_png(path: Place, picture: Image.Image) -> None:
+def save_png(path: Location, picture: Image.Image) -> None:
     """Write a picture whole."""
     write_bytes(path, png_bytes(np.asarray(picture.convert("RGB"))))
 
 
-def spread(items: Iterable[T], count: int) -> list[T]:
+def evenly_spaced(items: Iterable[T], count: int) -> list[T]:
     """Return up to `count` of the items, evenly spread.
 
-    >>> spread(range(10), 3)
+    >>> evenly_spaced(range(10), 3)
     [0, 4, 9]
     """
     items = list(items)

@@ -180,7 +180,9 @@ def blocks(runs: Runs) -> Iterator[tuple[int, int, int]]:
         index = behind
 
 
-def places(runs: Runs) -> Iterator[tuple[slice, tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]]]:
+def voxel_coordinates(
+    runs: Runs,
+) -> Iterator[tuple[slice, tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]]]:
     """Yield which runs, and z, y, x of all their voxels, about BLOCK_VOXELS at a time."""
     ends = np.cumsum(runs.voxels, dtype=np.int64)
     first = 0
@@ -196,5 +198,5 @@ def places(runs: Runs) -> Iterator[tuple[slice, tuple[npt.NDArray[Any], npt.NDAr
 
 def fill(volume: npt.NDArray[Any], runs: Runs, value: int) -> None:
     """Set the voxels of runs in any[z, y, x]."""
-    for _, where in places(runs):
+    for _, where in voxel_coordinates(runs):
         volume[where] = value

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import LabelError, ScanError
-from slicemill.common.files import Place
+from slicemill.common.files import Location
 from slicemill.ct.formats.nifti.header import MAX_EXTENSION_BYTES, NiftiHeader, blank_text, read_extensions, read_header
 from slicemill.ct.formats.nifti.stream import bytes_of, damage_named, open_voxels, read_exactly, read_to_end, skip
 from slicemill.ct.geometry import Grid, contiguous
@@ -63,7 +63,7 @@ class ScanReader:
     ...     volume = reader.read()                         # int16[z, y, x], HU
     """
 
-    def __init__(self, path: Place, kind: Kind, *, hashed: bool = True) -> None:
+    def __init__(self, path: Location, kind: Kind, *, hashed: bool = True) -> None:
         self.path = path
         self.kind = kind
         self.header: NiftiHeader = read_header(path)
@@ -182,7 +182,7 @@ class ScanReader:
         return image
 
 
-def to_hu(raw: npt.NDArray[Any], slope: float, inter: float, path: Place) -> tuple[Int16s, float]:
+def to_hu(raw: npt.NDArray[Any], slope: float, inter: float, path: Location) -> tuple[Int16s, float]:
     """Turn stored numbers into HU: ``raw * slope + inter``, rounded to int16; return it and the largest rounding error.
 
     Raises
@@ -208,14 +208,14 @@ def to_hu(raw: npt.NDArray[Any], slope: float, inter: float, path: Place) -> tup
     return rounded.astype(np.int16), float(np.abs(values - rounded).max())
 
 
-def _check_range(low: float, high: float, path: Place) -> None:
+def _check_range(low: float, high: float, path: Location) -> None:
     if math.floor(low) < INT16.min or math.ceil(high) > INT16.max:
         raise ScanError(
             f"{path}: HU must fit in {INT16.min}..{INT16.max}; found {low:g}..{high:g}. Is this a CT? Rescale it to HU first."
         )
 
 
-def to_labels(raw: npt.NDArray[Any], slope: float, inter: float, path: Place) -> Uint8s:
+def to_labels(raw: npt.NDArray[Any], slope: float, inter: float, path: Location) -> Uint8s:
     """Turn stored numbers into label values.
 
     Raises

@@ -8,7 +8,7 @@ import pytest
 
 from slicemill.baseline import HIGH, LOW, fit_band, histograms, score_band, threshold_baseline
 from slicemill.bench.harness.clock import Timing, interleaved, ratio
-from slicemill.common.machine import card
+from slicemill.common.machine import machine_info
 from slicemill.demo import goals
 from slicemill.doctor import examine
 from slicemill.store.reader import open_store
@@ -33,7 +33,7 @@ def test_a_ratio_is_the_median_of_pairs():
 
 
 def test_the_machine_card_is_json_and_names_what_matters():
-    machine = json.loads(json.dumps(card()))
+    machine = json.loads(json.dumps(machine_info()))
     assert machine["cores"] >= 1
     assert {"numpy", "zarr", "onnxruntime"} & set(machine["versions"])
 

@@ -9,7 +9,7 @@ import slicemill.ct.pictures
 from slicemill.bench.harness.subject import phantom_subject
 from slicemill.bench.records.tables import constants_table
 from slicemill.bench.stages.constants import Constant, constants_of, measured
-from slicemill.common.machine import card
+from slicemill.common.machine import machine_info
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_each_is_measured_and_stays_what_it_was(constants):
         assert row["values"][str(before[where])]["time"] == 1
         assert set(row["values"]) == {str(value) for value in (*constants[where].values, before[where])}
     assert rows["slicemill.ct.pictures.LEVEL"]["values"]["0"]["bytes"] > 1.2
-    table = constants_table({"constants": rows, "subject": "x", "rounds": 1, "machine": card()})
+    table = constants_table({"constants": rows, "subject": "x", "rounds": 1, "machine": machine_info()})
     assert "| `slicemill.ct.pictures.LEVEL` | slices as PNG | 0: " in table
     assert "**2: 1**" in table
     assert "of the bytes)" in table

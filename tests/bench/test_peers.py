@@ -7,7 +7,7 @@ import pytest
 
 from slicemill.bench.peers.environment import environment
 from slicemill.bench.peers.peer import packages, requirements
-from slicemill.bench.peers.remote import HERE, Remote, ended
+from slicemill.bench.peers.remote import HERE, PeerProcess, ended
 from slicemill.bench.records.tables import peers_inference_table, peers_table
 from slicemill.bench.stages import peers_inference as inference
 from slicemill.bench.stages import peers_loading as loading
@@ -49,7 +49,7 @@ def test_an_environment_is_made_once_for_the_same_versions(tmp_path):
 def test_a_peer_does_a_round_when_it_is_told(tmp_path):
     script = tmp_path / "works.py"
     script.write_text(WORKS)
-    with Remote(name="works", python=sys.executable, script=str(script), given={"slices": 7}) as peer:
+    with PeerProcess(name="works", python=sys.executable, script=str(script), given={"slices": 7}) as peer:
         peer()
         peer()
         assert peer.slices == 7
@@ -58,7 +58,7 @@ def test_a_peer_does_a_round_when_it_is_told(tmp_path):
 def test_a_peer_may_say_more_than_a_pipe_holds(tmp_path):
     script = tmp_path / "talks.py"
     script.write_text(WORKS.replace("turns.take", "sys.stderr.write('a word ' * 100_000); turns.take"))
-    with Remote(name="talks", python=sys.executable, script=str(script), given={"slices": 7}) as peer:
+    with PeerProcess(name="talks", python=sys.executable, script=str(script), given={"slices": 7}) as peer:
         peer()
         assert peer.slices == 7
 
@@ -72,7 +72,7 @@ def test_a_peers_cpu_time_counts_its_workers(tmp_path):
         "work = 'import time\\nwhile time.process_time() < 0.5: pass'\n"
         "turns.take_turns(lambda: subprocess.run([sys.executable, '-c', work]).returncode)\n"
     )
-    with Remote(name="starts", python=sys.executable, script=str(script), given={}) as peer:
+    with PeerProcess(name="starts", python=sys.executable, script=str(script), given={}) as peer:
         peer()
         assert 0.5 <= peer.cpu_seconds < 5
 
@@ -82,7 +82,7 @@ def test_a_peer_that_ends_is_told_with_its_last_word(tmp_path):
     script.write_text("raise SystemExit('no such thing')")
     with (
         pytest.raises(InputError, match="fails: ended: no such thing"),
-        Remote(name="fails", python=sys.executable, script=str(script), given={}),
+        PeerProcess(name="fails", python=sys.executable, script=str(script), given={}),
     ):
         pass
 
@@ -90,7 +90,7 @@ def test_a_peer_that_ends_is_told_with_its_last_word(tmp_path):
 def test_a_peer_that_ends_in_a_round_leaves_the_others_running(tmp_path):
     script = tmp_path / "dies.py"
     script.write_text(WORKS.replace("json.loads(sys.argv[1])", "{}"))
-    with Remote(name="dies", python=sys.executable, script=str(script), given={"slices": 7}) as peer:
+    with PeerProcess(name="dies", python=sys.executable, script=str(script), given={"slices": 7}) as peer:
         peer()
         peer()
     assert ended({"dies": peer, "ours": print}) == {"dies": "dies: ended: KeyError: 'slices'"}

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from slicemill.common.errors import StoreError
-from slicemill.common.locks import claimed, claimed_in_turn
+from slicemill.common.locks import try_claim, wait_for_claim
 
 HERE = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from slicemill.common.locks import claimed
-with claimed(Path(sys.argv[1]), "volume-1") as ours:
+from slicemill.common.locks import try_claim
+with try_claim(Path(sys.argv[1]), "volume-1") as ours:
     print(bool(ours), flush=True)
     time.sleep(60)
 """
@@ -30,29 +30,29 @@ def holder(root):
 
 def count(arguments):
     root, ledger = arguments
-    with claimed_in_turn(root, "volume-1", every=0.001):
+    with wait_for_claim(root, "volume-1", every=0.001):
         number = int(ledger.read_text())
         time.sleep(0.001)
         ledger.write_text(str(number + 1))
 
 
 def test_a_claim_is_had_by_one_and_given_back(tmp_path):
-    with claimed(tmp_path, "volume-1") as first, claimed(tmp_path, "volume-1") as second:
+    with try_claim(tmp_path, "volume-1") as first, try_claim(tmp_path, "volume-1") as second:
         assert first
         assert second is None
-        with claimed(tmp_path, "volume-2") as other:
+        with try_claim(tmp_path, "volume-2") as other:
             assert other
-    with claimed(tmp_path, "volume-1") as again:
+    with try_claim(tmp_path, "volume-1") as again:
         assert again
 
 
 def test_the_claim_of_a_killed_process_is_free_at_once_and_that_of_a_live_one_is_not(tmp_path):
     process = holder(tmp_path)
-    with claimed(tmp_path, "volume-1") as ours:
+    with try_claim(tmp_path, "volume-1") as ours:
         assert not ours
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with claimed(tmp_path, "volume-1") as ours:
+    with try_claim(tmp_path, "volume-1") as ours:
         assert ours
     process.stdout.close()
 
@@ -71,5 +71,5 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
         raise OSError(38, os.strerror(38))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.raises(StoreError, match="has no locks"), claimed(tmp_path, "volume-1"):
+    with pytest.raises(StoreError, match="has no locks"), try_claim(tmp_path, "volume-1"):
         pass

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from slicemill.common.errors import InputError, StoreError
-from slicemill.common.files import place_of, read_lines
-from slicemill.common.locks import claimed
-from slicemill.common.remote import Remote
+from slicemill.common.files import parse_location, read_lines
+from slicemill.common.locks import try_claim
+from slicemill.common.remote import RemotePath
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.ingest.discover import discover, from_csv
 from slicemill.ingest.params import Params
-from slicemill.ingest.pipeline import Options, ingest
+from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store.reader import open_store
 from slicemill.store.tables import read_table
 from slicemill.store.verify import verify
@@ -56,7 +56,7 @@ def test_credentials_and_region_may_stand_in_the_aws_files(bucket, tmp_path, mon
 
 
 def test_a_url_is_scheme_bucket_and_key():
-    place = place_of("s3://scans/lits//a/")
+    place = parse_location("s3://scans/lits//a/")
     assert (place.bucket, place.key, str(place)) == ("s3://scans", "lits/a", "s3://scans/lits/a")
     assert str(place / "volume-1.nii") == "s3://scans/lits/a/volume-1.nii"
     assert (place / "b/c").relative_to(place).as_posix() == "b/c"
@@ -66,13 +66,13 @@ def test_a_url_is_scheme_bucket_and_key():
 @pytest.mark.parametrize("url", ["http://host/x", "s3://", "ftp://a/b"])
 def test_a_scheme_that_is_not_known_is_refused(url):
     with pytest.raises(StoreError, match="expected a local path or one of s3://BUCKET"):
-        place_of(url)
+        parse_location(url)
 
 
 @pytest.mark.parametrize("url", ["s3://key:secret@bucket/x", "s3://bucket/x?token=secret"])
 def test_credentials_in_a_url_are_refused_and_not_repeated(url):
     with pytest.raises(StoreError, match="do not belong in a URL") as caught:
-        place_of(url)
+        parse_location(url)
     assert "secret" not in str(caught.value)
 
 
@@ -94,7 +94,7 @@ def test_an_object_is_written_once_of_many_who_create_it(bucket):
 def test_from_bucket_to_bucket_the_store_is_byte_for_byte_the_local_one(bucket, collection, stored):
     place, _ = bucket
     upload(collection, place / "lits")
-    report = ingest(discover(place / "lits"), place / "stores/a", LITS, Options(workers=2))
+    report = ingest(discover(place / "lits"), place / "stores/a", LITS, IngestOptions(workers=2))
     assert report.count("done") == 6, report.failures
     found = tree(place / "stores/a")
     local = {path.relative_to(stored).as_posix(): path.read_bytes() for path in stored.rglob("*") if path.is_file()}
@@ -104,7 +104,7 @@ def test_from_bucket_to_bucket_the_store_is_byte_for_byte_the_local_one(bucket, 
         found.pop(name, None), local.pop(name, None)
     assert found == local
     assert len(read_lines(place / "stores/a/ledger.jsonl")) == 6
-    again = ingest(discover(place / "lits"), place / "stores/a", LITS, Options(workers=1))
+    again = ingest(discover(place / "lits"), place / "stores/a", LITS, IngestOptions(workers=1))
     assert again.count("unchanged") == 6
     assert [row["case_id"] for row in read_table(place / "stores/a", "manifest")] == [f"volume-{n}" for n in range(6)]
     assert verify(open_store(place / "stores/a"), place / "lits", workers=2, advance=lambda *_: None) == []
@@ -115,7 +115,7 @@ def test_a_table_of_pairs_may_hold_urls(bucket, collection, tmp_path):
     upload(collection, place / "lits")
     table = tmp_path / "pairs.csv"
     table.write_text(f"image,mask\n{place}/lits/volume-0.nii,{place}/lits/segmentation-0.nii\n")
-    report = ingest(from_csv(table), tmp_path / "store", LITS, Options(workers=1))
+    report = ingest(from_csv(table), tmp_path / "store", LITS, IngestOptions(workers=1))
     assert report.count("done") == 1, report.failures
     assert open_store(tmp_path / "store")["volume-0"].info.image.name == "lits/volume-0.nii"
 
@@ -159,13 +159,13 @@ def test_a_missing_object_is_one_clear_error(bucket):
 
 def test_a_claim_is_had_by_one_and_given_back(bucket):
     root = bucket[0] / "store"
-    with claimed(root, "volume-1") as first:
-        with claimed(root, "volume-1") as second:
+    with try_claim(root, "volume-1") as first:
+        with try_claim(root, "volume-1") as second:
             assert first.held()
             assert second is None
-        with claimed(root, "volume-2") as other:
+        with try_claim(root, "volume-2") as other:
             assert other
-    with claimed(root, "volume-1") as again:
+    with try_claim(root, "volume-1") as again:
         assert again
 
 
@@ -174,14 +174,14 @@ def test_the_claim_of_a_dead_run_is_taken_over_and_that_of_a_live_one_is_not(buc
     monkeypatch.setattr("slicemill.common.locks.BEAT_SECONDS", 0.3)
     monkeypatch.setattr("slicemill.common.locks.STALE_SECONDS", 2.5)
     (root / ".claims" / "volume-1").create(b'{"holder": "dead.1.abc", "beat": ""}')
-    with claimed(root, "volume-1") as ours:
+    with try_claim(root, "volume-1") as ours:
         assert not ours
-    with claimed(root, "volume-2") as live:
+    with try_claim(root, "volume-2") as live:
         assert live
         time.sleep(4.2)  # the server's clock counts whole seconds
-        with claimed(root, "volume-2") as ours:
+        with try_claim(root, "volume-2") as ours:
             assert not ours
-        with claimed(root, "volume-1") as ours:
+        with try_claim(root, "volume-1") as ours:
             assert ours
 
 
@@ -196,7 +196,7 @@ def test_a_run_that_was_held_up_until_its_claim_was_taken_over_shows_nothing(buc
     (case,) = (case for case in discover(collection).cases if case.case_id == "volume-0")
 
     def held_up(case, params, store, *, threads, still_ours):
-        with claimed(root, case.case_id) as taken:
+        with try_claim(root, case.case_id) as taken:
             assert taken
             return convert_case(case, params, store, threads=threads, still_ours=still_ours)
 
@@ -249,10 +249,10 @@ def test_a_case_that_is_replaced_leaves_nothing_of_the_old_one(bucket, collectio
     few.mkdir()
     for name in ("volume-0.nii", "segmentation-0.nii"):
         shutil.copy(collection / name, few)
-    assert ingest(discover(few), root, LITS, Options(workers=1)).count("done") == 1
+    assert ingest(discover(few), root, LITS, IngestOptions(workers=1)).count("done") == 1
     (few / "segmentation-0.nii").unlink()
-    report = ingest(discover(few), root, LITS, Options(workers=1, overwrite=True))
+    report = ingest(discover(few), root, LITS, IngestOptions(workers=1, overwrite=True))
     assert report.count("done") == 1, report.failures
     assert not [name for name in tree(root / "scans.zarr") if "label" in name]
-    assert isinstance(root, Remote)
+    assert isinstance(root, RemotePath)
     assert io.BytesIO((root / "manifest.csv").read_bytes()).readline().startswith(b"case_id")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from slicemill.ct import runs as module
-from slicemill.ct.runs import connected, fill, places, runs_of
+from slicemill.ct.runs import connected, fill, runs_of, voxel_coordinates
 
 shapes = st.tuples(st.integers(1, 14), st.integers(1, 20), st.integers(1, 24))
 masks = st.builds(
@@ -23,7 +23,7 @@ def numbered(mask, connectivity):
     runs = runs_of(mask)
     numbers, count = connected(runs, connectivity)
     out = np.zeros(mask.shape, int)
-    for part, where in places(runs):
+    for part, where in voxel_coordinates(runs):
         out[where] = 1 + np.repeat(numbers[part], runs[part].voxels)
     return out, count
 
@@ -51,7 +51,7 @@ def test_a_mask_is_cut_anywhere_without_a_change(mask, connectivity, least):
 def test_runs_hold_every_voxel_once_and_are_as_few_as_can_be(mask):
     runs = runs_of(mask)
     back = np.zeros(mask.shape, np.uint8)
-    for _, where in places(runs):
+    for _, where in voxel_coordinates(runs):
         np.add.at(back, where, 1)
     assert np.array_equal(back, mask.astype(np.uint8))
     assert len(runs) == np.count_nonzero(np.diff(np.pad(mask, ((0, 0), (0, 0), (1, 0))).astype(np.int8), axis=2) == 1)

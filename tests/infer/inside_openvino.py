@@ -13,7 +13,7 @@ from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import load
 from slicemill.infer.network.lanes import memory_of_lanes
 from slicemill.infer.network.model import open_model
-from slicemill.infer.run.options import Options
+from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
 from slicemill.infer.runtime import openvino as vino
 from slicemill.infer.runtime.capacity import capacity_of
@@ -67,7 +67,7 @@ def test_the_engine_runs_on_openvino_and_says_in_which_precision(model, collecti
     assert opened.provider == "openvino"
     assert opened.reason in ("asked for; computes in bf16", "asked for; computes in f32")
     jobs = gather([collection])[0]
-    assert infer(opened, jobs, tmp_path / "vino", Options(batch=5)).count("done") == 6
+    assert infer(opened, jobs, tmp_path / "vino", InferOptions(batch=5)).count("done") == 6
     infer(open_model(model, "cpu"), jobs, tmp_path / "cpu")
     differing = pixels = 0
     for job in jobs:

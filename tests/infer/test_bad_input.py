@@ -22,7 +22,7 @@ from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import opened
 from slicemill.infer.inputs.pictures import open_picture
 from slicemill.infer.network.model import open_model
-from slicemill.infer.run.options import Options
+from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import ELSEWHERE, infer
 
 HERE = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ SPACING = (3.0, 1.0, 1.0)
 
 
 def run(model, inputs, out, window=None, **options):
-    return infer(open_model(model, "cpu"), gather(inputs, window)[0], out, Options(**options))
+    return infer(open_model(model, "cpu"), gather(inputs, window)[0], out, InferOptions(**options))
 
 
 def noise(shape):

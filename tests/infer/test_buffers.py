@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slicemill.infer.run import buffers as module
-from slicemill.infer.run.buffers import LEAST_BYTES, Blocks
+from slicemill.infer.run.buffers import LEAST_BYTES, BufferPool
 
 
 def address(array):
@@ -22,7 +22,7 @@ def all_sizes(monkeypatch):
 
 
 def test_what_is_free_again_is_used_again_and_what_is_looked_at_is_not():
-    blocks = Blocks()
+    blocks = BufferPool()
     first = blocks.empty((4, 8, 8), np.int16)
     where = address(first)
     view = first[2:, ::2, ::-1]
@@ -37,7 +37,7 @@ def test_what_is_free_again_is_used_again_and_what_is_looked_at_is_not():
 
 @pytest.mark.parametrize(("size", "again"), [(1000, True), (801, True), (799, False), (1001, False)])
 def test_a_block_is_used_for_what_nearly_fills_it_or_given_back(size, again):
-    blocks = Blocks()
+    blocks = BufferPool()
     where = address(blocks.empty((1000,), np.uint8))
     fresh = blocks.empty((size,), np.uint8)
     assert fresh.shape == (size,)
@@ -47,7 +47,7 @@ def test_a_block_is_used_for_what_nearly_fills_it_or_given_back(size, again):
 
 def test_small_arrays_are_pythons_own(monkeypatch):
     monkeypatch.setattr(module, "LEAST_BYTES", LEAST_BYTES)
-    blocks = Blocks()
+    blocks = BufferPool()
     assert blocks.empty((LEAST_BYTES - 1,), np.uint8).flags.owndata
     assert not blocks.empty((LEAST_BYTES,), np.uint8).flags.owndata
     assert len(blocks._free) == 1
@@ -55,7 +55,7 @@ def test_small_arrays_are_pythons_own(monkeypatch):
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(900, 1100), st.booleans()), max_size=60))
 def test_nobody_writes_into_the_array_of_another(steps):
-    blocks, held = Blocks(), {}
+    blocks, held = BufferPool(), {}
     for number, (key, size, whole) in enumerate(steps):
         array = blocks.empty((size,), np.int32)
         array[:] = number
@@ -65,7 +65,7 @@ def test_nobody_writes_into_the_array_of_another(steps):
 
 
 def test_threads_do_not_share_a_block():
-    blocks, wrong = Blocks(), []
+    blocks, wrong = BufferPool(), []
 
     def work(number):
         for _ in range(300):

@@ -18,8 +18,8 @@ from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.cluster import BY_LEDGER, Seen, together
-from slicemill.infer.run.ledger import Book, Outcome, Summary
-from slicemill.infer.run.options import Options
+from slicemill.infer.run.ledger import RunLedger, ScanOutcome, Summary
+from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import ELSEWHERE, infer
 from tests.contents import content
 
@@ -105,12 +105,12 @@ def test_no_scheduler_is_one_clear_error(model, collection, tmp_path, monkeypatc
     opened = open_model(model, "cpu")
     with pytest.raises(ConfigError, match=r"--scheduler tcp://127.0.0.1:9: no Dask scheduler answers there"):
         slicemill.infer.run.cluster.infer_on(
-            "tcp://127.0.0.1:9", opened, "cpu", gather([collection])[0], Book(tmp_path, opened, Options())
+            "tcp://127.0.0.1:9", opened, "cpu", gather([collection])[0], RunLedger(tmp_path, opened, InferOptions())
         )
 
 
 def outcome(name, status, reason=""):
-    return Outcome(name=name, status=status, reason=reason, slices=3 if status == "done" else 0)
+    return ScanOutcome(name=name, status=status, reason=reason, slices=3 if status == "done" else 0)
 
 
 def summary(*outcomes):
@@ -139,7 +139,7 @@ def test_the_ledger_is_read_as_it_grows(model, collection, tmp_path):
     """Lines of other models and other scans, of scans that only began and torn ones tell nothing; the last line of a scan counts."""
     opened = open_model(model, "cpu")
     jobs = gather([collection])[0]
-    writer, reader = Book(tmp_path, opened, Options()), Book(tmp_path, opened, Options())
+    writer, reader = RunLedger(tmp_path, opened, InferOptions()), RunLedger(tmp_path, opened, InferOptions())
     seen = Seen(jobs[:3])
     assert seen.look(reader) == 0
     writer.note(jobs[0], outcome(jobs[0].name, "done"), begun=True)
@@ -147,7 +147,7 @@ def test_the_ledger_is_read_as_it_grows(model, collection, tmp_path):
     writer.note(jobs[0], outcome(jobs[0].name, "done"))
     writer.note(jobs[1], outcome(jobs[1].name, "failed", "bad"))
     writer.note(jobs[3], outcome(jobs[3].name, "done"))
-    Book(tmp_path, opened, Options(separate=True)).note(jobs[2], outcome(jobs[2].name, "done"))
+    RunLedger(tmp_path, opened, InferOptions(separate=True)).note(jobs[2], outcome(jobs[2].name, "done"))
     assert seen.look(reader) == 2
     assert " slices/s, 1 failed" in str(seen)
     line = (tmp_path / "ledger.jsonl").read_bytes().splitlines()[1]

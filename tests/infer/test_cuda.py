@@ -11,7 +11,7 @@ import pytest
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.network.lanes import DeviceLane
 from slicemill.infer.network.model import open_model
-from slicemill.infer.run.options import Options
+from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
 from slicemill.infer.runtime.capacity import Capacity
 from slicemill.infer.runtime.providers import has_nvidia_driver, make_session
@@ -37,7 +37,7 @@ def half(tmp_path_factory):
 def test_a_run_labels_as_the_cpu_does_in_float32(name, batch, half, collection, tmp_path):
     opened = open_model(half.with_name(name), "cuda")
     jobs = gather([collection])[0]
-    assert infer(opened, jobs, tmp_path / "cuda", Options(batch=batch)).count("done") == 6
+    assert infer(opened, jobs, tmp_path / "cuda", InferOptions(batch=batch)).count("done") == 6
     infer(open_model(half, "cpu"), jobs, tmp_path / "cpu")
     differing = pixels = 0
     for job in jobs:

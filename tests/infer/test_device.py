@@ -19,11 +19,11 @@ from slicemill.ct.labels import LITS_LABELS
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.network.lanes import DeviceLane, HostLane
 from slicemill.infer.network.model import open_model
-from slicemill.infer.run.options import Options
+from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer as segment_all
 from slicemill.infer.runtime import tensorrt
 from slicemill.infer.runtime.capacity import Capacity, capacity_of, shapes_of
-from slicemill.infer.runtime.cuda_memory import Card, open_card
+from slicemill.infer.runtime.cuda_memory import CudaDevice, open_card
 from slicemill.infer.runtime.providers import options_for
 from slicemill.infer.runtime.tensorrt import Builder, engine_folder, engine_options, with_engine
 from slicemill.train.config import Config
@@ -80,7 +80,7 @@ class Runtime:
 @pytest.fixture
 def card(monkeypatch):
     runtime = Runtime()
-    monkeypatch.setattr(slicemill.infer.network.lanes, "open_card", lambda _, device: Card(runtime, device))
+    monkeypatch.setattr(slicemill.infer.network.lanes, "open_card", lambda _, device: CudaDevice(runtime, device))
     monkeypatch.setattr(slicemill.infer.network.lanes, "WHERE", "cpu")
     return runtime
 
@@ -255,8 +255,8 @@ class TestTensorrt:
     ):
         opened = open_model(flavors, "tensorrt", 0, 4)
         jobs = gather([collection])[0]
-        assert segment_all(opened, jobs, tmp_path / "there", Options(batch=4)).count("done") == 6
-        segment_all(open_model(opened.path, "cpu"), jobs, tmp_path / "here", Options(batch=4))
+        assert segment_all(opened, jobs, tmp_path / "there", InferOptions(batch=4)).count("done") == 6
+        segment_all(open_model(opened.path, "cpu"), jobs, tmp_path / "here", InferOptions(batch=4))
         for job in jobs:
             one, other = (np.asarray(nib.load(tmp_path / name / job.name).dataobj) for name in ("there", "here"))
             assert np.array_equal(one, other), job.name
@@ -355,7 +355,7 @@ class TestTensorrt:
 class TestCard:
     def test_a_room_is_zero_and_is_freed_with_its_last_view(self):
         runtime = Runtime()
-        room = Card(runtime, 0).room((2, 3), np.int16)
+        room = CudaDevice(runtime, 0).room((2, 3), np.int16)
         assert room.tolist() == [[0, 0, 0], [0, 0, 0]]
         view = room[1:].view(np.uint8)
         del room
@@ -371,7 +371,7 @@ class TestCard:
         runtime = Runtime()
         runtime.fails = name
         with pytest.raises(ProviderError, match=rf"{name} failed on GPU 5: out of memory \(error 2\)"):
-            work(Card(runtime, 5))
+            work(CudaDevice(runtime, 5))
 
     def test_a_runtime_that_is_not_there_is_named(self):
         class Built:

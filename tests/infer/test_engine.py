@@ -21,10 +21,10 @@ from slicemill.ct.formats.nifti.names import stem_of
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.network.model import open_model
-from slicemill.infer.run.ledger import Book
-from slicemill.infer.run.options import Options, memory_of
+from slicemill.infer.run.ledger import RunLedger
+from slicemill.infer.run.options import InferOptions, memory_of
 from slicemill.infer.run.pipeline import infer as segment_all
-from slicemill.infer.run.scan_queue import Line, Stopped
+from slicemill.infer.run.scan_queue import ScanQueue, Stopped
 from slicemill.infer.run.timing import Stopwatch
 from slicemill.infer.runtime.capacity import Capacity
 from slicemill.infer.slices.assembly import plan_of
@@ -48,7 +48,7 @@ def scans(tmp_path_factory):
 
 def run(model, inputs, out, **options):
     opened = model if not isinstance(model, Path) else open_model(model, "cpu")
-    return segment_all(opened, gather(inputs)[0], out, Options(**options))
+    return segment_all(opened, gather(inputs)[0], out, InferOptions(**options))
 
 
 def masks(folder):
@@ -209,13 +209,13 @@ class TestMemory:
         most = max(memory_of(plan_of(opened.info, (1 + n % 9, (64, 50, 90)[n % 3], 64), SPACING)) for n in range(10))
         monkeypatch.setattr("slicemill.infer.run.pipeline.memory_for_scans", lambda *_: most)
         held = []
-        real = Line.admit
+        real = ScanQueue.admit
 
         def admit(line, amount):
             real(line, amount)
             held.append(line.held)
 
-        monkeypatch.setattr(Line, "admit", admit)
+        monkeypatch.setattr(ScanQueue, "admit", admit)
         assert run(opened, [scans], tmp_path, batch=100, readers=4).count("done") == 10
         assert len(held) == 10
         assert max(held) <= most
@@ -256,11 +256,11 @@ class TestMemory:
         with pytest.raises(
             ConfigError, match=rf"--max-memory {re.escape(f'{amount:g}')}: must not be negative, nor more"
         ):
-            Options(max_memory_gb=amount)
+            InferOptions(max_memory_gb=amount)
 
     def test_negative_settings_are_refused(self):
         with pytest.raises(ConfigError, match="--readers -1: must not be negative"):
-            Options(readers=-1)
+            InferOptions(readers=-1)
 
 
 class TestLine:
@@ -268,7 +268,7 @@ class TestLine:
         return planned(np.zeros((slices, 4, 4), np.int16), (4, 4), 1, 1.0)
 
     def test_a_full_batch_is_handed_out_at_once_and_a_short_one_when_nothing_can_fill_it(self):
-        line = Line(Capacity(4, 4), 100)
+        line = ScanQueue(Capacity(4, 4), 100)
         with line.reader():
             with line.at_work():
                 line.add(self.scan(6))
@@ -283,7 +283,7 @@ class TestLine:
         assert line.take() is None
 
     def test_a_reader_that_waits_for_memory_does_not_keep_a_short_batch_waiting(self):
-        line = Line(Capacity(4, 4), 100)
+        line = ScanQueue(Capacity(4, 4), 100)
         with line.reader(), line.at_work():
             line.admit(80)
             line.add(self.scan(1))
@@ -302,7 +302,7 @@ class TestLine:
             assert line.held == 50
 
     def test_whoever_waits_is_let_go_at_the_end(self):
-        line = Line(Capacity(4, 4), 100)
+        line = ScanQueue(Capacity(4, 4), 100)
         caught = []
 
         def read():
@@ -323,14 +323,14 @@ class TestLine:
 
     def test_more_than_there_is_is_refused(self):
         with pytest.raises(ScanError, match="needs about 0.00 GiB of memory, more than"):
-            Line(Capacity(4, 4), 100).admit(101)
+            ScanQueue(Capacity(4, 4), 100).admit(101)
 
 
 class TestTwoRuns:
     def test_a_scan_that_another_run_has_claimed_is_left_to_it(self, model, scans, tmp_path):
         opened = open_model(model, "cpu")
         jobs, _ = gather([scans])
-        with Book(tmp_path, opened, Options()).claim(jobs[3]):
+        with RunLedger(tmp_path, opened, InferOptions()).claim(jobs[3]):
             summary = run(opened, [scans], tmp_path)
         left = next(outcome for outcome in summary.outcomes if outcome.name == jobs[3].name)
         assert (left.status, left.reason) == ("skipped", "another run is at work on it")
@@ -396,7 +396,7 @@ class TestDevices:
     def test_numbers_that_are_no_devices_are_refused(self, model):
         for devices in ((), (0, 0), (-1,)):
             with pytest.raises(ConfigError, match="expected numbers of GPUs, each once, like 0,1"):
-                Options(devices=devices)
+                InferOptions(devices=devices)
         with pytest.raises(UsageError, match="--devices 1: the CPU is one device, 0"):
             open_model(model, "cpu", 1)
 

@@ -17,7 +17,7 @@ from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.network.foreign import read_card
 from slicemill.infer.network.model import open_model
-from slicemill.infer.run.options import Options
+from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -109,7 +109,7 @@ def test_a_network_that_gives_labels_and_takes_one_slice_with_open_sides(squeeze
     found = np.asarray(nib.load(tmp_path / "out" / "a-1.nii").dataobj).transpose(2, 1, 0)
     assert np.array_equal(found, (normal > 0.25).astype(int) + (normal > 1))
     with pytest.raises(ConfigError, match="--batch 4: net.onnx takes one slice at a time"):
-        infer(opened, jobs, tmp_path / "other", Options(batch=4))
+        infer(opened, jobs, tmp_path / "other", InferOptions(batch=4))
 
 
 @pytest.mark.parametrize(

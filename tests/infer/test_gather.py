@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from slicemill.common.errors import ConfigError, ScanError
-from slicemill.common.files import place_of
+from slicemill.common.files import parse_location
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.gather import gather, pattern_below, read_list
 from slicemill.infer.network.model import open_model
-from slicemill.infer.run.options import Options
+from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
 
 HERE = Path(__file__).parents[2]
@@ -170,14 +170,14 @@ def test_a_scan_that_changes_while_it_is_read_is_no_mask(model, collection, tmp_
 
     jobs = gather([scan])[0]
     monkeypatch.setattr(ScanReader, "read", read)
-    first = infer(open_model(model, "cpu"), jobs, tmp_path / "out", Options())
+    first = infer(open_model(model, "cpu"), jobs, tmp_path / "out", InferOptions())
     assert first.outcomes[0].reason == f"{scan}: changed while it was read; the next run does it again."
     assert not (tmp_path / "out" / "volume-0.nii").exists()
     monkeypatch.undo()
-    assert infer(open_model(model, "cpu"), jobs, tmp_path / "out", Options()).count("done") == 1
+    assert infer(open_model(model, "cpu"), jobs, tmp_path / "out", InferOptions()).count("done") == 1
 
 
 def test_places_of_kinds_that_are_unknown_are_refused(collection):
     with pytest.raises(ValueError, match="expected a local path or one of s3://"):
         gather(["ftp://host/scans"])
-    assert place_of(f"file://{collection}") == collection
+    assert parse_location(f"file://{collection}") == collection

@@ -15,8 +15,8 @@ from slicemill.common.files import read_lines
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.network.model import open_model
-from slicemill.infer.run.ledger import Book
-from slicemill.infer.run.options import Options
+from slicemill.infer.run.ledger import RunLedger
+from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
 from tests.contents import content
 
@@ -82,7 +82,7 @@ def test_what_a_killed_run_was_writing_is_cleared_away_and_nothing_else(model, s
     jobs = gather([scans])[0][:2]
     opened = open_model(model, "cpu")
     infer(opened, jobs, tmp_path)
-    book = Book(tmp_path, opened, Options())
+    book = RunLedger(tmp_path, opened, InferOptions())
     stem = jobs[0].stem.rpartition("/")[2]
     folder = tmp_path / Path(jobs[0].name).parent
     stale = [folder / f".{stem}{end}.0123abcd.part" for end in (".nii.gz", ".json", "_liver.nii.gz")]

@@ -9,12 +9,12 @@ import pytest
 
 from slicemill.common.errors import ModelError, ProviderError
 from slicemill.infer import single
-from slicemill.infer.cpu_check import gate
+from slicemill.infer.cpu_check import check_parity
 from slicemill.infer.network.lanes import HostLane, make_lane, memory_of_lanes
 from slicemill.infer.network.model import Answer, open_model
 from slicemill.infer.runtime.capacity import CPU_LANES, Capacity, capacity_of, lanes_on, threads_of_session
 from slicemill.infer.single import segment_volume
-from slicemill.infer.slices.assembly import Canvas, plan_of, wanted_of
+from slicemill.infer.slices.assembly import VolumeAssembly, plan_of, wanted_of
 from slicemill.infer.slices.batches import Scan
 
 SPACING = (3.0, 1.0, 1.0)
@@ -85,7 +85,7 @@ def test_labels_are_the_same_written_in_place_or_to_the_lanes_own_room(model, rn
 
 def test_an_answer_that_is_half_in_place_is_put_there(model, rng):
     plan = plan_of(open_model(model, "cpu").info, (3, 64, 64), SPACING)
-    canvas, tumor = Canvas(plan), rng.integers(0, 256, (3, 64, 64)).astype(np.uint8)
+    canvas, tumor = VolumeAssembly(plan), rng.integers(0, 256, (3, 64, 64)).astype(np.uint8)
     targets = canvas.targets(0, 3)
     assert set(targets) == {"label", "tumor"}
     targets["label"][:] = 1
@@ -139,7 +139,7 @@ def test_a_batch_of_one_slice_is_compared_too(context, model, monkeypatch, rng):
             return Answer(np.zeros((len(neighbors), 64, 64), np.uint8))
 
     monkeypatch.setattr("slicemill.infer.cpu_check.open_model", lambda *_: Reference())
-    gate(opened, scan, Told())
+    check_parity(opened, scan, Told())
     assert seen == [(context, (1, context))]
 
 

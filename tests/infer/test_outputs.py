@@ -10,7 +10,7 @@ from slicemill.common.errors import ScanError
 from slicemill.ct.window import Window
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import Job
-from slicemill.infer.run.outputs import Places, check_places
+from slicemill.infer.run.outputs import OutputPaths, check_output_paths
 from slicemill.infer.run.watch import in_their_place
 
 
@@ -30,8 +30,8 @@ def jobs_of(*names):
 def test_no_two_files_of_a_run_are_one_together_or_as_they_arrive(names, extras, tmp_path):
     jobs, left_out = jobs_of(*names), {}
     with pytest.raises(ScanError, match="written beside its mask, would replace a file of"):
-        check_places(jobs, tmp_path, extras)
-    taken = list(in_their_place(jobs, Places(tmp_path, extras), left_out.__setitem__))
+        check_output_paths(jobs, tmp_path, extras)
+    taken = list(in_their_place(jobs, OutputPaths(tmp_path, extras), left_out.__setitem__))
     assert [job.name for job in taken] == list(names[: len(names) - 1])
     ((path, why),) = left_out.items()
     assert path == jobs[-1].path
@@ -52,7 +52,7 @@ def test_no_two_files_of_a_run_are_one_together_or_as_they_arrive(names, extras,
 )
 def test_no_file_of_a_scan_is_a_file_of_the_run(name, of_the_run, tmp_path):
     left_out = {}
-    kept = list(in_their_place(jobs_of("a.nii", name), Places(tmp_path), left_out.__setitem__))
+    kept = list(in_their_place(jobs_of("a.nii", name), OutputPaths(tmp_path), left_out.__setitem__))
     assert len(kept) == 2 - of_the_run
     assert ["summary of the run; rename the scan" in why for why in left_out.values()] == [True] * of_the_run
 
@@ -62,14 +62,14 @@ def test_a_run_that_comes_later_replaces_no_file_of_a_scan_that_has_gone(tmp_pat
         (tmp_path / name).write_bytes(b"mask")
     earlier = ["a_liver.nii", "gone_liver.nii", "b.nii", "a.nii"]
     with pytest.raises(ScanError, match=r"a_liver.nii, written beside its mask, would replace a file of .*earlier run"):
-        check_places(jobs_of("a.nii"), tmp_path, ["liver"], earlier)
-    check_places(jobs_of("b.nii", "gone.nii", "a_liver.nii"), tmp_path, ["liver"], earlier)
-    check_places(jobs_of("a.nii"), tmp_path, (), earlier)
+        check_output_paths(jobs_of("a.nii"), tmp_path, ["liver"], earlier)
+    check_output_paths(jobs_of("b.nii", "gone.nii", "a_liver.nii"), tmp_path, ["liver"], earlier)
+    check_output_paths(jobs_of("a.nii"), tmp_path, (), earlier)
 
 
 def test_a_scan_that_comes_again_keeps_its_places(tmp_path):
     jobs = jobs_of("a.nii.gz", "b.nii.gz", "a.nii.gz")
-    assert list(in_their_place(jobs, Places(tmp_path, ["liver"]), pytest.fail)) == jobs
+    assert list(in_their_place(jobs, OutputPaths(tmp_path, ["liver"]), pytest.fail)) == jobs
 
 
 def test_reports_and_pictures_take_the_place_of_no_scan(tmp_path):
@@ -77,16 +77,16 @@ def test_reports_and_pictures_take_the_place_of_no_scan(tmp_path):
     for name in ("a.hdr", "a.img", "b.nii"):
         (tmp_path / name).write_bytes(b"bytes")
     jobs, _ = gather([tmp_path / "b.nii", tmp_path / "a.png"], Window(-200, 300))
-    check_places(jobs, tmp_path / "out")
+    check_output_paths(jobs, tmp_path / "out")
     jobs, _ = gather([tmp_path / "a.hdr", tmp_path / "a.png"], Window(-200, 300))
     with pytest.raises(ScanError, match=r"a\.(png|nii\.gz): the mask would replace a scan, or the report or picture"):
-        check_places(jobs, tmp_path)
+        check_output_paths(jobs, tmp_path)
     with pytest.raises(ScanError, match=r"a\.png: the mask would replace a scan, or the report or picture"):
-        check_places([Job(name="a.nii", path=Path("elsewhere", "a.nii")), jobs[1]], tmp_path)
+        check_output_paths([Job(name="a.nii", path=Path("elsewhere", "a.nii")), jobs[1]], tmp_path)
 
 
 def test_the_mask_of_a_pair_does_not_lie_beside_it_where_it_would_be_taken_for_the_scan(tmp_path):
     for name in ("a.hdr", "a.img"):
         (tmp_path / name).write_bytes(b"bytes")
     with pytest.raises(ScanError, match=r"a\.nii\.gz: the mask would replace a scan"):
-        check_places(gather([tmp_path])[0], tmp_path)
+        check_output_paths(gather([tmp_path])[0], tmp_path)

@@ -18,7 +18,7 @@ from slicemill.infer.runtime import providers
 from slicemill.infer.runtime.capacity import Capacity
 from slicemill.infer.slices.assembly import Plan
 from slicemill.infer.slices.batches import Filler, Scan
-from slicemill.infer.slices.tiles import PLAIN, cover, views_of
+from slicemill.infer.slices.tiles import PLAIN, cover, tiles_of
 
 
 class TestTiling:
@@ -116,7 +116,7 @@ def planned(volume, size, context, step):
         step=step,
         context=context,
         resampling=None,
-        views=views_of(volume.shape[1:], size),
+        views=tiles_of(volume.shape[1:], size),
         table=np.arange(251, dtype=np.uint8),
         tumor=None,
         wanted=("label",),

@@ -22,7 +22,7 @@ from slicemill.ct.phantom import write_nifti
 from slicemill.infer.cli import beside
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.network.model import Answer, open_model
-from slicemill.infer.run.options import Options
+from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
 from slicemill.infer.runtime.capacity import lanes_on
 from slicemill.ingest.discover import discover
@@ -36,7 +36,7 @@ FIELDS = ("dim", "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c",
 
 def run(model, inputs, out, **options):
     jobs, _ = gather(inputs)
-    return infer(open_model(model, "cpu"), jobs, out, Options(**options))
+    return infer(open_model(model, "cpu"), jobs, out, InferOptions(**options))
 
 
 def command(*words):

@@ -19,7 +19,7 @@ from slicemill.infer.postprocess import (
     postprocess,
 )
 from slicemill.infer.run.options import WORKING_BYTES
-from slicemill.store.model_card import Rules, rules_from_json
+from slicemill.store.model_card import PostprocessRules, parse_postprocess_rules
 
 ALL = np.ones((3, 3, 3))
 shapes = st.tuples(st.integers(1, 14), st.integers(1, 20), st.integers(1, 24))
@@ -54,7 +54,7 @@ def test_the_largest_organ_and_small_tumors_are_those_of_scipy(shape, seed, smoo
     label = blobs(shape, seed, smooth)
     expected = as_scipy(label, 1, 2, least)
     grid = Grid(shape=shape[::-1], affine=np.diag([-10.0, -10.0, 10.0, 1.0]))
-    postprocess(label, LITS_LABELS, Rules(largest_organ=True, min_lesion_ml=least), grid)
+    postprocess(label, LITS_LABELS, PostprocessRules(largest_organ=True, min_lesion_ml=least), grid)
     assert np.array_equal(label, expected)
 
 
@@ -124,7 +124,7 @@ def test_small_tumors_become_organ_or_background():
 
 def test_nothing_there_is_nothing_done():
     empty = np.zeros((4, 5, 6), np.uint8)
-    rules = Rules(largest_organ=True, fill_holes=True, tumor_reach_mm=5.0, min_lesion_ml=1.0)
+    rules = PostprocessRules(largest_organ=True, fill_holes=True, tumor_reach_mm=5.0, min_lesion_ml=1.0)
     postprocess(empty, LITS_LABELS, rules, Grid(shape=(6, 5, 4), affine=np.eye(4)))
     assert not empty.any()
     assert extent(empty) is None
@@ -133,16 +133,18 @@ def test_nothing_there_is_nothing_done():
 
 
 def test_rules_that_are_not_known_or_cannot_be_are_refused():
-    assert rules_from_json({"largest_organ": True, "min_lesion_ml": 0.5}) == Rules(
+    assert parse_postprocess_rules({"largest_organ": True, "min_lesion_ml": 0.5}) == PostprocessRules(
         largest_organ=True, min_lesion_ml=0.5
     )
-    assert rules_from_json(Rules(tumor_reach_mm=3.0).as_json()) == Rules(tumor_reach_mm=3.0)
+    assert parse_postprocess_rules(PostprocessRules(tumor_reach_mm=3.0).as_json()) == PostprocessRules(
+        tumor_reach_mm=3.0
+    )
     with pytest.raises(ModelError, match=r"rules that this version does not know \(smooth\)"):
-        rules_from_json({"smooth": True})
+        parse_postprocess_rules({"smooth": True})
     with pytest.raises(ModelError, match="must hold numbers from 0 on"):
-        rules_from_json({"min_lesion_ml": -1})
+        parse_postprocess_rules({"min_lesion_ml": -1})
     with pytest.raises(ModelError, match="must hold numbers from 0 on"):
-        rules_from_json({"min_lesion_ml": "much"})
+        parse_postprocess_rules({"min_lesion_ml": "much"})
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_noise_takes_no_more_memory_than_a_scan_is_given(rules, monkeypatch):
     monkeypatch.setattr(module, "PLANE_BYTES", 2**16)
     monkeypatch.setattr(module, "BLOCK_VOXELS", 2**14)
     tracemalloc.start()
-    postprocess(label, LITS_LABELS, Rules(**rules), Grid(shape=(64, 64, 512), affine=np.eye(4)), probability)
+    postprocess(label, LITS_LABELS, PostprocessRules(**rules), Grid(shape=(64, 64, 512), affine=np.eye(4)), probability)
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < WORKING_BYTES * label.size

@@ -10,9 +10,9 @@ from slicemill.ct.labels import LITS_LABELS
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.jobs import Job, load
 from slicemill.infer.network.model import open_model
-from slicemill.infer.run.options import Options, memory_of
+from slicemill.infer.run.options import InferOptions, memory_of
 from slicemill.infer.slices.assembly import plan_of
-from slicemill.infer.slices.tiles import Manner, bell, cover, views_of
+from slicemill.infer.slices.tiles import Manner, bell, cover, tiles_of
 from slicemill.train.export.graph import Exported, Flavor
 from slicemill.train.export.model_file import Postprocess, add_metadata, describe, prove, read_trained, to_onnx
 from tests.conftest import TINY
@@ -83,9 +83,9 @@ def test_weights_of_all_views_add_up_to_one_at_every_pixel(telling):
 
 
 def test_tiles_that_are_averaged_overlap_by_half():
-    views = views_of((128, 64), (64, 64), Manner(overlap=True))
+    views = tiles_of((128, 64), (64, 64), Manner(overlap=True))
     assert [view.y.start for view in views] == [0, 32, 64]
-    assert len(views_of((128, 64), (64, 64), Manner(overlap=True, mirror=True))) == 12
+    assert len(tiles_of((128, 64), (64, 64), Manner(overlap=True, mirror=True))) == 12
 
 
 def test_a_model_without_probabilities_cannot_average(model, tmp_path):
@@ -134,5 +134,8 @@ def test_probabilities_that_are_kept_take_memory(telling):
 
 
 def test_options_say_what_changes_outputs():
-    assert Options().as_json() == {}
-    assert Options(manner=Manner(mirror=True), postprocess=False).as_json() == {"mirror": True, "postprocess": False}
+    assert InferOptions().as_json() == {}
+    assert InferOptions(manner=Manner(mirror=True), postprocess=False).as_json() == {
+        "mirror": True,
+        "postprocess": False,
+    }

@@ -29,7 +29,7 @@ from slicemill.infer.network.model import open_model
 from slicemill.infer.postprocess import postprocess
 from slicemill.infer.slices.assembly import Segmented
 from slicemill.infer.tune import as_toml, best, cases_of, check_writable, flavors_beside, found_in, tune, write_rules
-from slicemill.store.model_card import Rules, rules_from_json
+from slicemill.store.model_card import PostprocessRules, parse_postprocess_rules
 from slicemill.store.reader import open_store
 from slicemill.train.export.model_file import FLAVORS, export
 
@@ -55,7 +55,9 @@ def test_the_rows_of_lesions_say_what_post_processing_would_leave(seed, least_ml
     reference, label, probability = scene(seed)
     grid = Grid(shape=label.shape[::-1], affine=np.diag([-2.0, -2.0, 3.0, 1.0]))
     found = found_in(Segmented(label=label, tumor_probability=probability), reference, LITS_LABELS, grid)
-    postprocess(label, LITS_LABELS, Rules(min_lesion_ml=least_ml, min_lesion_probability=least), grid, probability)
+    postprocess(
+        label, LITS_LABELS, PostprocessRules(min_lesion_ml=least_ml, min_lesion_probability=least), grid, probability
+    )
     expected = overlap(reference == 2, label == 2).dice
     assert found.dice(least_ml, least) == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
@@ -109,7 +111,7 @@ def scored(scenes, grid, rules):
 
 def with_rules(model, **rules):
     opened = open_model(model, "cpu")
-    opened.info = replace(opened.info, rules=Rules(**rules))
+    opened.info = replace(opened.info, rules=PostprocessRules(**rules))
     return opened
 
 
@@ -123,7 +125,7 @@ def test_what_is_chosen_is_about_the_best_of_all_settings_tried_by_hand(seed, no
     monkeypatch.setattr(module, "LEAST_ML", (0.0, 0.2, 2.0))
     monkeypatch.setattr(module, "LEAST_PROBABILITY", (0.0, 0.5))
     tuned = tune(with_rules(model, **now), store, ["0", "1", "2", "3"])
-    assert tuned.before.rules == Rules(**now)
+    assert tuned.before.rules == PostprocessRules(**now)
     for choice in (tuned.before, tuned.chosen):
         by_hand = scored(scenes, grid, choice.rules)
         assert (choice.organ, choice.tumor) == pytest.approx((by_hand["organ"], by_hand["tumor"]), abs=1e-12)
@@ -132,7 +134,9 @@ def test_what_is_chosen_is_about_the_best_of_all_settings_tried_by_hand(seed, no
             scored(
                 scenes,
                 grid,
-                Rules(largest_organ=a, fill_holes=b, tumor_reach_mm=mm, min_lesion_ml=ml, min_lesion_probability=least),
+                PostprocessRules(
+                    largest_organ=a, fill_holes=b, tumor_reach_mm=mm, min_lesion_ml=ml, min_lesion_probability=least
+                ),
             ).values()
         )
         for a, b, mm, ml, least in product(
@@ -161,14 +165,14 @@ FIRST, SPECK = ((2, 4, 4), 3), ((1, 15, 9), 2)
 def test_nothing_is_changed_where_nothing_helps(now, model, monkeypatch):
     store, _ = made_up(monkeypatch, model, [(box([FIRST]), box([FIRST]), SURE)])
     tuned = tune(with_rules(model, **now), store, ["0"])
-    assert tuned.chosen.rules == Rules(**now)
+    assert tuned.chosen.rules == PostprocessRules(**now)
     assert (tuned.chosen.organ, tuned.chosen.tumor) == (1.0, 1.0)
 
 
 def test_one_rule_is_changed_where_one_is_enough(model, monkeypatch):
     store, _ = made_up(monkeypatch, model, [(box([FIRST]), box([FIRST, SPECK]), SURE)])
     tuned = tune(with_rules(model, largest_organ=True), store, ["0"])
-    assert tuned.chosen.rules == Rules(largest_organ=True, min_lesion_ml=0.1), "the speck has 0.096 ml"
+    assert tuned.chosen.rules == PostprocessRules(largest_organ=True, min_lesion_ml=0.1), "the speck has 0.096 ml"
     assert tuned.chosen.tumor == 1.0 > tuned.before.tumor
 
 
@@ -186,16 +190,16 @@ def test_the_organ_does_not_win_what_the_tumor_loses(model, monkeypatch):
 def test_rules_on_tumors_stay_where_no_case_has_any(model, monkeypatch):
     store, _ = made_up(monkeypatch, model, [(box([]), box([FIRST, SPECK]), SURE)])
     now = {"min_lesion_ml": 0.15, "min_lesion_probability": 0.3, "tumor_reach_mm": 3.0}
-    assert tune(with_rules(model, **now), store, ["0"]).chosen.rules == Rules(**now)
+    assert tune(with_rules(model, **now), store, ["0"]).chosen.rules == PostprocessRules(**now)
 
 
 def test_of_choices_about_as_good_the_one_with_the_fewest_changes_wins():
     def choice(dice, **rules):
-        return module.Choice(rules=Rules(**rules), organ=math.nan, tumor=dice)
+        return module.Choice(rules=PostprocessRules(**rules), organ=math.nan, tumor=dice)
 
     far, near = choice(0.801, min_lesion_ml=1.0, fill_holes=True), choice(0.8, min_lesion_ml=2.0)
-    assert best([choice(0.7), far, near], Rules()) is near
-    assert best([choice(0.7), far, near], Rules(min_lesion_ml=1.0, fill_holes=True)) is far
+    assert best([choice(0.7), far, near], PostprocessRules()) is near
+    assert best([choice(0.7), far, near], PostprocessRules(min_lesion_ml=1.0, fill_holes=True)) is far
 
 
 def test_the_command_shows_what_it_would_choose(model, trained, stored, tmp_path):
@@ -213,7 +217,7 @@ def test_the_command_writes_all_flavors_and_a_second_time_nothing(trained, store
     path, half = tmp_path / "tiny.onnx", tmp_path / "tiny.fp16.onnx"
     export(trained, path, flavors=FLAVORS[:2])
     weights = {one: [t.raw_data for t in onnx.load(one).graph.initializer] for one in (path, half)}
-    wanted = Rules(fill_holes=True, min_lesion_ml=0.7)
+    wanted = PostprocessRules(fill_holes=True, min_lesion_ml=0.7)
 
     def found(model, _store, cases, _advance):
         scores = {"organ": 0.5, "tumor": 0.5}
@@ -288,9 +292,9 @@ def test_a_network_of_others_is_told_where_its_rules_stand_before_anything_is_co
 
 
 def test_rules_as_toml_are_read_back():
-    rules = Rules(largest_organ=True, tumor_reach_mm=3.0, min_lesion_ml=0.5)
-    for one in (rules, Rules()):
-        assert rules_from_json(tomllib.loads(as_toml(one))["postprocess"]) == one
+    rules = PostprocessRules(largest_organ=True, tumor_reach_mm=3.0, min_lesion_ml=0.5)
+    for one in (rules, PostprocessRules()):
+        assert parse_postprocess_rules(tomllib.loads(as_toml(one))["postprocess"]) == one
 
 
 def test_flavors_are_all_written_or_none(model, tmp_path):
@@ -300,7 +304,7 @@ def test_flavors_are_all_written_or_none(model, tmp_path):
     stripped = onnx.load(paths[1])
     del stripped.metadata_props[:]
     onnx.save(stripped, paths[1])
-    nothing = module.Choice(rules=Rules(), organ=math.nan, tumor=math.nan)
+    nothing = module.Choice(rules=PostprocessRules(), organ=math.nan, tumor=math.nan)
     with pytest.raises(ValueError, match="not enough values"):
         write_rules(paths, module.Tuned(before=nothing, chosen=nothing, cases=()))
     assert "tuned" not in open_model(paths[0], "cpu").info.metadata

@@ -13,9 +13,9 @@ import pytest
 
 from slicemill.common.errors import ConfigError
 from slicemill.infer.network.model import open_model
-from slicemill.infer.run.ledger import Book
-from slicemill.infer.run.options import Options
-from slicemill.infer.run.watch import Inbox, watch
+from slicemill.infer.run.ledger import RunLedger
+from slicemill.infer.run.options import InferOptions
+from slicemill.infer.run.watch import WatchFolder, watch
 
 HERE = Path(__file__).parents[2]
 
@@ -23,7 +23,7 @@ HERE = Path(__file__).parents[2]
 @pytest.fixture
 def inbox(tmp_path):
     told = []
-    return Inbox(folder=tmp_path, settle=5.0, tell=told.append), told
+    return WatchFolder(folder=tmp_path, settle=5.0, tell=told.append), told
 
 
 def names(jobs):
@@ -92,7 +92,9 @@ def test_an_inbox_knows_after_a_restart_what_was_made_of_scans_that_have_gone(
         folder.mkdir(exist_ok=True)
         shutil.copy(collection / "volume-0.nii", folder / name)
         looks = iter(range(4))
-        ended = watch(opened, folder, Book(out, opened, Options(separate=True)), lambda: next(looks, None) is None, 0.0)
+        ended = watch(
+            opened, folder, RunLedger(out, opened, InferOptions(separate=True)), lambda: next(looks, None) is None, 0.0
+        )
         (folder / name).unlink()
         return [(outcome.name, outcome.status) for outcome in ended.outcomes]
 
@@ -109,9 +111,9 @@ def test_an_inbox_knows_after_a_restart_what_was_made_of_scans_that_have_gone(
 def test_masks_must_not_arrive_as_scans(model, tmp_path):
     opened = open_model(model, "cpu")
     with pytest.raises(ConfigError, match="lies in it, so that masks would arrive as scans"):
-        watch(opened, tmp_path, Book(tmp_path / "out", opened, Options()), lambda: True)
+        watch(opened, tmp_path, RunLedger(tmp_path / "out", opened, InferOptions()), lambda: True)
     with pytest.raises(ConfigError, match="there is no such folder"):
-        watch(opened, tmp_path / "none", Book(tmp_path / "out", opened, Options()), lambda: True)
+        watch(opened, tmp_path / "none", RunLedger(tmp_path / "out", opened, InferOptions()), lambda: True)
 
 
 def test_pictures_are_not_taken_from_an_inbox(model, tmp_path):

@@ -15,14 +15,14 @@ import psutil
 import pytest
 
 from slicemill.common.files import HashingStream, read_lines
-from slicemill.common.locks import claimed
+from slicemill.common.locks import try_claim
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.ct.phantom import write_collection
 from slicemill.ingest import pipeline
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.discover import discover
 from slicemill.ingest.params import Params
-from slicemill.ingest.pipeline import Options, ingest, settle_params
+from slicemill.ingest.pipeline import IngestOptions, ingest, settle_params
 from slicemill.store.reader import open_store
 from slicemill.store.tables import read_table
 from slicemill.store.writer import prepare_store
@@ -202,7 +202,7 @@ def test_a_case_that_another_run_has_claimed_is_waited_for(collection, stored, t
     release = threading.Event()
 
     def hold():
-        with claimed(store, "volume-2") as ours:
+        with try_claim(store, "volume-2") as ours:
             assert ours
             ready.set()
             release.wait(60)
@@ -212,7 +212,7 @@ def test_a_case_that_another_run_has_claimed_is_waited_for(collection, stored, t
     thread.start()
     ready.wait(10)
     threading.Timer(3.0, release.set).start()
-    report = ingest(discover(collection), store, LITS, Options(workers=1))
+    report = ingest(discover(collection), store, LITS, IngestOptions(workers=1))
     thread.join()
     assert report.count("done") == 6
     assert contents(store) == contents(stored)
@@ -231,7 +231,7 @@ def test_a_case_whose_outcome_died_with_its_worker_is_done_again(collection, sto
     monkeypatch.setattr(pipeline, "_ended", lose)
     monkeypatch.setattr(pipeline, "ASK_AGAIN_SECONDS", 0.0)
     store = tmp_path / "store"
-    report = ingest(discover(collection), store, LITS, Options(workers=1))
+    report = ingest(discover(collection), store, LITS, IngestOptions(workers=1))
     assert (report.count("unchanged"), report.count("failed")) == (5, 1)
     (failed,) = (outcome for outcome in report.outcomes if outcome.status == "failed")
     assert "volume-1: 6 workers died" in failed.reason

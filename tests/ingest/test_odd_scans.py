@@ -22,7 +22,7 @@ from slicemill.ct.scan import ScanReader
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.discover import CaseFiles, discover
 from slicemill.ingest.params import Params
-from slicemill.ingest.pipeline import Options, ingest
+from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store.reader import open_store
 from slicemill.store.tables import read_table
 from slicemill.store.writer import prepare_store
@@ -87,7 +87,7 @@ class TestGeometry:
         collection = tmp_path / "scans"
         collection.mkdir()
         save(collection / "volume-1.nii.gz", ct, affine)
-        ingest(discover(collection), tmp_path / "store", Params(labels=LITS_LABELS), Options(workers=1))
+        ingest(discover(collection), tmp_path / "store", Params(labels=LITS_LABELS), IngestOptions(workers=1))
         case = open_store(tmp_path / "store")["volume-1"]
         grid = grid_of_header(base64.b64decode(case.info.image.header_b64))
         assert np.array_equal(grid.to_file(case.image[:]).T, ct)
@@ -223,7 +223,7 @@ class TestStreams:
         (collection / "volume-2.nii").symlink_to(tmp_path / "nowhere")
         (collection / "volume-3.nii").symlink_to("volume-3.nii")
         os.mkfifo(collection / "volume-4.nii")
-        report = ingest(discover(collection), tmp_path / "store", Params(labels=LITS_LABELS), Options(workers=1))
+        report = ingest(discover(collection), tmp_path / "store", Params(labels=LITS_LABELS), IngestOptions(workers=1))
         assert (report.count("done"), report.count("failed")) == (1, 3)
         assert {line["case_id"] for line in read_lines(tmp_path / "store" / "failures.jsonl")} == {
             "volume-2",
@@ -366,7 +366,7 @@ class TestPairs:
         save(collection / "volume-1.hdr", ct, kind=nib.Nifti1Pair)
 
         def run(**options):
-            params, chosen = Params(labels=LITS_LABELS), Options(workers=1, **options)
+            params, chosen = Params(labels=LITS_LABELS), IngestOptions(workers=1, **options)
             return ingest(discover(collection), tmp_path / "store", params, chosen)
 
         assert run().count("done") == 1

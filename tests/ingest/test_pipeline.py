@@ -16,7 +16,7 @@ from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.ct.phantom import write_collection
 from slicemill.ingest.discover import discover, with_patients
 from slicemill.ingest.params import Params
-from slicemill.ingest.pipeline import Options, ingest
+from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store.reader import open_store
 from slicemill.store.tables import read_table
 from slicemill.store.writer import prepare_store
@@ -35,7 +35,7 @@ def copied(collection, tmp_path):
 
 
 def run(folder, store, params=LITS, **options):
-    return ingest(discover(folder), store, params, Options(workers=options.pop("workers", 1), **options))
+    return ingest(discover(folder), store, params, IngestOptions(workers=options.pop("workers", 1), **options))
 
 
 def contents(store):
@@ -189,7 +189,7 @@ def test_a_file_that_changes_while_it_is_read_is_done_again_by_the_next_run(copi
 def test_another_patient_for_the_same_files_is_a_change(copied, tmp_path):
     store = tmp_path / "store"
     run(copied, store)
-    report = ingest(with_patients(discover(copied), r"volume-(\d)"), store, LITS, Options(workers=1))
+    report = ingest(with_patients(discover(copied), r"volume-(\d)"), store, LITS, IngestOptions(workers=1))
     assert report.count("done") == 6
     assert {row["patient_id"] for row in read_table(store, "manifest")} == set("012345")
 
@@ -227,7 +227,7 @@ def test_a_case_that_its_worker_wrote_elsewhere_is_a_failure(copied, tmp_path, m
             return None
 
         def submit(self, _work, task, *_arguments, **_options):
-            return Future(slicemill.ingest.pipeline.Outcome(case_id=task.case.case_id, status="done", slices=1))
+            return Future(slicemill.ingest.pipeline.CaseOutcome(case_id=task.case.case_id, status="done", slices=1))
 
     monkeypatch.setattr("slicemill.ingest.pipeline._client", lambda *_: Client())
     monkeypatch.setattr("distributed.as_completed", list)

@@ -202,14 +202,14 @@ def predicted_store(two_cases):
     """The predictions of two cases, ingested with their scans."""
     from slicemill.ingest.discover import discover
     from slicemill.ingest.params import Params
-    from slicemill.ingest.pipeline import Options, ingest
+    from slicemill.ingest.pipeline import IngestOptions, ingest
 
     for mask in (two_cases / "predicted").iterdir():
         place = two_cases / "both" / mask.name.replace("volume", "segmentation")
         place.parent.mkdir(exist_ok=True)
         shutil.copy(mask, place)
         shutil.copy(two_cases / "truth" / mask.name, two_cases / "both" / mask.name)
-    ingest(discover(two_cases / "both"), two_cases / "store", Params(labels=LITS_LABELS), Options(workers=1))
+    ingest(discover(two_cases / "both"), two_cases / "store", Params(labels=LITS_LABELS), IngestOptions(workers=1))
     return two_cases / "store"
 
 

@@ -15,11 +15,11 @@ import signal, sys, time
 from pathlib import Path
 from slicemill.measure.parallel import each
 
-from slicemill.common.files import written_whole
+from slicemill.common.files import atomic_write
 
 def nap(place):
     Path(place).touch()
-    with written_whole(Path(place + ".json")) as aside:
+    with atomic_write(Path(place + ".json")) as aside:
         aside.write_text("half")
         time.sleep(100)
     return place

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from slicemill.common.terminal import BLOCKS, bar_levels, bars
+from slicemill.common.terminal import BLOCKS, bar_characters, histogram_bars
 from slicemill.store.info import describe, describe_tumors, describe_warnings
 from slicemill.store.reader import open_store
 from slicemill.store.writer import prepare_store
@@ -75,7 +75,7 @@ def test_ten_warnings_are_shown_and_the_others_counted():
 @example([0.0, 5e-324], False, 1)
 @given(st.lists(st.floats(0, 1e5), min_size=1, max_size=60), st.booleans(), st.integers(1, 20))
 def test_a_histogram_has_its_width_and_a_sign_for_every_filled_bin(values, log, width):
-    shown = bars(values, BLOCKS, width, log=log)
+    shown = histogram_bars(values, BLOCKS, width, log=log)
     assert len(shown) == width
     assert BLOCKS[-1] in shown
     if not log and max(values) - min(values) > 1e-6:
@@ -85,7 +85,7 @@ def test_a_histogram_has_its_width_and_a_sign_for_every_filled_bin(values, log, 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "no such encoding", None])
 def test_an_output_that_cannot_show_blocks_gets_plain_signs(encoding):
-    assert bar_levels(encoding).isascii()
+    assert bar_characters(encoding).isascii()
 
 
 def test_the_command_works_where_the_output_is_ascii(stored):

@@ -16,7 +16,7 @@ from scipy.stats import mannwhitneyu
 
 from slicemill.common import files
 from slicemill.common.errors import ConfigError, InputError, LabelError, UsageError
-from slicemill.common.terminal import errors_shown, table
+from slicemill.common.terminal import format_table, report_errors
 from slicemill.ct import pictures as picture
 from slicemill.ct.crop import centered, fit
 from slicemill.ct.labels import LITS_LABELS, Labels, labels_from_json, make_labels, parse_labels, read_dataset_json
@@ -34,7 +34,7 @@ class TestFiles:
         files.write_bytes(path, b"old")
 
         def fail():
-            with files.written_whole(path) as aside:
+            with files.atomic_write(path) as aside:
                 aside.write_bytes(b"half")
                 raise RuntimeError
 
@@ -226,7 +226,7 @@ def test_a_window_without_ends_is_refused():
 
 
 def test_a_table_aligns_numbers_to_the_right_and_marks_what_is_missing():
-    assert table(["a", "n"], [["x", 1], ["yy", None]]) == "a   n\nx   1\nyy  -"
+    assert format_table(["a", "n"], [["x", 1], ["yy", None]]) == "a   n\nx   1\nyy  -"
 
 
 @pytest.mark.parametrize(
@@ -239,14 +239,14 @@ def test_a_table_aligns_numbers_to_the_right_and_marks_what_is_missing():
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_no_traceback(error, status, shown, capsys):
-    with pytest.raises(SystemExit) as stopped, errors_shown():
+    with pytest.raises(SystemExit) as stopped, report_errors():
         raise error
     assert stopped.value.code == status
     assert capsys.readouterr().err.startswith(shown)
 
 
 def test_a_bug_keeps_its_traceback():
-    with pytest.raises(KeyError), errors_shown():
+    with pytest.raises(KeyError), report_errors():
         raise KeyError("x")
 
 
@@ -260,8 +260,8 @@ def test_a_ledger_keeps_names_with_any_separator_of_lines(tmp_path):
 
 def test_results_stay_on_standard_output_beside_a_bar_on_a_terminal():
     code = (
-        "from slicemill.common.progress import progress\nfrom slicemill.common.terminal import say\n"
-        "with progress('infer', 2, 'scans') as advance:\n    say('a worker'); advance(1, 'none failed')"
+        "from slicemill.common.progress import progress\nfrom slicemill.common.terminal import print_line\n"
+        "with progress('infer', 2, 'scans') as advance:\n    print_line('a worker'); advance(1, 'none failed')"
     )
     ours, theirs = pty.openpty()
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=theirs, cwd=HERE, check=True)

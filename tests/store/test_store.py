@@ -9,12 +9,12 @@ import tensorstore
 import zarr
 
 from slicemill.common.errors import StoreError
-from slicemill.common.locks import claimed
+from slicemill.common.locks import try_claim
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.ct.window import AIR_HU
 from slicemill.ingest.discover import discover
 from slicemill.ingest.params import Params
-from slicemill.ingest.pipeline import Options, ingest
+from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store.layout import array_document, codec_of
 from slicemill.store.reader import open_store
 from slicemill.store.writer import CaseWriter, prepare_store, remove_partial
@@ -45,7 +45,7 @@ def fast(collection, tmp_path_factory):
     """The store of the collection in the fast profile."""
     store = tmp_path_factory.mktemp("fast") / "store"
     params = Params(labels=LITS_LABELS, profile="fast")
-    assert ingest(discover(collection), store, params, Options(workers=1)).count("done") == 6
+    assert ingest(discover(collection), store, params, IngestOptions(workers=1)).count("done") == 6
     return store
 
 
@@ -168,7 +168,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_kep
     store = prepare_store(tmp_path / "store")
     for case_id in ("alive", "dead"):
         (store / ".partial" / f"{case_id}.0123456789ab").mkdir(parents=True)
-    with claimed(store, "alive") as ours:
+    with try_claim(store, "alive") as ours:
         assert ours
         remove_partial(store)
     assert [folder.name for folder in (store / ".partial").iterdir()] == ["alive.0123456789ab"]

@@ -27,7 +27,7 @@ from slicemill.ct.pictures import CAPTION_PX, GAP_PX, draw_labels, gray, label_c
 from slicemill.ct.window import Window
 from slicemill.ingest.discover import from_csv
 from slicemill.ingest.params import Params
-from slicemill.ingest.pipeline import Options, ingest
+from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store.tables import read_table
 from slicemill.train.cli import train as command
 from slicemill.train.config import Config
@@ -322,7 +322,7 @@ class TestReport:
         pairs.write_text("image,mask,case_id\n" + "".join(rows))
         labels = Labels(values={"<i>&liver": 1, "<u>tumor": 2}, organ="<i>&liver", tumor="<u>tumor")
         store, run = tmp_path / "<em>store", tmp_path / "<s>run"
-        ingest(from_csv(pairs), store, Params(labels=labels), Options(workers=1))
+        ingest(from_csv(pairs), store, Params(labels=labels), IngestOptions(workers=1))
         train(store, run, replace(TINY, epochs=1, steps=1), tell=quiet)
         page = Page((run / REPORT).read_text())
         assert not {"i", "u", "em", "s"} & set(page.tags)

@@ -18,13 +18,13 @@ from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.ct.window import AIR_HU
 from slicemill.ingest.discover import discover
 from slicemill.ingest.params import Params
-from slicemill.ingest.pipeline import Options, ingest
+from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store.reader import open_store
 from slicemill.store.split import Split, read_split, write_split
 from slicemill.store.tables import read_table
 from slicemill.train.config import Config, read_config, to_toml
 from slicemill.train.data.dataset import Batches, View
-from slicemill.train.data.sampling import ANYWHERE, Box, Place, Pool, draw, epoch_places
+from slicemill.train.data.sampling import ANYWHERE, Box, Pool, SlicePosition, draw, epoch_places
 from slicemill.train.loop import finished, train
 from slicemill.train.network.losses import dice_and_cross_entropy
 from slicemill.train.network.step import build, class_of_value, learning_rate
@@ -149,7 +149,7 @@ class TestFolds:
         shutil.copytree(collection, folder)
         for kind in ("volume", "segmentation"):
             (folder / f"{kind}-77.nii.gz").write_bytes(gzip.compress((collection / f"{kind}-0.nii").read_bytes(), 3))
-        report = ingest(discover(folder), tmp_path / "store", Params(labels=LITS_LABELS), Options(workers=1))
+        report = ingest(discover(folder), tmp_path / "store", Params(labels=LITS_LABELS), IngestOptions(workers=1))
         assert report.count("done") == 7
         rows = read_table(tmp_path / "store", "manifest")
         hashes = {r["case_id"]: (r["source_sha256"], r["fingerprint"]) for r in rows}
@@ -343,7 +343,9 @@ class TestBatches:
     @pytest.mark.parametrize("threads", [1, 3, 16])
     def test_a_batch_is_the_stored_slices_with_their_neighbours(self, threads, stored):
         store = open_store(stored)
-        places = [Place("volume-1", z) for z in (0, 20, len(store["volume-1"].image) - 1)] + [Place("volume-3", 7)]
+        places = [SlicePosition("volume-1", z) for z in (0, 20, len(store["volume-1"].image) - 1)] + [
+            SlicePosition("volume-3", 7)
+        ]
         batches = Batches(store, View(size=(64, 64), context=5), 4, threads)
         with batches.over(places, (0, 0)) as stream:
             (batch,) = list(stream)
@@ -358,7 +360,7 @@ class TestBatches:
         case = store["volume-1"]
         step = case.info.spacing_mm[0]
         with Batches(store, View(size=(64, 64), context=3, context_spacing_mm=2.4 * step), 1).over(
-            [Place("volume-1", 10)], (0, 0)
+            [SlicePosition("volume-1", 10)], (0, 0)
         ) as stream:
             (batch,) = list(stream)
         assert np.array_equal(batch.image[0], np.stack([case.image[z] for z in (8, 10, 12)]))
@@ -370,7 +372,7 @@ class TestBatches:
     @pytest.mark.parametrize("size", [(64, 64), (48, 32), (80, 96)])
     def test_batches_do_not_depend_on_the_number_of_threads(self, size, stored):
         store = open_store(stored)
-        places = [Place(row["case_id"], row["z"]) for row in read_table(stored, "slices")][:90]
+        places = [SlicePosition(row["case_id"], row["z"]) for row in read_table(stored, "slices")][:90]
         found = []
         for threads in (1, 2, 7):
             with Batches(store, View(size=size, context=3), 4, threads).over(places, (3, 5)) as stream:
@@ -387,7 +389,7 @@ class TestBatches:
 
         store = open_store(stored)
         with Batches(store, View(size=(64, 64), context=1), 2, 3).over(
-            [Place("volume-1", z % 20) for z in range(200)], (0, 0)
+            [SlicePosition("volume-1", z % 20) for z in range(200)], (0, 0)
         ) as stream:
             next(stream)
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("slice loader")]
@@ -396,7 +398,7 @@ class TestBatches:
         store = open_store(stored)
         batches = Batches(store, View(size=(80, 80), context=1), 1)
         tumor = next(r for r in read_table(stored, "slices") if r["has_tumor"] and r["case_id"] == "volume-1")
-        with batches.over([Place("volume-1", tumor["z"])], (0, 0)) as stream:
+        with batches.over([SlicePosition("volume-1", tumor["z"])], (0, 0)) as stream:
             (batch,) = list(stream)
         assert np.array_equal(batch.label[0, 0, 8:72, 8:72], store["volume-1"].label[tumor["z"]])
         assert (batch.image[0, 0, :8] == AIR_HU).all()
@@ -408,7 +410,7 @@ class TestBatches:
             (row["case_id"], row["key_z"], Box(*(row[f"bbox_{end}"] for end in ("y0", "x0", "y1", "x1"))))
             for row in lesions
         ]
-        places = [Place(*aim) for aim in aims for _ in range(8)]
+        places = [SlicePosition(*aim) for aim in aims for _ in range(8)]
         batches = Batches(store, View(size=(16, 16)), len(places))
         with batches.over(places, (0, 0)) as stream:
             (batch,) = list(stream)
@@ -431,13 +433,13 @@ class TestBatches:
     def test_a_crop_without_an_aim_holds_a_labelled_pixel(self, stored):
         rows = [row for row in read_table(stored, "slices") if row["voxels_liver"]]
         batches = Batches(open_store(stored), View(size=(16, 16)), len(rows))
-        with batches.over([Place(row["case_id"], row["z"]) for row in rows], (0, 0)) as stream:
+        with batches.over([SlicePosition(row["case_id"], row["z"]) for row in rows], (0, 0)) as stream:
             (batch,) = list(stream)
         assert batch.label.any(axis=(1, 2, 3)).all()
 
     def test_an_epoch_may_begin_anywhere_and_be_shared_out(self, stored):
         store = open_store(stored)
-        places = [Place(row["case_id"], row["z"], ANYWHERE) for row in read_table(stored, "slices")][:60]
+        places = [SlicePosition(row["case_id"], row["z"], ANYWHERE) for row in read_table(stored, "slices")][:60]
         view = View(size=(32, 32), context=3)
 
         def all_of(count, **how):
@@ -457,7 +459,9 @@ class TestBatches:
     def test_slabs_for_tilted_planes_hold_images_and_labels(self, stored):
         store = open_store(stored)
         case = store["volume-1"]
-        with Batches(store, View(size=(64, 64), context=3, reach=2), 1).over([Place("volume-1", 10)], (0, 0)) as stream:
+        with Batches(store, View(size=(64, 64), context=3, reach=2), 1).over(
+            [SlicePosition("volume-1", 10)], (0, 0)
+        ) as stream:
             (batch,) = list(stream)
         assert np.array_equal(batch.image[0], np.stack([case.image[z] for z in range(7, 14)]))
         assert np.array_equal(batch.label[0], np.stack([case.label[z] for z in range(8, 13)]))
@@ -467,7 +471,7 @@ class TestBatches:
         case = store["volume-1"]
         own = case.info.spacing_mm[1]
         view = View(size=(32, 32), spacing_mm=own / 2, stored=(20, 20))
-        with Batches(store, view, 1).over([Place("volume-1", 10, ANYWHERE)], (0, 0)) as stream:
+        with Batches(store, view, 1).over([SlicePosition("volume-1", 10, ANYWHERE)], (0, 0)) as stream:
             (batch,) = list(stream)
         assert batch.zoom.tolist() == [[2.0, 2.0]]
         assert batch.image.shape == (1, 1, 20, 20)
@@ -484,7 +488,10 @@ class TestBatches:
         copy = shutil.copytree(stored, tmp_path / "copy")
         (copy / "scans.zarr/volume-1/image/c/0/0/0").write_bytes(b"short")
         batches = Batches(open_store(copy), View(size=(64, 64)), 1)
-        with batches.over([Place("volume-1", 0)], (0, 0)) as stream, pytest.raises(StoreError, match="volume-1"):
+        with (
+            batches.over([SlicePosition("volume-1", 0)], (0, 0)) as stream,
+            pytest.raises(StoreError, match="volume-1"),
+        ):
             list(stream)
 
 
@@ -728,13 +735,13 @@ class TestRun:
     def test_a_store_without_masks_is_one_clear_error(self, tmp_path, collection):
         from slicemill.ingest.discover import from_patterns
         from slicemill.ingest.params import Params
-        from slicemill.ingest.pipeline import Options, ingest
+        from slicemill.ingest.pipeline import IngestOptions, ingest
 
         ingest(
             from_patterns(f"{collection}/volume-*.nii", None),
             tmp_path / "store",
             Params(labels=None),
-            Options(workers=1),
+            IngestOptions(workers=1),
         )
         with pytest.raises(StoreError, match="no case has a mask"):
             train(tmp_path / "store", tmp_path / "run", TINY, tell=quiet)

@@ -23,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from slicemill.common.remote import Remote
+from slicemill.common.remote import RemotePath
 from slicemill.ct.crop import centered, fit, neighbor_step, neighbors
 from slicemill.ct.window import AIR_HU
 from slicemill.store.reader import Case, SliceArray, Store
-from slicemill.train.data.sampling import ANYWHERE, Place
+from slicemill.train.data.sampling import ANYWHERE, SlicePosition
 
 RING = 4
 """Batches that may be decoded ahead of the network."""
@@ -63,7 +63,7 @@ class Batch:
     """uint8[b, 1 + 2 reach, y, x], label values as the store has them."""
     zoom: npt.NDArray[np.float32]
     """float32[b, 2], size of the stored pixels over that of the network's, along y and x."""
-    places: list[Place]
+    places: list[SlicePosition]
 
 
 def cropped_at(
@@ -78,7 +78,7 @@ def cropped_at(
     return corner[0], corner[1]
 
 
-def aimed_at(case: Case, place: Place, rng: np.random.Generator) -> tuple[int, int]:
+def aimed_at(case: Case, place: SlicePosition, rng: np.random.Generator) -> tuple[int, int]:
     """Return a random pixel y, x of what a place aims at."""
     _, ny, nx = case.image.shape
     aim = place.aim or ANYWHERE
@@ -111,7 +111,7 @@ class Batches:
         self._store = store
         self._view = view
         cores = len(os.sched_getaffinity(0))
-        self._threads = threads or (REMOTE_THREADS if isinstance(store.root, Remote) else cores)
+        self._threads = threads or (REMOTE_THREADS if isinstance(store.root, RemotePath) else cores)
         self._size = view.stored or view.size
         images, labels = (batch, view.context + 2 * view.reach), (batch, 1 + 2 * view.reach)
         self._ring = [
@@ -126,7 +126,7 @@ class Batches:
 
     @contextmanager
     def over(
-        self, places: Sequence[Place], seed: tuple[int, int], *, first: int = 0, share: tuple[int, int] = (0, 1)
+        self, places: Sequence[SlicePosition], seed: tuple[int, int], *, first: int = 0, share: tuple[int, int] = (0, 1)
     ) -> Iterator[Iterator[Batch]]:
         """Yield an iterator over the batches of `places`, from batch `first` on; a remainder smaller than a batch is left out.
 
@@ -144,7 +144,7 @@ class Batches:
     def _stream(
         self,
         pool: ThreadPoolExecutor,
-        places: Sequence[Place],
+        places: Sequence[SlicePosition],
         seed: tuple[int, int],
         first: int,
         share: tuple[int, int],
@@ -191,7 +191,9 @@ class Batches:
         around = neighbors(place.z, nz, view.context + 2 * view.reach, step)
         read_fitted(case.image, around, corner, AIR_HU, slot.image[index])
 
-    def _corner(self, case: Case, place: Place, seed: Sequence[int], zoom: tuple[float, float]) -> tuple[int, int]:
+    def _corner(
+        self, case: Case, place: SlicePosition, seed: Sequence[int], zoom: tuple[float, float]
+    ) -> tuple[int, int]:
         """Return where in the slice the batch's array begins; what the network will see is in its middle."""
         seen = (math.ceil(self._view.size[0] / zoom[0]), math.ceil(self._view.size[1] / zoom[1]))
         _, ny, nx = case.image.shape

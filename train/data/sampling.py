@@ -30,7 +30,7 @@ class Box(NamedTuple):
 ANYWHERE = Box(0, 0, 1 << 30, 1 << 30)
 
 
-class Place(NamedTuple):
+class SlicePosition(NamedTuple):
     """A slice to train on, and what a crop of it aims at."""
 
     case_id: str
@@ -76,7 +76,7 @@ class Pool:
         return boxes[int(rng.choice(len(boxes), p=weights / weights.sum()))][0]
 
 
-def epoch_places(pool: Pool, config: Config, epoch: int, losses: Floats | None = None) -> list[Place]:
+def epoch_places(pool: Pool, config: Config, epoch: int, losses: Floats | None = None) -> list[SlicePosition]:
     """Return the slices of an epoch in order.
 
     Parameters
@@ -92,10 +92,10 @@ def epoch_places(pool: Pool, config: Config, epoch: int, losses: Floats | None =
     from_hard = round(count * config.hard_share)
     from_all = count - from_tumor - from_organ - from_hard
     chosen = [
-        *(Place(*pool.places[n], pool.lesion_box(n, rng)) for n in draw(pool.tumor, from_tumor, rng)),
-        *(Place(*pool.places[n]) for n in draw(pool.organ, from_organ, rng)),
-        *(Place(*pool.places[n]) for n in draw(hardness(losses, len(pool.places)), from_hard, rng)),
-        *(Place(*pool.places[n], ANYWHERE) for n in draw(np.ones(len(pool.places)), from_all, rng)),
+        *(SlicePosition(*pool.places[n], pool.lesion_box(n, rng)) for n in draw(pool.tumor, from_tumor, rng)),
+        *(SlicePosition(*pool.places[n]) for n in draw(pool.organ, from_organ, rng)),
+        *(SlicePosition(*pool.places[n]) for n in draw(hardness(losses, len(pool.places)), from_hard, rng)),
+        *(SlicePosition(*pool.places[n], ANYWHERE) for n in draw(np.ones(len(pool.places)), from_all, rng)),
     ]
     return [chosen[index] for index in rng.permutation(len(chosen))]
 

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from slicemill.common.errors import ModelError
-from slicemill.common.files import sha256_of_file, to_json, written_whole
+from slicemill.common.files import atomic_write, sha256_of_file, to_json
 from slicemill.common.machine import versions
 from slicemill.ct.crop import centered, fit, neighbor_step, neighbors
 from slicemill.ct.labels import Labels, labels_from_json
-from slicemill.ct.pictures import spread
+from slicemill.ct.pictures import evenly_spaced
 from slicemill.ct.window import AIR_HU
 from slicemill.store.reader import Store, open_store
 from slicemill.store.split import read_split
@@ -97,7 +97,7 @@ def export(
     with ExitStack() as shown_together:
         for flavor in (trained.needed(asked) for asked in flavors):
             path = path_of(model, flavor)
-            aside = shown_together.enter_context(written_whole(path))
+            aside = shown_together.enter_context(atomic_write(path))
             graph = trained.graph(flavor)
             to_onnx(graph, trained.proof, aside)
             parity = prove(graph, aside, trained.proof, trained.graph())
@@ -216,7 +216,7 @@ def proof_slices(store: Store, cases: tuple[str, ...], config: Config, size: tup
     """Return real slices of the validation cases, each with its neighbours: int16[c, H, W] and int32[1, c]."""
     places = [(case_id, z) for case_id in cases for z in range(len(store[case_id].image))]
     proof: Proof = []
-    for case_id, z in spread(places, PROOF_SLICES):
+    for case_id, z in evenly_spaced(places, PROOF_SLICES):
         array = store[case_id].image
         apart = neighbor_step(config.window_spacing_mm, store[case_id].info.spacing_mm[0])
         around = neighbors(z, len(array), config.context, apart)

@@ -12,7 +12,7 @@ from torch import nn
 
 from slicemill.common.files import write_csv
 from slicemill.common.progress import progress
-from slicemill.common.terminal import cell
+from slicemill.common.terminal import format_cell
 from slicemill.ct.labels import Labels
 from slicemill.ct.overlap import mean_of
 from slicemill.ct.pictures import Color, Tile, draw_labels, gray, label_colors, montage, save_png
@@ -110,7 +110,7 @@ def scores(found: Overlaps) -> str:
     >>> scores({"liver": Overlap(2, 1, 1), "tumor": Overlap()})
     'liver 0.667, tumor -'
     """
-    return ", ".join(f"{name} {cell(counts.dice)}" for name, counts in found.items())
+    return ", ".join(f"{name} {format_cell(counts.dice)}" for name, counts in found.items())
 
 
 def case_tiles(case: Case, volumes: tuple[Label, Label], setup: Setup, caption: str) -> list[Tile]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slicemill.common.files import written_whole
+from slicemill.common.files import atomic_write
 from slicemill.ct.labels import Labels
 
 Row = dict[str, Any]
@@ -37,7 +37,7 @@ def keep_current(path: Path, rows: Sequence[Row], labels: Labels) -> None:
 
 def draw_curves(path: Path, rows: Sequence[Row], labels: Labels) -> None:
     """Write the picture of a run, as PNG."""
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         curves(rows, labels).savefig(aside, format="png", dpi=110)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from slicemill.ct.crop import neighbors
-from slicemill.ct.pictures import Color, Picture, Tile, draw_labels, gray, label_colors, montage, spread
+from slicemill.ct.pictures import Color, Picture, Tile, draw_labels, evenly_spaced, gray, label_colors, montage
 from slicemill.ct.window import Window
 from slicemill.store.preview import chosen_slices
 from slicemill.store.reader import Case, Store
@@ -69,7 +69,7 @@ def gallery(store: Store, config: Config) -> Image.Image:
     generator = torch.Generator().manual_seed(config.seed)
     window = Window(config.window_low, config.window_high)
     masked = [case for case in store if case.label is not None]
-    chosen = spread(masked, COLUMNS) * (COLUMNS if len(masked) == 1 else 1)
+    chosen = evenly_spaced(masked, COLUMNS) * (COLUMNS if len(masked) == 1 else 1)
     samples = [sample_of(case, window, config.oblique or REACH) for case in chosen]
     tiles = []
     for row in rows_of(config):

@@ -14,7 +14,7 @@ from typing import Any
 
 from slicemill.common import html as page
 from slicemill.common.files import read_json, write_bytes
-from slicemill.common.terminal import counted
+from slicemill.common.terminal import count_noun
 from slicemill.ct.labels import Labels
 from slicemill.ct.overlap import Overlap, mean_of
 from slicemill.ct.pictures import label_colors
@@ -126,7 +126,7 @@ def header(run: Run) -> str:
     state, config, model = run.state, run.setup.config, run.model
     words = (
         f"A 2.5-D U-Net of context {config.context} and width {config.width} that labels {', '.join(run.setup.labels.values)}, "
-        f"trained on the store {model['store']} of {counted(len(run.setup.store), 'case')}. {ending(state, config)}"
+        f"trained on the store {model['store']} of {count_noun(len(run.setup.store), 'case')}. {ending(state, config)}"
     )
     dices = [(f"Dice global, {name}", counts.dice) for name, counts in pooled(run.found).items()]
     figures = [
@@ -180,9 +180,9 @@ def result(run: Run) -> list[str]:
     )
     unseen = len(run.setup.split.test)
     words = (
-        f"By the weights of epoch {run.state.best_epoch}, the best mean of Dice global. The {counted(len(rows), 'validation case')} chose "
+        f"By the weights of epoch {run.state.best_epoch}, the best mean of Dice global. The {count_noun(len(rows), 'validation case')} chose "
         "these weights, which flatters the figures"
-        + (f"; the {counted(unseen, 'test case')} can say more (see below)." if unseen else ".")
+        + (f"; the {count_noun(unseen, 'test case')} can say more (see below)." if unseen else ".")
         + " Dice global counts the voxels of all cases together; a case in which neither mask has a region has no Dice there. "
         "Errors of volume are prediction - reference, in the mean."
     )
@@ -255,7 +255,7 @@ def going_on(run: Run) -> list[str]:
     name = shlex.quote(name_of(run.folder))
     store = shlex.quote(str(run.model["store"]))
     unseen = run.setup.split.test
-    words = f"The {counted(len(unseen), 'test case')} of {SPLIT} that training never saw: " + ", ".join(unseen[:20])
+    words = f"The {count_noun(len(unseen), 'test case')} of {SPLIT} that training never saw: " + ", ".join(unseen[:20])
     return [
         page.paragraph(
             "In the folder that holds this one: one ONNX file, then scans of your own or those of the test part, then scores."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from slicemill.common.errors import ModelError
-from slicemill.common.files import to_json, written_whole
+from slicemill.common.files import atomic_write, to_json
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 
@@ -48,7 +48,7 @@ class State:
 
 def save_weights(path: Path, network: nn.Module) -> None:
     """Write a network's weights."""
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, aside)
 
 
@@ -78,7 +78,7 @@ def save_progress(run: Path, state: State, parts: Mapping[str, nn.Module | Tenso
     for index, memory in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in memory.items()}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with written_whole(run / LAST) as aside:
+    with atomic_write(run / LAST) as aside:
         save_file(contiguous, aside, metadata={"state": to_json(asdict(state))})
 
 

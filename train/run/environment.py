@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from slicemill.common.files import read_json, write_json
-from slicemill.common.machine import card
+from slicemill.common.machine import machine_info
 from slicemill.train.run.setup import ENVIRONMENT, MODEL, Setup
 
 Facts = dict[str, Any]
@@ -32,7 +32,7 @@ def environment(run: Path, setup: Setup) -> Facts:
     model = read_json(run / MODEL)
     cuda = setup.device.type == "cuda"
     return {
-        **card(),
+        **machine_info(),
         "device": torch.cuda.get_device_name(setup.device) if cuda else setup.device.type,
         "cuda": torch.version.cuda if cuda else None,
         "precision": precision(setup),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from slicemill.common.errors import ConfigError, ModelError, StoreError, UsageError
-from slicemill.common.files import Place, read_json, write_bytes, write_json
+from slicemill.common.files import Location, read_json, write_bytes, write_json
 from slicemill.ct.labels import Labels
 from slicemill.store.cache import SliceCache
 from slicemill.store.reader import Case, Store, open_store
@@ -61,7 +61,7 @@ class Setup:
 
 
 def prepare(
-    store_path: Place,
+    store_path: Location,
     run: Path,
     config: Config,
     split_file: Path | None,

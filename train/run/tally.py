@@ -10,7 +10,7 @@ from torch import Tensor
 from slicemill.common.errors import ConfigError
 from slicemill.ct.labels import Labels
 from slicemill.ct.overlap import Overlap
-from slicemill.train.data.sampling import Place, Pool
+from slicemill.train.data.sampling import Pool, SlicePosition
 from slicemill.train.network.processes import Processes
 
 
@@ -37,7 +37,7 @@ def no_losses(pool: Pool) -> SliceLosses:
 class Step:
     """What a step gave, still on the device."""
 
-    places: list[Place]
+    places: list[SlicePosition]
     """Of the whole batch."""
     loss: Tensor
     """float[]."""

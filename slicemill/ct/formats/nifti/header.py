@@ -16,7 +16,7 @@ import numpy.typing as npt
 from nibabel.spatialimages import HeaderDataError
 
 from slicemill.common.errors import GeometryError, ScanError
-from slicemill.common.files import Place
+from slicemill.common.files import Location
 from slicemill.ct.formats.nifti.names import files_of, is_header_name
 from slicemill.ct.formats.nifti.stream import MAX_DATA_OFFSET, _header_file, _is_gzip, _read_up_to, open_voxels
 from slicemill.ct.geometry import SAME_GRID_MM, Grid
@@ -54,7 +54,7 @@ class NiftiHeader:
         return int(np.prod(self.grid.shape, dtype=object)) * self.dtype.itemsize
 
 
-def read_header(path: Place) -> NiftiHeader:
+def read_header(path: Location) -> NiftiHeader:
     """Read and check a file's header; no voxel is read.
 
     Raises
@@ -90,7 +90,7 @@ def read_header(path: Place) -> NiftiHeader:
     return checked
 
 
-def read_extensions(path: Place, header: NiftiHeader) -> bytes:
+def read_extensions(path: Location, header: NiftiHeader) -> bytes:
     """Return the bytes of a file's header extensions with the four bytes that announce them; empty where there are none."""
     if not header.extension_bytes:
         return b""
@@ -114,14 +114,14 @@ def grid_of_header(header: bytes) -> Grid:
     return Grid(shape=_shape(fields, Path("header")), affine=_affine(fields, Path("header"))[0])
 
 
-def _first_bytes(path: Place) -> bytes:
+def _first_bytes(path: Location) -> bytes:
     """Return the first bytes of a single file, as many as the longest header and its mark of extensions have."""
     stream, _ = open_voxels(path, hashed=False)
     with stream:
         return _read_up_to(stream, max(HEADER_BYTES) + 4, path)
 
 
-def _parse(start: bytes, path: Place) -> tuple[bytes, Any]:
+def _parse(start: bytes, path: Location) -> tuple[bytes, Any]:
     """Return the header's bytes and nibabel's view of their fields."""
     if len(start) < 348:
         raise ScanError(f"{path}: is not a NIfTI file: {len(start)} bytes, but its header alone has 348.")
@@ -140,7 +140,7 @@ def _parse(start: bytes, path: Place) -> tuple[bytes, Any]:
     )
 
 
-def _check_kind(header: Any, path: Place, *, is_pair: bool) -> None:
+def _check_kind(header: Any, path: Location, *, is_pair: bool) -> None:
     """Refuse a file whose name says single file and whose header says pair, or the reverse."""
     says_pair = bytes(header["magic"].item())[:2] == b"ni"
     if says_pair and not is_pair:
@@ -151,7 +151,7 @@ def _check_kind(header: Any, path: Place, *, is_pair: bool) -> None:
         raise ScanError(f"{path}: its header says that the voxels follow in the same file; rename it to .nii.")
 
 
-def _shape(header: Any, path: Place) -> tuple[int, int, int]:
+def _shape(header: Any, path: Location) -> tuple[int, int, int]:
     """Return the three extents; trailing extents of one volume are dropped, a 2-D picture has one slice."""
     rank = int(header["dim"][0])
     if not 2 <= rank <= 7:
@@ -167,7 +167,7 @@ def _shape(header: Any, path: Place) -> tuple[int, int, int]:
     return i, j, k
 
 
-def _dtype(header: Any, path: Place) -> np.dtype[Any]:
+def _dtype(header: Any, path: Location) -> np.dtype[Any]:
     """Return the voxels' type; only plain integers and floats can be HU or labels."""
     try:
         dtype = header.get_data_dtype()
@@ -181,7 +181,7 @@ def _dtype(header: Any, path: Place) -> np.dtype[Any]:
     return checked
 
 
-def _scaling(header: Any, path: Place) -> tuple[float, float]:
+def _scaling(header: Any, path: Location) -> tuple[float, float]:
     """Return slope and intercept; a slope of 0 or NaN means none, as the standard says."""
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if not np.isfinite(slope) or slope == 0:
@@ -191,7 +191,7 @@ def _scaling(header: Any, path: Place) -> tuple[float, float]:
     return slope, inter
 
 
-def _affine(header: Any, path: Place) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
+def _affine(header: Any, path: Location) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
     """Return voxel i j k -> RAS mm by the standard's order (sform, qform, spacing alone), and what is odd about it."""
     try:
         with np.errstate(all="ignore"):
@@ -235,7 +235,7 @@ def _about_fields(header: Any) -> list[str]:
     return warnings
 
 
-def _about_names(path: Place) -> list[str]:
+def _about_names(path: Location) -> list[str]:
     """Return a warning for each file whose name says gzip and whose bytes do not, or the reverse."""
     warnings = []
     for file in files_of(path):
@@ -253,7 +253,7 @@ def _extension_bytes(start: bytes, size: int, end: int) -> int:
     return max(0, end - size - 4) if announced else 0
 
 
-def _offset(header: Any, path: Place) -> int:
+def _offset(header: Any, path: Location) -> int:
     """Return where the header says that the voxels start in their file."""
     offset = float(header["vox_offset"])
     if not np.isfinite(offset) or not 0 <= offset <= MAX_DATA_OFFSET or offset != int(offset):
@@ -261,7 +261,7 @@ def _offset(header: Any, path: Place) -> int:
     return int(offset)
 
 
-def _check_size(path: Place, header: NiftiHeader, claimed: int) -> None:
+def _check_size(path: Location, header: NiftiHeader, claimed: int) -> None:
     """Refuse a file that cannot hold the bytes that its header claims, before memory is taken for them."""
     size, is_gzip = path.stat().st_size, _is_gzip(path)
     most = size * MAX_DEFLATE_RATIO + 1024 if is_gzip else size

@@ -1,6 +1,6 @@
 """Names of NIfTI files: suffixes, stems, and the files of a pair"""
 
-from slicemill.common.files import Place
+from slicemill.common.files import Location
 
 HEADER_SUFFIXES = (".hdr.gz", ".hdr")
 SUFFIXES = (".nii.gz", ".nii", *HEADER_SUFFIXES)
@@ -34,7 +34,7 @@ def stem_of(name: str) -> str:
     return name
 
 
-def files_of(path: Place) -> tuple[Place, ...]:
+def files_of(path: Location) -> tuple[Location, ...]:
     """Return the files that a scan consists of: itself, or header and image file of a pair.
 
     The image file of ``x.hdr`` is ``x.img``, else ``x.img.gz``; that of ``x.hdr.gz`` is ``x.img.gz``, else ``x.img``.

@@ -11,15 +11,15 @@ import numpy.typing as npt
 from isal import igzip
 
 from slicemill.common.errors import ReadError, ScanError
-from slicemill.common.files import HASH_BLOCK, HashingStream, Place
-from slicemill.common.remote import Remote
+from slicemill.common.files import HASH_BLOCK, HashingStream, Location
+from slicemill.common.remote import RemotePath
 from slicemill.ct.formats.nifti.names import files_of, is_header_name
 
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_DATA_OFFSET = 1 << 24
 
 
-def open_voxels(path: Place, *, hashed: bool = True) -> tuple[io.RawIOBase, HashingStream]:
+def open_voxels(path: Location, *, hashed: bool = True) -> tuple[io.RawIOBase, HashingStream]:
     """Open a file for reading from its first header byte, decompressing when it is gzip; of a pair, both files in turn.
 
     Returns the stream to read from and, below it, the stream that counts and hashes the file's own bytes.
@@ -31,7 +31,7 @@ def open_voxels(path: Place, *, hashed: bool = True) -> tuple[io.RawIOBase, Hash
     return _Closing(inner, file, plain), hashing
 
 
-def _open_file(path: Place) -> tuple[io.RawIOBase, bool]:
+def _open_file(path: Location) -> tuple[io.RawIOBase, bool]:
     """Return an open file and whether it is gzip.
 
     Raises
@@ -40,7 +40,7 @@ def _open_file(path: Place) -> tuple[io.RawIOBase, bool]:
         It cannot be opened, or is no file: a pipe would be waited for without end.
     """
     try:
-        if isinstance(path, Remote):
+        if isinstance(path, RemotePath):
             stream = path.open_stream()
             return stream, bytes(stream.peek()[:2]) == GZIP_MAGIC
         if not stat.S_ISREG(path.stat().st_mode):
@@ -53,16 +53,16 @@ def _open_file(path: Place) -> tuple[io.RawIOBase, bool]:
     return file, magic == GZIP_MAGIC
 
 
-def _is_gzip(path: Place) -> bool:
+def _is_gzip(path: Location) -> bool:
     """Return whether a file's first bytes are gzip's."""
-    if isinstance(path, Remote):
+    if isinstance(path, RemotePath):
         return path.read_range(0, len(GZIP_MAGIC)) == GZIP_MAGIC
     file, is_gzip = _open_file(path)
     file.close()
     return is_gzip
 
 
-def _header_file(path: Place) -> tuple[bytes, bytes]:
+def _header_file(path: Location) -> tuple[bytes, bytes]:
     """Return a pair's header file as it is, and decompressed when it is gzip.
 
     Raises
@@ -113,7 +113,7 @@ class _Closing(io.RawIOBase):
 
 
 @contextmanager
-def damage_named(path: Place) -> Iterator[None]:
+def damage_named(path: Location) -> Iterator[None]:
     """Turn what damaged compression, a short file or a failing disk raise into an error that names the file."""
     try:
         yield
@@ -128,7 +128,7 @@ def bytes_of(array: npt.NDArray[Any]) -> memoryview:
     return memoryview(array.view(np.uint8).reshape(-1))  # type: ignore[arg-type]
 
 
-def read_exactly(stream: io.RawIOBase, out: memoryview, path: Place) -> None:
+def read_exactly(stream: io.RawIOBase, out: memoryview, path: Location) -> None:
     """Fill `out` from the stream.
 
     Raises
@@ -145,19 +145,19 @@ def read_exactly(stream: io.RawIOBase, out: memoryview, path: Place) -> None:
             filled += count
 
 
-def read_to_end(stream: io.RawIOBase, path: Place) -> None:
+def read_to_end(stream: io.RawIOBase, path: Location) -> None:
     """Read what is left and forget it; a gzip stream checks its checksum at its end."""
     with damage_named(path):
         while stream.read(HASH_BLOCK):
             pass
 
 
-def skip(stream: io.RawIOBase, count: int, path: Place) -> None:
+def skip(stream: io.RawIOBase, count: int, path: Location) -> None:
     """Read `count` bytes and forget them."""
     read_exactly(stream, memoryview(bytearray(count)), path)
 
 
-def _read_up_to(stream: io.RawIOBase, count: int, path: Place) -> bytes:
+def _read_up_to(stream: io.RawIOBase, count: int, path: Location) -> bytes:
     """Return up to `count` bytes from the start of the stream."""
     data = b""
     with damage_named(path):

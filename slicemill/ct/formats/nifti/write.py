@@ -12,7 +12,7 @@ import numpy.typing as npt
 from isal import igzip
 
 from slicemill.common.errors import ScanError
-from slicemill.common.files import written_whole
+from slicemill.common.files import atomic_write
 from slicemill.ct.formats.nifti.header import _parse, _shape
 from slicemill.ct.formats.nifti.stream import (
     bytes_of,
@@ -58,7 +58,7 @@ def write_volume(
     extensions = _with_extender(header[len(fields.binaryblock) :])
     fields["vox_offset"] = len(fields.binaryblock) + len(extensions)
     expected, written = math.prod(_shape(fields, path)), 0
-    with written_whole(path) as aside, aside.open("wb") as file, _compressed(file, path) as stream:
+    with atomic_write(path) as aside, aside.open("wb") as file, _compressed(file, path) as stream:
         stream.write(fields.binaryblock + extensions)
         for part in voxels:
             written += part.size
