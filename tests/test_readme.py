@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from slicemill.bench.records.readme import FIGURES, rendered
+from slicemill.bench.records.readme import FIGURES, render_figure
 
 HERE = Path(__file__).parents[1]
 README = (HERE / "README.md").read_text()
@@ -112,7 +112,7 @@ def test_pictures_and_results_that_are_named_exist():
 
 @pytest.mark.parametrize("figure", FIGURES)
 def test_the_tables_are_those_of_the_committed_results(figure):
-    assert rendered(figure, HERE) in README
+    assert render_figure(figure, HERE) in README
 
 
 def test_the_committed_results_say_where_they_come_from():

@@ -1,40 +1,45 @@
-"""What a collection costs in hours, cores, bytes and requests: a model written down, from inputs that were measured.
+"""Cost of a collection in hours, cores, bytes and requests: a model whose inputs are measured.
 
 For a collection of N scans with S slices together, of C bytes a slice in the store, on K workers::
 
-    ingest hours     = (S * cpu_of_a_slice + N * cpu_of_a_scan) / (K * 3600 * share) + N * scheduler_of_a_task / 3600
+    ingest hours     = (S * cpu_of_a_slice + N * cpu_of_a_scan) / (K * 3600 * pace) + N * scheduler_of_a_task / 3600
     store bytes      = S * bytes_of_a_slice
     requests, made   = N * OBJECTS                        objects written, a scan's documents and shards
     requests, epoch  = 2 * S                              one ranged read for a slice, one for its labels
     read a second    = K * bytes_of_a_slice * slices_a_second_of_a_core
     inference hours  = S / (K * slices_a_second_of_the_session * 3600)
 
-Work is divided by scan, so K beyond N helps nobody. ``share`` is what a worker reaches of its own pace beside the others, measured
-with two, start-up left out. The model is checked against the ingest of a collection of LiTS's size, which was measured whole. It knows nothing of
-a network that is too slow: compare the bytes a second with yours.
+Work is divided by scan, so no more than N workers can help. ``pace`` is the rate of a worker that runs next to
+another over its rate alone, without start-up. The model is checked against a measured ingest of a collection as large
+as LiTS. It does not know how fast the network is: compare the bytes per second with yours.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from slicemill.bench.records.data_records import ScaleRecord
+from slicemill.bench.records.markdown import format_machine_name, format_number, table_row
+from slicemill.bench.records.schema import Document, Rate, read_record
 from slicemill.common.errors import ConfigError
 
 WORKERS = (2, 16, 128)
-"""To plan for, a core each."""
-LEAST = 0.25
-"""Work over start-up, below which a pace cannot be told."""
+"""Numbers of workers to plan for, with a core each."""
+LEAST_WORK = 0.25
+"""Work over start-up. Below it, the pace cannot be measured."""
 OBJECTS = 5
-"""Objects of a case with a mask: the document of its group, and a document and a shard of its image and of its labels."""
+"""Objects of a case with a mask: the document of its group, and a document and a shard each of image and labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collection:
-    """How much there is."""
+    """Size of a collection."""
 
     name: str
+    """What the table calls it."""
     scans: int
+    """Scans."""
     slices: int
+    """Slices of all scans together."""
 
 
 KNOWN = (
@@ -42,91 +47,130 @@ KNOWN = (
     Collection(name="1 TB of voxels", scans=6_358, slices=1_271_566),
     Collection(name="National Lung Screening Trial", scans=126_000, slices=25_200_000),
 )
-"""LiTS as it is; 1e12 bytes of int16 and uint8 slices of 512x512, 200 a scan; the trial's 126,000 CTs, taken at 200 slices each."""
+"""LiTS as it is; 1e12 bytes of int16 and uint8 slices of 512x512, 200 a scan; 126,000 CTs with 200 each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What was measured on one machine."""
+    """Measured inputs of the model, all from one machine."""
 
     slice_seconds: float
-    """CPU of a core for a slice with its labels."""
+    """CPU time of an ingest for each slice with its labels, s."""
     scan_seconds: float
-    """And for a scan, whatever its slices."""
+    """CPU time of an ingest for each scan, whatever its slices, s."""
     share: float
-    """Pace of a worker beside the others over its pace alone."""
+    """Pace of a worker next to another over its pace alone."""
     task_seconds: float
-    """Of the scheduler, for a task."""
+    """Time of the scheduler for a task, s."""
     slice_bytes: float
-    """In the store, with its labels."""
+    """Size of a slice with its labels in the store, bytes."""
     reads_per_second: float
-    """Pairs of a core, out of a store."""
+    """Image and label slices that a core reads from a store per second."""
     labelled_per_second: float | None
-    """Slices through the default network, on all cores of the machine; None where it was not measured."""
+    """Slices through the default network per second, on all cores; None if it was not measured."""
     cores: int
+    """Cores of the machine."""
 
 
-def inputs_of(scale: Mapping[str, Any], store: Mapping[str, Any], infer: Mapping[str, Any] | None) -> Inputs:
-    """Return the inputs from the records of `bench scale`, `bench store` and `bench infer`.
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    compact: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StoreInputs:
+    bytes: _Sizes
+    slices: int
+    results: Mapping[str, Rate]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _InferInputs:
+    headline: Rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LitsRun:
+    cases: int
+    slices: int
+    workers: int
+    seconds: float
+
+
+def read_inputs(scale: Document, store: Document, infer: Document | None) -> Inputs:
+    """Read the inputs from the records of `bench scale`, `bench store` and `bench infer`.
 
     Raises
     ------
     ConfigError
-        They are records of something else.
+        A record is of another benchmark, or the record of `bench scale` is too short.
     """
     for record, name in ((scale, "scale"), (store, "store"), (infer, "infer")):
         if record is not None and record.get("benchmark") != name:
             raise ConfigError(f"a record of bench {name} is needed; found one of {record.get('benchmark')}.")
-    line, workers = scale["slices"]["cpu_seconds"], scale["workers"]
+    growth = read_record(ScaleRecord, scale)
+    stored = read_record(_StoreInputs, store)
     return Inputs(
-        slice_seconds=line["slope"],
-        scan_seconds=max(0.0, line["start"]),
-        share=share_of(workers, scale["cases"]["seconds"]["start"]),
-        task_seconds=scale["scheduler"]["milliseconds_a_task"] / 1000,
-        slice_bytes=store["bytes"]["compact"] / store["slices"],
-        reads_per_second=store["results"]["ours"]["per_second"],
-        labelled_per_second=None if infer is None else infer["headline"]["per_second"],
-        cores=scale["machine"]["cores"],
+        slice_seconds=growth.slices.cpu_seconds.slope,
+        scan_seconds=max(0.0, growth.slices.cpu_seconds.start),
+        share=worker_pace(growth.workers, growth.cases.seconds.start),
+        task_seconds=growth.scheduler.milliseconds_a_task / 1000,
+        slice_bytes=stored.bytes.compact / stored.slices,
+        reads_per_second=stored.results["ours"].per_second,
+        labelled_per_second=None if infer is None else read_record(_InferInputs, infer).headline.per_second,
+        cores=growth.machine.cores,
     )
 
 
-def share_of(workers: Mapping[str, float], start: float) -> float:
-    """Return the pace of a worker beside another over its pace alone, without the seconds that every command takes to start.
+def worker_pace(workers: Mapping[str, float], start: float) -> float:
+    """Return the pace of a worker next to another over its pace alone, without the start-up of the command.
+
+    Parameters
+    ----------
+    workers : mapping
+        Seconds of the command by number of workers.
+    start : float
+        Seconds that the command takes to start.
 
     Raises
     ------
     ConfigError
-        Hardly anything is left without them.
+        Hardly any time is left after the start-up.
 
-    >>> share_of({"1": 10.0, "2": 6.0}, 2.0)
+    >>> worker_pace({"1": 10.0, "2": 6.0}, 2.0)
     1.0
     """
     if "2" not in workers:
         return 1.0
-    alone, beside = (workers[count] - start for count in ("1", "2"))
-    if min(alone, beside) < LEAST * start:
+    one, two = (workers[count] - start for count in ("1", "2"))
+    if min(one, two) < LEAST_WORK * start:
         raise ConfigError(
-            f"the record of bench scale is nearly all start-up ({start:.1f} s of {workers['2']:.1f} s on two workers); run it without --quick."
+            f"the record of bench scale is nearly all start-up ({start:.1f} s of {workers['2']:.1f} s on two workers); "
+            "run it without --quick."
         )
-    return min(1.0, alone / beside / 2)
+    return min(1.0, one / two / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What it comes to."""
+    """Estimated cost of a collection."""
 
     ingest_hours: float
+    """Time of the ingest, h."""
     store_gb: float
+    """Size of the store, GB."""
     objects: int
+    """Objects written."""
     epoch_requests: int
+    """Read requests of a training epoch."""
     epoch_gb_per_second: float
-    """That the workers could take in while they only read."""
+    """Rate that the workers could read while they do nothing else, GB/s."""
     infer_hours: float | None
-    """On so many machines as the workers fill."""
+    """Time of the inference on as many machines as the workers fill, h; None if it was not measured."""
 
 
-def cost(collection: Collection, inputs: Inputs, workers: int) -> Cost:
-    """Return what a collection costs on so many workers, a core each."""
+def estimate_cost(collection: Collection, inputs: Inputs, workers: int) -> Cost:
+    """Estimate what a collection costs on a number of workers with a core each."""
     used = min(workers, collection.scans)
     work = collection.slices * inputs.slice_seconds + collection.scans * inputs.scan_seconds
     share = inputs.share if used > 1 else 1.0
@@ -143,31 +187,42 @@ def cost(collection: Collection, inputs: Inputs, workers: int) -> Cost:
     )
 
 
-HEADER = (
-    "collection",
-    "workers",
-    "ingest h",
-    "store GB",
-    "objects",
-    "reads an epoch",
-    "GB/s they could read",
-    "inference h",
-)
+HEADER = ("collection", "workers", "ingest h", "store GB", "objects", "reads an epoch", "GB/s they could read",
+          "inference h")  # fmt: skip
 Row = tuple[str, int, float, float, int, int, float, float | None]
 
 
-def rows_of(collections: Sequence[Collection], inputs: Inputs, workers: Sequence[int]) -> list[Row]:
-    """Return a row under HEADER for each collection and number of workers."""
+def plan_rows(collections: Sequence[Collection], inputs: Inputs, workers: Sequence[int]) -> list[Row]:
+    """Return a row below HEADER for each collection and number of workers."""
     rows: list[Row] = []
     for collection in collections:
         for count in workers:
-            one = cost(collection, inputs, count)
-            sizes = (one.store_gb, one.objects, one.epoch_requests, one.epoch_gb_per_second)
-            rows.append((collection.name, count, one.ingest_hours, *sizes, one.infer_hours))
+            cost = estimate_cost(collection, inputs, count)
+            sizes = (cost.store_gb, cost.objects, cost.epoch_requests, cost.epoch_gb_per_second)
+            rows.append((collection.name, count, cost.ingest_hours, *sizes, cost.infer_hours))
     return rows
 
 
-def checked(inputs: Inputs, lits: Mapping[str, Any]) -> float:
-    """Return how long the measured ingest of LiTS's size took over what the model says."""
-    known = Collection(name="", scans=lits["cases"], slices=lits["slices"])
-    return float(lits["seconds"] / 3600 / cost(known, inputs, lits["workers"]).ingest_hours)
+def measured_over_model(inputs: Inputs, lits: Document) -> float:
+    """Return the measured time of the ingest of `bench ingest --scale lits` over what the model says."""
+    run = read_record(_LitsRun, lits)
+    collection = Collection(name="", scans=run.cases, slices=run.slices)
+    return run.seconds / 3600 / estimate_cost(collection, inputs, run.workers).ingest_hours
+
+
+def plan_table(scale: Document, store: Document, infer: Document, lits: Document) -> str:
+    """Format the cost of the known collections as Markdown, from records of one machine."""
+    inputs = read_inputs(scale, store, infer)
+    lines = [table_row(HEADER), table_row(["---"] * len(HEADER))]
+    lines += [table_row([row[0], *map(format_number, row[1:])]) for row in plan_rows(KNOWN, inputs, WORKERS)]
+    note = (
+        f"Inputs: {1000 * inputs.slice_seconds:.2f} ms of a core a slice and {inputs.scan_seconds:.2f} s a scan, "
+        f"a worker beside another at {inputs.share:.2f} of its pace alone, "
+        f"{1000 * inputs.task_seconds:.2f} ms a task of the scheduler, "
+        f"{inputs.slice_bytes / 1000:,.0f} kB a slice in the store, {inputs.reads_per_second:,.0f} reads/s of a core, "
+        f"{format_number(inputs.labelled_per_second)} slices/s through the default network on the {inputs.cores} cores "
+        f"of a machine without a GPU. The ingest of LiTS's size, measured whole, took "
+        f"{measured_over_model(inputs, lits):.2f} of what the model says. "
+        f"On {format_machine_name(read_record(ScaleRecord, scale).machine)}."
+    )
+    return "\n".join([*lines, "", note])

@@ -1,72 +1,98 @@
-"""Records of benchmarks as Markdown tables, for the README and the screen."""
+"""Records of single benchmarks as Markdown tables, for the documentation and the screen."""
 
-from typing import Any
+from slicemill.bench.records.data_records import (
+    ConstantsRecord,
+    ConstantTrials,
+    IngestRecord,
+    InstructionsRecord,
+    LitsRecord,
+    LoaderRecord,
+    ScaleRecord,
+    StoreRecord,
+)
+from slicemill.bench.records.markdown import format_machine_name, format_ratio, table_lines
+from slicemill.bench.records.network_records import (
+    ClockRatios,
+    ExportRecord,
+    InferRecord,
+    MeasureRecord,
+    NetworkRates,
+    PeersInferenceRecord,
+    PeersRecord,
+    TrainRecord,
+)
+from slicemill.bench.records.schema import Document, LimitsRecord, read_record
 
-from slicemill.bench.records.plan import HEADER, KNOWN, WORKERS, checked, inputs_of, rows_of
 
-
-def ingest_table(record: dict[str, Any]) -> str:
-    """Return ingest beside its peers and its kernels as Markdown."""
-    formats = record["formats"]
-    lines = [
-        f"| CPU time of one core, times ours | {' | '.join(formats)} | what it does |",
-        f"|---|{'---|' * len(formats)}---|",
-    ]
-    first = next(iter(formats.values()))
-    own = [f"1 ({row['milliseconds_a_slice']['ours']:.2f} ms a slice)" for row in formats.values()]
-    lines.append(line("slicemill, one case", *own, "lossless, with statistics, lesions, hash, geometry"))
-    for name, peer in first["peers"].items():
-        lines.append(
-            line(name, *(ratio_cell(row["peers"][name]["times_ours"]) for row in formats.values()), peer["what"])
-        )
-    lines += ["", f"| share of ingest | {' | '.join(formats)} |", f"|---|{'---|' * len(formats)}"]
-    for kernel in first["shares"]:
-        lines.append(line(kernel, *(f"{row['shares'][kernel]:.0%}" for row in formats.values())))
-    lines.append(
-        line("ingest over the sum of these", *(ratio_cell(row["cpu_over_kernels"]) for row in formats.values()))
+def ingest_table(document: Document) -> str:
+    """Format the CPU time of an ingest with its peers and its kernels."""
+    record = read_record(IngestRecord, document)
+    formats = record.formats.values()
+    first = next(iter(formats))
+    own = [f"1 ({row.milliseconds_a_slice['ours']:.2f} ms a slice)" for row in formats]
+    lines = table_lines(
+        ["CPU time of one core, times ours", *record.formats, "what it does"],
+        [
+            ["slicemill, one case", *own, "lossless, with statistics, lesions, hash, geometry"],
+            *(
+                [name, *(format_ratio(row.peers[name].times_ours) for row in formats), peer.what]
+                for name, peer in first.peers.items()
+            ),
+        ],
     )
-    lines.append(line("two workers over one", *(ratio_cell(row["two_workers"]) for row in formats.values())))
-    notes = [
-        f"One case of {record['slices']} slices, warm page cache, {record['rounds']} interleaved rounds, on {where(record['machine'])}."
-    ]
-    threads = record["threads"]
-    notes.append(f"One .nii case with {threads['cores']} threads is done {threads['times_sooner']:.2f} times as soon.")
-    if "real_size" in record:
-        real = record["real_size"]
-        shape = "x".join(map(str, real["shape"]))
-        notes.append(
-            f"A real scan ({real['series']}, {shape}) takes {real['compact']['over_nii_gz']:.2f} of its .nii.gz (gzip 6), "
-            f"{real['fast']['over_nii_gz']:.2f} in the fast profile; {real['compact']['files']} files without a mask."
-        )
-    lines += ["", " ".join(notes)]
-    if "memory" in record:
-        lines += ["", "| peak memory of a worker, MiB | alone | under Dask |", "|---|---|---|"]
-        lines += [
-            f"| {name} | {row['alone_mib']} | {row['dask_worker_mib']} |" for name, row in record["memory"].items()
-        ]
+    lines += ["", *table_lines(["share of ingest", *record.formats], [
+        *([kernel, *(f"{row.shares[kernel]:.0%}" for row in formats)] for kernel in first.shares),
+        ["ingest over the sum of these", *(format_ratio(row.cpu_over_kernels) for row in formats)],
+        ["two workers over one", *(format_ratio(row.two_workers) for row in formats)],
+    ])]  # fmt: skip
+    lines += ["", _ingest_note(record)]
+    if record.memory is not None:
+        rows = [(name, str(row.alone_mib), str(row.dask_worker_mib)) for name, row in record.memory.items()]
+        lines += ["", *table_lines(["peak memory of a worker, MiB", "alone", "under Dask"], rows)]
     return "\n".join(lines)
 
 
-def constants_table(record: dict[str, Any]) -> str:
-    """Return what other values of the tuned constants cost as Markdown."""
-    lines = ["| constant | work | time of it, by value; 1 is the one in the code |", "|---|---|---|"]
-    for name, row in record["constants"].items():
-        cells = []
-        for value, found in row["values"].items():
-            size = f" ({found['bytes']:.2f} of the bytes)" if "bytes" in found else ""
-            chosen = int(value) == row["chosen"]
-            cells.append(
-                f"**{amount_of(int(value))}: 1**" if chosen else f"{amount_of(int(value))}: {found['time']:.2f}{size}"
-            )
-        lines.append(line(f"`{name}`", row["what"], ", ".join(cells)))
-    note = f"On {record['subject']}, {record['rounds']} interleaved rounds, on {where(record['machine'])}."
-    return "\n".join([*lines, "", note])
+def _ingest_note(record: IngestRecord) -> str:
+    threads = record.threads
+    note = (
+        f"One case of {record.slices} slices, warm page cache, {record.rounds} interleaved rounds, "
+        f"on {format_machine_name(record.machine)}. "
+        f"One .nii case with {threads.cores} threads is done {threads.times_sooner:.2f} times as soon."
+    )
+    if (real := record.real_size) is not None:
+        note += (
+            f" A real scan ({real.series}, {'x'.join(map(str, real.shape))}) takes "
+            f"{real.compact.over_nii_gz:.2f} of its .nii.gz (gzip 6), {real.fast.over_nii_gz:.2f} in the fast profile; "
+            f"{real.compact.files} files without a mask."
+        )
+    return note
 
 
-def amount_of(value: int) -> str:
-    """Return a whole number, short where it is one of many twos.
+def constants_table(document: Document) -> str:
+    """Format the cost of other values of the tuned constants."""
+    record = read_record(ConstantsRecord, document)
+    rows = [(f"`{name}`", trials.what, _trials_cell(trials)) for name, trials in record.constants.items()]
+    note = f"On {record.subject}, {record.rounds} interleaved rounds, on {format_machine_name(record.machine)}."
+    header = ["constant", "work", "time of it, by value; 1 is the one in the code"]
+    return "\n".join([*table_lines(header, rows), "", note])
 
-    >>> amount_of(3), amount_of(1 << 19), amount_of(1 << 21)
+
+def _trials_cell(trials: ConstantTrials) -> str:
+    cells = []
+    for value, trial in trials.values.items():
+        amount = format_amount(int(value))
+        if int(value) == trials.chosen:
+            cells.append(f"**{amount}: 1**")
+        else:
+            size = "" if trial.bytes is None else f" ({trial.bytes:.2f} of the bytes)"
+            cells.append(f"{amount}: {trial.time:.2f}{size}")
+    return ", ".join(cells)
+
+
+def format_amount(value: int) -> str:
+    """Format a whole number, with a binary prefix where it is a multiple.
+
+    >>> format_amount(3), format_amount(1 << 19), format_amount(1 << 21)
     ('3', '512 Ki', '2 Mi')
     """
     for unit, name in ((1 << 20, "Mi"), (1 << 10, "Ki")):
@@ -75,314 +101,236 @@ def amount_of(value: int) -> str:
     return str(value)
 
 
-def store_table(record: dict[str, Any]) -> str:
-    """Return the readers as Markdown."""
-    lines = ["| random image and label slice | pairs/s of one core |", "|---|---|"]
-    lines += [f"| {name} | {row['per_second']:,.0f} |" for name, row in record["results"].items()]
-    ratios = ", ".join(f"{value:.2f} {name}" for name, value in record["ratios"].items())
-    sizes = record["bytes"]
+def store_table(document: Document) -> str:
+    """Format the rates of store readers."""
+    record = read_record(StoreRecord, document)
+    rows = [(name, f"{row.per_second:,.0f}") for name, row in record.results.items()]
+    ratios = ", ".join(f"{value:.2f} {name}" for name, value in record.ratios.items())
+    sizes = record.bytes
     note = (
-        f"Ours: {ratios} (medians of ratios in one round). Bytes of {sizes['raw'] / 1e6:.0f} MB of voxels: compact {sizes['compact'] / 1e6:.0f} MB, "
-        f"fast {sizes['fast'] / 1e6:.0f} MB. Warm page cache, on {where(record['machine'])}."
+        f"Ours: {ratios} (medians of ratios in one round). Bytes of {sizes.raw / 1e6:.0f} MB of voxels: "
+        f"compact {sizes.compact / 1e6:.0f} MB, fast {sizes.fast / 1e6:.0f} MB. "
+        f"Warm page cache, on {format_machine_name(record.machine)}."
     )
-    return "\n".join([*lines, "", note])
+    return "\n".join([*table_lines(["random image and label slice", "pairs/s of one core"], rows), "", note])
 
 
-def loader_table(record: dict[str, Any]) -> str:
-    """Return the loaders as Markdown."""
-    lines = ["| training pairs, image and label slice | pairs a CPU-second |", "|---|---|"]
-    lines += [line(name, f"{row['per_second']:,.0f}") for name, row in record["results"].items()]
-    ratios = ", ".join(f"{value:.2f} {name}" for name, value in record["ratios"].items())
-    waited = record["waited"]
+def loader_table(document: Document) -> str:
+    """Format the rates of training loaders."""
+    record = read_record(LoaderRecord, document)
+    rows = [(name, f"{row.per_second:,.0f}") for name, row in record.results.items()]
+    ratios = ", ".join(f"{value:.2f} {name}" for name, value in record.ratios.items())
+    waited = record.waited
     note = (
         f"The ring with one thread: {ratios} (medians of ratios in one round). "
-        f"A network that takes {waited['milliseconds_of_work']:.0f} ms with a batch "
-        f"waited {waited['share_of_time']:.2%} of its time for {waited['batches']} batches, {waited['longest_wait_milliseconds']:.1f} ms at most. "
-        f"Warm page cache, on {where(record['machine'])}."
+        f"A network that takes {waited.milliseconds_of_work:.0f} ms with a batch waited {waited.share_of_time:.2%} "
+        f"of its time for {waited.batches} batches, {waited.longest_wait_milliseconds:.1f} ms at most. "
+        f"Warm page cache, on {format_machine_name(record.machine)}."
     )
-    return "\n".join([*lines, "", note])
+    header = ["training pairs, image and label slice", "pairs a CPU-second"]
+    return "\n".join([*table_lines(header, rows), "", note])
 
 
-def infer_table(record: dict[str, Any]) -> str:
-    """Return inference on the CPU as Markdown."""
-    results = record["results"]
-    lines = ["| inference on the CPU | by the clock | by CPU time |", "|---|---|---|"]
-
-    def row(name: str, ratios: dict[str, float]) -> None:
-        lines.append(line(name, *(f"{ratios[clock]:.2f}" if clock in ratios else "-" for clock in ("wall", "cpu"))))
-
-    for network, measured in results["whole"].items():
-        own = measured["results"]["bare session"]
-        work = f"{network} network, {1000 / own['per_second']:.1f} ms a slice"
-        for name, ratios in measured["of the bare session"].items():
-            row(
-                f"{work}: {'a batch on each core' if name == 'bare lanes' else f'from files to files {name}'}, of its bare session",
-                ratios,
-            )
-        for name, ratios in measured["of the bare lanes"].items():
-            row(f"{work}: from files to files {name}, of a batch on each core", ratios)
-    host, engines, many = results["host"], results["engines"], results["many"]
-    row("usual script over ours, everything around the network", {"cpu": host["times_less"]})
-    row("torch eager over onnxruntime", engines["over torch eager"])
-    row("torch eager, channels last, over onnxruntime", engines["over torch eager, channels last"])
-    row("scipy over ours, largest organ and small lesions", results["components"]["over scipy"])
-    row("64 small scans: a session scan by scan over one folder", many["over a session called scan by scan"])
-    row("64 small scans: a command each over one command", many["over the command called scan by scan"])
-    around = host["cpu_milliseconds_a_slice"]
-    note = (
-        f"Times, medians of ratios in one round. Around the network ours takes {around['ours']:.2f} ms of a core a slice, with report and picture; "
-        f"the script (get_fdata, window, argmax, scipy components, nib.save) {around['usual script']:.1f}. Its components and scipy's are "
-        f"{'equal' if results['components']['equal'] else 'NOT EQUAL'}. {record['rounds']} rounds, warm page cache, on {where(record['machine'])}."
-    )
-    return "\n".join([*lines, "", note])
-
-
-def train_table(record: dict[str, Any]) -> str:
-    """Return training steps beside the bare network as Markdown."""
-    lines = ["| training | slices/s | of the bare network |", "|---|---|---|"]
-    shares = record["of the bare forward and backward"]
-    lines += [
-        line(name, f"{row['per_second']:.1f}", ratio_cell(shares.get(name, 1.0)))
-        for name, row in record["results"].items()
+def infer_table(document: Document) -> str:
+    """Format the ratios of inference on the CPU."""
+    record = read_record(InferRecord, document)
+    results = record.results
+    host, engines, many = results.host, results.engines, results.many
+    rows = [row for name, network in results.whole.items() for row in _network_rows(name, network)]
+    rows += [
+        _clock_row("usual script over ours, everything around the network", ClockRatios(cpu=host.times_less)),
+        _clock_row("torch eager over onnxruntime", engines.over_torch),
+        _clock_row("torch eager, channels last, over onnxruntime", engines.over_torch_channels_last),
+        _clock_row("scipy over ours, largest organ and small lesions", results.components.over_scipy),
+        _clock_row("64 small scans: a session scan by scan over one folder", many.over_session),
+        _clock_row("64 small scans: a command each over one command", many.over_command),
     ]
-    network = record["network"]
-    waited = record["share of time spent waiting for the loader"]
+    around = host.cpu_milliseconds_a_slice
     note = (
-        f"{record['unit'][0].upper()}{record['unit'][1:]}, network of width {network['width']} and depth {network['depth']}, {record['precision']} "
-        f"on {record['device']}; {waited:.1%} of the time was spent waiting for the loader; "
-        f"medians of ratios in one round, warm page cache, on {where(record['machine'])}."
+        f"Times, medians of ratios in one round. Around the network ours takes {around['ours']:.2f} ms of a core "
+        f"a slice, with report and picture; the script (get_fdata, window, argmax, scipy components, nib.save) "
+        f"{around['usual script']:.1f}. Its components and scipy's are "
+        f"{'equal' if results.components.equal else 'NOT EQUAL'}. "
+        f"{record.rounds} rounds, warm page cache, on {format_machine_name(record.machine)}."
     )
-    return "\n".join([*lines, "", note])
+    return "\n".join([*table_lines(["inference on the CPU", "by the clock", "by CPU time"], rows), "", note])
 
 
-def measure_table(record: dict[str, Any]) -> str:
-    """Return the surface distances of a whole case as Markdown."""
-    depth, height, width = record["shape_zyx"]
-    one = " and ".join(f"{value:.0f}" for value in record["seconds_medpy_an_object"])
-    own = record["seconds_ours"]
-    lines = [
-        f"| all surface distances of {record['objects']} objects | CPU seconds | times ours |",
-        "|---|---|---|",
-        line("slicemill: k-d trees of the surfaces", f"{own:.2f}", "1"),
-        line(
-            "transforms of the box around both masks", f"{record['seconds_boxes']:.2f}", f"{record['times_boxes']:.1f}"
-        ),
-        line(
+def _network_rows(name: str, network: NetworkRates) -> list[tuple[str, ...]]:
+    milliseconds = 1000 / network.results["bare session"].per_second
+    work = f"{name} network, {milliseconds:.1f} ms a slice"
+    rows = [
+        _clock_row(
+            f"{work}: {'a batch on each core' if kind == 'bare lanes' else f'from files to files {kind}'}, "
+            "of its bare session",
+            ratios,
+        )
+        for kind, ratios in network.over_bare_session.items()
+    ]
+    rows += [
+        _clock_row(f"{work}: from files to files {kind}, of a batch on each core", ratios)
+        for kind, ratios in network.over_bare_lanes.items()
+    ]
+    return rows
+
+
+def _clock_row(name: str, ratios: ClockRatios) -> tuple[str, ...]:
+    return name, format_ratio(ratios.wall), format_ratio(ratios.cpu)
+
+
+def train_table(document: Document) -> str:
+    """Format the rates of training steps and of the bare network."""
+    record = read_record(TrainRecord, document)
+    shares = record.over_bare_network
+    rows = [
+        (name, f"{row.per_second:.1f}", format_ratio(shares.get(name, 1.0))) for name, row in record.results.items()
+    ]
+    note = (
+        f"{record.unit[0].upper()}{record.unit[1:]}, network of width {record.network.width} and depth "
+        f"{record.network.depth}, {record.precision} on {record.device}; "
+        f"{record.waiting_share:.1%} of the time was spent waiting for the loader; "
+        f"medians of ratios in one round, warm page cache, on {format_machine_name(record.machine)}."
+    )
+    return "\n".join([*table_lines(["training", "slices/s", "of the bare network"], rows), "", note])
+
+
+def measure_table(document: Document) -> str:
+    """Format the time of all surface distances of a case."""
+    record = read_record(MeasureRecord, document)
+    depth, height, width = record.shape_zyx
+    tried = record.seconds_medpy_an_object
+    rows = [
+        ("slicemill: k-d trees of the surfaces", f"{record.seconds_ours:.2f}", "1"),
+        ("transforms of the box around both masks", f"{record.seconds_boxes:.2f}", f"{record.times_boxes:.1f}"),
+        (
             "transforms of the whole scan, as medpy",
-            f"{own * record['times_medpy']:,.0f}",
-            f"{record['times_medpy']:,.0f}",
+            f"{record.seconds_ours * record.times_medpy:,.0f}",
+            f"{record.times_medpy:,.0f}",
         ),
     ]
     note = (
-        f"A phantom of {width}x{height}x{depth} voxels, a liver and {record['objects'] - 1} lesions; the last row is counted up from "
-        f"{len(record['seconds_medpy_an_object'])} objects of {one} s. Largest difference of any distance "
-        f"{record['largest_difference_mm']:.1g} mm. Ours takes {record['memory_mib']:.0f} MiB "
-        f"beside two masks of {record['scan_mib']:.0f} MiB; medians of {record['rounds']} rounds, on {where(record['machine'])}."
+        f"A phantom of {width}x{height}x{depth} voxels, a liver and {record.objects - 1} lesions; "
+        f"the last row is counted up from {len(tried)} objects of {' and '.join(f'{value:.0f}' for value in tried)} s. "
+        f"Largest difference of any distance {record.largest_difference_mm:.1g} mm. "
+        f"Ours takes {record.memory_mib:.0f} MiB beside two masks of {record.scan_mib:.0f} MiB; "
+        f"medians of {record.rounds} rounds, on {format_machine_name(record.machine)}."
     )
-    return "\n".join([*lines, "", note])
+    header = [f"all surface distances of {record.objects} objects", "CPU seconds", "times ours"]
+    return "\n".join([*table_lines(header, rows), "", note])
 
 
-def lits_table(record: dict[str, Any]) -> str:
-    """Return a run of LiTS's size as Markdown."""
+def lits_table(document: Document) -> str:
+    """Format the ingest of a collection as large as LiTS, as one paragraph."""
+    record = read_record(LitsRecord, document)
     return (
-        f"{record['cases']} cases of 74 to 987 slices, {record['slices']:,} slices of 512x512 with masks, "
-        f"{record['raw_gb']:.1f} GB of voxels from "
-        f"{record['source_gb']:.1f} GB of {record['format']} ({record['page_cache']}): "
-        f"{record['seconds'] / 60:.1f} minutes on {record['workers']} workers, "
-        f"{record['slices_per_second']:,.0f} slices/s, {record['raw_gb_per_second']:.2f} GB/s of voxels, store {record['store_gb']:.1f} GB, "
-        f"peak memory of a worker {record['peak_worker_mib']} MiB, on {where(record['machine'])}."
+        f"{record.cases} cases of 74 to 987 slices, {record.slices:,} slices of 512x512 with masks, "
+        f"{record.raw_gb:.1f} GB of voxels from {record.source_gb:.1f} GB of {record.format} ({record.page_cache}): "
+        f"{record.seconds / 60:.1f} minutes on {record.workers} workers, "
+        f"{record.slices_per_second:,.0f} slices/s, {record.raw_gb_per_second:.2f} GB/s of voxels, "
+        f"store {record.store_gb:.1f} GB, peak memory of a worker {record.peak_worker_mib} MiB, "
+        f"on {format_machine_name(record.machine)}."
     )
 
 
-def limits_table(record: dict[str, Any]) -> str:
-    """Return the limits of a machine as Markdown."""
-    lines = ["| limit of this machine | at most |", "|---|---|"]
-    lines += [line(name, f"{row['most']:,.1f} {row['unit']}") for name, row in record["results"].items()]
-    return "\n".join([*lines, "", f"Best of the rounds, on {where(record['machine'])}."])
+def limits_table(document: Document) -> str:
+    """Format the limits of a machine."""
+    record = read_record(LimitsRecord, document)
+    rows = [(name, f"{row.most:,.1f} {row.unit}") for name, row in record.results.items()]
+    note = f"Best of the rounds, on {format_machine_name(record.machine)}."
+    return "\n".join([*table_lines(["limit of this machine", "at most"], rows), "", note])
 
 
-def export_table(record: dict[str, Any]) -> str:
-    """Return the export as Markdown."""
-    lines = ["| export | seconds |", "|---|---|"]
-    lines += [line(name, f"{row['seconds_median']:.2f}") for name, row in record["results"].items()]
+def export_table(document: Document) -> str:
+    """Format the time of an export."""
+    record = read_record(ExportRecord, document)
+    rows = [(name, f"{row.seconds_median:.2f}") for name, row in record.results.items()]
     note = (
-        f"A model file of {record['model_mb']} MB, proved on {record['proof_slices']} slices; "
-        f"{record['headline']['verified']}; on {where(record['machine'])}."
+        f"A model file of {record.model_mb} MB, proved on {record.proof_slices} slices; "
+        f"{record.headline.verified}; on {format_machine_name(record.machine)}."
     )
-    return "\n".join([*lines, "", note])
+    return "\n".join([*table_lines(["export", "seconds"], rows), "", note])
 
 
-def instructions_table(record: dict[str, Any]) -> str:
-    """Return the counts of the hot loops as Markdown."""
-    lines = ["| loop | what | million instructions a slice |", "|---|---|---|"]
-    lines += [
-        line(name, row["what"], f"{row['instructions_a_slice'] / 1e6:.2f}") for name, row in record["results"].items()
+def instructions_table(document: Document) -> str:
+    """Format the instruction counts of the hot loops."""
+    record = read_record(InstructionsRecord, document)
+    rows = [(name, row.what, f"{row.instructions_a_slice / 1e6:.2f}") for name, row in record.results.items()]
+    note = f"{record.unit}, counted by {record.counter}, on {format_machine_name(record.machine)}."
+    return "\n".join([*table_lines(["loop", "what", "million instructions a slice"], rows), "", note])
+
+
+def peers_table(document: Document) -> str:
+    """Format the loading rates of other tools."""
+    record = read_record(PeersRecord, document)
+    headline, limit = record.headline, record.headline.limit
+    own = "compressed HU, checked, at random, from a store of any size"
+    rows = [
+        (headline.ours, f"{headline.per_second:,.0f}", "1", own),
+        (limit.name, f"{limit.per_second:,.0f}", f"{limit.fraction:.2f}", "our codecs alone, on bytes in memory"),
+        *((name, f"{row.per_second:,.0f}", f"{row.times:.2f}", row.what) for name, row in headline.peers.items()),
+        *((name, "not run", "-", reason) for name, reason in record.not_run.items()),
     ]
-    return "\n".join([*lines, "", f"{record['unit']}, counted by {record['counter']}, on {where(record['machine'])}."])
-
-
-def peers_table(record: dict[str, Any]) -> str:
-    """Return the peers as Markdown."""
-    found = record["headline"]
-    lines = [
-        "| training slices with labels, one core | slices/s | ours, times as fast | what it does |",
-        "|---|---|---|---|",
-    ]
-    lines.append(
-        line(
-            found["ours"],
-            f"{found['per_second']:,.0f}",
-            "1",
-            "compressed HU, checked, at random, from a store of any size",
-        )
-    )
-    limit = found["limit"]
-    lines.append(
-        line(
-            limit["name"],
-            f"{limit['per_second']:,.0f}",
-            f"{limit['fraction']:.2f}",
-            "our codecs alone, on bytes in memory",
-        )
-    )
-    lines += [
-        line(name, f"{row['per_second']:,.0f}", f"{row['times']:.2f}", row["what"])
-        for name, row in found["peers"].items()
-    ]
-    lines += [line(name, "not run", "-", reason) for name, reason in record["not_run"].items()]
-    note = f"{record['cases']} scans of {record['slices']} slices of 512x512, {record['page_cache']} page cache, on {where(record['machine'])}."
-    return "\n".join([*lines, "", note])
-
-
-def peers_inference_table(record: dict[str, Any]) -> str:
-    """Return the peers of inference as Markdown."""
-    found, dice = record["headline"], record["dice"]
-    lines = [
-        "| .nii.gz to masks, all cores | scans/min | slices/s | CPU ms a slice | ours, times as fast | least Dice with ours | what it does |",
-        "|---|---|---|---|---|---|---|",
-    ]
-
-    def row(name: str, times: str, least: str, sentence: str) -> None:
-        own = record["results"][name]
-        rates = (60 * own["scans_per_second"], own["per_second"], own["cpu_milliseconds"])
-        lines.append(line(name, *(f"{rate:,.1f}" for rate in rates), times, least, sentence))
-
-    row(found["ours"], "1", "1", "largest organ, small lesions away, a report and a picture of every scan")
-    row(found["limit"]["name"], f"{found['limit']['fraction']:.2f}", "-", "the network alone, on slices in memory")
-    for name, peer in found["peers"].items():
-        row(name, f"{peer['times']:.2f}", f"{min(dice[name].values()):.4f}" if name in dice else "-", peer["what"])
-    lines += [line(name, "not run", "-", "-", "-", "-", reason) for name, reason in record["not_run"].items()]
     note = (
-        f"{record['cases']} scans of {record['slices']} slices, the same network in all, "
-        f"{record['page_cache']} page cache, on {where(record['machine'])}."
+        f"{record.cases} scans of {record.slices} slices of 512x512, {record.page_cache} page cache, "
+        f"on {format_machine_name(record.machine)}."
     )
-    return "\n".join([*lines, "", note])
+    header = ["training slices with labels, one core", "slices/s", "ours, times as fast", "what it does"]
+    return "\n".join([*table_lines(header, rows), "", note])
 
 
-def scale_table(record: dict[str, Any]) -> str:
-    """Return how cost grows as Markdown."""
-    slices, cases, workers = record["slices"], record["cases"], record["workers"]
-    time, memory = slices["cpu_seconds"], slices["peak_mib"]
-    lengths, counts = list(slices["measured"]), list(cases["measured"])
-    lines = ["| what grows | measured | fitted line | R² |", "|---|---|---|---|"]
-    lines += [
-        line(
-            "CPU of an ingest with slices",
-            f"{lengths[0]} to {lengths[-1]} slices",
-            f"{time['start']:.2f} s + {1000 * time['slope']:.2f} ms a slice",
-            f"{time['r2']:.4f}",
+def peers_inference_table(document: Document) -> str:
+    """Format the inference rates of other tools."""
+    record = read_record(PeersInferenceRecord, document)
+    headline, dice = record.headline, record.dice
+
+    def rates(name: str) -> list[str]:
+        row = record.results[name]
+        return [f"{rate:,.1f}" for rate in (60 * row.scans_per_second, row.per_second, row.cpu_milliseconds)]
+
+    own = "largest organ, small lesions away, a report and a picture of every scan"
+    limit = headline.limit
+    rows = [
+        [headline.ours, *rates(headline.ours), "1", "1", own],
+        [limit.name, *rates(limit.name), f"{limit.fraction:.2f}", "-", "the network alone, on slices in memory"],
+        *(
+            [
+                name,
+                *rates(name),
+                f"{peer.times:.2f}",
+                f"{min(dice[name].values()):.4f}" if name in dice else "-",
+                peer.what,
+            ]
+            for name, peer in headline.peers.items()
         ),
-        line(
-            "peak memory with slices",
-            f"{lengths[0]} to {lengths[-1]} slices",
-            f"{memory['start']:.0f} MiB + {1000 * memory['slope']:.1f} MiB a thousand slices",
-            "-",
-        ),
-        line(
-            "time of the command with small scans",
-            f"{counts[0]} to {counts[-1]} scans",
-            f"{cases['seconds']['start']:.2f} s + {1000 * cases['seconds']['slope']:.0f} ms a scan",
-            f"{cases['seconds']['r2']:.4f}",
-        ),
+        *([name, "not run", "-", "-", "-", "-", reason] for name, reason in record.not_run.items()),
     ]
-    if "2" in workers:
-        lines.append(
-            line("two workers over one, small scans", f"{counts[-1]} scans", f"{workers['1'] / workers['2']:.2f}", "-")
-        )
-    scheduler = record["scheduler"]
-    each = f"{scheduler['milliseconds_a_task']:.3f} ms a task"
-    lines.append(line("Dask's scheduler, tasks that do nothing", f"{scheduler['tasks']:,} tasks", each, "-"))
-    return "\n".join([*lines, "", f"On {where(record['machine'])}."])
-
-
-def plan_table(scale: dict[str, Any], store: dict[str, Any], infer: dict[str, Any], lits: dict[str, Any]) -> str:
-    """Return what known collections cost as Markdown, from records of one machine."""
-    inputs = inputs_of(scale, store, infer)
-    lines = [line(*HEADER), line(*["---"] * len(HEADER))]
-    lines += [line(str(row[0]), *map(number, row[1:])) for row in rows_of(KNOWN, inputs, WORKERS)]
+    header = [".nii.gz to masks, all cores", "scans/min", "slices/s", "CPU ms a slice", "ours, times as fast",
+              "least Dice with ours", "what it does"]  # fmt: skip
     note = (
-        f"Inputs: {1000 * inputs.slice_seconds:.2f} ms of a core a slice and {inputs.scan_seconds:.2f} s a scan, "
-        f"a worker beside another at {inputs.share:.2f} of its pace alone, {1000 * inputs.task_seconds:.2f} ms a task of the scheduler, "
-        f"{inputs.slice_bytes / 1000:,.0f} kB a slice in the store, {inputs.reads_per_second:,.0f} reads/s of a core, "
-        f"{number(inputs.labelled_per_second)} slices/s through the default network on the {inputs.cores} cores of a machine without a GPU. "
-        f"The ingest of LiTS's size, measured whole, took {checked(inputs, lits):.2f} of what the model says. On {where(scale['machine'])}."
+        f"{record.cases} scans of {record.slices} slices, the same network in all, "
+        f"{record.page_cache} page cache, on {format_machine_name(record.machine)}."
     )
-    return "\n".join([*lines, "", note])
+    return "\n".join([*table_lines(header, rows), "", note])
 
 
-def all_table(record: dict[str, Any]) -> str:
-    """Return every stage beside its limit and its peers as Markdown."""
-    lines = ["| stage | a second | limit | of the limit | times as fast as |", "|---|---|---|---|---|"]
-    limits = record["limits"] or {"results": {}}
-    peaks = []
-    for name, stage in record["stages"].items():
-        found = stage["headline"]
-        peers = ", ".join(f"{peer} {row['times']:.1f}" for peer, row in found["peers"].items())
-        unit = stage.get("unit", "slices").split(",")[0]
-        rate = f"{found['per_second']:,.4g} {unit}{' of one core' if stage.get('clock', '').startswith('CPU') else ''}"
-        lines.append(line(name, rate, found["limit"]["name"], f"{found['limit']['fraction']:.2f}", peers or "-"))
-        if (share := of_the_peak(found, limits["results"])) is not None:
-            peaks.append(f"{name} {share:.2f} of the measured convolution in {found['arithmetic']}")
-        lines += [
-            line(f"{name}: {peer}", f"not run: {reason}", "-", "-", "-")
-            for peer, reason in stage.get("not_run", {}).items()
-        ]
-    lines += [line(name, f"failed: {reason}", "-", "-", "-") for name, reason in record["failed"].items()]
-    told = ", ".join(f"{name} {row['most']:,.1f} {row['unit']}" for name, row in limits["results"].items())
-    note = (
-        f"{'Quick run. ' if record['quick'] else ''}Arithmetic reached: {', '.join(peaks) or 'not known'}. "
-        f"Limits of the machine: {told or 'not measured'}; on {where(record['machine'])}."
-    )
-    return "\n".join([*lines, "", note])
-
-
-def of_the_peak(found: dict[str, Any], limits: dict[str, Any]) -> float | None:
-    """Return a stage's arithmetic over that of the bare convolution of `bench limits`; None where either is not known."""
-    limit = limits.get(f"convolution, {found.get('arithmetic')}")
-    return None if limit is None else float(found["per_second"] * found["gflop"] / limit["most"])
-
-
-def line(*cells: str) -> str:
-    """Return a row of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
-
-
-def ratio_cell(value: float | None) -> str:
-    """Return a ratio, or a dash where it could not be measured."""
-    return "-" if value is None else f"{value:.2f}"
-
-
-def number(value: float | None) -> str:
-    """Return a figure with three digits that count, a dash for None.
-
-    >>> number(1234.5), number(0.031), number(None)
-    ('1,234', '0.031', '-')
-    """
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def where(machine: dict[str, Any]) -> str:
-    """Return a machine in a few words."""
-    return f"{machine['cores']} cores of {machine['cpu']}"
+def scale_table(document: Document) -> str:
+    """Format the growth of cost with slices, scans, workers and tasks."""
+    record = read_record(ScaleRecord, document)
+    time, memory, command = record.slices.cpu_seconds, record.slices.peak_mib, record.cases.seconds
+    lengths, counts = list(record.slices.measured), list(record.cases.measured)
+    slices, scans = f"{lengths[0]} to {lengths[-1]} slices", f"{counts[0]} to {counts[-1]} scans"
+    per_slice = f"{time.start:.2f} s + {1000 * time.slope:.2f} ms a slice"
+    per_thousand = f"{memory.start:.0f} MiB + {1000 * memory.slope:.1f} MiB a thousand slices"
+    per_scan = f"{command.start:.2f} s + {1000 * command.slope:.0f} ms a scan"
+    rows = [
+        ("CPU of an ingest with slices", slices, per_slice, f"{time.r2:.4f}"),
+        ("peak memory with slices", slices, per_thousand, "-"),
+        ("time of the command with small scans", scans, per_scan, f"{command.r2:.4f}"),
+    ]
+    if "2" in record.workers:
+        speedup = f"{record.workers['1'] / record.workers['2']:.2f}"
+        rows.append(("two workers over one, small scans", f"{counts[-1]} scans", speedup, "-"))
+    per_task = f"{record.scheduler.milliseconds_a_task:.3f} ms a task"
+    rows.append(("Dask's scheduler, tasks that do nothing", f"{record.scheduler.tasks:,} tasks", per_task, "-"))
+    header = ["what grows", "measured", "fitted line", "R²"]
+    return "\n".join([*table_lines(header, rows), "", f"On {format_machine_name(record.machine)}."])

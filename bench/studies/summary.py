@@ -1,112 +1,156 @@
-"""Results of runs -> the record of a study: scores of each variant, and what it gains over the first, patient by patient.
+"""The record of an experiment: scores of each variant, and what it gains over the reference, patient by patient.
 
-- Dice per case: 2 TP / (2 TP + FP + FN). A case in which neither mask has a region has no Dice there: it is left out and
-  counted. A false alarm in a case without the region counts as 0.
-- A patient's Dice is the mean over his cases, folds and seeds; mean, median and deviation are over patients.
+- Dice per case: 2 TP / (2 TP + FP + FN). A case in which neither mask has a region has no Dice there: it is left out
+  and counted. A false alarm in a case without the region counts as 0.
+- A patient's Dice is the mean over the cases, folds and seeds; mean, median and deviation are over patients.
 - Global Dice, precision and recall are of the volumes (ml) of all cases, folds and seeds together.
-- Differences are paired by patient, over the folds and seeds that both variants have: mean, 95 % bootstrap interval over
-  patients, Wilcoxon's p.
-- All figures are over the folds and seeds that all variants have, so that rows compare; where none is common, the record cannot be
-  made. More seeds of a variant tell how far chance goes: each seed's own mean stands beside.
-- A recipe is chosen by the validation parts alone. The test parts are for telling afterwards how well it does.
+- Differences are paired by patient, over the folds and seeds that both variants have: mean, 95 % bootstrap interval
+  over patients, Wilcoxon's p.
+- All scores are over the folds and seeds that all variants have, so that variants can be compared; without a common
+  one, there is no record. More seeds of a variant show the effect of chance: the record has the mean of each seed too.
+- The best variant is chosen by the validation parts alone. The test parts only show how well it does.
 """
 
 import datetime as dt
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median, stdev
-from typing import Any
 
-from slicemill.bench.studies.table import PARTS, Table
+from slicemill.bench.records.quality import (
+    PARTS,
+    Coverage,
+    DiceGain,
+    Part,
+    QualityRecord,
+    RegionScores,
+    VariantScores,
+)
+from slicemill.bench.studies.design import ExperimentDesign
+from slicemill.bench.studies.results import Result, RunResult, ScoredCase
 from slicemill.common.errors import ConfigError
 from slicemill.common.machine import machine_info
 from slicemill.ct.labels import TUMOR_WORDS
 from slicemill.ct.overlap import mean_of
 from slicemill.measure.evaluation.statistics import paired_difference, with_right_silence
 
-Row = dict[str, Any]
 CONVENTION = (
     "Dice per case of a case in which neither mask has the region is undefined: left out and counted; "
     "a false alarm in a case without the region counts as 0, against 1 of a variant that finds nothing there"
 )
 
 
-def summarize(table: Table, results: Sequence[Row]) -> Row:
-    """Return the record of a study."""
-    by_variant = {name: [row for row in results if row["variant"] == name] for name in table.variants}
-    every = {name: rows for name, rows in by_variant.items() if rows}
-    by_variant = common(every)
-    reference = next(iter(by_variant))
-    regions = list(results[0]["cases"][0]["regions"])
-    main = main_region(regions)
+def summarize(design: ExperimentDesign, results: Sequence[RunResult]) -> QualityRecord:
+    """Derive the record of an experiment from the results of its runs.
+
+    Raises
+    ------
+    ConfigError
+        The variants have no fold and seed in common.
+    """
+    by_variant = {name: [result for result in results if result.variant == name] for name in design.variants}
+    by_variant = {name: found for name, found in by_variant.items() if found}
+    common = select_common(by_variant)
+    reference = next(iter(common))
+    main = main_region(list(results[0].cases[0].regions))
     variants = {
-        name: {
-            "changes": dict(table.variants[name]),
-            "runs": len(every[name]),
-            "seeds": sorted({row["seed"] for row in every[name]}),
-            "folds": sorted({row["fold"] for row in rows}),
-            "minutes_a_run": round(median(row["training"]["minutes"] for row in rows), 2),
-            **{part: {region: scores(cases_of(rows, part), region) for region in regions} for part in PARTS},
-            "mean_by_seed": {part: mean_by_seed(every[name], part, main) for part in PARTS},
-            "gain": None
-            if name == reference
-            else {
-                part: {region: gain(rows, by_variant[reference], part, region) for region in regions} for part in PARTS
-            },
-        }
-        for name, rows in by_variant.items()
+        name: summarize_variant(
+            design.variants[name], by_variant[name], found, None if name == reference else common[reference]
+        )
+        for name, found in common.items()
     }
-    return {
-        "benchmark": "quality",
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "collection": results[0]["collection"],
-        "patients": len({case["patient_id"] for row in results for case in row["cases"]}),
-        "folds": table.folds,
-        "over": {
-            "folds": sorted({row["fold"] for row in by_variant[reference]}),
-            "seeds": sorted({row["seed"] for row in by_variant[reference]}),
-        },
-        "steps": table.epochs * table.steps,
-        "settings": dict(table.settings),
-        "tuned": table.tune,
-        "convention": CONVENTION,
-        "region": main,
-        "reference": reference,
-        "chosen": max(variants, key=lambda name: variants[name]["validation"][main]["mean"] or 0.0),
-        "chosen_by": f"mean Dice of {main} over the patients of the validation parts",
-        "variants": variants,
-        "commits": sorted({str(row["machine"]["commit"]) for row in results}),
-        "machine": machine_info(),
-    }
+    return QualityRecord(
+        date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        collection=results[0].collection,
+        patients=len({case.patient_id for result in results for case in result.cases}),
+        folds=design.folds,
+        over=Coverage(
+            folds=sorted({result.fold for result in common[reference]}),
+            seeds=sorted({result.seed for result in common[reference]}),
+        ),
+        steps=design.total_steps,
+        settings=dict(design.settings),
+        tuned=design.tune,
+        convention=CONVENTION,
+        region=main,
+        reference=reference,
+        chosen=max(variants, key=lambda name: variants[name].validation[main].mean or 0.0),
+        chosen_by=f"mean Dice of {main} over the patients of the validation parts",
+        variants=variants,
+        commits=sorted({str(result.machine["commit"]) for result in results}),
+        machine=machine_info(),
+    )
 
 
-def common(by_variant: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
-    """Return of each variant's results those of the folds and seeds that all variants have.
+def summarize_variant(
+    changes: Mapping[str, object],
+    results: Sequence[RunResult],
+    common: Sequence[RunResult],
+    reference: Sequence[RunResult] | None,
+) -> VariantScores:
+    """Summarize one variant.
+
+    Parameters
+    ----------
+    results
+        All results of the variant.
+    common
+        Those of the folds and seeds that all variants have.
+    reference
+        The same of the reference; None if this variant is the reference.
+    """
+    regions = list(results[0].cases[0].regions)
+    main = main_region(regions)
+    scores = {part: {region: score_region(cases_of(common, part), region) for region in regions} for part in PARTS}
+    gain = None
+    if reference is not None:
+        gain = {part: {region: dice_gain(common, reference, part, region) for region in regions} for part in PARTS}
+    return VariantScores(
+        changes=dict(changes),
+        runs=len(results),
+        seeds=sorted({result.seed for result in results}),
+        folds=sorted({result.fold for result in common}),
+        minutes_a_run=round(median(result.training.minutes for result in common), 2),
+        validation=scores["validation"],
+        test=scores["test"],
+        mean_by_seed={part: mean_by_seed(results, part, main) for part in PARTS},
+        gain=gain,
+    )
+
+
+def select_common(by_variant: Mapping[str, Sequence[RunResult]]) -> dict[str, list[RunResult]]:
+    """Select, for each variant, the results of the folds and seeds that all variants have.
 
     Raises
     ------
     ConfigError
         There is none.
     """
-    shared = set.intersection(*({(row["fold"], row["seed"]) for row in rows} for rows in by_variant.values()))
+    shared = set.intersection(*({_fold_and_seed(result) for result in found} for found in by_variant.values()))
     if not shared:
-        names = ", ".join(by_variant)
         raise ConfigError(
-            f"the variants {names} have no fold and seed in common yet; run them on the same --only-folds and --seeds."
+            f"the variants {', '.join(by_variant)} have no fold and seed in common yet; "
+            "run them on the same --only-folds and --seeds."
         )
-    return {name: [row for row in rows if (row["fold"], row["seed"]) in shared] for name, rows in by_variant.items()}
-
-
-def mean_by_seed(results: Sequence[Row], part: str, region: str) -> dict[str, float | None]:
-    """Return the mean Dice over patients of each seed by itself."""
     return {
-        str(seed): scores(cases_of([row for row in results if row["seed"] == seed], part), region)["mean"]
-        for seed in sorted({row["seed"] for row in results})
+        name: [result for result in found if _fold_and_seed(result) in shared] for name, found in by_variant.items()
     }
 
 
+def _fold_and_seed(result: Result) -> tuple[int, int]:
+    return result.fold, result.seed
+
+
+def mean_by_seed(results: Sequence[RunResult], part: Part, region: str) -> dict[str, float | None]:
+    """Return the mean Dice over patients of each seed."""
+    by_seed = {
+        seed: [result for result in results if result.seed == seed]
+        for seed in sorted({result.seed for result in results})
+    }
+    return {str(seed): score_region(cases_of(found, part), region).mean for seed, found in by_seed.items()}
+
+
 def main_region(regions: Sequence[str]) -> str:
-    """Return the region that a recipe is chosen by: tumor where one has such a name, else the last label.
+    """Return the region that variants are chosen by: a tumor by its name, or else the last label.
 
     >>> main_region(["kidney", "Tumour", "cyst"]), main_region(["liver", "spleen"])
     ('Tumour', 'spleen')
@@ -114,83 +158,90 @@ def main_region(regions: Sequence[str]) -> str:
     return next((name for name in regions if any(word in name.lower() for word in TUMOR_WORDS)), regions[-1])
 
 
-def cases_of(results: Iterable[Row], part: str) -> list[Row]:
+def cases_of(results: Iterable[Result], part: Part) -> list[ScoredCase]:
     """Return the scored cases of one part of all results."""
-    return [case for row in results for case in row["cases"] if case["part"] == part]
+    return [case for result in results for case in result.cases if case.part == part]
 
 
-def dice_of(case: Row, region: str) -> float:
-    """Return a case's Dice; NaN where neither mask has the region."""
-    dice = case["regions"][region]["dice"]
-    return math.nan if dice is None else float(dice)
+def case_dice(case: ScoredCase, region: str) -> float:
+    """Return a case's Dice; NaN if neither mask has the region."""
+    dice = case.regions[region].dice
+    return math.nan if dice is None else dice
 
 
-def dice_by_patient(cases: Iterable[Row], region: str) -> dict[str, float]:
-    """Return each patient's mean Dice; NaN where none of his cases has one."""
-    found: dict[str, list[float]] = {}
+def dice_by_patient(cases: Iterable[ScoredCase], region: str) -> dict[str, float]:
+    """Return each patient's mean Dice; NaN if no case of the patient has one."""
+    by_patient: dict[str, list[float]] = {}
     for case in cases:
-        found.setdefault(case["patient_id"], []).append(dice_of(case, region))
-    return {patient: mean_of(values) for patient, values in sorted(found.items())}
+        by_patient.setdefault(case.patient_id, []).append(case_dice(case, region))
+    return {patient: mean_of(values) for patient, values in sorted(by_patient.items())}
 
 
-def scores(cases: Sequence[Row], region: str) -> Row:
-    """Return the scores of a region over some cases; see the module."""
+def score_region(cases: Sequence[ScoredCase], region: str) -> RegionScores:
+    """Score a region over cases; the module says how."""
     patients = dice_by_patient(cases, region)
     known = [dice for dice in patients.values() if not math.isnan(dice)]
-    rows = [case["regions"][region] for case in cases]
-    present = dice_by_patient([case for case in cases if case["regions"][region]["reference_ml"] > 0], region)
-    reference, predicted, overlap = (
-        math.fsum(row[name] for row in rows) for name in ("reference_ml", "predicted_ml", "overlap_ml")
+    volumes = [case.regions[region] for case in cases]
+    present = dice_by_patient([case for case in cases if case.regions[region].reference_ml > 0], region)
+    reference = math.fsum(volume.reference_ml for volume in volumes)
+    predicted = math.fsum(volume.predicted_ml for volume in volumes)
+    overlap = math.fsum(volume.overlap_ml for volume in volumes)
+    return RegionScores(
+        patients=len(known),
+        mean=_round(mean_of(known)),
+        median=_round(median(known)) if known else None,
+        sd=_round(stdev(known)) if len(known) > 1 else None,
+        mean_where_there_is_any=_round(mean_of(list(present.values()))),
+        cases_without_region=sum(volume.dice is None for volume in volumes),
+        dice_global=_ratio(2 * overlap, reference + predicted),
+        precision_global=_ratio(overlap, predicted),
+        recall_global=_ratio(overlap, reference),
+        by_patient={patient: _round(dice) for patient, dice in patients.items()},
     )
-    return {
-        "patients": len(known),
-        "mean": rounded(mean_of(known)),
-        "median": rounded(median(known)) if known else None,
-        "sd": rounded(stdev(known)) if len(known) > 1 else None,
-        "mean_where_there_is_any": rounded(mean_of(list(present.values()))),
-        "cases_without_region": sum(row["dice"] is None for row in rows),
-        "dice_global": ratio(2 * overlap, reference + predicted),
-        "precision_global": ratio(overlap, predicted),
-        "recall_global": ratio(overlap, reference),
-        "by_patient": {patient: rounded(dice) for patient, dice in patients.items()},
-    }
 
 
-def gain(results: Sequence[Row], reference: Sequence[Row], part: str, region: str) -> Row:
-    """Return what a variant gains over the reference, over the folds and seeds that both have; see `with_right_silence`."""
-    both = {(row["fold"], row["seed"]) for row in results} & {(row["fold"], row["seed"]) for row in reference}
+def dice_gain(results: Sequence[Result], reference: Sequence[Result], part: Part, region: str) -> DiceGain:
+    """Compare the Dice of a variant and the reference, over the folds and seeds that both have.
+
+    Where only one of the two is right to find nothing, it gets the Dice 1: see `with_right_silence`.
+    """
+    both = {_fold_and_seed(result) for result in results} & {_fold_and_seed(result) for result in reference}
     ours, theirs = (
         {
-            (row["fold"], row["seed"], case["case_id"]): case
-            for row in rows
-            if (row["fold"], row["seed"]) in both
-            for case in row["cases"]
-            if case["part"] == part
+            (*_fold_and_seed(result), case.case_id): case
+            for result in found
+            if _fold_and_seed(result) in both
+            for case in result.cases
+            if case.part == part
         }
-        for rows in (results, reference)
+        for found in (results, reference)
     )
     shared = [key for key in ours if key in theirs]
-    pairs = with_right_silence([(dice_of(ours[key], region), dice_of(theirs[key], region)) for key in shared], best=1.0)
+    pairs = with_right_silence(
+        [(case_dice(ours[key], region), case_dice(theirs[key], region)) for key in shared], best=1.0
+    )
     by_patient: dict[str, list[tuple[float, float]]] = {}
     for key, pair in zip(shared, pairs, strict=True):
-        by_patient.setdefault(ours[key]["patient_id"], []).append(pair)
-    means = [(mean_of([a for a, _ in found]), mean_of([b for _, b in found])) for found in by_patient.values()]
-    found = paired_difference([a for a, _ in means], [b for _, b in means])
-    return {
-        "patients": found.patients,
-        "mean": rounded(found.mean),
-        "low": rounded(found.low),
-        "high": rounded(found.high),
-        "p": rounded(found.p),
-        "better": found.better,
-    }
+        by_patient.setdefault(ours[key].patient_id, []).append(pair)
+    difference = paired_difference(
+        [mean_of([own for own, _ in found]) for found in by_patient.values()],
+        [mean_of([other for _, other in found]) for found in by_patient.values()],
+    )
+    return DiceGain(
+        patients=difference.patients,
+        mean=_round(difference.mean),
+        low=_round(difference.low),
+        high=_round(difference.high),
+        p=_round(difference.p),
+        better=difference.better,
+    )
 
 
-def rounded(value: float) -> float | None:
-    """Return a figure as it stands in a record: four digits, None for NaN."""
+def _round(value: float) -> float | None:
+    """Round a score to four digits as records have it; None for NaN."""
     return None if math.isnan(value) else round(value, 4)
 
 
-def ratio(part: float, whole: float) -> float | None:
-    """Return a rounded ratio, None of nothing."""
-    return round(part / whole, 4) if whole else None
+def _ratio(part: float, total: float) -> float | None:
+    """Return a rounded ratio; None if the total is 0."""
+    return round(part / total, 4) if total else None

@@ -8,7 +8,16 @@ from typer.testing import CliRunner
 
 from slicemill.bench.cli import bench
 from slicemill.bench.harness.subject import phantom_subject
-from slicemill.bench.records.plan import KNOWN, OBJECTS, Collection, Inputs, checked, cost, inputs_of, share_of
+from slicemill.bench.records.plan import (
+    KNOWN,
+    OBJECTS,
+    Collection,
+    Inputs,
+    estimate_cost,
+    measured_over_model,
+    read_inputs,
+    worker_pace,
+)
 from slicemill.bench.records.tables import scale_table
 from slicemill.bench.stages.scaling import fit
 from slicemill.common.errors import ConfigError
@@ -37,11 +46,11 @@ def test_a_fit_is_that_of_numpy(rng):
 
 def test_cost_is_in_proportion_to_slices_and_workers():
     small, large = (Collection(name="", scans=100 * times, slices=30_000 * times) for times in (1, 10))
-    one = cost(small, INPUTS, 4)
+    one = estimate_cost(small, INPUTS, 4)
     assert one.ingest_hours == pytest.approx((30_000 * 0.004 + 100 * 0.1) / 4 / 3600)
-    assert cost(large, INPUTS, 4).ingest_hours == pytest.approx(10 * one.ingest_hours)
-    assert cost(small, INPUTS, 8).ingest_hours == pytest.approx(one.ingest_hours / 2)
-    assert cost(small, INPUTS, 200).ingest_hours == cost(small, INPUTS, 100).ingest_hours
+    assert estimate_cost(large, INPUTS, 4).ingest_hours == pytest.approx(10 * one.ingest_hours)
+    assert estimate_cost(small, INPUTS, 8).ingest_hours == pytest.approx(one.ingest_hours / 2)
+    assert estimate_cost(small, INPUTS, 200).ingest_hours == estimate_cost(small, INPUTS, 100).ingest_hours
     assert one.store_gb == pytest.approx(6.0)
     assert one.infer_hours == pytest.approx(30_000 / (2 * 10 * 3600))
     assert (one.objects, one.epoch_requests) == (500, 60_000)
@@ -75,8 +84,8 @@ def test_scale_is_measured_and_a_plan_follows_from_it(tmp_path, monkeypatch):
     assert (tmp_path / "s.png").stat().st_size > 10_000
     assert "ms a slice" in scale_table(record)
     with pytest.raises(ConfigError, match="nearly all start-up"):
-        share_of({"1": 3.1, "2": 3.05}, 3.0)
-    assert share_of({"1": 7.0, "2": 5.5}, 3.0) == 0.8
+        worker_pace({"1": 3.1, "2": 3.05}, 3.0)
+    assert worker_pace({"1": 7.0, "2": 5.5}, 3.0) == 0.8
     start = record["cases"]["seconds"]["start"]
     record["workers"] = {"1": start + 4.0, "2": start + 2.5}  # three small scans say nothing of it
     (tmp_path / "scale.json").write_text(json.dumps(record))
@@ -88,9 +97,9 @@ def test_scale_is_measured_and_a_plan_follows_from_it(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "National Lung Screening Trial" in done.output
     assert "of what the model says" in done.output
-    inputs = inputs_of(record, store, None)
+    inputs = read_inputs(record, store, None)
     assert inputs.slice_bytes == 300
-    assert checked(inputs, {"cases": 131, "slices": 58_638, "workers": 2, "seconds": 0.0}) == 0
+    assert measured_over_model(inputs, {"cases": 131, "slices": 58_638, "workers": 2, "seconds": 0.0}) == 0
     with pytest.raises(ConfigError, match="bench scale is needed"):
-        inputs_of(store, store, None)
+        read_inputs(store, store, None)
     assert CliRunner().invoke(bench, ["plan", *files, "--scans", "3"]).exit_code == 2

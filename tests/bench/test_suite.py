@@ -1,7 +1,8 @@
-"""The suite: every stage's record comes down to a headline; two records are compared; a scan of the user's stands in for a phantom."""
+"""The suite: records with a headline, comparison of two records, and scans of the user instead of phantoms."""
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from slicemill.bench.harness.clock import Timing
 from slicemill.bench.harness.headline import Timed, check, headline
 from slicemill.bench.harness.pagecache import drop
 from slicemill.bench.harness.subject import CASE_ID, phantom_subject, scan_subject
-from slicemill.bench.records.compare import compare, differences
-from slicemill.bench.records.sheet import PAGE, PICTURE, SHARES, draw, draw_shares, write_page
-from slicemill.bench.records.suite import Suite, one_stage
-from slicemill.bench.records.tables import all_table, export_table, limits_table, of_the_peak
+from slicemill.bench.records.compare import compare, machine_differences
+from slicemill.bench.records.figures import draw_stages, draw_time_shares
+from slicemill.bench.records.schema import Headline, Limit, MachineLimit
+from slicemill.bench.records.suite import SuiteOptions, all_table, run_stage, share_of_convolution
+from slicemill.bench.records.suite_page import PAGE, PICTURE, SHARES, write_page
+from slicemill.bench.records.tables import export_table, limits_table
 from slicemill.common.errors import ConfigError
 from slicemill.ct.phantom import write_collection
 from slicemill.infer.run.timing import STAGES as STOPWATCH
@@ -50,7 +53,7 @@ def test_a_check_that_fails_is_a_bug():
         check("one is two", holds=False)
 
 
-def test_a_change_is_told_from_noise():
+def test_a_change_is_distinguished_from_noise():
     before = record_of(100, 100, 100, seed=1)
     after = record_of(101, 150, 50, seed=2)
     same, faster, slower = compare(before, after)
@@ -70,7 +73,7 @@ def test_records_that_cannot_be_compared_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="in common"):
         compare(record_of(1), {"benchmark": "store", "results": {}})
     other = {**record_of(1), "machine": {"cpu": "b", "versions": {"numpy": "3"}}}
-    assert differences(record_of(1), other) == ["cpu: a -> b", "numpy: 2 -> 3"]
+    assert machine_differences(record_of(1), other) == ["cpu: a -> b", "numpy: 2 -> 3"]
     old, new = tmp_path / "a.json", tmp_path / "b.json"
     old.write_text(json.dumps(record_of(100)))
     new.write_text(json.dumps(record_of(200)))
@@ -110,30 +113,34 @@ def test_files_are_forgotten_and_keep_their_bytes(tmp_path):
 
 
 def test_every_stage_is_a_command_that_takes_what_the_suite_gives_it():
-    suite = Suite(quick=True, cold=True)
+    suite = SuiteOptions(quick=True, cold=True)
     assert list(suite.commands()) == ["limits", *STAGES]
     for words in suite.commands().values():
         done = CliRunner().invoke(bench, [*words, "--json", "x", "--help"])
         assert done.exit_code == 0, done.output
-    assert list(Suite(only=("store",)).commands()) == ["limits", "store"]
+    assert list(SuiteOptions(only=("store",)).commands()) == ["limits", "store"]
 
 
-def test_arithmetic_is_told_as_a_part_of_the_bare_convolution():
-    limits = {"convolution, float32": {"most": 300.0}}
-    assert of_the_peak({"per_second": 3.0, "gflop": 50.0, "arithmetic": "float32"}, limits) == 0.5
-    assert of_the_peak({"per_second": 3.0, "gflop": 50.0, "arithmetic": "bfloat16"}, limits) is None
-    assert of_the_peak({"per_second": 3.0}, limits) is None
+def test_arithmetic_is_shown_as_a_part_of_the_bare_convolution():
+    limits = {"convolution, float32": MachineLimit(most=300.0, unit="GFLOP/s")}
+    limit = Limit(name="bare", per_second=6.0, fraction=0.5)
+    headline = Headline(
+        ours="ours", per_second=3.0, limit=limit, peers={}, verified="", gflop=50.0, arithmetic="float32"
+    )
+    assert share_of_convolution(headline, limits) == 0.5
+    assert share_of_convolution(replace(headline, arithmetic="bfloat16"), limits) is None
+    assert share_of_convolution(replace(headline, gflop=None, arithmetic=None), limits) is None
 
 
 def test_time_shares_are_drawn(tmp_path):
     stages = {stage: {"seconds": 1.0, "share": 1 / len(STOPWATCH)} for stage in STOPWATCH}
     whole = {"light": {"stages": {"with post-processing": stages, "without post-processing": stages}}}
-    draw_shares(tmp_path / SHARES, {"results": {"whole": whole}})
+    draw_time_shares(tmp_path / SHARES, {"results": {"whole": whole}})
     assert (tmp_path / SHARES).stat().st_size > 5000
 
 
-def test_a_stage_that_fails_is_told_with_its_reason(tmp_path):
-    assert "no such folder" in one_stage(["store", "--data", str(tmp_path / "none")])
+def test_a_stage_that_fails_is_reported_with_its_reason(tmp_path):
+    assert "no such folder" in run_stage(["store", "--data", str(tmp_path / "none")])
 
 
 @pytest.mark.slow
@@ -156,7 +163,7 @@ def test_stages_end_in_one_record_table_page_and_picture(tmp_path):
     assert "http:" not in page
     assert "https:" not in page
     failed = {**record, "failed": {"infer": "no <b>luck</b>"}}
-    draw(tmp_path / "out" / PICTURE, failed)
+    draw_stages(tmp_path / "out" / PICTURE, failed)
     assert "no &lt;b&gt;luck" in write_page(tmp_path / "out", failed).read_text()
     changes = compare(record, record)
     assert {change.verdict for change in changes} == {"no difference"}

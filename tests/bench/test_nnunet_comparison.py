@@ -1,9 +1,9 @@
-"""The yardstick: nnU-Net gets our folds and our cases, and is scored as we are."""
+"""nnU-Net gets our folds and our cases, and is scored as we are."""
 
 import json
 import re
 import sys
-from pathlib import Path
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -11,15 +11,15 @@ import pytest
 
 from slicemill.bench.peers.environment import FILES
 from slicemill.bench.records.readme import TABLES
-from slicemill.bench.studies import study as study_module
-from slicemill.bench.studies import yardstick as yardstick_module
-from slicemill.bench.studies.runs import Run
-from slicemill.bench.studies.study import Study
-from slicemill.bench.studies.table import Table
-from slicemill.bench.studies.yardstick import Duel, run_duel, write_dataset
+from slicemill.bench.studies import nnunet_comparison
+from slicemill.bench.studies.experiment import Experiment
+from slicemill.bench.studies.nnunet_comparison import NnunetComparison, compare_with_nnunet, write_dataset
+from slicemill.bench.studies.results import FoldRun
+from slicemill.common.documents import to_document
 from slicemill.common.errors import ConfigError
 from slicemill.common.files import read_json, write_json
 from slicemill.store.reader import open_store
+from tests.bench.made_up import DESIGN, run_result, scored_case
 
 PEER = f"""#!{sys.executable}
 import json, pathlib, sys
@@ -31,41 +31,34 @@ for path in (folder / "raw" / sys.argv[2] / "imagesTs").iterdir():
     image = nib.load(path)
     label = (np.asarray(image.dataobj) > 60).astype(np.uint8)
     nib.save(nib.Nifti1Image(label, image.affine), folder / "segmented" / path.name.replace("_0000", ""))
-said = {{"iterations": 30, "batch": 4, "patch": [64, 64], "minutes": 1.0, "argv": sys.argv[1:]}}
-(folder / "peer.json").write_text(json.dumps(said))
+report = {{"iterations": 30, "batch": 4, "patch": [64, 64], "minutes": 1.0, "argv": sys.argv[1:]}}
+(folder / "peer.json").write_text(json.dumps(report))
 """
 
 
 @pytest.fixture
-def nothing_installed(monkeypatch, stored, tmp_path):
-    """Stands for nnU-Net's environment and for our own trainings; all else is as it is."""
+def fake_tools(monkeypatch, stored, tmp_path):
+    """Replaces nnU-Net's environment and our own trainings."""
 
-    def prepare(study, shell):
-        for fold in range(study.table.folds):
+    def prepare(experiment, runner):
+        for fold in range(experiment.design.folds):
             write_json(
-                study.place.split(fold),
+                experiment.folder.split_file(fold),
                 {"train": ["volume-0", "volume-5"], "validation": ["volume-1"], "test": [f"volume-{2 + fold}"]},
             )
-        study.place.store.symlink_to(stored)
+        experiment.folder.store.symlink_to(stored)
         return open_store(stored)
 
-    def ours(run, place, sought, shell, tell):
+    def run_fold(request, folder, runner, log):
+        run = request.run
         cases = [
-            {
-                "case_id": case_id,
-                "patient_id": case_id,
-                "part": "test",
-                "regions": {
-                    name: {"dice": 0.75, "reference_ml": 4.0, "predicted_ml": 4.0, "overlap_ml": 3.0}
-                    for name in ("liver", "tumor")
-                },
-            }
-            for case_id in sought["split"]["test"]
+            replace(scored_case(case_id, 0.75, volumes=(4.0, 4.0, 3.0), regions=("liver", "tumor")), case_id=case_id)
+            for case_id in request.inputs.split["test"]
         ]
-        row = {"variant": run.variant, "fold": run.fold, "seed": run.seed, **sought, "cases": cases,
-               "training": {"minutes": 1.0, "slices_per_second": 20.0}, "machine": {"commit": "abc"}}  # fmt: skip
-        write_json(place.result(run), row)
-        return row
+        result = run_result(run.variant, cases, run.fold, run.seed, **vars(request.inputs))
+        result = replace(result, training=replace(result.training, minutes=1.0))
+        write_json(folder.result_file(run), to_document(result))
+        return result
 
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -73,19 +66,19 @@ def nothing_installed(monkeypatch, stored, tmp_path):
     (tools / "nnUNetv2_plan_and_preprocess").write_text("#!/bin/sh\nenv | grep ^nnUNet_ | sort\n")
     for path in tools.iterdir():
         path.chmod(0o755)
-    monkeypatch.setattr(yardstick_module, "prepare", prepare)
-    monkeypatch.setattr(yardstick_module, "environment", lambda *_: tools / "python")
-    monkeypatch.setattr(yardstick_module, "carry_out", ours)
-    monkeypatch.setattr(study_module, "prepare", prepare)
+    monkeypatch.setattr(nnunet_comparison, "prepare", prepare)
+    monkeypatch.setattr(nnunet_comparison, "environment", lambda *_: tools / "python")
+    monkeypatch.setattr(nnunet_comparison, "run_fold", run_fold)
 
 
-def duel(out, **more):
-    table = Table(variants={"default": {}}, settings={"width": 4}, folds=2, epochs=2, steps=3)
-    return Duel(study=Study(table=table, out=out, phantoms=6, only_folds=(0,)), minutes=more.get("minutes", 1.5))
+def make_comparison(out, minutes=1.5):
+    design = replace(DESIGN, variants={"default": {}})
+    experiment = Experiment(design=design, out=out, phantoms=6, only_folds=(0,))
+    return NnunetComparison(experiment=experiment, minutes=minutes)
 
 
-def test_nnunet_gets_our_fold_and_is_scored_as_we_are(nothing_installed, stored, tmp_path):
-    record = run_duel(duel(tmp_path))
+def test_nnunet_gets_our_fold_and_is_scored_as_we_are(fake_tools, stored, tmp_path):
+    record = to_document(compare_with_nnunet(make_comparison(tmp_path)))
     folder = tmp_path / "runs" / "nnunet-2d-1-5-minutes_fold-0_seed-0"
     raw = folder / "raw" / "Dataset001_fold"
     assert {path.name for path in (raw / "imagesTr").iterdir()} == {f"volume-{n}_0000.nii.gz" for n in (0, 1, 5)}
@@ -104,20 +97,21 @@ def test_nnunet_gets_our_fold_and_is_scored_as_we_are(nothing_installed, stored,
     assert read_json(tmp_path / "results" / "default-1-5-minutes_fold-0_seed-0.json")["settings"]["max_minutes"] == 1.5
 
 
-def test_folds_that_are_done_are_not_done_again(nothing_installed, tmp_path, monkeypatch):
-    first = run_duel(duel(tmp_path))
+def test_folds_that_are_done_are_not_done_again(fake_tools, tmp_path, monkeypatch):
+    first = compare_with_nnunet(make_comparison(tmp_path))
 
     def never(*_):
         raise AssertionError("done again")
 
-    monkeypatch.setattr(yardstick_module, "peer_run", never)
-    monkeypatch.setattr(yardstick_module, "prepare", lambda study, shell: open_store(study.place.store))
-    again = run_duel(duel(tmp_path))
-    assert again["contenders"] == first["contenders"]
+    monkeypatch.setattr(nnunet_comparison, "run_nnunet", never)
+    monkeypatch.setattr(nnunet_comparison, "run_fold", never)
+    monkeypatch.setattr(nnunet_comparison, "prepare", lambda experiment, runner: open_store(experiment.folder.store))
+    again = compare_with_nnunet(make_comparison(tmp_path))
+    assert to_document(again)["contenders"] == to_document(first)["contenders"]
 
 
-def test_the_table_says_how_much_both_saw(nothing_installed, tmp_path):
-    shown = TABLES["yardstick"](run_duel(duel(tmp_path)))
+def test_the_table_shows_how_many_slices_both_saw(fake_tools, tmp_path):
+    shown = TABLES["yardstick"](to_document(compare_with_nnunet(make_comparison(tmp_path))))
     assert "| nnU-Net 2D | " in shown
     assert "30 steps over 120 slices of 64x64 and ours (variant default) about 1,200 slices" in shown
     assert re.search(r"liver: slicemill over nnU-Net 0\.\d{3}, better in 1 of 1 patients", shown)
@@ -141,12 +135,14 @@ def test_the_versions_of_the_peer_are_pinned_by_name_and_version_alone():
     compile((FILES / "peer.py").read_text(), "peer.py", "exec")
 
 
-def test_a_duel_without_time_is_refused(tmp_path):
+def test_a_comparison_without_time_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="--minutes 0: must be above 0"):
-        duel(tmp_path, minutes=0)
+        make_comparison(tmp_path, minutes=0)
 
 
 def test_a_contender_of_other_minutes_is_another_run(tmp_path):
-    assert duel(tmp_path).run("nnunet-2d", 0) == Run(variant="nnunet-2d-1-5-minutes", fold=0, seed=0)
-    assert duel(tmp_path, minutes=20).run("default", 1).name == "default-20-minutes_fold-1_seed-0"
-    assert Path(duel(tmp_path).study.place.result(duel(tmp_path).run("default", 0))).parent.name == "results"
+    run = make_comparison(tmp_path).run("nnunet-2d", 0)
+    assert run == FoldRun(variant="nnunet-2d-1-5-minutes", fold=0, seed=0)
+    longer = make_comparison(tmp_path, minutes=20)
+    assert longer.run("default", 1).name == "default-20-minutes_fold-1_seed-0"
+    assert longer.experiment.folder.result_file(run).parent.name == "results"

@@ -1,0 +1,59 @@
+"""Options that several benchmark commands share, and readers of their values."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slicemill.common.errors import UsageError
+
+Quick = Annotated[bool, typer.Option("--quick", help="Run 3 rounds and fewer slices.")]
+Data = Annotated[
+    Path | None, typer.Option(help="Your collection, to take one scan from; by default a phantom is made.")
+]
+Cold = Annotated[bool, typer.Option("--cold", help="Drop the files from the page cache before every run.")]
+Environments = Annotated[
+    Path, typer.Option(help="Folder of the peers' environments, which are made the first time and then reused.")
+]
+Json = Annotated[Path | None, typer.Option(help="File to write the record to.")]
+
+
+def parse_names(text: str | None) -> tuple[str, ...]:
+    """Read names separated by commas; empty for None.
+
+    >>> parse_names("default, one-slice"), parse_names(None)
+    (('default', 'one-slice'), ())
+    """
+    return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
+def parse_known_names(option: str, text: str | None, known: Collection[str], kind: str) -> tuple[str, ...]:
+    """Read names that must be among the known ones.
+
+    Raises
+    ------
+    UsageError
+        A name is not known. The message calls it by its `kind`.
+    """
+    names = parse_names(text)
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"{option} {unknown[0]}: no such {kind}; they are {', '.join(known)}.")
+    return names
+
+
+def parse_integers(option: str, text: str | None) -> tuple[int, ...]:
+    """Read whole numbers separated by commas; empty for None.
+
+    Raises
+    ------
+    UsageError
+        It is not a list of whole numbers.
+
+    >>> parse_integers("--seeds", "0, 2")
+    (0, 2)
+    """
+    parts = parse_names(text)
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"{option} {text}: expected whole numbers like 0,1,2.")
+    return tuple(int(part) for part in parts)

@@ -1,0 +1,145 @@
+"""Scores of `slicemill demo`, as its summary holds them, and their Markdown table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from slicemill.bench.records.markdown import format_machine_name, format_score, table_lines
+from slicemill.bench.records.schema import Document, read_machine, read_record
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionDice:
+    """Overlap of one region over the test cases."""
+
+    dice_per_case: float | None
+    """Mean Dice over cases."""
+    dice_global: float | None
+    """Dice of the voxels of all cases together."""
+    precision_global: float | None
+    """Precision of the voxels of all cases together."""
+    recall_global: float | None
+    """Recall of the voxels of all cases together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TumorDetection:
+    """Answers to "is there a tumor?"."""
+
+    positives: int
+    """Cases or slices with tumor."""
+    negatives: int
+    """Cases or slices without tumor."""
+    accuracy: float | None
+    """Share of right answers."""
+    sensitivity: float | None
+    """Share of right answers where there is tumor."""
+    specificity: float | None
+    """Share of right answers where there is none."""
+    auc: float | None
+    """Area under the ROC curve."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoScores:
+    """The part of an evaluation that the demo shows."""
+
+    regions: Mapping[str, RegionDice]
+    """Overlap by region."""
+    tumor_by_case: TumorDetection | None
+    """Answers for cases."""
+    tumor_by_slice: TumorDetection | None
+    """Answers for slices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandScores:
+    """Scores of the threshold baseline."""
+
+    band_hu: tuple[int, int]
+    """The HU band: low <= HU < high."""
+    dice_per_case: float | None
+    """Mean tumor Dice over cases."""
+    dice_global: float | None
+    """Tumor Dice of the voxels of all cases together."""
+    by_case: Mapping[str, float | None]
+    """Tumor Dice of each case; None if neither mask has tumor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TumorComparison:
+    """Mean tumor Dice over the cases whose reference has tumor. There, empty masks neither gain nor lose."""
+
+    cases: int
+    """Cases with tumor."""
+    network: float
+    """Of the network."""
+    baseline: float
+    """Of the threshold baseline."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSummary:
+    """Content of ``summary.json``."""
+
+    collection: str
+    """Name of the collection's folder, or phantoms."""
+    cases: Mapping[str, int]
+    """Number of cases by part: train, validation, test."""
+    seed: int
+    """Seed of phantoms, split and training."""
+    training_minutes: float
+    """Time limit of the training, minutes."""
+    config: str | None
+    """Settings of the training as TOML; None for the defaults."""
+    minutes: float
+    """Time of everything, minutes."""
+    scores: Mapping[str, Any]
+    """The parts ``regions``, ``tumor_by_case``, ``tumor_by_slice`` and ``by_case`` of the evaluation."""
+    baseline: BandScores
+    """The threshold baseline."""
+    where_there_is_tumor: TumorComparison
+    """Both on the cases with tumor."""
+    machine: Mapping[str, Any]
+    """Machine description as `machine_info` returns it."""
+
+
+def scores_table(document: Document) -> str:
+    """Format the scores of a demo as Markdown."""
+    summary = read_record(DemoSummary, document)
+    scores = read_record(DemoScores, summary.scores)
+    band, tumor = summary.baseline, summary.where_there_is_tumor
+    low, high = band.band_hu
+    rows = [
+        [
+            f"{name}, network",
+            *map(format_score, (row.dice_per_case, row.dice_global, row.precision_global, row.recall_global)),
+        ]
+        for name, row in scores.regions.items()
+    ]
+    rows += [
+        [
+            f"tumor, best HU band ({low} to {high})",
+            format_score(band.dice_per_case),
+            format_score(band.dice_global),
+            "-",
+            "-",
+        ],
+        [f"tumor, where there is tumor ({tumor.cases} cases): network", format_score(tumor.network), "-", "-", "-"],
+        ["the same, best HU band", format_score(tumor.baseline), "-", "-", "-"],
+    ]
+    detections = {"case": scores.tumor_by_case, "slice": scores.tumor_by_slice}
+    answers = [_format_detection(part, found) for part, found in detections.items() if found is not None]
+    note = (
+        f"Tumor yes or no, {'; '.join(answers)}. {summary.minutes:.1f} minutes in all on "
+        f"{format_machine_name(read_machine(summary.machine))}."
+    )
+    header = ["", "Dice per case", "Dice global", "precision", "recall"]
+    return "\n".join([*table_lines(header, rows), "", note])
+
+
+def _format_detection(part: str, found: TumorDetection) -> str:
+    rates = {"accuracy": found.accuracy, "sensitivity": found.sensitivity, "specificity": found.specificity,
+             "AUC": found.auc}  # fmt: skip
+    shown = ", ".join(f"{name} {value:.2f}" for name, value in rates.items() if value is not None)
+    return f"per {part} ({found.positives} with, {found.negatives} without): {shown}"

@@ -1,0 +1,113 @@
+"""Pictures of `bench all`: the stages with their limits and peers, and where the time of inference goes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slicemill.bench.records.markdown import format_number
+from slicemill.bench.records.schema import Document, Stage, SuiteRecord, read_record
+from slicemill.common.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LEGIBLE_PERCENT = 3.0
+"""Width of a bar that has room for its figure."""
+OUR_COLOR, PEER_COLOR, LIMIT_COLOR = "#2f6ea8", "#b9c3cd", "#c0392b"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StageShare:
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NetworkShares:
+    stages: Mapping[str, Mapping[str, _StageShare]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Networks:
+    whole: Mapping[str, _NetworkShares]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _InferShares:
+    results: _Networks
+
+
+def save_figure(path: Path, figure: "Figure") -> None:
+    """Write a figure as PNG, atomically, and close it."""
+    from matplotlib import pyplot
+
+    with atomic_write(path) as part:
+        figure.savefig(part, format="png", dpi=110)
+    pyplot.close(figure)
+
+
+def draw_stages(path: Path, document: Document) -> None:
+    """Draw a panel for each stage as PNG: bars for ours and the peers, a line for the limit."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    stages = read_record(SuiteRecord, document).stages
+    heights = [0.62 + 0.3 * (1 + len(stage.headline.peers)) for stage in stages.values()]
+    figure, axes = pyplot.subplots(
+        len(stages), 1, figsize=(9.0, sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
+    )
+    for (name, stage), panel in zip(stages.items(), axes[:, 0], strict=True):
+        _draw_stage(panel, name, stage)
+    save_figure(path, figure)
+
+
+def _draw_stage(panel: "Axes", name: str, stage: Stage) -> None:
+    limit, peers = stage.headline.limit, stage.headline.peers
+    rates = {"slicemill": stage.headline.per_second} | {peer: row.per_second for peer, row in peers.items()}
+    panel.barh(list(rates), list(rates.values()), color=[OUR_COLOR, *[PEER_COLOR] * len(peers)], height=0.66)
+    panel.set_ylim(len(rates) - 0.4, -0.6)
+    panel.axvline(limit.per_second, color=LIMIT_COLOR, linewidth=1.6)
+    panel.set_xlim(0, 1.16 * max(limit.per_second, *rates.values()))
+    for position, rate in enumerate(rates.values()):
+        box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.4}
+        panel.annotate(format_number(rate), (rate, position), (4, 0), textcoords="offset points", va="center",
+                       fontsize=8, bbox=box)  # fmt: skip
+    clock = "CPU time" if stage.is_cpu_time else "time"
+    panel.set_title(f"{name}: {stage.unit_name} a second of {clock}   (line: {limit.name})", fontsize=9, loc="left")
+    panel.tick_params(labelsize=8)
+    for side in ("top", "right"):
+        panel.spines[side].set_visible(False)
+
+
+def draw_time_shares(path: Path, document: Document) -> None:
+    """Draw the time shares of the inference pipeline as PNG, from the record of `bench infer`.
+
+    One bar for each network, with and without post-processing; the times of all threads are added.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    bars = {
+        f"{network},\n{kind}": stages
+        for network, shares in read_record(_InferShares, document).results.whole.items()
+        for kind, stages in shares.stages.items()
+    }
+    figure, panel = pyplot.subplots(figsize=(9.0, 0.9 + 0.62 * len(bars)), layout="constrained")
+    left = dict.fromkeys(bars, 0.0)
+    for color, name in enumerate(next(iter(bars.values()))):
+        percents = [100 * stages[name].share for stages in bars.values()]
+        panel.barh(list(bars), percents, left=list(left.values()), label=name, height=0.66, color=f"C{color}")
+        for position, (bar, percent) in enumerate(zip(bars, percents, strict=True)):
+            if percent >= LEGIBLE_PERCENT:
+                panel.text(left[bar] + percent / 2, position, f"{percent:.0f}", ha="center", va="center", fontsize=8)
+            left[bar] += percent
+    panel.invert_yaxis()
+    panel.set(xlim=(0, 100), xlabel="% of the time of all threads")
+    panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=9, fontsize=8, frameon=False, handlelength=1.2)
+    panel.tick_params(labelsize=8)
+    save_figure(path, figure)

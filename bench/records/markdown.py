@@ -1,0 +1,54 @@
+"""Cells and rows of Markdown tables, and the machine phrase under each of them."""
+
+from collections.abc import Iterable, Sequence
+
+from slicemill.bench.records.schema import Machine
+
+
+def table_row(cells: Iterable[str]) -> str:
+    """Format one row.
+
+    >>> table_row(["a", "", "1"])
+    '| a | | 1 |'
+    """
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
+
+
+def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Format a header, its rule and the rows, a line each."""
+    return [table_row(header), f"|{'---|' * len(header)}", *map(table_row, rows)]
+
+
+def format_ratio(value: float | None) -> str:
+    """Format a ratio with two decimals; a dash where it was not measured."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def format_number(value: float | None) -> str:
+    """Format a figure with three significant digits; a dash for None.
+
+    >>> format_number(1234.5), format_number(0.031), format_number(None)
+    ('1,234', '0.031', '-')
+    """
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def format_score(value: float | None) -> str:
+    """Format a score with three decimals; a dash for None."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def format_integers(values: Iterable[int]) -> str:
+    """Format whole numbers with commas between them.
+
+    >>> format_integers([0, 2])
+    '0, 2'
+    """
+    return ", ".join(map(str, values))
+
+
+def format_machine_name(machine: Machine) -> str:
+    """Format the number of cores and the processor."""
+    return f"{machine.cores} cores of {machine.cpu}"

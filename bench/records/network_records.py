@@ -1,0 +1,204 @@
+"""What the tables show of benchmarks of networks, as types. A `Struct` renames keys that hold spaces."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from msgspec import Struct
+from msgspec import field as key
+
+from slicemill.bench.records.schema import Headline, Machine, Measured, Rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClockRatios:
+    """How many times as fast, by each clock."""
+
+    wall: float | None = None
+    """By the wall clock; None if it was not compared."""
+    cpu: float | None = None
+    """By CPU time; None if it was not compared."""
+
+
+class NetworkRates(Struct, frozen=True, kw_only=True):
+    """Inference with one network."""
+
+    results: Mapping[str, Rate]
+    """Rates by contender."""
+    over_bare_session: Mapping[str, ClockRatios] = key(name="of the bare session")
+    """Rates over that of the bare session."""
+    over_bare_lanes: Mapping[str, ClockRatios] = key(name="of the bare lanes", default_factory=dict)
+    """Rates over that of a batch on each core."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostCost:
+    """Everything around the network."""
+
+    times_less: float
+    """CPU time of the usual script over ours."""
+    cpu_milliseconds_a_slice: Mapping[str, float]
+    """CPU time of a slice by contender, ms."""
+
+
+class EngineRatios(Struct, frozen=True, kw_only=True):
+    """onnxruntime and torch with the same network."""
+
+    over_torch: ClockRatios = key(name="over torch eager")
+    """Rate of onnxruntime over torch's."""
+    over_torch_channels_last: ClockRatios = key(name="over torch eager, channels last")
+    """The same with torch's channels-last layout."""
+
+
+class ComponentRatios(Struct, frozen=True, kw_only=True):
+    """Connected components, ours and scipy's."""
+
+    equal: bool
+    """Whether both gave the same labels."""
+    over_scipy: ClockRatios = key(name="over scipy")
+    """Our rate over scipy's."""
+
+
+class ManyScansRatios(Struct, frozen=True, kw_only=True):
+    """One call for a folder of small scans."""
+
+    over_session: ClockRatios = key(name="over a session called scan by scan")
+    """Over one session that is called once per scan."""
+    over_command: ClockRatios = key(name="over the command called scan by scan")
+    """Over one command per scan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferResults:
+    """Results of `bench infer`."""
+
+    whole: Mapping[str, NetworkRates]
+    """From files to files, by network."""
+    host: HostCost
+    """Everything around the network."""
+    engines: EngineRatios
+    """onnxruntime over torch."""
+    components: ComponentRatios
+    """Post-processing over scipy."""
+    many: ManyScansRatios
+    """Many small scans."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferRecord(Measured):
+    """Record of `bench infer`."""
+
+    rounds: int
+    """Interleaved rounds."""
+    results: InferResults
+    """What was compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSize:
+    """Size of a U-Net."""
+
+    width: int
+    """Channels of the first level."""
+    depth: int
+    """Levels below the first."""
+
+
+class TrainRecord(Struct, frozen=True, kw_only=True):
+    """Record of `bench train`."""
+
+    unit: str
+    """Unit of work."""
+    network: NetworkSize
+    """The network."""
+    precision: str
+    """Number format of the training."""
+    device: str
+    """Device type."""
+    results: Mapping[str, Rate]
+    """Rates by contender."""
+    over_bare_network: Mapping[str, float | None] = key(name="of the bare forward and backward")
+    """Rates over that of the bare network."""
+    waiting_share: float = key(name="share of time spent waiting for the loader")
+    """Waiting time over all time."""
+    machine: Machine
+    """Where it was measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureRecord(Measured):
+    """Record of `bench measure`."""
+
+    shape_zyx: tuple[int, int, int]
+    """Voxels of the scan."""
+    objects: int
+    """Liver and lesions."""
+    rounds: int
+    """Interleaved rounds."""
+    seconds_ours: float
+    """CPU seconds of ours, all objects."""
+    seconds_boxes: float
+    """CPU seconds of transforms of boxes."""
+    seconds_medpy_an_object: tuple[float, ...]
+    """CPU seconds of medpy's method for each object tried."""
+    times_boxes: float
+    """Time of the boxes over ours."""
+    times_medpy: float
+    """Time of medpy's method over ours, extrapolated."""
+    largest_difference_mm: float
+    """Largest difference of any distance, mm."""
+    scan_mib: float
+    """Size of a mask, MiB."""
+    memory_mib: float
+    """Extra memory of ours, MiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRecord(Measured):
+    """Record of `bench export`."""
+
+    results: Mapping[str, Rate]
+    """Times by contender."""
+    model_mb: float
+    """Size of the model file, MB."""
+    proof_slices: int
+    """Slices on which onnxruntime and torch were compared."""
+    headline: Headline
+    """Our rate with its limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeersRecord(Measured):
+    """Record of `bench peers`."""
+
+    cases: int
+    """Scans."""
+    slices: int
+    """Slices of each scan."""
+    page_cache: str
+    """State of the page cache."""
+    headline: Headline
+    """Our rate with limit and peers."""
+    not_run: Mapping[str, str]
+    """Peers that did not run, with the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanRate:
+    """A contender of `bench peers --kind inference`."""
+
+    scans_per_second: float
+    """Scans per second."""
+    per_second: float
+    """Slices per second."""
+    cpu_milliseconds: float
+    """CPU time of a slice, ms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeersInferenceRecord(PeersRecord):
+    """Record of `bench peers --kind inference`."""
+
+    results: Mapping[str, ScanRate]
+    """Rates by contender."""
+    dice: Mapping[str, Mapping[str, float]]
+    """Dice of each peer's labels with ours, by label name."""

@@ -1,0 +1,313 @@
+"""Records of segmentation quality: variants of the settings, and slicemill against nnU-Net. Their Markdown tables."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from slicemill.bench.records.markdown import (
+    format_integers,
+    format_machine_name,
+    format_score,
+    table_lines,
+)
+from slicemill.bench.records.schema import Document, read_machine, read_record
+from slicemill.common.documents import from_document
+
+Part = Literal["validation", "test"]
+PARTS: tuple[Part, ...] = ("validation", "test")
+"""Parts of a fold that are scored. Variants are chosen by the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionScores:
+    """Scores of one region over cases; `slicemill.bench.studies.summary` defines them."""
+
+    patients: int
+    """Patients with a Dice."""
+    mean: float | None
+    """Mean Dice over patients."""
+    median: float | None
+    """Median Dice over patients."""
+    sd: float | None
+    """Standard deviation over patients; None below two."""
+    mean_where_there_is_any: float | None
+    """Mean Dice over patients, of cases whose reference has the region."""
+    cases_without_region: int
+    """Cases in which neither mask has the region."""
+    dice_global: float | None
+    """Dice of the volumes of all cases together."""
+    precision_global: float | None
+    """Precision of the volumes of all cases together."""
+    recall_global: float | None
+    """Recall of the volumes of all cases together."""
+    by_patient: Mapping[str, float | None]
+    """Mean Dice of each patient; None if no case has one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiceGain:
+    """Paired difference of Dice over patients."""
+
+    patients: int
+    """Patients compared."""
+    mean: float | None
+    """Mean difference."""
+    low: float | None
+    """Lower end of the 95 % bootstrap interval."""
+    high: float | None
+    """Upper end of the 95 % bootstrap interval."""
+    p: float | None
+    """p of Wilcoxon's signed-rank test, two-sided."""
+    better: int
+    """Patients with a higher Dice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantScores:
+    """Results of one variant."""
+
+    changes: Mapping[str, Any]
+    """Settings that differ from the shared ones."""
+    runs: int
+    """Finished runs."""
+    seeds: Sequence[int]
+    """Seeds of the finished runs."""
+    folds: Sequence[int]
+    """Folds that are compared."""
+    minutes_a_run: float
+    """Median training time of a run, minutes."""
+    validation: Mapping[str, RegionScores]
+    """Scores of the validation parts by region."""
+    test: Mapping[str, RegionScores]
+    """Scores of the test parts by region."""
+    mean_by_seed: Mapping[Part, Mapping[str, float | None]]
+    """Mean Dice of the main region by part and seed."""
+    gain: Mapping[Part, Mapping[str, DiceGain]] | None
+    """Gain over the reference by part and region; None for the reference."""
+
+    def scores(self, part: Part) -> Mapping[str, RegionScores]:
+        """Return the scores of a part by region."""
+        return self.validation if part == "validation" else self.test
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """Folds and seeds that all variants have."""
+
+    folds: Sequence[int]
+    """Numbers of the folds."""
+    seeds: Sequence[int]
+    """The seeds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityRecord:
+    """Record of `bench quality`."""
+
+    benchmark: str = "quality"
+    """Kind of the record."""
+    date: str
+    """When the record was made, ISO 8601."""
+    collection: str
+    """Name of the collection's folder."""
+    patients: int
+    """Patients that were validated or tested."""
+    folds: int
+    """Folds of the cross-validation."""
+    over: Coverage
+    """Folds and seeds of the scores."""
+    steps: int
+    """Training steps of a run."""
+    settings: Mapping[str, Any]
+    """Settings that all variants share."""
+    tuned: bool = False
+    """Whether post-processing was tuned on the validation parts; missing in early records."""
+    convention: str
+    """How cases without the region are scored."""
+    region: str
+    """The region that the variant is chosen by."""
+    reference: str
+    """The variant that the others are compared with."""
+    chosen: str
+    """The variant with the best validation score."""
+    chosen_by: str
+    """The score that it was chosen by."""
+    variants: Mapping[str, VariantScores]
+    """Results by variant."""
+    commits: Sequence[str]
+    """Commits of the runs."""
+    machine: Mapping[str, Any]
+    """Machine description as `machine_info` returns it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NnunetRecord:
+    """Record of `bench yardstick`."""
+
+    benchmark: str = "yardstick"
+    """Kind of the record."""
+    date: str
+    """When the record was made, ISO 8601."""
+    collection: str
+    """Name of the collection's folder."""
+    folds: Sequence[int]
+    """Folds that were compared."""
+    of_folds: int
+    """Folds of the cross-validation."""
+    minutes: float
+    """Training time of each contender, minutes."""
+    variant: str
+    """The variant of our settings."""
+    settings: Mapping[str, Any]
+    """Its settings that are not the defaults."""
+    convention: str
+    """How cases without the region are scored."""
+    region: str
+    """The main region."""
+    contenders: Mapping[str, Mapping[str, Any]]
+    """First nnU-Net, then ours: ``training`` with an entry for each fold, and `RegionScores` by region."""
+    gain: Mapping[str, DiceGain]
+    """Our gain over nnU-Net by region."""
+    commits: Sequence[str]
+    """Commits of the runs."""
+    machine: Mapping[str, Any]
+    """Machine description as `machine_info` returns it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NnunetTraining:
+    iterations: int
+    batch: int
+    patch: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OurTraining:
+    minutes: float
+    slices_per_second: float
+
+
+def quality_table(document: Document) -> str:
+    """Format the scores of all variants as Markdown: one table for each region and part."""
+    record = read_record(QualityRecord, document)
+    reference = record.variants[record.reference]
+    lines: list[str] = []
+    for region in reference.test:
+        for part in PARTS:
+            header = [
+                f"{region}, {part} ({reference.scores(part)[region].patients} patients)",
+                "Dice per patient, mean ± SD",
+                "median",
+                f"over {record.reference} [95 %], p",
+                "Dice global",
+                "precision",
+                "recall",
+            ]
+            rows = [_variant_row(name, variant, part, region) for name, variant in record.variants.items()]
+            lines += [*table_lines(header, rows), ""]
+    return "\n".join([*lines, _quality_note(record)])
+
+
+def _variant_row(name: str, variant: VariantScores, part: Part, region: str) -> list[str]:
+    mean, median, *pooled = _score_cells(variant.scores(part)[region])
+    gain = "-" if variant.gain is None else _format_gain(variant.gain[part][region])
+    return [name, mean, median, gain, *pooled]
+
+
+def _score_cells(scores: RegionScores) -> list[str]:
+    """Return mean with deviation, median, global Dice, precision, recall."""
+    spread = "" if scores.sd is None else f" ± {scores.sd:.3f}"
+    pooled = (scores.dice_global, scores.precision_global, scores.recall_global)
+    return [format_score(scores.mean) + spread, format_score(scores.median), *map(format_score, pooled)]
+
+
+def _format_gain(gain: DiceGain) -> str:
+    """Format a gain with its interval and p."""
+    if gain.mean is None or gain.low is None:
+        return format_score(gain.mean)
+    p = "" if gain.p is None else f", p {gain.p:.2g}"
+    return f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]{p}"
+
+
+def _quality_note(record: QualityRecord) -> str:
+    first = record.variants[record.reference]
+    without = sum(scores.cases_without_region for scores in first.test.values())
+    tuned = "Post-processing chosen on the validation part of each fold, whose figures it flatters. "
+    return (
+        f"{record.collection}, {record.patients} patients validated or tested, "
+        f"fold {format_integers(record.over.folds)} of {record.folds} by patient, "
+        f"seed {format_integers(record.over.seeds)}, {record.steps:,} steps a run. {tuned if record.tuned else ''}"
+        f"Chosen by {record.chosen_by}: {record.chosen}. {_describe_changes(record.variants)}"
+        f"{_describe_seeds(record.variants)}{record.convention} "
+        f"({without} cases left out so in the test parts of {record.reference}). "
+        f"{first.minutes_a_run:.1f} minutes a training, {_origin(record)}."
+    )
+
+
+def _describe_changes(variants: Mapping[str, VariantScores]) -> str:
+    changed = "; ".join(
+        f"{name}: {', '.join(f'{key} = {value}' for key, value in variant.changes.items())}"
+        for name, variant in variants.items()
+        if variant.changes
+    )
+    return f"{changed}. " if changed else ""
+
+
+def _describe_seeds(variants: Mapping[str, VariantScores]) -> str:
+    """Describe the mean of each seed, for variants with several seeds."""
+    parts = [
+        f"{name} by seed, {part} {', '.join(map(format_score, variant.mean_by_seed[part].values()))}"
+        for name, variant in variants.items()
+        if len(variant.seeds) > 1
+        for part in PARTS
+    ]
+    return f"{'; '.join(parts)}. " if parts else ""
+
+
+def yardstick_table(document: Document) -> str:
+    """Format the scores of slicemill and nnU-Net as Markdown."""
+    record = read_record(NnunetRecord, document)
+    lines: list[str] = []
+    for region, gain in record.gain.items():
+        header = [f"{region}, test", "Dice per patient, mean ± SD", "median", "Dice global", "precision", "recall"]
+        rows = [
+            [name, *_score_cells(from_document(RegionScores, contender[region], f"{name}, {region}"))]
+            for name, contender in record.contenders.items()
+        ]
+        better = f"better in {gain.better} of {gain.patients} patients."
+        lines += [
+            *table_lines(header, rows),
+            "",
+            f"{region}: slicemill over nnU-Net {_format_gain(gain)}, {better}",
+            "",
+        ]
+    return "\n".join([*lines, _yardstick_note(record)])
+
+
+def _yardstick_note(record: NnunetRecord) -> str:
+    theirs, ours = (contender["training"] for contender in record.contenders.values())
+    peers = from_document(tuple[_NnunetTraining, ...], theirs, "training of nnU-Net")
+    steps = _mean(training.iterations for training in peers)
+    slices = _mean(training.iterations * training.batch for training in peers)
+    seen = _mean(
+        60 * training.minutes * training.slices_per_second
+        for training in from_document(tuple[_OurTraining, ...], ours, "training of slicemill")
+    )
+    return (
+        f"{record.collection}, fold {format_integers(record.folds)} of {record.of_folds}; "
+        f"{record.minutes:g} minutes of training each, one after the other, "
+        f"in which nnU-Net took {steps:,.0f} steps over {slices:,.0f} slices of "
+        f"{'x'.join(map(str, peers[0].patch))} and ours (variant {record.variant}) about {seen:,.0f} slices. "
+        f"nnU-Net is 2D, with its own plans and defaults but for when it stops and how many steps make an epoch. "
+        f"{record.convention}. {_origin(record)}."
+    )
+
+
+def _origin(record: QualityRecord | NnunetRecord) -> str:
+    machine = format_machine_name(read_machine(record.machine))
+    return f"{record.date[:10]}, commit {', '.join(record.commits)}, on {machine}"
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = list(values)
+    return sum(known) / len(known)

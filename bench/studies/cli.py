@@ -1,0 +1,134 @@
+"""The commands `slicemill bench quality | yardstick`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from slicemill.bench.options import Json
+from slicemill.common.options import require_finite
+from slicemill.common.terminal import print_line, report_errors
+
+Collection = Annotated[Path | None, typer.Option(help="Collection of scans with masks.")]
+Phantoms = Annotated[
+    int, typer.Option(help="Number of phantoms with liver and tumor to make instead of --data.", min=0)
+]
+Out = Annotated[Path, typer.Option(help="Folder of the experiment. The same command again resumes it.")]
+
+
+def quality(
+    data: Collection = None,
+    phantoms: Phantoms = 0,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="Variants as TOML; by default bench/studies/sarcoma.toml, or phantoms.toml with --phantoms."),
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Names of the label values, like tumor=1.")] = None,
+    folds: Annotated[int | None, typer.Option(help="Folds; each patient is in the test part of one.")] = None,
+    only_folds: Annotated[str | None, typer.Option(help="Run only these folds, like 0,2.")] = None,
+    variants: Annotated[str | None, typer.Option(help="Run only these variants, like default,one-slice.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds of the trainings, like 0,1,2.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of every training.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of an epoch.")] = None,
+    jobs: Annotated[int, typer.Option(help="Trainings at a time, each on its share of the cores.", min=1)] = 1,
+    out: Out = Path("quality"),
+    json: Json = None,
+    picture: Annotated[Path | None, typer.Option(help="PNG to draw; by default quality.png in the folder.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs with their estimated times, and stop.")
+    ] = False,
+) -> None:
+    """Train variants of the settings on folds by patient, and compare their Dice patient by patient.
+
+    A TOML file names the variants: settings that all share, and what each variant changes. The first variant is the
+    reference. Every training takes the same number of steps. Each run goes through train, export, infer and evaluate.
+    The best variant is chosen by the validation parts; the test parts are shown too. The same command resumes a
+    killed run. Later calls with other variants or seeds add to the same record.
+
+    slicemill bench quality --data sarcoma/ --dry-run
+    slicemill bench quality --data sarcoma/ --jobs 2
+    slicemill bench quality --data sarcoma/ --variants default --seeds 0,1,2
+    slicemill bench quality --phantoms 200 --only-folds 0
+    """
+    with report_errors():
+        from dataclasses import replace
+
+        from slicemill.bench.options import parse_integers, parse_names
+        from slicemill.bench.records.output import print_record
+        from slicemill.bench.records.quality_figure import draw_dice
+        from slicemill.bench.studies.design import read_design
+        from slicemill.bench.studies.dry_run import show_plan
+        from slicemill.bench.studies.experiment import Experiment, run_experiment
+        from slicemill.bench.studies.summary import summarize
+        from slicemill.common.documents import to_document
+        from slicemill.common.errors import ConfigError, UsageError
+
+        design = read_design(table or _shipped_table(phantoms))
+        changes: dict[str, Any] = {"labels": labels, "folds": folds, "epochs": epochs, "steps": steps}
+        changes["seeds"] = None if seeds is None else parse_integers("--seeds", seeds)
+        try:
+            design = replace(design, **{name: value for name, value in changes.items() if value is not None})
+        except ConfigError as error:
+            raise UsageError(str(error)) from error
+        experiment = Experiment(
+            design=design,
+            out=out,
+            data=data,
+            phantoms=phantoms,
+            variants=parse_names(variants),
+            only_folds=parse_integers("--only-folds", only_folds),
+            jobs=jobs,
+        )
+        if dry_run:
+            show_plan(experiment)
+            return
+        record = summarize(design, run_experiment(experiment))
+        record_path, picture_path = json or out / "quality.json", picture or out / "quality.png"
+        draw_dice(picture_path, record)
+        print_record(to_document(record), record_path)
+        print_line(f"picture: {picture_path}; record: {record_path}")
+
+
+def yardstick(
+    data: Collection = None,
+    phantoms: Phantoms = 0,
+    table: Annotated[Path | None, typer.Option(help="Settings as in bench quality.")] = None,
+    variant: Annotated[str | None, typer.Option(help="The variant of our settings; by default the first.")] = None,
+    only_folds: Annotated[str, typer.Option(help="Folds to compare on, like 0,2.")] = "0",
+    minutes: Annotated[float, typer.Option(callback=require_finite, help="Training time of each.")] = 20.0,
+    out: Out = Path("quality"),
+    json: Json = None,
+) -> None:
+    """Compare nnU-Net's 2D configuration with ours on the same folds, for the same minutes on the same device.
+
+    nnU-Net is installed from pinned versions into its own environment in the folder of the experiment. It keeps its
+    plans and defaults, except when it stops. Both run one after the other, with all cores: nothing else should run.
+    Finished folds are not repeated.
+
+    slicemill bench yardstick --data sarcoma/ --minutes 20
+    slicemill bench yardstick --data sarcoma/ --minutes 20 --only-folds 0,1,2,3
+    """
+    with report_errors():
+        from slicemill.bench.options import parse_integers
+        from slicemill.bench.records.output import print_record
+        from slicemill.bench.studies.design import read_design
+        from slicemill.bench.studies.experiment import Experiment
+        from slicemill.bench.studies.nnunet_comparison import NnunetComparison, compare_with_nnunet
+        from slicemill.common.documents import to_document
+
+        experiment = Experiment(
+            design=read_design(table or _shipped_table(phantoms)),
+            out=out,
+            data=data,
+            phantoms=phantoms,
+            variants=(variant,) if variant else (),
+            only_folds=parse_integers("--only-folds", only_folds),
+        )
+        record = compare_with_nnunet(NnunetComparison(experiment=experiment, minutes=minutes))
+        print_record(to_document(record), json or out / "yardstick.json")
+        print_line(f"record: {json or out / 'yardstick.json'}")
+
+
+def _shipped_table(phantoms: int) -> Path:
+    """Return the table of variants that comes with the command."""
+    return Path(__file__).parent / ("phantoms.toml" if phantoms else "sarcoma.toml")

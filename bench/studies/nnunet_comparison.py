@@ -1,0 +1,244 @@
+"""`bench yardstick`: nnU-Net's 2D configuration and ours on the same folds, for the same minutes on the same device.
+
+1. An environment for nnU-Net is made once in the experiment's folder, from the versions in ``nnunet/requirements.txt``.
+2. The fold's cases are exported from our store as NIfTI, in nnU-Net's layout; its ``splits_final.json`` is our fold.
+3. nnU-Net plans, preprocesses, trains for the minutes and segments the test cases (``nnunet/peer.py``).
+4. Ours trains for the same minutes, with the settings of one variant, and segments the test cases.
+5. ``slicemill evaluate`` scores both.
+
+The minutes are those of training epochs with their validation, on both sides. Planning, preprocessing, ingest, export
+and prediction are not counted. Both run one after the other, with all cores: nothing else should run.
+"""
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from slicemill.bench.peers.environment import FILES, environment
+from slicemill.bench.records.quality import NnunetRecord
+from slicemill.bench.studies.experiment import Experiment, prepare
+from slicemill.bench.studies.fold_run import RunRequest, read_scores, run_fold
+from slicemill.bench.studies.results import (
+    ExperimentFolder,
+    FoldRun,
+    NnunetResult,
+    Result,
+    RunInputs,
+    RunResult,
+    check_same_inputs,
+    plain_json,
+)
+from slicemill.bench.studies.runner import CommandRunner, lock_experiment
+from slicemill.bench.studies.summary import CONVENTION, cases_of, dice_gain, main_region, score_region
+from slicemill.common.documents import read_document, to_document
+from slicemill.common.errors import ConfigError, UsageError
+from slicemill.common.files import read_json, to_json, write_bytes, write_json
+from slicemill.common.machine import machine_info
+from slicemill.common.progress import progress
+from slicemill.common.terminal import print_line
+from slicemill.store.layout import ArrayName
+from slicemill.store.reader import Store
+from slicemill.store.to_nifti import export_case
+from slicemill.train.run.setup import choose_device, common_labels
+
+DATASET = "Dataset001_fold"
+ITERATIONS = {"cuda": 250, "cpu": 10}
+"""Iterations of an epoch. On a GPU, nnU-Net's default; on a CPU, where an iteration takes seconds, fewer."""
+MANY_EPOCHS = 100_000
+"""Epochs of ours. The minutes end the training long before."""
+AnyResult = TypeVar("AnyResult", RunResult, NnunetResult)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NnunetComparison:
+    """What to compare."""
+
+    experiment: Experiment
+    """Its first variant stands for us; its folds and its first seed are used."""
+    minutes: float
+    """Training time of each contender, minutes."""
+
+    def __post_init__(self) -> None:
+        """Check that there is time to train."""
+        if not self.minutes > 0:
+            raise UsageError(f"--minutes {self.minutes:g}: must be above 0.")
+
+    @property
+    def variant(self) -> str:
+        """Return the variant of our settings."""
+        return self.experiment.runs()[0].variant
+
+    def run(self, contender: str, fold: int) -> FoldRun:
+        """Return a contender's run. The minutes are part of its name."""
+        name = f"{contender}-{self.minutes:g}-minutes".replace(".", "-")
+        return FoldRun(variant=name, fold=fold, seed=self.experiment.design.seeds[0])
+
+    def our_request(self, fold: int, store: Store) -> RunRequest:
+        """Return what our run on a fold needs."""
+        design, run = self.experiment.design, self.run(self.variant, fold)
+        config = design.config(self.variant, run.seed).changed(epochs=MANY_EPOCHS, max_minutes=self.minutes)
+        inputs = self.experiment.request(replace(run, variant=self.variant), store).inputs
+        return RunRequest(run=run, config=config, inputs=replace(inputs, settings=plain_json(asdict(config))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NnunetTools:
+    """What a training of nnU-Net needs."""
+
+    folder: ExperimentFolder
+    """Paths of the experiment."""
+    runner: CommandRunner
+    """Runs commands."""
+    store: Store
+    """The slice store."""
+    python: Path
+    """Interpreter of nnU-Net's environment."""
+
+
+def compare_with_nnunet(comparison: NnunetComparison) -> NnunetRecord:
+    """Do the unfinished runs on every fold and return the record.
+
+    Raises
+    ------
+    InputError
+        nnU-Net cannot be installed or fails, or one of our commands does; the message names the log.
+    """
+    experiment = comparison.experiment
+    folder = experiment.folder
+    theirs: list[NnunetResult] = []
+    ours: list[RunResult] = []
+    with lock_experiment(folder.out) as runner:
+        store = prepare(experiment, runner)
+        python = environment(folder.out / "nnunet", FILES / "requirements.txt", "nnU-Net")
+        tools = NnunetTools(folder=folder, runner=runner, store=store, python=python)
+        device = choose_device("auto").type
+        for fold in experiment.folds:
+            request = comparison.our_request(fold, store)
+            peer_settings = {"minutes": comparison.minutes, "iterations": ITERATIONS[device], "device": device}
+            peer_inputs = replace(request.inputs, settings=peer_settings, export={}, tune={})
+            print_line(f"fold {fold}: nnU-Net, {comparison.minutes:g} minutes of training on {device}")
+            theirs.append(_run_nnunet_once(comparison.run("nnunet-2d", fold), peer_inputs, tools))
+            print_line(f"fold {fold}: {comparison.variant}, {comparison.minutes:g} minutes")
+            ours.append(_run_ours_once(request, folder, runner))
+    return summarize_comparison(comparison, theirs, ours)
+
+
+def _run_nnunet_once(run: FoldRun, inputs: RunInputs, tools: NnunetTools) -> NnunetResult:
+    path = tools.folder.result_file(run)
+    return _read_finished(NnunetResult, path, run, inputs) or run_nnunet(run, inputs, tools)
+
+
+def _run_ours_once(request: RunRequest, folder: ExperimentFolder, runner: CommandRunner) -> RunResult:
+    path = folder.result_file(request.run)
+    return _read_finished(RunResult, path, request.run, request.inputs) or run_fold(request, folder, runner, print_line)
+
+
+def _read_finished(kind: type[AnyResult], path: Path, run: FoldRun, inputs: RunInputs) -> AnyResult | None:
+    """Read a run's result and check that it was made from the same inputs; None if the run is not finished."""
+    if not path.exists():
+        return None
+    result = read_document(kind, path)
+    check_same_inputs(path, result.inputs, inputs)
+    print_line(f"{run}: done before")
+    return result
+
+
+def run_nnunet(run: FoldRun, inputs: RunInputs, tools: NnunetTools) -> NnunetResult:
+    """Train nnU-Net on a fold, segment its test cases and score them. Write the result and return it.
+
+    Raises
+    ------
+    InputError
+        A command failed; the message names the log.
+    """
+    work, settings, split = tools.folder.run_folder(run), inputs.settings, inputs.split
+    log, dataset = work / "log.txt", work / "raw" / DATASET
+    write_dataset(dataset, tools.store, split)
+    paths = [f"nnUNet_{name}={work / name}" for name in ("raw", "preprocessed", "results")]
+    entry = tools.python.with_name("nnUNetv2_plan_and_preprocess")
+    tools.runner.run(("env", *paths, entry, "-d", 1, "-c", "2d", "-np", 1, "-npfp", 1), log)
+    folds = [{"train": split["train"], "val": split["validation"]}]
+    write_bytes(work / "preprocessed" / DATASET / "splits_final.json", to_json(folds).encode())
+    arguments = (FILES / "peer.py", DATASET, work, "--minutes", settings["minutes"],
+                 "--iterations", settings["iterations"], "--device", settings["device"])  # fmt: skip
+    tools.runner.run(("env", *paths, tools.python, *arguments), log)
+    tools.runner.run_slicemill(("evaluate", work / "segmented", tools.folder.store, "--out", work / "scores"), log)
+    result = NnunetResult(
+        benchmark="quality peer",
+        date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        **asdict(run),
+        **vars(inputs),
+        training=read_json(work / "peer.json"),
+        cases=read_scores(work / "scores" / "evaluation.json", {"test": split["test"]}, tools.store),
+        machine=machine_info(),
+    )
+    write_json(tools.folder.result_file(run), to_document(result))
+    return result
+
+
+def write_dataset(dataset: Path, store: Store, split: Mapping[str, Sequence[str]]) -> None:
+    """Write a fold's cases as nnU-Net's raw data: training and validation cases with masks, test cases without.
+
+    Raises
+    ------
+    ConfigError
+        The label values are not 1, 2, 3 and so on, as nnU-Net requires.
+    """
+    values = common_labels(store).values
+    if sorted(values.values()) != list(range(1, len(values) + 1)):
+        raise ConfigError(f"{store.root}: nnU-Net needs label values 1, 2, 3 and so on; these are {dict(values)}.")
+    known = [*split["train"], *split["validation"]]
+    with progress("export", len(known) + len(split["test"]), "cases") as advance:
+        for case_id in known:
+            _export(store, case_id, dataset / "imagesTr" / f"{case_id}_0000.nii.gz", "image")
+            _export(store, case_id, dataset / "labelsTr" / f"{case_id}.nii.gz", "label")
+            advance(1, case_id)
+        for case_id in split["test"]:
+            _export(store, case_id, dataset / "imagesTs" / f"{case_id}_0000.nii.gz", "image")
+            advance(1, case_id)
+    document = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, **values},
+        "numTraining": len(known),
+        "file_ending": ".nii.gz",
+    }
+    write_json(dataset / "dataset.json", document)
+
+
+def _export(store: Store, case_id: str, out: Path, array: ArrayName) -> None:
+    """Write an array of a case as NIfTI, unless an earlier call did."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not out.exists():
+        export_case(store[case_id], out, array=array)
+
+
+def summarize_comparison(
+    comparison: NnunetComparison, theirs: Sequence[NnunetResult], ours: Sequence[RunResult]
+) -> NnunetRecord:
+    """Derive the record: scores of both on the test parts, and what ours gains, patient by patient."""
+    results: list[Result] = [*theirs, *ours]
+    regions = list(results[0].cases[0].regions)
+    design = comparison.experiment.design
+
+    def describe(found: Sequence[Result]) -> dict[str, Any]:
+        cases = cases_of(found, "test")
+        training = [result.training for result in found]
+        return {"training": training, **{region: score_region(cases, region) for region in regions}}
+
+    return NnunetRecord(
+        date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        collection=results[0].collection,
+        folds=comparison.experiment.folds,
+        of_folds=design.folds,
+        minutes=comparison.minutes,
+        variant=comparison.variant,
+        settings={**design.settings, **design.variants[comparison.variant]},
+        convention=CONVENTION,
+        region=main_region(regions),
+        contenders={"nnU-Net 2D": describe(theirs), "slicemill": describe(ours)},
+        gain={region: dice_gain(ours, theirs, "test", region) for region in regions},
+        commits=sorted({str(result.machine["commit"]) for result in results}),
+        machine=machine_info(),
+    )

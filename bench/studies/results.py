@@ -1,0 +1,208 @@
+"""Result of a run: one variant that was trained on one fold with one seed. It is a JSON file, written last."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slicemill.common.errors import ConfigError
+from slicemill.common.files import to_json
+
+QUALITY_RUN = "quality run"
+"""Kind of the result of one of our trainings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldRun:
+    """One variant, trained on one fold with one seed."""
+
+    variant: str
+    """Name of the variant."""
+    fold: int
+    """Number of the fold."""
+    seed: int
+    """Seed of the training."""
+
+    @property
+    def name(self) -> str:
+        """Return the name of its folder and of its result."""
+        return f"{self.variant}_fold-{self.fold}_seed-{self.seed}"
+
+    def __str__(self) -> str:
+        return f"{self.variant}, fold {self.fold}, seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInputs:
+    """What a run was made from. A finished result is used again only if its inputs are the same."""
+
+    collection: str
+    """Name of the collection's folder."""
+    settings: Mapping[str, Any]
+    """All settings of the training, as JSON has them."""
+    export: Mapping[str, Any] = field(default_factory=dict)
+    """Options of `slicemill export`."""
+    tune: Mapping[str, Any] = field(default_factory=lambda: {"tuned": False})
+    """Whether post-processing was tuned; missing in results of earlier versions, which did not tune."""
+    split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Case ids of each part of the fold."""
+
+
+def plain_json(values: object) -> Any:
+    """Return values as a JSON file would hold them."""
+    return json.loads(to_json(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionVolumes:
+    """Overlap of one region in one case."""
+
+    dice: float | None
+    """Dice; None if neither mask has the region."""
+    reference_ml: float
+    """Volume in the reference, ml."""
+    predicted_ml: float
+    """Volume in the prediction, ml."""
+    overlap_ml: float
+    """Volume in both, ml."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredCase:
+    """Scores of one case."""
+
+    case_id: str
+    """Case in the store."""
+    patient_id: str
+    """Its patient."""
+    part: str
+    """Part of the fold: validation or test."""
+    regions: Mapping[str, RegionVolumes]
+    """Overlap by region."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSummary:
+    """How one of our trainings went."""
+
+    epochs: int
+    """Epochs done."""
+    best_epoch: int
+    """The epoch that was kept."""
+    minutes: float
+    """Training time, minutes."""
+    slices_per_second: float
+    """Mean over epochs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Result:
+    benchmark: str
+    """Kind of the result."""
+    date: str
+    """When the run was finished, ISO 8601."""
+    variant: str
+    """Name of the variant."""
+    fold: int
+    """Number of the fold."""
+    seed: int
+    """Seed of the training."""
+    collection: str
+    """See `RunInputs`; the next four too."""
+    settings: Mapping[str, Any]
+    export: Mapping[str, Any] = field(default_factory=dict)
+    tune: Mapping[str, Any] = field(default_factory=lambda: {"tuned": False})
+    split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def run(self) -> FoldRun:
+        """Return the run that it is the result of."""
+        return FoldRun(variant=self.variant, fold=self.fold, seed=self.seed)
+
+    @property
+    def inputs(self) -> RunInputs:
+        """Return what the run was made from."""
+        return RunInputs(
+            collection=self.collection, settings=self.settings, export=self.export, tune=self.tune, split=self.split
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult(_Result):
+    """Result of one of our trainings."""
+
+    training: TrainingSummary
+    """How the training went."""
+    minutes: float
+    """Time of all commands, minutes."""
+    cases: tuple[ScoredCase, ...]
+    """Scores of the validation and test cases."""
+    machine: Mapping[str, Any]
+    """Machine description as `machine_info` returns it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NnunetResult(_Result):
+    """Result of a training of nnU-Net."""
+
+    training: Mapping[str, Any]
+    """How the training went, as ``nnunet/peer.py`` reports it."""
+    cases: tuple[ScoredCase, ...]
+    """Scores of the test cases."""
+    machine: Mapping[str, Any]
+    """Machine description as `machine_info` returns it."""
+
+
+Result = RunResult | NnunetResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentFolder:
+    """Paths of an experiment."""
+
+    out: Path
+    """The folder."""
+    data: Path
+    """The collection, whose scans `infer` reads."""
+
+    @property
+    def store(self) -> Path:
+        """Return the slice store."""
+        return self.out / "store"
+
+    def split_file(self, fold: int) -> Path:
+        """Return the file of a fold."""
+        return self.out / "folds" / f"fold-{fold}.json"
+
+    def run_folder(self, run: FoldRun) -> Path:
+        """Return the folder that a run works in."""
+        return self.out / "runs" / run.name
+
+    def result_file(self, run: FoldRun) -> Path:
+        """Return the result of a run. If it exists, the run is finished."""
+        return self.out / "results" / f"{run.name}.json"
+
+
+def check_same_inputs(path: Path, before: RunInputs, now: RunInputs) -> None:
+    """Refuse a finished result that was made from other inputs. A setting that only one of the two has is ignored.
+
+    Raises
+    ------
+    ConfigError
+        They differ.
+    """
+    differing = []
+    for part in ("settings", "export", "tune", "split"):
+        old, new = getattr(before, part), getattr(now, part)
+        names = [name for name in old.keys() & new.keys() if old[name] != new[name]]
+        differing += [
+            f"the cases of {name}" if part == "split" else f"{name} {old[name]} -> {new[name]}" for name in names
+        ]
+    if before.collection != now.collection:
+        differing.append(f"collection {before.collection} -> {now.collection}")
+    if differing:
+        raise ConfigError(
+            f"{path}: was made with other inputs ({'; '.join(sorted(differing))}). "
+            "Use another --out, or remove the file to do the run again."
+        )

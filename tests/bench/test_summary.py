@@ -1,0 +1,181 @@
+"""The record of an experiment: scores, gains, the chosen variant, and how they are shown."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from slicemill.bench.records.quality import QualityRecord, quality_table
+from slicemill.bench.records.quality_figure import draw_dice
+from slicemill.bench.records.readme import TABLES, render_figure
+from slicemill.bench.records.schema import read_record
+from slicemill.bench.studies.design import ExperimentDesign
+from slicemill.bench.studies.fold_run import read_region
+from slicemill.bench.studies.summary import dice_gain, score_region, summarize
+from slicemill.common.documents import to_document
+from slicemill.common.errors import ConfigError
+from slicemill.common.files import write_json
+from slicemill.measure.evaluation.statistics import EXACT, bootstrap_interval, paired_difference, wilcoxon_p
+from tests.bench.made_up import DESIGN, run_result, scored_case
+
+
+def test_the_signed_rank_test_is_scipys(rng):
+    for count in (5, 9, 17, EXACT, EXACT + 20):
+        deltas = rng.normal(0.1, 1, count)
+        method = "exact" if count <= EXACT else "asymptotic"
+        assert wilcoxon_p(deltas.tolist()) == pytest.approx(stats.wilcoxon(deltas, method=method).pvalue, rel=1e-6)
+
+
+def test_ties_and_zeros_are_counted_exactly():
+    """Against every choice of signs, tried one by one."""
+    deltas = [1.0, 1.0, -2.0, 0.0, 3.0, 3.0, -3.0, 5.0]
+    kept = [delta for delta in deltas if delta]
+    ranks = stats.rankdata(np.abs(kept))
+    seen = min(ranks[np.array(kept) > 0].sum(), ranks[np.array(kept) < 0].sum())
+    sums = [sum(itertools.compress(ranks, signs)) for signs in itertools.product((0, 1), repeat=len(kept))]
+    assert wilcoxon_p(deltas) == pytest.approx(2 * np.mean([total <= seen for total in sums]))
+    assert math.isnan(wilcoxon_p([0.0, 0.0]))
+
+
+def test_the_interval_is_that_of_scipys_bootstrap(rng):
+    values = rng.normal(0.3, 0.2, 25)
+    low, high = bootstrap_interval(values.tolist())
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=1).confidence_interval
+    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.005)
+
+
+def test_a_difference_is_paired_and_leaves_out_patients_without_dice():
+    found = paired_difference([0.5, 0.7, math.nan, 0.2], [0.4, 0.5, 0.9, math.nan])
+    assert (found.patients, found.better) == (2, 2)
+    assert found.mean == pytest.approx(0.15)
+
+
+def test_scores_are_by_patient_and_volumes_are_pooled():
+    cases = [
+        scored_case("a", 0.2, volumes=(10.0, 10.0, 2.0)),
+        scored_case("a", 0.4, volumes=(10.0, 10.0, 4.0)),
+        scored_case("b", 0.9, volumes=(1.0, 1.0, 0.9)),
+        scored_case("c", None, volumes=(0.0, 0.0, 0.0)),
+        scored_case("d", 0.0, volumes=(0.0, 3.0, 0.0)),
+    ]
+    found = score_region(cases, "tumor")
+    assert found.by_patient == {"a": 0.3, "b": 0.9, "c": None, "d": 0.0}
+    assert (found.patients, found.cases_without_region) == (3, 1)
+    assert (found.mean, found.median) == (0.4, 0.3)
+    assert found.mean_where_there_is_any == 0.6
+    assert found.sd == pytest.approx(np.std([0.3, 0.9, 0.0], ddof=1), abs=1e-4)
+    assert found.dice_global == pytest.approx(2 * 6.9 / 45, abs=1e-4)
+    assert found.precision_global == pytest.approx(6.9 / 24, abs=1e-4)
+    assert found.recall_global == pytest.approx(6.9 / 21, abs=1e-4)
+
+
+def test_overlap_comes_back_from_recall():
+    """Of an evaluation: a reference of 4 ml, of which a quarter was found."""
+    row = {"dice_t": 0.4, "recall_t": 0.25, "reference_t_ml": 4.0, "predicted_t_ml": 1.0}
+    found = read_region(row, "t")
+    assert 2 * found.overlap_ml / (found.reference_ml + found.predicted_ml) == 0.4
+
+
+def test_a_gain_is_over_the_folds_and_seeds_that_both_have():
+    ours = [run_result("new", [scored_case("a", 0.9)]), run_result("new", [scored_case("a", 0.1)], seed=1)]
+    theirs = [run_result("default", [scored_case("a", 0.5)])]
+    assert dice_gain(ours, theirs, "test", "tumor").mean == 0.4
+
+
+def test_a_false_alarm_counts_against_the_variant_that_raises_it():
+    """The other finds nothing there and is right, so its Dice is undefined: leaving both out would hide the alarm."""
+    alarm = scored_case("b", 0.0, volumes=(0.0, 3.0, 0.0))
+    ours = [run_result("new", [scored_case("a", 0.6), alarm, scored_case("c", None)])]
+    theirs = [run_result("default", [scored_case("a", 0.5), scored_case("b", None), scored_case("c", None)])]
+    found = dice_gain(ours, theirs, "test", "tumor")
+    assert (found.patients, found.better) == (2, 1)
+    assert found.mean == pytest.approx((0.1 - 1) / 2)
+
+
+def test_variants_are_chosen_by_validation_whatever_the_test_shows():
+    results = [
+        run_result("default", [scored_case("a", 0.5, "validation"), scored_case("b", 0.9)]),
+        run_result("one-slice", [scored_case("a", 0.6, "validation"), scored_case("b", 0.1)]),
+    ]
+    record = summarize(DESIGN, results)
+    assert record.chosen == "one-slice"
+    assert record.variants["one-slice"].gain["test"]["tumor"].mean == -0.8
+    document = to_document(record)
+    assert read_record(QualityRecord, document) == read_record(QualityRecord, json.loads(json.dumps(document)))
+
+
+def test_more_seeds_of_one_variant_show_chance_and_no_more():
+    results = [
+        run_result("default", [scored_case("a", 0.5, "validation"), scored_case("b", 0.4)]),
+        run_result("one-slice", [scored_case("a", 0.6, "validation"), scored_case("b", 0.5)]),
+        run_result("one-slice", [scored_case("a", 0.2, "validation"), scored_case("b", 0.3)], seed=1),
+    ]
+    record = summarize(DESIGN, results)
+    assert record.chosen == "one-slice"
+    assert record.variants["one-slice"].validation["tumor"].mean == 0.6, "over the common seed"
+    assert record.variants["one-slice"].mean_by_seed == {
+        "validation": {"0": 0.6, "1": 0.2},
+        "test": {"0": 0.5, "1": 0.3},
+    }
+    shown = quality_table(to_document(record))
+    assert "one-slice by seed, validation 0.600, 0.200; one-slice by seed, test 0.500, 0.300. " in shown
+
+
+def test_variants_without_a_common_fold_and_seed_are_refused():
+    results = [run_result("default", [scored_case("a", 0.5)]), run_result("one-slice", [scored_case("a", 0.5)], fold=1)]
+    with pytest.raises(ConfigError, match="default, one-slice have no fold and seed in common yet"):
+        summarize(DESIGN, results)
+
+
+def made_up_record(patients=17):
+    rng = np.random.default_rng(3)
+    variants = {"default": {}, "one-slice": {"context": 1}}
+    results = [
+        run_result(
+            name,
+            [
+                scored_case(f"p{number:02d}", float(rng.uniform(0.2, 0.9)), part)
+                for number in range(patients)
+                for part in ("validation", "test")
+            ],
+        )
+        for name in variants
+    ]
+    return summarize(ExperimentDesign(variants=variants), results)
+
+
+def test_the_table_shows_everything_that_the_record_holds():
+    record = made_up_record()
+    shown = TABLES["quality"](to_document(record))
+    assert "| tumor, validation (17 patients) |" in shown
+    assert "| tumor, test (17 patients) |" in shown
+    variant = record.variants["one-slice"]
+    assert f"{variant.test['tumor'].mean:.3f} ± {variant.test['tumor'].sd:.3f}" in shown
+    assert f"{variant.gain['validation']['tumor'].mean:+.3f} [" in shown
+    assert "one-slice: context = 1" in shown
+    assert "false alarm in a case without the region counts as 0" in shown
+    assert f"{record.date[:10]}, commit abc" in shown
+    assert len({len(line.split(" | ")) for line in shown.splitlines() if line.startswith("| default")}) == 1
+
+
+@pytest.mark.parametrize("figure", ["quality", "quality-phantoms"])
+def test_a_committed_record_becomes_a_table_of_the_readme(tmp_path, figure):
+    document = to_document(made_up_record(patients=3))
+    write_json(tmp_path / "bench" / "results" / f"{figure}.json", document)
+    assert render_figure(figure, tmp_path) == f"<!-- {figure} -->\n{quality_table(document)}\n<!-- end -->"
+
+
+def test_the_picture_has_a_dot_a_patient(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    plot = Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda self, *args, **more: drawn.append(args) or plot(self, *args, **more))
+    draw_dice(tmp_path / "quality.png", made_up_record(patients=5))
+    with Image.open(tmp_path / "quality.png") as picture:
+        assert picture.size[0] >= 700
+    assert sum(len(args) == 3 and args[2] == "o-" for args in drawn) == 2 * 5
