@@ -1,4 +1,4 @@
-"""``python -m slicemill`` is the command ``slicemill``."""
+"""``python -m slicemill`` runs the command ``slicemill``."""
 
 from slicemill.cli import main
 

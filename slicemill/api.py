@@ -16,24 +16,35 @@ def open_store(url: str | Path) -> "Store":
     Raises
     ------
     slicemill.common.errors.StoreError
-        There is none at `url`.
+        There is no store at `url`.
     """
-    from slicemill.store.reader import open_store as opened
+    from slicemill.store import reader
 
-    return opened(url)
+    return reader.open_store(url)
 
 
 def segment(
     path: str | Path, model: str | Path, *, provider: str = "auto"
 ) -> "tuple[npt.NDArray[np.uint8], dict[str, Any]]":
-    """Segment one scan. For many, use the command `infer`: this opens the model, and compares another device with the CPU, each time.
+    """Segment one scan.
+
+    Each call opens the model, and compares another device with the CPU. Use the command `infer` for many scans.
+
+    Parameters
+    ----------
+    path
+        The scan.
+    model
+        ONNX file of `slicemill export`.
+    provider
+        Execution provider: auto, cpu, cuda, tensorrt or openvino.
 
     Returns
     -------
     label : uint8[z, y, x]
         Label values in LPS+ order.
     report : dict
-        Volumes in ml, lesions, and the answer to "is there a tumor?"; the JSON report of the command `infer`.
+        Volumes in ml, lesions, and whether there is a tumor: the JSON report of the command `infer`.
 
     Raises
     ------

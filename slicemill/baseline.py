@@ -1,94 +1,94 @@
-"""The trivial baseline: tumor is what lies in one HU band, inside the reference organ where there is one.
+"""The trivial baseline: every voxel in one HU band is tumor, inside the reference organ where there is one.
 
-The band is the best there is for the training cases, found exactly: for every pair of limits at once, from the HU
-histograms of tumor and of everything else that the band could take in. Knowing the reference organ flatters it.
+The band is the best one for the training cases. It is found exactly: the Dice of every pair of limits is computed at
+once from the HU histograms of the tumor and of the other voxels that a band could include. The reference organ
+flatters the baseline.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from slicemill.bench.records.demo_scores import BandScores
 from slicemill.common.errors import StoreError
 from slicemill.ct.overlap import Overlap, mean_of
 from slicemill.store.reader import Case, Store
 
 LOW, HIGH = -200, 400
-"""Limits that are tried, every HU in between."""
+"""Limits that are tried, and every HU in between."""
 
 Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline:
-    """A fitted band and how it does on cases it was not fitted on."""
+class HuHistograms:
+    """HU histograms of one case."""
 
-    low: int
-    high: int
-    """The band is low <= HU < high."""
-    dice_per_case: float
-    dice_global: float
-    by_case: dict[str, float]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the fields for a results file."""
-        return {
-            "band_hu": [self.low, self.high],
-            "dice_per_case": self.dice_per_case,
-            "dice_global": self.dice_global,
-            "by_case": {case_id: None if np.isnan(dice) else dice for case_id, dice in self.by_case.items()},
-        }
+    tumor: Counts
+    """int64[HIGH - LOW], tumor voxels by HU."""
+    rest: Counts
+    """int64[HIGH - LOW], other voxels of the organ (or of the scan) by HU."""
+    tumor_voxels: int
+    """All tumor voxels, those outside LOW..HIGH too."""
 
 
-def histograms(case: Case) -> tuple[Counts, Counts, int]:
-    """Return how many voxels of tumor, and of the rest of the organ (or scan), have each HU in LOW..HIGH, and all tumor voxels."""
+def hu_histograms(case: Case) -> HuHistograms:
+    """Count the voxels of a case by HU.
+
+    Raises
+    ------
+    StoreError
+        The case has no tumor label.
+    """
     labels = case.info.labels
     if labels is None or labels.tumor is None or case.label is None:
         raise StoreError(f"{case.info.case_id}: the baseline needs a tumor label.")
     image, label = case.image[:], case.label[:]
     tumor = label == labels.tumor_value()
     rest = (np.isin(label, labels.organ_values()) if labels.organ else np.ones_like(tumor)) & ~tumor
-    bins = [
-        np.bincount(image[mask & (image >= LOW) & (image < HIGH)] - LOW, minlength=HIGH - LOW) for mask in (tumor, rest)
-    ]
-    return bins[0].astype(np.int64), bins[1].astype(np.int64), int(tumor.sum())
+    in_range = (image >= LOW) & (image < HIGH)
+
+    def count(mask: npt.NDArray[np.bool_]) -> Counts:
+        return np.bincount(image[mask & in_range] - LOW, minlength=HIGH - LOW).astype(np.int64)
+
+    return HuHistograms(tumor=count(tumor), rest=count(rest), tumor_voxels=int(tumor.sum()))
 
 
-def fit_band(parts: Sequence[tuple[Counts, Counts, int]]) -> tuple[int, int]:
-    """Return the band low <= HU < high of the highest mean Dice per case; cases without tumor are left out.
+def fit_band(cases: Sequence[HuHistograms]) -> tuple[int, int]:
+    """Return the band low <= HU < high with the highest mean Dice over cases. Cases without tumor are left out.
 
     >>> tumor, rest = np.zeros(600, np.int64), np.full(600, 5)
     >>> tumor[250:260], rest[250:260] = 5, 0
-    >>> fit_band([(tumor, rest, 50)])
+    >>> fit_band([HuHistograms(tumor=tumor, rest=rest, tumor_voxels=50)])
     (50, 60)
     """
     total = np.zeros((HIGH - LOW + 1, HIGH - LOW + 1))
-    for tumor, rest, size in parts:
-        if size:
-            inside, outside = (np.concatenate([[0], np.cumsum(counts)]) for counts in (tumor, rest))
-            hit = inside[None] - inside[:, None]
-            total += np.where(hit > 0, 2 * hit / np.maximum(hit + outside[None] - outside[:, None] + size, 1), 0)
+    for case in cases:
+        if case.tumor_voxels:
+            # With cumulative counts, element [low, high] of the difference is the count of the band low..high.
+            tumor, rest = (np.concatenate([[0], np.cumsum(counts)]) for counts in (case.tumor, case.rest))
+            hit, false_alarm = tumor[None] - tumor[:, None], rest[None] - rest[:, None]
+            total += np.where(hit > 0, 2 * hit / np.maximum(hit + false_alarm + case.tumor_voxels, 1), 0)
     low, high = np.unravel_index(np.argmax(np.triu(total)), total.shape)
     return int(low) + LOW, int(high) + LOW
 
 
-def score_band(part: tuple[Counts, Counts, int], low: int, high: int) -> Overlap:
-    """Count what a band takes in of one case."""
-    tumor, rest, size = part
-    hit = int(tumor[low - LOW : high - LOW].sum())
-    return Overlap(hit, int(rest[low - LOW : high - LOW].sum()), size - hit)
+def score_band(case: HuHistograms, low: int, high: int) -> Overlap:
+    """Count the overlap of a band with the tumor of one case."""
+    hit = int(case.tumor[low - LOW : high - LOW].sum())
+    return Overlap(hit, int(case.rest[low - LOW : high - LOW].sum()), case.tumor_voxels - hit)
 
 
-def threshold_baseline(store: Store, train: Sequence[str], test: Sequence[str]) -> Baseline:
+def score_baseline(store: Store, train: Sequence[str], test: Sequence[str]) -> BandScores:
     """Fit the band on the training cases and score it on the test cases."""
-    low, high = fit_band([histograms(store[case_id]) for case_id in train])
-    scores = {case_id: score_band(histograms(store[case_id]), low, high) for case_id in test}
-    return Baseline(
-        low=low,
-        high=high,
-        dice_per_case=mean_of([counts.dice for counts in scores.values()]),
-        dice_global=sum(scores.values(), Overlap()).dice,
-        by_case={case_id: counts.dice for case_id, counts in scores.items()},
+    low, high = fit_band([hu_histograms(store[case_id]) for case_id in train])
+    overlaps = {case_id: score_band(hu_histograms(store[case_id]), low, high) for case_id in test}
+    return BandScores(
+        band_hu=(low, high),
+        dice_per_case=mean_of([overlap.dice for overlap in overlaps.values()]),
+        dice_global=sum(overlaps.values(), Overlap()).dice,
+        by_case={case_id: None if math.isnan(overlap.dice) else overlap.dice for case_id, overlap in overlaps.items()},
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def commands() -> Any:
-    """Return the command line, with all commands."""
+    """Make the command line, with all commands."""
     import typer
 
     from slicemill.bench.cli import bench
@@ -17,7 +17,8 @@ def commands() -> Any:
 
     app = typer.Typer(
         name="slicemill",
-        help="From a folder of CT scans to trained tumor segmentation and back. Research software, not a medical device.",
+        help="From a folder of CT scans to trained tumor segmentation and back. "
+        "Research software, not a medical device.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,

@@ -11,11 +11,11 @@ from slicemill.common.terminal import print_line, report_errors
 
 def phantom(
     folder: Annotated[Path, typer.Argument(help="Folder to write volume-N and segmentation-N into.")],
-    cases: Annotated[int, typer.Option(help="How many.", min=1)] = 12,
+    cases: Annotated[int, typer.Option(help="Number of scans.", min=1)] = 12,
     size: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=32, max=1024)] = 128,
     seed: Annotated[int, typer.Option(help="The same seed gives the same scans.", min=0)] = 0,
 ) -> None:
-    """Make a collection of synthetic abdominal CTs with liver and tumors, in LiTS names and many orientations.
+    """Make a collection of synthetic abdominal CTs with liver and tumors, named as in LiTS, in many orientations.
 
     slicemill phantom phantoms/ --cases 12
     """
@@ -31,53 +31,53 @@ def phantom(
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("demo"),
-    data: Annotated[Path | None, typer.Option(help="A collection of your own, instead of phantoms.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Your collection, instead of phantoms.")] = None,
     labels: Annotated[str | None, typer.Option(help="Names of its label values, like tumor=1.")] = None,
     cases: Annotated[int, typer.Option(help="Phantoms to make.", min=12)] = 36,
     max_minutes: Annotated[float, typer.Option(callback=require_finite, help="Training time.")] = 4.0,
     config: Annotated[Path | None, typer.Option(help="Settings of the training, as TOML.")] = None,
-    seed: Annotated[int, typer.Option(help="Of phantoms, split and training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of phantoms, split and training.")] = 0,
     provider: Annotated[str, typer.Option(help="Execution provider of the inference.")] = "auto",
 ) -> None:
-    """Go the whole way: make scans, ingest, train, export, infer on unseen cases, evaluate, and sum up.
+    """Run everything: make scans, ingest, train, export, infer on unseen cases, evaluate, and summarize.
 
     slicemill demo
     slicemill demo --data sarcoma/ --labels tumor=1 --out real --max-minutes 25
     """
     with report_errors():
-        from slicemill.demo import Way, goals, whole_way
+        from slicemill.demo import DemoOptions, missed_goals, run_demo
 
-        summary = whole_way(
-            Way(
-                out=out,
-                data=data,
-                cases=cases,
-                labels=labels,
-                minutes=max_minutes,
-                seed=seed,
-                provider=provider,
-                config=config,
-            )
+        options = DemoOptions(
+            out=out,
+            data=data,
+            cases=cases,
+            labels=labels,
+            minutes=max_minutes,
+            seed=seed,
+            provider=provider,
+            config=config,
         )
-        if data is None:
-            missed = goals(summary)
-            for reason in missed:
-                print_line(f"goal missed: {reason}; a slow machine needs more --max-minutes")
-            if missed:
-                raise SystemExit(1)
-            print_line("goals met: tumor Dice at least 0.15 above the threshold's, liver Dice at least 0.90")
+        summary = run_demo(options)
+        if data is not None:
+            return
+        missed = missed_goals(summary)
+        for reason in missed:
+            print_line(f"goal missed: {reason}; a slow machine needs more --max-minutes")
+        if missed:
+            raise SystemExit(1)
+        print_line("goals met: tumor Dice at least 0.15 above the threshold's, liver Dice at least 0.90")
 
 
 def doctor() -> None:
-    """Say what this machine has, which providers really start, and what to repair; exit 1 when something is."""
+    """Report what this machine has, which providers start, and what to repair; exit 1 if something must be repaired."""
     with report_errors():
         from slicemill.doctor import examine
 
-        lines, repairs = examine()
-        for line in lines:
+        found = examine()
+        for line in found.lines:
             print_line(line)
-        for repair in repairs:
+        for repair in found.repairs:
             print_line(f"REPAIR     {repair}")
-        if repairs:
+        if found.repairs:
             raise SystemExit(1)
         print_line("nothing to repair")

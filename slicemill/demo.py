@@ -1,23 +1,25 @@
-"""The whole way on one collection, through the commands that a user would type.
+"""`slicemill demo`: everything on one collection, through the commands that a user would type.
 
-phantom (unless a collection is given) -> ingest -> train -> export -> tune -> infer on cases the training never saw -> evaluate,
-then a one-screen summary beside the trivial baseline, and a montage of image | reference | prediction.
+phantom (unless a collection is given) -> ingest -> train -> export -> tune -> infer on the test cases -> evaluate.
+Then a one-screen summary with the trivial baseline, and a montage of image | reference | prediction.
 """
 
-import json
 import shlex
 import subprocess
-import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from slicemill.baseline import Baseline, threshold_baseline
+from slicemill.baseline import score_baseline
+from slicemill.bench.command import slicemill_command
+from slicemill.bench.records.demo_scores import BandScores, DemoScores, DemoSummary, TumorComparison, TumorDetection
+from slicemill.common.documents import from_document, to_document
 from slicemill.common.errors import ConfigError, InputError
-from slicemill.common.files import write_json
+from slicemill.common.files import read_json, write_json
 from slicemill.common.machine import machine_info
 from slicemill.common.terminal import format_table, print_line
 from slicemill.ct.labels import format_labels
@@ -25,183 +27,228 @@ from slicemill.ct.naming import name_of
 from slicemill.ct.overlap import mean_of
 from slicemill.ct.pictures import Tile, draw_labels, gray, label_colors, montage, save_png
 from slicemill.ct.scan import ScanReader
-from slicemill.store.reader import Store, open_store
+from slicemill.store.reader import Case, Store, open_store
+from slicemill.store.split import Split, read_split
 
 TUMOR_MARGIN, LIVER_DICE = 0.15, 0.90
-"""What the phantom demo must reach: tumor Dice over the baseline's where there is tumor, and liver Dice, means over cases."""
+"""Goals of the demo on phantoms: mean tumor Dice above the baseline's where there is tumor, and mean liver Dice."""
+FILES = (
+    ("manifest", "store/manifest.csv"),
+    ("collection", "preview.png"),
+    ("training, on one page", "run/report.html"),
+    ("Dice curves", "run/curves.png"),
+    ("image | reference | prediction", "montage.png"),
+    ("masks, reports, overlays", "segmented"),
+    ("error pictures and scores", "scores"),
+    ("this summary", "summary.json"),
+)
+"""What the demo leaves in its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
-    """What to run the whole way on, and where to."""
+class DemoOptions:
+    """Options of the demo."""
 
     out: Path
+    """Folder for everything."""
     data: Path | None = None
     """A collection; None makes phantoms."""
     cases: int = 36
-    """Phantoms to make."""
+    """Number of phantoms."""
     labels: str | None = None
+    """Names of the label values, like tumor=1."""
     minutes: float = 4.0
-    """Training time."""
+    """Training time, minutes."""
     seed: int = 0
+    """Seed of phantoms, split and training."""
     provider: str = "auto"
+    """Execution provider of the inference."""
     config: Path | None = None
     """Settings of the training, as TOML."""
 
+    @property
+    def collection(self) -> Path:
+        """Return the folder of the scans."""
+        return self.data or self.out / "collection"
 
-def whole_way(way: Way) -> dict[str, Any]:
-    """Run every stage and return the summary that was shown.
+
+def run_demo(options: DemoOptions) -> DemoSummary:
+    """Run every command, write ``summary.json`` and the montage, and print the summary.
 
     Raises
     ------
     InputError
-        A stage failed; its own message stands above.
+        A command failed; its own message is above.
     """
     start = time.perf_counter()
-    out = way.out
-    collection, store, run, model = way.data or out / "collection", out / "store", out / "run", out / "model.onnx"
+    out, collection = options.out, options.collection
+    store, split = _train_network(options)
+    scans = [collection / store[case_id].info.image.name for case_id in split.test]
     masks, scores = out / "segmented", out / "scores"
-    if way.data is None:
-        command("phantom", collection, "--cases", way.cases, "--seed", way.seed)
-    elif not way.data.is_dir():
-        raise ConfigError(f"{way.data}: there is no such folder.")
-    command("ingest", collection, store, *(["--labels", way.labels] if way.labels else []), may_fail=True)
-    command("store", "preview", store, "--out", out / "preview.png")
-    settings = ["--config", way.config] if way.config else []
-    if (labels := next(case.info.labels for case in open_store(store) if case.info.labels)).tumor is None:
-        raise ConfigError(
-            f"{collection}: none of its labels ({format_labels(labels.values)}) is tumor; name one with --labels, like tumor=1."
-        )
-    command("train", store, run, *settings, "--max-minutes", way.minutes, "--epochs", 1000, "--seed", way.seed)
-    command("export", run, model)
-    command("tune", model, store, "--split", run / "split.json")
-    opened = open_store(store)
-    split = json.loads((run / "split.json").read_text(encoding="utf-8"))
-    scans = [collection / opened[case_id].info.image.name for case_id in split["test"]]
-    command("infer", model, *scans, "--out", masks, "--provider", way.provider)
-    command("evaluate", masks, collection, "--out", scores, *(["--labels", way.labels] if way.labels else []))
-    baseline = threshold_baseline(opened, split["train"], split["test"])
-    evaluation = json.loads((scores / "evaluation.json").read_text(encoding="utf-8"))
-    draw_montage(out / "montage.png", opened, split["test"], masks)
-    summary = {
-        "collection": "phantoms" if way.data is None else way.data.name,
-        "cases": {part: len(ids) for part, ids in split.items()},
-        "seed": way.seed,
-        "training_minutes": way.minutes,
-        "config": way.config.read_text(encoding="utf-8") if way.config else None,
-        "minutes": round((time.perf_counter() - start) / 60, 2),
-        "scores": {key: evaluation[key] for key in ("regions", "tumor_by_case", "tumor_by_slice", "by_case")},
-        "baseline": baseline.as_json(),
-        "where_there_is_tumor": where_there_is_tumor(evaluation["by_case"], evaluation["tumor"], baseline),
-        "machine": machine_info(),
-    }
-    write_json(out / "summary.json", summary)
-    show(summary, baseline, out)
+    run_command("infer", out / "model.onnx", *scans, "--out", masks, "--provider", options.provider)
+    run_command("evaluate", masks, collection, "--out", scores, *_label_option(options))
+    baseline = score_baseline(store, split.train, split.test)
+    evaluation = read_json(scores / "evaluation.json")
+    draw_montage(out / "montage.png", store, split.test, masks)
+    summary = DemoSummary(
+        collection="phantoms" if options.data is None else options.data.name,
+        cases={part: len(ids) for part, ids in asdict(split).items()},
+        seed=options.seed,
+        training_minutes=options.minutes,
+        config=options.config.read_text(encoding="utf-8") if options.config else None,
+        minutes=round((time.perf_counter() - start) / 60, 2),
+        scores={key: evaluation[key] for key in ("regions", "tumor_by_case", "tumor_by_slice", "by_case")},
+        baseline=baseline,
+        where_there_is_tumor=compare_on_tumor(evaluation["by_case"], evaluation["tumor"], baseline),
+        machine=machine_info(),
+    )
+    write_json(out / "summary.json", to_document(summary))
+    print_summary(summary, out)
     return summary
 
 
-def command(*words: object, may_fail: bool = False) -> None:
-    """Type a slicemill command, as a user would."""
+def _train_network(options: DemoOptions) -> tuple[Store, Split]:
+    """Go from the scans to a tuned model; return the store and the split of the training."""
+    out, collection = options.out, options.collection
+    store_path, run, model = out / "store", out / "run", out / "model.onnx"
+    if options.data is None:
+        run_command("phantom", collection, "--cases", options.cases, "--seed", options.seed)
+    elif not options.data.is_dir():
+        raise ConfigError(f"{options.data}: there is no such folder.")
+    run_command("ingest", collection, store_path, *_label_option(options), may_fail=True)
+    run_command("store", "preview", store_path, "--out", out / "preview.png")
+    labels = next(case.info.labels for case in open_store(store_path) if case.info.labels)
+    if labels.tumor is None:
+        raise ConfigError(
+            f"{collection}: none of its labels ({format_labels(labels.values)}) is tumor; "
+            "name one with --labels, like tumor=1."
+        )
+    config = ["--config", options.config] if options.config else []
+    limits = ("--max-minutes", options.minutes, "--epochs", 1000, "--seed", options.seed)
+    run_command("train", store_path, run, *config, *limits)
+    run_command("export", run, model)
+    run_command("tune", model, store_path, "--split", run / "split.json")
+    store = open_store(store_path)
+    return store, read_split(run / "split.json", store.case_ids)
+
+
+def _label_option(options: DemoOptions) -> list[str]:
+    return ["--labels", options.labels] if options.labels else []
+
+
+def run_command(*words: object, may_fail: bool = False) -> None:
+    """Print and run a slicemill command.
+
+    Parameters
+    ----------
+    may_fail : bool
+        Whether exit status 1 is accepted.
+
+    Raises
+    ------
+    InputError
+        The command failed.
+    """
     arguments = [str(word) for word in words]
     print_line(f"\n$ slicemill {shlex.join(arguments)}")
-    done = subprocess.run([sys.executable, "-m", "slicemill", *arguments], check=False)  # noqa: S603 (our own command)
+    done = subprocess.run(slicemill_command(*arguments), check=False)  # noqa: S603 (our own command)
     if done.returncode and not (may_fail and done.returncode == 1):
-        raise InputError(
-            f"slicemill {arguments[0]} ended with exit status {done.returncode}; its message stands above."
-        )
+        raise InputError(f"slicemill {arguments[0]} ended with exit status {done.returncode}; its message is above.")
 
 
-def draw_montage(path: Path, store: Store, cases: list[str], masks: Path) -> None:
+def draw_montage(path: Path, store: Store, cases: Sequence[str], masks: Path) -> None:
     """Draw for each case the slice with most tumor (or most of any label): image | reference | prediction."""
     predictions = {prediction_key(file.relative_to(masks).as_posix()): file for file in sorted(masks.rglob("*.nii*"))}
-    tiles = []
+    tiles: list[Tile] = []
     for case_id in cases:
-        case = store[case_id]
-        labels = case.info.labels
-        if labels is None or case.label is None:
-            continue
-        voxels = case.info.slice_stats.voxels
-        counts = (
-            voxels[labels.tumor]
-            if labels.tumor and any(voxels[labels.tumor])
-            else np.sum(list(voxels.values()), axis=0).tolist()
-        )
-        z = int(np.argmax(counts))
-        with ScanReader(predictions[prediction_key(case.info.image.name)], "mask") as reader:
-            predicted = reader.read()
-        picture, colors = gray(case.image[z]), label_colors(labels)
-        tiles += [
-            Tile(picture=picture, caption=f"{case_id}  z={z}"),
-            Tile(picture=draw_labels(picture, case.label[z], colors), caption="reference"),
-            Tile(picture=draw_labels(picture, predicted[z], colors), caption="prediction"),
-        ]
+        tiles += _case_tiles(store[case_id], predictions)
     save_png(path, montage(tiles, 6 if len(tiles) > 9 else 3))
 
 
-def prediction_key(name: str) -> tuple[str, str]:
-    """Return what a scan and its segmentation share."""
-    found = name_of(name)
-    return found.folder, found.key
-
-
-def show(summary: dict[str, Any], baseline: Baseline, out: Path) -> None:
-    """Print the one-screen summary."""
-    scores, cases = summary["scores"], summary["cases"]
-    rows: list[tuple[object, ...]] = [
-        (f"{name}, network", row["dice_per_case"], row["dice_global"], row["precision_global"], row["recall_global"])
-        for name, row in scores["regions"].items()
+def _case_tiles(case: Case, predictions: Mapping[tuple[str, str], Path]) -> list[Tile]:
+    """Draw three tiles of a case; none if it has no labels."""
+    labels = case.info.labels
+    if labels is None or case.label is None:
+        return []
+    voxels = case.info.slice_stats.voxels
+    has_tumor = labels.tumor and any(voxels[labels.tumor])
+    z = int(np.argmax(voxels[labels.tumor] if labels.tumor and has_tumor else np.sum(list(voxels.values()), axis=0)))
+    with ScanReader(predictions[prediction_key(case.info.image.name)], "mask") as reader:
+        predicted = reader.read()
+    picture, colors = gray(case.image[z]), label_colors(labels)
+    return [
+        Tile(picture=picture, caption=f"{case.info.case_id}  z={z}"),
+        Tile(picture=draw_labels(picture, case.label[z], colors), caption="reference"),
+        Tile(picture=draw_labels(picture, predicted[z], colors), caption="prediction"),
     ]
-    rows.append(
-        (f"tumor, HU band {baseline.low}..{baseline.high}", baseline.dice_per_case, baseline.dice_global, None, None)
+
+
+def prediction_key(name: str) -> tuple[str, str]:
+    """Return what the names of a scan and its segmentation have in common."""
+    parts = name_of(name)
+    return parts.folder, parts.key
+
+
+def compare_on_tumor(rows: Sequence[Mapping[str, Any]], tumor: str, baseline: BandScores) -> TumorComparison:
+    """Compare network and baseline on the cases whose reference has tumor.
+
+    Parameters
+    ----------
+    rows
+        ``by_case`` of an evaluation.
+    tumor
+        Name of the tumor label.
+    """
+    with_tumor = [row for row in rows if row["has_tumor"]]
+    return TumorComparison(
+        cases=len(with_tumor),
+        network=mean_of([row[f"dice_{tumor}"] or 0.0 for row in with_tumor]),
+        baseline=mean_of([baseline.by_case[row["case_id"]] or 0.0 for row in with_tumor]),
     )
+
+
+def print_summary(summary: DemoSummary, out: Path) -> None:
+    """Print the one-screen summary."""
+    scores = from_document(DemoScores, summary.scores, "evaluation")
+    cases, band, there = summary.cases, summary.baseline, summary.where_there_is_tumor
+    low, high = band.band_hu
+    rows: list[tuple[object, ...]] = [
+        (f"{name}, network", row.dice_per_case, row.dice_global, row.precision_global, row.recall_global)
+        for name, row in scores.regions.items()
+    ]
+    rows.append((f"tumor, HU band {low}..{high}", band.dice_per_case, band.dice_global, None, None))
     print_line(
-        f"\n{cases['test']} cases that training never saw ({cases['train']} trained on, {cases['validation']} chose the checkpoint):\n"
+        f"\n{cases['test']} test cases ({cases['train']} for training, "
+        f"{cases['validation']} to choose the checkpoint):\n"
     )
     print_line(format_table(["", "Dice per case", "Dice global", "precision", "recall"], rows))
-    there = summary["where_there_is_tumor"]
     print_line(
-        f"\nwhere there is tumor ({there['cases']} cases), mean tumor Dice: network {there['network']:.3f}, HU band {there['baseline']:.3f}"
+        f"\nwhere there is tumor ({there.cases} cases), mean tumor Dice: "
+        f"network {there.network:.3f}, HU band {there.baseline:.3f}"
     )
-    print_line(
-        "(the band is the best for the training cases and is told where the reference organ is, if there is one)\n"
-    )
-    answers = [
-        (f"by {part}", *scores[f"tumor_by_{part}"].values()) for part in ("case", "slice") if scores[f"tumor_by_{part}"]
-    ]
-    print_line(
-        format_table(["tumor yes/no", "with", "without", "accuracy", "sensitivity", "specificity", "AUC"], answers)
-    )
-    print_line(f"\n{summary['minutes']} minutes in all. What to look at:")
-    for what, path in (
-        ("manifest", "store/manifest.csv"),
-        ("collection", "preview.png"),
-        ("training, on one page", "run/report.html"),
-        ("Dice curves", "run/curves.png"),
-        ("image | reference | prediction", "montage.png"),
-        ("masks, reports, overlays", "segmented"),
-        ("error pictures and scores", "scores"),
-        ("this summary", "summary.json"),
-    ):
+    print_line("(the band is the best one for the training cases; it is given the reference organ, if there is one)\n")
+    detections = {"by case": scores.tumor_by_case, "by slice": scores.tumor_by_slice}
+    answers = [(name, *_detection_cells(found)) for name, found in detections.items() if found]
+    header = ["tumor yes/no", "with", "without", "accuracy", "sensitivity", "specificity", "AUC"]
+    print_line(format_table(header, answers))
+    print_line(f"\n{summary.minutes} minutes in all. What to look at:")
+    for what, path in FILES:
         print_line(f"  {what:32}{out / path}")
 
 
-def where_there_is_tumor(rows: list[dict[str, Any]], tumor: str, baseline: Baseline) -> dict[str, Any]:
-    """Return both mean tumor Dices over the cases whose reference has tumor: there, neither gains nor loses by empty masks."""
-    with_tumor = [row for row in rows if row["has_tumor"]]
-    return {
-        "cases": len(with_tumor),
-        "network": mean_of([row[f"dice_{tumor}"] or 0.0 for row in with_tumor]),
-        "baseline": mean_of([baseline.by_case[row["case_id"]] for row in with_tumor]),
-    }
+def _detection_cells(found: TumorDetection) -> tuple[object, ...]:
+    return found.positives, found.negatives, found.accuracy, found.sensitivity, found.specificity, found.auc
 
 
-def goals(summary: dict[str, Any]) -> list[str]:
-    """Return what the phantom demo was to reach and did not."""
-    tumor, baseline = (summary["where_there_is_tumor"][name] for name in ("network", "baseline"))
-    liver = summary["scores"]["regions"]["liver"]["dice_per_case"]
+def missed_goals(summary: DemoSummary) -> list[str]:
+    """Describe the goals that the demo on phantoms did not reach."""
+    there = summary.where_there_is_tumor
+    liver = summary.scores["regions"]["liver"]["dice_per_case"]
     missed = []
-    if tumor < baseline + TUMOR_MARGIN:
-        missed.append(f"tumor Dice {tumor:.3f} is not {TUMOR_MARGIN} above the threshold's {baseline:.3f}")
+    if there.network < there.baseline + TUMOR_MARGIN:
+        missed.append(
+            f"tumor Dice {there.network:.3f} is not {TUMOR_MARGIN} above the threshold's {there.baseline:.3f}"
+        )
     if liver < LIVER_DICE:
         missed.append(f"liver Dice {liver:.3f} is below {LIVER_DICE}")
     return missed

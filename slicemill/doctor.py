@@ -1,63 +1,80 @@
-"""What this machine has, what really starts on it, and what to repair."""
+"""`slicemill doctor`: what this machine has, which execution providers start, and what to repair."""
 
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from slicemill.common.machine import machine_info
 
 TINY_MODEL = bytes.fromhex(
-    "080812003a330a0c0a0178120179220452656c751201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a001011"
+    "080812003a330a0c0a0178120179220452656c751201675a0f0a0178120a0a08080112040a02080162"
+    "0f0a0179120a0a08080112040a02080142040a001011"
 )
 """An ONNX model of one Relu, opset 17."""
 PRIVACY = (
-    "privacy    NIfTI headers may name or describe a person: geometry fields are kept, free text is blanked (ingest --keep-text keeps it); "
-    "file names and paths go into stores, tables and reports as they are"
+    "privacy    NIfTI headers may name or describe a person: ingest keeps the geometry fields and blanks free text "
+    "(--keep-text keeps it); file names and paths go into stores, tables and reports unchanged"
 )
 
 
-def examine() -> tuple[list[str], list[str]]:
-    """Return the lines to show, and the repairs that are needed."""
-    machine = machine_info()
-    lines = [
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """What was found."""
+
+    lines: tuple[str, ...]
+    """Findings, a line each."""
+    repairs: tuple[str, ...]
+    """What to repair; empty if nothing is wrong."""
+
+
+def examine() -> Examination:
+    """Examine the machine, the installed packages and the execution providers."""
+    machine, here, temporary = machine_info(), Path.cwd(), Path(tempfile.gettempdir())
+    lines = (
         f"processor  {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB memory",
-        f"disk       {free_gb(Path.cwd()):,.0f} GB free here, {free_gb(Path(tempfile.gettempdir())):,.0f} GB in {tempfile.gettempdir()}",
+        f"disk       {free_gb(here):,.0f} GB free here, {free_gb(temporary):,.0f} GB in {temporary}",
         f"gpu        {'; '.join(machine['gpu']) or 'no NVIDIA card answers'}",
         f"python     {machine['python']} on {machine['system']}",
         *(f"package    {name} {version}" for name, version in machine["versions"].items()),
-    ]
-    said, repairs = providers()
-    if not os.access(Path.cwd(), os.W_OK):
-        repairs.append(f"{Path.cwd()} cannot be written")
-    return [*lines, *said, PRIVACY], repairs
+    )
+    providers = examine_providers()
+    blocked = () if os.access(here, os.W_OK) else (f"{here} cannot be written",)
+    return Examination(
+        lines=(*lines, *providers.lines, PRIVACY),
+        repairs=(*providers.repairs, *blocked),
+    )
 
 
 def free_gb(folder: Path) -> float:
-    """Return the free space of a folder's disk."""
+    """Return the free space of a folder's disk, GB."""
     return shutil.disk_usage(folder).free / 1e9
 
 
-def providers() -> tuple[list[str], list[str]]:
-    """Start a session of a tiny model on every provider, and say which run."""
+def examine_providers() -> Examination:
+    """Start a session of a tiny model on every provider."""
     from slicemill.common.errors import InputError
-    from slicemill.infer.runtime.providers import NAMES, has_nvidia_driver, installed_runtimes, make_session, runtime
+    from slicemill.infer.runtime.providers import Provider, has_nvidia_driver, installed_runtimes, make_session, runtime
 
     try:
         runtime()
     except InputError as error:
-        return ["provider   none"], [str(error)]
+        return Examination(lines=("provider   none",), repairs=(str(error),))
     lines, repairs = [], []
-    for name in NAMES:
+    gpu_runtime = "onnxruntime-gpu" in installed_runtimes()
+    for name in get_args(Provider)[1:]:  # all but auto
         try:
-            make_session(TINY_MODEL, Path("tiny model"), name)  # type: ignore[arg-type]
+            make_session(TINY_MODEL, Path("tiny model"), name)
             lines.append(f"provider   {name}: starts")
         except InputError as error:
             lines.append(f"provider   {name}: {error}")
-            if name == "cpu" or (name == "cuda" and has_nvidia_driver() and "onnxruntime-gpu" in installed_runtimes()):
+            if name == "cpu" or (name == "cuda" and has_nvidia_driver() and gpu_runtime):
                 repairs.append(str(error))
-    if has_nvidia_driver() and "onnxruntime-gpu" not in installed_runtimes():
+    if has_nvidia_driver() and not gpu_runtime:
         repairs.append(
-            "an NVIDIA driver answers, but onnxruntime has no CUDA: pip uninstall -y onnxruntime; pip install 'slicemill[gpu]'"
+            "an NVIDIA driver answers, but onnxruntime has no CUDA: "
+            "pip uninstall -y onnxruntime; pip install 'slicemill[gpu]'"
         )
-    return lines, repairs
+    return Examination(lines=tuple(lines), repairs=tuple(repairs))
