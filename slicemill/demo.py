@@ -226,7 +226,7 @@ def print_summary(summary: DemoSummary, out: Path) -> None:
         f"\nwhere there is tumor ({there.cases} cases), mean tumor Dice: "
         f"network {there.network:.3f}, HU band {there.baseline:.3f}"
     )
-    print_line("(the band is the best one for the training cases; it is given the reference organ, if there is one)\n")
+    print_line("(the band is the best one for the training cases; it uses the reference organ, if there is one)\n")
     detections = {"by case": scores.tumor_by_case, "by slice": scores.tumor_by_slice}
     answers = [(name, *_detection_cells(found)) for name, found in detections.items() if found]
     header = ["tumor yes/no", "with", "without", "accuracy", "sensitivity", "specificity", "AUC"]

@@ -1,4 +1,4 @@
-"""The real scans beside the checkout: every file ends as done, or with one clear reason."""
+"""The real scans next to the checkout: every file ends as done, or with one clear reason."""
 
 import subprocess
 import sys
@@ -46,7 +46,7 @@ def test_seventeen_sarcomas_are_stored_voxel_for_voxel(sarcoma):
     for case in open_store(store):
         for array, name in ((case.image, "CT_image"), (case.label, "CT_mask")):
             source = nib.load(data / case.info.case_id / f"{name}.nii.gz")
-            assert np.array_equal(np.asarray(source.dataobj).T, array[:]), "the sources lie in LPS order"
+            assert np.array_equal(np.asarray(source.dataobj).T, array[:]), "the sources are in LPS order"
         assert case.info.max_rounding_error_hu == 0
 
 

@@ -56,7 +56,7 @@ class NnunetComparison:
     """What to compare."""
 
     experiment: Experiment
-    """Its first variant stands for us; its folds and its first seed are used."""
+    """Its first variant holds our settings. Its folds and its first seed are used."""
     minutes: float
     """Training time of each contender, minutes."""
 

@@ -1,11 +1,11 @@
-"""nnU-Net's 2D configuration trained for minutes instead of epochs, then run over scans. Runs in nnU-Net's environment, not in ours.
+"""Train nnU-Net's 2D configuration for minutes instead of epochs, then segment scans. Runs in nnU-Net's environment.
 
-What stays nnU-Net's: plans, preprocessing, network, loss, optimizer, sampling, augmentation, mirroring and tiling at prediction,
-the last weights as the result, and the shape of the fall of the learning rate, (1 - done) ** 0.9, where `done` is now the share
-of the minutes. What does not: when it stops, and how many iterations make an epoch.
+Plans, preprocessing, network, loss, optimizer, sampling, augmentation, mirroring and tiling at prediction are nnU-Net's.
+The result is the last weights. The learning rate falls as nnU-Net's, (1 - done) ** 0.9, where `done` is the share of the
+minutes. Different are when it stops, and how many iterations make an epoch.
 
-nnU-Net's own commands look for a trainer by importing all of its trainers, one of which needs a torchvision that fits torch;
-where torch is a CPU build there is none to be had, so this goes through the same Python interface that those commands call.
+nnU-Net's own commands look for a trainer by importing all of its trainers. One of them needs a torchvision that fits
+torch, which does not exist for a CPU build of torch. So this script uses the Python interface that those commands call.
 """
 
 import argparse
@@ -20,16 +20,16 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 POWER = 0.9
-"""Of nnU-Net's PolyLRScheduler."""
+"""Exponent of nnU-Net's PolyLRScheduler."""
 
 
 class TimedTrainer(nnUNetTrainer):
-    """nnU-Net's trainer, but for when it stops."""
+    """nnU-Net's trainer, which stops after some minutes."""
 
     minutes: float = 1.0
 
     def run_training(self) -> None:
-        """Train until the minutes are over; they begin with the first epoch, when loaders and network are there."""
+        """Train until the minutes are over. They start with the first epoch, when loaders and network are ready."""
         self.on_train_start()
         start, self.iterations = time.monotonic(), 0
         while (done := self.share(start)) < 1:
@@ -56,7 +56,7 @@ class TimedTrainer(nnUNetTrainer):
         return (time.monotonic() - start) / (60 * self.minutes)
 
 
-def trained(name: str, minutes: float, iterations: int, device: torch.device) -> TimedTrainer:
+def train(name: str, minutes: float, iterations: int, device: torch.device) -> TimedTrainer:
     """Train on the first fold of ``splits_final.json`` and return the trainer."""
     folder = Path(nnUNet_preprocessed, name)
     plans = json.loads((folder / "nnUNetPlans.json").read_text(encoding="utf-8"))
@@ -89,19 +89,19 @@ def predict(trainer: TimedTrainer, scans: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Train, predict, and say in a JSON file what was done."""
+    """Train, predict, and report in a JSON file what was done."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset")
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--iterations", type=int, required=True)
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
-    given = parser.parse_args()
-    torch.set_num_threads(multiprocessing.cpu_count() if given.device == "cpu" else 1)  # as nnUNetv2_train does
-    trainer = trained(given.dataset, given.minutes, given.iterations, torch.device(given.device))
+    arguments = parser.parse_args()
+    torch.set_num_threads(multiprocessing.cpu_count() if arguments.device == "cpu" else 1)  # as nnUNetv2_train does
+    trainer = train(arguments.dataset, arguments.minutes, arguments.iterations, torch.device(arguments.device))
     start = time.monotonic()
-    predict(trainer, Path(nnUNet_raw, given.dataset, "imagesTs"), given.out / "segmented")
-    said = {
+    predict(trainer, Path(nnUNet_raw, arguments.dataset, "imagesTs"), arguments.out / "segmented")
+    report = {
         "epochs": trainer.current_epoch,
         "iterations": trainer.iterations,
         "minutes": trainer.seconds / 60,
@@ -110,7 +110,7 @@ def main() -> None:
         "patch": [int(side) for side in trainer.configuration_manager.patch_size],
         "weights": sum(weights.numel() for weights in trainer.network.parameters()),
     }
-    (given.out / "peer.json").write_text(json.dumps(said), encoding="utf-8")
+    (arguments.out / "peer.json").write_text(json.dumps(report), encoding="utf-8")
 
 
 if __name__ == "__main__":
