@@ -1,4 +1,7 @@
-"""What the tables show of benchmarks of ingest, store and loader, as types."""
+"""What the tables show of benchmarks of ingest, store and loader, as types.
+
+Units are in the names of the fields. An attribute docstring explains what its name does not.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +27,6 @@ class IngestFormat:
     milliseconds_a_slice: Mapping[str, float]
     """CPU time of a slice by contender, ms."""
     peers: Mapping[str, IngestPeer]
-    """Peers by name."""
     shares: Mapping[str, float]
     """CPU time of each kernel over that of the ingest."""
     cpu_over_kernels: float | None
@@ -38,7 +40,6 @@ class ThreadGain:
     """One case with several threads."""
 
     cores: int
-    """Threads used."""
     times_sooner: float
     """Time with one thread over time with all."""
 
@@ -50,7 +51,6 @@ class StoreSize:
     over_nii_gz: float
     """Its bytes over those of the .nii.gz file."""
     files: int
-    """Files of the case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +58,10 @@ class RealScan:
     """Store size of a real scan."""
 
     series: str
-    """Name of the DICOM series."""
     shape: tuple[int, ...]
     """Voxels along z, y, x."""
     compact: StoreSize
-    """Compact profile."""
     fast: StoreSize
-    """Fast profile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,17 +79,13 @@ class IngestRecord(Measured):
     """Record of `bench ingest`."""
 
     slices: int
-    """Slices of the case."""
     rounds: int
-    """Interleaved rounds."""
     formats: Mapping[str, IngestFormat]
-    """Results by file suffix."""
     threads: ThreadGain
     """One .nii case with several threads."""
     real_size: RealScan | None = None
     """Only with --dicom."""
     memory: Mapping[str, MemoryPeak] | None = None
-    """Only with --memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +107,6 @@ class ConstantTrials:
     what: str
     """The work that was timed."""
     values: Mapping[str, Trial]
-    """Results by value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +114,7 @@ class ConstantsRecord(Measured):
     """Record of `bench constants`."""
 
     subject: str
-    """The scan."""
     rounds: int
-    """Interleaved rounds."""
     constants: Mapping[str, ConstantTrials]
     """Results by dotted name of the constant."""
 
@@ -134,11 +124,8 @@ class StoreBytes:
     """Size of one case."""
 
     raw: int
-    """Voxels, bytes."""
     compact: int
-    """Store of the compact profile, bytes."""
     fast: int
-    """Store of the fast profile, bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,11 +133,9 @@ class StoreRecord(Measured):
     """Record of `bench store`."""
 
     results: Mapping[str, Rate]
-    """Rates by reader."""
     ratios: Mapping[str, float]
     """Ratios of our reader, by what they are over."""
     bytes: StoreBytes
-    """Size of the case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,9 +147,7 @@ class LoaderWait:
     share_of_time: float
     """Waiting time over all time."""
     batches: int
-    """Batches loaded."""
     longest_wait_milliseconds: float
-    """Longest wait for one batch, ms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,11 +155,8 @@ class LoaderRecord(Measured):
     """Record of `bench loader`."""
 
     results: Mapping[str, Rate]
-    """Rates by loader."""
     ratios: Mapping[str, float]
-    """Ratios of our ring with one thread."""
     waited: LoaderWait
-    """Waiting of a network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,27 +164,17 @@ class LitsRecord(Measured):
     """Record of `bench ingest --scale lits`."""
 
     cases: int
-    """Cases ingested."""
     slices: int
-    """Their slices."""
     raw_gb: float
-    """Voxels, GB."""
     source_gb: float
-    """Source files, GB."""
     store_gb: float
-    """Store, GB."""
     format: str
-    """Suffix of the source files."""
     page_cache: str
-    """What the page cache held."""
     seconds: float
-    """Wall time of the command, s."""
     workers: int
-    """Worker processes."""
     slices_per_second: float
     """Slices per second, all workers."""
     raw_gb_per_second: float
-    """Voxels per second, GB/s."""
     peak_worker_mib: int | None
     """Peak memory of a worker, MiB; None if the command did not report it."""
 
@@ -214,9 +184,7 @@ class LoopCount:
     """Instructions of one loop."""
 
     what: str
-    """What the loop does."""
     instructions_a_slice: float
-    """Instructions per slice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,9 +194,7 @@ class InstructionsRecord(Measured):
     counter: str
     """The tool that counted: perf or valgrind."""
     unit: str
-    """Unit of work."""
     results: Mapping[str, LoopCount]
-    """Counts by loop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,9 +216,7 @@ class SliceGrowth:
     measured: Mapping[str, Any]
     """Measurements by number of slices."""
     cpu_seconds: LineFit
-    """CPU time of an ingest, s."""
     peak_mib: LineFit
-    """Peak memory, MiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,9 +224,7 @@ class ScanGrowth:
     """Growth with the number of scans."""
 
     measured: Mapping[str, float]
-    """Wall time by number of scans, s."""
     seconds: LineFit
-    """Wall time of the command, s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,9 +232,7 @@ class SchedulerCost:
     """Cost of Dask's scheduler."""
 
     tasks: int
-    """Empty tasks."""
     milliseconds_a_task: float
-    """Time of a task, ms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,10 +240,7 @@ class ScaleRecord(Measured):
     """Record of `bench scale`."""
 
     slices: SliceGrowth
-    """Growth with slices."""
     cases: ScanGrowth
-    """Growth with scans."""
     scheduler: SchedulerCost
-    """Empty tasks."""
     workers: Mapping[str, float] = field(default_factory=dict)
     """Wall time by number of workers, s."""

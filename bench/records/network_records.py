@@ -1,4 +1,7 @@
-"""What the tables show of benchmarks of networks, as types. A `Struct` renames keys that hold spaces."""
+"""What the tables show of benchmarks of networks, as types. A `Struct` renames keys that hold spaces.
+
+Units are in the names of the fields. An attribute docstring explains what its name does not.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +26,6 @@ class NetworkRates(Struct, frozen=True, kw_only=True):
     """Inference with one network."""
 
     results: Mapping[str, Rate]
-    """Rates by contender."""
     over_bare_session: Mapping[str, ClockRatios] = key(name="of the bare session")
     """Rates over that of the bare session."""
     over_bare_lanes: Mapping[str, ClockRatios] = key(name="of the bare lanes", default_factory=dict)
@@ -74,13 +76,9 @@ class InferResults:
     whole: Mapping[str, NetworkRates]
     """From files to files, by network."""
     host: HostCost
-    """Everything around the network."""
     engines: EngineRatios
-    """onnxruntime over torch."""
     components: ComponentRatios
-    """Post-processing over scipy."""
     many: ManyScansRatios
-    """Many small scans."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +86,7 @@ class InferRecord(Measured):
     """Record of `bench infer`."""
 
     rounds: int
-    """Interleaved rounds."""
     results: InferResults
-    """What was compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,30 +94,23 @@ class NetworkSize:
     """Size of a U-Net."""
 
     width: int
-    """Channels of the first level."""
     depth: int
-    """Levels below the first."""
 
 
 class TrainRecord(Struct, frozen=True, kw_only=True):
     """Record of `bench train`."""
 
     unit: str
-    """Unit of work."""
     network: NetworkSize
-    """The network."""
     precision: str
     """Number format of the training."""
     device: str
-    """Device type."""
     results: Mapping[str, Rate]
-    """Rates by contender."""
     over_bare_network: Mapping[str, float | None] = key(name="of the bare forward and backward")
     """Rates over that of the bare network."""
     waiting_share: float = key(name="share of time spent waiting for the loader")
     """Waiting time over all time."""
     machine: Machine
-    """Where it was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,11 +118,9 @@ class MeasureRecord(Measured):
     """Record of `bench measure`."""
 
     shape_zyx: tuple[int, int, int]
-    """Voxels of the scan."""
     objects: int
     """Liver and lesions."""
     rounds: int
-    """Interleaved rounds."""
     seconds_ours: float
     """CPU seconds of ours, all objects."""
     seconds_boxes: float
@@ -145,7 +132,6 @@ class MeasureRecord(Measured):
     times_medpy: float
     """Time of medpy's method over ours, extrapolated."""
     largest_difference_mm: float
-    """Largest difference of any distance, mm."""
     scan_mib: float
     """Size of a mask, MiB."""
     memory_mib: float
@@ -157,13 +143,10 @@ class ExportRecord(Measured):
     """Record of `bench export`."""
 
     results: Mapping[str, Rate]
-    """Times by contender."""
     model_mb: float
-    """Size of the model file, MB."""
     proof_slices: int
     """Slices on which onnxruntime and torch were compared."""
     headline: Headline
-    """Our rate with its limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,13 +154,10 @@ class PeersRecord(Measured):
     """Record of `bench peers`."""
 
     cases: int
-    """Scans."""
     slices: int
     """Slices of each scan."""
     page_cache: str
-    """State of the page cache."""
     headline: Headline
-    """Our rate with limit and peers."""
     not_run: Mapping[str, str]
     """Peers that did not run, with the reason."""
 
@@ -187,11 +167,8 @@ class ScanRate:
     """A contender of `bench peers --kind inference`."""
 
     scans_per_second: float
-    """Scans per second."""
     per_second: float
-    """Slices per second."""
     cpu_milliseconds: float
-    """CPU time of a slice, ms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +176,5 @@ class PeersInferenceRecord(PeersRecord):
     """Record of `bench peers --kind inference`."""
 
     results: Mapping[str, ScanRate]
-    """Rates by contender."""
     dice: Mapping[str, Mapping[str, float]]
     """Dice of each peer's labels with ours, by label name."""
