@@ -1,12 +1,15 @@
 """The commands `slicemill phantom | demo | doctor`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from slicemill.common.options import require_finite
 from slicemill.common.terminal import print_line, report_errors
+
+Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
+"""Those of `slicemill.infer.runtime.providers`, which is too slow to import for ``--help``."""
 
 
 def phantom(
@@ -37,7 +40,7 @@ def demo(
     max_minutes: Annotated[float, typer.Option(callback=require_finite, help="Training time.")] = 4.0,
     config: Annotated[Path | None, typer.Option(help="Settings of the training, as TOML.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of phantoms, split and training.")] = 0,
-    provider: Annotated[str, typer.Option(help="Execution provider of the inference.")] = "auto",
+    provider: Annotated[Provider, typer.Option(help="Execution provider of the inference.")] = "auto",
 ) -> None:
     """Run everything: make scans, ingest, train, export, infer on unseen cases, evaluate, and summarize.
 

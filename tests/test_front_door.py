@@ -4,16 +4,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from slicemill import commands
 from slicemill.baseline import HIGH, LOW, HuHistograms, fit_band, hu_histograms, score_band, score_baseline
 from slicemill.bench.command import slicemill_command
 from slicemill.bench.records.demo_scores import BandScores, DemoSummary, TumorComparison
+from slicemill.cli import commands as commands_of_slicemill
 from slicemill.common.errors import InputError
 from slicemill.demo import FILES, missed_goals, run_command
 from slicemill.doctor import examine
+from slicemill.infer.runtime.providers import Provider
 from slicemill.store.reader import open_store
 
 HERE = Path(__file__).parents[1]
@@ -84,6 +89,13 @@ def test_commands_start_without_the_working_folder_on_the_import_path(tmp_path, 
     run_command("phantom", "--help")
     with pytest.raises(InputError, match="slicemill ingest ended with exit status 1"):
         run_command("ingest", "nowhere", "store")
+
+
+def test_the_demo_takes_the_providers_of_infer():
+    assert get_args(commands.Provider) == get_args(Provider)
+    done = CliRunner().invoke(commands_of_slicemill(), ["demo", "--provider", "gpu"])
+    assert done.exit_code == 2
+    assert "'tensorrt'" in done.output
 
 
 @pytest.mark.slow
