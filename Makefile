@@ -15,7 +15,7 @@ CONFIG ?= bench/sarcoma.toml
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak quick coverage real check lint types imports bench clean
+.PHONY: help demo test soak quick coverage oldest real check lint types imports bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,13 @@ soak: $(VENV)/developing ## the slow tests: kills, studies, fuzzing, installatio
 
 quick: lint ## for the inner loop, under 2 minutes: no types, no slow tests, no trained network
 	$(PYTEST) -m "not slow and not trained" --ignore tests/train --ignore tests/bench
+
+oldest: ## the tests of the ground floors and of ingest with the oldest versions that pyproject.toml allows, in .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	$(PYTHON) tests/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e '.[ingest,cpu,s3]' \
+		pytest pytest-timeout pytest-xdist hypothesis SimpleITK 'moto[server]' tensorstore blosc2
+	.venv-oldest/bin/pytest -q -n $(JOBS) --dist worksteal -W default -m "not slow and not trained" tests/common tests/ct tests/store tests/ingest
 
 coverage: $(VENV)/developing ## every test, with coverage of lines and branches
 	$(BIN)/coverage erase
