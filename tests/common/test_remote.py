@@ -48,7 +48,7 @@ def test_credentials_and_region_may_stand_in_the_aws_files(bucket, tmp_path, mon
     (tmp_path / "config").write_text("[default]\nregion = us-east-1\n")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    slicemill.common.remote._opened.cache_clear()
+    slicemill.common.remote._open_bucket.cache_clear()
     place, seen = bucket
     (place / "a").write_bytes(b"x")
     assert (place / "a").read_bytes() == b"x"
