@@ -70,7 +70,7 @@ def sizes_by_runs(mask: Mask, connectivity: int) -> npt.NDArray[np.float64]:
     """Return the voxels of each component, found on runs."""
     runs = runs_of(mask)
     numbers, count = connected(runs, connectivity)
-    return np.bincount(numbers, weights=runs.voxels, minlength=count)
+    return np.asarray(np.bincount(numbers, weights=runs.voxels, minlength=count), dtype=np.float64)
 
 
 def sizes_by_cc3d(mask: Mask, connectivity: int) -> npt.NDArray[np.float64]:

@@ -3,7 +3,8 @@ import pytest
 from scipy import ndimage
 
 from slicemill.common.errors import LabelError
-from slicemill.ct.lesions import LesionTracker, axial_diameter, bounding_box, components, find_lesions
+from slicemill.ct.diameters import axial_diameter
+from slicemill.ct.lesions import LesionTracker, bounding_box, components, find_lesions
 
 UNIT = np.eye(4)
 

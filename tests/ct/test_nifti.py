@@ -135,7 +135,7 @@ def test_a_damaged_header_is_one_clear_error(offset, form, values, message, tmp_
 
 def test_several_volumes_are_refused_with_the_way_out(tmp_path):
     path = save(tmp_path / "a.nii", np.zeros((3, 3, 3, 2), np.int16))
-    with pytest.raises(ScanError, match=r"several volumes.*split it first"):
+    with pytest.raises(ScanError, match=r"several volumes.*Split it first"):
         read_header(path)
 
 
