@@ -253,8 +253,8 @@ def _about_names(path: Location) -> list[str]:
     for file in files_of(path):
         compressed = is_gzip(file)
         if compressed != file.name.lower().endswith(".gz"):
-            expected = "plain" if compressed else "gzip"
-            warnings.append(f"the name {file.name} says {expected}, its bytes the opposite; the bytes were believed")
+            expected, found = ("plain", "gzip") if compressed else ("gzip", "plain")
+            warnings.append(f"the name {file.name} says {expected}, its bytes are {found}; it was read as {found}")
     return warnings
 
 
