@@ -1,5 +1,6 @@
 """Description of the machine: hardware and versions, recorded with benchmarks and trained networks."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -7,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 PACKAGES = (
     "slicemill",
@@ -25,8 +26,28 @@ PACKAGES = (
 )
 
 
-def machine_info() -> dict[str, Any]:
-    """Return processor, cores, caches, memory, disk, GPU, versions and commit."""
+class Machine(TypedDict):
+    """A machine and the versions on it, as written to records; keys in this order."""
+
+    cpu: str
+    cores: int
+    """Cores that this process may use."""
+    caches: dict[str, str]
+    """Size of each cache of a core, like ``L2: 1024K``."""
+    memory_gib: float
+    disk: str
+    """File system of the temporary folder, and its free space."""
+    gpu: list[str]
+    """Name, memory and driver of each NVIDIA GPU."""
+    system: str
+    python: str
+    versions: dict[str, str]
+    """Installed packages among PACKAGES."""
+    commit: str | None
+
+
+def machine_info() -> Machine:
+    """Describe this machine."""
     import psutil
 
     return {
@@ -43,7 +64,7 @@ def machine_info() -> dict[str, Any]:
     }
 
 
-def format_machine(machine: dict[str, Any]) -> str:
+def format_machine(machine: Machine) -> str:
     """Return the description as two lines of text."""
     memory = f"{machine['memory_gib']} GiB of memory"
     cache = ", ".join(f"{name} {size}" for name, size in machine["caches"].items())
@@ -56,11 +77,11 @@ def format_machine(machine: dict[str, Any]) -> str:
 
 def caches() -> dict[str, str]:
     """Return the size of each cache of the first core, as Linux reports it."""
-    found = {}
-    for place in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        level, kind, size = (" ".join(_lines(place / name)) for name in ("level", "type", "size"))
-        found[f"L{level}{kind[:1].lower() if kind in ('Data', 'Instruction') else ''}"] = size
-    return found
+    sizes = {}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = (" ".join(_lines(folder / name)) for name in ("level", "type", "size"))
+        sizes[f"L{level}{kind[:1].lower() if kind in ('Data', 'Instruction') else ''}"] = size
+    return sizes
 
 
 def disk(folder: Path) -> str:
@@ -91,13 +112,11 @@ def gpus() -> list[str]:
 
 def versions() -> dict[str, str]:
     """Return the versions of the installed packages among PACKAGES."""
-    found = {}
+    installed = {}
     for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def commit() -> str | None:
@@ -105,11 +124,11 @@ def commit() -> str | None:
     here = str(Path(__file__).parent)
     if not _output(["git", "-C", here, "ls-files", Path(__file__).name]):
         return None  # installed below someone else's checkout
-    found = _output(["git", "-C", here, "rev-parse", "--short=12", "HEAD"])
-    if not found:
+    head = _output(["git", "-C", here, "rev-parse", "--short=12", "HEAD"])
+    if not head:
         return None
     changed = _output(["git", "-C", here, "status", "--porcelain", "--untracked-files=no"])
-    return found[0] + ("-changed" if changed else "")
+    return head[0] + ("-changed" if changed else "")
 
 
 def _lines(path: Path) -> list[str]:

@@ -112,15 +112,18 @@ def longest_distance(points: Points, spacing_yx: tuple[float, float]) -> float:
     return float(np.sqrt(squared.max()))
 
 
-def longest_section(outline: Outline, spacing_yx: tuple[float, float]) -> tuple[int, float]:
-    """Return z of the section with the longest axial diameter and that diameter in mm; the lowest z of equals."""
-    outline = outline[np.argsort(outline[:, 0], kind="stable")]
-    firsts = np.flatnonzero(np.diff(outline[:, 0], prepend=-1))
-    ends = np.append(firsts[1:], len(outline))
+def longest_section(voxels: Outline, spacing_yx: tuple[float, float]) -> tuple[int, float]:
+    """Return z of the section with the longest axial diameter and that diameter in mm; the lowest z of equals.
+
+    `voxels` is the outline of a lesion, or the outlines of its parts.
+    """
+    voxels = voxels[np.argsort(voxels[:, 0], kind="stable")]
+    firsts = np.flatnonzero(np.diff(voxels[:, 0], prepend=-1))
+    ends = np.append(firsts[1:], len(voxels))
     # 1. The width of every section in a few directions: the range of its pixels' positions along the direction, plus
     #    half a pixel at both ends.
     steps = np.stack([np.sin(DIRECTIONS) * spacing_yx[0], np.cos(DIRECTIONS) * spacing_yx[1]])
-    places = outline[:, 1:] @ steps
+    places = voxels[:, 1:] @ steps
     widths = np.maximum.reduceat(places, firsts) - np.minimum.reduceat(places, firsts)
     widths = (widths + np.abs(steps).max(axis=0)).max(axis=1)
     # 2. No diameter is below its largest width, or more than 2 % above it. Only sections within that margin of the
@@ -129,8 +132,8 @@ def longest_section(outline: Outline, spacing_yx: tuple[float, float]) -> tuple[
     # 3. Measure these exactly.
     diameters = {}
     for index in candidates.tolist():
-        pixels = outline[firsts[index] : ends[index], 1:]
-        diameters[int(outline[firsts[index], 0])] = longest_distance(row_ends(_edge_middles(pixels)), spacing_yx)
+        pixels = voxels[firsts[index] : ends[index], 1:]
+        diameters[int(voxels[firsts[index], 0])] = longest_distance(row_ends(_edge_middles(pixels)), spacing_yx)
     key_z = max(diameters, key=lambda z: (diameters[z], -z))
     return key_z, diameters[key_z]
 

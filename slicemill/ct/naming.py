@@ -91,13 +91,13 @@ def name_of(path: str) -> Name:
         return Name(
             role="image" if lits[1].lower() == "volume" else "mask", folder="/".join(folders), key=f"{LITS}{lits[2]}"
         )
-    by_folder = next(filter(None, map(folder_role, reversed(parts.parent.parts))), None)
+    by_folder = next((role for part in reversed(parts.parent.parts) if (role := folder_role(part))), None)
     parts_of_stem = words(stem)
-    role: Role = "mask" if MASK_WORDS & set(parts_of_stem) else (by_folder or "image")
-    if role == "image" and stem.endswith(FIRST_CHANNEL):
+    own_role: Role = "mask" if MASK_WORDS & set(parts_of_stem) else (by_folder or "image")
+    if own_role == "image" and stem.endswith(FIRST_CHANNEL):
         parts_of_stem = words(stem.removesuffix(FIRST_CHANNEL))
     key = "_".join(word for word in parts_of_stem if word not in MASK_WORDS | IMAGE_WORDS | {"manual"})
-    return Name(role=role, folder="/".join(folders), key=key)
+    return Name(role=own_role, folder="/".join(folders), key=key)
 
 
 def case_id_of(path: str) -> str:

@@ -140,9 +140,9 @@ class ScanReader:
                 z = self.grid.stored_shape[0] - start - len(slab) if self.grid.z_is_flipped else start
                 yield Slab(z=z, voxels=contiguous(part))
 
-    def read(self, room: Room = np.empty) -> npt.NDArray[Any]:
-        """Read the complete volume, int16[z, y, x], HU, or uint8[z, y, x], into an array that `room` allocates."""
-        volume = room(self.grid.stored_shape, np.int16 if self.kind == "image" else np.uint8)
+    def read(self, allocate: Room = np.empty) -> npt.NDArray[Any]:
+        """Read the complete volume, int16[z, y, x], HU, or uint8[z, y, x], into an array from `allocate`."""
+        volume = allocate(self.grid.stored_shape, np.int16 if self.kind == "image" else np.uint8)
         in_file_order = self.grid.to_file(volume)  # a view: voxels written to it are in their place in `volume`
         for k, planes in self._planes(slab_depth(self.grid.shape[::-1]), 1):
             in_file_order[k : k + len(planes)] = planes

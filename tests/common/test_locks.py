@@ -61,7 +61,6 @@ def test_the_claim_of_a_killed_process_is_free_at_once_and_that_of_a_live_one_is
     process.stdout.close()
 
 
-@pytest.mark.slow
 def test_many_processes_never_hold_a_claim_together(tmp_path):
     ledger = tmp_path / "count"
     ledger.write_text("0")

@@ -40,7 +40,6 @@ def test_a_slab_stays_valid_while_as_many_more_are_asked_for_as_there_are_buffer
         assert np.array_equal(slab.voxels, volume[slab.z : slab.z + 2])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("axcodes", ["PSR", "SLP"])
 def test_a_volume_that_is_turned_takes_disk_and_not_memory(axcodes, tmp_path):
     """2 x 192 MiB of voxels, in a process of its own: its peak grows by a few slabs and batches."""
