@@ -35,21 +35,14 @@ class ScanSource(Protocol):
     - Memory does not grow with the number of planes.
     """
 
-    @property
-    def grid(self) -> Grid:
-        """Return the voxel grid in the file's own axis order."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Return the type of the stored numbers."""
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Return what is unusual about the file."""
-
-    @property
-    def private_bytes(self) -> int:
-        """Return the size of further header data that may identify a person."""
+    grid: Grid
+    """The voxel grid in the file's own axis order."""
+    dtype: np.dtype[Any]
+    """Type of the stored numbers."""
+    warnings: tuple[str, ...]
+    """What is unusual about the file."""
+    private_bytes: int
+    """Size of further header data, which may identify a person."""
 
     @property
     def bytes_read(self) -> int:

@@ -1,7 +1,6 @@
 """NIfTI files as a `slicemill.ct.formats.source.ScanSource`."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -9,7 +8,6 @@ from slicemill.common.files import Location
 from slicemill.ct.formats.nifti.header import MAX_EXTENSION_BYTES, blank_text, read_extensions, read_header
 from slicemill.ct.formats.nifti.stream import bytes_of, open_voxels, read_exactly, read_to_end, report_damage, skip
 from slicemill.ct.formats.source import RawPlanes
-from slicemill.ct.geometry import Grid
 
 
 class NiftiSource:
@@ -18,27 +16,11 @@ class NiftiSource:
     def __init__(self, path: Location, *, hashed: bool) -> None:
         self._path = path
         self.header = read_header(path)
+        self.grid = self.header.grid
+        self.dtype = self.header.dtype
+        self.warnings = self.header.warnings
+        self.private_bytes = self.header.extension_bytes
         self._stream, self._hashing = open_voxels(path, hashed=hashed)
-
-    @property
-    def grid(self) -> Grid:
-        """Return the voxel grid in the file's own axis order."""
-        return self.header.grid
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Return the type of the stored numbers."""
-        return self.header.dtype
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Return what is unusual about the header."""
-        return self.header.warnings
-
-    @property
-    def private_bytes(self) -> int:
-        """Return the size of the header extensions."""
-        return self.header.extension_bytes
 
     @property
     def bytes_read(self) -> int:
