@@ -12,6 +12,8 @@ Advance = Callable[[float, str], None]
 def progress(title: str, total: float, unit: str, *, quiet: bool = False) -> Iterator[Advance]:
     """Show a bar of `total` units while the block runs, and yield the function that advances it.
 
+    With `quiet` nothing is shown.
+
     >>> with progress("ingest", 100, "slices") as advance:
     ...     advance(100, "no failures")
     """
