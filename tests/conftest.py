@@ -165,6 +165,6 @@ def bucket(server, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "TOPSECRET")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
-    slicemill.common.remote._opened.cache_clear()
+    slicemill.common.remote._open_bucket.cache_clear()
     yield parse_location(f"s3://{name}"), seen
-    slicemill.common.remote._opened.cache_clear()
+    slicemill.common.remote._open_bucket.cache_clear()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.ct.lesions import outline
+from slicemill.ct.diameters import outline
 
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
