@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from slicemill.ct.geometry import Grid
 from slicemill.ct.lesions import check_parts, components, measure_lesion, measured_parts
+from slicemill.measure.evaluation.statistics import nan_to_none
 
 Mode = Literal["corrected", "official"]
 Mask = npt.NDArray[np.bool_]
@@ -97,6 +98,8 @@ class SizeCounts:
     """References, detected or not."""
     false: int
     """Predictions that detect no reference."""
+    f1: float | None
+    """None without lesions."""
 
 
 def number_components(mask: Mask, grid: Grid, mode: Mode) -> Numbers:
@@ -258,4 +261,12 @@ def count_by_size(
         found.update(size for number, size in sizes.items() if number in matching.hits)
         sizes = {number: size_name(diameter) for number, diameter in enumerate(of_predictions, start=1)}
         false.update(size for number, size in sizes.items() if number not in matching.used)
-    return {name: SizeCounts(found=found[name], references=references[name], false=false[name]) for name in SIZE_NAMES}
+    return {
+        name: SizeCounts(
+            found=found[name],
+            references=references[name],
+            false=false[name],
+            f1=nan_to_none(f1(found[name], found[name] + false[name], references[name])),
+        )
+        for name in SIZE_NAMES
+    }

@@ -8,7 +8,6 @@ never lower.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,20 +56,12 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurvePoints:
-    """The points of a curve, as they are written."""
-
-    false_per_scan: tuple[float, ...]
-    sensitivity: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Band:
-    """The 95 % interval of a curve over resampled scans, as it is written."""
+    """The 95 % interval of a curve over resampled scans."""
 
-    false_per_scan: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    false_per_scan: Floats
+    low: Floats
+    high: Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +72,9 @@ class FreeResponse:
     findings: int
     rates: tuple[float, ...]
     """False positives per scan at which the sensitivity is given."""
-    sensitivity_between: tuple[float, ...]
+    sensitivity_between: Floats
     """Sensitivity at the rates, by linear interpolation."""
-    sensitivity_at_or_above: tuple[float, ...]
+    sensitivity_at_or_above: Floats
     """Sensitivity at the rates, at the first point at or above each."""
     cpm: float
     """Mean of `sensitivity_between`."""
@@ -93,7 +84,7 @@ class FreeResponse:
     """95 % interval of `cpm` over resampled scans."""
     cpm_of_mean_curve: float
     """CPM of the mean of the resampled curves."""
-    curve: CurvePoints
+    curve: Curve
     band: Band
     read_off: str = READ_OFF
     """Explains the two values of the CPM."""
@@ -178,20 +169,12 @@ def analyze_free_response(scans: Sequence[ScanHits]) -> FreeResponse | NoFinding
         scans=len(scans),
         findings=int(samples.findings.sum()),
         rates=RATES,
-        sensitivity_between=_to_floats(curve.between()),
-        sensitivity_at_or_above=_to_floats(curve.at_or_above()),
+        sensitivity_between=curve.between(),
+        sensitivity_at_or_above=curve.at_or_above(),
         cpm=float(curve.between().mean()),
         cpm_at_or_above=float(curve.at_or_above().mean()),
         cpm_interval=(float(low), float(high)),
         cpm_of_mean_curve=float(np.interp(RATES, GRID, lines.mean(axis=0)).mean()),
-        curve=CurvePoints(false_per_scan=_to_floats(curve.false_per_scan), sensitivity=_to_floats(curve.sensitivity)),
-        band=Band(
-            false_per_scan=_to_floats(GRID[::THINNING]),
-            low=_to_floats(band_low[::THINNING]),
-            high=_to_floats(band_high[::THINNING]),
-        ),
+        curve=curve,
+        band=Band(false_per_scan=GRID[::THINNING], low=band_low[::THINNING], high=band_high[::THINNING]),
     )
-
-
-def _to_floats(values: npt.NDArray[np.floating[Any]]) -> tuple[float, ...]:
-    return tuple(values.tolist())

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from slicemill.measure.evaluation.detection import THRESHOLDS, Mode
 from slicemill.measure.evaluation.score import CaseScores
+from slicemill.measure.evaluation.statistics import nan_to_none
 
 Row = dict[str, str | bool | int | float | None]
 """Column -> cell of a table."""
@@ -39,9 +40,6 @@ class RegionMeasures:
         return list(vars(self).items())
 
 
-MEASURES = tuple(RegionMeasures.__dataclass_fields__)
-
-
 def measure_region(case: CaseScores, name: str, mode: Mode) -> RegionMeasures:
     """Return the measures of a region, by the mode's rules for empty masks."""
     counts, (reference_ml, predicted_ml) = case.regions[name], case.volumes_ml[name]
@@ -57,20 +55,13 @@ def measure_region(case: CaseScores, name: str, mode: Mode) -> RegionMeasures:
         error_ml=predicted_ml - reference_ml,
         absolute_error_ml=abs(predicted_ml - reference_ml),
     )
-    return (
-        _replace_missing(measures, empty=not counts.reference and not counts.predicted)
-        if mode == "official"
-        else measures
-    )
-
-
-def _replace_missing(measures: RegionMeasures, *, empty: bool) -> RegionMeasures:
-    """Return the measures with the LiTS program's values where they are not defined."""
-    if empty:
+    if mode == "corrected":
+        return measures
+    if not counts.reference and not counts.predicted:
         measures = replace(measures, dice=1.0, jaccard=1.0, voe=0.0)
     large = ("assd_mm", "rmsd_mm", "mssd_mm", "hd95_mm", "rvd", "rvd_lits")
-    missing = {name: MISSING_DISTANCE_MM for name, value in measures.items() if name in large and math.isnan(value)}
-    return replace(measures, **missing)
+    missing = [name for name, value in measures.items() if name in large and math.isnan(value)]
+    return replace(measures, **dict.fromkeys(missing, MISSING_DISTANCE_MM))
 
 
 def make_row(case: CaseScores, mode: Mode = "corrected") -> Row:
@@ -100,8 +91,3 @@ def make_row(case: CaseScores, mode: Mode = "corrected") -> Row:
             "tumor_score": case.tumor.reported.case if case.tumor.reported else None,
         }
     return row
-
-
-def nan_to_none(value: float) -> float | None:
-    """Return None for NaN, which JSON cannot hold."""
-    return None if math.isnan(value) else value

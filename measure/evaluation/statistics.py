@@ -141,3 +141,8 @@ def _normal_p(ranks: Floats, smaller: float) -> float:
     """Return the two-sided p by the normal approximation; the rank sum's variance is sum(ranks**2) / 4."""
     z = (smaller - float(ranks.sum()) / 2) / math.sqrt(float((ranks**2).sum()) / 4)
     return min(1.0, math.erfc(-z / math.sqrt(2)))
+
+
+def nan_to_none(value: float) -> float | None:
+    """Return None for NaN, which JSON cannot hold."""
+    return None if math.isnan(value) else value

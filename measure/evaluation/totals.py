@@ -7,13 +7,13 @@ voxels or lesions. Intervals are 95 % percentiles over resampled cases.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from slicemill.common.documents import to_document
 from slicemill.ct.overlap import Detection, Overlap, detection, mean_of
-from slicemill.measure.evaluation.detection import SIZES_MM, THRESHOLDS, Mode, count_by_size, f1
+from slicemill.measure.evaluation.detection import SIZES_MM, THRESHOLDS, Mode, SizeCounts, count_by_size, f1
 from slicemill.measure.evaluation.froc import FreeResponse, NoFindings, analyze_free_response
-from slicemill.measure.evaluation.region import MISSING_DISTANCE_MM, OVERLAPS, measure_region, nan_to_none
+from slicemill.measure.evaluation.region import MISSING_DISTANCE_MM, OVERLAPS, measure_region
 from slicemill.measure.evaluation.score import (
     CaseScores,
     DetectedLesion,
@@ -22,7 +22,7 @@ from slicemill.measure.evaluation.score import (
     TumorAnswers,
     TumorScores,
 )
-from slicemill.measure.evaluation.statistics import ratio_interval
+from slicemill.measure.evaluation.statistics import nan_to_none, ratio_interval
 
 Interval = tuple[float | None, float | None]
 """Lower and upper end; None below two cases."""
@@ -56,13 +56,8 @@ class RegionTotals:
 
     def measures(self) -> dict[str, float | None]:
         """Return all measures with their values, in order."""
-        first = (
-            ("dice_per_case", self.dice_per_case),
-            ("dice_global", self.dice_global),
-            ("precision_global", self.precision_global),
-            ("recall_global", self.recall_global),
-        )
-        return {**dict(first), **self.means}
+        first = ("dice_per_case", "dice_global", "precision_global", "recall_global")
+        return {name: getattr(self, name) for name in first} | self.means
 
     def as_json(self) -> dict[str, Any]:
         """Return the totals as they are written, with the means next to the other measures."""
@@ -87,25 +82,6 @@ class BurdenTotals:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionIntervals:
-    """95 % intervals of lesion detection."""
-
-    precision: Interval
-    recall: Interval
-    f1: Interval
-
-
-@dataclass(frozen=True, kw_only=True)
-class SizeTotals:
-    """Lesions of one size over all cases."""
-
-    found: int
-    references: int
-    false: int
-    f1: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class DetectionTotals:
     """Lesions detected at one threshold of overlap, over all cases."""
 
@@ -115,9 +91,9 @@ class DetectionTotals:
     precision: float | None
     recall: float | None
     f1: float | None
-    intervals: DetectionIntervals
+    intervals: dict[Literal["precision", "recall", "f1"], Interval]
     cases_without_reference_lesion: int
-    by_size: dict[str, SizeTotals]
+    by_size: dict[str, SizeCounts]
     sizes: str = SIZES
     """Explains the sizes."""
 
@@ -291,7 +267,6 @@ def sum_up_detection(lesions: Sequence[LesionScores], threshold: float) -> Detec
     predictions, references = [one.predictions for one in matchings], [one.references for one in matchings]
     both = [a + b for a, b in zip(predictions, references, strict=True)]
     found, predicted, real = sum(hits), sum(predictions), sum(references)
-    sizes = count_by_size(matchings, [one.diameters_mm for one in lesions])
     return DetectionTotals(
         true_positive=found,
         false_positive=predicted - found,
@@ -299,21 +274,13 @@ def sum_up_detection(lesions: Sequence[LesionScores], threshold: float) -> Detec
         precision=found / predicted if predicted else None,
         recall=found / real if real else None,
         f1=nan_to_none(f1(found, predicted, real)),
-        intervals=DetectionIntervals(
-            precision=_optional(ratio_interval(hits, predictions)),
-            recall=_optional(ratio_interval(hits, references)),
-            f1=_optional(ratio_interval([2 * hit for hit in hits], both)),
-        ),
-        cases_without_reference_lesion=sum(not number for number in references),
-        by_size={
-            name: SizeTotals(
-                found=one.found,
-                references=one.references,
-                false=one.false,
-                f1=nan_to_none(f1(one.found, one.found + one.false, one.references)),
-            )
-            for name, one in sizes.items()
+        intervals={
+            "precision": _optional(ratio_interval(hits, predictions)),
+            "recall": _optional(ratio_interval(hits, references)),
+            "f1": _optional(ratio_interval([2 * hit for hit in hits], both)),
         },
+        cases_without_reference_lesion=sum(not number for number in references),
+        by_size=count_by_size(matchings, [one.diameters_mm for one in lesions]),
     )
 
 

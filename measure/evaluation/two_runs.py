@@ -10,8 +10,8 @@ from slicemill.common.files import write_bytes, write_csv, write_json
 from slicemill.ct.overlap import mean_of
 from slicemill.measure.evaluation.evaluate import Evaluation
 from slicemill.measure.evaluation.figures import Axes, draw_panels
-from slicemill.measure.evaluation.region import measure_region, nan_to_none
-from slicemill.measure.evaluation.statistics import paired_difference, with_right_silence
+from slicemill.measure.evaluation.region import measure_region
+from slicemill.measure.evaluation.statistics import nan_to_none, paired_difference, with_right_silence
 
 Values = list[tuple[float, float]]
 """The values of both runs, case by case."""

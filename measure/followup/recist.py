@@ -104,7 +104,9 @@ class Recist:
 class Comparison:
     """Two time points of one patient. All figures are rounded."""
 
+    note: str = NOTE
     alignment: Align
+    reach_mm: float = REACH_MM
     baseline: CaseFigures
     followup: CaseFigures
     tumor_volume_change_percent: float | None
@@ -112,21 +114,10 @@ class Comparison:
     lesions: tuple[LesionChange, ...]
     """All lesions of the baseline, then the new and split ones."""
     recist: Recist
-    note: str = NOTE
-    reach_mm: float = REACH_MM
 
     def as_json(self) -> dict[str, Any]:
         """Return the comparison as it is written to compare.json."""
-        return {
-            "note": self.note,
-            "alignment": self.alignment,
-            "reach_mm": self.reach_mm,
-            "baseline": to_document(self.baseline),
-            "followup": to_document(self.followup),
-            "tumor_volume_change_percent": self.tumor_volume_change_percent,
-            "lesions": [lesion.as_row() for lesion in self.lesions],
-            "recist": to_document(self.recist),
-        }
+        return to_document(self) | {"lesions": [lesion.as_row() for lesion in self.lesions]}
 
 
 def voxels_to_mm(voxels: npt.NDArray[Any], affine_lps: Floats) -> Floats:

@@ -19,7 +19,6 @@ SHOWN = 12
 STRIP_PX = (900, 130)
 BAR_PX = 14
 """Height of a lesion's row below the strip."""
-BLUE, RED, INK = "#9cc3e6", "#d4483c", "#5b6673"
 COLUMNS = {
     "id": "lesion",
     "volume_ml": "volume, ml",
@@ -43,15 +42,6 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Area:
-    """The area of organ or tumor along z."""
-
-    points: str
-    """Corners of a polygon, as SVG has them."""
-    color: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Bar:
     """The slices of one lesion below the strip, in pixels."""
 
@@ -59,22 +49,22 @@ class Bar:
     x: float
     y: int
     width: float
-    text_x: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class OrganStrip:
     """A drawing of organ and tumor along z, with the slices of each lesion below."""
 
-    areas: tuple[Area, ...]
+    organ: str
+    """The organ's area along z, as the corners of an SVG polygon."""
+    tumor: str
+    """The tumor's area along z, as the corners of an SVG polygon."""
     bars: tuple[Bar, ...]
     last_z: int
     width: int = STRIP_PX[0]
-    bar_color: str = RED
-    text_color: str = INK
 
     @property
-    def total_height(self) -> int:
+    def height(self) -> int:
         """Return the height with the rows of lesions, pixels."""
         return STRIP_PX[1] + 26 + BAR_PX * len(self.bars)
 
@@ -200,20 +190,10 @@ def make_strip(volume: Volume, lesions: Sequence[LesionMeasurement]) -> OrganStr
     bars = []
     for row, lesion in enumerate(lesions):
         left, right = lesion.first_z * slice_px, (lesion.last_z + 1) * slice_px
-        bars.append(
-            Bar(
-                lesion_id=lesion.id,
-                x=left,
-                y=height + 8 + BAR_PX * row,
-                width=max(2.0, right - left),
-                text_x=min(right + 5, width - 18),
-            )
-        )
+        bars.append(Bar(lesion_id=lesion.id, x=left, y=height + 8 + BAR_PX * row, width=max(2.0, right - left)))
     return OrganStrip(
-        areas=(
-            Area(points=_outline_area(organ_mm2 / largest_mm2), color=BLUE),
-            Area(points=_outline_area(tumor_mm2 / largest_mm2), color=RED),
-        ),
+        organ=_outline_area(organ_mm2 / largest_mm2),
+        tumor=_outline_area(tumor_mm2 / largest_mm2),
         bars=tuple(bars),
         last_z=len(volume.label) - 1,
     )

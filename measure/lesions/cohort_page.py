@@ -10,7 +10,6 @@ from PIL import Image
 
 from slicemill.common.html import render
 from slicemill.common.terminal import format_number
-from slicemill.measure.lesions.case_page import BLUE, INK
 from slicemill.measure.lesions.pictures import to_png
 
 THUMB_PX = (220, 90)
@@ -92,8 +91,6 @@ def render_cohort_page(out: Path, rows: Sequence[CaseRow], failed: Sequence[Fail
         names=NAMES,
         rows=rows,
         thumbs=[make_thumb(out / f"{row.case}.png") for row in rows[:MOST_PICTURES]],
-        color=BLUE,
-        text_color=INK,
     )
 
 

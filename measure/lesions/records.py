@@ -88,16 +88,6 @@ class CaseRecord:
         return labels_from_json(to_document(self.origin))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _OwnFields:
-    case: str
-    note: str
-    lesions: tuple[LesionMeasurement, ...]
-    rim_mm: float
-    flags: tuple[str, ...]
-    stamp: Stamp
-
-
 def read_record(path: Path) -> CaseRecord:
     """Read a record that was written before.
 
@@ -107,9 +97,5 @@ def read_record(path: Path) -> CaseRecord:
         The file is not a complete record.
     """
     document = read_json(path)
-    own = from_document(_OwnFields, document, str(path))
-    return CaseRecord(
-        **vars(own),
-        origin=from_document(CaseOrigin, document, str(path)),
-        figures=from_document(CaseFigures, document, str(path)),
-    )
+    # the fields of origin and figures are on the first level of the document
+    return from_document(CaseRecord, document | {"origin": document, "figures": document}, str(path))

@@ -115,7 +115,7 @@ def test_corrected_matching_has_the_most_pairs_and_of_those_the_largest_overlap(
 def test_sizes_count_hits_by_the_reference_and_false_ones_by_themselves():
     matching = match_lesions(count_shared_voxels(row((0, 9), (30, 33)), row((0, 9), (40, 41))), 0.5, "corrected")
     assert count_by_size([matching], [((25.0, 12.0), (25.0, 4.0))]) == {
-        "small": SizeCounts(found=0, references=1, false=0),
-        "medium": SizeCounts(found=0, references=0, false=1),
-        "large": SizeCounts(found=1, references=1, false=0),
+        "small": SizeCounts(found=0, references=1, false=0, f1=0.0),
+        "medium": SizeCounts(found=0, references=0, false=1, f1=0.0),
+        "large": SizeCounts(found=1, references=1, false=0, f1=1.0),
     }

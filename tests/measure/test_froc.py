@@ -72,7 +72,7 @@ def test_luna16s_files_are_read_and_scans_without_candidates_count(tmp_path):
         "seriesuid,coordX,coordY,coordZ,probability\na,1,1,1,0.9\na,50,0,0,0.95\nc,0,0,0,0.1\n"
     )
     found = score_points(tmp_path / "out.csv", tmp_path / "truth.csv", tmp_path / "scans.csv").as_json()
-    assert found["curve"] == {"false_per_scan": (0.0, 0.5, 0.5), "sensitivity": (0.0, 0.0, 1.0)}
+    assert found["curve"] == {"false_per_scan": [0.0, 0.5, 0.5], "sensitivity": [0.0, 0.0, 1.0]}
     assert found["candidates_of_unlisted_scans"] == 1
     (tmp_path / "truth.csv").write_text("seriesuid,coordX,coordY,coordZ\na,0,0,0\n")
     with pytest.raises(InputError, match="it lacks diameter_mm"):

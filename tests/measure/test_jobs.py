@@ -42,8 +42,8 @@ def three_cases(tmp_path):
 
 
 def test_a_folder_becomes_tables_pages_and_segmentations_and_is_not_done_twice(command, three_cases):
-    words = (three_cases / "scans", "--image", three_cases / "scans", "--out", three_cases / "out", "--workers", "2")
-    done = command("measure", *words)
+    words = (three_cases / "scans", "--image", three_cases / "scans", "--out", three_cases / "out")
+    done = command("measure", *words, "--workers", "2")
     assert done.exit_code == 0, done.output
     assert "3 cases: 3 done, 0 skipped" in done.output
     with (three_cases / "out" / "cases.csv").open(newline="") as stream:
