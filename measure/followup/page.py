@@ -1,7 +1,6 @@
 """The page of two time points: the category and how it was computed, changes of lesions, and pictures."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from slicemill.common.documents import to_document
@@ -14,7 +13,6 @@ from slicemill.measure.followup.recist import (
     Category,
     Comparison,
     LesionChange,
-    Recist,
     TimePoint,
     percent_change,
 )
@@ -48,13 +46,6 @@ MEANINGS: dict[Category, str] = {
     "PD": "progressive disease",
     "NE": "not evaluable",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class VanishedTarget:
-    """What the page says instead of a picture of a target that is gone."""
-
-    lesion_id: int
 
 
 def write_comparison(
@@ -138,7 +129,7 @@ def tabulate_figures(comparison: Comparison) -> Table:
     for key, name in FIGURES.items():
         before, after = getattr(comparison.baseline, key), getattr(comparison.followup, key)
         rows.append([name, before, after, None if key == "lesion_count" else percent_change(before, after)])
-    recist: Recist = comparison.recist
+    recist = comparison.recist
     rows.append(["sum of target diameters, mm", recist.baseline_sum_mm, recist.followup_sum_mm, recist.change_percent])
     return Table(
         header=["figure", "baseline", "follow-up", "change, %"],
@@ -155,15 +146,12 @@ def tabulate_changes(changes: Sequence[LesionChange]) -> Table:
 
 def draw_target(
     target: LesionChange, changes: Sequence[LesionChange], points: tuple[TimePoint, TimePoint]
-) -> list[CaptionedPicture | VanishedTarget]:
+) -> list[CaptionedPicture]:
     """Draw a target at baseline, and what it became at follow-up."""
-    assert target.baseline_id is not None  # noqa: S101 (targets are lesions at baseline)
-    later = find_successors(target, changes)
-    return [
-        draw(f"Target {target.baseline_id}, baseline", points[0], target.baseline_id),
-        *(draw(f"Target {target.baseline_id}, follow-up", points[1], lesion_id) for lesion_id in later),
-        *([] if later else [VanishedTarget(lesion_id=target.baseline_id)]),
-    ]
+    at_baseline, at_followup = f"Target {target.baseline_id}, baseline", f"Target {target.baseline_id}, follow-up"
+    later = [draw(at_followup, points[1], lesion_id) for lesion_id in find_successors(target, changes)]
+    nothing_left = CaptionedPicture(caption=f"{at_followup}: no lesion is left of it.", png=None)
+    return [draw(at_baseline, points[0], target.baseline_id), *(later or [nothing_left])]
 
 
 def find_successors(change: LesionChange, changes: Sequence[LesionChange]) -> list[int]:

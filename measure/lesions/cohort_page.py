@@ -11,6 +11,7 @@ from PIL import Image
 from slicemill.common.html import render
 from slicemill.common.terminal import format_number
 from slicemill.measure.lesions.pictures import to_png
+from slicemill.measure.lesions.records import DISCLAIMER
 
 THUMB_PX = (220, 90)
 MOST_PICTURES = 300
@@ -84,13 +85,14 @@ def render_cohort_page(out: Path, rows: Sequence[CaseRow], failed: Sequence[Fail
     return render(
         "measure/lesions/cohort_page.html",
         title="Lesions of all cases",
+        note=DISCLAIMER,
         cards=list_figures(rows, failed),
         flagged=[row for row in rows if row.flags],
         failed=[(one.case, one.reason) for one in failed],
         histograms=[drawing for drawing in drawings if drawing],
         names=NAMES,
         rows=rows,
-        thumbs=[make_thumb(out / f"{row.case}.png") for row in rows[:MOST_PICTURES]],
+        thumbs={row.case: make_thumb(out / f"{row.case}.png") for row in rows[:MOST_PICTURES]},
     )
 
 

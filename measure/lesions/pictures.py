@@ -44,7 +44,8 @@ class CaptionedPicture:
     """A picture of a page."""
 
     caption: str
-    png: bytes
+    png: bytes | None
+    """None if there is nothing to show but the caption."""
 
 
 def draw_lesion(volume: Volume, lesion: LesionMeasurement) -> Image.Image:

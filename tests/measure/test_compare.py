@@ -44,6 +44,7 @@ def test_new_and_vanished_lesions_are_distinguished_from_moved_ones():
 def test_lesions_that_merge_or_split_are_neither_gone_nor_new():
     two, one = scan((5, 10, 10, 10), (5, 10, 22, 8)), scan((5, 10, 10, 20))
     assert [row.fate for row in compare_time_points(two, one).lesions] == ["matched", "merged"]
+    assert compare_time_points(two, one).as_json()["lesions"][1]["with"] == 1
     apart = compare_time_points(one, two)
     assert [row.fate for row in apart.lesions] == ["matched", "split"]
     assert apart.recist.followup_sum_mm == pytest.approx(

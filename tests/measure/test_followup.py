@@ -91,3 +91,9 @@ def test_a_scan_of_another_grid_is_refused(page_of, name, tmp_path):
     option = {"first": "--baseline-image", "second": "--followup-image"}[name]
     with pytest.raises(AssertionError, match="must lie on the grid of its scan"):
         page_of(tmp_path, [(2, 4, 4, 12)], [(2, 4, 4, 12)], option, tmp_path / "other.nii")
+
+
+def test_of_many_new_lesions_the_first_are_shown_and_the_others_counted(page_of, tmp_path):
+    page, _ = page_of(tmp_path, [], [(2, y, x, 2) for y in range(2, 38, 5) for x in (4, 14)])
+    assert page.count("<figcaption>New at follow-up") == 12
+    assert "<p>4 more new lesions are in the table only.</p>" in page

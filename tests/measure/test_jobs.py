@@ -12,6 +12,7 @@ from slicemill.common.errors import LabelError, PairingError
 from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.ct.phantom import write_nifti
 from slicemill.measure.followup.recist import measure_time_point
+from slicemill.measure.lesions import cohort_page
 from slicemill.measure.lesions.flags import flag_far_volumes
 from slicemill.measure.lesions.jobs import gather_jobs
 from slicemill.measure.lesions.load import load_case
@@ -59,7 +60,9 @@ def test_a_folder_becomes_tables_pages_and_segmentations_and_is_not_done_twice(c
     record = json.loads((three_cases / "out" / "segmentation-1.json").read_text())
     assert len(record["source"]["image"]["sha256"]) == 64
     assert record["note"] == "research use, not a diagnosis"
+    tables = [(three_cases / "out" / f"{name}.csv").read_bytes() for name in ("cases", "lesions")]
     assert "0 done, 3 skipped" in command("measure", *words).output
+    assert tables == [(three_cases / "out" / f"{name}.csv").read_bytes() for name in ("cases", "lesions")]
     write_nifti(three_cases / "scans" / "segmentation-2.nii.gz", scan(), SPACING)
     assert "1 done, 2 skipped" in command("measure", *words).output, "a mask that changed is measured again"
     assert "3 done" in command("measure", *words, "--overwrite").output
@@ -118,6 +121,23 @@ def test_names_from_files_are_escaped_and_pages_ask_for_nothing(tmp_path):
         assert "default-src 'none'" in page
         assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
     assert "%3Cimg" in (tmp_path / "out" / "report.html").read_text(), "the link leads to the page, whatever its name"
+
+
+def test_of_many_lesions_the_largest_are_shown_and_the_others_counted(tmp_path):
+    label = scan(*((2, y, x, 2) for y in (4, 9, 14, 19) for x in (4, 9, 14, 19)))
+    write_nifti(tmp_path / "a.nii.gz", label, SPACING)
+    run(gather_jobs(tmp_path / "a.nii.gz", None, LITS_LABELS), tmp_path / "out")
+    page = (tmp_path / "out" / "a.html").read_text()
+    assert page.count("<figcaption>") == 12
+    assert "<p>4 smaller lesions are in the table only.</p>" in page
+
+
+def test_a_page_of_very_many_cases_has_thumbnails_of_the_first_only(tmp_path, monkeypatch, three_cases):
+    run(gather_jobs(three_cases / "scans", None, None), tmp_path / "all")
+    monkeypatch.setattr(cohort_page, "MOST_PICTURES", 2)
+    run(gather_jobs(three_cases / "scans", None, None), tmp_path / "two")
+    pages = [(tmp_path / name / "report.html").read_text() for name in ("all", "two")]
+    assert [page.count("data:image/png") for page in pages] == [3, 2]
 
 
 def test_flags_send_a_person_to_look(tmp_path):
