@@ -111,10 +111,10 @@ def surface_points(mask: Mask, spacing_mm: Spacing) -> Floats:
     if box is None:
         return np.empty((0, 3))
     start = np.array([side.start for side in box])
-    return np.asarray((np.argwhere(surface(mask[box])) + start) * np.array(spacing_mm), dtype=np.float64)
+    return np.asarray((np.argwhere(mark_surface(mask[box])) + start) * np.array(spacing_mm), dtype=np.float64)
 
 
-def surface(mask: Mask) -> Mask:
+def mark_surface(mask: Mask) -> Mask:
     """Return the voxels of bool[z, y, x] with one of 18 neighbors outside; everything beyond the array is outside.
 
     The 18 neighbors lie in the three squares of 3x3 voxels through a voxel. Erosion by a square is erosion along one of

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from slicemill.common.documents import to_document
 from slicemill.common.errors import LabelError
-from slicemill.measure.evaluation.surface import nearest, surface
+from slicemill.measure.evaluation.surface import mark_surface, nearest
 from slicemill.measure.lesions.measurements import (
     CaseFigures,
     LesionMeasurement,
@@ -53,7 +53,7 @@ class TimePoint:
     def surfaces(self) -> list[Floats]:
         """Return the surface voxels of each lesion: float64[n, 3], LPS mm."""
         return [
-            voxels_to_mm(np.argwhere(surface(mask)) + np.array(lesion.bbox_zyx[:3]), self.volume.affine_lps)
+            voxels_to_mm(np.argwhere(mark_surface(mask)) + np.array(lesion.bbox_zyx[:3]), self.volume.affine_lps)
             for lesion, mask in isolate_lesions(self.volume)
         ]
 

@@ -16,7 +16,13 @@ from slicemill.ct.geometry import voxel_ml
 from slicemill.ct.labels import Labels
 from slicemill.ct.lesions import Lesion, bounding_box, check_parts, components, measure_lesion, measured_parts
 from slicemill.measure.evaluation.surface import nearest, surface_points
-from slicemill.measure.lesions.shape import Voxel, find_diameters, longest_3d, sphericity, surface_mm2
+from slicemill.measure.lesions.shape import (
+    Voxel,
+    compute_sphericity,
+    find_diameters,
+    measure_longest_3d,
+    measure_surface_mm2,
+)
 from slicemill.store.statistics import value_counts
 
 Mask = npt.NDArray[np.bool_]
@@ -160,7 +166,7 @@ def _measure(volume: Volume, lesion: Lesion, mask: Mask, organ: Floats) -> Lesio
     """Measure one lesion from its mask bool[z, y, x] in its own box."""
     z0, y0, x0 = lesion.bbox_zyx[:3]
     longest, perpendicular = find_diameters(mask[lesion.key_z - z0], (lesion.key_z, y0, x0), volume.affine_lps)
-    area = surface_mm2(mask, volume.affine_lps)
+    area = measure_surface_mm2(mask, volume.affine_lps)
     volume_mm3 = lesion.volume_ml * 1000
     box = tuple(slice(low, low + count) for low, count in zip((z0, y0, x0), mask.shape, strict=True))
     probability = None if volume.probability is None else volume.probability[box][mask]
@@ -175,9 +181,9 @@ def _measure(volume: Volume, lesion: Lesion, mask: Mask, organ: Floats) -> Lesio
         who_product_mm2=longest.length_mm * perpendicular.length_mm,
         diameter_ends_zyx=longest.ends,
         perpendicular_ends_zyx=perpendicular.ends,
-        max_3d_diameter_mm=longest_3d(mask, volume.affine_lps),
+        max_3d_diameter_mm=measure_longest_3d(mask, volume.affine_lps),
         surface_mm2=area,
-        sphericity=sphericity(volume_mm3, area),
+        sphericity=compute_sphericity(volume_mm3, area),
         first_z=z0,
         last_z=lesion.bbox_zyx[3] - 1,
         key_z=lesion.key_z,

@@ -49,7 +49,7 @@ def find_diameters(section: Mask, corner: tuple[int, int, int], affine_lps: Floa
     flat = np.linalg.qr(plane)[1]  # the same two steps in a frame of two axes at right angles
     pixels = outline(section).astype(np.float64) / 2
     places = pixels @ flat.T
-    first, last = _farthest(places)
+    first, last = _find_farthest(places)
     along = (places[last] - places[first]) / np.linalg.norm(places[last] - places[first])
     across = np.array([-along[1], along[0]])
     run, rise = (places - places[first]) @ along, (places - places[first]) @ across
@@ -97,7 +97,7 @@ def _turn(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
-def _farthest(places: Floats) -> tuple[int, int]:
+def _find_farthest(places: Floats) -> tuple[int, int]:
     """Return the indices of the two points of float64[n, d] that are farthest apart."""
     from scipy.spatial.distance import cdist
 
@@ -106,7 +106,7 @@ def _farthest(places: Floats) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def longest_3d(mask: Mask, affine_lps: Floats) -> float:
+def measure_longest_3d(mask: Mask, affine_lps: Floats) -> float:
     """Return the longest distance between centers of two outer faces of bool[z, y, x], mm."""
     from scipy.spatial import ConvexHull
 
@@ -118,11 +118,11 @@ def longest_3d(mask: Mask, affine_lps: Floats) -> float:
         points.append(np.argwhere(padded & ~np.roll(padded, -side, axis)) + step)
     places = np.concatenate(points)[:, ::-1] @ affine_lps[:3, :3].T
     corners = places[ConvexHull(places).vertices]
-    first, last = _farthest(corners)
+    first, last = _find_farthest(corners)
     return float(np.linalg.norm(corners[last] - corners[first]))
 
 
-def surface_mm2(mask: Mask, affine_lps: Floats) -> float:
+def measure_surface_mm2(mask: Mask, affine_lps: Floats) -> float:
     """Return the surface area of bool[z, y, x], mm2, from the crossings of lines in 13 directions.
 
     By Cauchy and Crofton, the area is twice the mean, over all directions, of the crossings of parallel lines times the
@@ -133,7 +133,7 @@ def surface_mm2(mask: Mask, affine_lps: Floats) -> float:
     volume = abs(float(np.linalg.det(affine_lps[:3, :3])))
     steps = np.array(HALF)[:, ::-1] @ affine_lps[:3, :3].T
     lengths = np.linalg.norm(steps, axis=1)
-    shares = direction_shares(tuple((steps / lengths[:, None]).round(12).ravel().tolist()))
+    shares = compute_direction_shares(tuple((steps / lengths[:, None]).round(12).ravel().tolist()))
     crossings = [_count_crossings(padded, offset) for offset in HALF]
     return float(2 * (shares * crossings * volume / lengths).sum())
 
@@ -146,7 +146,7 @@ def _count_crossings(padded: Mask, offset: tuple[int, ...]) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def direction_shares(directions: tuple[float, ...]) -> Floats:
+def compute_direction_shares(directions: tuple[float, ...]) -> Floats:
     """Return the share of the sphere that is nearest to each of 13 unit vectors or its opposite: float64[13]."""
     from scipy.spatial import SphericalVoronoi
 
@@ -155,10 +155,10 @@ def direction_shares(directions: tuple[float, ...]) -> Floats:
     return np.asarray((areas[: len(half)] + areas[len(half) :]) / areas.sum(), dtype=np.float64)
 
 
-def sphericity(volume_mm3: float, area_mm2: float) -> float:
+def compute_sphericity(volume_mm3: float, area_mm2: float) -> float:
     """Return the surface of a ball of equal volume divided by the surface (Wadell 1935); 1 for a ball.
 
-    >>> round(sphericity(4 / 3 * math.pi, 4 * math.pi), 9)
+    >>> round(compute_sphericity(4 / 3 * math.pi, 4 * math.pi), 9)
     1.0
     """
     return float(math.pi ** (1 / 3) * (6 * volume_mm3) ** (2 / 3) / area_mm2)

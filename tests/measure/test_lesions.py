@@ -9,7 +9,7 @@ from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.measure.evaluation.detection import number_components
 from slicemill.measure.lesions.measurements import Volume, choose_targets, measure_case, measure_lesions, round_record
-from slicemill.measure.lesions.shape import find_diameters, longest_3d, sphericity, surface_mm2
+from slicemill.measure.lesions.shape import compute_sphericity, find_diameters, measure_longest_3d, measure_surface_mm2
 
 
 def affine(spacing=(2.5, 0.8, 0.8), turn=0.0):
@@ -49,7 +49,7 @@ def test_an_ellipsoid_has_its_volume_diameters_place_and_sphericity(spacing, tur
     a, b, c = radii
     area = 4 * np.pi * (((a * b) ** p + (a * c) ** p + (b * c) ** p) / 3) ** (1 / p)
     assert lesion.surface_mm2 == pytest.approx(area, rel=0.04)
-    assert lesion.sphericity == pytest.approx(sphericity(4 / 3 * np.pi * np.prod(radii), area), rel=0.05)
+    assert lesion.sphericity == pytest.approx(compute_sphericity(4 / 3 * np.pi * np.prod(radii), area), rel=0.05)
 
 
 def test_diameters_end_where_they_are_and_stand_at_right_angles():
@@ -73,7 +73,7 @@ def test_one_voxel_is_as_long_as_its_sides():
     matrix = affine((2.0, 0.5, 1.0))
     long, across = find_diameters(np.ones((1, 1), bool), (0, 0, 0), matrix)
     assert (long.length_mm, across.length_mm) == (1.0, 0.5)
-    assert longest_3d(np.ones((1, 1, 1), bool), matrix) == 2.0
+    assert measure_longest_3d(np.ones((1, 1, 1), bool), matrix) == 2.0
 
 
 def test_surface_and_sphericity_are_those_of_simpleitks_label_shape_statistics(rng):
@@ -84,9 +84,11 @@ def test_surface_and_sphericity_are_those_of_simpleitks_label_shape_statistics(r
     shapes.ComputePerimeterOn()
     shapes.Execute(SimpleITK.GetImageFromArray(label))
     for number in (1, 2):
-        area = surface_mm2(label == number, np.eye(4))
+        area = measure_surface_mm2(label == number, np.eye(4))
         assert area == pytest.approx(shapes.GetPerimeter(number), rel=0.01)
-        assert sphericity(float((label == number).sum()), area) == pytest.approx(shapes.GetRoundness(number), rel=0.01)
+        assert compute_sphericity(float((label == number).sum()), area) == pytest.approx(
+            shapes.GetRoundness(number), rel=0.01
+        )
 
 
 def test_places_volumes_boxes_and_intensities_are_simpleitks(rng):
