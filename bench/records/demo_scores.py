@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slicemill.bench.records.markdown import format_machine_name, format_score, table_lines
-from slicemill.bench.records.schema import Document, read_machine, read_record
+from slicemill.bench.records.markdown import format_processor, format_score, table_lines
+from slicemill.bench.records.schema import Document, read_processor, read_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class DemoSummary:
     where_there_is_tumor: TumorComparison
     """Both on the cases with tumor."""
     machine: Mapping[str, Any]
-    """Machine description as `machine_info` returns it."""
+    """Description of the machine."""
 
 
 def scores_table(document: Document) -> str:
@@ -132,7 +132,7 @@ def scores_table(document: Document) -> str:
     answers = [_format_detection(part, found) for part, found in detections.items() if found is not None]
     note = (
         f"Tumor yes or no, {'; '.join(answers)}. {summary.minutes:.1f} minutes in all on "
-        f"{format_machine_name(read_machine(summary.machine))}."
+        f"{format_processor(read_processor(summary.machine))}."
     )
     header = ["", "Dice per case", "Dice global", "precision", "recall"]
     return "\n".join([*table_lines(header, rows), "", note])

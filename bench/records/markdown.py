@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from slicemill.bench.records.schema import Machine
+from slicemill.bench.records.schema import Processor
 
 
 def table_row(cells: Iterable[str]) -> str:
@@ -49,6 +49,6 @@ def format_integers(values: Iterable[int]) -> str:
     return ", ".join(map(str, values))
 
 
-def format_machine_name(machine: Machine) -> str:
-    """Format the number of cores and the processor."""
-    return f"{machine.cores} cores of {machine.cpu}"
+def format_processor(processor: Processor) -> str:
+    """Format the number of cores and the name of the processor."""
+    return f"{processor.cores} cores of {processor.cpu}"

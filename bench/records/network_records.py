@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from msgspec import Struct
 from msgspec import field as key
 
-from slicemill.bench.records.schema import Headline, Machine, Measured, Rate
+from slicemill.bench.records.schema import Headline, Measured, Processor, Rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class TrainRecord(Struct, frozen=True, kw_only=True):
     """Rates over that of the bare network."""
     waiting_share: float = key(name="share of time spent waiting for the loader")
     """Waiting time over all time."""
-    machine: Machine
+    machine: Processor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from slicemill.bench.records.data_records import ScaleRecord
-from slicemill.bench.records.markdown import format_machine_name, format_number, table_row
+from slicemill.bench.records.markdown import format_number, format_processor, table_row
 from slicemill.bench.records.schema import Document, Rate, read_record
 from slicemill.common.errors import ConfigError
 
@@ -223,6 +223,6 @@ def plan_table(scale: Document, store: Document, infer: Document, lits: Document
         f"{format_number(inputs.labelled_per_second)} slices/s through the default network on the {inputs.cores} cores "
         f"of a machine without a GPU. The ingest of LiTS's size, measured whole, took "
         f"{measured_over_model(inputs, lits):.2f} of what the model says. "
-        f"On {format_machine_name(read_record(ScaleRecord, scale).machine)}."
+        f"On {format_processor(read_record(ScaleRecord, scale).machine)}."
     )
     return "\n".join([*lines, "", note])

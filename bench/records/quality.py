@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from slicemill.bench.records.markdown import (
     format_integers,
-    format_machine_name,
+    format_processor,
     format_score,
     table_lines,
 )
-from slicemill.bench.records.schema import Document, read_machine, read_record
+from slicemill.bench.records.schema import Document, read_processor, read_record
 from slicemill.common.documents import from_document
 
 Part = Literal["validation", "test"]
@@ -137,7 +137,7 @@ class QualityRecord:
     commits: Sequence[str]
     """Commits of the runs."""
     machine: Mapping[str, Any]
-    """Machine description as `machine_info` returns it."""
+    """Description of the machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ class NnunetRecord:
     commits: Sequence[str]
     """Commits of the runs."""
     machine: Mapping[str, Any]
-    """Machine description as `machine_info` returns it."""
+    """Description of the machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,7 +304,7 @@ def _yardstick_note(record: NnunetRecord) -> str:
 
 
 def _origin(record: QualityRecord | NnunetRecord) -> str:
-    machine = format_machine_name(read_machine(record.machine))
+    machine = format_processor(read_processor(record.machine))
     return f"{record.date[:10]}, commit {', '.join(record.commits)}, on {machine}"
 
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from slicemill.common.documents import from_document
 from slicemill.common.files import to_json
+from slicemill.common.machine import Machine
 
 Document = Mapping[str, Any]
 """A record as its JSON file holds it."""
@@ -28,8 +29,8 @@ def read_record(kind: type[T], document: Document) -> T:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
-    """The machine that a figure was measured on."""
+class Processor:
+    """The processor that a figure was measured on."""
 
     cpu: str
     """Name of the processor."""
@@ -37,16 +38,16 @@ class Machine:
     """Cores that the benchmark could use."""
 
 
-def read_machine(description: Mapping[str, Any]) -> Machine:
-    """Read a machine description of `slicemill.common.machine.machine_info`."""
-    return from_document(Machine, description, "machine description")
+def read_processor(description: Mapping[str, Any]) -> Processor:
+    """Read the processor of a machine description."""
+    return from_document(Processor, description, "machine description")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """A record of a benchmark."""
 
-    machine: Machine
+    machine: Processor
     """Where it was measured."""
 
 
@@ -160,8 +161,8 @@ class SuiteRecord:
     """Records by stage."""
     failed: Mapping[str, str]
     """Stages that failed, with the reason."""
-    machine: Mapping[str, Any]
-    """Machine description as `machine_info` returns it."""
+    machine: Machine
+    """Description of the machine."""
 
     @property
     def machine_limits(self) -> Mapping[str, MachineLimit]:

@@ -14,14 +14,14 @@ from typing import Any
 
 from slicemill.bench.command import slicemill_command
 from slicemill.bench.harness.catalog import STAGES
-from slicemill.bench.records.markdown import format_machine_name, format_ratio, table_lines
+from slicemill.bench.records.markdown import format_processor, format_ratio, table_lines
 from slicemill.bench.records.schema import (
     Document,
     Headline,
     MachineLimit,
     Stage,
     SuiteRecord,
-    read_machine,
+    read_processor,
     read_record,
 )
 from slicemill.common.files import read_json
@@ -127,7 +127,7 @@ def all_table(document: Document) -> str:
     measured = ", ".join(f"{name} {row.most:,.1f} {row.unit}" for name, row in limits.items())
     note = (
         f"{'Quick run. ' if record.quick else ''}Arithmetic reached: {', '.join(peaks) or 'not known'}. "
-        f"Limits of the machine: {measured or 'not measured'}; on {format_machine_name(read_machine(record.machine))}."
+        f"Limits of the machine: {measured or 'not measured'}; on {format_processor(read_processor(record.machine))}."
     )
     header = ["stage", "a second", "limit", "of the limit", "times as fast as"]
     return "\n".join([*table_lines(header, rows), "", note])

@@ -19,7 +19,7 @@ def write_page(folder: Path, document: Document) -> Path:
     page = render(
         "bench/records/suite_page.html",
         record=record,
-        machine=format_machine(dict(record.machine)).replace("\n", ". "),
+        machine=format_machine(record.machine).replace("\n", ". "),
         stages_picture=folder / PICTURE,
         shares_picture=folder / SHARES,
         stage_rows=[

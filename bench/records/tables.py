@@ -10,7 +10,7 @@ from slicemill.bench.records.data_records import (
     ScaleRecord,
     StoreRecord,
 )
-from slicemill.bench.records.markdown import format_machine_name, format_ratio, table_lines
+from slicemill.bench.records.markdown import format_processor, format_ratio, table_lines
 from slicemill.bench.records.network_records import (
     ClockRatios,
     ExportRecord,
@@ -56,7 +56,7 @@ def _ingest_note(record: IngestRecord) -> str:
     threads = record.threads
     note = (
         f"One case of {record.slices} slices, warm page cache, {record.rounds} interleaved rounds, "
-        f"on {format_machine_name(record.machine)}. "
+        f"on {format_processor(record.machine)}. "
         f"One .nii case with {threads.cores} threads is done {threads.times_sooner:.2f} times as soon."
     )
     if (real := record.real_size) is not None:
@@ -72,7 +72,7 @@ def constants_table(document: Document) -> str:
     """Format the cost of other values of the tuned constants."""
     record = read_record(ConstantsRecord, document)
     rows = [(f"`{name}`", trials.what, _trials_cell(trials)) for name, trials in record.constants.items()]
-    note = f"On {record.subject}, {record.rounds} interleaved rounds, on {format_machine_name(record.machine)}."
+    note = f"On {record.subject}, {record.rounds} interleaved rounds, on {format_processor(record.machine)}."
     header = ["constant", "work", "time of it, by value; 1 is the one in the code"]
     return "\n".join([*table_lines(header, rows), "", note])
 
@@ -110,7 +110,7 @@ def store_table(document: Document) -> str:
     note = (
         f"Ours: {ratios} (medians of ratios in one round). Bytes of {sizes.raw / 1e6:.0f} MB of voxels: "
         f"compact {sizes.compact / 1e6:.0f} MB, fast {sizes.fast / 1e6:.0f} MB. "
-        f"Warm page cache, on {format_machine_name(record.machine)}."
+        f"Warm page cache, on {format_processor(record.machine)}."
     )
     return "\n".join([*table_lines(["random image and label slice", "pairs/s of one core"], rows), "", note])
 
@@ -125,7 +125,7 @@ def loader_table(document: Document) -> str:
         f"The ring with one thread: {ratios} (medians of ratios in one round). "
         f"A network that takes {waited.milliseconds_of_work:.0f} ms with a batch waited {waited.share_of_time:.2%} "
         f"of its time for {waited.batches} batches, {waited.longest_wait_milliseconds:.1f} ms at most. "
-        f"Warm page cache, on {format_machine_name(record.machine)}."
+        f"Warm page cache, on {format_processor(record.machine)}."
     )
     header = ["training pairs, image and label slice", "pairs a CPU-second"]
     return "\n".join([*table_lines(header, rows), "", note])
@@ -151,7 +151,7 @@ def infer_table(document: Document) -> str:
         f"a slice, with report and picture; the script (get_fdata, window, argmax, scipy components, nib.save) "
         f"{around['usual script']:.1f}. Its components and scipy's are "
         f"{'equal' if results.components.equal else 'NOT EQUAL'}. "
-        f"{record.rounds} rounds, warm page cache, on {format_machine_name(record.machine)}."
+        f"{record.rounds} rounds, warm page cache, on {format_processor(record.machine)}."
     )
     return "\n".join([*table_lines(["inference on the CPU", "by the clock", "by CPU time"], rows), "", note])
 
@@ -189,7 +189,7 @@ def train_table(document: Document) -> str:
         f"{record.unit[0].upper()}{record.unit[1:]}, network of width {record.network.width} and depth "
         f"{record.network.depth}, {record.precision} on {record.device}; "
         f"{record.waiting_share:.1%} of the time was spent waiting for the loader; "
-        f"medians of ratios in one round, warm page cache, on {format_machine_name(record.machine)}."
+        f"medians of ratios in one round, warm page cache, on {format_processor(record.machine)}."
     )
     return "\n".join([*table_lines(["training", "slices/s", "of the bare network"], rows), "", note])
 
@@ -213,7 +213,7 @@ def measure_table(document: Document) -> str:
         f"the last row is counted up from {len(tried)} objects of {' and '.join(f'{value:.0f}' for value in tried)} s. "
         f"Largest difference of any distance {record.largest_difference_mm:.1g} mm. "
         f"Ours takes {record.memory_mib:.0f} MiB beside two masks of {record.scan_mib:.0f} MiB; "
-        f"medians of {record.rounds} rounds, on {format_machine_name(record.machine)}."
+        f"medians of {record.rounds} rounds, on {format_processor(record.machine)}."
     )
     header = [f"all surface distances of {record.objects} objects", "CPU seconds", "times ours"]
     return "\n".join([*table_lines(header, rows), "", note])
@@ -228,7 +228,7 @@ def lits_table(document: Document) -> str:
         f"{record.seconds / 60:.1f} minutes on {record.workers} workers, "
         f"{record.slices_per_second:,.0f} slices/s, {record.raw_gb_per_second:.2f} GB/s of voxels, "
         f"store {record.store_gb:.1f} GB, peak memory of a worker {record.peak_worker_mib} MiB, "
-        f"on {format_machine_name(record.machine)}."
+        f"on {format_processor(record.machine)}."
     )
 
 
@@ -236,7 +236,7 @@ def limits_table(document: Document) -> str:
     """Format the limits of a machine."""
     record = read_record(LimitsRecord, document)
     rows = [(name, f"{row.most:,.1f} {row.unit}") for name, row in record.results.items()]
-    note = f"Best of the rounds, on {format_machine_name(record.machine)}."
+    note = f"Best of the rounds, on {format_processor(record.machine)}."
     return "\n".join([*table_lines(["limit of this machine", "at most"], rows), "", note])
 
 
@@ -246,7 +246,7 @@ def export_table(document: Document) -> str:
     rows = [(name, f"{row.seconds_median:.2f}") for name, row in record.results.items()]
     note = (
         f"A model file of {record.model_mb} MB, proved on {record.proof_slices} slices; "
-        f"{record.headline.verified}; on {format_machine_name(record.machine)}."
+        f"{record.headline.verified}; on {format_processor(record.machine)}."
     )
     return "\n".join([*table_lines(["export", "seconds"], rows), "", note])
 
@@ -255,7 +255,7 @@ def instructions_table(document: Document) -> str:
     """Format the instruction counts of the hot loops."""
     record = read_record(InstructionsRecord, document)
     rows = [(name, row.what, f"{row.instructions_a_slice / 1e6:.2f}") for name, row in record.results.items()]
-    note = f"{record.unit}, counted by {record.counter}, on {format_machine_name(record.machine)}."
+    note = f"{record.unit}, counted by {record.counter}, on {format_processor(record.machine)}."
     return "\n".join([*table_lines(["loop", "what", "million instructions a slice"], rows), "", note])
 
 
@@ -272,7 +272,7 @@ def peers_table(document: Document) -> str:
     ]
     note = (
         f"{record.cases} scans of {record.slices} slices of 512x512, {record.page_cache} page cache, "
-        f"on {format_machine_name(record.machine)}."
+        f"on {format_processor(record.machine)}."
     )
     header = ["training slices with labels, one core", "slices/s", "ours, times as fast", "what it does"]
     return "\n".join([*table_lines(header, rows), "", note])
@@ -308,7 +308,7 @@ def peers_inference_table(document: Document) -> str:
               "least Dice with ours", "what it does"]  # fmt: skip
     note = (
         f"{record.cases} scans of {record.slices} slices, the same network in all, "
-        f"{record.page_cache} page cache, on {format_machine_name(record.machine)}."
+        f"{record.page_cache} page cache, on {format_processor(record.machine)}."
     )
     return "\n".join([*table_lines(header, rows), "", note])
 
@@ -333,4 +333,4 @@ def scale_table(document: Document) -> str:
     per_task = f"{record.scheduler.milliseconds_a_task:.3f} ms a task"
     rows.append(("Dask's scheduler, tasks that do nothing", f"{record.scheduler.tasks:,} tasks", per_task, "-"))
     header = ["what grows", "measured", "fitted line", "R²"]
-    return "\n".join([*table_lines(header, rows), "", f"On {format_machine_name(record.machine)}."])
+    return "\n".join([*table_lines(header, rows), "", f"On {format_processor(record.machine)}."])
