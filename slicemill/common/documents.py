@@ -43,7 +43,7 @@ def from_document(kind: type[T], document: object, where: str, *, error: type[In
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as problem:
-        raise error(f"{where}: {problem}.") from problem
+        raise error(f"{where}: {str(problem).rstrip('.')}.") from problem
 
 
 def read_document(kind: type[T], path: Location, *, error: type[InputError] = InputError) -> T:
