@@ -222,3 +222,8 @@ def test_options_that_do_not_go_together_are_refused():
         form_of("png16", "-200,300")
     with pytest.raises(ConfigError, match="choose one of jpeg, png, png16, npy"):
         form_of("tiff", None)
+
+
+def test_a_window_without_ends_is_refused():
+    with pytest.raises(ConfigError, match=r"window -200.0\.\.inf: both ends must be finite"):
+        parse_window("-200,inf")
