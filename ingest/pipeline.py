@@ -34,10 +34,11 @@ from slicemill.ingest.convert import convert_case
 from slicemill.ingest.discover import CaseFiles, Collection
 from slicemill.ingest.params import Params
 from slicemill.store.case import SourceFile
-from slicemill.store.layout import ATTRIBUTE, DOCUMENT, FAILURES, FORMAT, GROUP, group_document
-from slicemill.store.reader import Store, case_in, open_store, read_document
+from slicemill.store.layout import ATTRIBUTE, DOCUMENT, FAILURES, FORMAT, GROUP
+from slicemill.store.reader import Store, open_case, open_store, read_document
 from slicemill.store.tables import reindex
 from slicemill.store.writer import prepare_store, remove_partial
+from slicemill.store.zarr_documents import group_document
 
 Status = Literal["done", "unchanged", "failed", "failed before", "claimed"]
 PARAMS = ".params"
@@ -303,7 +304,7 @@ def run_case(task: Task, params: Params, root: Location, threads: int) -> CaseOu
 
 def _same_content(case: CaseFiles, params: Params, root: Location) -> bool:
     try:
-        info = case_in(root, case.case_id).info
+        info = open_case(root, case.case_id).info
     except StoreError:
         return False
     pairs = ((case.image, info.image), (case.mask, info.mask))
