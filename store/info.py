@@ -91,7 +91,7 @@ def describe_grids(rows: Sequence[ManifestRow], levels: str) -> list[str]:
 
 
 def describe_tumors(rows: Sequence[ManifestRow], diameters_mm: Sequence[float], levels: str) -> list[str]:
-    """Return the number of cases with tumor and the histograms of their lesions; nothing if no case has a tumor label."""
+    """Return the number of cases with tumor and histograms of their lesions; nothing without a tumor label."""
     known = [row for row in rows if row.has_tumor is not None]
     tumors = [row for row in known if row.has_tumor]
     if not known:

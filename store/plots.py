@@ -101,7 +101,8 @@ def draw(facts: Facts, name: str) -> bytes:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError(
-            "store plots: needs matplotlib, which is not installed; install slicemill with the extra `ingest` or `train`."
+            "store plots: needs matplotlib, which is not installed; "
+            "install slicemill with the extra `ingest` or `train`."
         ) from error
     panels = choose_panels(facts)
     columns = min(COLUMNS, len(panels))

@@ -72,7 +72,7 @@ class SliceArray:
         return out
 
     def encoded(self, z: int) -> bytes:
-        """Return the stored bytes of the slice at `z`, with their checksum; empty for a slice that is all fill value."""
+        """Return the stored bytes of the slice at `z` with their checksum; empty if it is all fill value."""
         offset, length = self.shard.entries[self._check_index(z)]
         if length == ABSENT:
             return b""

@@ -31,8 +31,9 @@ Row = dict[str, Any]
 REMOTE_READERS = 16
 """Cases whose documents are read at a time from an object store, where requests take longer than the work."""
 
-MAIN_COLUMNS = ("case_id", "nz", "ny", "nx", "spacing_z_mm", "spacing_x_mm", "orientation", "has_tumor", "n_lesions", "tumor_volume_ml",
-                "tumor_percent_organ", "organ_volume_ml", "max_axial_diameter_mm", "hu_min", "hu_max")  # fmt: skip
+MAIN_COLUMNS = ("case_id", "nz", "ny", "nx", "spacing_z_mm", "spacing_x_mm", "orientation", "has_tumor", "n_lesions",
+                "tumor_volume_ml", "tumor_percent_organ", "organ_volume_ml", "max_axial_diameter_mm", "hu_min",
+                "hu_max")  # fmt: skip
 """Columns of the manifest that are shown to a person; manifest.csv has all."""
 
 
@@ -199,7 +200,8 @@ def reindex(url: str | Location) -> list[Row]:
     if unread:
         raise StoreError(
             f"{root}: the tables were built without {len(unread)} cases that cannot be read: {', '.join(unread[:5])}. "
-            "Ingest their collection again with --rehash, which writes them again; `slicemill store verify` reports what is wrong."
+            "Ingest their collection again with --rehash, which writes them again; "
+            "`slicemill store verify` reports what is wrong."
         )
     return manifest
 

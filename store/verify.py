@@ -53,7 +53,7 @@ def verify(store: Store, source: Location | None, *, workers: int, advance: Adva
 def check_tables(store: Store, checksums: Checksums) -> Iterator[str]:
     """Yield what is wrong with the store's own document and its tables."""
     if sha256_of_file(store.root / GROUP / DOCUMENT) != checksums.group:
-        yield f"{GROUP}/{DOCUMENT}: changed since it was written; run `slicemill store reindex` after `slicemill ingest`."
+        yield f"{GROUP}/{DOCUMENT}: changed since it was written; `slicemill store reindex` adds it after an ingest."
     for name in table_names():
         try:
             found = sha256_of_file(store.root / name)

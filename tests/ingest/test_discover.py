@@ -154,7 +154,7 @@ def test_patients_come_from_a_regular_expression(tmp_path):
     collection = discover(touch(tmp_path, "p1_a.nii", "p1_b.nii", "p2_a.nii"))
     assert [case.patient_id for case in with_patients(collection, r"(p\d)_").cases] == ["p1", "p1", "p2"]
     for pattern, kind, message in (
-        ("(", UsageError, "no regular expression"),
+        ("(", UsageError, "is not a regular expression"),
         ("p", UsageError, "needs a group"),
         ("(x)", PairingError, "does not match"),
     ):

@@ -1,4 +1,4 @@
-"""The table "Odd scans: what happens" of the README, at the level of a case: each policy, and what the manifest says of it."""
+"""The README's table "Odd scans: what happens", case by case: each policy, and the warning in the manifest."""
 
 import base64
 import gzip

@@ -96,9 +96,18 @@ def test_zarr_python_itself_writes_the_same_document(tmp_path):
     from zarr.codecs import BloscCodec, Crc32cCodec
 
     zarr.create_array(
-        tmp_path / "a", shape=(5, 8, 9), chunks=(1, 8, 9), shards=(5, 8, 9), dtype="int16", fill_value=AIR_HU, dimension_names=("z", "y", "x"),
-        compressors=[BloscCodec(typesize=2, cname="zstd", clevel=1, shuffle="bitshuffle", blocksize=144), Crc32cCodec()],
-    )  # fmt: skip
+        tmp_path / "a",
+        shape=(5, 8, 9),
+        chunks=(1, 8, 9),
+        shards=(5, 8, 9),
+        dtype="int16",
+        fill_value=AIR_HU,
+        dimension_names=("z", "y", "x"),
+        compressors=[
+            BloscCodec(typesize=2, cname="zstd", clevel=1, shuffle="bitshuffle", blocksize=144),
+            Crc32cCodec(),
+        ],
+    )
     assert json.loads((tmp_path / "a" / "zarr.json").read_text()) == array_document("image", (5, 8, 9))
 
 
@@ -251,8 +260,15 @@ def test_a_slice_that_another_writer_left_out_is_its_fill_value(copy):
     assert np.array_equal(label[:], voxels)
 
 
-LESION = {"id": 1, "voxels": 2**70, "volume_ml": 1, "centroid_lps_mm": [0, 0, 0], "bbox_zyx": [0, 0, 0, 1, 1, 1], "key_z": 0,
-          "max_axial_diameter_mm": 1}  # fmt: skip
+LESION = {
+    "id": 1,
+    "voxels": 2**70,
+    "volume_ml": 1,
+    "centroid_lps_mm": [0, 0, 0],
+    "bbox_zyx": [0, 0, 0, 1, 1, 1],
+    "key_z": 0,
+    "max_axial_diameter_mm": 1,
+}
 
 
 @pytest.mark.parametrize(
@@ -369,6 +385,6 @@ class TestBloscThreads:
         assert blosc.use_threads is True
 
     def test_importing_the_store_changes_nothing(self):
-        code = "import slicemill.store.writer, slicemill.store.reader; from numcodecs import blosc; print(blosc.use_threads)"
+        code = "import slicemill.store.writer; from numcodecs import blosc; print(blosc.use_threads)"
         done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
         assert done.stdout == "None\n"
