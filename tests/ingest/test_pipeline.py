@@ -31,7 +31,7 @@ from slicemill.store.writer import ShardWriter, prepare_store
 from tests.ingest.runs import HERE, command, contents
 
 INTERRUPTIBLE = (
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import slicemill; slicemill.main()"
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from slicemill.cli import main; main()"
 )
 LITS = Params(labels=LITS_LABELS)
 
