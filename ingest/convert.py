@@ -37,7 +37,7 @@ def convert_case(
     store: str | Location,
     *,
     threads: int = 1,
-    still_ours: Callable[[], bool] = lambda: True,
+    holds_claim: Callable[[], bool] = lambda: True,
 ) -> CaseInfo:
     """Read a case's files, write the case into the store, and return its description.
 
@@ -45,7 +45,7 @@ def convert_case(
     ----------
     threads
         With more than one, image and mask are decoded ahead while the slices of a slab are encoded in parallel.
-    still_ours
+    holds_claim
         Whether this run still holds the case's claim; checked before anything is published in an object store.
 
     Raises
@@ -57,7 +57,7 @@ def convert_case(
         image = stack.enter_context(ScanReader(case.image, "image"))
         mask = None if case.mask is None else stack.enter_context(ScanReader(case.mask, "mask"))
         pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
-        return _convert(case, params, store, OpenFiles(image, mask, pool, threads), still_ours)
+        return _convert(case, params, store, OpenFiles(image, mask, pool, threads), holds_claim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def _convert(
-    case: CaseFiles, params: Params, store: str | Location, files: OpenFiles, still_ours: Callable[[], bool]
+    case: CaseFiles, params: Params, store: str | Location, files: OpenFiles, holds_claim: Callable[[], bool]
 ) -> CaseInfo:
     image, mask = files.image, files.mask
     warnings = check_headers(image, mask, keep_text=params.keep_text)
@@ -138,7 +138,7 @@ def _convert(
             max_rounding_error_hu=image.max_rounding_error,
             warnings=tuple(warnings),
         )
-        return writer.finish(info, still_ours)
+        return writer.finish(info, holds_claim)
 
 
 def check_headers(image: ScanReader, mask: ScanReader | None, *, keep_text: bool) -> list[str]:

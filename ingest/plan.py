@@ -10,7 +10,7 @@ from slicemill.ingest.outcomes import CaseOutcome, Stamp, read_done, read_failur
 from slicemill.ingest.params import Params
 from slicemill.store.layout import ATTRIBUTE, DOCUMENT, FORMAT, GROUP
 from slicemill.store.reader import Store, open_store, read_attribute
-from slicemill.store.zarr_documents import group_document
+from slicemill.store.zarr_documents import make_group_document
 
 PARAMS = ".params"
 """Name of the claim that a run holds while it writes a store's parameters; a case id does not start with a dot."""
@@ -102,7 +102,7 @@ def require_params(root: Location, params: Params, *, overwrite: bool) -> None:
                 "all cases again."
             )
         attributes = {ATTRIBUTE: {"format": FORMAT, "params": params.as_json()}}
-        write_json(root / GROUP / DOCUMENT, group_document(attributes))
+        write_json(root / GROUP / DOCUMENT, make_group_document(attributes))
 
 
 def _is_readable(store: Store, case_id: str, params: Params) -> bool:

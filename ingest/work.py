@@ -42,7 +42,7 @@ def _run_claimed(task: Task, params: Params, root: Location, threads: int) -> Ca
         replaced = stored_version(root, case.case_id) not in (task.seen, None)
         if (task.compare or replaced) and _is_unchanged(case, params, root):
             return CaseOutcome(case_id=case.case_id, status="unchanged", stamp=stamp)
-        info = convert_case(case, params, root, threads=threads, still_ours=claim.held)
+        info = convert_case(case, params, root, threads=threads, holds_claim=claim.held)
         if stamp_case(case, params) != stamp:
             reason = f"{case.image}: it or its mask changed while it was read; the next run converts it again."
             return CaseOutcome(case_id=case.case_id, status="failed", reason=reason, passing=True, stamp=stamp)

@@ -18,7 +18,7 @@ from slicemill.common.html import render
 from slicemill.common.terminal import count_noun, format_number, format_range
 from slicemill.store.case import CaseInfo
 from slicemill.store.reader import Store
-from slicemill.store.tables import MAIN_COLUMNS, ManifestRow, manifest_row
+from slicemill.store.tables import MAIN_COLUMNS, ManifestRow, make_manifest_row
 
 Axes = Any
 """matplotlib's Axes; matplotlib is imported only when something is drawn."""
@@ -28,7 +28,7 @@ SCAN_COLOR, TUMOR_COLOR, NONE_COLOR = "#4878a8", "#c8503c", "#b0b0b0"
 COLUMNS = 4
 PANEL_INCHES = (4.3, 3.3)
 DOTS_PER_INCH = 110
-MOST_BINS = 24
+MAX_BINS = 24
 TABLE_ROWS = 2000
 """Rows of the page's table. Browsers show more only slowly, and manifest.csv has all."""
 WHOLE_SCAN = "percent of the scan"
@@ -60,7 +60,7 @@ def collect_facts(infos: Iterable[CaseInfo]) -> Facts:
     """Collect what the panels show from a store's cases."""
     facts = Facts(rows=[], slice_hu=[], diameters_mm=[])
     for info in infos:
-        facts.rows.append(manifest_row(info))
+        facts.rows.append(make_manifest_row(info))
         stats = zip(info.slice_stats.hu_min, info.slice_stats.hu_max, strict=True)
         facts.slice_hu.extend((low, high) for low, high in stats if low is not None and high is not None)
         facts.diameters_mm.extend(lesion.max_axial_diameter_mm for lesion in info.lesions or ())
@@ -84,11 +84,11 @@ def write_plots(store: Store, out: Location) -> None:
             f"{store.root}: has no cases yet, so there is nothing to draw; add some with `slicemill ingest`."
         )
     name = store.root.absolute().name
-    picture = draw(facts, name)
-    write_bytes(out, picture if suffix == ".png" else page(facts, picture, name))
+    picture = draw_plots(facts, name)
+    write_bytes(out, picture if suffix == ".png" else render_page(facts, picture, name))
 
 
-def draw(facts: Facts, name: str) -> bytes:
+def draw_plots(facts: Facts, name: str) -> bytes:
     """Draw the plots of a collection as one PNG.
 
     Raises
@@ -109,7 +109,7 @@ def draw(facts: Facts, name: str) -> bytes:
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows + 0.7), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(headline(facts, name), fontsize=12, parse_math=False)
+    figure.suptitle(make_title(facts, name), fontsize=12, parse_math=False)
     for number, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, number)
         axes.tick_params(labelsize=8)
@@ -128,7 +128,7 @@ def choose_panels(facts: Facts) -> list[Callable[[Axes, Facts], None]]:
     return panels
 
 
-def headline(facts: Facts, name: str) -> str:
+def make_title(facts: Facts, name: str) -> str:
     """Return the title: numbers of cases, patients and slices, and of cases with tumor."""
     rows = facts.rows
     patients = len({row.patient_id for row in rows})
@@ -209,7 +209,7 @@ def draw_diameters(axes: Axes, facts: Facts) -> None:
 def _histogram(
     axes: Axes, values: Sequence[float], title: str, unit: str, what: str, *, color: str = SCAN_COLOR
 ) -> None:
-    axes.hist(values, _edges(values, MOST_BINS), color=color, edgecolor="white", linewidth=0.5)
+    axes.hist(values, _edges(values, MAX_BINS), color=color, edgecolor="white", linewidth=0.5)
     if min(values) == max(values):
         axes.set_xlim(0, 2 * max(values[0], 1e-3))
     _finish(axes, values, title, unit, what)
@@ -220,7 +220,7 @@ def _log_histogram(axes: Axes, values: Sequence[float], title: str, unit: str, w
     above = [value for value in values if value > 0]
     lowest = min(above, default=1.0)
     logs = [math.log10(max(value, lowest)) for value in values]
-    edges = [10**edge for edge in _edges(logs, MOST_BINS)]
+    edges = [10**edge for edge in _edges(logs, MAX_BINS)]
     axes.hist([10**value for value in logs], edges, color=TUMOR_COLOR, edgecolor="white", linewidth=0.5)
     axes.set_xscale("log")
     if edges[-1] < 2 * edges[0]:
@@ -276,12 +276,12 @@ def _edges(values: Sequence[float], most: int) -> list[float]:
     return [low + (high - low) * number / bins for number in range(bins)] + [high]
 
 
-def page(facts: Facts, picture: bytes, name: str) -> bytes:
+def render_page(facts: Facts, picture: bytes, name: str) -> bytes:
     """Return one self-contained HTML page: the picture, and the main columns of the manifest as a table."""
     shown = [row.columns() for row in facts.rows[:TABLE_ROWS]]
     return render(
         "store/plots.html",
-        title=headline(facts, name),
+        title=make_title(facts, name),
         picture=picture,
         columns=MAIN_COLUMNS,
         rows=[[row[column] for column in MAIN_COLUMNS] for row in shown],

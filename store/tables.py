@@ -83,7 +83,7 @@ class ManifestRow:
         return row
 
 
-def manifest_row(info: CaseInfo) -> ManifestRow:
+def make_manifest_row(info: CaseInfo) -> ManifestRow:
     """Return a case's row of the manifest."""
     labels, lesions, stats, mask = info.labels, info.lesions, info.slice_stats, info.mask
     nz, ny, nx = info.shape
@@ -122,7 +122,7 @@ def manifest_row(info: CaseInfo) -> ManifestRow:
     )
 
 
-def slice_rows(info: CaseInfo) -> list[Row]:
+def make_slice_rows(info: CaseInfo) -> list[Row]:
     """Return a case's rows of the slice table."""
     stats = info.slice_stats
     return [
@@ -138,7 +138,7 @@ def slice_rows(info: CaseInfo) -> list[Row]:
     ]
 
 
-def lesion_rows(info: CaseInfo) -> list[Row]:
+def make_lesion_rows(info: CaseInfo) -> list[Row]:
     """Return a case's rows of the lesion table."""
     return [{"case_id": info.case_id, **_number_axes(lesion.as_json())} for lesion in info.lesions or ()]
 
@@ -168,7 +168,7 @@ class Checksums:
     group: str
     """Hash of the store's own group document."""
     cases: dict[str, str]
-    """Case id to the hash of its documents (`case_documents_sha256`)."""
+    """Case id to the hash of its documents (`hash_documents`)."""
 
 
 def reindex(url: str | Location) -> list[Row]:
@@ -191,7 +191,7 @@ def reindex(url: str | Location) -> list[Row]:
         _write_table(root, SLICES, [case.slices for case in cases])
         _write_table(root, LESIONS, [case.lesions for case in cases if case.lesions is not None])
         checksums = Checksums(
-            tables={name: sha256_of_file(root / name) for name in table_names()},
+            tables={name: sha256_of_file(root / name) for name in list_tables()},
             group=sha256_of_file(root / GROUP / DOCUMENT),
             cases={case.manifest.case_id: case.documents_sha256 for case in cases},
         )
@@ -229,23 +229,23 @@ def _read_case(root: Location, case_id: str) -> _CaseRows | None:
         except StoreError:
             with wait_for_claim(root, case_id):  # another run may be replacing it
                 info = open_case(root, case_id).info
-        lesions = lesion_rows(info)
+        lesions = make_lesion_rows(info)
         return _CaseRows(
-            manifest=manifest_row(info),
-            slices=pa.Table.from_pylist(slice_rows(info)),
+            manifest=make_manifest_row(info),
+            slices=pa.Table.from_pylist(make_slice_rows(info)),
             lesions=pa.Table.from_pylist(lesions) if lesions else None,
-            documents_sha256=case_documents_sha256(root, case_id),
+            documents_sha256=hash_documents(root, case_id),
         )
     except (StoreError, OSError):
         return None
 
 
-def table_names() -> tuple[str, ...]:
+def list_tables() -> tuple[str, ...]:
     """Return the file names of the tables."""
     return (f"{MANIFEST}.parquet", f"{MANIFEST}.csv", f"{SLICES}.parquet", f"{LESIONS}.parquet")
 
 
-def case_documents_sha256(root: Location, case_id: str) -> str:
+def hash_documents(root: Location, case_id: str) -> str:
     """Return one hash of a case's Zarr documents: of its group and of its arrays."""
     folder = root / GROUP / case_id
     hashes = []

@@ -21,7 +21,7 @@ from slicemill.store.case import SourceFile
 from slicemill.store.layout import CHECKSUMS, DOCUMENT, GROUP, LABEL
 from slicemill.store.reader import Case, SliceArray, Store, open_case
 from slicemill.store.statistics import Counts
-from slicemill.store.tables import Checksums, case_documents_sha256, table_names
+from slicemill.store.tables import Checksums, hash_documents, list_tables
 
 
 def verify(store: Store, source: Location | None, *, workers: int, advance: Advance) -> list[str]:
@@ -54,7 +54,7 @@ def check_tables(store: Store, checksums: Checksums) -> Iterator[str]:
     """Yield what is wrong with the store's own document and its tables."""
     if sha256_of_file(store.root / GROUP / DOCUMENT) != checksums.group:
         yield f"{GROUP}/{DOCUMENT}: changed since it was written; `slicemill store reindex` adds it after an ingest."
-    for name in table_names():
+    for name in list_tables():
         try:
             found = sha256_of_file(store.root / name)
         except OSError as error:
@@ -80,7 +80,7 @@ def check_case(store: Store, case_id: str, checksum: str | None, files: dict[str
         case = open_case(store.root, case_id)
         if checksum is None:
             yield "is not in the tables yet; `slicemill store reindex` adds it."
-        elif case_documents_sha256(store.root, case_id) != checksum:
+        elif hash_documents(store.root, case_id) != checksum:
             yield (
                 "its documents changed since the tables were built; run `slicemill store reindex` if it was ingested "
                 "after that, or else ingest it again with --overwrite."

@@ -47,7 +47,7 @@ from slicemill.store.layout import (
     ProfileName,
     check_case_id,
 )
-from slicemill.store.zarr_documents import array_document, group_document
+from slicemill.store.zarr_documents import make_array_document, make_group_document
 
 SLABS_IN_FLIGHT = 2
 """Slabs whose slices may be encoded at the same time, so that no thread waits at the end of one."""
@@ -113,11 +113,11 @@ class CaseWriter:
         """Begin a case of `shape` [z, y, x]; with a pool, the slices of a slab are encoded in parallel."""
         root = parse_location(store)
         self._final = root / GROUP / check_case_id(case_id)
-        self.folder = partial_folder(root, case_id)
+        self.folder = make_partial_folder(root, case_id)
         """Local folder of the case until it is complete; temporary files of the conversion may go there too."""
         self._stack = contextlib.ExitStack()
         if isinstance(root, RemotePath):
-            self._stack.enter_context(try_claim(temporary_root(), self.folder.name))
+            self._stack.enter_context(try_claim(local_root(), self.folder.name))
         self._shape = shape
         self._profile = profile
         self._pool = pool
@@ -159,7 +159,7 @@ class CaseWriter:
         for z, data in slab:
             self._shards[name].append(z, data.result())
 
-    def finish(self, info: CaseInfo, still_ours: Callable[[], bool] = lambda: True) -> CaseInfo:
+    def finish(self, info: CaseInfo, holds_claim: Callable[[], bool] = lambda: True) -> CaseInfo:
         """Complete the case and publish it, replacing an older case of the same id; return `info` with its fingerprint.
 
         Raises
@@ -167,31 +167,31 @@ class CaseWriter:
         StoreError
             A slice was never written.
         OSError
-            `still_ours` returned False: another run took the case over.
+            `holds_claim` returned False: another run took the case over.
         """
         for name, shard in self._shards.items():
             while self._pending[name]:
                 self._append(name, self._pending[name].popleft())
             shard.finish()
-            write_json(self.folder / name / DOCUMENT, array_document(name, self._shape, self._profile))
+            write_json(self.folder / name / DOCUMENT, make_array_document(name, self._shape, self._profile))
         info = replace(info, fingerprint=self._shards["image"].fingerprint())
-        (self.folder / DOCUMENT).write_text(to_json(group_document({ATTRIBUTE: info.as_json()})), encoding="utf-8")
+        (self.folder / DOCUMENT).write_text(to_json(make_group_document({ATTRIBUTE: info.as_json()})), encoding="utf-8")
         if isinstance(self._final, RemotePath):
-            upload_folder(self.folder, self._final, still_ours)
+            upload_folder(self.folder, self._final, holds_claim)
         else:
             replace_folder(self.folder, self._final)
         return info
 
 
-def partial_folder(root: Location, case_id: str) -> Path:
+def make_partial_folder(root: Location, case_id: str) -> Path:
     """Make and return a local folder for a case that is being written."""
-    local = temporary_root() if isinstance(root, RemotePath) else root
+    local = local_root() if isinstance(root, RemotePath) else root
     folder = local / PARTIAL / f"{case_id}.{uuid.uuid4().hex[:12]}"
     folder.mkdir(parents=True)
     return folder
 
 
-def temporary_root() -> Path:
+def local_root() -> Path:
     """Return the local folder for cases on their way to an object store."""
     return Path(tempfile.gettempdir()) / f"slicemill-{os.getuid()}"
 
@@ -208,23 +208,23 @@ def replace_folder(new: Path, final: Path) -> None:
         new.rename(final)
 
 
-def upload_folder(new: Path, final: RemotePath, still_ours: Callable[[], bool]) -> None:
+def upload_folder(new: Path, final: RemotePath, holds_claim: Callable[[], bool]) -> None:
     """Upload a case: remove the older group document, upload the arrays, then the new group document.
 
     Without a group document there is no case, so no reader sees a mixture of both.
     """
-    check_claim(final, still_ours)
+    check_claim(final, holds_claim)
     (final / DOCUMENT).unlink(missing_ok=True)
     names = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
     for stale, _ in list(final.files()):
         if stale.relative_to(final).as_posix() not in names:
             stale.unlink(missing_ok=True)
     for name in [*(name for name in names if name != DOCUMENT), DOCUMENT]:
-        check_claim(final, still_ours)
+        check_claim(final, holds_claim)
         (final / name).upload(new / name)
 
 
-def check_claim(final: RemotePath, still_ours: Callable[[], bool]) -> None:
+def check_claim(final: RemotePath, holds_claim: Callable[[], bool]) -> None:
     """Check that this run still holds the case's claim.
 
     Raises
@@ -232,7 +232,7 @@ def check_claim(final: RemotePath, still_ours: Callable[[], bool]) -> None:
     OSError
         Another run took the case over because this one did not answer for too long.
     """
-    if not still_ours():
+    if not holds_claim():
         raise OSError(
             errno.ESTALE, "another run took this case over while this one did not answer and finishes it", str(final)
         )
@@ -252,7 +252,7 @@ def prepare_store(store: str | Location) -> Location:
     try:
         document = root / GROUP / DOCUMENT
         if not document.is_file():
-            write_json(document, group_document({}))
+            write_json(document, make_group_document({}))
     except OSError as error:
         raise StoreError(f"{root}: cannot be written: {error.strerror}.") from error
     return root
@@ -264,7 +264,7 @@ def remove_partial(root: Location) -> None:
     Cases that a live run is writing are claimed, and are left alone.
     """
     if isinstance(root, RemotePath):
-        local = temporary_root()
+        local = local_root()
         for folder in (local / PARTIAL).glob("*"):
             with try_claim(local, folder.name) as ours:
                 if ours:

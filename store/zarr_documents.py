@@ -38,12 +38,14 @@ class ArrayDocument(TypedDict):
     storage_transformers: list[CodecDocument]
 
 
-def group_document(attributes: dict[str, Any]) -> GroupDocument:
+def make_group_document(attributes: dict[str, Any]) -> GroupDocument:
     """Return the ``zarr.json`` of a group."""
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 
-def array_document(name: ArrayName, shape: tuple[int, int, int], profile: ProfileName = "compact") -> ArrayDocument:
+def make_array_document(
+    name: ArrayName, shape: tuple[int, int, int], profile: ProfileName = "compact"
+) -> ArrayDocument:
     """Return the ``zarr.json`` of an array of `shape` [z, y, x]. Every slice and the index end in a checksum.
 
     The sharding codec is https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html.
@@ -80,7 +82,7 @@ def recognize_profile(document: dict[str, Any], name: ArrayName, shape: tuple[in
     """Return the profile that an array document describes exactly, or None if it is not our own layout."""
     profiles: tuple[ProfileName, ...] = ("compact", "fast")
     for profile in profiles:
-        ours = dict(array_document(name, shape, profile))
+        ours = dict(make_array_document(name, shape, profile))
         if all(document.get(key) == ours[key] for key in LAYOUT_KEYS):
             return profile
     return None

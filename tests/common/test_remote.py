@@ -196,10 +196,10 @@ def test_a_run_that_was_held_up_until_its_claim_was_taken_over_shows_nothing(buc
     monkeypatch.setattr("slicemill.common.locks.STALE_SECONDS", -1.0)
     (case,) = (case for case in discover(collection).cases if case.case_id == "volume-0")
 
-    def held_up(case, params, store, *, threads, still_ours):
+    def held_up(case, params, store, *, threads, holds_claim):
         with try_claim(root, case.case_id) as taken:
             assert taken
-            return convert_case(case, params, store, threads=threads, still_ours=still_ours)
+            return convert_case(case, params, store, threads=threads, holds_claim=holds_claim)
 
     monkeypatch.setattr("slicemill.ingest.work.convert_case", held_up)
     outcome = run_case(Task(case=case, seen=None, compare=False, megabytes=1), LITS, root, 1)

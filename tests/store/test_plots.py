@@ -14,9 +14,17 @@ from typer.testing import CliRunner
 from slicemill.common.errors import ConfigError
 from slicemill.store import plots
 from slicemill.store.cli import store as cli
-from slicemill.store.plots import Facts, choose_panels, collect_facts, draw, headline, page, write_plots
+from slicemill.store.plots import (
+    Facts,
+    choose_panels,
+    collect_facts,
+    draw_plots,
+    make_title,
+    render_page,
+    write_plots,
+)
 from slicemill.store.reader import open_store
-from slicemill.store.tables import manifest_row
+from slicemill.store.tables import make_manifest_row
 from slicemill.store.writer import prepare_store
 from tests.store.rows import manifest
 
@@ -62,7 +70,7 @@ def facts_of(count, rng, *, masks=True, tumors=True):
 def test_any_collection_draws_the_panels_it_has_something_for(count, masks, tumors, panels, rng):
     facts = facts_of(count, rng, masks=masks, tumors=tumors)
     assert len(choose_panels(facts)) == panels
-    picture = opened(draw(facts, "any"))
+    picture = opened(draw_plots(facts, "any"))
     assert picture.shape[1] > 1500
     assert picture.shape[0] > (700 if panels == 8 else 400)
     assert len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 20
@@ -98,20 +106,20 @@ def test_a_slice_that_is_all_padding_has_no_hu_to_draw(stored):
     assert len(facts.slice_hu) == sum(row.nz for row in facts.rows)
     drawn = facts_of(1, np.random.default_rng(0))
     drawn.slice_hu.clear()
-    assert draw(drawn, "padding")
+    assert draw_plots(drawn, "padding")
 
 
 def test_the_headline_counts_cases_patients_slices_and_tumors(rng):
     facts = facts_of(10, rng)
     slices = sum(row.nz for row in facts.rows)
-    assert headline(facts, "lits") == f"lits: 10 cases of 10 patients, {slices:,} slices; tumor in 9 of 10"
-    assert headline(facts_of(2, rng, masks=False), "x").endswith("no masks")
+    assert make_title(facts, "lits") == f"lits: 10 cases of 10 patients, {slices:,} slices; tumor in 9 of 10"
+    assert make_title(facts_of(2, rng, masks=False), "x").endswith("no masks")
 
 
 def test_a_page_is_self_contained_and_escapes_its_values(rng):
     facts = facts_of(3, rng)
     facts.rows[0] = replace(facts.rows[0], case_id='<script>alert("x")</script>')
-    content = page(facts, draw(facts, "a"), "<b>&").decode()
+    content = render_page(facts, draw_plots(facts, "a"), "<b>&").decode()
     assert content.count("<script") == 1  # the page's own, which sorts the table
     assert "&lt;script&gt;alert(&#34;x&#34;)" in content
     assert "&lt;b&gt;&amp;: 3 cases" in content
@@ -124,13 +132,13 @@ def test_a_page_is_self_contained_and_escapes_its_values(rng):
 def test_a_page_of_a_large_collection_says_how_many_cases_it_leaves_out(rng, monkeypatch):
     monkeypatch.setattr(plots, "TABLE_ROWS", 2)
     facts = facts_of(5, rng)
-    content = page(facts, b"", "a").decode()
+    content = render_page(facts, b"", "a").decode()
     assert content.count("<tr>") == 3
     assert "3 more cases are in manifest.csv" in content
 
 
 def test_a_name_with_dollar_signs_is_no_formula(rng):
-    assert draw(facts_of(1, rng), r"$\broken{$ store_1")
+    assert draw_plots(facts_of(1, rng), r"$\broken{$ store_1")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".html"])
@@ -140,7 +148,7 @@ def test_the_command_writes_a_picture_or_a_page(suffix, stored, tmp_path):
     assert done.exit_code == 0, done.output
     assert out.stat().st_size > 20_000
     if suffix == ".html":
-        row = manifest_row(open_store(stored)["volume-4"].info)
+        row = make_manifest_row(open_store(stored)["volume-4"].info)
         assert f'<td class="number" data-value="{row.hu_max}">{row.hu_max:,}</td>' in out.read_text()
 
 
@@ -154,4 +162,4 @@ def test_another_suffix_and_an_empty_store_are_refused(stored, tmp_path):
 def test_without_matplotlib_the_error_names_the_extra(rng, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match="install slicemill with the extra `ingest` or `train`"):
-        draw(facts_of(1, rng), "any")
+        draw_plots(facts_of(1, rng), "any")

@@ -26,7 +26,7 @@ from slicemill.store import shard
 from slicemill.store.codecs import codec_of, with_checksum
 from slicemill.store.reader import SliceArray, open_store
 from slicemill.store.writer import CaseWriter, prepare_store, remove_partial
-from slicemill.store.zarr_documents import array_document
+from slicemill.store.zarr_documents import make_array_document
 
 HERE = Path(__file__).parents[2]
 
@@ -108,7 +108,7 @@ def test_zarr_python_itself_writes_the_same_document(tmp_path):
             Crc32cCodec(),
         ],
     )
-    assert json.loads((tmp_path / "a" / "zarr.json").read_text()) == array_document("image", (5, 8, 9))
+    assert json.loads((tmp_path / "a" / "zarr.json").read_text()) == make_array_document("image", (5, 8, 9))
 
 
 def test_another_valid_layout_is_read_through_zarr_python(copy):
@@ -157,7 +157,7 @@ def test_a_truncated_or_missing_shard_is_named(copy):
 def test_an_index_that_points_outside_is_refused(tmp_path):
     folder = tmp_path / "image"
     (folder / "c/0/0").mkdir(parents=True)
-    (folder / "zarr.json").write_text(json.dumps(array_document("image", (1, 4, 4))))
+    (folder / "zarr.json").write_text(json.dumps(make_array_document("image", (1, 4, 4))))
     (folder / "c/0/0/0").write_bytes(with_checksum(np.array([[0, 2**63]], "<u8").tobytes()))
     with pytest.raises(StoreError, match="points outside"):
         SliceArray(folder, "image")[0]
@@ -204,7 +204,7 @@ def test_a_chunk_that_decodes_to_another_size_is_refused(tmp_path):
         encode = codec_of("compact", name, 4).encode
         folder = tmp_path / name
         (folder / "c/0/0").mkdir(parents=True)
-        (folder / "zarr.json").write_text(json.dumps(array_document(name, (1, 16, 16))))
+        (folder / "zarr.json").write_text(json.dumps(make_array_document(name, (1, 16, 16))))
         chunk = with_checksum(encode(np.ones((2, 2), dtype)))
         (folder / "c/0/0/0").write_bytes(chunk + with_checksum(np.array([[0, len(chunk)]], "<u8").tobytes()))
         with pytest.raises(StoreError, match=r"is not a (blosc|zstd) chunk of"):
@@ -311,7 +311,7 @@ def test_a_damaged_group_document_is_one_error_that_names_the_case_and_the_place
 def test_a_shape_that_the_shard_cannot_hold_takes_no_memory(copy):
     folder = copy / "scans.zarr" / "volume-1"
     for name in ("image", "label"):
-        (folder / name / "zarr.json").write_text(json.dumps(array_document(name, (10**11, 64, 64))))
+        (folder / name / "zarr.json").write_text(json.dumps(make_array_document(name, (10**11, 64, 64))))
     with pytest.raises(StoreError, match="cannot hold the index of 100000000000 slices"):
         SliceArray(folder / "image", "image")[:]
 
