@@ -1,6 +1,7 @@
 """Encoding and decoding of slices: compression, checksums, and the scope in which blosc uses one thread."""
 
 import os
+import struct
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ CRC_BYTES = 4
 CRC_RESIDUE = 0x48674BC7
 """crc32c of any bytes followed by their crc32c, little endian (RFC 3720, B.4 gives the polynomial)."""
 BLOSC_HEADER_BYTES = 16
+BLOSC_SIZES = struct.Struct("<III")
+"""Bytes of the decoded chunk, of a block and of the encoded chunk, from byte 4 of the header on."""
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
@@ -38,8 +41,8 @@ class Codec:
 class _BloscScope:
     """A scope in which blosc works in the calling thread only.
 
-    Slices are distributed over threads and processes by us, so the thread pool of blosc would only add switches. The
-    switch is a global of numcodecs; the first thread that enters sets it, and the last one that leaves restores it.
+    We distribute the slices over threads and processes, so the thread pool of blosc would only add context switches.
+    `use_threads` is a global of numcodecs: the first thread that enters sets it, the last one that leaves restores it.
     """
 
     def __init__(self) -> None:
@@ -101,24 +104,22 @@ def codec_of(profile: ProfileName, name: ArrayName, pixels: int) -> Codec:
     return make_zstd_codec(1) if profile == "compact" else make_blosc_codec("lz4", 5, "noshuffle", 1, pixels)
 
 
-def decompress_blosc(data: bytes | memoryview, out: npt.NDArray[Any]) -> None:
-    """Decompress a blosc chunk into `out`, in the calling thread."""
-    with _IN_ONE_THREAD:
-        blosc.decompress(data, out)
-
-
-def decode_blosc(data: memoryview, out: npt.NDArray[Any]) -> None:
-    """Decompress a blosc chunk into `out` after a check of its size.
+def decode_blosc(data: bytes | memoryview, out: npt.NDArray[Any]) -> None:
+    """Decompress a blosc chunk into `out`, in the calling thread, after a check of its size.
 
     Raises
     ------
     ValueError, RuntimeError
         It is no blosc chunk of ``out.nbytes`` bytes.
     """
-    decoded, stored = int.from_bytes(data[4:8], "little"), int.from_bytes(data[12:16], "little")
-    if len(data) < BLOSC_HEADER_BYTES or stored != len(data) or decoded != out.nbytes:
+    size, block, stored = BLOSC_SIZES.unpack_from(data, 4) if len(data) >= BLOSC_HEADER_BYTES else (0, 0, 0)
+    if stored != len(data) or size != out.nbytes:
         raise ValueError(f"is not a blosc chunk of {out.nbytes} bytes.")
-    decompress_blosc(data, out)
+    if block >= size:  # blosc uses other threads only for chunks of several blocks
+        blosc.decompress(data, out)
+        return
+    with _IN_ONE_THREAD:
+        blosc.decompress(data, out)
 
 
 def decode_zstd(data: memoryview, out: npt.NDArray[Any]) -> None:

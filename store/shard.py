@@ -61,6 +61,7 @@ class ShardReader:
     def __init__(self, path: Location, slices: int) -> None:
         self.path = path
         self._slices = slices
+        self._content_bytes = 0  # bytes before the index; known when the entries were read
         self._number = next(_READER_NUMBERS)  # a new reader opens the file again: the case may have been replaced
 
     @property
@@ -68,7 +69,7 @@ class ShardReader:
         """Return whether each read is a request to an object store."""
         return isinstance(self.path, RemotePath)
 
-    @property
+    @cached_property
     def entries(self) -> list[Entry]:
         """Return offset and length of each slice, in order of z.
 
@@ -77,11 +78,6 @@ class ShardReader:
         StoreError
             The shard is too short for an index of this many slices, or the index is damaged.
         """
-        return self._index[0]
-
-    @cached_property
-    def _index(self) -> tuple[list[Entry], int]:
-        """Return the entries, and how many bytes precede the index."""
         size = self._slices * INDEX_ENTRY_BYTES + CRC_BYTES
         data, end = self._read_end(size)
         if end < size:
@@ -96,7 +92,8 @@ class ShardReader:
         for offset, length in entries:
             if (offset == ABSENT) != (length == ABSENT) or (length != ABSENT and offset + length > end - size):
                 raise StoreError(f"{self.path}: its index points outside the file.")
-        return entries, end - size
+        self._content_bytes = end - size
+        return entries
 
     def read(self, offset: int, length: int) -> bytes:
         """Read `length` bytes from `offset` on.
@@ -143,9 +140,8 @@ class ShardReader:
             if offset != end:
                 raise StoreError(f"{self.path}: bytes {end} to {offset} belong to no slice, or to two.")
             end = offset + length
-        content = self._index[1]
-        if end != content:
-            raise StoreError(f"{self.path}: bytes {end} to {content} belong to no slice.")
+        if end != self._content_bytes:
+            raise StoreError(f"{self.path}: bytes {end} to {self._content_bytes} belong to no slice.")
 
 
 def plan_ranges(entries: Sequence[Entry]) -> list[ByteRange]:

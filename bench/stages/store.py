@@ -19,7 +19,7 @@ from slicemill.bench.harness.subject import CASE_ID, Subject
 from slicemill.bench.stages.ingest import one_core
 from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
-from slicemill.store.codecs import decompress_blosc, without_checksum
+from slicemill.store.codecs import decode_blosc, without_checksum
 from slicemill.store.layout import GROUP, IMAGE, LABEL, ProfileName
 from slicemill.store.reader import Case
 
@@ -136,7 +136,7 @@ def bare_decode(case: Case, order: list[int], *, checked: bool) -> Callable[[], 
     decoded = []
     for array, buffer in arrays:
         is_zstd = array is case.label and array.profile == "compact"
-        decoded += [(zstd.decompress if is_zstd else decompress_blosc, array.encoded(z), buffer) for z in order]
+        decoded += [(zstd.decompress if is_zstd else decode_blosc, array.encoded(z), buffer) for z in order]
     bare = [(decompress, bytes(without_checksum(data)), buffer) for decompress, data, buffer in decoded]
 
     def work() -> None:

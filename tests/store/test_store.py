@@ -23,6 +23,7 @@ from slicemill.ingest.discover import discover
 from slicemill.ingest.params import Params
 from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store import shard
+from slicemill.store.case import SliceStats
 from slicemill.store.codecs import codec_of, with_checksum
 from slicemill.store.reader import SliceArray, open_store
 from slicemill.store.writer import CaseWriter, prepare_store, remove_partial
@@ -363,20 +364,36 @@ class TestBloscThreads:
         monkeypatch.setattr(blosc, "decompress", lambda *a: (values.append(blosc.use_threads), real[1](*a))[1])
         return values
 
-    def test_while_a_case_is_written_and_read(self, seen, tmp_path, stored):
+    @staticmethod
+    def large(stored):
+        """Two slices of several blocks, and their case."""
         info = open_store(stored)["volume-0"].info
-        image = open_store(stored)["volume-0"].image[:]
-        with CaseWriter(prepare_store(tmp_path / "store"), "volume-0", info.shape, has_mask=False) as writer:
+        stats = SliceStats(hu_min=[0, 0], hu_max=[8, 8], voxels={})
+        image = np.random.default_rng(0).integers(0, 9, (2, 1024, 1024), np.int16)
+        return replace(info, case_id="x", shape=image.shape, labels=None, mask=None, slice_stats=stats), image
+
+    def test_a_slice_of_one_block_never_uses_the_pool(self, stored):
+        code = (
+            "import os, sys; from numcodecs import blosc; from slicemill.store.reader import open_store\n"
+            "blosc.use_threads = True; blosc.set_nthreads(8); before = len(os.listdir('/proc/self/task'))\n"
+            "open_store(sys.argv[1])['volume-0'].image[:]; print(len(os.listdir('/proc/self/task')) - before)"
+        )
+        words = [sys.executable, "-c", code, str(stored)]
+        assert subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=True).stdout == "0\n"
+
+    def test_while_a_case_is_written_and_read(self, seen, tmp_path, stored):
+        info, image = self.large(stored)
+        with CaseWriter(prepare_store(tmp_path / "store"), "x", info.shape, has_mask=False, profile="fast") as writer:
             writer.write("image", 0, image)
-            writer.finish(replace(info, mask=None))
-        assert np.array_equal(open_store(tmp_path / "store")["volume-0"].image[:], image)
-        assert len(seen) == 3 * len(image)
-        assert set(seen) == {False}
+            writer.finish(info)
+        assert np.array_equal(open_store(tmp_path / "store")["x"].image[:], image)
+        assert seen == [False] * 4
         assert blosc.use_threads is True
 
-    def test_while_other_threads_leave(self, seen, stored):
-        image = open_store(stored)["volume-0"].image
-        threads = [threading.Thread(target=lambda: [image[:] for _ in range(20)]) for _ in range(4)]
+    def test_while_other_threads_leave(self, seen, rng):
+        codec = codec_of("fast", "image", 1024 * 1024)
+        voxels = rng.integers(0, 9, (1024, 1024), np.int16)
+        threads = [threading.Thread(target=lambda: [codec.encode(voxels) for _ in range(9)]) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
