@@ -93,7 +93,7 @@ def test_an_image_and_a_mask_of_different_shape_are_refused(tmp_path, ct, mask):
     assert open_store(tmp_path / "store").case_ids == []
 
 
-def test_an_image_and_a_mask_that_lie_apart_are_refused_or_trusted(tmp_path, ct, mask):
+def test_an_image_and_a_mask_on_different_grids_are_refused_or_trusted(tmp_path, ct, mask):
     with pytest.raises(GeometryError, match=r"their affines differ by .* mm\..*--geometry trust-image"):
         convert(tmp_path, ct, mask, mask_spacing=(1.0, 1.0, 1.0))
     info, case = convert(tmp_path, ct, mask, Params(labels=LITS_LABELS, geometry="trust-image"), (1.0, 1.0, 1.0))

@@ -6,10 +6,8 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -72,42 +70,6 @@ def test_an_error_in_the_middle_of_a_threaded_case_leaves_nothing(scans, tmp_pat
         convert_case(case, Params(labels=make_labels({"liver": 1})), tmp_path / "store", threads=3)
     assert list((tmp_path / "store" / ".partial").iterdir()) == []
     assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("ThreadPool")]
-
-
-@pytest.fixture
-def cluster(tmp_path):
-    """A Dask scheduler and three workers, each a process of its own; yields the address and the workers."""
-    log = (tmp_path / "scheduler.log").open("w+")
-    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
-    scheduler = subprocess.Popen(
-        [*dask, "--host", "127.0.0.1", "--port", "0", "--no-dashboard"], stderr=log, stdout=log, cwd=HERE
-    )
-    address, deadline = None, time.time() + 60
-    while address is None and time.time() < deadline:
-        time.sleep(0.1)
-        found = re.search(r"Scheduler at:\s+(tcp://127\.0\.0\.1:\d+)", Path(log.name).read_text())
-        address = found and found[1]
-    assert address, Path(log.name).read_text()
-    words = [
-        sys.executable,
-        "-m",
-        "distributed.cli.dask_worker",
-        address,
-        "--nthreads",
-        "1",
-        "--no-nanny",
-        "--no-dashboard",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
-    workers = [
-        subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path, env=environment)
-        for _ in range(3)
-    ]
-    yield address, workers
-    for process in (*workers, scheduler):
-        process.kill()
-        process.wait()
-    log.close()
 
 
 def in_the_middle(scans, store, address):
@@ -319,7 +281,7 @@ def test_a_read_error_or_want_of_memory_fails_one_case_and_is_tried_again(
 
 
 @pytest.mark.slow
-def test_killed_at_fifty_moments_the_store_holds_only_whole_cases_and_the_same_command_finishes_it(
+def test_killed_fifty_times_the_store_has_only_complete_cases_and_the_same_command_finishes_it(
     scans, serial, tmp_path, rng
 ):
     """Most runs begin all cases again, so that cases that are being replaced are killed too."""

@@ -128,7 +128,7 @@ def damaged(draw):
 
 
 def check(files, params):
-    """Convert a case and hold the rule: stored whole and readable, or one clear error and nothing left."""
+    """Check that a case is stored completely and readable, or that there is one clear error and nothing left."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for role, contents in files.items():

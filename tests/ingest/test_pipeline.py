@@ -1,6 +1,6 @@
 """Every case is accounted for, whatever happens: bad files, kills, changes, other parameters, a cluster."""
 
-import logging
+import contextlib
 import os
 import shutil
 import signal
@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from slicemill.common.errors import ConfigError, StoreError
+from slicemill.common.errors import StoreError
 from slicemill.common.files import read_lines
 from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.ct.phantom import write_collection
 from slicemill.ingest import pipeline, work
-from slicemill.ingest.cluster import silence_dask
+from slicemill.ingest.cluster import open_client
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.discover import discover, with_patients
-from slicemill.ingest.outcomes import CaseOutcome, FailureLine, stamp_case
+from slicemill.ingest.outcomes import FailureLine, stamp_case
 from slicemill.ingest.params import Params
 from slicemill.ingest.pipeline import IngestOptions, ingest, make_absolute
 from slicemill.ingest.plan import Task
@@ -36,11 +36,23 @@ INTERRUPTIBLE = (
 LITS = Params(labels=LITS_LABELS)
 
 
+@pytest.fixture(autouse=True)
+def one_client(client, monkeypatch):
+    """Every ingest of a test in this process uses the same worker process: to start one takes seconds."""
+    monkeypatch.setattr(pipeline, "open_client", lambda *_: contextlib.nullcontext(client))
+
+
+@pytest.fixture(scope="module")
+def client():
+    with open_client(None, 1) as opened:
+        yield opened
+
+
 def run(folder, store, params=LITS, **options):
     return ingest(discover(folder), store, params, IngestOptions(workers=options.pop("workers", 1), **options))
 
 
-def test_the_same_command_again_does_nothing_and_a_touched_file_is_told_by_its_hash(copied, tmp_path):
+def test_the_same_command_again_does_nothing_and_a_touched_file_is_recognized_by_its_hash(copied, tmp_path):
     store = tmp_path / "store"
     assert run(copied, store).count("done") == 6
     before = contents(store)
@@ -163,11 +175,11 @@ def test_a_file_that_changes_while_it_is_read_is_done_again_by_the_next_run(copi
         case.image.write_bytes(data)
         return info
 
-    monkeypatch.setattr(work, "convert_case", changing)
-    outcome = run_case(Task(case=case, seen=None, compare=False, megabytes=1), LITS, store, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(work, "convert_case", changing)
+        outcome = run_case(Task(case=case, seen=None, compare=False, megabytes=1), LITS, store, 1)
     assert (outcome.status, outcome.passing) == ("failed", True)
     assert "it or its mask changed while it was read" in outcome.reason
-    monkeypatch.undo()
     assert run(copied, store).count("done") == 6
     assert run(copied, store, rehash=True).count("unchanged") == 6
 
@@ -186,36 +198,6 @@ def test_relative_paths_hold_in_a_worker_of_another_folder(copied, tmp_path, mon
     assert case.image.is_absolute()
     assert case.mask.is_absolute()
     assert case.name(case.image) == "volume-0.nii"
-
-
-def test_a_case_that_its_worker_wrote_elsewhere_is_a_failure(copied, tmp_path, monkeypatch):
-    class Future:
-        status = "finished"
-
-        def __init__(self, outcome):
-            self.outcome = outcome
-
-        def exception(self):
-            return None
-
-        def result(self):
-            return self.outcome
-
-    class Client:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-        def submit(self, _work, task, *_arguments, **_options):
-            return Future(CaseOutcome(case_id=task.case.case_id, status="done", slices=1))
-
-    monkeypatch.setattr(pipeline, "open_client", lambda *_: Client())
-    monkeypatch.setattr("distributed.as_completed", list)
-    report = run(copied, tmp_path / "store")
-    assert report.count("failed") == 6
-    assert "use a shared folder" in report.failures[0].reason
 
 
 def test_overwrite_does_everything_again(copied, tmp_path):
@@ -289,67 +271,3 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path):
     assert len(open_store(store)) >= 1
     subprocess.run(command("ingest", folder, store), cwd=HERE, check=True, stdout=subprocess.DEVNULL)
     assert len(open_store(store)) == 12
-
-
-@pytest.mark.slow
-def test_a_scheduler_elsewhere_gives_the_same_store(copied, tmp_path, stored):
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
-    address = f"tcp://127.0.0.1:{40000 + os.getpid() % 20000}"
-    port = address.rsplit(":", 1)[1]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment, "cwd": tmp_path}
-    scheduler = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "distributed.cli.dask_scheduler",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            port,
-            "--no-dashboard",
-        ],
-        **quiet,
-    )
-    worker = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "distributed.cli.dask_worker",
-            address,
-            "--nthreads",
-            "1",
-            "--no-dashboard",
-            "--no-nanny",
-        ],
-        **quiet,
-    )
-    try:
-        report = run(copied, tmp_path / "store", scheduler=address)
-    finally:
-        worker.kill()
-        scheduler.kill()
-        worker.wait()
-        scheduler.wait()
-    assert report.count("done") == 6
-    assert contents(tmp_path / "store") == contents(stored)
-
-
-def test_dasks_loggers_are_silent_only_while_a_client_is_open():
-    import distributed  # noqa: F401 (it makes the loggers)
-
-    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.worker", "distributed.client")]
-    before = [logger.level for logger in loggers]
-    with silence_dask():
-        assert [logger.level for logger in loggers] == [logging.CRITICAL] * 3
-    assert [logger.level for logger in loggers] == before
-
-
-def test_a_scheduler_that_does_not_answer_is_named(copied, tmp_path, monkeypatch):
-    import distributed
-
-    def refuse(*_arguments, **_options):
-        raise OSError("Timed out trying to connect")
-
-    monkeypatch.setattr(distributed, "Client", refuse)
-    with pytest.raises(ConfigError, match="no Dask scheduler answers"):
-        run(copied, tmp_path / "store", scheduler="tcp://127.0.0.1:1")

@@ -25,7 +25,7 @@ def lines_of(store):
     return {line[:11].strip(): line[11:] for line in describe(open_store(store), BLOCKS)}
 
 
-def test_counts_ranges_and_units_stand_beside_the_histograms(stored):
+def test_histograms_have_counts_ranges_and_units(stored):
     store = open_store(stored)
     infos = [case.info for case in store]
     shown = lines_of(stored)

@@ -129,7 +129,7 @@ def test_a_page_is_self_contained_and_escapes_its_values(rng):
     assert content.count("<tr>") == 4
 
 
-def test_a_page_of_a_large_collection_says_how_many_cases_it_leaves_out(rng, monkeypatch):
+def test_a_page_of_a_large_collection_counts_the_cases_that_it_leaves_out(rng, monkeypatch):
     monkeypatch.setattr(plots, "TABLE_ROWS", 2)
     facts = facts_of(5, rng)
     content = render_page(facts, b"", "a").decode()

@@ -78,7 +78,7 @@ def test_zarr_python_zarrs_and_tensorstore_read_the_same_bits(profile, stored, f
         assert np.array_equal(other.read().result(), ours)
 
 
-def test_neighbors_lie_beside_each_other_in_the_shard_upwards_or_downwards(stored):
+def test_neighbors_are_adjacent_in_the_shard_in_ascending_or_descending_order(stored):
     directions = set()
     for _, _, array in arrays(stored):
         offsets = np.array([offset for offset, _ in array.shard.entries])

@@ -72,7 +72,7 @@ def test_every_slice_and_mask_holds_the_voxels_of_the_store(name, two, tmp_path)
     assert image.dtype == {"png16": np.uint16, "npy": np.int16}.get(name, np.uint8)
 
 
-def test_the_table_says_what_the_store_says(two, tmp_path):
+def test_the_table_agrees_with_the_store(two, tmp_path):
     store = open_store(two)
     export_slices(store, tmp_path / "out", make_form("png", None), store.case_ids)
     rows = table(tmp_path / "out")
@@ -117,7 +117,7 @@ def test_without_a_mask_the_cells_of_mask_and_tumor_are_empty(tmp_path):
     assert table(tmp_path / "labeled") == []
 
 
-def test_the_same_command_again_skips_what_is_whole(two, tmp_path):
+def test_the_same_command_again_skips_complete_cases(two, tmp_path):
     store = open_store(two)
     export_slices(store, tmp_path / "out", make_form("png", None), ["volume-1"])
     first = (tmp_path / "out" / "volume-1" / "image" / "0000.png").stat().st_mtime_ns

@@ -91,7 +91,7 @@ def test_bytes_between_slices_and_false_statistics_are_found(copy):
     ]
 
 
-def test_the_command_says_what_is_wrong_and_exits_1(copy, collection):
+def test_the_command_reports_problems_and_exits_1(copy, collection):
     words = [sys.executable, "-m", "slicemill", "store", "verify", str(copy), "--source", str(collection)]
     good = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)
     assert (good.returncode, good.stdout) == (0, "6 cases read completely and compared with the source: 0 problems\n")
