@@ -14,7 +14,7 @@ from slicemill.store.layout import ProfileName
 if TYPE_CHECKING:
     from slicemill.ct.labels import Labels
     from slicemill.ingest.discover import Collection
-    from slicemill.ingest.outcomes import Report
+    from slicemill.ingest.outcomes import IngestReport
 
 SHOWN = 40
 """How many left-out files are listed."""
@@ -185,7 +185,7 @@ def _print_left_out(collection: "Collection") -> None:
         print_line(f"left out: {len(collection.left_out) - SHOWN} more")
 
 
-def _print_report(report: "Report", collection: "Collection", store: Location) -> None:
+def _print_report(report: "IngestReport", collection: "Collection", store: Location) -> None:
     _print_left_out(collection)
     for outcome in report.outcomes:
         for warning in outcome.warnings:

@@ -73,7 +73,7 @@ class CaseOutcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class IngestReport:
     """How an ingest ended; it has an outcome for every case."""
 
     outcomes: tuple[CaseOutcome, ...]

@@ -18,7 +18,7 @@ from slicemill.common.progress import progress
 from slicemill.ct.naming import natural_key
 from slicemill.ingest.cluster import TaskRunner, open_client
 from slicemill.ingest.discover import CaseFiles, Collection
-from slicemill.ingest.outcomes import CaseOutcome, Ledgers, Report
+from slicemill.ingest.outcomes import CaseOutcome, IngestReport, Ledgers
 from slicemill.ingest.params import Params
 from slicemill.ingest.plan import Task, plan_cases, require_params
 from slicemill.store.tables import reindex
@@ -48,7 +48,7 @@ class IngestOptions:
     """Whether unchanged files are recognized by their content, not by size and time."""
 
 
-def ingest(collection: Collection, store: str | Location, params: Params, options: IngestOptions) -> Report:
+def ingest(collection: Collection, store: str | Location, params: Params, options: IngestOptions) -> IngestReport:
     """Convert a collection into a store; the same call again does only what is left.
 
     Raises
@@ -77,7 +77,7 @@ def ingest(collection: Collection, store: str | Location, params: Params, option
     ended, bug = _run_tasks(plan.tasks, root, params, options)
     problem = "" if options.shard else _build_tables(root)
     outcomes = sorted([*plan.outcomes, *ended], key=lambda outcome: natural_key(outcome.case_id))
-    return Report(outcomes=tuple(outcomes), seconds=time.perf_counter() - start, problem=problem, bug=bug)
+    return IngestReport(outcomes=tuple(outcomes), seconds=time.perf_counter() - start, problem=problem, bug=bug)
 
 
 def make_absolute(case: CaseFiles) -> CaseFiles:

@@ -35,7 +35,7 @@ WHOLE_SCAN = "percent of the scan"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class PlotData:
     """What the panels show."""
 
     rows: list[ManifestRow]
@@ -56,15 +56,15 @@ class Facts:
         return [row for row in self.rows if row.has_tumor]
 
 
-def collect_facts(infos: Iterable[CaseInfo]) -> Facts:
+def collect_data(infos: Iterable[CaseInfo]) -> PlotData:
     """Collect what the panels show from a store's cases."""
-    facts = Facts(rows=[], slice_hu=[], diameters_mm=[])
+    data = PlotData(rows=[], slice_hu=[], diameters_mm=[])
     for info in infos:
-        facts.rows.append(make_manifest_row(info))
+        data.rows.append(make_manifest_row(info))
         stats = zip(info.slice_stats.hu_min, info.slice_stats.hu_max, strict=True)
-        facts.slice_hu.extend((low, high) for low, high in stats if low is not None and high is not None)
-        facts.diameters_mm.extend(lesion.max_axial_diameter_mm for lesion in info.lesions or ())
-    return facts
+        data.slice_hu.extend((low, high) for low, high in stats if low is not None and high is not None)
+        data.diameters_mm.extend(lesion.max_axial_diameter_mm for lesion in info.lesions or ())
+    return data
 
 
 def write_plots(store: Store, out: Location) -> None:
@@ -78,17 +78,17 @@ def write_plots(store: Store, out: Location) -> None:
     suffix = PurePosixPath(out.name).suffix.lower()
     if suffix not in SUFFIXES:
         raise UsageError(f"{out}: plots are a picture or a page; choose a name that ends in .png or .html.")
-    facts = collect_facts(case.info for case in store)
-    if not facts.rows:
+    data = collect_data(case.info for case in store)
+    if not data.rows:
         raise ConfigError(
             f"{store.root}: has no cases yet, so there is nothing to draw; add some with `slicemill ingest`."
         )
     name = store.root.absolute().name
-    picture = draw_plots(facts, name)
-    write_bytes(out, picture if suffix == ".png" else render_page(facts, picture, name))
+    picture = draw_plots(data, name)
+    write_bytes(out, picture if suffix == ".png" else render_page(data, picture, name))
 
 
-def draw_plots(facts: Facts, name: str) -> bytes:
+def draw_plots(data: PlotData, name: str) -> bytes:
     """Draw the plots of a collection as one PNG.
 
     Raises
@@ -104,48 +104,48 @@ def draw_plots(facts: Facts, name: str) -> bytes:
             "store plots: needs matplotlib, which is not installed; "
             "install slicemill with the extra `ingest` or `train`."
         ) from error
-    panels = choose_panels(facts)
+    panels = choose_panels(data)
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows + 0.7), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(make_title(facts, name), fontsize=12, parse_math=False)
+    figure.suptitle(make_title(data, name), fontsize=12, parse_math=False)
     for number, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, number)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-        panel(axes, facts)
+        panel(axes, data)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=DOTS_PER_INCH)
     return stream.getvalue()
 
 
-def choose_panels(facts: Facts) -> list[Callable[[Axes, Facts], None]]:
+def choose_panels(data: PlotData) -> list[Callable[[Axes, PlotData], None]]:
     """Return the panels for which there is data."""
-    panels: list[Callable[[Axes, Facts], None]] = [draw_spacing, draw_slices, draw_extent, draw_hu]
-    if facts.tumors:
+    panels: list[Callable[[Axes, PlotData], None]] = [draw_spacing, draw_slices, draw_extent, draw_hu]
+    if data.tumors:
         panels += [draw_lesion_counts, draw_volumes, draw_burden, draw_diameters]
     return panels
 
 
-def make_title(facts: Facts, name: str) -> str:
+def make_title(data: PlotData, name: str) -> str:
     """Return the title: numbers of cases, patients and slices, and of cases with tumor."""
-    rows = facts.rows
+    rows = data.rows
     patients = len({row.patient_id for row in rows})
     slices = sum(row.nz for row in rows)
-    unmarked = len(rows) - len(facts.known)
-    if not facts.known:
+    unmarked = len(rows) - len(data.known)
+    if not data.known:
         tumor = "tumor is marked in none" if any(row.mask_path for row in rows) else "no masks"
     else:
-        tumor = f"tumor in {len(facts.tumors)} of {len(facts.known)}" + (f", {unmarked} not marked" if unmarked else "")
+        tumor = f"tumor in {len(data.tumors)} of {len(data.known)}" + (f", {unmarked} not marked" if unmarked else "")
     return f"{name}: {count_noun(len(rows), 'case')} of {count_noun(patients, 'patient')}, {slices:,} slices; {tumor}"
 
 
-def draw_spacing(axes: Axes, facts: Facts) -> None:
+def draw_spacing(axes: Axes, data: PlotData) -> None:
     """Draw slice distance against pixel size, rounded to 0.01 mm. The area of a dot is the number of cases."""
-    spacings = Counter((round(row.spacing_x_mm, 2), round(row.spacing_z_mm, 2)) for row in facts.rows)
+    spacings = Counter((round(row.spacing_x_mm, 2), round(row.spacing_z_mm, 2)) for row in data.rows)
     inplane, between = [x for x, _ in spacings], [z for _, z in spacings]
-    areas = [max(24.0, 600 * count / len(facts.rows)) for count in spacings.values()]
+    areas = [max(24.0, 600 * count / len(data.rows)) for count in spacings.values()]
     axes.scatter(inplane, between, s=areas, color=SCAN_COLOR, alpha=0.5, linewidths=0)
     axes.set_title(f"spacing: z {format_range(between)}, x {format_range(inplane)} mm", fontsize=10)
     _label(axes, "in a slice (x), mm", "between slices (z), mm")
@@ -153,20 +153,20 @@ def draw_spacing(axes: Axes, facts: Facts) -> None:
     axes.grid(alpha=0.25)
 
 
-def draw_slices(axes: Axes, facts: Facts) -> None:
+def draw_slices(axes: Axes, data: PlotData) -> None:
     """Draw the number of slices per case."""
-    _histogram(axes, [row.nz for row in facts.rows], "slices per case", "slices", "cases")
+    _histogram(axes, [row.nz for row in data.rows], "slices per case", "slices", "cases")
 
 
-def draw_extent(axes: Axes, facts: Facts) -> None:
+def draw_extent(axes: Axes, data: PlotData) -> None:
     """Draw the length along z that the scans cover."""
-    heights = [row.nz * row.spacing_z_mm / 10 for row in facts.rows]
+    heights = [row.nz * row.spacing_z_mm / 10 for row in data.rows]
     _histogram(axes, heights, "height covered", "slices x distance, cm", "cases")
 
 
-def draw_hu(axes: Axes, facts: Facts) -> None:
+def draw_hu(axes: Axes, data: PlotData) -> None:
     """Draw the lowest and the highest HU of every slice, without padding."""
-    lows, highs = [low for low, _ in facts.slice_hu], [high for _, high in facts.slice_hu]
+    lows, highs = [low for low, _ in data.slice_hu], [high for _, high in data.slice_hu]
     if lows:
         edges = _edges([*lows, *highs], 40)
         axes.hist(lows, edges, color=NONE_COLOR, label="lowest")
@@ -179,31 +179,31 @@ def draw_hu(axes: Axes, facts: Facts) -> None:
     _label(axes, "HU, padding left out", "slices (log)")
 
 
-def draw_lesion_counts(axes: Axes, facts: Facts) -> None:
+def draw_lesion_counts(axes: Axes, data: PlotData) -> None:
     """Draw the number of lesions per case, including cases without tumor."""
-    counts = [row.n_lesions for row in facts.known if row.n_lesions is not None]
+    counts = [row.n_lesions for row in data.known if row.n_lesions is not None]
     _histogram(axes, counts, "lesions per case", "lesions (26-connected)", "cases", color=TUMOR_COLOR)
     axes.set_xlim(-0.6, max(*counts, 4) + 0.6)
     axes.locator_params(axis="x", integer=True)
 
 
-def draw_volumes(axes: Axes, facts: Facts) -> None:
+def draw_volumes(axes: Axes, data: PlotData) -> None:
     """Draw the tumor volume of cases with tumor, on a logarithmic axis."""
-    volumes = [row.tumor_volume_ml for row in facts.tumors if row.tumor_volume_ml is not None]
+    volumes = [row.tumor_volume_ml for row in data.tumors if row.tumor_volume_ml is not None]
     _log_histogram(axes, volumes, "tumor volume", "ml per case with tumor (log)", "cases")
 
 
-def draw_burden(axes: Axes, facts: Facts) -> None:
+def draw_burden(axes: Axes, data: PlotData) -> None:
     """Draw tumor as a percentage of the organ, or of the scan if no label is the organ."""
-    organ = [row.tumor_percent_organ for row in facts.tumors if row.tumor_percent_organ is not None]
-    scan = [row.tumor_percent_scan for row in facts.tumors if row.tumor_percent_scan is not None]
+    organ = [row.tumor_percent_organ for row in data.tumors if row.tumor_percent_organ is not None]
+    scan = [row.tumor_percent_scan for row in data.tumors if row.tumor_percent_scan is not None]
     unit = "percent of the organ, tumor included" if organ else WHOLE_SCAN
     _histogram(axes, organ or scan, "tumor burden", unit, "cases with tumor", color=TUMOR_COLOR)
 
 
-def draw_diameters(axes: Axes, facts: Facts) -> None:
+def draw_diameters(axes: Axes, data: PlotData) -> None:
     """Draw the longest axial diameter of every lesion."""
-    _log_histogram(axes, facts.diameters_mm, "lesion size", "longest axial diameter, mm (log)", "lesions")
+    _log_histogram(axes, data.diameters_mm, "lesion size", "longest axial diameter, mm (log)", "lesions")
 
 
 def _histogram(
@@ -276,14 +276,14 @@ def _edges(values: Sequence[float], most: int) -> list[float]:
     return [low + (high - low) * number / bins for number in range(bins)] + [high]
 
 
-def render_page(facts: Facts, picture: bytes, name: str) -> bytes:
+def render_page(data: PlotData, picture: bytes, name: str) -> bytes:
     """Return one self-contained HTML page: the picture, and the main columns of the manifest as a table."""
-    shown = [row.columns() for row in facts.rows[:TABLE_ROWS]]
+    shown = [row.columns() for row in data.rows[:TABLE_ROWS]]
     return render(
         "store/plots.html",
-        title=make_title(facts, name),
+        title=make_title(data, name),
         picture=picture,
         columns=MAIN_COLUMNS,
         rows=[[row[column] for column in MAIN_COLUMNS] for row in shown],
-        more=len(facts.rows) - len(shown),
+        more=len(data.rows) - len(shown),
     )

@@ -83,13 +83,13 @@ class Marker:
 
     case_id: str
     form: str
-    """The options of the export (`str` of a Form)."""
+    """The options of the export (`str` of a SliceForm)."""
     source: SourceHashes
     rows: tuple[PairRow, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class SliceForm:
     """Format, window and choice of the exported slices; one folder has files of one form."""
 
     format: SliceFormat
@@ -120,7 +120,7 @@ class ExportOutcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class ExportReport:
     """Outcomes of an export, and the size of its table."""
 
     outcomes: tuple[ExportOutcome, ...]
@@ -153,7 +153,7 @@ def parse_window(text: str) -> Window:
         raise UsageError(f"--window {text}: {error}") from error
 
 
-def make_form(chosen: SliceFormat, window: str | None, *, only_labeled: bool = False) -> Form:
+def make_form(chosen: SliceFormat, window: str | None, *, only_labeled: bool = False) -> SliceForm:
     """Return the form for a command's options; 8-bit formats have DEFAULT_WINDOW unless another is requested.
 
     >>> str(make_form("png", None))
@@ -165,10 +165,10 @@ def make_form(chosen: SliceFormat, window: str | None, *, only_labeled: bool = F
         The window is invalid, or the format shows none.
     """
     limits = parse_window(window) if window is not None else DEFAULT_WINDOW if chosen in WINDOWED else None
-    return Form(format=chosen, window=limits, only_labeled=only_labeled)
+    return SliceForm(format=chosen, window=limits, only_labeled=only_labeled)
 
 
-def export_slices(store: Store, out: Path, form: Form, case_ids: Sequence[str], workers: int = 0) -> Report:
+def export_slices(store: Store, out: Path, form: SliceForm, case_ids: Sequence[str], workers: int = 0) -> ExportReport:
     """Write the slices of cases as files, and the table of all slices in `out`.
 
     Threads suffice, because decoding and encoding release the GIL: two threads were as fast as two processes in every
@@ -194,10 +194,10 @@ def export_slices(store: Store, out: Path, form: Form, case_ids: Sequence[str], 
     rows = [to_document(row) for marker in _read_markers(out) for row in marker.rows]
     write_csv(out / TABLE, rows, COLUMNS)
     order = {case_id: number for number, case_id in enumerate(case_ids)}
-    return Report(outcomes=tuple(sorted(outcomes, key=lambda outcome: order[outcome.case_id])), slices=len(rows))
+    return ExportReport(outcomes=tuple(sorted(outcomes, key=lambda outcome: order[outcome.case_id])), slices=len(rows))
 
 
-def check_form(out: Path, form: Form) -> None:
+def check_form(out: Path, form: SliceForm) -> None:
     """Check that a folder has no slices of another form.
 
     Raises
@@ -245,7 +245,7 @@ def _export_in_threads(
     return outcomes
 
 
-def _try_case(store: Store, case_id: str, out: Path, form: Form) -> ExportOutcome:
+def _try_case(store: Store, case_id: str, out: Path, form: SliceForm) -> ExportOutcome:
     """Export one case; an error becomes its outcome and does not stop the others."""
     try:
         return ExportOutcome(case_id=case_id, status="done" if write_case(store[case_id], out, form) else "skipped")
@@ -257,7 +257,7 @@ def _try_case(store: Store, case_id: str, out: Path, form: Form) -> ExportOutcom
         )
 
 
-def write_case(case: Case, out: Path, form: Form) -> bool:
+def write_case(case: Case, out: Path, form: SliceForm) -> bool:
     """Write one case's folder atomically, unless it is up to date; return whether it was written.
 
     Raises
@@ -295,7 +295,7 @@ def hash_source(info: CaseInfo) -> SourceHashes:
     )
 
 
-def list_rows(info: CaseInfo, form: Form) -> tuple[PairRow, ...]:
+def list_rows(info: CaseInfo, form: SliceForm) -> tuple[PairRow, ...]:
     """Return a case's rows of the table."""
     spacing_z, spacing_y, spacing_x = info.spacing_mm
     mask_suffix = "npy" if form.format == "npy" else "png"
@@ -315,7 +315,7 @@ def list_rows(info: CaseInfo, form: Form) -> tuple[PairRow, ...]:
     )
 
 
-def _write_slice(case: Case, row: PairRow, partial: Path, form: Form) -> None:
+def _write_slice(case: Case, row: PairRow, partial: Path, form: SliceForm) -> None:
     """Write one slice and its mask below the folder `partial`, which will replace the case's own."""
     sections: list[tuple[str, Section]] = [(row.image, convert_slice(case.image[row.z], form))]
     if case.label is not None and row.mask is not None:
@@ -326,10 +326,10 @@ def _write_slice(case: Case, row: PairRow, partial: Path, form: Form) -> None:
         save_section(path, section)
 
 
-def convert_slice(image: npt.NDArray[np.int16], form: Form) -> npt.NDArray[Any]:
+def convert_slice(image: npt.NDArray[np.int16], form: SliceForm) -> npt.NDArray[Any]:
     """Convert a slice int16[y, x], HU, to its file's values: uint8 over the window, uint16 of HU + 32768, or int16 HU.
 
-    >>> convert_slice(np.array([[-1024, 0]], dtype=np.int16), Form(format="png16", window=None)).tolist()
+    >>> convert_slice(np.array([[-1024, 0]], dtype=np.int16), SliceForm(format="png16", window=None)).tolist()
     [[31744, 32768]]
     """
     if form.window is not None:

@@ -15,9 +15,9 @@ from slicemill.common.errors import ConfigError
 from slicemill.store import plots
 from slicemill.store.cli import store as cli
 from slicemill.store.plots import (
-    Facts,
+    PlotData,
     choose_panels,
-    collect_facts,
+    collect_data,
     draw_plots,
     make_title,
     render_page,
@@ -35,8 +35,8 @@ def opened(content):
 
 
 def facts_of(count, rng, *, masks=True, tumors=True):
-    """Facts of invented cases, as wide in range as LiTS."""
-    facts = Facts(rows=[], slice_hu=[], diameters_mm=[])
+    """PlotData of invented cases, as wide in range as LiTS."""
+    facts = PlotData(rows=[], slice_hu=[], diameters_mm=[])
     for number in range(count):
         lesions = int(rng.geometric(0.2)) if masks and tumors and number % 10 != 9 else 0
         row = manifest(
@@ -102,7 +102,7 @@ def test_a_lesion_of_one_voxel_has_no_length_and_is_counted_all_the_same(rng):
 
 
 def test_a_slice_that_is_all_padding_has_no_hu_to_draw(stored):
-    facts = collect_facts(case.info for case in open_store(stored))
+    facts = collect_data(case.info for case in open_store(stored))
     assert len(facts.slice_hu) == sum(row.nz for row in facts.rows)
     drawn = facts_of(1, np.random.default_rng(0))
     drawn.slice_hu.clear()

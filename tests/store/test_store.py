@@ -401,6 +401,19 @@ class TestBloscThreads:
         assert set(seen) == {False}
         assert blosc.use_threads is True
 
+    def test_after_a_fork_while_another_thread_was_entering(self):
+        code = (
+            "import os; from numcodecs import blosc; from slicemill.store.codecs import _IN_ONE_THREAD as scope\n"
+            "scope._lock.acquire(); child = os.fork()\n"
+            "if not child:\n"
+            "    with scope: inside = blosc.use_threads\n"
+            "    os._exit(0 if (inside, blosc.use_threads) == (False, None) else 1)\n"
+            "print(os.waitpid(child, 0)[1])"
+        )
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=True, timeout=60)
+        assert done.stdout == "0\n"
+
     def test_importing_the_store_changes_nothing(self):
         code = "import slicemill.store.writer; from numcodecs import blosc; print(blosc.use_threads)"
         done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What comes out of a store is what went in: nibabel is the judge."""
+"""Exported cases equal their source files, as nibabel reads them."""
 
 import base64
 import itertools
