@@ -8,27 +8,30 @@ from slicemill.common.errors import UsageError
 from slicemill.common.files import Location, parse_location
 from slicemill.common.options import parse_shard
 from slicemill.common.terminal import format_table, print_line, report_errors
+from slicemill.ingest.params import Geometry
+from slicemill.store.layout import ProfileName
 
 if TYPE_CHECKING:
+    from slicemill.ct.labels import Labels
     from slicemill.ingest.discover import Collection
-    from slicemill.ingest.params import Params
-    from slicemill.ingest.pipeline import Report
+    from slicemill.ingest.outcomes import IngestReport
 
 SHOWN = 40
+"""How many left-out files are listed."""
 
 
 def ingest(
     source: Annotated[
         str | None,
-        typer.Argument(help="Folder with the scans, searched to the bottom. Leave it out with --pairs or --images."),
+        typer.Argument(help="Folder with the scans, searched recursively. Omit it with --pairs or --images."),
     ] = None,
     store: Annotated[str | None, typer.Argument(help="Folder of the slice store to make or to complete.")] = None,
     pairs: Annotated[
-        str | None, typer.Option(help="CSV with columns image, mask and, if wanted, case_id, patient_id.")
+        str | None, typer.Option(help="CSV with the columns image and mask, optionally case_id and patient_id.")
     ] = None,
     images: Annotated[str | None, typer.Option(help="Pattern of the images, quoted, like 'ct/*_ct.nii.gz'.")] = None,
     masks: Annotated[
-        str | None, typer.Option(help="Pattern of the masks; what its * matches pairs it with an image.")
+        str | None, typer.Option(help="Pattern of the masks; a mask belongs to the image with the same text for *.")
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Names of the label values, like liver=1,tumor=2.")] = None,
     organ: Annotated[str | None, typer.Option(help="Which label is the organ.")] = None,
@@ -36,14 +39,16 @@ def ingest(
     patient: Annotated[
         str | None, typer.Option(help="Regular expression; its first group, in the image's path, is the patient.")
     ] = None,
-    geometry: Annotated[str, typer.Option(help="When image and mask lie apart: error, or trust-image.")] = "error",
+    geometry: Annotated[
+        Geometry, typer.Option(help="If image and mask are on different grids: fail, or use the image's grid.")
+    ] = "error",
     workers: Annotated[int, typer.Option(help="Worker processes; 0 is one per core.", min=0)] = 0,
     threads: Annotated[
         int,
-        typer.Option(help="Threads for one case; 0 shares the cores out, so that few huge cases use them all.", min=0),
+        typer.Option(help="Threads per case; 0 divides the cores, so that a few large cases use them all.", min=0),
     ] = 0,
     profile: Annotated[
-        str,
+        ProfileName,
         typer.Option(help="compact (zstd), or fast (lz4): a fifth larger, slices are read more than twice as fast."),
     ] = "compact",
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, like tcp://host:8786.")] = None,
@@ -52,44 +57,50 @@ def ingest(
         typer.Option(help="I/N: this run does every Nth case from the Ith (from 0); then run store reindex."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be ingested, and stop.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do all cases again, whatever is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Convert all cases again.")] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try again what failed before, although its files did not change.")
+        bool, typer.Option("--retry-failed", help="Try cases again that failed before and whose files did not change.")
     ] = False,
     rehash: Annotated[
-        bool, typer.Option("--rehash", help="Tell unchanged files by their content, not by size and time.")
+        bool, typer.Option("--rehash", help="Recognize unchanged files by their content, not by size and time.")
     ] = False,
     keep_text: Annotated[
         bool, typer.Option("--keep-text", help="Keep free-text header fields; they may name a person.")
     ] = False,
 ) -> None:
-    """Bring NIfTI scans and their masks into a slice store.
+    """Convert NIfTI scans and their masks into a slice store.
 
-    Layouts that are understood: LiTS (volume-N, segmentation-N), Decathlon and nnU-Net (imagesTr, labelsTr,
-    dataset.json), one folder per patient (CT_image, CT_mask), two parallel folders, a CSV, or two patterns. Run the
-    same command again and only what is new or changed is done.
+    Supported layouts: LiTS (volume-N, segmentation-N), Decathlon and nnU-Net (imagesTr, labelsTr, dataset.json), one
+    folder per patient (CT_image, CT_mask), two parallel folders, a CSV, or two patterns. Run the same command again to
+    convert only what is new or changed.
 
         slicemill ingest lits/ lits-store/
         slicemill ingest sarcoma/ sarcoma-store/ --labels tumor=1 --dry-run
         slicemill ingest --pairs cases.csv lits-store/
     """
     with report_errors():
+        from slicemill.ingest.params import Params
         from slicemill.ingest.pipeline import IngestOptions
         from slicemill.ingest.pipeline import ingest as run
 
-        source, store = _places(source, store, has_list=pairs is not None or images is not None)
+        source, store = _assign_arguments(source, store, has_list=pairs is not None or images is not None)
         target = None if store is None else parse_location(store)
-        collection = _collection(None if source is None else parse_location(source), pairs, images, masks)
+        collection = _find_collection(None if source is None else parse_location(source), pairs, images, masks)
         if patient:
             from slicemill.ingest.discover import with_patients
 
             collection = with_patients(collection, patient)
-        params = _params(collection, (labels, organ, tumor), (geometry, profile), keep_text=keep_text)
+        params = Params(
+            labels=_choose_labels(collection, labels, organ, tumor),
+            geometry=geometry,
+            keep_text=keep_text,
+            profile=profile,
+        )
         if dry_run:
-            _show_collection(collection, params)
+            _print_collection(collection, params.labels)
             return
         if target is None:
-            raise UsageError("ingest: name the folder of the store as the last argument, or use --dry-run.")
+            raise UsageError("ingest: pass the folder of the store as the last argument, or use --dry-run.")
         options = IngestOptions(
             workers=workers,
             threads=threads,
@@ -100,7 +111,7 @@ def ingest(
             rehash=rehash,
         )
         report = run(collection, target, params, options)
-        _show_report(report, collection, target)
+        _print_report(report, collection, target)
         if report.problem:
             print_line(f"failed: {report.problem}")
         if report.bug is not None:
@@ -109,60 +120,45 @@ def ingest(
             raise SystemExit(1)
 
 
-def _places(source: str | None, store: str | None, *, has_list: bool) -> tuple[str | None, str | None]:
-    """With a list of files the only argument is the store."""
+def _assign_arguments(source: str | None, store: str | None, *, has_list: bool) -> tuple[str | None, str | None]:
+    """Return source and store; with a list of files the only argument is the store."""
     if has_list and source is not None and store is None:
         return None, source
     if not has_list and source is None:
         raise UsageError(
-            "ingest: name the folder with the scans, or list them with --pairs or --images. See slicemill ingest --help."
+            "ingest: pass the folder with the scans, or list them with --pairs or --images. "
+            "See slicemill ingest --help."
         )
     return source, store
 
 
-def _collection(source: Location | None, pairs: str | None, images: str | None, masks: str | None) -> "Collection":
+def _find_collection(source: Location | None, pairs: str | None, images: str | None, masks: str | None) -> "Collection":
     from slicemill.ingest.discover import discover, from_csv, from_patterns
 
-    if sum(given is not None for given in (source, pairs, images)) != 1:
-        raise UsageError("ingest: give one of a folder, --pairs, or --images, not several.")
+    if sum(value is not None for value in (source, pairs, images)) != 1:
+        raise UsageError("ingest: pass exactly one of a folder, --pairs and --images.")
     if pairs is not None:
         return from_csv(parse_location(pairs))
     if images is not None:
         return from_patterns(images, masks)
     if masks is not None:
-        raise UsageError("--masks goes with --images.")
-    assert source is not None  # noqa: S101 (one of the three is given)
+        raise UsageError("--masks needs --images.")
+    assert source is not None  # noqa: S101 (one of the three is not None)
     return discover(source)
 
 
-def _params(
-    collection: "Collection",
-    named: tuple[str | None, str | None, str | None],
-    chosen: tuple[str, str],
-    *,
-    keep_text: bool,
-) -> "Params":
+def _choose_labels(collection: "Collection", text: str | None, organ: str | None, tumor: str | None) -> "Labels | None":
+    """Return the labels of --labels, or else those that the collection declares, with --organ and --tumor."""
     from slicemill.ct.labels import make_labels, parse_labels
-    from slicemill.ingest.params import Params
 
-    text, organ, tumor = named
-    geometry, profile = chosen
-    if geometry not in ("error", "trust-image"):
-        raise UsageError(f"--geometry {geometry}: choose error or trust-image.")
-    if profile not in ("compact", "fast"):
-        raise UsageError(f"--profile {profile}: choose compact or fast.")
-    labels = parse_labels(text, organ, tumor) if text else collection.labels
-    if labels and not text and (organ or tumor):
-        labels = make_labels(labels.values, organ, tumor)
-    return Params(
-        labels=labels,
-        geometry="error" if geometry == "error" else "trust-image",
-        keep_text=keep_text,
-        profile="compact" if profile == "compact" else "fast",
-    )
+    if text:
+        return parse_labels(text, organ, tumor)
+    if collection.labels and (organ or tumor):
+        return make_labels(collection.labels.values, organ, tumor)
+    return collection.labels
 
 
-def _show_collection(collection: "Collection", params: "Params") -> None:
+def _print_collection(collection: "Collection", labels: "Labels | None") -> None:
     from slicemill.ct.labels import format_labels
 
     rows = [
@@ -171,26 +167,26 @@ def _show_collection(collection: "Collection", params: "Params") -> None:
     ]
     print_line(format_table(["case", "patient", "image", "mask"], rows))
     print_line()
-    _show_left_out(collection)
-    labels = params.labels
+    _print_left_out(collection)
     print_line(f"labels: {format_labels(labels.values) if labels else 'not declared (only the value 1 is accepted)'}")
     if labels:
         print_line(f"organ: {labels.organ or '-'}, tumor: {labels.tumor or '-'}")
     masks = sum(case.mask is not None for case in collection.cases)
     print_line(
-        f"{len(collection.cases)} cases, {masks} with a mask; {len(collection.left_out)} files left out. Nothing was written (--dry-run)."
+        f"{len(collection.cases)} cases, {masks} with a mask; {len(collection.left_out)} files left out. "
+        "Nothing was written (--dry-run)."
     )
 
 
-def _show_left_out(collection: "Collection") -> None:
+def _print_left_out(collection: "Collection") -> None:
     for path, reason in collection.left_out[:SHOWN]:
         print_line(f"left out: {path}: {reason}")
     if len(collection.left_out) > SHOWN:
         print_line(f"left out: {len(collection.left_out) - SHOWN} more")
 
 
-def _show_report(report: "Report", collection: "Collection", store: Location) -> None:
-    _show_left_out(collection)
+def _print_report(report: "IngestReport", collection: "Collection", store: Location) -> None:
+    _print_left_out(collection)
     for outcome in report.outcomes:
         for warning in outcome.warnings:
             print_line(f"warning: {outcome.case_id}: {warning}")
@@ -206,7 +202,8 @@ def _show_report(report: "Report", collection: "Collection", store: Location) ->
             f"({slices / report.seconds:,.0f} slices/s); a worker's peak memory {peak:,.0f} MiB"
         )
     print_line(
-        f"{len(report.outcomes)} cases: {done} done, {report.count('unchanged')} unchanged, {report.count('failed')} failed, "
-        f"{report.count('failed before')} failed before; {len(collection.left_out)} files left out"
+        f"{len(report.outcomes)} cases: {done} done, {report.count('unchanged')} unchanged, "
+        f"{report.count('failed')} failed, {report.count('failed before')} failed before; "
+        f"{len(collection.left_out)} files left out"
     )
     print_line(f"store: {store}")

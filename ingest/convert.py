@@ -1,7 +1,7 @@
-"""One case: NIfTI files in, a case of the store out. No Dask here.
+"""Converts one case: NIfTI files in, a case of the store out. No Dask here.
 
-Image and mask are read in step, a slab at a time; each slab is checked, counted, encoded and appended before the next
-is read.
+Image and mask are read in step, one slab at a time. Each slab is checked, counted, encoded and appended before the
+next is read.
 """
 
 import base64
@@ -16,21 +16,19 @@ from slicemill.common.errors import GeometryError
 from slicemill.common.files import Location
 from slicemill.ct.geometry import SAME_GRID_MM
 from slicemill.ct.grid_checks import lost_header
-from slicemill.ct.labels import Labels
 from slicemill.ct.scan import ScanReader, Slab, slab_depth
 from slicemill.ct.window import AIR_HU
 from slicemill.ingest.discover import CaseFiles
-from slicemill.ingest.params import Params
+from slicemill.ingest.params import Geometry, Params
 from slicemill.store.case import CaseInfo, SourceFile
 from slicemill.store.statistics import UNDECLARED, Counts
 from slicemill.store.writer import SLABS_IN_FLIGHT, CaseWriter
 
 Item = TypeVar("Item")
 MAX_DEPTH = 8
-"""Slices of a slab that several threads share; with the slabs in flight they are as many as threads gain by, and bound the memory."""
-
+"""Most slices of a slab that several threads share: with the slabs in flight they occupy all threads that help."""
 UNSIGNED_WATER_HU = 900
-"""A CT stored without its -1024 intercept has soft tissue near 1024 and no negative value."""
+"""A CT stored without its intercept of -1024 has soft tissue near 1024, and no negative value."""
 
 
 def convert_case(
@@ -39,27 +37,31 @@ def convert_case(
     store: str | Location,
     *,
     threads: int = 1,
-    still_ours: Callable[[], bool] = lambda: True,
+    holds_claim: Callable[[], bool] = lambda: True,
 ) -> CaseInfo:
-    """Read a case's files and write the case into the store; return what is known of it.
+    """Read a case's files, write the case into the store, and return its description.
 
-    With more than one thread, image and mask are decoded ahead while the slices of a slab are encoded side by side.
-    `still_ours` is asked before anything is shown in an object store.
+    Parameters
+    ----------
+    threads
+        With more than one, image and mask are decoded ahead while the slices of a slab are encoded in parallel.
+    holds_claim
+        Whether this run still holds the case's claim; checked before anything is published in an object store.
 
     Raises
     ------
     InputError
-        A file breaks a rule; nothing of the case is left in the store.
+        A file breaks a rule; nothing of the case remains in the store.
     """
     with ExitStack() as stack:
         image = stack.enter_context(ScanReader(case.image, "image"))
         mask = None if case.mask is None else stack.enter_context(ScanReader(case.mask, "mask"))
         pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
-        return _convert(case, params, store, Readers(image, mask, pool, threads), still_ours)
+        return _convert(case, params, store, OpenFiles(image, mask, pool, threads), holds_claim)
 
 
 @dataclass(frozen=True, slots=True)
-class Readers:
+class OpenFiles:
     """The open files of a case, and the threads that may help."""
 
     image: ScanReader
@@ -68,14 +70,16 @@ class Readers:
     threads: int
 
     def slabs(self, spill: Path) -> Iterator[tuple[Slab, Slab | None]]:
-        """Yield the slabs of image and mask in step."""
+        """Yield the slabs of image and mask in step; `spill` is a folder for temporary files."""
         depth = slab_depth(self.image.grid.stored_shape)
         if self.pool:
             depth = max(depth, min(self.threads, MAX_DEPTH))
-        # one slab is being decoded and one in use, besides those that are being encoded
+        # one slab is being decoded and one is in use, besides those that are being encoded
         buffers = SLABS_IN_FLIGHT + 2
         both = [
-            ahead(reader.slabs(depth, buffers=buffers, spill=spill)) if self.pool else reader.slabs(depth, spill=spill)
+            read_ahead(reader.slabs(depth, buffers=buffers, spill=spill))
+            if self.pool
+            else reader.slabs(depth, spill=spill)
             for reader in (self.image, self.mask)
             if reader is not None
         ]
@@ -83,8 +87,8 @@ class Readers:
             yield slabs[0], slabs[1] if self.mask else None
 
 
-def ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield the items of an iterable; another thread makes the next one in the meantime."""
+def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield the items of an iterable, while another thread computes the next one."""
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1) as thread:
         upcoming = thread.submit(next, iterator, end)
@@ -94,27 +98,28 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def _convert(
-    case: CaseFiles, params: Params, store: str | Location, readers: Readers, still_ours: Callable[[], bool]
+    case: CaseFiles, params: Params, store: str | Location, files: OpenFiles, holds_claim: Callable[[], bool]
 ) -> CaseInfo:
-    image, mask = readers.image, readers.mask
-    warnings = about_headers(image, mask, params)
-    labels: Labels | None = None
+    image, mask = files.image, files.mask
+    warnings = check_headers(image, mask, keep_text=params.keep_text)
+    labels = None
     if mask is not None:
         labels = params.labels or UNDECLARED
-        warnings += check_geometry(case, image, mask, params)
+        warnings += check_geometry(image, mask, params.geometry)
+        mask.lie_on(image.grid)  # small differences between the two headers must not reorient the mask otherwise
     shape = image.grid.stored_shape
     counts = Counts(shape[0], labels)
     downwards = image.grid.z_is_flipped
     with CaseWriter(
-        store, case.case_id, shape, has_mask=mask is not None, profile=params.profile, pool=readers.pool
+        store, case.case_id, shape, has_mask=mask is not None, profile=params.profile, pool=files.pool
     ) as writer:
-        for slab, other in readers.slabs(writer.folder):
+        for slab, other in files.slabs(writer.folder):
             counts.add_image(slab.z, slab.voxels)
             writer.write("image", slab.z, slab.voxels, downwards=downwards)
             if other is not None:
                 counts.add_mask(other.z, other.voxels, str(case.mask))
                 writer.write("label", other.z, other.voxels, downwards=downwards)
-        warnings += oddities(counts, labels, has_mask=mask is not None)
+        warnings += check_voxels(counts, has_mask=mask is not None)
         if image.max_rounding_error:
             warnings.append(f"HU were rounded to integers, by at most {image.max_rounding_error:.3g}")
         info = CaseInfo(
@@ -125,51 +130,50 @@ def _convert(
             spacing_mm=image.grid.spacing_mm,
             affine_lps=image.grid.affine_lps,
             source_axcodes=image.grid.axcodes,
-            image=source_file(image, case.name(case.image), params),
-            mask=source_file(mask, case.name(mask.path), params) if mask else None,
+            image=describe_source(image, case.name(case.image), keep_text=params.keep_text),
+            mask=describe_source(mask, case.name(mask.path), keep_text=params.keep_text) if mask else None,
             params_sha256=params.sha256(),
             slice_stats=counts.stats(),
             lesions=counts.lesions(image.grid.affine_lps),
             max_rounding_error_hu=image.max_rounding_error,
             warnings=tuple(warnings),
         )
-        return writer.finish(info, still_ours)
+        return writer.finish(info, holds_claim)
 
 
-def about_headers(image: ScanReader, mask: ScanReader | None, params: Params) -> list[str]:
-    """Return what is odd about the headers of a case; of its mask, what is not odd about its image too."""
-    warnings = [*image.header.warnings, *image.left_out(keep_text=params.keep_text)]
-    said = [*mask.header.warnings, *mask.left_out(keep_text=params.keep_text)] if mask else []
-    return warnings + [f"segmentation: {warning}" for warning in said if warning not in warnings]
+def check_headers(image: ScanReader, mask: ScanReader | None, *, keep_text: bool) -> list[str]:
+    """Return warnings about the headers of a case; of the mask's, those that the image does not have too."""
+    warnings = [*image.header.warnings, *image.left_out(keep_text=keep_text)]
+    of_mask = [*mask.header.warnings, *mask.left_out(keep_text=keep_text)] if mask else []
+    return warnings + [f"segmentation: {warning}" for warning in of_mask if warning not in warnings]
 
 
-def check_geometry(case: CaseFiles, image: ScanReader, mask: ScanReader, params: Params) -> list[str]:
-    """Return warnings about two grids that may differ slightly.
+def check_geometry(image: ScanReader, mask: ScanReader, geometry: Geometry) -> list[str]:
+    """Check that image and mask are on one grid, and return warnings.
 
     Raises
     ------
     GeometryError
-        Image and mask have different shapes, or lie apart and the image's header is not to be trusted.
+        Image and mask have different shapes, or their affines differ and `geometry` is ``error``.
     """
     if image.grid.shape != mask.grid.shape:
         raise GeometryError(
-            f"{case.mask}: image and segmentation must have one shape; the image has {image.grid.shape}, this has {mask.grid.shape}. "
-            "Export the segmentation on the image's grid."
+            f"{mask.path}: image and segmentation must have one shape; the image has {image.grid.shape}, this has "
+            f"{mask.grid.shape}. Export the segmentation on the image's grid."
         )
     apart = image.grid.distance_mm(mask.grid)
-    if apart > SAME_GRID_MM and params.geometry == "error":
-        raise GeometryError(
-            f"{case.mask}: image and segmentation must lie on one grid (within {SAME_GRID_MM} mm); their affines differ by "
-            f"{apart:.3g} mm. {way_out(image, mask)}"
-        )
-    mask.lie_on(image.grid)
     if apart <= SAME_GRID_MM:
         return []
+    if geometry == "error":
+        raise GeometryError(
+            f"{mask.path}: image and segmentation must lie on one grid (within {SAME_GRID_MM} mm); "
+            f"their affines differ by {apart:.3g} mm. {_suggest_fix(image, mask)}"
+        )
     return [f"image and segmentation lie {apart:.3g} mm apart by their headers; the image's was trusted"]
 
 
-def way_out(image: ScanReader, mask: ScanReader) -> str:
-    """Return what to do about an image and a mask that lie apart, by which of the headers looks lost."""
+def _suggest_fix(image: ScanReader, mask: ScanReader) -> str:
+    """Return what to do about an image and a mask on different grids, depending on which header looks lost."""
     lost_image, lost_mask = lost_header(image.grid), lost_header(mask.grid)
     if lost_mask and not lost_image:
         return f"The segmentation's header looks lost ({lost_mask}): correct it, or pass --geometry trust-image."
@@ -178,21 +182,18 @@ def way_out(image: ScanReader, mask: ScanReader) -> str:
     return "Correct the segmentation's header, or pass --geometry trust-image."
 
 
-def source_file(reader: ScanReader, name: str, params: Params) -> SourceFile:
-    """Return what is kept of a file that was read to its end."""
-    header = base64.b64encode(reader.stored_header(keep_text=params.keep_text)).decode()
+def describe_source(reader: ScanReader, name: str, *, keep_text: bool) -> SourceFile:
+    """Return what a store keeps of a source file; reads the file to its end."""
+    header = base64.b64encode(reader.stored_header(keep_text=keep_text)).decode()
     sha256 = reader.finish()
     return SourceFile(name=name, bytes=reader.bytes_read, sha256=sha256, header_b64=header)
 
 
-def oddities(counts: Counts, labels: Labels | None, *, has_mask: bool) -> list[str]:
+def check_voxels(counts: Counts, *, has_mask: bool) -> list[str]:
     """Return warnings about voxels that do not look like a CT or its segmentation."""
     warnings = []
-    lows, highs = (
-        [low for low in counts.hu_min if low is not None],
-        [high for high in counts.hu_max if high is not None],
-    )
-    low, high = min(lows, default=0), max(highs, default=0)
+    low = min((low for low in counts.hu_min if low is not None), default=0)
+    high = max((high for high in counts.hu_max if high is not None), default=0)
     if counts.padding:
         warnings.append(
             f"{counts.padding:,} voxels below {AIR_HU} HU are taken as padding and left out of HU statistics"
@@ -201,6 +202,6 @@ def oddities(counts: Counts, labels: Labels | None, *, has_mask: bool) -> list[s
         warnings.append(f"no HU below 0 (range {low}..{high}): the values may lack the intercept of -1024")
     elif low >= 0 or high - low < 100:
         warnings.append(f"HU range {low}..{high} does not look like a CT")
-    if has_mask and labels and not any(any(sections) for sections in counts.voxels.values()):
+    if has_mask and not any(any(sections) for sections in counts.voxels.values()):
         warnings.append("the segmentation is empty")
     return warnings

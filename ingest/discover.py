@@ -1,9 +1,10 @@
 """Finds the images and masks of a collection and pairs them.
 
-1. `find_files` lists the NIfTI files below a folder; links to folders are not followed, ``._*`` files are no scans.
-2. `slicemill.ct.naming` says of each file whether it is image or mask, and which key it has.
-3. Same folder and same key make a pair; LiTS numbers also pair across folders, and so do one folder of images and one of masks.
-4. What does not pair is named with the reason: images without a mask are cases too, masks without an image are not.
+1. `find_files` lists the NIfTI files below a folder. Links to folders are not followed; ``._*`` files are no scans.
+2. `slicemill.ct.naming` derives from each name whether it is an image or a mask, and its key.
+3. An image and a mask with the same folder and key are a pair. LiTS numbers also pair across folders, and so do keys if
+   there is one folder of images and one of masks.
+4. Files that do not pair are listed with the reason. Images without a mask are cases too; masks alone are not.
 
 A CSV (``--pairs``) or two patterns (``--images``, ``--masks``) replace steps 2 and 3.
 """
@@ -14,10 +15,10 @@ import io
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from slicemill.common.errors import PairingError, UsageError
 from slicemill.common.files import Location, parse_location, relative_path
@@ -54,7 +55,7 @@ class CaseFiles:
     image: Location
     mask: Location | None
     root: Location
-    """The collection: names in the store are relative to it."""
+    """Folder of the collection; names in the store are relative to it."""
 
     def name(self, path: Location) -> str:
         """Return a file's path relative to the collection, with forward slashes."""
@@ -63,14 +64,21 @@ class CaseFiles:
         return relative_path(path, self.root)
 
 
+class LeftOut(NamedTuple):
+    """A file or folder that belongs to no case."""
+
+    path: Location
+    reason: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Collection:
-    """What was found: cases, and files that belong to none with the reason."""
+    """The cases, and the files that belong to none."""
 
     cases: tuple[CaseFiles, ...]
-    left_out: tuple[tuple[Location, str], ...]
+    left_out: tuple[LeftOut, ...]
     labels: Labels | None
-    """Labels that the collection itself declares (``dataset.json``, LiTS names)."""
+    """Labels that the collection declares itself (``dataset.json``, LiTS names)."""
 
 
 def discover(source: Location) -> Collection:
@@ -83,52 +91,55 @@ def discover(source: Location) -> Collection:
     """
     if not source.exists():
         raise PairingError(f"{source}: there is no such folder.")
-    root, files, others = (
-        (source, find_files(source), other_scans(source)) if source.is_dir() else (source.parent, [source], [])
-    )
+    is_folder = source.is_dir()
+    root, files = (source, find_files(source)) if is_folder else (source.parent, [source])
+    others = other_scans(source) if is_folder else []
     names = {path: name_of(relative_path(path, root)) for path in files}
     found = [path for path in files if names[path].role == "image"]
     masks = [path for path in files if names[path].role == "mask"]
     if not found:
         raise PairingError(
-            f"{source}: no CT image was found among {len(files)} NIfTI files ({len(masks)} of them look like masks) and {len(others)} files "
-            "of other formats. Name them with --images and --masks patterns, or list them with --pairs CSV."
+            f"{source}: no CT image was found among {len(files)} NIfTI files ({len(masks)} of them look like masks) "
+            f"and {len(others)} files of other formats. Name them with --images and --masks patterns, or list them "
+            "with --pairs CSV."
         )
-    results = result_folders(source) if source.is_dir() else []
+    results = result_folders(source) if is_folder else []
     made = {path for path in found if is_below(path, results)}
     images = [path for path in found if path not in made and not _is_extra_channel(path, found)]
     paired = _pair(images, masks, names)
     used, kept = set(paired.values()), {*images, *made}
-    left_out = [
-        *(
-            (path, "lies among what a run of infer made, and is not named like a segmentation")
-            for path in found
-            if path in made
-        ),
+    undecodable = undecodable_names(source) if is_folder else []
+    reasons = [
+        *((path, "a result of infer, and not named like a segmentation") for path in found if path in made),
         *((path, "a further channel of a scan; a CT has one") for path in found if path not in kept),
         *((path, why_no_scan(path)) for path in others),
-        *(not_entered(source) if source.is_dir() else ()),
-        *(
-            (path, "its name is no valid UTF-8; rename it")
-            for path in (undecodable_names(source) if source.is_dir() else ())
-        ),
+        *(not_entered(source) if is_folder else []),
+        *((path, "its name is no valid UTF-8; rename it") for path in undecodable),
         *((path, _why_unpaired(path, images)) for path in masks if path not in used),
     ]
-    cases = [_case(path, paired.get(path), root) for path in images]
-    return checked(Collection(cases=tuple(cases), left_out=tuple(left_out), labels=declared_labels(root, images)))
+    cases = [_make_case(path, paired.get(path), root) for path in images]
+    return _make_collection(cases, root, [LeftOut(path, reason) for path, reason in reasons])
 
 
-def _case(image: Location, mask: Location | None, root: Location) -> CaseFiles:
-    """Return a case named by its image; the folder that was given counts as the patient's where the name alone says nothing."""
-    whole = root.resolve() if isinstance(root, Path) else root
-    case_id = case_id_of(relative_path(image, root) if image.parent != root else f"{whole.name}/{image.name}")
+def _make_collection(cases: list[CaseFiles], root: Location, left_out: Iterable[LeftOut] = ()) -> Collection:
+    """Return a collection with the labels that it declares, after a check of its case ids."""
+    labels = find_declared_labels(root, [case.image for case in cases])
+    collection = Collection(cases=tuple(cases), left_out=tuple(left_out), labels=labels)
+    check_case_ids(collection)
+    return collection
+
+
+def _make_case(image: Location, mask: Location | None, root: Location) -> CaseFiles:
+    """Return a case named by its image, or by the collection's folder if the image's name alone identifies nothing."""
+    folder = root.resolve() if isinstance(root, Path) else root
+    case_id = case_id_of(relative_path(image, root) if image.parent != root else f"{folder.name}/{image.name}")
     return CaseFiles(case_id=case_id, patient_id=case_id, image=image, mask=mask, root=root)
 
 
-def declared_labels(source: Location, images: list[Location]) -> Labels | None:
-    """Return the labels of the one ``dataset.json`` beside or above the images, else LiTS's for LiTS names."""
-    inside = {folder for image in images for folder in (image.parent, image.parent.parent)}
-    folders = {folder for folder in inside if _lies_in(folder, source)}
+def find_declared_labels(source: Location, images: list[Location]) -> Labels | None:
+    """Return the labels of the only ``dataset.json`` next to the images or above them, or LiTS's for LiTS names."""
+    near = {folder for image in images for folder in (image.parent, image.parent.parent)}
+    folders = {folder for folder in near if _is_inside(folder, source)}
     documents = sorted(path for folder in folders if (path := folder / "dataset.json").is_file())
     if len(documents) == 1:
         return read_dataset_json(documents[0])
@@ -137,7 +148,7 @@ def declared_labels(source: Location, images: list[Location]) -> Labels | None:
     return None
 
 
-def _lies_in(folder: Location, source: Location) -> bool:
+def _is_inside(folder: Location, source: Location) -> bool:
     try:
         return not relative_path(folder, source).startswith("..")
     except ValueError:
@@ -147,7 +158,12 @@ def _lies_in(folder: Location, source: Location) -> bool:
 def from_csv(table: Location) -> Collection:
     """Read cases from a CSV with the columns image, mask (may be empty), and optionally case_id and patient_id.
 
-    Paths are taken relative to the CSV's folder; URLs of an object store stand as they are.
+    Paths are relative to the CSV's folder; URLs of an object store are taken unchanged.
+
+    Raises
+    ------
+    PairingError
+        The CSV cannot be read or lacks a column, a row has no image, or two rows have one case id.
     """
     try:
         text = table.read_bytes().decode("utf-8-sig")
@@ -156,35 +172,33 @@ def from_csv(table: Location) -> Collection:
         raise PairingError(f"{table}: cannot be read as CSV ({error}).") from error
     if not rows or "image" not in rows[0]:
         raise PairingError(
-            f"{table}: needs a header line with the columns image and mask (and, if wanted, case_id, patient_id), and rows."
+            f"{table}: needs a header line with the columns image and mask (optionally case_id, patient_id), and rows."
         )
     root = table.parent
     cases = []
     for line, row in enumerate(rows, start=2):
         if not row["image"] or not all(is_text(Path(row.get(column) or "")) for column in ("image", "mask")):
-            raise PairingError(f"{table}, line {line}: the column image is empty, or a path is no text.")
-        image, mask = _listed(root, row["image"]), row.get("mask")
+            raise PairingError(f"{table}, line {line}: the column image is empty, or a path is not valid text.")
+        image, mask = _resolve(root, row["image"]), row.get("mask")
         case_id = row.get("case_id") or case_id_of(row["image"])
         cases.append(
             CaseFiles(
                 case_id=case_id,
                 patient_id=row.get("patient_id") or case_id,
                 image=image,
-                mask=_listed(root, mask) if mask else None,
+                mask=_resolve(root, mask) if mask else None,
                 root=root,
             )
         )
-    return checked(
-        Collection(cases=tuple(cases), left_out=(), labels=declared_labels(root, [case.image for case in cases]))
-    )
+    return _make_collection(cases, root)
 
 
-def _listed(root: Location, text: str) -> Location:
+def _resolve(root: Location, text: str) -> Location:
     return parse_location(text) if "://" in text else root / text
 
 
 def from_patterns(images: str, masks: str | None) -> Collection:
-    """Pair two patterns by what their wildcards match: ``ct/*_ct.nii.gz`` and ``seg/*_liver.nii.gz``.
+    """Pair the files of two patterns by the text that the wildcards match: ``ct/*_ct.nii.gz``, ``seg/*_liver.nii.gz``.
 
     Raises
     ------
@@ -193,7 +207,7 @@ def from_patterns(images: str, masks: str | None) -> Collection:
     PairingError
         A pattern matches nothing, or two files match with the same text.
     """
-    image_of, mask_of = _matches(images), _matches(masks) if masks else {}
+    image_of, mask_of = _match_pattern(images), _match_pattern(masks) if masks else {}
     root = Path(os.path.commonpath([path.parent.absolute() for path in (*image_of.values(), *mask_of.values())]))
     cases = []
     for key, image in image_of.items():
@@ -205,31 +219,27 @@ def from_patterns(images: str, masks: str | None) -> Collection:
             )
         )
     left_out = [
-        (path, f"no image of the pattern {images} matches with {'/'.join(key)!r}")
+        LeftOut(path, f"no image of the pattern {images} matches with {'/'.join(key)!r}")
         for key, path in mask_of.items()
         if key not in image_of
     ]
-    return checked(
-        Collection(
-            cases=tuple(cases), left_out=tuple(left_out), labels=declared_labels(root, [case.image for case in cases])
-        )
-    )
+    return _make_collection(cases, root, left_out)
 
 
 def with_patients(collection: Collection, pattern: str) -> Collection:
-    """Set each case's patient to what the first group of a regular expression matches in its image's path.
+    """Set each case's patient to the match of a regular expression's first group in the image's path.
 
     Raises
     ------
     UsageError
-        It is no regular expression, or has no group.
+        It is not a regular expression, or has no group.
     PairingError
         Its group does not match the path of every image.
     """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise UsageError(f"--patient {pattern}: is no regular expression ({error}).") from error
+        raise UsageError(f"--patient {pattern}: is not a regular expression ({error}).") from error
     if compiled.groups < 1:
         raise UsageError(f"--patient {pattern}: needs a group in parentheses around the patient's id.")
     cases = []
@@ -241,11 +251,13 @@ def with_patients(collection: Collection, pattern: str) -> Collection:
     return replace(collection, cases=tuple(cases))
 
 
-def checked(collection: Collection) -> Collection:
-    """Return the collection when every case id is fit and its own.
+def check_case_ids(collection: Collection) -> None:
+    """Check that the case ids are valid and unique.
 
     Raises
     ------
+    StoreError
+        A case id cannot be a folder.
     PairingError
         Two images would have one case id.
     """
@@ -258,14 +270,13 @@ def checked(collection: Collection) -> Collection:
                 "rename one, or give the ids in a CSV (--pairs, column case_id)."
             )
         seen[case.case_id] = case
-    return collection
 
 
 def _pair(images: list[Location], masks: list[Location], names: Mapping[Location, Name]) -> dict[Location, Location]:
-    """Return image -> mask: first by folder and key, then by key alone, in both rounds only where one fits one.
+    """Return image -> mask: first by folder and key, then by key alone; each round only where exactly two files match.
 
-    The second round is for LiTS numbers, which are unique in their collection, and for one folder of images beside one of masks: a
-    key like ``arterial`` in folders of several patients says nothing.
+    The second round is for LiTS numbers, which are unique in their collection, and for collections with one folder of
+    images and one of masks. Elsewhere a key such as ``arterial`` may occur in the folders of several patients.
     """
     parallel = len({names[path].folder for path in images}) == 1 == len({names[path].folder for path in masks})
     paired: dict[Location, Location] = {}
@@ -274,15 +285,20 @@ def _pair(images: list[Location], masks: list[Location], names: Mapping[Location
         lambda path: names[path].key if parallel or names[path].key.startswith(LITS) else path,
     )
     for identity in rounds:
-        groups: dict[object, tuple[list[Location], list[Location]]] = defaultdict(lambda: ([], []))
         used = set(paired.values())
+        images_of: defaultdict[object, list[Location]] = defaultdict(list)
+        masks_of: defaultdict[object, list[Location]] = defaultdict(list)
         for path in images:
             if path not in paired:
-                groups[identity(path)][0].append(path)
+                images_of[identity(path)].append(path)
         for path in masks:
             if path not in used:
-                groups[identity(path)][1].append(path)
-        paired |= {found[0]: fitting[0] for found, fitting in groups.values() if len(found) == 1 and len(fitting) == 1}
+                masks_of[identity(path)].append(path)
+        paired |= {
+            found[0]: masks_of[key][0]
+            for key, found in images_of.items()
+            if len(found) == 1 and len(masks_of[key]) == 1
+        }
     return paired
 
 
@@ -292,7 +308,7 @@ def _why_unpaired(mask: Location, images: list[Location]) -> str:
     if len(same) > 1:
         return f"a mask that could belong to {len(same)} images: {', '.join(same[:3])}"
     if same:
-        return f"a mask, but {same[0]} has more than one; choose with --pairs or --masks"
+        return f"a mask, but {same[0]} has more than one; choose one with --pairs or --masks"
     return "a mask without an image of its name"
 
 
@@ -304,14 +320,18 @@ def _is_extra_channel(path: Location, images: list[Location]) -> bool:
     return any(stem_of(image.name) == first and image.parent == path.parent for image in images)
 
 
-def _matches(pattern: str) -> dict[tuple[str, ...], Path]:
-    """Return the files that a pattern matches, keyed by what its wildcards matched."""
+def _match_pattern(pattern: str) -> dict[tuple[str, ...], Path]:
+    """Return the files that a pattern matches, by the texts that its wildcards match.
+
+    The regular expression is made by hand because the texts are needed: `glob.translate` and pathspec have no groups.
+    """
     if "://" in pattern:
         raise UsageError(
-            f"{pattern}: patterns are for local files; name the folder of the bucket, or list its files in a CSV (--pairs)."
+            f"{pattern}: patterns are for local files; pass the folder of the bucket, "
+            "or list its files in a CSV (--pairs)."
         )
     if "*" not in pattern:
-        raise UsageError(f"{pattern}: a pattern needs at least one *; what it matches pairs images with masks.")
+        raise UsageError(f"{pattern}: a pattern needs at least one *; its match pairs images with masks.")
     compiled = re.compile(
         "".join(
             {"**/": r"(?:(.*)/)?", "*": r"([^/]*)"}.get(part, re.escape(part))
@@ -328,6 +348,6 @@ def _matches(pattern: str) -> dict[tuple[str, ...], Path]:
             found[key] = Path(name)
     if not found:
         raise PairingError(
-            f"{pattern}: matches no .nii, .nii.gz or .hdr file; quote the pattern so that the shell leaves it alone."
+            f"{pattern}: matches no .nii, .nii.gz or .hdr file; quote the pattern so that the shell does not expand it."
         )
     return found

@@ -1,34 +1,35 @@
-"""What an ingest was asked to do, as far as it changes the bytes of a store."""
+"""Settings of an ingest that change the bytes of a store."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from slicemill.common.files import sha256_of_json
-from slicemill.ct.labels import Labels
 from slicemill.store.layout import FORMAT, ProfileName
+
+if TYPE_CHECKING:
+    from slicemill.ct.labels import Labels
 
 Geometry = Literal["error", "trust-image"]
 
 ENCODING = 2
-"""Raised whenever the same input would give other bytes."""
+"""Version of the conversion; raised whenever the same input would give other bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """Settings that stand behind ``params_sha256``."""
+    """The settings whose hash is ``params_sha256``."""
 
-    labels: Labels | None
-    """None: masks may hold only the value 1, stored as ``label_1``."""
+    labels: "Labels | None"
+    """Names of the label values. None: masks may have only the value 1, which is stored as ``label_1``."""
     geometry: Geometry = "error"
-    """What happens when an image and its mask lie more than SAME_GRID_MM apart."""
+    """What to do if an image and its mask are more than SAME_GRID_MM apart."""
     keep_text: bool = False
-    """Whether free-text header fields, which may name a person, are kept."""
-
+    """Whether free-text header fields are kept; they may name a person."""
     profile: ProfileName = "compact"
-    """How slices are compressed: ``compact``, or ``fast`` to read."""
+    """Compression of the slices: ``compact``, or ``fast`` to read."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return what the hash is taken of."""
+        """Return the document that is hashed."""
         return {
             "format": FORMAT,
             "encoding": ENCODING,
@@ -39,5 +40,5 @@ class Params:
         }
 
     def sha256(self) -> str:
-        """Return the hash that stands in every case."""
+        """Return the hash that every case stores."""
         return sha256_of_json(self.as_json())

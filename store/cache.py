@@ -1,7 +1,7 @@
-"""Encoded slices of an object store, kept in one local file up to a limit.
+"""A cache of encoded slices from an object store: one local file, up to a limit.
 
-What came first stays: training asks for every slice about equally often, so whichever are kept, the share of slices that
-need no request is the share of the store that fits. Slices are checked by their checksum after this, like any others.
+Nothing is ever evicted. Training reads every slice about equally often, so whichever slices are cached, the hit rate is
+the share of the store that fits. The reader checks the checksum of cached slices like that of any others.
 """
 
 import os
@@ -12,16 +12,17 @@ from pathlib import Path
 
 
 class SliceCache:
-    """A cache for one process; its file has no name and is gone with it."""
+    """A cache for one process. Its file has no name, so the system removes it with the process."""
 
     def __init__(self, folder: Path | None, limit_bytes: int) -> None:
-        """Begin an empty cache in a folder (by default that for temporary files) of at most `limit_bytes`."""
+        """Begin an empty cache of at most `limit_bytes` in `folder`, by default the folder for temporary files."""
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             self._descriptor = os.dup(file.fileno())
         self._limit = limit_bytes
-        self._places: dict[tuple[str, int], tuple[int, int]] = {}
+        self._entries: dict[tuple[str, int], tuple[int, int]] = {}
+        """Shard and z to offset and length in the file."""
         self._end = 0
         self._lock = threading.Lock()
         self.hits = self.misses = 0
@@ -31,11 +32,12 @@ class SliceCache:
             os.close(self._descriptor)
 
     def get(self, shard: str, z: int, fetch: Callable[[], bytes]) -> bytes:
-        """Return the bytes of a slice: from the cache, else fetched, and kept while there is room."""
-        place = self._places.get((shard, z))
-        if place is not None:
+        """Return the bytes of a slice: from the cache, or else from `fetch`; they are cached while there is room."""
+        entry = self._entries.get((shard, z))
+        if entry is not None:
             self.hits += 1
-            return os.pread(self._descriptor, place[1], place[0])
+            offset, length = entry
+            return os.pread(self._descriptor, length, offset)
         data = fetch()
         self.misses += 1
         with self._lock:
@@ -46,7 +48,7 @@ class SliceCache:
         try:
             os.pwrite(self._descriptor, data, offset)
         except OSError:
-            self._limit = 0  # the disk is full: what is kept stays, nothing more is
+            self._limit = 0  # the disk is full: keep what is cached, and add nothing more
             return data
-        self._places[shard, z] = (offset, len(data))
+        self._entries[shard, z] = (offset, len(data))
         return data

@@ -1,27 +1,37 @@
-"""What a store knows of one case: the group attribute ``slicemill``, as a value."""
+"""What a store knows about one case: the group attribute ``slicemill``, as a value."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.common.errors import StoreError
+from slicemill.common.documents import from_document, to_document
+from slicemill.common.errors import LabelError, StoreError
 from slicemill.ct.geometry import voxel_ml
 from slicemill.ct.labels import Labels, labels_from_json
 from slicemill.ct.lesions import Lesion
 from slicemill.store.layout import FORMAT
 
+Count = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""An integer that fits the tables' int64."""
+AffineRow = tuple[float, float, float, float]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SliceStats:
-    """Per slice, in stored order: HU range without the scanner's padding, voxels of each label."""
+    """Statistics of each slice, in stored order: HU range without the scanner's padding, and voxels of each label."""
 
-    hu_min: list[int | None]
-    hu_max: list[int | None]
+    hu_min: list[Count | None]
+    hu_max: list[Count | None]
     """None where a slice is all padding."""
-    voxels: dict[str, list[int]]
-    """Label name -> voxels in each slice; empty without a mask."""
+    voxels: dict[str, list[Count]]
+    """Label name to voxels in each slice; empty without a mask."""
+
+    def labeled(self) -> list[int]:
+        """Return the slices that have a label."""
+        return [z for z in range(len(self.hu_min)) if any(counts[z] for counts in self.voxels.values())]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,160 +40,159 @@ class SourceFile:
 
     name: str
     """Path relative to the collection, with forward slashes."""
-    bytes: int
+    bytes: Count
     sha256: str
     header_b64: str
-    """The NIfTI header, base64; free text blanked unless it was to be kept."""
+    """NIfTI header in base64, with free text blanked unless it was to be kept."""
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the fields as they stand in the attribute."""
-        return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256, "header_b64": self.header_b64}
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFiles:
+    """The files that a case was made from."""
+
+    image: SourceFile
+    mask: SourceFile | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseDocument:
+    """The group attribute ``slicemill``, field by field as it is stored."""
+
+    format: int
+    case_id: str
+    patient_id: str
+    labels: dict[str, int] | None
+    organ: str | None = None
+    tumor: str | None = None
+    spacing_mm: tuple[float, float, float]
+    affine_lps: tuple[AffineRow, AffineRow, AffineRow, AffineRow]
+    source_axcodes: str
+    source: SourceFiles
+    params_sha256: str
+    slice_stats: SliceStats
+    lesions: tuple[Lesion, ...] | None
+    max_rounding_error_hu: float
+    warnings: tuple[str, ...]
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseInfo:
-    """Everything but the voxels."""
+    """Everything about a case except its voxels."""
 
     case_id: str
     patient_id: str
     shape: tuple[int, int, int]
-    """z, y, x; stands in the array documents, not in the attribute."""
+    """Slices, rows and columns [z, y, x]; stored in the array documents, not in the attribute."""
     labels: Labels | None
-    """None where there is no mask."""
+    """None without a mask."""
     spacing_mm: tuple[float, float, float]
-    """z, y, x."""
+    """Voxel spacing along z, y and x."""
     affine_lps: npt.NDArray[np.float64]
+    """float64[4, 4], stored voxel (x, y, z, 1) to mm in LPS+."""
     source_axcodes: str
     image: SourceFile
     mask: SourceFile | None
     params_sha256: str
     slice_stats: SliceStats
     lesions: tuple[Lesion, ...] | None
-    """None where no tumor label is named or there is no mask."""
+    """None without a mask, and where no label is the tumor."""
     max_rounding_error_hu: float
     warnings: tuple[str, ...]
     fingerprint: str | None = None
-    """SHA-256 of the checksums of the image's slices, in order of z: equal for equal voxels, whatever file
-    they came in (in stores of one profile)."""
+    """SHA-256 of the checksums of the image's slices in order of z. In stores of one profile, equal voxels have equal
+    fingerprints, whatever file they came from."""
 
     @property
     def voxel_ml(self) -> float:
-        """Return the volume of a voxel in ml."""
+        """Return the voxel volume, ml."""
         return voxel_ml(self.affine_lps)
+
+    def has_tumor(self, z: int) -> bool | None:
+        """Return whether the slice at `z` has tumor; None where no label is the tumor."""
+        tumor = self.labels.tumor if self.labels else None
+        return self.slice_stats.voxels[tumor][z] > 0 if tumor else None
 
     def as_json(self) -> dict[str, Any]:
         """Return the attribute ``slicemill``."""
-        none = {"labels": None, "organ": None, "tumor": None}
-        return {
-            "format": FORMAT,
-            "case_id": self.case_id,
-            "patient_id": self.patient_id,
-            **(self.labels.as_json() if self.labels else none),
-            "spacing_mm": list(self.spacing_mm),
-            "affine_lps": self.affine_lps.tolist(),
-            "source_axcodes": self.source_axcodes,
-            "source": {"image": self.image.as_json(), "mask": self.mask.as_json() if self.mask else None},
-            "params_sha256": self.params_sha256,
-            "slice_stats": {
-                "hu_min": self.slice_stats.hu_min,
-                "hu_max": self.slice_stats.hu_max,
-                "voxels": self.slice_stats.voxels,
-            },
-            "lesions": None if self.lesions is None else [lesion.as_json() for lesion in self.lesions],
-            "max_rounding_error_hu": self.max_rounding_error_hu,
-            "warnings": list(self.warnings),
-            "fingerprint": self.fingerprint,
-        }
+        document = to_document(
+            CaseDocument(
+                format=FORMAT,
+                case_id=self.case_id,
+                patient_id=self.patient_id,
+                labels=dict(self.labels.values) if self.labels else None,
+                organ=self.labels.organ if self.labels else None,
+                tumor=self.labels.tumor if self.labels else None,
+                spacing_mm=self.spacing_mm,
+                affine_lps=self.affine_lps.tolist(),
+                source_axcodes=self.source_axcodes,
+                source=SourceFiles(image=self.image, mask=self.mask),
+                params_sha256=self.params_sha256,
+                slice_stats=self.slice_stats,
+                lesions=None,
+                max_rounding_error_hu=self.max_rounding_error_hu,
+                warnings=self.warnings,
+                fingerprint=self.fingerprint,
+            )
+        )
+        if self.lesions is not None:  # rounded, as in every report
+            document["lesions"] = [lesion.as_json() for lesion in self.lesions]
+        return document
 
 
-def case_from_json(document: dict[str, Any], shape: tuple[int, int, int]) -> CaseInfo:
-    """Rebuild a CaseInfo from the attribute.
+def parse_case(attribute: object, shape: tuple[int, int, int], where: str) -> CaseInfo:
+    """Rebuild a CaseInfo from the attribute of the case `where`, whose image has `shape` [z, y, x].
 
     Raises
     ------
     StoreError
-        The attribute is of another format or a field is missing.
+        The attribute has another format, or a field is missing or has a wrong type. The message names the place.
     """
-    if not isinstance(document, dict):
-        raise StoreError(f"the attribute must be a JSON object; found {type(document).__name__}.")
-    if document.get("format") != FORMAT:
+    found = attribute.get("format") if isinstance(attribute, dict) else None
+    if isinstance(attribute, dict) and found != FORMAT:
         raise StoreError(
-            f"store format {document.get('format')!r}: this version reads format {FORMAT}; ingest the collection again."
+            f"{where}: store format {found!r}: this version reads format {FORMAT}; ingest the collection again."
         )
     try:
-        source = document["source"]
-        lesions = document["lesions"]
-        affine = np.array(document["affine_lps"], dtype=np.float64)
-        stats = _stats(document["slice_stats"])
-        lengths = {len(stats.hu_min), len(stats.hu_max), *map(len, stats.voxels.values())}
-        if affine.shape != (4, 4) or len(document["spacing_mm"]) != 3 or lengths != {shape[0]}:
-            raise ValueError("affine, spacing or statistics do not fit the shape")
-        return CaseInfo(
-            case_id=_text(document["case_id"]),
-            patient_id=_text(document["patient_id"]),
-            shape=shape,
-            labels=labels_from_json(document) if document["labels"] else None,
-            spacing_mm=_spacing(document["spacing_mm"]),
-            affine_lps=affine,
-            source_axcodes=_text(document["source_axcodes"]),
-            image=_source(source["image"]),
-            mask=_source(source["mask"]) if source["mask"] else None,
-            params_sha256=_text(document["params_sha256"]),
-            slice_stats=stats,
-            lesions=None if lesions is None else tuple(_lesion(row) for row in lesions),
-            max_rounding_error_hu=float(document["max_rounding_error_hu"]),
-            warnings=tuple(_text(warning) for warning in document["warnings"]),
-            fingerprint=None if document.get("fingerprint") is None else _text(document["fingerprint"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise StoreError(
-            f"the case's attributes are incomplete ({error}); ingest it again with --overwrite."
-        ) from error
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected text, found {value!r:.40}")
-    return value
-
-
-def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
-        raise TypeError(f"expected a whole number, found {value!r:.40}")
-    return value
-
-
-def _spacing(values: list[Any]) -> tuple[float, float, float]:
-    z, y, x = (float(value) for value in values)
-    return z, y, x
-
-
-def _stats(document: dict[str, Any]) -> SliceStats:
-    def hu(values: list[Any]) -> list[int | None]:
-        return [None if value is None else _count(value) for value in values]
-
-    voxels = {_text(name): [_count(value) for value in counts] for name, counts in document["voxels"].items()}
-    return SliceStats(hu_min=hu(document["hu_min"]), hu_max=hu(document["hu_max"]), voxels=voxels)
-
-
-def _source(document: dict[str, Any]) -> SourceFile:
-    return SourceFile(
-        name=_text(document["name"]),
-        bytes=_count(document["bytes"]),
-        sha256=_text(document["sha256"]),
-        header_b64=_text(document["header_b64"]),
+        document = from_document(CaseDocument, attribute, f"{where}, attribute slicemill", error=StoreError)
+        _check_numbers(document, shape[0], where)
+        labels = _parse_labels(document, where)
+    except StoreError as error:
+        raise StoreError(f"{error} Ingest the case again with --overwrite.") from error
+    return CaseInfo(
+        case_id=document.case_id,
+        patient_id=document.patient_id,
+        shape=shape,
+        labels=labels,
+        spacing_mm=document.spacing_mm,
+        affine_lps=np.array(document.affine_lps, dtype=np.float64),
+        source_axcodes=document.source_axcodes,
+        image=document.source.image,
+        mask=document.source.mask,
+        params_sha256=document.params_sha256,
+        slice_stats=document.slice_stats,
+        lesions=document.lesions,
+        max_rounding_error_hu=document.max_rounding_error_hu,
+        warnings=document.warnings,
+        fingerprint=document.fingerprint,
     )
 
 
-def _lesion(row: dict[str, Any]) -> Lesion:
-    x, y, z = (float(value) for value in row["centroid_lps_mm"])
-    z0, y0, x0, z1, y1, x1 = (_count(value) for value in row["bbox_zyx"])
-    return Lesion(
-        id=_count(row["id"]),
-        voxels=_count(row["voxels"]),
-        volume_ml=float(row["volume_ml"]),
-        centroid_lps_mm=(x, y, z),
-        bbox_zyx=(z0, y0, x0, z1, y1, x1),
-        key_z=_count(row["key_z"]),
-        max_axial_diameter_mm=float(row["max_axial_diameter_mm"]),
-    )
+def _check_numbers(document: CaseDocument, slices: int, where: str) -> None:
+    stats = document.slice_stats
+    lengths = {len(stats.hu_min), len(stats.hu_max), *map(len, stats.voxels.values())}
+    if lengths != {slices}:
+        raise StoreError(f"{where}: has statistics of {sorted(lengths)} slices, but {slices} slices.")
+    for lesion in document.lesions or ():
+        if max(map(abs, (lesion.id, lesion.voxels, lesion.key_z, *lesion.bbox_zyx))) >= 2**63:
+            raise StoreError(f"{where}: a number of lesion {lesion.id} is out of range.")
+
+
+def _parse_labels(document: CaseDocument, where: str) -> Labels | None:
+    if not document.labels:
+        return None
+    fields = {"labels": document.labels, "organ": document.organ, "tumor": document.tumor}
+    try:
+        return labels_from_json(fields)
+    except LabelError as error:
+        raise StoreError(f"{where}: {error}") from error

@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from slicemill.common.terminal import bar_characters, format_table, print_line, report_errors
+from slicemill.store.layout import SliceFormat
 
 store = typer.Typer(
     name="store",
-    help="Look into a slice store, and take cases, slices and plots out of it; reindex builds its tables.",
+    help="Inspect a slice store, export cases, slices and plots from it, and rebuild its tables (reindex).",
     no_args_is_help=True,
 )
 
@@ -19,7 +20,7 @@ StorePath = Annotated[str, typer.Argument(help="Folder of the slice store.")]
 
 @store.command()
 def info(path: StorePath) -> None:
-    """Say what a store holds: cases, slices, size, labels, spacing, tumor statistics, warnings."""
+    """Print a summary of a store: cases, slices, size, labels, spacing, tumor statistics, warnings."""
     with report_errors():
         from slicemill.store.info import describe
         from slicemill.store.reader import open_store
@@ -35,7 +36,7 @@ def manifest(
         bool, typer.Option("--csv", help="Print every column as CSV instead of the main ones as a table.")
     ] = False,
 ) -> None:
-    """Print the manifest: one row a case."""
+    """Print the manifest: one row per case."""
     with report_errors():
         from slicemill.store.tables import MAIN_COLUMNS, read_table
 
@@ -59,9 +60,9 @@ def export(
     case: Annotated[str, typer.Argument(help="Id of the case; `slicemill store manifest` lists them.")],
     out: Annotated[Path, typer.Argument(help="File to write, .nii or .nii.gz.")],
     mask: Annotated[bool, typer.Option("--mask", help="Write the segmentation instead of the image.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file when it is there already.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write a case back as NIfTI: voxels, axis order and header geometry of the file that it came from."""
+    """Export a case as NIfTI, with the voxels, axis order and header geometry of its source file."""
     with report_errors():
         from slicemill.store.reader import open_store
         from slicemill.store.to_nifti import export_case
@@ -75,46 +76,44 @@ def export(
 @store.command(name="export-slices")
 def export_slices(
     path: StorePath,
-    out: Annotated[Path, typer.Argument(help="Folder to write to: one folder a case, and pairs.csv.")],
-    form: Annotated[
-        str,
+    out: Annotated[Path, typer.Argument(help="Folder to write to: one folder per case, and pairs.csv.")],
+    chosen: Annotated[
+        SliceFormat,
         typer.Option("--format", help="jpeg or png: 8 bits over the window; png16: HU + 32768; npy: int16 HU."),
     ],
     window: Annotated[
         str | None, typer.Option(help="HU shown as black and as white in jpeg and png; by default -200,300.")
     ] = None,
     case: Annotated[
-        list[str] | None, typer.Option(help="A case to export; may be given several times. By default all.")
+        list[str] | None, typer.Option(help="A case to export; may be repeated. By default all cases.")
     ] = None,
-    only_labeled: Annotated[
-        bool, typer.Option("--only-labeled", help="Leave out slices on which nothing is labeled.")
-    ] = False,
+    only_labeled: Annotated[bool, typer.Option("--only-labeled", help="Leave out slices without any label.")] = False,
     workers: Annotated[int, typer.Option(help="Threads; 0 is one per core.", min=0)] = 0,
 ) -> None:
-    """Write slices as picture or array files, masks as PNG with label values as they are (.npy with npy).
+    """Export slices as picture or array files, and masks as PNG with unscaled label values (.npy with npy).
 
-    Run the same command again and only cases that are missing or changed are written.
+    Run the same command again to write only the cases that are missing or changed.
     """
     with report_errors():
+        from slicemill.store import to_slices
         from slicemill.store.reader import open_store
-        from slicemill.store.to_slices import TABLE, form_of
-        from slicemill.store.to_slices import export_slices as run
 
         opened = open_store(path)
         case_ids = list(dict.fromkeys(case)) if case else opened.case_ids
-        report = run(opened, out, form_of(form, window, only_labeled=only_labeled), case_ids, workers)
+        form = to_slices.make_form(chosen, window, only_labeled=only_labeled)
+        report = to_slices.export_slices(opened, out, form, case_ids, workers)
         for outcome in report.outcomes:
             if outcome.status == "failed":
                 print_line(f"failed: {outcome.case_id}: {outcome.reason}")
         counts = [f"{report.count(status)} {status}" for status in ("done", "skipped", "failed")]
-        print_line(f"{len(case_ids)} cases: {', '.join(counts)}; {report.slices:,} slices in {out / TABLE}")
+        print_line(f"{len(case_ids)} cases: {', '.join(counts)}; {report.slices:,} slices in {out / to_slices.TABLE}")
         if report.count("failed"):
             raise SystemExit(1)
 
 
 @store.command()
 def reindex(path: StorePath) -> None:
-    """Build manifest, slice and lesion tables anew from the cases (after ingest --shard, or when a table is damaged)."""
+    """Rebuild the manifest, slice and lesion tables from the cases (after ingest --shard, or if a table is damaged)."""
     with report_errors():
         from slicemill.store.tables import reindex as build
 
@@ -127,11 +126,14 @@ def reindex(path: StorePath) -> None:
 def verify(
     path: StorePath,
     source: Annotated[
-        str | None, typer.Option(help="The collection it was made from, to compare hashes and voxels.")
+        str | None, typer.Option(help="The collection that it was made from, to compare hashes and voxels.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Cases read at a time; 0 is one per core.", min=0)] = 0,
+    workers: Annotated[int, typer.Option(help="Cases read in parallel; 0 is one per core.", min=0)] = 0,
 ) -> None:
-    """Read every chunk and checksum, count again, compare with the source; name what differs, and exit 1 if anything does."""
+    """Check every chunk and checksum, recompute the statistics, and compare with the source.
+
+    Each difference is one line. The exit status is 1 if there is any.
+    """
     with report_errors():
         import os
 
@@ -141,14 +143,13 @@ def verify(
         from slicemill.store.verify import verify as run
 
         opened = open_store(path)
-        cores = workers or len(os.sched_getaffinity(0))
+        threads = workers or len(os.sched_getaffinity(0))
         with progress("verify", len(opened), "cases") as advance:
-            problems = run(opened, None if source is None else parse_location(source), workers=cores, advance=advance)
+            problems = run(opened, None if source is None else parse_location(source), workers=threads, advance=advance)
         for problem in problems:
             print_line(f"problem: {problem}")
-        print_line(
-            f"{len(opened)} cases read whole{' and compared with the source' if source else ''}: {len(problems)} problems"
-        )
+        compared = " and compared with the source" if source else ""
+        print_line(f"{len(opened)} cases read completely{compared}: {len(problems)} problems")
         if problems:
             raise SystemExit(1)
 
@@ -158,21 +159,21 @@ def preview(
     path: StorePath,
     out: Annotated[Path | None, typer.Option(help="PNG to write; by default preview.png in the store.")] = None,
     case: Annotated[
-        list[str] | None, typer.Option(help="A case to show; may be given several times. By default up to 8.")
+        list[str] | None, typer.Option(help="A case to show; may be repeated. By default up to 8 cases.")
     ] = None,
     columns: Annotated[int, typer.Option(help="Slices per case.", min=1, max=12)] = 4,
 ) -> None:
-    """Draw slices of the cases as one picture: organ outlined in blue, tumor in red."""
+    """Draw slices of the cases as one picture, with the organ outlined in blue and tumor in red."""
     with report_errors():
         from slicemill.ct.pictures import evenly_spaced, montage, save_png
-        from slicemill.store.preview import case_tiles
+        from slicemill.store.preview import draw_tiles
         from slicemill.store.reader import open_store
 
         opened = open_store(path)
         ids = list(case) if case else evenly_spaced(opened.case_ids, 8)
-        tiles = [tile for case_id in ids for tile in case_tiles(opened[case_id], columns)]
+        tiles = [tile for case_id in ids for tile in draw_tiles(opened[case_id], columns)]
         if not tiles:
-            print_line("the store has no case yet; nothing was drawn")
+            print_line("the store has no cases yet; nothing was drawn")
             return
         target = out or opened.root / "preview.png"
         save_png(target, montage(tiles, columns))
@@ -187,7 +188,7 @@ def plots(
         typer.Option(help="File to write: .png, or .html with the manifest below; by default plots.png in the store."),
     ] = None,
 ) -> None:
-    """Draw what a collection is like: spacing, slices, HU, and tumor volume, burden, size and number."""
+    """Draw plots of a collection: spacing, slices, HU, and number, size, volume and burden of tumors."""
     with report_errors():
         from slicemill.store.plots import write_plots
         from slicemill.store.reader import open_store

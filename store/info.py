@@ -1,19 +1,16 @@
-"""What a store holds, on one screen: counts, and small histograms with their range and unit beside them."""
+"""Summary of a store on one screen: counts, and small histograms with their range and unit."""
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 from slicemill.common.files import folder_bytes
 from slicemill.common.terminal import count_noun, format_number, format_range, histogram_bars
 from slicemill.ct.labels import Labels, format_labels
 from slicemill.store.reader import Store
-from slicemill.store.tables import manifest_row
-
-Row = dict[str, Any]
+from slicemill.store.tables import ManifestRow, make_manifest_row
 
 NAME_WIDTH = 11
-MOST_WARNINGS = 10
+MAX_WARNINGS = 10
 
 
 def describe(store: Store, levels: str) -> list[str]:
@@ -25,7 +22,7 @@ def describe(store: Store, levels: str) -> list[str]:
         Signs of rising height for the histograms (`slicemill.common.terminal.bar_characters`).
     """
     infos = [case.info for case in store]
-    rows = [manifest_row(info) for info in infos]
+    rows = [make_manifest_row(info) for info in infos]
     labels = next((info.labels for info in infos if info.labels), None)
     diameters = [lesion.max_axial_diameter_mm for info in infos for lesion in info.lesions or ()]
     return [
@@ -37,85 +34,90 @@ def describe(store: Store, levels: str) -> list[str]:
     ]
 
 
-def line(name: str, text: str) -> str:
-    """Return a line of the screen: what it is about, and what is to be said.
+def format_line(name: str, text: str) -> str:
+    """Return a line of the screen: a name and a text.
 
-    >>> line("cases", "3")
+    >>> format_line("cases", "3")
     'cases      3'
     """
     return f"{name:<{NAME_WIDTH}}{text}"
 
 
-def histogram(name: str, values: Sequence[float], unit: str, levels: str, *, log: bool = False) -> list[str]:
-    """Return the line of a histogram; none where there are no values.
+def format_histogram(name: str, values: Sequence[float], unit: str, levels: str, *, log: bool = False) -> list[str]:
+    """Return the line of a histogram, or nothing without values.
 
-    >>> histogram("slices", [10, 10, 30], "a case", ".:#")
+    >>> format_histogram("slices", [10, 10, 30], "a case", ".:#")
     ['slices     #          :  10 to 30 a case, median 10']
     """
     if not values:
         return []
     if min(values) == max(values):
-        return [line(name, f"{histogram_bars(values, levels)}  {format_number(values[0])} {unit}")]
+        return [format_line(name, f"{histogram_bars(values, levels)}  {format_number(values[0])} {unit}")]
     middle = format_number(statistics.median(values))
     scale = "; log scale" if log else ""
     return [
-        line(name, f"{histogram_bars(values, levels, log=log)}  {format_range(values)} {unit}, median {middle}{scale}")
+        format_line(
+            name, f"{histogram_bars(values, levels, log=log)}  {format_range(values)} {unit}, median {middle}{scale}"
+        )
     ]
 
 
-def describe_size(store: Store, rows: Sequence[Row]) -> list[str]:
-    """Return where the store lies, how many cases and slices it has, and its size against that of the voxels."""
-    raw = sum(row["nz"] * row["ny"] * row["nx"] * (3 if row["mask_path"] else 2) for row in rows)
+def describe_size(store: Store, rows: Sequence[ManifestRow]) -> list[str]:
+    """Return the store's location, its numbers of cases and slices, and its size compared with the voxels."""
+    raw = sum(row.nz * row.ny * row.nx * (3 if row.mask_path else 2) for row in rows)
     size = folder_bytes(store.root)
-    masks = sum(row["mask_path"] is not None for row in rows)
-    patients = len({row["patient_id"] for row in rows})
+    masks = sum(row.mask_path is not None for row in rows)
+    patients = len({row.patient_id for row in rows})
     return [
-        line("store", str(store.root)),
-        line("cases", f"{len(rows):,} of {count_noun(patients, 'patient')}, {masks:,} with a mask"),
-        line("slices", f"{sum(row['nz'] for row in rows):,}"),
-        line("size", f"{size / 1e6:,.1f} MB for {raw / 1e6:,.1f} MB of voxels ({raw / max(size, 1):.2f} to 1)"),
+        format_line("store", str(store.root)),
+        format_line("cases", f"{len(rows):,} of {count_noun(patients, 'patient')}, {masks:,} with a mask"),
+        format_line("slices", f"{sum(row.nz for row in rows):,}"),
+        format_line("size", f"{size / 1e6:,.1f} MB for {raw / 1e6:,.1f} MB of voxels ({raw / max(size, 1):.2f} to 1)"),
     ]
 
 
 def describe_labels(labels: Labels | None) -> list[str]:
-    """Return what the label values mean."""
+    """Return the names of the label values, and which are organ and tumor."""
     if labels is None:
         return []
     roles = f"organ {labels.organ or '-'}, tumor {labels.tumor or '-'}"
-    return [line("labels", f"{format_labels(labels.values)}; {roles}")]
+    return [format_line("labels", f"{format_labels(labels.values)}; {roles}")]
 
 
-def describe_grids(rows: Sequence[Row], levels: str) -> list[str]:
-    """Return slices per case and the spacings."""
-    lines = histogram("  a case", [row["nz"] for row in rows], "slices", levels)
-    for axis in "zyx":
-        lines += histogram(f"spacing {axis}", [row[f"spacing_{axis}_mm"] for row in rows], "mm", levels)
-    return lines
+def describe_grids(rows: Sequence[ManifestRow], levels: str) -> list[str]:
+    """Return the histograms of slices per case and of the spacings."""
+    lines = format_histogram("  a case", [row.nz for row in rows], "slices", levels)
+    lines += format_histogram("spacing z", [row.spacing_z_mm for row in rows], "mm", levels)
+    lines += format_histogram("spacing y", [row.spacing_y_mm for row in rows], "mm", levels)
+    return lines + format_histogram("spacing x", [row.spacing_x_mm for row in rows], "mm", levels)
 
 
-def describe_tumors(rows: Sequence[Row], diameters_mm: Sequence[float], levels: str) -> list[str]:
-    """Return in how many cases there is tumor, and how much of it; nothing where no case says."""
-    known = [row for row in rows if row["has_tumor"] is not None]
-    tumors = [row for row in known if row["has_tumor"]]
+def describe_tumors(rows: Sequence[ManifestRow], diameters_mm: Sequence[float], levels: str) -> list[str]:
+    """Return the number of cases with tumor and histograms of their lesions; nothing without a tumor label."""
+    known = [row for row in rows if row.has_tumor is not None]
+    tumors = [row for row in known if row.has_tumor]
     if not known:
         return []
-    lesions = [row["n_lesions"] for row in tumors]
-    burden = [row["tumor_percent_organ"] for row in tumors if row["tumor_percent_organ"] is not None]
-    share = (burden, "% of the organ") if burden else ([row["tumor_percent_scan"] for row in tumors], "% of the scan")
+    lesions = [row.n_lesions for row in tumors if row.n_lesions is not None]
+    burden = [row.tumor_percent_organ for row in tumors if row.tumor_percent_organ is not None]
+    scan = [row.tumor_percent_scan for row in tumors if row.tumor_percent_scan is not None]
+    volumes = [row.tumor_volume_ml for row in tumors if row.tumor_volume_ml is not None]
     return [
-        line("tumor", f"in {len(tumors):,} of {count_noun(len(known), 'case')}, {count_noun(sum(lesions), 'lesion')}"),
-        *histogram("  lesions", lesions, "a case with tumor", levels),
-        *histogram("  volume", [row["tumor_volume_ml"] for row in tumors], "ml a case", levels, log=True),
-        *histogram("  burden", *share, levels),
-        *histogram("  diameter", diameters_mm, "mm a lesion, axial", levels, log=True),
+        format_line(
+            "tumor", f"in {len(tumors):,} of {count_noun(len(known), 'case')}, {count_noun(sum(lesions), 'lesion')}"
+        ),
+        *format_histogram("  lesions", lesions, "a case with tumor", levels),
+        *format_histogram("  volume", volumes, "ml a case", levels, log=True),
+        *format_histogram("  burden", burden or scan, "% of the organ" if burden else "% of the scan", levels),
+        *format_histogram("  diameter", diameters_mm, "mm a lesion, axial", levels, log=True),
     ]
 
 
-def describe_warnings(rows: Sequence[Row]) -> list[str]:
-    """Return the first warnings of ingest, and how many more there are."""
-    warned = [row for row in rows if row["warnings"]]
-    lines = [line("warning", f"{row['case_id']}: {row['warnings']}") for row in warned[:MOST_WARNINGS]]
+def describe_warnings(rows: Sequence[ManifestRow]) -> list[str]:
+    """Return the first warnings of ingest, and the number of further ones."""
+    warned = [row for row in rows if row.warnings]
+    lines = [format_line("warning", f"{row.case_id}: {row.warnings}") for row in warned[:MAX_WARNINGS]]
     left = len(warned) - len(lines)
     if left:
-        lines.append(line("", f"{left:,} more; `slicemill store manifest STORE --csv` has them all"))
+        lines.append(format_line("", f"{left:,} more; `slicemill store manifest STORE --csv` has them all"))
     return lines

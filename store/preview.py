@@ -1,18 +1,12 @@
-"""Chosen slices of a stored case, with outlines."""
+"""Pictures of a few slices of a stored case, with outlines of the labels."""
 
-from slicemill.ct.pictures import (
-    Tile,
-    draw_labels,
-    evenly_spaced,
-    gray,
-    label_colors,
-)
+from slicemill.ct.pictures import Tile, draw_labels, evenly_spaced, gray, label_colors
 from slicemill.store.case import CaseInfo
 from slicemill.store.reader import Case
 
 
-def case_tiles(case: Case, count: int) -> list[Tile]:
-    """Return `count` slices of a case: spread over its labelled part, the one with most tumor among them."""
+def draw_tiles(case: Case, count: int) -> list[Tile]:
+    """Draw `count` slices of a case, chosen by `chosen_slices`."""
     tiles = []
     chosen = chosen_slices(case.info, count)
     for z in [*chosen, *chosen[-1:] * (count - len(chosen))]:
@@ -24,11 +18,10 @@ def case_tiles(case: Case, count: int) -> list[Tile]:
 
 
 def chosen_slices(info: CaseInfo, count: int) -> list[int]:
-    """Return the slices worth a look: spread over those with a label (over all where there is none)."""
-    voxels = info.slice_stats.voxels
-    filled = [z for z in range(info.shape[0]) if any(counts[z] for counts in voxels.values())]
-    chosen = evenly_spaced(filled or range(info.shape[0]), count)
-    tumor = voxels.get(info.labels.tumor or "", []) if info.labels else []
+    """Choose at most `count` slices: evenly spaced over the labeled ones (or all), and the one with most tumor."""
+    stats = info.slice_stats
+    chosen = evenly_spaced(stats.labeled() or range(info.shape[0]), count)
+    tumor = stats.voxels.get(info.labels.tumor or "", []) if info.labels else []
     if any(tumor):
         most = max(range(len(tumor)), key=lambda z: tumor[z])
         if most not in chosen:

@@ -1,4 +1,4 @@
-"""Statistics of a case that grow slab by slab: HU range, voxels of each label, lesions."""
+"""Statistics of a case, computed slab by slab: HU range, voxels of each label, lesions."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ from slicemill.ct.window import AIR_HU
 from slicemill.store.case import SliceStats
 
 MANY_SLICES = 4
-"""Slices whose values are counted at a time: numpy widens them to eight bytes (`slicemill bench constants`)."""
+"""Slices whose values are counted at a time. numpy widens them to eight bytes (`slicemill bench constants`)."""
 UNDECLARED = make_labels({"label_1": 1})
 """Labels of a collection that declares none: one value, of unknown meaning."""
 
@@ -31,7 +31,7 @@ def value_counts(label: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
 
 @dataclass
 class Counts:
-    """Statistics that grow slab by slab."""
+    """Statistics of the slabs that were added so far."""
 
     slices: int
     labels: Labels | None
@@ -42,12 +42,12 @@ class Counts:
     tracker: LesionTracker = field(default_factory=LesionTracker)
 
     def __post_init__(self) -> None:
-        """Make room for every slice."""
+        """Make the lists for every slice."""
         self.hu_min, self.hu_max = [None] * self.slices, [None] * self.slices
         self.voxels = {name: [0] * self.slices for name in (self.labels.values if self.labels else ())}
 
     def add_image(self, z: int, slab: npt.NDArray[np.int16]) -> None:
-        """Note the HU range of each slice; padding below air (-3024 and the like) is left out."""
+        """Add the HU range of each slice; padding below air (such as -3024) is left out."""
         for row, section in enumerate(slab, start=z):
             low = int(section.min())
             if low < AIR_HU:
@@ -55,16 +55,16 @@ class Counts:
                 self.padding += section.size - inside.size
                 if not inside.size:
                     continue
-                section, low = inside, int(inside.min())  # noqa: PLW2901 (what is left of it)
+                section, low = inside, int(inside.min())  # noqa: PLW2901 (its voxels without the padding)
             self.hu_min[row], self.hu_max[row] = low, int(section.max())
 
     def add_mask(self, z: int, slab: npt.NDArray[np.uint8], path: str) -> None:
-        """Count each label in each slice, and follow the tumor.
+        """Count each label in each slice, and track the lesions.
 
         Raises
         ------
         LabelError
-            A voxel has a value that was not declared.
+            A voxel has a value that no label has.
         """
         if self.labels is None:
             raise LabelError(f"{path}: a segmentation needs names for its values, like --labels liver=1,tumor=2.")
@@ -73,36 +73,39 @@ class Counts:
         rows = np.flatnonzero(plane.max(axis=1))
         if not len(rows):
             return
-        # everything below looks only at the box of what is labelled, mostly a tenth of the slab
+        # all counts are taken in the bounding box of the labels, which is mostly a tenth of the slab
         columns = np.flatnonzero(plane.max(axis=0))
         box = np.ascontiguousarray(slab[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-        left = [int(np.count_nonzero(section)) for section in box]
+        uncounted = [int(np.count_nonzero(section)) for section in box]
         for name, value in self.labels.values.items():
             hits = box == value
             for row, section in enumerate(hits):
                 count = int(np.count_nonzero(section))
                 self.voxels[name][z + row] = count
-                left[row] -= count
+                uncounted[row] -= count
             if value == tumor:
                 self.tracker.add(z, hits, (int(rows[0]), int(columns[0])))
-        if any(left):
-            raise LabelError(undeclared(slab, self.labels, path))
+        if any(uncounted):
+            raise LabelError(_describe_undeclared(slab, self.labels, path))
 
     def stats(self) -> SliceStats:
-        """Return what was counted."""
+        """Return the statistics of each slice."""
         return SliceStats(hu_min=self.hu_min, hu_max=self.hu_max, voxels=self.voxels)
 
     def lesions(self, affine_lps: npt.NDArray[np.float64]) -> tuple[Lesion, ...] | None:
-        """Return the tumor's connected components; None where no tumor label is named."""
+        """Return the tumor's connected components; None where no label is the tumor."""
         if self.labels is None or self.labels.tumor is None:
             return None
         return self.tracker.lesions(affine_lps)
 
 
-def undeclared(section: npt.NDArray[np.uint8], labels: Labels, path: str) -> str:
-    """Return the message about a value that no label has."""
-    values = [int(value) for value in np.unique(section)]
+def _describe_undeclared(slab: npt.NDArray[np.uint8], labels: Labels, path: str) -> str:
+    """Return the message about values that no label has."""
+    values = [int(value) for value in np.unique(slab)]
     if labels == UNDECLARED:
-        return f"{path}: holds the values {values} and nothing says what they mean. Name them, like --labels liver=1,tumor=2."
-    odd = sorted(set(values) - {0, *labels.values.values()})
-    return f"{path}: holds the values {odd} outside the labels {format_labels(labels.values)}. Add them to --labels, or correct the mask."
+        return f"{path}: has the values {values} without names. Name them, like --labels liver=1,tumor=2."
+    unknown = sorted(set(values) - {0, *labels.values.values()})
+    return (
+        f"{path}: has the values {unknown} outside the labels {format_labels(labels.values)}. "
+        "Add them to --labels, or correct the mask."
+    )

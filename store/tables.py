@@ -1,14 +1,15 @@
-"""The tables of a store, derived from its groups alone: one row a case, a slice, a lesion."""
+"""The tables of a store, derived from its groups alone: one row per case, per slice and per lesion."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from slicemill.common.documents import to_document
 from slicemill.common.errors import StoreError
 from slicemill.common.files import (
     Location,
@@ -23,76 +24,131 @@ from slicemill.common.locks import wait_for_claim
 from slicemill.common.remote import RemotePath
 from slicemill.store.case import CaseInfo
 from slicemill.store.layout import CHECKSUMS, DOCUMENT, GROUP, IMAGE, LABEL, LESIONS, MANIFEST, SLICES, TABLES
-from slicemill.store.reader import Store, case_in, open_store
+from slicemill.store.reader import Store, open_case, open_store
 
 Row = dict[str, Any]
+"""A row of a table as pyarrow and csv take it: column name to value. Each label has a column ``voxels_<name>``."""
 REMOTE_READERS = 16
-"""Cases whose documents are asked for at a time from an object store, where the answer takes longer than the work."""
+"""Cases whose documents are read at a time from an object store, where requests take longer than the work."""
 
-MAIN_COLUMNS = ("case_id", "nz", "ny", "nx", "spacing_z_mm", "spacing_x_mm", "orientation", "has_tumor", "n_lesions", "tumor_volume_ml",
-                "tumor_percent_organ", "organ_volume_ml", "max_axial_diameter_mm", "hu_min", "hu_max")  # fmt: skip
-"""What a person reads first; all columns stand in manifest.csv."""
+MAIN_COLUMNS = ("case_id", "nz", "ny", "nx", "spacing_z_mm", "spacing_x_mm", "orientation", "has_tumor", "n_lesions",
+                "tumor_volume_ml", "tumor_percent_organ", "organ_volume_ml", "max_axial_diameter_mm", "hu_min",
+                "hu_max")  # fmt: skip
+"""Columns of the manifest that are shown to a person; manifest.csv has all."""
 
 
-def manifest_row(info: CaseInfo) -> Row:
-    """Return a case's row of the manifest. Without a mask: null, not 0; without an organ label: its columns are null."""
-    labels, lesions = info.labels, info.lesions
-    voxels = {name: sum(counts) for name, counts in info.slice_stats.voxels.items()}
-    total = info.shape[0] * info.shape[1] * info.shape[2]
+@dataclass(frozen=True, kw_only=True)
+class ManifestRow:
+    """A case's row of the manifest, its fields in the order of the columns.
+
+    Without a mask, values about labels are None, not 0; without an organ label, values about the organ are None.
+    """
+
+    case_id: str
+    patient_id: str
+    image_path: str
+    image_name: str
+    mask_path: str | None
+    mask_name: str | None
+    nz: int
+    ny: int
+    nx: int
+    spacing_z_mm: float
+    spacing_y_mm: float
+    spacing_x_mm: float
+    orientation: str
+    voxels: dict[str, int]
+    """Label name to voxels; a column ``voxels_<name>`` each."""
+    has_tumor: bool | None
+    tumor_percent_scan: float | None
+    tumor_percent_organ: float | None
+    """Tumor in percent of the organ with its tumors."""
+    tumor_volume_ml: float | None
+    organ_volume_ml: float | None
+    """Volume of the organ with its tumors, ml."""
+    n_lesions: int | None
+    max_axial_diameter_mm: float | None
+    hu_min: int | None
+    hu_max: int | None
+    source_sha256: str
+    warnings: str
+    fingerprint: str | None
+
+    def columns(self) -> Row:
+        """Return the row as column name to value."""
+        row: Row = {}
+        for column in fields(self):
+            value = getattr(self, column.name)
+            row |= _voxel_columns(value) if column.name == "voxels" else {column.name: value}
+        return row
+
+
+def make_manifest_row(info: CaseInfo) -> ManifestRow:
+    """Return a case's row of the manifest."""
+    labels, lesions, stats, mask = info.labels, info.lesions, info.slice_stats, info.mask
+    nz, ny, nx = info.shape
+    spacing_z, spacing_y, spacing_x = info.spacing_mm
+    voxels = {name: sum(counts) for name, counts in stats.voxels.items()}
     tumor = voxels[labels.tumor] if labels and labels.tumor else None
     organ = sum(voxels[name] for name in (labels.organ, labels.tumor) if name) if labels and labels.organ else None
-    return {
-        "case_id": info.case_id,
-        "patient_id": info.patient_id,
-        "image_path": info.image.name,
-        "image_name": PurePosixPath(info.image.name).name,
-        "mask_path": info.mask.name if info.mask else None,
-        "mask_name": PurePosixPath(info.mask.name).name if info.mask else None,
-        **dict(zip(("nz", "ny", "nx"), info.shape, strict=True)),
-        **dict(zip(("spacing_z_mm", "spacing_y_mm", "spacing_x_mm"), info.spacing_mm, strict=True)),
-        "orientation": info.source_axcodes,
-        **{f"voxels_{name}": count for name, count in voxels.items()},
-        "has_tumor": None if tumor is None else tumor > 0,
-        "tumor_percent_scan": None if tumor is None else 100 * tumor / total,
-        "tumor_percent_organ": 100 * tumor / organ if organ and tumor is not None else None,
-        "tumor_volume_ml": None if tumor is None else tumor * info.voxel_ml,
-        "organ_volume_ml": None if organ is None else organ * info.voxel_ml,
-        "n_lesions": None if lesions is None else len(lesions),
-        "max_axial_diameter_mm": max((lesion.max_axial_diameter_mm for lesion in lesions), default=0.0)
-        if lesions is not None
-        else None,
-        "hu_min": min((low for low in info.slice_stats.hu_min if low is not None), default=None),
-        "hu_max": max((high for high in info.slice_stats.hu_max if high is not None), default=None),
-        "source_sha256": info.image.sha256,
-        "warnings": "; ".join(info.warnings),
-        "fingerprint": info.fingerprint,
-    }
+    diameters = None if lesions is None else [lesion.max_axial_diameter_mm for lesion in lesions]
+    return ManifestRow(
+        case_id=info.case_id,
+        patient_id=info.patient_id,
+        image_path=info.image.name,
+        image_name=PurePosixPath(info.image.name).name,
+        mask_path=mask.name if mask else None,
+        mask_name=PurePosixPath(mask.name).name if mask else None,
+        nz=nz,
+        ny=ny,
+        nx=nx,
+        spacing_z_mm=spacing_z,
+        spacing_y_mm=spacing_y,
+        spacing_x_mm=spacing_x,
+        orientation=info.source_axcodes,
+        voxels=voxels,
+        has_tumor=None if tumor is None else tumor > 0,
+        tumor_percent_scan=None if tumor is None else 100 * tumor / (nz * ny * nx),
+        tumor_percent_organ=100 * tumor / organ if organ and tumor is not None else None,
+        tumor_volume_ml=None if tumor is None else tumor * info.voxel_ml,
+        organ_volume_ml=None if organ is None else organ * info.voxel_ml,
+        n_lesions=None if diameters is None else len(diameters),
+        max_axial_diameter_mm=None if diameters is None else max(diameters, default=0.0),
+        hu_min=min((low for low in stats.hu_min if low is not None), default=None),
+        hu_max=max((high for high in stats.hu_max if high is not None), default=None),
+        source_sha256=info.image.sha256,
+        warnings="; ".join(info.warnings),
+        fingerprint=info.fingerprint,
+    )
 
 
-def slice_rows(info: CaseInfo) -> list[Row]:
+def make_slice_rows(info: CaseInfo) -> list[Row]:
     """Return a case's rows of the slice table."""
     stats = info.slice_stats
-    tumor = info.labels.tumor if info.labels else None
     return [
         {
             "case_id": info.case_id,
             "z": z,
-            **{f"voxels_{name}": counts[z] for name, counts in stats.voxels.items()},
+            **_voxel_columns({name: counts[z] for name, counts in stats.voxels.items()}),
             "hu_min": stats.hu_min[z],
             "hu_max": stats.hu_max[z],
-            "has_tumor": stats.voxels[tumor][z] > 0 if tumor else None,
+            "has_tumor": info.has_tumor(z),
         }
         for z in range(info.shape[0])
     ]
 
 
-def lesion_rows(info: CaseInfo) -> list[Row]:
+def make_lesion_rows(info: CaseInfo) -> list[Row]:
     """Return a case's rows of the lesion table."""
-    return [{"case_id": info.case_id, **flat(lesion.as_json())} for lesion in info.lesions or ()]
+    return [{"case_id": info.case_id, **_number_axes(lesion.as_json())} for lesion in info.lesions or ()]
 
 
-def flat(record: Row) -> Row:
-    """Return a record whose lists of numbers became numbered columns, for tables."""
+def _voxel_columns(voxels: dict[str, int]) -> Row:
+    return {f"voxels_{name}": count for name, count in voxels.items()}
+
+
+def _number_axes(record: Row) -> Row:
+    """Replace the lists of numbers in a lesion's record by one column per axis."""
     axes = {"centroid_lps_mm": ("x", "y", "z"), "bbox_zyx": ("z0", "y0", "x0", "z1", "y1", "x1")}
     row: Row = {}
     for key, value in record.items():
@@ -103,10 +159,22 @@ def flat(record: Row) -> Row:
     return row
 
 
-def reindex(url: str | Location) -> list[Row]:
-    """Build the three tables of a store, and the checksums, from its groups and return the manifest's rows.
+@dataclass(frozen=True, kw_only=True)
+class Checksums:
+    """The document ``checksums.json``: SHA-256 values at the time when the tables were built."""
 
-    Runs take turns. A case that cannot be read is left out of the tables and named when they are written.
+    tables: dict[str, str]
+    """File name of each table to its hash."""
+    group: str
+    """Hash of the store's own group document."""
+    cases: dict[str, str]
+    """Case id to the hash of its documents (`hash_documents`)."""
+
+
+def reindex(url: str | Location) -> list[Row]:
+    """Build the three tables of a store, and the checksums, from its groups, and return the rows of the manifest.
+
+    Concurrent runs wait for each other. A case that cannot be read is left out; the tables are written all the same.
 
     Raises
     ------
@@ -116,76 +184,77 @@ def reindex(url: str | Location) -> list[Row]:
     root = open_store(url).root
     with wait_for_claim(root, TABLES):
         store = open_store(root)
-        derived = [row for row in _derived(store) if row is not None]
-        manifest = [row.manifest for row in derived]
-        _write_table(store.root, MANIFEST, [pa.Table.from_pylist(_complete(manifest))] if manifest else [])
-        write_csv(store.root / f"{MANIFEST}.csv", _complete(manifest), ("case_id",))
-        _write_table(store.root, SLICES, [row.slices for row in derived])
-        _write_table(store.root, LESIONS, [row.lesions for row in derived if row.lesions is not None])
-        checksums = {
-            "tables": {name: sha256_of_file(store.root / name) for name in table_names()},
-            "group": sha256_of_file(store.root / GROUP / DOCUMENT),
-            "cases": {row.manifest["case_id"]: row.documents_sha256 for row in derived},
-        }
-        write_json(store.root / CHECKSUMS, checksums)
-    unread = sorted(set(store.case_ids) - set(checksums["cases"]))
+        cases = [case for case in _read_cases(store) if case is not None]
+        manifest = _fill_columns([case.manifest.columns() for case in cases])
+        _write_table(root, MANIFEST, [pa.Table.from_pylist(manifest)] if manifest else [])
+        write_csv(root / f"{MANIFEST}.csv", manifest, ("case_id",))
+        _write_table(root, SLICES, [case.slices for case in cases])
+        _write_table(root, LESIONS, [case.lesions for case in cases if case.lesions is not None])
+        checksums = Checksums(
+            tables={name: sha256_of_file(root / name) for name in list_tables()},
+            group=sha256_of_file(root / GROUP / DOCUMENT),
+            cases={case.manifest.case_id: case.documents_sha256 for case in cases},
+        )
+        write_json(root / CHECKSUMS, to_document(checksums))
+    unread = sorted(set(store.case_ids) - set(checksums.cases))
     if unread:
         raise StoreError(
-            f"{store.root}: the tables were built without {len(unread)} cases that cannot be read: {', '.join(unread[:5])}. "
-            "Ingest their collection again with --rehash, which does them anew; `slicemill store verify` says what is wrong with them."
+            f"{root}: the tables were built without {len(unread)} cases that cannot be read: {', '.join(unread[:5])}. "
+            "Ingest their collection again with --rehash, which writes them again; "
+            "`slicemill store verify` reports what is wrong."
         )
     return manifest
 
 
 @dataclass(frozen=True, slots=True)
-class _Derived:
-    """What the tables take from one case."""
+class _CaseRows:
+    """A case's rows of the tables."""
 
-    manifest: Row
+    manifest: ManifestRow
     slices: pa.Table
     lesions: pa.Table | None
     documents_sha256: str
 
 
-def _derived(store: Store) -> Iterator[_Derived | None]:
-    """Yield what each case gives, None for one that cannot be read; nothing of a case is kept in memory but this."""
-
-    def derive(case_id: str) -> _Derived | None:
-        try:
-            try:
-                info = case_in(store.root, case_id).info
-            except StoreError:
-                with wait_for_claim(store.root, case_id):  # it may just be replaced
-                    info = case_in(store.root, case_id).info
-            lesions = lesion_rows(info)
-            return _Derived(
-                manifest=manifest_row(info),
-                slices=pa.Table.from_pylist(slice_rows(info)),
-                lesions=pa.Table.from_pylist(lesions) if lesions else None,
-                documents_sha256=case_documents_sha256(store.root, case_id),
-            )
-        except (StoreError, OSError):
-            return None
-
+def _read_cases(store: Store) -> Iterator[_CaseRows | None]:
+    """Yield the rows of each case, None for one that cannot be read. Nothing else of a case is kept in memory."""
     with ThreadPoolExecutor(REMOTE_READERS if isinstance(store.root, RemotePath) else 1) as pool:
-        yield from pool.map(derive, store.case_ids)
+        yield from pool.map(lambda case_id: _read_case(store.root, case_id), store.case_ids)
 
 
-def table_names() -> tuple[str, ...]:
-    """Return the names of the tables' files."""
+def _read_case(root: Location, case_id: str) -> _CaseRows | None:
+    try:
+        try:
+            info = open_case(root, case_id).info
+        except StoreError:
+            with wait_for_claim(root, case_id):  # another run may be replacing it
+                info = open_case(root, case_id).info
+        lesions = make_lesion_rows(info)
+        return _CaseRows(
+            manifest=make_manifest_row(info),
+            slices=pa.Table.from_pylist(make_slice_rows(info)),
+            lesions=pa.Table.from_pylist(lesions) if lesions else None,
+            documents_sha256=hash_documents(root, case_id),
+        )
+    except (StoreError, OSError):
+        return None
+
+
+def list_tables() -> tuple[str, ...]:
+    """Return the file names of the tables."""
     return (f"{MANIFEST}.parquet", f"{MANIFEST}.csv", f"{SLICES}.parquet", f"{LESIONS}.parquet")
 
 
-def case_documents_sha256(root: Location, case_id: str) -> str:
-    """Return one hash of a case's Zarr documents: its group's and its arrays'."""
+def hash_documents(root: Location, case_id: str) -> str:
+    """Return one hash of a case's Zarr documents: of its group and of its arrays."""
     folder = root / GROUP / case_id
-    found = []
+    hashes = []
     for name in (DOCUMENT, f"{IMAGE}/{DOCUMENT}", f"{LABEL}/{DOCUMENT}"):
         try:
-            found.append((name, sha256_of_file(folder / name)))
+            hashes.append((name, sha256_of_file(folder / name)))
         except FileNotFoundError:
             continue
-    return sha256_of_json(found)
+    return sha256_of_json(hashes)
 
 
 def read_table(url: str | Location, name: str) -> list[Row]:
@@ -194,7 +263,7 @@ def read_table(url: str | Location, name: str) -> list[Row]:
     Raises
     ------
     StoreError
-        The table is not there or cannot be read.
+        The table does not exist or cannot be read.
     """
     path = parse_location(url) / f"{name}.parquet"
     try:
@@ -207,32 +276,33 @@ def read_table(url: str | Location, name: str) -> list[Row]:
 
 
 def store_sha256(store: Store) -> str:
-    """Return one hash that stands for everything a store holds: case ids, sources and parameters."""
+    """Return one hash that identifies what a store contains: case ids, sources and parameters."""
     infos = (case.info for case in store)
     return sha256_of_json(
         [(info.case_id, info.image.sha256, info.mask and info.mask.sha256, info.params_sha256) for info in infos]
     )
 
 
-def _complete(rows: list[Row]) -> list[Row]:
-    columns = _columns(rows)
+def _fill_columns(rows: list[Row]) -> list[Row]:
+    """Give all rows the same columns; what a row lacks is None."""
+    columns = _join_columns(rows)
     return [{column: row.get(column) for column in columns} for row in rows]
 
 
 def _write_table(root: Location, name: str, parts: list[pa.Table]) -> None:
     """Write parts that may differ in their columns as one table; what a part lacks is null."""
-    whole = pa.table({"case_id": pa.array([], pa.string())})
+    table = pa.table({"case_id": pa.array([], pa.string())})
     if parts:
-        whole = pa.concat_tables(parts, promote_options="default").combine_chunks()
-        whole = whole.select(_columns([dict.fromkeys(part.column_names) for part in parts]))
+        table = pa.concat_tables(parts, promote_options="default").combine_chunks()
+        table = table.select(_join_columns([dict.fromkeys(part.column_names) for part in parts]))
     with atomic_write(root / f"{name}.parquet") as aside:
-        pq.write_table(whole, aside)
+        pq.write_table(table, aside)
 
 
-def _columns(rows: Iterable[Row]) -> list[str]:
-    """Return the union of the rows' columns; label columns stay together, before what follows them."""
+def _join_columns(rows: Iterable[Row]) -> list[str]:
+    """Return the union of the rows' columns; those of labels stay together, before the columns that follow them."""
     names = dict.fromkeys(column for row in rows for column in row)
     labels = [name for name in names if name.startswith("voxels_")]
     fixed = [name for name in names if not name.startswith("voxels_")]
-    place = min((fixed.index(name) for name in ("has_tumor", "hu_min") if name in fixed), default=len(fixed))
-    return [*fixed[:place], *labels, *fixed[place:]]
+    start = min((fixed.index(name) for name in ("has_tumor", "hu_min") if name in fixed), default=len(fixed))
+    return [*fixed[:start], *labels, *fixed[start:]]

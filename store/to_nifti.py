@@ -1,4 +1,4 @@
-"""A stored case back as NIfTI: the voxels, axis order and header geometry of the file that it came from."""
+"""Exports a stored case as NIfTI, with the voxels, axis order and header geometry of its source file."""
 
 import base64
 import binascii
@@ -25,70 +25,70 @@ def export_case(case: Case, out: Path, *, array: ArrayName = "image", overwrite:
     Parameters
     ----------
     out
-        A ``.nii`` or ``.nii.gz`` file; it appears whole or not at all.
+        A ``.nii`` or ``.nii.gz`` file, written atomically.
     array
         ``image``, or ``label`` for the segmentation, under the header of the mask file.
 
     Raises
     ------
     ConfigError
-        `out` has another suffix or is there already, or the case has no mask.
+        `out` has another suffix or exists already, or the case has no mask.
     StoreError
-        The stored header does not fit the stored voxels.
+        The stored header does not match the stored voxels.
     """
-    check_target(out, overwrite=overwrite)
+    check_output_path(out, overwrite=overwrite)
     voxels, source = (case.image, case.info.image) if array == "image" else (case.label, case.info.mask)
     if voxels is None or source is None:
-        raise ConfigError(f"{case.info.case_id}: has no mask, so there is no segmentation to export; leave --mask out.")
-    grid, header = grid_of(case), header_of(source, case.info.case_id)
-    write_volume(out, header, voxels.dtype, in_file_order(voxels, grid))
+        raise ConfigError(f"{case.info.case_id}: has no mask, so there is no segmentation to export; omit --mask.")
+    grid, header = read_grid(case), read_header(source, case.info.case_id)
+    write_volume(out, header, voxels.dtype, read_in_file_order(voxels, grid))
 
 
-def check_target(out: Path, *, overwrite: bool) -> None:
-    """Refuse a file that is no NIfTI by its name, or that is there and is not to be overwritten.
+def check_output_path(out: Path, *, overwrite: bool) -> None:
+    """Check that `out` is the name of a NIfTI file, and that it does not exist unless it may be overwritten.
 
     Raises
     ------
     ConfigError
-        Either is so.
+        Either check fails.
     """
     if not out.name.lower().endswith(SUFFIXES):
-        raise UsageError(f"{out}: an exported case is a NIfTI file; give it a name that ends in .nii or .nii.gz.")
+        raise UsageError(f"{out}: an exported case is a NIfTI file; choose a name that ends in .nii or .nii.gz.")
     if out.exists() and not overwrite:
-        raise ConfigError(f"{out}: is there already; name another file, or pass --overwrite.")
+        raise ConfigError(f"{out}: exists already; choose another name, or pass --overwrite.")
 
 
-def grid_of(case: Case) -> Grid:
-    """Return the file grid of a case's voxels.
+def read_grid(case: Case) -> Grid:
+    """Return the grid of the source files of a case.
 
-    It is the image's for the segmentation too: ingest turned both by the image's header, whatever the mask's own says,
-    so only the image's turns the segmentation back to the voxels of its file.
+    It is the image's grid for the segmentation too. Ingest reorients both by the image's header, whatever the mask's
+    own header says, so only the image's grid restores the segmentation to the axis order of its file.
 
     Raises
     ------
     StoreError
-        The stored header describes other voxels than the stored ones.
+        The stored header has another shape than the stored voxels.
     """
     case_id = case.info.case_id
     try:
-        grid = grid_of_header(header_of(case.info.image, case_id))
+        grid = grid_of_header(read_header(case.info.image, case_id))
     except ScanError as error:
         raise StoreError(f"{case_id}: its stored {error}") from error
     if grid.stored_shape != case.image.shape:
         raise StoreError(
-            f"{case_id}: stored header and voxels must have one shape; the header says {grid.stored_shape}, the voxels "
+            f"{case_id}: stored header and voxels must have one shape; the header has {grid.stored_shape}, the voxels "
             f"have {case.image.shape}. Ingest the case again with --overwrite."
         )
     return grid
 
 
-def header_of(source: SourceFile, case_id: str) -> bytes:
-    """Return the header bytes of a source file, with its extensions where they were kept.
+def read_header(source: SourceFile, case_id: str) -> bytes:
+    """Return the stored header of a source file, with its extensions if they were kept.
 
     Raises
     ------
     StoreError
-        They are no base64.
+        It is not valid base64.
     """
     try:
         return base64.b64decode(source.header_b64, validate=True)
@@ -98,11 +98,11 @@ def header_of(source: SourceFile, case_id: str) -> bytes:
         ) from error
 
 
-def in_file_order(voxels: SliceArray, grid: Grid) -> Iterator[npt.NDArray[Any]]:
-    """Yield slices any[j, i] in the file's order from an array any[z, y, x].
+def read_in_file_order(voxels: SliceArray, grid: Grid) -> Iterator[npt.NDArray[Any]]:
+    """Yield planes any[j, i] in the file's order from an array any[z, y, x].
 
-    A slab of up to SLAB_BYTES is held at a time; where the file's slowest axis is not z, no slab is complete before the
-    last slice is read, and the whole volume is held.
+    A slab of up to SLAB_BYTES is in memory at a time. If the file's slowest axis is not z, each plane needs voxels of
+    every slice, and the volume is in memory as a whole.
     """
     nz, ny, nx = voxels.shape
     depth = max(1, SLAB_BYTES // (ny * nx * voxels.dtype.itemsize)) if grid.slowest_is_z else nz

@@ -1,13 +1,13 @@
-"""A store as folders of slice files, for code that wants pictures or arrays one by one.
+"""Exports a store as folders of slice files, for code that reads pictures or arrays one by one.
 
 ::
 
     OUT/<case_id>/image/0017.jpg    the slice at z = 17, in one of the formats below
-    OUT/<case_id>/mask/0017.png     its label values as they are (.npy for npy); absent without a mask
-    OUT/<case_id>/case.json         what the folder was made of and with, and its rows of the table
-    OUT/pairs.csv                   one row a slice: case, patient, z, image, mask, has_tumor, spacing
+    OUT/<case_id>/mask/0017.png     its label values, unscaled (.npy for npy); absent without a mask
+    OUT/<case_id>/case.json         source and options of the folder, and its rows of the table
+    OUT/pairs.csv                   one row per slice: case, patient, z, image, mask, has_tumor, spacing
 
-1. A case's folder is written aside and renamed when it is whole, ``case.json`` last.
+1. A case's folder is written under another name, ``case.json`` last, and renamed when it is complete.
 2. A folder of the same case, source and options is skipped; other options in one OUT are refused.
 3. ``pairs.csv`` is built from every ``case.json`` of OUT.
 """
@@ -16,55 +16,93 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from slicemill.common.errors import ConfigError, InputError, StoreError, UsageError
-from slicemill.common.files import read_json, write_csv, write_json
+from slicemill.common.documents import read_document, to_document
+from slicemill.common.errors import ConfigError, InputError, UsageError
+from slicemill.common.files import write_csv, write_json
 from slicemill.common.progress import progress
 from slicemill.ct.naming import natural_key
 from slicemill.ct.pictures import png_bytes
 from slicemill.ct.window import DEFAULT_WINDOW, Window
 from slicemill.store.case import CaseInfo
+from slicemill.store.layout import SliceFormat
 from slicemill.store.reader import Case, Store
-from slicemill.store.tables import slice_rows
 
-Format = Literal["jpeg", "png", "png16", "npy"]
-FORMATS: tuple[Format, ...] = get_args(Format)
-WINDOWED = ("jpeg", "png")
-"""Formats of 8 bits, which show a window; the others hold every HU."""
-SUFFIX: dict[Format, str] = {"jpeg": "jpg", "png": "png", "png16": "png", "npy": "npy"}
+WINDOWED: tuple[SliceFormat, ...] = ("jpeg", "png")
+"""Formats of 8 bits, which show a window; the others keep every HU."""
+SUFFIX: dict[SliceFormat, str] = {"jpeg": "jpg", "png": "png", "png16": "png", "npy": "npy"}
 PNG16_OFFSET = 32768
 """A 16-bit PNG has no sign: its value is HU + 32768."""
 JPEG_QUALITY = 95
 MARKER = "case.json"
 TABLE = "pairs.csv"
-COLUMNS = ("case_id", "patient_id", "z", "image", "mask", "has_tumor", "spacing_z_mm", "spacing_y_mm", "spacing_x_mm")
 
-Row = dict[str, Any]
 Section = npt.NDArray[np.int16] | npt.NDArray[np.uint8]
+"""A slice [y, x]."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
-    """What the slice files are; one folder holds files of one form."""
+class PairRow:
+    """A row of ``pairs.csv``, its fields in the order of the columns: one slice."""
 
-    format: Format
+    case_id: str
+    patient_id: str
+    z: int
+    image: str
+    """Path of the slice's file, relative to the folder of the export."""
+    mask: str | None
+    """Path of the mask's file; None without a mask."""
+    has_tumor: bool | None
+    spacing_z_mm: float
+    spacing_y_mm: float
+    spacing_x_mm: float
+
+
+COLUMNS = tuple(column.name for column in fields(PairRow))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceHashes:
+    """The hashes that change when a case of the store changes."""
+
+    image_sha256: str
+    mask_sha256: str | None
+    params_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marker:
+    """The document ``case.json`` of an exported case."""
+
+    case_id: str
+    form: str
+    """The options of the export (`str` of a SliceForm)."""
+    source: SourceHashes
+    rows: tuple[PairRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceForm:
+    """Format, window and choice of the exported slices; one folder has files of one form."""
+
+    format: SliceFormat
     window: Window | None
     """HU shown as black and white in 8-bit formats; None in the others."""
     only_labeled: bool = False
-    """Leave out slices on which nothing is labeled."""
+    """Whether slices without any label are left out."""
 
     def __post_init__(self) -> None:
-        """Check that there is a window where one is shown, and none elsewhere."""
+        """Check that 8-bit formats have a window, and the others none."""
         if (self.window is not None) != (self.format in WINDOWED):
             raise UsageError(
-                f"--window: {self.format} holds every HU and shows no window; leave it out, or choose jpeg or png."
+                f"--window: {self.format} keeps every HU and shows no window; omit it, or choose jpeg or png."
             )
 
     def __str__(self) -> str:
@@ -82,20 +120,20 @@ class ExportOutcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """What an export did, and what its table now holds."""
+class ExportReport:
+    """Outcomes of an export, and the size of its table."""
 
     outcomes: tuple[ExportOutcome, ...]
     slices: int
-    """Rows of the table, of earlier runs too."""
+    """Rows of the table, including those of earlier runs."""
 
     def count(self, status: str) -> int:
-        """Return how many cases ended so."""
+        """Return the number of cases with this status."""
         return sum(outcome.status == status for outcome in self.outcomes)
 
 
 def parse_window(text: str) -> Window:
-    """Read ``-200,300``.
+    """Parse a window such as ``-200,300``.
 
     >>> parse_window("-200,300")
     Window(low=-200.0, high=300.0)
@@ -103,7 +141,7 @@ def parse_window(text: str) -> Window:
     Raises
     ------
     UsageError
-        The text is not two numbers, the lower one first.
+        The text is not two numbers with the lower one first.
     """
     try:
         low, high = (float(part) for part in text.split(","))
@@ -115,95 +153,85 @@ def parse_window(text: str) -> Window:
         raise UsageError(f"--window {text}: {error}") from error
 
 
-def form_of(name: str, window: str | None, *, only_labeled: bool = False) -> Form:
-    """Return the form that a command's options ask for; 8-bit formats have DEFAULT_WINDOW where none is given.
+def make_form(chosen: SliceFormat, window: str | None, *, only_labeled: bool = False) -> SliceForm:
+    """Return the form for a command's options; 8-bit formats have DEFAULT_WINDOW unless another is requested.
 
-    >>> str(form_of("png", None))
+    >>> str(make_form("png", None))
     '--format png --window -200,300'
 
     Raises
     ------
     UsageError
-        There is no such format, or the window is unfit or not shown.
+        The window is invalid, or the format shows none.
     """
-    chosen = next((known for known in FORMATS if known == name), None)
-    if chosen is None:
-        raise UsageError(f"--format {name}: choose one of {', '.join(FORMATS)}.")
     limits = parse_window(window) if window is not None else DEFAULT_WINDOW if chosen in WINDOWED else None
-    return Form(format=chosen, window=limits, only_labeled=only_labeled)
+    return SliceForm(format=chosen, window=limits, only_labeled=only_labeled)
 
 
-def export_slices(store: Store, out: Path, form: Form, case_ids: Sequence[str], workers: int = 0) -> Report:
-    """Write the slices of cases as files, and the table of all that lie in `out`.
+def export_slices(store: Store, out: Path, form: SliceForm, case_ids: Sequence[str], workers: int = 0) -> ExportReport:
+    """Write the slices of cases as files, and the table of all slices in `out`.
 
-    Threads suffice: decoding and encoding run outside Python's lock (two threads were as fast as two processes in
-    every format). A worker holds one slice at a time.
+    Threads suffice, because decoding and encoding release the GIL: two threads were as fast as two processes in every
+    format. A worker has one slice in memory at a time.
 
     Parameters
     ----------
     workers
-        Threads, each with one case at a time; 0 is one per core.
+        Threads, each with one case at a time; 0 means one per core.
 
     Raises
     ------
     ConfigError
-        `out` holds slices of another form.
+        `out` has slices of another form.
     StoreError
         A case is not in the store.
     """
     check_form(out, form)
-    check_known(store, case_ids)
-    outcomes = _in_threads(
-        lambda case_id: _outcome(store, case_id, out, form), case_ids, workers or len(os.sched_getaffinity(0))
+    store.check_known(case_ids)
+    outcomes = _export_in_threads(
+        lambda case_id: _try_case(store, case_id, out, form), case_ids, workers or len(os.sched_getaffinity(0))
     )
-    rows = [row for marker in _markers(out) for row in marker["rows"]]
+    rows = [to_document(row) for marker in _read_markers(out) for row in marker.rows]
     write_csv(out / TABLE, rows, COLUMNS)
-    order = {case_id: place for place, case_id in enumerate(case_ids)}
-    return Report(outcomes=tuple(sorted(outcomes, key=lambda outcome: order[outcome.case_id])), slices=len(rows))
+    order = {case_id: number for number, case_id in enumerate(case_ids)}
+    return ExportReport(outcomes=tuple(sorted(outcomes, key=lambda outcome: order[outcome.case_id])), slices=len(rows))
 
 
-def check_form(out: Path, form: Form) -> None:
-    """Refuse a folder that holds slices of another form.
+def check_form(out: Path, form: SliceForm) -> None:
+    """Check that a folder has no slices of another form.
 
     Raises
     ------
     ConfigError
-        It does.
+        It has.
     """
-    for marker in _markers(out):
-        if marker["form"] != str(form):
+    for marker in _read_markers(out):
+        if marker.form != str(form):
             raise ConfigError(
-                f"{out}: one folder holds slices of one form; {marker['case_id']} is there with {marker['form']}, asked for is "
-                f"{form}. Repeat the options that are there, or name another folder."
+                f"{out}: a folder can have slices of one form only; {marker.case_id} was written with {marker.form}, "
+                f"requested is {form}. Repeat the first options, or choose another folder."
             )
 
 
-def check_known(store: Store, case_ids: Sequence[str]) -> None:
-    """Refuse ids of cases that the store does not have, before anything is written.
-
-    Raises
-    ------
-    StoreError
-        There is one.
-    """
-    known = set(store.case_ids)
-    for case_id in case_ids:
-        if case_id not in known:
-            raise StoreError(f"{store.root}: there is no case {case_id!r}; `slicemill store manifest` lists them.")
-
-
-def _markers(out: Path) -> list[dict[str, Any]]:
-    """Return what each whole case folder says of itself, in natural order."""
+def _read_markers(out: Path) -> list[Marker]:
+    """Read the ``case.json`` of each complete case folder, in natural order."""
     paths = sorted(out.glob(f"[!.]*/{MARKER}"), key=lambda path: natural_key(path.parent.name))
-    markers = [(path, read_json(path)) for path in paths]
-    for path, marker in markers:
-        if not {"case_id", "form", "source", "rows"} <= marker.keys():
-            raise ConfigError(f"{path}: was not written by this command; move its folder away, or name another one.")
-    return [marker for _, marker in markers]
+    return [_read_marker(path) for path in paths]
 
 
-def _in_threads(work: Callable[[str], ExportOutcome], case_ids: Sequence[str], workers: int) -> list[ExportOutcome]:
-    """Return the outcomes of all cases, as they end; Ctrl-C leaves those that have not begun."""
+def _read_marker(path: Path) -> Marker:
+    try:
+        return read_document(Marker, path)
+    except InputError as error:
+        raise ConfigError(
+            f"{error} It was not written by this command; move its folder away, or choose another one."
+        ) from error
+
+
+def _export_in_threads(
+    work: Callable[[str], ExportOutcome], case_ids: Sequence[str], workers: int
+) -> list[ExportOutcome]:
+    """Return the outcomes of all cases, in the order in which they end; Ctrl-C cancels those that have not begun."""
     outcomes: list[ExportOutcome] = []
     with ThreadPoolExecutor(workers) as pool, progress("export", len(case_ids), "cases") as advance:
         futures: list[Future[ExportOutcome]] = [pool.submit(work, case_id) for case_id in case_ids]
@@ -217,8 +245,8 @@ def _in_threads(work: Callable[[str], ExportOutcome], case_ids: Sequence[str], w
     return outcomes
 
 
-def _outcome(store: Store, case_id: str, out: Path, form: Form) -> ExportOutcome:
-    """Export one case; what breaks is its own reason and stops no other."""
+def _try_case(store: Store, case_id: str, out: Path, form: SliceForm) -> ExportOutcome:
+    """Export one case; an error becomes its outcome and does not stop the others."""
     try:
         return ExportOutcome(case_id=case_id, status="done" if write_case(store[case_id], out, form) else "skipped")
     except InputError as error:
@@ -229,77 +257,79 @@ def _outcome(store: Store, case_id: str, out: Path, form: Form) -> ExportOutcome
         )
 
 
-def write_case(case: Case, out: Path, form: Form) -> bool:
-    """Write one case's folder, whole or not at all; return whether it had to be written.
+def write_case(case: Case, out: Path, form: SliceForm) -> bool:
+    """Write one case's folder atomically, unless it is up to date; return whether it was written.
 
     Raises
     ------
     ConfigError
-        Something else stands in the folder's place.
+        A folder of this name exists that is no exported case.
     """
-    folder, aside = out / case.info.case_id, out / f".{case.info.case_id}.part"
-    source = source_of(case.info)
+    folder, partial = out / case.info.case_id, out / f".{case.info.case_id}.part"
+    source = hash_source(case.info)
     if folder.exists():
         if not (folder / MARKER).is_file():
-            raise ConfigError(f"{folder}: is there and is no exported case; move it away, or name another folder.")
-        if read_json(folder / MARKER)["source"] == source:
+            raise ConfigError(f"{folder}: exists and is no exported case; move it away, or choose another folder.")
+        if _read_marker(folder / MARKER).source == source:
             return False
-    shutil.rmtree(aside, ignore_errors=True)
-    rows = case_rows(case.info, form)
+    shutil.rmtree(partial, ignore_errors=True)
+    rows = list_rows(case.info, form)
     try:
         for row in rows:
-            _write_slice(case, row, aside, form)
-        marker = {"case_id": case.info.case_id, "form": str(form), "source": source, "rows": rows}
-        write_json(aside / MARKER, marker)
+            _write_slice(case, row, partial, form)
+        marker = Marker(case_id=case.info.case_id, form=str(form), source=source, rows=rows)
+        write_json(partial / MARKER, to_document(marker))
         shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+        partial.rename(folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
     return True
 
 
-def source_of(info: CaseInfo) -> dict[str, str | None]:
-    """Return the hashes that change when a case of the store does."""
-    return {
-        "image_sha256": info.image.sha256,
-        "mask_sha256": info.mask.sha256 if info.mask else None,
-        "params_sha256": info.params_sha256,
-    }
+def hash_source(info: CaseInfo) -> SourceHashes:
+    """Return the hashes that change when a case of the store changes."""
+    return SourceHashes(
+        image_sha256=info.image.sha256,
+        mask_sha256=info.mask.sha256 if info.mask else None,
+        params_sha256=info.params_sha256,
+    )
 
 
-def case_rows(info: CaseInfo, form: Form) -> list[Row]:
-    """Return a case's rows of the table; without a mask, its cell and has_tumor are empty."""
+def list_rows(info: CaseInfo, form: SliceForm) -> tuple[PairRow, ...]:
+    """Return a case's rows of the table."""
+    spacing_z, spacing_y, spacing_x = info.spacing_mm
     mask_suffix = "npy" if form.format == "npy" else "png"
-    return [
-        {
-            "case_id": info.case_id,
-            "patient_id": info.patient_id,
-            "z": row["z"],
-            "image": f"{info.case_id}/image/{row['z']:04d}.{SUFFIX[form.format]}",
-            "mask": f"{info.case_id}/mask/{row['z']:04d}.{mask_suffix}" if info.mask else None,
-            "has_tumor": row["has_tumor"],
-            **dict(zip(COLUMNS[-3:], info.spacing_mm, strict=True)),
-        }
-        for row in slice_rows(info)
-        if not form.only_labeled or any(row[name] for name in row if name.startswith("voxels_"))
-    ]
+    return tuple(
+        PairRow(
+            case_id=info.case_id,
+            patient_id=info.patient_id,
+            z=z,
+            image=f"{info.case_id}/image/{z:04d}.{SUFFIX[form.format]}",
+            mask=f"{info.case_id}/mask/{z:04d}.{mask_suffix}" if info.mask else None,
+            has_tumor=info.has_tumor(z),
+            spacing_z_mm=spacing_z,
+            spacing_y_mm=spacing_y,
+            spacing_x_mm=spacing_x,
+        )
+        for z in (info.slice_stats.labeled() if form.only_labeled else range(info.shape[0]))
+    )
 
 
-def _write_slice(case: Case, row: Row, aside: Path, form: Form) -> None:
-    """Write one slice and its mask below the folder `aside`, which takes the place of the case's own."""
-    sections: list[tuple[str, Section]] = [(row["image"], shown(case.image[row["z"]], form))]
-    if case.label is not None:
-        sections.append((row["mask"], case.label[row["z"]]))
+def _write_slice(case: Case, row: PairRow, partial: Path, form: SliceForm) -> None:
+    """Write one slice and its mask below the folder `partial`, which will replace the case's own."""
+    sections: list[tuple[str, Section]] = [(row.image, convert_slice(case.image[row.z], form))]
+    if case.label is not None and row.mask is not None:
+        sections.append((row.mask, case.label[row.z]))
     for name, section in sections:
-        path = aside / name.removeprefix(f"{case.info.case_id}/")
+        path = partial / name.removeprefix(f"{case.info.case_id}/")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_section(path, section)
 
 
-def shown(image: npt.NDArray[np.int16], form: Form) -> npt.NDArray[Any]:
-    """Turn a slice int16[y, x], HU, into what its file holds: uint8 over the window, HU + 32768 as uint16, or HU.
+def convert_slice(image: npt.NDArray[np.int16], form: SliceForm) -> npt.NDArray[Any]:
+    """Convert a slice int16[y, x], HU, to its file's values: uint8 over the window, uint16 of HU + 32768, or int16 HU.
 
-    >>> shown(np.array([[-1024, 0]], dtype=np.int16), Form(format="png16", window=None)).tolist()
+    >>> convert_slice(np.array([[-1024, 0]], dtype=np.int16), SliceForm(format="png16", window=None)).tolist()
     [[31744, 32768]]
     """
     if form.window is not None:
@@ -310,7 +340,7 @@ def shown(image: npt.NDArray[np.int16], form: Form) -> npt.NDArray[Any]:
 
 
 def save_section(path: Path, section: npt.NDArray[Any]) -> None:
-    """Write any[y, x] as the file that its suffix says; a PNG keeps values as they are (mode L, or 16 bits)."""
+    """Write any[y, x] in the format of the path's suffix; a PNG keeps the values (mode L, or 16 bits)."""
     if path.suffix == ".npy":
         np.save(path, section, allow_pickle=False)
     elif path.suffix == ".jpg":

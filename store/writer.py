@@ -1,17 +1,19 @@
-"""Writes a case, slice by slice, into shards that it alone owns, and shows the case only when it is whole.
+"""Writes a case slice by slice into its own shards, and publishes it only when it is complete.
 
-1. `CaseWriter` makes a folder under ``.partial``, out of every reader's sight (for an object store: a temporary one here).
-2. Slabs arrive from one end of the scan to the other; each slice is encoded, appended to its shard, and its place remembered.
-3. `finish` appends the indexes, writes the array documents, then the case's own group document.
-4. One rename moves the folder into ``scans.zarr``; in an object store the group document is uploaded last. A case is
-   there whole or not at all.
+1. `CaseWriter` makes a folder under ``.partial``, where no reader looks (for an object store: a temporary local one).
+2. Slabs arrive from one end of the scan to the other. Each slice is encoded and appended to its shard, and its offset
+   and length are noted.
+3. `finish` appends the indexes, writes the array documents, and last the case's own group document.
+4. One rename moves the folder into ``scans.zarr``. In an object store the group document is uploaded last. Either way
+   readers see the complete case or nothing.
 
-Slices lie in the shard in the order of z or against it, never mixed, so that a window of neighbors is one range of bytes.
+Slices are stored in ascending or descending order of z, never mixed, so that a window of neighbors is one byte range.
 """
 
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -33,31 +35,24 @@ from slicemill.common.files import Location, parse_location, to_json, write_json
 from slicemill.common.locks import CLAIMS, try_claim
 from slicemill.common.remote import RemotePath
 from slicemill.store.case import CaseInfo
+from slicemill.store.codecs import CRC_BYTES, codec_of, with_checksum
 from slicemill.store.layout import (
     ABSENT,
     ATTRIBUTE,
-    CRC_BYTES,
     DOCUMENT,
     GROUP,
     PARTIAL,
     SHARD,
     ArrayName,
     ProfileName,
-    array_document,
     check_case_id,
-    codec_of,
-    group_document,
 )
+from slicemill.store.zarr_documents import make_array_document, make_group_document
 
 SLABS_IN_FLIGHT = 2
 """Slabs whose slices may be encoded at the same time, so that no thread waits at the end of one."""
-Encoding = list[tuple[int, "Future[bytes]"]]
-"""Slices of a slab with what will be their bytes, in the order of the shard."""
-
-
-def with_checksum(data: bytes) -> bytes:
-    """Append the crc32c, 4 bytes little endian."""
-    return data + int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")
+EncodingSlab = list[tuple[int, "Future[bytes]"]]
+"""The slices of a slab, in the order of the shard: z, and the future of the encoded bytes."""
 
 
 class ShardWriter:
@@ -79,11 +74,17 @@ class ShardWriter:
         self._offset += len(data) + CRC_BYTES
 
     def fingerprint(self) -> str:
-        """Return what is equal for equal slices: a SHA-256 of their checksums in order of z."""
+        """Return the SHA-256 of the slices' checksums in order of z, which is equal for equal slices."""
         return hashlib.sha256(self._checksums.tobytes()).hexdigest()
 
     def finish(self) -> None:
-        """Append the index and close."""
+        """Append the index and close the file.
+
+        Raises
+        ------
+        StoreError
+            A slice was never written.
+        """
         missing = np.flatnonzero(self._index[:, 0] == ABSENT)
         if len(missing):
             raise StoreError(f"{len(missing)} slices were never written, the first at z={missing[0]}.")
@@ -91,13 +92,13 @@ class ShardWriter:
         self._file.close()
 
     def abandon(self) -> None:
-        """Close without an index; on a full disk what was buffered cannot be written any more, and need not be."""
+        """Close without an index. On a full disk the buffered bytes cannot be written, and nobody needs them."""
         with contextlib.suppress(OSError):
             self._file.close()
 
 
 class CaseWriter:
-    """One case being written; leaves nothing behind unless `finish` was reached."""
+    """One case being written; nothing remains of it unless `finish` completes."""
 
     def __init__(
         self,
@@ -109,20 +110,20 @@ class CaseWriter:
         profile: ProfileName = "compact",
         pool: ThreadPoolExecutor | None = None,
     ) -> None:
-        """Begin a case of `shape` [z, y, x]; with a pool, the slices of a slab are encoded side by side."""
+        """Begin a case of `shape` [z, y, x]; with a pool, the slices of a slab are encoded in parallel."""
         root = parse_location(store)
         self._final = root / GROUP / check_case_id(case_id)
-        self.folder = partial_folder(root, case_id)
-        """Where the case lies until it is whole; what must be put aside on the way may lie there too."""
+        self.folder = make_partial_folder(root, case_id)
+        """Local folder of the case until it is complete; temporary files of the conversion may go there too."""
         self._stack = contextlib.ExitStack()
         if isinstance(root, RemotePath):
-            self._stack.enter_context(try_claim(temporary_root(), self.folder.name))
+            self._stack.enter_context(try_claim(local_root(), self.folder.name))
         self._shape = shape
         self._profile = profile
         self._pool = pool
         names: tuple[ArrayName, ...] = ("image", "label") if has_mask else ("image",)
         self._shards = {name: ShardWriter(self.folder / name / SHARD, shape[0]) for name in names}
-        self._pending: dict[ArrayName, deque[Encoding]] = {name: deque() for name in names}
+        self._pending: dict[ArrayName, deque[EncodingSlab]] = {name: deque() for name in names}
         self._encode = {name: codec_of(profile, name, shape[1] * shape[2]).encode for name in names}
 
     def __enter__(self) -> Self:
@@ -131,8 +132,8 @@ class CaseWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for waiting in self._pending.values():
-            for _, data in (encoding for encodings in waiting for encoding in encodings):
+        for slabs in self._pending.values():
+            for _, data in itertools.chain.from_iterable(slabs):
                 data.cancel()
         for shard in self._shards.values():
             shard.abandon()
@@ -140,9 +141,9 @@ class CaseWriter:
         self._stack.close()
 
     def write(self, name: ArrayName, z: int, slab: npt.NDArray[Any], *, downwards: bool = False) -> None:
-        """Write the slices of `slab`: any[z, y, x] from index `z` on; `downwards` where the next slab lies below this one.
+        """Write the slices of `slab`, any[z, y, x], from index `z` on; `downwards` if the next slab has lower z.
 
-        With a pool the slab must stay as it is until SLABS_IN_FLIGHT more were written, or the case is finished.
+        With a pool, the slab must not change until SLABS_IN_FLIGHT more were written or the case is finished.
         """
         order = range(len(slab))[::-1] if downwards else range(len(slab))
         if self._pool is None:
@@ -154,49 +155,49 @@ class CaseWriter:
         while len(pending) > SLABS_IN_FLIGHT:
             self._append(name, pending.popleft())
 
-    def _append(self, name: ArrayName, encodings: "Encoding") -> None:
-        for z, data in encodings:
+    def _append(self, name: ArrayName, slab: EncodingSlab) -> None:
+        for z, data in slab:
             self._shards[name].append(z, data.result())
 
-    def finish(self, info: CaseInfo, still_ours: Callable[[], bool] = lambda: True) -> CaseInfo:
-        """Complete the case and show it, in the place of an older one of the same id; return what is known of it now.
+    def finish(self, info: CaseInfo, holds_claim: Callable[[], bool] = lambda: True) -> CaseInfo:
+        """Complete the case and publish it, replacing an older case of the same id; return `info` with its fingerprint.
 
         Raises
         ------
+        StoreError
+            A slice was never written.
         OSError
-            It is no longer ours to show: another run took the case over.
+            `holds_claim` returned False: another run took the case over.
         """
-        names: tuple[ArrayName, ...] = ("image", "label")
-        for name in names:
-            if name in self._shards:
-                while self._pending[name]:
-                    self._append(name, self._pending[name].popleft())
-                self._shards[name].finish()
-                write_json(self.folder / name / DOCUMENT, array_document(name, self._shape, self._profile))
+        for name, shard in self._shards.items():
+            while self._pending[name]:
+                self._append(name, self._pending[name].popleft())
+            shard.finish()
+            write_json(self.folder / name / DOCUMENT, make_array_document(name, self._shape, self._profile))
         info = replace(info, fingerprint=self._shards["image"].fingerprint())
-        (self.folder / DOCUMENT).write_text(to_json(group_document({ATTRIBUTE: info.as_json()})), encoding="utf-8")
+        (self.folder / DOCUMENT).write_text(to_json(make_group_document({ATTRIBUTE: info.as_json()})), encoding="utf-8")
         if isinstance(self._final, RemotePath):
-            upload_folder(self.folder, self._final, still_ours)
+            upload_folder(self.folder, self._final, holds_claim)
         else:
             replace_folder(self.folder, self._final)
         return info
 
 
-def partial_folder(root: Location, case_id: str) -> Path:
-    """Make and return a folder of this machine for a case that is not whole yet."""
-    local = temporary_root() if isinstance(root, RemotePath) else root
+def make_partial_folder(root: Location, case_id: str) -> Path:
+    """Make and return a local folder for a case that is being written."""
+    local = local_root() if isinstance(root, RemotePath) else root
     folder = local / PARTIAL / f"{case_id}.{uuid.uuid4().hex[:12]}"
     folder.mkdir(parents=True)
     return folder
 
 
-def temporary_root() -> Path:
-    """Return where cases lie on their way to an object store."""
+def local_root() -> Path:
+    """Return the local folder for cases on their way to an object store."""
     return Path(tempfile.gettempdir()) / f"slicemill-{os.getuid()}"
 
 
 def replace_folder(new: Path, final: Path) -> None:
-    """Move the folder `new` to `final`; an older one is moved aside first and then removed."""
+    """Move the folder `new` to `final`. An older one is moved aside first, and removed at the end."""
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.exists():
         old = new.with_name(new.name + ".old")
@@ -207,48 +208,63 @@ def replace_folder(new: Path, final: Path) -> None:
         new.rename(final)
 
 
-def upload_folder(new: Path, final: RemotePath, still_ours: Callable[[], bool]) -> None:
-    """Upload a case: first its older group document goes, so that nobody reads half of each, then arrays, then the new one."""
-    check_claim(final, still_ours)
+def upload_folder(new: Path, final: RemotePath, holds_claim: Callable[[], bool]) -> None:
+    """Upload a case: remove the older group document, upload the arrays, then the new group document.
+
+    Without a group document there is no case, so no reader sees a mixture of both.
+    """
+    check_claim(final, holds_claim)
     (final / DOCUMENT).unlink(missing_ok=True)
-    parts = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
+    names = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
     for stale, _ in list(final.files()):
-        if stale.relative_to(final).as_posix() not in parts:
+        if stale.relative_to(final).as_posix() not in names:
             stale.unlink(missing_ok=True)
-    for part in [*(part for part in parts if part != DOCUMENT), DOCUMENT]:
-        check_claim(final, still_ours)
-        (final / part).upload(new / part)
+    for name in [*(name for name in names if name != DOCUMENT), DOCUMENT]:
+        check_claim(final, holds_claim)
+        (final / name).upload(new / name)
 
 
-def check_claim(final: RemotePath, still_ours: Callable[[], bool]) -> None:
-    """Raise an OSError when another run took the case over because this one was held up for too long."""
-    if not still_ours():
+def check_claim(final: RemotePath, holds_claim: Callable[[], bool]) -> None:
+    """Check that this run still holds the case's claim.
+
+    Raises
+    ------
+    OSError
+        Another run took the case over because this one did not answer for too long.
+    """
+    if not holds_claim():
         raise OSError(
-            errno.ESTALE, "another run took this case over while this one was held up; it is left to that", str(final)
+            errno.ESTALE, "another run took this case over while this one did not answer and finishes it", str(final)
         )
 
 
 def prepare_store(store: str | Location) -> Location:
-    """Make the folder and the Zarr group of a store, if they are not there yet, and return its place."""
+    """Make the folder and the Zarr group of a store unless they exist, and return its location.
+
+    Raises
+    ------
+    StoreError
+        It is a file, or cannot be written.
+    """
     root = parse_location(store)
     if isinstance(root, Path) and root.exists() and not root.is_dir():
         raise StoreError(f"{root}: a store is a folder; this is a file. Choose another name.")
     try:
         document = root / GROUP / DOCUMENT
         if not document.is_file():
-            write_json(document, group_document({}))
+            write_json(document, make_group_document({}))
     except OSError as error:
         raise StoreError(f"{root}: cannot be written: {error.strerror}.") from error
     return root
 
 
 def remove_partial(root: Location) -> None:
-    """Clear up after killed runs: put back a case that was just being replaced, remove those that are not whole.
+    """Clean up after killed runs: restore a case that was being replaced, and remove incomplete ones.
 
-    What a run that is alive is writing is claimed, and left alone.
+    Cases that a live run is writing are claimed, and are left alone.
     """
     if isinstance(root, RemotePath):
-        local = temporary_root()
+        local = local_root()
         for folder in (local / PARTIAL).glob("*"):
             with try_claim(local, folder.name) as ours:
                 if ours:

@@ -32,7 +32,8 @@ from slicemill.ct.labels import Labels
 from slicemill.ct.scan import slab_depth
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.params import Params
-from slicemill.store.layout import IMAGE, LABEL, SHARD, ArrayName, codec_of
+from slicemill.store.codecs import codec_of
+from slicemill.store.layout import IMAGE, LABEL, SHARD, ArrayName
 from slicemill.store.reader import open_store
 from slicemill.store.statistics import Counts
 from slicemill.store.writer import ShardWriter, prepare_store

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numcodecs import blosc, zstd
+from numcodecs import zstd
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,7 +24,8 @@ from slicemill.bench.harness.subject import CASE_ID, Subject
 from slicemill.bench.stages.store import bare_decode
 from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
-from slicemill.store.reader import Case, Store, without_checksum
+from slicemill.store.codecs import decode_blosc, without_checksum
+from slicemill.store.reader import Case, Store
 from slicemill.train.data.dataset import RING, Batches, View
 from slicemill.train.data.sampling import SlicePosition
 
@@ -147,7 +148,7 @@ def decode_into_batches(case: Case, order: list[int]) -> Callable[[], object]:
     def work() -> None:
         for number, (one, other) in enumerate(encoded):
             slot, index = number // BATCH % (RING + 2), number % BATCH
-            blosc.decompress(without_checksum(one), image[slot, index])
+            decode_blosc(without_checksum(one), image[slot, index])
             zstd.decompress(without_checksum(other), label[slot, index])
 
     return work

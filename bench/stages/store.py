@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numcodecs import blosc, zstd
+from numcodecs import zstd
 
 from slicemill.bench.harness.clock import interleaved, ratio
 from slicemill.bench.harness.headline import Record, Timed, check, headline
@@ -19,8 +19,9 @@ from slicemill.bench.harness.subject import CASE_ID, Subject
 from slicemill.bench.stages.ingest import one_core
 from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
+from slicemill.store.codecs import decode_blosc, without_checksum
 from slicemill.store.layout import GROUP, IMAGE, LABEL, ProfileName
-from slicemill.store.reader import Case, without_checksum
+from slicemill.store.reader import Case
 
 WINDOW = 7
 PEERS = {
@@ -135,7 +136,7 @@ def bare_decode(case: Case, order: list[int], *, checked: bool) -> Callable[[], 
     decoded = []
     for array, buffer in arrays:
         is_zstd = array is case.label and array.profile == "compact"
-        decoded += [(zstd.decompress if is_zstd else blosc.decompress, array.encoded(z), buffer) for z in order]
+        decoded += [(zstd.decompress if is_zstd else decode_blosc, array.encoded(z), buffer) for z in order]
     bare = [(decompress, bytes(without_checksum(data)), buffer) for decompress, data, buffer in decoded]
 
     def work() -> None:

@@ -189,7 +189,8 @@ def test_the_claim_of_a_dead_run_is_taken_over_and_that_of_a_live_one_is_not(buc
 
 def test_a_delayed_run_whose_claim_was_taken_over_publishes_nothing(bucket, collection, monkeypatch):
     from slicemill.ingest.convert import convert_case
-    from slicemill.ingest.pipeline import Task, run_case
+    from slicemill.ingest.plan import Task
+    from slicemill.ingest.work import run_case
     from slicemill.store.writer import prepare_store
 
     root = bucket[0] / "store"
@@ -197,12 +198,12 @@ def test_a_delayed_run_whose_claim_was_taken_over_publishes_nothing(bucket, coll
     monkeypatch.setattr("slicemill.common.locks.STALE_SECONDS", -1.0)
     (case,) = (case for case in discover(collection).cases if case.case_id == "volume-0")
 
-    def held_up(case, params, store, *, threads, still_ours):
+    def held_up(case, params, store, *, threads, holds_claim):
         with try_claim(root, case.case_id) as taken:
             assert taken
-            return convert_case(case, params, store, threads=threads, still_ours=still_ours)
+            return convert_case(case, params, store, threads=threads, holds_claim=holds_claim)
 
-    monkeypatch.setattr("slicemill.ingest.pipeline.convert_case", held_up)
+    monkeypatch.setattr("slicemill.ingest.work.convert_case", held_up)
     outcome = run_case(Task(case=case, seen=None, compare=False, megabytes=1), LITS, root, 1)
     assert (outcome.status, outcome.passing) == ("failed", True)
     assert "another run took this case over" in outcome.reason

@@ -370,7 +370,7 @@ class TestCommand:
         kept = discover(scans.parent)
         assert {case.image.parent for case in kept.cases} == {scans}
         assert (
-            "lies among what a run of infer made" in dict(kept.left_out)[scans.with_name("scans-tiny") / "volume-0.nii"]
+            "a result of infer" in dict(kept.left_out)[scans.with_name("scans-tiny") / "volume-0.nii"]
         )
 
     @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_an_image_and_a_mask_of_different_shape_are_refused(tmp_path, ct, mask):
     assert open_store(tmp_path / "store").case_ids == []
 
 
-def test_an_image_and_a_mask_that_lie_apart_are_refused_or_trusted(tmp_path, ct, mask):
+def test_an_image_and_a_mask_on_different_grids_are_refused_or_trusted(tmp_path, ct, mask):
     with pytest.raises(GeometryError, match=r"their affines differ by .* mm\..*--geometry trust-image"):
         convert(tmp_path, ct, mask, mask_spacing=(1.0, 1.0, 1.0))
     info, case = convert(tmp_path, ct, mask, Params(labels=LITS_LABELS, geometry="trust-image"), (1.0, 1.0, 1.0))
@@ -124,14 +124,12 @@ def test_a_mask_whose_oblique_axes_round_the_other_way_is_turned_as_its_image(tm
 
 def test_a_value_outside_the_labels_is_named(tmp_path, ct, mask):
     mask[3, 3, 3] = 7
-    with pytest.raises(LabelError, match=r"mask\.nii\.gz: holds the values \[7\] outside the labels liver=1, tumor=2"):
+    with pytest.raises(LabelError, match=r"mask\.nii\.gz: has the values \[7\] outside the labels liver=1, tumor=2"):
         convert(tmp_path, ct, mask)
 
 
 def test_several_values_without_names_are_an_error_that_shows_them(tmp_path, ct, mask):
-    with pytest.raises(
-        LabelError, match=r"holds the values \[0, 1, 2\] and nothing says what they mean.*--labels liver=1,tumor=2"
-    ):
+    with pytest.raises(LabelError, match=r"has the values \[0, 1, 2\] without names.*--labels liver=1,tumor=2"):
         convert(tmp_path, ct, mask, Params(labels=None))
     info, _ = convert(tmp_path, ct, np.minimum(mask, 1), Params(labels=None))
     assert dict(info.labels.values) == {"label_1": 1}

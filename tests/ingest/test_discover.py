@@ -98,7 +98,7 @@ def test_two_images_of_one_case_id_are_an_error_that_names_both(tmp_path):
         discover(touch(tmp_path, "a/x.nii", "b/x.nii"))
 
 
-def test_a_folder_without_images_says_so(tmp_path):
+def test_a_folder_without_images_is_an_error_that_says_so(tmp_path):
     with pytest.raises(
         PairingError,
         match="no CT image was found among 1 NIfTI files .1 of them look like masks. and 0 files of other formats",
@@ -154,7 +154,7 @@ def test_patients_come_from_a_regular_expression(tmp_path):
     collection = discover(touch(tmp_path, "p1_a.nii", "p1_b.nii", "p2_a.nii"))
     assert [case.patient_id for case in with_patients(collection, r"(p\d)_").cases] == ["p1", "p1", "p2"]
     for pattern, kind, message in (
-        ("(", UsageError, "no regular expression"),
+        ("(", UsageError, "is not a regular expression"),
         ("p", UsageError, "needs a group"),
         ("(x)", PairingError, "does not match"),
     ):
@@ -186,7 +186,7 @@ def test_half_a_pair_is_left_out_with_the_reason(tmp_path):
     }
 
 
-def test_a_pair_beside_a_single_file_of_its_name_is_left_out_with_the_reason(tmp_path):
+def test_a_pair_next_to_a_single_file_of_its_name_is_left_out_with_the_reason(tmp_path):
     collection = discover(touch(tmp_path, "a.nii.gz", "a.hdr", "a.img"))
     assert pairs(collection) == {"a": ("a.nii.gz", None)}
     assert [(path.name, reason) for path, reason in collection.left_out] == [

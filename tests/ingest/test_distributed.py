@@ -6,41 +6,30 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 
+from slicemill.common.errors import LabelError
 from slicemill.common.files import HashingStream, read_lines
 from slicemill.common.locks import try_claim
-from slicemill.ct.labels import LITS_LABELS
+from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.ct.phantom import write_collection
-from slicemill.ingest import pipeline
+from slicemill.ingest import cluster as dask_tasks
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.discover import discover
 from slicemill.ingest.params import Params
-from slicemill.ingest.pipeline import IngestOptions, ingest, settle_params
+from slicemill.ingest.pipeline import IngestOptions, ingest
+from slicemill.ingest.plan import Task, require_params
+from slicemill.ingest.work import run_case
 from slicemill.store.reader import open_store
 from slicemill.store.tables import read_table
 from slicemill.store.writer import prepare_store
+from tests.ingest.runs import HERE, command, contents
 
-HERE = Path(__file__).parents[2]
 LITS = Params(labels=LITS_LABELS)
-
-
-def command(*words):
-    return [sys.executable, "-m", "slicemill", *map(str, words)]
-
-
-def contents(store):
-    return {
-        path.relative_to(store).as_posix(): path.read_bytes()
-        for path in sorted((store / "scans.zarr").rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +45,7 @@ def serial(scans, tmp_path_factory):
     """Their store, made case after case in this process, without Dask."""
     store = tmp_path_factory.mktemp("serial") / "store"
     prepare_store(store)
-    settle_params(store, LITS, overwrite=False)
+    require_params(store, LITS, overwrite=False)
     for case in discover(scans).cases:
         convert_case(case, LITS, store)
     return store
@@ -65,7 +54,7 @@ def serial(scans, tmp_path_factory):
 @pytest.mark.parametrize("threads", [2, 5])
 def test_threads_within_a_case_change_no_byte(threads, scans, serial, tmp_path):
     prepare_store(tmp_path / "store")
-    settle_params(tmp_path / "store", LITS, overwrite=False)
+    require_params(tmp_path / "store", LITS, overwrite=False)
     for case in discover(scans).cases[:4]:
         convert_case(case, LITS, tmp_path / "store", threads=threads)
     found = contents(tmp_path / "store")
@@ -74,53 +63,13 @@ def test_threads_within_a_case_change_no_byte(threads, scans, serial, tmp_path):
 
 
 def test_an_error_in_the_middle_of_a_threaded_case_leaves_nothing(scans, tmp_path):
-    from slicemill.common.errors import LabelError
-
     case = discover(scans).cases[0]
     prepare_store(tmp_path / "store")
-    from slicemill.ct.labels import make_labels
-
     before = set(threading.enumerate())
     with pytest.raises(LabelError, match="outside the labels"):
         convert_case(case, Params(labels=make_labels({"liver": 1})), tmp_path / "store", threads=3)
     assert list((tmp_path / "store" / ".partial").iterdir()) == []
     assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("ThreadPool")]
-
-
-@pytest.fixture
-def cluster(tmp_path):
-    """A Dask scheduler and three workers, each a process of its own; yields the address and the workers."""
-    log = (tmp_path / "scheduler.log").open("w+")
-    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
-    scheduler = subprocess.Popen(
-        [*dask, "--host", "127.0.0.1", "--port", "0", "--no-dashboard"], stderr=log, stdout=log, cwd=HERE
-    )
-    address, deadline = None, time.time() + 60
-    while address is None and time.time() < deadline:
-        time.sleep(0.1)
-        found = re.search(r"Scheduler at:\s+(tcp://127\.0\.0\.1:\d+)", Path(log.name).read_text())
-        address = found and found[1]
-    assert address, Path(log.name).read_text()
-    words = [
-        sys.executable,
-        "-m",
-        "distributed.cli.dask_worker",
-        address,
-        "--nthreads",
-        "1",
-        "--no-nanny",
-        "--no-dashboard",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
-    workers = [
-        subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path, env=environment)
-        for _ in range(3)
-    ]
-    yield address, workers
-    for process in (*workers, scheduler):
-        process.kill()
-        process.wait()
-    log.close()
 
 
 def in_the_middle(scans, store, address):
@@ -196,7 +145,7 @@ def test_two_runs_at_the_same_time_share_the_work_and_do_no_case_twice(scans, se
 
 
 def test_a_case_that_another_run_has_claimed_is_waited_for(collection, stored, tmp_path, monkeypatch):
-    monkeypatch.setattr("slicemill.ingest.pipeline.ASK_AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr(dask_tasks, "RETRY_SECONDS", 0.2)
     store = tmp_path / "store"
     prepare_store(store)
     release = threading.Event()
@@ -220,16 +169,16 @@ def test_a_case_that_another_run_has_claimed_is_waited_for(collection, stored, t
 
 
 def test_a_case_whose_outcome_died_with_its_worker_is_done_again(collection, stored, tmp_path, monkeypatch):
-    ended, once = pipeline._ended, set()
+    read, once = dask_tasks.read_future, set()
 
     def lose(case_id, future):
-        outcome = ended(case_id, future)
+        outcome = read(case_id, future)
         first = case_id not in once
         once.add(case_id)
         return (None, None) if first or case_id == "volume-1" else outcome
 
-    monkeypatch.setattr(pipeline, "_ended", lose)
-    monkeypatch.setattr(pipeline, "ASK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(dask_tasks, "read_future", lose)
+    monkeypatch.setattr(dask_tasks, "RETRY_SECONDS", 0.0)
     store = tmp_path / "store"
     report = ingest(discover(collection), store, LITS, IngestOptions(workers=1))
     assert (report.count("unchanged"), report.count("failed")) == (5, 1)
@@ -307,8 +256,6 @@ def test_a_disk_that_fills_up_fails_cases_and_the_same_command_finishes_them_whe
 def test_a_read_error_or_want_of_memory_fails_one_case_and_is_tried_again(
     error, message, collection, stored, tmp_path, monkeypatch
 ):
-    from slicemill.ingest.pipeline import Task, run_case
-
     real = HashingStream.read
 
     def failing(self, size=-1):
@@ -318,7 +265,7 @@ def test_a_read_error_or_want_of_memory_fails_one_case_and_is_tried_again(
 
     store = tmp_path / "store"
     prepare_store(store)
-    settle_params(store, LITS, overwrite=False)
+    require_params(store, LITS, overwrite=False)
     (case,) = (case for case in discover(collection).cases if case.case_id == "volume-1")
     task = Task(case=case, seen=None, compare=False, megabytes=1)
     with monkeypatch.context() as patched:
@@ -334,7 +281,7 @@ def test_a_read_error_or_want_of_memory_fails_one_case_and_is_tried_again(
 
 
 @pytest.mark.slow
-def test_killed_at_fifty_moments_the_store_holds_only_whole_cases_and_the_same_command_finishes_it(
+def test_killed_fifty_times_the_store_has_only_complete_cases_and_the_same_command_finishes_it(
     scans, serial, tmp_path, rng
 ):
     """Most runs begin all cases again, so that cases that are being replaced are killed too."""

@@ -1,4 +1,4 @@
-"""Damaged files of every kind: whatever a header, a gzip stream or voxels hold, a case is stored whole or one clear error says why."""
+"""Damaged files of every kind: a case is stored completely, or one clear error says why not."""
 
 import gzip
 import resource
@@ -39,13 +39,21 @@ FIELDS_1 = {
 }
 FIELDS_2 = {12: "2h", 16: "8q", 104: "8d", 168: "q", 176: "2d", 344: "2i", 352: "6d", 400: "12d", 500: "i", 540: "4B"}
 NUMBERS = (0, 1, -1, 2, 3, 4, 7, 16, 64, 255, 256, 348, 512, 32767, -32768, 2**31 - 1, 2**63 - 1,
-           0.5, -0.0, 1e-30, 1e-3, 1e3, 1e6, 1e20, 3e38, 1e308, -1e308, float("nan"), float("inf"), float("-inf"))  # fmt: skip
+           0.5, -0.0, 1e-30, 1e-3, 1e3, 1e6, 1e20, 3e38, 1e308, -1e308,
+           float("nan"), float("inf"), float("-inf"))  # fmt: skip
 
 
 def sample(kind, data):
     """Return the files of a small valid scan, as nibabel writes them, by suffix."""
-    image_class = {"x.nii": nib.Nifti1Image, "x.nii.gz": nib.Nifti1Image, "big.nii": nib.Nifti1Image, "two.nii": nib.Nifti2Image,
-                   "x.hdr": nib.Nifti1Pair, "x.hdr.gz": nib.Nifti1Pair, "two.hdr": nib.Nifti2Pair}[kind]  # fmt: skip
+    image_class = {
+        "x.nii": nib.Nifti1Image,
+        "x.nii.gz": nib.Nifti1Image,
+        "big.nii": nib.Nifti1Image,
+        "two.nii": nib.Nifti2Image,
+        "x.hdr": nib.Nifti1Pair,
+        "x.hdr.gz": nib.Nifti1Pair,
+        "two.hdr": nib.Nifti2Pair,
+    }[kind]
     header = image_class.header_class(endianness=">" if kind.startswith("big") else "<")
     picture = image_class(data, np.array([[-0.8, 0, 0, 3], [0, -0.8, 0.1, 4], [0, 0, 2.5, -9], [0, 0, 0, 1]]), header)
     picture.set_qform(picture.affine, code=1, strip_shears=True)
@@ -120,7 +128,7 @@ def damaged(draw):
 
 
 def check(files, params):
-    """Convert a case and hold the rule: stored whole and readable, or one clear error and nothing left."""
+    """Check that a case is stored completely and readable, or that there is one clear error and nothing left."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for role, contents in files.items():

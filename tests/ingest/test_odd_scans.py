@@ -1,4 +1,4 @@
-"""The table "Odd scans: what happens" of the README, at the level of a case: each policy, and what the manifest says of it."""
+"""The README's table "Odd scans: what happens", case by case: each policy, and the warning in the manifest."""
 
 import base64
 import gzip
@@ -124,7 +124,7 @@ class TestVoxels:
         _, case = convert(path)
         assert np.array_equal(case.image[:].T, np.arange(24).reshape(2, 3, 4) * 200 - 1024)
 
-    def test_an_intercept_beside_a_slope_of_0_is_not_applied_and_said(self, tmp_path, ct):
+    def test_an_intercept_with_a_slope_of_0_is_a_warning_and_not_applied(self, tmp_path, ct):
         path = save(tmp_path / "a.nii", ct)
         content = bytearray(path.read_bytes())
         struct.pack_into("<2f", content, 112, 0.0, -1024.0)
@@ -133,7 +133,7 @@ class TestVoxels:
         assert np.array_equal(case.image[:].T, ct)
         assert any("scl_inter -1024 is not applied" in warning for warning in info.warnings)
 
-    def test_a_slope_beside_an_intercept_that_is_no_number_is_refused(self, tmp_path, ct):
+    def test_a_slope_with_an_intercept_that_is_no_number_is_refused(self, tmp_path, ct):
         path = save(tmp_path / "a.nii", ct)
         content = bytearray(path.read_bytes())
         struct.pack_into("<2f", content, 112, 2.0, float("nan"))
@@ -181,7 +181,7 @@ class TestStreams:
         assert sum(path.stat().st_size for path in (tmp_path / "store").rglob("*") if path.is_file()) < 1000
 
     @pytest.mark.parametrize(("said", "written"), [("a.nii", "b.nii.gz"), ("a.nii.gz", "b.nii")])
-    def test_a_name_that_lies_about_gzip_is_read_by_its_bytes_with_a_warning(self, said, written, tmp_path, ct):
+    def test_a_name_that_is_wrong_about_gzip_is_read_by_its_bytes_with_a_warning(self, said, written, tmp_path, ct):
         save(tmp_path / written, ct).rename(tmp_path / said)
         info, case = convert(tmp_path / said)
         assert np.array_equal(case.image[:].T, ct)

@@ -1,53 +1,58 @@
 """Every case is accounted for, whatever happens: bad files, kills, changes, other parameters, a cluster."""
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from slicemill.common.errors import ConfigError, StoreError
+from slicemill.common.errors import StoreError
 from slicemill.common.files import read_lines
 from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.ct.phantom import write_collection
+from slicemill.ingest import pipeline, work
+from slicemill.ingest.cluster import open_client
+from slicemill.ingest.convert import convert_case
 from slicemill.ingest.discover import discover, with_patients
+from slicemill.ingest.outcomes import FailureLine, stamp_case
 from slicemill.ingest.params import Params
-from slicemill.ingest.pipeline import IngestOptions, ingest
+from slicemill.ingest.pipeline import IngestOptions, ingest, make_absolute
+from slicemill.ingest.plan import Task
+from slicemill.ingest.work import run_case
 from slicemill.store.reader import open_store
-from slicemill.store.tables import read_table
-from slicemill.store.writer import prepare_store
+from slicemill.store.tables import read_table, reindex
+from slicemill.store.writer import ShardWriter, prepare_store
+from tests.ingest.runs import HERE, command, contents
 
 INTERRUPTIBLE = (
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import slicemill; slicemill.main()"
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from slicemill.cli import main; main()"
 )
 LITS = Params(labels=LITS_LABELS)
-HERE = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def copied(collection, tmp_path):
-    """A copy of the collection that a test may change, with its times."""
-    return shutil.copytree(collection, tmp_path / "collection")
+@pytest.fixture(autouse=True)
+def one_client(client, monkeypatch):
+    """Every ingest of a test in this process uses the same worker process: to start one takes seconds."""
+    monkeypatch.setattr(pipeline, "open_client", lambda *_: contextlib.nullcontext(client))
+
+
+@pytest.fixture(scope="module")
+def client():
+    with open_client(None, 1) as opened:
+        yield opened
 
 
 def run(folder, store, params=LITS, **options):
     return ingest(discover(folder), store, params, IngestOptions(workers=options.pop("workers", 1), **options))
 
 
-def contents(store):
-    root = Path(store) / "scans.zarr"
-    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
-def command(*words):
-    return [sys.executable, "-m", "slicemill", *map(str, words)]
-
-
-def test_the_same_command_again_does_nothing_and_a_touched_file_is_told_by_its_hash(copied, tmp_path):
+def test_the_same_command_again_does_nothing_and_a_touched_file_is_recognized_by_its_hash(copied, tmp_path):
     store = tmp_path / "store"
     assert run(copied, store).count("done") == 6
     before = contents(store)
@@ -87,31 +92,31 @@ def test_one_bad_scan_does_not_stop_the_rest_and_is_not_tried_again_unless_asked
 
 
 def test_a_full_disk_is_a_failure_that_is_tried_again_and_leaves_nothing_behind(copied, tmp_path, monkeypatch):
-    from slicemill.ingest.pipeline import Task, _failed_for_good, run_case
-
     def full(*_arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("slicemill.store.writer.ShardWriter.append", full)
+    monkeypatch.setattr(ShardWriter, "append", full)
     case = discover(copied).cases[0]
     (tmp_path / "store").mkdir()
     outcome = run_case(Task(case=case, seen=None, compare=False, megabytes=1), LITS, tmp_path / "store", 1)
     assert (outcome.status, outcome.passing) == ("failed", True)
     assert outcome.reason == f"{tmp_path / 'store'}: No space left on device."
     assert list((tmp_path / "store" / ".partial").iterdir()) == []
-    assert not _failed_for_good({"stamp": {}, "passing": True}, {})
-    assert _failed_for_good({"stamp": {}, "passing": False}, {})
+    line = FailureLine(case_id="a", stamp=stamp_case(case, LITS), image="a.nii", passing=True)
+    assert not line.is_final(line.stamp)
+    assert replace(line, passing=False).is_final(line.stamp)
+    assert not replace(line, passing=False).is_final(replace(line.stamp, patient_id="b"))
 
 
 def test_tables_that_cannot_be_written_are_named_and_the_cases_are_kept(copied, tmp_path, monkeypatch):
     def full(*_arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("slicemill.ingest.pipeline.reindex", full)
+    monkeypatch.setattr(pipeline, "reindex", full)
     report = run(copied, tmp_path / "store")
     assert report.count("done") == 6
     assert (
-        "the tables could not be written (No space left on device); make room, then `slicemill store reindex"
+        "the tables could not be written (No space left on device); make room, then run `slicemill store reindex"
         in report.problem
     )
 
@@ -125,10 +130,6 @@ def test_a_store_of_other_parameters_is_refused_with_both_shown(copied, stored):
 def test_a_store_has_one_profile(copied, stored):
     with pytest.raises(StoreError, match=r'"profile": "fast".*--overwrite'):
         run(copied, stored, Params(labels=LITS_LABELS, profile="fast"))
-    done = subprocess.run(
-        command("ingest", copied, stored, "--profile", "tiny"), cwd=HERE, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (2, "slicemill: --profile tiny: choose compact or fast.\n")
 
 
 def test_a_store_that_was_begun_keeps_its_parameters_for_other_cases_too(copied, tmp_path):
@@ -163,9 +164,6 @@ def test_a_damaged_stored_case_is_done_again_and_stops_nothing(copied, tmp_path)
 
 
 def test_a_file_that_changes_while_it_is_read_is_done_again_by_the_next_run(copied, tmp_path, monkeypatch):
-    from slicemill.ingest.convert import convert_case
-    from slicemill.ingest.pipeline import Task, run_case
-
     store = tmp_path / "store"
     prepare_store(store)
     (case,) = (case for case in discover(copied).cases if case.case_id == "volume-0")
@@ -177,11 +175,11 @@ def test_a_file_that_changes_while_it_is_read_is_done_again_by_the_next_run(copi
         case.image.write_bytes(data)
         return info
 
-    monkeypatch.setattr("slicemill.ingest.pipeline.convert_case", changing)
-    outcome = run_case(Task(case=case, seen=None, compare=False, megabytes=1), LITS, store, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(work, "convert_case", changing)
+        outcome = run_case(Task(case=case, seen=None, compare=False, megabytes=1), LITS, store, 1)
     assert (outcome.status, outcome.passing) == ("failed", True)
-    assert "changed, or its mask did, while it was read" in outcome.reason
-    monkeypatch.undo()
+    assert "it or its mask changed while it was read" in outcome.reason
     assert run(copied, store).count("done") == 6
     assert run(copied, store, rehash=True).count("unchanged") == 6
 
@@ -195,45 +193,11 @@ def test_another_patient_for_the_same_files_is_a_change(copied, tmp_path):
 
 
 def test_relative_paths_hold_in_a_worker_of_another_folder(copied, tmp_path, monkeypatch):
-    from slicemill.ingest.pipeline import absolute
-
     monkeypatch.chdir(copied)
-    case = absolute(discover(Path()).cases[0])
+    case = make_absolute(discover(Path()).cases[0])
     assert case.image.is_absolute()
     assert case.mask.is_absolute()
     assert case.name(case.image) == "volume-0.nii"
-
-
-def test_a_case_that_its_worker_wrote_elsewhere_is_a_failure(copied, tmp_path, monkeypatch):
-    import slicemill.ingest.pipeline
-
-    class Future:
-        status = "finished"
-
-        def __init__(self, outcome):
-            self.outcome = outcome
-
-        def exception(self):
-            return None
-
-        def result(self):
-            return self.outcome
-
-    class Client:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-        def submit(self, _work, task, *_arguments, **_options):
-            return Future(slicemill.ingest.pipeline.CaseOutcome(case_id=task.case.case_id, status="done", slices=1))
-
-    monkeypatch.setattr("slicemill.ingest.pipeline._client", lambda *_: Client())
-    monkeypatch.setattr("distributed.as_completed", list)
-    report = run(copied, tmp_path / "store")
-    assert report.count("failed") == 6
-    assert "use a shared folder" in report.failures[0].reason
 
 
 def test_overwrite_does_everything_again(copied, tmp_path):
@@ -251,7 +215,7 @@ def test_shards_share_the_cases_and_reindex_brings_them_together(copied, tmp_pat
     counts = [run(copied, store, shard=(index, 3)).count("done") for index in range(3)]
     assert counts == [2, 2, 2]
     assert not (store / "manifest.parquet").exists()
-    assert subprocess.run(command("store", "reindex", store), cwd=HERE, check=True).returncode == 0
+    reindex(store)
     assert contents(store) == contents(stored)
     assert read_table(store, "manifest") == read_table(stored, "manifest")
 
@@ -307,109 +271,3 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path):
     assert len(open_store(store)) >= 1
     subprocess.run(command("ingest", folder, store), cwd=HERE, check=True, stdout=subprocess.DEVNULL)
     assert len(open_store(store)) == 12
-
-
-@pytest.mark.slow
-def test_a_scheduler_elsewhere_gives_the_same_store(copied, tmp_path, stored):
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
-    address = f"tcp://127.0.0.1:{40000 + os.getpid() % 20000}"
-    port = address.rsplit(":", 1)[1]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment, "cwd": tmp_path}
-    scheduler = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "distributed.cli.dask_scheduler",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            port,
-            "--no-dashboard",
-        ],
-        **quiet,
-    )
-    worker = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "distributed.cli.dask_worker",
-            address,
-            "--nthreads",
-            "1",
-            "--no-dashboard",
-            "--no-nanny",
-        ],
-        **quiet,
-    )
-    try:
-        report = run(copied, tmp_path / "store", scheduler=address)
-    finally:
-        worker.kill()
-        scheduler.kill()
-        worker.wait()
-        scheduler.wait()
-    assert report.count("done") == 6
-    assert contents(tmp_path / "store") == contents(stored)
-
-
-def test_a_scheduler_that_does_not_answer_is_named(copied, tmp_path, monkeypatch):
-    import distributed
-
-    def refuse(*_arguments, **_options):
-        raise OSError("Timed out trying to connect")
-
-    monkeypatch.setattr(distributed, "Client", refuse)
-    with pytest.raises(ConfigError, match="no Dask scheduler answers"):
-        run(copied, tmp_path / "store", scheduler="tcp://127.0.0.1:1")
-
-
-class TestCommand:
-    def test_a_dry_run_shows_the_table_and_writes_nothing(self, collection, tmp_path):
-        done = subprocess.run(
-            command("ingest", collection, tmp_path / "store", "--dry-run"),
-            cwd=HERE,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert "volume-3  volume-3  volume-3.nii     segmentation-3.nii" in done.stdout
-        assert "6 cases, 6 with a mask" in done.stdout
-        assert not (tmp_path / "store").exists()
-
-    @pytest.mark.parametrize(
-        ("status", "words", "message"),
-        [
-            (2, ["ingest"], "name the folder with the scans"),
-            (1, ["ingest", "nowhere", "store"], "nowhere: there is no such folder"),
-            (2, ["ingest", "COLLECTION", "store", "--shard", "3/3"], "expected I/N"),
-            (2, ["ingest", "COLLECTION", "store", "--labels", "liver"], "expected NAME=VALUE"),
-            (2, ["ingest", "COLLECTION", "store", "--geometry", "guess"], "choose error or trust-image"),
-            (2, ["ingest", "COLLECTION"], "name the folder of the store"),
-            (1, ["store", "info", "nowhere"], "is not a slice store"),
-            (1, ["ingest", "COLLECTION", "http://host/store"], "expected a local path or one of s3://BUCKET"),
-            (1, ["store", "info", "s3://key:secret@bucket/store"], "credentials and queries do not belong"),
-        ],
-    )
-    def test_what_a_user_gets_wrong_is_one_line_and_an_exit_status(self, status, words, message, collection):
-        words = [str(collection) if word == "COLLECTION" else word for word in words]
-        done = subprocess.run(command(*words), cwd=HERE, capture_output=True, text=True, check=False)
-        assert done.returncode == status
-        assert message in done.stderr
-        assert done.stderr.count("\n") == 1
-
-    def test_a_failure_gives_exit_status_1_and_is_in_the_last_lines(self, copied, tmp_path):
-        (copied / "volume-0.nii").write_bytes(b"no scan")
-        done = subprocess.run(
-            command("ingest", copied, tmp_path / "store"), cwd=HERE, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 1
-        assert "failed: volume-0:" in done.stdout
-        assert "6 cases: 5 done, 0 unchanged, 1 failed" in done.stdout
-
-    def test_an_unwritable_store_is_named(self, collection, tmp_path):
-        (tmp_path / "file").touch()
-        done = subprocess.run(
-            command("ingest", collection, tmp_path / "file"), cwd=HERE, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 1
-        assert "a store is a folder; this is a file" in done.stderr

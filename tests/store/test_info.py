@@ -16,6 +16,7 @@ from slicemill.common.terminal import BLOCKS, bar_characters, histogram_bars
 from slicemill.store.info import describe, describe_tumors, describe_warnings
 from slicemill.store.reader import open_store
 from slicemill.store.writer import prepare_store
+from tests.store.rows import manifest
 
 HERE = Path(__file__).parents[2]
 
@@ -24,7 +25,7 @@ def lines_of(store):
     return {line[:11].strip(): line[11:] for line in describe(open_store(store), BLOCKS)}
 
 
-def test_counts_ranges_and_units_stand_beside_the_histograms(stored):
+def test_histograms_have_counts_ranges_and_units(stored):
     store = open_store(stored)
     infos = [case.info for case in store]
     shown = lines_of(stored)
@@ -52,19 +53,13 @@ def test_an_empty_store_is_described_too(tmp_path):
 
 
 def test_cases_without_tumor_have_no_tumor_statistics():
-    row = {
-        "has_tumor": False,
-        "n_lesions": 0,
-        "tumor_volume_ml": 0.0,
-        "tumor_percent_organ": 0.0,
-        "tumor_percent_scan": 0.0,
-    }
+    row = manifest(has_tumor=False, n_lesions=0, tumor_volume_ml=0.0, tumor_percent_organ=0.0, tumor_percent_scan=0.0)
     assert describe_tumors([row], [], BLOCKS) == ["tumor      in 0 of 1 case, 0 lesions"]
-    assert describe_tumors([{"has_tumor": None}], [], BLOCKS) == []
+    assert describe_tumors([manifest(has_tumor=None)], [], BLOCKS) == []
 
 
 def test_ten_warnings_are_shown_and_the_others_counted():
-    rows = [{"case_id": f"c{number}", "warnings": "odd" if number % 2 else ""} for number in range(40)]
+    rows = [manifest(case_id=f"c{number}", warnings="odd" if number % 2 else "") for number in range(40)]
     lines = describe_warnings(rows)
     assert len(lines) == 11
     assert lines[0] == "warning    c1: odd"

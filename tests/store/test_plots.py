@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,19 @@ from typer.testing import CliRunner
 from slicemill.common.errors import ConfigError
 from slicemill.store import plots
 from slicemill.store.cli import store as cli
-from slicemill.store.plots import Facts, chosen_panels, draw, gather, headline, page, write_plots
+from slicemill.store.plots import (
+    PlotData,
+    choose_panels,
+    collect_data,
+    draw_plots,
+    make_title,
+    render_page,
+    write_plots,
+)
 from slicemill.store.reader import open_store
-from slicemill.store.tables import MAIN_COLUMNS, manifest_row
+from slicemill.store.tables import make_manifest_row
 from slicemill.store.writer import prepare_store
+from tests.store.rows import manifest
 
 
 def opened(content):
@@ -25,25 +35,30 @@ def opened(content):
 
 
 def facts_of(count, rng, *, masks=True, tumors=True):
-    """Facts of invented cases, as wide in range as LiTS."""
-    facts = Facts(rows=[], slice_hu=[], diameters_mm=[])
+    """PlotData of invented cases, as wide in range as LiTS."""
+    facts = PlotData(rows=[], slice_hu=[], diameters_mm=[])
     for number in range(count):
         lesions = int(rng.geometric(0.2)) if masks and tumors and number % 10 != 9 else 0
-        row = dict.fromkeys([*MAIN_COLUMNS, "tumor_percent_scan"])
-        row |= {"case_id": f"volume-{number}", "patient_id": str(number), "mask_path": "x" if masks else None}
-        row |= {
-            "nz": int(rng.integers(70, 990)),
-            "ny": 512,
-            "nx": 512,
-            "spacing_z_mm": float(rng.choice([0.7, 1.0, 5.0])),
-        }
-        row |= {"spacing_x_mm": float(rng.uniform(0.5, 1.0)), "orientation": "RAS"}
+        row = manifest(
+            case_id=f"volume-{number}",
+            patient_id=str(number),
+            mask_path="x" if masks else None,
+            nz=int(rng.integers(70, 990)),
+            spacing_z_mm=float(rng.choice([0.7, 1.0, 5.0])),
+            spacing_x_mm=float(rng.uniform(0.5, 1.0)),
+        )
         if masks:
             volume = float(10 ** rng.normal(1.3, 0.9)) if lesions else 0.0
-            row |= {"has_tumor": lesions > 0, "n_lesions": lesions, "tumor_volume_ml": volume}
-            row |= {"tumor_percent_organ": volume / 16, "tumor_percent_scan": volume / 160}
+            row = replace(
+                row,
+                has_tumor=lesions > 0,
+                n_lesions=lesions,
+                tumor_volume_ml=volume,
+                tumor_percent_organ=volume / 16,
+                tumor_percent_scan=volume / 160,
+            )
         facts.rows.append(row)
-        facts.slice_hu.extend((-1024, int(rng.integers(300, 3000))) for _ in range(row["nz"]))
+        facts.slice_hu.extend((-1024, int(rng.integers(300, 3000))) for _ in range(row.nz))
         facts.diameters_mm.extend(float(value) for value in 10 ** rng.normal(1.2, 0.4, lesions))
     return facts
 
@@ -54,8 +69,8 @@ def facts_of(count, rng, *, masks=True, tumors=True):
 )
 def test_any_collection_draws_the_panels_it_has_something_for(count, masks, tumors, panels, rng):
     facts = facts_of(count, rng, masks=masks, tumors=tumors)
-    assert len(chosen_panels(facts)) == panels
-    picture = opened(draw(facts, "any"))
+    assert len(choose_panels(facts)) == panels
+    picture = opened(draw_plots(facts, "any"))
     assert picture.shape[1] > 1500
     assert picture.shape[0] > (700 if panels == 8 else 400)
     assert len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 20
@@ -87,43 +102,43 @@ def test_a_lesion_of_one_voxel_has_no_length_and_is_counted_all_the_same(rng):
 
 
 def test_a_slice_that_is_all_padding_has_no_hu_to_draw(stored):
-    facts = gather(case.info for case in open_store(stored))
-    assert len(facts.slice_hu) == sum(row["nz"] for row in facts.rows)
+    facts = collect_data(case.info for case in open_store(stored))
+    assert len(facts.slice_hu) == sum(row.nz for row in facts.rows)
     drawn = facts_of(1, np.random.default_rng(0))
     drawn.slice_hu.clear()
-    assert draw(drawn, "padding")
+    assert draw_plots(drawn, "padding")
 
 
 def test_the_headline_counts_cases_patients_slices_and_tumors(rng):
     facts = facts_of(10, rng)
-    slices = sum(row["nz"] for row in facts.rows)
-    assert headline(facts, "lits") == f"lits: 10 cases of 10 patients, {slices:,} slices; tumor in 9 of 10"
-    assert headline(facts_of(2, rng, masks=False), "x").endswith("no masks")
+    slices = sum(row.nz for row in facts.rows)
+    assert make_title(facts, "lits") == f"lits: 10 cases of 10 patients, {slices:,} slices; tumor in 9 of 10"
+    assert make_title(facts_of(2, rng, masks=False), "x").endswith("no masks")
 
 
-def test_a_page_stands_alone_and_escapes_what_stands_in_it(rng):
+def test_a_page_is_self_contained_and_escapes_its_values(rng):
     facts = facts_of(3, rng)
-    facts.rows[0]["case_id"] = '<script>alert("x")</script>'
-    content = page(facts, draw(facts, "a"), "<b>&").decode()
-    assert "<script" not in content
-    assert "&lt;script&gt;alert(&quot;x&quot;)" in content
+    facts.rows[0] = replace(facts.rows[0], case_id='<script>alert("x")</script>')
+    content = render_page(facts, draw_plots(facts, "a"), "<b>&").decode()
+    assert content.count("<script") == 1  # the page's own, which sorts the table
+    assert "&lt;script&gt;alert(&#34;x&#34;)" in content
     assert "&lt;b&gt;&amp;: 3 cases" in content
     assert not re.search(r"(src|href)=\"(?!data:)", content)
-    (picture,) = re.findall(r"base64,([^\"]+)", content)
+    (picture,) = re.findall(r"data:image/png;base64,([^\"]+)", content)
     assert opened(base64.b64decode(picture)).size
     assert content.count("<tr>") == 4
 
 
-def test_a_page_of_a_large_collection_says_how_many_cases_it_leaves_out(rng, monkeypatch):
+def test_a_page_of_a_large_collection_counts_the_cases_that_it_leaves_out(rng, monkeypatch):
     monkeypatch.setattr(plots, "TABLE_ROWS", 2)
     facts = facts_of(5, rng)
-    content = page(facts, b"", "a").decode()
+    content = render_page(facts, b"", "a").decode()
     assert content.count("<tr>") == 3
-    assert "3 more cases stand in manifest.csv" in content
+    assert "3 more cases are in manifest.csv" in content
 
 
 def test_a_name_with_dollar_signs_is_no_formula(rng):
-    assert draw(facts_of(1, rng), r"$\broken{$ store_1")
+    assert draw_plots(facts_of(1, rng), r"$\broken{$ store_1")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".html"])
@@ -133,18 +148,18 @@ def test_the_command_writes_a_picture_or_a_page(suffix, stored, tmp_path):
     assert done.exit_code == 0, done.output
     assert out.stat().st_size > 20_000
     if suffix == ".html":
-        row = manifest_row(open_store(stored)["volume-4"].info)
-        assert f"<td>{row['hu_max']}</td>" in out.read_text()
+        row = make_manifest_row(open_store(stored)["volume-4"].info)
+        assert f'<td class="number" data-value="{row.hu_max}">{row.hu_max:,}</td>' in out.read_text()
 
 
 def test_another_suffix_and_an_empty_store_are_refused(stored, tmp_path):
     with pytest.raises(ConfigError, match=r"ends in \.png or \.html"):
         write_plots(open_store(stored), tmp_path / "plots.pdf")
-    with pytest.raises(ConfigError, match="has no case yet"):
+    with pytest.raises(ConfigError, match="has no cases yet"):
         write_plots(open_store(prepare_store(tmp_path / "empty")), tmp_path / "plots.png")
 
 
 def test_without_matplotlib_the_error_names_the_extra(rng, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match="install slicemill with the extra `ingest` or `train`"):
-        draw(facts_of(1, rng), "any")
+        draw_plots(facts_of(1, rng), "any")

@@ -1,12 +1,19 @@
 """The store on disk, read by three programs that no one here wrote."""
 
+import functools
 import json
 import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorstore
 import zarr
+from numcodecs import blosc
 
 from slicemill.common.errors import StoreError
 from slicemill.common.locks import try_claim
@@ -15,9 +22,14 @@ from slicemill.ct.window import AIR_HU
 from slicemill.ingest.discover import discover
 from slicemill.ingest.params import Params
 from slicemill.ingest.pipeline import IngestOptions, ingest
-from slicemill.store.layout import array_document, codec_of
-from slicemill.store.reader import open_store
+from slicemill.store import shard
+from slicemill.store.case import SliceStats
+from slicemill.store.codecs import codec_of, with_checksum
+from slicemill.store.reader import SliceArray, open_store
 from slicemill.store.writer import CaseWriter, prepare_store, remove_partial
+from slicemill.store.zarr_documents import make_array_document
+
+HERE = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -66,10 +78,10 @@ def test_zarr_python_zarrs_and_tensorstore_read_the_same_bits(profile, stored, f
         assert np.array_equal(other.read().result(), ours)
 
 
-def test_neighbors_lie_beside_each_other_in_the_shard_upwards_or_downwards(stored):
+def test_neighbors_are_adjacent_in_the_shard_in_ascending_or_descending_order(stored):
     directions = set()
     for _, _, array in arrays(stored):
-        offsets = np.array([place[0] for place in array._places])
+        offsets = np.array([offset for offset, _ in array.shard.entries])
         steps = np.sign(np.diff(offsets))
         assert (steps == steps[0]).all()
         directions.add(int(steps[0]))
@@ -85,10 +97,19 @@ def test_zarr_python_itself_writes_the_same_document(tmp_path):
     from zarr.codecs import BloscCodec, Crc32cCodec
 
     zarr.create_array(
-        tmp_path / "a", shape=(5, 8, 9), chunks=(1, 8, 9), shards=(5, 8, 9), dtype="int16", fill_value=AIR_HU, dimension_names=("z", "y", "x"),
-        compressors=[BloscCodec(typesize=2, cname="zstd", clevel=1, shuffle="bitshuffle", blocksize=144), Crc32cCodec()],
-    )  # fmt: skip
-    assert json.loads((tmp_path / "a" / "zarr.json").read_text()) == array_document("image", (5, 8, 9))
+        tmp_path / "a",
+        shape=(5, 8, 9),
+        chunks=(1, 8, 9),
+        shards=(5, 8, 9),
+        dtype="int16",
+        fill_value=AIR_HU,
+        dimension_names=("z", "y", "x"),
+        compressors=[
+            BloscCodec(typesize=2, cname="zstd", clevel=1, shuffle="bitshuffle", blocksize=144),
+            Crc32cCodec(),
+        ],
+    )
+    assert json.loads((tmp_path / "a" / "zarr.json").read_text()) == make_array_document("image", (5, 8, 9))
 
 
 def test_another_valid_layout_is_read_through_zarr_python(copy):
@@ -120,7 +141,7 @@ def test_a_flipped_bit_anywhere_in_a_shard_is_found(copy, array, rng):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << int(rng.integers(8))
         shard.write_bytes(damaged)
-        with pytest.raises(StoreError, match="checksum does not fit"):
+        with pytest.raises(StoreError, match="checksum does not match"):
             getattr(open_store(copy)["volume-2"], array)[:]
 
 
@@ -135,12 +156,9 @@ def test_a_truncated_or_missing_shard_is_named(copy):
 
 
 def test_an_index_that_points_outside_is_refused(tmp_path):
-    from slicemill.store.reader import SliceArray
-    from slicemill.store.writer import with_checksum
-
     folder = tmp_path / "image"
     (folder / "c/0/0").mkdir(parents=True)
-    (folder / "zarr.json").write_text(json.dumps(array_document("image", (1, 4, 4))))
+    (folder / "zarr.json").write_text(json.dumps(make_array_document("image", (1, 4, 4))))
     (folder / "c/0/0/0").write_bytes(with_checksum(np.array([[0, 2**63]], "<u8").tobytes()))
     with pytest.raises(StoreError, match="points outside"):
         SliceArray(folder, "image")[0]
@@ -183,14 +201,11 @@ def test_a_case_that_was_being_replaced_when_its_run_was_killed_is_put_back(copy
 
 
 def test_a_chunk_that_decodes_to_another_size_is_refused(tmp_path):
-    from slicemill.store.reader import SliceArray
-    from slicemill.store.writer import with_checksum
-
     for name, dtype in (("image", np.int16), ("label", np.uint8)):
         encode = codec_of("compact", name, 4).encode
         folder = tmp_path / name
         (folder / "c/0/0").mkdir(parents=True)
-        (folder / "zarr.json").write_text(json.dumps(array_document(name, (1, 16, 16))))
+        (folder / "zarr.json").write_text(json.dumps(make_array_document(name, (1, 16, 16))))
         chunk = with_checksum(encode(np.ones((2, 2), dtype)))
         (folder / "c/0/0/0").write_bytes(chunk + with_checksum(np.array([[0, len(chunk)]], "<u8").tobytes()))
         with pytest.raises(StoreError, match=r"is not a (blosc|zstd) chunk of"):
@@ -198,14 +213,7 @@ def test_a_chunk_that_decodes_to_another_size_is_refused(tmp_path):
 
 
 def test_many_threads_read_more_shards_than_stay_open(stored, monkeypatch):
-    import functools
-    import threading
-
-    import slicemill.store.reader
-
-    monkeypatch.setattr(
-        slicemill.store.reader, "_open_file", functools.lru_cache(maxsize=2)(slicemill.store.reader._open_for)
-    )
+    monkeypatch.setattr(shard, "_open_file", functools.lru_cache(maxsize=2)(shard._open_for))
     expected = [array[:] for _, _, array in arrays(stored)]
     shared = [array for _, _, array in arrays(stored)]
     wrong = []
@@ -253,25 +261,43 @@ def test_a_slice_that_another_writer_left_out_is_its_fill_value(copy):
     assert np.array_equal(label[:], voxels)
 
 
+LESION = {
+    "id": 1,
+    "voxels": 2**70,
+    "volume_ml": 1,
+    "centroid_lps_mm": [0, 0, 0],
+    "bbox_zyx": [0, 0, 0, 1, 1, 1],
+    "key_z": 0,
+    "max_axial_diameter_mm": 1,
+}
+
+
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "why"),
     [
-        {"attributes": []},
-        {"attributes": {"slicemill": "x"}},
-        {"affine_lps": "abc"},
-        {"affine_lps": [1, 2]},
-        {"slice_stats": {}},
-        {"spacing_mm": 3},
-        {"spacing_mm": ["a", "b", "c"]},
-        {"patient_id": 7},
-        {"warnings": [{}]},
-        {"case_id": "/etc"},
-        {"case_id": "volume-2"},
-        {"lesions": [{"id": 1}]},
-        {"source": {"image": {"name": [], "bytes": 1, "sha256": "", "header_b64": 7}, "mask": None}},
+        ({"attributes": []}, "store format None"),
+        ({"attributes": {"slicemill": "x"}}, "Expected `object`, got `str`"),
+        ({"affine_lps": "abc"}, r"\$\.affine_lps"),
+        ({"affine_lps": [1, 2]}, r"length 4, got 2 - at `\$\.affine_lps`"),
+        ({"slice_stats": {}}, r"missing required field `hu_min` - at `\$\.slice_stats`"),
+        ({"slice_stats": {"hu_min": [], "hu_max": [], "voxels": {}}}, r"has statistics of \[0\] slices"),
+        ({"slice_stats": {"hu_min": [2**63], "hu_max": [], "voxels": {}}}, r"\$\.slice_stats\.hu_min\[0\]"),
+        ({"spacing_mm": 3}, r"\$\.spacing_mm"),
+        ({"spacing_mm": ["a", "b", "c"]}, r"\$\.spacing_mm\[0\]"),
+        ({"patient_id": 7}, r"Expected `str`, got `int` - at `\$\.patient_id`"),
+        ({"labels": {"liver": 256}}, "label liver=256"),
+        ({"warnings": [{}]}, r"\$\.warnings\[0\]"),
+        ({"case_id": "/etc"}, "belong to a case '/etc'"),
+        ({"case_id": "volume-2"}, "belong to a case 'volume-2'"),
+        ({"lesions": [{"id": 1}]}, r"missing required field `voxels` - at `\$\.lesions\[0\]`"),
+        ({"lesions": [LESION]}, "a number of lesion 1 is out of range"),
+        (
+            {"source": {"image": {"name": [], "bytes": 1, "sha256": "", "header_b64": 7}, "mask": None}},
+            r"\$\.source\.image\.name",
+        ),
     ],
 )
-def test_a_group_document_that_makes_no_sense_is_one_clear_error(damage, copy):
+def test_a_damaged_group_document_is_one_error_that_names_the_case_and_the_place(damage, why, copy):
     path = copy / "scans.zarr" / "volume-1" / "zarr.json"
     document = json.loads(path.read_text())
     if "attributes" in damage:
@@ -279,16 +305,14 @@ def test_a_group_document_that_makes_no_sense_is_one_clear_error(damage, copy):
     else:
         document["attributes"]["slicemill"] |= damage
     path.write_text(json.dumps(document))
-    with pytest.raises(StoreError, match="volume-1"):
+    with pytest.raises(StoreError, match=f"volume-1.*{why}.*[Ii]ngest"):
         open_store(copy)["volume-1"]
 
 
 def test_a_shape_that_the_shard_cannot_hold_takes_no_memory(copy):
     folder = copy / "scans.zarr" / "volume-1"
     for name in ("image", "label"):
-        (folder / name / "zarr.json").write_text(json.dumps(array_document(name, (10**11, 64, 64))))
-    from slicemill.store.reader import SliceArray
-
+        (folder / name / "zarr.json").write_text(json.dumps(make_array_document(name, (10**11, 64, 64))))
     with pytest.raises(StoreError, match="cannot hold the index of 100000000000 slices"):
         SliceArray(folder / "image", "image")[:]
 
@@ -318,3 +342,79 @@ def test_the_store_holds_no_absolute_path_and_no_time(stored, collection):
         text = document.read_text()
         assert str(collection) not in text
         assert json.loads(text)["attributes"]["slicemill"]["source"]["image"]["name"].startswith("volume-")
+
+
+def test_a_case_document_is_written_as_it_was_read(stored):
+    for case in open_store(stored):
+        path = stored / "scans.zarr" / case.info.case_id / "zarr.json"
+        assert path.read_text() == json.dumps(
+            {"zarr_format": 3, "node_type": "group", "attributes": {"slicemill": case.info.as_json()}}
+        )
+
+
+class TestBloscThreads:
+    """blosc works in one thread wherever slices are encoded or decoded, and nowhere else."""
+
+    @pytest.fixture
+    def seen(self, monkeypatch):
+        """The switch of numcodecs is on, and its values during each call are noted."""
+        values, real = [], (blosc.compress, blosc.decompress)
+        monkeypatch.setattr(blosc, "use_threads", True)
+        monkeypatch.setattr(blosc, "compress", lambda *a, **k: (values.append(blosc.use_threads), real[0](*a, **k))[1])
+        monkeypatch.setattr(blosc, "decompress", lambda *a: (values.append(blosc.use_threads), real[1](*a))[1])
+        return values
+
+    @staticmethod
+    def large(stored):
+        """Two slices of several blocks, and their case."""
+        info = open_store(stored)["volume-0"].info
+        stats = SliceStats(hu_min=[0, 0], hu_max=[8, 8], voxels={})
+        image = np.random.default_rng(0).integers(0, 9, (2, 1024, 1024), np.int16)
+        return replace(info, case_id="x", shape=image.shape, labels=None, mask=None, slice_stats=stats), image
+
+    def test_a_slice_of_one_block_never_uses_the_pool(self, stored):
+        code = (
+            "import os, sys; from numcodecs import blosc; from slicemill.store.reader import open_store\n"
+            "blosc.use_threads = True; blosc.set_nthreads(8); before = len(os.listdir('/proc/self/task'))\n"
+            "open_store(sys.argv[1])['volume-0'].image[:]; print(len(os.listdir('/proc/self/task')) - before)"
+        )
+        words = [sys.executable, "-c", code, str(stored)]
+        assert subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=True).stdout == "0\n"
+
+    def test_while_a_case_is_written_and_read(self, seen, tmp_path, stored):
+        info, image = self.large(stored)
+        with CaseWriter(prepare_store(tmp_path / "store"), "x", info.shape, has_mask=False, profile="fast") as writer:
+            writer.write("image", 0, image)
+            writer.finish(info)
+        assert np.array_equal(open_store(tmp_path / "store")["x"].image[:], image)
+        assert seen == [False] * 4
+        assert blosc.use_threads is True
+
+    def test_while_other_threads_leave(self, seen, rng):
+        codec = codec_of("fast", "image", 1024 * 1024)
+        voxels = rng.integers(0, 9, (1024, 1024), np.int16)
+        threads = [threading.Thread(target=lambda: [codec.encode(voxels) for _ in range(9)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(seen) == {False}
+        assert blosc.use_threads is True
+
+    def test_after_a_fork_while_another_thread_was_entering(self):
+        code = (
+            "import os; from numcodecs import blosc; from slicemill.store.codecs import _IN_ONE_THREAD as scope\n"
+            "scope._lock.acquire(); child = os.fork()\n"
+            "if not child:\n"
+            "    with scope: inside = blosc.use_threads\n"
+            "    os._exit(0 if (inside, blosc.use_threads) == (False, None) else 1)\n"
+            "print(os.waitpid(child, 0)[1])"
+        )
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=True, timeout=60)
+        assert done.stdout == "0\n"
+
+    def test_importing_the_store_changes_nothing(self):
+        code = "import slicemill.store.writer; from numcodecs import blosc; print(blosc.use_threads)"
+        done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
+        assert done.stdout == "None\n"

@@ -39,7 +39,7 @@ COLUMNS = [
 ]
 
 
-def test_the_manifest_says_what_numpy_counts_in_the_voxels(stored):
+def test_the_manifest_has_the_counts_that_numpy_finds_in_the_voxels(stored):
     rows = read_table(stored, "manifest")
     assert list(rows[0]) == COLUMNS
     store = open_store(stored)

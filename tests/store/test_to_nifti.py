@@ -1,4 +1,4 @@
-"""What comes out of a store is what went in: nibabel is the judge."""
+"""Exported cases equal their source files, as nibabel reads them."""
 
 import base64
 import itertools
@@ -32,8 +32,9 @@ ORIENTATIONS = [
     for codes in itertools.product("RLAPSI", repeat=3)
     if len({"RLAPSI".index(code) // 2 for code in codes}) == 3
 ]
-GEOMETRY = ("dim", "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
-            "srow_x", "srow_y", "srow_z", "xyzt_units", "dim_info", "slice_code", "toffset")  # fmt: skip
+GEOMETRY = ("dim", "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x",
+            "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units", "dim_info", "slice_code",
+            "toffset")  # fmt: skip
 
 
 def oriented(axcodes):
@@ -92,7 +93,7 @@ def test_voxels_and_geometry_of_all_48_orientations_come_back_bit_for_bit(axcode
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_shape_comes_back_however_it_is_cut_into_slabs(tmp_path, monkeypatch, shape, axcodes, depth, seed):  # fmt: skip
+def test_any_shape_comes_back_however_it_is_cut_into_slabs(tmp_path, monkeypatch, shape, axcodes, depth, seed):
     voxels = np.random.default_rng(seed).integers(-1024, 3000, shape, dtype=np.int16)
     before = save(tmp_path / "a.nii", voxels, oriented(axcodes))
     shutil.rmtree(tmp_path / "store", ignore_errors=True)

@@ -19,7 +19,7 @@ from slicemill.store import to_slices as slices
 from slicemill.store.cli import store as cli
 from slicemill.store.reader import open_store
 from slicemill.store.tables import read_table
-from slicemill.store.to_slices import export_slices, form_of, parse_window
+from slicemill.store.to_slices import export_slices, make_form, parse_window
 from slicemill.store.writer import prepare_store
 
 
@@ -58,7 +58,7 @@ def opened(path):
 @pytest.mark.parametrize("name", ["jpeg", "png", "png16", "npy"])
 def test_every_slice_and_mask_holds_the_voxels_of_the_store(name, two, tmp_path):
     store = open_store(two)
-    report = export_slices(store, tmp_path / "out", form_of(name, None), store.case_ids)
+    report = export_slices(store, tmp_path / "out", make_form(name, None), store.case_ids)
     rows = table(tmp_path / "out")
     assert report.count("done") == 2
     assert report.slices == len(rows) == sum(len(case.image) for case in store)
@@ -72,9 +72,9 @@ def test_every_slice_and_mask_holds_the_voxels_of_the_store(name, two, tmp_path)
     assert image.dtype == {"png16": np.uint16, "npy": np.int16}.get(name, np.uint8)
 
 
-def test_the_table_says_what_the_store_says(two, tmp_path):
+def test_the_table_agrees_with_the_store(two, tmp_path):
     store = open_store(two)
-    export_slices(store, tmp_path / "out", form_of("png", None), store.case_ids)
+    export_slices(store, tmp_path / "out", make_form("png", None), store.case_ids)
     rows = table(tmp_path / "out")
     known = [row for row in read_table(two, "slices") if row["case_id"] in ("volume-0", "volume-1")]
     assert [(row["case_id"], int(row["z"]), row["has_tumor"]) for row in rows] == [
@@ -89,7 +89,7 @@ def test_the_table_says_what_the_store_says(two, tmp_path):
 
 def test_a_mask_is_a_gray_png_of_label_values(two, tmp_path):
     store = open_store(two)
-    export_slices(store, tmp_path / "out", form_of("jpeg", None), ["volume-0"])
+    export_slices(store, tmp_path / "out", make_form("jpeg", None), ["volume-0"])
     most = max(range(len(store["volume-0"].image)), key=lambda z: int((store["volume-0"].label[z] == 2).sum()))
     with Image.open(tmp_path / "out" / "volume-0" / "mask" / f"{most:04d}.png") as mask:
         assert mask.mode == "L"
@@ -98,7 +98,7 @@ def test_a_mask_is_a_gray_png_of_label_values(two, tmp_path):
 
 def test_only_labeled_leaves_out_slices_on_which_nothing_is_labeled(two, tmp_path):
     store = open_store(two)
-    export_slices(store, tmp_path / "out", form_of("png", None, only_labeled=True), store.case_ids)
+    export_slices(store, tmp_path / "out", make_form("png", None, only_labeled=True), store.case_ids)
     for case_id in store.case_ids:
         kept = [int(row["z"]) for row in table(tmp_path / "out") if row["case_id"] == case_id]
         assert kept == np.flatnonzero(store[case_id].label[:].any(axis=(1, 2))).tolist()
@@ -109,19 +109,19 @@ def test_without_a_mask_the_cells_of_mask_and_tumor_are_empty(tmp_path):
     case = CaseFiles(case_id="a", patient_id="a", image=tmp_path / "a.nii", mask=None, root=tmp_path)
     convert_case(case, Params(labels=None), prepare_store(tmp_path / "store"))
     store = open_store(tmp_path / "store")
-    export_slices(store, tmp_path / "out", form_of("png", None), ["a"])
+    export_slices(store, tmp_path / "out", make_form("png", None), ["a"])
     assert [(row["mask"], row["has_tumor"]) for row in table(tmp_path / "out")] == [("", "")] * 2
     assert not (tmp_path / "out" / "a" / "mask").exists()
-    export_slices(store, tmp_path / "labeled", form_of("png", None, only_labeled=True), ["a"])
+    export_slices(store, tmp_path / "labeled", make_form("png", None, only_labeled=True), ["a"])
     assert (tmp_path / "labeled" / "pairs.csv").read_text().startswith("case_id,patient_id,z,image,mask,has_tumor")
     assert table(tmp_path / "labeled") == []
 
 
-def test_the_same_command_again_skips_what_is_whole(two, tmp_path):
+def test_the_same_command_again_skips_complete_cases(two, tmp_path):
     store = open_store(two)
-    export_slices(store, tmp_path / "out", form_of("png", None), ["volume-1"])
+    export_slices(store, tmp_path / "out", make_form("png", None), ["volume-1"])
     first = (tmp_path / "out" / "volume-1" / "image" / "0000.png").stat().st_mtime_ns
-    report = export_slices(store, tmp_path / "out", form_of("png", None), store.case_ids)
+    report = export_slices(store, tmp_path / "out", make_form("png", None), store.case_ids)
     assert [(outcome.case_id, outcome.status) for outcome in report.outcomes] == [
         ("volume-0", "done"),
         ("volume-1", "skipped"),
@@ -131,7 +131,7 @@ def test_the_same_command_again_skips_what_is_whole(two, tmp_path):
 
 
 def test_a_case_that_changed_in_the_store_is_written_again(two, tmp_path):
-    form = form_of("npy", None)
+    form = make_form("npy", None)
     export_slices(open_store(two), tmp_path / "out", form, ["volume-1"])
     document = two / "scans.zarr" / "volume-1" / "zarr.json"
     changed = json.loads(document.read_text())
@@ -146,8 +146,8 @@ def test_other_options_in_one_folder_are_an_error_that_shows_both(two, tmp_path)
     before = sorted(tmp_path.joinpath("out").rglob("*"))
     done = run(two, tmp_path / "out", "--format", "jpeg", "--window", "-100,240", "--only-labeled")
     assert done.exit_code == 1
-    assert "there with --format png --window -200,300," in done.output
-    assert "asked for is --format jpeg --window -100,240 --only-labeled" in done.output
+    assert "was written with --format png --window -200,300," in done.output
+    assert "requested is --format jpeg --window -100,240 --only-labeled" in done.output
     assert sorted(tmp_path.joinpath("out").rglob("*")) == before
 
 
@@ -188,7 +188,7 @@ def test_a_full_disk_leaves_no_part_of_a_case(two, tmp_path, monkeypatch):
         real(path, section)
 
     monkeypatch.setattr(slices, "save_section", full)
-    report = export_slices(open_store(two), tmp_path / "out", form_of("png", None), ["volume-0", "volume-1"])
+    report = export_slices(open_store(two), tmp_path / "out", make_form("png", None), ["volume-0", "volume-1"])
     assert report.count("failed") == 1
     assert "No space left on device" in report.outcomes[0].reason
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["pairs.csv", "volume-1"]
@@ -197,17 +197,17 @@ def test_a_full_disk_leaves_no_part_of_a_case(two, tmp_path, monkeypatch):
 def test_a_folder_of_someone_else_is_never_replaced(two, tmp_path):
     (tmp_path / "out" / "volume-0").mkdir(parents=True)
     (tmp_path / "out" / "volume-0" / "mine.txt").touch()
-    report = export_slices(open_store(two), tmp_path / "out", form_of("png", None), ["volume-0"])
-    assert "is no exported case; move it away" in report.outcomes[0].reason
+    report = export_slices(open_store(two), tmp_path / "out", make_form("png", None), ["volume-0"])
+    assert "exists and is no exported case; move it away" in report.outcomes[0].reason
     assert (tmp_path / "out" / "volume-0" / "mine.txt").exists()
     (tmp_path / "out" / "volume-0" / "case.json").write_text("{}")
-    with pytest.raises(ConfigError, match="was not written by this command"):
-        export_slices(open_store(two), tmp_path / "out", form_of("png", None), ["volume-0"])
+    with pytest.raises(ConfigError, match="case.json.*It was not written by this command"):
+        export_slices(open_store(two), tmp_path / "out", make_form("png", None), ["volume-0"])
 
 
 def test_a_case_that_is_not_there_is_refused_before_anything_is_written(two, tmp_path):
     with pytest.raises(StoreError, match="there is no case 'volume-9'"):
-        export_slices(open_store(two), tmp_path / "out", form_of("png", None), ["volume-0", "volume-9"])
+        export_slices(open_store(two), tmp_path / "out", make_form("png", None), ["volume-0", "volume-9"])
     assert not (tmp_path / "out").exists()
 
 
@@ -218,7 +218,16 @@ def test_a_window_is_two_numbers_the_lower_one_first(text):
 
 
 def test_options_that_do_not_go_together_are_refused():
-    with pytest.raises(ConfigError, match="png16 holds every HU"):
-        form_of("png16", "-200,300")
-    with pytest.raises(ConfigError, match="choose one of jpeg, png, png16, npy"):
-        form_of("tiff", None)
+    with pytest.raises(ConfigError, match="png16 keeps every HU"):
+        make_form("png16", "-200,300")
+
+
+def test_a_format_that_does_not_exist_is_a_usage_error_that_names_the_choices(two, tmp_path):
+    done = run(two, tmp_path / "out", "--format", "tiff")
+    assert done.exit_code == 2
+    assert all(name in done.output for name in ("jpeg", "png", "png16", "npy"))
+
+
+def test_a_window_without_ends_is_refused():
+    with pytest.raises(ConfigError, match=r"window -200.0\.\.inf: both ends must be finite"):
+        parse_window("-200,inf")

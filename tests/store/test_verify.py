@@ -70,7 +70,7 @@ def test_what_differs_from_the_source_is_counted_and_placed(copy, collection, tm
 
 def test_a_case_that_is_gone_or_new_is_named(copy):
     shutil.rmtree(copy / "scans.zarr" / "volume-1")
-    assert problems(copy) == ["volume-1: stands in the tables but is not in the store; ingest its collection again."]
+    assert problems(copy) == ["volume-1: is in the tables but not in the store; ingest its collection again."]
     reindex(copy)
     assert problems(copy) == []
 
@@ -87,14 +87,14 @@ def test_bytes_between_slices_and_false_statistics_are_found(copy):
     document.write_text(document.read_text().replace(f"{low},", f"{low + 1},", 1))
     reindex(copy)
     assert problems(copy) == [
-        "volume-2: its slice statistics are not those of its voxels; ingest it again with --overwrite."
+        "volume-2: its slice statistics differ from its voxels; ingest it again with --overwrite."
     ]
 
 
-def test_the_command_says_what_is_wrong_and_exits_1(copy, collection):
+def test_the_command_reports_problems_and_exits_1(copy, collection):
     words = [sys.executable, "-m", "slicemill", "store", "verify", str(copy), "--source", str(collection)]
     good = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)
-    assert (good.returncode, good.stdout) == (0, "6 cases read whole and compared with the source: 0 problems\n")
+    assert (good.returncode, good.stdout) == (0, "6 cases read completely and compared with the source: 0 problems\n")
     shard = copy / "scans.zarr" / "volume-1" / "label" / "c/0/0/0"
     shard.write_bytes(shard.read_bytes()[:-3])
     bad = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)

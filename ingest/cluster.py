@@ -1,0 +1,199 @@
+"""Runs tasks on Dask workers, and turns whatever happens to them into outcomes."""
+
+import contextlib
+import itertools
+import logging
+import signal
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, replace
+from typing import Any
+
+from slicemill.common.errors import ConfigError
+from slicemill.common.files import Location
+from slicemill.ingest.outcomes import CaseOutcome
+from slicemill.ingest.params import Params
+from slicemill.ingest.plan import Task, stored_version
+from slicemill.ingest.work import run_case
+
+TIMES_LOST = 5
+"""How often a task is repeated whose result was lost with its worker."""
+RETRY_SECONDS = 2.0
+"""How long to wait before a case is tried again that another run has claimed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedTask:
+    """A task that ended."""
+
+    task: Task
+    outcome: CaseOutcome
+    bug: BaseException | None = None
+    """The exception that the task raised, if it is a bug."""
+
+
+class TaskRunner:
+    """Submits tasks to a Dask client and collects their outcomes."""
+
+    def __init__(self, client: Any, params: Params, root: Location, threads: int) -> None:
+        self._client = client
+        self._params = params
+        self._root = root
+        self._threads = threads
+        self._numbers = itertools.count()
+
+    def run(self, tasks: list[Task]) -> Iterator[FinishedTask]:
+        """Yield each task when it ends.
+
+        A task whose case is claimed by another run is yielded as ``claimed`` and repeated until it ends otherwise. A
+        task whose result was lost with its worker is repeated, TIMES_LOST times at most.
+        """
+        from distributed import as_completed
+
+        futures = {self._submit(task): task for task in tasks}
+        waiting: list[Task] = []
+        lost: Counter[str] = Counter()
+        while futures:
+            for future in as_completed(list(futures)):
+                task = futures.pop(future)
+                case_id = task.case.case_id
+                outcome, bug = read_future(case_id, future)
+                if outcome is None and lost[case_id] < TIMES_LOST and self._is_connected():
+                    lost[case_id] += 1
+                    waiting.append(task)
+                    continue
+                outcome = self._check_visible(outcome or self._lost_outcome(task))
+                if outcome.status == "claimed":
+                    waiting.append(task)
+                yield FinishedTask(task=task, outcome=outcome, bug=bug)
+            if waiting and self._is_connected():
+                time.sleep(RETRY_SECONDS)
+                futures, waiting = {self._submit(task): task for task in waiting}, []
+        for task in waiting:  # the scheduler is gone
+            yield FinishedTask(task=task, outcome=self._lost_outcome(task))
+
+    def _submit(self, task: Task) -> Any:
+        # each try has a new key: for a known key, Dask returns the old result
+        key = f"ingest-{task.case.case_id}-{next(self._numbers)}-{uuid.uuid4().hex[:8]}"
+        return self._client.submit(run_case, task, self._params, self._root, self._threads, key=key, pure=False)
+
+    def _is_connected(self) -> bool:
+        """Return whether the client has its scheduler, after waiting for a reconnection in progress."""
+        while self._client.status == "connecting":
+            time.sleep(0.1)
+        return bool(self._client.status == "running")
+
+    def _check_visible(self, outcome: CaseOutcome) -> CaseOutcome:
+        """Turn the outcome of a case that is done, but not in the store that this process sees, into a failure."""
+        if outcome.status != "done" or stored_version(self._root, outcome.case_id) is not None:
+            return outcome
+        reason = f"{outcome.case_id}: its worker wrote it where this process cannot see it; use a shared folder."
+        return replace(outcome, status="failed", reason=reason)
+
+    def _lost_outcome(self, task: Task) -> CaseOutcome:
+        """Return the outcome of a task whose result is lost for good."""
+        case_id = task.case.case_id
+        reason = f"{case_id}: the Dask scheduler is gone; run the same command again with one that is running."
+        if self._is_connected():
+            reason = (
+                f"{case_id}: {TIMES_LOST + 1} workers died before they reported its outcome; "
+                "run the same command again."
+            )
+        return CaseOutcome(case_id=case_id, status="failed", reason=reason, passing=True)
+
+
+def read_future(case_id: str, future: Any) -> tuple[CaseOutcome | None, BaseException | None]:
+    """Return a task's outcome and the exception that it raised, if that is a bug.
+
+    The outcome is None if it was lost with a worker or the scheduler.
+    """
+    from distributed.scheduler import KilledWorker
+
+    if future.status == "finished":
+        # the result may be lost on its way; if another worker repeated the task then, its status is another one now
+        with contextlib.suppress(OSError, CancelledError, KilledWorker):
+            return future.result(), None
+    if future.status != "error":
+        return None, None
+    error = future.exception()
+    if isinstance(error, KilledWorker):
+        reason = "its worker process died several times, probably for lack of memory; use fewer --workers."
+        bug = None
+    else:
+        reason = f"a bug, please report it: {type(error).__name__}: {error}"
+        bug = error
+    return CaseOutcome(case_id=case_id, status="failed", reason=f"{case_id}: {reason}", passing=True), bug
+
+
+@contextlib.contextmanager
+def open_client(scheduler: str | None, workers: int) -> Iterator[Any]:
+    """Yield a Dask client: of the scheduler at this address, or of `workers` local processes with one thread each.
+
+    Raises
+    ------
+    ConfigError
+        No scheduler answers, or the processes cannot be started.
+    """
+    from distributed import Client
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(silence_dask())
+        if scheduler is None:
+            cluster = stack.enter_context(_start_workers(workers))
+            yield stack.enter_context(Client(cluster))
+            return
+        try:
+            client = Client(scheduler, timeout="20s")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error}).") from error
+        yield stack.enter_context(client)
+
+
+def _start_workers(workers: int) -> Any:
+    from distributed import LocalCluster
+
+    try:
+        with _ignore_interrupts():
+            return LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=":0",  # any port: another run on this machine may use the default one
+                silence_logs=logging.CRITICAL,
+            )
+    except (RuntimeError, OSError, TimeoutError) as error:
+        raise ConfigError(
+            f"the {workers} worker processes could not be started, or ended at once ({error}). Is there memory for "
+            "them? Finished cases are kept; use fewer --workers, or run the same command again."
+        ) from error
+
+
+@contextlib.contextmanager
+def silence_dask() -> Iterator[None]:
+    """Silence Dask's loggers while the block runs: the errors that they log are reported as outcomes."""
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
+def _ignore_interrupts() -> Iterator[None]:
+    """Start processes that ignore Ctrl-C, which a terminal sends to all of them: only this process handles it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

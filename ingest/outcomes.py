@@ -1,0 +1,163 @@
+"""How the cases of an ingest ended: outcomes, their lines in the ledgers, and the report."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from slicemill.common.documents import from_document, to_document
+from slicemill.common.errors import InputError
+from slicemill.common.files import Location, read_lines
+from slicemill.common.ledger import LEDGER, Ledger
+from slicemill.ct.formats.nifti.names import files_of
+from slicemill.ingest.discover import CaseFiles
+from slicemill.ingest.params import Params
+from slicemill.store.layout import FAILURES
+
+Status = Literal["done", "unchanged", "failed", "failed before", "claimed"]
+LineKind = TypeVar("LineKind", "DoneLine", "FailureLine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stamp:
+    """What decides whether a case must be done again: its files by size and time, its patient, the parameters."""
+
+    image: tuple[int, ...] | None
+    """Size in bytes and modification time in ns of each file of the image; -1, -1 if a file cannot be found."""
+    mask: tuple[int, ...] | None
+    """The same for the mask; None without a mask."""
+    patient_id: str
+    params_sha256: str
+
+    @property
+    def megabytes(self) -> float:
+        """Return the size of the first file of image and mask, MB."""
+        return sum(max(0, marks[0]) for marks in (self.image, self.mask) if marks) / 1e6
+
+
+def stamp_case(case: CaseFiles, params: Params) -> Stamp:
+    """Return the stamp of a case's files as they are now."""
+    return Stamp(
+        image=_mark_files(case.image),
+        mask=None if case.mask is None else _mark_files(case.mask),
+        patient_id=case.patient_id,
+        params_sha256=params.sha256(),
+    )
+
+
+def _mark_files(path: Location) -> tuple[int, ...]:
+    try:
+        found = [file.stat() for file in files_of(path)]
+    except OSError:
+        return (-1, -1)
+    return tuple(number for status in found for number in (status.st_size, status.st_mtime_ns))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseOutcome:
+    """How one case ended."""
+
+    case_id: str
+    status: Status
+    reason: str = ""
+    """Why it failed."""
+    passing: bool = False
+    """Whether the next run retries, as the cause is not in the files (a full disk, a read error, a killed worker)."""
+    slices: int = 0
+    voxel_bytes: int = 0
+    warnings: tuple[str, ...] = ()
+    peak_mib: float = 0.0
+    """Peak memory of the worker process, MiB."""
+    stamp: Stamp | None = None
+    """The stamp of the case's files when they were read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestReport:
+    """How an ingest ended; it has an outcome for every case."""
+
+    outcomes: tuple[CaseOutcome, ...]
+    seconds: float
+    problem: str = ""
+    """Why the tables are not up to date; empty if they are."""
+    bug: BaseException | None = None
+    """An exception that is a bug; its case counts as failed."""
+
+    def count(self, *statuses: Status) -> int:
+        """Return the number of cases with one of these statuses."""
+        return sum(outcome.status in statuses for outcome in self.outcomes)
+
+    @property
+    def failures(self) -> list[CaseOutcome]:
+        """Return the outcomes of the cases that are not in the store, with reasons."""
+        return [outcome for outcome in self.outcomes if outcome.status in ("failed", "failed before")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoneLine:
+    """A line of ``ledger.jsonl``: a case that is in the store."""
+
+    case_id: str
+    stamp: Stamp
+    status: Literal["done", "unchanged"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureLine:
+    """A line of ``failures.jsonl``: a case that failed."""
+
+    case_id: str
+    stamp: Stamp
+    image: str
+    """Path of the image relative to the collection."""
+    reason: str = ""
+    passing: bool = False
+    """Whether the next run retries (`CaseOutcome.passing`)."""
+
+    def is_final(self, stamp: Stamp) -> bool:
+        """Return whether a case with this stamp would only fail again."""
+        return self.stamp == stamp and not self.passing
+
+
+class Ledgers:
+    """The two ledgers of a store: what is done, and what failed."""
+
+    def __init__(self, root: Location) -> None:
+        self._done, self._failed = Ledger(root / LEDGER), Ledger(root / FAILURES)
+
+    def append(self, case: CaseFiles, params: Params, outcome: CaseOutcome) -> None:
+        """Append the outcome of a case."""
+        stamp = outcome.stamp or stamp_case(case, params)
+        if outcome.status in ("done", "unchanged"):
+            self._done.append(to_document(DoneLine(case_id=case.case_id, stamp=stamp, status=outcome.status)))
+            return
+        line = FailureLine(
+            case_id=case.case_id,
+            stamp=stamp,
+            image=case.name(case.image),
+            reason=outcome.reason,
+            passing=outcome.passing,
+        )
+        self._failed.append(to_document(line))
+
+    def flush(self) -> None:
+        """Write the lines that wait for their batch."""
+        self._done.flush()
+        self._failed.flush()
+
+
+def read_done(root: Location) -> dict[str, DoneLine]:
+    """Return the last line about each case in the ledger of what is done."""
+    return {line.case_id: line for line in _read_ledger(DoneLine, root / LEDGER)}
+
+
+def read_failures(root: Location) -> dict[str, FailureLine]:
+    """Return the last line about each case in the ledger of failures."""
+    return {line.case_id: line for line in _read_ledger(FailureLine, root / FAILURES)}
+
+
+def _read_ledger(kind: type[LineKind], path: Location) -> Iterator[LineKind]:
+    """Yield the lines of a ledger; damaged ones are left out, and their cases are looked at again."""
+    for record in read_lines(path):
+        with contextlib.suppress(InputError):
+            yield from_document(kind, record, str(path))

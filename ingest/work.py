@@ -1,0 +1,78 @@
+"""What a worker does with one case: claim it, convert it, and report the outcome."""
+
+from slicemill.common.errors import InputError, ReadError, StoreError
+from slicemill.common.files import Location, sha256_of_file
+from slicemill.common.locks import try_claim
+from slicemill.common.terminal import peak_mib
+from slicemill.ct.formats.nifti.names import files_of
+from slicemill.ingest.convert import convert_case
+from slicemill.ingest.discover import CaseFiles
+from slicemill.ingest.outcomes import CaseOutcome, stamp_case
+from slicemill.ingest.params import Params
+from slicemill.ingest.plan import Task, stored_version
+from slicemill.store.case import SourceFile
+from slicemill.store.reader import open_case
+
+
+def run_case(task: Task, params: Params, root: Location, threads: int) -> CaseOutcome:
+    """Convert one case, or find it unchanged. Every error that the user can fix becomes an outcome."""
+    case = task.case
+    try:
+        return _run_claimed(task, params, root, threads)
+    except InputError as error:
+        passing = isinstance(error, ReadError | StoreError)
+        return CaseOutcome(
+            case_id=case.case_id, status="failed", reason=str(error), passing=passing, stamp=stamp_case(case, params)
+        )
+    except OSError as error:
+        reason = f"{error.filename or root}: {error.strerror or error}."
+        return CaseOutcome(case_id=case.case_id, status="failed", reason=reason, passing=True)
+    except MemoryError:
+        reason = f"{case.image}: not enough memory to read it; use fewer --workers, or machines with more."
+        return CaseOutcome(case_id=case.case_id, status="failed", reason=reason, passing=True)
+
+
+def _run_claimed(task: Task, params: Params, root: Location, threads: int) -> CaseOutcome:
+    case = task.case
+    with try_claim(root, case.case_id) as claim:
+        if claim is None:
+            return CaseOutcome(case_id=case.case_id, status="claimed")
+        stamp = stamp_case(case, params)
+        # another run may have converted it since this one began
+        replaced = stored_version(root, case.case_id) not in (task.seen, None)
+        if (task.compare or replaced) and _is_unchanged(case, params, root):
+            return CaseOutcome(case_id=case.case_id, status="unchanged", stamp=stamp)
+        info = convert_case(case, params, root, threads=threads, holds_claim=claim.held)
+        if stamp_case(case, params) != stamp:
+            reason = f"{case.image}: it or its mask changed while it was read; the next run converts it again."
+            return CaseOutcome(case_id=case.case_id, status="failed", reason=reason, passing=True, stamp=stamp)
+    slices, ny, nx = info.shape
+    return CaseOutcome(
+        case_id=case.case_id,
+        status="done",
+        slices=slices,
+        voxel_bytes=slices * ny * nx * (3 if info.mask else 2),
+        warnings=info.warnings,
+        peak_mib=peak_mib(),
+        stamp=stamp,
+    )
+
+
+def _is_unchanged(case: CaseFiles, params: Params, root: Location) -> bool:
+    """Return whether the stored case was made from files with the same content, with the same parameters."""
+    try:
+        info = open_case(root, case.case_id).info
+    except StoreError:
+        return False
+    return (
+        info.patient_id == case.patient_id
+        and info.params_sha256 == params.sha256()
+        and _has_content(case.image, info.image)
+        and _has_content(case.mask, info.mask)
+    )
+
+
+def _has_content(path: Location | None, source: SourceFile | None) -> bool:
+    if path is None or source is None:
+        return path is None and source is None
+    return sha256_of_file(*files_of(path)) == source.sha256

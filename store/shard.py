@@ -1,0 +1,165 @@
+"""Reads one shard, from a local file or an object store: its index once, then ranges of its bytes."""
+
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from slicemill.common.errors import StoreError
+from slicemill.common.files import Location
+from slicemill.common.remote import RemotePath
+from slicemill.store.codecs import CRC_BYTES, without_checksum
+from slicemill.store.layout import ABSENT, INDEX_ENTRY_BYTES
+
+OPEN_FILES = 128
+"""Shards kept open; a system allows a process 1,024 open files or more."""
+MAX_RANGE_BYTES = 32 << 20
+GAP_BYTES = 1 << 20
+"""Slices that are at most this far apart in an object store come in one read: it takes about as long as a request."""
+_READER_NUMBERS = itertools.count()
+
+Entry = tuple[int, int]
+"""Offset and length of a slice's bytes; ABSENT for a slice that is all fill value."""
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """Bytes that one read fetches."""
+
+    start: int
+    end: int
+    rows: list[int] = field(default_factory=list)
+    """Positions, among the requested entries, of those whose bytes are in the range."""
+
+
+class _OpenFile:
+    """A file that is open for reading until the last reference to it is gone."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+def _open_for(path: Path, _reader: int) -> _OpenFile:
+    return _OpenFile(path)
+
+
+_open_file = lru_cache(maxsize=OPEN_FILES)(_open_for)
+"""Return the open shard of one reader; the most recently used ones stay open."""
+
+
+class ShardReader:
+    """One shard of a store; safe to use from several threads."""
+
+    def __init__(self, path: Location, slices: int) -> None:
+        self.path = path
+        self._slices = slices
+        self._content_bytes = 0  # bytes before the index; known when the entries were read
+        self._number = next(_READER_NUMBERS)  # a new reader opens the file again: the case may have been replaced
+
+    @property
+    def is_remote(self) -> bool:
+        """Return whether each read is a request to an object store."""
+        return isinstance(self.path, RemotePath)
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """Return offset and length of each slice, in order of z.
+
+        Raises
+        ------
+        StoreError
+            The shard is too short for an index of this many slices, or the index is damaged.
+        """
+        size = self._slices * INDEX_ENTRY_BYTES + CRC_BYTES
+        data, end = self._read_end(size)
+        if end < size:
+            raise StoreError(
+                f"{self.path}: {end} bytes cannot hold the index of {self._slices} slices; it is truncated."
+            )
+        try:
+            index = np.frombuffer(without_checksum(data), dtype="<u8").reshape(-1, 2)
+        except ValueError as error:
+            raise StoreError(f"{self.path}, index: {error}") from error
+        entries = [(int(offset), int(length)) for offset, length in index.tolist()]
+        for offset, length in entries:
+            if (offset == ABSENT) != (length == ABSENT) or (length != ABSENT and offset + length > end - size):
+                raise StoreError(f"{self.path}: its index points outside the file.")
+        self._content_bytes = end - size
+        return entries
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read `length` bytes from `offset` on.
+
+        Raises
+        ------
+        StoreError
+            The shard cannot be read, or ends before them.
+        """
+        try:
+            if isinstance(self.path, RemotePath):
+                data = self.path.read_range(offset, length)
+            else:
+                # the reference keeps the file open while it is read: another thread may drop it from the cache
+                file = _open_file(self.path, self._number)
+                data = os.pread(file.descriptor, length, offset)
+        except OSError as error:
+            raise StoreError(f"{self.path}: cannot be read: {error.strerror}.") from error
+        if len(data) != length:
+            raise StoreError(f"{self.path}: ends early; {len(data)} of {length} bytes at {offset}.")
+        return data
+
+    def _read_end(self, length: int) -> tuple[bytes, int]:
+        """Return the last `length` bytes, none if the shard is shorter, and the shard's size."""
+        try:
+            if isinstance(self.path, RemotePath):
+                return self.path.read_end(length)
+            file = _open_file(self.path, self._number)
+            size = os.fstat(file.descriptor).st_size
+            return (os.pread(file.descriptor, length, size - length) if length <= size else b""), size
+        except OSError as error:
+            raise StoreError(f"{self.path}: cannot be read: {error.strerror}.") from error
+
+    def check_bytes(self) -> None:
+        """Check that slices and index fill the shard without gap or overlap, so that a checksum covers every byte.
+
+        Raises
+        ------
+        StoreError
+            They do not.
+        """
+        end = 0
+        for offset, length in sorted(entry for entry in self.entries if entry[1] != ABSENT):
+            if offset != end:
+                raise StoreError(f"{self.path}: bytes {end} to {offset} belong to no slice, or to two.")
+            end = offset + length
+        if end != self._content_bytes:
+            raise StoreError(f"{self.path}: bytes {end} to {self._content_bytes} belong to no slice.")
+
+
+def plan_ranges(entries: Sequence[Entry]) -> list[ByteRange]:
+    """Join the byte ranges of requested slices where they are near, up to MAX_RANGE_BYTES.
+
+    >>> [(one.start, one.end, one.rows) for one in plan_ranges([(50, 10), (0, 20), (9 << 20, 5)])]
+    [(0, 60, [1, 0]), (9437184, 9437189, [2])]
+    """
+    ranges: list[ByteRange] = []
+    for row in sorted(range(len(entries)), key=lambda row: entries[row]):
+        offset, length = entries[row]
+        if length == ABSENT:  # nothing is read for it
+            ranges.append(ByteRange(0, 0, [row]))
+            continue
+        last = ranges[-1] if ranges else ByteRange(0, 0)
+        end = offset + length
+        if last.end > last.start and offset <= last.end + GAP_BYTES and end - last.start <= MAX_RANGE_BYTES:
+            ranges[-1] = ByteRange(last.start, max(last.end, end), [*last.rows, row])
+        else:
+            ranges.append(ByteRange(offset, end, [row]))
+    return ranges

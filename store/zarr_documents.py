@@ -1,0 +1,88 @@
+"""The ``zarr.json`` documents of a store: groups and arrays of Zarr v3.
+
+Specification: https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html#metadata
+"""
+
+from typing import Any, Literal, TypedDict
+
+from slicemill.ct.window import AIR_HU
+from slicemill.store.codecs import CodecDocument, codec_of
+from slicemill.store.layout import IMAGE, LABEL, ArrayName, ProfileName
+
+DTYPES: dict[ArrayName, str] = {IMAGE: "int16", LABEL: "uint8"}
+LAYOUT_KEYS = ("shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs")
+"""The fields of an array document that decide its bytes."""
+
+
+class GroupDocument(TypedDict):
+    """A group (https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html#group-metadata)."""
+
+    zarr_format: Literal[3]
+    node_type: Literal["group"]
+    attributes: dict[str, Any]
+
+
+class ArrayDocument(TypedDict):
+    """An array (https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html#array-metadata)."""
+
+    zarr_format: Literal[3]
+    node_type: Literal["array"]
+    shape: list[int]
+    data_type: str
+    chunk_grid: CodecDocument
+    chunk_key_encoding: CodecDocument
+    fill_value: int
+    codecs: list[CodecDocument]
+    attributes: dict[str, Any]
+    dimension_names: list[str]
+    storage_transformers: list[CodecDocument]
+
+
+def make_group_document(attributes: dict[str, Any]) -> GroupDocument:
+    """Return the ``zarr.json`` of a group."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
+def make_array_document(
+    name: ArrayName, shape: tuple[int, int, int], profile: ProfileName = "compact"
+) -> ArrayDocument:
+    """Return the ``zarr.json`` of an array of `shape` [z, y, x]. Every slice and the index end in a checksum.
+
+    The sharding codec is https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html.
+    """
+    nz, ny, nx = shape
+    little: CodecDocument = {"name": "bytes", "configuration": {"endian": "little"}}
+    compressor = codec_of(profile, name, ny * nx).document
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [nz, ny, nx],
+        "data_type": DTYPES[name],
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [nz, ny, nx]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": AIR_HU if name == IMAGE else 0,
+        "codecs": [
+            {
+                "name": "sharding_indexed",
+                "configuration": {
+                    "chunk_shape": [1, ny, nx],
+                    "codecs": [little if name == IMAGE else {"name": "bytes"}, compressor, {"name": "crc32c"}],
+                    "index_codecs": [little, {"name": "crc32c"}],
+                    "index_location": "end",
+                },
+            }
+        ],
+        "attributes": {},
+        "dimension_names": ["z", "y", "x"],
+        "storage_transformers": [],
+    }
+
+
+def recognize_profile(document: dict[str, Any], name: ArrayName, shape: tuple[int, int, int]) -> ProfileName | None:
+    """Return the profile that an array document describes exactly, or None if it is not our own layout."""
+    profiles: tuple[ProfileName, ...] = ("compact", "fast")
+    for profile in profiles:
+        ours = dict(make_array_document(name, shape, profile))
+        if all(document.get(key) == ours[key] for key in LAYOUT_KEYS):
+            return profile
+    return None

@@ -1,0 +1,40 @@
+"""Files are written atomically; a ledger survives torn lines."""
+
+import pytest
+
+from slicemill.common import files
+
+
+def test_a_file_that_fails_half_way_leaves_the_old_one_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_bytes(path, b"old")
+
+    def fail():
+        with files.atomic_write(path) as aside:
+            aside.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_torn_last_line_of_a_ledger_costs_only_itself(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    files.append_line(path, {"n": 1})
+    with path.open("a") as stream:
+        stream.write('{"n": 2, "to')
+    files.append_line(path, {"n": 3})
+    assert files.read_lines(path) == [{"n": 1}, {"n": 3}]
+
+
+def test_json_with_nan_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(tmp_path / "a.json", {"a": float("nan")})
+
+
+def test_a_ledger_keeps_names_with_any_separator_of_lines(tmp_path):
+    record = {"case_id": "a\u2028b\u0085c"}
+    files.append_line(tmp_path / "ledger.jsonl", record)
+    assert files.read_lines(tmp_path / "ledger.jsonl") == [record]

@@ -1,0 +1,76 @@
+"""Dask clients: another scheduler, workers of another file system, and logs."""
+
+import logging
+
+import pytest
+
+from slicemill.common.errors import ConfigError
+from slicemill.ct.labels import LITS_LABELS
+from slicemill.ingest import pipeline
+from slicemill.ingest.cluster import silence_dask
+from slicemill.ingest.discover import discover
+from slicemill.ingest.outcomes import CaseOutcome
+from slicemill.ingest.params import Params
+from slicemill.ingest.pipeline import IngestOptions, ingest
+from tests.ingest.runs import contents
+
+LITS = Params(labels=LITS_LABELS)
+
+
+@pytest.mark.slow
+def test_another_scheduler_gives_the_same_store(cluster, collection, tmp_path, stored):
+    address, _ = cluster
+    report = ingest(discover(collection), tmp_path / "store", LITS, IngestOptions(scheduler=address))
+    assert report.count("done") == 6
+    assert contents(tmp_path / "store") == contents(stored)
+
+
+def test_a_case_that_its_worker_wrote_elsewhere_is_a_failure(copied, tmp_path, monkeypatch):
+    class Future:
+        status = "finished"
+
+        def __init__(self, outcome):
+            self.outcome = outcome
+
+        def exception(self):
+            return None
+
+        def result(self):
+            return self.outcome
+
+    class Client:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def submit(self, _work, task, *_arguments, **_options):
+            return Future(CaseOutcome(case_id=task.case.case_id, status="done", slices=1))
+
+    monkeypatch.setattr(pipeline, "open_client", lambda *_: Client())
+    monkeypatch.setattr("distributed.as_completed", list)
+    report = ingest(discover(copied), tmp_path / "store", LITS, IngestOptions(workers=1))
+    assert report.count("failed") == 6
+    assert "use a shared folder" in report.failures[0].reason
+
+
+def test_dasks_loggers_are_silent_only_while_a_client_is_open():
+    import distributed  # noqa: F401 (it makes the loggers)
+
+    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.worker", "distributed.client")]
+    before = [logger.level for logger in loggers]
+    with silence_dask():
+        assert [logger.level for logger in loggers] == [logging.CRITICAL] * 3
+    assert [logger.level for logger in loggers] == before
+
+
+def test_a_scheduler_that_does_not_answer_is_named(copied, tmp_path, monkeypatch):
+    import distributed
+
+    def refuse(*_arguments, **_options):
+        raise OSError("Timed out trying to connect")
+
+    monkeypatch.setattr(distributed, "Client", refuse)
+    with pytest.raises(ConfigError, match="no Dask scheduler answers"):
+        ingest(discover(copied), tmp_path / "store", LITS, IngestOptions(scheduler="tcp://127.0.0.1:1"))
