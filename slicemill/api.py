@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from slicemill.infer.runtime.providers import Provider
     from slicemill.store.reader import Store
 
 
@@ -24,7 +25,7 @@ def open_store(url: str | Path) -> "Store":
 
 
 def segment(
-    path: str | Path, model: str | Path, *, provider: str = "auto"
+    path: str | Path, model: str | Path, *, provider: "Provider" = "auto"
 ) -> "tuple[npt.NDArray[np.uint8], dict[str, Any]]":
     """Segment one scan. For many, use the command `infer`: this opens the model, and compares another device with the CPU, each time.
 

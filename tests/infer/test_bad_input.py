@@ -19,7 +19,7 @@ from slicemill.common.files import read_lines
 from slicemill.ct.phantom import write_nifti
 from slicemill.ct.window import Window
 from slicemill.infer.inputs.gather import gather
-from slicemill.infer.inputs.jobs import opened
+from slicemill.infer.inputs.jobs import open_scan
 from slicemill.infer.inputs.pictures import open_picture
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions
@@ -38,8 +38,8 @@ def noise(shape):
 
 
 def read_picture(path, window):
-    with open_picture(path, window) as (_, decoded):
-        return decoded()
+    with open_picture(path, window) as picture:
+        return picture.decode()
 
 
 def command(*words, **settings):
@@ -57,7 +57,7 @@ def test_a_picture_is_a_scan_of_one_slice_once_its_window_is_stated(suffix, mode
     first = run(model, [path, tmp_path / "ct-1.nii"], tmp_path / "out")
     assert [outcome.status for outcome in first.outcomes] == ["failed", "done"]
     expected = (
-        f"{path}: a picture's gray values are no HU; state the window that it was made with, like --window -200,300."
+        f"{path}: gray values of a picture are not HU; state the window that it was made with, like --window -200,300."
     )
     assert first.outcomes[0].reason == expected
     assert run(model, [path], tmp_path / "out", Window(-200, 300)).count("done") == 1, (
@@ -72,7 +72,7 @@ def test_a_picture_is_a_scan_of_one_slice_once_its_window_is_stated(suffix, mode
     assert np.array_equal(np.asarray(mask.dataobj), np.asarray(same.dataobj))
     assert nib.aff2axcodes(mask.affine) == ("L", "P", "S")
     report = json.loads((tmp_path / "out" / f"0017.{suffix}.json").read_text())
-    assert "says nothing of its pixels' size" in report["warnings"][0]
+    assert "has no pixel size" in report["warnings"][0]
 
 
 def test_pictures_that_are_none_and_windows_that_are_none_are_refused(tmp_path):
@@ -95,7 +95,7 @@ def test_a_picture_is_decoded_when_it_is_read_and_takes_its_voxels_beside_itself
     job = gather([tmp_path / "big.png"], Window(-200, 300))[0][0]
     tracemalloc.start()
     try:
-        with opened(job) as scan:
+        with open_scan(job) as scan:
             assert scan.grid.stored_shape == (1, 2000, 1000)
             assert tracemalloc.get_traced_memory()[1] < 2e6, "less than a byte a pixel: nothing is decoded yet"
             assert scan.read(np.empty)[0].shape == (1, 2000, 1000)

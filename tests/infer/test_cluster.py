@@ -17,10 +17,12 @@ from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.network.model import open_model
-from slicemill.infer.run.cluster import BY_LEDGER, Seen, together
-from slicemill.infer.run.ledger import RunLedger, ScanOutcome, Summary
+from slicemill.infer.run.cluster import BY_LEDGER, LedgerFollower, merge_summaries
+from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import ELSEWHERE, infer
+from slicemill.infer.run.summary import ScanOutcome, Summary
+from slicemill.infer.run.timing import StageTime
 from tests.contents import content
 
 HERE = Path(__file__).parents[2]
@@ -114,7 +116,7 @@ def outcome(name, status, reason=""):
 
 
 def summary(*outcomes):
-    stages = {"device": {"seconds": 2.0, "share": 1.0}}
+    stages = {"device": StageTime(seconds=2.0, share=1.0)}
     return Summary(outcomes=outcomes, seconds=4.0, provider="cpu", stages=stages, device_busy=0.5)
 
 
@@ -125,13 +127,13 @@ def test_the_outcome_that_says_most_counts():
     late = summary(outcome("f", "skipped", "done before"))
     known = {"d": outcome("d", "skipped", "done before")}
     told = {name: outcome(name, status) for name, status in (("a", "done"), ("b", "failed"), ("f", "done"))}
-    merged = together(jobs, known, told, [one, other, late], 5.0)
+    merged = merge_summaries(jobs, known, told, [one, other, late], 5.0)
     assert [(one.name, one.status) for one in merged.outcomes] == [
         ("a", "done"), ("b", "failed"), ("c", "done"), ("d", "skipped"), ("e", "failed"), ("f", "done")]  # fmt: skip
     assert [one.reason for one in merged.outcomes] == [
         "", "bad", "", "done before", "the run ended before it", BY_LEDGER]  # fmt: skip
     assert merged.slices == 9, "of a, c and f"
-    assert merged.stages == {"device": {"seconds": 6.0, "share": 1.0}}
+    assert merged.stages == {"device": StageTime(seconds=6.0, share=1.0)}
     assert merged.device_busy == 0.5
 
 
@@ -140,23 +142,23 @@ def test_the_ledger_is_read_as_it_grows(model, collection, tmp_path):
     opened = open_model(model, "cpu")
     jobs = gather([collection])[0]
     writer, reader = RunLedger(tmp_path, opened, InferOptions()), RunLedger(tmp_path, opened, InferOptions())
-    seen = Seen(jobs[:3])
-    assert seen.look(reader) == 0
-    writer.note(jobs[0], outcome(jobs[0].name, "done"), begun=True)
-    assert seen.look(reader) == 0
-    writer.note(jobs[0], outcome(jobs[0].name, "done"))
-    writer.note(jobs[1], outcome(jobs[1].name, "failed", "bad"))
-    writer.note(jobs[3], outcome(jobs[3].name, "done"))
-    RunLedger(tmp_path, opened, InferOptions(separate=True)).note(jobs[2], outcome(jobs[2].name, "done"))
-    assert seen.look(reader) == 2
+    seen = LedgerFollower(jobs[:3])
+    assert seen.update(reader) == 0
+    writer.append(jobs[0], outcome(jobs[0].name, "done"), begun=True)
+    assert seen.update(reader) == 0
+    writer.append(jobs[0], outcome(jobs[0].name, "done"))
+    writer.append(jobs[1], outcome(jobs[1].name, "failed", "bad"))
+    writer.append(jobs[3], outcome(jobs[3].name, "done"))
+    RunLedger(tmp_path, opened, InferOptions(separate=True)).append(jobs[2], outcome(jobs[2].name, "done"))
+    assert seen.update(reader) == 2
     assert " slices/s, 1 failed" in str(seen)
     line = (tmp_path / "ledger.jsonl").read_bytes().splitlines()[1]
     with (tmp_path / "ledger.jsonl").open("ab") as stream:
         stream.write(line[:40])
         stream.flush()
-        assert seen.look(reader) == 0
+        assert seen.update(reader) == 0
         stream.write(b"\n")
-    writer.note(jobs[1], outcome(jobs[1].name, "done"))
-    assert seen.look(reader) == 0, "it had ended before"
+    writer.append(jobs[1], outcome(jobs[1].name, "done"))
+    assert seen.update(reader) == 0, "it had ended before"
     assert {name: (one.status, one.slices) for name, one in seen.outcomes.items()} == {
         jobs[0].name: ("done", 3), jobs[1].name: ("done", 3)}  # fmt: skip

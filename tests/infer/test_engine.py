@@ -22,7 +22,7 @@ from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.ledger import RunLedger
-from slicemill.infer.run.options import InferOptions, memory_of
+from slicemill.infer.run.options import InferOptions, estimate_scan_bytes
 from slicemill.infer.run.pipeline import infer as segment_all
 from slicemill.infer.run.scan_queue import ScanQueue, Stopped
 from slicemill.infer.run.timing import Stopwatch
@@ -78,7 +78,7 @@ def test_slices_of_several_scans_share_a_batch(model, scans, tmp_path):
     opened.session = Counting()
     summary = run(opened, [scans], tmp_path, batch=20)
     units = sum(
-        len(plan_of(opened.info, (1 + n % 9, (64, 50, 90)[n % 3], 64), SPACING).views) * (1 + n % 9) for n in range(10)
+        len(plan_of(opened.info, (1 + n % 9, (64, 50, 90)[n % 3], 64), SPACING).tiles) * (1 + n % 9) for n in range(10)
     )
     assert summary.count("done") == 10
     assert sum(sizes) == units
@@ -177,7 +177,7 @@ def test_a_device_that_fails_once_fails_the_scans_of_that_batch_only(model, scan
 
 def test_a_device_that_fails_again_ends_the_run_and_every_scan_is_accounted_for(model, scans, tmp_path):
     failing = Failing(model, again=True)
-    with pytest.raises(ProviderError, match="failed again after its session was made anew"):
+    with pytest.raises(ProviderError, match="failed again after its session was rebuilt"):
         run(failing.model, [scans], tmp_path / "out", batch=2, readers=1)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert sum(summary["scans"].values()) == 10
@@ -206,14 +206,16 @@ class TestMemory:
     def test_memory_for_one_scan_at_a_time_is_enough(self, model, scans, tmp_path, monkeypatch):
         """A batch that could hold ten scans does not wait for the next one, which waits for its memory."""
         opened = open_model(model, "cpu")
-        most = max(memory_of(plan_of(opened.info, (1 + n % 9, (64, 50, 90)[n % 3], 64), SPACING)) for n in range(10))
+        most = max(
+            estimate_scan_bytes(plan_of(opened.info, (1 + n % 9, (64, 50, 90)[n % 3], 64), SPACING)) for n in range(10)
+        )
         monkeypatch.setattr("slicemill.infer.run.pipeline.memory_for_scans", lambda *_: most)
         held = []
         real = ScanQueue.admit
 
         def admit(line, amount):
             real(line, amount)
-            held.append(line.held)
+            held.append(line.held_bytes)
 
         monkeypatch.setattr(ScanQueue, "admit", admit)
         assert run(opened, [scans], tmp_path, batch=100, readers=4).count("done") == 10
@@ -239,7 +241,7 @@ class TestMemory:
 
     def test_a_scan_that_needs_more_than_all_is_refused_by_name(self, model, scans, tmp_path, monkeypatch):
         opened = open_model(model, "cpu")
-        least = memory_of(plan_of(opened.info, (6, 64, 64), SPACING))
+        least = estimate_scan_bytes(plan_of(opened.info, (6, 64, 64), SPACING))
         monkeypatch.setattr("slicemill.infer.run.pipeline.memory_for_scans", lambda *_: least)
         summary = run(opened, [scans], tmp_path)
         failed = [outcome for outcome in summary.outcomes if outcome.status == "failed"]
@@ -270,7 +272,7 @@ class TestLine:
     def test_a_full_batch_is_handed_out_at_once_and_a_short_one_when_nothing_can_fill_it(self):
         line = ScanQueue(Capacity(4, 4), 100)
         with line.reader():
-            with line.at_work():
+            with line.busy():
                 line.add(self.scan(6))
                 assert len(line.take().units) == 4
                 taken = []
@@ -284,29 +286,29 @@ class TestLine:
 
     def test_a_reader_that_waits_for_memory_does_not_keep_a_short_batch_waiting(self):
         line = ScanQueue(Capacity(4, 4), 100)
-        with line.reader(), line.at_work():
+        with line.reader(), line.busy():
             line.admit(80)
             line.add(self.scan(1))
             taken = []
             lane = threading.Thread(target=lambda: taken.append(line.take()))
             lane.start()
             waiting = threading.Thread(target=lambda: line.admit(50))
-            line._set_working(1)
+            line._count_busy(1)
             waiting.start()
-            line._set_working(-1)
+            line._count_busy(-1)
             lane.join(5)
             assert len(taken[0].units) == 1
             assert waiting.is_alive()
             line.release(80)
             waiting.join(5)
-            assert line.held == 50
+            assert line.held_bytes == 50
 
     def test_whoever_waits_is_let_go_at_the_end(self):
         line = ScanQueue(Capacity(4, 4), 100)
         caught = []
 
         def read():
-            with line.reader(), line.at_work():
+            with line.reader(), line.busy():
                 line.admit(80)
                 try:
                     line.admit(80)
@@ -358,16 +360,14 @@ def test_the_stopwatch_adds_threads_up():
     for thread in threads:
         thread.join()
     watch.add("write", 0.15)
-    table = watch.table()
-    assert table["decode"]["seconds"] >= 0.15
-    assert table["decode"]["share"] == pytest.approx(
-        table["decode"]["seconds"] / (table["decode"]["seconds"] + 0.15), abs=1e-3
-    )
+    times = watch.stage_times()
+    assert times["decode"].seconds >= 0.15
+    assert times["decode"].share == pytest.approx(times["decode"].seconds / (times["decode"].seconds + 0.15), abs=1e-3)
 
 
 def test_a_scan_is_whole_when_its_last_unit_is_in():
     scan = planned(np.zeros((3, 4, 4), np.int16), (4, 4), 1, 1.0)
-    assert [scan.is_whole_after(count) for count in (1, 2)] == [False, True]
+    assert [scan.count_labeled(count) for count in (1, 2)] == [False, True]
 
 
 class TestDevices:
@@ -378,8 +378,8 @@ class TestDevices:
         for one in opened:
             one.provider = "cuda"
         monkeypatch.setattr("slicemill.infer.network.lanes.ON_DEVICE", ())
-        monkeypatch.setattr("slicemill.infer.run.pipeline.models_of", lambda *_: opened)
-        monkeypatch.setattr("slicemill.infer.run.pipeline.gate", lambda one, scan, lane: checked.append(one))
+        monkeypatch.setattr("slicemill.infer.run.pipeline.open_models", lambda *_: opened)
+        monkeypatch.setattr("slicemill.infer.run.pipeline.check_parity", lambda one, scan, lane: checked.append(one))
         feed = type(opened[0]).feed
 
         def counted(one, *given):

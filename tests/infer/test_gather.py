@@ -52,7 +52,7 @@ def command(*words, given=""):
 def test_folders_patterns_and_files_keep_their_tree(tree):
     assert names(["a"]) == ["p1/ct-1.nii", "p2/ct-2.nii.gz"]
     assert names(["a/**/ct-?.nii*", "b/ct-3.nii"]) == ["a/p1/ct-1.nii", "a/p2/ct-2.nii.gz", "b/ct-3.nii"]
-    assert names(["b/[odd].nii"]) == ["[odd].nii"], "a file of that very name is no pattern"
+    assert names(["b/[odd].nii"]) == ["[odd].nii"], "a file of that very name is not a pattern"
     with pytest.raises(ScanError, match=r"a/\*.mha: matches no .nii"):
         gather(["a/*.mha"])
 
@@ -74,14 +74,14 @@ def test_a_list_names_a_scan_a_line_and_a_missing_one_is_a_failure(tree, model, 
         ("a/p2/ct-2_seg.nii.gz", "done")]  # fmt: skip
     assert "there is no such file" in summary.outcomes[1].reason
     (tree / "list.txt").write_bytes(b"caf\xe9.nii")
-    with pytest.raises(ConfigError, match="--list list.txt: must be UTF-8 text with one scan a line; byte 3 is not"):
+    with pytest.raises(ConfigError, match="--list list.txt: must be UTF-8 text with one scan per line; byte 3 is not"):
         read_list("list.txt")
     with pytest.raises(ConfigError, match="--list none.txt: cannot be read: No such file or directory"):
         read_list("none.txt")
 
 
 def test_a_pattern_of_a_url_that_is_none_is_named(bucket):
-    with pytest.raises(ScanError, match=r"/\[z-a\]\.nii: is no pattern \(bad character range"):
+    with pytest.raises(ScanError, match=r"/\[z-a\]\.nii: is not a pattern \(bad character range"):
         gather([f"{bucket[0]}/[z-a].nii"])
 
 
@@ -171,7 +171,7 @@ def test_a_scan_that_changes_while_it_is_read_is_no_mask(model, collection, tmp_
     jobs = gather([scan])[0]
     monkeypatch.setattr(ScanReader, "read", read)
     first = infer(open_model(model, "cpu"), jobs, tmp_path / "out", InferOptions())
-    assert first.outcomes[0].reason == f"{scan}: changed while it was read; the next run does it again."
+    assert first.outcomes[0].reason == f"{scan}: changed while it was read; the next run segments it again."
     assert not (tmp_path / "out" / "volume-0.nii").exists()
     monkeypatch.undo()
     assert infer(open_model(model, "cpu"), jobs, tmp_path / "out", InferOptions()).count("done") == 1

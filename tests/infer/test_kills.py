@@ -90,9 +90,9 @@ def test_what_a_killed_run_was_writing_is_cleared_away_and_nothing_else(model, s
     for path in [*stale, *ours]:
         path.write_bytes(b"half")
     claim = book.claim(jobs[0])
-    book.clear(jobs)
+    book.remove_unfinished(jobs)
     assert all(path.exists() for path in stale), "another run is at work on it"
     claim.close()
-    book.clear(jobs)
+    book.remove_unfinished(jobs)
     assert not any(path.exists() for path in stale)
     assert all(path.exists() for path in ours)

@@ -11,7 +11,7 @@ from slicemill.ct.window import Window
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.run.outputs import OutputPaths, check_output_paths
-from slicemill.infer.run.watch import in_their_place
+from slicemill.infer.run.watch import filter_conflicts
 
 
 def jobs_of(*names):
@@ -29,13 +29,13 @@ def jobs_of(*names):
 )
 def test_no_two_files_of_a_run_are_one_together_or_as_they_arrive(names, extras, tmp_path):
     jobs, left_out = jobs_of(*names), {}
-    with pytest.raises(ScanError, match="written beside its mask, would replace a file of"):
+    with pytest.raises(ScanError, match="written next to its mask, would replace a file of"):
         check_output_paths(jobs, tmp_path, extras)
-    taken = list(in_their_place(jobs, OutputPaths(tmp_path, extras), left_out.__setitem__))
+    taken = list(filter_conflicts(jobs, OutputPaths(tmp_path, extras), left_out.__setitem__))
     assert [job.name for job in taken] == list(names[: len(names) - 1])
     ((path, why),) = left_out.items()
     assert path == jobs[-1].path
-    assert "written beside its mask, would replace a file of" in why
+    assert "written next to its mask, would replace a file of" in why
     assert not why.startswith("in/"), "the path stands before it"
 
 
@@ -52,7 +52,7 @@ def test_no_two_files_of_a_run_are_one_together_or_as_they_arrive(names, extras,
 )
 def test_no_file_of_a_scan_is_a_file_of_the_run(name, of_the_run, tmp_path):
     left_out = {}
-    kept = list(in_their_place(jobs_of("a.nii", name), OutputPaths(tmp_path), left_out.__setitem__))
+    kept = list(filter_conflicts(jobs_of("a.nii", name), OutputPaths(tmp_path), left_out.__setitem__))
     assert len(kept) == 2 - of_the_run
     assert ["summary of the run; rename the scan" in why for why in left_out.values()] == [True] * of_the_run
 
@@ -61,7 +61,9 @@ def test_a_run_that_comes_later_replaces_no_file_of_a_scan_that_has_gone(tmp_pat
     for name in ("a_liver.nii", "b.nii"):
         (tmp_path / name).write_bytes(b"mask")
     earlier = ["a_liver.nii", "gone_liver.nii", "b.nii", "a.nii"]
-    with pytest.raises(ScanError, match=r"a_liver.nii, written beside its mask, would replace a file of .*earlier run"):
+    with pytest.raises(
+        ScanError, match=r"a_liver.nii, written next to its mask, would replace a file of .*earlier run"
+    ):
         check_output_paths(jobs_of("a.nii"), tmp_path, ["liver"], earlier)
     check_output_paths(jobs_of("b.nii", "gone.nii", "a_liver.nii"), tmp_path, ["liver"], earlier)
     check_output_paths(jobs_of("a.nii"), tmp_path, (), earlier)
@@ -69,7 +71,7 @@ def test_a_run_that_comes_later_replaces_no_file_of_a_scan_that_has_gone(tmp_pat
 
 def test_a_scan_that_comes_again_keeps_its_places(tmp_path):
     jobs = jobs_of("a.nii.gz", "b.nii.gz", "a.nii.gz")
-    assert list(in_their_place(jobs, OutputPaths(tmp_path, ["liver"]), pytest.fail)) == jobs
+    assert list(filter_conflicts(jobs, OutputPaths(tmp_path, ["liver"]), pytest.fail)) == jobs
 
 
 def test_reports_and_pictures_take_the_place_of_no_scan(tmp_path):

@@ -16,15 +16,15 @@ from slicemill.infer.network.model import EXTERNAL_DATA, Answer, compare, open_m
 from slicemill.infer.report import slice_score
 from slicemill.infer.runtime import providers
 from slicemill.infer.runtime.capacity import Capacity
-from slicemill.infer.slices.assembly import Plan
+from slicemill.infer.slices.assembly import ScanPlan
 from slicemill.infer.slices.batches import Filler, Scan
-from slicemill.infer.slices.tiles import PLAIN, cover, tiles_of
+from slicemill.infer.slices.tiles import PLAIN, cover_axis, make_tiles
 
 
 class TestTiling:
     @given(st.integers(1, 700), st.integers(8, 256))
     def test_tiles_cover_every_pixel_once_and_lie_inside_their_side(self, extent, side):
-        spans = cover(extent, side)
+        spans = cover_axis(extent, side)
         taken = [pixel for span in spans for pixel in range(span.keep_from, span.keep_to)]
         assert taken == list(range(extent))
         for span in spans:
@@ -84,7 +84,7 @@ class TestTiling:
             )
             assert not np.shares_memory(batch.show(np.zeros((9, *size), np.int16)), volume)
         turned = planned(np.moveaxis(np.zeros((4, 4, 6), np.int16), 2, 0), (4, 4), 3, 1.0)
-        assert turned.slices(0, 3) is None, "it does not lie slice after slice"
+        assert turned.view_slices(0, 3) is None, "it does not lie slice after slice"
 
     def test_neighbours_are_the_slices_around_with_edges_repeated(self):
         volume = np.arange(5, dtype=np.int16)[:, None, None] * np.ones((5, 4, 4), np.int16)
@@ -111,17 +111,17 @@ class TestTiling:
 
 def planned(volume, size, context, step):
     """A scan for a network of `size` that knows any label and gives no probability."""
-    plan = Plan(
+    plan = ScanPlan(
         shape=volume.shape,
-        step=step,
+        neighbor_step=step,
         context=context,
         resampling=None,
-        views=tiles_of(volume.shape[1:], size),
-        table=np.arange(251, dtype=np.uint8),
-        tumor=None,
+        tiles=make_tiles(volume.shape[1:], size),
+        label_values=np.arange(251, dtype=np.uint8),
+        tumor_class=None,
         wanted=("label",),
-        manner=PLAIN,
-        size=size,
+        predict=PLAIN,
+        network_size=size,
     )
     return Scan(plan, volume)
 
@@ -172,7 +172,7 @@ class TestInputs:
             gather([tmp_path])
 
     def test_nothing_to_segment_is_one_clear_error(self, tmp_path):
-        with pytest.raises(ScanError, match="holds no NIfTI file"):
+        with pytest.raises(ScanError, match="has no NIfTI file"):
             gather([tmp_path])
         with pytest.raises(ScanError, match="matches no .nii"):
             gather([f"{tmp_path}/*.nii"])

@@ -19,9 +19,9 @@ import slicemill
 from slicemill.common.errors import ModelError, ScanError, UsageError
 from slicemill.common.files import read_lines
 from slicemill.ct.phantom import write_nifti
-from slicemill.infer.cli import beside
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.network.model import Answer, open_model
+from slicemill.infer.request import default_output
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
 from slicemill.infer.runtime.capacity import lanes_on
@@ -229,7 +229,7 @@ def test_a_name_that_is_no_text_is_left_out_and_the_rest_goes_on(model, collecti
     shutil.copy(os.fsencode(collection / "volume-0.nii"), os.fsencode(scans) + b"/caf\xe9.nii")
     done = command("infer", model, scans, "--out", tmp_path / "out")
     assert done.returncode == 0
-    assert "no valid UTF-8; rename it" in done.stdout
+    assert "not valid UTF-8; rename it" in done.stdout
     assert "1 scans: 1 done" in done.stdout
     done = command("ingest", scans, tmp_path / "store")
     assert done.returncode == 0
@@ -279,7 +279,7 @@ def test_another_provider_is_compared_with_the_cpu_before_the_first_scan(model, 
         return Answer((honest(*given).label + 1) % 3)
 
     monkeypatch.setattr(reference, "run", other)
-    monkeypatch.setattr("slicemill.infer.cpu_check.open_model", lambda *_: reference)
+    monkeypatch.setattr("slicemill.infer.parity_check.open_model", lambda *_: reference)
     with pytest.raises(ModelError, match="labels on cuda differ from those on the CPU"):
         infer(opened, jobs, tmp_path / "other")
     assert not (tmp_path / "other" / "volume-0.nii").exists()
@@ -330,10 +330,10 @@ class TestCommand:
     def test_where_nothing_can_lie_beside_the_scans_out_is_asked_for(self, collection, tmp_path, monkeypatch):
         def refused(*inputs):
             with pytest.raises(UsageError, match="--out is missing"):
-                beside([str(one) for one in inputs], Path("liver.fp16.onnx"))
+                default_output([str(one) for one in inputs], Path("liver.fp16.onnx"))
 
         def found(*inputs):
-            return beside([str(one) for one in inputs], Path("models/liver.fp16.onnx"))
+            return default_output([str(one) for one in inputs], Path("models/liver.fp16.onnx"))
 
         scans = tmp_path / "data" / "scans"
         shutil.copytree(collection, scans / "siteA")
@@ -364,7 +364,8 @@ class TestCommand:
         done = command("infer", model, scans.parent, "--out", tmp_path / "out")
         assert "6 scans: 6 done" in done.stdout
         assert (
-            f"left out: {scans}-tiny: holds what an earlier run made; name it by itself to segment that" in done.stdout
+            f"left out: {scans}-tiny: has the results of an earlier run; name it by itself to segment that"
+            in done.stdout
         )
         assert len(gather([f"{scans}-tiny"])[0]) == 6
         kept = discover(scans.parent)
@@ -378,10 +379,10 @@ class TestCommand:
         [
             (1, ["nowhere.onnx", "COLLECTION"], "nowhere.onnx: cannot be read"),
             (1, ["MODEL", "nowhere.nii"], "there is no such file"),
-            (2, ["MODEL", "COLLECTION", "--provider", "tpu"], "choose one of auto"),
+            (2, ["MODEL", "COLLECTION", "--provider", "tpu"], "is not one of"),
             (2, ["MODEL", "COLLECTION", "--devices", "first"], "expected numbers of GPUs"),
             (2, ["MODEL", "COLLECTION", "--devices", "1", "--provider", "cpu"], "leave --devices out"),
-            (2, ["MODEL", "COLLECTION", "--provider", "tpu", "--scheduler", "tcp://127.0.0.1:9"], "choose one of auto"),
+            (2, ["MODEL", "COLLECTION", "--provider", "tpu", "--scheduler", "tcp://127.0.0.1:9"], "is not one of"),
             (2, ["MODEL", "COLLECTION", "--window", "300,-200"], "--window 300,-200: window 300.0..-200.0"),
             (2, ["MODEL", "COLLECTION", "--watch", "."], "name scans, folders, patterns"),
         ],

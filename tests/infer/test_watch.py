@@ -23,7 +23,7 @@ HERE = Path(__file__).parents[2]
 @pytest.fixture
 def inbox(tmp_path):
     told = []
-    return WatchFolder(folder=tmp_path, settle=5.0, tell=told.append), told
+    return WatchFolder(folder=tmp_path, settle_seconds=5.0, log=told.append), told
 
 
 def names(jobs):
@@ -35,48 +35,48 @@ def test_a_file_is_taken_when_it_has_stayed_the_same_for_a_while(inbox, tmp_path
     scan = tmp_path / "p1" / "ct-1.nii"
     scan.parent.mkdir()
     scan.write_bytes(b"")
-    assert box.ready(0) == box.ready(9) == [], "an empty file is still to be written"
+    assert box.find_ready(0) == box.find_ready(9) == [], "an empty file is still to be written"
     scan.write_bytes(b"half")
-    assert box.ready(10) == box.ready(14) == []
+    assert box.find_ready(10) == box.find_ready(14) == []
     scan.write_bytes(b"half and half")
-    assert box.ready(16) == box.ready(20) == []
-    assert names(box.ready(21)) == ["p1/ct-1.nii"]
-    assert box.ready(99) == [], "once is enough"
+    assert box.find_ready(16) == box.find_ready(20) == []
+    assert names(box.find_ready(21)) == ["p1/ct-1.nii"]
+    assert box.find_ready(99) == [], "once is enough"
 
 
 def test_a_file_that_changes_later_is_taken_again_but_not_while_it_is_at_work(inbox, tmp_path):
     box, _ = inbox
     (tmp_path / "a.nii").write_bytes(b"one")
-    box.ready(0)
-    assert names(box.ready(5)) == ["a.nii"]
-    box.at_work = lambda name: name == "a.nii"
+    box.find_ready(0)
+    assert names(box.find_ready(5)) == ["a.nii"]
+    box.is_begun = lambda name: name == "a.nii"
     (tmp_path / "a.nii").write_bytes(b"other")
-    assert box.ready(6) == box.ready(20) == []
-    box.at_work = lambda _: False
-    assert names(box.ready(21)) == ["a.nii"]
+    assert box.find_ready(6) == box.find_ready(20) == []
+    box.is_begun = lambda _: False
+    assert names(box.find_ready(21)) == ["a.nii"]
 
 
 def test_what_is_no_scan_is_left_out_and_said_once(inbox, tmp_path):
     box, told = inbox
     for name in ("ct_seg.nii", "x.dcm", ".hidden.nii", "b.nii", "b.nii.gz", "notes.txt"):
         (tmp_path / name).write_bytes(b"bytes")
-    box.ready(0)
-    assert names(box.ready(9)) == ["b.nii"]
+    box.find_ready(0)
+    assert names(box.find_ready(9)) == ["b.nii"]
     assert sorted(line.split(": ")[1].rpartition("/")[2] for line in told) == ["b.nii.gz", "ct_seg.nii", "x.dcm"]
 
 
 def test_a_name_is_free_again_when_its_scan_has_gone_and_is_not_at_work(inbox, tmp_path):
     box, told = inbox
     (tmp_path / "a.nii").write_bytes(b"one")
-    box.ready(0)
-    assert names(box.ready(9)) == ["a.nii"]
+    box.find_ready(0)
+    assert names(box.find_ready(9)) == ["a.nii"]
     (tmp_path / "a.nii").unlink()
     (tmp_path / "a.nii.gz").write_bytes(b"other")
-    box.at_work = lambda name: name == "a.nii"
-    assert box.ready(10) == box.ready(20) == []
-    box.at_work = lambda _: False
-    box.ready(21)
-    assert names(box.ready(30)) == ["a.nii.gz"]
+    box.is_begun = lambda name: name == "a.nii"
+    assert box.find_ready(10) == box.find_ready(20) == []
+    box.is_begun = lambda _: False
+    box.find_ready(21)
+    assert names(box.find_ready(30)) == ["a.nii.gz"]
     assert len(told) == 1
 
 
@@ -110,7 +110,7 @@ def test_an_inbox_knows_after_a_restart_what_was_made_of_scans_that_have_gone(
 
 def test_masks_must_not_arrive_as_scans(model, tmp_path):
     opened = open_model(model, "cpu")
-    with pytest.raises(ConfigError, match="lies in it, so that masks would arrive as scans"):
+    with pytest.raises(ConfigError, match="is inside it, so that masks would arrive as scans"):
         watch(opened, tmp_path, RunLedger(tmp_path / "out", opened, InferOptions()), lambda: True)
     with pytest.raises(ConfigError, match="there is no such folder"):
         watch(opened, tmp_path / "none", RunLedger(tmp_path / "out", opened, InferOptions()), lambda: True)
