@@ -62,9 +62,9 @@ def tune(
 ) -> None:
     """Choose a model's post-processing by its Dice on validation cases, and write it into the model file.
 
-    Rules: largest organ, holes, tumor far from the organ, least volume and least probability of a lesion. Flavors of the
-    model next to it are written, too. A model file that is changed is another model: the next `infer` segments all scans
-    again, and TensorRT builds a new engine.
+    Rules: largest organ, holes, tumor far from the organ, least volume and least probability of a lesion. Flavors of
+    the model next to it are written, too. A model file that is changed is another model: the next `infer` segments all
+    scans again, and TensorRT builds a new engine.
 
         slicemill tune liver.onnx store/ --split run/split.json
     """

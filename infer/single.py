@@ -18,7 +18,7 @@ from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.parity_check import check_parity
 from slicemill.infer.postprocess import postprocess
 from slicemill.infer.report import ScanReport, make_report
-from slicemill.infer.runtime.capacity import capacity_of, lanes_on
+from slicemill.infer.runtime.capacity import Capacity, capacity_of, lanes_on
 from slicemill.infer.runtime.providers import Provider
 from slicemill.infer.slices.assembly import Segmented, plan_of
 from slicemill.infer.slices.batches import Filler, Scan
@@ -54,12 +54,18 @@ def segment_volume(
     capacity = capacity_of(model.info, model.provider)
     if model.provider != "cpu" and not model.gated:
         check_parity(model, scan, make_lane(model, capacity, plan.wanted))
+    _label_scan(model, scan, capacity, advance)
+    return scan.canvas.segmented()
+
+
+def _label_scan(model: Model, scan: Scan, capacity: Capacity, advance: Callable[[int], None]) -> None:
+    """Label all slices of a scan, on as many lanes as the provider takes."""
     filler = Filler(capacity)
     filler.add(scan)
     lock, turns, stopped = threading.Lock(), turns_of(model), threading.Event()
 
     def run_lane() -> None:
-        lane = make_lane(model, capacity, plan.wanted)
+        lane = make_lane(model, capacity, scan.plan.wanted)
         while True:
             with lock:
                 if stopped.is_set() or not filler.waiting:
@@ -77,7 +83,6 @@ def segment_volume(
                 future.result()
         finally:  # also after Ctrl-C: no lane starts another batch
             stopped.set()
-    return scan.canvas.segmented()
 
 
 def segment(

@@ -1,8 +1,8 @@
 """Gather: turn files, folders, patterns, lists and stores, local or below URLs, into jobs.
 
 1. An input is a store, a folder, a file, or a pattern. A list is a file with one input per line.
-2. A scan below a folder keeps its relative path. Single files keep their paths below the folder that they share. Cases of
-   a store are named by their ids.
+2. A scan below a folder keeps its relative path. Single files keep their paths below the folder that they share. Cases
+   of a store are named by their ids.
 3. Other formats, segmentations (by name) and results of earlier runs are left out, with a reason.
 """
 
@@ -183,8 +183,8 @@ def _common_folder(files: Sequence[Location]) -> Location:
 def name_below(root: Location, file: Location) -> str:
     """Return the name of a scan's mask: its path below a folder.
 
-    The folder's own name is added where the scan's name says nothing, as in ``P1/CT_image.nii.gz``. The mask of a pair or
-    a picture is one .nii.gz file.
+    The folder's own name is added where the scan's name says nothing, as in ``P1/CT_image.nii.gz``. The mask of a pair
+    or a picture is one .nii.gz file.
     """
     name = relative_path(file, root)
     if is_picture(file.name):

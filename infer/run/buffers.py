@@ -1,7 +1,7 @@
-"""Buffer pool: memory of scans that is reused, because the system zeroes fresh pages, which costs time for every voxel.
+"""Buffer pool: reuse the memory of scans, because the system zeroes fresh pages, which costs time for every voxel.
 
-1. An array of a `BufferPool` is a view of a buffer. Views of the array keep the buffer in use; it is free again when the
-   last of them is collected.
+1. An array of a `BufferPool` is a view of a buffer. Views of the array keep the buffer in use; it is free again when
+   the last of them is collected.
 2. A free buffer is reused for an array that fills at least 1/SLACK of it. When none fits, all free buffers are released
    first, so that buffers never take much more than the scans in progress.
 

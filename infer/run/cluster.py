@@ -1,9 +1,9 @@
 """Cluster: each worker of a Dask cluster is one run over all scans; the workers share them by their claims.
 
-1. A worker (one for each device) gets one task: all jobs, starting at a different one, so that workers do not compete for
-   the same scan.
-2. Each worker claims scans that are free and skips what is in the ledger, as runs started by hand do. So a scan is not a
-   Dask task, batches are filled across scans, and a fast worker does more.
+1. A worker (one for each device) gets one task: all jobs, starting at a different one, so that workers do not compete
+   for the same scan.
+2. Each worker claims scans that are free and skips what is in the ledger, as runs started by hand do. So a scan is not
+   a Dask task, batches are filled across scans, and a fast worker does more.
 3. A killed worker loses its claims with its process. Dask gives its task to another worker, which does what is left.
 4. The outcomes of all workers are merged: a scan is done if one of them did it, or by the ledger.
 """

@@ -1,13 +1,14 @@
 """Engine: readers, batches across scans, the network and writers, all working at the same time, bounded by memory.
 
 1. Reader threads take jobs, decode scans and put them into a queue (`slicemill.infer.run.scan_queue`).
-2. Lanes take batches from the queue (`slicemill.infer.network.lanes`): on a CPU one lane for each core, up to eight; two
-   for each other device, so that one is computed while the other is emptied and filled.
+2. Lanes take batches from the queue (`slicemill.infer.network.lanes`): on a CPU one lane for each core, up to eight;
+   two for each other device, so that one is computed while the other is emptied and filled.
 3. A scan whose last slice is labeled goes to the writer threads. Then its memory is released.
-4. A scan that cannot be read or written fails alone. When a device fails, the scans of that batch fail and the session is
-   rebuilt, once; a device that fails again ends the run.
+4. A scan that cannot be read or written fails alone. When a device fails, the scans of that batch fail and the session
+   is rebuilt, once; a device that fails again ends the run.
 
-The engine knows nothing of files, ledgers or labels: the caller supplies functions that read, write and record (`Steps`).
+The engine knows nothing of files, ledgers or labels: the caller supplies functions that read, write and record
+(`Steps`).
 """
 
 import threading
@@ -103,7 +104,7 @@ class Engine:
         self._scans_lock = threading.Lock()
         self._jobs_lock = threading.Lock()
         self._device_lock = threading.Lock()
-        """Held while a device is checked or rebuilt, which takes seconds: no lane starts a batch meanwhile, but scans can end."""
+        """Held while a device is checked or rebuilt, for seconds: no lane starts a batch, but scans can end."""
         self._unchecked = set(models) if steps.check else set()
         self._rebuilt: set[Model] = set()
         self._error: BaseException | None = None

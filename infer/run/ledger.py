@@ -98,7 +98,7 @@ class RunLedger:
         return list(self._lines)
 
     def read_news(self, jobs: Mapping[str, Job]) -> dict[str, ScanOutcome]:
-        """Return how some of these jobs have ended since the last call, by name, in any run of this model and options."""
+        """Return how some of these jobs have ended since the last call, in any run of this model and options."""
         with self._lock:
             lines = {name: self._lines[name] for name in self._read_new_lines()}
         return {

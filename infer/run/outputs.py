@@ -91,7 +91,7 @@ def check_output_paths(jobs: Sequence[Job], out: Path, extras: Sequence[str] = (
 
 
 def resolve_inputs(job: Job) -> set[Path]:
-    """Return the local files of a job's scan; for a pair also single files of its stem, which would count as the scan."""
+    """Return the local files of a job's scan; for a pair also single files of its stem, which look like the scan."""
     if job.case_id is not None or not isinstance(job.path, Path):
         return set()
     files = [job.path]

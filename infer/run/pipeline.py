@@ -2,8 +2,8 @@
 
 1. `gather` names the jobs. Jobs done before with the same model and unchanged input are skipped
    (`slicemill.infer.run.ledger`).
-2. The engine reads, labels and writes (`slicemill.infer.run.engine`). Each job is claimed first, so that several runs may
-   share a folder.
+2. The engine reads, labels and writes (`slicemill.infer.run.engine`). Each job is claimed first, so that several runs
+   may share a folder.
 3. A scan's mask appears last, atomically, after its report and picture; then its line in the ledger.
 4. A scan that cannot be read or written is a failure with a reason; the others continue.
 """
@@ -210,7 +210,7 @@ class Run:
                 yield _ExtraVolume(name, volume, 1 / 255)
 
     def fail(self, job: Job, error: Exception) -> None:
-        """Record why a scan could not be segmented; a full disk may keep it out of the ledger, not out of the summary."""
+        """Record why a scan could not be segmented; on a full disk only the summary has it."""
         passing = isinstance(error, OSError | MemoryError | ReadError | StoreError | ProviderError)
         outcome = ScanOutcome(name=job.name, status="failed", reason=failure_reason(error, job), passing=passing)
         begun = self._begun.get(job.name)

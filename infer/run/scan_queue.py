@@ -2,8 +2,8 @@
 
 1. A reader that has read a scan's header requests its memory (`admit`) and waits until that much is free.
 2. The loaded scan is appended to the queue (`add`). `take` cuts the queue into batches across scans.
-3. A full batch is returned at once. A batch that is not full waits while a reader is busy. When all readers have ended, or
-   wait for memory that only finished scans can release, it is returned as it is.
+3. A full batch is returned at once. A batch that is not full waits while a reader is busy. When all readers have ended,
+   or wait for memory that only finished scans can release, it is returned as it is.
 4. The memory is released (`release`) when the scan's mask is written or the scan has failed.
 """
 
@@ -20,7 +20,7 @@ AHEAD = 256
 AHEAD_BATCHES = 32
 """The same limit in batches, for devices with large batches; the larger limit counts."""
 LINGER_SECONDS = 0.05
-"""How long a batch that is not full waits when no reader is busy: between two scans, a reader is briefly not counted."""
+"""How long a batch that is not full waits when no reader is busy: readers are briefly not busy between scans."""
 
 
 class Stopped(Exception):  # noqa: N818 (not an error: the run is ending)

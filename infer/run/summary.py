@@ -127,7 +127,7 @@ def is_summary(name: str) -> bool:
 
 
 def write_summary(out: Path, model: Model, summary: Summary, part: str = "") -> None:
-    """Write the run's summary as JSON, and one row for each scan as CSV; `part` ends the file names of a partial run."""
+    """Write the run's summary as JSON, and one row for each scan as CSV; `part` ends the file names."""
     document = SummaryDocument(
         model=model.info.name,
         model_sha256=model.info.sha256,

@@ -1,7 +1,7 @@
 """Watch folder: scans become jobs as they arrive, once they are complete.
 
-1. The folder is listed every LOOK_SECONDS. A file is complete when it is not empty and its size and time have not changed
-   for SETTLE_SECONDS. A file that was renamed into place simply waits that long.
+1. The folder is listed every LOOK_SECONDS. A file is complete when it is not empty and its size and time have not
+   changed for SETTLE_SECONDS. A file that was renamed into place simply waits that long.
 2. A scan that changes later is a job again, once it has settled and its previous job has ended.
 3. Segmentations (by name), hidden files, other formats and names that are taken are left out; each is reported once.
 """
@@ -28,7 +28,7 @@ from slicemill.infer.run.summary import Summary, write_summary
 LOOK_SECONDS = 1.0
 """Time between two listings of the folder."""
 SETTLE_SECONDS = 5.0
-"""Longer than a copy over a network pauses. A file that is taken too early fails as truncated, and again when it grows."""
+"""Longer than a copy over a network pauses. A file taken too early fails as truncated, and is taken again."""
 
 
 @dataclass(kw_only=True)

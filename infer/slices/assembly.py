@@ -99,7 +99,8 @@ def wanted_of(info: ModelCard, predict: PredictOptions = PLAIN) -> tuple[str, ..
     options = [name for name in ("mirror", "overlap", "probability") if getattr(predict, name)]
     if options and not info.gives_probability:
         raise ConfigError(
-            f"--{options[0]}: {info.name} gives no probabilities; export it again with `slicemill export --probability`."
+            f"--{options[0]}: {info.name} gives no probabilities; "
+            "export it again with `slicemill export --probability`."
         )
     averages = predict.mirror or predict.overlap
     has_tumor = info.labels.tumor is not None

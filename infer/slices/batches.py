@@ -20,7 +20,7 @@ class Scan:
     """The slices of a scan that the network labels, and the assembly of its outputs."""
 
     def __init__(self, plan: ScanPlan, seen: npt.NDArray[np.int16], allocate: Room = np.empty) -> None:
-        """Take `seen`: int16[z, y, x], HU, at the network's pixel size (`ScanPlan.seen`); `allocate` makes the result."""
+        """Take `seen`: int16[z, y, x], HU, at the network's pixel size; `allocate` makes the result."""
         self.plan = plan
         self.canvas = VolumeAssembly(plan, allocate)
         self._seen = seen
@@ -42,7 +42,7 @@ class Scan:
         tile.cut(self._seen[z], out)
 
     def view_slices(self, z: int, count: int) -> npt.NDArray[np.int16] | None:
-        """Return a view of slices int16[n, H, W], or None where the network cannot take them from memory as they are."""
+        """Return a view of slices int16[n, H, W], or None where the network cannot take them as they are."""
         seen = self._seen[z : z + count]
         packed = seen.dtype == np.int16 and seen.flags.c_contiguous and seen.flags.aligned
         return seen if self.plan.passes_slices_unchanged and packed else None
@@ -87,14 +87,14 @@ class Batch:
         return image[: len(self.rows)]
 
     def targets(self) -> dict[str, npt.NDArray[np.uint8]]:
-        """Return where the network may write outputs, by name: uint8[b, H, W]; empty where only `put` can place them."""
+        """Return where the network may write outputs, by name: uint8[b, H, W]; else nothing (see `put`)."""
         if (run := find_run(self.units)) is None:
             return {}
         first, count = run
         return first.scan.canvas.targets(first.z, count)
 
     def put(self, answer: Answer) -> list[Scan]:
-        """Give each unit's output to its scan, unless it was written in place; return the scans that are complete now."""
+        """Give each unit's output to its scan, unless it was written in place; return the complete scans."""
         for index, unit in enumerate(self.units):
             unit.scan.canvas.put(unit.z, unit.tile, answer, index)
         counts = Counter(unit.scan for unit in self.units)

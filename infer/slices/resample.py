@@ -1,8 +1,8 @@
 """Resampling: slices to the pixel size that a network was trained at, and its outputs back to the scan's pixels.
 
 Both grids have the same center. Pixel i of n, at spacing t, has the coordinate
-``((i + 0.5) - n / 2) * t / s + N / 2 - 0.5`` among N pixels at spacing s. This is the convention of torch's `affine_grid`
-and `grid_sample` with ``align_corners=False``. Beyond its edge a slice repeats its last pixel.
+``((i + 0.5) - n / 2) * t / s + N / 2 - 0.5`` among N pixels at spacing s. This is the convention of torch's
+`affine_grid` and `grid_sample` with ``align_corners=False``. Beyond its edge a slice repeats its last pixel.
 
 Labels are computed from interpolated probabilities: nearest labels cost 0.003 to 0.006 of Dice for a liver at two to
 three times the spacing of the scan. Where the four network pixels around a pixel have one label, the pixel has that

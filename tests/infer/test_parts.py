@@ -16,9 +16,9 @@ from slicemill.infer.network.model import EXTERNAL_DATA, Answer, compare, open_m
 from slicemill.infer.report import slice_score
 from slicemill.infer.runtime import providers
 from slicemill.infer.runtime.capacity import Capacity
-from slicemill.infer.slices.assembly import ScanPlan
-from slicemill.infer.slices.batches import Filler, Scan
-from slicemill.infer.slices.tiles import PLAIN, cover_axis, make_tiles
+from slicemill.infer.slices.batches import Filler
+from slicemill.infer.slices.tiles import cover_axis
+from tests.infer.fakes import planned
 
 
 class TestTiling:
@@ -107,23 +107,6 @@ class TestTiling:
             batch = filler.next()
             sizes.append((len(batch.units), len(batch.rows)))
         assert sizes == [(4, 4), (4, 4)]
-
-
-def planned(volume, size, context, step):
-    """A scan for a network of `size` that knows any label and gives no probability."""
-    plan = ScanPlan(
-        shape=volume.shape,
-        neighbor_step=step,
-        context=context,
-        resampling=None,
-        tiles=make_tiles(volume.shape[1:], size),
-        label_values=np.arange(251, dtype=np.uint8),
-        tumor_class=None,
-        wanted=("label",),
-        predict=PLAIN,
-        network_size=size,
-    )
-    return Scan(plan, volume)
 
 
 @given(st.integers(1, 60), st.integers(1, 30), st.sampled_from([0, 1, 3, 255]), st.integers(0, 50))

@@ -16,7 +16,7 @@ from slicemill.infer.slices.tiles import PredictOptions, cover_axis, gaussian_we
 from slicemill.train.export.graph import Exported, Flavor
 from slicemill.train.export.model_file import Postprocess, add_metadata, describe, prove, read_trained, to_onnx
 from tests.conftest import TINY
-from tests.infer.test_engine import run
+from tests.infer.test_bulk import run
 
 SIDE = 64
 
