@@ -24,6 +24,7 @@ from slicemill.infer.inputs.pictures import open_picture
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import ELSEWHERE, infer
+from tests.infer.commands import run_command
 
 HERE = Path(__file__).parents[2]
 SPACING = (3.0, 1.0, 1.0)
@@ -142,8 +143,8 @@ def test_a_folder_that_may_not_be_written_is_named(root, model, collection, tmp_
         pytest.skip("root may write into any folder but the kernel's own")
     out = Path("/sys/none") if root else tmp_path / "out"
     root or out.mkdir(mode=0o500)
-    done = command(model, collection / "volume-0.nii", "--out", out)
-    assert done.returncode == 1
+    done = run_command("infer", model, collection / "volume-0.nii", "--out", out)
+    assert done.exit_code == 1
     assert str(out) in done.stderr
     assert done.stderr.count("\n") == 1
     assert "not permitted" in done.stderr or "ermission denied" in done.stderr
@@ -180,8 +181,8 @@ def test_a_disk_that_fills_up_fails_scans_and_the_same_command_finishes_them_whe
 
 def test_an_out_that_is_a_file_is_named(model, collection, tmp_path):
     (tmp_path / "out").write_bytes(b"a file")
-    done = command(model, collection / "volume-0.nii", "--out", tmp_path / "out")
-    assert done.returncode == 1
+    done = run_command("infer", model, collection / "volume-0.nii", "--out", tmp_path / "out")
+    assert done.exit_code == 1
     assert f"slicemill: {tmp_path / 'out'}: File exists. Mend that, or correct the path" in done.stderr
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slicemill.common.errors import ConfigError
 from slicemill.common.files import read_lines
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.network.model import open_model
-from slicemill.infer.run.cluster import BY_LEDGER, LedgerFollower, merge_summaries
+from slicemill.infer.run import cluster as cluster_module
+from slicemill.infer.run.cluster import BY_LEDGER, LedgerFollower, infer_on, merge_summaries
 from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import ELSEWHERE, infer
@@ -100,13 +102,10 @@ def test_two_workers_one_of_them_killed_do_every_scan_once(cluster, model, tmp_p
 
 
 def test_no_scheduler_is_one_clear_error(model, collection, tmp_path, monkeypatch):
-    import slicemill.infer.run.cluster
-    from slicemill.common.errors import ConfigError
-
-    monkeypatch.setattr(slicemill.infer.run.cluster, "ANSWER_SECONDS", 1)
+    monkeypatch.setattr(cluster_module, "ANSWER_SECONDS", 1)
     opened = open_model(model, "cpu")
     with pytest.raises(ConfigError, match=r"--scheduler tcp://127.0.0.1:9: no Dask scheduler answers there"):
-        slicemill.infer.run.cluster.infer_on(
+        infer_on(
             "tcp://127.0.0.1:9", opened, "cpu", gather([collection])[0], RunLedger(tmp_path, opened, InferOptions())
         )
 

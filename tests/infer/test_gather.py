@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -20,8 +18,7 @@ from slicemill.infer.inputs.gather import gather, pattern_below, read_list
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
-
-HERE = Path(__file__).parents[2]
+from tests.infer.commands import run_command
 
 
 def names(inputs):
@@ -36,17 +33,6 @@ def tree(tmp_path, monkeypatch):
         write_nifti(tmp_path / name, np.zeros((2, 64, 64), np.int16), (3.0, 1.0, 1.0))
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def command(*words, given=""):
-    return subprocess.run(
-        [sys.executable, "-m", "slicemill", "infer", *map(str, words)],
-        cwd=HERE,
-        input=given,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_folders_patterns_and_files_keep_their_tree(tree):
@@ -94,30 +80,30 @@ def test_patterns_of_urls_mean_what_they_mean_on_a_disk(pattern, tree):
 
 def test_exit_status_and_counts_add_up(tree, model, tmp_path):
     listed = "\n".join(str(tree / name) for name in ("a", "b/ct-3.nii"))
-    done = command(model, "--list", "-", "--out", tmp_path / "out", given=listed)
-    assert done.returncode == 0
+    done = run_command("infer", model, "--list", "-", "--out", tmp_path / "out", given=listed)
+    assert done.exit_code == 0
     assert "3 scans: 3 done, 0 skipped (done before), 0 failed; 1 files left out" in done.stdout
     (tree / "a" / "bad.nii").write_bytes(b"no scan")
-    done = command(model, tree / "a", "--out", tmp_path / "other")
-    assert done.returncode == 1
+    done = run_command("infer", model, tree / "a", "--out", tmp_path / "other")
+    assert done.exit_code == 1
     assert "3 scans: 2 done, 0 skipped (done before), 1 failed" in done.stdout
     for words in ((), ("--out", tmp_path / "out")):
-        nothing = command(model, *words)
-        assert nothing.returncode == 2
+        nothing = run_command("infer", model, *words)
+        assert nothing.exit_code == 2
         assert "name scans, folders" in nothing.stderr
-    assert command(model, tree / "a", tree / "b").returncode == 2
+    assert run_command("infer", model, tree / "a", tree / "b").exit_code == 2
 
 
 def test_shards_into_one_folder_do_every_scan_once(tree, model, tmp_path):
     counts = []
     for index in range(3):
-        done = command(model, tree / "a", tree / "b", "--out", tmp_path / "out", "--shard", f"{index}/3")
-        assert done.returncode == 0, done.stderr
+        done = run_command("infer", model, tree / "a", tree / "b", "--out", tmp_path / "out", "--shard", f"{index}/3")
+        assert done.exit_code == 0, done.stderr
         summary = json.loads((tmp_path / "out" / f"summary-{index}-of-3.json").read_text())
         counts.append(summary["scans"]["done"])
     assert sum(counts) == 4
     assert sorted(path.name for path in (tmp_path / "out").rglob("*.nii*")) == ["[odd].nii", "ct-1.nii", "ct-2.nii.gz", "ct-3.nii"]  # fmt: skip
-    assert command(model, tree / "a", "--out", tmp_path / "out", "--shard", "3/3").returncode == 2
+    assert run_command("infer", model, tree / "a", "--out", tmp_path / "out", "--shard", "3/3").exit_code == 2
 
 
 def test_scans_and_stores_in_a_bucket_give_the_labels_of_those_on_a_disk(bucket, collection, stored, model, tmp_path):

@@ -13,9 +13,11 @@ import pytest
 
 from slicemill.common.errors import ConfigError
 from slicemill.infer.network.model import open_model
+from slicemill.infer.run import watch as module
 from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.watch import WatchFolder, watch
+from tests.infer.commands import run_command
 
 HERE = Path(__file__).parents[2]
 
@@ -85,7 +87,7 @@ def test_an_inbox_knows_after_a_restart_what_was_made_of_scans_that_have_gone(
 ):
     folder, out = tmp_path / "inbox", tmp_path / "out"
     opened = open_model(model, "cpu")
-    monkeypatch.setattr("slicemill.infer.run.watch.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
 
     def arrives(name):
         """Watch with a scan of this name in the inbox until it has had its turn."""
@@ -117,11 +119,9 @@ def test_masks_must_not_arrive_as_scans(model, tmp_path):
 
 
 def test_pictures_are_not_taken_from_an_inbox(model, tmp_path):
-    words = ["infer", str(model), "--watch", str(tmp_path), "--window=-200,300", "--out", str(tmp_path / "out")]
-    done = subprocess.run(
-        [sys.executable, "-m", "slicemill", *words], cwd=HERE, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 2
+    words = ["infer", model, "--watch", tmp_path, "--window=-200,300", "--out", tmp_path / "out"]
+    done = run_command(*words)
+    assert done.exit_code == 2
     assert "pictures with their" in " ".join(done.stderr.replace("│", " ").split())
 
 
