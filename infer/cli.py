@@ -101,8 +101,8 @@ def tune(
 
 def _segment(request: InferRequest) -> None:
     """Segment the scans of a request and show the result; exit 1 where a scan failed."""
-    jobs, left_out = _gather(request)
     out = request.out_folder
+    jobs, left_out = _gather(request)
     opened = _open(request)
     _show_left_out(left_out)
     if request.dry_run:

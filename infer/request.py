@@ -138,17 +138,18 @@ class InferRequest:
         )
 
     def check(self) -> None:
-        """Check that the options fit together.
+        """Check that each option can be used and that the options fit together.
 
         Raises
         ------
         UsageError
-            They do not.
+            An option cannot be used, or two contradict each other.
         """
         from slicemill.infer.runtime.capacity import HOSTS
 
-        if self.provider in HOSTS and self.options.devices != (0,):
-            numbers = ",".join(map(str, self.options.devices))
+        devices = self.options.devices
+        if self.provider in HOSTS and devices != (0,):
+            numbers = ",".join(map(str, devices))
             raise UsageError(
                 f"--devices {numbers}: {self.provider} runs on one device, the processor; leave --devices out."
             )

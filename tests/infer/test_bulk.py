@@ -54,7 +54,7 @@ def test_the_size_of_a_batch_and_the_number_of_threads_change_no_label(model, sc
         assert masks(tmp_path / name) == masks(tmp_path / "one")
 
 
-def test_every_second_is_on_some_stage_and_every_scan_in_the_summary(model, scans, tmp_path):
+def test_the_summary_has_every_stage_and_every_scan(model, scans, tmp_path):
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "bad.nii.gz").write_bytes(b"no scan")
     run(model, [scans, tmp_path / "more"], tmp_path / "out")
@@ -66,7 +66,7 @@ def test_every_second_is_on_some_stage_and_every_scan_in_the_summary(model, scan
     assert summary["peak_mib"] > 50
 
 
-def test_a_scan_that_cannot_be_read_fails_by_itself_and_is_not_tried_again_unless_asked(model, scans, tmp_path):
+def test_an_unreadable_scan_fails_alone_and_is_retried_only_on_request(model, scans, tmp_path):
     folder = shutil.copytree(scans, tmp_path / "scans")
     (folder / "scan-4.nii.gz").write_bytes((folder / "scan-4.nii.gz").read_bytes()[:-900])
     first = run(model, [folder], tmp_path / "out")
@@ -85,7 +85,7 @@ def test_a_scan_that_cannot_be_read_fails_by_itself_and_is_not_tried_again_unles
     assert run(model, [folder], tmp_path / "out").count("done") == 1
 
 
-def test_a_scan_that_failed_with_its_device_is_tried_again_without_being_asked(model, scans, tmp_path):
+def test_a_scan_that_failed_with_its_device_is_retried_by_the_next_run(model, scans, tmp_path):
     opened, options = open_model(model, "cpu"), InferOptions()
     jobs, _ = gather([scans])
     first = Run(opened, options, RunLedger(tmp_path / "out", opened, options))
@@ -96,7 +96,7 @@ def test_a_scan_that_failed_with_its_device_is_tried_again_without_being_asked(m
     assert masks(tmp_path / "out") == masks(tmp_path / "whole")
 
 
-def test_a_run_that_ends_early_accounts_for_every_scan_and_the_next_one_does_the_rest(model, scans, tmp_path):
+def test_a_run_that_ends_early_has_every_scan_in_its_summary_and_the_next_run_does_the_rest(model, scans, tmp_path):
     opened = open_model(model, "cpu")
 
     class Broken:
@@ -127,13 +127,13 @@ def test_a_reason_names_the_file_once():
     assert failure_reason(MemoryError(), job).startswith("in/a.nii: not enough memory")
 
 
-def test_memory_for_less_than_the_model_is_one_clear_error(model, scans, tmp_path):
+def test_a_memory_limit_below_the_model_itself_is_one_clear_error(model, scans, tmp_path):
     with pytest.raises(ConfigError, match="--max-memory 0.001: the model alone takes"):
         run(model, [scans], tmp_path, max_memory_gb=0.001)
 
 
 @pytest.mark.parametrize("amount", [-1, float("inf"), float("nan"), 1e300])
-def test_memory_that_no_machine_has_is_refused(amount):
+def test_an_impossible_memory_limit_is_refused(amount):
     with pytest.raises(ConfigError, match=rf"--max-memory {re.escape(f'{amount:g}')}: must not be negative, nor more"):
         InferOptions(max_memory_gb=amount)
 
@@ -143,7 +143,7 @@ def test_negative_settings_are_refused():
         InferOptions(readers=-1)
 
 
-def test_a_scan_that_another_run_has_claimed_is_left_to_it(model, scans, tmp_path):
+def test_a_scan_that_another_run_has_claimed_is_skipped(model, scans, tmp_path):
     opened = open_model(model, "cpu")
     jobs, _ = gather([scans])
     with RunLedger(tmp_path, opened, InferOptions()).claim(jobs[3]):
@@ -153,7 +153,7 @@ def test_a_scan_that_another_run_has_claimed_is_left_to_it(model, scans, tmp_pat
     assert summary.count("done") == 9
 
 
-def test_two_runs_at_once_do_each_scan_once(model, scans, tmp_path):
+def test_two_processes_segment_each_scan_once(model, scans, tmp_path):
     words = [sys.executable, "-m", "slicemill", "infer", str(model), str(scans), "--out", str(tmp_path)]
     runs = [subprocess.Popen(words, cwd=HERE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate()[0] for process in runs]
@@ -162,7 +162,7 @@ def test_two_runs_at_once_do_each_scan_once(model, scans, tmp_path):
     assert sorted(done) == [f"scan-{number}.nii.gz" for number in range(10)]
 
 
-def test_numbers_that_are_no_devices_are_refused(model):
+def test_invalid_device_numbers_are_refused(model):
     for devices in ((), (0, 0), (-1,)):
         with pytest.raises(ConfigError, match="expected numbers of GPUs, each once, like 0,1"):
             InferOptions(devices=devices)
@@ -170,7 +170,7 @@ def test_numbers_that_are_no_devices_are_refused(model):
         open_model(model, "cpu", 1)
 
 
-def test_gpus_that_auto_does_not_find_are_missed_and_not_replaced(model, scans, tmp_path, monkeypatch):
+def test_auto_does_not_replace_missing_gpus_by_the_cpu_when_devices_are_named(model, scans, tmp_path, monkeypatch):
     monkeypatch.setattr(providers, "no_cuda", lambda: "no NVIDIA driver answers")
     with pytest.raises(ProviderError, match="--devices 1: auto would take the CPU, .* no NVIDIA driver answers"):
         open_model(model, "auto", 1)

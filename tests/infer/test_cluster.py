@@ -1,4 +1,4 @@
-"""A Dask cluster: workers share the scans, and what a killed one leaves is done by another."""
+"""A Dask cluster: workers share the scans, and another worker does what a killed one leaves."""
 
 import json
 import os
@@ -33,7 +33,7 @@ SCANS = 24
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A Dask scheduler and two workers, each a process of its own; yields the address and the workers."""
+    """A Dask scheduler and two workers, each a process; yields the address and the workers."""
     log = tmp_path / "scheduler.log"
     module = [sys.executable, "-m"]
     environment = {**os.environ, "PYTHONPATH": str(HERE)}
@@ -64,7 +64,7 @@ def done_lines(out):
 
 
 @pytest.mark.slow
-def test_two_workers_one_of_them_killed_do_every_scan_once(cluster, model, tmp_path):
+def test_two_workers_of_which_one_is_killed_segment_every_scan_once(cluster, model, tmp_path):
     address, workers = cluster
     deadline = time.time() + 60
     while (tmp_path / "scheduler.log").read_text().count("Registered to") < 2 and time.time() < deadline:
@@ -93,8 +93,8 @@ def test_two_workers_one_of_them_killed_do_every_scan_once(cluster, model, tmp_p
         assert content(out / path.name) == content(path)
     assert not list(out.rglob("*.part*"))
     cores = len(os.sched_getaffinity(0))
-    told = rf"worker tcp://127.0.0.1:(\d+): cpu \({cores} cores?\), \d+ slices a batch, \d at a time: "
-    assert len(set(re.findall(told, output))) == 2
+    logged = rf"worker tcp://127.0.0.1:(\d+): cpu \({cores} cores?\), \d+ slices a batch, \d at a time: "
+    assert len(set(re.findall(logged, output))) == 2
     summary = json.loads((out / "summary.json").read_text())
     assert summary["scans"] == {"done": SCANS, "skipped": 0, "failed": 1}
     assert summary["provider"] == "cpu"
@@ -119,14 +119,14 @@ def summary(*outcomes):
     return Summary(outcomes=outcomes, seconds=4.0, provider="cpu", stages=stages, device_busy=0.5)
 
 
-def test_the_outcome_that_says_most_counts():
+def test_the_most_informative_outcome_of_a_scan_counts():
     jobs = [Job(name=name, path=Path(name)) for name in "abcdef"]
     one = summary(outcome("a", "done"), outcome("b", "skipped", ELSEWHERE), outcome("c", "skipped", "done before"))
     other = summary(outcome("a", "skipped", "done before"), outcome("b", "failed", "bad"), outcome("c", "done"))
     late = summary(outcome("f", "skipped", "done before"))
     known = {"d": outcome("d", "skipped", "done before")}
-    told = {name: outcome(name, status) for name, status in (("a", "done"), ("b", "failed"), ("f", "done"))}
-    merged = merge_summaries(jobs, known, told, [one, other, late], 5.0)
+    by_ledger = {name: outcome(name, status) for name, status in (("a", "done"), ("b", "failed"), ("f", "done"))}
+    merged = merge_summaries(jobs, known, by_ledger, [one, other, late], 5.0)
     assert [(one.name, one.status) for one in merged.outcomes] == [
         ("a", "done"), ("b", "failed"), ("c", "done"), ("d", "skipped"), ("e", "failed"), ("f", "done")]  # fmt: skip
     assert [one.reason for one in merged.outcomes] == [
@@ -137,7 +137,7 @@ def test_the_outcome_that_says_most_counts():
 
 
 def test_the_ledger_is_read_as_it_grows(model, collection, tmp_path):
-    """Lines of other models and other scans, of scans that only began and torn ones tell nothing; the last line of a scan counts."""
+    """Lines of other models, other scans and begun scans do not count, nor torn lines; a scan's last line does."""
     opened = open_model(model, "cpu")
     jobs = gather([collection])[0]
     writer, reader = RunLedger(tmp_path, opened, InferOptions()), RunLedger(tmp_path, opened, InferOptions())

@@ -1,4 +1,4 @@
-"""The engine: batches across scans, bounded memory, failures that stay where they are."""
+"""The engine: batches across scans, bounded memory, failures that affect only their scan or batch."""
 
 import gc
 import threading
@@ -104,7 +104,7 @@ class TestMemory:
         assert len(run.labels) == len(held) == 10
         assert max(held) <= most
 
-    def test_a_scan_that_was_written_is_kept_by_nobody(self):
+    def test_a_written_scan_is_not_referenced_any_more(self):
         written, alive = [], []
 
         class Counting(FakeRun):
@@ -122,7 +122,7 @@ class TestMemory:
         assert len(alive) == 10
         assert max(alive) <= 2, "at most what the lanes are about to leave"
 
-    def test_a_scan_that_needs_more_than_all_is_refused(self):
+    def test_a_scan_that_needs_more_memory_than_all_scans_may_take_fails(self):
         least = volumes(6)[0].nbytes
         run = FakeRun(volumes(*TEN), [FakeModel()], memory_bytes=least).run()
         assert sorted(run.errors) == ["6", "7", "8"]

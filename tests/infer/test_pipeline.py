@@ -1,4 +1,4 @@
-"""Bulk inference from the outside: masks on the scan's grid, nothing lost, nothing done twice."""
+"""Bulk inference end to end: masks on the scan's grid, nothing lost, nothing done twice."""
 
 import json
 import os
@@ -34,8 +34,22 @@ from tests.contents import content
 from tests.infer.commands import run_command
 
 HERE = Path(__file__).parents[2]
-FIELDS = ("dim", "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
-          "srow_x", "srow_y", "srow_z", "xyzt_units")  # fmt: skip
+FIELDS = (
+    "dim",
+    "pixdim",
+    "qform_code",
+    "sform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+    "qoffset_z",
+    "srow_x",
+    "srow_y",
+    "srow_z",
+    "xyzt_units",
+)
 
 
 def run(model, inputs, out, **options):
@@ -60,7 +74,7 @@ def test_every_mask_has_its_scans_name_header_geometry_and_trained_labels(segmen
         assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2}
 
 
-def test_a_mask_lies_where_the_labels_are_in_the_patient(segmented, model, stored):
+def test_a_mask_is_at_the_labels_place_in_the_patient(segmented, model, stored):
     """The same patient in another axis order gets the same labels at the same millimetres."""
     case = open_store(stored)["volume-5"]
     assert case.info.source_axcodes == "PIR"
@@ -71,7 +85,7 @@ def test_a_mask_lies_where_the_labels_are_in_the_patient(segmented, model, store
     assert report["shape_zyx"] == list(label.shape)
 
 
-def test_the_python_function_gives_the_files_labels_and_report(segmented, model, collection):
+def test_the_python_function_returns_the_labels_and_report_of_the_files(segmented, model, collection):
     label, report = slicemill.segment(collection / "volume-2.nii", model, provider="cpu")
     written = json.loads((segmented / "volume-2.json").read_text())
     assert report == written
@@ -97,7 +111,7 @@ def test_a_store_gives_the_same_labels_as_the_files(segmented, model, stored, tm
         assert np.array_equal(one.affine, other.affine)
 
 
-def test_a_damaged_case_of_a_store_is_named_and_the_rest_goes_on(model, stored, tmp_path):
+def test_a_damaged_case_of_a_store_fails_by_name_and_the_rest_is_segmented(model, stored, tmp_path):
     copy = shutil.copytree(stored, tmp_path / "store")
     document = copy / "scans.zarr" / "volume-1" / "zarr.json"
     document.write_text(document.read_text()[:200])
@@ -108,7 +122,7 @@ def test_a_damaged_case_of_a_store_is_named_and_the_rest_goes_on(model, stored, 
         assert "volume-1" in failed.reason
 
 
-def test_the_same_command_again_skips_what_is_done_and_does_what_changed(model, collection, tmp_path):
+def test_the_same_command_again_skips_done_scans_and_repeats_changed_ones(model, collection, tmp_path):
     scans = shutil.copytree(collection, tmp_path / "scans")
     out = tmp_path / "out"
     run(model, [scans], out)
@@ -121,7 +135,7 @@ def test_the_same_command_again_skips_what_is_done_and_does_what_changed(model, 
     assert run(model, [scans], out, overwrite=True).count("done") == 6
 
 
-def test_one_bad_scan_is_named_and_the_rest_goes_on(model, collection, tmp_path):
+def test_one_bad_scan_fails_by_name_and_the_rest_is_segmented(model, collection, tmp_path):
     scans = shutil.copytree(collection, tmp_path / "scans")
     (scans / "volume-1.nii.gz").write_bytes((scans / "volume-1.nii.gz").read_bytes()[:9000])
     done = run_command("infer", model, scans, "--out", tmp_path / "out")
@@ -154,7 +168,7 @@ def test_a_disk_that_cannot_be_written_fails_the_scan_and_not_the_run(model, col
 
 
 @pytest.mark.slow
-def test_killed_anywhere_nothing_is_lost_and_nothing_done_twice(model, collection, segmented, tmp_path, rng):
+def test_a_run_that_is_killed_anywhere_loses_nothing_and_repeats_nothing(model, collection, segmented, tmp_path, rng):
     out = tmp_path / "out"
     words = [sys.executable, "-m", "slicemill", "infer", str(model), str(collection), "--out", str(out)]
     for _ in range(6):
@@ -172,13 +186,13 @@ def test_killed_anywhere_nothing_is_lost_and_nothing_done_twice(model, collectio
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (3, 200, 90), (2, 1, 1), (700, 8, 8)])
-def test_scans_of_any_size_come_back_in_their_own(shape, model, tmp_path, rng):
+def test_masks_of_scans_of_any_size_have_the_scans_size(shape, model, tmp_path, rng):
     write_nifti(tmp_path / "a.nii", rng.integers(-1000, 500, shape, dtype=np.int16), (1.0, 1.0, 1.0))
     label, _ = slicemill.segment(tmp_path / "a.nii", model)
     assert label.shape == shape
 
 
-def test_a_mask_never_takes_the_place_of_a_scan(model, collection, tmp_path):
+def test_a_mask_never_replaces_a_scan(model, collection, tmp_path):
     scans = shutil.copytree(collection, tmp_path / "scans")
     before = (scans / "volume-0.nii").read_bytes()
     for inputs, out in (([scans], scans), ([scans / "volume-0.nii"], tmp_path / "x" / ".." / "scans")):
@@ -202,7 +216,7 @@ def test_scans_of_one_name_from_two_folders_do_not_replace_each_other(model, col
     assert run(model, [tmp_path / "P2" / "abdomen.nii"], tmp_path / "out", overwrite=True).count("done") == 1
 
 
-def test_a_kill_between_mask_and_ledger_is_no_foreign_file(model, collection, tmp_path):
+def test_a_mask_without_its_last_ledger_line_still_counts_as_ours(model, collection, tmp_path):
     scan = collection / "volume-0.nii"
     run(model, [scan], tmp_path)
     lines = (tmp_path / "ledger.jsonl").read_text().splitlines(keepends=True)
@@ -212,13 +226,13 @@ def test_a_kill_between_mask_and_ledger_is_no_foreign_file(model, collection, tm
     assert run(model, [scan], tmp_path).count("skipped") == 1
 
 
-def test_a_file_that_is_no_work_of_ours_is_not_replaced(model, collection, tmp_path):
+def test_a_mask_that_we_did_not_write_is_not_replaced(model, collection, tmp_path):
     (tmp_path / "volume-0.nii").write_bytes(b"a mask drawn by hand")
     assert run(model, [collection / "volume-0.nii"], tmp_path).count("failed") == 1
     assert (tmp_path / "volume-0.nii").read_bytes() == b"a mask drawn by hand"
 
 
-def test_a_name_that_is_no_text_is_left_out_and_the_rest_goes_on(model, collection, tmp_path):
+def test_a_name_that_is_not_utf8_is_left_out_and_the_rest_is_segmented(model, collection, tmp_path):
     scans = tmp_path / "scans"
     scans.mkdir()
     shutil.copy(collection / "volume-0.nii", scans / "a.nii")
@@ -232,7 +246,7 @@ def test_a_name_that_is_no_text_is_left_out_and_the_rest_goes_on(model, collecti
     assert "1 cases: 1 done" in done.stdout
 
 
-def test_a_model_that_gives_labels_only_still_answers(model, collection, tmp_path):
+def test_a_model_that_gives_labels_only_still_reports_tumor(model, collection, tmp_path):
     import onnx
 
     opened = onnx.load(model)
@@ -284,13 +298,13 @@ def test_another_provider_is_compared_with_the_cpu_before_the_first_scan(model, 
 
 
 class TestCommand:
-    def test_a_dry_run_says_what_it_would_do(self, model, collection, tmp_path):
+    def test_a_dry_run_shows_what_would_be_segmented(self, model, collection, tmp_path):
         done = run_command("infer", model, collection, "--out", tmp_path / "out", "--dry-run")
         assert done.exit_code == 0
         assert "6 scans: 6 to segment, 0 done before, 0 would fail. Nothing was written" in done.stdout
         assert not (tmp_path / "out").exists()
 
-    def test_a_dry_run_says_what_would_fail_and_why(self, model, collection, tmp_path):
+    def test_a_dry_run_shows_what_would_fail_and_why(self, model, collection, tmp_path):
         (tmp_path / "volume-0.nii").write_bytes(b"a mask drawn by hand")
         done = run_command("infer", model, collection / "volume-0.nii", "--out", tmp_path, "--dry-run")
         assert re.search(r"volume-0.nii +failed +.*volume-0.nii: was not made from", done.stdout)
@@ -307,14 +321,14 @@ class TestCommand:
             f"scans take half of the free memory at most; into {tmp_path}"
         )
 
-    def test_the_last_lines_tell_where_the_time_went(self, model, collection, tmp_path):
+    def test_the_last_lines_show_the_time_of_each_stage(self, model, collection, tmp_path):
         done = run_command("infer", model, collection / "volume-0.nii", "--out", tmp_path, "--provider", "cpu")
         stages = json.loads((tmp_path / "summary.json").read_text())["stages"]
         for name, row in stages.items():
             assert re.search(rf"^{name} +{row['seconds']:.1f} +{row['share']:.0%}$", done.stdout, re.MULTILINE)
         assert re.search(r"the network ran \d+% of the run; peak memory of this process: [\d,]+ MiB", done.stdout)
 
-    def test_without_out_masks_go_beside_the_folder_of_the_scans_and_are_found_again(self, model, collection, tmp_path):
+    def test_without_out_masks_go_next_to_the_scans_folder_and_are_found_again(self, model, collection, tmp_path):
         scans = shutil.copytree(collection, tmp_path / "scans")
         beside = tmp_path / "scans-tiny"
         assert run_command("infer", model, scans / "volume-0.nii", scans / "volume-2.nii").exit_code == 0
@@ -323,7 +337,7 @@ class TestCommand:
         assert "6 scans: 4 done, 2 skipped (done before), 0 failed" in done.stdout
         assert sorted(path.name for path in scans.iterdir()) == sorted(path.name for path in collection.iterdir())
 
-    def test_where_nothing_can_lie_beside_the_scans_out_is_asked_for(self, collection, tmp_path, monkeypatch):
+    def test_out_is_required_where_nothing_can_be_written_next_to_the_scans(self, collection, tmp_path, monkeypatch):
         def refused(*inputs):
             with pytest.raises(UsageError, match="--out is missing"):
                 default_output([str(one) for one in inputs], Path("liver.fp16.onnx"))
@@ -354,7 +368,7 @@ class TestCommand:
         monkeypatch.setattr(os, "access", lambda *_: False)
         refused(scans)
 
-    def test_results_below_the_input_are_left_out_unless_they_are_named(self, model, collection, tmp_path):
+    def test_results_below_the_input_are_left_out_unless_named(self, model, collection, tmp_path):
         scans = shutil.copytree(collection, tmp_path / "data" / "scans")
         assert run_command("infer", model, scans).exit_code == 0
         done = run_command("infer", model, scans.parent, "--out", tmp_path / "out")
@@ -383,7 +397,7 @@ class TestCommand:
             (2, ["MODEL", "COLLECTION", "--watch", "."], "name scans, folders, patterns"),
         ],
     )
-    def test_what_a_user_gets_wrong_is_said_and_has_an_exit_status(
+    def test_wrong_arguments_have_a_message_and_an_exit_status(
         self, status, words, message, model, collection, tmp_path
     ):
         known = {"COLLECTION": str(collection), "MODEL": str(model)}

@@ -1,4 +1,4 @@
-"""Slices at the network's pixel size and labels back: torch and scipy as oracles."""
+"""Resampling to the network's pixel size and back: torch and scipy as oracles."""
 
 import json
 
@@ -23,7 +23,7 @@ spacings = st.floats(0.3, 3.0)
 
 
 @given(sides, sides, spacings, spacings, st.floats(0.5, 2.0), st.integers(0, 99))
-def test_slices_are_those_of_torchs_grid_sample(ny, nx, sy, sx, target, seed):
+def test_resampled_slices_equal_torchs_grid_sample(ny, nx, sy, sx, target, seed):
     section = np.random.default_rng(seed).integers(-1000, 1000, (ny, nx)).astype(np.int16)
     way = make_resampling((ny, nx), (sy, sx), target, (8, 8))
     if way is None:
@@ -52,7 +52,7 @@ def test_the_extent_covers_the_scan_and_has_the_center_of_the_network(ny, nx, si
 
 
 @given(st.integers(2, 4), sides, sides, spacings, st.floats(0.5, 2.0), st.integers(0, 99))
-def test_labels_come_back_as_the_largest_interpolated_probability(classes, ny, nx, spacing, target, seed):
+def test_labels_are_the_largest_interpolated_probability(classes, ny, nx, spacing, target, seed):
     """Every pixel computed by scipy, not only those along borders."""
     way = make_resampling((ny, nx), (spacing, spacing), target, (8, 8))
     if way is None:
@@ -81,7 +81,7 @@ def test_without_probabilities_labels_are_those_of_the_nearest_pixel():
     ]  # fmt: skip
 
 
-def test_a_spacing_of_its_own_is_left_alone():
+def test_a_scan_with_the_models_spacing_is_not_resampled():
     assert make_resampling((512, 512), (0.7, 0.7), None, (512, 512)) is None
     assert make_resampling((512, 512), (0.7, 0.70001), 0.7, (512, 512)) is None
     assert make_resampling((512, 512), (0.7, 0.71), 0.7, (512, 512)) is not None

@@ -16,7 +16,7 @@ def scan(slices):
     return planned(np.zeros((slices, 4, 4), np.int16))
 
 
-def test_a_full_batch_is_handed_out_at_once_and_a_short_one_when_nothing_can_fill_it():
+def test_a_full_batch_is_returned_at_once_and_a_short_one_when_nothing_can_fill_it():
     queue = ScanQueue(Capacity(4, 4), 100)
     with queue.reader():
         with queue.busy():
@@ -52,7 +52,7 @@ def test_a_reader_that_waits_for_memory_does_not_keep_a_short_batch_waiting():
         assert queue.held_bytes == 50
 
 
-def test_whoever_waits_is_let_go_at_the_end():
+def test_waiting_readers_are_released_at_the_end():
     queue = ScanQueue(Capacity(4, 4), 100)
     caught = []
 
@@ -73,7 +73,7 @@ def test_whoever_waits_is_let_go_at_the_end():
     assert queue.take() is None
 
 
-def test_more_than_there_is_is_refused():
+def test_more_memory_than_the_limit_is_refused():
     with pytest.raises(ScanError, match="needs about 0.00 GiB of memory, more than"):
         ScanQueue(Capacity(4, 4), 100).admit(101)
 

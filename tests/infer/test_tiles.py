@@ -1,4 +1,4 @@
-"""Averages over mirrored slices and overlapping tiles, beside the same written out with onnxruntime alone."""
+"""Averages over mirrored slices and overlapping tiles, compared with onnxruntime called by hand."""
 
 import nibabel as nib
 import numpy as np
@@ -44,7 +44,7 @@ def probabilities(path, image, z):
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (2, 100, 90)])
-def test_averages_are_those_of_the_network_called_by_hand(shape, telling, tmp_path, rng):
+def test_averages_equal_those_computed_by_hand(shape, telling, tmp_path, rng):
     volume = rng.integers(-200, 300, shape, dtype=np.int16)
     write_nifti(tmp_path / "a.nii", volume, (5.0, 1.0, 1.0), "LPS")
     for predict in (
@@ -76,7 +76,7 @@ def test_averages_are_those_of_the_network_called_by_hand(shape, telling, tmp_pa
         assert sure.mean() > 0.99
 
 
-def test_weights_of_all_views_add_up_to_one_at_every_pixel(telling):
+def test_weights_of_all_tiles_add_up_to_one_at_every_pixel(telling):
     info = open_model(telling, "cpu").info
     for predict in (
         PredictOptions(mirror=True),
@@ -104,7 +104,7 @@ def test_a_model_without_probabilities_cannot_average(model, tmp_path):
         plan_of(opened.info, (1, 64, 64), (1.0, 1.0, 1.0), PredictOptions(mirror=True))
 
 
-def test_what_was_done_otherwise_is_done_again(telling, collection, tmp_path):
+def test_scans_done_with_other_options_are_done_again(telling, collection, tmp_path):
     scan = collection / "volume-0.nii"
     assert run(telling, [scan], tmp_path).count("done") == 1
     plain = (tmp_path / "volume-0.nii").read_bytes()
@@ -115,7 +115,7 @@ def test_what_was_done_otherwise_is_done_again(telling, collection, tmp_path):
     assert (tmp_path / "volume-0.nii").read_bytes() == plain
 
 
-def test_probabilities_and_a_mask_a_label_lie_beside_the_labels_on_the_scans_grid(telling, collection, tmp_path):
+def test_probabilities_and_masks_of_single_labels_are_written_on_the_scans_grid(telling, collection, tmp_path):
     scan = collection / "volume-4.nii.gz"
     options = {"predict": PredictOptions(probability=True), "separate": True, "postprocess": False}
     assert run(telling, [scan], tmp_path, **options).count("done") == 1
@@ -141,7 +141,7 @@ def test_probabilities_that_are_kept_take_memory(telling):
     assert estimate_scan_bytes(plans[1]) - estimate_scan_bytes(plans[0]) == 3 * 4 * 64 * 64
 
 
-def test_options_say_what_changes_outputs():
+def test_options_list_only_what_changes_outputs():
     assert InferOptions().as_json() == {}
     assert InferOptions(predict=PredictOptions(mirror=True), postprocess=False).as_json() == {
         "mirror": True,

@@ -15,7 +15,7 @@ def test_seconds_of_stages_are_shared_and_rounded():
     }
 
 
-def test_the_stopwatch_adds_threads_up():
+def test_the_stopwatch_adds_up_threads():
     watch = Stopwatch()
 
     def work():
