@@ -82,7 +82,7 @@ class _Begun:
     """Version tag of the scan's content when it was read."""
 
 
-class Run:
+class BulkRun:
     """Reads, writes and records the scans of one run; called from several threads."""
 
     def __init__(self, model: Model, options: InferOptions, ledger: RunLedger) -> None:
@@ -313,7 +313,7 @@ def infer(
     """
     out.mkdir(parents=True, exist_ok=True)
     ledger = RunLedger(out, model, options)
-    run = Run(model, options, ledger)
+    run = BulkRun(model, options, ledger)
     ledger.remove_unfinished(jobs)
     left, known = select_jobs(jobs, ledger, extra_names(model.info.labels, options))
     run.outcomes.update({outcome.name: outcome for outcome in known})

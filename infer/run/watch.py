@@ -22,7 +22,7 @@ from slicemill.infer.inputs.jobs import Job, Stamp
 from slicemill.infer.network.model import Model
 from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.outputs import OutputPaths, extra_names
-from slicemill.infer.run.pipeline import Run
+from slicemill.infer.run.pipeline import BulkRun
 from slicemill.infer.run.summary import Summary, write_summary
 
 LOOK_SECONDS = 1.0
@@ -110,7 +110,7 @@ def watch(
             f"--watch {folder}: --out {ledger.out} is inside it, so that masks would arrive as scans; choose another."
         )
     ledger.out.mkdir(parents=True, exist_ok=True)
-    run = Run(model, ledger.options, ledger)
+    run = BulkRun(model, ledger.options, ledger)
     outputs = OutputPaths(ledger.out, extra_names(model.info.labels, ledger.options), ledger.names)
     ledger.remove_unfinished([Job(name=name, path=folder / name) for name in ledger.names])
     run.on_outcome = lambda one: print_line(f"{one.status}: {one.name}: {one.answer or one.reason}")

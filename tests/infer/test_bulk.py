@@ -18,7 +18,7 @@ from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import InferOptions
-from slicemill.infer.run.pipeline import Run, failure_reason
+from slicemill.infer.run.pipeline import BulkRun, failure_reason
 from slicemill.infer.run.pipeline import infer as segment_all
 from slicemill.infer.runtime import providers
 from tests.contents import content
@@ -88,7 +88,7 @@ def test_an_unreadable_scan_fails_alone_and_is_retried_only_on_request(model, sc
 def test_a_scan_that_failed_with_its_device_is_retried_by_the_next_run(model, scans, tmp_path):
     opened, options = open_model(model, "cpu"), InferOptions()
     jobs, _ = gather([scans])
-    first = Run(opened, options, RunLedger(tmp_path / "out", opened, options))
+    first = BulkRun(opened, options, RunLedger(tmp_path / "out", opened, options))
     first.fail(jobs[0], ProviderError("cpu: the device failed (CUDA error 700)."))
     assert first.outcomes[jobs[0].name].reason == f"{jobs[0].path}: cpu: the device failed (CUDA error 700)."
     assert run(model, [scans], tmp_path / "out").count("done") == 10
