@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,18 +18,23 @@ if TYPE_CHECKING:
 Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 """The choices of `slicemill.infer.runtime.providers.Provider`, a module that is too slow to import for --help."""
 
-INPUT, OUTPUT, NETWORK, MACHINE, RERUN = "Input", "Output", "Network", "Machine", "Running again"
-"""Panels of --help."""
-
-ModelFile = Annotated[Path, typer.Argument(help="ONNX file written by slicemill export.")]
-ProviderName = Annotated[
-    Provider,
-    typer.Option(help="Where the network runs; auto is CUDA where it starts, else CPU.", rich_help_panel=NETWORK),
-]
-
 
 def _option(panel: str, help_text: str, *names: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help_text, rich_help_panel=panel, **settings)
+
+
+_input, _output, _network, _machine, _rerun = (
+    partial(_option, panel) for panel in ("Input", "Output", "Network", "Machine", "Running again")
+)
+FROM_0: dict[str, Any] = {"min": 0}
+FINITE_FROM_0: dict[str, Any] = {"min": 0, "callback": require_finite}
+
+ModelFile = Annotated[Path, typer.Argument(help="ONNX file written by slicemill export.")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(help="Scans (.nii, .nii.gz), folders, quoted patterns, slice stores; paths or URLs."),
+]
+ProviderName = Annotated[Provider, _network("Where the network runs; auto is CUDA where it starts, else CPU.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,68 +42,34 @@ class InferRequest:
     """Arguments and options of the command `infer`."""
 
     model: ModelFile
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(help="Scans (.nii, .nii.gz), folders, quoted patterns, slice stores; paths or URLs."),
-    ] = None
-    lists: Annotated[
-        list[str] | None, _option(INPUT, "File with one input per line; - is standard input.", "--list")
-    ] = None
-    watch: Annotated[
-        Path | None, _option(INPUT, "Segment scans that arrive in this folder, until Ctrl-C or SIGTERM.")
-    ] = None
+    inputs: Inputs = None
+    lists: Annotated[list[str] | None, _input("File with one input per line; - is standard input.", "--list")] = None
+    watch: Annotated[Path | None, _input("Segment scans that arrive in this folder, until Ctrl-C or SIGTERM.")] = None
     settle: Annotated[
-        float,
-        _option(
-            INPUT,
-            "Seconds that an arriving file must stay unchanged to count as complete.",
-            callback=require_finite,
-            min=0,
-        ),
+        float, _input("Seconds without a change after which a new file is complete.", **FINITE_FROM_0)
     ] = 5.0
-    window: Annotated[str | None, _option(INPUT, "LOW,HIGH: HU of black and white in slices given as PNG or JPEG.")] = (
-        None
-    )
-    out: Annotated[
-        Path | None,
-        _option(OUTPUT, "Folder for masks, reports and pictures; default: FOLDER-MODEL next to the scans' folder."),
-    ] = None
-    probability: Annotated[
-        bool, _option(OUTPUT, "Also write NAME_probability_LABEL for every label.", "--probability")
-    ] = False
-    separate: Annotated[bool, _option(OUTPUT, "Also write NAME_LABEL, 0 and 1, for every label.", "--separate")] = False
-    no_postprocess: Annotated[bool, _option(OUTPUT, "Do not post-process the labels.", "--no-postprocess")] = False
+    window: Annotated[str | None, _input("LOW,HIGH: HU of black and white in slices given as PNG or JPEG.")] = None
+    out: Annotated[Path | None, _output("Folder for results; default: FOLDER-MODEL next to the scans' folder.")] = None
+    probability: Annotated[bool, _output("Also write NAME_probability_LABEL for every label.", "--probability")] = False
+    separate: Annotated[bool, _output("Also write NAME_LABEL, 0 and 1, for every label.", "--separate")] = False
+    no_postprocess: Annotated[bool, _output("Do not post-process the labels.", "--no-postprocess")] = False
     provider: ProviderName = "auto"
-    mirror: Annotated[
-        bool, _option(NETWORK, "Average over each slice and its mirror images; four times the work.", "--mirror")
-    ] = False
+    mirror: Annotated[bool, _network("Average over mirror images of a slice; four times the work.", "--mirror")] = False
     overlap: Annotated[
-        bool, _option(NETWORK, "Average over tiles that overlap by half, where slices need tiles.", "--overlap")
+        bool, _network("Average over tiles that overlap by half, where slices need tiles.", "--overlap")
     ] = False
-    batch: Annotated[int, _option(NETWORK, "Slices in a batch; 0 fits the provider.", min=0)] = 0
-    readers: Annotated[int, _option(MACHINE, "Threads that decode scans; 0 fits the cores.", min=0)] = 0
-    writers: Annotated[int, _option(MACHINE, "Threads that post-process and write; 0 fits the cores.", min=0)] = 0
-    devices: Annotated[str, _option(MACHINE, "Numbers of the GPUs that share the work, like 0,1.")] = "0"
+    batch: Annotated[int, _network("Slices in a batch; 0 fits the provider.", **FROM_0)] = 0
+    readers: Annotated[int, _machine("Threads that decode scans; 0 fits the cores.", **FROM_0)] = 0
+    writers: Annotated[int, _machine("Threads that post-process and write; 0 fits the cores.", **FROM_0)] = 0
+    devices: Annotated[str, _machine("Numbers of the GPUs that share the work, like 0,1.")] = "0"
     max_memory: Annotated[
-        float,
-        _option(
-            MACHINE,
-            "GB that the whole process may take; 0 lets scans take half of the free memory.",
-            callback=require_finite,
-            min=0,
-        ),
+        float, _machine("GB for the process; 0: scans take half of the free memory.", **FINITE_FROM_0)
     ] = 0.0
-    shard: Annotated[
-        str | None,
-        _option(MACHINE, "I/N: only every Nth scan, starting with the Ith; for job arrays into one folder."),
-    ] = None
-    scheduler: Annotated[
-        str | None,
-        _option(MACHINE, "Address of a Dask scheduler, like tcp://host:8786; start one worker for each device."),
-    ] = None
-    retry_failed: Annotated[bool, _option(RERUN, "Try scans again that have failed before.", "--retry-failed")] = False
-    overwrite: Annotated[bool, _option(RERUN, "Segment scans again that are done.", "--overwrite")] = False
-    dry_run: Annotated[bool, _option(RERUN, "Show what would be segmented, and stop.", "--dry-run")] = False
+    shard: Annotated[str | None, _machine("I/N: every Nth scan from the Ith on; for job arrays.")] = None
+    scheduler: Annotated[str | None, _machine("Dask scheduler, like tcp://host:8786; one worker per device.")] = None
+    retry_failed: Annotated[bool, _rerun("Try scans again that have failed before.", "--retry-failed")] = False
+    overwrite: Annotated[bool, _rerun("Segment scans again that are done.", "--overwrite")] = False
+    dry_run: Annotated[bool, _rerun("Show what would be segmented, and stop.", "--dry-run")] = False
 
     @cached_property
     def all_inputs(self) -> list[str]:
