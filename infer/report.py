@@ -1,92 +1,143 @@
-"""What a person wants to know of a segmented scan: volumes, lesions, the yes or no, and a picture to check it by."""
+"""Report of one segmented scan: volumes, lesions, tumor yes or no, and a preview picture."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from slicemill.common.documents import from_document
 from slicemill.ct.geometry import Grid, voxel_ml
 from slicemill.ct.labels import Labels
-from slicemill.ct.lesions import BATCH_SLICES, LesionTracker
+from slicemill.ct.lesions import BATCH_SLICES, Lesion, LesionTracker
 from slicemill.ct.pictures import Tile, draw_labels, evenly_spaced, gray, label_colors, montage
+from slicemill.infer.inputs.jobs import LoadedScan
+from slicemill.infer.network.model import Model
 from slicemill.infer.postprocess import Box, extent
 from slicemill.infer.slices.assembly import Segmented
-from slicemill.store.model_card import ModelCard
 
 DISCLAIMER = "research software, not a medical device; not for diagnosis"
 STRONGEST = 20
-"""Voxels that a slice's tumor score is the mean of: about the smallest lesion that readers report (5 mm across at 1 mm)."""
+"""Voxels in the mean of a slice's tumor score: about the smallest lesion that readers report (5 mm across at 1 mm)."""
 OVERLAY_SLICES = 8
 OVERLAY_COLUMNS = 4
 OVERLAY_PX = 320
-"""Of a slice's longer side at most, or every second or third pixel is shown, since drawing and packing whole slices takes longest in short scans."""
+"""Longest side of a slice in the picture. Larger slices are shown with every second or third pixel, since drawing and
+compressing full slices takes most of the time of short scans."""
 
 
-def make_report(name: str, grid: Grid, segmented: Segmented, info: ModelCard) -> dict[str, Any]:
-    """Return the JSON report of a scan; `segmented` holds labels after post-processing.
+@dataclass(frozen=True, kw_only=True)
+class ScanReport:
+    """The JSON report of one scan, after post-processing. The fields are the keys of the file, in this order.
 
-    ``tumor.confidence`` is the mean probability of the tumor voxels where a tumor was found, else one minus the
-    highest slice score. It is the network's own figure, not calibrated.
+    The values about tumor are None for a model without a tumor label.
     """
-    label, box = segmented.label, extent(segmented.label)
-    per_voxel = voxel_ml(grid.affine_lps)
+
+    scan: str
+    """Relative path of the scan's mask."""
+    model: str
+    """File name of the model."""
+    model_sha256: str
+    labels: Mapping[str, int]
+    """Name to value of the model's labels."""
+    organ: str | None
+    """Name of the organ's label."""
+    tumor: str | None
+    """Name of the tumor's label."""
+    shape_zyx: tuple[int, int, int]
+    """Number of voxels along z, y, x."""
+    spacing_mm_zyx: tuple[float, ...]
+    """Size of a voxel along z, y, x, mm."""
+    volumes_ml: Mapping[str, float]
+    """Volume of each label, ml; the organ includes its tumors."""
+    tumor_found: bool | None = None
+    """Whether the scan has at least one lesion."""
+    tumor_volume_ml: float | None = None
+    """Volume of all tumor voxels, ml."""
+    tumor_confidence: float | None = None
+    """Mean probability of the tumor voxels where a tumor was found, else one minus the highest slice score.
+
+    It is the network's own value, not calibrated; None for a model without probabilities of tumor."""
+    tumor_score: float | None = None
+    """Highest of the slice scores, 0 to 1; None without probabilities of tumor."""
+    lesions: tuple[Lesion, ...] | None = None
+    """Connected components of tumor, the largest first."""
+    slice_tumor_scores: tuple[float, ...] | None = None
+    """Tumor score of each slice, 0 to 1 (`slice_score`); None without probabilities of tumor."""
+    note: str = DISCLAIMER
+    provider: str
+    """Execution provider that ran the network."""
+    warnings: tuple[str, ...]
+    """Warnings about the scan's header."""
+
+    @property
+    def answer(self) -> str:
+        """Return the main result as one line: tumor yes or no, or volumes where the model has no tumor label."""
+        if self.tumor_found is None:
+            return ", ".join(f"{name} {volume:.1f} ml" for name, volume in self.volumes_ml.items())
+        confidence = "" if self.tumor_confidence is None else f" (confidence {self.tumor_confidence:.2f})"
+        if not self.tumor_found:
+            return f"tumor: no{confidence}"
+        count = len(self.lesions or ())
+        return f"tumor: yes, {self.tumor_volume_ml:.1f} ml in {count} lesion{'s' * (count > 1)}{confidence}"
+
+
+def make_report(model: Model, loaded: LoadedScan, segmented: Segmented, name: str) -> ScanReport:
+    """Measure a segmented scan; `segmented` has labels after post-processing, `name` is the mask's relative path."""
+    info, grid, box = model.info, loaded.grid, extent(segmented.label)
+    report = ScanReport(
+        scan=name,
+        model=info.name,
+        model_sha256=info.sha256,
+        labels=info.labels.values,
+        organ=info.labels.organ,
+        tumor=info.labels.tumor,
+        shape_zyx=grid.stored_shape,
+        spacing_mm_zyx=tuple(round(step, 6) for step in grid.spacing_mm),
+        volumes_ml=measure_volumes(segmented.label, box, info.labels, voxel_ml(grid.affine_lps)),
+        provider=model.provider,
+        warnings=loaded.warnings,
+    )
+    return report if info.labels.tumor is None else _add_tumor(report, grid, segmented, box, info.labels)
+
+
+def measure_volumes(
+    label: npt.NDArray[np.uint8], box: Box | None, labels: Labels, ml_per_voxel: float
+) -> dict[str, float]:
+    """Return the volume of each region of `labels` in ml; `box` contains all labeled voxels of uint8[z, y, x]."""
     voxels = {
-        value: 0 if box is None else int(np.count_nonzero(label[box] == value)) for value in info.labels.values.values()
+        value: 0 if box is None else int(np.count_nonzero(label[box] == value)) for value in labels.values.values()
     }
-    volumes = {
-        region: round(sum(voxels[value] for value in values) * per_voxel, 3)
-        for region, values in info.labels.regions().items()
+    return {
+        region: round(sum(voxels[value] for value in values) * ml_per_voxel, 3)
+        for region, values in labels.regions().items()
     }
-    report: dict[str, Any] = {
-        "scan": name,
-        "model": info.name,
-        "model_sha256": info.sha256,
-        **info.labels.as_json(),
-        "shape_zyx": list(grid.stored_shape),
-        "spacing_mm_zyx": [round(step, 6) for step in grid.spacing_mm],
-        "volumes_ml": volumes,
-        "tumor_found": None,
-        "tumor_volume_ml": None,
-        "tumor_confidence": None,
-        "tumor_score": None,
-        "lesions": None,
-        "slice_tumor_scores": None,
-        "note": DISCLAIMER,
-    }
-    if info.labels.tumor is not None:
-        report |= tumor_findings(grid, segmented, box, info.labels)
-        report["tumor_volume_ml"] = volumes[info.labels.tumor]
-    return report
 
 
-def tumor_findings(grid: Grid, segmented: Segmented, box: Box | None, labels: Labels) -> dict[str, Any]:
-    """Return the report's answers about tumor, which lies within `box`."""
+def _add_tumor(report: ScanReport, grid: Grid, segmented: Segmented, box: Box | None, labels: Labels) -> ScanReport:
+    """Find lesions and compute tumor scores; `box` contains all tumor."""
     tracker = LesionTracker()
     if box is not None:
         tumor = segmented.label[box] == labels.tumor_value()
         for z in range(0, len(tumor), BATCH_SLICES):
             tracker.add(box[0].start + z, tumor[z : z + BATCH_SLICES], (box[1].start, box[2].start))
-    lesions = tracker.lesions(grid.affine_lps)
-    found = {"tumor_found": bool(lesions), "lesions": [lesion.as_json() for lesion in lesions]}
+    # as_json rounds to the digits of a document
+    lesions = tuple(from_document(Lesion, lesion.as_json(), "lesion") for lesion in tracker.lesions(grid.affine_lps))
+    volume_ml = report.volumes_ml[str(labels.tumor)]
+    report = replace(report, tumor_found=bool(lesions), tumor_volume_ml=volume_ml, lesions=lesions)
     probability = segmented.tumor_probability
     if probability is None:
-        return found
-    scores = [slice_score(section, STRONGEST) for section in probability]
+        return report
+    scores = tuple(slice_score(section, STRONGEST) for section in probability)
     confidence = float(probability[box][tumor].mean()) / 255 if box is not None and lesions else 1 - max(scores)
-    return {
-        **found,
-        "tumor_confidence": round(confidence, 4),
-        "tumor_score": max(scores),
-        "slice_tumor_scores": scores,
-    }
+    return replace(report, tumor_confidence=round(confidence, 4), tumor_score=max(scores), slice_tumor_scores=scores)
 
 
 def slice_score(probability: npt.NDArray[np.uint8], strongest: int) -> float:
     """Return the mean of the `strongest` highest tumor probabilities of a slice uint8[y, x], 0 to 1.
 
-    Only voxels above a threshold are sorted; it is lowered until there are enough of them.
+    Only voxels above a threshold are sorted. The threshold is lowered until there are enough of them.
     """
     highest = int(probability.max())
     count = min(strongest, probability.size)
@@ -99,31 +150,20 @@ def slice_score(probability: npt.NDArray[np.uint8], strongest: int) -> float:
     return round(float(strong.sum(dtype=np.int64)) / count / 255, 4)
 
 
-def answer(report: dict[str, Any]) -> str:
-    """Return the yes or no that people ask first, as one line."""
-    if report["tumor_found"] is None:
-        return ", ".join(f"{name} {volume:.1f} ml" for name, volume in report["volumes_ml"].items())
-    sure = "" if report["tumor_confidence"] is None else f" (confidence {report['tumor_confidence']:.2f})"
-    if not report["tumor_found"]:
-        return f"tumor: no{sure}"
-    count = len(report["lesions"])
-    return f"tumor: yes, {report['tumor_volume_ml']:.1f} ml in {count} lesion{'s' * (count > 1)}{sure}"
-
-
 def overlay(
     image: npt.NDArray[np.int16],
     label: npt.NDArray[np.uint8],
     labels: Labels,
-    lesions: Sequence[dict[str, Any]] | None,
+    lesions: Sequence[Lesion] | None,
     title: str,
 ) -> Image.Image:
-    """Return slices of a scan int16[z, y, x], HU, with organ (blue) and tumor (red) outlined.
+    """Draw slices of a scan int16[z, y, x], HU, with organ (blue) and tumor (red) outlined.
 
-    Shown are the slices in which lesions are longest, then slices spread over the labelled part.
+    The picture has the slices in which the largest lesions are longest, then slices spread over the labeled part.
     """
-    filled = [z for z, section in enumerate(label) if section.max()]
-    chosen = dict.fromkeys(lesion["key_z"] for lesion in (lesions or [])[: OVERLAY_SLICES // 2])
-    for z in evenly_spaced(filled or range(len(label)), OVERLAY_SLICES):
+    labeled = [z for z, section in enumerate(label) if section.max()]
+    chosen = dict.fromkeys(lesion.key_z for lesion in (lesions or [])[: OVERLAY_SLICES // 2])
+    for z in evenly_spaced(labeled or range(len(label)), OVERLAY_SLICES):
         if len(chosen) < OVERLAY_SLICES:
             chosen[z] = None
     colors = label_colors(labels)

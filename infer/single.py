@@ -1,5 +1,6 @@
-"""One scan through the network, without the engine; and what is done with any scan's labels."""
+"""Segment one scan, without the engine of a bulk run."""
 
+import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -9,13 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.infer.cpu_check import check_parity
+from slicemill.common.documents import to_document
+from slicemill.common.files import to_json
 from slicemill.infer.inputs.jobs import Job, LoadedScan, load
 from slicemill.infer.network.lanes import make_lane, turns_of
 from slicemill.infer.network.model import Model, open_model
+from slicemill.infer.parity_check import check_parity
 from slicemill.infer.postprocess import postprocess
-from slicemill.infer.report import make_report
-from slicemill.infer.runtime.capacity import capacity_of, lanes_on
+from slicemill.infer.report import ScanReport, make_report
+from slicemill.infer.runtime.capacity import Capacity, capacity_of, lanes_on
+from slicemill.infer.runtime.providers import Provider
 from slicemill.infer.slices.assembly import Segmented, plan_of
 from slicemill.infer.slices.batches import Filler, Scan
 
@@ -26,14 +30,23 @@ def segment_volume(
     spacing_mm: tuple[float, float, float],
     advance: Callable[[int], None] = lambda _: None,
 ) -> Segmented:
-    """Label every slice of one volume int16[z, y, x], HU, of this spacing in mm (z, y, x).
+    """Label every slice of one volume.
+
+    Parameters
+    ----------
+    volume
+        int16[z, y, x], HU.
+    spacing_mm
+        Size of a voxel along z, y, x, mm.
+    advance
+        Progress callback: called with the number of slices or tiles that were labeled.
 
     Raises
     ------
     ScanError
-        The spacing cannot be brought to the model's.
+        The spacing cannot be resampled to the model's.
     ModelError
-        The provider's labels differ from the CPU's on the first scan's slices.
+        The provider's labels differ from the CPU's on slices of this volume.
     """
     nz, ny, nx = volume.shape
     plan = plan_of(model.info, (nz, ny, nx), spacing_mm)
@@ -41,50 +54,50 @@ def segment_volume(
     capacity = capacity_of(model.info, model.provider)
     if model.provider != "cpu" and not model.gated:
         check_parity(model, scan, make_lane(model, capacity, plan.wanted))
+    _label_scan(model, scan, capacity, advance)
+    return scan.canvas.segmented()
+
+
+def _label_scan(model: Model, scan: Scan, capacity: Capacity, advance: Callable[[int], None]) -> None:
+    """Label all slices of a scan, on as many lanes as the provider takes."""
     filler = Filler(capacity)
     filler.add(scan)
-    taking, turns, ended = threading.Lock(), turns_of(model), threading.Event()
+    lock, turns, stopped = threading.Lock(), turns_of(model), threading.Event()
 
-    def label() -> None:
-        lane = make_lane(model, capacity, plan.wanted)
+    def run_lane() -> None:
+        lane = make_lane(model, capacity, scan.plan.wanted)
         while True:
-            with taking:
-                if ended.is_set() or not filler.waiting:
+            with lock:
+                if stopped.is_set() or not filler.waiting:
                     return
                 batch = filler.next()
             image = batch.show(lane.image, in_place=lane.reads_in_place)
             batch.put(lane.run(image, batch.neighbors, turns, batch.targets()))
-            with taking:
+            with lock:
                 advance(len(batch.units))
 
     lanes = lanes_on(model.provider)
     with ThreadPoolExecutor(lanes, "lane") as pool:
         try:
-            for done in as_completed([pool.submit(label) for _ in range(lanes)]):
-                done.result()
-        finally:  # also of Ctrl-C: no lane begins another batch
-            ended.set()
-    return scan.canvas.segmented()
+            for future in as_completed([pool.submit(run_lane) for _ in range(lanes)]):
+                future.result()
+        finally:  # also after Ctrl-C: no lane starts another batch
+            stopped.set()
 
 
 def segment(
     model: Model, loaded: LoadedScan, name: str, advance: Callable[[int], None] = lambda _: None
-) -> tuple[Segmented, dict[str, Any]]:
-    """Label a scan, post-process the labels as the model's metadata asks, and report."""
+) -> tuple[Segmented, ScanReport]:
+    """Label a scan, post-process the labels by the model's rules, and measure them."""
     info = model.info
     segmented = segment_volume(model, loaded.volume, loaded.grid.spacing_mm, advance)
     postprocess(segmented.label, info.labels, info.rules, loaded.grid, segmented.tumor_probability)
-    return segmented, full_report(model, loaded, segmented, name)
+    return segmented, make_report(model, loaded, segmented, name)
 
 
-def full_report(model: Model, loaded: LoadedScan, segmented: Segmented, name: str) -> dict[str, Any]:
-    """Return the JSON report of a scan."""
-    report = make_report(name, loaded.grid, segmented, model.info)
-    return {**report, "provider": model.provider, "warnings": list(loaded.warnings)}
-
-
-def segment_file(path: Path, model: Path, *, provider: str = "auto") -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
-    """Segment one file; see `slicemill.segment`."""
-    opened = open_model(model, provider)  # type: ignore[arg-type]
-    segmented, report = segment(opened, load(Job(name=path.name, path=path)), path.name)
-    return segmented.label, report
+def segment_file(
+    path: Path, model: Path, *, provider: Provider = "auto"
+) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
+    """Segment one file; see `slicemill.segment`. The report is returned as its JSON file would be read."""
+    segmented, report = segment(open_model(model, provider), load(Job(name=path.name, path=path)), path.name)
+    return segmented.label, json.loads(to_json(to_document(report)))

@@ -36,6 +36,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from slicemill.bench.harness.clock import Timing, ratio, timed
+from slicemill.common.documents import to_document
 from slicemill.common.files import Location, write_json
 from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
@@ -50,11 +51,10 @@ from slicemill.infer.inputs.jobs import Job, load
 from slicemill.infer.network.lanes import make_lane
 from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.postprocess import postprocess
-from slicemill.infer.report import overlay
+from slicemill.infer.report import make_report, overlay
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import DEFAULTS, infer
 from slicemill.infer.runtime.capacity import capacity_of, lanes_on
-from slicemill.infer.single import full_report
 from slicemill.infer.slices.assembly import plan_of
 from slicemill.infer.slices.batches import Filler, Scan
 from slicemill.store.model_card import PostprocessRules
@@ -287,7 +287,7 @@ def bulk(model: Model, jobs: Sequence[Job], folder: Path, options: InferOptions 
     with tempfile.TemporaryDirectory(dir=folder) as out:
         summary = infer(model, jobs, Path(out), options)
     assert summary.count("done") == len(jobs), summary.outcomes  # noqa: S101 (a benchmark of failures measures nothing)
-    return summary.stages
+    return {stage: to_document(time) for stage, time in summary.stages.items()}
 
 
 def all_cores(path: Path) -> Model:
@@ -529,7 +529,7 @@ def alone(model: Model, job: Job, out: Path) -> None:
         batch.put(model.run(image, window, plan.wanted))
     segmented = scan.canvas.segmented()
     postprocess(segmented.label, info.labels, info.rules, loaded.grid, segmented.tumor_probability)
-    report = full_report(model, loaded, segmented, job.name)
-    write_json(out / f"{job.stem}.json", report)
-    save_png(out / f"{job.stem}.png", overlay(loaded.volume, segmented.label, info.labels, report["lesions"], job.name))
+    report = make_report(model, loaded, segmented, job.name)
+    write_json(out / f"{job.stem}.json", to_document(report))
+    save_png(out / f"{job.stem}.png", overlay(loaded.volume, segmented.label, info.labels, report.lesions, job.name))
     write_volume(out / job.name, loaded.header, np.uint8, loaded.grid.to_file(segmented.label))

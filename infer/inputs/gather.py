@@ -1,9 +1,9 @@
-"""What there is to segment: files, folders, patterns, lists and stores, here or below URLs, become jobs.
+"""Gather: turn files, folders, patterns, lists and stores, local or below URLs, into jobs.
 
-1. An input is a store, a folder, a file, or a pattern; a list is a file of inputs, one a line.
-2. A scan below a folder keeps its place there; single files keep theirs below the folder that they share; cases of a store
-   their ids.
-3. What looks like a scan and is none, is a segmentation by its name, or was made by an earlier run is left out with a reason.
+1. An input is a store, a folder, a file, or a pattern. A list is a file with one input per line.
+2. A scan below a folder keeps its relative path. Single files keep their paths below the folder that they share. Cases
+   of a store are named by their ids.
+3. Other formats, segmentations (by name) and results of earlier runs are left out, with a reason.
 """
 
 import glob
@@ -29,52 +29,61 @@ from slicemill.ct.naming import (
     why_no_scan,
 )
 from slicemill.ct.window import Window
-from slicemill.infer.inputs.jobs import Job, LeftOut, store_at
+from slicemill.infer.inputs.jobs import Job, LeftOut, open_store_once
 from slicemill.infer.inputs.pictures import is_picture
 from slicemill.store.reader import is_store
 
 STANDARD_INPUT = "-"
+NOT_UTF8 = "its name is not valid UTF-8; rename it"
 
 
 def gather(inputs: Sequence[str | Location], window: Window | None = None) -> tuple[list[Job], LeftOut]:
-    """Return the jobs, in order, and the files left out with reasons (masks found in folders); `window` is that of pictures, HU.
+    """Return the jobs, in order, and the files that are left out, with reasons.
+
+    Parameters
+    ----------
+    inputs
+        Files, folders, patterns and stores.
+    window
+        HU of black and white in pictures.
 
     Raises
     ------
     ScanError
-        A folder or pattern holds no scan, or two scans would write one output.
+        A folder or pattern has no scan, or two scans would be written to the same file.
     """
-    store_at.cache_clear()
+    open_store_once.cache_clear()
     jobs: list[Job] = []
     left_out: LeftOut = []
     files: list[Location] = []
-    for given in inputs:
-        if not is_text(Path(str(given))):
-            name = os.fsencode(str(given)).decode(errors="replace")
-            raise ScanError(f"{name}: its name is no valid UTF-8; rename it.")
-        place = parse_location(given)
-        if place.is_file():
-            files.append(place)
-        elif place.is_dir() and is_store(place):
-            jobs += [Job(name=f"{case_id}.nii.gz", path=place, case_id=case_id) for case_id in store_at(place).case_ids]
-        elif place.is_dir():
-            found, others = _in_folder(place)
-            jobs += found
+    for entry in inputs:
+        if not is_text(Path(str(entry))):
+            name = os.fsencode(str(entry)).decode(errors="replace")
+            raise ScanError(f"{name}: {NOT_UTF8}.")
+        location = parse_location(entry)
+        if location.is_file():
+            files.append(location)
+        elif location.is_dir() and is_store(location):
+            case_ids = open_store_once(location).case_ids
+            jobs += [Job(name=f"{case_id}.nii.gz", path=location, case_id=case_id) for case_id in case_ids]
+        elif location.is_dir():
+            scans, others = _gather_folder(location)
+            jobs += scans
             left_out += others
         else:
-            files += _matching(str(given)) if glob.has_magic(str(given)) else [place]
-    jobs, again = _once([*jobs, *_jobs_of_files(files, window)])
+            files += _match_pattern(str(entry)) if glob.has_magic(str(entry)) else [location]
+    jobs, repeated = _remove_repeated([*jobs, *_name_files(files, window)])
     _check_names(jobs)
-    return jobs, [*left_out, *again]
+    return jobs, [*left_out, *repeated]
 
 
 def read_list(path: str) -> list[str]:
-    """Return the inputs that a list names, one a line; blank lines are none. `path` may be ``-``, standard input.
+    """Read a list with one input per line, without blank lines. `path` may be ``-``, standard input.
 
     Raises
     ------
     ConfigError
-        It cannot be read.
+        The list cannot be read.
     """
     try:
         data = sys.stdin.buffer.read() if path == STANDARD_INPUT else Path(path).read_bytes()
@@ -83,29 +92,29 @@ def read_list(path: str) -> list[str]:
         raise ConfigError(f"--list {path}: cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"--list {path}: must be UTF-8 text with one scan a line; byte {error.start} is not."
+            f"--list {path}: must be UTF-8 text with one scan per line; byte {error.start} is not."
         ) from error
     return [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
 
 
-def _in_folder(folder: Location) -> tuple[list[Job], LeftOut]:
-    found = find_files(folder)
-    if not found:
-        raise ScanError(f"{folder}: holds no NIfTI file and is no slice store.")
+def _gather_folder(folder: Location) -> tuple[list[Job], LeftOut]:
+    files = find_files(folder)
+    if not files:
+        raise ScanError(f"{folder}: has no NIfTI file and is not a slice store.")
     results = result_folders(folder)
-    found = [file for file in found if not is_below(file, results)]
-    masks = {file for file in found if name_of(relative_path(file, folder)).role == "mask"}
+    files = [file for file in files if not is_below(file, results)]
+    masks = {file for file in files if name_of(relative_path(file, folder)).role == "mask"}
     left_out: LeftOut = [
-        (file, "named like a segmentation; name the file itself to segment it") for file in found if file in masks
+        (file, "named like a segmentation; name the file itself to segment it") for file in files if file in masks
     ]
     left_out += [(file, why_no_scan(file)) for file in other_scans(folder)]
-    left_out += [(result, "holds what an earlier run made; name it by itself to segment that") for result in results]
+    left_out += [(result, "has the results of an earlier run; name it by itself to segment that") for result in results]
     left_out += not_entered(folder)
-    left_out += [(file, "its name is no valid UTF-8; rename it") for file in undecodable_names(folder)]
-    return [Job(name=name_below(folder, file), path=file) for file in found if file not in masks], left_out
+    left_out += [(file, NOT_UTF8) for file in undecodable_names(folder)]
+    return [Job(name=name_below(folder, file), path=file) for file in files if file not in masks], left_out
 
 
-def _matching(pattern: str) -> list[Location]:
+def _match_pattern(pattern: str) -> list[Location]:
     if "://" in pattern:
         fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
         root = parse_location(fixed)
@@ -113,43 +122,45 @@ def _matching(pattern: str) -> list[Location]:
             fits = re.compile(pattern_below(pattern[len(fixed) + 1 :]))
         except re.error as error:
             raise ScanError(
-                f"{pattern}: is no pattern ({error}); in brackets stand characters or ranges like a-z."
+                f"{pattern}: is not a pattern ({error}); brackets hold characters or ranges like a-z."
             ) from error
-        found: list[Location] = [file for file in find_files(root) if fits.fullmatch(relative_path(file, root))]
+        matches: list[Location] = [file for file in find_files(root) if fits.fullmatch(relative_path(file, root))]
     else:
-        every = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (pathlib's takes no absolute patterns)
-        found = [Path(name) for name in every if is_nifti_name(Path(name).name) or is_picture(name)]
-    if not found:
+        names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (pathlib's takes no absolute patterns)
+        matches = [Path(name) for name in names if is_nifti_name(Path(name).name) or is_picture(name)]
+    if not matches:
         raise ScanError(f"{pattern}: matches no .nii, .nii.gz or .hdr file.")
-    return found
+    return matches
 
 
 def pattern_below(pattern: str) -> str:
-    """Return the regular expression of a shell pattern: ``*`` and ``?`` stay in one folder, ``**`` goes through all.
+    """Return the regular expression of a shell pattern: ``*`` and ``?`` match within a folder, ``**`` across folders.
 
-    >>> bool(re.fullmatch(pattern_below("**/ct-?.nii*"), "a/b/ct-1.nii.gz")), bool(re.fullmatch(pattern_below("*.nii"), "a/b.nii"))
-    (True, False)
+    >>> bool(re.fullmatch(pattern_below("**/ct-?.nii*"), "a/b/ct-1.nii.gz"))
+    True
+    >>> bool(re.fullmatch(pattern_below("*.nii"), "a/b.nii"))
+    False
     """
-    parts = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    wildcards = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     out = ""
     for piece in re.findall(r"\*\*/|\*\*|\*|\?|\[!?[^]/]+\]|.", pattern, re.DOTALL):
-        is_class = len(piece) > 2 and piece[0] == "["
-        inside = piece[1:-1].replace("\\", "\\\\")
-        out += (
-            f"[{'^' + inside[1:] if inside[0] == '!' else inside}]" if is_class else parts.get(piece, re.escape(piece))
-        )
+        if len(piece) > 2 and piece[0] == "[":
+            inside = piece[1:-1].replace("\\", "\\\\")
+            out += f"[{'^' + inside[1:] if inside[0] == '!' else inside}]"
+        else:
+            out += wildcards.get(piece, re.escape(piece))
     return out
 
 
-def _jobs_of_files(files: Sequence[Location], window: Window | None) -> list[Job]:
-    """Name single files by their place below the folder that those of one disk or bucket share."""
-    shared: dict[str, list[Location]] = {}
+def _name_files(files: Sequence[Location], window: Window | None) -> list[Job]:
+    """Name single files by their paths below the folder that the files of one disk or bucket share."""
+    groups: dict[str, list[Location]] = {}
     for file in files:
-        shared.setdefault(file.bucket if isinstance(file, RemotePath) else "", []).append(file.absolute())
-    roots = {where: _root_of(there) for where, there in shared.items()}
+        groups.setdefault(_bucket_of(file), []).append(file.absolute())
+    roots = {bucket: _common_folder(group) for bucket, group in groups.items()}
     return [
         Job(
-            name=name_below(roots[file.bucket if isinstance(file, RemotePath) else ""], file.absolute()),
+            name=name_below(roots[_bucket_of(file)], file.absolute()),
             path=file,
             window=window if is_picture(file.name) else None,
         )
@@ -157,7 +168,12 @@ def _jobs_of_files(files: Sequence[Location], window: Window | None) -> list[Job
     ]
 
 
-def _root_of(files: Sequence[Location]) -> Location:
+def _bucket_of(file: Location) -> str:
+    """Return the bucket of a URL, or an empty string for a local file."""
+    return file.bucket if isinstance(file, RemotePath) else ""
+
+
+def _common_folder(files: Sequence[Location]) -> Location:
     if isinstance(first := files[0], RemotePath):
         keys = [f"/{file.parent.key}" for file in files if isinstance(file, RemotePath)]
         return RemotePath(first.bucket, os.path.commonpath(keys).strip("/"))
@@ -165,9 +181,10 @@ def _root_of(files: Sequence[Location]) -> Location:
 
 
 def name_below(root: Location, file: Location) -> str:
-    """Return a scan's place below a folder; with the folder's own name where the scan's says nothing, like ``P1/CT_image.nii.gz``.
+    """Return the name of a scan's mask: its path below a folder.
 
-    The mask of a pair is a single file.
+    The folder's own name is added where the scan's name says nothing, as in ``P1/CT_image.nii.gz``. The mask of a pair
+    or a picture is one .nii.gz file.
     """
     name = relative_path(file, root)
     if is_picture(file.name):
@@ -178,14 +195,14 @@ def name_below(root: Location, file: Location) -> str:
     return f"{folder}/{name}" if folder and "/" not in name and not name_of(name).key else name
 
 
-def _once(jobs: Iterable[Job]) -> tuple[list[Job], LeftOut]:
-    """Return each scan once, and those that were given again."""
+def _remove_repeated(jobs: Iterable[Job]) -> tuple[list[Job], LeftOut]:
+    """Return each scan once, and the repeated ones with reasons."""
     seen: dict[tuple[Location, str | None], Job] = {}
-    again: LeftOut = []
+    repeated: LeftOut = []
     for job in jobs:
         if (known := seen.setdefault((job.path.absolute(), job.case_id), job)) is not job:
-            again.append((job.path, f"given more than once; it is segmented once, as {known.name}"))
-    return list(seen.values()), again
+            repeated.append((job.path, f"given more than once; it is segmented once, as {known.name}"))
+    return list(seen.values()), repeated
 
 
 def _check_names(jobs: Iterable[Job]) -> None:
@@ -193,6 +210,7 @@ def _check_names(jobs: Iterable[Job]) -> None:
     for job in jobs:
         if job.stem in seen:
             raise ScanError(
-                f"{seen[job.stem].path} and {job.path} would both be written as {job.stem}.*; segment them into two folders."
+                f"{seen[job.stem].path} and {job.path} would both be written as {job.stem}.*; "
+                "segment them into two folders."
             )
         seen[job.stem] = job

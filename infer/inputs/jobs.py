@@ -1,4 +1,4 @@
-"""One scan to segment: where it lies, what its output is called, and its voxels. Local, below a URL, or a case of a store."""
+"""One scan to segment: its location, the name of its output, and its voxels. A file, a URL, or a case of a store."""
 
 import base64
 import functools
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,14 +22,16 @@ from slicemill.infer.inputs.pictures import WARNING, is_picture, open_picture
 from slicemill.store.reader import Store, open_store
 
 LeftOut = list[tuple[Location, str]]
-"""What of the input is no scan to segment, with reasons."""
-UNKNOWN: list[Any] = [-1, -1]
-"""The stamp of a scan that is not there or cannot be read."""
+"""Files of the input that are not segmented, with reasons."""
+Stamp = tuple[int | float | str, ...]
+"""Version tag of a scan's content: sizes, times and window of its files, or the hash of a stored case's source."""
+UNKNOWN: Stamp = (-1, -1)
+"""Stamp of a scan that does not exist or cannot be read."""
 
 
 @functools.lru_cache(maxsize=8)
-def store_at(path: Location) -> Store:
-    """Return the store at a place, opened once."""
+def open_store_once(path: Location) -> Store:
+    """Open a store, or return the one that is open already."""
     return open_store(path)
 
 
@@ -39,7 +40,7 @@ class Job:
     """One scan to segment."""
 
     name: str
-    """Relative path of the mask to write; the input's own name (.nii.gz for a pair), in the input's own tree."""
+    """Relative path of the mask to write: the input's own name (.nii.gz for a pair) in the input's own tree."""
     path: Location
     """The NIfTI file, or the store."""
     case_id: str | None = None
@@ -55,22 +56,22 @@ class Job:
 
     @property
     def source_id(self) -> str:
-        """Return what tells two scans of one name apart: a hash of where the scan lies."""
+        """Return a hash of the scan's location, which distinguishes two scans of one name."""
         return hashlib.sha256(f"{self.path.absolute()}\0{self.case_id or ''}".encode()).hexdigest()[:16]
 
-    def stamp(self) -> list[Any]:
-        """Return what tells whether the scan has changed: size and time, or the source's hash in a store; UNKNOWN if it cannot be read."""
+    def stamp(self) -> Stamp:
+        """Return the version tag of the scan's content, or UNKNOWN if it cannot be read."""
         if self.case_id is not None:
             try:
-                return [store_at(self.path)[self.case_id].info.image.sha256]
+                return (open_store_once(self.path)[self.case_id].info.image.sha256,)
             except (OSError, InputError):
                 return UNKNOWN
-        black_and_white = [] if self.window is None else [self.window.low, self.window.high]
+        window = () if self.window is None else (self.window.low, self.window.high)
         try:
-            found = [file.stat() for file in files_of(self.path)]
+            states = [file.stat() for file in files_of(self.path)]
         except OSError:
             return UNKNOWN
-        return [*(number for status in found for number in (status.st_size, status.st_mtime_ns)), *black_and_white]
+        return (*(number for state in states for number in (state.st_size, state.st_mtime_ns)), *window)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,66 +82,71 @@ class LoadedScan:
     """int16[z, y, x], HU."""
     grid: Grid
     header: bytes
-    """The NIfTI header that the mask will carry."""
+    """NIfTI header for the mask."""
     warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opened:
+class OpenScan:
     """A scan of which only the header was read."""
 
     grid: Grid
     header: bytes
-    """The NIfTI header that the mask will carry."""
+    """NIfTI header for the mask."""
     warnings: tuple[str, ...]
     read: Callable[[Room], tuple[npt.NDArray[np.int16], float]]
-    """Return the voxels int16[z, y, x], HU, in an array that `Room` makes where they come from a file, and the seconds of reading bytes."""
+    """Read the voxels int16[z, y, x], HU, and return them with the seconds spent reading bytes.
+
+    The argument allocates the array; a store or a picture allocates its own."""
 
 
 @contextmanager
-def opened(job: Job) -> Iterator[Opened]:
-    """Open a job's scan, and check its header, while the block runs.
+def open_scan(job: Job) -> Iterator[OpenScan]:
+    """Open a job's scan and check its header; close it when the block ends.
 
     Raises
     ------
     InputError
-        It cannot be read as a CT scan.
+        The file cannot be read as a CT scan.
     """
     if job.case_id is not None:
-        case = store_at(job.path)[job.case_id]
+        case = open_store_once(job.path)[job.case_id]
         header = blank_text(base64.b64decode(case.info.image.header_b64))
         grid = grid_of_header(header)
-        yield Opened(grid=grid, header=header, warnings=case.info.warnings, read=lambda _: (case.image[:], 0.0))
+        yield OpenScan(grid=grid, header=header, warnings=case.info.warnings, read=lambda _: (case.image[:], 0.0))
         return
     if not job.path.exists():
         raise ScanError(f"{job.path}: there is no such file.")
     if is_picture(job.path.name) and isinstance(job.path, Path):
-        with open_picture(job.path, job.window) as (header, decoded):
-            grid = grid_of_header(header)
-            yield Opened(grid=grid, header=header, warnings=(WARNING,), read=lambda _: (decoded(), 0.0))
+        with open_picture(job.path, job.window) as picture:
+            grid = grid_of_header(picture.header)
+            yield OpenScan(
+                grid=grid, header=picture.header, warnings=(WARNING,), read=lambda _: (picture.decode(), 0.0)
+            )
         return
     if not is_nifti_name(job.path.name):
         raise ScanError(
-            f"{job.path}: its name must end in .nii, .nii.gz or .hdr (with the .img beside it); convert other formats first."
+            f"{job.path}: its name must end in .nii, .nii.gz or .hdr (with the .img next to it); "
+            "convert other formats first."
         )
     with ScanReader(job.path, "image", hashed=False) as reader:
 
-        def read(room: Room) -> tuple[npt.NDArray[np.int16], float]:
-            volume = reader.read(room)
+        def read(allocate: Room) -> tuple[npt.NDArray[np.int16], float]:
+            volume = reader.read(allocate)
             reader.finish()
             return volume, reader.read_seconds
 
         header = blank_text(reader.header.raw)
-        yield Opened(grid=reader.grid, header=header, warnings=reader.header.warnings, read=read)
+        yield OpenScan(grid=reader.grid, header=header, warnings=reader.header.warnings, read=read)
 
 
 def load(job: Job) -> LoadedScan:
-    """Read a job's scan.
+    """Read a job's scan into memory.
 
     Raises
     ------
     InputError
-        It cannot be read as a CT scan.
+        The file cannot be read as a CT scan.
     """
-    with opened(job) as scan:
+    with open_scan(job) as scan:
         return LoadedScan(volume=scan.read(np.empty)[0], grid=scan.grid, header=scan.header, warnings=scan.warnings)

@@ -58,7 +58,7 @@ class Model:
         self.batch = batch
         """Slices in a batch, as asked for; TensorRT's engine is built for it."""
         self.gated = False
-        """Whether its labels were compared with the CPU's on a scan (`slicemill.infer.cpu_check`)."""
+        """Whether its labels were compared with the CPU's on a scan (`slicemill.infer.parity_check`)."""
         self._content = content
         sha256 = hashlib.sha256(content).hexdigest()
         self._more: dict[str, str] = {}

@@ -1,10 +1,11 @@
-"""Many machines: each worker of a Dask cluster is one run over all scans, which share them by their claims.
+"""Cluster: each worker of a Dask cluster is one run over all scans; the workers share them by their claims.
 
-1. A worker (one for each device) gets one task: all jobs, from a place of its own on, so that workers do not ask for the same.
-2. Each claims what nobody else has and skips what is in the ledger, as runs that are started by hand do. So a scan is no
-   task of Dask's, batches are filled across scans, and a worker that is fast does more.
-3. A worker that is killed loses its claims with its process; Dask gives its task to another worker, which does what is left.
-4. The outcomes of all are put together: a scan is done if one of them did it, or the ledger says so.
+1. A worker (one for each device) gets one task: all jobs, starting at a different one, so that workers do not compete
+   for the same scan.
+2. Each worker claims scans that are free and skips what is in the ledger, as runs started by hand do. So a scan is not
+   a Dask task, batches are filled across scans, and a fast worker does more.
+3. A killed worker loses its claims with its process. Dask gives its task to another worker, which does what is left.
+4. The outcomes of all workers are merged: a scan is done if one of them did it, or by the ledger.
 """
 
 import contextlib
@@ -12,9 +13,9 @@ import itertools
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,53 +24,56 @@ from slicemill.common.progress import progress
 from slicemill.common.terminal import print_line
 from slicemill.infer.inputs.jobs import Job, LeftOut
 from slicemill.infer.network.model import Model, open_model
-from slicemill.infer.run.ledger import RunLedger, ScanOutcome, Summary, write_summary
+from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.outputs import extra_names
-from slicemill.infer.run.pipeline import ELSEWHERE, infer, left_to_do, unreached, where_of
+from slicemill.infer.run.pipeline import ELSEWHERE, describe_device, infer, not_reached, select_jobs
+from slicemill.infer.run.summary import ScanOutcome, Summary, write_summary
+from slicemill.infer.run.timing import share_times
 from slicemill.infer.runtime.providers import Provider
 
 ANSWER_SECONDS = 20
 """How long a scheduler, and then its first worker, may take to answer."""
-BY_LEDGER = "done, by the ledger: its worker did not live to say so, or another run did it"
+BY_LEDGER = "done, by the ledger: its worker died before it could report, or another run did it"
 LOOK_SECONDS = 2.0
-"""How often the ledger is read for the progress that is shown."""
+"""How often the ledger is read for the progress bar."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """What one worker is to do."""
+class WorkerTask:
+    """The task of one worker."""
 
     model: Path
     sha256: str
+    """Hash of the model file, which must be the same for all workers."""
     provider: Provider
     jobs: tuple[Job, ...]
     out: Path
     options: InferOptions
     topic: str
-    """Where the worker tells what it works on."""
+    """Dask topic to which the worker logs what it works on."""
 
 
-def work(part: Part) -> Summary:
-    """Do a worker's part, in the worker.
+def run_task(task: WorkerTask) -> Summary:
+    """Run a worker's task, in the worker.
 
     Raises
     ------
     ConfigError
-        The worker sees another model file, or another folder.
+        The worker sees another model file, or not the output folder.
     """
     from distributed import get_worker
 
-    if not part.out.is_dir():
-        raise ConfigError(f"{part.out}: a worker does not see this folder; --out must be shared with all of them.")
-    model = open_model(part.model, part.provider, part.options.devices[0], part.options.batch)
-    if model.info.sha256 != part.sha256:
+    if not task.out.is_dir():
+        raise ConfigError(f"{task.out}: a worker does not see this folder; --out must be shared with all of them.")
+    model = open_model(task.model, task.provider, task.options.devices[0], task.options.batch)
+    if model.info.sha256 != task.sha256:
         raise ConfigError(
-            f"{part.model}: a worker sees another file of this name; the model must be shared with all of them."
+            f"{task.model}: a worker sees another file of this name; the model must be shared with all of them."
         )
     worker = get_worker()
-    worker.log_event(part.topic, f"worker {worker.address}: {where_of(model, part.options)}")
-    return infer(model, part.jobs, part.out, part.options)
+    worker.log_event(task.topic, f"worker {worker.address}: {describe_device(model, task.options)}")
+    return infer(model, task.jobs, task.out, task.options)
 
 
 def infer_on(
@@ -77,7 +81,7 @@ def infer_on(
     model: Model,
     provider: Provider,
     jobs: Sequence[Job],
-    book: RunLedger,
+    ledger: RunLedger,
     left_out: LeftOut | None = None,
 ) -> Summary:
     """Segment scans on the workers of the Dask scheduler at `address`; see `slicemill.infer.run.pipeline.infer`.
@@ -87,66 +91,65 @@ def infer_on(
     ConfigError
         No scheduler or no worker answers.
     InputError
-        What ended the run of every worker.
+        The error that ended the run of every worker.
     """
     start = time.perf_counter()
-    out, options = book.out, book.options
+    out, options = ledger.out, ledger.options
     out.mkdir(parents=True, exist_ok=True)
-    left, known = left_to_do(jobs, book, extra_names(model.info.labels, options))
-    ended = {outcome.name: outcome for outcome in known}
-    seen = Seen(left)
-    summaries: list[Summary] = []
-    errors: list[BaseException] = []
+    left, known = select_jobs(jobs, ledger, extra_names(model.info.labels, options))
+    before = {outcome.name: outcome for outcome in known}
+    follower = LedgerFollower(left)
+    endings = Endings()
     try:
-        with _client(address) as client:
-            parts = parts_of(model, provider, left, book, len(_workers(client, address)))
-            for ending in _endings(client, parts, book, seen):
-                (summaries if isinstance(ending, Summary) else errors).append(ending)  # type: ignore[arg-type]
+        with _connect(address) as client:
+            tasks = split_tasks(model, provider, left, ledger, _count_workers(client, address))
+            endings = _run_tasks(client, tasks, ledger, follower)
     finally:
-        with contextlib.suppress(OSError):  # what the workers said is in the summary all the same
-            seen.look(book)
-        summary = together(jobs, ended, seen.outcomes, summaries, time.perf_counter() - start)
+        with contextlib.suppress(OSError):  # outcomes that the workers returned are in the summary all the same
+            follower.update(ledger)
+        summary = merge_summaries(jobs, before, follower.outcomes, endings.summaries, time.perf_counter() - start)
         summary = replace(summary, left_out=tuple(left_out or ()))
         write_summary(out, model, summary, options.part)
-    if errors and (not summaries or not isinstance(errors[0], InputError)):
-        raise errors[0]
+    if endings.errors and (not endings.summaries or not isinstance(endings.errors[0], InputError)):
+        raise endings.errors[0]
     return summary
 
 
-def parts_of(model: Model, provider: Provider, left: Sequence[Job], book: RunLedger, workers: int) -> list[Part]:
-    """Return a part for each worker: all that is left, from another place on."""
-    jobs = [
-        Job(name=job.name, path=job.path.absolute(), case_id=job.case_id, window=job.window) for job in left
-    ]  # paths must hold in any worker's folder
+def split_tasks(
+    model: Model, provider: Provider, left: Sequence[Job], ledger: RunLedger, workers: int
+) -> list[WorkerTask]:
+    """Return a task for each worker: all jobs that are left, each starting at a different one."""
+    # absolute paths, which hold in the folder of every worker
+    jobs = [replace(job, path=job.path.absolute()) for job in left]
     count, topic = min(workers, len(jobs)), f"infer-{uuid.uuid4().hex}"
     starts = [len(jobs) * index // count for index in range(count)]
     return [
-        Part(
+        WorkerTask(
             model=model.path.absolute(),
             sha256=model.info.sha256,
             provider=provider,
             jobs=(*jobs[first:], *jobs[:first]),
-            out=book.out.absolute(),
-            options=book.options.of_worker(index),
+            out=ledger.out.absolute(),
+            options=ledger.options.for_worker(index),
             topic=topic,
         )
         for index, first in enumerate(starts)
     ]
 
 
-class Seen:
-    """What the ledger told of scans since a run began."""
+class LedgerFollower:
+    """Outcomes that the ledger has of some jobs since a run began."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs = {job.name: job for job in jobs}
         self._start = time.perf_counter()
         self.outcomes: dict[str, ScanOutcome] = {}
-        """How scans ended, by name."""
+        """Outcome of each scan that has ended, by name."""
 
-    def look(self, book: RunLedger) -> int:
-        """Take in what the ledger tells since, and return how many scans are new in it."""
+    def update(self, ledger: RunLedger) -> int:
+        """Read new lines of the ledger and return how many more scans have ended."""
         before = len(self.outcomes)
-        self.outcomes |= book.news(self.jobs)
+        self.outcomes |= ledger.read_news(self.jobs)
         return len(self.outcomes) - before
 
     def __str__(self) -> str:
@@ -156,103 +159,129 @@ class Seen:
         return f"{slices / (time.perf_counter() - self._start):,.1f} slices/s, {failed} failed"
 
 
-def together(
+def merge_summaries(
     jobs: Sequence[Job],
-    known: Mapping[str, ScanOutcome],
-    told: Mapping[str, ScanOutcome],
+    before: Mapping[str, ScanOutcome],
+    by_ledger: Mapping[str, ScanOutcome],
     summaries: Sequence[Summary],
     seconds: float,
 ) -> Summary:
-    """Return the summaries of workers as one: of the outcomes of a scan, the one that says most.
+    """Merge the summaries of workers; of a scan's outcomes, the most informative counts.
 
-    `known` are those of before the run; `told` those that the ledger tells of since: of workers that died later, too, and of other
-    runs into the same folder.
+    Parameters
+    ----------
+    before
+        Outcomes from before the run.
+    by_ledger
+        Outcomes that the ledger has since: also those of workers that died later, and of other runs into the folder.
+    summaries
+        One for each worker that finished its task.
+    seconds
+        Duration of the run.
     """
-    ended = dict(known)
-    ledger = (replace(one, reason=one.reason or BY_LEDGER) for one in told.values())
+    outcomes = dict(before)
+    ledger = (replace(one, reason=one.reason or BY_LEDGER) for one in by_ledger.values())
     for outcome in itertools.chain(*(summary.outcomes for summary in summaries), ledger):
-        if outcome.name not in ended or _rank(outcome) > _rank(ended[outcome.name]):
-            ended[outcome.name] = outcome
-    stages: dict[str, dict[str, Any]] = {}
-    total = sum(row["seconds"] for summary in summaries for row in summary.stages.values()) or 1.0
-    for stage in summaries[0].stages if summaries else ():
-        taken = sum(summary.stages[stage]["seconds"] for summary in summaries)
-        stages[stage] = {"seconds": round(taken, 6), "share": round(taken / total, 4)}
+        if outcome.name not in outcomes or _rank(outcome) > _rank(outcomes[outcome.name]):
+            outcomes[outcome.name] = outcome
+    stages = summaries[0].stages if summaries else ()
+    stage_seconds = {stage: sum(summary.stages[stage].seconds for summary in summaries) for stage in stages}
     busy = sum(summary.device_busy * summary.seconds for summary in summaries)
     return Summary(
-        outcomes=tuple(ended.get(job.name) or unreached(job.name) for job in jobs),
+        outcomes=tuple(outcomes.get(job.name) or not_reached(job.name) for job in jobs),
         seconds=seconds,
         provider=", ".join(sorted({summary.provider for summary in summaries})),
-        stages=stages,
+        stages=share_times(stage_seconds),
         device_busy=busy / (sum(summary.seconds for summary in summaries) or 1.0),
     )
 
 
 def _rank(outcome: ScanOutcome) -> int:
-    """Return how much an outcome says: another worker may have done what this one only saw at work or done."""
+    """Return how informative an outcome is: another worker may have done what this one only saw claimed or done."""
     if outcome.status == "skipped":
         return 0 if outcome.reason == ELSEWHERE else 2
     return {"failed": 1, "done": 3}[outcome.status]
 
 
-def _endings(client: Any, parts: Sequence[Part], book: RunLedger, seen: Seen) -> list[Summary | BaseException]:
-    """Return how each part ended; meanwhile show how far the ledger is."""
-    from distributed import wait
-    from distributed.scheduler import KilledWorker
+@dataclass(frozen=True, kw_only=True)
+class Endings:
+    """How the tasks of all workers have ended."""
 
-    if parts:
-        client.subscribe_topic(parts[0].topic, lambda event: print_line(event[1]))
-    futures = [client.submit(work, part, key=f"infer-{uuid.uuid4().hex}", pure=False) for part in parts]
-    with progress("infer", len(seen.jobs), "scans") as advance:
+    summaries: list[Summary] = field(default_factory=list)
+    """Of tasks that finished."""
+    errors: list[BaseException] = field(default_factory=list)
+    """Of tasks that did not."""
+
+
+def _run_tasks(client: Any, tasks: Sequence[WorkerTask], ledger: RunLedger, follower: LedgerFollower) -> Endings:
+    """Run a task on each worker and wait for all; meanwhile show the progress of the ledger."""
+    from distributed import wait
+
+    if tasks:
+        client.subscribe_topic(tasks[0].topic, lambda event: print_line(event[1]))
+    futures = [client.submit(run_task, task, key=f"infer-{uuid.uuid4().hex}", pure=False) for task in tasks]
+    with progress("infer", len(follower.jobs), "scans") as advance:
         while futures and not all(future.done() for future in futures) and client.status in ("running", "connecting"):
-            _wait(wait, futures)
-            advance(seen.look(book), f"{len(parts)} workers, {seen}")
-    endings: list[Summary | BaseException] = []
+            with contextlib.suppress(TimeoutError, CancelledError):
+                wait(futures, timeout=LOOK_SECONDS)
+            advance(follower.update(ledger), f"{len(tasks)} workers, {follower}")
+    endings = Endings()
     for future in futures:
         try:
-            endings.append(future.result(timeout=ANSWER_SECONDS))
-        except KilledWorker:
-            endings.append(
-                ProviderError(
-                    f"{book.out}: workers were killed again and again, probably for want of memory; run it again."
-                )
-            )
-        except (CancelledError, TimeoutError, OSError):
-            endings.append(
-                ProviderError(
-                    "--scheduler: is gone; run the same command again with one that answers, it goes on from here."
-                )
-            )
+            endings.summaries.append(future.result(timeout=ANSWER_SECONDS))
         except Exception as error:  # noqa: BLE001 (what a worker raised; the caller raises it)
-            endings.append(error)
+            endings.errors.append(_explain(error, ledger.out))
     return endings
 
 
-def _wait(wait: Any, futures: Sequence[Any]) -> None:
-    try:
-        wait(futures, timeout=LOOK_SECONDS)
-    except (TimeoutError, CancelledError):
-        return
+def _explain(error: Exception, out: Path) -> Exception:
+    """Return an error that a user can act on for the failures of workers and scheduler, and others as they are."""
+    from distributed.scheduler import KilledWorker
+
+    if isinstance(error, KilledWorker):
+        return ProviderError(f"{out}: workers were killed again and again, probably for lack of memory; run it again.")
+    if isinstance(error, CancelledError | TimeoutError | OSError):
+        return ProviderError(
+            "--scheduler: is gone; run the same command again with one that answers, it continues from here."
+        )
+    return error
 
 
-def _workers(client: Any, address: str) -> list[str]:
+def _count_workers(client: Any, address: str) -> int:
     try:
         client.wait_for_workers(1, timeout=ANSWER_SECONDS)
     except TimeoutError as error:
         raise ConfigError(f"--scheduler {address}: has no worker; start one for each device.") from error
-    return list(client.nthreads())
+    return len(client.nthreads())
 
 
-def _client(address: str) -> Any:
+@contextlib.contextmanager
+def _connect(address: str) -> Iterator[Any]:
+    """Connect to a scheduler; Dask logs nothing meanwhile, since its errors are reported as outcomes here."""
     try:
         from distributed import Client
     except ImportError as error:
         raise ConfigError(
             "--scheduler needs Dask, here and in the workers: pip install 'slicemill[ingest]'."
         ) from error
-    for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what it logs as errors is told as outcomes here
+    with _silence_dask():
+        try:
+            client = Client(address, timeout=f"{ANSWER_SECONDS}s")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--scheduler {address}: no Dask scheduler answers there ({error}).") from error
+        with client:
+            yield client
+
+
+@contextlib.contextmanager
+def _silence_dask() -> Iterator[None]:
+    """Silence the loggers of distributed while the block runs."""
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        return Client(address, timeout=f"{ANSWER_SECONDS}s")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--scheduler {address}: no Dask scheduler answers there ({error}).") from error
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,13 +1,14 @@
-"""Readers -> batches across scans -> the network -> writers: all at work at the same time, bounded by memory.
+"""Engine: readers, batches across scans, the network and writers, all working at the same time, bounded by memory.
 
-1. Reader threads take jobs, decode scans and put them in line (`slicemill.infer.run.scan_queue`).
-2. Lanes take batches from the line: on a CPU one for each core, up to eight, two for each other device, one of which is computed while the other
-   is emptied and filled (`slicemill.infer.network.lanes`).
-3. A scan whose last slice is labelled goes to the writer threads; then its memory is given back.
-4. A scan that cannot be read or written fails by itself. When the device fails, the scans of that batch fail and the session
-   is made anew, once; a device that fails again ends the run.
+1. Reader threads take jobs, decode scans and put them into a queue (`slicemill.infer.run.scan_queue`).
+2. Lanes take batches from the queue (`slicemill.infer.network.lanes`): on a CPU one lane for each core, up to eight;
+   two for each other device, so that one is computed while the other is emptied and filled.
+3. A scan whose last slice is labeled goes to the writer threads. Then its memory is released.
+4. A scan that cannot be read or written fails alone. When a device fails, the scans of that batch fail and the session
+   is rebuilt, once; a device that fails again ends the run.
 
-Nothing here knows files, ledgers or labels: what is read, written and noted are functions that the caller gives.
+The engine knows nothing of files, ledgers or labels: the caller supplies functions that read, write and record
+(`Steps`).
 """
 
 import threading
@@ -28,77 +29,85 @@ from slicemill.infer.run.timing import Stopwatch
 from slicemill.infer.runtime.capacity import Capacity, lanes_on
 from slicemill.infer.slices.batches import Batch, Scan
 
-HEAR_SECONDS = 0.2
-"""How long the main thread may take to hear Ctrl-C or SIGTERM."""
-PASSING = (InputError, OSError, MemoryError)
-"""What fails one scan and not the run."""
+JOIN_SECONDS = 0.2
+"""How often the main thread wakes up to handle Ctrl-C or SIGTERM."""
+SCAN_ERRORS = (InputError, OSError, MemoryError)
+"""Errors that fail one scan and not the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much may be at work at a time."""
+    """Limits on concurrent work."""
 
     capacity: Capacity
     wanted: tuple[str, ...]
-    """Outputs that the network is asked for."""
+    """Names of the outputs that are requested from the network."""
     memory_bytes: int
-    """What scans may take, from the reading of the first voxel to the writing of the mask."""
+    """Memory that all scans may take, from reading the first voxel to writing the mask."""
     readers: int
+    """Number of reader threads."""
     writers: int
+    """Number of writer threads."""
 
 
 @dataclass(eq=False, kw_only=True)
-class Ticket:
-    """A scan with all that belongs to it."""
+class ScanInProgress:
+    """A scan in progress: its job, its arrays, its memory."""
 
     job: Job
     loaded: LoadedScan
     scan: Scan
-    memory: int
+    memory_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
     """What is done with a scan before and after the network; called from several threads at once."""
 
-    read: Callable[[Job, Callable[[int], None]], Ticket | None]
-    """Read a scan; the function that it is given waits until so many bytes of memory are free. None: there is nothing to do."""
-    write: Callable[[Ticket], None]
-    """Do what is done with a scan's labels."""
+    read: Callable[[Job, Callable[[int], None]], ScanInProgress | None]
+    """Read a scan, or return None where nothing is to be done.
+
+    The second argument is a function that waits until a number of bytes of memory is free."""
+    write: Callable[[ScanInProgress], None]
+    """Post-process and write a labeled scan."""
     fail: Callable[[Job, Exception], None]
-    """Note why a scan could not be segmented."""
+    """Record why a scan could not be segmented."""
     check: Callable[[Model, Scan, Lane], None] | None
-    """Compare a device with the CPU on its first scan, and raise a ModelError to end the run."""
-    advance: Callable[[Ticket, int], None]
-    """Hear that so many slices or tiles of a scan were labelled."""
+    """Compare a device with the CPU on its first scan; a ModelError ends the run. None for no comparison."""
+    advance: Callable[[ScanInProgress, int], None]
+    """Progress callback: called with the number of slices or tiles of a scan that were labeled."""
+    open_lane: Callable[[Model, Capacity, Sequence[str]], Lane] = make_lane
+    """Make the buffers for the batches of one thread."""
 
 
-@dataclass(frozen=True, slots=True)
-class _At:
-    """Where a batch is labelled."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Station:
+    """Where one thread labels its batches: a lane of one session of a model."""
 
     model: Model
     session: Any
-    """The model's session when the lane was made."""
+    """The model's session when the lane was made; a rebuilt model has another."""
     lane: Lane
     turns: threading.Semaphore
 
 
 class Engine:
-    """One run over many scans, on one device or several of a kind: a model for each."""
+    """One run over many scans, on one or several devices of the same kind, each with its model."""
 
     def __init__(self, models: Sequence[Model], limits: Limits, steps: Steps, watch: Stopwatch) -> None:
         self._models = models
         self._limits = limits
         self._steps = steps
         self._watch = watch
-        self._line = ScanQueue(limits.capacity, limits.memory_bytes)
-        self._tickets: dict[Scan, Ticket] = {}
-        self._lock = threading.Lock()
-        self._asking = threading.Lock()
+        self._queue = ScanQueue(limits.capacity, limits.memory_bytes)
+        self._scans: dict[Scan, ScanInProgress] = {}
+        self._scans_lock = threading.Lock()
+        self._jobs_lock = threading.Lock()
+        self._device_lock = threading.Lock()
+        """Held while a device is checked or rebuilt, for seconds: no lane starts a batch, but scans can end."""
         self._unchecked = set(models) if steps.check else set()
         self._rebuilt: set[Model] = set()
-        self._problem: BaseException | None = None
+        self._error: BaseException | None = None
 
     def run(self, jobs: Iterator[Job]) -> None:
         """Segment every job; when it returns, each was written or has failed.
@@ -106,157 +115,160 @@ class Engine:
         Raises
         ------
         ModelError
-            The check stopped the run.
+            The check ended the run.
         ProviderError
-            The device failed twice.
+            A device failed twice.
         """
         with ThreadPoolExecutor(self._limits.writers, "writer") as writers:
             work = [partial(self._read_all, jobs)] * self._limits.readers
             for model in self._models:
-                work += [partial(self._drive, model, turns_of(model), writers)] * lanes_on(model.provider)
-            threads = [threading.Thread(target=self._guarded, args=(one,), daemon=True) for one in work]
+                work += [partial(self._run_lane, model, turns_of(model), writers)] * lanes_on(model.provider)
+            threads = [threading.Thread(target=self._guard, args=(one,), daemon=True) for one in work]
             try:
                 for thread in threads:
                     thread.start()
                 for thread in threads:
                     while thread.is_alive():  # a join without a timeout may sleep through a signal
-                        thread.join(HEAR_SECONDS)
+                        thread.join(JOIN_SECONDS)
             finally:
-                self._line.stop()
-        if self._problem is not None:
-            raise self._problem
+                self._queue.stop()
+        if self._error is not None:
+            raise self._error
 
-    def _guarded(self, work: Callable[[], None]) -> None:
-        """Run a thread's work; what goes wrong against all rules ends the run and is raised by it."""
+    def _guard(self, work: Callable[[], None]) -> None:
+        """Do a thread's work; an unexpected error ends the run and is raised by it."""
         try:
             work()
         except Stopped:
             pass
         except BaseException as error:  # noqa: BLE001 (raised by `run`)
-            self._problem = self._problem or error
-            self._line.stop()
+            self._error = self._error or error
+            self._queue.stop()
 
     def _read_all(self, jobs: Iterator[Job]) -> None:
-        with self._line.reader():
+        with self._queue.reader():
             while True:
-                with self._asking:
+                with self._jobs_lock:
                     job = next(jobs, None)
                 if job is None:
                     return
-                with self._line.at_work():
+                with self._queue.busy():
                     self._read(job)
 
     def _read(self, job: Job) -> None:
         taken: list[int] = []
 
-        def admit(amount: int) -> None:
-            self._line.admit(amount)
-            taken.append(amount)
+        def admit(amount_bytes: int) -> None:
+            self._queue.admit(amount_bytes)
+            taken.append(amount_bytes)
 
         try:
-            ticket = self._steps.read(job, admit)
-        except PASSING as error:
-            self._line.release(sum(taken))
+            current = self._steps.read(job, admit)
+        except SCAN_ERRORS as error:
+            self._queue.release(sum(taken))
             self._steps.fail(job, error)
         else:
-            if ticket is not None:
-                self._tickets[ticket.scan] = ticket
-                self._line.add(ticket.scan)
+            if current is not None:
+                self._scans[current.scan] = current
+                self._queue.add(current.scan)
 
-    def _drive(self, model: Model, turns: threading.Semaphore, writers: ThreadPoolExecutor) -> None:
-        """Be a lane until the line ends; a session that was made anew gets new buffers."""
+    def _run_lane(self, model: Model, turns: threading.Semaphore, writers: ThreadPoolExecutor) -> None:
+        """Label batches until the queue ends; make a new lane after the session was rebuilt."""
         session: Any = None
         while True:
             if model.session is not session:
                 session = model.session
-                lane = make_lane(model, self._limits.capacity, self._limits.wanted)
-            if not self._run_batch(_At(model, session, lane, turns), writers):
+                lane = self._steps.open_lane(model, self._limits.capacity, self._limits.wanted)
+            station = _Station(model=model, session=session, lane=lane, turns=turns)
+            if not self._run_batch(station, writers):
                 return
 
-    def _run_batch(self, at: "_At", writers: ThreadPoolExecutor) -> bool:
-        """Take a batch, run it and scatter it, copied only where the lane wants it; return whether there was one.
+    def _run_batch(self, at: _Station, writers: ThreadPoolExecutor) -> bool:
+        """Take a batch, run it and give the labels to its scans; return whether there was a batch.
 
-        Nothing of the batch is kept when this returns, so that the memory of its scans is free once they are written.
+        Nothing of the batch is referenced when this returns, so that the memory of its scans is free once they are
+        written.
         """
         with self._watch.timed("wait"):
-            batch = self._line.take()
+            batch = self._queue.take()
         if batch is None:
             return False
-        self._check(at, batch.units[0][0])
+        self._check(at, batch.units[0].scan)
         with self._watch.timed("fill"):
             image = batch.show(at.lane.image, in_place=at.lane.reads_in_place)
         try:
-            answer = at.lane.run(image, batch.neighbors, self._turn(at.turns), batch.targets())
+            answer = at.lane.run(image, batch.neighbors, self._take_turn(at.turns), batch.targets())
         except Exception as error:  # noqa: BLE001 (onnxruntime raises many types, some of them private)
-            self._device_failed(at, batch, error)
+            self._fail_batch(at, batch, error)
             return True
         with self._watch.timed("scatter"):
-            whole = batch.put(answer)
-        for scan, count in Counter(scan for scan, _, _ in batch.units).items():
-            if ticket := self._tickets.get(scan):
-                self._steps.advance(ticket, count)
-        for scan in whole:
-            if ticket := self._tickets.get(scan):
-                writers.submit(self._guarded, partial(self._write, ticket))
+            complete = batch.put(answer)
+        for scan, count in Counter(unit.scan for unit in batch.units).items():
+            if current := self._scans.get(scan):
+                self._steps.advance(current, count)
+        for scan in complete:
+            if current := self._scans.get(scan):
+                writers.submit(self._guard, partial(self._write, current))
         return True
 
     @contextmanager
-    def _turn(self, turns: threading.Semaphore) -> Iterator[None]:
+    def _take_turn(self, turns: threading.Semaphore) -> Iterator[None]:
         with turns, self._watch.timed("device"):
             yield
 
-    def _check(self, at: "_At", scan: Scan) -> None:
-        with self._lock:
+    def _check(self, at: _Station, scan: Scan) -> None:
+        """Check a device before its first batch; every lane waits here while a device is checked or rebuilt."""
+        with self._device_lock:
             if self._steps.check is not None and at.model in self._unchecked:
                 self._unchecked.remove(at.model)
                 self._steps.check(at.model, scan, at.lane)
 
-    def _device_failed(self, at: "_At", batch: Batch, error: Exception) -> None:
-        """Fail the scans of a batch and make the session anew, unless the other lane just did.
+    def _fail_batch(self, at: _Station, batch: Batch, error: Exception) -> None:
+        """Fail the scans of a batch and rebuild the session, unless another lane has just done so.
 
         Raises
         ------
         ProviderError
-            It was made anew before.
+            The session was rebuilt before.
         """
         reason = ProviderError(f"{at.model.provider}: the device failed ({first_line(error)}).")
-        for scan in dict.fromkeys(scan for scan, _, _ in batch.units):
-            if ticket := self._tickets.get(scan):
-                self._fail(ticket, reason)
-        with self._lock:
+        for scan in dict.fromkeys(unit.scan for unit in batch.units):
+            if current := self._scans.get(scan):
+                self._fail(current, reason)
+        with self._device_lock:
             if at.model.session is not at.session:
                 return
             if at.model in self._rebuilt:
                 raise ProviderError(
-                    f"--provider {at.model.provider}: the device failed again after its session was made anew ({first_line(error)}). "
-                    "Run the same command again, it goes on from here; or use --provider cpu."
+                    f"--provider {at.model.provider}: the device failed again after its session was rebuilt "
+                    f"({first_line(error)}). Run the same command again, it continues from here; or use --provider cpu."
                 )
             self._rebuilt.add(at.model)
             at.model.rebuild()
 
-    def _write(self, ticket: Ticket) -> None:
+    def _write(self, current: ScanInProgress) -> None:
         try:
-            self._steps.write(ticket)
-        except PASSING as error:
-            self._fail(ticket, error)
+            self._steps.write(current)
+        except SCAN_ERRORS as error:
+            self._fail(current, error)
         else:
-            self._forget(ticket)
+            self._forget(current)
 
-    def _fail(self, ticket: Ticket, error: Exception) -> None:
-        self._line.drop(ticket.scan)
-        if self._forget(ticket):
-            self._steps.fail(ticket.job, error)
+    def _fail(self, current: ScanInProgress, error: Exception) -> None:
+        self._queue.drop(current.scan)
+        if self._forget(current):
+            self._steps.fail(current.job, error)
 
-    def _forget(self, ticket: Ticket) -> bool:
-        """Give a scan's memory back and return whether it was still held."""
-        with self._lock:
-            held = self._tickets.pop(ticket.scan, None) is not None
+    def _forget(self, current: ScanInProgress) -> bool:
+        """Release a scan's memory and return whether it was still in progress."""
+        with self._scans_lock:
+            held = self._scans.pop(current.scan, None) is not None
         if held:
-            self._line.release(ticket.memory)
+            self._queue.release(current.memory_bytes)
         return held
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or its type when it says nothing."""
+    """Return the first line of an error's message, or its type if it has no message."""
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__

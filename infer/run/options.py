@@ -1,98 +1,113 @@
-"""How a run is to be done, and how much it may take."""
+"""Options of a run, and the memory and threads that it may use."""
 
 import os
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from slicemill.common.errors import ConfigError, UsageError
-from slicemill.infer.slices.assembly import Plan
-from slicemill.infer.slices.tiles import PLAIN, Manner
+from slicemill.infer.slices.assembly import ScanPlan
+from slicemill.infer.slices.tiles import PLAIN, PredictOptions
 
 MAX_READERS, MAX_WRITERS = 8, 8
 MAX_GB = 1e6
 WORKING_BYTES = 16
-"""Bytes a voxel that post-processing may take for a while, in noise of three labels; next to nothing in labels of organs."""
+"""Bytes per voxel that post-processing may take: for noise of three labels. Labels of organs take next to nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferOptions:
-    """Settings of a run."""
+    """Options of a run."""
 
     overwrite: bool = False
+    """Whether scans that are done are segmented again."""
     retry_failed: bool = False
-    manner: Manner = PLAIN
+    """Whether scans that have failed are tried again."""
+    predict: PredictOptions = PLAIN
     postprocess: bool = True
-    """Whether labels are post-processed as the model's metadata ask."""
+    """Whether labels are post-processed by the model's rules."""
     separate: bool = False
-    """Whether each label is also written as a file of its own, 0 and 1."""
+    """Whether each label is also written to its own file, as 0 and 1."""
     batch: int = 0
     """Slices in a batch; 0 fits the provider (`slicemill.infer.runtime.capacity`)."""
     readers: int = 0
-    """Threads that decode; 0 is one for every two cores, two at least."""
+    """Threads that decode; 0 is one for every two cores, at least two."""
     writers: int = 0
-    """Threads that post-process and write; 0 is as many."""
+    """Threads that post-process and write; 0 is one for every two cores, at least two."""
     devices: tuple[int, ...] = (0,)
-    """Numbers of the GPUs that share the work, each with a session of its own."""
+    """Numbers of the GPUs that share the work, each with its own session."""
     part: str = ""
-    """What ends the names of the summaries of one of several runs into one folder."""
+    """End of the summary's file names for one of several runs into one folder."""
     max_memory_gb: float = 0.0
-    """What the whole process may take, GB; 0 is half of what is free."""
+    """Memory that the process may take, GB; 0 lets scans take half of the free memory."""
 
     def __post_init__(self) -> None:
-        """Check that nothing is negative, or more than any machine has."""
+        """Check that no value is negative or beyond any machine."""
         for name in ("batch", "readers", "writers"):
             if getattr(self, name) < 0:
                 raise UsageError(f"--{name} {getattr(self, name)}: must not be negative.")
         if not 0 <= self.max_memory_gb <= MAX_GB:
             raise UsageError(
-                f"--max-memory {self.max_memory_gb:g}: must not be negative, nor more than {MAX_GB:g} GB; 0 is half of what is free."
+                f"--max-memory {self.max_memory_gb:g}: must not be negative, nor more than {MAX_GB:g} GB; "
+                "0 is half of what is free."
             )
         if not self.devices or len(set(self.devices)) != len(self.devices) or min(self.devices) < 0:
             raise UsageError(
                 f"--devices {','.join(map(str, self.devices))}: expected numbers of GPUs, each once, like 0,1."
             )
 
-    def of_worker(self, index: int) -> "InferOptions":
-        """Return the same for one of several workers: its summary has a name of its own."""
+    def for_worker(self, index: int) -> "InferOptions":
+        """Return the same options for one of several workers, whose summary has its own name."""
         return replace(self, part=f"{self.part}-worker-{index}")
 
-    def as_json(self) -> dict[str, Any]:
-        """Return what changes the outputs; a scan that was done with others is done again."""
-        changed = {name: True for name, on in asdict(self.manner).items() if on}
-        changed |= {"separate": True} if self.separate else {}
-        return changed | ({} if self.postprocess else {"postprocess": False})
+    def as_json(self) -> dict[str, bool]:
+        """Return the options that change outputs, where they differ from the defaults; other options redo a scan."""
+        changed = {name: True for name, on in asdict(self.predict).items() if on}
+        if self.separate:
+            changed["separate"] = True
+        if not self.postprocess:
+            changed["postprocess"] = False
+        return changed
 
 
-def threads_of(asked: int, most: int) -> int:
-    """Return how many threads read, or write."""
-    return asked or max(2, min(most, len(os.sched_getaffinity(0)) // 2))
+def count_threads(requested: int, most: int) -> int:
+    """Return the number of threads that read, or that write."""
+    return requested or max(2, min(most, len(os.sched_getaffinity(0)) // 2))
 
 
-def memory_of(plan: Plan) -> int:
-    """Return the bytes that a scan takes at most, from its first voxel to its mask."""
+def estimate_scan_bytes(plan: ScanPlan) -> int:
+    """Return the most memory that a scan takes, from its first voxel to its mask."""
     nz, ny, nx = plan.shape
-    height, width = plan.seen_shape
-    kept = len(plan.table) if plan.manner.probability else 0
-    own = 2 + 1 + (plan.tumor is not None) + kept + WORKING_BYTES
-    return nz * (own * ny * nx + (0 if plan.resampling is None else 2 * height * width))
+    height, width = plan.resampled_shape
+    maps = len(plan.label_values) if plan.predict.probability else 0
+    # int16 HU, uint8 label, uint8 tumor probability, uint8 maps
+    bytes_per_voxel = 2 + 1 + (plan.tumor_class is not None) + maps + WORKING_BYTES
+    resampled = 0 if plan.resampling is None else 2 * height * width
+    return nz * (bytes_per_voxel * ny * nx + resampled)
 
 
-def memory_for_scans(asked_gb: float, lanes_bytes: int) -> int:
-    """Return the bytes that scans may take together, once the model is in memory and but for what its lanes are going to take.
+def memory_for_scans(max_memory_gb: float, lanes_bytes: int) -> int:
+    """Return the bytes that all scans may take; call it once the model is in memory.
+
+    Parameters
+    ----------
+    max_memory_gb
+        Memory that the process may take, GB; 0 lets scans take half of the free memory.
+    lanes_bytes
+        Memory that the model's lanes are going to take.
 
     Raises
     ------
     ConfigError
-        The process takes more already than was asked for.
+        The process takes more than `max_memory_gb` already.
     """
     import psutil
 
-    if not asked_gb:
+    if not max_memory_gb:
         return int(psutil.virtual_memory().available // 2)
     taken = int(psutil.Process().memory_info().rss) + lanes_bytes
-    left = round(asked_gb * 1e9) - taken
+    left = round(max_memory_gb * 1e9) - taken
     if left <= 0:
         raise ConfigError(
-            f"--max-memory {asked_gb:g}: the model alone takes {taken / 1e9:.2f} GB with this batch; give more, or a smaller --batch."
+            f"--max-memory {max_memory_gb:g}: the model alone takes {taken / 1e9:.2f} GB with this batch; "
+            "give more, or a smaller --batch."
         )
     return left

@@ -1,4 +1,7 @@
-"""Which files a run writes for each scan, and that none takes the place of a scan, of another scan's file, or of the run's own."""
+"""Output paths: the files that a run writes for each scan.
+
+No output may replace a scan, a file of another scan, or the run's own files.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,14 +10,21 @@ from slicemill.common.errors import ScanError
 from slicemill.ct.formats.nifti.names import is_header_name, stem_of
 from slicemill.ct.labels import Labels
 from slicemill.infer.inputs.jobs import Job
-from slicemill.infer.run.ledger import is_summary
 from slicemill.infer.run.options import InferOptions
+from slicemill.infer.run.summary import is_summary
 
 
 class OutputPaths:
-    """The scans of a run and the files written for them; scans may be added as they come.
+    """The scans of a run and the files that are written for them; scans may be added as they arrive.
 
-    `earlier` names the masks of runs before: their scans may have gone, what was made of them stays.
+    Parameters
+    ----------
+    out
+        The output folder.
+    extras
+        Name endings of the files next to each mask (`extra_names`).
+    earlier
+        Masks of earlier runs: their scans may be gone, but their files are kept.
     """
 
     def __init__(self, out: Path, extras: Sequence[str] = (), earlier: Sequence[str] = ()) -> None:
@@ -22,99 +32,95 @@ class OutputPaths:
         self._extras = extras
         self._scans: set[Path] = set()
         self._written: dict[Path, Job] = {}
-        before = [Job(name=name, path=out / name) for name in earlier] if extras else []
-        self._earlier = {name: job for given in (extras, ()) for job in before for name in names_of(job, given)}
-        """Whose each file of runs before is; a scan's own mask counts for more than a file beside another's."""
+        jobs = [Job(name=name, path=out / name) for name in earlier] if extras else []
+        self._earlier = {name: job for ending in (extras, ()) for job in jobs for name in output_names(job, ending)}
+        """Owner of each file of earlier runs; a scan's own mask counts more than a file next to another's."""
 
     def add(self, job: Job) -> None:
-        """Add a scan, or the same once more; a scan of the same stem takes the place of an earlier one.
+        """Add a scan, or the same scan again; a scan with the same stem replaces an earlier one.
 
         Raises
         ------
         ScanError
-            A file of it would take the place of a scan, of another scan's file or of the run's own, or it lies where one is written.
+            One of its files would replace a scan, a file of another scan or the run's own, or the scan is itself at the
+            path of an output.
         """
-        scans, names = places_of(job), names_of(job, self._extras)
-        if own := [name for name in names if is_summary(name)]:
+        scans, names = resolve_inputs(job), output_names(job, self._extras)
+        if summaries := [name for name in names if is_summary(name)]:
             raise ScanError(
-                f"{job.path}: {own[0]}, written beside its mask, would replace the summary of the run; rename the scan."
+                f"{job.path}: {summaries[0]}, written next to its mask, would replace the summary of the run; "
+                "rename the scan."
             )
         for name in names:
-            made = self._earlier.get(name, job)
-            if made.stem != job.stem and made.path.exists() and (self._out / name).exists():
+            owner = self._earlier.get(name, job)
+            if owner.stem != job.stem and owner.path.exists() and (self._out / name).exists():
                 raise ScanError(
-                    f"{job.path}: {name}, written beside its mask, would replace a file of {made.path}, which an earlier run made; "
-                    "choose another --out."
+                    f"{job.path}: {name}, written next to its mask, would replace a file of {owner.path}, "
+                    "which an earlier run made; choose another --out."
                 )
         written = [(self._out / name).resolve() for name in names]
         replaced = [path for path in written if path in scans or path in self._scans]
         replaced += [path for path in scans if path in self._written]
         if replaced:
             raise ScanError(
-                f"{min(replaced)}: the mask would replace a scan, or the report or picture would; choose an --out folder of its own."
+                f"{min(replaced)}: the mask would replace a scan, or the report or picture would; "
+                "choose a separate --out folder."
             )
         for path in written:
             other = self._written.get(path, job)
             if other.stem != job.stem or written.count(path) > 1:
                 raise ScanError(
-                    f"{job.path}: {path.name}, written beside its mask, would replace a file of {other.path}; use two folders."
+                    f"{job.path}: {path.name}, written next to its mask, would replace a file of {other.path}; "
+                    "use two folders."
                 )
         self._scans |= scans
         self._written.update(dict.fromkeys(written, job))
 
 
 def check_output_paths(jobs: Sequence[Job], out: Path, extras: Sequence[str] = (), earlier: Sequence[str] = ()) -> None:
-    """Refuse to write over a scan, or two things into one file; `extras` are names of files beside each mask, `earlier` older masks.
+    """Check that no output replaces an input or another output; see `OutputPaths` for the parameters.
 
     Raises
     ------
     ScanError
-        An output would take the place of an input, or of another output.
+        An output would replace one.
     """
-    places = OutputPaths(out, extras, earlier)
+    paths = OutputPaths(out, extras, earlier)
     for job in jobs:
-        places.add(job)
+        paths.add(job)
 
 
-def places_of(job: Job) -> set[Path]:
-    """Return the local files that are a job's scan, or that would be taken for it: of a pair, single files of its stem too."""
+def resolve_inputs(job: Job) -> set[Path]:
+    """Return the local files of a job's scan; for a pair also single files of its stem, which look like the scan."""
     if job.case_id is not None or not isinstance(job.path, Path):
         return set()
-    found = [job.path]
+    files = [job.path]
     if is_header_name(job.path.name):
-        found += [job.path.with_name(stem_of(job.path.name) + suffix) for suffix in (".nii", ".nii.gz")]
-    return {path.resolve() for path in found}
+        files += [job.path.with_name(stem_of(job.path.name) + suffix) for suffix in (".nii", ".nii.gz")]
+    return {path.resolve() for path in files}
 
 
-def names_of(job: Job, extras: Sequence[str]) -> list[str]:
-    """Return the relative paths of all that is written for a job.
+def output_names(job: Job, extras: Sequence[str]) -> list[str]:
+    """Return the relative paths of all files that are written for a job.
 
-    >>> names_of(Job(name="p1/ct.nii", path=Path("ct.nii")), ["liver"])
+    >>> output_names(Job(name="p1/ct.nii", path=Path("ct.nii")), ["liver"])
     ['p1/ct.nii', 'p1/ct.json', 'p1/ct.png', 'p1/ct_liver.nii']
     """
-    return [job.name, f"{job.stem}.json", f"{job.stem}.png", *(beside(job, extra) for extra in extras)]
+    return [job.name, f"{job.stem}.json", f"{job.stem}.png", *(extra_path(job, extra) for extra in extras)]
 
 
-def beside(job: Job, extra: str) -> str:
-    """Return the name of a file beside a job's mask."""
-    return f"{job.stem}_{extra}{suffix_of(job.name)}"
+def extra_path(job: Job, extra: str) -> str:
+    """Return the relative path of a file next to a job's mask, whose name ends in `extra`."""
+    suffix = job.name[len(job.stem) :]
+    return f"{job.stem}_{extra}{suffix}"
 
 
 def extra_names(labels: Labels, options: InferOptions) -> list[str]:
-    """Return what the names of the files beside a mask end in; a label's name may hold anything, a file's may not.
+    """Return the name endings of the files next to a mask, with characters that file names may have.
 
     >>> extra_names(Labels({"liver": 1, "a/b": 2}), InferOptions(separate=True))
     ['liver', 'a_b_2']
     """
     names = list(labels.file_names().values())
     maps = [f"probability_{name}" for name in ["background", *names]]
-    return [*(names if options.separate else []), *(maps if options.manner.probability else [])]
-
-
-def suffix_of(name: str) -> str:
-    """Return the NIfTI suffix of a name.
-
-    >>> suffix_of("a/volume-1.nii.gz")
-    '.nii.gz'
-    """
-    return name[len(stem_of(name)) :]
+    return [*(names if options.separate else []), *(maps if options.predict.probability else [])]

@@ -1,9 +1,11 @@
-"""Scans -> segmentations, reports and pictures, in bulk.
+"""Pipeline: scans -> segmentations, reports and pictures, in bulk.
 
-1. `gather` names the jobs; those done before with the same model and unchanged input are skipped (`slicemill.infer.run.ledger`).
-2. The engine reads, labels and hands over (`slicemill.infer.run.engine`). Each job is claimed first, so that runs may share a folder.
-3. A scan's mask appears last, whole, after its report and picture; then its line in the ledger.
-4. A scan that cannot be read or written is a failure with a reason; the others go on.
+1. `gather` names the jobs. Jobs done before with the same model and unchanged input are skipped
+   (`slicemill.infer.run.ledger`).
+2. The engine reads, labels and writes (`slicemill.infer.run.engine`). Each job is claimed first, so that several runs
+   may share a folder.
+3. A scan's mask appears last, atomically, after its report and picture; then its line in the ledger.
+4. A scan that cannot be read or written is a failure with a reason; the others continue.
 """
 
 import contextlib
@@ -12,38 +14,38 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from slicemill.common.documents import to_document
 from slicemill.common.errors import ProviderError, ReadError, StoreError
 from slicemill.common.files import write_json
 from slicemill.common.progress import Advance, progress
 from slicemill.common.terminal import count_noun
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.pictures import save_png
-from slicemill.infer.cpu_check import check_parity
-from slicemill.infer.inputs.jobs import Job, LeftOut, LoadedScan, opened
+from slicemill.infer.inputs.jobs import Job, LeftOut, LoadedScan, Stamp, open_scan
 from slicemill.infer.network.lanes import memory_of_lanes
 from slicemill.infer.network.model import Model, open_model
+from slicemill.infer.parity_check import check_parity
 from slicemill.infer.postprocess import postprocess
-from slicemill.infer.report import answer, overlay
+from slicemill.infer.report import make_report, overlay
 from slicemill.infer.run.buffers import BufferPool
-from slicemill.infer.run.engine import Engine, Limits, Steps, Ticket
-from slicemill.infer.run.ledger import RunLedger, ScanOutcome, Summary, write_summary
+from slicemill.infer.run.engine import Engine, Limits, ScanInProgress, Steps
+from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import (
     MAX_READERS,
     MAX_WRITERS,
     InferOptions,
+    count_threads,
+    estimate_scan_bytes,
     memory_for_scans,
-    memory_of,
-    threads_of,
 )
-from slicemill.infer.run.outputs import beside, check_output_paths, extra_names
+from slicemill.infer.run.outputs import check_output_paths, extra_names, extra_path
+from slicemill.infer.run.summary import ScanOutcome, Summary, write_summary
 from slicemill.infer.run.timing import Stopwatch
 from slicemill.infer.runtime.capacity import HOSTS, capacity_of, lanes_on
-from slicemill.infer.single import full_report
 from slicemill.infer.slices.assembly import Segmented, plan_of, wanted_of
 from slicemill.infer.slices.batches import Scan
 
@@ -51,43 +53,56 @@ DEFAULTS = InferOptions()
 ELSEWHERE = "another run is at work on it"
 
 
-def left_to_do(jobs: Sequence[Job], book: RunLedger, extras: Sequence[str] = ()) -> tuple[list[Job], list[ScanOutcome]]:
-    """Return the jobs that are left, and an outcome for each of the others; `extras` are names of files beside each mask."""
-    check_output_paths(jobs, book.out, extras, book.names)
-    known = [(job, book.known(job)) for job in jobs]
-    return [job for job, outcome in known if outcome is None], [outcome for _, outcome in known if outcome is not None]
+def select_jobs(
+    jobs: Sequence[Job], ledger: RunLedger, extras: Sequence[str] = ()
+) -> tuple[list[Job], list[ScanOutcome]]:
+    """Return the jobs that are left to do, and the outcomes of the others.
+
+    Parameters
+    ----------
+    extras
+        Name endings of the files next to each mask (`extra_names`).
+
+    Raises
+    ------
+    ScanError
+        An output would replace an input or another output.
+    """
+    check_output_paths(jobs, ledger.out, extras, ledger.names)
+    outcomes = [(job, ledger.find_outcome(job)) for job in jobs]
+    return [job for job, known in outcomes if known is None], [known for _, known in outcomes if known is not None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """What is held of a scan from its reading to its end."""
+    """What is held for a scan from its reading to its end."""
 
     claim: contextlib.ExitStack
-    stamp: list[Any]
-    """What told the file when it was read."""
+    stamp: Stamp
+    """Version tag of the scan's content when it was read."""
 
 
-class Run:
-    """What is done with each scan of a run, and what became of it; called from several threads."""
+class BulkRun:
+    """Reads, writes and records the scans of one run; called from several threads."""
 
-    def __init__(self, model: Model, options: InferOptions, book: RunLedger) -> None:
+    def __init__(self, model: Model, options: InferOptions, ledger: RunLedger) -> None:
         self._model = model
         check_devices(model, options.devices)
         self._options = options
-        self._book = book
+        self._ledger = ledger
         self._watch = Stopwatch()
-        self._blocks = BufferPool()
+        self._buffers = BufferPool()
         self._advance: Advance = lambda *_: None
         self._lock = threading.Lock()
         self._begun: dict[str, _Begun] = {}
         self._slices = 0
-        self.tell: Callable[[ScanOutcome], None] = lambda _: None
-        """Hears what became of a scan when it ends."""
-        self.ended: dict[str, ScanOutcome] = {}
-        """What became of each scan, by name."""
+        self.on_outcome: Callable[[ScanOutcome], None] = lambda _: None
+        """Called when a scan ends."""
+        self.outcomes: dict[str, ScanOutcome] = {}
+        """Outcome of each scan that has ended, by name."""
 
     def drive(self, jobs: Iterator[Job], total: int) -> None:
-        """Segment every job, on every device; `total` is how many they are, 0 where nobody knows.
+        """Segment every job on every device; `total` is the number of jobs, or 0 where it is unknown.
 
         Raises
         ------
@@ -97,129 +112,142 @@ class Run:
             A device failed twice.
         """
         info, options = self._model.info, self._options
-        capacity, wanted = capacity_of(info, self._model.provider, options.batch), wanted_of(info, options.manner)
+        capacity = capacity_of(info, self._model.provider, options.batch)
+        wanted = wanted_of(info, options.predict)
         lanes_bytes = memory_of_lanes(self._model, capacity, wanted) if options.max_memory_gb else 0
         limits = Limits(
             capacity=capacity,
             wanted=wanted,
             memory_bytes=memory_for_scans(options.max_memory_gb, lanes_bytes),
-            readers=threads_of(options.readers, MAX_READERS),
-            writers=threads_of(options.writers, MAX_WRITERS),
+            readers=count_threads(options.readers, MAX_READERS),
+            writers=count_threads(options.writers, MAX_WRITERS),
         )
         check = None if self._model.provider == "cpu" else check_parity
-        steps = Steps(read=self.read, write=self.write, fail=self.fail, check=check, advance=self.labelled)
+        steps = Steps(read=self.read, write=self.write, fail=self.fail, check=check, advance=self.count_labeled)
         with progress("infer", total, "scans", quiet=not total) as self._advance:
-            Engine(models_of(self._model, options.devices), limits, steps, self._watch).run(jobs)
+            Engine(open_models(self._model, options.devices), limits, steps, self._watch).run(jobs)
 
-    def at_work(self, name: str) -> bool:
+    def is_begun(self, name: str) -> bool:
         """Return whether a scan has begun and not ended."""
         return name in self._begun
 
-    def summary(self, names: Sequence[str]) -> Summary:
-        """Return how the run ended for scans of these names, at the end or before it."""
+    def summarize(self, names: Sequence[str]) -> Summary:
+        """Return how the run went for scans of these names, at its end or before."""
         cpu = self._model.provider == "cpu"
-        at_once = lanes_on("cpu") if cpu else len(self._options.devices)
+        parallel = lanes_on("cpu") if cpu else len(self._options.devices)
         return Summary(
-            outcomes=tuple(self.ended.get(name) or unreached(name) for name in names),
+            outcomes=tuple(self.outcomes.get(name) or not_reached(name) for name in names),
             seconds=self._watch.elapsed,
             provider=self._model.provider,
-            stages=self._watch.table(),
-            device_busy=min(1.0, self._watch.seconds("device") / self._watch.elapsed / at_once),
+            stages=self._watch.stage_times(),
+            device_busy=min(1.0, self._watch.seconds("device") / self._watch.elapsed / parallel),
         )
 
-    def read(self, job: Job, admit: Callable[[int], None]) -> Ticket | None:
-        """Claim a job and read its scan; None when there is nothing to do for this run.
+    def read(self, job: Job, admit: Callable[[int], None]) -> ScanInProgress | None:
+        """Claim a job and read its scan; return None where this run has nothing to do.
 
         Raises
         ------
         InputError
-            It cannot be read as a CT scan, or not enough memory may be taken.
+            The file cannot be read as a CT scan, or it needs more memory than scans may take.
         """
-        claim = self._book.claim(job)
+        claim = self._ledger.claim(job)
         if claim is None:
             self._end(job, ScanOutcome(name=job.name, status="skipped", reason=ELSEWHERE))
             return None
         stamp = job.stamp()
         self._begun[job.name] = _Begun(claim, stamp)
-        if (known := self._book.known_by_now(job)) is not None:
+        if (known := self._ledger.update_outcome(job)) is not None:
             self._end(job, known)
             return None
-        with opened(job) as scan:
-            plan = plan_of(self._model.info, scan.grid.stored_shape, scan.grid.spacing_mm, self._options.manner)
-            amount = memory_of(plan)
-            admit(amount)
+        with open_scan(job) as scan:
+            plan = plan_of(self._model.info, scan.grid.stored_shape, scan.grid.spacing_mm, self._options.predict)
+            memory_bytes = estimate_scan_bytes(plan)
+            admit(memory_bytes)
             with self._watch.timed("decode"):
-                volume, reading = scan.read(self._blocks.empty)
+                volume, read_seconds = scan.read(self._buffers.empty)
                 seen = plan.seen(volume)
             if job.stamp() != stamp:
-                raise ReadError(f"{job.path}: changed while it was read; the next run does it again.")
-            self._watch.add("read", reading)
-            self._watch.add("decode", -reading)
+                raise ReadError(f"{job.path}: changed while it was read; the next run segments it again.")
+            self._watch.add("read", read_seconds)
+            self._watch.add("decode", -read_seconds)
             loaded = LoadedScan(volume=volume, grid=scan.grid, header=scan.header, warnings=scan.warnings)
-        return Ticket(job=job, loaded=loaded, scan=Scan(plan, seen, self._blocks.empty), memory=amount)
+        network_scan = Scan(plan, seen, self._buffers.empty)
+        return ScanInProgress(job=job, loaded=loaded, scan=network_scan, memory_bytes=memory_bytes)
 
-    def write(self, ticket: Ticket) -> None:
+    def write(self, current: ScanInProgress) -> None:
         """Write report, picture and mask of a scan, and its line in the ledger."""
-        job, loaded, out, info = ticket.job, ticket.loaded, self._book.out, self._model.info
-        segmented = ticket.scan.canvas.segmented()
+        job, loaded, out, info = current.job, current.loaded, self._ledger.out, self._model.info
+        segmented = current.scan.canvas.segmented()
         with self._watch.timed("post"):
             if self._options.postprocess:
                 postprocess(segmented.label, info.labels, info.rules, loaded.grid, segmented.tumor_probability)
         with self._watch.timed("report"):
-            report = full_report(self._model, loaded, segmented, job.name)
-            said = answer(report)
-            picture = overlay(loaded.volume, segmented.label, info.labels, report["lesions"], f"{job.stem}  {said}")
-        outcome = ScanOutcome(name=job.name, status="done", slices=len(loaded.volume), answer=said)
+            report = make_report(self._model, loaded, segmented, job.name)
+            title = f"{job.stem}  {report.answer}"
+            picture = overlay(loaded.volume, segmented.label, info.labels, report.lesions, title)
+        outcome = ScanOutcome(name=job.name, status="done", slices=len(loaded.volume), answer=report.answer)
         with self._watch.timed("write"):
             stamp = self._begun[job.name].stamp
-            self._book.note(job, outcome, stamp=stamp, begun=True)
-            write_json(out / f"{job.stem}.json", report)
+            self._ledger.append(job, outcome, stamp=stamp, begun=True)
+            write_json(out / f"{job.stem}.json", to_document(report))
             save_png(out / f"{job.stem}.png", picture)
-            for name, volume, slope in self._extras(segmented):
-                write_volume(out / beside(job, name), loaded.header, np.uint8, loaded.grid.to_file(volume), slope=slope)
+            for extra in self._extras(segmented):
+                path = out / extra_path(job, extra.name)
+                write_volume(path, loaded.header, np.uint8, loaded.grid.to_file(extra.volume), slope=extra.slope)
             write_volume(out / job.name, loaded.header, np.uint8, loaded.grid.to_file(segmented.label))
-            self._book.note(job, outcome, stamp=stamp)
+            self._ledger.append(job, outcome, stamp=stamp)
         self._end(job, outcome)
 
-    def _extras(self, segmented: Segmented) -> Iterator[tuple[str, npt.NDArray[np.uint8], float]]:
-        """Yield the name, volume uint8[z, y, x] and slope of what is written beside the labels."""
+    def _extras(self, segmented: Segmented) -> Iterator["_ExtraVolume"]:
+        """Yield the volumes to write next to the mask."""
         names = extra_names(self._model.info.labels, self._options)
         if self._options.separate:
             for name, value in zip(names, self._model.info.labels.values.values(), strict=False):
-                yield name, (segmented.label == value).view(np.uint8), 1.0
+                yield _ExtraVolume(name, (segmented.label == value).view(np.uint8), 1.0)
         if segmented.probability is not None:
-            yield from (
-                (name, volume, 1 / 255)
-                for name, volume in zip(names[-len(segmented.probability) :], segmented.probability, strict=True)
-            )
+            for name, volume in zip(names[-len(segmented.probability) :], segmented.probability, strict=True):
+                yield _ExtraVolume(name, volume, 1 / 255)
 
     def fail(self, job: Job, error: Exception) -> None:
-        """Note why a scan could not be segmented; it is in the summary, too, when there is no room for the line."""
+        """Record why a scan could not be segmented; on a full disk only the summary has it."""
         passing = isinstance(error, OSError | MemoryError | ReadError | StoreError | ProviderError)
-        outcome = ScanOutcome(name=job.name, status="failed", reason=reason_of(error, job), passing=passing)
+        outcome = ScanOutcome(name=job.name, status="failed", reason=failure_reason(error, job), passing=passing)
         begun = self._begun.get(job.name)
         with contextlib.suppress(OSError):
-            self._book.note(job, outcome, stamp=begun.stamp if begun else None)
+            self._ledger.append(job, outcome, stamp=begun.stamp if begun else None)
         self._end(job, outcome)
 
-    def labelled(self, ticket: Ticket, count: int) -> None:
-        """Show that so many slices or tiles of a scan were labelled."""
-        units = len(ticket.loaded.volume) * len(ticket.scan.plan.views)
+    def count_labeled(self, current: ScanInProgress, count: int) -> None:
+        """Show that `count` more slices or tiles of a scan were labeled."""
+        units = len(current.loaded.volume) * len(current.scan.plan.tiles)
         with self._lock:
             self._slices += count
-            failed = sum(outcome.status == "failed" for outcome in self.ended.values())
+            failed = sum(outcome.status == "failed" for outcome in self.outcomes.values())
             self._advance(count / units, f"{self._slices / self._watch.elapsed:,.1f} slices/s, {failed} failed")
 
     def _end(self, job: Job, outcome: ScanOutcome) -> None:
         with self._lock:
-            self.ended[job.name] = outcome
+            self.outcomes[job.name] = outcome
             begun = self._begun.pop(job.name, None)
         if begun is not None:
             begun.claim.close()
-        self.tell(outcome)
+        self.on_outcome(outcome)
 
 
-def reason_of(error: Exception, job: Job) -> str:
+@dataclass(frozen=True, slots=True)
+class _ExtraVolume:
+    """A volume that is written next to a mask."""
+
+    name: str
+    """End of the file's name."""
+    volume: npt.NDArray[np.uint8]
+    """uint8[z, y, x]."""
+    slope: float
+    """Value of one step of the stored integers, for the NIfTI header."""
+
+
+def failure_reason(error: Exception, job: Job) -> str:
     """Return one sentence that names the file."""
     if isinstance(error, MemoryError):
         return f"{job.path}: not enough memory to read it; give other programs less, or use fewer --readers."
@@ -228,8 +256,8 @@ def reason_of(error: Exception, job: Job) -> str:
     return str(error) if str(job.path) in str(error) else f"{job.path}: {error}"
 
 
-def where_of(model: Model, options: InferOptions) -> str:
-    """Return what a run of these options works on: provider, devices and batch, and why that provider."""
+def describe_device(model: Model, options: InferOptions) -> str:
+    """Return what a run with these options works on: provider, devices and batch, and why that provider."""
     numbers = ", ".join(map(str, options.devices))
     device = count_noun(len(os.sched_getaffinity(0)), "core") if model.provider in HOSTS else f"GPU {numbers}"
     batch = capacity_of(model.info, model.provider, options.batch).labels
@@ -238,12 +266,12 @@ def where_of(model: Model, options: InferOptions) -> str:
 
 
 def check_devices(model: Model, devices: Sequence[int]) -> None:
-    """Refuse several devices for a model on the processor, which is one.
+    """Check that a model on the processor, which is one device, is not to run on several.
 
     Raises
     ------
     ProviderError
-        It is so.
+        Several devices are requested.
     """
     if len(devices) > 1 and model.provider in HOSTS:
         numbers = ",".join(map(str, devices))
@@ -252,13 +280,13 @@ def check_devices(model: Model, devices: Sequence[int]) -> None:
         )
 
 
-def models_of(model: Model, devices: Sequence[int]) -> list[Model]:
-    """Return a model for each device; the first is the one that is open."""
+def open_models(model: Model, devices: Sequence[int]) -> list[Model]:
+    """Return a model for each device; the first is `model`, which is open already."""
     return [model, *(open_model(model.path, model.provider, device, model.batch) for device in devices[1:])]
 
 
-def unreached(name: str) -> ScanOutcome:
-    """Return the outcome of a scan that a run ended before."""
+def not_reached(name: str) -> ScanOutcome:
+    """Return the outcome of a scan that was not reached before the run ended."""
     return ScanOutcome(name=name, status="failed", reason="the run ended before it", passing=True)
 
 
@@ -269,7 +297,12 @@ def infer(
     options: InferOptions = DEFAULTS,
     left_out: LeftOut | None = None,
 ) -> Summary:
-    """Segment scans into a folder; the same call again does only what is left. Files `left_out`, with reasons, stand in its summary.
+    """Segment scans into a folder; the same call again does only what is left.
+
+    Parameters
+    ----------
+    left_out
+        Files of the input that are not segmented, with reasons, for the summary.
 
     Raises
     ------
@@ -279,14 +312,14 @@ def infer(
         The device failed twice.
     """
     out.mkdir(parents=True, exist_ok=True)
-    book = RunLedger(out, model, options)
-    run = Run(model, options, book)
-    book.clear(jobs)
-    left, known = left_to_do(jobs, book, extra_names(model.info.labels, options))
-    run.ended.update({outcome.name: outcome for outcome in known})
+    ledger = RunLedger(out, model, options)
+    run = BulkRun(model, options, ledger)
+    ledger.remove_unfinished(jobs)
+    left, known = select_jobs(jobs, ledger, extra_names(model.info.labels, options))
+    run.outcomes.update({outcome.name: outcome for outcome in known})
     try:
         run.drive(iter(left), len(left))
     finally:
-        summary = replace(run.summary([job.name for job in jobs]), left_out=tuple(left_out or ()))
+        summary = replace(run.summarize([job.name for job in jobs]), left_out=tuple(left_out or ()))
         write_summary(out, model, summary, options.part)
     return summary

@@ -1,10 +1,10 @@
-"""The line of scans between the threads that read and those that run the network: bounded by memory, never in a deadlock.
+"""Scan queue: scans between the threads that read and those that run the network, bounded by memory, free of deadlocks.
 
-1. A reader that has a scan's header asks for its memory (`admit`) and waits until that is free.
-2. The scan, read, goes to the end of the line (`add`); `take` cuts the line into batches across scans.
-3. A full batch is handed out at once. One that is not full waits for as long as a reader is at work; when all of them are
-   done, or wait for memory that only finished scans can give back, it is handed out as it is.
-4. The memory is given back (`release`) when the scan's mask was written, or the scan failed.
+1. A reader that has read a scan's header requests its memory (`admit`) and waits until that much is free.
+2. The loaded scan is appended to the queue (`add`). `take` cuts the queue into batches across scans.
+3. A full batch is returned at once. A batch that is not full waits while a reader is busy. When all readers have ended,
+   or wait for memory that only finished scans can release, it is returned as it is.
+4. The memory is released (`release`) when the scan's mask is written or the scan has failed.
 """
 
 import threading
@@ -16,33 +16,33 @@ from slicemill.infer.runtime.capacity import Capacity
 from slicemill.infer.slices.batches import Batch, Filler, Scan
 
 AHEAD = 256
-"""Slices that wait before readers rest: on a CPU, more would only fill the memory."""
+"""Waiting slices at which readers pause: on a CPU, more would only fill the memory."""
 AHEAD_BATCHES = 32
-"""The same in batches, where these are large."""
+"""The same limit in batches, for devices with large batches; the larger limit counts."""
 LINGER_SECONDS = 0.05
-"""How long a batch that is not full waits when no reader is at work: between two scans, readers are not for a moment."""
+"""How long a batch that is not full waits when no reader is busy: readers are briefly not busy between scans."""
 
 
-class Stopped(Exception):  # noqa: N818 (no error: the run is ending)
-    """The run is ending; nothing more is wanted."""
+class Stopped(Exception):  # noqa: N818 (not an error: the run is ending)
+    """The run is ending; no more work is wanted."""
 
 
 class ScanQueue:
-    """Scans that wait for the network, and the memory that they and those behind them hold."""
+    """Scans that wait for the network, and the memory that scans in progress hold."""
 
     def __init__(self, capacity: Capacity, memory_bytes: int) -> None:
         self._filler = Filler(capacity)
         self._ahead = max(AHEAD, AHEAD_BATCHES * capacity.labels)
-        self._memory = memory_bytes
-        self._held = 0
+        self._memory_bytes = memory_bytes
+        self._held_bytes = 0
         self._readers = 0
-        self._working = 0
+        self._busy = 0
         self._stopped = False
         self._changed = threading.Condition()
 
     @contextmanager
     def reader(self) -> Iterator[None]:
-        """Be a reader while the block runs; the line ends when all scans are taken and no reader is left."""
+        """Count a reader while the block runs; the queue ends when it is empty and no reader is left."""
         with self._changed:
             self._readers += 1
         try:
@@ -53,70 +53,70 @@ class ScanQueue:
                 self._changed.notify_all()
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Say that a scan may come from this reader while the block runs."""
-        self._set_working(1)
+    def busy(self) -> Iterator[None]:
+        """Count this reader as busy while the block runs: it may add a scan."""
+        self._count_busy(1)
         try:
             yield
         finally:
-            self._set_working(-1)
+            self._count_busy(-1)
 
-    def _set_working(self, change: int) -> None:
+    def _count_busy(self, change: int) -> None:
         with self._changed:
-            self._working += change
+            self._busy += change
             self._changed.notify_all()
 
-    def admit(self, amount: int) -> None:
-        """Take memory for a scan, or wait until it is free; called `at_work`.
+    def admit(self, amount_bytes: int) -> None:
+        """Take memory for a scan, or wait until it is free; call it within `busy`.
 
         Raises
         ------
         ReadError
-            It is more than all that may be taken; another run may have more.
+            The scan needs more than all scans may take; a run with another limit may segment it.
         Stopped
             The run is ending.
         """
-        if amount > self._memory:
+        if amount_bytes > self._memory_bytes:
             raise ReadError(
-                f"needs about {amount / 2**30:.2f} GiB of memory, more than the {self._memory / 2**30:.2f} GiB that scans may take; "
-                "give more with --max-memory."
+                f"needs about {amount_bytes / 2**30:.2f} GiB of memory, more than the "
+                f"{self._memory_bytes / 2**30:.2f} GiB that scans may take; give more with --max-memory."
             )
         with self._changed:
-            self._working -= 1
+            self._busy -= 1  # a reader that waits here cannot add to a batch
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._stopped or self._has_room(amount))
-            self._working += 1
+            self._changed.wait_for(lambda: self._stopped or self._has_room(amount_bytes))
+            self._busy += 1
             if self._stopped:
                 raise Stopped
-            self._held += amount
+            self._held_bytes += amount_bytes
 
-    def _has_room(self, amount: int) -> bool:
-        return self._held + amount <= self._memory and self._filler.waiting < self._ahead
+    def _has_room(self, amount_bytes: int) -> bool:
+        return self._held_bytes + amount_bytes <= self._memory_bytes and self._filler.waiting < self._ahead
 
-    def release(self, amount: int) -> None:
-        """Give a scan's memory back."""
+    def release(self, amount_bytes: int) -> None:
+        """Release a scan's memory."""
         with self._changed:
-            self._held -= amount
+            self._held_bytes -= amount_bytes
             self._changed.notify_all()
 
     def add(self, scan: Scan) -> None:
-        """Put a scan that was read at the end of the line."""
+        """Append a loaded scan to the queue."""
         with self._changed:
             self._filler.add(scan)
             self._changed.notify_all()
 
     def drop(self, scan: Scan) -> None:
-        """Take a scan out of the line."""
+        """Remove a scan from the queue."""
         with self._changed:
             self._filler.drop(scan)
 
     def take(self) -> Batch | None:
-        """Return the next batch, as soon as it is full or nothing can fill it; None when the line has ended."""
+        """Return the next batch, once it is full or nothing can fill it; None at the end of the queue."""
         with self._changed:
             while not self._stopped:
                 if self._filler.is_full():
                     return self._next()
-                if self._filler.waiting and not self._working:
+                if self._filler.waiting and not self._busy:
                     self._changed.wait_for(self._may_fill, timeout=LINGER_SECONDS)
                     if self._filler.waiting and not self._may_fill():
                         return self._next()
@@ -132,15 +132,15 @@ class ScanQueue:
         return batch
 
     def _may_fill(self) -> bool:
-        return self._stopped or self._filler.is_full() or bool(self._working) or not self._filler.waiting
+        return self._stopped or self._filler.is_full() or bool(self._busy) or not self._filler.waiting
 
     @property
-    def held(self) -> int:
-        """Return how many bytes are taken."""
-        return self._held
+    def held_bytes(self) -> int:
+        """Return the memory that scans in progress hold."""
+        return self._held_bytes
 
     def stop(self) -> None:
-        """End the run: whoever waits is let go, nothing more is handed out."""
+        """End the run: waiting threads continue, and no more batches are returned."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()

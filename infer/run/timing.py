@@ -1,20 +1,48 @@
-"""Where the time of a run goes: seconds of each stage, added up over all threads."""
+"""Time of a run by stage: seconds added up over all threads."""
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 Stage = Literal["read", "decode", "wait", "fill", "device", "scatter", "post", "report", "write"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-"""read: bytes from disk or bucket; decode: gzip, HU and orientation; wait: a lane without slices; fill: slices copied into a
-batch, where they must be; device: the network; scatter: labels copied out of one; post:
-components; report: measures and picture; write: gzip and disk."""
+"""Stages of a run.
+
+- read: bytes from disk or bucket
+- decode: gzip, HU and orientation
+- wait: a lane without slices
+- fill: copy slices into a batch, where needed
+- device: the network
+- scatter: copy labels out of a batch
+- post: post-processing
+- report: measures and picture
+- write: gzip and disk
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTime:
+    """Time of one stage."""
+
+    seconds: float
+    """Seconds of all threads together."""
+    share: float
+    """Share of the seconds of all stages, 0 to 1."""
+
+
+def share_times(seconds: Mapping[Stage, float] | Mapping[str, float]) -> dict[str, StageTime]:
+    """Return seconds of stages with their shares, rounded for documents."""
+    total = sum(seconds.values()) or 1.0
+    return {
+        stage: StageTime(seconds=round(value, 6), share=round(value / total, 4)) for stage, value in seconds.items()
+    }
 
 
 class Stopwatch:
-    """Seconds of stages; safe to use from several threads."""
+    """Seconds of each stage; safe to use from several threads."""
 
     def __init__(self) -> None:
         self._seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
@@ -23,7 +51,7 @@ class Stopwatch:
 
     @contextmanager
     def timed(self, stage: Stage) -> Iterator[None]:
-        """Count the time of the block."""
+        """Add the time of the block to a stage."""
         start = time.perf_counter()
         try:
             yield
@@ -31,22 +59,18 @@ class Stopwatch:
             self.add(stage, time.perf_counter() - start)
 
     def add(self, stage: Stage, seconds: float) -> None:
-        """Count so many seconds; negative ones take back what was counted twice."""
+        """Add seconds to a stage; negative seconds correct what was counted twice."""
         with self._lock:
             self._seconds[stage] += seconds
 
     @property
     def elapsed(self) -> float:
-        """Return the seconds since the run began."""
+        """Return the seconds since the start of the run."""
         return time.perf_counter() - self._start
 
-    def table(self) -> dict[str, dict[str, Any]]:
-        """Return seconds of each stage and their share of all."""
-        total = sum(self._seconds.values()) or 1.0
-        return {
-            stage: {"seconds": round(seconds, 6), "share": round(seconds / total, 4)}
-            for stage, seconds in self._seconds.items()
-        }
+    def stage_times(self) -> dict[str, StageTime]:
+        """Return the time of each stage."""
+        return share_times(self._seconds)
 
     def seconds(self, stage: Stage) -> float:
         """Return the seconds of one stage."""

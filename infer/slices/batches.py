@@ -1,9 +1,10 @@
-"""Scans -> batches for the network, filled across scans -> labels on the scans' own slices."""
+"""Batches: scans are cut into batches for the network, filled across scans, and outputs go back to their scans."""
 
 import threading
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,132 +12,145 @@ import numpy.typing as npt
 from slicemill.ct.scan import Room
 from slicemill.infer.network.model import Answer
 from slicemill.infer.runtime.capacity import Capacity
-from slicemill.infer.slices.assembly import Plan, VolumeAssembly
-from slicemill.infer.slices.tiles import View
+from slicemill.infer.slices.assembly import ScanPlan, VolumeAssembly
+from slicemill.infer.slices.tiles import SliceTile
 
 
 class Scan:
-    """A scan on its way through the network."""
+    """The slices of a scan that the network labels, and the assembly of its outputs."""
 
-    def __init__(self, plan: Plan, seen: npt.NDArray[np.int16], room: Room = np.empty) -> None:
-        """Take `seen`: int16[z, y, x], HU, at the network's pixel size (`Plan.seen`); `room` makes the arrays for labels."""
+    def __init__(self, plan: ScanPlan, seen: npt.NDArray[np.int16], allocate: Room = np.empty) -> None:
+        """Take `seen`: int16[z, y, x], HU, at the network's pixel size; `allocate` makes the result."""
         self.plan = plan
-        self.canvas = VolumeAssembly(plan, room)
+        self.canvas = VolumeAssembly(plan, allocate)
         self._seen = seen
-        self._left = len(seen) * len(plan.views)
+        self._missing = len(seen) * len(plan.tiles)
         self._lock = threading.Lock()
 
-    def units(self, together: int) -> Iterator[tuple[int, View]]:
-        """Yield each slice with each view; `together` slices of one view follow each other, so that they share neighbors."""
+    def units(self, together: int) -> Iterator[tuple[int, SliceTile]]:
+        """Yield every slice with every tile.
+
+        Runs of `together` slices with the same tile follow each other, so that their windows share slices.
+        """
         for start in range(0, len(self._seen), together):
-            for view in self.plan.views:
+            for tile in self.plan.tiles:
                 for z in range(start, min(start + together, len(self._seen))):
-                    yield z, view
+                    yield z, tile
 
-    def show(self, z: int, view: View, out: npt.NDArray[np.int16]) -> None:
-        """Copy a view of the slice at `z` into `out`: int16[H, W], HU."""
-        view.show(self._seen[z], out)
+    def cut(self, z: int, tile: SliceTile, out: npt.NDArray[np.int16]) -> None:
+        """Copy a tile of the slice at `z` to `out`: int16[H, W], HU."""
+        tile.cut(self._seen[z], out)
 
-    def slices(self, z: int, count: int) -> npt.NDArray[np.int16] | None:
-        """Return slices as they lie here, int16[n, H, W], HU; None where the network takes others."""
+    def view_slices(self, z: int, count: int) -> npt.NDArray[np.int16] | None:
+        """Return a view of slices int16[n, H, W], or None where the network cannot take them as they are."""
         seen = self._seen[z : z + count]
-        return (
-            seen
-            if self.plan.shows_whole and seen.dtype == np.int16 and seen.flags.c_contiguous and seen.flags.aligned
-            else None
-        )
+        packed = seen.dtype == np.int16 and seen.flags.c_contiguous and seen.flags.aligned
+        return seen if self.plan.passes_slices_unchanged and packed else None
 
-    def is_whole_after(self, count: int) -> bool:
-        """Count so many units as done and return whether they were the last."""
+    def count_labeled(self, count: int) -> bool:
+        """Count `count` more labeled units and return whether the scan is complete now."""
         with self._lock:
-            self._left -= count
-            return self._left == 0
+            self._missing -= count
+            return self._missing == 0
+
+
+class Unit(NamedTuple):
+    """One tile of one slice of one scan."""
+
+    scan: Scan
+    z: int
+    tile: SliceTile
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Slices that go through the network together, of one scan or of several."""
+    """Slices that go through the network together, from one scan or several."""
 
-    units: list[tuple[Scan, int, View]]
-    """What is labelled."""
-    rows: list[tuple[Scan, int, View]]
-    """What goes in."""
+    units: list[Unit]
+    """What is labeled."""
+    rows: list[Unit]
+    """What goes in: the units and their neighbors, each once."""
     neighbors: npt.NDArray[np.int32]
     """int32[b, c]: for each unit, the rows of its window."""
 
     def show(self, image: npt.NDArray[np.int16], *, in_place: bool = False) -> npt.NDArray[np.int16]:
-        """Return what goes in, int16[n, H, W], HU: copied to the first rows of `image`, or, `in_place`, where it lies already if it does."""
-        if in_place and (run := consecutive(self.rows)) is not None:
-            scan, z, count = run
-            if (slices := scan.slices(z, count)) is not None:
+        """Return the network's input, int16[n, H, W], HU: the first rows of `image`, filled.
+
+        With `in_place`, return a view of the scan's slices instead where the network can take them as they are.
+        """
+        if in_place and (run := find_run(self.rows)) is not None:
+            first, count = run
+            if (slices := first.scan.view_slices(first.z, count)) is not None:
                 return slices
-        for (scan, z, view), out in zip(self.rows, image, strict=False):
-            scan.show(z, view, out)
+        for row, out in zip(self.rows, image, strict=False):
+            row.scan.cut(row.z, row.tile, out)
         return image[: len(self.rows)]
 
     def targets(self) -> dict[str, npt.NDArray[np.uint8]]:
-        """Return where outputs of the network may be written at once, by name: uint8[b, H, W]; none when they must be put in place (`put`)."""
-        if (run := consecutive(self.units)) is None:
+        """Return where the network may write outputs, by name: uint8[b, H, W]; else nothing (see `put`)."""
+        if (run := find_run(self.units)) is None:
             return {}
-        scan, z, count = run
-        return scan.canvas.targets(z, count)
+        first, count = run
+        return first.scan.canvas.targets(first.z, count)
 
     def put(self, answer: Answer) -> list[Scan]:
-        """Give the scans what the network says of the units, in their order, unless it is there; return those that are whole now."""
-        counts: dict[Scan, int] = {}
-        for index, (scan, z, view) in enumerate(self.units):
-            scan.canvas.put(z, view, answer, index)
-            counts[scan] = counts.get(scan, 0) + 1
-        return [scan for scan, count in counts.items() if scan.is_whole_after(count)]
+        """Give each unit's output to its scan, unless it was written in place; return the complete scans."""
+        for index, unit in enumerate(self.units):
+            unit.scan.canvas.put(unit.z, unit.tile, answer, index)
+        counts = Counter(unit.scan for unit in self.units)
+        return [scan for scan, count in counts.items() if scan.count_labeled(count)]
 
 
-def consecutive(parts: list[tuple[Scan, int, View]]) -> tuple[Scan, int, int] | None:
-    """Return scan, first z and count of slices of one scan that follow each other, or None when they do not."""
-    scan, first, _ = parts[0]
-    together = all(one is scan and z == first + index for index, (one, z, _) in enumerate(parts))
-    return (scan, first, len(parts)) if together else None
+def find_run(units: Sequence[Unit]) -> tuple[Unit, int] | None:
+    """Return the first unit and the count if all are consecutive slices of one scan, else None."""
+    first = units[0]
+    consecutive = all(unit.scan is first.scan and unit.z == first.z + index for index, unit in enumerate(units))
+    return (first, len(units)) if consecutive else None
 
 
 class Filler:
-    """Cuts scans into batches, in the order in which they come; a batch goes on in the next scan where one ends."""
+    """Cuts scans into batches in order of arrival; a batch continues in the next scan where one ends."""
 
     def __init__(self, capacity: Capacity) -> None:
         self._capacity = capacity
-        self._scans: deque[tuple[Scan, deque[tuple[int, View]]]] = deque()
+        self._scans: deque[tuple[Scan, deque[tuple[int, SliceTile]]]] = deque()
         self.waiting = 0
-        """Units that are in no batch yet."""
+        """Number of units that are not in a batch yet."""
 
     def add(self, scan: Scan) -> None:
-        """Put a scan at the end of the line."""
+        """Append a scan to the queue."""
         units = deque(scan.units(self._capacity.labels))
         self._scans.append((scan, units))
         self.waiting += len(units)
 
     def drop(self, scan: Scan) -> None:
-        """Take a scan out of the line."""
+        """Remove a scan from the queue."""
         self._scans = deque(entry for entry in self._scans if entry[0] is not scan)
         self.waiting = sum(len(units) for _, units in self._scans)
 
     def is_full(self) -> bool:
-        """Return whether the next batch would be as large as one may be."""
+        """Return whether enough units wait for a full batch."""
         return self.waiting >= self._capacity.labels
 
     def next(self) -> Batch:
-        """Return the next batch, of at least one unit; to be asked for only when some are waiting."""
-        units: list[tuple[Scan, int, View]] = []
-        rows: dict[tuple[Scan, int, View], int] = {}
+        """Return the next batch of at least one unit; call it only while units are waiting.
+
+        A batch ends when it has `labels` units, or when the window of the next unit does not fit in its `rows`.
+        """
+        units: list[Unit] = []
+        rows: dict[Unit, int] = {}
         windows: list[list[int]] = []
         while self._scans and len(units) < self._capacity.labels:
             scan, left = self._scans[0]
-            z, view = left[0]
-            window = [(scan, near, view) for near in scan.plan.window(z)]
+            z, tile = left[0]
+            window = [Unit(scan, near, tile) for near in scan.plan.window(z)]
             fresh = [row for row in dict.fromkeys(window) if row not in rows]
             if len(rows) + len(fresh) > self._capacity.rows:
                 break
             for row in fresh:
                 rows[row] = len(rows)
             windows.append([rows[row] for row in window])
-            units.append((scan, z, view))
+            units.append(Unit(scan, z, tile))
             left.popleft()
             self.waiting -= 1
             if not left:

@@ -1,9 +1,10 @@
-"""How slices of any size are shown to a network of one size.
+"""Tiles: how slices of any size are shown to a network of one size.
 
-Slices smaller than the model's are padded with air, centered; larger ones are covered by overlapping tiles. Nothing is
-squeezed. Each pixel is taken from the tile in which it lies farther from the edge. By request tiles overlap by half and are
-averaged, weighted by a bell whose deviation is an eighth of the side (as nnU-Net does it, Isensee et al. 2021), and slices are
-shown mirrored along y, x and both, too.
+Slices smaller than the network's input are padded with air, centered. Larger slices are covered by overlapping tiles.
+Nothing is rescaled. Each pixel is taken from the tile in which it is farther from the edge.
+
+On request, tiles overlap by half and are averaged. The weights are a Gaussian whose standard deviation is an eighth of
+the side (as in nnU-Net, Isensee et al. 2021). On request, slices are also shown mirrored along y, x and both.
 """
 
 from dataclasses import dataclass
@@ -16,121 +17,125 @@ import numpy.typing as npt
 from slicemill.ct.crop import fit
 from slicemill.ct.window import AIR_HU
 
-OVERLAP, HALF = 4, 2
-"""Neighboring tiles share at least one part in so many of their side; HALF where they are averaged."""
-BELL = 8
-"""Parts of the side that the deviation of the weights is one of."""
-LEAST_WEIGHT = 1e-3
+QUARTER, HALF = 4, 2
+"""Neighboring tiles share at least 1/QUARTER of their side, or 1/HALF where tiles are averaged."""
+SIDES_PER_SIGMA = 8
+"""Side of a tile divided by the standard deviation of its Gaussian weights."""
+MIN_WEIGHT = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manner:
-    """How slices are shown to a network, and what of its answer is kept beside labels."""
+class PredictOptions:
+    """Averages over several predictions, and whether probabilities are kept."""
 
     mirror: bool = False
     """Average over the slice and its three mirror images."""
     overlap: bool = False
-    """Average over tiles that overlap by half, where a slice needs more than one."""
+    """Average over tiles that overlap by half, where a slice needs more than one tile."""
     probability: bool = False
     """Keep the probability of every class."""
 
 
-PLAIN = Manner()
+PLAIN = PredictOptions()
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A tile's place along one axis of the slice."""
+    """Extent of a tile along one axis of the slice."""
 
     start: int
-    """First pixel of the slice in the tile; negative where the slice is padded."""
+    """Index in the slice of the tile's first pixel; negative where the slice is padded."""
     keep_from: int
     """First pixel of the slice that is taken from this tile."""
     keep_to: int
+    """One past the last pixel of the slice that is taken from this tile."""
 
     @property
     def kept(self) -> slice:
-        """Return the kept pixels, in the slice."""
+        """Return the kept pixels as indices of the slice."""
         return slice(self.keep_from, self.keep_to)
 
     @property
     def inside(self) -> slice:
-        """Return the kept pixels, in the tile."""
+        """Return the kept pixels as indices of the tile."""
         return slice(self.keep_from - self.start, self.keep_to - self.start)
 
 
-def cover(extent: int, side: int, overlap: int = OVERLAP) -> list[Span]:
-    """Return tiles of `side` that cover `extent` pixels and share at least one part in `overlap` of their side.
+def cover_axis(extent: int, side: int, overlap: int = QUARTER) -> list[Span]:
+    """Return tiles of `side` pixels that cover `extent` pixels; neighbors share at least ``side / overlap`` pixels.
 
-    >>> cover(100, 128)
+    >>> cover_axis(100, 128)
     [Span(start=-14, keep_from=0, keep_to=100)]
-    >>> [(span.start, span.keep_from, span.keep_to) for span in cover(200, 128)]
+    >>> [(span.start, span.keep_from, span.keep_to) for span in cover_axis(200, 128)]
     [(0, 0, 100), (72, 100, 200)]
     """
     if extent <= side:
         return [Span((extent - side) // 2, 0, extent)]
     count = -(-(extent - side // overlap) // (side - side // overlap))
     starts = [round(index * (extent - side) / (count - 1)) for index in range(count)]
+    # a seam is the middle of the pixels that two neighboring tiles share
     seams = [0, *((left + side + right) // 2 for left, right in pairwise(starts)), extent]
     return [Span(start, first, last) for start, first, last in zip(starts, seams, seams[1:], strict=False)]
 
 
-def bell(side: int) -> npt.NDArray[np.float32]:
-    """Return the weights of a tile's pixels along one axis, 1 in the middle: float32[side]."""
-    away = (np.arange(side) - (side - 1) / 2) / (side / BELL)
-    return np.exp(-(away**2) / 2).clip(LEAST_WEIGHT).astype(np.float32)
+def keep_all(span: Span, extent: int, side: int) -> Span:
+    """Return the same tile with every pixel of the slice kept.
+
+    >>> keep_all(Span(72, 100, 200), 200, 128)
+    Span(start=72, keep_from=72, keep_to=200)
+    """
+    return Span(span.start, max(0, span.start), min(extent, span.start + side))
+
+
+def gaussian_weights(side: int) -> npt.NDArray[np.float32]:
+    """Return the weights of a tile's pixels along one axis, about 1 in the middle: float32[side]."""
+    distance = (np.arange(side) - (side - 1) / 2) / (side / SIDES_PER_SIGMA)
+    return np.exp(-(distance**2) / 2).clip(MIN_WEIGHT).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """A tile of a slice, as the network is shown it."""
+class SliceTile:
+    """One tile of a slice, perhaps mirrored."""
 
     y: Span
     x: Span
     flip: tuple[int, int] = (1, 1)
-    """-1 along the axes, y and x, that are mirrored."""
+    """Step along y and x: -1 where the axis is mirrored."""
 
-    def show(self, section: npt.NDArray[np.int16], out: npt.NDArray[np.int16]) -> None:
-        """Copy the tile of a slice int16[y, x], HU, into `out`: int16[H, W], with air around."""
-        fit(section, (self.y.start, self.x.start), AIR_HU, self.turned(out))
+    def cut(self, section: npt.NDArray[np.int16], out: npt.NDArray[np.int16]) -> None:
+        """Copy the tile from a slice int16[y, x], HU, to `out`: int16[H, W], padded with air."""
+        fit(section, (self.y.start, self.x.start), AIR_HU, self.mirror(out))
 
-    def turned(self, tile: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return a view of a tile, any[..., H, W], mirrored as this one is."""
+    def mirror(self, tile: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return a view of an array any[..., H, W], mirrored along this tile's mirrored axes."""
         return tile[..., :: self.flip[0], :: self.flip[1]]
 
     @property
     def kept(self) -> tuple[slice, slice]:
-        """Return the pixels that are taken from the tile, in the slice."""
+        """Return the kept pixels as indices of the slice."""
         return self.y.kept, self.x.kept
 
     @property
     def inside(self) -> tuple[slice, slice]:
-        """Return the same pixels, in the tile."""
+        """Return the kept pixels as indices of the tile."""
         return self.y.inside, self.x.inside
 
-    def place(self, tile: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
-        """Copy the kept part of what the network says of the tile, any[..., H, W], to its pixels of `out`: any[..., y, x]."""
+    def paste(self, tile: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
+        """Copy the kept pixels of an output any[..., H, W] to their places in `out`: any[..., y, x]."""
         out[..., *self.kept] = tile[..., *self.inside]
 
     def weights(self, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-        """Return how much each kept pixel counts where tiles are averaged: float32[y, x]."""
-        return bell(size[0])[self.y.inside, None] * bell(size[1])[None, self.x.inside]
+        """Return the weight of each kept pixel where tiles are averaged: float32[y, x]."""
+        return gaussian_weights(size[0])[self.y.inside, None] * gaussian_weights(size[1])[None, self.x.inside]
 
 
-def tiles_of(shape: tuple[int, int], size: tuple[int, int], manner: Manner = PLAIN) -> tuple[View, ...]:
-    """Return the views that show a network of `size` every pixel of a slice of `shape`, both y, x."""
+def make_tiles(shape: tuple[int, int], size: tuple[int, int], predict: PredictOptions = PLAIN) -> tuple[SliceTile, ...]:
+    """Return tiles that show every pixel of a slice of `shape` to a network of `size`, both y, x."""
     rows, columns = (
-        [whole(span, extent, side) for span in cover(extent, side, HALF)] if manner.overlap else cover(extent, side)
+        [keep_all(span, extent, side) for span in cover_axis(extent, side, HALF)]
+        if predict.overlap
+        else cover_axis(extent, side)
         for extent, side in zip(shape, size, strict=True)
     )
-    flips = [(1, 1), (1, -1), (-1, 1), (-1, -1)] if manner.mirror else [(1, 1)]
-    return tuple(View(y, x, flip) for flip in flips for y, x in product(rows, columns))
-
-
-def whole(span: Span, extent: int, side: int) -> Span:
-    """Return a tile of which every pixel of the slice is kept.
-
-    >>> whole(Span(72, 100, 200), 200, 128)
-    Span(start=72, keep_from=72, keep_to=200)
-    """
-    return Span(span.start, max(0, span.start), min(extent, span.start + side))
+    flips = [(1, 1), (1, -1), (-1, 1), (-1, -1)] if predict.mirror else [(1, 1)]
+    return tuple(SliceTile(y, x, flip) for flip in flips for y, x in product(rows, columns))

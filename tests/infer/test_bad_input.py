@@ -1,4 +1,4 @@
-"""What goes wrong is one clear sentence, and the rest goes on."""
+"""Bad input: each problem is one clear sentence, and the other scans are segmented."""
 
 import json
 import os
@@ -19,11 +19,12 @@ from slicemill.common.files import read_lines
 from slicemill.ct.phantom import write_nifti
 from slicemill.ct.window import Window
 from slicemill.infer.inputs.gather import gather
-from slicemill.infer.inputs.jobs import opened
+from slicemill.infer.inputs.jobs import open_scan
 from slicemill.infer.inputs.pictures import open_picture
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import ELSEWHERE, infer
+from tests.infer.commands import run_command
 
 HERE = Path(__file__).parents[2]
 SPACING = (3.0, 1.0, 1.0)
@@ -38,8 +39,8 @@ def noise(shape):
 
 
 def read_picture(path, window):
-    with open_picture(path, window) as (_, decoded):
-        return decoded()
+    with open_picture(path, window) as picture:
+        return picture.decode()
 
 
 def command(*words, **settings):
@@ -49,7 +50,7 @@ def command(*words, **settings):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_a_picture_is_a_scan_of_one_slice_once_its_window_is_stated(suffix, model, tmp_path):
+def test_a_picture_with_a_window_is_a_scan_of_one_slice(suffix, model, tmp_path):
     gray = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
     path = tmp_path / f"0017.{suffix}"
     Image.fromarray(gray).save(path)
@@ -57,11 +58,11 @@ def test_a_picture_is_a_scan_of_one_slice_once_its_window_is_stated(suffix, mode
     first = run(model, [path, tmp_path / "ct-1.nii"], tmp_path / "out")
     assert [outcome.status for outcome in first.outcomes] == ["failed", "done"]
     expected = (
-        f"{path}: a picture's gray values are no HU; state the window that it was made with, like --window -200,300."
+        f"{path}: gray values of a picture are not HU; state the window that it was made with, like --window -200,300."
     )
     assert first.outcomes[0].reason == expected
     assert run(model, [path], tmp_path / "out", Window(-200, 300)).count("done") == 1, (
-        "tried again: it is another question"
+        "another window is another input, which is tried again"
     )
     with Image.open(path) as picture:
         hu = np.rint(-200 + np.asarray(picture) * (500 / 255)).astype(np.int16)
@@ -72,10 +73,10 @@ def test_a_picture_is_a_scan_of_one_slice_once_its_window_is_stated(suffix, mode
     assert np.array_equal(np.asarray(mask.dataobj), np.asarray(same.dataobj))
     assert nib.aff2axcodes(mask.affine) == ("L", "P", "S")
     report = json.loads((tmp_path / "out" / f"0017.{suffix}.json").read_text())
-    assert "says nothing of its pixels' size" in report["warnings"][0]
+    assert "has no pixel size" in report["warnings"][0]
 
 
-def test_pictures_that_are_none_and_windows_that_are_none_are_refused(tmp_path):
+def test_damaged_or_colored_pictures_and_impossible_windows_are_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(ScanError, match="a.png: cannot be read as a picture"):
         read_picture(tmp_path / "a.png", Window(0, 1))
@@ -90,12 +91,12 @@ def test_pictures_that_are_none_and_windows_that_are_none_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "dtype"), [("L", np.uint8), ("I;16", np.uint16)])
-def test_a_picture_is_decoded_when_it_is_read_and_takes_its_voxels_beside_itself(mode, dtype, tmp_path):
+def test_a_picture_is_decoded_only_when_it_is_read_and_takes_little_more_than_its_voxels(mode, dtype, tmp_path):
     Image.fromarray(np.full((2000, 1000), 7, dtype=dtype)).save(tmp_path / "big.png")
     job = gather([tmp_path / "big.png"], Window(-200, 300))[0][0]
     tracemalloc.start()
     try:
-        with opened(job) as scan:
+        with open_scan(job) as scan:
             assert scan.grid.stored_shape == (1, 2000, 1000)
             assert tracemalloc.get_traced_memory()[1] < 2e6, "less than a byte a pixel: nothing is decoded yet"
             assert scan.read(np.empty)[0].shape == (1, 2000, 1000)
@@ -105,7 +106,7 @@ def test_a_picture_is_decoded_when_it_is_read_and_takes_its_voxels_beside_itself
 
 
 @pytest.mark.real
-def test_every_file_of_another_format_is_named_and_the_rest_goes_on(real_data, model, tmp_path):
+def test_files_of_other_formats_fail_by_name_and_the_rest_is_segmented(real_data, model, tmp_path):
     others = sorted(
         path
         for path in real_data.rglob("*")
@@ -125,7 +126,7 @@ def test_a_scan_of_one_slice_is_a_scan(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_memory_for_3000_slices_is_what_was_said(model, tmp_path):
+def test_3000_slices_stay_within_the_memory_limit(model, tmp_path):
     write_nifti(tmp_path / "long-1.nii.gz", noise((3000, 64, 64)), SPACING)
     write_nifti(tmp_path / "short-2.nii.gz", noise((2, 64, 64)), SPACING)
     done = command(model, tmp_path, "--out", tmp_path / "out", "--provider", "cpu", "--max-memory", "0.6")
@@ -137,20 +138,20 @@ def test_the_memory_for_3000_slices_is_what_was_said(model, tmp_path):
 
 
 @pytest.mark.parametrize("root", [False, True])
-def test_a_folder_that_may_not_be_written_is_named(root, model, collection, tmp_path):
+def test_an_output_folder_without_write_permission_is_named(root, model, collection, tmp_path):
     if root != (os.geteuid() == 0):
         pytest.skip("root may write into any folder but the kernel's own")
     out = Path("/sys/none") if root else tmp_path / "out"
     root or out.mkdir(mode=0o500)
-    done = command(model, collection / "volume-0.nii", "--out", out)
-    assert done.returncode == 1
+    done = run_command("infer", model, collection / "volume-0.nii", "--out", out)
+    assert done.exit_code == 1
     assert str(out) in done.stderr
     assert done.stderr.count("\n") == 1
     assert "not permitted" in done.stderr or "ermission denied" in done.stderr
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_fails_scans_and_the_same_command_finishes_them_when_there_is_room(model, tmp_path):
+def test_a_full_disk_fails_scans_and_the_same_command_finishes_them_later(model, tmp_path):
     """Reports, pictures and masks together take some 100 KB a scan."""
     scans, disk = tmp_path / "in", tmp_path / "disk"
     disk.mkdir()
@@ -178,14 +179,14 @@ def test_a_disk_that_fills_up_fails_scans_and_the_same_command_finishes_them_whe
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_an_out_that_is_a_file_is_named(model, collection, tmp_path):
+def test_an_output_folder_that_is_a_file_is_named(model, collection, tmp_path):
     (tmp_path / "out").write_bytes(b"a file")
-    done = command(model, collection / "volume-0.nii", "--out", tmp_path / "out")
-    assert done.returncode == 1
+    done = run_command("infer", model, collection / "volume-0.nii", "--out", tmp_path / "out")
+    assert done.exit_code == 1
     assert f"slicemill: {tmp_path / 'out'}: File exists. Correct that, or the path" in done.stderr
 
 
-def test_two_runs_into_one_folder_do_every_scan_once(model, tmp_path):
+def test_two_runs_into_one_folder_segment_every_scan_once(model, tmp_path):
     for number in range(12):
         write_nifti(tmp_path / "in" / f"ct-{number}.nii.gz", noise((6, 64, 64)), SPACING)
     summaries = []
@@ -202,4 +203,5 @@ def test_two_runs_into_one_folder_do_every_scan_once(model, tmp_path):
     assert sum(summary.count("done") for summary in summaries) == 12
     for summary in summaries:
         assert summary.count("failed") == 0
-        assert all(one.reason in (ELSEWHERE, "done before with this model") for one in summary.outcomes if one.status == "skipped")  # fmt: skip
+        reasons = {outcome.reason for outcome in summary.outcomes if outcome.status == "skipped"}
+        assert reasons <= {ELSEWHERE, "done before with this model"}

@@ -1,4 +1,4 @@
-"""A Dask cluster: workers share the scans, and what a killed one leaves is done by another."""
+"""A Dask cluster: workers share the scans, and another worker does what a killed one leaves."""
 
 import json
 import os
@@ -12,15 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slicemill.common.errors import ConfigError
 from slicemill.common.files import read_lines
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.network.model import open_model
-from slicemill.infer.run.cluster import BY_LEDGER, Seen, together
-from slicemill.infer.run.ledger import RunLedger, ScanOutcome, Summary
+from slicemill.infer.run import cluster as cluster_module
+from slicemill.infer.run.cluster import BY_LEDGER, LedgerFollower, infer_on, merge_summaries
+from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import ELSEWHERE, infer
+from slicemill.infer.run.summary import ScanOutcome, Summary
+from slicemill.infer.run.timing import StageTime
 from tests.contents import content
 
 HERE = Path(__file__).parents[2]
@@ -29,7 +33,7 @@ SCANS = 24
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A Dask scheduler and two workers, each a process of its own; yields the address and the workers."""
+    """A Dask scheduler and two workers, each a process; yields the address and the workers."""
     log = tmp_path / "scheduler.log"
     module = [sys.executable, "-m"]
     environment = {**os.environ, "PYTHONPATH": str(HERE)}
@@ -60,7 +64,7 @@ def done_lines(out):
 
 
 @pytest.mark.slow
-def test_two_workers_one_of_them_killed_do_every_scan_once(cluster, model, tmp_path):
+def test_two_workers_of_which_one_is_killed_segment_every_scan_once(cluster, model, tmp_path):
     address, workers = cluster
     deadline = time.time() + 60
     while (tmp_path / "scheduler.log").read_text().count("Registered to") < 2 and time.time() < deadline:
@@ -89,8 +93,8 @@ def test_two_workers_one_of_them_killed_do_every_scan_once(cluster, model, tmp_p
         assert content(out / path.name) == content(path)
     assert not list(out.rglob("*.part*"))
     cores = len(os.sched_getaffinity(0))
-    told = rf"worker tcp://127.0.0.1:(\d+): cpu \({cores} cores?\), \d+ slices a batch, \d at a time: "
-    assert len(set(re.findall(told, output))) == 2
+    logged = rf"worker tcp://127.0.0.1:(\d+): cpu \({cores} cores?\), \d+ slices a batch, \d at a time: "
+    assert len(set(re.findall(logged, output))) == 2
     summary = json.loads((out / "summary.json").read_text())
     assert summary["scans"] == {"done": SCANS, "skipped": 0, "failed": 1}
     assert summary["provider"] == "cpu"
@@ -98,13 +102,10 @@ def test_two_workers_one_of_them_killed_do_every_scan_once(cluster, model, tmp_p
 
 
 def test_no_scheduler_is_one_clear_error(model, collection, tmp_path, monkeypatch):
-    import slicemill.infer.run.cluster
-    from slicemill.common.errors import ConfigError
-
-    monkeypatch.setattr(slicemill.infer.run.cluster, "ANSWER_SECONDS", 1)
+    monkeypatch.setattr(cluster_module, "ANSWER_SECONDS", 1)
     opened = open_model(model, "cpu")
     with pytest.raises(ConfigError, match=r"--scheduler tcp://127.0.0.1:9: no Dask scheduler answers there"):
-        slicemill.infer.run.cluster.infer_on(
+        infer_on(
             "tcp://127.0.0.1:9", opened, "cpu", gather([collection])[0], RunLedger(tmp_path, opened, InferOptions())
         )
 
@@ -114,49 +115,49 @@ def outcome(name, status, reason=""):
 
 
 def summary(*outcomes):
-    stages = {"device": {"seconds": 2.0, "share": 1.0}}
+    stages = {"device": StageTime(seconds=2.0, share=1.0)}
     return Summary(outcomes=outcomes, seconds=4.0, provider="cpu", stages=stages, device_busy=0.5)
 
 
-def test_the_outcome_that_says_most_counts():
+def test_the_most_informative_outcome_of_a_scan_counts():
     jobs = [Job(name=name, path=Path(name)) for name in "abcdef"]
     one = summary(outcome("a", "done"), outcome("b", "skipped", ELSEWHERE), outcome("c", "skipped", "done before"))
     other = summary(outcome("a", "skipped", "done before"), outcome("b", "failed", "bad"), outcome("c", "done"))
     late = summary(outcome("f", "skipped", "done before"))
     known = {"d": outcome("d", "skipped", "done before")}
-    told = {name: outcome(name, status) for name, status in (("a", "done"), ("b", "failed"), ("f", "done"))}
-    merged = together(jobs, known, told, [one, other, late], 5.0)
+    by_ledger = {name: outcome(name, status) for name, status in (("a", "done"), ("b", "failed"), ("f", "done"))}
+    merged = merge_summaries(jobs, known, by_ledger, [one, other, late], 5.0)
     assert [(one.name, one.status) for one in merged.outcomes] == [
         ("a", "done"), ("b", "failed"), ("c", "done"), ("d", "skipped"), ("e", "failed"), ("f", "done")]  # fmt: skip
     assert [one.reason for one in merged.outcomes] == [
         "", "bad", "", "done before", "the run ended before it", BY_LEDGER]  # fmt: skip
     assert merged.slices == 9, "of a, c and f"
-    assert merged.stages == {"device": {"seconds": 6.0, "share": 1.0}}
+    assert merged.stages == {"device": StageTime(seconds=6.0, share=1.0)}
     assert merged.device_busy == 0.5
 
 
 def test_the_ledger_is_read_as_it_grows(model, collection, tmp_path):
-    """Lines of other models and other scans, of scans that only began and torn ones tell nothing; the last line of a scan counts."""
+    """Lines of other models, other scans and begun scans do not count, nor torn lines; a scan's last line does."""
     opened = open_model(model, "cpu")
     jobs = gather([collection])[0]
     writer, reader = RunLedger(tmp_path, opened, InferOptions()), RunLedger(tmp_path, opened, InferOptions())
-    seen = Seen(jobs[:3])
-    assert seen.look(reader) == 0
-    writer.note(jobs[0], outcome(jobs[0].name, "done"), begun=True)
-    assert seen.look(reader) == 0
-    writer.note(jobs[0], outcome(jobs[0].name, "done"))
-    writer.note(jobs[1], outcome(jobs[1].name, "failed", "bad"))
-    writer.note(jobs[3], outcome(jobs[3].name, "done"))
-    RunLedger(tmp_path, opened, InferOptions(separate=True)).note(jobs[2], outcome(jobs[2].name, "done"))
-    assert seen.look(reader) == 2
+    seen = LedgerFollower(jobs[:3])
+    assert seen.update(reader) == 0
+    writer.append(jobs[0], outcome(jobs[0].name, "done"), begun=True)
+    assert seen.update(reader) == 0
+    writer.append(jobs[0], outcome(jobs[0].name, "done"))
+    writer.append(jobs[1], outcome(jobs[1].name, "failed", "bad"))
+    writer.append(jobs[3], outcome(jobs[3].name, "done"))
+    RunLedger(tmp_path, opened, InferOptions(separate=True)).append(jobs[2], outcome(jobs[2].name, "done"))
+    assert seen.update(reader) == 2
     assert " slices/s, 1 failed" in str(seen)
     line = (tmp_path / "ledger.jsonl").read_bytes().splitlines()[1]
     with (tmp_path / "ledger.jsonl").open("ab") as stream:
         stream.write(line[:40])
         stream.flush()
-        assert seen.look(reader) == 0
+        assert seen.update(reader) == 0
         stream.write(b"\n")
-    writer.note(jobs[1], outcome(jobs[1].name, "done"))
-    assert seen.look(reader) == 0, "it had ended before"
+    writer.append(jobs[1], outcome(jobs[1].name, "done"))
+    assert seen.update(reader) == 0, "it had ended before"
     assert {name: (one.status, one.slices) for name, one in seen.outcomes.items()} == {
         jobs[0].name: ("done", 3), jobs[1].name: ("done", 3)}  # fmt: skip

@@ -1,12 +1,10 @@
-"""What there is to segment: every way to name it, and every scan accounted for."""
+"""Gather: every way to name scans, and every file accounted for."""
 
 import glob
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -17,11 +15,11 @@ from slicemill.common.errors import ConfigError, ScanError
 from slicemill.common.files import parse_location
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.gather import gather, pattern_below, read_list
+from slicemill.infer.inputs.jobs import load
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
-
-HERE = Path(__file__).parents[2]
+from tests.infer.commands import run_command
 
 
 def names(inputs):
@@ -30,7 +28,7 @@ def names(inputs):
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """Four small scans in two folders, one of them beside its segmentation."""
+    """Four small scans in two folders, one of them next to its segmentation."""
     for name in ("a/p1/ct-1.nii", "a/p2/ct-2.nii.gz", "a/p2/ct-2_seg.nii.gz", "b/ct-3.nii", "b/[odd].nii"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         write_nifti(tmp_path / name, np.zeros((2, 64, 64), np.int16), (3.0, 1.0, 1.0))
@@ -38,32 +36,21 @@ def tree(tmp_path, monkeypatch):
     return tmp_path
 
 
-def command(*words, given=""):
-    return subprocess.run(
-        [sys.executable, "-m", "slicemill", "infer", *map(str, words)],
-        cwd=HERE,
-        input=given,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_folders_patterns_and_files_keep_their_tree(tree):
     assert names(["a"]) == ["p1/ct-1.nii", "p2/ct-2.nii.gz"]
     assert names(["a/**/ct-?.nii*", "b/ct-3.nii"]) == ["a/p1/ct-1.nii", "a/p2/ct-2.nii.gz", "b/ct-3.nii"]
-    assert names(["b/[odd].nii"]) == ["[odd].nii"], "a file of that very name is no pattern"
+    assert names(["b/[odd].nii"]) == ["[odd].nii"], "a file of that very name is not a pattern"
     with pytest.raises(ScanError, match=r"a/\*.mha: matches no .nii"):
         gather(["a/*.mha"])
 
 
-def test_a_scan_given_twice_is_segmented_once_and_said_to_be(tree):
+def test_a_scan_given_twice_is_segmented_once_and_reported(tree):
     jobs, left_out = gather(["b/ct-3.nii", tree / "b" / "ct-3.nii", "b/*.nii", "a"])
     assert len(jobs) == 4
     assert [path.name for path, reason in left_out if "given more than once" in reason] == ["ct-3.nii", "ct-3.nii"]
 
 
-def test_a_list_names_a_scan_a_line_and_a_missing_one_is_a_failure(tree, model, tmp_path):
+def test_a_list_has_one_scan_per_line_and_a_missing_scan_is_a_failure(tree, model, tmp_path):
     lines = ["b/ct-3.nii", "", "nowhere/ct-9.nii", "a/*/*.nii.gz"]
     (tree / "list.txt").write_bytes("\r\n".join(lines).encode())
     assert read_list("list.txt") == [line for line in lines if line]
@@ -74,19 +61,19 @@ def test_a_list_names_a_scan_a_line_and_a_missing_one_is_a_failure(tree, model, 
         ("a/p2/ct-2_seg.nii.gz", "done")]  # fmt: skip
     assert "there is no such file" in summary.outcomes[1].reason
     (tree / "list.txt").write_bytes(b"caf\xe9.nii")
-    with pytest.raises(ConfigError, match="--list list.txt: must be UTF-8 text with one scan a line; byte 3 is not"):
+    with pytest.raises(ConfigError, match="--list list.txt: must be UTF-8 text with one scan per line; byte 3 is not"):
         read_list("list.txt")
     with pytest.raises(ConfigError, match="--list none.txt: cannot be read: No such file or directory"):
         read_list("none.txt")
 
 
-def test_a_pattern_of_a_url_that_is_none_is_named(bucket):
-    with pytest.raises(ScanError, match=r"/\[z-a\]\.nii: is no pattern \(bad character range"):
+def test_an_invalid_pattern_of_a_url_is_named(bucket):
+    with pytest.raises(ScanError, match=r"/\[z-a\]\.nii: is not a pattern \(bad character range"):
         gather([f"{bucket[0]}/[z-a].nii"])
 
 
 @pytest.mark.parametrize("pattern", ["*.nii", "**/*.nii*", "a/**", "a/p?/ct-[1-2].nii", "[!b]/*/ct-2*", "**/p2/*"])
-def test_patterns_of_urls_mean_what_they_mean_on_a_disk(pattern, tree):
+def test_patterns_of_urls_match_as_on_a_disk(pattern, tree):
     every = [path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()]
     expected = [name for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
     assert sorted(name for name in every if re.fullmatch(pattern_below(pattern), name)) == sorted(expected)
@@ -94,33 +81,34 @@ def test_patterns_of_urls_mean_what_they_mean_on_a_disk(pattern, tree):
 
 def test_exit_status_and_counts_add_up(tree, model, tmp_path):
     listed = "\n".join(str(tree / name) for name in ("a", "b/ct-3.nii"))
-    done = command(model, "--list", "-", "--out", tmp_path / "out", given=listed)
-    assert done.returncode == 0
+    done = run_command("infer", model, "--list", "-", "--out", tmp_path / "out", given=listed)
+    assert done.exit_code == 0
     assert "3 scans: 3 done, 0 skipped (done before), 0 failed; 1 files left out" in done.stdout
     (tree / "a" / "bad.nii").write_bytes(b"no scan")
-    done = command(model, tree / "a", "--out", tmp_path / "other")
-    assert done.returncode == 1
+    done = run_command("infer", model, tree / "a", "--out", tmp_path / "other")
+    assert done.exit_code == 1
     assert "3 scans: 2 done, 0 skipped (done before), 1 failed" in done.stdout
     for words in ((), ("--out", tmp_path / "out")):
-        nothing = command(model, *words)
-        assert nothing.returncode == 2
+        nothing = run_command("infer", model, *words)
+        assert nothing.exit_code == 2
         assert "name scans, folders" in nothing.stderr
-    assert command(model, tree / "a", tree / "b").returncode == 2
+    assert run_command("infer", model, tree / "a", tree / "b").exit_code == 2
 
 
-def test_shards_into_one_folder_do_every_scan_once(tree, model, tmp_path):
+def test_shards_into_one_folder_segment_every_scan_once(tree, model, tmp_path):
     counts = []
     for index in range(3):
-        done = command(model, tree / "a", tree / "b", "--out", tmp_path / "out", "--shard", f"{index}/3")
-        assert done.returncode == 0, done.stderr
+        done = run_command("infer", model, tree / "a", tree / "b", "--out", tmp_path / "out", "--shard", f"{index}/3")
+        assert done.exit_code == 0, done.stderr
         summary = json.loads((tmp_path / "out" / f"summary-{index}-of-3.json").read_text())
         counts.append(summary["scans"]["done"])
     assert sum(counts) == 4
-    assert sorted(path.name for path in (tmp_path / "out").rglob("*.nii*")) == ["[odd].nii", "ct-1.nii", "ct-2.nii.gz", "ct-3.nii"]  # fmt: skip
-    assert command(model, tree / "a", "--out", tmp_path / "out", "--shard", "3/3").returncode == 2
+    written = sorted(path.name for path in (tmp_path / "out").rglob("*.nii*"))
+    assert written == ["[odd].nii", "ct-1.nii", "ct-2.nii.gz", "ct-3.nii"]
+    assert run_command("infer", model, tree / "a", "--out", tmp_path / "out", "--shard", "3/3").exit_code == 2
 
 
-def test_scans_and_stores_in_a_bucket_give_the_labels_of_those_on_a_disk(bucket, collection, stored, model, tmp_path):
+def test_scans_and_stores_in_a_bucket_give_the_same_labels_as_on_a_disk(bucket, collection, stored, model, tmp_path):
     place, seen = bucket
     for path in [collection / "volume-0.nii", collection / "volume-1.nii.gz"]:
         (place / "in" / "deep" / path.name).upload(path)
@@ -147,7 +135,7 @@ def test_scans_and_stores_in_a_bucket_give_the_labels_of_those_on_a_disk(bucket,
     assert summary.outcomes[0].reason == f"{place}/in/deep/volume-0.nii: there is no such file."
 
 
-def test_single_urls_are_named_below_what_they_share_in_their_bucket(bucket, collection):
+def test_single_urls_are_named_below_the_folder_that_they_share_in_their_bucket(bucket, collection):
     place, _ = bucket
     for name in ("x/p1/ct-1.nii", "x/p2/ct-2.nii", "CT_image.nii"):
         (place / name).upload(collection / "volume-0.nii")
@@ -157,7 +145,7 @@ def test_single_urls_are_named_below_what_they_share_in_their_bucket(bucket, col
         gather([f"{place}/none/*.nii"])
 
 
-def test_a_scan_that_changes_while_it_is_read_is_no_mask(model, collection, tmp_path, monkeypatch):
+def test_a_scan_that_changes_while_it_is_read_gets_no_mask(model, collection, tmp_path, monkeypatch):
     from slicemill.ct.scan import ScanReader
 
     scan = Path(shutil.copy(collection / "volume-0.nii", tmp_path / "volume-0.nii"))
@@ -171,13 +159,68 @@ def test_a_scan_that_changes_while_it_is_read_is_no_mask(model, collection, tmp_
     jobs = gather([scan])[0]
     monkeypatch.setattr(ScanReader, "read", read)
     first = infer(open_model(model, "cpu"), jobs, tmp_path / "out", InferOptions())
-    assert first.outcomes[0].reason == f"{scan}: changed while it was read; the next run does it again."
+    assert first.outcomes[0].reason == f"{scan}: changed while it was read; the next run segments it again."
     assert not (tmp_path / "out" / "volume-0.nii").exists()
     monkeypatch.undo()
     assert infer(open_model(model, "cpu"), jobs, tmp_path / "out", InferOptions()).count("done") == 1
 
 
-def test_places_of_kinds_that_are_unknown_are_refused(collection):
+def test_urls_of_unknown_schemes_are_refused(collection):
     with pytest.raises(ValueError, match="expected a local path or one of s3://"):
         gather(["ftp://host/scans"])
     assert parse_location(f"file://{collection}") == collection
+
+
+def test_a_folder_gives_its_scans_and_leaves_out_files_named_like_masks(collection):
+    jobs, left_out = gather([collection])
+    assert [job.name for job in jobs] == [
+        "volume-0.nii",
+        "volume-1.nii.gz",
+        "volume-2.nii",
+        "volume-3.nii",
+        "volume-4.nii.gz",
+        "volume-5.nii",
+    ]
+    assert len(left_out) == 6
+
+
+def test_a_pattern_and_a_list_of_files_keep_the_tree_that_they_share(collection, tmp_path):
+    jobs, _ = gather([f"{collection}/volume-[01].*"])
+    assert [job.name for job in jobs] == ["volume-0.nii", "volume-1.nii.gz"]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "ct.nii").touch()
+    jobs, _ = gather([tmp_path / "a" / "ct.nii", tmp_path / "b" / "ct.nii"])
+    assert [job.name for job in jobs] == ["a/ct.nii", "b/ct.nii"]
+
+
+def test_the_cases_of_a_store_equal_their_files(stored, collection):
+    jobs, _ = gather([stored])
+    assert [job.name for job in jobs] == [f"volume-{n}.nii.gz" for n in range(6)]
+    from_store = load(jobs[5])
+    from_file = load(gather([collection / "volume-5.nii"])[0][0])
+    assert np.array_equal(from_store.volume, from_file.volume)
+    assert np.array_equal(from_store.grid.affine, from_file.grid.affine)
+    assert from_store.header == from_file.header
+
+
+def test_two_scans_with_one_output_path_are_refused(tmp_path):
+    for name in ("a.nii", "a.nii.gz"):
+        (tmp_path / name).touch()
+    with pytest.raises(ScanError, match="would both be written as a"):
+        gather([tmp_path])
+
+
+def test_nothing_to_segment_is_one_clear_error(tmp_path):
+    with pytest.raises(ScanError, match="has no NIfTI file"):
+        gather([tmp_path])
+    with pytest.raises(ScanError, match="matches no .nii"):
+        gather([f"{tmp_path}/*.nii"])
+
+
+@pytest.mark.parametrize(("name", "message"), [("nowhere.nii", "there is no such file"), ("a.mha", "must end in .nii")])
+def test_a_missing_file_or_one_of_another_format_is_named(name, message, tmp_path):
+    (tmp_path / "a.mha").touch()
+    (job,), _ = gather([tmp_path / name])
+    with pytest.raises(ScanError, match=message):
+        load(job)

@@ -1,4 +1,4 @@
-"""Killed at any moment and run again: nothing lost, nothing twice, no half-written file."""
+"""Runs that are killed at any moment: nothing lost, nothing done twice, no half-written file."""
 
 import random
 import signal
@@ -36,7 +36,7 @@ def scans(tmp_path_factory):
 
 
 def files(out, *, aside=True):
-    """Everything that a run leaves but its ledger, summary and claims, unpacked; half a file raises, also one written `aside`."""
+    """All files of a run but ledger, summary and claims, unpacked; half a file raises, also one written `aside`."""
     return {
         path.relative_to(out).as_posix(): content(path)
         for path in out.rglob("*")
@@ -78,21 +78,21 @@ def test_fifty_kills_lose_nothing_and_do_nothing_twice(model, scans, tmp_path):
         assert files(out) == whole, "nothing half-written is left"
 
 
-def test_what_a_killed_run_was_writing_is_cleared_away_and_nothing_else(model, scans, tmp_path):
+def test_unfinished_files_of_a_killed_run_are_removed_and_nothing_else(model, scans, tmp_path):
     jobs = gather([scans])[0][:2]
     opened = open_model(model, "cpu")
     infer(opened, jobs, tmp_path)
-    book = RunLedger(tmp_path, opened, InferOptions())
+    ledger = RunLedger(tmp_path, opened, InferOptions())
     stem = jobs[0].stem.rpartition("/")[2]
     folder = tmp_path / Path(jobs[0].name).parent
     stale = [folder / f".{stem}{end}.0123abcd.part" for end in (".nii.gz", ".json", "_liver.nii.gz")]
     ours = [folder / ".notes.part", folder / ".other.nii.0123abcd.part.nii"]
     for path in [*stale, *ours]:
         path.write_bytes(b"half")
-    claim = book.claim(jobs[0])
-    book.clear(jobs)
+    claim = ledger.claim(jobs[0])
+    ledger.remove_unfinished(jobs)
     assert all(path.exists() for path in stale), "another run is at work on it"
     claim.close()
-    book.clear(jobs)
+    ledger.remove_unfinished(jobs)
     assert not any(path.exists() for path in stale)
     assert all(path.exists() for path in ours)

@@ -9,9 +9,9 @@ import pytest
 
 from slicemill.common.errors import ModelError, ProviderError
 from slicemill.infer import single
-from slicemill.infer.cpu_check import check_parity
 from slicemill.infer.network.lanes import HostLane, make_lane, memory_of_lanes
 from slicemill.infer.network.model import Answer, open_model
+from slicemill.infer.parity_check import check_parity
 from slicemill.infer.runtime.capacity import CPU_LANES, Capacity, capacity_of, lanes_on, threads_of_session
 from slicemill.infer.single import segment_volume
 from slicemill.infer.slices.assembly import VolumeAssembly, plan_of, wanted_of
@@ -90,7 +90,7 @@ def test_an_answer_that_is_half_in_place_is_put_there(model, rng):
     assert set(targets) == {"label", "tumor"}
     targets["label"][:] = 1
     for index in range(3):
-        canvas.put(index, plan.views[0], Answer(targets["label"], tumor), index)
+        canvas.put(index, plan.tiles[0], Answer(targets["label"], tumor), index)
     assert np.array_equal(canvas.segmented().tumor_probability, tumor)
     assert (canvas.segmented().label == 1).all()
 
@@ -138,7 +138,7 @@ def test_a_batch_of_one_slice_is_compared_too(context, model, monkeypatch, rng):
         def run(self, image, neighbors):
             return Answer(np.zeros((len(neighbors), 64, 64), np.uint8))
 
-    monkeypatch.setattr("slicemill.infer.cpu_check.open_model", lambda *_: Reference())
+    monkeypatch.setattr("slicemill.infer.parity_check.open_model", lambda *_: Reference())
     check_parity(opened, scan, Told())
     assert seen == [(context, (1, context))]
 

@@ -1,4 +1,4 @@
-"""No file that is written takes the place of a scan or of another scan's file."""
+"""Output paths: no output replaces a scan or another scan's output."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from slicemill.ct.window import Window
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.run.outputs import OutputPaths, check_output_paths
-from slicemill.infer.run.watch import in_their_place
+from slicemill.infer.run.watch import filter_conflicts
 
 
 def jobs_of(*names):
@@ -27,15 +27,15 @@ def jobs_of(*names):
         (("a.nii.gz",), ["liver", "liver"]),
     ],
 )
-def test_no_two_files_of_a_run_are_one_together_or_as_they_arrive(names, extras, tmp_path):
+def test_two_outputs_with_one_path_are_refused_in_a_list_and_in_a_watch_folder(names, extras, tmp_path):
     jobs, left_out = jobs_of(*names), {}
-    with pytest.raises(ScanError, match="written beside its mask, would replace a file of"):
+    with pytest.raises(ScanError, match="written next to its mask, would replace a file of"):
         check_output_paths(jobs, tmp_path, extras)
-    taken = list(in_their_place(jobs, OutputPaths(tmp_path, extras), left_out.__setitem__))
+    taken = list(filter_conflicts(jobs, OutputPaths(tmp_path, extras), left_out.__setitem__))
     assert [job.name for job in taken] == list(names[: len(names) - 1])
     ((path, why),) = left_out.items()
     assert path == jobs[-1].path
-    assert "written beside its mask, would replace a file of" in why
+    assert "written next to its mask, would replace a file of" in why
     assert not why.startswith("in/"), "the path stands before it"
 
 
@@ -50,29 +50,31 @@ def test_no_two_files_of_a_run_are_one_together_or_as_they_arrive(names, extras,
         ("ledger.nii", False),
     ],
 )
-def test_no_file_of_a_scan_is_a_file_of_the_run(name, of_the_run, tmp_path):
+def test_an_output_of_a_scan_never_replaces_the_summary(name, of_the_run, tmp_path):
     left_out = {}
-    kept = list(in_their_place(jobs_of("a.nii", name), OutputPaths(tmp_path), left_out.__setitem__))
+    kept = list(filter_conflicts(jobs_of("a.nii", name), OutputPaths(tmp_path), left_out.__setitem__))
     assert len(kept) == 2 - of_the_run
     assert ["summary of the run; rename the scan" in why for why in left_out.values()] == [True] * of_the_run
 
 
-def test_a_run_that_comes_later_replaces_no_file_of_a_scan_that_has_gone(tmp_path):
+def test_a_later_run_replaces_no_output_of_a_scan_that_is_gone(tmp_path):
     for name in ("a_liver.nii", "b.nii"):
         (tmp_path / name).write_bytes(b"mask")
     earlier = ["a_liver.nii", "gone_liver.nii", "b.nii", "a.nii"]
-    with pytest.raises(ScanError, match=r"a_liver.nii, written beside its mask, would replace a file of .*earlier run"):
+    with pytest.raises(
+        ScanError, match=r"a_liver.nii, written next to its mask, would replace a file of .*earlier run"
+    ):
         check_output_paths(jobs_of("a.nii"), tmp_path, ["liver"], earlier)
     check_output_paths(jobs_of("b.nii", "gone.nii", "a_liver.nii"), tmp_path, ["liver"], earlier)
     check_output_paths(jobs_of("a.nii"), tmp_path, (), earlier)
 
 
-def test_a_scan_that_comes_again_keeps_its_places(tmp_path):
+def test_a_scan_that_arrives_again_keeps_its_output_paths(tmp_path):
     jobs = jobs_of("a.nii.gz", "b.nii.gz", "a.nii.gz")
-    assert list(in_their_place(jobs, OutputPaths(tmp_path, ["liver"]), pytest.fail)) == jobs
+    assert list(filter_conflicts(jobs, OutputPaths(tmp_path, ["liver"]), pytest.fail)) == jobs
 
 
-def test_reports_and_pictures_take_the_place_of_no_scan(tmp_path):
+def test_reports_and_pictures_replace_no_scan(tmp_path):
     Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "a.png")
     for name in ("a.hdr", "a.img", "b.nii"):
         (tmp_path / name).write_bytes(b"bytes")
@@ -85,7 +87,7 @@ def test_reports_and_pictures_take_the_place_of_no_scan(tmp_path):
         check_output_paths([Job(name="a.nii", path=Path("elsewhere", "a.nii")), jobs[1]], tmp_path)
 
 
-def test_the_mask_of_a_pair_does_not_lie_beside_it_where_it_would_be_taken_for_the_scan(tmp_path):
+def test_the_mask_of_a_pair_is_not_written_where_it_would_look_like_the_scan(tmp_path):
     for name in ("a.hdr", "a.img"):
         (tmp_path / name).write_bytes(b"bytes")
     with pytest.raises(ScanError, match=r"a\.nii\.gz: the mask would replace a scan"):

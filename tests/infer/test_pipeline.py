@@ -1,4 +1,4 @@
-"""Bulk inference from the outside: masks on the scan's grid, nothing lost, nothing done twice."""
+"""Bulk inference end to end: masks on the scan's grid, nothing lost, nothing done twice."""
 
 import json
 import os
@@ -19,30 +19,42 @@ import slicemill
 from slicemill.common.errors import ModelError, ScanError, UsageError
 from slicemill.common.files import read_lines
 from slicemill.ct.phantom import write_nifti
-from slicemill.infer.cli import beside
+from slicemill.infer import parity_check
 from slicemill.infer.inputs.gather import gather
+from slicemill.infer.network import lanes
 from slicemill.infer.network.model import Answer, open_model
+from slicemill.infer.request import default_output
+from slicemill.infer.run import pipeline
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
 from slicemill.infer.runtime.capacity import lanes_on
 from slicemill.ingest.discover import discover
 from slicemill.store.reader import open_store
 from tests.contents import content
+from tests.infer.commands import run_command
 
 HERE = Path(__file__).parents[2]
-FIELDS = ("dim", "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
-          "srow_x", "srow_y", "srow_z", "xyzt_units")  # fmt: skip
+FIELDS = (
+    "dim",
+    "pixdim",
+    "qform_code",
+    "sform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+    "qoffset_z",
+    "srow_x",
+    "srow_y",
+    "srow_z",
+    "xyzt_units",
+)
 
 
 def run(model, inputs, out, **options):
     jobs, _ = gather(inputs)
     return infer(open_model(model, "cpu"), jobs, out, InferOptions(**options))
-
-
-def command(*words):
-    return subprocess.run(
-        [sys.executable, "-m", "slicemill", *map(str, words)], cwd=HERE, capture_output=True, text=True, check=False
-    )
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +74,7 @@ def test_every_mask_has_its_scans_name_header_geometry_and_trained_labels(segmen
         assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2}
 
 
-def test_a_mask_lies_where_the_labels_are_in_the_patient(segmented, model, stored):
+def test_a_mask_is_at_the_labels_place_in_the_patient(segmented, model, stored):
     """The same patient in another axis order gets the same labels at the same millimetres."""
     case = open_store(stored)["volume-5"]
     assert case.info.source_axcodes == "PIR"
@@ -73,7 +85,7 @@ def test_a_mask_lies_where_the_labels_are_in_the_patient(segmented, model, store
     assert report["shape_zyx"] == list(label.shape)
 
 
-def test_the_python_function_gives_the_files_labels_and_report(segmented, model, collection):
+def test_the_python_function_returns_the_labels_and_report_of_the_files(segmented, model, collection):
     label, report = slicemill.segment(collection / "volume-2.nii", model, provider="cpu")
     written = json.loads((segmented / "volume-2.json").read_text())
     assert report == written
@@ -99,7 +111,7 @@ def test_a_store_gives_the_same_labels_as_the_files(segmented, model, stored, tm
         assert np.array_equal(one.affine, other.affine)
 
 
-def test_a_damaged_case_of_a_store_is_named_and_the_rest_goes_on(model, stored, tmp_path):
+def test_a_damaged_case_of_a_store_fails_by_name_and_the_rest_is_segmented(model, stored, tmp_path):
     copy = shutil.copytree(stored, tmp_path / "store")
     document = copy / "scans.zarr" / "volume-1" / "zarr.json"
     document.write_text(document.read_text()[:200])
@@ -110,7 +122,7 @@ def test_a_damaged_case_of_a_store_is_named_and_the_rest_goes_on(model, stored, 
         assert "volume-1" in failed.reason
 
 
-def test_the_same_command_again_skips_what_is_done_and_does_what_changed(model, collection, tmp_path):
+def test_the_same_command_again_skips_done_scans_and_repeats_changed_ones(model, collection, tmp_path):
     scans = shutil.copytree(collection, tmp_path / "scans")
     out = tmp_path / "out"
     run(model, [scans], out)
@@ -123,11 +135,11 @@ def test_the_same_command_again_skips_what_is_done_and_does_what_changed(model, 
     assert run(model, [scans], out, overwrite=True).count("done") == 6
 
 
-def test_one_bad_scan_is_named_and_the_rest_goes_on(model, collection, tmp_path):
+def test_one_bad_scan_fails_by_name_and_the_rest_is_segmented(model, collection, tmp_path):
     scans = shutil.copytree(collection, tmp_path / "scans")
     (scans / "volume-1.nii.gz").write_bytes((scans / "volume-1.nii.gz").read_bytes()[:9000])
-    done = command("infer", model, scans, "--out", tmp_path / "out")
-    assert done.returncode == 1
+    done = run_command("infer", model, scans, "--out", tmp_path / "out")
+    assert done.exit_code == 1
     assert "6 scans: 5 done, 0 skipped (done before), 1 failed; 6 files left out" in done.stdout
     assert "volume-1.nii.gz: ends early or is damaged" in done.stdout
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -138,16 +150,14 @@ def test_one_bad_scan_is_named_and_the_rest_goes_on(model, collection, tmp_path)
 
 
 def test_a_disk_that_cannot_be_written_fails_the_scan_and_not_the_run(model, collection, tmp_path, monkeypatch):
-    import slicemill.infer.run.pipeline
-
-    real = slicemill.infer.run.pipeline.write_volume
+    real = pipeline.write_volume
 
     def full(path, *parts):
         if path.name == "volume-2.nii":
             raise OSError(28, "No space left on device", str(path))
         real(path, *parts)
 
-    monkeypatch.setattr("slicemill.infer.run.pipeline.write_volume", full)
+    monkeypatch.setattr(pipeline, "write_volume", full)
     summary = run(model, [collection], tmp_path)
     assert (summary.count("done"), summary.count("failed")) == (5, 1)
     assert "No space left on device" in next(
@@ -158,7 +168,7 @@ def test_a_disk_that_cannot_be_written_fails_the_scan_and_not_the_run(model, col
 
 
 @pytest.mark.slow
-def test_killed_anywhere_nothing_is_lost_and_nothing_done_twice(model, collection, segmented, tmp_path, rng):
+def test_a_run_that_is_killed_anywhere_loses_nothing_and_repeats_nothing(model, collection, segmented, tmp_path, rng):
     out = tmp_path / "out"
     words = [sys.executable, "-m", "slicemill", "infer", str(model), str(collection), "--out", str(out)]
     for _ in range(6):
@@ -176,13 +186,13 @@ def test_killed_anywhere_nothing_is_lost_and_nothing_done_twice(model, collectio
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (3, 200, 90), (2, 1, 1), (700, 8, 8)])
-def test_scans_of_any_size_come_back_in_their_own(shape, model, tmp_path, rng):
+def test_masks_of_scans_of_any_size_have_the_scans_size(shape, model, tmp_path, rng):
     write_nifti(tmp_path / "a.nii", rng.integers(-1000, 500, shape, dtype=np.int16), (1.0, 1.0, 1.0))
     label, _ = slicemill.segment(tmp_path / "a.nii", model)
     assert label.shape == shape
 
 
-def test_a_mask_never_takes_the_place_of_a_scan(model, collection, tmp_path):
+def test_a_mask_never_replaces_a_scan(model, collection, tmp_path):
     scans = shutil.copytree(collection, tmp_path / "scans")
     before = (scans / "volume-0.nii").read_bytes()
     for inputs, out in (([scans], scans), ([scans / "volume-0.nii"], tmp_path / "x" / ".." / "scans")):
@@ -206,7 +216,7 @@ def test_scans_of_one_name_from_two_folders_do_not_replace_each_other(model, col
     assert run(model, [tmp_path / "P2" / "abdomen.nii"], tmp_path / "out", overwrite=True).count("done") == 1
 
 
-def test_a_kill_between_mask_and_ledger_is_no_foreign_file(model, collection, tmp_path):
+def test_a_mask_without_its_last_ledger_line_still_counts_as_ours(model, collection, tmp_path):
     scan = collection / "volume-0.nii"
     run(model, [scan], tmp_path)
     lines = (tmp_path / "ledger.jsonl").read_text().splitlines(keepends=True)
@@ -216,27 +226,27 @@ def test_a_kill_between_mask_and_ledger_is_no_foreign_file(model, collection, tm
     assert run(model, [scan], tmp_path).count("skipped") == 1
 
 
-def test_a_file_that_is_no_work_of_ours_is_not_replaced(model, collection, tmp_path):
+def test_a_mask_that_we_did_not_write_is_not_replaced(model, collection, tmp_path):
     (tmp_path / "volume-0.nii").write_bytes(b"a mask drawn by hand")
     assert run(model, [collection / "volume-0.nii"], tmp_path).count("failed") == 1
     assert (tmp_path / "volume-0.nii").read_bytes() == b"a mask drawn by hand"
 
 
-def test_a_name_that_is_no_text_is_left_out_and_the_rest_goes_on(model, collection, tmp_path):
+def test_a_name_that_is_not_utf8_is_left_out_and_the_rest_is_segmented(model, collection, tmp_path):
     scans = tmp_path / "scans"
     scans.mkdir()
     shutil.copy(collection / "volume-0.nii", scans / "a.nii")
     shutil.copy(os.fsencode(collection / "volume-0.nii"), os.fsencode(scans) + b"/caf\xe9.nii")
-    done = command("infer", model, scans, "--out", tmp_path / "out")
-    assert done.returncode == 0
-    assert "no valid UTF-8; rename it" in done.stdout
+    done = run_command("infer", model, scans, "--out", tmp_path / "out")
+    assert done.exit_code == 0
+    assert "not valid UTF-8; rename it" in done.stdout
     assert "1 scans: 1 done" in done.stdout
-    done = command("ingest", scans, tmp_path / "store")
-    assert done.returncode == 0
+    done = run_command("ingest", scans, tmp_path / "store")
+    assert done.exit_code == 0
     assert "1 cases: 1 done" in done.stdout
 
 
-def test_a_model_that_gives_labels_only_still_answers(model, collection, tmp_path):
+def test_a_model_that_gives_labels_only_still_reports_tumor(model, collection, tmp_path):
     import onnx
 
     opened = onnx.load(model)
@@ -270,7 +280,7 @@ def test_another_provider_is_compared_with_the_cpu_before_the_first_scan(model, 
     jobs, _ = gather([collection / "volume-0.nii"])
     opened = open_model(model, "cpu")
     opened.provider = "cuda"
-    monkeypatch.setattr("slicemill.infer.network.lanes.ON_DEVICE", ())
+    monkeypatch.setattr(lanes, "ON_DEVICE", ())
     assert infer(opened, jobs, tmp_path / "same").count("done") == 1
     reference = open_model(model, "cpu")
     honest = reference.run
@@ -279,7 +289,7 @@ def test_another_provider_is_compared_with_the_cpu_before_the_first_scan(model, 
         return Answer((honest(*given).label + 1) % 3)
 
     monkeypatch.setattr(reference, "run", other)
-    monkeypatch.setattr("slicemill.infer.cpu_check.open_model", lambda *_: reference)
+    monkeypatch.setattr(parity_check, "open_model", lambda *_: reference)
     with pytest.raises(ModelError, match="labels on cuda differ from those on the CPU"):
         infer(opened, jobs, tmp_path / "other")
     assert not (tmp_path / "other" / "volume-0.nii").exists()
@@ -288,20 +298,20 @@ def test_another_provider_is_compared_with_the_cpu_before_the_first_scan(model, 
 
 
 class TestCommand:
-    def test_a_dry_run_says_what_it_would_do(self, model, collection, tmp_path):
-        done = command("infer", model, collection, "--out", tmp_path / "out", "--dry-run")
-        assert done.returncode == 0
+    def test_a_dry_run_shows_what_would_be_segmented(self, model, collection, tmp_path):
+        done = run_command("infer", model, collection, "--out", tmp_path / "out", "--dry-run")
+        assert done.exit_code == 0
         assert "6 scans: 6 to segment, 0 done before, 0 would fail. Nothing was written" in done.stdout
         assert not (tmp_path / "out").exists()
 
-    def test_a_dry_run_says_what_would_fail_and_why(self, model, collection, tmp_path):
+    def test_a_dry_run_shows_what_would_fail_and_why(self, model, collection, tmp_path):
         (tmp_path / "volume-0.nii").write_bytes(b"a mask drawn by hand")
-        done = command("infer", model, collection / "volume-0.nii", "--out", tmp_path, "--dry-run")
+        done = run_command("infer", model, collection / "volume-0.nii", "--out", tmp_path, "--dry-run")
         assert re.search(r"volume-0.nii +failed +.*volume-0.nii: was not made from", done.stdout)
         assert "1 scans: 0 to segment, 0 done before, 1 would fail. Nothing was written" in done.stdout
 
     def test_the_first_line_names_model_provider_device_batch_and_why(self, model, collection, tmp_path):
-        done = command(
+        done = run_command(
             "infer", model, collection / "volume-0.nii", "--out", tmp_path, "--provider", "cpu", "--batch", "5"
         )
         cores = len(os.sched_getaffinity(0))
@@ -311,29 +321,29 @@ class TestCommand:
             f"scans take half of the free memory at most; into {tmp_path}"
         )
 
-    def test_the_last_lines_tell_where_the_time_went(self, model, collection, tmp_path):
-        done = command("infer", model, collection / "volume-0.nii", "--out", tmp_path, "--provider", "cpu")
+    def test_the_last_lines_show_the_time_of_each_stage(self, model, collection, tmp_path):
+        done = run_command("infer", model, collection / "volume-0.nii", "--out", tmp_path, "--provider", "cpu")
         stages = json.loads((tmp_path / "summary.json").read_text())["stages"]
         for name, row in stages.items():
             assert re.search(rf"^{name} +{row['seconds']:.1f} +{row['share']:.0%}$", done.stdout, re.MULTILINE)
         assert re.search(r"the network ran \d+% of the run; peak memory of this process: [\d,]+ MiB", done.stdout)
 
-    def test_without_out_masks_go_beside_the_folder_of_the_scans_and_are_found_again(self, model, collection, tmp_path):
+    def test_without_out_masks_go_next_to_the_scans_folder_and_are_found_again(self, model, collection, tmp_path):
         scans = shutil.copytree(collection, tmp_path / "scans")
         beside = tmp_path / "scans-tiny"
-        assert command("infer", model, scans / "volume-0.nii", scans / "volume-2.nii").returncode == 0
+        assert run_command("infer", model, scans / "volume-0.nii", scans / "volume-2.nii").exit_code == 0
         assert {path.name for path in beside.glob("volume-*.nii*")} == {"volume-0.nii", "volume-2.nii"}
-        done = command("infer", model, f"{scans}/")
+        done = run_command("infer", model, f"{scans}/")
         assert "6 scans: 4 done, 2 skipped (done before), 0 failed" in done.stdout
         assert sorted(path.name for path in scans.iterdir()) == sorted(path.name for path in collection.iterdir())
 
-    def test_where_nothing_can_lie_beside_the_scans_out_is_asked_for(self, collection, tmp_path, monkeypatch):
+    def test_out_is_required_where_nothing_can_be_written_next_to_the_scans(self, collection, tmp_path, monkeypatch):
         def refused(*inputs):
             with pytest.raises(UsageError, match="--out is missing"):
-                beside([str(one) for one in inputs], Path("liver.fp16.onnx"))
+                default_output([str(one) for one in inputs], Path("liver.fp16.onnx"))
 
         def found(*inputs):
-            return beside([str(one) for one in inputs], Path("models/liver.fp16.onnx"))
+            return default_output([str(one) for one in inputs], Path("models/liver.fp16.onnx"))
 
         scans = tmp_path / "data" / "scans"
         shutil.copytree(collection, scans / "siteA")
@@ -358,13 +368,14 @@ class TestCommand:
         monkeypatch.setattr(os, "access", lambda *_: False)
         refused(scans)
 
-    def test_results_below_the_input_are_left_out_unless_they_are_named(self, model, collection, tmp_path):
+    def test_results_below_the_input_are_left_out_unless_named(self, model, collection, tmp_path):
         scans = shutil.copytree(collection, tmp_path / "data" / "scans")
-        assert command("infer", model, scans).returncode == 0
-        done = command("infer", model, scans.parent, "--out", tmp_path / "out")
+        assert run_command("infer", model, scans).exit_code == 0
+        done = run_command("infer", model, scans.parent, "--out", tmp_path / "out")
         assert "6 scans: 6 done" in done.stdout
         assert (
-            f"left out: {scans}-tiny: holds what an earlier run made; name it by itself to segment that" in done.stdout
+            f"left out: {scans}-tiny: has the results of an earlier run; name it by itself to segment that"
+            in done.stdout
         )
         assert len(gather([f"{scans}-tiny"])[0]) == 6
         kept = discover(scans.parent)
@@ -378,19 +389,19 @@ class TestCommand:
         [
             (1, ["nowhere.onnx", "COLLECTION"], "nowhere.onnx: cannot be read"),
             (1, ["MODEL", "nowhere.nii"], "there is no such file"),
-            (2, ["MODEL", "COLLECTION", "--provider", "tpu"], "choose one of auto"),
+            (2, ["MODEL", "COLLECTION", "--provider", "tpu"], "is not one of"),
             (2, ["MODEL", "COLLECTION", "--devices", "first"], "expected numbers of GPUs"),
             (2, ["MODEL", "COLLECTION", "--devices", "1", "--provider", "cpu"], "leave --devices out"),
-            (2, ["MODEL", "COLLECTION", "--provider", "tpu", "--scheduler", "tcp://127.0.0.1:9"], "choose one of auto"),
+            (2, ["MODEL", "COLLECTION", "--provider", "tpu", "--scheduler", "tcp://127.0.0.1:9"], "is not one of"),
             (2, ["MODEL", "COLLECTION", "--window", "300,-200"], "--window 300,-200: window 300.0..-200.0"),
             (2, ["MODEL", "COLLECTION", "--watch", "."], "name scans, folders, patterns"),
         ],
     )
-    def test_what_a_user_gets_wrong_is_said_and_has_an_exit_status(
+    def test_wrong_arguments_have_a_message_and_an_exit_status(
         self, status, words, message, model, collection, tmp_path
     ):
         known = {"COLLECTION": str(collection), "MODEL": str(model)}
-        done = command("infer", *[known.get(word, word) for word in words], "--out", tmp_path / "out")
-        assert done.returncode == status
-        assert message in done.stderr + done.stdout
+        done = run_command("infer", *[known.get(word, word) for word in words], "--out", tmp_path / "out")
+        assert done.exit_code == status
+        assert message in " ".join((done.stderr + done.stdout).replace("│", " ").split())
         assert "Traceback" not in done.stderr

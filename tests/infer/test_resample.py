@@ -1,4 +1,4 @@
-"""Slices at the network's pixel size and labels back: torch and scipy as oracles."""
+"""Resampling to the network's pixel size and back: torch and scipy as oracles."""
 
 import json
 
@@ -15,7 +15,7 @@ import slicemill
 from slicemill.common.errors import ModelError, ScanError
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.network.model import open_model
-from slicemill.infer.slices.resample import MAX_EXTENT, interpolated, resampling
+from slicemill.infer.slices.resample import MAX_EXTENT, interpolate, make_resampling
 from tests.infer.test_parts import changed
 
 sides = st.integers(3, 40)
@@ -23,9 +23,9 @@ spacings = st.floats(0.3, 3.0)
 
 
 @given(sides, sides, spacings, spacings, st.floats(0.5, 2.0), st.integers(0, 99))
-def test_slices_are_those_of_torchs_grid_sample(ny, nx, sy, sx, target, seed):
+def test_resampled_slices_equal_torchs_grid_sample(ny, nx, sy, sx, target, seed):
     section = np.random.default_rng(seed).integers(-1000, 1000, (ny, nx)).astype(np.int16)
-    way = resampling((ny, nx), (sy, sx), target, (8, 8))
+    way = make_resampling((ny, nx), (sy, sx), target, (8, 8))
     if way is None:
         return
     height, width = way.shape
@@ -36,13 +36,13 @@ def test_slices_are_those_of_torchs_grid_sample(ny, nx, sy, sx, target, seed):
     expected = functional.grid_sample(
         torch.from_numpy(section)[None, None].double(), grid, padding_mode="border", align_corners=False
     )
-    assert np.abs(interpolated(section, way.to_network) - expected[0, 0].numpy()).max() < 0.01
-    assert np.abs(way.image(section) - expected[0, 0].numpy()).max() <= 0.51
+    assert np.abs(interpolate(section, way.to_network) - expected[0, 0].numpy()).max() < 0.01
+    assert np.abs(way.image_to_network(section) - expected[0, 0].numpy()).max() <= 0.51
 
 
 @given(sides, sides, st.sampled_from([(8, 8), (9, 8), (33, 64)]), spacings, st.floats(0.5, 2.0))
 def test_the_extent_covers_the_scan_and_has_the_center_of_the_network(ny, nx, size, spacing, target):
-    way = resampling((ny, nx), (spacing, spacing), target, size)
+    way = make_resampling((ny, nx), (spacing, spacing), target, size)
     if way is None:
         assert abs(spacing / target - 1) < 1e-3
         return
@@ -52,16 +52,16 @@ def test_the_extent_covers_the_scan_and_has_the_center_of_the_network(ny, nx, si
 
 
 @given(st.integers(2, 4), sides, sides, spacings, st.floats(0.5, 2.0), st.integers(0, 99))
-def test_labels_come_back_as_the_largest_interpolated_probability(classes, ny, nx, spacing, target, seed):
+def test_labels_are_the_largest_interpolated_probability(classes, ny, nx, spacing, target, seed):
     """Every pixel computed by scipy, not only those along borders."""
-    way = resampling((ny, nx), (spacing, spacing), target, (8, 8))
+    way = make_resampling((ny, nx), (spacing, spacing), target, (8, 8))
     if way is None:
         return
     rng = np.random.default_rng(seed)
     maps = ndimage.gaussian_filter(rng.random((classes, *way.shape)), (0, 1.5, 1.5))
     maps = (maps / maps.sum(axis=0)).astype(np.float32)
     table = np.array([0, 5, 9, 200][:classes], np.uint8)
-    found = way.labels_back(table[maps.argmax(axis=0)], maps, table)
+    found = way.labels_to_scan(table[maps.argmax(axis=0)], maps, table)
     lines = [
         ((np.arange(count) + 0.5 - count / 2) * spacing / target + extent / 2 - 0.5)
         for count, extent in zip((ny, nx), way.shape, strict=True)
@@ -74,22 +74,22 @@ def test_labels_come_back_as_the_largest_interpolated_probability(classes, ny, n
 
 
 def test_without_probabilities_labels_are_those_of_the_nearest_pixel():
-    way = resampling((4, 4), (1.0, 1.0), 2.0, (2, 2))
+    way = make_resampling((4, 4), (1.0, 1.0), 2.0, (2, 2))
     label = np.array([[1, 2], [3, 4]], np.uint8)
-    assert way.labels_back(label, None, np.arange(5, dtype=np.uint8)).tolist() == [
+    assert way.labels_to_scan(label, None, np.arange(5, dtype=np.uint8)).tolist() == [
         [1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4],
     ]  # fmt: skip
 
 
-def test_a_spacing_of_its_own_is_left_alone():
-    assert resampling((512, 512), (0.7, 0.7), None, (512, 512)) is None
-    assert resampling((512, 512), (0.7, 0.70001), 0.7, (512, 512)) is None
-    assert resampling((512, 512), (0.7, 0.71), 0.7, (512, 512)) is not None
+def test_a_scan_with_the_models_spacing_is_not_resampled():
+    assert make_resampling((512, 512), (0.7, 0.7), None, (512, 512)) is None
+    assert make_resampling((512, 512), (0.7, 0.70001), 0.7, (512, 512)) is None
+    assert make_resampling((512, 512), (0.7, 0.71), 0.7, (512, 512)) is not None
 
 
 def test_pixels_of_absurd_size_are_refused_before_memory_is_taken():
     with pytest.raises(ScanError, match=f"more than {MAX_EXTENT:,} pixels a side"):
-        resampling((512, 512), (900.0, 900.0), 0.5, (512, 512))
+        make_resampling((512, 512), (900.0, 900.0), 0.5, (512, 512))
 
 
 @pytest.mark.parametrize("spacing", [0, -1.0, 200.0, "1 mm", [1.0, 1.0]])

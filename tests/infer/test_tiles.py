@@ -1,4 +1,4 @@
-"""Averages over mirrored slices and overlapping tiles, beside the same written out with onnxruntime alone."""
+"""Averages over mirrored slices and overlapping tiles, compared with onnxruntime called by hand."""
 
 import nibabel as nib
 import numpy as np
@@ -10,13 +10,13 @@ from slicemill.ct.labels import LITS_LABELS
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.jobs import Job, load
 from slicemill.infer.network.model import open_model
-from slicemill.infer.run.options import InferOptions, memory_of
+from slicemill.infer.run.options import InferOptions, estimate_scan_bytes
 from slicemill.infer.slices.assembly import plan_of
-from slicemill.infer.slices.tiles import Manner, bell, cover, tiles_of
+from slicemill.infer.slices.tiles import PredictOptions, cover_axis, gaussian_weights, make_tiles
 from slicemill.train.export.graph import Exported, Flavor
 from slicemill.train.export.model_file import Postprocess, add_metadata, describe, prove, read_trained, to_onnx
 from tests.conftest import TINY
-from tests.infer.test_engine import run
+from tests.infer.test_bulk import run
 
 SIDE = 64
 
@@ -44,38 +44,46 @@ def probabilities(path, image, z):
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (2, 100, 90)])
-def test_averages_are_those_of_the_network_called_by_hand(shape, telling, tmp_path, rng):
+def test_averages_equal_those_computed_by_hand(shape, telling, tmp_path, rng):
     volume = rng.integers(-200, 300, shape, dtype=np.int16)
     write_nifti(tmp_path / "a.nii", volume, (5.0, 1.0, 1.0), "LPS")
-    for manner in (Manner(mirror=True), Manner(overlap=True), Manner(mirror=True, overlap=True)):
+    for predict in (
+        PredictOptions(mirror=True),
+        PredictOptions(overlap=True),
+        PredictOptions(mirror=True, overlap=True),
+    ):
         total, weights = np.zeros((3, *shape)), np.zeros(shape[1:])
-        for y in cover(shape[1], SIDE, 2 if manner.overlap else 4):
-            for x in cover(shape[2], SIDE, 2 if manner.overlap else 4):
+        for y in cover_axis(shape[1], SIDE, 2 if predict.overlap else 4):
+            for x in cover_axis(shape[2], SIDE, 2 if predict.overlap else 4):
                 tile = volume[:, y.start : y.start + SIDE, x.start : x.start + SIDE]
-                if not manner.overlap:
+                if not predict.overlap:
                     weight = np.zeros((SIDE, SIDE))
                     weight[y.inside, x.inside] = 1
                 else:
-                    weight = np.outer(bell(SIDE), bell(SIDE))
+                    weight = np.outer(gaussian_weights(SIDE), gaussian_weights(SIDE))
                 weights[y.start : y.start + SIDE, x.start : x.start + SIDE] += weight
-                for fy, fx in [(1, 1), (1, -1), (-1, 1), (-1, -1)][: 4 if manner.mirror else 1]:
+                for fy, fx in [(1, 1), (1, -1), (-1, 1), (-1, -1)][: 4 if predict.mirror else 1]:
                     for z in range(shape[0]):
                         answer = probabilities(telling, tile[:, ::fy, ::fx], z)[:, ::fy, ::fx]
                         part = total[:, z, y.start : y.start + SIDE, x.start : x.start + SIDE]
-                        part += weight * answer / (4 if manner.mirror else 1)
+                        part += weight * answer / (4 if predict.mirror else 1)
         expected = total / weights
-        out = tmp_path / f"{manner.mirror}-{manner.overlap}"
-        assert run(telling, [tmp_path / "a.nii"], out, manner=manner, postprocess=False).count("done") == 1
+        out = tmp_path / f"{predict.mirror}-{predict.overlap}"
+        assert run(telling, [tmp_path / "a.nii"], out, predict=predict, postprocess=False).count("done") == 1
         label = load(Job(name="a", path=out / "a.nii")).volume
         sure = np.diff(np.sort(expected, axis=0)[-2:], axis=0)[0] > 1e-4
         assert np.array_equal(label[sure], expected.argmax(axis=0)[sure])
         assert sure.mean() > 0.99
 
 
-def test_weights_of_all_views_add_up_to_one_at_every_pixel(telling):
+def test_weights_of_all_tiles_add_up_to_one_at_every_pixel(telling):
     info = open_model(telling, "cpu").info
-    for manner in (Manner(mirror=True), Manner(overlap=True), Manner(mirror=True, overlap=True)):
-        plan = plan_of(info, (2, 150, 50), (1.0, 1.0, 1.0), manner)
+    for predict in (
+        PredictOptions(mirror=True),
+        PredictOptions(overlap=True),
+        PredictOptions(mirror=True, overlap=True),
+    ):
+        plan = plan_of(info, (2, 150, 50), (1.0, 1.0, 1.0), predict)
         total = np.zeros((150, 50))
         for view, weight in plan.weights.items():
             total[view.kept] += weight
@@ -83,9 +91,9 @@ def test_weights_of_all_views_add_up_to_one_at_every_pixel(telling):
 
 
 def test_tiles_that_are_averaged_overlap_by_half():
-    views = tiles_of((128, 64), (64, 64), Manner(overlap=True))
-    assert [view.y.start for view in views] == [0, 32, 64]
-    assert len(tiles_of((128, 64), (64, 64), Manner(overlap=True, mirror=True))) == 12
+    tiles = make_tiles((128, 64), (64, 64), PredictOptions(overlap=True))
+    assert [view.y.start for view in tiles] == [0, 32, 64]
+    assert len(make_tiles((128, 64), (64, 64), PredictOptions(overlap=True, mirror=True))) == 12
 
 
 def test_a_model_without_probabilities_cannot_average(model, tmp_path):
@@ -93,23 +101,23 @@ def test_a_model_without_probabilities_cannot_average(model, tmp_path):
     with pytest.raises(
         ConfigError, match=r"--mirror: tiny.onnx gives no probabilities; export it again with .*--probability"
     ):
-        plan_of(opened.info, (1, 64, 64), (1.0, 1.0, 1.0), Manner(mirror=True))
+        plan_of(opened.info, (1, 64, 64), (1.0, 1.0, 1.0), PredictOptions(mirror=True))
 
 
-def test_what_was_done_otherwise_is_done_again(telling, collection, tmp_path):
+def test_scans_done_with_other_options_are_done_again(telling, collection, tmp_path):
     scan = collection / "volume-0.nii"
     assert run(telling, [scan], tmp_path).count("done") == 1
     plain = (tmp_path / "volume-0.nii").read_bytes()
-    assert run(telling, [scan], tmp_path, manner=Manner(mirror=True)).count("done") == 1
-    assert run(telling, [scan], tmp_path, manner=Manner(mirror=True)).count("skipped") == 1
+    assert run(telling, [scan], tmp_path, predict=PredictOptions(mirror=True)).count("done") == 1
+    assert run(telling, [scan], tmp_path, predict=PredictOptions(mirror=True)).count("skipped") == 1
     assert run(telling, [scan], tmp_path, postprocess=False).count("done") == 1
     assert run(telling, [scan], tmp_path).count("done") == 1
     assert (tmp_path / "volume-0.nii").read_bytes() == plain
 
 
-def test_probabilities_and_a_mask_a_label_lie_beside_the_labels_on_the_scans_grid(telling, collection, tmp_path):
+def test_probabilities_and_masks_of_single_labels_are_written_on_the_scans_grid(telling, collection, tmp_path):
     scan = collection / "volume-4.nii.gz"
-    options = {"manner": Manner(probability=True), "separate": True, "postprocess": False}
+    options = {"predict": PredictOptions(probability=True), "separate": True, "postprocess": False}
     assert run(telling, [scan], tmp_path, **options).count("done") == 1
     labels = nib.load(tmp_path / "volume-4.nii.gz")
     maps = {
@@ -129,13 +137,13 @@ def test_probabilities_and_a_mask_a_label_lie_beside_the_labels_on_the_scans_gri
 
 def test_probabilities_that_are_kept_take_memory(telling):
     info = open_model(telling, "cpu").info
-    plans = [plan_of(info, (4, 64, 64), (1.0, 1.0, 1.0), Manner(probability=keep)) for keep in (False, True)]
-    assert memory_of(plans[1]) - memory_of(plans[0]) == 3 * 4 * 64 * 64
+    plans = [plan_of(info, (4, 64, 64), (1.0, 1.0, 1.0), PredictOptions(probability=keep)) for keep in (False, True)]
+    assert estimate_scan_bytes(plans[1]) - estimate_scan_bytes(plans[0]) == 3 * 4 * 64 * 64
 
 
-def test_options_say_what_changes_outputs():
+def test_options_list_only_what_changes_outputs():
     assert InferOptions().as_json() == {}
-    assert InferOptions(manner=Manner(mirror=True), postprocess=False).as_json() == {
+    assert InferOptions(predict=PredictOptions(mirror=True), postprocess=False).as_json() == {
         "mirror": True,
         "postprocess": False,
     }

@@ -1,4 +1,4 @@
-"""A folder that is watched: what arrives is segmented once it is whole."""
+"""The watch folder: scans are segmented once they are complete."""
 
 import json
 import os
@@ -13,82 +13,84 @@ import pytest
 
 from slicemill.common.errors import ConfigError
 from slicemill.infer.network.model import open_model
+from slicemill.infer.run import watch as module
 from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.watch import WatchFolder, watch
+from tests.infer.commands import run_command
 
 HERE = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def inbox(tmp_path):
-    told = []
-    return WatchFolder(folder=tmp_path, settle=5.0, tell=told.append), told
+def watched(tmp_path):
+    logged = []
+    return WatchFolder(folder=tmp_path, settle_seconds=5.0, log=logged.append), logged
 
 
 def names(jobs):
     return [job.name for job in jobs]
 
 
-def test_a_file_is_taken_when_it_has_stayed_the_same_for_a_while(inbox, tmp_path):
-    box, _ = inbox
+def test_a_file_becomes_a_job_when_it_has_settled(watched, tmp_path):
+    state, _ = watched
     scan = tmp_path / "p1" / "ct-1.nii"
     scan.parent.mkdir()
     scan.write_bytes(b"")
-    assert box.ready(0) == box.ready(9) == [], "an empty file is still to be written"
+    assert state.find_ready(0) == state.find_ready(9) == [], "an empty file is still to be written"
     scan.write_bytes(b"half")
-    assert box.ready(10) == box.ready(14) == []
+    assert state.find_ready(10) == state.find_ready(14) == []
     scan.write_bytes(b"half and half")
-    assert box.ready(16) == box.ready(20) == []
-    assert names(box.ready(21)) == ["p1/ct-1.nii"]
-    assert box.ready(99) == [], "once is enough"
+    assert state.find_ready(16) == state.find_ready(20) == []
+    assert names(state.find_ready(21)) == ["p1/ct-1.nii"]
+    assert state.find_ready(99) == [], "once is enough"
 
 
-def test_a_file_that_changes_later_is_taken_again_but_not_while_it_is_at_work(inbox, tmp_path):
-    box, _ = inbox
+def test_a_file_that_changes_later_becomes_a_job_again_once_the_first_has_ended(watched, tmp_path):
+    state, _ = watched
     (tmp_path / "a.nii").write_bytes(b"one")
-    box.ready(0)
-    assert names(box.ready(5)) == ["a.nii"]
-    box.at_work = lambda name: name == "a.nii"
+    state.find_ready(0)
+    assert names(state.find_ready(5)) == ["a.nii"]
+    state.is_begun = lambda name: name == "a.nii"
     (tmp_path / "a.nii").write_bytes(b"other")
-    assert box.ready(6) == box.ready(20) == []
-    box.at_work = lambda _: False
-    assert names(box.ready(21)) == ["a.nii"]
+    assert state.find_ready(6) == state.find_ready(20) == []
+    state.is_begun = lambda _: False
+    assert names(state.find_ready(21)) == ["a.nii"]
 
 
-def test_what_is_no_scan_is_left_out_and_said_once(inbox, tmp_path):
-    box, told = inbox
+def test_other_files_are_left_out_and_reported_once(watched, tmp_path):
+    state, logged = watched
     for name in ("ct_seg.nii", "x.dcm", ".hidden.nii", "b.nii", "b.nii.gz", "notes.txt"):
         (tmp_path / name).write_bytes(b"bytes")
-    box.ready(0)
-    assert names(box.ready(9)) == ["b.nii"]
-    assert sorted(line.split(": ")[1].rpartition("/")[2] for line in told) == ["b.nii.gz", "ct_seg.nii", "x.dcm"]
+    state.find_ready(0)
+    assert names(state.find_ready(9)) == ["b.nii"]
+    assert sorted(line.split(": ")[1].rpartition("/")[2] for line in logged) == ["b.nii.gz", "ct_seg.nii", "x.dcm"]
 
 
-def test_a_name_is_free_again_when_its_scan_has_gone_and_is_not_at_work(inbox, tmp_path):
-    box, told = inbox
+def test_a_name_is_free_again_when_its_scan_is_gone_and_has_ended(watched, tmp_path):
+    state, logged = watched
     (tmp_path / "a.nii").write_bytes(b"one")
-    box.ready(0)
-    assert names(box.ready(9)) == ["a.nii"]
+    state.find_ready(0)
+    assert names(state.find_ready(9)) == ["a.nii"]
     (tmp_path / "a.nii").unlink()
     (tmp_path / "a.nii.gz").write_bytes(b"other")
-    box.at_work = lambda name: name == "a.nii"
-    assert box.ready(10) == box.ready(20) == []
-    box.at_work = lambda _: False
-    box.ready(21)
-    assert names(box.ready(30)) == ["a.nii.gz"]
-    assert len(told) == 1
+    state.is_begun = lambda name: name == "a.nii"
+    assert state.find_ready(10) == state.find_ready(20) == []
+    state.is_begun = lambda _: False
+    state.find_ready(21)
+    assert names(state.find_ready(30)) == ["a.nii.gz"]
+    assert len(logged) == 1
 
 
-def test_an_inbox_knows_after_a_restart_what_was_made_of_scans_that_have_gone(
+def test_after_a_restart_the_outputs_of_scans_that_are_gone_are_not_replaced(
     model, collection, tmp_path, monkeypatch, capsys
 ):
     folder, out = tmp_path / "inbox", tmp_path / "out"
     opened = open_model(model, "cpu")
-    monkeypatch.setattr("slicemill.infer.run.watch.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
 
     def arrives(name):
-        """Watch with a scan of this name in the inbox until it has had its turn."""
+        """Watch with a scan of this name in the folder until its job has ended."""
         folder.mkdir(exist_ok=True)
         shutil.copy(collection / "volume-0.nii", folder / name)
         looks = iter(range(4))
@@ -110,23 +112,21 @@ def test_an_inbox_knows_after_a_restart_what_was_made_of_scans_that_have_gone(
 
 def test_masks_must_not_arrive_as_scans(model, tmp_path):
     opened = open_model(model, "cpu")
-    with pytest.raises(ConfigError, match="lies in it, so that masks would arrive as scans"):
+    with pytest.raises(ConfigError, match="is inside it, so that masks would arrive as scans"):
         watch(opened, tmp_path, RunLedger(tmp_path / "out", opened, InferOptions()), lambda: True)
     with pytest.raises(ConfigError, match="there is no such folder"):
         watch(opened, tmp_path / "none", RunLedger(tmp_path / "out", opened, InferOptions()), lambda: True)
 
 
-def test_pictures_are_not_taken_from_an_inbox(model, tmp_path):
-    words = ["infer", str(model), "--watch", str(tmp_path), "--window=-200,300", "--out", str(tmp_path / "out")]
-    done = subprocess.run(
-        [sys.executable, "-m", "slicemill", *words], cwd=HERE, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 2
+def test_a_watch_folder_takes_no_pictures(model, tmp_path):
+    words = ["infer", model, "--watch", tmp_path, "--window=-200,300", "--out", tmp_path / "out"]
+    done = run_command(*words)
+    assert done.exit_code == 2
     assert "pictures with their" in " ".join(done.stderr.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_inbox_is_emptied_as_it_fills_and_ends_cleanly(number, model, collection, tmp_path):
+def test_a_watch_folder_is_processed_as_it_fills_and_ends_cleanly_on_a_signal(number, model, collection, tmp_path):
     folder, out = tmp_path / "inbox", tmp_path / "out"
     folder.mkdir()
     shutil.copy(collection / "volume-0.nii", folder)

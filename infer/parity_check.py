@@ -1,0 +1,39 @@
+"""Parity check: compare a device's labels with the CPU's on two real slices before it labels its first scan."""
+
+from contextlib import nullcontext
+
+import numpy as np
+
+from slicemill.infer.network.lanes import Lane
+from slicemill.infer.network.model import Model, compare, open_model
+from slicemill.infer.slices.batches import Batch, Scan, Unit
+
+CHECKED_SLICES = 2
+
+
+def check_parity(model: Model, scan: Scan, lane: Lane) -> None:
+    """Compare a device with the CPU on slices from the middle of a scan.
+
+    Raises
+    ------
+    ModelError
+        The labels differ by more than rounding explains.
+    """
+    batch = middle_batch(scan, max(1, min(CHECKED_SLICES, len(lane.image) // scan.plan.context)))
+    image = batch.show(lane.image)
+    result = lane.run(image, batch.neighbors, nullcontext())
+    expected = open_model(model.path, "cpu").run(image, batch.neighbors)
+    compare(model, result.label, expected.label)
+    model.gated = True
+
+
+def middle_batch(scan: Scan, slices: int) -> Batch:
+    """Return a batch of `slices` slices from the middle of a scan."""
+    count, tile = scan.plan.shape[0], scan.plan.tiles[len(scan.plan.tiles) // 2]
+    zs = range(count // 2, min(count // 2 + slices, count))
+    order = list(dict.fromkeys(near for z in zs for near in scan.plan.window(z)))
+    return Batch(
+        units=[Unit(scan, z, tile) for z in zs],
+        rows=[Unit(scan, near, tile) for near in order],
+        neighbors=np.array([[order.index(near) for near in scan.plan.window(z)] for z in zs], dtype=np.int32),
+    )

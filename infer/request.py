@@ -1,0 +1,177 @@
+"""Arguments and options of the command `infer`, and what follows from them."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from slicemill.common.errors import UsageError
+from slicemill.common.options import parse_shard, require_finite
+
+if TYPE_CHECKING:
+    from slicemill.infer.run.options import InferOptions
+
+Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
+"""The choices of `slicemill.infer.runtime.providers.Provider`, a module that is too slow to import for --help."""
+
+
+def _option(panel: str, help_text: str, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel=panel, **settings)
+
+
+_input, _output, _network, _machine, _rerun = (
+    partial(_option, panel) for panel in ("Input", "Output", "Network", "Machine", "Running again")
+)
+FROM_0: dict[str, Any] = {"min": 0}
+FINITE_FROM_0: dict[str, Any] = {"min": 0, "callback": require_finite}
+
+ModelFile = Annotated[Path, typer.Argument(help="ONNX file written by slicemill export.")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(help="Scans (.nii, .nii.gz), folders, quoted patterns, slice stores; paths or URLs."),
+]
+ProviderName = Annotated[Provider, _network("Where the network runs; auto is CUDA where it starts, else CPU.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferRequest:
+    """Arguments and options of the command `infer`."""
+
+    model: ModelFile
+    inputs: Inputs = None
+    lists: Annotated[list[str] | None, _input("File with one input per line; - is standard input.", "--list")] = None
+    watch: Annotated[Path | None, _input("Segment scans that arrive in this folder, until Ctrl-C or SIGTERM.")] = None
+    settle: Annotated[
+        float, _input("Seconds without a change after which a new file is complete.", **FINITE_FROM_0)
+    ] = 5.0
+    window: Annotated[str | None, _input("LOW,HIGH: HU of black and white in slices given as PNG or JPEG.")] = None
+    out: Annotated[Path | None, _output("Folder for results; default: FOLDER-MODEL next to the scans' folder.")] = None
+    probability: Annotated[bool, _output("Also write NAME_probability_LABEL for every label.", "--probability")] = False
+    separate: Annotated[bool, _output("Also write NAME_LABEL, 0 and 1, for every label.", "--separate")] = False
+    no_postprocess: Annotated[bool, _output("Do not post-process the labels.", "--no-postprocess")] = False
+    provider: ProviderName = "auto"
+    mirror: Annotated[bool, _network("Average over mirror images of a slice; four times the work.", "--mirror")] = False
+    overlap: Annotated[
+        bool, _network("Average over tiles that overlap by half, where slices need tiles.", "--overlap")
+    ] = False
+    batch: Annotated[int, _network("Slices in a batch; 0 fits the provider.", **FROM_0)] = 0
+    readers: Annotated[int, _machine("Threads that decode scans; 0 fits the cores.", **FROM_0)] = 0
+    writers: Annotated[int, _machine("Threads that post-process and write; 0 fits the cores.", **FROM_0)] = 0
+    devices: Annotated[str, _machine("Numbers of the GPUs that share the work, like 0,1.")] = "0"
+    max_memory: Annotated[
+        float, _machine("GB for the process; 0: scans take half of the free memory.", **FINITE_FROM_0)
+    ] = 0.0
+    shard: Annotated[str | None, _machine("I/N: every Nth scan from the Ith on; for job arrays.")] = None
+    scheduler: Annotated[str | None, _machine("Dask scheduler, like tcp://host:8786; one worker per device.")] = None
+    retry_failed: Annotated[bool, _rerun("Try scans again that have failed before.", "--retry-failed")] = False
+    overwrite: Annotated[bool, _rerun("Segment scans again that are done.", "--overwrite")] = False
+    dry_run: Annotated[bool, _rerun("Show what would be segmented, and stop.", "--dry-run")] = False
+
+    @cached_property
+    def all_inputs(self) -> list[str]:
+        """Return the inputs with those of the lists; standard input is read once."""
+        from slicemill.infer.inputs.gather import read_list
+
+        return [*(self.inputs or []), *(line for path in self.lists or [] for line in read_list(path))]
+
+    @cached_property
+    def out_folder(self) -> Path:
+        """Return the folder for masks, reports and pictures."""
+        return self.out or default_output([str(self.watch)] if self.watch else self.all_inputs, self.model)
+
+    @cached_property
+    def shard_of(self) -> tuple[int, int] | None:
+        """Return index and number of the shard."""
+        return parse_shard(self.shard)
+
+    @cached_property
+    def options(self) -> "InferOptions":
+        """Return the options of the run."""
+        from slicemill.infer.run.options import InferOptions
+        from slicemill.infer.slices.tiles import PredictOptions
+
+        return InferOptions(
+            overwrite=self.overwrite,
+            retry_failed=self.retry_failed,
+            postprocess=not self.no_postprocess,
+            separate=self.separate,
+            predict=PredictOptions(mirror=self.mirror, overlap=self.overlap, probability=self.probability),
+            batch=self.batch,
+            readers=self.readers,
+            writers=self.writers,
+            devices=parse_devices(self.devices),
+            max_memory_gb=self.max_memory,
+            part="" if self.shard_of is None else "-{}-of-{}".format(*self.shard_of),
+        )
+
+    def check(self) -> None:
+        """Check that each option can be used and that the options fit together.
+
+        Raises
+        ------
+        UsageError
+            An option cannot be used, or two contradict each other.
+        """
+        from slicemill.infer.runtime.capacity import HOSTS
+
+        devices = self.options.devices
+        if self.provider in HOSTS and devices != (0,):
+            numbers = ",".join(map(str, devices))
+            raise UsageError(
+                f"--devices {numbers}: {self.provider} runs on one device, the processor; leave --devices out."
+            )
+        if bool(self.all_inputs) == (self.watch is not None):
+            raise UsageError("name scans, folders, patterns or stores, or a --list of them; or --watch a folder.")
+        if self.watch is not None and (self.scheduler or self.shard or self.dry_run or self.window):
+            raise UsageError("--watch takes no --scheduler, --shard, --dry-run, and no pictures with their --window.")
+
+
+def default_output(inputs: Sequence[str], model: Path) -> Path:
+    """Return the default folder for results: ``scans-liver`` for ``liver.onnx`` on the folder ``scans`` or files in it.
+
+    Raises
+    ------
+    UsageError
+        The inputs are not one local folder or store, or local files, or nothing can be written next to them.
+    """
+    from slicemill.common.files import parse_location
+    from slicemill.store.model_card import network_name
+
+    locations = [parse_location(one) for one in inputs]
+    # abspath, not resolve: links are kept
+    local = [Path(os.path.abspath(one)) for one in locations if isinstance(one, Path)]  # noqa: PTH100
+    if local and not any(path.is_dir() for path in local):
+        local = [Path(os.path.commonpath([path.parent for path in local]))]
+    elif len(locations) > 1:
+        local = []
+    if any(not isinstance(one, Path) for one in locations) or not local or not local[0].is_dir():
+        raise UsageError(
+            "--out is missing: name a folder for masks, reports and pictures. Only one local folder or store, "
+            "or local files, have a default."
+        )
+    (folder,) = local
+    if not folder.name or os.path.ismount(folder) or not os.access(folder.parent, os.W_OK):
+        raise UsageError(
+            f"--out is missing: nothing can be written next to {folder}; name a folder for masks, reports and pictures."
+        )
+    return folder.with_name(f"{folder.name}-{network_name(model)}")
+
+
+def parse_devices(text: str) -> tuple[int, ...]:
+    """Parse numbers of GPUs.
+
+    >>> parse_devices("0, 1")
+    (0, 1)
+
+    Raises
+    ------
+    UsageError
+        The text is not a list of numbers.
+    """
+    if not all(number.strip().isdecimal() for number in text.split(",")):
+        raise UsageError(f"--devices {text}: expected numbers of GPUs, each once, like 0,1.")
+    return tuple(int(number) for number in text.split(","))

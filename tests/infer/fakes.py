@@ -1,0 +1,114 @@
+"""A network without onnxruntime: scans whose labels are their own voxels, and devices that fail when they are told to."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from slicemill.infer.inputs.jobs import Job
+from slicemill.infer.network.model import Answer
+from slicemill.infer.run.engine import Engine, Limits, ScanInProgress, Steps
+from slicemill.infer.run.timing import Stopwatch
+from slicemill.infer.runtime.capacity import Capacity
+from slicemill.infer.slices.assembly import ScanPlan
+from slicemill.infer.slices.batches import Scan
+from slicemill.infer.slices.tiles import PLAIN, make_tiles
+
+SIDE = 4
+
+
+def planned(volume, size=(SIDE, SIDE), context=1, step=1.0):
+    """A scan for a network of `size` that knows any label and gives no probability."""
+    plan = ScanPlan(
+        shape=volume.shape,
+        neighbor_step=step,
+        context=context,
+        resampling=None,
+        tiles=make_tiles(volume.shape[1:], size),
+        label_values=np.arange(251, dtype=np.uint8),
+        tumor_class=None,
+        wanted=("label",),
+        predict=PLAIN,
+        network_size=size,
+    )
+    return Scan(plan, volume)
+
+
+class FakeModel:
+    """A device.
+
+    It fails at the batches of the numbers `fails_at`, from 1 on. `on_batch` is called with the number of each batch, and
+    `on_open` before a lane is made.
+    """
+
+    def __init__(self, provider="cpu", fails_at=(), on_batch=lambda _: None, on_open=lambda: None):
+        self.provider = provider
+        self.fails_at = set(fails_at)
+        self.on_batch = on_batch
+        self.on_open = on_open
+        self.session = object()
+        self.rebuilt = 0
+        self.batches = []
+        """Number of units in each batch."""
+        self.lock = threading.Lock()
+
+    def rebuild(self):
+        self.rebuilt += 1
+        self.session = object()
+
+
+class FakeLane:
+    """Labels a slice with its voxels modulo 251."""
+
+    reads_in_place = False
+
+    def __init__(self, model, capacity, wanted):
+        model.on_open()
+        self.model = model
+        self.image = np.zeros((capacity.rows, SIDE, SIDE), np.int16)
+
+    def run(self, image, neighbors, turn, into=None):
+        with turn, self.model.lock:
+            self.model.batches.append(len(neighbors))
+            number = len(self.model.batches)
+        self.model.on_batch(number)
+        if number in self.model.fails_at:
+            raise RuntimeError("CUDA error 700\nand a long story")
+        middle = neighbors[:, neighbors.shape[1] // 2]
+        return Answer((image[middle] % 251).astype(np.uint8))
+
+
+class FakeRun:
+    """What an engine did: the labels of the scans that were written, and the errors of those that failed."""
+
+    def __init__(self, volumes, models, check=None, **limits):
+        self.volumes = {str(number): volume for number, volume in enumerate(volumes)}
+        self.labels, self.errors, self.units = {}, {}, 0
+        steps = Steps(
+            read=self.read, write=self.write, fail=self.fail, check=check, advance=self.advance, open_lane=FakeLane
+        )
+        defaults = {"memory_bytes": 10**9, "readers": 2, "writers": 2, "capacity": Capacity(4, 4)}
+        self.engine = Engine(models, Limits(wanted=("label",), **defaults | limits), steps, Stopwatch())
+
+    def run(self):
+        self.engine.run(iter([Job(name=name, path=Path(name)) for name in self.volumes]))
+        return self
+
+    def read(self, job, admit):
+        volume = self.volumes[job.name]
+        admit(volume.nbytes)
+        return ScanInProgress(job=job, loaded=None, scan=planned(volume), memory_bytes=volume.nbytes)
+
+    def write(self, current):
+        self.labels[current.job.name] = current.scan.canvas.segmented().label
+
+    def fail(self, job, error):
+        self.errors[job.name] = error
+
+    def advance(self, current, count):
+        self.units += count
+
+    @property
+    def correct(self):
+        """Whether every written scan has its labels."""
+        return all(np.array_equal(label, self.volumes[name] % 251) for name, label in self.labels.items())

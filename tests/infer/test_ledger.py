@@ -1,0 +1,73 @@
+"""The ledger of an output folder: what a line has, and which lines count."""
+
+import json
+
+import pytest
+
+from slicemill.infer.inputs.gather import gather
+from slicemill.infer.network.model import open_model
+from slicemill.infer.run.ledger import RunLedger
+from slicemill.infer.run.options import InferOptions
+from slicemill.infer.run.summary import ScanOutcome
+
+KEYS = ["name", "source", "status", "stamp", "model_sha256", "options", "provider", "slices", "answer", "reason"]
+
+
+@pytest.fixture
+def opened(model):
+    return open_model(model, "cpu")
+
+
+@pytest.fixture
+def job(collection):
+    return gather([collection / "volume-0.nii"])[0][0]
+
+
+def append(out, opened, job, status="done", **values):
+    ledger = RunLedger(out, opened, InferOptions(separate=True, postprocess=False))
+    ledger.append(job, ScanOutcome(name=job.name, status=status, **values))
+    return json.loads((out / "ledger.jsonl").read_text().splitlines()[-1])
+
+
+def find(out, opened, job, **options):
+    return RunLedger(out, opened, InferOptions(separate=True, postprocess=False, **options)).find_outcome(job)
+
+
+def test_a_line_has_these_keys_in_this_order(opened, job, tmp_path):
+    line = append(tmp_path, opened, job, slices=4, answer="tumor: no")
+    assert list(line) == KEYS
+    assert line["options"] == {"separate": True, "postprocess": False}
+    assert line["stamp"] == [job.path.stat().st_size, job.path.stat().st_mtime_ns]
+    assert list(append(tmp_path, opened, job, "failed", reason="full disk", passing=True)) == [*KEYS, "passing"]
+
+
+def test_a_line_of_an_older_version_without_slices_still_counts(opened, job, tmp_path):
+    line = append(tmp_path, opened, job, answer="tumor: no")
+    del line["slices"]
+    (tmp_path / "ledger.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / job.name).touch()
+    known = find(tmp_path, opened, job)
+    assert (known.status, known.answer) == ("skipped", "tumor: no")
+
+
+def test_lines_of_other_commands_and_torn_lines_are_ignored(opened, job, tmp_path):
+    line = append(tmp_path, opened, job)
+    others = ['{"case_id": "a", "status": "done"}', "[1]", json.dumps(line)[:60], "{}"]
+    (tmp_path / "ledger.jsonl").write_text("\n".join([*others, json.dumps(line), *others, ""]))
+    assert RunLedger(tmp_path, opened, InferOptions()).names == [job.name]
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "status"),
+    [
+        ({"passing": True}, {}, None),
+        ({}, {}, "failed"),
+        ({}, {"retry_failed": True}, None),
+        ({}, {"overwrite": True}, None),
+    ],
+)
+def test_a_failure_is_final_unless_it_may_pass_or_the_options_ask_again(values, options, status, opened, job, tmp_path):
+    append(tmp_path, opened, job, "failed", reason="damaged", **values)
+    known = find(tmp_path, opened, job, **options)
+    assert (known and known.status) == status
+    assert RunLedger(tmp_path, opened, InferOptions()).find_outcome(job) is None, "other options"
