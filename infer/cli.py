@@ -283,7 +283,7 @@ def _opened(asked: _Asked) -> "Model":
     else:
         opened = open_model(asked.model, provider, asked.options.devices[0], asked.options.batch)  # type: ignore[arg-type]
     info = opened.info
-    shape = f"slices {info.size[0]}x{info.size[1]}, context {info.context}, {info.metadata.get('precision')}"
+    shape = f"slices {info.size[0]}x{info.size[1]}, context {info.context}, {info.card.precision}"
     where = f"the workers of {scheduler}: {provider}" if scheduler else where_of(opened, asked.options)
     most = asked.options.max_memory_gb
     memory = f"{most:g} GB at most" if most else "scans take half of the free memory at most"

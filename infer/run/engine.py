@@ -26,6 +26,7 @@ from slicemill.infer.network.model import Model
 from slicemill.infer.run.scan_queue import ScanQueue, Stopped
 from slicemill.infer.run.timing import Stopwatch
 from slicemill.infer.runtime.capacity import Capacity, lanes_on
+from slicemill.infer.runtime.messages import first_line
 from slicemill.infer.slices.batches import Batch, Scan
 
 HEAR_SECONDS = 0.2
@@ -254,9 +255,3 @@ class Engine:
         if held:
             self._line.release(ticket.memory)
         return held
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or its type when it says nothing."""
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -180,7 +180,7 @@ class VolumeAssembly:
 
     def put(self, z: int, view: View, answer: Answer, index: int) -> None:
         """Take one view of the slice at `z`: the `index`-th of an answer; one that was written to `targets` is there already."""
-        if answer.label.base is self._label and (answer.tumor is None or answer.tumor.base is self._tumor):
+        if answer.in_place:
             return
         if self.plan.resampling is None and not self.plan.averages and self._probability is None:
             self._place(view, answer, index, _Slice(label=self._label[z], tumor=self._at(z), maps=None, left=0))
