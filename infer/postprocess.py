@@ -1,4 +1,4 @@
-"""Post-processing of a whole scan: largest organ, holes, and tumors that are too far from it, too small or too improbable.
+"""Post-processing of a whole scan: largest organ, holes, and tumors that are too far, too small or too improbable.
 
 All rules work in the bounding box of the labelled voxels, on runs along x (`slicemill.ct.runs`).
 """
@@ -76,8 +76,8 @@ def drop_far_tumors(label: Label, labels: Labels, reach_mm: float, spacing_mm: t
 def dilate(mask: Mask, reach_mm: float, spacing_mm: tuple[float, float, float]) -> Mask:
     """Dilate bool[z, y, x] by a ball: true where a true voxel is no farther away than `reach_mm`.
 
-    The ball is a stack of rows along x. For each offset (dz, dy) within reach, the mask is dilated along x by the half width
-    of the ball's row there, shifted by the offset, and added. Rows of equal width are dilated once.
+    The ball is a stack of rows along x. For each offset (dz, dy) within reach, the mask is dilated along x by the half
+    width of the ball's row there, shifted by the offset, and added. Rows of equal width are dilated once.
     """
     nz, ny, nx = mask.shape
     out = mask.copy()

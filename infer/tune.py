@@ -1,13 +1,14 @@
 """Post-processing chosen on cases with references: the rules with the best mean Dice, written into a model's files.
 
 1. Each case goes through the network once.
-2. For each combination of organ rules and tumor reach, compute the organ Dice and tabulate the lesions: voxels, voxels that are
-   right, probability. Volume and probability thresholds are then evaluated from that table alone.
-3. Each setting is scored by the sum of the mean Dice of organ and tumor. The model's present rules are among the settings.
+2. For each combination of organ rules and tumor reach, compute the organ Dice and tabulate the lesions: voxels, hits,
+   probability. Volume and probability thresholds are then evaluated from that table alone.
+3. Each setting is scored by the sum of the mean Dice of organ and tumor. The model's present rules are among the
+   settings.
 
-Of settings with about the same score (`EQUAL_SCORE`), the one that changes the fewest rules wins: cases are few, and a small gain may
-be chance. If no case has tumor, the rules on tumors stay: those that remove every false alarm would always win. Choose on the cases
-on which the checkpoint was chosen, never on those of a test.
+Of settings with about the same score (`EQUAL_SCORE`), the one that changes the fewest rules wins: cases are few, and a
+small gain may be chance. If no case has tumor, the rules on tumors stay: those that remove every false alarm would
+always win. Choose on the cases on which the checkpoint was chosen, never on those of a test.
 """
 
 import json
@@ -253,7 +254,8 @@ def evaluate_case(
     case, labels = store[case_id], model.info.labels
     if case.label is None or case.info.labels is None or case.info.labels.values != labels.values:
         raise ConfigError(
-            f"{store.root}: {case_id} has other labels than {model.info.name}; choose on cases with the labels of the model."
+            f"{store.root}: {case_id} has other labels than {model.info.name}; choose on cases with the labels of the "
+            "model."
         )
     reference = case.label[:]
     loaded = load(Job(name=case_id, path=store.root, case_id=case_id))
@@ -309,7 +311,8 @@ def check_writable(path: Path) -> None:
     """
     if description_path(path) is not None:
         raise ModelError(
-            f"{path}: is a foreign network; its rules are in {path.with_suffix('.toml').name}. --dry-run shows what to write there."
+            f"{path}: is a foreign network; its rules are in {path.with_suffix('.toml').name}. --dry-run shows what to "
+            "write there."
         )
     try:
         import onnx  # noqa: F401 (only `write_rules` needs it)
@@ -347,7 +350,7 @@ def flavors_beside(path: Path) -> list[Path]:
 
 
 def write_rules(paths: Sequence[Path], tuned: Tuned) -> None:
-    """Write the chosen rules into model files, atomically, and none before all are prepared. Other metadata stay as they are."""
+    """Write the chosen rules into model files, atomically and none before all are prepared; other metadata stay."""
     import onnx
 
     with ExitStack() as appear_together:

@@ -1,7 +1,7 @@
-"""The model contract, version 1: the metadata that `slicemill export` writes into a model file and `slicemill infer` reads.
+"""The model contract, version 1: the metadata that `export` writes into a model file and `infer` reads.
 
-The metadata is one JSON object under the key ``slicemill`` of the ONNX file. `ModelDocument` is that object; `ModelCard` is what a
-file says once it was opened: the metadata, and what only its graph and its bytes show.
+The metadata is one JSON object under the key ``slicemill`` of the ONNX file. `ModelDocument` is that object;
+`ModelCard` is what a file says once it was opened: the metadata, and what only its graph and its bytes show.
 """
 
 import json
@@ -24,7 +24,7 @@ MAX_SIDE = 4096
 MAX_MM = 100.0
 """Largest pixel size and slice spacing, mm. No CT has larger ones."""
 InputForm = Literal["int16", "bytes"]
-"""Form of the graph's input ``image``: int16[n, H, W], or the same voxels as pairs of bytes, uint8[n, 1, H, W, 2], low byte first."""
+"""Form of the input ``image``: int16[n, H, W], or the same voxels as bytes, uint8[n, 1, H, W, 2], low byte first."""
 INPUT_TYPES: dict[InputForm, str] = {"int16": "int16", "bytes": "uint8"}
 Precision = Literal["fp32", "fp16"]
 SUFFIXES: dict[tuple[InputForm, Precision], str] = {
@@ -84,7 +84,8 @@ def parse_postprocess_rules(document: object) -> PostprocessRules:
     unknown = sorted(set(document) - set(known)) if isinstance(document, dict) else []
     if unknown:
         raise ModelError(
-            f"its post-processing has rules that this version does not know ({', '.join(unknown)}); use a newer slicemill."
+            f"its post-processing has rules that this version does not know ({', '.join(unknown)}); "
+            "use a newer slicemill."
         )
     return from_document(PostprocessRules, document, "its post-processing rules do not fit", error=ModelError)
 
@@ -131,7 +132,8 @@ class TuningSummary(TypedDict):
 class ModelDocument:
     """The metadata of a model file.
 
-    The order of the fields is the order of the keys in the file. Fields with the default None are not needed to run the model.
+    The order of the fields is the order of the keys in the file. Fields with the default None are not needed to run the
+    model.
     """
 
     contract: int = CONTRACT

@@ -64,7 +64,7 @@ class CudaDriver:
 
 
 def build_or_read_engine(options):
-    """Do with an engine's file what onnxruntime does: read it where it is, else write it piece by piece, with timings."""
+    """Do with an engine's file what onnxruntime does: read it if it exists, else write it in pieces, with timings."""
     if "trt_engine_cache_path" not in options:
         return
     engine = Path(options["trt_engine_cache_path"]) / "network.engine"
@@ -78,7 +78,7 @@ def build_or_read_engine(options):
 
 
 def play_tensorrt(monkeypatch, home):
-    """Let onnxruntime's CPU play TensorRT, with engines below `home`; return the list of the options of its sessions."""
+    """Let onnxruntime's CPU play TensorRT, with engines below `home`; return the options of its sessions."""
     real, sessions = onnxruntime.InferenceSession, []
 
     class Session:

@@ -1,7 +1,8 @@
-"""Foreign networks: an ONNX file without slicemill's metadata, described by a TOML (`slicemill.infer.network.description`).
+"""Foreign networks: ONNX files without slicemill's metadata, described by a TOML (`infer.network.description`).
 
-The network is wrapped, in memory, into a model file of the contract: nodes before it cut, clip and normalize the slices, nodes
-after it choose the label. So the rest of `infer` needs to know nothing of it. Its input is float32 or float16, [b, context, y, x].
+The network is wrapped, in memory, into a model file of the contract: nodes before it cut, clip and normalize the
+slices, nodes after it choose the label. So the rest of `infer` needs to know nothing of it. Its input is float32 or
+float16, [b, context, y, x].
 """
 
 import json
@@ -27,7 +28,7 @@ KEYS = (
     "contract", "input", "precision", "foreign", "window_hu", "context", "context_spacing_mm", "spacing_mm",
     "postprocess", "unknown", "one_slice", "labels", "organ", "tumor",
 )  # fmt: skip
-"""Metadata of a wrapped network, in their order. It is part of the model's hash, by which finished scans are recognized."""
+"""Metadata of a wrapped network. Their order is part of the model's hash, by which finished scans are recognized."""
 
 
 def wrap_network(content: bytes, model: Path, description: Path) -> bytes:
@@ -149,7 +150,10 @@ class _Wrapper:
         self._add("Cast", last, to=self.dtype, out=self.input.name)
 
     def _add_label_tail(self) -> list[Any]:
-        """Add the nodes from the network's values to ``label``; a value without a label, also a fraction or nan, is marked."""
+        """Add the nodes from the network's values to ``label``.
+
+        A value without a label, also a fraction or nan, becomes `free_label_value`.
+        """
         shape = _shape(self.output)
         if len(shape) not in (3, 4) or (len(shape) == 4 and shape[1] not in (None, 1)):
             raise ModelError(f"its output has the shape {shape}; labels are [b, y, x] or [b, 1, y, x].")
@@ -168,13 +172,14 @@ class _Wrapper:
         return []
 
     def _add_logits_tail(self) -> list[Any]:
-        """Add the nodes from the network's logits to ``label``, ``probability`` and ``tumor``, and return the latter two outputs."""
+        """Add the nodes from the network's logits to the outputs, and return those other than ``label``."""
         helper, types, (height, width) = self.onnx.helper, self.onnx.TensorProto, self.size
         shape = _shape(self.output)
         classes = len(self.labels.values) + 1
         if len(shape) != 4 or shape[1] not in (None, classes):
             raise ModelError(
-                f"its output has the shape {shape}; logits of background and {classes - 1} labels are [b, {classes}, y, x]."
+                f"its output has the shape {shape}; logits of background and {classes - 1} labels are "
+                f"[b, {classes}, y, x]."
             )
         logits = self._add("Cast", self.output.name, to=types.FLOAT)
         best = self._add("ArgMax", logits, axis=1, keepdims=0)

@@ -1,9 +1,10 @@
 """Lanes: the buffers of one batch and what runs the network on them. They are used again for every batch of a run.
 
-On a CPU, each lane computes in its own thread. If the network takes slices as they are, a lane reads them from their scan and
-writes labels to their final array; its own buffers serve all other batches, for instance those of two scans.
-On a GPU, one of two lanes computes while the other writes out its labels and is filled. All batches of the run have one shape there,
-because the provider plans again for each shape; the unused rest of a batch is padding. On a CPU a short batch is short.
+On a CPU, each lane computes in its own thread. If the network takes slices as they are, a lane reads them from their
+scan and writes labels to their final array; its own buffers serve all other batches, for instance those of two scans.
+On a GPU, one of two lanes computes while the other writes out its labels and is filled. All batches of the run have one
+shape there, because the provider plans again for each shape; the unused rest of a batch is padding. On a CPU a short
+batch is short.
 """
 
 import ctypes
@@ -91,7 +92,7 @@ class HostLane:
 
 
 class OpenvinoLane:
-    """A batch in main memory, computed by OpenVINO, which gives labels in its own memory and keeps its input until the next batch."""
+    """A batch for OpenVINO, which owns the memory of its outputs and keeps its input until the next batch."""
 
     reads_in_place = False
 
@@ -117,8 +118,8 @@ class OpenvinoLane:
 class DeviceLane:
     """A batch on a GPU, of one shape for the whole run; uploads and downloads do not hold the lock.
 
-    Host buffers are pinned. Only the rows in use are uploaded, and only the requested labels are downloaded; the other rows hold
-    earlier slices, which are labelled again and discarded.
+    Host buffers are pinned. Only the rows in use are uploaded, and only the requested labels are downloaded; the other
+    rows hold earlier slices, which are labelled again and discarded.
     """
 
     reads_in_place = False
@@ -204,7 +205,10 @@ def make_lane(model: Model, capacity: Capacity, wanted: Sequence[str]) -> Lane:
 
 
 def turns_of(model: Model) -> threading.Semaphore:
-    """Return a limit on how many lanes compute at once: one for OpenVINO, which uses all cores; else all. A GPU queues them itself."""
+    """Return a limit on how many lanes compute at once.
+
+    OpenVINO runs one, which uses all cores. Other devices run all lanes; a GPU queues them itself.
+    """
     return threading.Semaphore(1 if model.provider == "openvino" else lanes_on(model.provider))
 
 

@@ -33,7 +33,7 @@ EXTERNAL_DATA = b"\x0a\x08location"
 """The usual protobuf encoding of the key that points a tensor to another file. However it is encoded,
 `slicemill.infer.runtime.providers` follows no such path."""
 MAX_CPU_DIFFERENCE = 0.005
-"""Share of label pixels in which a provider may differ from the CPU on real slices. Rounding in half precision explains less."""
+"""Share of label pixels in which a provider may differ from the CPU on real slices; rounding explains less."""
 PROBABILITY_TYPES = {None: None, "tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
@@ -196,7 +196,8 @@ def open_model(path: Path, provider: Provider = "auto", device: int = 0, batch: 
         raise ModelError(f"{path}: cannot be read: {error.strerror}.") from error
     if EXTERNAL_DATA in content:
         raise ModelError(
-            f"{path}: keeps weights in other files; only a model in one file is opened. Export it again with slicemill export."
+            f"{path}: keeps weights in other files; only a model in one file is opened. "
+            "Export it again with slicemill export."
         )
     if (description := description_path(path)) is not None:
         content = wrap_network(content, path, description)
@@ -214,8 +215,8 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelCard:
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     if text is None:
         raise ModelError(
-            f"{path}: carries no slicemill metadata; make the model with `slicemill export`, or describe the network in "
-            f"{path.with_suffix('.toml').name} beside it (README, Networks of others)."
+            f"{path}: carries no slicemill metadata; make the model with `slicemill export`, or describe the network "
+            f"in {path.with_suffix('.toml').name} beside it (README, Networks of others)."
         )
     card = decode_metadata(text, str(path))
     inputs = {entry.name: entry for entry in session.get_inputs()}
@@ -253,7 +254,8 @@ def _slice_size(shape: Sequence[object], card: ModelDocument, path: Path) -> tup
         case [int(height), int(width)] if 1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE:
             return height, width
     raise ModelError(
-        f"{path}: takes slices of {'x'.join(map(str, sides))}; a side must be fixed and have 1 to {MAX_SIDE} pixels. Export it again."
+        f"{path}: takes slices of {'x'.join(map(str, sides))}; a side must be fixed and have 1 to {MAX_SIDE} pixels. "
+        "Export it again."
     )
 
 

@@ -1,7 +1,7 @@
 """Pinned host memory and copies to a GPU, through the CUDA runtime that onnxruntime has loaded.
 
-The GPU copies pinned memory by itself; other memory the driver first copies through a buffer. ctypes releases Python's lock during
-each call, so that one lane is copied while another is filled.
+The GPU copies pinned memory by itself; other memory the driver first copies through a buffer. ctypes releases Python's
+lock during each call, so that one lane is copied while another is filled.
 """
 
 import ctypes

@@ -1,6 +1,7 @@
-"""OpenVINO as a provider: a session with those methods of onnxruntime's that `infer` uses; bfloat16 where the processor has it.
+"""OpenVINO as a provider: a session with the methods of onnxruntime's that `infer` uses; bfloat16 where possible.
 
-onnxruntime still reads the file: one reader decides what the metadata mean, and its labels are the reference of the comparison.
+onnxruntime still reads the file: one reader decides what the metadata mean, and its labels are the reference of the
+comparison.
 """
 
 import io

@@ -1,7 +1,7 @@
 """Execution providers: the requested one starts and is proved to run, or an error names the way out.
 
-onnxruntime lists providers that cannot start, and falls back to the CPU silently when they do not start (its issue 23372). So a
-session is made for one provider only, with the fallback off, and is then asked on which provider it runs.
+onnxruntime lists providers that cannot start, and falls back to the CPU silently when they do not start (its issue
+23372). So a session is made for one provider only, with the fallback off, and is then asked on which provider it runs.
 """
 
 import ctypes
@@ -33,13 +33,14 @@ CUDA = {
     "arena_extend_strategy": "kSameAsRequested",
     "use_tf32": "1",
 }
-"""Options of the CUDA provider. All batches of a run have one shape, so cuDNN searches once. Tensor cores take NHWC. A bias that is
-fused into its convolution saves a pass over memory. An arena that doubles took 32 GB for a need of 16. Convolutions in float32 use
-TF32, as onnxruntime and torch do by default. No GPU has measured them here yet; `bench/gpu/infer.sh` does."""
+"""Options of the CUDA provider. All batches of a run have one shape, so cuDNN searches once. Tensor cores take NHWC. A
+bias that is fused into its convolution saves a pass over memory. An arena that doubles took 32 GB for a need of 16.
+Convolutions in float32 use TF32, as onnxruntime and torch do by default. No GPU has measured them here yet;
+`bench/gpu/infer.sh` does."""
 QUIET = 4
 """Log level fatal: what onnxruntime would print is in the exception that is shown."""
 NOWHERE = "/dev/null/none"
-"""Folder where onnxruntime looks for weights that a model keeps in other files. It cannot exist, so no path in a model is followed."""
+"""Folder where onnxruntime looks for weights in other files. It cannot exist, so no path in a model is followed."""
 
 
 def runtime() -> Any:
@@ -53,7 +54,8 @@ def runtime() -> Any:
     installed = installed_runtimes()
     if len(installed) > 1:
         raise ProviderError(
-            f"{' and '.join(installed)} are both installed and overwrite each other. Repair: pip uninstall -y {' '.join(installed)}; "
+            f"{' and '.join(installed)} are both installed and overwrite each other. "
+            f"Repair: pip uninstall -y {' '.join(installed)}; "
             "then pip install 'slicemill[gpu]' on a machine with an NVIDIA driver, else 'slicemill[cpu]'."
         )
     try:
@@ -139,7 +141,7 @@ def no_cuda() -> str | None:
     return None if has_nvidia_driver() else "no NVIDIA driver answers"
 
 
-def options_for(provider: str, device: int) -> dict[str, str]:
+def options_for(provider: Provider, device: int) -> dict[str, str]:
     """Return the options of a provider: which GPU, and how to compute there.
 
     Raises
@@ -182,13 +184,15 @@ def require_listed(provider: str) -> str:
     name = NAMES[provider]
     if name not in runtime().get_available_providers():
         raise ProviderError(
-            f"--provider {provider}: this onnxruntime ({', '.join(installed_runtimes())}) has no {name}; pip uninstall -y onnxruntime, "
-            "then pip install 'slicemill[gpu]', or use --provider cpu."
+            f"--provider {provider}: this onnxruntime ({', '.join(installed_runtimes())}) has no {name}; "
+            "pip uninstall -y onnxruntime, then pip install 'slicemill[gpu]', or use --provider cpu."
         )
     return name
 
 
-def _session(model: bytes, path: Path, provider: str, device: int = 0, more: Mapping[str, str] | None = None) -> Any:
+def _session(
+    model: bytes, path: Path, provider: Provider, device: int = 0, more: Mapping[str, str] | None = None
+) -> Any:
     module, name = runtime(), require_listed(provider)
     provider_options = options_for(provider, device) | dict(more or {})
     options = module.SessionOptions()
@@ -208,7 +212,8 @@ def _session(model: bytes, path: Path, provider: str, device: int = 0, more: Map
         if provider == "cpu":
             raise ModelError(f"{path}: is not an ONNX model that onnxruntime can run ({first_line(error)}).") from error
         raise ProviderError(
-            f"--provider {provider}: does not start here ({first_line(error)}). See `slicemill doctor`, or use --provider cpu."
+            f"--provider {provider}: does not start here ({first_line(error)}). See `slicemill doctor`, or use "
+            "--provider cpu."
         ) from error
     active = session.get_providers()[0]
     if active != name:

@@ -1,8 +1,8 @@
 """Options of the TensorRT provider, and the folders of its engines.
 
-An engine takes minutes to build and is valid for one model, batch, GPU and set of versions only. It is built for exactly one
-shape, that of the run's batches, and kept in a folder that these name. All models of a GPU share the timings of its kernels.
-The options are those in the documentation of onnxruntime's TensorRT provider.
+An engine takes minutes to build and is valid for one model, batch, GPU and set of versions only. It is built for
+exactly one shape, that of the run's batches, and kept in a folder that these name. All models of a GPU share the
+timings of its kernels. The options are those in the documentation of onnxruntime's TensorRT provider.
 """
 
 import contextlib
@@ -31,8 +31,9 @@ TENSORRT = {
     "trt_cuda_graph_enable": "0",
     "trt_builder_optimization_level": "5",
 }
-"""With fp16, bf16 and int8 off, the network is built strongly typed, in the precision of the file. An engine is built once and used
-for thousands of scans, so its builder tries everything. CUDA graphs failed at the second batch (onnxruntime issue 20050)."""
+"""With fp16, bf16 and int8 off, the network is built strongly typed, in the precision of the file. An engine is built
+once and used for thousands of scans, so its builder tries everything. CUDA graphs failed at the second batch
+(onnxruntime issue 20050)."""
 
 Session = TypeVar("Session")
 
@@ -72,7 +73,7 @@ def profile(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def engine_options(shapes: Mapping[str, tuple[int, ...]], folder: Path) -> dict[str, str]:
-    """Return the options for one model: the only shape of its batches, and the folders of its engine and timings."""
+    """Return the options for one model: the only shape of its batches, and the folders of engine and timings."""
     only = profile(shapes)
     return {
         "trt_profile_min_shapes": only,
@@ -86,12 +87,14 @@ def engine_options(shapes: Mapping[str, tuple[int, ...]], folder: Path) -> dict[
 
 
 def with_engine(options: Mapping[str, str], start: Callable[[Mapping[str, str]], Session]) -> Session:
-    """Return the session that `start` makes of the options, with a complete engine. Of several runs one builds it, the others wait.
+    """Start a session with a complete engine. Of several runs one builds it, the others wait.
 
     1. A finished engine is used. If it does not start, it is built again and replaced when the new one is complete.
-    2. onnxruntime writes engines and timings in place, so it builds them in a temporary folder, with the timings known so far.
+    2. onnxruntime writes engines and timings in place, so it builds them in a temporary folder, with the timings known
+       so far.
     3. Once the session starts, the timings move to the folder that all engines of the GPU share.
-    4. The temporary folder is renamed to the engine's name. A build that is killed leaves nothing that another run reads.
+    4. The temporary folder is renamed to the engine's name. A build that is killed leaves nothing that another run
+       reads.
 
     Raises
     ------
@@ -188,8 +191,8 @@ def tensorrt_version() -> str:
         number = int(ctypes.CDLL(LIBRARY).getInferLibVersion())
     except OSError as error:
         raise ProviderError(
-            f"--provider tensorrt: {LIBRARY} cannot be loaded ({error}); install TensorRT 10 (10.13 or later) where the "
-            "loader finds it, or use --provider cuda."
+            f"--provider tensorrt: {LIBRARY} cannot be loaded ({error}); install TensorRT 10 (10.13 or later) where "
+            "the loader finds it, or use --provider cuda."
         ) from error
     return version_of(number)
 

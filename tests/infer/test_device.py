@@ -1,4 +1,4 @@
-"""GPUs without one: options of providers, folders of engines, and lanes whose GPU is played in main memory (`tests.fakes`)."""
+"""GPUs without one: options of providers, folders of engines, and lanes with a GPU in main memory (`tests.fakes`)."""
 
 import gc
 import json
@@ -54,7 +54,7 @@ def guided(path, *flavors):
 
 
 def blocks(rng, count):
-    """Return int16[n, 64, 64], HU, of blocks well within background, organ or tumor, and the labels that they must get."""
+    """Return int16[n, 64, 64], HU, of blocks of background, organ and tumor, and their labels."""
     label = rng.integers(0, 3, (count, 8, 8))
     large = np.kron(label, np.ones((1, 8, 8), dtype=int))
     image = np.array([-100, 100, 200])[large] + rng.integers(-10, 10, large.shape)

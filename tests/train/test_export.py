@@ -83,9 +83,9 @@ def test_the_file_is_raw_hu_in_and_labels_out(model):
 def test_the_metadata_is_the_contract(model):
     metadata = json.loads(session(model).get_modelmeta().custom_metadata_map["slicemill"])
     assert set(metadata) == {
-        "contract", "labels", "organ", "tumor", "window_hu", "context", "context_spacing_mm", "spacing_mm", "size_multiple", "input", "precision",
-        "postprocess", "parity", "training", "store_sha256", "license", "weights_sha256",
-        "versions",
+        "contract", "labels", "organ", "tumor", "window_hu", "context", "context_spacing_mm", "spacing_mm",
+        "size_multiple", "input", "precision", "postprocess", "parity", "training", "store_sha256", "license",
+        "weights_sha256", "versions",
     }  # fmt: skip
     assert {"slicemill", "torch", "onnx", "onnxruntime"} == set(metadata["versions"])
     assert metadata["contract"] == 1
@@ -276,7 +276,7 @@ def test_the_exporters_log_and_warnings_are_hidden_only_while_it_runs():
 
 
 def swapped(graph):
-    """The graph with its last two classes in each other's place: where it gives one of them, the file gives a third of torch's."""
+    """Return the graph with its first and last class exchanged."""
     other = deepcopy(graph)
     head = other.network.head
     head.weight.data[[0, 2]], head.bias.data[[0, 2]] = head.weight.data[[2, 0]], head.bias.data[[2, 0]]

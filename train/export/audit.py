@@ -1,7 +1,7 @@
 """What can be read off an ONNX graph without running it: its work per slice, and breaches of TensorRT's rules.
 
-The rules are those of TensorRT's documentation of types and of the onnx-tensorrt importer, as far as a graph shows them. No
-TensorRT has read such a file here.
+The rules are those of TensorRT's documentation of types and of the onnx-tensorrt importer, as far as a graph shows
+them. No TensorRT has read such a file here.
 """
 
 from pathlib import Path
@@ -45,7 +45,7 @@ def _values(graph: Any) -> list[Any]:
 
 
 def gflop_a_slice(path: Path) -> float:
-    """Return the work of the convolutions per slice, in billions of operations; a multiplication and an addition are two."""
+    """Return the work of the convolutions per slice, GFLOP; a multiplication and an addition are two operations."""
     import onnx
 
     model = onnx.load(path)

@@ -1,7 +1,7 @@
 """The graph of a model file: HU in, label values out, in the flavors that runtimes need.
 
-Windowing, normalization, choice of the context slices, network, softmax and choice of the label are part of the graph. So each
-slice is uploaded once, and a program needs only the file.
+Windowing, normalization, choice of the context slices, network, softmax and choice of the label are part of the graph.
+So each slice is uploaded once, and a program needs only the file.
 """
 
 import copy
@@ -51,11 +51,14 @@ DEFAULT = Flavor()
 
 
 class Exported(nn.Module):
-    """The graph: int16[n, H, W], HU, and int32[b, c] context rows -> label uint8[b, H, W], tumor uint8[b, H, W], probability [b, k, H, W].
+    """The graph of a model file.
 
-    A runtime computes all outputs, even those that nobody requests, so each has its cheapest form. On one core, for 3 classes of
-    512x512, one slice takes: ArgMax 1.5 ms, comparisons with Where 8 ms; probability of tumor 1 ms, softmax over an inner axis
-    40 ms. TensorRT turns ArgMax into a slow TopK, so the flavors for GPUs compare and add.
+    Inputs: ``image`` int16[n, H, W], HU, and ``neighbors`` int32[b, c], the context rows of each slice to label.
+    Outputs: ``label`` uint8[b, H, W]; optionally ``tumor`` uint8[b, H, W] and ``probability`` float[b, k, H, W].
+
+    A runtime computes all outputs, even those that nobody requests, so each has its cheapest form. On one core, for 3
+    classes of 512x512, one slice takes: ArgMax 1.5 ms, comparisons with Where 8 ms; probability of tumor 1 ms, softmax
+    over an inner axis 40 ms. TensorRT turns ArgMax into a slow TopK, so the flavors for GPUs compare and add.
     """
 
     def __init__(self, network: nn.Module, config: Config, labels: Labels, flavor: Flavor = DEFAULT) -> None:
@@ -144,7 +147,10 @@ def from_bytes(pairs: Tensor) -> Tensor:
 
 
 def tumor_bytes(maps: Sequence[Tensor], tumor: int) -> Tensor:
-    """Return 255 times the probability of one class, uint8[b, y, x], from logits [b, 1, y, x] per class: 1 / sum(exp(z_j - z_t))."""
+    """Return 255 times the probability of one class, uint8[b, y, x], from logits [b, 1, y, x] per class.
+
+    The softmax is computed as 1 / sum(exp(z_j - z_t)).
+    """
     own = maps[tumor].float()
     others = [map_.float() for index, map_ in enumerate(maps) if index != tumor]
     powers = [torch.exp(other - own) for other in others]

@@ -39,7 +39,8 @@ def export(
     Parameters
     ----------
     flavors
-        What to write; each file has the name of `model` with the flavor's suffix. No file appears before all are proved.
+        What to write; each file has the name of `model` with the flavor's suffix. No file appears before all are
+        proved.
     store_path
         Store with the slices for the proof; by default the one that the run was trained on.
     min_lesion_ml

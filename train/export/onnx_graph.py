@@ -21,7 +21,7 @@ MAX_BATCH = 65536
 
 
 def to_onnx(graph: Exported, proof: Proof, path: Path) -> None:
-    """Export a graph with a dynamic number of slices and fixed height and width; the shapes are those of the first proof slices."""
+    """Export a graph with a dynamic number of slices; height and width are those of the proof slices."""
     image, window = (np.concatenate([array, array]) for array in proof[0])
     feed = graph.feed(image, window)
     axes = {
@@ -46,7 +46,7 @@ def to_onnx(graph: Exported, proof: Proof, path: Path) -> None:
 
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Hide what torch's exporter reports about every graph: deprecated calls within torch, and that torchvision is missing."""
+    """Hide what torch's exporter reports about every graph: deprecated calls in torch, and missing torchvision."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -20,15 +20,15 @@ Instance norm computes its statistics in the run, and the two sum in another ord
 MAX_DIFFERING_HALF = 1e-3
 """The same for a network in float16, compared with the one in float32."""
 TIE = 1e-4
-"""Two logits tie when they differ by this part of the slice's largest winning logit or less: a thousand roundings of float32."""
+"""Two logits tie within this part of the slice's largest logit, a thousand roundings of float32."""
 
 
 @torch.no_grad()
 def prove(graph: Exported, path: Path, proof: Proof, reference: Exported | None = None) -> Parity:
     """Compare onnxruntime with torch on real slices.
 
-    A pixel is a tie when torch's logit of onnxruntime's label is TIE or less below its best logit. Either label is right
-    there, so ties are counted but do not fail the file. A network that hardly trained can have ties all over air.
+    A pixel is a tie when torch's logit of onnxruntime's label is TIE or less below its best logit. Either label is
+    right there, so ties are counted but do not fail the file. A network that hardly trained can have ties all over air.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def prove(graph: Exported, path: Path, proof: Proof, reference: Exported | None 
 
 
 def ties_with_best(logits: Tensor, classes: Tensor) -> Tensor:
-    """Return where classes int64[b, y, x] are as good as the best of logits [b, k, y, x], but for rounding: bool[b, y, x]."""
+    """Return where classes int64[b, y, x] tie with the best of logits [b, k, y, x]: bool[b, y, x]."""
     wide = logits.float()
     best = wide.amax(dim=1)
     return best - wide.gather(1, classes[:, None])[:, 0] <= TIE * best.abs().amax(dim=(1, 2), keepdim=True)

@@ -40,7 +40,10 @@ class Trained:
     proof: Proof
 
     def needed(self, flavor: Flavor) -> Flavor:
-        """Add the outputs that the network needs: with a pixel size, labels are resampled to the scan by their probabilities."""
+        """Add the outputs that the network needs.
+
+        A network of one pixel size needs probabilities, since labels are resampled to the scan by them.
+        """
         return replace(flavor, probability=flavor.probability or self.config.wanted_spacing_mm is not None)
 
     def graph(self, flavor: Flavor = DEFAULT) -> Exported:
@@ -69,8 +72,9 @@ def read_trained(run: Path, store_path: Path | None, size: tuple[int, int] | Non
     multiple = 2**config.depth
     if any(side < multiple or side % multiple or side > MAX_SIDE for side in size):
         raise ModelError(
-            f"slices of {size[0]}x{size[1]}: the network of {run} halves them {config.depth} times, so height and width "
-            f"must be multiples of {multiple}, up to {MAX_SIDE}. `slicemill infer` tiles larger scans and pads smaller ones."
+            f"slices of {size[0]}x{size[1]}: the network of {run} halves them {config.depth} times, so height and "
+            f"width must be multiples of {multiple}, up to {MAX_SIDE}. `slicemill infer` tiles larger scans and pads "
+            "smaller ones."
         )
     return Trained(
         config=config,
