@@ -75,27 +75,31 @@ def tensorrt_sessions(monkeypatch, tmp_path):
 
 class TestOptions:
     def test_cuda_searches_convolutions_once_and_never_by_default(self):
-        told = options_for("cuda", 3)
-        assert told["device_id"] == "3"
-        assert told["cudnn_conv_algo_search"] == "EXHAUSTIVE"
-        assert (told["prefer_nhwc"], told["fuse_conv_bias"], told["cudnn_conv_use_max_workspace"]) == ("1", "1", "1")
-        assert told["arena_extend_strategy"] == "kSameAsRequested"
-        assert "enable_cuda_graph" not in told
+        options = options_for("cuda", 3)
+        assert options["device_id"] == "3"
+        assert options["cudnn_conv_algo_search"] == "EXHAUSTIVE"
+        assert (options["prefer_nhwc"], options["fuse_conv_bias"], options["cudnn_conv_use_max_workspace"]) == (
+            "1",
+            "1",
+            "1",
+        )
+        assert options["arena_extend_strategy"] == "kSameAsRequested"
+        assert "enable_cuda_graph" not in options
 
     def test_an_engine_is_built_for_exactly_one_shape(self):
-        told = engine_options(SHAPES, Path("a", "b"))
+        options = engine_options(SHAPES, Path("a", "b"))
         only = "image:14x1x64x64x2,neighbors:4x3"
-        assert [told[f"trt_profile_{which}_shapes"] for which in ("min", "opt", "max")] == [only] * 3
-        assert (told["trt_engine_cache_enable"], told["trt_engine_cache_path"]) == ("1", "a/b")
-        assert (told["trt_timing_cache_enable"], told["trt_timing_cache_path"]) == ("1", "a")
+        assert [options[f"trt_profile_{which}_shapes"] for which in ("min", "opt", "max")] == [only] * 3
+        assert (options["trt_engine_cache_enable"], options["trt_engine_cache_path"]) == ("1", "a/b")
+        assert (options["trt_timing_cache_enable"], options["trt_timing_cache_path"]) == ("1", "a")
 
     def test_precision_is_the_files(self):
-        told = options_for("tensorrt", 0)
-        assert {told[f"trt_{kind}_enable"] for kind in ("fp16", "bf16", "int8")} == {"0"}
+        options = options_for("tensorrt", 0)
+        assert {options[f"trt_{kind}_enable"] for kind in ("fp16", "bf16", "int8")} == {"0"}
 
     def test_every_value_is_text_as_onnxruntime_wants(self):
-        told = [options_for("cuda", 1), options_for("tensorrt", 1), engine_options(SHAPES, Path("a", "b"))]
-        assert {type(value) for options in told for value in options.values()} == {str}
+        every = [options_for("cuda", 1), options_for("tensorrt", 1), engine_options(SHAPES, Path("a", "b"))]
+        assert {type(value) for options in every for value in options.values()} == {str}
 
     def test_whatever_an_engine_depends_on_names_its_folder(self):
         def folder(builder=BUILDER, sha256="a" * 64, **shapes):
@@ -129,24 +133,27 @@ def onnx_inputs(path):
 
 
 class TestTensorrt:
-    def test_it_takes_the_byte_flavor_and_is_told_its_batch_and_folder(self, flavors, tensorrt_sessions, tmp_path):
+    def test_it_takes_the_byte_flavor_and_its_options_name_batch_and_folder(self, flavors, tensorrt_sessions, tmp_path):
         opened = open_model(flavors, "tensorrt", 1, 4)
         assert opened.provider == "tensorrt"
         assert opened.info.name == "liver.bytes.fp16.onnx"
         assert opened.info.input == "bytes"
-        (told,) = tensorrt_sessions
-        assert told["trt_profile_opt_shapes"] == "image:12x1x64x64x2,neighbors:4x3"
-        assert told["device_id"] == "1"
+        (options,) = tensorrt_sessions
+        assert options["trt_profile_opt_shapes"] == "image:12x1x64x64x2,neighbors:4x3"
+        assert options["device_id"] == "1"
         opened.rebuild()
         again = tensorrt_sessions[1]
-        assert {key for key in told if told[key] != again[key]} == {"trt_engine_cache_path", "trt_timing_cache_path"}
+        assert {key for key in options if options[key] != again[key]} == {
+            "trt_engine_cache_path",
+            "trt_timing_cache_path",
+        }
         folder = Path(again["trt_engine_cache_path"])
         assert folder.is_relative_to(tmp_path)
         assert opened.info.sha256[:16] in folder.name
         assert "NVIDIA-H200-1" in folder.parent.name
         assert onnxruntime.__version__ in folder.parent.name
         assert sorted(path.name for path in folder.iterdir()) == ["network.engine"]
-        assert not Path(told["trt_engine_cache_path"]).exists(), "it was built aside, and renamed"
+        assert not Path(options["trt_engine_cache_path"]).exists(), "it was built aside, and renamed"
 
     def test_without_a_byte_flavor_it_is_refused_with_the_way_out(self, flavors, tensorrt_sessions, tmp_path):
         (tmp_path / "m.onnx").write_bytes(flavors.read_bytes())
@@ -178,7 +185,7 @@ class TestTensorrt:
         assert cuda_runtime.copied
 
     def test_of_several_runs_one_builds_and_the_others_wait(self, tmp_path):
-        told = engine_options(SHAPES, tmp_path / "engines" / "one")
+        options = engine_options(SHAPES, tmp_path / "engines" / "one")
         began, entered, go_on = threading.Event(), [], threading.Event()
 
         def start(now):
@@ -186,7 +193,7 @@ class TestTensorrt:
             began.set()
             assert go_on.wait(5)
 
-        threads = [threading.Thread(target=with_engine, args=(told, start)) for _ in range(2)]
+        threads = [threading.Thread(target=with_engine, args=(options, start)) for _ in range(2)]
         threads[0].start()
         assert began.wait(5)
         threads[1].start()
@@ -195,12 +202,12 @@ class TestTensorrt:
         go_on.set()
         for thread in threads:
             thread.join(5)
-        assert entered == [str(tmp_path / "engines" / ".one.part"), told["trt_engine_cache_path"]]
+        assert entered == [str(tmp_path / "engines" / ".one.part"), options["trt_engine_cache_path"]]
 
     @pytest.mark.parametrize("when", ["while it was built", "before there were timings", "in place"])
     def test_an_engine_left_half_is_built_again(self, when, tmp_path):
         folder = tmp_path / "engines" / "one"
-        told = engine_options(SHAPES, folder)
+        options = engine_options(SHAPES, folder)
         where = folder if when == "in place" else folder.with_name(".one.part")
         where.mkdir(parents=True)
         (where / "network.engine").write_text("wh")
@@ -213,23 +220,23 @@ class TestTensorrt:
             build_or_read_engine(now)
             return "a session"
 
-        assert with_engine(told, start) == "a session"
+        assert with_engine(options, start) == "a session"
         assert calls[-1] == str(folder.with_name(".one.part"))
         assert (folder / "network.engine").read_text() == "whole"
         assert (folder.parent / "sm90.timing").read_text() == "timings"
-        assert with_engine(told, start) == "a session"
+        assert with_engine(options, start) == "a session"
         assert calls[-1] == str(folder)
         assert sorted(path.name for path in folder.parent.iterdir()) == [".one.lock", "one", "sm90.timing"]
 
     def test_an_engine_stays_when_something_else_keeps_it_from_starting(self, tmp_path):
-        told = engine_options(SHAPES, tmp_path / "engines" / "one")
-        with_engine(told, build_or_read_engine)
+        options = engine_options(SHAPES, tmp_path / "engines" / "one")
+        with_engine(options, build_or_read_engine)
 
         def start(now):
             raise MemoryError("the GPU is full")
 
         with pytest.raises(MemoryError, match="the GPU is full"):
-            with_engine(told, start)
+            with_engine(options, start)
         assert (tmp_path / "engines" / "one" / "network.engine").read_text() == "whole"
 
     def test_a_home_that_cannot_be_written_is_named(self, tmp_path):

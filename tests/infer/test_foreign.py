@@ -15,6 +15,7 @@ from slicemill.ct.labels import LITS_LABELS
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.network.description import read_description
+from slicemill.infer.network.foreign import wrap_network
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
@@ -50,7 +51,7 @@ def plain(network, tmp_path_factory):
     return exported(network, tmp_path_factory.mktemp("foreign") / "net.onnx")
 
 
-def beside(plain, folder, card=CARD):
+def with_toml(plain, folder, card=CARD):
     path = Path(shutil.copy(plain, folder / "net.onnx"))
     path.with_suffix(".toml").write_text(card)
     return path
@@ -68,7 +69,7 @@ def test_the_labels_are_those_of_torchs_argmax(network, plain, tmp_path):
     rng = np.random.default_rng(1)
     volume = rng.integers(-1000, 1000, (7, 48, 56), dtype=np.int16)
     write_nifti(tmp_path / "a-1.nii.gz", volume, (3.0, 1.0, 1.0), "LPS")
-    opened = open_model(beside(plain, tmp_path), "cpu")
+    opened = open_model(with_toml(plain, tmp_path), "cpu")
     assert infer(opened, gather([tmp_path / "a-1.nii.gz"])[0], tmp_path / "out").count("done") == 1
     with torch.no_grad():
         logits = network(windows(volume, 3))
@@ -162,7 +163,7 @@ def test_a_network_that_gives_labels_and_takes_one_slice_with_open_sides(squeeze
 )
 def test_a_toml_that_does_not_fit_is_one_clear_error(change, message, plain, tmp_path):
     with pytest.raises(ModelError, match=message):
-        open_model(beside(plain, tmp_path, CARD.replace(*change)), "cpu")
+        open_model(with_toml(plain, tmp_path, CARD.replace(*change)), "cpu")
 
 
 def numbers(folder, kind):
@@ -229,7 +230,7 @@ def test_what_is_no_number_is_no_label(tmp_path):
 def test_a_network_that_lacks_a_part_is_one_clear_error(change, message, plain, tmp_path):
     net = onnx.load(plain)
     change(net)
-    path = beside(plain, tmp_path)
+    path = with_toml(plain, tmp_path)
     path.write_bytes(net.SerializeToString())
     with pytest.raises(ModelError, match=message):
         open_model(path, "cpu")
@@ -241,18 +242,36 @@ def test_without_a_toml_the_way_out_is_named(plain):
 
 
 def test_a_toml_that_changes_is_another_model(plain, tmp_path):
-    first = open_model(beside(plain, tmp_path), "cpu").info.sha256
-    assert open_model(beside(plain, tmp_path), "cpu").info.sha256 == first
-    assert open_model(beside(plain, tmp_path, CARD.replace("40", "41")), "cpu").info.sha256 != first
+    first = open_model(with_toml(plain, tmp_path), "cpu").info.sha256
+    assert open_model(with_toml(plain, tmp_path), "cpu").info.sha256 == first
+    assert open_model(with_toml(plain, tmp_path, CARD.replace("40", "41")), "cpu").info.sha256 != first
 
 
-def test_a_model_of_ours_needs_no_toml_and_heeds_none(model, tmp_path):
-    path = beside(model, tmp_path)
+def test_the_metadata_of_a_wrapped_network_never_change_a_byte(plain, tmp_path):
+    """They are part of its hash, by which finished scans are recognized."""
+    (tmp_path / "net.toml").write_text(
+        f"{CARD}spacing_mm = 1\npostprocess = {{min_lesion_ml = 1, fill_holes = true}}\n"
+    )
+    content = wrap_network(plain.read_bytes(), tmp_path / "net.onnx", tmp_path / "net.toml")
+    (entry,) = onnx.load_from_string(content).metadata_props
+    assert entry.value == (
+        '{"contract": 1, "input": "int16", "precision": "fp32", "foreign": {"labels": {"liver": 1, "tumor": 5}, '
+        '"window_hu": [-150, 250], "mean": 40, "std": 120.5, "output": "logits", "size": null, "context": 3, '
+        '"context_spacing_mm": null, "spacing_mm": 1, "organ": null, "tumor": null, "input_name": null, '
+        '"output_name": null, "postprocess": {"min_lesion_ml": 1, "fill_holes": true}}, "window_hu": [-150, 250], '
+        '"context": 3, "context_spacing_mm": null, "spacing_mm": 1, "postprocess": {"min_lesion_ml": 1, '
+        '"fill_holes": true}, "unknown": null, "one_slice": false, "labels": {"liver": 1, "tumor": 5}, '
+        '"organ": "liver", "tumor": "tumor"}'
+    )
+
+
+def test_a_model_of_ours_needs_no_toml_and_ignores_one(model, tmp_path):
+    path = with_toml(model, tmp_path)
     assert open_model(path, "cpu").info.sha256 == open_model(model, "cpu").info.sha256
 
 
 def test_a_file_that_is_no_onnx_or_too_old_is_named(plain, tmp_path):
-    path = beside(plain, tmp_path)
+    path = with_toml(plain, tmp_path)
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(ModelError, match="net.onnx: is not an ONNX model"):
         open_model(path, "cpu")

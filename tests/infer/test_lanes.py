@@ -131,7 +131,7 @@ def test_a_batch_of_one_slice_is_compared_too(context, model, monkeypatch, rng):
     plan = plan_of(opened.info, (5, 64, 64), SPACING)
     scan = Scan(plan, rng.integers(-200, 300, (5, 64, 64)).astype(np.int16))
 
-    class Told:
+    class Recording:
         image = np.zeros((context, 64, 64), np.int16)
 
         def run(self, image, neighbors, turn):
@@ -143,7 +143,7 @@ def test_a_batch_of_one_slice_is_compared_too(context, model, monkeypatch, rng):
             return Answer(np.zeros((len(neighbors), 64, 64), np.uint8))
 
     monkeypatch.setattr("slicemill.infer.cpu_check.open_model", lambda *_: Reference())
-    check_parity(opened, scan, Told())
+    check_parity(opened, scan, Recording())
     assert seen == [(context, (1, context))]
 
 

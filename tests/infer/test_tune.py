@@ -250,8 +250,8 @@ def test_other_trainings_beside_a_model_are_left_alone(model, tmp_path):
     shutil.copy(model, path)
     shutil.copy(model, other)
     changed = onnx.load(other)
-    said = json.loads(changed.metadata_props[0].value)
-    changed.metadata_props[0].value = json.dumps({**said, "training": {"minutes": 77}})
+    metadata = json.loads(changed.metadata_props[0].value)
+    changed.metadata_props[0].value = json.dumps({**metadata, "training": {"minutes": 77}})
     onnx.save(changed, other)
     assert flavors_beside(path) == [path]
     assert flavors_beside(other) == [other]

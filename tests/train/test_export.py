@@ -344,13 +344,13 @@ def test_a_model_of_neighbors_in_millimetres_labels_as_the_network_does(stored, 
     network = build(setup.labels, config)
     load_weights(tmp_path / "run" / BEST, network)
     case = setup.store["volume-1"]
-    assert case.info.spacing_mm[0] < 10  # so that neighbors are not those beside each other
+    assert case.info.spacing_mm[0] < 10  # so that neighbors are not adjacent slices
     with torch.no_grad():
         expected = setup.labels.table()[predict_case(case, network.eval(), setup)]
     found = segment_volume(model, case.image[:], case.info.spacing_mm)
     assert np.mean(found.label != expected) < 1e-4
-    beside = segment_volume(model, case.image[:], (15.0, *case.info.spacing_mm[1:]))
-    assert not np.array_equal(beside.tumor_probability, found.tumor_probability)
+    adjacent = segment_volume(model, case.image[:], (15.0, *case.info.spacing_mm[1:]))
+    assert not np.array_equal(adjacent.tumor_probability, found.tumor_probability)
 
 
 @pytest.mark.slow
