@@ -194,7 +194,7 @@ def _session(
     model: bytes, path: Path, provider: Provider, device: int = 0, more: Mapping[str, str] | None = None
 ) -> Any:
     module, name = runtime(), require_listed(provider)
-    provider_options = options_for(provider, device) | dict(more or {})
+    settings = options_for(provider, device) | dict(more or {})
     options = module.SessionOptions()
     options.log_severity_level = QUIET
     options.intra_op_num_threads = session_threads()
@@ -204,7 +204,7 @@ def _session(
         module.preload_dlls()  # CUDA libraries that pip installed as packages, where torch has not loaded them
     try:
         session = with_engine(
-            provider_options, lambda final: module.InferenceSession(model, options, providers=[(name, dict(final))])
+            settings, lambda final: module.InferenceSession(model, options, providers=[(name, dict(final))])
         )
     except ProviderError:
         raise
