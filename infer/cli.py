@@ -135,7 +135,7 @@ def _open(request: InferRequest) -> "Model":
     else:
         opened = open_model(request.model, provider, options.devices[0], options.batch)
     info = opened.info
-    shape = f"slices {info.size[0]}x{info.size[1]}, context {info.context}, {info.metadata.get('precision')}"
+    shape = f"slices {info.size[0]}x{info.size[1]}, context {info.context}, {info.card.precision}"
     where = f"the workers of {scheduler}: {provider}" if scheduler else describe_device(opened, options)
     most_gb = options.max_memory_gb
     memory = f"{most_gb:g} GB at most" if most_gb else "scans take half of the free memory at most"

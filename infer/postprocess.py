@@ -1,6 +1,6 @@
-"""What needs the whole scan: the largest organ, its holes, and tumors that are too far away, too small or too unsure.
+"""Post-processing of a whole scan: largest organ, holes, and tumors that are too far, too small or too improbable.
 
-All of it works in the box around the labelled voxels, on their runs along x (`slicemill.ct.runs`), and stops early where there is nothing to do.
+All rules work in the bounding box of the labelled voxels, on runs along x (`slicemill.ct.runs`).
 """
 
 import math
@@ -20,7 +20,7 @@ Box = tuple[slice, ...]
 
 
 def extent(label: Label) -> Box | None:
-    """Return the smallest box around the labelled voxels of uint8[z, y, x], or None where there are none."""
+    """Return the bounding box of the labelled voxels of uint8[z, y, x], or None where there are none."""
     shadow = np.bitwise_or.reduce(label, axis=0)
     across = bounding_box(shadow > 0)
     if across is None:
@@ -30,7 +30,7 @@ def extent(label: Label) -> Box | None:
 
 
 def keep_largest_organ(label: Label, labels: Labels) -> None:
-    """Clear, in place, every voxel of the organ and its tumors outside the largest 26-connected component of both; of equals the first stays."""
+    """Clear, in place, organ and tumor outside their largest 26-connected component; of equal ones the first stays."""
     if labels.organ is None:
         return
     runs = runs_of(label, labels.organ_values())
@@ -44,15 +44,15 @@ def fill_holes(label: Label, labels: Labels) -> None:
     """Turn, in place, background that organ and tumors enclose into organ."""
     if labels.organ is None:
         return
-    organ = labels.organ_values()
-    runs = runs_of(~values_in(label, organ))
+    # components of everything but the organ; one that touches no face of the array is enclosed
+    runs = runs_of(~values_in(label, labels.organ_values()))
     numbers, count = connected(runs, connectivity=6)
     nz, ny, nx = label.shape
-    at_the_side = (runs.z == 0) | (runs.z == nz - 1) | (runs.y == 0) | (runs.y == ny - 1)
-    at_the_side |= (runs.start == 0) | (runs.stop == nx)
-    inside = np.ones(count, dtype=bool)
-    inside[numbers[at_the_side]] = False
-    for _, where in voxel_coordinates(runs[inside[numbers]]):
+    on_a_face = (runs.z == 0) | (runs.z == nz - 1) | (runs.y == 0) | (runs.y == ny - 1)
+    on_a_face |= (runs.start == 0) | (runs.stop == nx)
+    enclosed = np.ones(count, dtype=bool)
+    enclosed[numbers[on_a_face]] = False
+    for _, where in voxel_coordinates(runs[enclosed[numbers]]):
         label[where] = np.where(label[where] == 0, labels.values[labels.organ], label[where])
 
 
@@ -69,12 +69,16 @@ def drop_far_tumors(label: Label, labels: Labels, reach_mm: float, spacing_mm: t
         slice(max(0, side.start - margin), side.stop + margin) for side, margin in zip(box, margins, strict=True)
     )
     part = label[around]
-    far = (part == tumor) & ~dilated(part == labels.values[labels.organ], reach_mm, spacing_mm)
+    far = (part == tumor) & ~dilate(part == labels.values[labels.organ], reach_mm, spacing_mm)
     part[far] = 0
 
 
-def dilated(mask: Mask, reach_mm: float, spacing_mm: tuple[float, float, float]) -> Mask:
-    """Return where bool[z, y, x] or a voxel of it no farther away than `reach_mm` is true: a dilation by a ball."""
+def dilate(mask: Mask, reach_mm: float, spacing_mm: tuple[float, float, float]) -> Mask:
+    """Dilate bool[z, y, x] by a ball: true where a true voxel is no farther away than `reach_mm`.
+
+    The ball is a stack of rows along x. For each offset (dz, dy) within reach, the mask is dilated along x by the half
+    width of the ball's row there, shifted by the offset, and added. Rows of equal width are dilated once.
+    """
     nz, ny, nx = mask.shape
     out = mask.copy()
     reach_z, reach_y = (math.floor(reach_mm / step) for step in spacing_mm[:2])
@@ -86,18 +90,20 @@ def dilated(mask: Mask, reach_mm: float, spacing_mm: tuple[float, float, float])
                 continue
             width = min(math.floor(math.sqrt(left) / spacing_mm[2]), nx - 1)
             if width not in rows:
-                rows[width] = widened(mask, width)
-            out[shifted(nz, dz), shifted(ny, dy)] |= rows[width][shifted(nz, -dz), shifted(ny, -dy)]
+                rows[width] = dilate_along_x(mask, width)
+            out[shifted_range(nz, dz), shifted_range(ny, dy)] |= rows[width][
+                shifted_range(nz, -dz), shifted_range(ny, -dy)
+            ]
     return out
 
 
-def shifted(count: int, by: int) -> slice:
-    """Return the places along an axis that something moved by `by` can come to."""
+def shifted_range(count: int, by: int) -> slice:
+    """Return the indices of an axis that its elements can have after a shift by `by`."""
     return slice(max(0, by), count + min(0, by))
 
 
-def widened(mask: Mask, width: int) -> Mask:
-    """Return where bool[..., x] is true up to `width` places to the left or right: doubling steps, not one after the other."""
+def dilate_along_x(mask: Mask, width: int) -> Mask:
+    """Dilate bool[..., x] by `width` voxels to the left and right; the steps double, so that there are few."""
     out = mask.copy()
     done = 0
     while done < width:
@@ -110,16 +116,22 @@ def widened(mask: Mask, width: int) -> Mask:
 
 
 def drop_lesions(
-    label: Label, labels: Labels, min_voxels: float, sure: tuple[npt.NDArray[np.uint8], float] | None = None
+    label: Label,
+    labels: Labels,
+    min_voxels: float,
+    probability: npt.NDArray[np.uint8] | None = None,
+    min_probability: float = 0.0,
 ) -> None:
-    """Turn, in place, small or unsure lesions into organ (background where there is no organ label).
+    """Turn, in place, small or improbable lesions into organ (background where there is no organ label).
 
     Parameters
     ----------
     min_voxels
         Lesions of fewer voxels go.
-    sure
-        The probability of tumor, uint8[z, y, x], 255 for 1, and the least mean of it that a lesion must have.
+    probability
+        Probability of tumor, uint8[z, y, x], 255 for 1.
+    min_probability
+        Lesions with a lower mean probability go; needs `probability`.
     """
     tumor = labels.tumor_value()
     if tumor is None:
@@ -128,12 +140,12 @@ def drop_lesions(
     numbers, count = connected(runs)
     sizes = np.bincount(numbers, weights=runs.voxels, minlength=count)
     drop = sizes < min_voxels
-    if sure is not None:
+    if probability is not None and min_probability:
         sums = np.zeros(count)
         for part, where in voxel_coordinates(runs):
             owners = np.repeat(numbers[part], runs[part].voxels)
-            sums += np.bincount(owners, weights=sure[0][where], minlength=count)
-        drop |= sums < sure[1] * 255 * sizes
+            sums += np.bincount(owners, weights=probability[where], minlength=count)
+        drop |= sums < min_probability * 255 * sizes
     if drop.any():
         fill(label, runs[drop[numbers]], labels.values[labels.organ] if labels.organ else 0)
 
@@ -141,7 +153,7 @@ def drop_lesions(
 def postprocess(
     label: Label, labels: Labels, rules: PostprocessRules, grid: Grid, probability: npt.NDArray[np.uint8] | None = None
 ) -> None:
-    """Apply what a model's metadata ask for to `label`: uint8[z, y, x] of a scan's grid, in place.
+    """Apply rules to `label`: uint8[z, y, x] on a scan's grid, in place.
 
     `probability` is that of tumor, uint8[z, y, x], 255 for 1.
     """
@@ -155,7 +167,8 @@ def postprocess(
         fill_holes(part, labels)
     if rules.tumor_reach_mm is not None:
         drop_far_tumors(part, labels, rules.tumor_reach_mm, grid.spacing_mm)
-    least = rules.min_lesion_probability
-    sure = None if probability is None or not least else (probability[box], least)
-    if rules.min_lesion_ml > 0 or sure is not None:
-        drop_lesions(part, labels, rules.min_lesion_ml / voxel_ml(grid.affine_lps), sure)
+    by_probability = probability is not None and rules.min_lesion_probability > 0
+    if rules.min_lesion_ml > 0 or by_probability:
+        min_voxels = rules.min_lesion_ml / voxel_ml(grid.affine_lps)
+        inside = None if probability is None else probability[box]
+        drop_lesions(part, labels, min_voxels, inside, rules.min_lesion_probability)

@@ -1,19 +1,40 @@
-"""The model contract (version 1): what `train export` writes into a model's metadata and `infer` reads"""
+"""The model contract, version 1: the metadata that `export` writes into a model file and `infer` reads.
 
-import math
+The metadata is one JSON object under the key ``slicemill`` of the ONNX file. `ModelDocument` is that object;
+`ModelCard` is what a file says once it was opened: the metadata, and what only its graph and its bytes show.
+"""
+
+import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
-from slicemill.common.errors import ModelError
-from slicemill.ct.labels import Labels
+from msgspec import Meta
+
+from slicemill.common.documents import from_document, to_document
+from slicemill.common.errors import InputError, ModelError
+from slicemill.ct.labels import Labels, labels_from_json
 
 CONTRACT = 1
+METADATA_KEY = "slicemill"
 CONTEXTS = (1, 3, 5, 7)
-INPUTS: dict[str, str] = {"int16": "int16", "bytes": "uint8"}
-"""Forms of the input ``image`` and their types."""
-BYTES_SUFFIX = ".bytes.fp16.onnx"
-"""What the name of the flavor for TensorRT ends in, beside the model's own file."""
+MAX_SIDE = 4096
+"""Largest height and width of a network's slices, pixels."""
+MAX_MM = 100.0
+"""Largest pixel size and slice spacing, mm. No CT has larger ones."""
+InputForm = Literal["int16", "bytes"]
+"""Form of the input ``image``: int16[n, H, W], or the same voxels as bytes, uint8[n, 1, H, W, 2], low byte first."""
+INPUT_TYPES: dict[InputForm, str] = {"int16": "int16", "bytes": "uint8"}
+Precision = Literal["fp32", "fp16"]
+SUFFIXES: dict[tuple[InputForm, Precision], str] = {
+    ("int16", "fp32"): ".onnx",
+    ("int16", "fp16"): ".fp16.onnx",
+    ("bytes", "fp16"): ".bytes.fp16.onnx",
+    ("bytes", "fp32"): ".bytes.onnx",
+}
+"""File name endings of the flavors of one network."""
+TENSORRT_SUFFIX = SUFFIXES["bytes", "fp16"]
 SHARED_KEYS = (
     "labels",
     "window_hu",
@@ -24,92 +45,239 @@ SHARED_KEYS = (
     "training",
     "store_sha256",
 )
-"""What two flavors of one network say alike."""
-MAX_SIDE = 4096
-MAX_MM = 100.0
-"""Slices, or pixels, that lie farther apart are no CT's."""
+"""Metadata that are equal in all flavors of one network."""
+NULLS = ("organ", "tumor", "context_spacing_mm", "spacing_mm")
+"""Metadata that are written as null when they have no value; all others are left out."""
+Millimeters = Annotated[float, Meta(gt=0, le=MAX_MM)]
+NotNegative = Annotated[float, Meta(ge=0, le=1e12)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PostprocessRules:
-    """What a model's metadata ask to be done to its labels."""
+    """What is done to the labels of a whole scan."""
 
     largest_organ: bool = False
     """Keep only the largest 26-connected component of the organ with its tumors."""
     fill_holes: bool = False
-    """Background that organ and tumors enclose (6-connected, in the whole scan) becomes organ."""
-    tumor_reach_mm: float | None = None
-    """Tumor farther than this from every voxel of the organ becomes background; None leaves it."""
-    min_lesion_ml: float = 0.0
-    """Lesions smaller than this become organ (background where there is no organ label)."""
-    min_lesion_probability: float = 0.0
-    """The same for lesions whose mean probability of tumor is lower, where the model gives probabilities."""
+    """Background that organ and tumors enclose (6-connected, in 3-D) becomes organ."""
+    tumor_reach_mm: NotNegative | None = None
+    """Tumor farther than this from every voxel of the organ becomes background, mm; None switches the rule off."""
+    min_lesion_ml: NotNegative = 0.0
+    """Lesions smaller than this become organ (background where there is no organ label), ml."""
+    min_lesion_probability: NotNegative = 0.0
+    """Lesions with a lower mean tumor probability become organ, where the model gives probabilities."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields as they stand in the metadata."""
-        return {
-            "largest_organ": self.largest_organ,
-            "fill_holes": self.fill_holes,
-            "tumor_reach_mm": self.tumor_reach_mm,
-            "min_lesion_ml": self.min_lesion_ml,
-            "min_lesion_probability": self.min_lesion_probability,
-        }
+        """Return the rules as plain JSON values."""
+        return to_document(self)
 
 
 def parse_postprocess_rules(document: object) -> PostprocessRules:
-    """Read the rules of a model's metadata; what is absent is off.
+    """Parse the rules of a model's metadata; absent rules are off.
 
     Raises
     ------
     ModelError
-        There is a rule that this version does not know, or a value that cannot be.
+        This version does not know a rule, or a value does not fit it.
     """
-    if not isinstance(document, dict):
-        raise ModelError(f"its postprocess must be a JSON object of rules; found {document!r}.")
-    known = PostprocessRules().as_json()
-    unknown = set(document) - set(known)
+    known = PostprocessRules.__dataclass_fields__
+    unknown = sorted(set(document) - set(known)) if isinstance(document, dict) else []
     if unknown:
         raise ModelError(
-            f"its post-processing has rules that this version does not know ({', '.join(sorted(unknown))}); use a newer slicemill."
+            f"its post-processing has rules that this version does not know ({', '.join(unknown)}); "
+            "use a newer slicemill."
         )
-    if any(not isinstance(document.get(name, False), bool) for name in ("largest_organ", "fill_holes")):
-        raise ModelError(f"its post-processing {document} must say true or false for largest_organ and fill_holes.")
-    rules = PostprocessRules(**document)
-    reach = 0.0 if rules.tumor_reach_mm is None else rules.tumor_reach_mm
-    numbers = (reach, rules.min_lesion_ml, rules.min_lesion_probability)
-    if not all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers):
-        raise ModelError(f"its post-processing {document} must hold numbers from 0 on.")
-    return rules
+    return from_document(PostprocessRules, document, "its post-processing rules do not fit", error=ModelError)
+
+
+class Parity(TypedDict, total=False):
+    """Result of comparing onnxruntime's labels with torch's."""
+
+    slices: int
+    pixels: int
+    labels_differing: int
+    """Pixels with another label, ties excluded."""
+    ties: int
+    """Pixels with another label whose two best logits are equal but for rounding."""
+    max_probability_difference: float
+    limit: float
+    """Share of pixels that may differ."""
+
+
+class TrainingSummary(TypedDict, total=False):
+    """How the network was trained."""
+
+    epochs: int
+    minutes: float
+    best_epoch: int
+    validation: dict[str, float]
+
+
+class TuningScores(TypedDict):
+    """Mean Dice over the cases of `slicemill tune`; None where there is none."""
+
+    organ_dice: float | None
+    tumor_dice: float | None
+
+
+class TuningSummary(TypedDict):
+    """On what `slicemill tune` chose the post-processing, and what it gained."""
+
+    cases: int
+    before: TuningScores
+    chosen: TuningScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDocument:
+    """The metadata of a model file.
+
+    The order of the fields is the order of the keys in the file. Fields with the default None are not needed to run the
+    model.
+    """
+
+    contract: int = CONTRACT
+    labels: dict[str, int]
+    """Label names and values."""
+    organ: str | None = None
+    tumor: str | None = None
+    window_hu: tuple[float, float] | None = None
+    """HU to which the graph clips its input."""
+    context: int
+    """Slices that the network sees, the labelled one in the middle: one of `CONTEXTS`."""
+    context_spacing_mm: Millimeters | None = None
+    """Spacing of the context slices, mm; None means adjacent slices."""
+    spacing_mm: Millimeters | None = None
+    """Pixel size that slices are resampled to, mm; None keeps the pixels of the scan."""
+    size_multiple: int | None = None
+    """Height and width of the slices are multiples of this."""
+    input: InputForm
+    precision: Precision | None = None
+    postprocess: dict[str, Any]
+    """The rules that the writer of the file stated; see `rules`."""
+    parity: Parity | None = None
+    training: TrainingSummary | None = None
+    store_sha256: str | None = None
+    """Hash of the slice store that the network was trained on."""
+    license: str | None = None
+    weights_sha256: str | None = None
+    versions: dict[str, str] | None = None
+    """Packages that wrote the file, and their versions."""
+    foreign: dict[str, Any] | None = None
+    """Settings of the TOML, for a network that slicemill did not train."""
+    unknown: int | None = None
+    """Value of the output ``label`` that marks a value without a label; None where the graph gives labels only."""
+    one_slice: bool | None = None
+    """Whether the network takes one slice at a time only."""
+    tuned: TuningSummary | None = None
+
+    @cached_property
+    def rules(self) -> PostprocessRules:
+        """Return the post-processing rules."""
+        return parse_postprocess_rules(self.postprocess)
+
+    @cached_property
+    def label_set(self) -> Labels:
+        """Return the labels in order of value, with organ and tumor."""
+        return labels_from_json({"labels": self.labels, "organ": self.organ, "tumor": self.tumor})
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the metadata as plain JSON values, in the order of the file."""
+        return {key: value for key, value in to_document(self).items() if value is not None or key in NULLS}
+
+
+def decode_metadata(text: str, where: str) -> ModelDocument:
+    """Parse and check the metadata of a model file.
+
+    Parameters
+    ----------
+    text : str
+        JSON.
+    where : str
+        The file, for messages.
+
+    Raises
+    ------
+    ModelError
+        The metadata are of another contract, or break this one. The message names the file, the key and the rule.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{where}: its slicemill metadata is not JSON ({error}); export it again.") from error
+    contract, form = (document.get(key) if isinstance(document, dict) else None for key in ("contract", "input"))
+    if contract != CONTRACT or form not in get_args(InputForm):
+        raise ModelError(
+            f"{where}: is of contract {contract}, input {form}; this version runs contract {CONTRACT}, "
+            f"input {' or '.join(INPUT_TYPES)}. Export it again."
+        )
+    problem = f"{where}: its slicemill metadata is incomplete or damaged; export it again"
+    decoded = from_document(ModelDocument, document, problem, error=ModelError)
+    try:
+        parse_postprocess_rules(decoded.postprocess)
+        values = decoded.label_set.table()
+    except InputError as error:
+        raise ModelError(f"{where}: {error}") from error
+    if decoded.unknown is not None and decoded.unknown in values:
+        raise ModelError(f"{where}: its unknown is {decoded.unknown}; it must be a value that no label has.")
+    return decoded
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a model file says of itself."""
+    """What an opened model file says: its metadata, and what only its graph and its bytes show."""
 
     name: str
+    """File name."""
     sha256: str
-    labels: Labels
-    context: int
-    """Slices that the network sees around the one that it labels."""
-    context_spacing_mm: float | None
-    """How far apart the slices of a window lie, in mm; None for slices beside each other."""
-    spacing_mm: float | None
-    """Size of the pixels that the network was trained at; None where it takes the scan's own."""
+    """Hash of the file, or of the model that was made around a foreign network."""
+    card: ModelDocument
     size: tuple[int, int]
-    """Height and width of the slices that go in."""
-    input: Literal["int16", "bytes"]
-    """Slices int16[n, H, W], or the same as pairs of bytes uint8[n, 1, H, W, 2], low byte first."""
+    """Height and width of the network's slices, pixels."""
     gives_tumor: bool
     """Whether the graph has the optional output ``tumor``."""
     probability_dtype: str | None
     """Type of the optional output ``probability``, float32 or float16; None where the graph has none."""
-    one_slice: bool
-    """Whether it takes one slice at a time only, as some networks of others do."""
-    unknown: int | None
-    """The value of ``label`` that stands for what is no label; None where the graph gives labels only."""
-    rules: PostprocessRules
-    """What is done to the labels of a whole scan."""
-    metadata: dict[str, Any]
+
+    @property
+    def labels(self) -> Labels:
+        """Return the labels in order of value, with organ and tumor."""
+        return self.card.label_set
+
+    @property
+    def rules(self) -> PostprocessRules:
+        """Return what is done to the labels of a whole scan."""
+        return self.card.rules
+
+    @property
+    def context(self) -> int:
+        """Return how many slices the network sees."""
+        return self.card.context
+
+    @property
+    def context_spacing_mm(self) -> float | None:
+        """Return the spacing of the context slices, mm; None means adjacent slices."""
+        return self.card.context_spacing_mm
+
+    @property
+    def spacing_mm(self) -> float | None:
+        """Return the pixel size that slices are resampled to, mm; None keeps the pixels of the scan."""
+        return self.card.spacing_mm
+
+    @property
+    def input(self) -> InputForm:
+        """Return the form of the graph's input ``image``."""
+        return self.card.input
+
+    @property
+    def one_slice(self) -> bool:
+        """Return whether the network takes one slice at a time only."""
+        return self.card.one_slice is True
+
+    @property
+    def unknown(self) -> int | None:
+        """Return the value of ``label`` that marks a value without a label; None where the graph gives labels only."""
+        return self.card.unknown
 
     @property
     def gives_probability(self) -> bool:
@@ -118,7 +286,7 @@ class ModelCard:
 
 
 def network_name(path: Path) -> str:
-    """Return what the names of a network's flavors begin with.
+    """Return the part of the file name that all flavors of a network share.
 
     >>> network_name(Path("liver.bytes.fp16.onnx")), network_name(Path("liver.onnx"))
     ('liver', 'liver')

@@ -240,7 +240,7 @@ def export(
             chosen = [replace(flavor, probability=probability) for flavor in wanted]
             sides = size_from(size) if size else None
             written = write(run, model, flavors=chosen, store_path=store, min_lesion_ml=min_lesion_ml, size=sides)
-            proofs = {path: metadata["parity"] for path, metadata in written.items()}
+            proofs = {path: card.parity or {} for path, card in written.items()}
         for path, parity in proofs.items():
             print_line(
                 f"{path}: {path.stat().st_size / 1e6:.1f} MB, {gflop_a_slice(path):.1f} GFLOP a slice; "

@@ -8,6 +8,7 @@ import datetime as dt
 import logging
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,9 +19,15 @@ from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 from slicemill.train.config import Config
 from slicemill.train.export.graph import Exported
-from slicemill.train.export.model_file import OPSET, add_metadata, onnx_checked, proof_slices, prove, to_onnx
+from slicemill.train.export.model_file import add_metadata
+from slicemill.train.export.onnx_graph import OPSET, onnx_checked, to_onnx
+from slicemill.train.export.parity import prove
+from slicemill.train.export.trained import proof_slices
 from slicemill.train.network.step import build
 from slicemill.train.run.setup import network_size
+
+if TYPE_CHECKING:
+    from slicemill.store.model_card import Parity
 
 OURS, BARE = "export with its proof", "torch.onnx.export of the network alone"
 
@@ -34,7 +41,7 @@ def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
     size = network_size(store[CASE_ID], config)
     proof = proof_slices(store, (CASE_ID,), config, size)
     path = folder / "model.onnx"
-    parities: list[Record] = []
+    parities: list[Parity] = []
 
     def ours() -> None:
         to_onnx(graph, proof, path)

@@ -57,11 +57,12 @@ from slicemill.infer.run.pipeline import DEFAULTS, infer
 from slicemill.infer.runtime.capacity import capacity_of, lanes_on
 from slicemill.infer.slices.assembly import plan_of
 from slicemill.infer.slices.batches import Filler, Scan
-from slicemill.store.model_card import PostprocessRules
+from slicemill.store.model_card import CONTRACT, PostprocessRules
 from slicemill.train.config import Config
 from slicemill.train.export.audit import gflop_a_slice
 from slicemill.train.export.graph import DEFAULT, Exported, Flavor
-from slicemill.train.export.model_file import CONTRACT, add_metadata, to_onnx
+from slicemill.train.export.model_file import add_metadata
+from slicemill.train.export.onnx_graph import to_onnx
 from slicemill.train.network.step import build
 
 SIZE = 512

@@ -394,7 +394,7 @@ def labels(folder: Path, work: Work, _results: Record) -> Record:
     image, neighbors = batch_of(work, 32)
     image = (1000 + 25 * (ndimage.gaussian_filter(image.astype(np.float32), (1, 8, 8)) - 1500)).astype(np.int16)
     expected = open_model(file_of(folder, width, DEFAULT, work.size), "cpu").run(image, neighbors).label
-    found = {}
+    found: dict[str, Any] = {}
     for flavor in (HALF, DEFAULT):
         model = opened(folder, replace(work, batch=len(neighbors)), width, flavor)
         lane = make_lane(model, Capacity(len(neighbors), len(image)), ("label",))

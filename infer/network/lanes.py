@@ -1,9 +1,10 @@
-"""Buffers of a session that are filled, run and read again and again; nothing is allocated for a batch.
+"""Lanes: the buffers of one batch and what runs the network on them. They are used again for every batch of a run.
 
-On a CPU each lane computes in its own thread and does not wait for the others. It reads slices where they lie in their scan and
-writes labels where they belong, when the network takes them as they are; its buffers are for all other batches (of two scans, say).
-On a GPU two lanes take turns: while one is on the device, the other scatters its labels and is filled. There the batch has one
-shape for the whole run, since its provider plans anew for each shape; its tail is padding. On the CPU a short batch is short.
+On a CPU, each lane computes in its own thread. If the network takes slices as they are, a lane reads them from their
+scan and writes labels to their final array; its own buffers serve all other batches, for instance those of two scans.
+On a GPU, one of two lanes computes while the other writes out its labels and is filled. All batches of the run have one
+shape there, because the provider plans again for each shape; the unused rest of a batch is padding. On a CPU a short
+batch is short.
 """
 
 import ctypes
@@ -16,32 +17,33 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import ProviderError
-from slicemill.infer.network.model import Answer, Model, answered
+from slicemill.infer.network.model import Answer, Model, make_answer
 from slicemill.infer.runtime.capacity import HOSTS, Capacity, lanes_on
-from slicemill.infer.runtime.cuda_memory import open_card
+from slicemill.infer.runtime.cuda_memory import open_cuda_device
+from slicemill.infer.runtime.messages import first_line
 
 ON_DEVICE = ("cuda", "tensorrt")
-WHERE = "cuda"
-"""onnxruntime's name of the memory of both."""
-Room = Callable[[Sequence[int], Any], npt.NDArray[Any]]
-"""Zeros of a shape and type, in memory of some kind."""
+DEVICE_MEMORY = "cuda"
+"""onnxruntime's name for the memory of both."""
+Allocate = Callable[[Sequence[int], Any], npt.NDArray[Any]]
+"""Makes an array of zeros of a shape and type."""
 Outputs = Mapping[str, npt.NDArray[Any]]
-"""Room for outputs, by name."""
+"""Arrays for outputs, by name."""
 
 
 class Lane(Protocol):
-    """One batch on its way."""
+    """Runs one batch at a time."""
 
     image: npt.NDArray[np.int16]
-    """int16[n, H, W], HU; to be filled from its first row on."""
+    """int16[n, H, W], HU: input buffer, to be filled from its first row on."""
     reads_in_place: bool
-    """Whether it reads slices wherever they lie; else they must be the first of `image`."""
+    """Whether `run` takes slices from any array; else they must be the first rows of `image`."""
 
     def run(
         self,
         image: npt.NDArray[np.int16],
         neighbors: npt.NDArray[np.int32],
-        turn: AbstractContextManager[Any],
+        lock: AbstractContextManager[Any],
         into: Outputs | None = None,
     ) -> Answer:
         """Label slices; the answer is valid until the next run.
@@ -49,18 +51,18 @@ class Lane(Protocol):
         Parameters
         ----------
         image
-            int16[n, H, W], HU: the slices that go in.
+            int16[n, H, W], HU: the input slices.
         neighbors
-            int32[b, c]: for each slice to label, the rows of its window.
-        turn
-            Held while the network runs, not while data are copied.
+            int32[b, c]: for each slice to label, the rows of `image` that are its context.
+        lock
+            Lock that is held while the network runs, and released while data are copied.
         into
-            Where outputs may be written, by name, any[b, H, W]; a lane that does not is free to give its own.
+            Arrays that outputs may be written to, by name, any[b, H, W]. `Answer.in_place` reports whether all were.
         """
 
 
 class HostLane:
-    """A batch in the computer's memory, for providers that compute there."""
+    """A batch in main memory, for onnxruntime on the CPU."""
 
     reads_in_place = True
 
@@ -72,24 +74,25 @@ class HostLane:
         self,
         image: npt.NDArray[np.int16],
         neighbors: npt.NDArray[np.int32],
-        turn: AbstractContextManager[Any],
+        lock: AbstractContextManager[Any],
         into: Outputs | None = None,
     ) -> Answer:
         """Label slices; see `Lane.run`."""
+        offered = into or {}
         feed = self._model.feed(image, neighbors)
-        outputs = {name: (into or {}).get(name, array[: len(neighbors)]) for name, array in self._outputs.items()}
+        outputs = {name: offered.get(name, array[: len(neighbors)]) for name, array in self._outputs.items()}
         binding = self._model.session.io_binding()
         for name, array in feed.items():
             binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         for name, array in outputs.items():
             binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        with turn:
+        with lock:
             self._model.session.run_with_iobinding(binding)
-        return answered(outputs)
+        return make_answer(outputs, in_place=outputs.keys() <= offered.keys())
 
 
-class VinoLane:
-    """A batch in the computer's memory, computed by OpenVINO, which gives labels in memory of its own and keeps its input until the next."""
+class OpenvinoLane:
+    """A batch for OpenVINO, which owns the memory of its outputs and keeps its input until the next batch."""
 
     reads_in_place = False
 
@@ -103,20 +106,20 @@ class VinoLane:
         self,
         image: npt.NDArray[np.int16],
         neighbors: npt.NDArray[np.int32],
-        turn: AbstractContextManager[Any],
-        into: Outputs | None = None,  # noqa: ARG002 (its outputs lie where it put them)
+        lock: AbstractContextManager[Any],
+        into: Outputs | None = None,  # noqa: ARG002 (OpenVINO owns its outputs)
     ) -> Answer:
         """Label slices; see `Lane.run`."""
         feed = self._model.feed(image, neighbors)
-        with turn:
-            return answered(self._request.run(self._wanted, feed))
+        with lock:
+            return make_answer(self._request.run(self._wanted, feed))
 
 
 class DeviceLane:
-    """A batch on a GPU, of one shape for the whole run: uploads and downloads lie outside of the other lane's turn.
+    """A batch on a GPU, of one shape for the whole run; uploads and downloads do not hold the lock.
 
-    What travels lies in pinned memory. Only the rows that count go up, and only the labels asked for come down; what stood in
-    the other rows before is labelled again and thrown away.
+    Host buffers are pinned. Only the rows in use are uploaded, and only the requested labels are downloaded; the other
+    rows hold earlier slices, which are labelled again and discarded.
     """
 
     reads_in_place = False
@@ -126,57 +129,63 @@ class DeviceLane:
 
         make = runtime().OrtValue.ortvalue_from_shape_and_type
         self._model = model
-        self._card = open_card(runtime(), model.device)
-        self.image, self._found = _buffers(model, capacity, wanted, self._card.room)
-        self._neighbors = self._card.room((capacity.labels, model.info.context), np.int32)
-        self._given = model.feed(self.image, self._neighbors)
-        self._there = {
-            name: make(array.shape, array.dtype.type, WHERE, model.device)
-            for name, array in (self._given | self._found).items()
+        self._device = open_cuda_device(runtime(), model.device)
+        self.image, self._outputs = _buffers(model, capacity, wanted, self._device.allocate_pinned)
+        self._neighbors = self._device.allocate_pinned((capacity.labels, model.info.context), np.int32)
+        self._inputs = model.feed(self.image, self._neighbors)
+        self._device_values = {
+            name: make(array.shape, array.dtype.type, DEVICE_MEMORY, model.device)
+            for name, array in (self._inputs | self._outputs).items()
         }
-        for name, array in self._given.items():
-            self._up(name, len(array))
+        for name, array in self._inputs.items():
+            self._upload(name, len(array))
 
     def run(
         self,
         image: npt.NDArray[np.int16],
         neighbors: npt.NDArray[np.int32],
-        turn: AbstractContextManager[Any],
-        into: Outputs | None = None,  # noqa: ARG002 (what comes down goes to pinned memory)
+        lock: AbstractContextManager[Any],
+        into: Outputs | None = None,  # noqa: ARG002 (outputs are downloaded to pinned memory)
     ) -> Answer:
-        """Label slices; see `Lane.run`."""
-        if image.ctypes.data != self.image.ctypes.data:
-            raise ValueError("only slices in pinned memory go up")
+        """Label slices; see `Lane.run`.
+
+        Raises
+        ------
+        ValueError
+            `image` is not the first rows of the lane's own `image`.
+        """
+        if not np.shares_memory(image[:1], self.image[:1]):
+            raise ValueError("a GPU lane uploads only the first rows of its own image")
         self._neighbors[:] = 0
         self._neighbors[: len(neighbors)] = neighbors
-        for name, array in self._given.items():
-            self._up(name, len(image) if name == "image" else len(array))
-        with turn:
+        for name, array in self._inputs.items():
+            self._upload(name, len(image) if name == "image" else len(array))
+        with lock:
             self.compute()
-        for name, array in self._found.items():
-            size = array[: len(neighbors)].nbytes
-            self._card.copy(array.ctypes.data, self._there[name].data_ptr(), size)
-        return answered({name: array[: len(neighbors)] for name, array in self._found.items()})
+        outputs = {name: array[: len(neighbors)] for name, array in self._outputs.items()}
+        for name, array in outputs.items():
+            self._device.copy(array.ctypes.data, self._device_values[name].data_ptr(), array.nbytes)
+        return make_answer(outputs)
 
     def compute(self) -> None:
-        """Run the network on what lies on the GPU and leave its outputs there."""
+        """Run the network on what is on the GPU, and leave its outputs there."""
         binding = self._model.session.io_binding()
-        for name in self._given:
-            binding.bind_ortvalue_input(name, self._there[name])
-        for name in self._found:
-            binding.bind_ortvalue_output(name, self._there[name])
+        for name in self._inputs:
+            binding.bind_ortvalue_input(name, self._device_values[name])
+        for name in self._outputs:
+            binding.bind_ortvalue_output(name, self._device_values[name])
         self._model.session.run_with_iobinding(binding)
 
-    def _up(self, name: str, count: int) -> None:
+    def _upload(self, name: str, count: int) -> None:
         """Copy the first rows of an input to the GPU."""
-        part = self._given[name][:count]
-        self._card.copy(self._there[name].data_ptr(), part.ctypes.data, part.nbytes)
+        rows = self._inputs[name][:count]
+        self._device.copy(self._device_values[name].data_ptr(), rows.ctypes.data, rows.nbytes)
 
 
 def _buffers(
-    model: Model, capacity: Capacity, wanted: Sequence[str], room: Room = np.zeros
+    model: Model, capacity: Capacity, wanted: Sequence[str], allocate: Allocate = np.zeros
 ) -> tuple[npt.NDArray[np.int16], dict[str, npt.NDArray[Any]]]:
-    """Return room for the slices of a batch, and for each output that is asked for."""
+    """Allocate the input slices of a batch, and each wanted output."""
     info = model.info
     maps = (len(info.labels.table()), *info.size)
     shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -184,44 +193,53 @@ def _buffers(
         "tumor": (np.uint8, info.size),
         "probability": (info.probability_dtype, maps),
     }
-    outputs = {name: room((capacity.labels, *shapes[name][1]), shapes[name][0]) for name in wanted}
-    return room((capacity.rows, *info.size), np.int16), outputs
+    outputs = {name: allocate((capacity.labels, *shapes[name][1]), shapes[name][0]) for name in wanted}
+    return allocate((capacity.rows, *info.size), np.int16), outputs
 
 
 def make_lane(model: Model, capacity: Capacity, wanted: Sequence[str]) -> Lane:
-    """Return a lane for the device of a model, with room for the outputs that are `wanted`."""
+    """Return a lane for the device of a model, with buffers for the `wanted` outputs."""
     if model.provider == "openvino":
-        return VinoLane(model, capacity, wanted)
+        return OpenvinoLane(model, capacity, wanted)
     return (DeviceLane if model.provider in ON_DEVICE else HostLane)(model, capacity, wanted)
 
 
 def turns_of(model: Model) -> threading.Semaphore:
-    """Return how many lanes may compute at once: all, but one where it takes all cores; a GPU lines them up itself."""
+    """Return a limit on how many lanes compute at once.
+
+    OpenVINO runs one, which uses all cores. Other devices run all lanes; a GPU queues them itself.
+    """
     return threading.Semaphore(1 if model.provider == "openvino" else lanes_on(model.provider))
 
 
-def give_back_heap() -> None:
-    """Hand memory that was freed back to the system, so that what is taken next shows in the resident size; glibc only."""
+def trim_heap() -> None:
+    """Return freed memory to the system, so that later allocations show in the resident size; glibc only."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def memory_of_lanes(model: Model, capacity: Capacity, wanted: Sequence[str]) -> int:
-    """Return the bytes that lanes on a processor will take beside what this process has after the call: one of them labels a batch of air."""
+    """Estimate the extra resident memory of all lanes on a processor, bytes, by running one lane on an empty batch.
+
+    Raises
+    ------
+    ProviderError
+        The network fails on the empty batch.
+    """
     if model.provider not in HOSTS:
         return 0
     import psutil
 
     process = psutil.Process()
-    give_back_heap()
+    trim_heap()
     before = process.memory_info().rss
     lane = make_lane(model, capacity, wanted)
     try:
         lane.run(lane.image, np.zeros((capacity.labels, model.info.context), dtype=np.int32), nullcontext())
     except Exception as error:  # onnxruntime raises many types, some of them private
         raise ProviderError(
-            f"--provider {model.provider}: the network fails on a batch of air ({str(error)[:200]})."
+            f"--provider {model.provider}: the network fails on an empty batch ({first_line(error)})."
         ) from error
-    kept = model.provider == "cpu"  # by the session; what OpenVINO takes goes with its lane
+    kept = model.provider == "cpu"  # by the session; what OpenVINO takes is freed with its lane
     return max(0, int(process.memory_info().rss - before)) * (lanes_on(model.provider) - kept)

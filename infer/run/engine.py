@@ -27,6 +27,7 @@ from slicemill.infer.network.model import Model
 from slicemill.infer.run.scan_queue import ScanQueue, Stopped
 from slicemill.infer.run.timing import Stopwatch
 from slicemill.infer.runtime.capacity import Capacity, lanes_on
+from slicemill.infer.runtime.messages import first_line
 from slicemill.infer.slices.batches import Batch, Scan
 
 JOIN_SECONDS = 0.2
@@ -266,9 +267,3 @@ class Engine:
         if held:
             self._queue.release(current.memory_bytes)
         return held
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type if it has no message."""
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

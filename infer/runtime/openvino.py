@@ -1,6 +1,7 @@
-"""OpenVINO as a provider: a session with the few methods of onnxruntime's that `infer` uses, computing in bfloat16 where the processor has it.
+"""OpenVINO as a provider: a session with the methods of onnxruntime's that `infer` uses; bfloat16 where possible.
 
-onnxruntime still reads the file, so that one reader decides what a model says of itself, and it is what the labels are compared with.
+onnxruntime still reads the file: one reader decides what the metadata mean, and its labels are the reference of the
+comparison.
 """
 
 import io
@@ -13,18 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import ModelError, ProviderError
+from slicemill.infer.runtime.messages import first_line
 
 NAME = "OpenVINO"
 
 
-class VinoSession:
+class OpenvinoSession:
     """A model compiled by OpenVINO for this processor."""
 
     def __init__(self, content: bytes, path: Path, described: Any) -> None:
         self._described = described
         core = _openvino().Core()
-        can = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self.precision = "bf16" if "BF16" in can else "f32"
+        capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.precision = "bf16" if "BF16" in capabilities else "f32"
         settings = {
             "INFERENCE_PRECISION_HINT": self.precision,
             "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0)),
@@ -32,16 +34,14 @@ class VinoSession:
         try:
             self._compiled = core.compile_model(core.read_model(io.BytesIO(content)), "CPU", settings)
         except RuntimeError as error:
-            raise ModelError(
-                f"{path}: OpenVINO cannot run it ({(str(error).split() and str(error).splitlines()[0])[:200]})."
-            ) from error
+            raise ModelError(f"{path}: OpenVINO cannot run it ({first_line(error)}).") from error
 
     def get_providers(self) -> list[str]:
-        """Return what it runs on."""
+        """Return the runtime's name, as onnxruntime does."""
         return [NAME]
 
     def get_modelmeta(self) -> Any:
-        """Return the file's metadata."""
+        """Return the metadata of the file."""
         return self._described.get_modelmeta()
 
     def get_inputs(self) -> Any:
@@ -52,18 +52,18 @@ class VinoSession:
         """Return names, types and shapes of the outputs."""
         return self._described.get_outputs()
 
-    def request(self) -> "Request":
-        """Return what runs one batch at a time; several may run at the same time."""
-        return Request(self._compiled.create_infer_request())
+    def request(self) -> "OpenvinoRequest":
+        """Return a request, which runs one batch at a time; several may run at once."""
+        return OpenvinoRequest(self._compiled.create_infer_request())
 
     def run(self, names: Sequence[str], feed: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         """Return outputs by name for inputs by name."""
-        found = self.request().run(names, feed)
-        return [found[name].copy() for name in names]
+        outputs = self.request().run(names, feed)
+        return [outputs[name].copy() for name in names]
 
 
-class Request:
-    """Buffers of one batch."""
+class OpenvinoRequest:
+    """The buffers of one batch."""
 
     def __init__(self, request: Any) -> None:
         self._request = request

@@ -1,7 +1,7 @@
-"""Which execution provider runs: the one asked for, proved, or an error that names the repair.
+"""Execution providers: the requested one starts and is proved to run, or an error names the way out.
 
-onnxruntime lists providers that cannot start, and runs on the CPU without a word when they do not (its issue 23372).
-So a session is made for one provider only, with its fallback switched off, and is asked afterwards what it runs on.
+onnxruntime lists providers that cannot start, and falls back to the CPU silently when they do not start (its issue
+23372). So a session is made for one provider only, with the fallback off, and is then asked on which provider it runs.
 """
 
 import ctypes
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slicemill.common.errors import ModelError, ProviderError, UsageError
-from slicemill.infer.runtime.capacity import HOSTS, threads_of_session
-from slicemill.infer.runtime.openvino import NAME, VinoSession
+from slicemill.infer.runtime.capacity import HOSTS, session_threads
+from slicemill.infer.runtime.messages import first_line
+from slicemill.infer.runtime.openvino import NAME, OpenvinoSession
 from slicemill.infer.runtime.tensorrt import TENSORRT, with_engine
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
@@ -22,6 +23,7 @@ NAMES: dict[str, str] = {
     "tensorrt": "TensorrtExecutionProvider",
     "openvino": NAME,
 }
+"""onnxruntime's names of the providers."""
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 CUDA = {
     "cudnn_conv_algo_search": "EXHAUSTIVE",
@@ -31,14 +33,14 @@ CUDA = {
     "arena_extend_strategy": "kSameAsRequested",
     "use_tf32": "1",
 }
-"""One shape for the whole run lets cuDNN search once; NHWC is what tensor cores take; a bias fused into its convolution saves a pass
-over memory; an arena that doubles took 32 GB for a need of 16. Advice of the design notes, RUNTIME section 4, with its sources: no
-GPU has measured them here yet, which `bench/gpu/infer.sh` does. Float32 convolutions use TF32, as onnxruntime's and torch's do."""
+"""Options of the CUDA provider. All batches of a run have one shape, so cuDNN searches once. Tensor cores take NHWC. A
+bias that is fused into its convolution saves a pass over memory. An arena that doubles took 32 GB for a need of 16.
+Convolutions in float32 use TF32, as onnxruntime and torch do by default. No GPU has measured them here yet;
+`bench/gpu/infer.sh` does."""
 QUIET = 4
 """Log level fatal: what onnxruntime would print is in the exception that is shown."""
-
 NOWHERE = "/dev/null/none"
-"""Where onnxruntime looks for weights that a model keeps in other files: a folder that cannot be, so that no path in a model is followed."""
+"""Folder where onnxruntime looks for weights in other files. It cannot exist, so no path in a model is followed."""
 
 
 def runtime() -> Any:
@@ -47,12 +49,13 @@ def runtime() -> Any:
     Raises
     ------
     ProviderError
-        It is missing, or two packages wrote over each other.
+        It is missing, or two packages overwrote each other.
     """
     installed = installed_runtimes()
     if len(installed) > 1:
         raise ProviderError(
-            f"{' and '.join(installed)} are both installed and overwrite each other. Repair: pip uninstall -y {' '.join(installed)}; "
+            f"{' and '.join(installed)} are both installed and overwrite each other. "
+            f"Repair: pip uninstall -y {' '.join(installed)}; "
             "then pip install 'slicemill[gpu]' on a machine with an NVIDIA driver, else 'slicemill[cpu]'."
         )
     try:
@@ -69,15 +72,15 @@ def runtime() -> Any:
 
 
 def installed_runtimes() -> list[str]:
-    """Return which of the packages that provide onnxruntime are installed, with versions."""
-    found = []
+    """Return the installed packages that provide onnxruntime."""
+    installed = []
     for name in DISTRIBUTIONS:
         try:
             importlib.metadata.version(name)
-            found.append(name)
+            installed.append(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def has_nvidia_driver() -> bool:
@@ -92,22 +95,31 @@ def has_nvidia_driver() -> bool:
 def make_session(
     model: bytes, path: Path, provider: Provider, device: int = 0, more: Mapping[str, str] | None = None
 ) -> tuple[Any, Provider, str]:
-    """Return a session, the provider that it runs on, and why that one; `more` is what its provider is told beside the usual.
+    """Return a session, the provider that it runs on, and why that one.
 
-    On a CPU several runs at a time take all cores (`slicemill.infer.runtime.capacity`); one alone may not.
+    On a CPU several runs at once use all cores (`slicemill.infer.runtime.capacity`); a single run may not.
+
+    Parameters
+    ----------
+    model
+        The bytes of the model file.
+    path
+        The file, for messages.
+    more
+        Options of the provider in addition to the usual ones, or in their place.
 
     Raises
     ------
     UsageError
-        There is no such provider, or the CPU, which was asked for, has no such device.
+        There is no such provider, or the CPU was requested and has no such device.
     ProviderError
-        The provider asked for does not run here, or nothing that auto may choose has such a device.
+        The requested provider does not run here, or no provider that auto may choose has such a device.
     ModelError
-        The bytes are no ONNX model.
+        The bytes are not an ONNX model.
     """
     if provider == "openvino":
-        options_for(provider, device)
-        session = VinoSession(model, path, _session(model, path, "cpu"))
+        options_for(provider, device)  # refuses a device number
+        session = OpenvinoSession(model, path, _session(model, path, "cpu"))
         return session, provider, f"asked for; computes in {session.precision}"
     if provider != "auto":
         return _session(model, path, provider, device, more), provider, "asked for"
@@ -123,14 +135,14 @@ def make_session(
 
 
 def no_cuda() -> str | None:
-    """Return why CUDA need not be tried, or None."""
+    """Return why CUDA cannot start here, or None where it may."""
     if NAMES["cuda"] not in runtime().get_available_providers():
         return "this onnxruntime has no CUDA provider"
     return None if has_nvidia_driver() else "no NVIDIA driver answers"
 
 
-def options_for(provider: str, device: int) -> dict[str, str]:
-    """Return what a provider is told: which GPU, and how to compute there.
+def options_for(provider: Provider, device: int) -> dict[str, str]:
+    """Return the options of a provider: which GPU, and how to compute there.
 
     Raises
     ------
@@ -147,19 +159,19 @@ def options_for(provider: str, device: int) -> dict[str, str]:
 
 
 def check_name(provider: str) -> None:
-    """Refuse what is no provider's name, nor auto.
+    """Check that a provider exists.
 
     Raises
     ------
     UsageError
-        It is none.
+        It is neither auto nor the name of a provider.
     """
     if provider != "auto" and provider not in NAMES:
         raise UsageError(f"--provider {provider}: choose one of auto, {', '.join(NAMES)}.")
 
 
-def listed(provider: str) -> str:
-    """Return onnxruntime's name of a provider that this onnxruntime was built with, which need not start.
+def require_listed(provider: str) -> str:
+    """Return onnxruntime's name of a provider that this onnxruntime was built with; it need not start.
 
     Raises
     ------
@@ -172,32 +184,36 @@ def listed(provider: str) -> str:
     name = NAMES[provider]
     if name not in runtime().get_available_providers():
         raise ProviderError(
-            f"--provider {provider}: this onnxruntime ({', '.join(installed_runtimes())}) has no {name}; pip uninstall -y onnxruntime, "
-            "then pip install 'slicemill[gpu]', or use --provider cpu."
+            f"--provider {provider}: this onnxruntime ({', '.join(installed_runtimes())}) has no {name}; "
+            "pip uninstall -y onnxruntime, then pip install 'slicemill[gpu]', or use --provider cpu."
         )
     return name
 
 
-def _session(model: bytes, path: Path, provider: str, device: int = 0, more: Mapping[str, str] | None = None) -> Any:
-    module, name = runtime(), listed(provider)
-    told = options_for(provider, device) | dict(more or {})
+def _session(
+    model: bytes, path: Path, provider: Provider, device: int = 0, more: Mapping[str, str] | None = None
+) -> Any:
+    module, name = runtime(), require_listed(provider)
+    settings = options_for(provider, device) | dict(more or {})
     options = module.SessionOptions()
     options.log_severity_level = QUIET
-    options.intra_op_num_threads = threads_of_session()
+    options.intra_op_num_threads = session_threads()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", NOWHERE)
     if provider != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        module.preload_dlls()  # those that pip brought as packages, where torch has not loaded them
+        module.preload_dlls()  # CUDA libraries that pip installed as packages, where torch has not loaded them
     try:
-        session = with_engine(told, lambda now: module.InferenceSession(model, options, providers=[(name, dict(now))]))
+        session = with_engine(
+            settings, lambda final: module.InferenceSession(model, options, providers=[(name, dict(final))])
+        )
     except ProviderError:
         raise
     except Exception as error:  # onnxruntime raises many types, some of them private
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         if provider == "cpu":
-            raise ModelError(f"{path}: is not an ONNX model that onnxruntime can run ({reason}).") from error
+            raise ModelError(f"{path}: is not an ONNX model that onnxruntime can run ({first_line(error)}).") from error
         raise ProviderError(
-            f"--provider {provider}: does not start here ({reason}). See `slicemill doctor`, or use --provider cpu."
+            f"--provider {provider}: does not start here ({first_line(error)}). See `slicemill doctor`, or use "
+            "--provider cpu."
         ) from error
     active = session.get_providers()[0]
     if active != name:

@@ -1,8 +1,8 @@
-"""What the TensorRT provider is told, and where its engines are kept.
+"""Options of the TensorRT provider, and the folders of its engines.
 
-An engine takes minutes to build and holds for one model, batch, GPU and set of versions only. It is built for exactly one
-shape, that of the run's batches, and kept in a folder of that name; timings of kernels are shared by all models of a GPU.
-The options are those of onnxruntime's TensorRT provider (its documentation; design notes, RUNTIME section 4).
+An engine takes minutes to build and is valid for one model, batch, GPU and set of versions only. It is built for
+exactly one shape, that of the run's batches, and kept in a folder that these name. All models of a GPU share the
+timings of its kernels. The options are those in the documentation of onnxruntime's TensorRT provider.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from slicemill.common.terminal import print_line
 ENGINES = Path(".cache", "slicemill", "tensorrt")
 """Below the home folder."""
 LIBRARY = "libnvinfer.so.10"
-"""What every onnxruntime-gpu on the package index links, up to 1.31 (RUNTIME section 1.1)."""
+"""The library that every onnxruntime-gpu on the package index links, up to 1.31."""
 FOLDER, TIMINGS = "trt_engine_cache_path", "trt_timing_cache_path"
 TENSORRT = {
     "trt_fp16_enable": "0",
@@ -31,15 +31,16 @@ TENSORRT = {
     "trt_cuda_graph_enable": "0",
     "trt_builder_optimization_level": "5",
 }
-"""Precision is as the file is typed: with all of these off the network is built strongly typed. An engine is built once
-and used for thousands of scans, so its builder tries all it knows. CUDA graphs failed at the second batch (issue 20050)."""
+"""With fp16, bf16 and int8 off, the network is built strongly typed, in the precision of the file. An engine is built
+once and used for thousands of scans, so its builder tries everything. CUDA graphs failed at the second batch
+(onnxruntime issue 20050)."""
 
 Session = TypeVar("Session")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Builder:
-    """What an engine is built on, and holds for."""
+    """The GPU and the versions that an engine is built for."""
 
     gpu: str
     onnxruntime: str
@@ -47,7 +48,7 @@ class Builder:
 
     @property
     def folder(self) -> str:
-        """Return a name for a folder.
+        """Return the name of the folder of its engines.
 
         >>> Builder(gpu="NVIDIA H200", onnxruntime="1.30.0", tensorrt="10.16.1").folder
         'NVIDIA-H200_onnxruntime-1.30.0_tensorrt-10.16.1'
@@ -63,7 +64,7 @@ def engine_folder(root: Path, builder: Builder, sha256: str, shapes: Mapping[str
 
 
 def profile(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Return shapes of inputs as the provider takes them.
+    """Format the shapes of inputs for the provider.
 
     >>> profile({"image": (70, 1, 512, 512, 2), "neighbors": (32, 3)})
     'image:70x1x512x512x2,neighbors:32x3'
@@ -72,7 +73,7 @@ def profile(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def engine_options(shapes: Mapping[str, tuple[int, ...]], folder: Path) -> dict[str, str]:
-    """Return what the provider is told of one model: the only shape that it will see, and where its engine and timings are kept."""
+    """Return the options for one model: the only shape of its batches, and the folders of engine and timings."""
     only = profile(shapes)
     return {
         "trt_profile_min_shapes": only,
@@ -85,50 +86,53 @@ def engine_options(shapes: Mapping[str, tuple[int, ...]], folder: Path) -> dict[
     }
 
 
-def with_engine(told: Mapping[str, str], start: Callable[[Mapping[str, str]], Session]) -> Session:
-    """Return what `start` makes of the options, with an engine that is whole; of several runs one builds it, the others wait.
+def with_engine(options: Mapping[str, str], start: Callable[[Mapping[str, str]], Session]) -> Session:
+    """Start a session with a complete engine. Of several runs one builds it, the others wait.
 
-    onnxruntime writes engines and timings in place, so they are built in a folder aside, which takes the engine's name once the session
-    stands: a build that is killed leaves nothing that another run would read. An engine that does not start is built again, and
-    kept until the new one is there.
+    1. A finished engine is used. If it does not start, it is built again and replaced when the new one is complete.
+    2. onnxruntime writes engines and timings in place, so it builds them in a temporary folder, with the timings known
+       so far.
+    3. Once the session starts, the timings move to the folder that all engines of the GPU share.
+    4. The temporary folder is renamed to the engine's name. A build that is killed leaves nothing that another run
+       reads.
 
     Raises
     ------
     ProviderError
         The folder cannot be made or written.
     """
-    if FOLDER not in told:
-        return start(told)
-    folder = Path(told[FOLDER])
+    if FOLDER not in options:
+        return start(options)
+    folder = Path(options[FOLDER])
     aside = folder.with_name(f".{folder.name}.part")
     with _locked(folder.with_name(f".{folder.name}.lock")):
         if folder.is_dir():
-            with contextlib.suppress(Exception):  # whatever is wrong beside the engine, the build says it
-                return start(told)
-        with _kept_in(folder):
-            _emptied(aside)
+            with contextlib.suppress(Exception):  # if something else than the engine is wrong, the build reports it
+                return start(options)
+        with _report_disk_errors(folder):
+            _make_empty(aside)
             for timings in folder.parent.glob("*.timing"):
                 shutil.copyfile(timings, aside / timings.name)
-        session = start({**told, FOLDER: str(aside), TIMINGS: str(aside)})
-        with _kept_in(folder):
+        session = start({**options, FOLDER: str(aside), TIMINGS: str(aside)})
+        with _report_disk_errors(folder):
             for timings in aside.glob("*.timing"):
                 timings.replace(folder.parent / timings.name)
             old = folder.with_name(f".{folder.name}.old")
-            _emptied(old)
+            _make_empty(old)
             if folder.is_dir():
                 folder.rename(old / folder.name)
             aside.rename(folder)
-            shutil.rmtree(old, ignore_errors=True)  # a process that has it open may keep it
+            shutil.rmtree(old, ignore_errors=True)  # another process may have it open
         return session
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with _kept_in(path):
+    with _report_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("wb")
     with lock:
-        with _kept_in(path):
+        with _report_disk_errors(path):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -138,26 +142,27 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _kept_in(folder: Path) -> Iterator[None]:
+def _report_disk_errors(folder: Path) -> Iterator[None]:
+    """Turn errors of the file system into a ProviderError that names the folder."""
     try:
         yield
     except OSError as error:
         raise ProviderError(f"{folder}: TensorRT's engines cannot be kept there: {error.strerror}.") from error
 
 
-def _emptied(folder: Path) -> None:
+def _make_empty(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
 
 
 def gpu_name(device: int) -> str:
-    """Return the name of a GPU by its number among those that this process sees.
+    """Return the name of a GPU, by its number among those that this process sees.
 
     Raises
     ------
     ProviderError
-        No driver answers, or there is no such GPU.
+        No driver responds, or there is no such GPU.
     """
     name, handle = ctypes.create_string_buffer(256), ctypes.c_int()
     try:
@@ -175,7 +180,7 @@ def gpu_name(device: int) -> str:
 
 
 def tensorrt_version() -> str:
-    """Return the version of the TensorRT library that onnxruntime will load.
+    """Return the version of the TensorRT library that onnxruntime loads.
 
     Raises
     ------
@@ -186,14 +191,14 @@ def tensorrt_version() -> str:
         number = int(ctypes.CDLL(LIBRARY).getInferLibVersion())
     except OSError as error:
         raise ProviderError(
-            f"--provider tensorrt: {LIBRARY} cannot be loaded ({error}); install TensorRT 10 (10.13 or later) where the "
-            "loader finds it, or use --provider cuda."
+            f"--provider tensorrt: {LIBRARY} cannot be loaded ({error}); install TensorRT 10 (10.13 or later) where "
+            "the loader finds it, or use --provider cuda."
         ) from error
     return version_of(number)
 
 
 def version_of(number: int) -> str:
-    """Return what getInferLibVersion says in words; TensorRT 10 counts in steps of 10,000, 100 and 1.
+    """Format the number that getInferLibVersion returns; TensorRT 10 counts in steps of 10,000, 100 and 1.
 
     >>> version_of(101601)
     '10.16.1'

@@ -194,8 +194,8 @@ class VolumeAssembly:
         return {name: map_[z : z + count] for name, map_ in kept.items() if map_ is not None}
 
     def put(self, z: int, tile: SliceTile, answer: Answer, index: int) -> None:
-        """Take one view of the slice at `z`: the `index`-th of an answer; one that was written to `targets` is there already."""
-        if answer.label.base is self._label and (answer.tumor is None or answer.tumor.base is self._tumor):
+        """Take one tile of the slice at `z`: the `index`-th of an answer. An answer in place was written to `targets`."""
+        if answer.in_place:
             return
         if self.plan.resampling is None and not self.plan.averages and self._probability is None:
             tumor = None if self._tumor is None else self._tumor[z]

@@ -4,6 +4,7 @@ msgspec does the work. It was chosen over pydantic because it adds a ninth of th
 against 400; `slicemill.bench.stages.documents`), and because its messages name the place in the document.
 """
 
+import dataclasses
 from typing import Any, TypeVar
 
 import msgspec
@@ -65,7 +66,9 @@ def to_document(record: object) -> dict[str, Any]:
     >>> to_document(Point(1, (2.0, None)))
     {'x': 1, 'y': (2.0, None)}
     """
-    return dict(msgspec.to_builtins(record, enc_hook=_plain))
+    # msgspec sets no attribute for a default that the document left out, and would then leave the field out again
+    fields = dataclasses.asdict(record) if dataclasses.is_dataclass(record) and not isinstance(record, type) else record
+    return dict(msgspec.to_builtins(fields, enc_hook=_plain))
 
 
 def from_toml(kind: type[T], text: str, where: str, *, error: type[InputError] = InputError) -> T:

@@ -26,6 +26,11 @@ def test_a_record_survives_a_round_trip(tmp_path):
     assert list(to_document(record)) == ["name", "sizes", "volume_ml"]
 
 
+def test_fields_that_a_document_left_out_are_written_with_their_defaults():
+    found = from_document(Sample, {"name": "a"}, "f")
+    assert to_document(found) == {"name": "a", "sizes": (), "volume_ml": None}
+
+
 def test_numpy_values_become_plain_ones():
     assert to_document(Sample(name="a", sizes=(np.float32(1.5),), volume_ml=np.int64(2))) == {
         "name": "a",

@@ -28,7 +28,7 @@ NEAR = 2e-3
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
-    """A model in float32, and beside it in float16."""
+    """A model in float32, and its flavor in float16."""
     return guided(tmp_path_factory.mktemp("half") / "m.onnx", DEFAULT, Flavor(half=True))
 
 
@@ -75,7 +75,7 @@ def test_two_lanes_at_once_do_not_mix_their_batches(half, rng):
     assert wrong == [0] * 100
 
 
-def test_a_session_made_anew_goes_on(half, rng):
+def test_a_rebuilt_session_labels_as_before(half, rng):
     opened = open_model(half, "cuda")
     image, label = blocks(rng, 6)
     for _ in range(2):

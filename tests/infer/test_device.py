@@ -1,6 +1,5 @@
-"""GPUs without one: what providers are told, where engines are kept, and lanes whose GPU is a stand-in in the computer's memory."""
+"""GPUs without one: options of providers, folders of engines, and lanes with a GPU in main memory (`tests.fakes`)."""
 
-import ctypes
 import gc
 import json
 import threading
@@ -12,76 +11,36 @@ import numpy as np
 import onnxruntime
 import pytest
 
-import slicemill.infer.network.lanes
 from slicemill.bench.stages.infer_cpu import exported
 from slicemill.common.errors import ModelError, ProviderError
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.infer.inputs.gather import gather
+from slicemill.infer.network import lanes
 from slicemill.infer.network.lanes import DeviceLane, HostLane
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer as segment_all
 from slicemill.infer.runtime import tensorrt
-from slicemill.infer.runtime.capacity import Capacity, capacity_of, shapes_of
-from slicemill.infer.runtime.cuda_memory import CudaDevice, open_card
+from slicemill.infer.runtime.capacity import Capacity, capacity_of, input_shapes
+from slicemill.infer.runtime.cuda_memory import CudaDevice, open_cuda_device
 from slicemill.infer.runtime.providers import options_for
 from slicemill.infer.runtime.tensorrt import Builder, engine_folder, engine_options, with_engine
 from slicemill.train.config import Config
 from slicemill.train.export.graph import DEFAULT, Flavor
 from slicemill.train.network.step import build
+from tests.fakes import CudaDriver, CudaRuntime, build_or_read_engine, play_tensorrt
 from tests.infer.test_parts import changed
 
 BUILDER = Builder(gpu="NVIDIA H200", onnxruntime="1.30.0", tensorrt="10.16.1")
 SHAPES = {"image": (14, 1, 64, 64, 2), "neighbors": (4, 3)}
 
 
-class Runtime:
-    """The functions of CUDA's runtime that a card calls, in the computer's own memory."""
-
-    def __init__(self):
-        self.held, self.copied, self.devices, self.fails = {}, [], set(), ""
-
-    def __getattribute__(self, name):
-        if name.startswith("cuda") and name == object.__getattribute__(self, "fails"):
-            return lambda *_: 2
-        return object.__getattribute__(self, name)
-
-    def cudaSetDevice(self, device):  # noqa: N802
-        self.devices.add(device.value)
-        return 0
-
-    def cudaHostAlloc(self, place, size, flags):  # noqa: N802
-        memory = ctypes.create_string_buffer(b"\xff" * size.value, size.value)
-        place._obj.value = ctypes.addressof(memory)
-        self.held[ctypes.addressof(memory)] = memory
-        return 0
-
-    def cudaFreeHost(self, place):  # noqa: N802
-        del self.held[place.value]
-        return 0
-
-    def cudaMemcpy(self, target, source, size, kind):  # noqa: N802
-        assert kind.value == 4
-        ctypes.memmove(target, source, size.value)
-        self.copied.append(size.value)
-        return 0
-
-    def cudaStreamSynchronize(self, stream):  # noqa: N802
-        return 0
-
-    @property
-    def cudaGetErrorString(self):  # noqa: N802
-        def said(code):
-            return b"out of memory"
-
-        return said
-
-
 @pytest.fixture
-def card(monkeypatch):
-    runtime = Runtime()
-    monkeypatch.setattr(slicemill.infer.network.lanes, "open_card", lambda _, device: CudaDevice(runtime, device))
-    monkeypatch.setattr(slicemill.infer.network.lanes, "WHERE", "cpu")
+def cuda_runtime(monkeypatch):
+    """A GPU in main memory."""
+    runtime = CudaRuntime()
+    monkeypatch.setattr(lanes, "open_cuda_device", lambda _, device: CudaDevice(runtime, device))
+    monkeypatch.setattr(lanes, "DEVICE_MEMORY", "cpu")
     return runtime
 
 
@@ -95,7 +54,7 @@ def guided(path, *flavors):
 
 
 def blocks(rng, count):
-    """Return int16[n, 64, 64], HU, of blocks well within background, organ or tumor, and the labels that they must get."""
+    """Return int16[n, 64, 64], HU, of blocks of background, organ and tumor, and their labels."""
     label = rng.integers(0, 3, (count, 8, 8))
     large = np.kron(label, np.ones((1, 8, 8), dtype=int))
     image = np.array([-100, 100, 200])[large] + rng.integers(-10, 10, large.shape)
@@ -109,65 +68,38 @@ def flavors(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def stand_in(monkeypatch, tmp_path):
-    """TensorRT played by the CPU; yields what it is told."""
-    real, told = onnxruntime.InferenceSession, []
-
-    class Session:
-        def __init__(self, model, options, providers):
-            ((name, given),) = providers
-            self.name, self.real = name, real(model, options, providers=["CPUExecutionProvider"])
-            if name != "CPUExecutionProvider":
-                assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
-                told.append(given)
-                built_or_read(given)
-
-        def get_providers(self):
-            return [self.name]
-
-        def __getattr__(self, name):
-            return getattr(self.real, name)
-
-    class Strict(onnxruntime.SessionOptions):
-        def add_session_config_entry(self, key, value):
-            self.said = {key: value}
-
-        def get_session_config_entry(self, key):
-            return self.said[key]
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
-    monkeypatch.setattr(onnxruntime, "SessionOptions", Strict)
-    listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
-    monkeypatch.setattr("slicemill.infer.network.model.gpu_name", lambda device: f"NVIDIA H200 {device}")
-    monkeypatch.setattr("slicemill.infer.network.model.tensorrt_version", lambda: "10.16.1")
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    return told
+def tensorrt_sessions(monkeypatch, tmp_path):
+    """TensorRT played by the CPU: the options of its sessions."""
+    return play_tensorrt(monkeypatch, tmp_path)
 
 
 class TestOptions:
     def test_cuda_searches_convolutions_once_and_never_by_default(self):
-        told = options_for("cuda", 3)
-        assert told["device_id"] == "3"
-        assert told["cudnn_conv_algo_search"] == "EXHAUSTIVE"
-        assert (told["prefer_nhwc"], told["fuse_conv_bias"], told["cudnn_conv_use_max_workspace"]) == ("1", "1", "1")
-        assert told["arena_extend_strategy"] == "kSameAsRequested"
-        assert "enable_cuda_graph" not in told
+        options = options_for("cuda", 3)
+        assert options["device_id"] == "3"
+        assert options["cudnn_conv_algo_search"] == "EXHAUSTIVE"
+        assert (options["prefer_nhwc"], options["fuse_conv_bias"], options["cudnn_conv_use_max_workspace"]) == (
+            "1",
+            "1",
+            "1",
+        )
+        assert options["arena_extend_strategy"] == "kSameAsRequested"
+        assert "enable_cuda_graph" not in options
 
     def test_an_engine_is_built_for_exactly_one_shape(self):
-        told = engine_options(SHAPES, Path("a", "b"))
+        options = engine_options(SHAPES, Path("a", "b"))
         only = "image:14x1x64x64x2,neighbors:4x3"
-        assert [told[f"trt_profile_{which}_shapes"] for which in ("min", "opt", "max")] == [only] * 3
-        assert (told["trt_engine_cache_enable"], told["trt_engine_cache_path"]) == ("1", "a/b")
-        assert (told["trt_timing_cache_enable"], told["trt_timing_cache_path"]) == ("1", "a")
+        assert [options[f"trt_profile_{which}_shapes"] for which in ("min", "opt", "max")] == [only] * 3
+        assert (options["trt_engine_cache_enable"], options["trt_engine_cache_path"]) == ("1", "a/b")
+        assert (options["trt_timing_cache_enable"], options["trt_timing_cache_path"]) == ("1", "a")
 
     def test_precision_is_the_files(self):
-        told = options_for("tensorrt", 0)
-        assert {told[f"trt_{kind}_enable"] for kind in ("fp16", "bf16", "int8")} == {"0"}
+        options = options_for("tensorrt", 0)
+        assert {options[f"trt_{kind}_enable"] for kind in ("fp16", "bf16", "int8")} == {"0"}
 
     def test_every_value_is_text_as_onnxruntime_wants(self):
-        told = [options_for("cuda", 1), options_for("tensorrt", 1), engine_options(SHAPES, Path("a", "b"))]
-        assert {type(value) for options in told for value in options.values()} == {str}
+        every = [options_for("cuda", 1), options_for("tensorrt", 1), engine_options(SHAPES, Path("a", "b"))]
+        assert {type(value) for options in every for value in options.values()} == {str}
 
     def test_whatever_an_engine_depends_on_names_its_folder(self):
         def folder(builder=BUILDER, sha256="a" * 64, **shapes):
@@ -191,23 +123,9 @@ class TestOptions:
         opened = open_model(path, "cpu")
         capacity = capacity_of(opened.info, "tensorrt", 4)
         feed = opened.feed(np.zeros((capacity.rows, 64, 64), np.int16), np.zeros((capacity.labels, 3), np.int32))
-        assert shapes_of(opened.info, capacity) == {name: array.shape for name, array in feed.items()}
+        assert input_shapes(opened.info, capacity) == {name: array.shape for name, array in feed.items()}
         expected = {given.name: len(given.shape) for given in onnx_inputs(path)}
-        assert {name: len(shape) for name, shape in shapes_of(opened.info, capacity).items()} == expected
-
-
-def built_or_read(told):
-    """Do with an engine's file what onnxruntime does: read it where it is, else write it piece by piece, timings too."""
-    if "trt_engine_cache_path" not in told:
-        return
-    engine = Path(told["trt_engine_cache_path"]) / "network.engine"
-    if engine.exists():
-        if engine.read_text() != "whole":
-            raise RuntimeError("could not deserialize engine")
-        return
-    engine.write_text("wh")
-    (Path(told["trt_timing_cache_path"]) / "sm90.timing").write_text("timings")
-    engine.write_text("whole")
+        assert {name: len(shape) for name, shape in input_shapes(opened.info, capacity).items()} == expected
 
 
 def onnx_inputs(path):
@@ -215,32 +133,35 @@ def onnx_inputs(path):
 
 
 class TestTensorrt:
-    def test_it_takes_the_byte_flavor_and_is_told_its_batch_and_folder(self, flavors, stand_in, tmp_path):
+    def test_it_takes_the_byte_flavor_and_its_options_name_batch_and_folder(self, flavors, tensorrt_sessions, tmp_path):
         opened = open_model(flavors, "tensorrt", 1, 4)
         assert opened.provider == "tensorrt"
         assert opened.info.name == "liver.bytes.fp16.onnx"
         assert opened.info.input == "bytes"
-        (told,) = stand_in
-        assert told["trt_profile_opt_shapes"] == "image:12x1x64x64x2,neighbors:4x3"
-        assert told["device_id"] == "1"
+        (options,) = tensorrt_sessions
+        assert options["trt_profile_opt_shapes"] == "image:12x1x64x64x2,neighbors:4x3"
+        assert options["device_id"] == "1"
         opened.rebuild()
-        again = stand_in[1]
-        assert {key for key in told if told[key] != again[key]} == {"trt_engine_cache_path", "trt_timing_cache_path"}
+        again = tensorrt_sessions[1]
+        assert {key for key in options if options[key] != again[key]} == {
+            "trt_engine_cache_path",
+            "trt_timing_cache_path",
+        }
         folder = Path(again["trt_engine_cache_path"])
         assert folder.is_relative_to(tmp_path)
         assert opened.info.sha256[:16] in folder.name
         assert "NVIDIA-H200-1" in folder.parent.name
         assert onnxruntime.__version__ in folder.parent.name
         assert sorted(path.name for path in folder.iterdir()) == ["network.engine"]
-        assert not Path(told["trt_engine_cache_path"]).exists(), "it was built aside, and renamed"
+        assert not Path(options["trt_engine_cache_path"]).exists(), "it was built aside, and renamed"
 
-    def test_without_a_byte_flavor_it_is_refused_with_the_way_out(self, flavors, stand_in, tmp_path):
+    def test_without_a_byte_flavor_it_is_refused_with_the_way_out(self, flavors, tensorrt_sessions, tmp_path):
         (tmp_path / "m.onnx").write_bytes(flavors.read_bytes())
         with pytest.raises(ModelError, match=r"m.onnx: takes int16.*m.bytes.fp16.onnx is not beside.*export --bytes"):
             open_model(tmp_path / "m.onnx", "tensorrt")
-        assert not stand_in
+        assert not tensorrt_sessions
 
-    def test_a_byte_flavor_of_another_training_is_refused(self, flavors, stand_in, tmp_path):
+    def test_a_byte_flavor_of_another_training_is_refused(self, flavors, tensorrt_sessions, tmp_path):
         (tmp_path / "m.onnx").write_bytes(flavors.read_bytes())
         other = flavors.with_name("liver.bytes.fp16.onnx")
         changed(other, tmp_path / "m.bytes.fp16.onnx", lambda metadata: metadata.update(training={"epochs": 99}))
@@ -251,7 +172,7 @@ class TestTensorrt:
             open_model(tmp_path / "m.onnx", "tensorrt")
 
     def test_the_engine_labels_through_device_lanes_as_the_cpu_does(
-        self, flavors, stand_in, card, collection, tmp_path
+        self, flavors, tensorrt_sessions, cuda_runtime, collection, tmp_path
     ):
         opened = open_model(flavors, "tensorrt", 0, 4)
         jobs = gather([collection])[0]
@@ -261,10 +182,10 @@ class TestTensorrt:
             one, other = (np.asarray(nib.load(tmp_path / name / job.name).dataobj) for name in ("there", "here"))
             assert np.array_equal(one, other), job.name
         assert json.loads((tmp_path / "there" / "summary.json").read_text())["provider"] == "tensorrt"
-        assert card.copied
+        assert cuda_runtime.copied
 
     def test_of_several_runs_one_builds_and_the_others_wait(self, tmp_path):
-        told = engine_options(SHAPES, tmp_path / "engines" / "one")
+        options = engine_options(SHAPES, tmp_path / "engines" / "one")
         began, entered, go_on = threading.Event(), [], threading.Event()
 
         def start(now):
@@ -272,7 +193,7 @@ class TestTensorrt:
             began.set()
             assert go_on.wait(5)
 
-        threads = [threading.Thread(target=with_engine, args=(told, start)) for _ in range(2)]
+        threads = [threading.Thread(target=with_engine, args=(options, start)) for _ in range(2)]
         threads[0].start()
         assert began.wait(5)
         threads[1].start()
@@ -281,12 +202,12 @@ class TestTensorrt:
         go_on.set()
         for thread in threads:
             thread.join(5)
-        assert entered == [str(tmp_path / "engines" / ".one.part"), told["trt_engine_cache_path"]]
+        assert entered == [str(tmp_path / "engines" / ".one.part"), options["trt_engine_cache_path"]]
 
     @pytest.mark.parametrize("when", ["while it was built", "before there were timings", "in place"])
     def test_an_engine_left_half_is_built_again(self, when, tmp_path):
         folder = tmp_path / "engines" / "one"
-        told = engine_options(SHAPES, folder)
+        options = engine_options(SHAPES, folder)
         where = folder if when == "in place" else folder.with_name(".one.part")
         where.mkdir(parents=True)
         (where / "network.engine").write_text("wh")
@@ -296,26 +217,26 @@ class TestTensorrt:
 
         def start(now):
             calls.append(now["trt_engine_cache_path"])
-            built_or_read(now)
+            build_or_read_engine(now)
             return "a session"
 
-        assert with_engine(told, start) == "a session"
+        assert with_engine(options, start) == "a session"
         assert calls[-1] == str(folder.with_name(".one.part"))
         assert (folder / "network.engine").read_text() == "whole"
         assert (folder.parent / "sm90.timing").read_text() == "timings"
-        assert with_engine(told, start) == "a session"
+        assert with_engine(options, start) == "a session"
         assert calls[-1] == str(folder)
         assert sorted(path.name for path in folder.parent.iterdir()) == [".one.lock", "one", "sm90.timing"]
 
     def test_an_engine_stays_when_something_else_keeps_it_from_starting(self, tmp_path):
-        told = engine_options(SHAPES, tmp_path / "engines" / "one")
-        with_engine(told, built_or_read)
+        options = engine_options(SHAPES, tmp_path / "engines" / "one")
+        with_engine(options, build_or_read_engine)
 
         def start(now):
             raise MemoryError("the GPU is full")
 
         with pytest.raises(MemoryError, match="the GPU is full"):
-            with_engine(told, start)
+            with_engine(options, start)
         assert (tmp_path / "engines" / "one" / "network.engine").read_text() == "whole"
 
     def test_a_home_that_cannot_be_written_is_named(self, tmp_path):
@@ -334,28 +255,16 @@ class TestTensorrt:
             tensorrt.gpu_name(0)
 
     def test_the_gpu_is_named_by_its_driver(self, monkeypatch):
-        class Driver:
-            def cuInit(self, flags):  # noqa: N802
-                return 0
-
-            def cuDeviceGet(self, handle, device):  # noqa: N802
-                handle._obj.value = 7
-                return 0 if device.value < 2 else 101
-
-            def cuDeviceGetName(self, name, size, handle):  # noqa: N802
-                name.value = f"NVIDIA H200 at {handle.value}".encode()
-                return 0
-
-        monkeypatch.setattr(tensorrt.ctypes, "CDLL", lambda _: Driver())
+        monkeypatch.setattr(tensorrt.ctypes, "CDLL", lambda _: CudaDriver())
         assert tensorrt.gpu_name(1) == "NVIDIA H200 at 7"
         with pytest.raises(ProviderError, match="there is no GPU 2 here"):
             tensorrt.gpu_name(2)
 
 
-class TestCard:
+class TestCudaDevice:
     def test_a_room_is_zero_and_is_freed_with_its_last_view(self):
-        runtime = Runtime()
-        room = CudaDevice(runtime, 0).room((2, 3), np.int16)
+        runtime = CudaRuntime()
+        room = CudaDevice(runtime, 0).allocate_pinned((2, 3), np.int16)
         assert room.tolist() == [[0, 0, 0], [0, 0, 0]]
         view = room[1:].view(np.uint8)
         del room
@@ -368,27 +277,27 @@ class TestCard:
 
     @pytest.mark.parametrize("name", ["cudaHostAlloc", "cudaMemcpy", "cudaStreamSynchronize", "cudaSetDevice"])
     def test_a_call_that_fails_is_an_error_with_its_name(self, name):
-        runtime = Runtime()
+        runtime = CudaRuntime()
         runtime.fails = name
         with pytest.raises(ProviderError, match=rf"{name} failed on GPU 5: out of memory \(error 2\)"):
-            work(CudaDevice(runtime, 5))
+            allocate_and_copy(CudaDevice(runtime, 5))
 
     def test_a_runtime_that_is_not_there_is_named(self):
         class Built:
             cuda_version = "99.0"
 
         with pytest.raises(ProviderError, match=r"libcudart.so.99 cannot be loaded"):
-            open_card(Built, 0)
+            open_cuda_device(Built, 0)
 
 
-def work(card):
-    room = card.room((4,), np.uint8)
-    card.copy(room.ctypes.data, room.ctypes.data + 2, 2)
+def allocate_and_copy(device):
+    array = device.allocate_pinned((4,), np.uint8)
+    device.copy(array.ctypes.data, array.ctypes.data + 2, 2)
 
 
 class TestLane:
     @pytest.mark.parametrize("name", ["liver.onnx", "liver.bytes.fp16.onnx"])
-    def test_batches_of_any_filling_are_labelled_as_on_the_host(self, name, flavors, card, rng):
+    def test_batches_of_any_filling_are_labelled_as_on_the_host(self, name, flavors, cuda_runtime, rng):
         opened, capacity = open_model(flavors.with_name(name), "cpu"), Capacity(4, 12)
         there, here = (kind(opened, capacity, ("label", "tumor")) for kind in (DeviceLane, HostLane))
         for rows, count in ((12, 4), (5, 2), (3, 1), (12, 4)):
@@ -399,12 +308,12 @@ class TestLane:
             assert np.array_equal(one.label, other.label)
             assert np.array_equal(one.tumor, other.tumor)
             assert np.array_equal(one.label, label[neighbors[:, 1]])
-        assert card.devices == {0}
+        assert cuda_runtime.devices == {0}
 
-    def test_only_rows_that_count_go_up_and_only_labels_that_are_asked_for_come_down(self, flavors, card):
+    def test_only_rows_that_count_go_up_and_only_labels_that_are_asked_for_come_down(self, flavors, cuda_runtime):
         lane = DeviceLane(open_model(flavors, "cpu"), Capacity(4, 12), ("label",))
-        card.copied.clear()
+        cuda_runtime.copied.clear()
         lane.run(lane.image[:3], np.zeros((1, 3), np.int32), threading.Lock())
-        with pytest.raises(ValueError, match="only slices in pinned memory go up"):
+        with pytest.raises(ValueError, match="uploads only the first rows of its own image"):
             lane.run(np.zeros((3, 64, 64), np.int16), np.zeros((1, 3), np.int32), threading.Lock())
-        assert card.copied == [3 * 64 * 64 * 2, 4 * 3 * 4, 64 * 64]
+        assert cuda_runtime.copied == [3 * 64 * 64 * 2, 4 * 3 * 4, 64 * 64]

@@ -1,9 +1,7 @@
-"""Networks of others: torch.onnx and a TOML, and the labels are those of torch's own argmax."""
+"""Foreign networks: torch.onnx and a TOML, and the labels are those of torch's own argmax."""
 
-import logging
 import re
 import shutil
-import warnings
 from pathlib import Path
 
 import nibabel as nib
@@ -13,12 +11,15 @@ import pytest
 import torch
 
 from slicemill.common.errors import ConfigError, ModelError
+from slicemill.ct.labels import LITS_LABELS
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.gather import gather
-from slicemill.infer.network.foreign import read_card
+from slicemill.infer.network.description import read_description
+from slicemill.infer.network.foreign import wrap_network
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
+from slicemill.train.export.onnx_graph import quiet_exporter
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 CARD = (
@@ -36,10 +37,8 @@ def network():
 
 
 def exported(network, path, shape=(2, 3, 48, 56), **options):
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     options = {"dynamic_shapes": ({0: torch.export.Dim("b")},), **options}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_exporter():
         torch.onnx.export(
             network, (torch.zeros(shape),), path, dynamo=True, external_data=False, verbose=False, **options
         )
@@ -52,7 +51,7 @@ def plain(network, tmp_path_factory):
     return exported(network, tmp_path_factory.mktemp("foreign") / "net.onnx")
 
 
-def beside(plain, folder, card=CARD):
+def with_toml(plain, folder, card=CARD):
     path = Path(shutil.copy(plain, folder / "net.onnx"))
     path.with_suffix(".toml").write_text(card)
     return path
@@ -70,7 +69,7 @@ def test_the_labels_are_those_of_torchs_argmax(network, plain, tmp_path):
     rng = np.random.default_rng(1)
     volume = rng.integers(-1000, 1000, (7, 48, 56), dtype=np.int16)
     write_nifti(tmp_path / "a-1.nii.gz", volume, (3.0, 1.0, 1.0), "LPS")
-    opened = open_model(beside(plain, tmp_path), "cpu")
+    opened = open_model(with_toml(plain, tmp_path), "cpu")
     assert infer(opened, gather([tmp_path / "a-1.nii.gz"])[0], tmp_path / "out").count("done") == 1
     with torch.no_grad():
         logits = network(windows(volume, 3))
@@ -115,35 +114,44 @@ def test_a_network_that_gives_labels_and_takes_one_slice_with_open_sides(squeeze
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("std = 120.5", ""), "net.toml: does not say what the network takes and gives .*'std'"),
-        (("std = 120.5", "std = 0"), "net.toml: std = 0: must be more than 0"),
-        (("std = 120.5", "std = inf"), "net.toml: std = inf: must be more than 0, 1e-06 to 1e"),
-        (("std = 120.5", "std = 1e-50"), "net.toml: std = 1e-50: must be more than 0"),
-        (("mean = 40", "mean = nan"), "net.toml: mean = nan: expected a number of HU"),
-        (("mean = 40", 'mean = "x"'), "net.toml: mean = 'x': expected a number of HU"),
-        (("mean = 40", "mean = 2020-01-01"), "net.toml: mean = datetime.* expected a number of HU"),
-        (("mean = 40", f"mean = 1{'0' * 400}"), "net.toml: mean = 10.* expected a number of HU"),
-        (("[-150, 250]", '["a", "b"]'), "net.toml: window_hu = .*: expected two numbers of HU"),
-        (("[-150, 250]", "[-inf, inf]"), "net.toml: window_hu = .*: expected two numbers of HU"),
-        (("[-150, 250]", "5"), "net.toml: window_hu = 5: expected two numbers of HU"),
-        (("{liver = 1, tumor = 5}", "5"), "net.toml: labels = 5: expected names with whole numbers"),
-        (("{liver = 1, tumor = 5}", '["liver"]'), r"net.toml: labels = \('liver',\): expected names"),
-        (("tumor = 5", 'tumor = "5"'), "net.toml: labels = .*: expected names with whole numbers"),
-        (("tumor = 5", "tumor = 1.5"), "net.toml: labels = .*: expected names with whole numbers"),
-        (("context = 3", "context = true"), "net.toml: context = True: choose one of"),
-        (("context = 3", "context = 3\nsize = [8.0, 8.0]"), "net.toml: size = .*: expected height and width"),
-        (("context = 3", "context = 3\norgan = 5"), "net.toml: organ = 5: expected a name in quotes"),
-        (("context = 3", "context = 3\nspacing_mm = 2020-01-01"), "net.toml: spacing_mm = .*: expected a number of mm"),
-        (("context = 3", 'context = 3\npostprocess = "x"'), "net.toml: its postprocess must be a JSON object"),
+        (("std = 120.5", ""), "net.toml: does not describe .*Object missing required field `std`"),
+        (("std = 120.5", "std = 0"), r"net.toml: .*>= 1.* - at `\$.std`"),
+        (("std = 120.5", "std = inf"), r"net.toml: .*<= 1000000.* - at `\$.std`"),
+        (("std = 120.5", "std = 1e-50"), r"net.toml: .*>= 1e-06 - at `\$.std`"),
+        (("mean = 40", "mean = nan"), r"net.toml: .* - at `\$.mean`"),
+        (("mean = 40", 'mean = "x"'), r"net.toml: .*Expected `int \| float`, got `str` - at `\$.mean`"),
+        (("mean = 40", "mean = 2020-01-01"), r"net.toml: .*got `date` - at `\$.mean`"),
+        (("mean = 40", f"mean = 1{'0' * 400}"), r"net.toml: .* - at `\$.mean`"),
+        (("[-150, 250]", '["a", "b"]'), r"net.toml: .*got `str` - at `\$.window_hu\[0\]`"),
+        (("[-150, 250]", "[-inf, inf]"), r"net.toml: .*>= -1000000.* - at `\$.window_hu"),
+        (("[-150, 250]", "5"), r"net.toml: .*Expected `array`, got `int` - at `\$.window_hu`"),
+        (("{liver = 1, tumor = 5}", "5"), r"net.toml: .*Expected `object`, got `int` - at `\$.labels`"),
+        (("{liver = 1, tumor = 5}", '["liver"]'), r"net.toml: .*Expected `object`, got `array` - at `\$.labels`"),
+        (("tumor = 5", 'tumor = "5"'), r"net.toml: .*Expected `int`, got `str` - at `\$.labels\[...\]`"),
+        (("tumor = 5", "tumor = 1.5"), r"net.toml: .*Expected `int`, got `float` - at `\$.labels\[...\]`"),
+        (("context = 3", "context = true"), r"net.toml: .*Expected `int`, got `bool` - at `\$.context`"),
+        (
+            ("context = 3", "context = 3\nsize = [8.0, 8.0]"),
+            r"net.toml: .*Expected `int`, got `float` - at `\$.size\[0\]`",
+        ),
+        (("context = 3", "context = 3\norgan = 5"), r"net.toml: .*Expected `str \| null`, got `int` - at `\$.organ`"),
+        (("context = 3", "context = 3\nspacing_mm = 2020-01-01"), r"net.toml: .*got `date` - at `\$.spacing_mm`"),
+        (
+            ("context = 3", 'context = 3\npostprocess = "x"'),
+            r"net.toml: .*Expected `object`, got `str` - at `\$.postprocess`",
+        ),
         (
             ("context = 3", "context = 3\npostprocess = {fill_holes = 2020-01-01}"),
-            "net.toml: .* must say true or false",
+            r"net.toml: .*got `date` - at `\$.postprocess\[...\]`",
         ),
-        (("context = 3", "context = 3\npostprocess = {min_lesion_ml = 2020-01-01}"), "net.toml: .* must hold numbers"),
-        (("std = 120.5", "std = 1\nsigma = 2"), "net.toml: sigma is no setting; there are labels, window_hu"),
-        (("std = 120.5", "std = = 1"), "net.toml: does not say"),
+        (
+            ("context = 3", "context = 3\npostprocess = {min_lesion_ml = 2020-01-01}"),
+            r"net.toml: .*got `date` - at `\$.postprocess\[...\]`",
+        ),
+        (("std = 120.5", "std = 1\nsigma = 2"), "net.toml: sigma is not a setting; the settings are labels, window_hu"),
+        (("std = 120.5", "std = = 1"), "net.toml: does not describe the network .*cannot be read as TOML"),
         (("[-150, 250]", "[250, -150]"), "expected two numbers of HU, the lower first"),
-        (('"logits"', '"softmax"'), "output = 'softmax': choose logits or label"),
+        (('"logits"', '"softmax"'), "output = 'softmax': choose one of logits, label"),
         (("context = 3", "context = 4"), "context = 4: choose one of 1, 3, 5, 7"),
         (("context = 3", "context = 5"), "net.onnx: takes 3 channels, but context = 5"),
         (("context = 3", "context = 3\nsize = [64, 64]"), r"takes slices of 48x56, but size = \[64, 64\]"),
@@ -155,7 +163,7 @@ def test_a_network_that_gives_labels_and_takes_one_slice_with_open_sides(squeeze
 )
 def test_a_toml_that_does_not_fit_is_one_clear_error(change, message, plain, tmp_path):
     with pytest.raises(ModelError, match=message):
-        open_model(beside(plain, tmp_path, CARD.replace(*change)), "cpu")
+        open_model(with_toml(plain, tmp_path, CARD.replace(*change)), "cpu")
 
 
 def numbers(folder, kind):
@@ -222,30 +230,48 @@ def test_what_is_no_number_is_no_label(tmp_path):
 def test_a_network_that_lacks_a_part_is_one_clear_error(change, message, plain, tmp_path):
     net = onnx.load(plain)
     change(net)
-    path = beside(plain, tmp_path)
+    path = with_toml(plain, tmp_path)
     path.write_bytes(net.SerializeToString())
     with pytest.raises(ModelError, match=message):
         open_model(path, "cpu")
 
 
 def test_without_a_toml_the_way_out_is_named(plain):
-    with pytest.raises(ModelError, match=r"no slicemill metadata; .*or say in net.toml beside it"):
+    with pytest.raises(ModelError, match=r"no slicemill metadata; .*or describe the network in net.toml beside it"):
         open_model(plain, "cpu")
 
 
 def test_a_toml_that_changes_is_another_model(plain, tmp_path):
-    first = open_model(beside(plain, tmp_path), "cpu").info.sha256
-    assert open_model(beside(plain, tmp_path), "cpu").info.sha256 == first
-    assert open_model(beside(plain, tmp_path, CARD.replace("40", "41")), "cpu").info.sha256 != first
+    first = open_model(with_toml(plain, tmp_path), "cpu").info.sha256
+    assert open_model(with_toml(plain, tmp_path), "cpu").info.sha256 == first
+    assert open_model(with_toml(plain, tmp_path, CARD.replace("40", "41")), "cpu").info.sha256 != first
 
 
-def test_a_model_of_ours_needs_no_toml_and_heeds_none(model, tmp_path):
-    path = beside(model, tmp_path)
+def test_the_metadata_of_a_wrapped_network_never_change_a_byte(plain, tmp_path):
+    """They are part of its hash, by which finished scans are recognized."""
+    (tmp_path / "net.toml").write_text(
+        f"{CARD}spacing_mm = 1\npostprocess = {{min_lesion_ml = 1, fill_holes = true}}\n"
+    )
+    content = wrap_network(plain.read_bytes(), tmp_path / "net.onnx", tmp_path / "net.toml")
+    (entry,) = onnx.load_from_string(content).metadata_props
+    assert entry.value == (
+        '{"contract": 1, "input": "int16", "precision": "fp32", "foreign": {"labels": {"liver": 1, "tumor": 5}, '
+        '"window_hu": [-150, 250], "mean": 40, "std": 120.5, "output": "logits", "size": null, "context": 3, '
+        '"context_spacing_mm": null, "spacing_mm": 1, "organ": null, "tumor": null, "input_name": null, '
+        '"output_name": null, "postprocess": {"min_lesion_ml": 1, "fill_holes": true}}, "window_hu": [-150, 250], '
+        '"context": 3, "context_spacing_mm": null, "spacing_mm": 1, "postprocess": {"min_lesion_ml": 1, '
+        '"fill_holes": true}, "unknown": null, "one_slice": false, "labels": {"liver": 1, "tumor": 5}, '
+        '"organ": "liver", "tumor": "tumor"}'
+    )
+
+
+def test_a_model_of_ours_needs_no_toml_and_ignores_one(model, tmp_path):
+    path = with_toml(model, tmp_path)
     assert open_model(path, "cpu").info.sha256 == open_model(model, "cpu").info.sha256
 
 
 def test_a_file_that_is_no_onnx_or_too_old_is_named(plain, tmp_path):
-    path = beside(plain, tmp_path)
+    path = with_toml(plain, tmp_path)
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(ModelError, match="net.onnx: is not an ONNX model"):
         open_model(path, "cpu")
@@ -259,6 +285,7 @@ def test_a_file_that_is_no_onnx_or_too_old_is_named(plain, tmp_path):
 def test_the_example_of_the_readme_is_one(tmp_path):
     (text,) = re.findall(r"^```toml\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
     (tmp_path / "net.toml").write_text(text)
-    card = read_card(tmp_path / "net.toml")
-    assert (card.window_hu, card.mean, card.std) == ((-200, 300), -200, 500)
-    assert card.context == 3
+    described, labels = read_description(tmp_path / "net.toml")
+    assert (described.window_hu, described.mean, described.std) == ((-200, 300), -200, 500)
+    assert described.context == 3
+    assert labels == LITS_LABELS

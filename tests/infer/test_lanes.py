@@ -12,7 +12,7 @@ from slicemill.infer import single
 from slicemill.infer.network.lanes import HostLane, make_lane, memory_of_lanes
 from slicemill.infer.network.model import Answer, open_model
 from slicemill.infer.parity_check import check_parity
-from slicemill.infer.runtime.capacity import CPU_LANES, Capacity, capacity_of, lanes_on, threads_of_session
+from slicemill.infer.runtime.capacity import CPU_LANES, Capacity, capacity_of, lanes_on, session_threads
 from slicemill.infer.single import segment_volume
 from slicemill.infer.slices.assembly import VolumeAssembly, plan_of, wanted_of
 from slicemill.infer.slices.batches import Scan
@@ -29,7 +29,7 @@ def test_threads_are_as_many_as_cores(cores, monkeypatch):
     """Runs of one session share its threads: each brings its own, the rest are one pool."""
     with_cores(monkeypatch, cores)
     assert 1 <= lanes_on("cpu") <= CPU_LANES
-    assert lanes_on("cpu") + threads_of_session() - 1 == cores
+    assert lanes_on("cpu") + session_threads() - 1 == cores
 
 
 @pytest.mark.parametrize("cores", [1, 2, 5, 9])
@@ -75,24 +75,28 @@ def test_labels_are_the_same_written_in_place_or_to_the_lanes_own_room(model, rn
     window = np.array([[0, 1, 2], [1, 2, 3], [2, 3, 4]], np.int32)
     own = lane.run(image, window, nullcontext())
     there = {name: np.full((3, 64, 64), 77, np.uint8) for name in ("label", "tumor")}
+    assert not own.in_place
     for into in (there, {"label": there["label"]}):
         found = lane.run(image, window, nullcontext(), into)
         assert found.label is there["label"]
+        assert found.in_place == (into is there)
         assert np.array_equal(found.label, own.label)
         assert np.array_equal(found.tumor, own.tumor)
     assert np.shares_memory(found.tumor, own.tumor)
 
 
-def test_an_answer_that_is_half_in_place_is_put_there(model, rng):
+@pytest.mark.parametrize("in_place", [False, True])
+def test_an_answer_is_put_in_place_unless_it_is_there(in_place, model, rng):
     plan = plan_of(open_model(model, "cpu").info, (3, 64, 64), SPACING)
-    canvas, tumor = VolumeAssembly(plan), rng.integers(0, 256, (3, 64, 64)).astype(np.uint8)
-    targets = canvas.targets(0, 3)
+    volume, tumor = VolumeAssembly(plan), rng.integers(0, 256, (3, 64, 64)).astype(np.uint8)
+    targets = volume.targets(0, 3)
     assert set(targets) == {"label", "tumor"}
     targets["label"][:] = 1
+    targets["tumor"][:] = 0
     for index in range(3):
-        canvas.put(index, plan.tiles[0], Answer(targets["label"], tumor), index)
-    assert np.array_equal(canvas.segmented().tumor_probability, tumor)
-    assert (canvas.segmented().label == 1).all()
+        volume.put(index, plan.tiles[0], Answer(targets["label"], tumor, in_place=in_place), index)
+    assert np.array_equal(volume.segmented().tumor_probability, np.zeros_like(tumor) if in_place else tumor)
+    assert (volume.segmented().label == 1).all()
 
 
 def test_one_scan_on_another_device_than_the_cpu_is_compared_with_it_first(model, monkeypatch, rng):
@@ -123,11 +127,11 @@ def test_one_scan_on_another_device_than_the_cpu_is_compared_with_it_first(model
 def test_a_batch_of_one_slice_is_compared_too(context, model, monkeypatch, rng):
     """A network of others, or one of large slices: there is no room for two."""
     opened, seen = open_model(model, "cpu"), []
-    opened.info = replace(opened.info, context=context)
+    opened.info = replace(opened.info, card=replace(opened.info.card, context=context))
     plan = plan_of(opened.info, (5, 64, 64), SPACING)
     scan = Scan(plan, rng.integers(-200, 300, (5, 64, 64)).astype(np.int16))
 
-    class Told:
+    class Recording:
         image = np.zeros((context, 64, 64), np.int16)
 
         def run(self, image, neighbors, turn):
@@ -139,7 +143,7 @@ def test_a_batch_of_one_slice_is_compared_too(context, model, monkeypatch, rng):
             return Answer(np.zeros((len(neighbors), 64, 64), np.uint8))
 
     monkeypatch.setattr("slicemill.infer.parity_check.open_model", lambda *_: Reference())
-    check_parity(opened, scan, Told())
+    check_parity(opened, scan, Recording())
     assert seen == [(context, (1, context))]
 
 
@@ -169,7 +173,7 @@ def test_their_memory_is_counted_where_the_process_has_freed_as_much_before(mode
     assert top[0].all()
 
 
-def test_a_network_that_fails_on_air_is_told_in_a_sentence(model):
+def test_a_network_that_fails_on_an_empty_batch_is_reported_in_a_sentence(model):
     opened = open_model(model, "cpu")
 
     class Broken:
@@ -177,5 +181,5 @@ def test_a_network_that_fails_on_air_is_told_in_a_sentence(model):
             raise RuntimeError("no memory")
 
     opened.session = Broken()
-    with pytest.raises(ProviderError, match="--provider cpu: the network fails on a batch of air .no memory."):
+    with pytest.raises(ProviderError, match="--provider cpu: the network fails on an empty batch .no memory."):
         memory_of_lanes(opened, capacity_of(opened.info, "cpu"), ("label",))

@@ -1,4 +1,4 @@
-"""OpenVINO brings threads and memory of its own, so that its tests run in a process of their own (`inside_openvino.py`)."""
+"""OpenVINO keeps threads and memory, so its tests run in another process (`inside_openvino.py`)."""
 
 import importlib.util
 import subprocess

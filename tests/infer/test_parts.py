@@ -41,9 +41,9 @@ class TestModel:
             (lambda m: m.update(input="bytes"), "do not fit context 3"),
             (lambda m: m.pop("context"), "metadata is incomplete"),
             (lambda m: m.update(context=1), "do not fit context 1"),
-            (lambda m: m.update(labels="liver"), "labels must map names"),
+            (lambda m: m.update(labels="liver"), "Expected `object`, got `str` - at `\\$.labels`"),
             (lambda m: m.update(context=9), "do not fit context 9"),
-            (lambda m: m.update(postprocess=[]), "its postprocess must be a JSON object"),
+            (lambda m: m.update(postprocess=[]), "Expected `object`, got `array` - at `\\$.postprocess`"),
             (lambda m: m.update(postprocess={"smooth": 1}), "m.onnx: its post-processing has rules"),
         ],
     )

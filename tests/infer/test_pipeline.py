@@ -380,9 +380,7 @@ class TestCommand:
         assert len(gather([f"{scans}-tiny"])[0]) == 6
         kept = discover(scans.parent)
         assert {case.image.parent for case in kept.cases} == {scans}
-        assert (
-            "a result of infer" in dict(kept.left_out)[scans.with_name("scans-tiny") / "volume-0.nii"]
-        )
+        assert "a result of infer" in dict(kept.left_out)[scans.with_name("scans-tiny") / "volume-0.nii"]
 
     @pytest.mark.parametrize(
         ("status", "words", "message"),

@@ -1,5 +1,7 @@
 """Components, holes and distances: scipy as the oracle, on salt and pepper as on blobs."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from slicemill.common.errors import ModelError
 from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.infer.postprocess import (
-    dilated,
+    dilate,
     drop_far_tumors,
     drop_lesions,
     extent,
@@ -76,7 +78,7 @@ def test_tumor_far_from_the_organ_goes_by_true_distance(shape, seed, reach, spac
     organ = label == 1
     distance = ndimage.distance_transform_edt(~organ, sampling=spacing) if organ.any() else np.full(shape, np.inf)
     at_the_edge = np.abs(distance - reach) < 1e-6
-    assert np.array_equal(dilated(organ, reach, spacing)[~at_the_edge], (distance <= reach)[~at_the_edge])
+    assert np.array_equal(dilate(organ, reach, spacing)[~at_the_edge], (distance <= reach)[~at_the_edge])
     before = label.copy()
     drop_far_tumors(label, LITS_LABELS, reach, spacing)
     expected = np.where((before == 2) & (distance > reach), 0, before)
@@ -90,7 +92,7 @@ def test_unsure_lesions_go_by_their_mean_probability(shape, seed, least):
     found, count = ndimage.label(label == 2, structure=ALL)
     means = np.asarray(ndimage.mean(probability.astype(float), found, range(1, count + 1))) if count else np.array([])
     expected = np.where(np.isin(found, 1 + np.flatnonzero(means < least * 255)), 1, label)
-    drop_lesions(label, LITS_LABELS, 0.0, (probability, least))
+    drop_lesions(label, LITS_LABELS, 0.0, probability, least)
     assert np.array_equal(label, expected)
 
 
@@ -141,10 +143,16 @@ def test_rules_that_are_not_known_or_cannot_be_are_refused():
     )
     with pytest.raises(ModelError, match=r"rules that this version does not know \(smooth\)"):
         parse_postprocess_rules({"smooth": True})
-    with pytest.raises(ModelError, match="must hold numbers from 0 on"):
-        parse_postprocess_rules({"min_lesion_ml": -1})
-    with pytest.raises(ModelError, match="must hold numbers from 0 on"):
-        parse_postprocess_rules({"min_lesion_ml": "much"})
+    for document, rule in (
+        ({"min_lesion_ml": -1}, r"Expected `float` >= 0.0 - at `\$.min_lesion_ml`"),
+        ({"min_lesion_ml": "much"}, r"Expected `float`, got `str` - at `\$.min_lesion_ml`"),
+        ({"tumor_reach_mm": math.nan}, r"Expected `float` >= 0.0 - at `\$.tumor_reach_mm`"),
+        ({"tumor_reach_mm": math.inf}, r"Expected `float` <= .* - at `\$.tumor_reach_mm`"),
+        ({"fill_holes": 1}, r"Expected `bool`, got `int` - at `\$.fill_holes`"),
+        (["fill_holes"], "Expected `object`, got `array`"),
+    ):
+        with pytest.raises(ModelError, match=f"its post-processing rules do not fit: {rule}"):
+            parse_postprocess_rules(document)
 
 
 @pytest.mark.parametrize(

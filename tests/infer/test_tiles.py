@@ -13,8 +13,12 @@ from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions, estimate_scan_bytes
 from slicemill.infer.slices.assembly import plan_of
 from slicemill.infer.slices.tiles import PredictOptions, cover_axis, gaussian_weights, make_tiles
+from slicemill.store.model_card import PostprocessRules
 from slicemill.train.export.graph import Exported, Flavor
-from slicemill.train.export.model_file import Postprocess, add_metadata, describe, prove, read_trained, to_onnx
+from slicemill.train.export.model_file import add_metadata, describe
+from slicemill.train.export.onnx_graph import to_onnx
+from slicemill.train.export.parity import prove
+from slicemill.train.export.trained import read_trained
 from tests.conftest import TINY
 from tests.infer.test_bulk import run
 
@@ -29,9 +33,7 @@ def telling(trained, tmp_path_factory):
     graph = Exported(best.network, TINY, LITS_LABELS, Flavor(probability=True)).eval()
     to_onnx(graph, best.proof, path)
     parity = prove(graph, path, best.proof)
-    add_metadata(
-        path, describe(trained, best, graph.flavor, parity, Postprocess(largest_organ=False, min_lesion_ml=0.0))
-    )
+    add_metadata(path, describe(trained, best, graph.flavor, parity, PostprocessRules()).as_json())
     return path
 
 

@@ -1,6 +1,13 @@
+"""Model files: exported once per flavor and proved against torch; failures leave no file."""
+
 import json
+import logging
 import re
 import shutil
+import warnings
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import onnx
@@ -13,12 +20,50 @@ from slicemill.cli import commands
 from slicemill.common.errors import ModelError
 from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.store.reader import open_store
-from slicemill.train.export.audit import audit, gflop_a_slice
+from slicemill.train.export.audit import audit
 from slicemill.train.export.graph import Exported, Flavor, from_bytes
-from slicemill.train.export.model_file import FLAVORS, check, export, prove, to_onnx
+from slicemill.train.export.model_file import FLAVORS, check, export
+from slicemill.train.export.onnx_graph import quiet_exporter, to_onnx
+from slicemill.train.export.parity import prove
+from slicemill.train.export.trained import read_trained
+from slicemill.train.loop import train
 from slicemill.train.network.step import build
 from slicemill.train.network.unet import normalize
+from slicemill.train.run.checkpoint import BEST, load_weights
+from slicemill.train.run.setup import prepare
+from slicemill.train.run.validate import predict_case
 from tests.conftest import TINY
+
+WINDOW = np.array([[0, 1, 2]], np.int32)
+TELLING = tuple(replace(flavor, probability=True) for flavor in FLAVORS)
+
+
+@pytest.fixture(scope="module")
+def file_of(trained, model, tmp_path_factory):
+    """Return the run's model file of a flavor; each is exported once."""
+
+    @cache
+    def make(flavor):
+        if flavor == Flavor():
+            return model
+        (path,) = export(trained, tmp_path_factory.mktemp("flavor") / "m.onnx", flavors=[flavor])
+        return path
+
+    return make
+
+
+@pytest.fixture
+def exported_before(file_of, monkeypatch):
+    """Let `export` copy files that were exported before, instead of calling torch's exporter."""
+    monkeypatch.setattr(
+        "slicemill.train.export.model_file.to_onnx", lambda graph, _, path: shutil.copy(file_of(graph.flavor), path)
+    )
+
+
+@pytest.fixture(scope="module")
+def best(trained):
+    """The run's best network, with proof slices."""
+    return read_trained(trained, None)
 
 
 def session(path):
@@ -38,9 +83,9 @@ def test_the_file_is_raw_hu_in_and_labels_out(model):
 def test_the_metadata_is_the_contract(model):
     metadata = json.loads(session(model).get_modelmeta().custom_metadata_map["slicemill"])
     assert set(metadata) == {
-        "contract", "labels", "organ", "tumor", "window_hu", "context", "context_spacing_mm", "spacing_mm", "size_multiple", "input", "precision",
-        "postprocess", "parity", "training", "store_sha256", "license", "weights_sha256",
-        "versions",
+        "contract", "labels", "organ", "tumor", "window_hu", "context", "context_spacing_mm", "spacing_mm",
+        "size_multiple", "input", "precision", "postprocess", "parity", "training", "store_sha256", "license",
+        "weights_sha256", "versions",
     }  # fmt: skip
     assert {"slicemill", "torch", "onnx", "onnxruntime"} == set(metadata["versions"])
     assert metadata["contract"] == 1
@@ -56,28 +101,17 @@ def test_the_graph_is_valid_in_one_file_and_holds_no_path_of_this_machine(model,
     assert b"site-packages" not in model.read_bytes()
 
 
-def trained_network(trained):
-    from slicemill.train.run.checkpoint import load_weights
-
-    network = build(LITS_LABELS, TINY)
-    load_weights(trained / "best.safetensors", network)
-    return network.eval()
-
-
-@pytest.mark.parametrize("flavor", [*FLAVORS, Flavor(probability=True), Flavor(half=True, probability=True)], ids=str)
-def test_every_flavor_labels_as_torch_does_for_any_number_of_slices(flavor, trained, tmp_path, rng):
+@pytest.mark.parametrize("flavor", [*FLAVORS[:3], *TELLING], ids=str)
+def test_every_flavor_labels_as_torch_does_for_any_number_of_slices(flavor, file_of, best, rng):
     """The oracle is the bare network: torch's own softmax and argmax."""
-    network = trained_network(trained)
-    graph = Exported(network, TINY, LITS_LABELS, flavor).eval()
-    proof = [(rng.integers(-200, 300, (3, 64, 64), dtype=np.int16), np.array([[0, 1, 2]], np.int32))]
-    to_onnx(graph, proof, tmp_path / "m.onnx")
+    graph, opened = best.graph(flavor), session(file_of(flavor))
     for count, wanted in ((1, 1), (5, 3), (9, 9)):
         image = rng.integers(-32768, 32768, (count, 64, 64)).astype(np.int16)
         window = rng.integers(0, count, (wanted, 3), dtype=np.int32)
-        label, tumor, *maps = session(tmp_path / "m.onnx").run(graph.outputs, graph.feed(image, window))
+        label, tumor, *maps = opened.run(graph.outputs, graph.feed(image, window))
         with torch.no_grad():
             normal = normalize(torch.from_numpy(image), TINY.window_low, TINY.window_high)
-            expected = network(normal[torch.from_numpy(window).long()]).softmax(dim=1).numpy()
+            expected = best.network(normal[torch.from_numpy(window).long()]).softmax(dim=1).numpy()
         sure = np.sort(expected, axis=1)[:, -1] - np.sort(expected, axis=1)[:, -2] > (0.02 if flavor.half else 1e-5)
         assert sure.mean() > 0.9
         assert np.array_equal(label[sure], expected.argmax(axis=1)[sure])
@@ -100,7 +134,7 @@ def test_label_values_need_not_follow_each_other(tmp_path, rng):
     torch.nn.init.normal_(network.head.weight, std=5.0)
     torch.nn.init.zeros_(network.head.bias)
     image = rng.integers(-200, 300, (3, 32, 32), dtype=np.int16)
-    window = np.array([[0, 1, 2]], np.int32)
+    window = WINDOW
     found = []
     for flavor in (Flavor(probability=True), Flavor(probability=True, bytes_in=True)):
         graph = Exported(network, TINY, labels, flavor).eval()
@@ -113,76 +147,50 @@ def test_label_values_need_not_follow_each_other(tmp_path, rng):
 
 
 class TestAudit:
-    def written(self, tmp_path, flavor):
-        torch.manual_seed(0)
-        graph = Exported(build(LITS_LABELS, TINY).eval(), TINY, LITS_LABELS, flavor).eval()
-        to_onnx(graph, [(np.zeros((3, 32, 32), np.int16), np.array([[0, 1, 2]], np.int32))], tmp_path / "m.onnx")
-        return tmp_path / "m.onnx"
+    @pytest.mark.parametrize("flavor", TELLING[2:], ids=str)
+    def test_bytes_keep_the_rules_of_tensorrt(self, flavor, file_of):
+        assert audit(file_of(flavor)) == []
 
-    def test_bytes_keep_the_rules_of_tensorrt(self, tmp_path):
-        for half in (True, False):
-            assert audit(self.written(tmp_path, Flavor(bytes_in=True, half=half, probability=True))) == []
-
-    def test_other_flavors_break_them_and_it_is_said_where(self, tmp_path):
-        broken = audit(self.written(tmp_path, Flavor()))
+    def test_other_flavors_break_them_and_the_breach_is_named(self, file_of):
+        broken = audit(file_of(Flavor()))
         assert "image is INT16" in broken
         assert "ArgMax is slow" in broken
         assert any("INT64 and computed in the run" in rule for rule in broken)
-        assert audit(self.written(tmp_path, Flavor(half=True))) == ["image is INT16"]
-
-    def test_the_work_is_that_of_the_convolutions(self, tmp_path):
-        """Counted by hand: a 3x3 convolution, a doubling one and a 1x1, on 8x8 pixels."""
-        from onnx import TensorProto, helper
-
-        weights = {"a": (4, 3, 3, 3), "b": (4, 5, 2, 2), "c": (6, 5, 1, 1)}
-        nodes = [
-            helper.make_node("Conv", ["x", "a"], ["y"], pads=[1, 1, 1, 1]),
-            helper.make_node("ConvTranspose", ["y", "b"], ["z"], strides=[2, 2]),
-            helper.make_node("Conv", ["z", "c"], ["w"]),
-        ]
-        graph = helper.make_graph(
-            nodes,
-            "three",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
-            [helper.make_tensor_value_info("w", TensorProto.FLOAT, ["n", 6, 16, 16])],
-            [
-                helper.make_tensor(name, TensorProto.FLOAT, dims, np.zeros(dims).ravel())
-                for name, dims in weights.items()
-            ],
-        )
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "m.onnx")
-        by_hand = 2 * (64 * 3 * 4 * 9 + 64 * 4 * 5 * 4 + 256 * 5 * 6)
-        assert gflop_a_slice(tmp_path / "m.onnx") == by_hand / 1e9
+        assert audit(file_of(Flavor(half=True))) == ["image is INT16"]
 
 
-@pytest.mark.slow
 class TestFiles:
-    def test_every_flavor_is_proved_and_runs_with_the_same_labels(self, trained, collection, tmp_path):
+    def test_every_flavor_is_proved_and_runs_with_the_same_labels(self, trained, collection, exported_before, tmp_path):
         from slicemill.infer.inputs.jobs import Job, load
         from slicemill.infer.network.model import open_model
         from slicemill.infer.single import segment
 
         written = export(trained, tmp_path / "m.onnx", flavors=FLAVORS[:3])
         assert [path.name for path in written] == ["m.onnx", "m.fp16.onnx", "m.bytes.fp16.onnx"]
-        assert [row["precision"] for row in written.values()] == ["fp32", "fp16", "fp16"]
-        assert [row["input"] for row in written.values()] == ["int16", "int16", "bytes"]
-        assert [row["parity"]["limit"] for row in written.values()] == [1e-5, 1e-3, 1e-3]
+        assert [card.precision for card in written.values()] == ["fp32", "fp16", "fp16"]
+        assert [card.input for card in written.values()] == ["int16", "int16", "bytes"]
+        assert [card.parity["limit"] for card in written.values()] == [1e-5, 1e-3, 1e-3]
+        for path, card in written.items():
+            read = open_model(path, "cpu").info.card
+            assert {**read.as_json(), "window_hu": list(read.window_hu)} == json.loads(json.dumps(card.as_json()))
         loaded = load(Job(name="a", path=collection / "volume-2.nii"))
         first, *others = (segment(open_model(path, "cpu"), loaded, "a")[0].label for path in written)
         assert np.array_equal(*others), "int16 and bytes go through the same network"
         assert np.mean(first != others[0]) < 2e-3
 
-    def test_check_proves_what_is_there_and_finds_another_networks_file(self, trained, tmp_path):
-        export(trained, tmp_path / "m.onnx")
-        assert list(check(trained, tmp_path / "m.onnx")) == [tmp_path / "m.onnx"]
-        other = Exported(build(LITS_LABELS, TINY).eval(), TINY, LITS_LABELS).eval()
-        other.network.head.bias.data[2] = 100.0
-        to_onnx(other, [(np.zeros((3, 64, 64), np.int16), np.array([[0, 1, 2]], np.int32))], tmp_path / "m.onnx")
+    def test_check_proves_what_is_there_and_finds_another_networks_file(self, trained, model, tmp_path):
+        path = shutil.copy(model, tmp_path / "m.onnx")
+        assert list(check(trained, path)) == [path]
+        other = onnx.load(path)
+        (head,) = (tensor for tensor in other.graph.initializer if tensor.name == "network.head.bias")
+        head.CopyFrom(onnx.numpy_helper.from_array(np.array([0, 0, 100], np.float32), head.name))
+        onnx.save(other, path)
         with pytest.raises(ModelError, match="onnxruntime's labels differ from torch's"):
-            check(trained, tmp_path / "m.onnx")
+            check(trained, path)
         with pytest.raises(ModelError, match=r"none.onnx: there is no such file; write it with"):
             check(trained, tmp_path / "none.onnx")
 
+    @pytest.mark.slow
     def test_a_file_of_another_size_takes_slices_of_it_and_is_proved(self, trained, model, collection, tmp_path):
         from slicemill.infer.inputs.jobs import Job, load
         from slicemill.infer.network.model import open_model
@@ -200,13 +208,14 @@ class TestFiles:
                 export(trained, tmp_path / "no.onnx", size=size)
         assert not (tmp_path / "no.onnx").exists()
 
-    def test_the_command_tells_what_is_in_the_files_and_that_they_were_proved(self, trained, tmp_path):
-        def told(*words):
+    @pytest.mark.slow
+    def test_the_command_reports_what_is_in_the_files_and_that_they_were_proved(self, trained, tmp_path):
+        def command(*words):
             return CliRunner().invoke(commands(), ["export", str(trained), *map(str, words)])
 
         path = tmp_path / "m.onnx"
-        made = told(path, "--size", "32x48", "--bytes")
-        checked = told(path, "--check")
+        made = command(path, "--size", "32x48", "--bytes")
+        checked = command(path, "--check")
         for done in (made, checked):
             assert done.exit_code == 0, done.output
             for name in ("m.onnx", "m.bytes.fp16.onnx"):
@@ -221,42 +230,53 @@ class TestFiles:
             ((path, "--check", "--size", "32"), "--check takes the size from the file"),
             ((path, "--size", "large"), "--size large: expected HEIGHTxWIDTH"),
         ):
-            done = told(*words)
+            done = command(*words)
             assert done.exit_code == 2
             assert message in done.output
 
-    def test_of_several_files_none_is_shown_when_one_fails(self, trained, tmp_path, monkeypatch):
-        import slicemill.train.export.model_file
-
-        real = slicemill.train.export.model_file.prove
-
+    def test_of_several_files_none_appears_when_one_fails(self, trained, exported_before, tmp_path, monkeypatch):
         def fail(graph, *given):
             if graph.flavor.bytes_in:
                 raise ModelError("labels differ")
-            return real(graph, *given)
+            return prove(graph, *given)
 
         monkeypatch.setattr("slicemill.train.export.model_file.prove", fail)
         with pytest.raises(ModelError, match="labels differ"):
             export(trained, tmp_path / "m.onnx", flavors=FLAVORS[:3])
         assert list(tmp_path.iterdir()) == []
 
+    def test_a_byte_flavor_that_breaks_a_rule_of_tensorrt_does_not_appear(
+        self, trained, exported_before, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr("slicemill.train.export.model_file.audit", lambda _: ["ArgMax is slow"])
+        with pytest.raises(ModelError, match=r"m.bytes.fp16.onnx: breaks TensorRT's rules \(ArgMax is slow\)"):
+            export(trained, tmp_path / "m.onnx", flavors=FLAVORS[:3])
+        assert list(tmp_path.iterdir()) == []
 
-def test_a_graph_that_labels_differently_is_not_written(tmp_path, rng):
-    torch.manual_seed(0)
-    one, other = (Exported(build(LITS_LABELS, TINY).eval(), TINY, LITS_LABELS).eval() for _ in range(2))
-    proof = [(rng.integers(-200, 300, (3, 32, 32), dtype=np.int16), np.array([[0, 1, 2]], np.int32))]
-    to_onnx(one, proof, tmp_path / "m.onnx")
-    assert prove(one, tmp_path / "m.onnx", proof)["labels_differing"] == 0
+
+def test_a_graph_that_labels_differently_is_not_written(model, best):
+    graph = best.graph()
+    assert prove(graph, model, best.proof)["labels_differing"] == 0
+    other = deepcopy(graph)
     torch.nn.init.constant_(other.network.head.bias, 0.0)
     other.network.head.bias.data[2] = 100.0
     with pytest.raises(ModelError, match="onnxruntime's labels differ from torch's"):
-        prove(other, tmp_path / "m.onnx", proof)
+        prove(other, model, best.proof)
+
+
+def test_the_exporters_log_and_warnings_are_hidden_only_while_it_runs():
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with quiet_exporter():
+        assert logger.level == logging.ERROR
+        warnings.warn("within torch", FutureWarning, stacklevel=1)
+        with pytest.raises(UserWarning, match="of the network"):
+            warnings.warn("of the network", UserWarning, stacklevel=1)
+    assert logger.level == level
 
 
 def swapped(graph):
-    """The graph with its last two classes in each other's place: where it gives one of them, the file gives a third of torch's."""
-    from copy import deepcopy
-
+    """Return the graph with its first and last class exchanged."""
     other = deepcopy(graph)
     head = other.network.head
     head.weight.data[[0, 2]], head.bias.data[[0, 2]] = head.weight.data[[2, 0]], head.bias.data[[2, 0]]
@@ -270,7 +290,7 @@ def test_pixels_in_which_two_classes_tie_are_counted_and_not_held_against_the_fi
     weight, bias = graph.network.head.weight.data, graph.network.head.bias.data
     weight[1], bias[1] = weight[0], bias[0]
     weight[2], bias[2] = weight[0], bias[0] - 1
-    proof = [(rng.integers(-200, 300, (3, 32, 32), dtype=np.int16), np.array([[0, 1, 2]], np.int32))]
+    proof = [(rng.integers(-200, 300, (3, 32, 32), dtype=np.int16), WINDOW)]
     to_onnx(graph, proof, tmp_path / "m.onnx")
     weight[1] *= 1 + 1e-6
     parity = prove(graph, tmp_path / "m.onnx", proof)
@@ -284,7 +304,7 @@ def test_pixels_in_which_two_classes_tie_are_counted_and_not_held_against_the_fi
         prove(graph, tmp_path / "m.onnx", proof)
 
 
-def test_when_the_proof_fails_no_file_appears(trained, tmp_path, monkeypatch):
+def test_when_the_proof_fails_no_file_appears(trained, exported_before, tmp_path, monkeypatch):
     def fail(*_arguments):
         raise ModelError("labels differ")
 
@@ -302,8 +322,6 @@ def test_a_run_without_a_network_is_one_clear_error(trained, tmp_path):
 
 
 def test_one_context_slice_has_no_neighbours_input(tmp_path, rng):
-    from dataclasses import replace
-
     config = replace(TINY, context=1)
     graph = Exported(build(LITS_LABELS, config).eval(), config, LITS_LABELS).eval()
     image = rng.integers(-200, 300, (1, 32, 32), dtype=np.int16)
@@ -314,17 +332,8 @@ def test_one_context_slice_has_no_neighbours_input(tmp_path, rng):
 @pytest.mark.slow
 def test_a_model_of_neighbors_in_millimetres_labels_as_the_network_does(stored, tmp_path):
     """Train, export and infer choose the same slices: labels equal to the network's on a whole case."""
-    from dataclasses import replace
-
-    import torch
-
     from slicemill.infer.network.model import open_model
     from slicemill.infer.single import segment_volume
-    from slicemill.train.loop import train
-    from slicemill.train.network.step import build
-    from slicemill.train.run.checkpoint import BEST, load_weights
-    from slicemill.train.run.setup import prepare
-    from slicemill.train.run.validate import predict_case
 
     config = replace(TINY, context=3, context_spacing_mm=15.0, epochs=1)
     train(stored, tmp_path / "run", config, tell=lambda _: None)
@@ -335,33 +344,26 @@ def test_a_model_of_neighbors_in_millimetres_labels_as_the_network_does(stored, 
     network = build(setup.labels, config)
     load_weights(tmp_path / "run" / BEST, network)
     case = setup.store["volume-1"]
-    assert case.info.spacing_mm[0] < 10  # so that neighbors are not those beside each other
+    assert case.info.spacing_mm[0] < 10  # so that neighbors are not adjacent slices
     with torch.no_grad():
         expected = setup.labels.table()[predict_case(case, network.eval(), setup)]
     found = segment_volume(model, case.image[:], case.info.spacing_mm)
     assert np.mean(found.label != expected) < 1e-4
-    beside = segment_volume(model, case.image[:], (15.0, *case.info.spacing_mm[1:]))
-    assert not np.array_equal(beside.tumor_probability, found.tumor_probability)
+    adjacent = segment_volume(model, case.image[:], (15.0, *case.info.spacing_mm[1:]))
+    assert not np.array_equal(adjacent.tumor_probability, found.tumor_probability)
 
 
 @pytest.mark.slow
 def test_a_model_of_one_pixel_size_labels_as_validation_does(stored, tmp_path):
     """Slices are brought to the network's pixels and labels back alike in training's torch and in infer's numpy."""
-    from dataclasses import replace
-
     from slicemill.infer.network.model import open_model
     from slicemill.infer.single import segment_volume
-    from slicemill.train.loop import train
-    from slicemill.train.network.step import build
-    from slicemill.train.run.checkpoint import BEST, load_weights
-    from slicemill.train.run.setup import prepare
-    from slicemill.train.run.validate import predict_case
 
     spacing = open_store(stored)["volume-1"].info.spacing_mm[1]
     config = replace(TINY, spacing_mm=round(1.3 * spacing, 3), epochs=3, steps=20)
     train(stored, tmp_path / "run", config, tell=lambda _: None)
-    (metadata,) = export(tmp_path / "run", tmp_path / "m.onnx").values()
-    assert metadata["spacing_mm"] == config.spacing_mm
+    (card,) = export(tmp_path / "run", tmp_path / "m.onnx").values()
+    assert card.spacing_mm == config.spacing_mm
     model = open_model(tmp_path / "m.onnx", "cpu")
     setup = prepare(stored, tmp_path / "run", config, None)
     network = build(setup.labels, config)
@@ -376,11 +378,7 @@ def test_a_model_of_one_pixel_size_labels_as_validation_does(stored, tmp_path):
 
 @pytest.mark.slow
 def test_a_network_with_instance_norm_is_exported_with_its_proof(stored, tmp_path):
-    from dataclasses import replace
-
-    from slicemill.train.loop import train
-
     train(stored, tmp_path / "run", replace(TINY, norm="instance", epochs=1), tell=lambda _: None)
-    (metadata,) = export(tmp_path / "run", tmp_path / "m.onnx").values()
-    assert metadata["parity"]["limit"] == 1e-3
-    assert metadata["parity"]["labels_differing"] <= 1e-3 * metadata["parity"]["pixels"]
+    (card,) = export(tmp_path / "run", tmp_path / "m.onnx").values()
+    assert card.parity["limit"] == 1e-3
+    assert card.parity["labels_differing"] <= 1e-3 * card.parity["pixels"]

@@ -1,7 +1,7 @@
-"""What stands in an ONNX file, told without running it: its work, and whether TensorRT could take it.
+"""What can be read off an ONNX graph without running it: its work per slice, and breaches of TensorRT's rules.
 
-The rules are those of TensorRT's type page and of the onnx-tensorrt importer, as far as a graph shows them (design notes,
-RUNTIME section 2.3). No TensorRT has read such a file here.
+The rules are those of TensorRT's documentation of types and of the onnx-tensorrt importer, as far as a graph shows
+them. No TensorRT has read such a file here.
 """
 
 from pathlib import Path
@@ -13,28 +13,28 @@ MAX_OPSET = 20
 
 
 def audit(path: Path) -> list[str]:
-    """Return which of TensorRT's rules a graph breaks; empty when none."""
+    """Return TensorRT's rules that a graph breaks, each as a phrase; empty when it keeps all."""
     import onnx
 
     model = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True)
-    names = onnx.TensorProto.DataType.Name
-    kinds = {value.name: names(value.type.tensor_type.elem_type) for value in _values(model.graph)}
+    type_name = onnx.TensorProto.DataType.Name
+    types = {value.name: type_name(value.type.tensor_type.elem_type) for value in _values(model.graph)}
     broken = [
-        f"opset {given.version} is above {MAX_OPSET}" for given in model.opset_import if given.version > MAX_OPSET
+        f"opset {entry.version} is above {MAX_OPSET}" for entry in model.opset_import if entry.version > MAX_OPSET
     ]
     broken += [f"{node.op_type} is slow" for node in model.graph.node if node.op_type in SLOW]
-    unknown = [name for node in model.graph.node for name in node.output if name and name not in kinds]
-    broken += [f"the type of {name} cannot be told" for name in unknown]
-    constant = {tensor.name for tensor in model.graph.initializer}
-    constant |= {name for node in model.graph.node if node.op_type == "Constant" for name in node.output}
+    untyped = [name for node in model.graph.node for name in node.output if name and name not in types]
+    broken += [f"the type of {name} is not known" for name in untyped]
+    constants = {tensor.name for tensor in model.graph.initializer}
+    constants |= {name for node in model.graph.node if node.op_type == "Constant" for name in node.output}
     edge = {value.name for value in [*model.graph.input, *model.graph.output]}
-    for name, kind in kinds.items():
-        if kind in ("INT16", "DOUBLE") or (kind == "UINT8" and name not in edge):
-            broken.append(f"{name} is {kind}")
-        if kind == "INT64" and name not in constant:
+    for name, type_ in types.items():
+        if type_ in ("INT16", "DOUBLE") or (type_ == "UINT8" and name not in edge):
+            broken.append(f"{name} is {type_}")
+        if type_ == "INT64" and name not in constants:
             broken.append(f"{name} is INT64 and computed in the run")
     for node in model.graph.node:
-        ends = {kinds.get(name) for name in [*node.input, *node.output]}
+        ends = {types.get(name) for name in [*node.input, *node.output]}
         if "UINT8" in ends and not (node.op_type == "Cast" and ends & {"FLOAT", "FLOAT16"}):
             broken.append(f"{node.op_type} of {node.input[0]} is on UINT8")
     return broken
@@ -45,12 +45,12 @@ def _values(graph: Any) -> list[Any]:
 
 
 def gflop_a_slice(path: Path) -> float:
-    """Return the work of labelling one slice in convolutions, in billions: a multiplication and an addition are two."""
+    """Return the work of the convolutions per slice, GFLOP; a multiplication and an addition are two operations."""
     import onnx
 
     model = onnx.load(path)
-    for given in model.graph.input:
-        given.type.tensor_type.shape.dim[0].dim_value = 1
+    for entry in model.graph.input:
+        entry.type.tensor_type.shape.dim[0].dim_value = 1
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     shapes = {
         value.name: [side.dim_value for side in value.type.tensor_type.shape.dim] for value in _values(inferred.graph)

@@ -1,7 +1,7 @@
-"""The graph of a model file: raw HU in, label values out, in the flavors that runtimes want.
+"""The graph of a model file: HU in, label values out, in the flavors that runtimes need.
 
-Windowing, normalization, the choice of neighbors, the network, softmax and the choice of the label are inside, so that each
-slice travels once and a stranger needs nothing but the file.
+Windowing, normalization, choice of the context slices, network, softmax and choice of the label are part of the graph.
+So each slice is uploaded once, and a program needs only the file.
 """
 
 import copy
@@ -15,41 +15,50 @@ import torch
 from torch import Tensor, nn
 
 from slicemill.ct.labels import Labels
+from slicemill.store.model_card import SUFFIXES, InputForm, Precision
 from slicemill.train.config import Config
 from slicemill.train.network.unet import normalize
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flavor:
-    """What goes into a model file and what comes out, beside the labels."""
+    """Input form, precision and optional outputs of a model file."""
 
     half: bool = False
-    """The network in float16, strongly typed; the preparation stays in float32."""
+    """Network in float16, strongly typed; the preparation stays in float32."""
     bytes_in: bool = False
-    """The voxels as pairs of bytes, uint8[n, 1, H, W, 2], for TensorRT, which has no int16 (RUNTIME section 2.3)."""
+    """Voxels as pairs of bytes, uint8[n, 1, H, W, 2]: TensorRT has no int16."""
     probability: bool = False
-    """An output ``probability`` of all classes beside that of tumor."""
+    """Whether the graph has the output ``probability`` of all classes."""
+
+    @property
+    def input(self) -> InputForm:
+        """Return the form of the input ``image``."""
+        return "bytes" if self.bytes_in else "int16"
+
+    @property
+    def precision(self) -> Precision:
+        """Return the precision of the network."""
+        return "fp16" if self.half else "fp32"
 
     @property
     def suffix(self) -> str:
-        """Return what the file's name ends in."""
-        return f"{'.bytes' if self.bytes_in else ''}{'.fp16' if self.half else ''}.onnx"
-
-    @property
-    def precision(self) -> str:
-        """Return the precision as it stands in the metadata."""
-        return "fp16" if self.half else "fp32"
+        """Return the ending of the file name."""
+        return SUFFIXES[self.input, self.precision]
 
 
 DEFAULT = Flavor()
 
 
 class Exported(nn.Module):
-    """The whole graph: int16[n, H, W] HU and int32[b, c] neighbors -> labels uint8[b, H, W], tumor uint8[b, H, W], probability [b, k, H, W].
+    """The graph of a model file.
 
-    The outputs are as cheap as their form allows, since a runtime computes them whether they are asked for or not. On one
-    core, for 3 classes of 512x512: ArgMax 1.5 ms a slice and comparisons with Where 8; the tumor's probability 1 and a
-    softmax over an inner axis 40. TensorRT turns ArgMax into a slow TopK, so the flavors for GPUs compare and add.
+    Inputs: ``image`` int16[n, H, W], HU, and ``neighbors`` int32[b, c], the context rows of each slice to label.
+    Outputs: ``label`` uint8[b, H, W]; optionally ``tumor`` uint8[b, H, W] and ``probability`` float[b, k, H, W].
+
+    A runtime computes all outputs, even those that nobody requests, so each has its cheapest form. On one core, for 3
+    classes of 512x512, one slice takes: ArgMax 1.5 ms, comparisons with Where 8 ms; probability of tumor 1 ms, softmax
+    over an inner axis 40 ms. TensorRT turns ArgMax into a slow TopK, so the flavors for GPUs compare and add.
     """
 
     def __init__(self, network: nn.Module, config: Config, labels: Labels, flavor: Flavor = DEFAULT) -> None:
@@ -65,23 +74,32 @@ class Exported(nn.Module):
     @property
     def outputs(self) -> list[str]:
         """Return the names of the outputs."""
-        return [
-            "label",
-            *(["tumor"] if self.tumor is not None else []),
-            *(["probability"] if self.flavor.probability else []),
-        ]
+        names = ["label"]
+        if self.tumor is not None:
+            names.append("tumor")
+        if self.flavor.probability:
+            names.append("probability")
+        return names
 
     def feed(self, image: npt.NDArray[np.int16], window: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[Any]]:
-        """Return the inputs for slices int16[n, H, W], HU, and windows int32[b, c]."""
-        given = image.view(np.uint8).reshape(len(image), 1, *image.shape[1:], 2) if self.flavor.bytes_in else image
-        return {"image": given, "neighbors": window} if window.shape[1] > 1 else {"image": given}
+        """Return the graph's inputs.
+
+        Parameters
+        ----------
+        image
+            int16[n, H, W], HU.
+        window
+            int32[b, c]: for each slice to label, the rows of `image` that are its context.
+        """
+        voxels = image.view(np.uint8).reshape(len(image), 1, *image.shape[1:], 2) if self.flavor.bytes_in else image
+        return {"image": voxels, "neighbors": window} if window.shape[1] > 1 else {"image": voxels}
 
     def forward(self, image: Tensor, neighbors: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return labels, and what else is in `outputs`."""
-        return self.told(self.logits(image, neighbors))
+        """Return the outputs, in the order of `outputs`."""
+        return self.outputs_of(self.logits(image, neighbors))
 
     def logits(self, image: Tensor, neighbors: Tensor | None = None) -> Tensor:
-        """Return what the network makes of slices and windows: [b, k, y, x]."""
+        """Return the logits of the network, [b, k, y, x]."""
         normal = normalize(from_bytes(image) if self.flavor.bytes_in else image, self.low, self.high)
         if self.flavor.half:
             normal = normal.half()
@@ -93,43 +111,48 @@ class Exported(nn.Module):
         logits: Tensor = self.network(windows)
         return logits
 
-    def told(self, logits: Tensor) -> tuple[Tensor, ...]:
-        """Return `outputs` of logits [b, k, y, x]."""
+    def outputs_of(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Compute the outputs from logits [b, k, y, x]."""
         maps = torch.split(logits, 1, dim=1)
         gpu = self.flavor.half or self.flavor.bytes_in
-        outputs = [self.by_comparison(maps) if gpu else self.by_argmax(logits)]
+        outputs = [self.label_by_comparison(maps) if gpu else self.label_by_argmax(logits)]
         if self.tumor is not None:
             outputs.append(tumor_bytes(maps, self.tumor))
         if self.flavor.probability:
             outputs.append(softmax(maps))
         return tuple(outputs)
 
-    def by_argmax(self, logits: Tensor) -> Tensor:
-        """Return the value of the class of the largest logit, the first of equals: [b, k, y, x] -> uint8[b, y, x]."""
+    def label_by_argmax(self, logits: Tensor) -> Tensor:
+        """Return the value of the class with the largest logit, the first of equals: [b, k, y, x] -> uint8[b, y, x]."""
         best = logits.argmax(dim=1)
-        follows = self.values == list(range(len(self.values)))
-        return best.to(torch.uint8) if follows else torch.tensor(self.values, dtype=torch.uint8)[best]
+        consecutive = self.values == list(range(len(self.values)))
+        return best.to(torch.uint8) if consecutive else torch.tensor(self.values, dtype=torch.uint8)[best]
 
-    def by_comparison(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return the same of logits [b, 1, y, x] a class, without ArgMax and without an integer in between."""
+    def label_by_comparison(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return the same from logits [b, 1, y, x] per class, without ArgMax and without integers in between."""
         label = (maps[1] > maps[0]).to(maps[0].dtype) * self.values[1]
         most = torch.maximum(maps[0], maps[1])
         for value, map_ in zip(self.values[2:], maps[2:], strict=True):
+            # where this class is larger than all before, the sum replaces the label by its value
             label = label + (map_ > most).to(map_.dtype) * (value - label)
             most = torch.maximum(most, map_)
         return label[:, 0].to(torch.uint8)
 
 
 def from_bytes(pairs: Tensor) -> Tensor:
-    """Return HU float32[n, y, x] of pairs of bytes uint8[n, 1, y, x, 2], low byte first: exact for all int16."""
+    """Convert pairs of bytes uint8[n, 1, y, x, 2], low byte first, to HU float32[n, y, x]; exact for every int16."""
     numbers = pairs.float()[:, 0]
     low, high = numbers[..., 0], numbers[..., 1]
     return low + 256 * (high - 256 * (high > 127.5).float())
 
 
 def tumor_bytes(maps: Sequence[Tensor], tumor: int) -> Tensor:
-    """Return 255 times the probability of one class, uint8[b, y, x], of logits [b, 1, y, x] a class: 1 / sum(exp(z_j - z_t))."""
-    own, *others = (maps[index].float() for index in (tumor, *(i for i in range(len(maps)) if i != tumor)))
+    """Return 255 times the probability of one class, uint8[b, y, x], from logits [b, 1, y, x] per class.
+
+    The softmax is computed as 1 / sum(exp(z_j - z_t)).
+    """
+    own = maps[tumor].float()
+    others = [map_.float() for index, map_ in enumerate(maps) if index != tumor]
     powers = [torch.exp(other - own) for other in others]
     total = 1 + powers[0]
     for power in powers[1:]:
@@ -138,7 +161,7 @@ def tumor_bytes(maps: Sequence[Tensor], tumor: int) -> Tensor:
 
 
 def softmax(maps: Sequence[Tensor]) -> Tensor:
-    """Return the probabilities [b, k, y, x] of logits [b, 1, y, x] a class."""
+    """Return the probabilities [b, k, y, x] of logits [b, 1, y, x] per class."""
     most = maps[0]
     for map_ in maps[1:]:
         most = torch.maximum(most, map_)

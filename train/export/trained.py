@@ -1,0 +1,101 @@
+"""A run's best network, and the real slices on which its files are proved."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from slicemill.common.errors import ModelError
+from slicemill.ct.crop import centered, fit, neighbor_step, neighbors
+from slicemill.ct.labels import Labels, labels_from_json
+from slicemill.ct.pictures import evenly_spaced
+from slicemill.ct.window import AIR_HU
+from slicemill.store.model_card import MAX_SIDE
+from slicemill.store.reader import Store, open_store
+from slicemill.store.split import read_split
+from slicemill.train.config import Config, read_config
+from slicemill.train.export.graph import DEFAULT, Exported, Flavor
+from slicemill.train.network.step import build
+from slicemill.train.run.checkpoint import BEST, load_weights
+from slicemill.train.run.setup import CONFIG, SPLIT, run_document
+
+PROOF_SLICES = 12
+Proof = list[tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]]
+"""Slices int16[c, H, W], HU, and the window int32[1, c] of the one that is labelled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A run's best network with all that its model files are made from."""
+
+    config: Config
+    labels: Labels
+    document: Mapping[str, Any]
+    """What the run recorded about its store; see `slicemill.train.run.setup.run_document`."""
+    network: nn.Module
+    proof: Proof
+
+    def needed(self, flavor: Flavor) -> Flavor:
+        """Add the outputs that the network needs.
+
+        A network of one pixel size needs probabilities, since labels are resampled to the scan by them.
+        """
+        return replace(flavor, probability=flavor.probability or self.config.wanted_spacing_mm is not None)
+
+    def graph(self, flavor: Flavor = DEFAULT) -> Exported:
+        """Return the graph of a flavor."""
+        return Exported(self.network, self.config, self.labels, flavor).eval()
+
+
+def read_trained(run: Path, store_path: Path | None, size: tuple[int, int] | None = None) -> Trained:
+    """Read a run's best network, and proof slices of the trained size or of another.
+
+    Raises
+    ------
+    ModelError
+        There is no trained network, or it cannot take slices of that size.
+    """
+    if not (run / BEST).exists():
+        raise ModelError(f"{run}: holds no trained network ({BEST}); run `slicemill train` first.")
+    config = read_config(run / CONFIG)
+    document = run_document(run)
+    labels = labels_from_json(document)
+    network = build(labels, config)
+    load_weights(run / BEST, network)
+    store = open_store(store_path or str(document["store"]))
+    split = read_split(run / SPLIT, store.case_ids)
+    size = size or (int(document["size"][0]), int(document["size"][1]))
+    multiple = 2**config.depth
+    if any(side < multiple or side % multiple or side > MAX_SIDE for side in size):
+        raise ModelError(
+            f"slices of {size[0]}x{size[1]}: the network of {run} halves them {config.depth} times, so height and "
+            f"width must be multiples of {multiple}, up to {MAX_SIDE}. `slicemill infer` tiles larger scans and pads "
+            "smaller ones."
+        )
+    return Trained(
+        config=config,
+        labels=labels,
+        document=document,
+        network=network.eval(),
+        proof=proof_slices(store, split.validation, config, size),
+    )
+
+
+def proof_slices(store: Store, cases: tuple[str, ...], config: Config, size: tuple[int, int]) -> Proof:
+    """Read slices of the validation cases, evenly spaced, each with its context: int16[c, H, W] and int32[1, c]."""
+    slices = [(case_id, z) for case_id in cases for z in range(len(store[case_id].image))]
+    proof: Proof = []
+    for case_id, z in evenly_spaced(slices, PROOF_SLICES):
+        array = store[case_id].image
+        step = neighbor_step(config.window_spacing_mm, store[case_id].info.spacing_mm[0])
+        around = neighbors(z, len(array), config.context, step)
+        image = np.empty((config.context, *size), dtype=np.int16)
+        for out, neighbor in zip(image, around, strict=True):
+            section = array.read(neighbor)
+            fit(section, centered(section.shape, size), AIR_HU, out)
+        proof.append((image, np.arange(config.context, dtype=np.int32)[None]))
+    return proof
