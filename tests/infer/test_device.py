@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 import slicemill.infer.network.lanes
-from slicemill.bench.stages.infer_cpu import exported
+from slicemill.bench.harness.networks import exported
 from slicemill.common.errors import ModelError, ProviderError
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.infer.inputs.gather import gather
