@@ -1,4 +1,4 @@
-"""The benchmarks of the stages from scans to masks: what each measures, what should bound it, and its size (`stages.toml`)."""
+"""The benchmarks of the stages from scans to masks: what each measures, its bound and its size (`stages.toml`)."""
 
 from dataclasses import dataclass
 from pathlib import Path

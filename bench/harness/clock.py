@@ -1,8 +1,8 @@
 """Times contenders fairly on a noisy machine: warm-up, interleaved rounds, medians, and ratios of pairs.
 
-A round runs every contender once, so that a slow minute slows all of them. The order of a round is drawn at random, and the next
-round reverses it, because the previous contender affects caches and free memory. A ratio is the median over the rounds of the two
-times of one round.
+A round runs every contender once, so that a slow minute slows all of them. The order of a round is drawn at random,
+and the next round reverses it, because the previous contender affects caches and free memory. A ratio is the median
+over the rounds of the two times of one round.
 """
 
 import datetime as dt

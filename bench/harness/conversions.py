@@ -1,6 +1,7 @@
 """Baselines of `bench ingest`: what people do today with an image and its mask, as they would write it.
 
-Each takes the paths of both files and an empty folder, and runs on one core. Its sentence says what it does more or less than ours.
+Each takes the paths of both files and an empty folder, and runs on one core. Its sentence says what it does more or
+less than ours.
 """
 
 import gzip
@@ -49,7 +50,7 @@ def _eight_bit(image: Path, mask: Path, out: Path, suffix: str) -> None:
 
 
 def nnunet_blosc2(image: Path, mask: Path, out: Path) -> None:
-    """Write what nnU-Net 2.6 stores of a case: normalized float32 and labels, blosc2, zstd 8, blocks of its 2-D patch."""
+    """Write a case as nnU-Net 2.6 does: normalized float32 and labels, blosc2, zstd 8, blocks of its 2-D patch."""
     import blosc2
 
     blosc2.set_nthreads(1)

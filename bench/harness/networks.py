@@ -1,7 +1,8 @@
 """Networks with random weights whose labels are known: they label a phantom's liver and tumors by their HU.
 
-`mark_labels` raises the HU of the liver and of tumors above those of all other tissue, and the networks here find them there. So
-post-processing, report and picture have as much work as after a trained network, at the cost of the real convolutions.
+`mark_labels` raises the HU of the liver and of tumors above those of all other tissue, and the networks here find them
+there. So post-processing, report and picture have as much work as after a trained network, at the cost of the real
+convolutions.
 """
 
 from dataclasses import replace
@@ -55,7 +56,7 @@ class Sampled(Exported):
     def __init__(self, config: Config) -> None:
         super().__init__(nn.Identity(), config, LITS_LABELS)
 
-    def forward(self, image: Tensor, neighbors: Tensor | None = None) -> tuple[Tensor, ...]:  # noqa: ARG002 (it looks at one slice)
+    def forward(self, image: Tensor, neighbors: Tensor | None = None) -> tuple[Tensor, ...]:  # noqa: ARG002 (one slice)
         """Return label and tumor, uint8[b, y, x], of slices int16[b, y, x], HU."""
         few = image[:, ::BLUR, ::BLUR].float()
         tumor = (few > TUMOR_FROM).float()

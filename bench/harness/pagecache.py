@@ -8,7 +8,8 @@ from pathlib import Path
 def drop(paths: Iterable[Path]) -> None:
     """Drop files from the page cache. Data that are not on the disk yet are written first.
 
-    Any user may do this for a file that they may read (posix_fadvise, DONTNEED). The disk's own cache keeps its contents.
+    Any user may do this for a file that they may read (posix_fadvise, DONTNEED). The disk's own cache keeps its
+    contents.
     """
     for path in paths:
         handle = os.open(path, os.O_RDONLY)

@@ -1,29 +1,37 @@
 """Records of benchmarks: frozen dataclasses whose fields, in their order, are the keys of the JSON."""
 
-from dataclasses import fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields
 
+from slicemill.bench.harness.clock import now
 from slicemill.bench.harness.headline import Record
 from slicemill.common.documents import to_document
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from slicemill.common.machine import machine_info
 
 
-def to_record(record: "DataclassInstance") -> Record:
-    """Convert a benchmark's record to JSON values.
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkRecord:
+    """What all records share. A subclass gives `benchmark` its name, and adds the figures."""
 
-    Metadata of a field may change its JSON: ``key`` is a key that is no Python name, and ``optional`` leaves the key out if the
-    value is None.
+    benchmark: str
+    date: str = field(default_factory=now)
 
-    >>> from dataclasses import field, make_dataclass
-    >>> kind = make_dataclass("Kind", [("a", int), ("b", float, field(metadata={"key": "b over a"}))])
-    >>> to_record(kind(1, 2.0))
-    {'a': 1, 'b over a': 2.0}
-    """
-    document = to_document(record)
-    return {
-        one.metadata.get("key", one.name): document[one.name]
-        for one in fields(record)
-        if not (document[one.name] is None and one.metadata.get("optional"))
-    }
+    def as_json(self) -> Record:
+        """Return the JSON values, and the machine as the last key if no field has that name.
+
+        Metadata of a field may change its JSON: ``key`` is a key that is no Python name, and ``optional`` leaves the
+        key out if the value is None.
+
+        >>> from dataclasses import make_dataclass
+        >>> figure = ("rate", float, field(metadata={"key": "slices a second"}))
+        >>> kind = make_dataclass("Kind", [figure], bases=(BenchmarkRecord,), frozen=True, kw_only=True)
+        >>> kind(benchmark="x", rate=2.0).as_json().keys()
+        dict_keys(['benchmark', 'date', 'slices a second', 'machine'])
+        """
+        document = to_document(self)
+        record = {
+            one.metadata.get("key", one.name): document[one.name]
+            for one in fields(self)
+            if not (document[one.name] is None and one.metadata.get("optional"))
+        }
+        record.setdefault("machine", machine_info())
+        return record

@@ -132,7 +132,7 @@ def subject_of(data: Path | None, slices: int) -> Subject:
 
 
 def same_voxels(one: npt.NDArray[np.generic], other: npt.NDArray[np.generic]) -> bool:
-    """Return whether two volumes hold the same numbers; the order of the axes, which files differ in, does not matter."""
+    """Return whether two volumes hold the same numbers, whatever the order of their axes."""
     return np.array_equal(np.sort(one, axis=None), np.sort(other, axis=None))
 
 

@@ -14,7 +14,7 @@ FILES = Path(__file__).parents[1] / "studies" / "nnunet"
 
 
 def environment(folder: Path, requirements: Path, name: str) -> Path:
-    """Return the interpreter of the environment in `folder`. It is installed from `requirements` if their versions changed.
+    """Return the interpreter of the environment in `folder`, and install it if the versions in `requirements` changed.
 
     Raises
     ------

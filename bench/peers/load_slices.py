@@ -1,7 +1,7 @@
 """Other tools load random training slices: HDF5, MONAI, nnU-Net and TorchIO, each as its documentation has it.
 
-The benchmark `peers_loading` runs this script with the interpreter of a peer's environment. So a function imports only the
-standard library and the packages of its peer. It prepares the data and returns the work of one round.
+The benchmark `peers_loading` runs this script with the interpreter of a peer's environment. So a function imports only
+the standard library and the packages of its peer. It prepares the data and returns the work of one round.
 """
 
 import json
@@ -39,8 +39,8 @@ class Request:
 def load_hdf5(request: Request) -> Work:
     """Read from one file of int16 and uint8 volumes, one slice per chunk, shuffle and gzip 4 (as h5py documents).
 
-    The chunk cache, by default 8 MB per dataset, is off. It would hold a few short scans completely, but almost nothing of a
-    collection.
+    The chunk cache, by default 8 MB per dataset, is off. It would hold a few short scans completely, but almost
+    nothing of a collection.
     """
     import h5py
     import nibabel
@@ -132,7 +132,7 @@ def load_nnunet(request: Request) -> Work:
 
 
 def load_torchio(request: Request) -> Work:
-    """Draw slices from a queue that TorchIO fills from complete volumes, which it reads and normalizes in every epoch."""
+    """Draw slices from a queue of complete volumes, which TorchIO reads and normalizes in every epoch."""
     import torch
     import torchio
 
@@ -155,7 +155,7 @@ def load_torchio(request: Request) -> Work:
 
 
 def _in_random_batches(positions: list, batch: int, read: Callable[[int, int], tuple]) -> Work:
-    """Return the work that reads every position (case number, z) once, in a new random order per round, and stacks batches."""
+    """Return the work that reads every position (case number, z) once, in a new random order, and stacks batches."""
     import numpy as np
 
     rng = np.random.default_rng(0)

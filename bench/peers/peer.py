@@ -33,7 +33,7 @@ def read_peers(name: str) -> tuple[Peer, ...]:
     return lists["peer"]
 
 
-def requirements(package: str) -> Path:
+def requirements_file(package: str) -> Path:
     """Return the file of pinned versions of an environment. Those of nnU-Net are shared with `bench yardstick`."""
     own = HERE / "requirements" / f"{package}.txt"
     return own if own.exists() else FILES / "requirements.txt"
@@ -75,14 +75,14 @@ def start_peers(
     folder
         Each peer gets a new folder in it, named after its way.
     inputs
-        What the script is asked to work on.
+        Request to the script, without way and folder.
     """
     started = StartedPeers(processes={}, failures={})
     with ExitStack() as running:
         for peer in peers:
             own = folder / peer.way
             try:
-                python = environment(environments / peer.package, requirements(peer.package), peer.name)
+                python = environment(environments / peer.package, requirements_file(peer.package), peer.name)
                 own.mkdir(parents=True)
                 request = {**inputs, "way": peer.way, "folder": str(own)}
                 process = PeerProcess(name=peer.name, python=python, script=script, request=request)

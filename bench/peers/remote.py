@@ -36,7 +36,7 @@ class PeerProcess:
     reason: str = ""
     """Why it ended early. It does nothing then."""
     _process: subprocess.Popen[str] | None = field(default=None, repr=False)
-    _errors: IO[str] = field(default_factory=lambda: TemporaryFile("w+", encoding="utf-8"), repr=False)  # noqa: SIM115 (closed on exit)
+    _errors: IO[str] = field(default_factory=lambda: TemporaryFile("w+", encoding="utf-8"), repr=False)  # noqa: SIM115
     """Its standard error. It is a file, because a pipe that nobody reads fills up and blocks the peer."""
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Runs in a peer's environment: does one round of work for every line that it reads, and answers with the time that it took.
+"""Runs in a peer's environment: does a round of work per line that it reads, and answers with the time.
 
 Only Python's standard library is used, because slicemill is not installed there.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 
 def answer_rounds(work: Callable[[], int]) -> None:
-    """Answer ready, then do the work once per line ``go`` and answer with seconds, CPU seconds and the number of slices."""
+    """Answer ready; then do the work per line ``go``, and answer with seconds, CPU seconds and slices."""
     answer({"ready": True})
     for line in sys.stdin:
         if line.strip() != "go":

@@ -1,7 +1,7 @@
 """Other tools segment scans with our network: MONAI, nnU-Net, TorchIO and the usual script.
 
-The benchmark `peers_inference` runs this script with the interpreter of a peer's environment. So a function imports only the
-standard library, torch and the packages of its peer. It loads the network and returns the work of one round.
+The benchmark `peers_inference` runs this script with the interpreter of a peer's environment. So a function imports
+only the standard library, torch and the packages of its peer. It loads the network and returns the work of one round.
 """
 
 import json
@@ -65,7 +65,7 @@ class Network(nn.Module):
 
 
 def segment_with_monai(request: Request) -> Work:
-    """Segment as inference.json of MONAI's bundles does: a Compose before, an inferer slice by slice, a Compose after."""
+    """Segment as inference.json of MONAI's bundles does: a Compose, an inferer slice by slice, a Compose."""
     from monai import transforms
     from monai.data import DataLoader, Dataset, decollate_batch
     from monai.inferers import SliceInferer
@@ -136,8 +136,8 @@ def segment_with_torchio(request: Request) -> Work:
 def segment_with_nnunet(request: Request) -> Work:
     """Segment with nnU-Net's predictor. Mirroring, overlapping tiles and Gaussian weights are off.
 
-    The plans define its preprocessing. CTNormalization with the window's middle as mean and its half width as deviation gives
-    the same -1 to 1. Pixels stay as they are, and a patch is a complete slice.
+    The plans define its preprocessing. CTNormalization with the window's middle as mean and its half width as
+    deviation gives the same -1 to 1. Pixels stay as they are, and a patch is a complete slice.
     """
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -242,7 +242,7 @@ def _segment_with_script(request: Request, network: Network) -> Work:
 
 
 def _remove_specks(label, min_voxels: float):
-    """Return labels with only the largest organ, and with tumors of fewer than `min_voxels` voxels relabeled as organ."""
+    """Return labels with only the largest organ, and tumors of fewer than `min_voxels` voxels as organ."""
     import numpy as np
     from scipy import ndimage
 

@@ -1,23 +1,22 @@
 """Export of a network to a verified model file, compared with torch's exporter alone.
 
-What bounds it: torch traces, optimizes and writes the graph, which takes as long for any size of network. Ours adds windowing and
-labels to the graph, compares onnxruntime's labels with torch's on real slices, runs onnx's checker, and adds metadata. Command:
-`slicemill bench export`.
+What bounds it: torch traces, optimizes and writes the graph, which takes as long for any size of network. Ours adds
+windowing and labels to the graph, compares onnxruntime's labels with torch's on real slices, runs onnx's checker, and
+adds metadata. Command: `slicemill bench export`.
 """
 
 import logging
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from slicemill.bench.harness.clock import now, show_progress, time_rounds
+from slicemill.bench.harness.clock import show_progress, time_rounds
 from slicemill.bench.harness.headline import Record, check, headline, with_amount
-from slicemill.bench.harness.record import to_record
+from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import CASE_ID, Subject
-from slicemill.common.machine import machine_info
 from slicemill.train.config import Config
 from slicemill.train.export.graph import Exported
 from slicemill.train.export.model_file import OPSET, add_metadata, onnx_checked, proof_slices, prove, to_onnx
@@ -28,11 +27,10 @@ OURS, BARE = "export with its proof", "torch.onnx.export of the network alone"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportRecord:
+class ExportRecord(BenchmarkRecord):
     """Record of `bench export`."""
 
     benchmark: str = "export"
-    date: str = field(default_factory=now)
     subject: str
     unit: str = "model files"
     clock: str = "wall"
@@ -41,7 +39,6 @@ class ExportRecord:
     parity: Record
     results: Mapping[str, Record]
     headline: Record
-    machine: Record = field(default_factory=machine_info)
 
 
 def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
@@ -72,23 +69,21 @@ def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
     parity = parities[-1]
     differing, pixels = parity["labels_differing"], parity["pixels"]
     check("onnxruntime and torch give equal labels", holds=differing <= parity["limit"] * pixels)
-    return to_record(
-        ExportRecord(
-            subject=str(subject),
-            model_mb=round(path.stat().st_size / 1e6, 2),
-            proof_slices=sum(len(window) for _, window in proof),
-            parity=parity,
-            results={name: timing.as_json(1) for name, timing in times.items()},
-            headline=headline(
-                with_amount(times, 1),
-                ours=OURS,
-                limit=BARE,
-                bound="torch's exporter",
-                peers={},
-                verified=f"{differing} of {pixels:,} labels differ between onnxruntime and torch",
-            ),
-        )
-    )
+    return ExportRecord(
+        subject=str(subject),
+        model_mb=round(path.stat().st_size / 1e6, 2),
+        proof_slices=sum(len(window) for _, window in proof),
+        parity=parity,
+        results={name: timing.as_json(1) for name, timing in times.items()},
+        headline=headline(
+            with_amount(times, 1),
+            ours=OURS,
+            limit=BARE,
+            bound="torch's exporter",
+            peers={},
+            verified=f"{differing} of {pixels:,} labels differ between onnxruntime and torch",
+        ),
+    ).as_json()
 
 
 def export_bare(network: torch.nn.Module, config: Config, size: tuple[int, int], path: Path) -> None:

@@ -32,7 +32,7 @@ Label = npt.NDArray[np.uint8]
 
 
 def measure_host(folder: Path, scans: Path, size: int, rounds: int, log: Log) -> Record:
-    """Measure the CPU time around a network that costs almost nothing: ours with report and picture, a script's without."""
+    """Measure the CPU time around a network that costs almost nothing: ours with report and picture, and a script's."""
     config = replace(MARKED, context=1)
     model = open_model(export_graph(folder / "sampled.onnx", Sampled(config).eval(), config, size), "cpu")
     jobs, _ = gather([scans])
@@ -48,7 +48,7 @@ def measure_host(folder: Path, scans: Path, size: int, rounds: int, log: Log) ->
 
     contenders = {
         "ours": lambda: segment_all(model, jobs, folder),
-        "its network": network_alone(model, scans, slices, lanes_on("cpu")),
+        "its network": network_alone(model, scans, slices, lanes=lanes_on("cpu")),
         "usual script": run_usual_script,
     }
     times = time_on_both_clocks(contenders, rounds, log)
@@ -77,7 +77,7 @@ def segment_as_usual(scan: Path, out: Path, logits: npt.NDArray[np.float32]) -> 
 
 
 def measure_components(label: Label, rounds: int, log: Log) -> Record:
-    """Measure the removal of small components from a phantom's labels with specks, ours and scipy's, with equal results."""
+    """Measure the removal of small components from a phantom's labels with specks, by us and by scipy."""
     noisy = add_specks(label)
     equal = bool(np.array_equal(clean(noisy), clean_by_scipy(noisy, MIN_VOXELS)))
     check("ours and scipy give equal labels", holds=equal)

@@ -4,15 +4,15 @@ What bounds it: the convolutions. Command: `slicemill bench infer`.
 
 | row | contenders |
 |---|---|
-| whole | .nii.gz in; .nii.gz, report and picture out, with and without post-processing; the network alone (`infer_session`) |
+| whole | .nii.gz to .nii.gz, report and picture, with and without rules; the network alone (`infer_session`) |
 | host | CPU time of everything around a network that costs almost nothing, and of the usual script (`infer_around`) |
 | engines | onnxruntime in fp32; torch eager, NCHW and channels last |
-| components | removal of all but the largest organ, and of small lesions, by us and by scipy, with equal labels (`infer_around`) |
+| components | removal of small organs and lesions, by us and by scipy, with equal labels (`infer_around`) |
 | many | 64 small scans as a folder, and one call per scan (`infer_many`) |
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from slicemill.bench.harness.clock import Log, Work, now, show_progress, time_on_both_clocks
+from slicemill.bench.harness.clock import Log, Work, show_progress, time_on_both_clocks
 from slicemill.bench.harness.cores import count_cores, torch_threads
 from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.networks import (
@@ -33,7 +33,7 @@ from slicemill.bench.harness.networks import (
     light_network,
     write_marked_scans,
 )
-from slicemill.bench.harness.record import to_record
+from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import phantom_subject
 from slicemill.bench.stages.infer_around import measure_components, measure_host
 from slicemill.bench.stages.infer_many import measure_many
@@ -45,7 +45,6 @@ from slicemill.bench.stages.infer_session import (
     open_on_all_cores,
     segment_all,
 )
-from slicemill.common.machine import machine_info
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.network.model import open_model
@@ -56,7 +55,7 @@ from slicemill.train.export.graph import Exported
 
 SIZE = 512
 FEW, MANY = 4, 12
-"""Scans for the default network, and for faster ones. Start and end of a run, which come once, weigh equally in both."""
+"""Scans for the default network, and for faster ones, so that start and end of a run weigh equally in both."""
 CONTENDERS = 20
 """Contenders of all rows, for the progress bar."""
 WITH_RULES, WITHOUT_RULES = "with post-processing", "without post-processing"
@@ -65,11 +64,10 @@ ENGINE, EAGER, EAGER_LAST = "onnxruntime", "torch eager", "torch eager, channels
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferRecord:
+class InferRecord(BenchmarkRecord):
     """Record of `bench infer`."""
 
     benchmark: str = "infer"
-    date: str = field(default_factory=now)
     unit: str = f"slices of {SIZE}x{SIZE}"
     slices: int
     """Slices that pass the default network in a round."""
@@ -79,7 +77,6 @@ class InferRecord:
     results: Mapping[str, Any]
     """By row."""
     headline: Record
-    machine: Record = field(default_factory=machine_info)
 
 
 def run(folder: Path, *, slices: int, rounds: int) -> Record:
@@ -88,7 +85,8 @@ def run(folder: Path, *, slices: int, rounds: int) -> Record:
     Parameters
     ----------
     slices
-        Slices of 512x512 that pass the default network in a round, as FEW scans. Faster networks get MANY scans of that length.
+        Slices of 512x512 that pass the default network in a round, as FEW scans. Faster networks get MANY scans of
+        that length.
     """
     subject = phantom_subject(max(8, slices // FEW), size=SIZE)
     scans, more = folder / "scans", folder / "more"
@@ -109,7 +107,7 @@ def run(folder: Path, *, slices: int, rounds: int) -> Record:
             "components": measure_components(subject.label, rounds, log),
             "many": measure_many(folder, rounds, log),
         }
-    return to_record(InferRecord(slices=slices, rounds=rounds, results=results, headline=make_headline(results)))
+    return InferRecord(slices=slices, rounds=rounds, results=results, headline=make_headline(results)).as_json()
 
 
 def default_file(folder: Path) -> Path:
@@ -163,7 +161,7 @@ def measure_whole(path: Path, scans: Path, rounds: int, log: Log) -> Record:
 
     contenders = {
         SESSION: network_alone(open_on_all_cores(path), scans, total),
-        LANES: network_alone(model, scans, total, lanes_on("cpu")),
+        LANES: network_alone(model, scans, total, lanes=lanes_on("cpu")),
         WITHOUT_RULES: segment(WITHOUT_RULES, InferOptions(postprocess=False)),
         WITH_RULES: segment(WITH_RULES, InferOptions()),
     }

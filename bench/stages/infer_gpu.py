@@ -1,16 +1,16 @@
-"""Inference on a GPU: the network alone, against the GPU's own peak and against torch; copies, complete runs, labels, and a profile.
+"""Inference on a GPU: the network alone, against the GPU's peak and torch; copies, complete runs, labels and a profile.
 
-What bounds it: convolutions, or the memory that everything between them passes through; the row ``profile`` says which. Networks have
-random weights, and labels follow marked HU (`slicemill.bench.harness.networks`). All rows of one call share its peak, and the
-contenders of a row share its rounds.
+What bounds it: convolutions, or the memory that everything between them passes through; the row ``profile`` says
+which. Networks have random weights, and labels follow marked HU (`slicemill.bench.harness.networks`). All rows of one
+call share its peak, and the contenders of a row share its rounds.
 
-    python -m slicemill.bench.stages.infer_gpu --json bench/results/gpu/infer.json            # bench/gpu/infer.sh; a few minutes on an H200
-    python -m slicemill.bench.stages.infer_gpu --device cpu --size 64 --scans 2 --slices 4    # the same code without a GPU
+    python -m slicemill.bench.stages.infer_gpu --json bench/results/gpu/infer.json         # as bench/gpu/infer.sh does
+    python -m slicemill.bench.stages.infer_gpu --device cpu --size 64 --scans 2 --slices 4 # the same without a GPU
 
 | row | contenders |
 |---|---|
 | peak | matrix products in float16 |
-| engines | the CUDA provider on data that are on the GPU, and with copies; torch eager (channels last, cudnn.benchmark) and compiled |
+| engines | the CUDA provider on data on the GPU, and with copies; torch eager (channels last) and compiled |
 | labels | those of the GPU, compared with the CPU's in float32 |
 | profile | time by operator and by kernel |
 | settings | the CUDA provider with one setting changed at a time |
@@ -26,9 +26,8 @@ from pathlib import Path
 
 import torch
 
-from slicemill.bench.harness.clock import now
 from slicemill.bench.harness.headline import Record
-from slicemill.bench.harness.record import to_record
+from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.stages.infer_gpu_contenders import Workload
 from slicemill.bench.stages.infer_gpu_files import measure_files
 from slicemill.bench.stages.infer_gpu_rows import (
@@ -55,11 +54,10 @@ ROWS: dict[str, Callable[[Path, Workload, Record], Record]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class GpuRecord:
+class GpuRecord(BenchmarkRecord):
     """Record of the benchmark; it grows row by row."""
 
     benchmark: str = "device"
-    date: str = field(default_factory=now)
     unit: str
     work: Workload
     results: dict[str, Record] = field(default_factory=dict)
@@ -97,11 +95,11 @@ def measure(folder: Path, work: Workload, only: list[str], keep: Callable[[Recor
         print_line(f"measuring: {name}")
         try:
             record.results[name] = row(folder, work, record.results)
-        except Exception as error:  # noqa: BLE001 (a failed row is in the record and the exit status, and time on a GPU is short)
+        except Exception as error:  # noqa: BLE001 (the record and the exit status show it)
             record.failed[name] = f"{type(error).__name__}: {error}"
         gc.collect()  # sessions and their memory on the GPU
-        keep(to_record(record))
-    return to_record(record)
+        keep(record.as_json())
+    return record.as_json()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Row ``files`` of the GPU benchmark `infer_gpu`: complete runs from .nii.gz, .nii and a store, and the network with copies."""
+"""Row ``files`` of the GPU benchmark `infer_gpu`: complete runs from .nii.gz, .nii and a store."""
 
 import json
 import shutil
@@ -85,7 +85,7 @@ def compare_with_network(times: Mapping[str, Timed], check_seconds: float) -> Re
 
 
 def cpu_check_seconds(model: Model, work: Workload) -> float:
-    """Return about how long a run labels two slices on the CPU before its first scan; the runs here are short, so this weighs."""
+    """Return about how long a run labels two slices on the CPU before its first scan; a short run notices it."""
     noise = make_noise(work, 2)
     start = time.perf_counter()
     open_model(model.path, "cpu").run(noise.image, noise.neighbors)

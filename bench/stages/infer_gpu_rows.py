@@ -125,7 +125,7 @@ def measure_settings(folder: Path, work: Workload, _results: Record) -> Record:
 
 
 def compare_labels(folder: Path, work: Workload, _results: Record) -> Record:
-    """Compare the device's labels in both precisions with the CPU's in float32, on smooth noise around the organ's HU."""
+    """Compare the device's labels in both precisions with the CPU's in float32, on noise around the organ's HU."""
     width, noise = work.widths[0], make_noise(work, 32)
     smooth = ndimage.gaussian_filter(noise.image.astype(np.float32), (1, 8, 8))
     image, neighbors = (1000 + 25 * (smooth - 1500)).astype(np.int16), noise.neighbors

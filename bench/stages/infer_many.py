@@ -54,7 +54,8 @@ def measure_many(folder: Path, rounds: int, log: Log) -> Record:
         with tempfile.TemporaryDirectory(dir=folder) as out:
             for scan in inputs:
                 words = ["infer", str(path), str(scan), "--out", out, "--provider", "cpu"]
-                subprocess.run([sys.executable, "-m", "slicemill", *words], check=True, capture_output=True)  # noqa: S603 (our own command)
+                command = [sys.executable, "-m", "slicemill", *words]
+                subprocess.run(command, check=True, capture_output=True)  # noqa: S603 (our own command)
 
     contenders = {
         FOLDER: lambda: segment_all(model, jobs, folder),
@@ -84,7 +85,7 @@ def write_small_scans(folder: Path) -> Path:
 
 
 def segment_alone(model: Model, job: Job, out: Path) -> None:
-    """Segment one scan as a loop over scans does: read, label in padded batches of FIXED_BATCH, post-process, report, write."""
+    """Segment one scan as a loop over scans does: read, label in padded batches, post-process, report, write."""
     loaded, info = load(job), model.info
     nz, ny, nx = loaded.volume.shape
     plan = plan_of(info, (nz, ny, nx), loaded.grid.spacing_mm)

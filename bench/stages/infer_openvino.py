@@ -1,40 +1,33 @@
-"""OpenVINO compared with onnxruntime on the CPU: the default network at 512x512 in float32 and bfloat16, and the loss of Dice.
+"""OpenVINO compared with onnxruntime on the CPU: the default network in float32 and bfloat16, and the loss of Dice.
 
-What bounds it: the convolutions; with bfloat16 a core does twice as many per second. Weights are random, and labels follow marked HU
-(`slicemill.bench.harness.networks`).
+What bounds it: the convolutions; with bfloat16 a core does twice as many per second. Weights are random, and labels
+follow marked HU (`slicemill.bench.harness.networks`).
 
-    python -m slicemill.bench.stages.infer_openvino --json bench/results/openvino.json        # with slicemill[openvino,train]
-    python -m slicemill.bench.stages.infer_openvino --model model.onnx --scan ct.nii.gz ...   # Dice of a trained model on a scan
+With slicemill[openvino,train], for random weights, and for the Dice of a trained model on a scan:
+
+    python -m slicemill.bench.stages.infer_openvino --json bench/results/openvino.json
+    python -m slicemill.bench.stages.infer_openvino --model model.onnx --scan ct.nii.gz ...
 """
 
 import argparse
 import tempfile
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from slicemill.bench.harness.agreement import dice_losses, differing_share
-from slicemill.bench.harness.clock import Work, now, ratio, time_rounds
+from slicemill.bench.harness.clock import ratio, time_rounds
 from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.networks import MARKED, default_network, exported, write_marked_scans
-from slicemill.bench.harness.record import to_record
+from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import phantom_subject
-from slicemill.bench.stages.infer_session import open_on_all_cores
+from slicemill.bench.stages.infer_session import network_alone, open_on_all_cores
 from slicemill.common.files import to_json, write_json
-from slicemill.common.machine import machine_info
 from slicemill.common.terminal import print_line
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import load
-from slicemill.infer.network.lanes import make_lane
-from slicemill.infer.network.model import Model, open_model
-from slicemill.infer.runtime.capacity import capacity_of
+from slicemill.infer.network.model import open_model
 from slicemill.infer.single import segment_volume
-from slicemill.infer.slices.assembly import plan_of
-from slicemill.infer.slices.batches import Filler, Scan
 
 SIZE = 512
 SLICES = 2
@@ -43,18 +36,16 @@ BASELINE = "onnxruntime fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenvinoRecord:
+class OpenvinoRecord(BenchmarkRecord):
     """Record of the benchmark."""
 
     benchmark: str = "openvino"
-    date: str = field(default_factory=now)
     unit: str = f"slices of {SIZE}x{SIZE}"
     precision: str
     results: Mapping[str, Record]
     over_baseline: float = field(metadata={"key": f"over {BASELINE}"})
     labels_differing: float
     dice_loss: Mapping[str, float]
-    machine: Record = field(default_factory=machine_info)
 
 
 def main() -> None:
@@ -84,7 +75,9 @@ def measure(path: Path, scan: Path, rounds: int) -> Record:
     labels = {
         name: segment_volume(model, loaded.volume, loaded.grid.spacing_mm).label for name, model in models.items()
     }
-    times = time_rounds({name: one_batch(model, loaded.volume) for name, model in models.items()}, rounds=rounds)
+    times = time_rounds(
+        {name: network_alone(model, scan, SLICES, batch=SLICES) for name, model in models.items()}, rounds=rounds
+    )
     record = OpenvinoRecord(
         precision=models["openvino"].session.precision,
         results={name: timing.as_json(SLICES) for name, timing in times.items()},
@@ -92,19 +85,7 @@ def measure(path: Path, scan: Path, rounds: int) -> Record:
         labels_differing=differing_share(labels["openvino"], labels[BASELINE]),
         dice_loss=dice_losses(labels["openvino"], labels[BASELINE], models["openvino"].info.labels),
     )
-    return to_record(record)
-
-
-def one_batch(model: Model, volume: npt.NDArray[np.int16]) -> Work:
-    """Return the work of one batch of a volume int16[z, y, x] in memory."""
-    plan = plan_of(model.info, (len(volume), *volume.shape[1:]), (1.0, 1.0, 1.0))
-    capacity = capacity_of(model.info, model.provider, SLICES)
-    filler = Filler(capacity)
-    filler.add(Scan(plan, plan.seen(volume)))
-    batch = filler.next()
-    lane = make_lane(model, capacity, plan.wanted)
-    image = batch.show(lane.image)
-    return lambda: lane.run(image, batch.neighbors, nullcontext())
+    return record.as_json()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Contenders of the inference benchmarks: complete runs of `infer`, and the network alone on slices in memory.
 
-The network alone is the limit of a run: the same network on the same number of slices, in the same batches, with the same outputs.
-It runs as people call it, one batch after the other on all cores, and as `infer` does, one batch on each core.
+The network alone is the limit of a run: the same network on the same number of slices, in the same batches, with the
+same outputs. It runs as people call it, one batch after the other on all cores, and as `infer` does, one batch on each
+core.
 """
 
 import tempfile
@@ -47,7 +48,7 @@ def open_on_all_cores(path: Path) -> Model:
     return model
 
 
-def network_alone(model: Model, scan: Path, slices: int, lanes: int = 1) -> Work:
+def network_alone(model: Model, scan: Path, slices: int, *, lanes: int = 1, batch: int = 0) -> Work:
     """Return the network alone: it labels one real batch, in memory and with bound outputs, until `slices` are done.
 
     Parameters
@@ -56,23 +57,25 @@ def network_alone(model: Model, scan: Path, slices: int, lanes: int = 1) -> Work
         The scan of the batch, or a folder with it; the batch is from its middle.
     lanes
         Batches at a time: as many as `infer` has, or 1 for a session that uses all cores.
+    batch
+        Slices in a batch; 0 is the number that `infer` chooses.
     """
     loaded = load(gather([scan])[0][0])
     nz, ny, nx = loaded.volume.shape
     plan = plan_of(model.info, (nz, ny, nx), loaded.grid.spacing_mm)
-    capacity = capacity_of(model.info, model.provider)
+    capacity = capacity_of(model.info, model.provider, batch)
     filler = Filler(capacity)
     filler.add(Scan(plan, loaded.volume))
-    batch = filler.next()
+    filled = filler.next()
     while filler.waiting > nz // 2:
-        batch = filler.next()
+        filled = filler.next()
     opened = [make_lane(model, capacity, plan.wanted) for _ in range(lanes)]
-    images = [batch.show(lane.image) for lane in opened]
-    batches = -(-slices // len(batch.units))
+    images = [filled.show(lane.image) for lane in opened]
+    batches = -(-slices // len(filled.units))
 
     def run_lane(number: int) -> None:
         for _ in range(number, batches, lanes):
-            opened[number].run(images[number], batch.neighbors, nullcontext())
+            opened[number].run(images[number], filled.neighbors, nullcontext())
 
     def work() -> None:
         with ThreadPoolExecutor(lanes) as pool:

@@ -1,7 +1,7 @@
 """One case from NIfTI into the store: compared with the peers and with its own kernels, and with two workers.
 
-What bounds it: gzip decoding and compression for .nii.gz, compression and hashing for .nii. All CPU times are those of one core. The
-page cache is warm, and every contender reads the same files. Command: `slicemill bench ingest`.
+What bounds it: gzip decoding and compression for .nii.gz, compression and hashing for .nii. All CPU times are those of
+one core. The page cache is warm, and every contender reads the same files. Command: `slicemill bench ingest`.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,14 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.bench.harness.clock import Timing, Work, now, ratio, show_progress, time_rounds
+from slicemill.bench.harness.clock import Timing, Work, ratio, show_progress, time_rounds
 from slicemill.bench.harness.conversions import PEERS
 from slicemill.bench.harness.cores import count_cores, pin_to_one_core
 from slicemill.bench.harness.headline import Record, check, headline, with_amount
-from slicemill.bench.harness.record import to_record
+from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import CASE_ID, SUFFIXES, Files, Subject, same_voxels
 from slicemill.bench.stages.ingest_memory import measure_peaks
-from slicemill.common.machine import machine_info
 from slicemill.ct.formats.nifti.stream import Gunzip
 from slicemill.ct.labels import Labels
 from slicemill.ct.scan import slab_depth
@@ -60,11 +60,10 @@ class FormatRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestRecord:
+class IngestRecord(BenchmarkRecord):
     """Record of `bench ingest`."""
 
     benchmark: str = "ingest"
-    date: str = field(default_factory=now)
     subject: str
     slice: list[int]
     """Pixels along y and x."""
@@ -78,7 +77,6 @@ class IngestRecord:
     headline: Record
     threads: Record
     memory: Record | None = field(default=None, metadata={"optional": True})
-    machine: Record = field(default_factory=machine_info)
 
 
 def run(folder: Path, subject: Subject, *, rounds: int, memory: bool = False) -> Record:
@@ -106,7 +104,7 @@ def run(folder: Path, subject: Subject, *, rounds: int, memory: bool = False) ->
         threads=time_threads(folder, files[".nii"], subject.params(), rounds),
         memory=measure_peaks(folder, subject.image, subject.label) if memory else None,
     )
-    return to_record(record)
+    return record.as_json()
 
 
 @contextlib.contextmanager
@@ -121,7 +119,7 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
 
 
 def convert_ours(folder: Path, case: Files, params: Params, *, threads: int = 1) -> None:
-    """Convert a case into a new store: all of ingest but claim, ledger, tables and Dask, whose cost many cases share."""
+    """Convert a case into a new store, without lock, ledger, tables and Dask, whose cost many cases share."""
     with fresh_folder(folder) as path:
         prepare_store(path)
         convert_case(case.case(), params, path, threads=threads)
@@ -149,7 +147,7 @@ def time_peers(folder: Path, case: Files, params: Params, rounds: int) -> dict[s
     contenders: dict[str, Work] = {OURS: lambda: convert_ours(folder, case, params)}
     for peer in PEERS:
         if find_spec(peer.needs):
-            contenders[peer.name] = lambda convert=peer.convert: convert_theirs(folder, case, convert)  # type: ignore[misc]
+            contenders[peer.name] = partial(convert_theirs, folder, case, peer.convert)
     with show_progress(f"peers {case.image.suffix}", len(contenders), rounds) as log:
         return time_rounds(contenders, rounds=rounds, log=log, clock=time.process_time)
 

@@ -1,8 +1,8 @@
-"""An ingest of LiTS's size: 131 cases of 74 to 987 slices, 58,638 in total, about 46 GB of voxels, through the command itself.
+"""An ingest of LiTS's size: 131 cases of 74 to 987 slices, 58,638 in total, 46 GB of voxels, by the command itself.
 
-What bounds it: CPU, two thirds of it decoding and compression. One phantom, repeated along z to seven lengths, is the content of all
-cases (hard links). So the scans take little disk space and come from the page cache; the store is written in full. Command:
-`slicemill bench ingest --scale lits`.
+What bounds it: CPU, two thirds of it decoding and compression. One phantom, repeated along z to seven lengths, is the
+content of all cases (hard links). So the scans take little disk space and come from the page cache; the store is
+written in full. Command: `slicemill bench ingest --scale lits`.
 """
 
 import os
@@ -10,29 +10,26 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from slicemill.bench.harness.clock import now
 from slicemill.bench.harness.headline import Record
-from slicemill.bench.harness.record import to_record
+from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import SIZE, phantom_subject
 from slicemill.bench.stages.ingest_memory import find_peak_mib, write_repeated
 from slicemill.common.files import folder_bytes
-from slicemill.common.machine import machine_info
 
 PLAN = {74: 6, 123: 20, 240: 22, 294: 7, 432: 30, 685: 33, 987: 13}
-"""Length in slices -> number of cases: LiTS's shortest and longest scan, its number of scans and its number of slices."""
+"""Length in slices -> number of cases: LiTS's shortest and longest scan, and its numbers of scans and slices."""
 DEPTH = 148
 """Slices of the phantom that is repeated."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LitsRecord:
+class LitsRecord(BenchmarkRecord):
     """Record of `bench ingest --scale lits`."""
 
     benchmark: str = "ingest --scale lits"
-    date: str = field(default_factory=now)
     page_cache: str = (
         "warm: one phantom, repeated to seven lengths, behind hard links; the store is written through the page cache"
     )
@@ -48,11 +45,10 @@ class LitsRecord:
     slices_per_second: float
     raw_gb_per_second: float
     peak_worker_mib: int | None
-    machine: Record = field(default_factory=machine_info)
 
 
 def run(folder: Path, *, suffix: str, workers: int, limit: int | None = None) -> Record:
-    """Make the scans, ingest them with the command, and return the record. The command shows its progress on a terminal."""
+    """Make the scans, ingest them with the command, which shows its progress, and return the record."""
     source, target = folder / "scans", folder / "store"
     lengths = [length for length, count in PLAN.items() for _ in range(count)][:limit]
     link_cases(source, lengths, suffix)
@@ -78,7 +74,7 @@ def run(folder: Path, *, suffix: str, workers: int, limit: int | None = None) ->
         peak_worker_mib=find_peak_mib(done.stdout),
     )
     shutil.rmtree(folder)
-    return to_record(record)
+    return record.as_json()
 
 
 def link_cases(folder: Path, lengths: list[int], suffix: str) -> None:

@@ -1,7 +1,7 @@
 """Peak memory of an ingest worker for scans of many lengths, which must not grow with the length.
 
-Each length runs in its own process. The files are made of one phantom, repeated along z, so that only the length differs. Command:
-`slicemill bench ingest --memory`.
+Each length runs in its own process. The files are made of one phantom, repeated along z, so that only the length
+differs. Command: `slicemill bench ingest --memory`.
 """
 
 import json
@@ -84,7 +84,7 @@ def find_peak_mib(output: str) -> int | None:
 
 
 def write_repeated(folder: Path, suffix: str, volumes: tuple[npt.NDArray[Any], npt.NDArray[Any]], slices: int) -> Files:
-    """Write a long case without holding it in memory: a phantom's image and label, forward, backward and forward again."""
+    """Write a long case slice by slice: a phantom's image and label, forward, backward and forward again."""
     folder.mkdir(parents=True, exist_ok=True)
     files = Files(image=folder / f"volume-1{suffix}", mask=folder / f"segmentation-1{suffix}")
     for path, volume in zip((files.image, files.mask), volumes, strict=True):
@@ -101,7 +101,7 @@ def write_repeated(folder: Path, suffix: str, volumes: tuple[npt.NDArray[Any], n
 
 
 def up_and_down(depth: int, count: int) -> Iterator[int]:
-    """Yield `count` slice numbers of a volume of `depth`: forward, backward, forward again, so that neighbors stay alike.
+    """Yield `count` slice numbers of `depth` slices: forward, backward, forward again, so that neighbors stay alike.
 
     >>> list(up_and_down(3, 8))
     [0, 1, 2, 2, 1, 0, 0, 1]

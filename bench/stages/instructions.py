@@ -1,9 +1,9 @@
 """Instructions per slice of the hot loops: counted, not timed, so that a change shows even on a busy machine.
 
-What bounds it: nothing; the count hardly varies. Each loop runs twice in its own process, with few slices and with many. The
-difference, divided by the slices in between, leaves out start-up and imports. perf counts if the kernel and the processor allow it,
-otherwise valgrind, which emulates an older processor (no AVX-512). Counts of the two tools cannot be compared. Command:
-`slicemill bench instructions`.
+What bounds it: nothing; the count hardly varies. Each loop runs twice in its own process, with few slices and with
+many. The difference, divided by the slices in between, leaves out start-up and imports. perf counts if the kernel and
+the processor allow it, otherwise valgrind, which emulates an older processor (no AVX-512). Counts of the two tools
+cannot be compared. Command: `slicemill bench instructions`.
 """
 
 import re
@@ -11,17 +11,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from slicemill.bench.harness.clock import now
 from slicemill.bench.harness.headline import Record
-from slicemill.bench.harness.record import to_record
+from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import CASE_ID, Files, phantom_subject
 from slicemill.common.errors import ConfigError
-from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 
 DEEP = 32
@@ -134,16 +132,14 @@ class LoopCount:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstructionsRecord:
+class InstructionsRecord(BenchmarkRecord):
     """Record of `bench instructions`."""
 
     benchmark: str = "instructions"
-    date: str = field(default_factory=now)
     counter: str
     """The tool that counted."""
     unit: str = "slices of 512x512"
     results: Mapping[str, LoopCount]
-    machine: Record = field(default_factory=machine_info)
 
 
 def run(folder: Path) -> Record:
@@ -171,7 +167,7 @@ def run(folder: Path) -> Record:
                 advance(1, name)
             each = round((counts[1] - counts[0]) / (MANY - FEW))
             results[name] = LoopCount(what=loop.what, instructions_a_slice=each, runs=counts)
-    return to_record(InstructionsRecord(counter=counter, results=results))
+    return InstructionsRecord(counter=counter, results=results).as_json()
 
 
 def choose_counter() -> str:
@@ -202,7 +198,8 @@ def count_instructions(counter: str, command: list[str]) -> int:
     ConfigError
         The tool did not count, or the command failed.
     """
-    done = subprocess.run([*TOOLS[counter], *command], capture_output=True, text=True, check=False)  # noqa: S603 (our own command)
+    counted = [*TOOLS[counter], *command]
+    done = subprocess.run(counted, capture_output=True, text=True, check=False)  # noqa: S603 (our own command)
     count = re.search(COUNTS[counter], done.stderr, re.MULTILINE)
     if done.returncode or count is None:
         lines = [line for line in done.stderr.splitlines() if line and not line.startswith("==")]

@@ -10,7 +10,7 @@ KINDS = {
     "layout": r"transpose|nchw|nhwc|convert|permute|reorder",
     "copies": r"memcpy|memset",
 }
-"""Kind of a kernel -> pattern of its name; the first match counts. All others are elementwise: they read, do little and write."""
+"""Kind of a kernel -> pattern of its name; the first match counts. All others are elementwise."""
 SHOWN = 12
 """Operators or kernels that are listed by name."""
 
@@ -25,10 +25,10 @@ def kind_of(name: str) -> str:
 
 
 def by_operator(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return microseconds by operator of a profiling file's events, or by kernel if onnxruntime was built to trace kernels.
+    """Return microseconds by operator of a profiling file's events, or by kernel if onnxruntime traced kernels.
 
-    The first run is left out, because it makes plans. On a GPU an operator's time is that of the call that starts its kernel, not
-    of the kernel.
+    The first run is left out, because it makes plans. On a GPU an operator's time is that of the call that starts its
+    kernel, not of the kernel.
     """
     events = list(events)
     starts = sorted(event["ts"] for event in events if event.get("name") == "model_run")

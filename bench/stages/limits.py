@@ -1,12 +1,12 @@
 """Limits of this machine, measured: memory copy, disk, matrix products, convolutions, and copies to a GPU.
 
-They bound the figures of all stages. Products and convolutions run through torch on all cores, in float32 and bfloat16, at the sizes
-of the middle of a U-Net. Command: `slicemill bench limits`.
+They bound the figures of all stages. Products and convolutions run through torch on all cores, in float32 and
+bfloat16, at the sizes of the middle of a U-Net. Command: `slicemill bench limits`.
 """
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from slicemill.bench.harness.clock import Timing, Work, now, show_progress, time_rounds
+from slicemill.bench.harness.clock import Timing, Work, show_progress, time_rounds
 from slicemill.bench.harness.cores import count_cores, torch_threads
 from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.pagecache import drop
-from slicemill.bench.harness.record import to_record
-from slicemill.common.machine import machine_info
+from slicemill.bench.harness.record import BenchmarkRecord
 
 COPY_BYTES = 256 << 20
 """Much more than the private caches of a core."""
@@ -47,13 +46,11 @@ class Limit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LimitsRecord:
+class LimitsRecord(BenchmarkRecord):
     """Record of `bench limits`."""
 
     benchmark: str = "limits"
-    date: str = field(default_factory=now)
     results: Mapping[str, Record]
-    machine: Record = field(default_factory=machine_info)
 
 
 def run(folder: Path, *, rounds: int) -> Record:
@@ -62,7 +59,7 @@ def run(folder: Path, *, rounds: int) -> Record:
     works = {name: limit.work for name, limit in limits.items()}
     with torch_threads(count_cores()), show_progress("limits", len(works), rounds) as log:
         times = time_rounds(works, rounds=rounds, log=log)
-    return to_record(LimitsRecord(results={name: limit.as_json(times[name]) for name, limit in limits.items()}))
+    return LimitsRecord(results={name: limit.as_json(times[name]) for name, limit in limits.items()}).as_json()
 
 
 def make_limits(folder: Path) -> dict[str, Limit]:

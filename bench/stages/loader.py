@@ -1,13 +1,15 @@
 """Training pairs (image and label slice) per CPU-second: our ring, the ways of the tutorials, and the bare decode.
 
-What bounds it: decompression. Every contender delivers the same slices in the same random order in batches. The PNG folder holds
-windowed 8-bit images, as tutorials make them. CPU time includes worker processes. Command: `slicemill bench loader`.
+What bounds it: decompression. Every contender delivers the same slices in the same random order in batches. The PNG
+folder holds windowed 8-bit images, as tutorials make them. CPU time includes worker processes. Command: `slicemill
+bench loader`.
 """
 
 import resource
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,12 @@ from numcodecs import blosc, zstd
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from slicemill.bench.harness.clock import Timing, Work, now, ratio, show_progress, time_rounds
+from slicemill.bench.harness.clock import Timing, Work, ratio, show_progress, time_rounds
 from slicemill.bench.harness.conversions import png_slices
 from slicemill.bench.harness.headline import Record, check, headline, with_amount
-from slicemill.bench.harness.record import to_record
+from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import CASE_ID, Subject
 from slicemill.bench.stages.store import bare_decode
-from slicemill.common.machine import machine_info
 from slicemill.store.reader import Case, Store, without_checksum
 from slicemill.train.data.dataset import RING, Batches, View
 from slicemill.train.data.sampling import SlicePosition
@@ -61,11 +62,10 @@ class Waits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoaderRecord:
+class LoaderRecord(BenchmarkRecord):
     """Record of `bench loader`."""
 
     benchmark: str = "loader"
-    date: str = field(default_factory=now)
     subject: str
     unit: str = f"pairs of an image and a label slice, in batches of {BATCH}"
     clock: str = "CPU time of all processes"
@@ -75,40 +75,33 @@ class LoaderRecord:
     ratios: Mapping[str, float]
     headline: Record
     waited: Waits
-    machine: Record = field(default_factory=machine_info)
 
 
-class PngFolder(Dataset[tuple[Any, Any]]):
-    """A folder of PNG slices, as tutorials read it."""
+class Pairs(Dataset[tuple[Any, Any]]):
+    """Pairs in a fixed order, read by a function, for worker processes."""
 
-    def __init__(self, folder: Path, order: list[int]) -> None:
-        self._folder = folder
+    def __init__(self, read: Callable[[int], tuple[Any, Any]], order: list[int]) -> None:
+        self._read = read
         self._order = order
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        z = self._order[index]
-        image = np.array(Image.open(self._folder / f"image_{z}.png"))
-        mask = np.array(Image.open(self._folder / f"mask_{z}.png"))
-        return torch.from_numpy(image)[None].float() / 255, torch.from_numpy(mask).long()
+        return self._read(self._order[index])
 
 
-class StoreSlices(Dataset[tuple[Any, Any]]):
-    """Our reader, for worker processes."""
+def read_png(folder: Path, z: int) -> tuple[Any, Any]:
+    """Read a pair of PNG slices, as tutorials do."""
+    image = np.array(Image.open(folder / f"image_{z}.png"))
+    mask = np.array(Image.open(folder / f"mask_{z}.png"))
+    return torch.from_numpy(image)[None].float() / 255, torch.from_numpy(mask).long()
 
-    def __init__(self, case: Case, order: list[int]) -> None:
-        self._case = case
-        self._order = order
 
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        z = self._order[index]
-        label = np.zeros(self._case.image.shape[1:], np.uint8) if self._case.label is None else self._case.label.read(z)
-        return torch.from_numpy(self._case.image.read(z))[None], torch.from_numpy(label)
+def read_stored(case: Case, z: int) -> tuple[Any, Any]:
+    """Read a pair with our reader."""
+    label = np.zeros(case.image.shape[1:], np.uint8) if case.label is None else case.label.read(z)
+    return torch.from_numpy(case.image.read(z))[None], torch.from_numpy(label)
 
 
 def cpu_seconds() -> float:
@@ -128,33 +121,31 @@ def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
         "ring, 2 threads": lambda: read_ring(rings[2], positions),
         LIMIT: decode_into_batches(case, order),
         ONE_SLICE: bare_decode(case, order, checked=True),
-        READER: lambda: read_in_workers(StoreSlices(case, order)),
-        PNGS: lambda: read_in_workers(PngFolder(folder / "png", order)),
+        READER: lambda: read_in_workers(Pairs(partial(read_stored, case), order)),
+        PNGS: lambda: read_in_workers(Pairs(partial(read_png, folder / "png"), order)),
     }
     with show_progress("loader", len(contenders), rounds) as log:
         times = time_rounds(contenders, rounds=rounds, log=log, clock=cpu_seconds)
     check("the ring delivers the scan's slices", holds=delivers_slices(rings[1], positions, subject))
-    return to_record(
-        LoaderRecord(
-            subject=str(subject),
-            slices=len(subject.image),
-            results={name: timing.as_json(len(order)) for name, timing in times.items()},
-            ratios={name: speedup(times[OURS], times[baseline]) for name, baseline in RATIOS.items()},
-            headline=headline(
-                with_amount(times, len(order)),
-                ours=OURS,
-                limit=LIMIT,
-                bound="the codecs, from memory into batches",
-                peers=PEERS,
-                verified="the last batch holds the scan's slices",
-            ),
-            waited=measure_waits(store, positions, size),
-        )
-    )
+    return LoaderRecord(
+        subject=str(subject),
+        slices=len(subject.image),
+        results={name: timing.as_json(len(order)) for name, timing in times.items()},
+        ratios={name: speedup(times[OURS], times[baseline]) for name, baseline in RATIOS.items()},
+        headline=headline(
+            with_amount(times, len(order)),
+            ours=OURS,
+            limit=LIMIT,
+            bound="the codecs, from memory into batches",
+            peers=PEERS,
+            verified="the last batch holds the scan's slices",
+        ),
+        waited=measure_waits(store, positions, size),
+    ).as_json()
 
 
 def prepare(folder: Path, subject: Subject) -> tuple[Store, list[int]]:
-    """Put a scan into a store and into a folder of PNGs; return the store and the order in which the slices are read."""
+    """Put a scan into a store and into a folder of PNGs; return the store and the order of reading."""
     store = subject.store(folder / "store")
     files = subject.write(folder, ".nii")
     (folder / "png").mkdir()

@@ -1,9 +1,9 @@
 """Surface distances of a case as large as LiTS's largest: ours, compared with distance transforms of the complete scan.
 
-What bounds it: nearest neighbors of surface points. The case is a liver with lesions in a scan of 512x512x600 voxels, and a
-prediction whose surfaces are off by a few voxels. medpy computes an erosion and two distance transforms of the complete scan per
-object. One object takes it a minute, so it does only some of them, and their median stands for all. Times are CPU seconds of one
-core, which a busy machine hardly changes. Command: `slicemill bench measure`.
+What bounds it: nearest neighbors of surface points. The case is a liver with lesions in a scan of 512x512x600 voxels,
+and a prediction whose surfaces are off by a few voxels. medpy computes an erosion and two distance transforms of the
+complete scan per object. One object takes it a minute, so it does only some of them, and their median stands for all.
+Times are CPU seconds of one core, which a busy machine hardly changes. Command: `slicemill bench measure`.
 """
 
 import time
@@ -14,9 +14,9 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.bench.harness.clock import Timing, Work, now, ratio, time_rounds
+from slicemill.bench.harness.clock import Timing, Work, ratio, time_rounds
 from slicemill.bench.harness.headline import Record, check, headline, with_amount
-from slicemill.bench.harness.record import to_record
+from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.common.machine import machine_info
 from slicemill.common.terminal import peak_mib
 from slicemill.measure.evaluation.surface import Spacing, SurfaceDistances, nearest, surface_distances, surface_points
@@ -36,11 +36,10 @@ CENTER, RADII = (0.5, 0.5, 0.4), (0.2, 0.22, 0.25)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureRecord:
+class MeasureRecord(BenchmarkRecord):
     """Record of `bench measure`."""
 
     benchmark: str = "measure"
-    date: str = field(default_factory=now)
     unit: str = "slices of a case, all distances of all objects"
     clock: str = "CPU time of one core"
     slices: int
@@ -98,39 +97,37 @@ def run(*, slices: int, side: int, lesions: int, rounds: int, by_medpy: int) -> 
     seconds, difference = time_medpy(case, distances[:by_medpy])
     check("both ways give the same distances", holds=difference < SAME_MM)
     medpy = Timing(name=MEDPY, seconds=(float(np.median(seconds)) * len(case.values),) * rounds)
-    return to_record(
-        MeasureRecord(
-            slices=slices,
-            results={name: timing.as_json(slices) for name, timing in times.items()},
-            headline=headline(
-                with_amount({**times, MEDPY: medpy}, slices),
-                ours=OURS,
-                limit=QUERIES,
-                bound="nearest neighbors of surface points, trees made",
-                peers={
-                    BOXES: "the same distances by transforms of the box around both masks",
-                    MEDPY: "erosion and two transforms of the whole scan an object; counted up from a few objects",
-                },
-                verified=f"largest difference of any distance {difference:.1g} mm",
-            ),
-            shape_zyx=(slices, side, side),
-            objects=len(case.values),
-            rounds=rounds,
-            seconds_ours=round(times[OURS].median, 3),
-            seconds_boxes=round(times[BOXES].median, 3),
-            seconds_medpy_an_object=[round(value, 1) for value in seconds],
-            times_boxes=round(ratio(times[BOXES], times[OURS]), 1),
-            times_medpy=round(medpy.median / times[OURS].median, 1),
-            largest_difference_mm=difference,
-            scan_mib=round(case.reference.nbytes / 2**20, 1),
-            memory_mib=round(memory_mib, 1),
-            peak_mib=round(peak_mib(), 1),
-        )
-    )
+    return MeasureRecord(
+        slices=slices,
+        results={name: timing.as_json(slices) for name, timing in times.items()},
+        headline=headline(
+            with_amount({**times, MEDPY: medpy}, slices),
+            ours=OURS,
+            limit=QUERIES,
+            bound="nearest neighbors of surface points, trees made",
+            peers={
+                BOXES: "the same distances by transforms of the box around both masks",
+                MEDPY: "erosion and two transforms of the whole scan an object; counted up from a few objects",
+            },
+            verified=f"largest difference of any distance {difference:.1g} mm",
+        ),
+        shape_zyx=(slices, side, side),
+        objects=len(case.values),
+        rounds=rounds,
+        seconds_ours=round(times[OURS].median, 3),
+        seconds_boxes=round(times[BOXES].median, 3),
+        seconds_medpy_an_object=[round(value, 1) for value in seconds],
+        times_boxes=round(ratio(times[BOXES], times[OURS]), 1),
+        times_medpy=round(medpy.median / times[OURS].median, 1),
+        largest_difference_mm=difference,
+        scan_mib=round(case.reference.nbytes / 2**20, 1),
+        memory_mib=round(memory_mib, 1),
+        peak_mib=round(peak_mib(), 1),
+    ).as_json()
 
 
 def time_medpy(case: Case, ours: Sequence[SurfaceDistances]) -> tuple[list[float], float]:
-    """Measure the first objects as medpy does; return the CPU seconds of each, and the largest difference from ours in mm."""
+    """Measure the first objects as medpy does; return CPU seconds of each, and the largest difference from ours, mm."""
     seconds, differences = [], []
     for value, distances in zip(case.values, ours, strict=False):
         start = time.process_time()

@@ -1,15 +1,16 @@
-"""From scans to masks on the CPU: `slicemill infer`, MONAI, TorchIO, nnU-Net and the usual script, each in its own environment.
+"""From scans to masks on the CPU: `slicemill infer`, MONAI, TorchIO, nnU-Net and the usual script.
 
-What bounds it: the convolutions. All run one network with equal weights and one input slice, on the same .nii.gz files, with all
-cores: ours from its ONNX file, the others from the file of `torch.export`, in eager torch (channels last) or compiled. Eager torch
-runs batch norms separately, while onnxruntime folds them into convolutions. Networks are loaded and compiled before the measurement,
-which ends when the masks are on disk. Weights are random, but labels follow marked HU (`slicemill.bench.harness.networks`), so that
-masks are as large as those of real scans. The check is the Dice with our masks. Command: `slicemill bench peers --kind inference`.
+What bounds it: the convolutions. Each runs in its own environment. All run one network with equal weights and one
+input slice, on the same .nii.gz files, with all cores: ours from its ONNX file, the others from the file of
+`torch.export`, in eager torch (channels last) or compiled. Eager torch runs batch norms separately, while onnxruntime
+folds them into convolutions. Networks are loaded and compiled before the measurement, which ends when the masks are
+on disk. Weights are random, but labels follow marked HU (`slicemill.bench.harness.networks`), so that masks are as
+large as those of real scans. The check is the Dice with our masks. Command: `slicemill bench peers --kind inference`.
 """
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from slicemill.bench.harness.agreement import dice
-from slicemill.bench.harness.clock import Work, now, show_progress, time_on_both_clocks
+from slicemill.bench.harness.clock import Work, show_progress, time_on_both_clocks
 from slicemill.bench.harness.cores import count_cores
 from slicemill.bench.harness.headline import Record, check, headline, with_amount
 from slicemill.bench.harness.networks import (
@@ -29,7 +30,7 @@ from slicemill.bench.harness.networks import (
     exported,
     write_marked_scans,
 )
-from slicemill.bench.harness.record import to_record
+from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import Subject, phantom_subject
 from slicemill.bench.peers.peer import read_peers, start_peers
 from slicemill.bench.stages.infer_session import (
@@ -39,7 +40,6 @@ from slicemill.bench.stages.infer_session import (
     network_alone,
     open_on_all_cores,
 )
-from slicemill.common.machine import machine_info
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import Job
@@ -49,8 +49,8 @@ from slicemill.infer.run.pipeline import infer
 from slicemill.infer.runtime.capacity import lanes_on
 
 BATCH = 1
-"""Slices per batch of a peer; ours chooses its own. On two cores of an Intel processor MONAI labelled 4.8 slices/s with one and 3.6
-with four (the latter in the run of 2026-11-22T0415 in `bench/results/runs`)."""
+"""Slices per batch of a peer; ours chooses its own. On two cores of an Intel processor MONAI labelled 4.8 slices/s with
+one and 3.6 with four (the latter in the run of 2026-11-22T0415 in `bench/results/runs`)."""
 SCANS = 2
 """One per axis order."""
 LEAST_DICE = 0.99
@@ -61,11 +61,10 @@ Label = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeersInferenceRecord:
+class PeersInferenceRecord(BenchmarkRecord):
     """Record of `bench peers --kind inference`."""
 
     benchmark: str = "peers inference"
-    date: str = field(default_factory=now)
     unit: str = "slices, .nii.gz in and masks out, all cores"
     clock: str = "wall, and CPU time of all threads and workers"
     page_cache: str = "warm"
@@ -79,7 +78,6 @@ class PeersInferenceRecord:
     headline: Record
     not_run: Mapping[str, str]
     """Peer -> reason."""
-    machine: Record = field(default_factory=machine_info)
 
 
 def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tuple[str, ...] = ()) -> Record:
@@ -106,29 +104,27 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
             not_run[name] = f"its masks are not ours: Dice {least:.4f}"
     wall = {name: timing for name, timing in times.wall.items() if name not in not_run}
     sentences = {SESSION_ALONE: SESSION_SENTENCE} | {peer.name: peer.sentence for peer in peers if peer.name in wall}
-    return to_record(
-        PeersInferenceRecord(
-            slices=slices,
-            results={
-                name: {
-                    **timing.as_json(total),
-                    "scans_per_second": round(SCANS / timing.median, 4),
-                    "cpu_milliseconds": round(1000 * times.cpu[name].median / total, 2),
-                }
-                for name, timing in wall.items()
-            },
-            dice=dices,
-            headline=headline(
-                with_amount(wall, total),
-                ours=OURS,
-                limit=BARE,
-                bound="convolutions",
-                peers=sentences,
-                verified=f"Dice of every label with ours at least {LEAST_DICE}",
-            ),
-            not_run=not_run,
-        )
-    )
+    return PeersInferenceRecord(
+        slices=slices,
+        results={
+            name: {
+                **timing.as_json(total),
+                "scans_per_second": round(SCANS / timing.median, 4),
+                "cpu_milliseconds": round(1000 * times.cpu[name].median / total, 2),
+            }
+            for name, timing in wall.items()
+        },
+        dice=dices,
+        headline=headline(
+            with_amount(wall, total),
+            ours=OURS,
+            limit=BARE,
+            bound="convolutions",
+            peers=sentences,
+            verified=f"Dice of every label with ours at least {LEAST_DICE}",
+        ),
+        not_run=not_run,
+    ).as_json()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +140,7 @@ class Ours:
         """Return our contenders: the complete run, and the network alone in two ways."""
         return {
             OURS: self.segment,
-            BARE: network_alone(self.model, self.scans, slices, lanes_on("cpu")),
+            BARE: network_alone(self.model, self.scans, slices, lanes=lanes_on("cpu")),
             SESSION_ALONE: network_alone(open_on_all_cores(self.model.path), self.scans, slices),
         }
 
@@ -166,7 +162,7 @@ class Ours:
 
 
 def make_request(jobs: list[Job], network: Path, subject: Subject, slices: int) -> Record:
-    """Return what all peers are asked to do, as `peers/segment_scans.py` reads it."""
+    """Return the request to all peers, as `peers/segment_scans.py` reads it."""
     return {
         "scans": [str(job.path) for job in jobs],
         "slices": slices,
@@ -198,5 +194,5 @@ def write_networks(folder: Path, subject: Subject) -> Model:
 
 
 def read_canonical(path: Path) -> Label:
-    """Return a mask uint8[x, y, z] in the axis order nearest to RAS+, so that masks of different orders can be compared."""
+    """Return a mask uint8[x, y, z] in the axis order nearest to RAS+, in which masks can be compared."""
     return np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj).astype(np.uint8)

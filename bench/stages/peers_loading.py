@@ -1,24 +1,23 @@
-"""Random training slices with their labels: ours, MONAI, TorchIO, HDF5 and nnU-Net, each in its own environment, in one run.
+"""Random training slices with their labels: ours, MONAI, TorchIO, HDF5 and nnU-Net, each in its own environment.
 
-What bounds it: decompression for ours and HDF5, memory copies for tools that hold every volume decoded. Every contender runs on one
-core, has prepared its data as its documentation recommends, and delivers all slices of the same cases in batches. Command:
-`slicemill bench peers --kind loading`.
+What bounds it: decompression for ours and HDF5, memory copies for tools that hold every volume decoded. Every
+contender runs on one core, has prepared its data as its documentation recommends, and delivers all slices of the same
+cases in batches. Command: `slicemill bench peers --kind loading`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from slicemill.bench.harness.clock import Work, now, show_progress, time_rounds
+from slicemill.bench.harness.clock import Work, show_progress, time_rounds
 from slicemill.bench.harness.cores import pin_to_one_core
 from slicemill.bench.harness.headline import Record, headline, with_amount
-from slicemill.bench.harness.record import to_record
+from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import Files, Subject, phantom_subject
 from slicemill.bench.peers.peer import StartedPeers, read_peers, start_peers
 from slicemill.bench.stages.store import bare_decode
-from slicemill.common.machine import machine_info
 from slicemill.ingest.convert import convert_case
 from slicemill.store.reader import Store, open_store
 from slicemill.store.writer import prepare_store
@@ -33,11 +32,10 @@ PEERS = read_peers("loading.toml")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeersLoadingRecord:
+class PeersLoadingRecord(BenchmarkRecord):
     """Record of `bench peers --kind loading`."""
 
     benchmark: str = "peers"
-    date: str = field(default_factory=now)
     unit: str = f"pairs of an image and a label slice, in batches of {BATCH}, one core"
     clock: str = "wall, one core"
     page_cache: str = "warm"
@@ -48,7 +46,6 @@ class PeersLoadingRecord:
     headline: Record
     not_run: Mapping[str, str]
     """Peer -> reason."""
-    machine: Record = field(default_factory=machine_info)
 
 
 def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tuple[str, ...] = ()) -> Record:
@@ -72,21 +69,19 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
             times = time_rounds(contenders, rounds=rounds, log=log)
         not_run = started.not_run() | find_incomplete(started, total)
     done = with_amount({name: timing for name, timing in times.items() if name not in not_run}, total)
-    return to_record(
-        PeersLoadingRecord(
-            slices=slices,
-            results={name: timed.as_json() for name, timed in done.items()},
-            headline=headline(
-                done,
-                ours=OURS,
-                limit=BARE,
-                bound="decompression",
-                peers={peer.name: peer.sentence for peer in peers if peer.name in done},
-                verified="each delivered as many slices as were asked for",
-            ),
-            not_run=not_run,
-        )
-    )
+    return PeersLoadingRecord(
+        slices=slices,
+        results={name: timed.as_json() for name, timed in done.items()},
+        headline=headline(
+            done,
+            ours=OURS,
+            limit=BARE,
+            bound="decompression",
+            peers={peer.name: peer.sentence for peer in peers if peer.name in done},
+            verified="each delivered as many slices as were asked for",
+        ),
+        not_run=not_run,
+    ).as_json()
 
 
 def write_cases(folder: Path, subjects: Sequence[Subject]) -> list[Files]:

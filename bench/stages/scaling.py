@@ -1,8 +1,8 @@
 """How cost grows: with the slices of a scan, the number of scans, workers, and the tasks of a Dask scheduler.
 
-What bounds it: time must grow in proportion to slices and scans, and memory not at all. Lines are fitted by least squares and come
-with their coefficient of determination. Every length runs in its own process, on a phantom repeated along z. Command:
-`slicemill bench scale`.
+What bounds it: time must grow in proportion to slices and scans, and memory not at all. Lines are fitted by least
+squares and come with their coefficient of determination. Every length runs in its own process, on a phantom repeated
+along z. Command: `slicemill bench scale`.
 """
 
 import shutil
@@ -10,20 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from slicemill.bench.harness.clock import now
 from slicemill.bench.harness.cores import count_cores
 from slicemill.bench.harness.headline import Record
-from slicemill.bench.harness.record import to_record
+from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import Subject
 from slicemill.bench.stages.ingest_memory import convert_alone, write_repeated
 from slicemill.common.files import atomic_write
-from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 from slicemill.ct.phantom import write_collection
 
@@ -88,18 +86,16 @@ class ByCases:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScaleRecord:
+class ScaleRecord(BenchmarkRecord):
     """Record of `bench scale`."""
 
     benchmark: str = "scale"
-    date: str = field(default_factory=now)
     subject: str
     slices: BySlices
     cases: ByCases
     workers: Mapping[str, float]
     """Seconds of the command on the largest collection, by workers."""
     scheduler: Record
-    machine: Record = field(default_factory=machine_info)
 
 
 def run(folder: Path, subject: Subject, *, quick: bool) -> Record:
@@ -137,7 +133,7 @@ def run(folder: Path, subject: Subject, *, quick: bool) -> Record:
         workers=seconds(workers),
         scheduler=scheduler,
     )
-    return to_record(record)
+    return record.as_json()
 
 
 def measure_length(folder: Path, subject: Subject, length: int) -> dict[str, float]:
@@ -174,38 +170,6 @@ def measure_scheduler(count: int) -> Record:
     return {"tasks": count, "workers": 2, "milliseconds_a_task": round(1000 * seconds / count, 4)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """A panel of the picture."""
-
-    measured: Mapping[str, float]
-    line: Mapping[str, float]
-    x_label: str
-    y_label: str
-
-
-def panels_of(record: Mapping[str, Any]) -> list[Panel]:
-    """Return what the picture of a record shows."""
-    slices, cases = record["slices"], record["cases"]
-    return [
-        *(
-            Panel(
-                measured={length: row[key] for length, row in slices["measured"].items()},
-                line=slices[key],
-                x_label="slices of a scan",
-                y_label=y_label,
-            )
-            for key, y_label in (("cpu_seconds", "CPU seconds of its ingest"), ("peak_mib", "peak memory, MiB"))
-        ),
-        Panel(
-            measured=cases["measured"],
-            line=cases["seconds"],
-            x_label="scans",
-            y_label="seconds of the command, 1 worker",
-        ),
-    ]
-
-
 def draw(path: Path, record: Mapping[str, Any]) -> None:
     """Draw time and memory against slices, and time against scans, with the fitted lines."""
     import matplotlib as mpl
@@ -213,15 +177,25 @@ def draw(path: Path, record: Mapping[str, Any]) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
-    for axis, panel in zip(axes, panels_of(record), strict=True):
-        xs, ys, slope = [int(x) for x in panel.measured], list(panel.measured.values()), panel.line["slope"]
-        axis.plot(xs, ys, "o", color="#2f6ea8")
-        axis.plot(xs, [panel.line["start"] + slope * x for x in xs], color="#c0392b", linewidth=1.2)
-        title = f"slope {slope:.4g}, R² {panel.line['r2']:.4f}"
-        axis.set(xlabel=panel.x_label, ylabel=panel.y_label, ylim=(0, 1.1 * max(ys)), title=title)
-        axis.title.set_fontsize(9)
-        axis.grid(alpha=0.3)
+    figure, panels = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+
+    def draw_panel(
+        panel: Any, points: Mapping[str, float], line: Mapping[str, float], x_label: str, y_label: str
+    ) -> None:
+        xs, ys = [int(x) for x in points], list(points.values())
+        panel.plot(xs, ys, "o", color="#2f6ea8")
+        panel.plot(xs, [line["start"] + line["slope"] * x for x in xs], color="#c0392b", linewidth=1.2)
+        title = f"slope {line['slope']:.4g}, R² {line['r2']:.4f}"
+        panel.set(xlabel=x_label, ylabel=y_label, ylim=(0, 1.1 * max(ys)), title=title)
+        panel.title.set_fontsize(9)
+        panel.grid(alpha=0.3)
+
+    slices, cases = record["slices"], record["cases"]
+    labels = {"cpu_seconds": "CPU seconds of its ingest", "peak_mib": "peak memory, MiB"}
+    for panel, (key, label) in zip(panels, labels.items(), strict=False):
+        points = {length: row[key] for length, row in slices["measured"].items()}
+        draw_panel(panel, points, slices[key], "slices of a scan", label)
+    draw_panel(panels[2], cases["measured"], cases["seconds"], "scans", "seconds of the command, 1 worker")
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     pyplot.close(figure)

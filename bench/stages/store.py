@@ -6,35 +6,35 @@ What bounds it: decompression. The limit is the codec alone, from bytes in memor
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numcodecs import blosc, zstd
 
-from slicemill.bench.harness.clock import Log, Work, now, show_progress, time_rounds
+from slicemill.bench.harness.clock import Work, show_progress, time_rounds
 from slicemill.bench.harness.cores import pin_to_one_core
 from slicemill.bench.harness.headline import Record, Timed, check, headline
 from slicemill.bench.harness.pagecache import drop, files_below
-from slicemill.bench.harness.record import to_record
+from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import CASE_ID, Subject
-from slicemill.common.machine import machine_info
 from slicemill.store.layout import GROUP, IMAGE, LABEL, ProfileName
 from slicemill.store.reader import Case, without_checksum
 
 WINDOW = 7
+DEFAULTS = "zarr-python, its defaults"
 PEERS = {
     "zarr-python, our store": "the same bytes, through Zarr's own reader",
     "zarrs, our store": "the same bytes, zarr-python with codecs in Rust",
     "tensorstore, our store": "the same bytes, in C++, one thread",
-    "zarr-python, its defaults": "chunks and codecs as zarr-python chooses them; a slice needs many chunks of its neighbors",
+    DEFAULTS: "chunks and codecs as zarr-python chooses them; a slice needs many chunks of its neighbors",
 }
 RATIOS = {
     "over zarr-python on the same store": ("ours", "zarr-python, our store"),
     "over zarrs on the same store": ("ours", "zarrs, our store"),
     "over tensorstore on the same store": ("ours", "tensorstore, our store"),
-    "over zarr-python with its defaults": ("ours", "zarr-python, its defaults"),
+    "over zarr-python with its defaults": ("ours", DEFAULTS),
     "of the bare decode": ("ours", "bare decode"),
     "of the bare decode without its checksum": ("ours", "bare decode, no checksum"),
     "fast profile over compact": ("ours, fast profile", "ours"),
@@ -44,11 +44,10 @@ RATIOS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoreRecord:
+class StoreRecord(BenchmarkRecord):
     """Record of `bench store`."""
 
     benchmark: str = "store"
-    date: str = field(default_factory=now)
     subject: str
     unit: str = "pairs of an image and a label slice, in random order"
     clock: str
@@ -59,95 +58,68 @@ class StoreRecord:
     bytes: Mapping[str, int]
     """Bytes of the arrays by profile, and of the voxels."""
     headline: Record
-    machine: Record = field(default_factory=machine_info)
 
 
 def run(folder: Path, subject: Subject, *, rounds: int, cold: bool = False) -> Record:
-    """Measure on one scan and return the record; `cold` drops the files from the page cache before every run, and takes wall time."""
+    """Measure on one scan and return the record; `cold` drops the page cache before every run, and takes wall time."""
     profiles: tuple[ProfileName, ...] = ("compact", "fast")
     cases = {profile: subject.store(folder / profile, profile)[CASE_ID] for profile in profiles}
     sizes: dict[str, int] = {
         profile: sum(path.stat().st_size for path in (folder / profile).rglob("0") if path.is_file())
         for profile in profiles
     }
-    defaults = write_zarr_defaults(folder / "defaults", subject)
-    paths = [folder / "compact" / GROUP / CASE_ID / name for name in (IMAGE, LABEL)]
-    order = np.random.default_rng(0).permutation(len(subject.image)).tolist()
-    readers = {
-        **make_readers(cases["compact"], cases["fast"], order),
-        **make_peers(paths, defaults, order),
-        "ours, windows of 7": Reader(work=lambda: read_windows(cases["compact"], order), slices=len(order)),
-    }
-    times = time_readers(readers, rounds, files_below(folder) if cold else [], cold=cold)
+    times = time_readers(folder, subject, cases, rounds, cold=cold)
     check("the stores hold the scan", holds=all(holds_scan(case, subject) for case in cases.values()))
-    return to_record(
-        StoreRecord(
-            subject=str(subject),
-            clock="wall, one core" if cold else "CPU time of one core",
-            page_cache="cold: forgotten before every run (posix_fadvise)" if cold else "warm",
-            slices=len(order),
-            results={name: times[name].as_json() for name in readers},
-            ratios={name: times[one].speedup(times[other]) for name, (one, other) in RATIOS.items()},
-            bytes={**sizes, "raw": subject.image.nbytes + subject.label.nbytes},
-            headline=headline(
-                times,
-                ours="ours",
-                limit="bare decode",
-                bound="the codecs on bytes in memory",
-                peers=PEERS,
-                verified="the store's slices are the scan's",
-            ),
-        )
-    )
+    return StoreRecord(
+        subject=str(subject),
+        clock="wall, one core" if cold else "CPU time of one core",
+        page_cache="cold: forgotten before every run (posix_fadvise)" if cold else "warm",
+        slices=len(subject.image),
+        results={name: timed.as_json() for name, timed in times.items()},
+        ratios={name: times[one].speedup(times[other]) for name, (one, other) in RATIOS.items()},
+        bytes={**sizes, "raw": subject.image.nbytes + subject.label.nbytes},
+        headline=headline(
+            times,
+            ours="ours",
+            limit="bare decode",
+            bound="the codecs on bytes in memory",
+            peers=PEERS,
+            verified="the store's slices are the scan's",
+        ),
+    ).as_json()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reader:
-    """A way to read slices."""
-
-    work: Work
-    slices: int
-    """Slices that it reads per round."""
-
-
-def make_readers(compact: Case, fast: Case, order: list[int]) -> dict[str, Reader]:
-    """Return our reader and the bare decode, on both profiles."""
-    works: dict[str, Work] = {
+def time_readers(
+    folder: Path, subject: Subject, cases: Mapping[ProfileName, Case], rounds: int, *, cold: bool
+) -> dict[str, Timed]:
+    """Time all readers on one core. zarr-python with its defaults reads fewer slices, because it is slow."""
+    compact, fast = cases["compact"], cases["fast"]
+    order = np.random.default_rng(0).permutation(len(subject.image)).tolist()
+    few = order[: max(4, len(order) // 8)]
+    paths = [folder / "compact" / GROUP / CASE_ID / name for name in (IMAGE, LABEL)]
+    readers: dict[str, Work] = {
         "ours": lambda: read_pairs(compact, order),
         "ours, fast profile": lambda: read_pairs(fast, order),
         "bare decode": bare_decode(compact, order, checked=True),
         "bare decode, no checksum": bare_decode(compact, order, checked=False),
         "bare decode, fast profile": bare_decode(fast, order, checked=True),
+        "zarr-python, our store": zarr_reads(paths, order),
+        "zarrs, our store": zarrs_reads(paths, order),
+        "tensorstore, our store": tensorstore_reads(paths, order),
+        DEFAULTS: zarr_reads(write_zarr_defaults(folder / "defaults", subject), few),
+        "ours, windows of 7": lambda: read_windows(compact, order),
     }
-    return {name: Reader(work=work, slices=len(order)) for name, work in works.items()}
-
-
-def make_peers(paths: list[Path], defaults: list[Path], order: list[int]) -> dict[str, Reader]:
-    """Return other readers of our arrays, and zarr-python on its own; that one reads fewer slices, because it is slow."""
-    few = order[: max(4, len(order) // 8)]
-    return {
-        "zarr-python, our store": Reader(work=zarr_reads(paths, order), slices=len(order)),
-        "zarrs, our store": Reader(work=zarrs_reads(paths, order), slices=len(order)),
-        "tensorstore, our store": Reader(work=tensorstore_reads(paths, order), slices=len(order)),
-        "zarr-python, its defaults": Reader(work=zarr_reads(defaults, few), slices=len(few)),
-    }
-
-
-def time_readers(readers: Mapping[str, Reader], rounds: int, files: list[Path], *, cold: bool) -> dict[str, Timed]:
-    """Time readers on one core; the files are dropped from the page cache before each run."""
-
-    def drop_and_log(name: str, log: Log) -> None:
-        drop(files)
-        log(name)
-
+    files = files_below(folder) if cold else []
+    clock = time.perf_counter if cold else time.process_time
     with pin_to_one_core(), show_progress("store", len(readers), rounds) as log:
-        times = time_rounds(
-            {name: reader.work for name, reader in readers.items()},
-            rounds=rounds,
-            log=lambda name: drop_and_log(name, log),
-            clock=time.perf_counter if cold else time.process_time,
-        )
-    return {name: Timed(timing=timing, amount=readers[name].slices) for name, timing in times.items()}
+
+        def prepare(name: str) -> None:
+            drop(files)
+            log(name)
+
+        timings = time_rounds(readers, rounds=rounds, log=prepare, clock=clock)
+    amounts = dict.fromkeys(readers, len(order)) | {DEFAULTS: len(few)}
+    return {name: Timed(timing=timing, amount=amounts[name]) for name, timing in timings.items()}
 
 
 def holds_scan(case: Case, subject: Subject) -> bool:

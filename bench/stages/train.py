@@ -1,8 +1,8 @@
 """A training step compared with the bare forward and backward pass of its network, and the cost of the rest.
 
-What bounds it: the convolutions. Every contender has batches of one size. A complete step streams them from the store, windows,
-augments, computes the loss, backpropagates, clips, updates weights and their average, and counts voxels. Command:
-`slicemill bench train`.
+What bounds it: the convolutions. Every contender has batches of one size. A complete step streams them from the store,
+windows, augments, computes the loss, backpropagates, clips, updates weights and their average, and counts voxels.
+Command: `slicemill bench train`.
 """
 
 import math
@@ -16,11 +16,10 @@ from statistics import median
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from slicemill.bench.harness.clock import Work, now, ratio, show_progress, time_rounds
+from slicemill.bench.harness.clock import Work, ratio, show_progress, time_rounds
 from slicemill.bench.harness.headline import Record, check, headline, with_amount
-from slicemill.bench.harness.record import to_record
+from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import CASE_ID, Subject
-from slicemill.common.machine import machine_info
 from slicemill.store.reader import Store
 from slicemill.train.config import Config
 from slicemill.train.data.dataset import Batches
@@ -35,11 +34,10 @@ BARE = "bare forward and backward"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainRecord:
+class TrainRecord(BenchmarkRecord):
     """Record of `bench train`."""
 
     benchmark: str = "train"
-    date: str = field(default_factory=now)
     subject: str
     unit: str
     clock: str = "wall"
@@ -52,7 +50,6 @@ class TrainRecord:
     headline: Record
     waiting: float = field(metadata={"key": "share of time spent waiting for the loader"})
     peak_gpu_mib: int | None
-    machine: Record = field(default_factory=machine_info)
 
 
 def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Record:
@@ -77,20 +74,18 @@ def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Recor
     )
     comparison["gflop"] = round(counter.get_total_flops() / amount / 1e9, 3)
     comparison["arithmetic"] = f"{precision}{', card' if on_gpu else ''}"
-    return to_record(
-        TrainRecord(
-            subject=str(subject),
-            unit=f"slices with {config.context - 1} neighbors, in batches of {config.batch}",
-            network={"width": config.width, "depth": config.depth, "context": config.context, "norm": config.norm},
-            precision=precision,
-            device=str(steps.device),
-            results={name: timing.as_json(amount) for name, timing in times.items()},
-            of_bare={name: round(ratio(times[BARE], times[name]), 3) for name in (PLAIN, COMPLETE)},
-            headline=comparison,
-            waiting=round(median(steps.waited[-rounds:]), 4),
-            peak_gpu_mib=round(torch.cuda.max_memory_allocated(steps.device) / 2**20) if on_gpu else None,
-        )
-    )
+    return TrainRecord(
+        subject=str(subject),
+        unit=f"slices with {config.context - 1} neighbors, in batches of {config.batch}",
+        network={"width": config.width, "depth": config.depth, "context": config.context, "norm": config.norm},
+        precision=precision,
+        device=str(steps.device),
+        results={name: timing.as_json(amount) for name, timing in times.items()},
+        of_bare={name: round(ratio(times[BARE], times[name]), 3) for name in (PLAIN, COMPLETE)},
+        headline=comparison,
+        waiting=round(median(steps.waited[-rounds:]), 4),
+        peak_gpu_mib=round(torch.cuda.max_memory_allocated(steps.device) / 2**20) if on_gpu else None,
+    ).as_json()
 
 
 class Steps:

@@ -86,7 +86,7 @@ def test_the_demo_says_which_goal_it_missed():
 
 @pytest.mark.slow
 def test_the_demo_goes_the_whole_way_and_says_what_to_look_at(tmp_path):
-    """Too short to learn much: the goals are for `make demo`, here every stage must run and leave what the summary names."""
+    """Too short to learn much: the goals are for `make demo`, here every stage must run and write its files."""
     words = [sys.executable, "-m", "slicemill", "demo", "--out", str(tmp_path), "--cases", "12", "--max-minutes", "0.2"]
     done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)
     assert "goals met" in done.stdout or "goal missed" in done.stdout, done.stderr

@@ -1,5 +1,6 @@
-"""Peers in environments of their own: made from pinned versions, timed as contenders, reported where they cannot run."""
+"""Peers in their own environments: made from pinned versions, timed as contenders, reported if they cannot run."""
 
+import hashlib
 import importlib
 import re
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from slicemill.bench.peers.environment import environment
-from slicemill.bench.peers.peer import StartedPeers, packages, requirements
+from slicemill.bench.peers.peer import StartedPeers, packages, requirements_file
 from slicemill.bench.peers.remote import HERE, PeerProcess
 from slicemill.bench.records.tables import peers_inference_table, peers_table
 from slicemill.bench.stages import peers_inference as inference
@@ -100,7 +101,7 @@ def test_a_peer_that_ends_in_a_round_leaves_the_others_running(tmp_path):
 
 @pytest.mark.parametrize("package", packages(PEERS))
 def test_versions_are_pinned_by_name_and_version_alone(package):
-    lines = requirements(package).read_text().splitlines()
+    lines = requirements_file(package).read_text().splitlines()
     assert len(lines) > 1
     assert all(re.fullmatch(r"#.*|[A-Za-z0-9_-]+==[0-9.]+", line) for line in lines)
 
@@ -111,10 +112,20 @@ def test_a_script_knows_the_way_of_every_peer(script, peers, monkeypatch):
     assert set(importlib.import_module(script).WAYS) == {peer.way for peer in peers}
 
 
+def fake_environments(folder):
+    """Put environments into `folder` that look installed, but whose interpreter is this one."""
+    for package in packages(PEERS):
+        python = folder / package / "environment" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        stamp = hashlib.sha256(requirements_file(package).read_bytes()).hexdigest()
+        (folder / package / "installed").write_text(stamp)
+
+
 @pytest.mark.slow
 def test_a_peer_that_cannot_run_is_in_the_record_with_its_reason(tmp_path, monkeypatch):
-    """Without network or packages: each peer's environment is this one, where none of them is installed."""
-    monkeypatch.setattr("slicemill.bench.peers.peer.environment", lambda *_: sys.executable)
+    fake_environments(tmp_path / "environments")
     monkeypatch.setattr("slicemill.bench.harness.subject.SIZE", 64)
     record = run(tmp_path / "work", tmp_path / "environments", slices=8, rounds=3, only=("monai",))
     assert list(record["results"]) == [OURS, BARE]
@@ -125,7 +136,7 @@ def test_a_peer_that_cannot_run_is_in_the_record_with_its_reason(tmp_path, monke
 
 @pytest.mark.slow
 def test_the_usual_script_gives_our_masks_and_peers_without_packages_are_in_the_record(tmp_path, monkeypatch):
-    monkeypatch.setattr("slicemill.bench.peers.peer.environment", lambda *_: sys.executable)
+    fake_environments(tmp_path / "environments")
     monkeypatch.setattr("slicemill.bench.harness.subject.SIZE", 64)
     quick = tuple(peer for peer in inference.PEERS if peer.way != "script-compiled")  # compiling takes minutes
     monkeypatch.setattr(inference, "PEERS", quick)
