@@ -1,7 +1,10 @@
 # make demo and make test do all the set-up on a fresh machine; make help lists the rest.
+# Tests run in JOBS processes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST = $(BIN)/pytest -q -n $(JOBS) --dist worksteal
+JOBS ?= 2
 # onnxruntime and onnxruntime-gpu overwrite each other: one of the two, by whether an NVIDIA driver answers.
 RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 DATA ?= ../shared/data/sts-tumour-ct
@@ -12,7 +15,7 @@ CONFIG ?= bench/sarcoma.toml
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test real check lint types imports unit coverage bench clean
+.PHONY: help demo test soak quick coverage oldest real check lint types imports bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,7 +23,27 @@ help: ## list the targets
 demo: $(VENV)/installed ## the whole way on synthetic CTs, about 5 minutes after installation
 	$(BIN)/slicemill demo --out demo
 
-test: check unit ## set up, then every check and test
+test: check ## set up, then every check and every test that takes less than ten seconds
+	$(PYTEST) -m "not slow"
+
+soak: $(VENV)/developing ## the slow tests: kills, studies, fuzzing, installations
+	$(PYTEST) -m slow
+
+quick: lint ## for the inner loop, under 2 minutes: no types, no slow tests, no trained network
+	$(PYTEST) -m "not slow and not trained" --ignore tests/train --ignore tests/bench
+
+oldest: ## the tests of the ground floors and of ingest with the oldest versions that pyproject.toml allows, in .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	$(PYTHON) tests/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e '.[ingest,cpu,s3]' \
+		pytest pytest-timeout pytest-xdist hypothesis SimpleITK 'moto[server]' tensorstore blosc2
+	.venv-oldest/bin/pytest -q -n $(JOBS) --dist worksteal -W default -m "not slow and not trained" tests/common tests/ct tests/store tests/ingest
+
+coverage: $(VENV)/developing ## every test, with coverage of lines and branches
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
 
 real: $(VENV)/installed ## the whole way on a collection: make real DATA=DIR LABELS=tumor=1 MINUTES=15 CONFIG=TOML
 	$(BIN)/slicemill demo --data $(DATA) $(if $(LABELS),--labels $(LABELS)) $(if $(CONFIG),--config $(CONFIG)) --out real --max-minutes $(MINUTES)
@@ -36,12 +59,6 @@ types: $(VENV)/developing ## mypy, strict
 
 imports: $(VENV)/developing ## what may import what
 	$(BIN)/lint-imports
-
-unit: $(VENV)/developing ## pytest with coverage
-	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
-	$(BIN)/coverage combine -q
-	$(BIN)/coverage report
 
 bench: $(VENV)/installed ## every stage beside its limit and its peers, recorded in bench/results/runs
 	$(BIN)/slicemill bench all --out bench/results/runs

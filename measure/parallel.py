@@ -1,8 +1,12 @@
-"""Cases done in processes of their own, each by itself: what becomes of one does not touch the others.
+"""A process pool in which each case succeeds or fails alone.
 
-With one worker, or one case, all happens in this process. A process that dies, say for want of memory, takes those beside it along:
-the cases that are left are done one at a time then, until it shows whose it was. Ctrl-C drops the cases that wait and ends those in
-hand, which put away what they had half written.
+With one worker, or one case, all work runs in this process. If a worker process dies (usually for lack of memory), the
+pool of the standard library breaks and loses the cases of the other workers too. The remaining cases then run one at a
+time until the case that kills its process is known. Ctrl-C drops the waiting cases and ends the running ones, which
+remove their half-written files.
+
+loky restarts broken pools, but it is not a dependency, does not name the case that killed the worker, and does not end
+running cases in this order.
 """
 
 import multiprocessing
@@ -18,40 +22,42 @@ Result = TypeVar("Result")
 _ENDING = threading.Event()
 
 
-def each(
-    work: Callable[[Item], Result], items: Sequence[Item], workers: int, died: Callable[[Item], Result]
+def map_isolated(
+    work: Callable[[Item], Result], items: Sequence[Item], workers: int, on_death: Callable[[Item], Result]
 ) -> Iterator[tuple[int, Result]]:
-    """Yield the place of each item and what `work` made of it, as they end; what `died` says of one whose process died.
+    """Yield the index and the result of each item, in order of completion.
 
-    >>> list(each(abs, [-3, 4], 1, abs))
+    An item whose worker process died has the result of `on_death`.
+
+    >>> list(map_isolated(abs, [-3, 4], 1, abs))
     [(0, 3), (1, 4)]
     """
     if workers == 1 or len(items) <= 1:
-        yield from ((place, work(item)) for place, item in enumerate(items))
+        yield from ((index, work(item)) for index, item in enumerate(items))
         return
     left = dict(enumerate(items))
-    together = min(workers, len(left))
+    processes = min(workers, len(left))
     while left:
-        for place, result in _until_one_dies(work, dict(left), together):
-            del left[place]
-            yield place, result
-        if left and together == 1:
-            place = min(left)  # one process does them in order, so it was this one's
-            yield place, died(left.pop(place))
-            together = max(1, min(workers, len(left)))
+        for index, result in _run_until_a_death(work, dict(left), processes):
+            del left[index]
+            yield index, result
+        if left and processes == 1:
+            index = min(left)  # one process takes the items in order, so it died of this one
+            yield index, on_death(left.pop(index))
+            processes = max(1, min(workers, len(left)))
         else:
-            together = 1
+            processes = 1
 
 
-def _until_one_dies(
-    work: Callable[[Item], Result], items: Mapping[int, Item], workers: int
+def _run_until_a_death(
+    work: Callable[[Item], Result], items: Mapping[int, Item], processes: int
 ) -> Iterator[tuple[int, Result]]:
-    """Yield places and results, of all items, or of those that ended before a process died."""
+    """Yield the results of all items, or of those that ended before a process died."""
     others = multiprocessing.active_children()
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_when_told)
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_handle_signals)
     try:
-        waiting = {pool.submit(_unless_ending, work, item): place for place, item in items.items()}
+        waiting = {pool.submit(_work_unless_ending, work, item): index for index, item in items.items()}
         for future in as_completed(waiting):
             try:
                 result = future.result()
@@ -67,20 +73,20 @@ def _until_one_dies(
         pool.shutdown(cancel_futures=True)
 
 
-def _end_when_told() -> None:
-    """Have a worker end at Ctrl-C and when it is terminated, without a word; the process that started it says what there is to say."""
+def _handle_signals() -> None:
+    """Make a worker exit silently at Ctrl-C and when it is terminated; the main process reports the reason."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end)
+        signal.signal(number, _exit)
 
 
-def _end(*_: Any) -> None:
-    if not _ENDING.is_set():  # a second word must not disturb what the first one has it put away
+def _exit(*_: Any) -> None:
+    if not _ENDING.is_set():  # a second signal must not interrupt the cleanup that the first one started
         _ENDING.set()
         raise SystemExit
 
 
-def _unless_ending(work: Callable[[Item], Result], item: Item) -> Result:
-    """Do the work in a worker that has not been told to end; the pool would give it more."""
+def _work_unless_ending(work: Callable[[Item], Result], item: Item) -> Result:
+    """Do the work, unless the worker is about to exit: the pool would still give it the next item."""
     if _ENDING.is_set():
         raise SystemExit
     return work(item)

@@ -1,4 +1,4 @@
-"""Small phantoms, a store of them, and a briefly trained model, made once per run."""
+"""Small phantoms, a store of them, and a briefly trained model. Each is made once for all processes of a run."""
 
 import logging
 import threading
@@ -6,24 +6,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from slicemill.common.files import parse_location
-from slicemill.ct.labels import LITS_LABELS
-from slicemill.ct.phantom import write_collection
-from slicemill.ingest.discover import discover
-from slicemill.ingest.params import Params
-from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.train.config import Config
-from slicemill.train.export.model_file import export
-from slicemill.train.loop import train
 
 settings.register_profile("search", deadline=None, max_examples=2000, derandomize=False)
 settings.register_profile("same", deadline=None, derandomize=True, database=None)
-settings.load_profile("same")  # the same examples in every run, so that a change is refused for what it changes
+settings.load_profile("same")  # the same examples in every run: a failure then comes from a change
 REAL = Path(__file__).parents[2] / "shared" / "data"
 CASES, SIZE = 6, 64
 TINY = Config(width=4, depth=3, batch=8, epochs=2, steps=6, validation=0.2, test=0.3, precision="fp32")
+NEEDS_TRAINING = {"trained", "model"}
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests that need a trained network, which `make quick` leaves out."""
+    for item in items:
+        if NEEDS_TRAINING & set(item.fixturenames):
+            item.add_marker("trained")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -32,36 +34,67 @@ def quiet_libraries():
 
 
 @pytest.fixture(scope="session")
-def collection(tmp_path_factory) -> Path:
+def shared(tmp_path_factory, request):
+    """Make something in a folder once, and give its path to every process of the run.
+
+    The folders of pytest-xdist's workers lie in one folder, which they share; a lock lets one of them do the work.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if hasattr(request.config, "workerinput") else base
+
+    def once(name, make):
+        path, done = folder / "shared" / name, folder / "shared" / f".{name}.done"
+        path.parent.mkdir(exist_ok=True)
+        with FileLock(path.parent / f".{name}.lock"):
+            if not done.exists():
+                make(path)
+                done.touch()
+        return path
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def collection(shared) -> Path:
     """Six phantoms of 64 pixels with LiTS names, in six orientations; volume-3 has no tumor."""
-    folder = tmp_path_factory.mktemp("collection")
-    assert len(list(write_collection(folder, cases=CASES, size=SIZE, seed=1))) == CASES
-    return folder
+    from slicemill.ct.phantom import write_collection
+
+    return shared("collection", lambda folder: list(write_collection(folder, cases=CASES, size=SIZE, seed=1)))
 
 
 @pytest.fixture(scope="session")
-def stored(collection, tmp_path_factory) -> Path:
+def stored(collection, shared) -> Path:
     """The store of the collection."""
-    store = tmp_path_factory.mktemp("stores") / "store"
-    report = ingest(discover(collection), store, Params(labels=LITS_LABELS), IngestOptions(workers=2))
-    assert report.count("done") == CASES
-    return store
+    from slicemill.ct.labels import LITS_LABELS
+    from slicemill.ingest.discover import discover
+    from slicemill.ingest.params import Params
+    from slicemill.ingest.pipeline import IngestOptions, ingest
+
+    def make(store):
+        report = ingest(discover(collection), store, Params(labels=LITS_LABELS), IngestOptions(workers=2))
+        assert report.count("done") == CASES
+
+    return shared("store", make)
 
 
 @pytest.fixture(scope="session")
-def trained(stored, tmp_path_factory) -> Path:
-    """A run of two short epochs: it need not segment well, only really."""
-    run = tmp_path_factory.mktemp("runs") / "run"
-    train(stored, run, TINY, tell=lambda _: None)
-    return run
+def trained(stored, shared) -> Path:
+    """A run of two short epochs: a real network, which need not segment well."""
+    from slicemill.train.loop import train
+
+    return shared("run", lambda run: train(stored, run, TINY, tell=lambda _: None))
 
 
 @pytest.fixture(scope="session")
-def model(trained, tmp_path_factory) -> Path:
+def model(trained, shared) -> Path:
     """The run's ONNX file."""
-    path = tmp_path_factory.mktemp("models") / "tiny.onnx"
-    export(trained, path)
-    return path
+    from slicemill.train.export.model_file import export
+
+    def make(folder):
+        folder.mkdir()
+        export(trained, folder / "tiny.onnx")
+
+    return shared("model", make) / "tiny.onnx"
 
 
 @pytest.fixture
@@ -132,6 +165,6 @@ def bucket(server, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "TOPSECRET")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
-    slicemill.common.remote._opened.cache_clear()
+    slicemill.common.remote._open_bucket.cache_clear()
     yield parse_location(f"s3://{name}"), seen
-    slicemill.common.remote._opened.cache_clear()
+    slicemill.common.remote._open_bucket.cache_clear()

@@ -1,19 +1,20 @@
-"""Lesions found, missed and invented: components of two masks matched with each other.
+"""Detected, missed and false lesions: connected components of two masks, matched with each other.
 
-Two modes. ``corrected``, the default: components touch by side, edge or corner (26), overlap is intersection over union, and
-each prediction is matched with at most one reference: the most pairs that there can be, of those the ones that overlap
-most (above 0.5 no other choice exists). ``official``: the rules of the LiTS challenge's program as far as published
-tables depend on them, odd ones included:
+There are two modes. In the mode ``corrected``, the default, components touch by side, edge or corner (26), and overlap
+is intersection over union. Each prediction is matched with at most one reference: as many pairs as possible, and of
+those choices the one with the largest sum of overlaps (above 0.5 there is only one choice). The mode ``official``
+follows the LiTS challenge's program as far as published tables depend on it, defects included:
 
 1. Components touch by side (6), numbered in the file's own order.
 2. A prediction that is the largest of several references merges these into the first of them.
-3. Each prediction goes to the reference that it shares most with; those that meet at one reference merge.
-4. Detected is what overlaps by more than the threshold, but the union is only right where the first prediction has the
-   reference's number; else it is the reference alone, so that an unrelated false positive can turn a miss into a hit.
-5. A merged reference is taken off the hits, detected or not: a prediction that covers two references perfectly scores one of
-   two, and one that spans two barely scores -1.
+3. Each prediction goes to the reference with which it shares most voxels; predictions of one reference merge.
+4. A reference is detected if the overlap is above the threshold. But the union is only right if the first prediction
+   has the reference's number; otherwise it is the reference alone, so an unrelated false positive can turn a miss into
+   a hit.
+5. A merged reference is subtracted from the hits, detected or not. A prediction that covers two references perfectly
+   scores one of two, and one that barely spans two scores -1.
 
-That program stops at a reference without lesions and counts wrongly beyond 255 of them; here neither happens.
+That program fails at a reference without lesions and counts wrongly above 255 of them; this module does neither.
 """
 
 from collections import Counter, defaultdict
@@ -25,71 +26,97 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.ct.geometry import Grid
-from slicemill.ct.lesions import Part, check_parts, components, measure_lesion, measured_parts
+from slicemill.ct.lesions import check_parts, components, measure_lesion, measured_parts
+from slicemill.measure.evaluation.statistics import nan_to_none
 
 Mode = Literal["corrected", "official"]
 Mask = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.uint32]
+"""uint32[z, y, x]: number of the component, 0 outside."""
 Group = tuple[tuple[int, ...], tuple[int, ...]]
-"""Predictions and references that count as one, by number from 1 on."""
+"""Predictions and references that count as one lesion, by number from 1."""
 THRESHOLDS = (0.0, 0.5)
+"""Overlaps above which a lesion is detected."""
 SIZES_MM = (10.0, 20.0)
-"""Lesions below the first longest axial diameter are small, from the second on large; ours until the paper's are at hand."""
+"""Limits of the longest axial diameter: small below the first, large from the second. Our own choice of limits."""
 SIZE_NAMES = ("small", "medium", "large")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crossing:
-    """Which components of two masks share how many voxels."""
+class SharedVoxels:
+    """Sizes of the components of two masks, and the voxels that they share."""
 
     predictions: tuple[int, ...]
     """Voxels of prediction 1, 2, and so on."""
     references: tuple[int, ...]
+    """Voxels of reference 1, 2, and so on."""
     shared: dict[tuple[int, int], int]
-    """(prediction, reference) -> voxels, above 0."""
+    """(prediction, reference) -> shared voxels, above 0."""
 
     def iou(self, group: Group) -> float:
-        """Return intersection over union of predictions and references taken together."""
-        both = sum(self.shared.get((p, r), 0) for p in group[0] for r in group[1])
-        alone = sum(self.predictions[p - 1] for p in group[0]) + sum(self.references[r - 1] for r in group[1])
-        return both / (alone - both)
+        """Return intersection over union of the group's predictions and its references."""
+        both = self.count_shared(group)
+        sizes = sum(self.predictions[p - 1] for p in group[0]) + sum(self.references[r - 1] for r in group[1])
+        return both / (sizes - both)
+
+    def count_shared(self, group: Group) -> int:
+        """Return the voxels that the group's predictions share with its references."""
+        return sum(self.shared.get((p, r), 0) for p in group[0] for r in group[1])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Matching:
-    """What was detected at one threshold of overlap."""
+    """Lesions that are detected at one threshold of overlap."""
 
     groups: tuple[Group, ...]
-    """What was detected together with what; single pairs in the mode `corrected`."""
+    """Lesions detected together; in the mode `corrected`, pairs of one prediction and one reference."""
     true_positive: int
+    """Detected references; in the mode `official`, minus the merged ones."""
     predictions: int
+    """Predicted lesions, detected or not."""
     references: int
+    """Reference lesions, detected or not."""
 
     @property
     def hits(self) -> frozenset[int]:
-        """Return the references that were detected."""
+        """Return the numbers of the detected references."""
         return frozenset(reference for _, references in self.groups for reference in references)
 
     @property
     def used(self) -> frozenset[int]:
-        """Return the predictions that detected one."""
+        """Return the numbers of the predictions that detect a reference."""
         return frozenset(prediction for predictions, _ in self.groups for prediction in predictions)
 
 
-def numbered(mask: Mask, grid: Grid, mode: Mode) -> Numbers:
-    """Return the components of a mask bool[z, y, x], of a scan or of a box that holds all of it, as uint32[z, y, x], 0 outside, 1 to n inside.
+@dataclass(frozen=True, kw_only=True)
+class SizeCounts:
+    """Lesions of one size."""
 
-    In the mode `official` numbers follow the file's own order of voxels, its first axis the slowest.
+    found: int
+    """Detected references."""
+    references: int
+    """References, detected or not."""
+    false: int
+    """Predictions that detect no reference."""
+    f1: float | None
+    """None without lesions."""
+
+
+def number_components(mask: Mask, grid: Grid, mode: Mode) -> Numbers:
+    """Number the components of a mask bool[z, y, x] from 1: uint32[z, y, x], 0 outside.
+
+    The mask is that of a whole scan, or of a box that holds all of it. In the mode `official`, numbers follow the
+    file's own order of voxels, in which its first axis is the slowest.
 
     Raises
     ------
     LabelError
-        There are more than `slicemill.ct.lesions.MAX_PARTS`.
+        There are more components than `slicemill.ct.lesions.MAX_PARTS`.
     """
     if mode == "corrected":
-        found = components(mask)
-        check_parts(int(found.max()))
-        return found
+        numbers = components(mask)
+        check_parts(int(numbers.max()))
+        return numbers
     from scipy.ndimage import label
 
     in_file_order, count = label(np.asarray(grid.to_file(mask)).T)
@@ -97,67 +124,71 @@ def numbered(mask: Mask, grid: Grid, mode: Mode) -> Numbers:
     return np.ascontiguousarray(grid.to_stored(in_file_order.T), dtype=np.uint32)
 
 
-def cross(prediction: Numbers, reference: Numbers) -> Crossing:
-    """Count what numbered components of one shape share."""
+def count_shared_voxels(prediction: Numbers, reference: Numbers) -> SharedVoxels:
+    """Count the voxels that the components of two masks of one shape share."""
     both = (prediction > 0) & (reference > 0)
+    # one code for each pair of numbers: the prediction in the upper 32 bits, the reference in the lower
     codes, counts = np.unique(
         (prediction[both].astype(np.uint64) << np.uint64(32)) | reference[both].astype(np.uint64), return_counts=True
     )
-    return Crossing(
-        predictions=_sizes(prediction),
-        references=_sizes(reference),
+    return SharedVoxels(
+        predictions=_count_voxels(prediction),
+        references=_count_voxels(reference),
         shared={
             (code >> 32, code & 0xFFFFFFFF): count for code, count in zip(codes.tolist(), counts.tolist(), strict=True)
         },
     )
 
 
-def _sizes(numbers: Numbers) -> tuple[int, ...]:
+def _count_voxels(numbers: Numbers) -> tuple[int, ...]:
     return tuple(np.bincount(numbers.ravel())[1:].tolist())
 
 
-def match(crossing: Crossing, threshold: float, mode: Mode) -> Matching:
-    """Return which lesions are detected by an overlap strictly above the threshold."""
-    groups, merged = _official(crossing, threshold) if mode == "official" else (_pairs(crossing, threshold), 0)
+def match_lesions(overlaps: SharedVoxels, threshold: float, mode: Mode) -> Matching:
+    """Find the lesions that are detected with an overlap strictly above the threshold."""
+    groups, merged = (
+        _match_official(overlaps, threshold) if mode == "official" else (_match_pairs(overlaps, threshold), 0)
+    )
     return Matching(
         groups=groups,
         true_positive=sum(len(group[1]) for group in groups) - merged,
-        predictions=len(crossing.predictions),
-        references=len(crossing.references),
+        predictions=len(overlaps.predictions),
+        references=len(overlaps.references),
     )
 
 
-def _pairs(crossing: Crossing, threshold: float) -> tuple[Group, ...]:
-    """Return the most pairs that overlap by more than the threshold; of as many, those of the largest overlap in all."""
+def _match_pairs(overlaps: SharedVoxels, threshold: float) -> tuple[Group, ...]:
+    """Return as many pairs above the threshold as possible; of those choices, the largest sum of overlaps."""
     from scipy.optimize import linear_sum_assignment
 
-    overlaps = {(p, r): crossing.iou(((p,), (r,))) for p, r in crossing.shared}
-    kept = {pair: value for pair, value in overlaps.items() if value > threshold}
-    partners = [Counter(pair[side] for pair in kept) for side in (0, 1)]
-    alone = [pair for pair in kept if partners[0][pair[0]] == partners[1][pair[1]] == 1]
-    contested = {pair: value for pair, value in kept.items() if partners[0][pair[0]] + partners[1][pair[1]] > 2}
-    rows, columns = (
-        {number: place for place, number in enumerate(sorted({pair[side] for pair in contested}))} for side in (0, 1)
-    )
+    ious = {(p, r): overlaps.iou(((p,), (r,))) for p, r in overlaps.shared}
+    candidates = {pair: iou for pair, iou in ious.items() if iou > threshold}
+    # Most lesions touch one other lesion only. The others compete, and the assignment problem is solved for them alone.
+    partners = [Counter(pair[side] for pair in candidates) for side in (0, 1)]
+    alone = [pair for pair in candidates if partners[0][pair[0]] == partners[1][pair[1]] == 1]
+    contested = {pair: iou for pair, iou in candidates.items() if partners[0][pair[0]] + partners[1][pair[1]] > 2}
+    numbers = [sorted({pair[side] for pair in contested}) for side in (0, 1)]
+    rows, columns = ({number: place for place, number in enumerate(side)} for side in numbers)
     gain = np.zeros((len(rows), len(columns)))
-    for (p, r), value in contested.items():
-        gain[rows[p], columns[r]] = len(contested) + value
-    names = list(rows), list(columns)
-    chosen = [
-        (names[0][row], names[1][column])
+    for (p, r), iou in contested.items():
+        gain[rows[p], columns[r]] = len(contested) + iou  # one more pair outweighs all overlaps together
+    assigned = [
+        (numbers[0][row], numbers[1][column])
         for row, column in zip(*linear_sum_assignment(gain, maximize=True), strict=True)
     ]
-    return tuple(((p,), (r,)) for p, r in sorted([*alone, *(pair for pair in chosen if pair in contested)]))
+    return tuple(((p,), (r,)) for p, r in sorted([*alone, *(pair for pair in assigned if pair in contested)]))
 
 
-def _official(crossing: Crossing, threshold: float) -> tuple[tuple[Group, ...], int]:
-    """Return what is detected by the program's rules, and how many references were merged into others."""
+def _match_official(overlaps: SharedVoxels, threshold: float) -> tuple[tuple[Group, ...], int]:
+    """Return the lesions that the LiTS program detects, and the number of references that it merges into others."""
+    # the references of each prediction, and the largest prediction of each reference
     touched: dict[int, list[int]] = defaultdict(list)
     largest: dict[int, int] = {}
-    for (p, r), count in sorted(crossing.shared.items()):
+    for (p, r), count in sorted(overlaps.shared.items()):
         touched[p].append(r)
-        if count > crossing.shared.get((largest.get(r, 0), r), 0):
+        if count > overlaps.shared.get((largest.get(r, 0), r), 0):
             largest[r] = p
+    # rule 2: references with one largest prediction merge into the first of them
     leader = {r: r for r in largest}
     for p, references in touched.items():
         own = [r for r in references if largest[r] == p]
@@ -165,33 +196,33 @@ def _official(crossing: Crossing, threshold: float) -> tuple[tuple[Group, ...], 
     members: dict[int, list[int]] = defaultdict(list)
     for r, first in leader.items():
         members[first].append(r)
+    # rule 3: each prediction goes to the merged reference with which it shares most voxels
     meeting: dict[int, list[int]] = defaultdict(list)
     for p, references in touched.items():
         shares: dict[int, int] = defaultdict(int)
         for r in references:
-            shares[leader[r]] += crossing.shared[p, r]
+            shares[leader[r]] += overlaps.shared[p, r]
         meeting[max(shares, key=lambda first: (shares[first], -first))].append(p)
     groups = [(tuple(sorted(ps)), tuple(sorted(members[first]))) for first, ps in sorted(meeting.items())]
-    found = tuple(group for group in groups if official_overlap(crossing, group) > threshold)
-    return found, sum(len(group) - 1 for group in members.values())
+    detected = tuple(group for group in groups if official_overlap(overlaps, group) > threshold)
+    return detected, sum(len(group) - 1 for group in members.values())
 
 
-def official_overlap(crossing: Crossing, group: Group) -> float:
-    """Return the overlap as the program has it: over the union only where the first prediction has the reference's number."""
+def official_overlap(overlaps: SharedVoxels, group: Group) -> float:
+    """Return the overlap by rule 4: over the union only if the first prediction has the first reference's number."""
     if group[0][0] == group[1][0]:
-        return crossing.iou(group)
-    both = sum(crossing.shared.get((p, r), 0) for p in group[0] for r in group[1])
-    return both / sum(crossing.references[r - 1] for r in group[1])
+        return overlaps.iou(group)
+    return overlaps.count_shared(group) / sum(overlaps.references[r - 1] for r in group[1])
 
 
-def diameters(numbers: Numbers, affine_lps: npt.NDArray[np.float64]) -> tuple[float, ...]:
-    """Return the longest axial diameter in mm of components 1 to n."""
-    parts: list[Part] = measured_parts(numbers, (0, 0, 0))
+def measure_diameters(numbers: Numbers, affine_lps: npt.NDArray[np.float64]) -> tuple[float, ...]:
+    """Return the longest axial diameter of components 1 to n, mm."""
+    parts = measured_parts(numbers, (0, 0, 0))
     return tuple(measure_lesion(1, [part], affine_lps).max_axial_diameter_mm for part in parts)
 
 
 def size_name(diameter_mm: float) -> str:
-    """Return the stratum of a longest axial diameter.
+    """Return the size of a lesion by its longest axial diameter.
 
     >>> size_name(9.9), size_name(10.0), size_name(20.0)
     ('small', 'medium', 'large')
@@ -200,7 +231,7 @@ def size_name(diameter_mm: float) -> str:
 
 
 def f1(true_positive: int, predictions: int, references: int) -> float:
-    """Return 2 TP / (predictions + references); NaN where there are none of both.
+    """Return 2 TP / (predictions + references); NaN without predictions and references.
 
     >>> f1(1, 2, 2)
     0.5
@@ -209,25 +240,33 @@ def f1(true_positive: int, predictions: int, references: int) -> float:
     return 2 * true_positive / together if together else float("nan")
 
 
-def by_size(
-    matchings: Sequence[Matching], sizes: Sequence[tuple[Sequence[float], Sequence[float]]]
-) -> dict[str, list[int]]:
-    """Count hits, unused predictions and references of each size over several cases.
+def count_by_size(
+    matchings: Sequence[Matching], diameters_mm: Sequence[tuple[Sequence[float], Sequence[float]]]
+) -> dict[str, SizeCounts]:
+    """Count the lesions of each size over all cases.
 
-    Hits and references count by the reference's diameter, unused predictions by their own; `sizes` holds the diameters of
-    a case's predictions and references, in mm.
+    References count by their own diameter, and so do predictions that detect no reference.
 
-    Returns
-    -------
-    dict
-        Name of the size -> detected references, references, predictions that detect none.
+    Parameters
+    ----------
+    matchings
+        The matching of each case.
+    diameters_mm
+        The diameters of each case's predictions, and of its references.
     """
-    counts = {name: [0, 0, 0] for name in SIZE_NAMES}
-    for matching, (predictions, references) in zip(matchings, sizes, strict=True):
-        for number, diameter in enumerate(references, start=1):
-            row = counts[size_name(diameter)]
-            row[0] += number in matching.hits
-            row[1] += 1
-        for number, diameter in enumerate(predictions, start=1):
-            counts[size_name(diameter)][2] += number not in matching.used
-    return counts
+    found, references, false = Counter[str](), Counter[str](), Counter[str]()
+    for matching, (of_predictions, of_references) in zip(matchings, diameters_mm, strict=True):
+        sizes = {number: size_name(diameter) for number, diameter in enumerate(of_references, start=1)}
+        references.update(sizes.values())
+        found.update(size for number, size in sizes.items() if number in matching.hits)
+        sizes = {number: size_name(diameter) for number, diameter in enumerate(of_predictions, start=1)}
+        false.update(size for number, size in sizes.items() if number not in matching.used)
+    return {
+        name: SizeCounts(
+            found=found[name],
+            references=references[name],
+            false=false[name],
+            f1=nan_to_none(f1(found[name], found[name] + false[name], references[name])),
+        )
+        for name in SIZE_NAMES
+    }

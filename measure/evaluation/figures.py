@@ -1,21 +1,20 @@
-"""Figures of an evaluation: distribution per case, Bland-Altman of tumor volume, size against detection, free response."""
+"""Figures of an evaluation: values per case, Bland-Altman of tumor volume, size against detection, free response."""
 
 import io
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slicemill.common.errors import ConfigError
-from slicemill.common.files import write_bytes
 from slicemill.measure.evaluation.detection import THRESHOLDS
-from slicemill.measure.evaluation.evaluate import Evaluation, case_figures
-from slicemill.measure.evaluation.froc import RATES
+from slicemill.measure.evaluation.evaluate import Evaluation
+from slicemill.measure.evaluation.froc import RATES, FreeResponse, NoFindings
+from slicemill.measure.evaluation.region import measure_region
 
 Axes = Any
-"""matplotlib's; it is not imported here."""
+"""The axes of matplotlib, which is imported only when a figure is drawn."""
 Panel = Callable[[Axes], None]
 PANEL_INCHES = (4.4, 3.6)
 COLUMNS = 3
@@ -23,8 +22,8 @@ DOTS_PER_INCH = 110
 BLUE, RED, GRAY = "#4878a8", "#c8503c", "#9a9a9a"
 
 
-def figure_of(panels: Sequence[Panel]) -> bytes:
-    """Return panels side by side, as PNG.
+def draw_panels(panels: Sequence[Panel]) -> bytes:
+    """Draw panels in rows of three, and return them as PNG.
 
     Raises
     ------
@@ -39,11 +38,11 @@ def figure_of(panels: Sequence[Panel]) -> bytes:
             "figures need matplotlib, which is not installed; install slicemill with the extra `ingest` or `train`."
         ) from error
     columns = min(COLUMNS, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * lines), layout="constrained")
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    for place, panel in enumerate(panels, start=1):
-        axes = figure.add_subplot(lines, columns, place)
+    for number, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(rows, columns, number)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -55,33 +54,28 @@ def figure_of(panels: Sequence[Panel]) -> bytes:
     return stream.getvalue()
 
 
-def save(path: Path, picture: bytes) -> None:
-    """Write a picture whole."""
-    write_bytes(path, picture)
-
-
-def evaluation_figure(evaluation: Evaluation, scores: dict[str, Any]) -> bytes:
-    """Return all figures of an evaluation and its `totals` as one PNG."""
+def draw_evaluation(evaluation: Evaluation) -> bytes:
+    """Return all figures of an evaluation as one PNG."""
     panels: list[Panel] = [
         lambda axes: draw_distribution(axes, evaluation, "dice", "Dice"),
         lambda axes: draw_distribution(axes, evaluation, "hd95_mm", "95 % Hausdorff distance, mm"),
     ]
-    tumor = evaluation.labels.tumor
-    if tumor is not None:
+    tumor, lesions = evaluation.labels.tumor, evaluation.totals.lesions
+    if tumor is not None and lesions is not None:
         panels += [
             lambda axes: draw_bland_altman(axes, [case.volumes_ml[tumor] for case in evaluation.cases]),
             lambda axes: draw_sizes(axes, evaluation),
-            lambda axes: draw_froc(axes, scores["lesions"]["froc"]),
+            lambda axes: draw_froc(axes, lesions.response, ranked_by=lesions.ranked_by),
         ]
-    return figure_of(panels)
+    return draw_panels(panels)
 
 
 def draw_distribution(axes: Axes, evaluation: Evaluation, measure: str, name: str) -> None:
-    """Draw a measure of every case as a dot above its region, with median and quartiles."""
+    """Draw a measure of every case as a dot above its region, with median and quartiles of the region."""
     rng = np.random.default_rng(0)
     regions = list(evaluation.labels.regions())
     for place, region in enumerate(regions):
-        values = [case_figures(case, region, evaluation.rules.mode)[measure] for case in evaluation.cases]
+        values = [getattr(measure_region(case, region, evaluation.rules.mode), measure) for case in evaluation.cases]
         kept = [value for value in values if not math.isnan(value)]
         axes.scatter(place + rng.uniform(-0.15, 0.15, len(kept)), kept, s=12, color=BLUE, alpha=0.6, linewidths=0)
         if kept:
@@ -94,7 +88,7 @@ def draw_distribution(axes: Axes, evaluation: Evaluation, measure: str, name: st
 
 
 def draw_bland_altman(axes: Axes, volumes_ml: Sequence[tuple[float, float]]) -> None:
-    """Draw prediction - reference against their mean, with the mean difference and the limits of agreement (Bland, Altman 1986)."""
+    """Draw prediction - reference against their mean, with the limits of agreement (Bland and Altman 1986)."""
     reference, predicted = (np.array([pair[part] for pair in volumes_ml]) for part in (0, 1))
     differences = predicted - reference
     axes.scatter((reference + predicted) / 2, differences, s=14, color=BLUE, alpha=0.7, linewidths=0)
@@ -112,13 +106,16 @@ def draw_bland_altman(axes: Axes, volumes_ml: Sequence[tuple[float, float]]) -> 
 
 
 def draw_sizes(axes: Axes, evaluation: Evaluation) -> None:
-    """Draw every reference lesion: its diameter against the overlap at which it was detected."""
+    """Draw the diameter of every reference lesion against the overlap above which it was detected."""
     levels: dict[int, list[float]] = {0: [], 1: [], 2: []}
     for case in evaluation.cases:
         if case.lesions is not None:
+            matchings = [case.lesions.matchings[threshold] for threshold in THRESHOLDS]
             for number, diameter in enumerate(case.lesions.diameters_mm[1], start=1):
-                level = sum(number in case.lesions.matchings[threshold].hits for threshold in THRESHOLDS)
-                levels[level].append(max(diameter, 0.1))
+                levels[sum(number in matching.hits for matching in matchings)].append(max(diameter, 0.1))
+    if not any(levels.values()):  # matplotlib refuses a logarithmic axis without values
+        axes.set_title("reference lesions: none")
+        return
     rng = np.random.default_rng(0)
     for level, diameters in levels.items():
         axes.scatter(
@@ -140,17 +137,17 @@ def draw_sizes(axes: Axes, evaluation: Evaluation) -> None:
     axes.set(title="reference lesions: size and detection", xlabel="longest axial diameter, mm (log)")
 
 
-def draw_froc(axes: Axes, record: dict[str, Any]) -> None:
-    """Draw a free-response curve with the 95 % band over draws of scans."""
+def draw_froc(axes: Axes, response: FreeResponse | NoFindings, *, ranked_by: str | None = None) -> None:
+    """Draw a free-response curve with the 95 % band over resampled scans."""
     axes.set(xlabel="false positives per scan", ylabel="sensitivity", ylim=(0, 1.02))
-    if record["cpm"] is None:
+    if isinstance(response, NoFindings):
         axes.set_title("free response: nothing to find")
         return
-    rates, found = record["curve"]["false_per_scan"], record["curve"]["sensitivity"]
-    axes.plot([*rates, max(rates[-1], RATES[-1])], [*found, found[-1]], color=BLUE)
-    band = record["band"]
-    axes.fill_between(band["false_per_scan"], band["low"], band["high"], color=BLUE, alpha=0.15, linewidth=0)
+    rates, sensitivity = response.curve.false_per_scan, response.curve.sensitivity
+    axes.plot([*rates, max(rates[-1], RATES[-1])], [*sensitivity, sensitivity[-1]], color=BLUE)
+    band = response.band
+    axes.fill_between(band.false_per_scan, band.low, band.high, color=BLUE, alpha=0.15, linewidth=0)
     axes.set_xscale("symlog", base=2, linthresh=RATES[0])
     axes.set_xticks([0, *RATES], ["0", "1/8", "1/4", "1/2", "1", "2", "4", "8"])
     axes.set_xlim(0, RATES[-1])
-    axes.set_title(f"free response, CPM {record['cpm']:.3f}" + (f", by {record['score']}" if "score" in record else ""))
+    axes.set_title(f"free response, CPM {response.cpm:.3f}" + (f", by {ranked_by}" if ranked_by else ""))

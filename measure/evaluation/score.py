@@ -1,52 +1,48 @@
-"""One case's scores: overlap, distances, volumes, burden, lesions, tumor yes or no per slice."""
+"""The scores of one case: overlap, distances, volumes, burden, lesions, and tumor yes or no per slice."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.common.errors import GeometryError, UsageError
-from slicemill.ct.formats.nifti.header import read_header
-from slicemill.ct.formats.nifti.stream import bytes_of, open_voxels, read_exactly, skip
+from slicemill.common.errors import UsageError
 from slicemill.ct.geometry import Grid, voxel_ml
 from slicemill.ct.labels import Labels
 from slicemill.ct.lesions import bounding_box
 from slicemill.ct.overlap import Overlap, overlap
 from slicemill.measure.evaluation.detection import (
     THRESHOLDS,
-    Crossing,
     Matching,
     Mode,
     Numbers,
-    cross,
-    diameters,
-    match,
-    numbered,
+    SharedVoxels,
+    count_shared_voxels,
+    match_lesions,
+    measure_diameters,
+    number_components,
 )
-from slicemill.measure.evaluation.froc import Marks
-from slicemill.measure.evaluation.surface import SurfaceDistances, surface_distances
-from slicemill.measure.pairs import Pair, check_values, masks_of, probability_path, report_of
+from slicemill.measure.evaluation.froc import ScanHits
+from slicemill.measure.evaluation.surface import surface_distances
+from slicemill.measure.inputs.infer_output import InferReport, read_report, read_tumor_probability
+from slicemill.measure.inputs.masks import PairMasks, check_values
+from slicemill.measure.inputs.pairs import Pair
 
 Mask = npt.NDArray[np.bool_]
 Label = npt.NDArray[np.uint8]
-LARGE = 9001.0
-"""What the LiTS program puts for a distance that does not exist, mm, and for a burden without a predicted organ."""
 TOLERANCE_MM = 2.0
-"""About a reader's own spread along the border of a liver; state yours."""
+"""Default tolerance: about the disagreement of one reader with himself along the border of a liver."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What is scored how."""
+    """What is scored, and by which rules."""
 
     labels: Labels
     mode: Mode = "corrected"
     tolerance_mm: float = TOLERANCE_MM
-    """Of the surface Dice."""
+    """Tolerance of the surface Dice, mm."""
 
     def __post_init__(self) -> None:
         """Check that the tolerance is a length."""
@@ -55,9 +51,30 @@ class Rules:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surface:
-    """Distances between two surfaces, mm; NaN where one mask is empty."""
+class SurfaceMeasures:
+    """Distances between two surfaces; NaN if one mask is empty."""
 
+    assd_mm: float
+    """Average symmetric surface distance."""
+    rmsd_mm: float
+    """Root mean square symmetric surface distance."""
+    mssd_mm: float
+    """Maximum symmetric surface distance."""
+    hd95_mm: float
+    """The larger of the two directed 95th percentiles."""
+    surface_dice: float
+    """Share of the surface voxels within the tolerance, 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectedLesion:
+    """The segmentation scores of a lesion that was detected above the highest threshold."""
+
+    dice: float
+    jaccard: float
+    voe: float
+    rvd: float
+    rvd_lits: float
     assd_mm: float
     rmsd_mm: float
     mssd_mm: float
@@ -72,220 +89,204 @@ class LesionScores:
     matchings: dict[float, Matching]
     """Threshold of overlap -> matching."""
     diameters_mm: tuple[tuple[float, ...], tuple[float, ...]]
-    """Longest axial diameter of each prediction, and of each reference."""
-    segmented: tuple[dict[str, float], ...]
-    """Scores of each pair detected above 0.5."""
-    by_probability: Marks | None
-    """Judged candidates with their mean probability; None where a prediction has no map beside it."""
-    by_volume: Marks
-    """The same with their voxels' volume in ml."""
+    """Longest axial diameters of the predictions, and of the references."""
+    detected: tuple[DetectedLesion, ...]
+    """The lesions that were detected above the highest threshold."""
+    by_probability: ScanHits | None
+    """Hits scored by mean probability; None if the prediction has no probability map."""
+    by_volume: ScanHits
+    """Hits scored by volume, ml."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
-    """How likely a tumor is, in each slice and in the whole case."""
+class TumorScores:
+    """How strongly each slice and the whole case point to a tumor."""
 
     slices: tuple[float, ...]
     case: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
-    """Tumor yes or no."""
+class TumorAnswers:
+    """Tumor yes or no, for each slice of a case."""
 
     truth: tuple[bool, ...]
-    """Of each slice."""
+    """Whether the reference has tumor in a slice."""
     found: tuple[bool, ...]
-    voxels: Scores
-    """Predicted ones."""
-    reported: Scores | None
-    """Probabilities of the report beside the prediction; None where it has none that are finite."""
+    """Whether the prediction has tumor in a slice."""
+    voxels: TumorScores
+    """Predicted tumor voxels."""
+    reported: TumorScores | None
+    """Scores of the report next to the prediction; None without finite scores of every slice."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
-    """A case that was compared."""
+class CaseScores:
+    """The scores of one case."""
 
     case_id: str
     regions: dict[str, Overlap]
-    surfaces: dict[str, Surface]
+    """Region -> overlap of prediction and reference."""
+    surfaces: dict[str, SurfaceMeasures]
+    """Region -> distances."""
     volumes_ml: dict[str, tuple[float, float]]
-    """Reference and prediction."""
+    """Region -> volume of reference and prediction."""
     burden: tuple[float, float] | None = None
-    """Tumor over organ with tumor, reference and prediction; None where no organ or tumor is named, NaN without organ."""
+    """Tumor over organ with tumors, of reference and prediction; NaN without organ, None without these labels."""
     lesions: LesionScores | None = None
-    tumor: Answers | None = None
-    """None where no tumor is named."""
+    """None if no label is tumor."""
+    tumor: TumorAnswers | None = None
+    """None if no label is tumor."""
 
 
-def score(pair: Pair, rules: Rules) -> tuple[Scored, Label, Label]:
-    """Compare a prediction with its reference; return the scores, the reference and the prediction uint8[z, y, x].
+def score_case(pair: Pair, masks: PairMasks, rules: Rules) -> CaseScores:
+    """Score a prediction against its reference.
 
     Raises
     ------
     InputError
-        A mask cannot be read, they lie on different grids, or hold values that no label has.
+        A mask holds values without a label, or the probability map does not fit.
     """
-    labels = rules.labels
-    predicted, truth, grid = masks_of(pair)
-    check_values(truth, labels, pair.reference.case_id)
-    check_values(predicted, labels, pair.name)
-    box = bounding_box((truth > 0) | (predicted > 0)) or (slice(0, 1),) * 3
-    masks = {
-        name: (np.isin(truth[box], values), np.isin(predicted[box], values))
+    labels, grid = rules.labels, masks.grid
+    check_values(masks.truth, labels, pair.reference.case_id)
+    check_values(masks.predicted, labels, pair.name)
+    # all voxels beyond this box are background in both masks
+    box = bounding_box((masks.truth > 0) | (masks.predicted > 0)) or (slice(0, 1),) * 3
+    regions = {
+        name: (np.isin(masks.truth[box], values), np.isin(masks.predicted[box], values))
         for name, values in labels.regions().items()
     }
-    counts = {name: overlap(*both) for name, both in masks.items()}
+    overlaps = {name: overlap(truth, predicted) for name, (truth, predicted) in regions.items()}
     per_voxel = voxel_ml(grid.affine_lps)
     tumor, lesions = None, None
     if labels.tumor is not None:
         value = labels.tumor_value()
-        tumor = tumor_answers(truth == value, predicted == value, report_of(pair))
-        probability = None if pair.case is not None else probability_beside(pair.prediction, labels, grid)
-        lesions = lesion_scores(truth == value, predicted == value, grid, rules, probability)
-    scored = Scored(
+        truth, predicted = masks.truth == value, masks.predicted == value
+        is_file = pair.case is None
+        tumor = compare_slices(truth, predicted, read_report(pair.prediction) if is_file else None)
+        probability = read_tumor_probability(pair.prediction, labels, grid) if is_file else None
+        lesions = score_lesions(truth, predicted, grid, rules, probability)
+    return CaseScores(
         case_id=pair.reference.case_id,
-        regions=counts,
-        surfaces={name: surface_of(both[1], both[0], grid, rules.tolerance_mm) for name, both in masks.items()},
-        volumes_ml={name: (one.reference * per_voxel, one.predicted * per_voxel) for name, one in counts.items()},
-        burden=burden_of(counts, labels),
+        regions=overlaps,
+        surfaces={
+            name: measure_surfaces(predicted, truth, grid, rules.tolerance_mm)
+            for name, (truth, predicted) in regions.items()
+        },
+        volumes_ml={name: (one.reference * per_voxel, one.predicted * per_voxel) for name, one in overlaps.items()},
+        burden=compute_burden(overlaps, labels),
         lesions=lesions,
         tumor=tumor,
     )
-    return scored, truth, predicted
 
 
-def surface_of(predicted: Mask, truth: Mask, grid: Grid, tolerance_mm: float) -> Surface:
-    """Return the distances of two masks bool[z, y, x] on one grid, or on the same part of it."""
-    return summed_up(surface_distances(predicted, truth, grid.spacing_mm), tolerance_mm)
-
-
-def summed_up(found: SurfaceDistances, tolerance_mm: float) -> Surface:
-    """Return what distances amount to."""
-    return Surface(
-        assd_mm=found.assd,
-        rmsd_mm=found.rmsd,
-        mssd_mm=found.mssd,
-        hd95_mm=found.hd95,
-        surface_dice=found.surface_dice(tolerance_mm),
+def measure_surfaces(predicted: Mask, truth: Mask, grid: Grid, tolerance_mm: float) -> SurfaceMeasures:
+    """Measure the distances of two masks bool[z, y, x] on one grid, or on the same part of it."""
+    distances = surface_distances(predicted, truth, grid.spacing_mm)
+    return SurfaceMeasures(
+        assd_mm=distances.assd,
+        rmsd_mm=distances.rmsd,
+        mssd_mm=distances.mssd,
+        hd95_mm=distances.hd95,
+        surface_dice=distances.surface_dice(tolerance_mm),
     )
 
 
-def burden_of(counts: dict[str, Overlap], labels: Labels) -> tuple[float, float] | None:
-    """Return tumor over organ with tumor, of reference and prediction; NaN where there is no organ."""
+def compute_burden(overlaps: dict[str, Overlap], labels: Labels) -> tuple[float, float] | None:
+    """Return tumor over organ with tumors, of reference and prediction; NaN without organ voxels."""
     if labels.organ is None or labels.tumor is None:
         return None
-    organ, tumor = counts[labels.organ], counts[labels.tumor]
+    organ, tumor = overlaps[labels.organ], overlaps[labels.tumor]
     return (
         tumor.reference / organ.reference if organ.reference else math.nan,
         tumor.predicted / organ.predicted if organ.predicted else math.nan,
     )
 
 
-def lesion_scores(truth: Mask, predicted: Mask, grid: Grid, rules: Rules, probability: Label | None) -> LesionScores:
-    """Find and match the lesions of two whole masks bool[z, y, x]; `probability`: uint8[z, y, x], 255 is certain."""
+def score_lesions(truth: Mask, predicted: Mask, grid: Grid, rules: Rules, probability: Label | None) -> LesionScores:
+    """Find and match the lesions of two masks bool[z, y, x] of a whole scan.
+
+    Parameters
+    ----------
+    truth, predicted
+        bool[z, y, x]: tumor voxels.
+    probability
+        uint8[z, y, x], 255 is certain; None if there is no map.
+    """
     box = bounding_box(truth | predicted) or (slice(0, 1),) * 3
-    crops = [numbered(mask[box], grid, rules.mode) for mask in (predicted, truth)]
-    crossing = cross(*crops)
-    matchings = {threshold: match(crossing, threshold, rules.mode) for threshold in THRESHOLDS}
-    volumes = [voxels * voxel_ml(grid.affine_lps) for voxels in crossing.predictions]
-    scores = None if probability is None else mean_in(probability[box], crops[0])
+    predictions, references = (number_components(mask[box], grid, rules.mode) for mask in (predicted, truth))
+    overlaps = count_shared_voxels(predictions, references)
+    matchings = {threshold: match_lesions(overlaps, threshold, rules.mode) for threshold in THRESHOLDS}
+    volumes_ml = [voxels * voxel_ml(grid.affine_lps) for voxels in overlaps.predictions]
+    probabilities = None if probability is None else mean_probabilities(probability[box], predictions)
+    groups = matchings[THRESHOLDS[-1]]
     return LesionScores(
         matchings=matchings,
-        diameters_mm=(diameters(crops[0], grid.affine_lps), diameters(crops[1], grid.affine_lps)),
-        segmented=tuple(segmented(crops, matchings[THRESHOLDS[-1]], grid, rules.tolerance_mm)),
-        by_probability=None if scores is None else judged(crossing, scores),
-        by_volume=judged(crossing, volumes),
+        diameters_mm=(
+            measure_diameters(predictions, grid.affine_lps),
+            measure_diameters(references, grid.affine_lps),
+        ),
+        detected=tuple(score_detected(predictions, references, groups, grid, rules.tolerance_mm)),
+        by_probability=None if probabilities is None else find_hits(overlaps, probabilities),
+        by_volume=find_hits(overlaps, volumes_ml),
     )
 
 
-def segmented(
-    crops: Sequence[Numbers], matching: Matching, grid: Grid, tolerance_mm: float
-) -> Iterator[dict[str, float]]:
-    """Yield the scores of each detected lesion of prediction and reference, uint32[z, y, x], looking at its own box only."""
+def score_detected(
+    predictions: Numbers, references: Numbers, matching: Matching, grid: Grid, tolerance_mm: float
+) -> Iterator[DetectedLesion]:
+    """Yield the segmentation scores of each detected lesion, each computed in the lesion's own box."""
     from scipy.ndimage import find_objects
 
-    boxes = [find_objects(numbers.astype(np.int32)) for numbers in crops]
+    boxes = [find_objects(numbers.astype(np.int32)) for numbers in (predictions, references)]
     for group in matching.groups:
-        sides = [found[number - 1] for found, numbers in zip(boxes, group, strict=True) for number in numbers]
-        box = tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*sides, strict=True))
-        yield pair_scores(np.isin(crops[0][box], group[0]), np.isin(crops[1][box], group[1]), grid, tolerance_mm)
+        parts = [found[number - 1] for found, numbers in zip(boxes, group, strict=True) for number in numbers]
+        box = tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*parts, strict=True))
+        predicted, truth = np.isin(predictions[box], group[0]), np.isin(references[box], group[1])
+        one = overlap(truth, predicted)
+        yield DetectedLesion(
+            dice=one.dice,
+            jaccard=one.jaccard,
+            voe=one.voe,
+            rvd=one.rvd,
+            rvd_lits=one.rvd_lits,
+            **vars(measure_surfaces(predicted, truth, grid, tolerance_mm)),
+        )
 
 
-def pair_scores(predicted: Mask, truth: Mask, grid: Grid, tolerance_mm: float) -> dict[str, float]:
-    """Return overlap and distances of one detected lesion."""
-    one = overlap(truth, predicted)
-    surface = surface_of(predicted, truth, grid, tolerance_mm)
-    return {"dice": one.dice, "jaccard": one.jaccard, "voe": one.voe, "rvd": one.rvd, "rvd_lits": one.rvd_lits} | vars(
-        surface
-    )
+def find_hits(overlaps: SharedVoxels, scores: Sequence[float]) -> ScanHits:
+    """Divide the predicted lesions into hits and false positives; `scores` has one value for each prediction.
 
-
-def judged(crossing: Crossing, scores: Sequence[float]) -> Marks:
-    """Judge predicted lesions as candidates: one hits every reference with which it shares a voxel.
-
-    A reference scores with its best hit, and no hit is a false positive, as in LUNA16's rules for points.
+    A prediction hits every reference with which it shares a voxel. As in LUNA16's rules for points, a reference counts
+    once, with its best hit, and no hit is a false positive.
     """
     best: dict[int, float] = {}
-    for p, r in crossing.shared:
+    for p, r in overlaps.shared:
         best[r] = max(best.get(r, -math.inf), scores[p - 1])
-    hitting = {p for p, _ in crossing.shared}
-    return Marks(
+    hitting = {p for p, _ in overlaps.shared}
+    return ScanHits(
         found=tuple(best.values()),
-        missed=len(crossing.references) - len(best),
+        missed=len(overlaps.references) - len(best),
         false=tuple(score for p, score in enumerate(scores, start=1) if p not in hitting),
     )
 
 
-def mean_in(probability: Label, numbers: npt.NDArray[np.uint32]) -> list[float]:
+def mean_probabilities(probability: Label, numbers: Numbers) -> list[float]:
     """Return the mean of uint8[z, y, x] in components 1 to n, 0 to 1."""
     voxels = np.bincount(numbers.ravel())
     sums = np.bincount(numbers.ravel(), weights=probability.ravel())
     return [float(value) for value in sums[1:] / voxels[1:] / 255]
 
 
-def probability_beside(mask: Path, labels: Labels, grid: Grid) -> Label | None:
-    """Return the tumor's probability that `infer --probability` wrote beside a mask, uint8[z, y, x]; None where there is none."""
-    path = probability_path(mask, labels)
-    return read_probability(path, grid) if path is not None and path.exists() else None
-
-
-def read_probability(path: Path, grid: Grid) -> Label:
-    """Return a map of `infer --probability`, stored as 0 to 255, on the grid of its mask, uint8[z, y, x].
-
-    Raises
-    ------
-    GeometryError
-        It has another shape, or other voxels than bytes.
-    """
-    header = read_header(path)
-    if header.grid.shape != grid.shape or header.dtype != np.uint8:
-        raise GeometryError(
-            f"{path}: must hold bytes on its mask's grid {grid.shape}; found {header.dtype}, {header.grid.shape}. Write it again with `infer`."
-        )
-    ni, nj, nk = header.grid.shape
-    voxels = np.empty((nk, nj, ni), dtype=np.uint8)
-    stream, _ = open_voxels(path, hashed=False)
-    try:
-        skip(stream, header.data_offset, path)
-        read_exactly(stream, bytes_of(voxels), path)
-    finally:
-        stream.close()
-    return np.ascontiguousarray(grid.to_stored(voxels), dtype=np.uint8)
-
-
-def tumor_answers(truth: Mask, predicted: Mask, report: dict[str, Any]) -> Answers:
-    """Return the answers of two masks bool[z, y, x], with both kinds of scores."""
+def compare_slices(truth: Mask, predicted: Mask, report: InferReport | None) -> TumorAnswers:
+    """Compare the slices of two masks bool[z, y, x]: tumor yes or no, with the scores of voxels and of the report."""
     real, voxels = (np.count_nonzero(mask.reshape(len(mask), -1), axis=1) for mask in (truth, predicted))
-    scores, case_score = report.get("slice_tumor_scores"), report.get("tumor_score")
-    usable = isinstance(scores, list) and len(scores) == len(truth) and all(map(_is_finite, [*scores, case_score]))
-    return Answers(
+    reported = None
+    if report is not None and report.tumor_score is not None and len(report.slice_tumor_scores or ()) == len(truth):
+        reported = TumorScores(slices=report.slice_tumor_scores or (), case=report.tumor_score)
+    return TumorAnswers(
         truth=tuple(real.astype(bool).tolist()),
         found=tuple(voxels.astype(bool).tolist()),
-        voxels=Scores(slices=tuple(map(float, voxels.tolist())), case=float(voxels.sum())),
-        reported=Scores(slices=tuple(map(float, scores or ())), case=float(case_score or 0)) if usable else None,
+        voxels=TumorScores(slices=tuple(map(float, voxels.tolist())), case=float(voxels.sum())),
+        reported=reported,
     )
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

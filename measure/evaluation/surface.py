@@ -1,15 +1,16 @@
 """Distances in mm between the surfaces of two masks.
 
-1. Each mask is cut to its own box; its surface voxels are those whose 18 neighbors (faces and edges) are not all inside,
-   where everything beyond the picture is outside.
-2. Their centers, in mm, are points; nearest neighbors come from a k-d tree of the other surface's points, exactly.
+1. Each mask is cropped to its own box. Its surface voxels are those whose 18 neighbors (faces and edges) are not all
+   inside; everything beyond the picture is outside.
+2. The centers of the surface voxels, in mm, are points. A k-d tree of the other surface's points gives the exact
+   nearest neighbor of each.
 
-So time and memory go with the surfaces and not with the scan: `slicemill bench measure` compares this with distance
-transforms of the whole scan, which medpy makes, and of the box around both masks.
+So time and memory grow with the surfaces and not with the scan. `slicemill bench measure` compares this with distance
+transforms of the scan, as in medpy, and of the box around both masks.
 
 Bilic et al. 2023 define ASSD, RMSD and MSSD. The robust Hausdorff distance is the larger of the two directed 95th
-percentiles, as in MONAI's `compute_hausdorff_distance` (medpy takes one percentile of both directions together). Surface
-Dice counts surface voxels that lie within a tolerance (Nikolov et al. 2018, with voxels for areas, as MONAI does).
+percentiles, as in MONAI's `compute_hausdorff_distance` (medpy takes one percentile of both directions together).
+Surface Dice counts surface voxels within a tolerance (Nikolov et al. 2018, with voxels for areas, as MONAI does).
 """
 
 import math
@@ -23,19 +24,19 @@ from slicemill.ct.lesions import bounding_box
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Spacing = tuple[float, float, float]
-"""z, y, x in mm."""
+"""z, y, x, mm."""
 ROUNDING_MM = 1e-4
-"""More than float32 affines round distances by, and less than any distance that matters."""
+"""Larger than the rounding error of float32 affines, and smaller than any distance that matters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SurfaceDistances:
-    """How far each surface voxel of one mask lies from the nearest of the other; empty where a mask is empty."""
+    """Distance from each surface voxel of one mask to the nearest of the other; empty if a mask is empty."""
 
     to_reference: Floats
-    """float64[n], mm: for each surface voxel of the prediction."""
+    """float64[n], mm: one for each surface voxel of the prediction."""
     to_prediction: Floats
-    """float64[m], mm: for each surface voxel of the reference."""
+    """float64[m], mm: one for each surface voxel of the reference."""
 
     def __post_init__(self) -> None:
         """Check that there are distances in both directions or in none."""
@@ -49,7 +50,7 @@ class SurfaceDistances:
 
     @property
     def assd(self) -> float:
-        """Return the average symmetric surface distance, mm; NaN where a mask is empty, as for all that follow."""
+        """Return the average symmetric surface distance, mm; like all measures below, NaN if a mask is empty."""
         return float(self.both.mean()) if len(self.to_reference) else math.nan
 
     @property
@@ -70,10 +71,10 @@ class SurfaceDistances:
         return float(max(np.percentile(self.to_reference, 95), np.percentile(self.to_prediction, 95)))
 
     def surface_dice(self, tolerance_mm: float) -> float:
-        """Return the share of surface voxels, of both masks, that lie no farther than the tolerance from the other surface.
+        """Return the share of the surface voxels of both masks that lie within the tolerance of the other surface.
 
-        What lies at the tolerance counts: ROUNDING_MM are added to it, since spacings that a header keeps as float32, or
-        works out of a tilted matrix, put 2 mm a little above or below 2 mm.
+        Voxels exactly at the tolerance count. ROUNDING_MM is added to it, because a float32 or a tilted matrix in the
+        header makes a distance of 2 mm a little more or less than 2 mm.
         """
         return float(np.mean(self.both <= tolerance_mm + ROUNDING_MM)) if len(self.to_reference) else math.nan
 
@@ -96,36 +97,36 @@ def surface_distances(prediction: Mask, reference: Mask, spacing_mm: Spacing) ->
 
 
 def nearest(points: Floats, others: Floats) -> Floats:
-    """Return how far each of `points`: float64[n, 3] lies from the nearest of `others`: float64[m, 3], float64[n]."""
+    """Return the distance from each of float64[n, 3] to the nearest of `others`, float64[m, 3]: float64[n]."""
     from scipy.spatial import cKDTree
 
-    # an unbalanced tree of voxel centers is made in a third of the time and searched as fast
+    # for voxel centers, an unbalanced tree is built in a third of the time and searched as fast
     tree = cKDTree(others, compact_nodes=False, balanced_tree=False)
     return np.asarray(tree.query(points)[0], dtype=np.float64)
 
 
 def surface_points(mask: Mask, spacing_mm: Spacing) -> Floats:
-    """Return the centers of the surface voxels of bool[z, y, x], float64[n, 3], mm from the first voxel along z, y, x."""
+    """Return the centers of the surface voxels of bool[z, y, x]: float64[n, 3], z, y, x in mm from the first voxel."""
     box = bounding_box(mask)
     if box is None:
         return np.empty((0, 3))
     start = np.array([side.start for side in box])
-    return np.asarray((np.argwhere(surface(mask[box])) + start) * np.array(spacing_mm), dtype=np.float64)
+    return np.asarray((np.argwhere(mark_surface(mask[box])) + start) * np.array(spacing_mm), dtype=np.float64)
 
 
-def surface(mask: Mask) -> Mask:
-    """Return the voxels of bool[z, y, x] that have one of 18 neighbors outside; beyond the array everything is.
+def mark_surface(mask: Mask) -> Mask:
+    """Return the voxels of bool[z, y, x] with one of 18 neighbors outside; everything beyond the array is outside.
 
-    The 18 neighbors lie in the three squares of 3x3 voxels through a voxel, and to erode by a square is to erode along
-    one of its sides and then along the other.
+    The 18 neighbors lie in the three squares of 3x3 voxels through a voxel. Erosion by a square is erosion along one of
+    its sides and then along the other.
     """
-    along_z, along_y = _eroded(mask, 0), _eroded(mask, 1)
-    inside = _eroded(along_z, 1) & _eroded(along_z, 2) & _eroded(along_y, 2)
+    along_z, along_y = _erode(mask, 0), _erode(mask, 1)
+    inside = _erode(along_z, 1) & _erode(along_z, 2) & _erode(along_y, 2)
     return mask & ~inside
 
 
-def _eroded(mask: Mask, axis: int) -> Mask:
-    """Return the voxels whose two neighbors along an axis are inside, too."""
+def _erode(mask: Mask, axis: int) -> Mask:
+    """Return the voxels whose two neighbors along an axis are inside too."""
     result = np.zeros_like(mask)
     moved, out = np.moveaxis(mask, axis, 0), np.moveaxis(result, axis, 0)
     np.logical_and(moved[:-2], moved[2:], out=out[1:-1])

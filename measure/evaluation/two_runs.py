@@ -1,24 +1,54 @@
-"""Two runs on the same cases: paired differences, Wilcoxon's test, and case against case as a picture."""
+"""Two runs on the same cases: paired differences, Wilcoxon's test, and a scatter plot of case against case."""
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from slicemill.common.documents import to_document
 from slicemill.common.errors import ConfigError
-from slicemill.common.files import write_csv, write_json
+from slicemill.common.files import write_bytes, write_csv, write_json
 from slicemill.ct.overlap import mean_of
-from slicemill.measure.evaluation.evaluate import MEASURES, Evaluation, case_figures
-from slicemill.measure.evaluation.figures import Axes, figure_of, save
-from slicemill.measure.evaluation.statistics import paired_difference, with_right_silence
+from slicemill.measure.evaluation.evaluate import Evaluation
+from slicemill.measure.evaluation.figures import Axes, draw_panels
+from slicemill.measure.evaluation.region import measure_region
+from slicemill.measure.evaluation.statistics import nan_to_none, paired_difference, with_right_silence
 
-Row = dict[str, Any]
+Values = list[tuple[float, float]]
+"""The values of both runs, case by case."""
 COMPARED = ("dice", "voe", "assd_mm", "hd95_mm", "surface_dice", "absolute_error_ml")
+PLOTTED = ("dice", "hd95_mm")
 BEST = {"dice": 1.0, "voe": 0.0}
-"""Figures of a case in which a run rightly finds nothing, beside one that raises a false alarm."""
-LOWER_IS_BETTER = ("voe", "assd_mm", "rmsd_mm", "mssd_mm", "hd95_mm", "absolute_error_ml")
+"""The score of a run that correctly predicts nothing where the other run raises a false alarm."""
+LOWER_IS_BETTER = ("voe", "assd_mm", "hd95_mm", "absolute_error_ml")
 
 
-def paired_figures(run: Evaluation, other: Evaluation) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """Return (region, measure) -> the values of both runs, case by case, of the cases that both have.
+@dataclass(frozen=True, kw_only=True)
+class ComparedMeasure:
+    """One measure of one region in both runs."""
+
+    region: str
+    measure: str
+    cases: int
+    """Cases with a value in both runs."""
+    left_out: int
+    mean: float | None
+    mean_against: float | None
+    """Mean of the other run."""
+    difference: float | None
+    """Mean of this run minus the other, case by case."""
+    low: float | None
+    """Lower end of the 95 % interval of the difference."""
+    high: float | None
+    """Upper end of that interval."""
+    wilcoxon_p: float | None
+    better_in: int
+    """Cases in which this run is better."""
+    worse_in: int
+    """Cases in which this run is worse."""
+
+
+def pair_values(run: Evaluation, other: Evaluation) -> dict[tuple[str, str], Values]:
+    """Return (region, measure) -> the values of both runs in the cases that both have.
 
     Raises
     ------
@@ -31,63 +61,70 @@ def paired_figures(run: Evaluation, other: Evaluation) -> dict[tuple[str, str], 
     shared = [case_id for case_id in first if case_id in second]
     if not shared:
         raise ConfigError("the two runs share no case; compare runs on the same scans.")
-    figures: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    values: dict[tuple[str, str], Values] = {}
     for name in run.labels.regions():
         for case_id in shared:
-            a, b = (case_figures(cases[case_id], name, run.rules.mode) for cases in (first, second))
+            ours, theirs = (measure_region(cases[case_id], name, run.rules.mode) for cases in (first, second))
             for measure in COMPARED:
-                figures.setdefault((name, measure), []).append((a[measure], b[measure]))
-    for (name, measure), pairs in figures.items():
+                values.setdefault((name, measure), []).append((getattr(ours, measure), getattr(theirs, measure)))
+    for (name, measure), pairs in values.items():
         if measure in BEST:
-            figures[name, measure] = with_right_silence(pairs, BEST[measure])
-    return figures
+            values[name, measure] = with_right_silence(pairs, BEST[measure])
+    return values
 
 
-def comparison(run: Evaluation, other: Evaluation) -> list[Row]:
-    """Return a row a region and measure: means, the paired difference run - other, its 95 % interval, p, and who is better how often."""
-    rows = []
-    for (name, measure), pairs in paired_figures(run, other).items():
-        kept = [pair for pair in pairs if pair[0] == pair[0] and pair[1] == pair[1]]
-        found = paired_difference([a for a, _ in kept], [b for _, b in kept])
-        lower = sum(a < b for a, b in kept)
-        row = {
-            "region": name,
-            "measure": measure,
-            "cases": found.patients,
-            "left_out": len(pairs) - len(kept),
-            "mean": mean_of([a for a, _ in kept]),
-            "mean_against": mean_of([b for _, b in kept]),
-            "difference": found.mean,
-            "low": found.low,
-            "high": found.high,
-            "wilcoxon_p": found.p,
-            "better_in": lower if measure in LOWER_IS_BETTER else found.better,
-            "worse_in": found.better if measure in LOWER_IS_BETTER else lower,
-        }
-        rows.append({key: None if isinstance(value, float) and value != value else value for key, value in row.items()})  # noqa: PLR0124
-    return rows
+def compare_runs(run: Evaluation, other: Evaluation) -> list[ComparedMeasure]:
+    """Compare each measure of each region over the cases that both runs have."""
+    return [_compare(name, measure, pairs) for (name, measure), pairs in pair_values(run, other).items()]
 
 
-def write_comparison(out: Path, run: Evaluation, other: Evaluation) -> list[Row]:
-    """Write comparison.json, comparison.csv and comparison.png into a folder, and return the rows."""
-    rows = comparison(run, other)
+def _compare(name: str, measure: str, pairs: Values) -> ComparedMeasure:
+    kept = _without_nan(pairs)
+    ours, theirs = [a for a, _ in kept], [b for _, b in kept]
+    result = paired_difference(ours, theirs)
+    lower = sum(a < b for a, b in kept)
+    better, worse = (lower, result.better) if measure in LOWER_IS_BETTER else (result.better, lower)
+    return ComparedMeasure(
+        region=name,
+        measure=measure,
+        cases=result.patients,
+        left_out=len(pairs) - len(kept),
+        mean=nan_to_none(mean_of(ours)),
+        mean_against=nan_to_none(mean_of(theirs)),
+        difference=nan_to_none(result.mean),
+        low=nan_to_none(result.low),
+        high=nan_to_none(result.high),
+        wilcoxon_p=nan_to_none(result.p),
+        better_in=better,
+        worse_in=worse,
+    )
+
+
+def write_run_comparison(out: Path, run: Evaluation, other: Evaluation) -> list[ComparedMeasure]:
+    """Write comparison.json, comparison.csv and comparison.png, and return the compared measures."""
+    compared = compare_runs(run, other)
+    rows = [to_document(one) for one in compared]
     write_json(
         out / "comparison.json", {"difference": "run - against", "interval": "95 % bootstrap over cases", "rows": rows}
     )
     write_csv(out / "comparison.csv", rows)
-    figures = paired_figures(run, other)
-    shown = {key: pairs for key, pairs in figures.items() if key[1] in (MEASURES[0], "hd95_mm")}
+    values = {key: pairs for key, pairs in pair_values(run, other).items() if key[1] in PLOTTED}
     panels = [
-        lambda axes, key=key, pairs=pairs: _scatter(axes, f"{key[1]} {key[0]}", pairs) for key, pairs in shown.items()
+        lambda axes, key=key, pairs=pairs: _draw_scatter(axes, f"{key[1]} {key[0]}", pairs)
+        for key, pairs in values.items()
     ]
-    save(out / "comparison.png", figure_of(panels))
-    return rows
+    write_bytes(out / "comparison.png", draw_panels(panels))
+    return compared
 
 
-def _scatter(axes: Axes, name: str, pairs: list[tuple[float, float]]) -> None:
-    """Draw case against case, with the line on which both are equal."""
-    kept = [pair for pair in pairs if pair[0] == pair[0] and pair[1] == pair[1]]
+def _draw_scatter(axes: Axes, name: str, pairs: Values) -> None:
+    """Draw case against case, with the line on which both runs are equal."""
+    kept = _without_nan(pairs)
     axes.scatter([b for _, b in kept], [a for a, _ in kept], s=16, alpha=0.7, linewidths=0)
-    high = max([1.0, *(value for pair in kept for value in pair)]) if kept else 1.0
+    high = max([1.0, *(value for pair in kept for value in pair)])
     axes.plot([0, high], [0, high], color="0.5", linewidth=0.8)
     axes.set(title=f"{name}: {len(kept)} cases", xlabel="against", ylabel="this run")
+
+
+def _without_nan(pairs: Values) -> Values:
+    return [(a, b) for a, b in pairs if not (math.isnan(a) or math.isnan(b))]

@@ -1,19 +1,26 @@
-"""The page of two time points: what changed, what became of each lesion, the category and how it was computed, pictures."""
+"""The page of two time points: the category and how it was computed, changes of lesions, and pictures."""
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from slicemill.common import html as page
+from slicemill.common.documents import to_document
 from slicemill.common.files import write_bytes, write_json
-from slicemill.measure.followup.recist import PD_MM, PD_PERCENT, PR_PERCENT, TimePoint, percent
-from slicemill.measure.lesions.case_page import SHOWN, embedded, provenance
-from slicemill.measure.lesions.pictures import lesion_picture
+from slicemill.common.html import render
+from slicemill.measure.followup.recist import (
+    PD_MM,
+    PD_PERCENT,
+    PR_PERCENT,
+    Category,
+    Comparison,
+    LesionChange,
+    TimePoint,
+    percent_change,
+)
+from slicemill.measure.lesions.case_page import SHOWN, Table, describe_size, list_provenance
+from slicemill.measure.lesions.measurements import round_record
+from slicemill.measure.lesions.pictures import CaptionedPicture, draw_lesion, to_png
+from slicemill.measure.lesions.records import CaseOrigin
 
-Row = dict[str, Any]
-Points = tuple[TimePoint, TimePoint]
-TIMES = ("baseline", "follow-up")
 FIGURES = {
     "lesion_count": "lesions",
     "tumor_ml": "tumor, ml",
@@ -32,7 +39,7 @@ COLUMNS = {
     "followup_mm": "follow-up, mm",
     "diameter_change_percent": "diameter, %",
 }
-MEANINGS = {
+MEANINGS: dict[Category, str] = {
     "CR": "complete response",
     "PR": "partial response",
     "SD": "stable disease",
@@ -41,157 +48,124 @@ MEANINGS = {
 }
 
 
-def write_comparison(out: Path, found: Row, points: Points, sources: Sequence[Row]) -> None:
-    """Write compare.html and compare.json of what `slicemill.measure.followup.recist.compared` found; `sources`:
-    `slicemill.measure.lesions.jobs.source_of` of both."""
+def write_comparison(
+    out: Path, comparison: Comparison, points: tuple[TimePoint, TimePoint], origins: tuple[CaseOrigin, CaseOrigin]
+) -> None:
+    """Write compare.html and compare.json; `points` and `origins` are those of the baseline and of the follow-up."""
     out.mkdir(parents=True, exist_ok=True)
-    write_bytes(out / "compare.html", comparison_page(found, points, sources))
-    write_json(out / "compare.json", found | {"sources": dict(zip(("baseline", "followup"), sources, strict=True))})
+    write_bytes(out / "compare.html", render_page(comparison, points, origins))
+    sources = {"baseline": to_document(origins[0]), "followup": to_document(origins[1])}
+    write_json(out / "compare.json", comparison.as_json() | {"sources": sources})
 
 
-def comparison_page(found: Row, points: Points, sources: Sequence[Row]) -> bytes:
+def render_page(
+    comparison: Comparison, points: tuple[TimePoint, TimePoint], origins: tuple[CaseOrigin, CaseOrigin]
+) -> bytes:
     """Return the page, self-contained."""
-    names = [one["source"]["mask"]["name"] for one in sources]
-    recist = found["recist"]
-    sum_words = f"sum of {recist['targets']} target diameters, mm: {signed(recist['change_percent'])}"
-    cards = [
-        ("RECIST 1.1 category, computed", recist["category"]),
-        (sum_words, change_of(*sums(recist))),
-        (
-            f"tumor, ml: {signed(found['tumor_volume_change_percent'])}",
-            change_of(found["baseline"]["tumor_ml"], found["followup"]["tumor_ml"]),
-        ),
-        ("new lesions", recist["new_lesions"]),
-    ]
-    return page.document(
-        "Two time points",
-        "\n".join(
-            [
-                "<h1>Two time points</h1>",
-                page.paragraph(f"Baseline: {names[0]}. Follow-up: {names[1]}."),
-                f'<p class="note">{html.escape(found["note"])}. A person must check the segmentations and the category.</p>',
-                page.cards(cards),
-                page.section("How the category was computed", *map(page.paragraph, reasons(recist))),
-                page.section("Both time points", figures_table(found)),
-                page.section("What became of each lesion", fates_table(found["lesions"])),
-                page.section("Targets and new lesions in pictures", *pictures(found, points)),
-                page.section("What was computed from what", *origins(found, sources)),
-            ]
-        ),
+    new = [one for one in comparison.lesions if one.fate == "new"]
+    targets = [one for one in comparison.lesions if one.baseline_id in comparison.baseline.target_ids]
+    shown_new = new[: max(0, SHOWN - len(targets))]
+    return render(
+        "measure/followup/page.html",
+        title="Two time points",
+        comparison=comparison,
+        names=[origin.source.mask.name if origin.source.mask else "-" for origin in origins],
+        cards=list_cards(comparison),
+        meaning=MEANINGS[comparison.recist.category],
+        change=format_change(comparison.recist.change_percent),
+        limits={"pd_percent": PD_PERCENT, "pd_mm": PD_MM, "pr_percent": -PR_PERCENT},
+        figures=tabulate_figures(comparison),
+        changes=tabulate_changes(comparison.lesions),
+        pictures=[
+            *(picture for target in targets for picture in draw_target(target, comparison.lesions, points)),
+            *(draw("New at follow-up", points[1], one.followup_id) for one in shown_new),
+        ],
+        more_new=len(new) - len(shown_new),
+        alignment={"headers": "the headers' patient millimetres", "organ": "the organ's centroid and extent"}[
+            comparison.alignment
+        ],
+        provenance=[list_provenance(origin) for origin in origins],
     )
 
 
-def sums(recist: Row) -> tuple[float, float]:
-    """Return the sums of target diameters, mm."""
-    return recist["baseline_sum_mm"], recist["followup_sum_mm"]
+def list_cards(comparison: Comparison) -> list[tuple[str, object]]:
+    """Return the key figures."""
+    recist = comparison.recist
+    return [
+        ("RECIST 1.1 category, computed", recist.category),
+        (
+            f"sum of {recist.targets} target diameters, mm: {format_change(recist.change_percent)}",
+            format_both(recist.baseline_sum_mm, recist.followup_sum_mm),
+        ),
+        (
+            f"tumor, ml: {format_change(comparison.tumor_volume_change_percent)}",
+            format_both(comparison.baseline.tumor_ml, comparison.followup.tumor_ml),
+        ),
+        ("new lesions", recist.new_lesions),
+    ]
 
 
-def change_of(before: float | None, after: float | None) -> str:
-    """Return two figures, the later one after an arrow.
+def format_both(before: float | None, after: float | None) -> str:
+    """Return two figures with an arrow between them.
 
-    >>> change_of(12.04, None)
+    >>> format_both(12.04, None)
     '12.0 → -'
     """
     return " → ".join("-" if value is None else f"{value:.1f}" for value in (before, after))
 
 
-def signed(change: float | None) -> str:
+def format_change(percent: float | None) -> str:
     """Return a change in percent with its sign.
 
-    >>> signed(3.0), signed(-0.04), signed(None)
-    ('+3.0 %', '0.0 %', 'no change can be told')
+    >>> format_change(3.0), format_change(-0.04), format_change(None)
+    ('+3.0 %', '0.0 %', 'no change can be computed')
     """
-    return "no change can be told" if change is None else "0.0 %" if abs(change) < 0.05 else f"{change:+.1f} %"
+    return "no change can be computed" if percent is None else "0.0 %" if abs(percent) < 0.05 else f"{percent:+.1f} %"
 
 
-def reasons(recist: Row) -> list[str]:
-    """Return what led to the category, in words."""
-    before, after = sums(recist)
-    category = recist["category"]
-    rules = (
-        f"The rules, by the sum of target diameters: CR, no lesion is left; PD, it grew by at least {PD_PERCENT:g} % and {PD_MM:g} mm, "
-        f"or a lesion is new; PR, it shrank by at least {-PR_PERCENT:g} %; SD, all else; NE, no target at baseline. "
-        "Targets are chosen at baseline: at most two of this organ, the longest. The baseline stands for the smallest sum so far."
-    )
-    limits = (
-        "This is a computation and not a diagnosis. RECIST 1.1 also asks for lymph nodes, lesions that cannot be measured, "
-        "other organs, earlier time points and the reader's judgement; none of them is in these masks."
-    )
-    change = signed(recist["change_percent"])
-    words = f"{category} ({MEANINGS[category]}): {before:.1f} to {after:.1f} mm, {change}; new lesions: {recist['new_lesions']}."
-    return [words, rules, limits]
-
-
-def figures_table(found: Row) -> str:
-    """Return the figures of both cases beside each other."""
+def tabulate_figures(comparison: Comparison) -> Table:
+    """Return the figures of both time points, without those that neither has."""
     rows: list[list[object]] = []
     for key, name in FIGURES.items():
-        before, after = (found[time][key] for time in ("baseline", "followup"))
-        rows.append([name, before, after, None if key == "lesion_count" else percent(before, after)])
-    rows.append(["sum of target diameters, mm", *sums(found["recist"]), found["recist"]["change_percent"]])
-    return page.table(["figure", *TIMES, "change, %"], [row for row in rows if row[1:3] != [None, None]])
-
-
-def fates_table(rows: Sequence[Row]) -> str:
-    """Return a row a lesion, sortable, with what the words mean."""
-    if not rows:
-        return page.paragraph("Neither time point has a lesion.")
-    words = (
-        "matched: one lesion at both times; merged: into the lesion beside it; split: off that lesion; "
-        "ml: volume; mm: longest axial diameter; %: change"
+        before, after = getattr(comparison.baseline, key), getattr(comparison.followup, key)
+        rows.append([name, before, after, None if key == "lesion_count" else percent_change(before, after)])
+    recist = comparison.recist
+    rows.append(["sum of target diameters, mm", recist.baseline_sum_mm, recist.followup_sum_mm, recist.change_percent])
+    return Table(
+        header=["figure", "baseline", "follow-up", "change, %"],
+        rows=[row for row in rows if row[1:3] != [None, None]],
     )
+
+
+def tabulate_changes(changes: Sequence[LesionChange]) -> Table:
+    """Return what became of each lesion, without columns that no lesion has."""
+    rows = [change.as_row() for change in changes]
     kept = [key for key in COLUMNS if any(row[key] is not None for row in rows)]
-    table = page.table([COLUMNS[key] for key in kept], [[row[key] for key in kept] for row in rows], sortable=True)
-    return f'{table}<p class="note">{html.escape(words)}</p>'
+    return Table(header=[COLUMNS[key] for key in kept], rows=[[row[key] for key in kept] for row in rows])
 
 
-def pictures(found: Row, points: Points) -> list[str]:
-    """Return each target at both times, and new lesions up to SHOWN in all, as pictures; outlines on gray where there is no scan."""
-    rows = found["lesions"]
-    targets = [row for row in rows if row["baseline_id"] in found["baseline"]["target_ids"]]
-    every = [row for row in rows if row["fate"] == "new"]
-    new = every[: max(0, SHOWN - len(targets))]
-    parts = []
-    for row in targets:
-        parts.append(view(f"Target {row['baseline_id']}, baseline", points[0], row["baseline_id"]))
-        later = partners(row, rows)
-        parts += [view(f"Target {row['baseline_id']}, follow-up", points[1], number) for number in later]
-        if not later:
-            parts.append(page.paragraph(f"Target {row['baseline_id']}, follow-up: no lesion is left of it."))
-    parts += [view("New at follow-up", points[1], row["followup_id"]) for row in new]
-    if more := len(every) - len(new):
-        parts.append(page.paragraph(f"{more} more new lesions stand in the table, without a picture."))
-    if not parts:
-        return [page.paragraph("There is no target at baseline, and no new lesion.")]
-    legend = (
-        "Outlines: organ blue, tumor red; lines: longest diameter yellow, the longest at right angles green. "
-        "From the left: the whole key slice, its part around the lesion, the slices beside it, coronal, sagittal."
+def draw_target(
+    target: LesionChange, changes: Sequence[LesionChange], points: tuple[TimePoint, TimePoint]
+) -> list[CaptionedPicture]:
+    """Draw a target at baseline, and what it became at follow-up."""
+    at_baseline, at_followup = f"Target {target.baseline_id}, baseline", f"Target {target.baseline_id}, follow-up"
+    later = [draw(at_followup, points[1], lesion_id) for lesion_id in find_successors(target, changes)]
+    nothing_left = CaptionedPicture(caption=f"{at_followup}: no lesion is left of it.", png=None)
+    return [draw(at_baseline, points[0], target.baseline_id), *(later or [nothing_left])]
+
+
+def find_successors(change: LesionChange, changes: Sequence[LesionChange]) -> list[int]:
+    """Return what a lesion at baseline became: its partner and what split off, or the lesion that it merged into."""
+    if change.fate == "merged":
+        return [] if change.with_id is None else [change.with_id]
+    parts = [one.followup_id for one in changes if one.fate == "split" and one.with_id == change.baseline_id]
+    return [lesion_id for lesion_id in (change.followup_id, *parts) if lesion_id is not None]
+
+
+def draw(title: str, point: TimePoint, lesion_id: int | None) -> CaptionedPicture:
+    """Draw a lesion, with its size in the caption."""
+    lesion = round_record(next(one for one in point.lesions if one.id == lesion_id))
+    return CaptionedPicture(
+        caption=f"{title}: lesion {lesion.id}, {describe_size(lesion)}, key slice {lesion.key_z}",
+        png=to_png(draw_lesion(point.volume, lesion)),
     )
-    return [*parts, f'<p class="note">{legend}</p>']
-
-
-def partners(row: Row, rows: Sequence[Row]) -> list[int]:
-    """Return the lesions at follow-up that a lesion at baseline became: its partner, what split off, or what it merged into."""
-    if row["fate"] == "merged":
-        return [row["with"]]
-    own = [row["followup_id"]] if row["followup_id"] is not None else []
-    return own + [one["followup_id"] for one in rows if one["fate"] == "split" and one["with"] == row["baseline_id"]]
-
-
-def view(title: str, point: TimePoint, number: int) -> str:
-    """Return a lesion in pictures under its sizes."""
-    lesion = next(one for one in point.lesions if one.id == number).as_json()
-    size = f"{lesion['volume_ml']:.2f} ml, {lesion['max_axial_diameter_mm']:.1f} x {lesion['perpendicular_mm']:.1f} mm"
-    words = f"{title}: lesion {number}, {size}, key slice {lesion['key_z']}"
-    return f'<figure class="views"><figcaption>{html.escape(words)}</figcaption>{embedded(lesion_picture(point.volume, lesion), words)}</figure>'
-
-
-def origins(found: Row, sources: Sequence[Row]) -> list[str]:
-    """Return how the scans were laid onto each other, and what each was made of."""
-    how = {"headers": "the headers' patient millimetres", "organ": "the organ's centroid and extent"}[
-        found["alignment"]
-    ]
-    parts = [page.paragraph(f"Aligned by {how}; surfaces of one lesion come within {found['reach_mm']:g} mm.")]
-    for name, source in zip(TIMES, sources, strict=True):
-        parts += [f"<h3>{html.escape(name.capitalize())}</h3>", page.pairs(provenance(source))]
-    return parts

@@ -1,15 +1,15 @@
-"""Two time points of one patient: lesions matched, what changed, what is new or gone, and the RECIST 1.1 category.
+"""Two time points of one patient: matched lesions, changes, new and vanished lesions, and the RECIST 1.1 category.
 
-1. The follow-up is laid onto the baseline: by the headers (both in patient millimetres), or by the organ's centroid and
-   extent along the patient's axes when asked, for scans whose headers do not share a frame.
-2. Lesions may be one when their surfaces come nearer than REACH_MM. Of those pairs the most are taken, and of as many the
-   ones whose centers lie nearest.
-3. A lesion without a partner that touches a matched one at the other time has merged into it, or split off from it; others
-   have vanished or are new.
-4. The category is computed from target lesions (`slicemill.measure.lesions.measurements.targets`, chosen at
-baseline): CR no lesion is left; PD the sum
-   of diameters grew by at least 20 % and 5 mm, or a lesion is new; PR it shrank by at least 30 %; SD else; NE without targets.
-   The baseline stands for the smallest sum so far. It is a computation, not a diagnosis: RECIST also asks for lymph
+1. The follow-up is aligned with the baseline: by the headers (both in patient millimetres), or on request by the
+   organ's centroid and extent along the patient's axes, for scans whose headers do not share a frame.
+2. Two lesions may be matched if their surfaces come within REACH_MM. As many pairs as possible are matched, and of
+   those choices the one with the nearest centers is taken.
+3. A lesion without a partner that touches a matched one at the other time has merged into it, or split off from it.
+   Other lesions without a partner have vanished or are new.
+4. The category is computed from the target lesions at baseline
+   (`slicemill.measure.lesions.measurements.choose_targets`). CR: no lesion is left. PD: the sum of diameters grew by at
+   least 20 % and 5 mm, or a lesion is new. PR: it shrank by at least 30 %. NE: there are no targets. SD: all else. The
+   baseline is used as the smallest sum so far. This is a computation, not a diagnosis: RECIST also asks for lymph
    nodes, lesions that cannot be measured, other organs and the reader's judgement.
 """
 
@@ -20,21 +20,25 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from slicemill.common.documents import to_document
 from slicemill.common.errors import LabelError
-from slicemill.measure.evaluation.surface import nearest, surface
+from slicemill.measure.evaluation.surface import mark_surface, nearest
 from slicemill.measure.lesions.measurements import (
-    Measured,
+    CaseFigures,
+    LesionMeasurement,
     Volume,
-    case_figures,
-    lesion_masks,
+    isolate_lesions,
+    measure_case,
     measure_lesions,
-    rounded,
+    round_record,
 )
 
 Floats = npt.NDArray[np.float64]
 Align = Literal["headers", "organ"]
+Fate = Literal["matched", "vanished", "merged", "new", "split"]
+Category = Literal["CR", "PR", "SD", "PD", "NE"]
 REACH_MM = 5.0
-"""About what breathing and the choice of slices move a lesion's border by; a larger one would pair neighbors."""
+"""About how far breathing and the choice of slices move a lesion's border; more would pair neighbors."""
 PD_PERCENT, PD_MM, PR_PERCENT = 20.0, 5.0, -30.0
 NOTE = "computed by the rules of RECIST 1.1 from segmentations of one organ; research use, not a diagnosis"
 
@@ -44,59 +48,126 @@ class TimePoint:
     """A measured segmentation."""
 
     volume: Volume
-    lesions: tuple[Measured, ...]
+    lesions: tuple[LesionMeasurement, ...]
 
-    def outlines(self) -> list[Floats]:
-        """Return the surface of each lesion, float64[n, 3], LPS mm."""
+    def surfaces(self) -> list[Floats]:
+        """Return the surface voxels of each lesion: float64[n, 3], LPS mm."""
         return [
-            in_mm(np.argwhere(surface(mask)) + np.array(lesion.bbox_zyx[:3]), self.volume.affine_lps)
-            for lesion, mask in lesion_masks(self.volume)
+            voxels_to_mm(np.argwhere(mark_surface(mask)) + np.array(lesion.bbox_zyx[:3]), self.volume.affine_lps)
+            for lesion, mask in isolate_lesions(self.volume)
         ]
 
 
-def in_mm(voxels: npt.NDArray[Any], affine_lps: Floats) -> Floats:
-    """Return voxels z, y, x as LPS mm, float64[n, 3]."""
+@dataclass(frozen=True, kw_only=True)
+class LesionChange:
+    """What became of one lesion."""
+
+    fate: Fate
+    baseline_id: int | None = None
+    """None if the lesion is new or split off."""
+    followup_id: int | None = None
+    """None if the lesion has vanished or merged."""
+    with_id: int | None = None
+    """The lesion at the other time that this one merged into, or split off from. It is written as ``with``."""
+    baseline_ml: float | None = None
+    followup_ml: float | None = None
+    volume_change_percent: float | None = None
+    baseline_mm: float | None = None
+    """Longest axial diameter."""
+    followup_mm: float | None = None
+    """Longest axial diameter."""
+    diameter_change_percent: float | None = None
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the change as it is written and printed."""
+        return {"with" if key == "with_id" else key: value for key, value in to_document(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recist:
+    """The RECIST 1.1 category, and what it was computed from."""
+
+    category: Category
+    targets: int
+    """Target lesions at baseline."""
+    baseline_sum_mm: float
+    """Sum of the targets' diameters."""
+    followup_sum_mm: float
+    """Sum of the diameters of what the targets became."""
+    change_percent: float | None
+    """Change of the sum; None without targets."""
+    new_lesions: int
+    note: str = NOTE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two time points of one patient. All figures are rounded."""
+
+    note: str = NOTE
+    alignment: Align
+    reach_mm: float = REACH_MM
+    baseline: CaseFigures
+    followup: CaseFigures
+    tumor_volume_change_percent: float | None
+    """None without tumor at baseline."""
+    lesions: tuple[LesionChange, ...]
+    """All lesions of the baseline, then the new and split ones."""
+    recist: Recist
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the comparison as it is written to compare.json."""
+        return to_document(self) | {"lesions": [lesion.as_row() for lesion in self.lesions]}
+
+
+def voxels_to_mm(voxels: npt.NDArray[Any], affine_lps: Floats) -> Floats:
+    """Return voxels z, y, x as LPS mm: float64[n, 3]."""
     return np.asarray(voxels[:, ::-1] @ affine_lps[:3, :3].T + affine_lps[:3, 3], dtype=np.float64)
 
 
-def time_point(volume: Volume) -> TimePoint:
+def measure_time_point(volume: Volume) -> TimePoint:
     """Measure a segmentation.
 
     Raises
     ------
     LabelError
-        No tumor is named.
+        No label is tumor.
     """
     if volume.labels.tumor is None:
         raise LabelError("a comparison needs to know which label is tumor; pass --labels liver=1,tumor=2.")
     return TimePoint(volume=volume, lesions=measure_lesions(volume))
 
 
-def compared(baseline: TimePoint, followup: TimePoint, align: Align = "headers") -> dict[str, Any]:
-    """Return what became of each lesion, the change of volumes, and the RECIST category, as a record."""
-    onto = alignment(baseline.volume, followup.volume, align)
-    shapes = baseline.outlines(), [points @ onto[:3, :3].T + onto[:3, 3] for points in followup.outlines()]
-    gaps = np.array([[gap(a, b) for b in shapes[1]] for a in shapes[0]]).reshape(len(shapes[0]), len(shapes[1]))
-    centers = [np.array([points.mean(axis=0) for points in side]).reshape(-1, 3) for side in shapes]
-    pairs = matched(gaps, centers[0], centers[1])
-    rows = fates(baseline.lesions, followup.lesions, pairs, gaps)
-    figures = [case_figures(one.volume, one.lesions) for one in (baseline, followup)]
-    return {
-        "note": NOTE,
-        "alignment": align,
-        "reach_mm": REACH_MM,
-        "baseline": figures[0],
-        "followup": figures[1],
-        "tumor_volume_change_percent": percent(figures[0]["tumor_ml"], figures[1]["tumor_ml"]),
-        "lesions": rounded(rows),
-        "recist": recist(figures[0]["target_ids"], rows),
-    }
+def compare_time_points(baseline: TimePoint, followup: TimePoint, align: Align = "headers") -> Comparison:
+    """Match the lesions of two time points, and compute their changes and the RECIST category.
+
+    Raises
+    ------
+    LabelError
+        There is no organ to align by.
+    """
+    to_baseline = compute_alignment(baseline.volume, followup.volume, align)
+    before = baseline.surfaces()
+    after = [points @ to_baseline[:3, :3].T + to_baseline[:3, 3] for points in followup.surfaces()]
+    gaps_mm = np.array([[measure_gap(a, b) for b in after] for a in before]).reshape(len(before), len(after))
+    centers = [np.array([points.mean(axis=0) for points in side]).reshape(-1, 3) for side in (before, after)]
+    pairs = match_lesions(gaps_mm, centers[0], centers[1])
+    changes = find_changes(baseline.lesions, followup.lesions, pairs, gaps_mm)
+    figures = [measure_case(one.volume, one.lesions) for one in (baseline, followup)]
+    return Comparison(
+        alignment=align,
+        baseline=figures[0],
+        followup=figures[1],
+        tumor_volume_change_percent=percent_change(figures[0].tumor_ml, figures[1].tumor_ml),
+        lesions=tuple(map(round_record, changes)),
+        recist=compute_recist(figures[0].target_ids, changes),
+    )
 
 
-def alignment(baseline: Volume, followup: Volume, align: Align) -> Floats:
-    """Return the map from the follow-up's LPS mm to the baseline's, float64[4, 4].
+def compute_alignment(baseline: Volume, followup: Volume, align: Align) -> Floats:
+    """Return the map from the follow-up's LPS mm to the baseline's: float64[4, 4].
 
-    By the headers it is the identity; by the organ it moves and stretches along the patient's axes.
+    By the headers it is the identity. By the organ it moves and scales along the patient's axes.
 
     Raises
     ------
@@ -111,123 +182,145 @@ def alignment(baseline: Volume, followup: Volume, align: Align) -> Floats:
         voxels = np.argwhere(np.isin(volume.label, values)) if values else np.empty((0, 3))
         if not len(voxels):
             raise LabelError(f"the {name} has no organ to align by; use --align headers.")
-        places = in_mm(voxels, volume.affine_lps)
-        sides.append((places.mean(axis=0), np.maximum(np.ptp(places, axis=0), 1.0)))
-    (here, wide), (there, far) = sides
+        points = voxels_to_mm(voxels, volume.affine_lps)
+        sides.append((points.mean(axis=0), np.maximum(np.ptp(points, axis=0), 1.0)))
+    (center, extent), (other_center, other_extent) = sides
+    scale = extent / other_extent
     result = np.eye(4)
-    result[:3, :3] = np.diag(wide / far)
-    result[:3, 3] = here - wide / far * there
+    result[:3, :3] = np.diag(scale)
+    result[:3, 3] = center - scale * other_center
     return result
 
 
-def gap(one: Floats, other: Floats) -> float:
-    """Return how near two surfaces come, mm."""
+def measure_gap(one: Floats, other: Floats) -> float:
+    """Return the smallest distance of two surfaces, mm."""
     few, many = (one, other) if len(one) < len(other) else (other, one)
     return float(nearest(few, many).min())
 
 
-def matched(gaps: Floats, centers: Floats, others: Floats) -> list[tuple[int, int]]:
-    """Return the pairs (baseline, follow-up) of lesions that are one: the most within reach, of those the nearest centers."""
+def match_lesions(gaps_mm: Floats, centers: Floats, other_centers: Floats) -> list[tuple[int, int]]:
+    """Return as many pairs (baseline, follow-up) within reach as possible; of those choices, the nearest centers.
+
+    Parameters
+    ----------
+    gaps_mm
+        float64[n, m]: distance of each pair of surfaces.
+    centers, other_centers
+        float64[n, 3] and float64[m, 3], LPS mm.
+    """
     from scipy.optimize import linear_sum_assignment
     from scipy.spatial.distance import cdist
 
-    if not gaps.size:
+    if not gaps_mm.size:
         return []
-    apart = cdist(centers, others)
-    allowed = gaps <= REACH_MM
-    cost = np.where(allowed, apart, (apart.max() + 1) * (min(gaps.shape) + 1))
+    distances = cdist(centers, other_centers)
+    allowed = gaps_mm <= REACH_MM
+    # one pair out of reach costs more than all pairs within reach together
+    cost = np.where(allowed, distances, (distances.max() + 1) * (min(gaps_mm.shape) + 1))
     return [(int(a), int(b)) for a, b in zip(*linear_sum_assignment(cost), strict=True) if allowed[a, b]]
 
 
-def fates(
-    before: Sequence[Measured], after: Sequence[Measured], pairs: Sequence[tuple[int, int]], gaps: Floats
-) -> list[dict[str, Any]]:
-    """Return a row a lesion: matched, vanished, merged, new or split, with its changes; pixels that touch make a merger."""
+def find_changes(
+    before: Sequence[LesionMeasurement],
+    after: Sequence[LesionMeasurement],
+    pairs: Sequence[tuple[int, int]],
+    gaps_mm: Floats,
+) -> list[LesionChange]:
+    """Return what became of each lesion; it merged into, or split off from, the nearest matched one in reach."""
     forward = dict(pairs)
     backward = {b: a for a, b in pairs}
-    rows = []
+    changes = []
     for a, lesion in enumerate(before):
         if a in forward:
-            rows.append(row("matched", lesion, after[forward[a]]))
+            changes.append(compare_lesions(lesion, after[forward[a]]))
             continue
-        taken = [b for b in backward if gaps[a, b] <= REACH_MM]
-        into = min(taken, key=lambda b: gaps[a, b]) if taken else None
-        rows.append(
-            row("vanished", lesion, None) if into is None else row("merged", lesion, None) | {"with": after[into].id}
+        into = min((b for b in backward if gaps_mm[a, b] <= REACH_MM), key=lambda b: gaps_mm[a, b], default=None)
+        changes.append(
+            LesionChange(
+                fate="vanished" if into is None else "merged",
+                baseline_id=lesion.id,
+                with_id=None if into is None else after[into].id,
+                baseline_ml=lesion.volume_ml,
+                baseline_mm=lesion.max_axial_diameter_mm,
+            )
         )
     for b, lesion in enumerate(after):
         if b in backward:
             continue
-        taken = [a for a in forward if gaps[a, b] <= REACH_MM]
-        parent = min(taken, key=lambda a: gaps[a, b]) if taken else None
-        rows.append(
-            row("new", None, lesion) if parent is None else row("split", None, lesion) | {"with": before[parent].id}
+        parent = min((a for a in forward if gaps_mm[a, b] <= REACH_MM), key=lambda a: gaps_mm[a, b], default=None)
+        changes.append(
+            LesionChange(
+                fate="new" if parent is None else "split",
+                followup_id=lesion.id,
+                with_id=None if parent is None else before[parent].id,
+                followup_ml=lesion.volume_ml,
+                followup_mm=lesion.max_axial_diameter_mm,
+            )
         )
-    return rows
+    return changes
 
 
-def row(fate: str, before: Measured | None, after: Measured | None) -> dict[str, Any]:
-    """Return one lesion's change."""
-    return {
-        "fate": fate,
-        "baseline_id": before.id if before else None,
-        "followup_id": after.id if after else None,
-        "with": None,
-        "baseline_ml": before.volume_ml if before else None,
-        "followup_ml": after.volume_ml if after else None,
-        "volume_change_percent": percent(before.volume_ml, after.volume_ml) if before and after else None,
-        "baseline_mm": before.max_axial_diameter_mm if before else None,
-        "followup_mm": after.max_axial_diameter_mm if after else None,
-        "diameter_change_percent": percent(before.max_axial_diameter_mm, after.max_axial_diameter_mm)
-        if before and after
-        else None,
-    }
+def compare_lesions(before: LesionMeasurement, after: LesionMeasurement) -> LesionChange:
+    """Return the change of a matched lesion."""
+    return LesionChange(
+        fate="matched",
+        baseline_id=before.id,
+        followup_id=after.id,
+        baseline_ml=before.volume_ml,
+        followup_ml=after.volume_ml,
+        volume_change_percent=percent_change(before.volume_ml, after.volume_ml),
+        baseline_mm=before.max_axial_diameter_mm,
+        followup_mm=after.max_axial_diameter_mm,
+        diameter_change_percent=percent_change(before.max_axial_diameter_mm, after.max_axial_diameter_mm),
+    )
 
 
-def percent(before: float | None, after: float | None) -> float | None:
-    """Return the change in percent of the former value; None without one.
+def percent_change(before: float | None, after: float | None) -> float | None:
+    """Return the change in percent of the first value; None if that is 0 or does not exist.
 
-    >>> percent(20.0, 15.0)
+    >>> percent_change(20.0, 15.0)
     -25.0
     """
     return 100 * (after - before) / before if before and after is not None else None
 
 
-def recist(target_ids: Sequence[int], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the RECIST 1.1 category of what became of the lesions, with what it was computed from.
+def compute_recist(target_ids: Sequence[int], changes: Sequence[LesionChange]) -> Recist:
+    """Compute the RECIST 1.1 category.
 
-    A target that split counts with all its parts; one that merged into another lesion is measured with that, target or not.
+    A target that split counts with all its parts. A target that merged into another lesion is measured by that lesion,
+    whether that is a target or not.
     """
-    aims = [one for one in rows if one["baseline_id"] in target_ids]
-    into = {one["with"] for one in aims if one["fate"] == "merged"}
-    parts = [one for one in rows if one["fate"] == "split" and one["with"] in target_ids]
-    parts += [one for one in rows if one["fate"] == "matched" and one["followup_id"] in into and one not in aims]
-    before = sum(one["baseline_mm"] for one in aims)
-    after = sum(one["followup_mm"] or 0.0 for one in [*aims, *parts])
-    new = sum(one["fate"] == "new" for one in rows)
-    left = sum(one["followup_id"] is not None for one in rows)
-    change = percent(before, after)
-    record = {
-        "targets": len(aims),
-        "baseline_sum_mm": round(before, 2),
-        "followup_sum_mm": round(after, 2),
-        "change_percent": None if change is None else round(change, 1),
-        "new_lesions": new,
-        "note": NOTE,
-    }
-    return {"category": category(change, after - before, new, left)} | record
+    targets = [one for one in changes if one.baseline_id in target_ids]
+    merged_into = {one.with_id for one in targets if one.fate == "merged"}
+    parts = [one for one in changes if one.fate == "split" and one.with_id in target_ids]
+    parts += [one for one in changes if one.fate == "matched" and one.followup_id in merged_into and one not in targets]
+    before = sum(one.baseline_mm or 0.0 for one in targets)
+    after = sum(one.followup_mm or 0.0 for one in [*targets, *parts])
+    new = sum(one.fate == "new" for one in changes)
+    left = sum(one.followup_id is not None for one in changes)
+    change = percent_change(before, after)
+    return Recist(
+        category=choose_category(change, after - before, new, left),
+        targets=len(targets),
+        baseline_sum_mm=round(before, 2),
+        followup_sum_mm=round(after, 2),
+        change_percent=None if change is None else round(change, 1),
+        new_lesions=new,
+    )
 
 
-def category(change: float | None, growth_mm: float, new: int, left: int) -> str:
-    """Return CR, PR, SD, PD or NE.
+def choose_category(change_percent: float | None, growth_mm: float, new: int, left: int) -> Category:
+    """Return CR, PR, SD, PD or NE from the sum's change, the new lesions, and the lesions that are left.
 
-    >>> category(-100.0, -40.0, 0, 0), category(25.0, 4.0, 0, 1), category(25.0, 6.0, 0, 1), category(-30.0, -12.0, 0, 1)
-    ('CR', 'SD', 'PD', 'PR')
+    >>> choose_category(-100.0, -40.0, 0, 0), choose_category(-30.0, -12.0, 0, 1)
+    ('CR', 'PR')
+    >>> choose_category(25.0, 4.0, 0, 1), choose_category(25.0, 6.0, 0, 1)
+    ('SD', 'PD')
     """
-    if new or (change is not None and change >= PD_PERCENT and growth_mm >= PD_MM):
+    if new or (change_percent is not None and change_percent >= PD_PERCENT and growth_mm >= PD_MM):
         return "PD"
-    if change is None:
+    if change_percent is None:
         return "NE"
     if not left:
         return "CR"
-    return "PR" if change <= PR_PERCENT else "SD"
+    return "PR" if change_percent <= PR_PERCENT else "SD"

@@ -1,7 +1,7 @@
 """The shape of one lesion in mm: diameters with their ends, three-dimensional diameter, surface, sphericity.
 
-Positions are voxels z, y, x, where whole numbers are centers; a voxel reaches half a voxel to each side, and lengths are
-taken between outer faces, so that one voxel is as long as its side.
+Positions are voxels z, y, x; integers are centers of voxels. Lengths are measured between outer faces, so that one
+voxel is as long as its side.
 """
 
 import functools
@@ -12,31 +12,34 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.ct.lesions import outline
+from slicemill.ct.diameters import outline
 
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Voxel = tuple[float, float, float]
 """z, y, x."""
 HALF = [offset for offset in itertools.product((-1, 0, 1), repeat=3) if offset > (0, 0, 0)]
-"""One of each two opposite neighbors of 26: 13 directions z, y, x."""
+"""13 directions z, y, x: one of each two opposite neighbors of 26."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chord:
+class Diameter:
     """A straight line through a lesion."""
 
     length_mm: float
     ends: tuple[Voxel, Voxel]
+    """Its two ends on the outer edges of the lesion."""
 
 
-def chords(section: Mask, corner: tuple[int, int, int], affine_lps: Floats) -> tuple[Chord, Chord]:
-    """Return the longest diameter of a section bool[y, x], and the longest line at right angles to it (RECIST 1.1, WHO).
+def find_diameters(section: Mask, corner: tuple[int, int, int], affine_lps: Floats) -> tuple[Diameter, Diameter]:
+    """Return the longest diameter of a section, and the longest line at right angles to it (RECIST 1.1, WHO).
 
-    Both lie on the section's convex hull, between outer edges of pixels.
+    Both end on the section's convex hull, on outer edges of pixels.
 
     Parameters
     ----------
+    section
+        bool[y, x].
     corner
         z, y, x of the section's first pixel in the scan.
     affine_lps
@@ -46,24 +49,24 @@ def chords(section: Mask, corner: tuple[int, int, int], affine_lps: Floats) -> t
     flat = np.linalg.qr(plane)[1]  # the same two steps in a frame of two axes at right angles
     pixels = outline(section).astype(np.float64) / 2
     places = pixels @ flat.T
-    first, last = _farthest(places)
+    first, last = _find_farthest(places)
     along = (places[last] - places[first]) / np.linalg.norm(places[last] - places[first])
     across = np.array([-along[1], along[0]])
     run, rise = (places - places[first]) @ along, (places - places[first]) @ across
-    low, high = hull(run, rise), hull(run, -rise)
+    # The hull's width across the longest diameter is piecewise linear, so it is largest at a corner of the hull.
+    low, high = lower_hull(run, rise), lower_hull(run, -rise)
     stops = np.unique(np.concatenate([low[:, 0], high[:, 0]]))
     bottom, top = np.interp(stops, *low.T), -np.interp(stops, *high.T)
-    widest = np.flatnonzero(top - bottom >= (top - bottom).max() - 1e-9)[
-        [0, -1]
-    ]  # of equals, the one between the outermost
+    # if several lines are equally long, take the one in the middle of the outermost two
+    widest = np.flatnonzero(top - bottom >= (top - bottom).max() - 1e-9)[[0, -1]]
     ends = [places[first] + stops[widest].mean() * along + side[widest].mean() * across for side in (bottom, top)]
     back = np.linalg.inv(flat)
     return (
-        Chord(
+        Diameter(
             length_mm=float(np.linalg.norm(places[last] - places[first])),
             ends=(_voxel(pixels[first], corner), _voxel(pixels[last], corner)),
         ),
-        Chord(
+        Diameter(
             length_mm=float((top - bottom).max()),
             ends=(_voxel(back @ ends[0], corner), _voxel(back @ ends[1], corner)),
         ),
@@ -74,16 +77,16 @@ def _voxel(pixel: Floats, corner: tuple[int, int, int]) -> Voxel:
     return float(corner[0]), float(corner[1] + pixel[0]), float(corner[2] + pixel[1])
 
 
-def hull(run: Floats, rise: Floats) -> Floats:
+def lower_hull(run: Floats, rise: Floats) -> Floats:
     """Return the lower convex hull of points, float64[k, 2], by rising `run` (Andrew's monotone chain).
 
-    >>> hull(np.array([0.0, 1.0, 2.0, 1.0]), np.array([0.0, 1.0, 0.0, -1.0])).tolist()
+    >>> lower_hull(np.array([0.0, 1.0, 2.0, 1.0]), np.array([0.0, 1.0, 0.0, -1.0])).tolist()
     [[0.0, 0.0], [1.0, -1.0], [2.0, 0.0]]
     """
     chain: list[tuple[float, float]] = []
     for x, y in sorted(zip(run.tolist(), rise.tolist(), strict=True)):
         if chain and chain[-1][0] == x:
-            continue  # above a point that is there
+            continue  # above a point of the chain
         while len(chain) > 1 and _turn(chain[-2], chain[-1], (x, y)) <= 0:
             chain.pop()
         chain.append((x, y))
@@ -94,8 +97,8 @@ def _turn(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
-def _farthest(places: Floats) -> tuple[int, int]:
-    """Return the two points of float64[n, d] that lie farthest apart."""
+def _find_farthest(places: Floats) -> tuple[int, int]:
+    """Return the indices of the two points of float64[n, d] that are farthest apart."""
     from scipy.spatial.distance import cdist
 
     apart = cdist(places, places, "sqeuclidean")
@@ -103,8 +106,8 @@ def _farthest(places: Floats) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def longest_3d(mask: Mask, affine_lps: Floats) -> float:
-    """Return the longest distance in mm between two outer faces of bool[z, y, x]."""
+def measure_longest_3d(mask: Mask, affine_lps: Floats) -> float:
+    """Return the longest distance between centers of two outer faces of bool[z, y, x], mm."""
     from scipy.spatial import ConvexHull
 
     padded = np.pad(mask, 1)
@@ -115,36 +118,36 @@ def longest_3d(mask: Mask, affine_lps: Floats) -> float:
         points.append(np.argwhere(padded & ~np.roll(padded, -side, axis)) + step)
     places = np.concatenate(points)[:, ::-1] @ affine_lps[:3, :3].T
     corners = places[ConvexHull(places).vertices]
-    first, last = _farthest(corners)
+    first, last = _find_farthest(corners)
     return float(np.linalg.norm(corners[last] - corners[first]))
 
 
-def surface_mm2(mask: Mask, affine_lps: Floats) -> float:
-    """Return the area of a mask's surface, mm2, from how often lines in 13 directions cross it.
+def measure_surface_mm2(mask: Mask, affine_lps: Floats) -> float:
+    """Return the surface area of bool[z, y, x], mm2, from the crossings of lines in 13 directions.
 
-    Cauchy and Crofton: a surface's area is twice the mean, over all directions, of the crossings of parallel lines times
-    the area between them. Directions count by their share of the sphere (Lehmann and Legland 2012, as ITK does), here
-    taken from the voxel's own shape.
+    By Cauchy and Crofton, the area is twice the mean, over all directions, of the crossings of parallel lines times the
+    area between lines. Directions are weighted by their share of the sphere (Lehmann and Legland 2012, as in ITK),
+    which depends on the shape of the voxel.
     """
     padded = np.pad(mask, 1)
     volume = abs(float(np.linalg.det(affine_lps[:3, :3])))
     steps = np.array(HALF)[:, ::-1] @ affine_lps[:3, :3].T
     lengths = np.linalg.norm(steps, axis=1)
-    shares = direction_shares(tuple((steps / lengths[:, None]).round(12).ravel().tolist()))
-    crossings = [_crossings(padded, offset) for offset in HALF]
+    shares = compute_direction_shares(tuple((steps / lengths[:, None]).round(12).ravel().tolist()))
+    crossings = [_count_crossings(padded, offset) for offset in HALF]
     return float(2 * (shares * crossings * volume / lengths).sum())
 
 
-def _crossings(padded: Mask, offset: tuple[int, ...]) -> int:
-    """Count the pairs of neighbors in one direction of which one is inside."""
+def _count_crossings(padded: Mask, offset: tuple[int, ...]) -> int:
+    """Count the pairs of neighbors in one direction of which exactly one is inside."""
     here = tuple(slice(max(0, -step), padded.shape[axis] - max(0, step)) for axis, step in enumerate(offset))
     there = tuple(slice(max(0, step), padded.shape[axis] - max(0, -step)) for axis, step in enumerate(offset))
     return int(np.count_nonzero(padded[here] != padded[there]))
 
 
 @functools.lru_cache(maxsize=64)
-def direction_shares(directions: tuple[float, ...]) -> Floats:
-    """Return which share of the sphere is nearest to each of 13 unit vectors or its opposite, float64[13]."""
+def compute_direction_shares(directions: tuple[float, ...]) -> Floats:
+    """Return the share of the sphere that is nearest to each of 13 unit vectors or its opposite: float64[13]."""
     from scipy.spatial import SphericalVoronoi
 
     half = np.array(directions).reshape(-1, 3)
@@ -152,10 +155,10 @@ def direction_shares(directions: tuple[float, ...]) -> Floats:
     return np.asarray((areas[: len(half)] + areas[len(half) :]) / areas.sum(), dtype=np.float64)
 
 
-def sphericity(volume_mm3: float, area_mm2: float) -> float:
-    """Return the surface of a ball of the same volume over the surface (Wadell 1935); 1 for a ball.
+def compute_sphericity(volume_mm3: float, area_mm2: float) -> float:
+    """Return the surface of a ball of equal volume divided by the surface (Wadell 1935); 1 for a ball.
 
-    >>> round(sphericity(4 / 3 * math.pi, 4 * math.pi), 9)
+    >>> round(compute_sphericity(4 / 3 * math.pi, 4 * math.pi), 9)
     1.0
     """
     return float(math.pi ** (1 / 3) * (6 * volume_mm3) ** (2 / 3) / area_mm2)

@@ -1,7 +1,7 @@
 """Typed documents: JSON and TOML from files become frozen dataclasses, and dataclasses become JSON.
 
-msgspec does the work. It was chosen over pydantic because it starts in a tenth of the time and because its messages
-name the place in the document (``bench/stages/documents.py``).
+msgspec does the work. It was chosen over pydantic because it adds a ninth of the time to the start of a command (40 ms
+against 400; `slicemill.bench.stages.documents`), and because its messages name the place in the document.
 """
 
 from typing import Any, TypeVar
@@ -58,7 +58,7 @@ def read_document(kind: type[T], path: Location, *, error: type[InputError] = In
 
 
 def to_document(record: object) -> dict[str, Any]:
-    """Convert a record to plain JSON values, keys in the order of its fields. Tuples stay tuples; JSON has them as lists.
+    """Convert a record to plain JSON values, keys in the order of its fields. Tuples stay tuples.
 
     >>> import dataclasses
     >>> Point = dataclasses.make_dataclass("Point", ["x", "y"])
@@ -74,7 +74,7 @@ def from_toml(kind: type[T], text: str, where: str, *, error: type[InputError] =
     Raises
     ------
     InputError
-        It is not TOML, or `from_document` refuses it.
+        The text is not TOML, or `from_document` refuses it.
     """
     import tomllib
 

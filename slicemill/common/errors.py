@@ -1,27 +1,28 @@
-"""The errors a user can mend. Each message says what and where, the rule, the value found and the way out.
+"""Errors that a user can correct. Each message names what and where, the rule, the value found and the way out.
 
-    InputError                  something a person handed in breaks a stated rule
-    ├── ScanError               a file that cannot be read as a CT scan or a segmentation
+    InputError                  an input breaks a stated rule
+    ├── ScanError               a file cannot be read as a CT scan or a segmentation
     │   ├── GeometryError       shape, affine or orientation breaks a rule
-    │   └── ReadError           the disk, the network or its rights kept a file from being read; another time it may be
+    │   └── ReadError           disk, network or access rights kept a file from being read; a later try may succeed
     ├── LabelError              label values or names do not fit
-    ├── PairingError            images and masks cannot be told apart or paired
-    ├── StoreError              a slice store is missing, damaged or of other parameters
+    ├── PairingError            images and masks cannot be recognized or paired
+    ├── StoreError              a slice store is missing, damaged or has other parameters
     ├── ConfigError             a setting that does not exist or cannot work
-    │   └── UsageError          the value of an option that no data could make right, or options that do not go together
-    ├── ModelError              an ONNX file that is not a slicemill model, or fails its parity gate
-    └── ProviderError           the execution provider asked for cannot run
+    │   └── UsageError          an option's value that no data could make right, or options that exclude each other
+    ├── ModelError              an ONNX file that is not a slicemill model, or fails its parity check
+    └── ProviderError           the requested execution provider cannot run
 
-The command line prints ``slicemill: <message>`` and exits 1, or 2 for a UsageError. Any other exception is a bug and keeps its traceback.
+Commands print ``slicemill: <message>`` and exit 1, or 2 for a UsageError. Any other exception is a bug and keeps its
+traceback.
 """
 
 
 class InputError(ValueError):
-    """Something a person handed in breaks a stated rule; the message names the way out."""
+    """An input breaks a stated rule; the message names the way out."""
 
 
 class ScanError(InputError):
-    """A file that cannot be read as a CT scan or a segmentation."""
+    """A file cannot be read as a CT scan or a segmentation."""
 
 
 class GeometryError(ScanError):
@@ -29,7 +30,7 @@ class GeometryError(ScanError):
 
 
 class ReadError(ScanError):
-    """The disk, the network or its rights kept a file from being read; nothing is said of the file itself."""
+    """Disk, network or access rights kept a file from being read; the file itself may be good."""
 
 
 class LabelError(InputError):
@@ -37,7 +38,7 @@ class LabelError(InputError):
 
 
 class PairingError(InputError):
-    """Images and masks cannot be told apart or paired."""
+    """Images and masks cannot be recognized or paired."""
 
 
 class StoreError(InputError):
@@ -49,12 +50,12 @@ class ConfigError(InputError):
 
 
 class UsageError(ConfigError):
-    """The value of an option that no data could make right, or options that do not go together."""
+    """An option's value that no data could make right, or options that exclude each other."""
 
 
 class ModelError(InputError):
-    """An ONNX file that is not a slicemill model, or that fails its parity gate."""
+    """An ONNX file that is not a slicemill model, or that fails its parity check."""
 
 
 class ProviderError(InputError):
-    """The execution provider asked for cannot run here."""
+    """The requested execution provider cannot run here."""

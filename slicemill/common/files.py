@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, hashes, and ledgers of JSON lines; local or in an object store."""
+"""Atomic writes, JSON, CSV, hashes, and ledgers of JSON lines; local or in an object store."""
 
 import contextlib
 import errno
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from slicemill.common.errors import InputError
-from slicemill.common.remote import RemotePath, remote
+from slicemill.common.remote import RemotePath, parse_url
 
 Location = Path | RemotePath
-"""Where something lies: a local path, or the URL of an object store."""
+"""A local path, or a path in an object store."""
 HASH_BLOCK = 1 << 20
 
 
 def parse_location(url: "str | Location") -> Location:
-    """Return the place that a path, a ``file://`` URL or the URL of an object store names.
+    """Parse a path, a ``file://`` URL or the URL of an object store.
 
     >>> parse_location("file:///data/lits").as_posix(), parse_location("s3://scans/lits/").key
     ('/data/lits', 'lits')
@@ -30,18 +30,18 @@ def parse_location(url: "str | Location") -> Location:
     Raises
     ------
     StoreError
-        The URL has a scheme that is not known, or carries credentials.
+        The URL's scheme is unknown, or it contains credentials.
     """
     if isinstance(url, RemotePath):
         return url
     text = str(url)
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
-    return remote(text) if "://" in text else Path(text)
+    return parse_url(text) if "://" in text else Path(text)
 
 
 def relative_path(path: Location, root: Location) -> str:
-    """Return a path below a folder, with forward slashes; ``..`` leads out of a local folder.
+    """Return a path relative to a folder, with forward slashes. Outside a local folder it starts with ``..``.
 
     >>> relative_path(Path("/data/lits/batch1/volume-17.nii"), Path("/data/lits"))
     'batch1/volume-17.nii'
@@ -49,7 +49,7 @@ def relative_path(path: Location, root: Location) -> str:
     Raises
     ------
     ValueError
-        One is local and the other is not, or they lie in different buckets.
+        One is local and the other is not, or their buckets differ.
     """
     if isinstance(path, RemotePath) and isinstance(root, RemotePath):
         return path.relative_to(root).as_posix()
@@ -60,7 +60,10 @@ def relative_path(path: Location, root: Location) -> str:
 
 @contextlib.contextmanager
 def atomic_write(path: Location) -> Iterator[Path]:
-    """Yield a local path to write to; when the block ends it is renamed or uploaded into place, when it fails removed."""
+    """Yield a temporary local path to write to. It is renamed or uploaded to `path` when the block succeeds.
+
+    Readers see the old file or the complete new one. The temporary file is removed if the block fails.
+    """
     if isinstance(path, RemotePath):
         with tempfile.TemporaryDirectory() as folder:
             aside = Path(folder) / path.name
@@ -78,7 +81,7 @@ def atomic_write(path: Location) -> Iterator[Path]:
 
 
 def write_bytes(path: Location, data: bytes) -> None:
-    """Write a small file whole."""
+    """Write a small file atomically."""
     if isinstance(path, RemotePath):
         path.write_bytes(data)
         return
@@ -87,22 +90,22 @@ def write_bytes(path: Location, data: bytes) -> None:
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:
-    """Return strict JSON (no NaN) with keys in the order given."""
+    """Return strict JSON (no NaN), keys in their own order."""
     return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
 
 
 def write_json(path: Location, value: object) -> None:
-    """Write a JSON document whole."""
+    """Write a JSON document atomically."""
     write_bytes(path, (to_json(value, indent=2) + "\n").encode())
 
 
 def read_json(path: Location) -> dict[str, Any]:
-    """Return a JSON object that someone else may have written.
+    """Read a JSON object that another program may have written.
 
     Raises
     ------
     InputError
-        The file cannot be read or holds no JSON object.
+        The file cannot be read or is not a JSON object.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -119,12 +122,12 @@ def sha256_of_json(value: object) -> str:
 
 
 def open_stream(path: Location) -> io.RawIOBase:
-    """Open a file for reading from its first byte on."""
+    """Open a file for sequential reading."""
     return path.open_stream() if isinstance(path, RemotePath) else path.open("rb", buffering=0)
 
 
 def sha256_of_file(*paths: Location) -> str:
-    """Return the SHA-256 of a file's bytes; of several files, of their bytes one after the other."""
+    """Return the SHA-256 of the bytes of a file, or of several files one after the other."""
     digest = hashlib.sha256()
     for path in paths:
         with open_stream(path) as stream:
@@ -134,9 +137,9 @@ def sha256_of_file(*paths: Location) -> str:
 
 
 class HashingStream:
-    """A binary stream that counts and, unless told not to, hashes each byte read through it; reading only, no seeking.
+    """A read-only binary stream that counts and, if `hashed`, hashes each byte that is read through it; no seeking.
 
-    The bytes `start` were read before by someone else and count too.
+    `start` are bytes that were read before; they are counted and hashed too.
     """
 
     def __init__(self, stream: io.RawIOBase, start: bytes = b"", *, hashed: bool = True) -> None:
@@ -144,7 +147,7 @@ class HashingStream:
         self._digest = hashlib.sha256(start) if hashed else None
         self.bytes_read = len(start)
         self.seconds = 0.0
-        """How long the reads took, without the hashing."""
+        """Time of the reads, s, without the hashing."""
 
     def read(self, size: int = -1) -> bytes:
         """Read up to `size` bytes (all when negative)."""
@@ -154,7 +157,7 @@ class HashingStream:
         return data
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill `buffer` as far as the stream goes and return the number of bytes."""
+        """Read into `buffer` and return the number of bytes; 0 at the end."""
         start = time.perf_counter()
         count = self._stream.readinto(buffer) or 0
         self._count(buffer, count, start)
@@ -167,7 +170,7 @@ class HashingStream:
             self._digest.update(data[:count])
 
     def drain(self) -> str:
-        """Read what is left and return the SHA-256 of everything; empty where nothing is hashed, and then nothing is read."""
+        """Read the rest and return the SHA-256 of all bytes. If nothing is hashed, return an empty string at once."""
         if self._digest is None:
             return ""
         while self.read(HASH_BLOCK):
@@ -176,9 +179,9 @@ class HashingStream:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line in a single write, so that a killed run leaves at most one torn last line.
+    """Append one JSON line in a single write, so that a killed run leaves at most one incomplete last line.
 
-    When the previous writer was killed in the middle of a line, that torn line is closed first.
+    If the file ends with an incomplete line, that line is terminated first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     line = to_json(record) + "\n"
@@ -188,7 +191,7 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             line = "\n" + line
         data = line.encode()
-        if os.write(descriptor, data) < len(data):  # a torn line, which the next one closes
+        if os.write(descriptor, data) < len(data):  # an incomplete line, which the next append terminates
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(descriptor)
@@ -202,11 +205,10 @@ def _ledger_text(path: Location) -> str:
 
 
 def read_lines(path: Location) -> list[dict[str, Any]]:
-    """Return the records of a ledger; torn lines (from a killed run) are left out."""
+    """Return the records of a ledger, without the incomplete lines of killed runs."""
     records = []
-    for line in _ledger_text(path).split(
-        "\n"
-    ):  # not splitlines: names may hold other separators, which JSON leaves as they are
+    # not splitlines: names may contain other line separators, which JSON does not escape
+    for line in _ledger_text(path).split("\n"):
         with contextlib.suppress(json.JSONDecodeError):
             record = json.loads(line)
             if isinstance(record, dict):
@@ -215,14 +217,14 @@ def read_lines(path: Location) -> list[dict[str, Any]]:
 
 
 def folder_bytes(folder: Location) -> int:
-    """Return the size of all files below a folder."""
+    """Return the size of all files below a folder, bytes."""
     if isinstance(folder, RemotePath):
         return sum(status.st_size for _, status in folder.files())
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def write_csv(path: Location, rows: Iterable[dict[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Write rows of equal keys as CSV; None becomes an empty cell. Without rows only `columns` are written."""
+    """Write rows with equal keys as CSV; None becomes an empty cell. Without rows, `columns` are the header."""
     import csv
 
     rows = list(rows)

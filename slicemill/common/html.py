@@ -1,4 +1,4 @@
-"""Pieces of a page that needs nothing but itself: tables that can be sorted, pictures inside, no request to anywhere."""
+"""Self-contained HTML pages: sortable tables, embedded pictures, no request to any server."""
 
 import base64
 import functools

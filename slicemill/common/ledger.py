@@ -1,6 +1,6 @@
-"""What was done and what failed, as JSON lines that are appended: local, or below a URL an object for every batch of lines.
+"""Ledgers: a JSON line for each case that was done or failed. A file on a disk, or a folder of objects below a URL.
 
-Several runs may write one ledger; on a disk they take turns by a claim, since appending is not safe over NFS without.
+Several runs may write one ledger. On a disk each line is appended under a claim, since appending is not safe over NFS.
 """
 
 import time
@@ -13,36 +13,37 @@ from slicemill.common.remote import RemotePath
 
 LEDGER = "ledger.jsonl"
 BATCH_SECONDS = 15.0
-"""How long lines wait before they become an object of an object store."""
-TURN = ".ledger"
+"""How long lines are collected before they become one object of an object store."""
+CLAIM = ".ledger"
 """Name of the claim; a case id does not start with a dot."""
 
 
 class Ledger:
     """A ledger to append to.
 
-    Lines that wait for their batch are lost when the run is killed: what they say must be found again another way.
+    In an object store, lines that are still collected are lost when the run is killed. What they record must be found
+    again in another way.
     """
 
     def __init__(self, place: Location) -> None:
         self._place = place
-        self._waiting: list[dict[str, Any]] = []
+        self._pending: list[dict[str, Any]] = []
         self._since = time.monotonic()
 
     def append(self, record: dict[str, Any]) -> None:
         """Append a line."""
         if not isinstance(self._place, RemotePath):
-            with wait_for_claim(self._place.parent, TURN, every=0.01):
+            with wait_for_claim(self._place.parent, CLAIM, every=0.01):
                 append_line(self._place, record)
             return
-        self._waiting.append(record)
+        self._pending.append(record)
         if time.monotonic() - self._since > BATCH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write the lines that wait."""
-        if self._waiting and isinstance(self._place, RemotePath):
+        """Write the collected lines."""
+        if self._pending and isinstance(self._place, RemotePath):
             name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl"
-            (self._place / name).write_bytes("".join(to_json(record) + "\n" for record in self._waiting).encode())
-            self._waiting = []
+            (self._place / name).write_bytes("".join(to_json(record) + "\n" for record in self._pending).encode())
+            self._pending = []
         self._since = time.monotonic()

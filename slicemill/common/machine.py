@@ -1,5 +1,6 @@
-"""The card of a machine: what a figure was measured on, and what a network was trained with."""
+"""Description of the machine: hardware and versions, recorded with benchmarks and trained networks."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -7,14 +8,46 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-PACKAGES = ("slicemill", "numpy", "zarr", "numcodecs", "nibabel", "isal", "connected-components-3d", "dask", "torch", "onnx", "onnxruntime",
-            "onnxruntime-gpu")  # fmt: skip
+PACKAGES = (
+    "slicemill",
+    "numpy",
+    "zarr",
+    "numcodecs",
+    "nibabel",
+    "isal",
+    "connected-components-3d",
+    "dask",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+)
 
 
-def machine_info() -> dict[str, Any]:
-    """Return processor, cores, caches, memory, disk, GPU, versions and commit."""
+class Machine(TypedDict):
+    """A machine and the versions on it, as written to records; keys in this order."""
+
+    cpu: str
+    cores: int
+    """Cores that this process may use."""
+    caches: dict[str, str]
+    """Size of each cache of a core, like ``L2: 1024K``."""
+    memory_gib: float
+    disk: str
+    """File system of the temporary folder, and its free space."""
+    gpu: list[str]
+    """Name, memory and driver of each NVIDIA GPU."""
+    system: str
+    python: str
+    versions: dict[str, str]
+    """Installed packages among PACKAGES."""
+    commit: str | None
+
+
+def machine_info() -> Machine:
+    """Describe this machine."""
     import psutil
 
     return {
@@ -31,36 +64,37 @@ def machine_info() -> dict[str, Any]:
     }
 
 
-def format_machine(machine: dict[str, Any]) -> str:
-    """Return a card in a line or two."""
+def format_machine(machine: Machine) -> str:
+    """Return the description as two lines of text."""
     memory = f"{machine['memory_gib']} GiB of memory"
     cache = ", ".join(f"{name} {size}" for name, size in machine["caches"].items())
     gpu = "; ".join(machine["gpu"]) or "no NVIDIA GPU"
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    first = f"{machine['cores']} cores of {machine['cpu']} ({cache or 'caches unknown'}), {memory}, {machine['disk']}, {gpu}"
-    return f"{first}\n{machine['system']}, Python {machine['python']}, {versions}, commit {machine['commit']}"
+    processor = f"{machine['cores']} cores of {machine['cpu']} ({cache or 'caches unknown'})"
+    hardware = f"{processor}, {memory}, {machine['disk']}, {gpu}"
+    return f"{hardware}\n{machine['system']}, Python {machine['python']}, {versions}, commit {machine['commit']}"
 
 
 def caches() -> dict[str, str]:
-    """Return the size of each cache of the first core, as Linux tells it."""
-    found = {}
-    for place in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        level, kind, size = (" ".join(_lines(place / name)) for name in ("level", "type", "size"))
-        found[f"L{level}{kind[:1].lower() if kind in ('Data', 'Instruction') else ''}"] = size
-    return found
+    """Return the size of each cache of the first core, as Linux reports it."""
+    sizes = {}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = (" ".join(_lines(folder / name)) for name in ("level", "type", "size"))
+        sizes[f"L{level}{kind[:1].lower() if kind in ('Data', 'Instruction') else ''}"] = size
+    return sizes
 
 
 def disk(folder: Path) -> str:
-    """Return the file system that a folder lies on, and how much is free."""
+    """Return the file system of a folder and its free space."""
     import psutil
 
-    at = max(
+    partition = max(
         (part for part in psutil.disk_partitions(all=True) if folder.resolve().is_relative_to(part.mountpoint)),
         key=lambda part: len(part.mountpoint),
         default=None,
     )
     free = shutil.disk_usage(folder).free / 2**30
-    return f"{at.fstype if at else 'unknown file system'}, {free:.0f} GiB free"
+    return f"{partition.fstype if partition else 'unknown file system'}, {free:.0f} GiB free"
 
 
 def processor() -> str:
@@ -72,32 +106,29 @@ def processor() -> str:
 
 
 def gpus() -> list[str]:
-    """Return the names of NVIDIA cards that answer."""
+    """Return name, memory and driver of each NVIDIA GPU."""
     return _output(["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"])
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that matter, as far as they are installed."""
-    found = {}
+    """Return the versions of the installed packages among PACKAGES."""
+    installed = {}
     for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout that this runs from, marked when it was changed; None outside a checkout."""
+    """Return the commit of the checkout that this runs from, marked if files changed; None outside a checkout."""
     here = str(Path(__file__).parent)
     if not _output(["git", "-C", here, "ls-files", Path(__file__).name]):
         return None  # installed below someone else's checkout
-    found = _output(["git", "-C", here, "rev-parse", "--short=12", "HEAD"])
-    if not found:
+    head = _output(["git", "-C", here, "rev-parse", "--short=12", "HEAD"])
+    if not head:
         return None
-    return found[0] + (
-        "-changed" if _output(["git", "-C", here, "status", "--porcelain", "--untracked-files=no"]) else ""
-    )
+    changed = _output(["git", "-C", here, "status", "--porcelain", "--untracked-files=no"])
+    return head[0] + ("-changed" if changed else "")
 
 
 def _lines(path: Path) -> list[str]:
@@ -112,7 +143,9 @@ def _output(command: list[str]) -> list[str]:
     if program is None:
         return []
     try:
-        done = subprocess.run([program, *command[1:]], capture_output=True, text=True, timeout=20, check=False)  # noqa: S603 (fixed commands)
+        done = subprocess.run(  # noqa: S603 (fixed commands)
+            [program, *command[1:]], capture_output=True, text=True, timeout=20, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return []
     return done.stdout.strip().splitlines() if done.returncode == 0 else []

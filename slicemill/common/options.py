@@ -1,4 +1,4 @@
-"""Readers of command-line options: the shard of a job array, and finite numbers."""
+"""Parsers of command-line options: the shard of a job array, and finite numbers."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from slicemill.common.errors import UsageError
 
 
 def parse_shard(text: str | None) -> tuple[int, int] | None:
-    """Read ``I/N``: every Nth thing, from the Ith on; None where nothing was said.
+    """Parse ``I/N``: every Nth item, starting with item I. None stays None.
 
     >>> parse_shard("0/8"), parse_shard(None)
     ((0, 8), None)
@@ -17,7 +17,7 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
     Raises
     ------
     UsageError
-        It is not of that form, or I is not below N.
+        The text has another form, or I is not below N.
     """
     if text is None:
         return None
@@ -28,13 +28,13 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
 
 
 def require_finite(value: float | None) -> float | None:
-    """Return an option's value as it is; the callback of every option that is a float.
+    """Return an option's value unchanged; the callback of every option that is a float.
 
     Raises
     ------
     typer.BadParameter
-        It is nan or infinite.
+        The value is nan or infinite.
     """
     if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is no number that can be worked with; give a finite one.")
+        raise typer.BadParameter(f"{value} is not a finite number.")
     return value

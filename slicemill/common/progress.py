@@ -1,16 +1,18 @@
-"""Progress with rate and time left, on standard error; silent when that is no terminal."""
+"""Progress bars with rate and time left, on standard error. Nothing is shown if that is not a terminal."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Advance = Callable[[float, str], None]
-"""Called with how much was done since the last call, and a note that replaces the last one."""
+"""Called with the amount done since the last call, and a note that replaces the previous one."""
 
 
 @contextmanager
 def progress(title: str, total: float, unit: str, *, quiet: bool = False) -> Iterator[Advance]:
-    """Show a bar of `total` units while the block runs; none where `quiet`.
+    """Show a bar of `total` units while the block runs, and yield the function that advances it.
+
+    With `quiet` nothing is shown.
 
     >>> with progress("ingest", 100, "slices") as advance:
     ...     advance(100, "no failures")

@@ -1,14 +1,15 @@
 """Files in an object store, by URL: ``s3://``, ``gs://`` and ``az://``, through obstore.
 
-`RemotePath` has the names and meanings of `pathlib.Path`, as far as an object store can keep them, so that the rest of the
-code takes a `Place`, one or the other, and does not ask which. What differs:
+`RemotePath` has the methods of `pathlib.Path` that an object store can offer. Most code takes a `Location`, which is
+either of the two, and does not distinguish them. The differences:
 
-1. There are no folders: one is there when an object lies below it.
-2. A write is one PUT, whole or not at all; `create` writes only where nothing is, `replace` only over what was seen.
-3. Nothing can be appended or renamed: ledgers become one object a run and batch of lines, cases are shown by their last document.
+1. There are no folders. A folder exists while an object is stored below it.
+2. A write is one atomic PUT. `create` writes only a new object, `replace_if` only over the version that was seen.
+3. Nothing can be appended or renamed. A ledger is a folder with an object for each run and batch of lines; a case
+   becomes visible with its last document.
 
-Credentials come from where the provider's own tools look (environment, AWS configuration files where boto3 is
-installed, the machine's role), are never taken from a URL, and stand in no message.
+Credentials come from where the provider's own tools find them: the environment, AWS configuration files if boto3 is
+installed, or the machine's role. They are never taken from a URL and never appear in a message.
 """
 
 import contextlib
@@ -25,22 +26,22 @@ from slicemill.common.errors import ConfigError, StoreError
 
 SCHEMES = ("s3", "gs", "az")
 METADATA_HOSTS = ("169.254.169.254", "metadata.google.internal")
-"""Where a provider's role is asked for when nothing else gives credentials."""
+"""Hosts that obstore asks for the machine's role when it finds no other credentials."""
 RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
-"""obstore's own would try for three minutes before a wrong address is named."""
+"""obstore's own defaults retry a wrong address for three minutes."""
 STREAM_CHUNK = 4 << 20
-"""Bytes asked for at a time from a stream: large enough that the request rate does not bound it, small beside a slab."""
+"""Bytes per read of a stream: enough that the number of reads does not limit it, and small compared with a slab."""
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What `os.stat` says of a file, as far as an object store knows it."""
+    """The fields of `os.stat` that an object store knows."""
 
     st_size: int
     st_mtime_ns: int
     e_tag: str | None = None
     version: str | None = None
-    """Google's clouds tell by it what a conditional write replaces, the others by the entity tag."""
+    """Google Cloud Storage checks conditional writes by version, other providers by entity tag."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -50,7 +51,7 @@ class RemotePath:
     bucket: str
     """Scheme and bucket, like ``s3://scans``."""
     key: str
-    """Path in the bucket, without slashes at its ends."""
+    """Path in the bucket, without leading or trailing slash."""
 
     def __str__(self) -> str:
         return f"{self.bucket}/{self.key}".rstrip("/")
@@ -67,11 +68,11 @@ class RemotePath:
 
     @property
     def parent(self) -> "RemotePath":
-        """Return the prefix that holds this one; a bucket holds itself."""
+        """Return the prefix above; a bucket is its own parent."""
         return RemotePath(self.bucket, self.key.rpartition("/")[0])
 
     def with_name(self, name: str) -> "RemotePath":
-        """Return the neighbor of that name."""
+        """Return the path with another last part."""
         return self.parent / name
 
     def as_posix(self) -> str:
@@ -79,7 +80,7 @@ class RemotePath:
         return str(self)
 
     def absolute(self) -> "RemotePath":
-        """Return itself: a URL holds anywhere."""
+        """Return the path itself: a URL is always absolute."""
         return self
 
     def relative_to(self, other: "RemotePath") -> PurePosixPath:
@@ -88,23 +89,23 @@ class RemotePath:
         Raises
         ------
         ValueError
-            It does not lie there.
+            The path is not below `other`.
         """
         if self.bucket != other.bucket:
             raise ValueError(f"{self} does not lie below {other}")
         return PurePosixPath(self.key).relative_to(PurePosixPath(other.key))
 
     def is_relative_to(self, other: "RemotePath") -> bool:
-        """Return whether it lies below another prefix."""
+        """Return whether the path is below another prefix."""
         return self.bucket == other.bucket and PurePosixPath(self.key).is_relative_to(PurePosixPath(other.key))
 
     def stat(self) -> Status:
         """Return size, time of the last change and entity tag."""
-        with _named(self):
-            return _status(_obstore().head(_opened(self.bucket), self.key))
+        with _errors_name(self):
+            return _parse_status(_import_obstore().head(_open_bucket(self.bucket), self.key))
 
     def is_file(self) -> bool:
-        """Return whether there is such an object."""
+        """Return whether the object exists."""
         try:
             self.stat()
         except FileNotFoundError:
@@ -112,81 +113,81 @@ class RemotePath:
         return True
 
     def is_dir(self) -> bool:
-        """Return whether an object lies below it."""
+        """Return whether an object exists below this prefix."""
         return next(self._objects(), None) is not None
 
     def exists(self) -> bool:
-        """Return whether there is such an object, or one below it."""
+        """Return whether the object, or one below this prefix, exists."""
         return self.is_file() or self.is_dir()
 
     def read_bytes(self) -> bytes:
-        """Return the object."""
-        with _named(self):
-            return bytes(_obstore().get(_opened(self.bucket), self.key).bytes())
+        """Return the object's bytes."""
+        with _errors_name(self):
+            return bytes(_import_obstore().get(_open_bucket(self.bucket), self.key).bytes())
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Return the object as text."""
         return self.read_bytes().decode(encoding, errors)
 
     def read_range(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset` on, in one request; fewer where the object ends."""
-        with _named(self):
-            return bytes(_obstore().get_range(_opened(self.bucket), self.key, start=offset, length=length))
+        """Return up to `length` bytes from `offset`, in one request."""
+        with _errors_name(self):
+            return bytes(_import_obstore().get_range(_open_bucket(self.bucket), self.key, start=offset, length=length))
 
     def read_end(self, length: int) -> tuple[bytes, int]:
-        """Return the last `length` bytes and the object's size, in one request."""
-        with _named(self):
-            answer = _obstore().get(_opened(self.bucket), self.key, options={"range": {"suffix": length}})
+        """Return up to the last `length` bytes and the object's size, in one request."""
+        with _errors_name(self):
+            answer = _import_obstore().get(_open_bucket(self.bucket), self.key, options={"range": {"suffix": length}})
             return bytes(answer.bytes()), int(answer.meta["size"])
 
     def open_stream(self) -> "ObjectStream":
-        """Open the object for reading from its first byte to its last, in one request."""
-        with _named(self):
-            answer = _obstore().get(_opened(self.bucket), self.key)
+        """Open the object for reading from start to end, in one request."""
+        with _errors_name(self):
+            answer = _import_obstore().get(_open_bucket(self.bucket), self.key)
             return ObjectStream(self, answer.stream(min_chunk_size=STREAM_CHUNK))
 
     def write_bytes(self, data: bytes) -> None:
-        """Write the object, whole or not at all."""
-        with _named(self):
-            _obstore().put(_opened(self.bucket), self.key, data)
+        """Write the object atomically."""
+        with _errors_name(self):
+            _import_obstore().put(_open_bucket(self.bucket), self.key, data)
 
     def upload(self, path: Path) -> None:
-        """Write the object from a local file: one PUT, or one multipart upload when it is large."""
-        with _named(self), path.open("rb") as file:
-            _obstore().put(_opened(self.bucket), self.key, file)
+        """Write the object from a local file, by one PUT or, if it is large, one multipart upload."""
+        with _errors_name(self), path.open("rb") as file:
+            _import_obstore().put(_open_bucket(self.bucket), self.key, file)
 
     def create(self, data: bytes) -> bool:
-        """Write the object where there is none and return whether that was so; of several writers one is told yes."""
+        """Write the object if it does not exist and return whether it was written. One of several writers succeeds."""
         return self._put_if(data, "create")
 
     def replace_if(self, data: bytes, seen: Status) -> bool:
-        """Write the object over the one that `stat` saw and return whether it was still the one there."""
+        """Replace the version that `stat` returned; return False if the object has changed since."""
         known = {"e_tag": seen.e_tag, "version": seen.version}
         return self._put_if(data, {name: value for name, value in known.items() if value is not None})
 
     def _put_if(self, data: bytes, mode: Any) -> bool:
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        with _named(self):
+        with _errors_name(self):
             try:
-                _obstore().put(_opened(self.bucket), self.key, data, mode=mode)
+                _import_obstore().put(_open_bucket(self.bucket), self.key, data, mode=mode)
             except (AlreadyExistsError, PreconditionError, FileNotFoundError):
                 return False
         return True
 
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Remove the object."""
-        with contextlib.suppress(FileNotFoundError) if missing_ok else contextlib.nullcontext(), _named(self):
-            _obstore().delete(_opened(self.bucket), self.key)
+        with contextlib.suppress(FileNotFoundError) if missing_ok else contextlib.nullcontext(), _errors_name(self):
+            _import_obstore().delete(_open_bucket(self.bucket), self.key)
 
     def files(self) -> Iterator[tuple["RemotePath", Status]]:
-        """Yield every object below it, with what is known of it; a thousand a request."""
+        """Yield every object below this prefix with its status; a thousand per request."""
         for found in self._objects():
-            yield RemotePath(self.bucket, found["path"]), _status(found)
+            yield RemotePath(self.bucket, found["path"]), _parse_status(found)
 
     def _objects(self) -> Iterator[Any]:
-        with _named(self):
-            for batch in _obstore().list(_opened(self.bucket), self.key or None):
+        with _errors_name(self):
+            for batch in _import_obstore().list(_open_bucket(self.bucket), self.key or None):
                 yield from batch
 
 
@@ -198,13 +199,13 @@ class ObjectStream(io.RawIOBase):
         self._chunks = iter(chunks)
         self._left = memoryview(b"")
 
-    def readable(self) -> bool:  # noqa: D102 (io.RawIOBase says it)
+    def readable(self) -> bool:  # noqa: D102 (documented in io.RawIOBase)
         return True
 
     def peek(self) -> memoryview:
-        """Return the bytes that come next, without taking them; none at the end."""
+        """Return the next bytes without consuming them; empty at the end."""
         if not self._left:
-            with _named(self._remote):
+            with _errors_name(self._remote):
                 self._left = memoryview(next(self._chunks, b""))
         return self._left
 
@@ -216,8 +217,8 @@ class ObjectStream(io.RawIOBase):
         return count
 
 
-def remote(url: str) -> RemotePath:
-    """Return the place that a URL names.
+def parse_url(url: str) -> RemotePath:
+    """Parse a URL like ``s3://scans/lits``.
 
     Raises
     ------
@@ -228,7 +229,7 @@ def remote(url: str) -> RemotePath:
     bucket, _, key = rest.partition("/")
     if "@" in bucket or "?" in rest:
         raise StoreError(
-            f"{scheme}://...: credentials and queries do not belong in a URL; set them as the provider's tools expect."
+            f"{scheme}://...: credentials and queries do not belong in a URL. Set them as the provider's tools expect."
         )
     if scheme not in SCHEMES or not bucket:
         raise StoreError(
@@ -237,7 +238,7 @@ def remote(url: str) -> RemotePath:
     return RemotePath(f"{scheme}://{bucket}", "/".join(part for part in key.split("/") if part))
 
 
-def _obstore() -> Any:
+def _import_obstore() -> Any:
     try:
         import obstore
     except ImportError as error:
@@ -246,21 +247,21 @@ def _obstore() -> Any:
 
 
 @lru_cache(maxsize=32)
-def _opened(bucket: str) -> Any:
-    """Return obstore's handle of a bucket; one a process, so that connections are kept."""
-    _obstore()
+def _open_bucket(bucket: str) -> Any:
+    """Return obstore's handle of a bucket; one per process, so that connections are reused."""
+    _import_obstore()
     from obstore.store import from_url
 
-    # plain HTTP is spoken only where the endpoint that was set says so
+    # plain HTTP is used only if the configured endpoint says so
     options: Any = {"client_options": {"allow_http": True}, "retry_config": RETRIES}
     try:
-        return from_url(bucket, **options, **(_from_boto3() if bucket.startswith("s3://") else {}))
+        return from_url(bucket, **options, **(_boto3_options() if bucket.startswith("s3://") else {}))
     except Exception as error:
-        raise StoreError(f"{bucket}: cannot be opened ({_short(error)}).") from error
+        raise StoreError(f"{bucket}: cannot be opened ({_first_line(error)}).") from error
 
 
-def _from_boto3() -> dict[str, Any]:
-    """Return credentials and region as boto3 finds them, the AWS files among its places; nothing where it is not installed."""
+def _boto3_options() -> dict[str, Any]:
+    """Return credentials and region from boto3, which also reads the AWS files; empty if it is not installed."""
     try:
         import boto3
         from obstore.auth.boto3 import Boto3CredentialProvider
@@ -274,8 +275,8 @@ def _from_boto3() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _named(place: RemotePath) -> Iterator[None]:
-    """Turn what obstore raises into an OSError that names the URL and says what happened in a few words."""
+def _errors_name(place: RemotePath) -> Iterator[None]:
+    """Convert obstore's errors to an OSError that names the URL and describes the problem in a few words."""
     from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
     try:
@@ -285,18 +286,20 @@ def _named(place: RemotePath) -> Iterator[None]:
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise PermissionError(errno.EACCES, "access denied", str(place)) from error
     except BaseError as error:
-        raise OSError(errno.EIO, _short(error), str(place)) from error
+        raise OSError(errno.EIO, _first_line(error), str(place)) from error
 
 
-def _short(error: Exception) -> str:
-    """Return the first line of a message, without what a server's answer or a debug view adds."""
+def _first_line(error: Exception) -> str:
+    """Return the first line of a message, without the server's XML and debug output."""
     lines = str(error).strip().splitlines()
     if any(host in str(error) for host in METADATA_HOSTS):
-        return "no credentials were found; set them as the provider's own tools expect (for S3: AWS_ACCESS_KEY_ID and the like)"
+        return (
+            "no credentials were found; set them as the provider's tools expect (for S3: AWS_ACCESS_KEY_ID and others)"
+        )
     return lines[0].partition(": <?xml")[0][:300] if lines else type(error).__name__
 
 
-def _status(meta: Any) -> Status:
+def _parse_status(meta: Any) -> Status:
     return Status(
         st_size=int(meta["size"]),
         st_mtime_ns=int(meta["last_modified"].timestamp() * 1e9),

@@ -1,4 +1,4 @@
-"""What commands print: lines, tables, and the way an InputError ends a command."""
+"""Output of commands: lines, tables, numbers, and the exit status after an error."""
 
 import errno
 import math
@@ -21,9 +21,9 @@ def print_line(text: str = "") -> None:
 
 
 def peak_mib() -> float:
-    """Return the most memory that this process has had resident, MiB.
+    """Return the peak resident memory of this process, MiB.
 
-    Linux counts it anew for each program (VmHWM); what `getrusage` says there includes the process that started this one.
+    On Linux it is VmHWM, which starts at zero for each program; `getrusage` includes the process that started this one.
     """
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -33,7 +33,7 @@ def peak_mib() -> float:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return rows under a header, in columns; numbers to the right.
+    """Return rows under a header as text in columns; numbers are aligned right.
 
     >>> print(format_table(["case", "dice"], [["volume-1", 0.91234]]))
     case       dice
@@ -56,20 +56,22 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
 
 
 def format_cell(value: object) -> str:
-    """Return a value as it stands in a table: floats with three digits that count, nothing for None."""
+    """Return the text of a value in a table: floats with three digits, ``-`` for None and NaN."""
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return "-" if value != value else f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"  # noqa: PLR0124
+        if math.isnan(value):
+            return "-"
+        return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
     if isinstance(value, int):
         return f"{value:,}"
     return str(value)
 
 
 def count_noun(number: int, noun: str) -> str:
-    """Return a number with its noun.
+    """Return a number with its noun, in the plural unless it is 1.
 
     >>> count_noun(1, "case"), count_noun(1200, "case")
     ('1 case', '1,200 cases')
@@ -78,7 +80,7 @@ def count_noun(number: int, noun: str) -> str:
 
 
 def format_number(value: float) -> str:
-    """Return a number with three digits that count.
+    """Return a number with three significant digits.
 
     >>> format_number(1234.5), format_number(0.98765), format_number(7)
     ('1,234', '0.988', '7')
@@ -87,7 +89,7 @@ def format_number(value: float) -> str:
 
 
 def format_range(values: Sequence[float]) -> str:
-    """Return the lowest and the highest value, or the only one.
+    """Return the lowest and the highest value, or one if they are equal.
 
     >>> format_range([3, 1, 2]), format_range([2.5, 2.5])
     ('1 to 3', '2.5')
@@ -97,9 +99,10 @@ def format_range(values: Sequence[float]) -> str:
 
 
 def histogram_bars(values: Sequence[float], levels: str, width: int = 12, *, log: bool = False) -> str:
-    """Return a histogram as one word of `width` signs: a space for none, else one of `levels`, the last for the most.
+    """Return a histogram as a line of `width` characters: a space for an empty bin, else one of `levels` by height.
 
-    Equal bins from the lowest to the highest value, of equal ratio with `log` (values of 0 then count into the lowest).
+    Bins have equal width from the lowest to the highest value, or equal ratio with `log`, which counts zeros into the
+    lowest bin.
 
     >>> histogram_bars([1, 1, 1, 2, 4], "123", width=4)
     '31 1'
@@ -111,12 +114,12 @@ def histogram_bars(values: Sequence[float], levels: str, width: int = 12, *, log
     span = (high - low) or 1.0
     counts = Counter(min(width - 1, int((value - low) / span * width)) for value in values)
     most = max(counts.values())
-    signs = [levels[max(0, math.ceil(counts[place] / most * len(levels)) - 1)] for place in range(width)]
-    return "".join(sign if counts[place] else " " for place, sign in enumerate(signs))
+    heights = [math.ceil(counts[index] / most * len(levels)) for index in range(width)]
+    return "".join(levels[height - 1] if height else " " for height in heights)
 
 
 def bar_characters(encoding: str | None) -> str:
-    """Return eight signs of rising height that an output of this encoding can show.
+    """Return eight characters of rising height that this encoding can represent.
 
     >>> bar_characters("utf-8"), bar_characters("ascii")
     ('▁▂▃▄▅▆▇█', '.:-=+*#@')
@@ -130,7 +133,10 @@ def bar_characters(encoding: str | None) -> str:
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """End the process with exit status 1 and one line when the user handed in something wrong or the disk is full; 2 for a wrong option."""
+    """Print an error that the user can correct as one line, and end the process.
+
+    Exit status 2 for a UsageError, 1 for any other InputError or an OSError, 130 after Ctrl-C.
+    """
     try:
         yield
     except InputError as error:
@@ -140,9 +146,9 @@ def report_errors() -> Iterator[None]:
         if error.filename is None and error.errno is None:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        way_out = "Make room" if error.errno == errno.ENOSPC else "Mend that, or correct the path"
+        way_out = "Make room" if error.errno == errno.ENOSPC else "Correct that, or the path"
         sys.stderr.write(f"slicemill: {where}{error.strerror or error}. {way_out}, and run the same command again.\n")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        sys.stderr.write("slicemill: interrupted; what was finished is kept, the same command goes on from there.\n")
+        sys.stderr.write("slicemill: interrupted; what was finished is kept. Run the same command again to continue.\n")
         raise SystemExit(130) from None

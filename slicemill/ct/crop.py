@@ -1,4 +1,4 @@
-"""Slices of any size on their way into a network of one size, and which neighbours go with them."""
+"""Fit slices of any size to a network's input size, and choose the neighboring slices of a window."""
 
 import math
 
@@ -7,17 +7,17 @@ import numpy.typing as npt
 
 
 def neighbors(z: int, count: int, context: int, step: float = 1.0) -> list[int]:
-    """Return the slices of a window of `context` around `z` among `count`, `step` slices apart, the edges repeated.
+    """Return the `context` slices around `z` among `count`, `step` slices apart; edges are repeated.
 
     >>> neighbors(0, 10, 5), neighbors(5, 10, 3, 2.6)
     ([0, 0, 0, 1, 2], [2, 5, 8])
     """
     reach = context // 2
-    return [min(max(z + math.floor(place * step + 0.5), 0), count - 1) for place in range(-reach, reach + 1)]
+    return [min(max(z + math.floor(offset * step + 0.5), 0), count - 1) for offset in range(-reach, reach + 1)]
 
 
 def neighbor_step(context_spacing_mm: float | None, spacing_z_mm: float) -> float:
-    """Return how many slices neighbors lie apart: one, or as many as come nearest to a distance in mm.
+    """Return the distance of neighbors in slices: 1, or what corresponds to a distance in mm.
 
     >>> neighbor_step(None, 5.0), neighbor_step(3.0, 1.5)
     (1.0, 2.0)
@@ -26,7 +26,7 @@ def neighbor_step(context_spacing_mm: float | None, spacing_z_mm: float) -> floa
 
 
 def centered(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
-    """Return the corner that puts a slice of `shape` [y, x] in the middle of `size`; negative where it is padded.
+    """Return the corner (y, x) of a window of `size` centered on a slice of `shape` [y, x]; negative if it is padded.
 
     >>> centered((100, 130), (128, 128))
     (-14, 1)
@@ -35,7 +35,10 @@ def centered(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
 
 
 def fit(section: npt.NDArray[np.generic], corner: tuple[int, int], fill: int, out: npt.NDArray[np.generic]) -> None:
-    """Copy a slice any[y, x] into `out`: any[H, W], with the slice's pixel `corner` at its origin and `fill` around it."""
+    """Crop or pad a slice any[y, x] into `out`: any[H, W], whose origin is the slice's pixel `corner`.
+
+    Pixels outside the slice become `fill`.
+    """
     inside = [
         (max(-start, 0), max(start, 0), min(start + side, extent) - max(start, 0))
         for start, extent, side in zip(corner, section.shape, out.shape, strict=True)

@@ -1,13 +1,13 @@
-"""Where voxels lie: the one module that transposes and flips.
+"""Voxel grids: positions of voxels in mm, and axis orders. This is the only module that transposes and flips.
 
-A NIfTI file stores voxels with its first axis fastest, in any of 48 axis orders. A store, a network and a picture
-want ``[z, y, x]`` in LPS+ order (z to superior, y to posterior, x to the patient's left).
+A NIfTI file stores voxels with its first axis fastest, in any of 48 axis orders. Stores, networks and pictures use
+``[z, y, x]`` in LPS+ order (z to superior, y to posterior, x to the patient's left).
 
-1. `Grid` holds a file's shape and affine (voxel i j k 1 -> RAS mm, as in the NIfTI header).
-2. `Grid.to_stored` turns the file's array ``[k, j, i]`` (its bytes, read in C order) into ``[z, y, x]``.
-3. `Grid.to_file` is its inverse, so a segmentation goes back to the voxels that it came from.
+1. `Grid` holds a file's shape and affine (voxel i j k 1 to RAS mm, as in the NIfTI header).
+2. `Grid.to_stored` views the file's array ``[k, j, i]`` (its bytes, read in C order) as ``[z, y, x]``.
+3. `Grid.to_file` is its inverse, so that a segmentation returns to the voxels of its scan.
 
-Oblique axes are named after the patient axis they are closest to (nibabel's `io_orientation`); nothing is resampled.
+An oblique axis gets the name of the nearest patient axis (nibabel's `io_orientation`); nothing is resampled.
 """
 
 from dataclasses import dataclass
@@ -23,60 +23,63 @@ from slicemill.common.errors import GeometryError
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SAME_GRID_MM = 0.1
-"""Corners of one grid may differ by this much: float32 headers and rounded text exports do, real shifts do not."""
+"""Largest distance of corners of equal grids: above rounding in headers and text exports, below a real shift."""
 
 SMALLEST_VOXEL_MM3 = 1e-9
 MAX_MM = 1e6
-"""A kilometer: whatever lies farther from the origin comes from a damaged header, and its squares would overflow."""
+"""Largest number in an affine: one kilometer. More comes from a damaged header, and its square could overflow."""
 
 Floats = npt.NDArray[np.float64]
 G = TypeVar("G", bound=np.generic)
 WORD = 8
-"""Bytes that are turned around at a time."""
+"""Bytes that are reversed at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The voxel grid of a file: how many voxels and where they lie."""
+    """The voxel grid of a file: number and positions of voxels."""
 
     shape: tuple[int, int, int]
-    """Voxels along the file's axes i, j, k."""
+    """Number of voxels along the file's axes i, j, k."""
     affine: Floats
     """float64[4, 4], voxel (i, j, k, 1) to mm, RAS+ as in the NIfTI header."""
 
     def __post_init__(self) -> None:
-        """Check that there are voxels and that the affine can be a scanner's and be inverted."""
+        """Check that there are voxels and that the affine is plausible and invertible."""
         if min(self.shape) < 1:
             raise GeometryError(f"a scan must have voxels; its shape is {self.shape}.")
         linear = self.affine[:3, :3]
         if not np.isfinite(self.affine).all() or np.abs(self.affine).max() > MAX_MM:
             raise GeometryError(
-                f"the affine must hold numbers within {MAX_MM:,.0f} mm; found {self.affine[:3].tolist()}. Correct the header's sform or qform."
+                f"the affine must hold numbers within {MAX_MM:,.0f} mm; found {self.affine[:3].tolist()}. "
+                "Correct the header's sform or qform."
             )
-        with np.errstate(all="ignore"):  # the determinant of denormal numbers divides by zero on its way
+        with np.errstate(all="ignore"):  # the determinant of denormal numbers divides by zero internally
             volume = abs(np.linalg.det(linear))
         if not volume >= SMALLEST_VOXEL_MM3:
             raise GeometryError(
-                f"the affine must be invertible; found columns {linear.T.round(4).tolist()}. Correct the header's spacing."
+                f"the affine must be invertible; found columns {linear.T.round(4).tolist()}. "
+                "Correct the header's spacing."
             )
         if not np.isfinite(self._axes).all():
             raise GeometryError(
-                f"no axis order fits the affine {linear.tolist()}; its axes nearly coincide. Correct the header's sform."
+                f"no axis order fits the affine {linear.tolist()}; its axes nearly coincide. "
+                "Correct the header's sform."
             )
 
     @cached_property
     def _axes(self) -> Floats:
-        """Return float[3, 2]: for each file axis the LPS axis (0 x, 1 y, 2 z) and +1 or -1; NaN where none fits."""
+        """Return float64[3, 2]: for each file axis the LPS axis (0 x, 1 y, 2 z) and direction, +1 or -1; else NaN."""
         return np.asarray(io_orientation(RAS_TO_LPS @ self.affine), dtype=np.float64)
 
     @cached_property
     def _orientation(self) -> npt.NDArray[np.int64]:
-        """Return the same as integers."""
+        """Return `_axes` as int64[3, 2]."""
         return self._axes.astype(np.int64)
 
     @property
     def axcodes(self) -> str:
-        """Return the file's axis codes, like ``LPS`` or ``RAS``: where each of i, j, k grows to."""
+        """Return the file's axis codes, like ``LPS`` or ``RAS``: the direction of each of i, j, k."""
         return "".join(nib.orientations.aff2axcodes(self.affine))
 
     @cached_property
@@ -113,15 +116,15 @@ class Grid:
         return bool(self._orientation[2 - self.file_axis_of_z, 1] < 0)
 
     def to_stored(self, voxels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        """Turn `voxels`: any[k, j, i], the file's bytes in C order, into a view any[z, y, x] in LPS+ order."""
+        """View `voxels`: any[k, j, i], the file's bytes in C order, as any[z, y, x] in LPS+ order."""
         flipped = voxels[tuple(slice(None, None, int(sign)) for sign in self._orientation[::-1, 1])]
         axis_of = {int(axis): 2 - index for index, axis in enumerate(self._orientation[:, 0])}
         return flipped.transpose(axis_of[2], axis_of[1], axis_of[0])
 
     def to_file(self, stored: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        """Turn `stored`: any[z, y, x] in LPS+ order, into a view any[k, j, i] in the file's own order."""
-        turned = stored.transpose([2 - int(axis) for axis in self._orientation[::-1, 0]])
-        return turned[tuple(slice(None, None, int(sign)) for sign in self._orientation[::-1, 1])]
+        """View `stored`: any[z, y, x] in LPS+ order, as any[k, j, i] in the file's own order."""
+        transposed = stored.transpose([2 - int(axis) for axis in self._orientation[::-1, 0]])
+        return transposed[tuple(slice(None, None, int(sign)) for sign in self._orientation[::-1, 1])]
 
     def distance_mm(self, other: "Grid") -> float:
         """Return the largest distance in mm between the same corner voxels of two grids of one shape."""
@@ -131,12 +134,13 @@ class Grid:
 
 
 def contiguous(voxels: npt.NDArray[G]) -> npt.NDArray[G]:
-    """Return an array in C order, a copy where it is not.
+    """Return an array in C order, copied if it is in another order.
 
-    Single bytes that run backward along their rows are turned eight at a time; numpy alone goes byte by byte.
+    Rows of single bytes in reverse order are reversed eight bytes at a time; numpy copies them byte by byte.
     """
     if voxels.dtype.itemsize > 1 or voxels.ndim < 2 or voxels.strides[-1] != -1 or voxels.shape[-1] % WORD:
         return np.ascontiguousarray(voxels)
+    # undo the reversal, then reverse 8-byte words, then the bytes within each word
     rows = np.ascontiguousarray(voxels[..., ::-1]).view(np.uint64)
     return rows[..., ::-1].copy().byteswap(inplace=True).view(voxels.dtype)
 
@@ -151,11 +155,11 @@ def voxel_ml(affine: Floats) -> float:
 
 
 def voxel_to_mm(affine: Floats, point_zyx: npt.ArrayLike) -> tuple[float, float, float]:
-    """Return the LPS mm of a voxel position given in array order z, y, x.
+    """Return the position x, y, z in LPS mm of a voxel position in array order z, y, x.
 
     >>> voxel_to_mm(np.diag([2.0, 2.0, 5.0, 1.0]), (1, 2, 3))
     (6.0, 4.0, 5.0)
     """
     z, y, x = np.asarray(point_zyx, dtype=np.float64)
-    millimetres = affine @ np.array([x, y, z, 1.0])
-    return float(millimetres[0]), float(millimetres[1]), float(millimetres[2])
+    x_mm, y_mm, z_mm = (affine @ np.array([x, y, z, 1.0]))[:3].tolist()
+    return x_mm, y_mm, z_mm

@@ -1,7 +1,7 @@
-"""What is odd about a scan's grid, as sentences for the manifest. Nothing here changes a voxel or a header.
+"""Checks of a scan's grid that result in warnings for the manifest. Nothing here changes a voxel or a header.
 
-Tilted, sheared and turned grids are exact in the store (its affine says where each voxel lies); the warnings are for
-people and programs that take slices for axial ones.
+Oblique, sheared and rotated grids are exact in the store, because its affine gives the position of each voxel. The
+warnings are for people and programs that assume axial slices.
 """
 
 import numpy as np
@@ -10,13 +10,14 @@ import numpy.typing as npt
 from slicemill.ct.geometry import Grid
 
 OBLIQUE_DEGREES = 3.0
-"""Axes may lean so far before it is said: patients never lie quite straight, and headers hold small turns for it."""
+"""Smallest angle that is reported: patients never lie quite straight, and headers record small rotations for it."""
 SHEAR_DEGREES = 0.5
-"""Axes may miss the right angle so far: cosines rounded to two decimals do, a tilted gantry (10 degrees and more) does not."""
+"""Smallest deviation from right angles that is reported: rounded cosines stay below, a tilted gantry (10 degrees and
+more) does not."""
 
 
 def about_grid(grid: Grid) -> list[str]:
-    """Return warnings about a grid that a CT rarely has."""
+    """Return warnings about a grid that is unusual for a CT."""
     warnings = []
     if lost := lost_header(grid):
         warnings.append(
@@ -28,7 +29,8 @@ def about_grid(grid: Grid) -> list[str]:
         )
     if (shear := shear_degrees(grid.affine)) > SHEAR_DEGREES:
         warnings.append(
-            f"sheared: two axes are {shear:.1f} degrees off the right angle, as under a tilted gantry; nothing was resampled"
+            f"sheared: two axes are {shear:.1f} degrees off the right angle, as under a tilted gantry; "
+            "nothing was resampled"
         )
     if grid.stored_shape[0] == 1:
         warnings.append("a single slice")
@@ -36,9 +38,9 @@ def about_grid(grid: Grid) -> list[str]:
 
 
 def lost_header(grid: Grid) -> str | None:
-    """Return why a header looks as if it was replaced by a program's defaults; None when it does not.
+    """Return why a header looks like a program's defaults instead of the scanner's geometry, or None if it does not.
 
-    Scans 28 to 47 of LiTS and the mask of 53 are such.
+    Scans 28 to 47 of LiTS and the mask of scan 53 have such headers.
 
     >>> lost_header(Grid(shape=(2, 2, 2), affine=np.eye(4)))
     'its affine is the identity'
@@ -52,7 +54,7 @@ def lost_header(grid: Grid) -> str | None:
 
 
 def lean_degrees(affine: npt.NDArray[np.float64]) -> float:
-    """Return the largest angle between an axis and the patient axis nearest to it, from float64[4, 4], voxel to mm.
+    """Return the largest angle between an axis and its nearest patient axis, from float64[4, 4], voxel to mm.
 
     >>> round(lean_degrees(np.array([[1.0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1]])), 6)
     45.0
@@ -62,7 +64,7 @@ def lean_degrees(affine: npt.NDArray[np.float64]) -> float:
 
 
 def shear_degrees(affine: npt.NDArray[np.float64]) -> float:
-    """Return how far two axes are from a right angle at most, from float64[4, 4], voxel to mm.
+    """Return the largest deviation of two axes from a right angle, from float64[4, 4], voxel to mm.
 
     >>> round(shear_degrees(np.array([[1.0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1]])), 6)
     45.0

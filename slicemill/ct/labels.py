@@ -1,4 +1,4 @@
-"""Which values a segmentation holds, what they are called, and which of them are organ and tumor."""
+"""Label values of a segmentation: their names, and which of them are organ and tumor."""
 
 import json
 import re
@@ -21,9 +21,9 @@ class Labels:
     values: Mapping[str, int]
     """Name to value, 1 to 255, in ascending order of value."""
     organ: str | None = None
-    """Name of the label that is the organ without its tumors, if there is one."""
+    """Name of the label of the organ without its tumors, if there is one."""
     tumor: str | None = None
-    """Name of the label that is tumor, if there is one."""
+    """Name of the label of tumor, if there is one."""
 
     def __post_init__(self) -> None:
         """Check that values are distinct and in range, and that organ and tumor are among the names."""
@@ -37,17 +37,17 @@ class Labels:
                 raise LabelError(f"--{role} {chosen}: the labels are {format_labels(self.values)}; name one of them.")
 
     def table(self) -> npt.NDArray[np.uint8]:
-        """Return the values of background and labels in class order: class index -> label value, uint8[k]."""
+        """Return the label value of each class, uint8[class]; class 0 is background."""
         return np.array([0, *self.values.values()], dtype=np.uint8)
 
     def organ_values(self) -> list[int]:
-        """Return the values of the organ mask: the organ with its tumors; empty where no organ is named."""
+        """Return the values of the organ with its tumors; empty if no organ is named."""
         if self.organ is None:
             return []
         return [self.values[name] for name in (self.organ, self.tumor) if name is not None]
 
     def regions(self) -> dict[str, list[int]]:
-        """Return what is scored under each name: a label's own value, but the organ with its tumors.
+        """Return the label values that are scored under each name: the organ includes its tumors.
 
         >>> LITS_LABELS.regions()
         {'liver': [1, 2], 'tumor': [2]}
@@ -55,14 +55,14 @@ class Labels:
         return {name: self.organ_values() if name == self.organ else [value] for name, value in self.values.items()}
 
     def tumor_value(self) -> int | None:
-        """Return the value of tumor, or None where no tumor is named."""
+        """Return the value of tumor, or None if no tumor is named."""
         return None if self.tumor is None else self.values[self.tumor]
 
     def file_names(self) -> dict[str, str]:
-        """Return name -> the part of a file's name that stands for it: a label's name may hold anything, a file's may not.
+        """Return a file name part for each label; label names may contain characters that file names may not.
 
-        A plain name stands for itself, any other for its letters, digits, dots and hyphens with its value. No two are one,
-        not even where case does not count, and none is ``background``.
+        A plain name is used as it is. In any other name, each run of special characters becomes ``_``, and the value is
+        appended. All parts differ, even if case is ignored, and none is ``background``.
 
         >>> Labels({"liver": 1, "a/b": 2}).file_names()
         {'liver': 'liver', 'a/b': 'a_b_2'}
@@ -78,12 +78,12 @@ class Labels:
         return {name: chosen[name] for name in self.values}
 
     def without(self, name: str) -> "Labels":
-        """Return the labels without one of them.
+        """Return the labels except one.
 
         Raises
         ------
         LabelError
-            There is no such label, or no other.
+            The label does not exist, or is the only one.
         """
         if name not in self.values or len(self.values) == 1:
             raise LabelError(f"ignore = {name}: must be one of several labels; they are {format_labels(self.values)}.")
@@ -92,12 +92,14 @@ class Labels:
         return Labels(values=rest, organ=organ, tumor=tumor)
 
     def as_json(self) -> dict[str, object]:
-        """Return the three fields as they stand in stores, models and reports."""
+        """Return the three fields as written to stores, models and reports."""
         return {"labels": dict(self.values), "organ": self.organ, "tumor": self.tumor}
 
 
 def make_labels(values: Mapping[str, int], organ: str | None = None, tumor: str | None = None) -> Labels:
-    """Return Labels in order of value; where not given, tumor is found by its name, organ is the only other label.
+    """Return Labels in order of value.
+
+    By default tumor is the label with a word of TUMOR_WORDS in its name, and organ the only other label.
 
     >>> make_labels({"tumor": 2, "liver": 1})
     Labels(values={'liver': 1, 'tumor': 2}, organ='liver', tumor='tumor')
@@ -116,12 +118,12 @@ LITS_LABELS = make_labels({"liver": 1, "tumor": 2})
 
 
 def parse_labels(text: str, organ: str | None = None, tumor: str | None = None) -> Labels:
-    """Read what options say of labels: ``liver=1,tumor=2``, and which of them are organ and tumor.
+    """Parse the options of labels: ``liver=1,tumor=2``, and the names of organ and tumor.
 
     Raises
     ------
     UsageError
-        The text is not a list of NAME=VALUE, or a name or value is unfit.
+        The text is not a list of NAME=VALUE, or a name or value is not allowed.
     """
     values: dict[str, int] = {}
     for part in text.split(","):
@@ -136,7 +138,10 @@ def parse_labels(text: str, organ: str | None = None, tumor: str | None = None) 
 
 
 def read_dataset_json(path: Location) -> Labels | None:
-    """Read the labels of a Decathlon (value -> name) or nnU-Net (name -> value) ``dataset.json``; None if it has none."""
+    """Read the labels of a ``dataset.json``: of Decathlon (value to name) or nnU-Net (name to value).
+
+    None if it has no labels.
+    """
     try:
         table = json.loads(path.read_text(encoding="utf-8")).get("labels", {})
         pairs = [(name, value) if isinstance(value, int) else (value, int(name)) for name, value in table.items()]
@@ -154,7 +159,7 @@ def format_labels(values: Mapping[str, int]) -> str:
 
 
 def labels_from_json(document: Mapping[str, object]) -> Labels:
-    """Rebuild Labels from the fields written by `Labels.as_json`."""
+    """Parse the fields written by `Labels.as_json`."""
     values = document.get("labels")
     organ, tumor = document.get("organ"), document.get("tumor")
     if not isinstance(values, dict) or not all(isinstance(value, int) for value in values.values()):

@@ -1,8 +1,8 @@
-"""What file names say: whether a file is an image or a mask, and which image a mask belongs to.
+"""File names: whether a file is an image or a mask, which image a mask belongs to, and which files are read.
 
-A name is split into words at punctuation and at changes of case. Words like ``seg`` or ``CT`` say what the file is;
-what remains is the key that an image and its mask share. Folders named ``imagesTr``, ``labels``, ``masks`` say it for
-the files in them.
+A name is split into words at punctuation and at changes of case. Words like ``seg`` or ``CT`` give the role of the
+file; the other words are the key that an image and its mask share. Folders named ``imagesTr``, ``labels`` or ``masks``
+give the role of the files in them.
 
 >>> name_of("lits/batch1/volume-17.nii").key, name_of("lits/batch2/segmentation-17.nii").role
 ('lits-17', 'mask')
@@ -45,23 +45,23 @@ IMAGE_WORDS = frozenset(["image", "images", "img", "imgs", "ct", "cts", "volume"
 SUBSET = r"(?:tr|ts|va|val|train|training|test|testing)?"
 IMAGE_SUFFIXES = (".img.gz", ".img")
 OTHER_FORMATS = (*HEADER_SUFFIXES, *IMAGE_SUFFIXES, ".mha", ".mhd", ".nrrd", ".dcm")
-"""Scans that this version does not read, unless a .hdr and its .img make a NIfTI pair; they are named, so that nobody thinks they were."""
+"""Suffixes of scans that are not read (except .hdr and .img of a NIfTI pair). Such files are reported as left out."""
 WHY_OTHER = "a format that this version does not read; convert it to .nii.gz"
 LITS = "lits-"
-"""Start of the keys of LiTS names; their numbers are unique in the whole collection."""
+"""Prefix of the keys of LiTS names; their numbers are unique in the complete collection."""
 FIRST_CHANNEL = "_0000"
-"""nnU-Net's suffix of the first (for CT: the only) channel."""
+"""nnU-Net's suffix of the first channel, which is the only one of a CT."""
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """What a file's relative path says about it."""
+    """Role, folder and key of a file, from its relative path."""
 
     role: Role
     folder: str
-    """The folders above it, without those that only say image or mask."""
+    """The folders above the file, without those that only give the role."""
     key: str
-    """What an image and its mask share; empty when the folder alone tells."""
+    """What the names of an image and its mask have in common; empty if only the folder identifies the case."""
 
 
 def words(text: str) -> list[str]:
@@ -74,15 +74,16 @@ def words(text: str) -> list[str]:
 
 
 def folder_role(name: str) -> Role | None:
-    """Return what a folder's name says of the files in it, like ``imagesTr`` or ``labels``."""
-    for role, known in (("image", IMAGE_WORDS), ("mask", MASK_WORDS)):
+    """Return the role that a folder name like ``imagesTr`` or ``labels`` gives to its files, or None."""
+    roles: tuple[tuple[Role, frozenset[str]], ...] = (("image", IMAGE_WORDS), ("mask", MASK_WORDS))
+    for role, known in roles:
         if re.fullmatch(f"(?:{'|'.join(known)})_?{SUBSET}", name.lower()):
-            return "image" if role == "image" else "mask"
+            return role
     return None
 
 
 def name_of(path: str) -> Name:
-    """Return what a path relative to the collection says of a file."""
+    """Parse the path of a file relative to its collection."""
     parts = PurePosixPath(path)
     stem = stem_of(parts.name)
     folders = [part for part in parts.parent.parts if folder_role(part) is None]
@@ -91,19 +92,21 @@ def name_of(path: str) -> Name:
             role="image" if lits[1].lower() == "volume" else "mask", folder="/".join(folders), key=f"{LITS}{lits[2]}"
         )
     by_folder = next((role for part in reversed(parts.parent.parts) if (role := folder_role(part))), None)
-    spoken = words(stem)
-    said: Role = "mask" if MASK_WORDS & set(spoken) else (by_folder or "image")
-    if said == "image" and stem.endswith(FIRST_CHANNEL):
-        spoken = words(stem.removesuffix(FIRST_CHANNEL))
-    key = "_".join(word for word in spoken if word not in MASK_WORDS | IMAGE_WORDS | {"manual"})
-    return Name(role=said, folder="/".join(folders), key=key)
+    parts_of_stem = words(stem)
+    own_role: Role = "mask" if MASK_WORDS & set(parts_of_stem) else (by_folder or "image")
+    if own_role == "image" and stem.endswith(FIRST_CHANNEL):
+        parts_of_stem = words(stem.removesuffix(FIRST_CHANNEL))
+    key = "_".join(word for word in parts_of_stem if word not in MASK_WORDS | IMAGE_WORDS | {"manual"})
+    return Name(role=own_role, folder="/".join(folders), key=key)
 
 
 def case_id_of(path: str) -> str:
-    """Return the case id of an image: its stem without ``_0000``; for one folder per patient, the folder.
+    """Return the case id of an image: its stem without ``_0000``, or its folder if the name has no key.
 
-    >>> case_id_of("lits/volume-17.nii"), case_id_of("imagesTr/liver_3_0000.nii.gz"), case_id_of("STS_004/CT_image.nii.gz")
-    ('volume-17', 'liver_3', 'STS_004')
+    >>> case_id_of("lits/volume-17.nii"), case_id_of("imagesTr/liver_3_0000.nii.gz")
+    ('volume-17', 'liver_3')
+    >>> case_id_of("STS_004/CT_image.nii.gz")
+    'STS_004'
     """
     parts = PurePosixPath(path)
     if not name_of(path).key and parts.parent.name:
@@ -112,7 +115,7 @@ def case_id_of(path: str) -> str:
 
 
 def natural_key(text: str) -> list[tuple[int, str]]:
-    """Return a sort key in which numbers count as numbers.
+    """Return a sort key that orders numbers in a text by value.
 
     >>> sorted(["volume-10", "volume-9"], key=natural_key)
     ['volume-9', 'volume-10']
@@ -121,9 +124,9 @@ def natural_key(text: str) -> list[tuple[int, str]]:
 
 
 def find_files(folder: AnyPlace) -> list[AnyPlace]:
-    """Return the NIfTI files below a folder in natural order, without hidden ones and without following links to folders.
+    """Return the NIfTI files below a folder in natural order; hidden files and linked folders are left out.
 
-    A .hdr stands for itself and the .img beside it.
+    A pair is represented by its .hdr file.
     """
     return [
         path
@@ -133,7 +136,7 @@ def find_files(folder: AnyPlace) -> list[AnyPlace]:
 
 
 def other_scans(folder: AnyPlace) -> list[AnyPlace]:
-    """Return the files below a folder that look like scans and are not read: of another format, or half a pair."""
+    """Return the files below a folder that look like scans but are not read: other formats and incomplete pairs."""
     return [
         path
         for path in _walk(folder)
@@ -142,28 +145,31 @@ def other_scans(folder: AnyPlace) -> list[AnyPlace]:
 
 
 def why_no_scan(path: Location) -> str:
-    """Return why a file of OTHER_FORMATS is left out; empty when it is a pair's header, or the image file of one."""
+    """Return why a file of OTHER_FORMATS is left out; empty for the header or image file of a pair."""
     name = path.name.lower()
     if name.endswith(HEADER_SUFFIXES):
         stem = stem_of(path.name)
         single = next((file for end in (".nii", ".nii.gz") if (file := path.with_name(stem + end)).exists()), None)
         if single is not None:
             return f"a pair beside a single file of its name; {single.name} is taken"
-        return "" if files_of(path)[-1].exists() else "a header without its .img; put the .img beside it"
+        return "" if files_of(path)[-1].exists() else "a header without its .img; put the .img in the same folder"
     if name.endswith(IMAGE_SUFFIXES):
-        return "" if _has_header(path) else "an .img without a .hdr of its name; put the .hdr beside it"
+        return "" if _has_header(path) else "an .img without a .hdr of its name; put the .hdr in the same folder"
     return WHY_OTHER
 
 
 def _has_header(image: Location) -> bool:
-    """Return whether a file is the image file of a header beside it."""
+    """Return whether an image file has a header file in the same folder."""
     stem = re.sub(r"\.img(\.gz)?$", "", image.name, flags=re.IGNORECASE)
     headers = [image.with_name(stem + end) for end in (".hdr", ".HDR", ".hdr.gz", ".HDR.GZ")]
     return any(header.exists() and files_of(header)[-1] == image for header in headers)
 
 
 def not_entered(folder: Location) -> list[tuple[Path, str]]:
-    """Return the folders below a folder that were not searched, with the reason: links, which may lead in circles, and unreadable ones."""
+    """Return the folders below a folder that were not searched, with the reason.
+
+    They are links, which may lead in circles, and folders that cannot be listed.
+    """
     if isinstance(folder, RemotePath):
         return []
     found: list[tuple[Path, str]] = []
@@ -179,25 +185,25 @@ def not_entered(folder: Location) -> list[tuple[Path, str]]:
 
 
 def result_folders(folder: Location) -> list[Path]:
-    """Return the folders below a folder that hold what a run made: its ledger lies there."""
+    """Return the folders below a folder that contain results of a run, which are recognized by its ledger."""
     if isinstance(folder, RemotePath):
         return []
     return [path.parent for path in _all(folder) if path.name == LEDGER and path.parent != folder]
 
 
 def is_below(path: Location, folders: list[Path]) -> bool:
-    """Return whether a file lies below one of several folders."""
+    """Return whether a file is below one of several folders."""
     return isinstance(path, Path) and any(folder in path.parents for folder in folders)
 
 
 def undecodable_names(folder: Location) -> list[Path]:
-    """Return the files below a folder whose names are no valid UTF-8, with what is not replaced: tables cannot hold them."""
+    """Return the files below a folder whose names are not UTF-8, with replacement characters for messages."""
     found = [path for path in _all(folder) if isinstance(path, Path) and not is_text(path)]
     return [Path(os.fsencode(path).decode(errors="replace")) for path in found]
 
 
 def is_text(path: Location) -> bool:
-    """Return whether a path can be written into tables: valid UTF-8, no NUL."""
+    """Return whether a path can be written to tables: it is valid UTF-8 without NUL."""
     try:
         return b"\0" not in str(path).encode()
     except UnicodeEncodeError:

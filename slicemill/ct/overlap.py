@@ -1,6 +1,6 @@
 """Overlap and detection measures (definitions: Bilic et al. 2023, The Liver Tumor Segmentation Benchmark).
 
-A measure without a meaning is NaN and is left out of means: Dice where reference and prediction are both empty.
+An undefined measure, like Dice of two empty masks, is NaN and is left out of means.
 """
 
 import math
@@ -30,17 +30,17 @@ class Overlap:
 
     @property
     def dice(self) -> float:
-        """Return 2 TP / (2 TP + FP + FN); NaN where both are empty."""
+        """Return 2 TP / (2 TP + FP + FN); NaN if both are empty."""
         return _ratio(2 * self.true_positive, 2 * self.true_positive + self.false_positive + self.false_negative)
 
     @property
     def jaccard(self) -> float:
-        """Return TP / (TP + FP + FN); NaN where both are empty."""
+        """Return TP / (TP + FP + FN); NaN if both are empty."""
         return _ratio(self.true_positive, self.true_positive + self.false_positive + self.false_negative)
 
     @property
     def voe(self) -> float:
-        """Return the volume overlap error, 1 - Jaccard; NaN where both are empty."""
+        """Return the volume overlap error, 1 - Jaccard; NaN if both are empty."""
         return 1 - self.jaccard
 
     @property
@@ -50,7 +50,7 @@ class Overlap:
 
     @property
     def rvd_lits(self) -> float:
-        """Return what the LiTS program calls RVD, (|R| - |P|) / |P|: the other sign and denominator; NaN without a prediction.
+        """Return RVD as the LiTS program computes it, (|R| - |P|) / |P|; NaN without a prediction.
 
         >>> both = Overlap(552_627, 584_513 - 552_627, 0)
         >>> round(both.rvd, 4), round(both.rvd_lits, 4)
@@ -70,12 +70,12 @@ class Overlap:
 
     @property
     def precision(self) -> float:
-        """Return TP / (TP + FP); NaN where nothing was predicted."""
+        """Return TP / (TP + FP); NaN without a prediction."""
         return _ratio(self.true_positive, self.true_positive + self.false_positive)
 
     @property
     def recall(self) -> float:
-        """Return TP / (TP + FN); NaN where there is nothing to find."""
+        """Return TP / (TP + FN); NaN without a reference."""
         return _ratio(self.true_positive, self.true_positive + self.false_negative)
 
 
@@ -91,29 +91,29 @@ def overlap(reference: Mask, prediction: Mask) -> Overlap:
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """Yes-or-no answers against the truth, and how well the scores behind them separate."""
+    """Yes-or-no answers compared with the truth, and how well their scores separate the classes."""
 
     true_positive: int
     false_positive: int
     true_negative: int
     false_negative: int
     auc: float
-    """Area under the ROC curve of the scores; NaN where only one class occurs."""
+    """Area under the ROC curve of the scores; NaN if only one class occurs."""
 
     @property
     def accuracy(self) -> float:
-        """Return the share of right answers."""
-        right = self.true_positive + self.true_negative
-        return _ratio(right, right + self.false_positive + self.false_negative)
+        """Return the share of correct answers."""
+        correct = self.true_positive + self.true_negative
+        return _ratio(correct, correct + self.false_positive + self.false_negative)
 
     @property
     def sensitivity(self) -> float:
-        """Return the share of positives that were found; NaN without positives."""
+        """Return the share of positives that were detected; NaN without positives."""
         return _ratio(self.true_positive, self.true_positive + self.false_negative)
 
     @property
     def specificity(self) -> float:
-        """Return the share of negatives that were left alone; NaN without negatives."""
+        """Return the share of negatives that were not detected; NaN without negatives."""
         return _ratio(self.true_negative, self.true_negative + self.false_positive)
 
 
@@ -130,7 +130,7 @@ def detection(truth: Sequence[bool], answer: Sequence[bool], score: Sequence[flo
 
 
 def area_under_roc(truth: Mask, score: npt.NDArray[np.float64]) -> float:
-    """Return the share of (positive, negative) pairs in which the positive scores higher, ties counting half.
+    """Return the share of (positive, negative) pairs in which the positive scores higher; ties count half.
 
     That is the Mann-Whitney statistic, equal to the area under the ROC curve (Hanley and McNeil 1982).
 
@@ -146,7 +146,7 @@ def area_under_roc(truth: Mask, score: npt.NDArray[np.float64]) -> float:
 
 
 def mean_of(values: Sequence[float]) -> float:
-    """Return the mean without the NaN values; NaN where nothing is left."""
+    """Return the mean of the values that are not NaN; NaN if there are none."""
     kept = [value for value in values if not math.isnan(value)]
     return sum(kept) / len(kept) if kept else math.nan
 

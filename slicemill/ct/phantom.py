@@ -1,10 +1,10 @@
 """Synthetic abdominal CTs with liver and liver tumors, for demos, tests and benchmarks.
 
-The picture is drawn in millimetres, so spacing and slice count can vary freely: air, table, body with fat and muscle,
-spine, ribs, lungs, heart shadow, aorta, kidneys, spleen, stomach, and a liver with vessels, cysts and tumors, under
-correlated noise. No threshold solves it: tumors lie 20 to 60 HU from liver under noise of 15 to 25 HU, and cysts and
-vessels share their values; only shape, edge and texture tell them apart (tumors are blurred, uneven blobs; cysts are
-smooth with sharp edges; vessels are tubes).
+The phantom is drawn in millimeters, so that spacing and slice count can vary freely: air, table, body with fat and
+muscle, spine, ribs, lungs, heart, aorta, kidneys, spleen, stomach, and a liver with vessels, cysts and tumors, with
+correlated noise. No threshold separates the tumors: they differ from liver by 20 to 60 HU, the noise is 15 to 25 HU,
+and cysts and vessels have the same values. They differ in shape, edge and texture: tumors are blurred and irregular,
+cysts are smooth with sharp edges, vessels are tubes.
 """
 
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ Point = tuple[float, float, float]
 FIELD_MM = 350.0
 LIVER_HU, SPLEEN_HU, KIDNEY_HU, AORTA_HU, MUSCLE_HU, FAT_HU, LUNG_HU, AIR = 105, 118, 165, 170, 55, -100, -830, -1000
 AXCODES = ("RAS", "LPS", "LAS", "RPI", "LSP", "PIR")
-"""Axis orders that the collection goes through; the last two cannot be streamed."""
+"""Axis orders of the scans of a collection, in turn; the last two cannot be streamed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomSpec:
-    """What a phantom looks like; the same spec gives the same voxels."""
+    """Parameters of a phantom; equal parameters give equal voxels."""
 
     seed: int
     shape: tuple[int, int, int] = (40, 128, 128)
@@ -40,7 +40,7 @@ class PhantomSpec:
 
     @property
     def spacing_mm(self) -> Point:
-        """Return z, y, x; the field of view is the same for all."""
+        """Return z, y, x; the field of view is FIELD_MM for all."""
         nz, ny, nx = self.shape
         return self.height_mm / nz, FIELD_MM / ny, FIELD_MM / nx
 
@@ -73,7 +73,7 @@ def make_phantom(spec: PhantomSpec) -> Phantom:
 
 
 class Canvas:
-    """A volume in HU with its coordinates in mm: x to the left, y to posterior, z to superior, 0 in the middle."""
+    """A volume in HU that is drawn on in mm: x to the left, y to posterior, z to superior, 0 in the middle."""
 
     def __init__(self, spec: PhantomSpec, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -86,10 +86,10 @@ class Canvas:
         self.z, self.y, self.x = np.meshgrid(*axes, indexing="ij", sparse=True)
         self.hu = np.full(spec.shape, AIR, dtype=np.float32)
         self.girth = float(rng.uniform(0.88, 1.04))
-        """Size of this patient; all places scale with it."""
+        """Relative size of this patient; all positions scale with it."""
 
     def smooth_field(self, length_mm: float) -> Floats:
-        """Return a random field of mean 0, deviation 1 and the given correlation length."""
+        """Return a random field of mean 0, standard deviation 1 and correlation length `length_mm`."""
         noise = self.rng.standard_normal(self.shape, dtype=np.float32)
         transfer = np.ones((1, 1, 1), dtype=np.float32)
         for axis, (count, step) in enumerate(zip(self.shape, self.spacing, strict=True)):
@@ -108,15 +108,18 @@ class Canvas:
         return distance
 
     def blend(self, weight: Floats, hu: float | Floats) -> None:
-        """Mix a tissue in: `weight` 0 leaves what is there, 1 replaces it."""
+        """Blend a tissue in: `weight` 0 keeps the present HU, 1 replaces them."""
         self.hu += weight * (hu - self.hu)
 
     def paint(self, mask: Mask, hu: float) -> None:
-        """Set a tissue."""
+        """Set the HU of a tissue."""
         self.hu[mask] = hu
 
     def scanned(self) -> npt.NDArray[np.int16]:
-        """Return what a scanner makes of it: noise correlated over about two pixels, 15 to 25 HU in the body, a round field."""
+        """Return the volume as scanned, int16[z, y, x], HU.
+
+        The noise is correlated over about two pixels, with 15 to 25 HU; the field of view is round.
+        """
         rng = self.rng
         _, ny, nx = self.shape
         transfer = np.exp(
@@ -134,13 +137,13 @@ class Canvas:
 
 
 def _full_power(half: npt.NDArray[np.float64], nx: int) -> npt.NDArray[np.float64]:
-    """Return the power of a real transform with its mirrored half."""
+    """Return the power spectrum of a real transform, completed by its mirrored half."""
     mirrored = half[:, 1 : (nx + 1) // 2]
     return np.concatenate([half, mirrored], axis=1)
 
 
 def draw_body(canvas: Canvas) -> None:
-    """Air, table, skin and fat, muscle, ribs, spine, lungs."""
+    """Draw air, table, fat, muscle, ribs, spine and lungs."""
     g = canvas.girth
     table = (np.abs(canvas.y - (126 * g - 0.0012 * canvas.x**2)) < 3) & (np.abs(canvas.x) < 140)
     canvas.paint(np.broadcast_to(table, canvas.shape), 20)
@@ -168,7 +171,7 @@ def draw_body(canvas: Canvas) -> None:
 
 
 def draw_organs(canvas: Canvas) -> None:
-    """Aorta, vena cava, kidneys, spleen, stomach with gas, bowel."""
+    """Draw aorta, vena cava, kidneys, spleen, stomach with gas, and bowel."""
     g, rng = canvas.girth, canvas.rng
     canvas.paint(np.broadcast_to(canvas.ellipsoid((8, 34 * g, 0), (11, 11, 1e6)) < 1, canvas.shape), AORTA_HU)
     canvas.paint(np.broadcast_to(canvas.ellipsoid((-16, 32 * g, 0), (12, 9, 1e6)) < 1, canvas.shape), 125)
@@ -188,7 +191,7 @@ def draw_organs(canvas: Canvas) -> None:
 
 
 def draw_liver(canvas: Canvas) -> Mask:
-    """Right and left lobe with an uneven surface and texture; return its mask, inclusions counted in."""
+    """Draw two lobes with irregular surface and texture; return the mask of the liver with its inclusions."""
     g, rng = canvas.girth, canvas.rng
     shift = rng.uniform(-8, 8, 3)
     right = canvas.ellipsoid((-62 * g + shift[0], -2 + shift[1], 18 + shift[2]), (66 * g, 72 * g, 76))
@@ -206,7 +209,7 @@ def draw_liver(canvas: Canvas) -> Mask:
 
 
 def draw_vessels(canvas: Canvas, liver: Mask) -> None:
-    """Branching tubes in the liver: some brighter (portal), some darker (not yet enhanced) than it."""
+    """Draw winding tubes in the liver, some brighter (portal) and some darker (not yet enhanced) than it."""
     rng = canvas.rng
     inside = np.argwhere(liver)
     if not len(inside):
@@ -228,7 +231,7 @@ def draw_vessels(canvas: Canvas, liver: Mask) -> None:
 
 
 def draw_cysts(canvas: Canvas, liver: Mask) -> None:
-    """Round, even inclusions with sharp edges, of fluid thinned by partial volume: as dark as many tumors."""
+    """Draw round, even inclusions with sharp edges: fluid with partial volume, as dark as many tumors."""
     rng = canvas.rng
     inside = np.argwhere(liver)
     for _ in range(int(rng.integers(0, 4)) if len(inside) else 0):
@@ -239,7 +242,7 @@ def draw_cysts(canvas: Canvas, liver: Mask) -> None:
 
 
 def draw_tumors(canvas: Canvas, liver: Mask, count: int) -> Mask:
-    """Uneven blobs with soft edges, 20 to 60 HU below (four in five) or above the liver; return their mask."""
+    """Draw irregular blobs with soft edges, 20 to 60 HU below (four in five) or above liver; return their mask."""
     rng = canvas.rng
     tumor = np.zeros(canvas.shape, dtype=bool)
     inside = np.argwhere(liver)
@@ -261,7 +264,7 @@ def draw_tumors(canvas: Canvas, liver: Mask, count: int) -> Mask:
 
 
 def canvas_point(canvas: Canvas, voxel: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return x, y, z in mm of a voxel z, y, x."""
+    """Return the position x, y, z in mm of a voxel z, y, x."""
     place = [
         (index - (count - 1) / 2) * step for index, count, step in zip(voxel, canvas.shape, canvas.spacing, strict=True)
     ]
@@ -269,10 +272,10 @@ def canvas_point(canvas: Canvas, voxel: npt.NDArray[np.int64]) -> npt.NDArray[np
 
 
 def _lower(canvas: Canvas, distance: Floats, point: npt.NDArray[np.float64], radius: float) -> None:
-    """Lower `distance` to that of a sphere around `point`, computed only in the box that the sphere touches."""
+    """Lower `distance` to the scaled distance from a sphere around `point`, in the sphere's box only."""
     box = []
-    for axis, millimetre in enumerate(point[::-1]):
-        middle = millimetre / canvas.spacing[axis] + (canvas.shape[axis] - 1) / 2
+    for axis, position_mm in enumerate(point[::-1]):
+        middle = position_mm / canvas.spacing[axis] + (canvas.shape[axis] - 1) / 2
         reach = radius / canvas.spacing[axis] + 1
         box.append(slice(max(0, int(middle - reach)), max(0, int(middle + reach) + 2)))
     z, y, x = tuple(box)
@@ -285,7 +288,7 @@ def _lower(canvas: Canvas, distance: Floats, point: npt.NDArray[np.float64], rad
 
 
 def collection_specs(cases: int, size: int, seed: int) -> Iterator[tuple[int, PhantomSpec, str]]:
-    """Yield number, spec and axis codes of a varied collection: sizes, slice counts, spacings and orientations differ."""
+    """Yield number, spec and axis codes of a collection; sizes, slice counts, spacings and orientations vary."""
     rng = np.random.default_rng(seed)
     for number in range(cases):
         ny, nx = (size, size) if number % 4 else (size - 16, size)
@@ -298,7 +301,7 @@ def collection_specs(cases: int, size: int, seed: int) -> Iterator[tuple[int, Ph
 
 
 def write_collection(folder: Path, *, cases: int, size: int, seed: int) -> Iterator[tuple[Path, Path]]:
-    """Write a collection with LiTS names, yielding the paths of each image and mask once they are there."""
+    """Write a collection with LiTS names; yield the paths of each image and mask once they exist."""
     write_json(
         folder / "dataset.json",
         {"name": "slicemill phantoms", "labels": {str(v): k for k, v in LITS_LABELS.values.items()}},
@@ -314,7 +317,7 @@ def write_collection(folder: Path, *, cases: int, size: int, seed: int) -> Itera
 
 
 def write_nifti(path: Path, volume: npt.NDArray[np.generic], spacing_mm: Point, axcodes: str = "LPS") -> None:
-    """Write any[z, y, x] in LPS+ order as NIfTI with the given axis order, through nibabel (an oracle for our reader)."""
+    """Write any[z, y, x] in LPS+ order as NIfTI in another axis order, by nibabel: an oracle for our reader."""
     import nibabel as nib
     from nibabel.orientations import axcodes2ornt, ornt_transform
 

@@ -1,4 +1,4 @@
-"""Pictures of slices: outlines, colored errors, and montages, as PNG."""
+"""Pictures of slices: outlines, colored errors and montages, encoded as PNG."""
 
 import struct
 import zlib
@@ -18,7 +18,7 @@ from slicemill.ct.window import PICTURE_WINDOW, Window
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LEVEL = 2
-"""Of isal's 0 to 3; 3 takes longer for no fewer bytes (`slicemill bench constants`)."""
+"""Compression level of isal, 0 to 3; 3 is slower and saves no bytes (`slicemill bench constants`)."""
 GRAY, RGB = 0, 2
 
 Color = tuple[int, int, int]
@@ -35,7 +35,7 @@ BACKGROUND: Color = (18, 18, 20)
 HEADER_PX, CAPTION_PX = 24, 18
 GAP_PX = 4
 MIN_SIDE_PX = 256
-"""Smaller slices are enlarged by whole factors, so that a person sees the pixels and not a blur."""
+"""Smaller slices are enlarged by an integer factor, so that pixels are visible and sharp."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,33 +48,33 @@ class Tile:
 
 
 def gray(image: npt.NDArray[np.int16], window: Window = PICTURE_WINDOW) -> Picture:
-    """Return a slice int16[y, x], HU, as a picture uint8[y, x, 3], enlarged by a whole factor when it is small."""
+    """Return a slice int16[y, x], HU, as a picture uint8[y, x, 3], enlarged by an integer factor if it is small."""
     shades = enlarged(window.to_gray(image), enlargement(image.shape))
     picture = np.empty((*shades.shape, 3), dtype=np.uint8)
-    for channel in range(3):  # numpy copies long rows, not three bytes at a time
+    for channel in range(3):  # three copies of long rows; broadcasting would copy three bytes at a time
         picture[..., channel] = shades
     return picture
 
 
 def enlargement(shape: tuple[int, ...]) -> int:
-    """Return the whole factor by which a slice of `shape` [y, x] is enlarged."""
+    """Return the integer factor by which a slice of `shape` [y, x] is enlarged."""
     return max(1, -(-MIN_SIDE_PX // max(shape)))
 
 
 def enlarged(section: npt.NDArray[G], factor: int) -> npt.NDArray[G]:
-    """Return any[y, x] with each pixel `factor` times as high and wide."""
+    """Enlarge any[y, x]: each pixel becomes a square of `factor` pixels."""
     return section if factor == 1 else section.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def outline(mask: Mask) -> Mask:
-    """Return the pixels of a mask bool[y, x] that touch its outside, or the edge of the slice, with an edge."""
+    """Return the pixels of a mask bool[y, x] with a neighbor by an edge that is not in the mask or the slice."""
     inside = np.zeros_like(mask)
     inside[1:-1, 1:-1] = mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
     return mask & ~inside
 
 
 def draw_outline(picture: Picture, mask: Mask, color: Color) -> Picture:
-    """Return the picture with the outline of a mask bool[y, x] of the slice that it shows."""
+    """Return the picture with the outline of a mask bool[y, x] of the same slice."""
     drawn = picture.copy()
     drawn[outline(enlarged(mask, picture.shape[0] // mask.shape[0]))] = color
     return drawn
@@ -107,7 +107,10 @@ def draw_errors(picture: Picture, reference: Mask, prediction: Mask) -> Picture:
 
 
 def montage(tiles: Sequence[Tile], columns: int, title: str = "") -> Image.Image:
-    """Return the tiles in rows of `columns`, each under its caption, all under a title; a column is as wide as its widest tile, a row as high."""
+    """Arrange tiles in rows of `columns`, each below its caption, all below a title.
+
+    Each column is as wide as its widest tile, each row as high as its highest.
+    """
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     widths = [
         max(tile.picture.shape[1] for tile in tiles[column::columns]) for column in range(min(columns, len(tiles)))
@@ -132,7 +135,7 @@ def montage(tiles: Sequence[Tile], columns: int, title: str = "") -> Image.Image
 
 
 def fit_picture(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Return the text, cut with an ellipsis where it is wider than `width` pixels."""
+    """Return the text, cut with an ellipsis if it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
@@ -141,12 +144,12 @@ def fit_picture(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.
 
 
 def save_png(path: Location, picture: Image.Image) -> None:
-    """Write a picture whole."""
+    """Write a picture as PNG, atomically."""
     write_bytes(path, png_bytes(np.asarray(picture.convert("RGB"))))
 
 
 def evenly_spaced(items: Iterable[T], count: int) -> list[T]:
-    """Return up to `count` of the items, evenly spread.
+    """Return up to `count` of the items, evenly spaced.
 
     >>> evenly_spaced(range(10), 3)
     [0, 4, 9]
@@ -158,7 +161,7 @@ def evenly_spaced(items: Iterable[T], count: int) -> list[T]:
 
 
 def png_bytes(pixels: npt.NDArray[Any]) -> bytes:
-    """Return a picture uint8[y, x], uint16[y, x] or uint8[y, x, 3] as a PNG file (ISO/IEC 15948), rows without a filter.
+    """Encode uint8[y, x], uint16[y, x] or uint8[y, x, 3] as a PNG file (ISO/IEC 15948), without row filters.
 
     >>> png_bytes(np.zeros((2, 3), dtype=np.uint8))[:4]
     b'\\x89PNG'
@@ -179,7 +182,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def label_colors(labels: Labels) -> list[tuple[list[int], Color]]:
-    """Return label values and their colors: organ (with its tumors) blue, tumor red, others in turn."""
+    """Return label values and their colors: the organ with its tumors blue, tumor red, others in turn."""
     others = [value for name, value in labels.values.items() if name not in (labels.organ, labels.tumor)]
     colors = [([value], OTHER_COLORS[index % len(OTHER_COLORS)]) for index, value in enumerate(others)]
     if labels.organ:

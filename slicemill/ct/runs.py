@@ -1,12 +1,13 @@
-"""The voxels of a mask as runs along x, and their connected components, without an array of numbers as large as the scan.
+"""Masks as runs of voxels along x, and connected components of runs, without an array of labels as large as the scan.
 
-1. `runs_of` finds where rows enter and leave the mask: a liver of 512x512x447 voxels has some hundred thousand runs.
-2. Two runs touch when they lie in neighboring rows and overlap, for 26 neighbors by a corner too. Runs in order have their
-   starts and ends in order, so that those which touch one are found by bisection (`touching`).
-3. `connected` joins them plane block by plane block; what an earlier block ends in is the start of the next.
+1. `runs_of` finds where rows enter and leave the mask. A liver of 512x512x447 voxels has some hundred thousand runs.
+2. Two runs touch if they are in neighboring rows and overlap; with 26 neighbors, also by a corner. Starts and ends of
+   ordered runs are ordered, so that the runs which touch a given one are found by bisection (`find_touching`).
+3. `connected` joins touching runs block by block. The last plane of a block is compared with the first of the next.
 
-The sizes of components, their boxes and outlines follow from the runs alone (`slicemill.ct.lesions`), and so do the voxels to change
-(`fill`). `slicemill bench infer` measures the way beside scipy's, row `components`.
+Sizes, boxes and outlines of components follow from runs alone (`slicemill.ct.lesions`), and so do the voxels to change
+(`fill`). On masks of tumors and livers this takes a fraction of cc3d's time, in noise a multiple
+(`slicemill.bench.stages.components`); `slicemill bench infer` compares with scipy, row `components`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,28 +18,30 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int32]
+Longs = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 PLANE_BYTES = 2**20
-"""Of the mask that is looked at together: it stays in the processor's cache (`slicemill bench constants`)."""
+"""Bytes of the mask that are searched together; they fit in the processor's cache (`slicemill bench constants`)."""
 BLOCK_RUNS = 2**16
-"""Runs whose neighbors are found together, or those of two planes where these have more: up to 500 bytes a run for a while, in noise.
+"""Runs that are connected together (at least one plane): up to 500 bytes of temporary memory each, in noise.
 
-Sixteen times as many take three quarters of the time in noise (`slicemill bench constants`), for as much more memory."""
+Sixteen times as many take three quarters of the time in noise, and sixteen times the memory (`slicemill bench
+constants`)."""
 BLOCK_VOXELS = 2**18
-"""Voxels that are named together by their places: 6 MB for a while; more brings nothing (`slicemill bench constants`)."""
+"""Voxels whose coordinates are listed together: 6 MB. More is no faster (`slicemill bench constants`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Stretches of voxels, in the order in which they lie in memory."""
+    """Stretches of voxels along x, in the order of their voxels in memory."""
 
     z: Ints
     y: Ints
     start: Ints
     """x of the first voxel."""
     stop: Ints
-    """x behind the last voxel."""
+    """x of the last voxel, plus 1."""
 
     def __len__(self) -> int:
         return len(self.z)
@@ -48,24 +51,22 @@ class Runs:
 
     @property
     def voxels(self) -> Ints:
-        """Return the length of each run."""
+        """Return the length of each run, voxels."""
         return self.stop - self.start
 
-    def moved(self, corner: tuple[int, int, int]) -> "Runs":
-        """Return the same runs, of a crop that starts at `corner` (z, y, x), in the scan."""
+    def shift(self, corner: tuple[int, int, int]) -> "Runs":
+        """Return the runs of a crop in coordinates of the scan; `corner` (z, y, x) is the crop's first voxel."""
         z, y, x = (np.int32(offset) for offset in corner)
         return Runs(self.z + z, self.y + y, self.start + x, self.stop + x)
 
 
-def chained(parts: Sequence[Runs]) -> Runs:
-    """Return runs one after the other."""
-    return Runs(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("z", "y", "start", "stop")),
-    )
+def concatenate_runs(parts: Sequence[Runs]) -> Runs:
+    """Return the runs of several parts, one part after the other."""
+    return Runs(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("z", "y", "start", "stop")))
 
 
 def values_in(label: npt.NDArray[np.uint8], values: Sequence[int], out: Mask | None = None) -> Mask:
-    """Return where uint8[...] has one of a few values."""
+    """Return where a label uint8[...] has one of a few values, as bool[...]."""
     mask: Mask = np.equal(label, values[0], out=out)
     for value in values[1:]:
         mask |= label == value
@@ -73,7 +74,7 @@ def values_in(label: npt.NDArray[np.uint8], values: Sequence[int], out: Mask | N
 
 
 def runs_of(label: npt.NDArray[np.uint8] | Mask, values: Sequence[int] = (1,)) -> Runs:
-    """Return the runs of bool[z, y, x], or of where uint8[z, y, x] has one of `values`.
+    """Find the runs of a mask bool[z, y, x], or of the voxels of uint8[z, y, x] that have one of `values`.
 
     >>> runs_of(np.array([[[0, 1, 1, 0, 1]]], dtype=bool)).start.tolist()
     [1, 4]
@@ -83,10 +84,11 @@ def runs_of(label: npt.NDArray[np.uint8] | Mask, values: Sequence[int] = (1,)) -
         return Runs(*(np.zeros(0, dtype=np.int32) for _ in range(4)))
     label = label.view(np.uint8)
     depth = min(nz, max(1, PLANE_BYTES // (ny * (nx + 1))))
-    # a column of nothing behind each row, and one voxel of nothing before the first: every run has an end in its row
+    # An empty column after each row, and one empty voxel before the first row: no run continues in the next row, and
+    # changes of the flat mask come in pairs, the start and the stop of a run.
     flat = np.zeros(1 + depth * ny * (nx + 1), dtype=bool)
     rows = flat[1:].reshape(depth, ny, nx + 1)[:, :, :nx]
-    found: tuple[list[Ints], ...] = ([], [], [], [])
+    columns: tuple[list[Ints], ...] = ([], [], [], [])
     for z in range(0, nz, depth):
         part = label[z : z + depth]
         values_in(part, values, out=rows[: len(part)])
@@ -94,84 +96,97 @@ def runs_of(label: npt.NDArray[np.uint8] | Mask, values: Sequence[int] = (1,)) -
         edges = np.flatnonzero(flat[1:end] != flat[: end - 1]).reshape(-1, 2)
         row = edges[:, 0] // (nx + 1)
         start, stop = (edges - row[:, None] * (nx + 1)).T.astype(np.int32)
-        fresh = ((z + row // ny).astype(np.int32), (row % ny).astype(np.int32), start, stop)
-        for side, more in zip(found, fresh, strict=True):
-            side.append(more)
-    # side by side, each given back before the next: a quarter more memory for a while, not twice as much
-    return Runs(*(np.concatenate(_emptied(side)) for side in found))
+        found = ((z + row // ny).astype(np.int32), (row % ny).astype(np.int32), start, stop)
+        for column, more in zip(columns, found, strict=True):
+            column.append(more)
+    # one column at a time, each list freed before the next: a quarter more memory at the peak, not twice as much
+    return Runs(*(np.concatenate(_take_all(column)) for column in columns))
 
 
-def _emptied(arrays: list[Ints]) -> list[Ints]:
-    """Return the arrays of a list that holds them no longer."""
+def _take_all(arrays: list[Ints]) -> list[Ints]:
+    """Empty a list and return what it held."""
     held = arrays.copy()
     arrays.clear()
     return held
 
 
-def touching(runs: Runs, connectivity: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the pairs of runs, by index, that touch in neighboring rows: by a side (6) or by a corner too (26).
+def find_touching(runs: Runs, connectivity: int) -> tuple[Longs, Longs]:
+    """Return the pairs of runs, by index, that touch in neighboring rows: by a side (6), or by a corner too (26).
 
-    Every pair comes once; the runs are in order.
+    The runs must be ordered. Each pair is returned once.
     """
-    # places in a scan with an empty row behind each plane and two empty columns behind each row: nothing touches across them
+    # Number the voxels of a scan that has two empty columns after each row and an empty row after each plane, so that
+    # nothing touches across the end of a row or plane. Neighboring rows are then a fixed distance apart: 1 row to the
+    # next, `height` rows to the same row of the next plane, one less or more to that row's neighbors.
     width, height = int(runs.stop.max()) + 2, int(runs.y.max()) + 2
     rows = (runs.z.astype(np.int64) * height + runs.y) * width
     starts, stops = rows + runs.start, rows + runs.stop
     reach = 1 if connectivity == 26 else 0
-    ahead = (1, height - 1, height, height + 1) if connectivity == 26 else (1, height)
+    rows_ahead = (1, height - 1, height, height + 1) if connectivity == 26 else (1, height)
     pairs = []
-    for row in ahead:
+    for row in rows_ahead:
+        # Shifted by `row` rows, a run touches all runs from the first that ends after its start to the last that starts
+        # before its end. Both searches are bisections, because starts and stops rise together.
         first = np.searchsorted(stops, starts + (row * width - reach), side="right")
         behind = np.searchsorted(starts, stops + (row * width + reach), side="left")
         counts = np.maximum(behind - first, 0)
+        # list first, first + 1, ... behind - 1 for each run, without a loop
         one = np.repeat(np.arange(len(runs)), counts)
         pairs.append((one, np.arange(len(one)) + np.repeat(first - (np.cumsum(counts) - counts), counts)))
     return np.concatenate([one for one, _ in pairs]), np.concatenate([other for _, other in pairs])
 
 
-def grouped(count: int, one: npt.NDArray[Any], other: npt.NDArray[Any]) -> tuple[Ints, int]:
-    """Return the components of `count` things of which pairs touch, numbered from 0 by their first thing, and how many there are.
+def group_pairs(count: int, one: npt.NDArray[Any], other: npt.NDArray[Any]) -> tuple[Ints, int]:
+    """Return the component of each of `count` items of which pairs are joined, and the number of components.
 
-    Of two that touch and have different roots, the higher root is hung below the lower, all pairs at once; then every thing is hung
-    directly below its root (Shiloach and Vishkin 1982). Done again while pairs are apart: a few times, as a rule once.
+    Components are numbered from 0 in the order of their first items. The method is that of Shiloach and Vishkin (1982).
     """
     root = np.arange(count, dtype=np.int32)
     while True:
+        # 1. Keep the pairs whose items still have different roots. As a rule there are none after the first round.
         a, b = root[one], root[other]
         apart = a != b
         if not apart.any():
             break
         one, other, a, b = one[apart], other[apart], a[apart], b[apart]
+        # 2. Attach the higher root to the lower, all pairs at once. A root of several pairs takes the lowest.
         np.minimum.at(root, np.maximum(a, b), np.minimum(a, b))
+        # 3. Shorten the chains until each item points to its root.
         while not np.array_equal(root, above := root[root]):
             root = above
-    first = root == np.arange(count, dtype=np.int32)
-    return (np.cumsum(first, dtype=np.int32) - 1)[root], int(np.count_nonzero(first))
+    is_first = root == np.arange(count, dtype=np.int32)
+    return (np.cumsum(is_first, dtype=np.int32) - 1)[root], int(np.count_nonzero(is_first))
 
 
 def connected(runs: Runs, connectivity: int = 26) -> tuple[Ints, int]:
-    """Return the component of each run, numbered from 0 in the order of their first voxels, and how many there are."""
+    """Return the component of each run, numbered from 0 in the order of first voxels, and the number of components."""
     numbers = np.empty(len(runs), dtype=np.int32)
     count = 0
-    links: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
-    for before, first, last in blocks(runs):
-        local, more = grouped(last - before, *touching(runs[before:last], connectivity))
+    links: list[tuple[Longs, Longs]] = []
+    for before, first, last in _plane_blocks(runs):
+        # A block is connected together with the last plane before it, whose runs are then in two numberings.
+        local, more = group_pairs(last - before, *find_touching(runs[before:last], connectivity))
         numbers[first:last] = count + local[first - before :]
         if first > before:
+            # each pair (number in the earlier block, number in this block) once, packed into one integer
             pairs = np.unique(numbers[before:first] * np.int64(more) + local[: first - before])
             links.append((pairs // more, count + pairs % more))
         count += more
     if not links:
         return numbers, count
-    # what an earlier block ends in is tied to the earlier number, so that numbers still follow the first voxels
-    together, count = grouped(count, *(np.concatenate(side) for side in zip(*links, strict=True)))
-    return together[numbers], count
+    # group_pairs keeps the lower of two linked numbers, so that numbers still follow the first voxels
+    merged, count = group_pairs(count, *(np.concatenate(side) for side in zip(*links, strict=True)))
+    return merged[numbers], count
 
 
-def blocks(runs: Runs) -> Iterator[tuple[int, int, int]]:
-    """Cut runs into whole planes of about BLOCK_RUNS: yield where the plane before a block, the block, and what is behind it begin."""
+def _plane_blocks(runs: Runs) -> Iterator[tuple[int, int, int]]:
+    """Divide runs into blocks of complete planes, about BLOCK_RUNS runs each.
+
+    Yields three indices of runs: the start of the plane before the block (the block's own start, if that plane is
+    empty), the start of the block, and its end.
+    """
     ends = np.append(1 + np.flatnonzero(runs.z[1:] != runs.z[:-1]), len(runs))
-    planes = np.append(0, ends[:-1])[: len(runs)]  # none where there are no runs
+    planes = np.append(0, ends[:-1])[: len(runs)]  # none if there are no runs
     index = 0
     while index < len(planes):
         behind = max(index + 1, int(np.searchsorted(ends, planes[index] + BLOCK_RUNS, side="right")))
@@ -183,7 +198,7 @@ def blocks(runs: Runs) -> Iterator[tuple[int, int, int]]:
 def voxel_coordinates(
     runs: Runs,
 ) -> Iterator[tuple[slice, tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]]]:
-    """Yield which runs, and z, y, x of all their voxels, about BLOCK_VOXELS at a time."""
+    """Yield slices of the runs, each with z, y, x of all its voxels, about BLOCK_VOXELS voxels at a time."""
     ends = np.cumsum(runs.voxels, dtype=np.int64)
     first = 0
     while first < len(runs):

@@ -1,13 +1,16 @@
-"""Any scan or segmentation file -> slabs of ``[z, y, x]`` in LPS+ order, in HU or label values.
+"""Reads any scan or segmentation as slabs ``[z, y, x]`` in LPS+ order, in HU or label values.
 
-A slab at a time, in the file's own order, so that memory does not grow with the number of slices. When the file's
-slowest axis is not the patient's z (a sagittal or coronal volume), no slice is complete before the last byte: such a
-file goes through a temporary file (`slicemill.ct.transpose`).
+1. A source of the file's format (`slicemill.ct.formats.source`) yields planes in the file's own order, a few at a time,
+   so that memory does not grow with the number of slices.
+2. Stored numbers are converted to HU or label values, and checked.
+3. Each batch of planes is viewed in the patient's axis order (`slicemill.ct.geometry.Grid.to_stored`). If the file's
+   slowest axis is the patient's z, it is a slab of complete slices. In a sagittal or coronal file no slice is complete
+   before the last byte; such a file goes through a temporary file (`slicemill.ct.transpose`).
 """
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -17,38 +20,39 @@ import numpy.typing as npt
 
 from slicemill.common.errors import LabelError, ScanError
 from slicemill.common.files import Location
-from slicemill.ct.formats.nifti.header import MAX_EXTENSION_BYTES, NiftiHeader, blank_text, read_extensions, read_header
-from slicemill.ct.formats.nifti.stream import bytes_of, damage_named, open_voxels, read_exactly, read_to_end, skip
+from slicemill.ct.formats.nifti.header import MAX_EXTENSION_BYTES
+from slicemill.ct.formats.nifti.source import NiftiSource
+from slicemill.ct.formats.source import ScanSource
 from slicemill.ct.geometry import Grid, contiguous
-from slicemill.ct.transpose import Spill
+from slicemill.ct.transpose import AxisTranspose
 
 BATCH_BYTES = 16 << 20
-"""Voxels turned at a time: 32 planes of 512x512 int16, so that a part of a slice is a write of 32 KB;
-fewer do as well here (`slicemill bench constants`), and ask more of a slow disk."""
+"""Bytes of planes that are transposed at a time: 32 planes of 512x512 int16, so that each write has 32 KB of a slice.
+Smaller batches are as fast here (`slicemill bench constants`), but make a slow disk seek more."""
 SLAB_BYTES = 2 << 20
-"""Voxel bytes held at a time, at 2 a voxel: 4 slices of 512x512, which the processor's cache still holds when they are
+"""Bytes of a slab at 2 bytes a voxel: 4 slices of 512x512, which are still in the processor's cache when they are
 encoded (`slicemill bench constants`)."""
 INT16 = np.iinfo(np.int16)
 
 Kind = Literal["image", "mask"]
 Room = Callable[[tuple[int, ...], Any], npt.NDArray[Any]]
-"""Makes an array of a shape and type, as `numpy.empty` does."""
+"""Allocates an array of a shape and type, as `numpy.empty` does."""
 Int16s = npt.NDArray[np.int16]
 Uint8s = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slab:
-    """Neighbouring slices of a scan."""
+    """Neighboring slices of a scan."""
 
     z: int
     """Index of the first slice in the stored (LPS+) order."""
     voxels: npt.NDArray[Any]
-    """int16[z, y, x], HU, or uint8[z, y, x], label values; valid until the next slab is asked for."""
+    """int16[z, y, x], HU, or uint8[z, y, x], label values; valid until the next slab is requested."""
 
 
 def slab_depth(shape: tuple[int, int, int]) -> int:
-    """Return how many slices of a scan of `shape` [z, y, x] are held at a time.
+    """Return the number of slices of a slab, for a scan of `shape` [z, y, x].
 
     >>> slab_depth((200, 512, 512))
     4
@@ -57,19 +61,24 @@ def slab_depth(shape: tuple[int, int, int]) -> int:
 
 
 class ScanReader:
-    """An open scan or segmentation: its grid at once, its slabs one after the other, its hash at the end.
+    """An open scan or segmentation: its grid at once, then its voxels once, then its hash.
 
     >>> with ScanReader(path, "image") as reader:          # doctest: +SKIP
     ...     volume = reader.read()                         # int16[z, y, x], HU
     """
 
+    _source: ScanSource
+
     def __init__(self, path: Location, kind: Kind, *, hashed: bool = True) -> None:
         self.path = path
         self.kind = kind
-        self.header: NiftiHeader = read_header(path)
+        source = NiftiSource(path, hashed=hashed)
+        self._source = source
+        self.header = source.header
+        self.grid = source.grid
+        """The file's voxel grid, or the one that replaced it (`lie_on`)."""
         self.max_rounding_error = 0.0
-        """Largest difference between a voxel's value and what it was rounded to, HU; known when all slabs were read."""
-        self._stream, self._hashing = open_voxels(path, hashed=hashed)
+        """Largest difference between a voxel's value and its rounded value, HU; final after the last slab."""
 
     def __enter__(self) -> Self:
         return self
@@ -77,16 +86,26 @@ class ScanReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
+        self._source.close()
 
     @property
-    def grid(self) -> Grid:
-        """Return the file's voxel grid."""
-        return self.header.grid
+    def warnings(self) -> tuple[str, ...]:
+        """Return what is unusual about the file."""
+        return self._source.warnings
+
+    @property
+    def read_seconds(self) -> float:
+        """Return the time spent reading the file, s, without decompression."""
+        return self._source.read_seconds
+
+    @property
+    def bytes_read(self) -> int:
+        """Return the size of the file, bytes, once it was finished."""
+        return self._source.bytes_read
 
     def lie_on(self, grid: Grid) -> None:
-        """Take another grid of the same shape in place of the header's own, before any slab is read."""
-        self.header = replace(self.header, grid=grid)
+        """Replace the header's grid by another of the same shape, before any slab is read."""
+        self.grid = grid
 
     def slabs(self, depth: int | None = None, *, buffers: int = 1, spill: Path | None = None) -> Iterator[Slab]:
         """Yield every slice once, in slabs of `depth` slices (by default as many as fit in SLAB_BYTES).
@@ -94,77 +113,62 @@ class ScanReader:
         Parameters
         ----------
         buffers
-            How many slabs stay valid: a slab is overwritten when that many more were asked for.
+            Number of slabs that stay valid: a slab is overwritten when that many more were requested.
         spill
-            Folder for the temporary file that a volume goes through whose file runs along another axis than z.
+            Folder for the temporary file of a volume whose file runs along another axis than z.
         """
         if depth is None:
             depth = slab_depth(self.grid.stored_shape)
         if not self.grid.slowest_is_z:
-            yield from self._turned(depth, spill)
+            yield from self._transposed_slabs(depth, spill)
             return
         nk = self.grid.shape[2]
         for k, planes in self._planes(depth, buffers):
             z = nk - k - len(planes) if self.grid.z_is_flipped else k
             yield Slab(z=z, voxels=contiguous(self.grid.to_stored(planes)))
 
-    def _turned(self, depth: int, spill: Path | None) -> Iterator[Slab]:
+    def _transposed_slabs(self, depth: int, spill: Path | None) -> Iterator[Slab]:
         ni, nj, nk = self.grid.shape
         axis = self.grid.file_axis_of_z
-        batch = max(1, BATCH_BYTES // (ni * nj * self.header.dtype.itemsize))
-        with Spill(spill, (nk, nj, ni), axis, np.int16 if self.kind == "image" else np.uint8) as turned:
+        batch = max(1, BATCH_BYTES // (ni * nj * self._source.dtype.itemsize))
+        with AxisTranspose(spill, (nk, nj, ni), axis, np.int16 if self.kind == "image" else np.uint8) as transposed:
             for k, planes in self._planes(batch, 1):
-                turned.put(k, planes)
-            for start, slab in turned.slabs(depth):
-                # back to the file's axis order [k, j, i], of which this is the part with these z
+                transposed.write(k, planes)
+            for start, slab in transposed.slabs(depth):
+                # z back to its place in the file's axis order [k, j, i], in which this is the part with these slices
                 part = self.grid.to_stored(np.moveaxis(slab, 0, axis))
                 z = self.grid.stored_shape[0] - start - len(slab) if self.grid.z_is_flipped else start
                 yield Slab(z=z, voxels=contiguous(part))
 
-    def read(self, room: Room = np.empty) -> npt.NDArray[Any]:
-        """Return the whole volume: int16[z, y, x], HU, or uint8[z, y, x], label values; in an array that `room` makes."""
-        volume = room(self.grid.stored_shape, np.int16 if self.kind == "image" else np.uint8)
-        in_file_order = self.grid.to_file(volume)  # a view: what is put in there lies in the right place
+    def read(self, allocate: Room = np.empty) -> npt.NDArray[Any]:
+        """Read the complete volume, int16[z, y, x], HU, or uint8[z, y, x], into an array from `allocate`."""
+        volume = allocate(self.grid.stored_shape, np.int16 if self.kind == "image" else np.uint8)
+        in_file_order = self.grid.to_file(volume)  # a view: voxels written to it are in their place in `volume`
         for k, planes in self._planes(slab_depth(self.grid.shape[::-1]), 1):
             in_file_order[k : k + len(planes)] = planes
         return volume
 
     def _planes(self, depth: int, buffers: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Yield k and any[k, j, i], HU or label values in the file's own order, `depth` planes at a time."""
-        skip(self._stream, self.header.data_offset, self.path)
-        ni, nj, nk = self.grid.shape
-        ring = [np.empty((min(depth, nk), nj, ni), dtype=self.header.dtype) for _ in range(buffers)]
-        for turn, k in enumerate(range(0, nk, depth)):
-            raw = ring[turn % buffers][: nk - k]
-            read_exactly(self._stream, bytes_of(raw), self.path)
-            yield k, self._convert(raw)
+        for planes in self._source.planes(depth, buffers):
+            if self.kind == "mask":
+                yield planes.k, to_labels(planes.voxels, planes.slope, planes.inter, self.path)
+                continue
+            image, error = to_hu(planes.voxels, planes.slope, planes.inter, self.path)
+            self.max_rounding_error = max(self.max_rounding_error, error)
+            yield planes.k, image
 
     def finish(self) -> str:
-        """Read what is left, which checks a gzip file's own checksum, and return the SHA-256 of the file's bytes where it was `hashed`."""
-        read_to_end(self._stream, self.path)
-        with damage_named(self.path):
-            return self._hashing.drain()
-
-    @property
-    def read_seconds(self) -> float:
-        """Return how long the reading of the file took, without decompression."""
-        return self._hashing.seconds
-
-    @property
-    def bytes_read(self) -> int:
-        """Return the file's size, once it was finished."""
-        return self._hashing.bytes_read
+        """Read the rest, which verifies a gzip checksum, and return the file's SHA-256 (empty if not `hashed`)."""
+        return self._source.finish()
 
     def stored_header(self, *, keep_text: bool) -> bytes:
-        """Return the header's bytes: with its extensions when text is to be kept, else with free text blanked."""
-        if not keep_text:
-            return blank_text(self.header.raw)
-        fits = self.header.extension_bytes <= MAX_EXTENSION_BYTES
-        return self.header.raw + (read_extensions(self.path, self.header) if fits else b"")
+        """Return the header to store: complete if text is kept (without long extensions), else with blank text."""
+        return self._source.template_header(private=keep_text)
 
     def left_out(self, *, keep_text: bool) -> list[str]:
-        """Return a warning when the stored header lacks extensions that the file has."""
-        count = self.header.extension_bytes
+        """Return a warning if the stored header lacks extensions that the file has."""
+        count = self._source.private_bytes
         if not count or (keep_text and count <= MAX_EXTENSION_BYTES):
             return []
         why = (
@@ -174,16 +178,9 @@ class ScanReader:
         )
         return [f"{count:,} bytes of header extensions were left out: {why}"]
 
-    def _convert(self, raw: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        if self.kind == "mask":
-            return to_labels(raw, self.header.slope, self.header.inter, self.path)
-        image, error = to_hu(raw, self.header.slope, self.header.inter, self.path)
-        self.max_rounding_error = max(self.max_rounding_error, error)
-        return image
-
 
 def to_hu(raw: npt.NDArray[Any], slope: float, inter: float, path: Location) -> tuple[Int16s, float]:
-    """Turn stored numbers into HU: ``raw * slope + inter``, rounded to int16; return it and the largest rounding error.
+    """Convert stored numbers to HU, ``raw * slope + inter`` rounded to int16, and return the largest rounding error.
 
     Raises
     ------
@@ -195,13 +192,14 @@ def to_hu(raw: npt.NDArray[Any], slope: float, inter: float, path: Location) -> 
         if not np.can_cast(raw.dtype, np.int16):
             _check_range(raw.min(), raw.max(), path)
         return raw.astype(np.int16, copy=False), 0.0
-    with np.errstate(all="ignore"):  # what overflows is infinite, and said to be below
+    with np.errstate(all="ignore"):  # an overflow becomes infinite, which is refused below
         values = raw.astype(np.float64) * slope + inter if scaled else raw
     low, high = values.min(), values.max()
     if not (math.isfinite(low) and math.isfinite(high)):
         count = int(np.count_nonzero(~np.isfinite(values)))
         raise ScanError(
-            f"{path}: HU must be finite numbers; a slab holds {count:,} NaN or infinite voxels. Replace them by air (-1024)."
+            f"{path}: HU must be finite numbers; a slab holds {count:,} NaN or infinite voxels. "
+            "Replace them by air (-1024)."
         )
     _check_range(low, high, path)
     rounded = np.rint(values)
@@ -211,21 +209,22 @@ def to_hu(raw: npt.NDArray[Any], slope: float, inter: float, path: Location) -> 
 def _check_range(low: float, high: float, path: Location) -> None:
     if math.floor(low) < INT16.min or math.ceil(high) > INT16.max:
         raise ScanError(
-            f"{path}: HU must fit in {INT16.min}..{INT16.max}; found {low:g}..{high:g}. Is this a CT? Rescale it to HU first."
+            f"{path}: HU must fit in {INT16.min}..{INT16.max}; found {low:g}..{high:g}. "
+            "Is this a CT? Rescale it to HU first."
         )
 
 
 def to_labels(raw: npt.NDArray[Any], slope: float, inter: float, path: Location) -> Uint8s:
-    """Turn stored numbers into label values.
+    """Convert stored numbers to label values, uint8.
 
     Raises
     ------
     LabelError
-        A value is no integer from 0 to 255.
+        A value is not an integer from 0 to 255.
     """
     if slope == 1 and inter == 0 and raw.dtype == np.uint8:
         return raw
-    with np.errstate(all="ignore"):  # what overflows is no label, and refused below
+    with np.errstate(all="ignore"):  # an overflow is no label, and is refused below
         values = raw.astype(np.float64) * slope + inter if slope != 1 or inter != 0 else raw
     labels = (
         values.astype(np.uint8) if values.dtype.kind in "iu" else np.nan_to_num(values).clip(0, 255).astype(np.uint8)

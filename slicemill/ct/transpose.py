@@ -1,10 +1,10 @@
-"""Turns a volume whose file runs along another axis than z, without holding it in memory.
+"""Transposes a volume whose file runs along another axis than z, through a temporary file instead of memory.
 
-A sagittal or coronal file gives no slice before its last byte. Its planes are written, a batch at a time and already
-turned, to a temporary file in which each slice is one run of bytes; then the slices are read from there in order.
+In a sagittal or coronal file no slice is complete before the last byte. Its planes are transposed a batch at a time and
+written to a temporary file in which each slice is contiguous; then the slices are read from there in order.
 
-1. A batch of planes ``[k, j, i]`` is turned so that the patient's z comes first.
-2. For each z its part of the batch is written behind those of the batches before: slice z lies at ``z * slice bytes``.
+1. A batch of planes ``[k, j, i]`` is transposed so that the patient's z comes first.
+2. For each z, its part of the batch is written after those of earlier batches; slice z starts at ``z * slice_bytes``.
 3. A slab of slices is one read.
 """
 
@@ -20,11 +20,11 @@ import numpy.typing as npt
 from slicemill.ct.formats.nifti.stream import bytes_of
 
 
-class Spill:
-    """A turned volume in a temporary file without a name, gone with its last user."""
+class AxisTranspose:
+    """A transposed volume in an unnamed temporary file, which the system removes when it is closed."""
 
     def __init__(self, folder: Path | None, shape: tuple[int, int, int], axis: int, dtype: npt.DTypeLike) -> None:
-        """Make room for a file's array of `shape` [k, j, i], whose `axis` (1 or 2) is the patient's z."""
+        """Create the file for an array of `shape` [k, j, i], whose `axis` (1 or 2) is the patient's z."""
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by close)
@@ -40,12 +40,12 @@ class Spill:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def put(self, k: int, planes: npt.NDArray[Any]) -> None:
+    def write(self, k: int, planes: npt.NDArray[Any]) -> None:
         """Write the planes any[k, j, i] from index `k` on."""
-        turned = np.ascontiguousarray(planes.transpose(self._axis, 0, self._other))
+        transposed = np.ascontiguousarray(planes.transpose(self._axis, 0, self._other))
         start = k * self._shape[self._other] * self._dtype.itemsize
-        for z, part in enumerate(turned):
-            write_all(self._file.fileno(), bytes_of(part), z * self.slice_bytes + start)
+        for z, part in enumerate(transposed):
+            _write_all(self._file.fileno(), bytes_of(part), z * self.slice_bytes + start)
 
     def slabs(self, depth: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Yield z and any[z, k, other] in steps of `depth` along the file's axis of z."""
@@ -53,19 +53,19 @@ class Spill:
         buffer = np.empty((min(depth, count), self._shape[0], self._shape[self._other]), dtype=self._dtype)
         for z in range(0, count, depth):
             slab = buffer[: min(depth, count - z)]
-            read_all(self._file.fileno(), bytes_of(slab), z * self.slice_bytes)
+            _read_all(self._file.fileno(), bytes_of(slab), z * self.slice_bytes)
             yield z, slab
 
 
-def write_all(descriptor: int, data: memoryview, offset: int) -> None:
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
     """Write every byte of `data` at `offset`."""
     while data:
         count = os.pwrite(descriptor, data, offset)
         data, offset = data[count:], offset + count
 
 
-def read_all(descriptor: int, out: memoryview, offset: int) -> None:
-    """Fill `out` from `offset` on."""
+def _read_all(descriptor: int, out: memoryview, offset: int) -> None:
+    """Fill `out` with the bytes at `offset`."""
     while out:
         count = os.preadv(descriptor, [out], offset)
         if not count:

@@ -1,4 +1,4 @@
-"""HU windows: what the network and the eye are shown."""
+"""HU windows: the range of HU that a network or a picture shows."""
 
 import math
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import numpy.typing as npt
 from slicemill.common.errors import ConfigError
 
 AIR_HU = -1024
+"""HU of padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +22,14 @@ class Window:
     """HU shown as white."""
 
     def __post_init__(self) -> None:
-        """Check that the interval is one, and not empty."""
+        """Check that both ends are finite and the interval is not empty."""
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
             raise ConfigError(f"window {self.low}..{self.high}: both ends must be finite.")
         if not self.low < self.high:
             raise ConfigError(f"window {self.low}..{self.high}: the lower end must be below the upper one.")
 
     def to_gray(self, image: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
-        """Return a picture of `image`: int16[..., y, x], HU -> uint8[..., y, x], black to white over the window.
+        """Convert `image`: int16[..., y, x], HU -> uint8[..., y, x], black to white over the window.
 
         >>> Window(-100, 100).to_gray(np.array([-500, 0, 100], dtype=np.int16)).tolist()
         [0, 127, 255]

@@ -1,4 +1,4 @@
-"""Typed documents: what is wrong is named by file and place."""
+"""Typed documents: an error names the file and the place in it."""
 
 import json
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Sample:
     volume_ml: float | None = None
 
 
-def test_a_record_comes_back_as_it_was(tmp_path):
+def test_a_record_survives_a_round_trip(tmp_path):
     record = Sample(name="a", sizes=(1.0, 2.5), volume_ml=None)
     (tmp_path / "a.json").write_text(json.dumps(to_document(record)))
     assert read_document(Sample, tmp_path / "a.json") == record
@@ -49,7 +49,7 @@ def test_unknown_keys_are_ignored_and_integers_become_floats():
         ([], r"f\.json: Expected `object`, got `array`"),
     ],
 )
-def test_what_is_wrong_is_named_by_file_and_place(document, why):
+def test_an_error_names_the_file_and_the_place_in_the_document(document, why):
     with pytest.raises(InputError, match=why):
         from_document(Sample, document, "f.json")
 

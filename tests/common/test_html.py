@@ -16,19 +16,12 @@ def page(monkeypatch):
     """Render a page of one body."""
 
     def rendered(body, **values):
-        environment = html._environment().overlay(
-            loader=jinja2.ChoiceLoader(
-                [
-                    jinja2.DictLoader(
-                        {
-                            "t.html": '{% extends "common/templates/page.html" %}{% import "common/templates/parts.html" as parts %}'
-                            "{% block body %}" + body + "{% endblock %}"
-                        }
-                    ),
-                    html._environment().loader,
-                ]
-            )
+        source = (
+            '{% extends "common/templates/page.html" %}{% import "common/templates/parts.html" as parts %}'
+            "{% block body %}" + body + "{% endblock %}"
         )
+        loaders = [jinja2.DictLoader({"t.html": source}), html._environment().loader]
+        environment = html._environment().overlay(loader=jinja2.ChoiceLoader(loaders))
         monkeypatch.setattr(html, "_environment", lambda: environment)
         return html.render("t.html", title="A <title>", **values).decode()
 
@@ -62,7 +55,7 @@ def test_the_policy_allows_the_script_that_is_in_the_page(page):
     assert "http" not in shown.replace("http-equiv", "")
 
 
-def test_a_value_that_is_missing_is_an_error(page):
+def test_a_missing_value_is_an_error(page):
     with pytest.raises(jinja2.UndefinedError, match="nothing"):
         page("{{ nothing }}")
 

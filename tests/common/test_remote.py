@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from slicemill.cli import commands
 from slicemill.common.errors import InputError, StoreError
 from slicemill.common.files import parse_location, read_lines
 from slicemill.common.locks import try_claim
@@ -37,7 +39,7 @@ def tree(place):
     return {path.relative_to(place).as_posix(): path.read_bytes() for path, _ in place.files()}
 
 
-def test_credentials_and_region_may_stand_in_the_aws_files(bucket, tmp_path, monkeypatch):
+def test_credentials_and_region_are_read_from_the_aws_files(bucket, tmp_path, monkeypatch):
     import slicemill.common.remote
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_DEFAULT_REGION"):
@@ -48,7 +50,7 @@ def test_credentials_and_region_may_stand_in_the_aws_files(bucket, tmp_path, mon
     (tmp_path / "config").write_text("[default]\nregion = us-east-1\n")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    slicemill.common.remote._opened.cache_clear()
+    slicemill.common.remote._open_bucket.cache_clear()
     place, seen = bucket
     (place / "a").write_bytes(b"x")
     assert (place / "a").read_bytes() == b"x"
@@ -76,7 +78,7 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(url):
     assert "secret" not in str(caught.value)
 
 
-def test_an_object_is_written_once_of_many_who_create_it(bucket):
+def test_one_of_many_writers_creates_an_object(bucket):
     place = bucket[0] / "claim"
     answers = []
     threads = [threading.Thread(target=lambda n=n: answers.append(place.create(bytes([n])))) for n in range(8)]
@@ -157,7 +159,7 @@ def test_a_missing_object_is_one_clear_error(bucket):
         discover(bucket[0] / "nowhere")
 
 
-def test_a_claim_is_had_by_one_and_given_back(bucket):
+def test_one_holder_has_a_claim_and_gives_it_back(bucket):
     root = bucket[0] / "store"
     with try_claim(root, "volume-1") as first:
         with try_claim(root, "volume-1") as second:
@@ -185,7 +187,7 @@ def test_the_claim_of_a_dead_run_is_taken_over_and_that_of_a_live_one_is_not(buc
             assert ours
 
 
-def test_a_run_that_was_held_up_until_its_claim_was_taken_over_shows_nothing(bucket, collection, monkeypatch):
+def test_a_delayed_run_whose_claim_was_taken_over_publishes_nothing(bucket, collection, monkeypatch):
     from slicemill.ingest.convert import convert_case
     from slicemill.ingest.pipeline import Task, run_case
     from slicemill.store.writer import prepare_store
@@ -207,7 +209,7 @@ def test_a_run_that_was_held_up_until_its_claim_was_taken_over_shows_nothing(buc
     assert not [name for name in tree(root / "scans.zarr") if name.startswith("volume-0")]
 
 
-def test_what_is_sent_and_said_holds_no_secret(bucket, collection, tmp_path):
+def test_requests_and_output_contain_no_secret(bucket, collection, tmp_path):
     place, seen = bucket
     done = subprocess.run(
         [sys.executable, "-m", "slicemill", "ingest", str(collection), f"{place}/store", "--workers", "1"],
@@ -218,18 +220,12 @@ def test_what_is_sent_and_said_holds_no_secret(bucket, collection, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "TOPSECRET" not in done.stdout + done.stderr + repr(seen.lines)
-    shown = subprocess.run(
-        [sys.executable, "-m", "slicemill", "store", "info", f"{place}/store"],
-        cwd=HERE,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "6 of 6 patients" in shown.stdout
+    shown = CliRunner().invoke(commands(), ["store", "info", f"{place}/store"])
+    assert "6 of 6 patients" in shown.output
     assert all(b"TOPSECRET" not in data for data in tree(place).values())
 
 
-def test_a_stream_gives_every_byte_whatever_is_asked_for(bucket, rng):
+def test_a_stream_returns_every_byte_for_reads_of_any_size(bucket, rng):
     data = rng.integers(0, 256, 9_000_001, dtype=np.uint8).tobytes()
     place = bucket[0] / "big"
     place.write_bytes(data)

@@ -1,3 +1,5 @@
+"""Grids: all 48 orientations, oblique axes, and positions in mm; nibabel and SimpleITK are the oracles."""
+
 import itertools
 
 import nibabel as nib

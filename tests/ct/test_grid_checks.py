@@ -1,3 +1,5 @@
+"""Warnings about unusual grids, with the angles that they report."""
+
 import itertools
 
 import numpy as np
@@ -26,7 +28,7 @@ def tilted(degrees):
 
 
 @pytest.mark.parametrize(("order", "signs"), AXES)
-def test_no_order_and_direction_of_straight_axes_is_odd(order, signs):
+def test_straight_axes_in_any_order_and_direction_give_no_warning(order, signs):
     assert about_grid(grid((np.diag(signs) * [0.7, 0.7, 5.0])[:, order])) == []
 
 
@@ -38,7 +40,7 @@ def test_oblique_axes_are_a_warning_with_the_angle(degrees):
     assert lean_degrees(grid(turned(degrees) @ spacing).affine) == pytest.approx(degrees)
 
 
-def test_a_turn_of_a_few_degrees_is_no_warning():
+def test_a_rotation_of_a_few_degrees_is_no_warning():
     assert about_grid(grid(turned(2.9) @ np.diag([0.7, 0.7, 5.0]))) == []
 
 
@@ -60,7 +62,7 @@ def test_the_identity_looks_like_a_lost_header_and_other_spacings_do_not():
     assert lost_header(grid(np.diag([2.0, 2.0, 2.0]), (0, 0, 0))) is None
 
 
-def test_one_slice_is_said():
+def test_a_single_slice_is_a_warning():
     assert about_grid(grid(np.diag([2.0, 2.0, 2.0]), shape=(4, 4, 1))) == ["a single slice"]
 
 

@@ -1,9 +1,12 @@
+"""Lesions: components, measures and slabs; scipy and measurement of all pairs are the oracles."""
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from slicemill.common.errors import LabelError
-from slicemill.ct.lesions import LesionTracker, axial_diameter, bounding_box, components, find_lesions
+from slicemill.ct.diameters import axial_diameter
+from slicemill.ct.lesions import LesionTracker, bounding_box, components, find_lesions
 
 UNIT = np.eye(4)
 
@@ -45,7 +48,7 @@ def test_an_ellipsoid_has_its_volume_diameter_and_centre_under_anisotropic_spaci
 @pytest.mark.parametrize("depth", [1, 3, 7])
 @pytest.mark.parametrize("downwards", [False, True])
 @pytest.mark.parametrize("cropped", [False, True])
-def test_a_scan_in_slabs_has_the_lesions_of_the_whole(depth, downwards, cropped, rng):
+def test_a_scan_in_slabs_has_the_lesions_of_the_complete_scan(depth, downwards, cropped, rng):
     for seed in range(4):
         field = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal((19, 24, 28)), 1.1)
         mask = field > 0.12 + 0.1 * seed

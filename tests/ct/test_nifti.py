@@ -1,3 +1,5 @@
+"""NIfTI files: what is read, what is refused and with which message, and masks on the grid of a scan."""
+
 import contextlib
 import gzip
 import struct
@@ -74,13 +76,13 @@ def test_scaled_voxels_are_scaled_and_rounding_is_measured():
     assert error == 0.5
 
 
-def test_a_compressed_file_without_its_suffix_is_told_by_its_bytes(tmp_path):
+def test_a_compressed_file_without_its_suffix_is_recognized_by_its_bytes(tmp_path):
     save(tmp_path / "a.nii.gz", RAMP.transpose(2, 1, 0))
     (tmp_path / "b.nii").write_bytes((tmp_path / "a.nii.gz").read_bytes())
     assert np.array_equal(read(tmp_path / "b.nii"), RAMP)
 
 
-def test_a_gzip_of_several_members_is_read_whole(tmp_path):
+def test_all_members_of_a_gzip_file_are_read(tmp_path):
     plain = save(tmp_path / "a.nii", RAMP.transpose(2, 1, 0)).read_bytes()
     (tmp_path / "b.nii.gz").write_bytes(gzip.compress(plain[:400]) + gzip.compress(plain[400:]))
     assert np.array_equal(read(tmp_path / "b.nii.gz"), RAMP)
@@ -135,7 +137,7 @@ def test_a_damaged_header_is_one_clear_error(offset, form, values, message, tmp_
 
 def test_several_volumes_are_refused_with_the_way_out(tmp_path):
     path = save(tmp_path / "a.nii", np.zeros((3, 3, 3, 2), np.int16))
-    with pytest.raises(ScanError, match=r"several volumes.*split it first"):
+    with pytest.raises(ScanError, match=r"several volumes.*Split it first"):
         read_header(path)
 
 
@@ -145,7 +147,7 @@ def test_one_volume_in_four_dimensions_and_one_slice_in_two_are_scans(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_hu_that_are_no_numbers_are_refused(bad):
+def test_hu_that_are_not_finite_are_refused(bad):
     with pytest.raises(ScanError, match="must be finite"):
         to_hu(np.array([0.0, bad]), 1.0, 0.0, "x")
 
@@ -171,7 +173,7 @@ def test_a_slope_that_overflows_is_refused_without_a_warning():
         to_labels(np.array([1000], np.int16), 1e308, 0.0, "x")
 
 
-def test_float_labels_that_are_integers_are_taken():
+def test_float_labels_with_integer_values_are_accepted():
     assert to_labels(np.array([0.0, 2.0]), 1.0, 0.0, "x").tolist() == [0, 2]
 
 

@@ -1,3 +1,5 @@
+"""Phantoms: reproducible, with the tissues, noise and variety that they promise."""
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -18,7 +20,7 @@ def test_the_same_spec_gives_the_same_voxels(phantom):
     assert np.array_equal(again.label, phantom.label)
 
 
-def test_it_has_the_tissues_of_an_abdomen(phantom):
+def test_a_phantom_has_the_tissues_of_an_abdomen(phantom):
     image, label = phantom.image, phantom.label
     assert image.min() == -1024
     assert image.max() > 350, "bone"
@@ -57,7 +59,7 @@ def test_a_collection_varies_in_size_depth_spacing_orientation_and_tumors():
     assert sum(spec.tumors == 0 for _, spec, _ in specs) == 2
 
 
-def test_a_collection_that_is_there_is_not_drawn_again(tmp_path):
+def test_an_existing_collection_is_not_drawn_again(tmp_path):
     first = [image.stat().st_mtime_ns for image, _ in write_collection(tmp_path, cases=2, size=32, seed=0)]
     assert [image.stat().st_mtime_ns for image, _ in write_collection(tmp_path, cases=2, size=32, seed=0)] == first
     assert {path.name for path in tmp_path.iterdir()} == {

@@ -37,7 +37,7 @@ def test_components_and_their_order_are_those_of_scipy(mask, connectivity):
 
 
 @given(masks, st.sampled_from([6, 26]), st.sampled_from([1, 7, 60]))
-def test_a_mask_is_cut_anywhere_without_a_change(mask, connectivity, least):
+def test_block_sizes_do_not_change_the_components(mask, connectivity, least):
     whole = numbered(mask, connectivity)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("PLANE_BYTES", "BLOCK_RUNS", "BLOCK_VOXELS"):
@@ -73,7 +73,7 @@ def test_runs_of_several_values_are_joined_and_a_crop_of_any_layout_is_taken():
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 3), (3, 0, 3), (3, 3, 0)])
-def test_nothing_has_no_runs(shape):
+def test_an_empty_mask_has_no_runs(shape):
     assert len(runs_of(np.zeros(shape, bool))) == 0
     assert connected(runs_of(np.zeros((2, 3, 3), bool)))[1] == 0
 

@@ -182,7 +182,7 @@ def test_an_out_that_is_a_file_is_named(model, collection, tmp_path):
     (tmp_path / "out").write_bytes(b"a file")
     done = command(model, collection / "volume-0.nii", "--out", tmp_path / "out")
     assert done.returncode == 1
-    assert f"slicemill: {tmp_path / 'out'}: File exists. Mend that, or correct the path" in done.stderr
+    assert f"slicemill: {tmp_path / 'out'}: File exists. Correct that, or the path" in done.stderr
 
 
 def test_two_runs_into_one_folder_do_every_scan_once(model, tmp_path):

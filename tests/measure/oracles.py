@@ -1,7 +1,7 @@
-"""Phantoms, and what MONAI and panoptica say of them, kept in oracles.json so that every machine can compare.
+"""Phantoms, and the results of MONAI and panoptica for them in oracles.json, for comparison on any machine.
 
-`python -m tests.measure.oracles` writes the file anew, in an environment that has `monai`, `panoptica`, scipy and numcodecs.
-Spacings are z, y, x in mm; masks bool[z, y, x].
+`python -m tests.measure.oracles` writes the file again, in an environment with `monai`, `panoptica`, scipy and
+numcodecs. Spacings are z, y, x in mm; masks bool[z, y, x].
 """
 
 import json
@@ -84,7 +84,7 @@ def of_monai(prediction, reference):
 
 
 def of_panoptica(prediction, reference):
-    """Return panoptica's counts: pairs above an intersection over union of 0.5, and one-to-one pairs that share a voxel."""
+    """Return panoptica's counts: pairs with an IoU above 0.5, and one-to-one pairs that share a voxel."""
     from panoptica import (
         ConnectedComponentsInstanceApproximator,
         InputType,

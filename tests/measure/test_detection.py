@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from slicemill.ct.geometry import Grid
-from slicemill.measure.evaluation.detection import Crossing, by_size, cross, match, numbered
+from slicemill.measure.evaluation.detection import (
+    SharedVoxels,
+    SizeCounts,
+    count_by_size,
+    count_shared_voxels,
+    match_lesions,
+    number_components,
+)
 
 GRID = Grid(shape=(6, 5, 4), affine=np.diag([-1.0, -1.0, 1.0, 1.0]))
 
@@ -20,7 +27,7 @@ def row(*runs, length=60):
 
 
 def found(prediction, reference, threshold, mode):
-    result = match(cross(prediction, reference), threshold, mode)
+    result = match_lesions(count_shared_voxels(prediction, reference), threshold, mode)
     return result.true_positive, result.predictions - result.true_positive, result.references - result.true_positive
 
 
@@ -36,21 +43,21 @@ def test_a_lesion_is_detected_above_the_threshold_and_not_at_it(mode):
 def test_a_diagonal_touch_is_one_lesion_in_corrected_and_two_in_official():
     mask = np.zeros(GRID.stored_shape, bool)
     mask[0, 0, 0] = mask[1, 1, 1] = True
-    assert numbered(mask, GRID, "corrected").max() == 1
-    assert numbered(mask, GRID, "official").max() == 2
+    assert number_components(mask, GRID, "corrected").max() == 1
+    assert number_components(mask, GRID, "official").max() == 2
 
 
 def test_official_numbers_follow_the_files_own_order():
     mask = np.zeros(GRID.stored_shape, bool)
     mask[0, 0, 5] = mask[3, 4, 0] = True
-    numbers = numbered(mask, GRID, "official")
+    numbers = number_components(mask, GRID, "official")
     assert (numbers[3, 4, 0], numbers[0, 0, 5]) == (1, 2), "the file's first axis, x, is the slowest"
 
 
 def test_official_defect_an_unrelated_false_positive_turns_a_miss_into_a_hit():
     truth = row((20, 24))
     large = row((20, 59))
-    assert cross(large, truth).iou(((1,), (1,))) == 0.125
+    assert count_shared_voxels(large, truth).iou(((1,), (1,))) == 0.125
     with_another = row((0, 2), (20, 59))
     assert found(large, truth, 0.5, "official") == (0, 1, 1)
     assert found(with_another, truth, 0.5, "official") == (1, 1, 0)
@@ -91,21 +98,24 @@ def test_corrected_matching_has_the_most_pairs_and_of_those_the_largest_overlap(
     rng = np.random.default_rng(5)
     for _ in range(40):
         shared = {(p, r): int(rng.integers(1, 9)) for p in (1, 2, 3) for r in (1, 2, 3) if rng.random() < 0.5}
-        crossing = Crossing(predictions=(30, 31, 32), references=(30, 33, 35), shared=shared)
+        overlaps = SharedVoxels(predictions=(30, 31, 32), references=(30, 33, 35), shared=shared)
         best = max(
             (
-                (len(chosen), sum(crossing.iou(((p,), (r,))) for p, r in chosen))
+                (len(chosen), sum(overlaps.iou(((p,), (r,))) for p, r in chosen))
                 for order in itertools.permutations((1, 2, 3))
                 if (chosen := [(p, r) for p, r in zip((1, 2, 3), order, strict=True) if (p, r) in shared])
             ),
             default=(0, 0.0),
         )
-        result = match(crossing, 0.0, "corrected")
-        overlaps = sum(crossing.iou(group) for group in result.groups)
-        assert (result.true_positive, overlaps) == (best[0], pytest.approx(best[1]))
+        result = match_lesions(overlaps, 0.0, "corrected")
+        total = sum(overlaps.iou(group) for group in result.groups)
+        assert (result.true_positive, total) == (best[0], pytest.approx(best[1]))
 
 
 def test_sizes_count_hits_by_the_reference_and_false_ones_by_themselves():
-    matching = match(cross(row((0, 9), (30, 33)), row((0, 9), (40, 41))), 0.5, "corrected")
-    counts = by_size([matching], [((25.0, 12.0), (25.0, 4.0))])
-    assert counts == {"small": [0, 1, 0], "medium": [0, 0, 1], "large": [1, 1, 0]}
+    matching = match_lesions(count_shared_voxels(row((0, 9), (30, 33)), row((0, 9), (40, 41))), 0.5, "corrected")
+    assert count_by_size([matching], [((25.0, 12.0), (25.0, 4.0))]) == {
+        "small": SizeCounts(found=0, references=1, false=0, f1=0.0),
+        "medium": SizeCounts(found=0, references=0, false=1, f1=0.0),
+        "large": SizeCounts(found=1, references=1, false=0, f1=1.0),
+    }

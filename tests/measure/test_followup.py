@@ -3,13 +3,9 @@ import re
 
 import numpy as np
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from slicemill.ct.phantom import write_nifti
-from slicemill.measure.cli import compare
-
-SPACING = (2.0, 1.0, 1.0)
+from tests.measure.conftest import SPACING
 
 
 def scan(*lesions):
@@ -20,21 +16,23 @@ def scan(*lesions):
     return label
 
 
-def page_of(folder, first, second, *words):
+@pytest.fixture
+def page_of(command):
     """Compare two masks, and return the page and what was printed."""
-    names = [folder / "<b>first.nii.gz", folder / "second.nii.gz"]
-    for name, lesions in zip(names, (first, second), strict=True):
-        write_nifti(name, scan(*lesions), SPACING)
-    app = typer.Typer()
-    app.command()(compare)
-    arguments = [*names, "--labels", "liver=1,tumor=2", "--out", folder / "out", *words]
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert done.exit_code == 0, done.output
-    return (folder / "out" / "compare.html").read_text(), done.output
+
+    def compare(folder, first, second, *words):
+        names = [folder / "<b>first.nii.gz", folder / "second.nii.gz"]
+        for name, lesions in zip(names, (first, second), strict=True):
+            write_nifti(name, scan(*lesions), SPACING)
+        done = command("compare", *names, "--labels", "liver=1,tumor=2", "--out", folder / "out", *words)
+        assert done.exit_code == 0, done.output
+        return (folder / "out" / "compare.html").read_text(), done.output
+
+    return compare
 
 
-def test_the_page_shows_both_times_of_every_target_and_each_new_lesion(tmp_path):
-    page, said = page_of(tmp_path, [(2, 4, 4, 12), (8, 25, 25, 11)], [(2, 4, 4, 14), (8, 4, 30, 6)])
+def test_the_page_shows_both_times_of_every_target_and_each_new_lesion(page_of, tmp_path):
+    page, printed = page_of(tmp_path, [(2, 4, 4, 12), (8, 25, 25, 11)], [(2, 4, 4, 14), (8, 4, 30, 6)])
     captions = re.findall("<figcaption>(.*?)</figcaption>", page)
     assert [caption.partition(":")[0] for caption in captions] == [
         "Target 1, baseline",
@@ -46,10 +44,10 @@ def test_the_page_shows_both_times_of_every_target_and_each_new_lesion(tmp_path)
     assert page.count("data:image/png;base64,") == 4
     assert "PD (progressive disease)" in page
     assert "This is a computation and not a diagnosis." in page
-    assert f"page: {tmp_path / 'out' / 'compare.html'}" in said
+    assert f"page: {tmp_path / 'out' / 'compare.html'}" in printed
 
 
-def test_a_target_that_split_is_shown_with_its_parts_and_one_that_merged_in_what_it_became(tmp_path):
+def test_a_target_that_split_is_shown_with_its_parts_and_one_that_merged_in_what_it_became(page_of, tmp_path):
     two, one = [(2, 4, 4, 12), (2, 4, 18, 11)], [(2, 4, 4, 26)]
     split, _ = page_of(tmp_path / "a", one, two)
     assert split.count("<figcaption>Target 1, follow-up") == 2
@@ -57,7 +55,7 @@ def test_a_target_that_split_is_shown_with_its_parts_and_one_that_merged_in_what
     assert re.findall("<figcaption>Target ., follow-up: lesion (.)", merged) == ["1", "1"]
 
 
-def test_names_are_escaped_and_the_page_asks_for_nothing(tmp_path):
+def test_names_are_escaped_and_the_page_asks_for_nothing(page_of, tmp_path):
     page, _ = page_of(tmp_path, [], [])
     assert "Neither time point has a lesion." in page
     assert "There is no target at baseline, and no new lesion." in page
@@ -67,7 +65,7 @@ def test_names_are_escaped_and_the_page_asks_for_nothing(tmp_path):
     assert "default-src 'none'" in page
 
 
-def test_pictures_are_drawn_on_the_scans_where_they_are_given(tmp_path):
+def test_pictures_are_drawn_on_the_scans_where_they_are_given(page_of, tmp_path):
     for name in ("one", "two"):
         write_nifti(tmp_path / f"{name}.nii", np.full((14, 40, 44), 60, np.int16), SPACING)
     images = ["--baseline-image", tmp_path / "one.nii", "--followup-image", tmp_path / "two.nii"]
@@ -81,15 +79,21 @@ def test_pictures_are_drawn_on_the_scans_where_they_are_given(tmp_path):
     assert record["recist"]["category"] == "SD"
 
 
-def test_a_change_from_nothing_is_none(tmp_path):
+def test_a_change_from_nothing_is_none(page_of, tmp_path):
     page, _ = page_of(tmp_path, [], [(2, 4, 4, 12)])
-    assert "no change can be told" in page
+    assert "no change can be computed" in page
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["tumor_volume_change_percent"] is None
 
 
 @pytest.mark.parametrize("name", ["first", "second"])
-def test_a_scan_of_another_grid_is_refused(name, tmp_path):
+def test_a_scan_of_another_grid_is_refused(page_of, name, tmp_path):
     write_nifti(tmp_path / "other.nii", np.zeros((14, 40, 45), np.int16), SPACING)
     option = {"first": "--baseline-image", "second": "--followup-image"}[name]
     with pytest.raises(AssertionError, match="must lie on the grid of its scan"):
         page_of(tmp_path, [(2, 4, 4, 12)], [(2, 4, 4, 12)], option, tmp_path / "other.nii")
+
+
+def test_of_many_new_lesions_the_first_are_shown_and_the_others_counted(page_of, tmp_path):
+    page, _ = page_of(tmp_path, [], [(2, y, x, 2) for y in range(2, 38, 5) for x in (4, 14)])
+    assert page.count("<figcaption>New at follow-up") == 12
+    assert "<p>4 more new lesions are in the table only.</p>" in page

@@ -1,10 +1,11 @@
-"""LUNA16's rules, each by hand."""
+"""LUNA16's rules, and curves, each by hand."""
 
 import numpy as np
 import pytest
 
 from slicemill.common.errors import InputError
-from slicemill.measure.evaluation.froc import Marks, curve_of, froc_record, judge, luna16, most_probable
+from slicemill.measure.evaluation.froc import NoFindings, ScanHits, analyze_free_response, make_curve
+from slicemill.measure.evaluation.luna16 import find_hits, keep_most_probable, score_points
 
 NONE = np.empty((0, 4))
 
@@ -15,53 +16,53 @@ def points(*rows):
 
 def test_a_candidate_on_the_rim_is_no_hit():
     nodule = points((0, 0, 0, 10))
-    assert judge(points((5, 0, 0, 0.9)), nodule, NONE) == Marks(found=(), missed=1, false=(0.9,))
-    assert judge(points((4.999, 0, 0, 0.9)), nodule, NONE) == Marks(found=(0.9,), missed=0, false=())
+    assert find_hits(points((5, 0, 0, 0.9)), nodule, NONE) == ScanHits(found=(), missed=1, false=(0.9,))
+    assert find_hits(points((4.999, 0, 0, 0.9)), nodule, NONE) == ScanHits(found=(0.9,), missed=0, false=())
 
 
 def test_doubles_are_neither_hits_nor_false_and_the_most_probable_counts():
-    found = judge(points((1, 0, 0, 0.3), (0, 1, 0, 0.8), (90, 0, 0, 0.5)), points((0, 0, 0, 10)), NONE)
-    assert found == Marks(found=(0.8,), missed=0, false=(0.5,))
+    found = find_hits(points((1, 0, 0, 0.3), (0, 1, 0, 0.8), (90, 0, 0, 0.5)), points((0, 0, 0, 10)), NONE)
+    assert found == ScanHits(found=(0.8,), missed=0, false=(0.5,))
 
 
 def test_a_candidate_may_hit_two_nodules():
-    found = judge(points((3, 0, 0, 0.7)), points((0, 0, 0, 10), (6, 0, 0, 10)), NONE)
-    assert found == Marks(found=(0.7, 0.7), missed=0, false=())
+    found = find_hits(points((3, 0, 0, 0.7)), points((0, 0, 0, 10), (6, 0, 0, 10)), NONE)
+    assert found == ScanHits(found=(0.7, 0.7), missed=0, false=())
 
 
 def test_what_hits_an_excluded_finding_counts_as_nothing_and_a_negative_diameter_is_10_mm():
-    found = judge(points((4.9, 0, 0, 0.7), (5.1, 0, 0, 0.6)), NONE, points((0, 0, 0, -1)))
-    assert found == Marks(found=(), missed=0, false=(0.6,))
+    found = find_hits(points((4.9, 0, 0, 0.7), (5.1, 0, 0, 0.6)), NONE, points((0, 0, 0, -1)))
+    assert found == ScanHits(found=(), missed=0, false=(0.6,))
 
 
 def test_of_more_than_100_candidates_those_above_the_101st_are_kept():
     many = points(*((0, 0, 0, 1 - n / 1000) for n in range(150)))
-    assert len(most_probable(many)) == 100
+    assert len(keep_most_probable(many)) == 100
     many[95:105, 3] = many[99, 3]
-    assert len(most_probable(many)) == 95, "all that tie with the cut are dropped"
-    assert len(most_probable(many[:100])) == 100
+    assert len(keep_most_probable(many)) == 95, "all that tie with the cut are dropped"
+    assert len(keep_most_probable(many[:100])) == 100
 
 
 def test_the_curve_the_cpm_and_both_read_offs_are_those_drawn_by_hand():
     scans = [
-        Marks(found=(0.9,), false=(0.8,)),
-        Marks(found=(0.5,), missed=1, false=(0.6, 0.4)),
-        Marks(),
-        Marks(missed=1),
+        ScanHits(found=(0.9,), false=(0.8,)),
+        ScanHits(found=(0.5,), missed=1, false=(0.6, 0.4)),
+        ScanHits(),
+        ScanHits(missed=1),
     ]
-    curve = curve_of(scans)
+    curve = make_curve(scans)
     assert curve.false_per_scan.tolist() == [0, 0, 0.25, 0.5, 0.5, 0.75]
     assert curve.sensitivity.tolist() == [0, 0.25, 0.25, 0.25, 0.5, 0.5]
     assert curve.between().tolist() == [0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5]
     assert curve.at_or_above().tolist() == [0.25, 0.25, 0.25, 0.5, 0.5, 0.5, 0.5]
-    record = froc_record(scans)
-    assert record["cpm"] == pytest.approx((2 * 0.25 + 5 * 0.5) / 7)
-    low, high = record["cpm_interval"]
-    assert low < record["cpm"] < high
+    response = analyze_free_response(scans)
+    assert response.cpm == pytest.approx((2 * 0.25 + 5 * 0.5) / 7)
+    low, high = response.cpm_interval
+    assert low < response.cpm < high
 
 
 def test_without_findings_there_is_no_sensitivity():
-    assert froc_record([Marks(false=(0.5,))])["cpm"] is None
+    assert analyze_free_response([ScanHits(false=(0.5,))]) == NoFindings(scans=1)
 
 
 def test_luna16s_files_are_read_and_scans_without_candidates_count(tmp_path):
@@ -70,12 +71,12 @@ def test_luna16s_files_are_read_and_scans_without_candidates_count(tmp_path):
     (tmp_path / "out.csv").write_text(
         "seriesuid,coordX,coordY,coordZ,probability\na,1,1,1,0.9\na,50,0,0,0.95\nc,0,0,0,0.1\n"
     )
-    found = luna16(tmp_path / "out.csv", tmp_path / "truth.csv", tmp_path / "scans.csv")
+    found = score_points(tmp_path / "out.csv", tmp_path / "truth.csv", tmp_path / "scans.csv").as_json()
     assert found["curve"] == {"false_per_scan": [0.0, 0.5, 0.5], "sensitivity": [0.0, 0.0, 1.0]}
     assert found["candidates_of_unlisted_scans"] == 1
     (tmp_path / "truth.csv").write_text("seriesuid,coordX,coordY,coordZ\na,0,0,0\n")
     with pytest.raises(InputError, match="it lacks diameter_mm"):
-        luna16(tmp_path / "out.csv", tmp_path / "truth.csv", tmp_path / "scans.csv")
+        score_points(tmp_path / "out.csv", tmp_path / "truth.csv", tmp_path / "scans.csv")
 
 
 def test_names_and_tables_that_cannot_be_read_as_they_stand_are_refused(tmp_path):
@@ -83,18 +84,18 @@ def test_names_and_tables_that_cannot_be_read_as_they_stand_are_refused(tmp_path
     (tmp_path / "out.csv").write_text("seriesuid,coordX,coordY,coordZ,probability\na,1,1,1,0.9\n")
     files = tmp_path / "out.csv", tmp_path / "truth.csv", tmp_path / "scans.csv"
     files[2].write_text("a\nb\n", encoding="utf-8-sig")
-    found = luna16(*files)
+    found = score_points(*files).as_json()
     assert (found["findings"], found["candidates_of_unlisted_scans"]) == (2, 0), "a byte order mark is no name"
     files[2].write_text("a\nb\na\n")
-    with pytest.raises(InputError, match="a stands there more than once"):
-        luna16(*files)
+    with pytest.raises(InputError, match="a occurs more than once"):
+        score_points(*files)
     files[2].write_bytes(b"a\nb\xe9\n")
     with pytest.raises(InputError, match=r"scans.csv: must be UTF-8; found a byte 0xe9"):
-        luna16(*files)
+        score_points(*files)
     files[2].write_text("a\nb\n")
     files[0].write_bytes(b"seriesuid,coordX,coordY,coordZ,probability\n\xe9,1,1,1,0.9\n")
     with pytest.raises(InputError, match=r"out.csv: must be UTF-8"):
-        luna16(*files)
+        score_points(*files)
     files[0].write_text(f"seriesuid,coordX,coordY,coordZ,probability\n{'a' * 200_000},1,1,1,0.9\n")
     with pytest.raises(InputError, match=r"out.csv: cannot be read as CSV \(field larger"):
-        luna16(*files)
+        score_points(*files)

@@ -7,26 +7,19 @@ import re
 import numpy as np
 import pytest
 import SimpleITK
-import typer
-from typer.testing import CliRunner
 
 from slicemill.common.errors import LabelError, PairingError
 from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.ct.phantom import write_nifti
-from slicemill.measure.cli import compare, measure
-from slicemill.measure.followup.recist import time_point
-from slicemill.measure.lesions.cohort_page import far_volumes
-from slicemill.measure.lesions.jobs import gather, load, run
+from slicemill.measure.followup.recist import measure_time_point
+from slicemill.measure.lesions import cohort_page
+from slicemill.measure.lesions.flags import flag_far_volumes
+from slicemill.measure.lesions.jobs import gather_jobs
+from slicemill.measure.lesions.load import load_case
 from slicemill.measure.lesions.measurements import Volume
+from slicemill.measure.lesions.run import report_death, run
 from slicemill.measure.lesions.slicer3d import write_color_table, write_segmentation
-
-SPACING = (2.0, 1.0, 1.0)
-
-
-def command(function, *words):
-    app = typer.Typer()
-    app.command()(function)
-    return CliRunner().invoke(app, [str(word) for word in words])
+from tests.measure.conftest import SPACING
 
 
 def scan(*lesions):
@@ -49,9 +42,9 @@ def three_cases(tmp_path):
     return tmp_path
 
 
-def test_a_folder_becomes_tables_pages_and_segmentations_and_is_not_done_twice(three_cases):
-    words = (three_cases / "scans", "--image", three_cases / "scans", "--out", three_cases / "out", "--workers", "2")
-    done = command(measure, *words)
+def test_a_folder_becomes_tables_pages_and_segmentations_and_is_not_done_twice(command, three_cases):
+    words = (three_cases / "scans", "--image", three_cases / "scans", "--out", three_cases / "out")
+    done = command("measure", *words, "--workers", "2")
     assert done.exit_code == 0, done.output
     assert "3 cases: 3 done, 0 skipped" in done.output
     with (three_cases / "out" / "cases.csv").open(newline="") as stream:
@@ -67,16 +60,18 @@ def test_a_folder_becomes_tables_pages_and_segmentations_and_is_not_done_twice(t
     record = json.loads((three_cases / "out" / "segmentation-1.json").read_text())
     assert len(record["source"]["image"]["sha256"]) == 64
     assert record["note"] == "research use, not a diagnosis"
-    assert "0 done, 3 skipped" in command(measure, *words).output
+    tables = [(three_cases / "out" / f"{name}.csv").read_bytes() for name in ("cases", "lesions")]
+    assert "0 done, 3 skipped" in command("measure", *words).output
+    assert tables == [(three_cases / "out" / f"{name}.csv").read_bytes() for name in ("cases", "lesions")]
     write_nifti(three_cases / "scans" / "segmentation-2.nii.gz", scan(), SPACING)
-    assert "1 done, 2 skipped" in command(measure, *words).output, "a mask that changed is measured again"
-    assert "3 done" in command(measure, *words, "--overwrite").output
+    assert "1 done, 2 skipped" in command("measure", *words).output, "a mask that changed is measured again"
+    assert "3 done" in command("measure", *words, "--overwrite").output
 
 
-def test_a_broken_mask_fails_alone_and_the_page_says_so(three_cases):
+def test_a_broken_mask_fails_alone_and_the_page_says_so(command, three_cases):
     (three_cases / "scans" / "segmentation-2.nii.gz").write_bytes(b"no scan")
     write_nifti(three_cases / "scans" / "volume-1.nii", np.zeros((10, 30, 31), np.int16), SPACING)
-    done = command(measure, three_cases / "scans", "--image", three_cases / "scans", "--out", three_cases / "out")
+    done = command("measure", three_cases / "scans", "--image", three_cases / "scans", "--out", three_cases / "out")
     assert done.exit_code == 1
     assert "1 done, 0 skipped (done before), 2 failed" in done.output
     assert "must lie on the grid of its scan" in done.output
@@ -86,7 +81,7 @@ def test_a_broken_mask_fails_alone_and_the_page_says_so(three_cases):
 def test_a_store_and_a_file_without_its_scan_are_measured_too(stored, tmp_path):
     from slicemill.store.reader import open_store
 
-    outcomes = run(gather(stored, None, None), tmp_path / "out")
+    outcomes = run(gather_jobs(stored, None, None), tmp_path / "out")
     assert {outcome.status for outcome in outcomes} == {"done"}
     for case in open_store(stored):
         record = json.loads((tmp_path / "out" / f"{case.info.case_id}.json").read_text())
@@ -94,23 +89,23 @@ def test_a_store_and_a_file_without_its_scan_are_measured_too(stored, tmp_path):
         for ours, known in zip(record["lesions"], case.info.lesions, strict=True):
             assert ours["bbox_zyx"] == list(known.bbox_zyx)
             assert ours["max_axial_diameter_mm"] == pytest.approx(known.max_axial_diameter_mm, abs=0.01)
-    assert {outcome.status for outcome in run(gather(stored, None, None), tmp_path / "out")} == {"skipped"}
+    assert {outcome.status for outcome in run(gather_jobs(stored, None, None), tmp_path / "out")} == {"skipped"}
     write_nifti(tmp_path / "mask.nii.gz", scan((2, 6, 6, 6)), SPACING)
-    (outcome,) = run(gather(tmp_path / "mask.nii.gz", None, LITS_LABELS), tmp_path / "one")
+    (outcome,) = run(gather_jobs(tmp_path / "mask.nii.gz", None, LITS_LABELS), tmp_path / "one")
     assert outcome.status == "done"
     assert json.loads((tmp_path / "one" / "mask.json").read_text())["lesions"][0]["hu"] is None
 
 
-def test_what_there_is_nothing_to_measure_in_is_refused(tmp_path):
+def test_what_there_is_nothing_to_measure_in_is_refused(command, tmp_path):
     with pytest.raises(PairingError, match="there is no such file, folder or store"):
-        gather(tmp_path / "nothing", None, None)
+        gather_jobs(tmp_path / "nothing", None, None)
     (tmp_path / "empty").mkdir()
     with pytest.raises(PairingError, match="holds no mask"):
-        gather(tmp_path / "empty", None, None)
+        gather_jobs(tmp_path / "empty", None, None)
     write_nifti(tmp_path / "mask.nii.gz", scan(), SPACING)
-    (outcome,) = run(gather(tmp_path / "mask.nii.gz", None, None), tmp_path / "out")
+    (outcome,) = run(gather_jobs(tmp_path / "mask.nii.gz", None, None), tmp_path / "out")
     assert (outcome.status, "pass --labels" in outcome.reason) == ("failed", True)
-    done = command(measure, tmp_path / "mask.nii.gz", "--out", tmp_path)
+    done = command("measure", tmp_path / "mask.nii.gz", "--out", tmp_path)
     assert (done.exit_code, "choose another folder" in done.output) == (1, True)
 
 
@@ -118,7 +113,7 @@ def test_names_from_files_are_escaped_and_pages_ask_for_nothing(tmp_path):
     name = "<img src=x onerror=alert(1)>&'\""
     write_nifti(tmp_path / f"{name}.nii.gz", scan((2, 6, 6, 12), (6, 6, 6, 3)), SPACING)
     labels = make_labels({"<b>liver": 1, "tumor": 2})
-    run(gather(tmp_path / f"{name}.nii.gz", None, labels), tmp_path / "out")
+    run(gather_jobs(tmp_path / f"{name}.nii.gz", None, labels), tmp_path / "out")
     for path in (tmp_path / "out" / f"{name}.html", tmp_path / "out" / "report.html"):
         page = path.read_text()
         assert "<img src=x" not in page
@@ -128,17 +123,34 @@ def test_names_from_files_are_escaped_and_pages_ask_for_nothing(tmp_path):
     assert "%3Cimg" in (tmp_path / "out" / "report.html").read_text(), "the link leads to the page, whatever its name"
 
 
+def test_of_many_lesions_the_largest_are_shown_and_the_others_counted(tmp_path):
+    label = scan(*((2, y, x, 2) for y in (4, 9, 14, 19) for x in (4, 9, 14, 19)))
+    write_nifti(tmp_path / "a.nii.gz", label, SPACING)
+    run(gather_jobs(tmp_path / "a.nii.gz", None, LITS_LABELS), tmp_path / "out")
+    page = (tmp_path / "out" / "a.html").read_text()
+    assert page.count("<figcaption>") == 12
+    assert "<p>4 smaller lesions are in the table only.</p>" in page
+
+
+def test_a_page_of_very_many_cases_has_thumbnails_of_the_first_only(tmp_path, monkeypatch, three_cases):
+    run(gather_jobs(three_cases / "scans", None, None), tmp_path / "all")
+    monkeypatch.setattr(cohort_page, "MOST_PICTURES", 2)
+    run(gather_jobs(three_cases / "scans", None, None), tmp_path / "two")
+    pages = [(tmp_path / name / "report.html").read_text() for name in ("all", "two")]
+    assert [page.count("data:image/png") for page in pages] == [3, 2]
+
+
 def test_flags_send_a_person_to_look(tmp_path):
     label = scan((2, 6, 6, 4))
     label[label == 1] = 0
     label[6, 20, 20] = 1
     write_nifti(tmp_path / "a.nii.gz", label, SPACING)
     write_nifti(tmp_path / "b.nii.gz", np.where(label == 1, 0, label), SPACING)
-    run(gather(tmp_path, None, LITS_LABELS), tmp_path / "out")
+    run(gather_jobs(tmp_path, None, LITS_LABELS), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "a.json").read_text())["flags"] == ["lesion 1 touches no liver"]
-    cases = [{"case": str(n), "organ_ml": 1500.0 + 20 * n} for n in range(6)] + [{"case": "far", "organ_ml": 300.0}]
-    assert list(far_volumes(cases)) == ["far"]
-    assert "below the others" in far_volumes(cases)["far"][0]
+    far = flag_far_volumes({str(n): 1500.0 + 20 * n for n in range(6)} | {"far": 300.0})
+    assert list(far) == ["far"]
+    assert "below the others" in far["far"]
 
 
 def test_simpleitk_reads_the_segmentation_with_its_place_names_and_colors(tmp_path, rng):
@@ -159,7 +171,7 @@ def test_simpleitk_reads_the_segmentation_with_its_place_names_and_colors(tmp_pa
     assert rows[1:] == ["0 background 0 0 0 0", "1 left_lobe_9_x 90 200 255 255", "2 tumor 255 70 70 255"]
 
 
-def test_two_masks_are_compared_and_the_category_is_called_a_computation(tmp_path):
+def test_two_masks_are_compared_and_the_category_is_called_a_computation(command, tmp_path):
     write_nifti(tmp_path / "first.nii.gz", scan((2, 6, 6, 12)), SPACING)
     write_nifti(tmp_path / "second.nii.gz", scan((2, 6, 6, 6)), SPACING)
     words = (
@@ -170,14 +182,14 @@ def test_two_masks_are_compared_and_the_category_is_called_a_computation(tmp_pat
         "--out",
         tmp_path / "out",
     )
-    done = command(compare, *words)
+    done = command("compare", *words)
     assert done.exit_code == 0, done.output
     assert "RECIST 1.1 category, computed: PR" in done.output
     assert "not a diagnosis" in done.output
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["lesions"][0]["fate"] == "matched"
     bare = Volume(label=scan(), labels=make_labels({"liver": 1, "spleen": 2}), affine_lps=np.eye(4))
     with pytest.raises(LabelError, match="which label is tumor"):
-        time_point(bare)
+        measure_time_point(bare)
 
 
 def test_beside_a_report_of_infer_a_mask_needs_no_names_and_the_page_names_the_model(tmp_path):
@@ -194,7 +206,7 @@ def test_beside_a_report_of_infer_a_mask_needs_no_names_and_the_page_names_the_m
     write_nifti(tmp_path / "p" / "a.nii.gz", scan((2, 6, 6, 6)), SPACING)
     for name in ("a_liver", "a_tumor", "a_probability_tumor"):  # what --separate and --probability write beside it
         write_nifti(tmp_path / "p" / f"{name}.nii.gz", np.full((10, 30, 30), 64, np.uint8), SPACING)
-    (outcome,) = run(gather(tmp_path / "p", None, None), tmp_path / "out")
+    (outcome,) = run(gather_jobs(tmp_path / "p", None, None), tmp_path / "out")
     assert outcome.status == "done", outcome.reason
     record = json.loads((tmp_path / "out" / "a.json").read_text())
     assert record["lesions"][0]["probability_mean"] == pytest.approx(64 / 255, abs=1e-4)
@@ -204,23 +216,21 @@ def test_beside_a_report_of_infer_a_mask_needs_no_names_and_the_page_names_the_m
 
 def test_a_mask_without_its_scan_is_flagged_and_names_that_collide_are_refused(three_cases):
     (three_cases / "scans" / "volume-2.nii").unlink()
-    run(gather(three_cases / "scans", three_cases / "scans", None), three_cases / "out")
+    run(gather_jobs(three_cases / "scans", three_cases / "scans", None), three_cases / "out")
     record = json.loads((three_cases / "out" / "segmentation-2.json").read_text())
     assert record["flags"] == ["no scan of its name was found, so there is no HU"]
     write_nifti(three_cases / "twice" / "a.nii", scan(), SPACING)
     write_nifti(three_cases / "twice" / "a.nii.gz", scan(), SPACING)
     with pytest.raises(PairingError, match="written over others of the name a"):
-        gather(three_cases / "twice", None, LITS_LABELS)
+        gather_jobs(three_cases / "twice", None, LITS_LABELS)
     write_nifti(three_cases / "summary.nii", scan(), SPACING)
     with pytest.raises(PairingError, match="of the name summary"):
-        gather(three_cases / "summary.nii", None, LITS_LABELS)
+        gather_jobs(three_cases / "summary.nii", None, LITS_LABELS)
 
 
 def test_a_process_that_dies_fails_its_cases_and_not_the_run(three_cases):
-    from slicemill.measure.lesions.jobs import _died
-
-    (job, *_) = gather(three_cases / "scans", None, None)
-    assert "fewer --workers" in _died(job).reason
+    (job, *_) = gather_jobs(three_cases / "scans", None, None)
+    assert "fewer --workers" in report_death(job).reason
 
 
 def test_labels_of_any_name_are_found_in_the_names_of_files_and_a_foreign_json_beside_is_no_report(tmp_path):
@@ -233,11 +243,11 @@ def test_labels_of_any_name_are_found_in_the_names_of_files_and_a_foreign_json_b
         write_nifti(tmp_path / "p" / f"{name}.nii.gz", scan((2, 6, 6, 6)), SPACING)
     for text in ('{"labels": null}', "[]", "{"):
         (tmp_path / "p" / "b.json").write_text(text)
-        assert [job.name for job in gather(tmp_path / "p", None, None)] == ["a", "b_c"]
+        assert [job.name for job in gather_jobs(tmp_path / "p", None, None)] == ["a", "b_c"]
     (tmp_path / "p" / "b_c.json").write_text("[]")
-    outcomes = run(gather(tmp_path / "p", None, None), tmp_path / "out")
+    outcomes = run(gather_jobs(tmp_path / "p", None, None), tmp_path / "out")
     assert [outcome.status for outcome in outcomes] == ["done", "failed"]
-    assert "no report says what its label values mean" in outcomes[1].reason
+    assert "no report names its label values" in outcomes[1].reason
     assert json.loads((tmp_path / "out" / "a.json").read_text())["lesions"][0]["probability_max"] == pytest.approx(
         2 / 255, abs=1e-4
     )
@@ -246,7 +256,7 @@ def test_labels_of_any_name_are_found_in_the_names_of_files_and_a_foreign_json_b
 def test_a_mask_is_not_measured_in_the_scan_of_another_site(tmp_path):
     for name in ("m/a/001", "m/b/001", "s/b/001", "m/002", "s/c/002"):
         write_nifti(tmp_path / f"{name}.nii.gz", scan(), SPACING)
-    jobs = {job.name: job for job in gather(tmp_path / "m", tmp_path / "s", LITS_LABELS)}
+    jobs = {job.name: job for job in gather_jobs(tmp_path / "m", tmp_path / "s", LITS_LABELS)}
     assert {name: job.image and job.image.parent.name for name, job in jobs.items()} == {
         "002": "c",
         "a/001": None,
@@ -260,7 +270,7 @@ def test_a_pair_whose_image_file_changed_is_measured_again(tmp_path):
 
     (tmp_path / "p").mkdir()
     nibabel.save(nibabel.Nifti1Pair(scan((2, 6, 6, 6)).T, np.eye(4)), tmp_path / "p" / "x.hdr")
-    jobs = gather(tmp_path / "p", None, LITS_LABELS)
+    jobs = gather_jobs(tmp_path / "p", None, LITS_LABELS)
     assert [outcome.status for outcome in run(jobs, tmp_path / "out")] == ["done"]
     image = tmp_path / "p" / "x.img"
     image.write_bytes(bytes(image.stat().st_size))
@@ -268,36 +278,36 @@ def test_a_pair_whose_image_file_changed_is_measured_again(tmp_path):
     assert json.loads((tmp_path / "out" / "x.json").read_text())["lesion_count"] == 0
 
 
-def test_the_report_of_infer_is_believed_before_a_name_and_what_is_stated_before_both(tmp_path):
+def test_labels_of_the_user_precede_those_of_the_report_and_those_precede_the_name(tmp_path):
     from slicemill.common.files import write_json
 
     write_json(tmp_path / "dataset.json", {"labels": {"0": "background", "1": "liver", "2": "tumor"}})
     write_nifti(tmp_path / "segmentation-1.nii.gz", scan((2, 6, 6, 6)), SPACING)
-    (job,) = gather(tmp_path, None, None)
-    assert load(job).volume.labels == LITS_LABELS
+    (job,) = gather_jobs(tmp_path, None, None)
+    assert load_case(job).volume.labels == LITS_LABELS
     report = make_labels({"tumor": 1, "vessel": 2}).as_json() | {"model_sha256": "ab" * 32, "slice_tumor_scores": []}
     before = job.stamp()
     write_json(tmp_path / "segmentation-1.json", report)
-    assert load(job).volume.labels == make_labels({"tumor": 1, "vessel": 2})
+    assert load_case(job).volume.labels == make_labels({"tumor": 1, "vessel": 2})
     assert job.stamp() != before, "other labels, other figures"
-    (job,) = gather(tmp_path, None, make_labels({"lobe": 1, "tumor": 2}))
-    assert load(job).volume.labels.organ == "lobe"
+    (job,) = gather_jobs(tmp_path, None, make_labels({"lobe": 1, "tumor": 2}))
+    assert load_case(job).volume.labels.organ == "lobe"
 
 
-def test_a_time_point_may_have_any_name(tmp_path):
+def test_a_time_point_may_have_any_name(command, tmp_path):
     write_nifti(tmp_path / "report.nii.gz", scan((2, 6, 6, 6)), SPACING)
-    done = command(compare, *[tmp_path / "report.nii.gz"] * 2, "--labels", "liver=1,tumor=2")
+    done = command("compare", *[tmp_path / "report.nii.gz"] * 2, "--labels", "liver=1,tumor=2")
     assert done.exit_code == 0, done.output
 
 
-def test_files_of_others_are_never_replaced(tmp_path):
+def test_files_of_others_are_never_replaced(command, tmp_path):
     for name in ("m/a", "m/b", "m/c"):
         write_nifti(tmp_path / f"{name}.nii.gz", scan((2, 6, 6, 6)), SPACING)
     out = tmp_path / "out"
     out.mkdir()
     (out / "a.json").write_text('{"SeriesInstanceUID": "1.2.3"}')
     (out / "b.png").write_bytes(b"mine")
-    outcomes = run(gather(tmp_path / "m", None, LITS_LABELS), out, overwrite=True)
+    outcomes = run(gather_jobs(tmp_path / "m", None, LITS_LABELS), out, overwrite=True)
     assert [outcome.status for outcome in outcomes] == ["failed", "failed", "done"]
     assert "a.json: was not written by slicemill measure" in outcomes[0].reason
     assert (out / "a.json").read_text() == '{"SeriesInstanceUID": "1.2.3"}'
@@ -305,34 +315,34 @@ def test_files_of_others_are_never_replaced(tmp_path):
     assert not (out / "b.json").exists()
     (out / "summary.json").write_text('{"slices": 3}')
     with pytest.raises(PairingError, match=r"summary.json: was not written by"):
-        run(gather(tmp_path / "m", None, LITS_LABELS), out)
+        run(gather_jobs(tmp_path / "m", None, LITS_LABELS), out)
     (tmp_path / "ct").mkdir()
     words = (tmp_path / "m", "--image", tmp_path / "ct", "--out", tmp_path / "ct", "--labels", "liver=1,tumor=2")
-    done = command(measure, *words)
+    done = command("measure", *words)
     assert (done.exit_code, "choose another folder" in done.output) == (1, True)
 
 
 def test_what_a_killed_run_has_left_of_a_case_is_done_again(tmp_path, monkeypatch):
-    from slicemill.measure.lesions import jobs
+    from slicemill.measure.lesions import run as module
 
     def killed(*_):
         raise KeyboardInterrupt
 
     write_nifti(tmp_path / "m" / "a.nii.gz", scan((2, 6, 6, 6)), SPACING)
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "write_segmentation", killed)
+        patch.setattr(module, "write_segmentation", killed)
         with pytest.raises(KeyboardInterrupt):
-            run(gather(tmp_path / "m", None, LITS_LABELS), tmp_path / "out")
+            run(gather_jobs(tmp_path / "m", None, LITS_LABELS), tmp_path / "out")
     assert (tmp_path / "out" / "a.html").exists()
-    assert [one.status for one in run(gather(tmp_path / "m", None, LITS_LABELS), tmp_path / "out")] == ["done"]
+    assert [one.status for one in run(gather_jobs(tmp_path / "m", None, LITS_LABELS), tmp_path / "out")] == ["done"]
     assert json.loads((tmp_path / "out" / "a.json").read_text())["lesion_count"] == 1
 
 
-def test_files_that_a_name_hides_are_told(tmp_path):
+def test_files_that_are_left_out_because_of_their_names_are_reported(command, tmp_path):
     for name in ("p1_label", "p1_ct", "p2", "p3"):
         write_nifti(tmp_path / "m" / f"{name}.nii.gz", scan(), SPACING)
-    done = command(measure, tmp_path / "m", "--out", tmp_path / "out", "--labels", "liver=1,tumor=2")
-    assert "1 cases: 1 done" in done.output
+    done = command("measure", tmp_path / "m", "--out", tmp_path / "out", "--labels", "liver=1,tumor=2")
+    assert "1 case: 1 done" in done.output
     assert re.findall(r"left out: \S*/(\w+)\.nii", done.output.replace("\n", "")) == ["p2", "p3"]
     (tmp_path / "m" / "p1_label.nii.gz").unlink()
-    assert "left out" not in command(measure, tmp_path / "m", "--out", tmp_path / "o", "--labels", "liver=1").output
+    assert "left out" not in command("measure", tmp_path / "m", "--out", tmp_path / "o", "--labels", "liver=1").output

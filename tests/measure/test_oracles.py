@@ -1,8 +1,9 @@
-"""Our distances and matching beside MONAI's and panoptica's, from oracles.json, and from the tools where they are installed.
+"""Distances and matching compared with MONAI's and panoptica's, from oracles.json, and from the tools if installed.
 
-MONAI's surface is made of the voxels of which one of 6 neighbors is outside, ours (Bilic et al. 2023) of those of which one of
-18 is. They are the same in boxes, and there all values must be; elsewhere ours has more voxels, most of them a layer deeper,
-and averages, percentiles and surface Dice differ. With MONAI's surfaces our distances must give MONAI's values.
+MONAI's surface consists of the voxels with one of 6 neighbors outside, ours (Bilic et al. 2023) of those with one of 18
+outside. In boxes both are the same, and all values must agree. Elsewhere our surface has more voxels, most of them a
+layer deeper, so averages, percentiles and surface Dice differ. With MONAI's surfaces our distances must give MONAI's
+values.
 """
 
 import json
@@ -12,7 +13,7 @@ import pytest
 from scipy import ndimage
 
 from slicemill.ct.geometry import Grid
-from slicemill.measure.evaluation.detection import cross, f1, match, numbered
+from slicemill.measure.evaluation.detection import count_shared_voxels, f1, match_lesions, number_components
 from slicemill.measure.evaluation.surface import SurfaceDistances, nearest, surface_distances
 from tests.measure.oracles import COMMAND, FILE, SPACING, TOLERANCE_MM, instances, of_monai, of_panoptica, surfaces
 
@@ -56,9 +57,12 @@ def test_a_thicker_surface_gives_shorter_means_and_less_than_a_voxel_of_differen
 @pytest.mark.parametrize("name", list(instances()))
 @pytest.mark.parametrize("threshold", [0.0, 0.5])
 def test_lesions_are_matched_as_by_panoptica(name, threshold):
-    crossing = cross(*(numbered(mask, GRID, "corrected") for mask in instances()[name]))
-    ours, theirs = match(crossing, threshold, "corrected"), KEPT["panoptica"][name][f"overlap_above_{threshold:g}"]
-    overlaps = [crossing.iou(group) for group in ours.groups]
+    shared = count_shared_voxels(*(number_components(mask, GRID, "corrected") for mask in instances()[name]))
+    ours, theirs = (
+        match_lesions(shared, threshold, "corrected"),
+        KEPT["panoptica"][name][f"overlap_above_{threshold:g}"],
+    )
+    overlaps = [shared.iou(group) for group in ours.groups]
     assert ours.true_positive == theirs["true_positive"]
     assert ours.predictions - ours.true_positive == theirs["false_positive"]
     assert ours.references - ours.true_positive == theirs["false_negative"]
@@ -68,12 +72,12 @@ def test_lesions_are_matched_as_by_panoptica(name, threshold):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_the_kept_distances_are_what_monai_says_here():
-    pytest.importorskip("monai", reason=f"the values in oracles.json are compared; `{COMMAND}` makes them anew")
+    pytest.importorskip("monai", reason=f"the values in oracles.json are compared; `{COMMAND}` makes them again")
     assert {name: of_monai(*pair) for name, pair in surfaces().items()} == {
         name: pytest.approx(row, rel=1e-6) for name, row in KEPT["monai"].items()
     }
 
 
 def test_the_kept_counts_are_what_panoptica_says_here():
-    pytest.importorskip("panoptica", reason=f"the values in oracles.json are compared; `{COMMAND}` makes them anew")
+    pytest.importorskip("panoptica", reason=f"the values in oracles.json are compared; `{COMMAND}` makes them again")
     assert {name: of_panoptica(*pair) for name, pair in instances().items()} == KEPT["panoptica"]

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from slicemill.measure.parallel import each
+from slicemill.measure.parallel import map_isolated
 
 ROOT = Path(__file__).parents[2]
 NAPS = """
 import signal, sys, time
 from pathlib import Path
-from slicemill.measure.parallel import each
+from slicemill.measure.parallel import map_isolated
 
 from slicemill.common.files import atomic_write
 
@@ -26,12 +26,16 @@ def nap(place):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    list(each(nap, sys.argv[1:], 2, str))
+    list(map_isolated(nap, sys.argv[1:], 2, str))
 """
 
 
 def test_items_keep_their_places_in_one_process_and_in_several():
-    assert sorted(each(abs, [-3, 4, -5], 1, abs)) == sorted(each(abs, [-3, 4, -5], 2, abs)) == [(0, 3), (1, 4), (2, 5)]
+    assert (
+        sorted(map_isolated(abs, [-3, 4, -5], 1, abs))
+        == sorted(map_isolated(abs, [-3, 4, -5], 2, abs))
+        == [(0, 3), (1, 4), (2, 5)]
+    )
 
 
 def die_at_seven(number):
@@ -41,7 +45,7 @@ def die_at_seven(number):
 
 
 def test_only_the_item_that_a_process_died_of_fails():
-    found = sorted(each(die_at_seven, [1, 7, 2, 7, 3], 2, lambda number: f"died of {number}"))
+    found = sorted(map_isolated(die_at_seven, [1, 7, 2, 7, 3], 2, lambda number: f"died of {number}"))
     assert found == [(0, "1"), (1, "died of 7"), (2, "2"), (3, "died of 7"), (4, "3")]
 
 

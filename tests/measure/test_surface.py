@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from slicemill.measure.evaluation.surface import surface, surface_distances
+from slicemill.measure.evaluation.surface import mark_surface, surface_distances
 
 SPACING = (2.5, 0.8, 0.7)
 
@@ -32,7 +32,9 @@ def by_hand(prediction, reference, spacing):
 @settings(max_examples=60, deadline=None)
 def test_a_surface_is_the_mask_without_its_erosion_by_18_neighbors(seed, shape, share):
     mask = np.random.default_rng(seed).random(shape) < share
-    assert np.array_equal(surface(mask), mask ^ ndimage.binary_erosion(mask, ndimage.generate_binary_structure(3, 2)))
+    assert np.array_equal(
+        mark_surface(mask), mask ^ ndimage.binary_erosion(mask, ndimage.generate_binary_structure(3, 2))
+    )
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.02, 0.9), st.floats(0.02, 0.9))
@@ -95,7 +97,7 @@ def test_where_a_mask_is_empty_there_is_no_distance():
 
 
 def test_a_mask_at_the_edge_of_the_picture_has_its_surface_there():
-    assert surface(np.ones((3, 3, 3), bool)).sum() == 26
+    assert mark_surface(np.ones((3, 3, 3), bool)).sum() == 26
 
 
 def test_the_benchmark_of_distances_agrees_with_transforms_and_fits_its_table():

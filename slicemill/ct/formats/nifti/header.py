@@ -1,8 +1,13 @@
-"""NIfTI-1 and NIfTI-2, single files and .hdr/.img pairs: header, voxel bytes as a stream, and volumes written on the grid of a header.
+"""Headers of NIfTI-1 and NIfTI-2, single files and .hdr/.img pairs: read and checked against the file.
 
-nibabel reads the header's fields; the voxels are streamed here, because a scan must be readable a slab at a time,
-hashed on the way, and must not cost memory that its file cannot fill. Whether a file is gzip is told by its first
-bytes, not by its name. A pair is named by its .hdr and is one stream too: the header file, then the image file.
+nibabel decodes the fields. Everything that the header claims is checked here before a voxel is read:
+
+1. The first bytes must be a header of 348 or 540 bytes, of either byte order, with NIfTI's magic.
+2. Shape, voxel type, scaling and affine must be those of one CT volume.
+3. The file must be able to hold the claimed voxels, so that a damaged header cannot make a reader allocate memory that
+   the file cannot fill. A gzip file can hold at most MAX_DEFLATE_RATIO times its size.
+
+What is unusual but readable becomes a warning.
 """
 
 import struct
@@ -18,55 +23,56 @@ from nibabel.spatialimages import HeaderDataError
 from slicemill.common.errors import GeometryError, ScanError
 from slicemill.common.files import Location
 from slicemill.ct.formats.nifti.names import files_of, is_header_name
-from slicemill.ct.formats.nifti.stream import MAX_DATA_OFFSET, _header_file, _is_gzip, _read_up_to, open_voxels
+from slicemill.ct.formats.nifti.stream import MAX_DATA_OFFSET, is_gzip, open_voxels, read_header_file, read_up_to
 from slicemill.ct.geometry import SAME_GRID_MM, Grid
 from slicemill.ct.grid_checks import about_grid
 
 MAX_DEFLATE_RATIO = 1032
-"""Deflate cannot expand a byte to more (zlib's technical notes), so a header that claims more lies."""
+"""Most bytes that deflate can produce from one (zlib, technical details)."""
 HEADER_BYTES = {348: "NIfTI-1", 540: "NIfTI-2"}
 TEXT_FIELDS = ("data_type", "db_name", "descrip", "aux_file", "intent_name")
 MAX_EXTENSION_BYTES = 1 << 20
-"""Header extensions stand in a JSON document; what is longer (a whole DICOM study, say) is left out with a warning."""
+"""Longest extensions that are stored with a case, in a JSON document; longer ones are left out with a warning."""
 ODD_UNITS = {1: "meters", 3: "micrometers"}
-"""Codes of xyzt_units that are not millimeters (2) or unknown (0)."""
+"""Codes of xyzt_units other than millimeters (2) and unknown (0)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NiftiHeader:
-    """What a NIfTI header says, checked against the file that holds the voxels."""
+    """A NIfTI header that was checked against its file."""
 
     grid: Grid
     dtype: np.dtype[Any]
     slope: float
+    """HU or label value = stored number * slope + inter."""
     inter: float
     data_offset: int
-    """Where the voxels start in the stream of `open_voxels`."""
+    """Offset of the voxels in the stream of `open_voxels`, bytes."""
     raw: bytes
     """The header's own 348 or 540 bytes."""
     extension_bytes: int
-    """Bytes of header extensions, which follow the header and the four bytes that announce them."""
+    """Size of the header extensions, which follow the header and the four bytes that announce them."""
     warnings: tuple[str, ...]
 
     @property
     def data_bytes(self) -> int:
-        """Return how many bytes of voxels there must be."""
+        """Return the size of all voxels, bytes."""
         return int(np.prod(self.grid.shape, dtype=object)) * self.dtype.itemsize
 
 
 def read_header(path: Location) -> NiftiHeader:
-    """Read and check a file's header; no voxel is read.
+    """Read and check the header of a file.
 
     Raises
     ------
     ScanError
-        Not a NIfTI file, of a kind that cannot be a CT, or shorter than its header claims.
+        The file is not NIfTI, cannot be a CT, or is shorter than its header claims.
     """
     is_pair = is_header_name(path.name)
-    start = _header_file(path)[1] if is_pair else _first_bytes(path)
-    raw, header = _parse(start, path)
+    start = read_header_file(path)[1] if is_pair else _first_bytes(path)
+    raw, header = parse_header(start, path)
     _check_kind(header, path, is_pair=is_pair)
-    shape = _shape(header, path)
+    shape = read_shape(header, path)
     dtype = _dtype(header, path)
     slope, inter = _scaling(header, path)
     affine, warnings = _affine(header, path)
@@ -74,8 +80,10 @@ def read_header(path: Location) -> NiftiHeader:
         grid = Grid(shape=shape, affine=affine)
     except GeometryError as error:
         raise GeometryError(f"{path}: {error}") from error
-    before, first = (len(start), 0) if is_pair else (0, len(raw) + 4)
-    offset = max(_offset(header, path), first)
+    # The stream of a pair is the header file (`before` bytes) and then the image file, in which vox_offset counts. In a
+    # single file the voxels come after the header and the four bytes behind it, even if vox_offset is smaller.
+    before, least = (len(start), 0) if is_pair else (0, len(raw) + 4)
+    offset = max(_offset(header, path), least)
     checked = NiftiHeader(
         grid=grid,
         dtype=dtype,
@@ -91,17 +99,17 @@ def read_header(path: Location) -> NiftiHeader:
 
 
 def read_extensions(path: Location, header: NiftiHeader) -> bytes:
-    """Return the bytes of a file's header extensions with the four bytes that announce them; empty where there are none."""
+    """Return a file's header extensions with the four bytes that announce them; empty if there are none."""
     if not header.extension_bytes:
         return b""
     stream, _ = open_voxels(path, hashed=False)
     with stream:
-        return _read_up_to(stream, len(header.raw) + 4 + header.extension_bytes, path)[len(header.raw) :]
+        return read_up_to(stream, len(header.raw) + 4 + header.extension_bytes, path)[len(header.raw) :]
 
 
 def blank_text(header: bytes) -> bytes:
-    """Return header bytes with every free-text field blanked and no extension: they may name or describe a person."""
-    fields = _parse(header, Path("header"))[1]
+    """Return header bytes with blank text fields and no extensions, which may name or describe a person."""
+    fields = parse_header(header, Path("header"))[1]
     for name in TEXT_FIELDS:
         if name in fields:
             fields[name] = b""
@@ -109,22 +117,23 @@ def blank_text(header: bytes) -> bytes:
 
 
 def grid_of_header(header: bytes) -> Grid:
-    """Return the grid that stored header bytes describe."""
-    fields = _parse(header, Path("header"))[1]
-    return Grid(shape=_shape(fields, Path("header")), affine=_affine(fields, Path("header"))[0])
+    """Return the grid of stored header bytes."""
+    fields = parse_header(header, Path("header"))[1]
+    return Grid(shape=read_shape(fields, Path("header")), affine=_affine(fields, Path("header"))[0])
 
 
 def _first_bytes(path: Location) -> bytes:
-    """Return the first bytes of a single file, as many as the longest header and its mark of extensions have."""
+    """Return the first bytes of a single file: the longest header, and the four bytes behind it."""
     stream, _ = open_voxels(path, hashed=False)
     with stream:
-        return _read_up_to(stream, max(HEADER_BYTES) + 4, path)
+        return read_up_to(stream, max(HEADER_BYTES) + 4, path)
 
 
-def _parse(start: bytes, path: Location) -> tuple[bytes, Any]:
-    """Return the header's bytes and nibabel's view of their fields."""
+def parse_header(start: bytes, path: Location) -> tuple[bytes, Any]:
+    """Return the header's own bytes and their fields, as nibabel's header object."""
     if len(start) < 348:
         raise ScanError(f"{path}: is not a NIfTI file: {len(start)} bytes, but its header alone has 348.")
+    # The first field is the header's own size; it shows both the version and the byte order.
     for order in "<>":
         size = struct.unpack(f"{order}i", start[:4])[0]
         if size in HEADER_BYTES and len(start) >= size:
@@ -141,18 +150,19 @@ def _parse(start: bytes, path: Location) -> tuple[bytes, Any]:
 
 
 def _check_kind(header: Any, path: Location, *, is_pair: bool) -> None:
-    """Refuse a file whose name says single file and whose header says pair, or the reverse."""
+    """Refuse a header of a pair in a single file, or the reverse."""
     says_pair = bytes(header["magic"].item())[:2] == b"ni"
     if says_pair and not is_pair:
         raise ScanError(
-            f"{path}: is the header of a .hdr/.img pair; name it .hdr and put its .img beside it, or convert the pair to one .nii file."
+            f"{path}: is the header of a .hdr/.img pair. Name it .hdr and put its .img in the same folder, "
+            "or convert the pair to one .nii file."
         )
     if is_pair and not says_pair:
         raise ScanError(f"{path}: its header says that the voxels follow in the same file; rename it to .nii.")
 
 
-def _shape(header: Any, path: Location) -> tuple[int, int, int]:
-    """Return the three extents; trailing extents of one volume are dropped, a 2-D picture has one slice."""
+def read_shape(header: Any, path: Location) -> tuple[int, int, int]:
+    """Return the three extents. Further extents of 1 are dropped; a 2-D image has one slice."""
     rank = int(header["dim"][0])
     if not 2 <= rank <= 7:
         raise ScanError(f"{path}: a scan has 2 to 7 dimensions; the header says {rank}.")
@@ -161,14 +171,15 @@ def _shape(header: Any, path: Location) -> tuple[int, int, int]:
         raise ScanError(f"{path}: every extent must be at least 1; the header says {extents}.")
     if any(extent > 1 for extent in extents[3:]):
         raise ScanError(
-            f"{path}: holds several volumes, extents {extents}; a CT is one volume: split it first (nibabel.funcs.four_to_three)."
+            f"{path}: holds several volumes, extents {extents}; a CT is one volume. "
+            "Split it first (nibabel.funcs.four_to_three)."
         )
     i, j, k = (*extents, 1)[:3]
     return i, j, k
 
 
 def _dtype(header: Any, path: Location) -> np.dtype[Any]:
-    """Return the voxels' type; only plain integers and floats can be HU or labels."""
+    """Return the type of the voxels; integers and floats of up to 8 bytes can be HU or labels."""
     try:
         dtype = header.get_data_dtype()
     except (HeaderDataError, KeyError) as error:
@@ -182,7 +193,7 @@ def _dtype(header: Any, path: Location) -> np.dtype[Any]:
 
 
 def _scaling(header: Any, path: Location) -> tuple[float, float]:
-    """Return slope and intercept; a slope of 0 or NaN means none, as the standard says."""
+    """Return slope and intercept; a slope of 0 or NaN means no scaling (NIfTI-1 standard, scl_slope)."""
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if not np.isfinite(slope) or slope == 0:
         return 1.0, 0.0
@@ -192,7 +203,7 @@ def _scaling(header: Any, path: Location) -> tuple[float, float]:
 
 
 def _affine(header: Any, path: Location) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
-    """Return voxel i j k -> RAS mm by the standard's order (sform, qform, spacing alone), and what is odd about it."""
+    """Return the affine, voxel i j k to RAS mm, by the standard's order (sform, qform, spacing), and warnings."""
     try:
         with np.errstate(all="ignore"):
             affine = np.asarray(header.get_best_affine(), dtype=np.float64)
@@ -201,18 +212,19 @@ def _affine(header: Any, path: Location) -> tuple[npt.NDArray[np.float64], tuple
             f"{path}: the header's orientation cannot be read ({error}); correct its qform or sform."
         ) from error
     if header["sform_code"] > 0 and header["qform_code"] > 0:
-        return affine, _about_qform(header, _shape(header, path), affine)
+        return affine, _about_qform(header, read_shape(header, path), affine)
     if header["sform_code"] <= 0 and header["qform_code"] <= 0:
         return affine, ("the header has no orientation; spacing alone is used and the patient's sides are unknown",)
     return affine, ()
 
 
 def _about_qform(header: Any, shape: tuple[int, int, int], affine: npt.NDArray[np.float64]) -> tuple[str, ...]:
-    """Return a warning when the qform says something else than the sform."""
+    """Return a warning if the qform differs from the sform."""
     try:
         with np.errstate(all="ignore"):
             qform = np.asarray(header.get_qform(), dtype=np.float64)
-            if (np.abs(qform - affine)[:3] @ [*shape, 1]).sum() <= SAME_GRID_MM:  # no corner can be farther apart
+            # An upper bound of the distance between corners, quick to compute: the usual case ends here.
+            if (np.abs(qform - affine)[:3] @ [*shape, 1]).sum() <= SAME_GRID_MM:
                 return ()
             apart = Grid(shape=shape, affine=affine).distance_mm(Grid(shape=shape, affine=qform))
     except (ValueError, HeaderDataError, np.linalg.LinAlgError):
@@ -221,7 +233,7 @@ def _about_qform(header: Any, shape: tuple[int, int, int], affine: npt.NDArray[n
 
 
 def _about_fields(header: Any) -> list[str]:
-    """Return warnings about fields that say something else than a plain CT's."""
+    """Return warnings about fields that are unusual for a CT."""
     warnings = []
     rank = int(header["dim"][0])
     if rank > 3:
@@ -236,25 +248,25 @@ def _about_fields(header: Any) -> list[str]:
 
 
 def _about_names(path: Location) -> list[str]:
-    """Return a warning for each file whose name says gzip and whose bytes do not, or the reverse."""
+    """Return a warning for each file whose suffix .gz and first bytes contradict each other."""
     warnings = []
     for file in files_of(path):
-        is_gzip = _is_gzip(file)
-        if is_gzip != file.name.lower().endswith(".gz"):
-            warnings.append(
-                f"the name {file.name} says {'plain' if is_gzip else 'gzip'}, its bytes the opposite; the bytes were believed"
-            )
+        compressed = is_gzip(file)
+        if compressed != file.name.lower().endswith(".gz"):
+            expected, found = ("plain", "gzip") if compressed else ("gzip", "plain")
+            warnings.append(f"the name {file.name} says {expected}, its bytes are {found}; it was read as {found}")
     return warnings
 
 
 def _extension_bytes(start: bytes, size: int, end: int) -> int:
-    """Return how many bytes of extensions lie between the header of `size` bytes and `end`; the byte after the header announces them."""
+    """Return the size of the extensions between the header of `size` bytes and `end`."""
+    # the byte after the header announces extensions; they follow the four bytes that it starts
     announced = len(start) > size and start[size] != 0
     return max(0, end - size - 4) if announced else 0
 
 
 def _offset(header: Any, path: Location) -> int:
-    """Return where the header says that the voxels start in their file."""
+    """Return the offset of the voxels in their file, bytes."""
     offset = float(header["vox_offset"])
     if not np.isfinite(offset) or not 0 <= offset <= MAX_DATA_OFFSET or offset != int(offset):
         raise ScanError(f"{path}: the voxels cannot start at byte {offset:g}; the header is damaged.")
@@ -262,11 +274,12 @@ def _offset(header: Any, path: Location) -> int:
 
 
 def _check_size(path: Location, header: NiftiHeader, claimed: int) -> None:
-    """Refuse a file that cannot hold the bytes that its header claims, before memory is taken for them."""
-    size, is_gzip = path.stat().st_size, _is_gzip(path)
-    most = size * MAX_DEFLATE_RATIO + 1024 if is_gzip else size
+    """Refuse a file that cannot hold the bytes that its header claims."""
+    size, compressed = path.stat().st_size, is_gzip(path)
+    most = size * MAX_DEFLATE_RATIO + 1024 if compressed else size
     if claimed > most:
         raise ScanError(
             f"{path}: the header claims {claimed:,} bytes ({'x'.join(map(str, header.grid.shape))} of {header.dtype}), "
-            f"but the file has {size:,}{' compressed' if is_gzip else ''}. It is truncated or its header lies; copy it again."
+            f"but the file has {size:,}{' compressed' if compressed else ''}. "
+            "It is truncated or its header is damaged; copy it again."
         )

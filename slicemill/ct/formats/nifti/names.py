@@ -1,4 +1,4 @@
-"""Names of NIfTI files: suffixes, stems, and the files of a pair"""
+"""Names of NIfTI files: suffixes, stems, and the two files of a pair."""
 
 from slicemill.common.files import Location
 
@@ -7,9 +7,9 @@ SUFFIXES = (".nii.gz", ".nii", *HEADER_SUFFIXES)
 
 
 def is_nifti_name(name: str) -> bool:
-    """Return whether a file name ends like a NIfTI file and is no macOS resource fork or hidden file.
+    """Return whether a file name has a NIfTI suffix and is not hidden (as macOS resource forks are).
 
-    A pair is named by its header; its image file is no name of its own.
+    A pair is named by its header file; the image file does not count.
 
     >>> is_nifti_name("a.nii.gz"), is_nifti_name("a.hdr"), is_nifti_name("a.img"), is_nifti_name("._a.nii")
     (True, True, False, False)
@@ -18,7 +18,7 @@ def is_nifti_name(name: str) -> bool:
 
 
 def is_header_name(name: str) -> bool:
-    """Return whether a file name is that of a pair's header file."""
+    """Return whether a file name is that of the header file of a pair."""
     return name.lower().endswith(HEADER_SUFFIXES)
 
 
@@ -35,10 +35,10 @@ def stem_of(name: str) -> str:
 
 
 def files_of(path: Location) -> tuple[Location, ...]:
-    """Return the files that a scan consists of: itself, or header and image file of a pair.
+    """Return the files of a scan: the path itself, or the header and image files of a pair.
 
     The image file of ``x.hdr`` is ``x.img``, else ``x.img.gz``; that of ``x.hdr.gz`` is ``x.img.gz``, else ``x.img``.
-    When neither is there, the first is named.
+    If neither exists, the first is returned.
 
     >>> from pathlib import Path
     >>> [file.name for file in files_of(Path("volume-17.nii"))], [file.name for file in files_of(Path("x.HDR"))]

@@ -1,4 +1,8 @@
-"""Streams of voxels from NIfTI files, plain or gzip, with damage reported by file name"""
+"""NIfTI files as byte streams, plain or gzip. Damage is reported with the name of the file.
+
+The first bytes of a file decide whether it is gzip, not its name. A .hdr/.img pair is one stream: the header file, then
+the image file.
+"""
 
 import io
 import stat
@@ -17,17 +21,18 @@ from slicemill.ct.formats.nifti.names import files_of, is_header_name
 
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_DATA_OFFSET = 1 << 24
+"""Largest offset of the voxels, bytes; also the largest header file of a pair."""
 
 
 def open_voxels(path: Location, *, hashed: bool = True) -> tuple[io.RawIOBase, HashingStream]:
-    """Open a file for reading from its first header byte, decompressing when it is gzip; of a pair, both files in turn.
+    """Open a file, or both files of a pair, for reading from the first header byte, decompressed.
 
-    Returns the stream to read from and, below it, the stream that counts and hashes the file's own bytes.
+    Returns the stream to read from, and the stream below it that counts and hashes the bytes as stored.
     """
-    content, plain = _header_file(path) if is_header_name(path.name) else (b"", b"")
-    file, is_gzip = _open_file(files_of(path)[-1])
+    content, plain = read_header_file(path) if is_header_name(path.name) else (b"", b"")
+    file, compressed = _open_file(files_of(path)[-1])
     hashing = HashingStream(file, start=content, hashed=hashed)
-    inner = Gunzip(fileobj=hashing, mode="rb") if is_gzip else hashing
+    inner = Gunzip(fileobj=hashing, mode="rb") if compressed else hashing
     return _Closing(inner, file, plain), hashing
 
 
@@ -37,7 +42,7 @@ def _open_file(path: Location) -> tuple[io.RawIOBase, bool]:
     Raises
     ------
     ScanError
-        It cannot be opened, or is no file: a pipe would be waited for without end.
+        The file cannot be opened, or is no regular file: reading a pipe could block forever.
     """
     try:
         if isinstance(path, RemotePath):
@@ -53,44 +58,45 @@ def _open_file(path: Location) -> tuple[io.RawIOBase, bool]:
     return file, magic == GZIP_MAGIC
 
 
-def _is_gzip(path: Location) -> bool:
+def is_gzip(path: Location) -> bool:
     """Return whether a file's first bytes are gzip's."""
     if isinstance(path, RemotePath):
         return path.read_range(0, len(GZIP_MAGIC)) == GZIP_MAGIC
-    file, is_gzip = _open_file(path)
+    file, compressed = _open_file(path)
     file.close()
-    return is_gzip
+    return compressed
 
 
-def _header_file(path: Location) -> tuple[bytes, bytes]:
-    """Return a pair's header file as it is, and decompressed when it is gzip.
+def read_header_file(path: Location) -> tuple[bytes, bytes]:
+    """Return the bytes of a pair's header file, as stored and decompressed.
 
     Raises
     ------
     ScanError
-        It cannot be read, or is too long to be a header.
+        The file cannot be read, or is too long for a header.
     """
-    file, is_gzip = _open_file(path)
+    file, compressed = _open_file(path)
     with file:
-        content = plain = _read_up_to(file, MAX_DATA_OFFSET + 1, path)
-    if is_gzip:
-        plain = _read_up_to(igzip.IGzipFile(fileobj=io.BytesIO(content), mode="rb"), MAX_DATA_OFFSET + 1, path)
+        content = plain = read_up_to(file, MAX_DATA_OFFSET + 1, path)
+    if compressed:
+        plain = read_up_to(igzip.IGzipFile(fileobj=io.BytesIO(content), mode="rb"), MAX_DATA_OFFSET + 1, path)
     if max(len(content), len(plain)) > MAX_DATA_OFFSET:
         raise ScanError(
-            f"{path}: the header of a .hdr/.img pair has at most {MAX_DATA_OFFSET:,} bytes; this file has more. It is damaged or no header."
+            f"{path}: the header of a .hdr/.img pair has at most {MAX_DATA_OFFSET:,} bytes; this file has more. "
+            "It is damaged or no header."
         )
     return content, plain
 
 
 class Gunzip(igzip.IGzipFile):  # type: ignore[misc]
-    """A gzip stream that decompresses straight into the buffer that it is given; its base class copies once more."""
+    """A gzip stream that decompresses directly into the caller's buffer; its base class makes one more copy."""
 
-    def readinto(self, buffer: Any) -> int:  # noqa: D102 (io.BufferedIOBase says it)
+    def readinto(self, buffer: Any) -> int:  # noqa: D102 (documented in io.BufferedIOBase)
         return int(self._buffer.readinto(buffer))
 
 
 class _Closing(io.RawIOBase):
-    """A readable stream over the bytes `before` and then over `inner`, that closes the file below it."""
+    """A readable stream of the bytes `before`, then of `inner`; closing it closes `file`."""
 
     def __init__(self, inner: Any, file: io.IOBase, before: bytes = b"") -> None:
         self._inner = inner
@@ -113,8 +119,8 @@ class _Closing(io.RawIOBase):
 
 
 @contextmanager
-def damage_named(path: Location) -> Iterator[None]:
-    """Turn what damaged compression, a short file or a failing disk raise into an error that names the file."""
+def report_damage(path: Location) -> Iterator[None]:
+    """Convert errors of damaged compression, truncated files and failing disks to errors that name the file."""
     try:
         yield
     except (EOFError, igzip.BadGzipFile, igzip.isal_zlib.error) as error:
@@ -134,10 +140,10 @@ def read_exactly(stream: io.RawIOBase, out: memoryview, path: Location) -> None:
     Raises
     ------
     ScanError
-        The stream ends early or its compression is damaged.
+        The stream ends early, or its compression is damaged.
     """
     filled = 0
-    with damage_named(path):
+    with report_damage(path):
         while filled < len(out):
             count = stream.readinto(out[filled:])
             if not count:
@@ -146,21 +152,21 @@ def read_exactly(stream: io.RawIOBase, out: memoryview, path: Location) -> None:
 
 
 def read_to_end(stream: io.RawIOBase, path: Location) -> None:
-    """Read what is left and forget it; a gzip stream checks its checksum at its end."""
-    with damage_named(path):
+    """Read and discard the rest, so that a gzip stream verifies its checksum."""
+    with report_damage(path):
         while stream.read(HASH_BLOCK):
             pass
 
 
 def skip(stream: io.RawIOBase, count: int, path: Location) -> None:
-    """Read `count` bytes and forget them."""
+    """Read and discard `count` bytes."""
     read_exactly(stream, memoryview(bytearray(count)), path)
 
 
-def _read_up_to(stream: io.RawIOBase, count: int, path: Location) -> bytes:
-    """Return up to `count` bytes from the start of the stream."""
+def read_up_to(stream: io.RawIOBase, count: int, path: Location) -> bytes:
+    """Read up to `count` bytes."""
     data = b""
-    with damage_named(path):
+    with report_damage(path):
         while len(data) < count and (block := stream.read(count - len(data))):
             data += block
     return data

@@ -1,0 +1,148 @@
+"""Point detections scored by the rules of LUNA16 (luna16.grand-challenge.org/Evaluation and its program).
+
+1. Of a scan's candidates the 100 most probable count. If there are more, only those strictly above the 101st count.
+2. A candidate hits a finding if it lies strictly nearer than half its diameter; a negative diameter counts as 10 mm.
+3. An included finding that is hit counts once, with the score of its most probable hit. None of its hits is a false
+   positive, and a candidate may hit two findings. A finding without a hit counts in the denominator.
+4. Candidates that hit an excluded finding are ignored. All others are false positives.
+5. Scans without candidates count.
+"""
+
+import csv
+import io
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slicemill.common.documents import to_document
+from slicemill.common.errors import InputError
+from slicemill.measure.evaluation.froc import FreeResponse, NoFindings, ScanHits, analyze_free_response
+
+Floats = npt.NDArray[np.float64]
+MOST_CANDIDATES = 100
+UNKNOWN_DIAMETER_MM = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Luna16Result:
+    """The free-response curve of point detections."""
+
+    unlisted_candidates: int
+    """Candidates in scans that are not listed; they are left out."""
+    response: FreeResponse | NoFindings
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as it is written to froc.json."""
+        return {
+            "rules": "LUNA16",
+            "candidates_of_unlisted_scans": self.unlisted_candidates,
+            **to_document(self.response),
+        }
+
+
+def score_points(results: Path, annotations: Path, scans: Path, excluded: Path | None = None) -> Luna16Result:
+    """Score point detections from LUNA16's files. Candidates of scans that are not listed are left out and counted.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read, lacks a column, names a scan twice, or holds a value that is not a number.
+    """
+    listed = read_names(scans)
+    candidates = read_points(results, "probability")
+    included = read_points(annotations, "diameter_mm")
+    ignored = read_points(excluded, "diameter_mm") if excluded else {}
+    none = np.empty((0, 4))
+    hits = [find_hits(candidates.get(name, none), included.get(name, none), ignored.get(name, none)) for name in listed]
+    unlisted = sum(len(points) for name, points in candidates.items() if name not in set(listed))
+    return Luna16Result(unlisted_candidates=unlisted, response=analyze_free_response(hits))
+
+
+def find_hits(candidates: Floats, included: Floats, excluded: Floats) -> ScanHits:
+    """Divide a scan's candidates into hits and false positives.
+
+    Parameters
+    ----------
+    candidates
+        float64[n, 4]: x, y, z in mm, probability.
+    included, excluded
+        float64[m, 4]: x, y, z in mm, diameter in mm.
+    """
+    kept = keep_most_probable(candidates)
+    hits = [_are_near(kept, finding) for finding in included]
+    not_false = np.zeros(len(kept), dtype=bool)
+    for hit in [*hits, *(_are_near(kept, finding) for finding in excluded)]:
+        not_false |= hit
+    return ScanHits(
+        found=tuple(float(kept[hit, 3].max()) for hit in hits if hit.any()),
+        missed=sum(not hit.any() for hit in hits),
+        false=tuple(kept[~not_false, 3].tolist()),
+    )
+
+
+def keep_most_probable(candidates: Floats) -> Floats:
+    """Return a scan's 100 most probable candidates; fewer if the 100th is as probable as the 101st."""
+    if len(candidates) <= MOST_CANDIDATES:
+        return candidates
+    limit = np.sort(candidates[:, 3])[-MOST_CANDIDATES - 1]
+    kept: Floats = candidates[candidates[:, 3] > limit]
+    return kept
+
+
+def _are_near(candidates: Floats, finding: Floats) -> npt.NDArray[np.bool_]:
+    diameter = finding[3] if finding[3] >= 0 else UNKNOWN_DIAMETER_MM
+    return np.asarray(((candidates[:, :3] - finding[:3]) ** 2).sum(axis=1) < (diameter / 2) ** 2, dtype=bool)
+
+
+def read_names(path: Path) -> list[str]:
+    """Read the names of scans, one in each line."""
+    names = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+    if not names:
+        raise InputError(f"{path}: must hold a scan's name in each line; it is empty.")
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise InputError(f"{path}: must name each scan once; {twice[0]} occurs more than once. Remove the others.")
+    return names
+
+
+def _read_text(path: Path) -> str:
+    """Read a text file, UTF-8 with or without a byte order mark."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: must be UTF-8; found a byte {error.object[error.start]:#04x}. Save it as UTF-8."
+        ) from None
+
+
+def read_points(path: Path, last: str) -> dict[str, Floats]:
+    """Read a CSV table of points: scan -> float64[n, 4], x, y, z in mm and the column `last`."""
+    try:
+        return _parse_points(path, last, csv.DictReader(io.StringIO(_read_text(path), newline="")))
+    except csv.Error as error:
+        raise InputError(f"{path}: cannot be read as CSV ({error}).") from error
+
+
+def _parse_points(path: Path, last: str, table: "csv.DictReader[str]") -> dict[str, Floats]:
+    columns = ("coordX", "coordY", "coordZ", last)
+    points: dict[str, list[list[float]]] = defaultdict(list)
+    missing = [name for name in ("seriesuid", *columns) if name not in (table.fieldnames or ())]
+    if missing:
+        raise InputError(
+            f"{path}: must have the columns seriesuid, {', '.join(columns)}; it lacks {', '.join(missing)}."
+        )
+    for number, row in enumerate(table, start=2):
+        try:
+            values = [float(row[name]) for name in columns]
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{path}: line {number} must hold numbers in {', '.join(columns)}; found {list(row.values())}."
+            ) from None
+        if not np.isfinite(values).all():
+            raise InputError(f"{path}: line {number} must hold finite numbers; found {values}.")
+        points[row["seriesuid"]].append(values)
+    return {name: np.array(values) for name, values in points.items()}

@@ -1,0 +1,161 @@
+"""The files that `infer` writes next to a mask: the JSON report, probability maps, and masks of single labels."""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from slicemill.common.errors import GeometryError, InputError, LabelError
+from slicemill.common.files import read_json
+from slicemill.ct.formats.nifti.header import read_header
+from slicemill.ct.formats.nifti.names import stem_of
+from slicemill.ct.formats.nifti.stream import bytes_of, open_voxels, read_exactly, skip
+from slicemill.ct.geometry import Grid
+from slicemill.ct.labels import Labels, labels_from_json
+from slicemill.ct.naming import find_files
+
+PROBABILITY = "_probability_"
+"""Separates the mask's name from the label's in the names of probability maps (`infer --probability`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelUsed:
+    """The model that made a mask, as its report names it. A value of another type in the report becomes None."""
+
+    model: str | None
+    model_sha256: str | None
+    tumor_confidence: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferReport:
+    """The parts of a report of `infer` that are used here."""
+
+    label_fields: Mapping[str, object]
+    """The report's fields labels, organ and tumor, not yet checked."""
+    model: ModelUsed
+    tumor_score: float | None
+    """Score of the scan, 0 to 1; None if the report has no finite number."""
+    slice_tumor_scores: tuple[float, ...] | None
+    """Score of each slice, 0 to 1; None if the report does not have finite numbers."""
+
+    def read_labels(self) -> Labels:
+        """Return the labels of the report.
+
+        Raises
+        ------
+        LabelError
+            The report does not map names to values.
+        """
+        return labels_from_json(self.label_fields)
+
+
+def is_infer_report(document: Mapping[str, object]) -> bool:
+    """Return whether a JSON document is a report of `infer`.
+
+    The report has no version and no name of its format, and any JSON file may lie next to a mask. So it is recognized
+    by two keys that every report has, and that no other tool is known to write together.
+    """
+    return "model_sha256" in document and "slice_tumor_scores" in document
+
+
+def read_report(mask: Path) -> InferReport | None:
+    """Read the report of `infer` next to a mask; None if the file is absent, broken or another JSON file."""
+    path = mask.with_name(stem_of(mask.name) + ".json")
+    if not path.exists():
+        return None
+    try:
+        document = read_json(path)
+    except InputError:
+        return None
+    if not is_infer_report(document):
+        return None
+    model, sha256, confidence = (document.get(key) for key in ("model", "model_sha256", "tumor_confidence"))
+    slice_scores, score = document["slice_tumor_scores"], document.get("tumor_score")
+    return InferReport(
+        label_fields={key: document.get(key) for key in ("labels", "organ", "tumor")},
+        model=ModelUsed(
+            model=model if isinstance(model, str) else None,
+            model_sha256=sha256 if isinstance(sha256, str) else None,
+            tumor_confidence=confidence if isinstance(confidence, float) else None,
+        ),
+        tumor_score=_finite_float(score),
+        slice_tumor_scores=_finite_floats(slice_scores) if isinstance(slice_scores, list) else None,
+    )
+
+
+def _finite_float(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _finite_floats(values: list[object]) -> tuple[float, ...] | None:
+    numbers = [number for value in values if (number := _finite_float(value)) is not None]
+    return tuple(numbers) if len(numbers) == len(values) else None
+
+
+def find_masks(folder: Path) -> list[Path]:
+    """Return the NIfTI files below a folder, without the probability maps and single labels that `infer` writes."""
+    files = find_files(folder)
+    stems = {file.parent / stem_of(file.name) for file in files}
+    return [file for file in files if not any(stem in stems for stem in _possible_masks(file))]
+
+
+def _possible_masks(file: Path) -> list[Path]:
+    """Return the masks, without suffix, that a file would belong to if it were a probability map or a single label."""
+    stem = stem_of(file.name)
+    stems = [stem.partition(PROBABILITY)[0]] if PROBABILITY in stem else []
+    splits = [(stem[:place], stem[place + 1 :]) for place, sign in enumerate(stem) if sign == "_"]
+    stems += [start for start, end in splits if end in _label_file_names(file.with_name(f"{start}.nii"))]
+    return [file.parent / name for name in stems]
+
+
+def _label_file_names(mask: Path) -> Collection[str]:
+    """Return the names of the labels in file names, from the report next to a mask; empty without a usable report."""
+    report = read_report(mask)
+    try:
+        return report.read_labels().file_names().values() if report else ()
+    except LabelError:
+        return ()
+
+
+def read_tumor_probability(mask: Path, labels: Labels, grid: Grid) -> npt.NDArray[np.uint8] | None:
+    """Read the tumor's probability map next to a mask, uint8[z, y, x], 255 is certain; None if there is none.
+
+    Raises
+    ------
+    GeometryError
+        The map has another shape than `grid`, or voxels that are not bytes.
+    """
+    if labels.tumor is None:
+        return None
+    stem = stem_of(mask.name)
+    path = mask.with_name(f"{stem}{PROBABILITY}{labels.file_names()[labels.tumor]}{mask.name[len(stem) :]}")
+    return read_probability(path, grid) if path.exists() else None
+
+
+def read_probability(path: Path, grid: Grid) -> npt.NDArray[np.uint8]:
+    """Read a probability map, stored as 0 to 255, on the grid of its mask, uint8[z, y, x].
+
+    Raises
+    ------
+    GeometryError
+        The map has another shape than `grid`, or voxels that are not bytes.
+    """
+    header = read_header(path)
+    if header.grid.shape != grid.shape or header.dtype != np.uint8:
+        raise GeometryError(
+            f"{path}: a probability map must hold bytes on its mask's grid {grid.shape}; "
+            f"found {header.dtype}, {header.grid.shape}. Write it again with `slicemill infer --probability`."
+        )
+    ni, nj, nk = header.grid.shape
+    voxels = np.empty((nk, nj, ni), dtype=np.uint8)
+    stream, _ = open_voxels(path, hashed=False)
+    try:
+        skip(stream, header.data_offset, path)
+        read_exactly(stream, bytes_of(voxels), path)
+    finally:
+        stream.close()
+    return np.ascontiguousarray(grid.to_stored(voxels), dtype=np.uint8)

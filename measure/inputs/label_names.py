@@ -1,0 +1,90 @@
+"""The labels of predictions and references, and checks that they mean the same."""
+
+from collections.abc import Sequence
+
+from slicemill.common.errors import LabelError
+from slicemill.ct.labels import Labels, format_labels
+from slicemill.measure.inputs.infer_output import read_report
+from slicemill.measure.inputs.pairs import Pair
+
+
+def find_labels(pairs: Sequence[Pair]) -> Labels | None:
+    """Return the labels of the predictions, or else those of the store of references; None if neither names them.
+
+    The predictions' labels count only if every prediction has a report, or lies in a store.
+
+    Raises
+    ------
+    LabelError
+        The predictions have different labels, or labels that differ from those of the references' store.
+    """
+    predicted = [_prediction_labels(pair) for pair in pairs]
+    known = [labels for labels in predicted if labels is not None]
+    if not known or len(known) < len(predicted):
+        return next((labels for pair in pairs if (labels := _reference_labels(pair)) is not None), None)
+    if any(labels != known[0] for labels in known):
+        raise LabelError(
+            "the predictions come from models of different labels; evaluate them one model at a time, or pass --labels."
+        )
+    for pair in pairs:
+        stored = _reference_labels(pair)
+        if stored is not None and not are_compatible(known[0], stored):
+            raise LabelError(
+                f"{pair.name}: {_source(pair)} names the labels {_describe(known[0])}, and its reference in the store "
+                f"{_describe(stored)}; they must mean the same. Ingest the references with the model's labels, "
+                "or pass --labels that are true of both."
+            )
+    return known[0]
+
+
+def check_same_labels(pairs: Sequence[Pair], labels: Labels) -> None:
+    """Check that no report and no store of predictions contradicts the labels of the other run.
+
+    Raises
+    ------
+    LabelError
+        One contradicts them.
+    """
+    for pair in pairs:
+        own = _prediction_labels(pair)
+        if own is not None and not are_compatible(labels, own):
+            raise LabelError(
+                f"{pair.prediction}: {_source(pair)} names the labels {_describe(own)}, and the other run "
+                f"{_describe(labels)}; they must mean the same. Compare runs with the same labels, "
+                "or pass --labels that are true of both."
+            )
+
+
+def are_compatible(labels: Labels, others: Labels) -> bool:
+    """Return whether no name or value, and neither organ nor tumor, has two meanings.
+
+    >>> full, swapped = Labels({"liver": 1, "tumor": 2}), Labels({"tumor": 1})
+    >>> are_compatible(full, Labels({"liver": 1})), are_compatible(full, swapped)
+    (True, False)
+    """
+    contradict = any(
+        (name == other_name) != (value == other_value)
+        for name, value in labels.values.items()
+        for other_name, other_value in others.values.items()
+    )
+    roles = (labels.organ, others.organ), (labels.tumor, others.tumor)
+    return not contradict and all(one is None or other is None or one == other for one, other in roles)
+
+
+def _prediction_labels(pair: Pair) -> Labels | None:
+    if pair.case is not None:
+        return pair.case.info.labels
+    report = read_report(pair.prediction)
+    return report.read_labels() if report else None
+
+
+def _reference_labels(pair: Pair) -> Labels | None:
+    return None if pair.reference.case is None else pair.reference.case.info.labels
+
+
+def _describe(labels: Labels) -> str:
+    return f"{format_labels(labels.values)} (organ {labels.organ or '-'}, tumor {labels.tumor or '-'})"
+
+
+def _source(pair: Pair) -> str:
+    return "its report" if pair.case is None else "its store"

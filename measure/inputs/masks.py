@@ -1,0 +1,116 @@
+"""The voxels of predictions, references and scans, on one grid."""
+
+import base64
+import contextlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from slicemill.common.errors import GeometryError, InputError, LabelError
+from slicemill.ct.formats.nifti.header import grid_of_header
+from slicemill.ct.geometry import SAME_GRID_MM, Grid
+from slicemill.ct.labels import Labels, format_labels
+from slicemill.ct.scan import ScanReader
+from slicemill.ct.window import AIR_HU
+from slicemill.measure.inputs.pairs import Pair
+from slicemill.store.reader import Case
+from slicemill.store.statistics import value_counts
+
+Label = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairMasks:
+    """A prediction and its reference."""
+
+    predicted: Label
+    """uint8[z, y, x], values of the labels."""
+    truth: Label
+    """uint8[z, y, x], values of the labels."""
+    grid: Grid
+    """The reference's grid, on which both lie."""
+
+
+def read_masks(pair: Pair) -> PairMasks:
+    """Read a prediction and its reference.
+
+    Raises
+    ------
+    InputError
+        A mask cannot be read, or the two lie on different grids.
+    """
+    if pair.case is not None:
+        label, own_grid = read_stored_mask(pair.case)
+        truth, grid = _read_reference(pair, own_grid)
+        predicted = np.ascontiguousarray(grid.to_stored(own_grid.to_file(label)))
+        return PairMasks(predicted=predicted, truth=truth, grid=grid)
+    with ScanReader(pair.prediction, "mask") as reader:
+        truth, grid = _read_reference(pair, reader.grid)
+        reader.lie_on(grid)
+        predicted = reader.read()
+        reader.finish()
+    return PairMasks(predicted=predicted, truth=truth, grid=grid)
+
+
+def _read_reference(pair: Pair, grid: Grid) -> tuple[Label, Grid]:
+    """Read the reference and its grid, which must be the prediction's `grid`."""
+    reference = pair.reference
+    if reference.case is not None:
+        truth, own_grid = read_stored_mask(reference.case)
+        _check_grids(pair, grid, own_grid)
+        return truth, own_grid
+    assert reference.mask is not None  # noqa: S101 (a reference is a file or a stored case)
+    with ScanReader(reference.mask, "mask") as reader:
+        _check_grids(pair, grid, reader.grid)
+        truth = reader.read()
+        reader.finish()
+        return truth, reader.grid
+
+
+def read_stored_mask(case: Case) -> tuple[Label, Grid]:
+    """Read the mask of a stored case that has one, uint8[z, y, x], and the grid of its scan."""
+    assert case.label is not None  # noqa: S101 (only cases with a mask are paired)
+    return case.label[:], grid_of_header(base64.b64decode(case.info.image.header_b64))
+
+
+def _check_grids(pair: Pair, grid: Grid, other: Grid) -> None:
+    reference = pair.reference.case_id
+    if grid.shape != other.shape:
+        raise GeometryError(f"{pair.where}: has shape {grid.shape}, its reference {reference} has {other.shape}.")
+    if (apart := grid.distance_mm(other)) > SAME_GRID_MM:
+        raise GeometryError(
+            f"{pair.where}: lies {apart:.3g} mm from its reference {reference}; they must share one grid."
+        )
+
+
+def check_values(label: Label, labels: Labels, where: str) -> None:
+    """Check that every value of a mask is 0 or has a label.
+
+    Raises
+    ------
+    LabelError
+        A value has no label.
+    """
+    unknown = sorted({int(value) for value in np.flatnonzero(value_counts(label))} - {0, *labels.values.values()})
+    if unknown:
+        raise LabelError(
+            f"{where}: holds the values {unknown} outside the labels {format_labels(labels.values)}; pass --labels."
+        )
+
+
+def read_background(pair: Pair, shape: tuple[int, ...]) -> npt.NDArray[np.int16]:
+    """Read the reference's scan as a background for pictures, int16[z, y, x], HU.
+
+    Without a readable scan of this shape the background is air: scores do not need the scan.
+    """
+    reference = pair.reference
+    with contextlib.suppress(InputError, OSError):
+        if reference.case is not None:
+            return reference.case.image[:]
+        if reference.image is not None:
+            with ScanReader(reference.image, "image") as reader:
+                if reader.grid.stored_shape == shape:
+                    image: npt.NDArray[np.int16] = reader.read()
+                    return image
+    return np.full(shape, AIR_HU, dtype=np.int16)

@@ -1,0 +1,180 @@
+"""Pairs of a predicted mask and its reference, from folders of files or from stores."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from slicemill.common.errors import PairingError, StoreError
+from slicemill.ct.naming import case_id_of, find_files, name_of
+from slicemill.measure.inputs.infer_output import find_masks
+from slicemill.measure.inputs.names import Index, add_to_index, find_match, match_keys
+from slicemill.store.reader import Case, is_store, open_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The reference of a case: a mask file, or a stored case."""
+
+    case_id: str
+    """Id of the case, preceded by its folder if several cases have one id."""
+    folder: str = ""
+    """Folder below the references, as `slicemill.ct.naming.Name.folder`; empty for a stored case."""
+    mask: Path | None = None
+    image: Path | None = None
+    """The mask's scan, if one lies with it."""
+    case: Case | None = None
+    """The stored case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A predicted mask with its reference."""
+
+    prediction: Path
+    """The mask file, or the store."""
+    name: str
+    """Path of the file below the predictions, or the id of the stored case."""
+    reference: Reference
+    case: Case | None = None
+    """The stored case, if the predictions are a store."""
+
+    @property
+    def where(self) -> str:
+        """Return the place of the prediction, for messages."""
+        return str(self.prediction) if self.case is None else f"{self.prediction}: {self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """All pairs, and the masks without a partner."""
+
+    pairs: tuple[Pair, ...]
+    missing: tuple[str, ...]
+    """References without a prediction."""
+    alone: tuple[str, ...]
+    """Predictions without a reference."""
+    damaged: tuple[tuple[str, str], ...] = ()
+    """Stored cases that cannot be opened: id and reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prediction:
+    relative: str
+    """Path below the predictions; a stored case has the path that a file of its id would have."""
+    path: Path
+    name: str
+    case: Case | None = None
+
+
+def pair_up(predictions: Path, references: Path) -> Pairing:
+    """Find the reference of each prediction.
+
+    Predictions with exactly a reference's folder and name are matched first. The others are matched by case id or name
+    (`find_match`), but never to a reference that already has an exact match.
+
+    Raises
+    ------
+    PairingError
+        There is nothing to compare, or two predictions belong to one case.
+    """
+    damaged: dict[str, str] = {}
+    index = _index_references(references, damaged)
+    listed = _list_predictions(predictions, damaged)
+    exact = {
+        one.relative: reference
+        for one in listed
+        if (reference := find_match(one.relative, index, exact=True)) is not None
+    }
+    taken = {reference.case_id for reference in exact.values()}
+    pairs: dict[str, Pair] = {}
+    alone = []
+    for one in listed:
+        reference = exact.get(one.relative) or find_match(one.relative, index)
+        if reference is None or (one.relative not in exact and reference.case_id in taken):
+            alone.append(one.name)
+            continue
+        pair = Pair(prediction=one.path, name=one.name, reference=reference, case=one.case)
+        if reference.case_id in pairs:
+            raise PairingError(
+                f"{pairs[reference.case_id].where} and {pair.where} are both of the case {reference.case_id}; "
+                "keep one of them."
+            )
+        pairs[reference.case_id] = pair
+    if not pairs:
+        raise PairingError(
+            f"{predictions}: none of its {len(listed)} masks has the name of a reference in {references}."
+        )
+    case_ids = {reference.case_id for several in index.values() for reference in several}
+    return Pairing(
+        pairs=tuple(pairs.values()),
+        missing=tuple(sorted(case_ids - set(pairs) - set(damaged))),
+        alone=tuple(name for name in alone if name not in damaged and case_id_of(name) not in damaged),
+        damaged=tuple(damaged.items()),
+    )
+
+
+def _list_predictions(predictions: Path, damaged: dict[str, str]) -> list[_Prediction]:
+    if is_store(predictions):
+        ids_and_cases = [(case.info.case_id, case) for case in _cases_with_mask(predictions, damaged)]
+        if not ids_and_cases:
+            raise PairingError(
+                f"{predictions}: holds no case with a mask; ingest the predicted masks with their scans."
+            )
+        return [
+            _Prediction(relative=f"{case_id}.nii", path=predictions, name=case_id, case=case)
+            for case_id, case in ids_and_cases
+        ]
+    files = [predictions] if predictions.is_file() else find_masks(predictions)
+    if not files:
+        raise PairingError(f"{predictions}: holds no mask (.nii or .nii.gz); `slicemill infer` writes them.")
+    root = predictions.parent if predictions.is_file() else predictions
+    paths = [(file.relative_to(root).as_posix(), file) for file in files]
+    return [_Prediction(relative=relative, path=file, name=relative) for relative, file in paths]
+
+
+def _cases_with_mask(root: Path, damaged: dict[str, str]) -> list[Case]:
+    """Return the stored cases that have a mask; the reason of each that cannot be opened is put into `damaged`."""
+    store, cases = open_store(root), []
+    for case_id in store.case_ids:
+        try:
+            cases.append(store[case_id])
+        except StoreError as error:
+            damaged[case_id] = str(error)
+    return [case for case in cases if case.label is not None]
+
+
+def _index_references(references: Path, damaged: dict[str, str]) -> Index[Reference]:
+    if is_store(references):
+        index: Index[Reference] = {}
+        for case in _cases_with_mask(references, damaged):
+            case_id = case.info.case_id
+            add_to_index(index, [case_id, *match_keys(f"{case_id}.nii")], Reference(case_id=case_id, case=case))
+        return index
+    if not references.exists():
+        raise PairingError(f"{references}: there is no such folder or store.")
+    return _index_reference_files(references)
+
+
+def _index_reference_files(references: Path) -> Index[Reference]:
+    files = [references] if references.is_file() else find_files(references)
+    root = references.parent if references.is_file() else references
+    relative = {file: file.relative_to(root).as_posix() for file in files}
+    names = {file: name_of(relative[file]) for file in files}
+    masks = [file for file in files if names[file].role == "mask"] or files
+    images = {
+        (names[file].folder, names[file].key): file
+        for file in files
+        if names[file].role == "image" and file not in masks
+    }
+    scans = {mask: images.get((names[mask].folder, names[mask].key)) for mask in masks}
+    case_ids = {mask: case_id_of(relative[image or mask]) for mask, image in scans.items()}
+    counts = Counter(case_ids.values())
+    index: Index[Reference] = {}
+    for mask, case_id in case_ids.items():
+        name = names[mask]
+        with_folder = name.folder if not name.key else f"{name.folder}/{case_id}".lstrip("/")
+        reference = Reference(
+            case_id=case_id if counts[case_id] == 1 else with_folder, folder=name.folder, mask=mask, image=scans[mask]
+        )
+        add_to_index(index, [*match_keys(relative[mask]), case_id], reference)
+    return index

@@ -1,0 +1,105 @@
+"""One case in memory: its segmentation, scan and probability map, and what they were read from."""
+
+from dataclasses import dataclass
+
+from slicemill.common.errors import GeometryError, LabelError
+from slicemill.ct.geometry import SAME_GRID_MM, Grid
+from slicemill.ct.scan import ScanReader
+from slicemill.measure.inputs.infer_output import ModelUsed, read_report, read_tumor_probability
+from slicemill.measure.inputs.masks import check_values
+from slicemill.measure.lesions.jobs import MeasureJob
+from slicemill.measure.lesions.measurements import DECIMALS, Image, Volume
+from slicemill.measure.lesions.records import CaseOrigin, FileUsed, Sources
+from slicemill.store.reader import open_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedCase:
+    """A case in memory."""
+
+    volume: Volume
+    sources: Sources
+    warnings: tuple[str, ...]
+    """Warnings about the geometry of the mask file."""
+    model: ModelUsed | None
+    """The model of the mask; None without a report of `infer`."""
+
+    def origin(self) -> CaseOrigin:
+        """Return what the case was computed from, as it is written."""
+        labels = self.volume.labels
+        return CaseOrigin(
+            labels=dict(labels.values),
+            organ=labels.organ,
+            tumor=labels.tumor,
+            shape_zyx=self.volume.label.shape,
+            spacing_mm_zyx=tuple(round(step, DECIMALS) for step in self.volume.spacing_mm),
+            affine_lps=tuple(map(tuple, self.volume.affine_lps.tolist())),
+            source=self.sources,
+            model=self.model,
+            warnings=self.warnings,
+        )
+
+
+def load_case(job: MeasureJob) -> LoadedCase:
+    """Read a case.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read, scan and mask lie on different grids, or the label values have no names.
+    """
+    return _load_file(job) if job.case_id is None else _load_stored(job, job.case_id)
+
+
+def _load_file(job: MeasureJob) -> LoadedCase:
+    report, labels = read_report(job.mask), job.find_labels()
+    if labels is None:
+        raise LabelError(f"{job.mask}: no report names its label values; pass --labels liver=1,tumor=2.")
+    with ScanReader(job.mask, "mask") as reader:
+        grid, warnings = reader.grid, tuple(reader.header.warnings)
+        label = reader.read()
+        mask_used = FileUsed(name=job.mask.name, sha256=reader.finish())
+    check_values(label, labels, str(job.mask))
+    image, image_used = _read_scan(job, grid)
+    probability = read_tumor_probability(job.mask, labels, grid)
+    return LoadedCase(
+        volume=Volume(label=label, labels=labels, affine_lps=grid.affine_lps, image=image, probability=probability),
+        sources=Sources(mask=mask_used, image=image_used),
+        warnings=warnings,
+        model=report.model if report else None,
+    )
+
+
+def _read_scan(job: MeasureJob, grid: Grid) -> tuple[Image | None, FileUsed | None]:
+    """Read the scan of a mask on the mask's grid."""
+    if job.image is None:
+        return None, None
+    with ScanReader(job.image, "image") as reader:
+        if reader.grid.shape != grid.shape:
+            difference = f"shapes {grid.shape} and {reader.grid.shape}"
+        elif (apart := reader.grid.distance_mm(grid)) > SAME_GRID_MM:
+            difference = f"{apart:.3g} mm apart"
+        else:
+            reader.lie_on(grid)
+            image = reader.read()
+            return image, FileUsed(name=job.image.name, sha256=reader.finish())
+    raise GeometryError(f"{job.mask}: must lie on the grid of its scan {job.image}; they are {difference}.")
+
+
+def _load_stored(job: MeasureJob, case_id: str) -> LoadedCase:
+    case = open_store(job.mask)[case_id]
+    labels = job.labels or case.info.labels
+    if case.label is None or labels is None:
+        raise LabelError(f"{job.mask}: case {case_id} has no mask; measure one that has.")
+    label = case.label[:]
+    check_values(label, labels, f"{job.mask}: {case_id}")
+    mask, image = (
+        None if file is None else FileUsed(name=file.name, sha256=file.sha256)
+        for file in (case.info.mask, case.info.image)
+    )
+    return LoadedCase(
+        volume=Volume(label=label, labels=labels, affine_lps=case.info.affine_lps, image=case.image[:]),
+        sources=Sources(mask=mask, image=image),
+        warnings=tuple(case.info.warnings),
+        model=None,
+    )

@@ -1,0 +1,150 @@
+"""`slicemill measure`: measure masks in parallel, and skip those that are measured already.
+
+Each case becomes ``NAME.json``, the page ``NAME.html`` and its picture ``NAME.png``, and ``NAME.seg.nrrd`` for 3D
+Slicer. A case is done if its JSON exists and was made from the same files (by size and time; in a store by hash) and
+with the same settings. At the end, ``cases.csv``, ``lesions.csv``, ``summary.json``, ``colors.ctbl`` and
+``report.html`` are made from all records.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from slicemill.common.errors import InputError, PairingError
+from slicemill.common.files import read_json, write_json
+from slicemill.common.progress import progress
+from slicemill.measure.lesions.case_page import write_case_page
+from slicemill.measure.lesions.cohort import write_cohort
+from slicemill.measure.lesions.cohort_page import FailedCase
+from slicemill.measure.lesions.flags import find_flags
+from slicemill.measure.lesions.jobs import MeasureJob
+from slicemill.measure.lesions.load import LoadedCase, load_case
+from slicemill.measure.lesions.measurements import RIM_MM, measure_case, measure_lesions, round_record
+from slicemill.measure.lesions.records import DISCLAIMER, CaseRecord, Stamp, read_record
+from slicemill.measure.lesions.slicer3d import write_segmentation
+from slicemill.measure.parallel import map_isolated
+
+CASE_SUFFIXES = (".html", ".png", ".seg.nrrd")
+"""Suffixes of a case's files, apart from its JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOutcome:
+    """What became of a job."""
+
+    name: str
+    status: Literal["done", "skipped", "failed"]
+    reason: str = ""
+    """Why the case failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlierRecord:
+    """The record of an earlier run."""
+
+    stamp: Stamp | None
+    """None if that run was killed before it finished the case."""
+
+
+def run(jobs: Sequence[MeasureJob], out: Path, *, workers: int = 1, overwrite: bool = False) -> list[MeasureOutcome]:
+    """Measure cases into a folder, and write its tables and pages; with `overwrite`, finished cases too."""
+    out.mkdir(parents=True, exist_ok=True)
+    check_summary(out)
+    outcomes: dict[int, MeasureOutcome] = {}
+    measure = partial(measure_job, out=out, overwrite=overwrite)
+    with progress("measure", len(jobs), "cases") as advance:
+        for index, outcome in map_isolated(measure, jobs, workers, report_death):
+            outcomes[index] = outcome
+            advance(1, "")
+    ordered = [outcomes[index] for index in range(len(jobs))]
+    records = [read_record(out / f"{outcome.name}.json") for outcome in ordered if outcome.status != "failed"]
+    failed = [FailedCase(case=one.name, reason=one.reason) for one in ordered if one.status == "failed"]
+    write_cohort(out, records, failed)
+    return ordered
+
+
+def report_death(job: MeasureJob) -> MeasureOutcome:
+    """Return the outcome of a case whose worker process died."""
+    reason = (
+        f"{job.mask}: a worker process died, perhaps from lack of memory; run the same command with fewer --workers."
+    )
+    return MeasureOutcome(name=job.name, status="failed", reason=reason)
+
+
+def measure_job(job: MeasureJob, out: Path, *, overwrite: bool = False) -> MeasureOutcome:
+    """Measure one case and write its files, the JSON last. A bad input becomes the reason of the outcome."""
+    try:
+        stamp = job.stamp()
+        path = out / f"{job.name}.json"
+        earlier = find_earlier_record(out, job.name)
+        if not overwrite and earlier is not None and earlier.stamp == stamp:
+            return MeasureOutcome(name=job.name, status="skipped")
+        case = load_case(job)
+        if earlier is None:  # this marks the case's files as ours, in case this run is killed
+            write_json(path, {"case": job.name, "note": DISCLAIMER, "stamp": None})
+        record = make_record(job, case, stamp)
+        write_case_page(out, record, case.volume)
+        write_segmentation(out / f"{job.name}.seg.nrrd", case.volume)
+        write_json(path, record.as_json())
+    except (InputError, OSError) as error:
+        return MeasureOutcome(name=job.name, status="failed", reason=str(error))
+    except MemoryError:
+        return MeasureOutcome(
+            name=job.name, status="failed", reason=f"{job.mask}: not enough memory to measure it; use fewer --workers."
+        )
+    return MeasureOutcome(name=job.name, status="done")
+
+
+def make_record(job: MeasureJob, case: LoadedCase, stamp: Stamp) -> CaseRecord:
+    """Measure a case in memory."""
+    measured = measure_lesions(case.volume)
+    figures = measure_case(case.volume, measured)
+    lesions = tuple(map(round_record, measured))
+    no_scan = ["no scan of its name was found, so there is no HU"] if job.lacks_scan else []
+    return CaseRecord(
+        case=job.name,
+        origin=case.origin(),
+        figures=figures,
+        lesions=lesions,
+        rim_mm=RIM_MM,
+        flags=(*no_scan, *find_flags(case, figures, lesions)),
+        stamp=stamp,
+    )
+
+
+def find_earlier_record(out: Path, name: str) -> EarlierRecord | None:
+    """Return the record of a case that was measured, or begun, before; None if there is none.
+
+    Raises
+    ------
+    PairingError
+        A file that would be replaced was not written by `measure`.
+    """
+    path = out / f"{name}.json"
+    if path.exists():
+        document = read_json(path)
+        if document.get("note") == DISCLAIMER and "stamp" in document:
+            return EarlierRecord(stamp=document["stamp"])
+        foreign = [path]
+    else:
+        foreign = [file for suffix in CASE_SUFFIXES if (file := out / f"{name}{suffix}").exists()]
+    if foreign:
+        raise PairingError(
+            f"{foreign[0]}: was not written by slicemill measure and would be replaced; choose another --out."
+        )
+    return None
+
+
+def check_summary(out: Path) -> None:
+    """Check that a folder does not hold the summary of another command.
+
+    Raises
+    ------
+    PairingError
+        It does.
+    """
+    path = out / "summary.json"
+    if path.exists() and not {"cases", "failed"} <= read_json(path).keys():
+        raise PairingError(f"{path}: was not written by slicemill measure and would be replaced; choose another --out.")

@@ -1,0 +1,65 @@
+"""What a file format provides so that `slicemill.ct.scan.ScanReader` can read it. NIfTI is the only format today.
+
+A format is a module next to ``nifti/`` with a class that follows `ScanSource`. The reader does the rest, alike for all
+formats: order of axes, HU or label values, slabs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from slicemill.ct.geometry import Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawPlanes:
+    """Neighboring planes of a file, as stored."""
+
+    k: int
+    """Index of the first plane along the file's slowest axis."""
+    voxels: npt.NDArray[Any]
+    """any[k, j, i], stored numbers; valid until `planes` overwrites its buffer."""
+    slope: float
+    """HU or label value = stored number * slope + inter."""
+    inter: float
+
+
+class ScanSource(Protocol):
+    """An open scan or segmentation file, checked against its header. It is read once, from start to end.
+
+    - The header has been checked when the object exists; no voxel has been read.
+    - Errors are `ScanError`, or `ReadError` if the disk or network failed, and name the file.
+    - Memory does not grow with the number of planes.
+    """
+
+    grid: Grid
+    """The voxel grid in the file's own axis order."""
+    dtype: np.dtype[Any]
+    """Type of the stored numbers."""
+    warnings: tuple[str, ...]
+    """What is unusual about the file."""
+    private_bytes: int
+    """Size of further header data, which may identify a person."""
+
+    @property
+    def bytes_read(self) -> int:
+        """Return the bytes of the file that were read; after `finish`, its size."""
+
+    @property
+    def read_seconds(self) -> float:
+        """Return the time spent reading the file, s, without decompression."""
+
+    def planes(self, depth: int, buffers: int) -> Iterator[RawPlanes]:
+        """Yield all planes in the file's order, `depth` at a time; each result is valid while `buffers` - 1 follow."""
+
+    def finish(self) -> str:
+        """Read the rest, verify checksums, and return the SHA-256 of the stored bytes (empty if not requested)."""
+
+    def template_header(self, *, private: bool) -> bytes:
+        """Return a NIfTI header of this grid, to write segmentations with; with private data only on request."""
+
+    def close(self) -> None:
+        """Close the file."""
