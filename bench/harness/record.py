@@ -10,28 +10,23 @@ from slicemill.common.machine import machine_info
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkRecord:
-    """What all records share. A subclass gives `benchmark` its name, and adds the figures."""
+    """What all records share. A subclass gives `benchmark` its name, and adds the figures.
+
+    Metadata of a field may change its JSON: ``key`` is a key that is no Python name, and ``optional`` leaves the key out
+    if the value is None.
+    """
 
     benchmark: str
     date: str = field(default_factory=now)
 
     def as_json(self) -> Record:
-        """Return the JSON values, and the machine as the last key if no field has that name.
+        """Return the JSON values, and the machine as the last key if no field has that name."""
+        document: Record = {"machine": machine_info(), **to_document(self)}
+        absent = {one.name for one in fields(self) if one.metadata.get("optional") and document[one.name] is None}
+        return {key: document[name] for name, key in json_keys(type(self)).items() if name not in absent}
 
-        Metadata of a field may change its JSON: ``key`` is a key that is no Python name, and ``optional`` leaves the
-        key out if the value is None.
 
-        >>> from dataclasses import make_dataclass
-        >>> figure = ("rate", float, field(metadata={"key": "slices a second"}))
-        >>> kind = make_dataclass("Kind", [figure], bases=(BenchmarkRecord,), frozen=True, kw_only=True)
-        >>> kind(benchmark="x", rate=2.0).as_json().keys()
-        dict_keys(['benchmark', 'date', 'slices a second', 'machine'])
-        """
-        document = to_document(self)
-        record = {
-            one.metadata.get("key", one.name): document[one.name]
-            for one in fields(self)
-            if not (document[one.name] is None and one.metadata.get("optional"))
-        }
-        record.setdefault("machine", machine_info())
-        return record
+def json_keys(kind: type[BenchmarkRecord]) -> dict[str, str]:
+    """Return the JSON key of each field, in order."""
+    keys = {one.name: one.metadata.get("key", one.name) for one in fields(kind)}
+    return keys | {"machine": "machine"}

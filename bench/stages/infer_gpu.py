@@ -38,7 +38,7 @@ from slicemill.bench.stages.infer_gpu_rows import (
     measure_settings,
 )
 from slicemill.common.files import to_json, write_json
-from slicemill.common.machine import machine_info
+from slicemill.common.machine import Machine, machine_info
 from slicemill.common.terminal import print_line
 from slicemill.train.config import Config
 
@@ -63,7 +63,7 @@ class GpuRecord(BenchmarkRecord):
     results: dict[str, Record] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     """Row -> error."""
-    machine: Record = field(default_factory=machine_info)
+    machine: Machine = field(default_factory=machine_info)
 
 
 def main() -> None:

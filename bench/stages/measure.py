@@ -17,7 +17,7 @@ import numpy.typing as npt
 from slicemill.bench.harness.clock import Timing, Work, ratio, time_rounds
 from slicemill.bench.harness.headline import Record, check, headline, with_amount
 from slicemill.bench.harness.record import BenchmarkRecord
-from slicemill.common.machine import machine_info
+from slicemill.common.machine import Machine, machine_info
 from slicemill.common.terminal import peak_mib
 from slicemill.measure.evaluation.surface import Spacing, SurfaceDistances, nearest, surface_distances, surface_points
 
@@ -45,7 +45,7 @@ class MeasureRecord(BenchmarkRecord):
     slices: int
     results: Mapping[str, Record]
     headline: Record
-    machine: Record = field(default_factory=machine_info)
+    machine: Machine = field(default_factory=machine_info)
     shape_zyx: tuple[int, int, int]
     objects: int
     rounds: int
