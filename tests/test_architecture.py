@@ -28,7 +28,7 @@ MODULE_OF = {
     "pillow": "PIL",
 }
 """Import names that differ from the names of their distributions."""
-OUTSIDE = r"bench\.peers\.\w+_(slices|infer)$|bench\.peers\.network$|bench\.studies\.nnunet"
+OUTSIDE = r"bench\.peers\.(load_slices|segment_scans)$|bench\.studies\.nnunet"
 """Scripts that run in the environments of other tools."""
 
 

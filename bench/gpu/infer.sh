@@ -1,5 +1,5 @@
 #!/bin/sh
-# What of inference needs a card, in a few minutes: the tests that want CUDA, and the rows of bench/stages/infer_gpu.py.
+# Inference on a GPU, in a few minutes: the tests that need CUDA, and the rows of bench/stages/infer_gpu.py.
 # Run in the repository with slicemill[ingest,train,gpu,dev] installed; writes OUT/infer.json (default bench/results/gpu).
 set -eu
 out=${1:-bench/results/gpu}

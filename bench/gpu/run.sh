@@ -1,7 +1,7 @@
 #!/bin/sh
-# All that needs a card: inference and training, each with its tests. Neither's failure keeps the other from running; exit 1 tells of it.
+# Everything that needs a GPU: inference and training, each with its tests. If one fails, the other still runs, and the exit status is 1.
 # Writes OUT/*.json and OUT/train.log, OUT/infer.log (default bench/results/gpu).
-#   sh bench/gpu/run.sh OUT [train | infer]      one of them alone, where a command's time is limited
+#   sh bench/gpu/run.sh OUT [train | infer]      only one of them, if the time of a command is limited
 set -u
 out=${1:-bench/results/gpu}
 mkdir -p "$out"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What of training needs a card, in a few minutes: the tests that want CUDA, and steps a second beside the bare network.
+# Training on a GPU, in a few minutes: the tests that need CUDA, and steps per second compared with the bare network.
 # Run in the repository with slicemill[ingest,train,gpu,dev] installed; writes OUT/train-*.json (default bench/results/gpu).
 set -eu
 out=${1:-bench/results/gpu}

@@ -1,20 +1,30 @@
-"""Times contenders fairly on a noisy machine: warm-up, interleaved rounds, medians, and ratios pair by pair.
+"""Times contenders fairly on a noisy machine: warm-up, interleaved rounds, medians, and ratios of pairs.
 
-One round runs every contender once, so that a slow minute slows all of them, in a drawn order and the next one backward, since it
-matters who ran before (caches, memory given back). A ratio is the median over rounds of the two times of the same round.
+A round runs every contender once, so that a slow minute slows all of them. The order of a round is drawn at random,
+and the next round reverses it, because the previous contender affects caches and free memory. A ratio is the median
+over the rounds of the two times of one round.
 """
 
+import datetime as dt
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from slicemill.common.progress import progress
+
+Work = Callable[[], object]
+"""One run of a contender."""
+Log = Callable[[str], None]
+"""Callback: called with the name of a contender before each of its runs, outside the measured time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Times of one contender, one a round."""
+    """Times of one contender, one per round."""
 
     name: str
     seconds: tuple[float, ...]
@@ -25,7 +35,7 @@ class Timing:
         return median(self.seconds)
 
     def as_json(self, amount: float) -> dict[str, Any]:
-        """Return the record of `amount` units of work a round: rate, and the times of the rounds."""
+        """Return the record for `amount` units of work per round: the rate and the times of the rounds."""
         return {
             "per_second": round(amount / self.median, 2),
             "seconds_median": round(self.median, 6),
@@ -34,32 +44,6 @@ class Timing:
             "rounds": len(self.seconds),
             "seconds": [round(second, 6) for second in self.seconds],
         }
-
-
-def interleaved(
-    contenders: Mapping[str, Callable[[], object]],
-    *,
-    rounds: int,
-    warm_up: int = 1,
-    tell: Callable[[str], None] = lambda _: None,
-    timer: Callable[[], float] = time.perf_counter,
-) -> dict[str, Timing]:
-    """Run every contender `warm_up` times uncounted, then `rounds` times in drawn orders; `tell` hears of each before it runs, untimed.
-
-    `timer` is the wall by default; `time.process_time` counts this process's own work, however busy the machine is.
-    """
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    orders = random.Random(0)  # noqa: S311 (the same orders every time)
-    order = list(contenders)
-    for turn in range(warm_up + rounds):
-        order = order[::-1] if turn % 2 else orders.sample(order, len(order))
-        for name in order:
-            tell(name)
-            start = timer()
-            contenders[name]()
-            if turn >= warm_up:
-                times[name].append(timer() - start)
-    return {name: Timing(name=name, seconds=tuple(seconds)) for name, seconds in times.items()}
 
 
 def ratio(slow: Timing, fast: Timing) -> float:
@@ -72,14 +56,14 @@ def ratio(slow: Timing, fast: Timing) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoClocks:
+class WallAndCpu:
     """Wall and CPU time of contenders, round by round."""
 
     wall: dict[str, Timing]
     cpu: dict[str, Timing]
 
     def as_json(self, amount: float) -> dict[str, Any]:
-        """Return rates by the wall and CPU milliseconds a unit."""
+        """Return the rates by wall time, and the CPU milliseconds per unit of work."""
         return {
             name: {
                 **self.wall[name].as_json(amount),
@@ -88,29 +72,69 @@ class TwoClocks:
             for name in self.wall
         }
 
-    def faster(self, ours: str, theirs: str) -> dict[str, float]:
-        """Return how many times as fast ours is, by the wall and by CPU time."""
+    def speedup(self, ours: str, theirs: str) -> dict[str, float]:
+        """Return how many times as fast `ours` is, by wall time and by CPU time."""
         return {
             "wall": round(ratio(self.wall[theirs], self.wall[ours]), 3),
             "cpu": round(ratio(self.cpu[theirs], self.cpu[ours]), 3),
         }
 
 
-def timed(contenders: Mapping[str, Callable[[], object]], rounds: int, tell: Callable[[str], None]) -> TwoClocks:
-    """Run contenders as `interleaved` does; one that works in another process says with its ``cpu_seconds`` what its last round took."""
+def time_rounds(
+    contenders: Mapping[str, Work],
+    *,
+    rounds: int,
+    warm_up: int = 1,
+    log: Log = lambda _: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Run all contenders `warm_up` times without counting, then `rounds` times; return the times by name.
+
+    The clock is wall time by default. `time.process_time` counts this process's own work, however busy the machine is.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    rng = random.Random(0)  # noqa: S311 (the same orders in every benchmark run)
+    order = list(contenders)
+    for number in range(warm_up + rounds):
+        order = order[::-1] if number % 2 else rng.sample(order, len(order))
+        for name in order:
+            log(name)
+            start = clock()
+            contenders[name]()
+            seconds[name].append(clock() - start)
+    return {name: Timing(name=name, seconds=tuple(times[warm_up:])) for name, times in seconds.items()}
+
+
+def time_on_both_clocks(contenders: Mapping[str, Work], rounds: int, log: Log) -> WallAndCpu:
+    """Run contenders as `time_rounds` does, and take wall and CPU time.
+
+    A contender that works in another process has the attribute ``cpu_seconds``: the CPU time of its last round.
+    """
     cpu: dict[str, list[float]] = {name: [] for name in contenders}
 
-    def counted(name: str, work: Callable[[], object]) -> Callable[[], object]:
+    def with_cpu_time(name: str, work: Work) -> Work:
         def run() -> None:
             start = time.process_time()
             work()
-            own = getattr(work, "cpu_seconds", None)
-            cpu[name].append(time.process_time() - start if own is None else own)
+            remote = getattr(work, "cpu_seconds", None)
+            cpu[name].append(time.process_time() - start if remote is None else remote)
 
         return run
 
-    wall = interleaved({name: counted(name, work) for name, work in contenders.items()}, rounds=rounds, tell=tell)
-    return TwoClocks(
+    wall = time_rounds({name: with_cpu_time(name, work) for name, work in contenders.items()}, rounds=rounds, log=log)
+    return WallAndCpu(
         wall=wall,
         cpu={name: Timing(name=name, seconds=tuple(seconds[-rounds:])) for name, seconds in cpu.items()},
     )
+
+
+@contextmanager
+def show_progress(title: str, contenders: int, rounds: int) -> Iterator[Log]:
+    """Show a progress bar over all rounds and the warm-up while the block runs; yield the callback that advances it."""
+    with progress(title, (rounds + 1) * contenders, "runs") as advance:
+        yield lambda name: advance(1, name)
+
+
+def now() -> str:
+    """Return the time in UTC for a record, to the second."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

@@ -1,7 +1,7 @@
-"""What people do today with the same two files, as they would write it: the contenders of `bench ingest`.
+"""Baselines of `bench ingest`: what people do today with an image and its mask, as they would write it.
 
-Each takes the paths of an image and of its mask and a fresh folder, runs on one core, and is told in one sentence what
-it does more or less than ours.
+Each takes the paths of both files and an empty folder, and runs on one core. Its sentence says what it does more or
+less than ours.
 """
 
 import gzip
@@ -25,17 +25,18 @@ class Peer:
     name: str
     convert: Convert
     sentence: str
+    """What it does more or less than ours."""
     needs: str
     """Module that must be installed."""
 
 
 def png_slices(image: Path, mask: Path, out: Path) -> None:
-    """Write one 8-bit PNG and one mask PNG a slice."""
+    """Write an 8-bit PNG and a mask PNG per slice."""
     _eight_bit(image, mask, out, "png")
 
 
 def jpeg_slices(image: Path, mask: Path, out: Path) -> None:
-    """Write one JPEG and one mask PNG a slice."""
+    """Write a JPEG and a mask PNG per slice."""
     _eight_bit(image, mask, out, "jpg")
 
 
@@ -49,7 +50,7 @@ def _eight_bit(image: Path, mask: Path, out: Path, suffix: str) -> None:
 
 
 def nnunet_blosc2(image: Path, mask: Path, out: Path) -> None:
-    """Write what nnU-Net 2.6 keeps of a case: normalized float32 and labels, blosc2, zstd 8, blocks of its 2-D patch."""
+    """Write a case as nnU-Net 2.6 does: normalized float32 and labels, blosc2, zstd 8, blocks of its 2-D patch."""
     import blosc2
 
     blosc2.set_nthreads(1)
@@ -75,7 +76,7 @@ def igzip_zarr(image: Path, mask: Path, out: Path) -> None:
     from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
     for name, path in (("image", image), ("label", mask)):
-        voxels = _decoded(path)
+        voxels = _read_voxels(path)
         pixels = voxels.shape[1] * voxels.shape[2]
         first: BloscCodec | ZstdCodec = ZstdCodec(level=1)
         if name == "image":
@@ -91,7 +92,7 @@ def igzip_zarr(image: Path, mask: Path, out: Path) -> None:
         array[:] = voxels
 
 
-def _decoded(path: Path) -> npt.NDArray[np.generic]:
+def _read_voxels(path: Path) -> npt.NDArray[np.generic]:
     """Return any[z, y, x], the file's bytes in C order."""
     from isal import igzip
 
@@ -103,7 +104,7 @@ def _decoded(path: Path) -> npt.NDArray[np.generic]:
 
 
 def gzip6_nifti(volume: npt.NDArray[np.int16], path: Path) -> None:
-    """Write int16[z, y, x] as .nii.gz with gzip at level 6, what most archives hold."""
+    """Write int16[z, y, x] as .nii.gz with gzip at level 6, the format of most archives."""
     picture = nib.Nifti1Image(volume.transpose(2, 1, 0), np.eye(4))
     with gzip.open(path, "wb", compresslevel=6) as stream:
         stream.write(picture.to_bytes())

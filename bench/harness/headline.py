@@ -1,4 +1,4 @@
-"""What a stage's benchmark comes down to: ours in slices a second, beside its limit and its peers, and what was verified."""
+"""The headline of a benchmark: our rate compared with its limit and its peers, and what was verified."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,20 +7,34 @@ from typing import Any
 from slicemill.bench.harness.clock import Timing, ratio
 
 Record = dict[str, Any]
+"""A JSON object of a benchmark's record."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """A contender's times with the work that it did in each."""
+    """Times of a contender, and the work that it did in each round."""
 
     timing: Timing
     amount: float
-    """Slices, pairs or scans a round."""
+    """Slices, pairs or scans per round."""
 
     @property
     def per_second(self) -> float:
         """Return the median rate."""
         return self.amount / self.timing.median
+
+    def speedup(self, other: "Timed") -> float:
+        """Return how many times as fast this contender is per unit of work: the median of the ratios of the rounds."""
+        return round(ratio(other.timing, self.timing) * self.amount / other.amount, 3)
+
+    def as_json(self) -> Record:
+        """Return the record: the rate and the times of the rounds."""
+        return self.timing.as_json(self.amount)
+
+
+def with_amount(times: Mapping[str, Timing], amount: float) -> dict[str, Timed]:
+    """Return the times of contenders that all did the same amount of work."""
+    return {name: Timed(timing=timing, amount=amount) for name, timing in times.items()}
 
 
 def headline(
@@ -31,27 +45,26 @@ def headline(
     Parameters
     ----------
     limit
-        The contender that does only what cannot be left out.
+        The contender that does only the work that cannot be avoided.
     bound
-        What that is, in a few words.
+        That work, in a few words.
     peers
         Name of a contender -> what it does more or less than ours, in a sentence.
     verified
-        What was compared after the clock had stopped; the caller raises where it fails.
+        What was compared after the measurement; the caller raises an error if the comparison fails.
     """
-
-    def faster(name: str) -> float:
-        """Return the rate of ours over another's, the median of rounds."""
-        own, other = times[ours], times[name]
-        return round(ratio(other.timing, own.timing) * own.amount / other.amount, 3)
-
+    own = times[ours]
     return {
         "ours": ours,
-        "per_second": round(times[ours].per_second, 2),
+        "per_second": round(own.per_second, 2),
         "bound": bound,
-        "limit": {"name": limit, "per_second": round(times[limit].per_second, 2), "fraction": faster(limit)},
+        "limit": {
+            "name": limit,
+            "per_second": round(times[limit].per_second, 2),
+            "fraction": own.speedup(times[limit]),
+        },
         "peers": {
-            name: {"per_second": round(times[name].per_second, 2), "times": faster(name), "what": sentence}
+            name: {"per_second": round(times[name].per_second, 2), "times": own.speedup(times[name]), "what": sentence}
             for name, sentence in peers.items()
         },
         "verified": verified,
@@ -59,6 +72,12 @@ def headline(
 
 
 def check(what: str, *, holds: bool) -> None:
-    """Stop a benchmark whose contenders do not do the same work: a bug, which keeps its traceback."""
+    """Stop a benchmark whose contenders do not do the same work. This is a bug, so it keeps its traceback.
+
+    Raises
+    ------
+    RuntimeError
+        `what` does not hold.
+    """
     if not holds:
-        raise RuntimeError(f"the benchmark measured different work: not so: {what}")
+        raise RuntimeError(f"the contenders did different work; this does not hold: {what}")

@@ -1,4 +1,4 @@
-"""The page cache: asks the system to forget files, so that the next read comes from the disk."""
+"""The page cache: asks the system to drop files, so that the next read comes from the disk."""
 
 import os
 from collections.abc import Iterable
@@ -6,9 +6,10 @@ from pathlib import Path
 
 
 def drop(paths: Iterable[Path]) -> None:
-    """Forget what the page cache holds of files; what is not on the disk yet is written first.
+    """Drop files from the page cache. Data that are not on the disk yet are written first.
 
-    Any user may do this for a file that they may read (posix_fadvise, DONTNEED); the disk's own cache stays.
+    Any user may do this for a file that they may read (posix_fadvise, DONTNEED). The disk's own cache keeps its
+    contents.
     """
     for path in paths:
         handle = os.open(path, os.O_RDONLY)

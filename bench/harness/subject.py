@@ -1,6 +1,6 @@
-"""What a benchmark measures on: one CT with its mask, a phantom or a scan of the user's, and the files it is put into.
+"""The input of a benchmark: one CT with its mask, a phantom or a scan of the user's, and the files that are made of it.
 
-A user's scan is written again, as plain NIfTI in one axis order, so that every contender reads the same files.
+A user's scan is written again as plain NIfTI in one axis order, so that every contender reads the same files.
 """
 
 import tempfile
@@ -27,9 +27,8 @@ from slicemill.store.reader import Store, open_store
 from slicemill.store.writer import prepare_store
 
 SUFFIXES = (".nii.gz", ".nii")
-
 SIZE = 512
-"""Pixels along a phantom slice's side: that of nearly every CT."""
+"""Pixels along a side of a phantom's slice, as in nearly every CT."""
 CASE_ID = "volume-1"
 
 
@@ -40,9 +39,9 @@ class Files:
     image: Path
     mask: Path
 
-    def case(self) -> CaseFiles:
-        """Return it as ingest takes it."""
-        return CaseFiles(case_id=CASE_ID, patient_id=CASE_ID, image=self.image, mask=self.mask, root=self.image.parent)
+    def case(self, case_id: str = CASE_ID) -> CaseFiles:
+        """Return the files as ingest takes them."""
+        return CaseFiles(case_id=case_id, patient_id=case_id, image=self.image, mask=self.mask, root=self.image.parent)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,24 +49,25 @@ class Subject:
     """A CT with its mask, in memory."""
 
     name: str
-    """What it is, in words, for the record."""
+    """Description for the record."""
     image: npt.NDArray[np.int16]
     """int16[z, y, x], HU."""
     label: npt.NDArray[np.uint8]
     """uint8[z, y, x], label values."""
     spacing_mm: tuple[float, float, float]
-    """z, y, x."""
+    """Distance of voxel centers along z, y, x."""
     labels: Labels = field(default_factory=lambda: LITS_LABELS)
+    """Names of the label values."""
 
     def __str__(self) -> str:
         return f"{self.name}, {'x'.join(map(str, self.image.shape))}"
 
     def params(self, profile: ProfileName = "compact") -> Params:
-        """Return how it is ingested."""
+        """Return the settings of its ingest."""
         return Params(labels=self.labels, profile=profile)
 
     def write(self, folder: Path, suffix: str) -> Files:
-        """Write it as a case: .nii, or .nii.gz at level 6, as archives do."""
+        """Write the scan and its mask as .nii, or as .nii.gz at level 6, as archives do."""
         folder.mkdir(parents=True, exist_ok=True)
         files = Files(image=folder / f"volume-1{suffix}", mask=folder / f"segmentation-1{suffix}")
         volumes: tuple[tuple[Path, npt.NDArray[Any]], ...] = ((files.image, self.image), (files.mask, self.label))
@@ -79,38 +79,40 @@ class Subject:
         return files
 
     def store(self, folder: Path, profile: ProfileName = "compact") -> Store:
-        """Ingest it into a fresh store in `folder`, which holds the case CASE_ID."""
-        with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+        """Ingest the scan as the case CASE_ID of a new store in `folder`."""
+        with tempfile.TemporaryDirectory(dir=folder.parent) as files:
             prepare_store(folder)
-            convert_case(self.write(Path(place), ".nii").case(), self.params(profile), folder)
+            convert_case(self.write(Path(files), ".nii").case(), self.params(profile), folder)
         return open_store(folder)
 
 
 def phantom_subject(slices: int, *, seed: int = 1, size: int | None = None) -> Subject:
-    """Return a phantom of so many slices of SIZE x SIZE."""
+    """Return a phantom with `slices` slices of `size` x `size` pixels, by default SIZE."""
     side = size or SIZE
     phantom = make_phantom(PhantomSpec(seed=seed, shape=(slices, side, side)))
     return Subject(name="phantom", image=phantom.image, label=phantom.label, spacing_mm=phantom.spacing_mm)
 
 
 def scan_subject(data: Path, slices: int) -> Subject:
-    """Return the first scan of a collection that has a mask, its middle `slices` if it has more.
+    """Return the first scan with a mask of a collection; of a longer scan, the middle `slices`.
 
     Raises
     ------
     ConfigError
-        No scan there has a mask.
+        No scan has a mask, or the mask has another shape.
     """
     cases = sorted(discover(data).cases, key=lambda case: natural_key(case.case_id))
     chosen = next((case for case in cases if case.mask is not None), None)
     if chosen is None or chosen.mask is None:
-        raise ConfigError(f"--data {data}: none of its {len(cases)} scans has a mask, which a benchmark needs.")
+        raise ConfigError(f"--data {data}: none of its {len(cases)} scans has a mask, and a benchmark needs one.")
     with ScanReader(chosen.image, "image") as reader:
         image, spacing_mm = reader.read(), reader.grid.spacing_mm
     with ScanReader(chosen.mask, "mask") as reader:
         label = reader.read()
     if label.shape != image.shape:
-        raise ConfigError(f"{chosen.mask}: has the shape {label.shape}, its image {image.shape}; name another --data.")
+        raise ConfigError(
+            f"{chosen.mask}: has shape {label.shape}, but its image has {image.shape}; choose another --data."
+        )
     first = max(0, (len(image) - slices) // 2)
     kept = slice(first, first + slices)
     values = [int(value) for value in np.unique(label) if value]
@@ -125,12 +127,17 @@ def scan_subject(data: Path, slices: int) -> Subject:
 
 
 def subject_of(data: Path | None, slices: int) -> Subject:
-    """Return the user's scan where there is one, else a phantom."""
+    """Return a scan of the collection `data`, or a phantom if it is None."""
     return phantom_subject(slices) if data is None else scan_subject(data, slices)
+
+
+def same_voxels(one: npt.NDArray[np.generic], other: npt.NDArray[np.generic]) -> bool:
+    """Return whether two volumes hold the same numbers, whatever the order of their axes."""
+    return np.array_equal(np.sort(one, axis=None), np.sort(other, axis=None))
 
 
 @contextmanager
 def work_folder(folder: Path | None = None) -> Iterator[Path]:
-    """Yield an empty folder that is gone afterwards, below `folder` where that is given."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix="slicemill-bench-") as place:
-        yield Path(place)
+    """Yield an empty temporary folder, in `folder` if that is not None; it is deleted afterwards."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="slicemill-bench-") as path:
+        yield Path(path)

@@ -1,4 +1,4 @@
-"""An environment of its own for a peer, made by one call from pinned versions, and used again while they are the same."""
+"""Python environments of peers, installed from pinned versions, and used again while the versions stay the same."""
 
 import hashlib
 import subprocess
@@ -10,19 +10,20 @@ from slicemill.common.files import write_bytes
 from slicemill.common.terminal import print_line
 
 FILES = Path(__file__).parents[1] / "studies" / "nnunet"
+"""Folder with the requirements of nnU-Net."""
 
 
 def environment(folder: Path, requirements: Path, name: str) -> Path:
-    """Return the interpreter of an environment in `folder`, installed from `requirements` unless it is there with these versions.
+    """Return the interpreter of the environment in `folder`, and install it if the versions in `requirements` changed.
 
     Raises
     ------
     InputError
-        The packages cannot be installed; the message holds the last line of the installer and names its log.
+        The packages cannot be installed. The message holds the last line of the installer and names its log.
     """
-    python, made = folder / "environment" / "bin" / "python", folder / "installed"
+    python, marker = folder / "environment" / "bin" / "python", folder / "installed"
     stamp = hashlib.sha256(requirements.read_bytes()).hexdigest()
-    if made.exists() and made.read_text(encoding="utf-8") == stamp:
+    if marker.exists() and marker.read_text(encoding="utf-8") == stamp:
         return python
     print_line(f"{name}: installing into an environment of its own")
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,9 +38,8 @@ def environment(folder: Path, requirements: Path, name: str) -> Path:
                 words, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, check=False
             )
             if done.returncode:
-                lines = [
-                    line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
-                ]
-                raise InputError(f"{name}: cannot be installed: {lines[-1] if lines else 'no word'} All of it: {log}.")
-    write_bytes(made, stamp.encode())
+                lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                last = lines[-1] if lines else "no message"
+                raise InputError(f"{name}: cannot be installed: {last} Log of the installer: {log}.")
+    write_bytes(marker, stamp.encode())
     return python

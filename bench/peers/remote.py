@@ -1,6 +1,6 @@
-"""A peer in its own environment as a contender: a process that does one round of work when it is told to.
+"""A peer in its own environment as a contender: a process that does one round of work per request.
 
-So it stands in the same interleaved rounds as ours, on the same files, and neither's packages get in the other's way.
+So the peer runs in the same interleaved rounds as ours, on the same files, and the packages of both stay separate.
 """
 
 import json
@@ -26,32 +26,32 @@ class PeerProcess:
     python: Path
     """Interpreter of its environment."""
     script: str
-    """File of this folder; it answers as `turns` has it."""
-    given: Mapping[str, Any]
-    """What it is to work on."""
+    """File of this folder; it answers as `rounds` defines."""
+    request: Mapping[str, Any]
+    """What it is to work on, for its command line."""
     slices: int = 0
-    """How many came in the last round."""
+    """Slices of the last round."""
     cpu_seconds: float = 0.0
-    """What its cores worked in the last round."""
+    """CPU time of the last round, on all cores."""
     reason: str = ""
-    """Why it ended before its time; it does nothing any more then."""
+    """Why it ended early. It does nothing then."""
     _process: subprocess.Popen[str] | None = field(default=None, repr=False)
-    _said: IO[str] = field(default_factory=lambda: TemporaryFile("w+", encoding="utf-8"), repr=False)  # noqa: SIM115 (closed when it ends)
-    """What it writes on its standard error: a file, since a pipe that nobody reads is full one day and stops it."""
+    _errors: IO[str] = field(default_factory=lambda: TemporaryFile("w+", encoding="utf-8"), repr=False)  # noqa: SIM115
+    """Its standard error. It is a file, because a pipe that nobody reads fills up and blocks the peer."""
 
     def __enter__(self) -> Self:
-        """Start it, and wait until it is ready.
+        """Start the peer, and wait until it is ready.
 
         Raises
         ------
         InputError
-            It ended; the message holds the last line that it said.
+            It ended; the message holds the last line that it wrote.
         """
         self._process = subprocess.Popen(  # noqa: S603 (our script in an environment that we made)
-            [str(self.python), str(HERE / self.script), json.dumps(self.given)],
+            [str(self.python), str(HERE / self.script), json.dumps(self.request)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._errors,
             text=True,
         )
         os.sched_setaffinity(self._process.pid, os.sched_getaffinity(0))
@@ -61,14 +61,14 @@ class PeerProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it."""
+        """End the peer."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
-        self._said.close()
+        self._errors.close()
 
     def __call__(self) -> None:
-        """Have it do one round of work, and wait; where it has ended, note why."""
+        """Request one round of work, and wait for it. If the peer has ended, note the reason."""
         if self.reason:
             return
         try:
@@ -85,7 +85,7 @@ class PeerProcess:
         process = self._process
         if process is None or process.stdout is None:
             raise InputError(f"{self.name}: is not running.")
-        for line in process.stdout:  # a peer may print what it likes before its answer
+        for line in process.stdout:  # a peer may print other lines before its answer
             try:
                 answer = json.loads(line)
             except ValueError:
@@ -93,12 +93,7 @@ class PeerProcess:
             if isinstance(answer, dict) and ("ready" in answer or "slices" in answer):
                 return answer
         process.communicate()
-        with self._said as file:
-            file.seek(0)
-            said = file.read().strip().splitlines()
-        raise InputError(f"{self.name}: ended: {said[-1] if said else 'without a word'}")
-
-
-def ended(contenders: Mapping[str, object]) -> dict[str, str]:
-    """Return name -> reason of the peers that ended before their time."""
-    return {name: work.reason for name, work in contenders.items() if isinstance(work, PeerProcess) and work.reason}
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines()
+        self._errors.close()
+        raise InputError(f"{self.name}: ended: {lines[-1] if lines else 'without a message'}")

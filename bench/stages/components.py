@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from slicemill.bench.harness.clock import timed
+from slicemill.bench.harness.clock import time_on_both_clocks
 from slicemill.common.machine import machine_info
 from slicemill.common.terminal import format_table, print_line
 from slicemill.ct.runs import connected, runs_of
@@ -58,11 +58,11 @@ def compare(mask: Mask, connectivity: int, rounds: int, log: Callable[[str], Non
         "cc3d": lambda: sizes_by_cc3d(mask, connectivity),
         "cc3d, no sizes": lambda: cc3d.connected_components(mask, connectivity=connectivity),
     }
-    times = timed(contenders, rounds, log)
+    times = time_on_both_clocks(contenders, rounds, log)
     return {
         "components": len(expected),
         "seconds": {name: round(timing.median, 4) for name, timing in times.wall.items()},
-        "over runs": {name: times.faster("runs", name) for name in contenders if name != "runs"},
+        "over runs": {name: times.speedup("runs", name) for name in contenders if name != "runs"},
     }
 
 

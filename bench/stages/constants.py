@@ -1,28 +1,32 @@
-"""Tuned constants: the same work with other values of each, so that whoever changes one, or the machine, sees what it costs.
+"""Cost of other values of the tuned constants: whoever changes one, or the machine, sees the effect.
 
-Each row is one constant and one piece of work that it bears on, done with the value in the code and with others in drawn turns.
-Times are CPU seconds of this process, but for the network's batch, whose lanes share the cores: there it is the wall.
+What bounds it: the work of each row. A row is one constant of `constants.toml` and a piece of work that it affects,
+done with the value in the code and with others in interleaved rounds. Times are CPU seconds of this process; those of
+the network's batch are wall time, because its lanes share the cores. Command: `slicemill bench constants`.
 """
 
-import datetime as dt
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 import slicemill.infer.runtime.capacity
-from slicemill.bench.harness.clock import interleaved, ratio
+from slicemill.bench.harness.clock import Work, ratio, time_rounds
+from slicemill.bench.harness.cores import pin_to_one_core, torch_threads
 from slicemill.bench.harness.headline import Record
+from slicemill.bench.harness.networks import MARKED, default_network, exported
+from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import Files, Subject
-from slicemill.bench.stages.infer_cpu import SPECKS, bare, cleaned, exported, network_of, specked
-from slicemill.bench.stages.ingest import one_core, ours
-from slicemill.common.machine import machine_info
+from slicemill.bench.stages.infer_around import add_specks, clean
+from slicemill.bench.stages.infer_session import network_alone
+from slicemill.bench.stages.ingest import convert_ours
+from slicemill.common.documents import from_toml
 from slicemill.common.progress import progress
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.labels import LITS_LABELS
@@ -37,208 +41,173 @@ from slicemill.store.statistics import value_counts
 from slicemill.train.config import KINDS
 from slicemill.train.data.augment import changed
 
-MIB = 1 << 20
-MOST_SLICES = 8
-"""In a batch."""
+FILE = Path(__file__).with_name("constants.toml")
+SLICES_A_LANE = 8
+"""Slices that the default network labels on each core."""
 NOISY_SLICES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A constant in `constants.toml`."""
+
+    where: str
+    values: tuple[int, ...]
+    what: str
+    work: str
+    """A key of `make_works`."""
+    unit: Literal["one", "slices"] = "one"
+    """What the values count; slices are converted to pixels."""
+    clock: Literal["cpu", "wall"] = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Constant:
-    """A constant of a module and what is done with it."""
+    """A constant of a module, and the work that it affects."""
 
     where: str
     """Like ``slicemill.ct.pictures.LEVEL``."""
     values: tuple[int, ...]
-    """Tried beside the one in the code."""
+    """Values to try besides the one in the code."""
     what: str
-    work: Callable[[], object]
-    """Does the work; a whole number that it returns is how many bytes came out of it."""
-    timer: Callable[[], float] = time.process_time
+    work: Work
+    """Does the work; an integer that it returns is the number of bytes that it produced."""
+    clock: Callable[[], float] = time.process_time
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantRecord:
+    """Row of a constant."""
+
+    chosen: int
+    """The value in the code."""
+    what: str
+    values: Mapping[str, dict[str, float]]
+    """Value -> time, and bytes if there are any, over those of the chosen value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantsRecord(BenchmarkRecord):
+    """Record of `bench constants`."""
+
+    benchmark: str = "constants"
+    subject: str
+    rounds: int
+    constants: Mapping[str, ConstantRecord]
 
 
 def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
     """Measure every constant on one scan and return the record."""
-    rows: dict[str, Record] = {}
-    constants = constants_of(folder, subject)
+    rows: dict[str, ConstantRecord] = {}
+    constants = make_constants(folder, subject)
     with progress("constants", len(constants), "constants") as advance:
         for constant in constants:
-            rows[constant.where] = measured(constant, rounds)
+            rows[constant.where] = measure_constant(constant, rounds)
             advance(1, constant.where)
-    return {
-        "benchmark": "constants",
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "subject": str(subject),
-        "rounds": rounds,
-        "constants": rows,
-        "machine": machine_info(),
-    }
+    return ConstantsRecord(subject=str(subject), rounds=rounds, constants=rows).as_json()
 
 
-def measured(constant: Constant, rounds: int) -> Record:
-    """Return time and bytes of the work with each value, over those with the one in the code."""
+def measure_constant(constant: Constant, rounds: int) -> ConstantRecord:
+    """Measure time and bytes of the work with each value."""
     module_name, _, name = constant.where.rpartition(".")
     module = importlib.import_module(module_name)
     chosen = getattr(module, name)
     sizes: dict[int, int] = {}
 
-    def with_value(value: int) -> None:
+    def work_with(value: int) -> None:
         setattr(module, name, value)
         try:
-            out = constant.work()
+            size = constant.work()
         finally:
             setattr(module, name, chosen)
-        if isinstance(out, int):
-            sizes[value] = out
+        if isinstance(size, int):
+            sizes[value] = size
 
     values = sorted({chosen, *constant.values})
-    contenders = {str(value): (lambda value=value: with_value(value)) for value in values}
-    with one_core() if constant.timer is time.process_time else nullcontext():
-        times = interleaved(contenders, rounds=rounds, timer=constant.timer)
-    found = {
-        str(value): {"time": round(ratio(times[str(value)], times[str(chosen)]), 3)}
-        | ({"bytes": round(sizes[value] / sizes[chosen], 3)} if sizes else {})
-        for value in values
-    }
-    return {"chosen": chosen, "what": constant.what, "values": found}
+    contenders = {str(value): (lambda value=value: work_with(value)) for value in values}
+    with pin_to_one_core() if constant.clock is time.process_time else nullcontext():
+        times = time_rounds(contenders, rounds=rounds, clock=constant.clock)
+    rows = {str(value): {"time": round(ratio(times[str(value)], times[str(chosen)]), 3)} for value in values}
+    for value, size in sizes.items():
+        rows[str(value)]["bytes"] = round(size / sizes[chosen], 3)
+    return ConstantRecord(chosen=chosen, what=constant.what, values=rows)
 
 
-def constants_of(folder: Path, subject: Subject) -> list[Constant]:
+def make_constants(folder: Path, subject: Subject) -> list[Constant]:
     """Return the constants with their work on a scan."""
-    files = subject.write(folder / "axial", ".nii")
+    works = make_works(folder, subject)
+    entries = from_toml(dict[str, tuple[Entry, ...]], FILE.read_text(encoding="utf-8"), FILE.name)["constant"]
+    pixels = subject.image.shape[1] * subject.image.shape[2]
     return [
-        *of_ingest(folder, subject, files),
-        *of_labels(subject.label),
-        *of_written(folder, subject, files),
-        of_batches(folder, subject, files),
-        of_augmentation(subject),
+        Constant(
+            where=entry.where,
+            values=tuple(value * (pixels if entry.unit == "slices" else 1) for value in entry.values),
+            what=entry.what,
+            work=works[entry.work],
+            clock=time.perf_counter if entry.clock == "wall" else time.process_time,
+        )
+        for entry in entries
     ]
 
 
-def of_ingest(folder: Path, subject: Subject, axial: Files) -> list[Constant]:
-    """Return what bears on a scan's way into the store."""
-
-    def converted(case: Files) -> Callable[[], None]:
-        return lambda: ours(folder, case, subject.params())
-
+def make_works(folder: Path, subject: Subject) -> dict[str, Work]:
+    """Return the work of each row by its name in `constants.toml`; inputs are made here, before the measurement."""
+    axial = subject.write(folder / "axial", ".nii")
     coronal = Files(image=folder / "coronal" / axial.image.name, mask=folder / "coronal" / axial.mask.name)
     for path, volume in ((coronal.image, subject.image), (coronal.mask, subject.label)):
         write_nifti(path, volume, subject.spacing_mm, "RIP")
-    return [
-        Constant(
-            where="slicemill.ct.scan.SLAB_BYTES",
-            values=(MIB // 2, 2 * MIB, 8 * MIB, 32 * MIB),
-            what="ingest of an axial .nii",
-            work=converted(axial),
-        ),
-        Constant(
-            where="slicemill.ct.scan.BATCH_BYTES",
-            values=(MIB, 4 * MIB, 16 * MIB, 64 * MIB),
-            what="ingest of a coronal .nii",
-            work=converted(coronal),
-        ),
-        Constant(
-            where="slicemill.store.statistics.MANY_SLICES",
-            values=(1, 4, 8, 32),
-            what="voxels of each label",
-            work=lambda: value_counts(subject.label),
-        ),
-    ]
-
-
-def of_labels(label: npt.NDArray[np.uint8]) -> list[Constant]:
-    """Return what bears on post-processing and lesions."""
-    noisy = specked(label)
-    noise = np.random.default_rng(0).integers(0, 3, (NOISY_SLICES, *label.shape[1:]), dtype=np.uint8)
-    tumor = noisy == LITS_LABELS.tumor_value()
-    return [
-        Constant(
-            where="slicemill.ct.runs.PLANE_BYTES",
-            values=(MIB // 4, MIB, 4 * MIB, 16 * MIB),
-            what=f"largest organ, small lesions away, {SPECKS} specks",
-            work=lambda: cleaned(noisy),
-        ),
-        *(
-            Constant(
-                where=f"slicemill.ct.runs.{name}", values=values, what="the same in noise", work=lambda: cleaned(noise)
-            )
-            for name, values in (
-                ("BLOCK_RUNS", (1 << 12, 1 << 16, 1 << 20)),
-                ("BLOCK_VOXELS", (1 << 14, 1 << 18, 1 << 22)),
-            )
-        ),
-        Constant(
-            where="slicemill.ct.lesions.BATCH_SLICES",
-            values=(4, 16, 64),
-            what="lesions, with their diameters",
-            work=lambda: find_lesions(tumor, np.eye(4)),
-        ),
-    ]
-
-
-def of_written(folder: Path, subject: Subject, files: Files) -> list[Constant]:
-    """Return what bears on masks and pictures that are written."""
+    specked = add_specks(subject.label)
+    tumor = specked == LITS_LABELS.tumor_value()
+    noise = np.random.default_rng(0).integers(0, 3, (NOISY_SLICES, *subject.label.shape[1:]), dtype=np.uint8)
     pictures = [gray(section) for section in subject.image[:: max(1, len(subject.image) // 8)]]
-    mask = load(gather([files.mask])[0][0])
+    return {
+        "ingest_axial": lambda: convert_ours(folder, axial, subject.params()),
+        "ingest_coronal": lambda: convert_ours(folder, coronal, subject.params()),
+        "count_labels": lambda: value_counts(subject.label),
+        "clean_specks": lambda: clean(specked),
+        "clean_noise": lambda: clean(noise),
+        "find_lesions": lambda: find_lesions(tumor, np.eye(4)),
+        "pack_pictures": lambda: sum(len(png_bytes(picture)) for picture in pictures),
+        "write_mask": mask_writer(folder / "mask.nii.gz", subject, axial.mask),
+        "label_slices": labeler(folder / "default.onnx", subject, axial.image),
+        "augment": augmenter(subject),
+    }
 
-    def pack() -> int:
-        return sum(len(png_bytes(picture)) for picture in pictures)
+
+def mask_writer(path: Path, subject: Subject, mask: Path) -> Work:
+    """Return the writing of a mask as .nii.gz, which returns the bytes."""
+    loaded = load(gather([mask])[0][0])
 
     def write() -> int:
-        path = folder / "mask.nii.gz"
-        write_volume(path, mask.header, np.uint8, mask.grid.to_file(subject.label))
+        write_volume(path, loaded.header, np.uint8, loaded.grid.to_file(subject.label))
         return path.stat().st_size
 
-    return [
-        Constant(where="slicemill.ct.pictures.LEVEL", values=(0, 1, 2, 3), what="slices as PNG", work=pack),
-        Constant(
-            where="slicemill.ct.formats.nifti.write.GZIP_LEVEL",
-            values=(0, 1, 2, 3),
-            what="a mask as .nii.gz",
-            work=write,
-        ),
-    ]
+    return write
 
 
-def of_batches(folder: Path, subject: Subject, files: Files) -> Constant:
-    """Return how many pixels a batch of the default network has on the CPU."""
-    network, config = network_of("default")
-    side, lanes = subject.image.shape[-1], lanes_on("cpu")
-    model = open_model(exported(folder / "default.onnx", network, config, side), "cpu")
-    made: dict[int, Callable[[], object]] = {}
+def labeler(path: Path, subject: Subject, scan: Path) -> Work:
+    """Return the labeling of slices by the default network. The warm-up prepares a batch for each value."""
+    model = open_model(exported(path, default_network(), MARKED, subject.image.shape[-1]), "cpu")
+    lanes = lanes_on("cpu")
+    networks: dict[int, Work] = {}
 
     def label() -> None:
         pixels = slicemill.infer.runtime.capacity.CPU_PIXELS
-        if pixels not in made:
-            made[pixels] = bare(model, files.image, MOST_SLICES * lanes, lanes)
-        made[pixels]()
+        if pixels not in networks:
+            networks[pixels] = network_alone(model, scan, SLICES_A_LANE * lanes, lanes=lanes)
+        networks[pixels]()
 
-    return Constant(
-        where="slicemill.infer.runtime.capacity.CPU_PIXELS",
-        values=tuple(slices * side * side for slices in (1, 2, 4, MOST_SLICES)),
-        what=f"the default network, {MOST_SLICES} slices on each core",
-        work=label,
-        timer=time.perf_counter,
-    )
+    return label
 
 
-def of_augmentation(subject: Subject) -> Constant:
-    """Return how many slices a random change takes at a time: every kind in every slice."""
-    depth = min(16, len(subject.image))
-    image = torch.from_numpy(subject.image[:depth, None].clip(-200, 300).astype(np.float32) / 250)
-    label = torch.from_numpy(subject.label[:depth].astype(np.int64))
+def augmenter(subject: Subject) -> Work:
+    """Return random changes of slices, with every kind of change in every slice."""
+    first = slice(16)
+    image = torch.from_numpy(subject.image[first, None].clip(-200, 300).astype(np.float32) / 250)
+    label = torch.from_numpy(subject.label[first].astype(np.int64))
 
-    def change() -> None:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # those of a pool would run, and wait, beside the core that is timed
-        try:
+    def augment() -> None:
+        with torch_threads(1):  # torch's other threads would run, and wait, on the core that is measured
             changed(image, label, 1.0, dict.fromkeys(KINDS, 1.0), torch.Generator().manual_seed(0))
-        finally:
-            torch.set_num_threads(threads)
 
-    return Constant(
-        where="slicemill.train.data.augment.TOGETHER",
-        values=(1, 4, 16),
-        what=f"{len(KINDS)} kinds of random changes",
-        work=change,
-    )
+    return augment

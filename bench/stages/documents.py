@@ -16,7 +16,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from slicemill.bench.harness.clock import interleaved
+from slicemill.bench.harness.clock import time_rounds
 from slicemill.common.terminal import print_line
 from slicemill.ct.lesions import Lesion
 
@@ -45,7 +45,7 @@ def run(rounds: int) -> dict[str, Any]:
         for name, decoder in DECODERS.items()
         if name == "neither" or importlib.util.find_spec(name)
     }
-    seconds = {name: timing.seconds for name, timing in interleaved(contenders, rounds=rounds).items()}
+    seconds = {name: timing.seconds for name, timing in time_rounds(contenders, rounds=rounds).items()}
     added = {
         name: [one - base for one, base in zip(times, seconds["neither"], strict=True)]
         for name, times in seconds.items()

@@ -1,22 +1,23 @@
-"""A network to a model file that is proved, beside torch's exporter alone.
+"""Export of a network to a verified model file, compared with torch's exporter alone.
 
-What bounds it: torch traces the graph, optimizes it and writes it, whatever the network's size. Ours adds the windowing and labels to
-the graph, onnxruntime's labels against torch's on real slices, onnx's checker and the metadata.
+What bounds it: torch traces, optimizes and writes the graph, which takes as long for any size of network. Ours adds
+windowing and labels to the graph, compares onnxruntime's labels with torch's on real slices, runs onnx's checker, and
+adds metadata. Command: `slicemill bench export`.
 """
 
-import datetime as dt
 import logging
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from slicemill.bench.harness.clock import interleaved
-from slicemill.bench.harness.headline import Record, Timed, check, headline
+from slicemill.bench.harness.clock import show_progress, time_rounds
+from slicemill.bench.harness.headline import Record, check, headline, with_amount
+from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import CASE_ID, Subject
-from slicemill.common.machine import machine_info
-from slicemill.common.progress import progress
 from slicemill.train.config import Config
 from slicemill.train.export.graph import Exported
 from slicemill.train.export.model_file import add_metadata
@@ -32,8 +33,23 @@ if TYPE_CHECKING:
 OURS, BARE = "export with its proof", "torch.onnx.export of the network alone"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportRecord(BenchmarkRecord):
+    """Record of `bench export`."""
+
+    benchmark: str = "export"
+    subject: str
+    unit: str = "model files"
+    clock: str = "wall"
+    model_mb: float
+    proof_slices: int
+    parity: Record
+    results: Mapping[str, Record]
+    headline: Record
+
+
 def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
-    """Measure on one scan and return the record; a network with random weights, of the default settings."""
+    """Measure on one scan and return the record. The network has random weights and the default settings."""
     store, config = subject.store(folder / "store"), Config()
     torch.manual_seed(0)
     network = build(subject.labels, config).eval()
@@ -43,47 +59,41 @@ def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
     path = folder / "model.onnx"
     parities: list[Parity] = []
 
-    def ours() -> None:
+    def export() -> None:
         to_onnx(graph, proof, path)
         parities.append(prove(graph, path, proof))
         add_metadata(path, {"parity": parities[-1]})
 
-    ours()  # the proof alone wants a file
+    export()  # the contender that only compares needs a file
     contenders = {
-        OURS: ours,
-        BARE: lambda: bare_export(network, config, size, folder / "bare.onnx"),
+        OURS: export,
+        BARE: lambda: export_bare(network, config, size, folder / "bare.onnx"),
         "proof alone": lambda: prove(graph, path, proof),
     }
-    with progress("export", (rounds + 1) * len(contenders), "runs") as advance:
-        times = interleaved(contenders, rounds=rounds, tell=lambda name: advance(1, name))
+    with show_progress("export", len(contenders), rounds) as log:
+        times = time_rounds(contenders, rounds=rounds, log=log)
     onnx_checked(path)
-    labelled = sum(len(window) for _, window in proof)
     parity = parities[-1]
-    alike = parity["labels_differing"] <= parity["limit"] * parity["pixels"]
-    check("onnxruntime and torch give equal labels", holds=alike)
-    return {
-        "benchmark": "export",
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "subject": str(subject),
-        "unit": "model files",
-        "clock": "wall",
-        "model_mb": round(path.stat().st_size / 1e6, 2),
-        "proof_slices": labelled,
-        "parity": parity,
-        "results": {name: timing.as_json(1) for name, timing in times.items()},
-        "headline": headline(
-            {name: Timed(timing=timing, amount=1) for name, timing in times.items()},
+    differing, pixels = parity["labels_differing"], parity["pixels"]
+    check("onnxruntime and torch give equal labels", holds=differing <= parity["limit"] * pixels)
+    return ExportRecord(
+        subject=str(subject),
+        model_mb=round(path.stat().st_size / 1e6, 2),
+        proof_slices=sum(len(window) for _, window in proof),
+        parity=dict(parity),
+        results={name: timing.as_json(1) for name, timing in times.items()},
+        headline=headline(
+            with_amount(times, 1),
             ours=OURS,
             limit=BARE,
             bound="torch's exporter",
             peers={},
-            verified=f"{parity['labels_differing']} of {parity['pixels']:,} labels differ between onnxruntime and torch",
+            verified=f"{differing} of {pixels:,} labels differ between onnxruntime and torch",
         ),
-        "machine": machine_info(),
-    }
+    ).as_json()
 
 
-def bare_export(network: torch.nn.Module, config: Config, size: tuple[int, int], path: Path) -> None:
+def export_bare(network: torch.nn.Module, config: Config, size: tuple[int, int], path: Path) -> None:
     """Export the network alone, as a tutorial does."""
     batch = torch.export.Dim("b", min=1, max=65536)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

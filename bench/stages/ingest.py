@@ -1,32 +1,32 @@
-"""One case from NIfTI into the store: beside the peers, beside its own kernels, and with one worker or two.
+"""One case from NIfTI into the store: compared with the peers and with its own kernels, and with two workers.
 
 What bounds it: gzip decoding and compression for .nii.gz, compression and hashing for .nii. All CPU times are those of
-one core; the page cache is warm; every contender reads the same files.
+one core. The page cache is warm, and every contender reads the same files. Command: `slicemill bench ingest`.
 """
 
 import contextlib
-import datetime as dt
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.bench.harness.clock import Timing, interleaved, ratio
+from slicemill.bench.harness.clock import Timing, Work, ratio, show_progress, time_rounds
 from slicemill.bench.harness.conversions import PEERS
-from slicemill.bench.harness.headline import Record, Timed, check, headline
-from slicemill.bench.harness.subject import CASE_ID, SUFFIXES, Files, Subject
-from slicemill.common.machine import machine_info
-from slicemill.common.progress import progress
+from slicemill.bench.harness.cores import count_cores, pin_to_one_core
+from slicemill.bench.harness.headline import Record, check, headline, with_amount
+from slicemill.bench.harness.record import BenchmarkRecord
+from slicemill.bench.harness.subject import CASE_ID, SUFFIXES, Files, Subject, same_voxels
+from slicemill.bench.stages.ingest_memory import measure_peaks
 from slicemill.ct.formats.nifti.stream import Gunzip
 from slicemill.ct.labels import Labels
 from slicemill.ct.scan import slab_depth
@@ -38,201 +38,205 @@ from slicemill.store.reader import open_store
 from slicemill.store.statistics import Counts
 from slicemill.store.writer import ShardWriter, prepare_store
 
-SUM = "sum of its kernels"
+OURS = "ours"
+KERNELS = "sum of its kernels"
+CASES_A_WORKER = 4
 Volume = npt.NDArray[Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class FormatRecord:
+    """Figures of one file format."""
+
+    slices_per_second: float
+    milliseconds_a_slice: Mapping[str, float]
+    """By contender."""
+    peers: Mapping[str, Record]
+    """CPU time over ours, by peer; None if it is not installed."""
+    cpu_over_kernels: float
+    shares: Mapping[str, float]
+    """Share of each kernel in the time of ours."""
+    two_workers: float | None
+    """Rate of two workers over that of one; None on a single core."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestRecord(BenchmarkRecord):
+    """Record of `bench ingest`."""
+
+    benchmark: str = "ingest"
+    subject: str
+    slice: list[int]
+    """Pixels along y and x."""
+    slices: int
+    rounds: int
+    page_cache: str = "warm"
+    clock: str = "CPU time of one core, but for two workers (wall)"
+    formats: Mapping[str, FormatRecord]
+    results: Mapping[str, Record]
+    """Of .nii.gz."""
+    headline: Record
+    threads: Record
+    memory: Record | None = field(default=None, metadata={"optional": True})
+
+
 def run(folder: Path, subject: Subject, *, rounds: int, memory: bool = False) -> Record:
-    """Measure everything on one scan and return the record; with `memory` also the peaks of long scans."""
+    """Measure everything on one scan and return the record; with `memory` also the peak memory of long scans."""
+    depth = len(subject.image)
     files = {suffix: subject.write(folder / suffix.strip("."), suffix) for suffix in SUFFIXES}
-    record: Record = {
-        "benchmark": "ingest",
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "subject": str(subject),
-        "slice": list(subject.image.shape[1:]),
-        "slices": len(subject.image),
-        "rounds": rounds,
-        "page_cache": "warm",
-        "clock": "CPU time of one core, but for two workers (wall)",
-        "formats": {},
-    }
+    formats, results, comparison = {}, {}, {}
     for suffix, case in files.items():
-        with one_core():
-            times = beside_peers(folder, case, subject.params(), rounds)
-            kernels = beside_kernels(folder, case, subject, rounds)
-            record["formats"][suffix] = {
-                **peers_record(times, len(subject.image)),
-                **kernels_record(kernels),
-            }
+        with pin_to_one_core():
+            times = time_peers(folder, case, subject.params(), rounds)
+            kernels = time_kernels(folder, case, subject, rounds)
         if suffix == SUFFIXES[0]:
-            record["results"] = {name: timing.as_json(len(subject.image)) for name, timing in times.items()}
-            record["headline"] = headline_of(times, kernels, len(subject.image), same_voxels(folder, case, subject))
-        record["formats"][suffix]["two_workers"] = two_workers(folder, case, subject.params(), rounds)
-    record["threads"] = one_case_with_threads(folder, files[".nii"], subject.params(), rounds)
-    if memory:
-        from slicemill.bench.stages.ingest_memory import peaks
-
-        record["memory"] = peaks(folder, subject.image, subject.label)
-    record["machine"] = machine_info()
-    return record
-
-
-@contextlib.contextmanager
-def one_core() -> Iterator[None]:
-    """Keep this process on the last of its cores while the block runs."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+            results = {name: timing.as_json(depth) for name, timing in times.items()}
+            comparison = make_headline(times, kernels, depth, verify_voxels(folder, case, subject))
+        two = time_two_workers(folder, case, subject.params(), rounds)
+        formats[suffix] = make_format_record(times, kernels, depth, two)
+    record = IngestRecord(
+        subject=str(subject),
+        slice=list(subject.image.shape[1:]),
+        slices=depth,
+        rounds=rounds,
+        formats=formats,
+        results=results,
+        headline=comparison,
+        threads=time_threads(folder, files[".nii"], subject.params(), rounds),
+        memory=measure_peaks(folder, subject.image, subject.label) if memory else None,
+    )
+    return record.as_json()
 
 
 @contextlib.contextmanager
-def fresh(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that is gone afterwards."""
-    place = folder / f"fresh-{time.monotonic_ns()}"
-    place.mkdir()
+def fresh_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder, and delete it afterwards."""
+    path = folder / f"fresh-{time.monotonic_ns()}"
+    path.mkdir()
     try:
-        yield place
+        yield path
     finally:
-        shutil.rmtree(place)
+        shutil.rmtree(path)
 
 
-def ours(folder: Path, case: Files, params: Params, *, threads: int = 1) -> None:
-    """Convert a case into a fresh store: all of ingest but its claim, ledger, tables and Dask, which a case shares with many."""
-    with fresh(folder) as place:
-        prepare_store(place)
-        convert_case(case.case(), params, place, threads=threads)
+def convert_ours(folder: Path, case: Files, params: Params, *, threads: int = 1) -> None:
+    """Convert a case into a new store, without lock, ledger, tables and Dask, whose cost many cases share."""
+    with fresh_folder(folder) as path:
+        prepare_store(path)
+        convert_case(case.case(), params, path, threads=threads)
 
 
-def theirs(folder: Path, case: Files, convert: Callable[[Path, Path, Path], None]) -> None:
-    """Convert a case the peer's way into a fresh folder."""
-    with fresh(folder) as place:
-        convert(case.image, case.mask, place)
+def convert_theirs(folder: Path, case: Files, convert: Callable[[Path, Path, Path], None]) -> None:
+    """Convert a case as a peer does, into an empty folder."""
+    with fresh_folder(folder) as path:
+        convert(case.image, case.mask, path)
 
 
-def same_voxels(folder: Path, case: Files, subject: Subject) -> str:
-    """Return the sentence that the store holds the file's voxels, after a look (nibabel reads the file)."""
-    with fresh(folder) as place:
-        prepare_store(place)
-        convert_case(case.case(), subject.params(), place)
-        stored = open_store(place)[CASE_ID]
-        there = stored.label is not None and alike(stored.label[:], subject.label)
-        check("the store holds the voxels of the scan", holds=there and alike(stored.image[:], subject.image))
+def verify_voxels(folder: Path, case: Files, subject: Subject) -> str:
+    """Check that a store holds the file's voxels, and return that as a sentence."""
+    with fresh_folder(folder) as path:
+        prepare_store(path)
+        convert_case(case.case(), subject.params(), path)
+        stored = open_store(path)[CASE_ID]
+        same_label = stored.label is not None and same_voxels(stored.label[:], subject.label)
+        check("the store holds the scan's voxels", holds=same_label and same_voxels(stored.image[:], subject.image))
     return "the store's voxels are the scan's"
 
 
-def alike(one: Volume, other: Volume) -> bool:
-    """Return whether two volumes hold the same numbers, in whatever order of the axes a file had."""
-    return np.array_equal(np.sort(one, axis=None), np.sort(other, axis=None))
-
-
-def beside_peers(folder: Path, case: Files, params: Params, rounds: int) -> dict[str, Timing]:
+def time_peers(folder: Path, case: Files, params: Params, rounds: int) -> dict[str, Timing]:
     """Return the CPU time of ours and of each peer that is installed."""
-    contenders: dict[str, Callable[[], object]] = {"ours": lambda: ours(folder, case, params)}
+    contenders: dict[str, Work] = {OURS: lambda: convert_ours(folder, case, params)}
     for peer in PEERS:
         if find_spec(peer.needs):
-            contenders[peer.name] = lambda convert=peer.convert: theirs(folder, case, convert)  # type: ignore[misc]
-    with progress(f"peers {case.image.suffix}", (rounds + 1) * len(contenders), "runs") as advance:
-        return interleaved(contenders, rounds=rounds, tell=lambda name: advance(1, name), timer=time.process_time)
+            contenders[peer.name] = partial(convert_theirs, folder, case, peer.convert)
+    with show_progress(f"peers {case.image.suffix}", len(contenders), rounds) as log:
+        return time_rounds(contenders, rounds=rounds, log=log, clock=time.process_time)
 
 
-def peers_record(times: Mapping[str, Timing], depth: int) -> Record:
-    """Return how many times the CPU time of ours each peer takes."""
-    return {
-        "slices_per_second": round(depth / times["ours"].median, 1),
-        "milliseconds_a_slice": {name: round(1000 * timing.median / depth, 3) for name, timing in times.items()},
-        "peers": {
-            p.name: (
-                {"times_ours": round(ratio(times[p.name], times["ours"]), 2), "what": p.sentence}
-                if p.name in times
-                else {"times_ours": None, "what": f"{p.needs} is not installed"}
-            )
-            for p in PEERS
-        },
+def time_kernels(folder: Path, case: Files, subject: Subject, rounds: int) -> dict[str, Timing]:
+    """Return the CPU time of ours and of each of its kernels alone, in the same rounds."""
+    voxels: dict[ArrayName, Volume] = {IMAGE: subject.image, LABEL: subject.label}
+    shape = subject.image.shape
+    encoders = {name: codec_of("compact", name, shape[1] * shape[2]).encode for name in voxels}
+    encoded = {name: [encoders[name](section) for section in volume] for name, volume in voxels.items()}
+    raw = [path.read_bytes() for path in (case.image, case.mask)]
+
+    def decode() -> None:
+        for path, volume in zip((case.image, case.mask), voxels.values(), strict=True):
+            decode_file(path, volume[0].nbytes * slab_depth(shape))
+
+    def encode() -> None:
+        for name, volume in voxels.items():
+            for section in volume:
+                encoders[name](section)
+
+    contenders: dict[str, Work] = {
+        OURS: lambda: convert_ours(folder, case, subject.params()),
+        "decode": decode,
+        "encode": encode,
+        "statistics": lambda: count_all(subject.image, subject.label, subject.labels),
+        "hash": lambda: [hashlib.sha256(data).digest() for data in raw],
+        "write": lambda: write_shards(folder, encoded),
     }
+    with show_progress(f"kernels {case.image.suffix}", len(contenders), rounds) as log:
+        return time_rounds(contenders, rounds=rounds, log=log, clock=time.process_time)
 
 
-def headline_of(times: Mapping[str, Timing], kernels: Mapping[str, Timing], depth: int, verified: str) -> Record:
-    """Return what it comes down to; the limit is that of the rounds in which the kernels ran."""
-    together = Timing(name=SUM, seconds=sums(kernels))
-    told = {name: Timed(timing=timing, amount=depth) for name, timing in {**kernels, **times, SUM: together}.items()}
+def sum_kernels(kernels: Mapping[str, Timing]) -> Timing:
+    """Return the time of all kernels together, round by round."""
+    alone = [timing.seconds for name, timing in kernels.items() if name != OURS]
+    return Timing(name=KERNELS, seconds=tuple(map(sum, zip(*alone, strict=True))))
+
+
+def make_format_record(
+    times: Mapping[str, Timing], kernels: Mapping[str, Timing], depth: int, two_workers: float | None
+) -> FormatRecord:
+    """Return the figures of one file format."""
+    own = kernels[OURS]
+    return FormatRecord(
+        slices_per_second=round(depth / times[OURS].median, 1),
+        milliseconds_a_slice={name: round(1000 * timing.median / depth, 3) for name, timing in times.items()},
+        peers={
+            peer.name: (
+                {"times_ours": round(ratio(times[peer.name], times[OURS]), 2), "what": peer.sentence}
+                if peer.name in times
+                else {"times_ours": None, "what": f"{peer.needs} is not installed"}
+            )
+            for peer in PEERS
+        },
+        cpu_over_kernels=round(ratio(own, sum_kernels(kernels)), 3),
+        shares={name: round(ratio(timing, own), 3) for name, timing in kernels.items() if name != OURS},
+        two_workers=two_workers,
+    )
+
+
+def make_headline(times: Mapping[str, Timing], kernels: Mapping[str, Timing], depth: int, verified: str) -> Record:
+    """Return the headline; the fraction of the limit is from the rounds in which the kernels ran."""
+    together = sum_kernels(kernels)
     record = headline(
-        told,
-        ours="ours",
-        limit=SUM,
+        with_amount({**kernels, **times, KERNELS: together}, depth),
+        ours=OURS,
+        limit=KERNELS,
         bound="decoding, codecs, hash, statistics and writing, each alone",
         peers={peer.name: peer.sentence for peer in PEERS if peer.name in times},
         verified=verified,
     )
-    record["limit"]["fraction"] = round(ratio(together, kernels["ours"]), 3)
+    record["limit"]["fraction"] = round(ratio(together, kernels[OURS]), 3)
     return record
-
-
-def beside_kernels(folder: Path, case: Files, subject: Subject, rounds: int) -> dict[str, Timing]:
-    """Return the times of ours and of its kernels, each alone, in the same rounds."""
-    voxels: tuple[Volume, Volume] = (subject.image, subject.label)
-    image = subject.image
-    pixels = image.shape[1] * image.shape[2]
-    names: tuple[ArrayName, ArrayName] = (IMAGE, LABEL)
-    encoders = {name: codec_of("compact", name, pixels).encode for name in names}
-    encoded = {
-        name: [encoders[name](section) for section in volume] for name, volume in zip(names, voxels, strict=True)
-    }
-    raw = [path.read_bytes() for path in (case.image, case.mask)]
-
-    def decode() -> None:
-        for path, volume in zip((case.image, case.mask), voxels, strict=True):
-            bare_decode(path, volume[0].nbytes * slab_depth(image.shape))
-
-    def encode() -> None:
-        for name, volume in zip(names, voxels, strict=True):
-            for section in volume:
-                encoders[name](section)
-
-    contenders: dict[str, Callable[[], object]] = {
-        "ours": lambda: ours(folder, case, subject.params()),
-        "decode": decode,
-        "encode": encode,
-        "statistics": lambda: count_all(*voxels, subject.labels),
-        "hash": lambda: [hashlib.sha256(data).digest() for data in raw],
-        "write": lambda: write_shards(folder, encoded),
-    }
-    with progress(f"kernels {case.image.suffix}", (rounds + 1) * len(contenders), "runs") as advance:
-        return interleaved(contenders, rounds=rounds, tell=lambda name: advance(1, name), timer=time.process_time)
-
-
-def sums(kernels: Mapping[str, Timing]) -> tuple[float, ...]:
-    """Return the time of all kernels together, round by round."""
-    return tuple(map(sum, zip(*(timing.seconds for name, timing in kernels.items() if name != "ours"), strict=True)))
-
-
-def kernels_record(times: Mapping[str, Timing]) -> Record:
-    """Return ours over the sum of its kernels, and their shares of it."""
-    own = times["ours"].seconds
-    return {
-        "cpu_over_kernels": round(median(a / b for a, b in zip(own, sums(times), strict=True)), 3),
-        "shares": {
-            name: round(median(a / b for a, b in zip(timing.seconds, own, strict=True)), 3)
-            for name, timing in times.items()
-            if name != "ours"
-        },
-    }
 
 
 def write_shards(folder: Path, encoded: dict[ArrayName, list[bytes]]) -> None:
     """Write encoded slices with their checksums as shards."""
-    with fresh(folder) as place:
+    with fresh_folder(folder) as path:
         for name, slices in encoded.items():
-            shard = ShardWriter(place / name / SHARD, len(slices))
+            shard = ShardWriter(path / name / SHARD, len(slices))
             for z, data in enumerate(slices):
                 shard.append(z, data)
             shard.finish()
 
 
 def count_all(image: Volume, label: Volume, labels: Labels) -> None:
-    """Take every statistic that a case has."""
+    """Compute every statistic that a case has."""
     counts = Counts(len(image), labels)
     depth = slab_depth((len(image), image.shape[1], image.shape[2]))
     for z in range(0, len(image), depth):
@@ -241,8 +245,8 @@ def count_all(image: Volume, label: Volume, labels: Labels) -> None:
     counts.lesions(np.eye(4))
 
 
-def bare_decode(path: Path, buffer_bytes: int) -> None:
-    """Read a file's bytes, decompressed, into one buffer again and again."""
+def decode_file(path: Path, buffer_bytes: int) -> None:
+    """Read a file's bytes, decompressed, into one buffer that is used again."""
     buffer = memoryview(bytearray(buffer_bytes))
     with path.open("rb", buffering=0) as file:
         stream = Gunzip(fileobj=file, mode="rb") if path.name.endswith(".gz") else file
@@ -250,31 +254,34 @@ def bare_decode(path: Path, buffer_bytes: int) -> None:
             pass
 
 
-def two_workers(folder: Path, case: Files, params: Params, rounds: int) -> float | None:
-    """Return the slices a second of two worker processes over one; None where there is one core."""
-    if len(os.sched_getaffinity(0)) < 2:
+def time_two_workers(folder: Path, case: Files, params: Params, rounds: int) -> float | None:
+    """Return the rate of two worker processes over that of one, by wall time; None on a single core."""
+    if count_cores() < 2:
         return None
-    cases = 4
+
+    def convert_many(pool: ProcessPoolExecutor, count: int) -> None:
+        list(pool.map(convert_ours, [folder] * count, [case] * count, [params] * count))
+
     with (
         ProcessPoolExecutor(2, mp_context=get_context("spawn")) as two,
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as one,
     ):
-        for pool in (one, two):  # start the processes before the clock
-            list(pool.map(ours, [folder] * cases, [case] * cases, [params] * cases))
+        for pool in (one, two):  # start the processes before the measurement
+            convert_many(pool, CASES_A_WORKER)
         contenders = {
-            "one": lambda: list(one.map(ours, [folder] * cases, [case] * cases, [params] * cases)),
-            "two": lambda: list(two.map(ours, [folder] * 2 * cases, [case] * 2 * cases, [params] * 2 * cases)),
+            "one": lambda: convert_many(one, CASES_A_WORKER),
+            "two": lambda: convert_many(two, 2 * CASES_A_WORKER),
         }
-        times = interleaved(contenders, rounds=rounds, warm_up=0)
+        times = time_rounds(contenders, rounds=rounds, warm_up=0)
     return round(2 * ratio(times["one"], times["two"]), 2)
 
 
-def one_case_with_threads(folder: Path, case: Files, params: Params, rounds: int) -> Record:
-    """Return how much sooner one case is done with a thread a core."""
-    cores = len(os.sched_getaffinity(0))
+def time_threads(folder: Path, case: Files, params: Params, rounds: int) -> Record:
+    """Return how many times sooner one case is done with one thread per core."""
+    cores = count_cores()
     contenders = {
-        "1": lambda: ours(folder, case, params),
-        "all": lambda: ours(folder, case, params, threads=cores),
+        "1": lambda: convert_ours(folder, case, params),
+        "all": lambda: convert_ours(folder, case, params, threads=cores),
     }
-    times = interleaved(contenders, rounds=rounds)
+    times = time_rounds(contenders, rounds=rounds)
     return {"cores": cores, "times_sooner": round(ratio(times["1"], times["all"]), 2)}

@@ -1,71 +1,90 @@
-"""An ingest of LiTS's size: 131 cases of 74 to 987 slices, 58,638 in all, about 46 GB of voxels, through the command itself.
+"""An ingest of LiTS's size: 131 cases of 74 to 987 slices, 58,638 in total, 46 GB of voxels, by the command itself.
 
-One phantom, repeated upwards to seven lengths, stands behind many names (hard links), so that the scans cost little disk and
-come from the page cache; the store is written whole. What bounds it: CPU, two thirds decoding and compression.
+What bounds it: CPU, two thirds of it decoding and compression. One phantom, repeated along z to seven lengths, is the
+content of all cases (hard links). So the scans take little disk space and come from the page cache; the store is
+written in full. Command: `slicemill bench ingest --scale lits`.
 """
 
-import datetime as dt
 import os
-import re
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from slicemill.bench.harness.subject import SIZE
-from slicemill.bench.stages.ingest_memory import write_repeated
+from slicemill.bench.harness.headline import Record
+from slicemill.bench.harness.record import BenchmarkRecord
+from slicemill.bench.harness.subject import SIZE, phantom_subject
+from slicemill.bench.stages.ingest_memory import find_peak_mib, write_repeated
 from slicemill.common.files import folder_bytes
-from slicemill.common.machine import machine_info
-from slicemill.ct.phantom import PhantomSpec, make_phantom
 
 PLAN = {74: 6, 123: 20, 240: 22, 294: 7, 432: 30, 685: 33, 987: 13}
-"""Slices of each length of the phantom and how many cases are made of it: LiTS's shortest and longest scan, its number of scans
-and of slices."""
-
+"""Length in slices -> number of cases: LiTS's shortest and longest scan, and its numbers of scans and slices."""
 DEPTH = 148
-"""Slices of the phantom that all are made of, repeated upwards."""
+"""Slices of the phantom that is repeated."""
 
 
-def run(folder: Path, *, suffix: str, workers: int, limit: int | None = None) -> dict[str, Any]:
-    """Make the scans, ingest them with the command, and return the record; progress is shown on a terminal."""
+@dataclass(frozen=True, kw_only=True)
+class LitsRecord(BenchmarkRecord):
+    """Record of `bench ingest --scale lits`."""
+
+    benchmark: str = "ingest --scale lits"
+    page_cache: str = (
+        "warm: one phantom, repeated to seven lengths, behind hard links; the store is written through the page cache"
+    )
+    format: str
+    workers: int
+    cases: int
+    slices: int
+    raw_gb: float
+    """Voxels of images and masks."""
+    source_gb: float
+    store_gb: float
+    seconds: float
+    slices_per_second: float
+    raw_gb_per_second: float
+    peak_worker_mib: int | None
+
+
+def run(folder: Path, *, suffix: str, workers: int, limit: int | None = None) -> Record:
+    """Make the scans, ingest them with the command, which shows its progress, and return the record."""
     source, target = folder / "scans", folder / "store"
-    phantom = make_phantom(PhantomSpec(seed=1, shape=(DEPTH, SIZE, SIZE)))
-    source.mkdir(parents=True)
-    number, slices = 0, 0
-    for length, count in PLAN.items():
-        files = write_repeated(folder / f"length-{length}", suffix, (phantom.image, phantom.label), length)
-        for _ in range(count):
-            if limit is not None and number >= limit:
-                break
-            for path in (files.image, files.mask):
-                os.link(path, source / path.name.replace("-1.", f"-{number}."))
-            number, slices = number + 1, slices + length
+    lengths = [length for length, count in PLAN.items() for _ in range(count)][:limit]
+    link_cases(source, lengths, suffix)
     words = [sys.executable, "-m", "slicemill", "ingest", str(source), str(target), "--workers", str(workers)]
     start = time.perf_counter()
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
     seconds = time.perf_counter() - start
     if done.returncode:
         raise RuntimeError(f"the ingest failed:\n{done.stdout}")
-    peak = re.search(r"peak memory ([\d,]+) MiB", done.stdout)
-    raw = slices * SIZE * SIZE * 3
-    stored, read = folder_bytes(target), sum(path.stat().st_size for path in source.iterdir())
+    slices = sum(lengths)
+    raw_gb = slices * SIZE * SIZE * 3 / 1e9
+    record = LitsRecord(
+        format=suffix,
+        workers=workers,
+        cases=len(lengths),
+        slices=slices,
+        raw_gb=round(raw_gb, 2),
+        source_gb=round(sum(path.stat().st_size for path in source.iterdir()) / 1e9, 2),
+        store_gb=round(folder_bytes(target) / 1e9, 2),
+        seconds=round(seconds, 1),
+        slices_per_second=round(slices / seconds, 1),
+        raw_gb_per_second=round(raw_gb / seconds, 3),
+        peak_worker_mib=find_peak_mib(done.stdout),
+    )
     shutil.rmtree(folder)
-    return {
-        "benchmark": "ingest --scale lits",
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "page_cache": "warm: one phantom, repeated to seven lengths, behind hard links; the store is written through the page cache",
-        "format": suffix,
-        "workers": workers,
-        "cases": number,
-        "slices": slices,
-        "raw_gb": round(raw / 1e9, 2),
-        "source_gb": round(read / 1e9, 2),
-        "store_gb": round(stored / 1e9, 2),
-        "seconds": round(seconds, 1),
-        "slices_per_second": round(slices / seconds, 1),
-        "raw_gb_per_second": round(raw / 1e9 / seconds, 3),
-        "peak_worker_mib": int(peak[1].replace(",", "")) if peak else None,
-        "machine": machine_info(),
+    return record.as_json()
+
+
+def link_cases(folder: Path, lengths: list[int], suffix: str) -> None:
+    """Write one case of each length next to `folder`, and link all cases into it."""
+    subject = phantom_subject(DEPTH, size=SIZE)
+    folder.mkdir(parents=True)
+    files = {
+        length: write_repeated(folder.parent / f"length-{length}", suffix, (subject.image, subject.label), length)
+        for length in dict.fromkeys(lengths)
     }
+    for number, length in enumerate(lengths):
+        for path in (files[length].image, files[length].mask):
+            os.link(path, folder / path.name.replace("-1.", f"-{number}."))

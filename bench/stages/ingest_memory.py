@@ -1,8 +1,10 @@
-"""Peak memory of an ingest worker for scans of many lengths: it must not grow with them.
+"""Peak memory of an ingest worker for scans of many lengths, which must not grow with the length.
 
-Each length runs in a process of its own; the files are made of one phantom, repeated upwards, so that length alone differs.
+Each length runs in its own process. The files are made of one phantom, repeated along z, so that only the length
+differs. Command: `slicemill bench ingest --memory`.
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -16,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from isal import igzip
 
+from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.subject import SUFFIXES, Files
 
 LENGTHS = (50, 200, 1000, 3000)
-ALONE = """
-import sys
+CONVERT = """
+import json, sys, time
 from pathlib import Path
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.discover import CaseFiles
@@ -30,37 +33,58 @@ from slicemill.common.terminal import peak_mib
 from slicemill.store.writer import prepare_store
 image, mask, store = map(Path, sys.argv[1:])
 prepare_store(store)
-convert_case(CaseFiles(case_id="volume-1", patient_id="1", image=image, mask=mask, root=image.parent), Params(labels=LITS_LABELS), store)
-print(peak_mib())
+case = CaseFiles(case_id="volume-1", patient_id="1", image=image, mask=mask, root=image.parent)
+start = time.process_time()
+convert_case(case, Params(labels=LITS_LABELS), store)
+print(json.dumps({"cpu_seconds": time.process_time() - start, "peak_mib": peak_mib()}))
 """
+"""Script of a conversion in its own process. It imports as little as possible, because imports count as peak memory."""
 
 
-def peaks(folder: Path, image: npt.NDArray[np.int16], label: npt.NDArray[np.uint8]) -> dict[str, Any]:
-    """Return MiB by file format and number of slices: alone, and as a worker of Dask."""
-    found: dict[str, Any] = {}
+def measure_peaks(folder: Path, image: npt.NDArray[np.int16], label: npt.NDArray[np.uint8]) -> Record:
+    """Return MiB by file format and number of slices: of a conversion alone, and of a Dask worker."""
+    peaks: Record = {}
     for suffix in SUFFIXES:
         for length in LENGTHS:
-            place = folder / "memory"
-            files = write_repeated(place, suffix, (image, label), length)
-            alone = subprocess.run(  # noqa: S603 (this interpreter, code from above)
-                [sys.executable, "-c", ALONE, str(files.image), str(files.mask), str(place / "alone")],
-                capture_output=True, text=True, check=True,
-            )  # fmt: skip
-            under_dask = subprocess.run(  # noqa: S603
-                [sys.executable, "-m", "slicemill", "ingest", str(place), str(place / "dask"), "--workers", "1", "--threads", "1"],
-                capture_output=True, text=True, check=True,
-            )  # fmt: skip
-            match = re.search(r"peak memory (\d+) MiB", under_dask.stdout)
-            found[f"{length} slices, {suffix}"] = {
-                "alone_mib": round(float(alone.stdout)),
-                "dask_worker_mib": int(match[1]) if match else None,
+            case = folder / "memory"
+            files = write_repeated(case, suffix, (image, label), length)
+            alone = convert_alone(files, case / "alone")
+            words = ["ingest", str(case), str(case / "dask"), "--workers", "1", "--threads", "1"]
+            under_dask = subprocess.run(  # noqa: S603 (our own command)
+                [sys.executable, "-m", "slicemill", *words], capture_output=True, text=True, check=True
+            )
+            peaks[f"{length} slices, {suffix}"] = {
+                "alone_mib": round(alone["peak_mib"]),
+                "dask_worker_mib": find_peak_mib(under_dask.stdout),
             }
-            shutil.rmtree(place)
-    return found
+            shutil.rmtree(case)
+    return peaks
+
+
+def convert_alone(files: Files, store: Path) -> dict[str, float]:
+    """Convert a case in its own process; return CPU seconds of the conversion and peak MiB of the process."""
+    done = subprocess.run(  # noqa: S603 (this interpreter, code from above)
+        [sys.executable, "-c", CONVERT, str(files.image), str(files.mask), str(store)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
+
+
+def find_peak_mib(output: str) -> int | None:
+    """Return the peak memory that the command `ingest` printed.
+
+    >>> find_peak_mib("2 cases, peak memory 1,234 MiB")
+    1234
+    """
+    match = re.search(r"peak memory ([\d,]+) MiB", output)
+    return int(match[1].replace(",", "")) if match else None
 
 
 def write_repeated(folder: Path, suffix: str, volumes: tuple[npt.NDArray[Any], npt.NDArray[Any]], slices: int) -> Files:
-    """Write a case of many slices without holding it: a phantom up, down and up again."""
+    """Write a long case slice by slice: a phantom's image and label, forward, backward and forward again."""
     folder.mkdir(parents=True, exist_ok=True)
     files = Files(image=folder / f"volume-1{suffix}", mask=folder / f"segmentation-1{suffix}")
     for path, volume in zip((files.image, files.mask), volumes, strict=True):
@@ -77,11 +101,11 @@ def write_repeated(folder: Path, suffix: str, volumes: tuple[npt.NDArray[Any], n
 
 
 def up_and_down(depth: int, count: int) -> Iterator[int]:
-    """Yield `count` slice numbers of a volume of `depth`: up, down, up again, so that neighbors stay alike.
+    """Yield `count` slice numbers of `depth` slices: forward, backward, forward again, so that neighbors stay alike.
 
     >>> list(up_and_down(3, 8))
     [0, 1, 2, 2, 1, 0, 0, 1]
     """
     for number in range(count):
-        turn, z = divmod(number, depth)
-        yield z if turn % 2 == 0 else depth - 1 - z
+        repeat, z = divmod(number, depth)
+        yield z if repeat % 2 == 0 else depth - 1 - z

@@ -1,60 +1,59 @@
-"""Instructions that a unit of work takes in the hot loops: counted, not timed, so that a change shows on a busy machine, too.
+"""Instructions per slice of the hot loops: counted, not timed, so that a change shows even on a busy machine.
 
-Each loop runs twice in a process of its own, with little work and with more; the difference over the units in between leaves out
-start-up and imports. perf counts where the kernel and the processor let it, else valgrind, which emulates an older processor (no
-AVX-512): counts of one tool say nothing beside those of the other.
+What bounds it: nothing; the count hardly varies. Each loop runs twice in its own process, with few slices and with
+many. The difference, divided by the slices in between, leaves out start-up and imports. perf counts if the kernel and
+the processor allow it, otherwise valgrind, which emulates an older processor (no AVX-512). Counts of the two tools
+cannot be compared. Command: `slicemill bench instructions`.
 """
 
-import datetime as dt
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from slicemill.bench.harness.headline import Record
-from slicemill.bench.harness.subject import CASE_ID, phantom_subject
+from slicemill.bench.harness.record import BenchmarkRecord
+from slicemill.bench.harness.subject import CASE_ID, Files, phantom_subject
 from slicemill.common.errors import ConfigError
-from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 
 DEEP = 32
-"""Slices of the phantom that most loops work on."""
+"""Slices of the phantom in the store."""
 FEW, MANY = 8, 40
-"""Slices that a loop does in its two runs."""
-ALONE = (
+"""Slices of the two runs of a loop."""
+RUN_LOOP = (
     "import sys; from pathlib import Path; from slicemill.bench.stages.instructions import LOOPS; "
     "LOOPS[sys.argv[1]].work(Path(sys.argv[2]), int(sys.argv[3]))"
 )
+TOOLS = {
+    "perf": ["perf", "stat", "-x,", "-e", "instructions:u", "--"],
+    "valgrind": ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null", "--"],
+}
+COUNTS = {"perf": r"^(\d+),,instructions:u", "valgrind": r"I\s+refs:\s+([\d,]+)"}
+"""Where a tool prints its count."""
 
 
 def ingest(folder: Path, slices: int) -> None:
-    """Convert a case of so many slices, .nii.gz with its mask."""
+    """Convert a case, .nii.gz with its mask."""
     from slicemill.ct.labels import LITS_LABELS
     from slicemill.ingest.convert import convert_case
-    from slicemill.ingest.discover import CaseFiles
     from slicemill.ingest.params import Params
     from slicemill.store.writer import prepare_store
 
     scans, store = folder / f"{slices}", folder / f"store-{slices}"
-    case = CaseFiles(
-        case_id=CASE_ID,
-        patient_id="1",
-        image=scans / "volume-1.nii.gz",
-        mask=scans / "segmentation-1.nii.gz",
-        root=scans,
-    )
+    files = Files(image=scans / "volume-1.nii.gz", mask=scans / "segmentation-1.nii.gz")
     shutil.rmtree(store, ignore_errors=True)
     prepare_store(store)
-    convert_case(case, Params(labels=LITS_LABELS), store)
+    convert_case(files.case(), Params(labels=LITS_LABELS), store)
 
 
 def read_slices(folder: Path, slices: int) -> None:
-    """Read so many slices with their labels out of a store."""
+    """Read slices with their labels from a store."""
     from slicemill.store.reader import open_store
 
     case = open_store(folder / "store")[CASE_ID]
@@ -65,7 +64,7 @@ def read_slices(folder: Path, slices: int) -> None:
 
 
 def read_scan(folder: Path, slices: int) -> None:
-    """Read a .nii.gz of so many slices as inference does."""
+    """Read a .nii.gz as inference does."""
     from slicemill.infer.inputs.gather import gather
     from slicemill.infer.inputs.jobs import load
 
@@ -73,7 +72,7 @@ def read_scan(folder: Path, slices: int) -> None:
 
 
 def write_mask(folder: Path, slices: int) -> None:
-    """Read a mask of so many slices and write it again, as .nii.gz."""
+    """Read a mask and write it again, as .nii.gz."""
     from slicemill.ct.formats.nifti.write import write_volume
     from slicemill.infer.inputs.gather import gather
     from slicemill.infer.inputs.jobs import load
@@ -83,7 +82,7 @@ def write_mask(folder: Path, slices: int) -> None:
 
 
 def post_process(folder: Path, slices: int) -> None:
-    """Keep the largest organ and drop small lesions in labels of so many slices."""
+    """Keep the largest organ of labels, and drop small lesions."""
     from slicemill.ct.geometry import Grid
     from slicemill.ct.labels import LITS_LABELS
     from slicemill.infer.postprocess import postprocess
@@ -95,7 +94,7 @@ def post_process(folder: Path, slices: int) -> None:
 
 
 def distances(folder: Path, slices: int) -> None:
-    """Take the distances between the surfaces of an organ of so many slices and of the same moved by a voxel."""
+    """Compute the distances between the surfaces of an organ and of its copy, shifted by a voxel."""
     from slicemill.measure.evaluation.surface import surface_distances
 
     organ = np.load(folder / f"{slices}" / "label.npy") > 0
@@ -107,7 +106,9 @@ class Loop:
     """A hot loop."""
 
     what: str
+    """What it does, for the record."""
     work: Callable[[Path, int], None]
+    """Does the work in a folder, on this many slices."""
 
 
 LOOPS = {
@@ -120,77 +121,88 @@ LOOPS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoopCount:
+    """Count of a loop."""
+
+    what: str
+    instructions_a_slice: int
+    runs: list[int]
+    """Instructions of the runs with FEW and with MANY slices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructionsRecord(BenchmarkRecord):
+    """Record of `bench instructions`."""
+
+    benchmark: str = "instructions"
+    counter: str
+    """The tool that counted."""
+    unit: str = "slices of 512x512"
+    results: Mapping[str, LoopCount]
+
+
 def run(folder: Path) -> Record:
     """Count and return the record.
 
     Raises
     ------
     ConfigError
-        Neither perf nor valgrind counts here.
+        Neither perf nor valgrind can count here.
     """
-    counter = counter_here()
+    counter = choose_counter()
     for slices in (FEW, MANY):
         subject = phantom_subject(slices)
         subject.write(folder / f"{slices}", ".nii.gz")
         np.save(folder / f"{slices}" / "label.npy", subject.label)
     phantom_subject(DEEP).store(folder / "store")
-    found: dict[str, Record] = {}
+    results: dict[str, LoopCount] = {}
     with progress("instructions", 2 * len(LOOPS), "runs") as advance:
         for name, loop in LOOPS.items():
             counts = []
             for slices in (FEW, MANY):
                 advance(0, name)
-                counts.append(counted(counter, [sys.executable, "-c", ALONE, name, str(folder), str(slices)]))
+                command = [sys.executable, "-c", RUN_LOOP, name, str(folder), str(slices)]
+                counts.append(count_instructions(counter, command))
                 advance(1, name)
-            each = (counts[1] - counts[0]) / (MANY - FEW)
-            found[name] = {"what": loop.what, "instructions_a_slice": round(each), "runs": counts}
-    return {
-        "benchmark": "instructions",
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "counter": counter,
-        "unit": "slices of 512x512",
-        "results": found,
-        "machine": machine_info(),
-    }
+            each = round((counts[1] - counts[0]) / (MANY - FEW))
+            results[name] = LoopCount(what=loop.what, instructions_a_slice=each, runs=counts)
+    return InstructionsRecord(counter=counter, results=results).as_json()
 
 
-def counter_here() -> str:
-    """Return which tool counts here, perf or valgrind.
+def choose_counter() -> str:
+    """Return the tool that can count here, perf or valgrind.
 
     Raises
     ------
     ConfigError
-        Neither does.
+        Neither can.
     """
-    for name in ("perf", "valgrind"):
+    for name in TOOLS:
         if shutil.which(name):
             try:
-                counted(name, [sys.executable, "-c", "pass"])
+                count_instructions(name, [sys.executable, "-c", "pass"])
             except ConfigError:
                 continue
             return name
     raise ConfigError(
-        "bench instructions needs perf, with a processor that counts and a kernel that lets it, or valgrind; neither works here."
+        "bench instructions needs valgrind, or perf on a processor and a kernel that let it count; neither works here."
     )
 
 
-def counted(counter: str, words: list[str]) -> int:
-    """Return the instructions of a command, in user space, of all its threads.
+def count_instructions(counter: str, command: list[str]) -> int:
+    """Return the instructions of a command, in user space, in all its threads.
 
     Raises
     ------
     ConfigError
         The tool did not count, or the command failed.
     """
-    tool = {
-        "perf": ["perf", "stat", "-x,", "-e", "instructions:u", "--"],
-        "valgrind": ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null", "--"],
-    }[counter]
-    done = subprocess.run([*tool, *words], capture_output=True, text=True, check=False)  # noqa: S603 (our own command)
-    pattern = r"^(\d+),,instructions:u" if counter == "perf" else r"I\s+refs:\s+([\d,]+)"
-    told = re.search(pattern, done.stderr, re.MULTILINE)
-    if done.returncode or told is None:
-        said = [line for line in done.stderr.splitlines() if line and not line.startswith("==")]
-        last = said[-1] if said else f"exit status {done.returncode}"
-        raise ConfigError(f"{counter} did not count `{' '.join(words[:3])}`: {last}")
-    return int(told[1].replace(",", ""))
+    counted = [*TOOLS[counter], *command]
+    done = subprocess.run(counted, capture_output=True, text=True, check=False)  # noqa: S603 (our own command)
+    count = re.search(COUNTS[counter], done.stderr, re.MULTILINE)
+    if done.returncode or count is None:
+        lines = [line for line in done.stderr.splitlines() if line and not line.startswith("==")]
+        last = lines[-1] if lines else f"exit status {done.returncode}"
+        raise ConfigError(f"{counter} did not count `{' '.join(command[:3])}`: {last}")
+    return int(count[1].replace(",", ""))

@@ -1,4 +1,4 @@
-"""What a device spends its time on: onnxruntime's profiling file, and the kernels that the card ran, summed."""
+"""Time of a device by operator and kernel, from onnxruntime's profiling file and from the GPU's own trace."""
 
 import re
 from collections import Counter
@@ -10,8 +10,9 @@ KINDS = {
     "layout": r"transpose|nchw|nhwc|convert|permute|reorder",
     "copies": r"memcpy|memset",
 }
-"""Kinds of kernels by what their names hold, the first that fits; all others read, do little and write: elementwise."""
+"""Kind of a kernel -> pattern of its name; the first match counts. All others are elementwise."""
 SHOWN = 12
+"""Operators or kernels that are listed by name."""
 
 
 def kind_of(name: str) -> str:
@@ -20,14 +21,14 @@ def kind_of(name: str) -> str:
     >>> [kind_of(name) for name in ("sm90_xmma_fprop_implicit_gemm_f16", "nchwToNhwcKernel", "Relu", "FusedConv")]
     ['convolutions', 'layout', 'elementwise', 'convolutions']
     """
-    return next((kind for kind, said in KINDS.items() if re.search(said, name, re.IGNORECASE)), "elementwise")
+    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name, re.IGNORECASE)), "elementwise")
 
 
 def by_operator(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return microseconds by operator of a profiling file's events, or by kernel where onnxruntime was built to see them.
+    """Return microseconds by operator of a profiling file's events, or by kernel if onnxruntime traced kernels.
 
-    The first run is left out: plans are made in it. On a GPU an operator's time is that of the call that starts it, not of its
-    kernel.
+    The first run is left out, because it makes plans. On a GPU an operator's time is that of the call that starts its
+    kernel, not of the kernel.
     """
     events = list(events)
     starts = sorted(event["ts"] for event in events if event.get("name") == "model_run")
@@ -44,7 +45,7 @@ def by_operator(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def by_kernel(work: Callable[[], object]) -> dict[str, float]:
-    """Return microseconds by kernel that a card ran during some work, whoever started it; empty without a card."""
+    """Return microseconds by kernel that the GPU ran during some work; empty without a GPU."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -56,20 +57,21 @@ def by_kernel(work: Callable[[], object]) -> dict[str, float]:
     return {str(row.key): float(row.self_device_time_total) for row in profiled.key_averages()}
 
 
-def summed(spent: Mapping[str, float]) -> dict[str, Any]:
-    """Return the kind that takes most of the time, shares by kind, and those that take most by name.
+def summarize(spent: Mapping[str, float]) -> dict[str, Any]:
+    """Return the kind that takes most of the time, the share of each kind, and the names that take most.
 
-    >>> summed({"Conv": 6.0, "Relu": 3.0, "Concat": 1.0})["kinds"]
+    >>> summarize({"Conv": 6.0, "Relu": 3.0, "Concat": 1.0})["kinds"]
     {'convolutions': 0.6, 'elementwise': 0.4}
     """
     total = sum(spent.values()) or 1.0
-    kinds: Counter[str] = Counter()
-    for name, time in spent.items():
-        kinds[kind_of(name)] += time / total  # type: ignore[assignment] # a counter may count in fractions
-    most = sorted(spent.items(), key=lambda item: -item[1])[:SHOWN]
+    kinds: dict[str, float] = {}
+    for name, microseconds in spent.items():
+        kinds[kind_of(name)] = kinds.get(kind_of(name), 0.0) + microseconds / total
+    shares = sorted(kinds.items(), key=lambda item: -item[1])
+    largest = sorted(spent.items(), key=lambda item: -item[1])[:SHOWN]
     return {
-        "bound": max(kinds, key=lambda kind: kinds[kind]) if kinds else None,
-        "kinds": {kind: round(share, 4) for kind, share in kinds.most_common()},
-        "names": {name: round(time / total, 4) for name, time in most},
+        "bound": shares[0][0] if shares else None,
+        "kinds": {kind: round(share, 4) for kind, share in shares},
+        "names": {name: round(microseconds / total, 4) for name, microseconds in largest},
         "milliseconds": round(total / 1000, 3) if spent else 0.0,
     }

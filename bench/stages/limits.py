@@ -1,12 +1,12 @@
-"""What this machine can do at most, measured: memory copy, disk, matrix products, convolutions, and copies to a card.
+"""Limits of this machine, measured: memory copy, disk, matrix products, convolutions, and copies to a GPU.
 
-No figure of a stage means much without these. Products and convolutions go through torch with all cores, in float32 and in
-bfloat16, on the sizes that a U-Net has in its middle.
+They bound the figures of all stages. Products and convolutions run through torch on all cores, in float32 and
+bfloat16, at the sizes of the middle of a U-Net. Command: `slicemill bench limits`.
 """
 
-import datetime as dt
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,64 +14,86 @@ import numpy as np
 import torch
 from torch import nn
 
-from slicemill.bench.harness.clock import Timing, interleaved
+from slicemill.bench.harness.clock import Timing, Work, show_progress, time_rounds
+from slicemill.bench.harness.cores import count_cores, torch_threads
 from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.pagecache import drop
-from slicemill.common.machine import machine_info
-from slicemill.common.progress import progress
+from slicemill.bench.harness.record import BenchmarkRecord
 
 COPY_BYTES = 256 << 20
-"""Well past the last cache that a core has to itself."""
+"""Much more than the private caches of a core."""
 DISK_BYTES = 256 << 20
 SIDE, CHANNELS, PIXELS, BATCH = 2048, 64, 128, 4
-"""A matrix of SIDE x SIDE; a convolution 3x3 of CHANNELS to CHANNELS on a batch of PIXELS x PIXELS."""
+"""A matrix of SIDE x SIDE; a 3x3 convolution of CHANNELS to CHANNELS on a batch of PIXELS x PIXELS."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """Work that only one part of the machine bounds."""
+
+    work: Work
+    amount: float
+    """Amount of work per round, in the unit times seconds."""
+    unit: str
+
+    def as_json(self, timing: Timing) -> Record:
+        """Return the record. The rate is that of the best round, because nothing makes a machine faster than it is."""
+        return {
+            **timing.as_json(self.amount),
+            "most": round(self.amount / min(timing.seconds), 2),
+            "unit": self.unit,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsRecord(BenchmarkRecord):
+    """Record of `bench limits`."""
+
+    benchmark: str = "limits"
+    results: Mapping[str, Record]
 
 
 def run(folder: Path, *, rounds: int) -> Record:
-    """Measure the limits and return the record; `folder` lies on the disk that is measured."""
-    cards = torch.cuda.is_available()
-    work: dict[str, tuple[Callable[[], object], float, str]] = {
-        "memory copy": (copy(), COPY_BYTES / 1e9, "GB/s"),
-        "disk, read with a cold cache": (disk(folder), DISK_BYTES / 1e9, "GB/s"),
+    """Measure the limits and return the record; the disk that is measured is that of `folder`."""
+    limits = make_limits(folder)
+    works = {name: limit.work for name, limit in limits.items()}
+    with torch_threads(count_cores()), show_progress("limits", len(works), rounds) as log:
+        times = time_rounds(works, rounds=rounds, log=log)
+    return LimitsRecord(results={name: limit.as_json(times[name]) for name, limit in limits.items()}).as_json()
+
+
+def make_limits(folder: Path) -> dict[str, Limit]:
+    """Return the limits that can be measured here."""
+    has_gpu = torch.cuda.is_available()
+    copy_gb, conv_gflop = COPY_BYTES / 1e9, convolution_flops() / 1e9
+    limits = {
+        "memory copy": Limit(work=copy(), amount=copy_gb, unit="GB/s"),
+        "disk, read with a cold cache": Limit(work=disk(folder), amount=DISK_BYTES / 1e9, unit="GB/s"),
     }
+
+    def add(name: str, work: Work, gflop: float) -> None:
+        limits[name] = Limit(work=work, amount=gflop, unit="GFLOP/s")
+
     for kind in (torch.float32, torch.bfloat16):
         name = str(kind).removeprefix("torch.")
-        work[f"matrix product, {name}"] = (product(kind, "cpu"), 2 * SIDE**3 / 1e9, "GFLOP/s")
-        work[f"convolution, {name}"] = (convolution(kind, "cpu"), convolution_flops() / 1e9, "GFLOP/s")
-        if cards:
-            work[f"convolution, {name}, card"] = (convolution(kind, "cuda"), convolution_flops() / 1e9, "GFLOP/s")
-            work[f"matrix product, {name}, card"] = (product(kind, "cuda"), 2 * (4 * SIDE) ** 3 / 1e9, "GFLOP/s")
-    if cards:
-        work["copy to the card, pinned"] = (to_card(), COPY_BYTES / 1e9, "GB/s")
-    before = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    try:
-        with progress("limits", (rounds + 1) * len(work), "runs") as advance:
-            contenders = {name: timed for name, (timed, _, _) in work.items()}
-            times = interleaved(contenders, rounds=rounds, tell=lambda name: advance(1, name))
-    finally:
-        torch.set_num_threads(before)
-    return {
-        "benchmark": "limits",
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "results": {name: result(times[name], amount, unit) for name, (_, amount, unit) in work.items()},
-        "machine": machine_info(),
-    }
+        add(f"matrix product, {name}", product(kind, "cpu"), 2 * SIDE**3 / 1e9)
+        add(f"convolution, {name}", convolution(kind, "cpu"), conv_gflop)
+        if has_gpu:
+            add(f"convolution, {name}, card", convolution(kind, "cuda"), conv_gflop)
+            add(f"matrix product, {name}, card", product(kind, "cuda"), 2 * (4 * SIDE) ** 3 / 1e9)
+    if has_gpu:
+        limits["copy to the card, pinned"] = Limit(work=copy_to_gpu(), amount=copy_gb, unit="GB/s")
+    return limits
 
 
-def result(timing: Timing, amount: float, unit: str) -> Record:
-    """Return a limit's record: a rate is that of the best round, since nothing makes a machine faster than it is."""
-    return {**timing.as_json(amount), "most": round(amount / min(timing.seconds), 2), "unit": unit}
-
-
-def copy() -> Callable[[], object]:
-    """Return a copy of COPY_BYTES in memory, one thread."""
+def copy() -> Work:
+    """Return a copy of COPY_BYTES in memory, by one thread."""
     source, target = (np.ones(COPY_BYTES, dtype=np.uint8) for _ in range(2))
     return lambda: np.copyto(target, source)
 
 
-def disk(folder: Path) -> Callable[[], object]:
-    """Return a read of DISK_BYTES of a file that the system has been asked to forget."""
+def disk(folder: Path) -> Work:
+    """Return a read of DISK_BYTES from a file that is dropped from the page cache first."""
     path = folder / "disk"
     path.write_bytes(os.urandom(DISK_BYTES))
     buffer = memoryview(bytearray(8 << 20))
@@ -85,7 +107,7 @@ def disk(folder: Path) -> Callable[[], object]:
     return work
 
 
-def product(kind: torch.dtype, device: str) -> Callable[[], object]:
+def product(kind: torch.dtype, device: str) -> Work:
     """Return a product of two square matrices."""
     side = SIDE if device == "cpu" else 4 * SIDE
     one, other = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
@@ -100,20 +122,20 @@ def product(kind: torch.dtype, device: str) -> Callable[[], object]:
 
 
 def convolution_flops() -> float:
-    """Return the floating-point operations of the convolution: two a weight and pixel."""
+    """Return the floating-point operations of the convolution: two per weight and pixel."""
     return 2.0 * BATCH * CHANNELS * CHANNELS * 9 * PIXELS * PIXELS
 
 
-def convolution(kind: torch.dtype, device: str) -> Callable[[], object]:
+def convolution(kind: torch.dtype, device: str) -> Work:
     """Return a forward convolution, channels last."""
     layer = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False, device=device).to(kind)
-    layer = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch leaves this one out
-    given = torch.randn(BATCH, CHANNELS, PIXELS, PIXELS, device=device).to(kind)
-    given = given.contiguous(memory_format=torch.channels_last)
+    layer = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's annotations
+    batch = torch.randn(BATCH, CHANNELS, PIXELS, PIXELS, device=device).to(kind)
+    batch = batch.contiguous(memory_format=torch.channels_last)
 
     def work() -> Any:
         with torch.inference_mode():
-            out = layer(given)
+            out = layer(batch)
         if device == "cuda":
             torch.cuda.synchronize()
         return out
@@ -121,8 +143,8 @@ def convolution(kind: torch.dtype, device: str) -> Callable[[], object]:
     return work
 
 
-def to_card() -> Callable[[], object]:
-    """Return a copy of COPY_BYTES from pinned memory to a card."""
+def copy_to_gpu() -> Work:
+    """Return a copy of COPY_BYTES from pinned memory to a GPU."""
     source = torch.ones(COPY_BYTES, dtype=torch.uint8).pin_memory()
     target = torch.empty_like(source, device="cuda")
 

@@ -1,13 +1,15 @@
-"""Training pairs (image and label slice) a CPU-second: the ring beside the ways of the tutorials, and beside the bare decode.
+"""Training pairs (image and label slice) per CPU-second: our ring, the ways of the tutorials, and the bare decode.
 
-What bounds it: decompression. Every contender delivers the same slices in the same random order in batches; the PNG
-folder holds windowed 8-bit images, as tutorials make them. CPU time counts worker processes too.
+What bounds it: decompression. Every contender delivers the same slices in the same random order in batches. The PNG
+folder holds windowed 8-bit images, as tutorials make them. CPU time includes worker processes. Command: `slicemill
+bench loader`.
 """
 
-import datetime as dt
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,12 @@ from numcodecs import zstd
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from slicemill.bench.harness.clock import Timing, interleaved, ratio
+from slicemill.bench.harness.clock import Timing, Work, ratio, show_progress, time_rounds
 from slicemill.bench.harness.conversions import png_slices
-from slicemill.bench.harness.headline import Record, Timed, check, headline
+from slicemill.bench.harness.headline import Record, check, headline, with_amount
+from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import CASE_ID, Subject
 from slicemill.bench.stages.store import bare_decode
-from slicemill.common.machine import machine_info
-from slicemill.common.progress import progress
 from slicemill.store.codecs import decode_blosc, without_checksum
 from slicemill.store.reader import Case, Store
 from slicemill.train.data.dataset import RING, Batches, View
@@ -32,46 +33,76 @@ from slicemill.train.data.sampling import SlicePosition
 BATCH = 16
 WORKERS = 2
 REPEATS = 4
-"""How often every slice comes: enough that starting worker processes weighs little."""
+"""How often every slice comes: often enough that the start of worker processes weighs little."""
+OURS, LIMIT, ONE_SLICE = "ring, 1 thread", "bare decode into batches", "bare decode into one slice"
+READER, PNGS = "our reader, DataLoader with 2 workers", "PNG folder, DataLoader with 2 workers"
 PEERS = {
-    "our reader, DataLoader with 2 workers": "the same store behind worker processes: each pair is sent through shared memory",
-    "PNG folder, DataLoader with 2 workers": "windowed 8-bit images, as tutorials make them; HU are lost",
+    READER: "the same store behind worker processes: each pair is sent through shared memory",
+    PNGS: "windowed 8-bit images, as tutorials make them; HU are lost",
 }
+RATIOS = {
+    "over the PNG folder": PNGS,
+    "over our reader in worker processes": READER,
+    "of the bare decode into batches": LIMIT,
+    "of the bare decode into one slice that stays in the cache": ONE_SLICE,
+}
+"""Name of a ratio -> the baseline of OURS."""
 SLOWER = 1.5
-"""How much longer than its decoding the network takes with a batch, where it is measured whether it ever waits."""
+"""Time of the network per batch over the time of decoding, when the waits for batches are measured."""
 
 
-class PngFolder(Dataset[tuple[Any, Any]]):
-    """A folder of PNG slices, as tutorials read it."""
+@dataclass(frozen=True, kw_only=True)
+class Waits:
+    """Waits of a network for its batches."""
 
-    def __init__(self, folder: Path, order: list[int]) -> None:
-        self._folder = folder
+    batches: int
+    milliseconds_of_work: float
+    """Time of the network per batch."""
+    longest_wait_milliseconds: float
+    share_of_time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderRecord(BenchmarkRecord):
+    """Record of `bench loader`."""
+
+    benchmark: str = "loader"
+    subject: str
+    unit: str = f"pairs of an image and a label slice, in batches of {BATCH}"
+    clock: str = "CPU time of all processes"
+    page_cache: str = "warm"
+    slices: int
+    results: Mapping[str, Record]
+    ratios: Mapping[str, float]
+    headline: Record
+    waited: Waits
+
+
+class Pairs(Dataset[tuple[Any, Any]]):
+    """Pairs in a fixed order, read by a function, for worker processes."""
+
+    def __init__(self, read: Callable[[int], tuple[Any, Any]], order: list[int]) -> None:
+        self._read = read
         self._order = order
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        z = self._order[index]
-        image = np.array(Image.open(self._folder / f"image_{z}.png"))
-        mask = np.array(Image.open(self._folder / f"mask_{z}.png"))
-        return torch.from_numpy(image)[None].float() / 255, torch.from_numpy(mask).long()
+        return self._read(self._order[index])
 
 
-class StoreSlices(Dataset[tuple[Any, Any]]):
-    """Our reader, behind worker processes."""
+def read_png(folder: Path, z: int) -> tuple[Any, Any]:
+    """Read a pair of PNG slices, as tutorials do."""
+    image = np.array(Image.open(folder / f"image_{z}.png"))
+    mask = np.array(Image.open(folder / f"mask_{z}.png"))
+    return torch.from_numpy(image)[None].float() / 255, torch.from_numpy(mask).long()
 
-    def __init__(self, case: Case, order: list[int]) -> None:
-        self._case = case
-        self._order = order
 
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        z = self._order[index]
-        label = np.zeros(self._case.image.shape[1:], np.uint8) if self._case.label is None else self._case.label.read(z)
-        return torch.from_numpy(self._case.image.read(z))[None], torch.from_numpy(label)
+def read_stored(case: Case, z: int) -> tuple[Any, Any]:
+    """Read a pair with our reader."""
+    label = np.zeros(case.image.shape[1:], np.uint8) if case.label is None else case.label.read(z)
+    return torch.from_numpy(case.image.read(z))[None], torch.from_numpy(label)
 
 
 def cpu_seconds() -> float:
@@ -82,92 +113,91 @@ def cpu_seconds() -> float:
 
 def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
     """Measure on one scan and return the record."""
-    store, case, order = prepared(folder, subject)
-    size = (subject.image.shape[1], subject.image.shape[2])
-    places = [SlicePosition(CASE_ID, z) for z in order]
-
-    def behind_workers(dataset: Dataset[tuple[Any, Any]]) -> None:
-        for _ in DataLoader(dataset, batch_size=BATCH, num_workers=WORKERS):
-            pass
-
+    store, order = prepare(folder, subject)
+    case, size = store[CASE_ID], (subject.image.shape[1], subject.image.shape[2])
+    positions = [SlicePosition(CASE_ID, z) for z in order]
     rings = {threads: Batches(store, View(size=size), BATCH, threads) for threads in (1, 2)}
-
-    def ring(threads: int) -> None:
-        with rings[threads].over(places, (0, 0)) as stream:
-            for _ in stream:
-                pass
-
-    contenders: dict[str, Callable[[], object]] = {
-        "ring, 1 thread": lambda: ring(1),
-        "ring, 2 threads": lambda: ring(2),
-        "bare decode into batches": decode_into_batches(case, order),
-        "bare decode into one slice": bare_decode(case, order, checked=True),
-        "our reader, DataLoader with 2 workers": lambda: behind_workers(StoreSlices(case, order)),
-        "PNG folder, DataLoader with 2 workers": lambda: behind_workers(PngFolder(folder / "png", order)),
+    contenders: dict[str, Work] = {
+        OURS: lambda: read_ring(rings[1], positions),
+        "ring, 2 threads": lambda: read_ring(rings[2], positions),
+        LIMIT: decode_into_batches(case, order),
+        ONE_SLICE: bare_decode(case, order, checked=True),
+        READER: lambda: read_in_workers(Pairs(partial(read_stored, case), order)),
+        PNGS: lambda: read_in_workers(Pairs(partial(read_png, folder / "png"), order)),
     }
-    with progress("loader", (rounds + 1) * len(contenders), "runs") as advance:
-        times = interleaved(contenders, rounds=rounds, tell=lambda name: advance(1, name), timer=cpu_seconds)
-    best = times["ring, 1 thread"]
-    check("the ring delivers the scan's slices", holds=delivered(rings[1], places, subject))
-    return {
-        "benchmark": "loader",
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "subject": str(subject),
-        "unit": f"pairs of an image and a label slice, in batches of {BATCH}",
-        "clock": "CPU time of all processes",
-        "page_cache": "warm",
-        "slices": len(subject.image),
-        "results": {name: timing.as_json(len(order)) for name, timing in times.items()},
-        "ratios": {
-            "over the PNG folder": faster(best, times["PNG folder, DataLoader with 2 workers"]),
-            "over our reader in worker processes": faster(best, times["our reader, DataLoader with 2 workers"]),
-            "of the bare decode into batches": faster(best, times["bare decode into batches"]),
-            "of the bare decode into one slice that stays in the cache": faster(
-                best, times["bare decode into one slice"]
-            ),
-        },
-        "headline": headline(
-            {name: Timed(timing=timing, amount=len(order)) for name, timing in times.items()},
-            ours="ring, 1 thread",
-            limit="bare decode into batches",
+    with show_progress("loader", len(contenders), rounds) as log:
+        times = time_rounds(contenders, rounds=rounds, log=log, clock=cpu_seconds)
+    check("the ring delivers the scan's slices", holds=delivers_slices(rings[1], positions, subject))
+    return LoaderRecord(
+        subject=str(subject),
+        slices=len(subject.image),
+        results={name: timing.as_json(len(order)) for name, timing in times.items()},
+        ratios={name: speedup(times[OURS], times[baseline]) for name, baseline in RATIOS.items()},
+        headline=headline(
+            with_amount(times, len(order)),
+            ours=OURS,
+            limit=LIMIT,
             bound="the codecs, from memory into batches",
             peers=PEERS,
             verified="the last batch holds the scan's slices",
         ),
-        "waited": waited(store, places, size),
-        "machine": machine_info(),
-    }
+        waited=measure_waits(store, positions, size),
+    ).as_json()
 
 
-def decode_into_batches(case: Case, order: list[int]) -> Callable[[], object]:
-    """Return the codecs alone, from memory into batches that take turns: what a loader must at least do."""
+def prepare(folder: Path, subject: Subject) -> tuple[Store, list[int]]:
+    """Put a scan into a store and into a folder of PNGs; return the store and the order of reading."""
+    store = subject.store(folder / "store")
+    files = subject.write(folder, ".nii")
+    (folder / "png").mkdir()
+    png_slices(files.image, files.mask, folder / "png")
+    rng = np.random.default_rng(0)
+    order = [int(z) for _ in range(REPEATS) for z in rng.permutation(len(subject.image))]
+    return store, order[: len(order) // BATCH * BATCH]
+
+
+def read_in_workers(dataset: Dataset[tuple[Any, Any]]) -> None:
+    """Read batches through a DataLoader with worker processes."""
+    for _ in DataLoader(dataset, batch_size=BATCH, num_workers=WORKERS):
+        pass
+
+
+def read_ring(ring: Batches, positions: list[SlicePosition]) -> None:
+    """Read batches through our ring."""
+    with ring.over(positions, (0, 0)) as stream:
+        for _ in stream:
+            pass
+
+
+def decode_into_batches(case: Case, order: list[int]) -> Work:
+    """Return the codecs alone, from memory into alternating batches: the least that a loader must do."""
     image = np.empty((RING + 2, BATCH, *case.image.shape[1:]), np.int16)
     label = np.empty((RING + 2, BATCH, *case.image.shape[1:]), np.uint8)
     encoded = [(case.image.encoded(z), b"" if case.label is None else case.label.encoded(z)) for z in order]
 
     def work() -> None:
-        for number, (one, other) in enumerate(encoded):
+        for number, (image_bytes, label_bytes) in enumerate(encoded):
             slot, index = number // BATCH % (RING + 2), number % BATCH
-            decode_blosc(without_checksum(one), image[slot, index])
-            zstd.decompress(without_checksum(other), label[slot, index])
+            decode_blosc(without_checksum(image_bytes), image[slot, index])
+            zstd.decompress(without_checksum(label_bytes), label[slot, index])
 
     return work
 
 
-def faster(ours: Timing, theirs: Timing) -> float:
+def speedup(ours: Timing, theirs: Timing) -> float:
     """Return how many times as fast ours is."""
     return round(ratio(theirs, ours), 2)
 
 
-def waited(store: Store, places: list[SlicePosition], size: tuple[int, int]) -> Record:
-    """Return how long a network that takes SLOWER times as long as the decoding waits for batches."""
+def measure_waits(store: Store, positions: list[SlicePosition], size: tuple[int, int]) -> Waits:
+    """Measure how long a network that takes SLOWER times as long as the decoding waits for batches."""
     batches = Batches(store, View(size=size), BATCH, 1)
     start = time.perf_counter()
-    with batches.over(places, (0, 0)) as stream:
+    with batches.over(positions, (0, 0)) as stream:
         count = sum(1 for _ in stream)
     busy = SLOWER * (time.perf_counter() - start) / count
     waits = []
-    with batches.over(places, (0, 0)) as stream:
+    with batches.over(positions, (0, 0)) as stream:
         next(stream)
         while True:
             time.sleep(busy)  # stands for the device's work
@@ -175,30 +205,19 @@ def waited(store: Store, places: list[SlicePosition], size: tuple[int, int]) -> 
             if next(stream, None) is None:
                 break
             waits.append(time.perf_counter() - start)
-    return {
-        "batches": len(waits),
-        "milliseconds_of_work": round(1000 * busy, 1),
-        "longest_wait_milliseconds": round(1000 * max(waits), 2),
-        "share_of_time": round(sum(waits) / (sum(waits) + busy * len(waits)), 4),
-    }
+    return Waits(
+        batches=len(waits),
+        milliseconds_of_work=round(1000 * busy, 1),
+        longest_wait_milliseconds=round(1000 * max(waits), 2),
+        share_of_time=round(sum(waits) / (sum(waits) + busy * len(waits)), 4),
+    )
 
 
-def delivered(ring: Batches, places: list[SlicePosition], subject: Subject) -> bool:
-    """Return whether the last batch of an epoch holds the slices that were asked for."""
-    with ring.over(places, (0, 0)) as stream:
+def delivers_slices(ring: Batches, positions: list[SlicePosition], subject: Subject) -> bool:
+    """Return whether the last batch of an epoch holds the requested slices."""
+    with ring.over(positions, (0, 0)) as stream:
         for batch in stream:
             image, label = batch.image.copy(), batch.label.copy()
-    wanted = [place.z for place in places[-len(image) :]]
-    same = np.array_equal(image[:, image.shape[1] // 2], subject.image[wanted])
-    return same and np.array_equal(label[:, label.shape[1] // 2], subject.label[wanted])
-
-
-def prepared(folder: Path, subject: Subject) -> tuple[Store, Case, list[int]]:
-    """Put a scan into a store and into a folder of PNGs, and return the order in which its slices are wanted."""
-    store = subject.store(folder / "store")
-    files = subject.write(folder, ".nii")
-    (folder / "png").mkdir()
-    png_slices(files.image, files.mask, folder / "png")
-    rng = np.random.default_rng(0)
-    order = [int(z) for _ in range(REPEATS) for z in rng.permutation(len(subject.image))]
-    return store, store[CASE_ID], order[: len(order) // BATCH * BATCH]
+    requested = [position.z for position in positions[-len(image) :]]
+    same = np.array_equal(image[:, image.shape[1] // 2], subject.image[requested])
+    return same and np.array_equal(label[:, label.shape[1] // 2], subject.label[requested])

@@ -1,132 +1,167 @@
-"""Surface distances of a case as large as LiTS's largest: ours beside distance transforms of the whole scan.
+"""Surface distances of a case as large as LiTS's largest: ours, compared with distance transforms of the complete scan.
 
-The case: a liver of 512x512x600 voxels' scan with so many lesions, and a prediction whose surfaces are moved by a few
-voxels here and there. medpy's way makes, for each object, the erosion and two distance transforms of the whole scan;
-since one object takes it a minute, it does only some of them, and their median is counted up for all.
-Times are CPU seconds of one core, which a busy machine hardly changes.
+What bounds it: nearest neighbors of surface points. The case is a liver with lesions in a scan of 512x512x600 voxels,
+and a prediction whose surfaces are off by a few voxels. medpy computes an erosion and two distance transforms of the
+complete scan per object. One object takes it a minute, so it does only some of them, and their median stands for all.
+Times are CPU seconds of one core, which a busy machine hardly changes. Command: `slicemill bench measure`.
 """
 
-import datetime as dt
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.bench.harness.clock import Timing, interleaved, ratio
-from slicemill.bench.harness.headline import Record, Timed, check, headline
-from slicemill.common.machine import machine_info
+from slicemill.bench.harness.clock import Timing, Work, ratio, time_rounds
+from slicemill.bench.harness.headline import Record, check, headline, with_amount
+from slicemill.bench.harness.record import BenchmarkRecord
+from slicemill.common.machine import Machine, machine_info
 from slicemill.common.terminal import peak_mib
 from slicemill.measure.evaluation.surface import Spacing, SurfaceDistances, nearest, surface_distances, surface_points
 
 Mask = npt.NDArray[np.bool_]
 Label = npt.NDArray[np.uint8]
+Points = npt.NDArray[np.float64]
 Box = tuple[slice, ...]
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 SPACING: Spacing = (1.0, 0.75, 0.75)
-QUERIES, MEDPY = "nearest neighbors alone", "whole scan, as medpy"
+OURS, QUERIES, BOXES, MEDPY = "ours", "nearest neighbors alone", "boxes", "whole scan, as medpy"
 SAME_MM = 1e-6
+ORGAN = 0
+"""Stands for the liver with all lesions in it; other values are those of lesions."""
+CENTER, RADII = (0.5, 0.5, 0.4), (0.2, 0.22, 0.25)
+"""Center and radii of the liver, as fractions of the scan along z, y, x."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureRecord(BenchmarkRecord):
+    """Record of `bench measure`."""
+
+    benchmark: str = "measure"
+    unit: str = "slices of a case, all distances of all objects"
+    clock: str = "CPU time of one core"
+    slices: int
+    results: Mapping[str, Record]
+    headline: Record
+    machine: Machine = field(default_factory=machine_info)
+    shape_zyx: tuple[int, int, int]
+    objects: int
+    rounds: int
+    seconds_ours: float
+    seconds_boxes: float
+    seconds_medpy_an_object: list[float]
+    times_boxes: float
+    times_medpy: float
+    largest_difference_mm: float
+    scan_mib: float
+    """Memory of one mask."""
+    memory_mib: float
+    """Memory that ours takes in addition."""
+    peak_mib: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Reference and prediction, uint8[z, y, x]: 1 is liver, 2 and above a lesion each."""
+
+    reference: Label
+    prediction: Label
+    values: list[int]
+    """The objects to measure: ORGAN and the lesions."""
+
+    def each(self, measure: Callable[[Mask, Mask, Spacing], Result]) -> Iterator[Result]:
+        """Yield the result of `measure` for each object, in the box around both of its masks."""
+        from scipy.ndimage import find_objects
+
+        boxes = [find_objects(volume) for volume in (self.prediction, self.reference)]
+        for value in self.values:
+            box = joint([joint(sides) if value == ORGAN else sides[value - 1] for sides in boxes])
+            yield measure(mask_of(self.prediction[box], value), mask_of(self.reference[box], value), SPACING)
 
 
 def run(*, slices: int, side: int, lesions: int, rounds: int, by_medpy: int) -> Record:
-    """Measure one case and return the record; `by_medpy` objects are done in medpy's way, too."""
-    reference, prediction = make_case((slices, side, side), lesions)
-    values = [0, *range(2, lesions + 2)]
+    """Measure one case and return the record; `by_medpy` objects are also measured as medpy does."""
+    case = make_case((slices, side, side), lesions)
     before = peak_mib()
-    found = list(each_object(prediction, reference, values, surface_distances))
-    added = peak_mib() - before
-    points = list(
-        each_object(
-            prediction,
-            reference,
-            values,
-            lambda one, other, spacing: tuple(surface_points(m, spacing) for m in (one, other)),
-        )
-    )
-    contenders: dict[str, Callable[[], object]] = {
+    distances = list(case.each(surface_distances))
+    memory_mib = peak_mib() - before
+    points = list(case.each(points_of_both))
+    contenders: dict[str, Work] = {
         QUERIES: lambda: [(nearest(one, other), nearest(other, one)) for one, other in points],
-        "ours": lambda: list(each_object(prediction, reference, values, surface_distances)),
-        "boxes": lambda: list(each_object(prediction, reference, values, in_boxes)),
+        OURS: lambda: list(case.each(surface_distances)),
+        BOXES: lambda: list(case.each(in_boxes)),
     }
-    timings = interleaved(contenders, rounds=rounds, warm_up=0, timer=time.process_time)
-    seconds, differences = [], []
-    for index in range(by_medpy):
-        start = time.process_time()
-        peer = by_transforms(whole(prediction, values[index]), whole(reference, values[index]))
-        seconds.append(time.process_time() - start)
-        differences.append(float(np.abs(found[index].both - peer.both).max()))
-    check("both ways give the same distances", holds=max(differences) < SAME_MM)
-    own, counted_up = timings["ours"].median, float(np.median(seconds)) * len(values)
-    medpy = Timing(name="medpy", seconds=(counted_up,) * rounds)
-    told = {name: Timed(timing=timing, amount=slices) for name, timing in {**timings, MEDPY: medpy}.items()}
-    return {
-        "benchmark": "measure",
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "unit": "slices of a case, all distances of all objects",
-        "clock": "CPU time of one core",
-        "slices": slices,
-        "results": {name: timing.as_json(slices) for name, timing in timings.items()},
-        "headline": headline(
-            told,
-            ours="ours",
+    times = time_rounds(contenders, rounds=rounds, warm_up=0, clock=time.process_time)
+    seconds, difference = time_medpy(case, distances[:by_medpy])
+    check("both ways give the same distances", holds=difference < SAME_MM)
+    medpy = Timing(name=MEDPY, seconds=(float(np.median(seconds)) * len(case.values),) * rounds)
+    return MeasureRecord(
+        slices=slices,
+        results={name: timing.as_json(slices) for name, timing in times.items()},
+        headline=headline(
+            with_amount({**times, MEDPY: medpy}, slices),
+            ours=OURS,
             limit=QUERIES,
             bound="nearest neighbors of surface points, trees made",
             peers={
-                "boxes": "the same distances by transforms of the box around both masks",
+                BOXES: "the same distances by transforms of the box around both masks",
                 MEDPY: "erosion and two transforms of the whole scan an object; counted up from a few objects",
             },
-            verified=f"largest difference of any distance {max(differences):.1g} mm",
+            verified=f"largest difference of any distance {difference:.1g} mm",
         ),
-        "machine": machine_info(),
-        "shape_zyx": [slices, side, side],
-        "objects": len(values),
-        "rounds": rounds,
-        "seconds_ours": round(own, 3),
-        "seconds_boxes": round(timings["boxes"].median, 3),
-        "seconds_medpy_an_object": [round(value, 1) for value in seconds],
-        "times_boxes": round(ratio(timings["boxes"], timings["ours"]), 1),
-        "times_medpy": round(counted_up / own, 1),
-        "largest_difference_mm": max(differences),
-        "scan_mib": round(reference.nbytes / 2**20, 1),
-        "memory_mib": round(added, 1),
-        "peak_mib": round(peak_mib(), 1),
-    }
+        shape_zyx=(slices, side, side),
+        objects=len(case.values),
+        rounds=rounds,
+        seconds_ours=round(times[OURS].median, 3),
+        seconds_boxes=round(times[BOXES].median, 3),
+        seconds_medpy_an_object=[round(value, 1) for value in seconds],
+        times_boxes=round(ratio(times[BOXES], times[OURS]), 1),
+        times_medpy=round(medpy.median / times[OURS].median, 1),
+        largest_difference_mm=difference,
+        scan_mib=round(case.reference.nbytes / 2**20, 1),
+        memory_mib=round(memory_mib, 1),
+        peak_mib=round(peak_mib(), 1),
+    ).as_json()
 
 
-def each_object(
-    prediction: Label, reference: Label, values: Sequence[int], measure: Callable[[Mask, Mask, Spacing], Found]
-) -> Iterator[Found]:
-    """Yield what is measured of the liver with all in it (0), and of the lesions of other values, each in the box around both masks."""
-    from scipy.ndimage import find_objects
-
-    boxes = [find_objects(volume) for volume in (prediction, reference)]
-    for value in values:
-        found = [joint(sides) if value == 0 else sides[value - 1] for sides in boxes]
-        box = joint(found)
-        yield measure(whole(prediction[box], value), whole(reference[box], value), SPACING)
+def time_medpy(case: Case, ours: Sequence[SurfaceDistances]) -> tuple[list[float], float]:
+    """Measure the first objects as medpy does; return CPU seconds of each, and the largest difference from ours, mm."""
+    seconds, differences = [], []
+    for value, distances in zip(case.values, ours, strict=False):
+        start = time.process_time()
+        theirs = by_transforms(mask_of(case.prediction, value), mask_of(case.reference, value))
+        seconds.append(time.process_time() - start)
+        differences.append(float(np.abs(distances.both - theirs.both).max()))
+    return seconds, max(differences)
 
 
 def joint(boxes: Iterable[Box | None]) -> Box:
-    """Return the box around boxes."""
-    there = [box for box in boxes if box is not None]
-    return tuple(slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in zip(*there, strict=True))
+    """Return the smallest box around all boxes."""
+    present = [box for box in boxes if box is not None]
+    return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*present, strict=True))
 
 
-def whole(volume: Label, value: int) -> Mask:
-    """Return the mask of a lesion, or of the liver with all in it (0)."""
-    return volume == value if value else volume > 0
+def mask_of(volume: Label, value: int) -> Mask:
+    """Return the mask of a lesion or of the organ."""
+    return volume > 0 if value == ORGAN else volume == value
+
+
+def points_of_both(one: Mask, other: Mask, spacing: Spacing) -> tuple[Points, Points]:
+    """Return the surface points of both masks."""
+    return surface_points(one, spacing), surface_points(other, spacing)
 
 
 def by_transforms(prediction: Mask, reference: Mask, spacing: Spacing = SPACING) -> SurfaceDistances:
-    """Return the distances in medpy's way: erosions and distance transforms of all that is given."""
+    """Return the distances as medpy computes them: erosions and distance transforms of the complete masks."""
     from scipy import ndimage
 
     structure = ndimage.generate_binary_structure(3, 2)
-    edges = [mask ^ ndimage.binary_erosion(mask, structure) for mask in (prediction, reference)]
-    back = ndimage.distance_transform_edt(~edges[0], sampling=spacing)[edges[1]]
-    forth = ndimage.distance_transform_edt(~edges[1], sampling=spacing)[edges[0]]
-    return SurfaceDistances(to_reference=forth, to_prediction=back)
+    predicted, expected = (mask ^ ndimage.binary_erosion(mask, structure) for mask in (prediction, reference))
+    to_prediction = ndimage.distance_transform_edt(~predicted, sampling=spacing)[expected]
+    to_reference = ndimage.distance_transform_edt(~expected, sampling=spacing)[predicted]
+    return SurfaceDistances(to_reference=to_reference, to_prediction=to_prediction)
 
 
 def in_boxes(prediction: Mask, reference: Mask, spacing: Spacing) -> SurfaceDistances:
@@ -134,28 +169,27 @@ def in_boxes(prediction: Mask, reference: Mask, spacing: Spacing) -> SurfaceDist
     return by_transforms(np.pad(prediction, 1), np.pad(reference, 1), spacing)
 
 
-def make_case(shape: tuple[int, int, int], lesions: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Return reference and prediction, uint8[z, y, x]: 1 liver, 2 and up a lesion each; the prediction is a little off."""
+def make_case(shape: tuple[int, int, int], lesions: int) -> Case:
+    """Return a liver with lesions, all ellipsoids, and a prediction that is slightly off."""
     rng = np.random.default_rng(0)
-    volumes = np.zeros((2, *shape), dtype=np.uint8)
-    nz, ny, nx = shape
-    draw(volumes[0], (0.5 * nz, 0.5 * ny, 0.4 * nx), (0.2 * nz, 0.22 * ny, 0.25 * nx), 1)
-    draw(volumes[1], (0.505 * nz, 0.5 * ny, 0.403 * nx), (0.198 * nz, 0.223 * ny, 0.252 * nx), 1)
-    for number in range(lesions):
+    reference, prediction = np.zeros((2, *shape), dtype=np.uint8)
+    fill_ellipsoid(reference, np.multiply(CENTER, shape), np.multiply(RADII, shape), 1)
+    fill_ellipsoid(prediction, np.multiply((0.505, 0.5, 0.403), shape), np.multiply((0.198, 0.223, 0.252), shape), 1)
+    for value in range(2, lesions + 2):
         direction = rng.normal(size=3)
         direction *= rng.uniform(0.2, 0.7) / np.linalg.norm(direction)
-        center = np.array([0.5, 0.5, 0.4]) * shape + direction * np.array([0.2, 0.22, 0.25]) * shape
+        center = np.multiply(CENTER, shape) + direction * np.multiply(RADII, shape)
         radii = rng.uniform(3, 16, 3) * shape[1] / 512
-        draw(volumes[0], center, radii, number + 2)
-        draw(volumes[1], center + rng.uniform(-1, 1, 3), radii * rng.uniform(0.8, 1.2, 3), number + 2)
-    return volumes[0], volumes[1]
+        fill_ellipsoid(reference, center, radii, value)
+        fill_ellipsoid(prediction, center + rng.uniform(-1, 1, 3), radii * rng.uniform(0.8, 1.2, 3), value)
+    return Case(reference=reference, prediction=prediction, values=[ORGAN, *range(2, lesions + 2)])
 
 
-def draw(volume: npt.NDArray[np.uint8], center: npt.ArrayLike, radii: npt.ArrayLike, value: int) -> None:
+def fill_ellipsoid(volume: Label, center: npt.NDArray[np.float64], radii: npt.NDArray[np.float64], value: int) -> None:
     """Give the voxels of an ellipsoid a value; center and radii in voxels along z, y, x."""
-    middle, reach = np.asarray(center, dtype=np.float64), np.maximum(np.asarray(radii, dtype=np.float64), 1.0)
-    low, high = np.floor(middle - reach).astype(int), np.ceil(middle + reach).astype(int) + 1
+    reach = np.maximum(radii, 1.0)
+    low, high = np.floor(center - reach).astype(int), np.ceil(center + reach).astype(int) + 1
     box = tuple(slice(max(0, int(a)), int(b)) for a, b in zip(low, high, strict=True))
     axes = np.ogrid[box]
-    inside = sum(((axis - c) / r) ** 2 for axis, c, r in zip(axes, middle, reach, strict=True)) <= 1
-    volume[box][inside[: volume[box].shape[0], : volume[box].shape[1], : volume[box].shape[2]]] = value
+    inside = sum(((axis - c) / r) ** 2 for axis, c, r in zip(axes, center, reach, strict=True)) <= 1
+    volume[box][inside[tuple(slice(pixels) for pixels in volume[box].shape)]] = value

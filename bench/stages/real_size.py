@@ -1,13 +1,18 @@
-"""The store's size on a real scan at full resolution, against the .nii.gz that an archive holds."""
+"""Size of the store of a real scan at full resolution, compared with the .nii.gz that an archive holds.
+
+Command: `slicemill bench ingest --dicom FOLDER`.
+"""
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from slicemill.bench.harness.conversions import gzip6_nifti
+from slicemill.bench.harness.headline import Record
+from slicemill.bench.harness.pagecache import files_below
+from slicemill.bench.harness.subject import CASE_ID, same_voxels
 from slicemill.common.errors import ConfigError, ScanError
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.discover import CaseFiles
@@ -17,39 +22,35 @@ from slicemill.store.reader import open_store
 from slicemill.store.writer import prepare_store
 
 
-def real_size(series: Path) -> dict[str, Any]:
+def real_size(series: Path) -> Record:
     """Write a DICOM series as .nii.gz (int16, gzip 6), ingest it in both profiles, and return the ratios.
 
     Raises
     ------
     ScanError
-        The folder holds no series.
+        The folder holds no series, or a store does not hold its voxels.
     """
     volume = read_series(series)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "volume-1.nii.gz"
         gzip6_nifti(volume, path)
-        case = CaseFiles(case_id="volume-1", patient_id="1", image=path, mask=None, root=path.parent)
-        found: dict[str, Any] = {
-            "series": series.name,
-            "shape": list(volume.shape),
-            "nii_gz_bytes": path.stat().st_size,
-        }
+        archive_bytes = path.stat().st_size
+        case = CaseFiles(case_id=CASE_ID, patient_id="1", image=path, mask=None, root=path.parent)
+        record: Record = {"series": series.name, "shape": list(volume.shape), "nii_gz_bytes": archive_bytes}
         for params in (Params(labels=None), Params(labels=None, profile="fast")):
             store = Path(folder) / params.profile
             prepare_store(store)
             convert_case(case, params, store)
-            files = [file for file in (store / GROUP / "volume-1").rglob("*") if file.is_file()]
-            if not np.array_equal(
-                np.sort(open_store(store)["volume-1"].image[:], axis=None), np.sort(volume, axis=None)
-            ):
+            if not same_voxels(open_store(store)[CASE_ID].image[:], volume):
                 raise ScanError(f"{series}: the store does not hold the voxels of the series.")
-            found[params.profile] = {
-                "bytes": sum(file.stat().st_size for file in files),
+            files = files_below(store / GROUP / CASE_ID)
+            stored_bytes = sum(file.stat().st_size for file in files)
+            record[params.profile] = {
+                "bytes": stored_bytes,
                 "files": len(files),
-                "over_nii_gz": round(sum(file.stat().st_size for file in files) / path.stat().st_size, 3),
+                "over_nii_gz": round(stored_bytes / archive_bytes, 3),
             }
-    return found
+    return record
 
 
 def read_series(folder: Path) -> npt.NDArray[np.int16]:

@@ -1,25 +1,25 @@
-"""A training step beside the bare forward and backward of its network, and what the rest of it costs.
+"""A training step compared with the bare forward and backward pass of its network, and the cost of the rest.
 
-What bounds it: the convolutions. Every contender sees batches of one size; the whole step streams them from the store,
-windows, augments, judges, backpropagates, clips, updates weights and their average, and counts voxels.
+What bounds it: the convolutions. Every contender has batches of one size. A complete step streams them from the store,
+windows, augments, computes the loss, backpropagates, clips, updates weights and their average, and counts voxels.
+Command: `slicemill bench train`.
 """
 
-import datetime as dt
 import math
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from slicemill.bench.harness.clock import interleaved, ratio
-from slicemill.bench.harness.headline import Record, Timed, check, headline
+from slicemill.bench.harness.clock import Work, ratio, show_progress, time_rounds
+from slicemill.bench.harness.headline import Record, check, headline, with_amount
+from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import CASE_ID, Subject
-from slicemill.common.machine import machine_info
-from slicemill.common.progress import progress
 from slicemill.store.reader import Store
 from slicemill.train.config import Config
 from slicemill.train.data.dataset import Batches
@@ -28,111 +28,121 @@ from slicemill.train.network.step import class_of_value, make_learner, network_i
 from slicemill.train.run.setup import choose_device, choose_precision, network_size, training_view
 
 STEPS = {"cpu": 2, "cuda": 30}
-"""Steps a round."""
-WHOLE = "whole step from the store"
-
-
+"""Steps per round, by device."""
+COMPLETE, PLAIN = "whole step from the store", "whole step without augmentation"
 BARE = "bare forward and backward"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecord(BenchmarkRecord):
+    """Record of `bench train`."""
+
+    benchmark: str = "train"
+    subject: str
+    unit: str
+    clock: str = "wall"
+    page_cache: str = "warm"
+    network: Record
+    precision: str
+    device: str
+    results: Mapping[str, Record]
+    of_bare: Mapping[str, float] = field(metadata={"key": f"of the {BARE}"})
+    headline: Record
+    waiting: float = field(metadata={"key": "share of time spent waiting for the loader"})
+    peak_gpu_mib: int | None
 
 
 def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Record:
     """Measure on one scan and return the record."""
-    store = subject.store(folder / "store")
-    losses: list[torch.Tensor] = []
-    contenders, waited, device, precision = steps(store, subject, config, losses)
+    steps = Steps(subject.store(folder / "store"), subject, config)
+    contenders = steps.contenders()
     with FlopCounterMode(display=False) as counter:
         contenders[BARE]()
-    with progress("training", (rounds + 1) * len(contenders), "rounds") as advance:
-        times = interleaved(contenders, rounds=rounds, tell=lambda name: advance(1, name))
-    check("every loss is a number", holds=bool(losses) and all(math.isfinite(float(loss)) for loss in losses))
-    bare, amount = times[BARE], STEPS[device.type] * config.batch
-    told = headline(
-        {name: Timed(timing=timing, amount=amount) for name, timing in times.items()},
-        ours=WHOLE,
+    with show_progress("training", len(contenders), rounds) as log:
+        times = time_rounds(contenders, rounds=rounds, log=log)
+    losses = [float(loss) for loss in steps.losses]
+    check("every loss is a number", holds=bool(losses) and all(map(math.isfinite, losses)))
+    amount, on_gpu = steps.count * config.batch, steps.device.type == "cuda"
+    precision = str(steps.precision).removeprefix("torch.")
+    comparison = headline(
+        with_amount(times, amount),
+        ours=COMPLETE,
         limit=BARE,
         bound="convolutions, forward and backward, on one batch in memory",
         peers={},
         verified="every loss is a number",
     )
-    work = {
-        "gflop": round(counter.get_total_flops() / amount / 1e9, 3),
-        "arithmetic": f"{str(precision).removeprefix('torch.')}{', card' if device.type == 'cuda' else ''}",
-    }
-    return {
-        "benchmark": "train",
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "subject": str(subject),
-        "unit": f"slices with {config.context - 1} neighbors, in batches of {config.batch}",
-        "clock": "wall",
-        "page_cache": "warm",
-        "network": {"width": config.width, "depth": config.depth, "context": config.context, "norm": config.norm},
-        "precision": str(precision).removeprefix("torch."),
-        "device": str(device),
-        "results": {name: timing.as_json(amount) for name, timing in times.items()},
-        "of the bare forward and backward": {
-            name: round(ratio(bare, timing), 3) for name, timing in times.items() if timing is not bare
-        },
-        "headline": told | work,
-        "share of time spent waiting for the loader": round(median(waited[-rounds:]), 4),
-        "peak_gpu_mib": round(torch.cuda.max_memory_allocated(device) / 2**20) if device.type == "cuda" else None,
-        "machine": machine_info(),
-    }
+    comparison["gflop"] = round(counter.get_total_flops() / amount / 1e9, 3)
+    comparison["arithmetic"] = f"{precision}{', card' if on_gpu else ''}"
+    return TrainRecord(
+        subject=str(subject),
+        unit=f"slices with {config.context - 1} neighbors, in batches of {config.batch}",
+        network={"width": config.width, "depth": config.depth, "context": config.context, "norm": config.norm},
+        precision=precision,
+        device=str(steps.device),
+        results={name: timing.as_json(amount) for name, timing in times.items()},
+        of_bare={name: round(ratio(times[BARE], times[name]), 3) for name in (PLAIN, COMPLETE)},
+        headline=comparison,
+        waiting=round(median(steps.waited[-rounds:]), 4),
+        peak_gpu_mib=round(torch.cuda.max_memory_allocated(steps.device) / 2**20) if on_gpu else None,
+    ).as_json()
 
 
-def steps(
-    store: Store, subject: Subject, config: Config, losses: list[torch.Tensor]
-) -> tuple[dict[str, Callable[[], object]], list[float], torch.device, torch.dtype]:
-    """Return the contenders, each of so many STEPS, where whole steps put down how they waited, the device and the precision."""
-    labels = subject.labels
-    device = choose_device(config.device)
-    count = STEPS[device.type]
-    precision = choose_precision(config.precision, device)
-    learner = make_learner(labels, config, device, precision)
-    view = training_view([store[CASE_ID]], network_size(store[CASE_ID], config), config)
-    batches = Batches(store, view, config.batch, pinned=device.type == "cuda")
-    places = [SlicePosition(CASE_ID, z * 7 % len(store[CASE_ID].image)) for z in range(count * config.batch)]
-    to_class = class_of_value(labels, device)
-    generator = torch.Generator(device=device).manual_seed(0)
-    fixed = torch.randn(config.batch, config.context, *view.size, device=device)
-    fixed = fixed.contiguous(memory_format=torch.channels_last)
-    gradient = torch.randn(config.batch, len(labels.values) + 1, *view.size, device=device)
+class Steps:
+    """The contenders: rounds of STEPS steps each, and what complete steps recorded."""
 
-    waited: list[float] = []
+    def __init__(self, store: Store, subject: Subject, config: Config) -> None:
+        case = store[CASE_ID]
+        self.config = config
+        self.device = choose_device(config.device)
+        self.count = STEPS[self.device.type]
+        self.precision = choose_precision(config.precision, self.device)
+        self.losses: list[torch.Tensor] = []
+        self.waited: list[float] = []  # share of each complete round that was spent waiting for the loader
+        self._learner = make_learner(subject.labels, config, self.device, self.precision)
+        view = training_view([case], network_size(case, config), config)
+        self._size = view.size
+        self._batches = Batches(store, view, config.batch, pinned=self.device.type == "cuda")
+        self._positions = [SlicePosition(CASE_ID, z * 7 % len(case.image)) for z in range(self.count * config.batch)]
+        self._to_class = class_of_value(subject.labels, self.device)
+        self._generator = torch.Generator(device=self.device).manual_seed(0)
+        batch = torch.randn(config.batch, config.context, *view.size, device=self.device)
+        self._batch = batch.contiguous(memory_format=torch.channels_last)
+        self._gradient = torch.randn(config.batch, len(subject.labels.values) + 1, *view.size, device=self.device)
 
-    def finished() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    def contenders(self) -> dict[str, Work]:
+        """Return the contenders by name."""
+        return {
+            BARE: self.run_bare,
+            PLAIN: partial(self.run_complete, replace(self.config, augment=0.0)),
+            COMPLETE: lambda: self.waited.append(self.run_complete(self.config)),
+        }
 
-    def bare() -> None:
-        for _ in range(count):
-            with running_in(device, precision):
-                logits = learner.forward(fixed)[0]
-            logits.backward(gradient.to(logits.dtype))  # type: ignore[no-untyped-call]
-            learner.optimizer.zero_grad(set_to_none=True)
-        finished()
+    def run_bare(self) -> None:
+        """Do the forward and backward pass on one batch in memory."""
+        for _ in range(self.count):
+            with running_in(self.device, self.precision):
+                logits = self._learner.forward(self._batch)[0]
+            logits.backward(self._gradient.to(logits.dtype))  # type: ignore[no-untyped-call]
+            self._learner.optimizer.zero_grad(set_to_none=True)
+        self._synchronize()
 
-    def whole(settings: Config) -> Callable[[], None]:
-        def work() -> None:
-            learner.network.train()
-            start, waiting = time.perf_counter(), 0.0
-            with batches.over(places, (0, 0)) as stream:
-                for number in range(count):
-                    asked = time.perf_counter()
-                    batch = next(stream)
-                    waiting += (
-                        (time.perf_counter() - asked) if number else 0.0
-                    )  # an epoch has one first batch, a round too
-                    given = network_input(on_device(batch, to_class), settings, view.size, generator)
-                    losses.append(one_step(learner, given)[0])
-            finished()
-            if settings is config:
-                waited.append(waiting / (time.perf_counter() - start))
+    def run_complete(self, settings: Config) -> float:
+        """Do complete steps with some settings; return the share of the time that was spent waiting for the loader."""
+        self._learner.network.train()
+        start, waiting = time.perf_counter(), 0.0
+        with self._batches.over(self._positions, (0, 0)) as stream:
+            for number in range(self.count):
+                before = time.perf_counter()
+                batch = next(stream)
+                if number:  # the first batch is left out: an epoch waits for it once, but every round does
+                    waiting += time.perf_counter() - before
+                inputs = network_input(on_device(batch, self._to_class), settings, self._size, self._generator)
+                self.losses.append(one_step(self._learner, inputs)[0])
+        self._synchronize()
+        return waiting / (time.perf_counter() - start)
 
-        return work
-
-    contenders: dict[str, Callable[[], object]] = {
-        BARE: bare,
-        "whole step without augmentation": whole(replace(config, augment=0.0)),
-        WHOLE: whole(config),
-    }
-    return contenders, waited, device, precision
+    def _synchronize(self) -> None:
+        """Wait until the GPU has finished."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

@@ -1,12 +1,12 @@
 import json
 
-from slicemill.bench.harness.clock import Timing, interleaved, ratio
+from slicemill.bench.harness.clock import Timing, ratio, time_rounds
 from slicemill.common.machine import machine_info
 
 
 def test_rounds_are_interleaved_after_a_warm_up():
     calls = []
-    timings = interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=9, warm_up=1)
+    timings = time_rounds({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=9, warm_up=1)
     rounds = ["".join(calls[start : start + 3]) for start in range(0, 30, 3)]
     assert {"".join(sorted(each)) for each in rounds} == {"abc"}
     assert len(set(rounds)) > 3, "who runs before whom changes"

@@ -8,13 +8,14 @@ import pytest
 import slicemill.ct.pictures
 from slicemill.bench.harness.subject import phantom_subject
 from slicemill.bench.records.tables import constants_table
-from slicemill.bench.stages.constants import Constant, constants_of, measured
+from slicemill.bench.stages.constants import Constant, make_constants, measure_constant
+from slicemill.common.documents import to_document
 from slicemill.common.machine import machine_info
 
 
 @pytest.fixture(scope="module")
 def constants(tmp_path_factory):
-    return {one.where: one for one in constants_of(tmp_path_factory.mktemp("work"), phantom_subject(8, size=64))}
+    return {one.where: one for one in make_constants(tmp_path_factory.mktemp("work"), phantom_subject(8, size=64))}
 
 
 def values_of(constants):
@@ -26,7 +27,7 @@ def values_of(constants):
 
 def test_each_is_measured_and_stays_what_it_was(constants):
     before = values_of(constants)
-    rows = {where: measured(constant, rounds=1) for where, constant in constants.items()}
+    rows = {where: to_document(measure_constant(constant, rounds=1)) for where, constant in constants.items()}
     assert values_of(constants) == before
     for where, row in rows.items():
         assert row["chosen"] == before[where]
@@ -41,7 +42,7 @@ def test_each_is_measured_and_stays_what_it_was(constants):
 
 def test_the_work_sees_the_value_that_is_tried(constants):
     seen = []
-    measured(
+    measure_constant(
         Constant(
             where="slicemill.ct.pictures.LEVEL",
             values=(0, 3),
@@ -52,7 +53,7 @@ def test_the_work_sees_the_value_that_is_tried(constants):
     )
     assert set(seen) == {0, 2, 3}
     with pytest.raises(RuntimeError, match="no"):
-        measured(replace(constants["slicemill.ct.pictures.LEVEL"], work=failing), 1)
+        measure_constant(replace(constants["slicemill.ct.pictures.LEVEL"], work=failing), 1)
     assert slicemill.ct.pictures.LEVEL == 2
 
 

@@ -4,16 +4,17 @@ import json
 
 import pytest
 
-from slicemill.bench.stages import infer_gpu as device
-from slicemill.bench.stages.infer_gpu import Work, measure
-from slicemill.bench.stages.kernels import by_operator, kind_of, summed
+from slicemill.bench.stages import infer_gpu
+from slicemill.bench.stages.infer_gpu import measure
+from slicemill.bench.stages.infer_gpu_contenders import Workload
+from slicemill.bench.stages.kernels import by_operator, kind_of, summarize
 
-TINY = Work(device="cpu", widths=(4,), size=64, batch=2, batches=2, scans=2, slices=8, rounds=2)
+TINY = Workload(device="cpu", widths=(4,), size=64, batch=2, batches=2, scans=2, slices=8, rounds=2)
 
 
 def test_every_row_is_measured_on_the_cpu_too(tmp_path):
     kept = []
-    record = measure(tmp_path, TINY, list(device.ROWS), lambda now: kept.append(len(now["results"])))
+    record = measure(tmp_path, TINY, list(infer_gpu.ROWS), lambda now: kept.append(len(now["results"])))
     assert record["failed"] == {}
     assert kept == [1, 2, 3, 4, 5, 6]
     found = json.loads(json.dumps(record))["results"]
@@ -36,7 +37,7 @@ def test_a_row_that_fails_is_in_the_record_and_the_others_go_on(tmp_path, monkey
     def broken(*_):
         raise RuntimeError("no kernel image")
 
-    monkeypatch.setitem(device.ROWS, "engines", broken)
+    monkeypatch.setitem(infer_gpu.ROWS, "engines", broken)
     record = measure(tmp_path, TINY, ["peak", "engines"], lambda _: None)
     assert record["failed"] == {"engines": "RuntimeError: no kernel image"}
     assert record["results"]["peak"]["tflops"] > 0
@@ -56,10 +57,10 @@ def test_operators_are_summed_without_their_fences():
 
 
 def test_the_kind_that_takes_most_bounds():
-    found = summed({"cudnn::nchwToNhwcKernel": 30.0, "sm90_gemm_f16": 20.0, "Relu": 25.0, "Concat": 25.0})
-    assert found["bound"] == "elementwise"
-    assert found["kinds"] == {"elementwise": 0.5, "layout": 0.3, "convolutions": 0.2}
-    assert next(iter(found["names"])) == "cudnn::nchwToNhwcKernel"
-    assert found["milliseconds"] == 0.1
+    result = summarize({"cudnn::nchwToNhwcKernel": 30.0, "sm90_gemm_f16": 20.0, "Relu": 25.0, "Concat": 25.0})
+    assert result["bound"] == "elementwise"
+    assert result["kinds"] == {"elementwise": 0.5, "layout": 0.3, "convolutions": 0.2}
+    assert next(iter(result["names"])) == "cudnn::nchwToNhwcKernel"
+    assert result["milliseconds"] == 0.1
     assert kind_of("convertTensor_kernel") == "layout"
-    assert summed({})["bound"] is None
+    assert summarize({})["bound"] is None

@@ -14,7 +14,7 @@ from slicemill.bench.harness.subject import phantom_subject
 from slicemill.bench.records.compare import compare
 from slicemill.bench.records.tables import instructions_table
 from slicemill.bench.stages import instructions
-from slicemill.bench.stages.instructions import LOOPS, counted, counter_here
+from slicemill.bench.stages.instructions import LOOPS, choose_counter, count_instructions
 from slicemill.common.errors import ConfigError
 
 
@@ -33,20 +33,20 @@ VALGRIND = "==7== Cachegrind\n==7== I   refs:      90,232,390\n"
 def test_perf_counts_where_it_may_and_valgrind_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="neither works here"):
-        counter_here()
+        choose_counter()
     tool(tmp_path, "valgrind", VALGRIND)
-    assert (counter_here(), counted("valgrind", ["true"])) == ("valgrind", 90_232_390)
+    assert (choose_counter(), count_instructions("valgrind", ["true"])) == ("valgrind", 90_232_390)
     tool(tmp_path, "perf", NO_PERF)
-    assert counter_here() == "valgrind"
+    assert choose_counter() == "valgrind"
     tool(tmp_path, "perf", PERF)
-    assert (counter_here(), counted("perf", ["true"])) == ("perf", 12_345_678)
+    assert (choose_counter(), count_instructions("perf", ["true"])) == ("perf", 12_345_678)
 
 
 def test_a_loop_that_fails_gives_no_count(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     tool(tmp_path, "valgrind", f"ValueError: no\n{VALGRIND}", status=1)
     with pytest.raises(ConfigError, match="valgrind did not count `true`: ValueError: no"):
-        counted("valgrind", ["true"])
+        count_instructions("valgrind", ["true"])
 
 
 @pytest.mark.parametrize("name", LOOPS)
@@ -61,7 +61,9 @@ def test_every_loop_does_its_work(name, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind")
 def test_counts_hardly_differ_from_run_to_run():
-    one, other = (counted("valgrind", [sys.executable, "-S", "-E", "-c", "sum(range(100000))"]) for _ in range(2))
+    one, other = (
+        count_instructions("valgrind", [sys.executable, "-S", "-E", "-c", "sum(range(100000))"]) for _ in range(2)
+    )
     assert abs(one / other - 1) < 0.01
 
 

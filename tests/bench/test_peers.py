@@ -1,13 +1,15 @@
-"""Peers in environments of their own: made from pinned versions, timed as contenders, reported where they cannot run."""
+"""Peers in their own environments: made from pinned versions, timed as contenders, reported if they cannot run."""
 
+import hashlib
+import importlib
 import re
 import sys
 
 import pytest
 
 from slicemill.bench.peers.environment import environment
-from slicemill.bench.peers.peer import packages, requirements
-from slicemill.bench.peers.remote import HERE, PeerProcess, ended
+from slicemill.bench.peers.peer import StartedPeers, packages, requirements_file
+from slicemill.bench.peers.remote import HERE, PeerProcess
 from slicemill.bench.records.tables import peers_inference_table, peers_table
 from slicemill.bench.stages import peers_inference as inference
 from slicemill.bench.stages import peers_loading as loading
@@ -18,9 +20,9 @@ PEERS = loading.PEERS + inference.PEERS
 WORKS = f"""
 import json, sys
 sys.path.insert(0, {str(HERE)!r})
-import turns
+import rounds
 print("a word that is no answer")
-turns.take_turns(lambda: json.loads(sys.argv[1])["slices"])
+rounds.answer_rounds(lambda: json.loads(sys.argv[1])["slices"])
 """
 
 
@@ -46,19 +48,19 @@ def test_an_environment_is_made_once_for_the_same_versions(tmp_path):
     assert not mark.exists()
 
 
-def test_a_peer_does_a_round_when_it_is_told(tmp_path):
+def test_a_peer_does_one_round_per_request(tmp_path):
     script = tmp_path / "works.py"
     script.write_text(WORKS)
-    with PeerProcess(name="works", python=sys.executable, script=str(script), given={"slices": 7}) as peer:
+    with PeerProcess(name="works", python=sys.executable, script=str(script), request={"slices": 7}) as peer:
         peer()
         peer()
         assert peer.slices == 7
 
 
-def test_a_peer_may_say_more_than_a_pipe_holds(tmp_path):
+def test_a_peer_may_write_more_than_a_pipe_holds(tmp_path):
     script = tmp_path / "talks.py"
-    script.write_text(WORKS.replace("turns.take", "sys.stderr.write('a word ' * 100_000); turns.take"))
-    with PeerProcess(name="talks", python=sys.executable, script=str(script), given={"slices": 7}) as peer:
+    script.write_text(WORKS.replace("rounds.answer", "sys.stderr.write('a word ' * 100_000); rounds.answer"))
+    with PeerProcess(name="talks", python=sys.executable, script=str(script), request={"slices": 7}) as peer:
         peer()
         assert peer.slices == 7
 
@@ -68,21 +70,21 @@ def test_a_peers_cpu_time_counts_its_workers(tmp_path):
     script.write_text(
         "import subprocess, sys\n"
         f"sys.path.insert(0, {str(HERE)!r})\n"
-        "import turns\n"
+        "import rounds\n"
         "work = 'import time\\nwhile time.process_time() < 0.5: pass'\n"
-        "turns.take_turns(lambda: subprocess.run([sys.executable, '-c', work]).returncode)\n"
+        "rounds.answer_rounds(lambda: subprocess.run([sys.executable, '-c', work]).returncode)\n"
     )
-    with PeerProcess(name="starts", python=sys.executable, script=str(script), given={}) as peer:
+    with PeerProcess(name="starts", python=sys.executable, script=str(script), request={}) as peer:
         peer()
         assert 0.5 <= peer.cpu_seconds < 5
 
 
-def test_a_peer_that_ends_is_told_with_its_last_word(tmp_path):
+def test_the_error_of_a_peer_that_ends_holds_its_last_line(tmp_path):
     script = tmp_path / "fails.py"
     script.write_text("raise SystemExit('no such thing')")
     with (
         pytest.raises(InputError, match="fails: ended: no such thing"),
-        PeerProcess(name="fails", python=sys.executable, script=str(script), given={}),
+        PeerProcess(name="fails", python=sys.executable, script=str(script), request={}),
     ):
         pass
 
@@ -90,28 +92,40 @@ def test_a_peer_that_ends_is_told_with_its_last_word(tmp_path):
 def test_a_peer_that_ends_in_a_round_leaves_the_others_running(tmp_path):
     script = tmp_path / "dies.py"
     script.write_text(WORKS.replace("json.loads(sys.argv[1])", "{}"))
-    with PeerProcess(name="dies", python=sys.executable, script=str(script), given={"slices": 7}) as peer:
+    with PeerProcess(name="dies", python=sys.executable, script=str(script), request={"slices": 7}) as peer:
         peer()
         peer()
-    assert ended({"dies": peer, "ours": print}) == {"dies": "dies: ended: KeyError: 'slices'"}
+    started = StartedPeers(processes={"dies": peer}, failures={"other": "cannot be installed"})
+    assert started.not_run() == {"other": "cannot be installed", "dies": "dies: ended: KeyError: 'slices'"}
 
 
 @pytest.mark.parametrize("package", packages(PEERS))
 def test_versions_are_pinned_by_name_and_version_alone(package):
-    lines = requirements(package).read_text().splitlines()
+    lines = requirements_file(package).read_text().splitlines()
     assert len(lines) > 1
     assert all(re.fullmatch(r"#.*|[A-Za-z0-9_-]+==[0-9.]+", line) for line in lines)
 
 
-@pytest.mark.parametrize("script", sorted({peer.script for peer in PEERS}))
-def test_scripts_of_peers_are_python(script):
-    compile((HERE / script).read_text(), script, "exec")
+@pytest.mark.parametrize(("script", "peers"), [("load_slices", loading.PEERS), ("segment_scans", inference.PEERS)])
+def test_a_script_knows_the_way_of_every_peer(script, peers, monkeypatch):
+    monkeypatch.syspath_prepend(HERE)
+    assert set(importlib.import_module(script).WAYS) == {peer.way for peer in peers}
+
+
+def fake_environments(folder):
+    """Put environments into `folder` that look installed, but whose interpreter is this one."""
+    for package in packages(PEERS):
+        python = folder / package / "environment" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        stamp = hashlib.sha256(requirements_file(package).read_bytes()).hexdigest()
+        (folder / package / "installed").write_text(stamp)
 
 
 @pytest.mark.slow
 def test_a_peer_that_cannot_run_is_in_the_record_with_its_reason(tmp_path, monkeypatch):
-    """Without network or packages: each peer's environment is this one, where none of them is installed."""
-    monkeypatch.setattr("slicemill.bench.peers.peer.environment", lambda *_: sys.executable)
+    fake_environments(tmp_path / "environments")
     monkeypatch.setattr("slicemill.bench.harness.subject.SIZE", 64)
     record = run(tmp_path / "work", tmp_path / "environments", slices=8, rounds=3, only=("monai",))
     assert list(record["results"]) == [OURS, BARE]
@@ -121,11 +135,15 @@ def test_a_peer_that_cannot_run_is_in_the_record_with_its_reason(tmp_path, monke
 
 
 @pytest.mark.slow
-def test_ours_segments_where_no_peer_can_and_all_are_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("slicemill.bench.peers.peer.environment", lambda *_: sys.executable)
+def test_the_usual_script_gives_our_masks_and_peers_without_packages_are_in_the_record(tmp_path, monkeypatch):
+    fake_environments(tmp_path / "environments")
     monkeypatch.setattr("slicemill.bench.harness.subject.SIZE", 64)
-    record = inference.run(tmp_path, tmp_path / "environments", slices=4, rounds=3, only=("monai", "nnunet"))
-    assert list(record["results"]) == [inference.OURS, inference.BARE, inference.SESSION_ALONE]
+    quick = tuple(peer for peer in inference.PEERS if peer.way != "script-compiled")  # compiling takes minutes
+    monkeypatch.setattr(inference, "PEERS", quick)
+    record = inference.run(tmp_path, tmp_path / "environments", slices=4, rounds=3)
+    script = "script, torch eager"
+    assert list(record["results"]) == [inference.OURS, inference.BARE, inference.SESSION_ALONE, script]
     assert record["results"][inference.OURS]["cpu_milliseconds"] > 0
-    assert set(record["not_run"]) == {"MONAI SliceInferer", "nnU-Net predictor, sequential"}
-    assert peers_inference_table(record).count("not run") == 2
+    assert set(record["not_run"]) == {"MONAI SliceInferer", "TorchIO GridSampler", "nnU-Net predictor, sequential"}
+    assert peers_inference_table(record).count("not run") == 3
+    assert min(record["dice"][script].values()) >= inference.LEAST_DICE

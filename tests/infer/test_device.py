@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from slicemill.bench.stages.infer_cpu import exported
+from slicemill.bench.harness.networks import exported
 from slicemill.common.errors import ModelError, ProviderError
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.infer.inputs.gather import gather

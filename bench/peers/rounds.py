@@ -1,0 +1,33 @@
+"""Runs in a peer's environment: does a round of work per line that it reads, and answers with the time.
+
+Only Python's standard library is used, because slicemill is not installed there.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+
+def answer_rounds(work: Callable[[], int]) -> None:
+    """Answer ready; then do the work per line ``go``, and answer with seconds, CPU seconds and slices."""
+    answer({"ready": True})
+    for line in sys.stdin:
+        if line.strip() != "go":
+            break
+        start, cpu = time.perf_counter(), cpu_seconds()
+        slices = work()
+        answer({"seconds": time.perf_counter() - start, "cpu_seconds": cpu_seconds() - cpu, "slices": slices})
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process on all cores, and of its workers that have ended."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def answer(message: Mapping[str, object]) -> None:
+    """Write a line, and flush it so that the other process reads it at once."""
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()

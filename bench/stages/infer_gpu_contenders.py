@@ -1,0 +1,152 @@
+"""Contenders of the GPU benchmark `infer_gpu`: batches of noise through onnxruntime's lanes, and through torch."""
+
+import threading
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from slicemill.bench.harness.clock import Work
+from slicemill.bench.harness.networks import MARKED, Guided, default_network, exported
+from slicemill.ct.labels import LITS_LABELS
+from slicemill.infer.network.lanes import DeviceLane, Lane, make_lane, turns_of
+from slicemill.infer.network.model import Model, open_model
+from slicemill.infer.runtime.capacity import LANES, Capacity, capacity_of
+from slicemill.train.config import Config
+from slicemill.train.export.graph import DEFAULT, Exported, Flavor
+
+HALF = Flavor(half=True)
+WANTED = ("label", "tumor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Device, networks, and amount of work."""
+
+    device: Literal["cuda", "cpu"] = "cuda"
+    widths: tuple[int, ...] = (Config().width, 2 * Config().width)
+    """Channels of the networks' first level: the default network and a wider one."""
+    size: int = 512
+    """Pixels along a side of a slice."""
+    batch: int = 0
+    """Slices in a batch; 0 is the number that `infer` chooses."""
+    batches: int = 20
+    """Batches in a round."""
+    scans: int = 64
+    slices: int = 256
+    """Slices of a scan."""
+    rounds: int = 5
+
+    @property
+    def on_gpu(self) -> bool:
+        """Return whether the device is a GPU."""
+        return self.device == "cuda"
+
+
+def config_of(width: int) -> Config:
+    """Return the settings of a network of this width."""
+    return replace(MARKED, width=width)
+
+
+def model_file(folder: Path, width: int, flavor: Flavor, size: int) -> Path:
+    """Return the model file of a network, and write it at the first call."""
+    path, config = folder / f"width-{width}{flavor.suffix}", config_of(width)
+    return path if path.exists() else exported(path, default_network(config), config, size, flavor)
+
+
+def open_network(folder: Path, work: Workload, width: int, flavor: Flavor) -> Model:
+    """Open a network as `infer` does."""
+    return open_model(model_file(folder, width, flavor, work.size), work.device, 0, work.batch)
+
+
+def batch_capacity(model: Model, work: Workload) -> Capacity:
+    """Return the capacity of a batch."""
+    return capacity_of(model.info, model.provider, work.batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A batch of slices."""
+
+    image: npt.NDArray[np.int16]
+    """int16[n, H, W], HU."""
+    neighbors: npt.NDArray[np.int32]
+    """int32[b, c]: the slices of the window around each slice that is labeled."""
+
+
+def make_noise(work: Workload, labels: int) -> Batch:
+    """Return a batch of noise in which `labels` consecutive slices are labeled."""
+    context = MARKED.context
+    rng = np.random.default_rng(0)
+    image = rng.integers(-1000, 4000, (labels + context - 1, work.size, work.size), dtype=np.int16)
+    return Batch(image=image, neighbors=np.add.outer(np.arange(labels), np.arange(context)).astype(np.int32))
+
+
+def fill_lane(model: Model, work: Workload) -> tuple[Lane, Batch]:
+    """Return a lane, and the batch in its buffer."""
+    capacity = batch_capacity(model, work)
+    lane = make_lane(model, capacity, WANTED)
+    noise = make_noise(work, capacity.labels)
+    image = lane.image[: len(noise.image)]
+    image[:] = noise.image
+    return lane, Batch(image=image, neighbors=noise.neighbors)
+
+
+def run_resident(model: Model, work: Workload) -> Work:
+    """Return batches one after the other on data that are on the GPU; on the CPU, complete runs."""
+    lane, batch = fill_lane(model, work)
+    lane.run(batch.image, batch.neighbors, nullcontext())
+
+    def run() -> None:
+        for _ in range(work.batches):
+            if isinstance(lane, DeviceLane):
+                lane.compute()
+            else:
+                lane.run(batch.image, batch.neighbors, nullcontext())
+
+    return run
+
+
+def run_with_copies(model: Model, work: Workload) -> Work:
+    """Return the same number of batches through the lanes of a run, each with its copies to and from the GPU."""
+    filled = [fill_lane(model, work) for _ in range(LANES)]
+    turns = turns_of(model)
+
+    def run_lane(number: int) -> None:
+        lane, batch = filled[number]
+        for _ in range(number, work.batches, LANES):
+            lane.run(batch.image, batch.neighbors, turns)
+
+    def run() -> None:
+        threads = [threading.Thread(target=run_lane, args=(number,)) for number in range(LANES)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return run
+
+
+def run_in_torch(work: Workload, width: int, labels: int, *, compiled: bool) -> Work:
+    """Return the same graph in torch, channels last, on data that are on the device; on a GPU in float16."""
+    config = config_of(width)
+    flavor = HALF if work.on_gpu else DEFAULT
+    network = Guided(default_network(config)).eval()
+    graph: Any = Exported(network, config, LITS_LABELS, flavor).eval().to(work.device)
+    graph = graph.to(memory_format=torch.channels_last)
+    graph = torch.compile(graph, mode="max-autotune") if compiled else graph
+    noise = make_noise(work, labels)
+    inputs = [torch.from_numpy(array).to(work.device) for array in (noise.image, noise.neighbors)]
+
+    def run() -> None:
+        with torch.inference_mode():
+            for _ in range(work.batches):
+                graph(*inputs)
+        if work.on_gpu:
+            torch.cuda.synchronize()
+
+    return run

@@ -1,0 +1,115 @@
+"""Row ``files`` of the GPU benchmark `infer_gpu`: complete runs from .nii.gz, .nii and a store."""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from slicemill.bench.harness.clock import Work, time_rounds
+from slicemill.bench.harness.cores import count_cores
+from slicemill.bench.harness.headline import Record, Timed, check
+from slicemill.bench.harness.networks import mark_labels
+from slicemill.bench.harness.subject import phantom_subject
+from slicemill.bench.stages.infer_gpu_contenders import (
+    HALF,
+    Workload,
+    batch_capacity,
+    make_noise,
+    open_network,
+    run_with_copies,
+)
+from slicemill.common.terminal import print_line
+from slicemill.ct.labels import LITS_LABELS
+from slicemill.ct.phantom import write_nifti
+from slicemill.infer.inputs.gather import gather
+from slicemill.infer.network.model import Model, open_model
+from slicemill.infer.run.options import InferOptions
+from slicemill.infer.run.pipeline import infer
+from slicemill.ingest.convert import convert_case
+from slicemill.ingest.discover import CaseFiles
+from slicemill.ingest.params import Params
+from slicemill.store.writer import prepare_store
+
+BARE = "network with copies"
+
+
+def measure_files(folder: Path, work: Workload, _results: Record) -> Record:
+    """Measure complete runs of the default network in float16, from scans to masks and reports."""
+    model = open_network(folder, work, work.widths[0], HALF)
+    sources = write_sources(folder, work)
+    summaries: dict[str, Record] = {}
+
+    def segment(name: str) -> Work:
+        jobs, _ = gather([sources[name]])
+
+        def run() -> None:
+            with tempfile.TemporaryDirectory(dir=folder) as out:
+                summary = infer(model, jobs, Path(out), InferOptions(batch=work.batch))
+                check("all scans were segmented", holds=summary.count("done") == len(jobs))
+                summaries[name] = json.loads((Path(out) / "summary.json").read_text())
+
+        return run
+
+    contenders = {BARE: run_with_copies(model, work), **{name: segment(name) for name in sources}}
+    timings = time_rounds(contenders, rounds=max(1, work.rounds // 2), log=lambda name: print_line(f"  {name}"))
+    amounts = dict.fromkeys(sources, work.scans * work.slices) | {
+        BARE: batch_capacity(model, work).labels * work.batches
+    }
+    times = {name: Timed(timing=timing, amount=amounts[name]) for name, timing in timings.items()}
+    return {
+        "cores": count_cores(),
+        **compare_with_network(times, cpu_check_seconds(model, work)),
+        "summaries": {
+            name: {key: value for key, value in summary.items() if key != "outcomes"}
+            for name, summary in summaries.items()
+        },
+    }
+
+
+def compare_with_network(times: Mapping[str, Timed], check_seconds: float) -> Record:
+    """Return the rates and their ratios over the network with copies, also without the time of the CPU comparison."""
+    bare = times[BARE]
+    runs = {name: timed for name, timed in times.items() if name != BARE}
+    return {
+        "results": {name: timed.as_json() for name, timed in times.items()},
+        "over the network with copies": {name: timed.speedup(bare) for name, timed in runs.items()},
+        "comparison with the CPU, once a run, seconds": round(check_seconds, 3),
+        "over the network with copies, without that comparison": {
+            name: round(timed.amount / max(1e-9, timed.timing.median - check_seconds) / round(bare.per_second, 2), 3)
+            for name, timed in runs.items()
+        },
+    }
+
+
+def cpu_check_seconds(model: Model, work: Workload) -> float:
+    """Return about how long a run labels two slices on the CPU before its first scan; a short run notices it."""
+    noise = make_noise(work, 2)
+    start = time.perf_counter()
+    open_model(model.path, "cpu").run(noise.image, noise.neighbors)
+    return time.perf_counter() - start if work.on_gpu else 0.0
+
+
+def write_sources(folder: Path, work: Workload) -> dict[str, Path]:
+    """Write the scans, copies of one phantom, as .nii.gz, .nii and a store."""
+    subject = phantom_subject(work.slices, size=work.size)
+    image = mark_labels(subject.image, subject.label)
+    sources = {suffix: folder / suffix.replace(".", "") for suffix in (".nii.gz", ".nii")}
+    for suffix, scans in sources.items():
+        scans.mkdir()
+        first = scans / f"scan-0{suffix}"
+        write_nifti(first, image, subject.spacing_mm)
+        for number in range(1, work.scans):
+            shutil.copyfile(first, scans / f"scan-{number}{suffix}")
+    store, params = folder / "store", Params(labels=LITS_LABELS)
+    prepare_store(store)
+
+    def convert(path: Path) -> None:
+        case = CaseFiles(case_id=path.stem, patient_id=path.stem, image=path, mask=None, root=path.parent)
+        convert_case(case, params, store)
+
+    with ThreadPoolExecutor(count_cores()) as threads:
+        list(threads.map(convert, sorted(sources[".nii"].iterdir())))
+    return {**sources, "store": store}

@@ -1,0 +1,162 @@
+"""Rows of the GPU benchmark `infer_gpu` that need no scans: peak, engines, settings, labels and profile."""
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from slicemill.bench.harness.agreement import dice_losses, differing_share
+from slicemill.bench.harness.clock import Work, ratio, time_rounds
+from slicemill.bench.harness.headline import Record
+from slicemill.bench.stages.infer_gpu_contenders import (
+    HALF,
+    Workload,
+    batch_capacity,
+    make_noise,
+    model_file,
+    open_network,
+    run_in_torch,
+    run_resident,
+    run_with_copies,
+)
+from slicemill.bench.stages.kernels import by_kernel, by_operator, summarize
+from slicemill.bench.stages.limits import SIDE, product
+from slicemill.common.terminal import print_line
+from slicemill.ct.labels import LITS_LABELS
+from slicemill.infer.network.lanes import make_lane
+from slicemill.infer.network.model import open_model
+from slicemill.infer.runtime.capacity import Capacity
+from slicemill.infer.runtime.providers import NAMES, make_session, options_for, runtime
+from slicemill.train.export.audit import gflop_a_slice
+from slicemill.train.export.graph import DEFAULT
+
+AS_IT_IS = "as it is"
+SETTINGS: dict[str, dict[str, str]] = {
+    "NCHW": {"prefer_nhwc": "0"},
+    "bias apart": {"fuse_conv_bias": "0"},
+    "NCHW, bias apart": {"prefer_nhwc": "0", "fuse_conv_bias": "0"},
+    "small workspace": {"cudnn_conv_use_max_workspace": "0"},
+    "cuDNN's heuristic": {"cudnn_conv_algo_search": "HEURISTIC"},
+    "CUDA graph": {"enable_cuda_graph": "1"},
+}
+"""Changes, one at a time, to `slicemill.infer.runtime.providers.CUDA`."""
+OURS, COPIES = "onnxruntime fp16", "onnxruntime fp16 with copies"
+
+
+def measure_peak(_folder: Path, work: Workload, _results: Record) -> Record:
+    """Measure matrix products, in float16 on a GPU; the best round counts."""
+    kind = torch.float16 if work.on_gpu else torch.float32
+    side = 4 * SIDE if work.on_gpu else SIDE
+    times = time_rounds({"product": product(kind, work.device)}, rounds=20)["product"]
+    return {"type": str(kind), "side": side, "tflops": round(2 * side**3 / min(times.seconds) / 1e12, 3)}
+
+
+def measure_engines(folder: Path, work: Workload, results: Record) -> Record:
+    """Measure the network alone in each width."""
+    peak = results.get("peak", {}).get("tflops")
+    return {f"width {width}": measure_width(folder, work, width, peak) for width in work.widths}
+
+
+def measure_width(folder: Path, work: Workload, width: int, peak_tflops: float | None) -> Record:
+    """Measure one network in onnxruntime and torch."""
+    half, full = (open_network(folder, work, width, flavor) for flavor in (HALF, DEFAULT))
+    labels = batch_capacity(half, work).labels
+    contenders = {
+        OURS: run_resident(half, work),
+        "onnxruntime fp32": run_resident(full, work),
+        COPIES: run_with_copies(half, work),
+        "torch eager": run_in_torch(work, width, labels, compiled=False),
+    }
+    failed: dict[str, str] = {}
+    if work.on_gpu:
+        try_contender(contenders, failed, "torch compiled", lambda: run_in_torch(work, width, labels, compiled=True))
+    times = time_rounds(contenders, rounds=work.rounds, log=lambda name: print_line(f"  {name}"))
+    gflop = gflop_a_slice(half.path)
+    rows = {name: timing.as_json(labels * work.batches) for name, timing in times.items()}
+    return {
+        "gflop_a_slice": round(gflop, 4),
+        "batch": labels,
+        "results": rows,
+        "of the peak": {name: round(row["per_second"] * gflop / 1000 / peak_tflops, 4) for name, row in rows.items()}
+        if peak_tflops
+        else None,
+        "over": {name: round(ratio(timing, times[OURS]), 3) for name, timing in times.items() if name != OURS},
+        "with copies over resident": round(ratio(times[OURS], times[COPIES]), 3),
+        "failed": failed,
+    }
+
+
+def try_contender(contenders: dict[str, Work], failed: dict[str, str], name: str, make: Callable[[], Work]) -> None:
+    """Make a contender and run it once. If it cannot run here, the reason is noted, and the others go on."""
+    try:
+        contender = make()
+        contender()
+        contenders[name] = contender
+    except Exception as error:  # noqa: BLE001 (torch and onnxruntime raise many types)
+        failed[name] = f"{type(error).__name__}: {str(error)[:500]}"
+
+
+def measure_settings(folder: Path, work: Workload, _results: Record) -> Record:
+    """Measure the default network with one setting of the CUDA provider changed at a time."""
+    width = work.widths[0]
+    contenders = {AS_IT_IS: run_resident(open_network(folder, work, width, HALF), work)}
+    failed: dict[str, str] = {}
+
+    def change(settings: dict[str, str]) -> Work:
+        model = open_network(folder, work, width, HALF)
+        model.session = make_session(model.path.read_bytes(), model.path, work.device, 0, settings)[0]
+        return run_resident(model, work)
+
+    for name, settings in (SETTINGS if work.on_gpu else {}).items():
+        try_contender(contenders, failed, name, partial(change, settings))
+    times = time_rounds(contenders, rounds=work.rounds)
+    amount = batch_capacity(open_network(folder, work, width, HALF), work).labels * work.batches
+    return {
+        "results": {name: timing.as_json(amount) for name, timing in times.items()},
+        "over as it is": {name: round(ratio(times[AS_IT_IS], timing), 3) for name, timing in times.items()},
+        "failed": failed,
+    }
+
+
+def compare_labels(folder: Path, work: Workload, _results: Record) -> Record:
+    """Compare the device's labels in both precisions with the CPU's in float32, on noise around the organ's HU."""
+    width, noise = work.widths[0], make_noise(work, 32)
+    smooth = ndimage.gaussian_filter(noise.image.astype(np.float32), (1, 8, 8))
+    image, neighbors = (1000 + 25 * (smooth - 1500)).astype(np.int16), noise.neighbors
+    expected = open_model(model_file(folder, width, DEFAULT, work.size), "cpu").run(image, neighbors).label
+    rows: Record = {}
+    for flavor in (HALF, DEFAULT):
+        model = open_network(folder, replace(work, batch=len(neighbors)), width, flavor)
+        lane = make_lane(model, Capacity(len(neighbors), len(image)), ("label",))
+        lane.image[:] = image
+        label = lane.run(lane.image, neighbors, nullcontext()).label
+        rows[flavor.precision] = {
+            "differing": differing_share(label, expected),
+            "dice_loss": dice_losses(label, expected, LITS_LABELS),
+        }
+    return {"slices": len(neighbors), "pixels": np.bincount(expected.ravel(), minlength=3).tolist(), **rows}
+
+
+def measure_profile(folder: Path, work: Workload, _results: Record) -> Record:
+    """Sum the time of a few batches by operator, from onnxruntime's file, and by kernel, from the GPU."""
+    return {f"width {width}": profile_width(folder, replace(work, batches=3), width) for width in work.widths}
+
+
+def profile_width(folder: Path, work: Workload, width: int) -> Record:
+    """Sum the time of one network in float16."""
+    model = open_network(folder, work, width, HALF)
+    kernels = by_kernel(run_resident(model, work))
+    module = runtime()
+    options = module.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
+    providers = [(NAMES[work.device], options_for(work.device, 0))]
+    model.session = module.InferenceSession(str(model.path), options, providers=providers)
+    run_resident(model, work)()
+    events = json.loads(Path(model.session.end_profiling()).read_text())
+    return {"by kernel of the card": summarize(kernels), "by onnxruntime's file": summarize(by_operator(events))}
