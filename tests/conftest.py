@@ -52,7 +52,7 @@ def stored(collection, tmp_path_factory) -> Path:
 def trained(stored, tmp_path_factory) -> Path:
     """A run of two short epochs: it need not segment well, only really."""
     run = tmp_path_factory.mktemp("runs") / "run"
-    train(stored, run, TINY, tell=lambda _: None)
+    train(stored, run, TINY, log=lambda _: None)
     return run
 
 
