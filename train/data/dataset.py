@@ -91,10 +91,10 @@ def draw_target(case: Case, place: SlicePosition, rng: np.random.Generator) -> t
     return int(rng.integers(aim.y0, min(aim.y1, ny))), int(rng.integers(aim.x0, min(aim.x1, nx)))
 
 
-def zoom_of(spacing_mm: tuple[float, float, float], wanted_mm: float | None) -> tuple[float, float]:
+def compute_zoom(spacing_mm: tuple[float, float, float], wanted_mm: float | None) -> tuple[float, float]:
     """Return stored pixel size / network pixel size along y and x; 1 if nothing is resampled.
 
-    >>> zoom_of((5.0, 0.9, 0.9), 0.6), zoom_of((5.0, 0.9, 0.9), None)
+    >>> compute_zoom((5.0, 0.9, 0.9), 0.6), compute_zoom((5.0, 0.9, 0.9), None)
     ((1.5, 1.5), (1.0, 1.0))
     """
     return (1.0, 1.0) if wanted_mm is None else (spacing_mm[1] / wanted_mm, spacing_mm[2] / wanted_mm)
@@ -193,7 +193,7 @@ class Batches:
         """Read one slice with its neighbors, image and label, into a batch."""
         view, place = self._view, slot.places[index]
         step = neighbor_step(view.context_spacing_mm, case.info.spacing_mm[0])
-        slot.zoom[index] = zoom = zoom_of(case.info.spacing_mm, view.spacing_mm)
+        slot.zoom[index] = zoom = compute_zoom(case.info.spacing_mm, view.spacing_mm)
         corner = self._draw_corner(case, place, seed, zoom)
         nz = len(case.image)
         if case.label is None:

@@ -160,7 +160,7 @@ def on_device(batch: Batch, to_class: Tensor) -> DeviceBatch:
 def network_input(
     batch: DeviceBatch, config: Config, size: tuple[int, int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Normalize a batch, then tilt, resample and augment it as the settings say.
+    """Normalize a batch, then tilt, resample and augment it according to the settings.
 
     Returns
     -------

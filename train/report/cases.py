@@ -18,6 +18,7 @@ from slicemill.ct.pictures import Color, Tile, draw_labels, gray, label_colors, 
 from slicemill.ct.window import Window
 from slicemill.store.case import CaseInfo
 from slicemill.store.reader import Case
+from slicemill.train.run.metrics import none_if_nan
 from slicemill.train.run.setup import BEST_CASES, CASES, WORST_CASES, Setup
 from slicemill.train.run.validate import Overlaps, count_overlaps, predict_case, read_reference
 
@@ -133,7 +134,7 @@ def score_case(info: CaseInfo, overlaps: Overlaps) -> CaseScores:
     for name, overlap in overlaps.items():
         reference, predicted = overlap.reference * info.voxel_ml, overlap.predicted * info.voxel_ml
         regions[name] = RegionScore(
-            dice=_none_if_nan(overlap.dice),
+            dice=none_if_nan(overlap.dice),
             reference_ml=round(reference, 4),
             predicted_ml=round(predicted, 4),
             error_ml=round(predicted - reference, 4),
@@ -142,7 +143,7 @@ def score_case(info: CaseInfo, overlaps: Overlaps) -> CaseScores:
         case_id=info.case_id,
         patient_id=info.patient_id,
         slices=info.shape[0],
-        dice=_none_if_nan(mean_of([overlap.dice for overlap in overlaps.values()])),
+        dice=none_if_nan(mean_of([overlap.dice for overlap in overlaps.values()])),
         regions=regions,
     )
 
@@ -203,7 +204,3 @@ def choose_key_slices(
 
 def _fullest_slice(mask: npt.NDArray[np.bool_]) -> int:
     return int(np.argmax([np.count_nonzero(section) for section in mask]))
-
-
-def _none_if_nan(value: float) -> float | None:
-    return None if math.isnan(value) else value

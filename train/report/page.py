@@ -122,7 +122,7 @@ def write_report(folder: Path, setup: Setup, state: State) -> None:
 def render_page(run: Run) -> bytes:
     """Return the page as HTML."""
     setup, config = run.setup, run.setup.config
-    scores = sort_worst_first([score_case(run.info(case_id), found) for case_id, found in run.overlaps.items()])
+    scores = sort_worst_first([score_case(run.info(case_id), overlaps) for case_id, overlaps in run.overlaps.items()])
     return render(
         "train/report/page.html",
         title=f"{run.name}: report of a training",

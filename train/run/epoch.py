@@ -24,7 +24,7 @@ from slicemill.train.network.step import (
 from slicemill.train.run.checkpoint import State
 from slicemill.train.run.interrupt import Commands, Interruption
 from slicemill.train.run.memory import explain_out_of_memory
-from slicemill.train.run.metrics import EpochMetrics, RegionDice
+from slicemill.train.run.metrics import EpochMetrics, RegionDice, none_if_nan
 from slicemill.train.run.setup import Setup
 from slicemill.train.run.tally import PendingStep, SliceLosses, Tally, region_overlaps, resume_tally
 from slicemill.train.run.validate import Overlaps, global_dice, validate
@@ -167,9 +167,9 @@ def epoch_metrics(training: Training, number: int, tally: Tally, by_case: Mappin
         wait_share=tally.waited / tally.seconds,
         regions={
             name: RegionDice(
-                train=_none_if_nan(trained[name].dice),
-                validation=_none_if_nan(dice),
-                validation_per_case=_none_if_nan(mean_of([overlaps[name].dice for overlaps in by_case.values()])),
+                train=none_if_nan(trained[name].dice),
+                validation=none_if_nan(dice),
+                validation_per_case=none_if_nan(mean_of([overlaps[name].dice for overlaps in by_case.values()])),
             )
             for name, dice in dices.items()
         },
@@ -180,7 +180,3 @@ def epoch_metrics(training: Training, number: int, tally: Tally, by_case: Mappin
 def combine_seeds(*numbers: int) -> int:
     """Return one seed of 64 bits for several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
-
-
-def _none_if_nan(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -1,5 +1,6 @@
 """The metrics of an epoch: a record in memory, a row of equal columns in ``metrics.csv`` and in checkpoints."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -90,3 +91,8 @@ def metrics_from_row(row: Mapping[str, Cell]) -> EpochMetrics:
         },
         validation_dice=number("validation_dice"),
     )
+
+
+def none_if_nan(value: float) -> float | None:
+    """Return a Dice as it is written: None instead of NaN."""
+    return None if math.isnan(value) else value

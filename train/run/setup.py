@@ -20,7 +20,7 @@ from slicemill.store.reader import Case, Store, open_store
 from slicemill.store.split import Split, read_split, write_split
 from slicemill.store.tables import read_table, store_sha256
 from slicemill.train.config import Config, read_config, to_toml
-from slicemill.train.data.dataset import Batches, View, zoom_of
+from slicemill.train.data.dataset import Batches, View, compute_zoom
 from slicemill.train.data.sampling import Pool
 from slicemill.train.network.processes import ALONE, Processes, local_batch
 from slicemill.train.run.checkpoint import BEST, LAST
@@ -105,16 +105,9 @@ def prepare(
     if started:
         config = _check_run(run, config, store)
     split = choose_split(store, run / SPLIT if started else None, split_file, config)
-    cases = [store[case_id] for case_id in (*split.train, *split.validation)]
-    unmasked = [case.info.case_id for case in cases if case.label is None]
-    if unmasked:
-        raise StoreError(f"{store_path}: the split trains on cases without a mask: {', '.join(unmasked[:5])}.")
+    cases = _read_cases(store, split)
     size = slice_size(cases, config)
     view = training_view(cases, size, config)
-    if min(view.size) < 2 ** (config.depth + 1):
-        raise ConfigError(
-            f"slices of {view.size[0]}x{view.size[1]} are too small for depth = {config.depth}; set a smaller depth."
-        )
     precision = choose_precision(config.precision, device)
     if config.batch == AUTO:
         fitting = processes.gather(fitting_batch(labels, config, view.size, device, precision), device)
@@ -140,6 +133,15 @@ def prepare(
     return setup
 
 
+def _read_cases(store: Store, split: Split) -> list[Case]:
+    """Return the cases of training and validation, and refuse those without a mask."""
+    cases = [store[case_id] for case_id in (*split.train, *split.validation)]
+    unmasked = [case.info.case_id for case in cases if case.label is None]
+    if unmasked:
+        raise StoreError(f"{store.root}: the split trains on cases without a mask: {', '.join(unmasked[:5])}.")
+    return cases
+
+
 def _write_run(run: Path, setup: Setup, store_path: Location) -> None:
     write_split(run / SPLIT, setup.split)
     write_bytes(run / CONFIG, to_toml(setup.config).encode())
@@ -155,15 +157,7 @@ def _write_run(run: Path, setup: Setup, store_path: Location) -> None:
 
 
 def trained_labels(store: Store, config: Config) -> tuple[Labels, int | None]:
-    """Return the labels of the network, and the value of the label that is ignored.
-
-    Raises
-    ------
-    StoreError
-        As for `common_labels`.
-    LabelError
-        The ignored label does not exist, or there is no other.
-    """
+    """Return the labels of the network, and the value of the label that is ignored."""
     labels = common_labels(store)
     return (labels.without(config.ignore), labels.values[config.ignore]) if config.ignore else (labels, None)
 
@@ -192,10 +186,17 @@ def training_view(cases: Sequence[Case], size: tuple[int, int], config: Config) 
     """Return what is read of each slice: full slices of `size`, or crops.
 
     Where slices are resampled, it is large enough for the smallest pixels of all cases.
+
+    Raises
+    ------
+    ConfigError
+        The slices are too small for the depth of the network.
     """
     if config.crop:
         size = (min(size[0], config.crop), min(size[1], config.crop))
-    zooms = [zoom_of(case.info.spacing_mm, config.wanted_spacing_mm) for case in cases]
+    if min(size) < 2 ** (config.depth + 1):
+        raise ConfigError(f"slices of {size[0]}x{size[1]} are too small for depth = {config.depth}; set a smaller one.")
+    zooms = [compute_zoom(case.info.spacing_mm, config.wanted_spacing_mm) for case in cases]
     stored = (
         math.ceil(size[0] / min(zoom[0] for zoom in zooms)),
         math.ceil(size[1] / min(zoom[1] for zoom in zooms)),
@@ -390,6 +391,6 @@ def slice_size(cases: Sequence[Case], config: Config) -> tuple[int, int]:
 def network_size(case: Case, config: Config) -> tuple[int, int]:
     """Return y, x of a case's full slices in the network's pixels, rounded up to a multiple of ``2**depth``."""
     step = 2**config.depth
-    zoom = zoom_of(case.info.spacing_mm, config.wanted_spacing_mm)
+    zoom = compute_zoom(case.info.spacing_mm, config.wanted_spacing_mm)
     _, ny, nx = case.image.shape
     return math.ceil(ny * zoom[0] / step - 1e-6) * step, math.ceil(nx * zoom[1] / step - 1e-6) * step

@@ -14,7 +14,7 @@ from slicemill.ct.overlap import Overlap
 from slicemill.ct.window import AIR_HU
 from slicemill.store.reader import Case
 from slicemill.train.data.augment import resample
-from slicemill.train.data.dataset import zoom_of
+from slicemill.train.data.dataset import compute_zoom
 from slicemill.train.network.step import running_in
 from slicemill.train.network.unet import normalize
 from slicemill.train.run.setup import Setup, network_size
@@ -94,7 +94,7 @@ def predict_case(case: Case, network: nn.Module, setup: Setup) -> npt.NDArray[np
     """
     config = setup.config
     step = neighbor_step(config.window_spacing_mm, case.info.spacing_mm[0])
-    zoom = zoom_of(case.info.spacing_mm, config.wanted_spacing_mm)
+    zoom = compute_zoom(case.info.spacing_mm, config.wanted_spacing_mm)
     nz, ny, nx = case.image.shape
     size = network_size(case, config)
     if config.norm == "instance":  # its statistics depend on the padding; take that of the exported network
