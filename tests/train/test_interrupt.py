@@ -160,16 +160,20 @@ def go(run, config):
         os._exit(0)
     return pid
 
+def written(run):
+    return (run / LAST).stat().st_mtime_ns if (run / LAST).exists() else 0
+
 dice = random.Random(5)
 for kill in range(20):
-    before = (run / LAST).stat().st_mtime_ns if (run / LAST).exists() else 0
+    before, checkpoints = written(run), 0
     pid = go(run, config)
     deadline = time.time() + 60
-    while kill % 4 and time.time() < deadline:  # every fourth is killed whether it got on or not
+    # every fourth is killed whether it took a step or not; the first checkpoint comes before the first step
+    while kill % 4 and checkpoints < 2 and time.time() < deadline:
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             break  # on a fast machine the run has ended
-        if (run / LAST).exists() and (run / LAST).stat().st_mtime_ns != before:
-            break
+        if written(run) != before:
+            before, checkpoints = written(run), checkpoints + 1
         time.sleep(0.001)
     time.sleep(dice.uniform(0, 0.5))
     os.kill(pid, signal.SIGKILL)

@@ -14,6 +14,7 @@ from slicemill.store.reader import open_store
 from slicemill.train.config import Config, to_toml
 from slicemill.train.loop import train
 from slicemill.train.network.step import one_step
+from slicemill.train.run import epoch
 from slicemill.train.run.checkpoint import LAST, read_state
 from slicemill.train.run.memory import explain_out_of_memory, fitting_batch
 from slicemill.train.run.setup import prepare, slice_size
@@ -47,7 +48,7 @@ class TestRuns:
             return one_step(*given)
 
         with monkeypatch.context() as patched:
-            patched.setattr("slicemill.train.run.epoch.one_step", fifth)
+            patched.setattr(epoch, one_step.__name__, fifth)
             with pytest.raises(KeyboardInterrupt):
                 train(stored, tmp_path / "stopped", config, log=no_log)
         stopped = read_state(tmp_path / "stopped")
