@@ -82,7 +82,7 @@ def trained(stored, shared) -> Path:
     """A run of two short epochs: a real network, which need not segment well."""
     from slicemill.train.loop import train
 
-    return shared("run", lambda run: train(stored, run, TINY, tell=lambda _: None))
+    return shared("run", lambda run: train(stored, run, TINY, log=lambda _: None))
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """The commands `slicemill train` and `slicemill export`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,68 +10,105 @@ from slicemill.common.files import parse_location
 from slicemill.common.options import require_finite
 from slicemill.common.terminal import print_line, report_errors
 
+NETWORK, SLICES, TRAINING, MACHINE = "Network", "Slices", "Training", "Device and files"
+"""Panels of the options in --help."""
+
 
 def train(
     store: Annotated[str, typer.Argument(help="Slice store with masks.")],
-    run: Annotated[Path, typer.Argument(help="Folder of the run, made or gone on with.")],
-    config: Annotated[Path | None, typer.Option(help="Settings as TOML; options on the command line go first.")] = None,
+    run: Annotated[Path, typer.Argument(help="Folder of the run; an earlier run in it is continued.")],
+    config: Annotated[
+        Path | None, typer.Option(help="Settings as TOML; options of the command line override them.")
+    ] = None,
     split: Annotated[
         Path | None,
         typer.Option(help="JSON with the case ids of train, validation and test, instead of a random split."),
     ] = None,
-    context: Annotated[int | None, typer.Option(help="Slices seen around the one to label: 1, 3, 5 or 7.")] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Slices in the input, the one to label in the middle: 1, 3, 5 or 7.", rich_help_panel=SLICES),
+    ] = None,
     context_spacing_mm: Annotated[
         float | None,
         typer.Option(
             callback=require_finite,
-            help="Distance of those slices in mm, whatever the scan's own; 0 takes its neighbors.",
+            help="Distance between these slices in mm; 0 takes adjacent slices.",
+            rich_help_panel=SLICES,
         ),
     ] = None,
     spacing_mm: Annotated[
         float | None,
         typer.Option(
-            callback=require_finite, help="In-plane pixel size that slices are resampled to; 0 keeps their own."
+            callback=require_finite,
+            help="In-plane pixel size that slices are resampled to, mm; 0 keeps that of the scan.",
+            rich_help_panel=SLICES,
         ),
     ] = None,
     crop: Annotated[
-        int | None, typer.Option(help="Side of the parts of slices that are trained on; 0 trains on whole slices.")
+        int | None,
+        typer.Option(help="Side of training crops; 0 trains on full slices.", rich_help_panel=SLICES),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(help="Side to which slices are padded or cropped; 0 is the largest slice.")
+        int | None,
+        typer.Option(
+            help="Side to which slices are padded or cropped; 0 is the largest slice.", rich_help_panel=SLICES
+        ),
     ] = None,
-    width: Annotated[int | None, typer.Option(help="Channels of the first level.")] = None,
+    width: Annotated[int | None, typer.Option(help="Channels of the first level.", rich_help_panel=NETWORK)] = None,
     batch: Annotated[
         str | None,
-        typer.Option(help="Slices per step, over all processes; auto takes as many as the GPU's memory holds."),
+        typer.Option(
+            help="Slices per step, over all processes; auto takes as many as fit into the GPU's memory.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs.", rich_help_panel=TRAINING)] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Steps per epoch; 0 is as many slices as the training part has.")
+        int | None,
+        typer.Option(
+            help="Steps per epoch; 0 covers as many slices as the training part has.", rich_help_panel=TRAINING
+        ),
     ] = None,
     max_minutes: Annotated[
         float | None,
-        typer.Option(callback=require_finite, help="End after so many minutes of training; 0 is no limit."),
+        typer.Option(
+            callback=require_finite, help="Time limit of training in minutes; 0 is no limit.", rich_help_panel=TRAINING
+        ),
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(callback=require_finite, help="Highest learning rate.")] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(callback=require_finite, help="Highest learning rate.", rich_help_panel=TRAINING),
+    ] = None,
     tumor_share: Annotated[
-        float | None, typer.Option(callback=require_finite, help="Share of the drawn slices that hold tumor.")
+        float | None,
+        typer.Option(
+            callback=require_finite, help="Share of the training slices that hold tumor.", rich_help_panel=TRAINING
+        ),
     ] = None,
     augment: Annotated[
-        float | None, typer.Option(callback=require_finite, help="Strength of the random changes, 0 to 1.")
+        float | None,
+        typer.Option(callback=require_finite, help="Strength of the random changes, 0 to 1.", rich_help_panel=TRAINING),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the split, the draws and the weights.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the split, the draws and the weights.", rich_help_panel=TRAINING)
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)] = None,
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"] | None,
+        typer.Option(help="Numbers that the network computes with.", rich_help_panel=MACHINE),
+    ] = None,
     cache_dir: Annotated[
         Path | None,
-        typer.Option(help="Where slices of a store in a bucket are kept; by default with the temporary files."),
+        typer.Option(
+            help="Cache for slices of a store in a bucket; by default a temporary folder.", rich_help_panel=MACHINE
+        ),
     ] = None,
     cache_gb: Annotated[
-        float, typer.Option(callback=require_finite, help="How much of them is kept, GB.", min=0)
+        float, typer.Option(callback=require_finite, help="Size of this cache, GB.", min=0, rich_help_panel=MACHINE)
     ] = 20.0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Forget an earlier run in this folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in this folder.")] = False,
 ) -> None:
-    """Train a 2.5-D U-Net on a slice store, split by patient; the same command again goes on after a kill.
+    """Train a 2.5-D U-Net on a slice store, split by patient. After a kill, the same command continues.
 
     slicemill train lits-store/ runs/first --epochs 100
     slicemill train lits-store/ runs/quick --width 16 --max-minutes 25
@@ -84,21 +121,25 @@ def train(
 
         settings = (read_config(config) if config else Config()).changed(
             context=context, context_spacing_mm=context_spacing_mm, size=size, crop=crop, spacing_mm=spacing_mm,
-            width=width, batch=None if batch is None else slices_a_step(batch), epochs=epochs, steps=steps, max_minutes=max_minutes,
-            learning_rate=learning_rate, tumor_share=tumor_share, augment=augment, seed=seed, device=device, precision=precision,
+            width=width, batch=None if batch is None else parse_batch(batch), epochs=epochs, steps=steps,
+            max_minutes=max_minutes, learning_rate=learning_rate, tumor_share=tumor_share, augment=augment, seed=seed,
+            device=device, precision=precision,
         )  # fmt: skip
-        place = parse_location(store)
-        cache = SliceCache(cache_dir, round(cache_gb * 1e9)) if isinstance(place, RemotePath) else None
-        fit(place, run, settings, split_file=split, cache=cache, overwrite=overwrite, tell=print_line)
+        location = parse_location(store)
+        cache = SliceCache(cache_dir, round(cache_gb * 1e9)) if isinstance(location, RemotePath) else None
+        fit(location, run, settings, split_file=split, cache=cache, overwrite=overwrite, log=print_line)
 
 
-def slices_a_step(text: str) -> int:
-    """Return the setting `batch` for what stands on the command line.
+def parse_batch(text: str) -> int:
+    """Return the setting `batch` for a value of ``--batch``.
 
     Raises
     ------
     UsageError
-        It is neither a number nor auto.
+        It is neither a positive integer nor auto.
+
+    >>> parse_batch("auto"), parse_batch("16")
+    (0, 16)
     """
     if text == "auto":
         return 0
@@ -107,15 +148,15 @@ def slices_a_step(text: str) -> int:
     return int(text)
 
 
-def size_from(text: str) -> tuple[int, int]:
-    """Return height and width for what stands on the command line.
+def parse_size(text: str) -> tuple[int, int]:
+    """Return height and width for a value of ``--size``.
 
     Raises
     ------
     UsageError
-        It is no size.
+        It is not HEIGHTxWIDTH, or one number for both.
 
-    >>> size_from("256x192"), size_from("512")
+    >>> parse_size("256x192"), parse_size("512")
     ((256, 192), (512, 512))
     """
     height, _, width = text.partition("x")
@@ -128,18 +169,18 @@ def size_from(text: str) -> tuple[int, int]:
 def split(
     store: Annotated[str, typer.Argument(help="Slice store with masks.")],
     out: Annotated[Path, typer.Argument(help="Folder for fold-0.json, fold-1.json, ...")],
-    folds: Annotated[int, typer.Option(help="How many.", min=2)] = 5,
+    folds: Annotated[int, typer.Option(help="Number of folds.", min=2)] = 5,
     validation: Annotated[
         float, typer.Option(callback=require_finite, help="Share of the patients that choose the checkpoint.")
     ] = 0.15,
     seed: Annotated[int, typer.Option(help="The same seed gives the same folds.", min=0)] = 0,
 ) -> None:
-    """Write splits for cross-validation: by patient, each in the test part of one fold, tumor burdens evenly dealt out.
+    """Write splits for cross-validation, by patient: each patient is tested in one fold, and folds have similar tumors.
 
         slicemill split lits-store/ folds/ --folds 5
         slicemill train lits-store/ runs/fold-0 --split folds/fold-0.json
 
-    The files hold the case ids of train, validation and test; other tools can read them, too.
+    The files hold the case ids of train, validation and test as JSON, for other tools too.
     """
     with report_errors():
         from slicemill.store.split import write_split
@@ -147,13 +188,14 @@ def split(
         from slicemill.train.split import make_folds
 
         if not 0 < validation < 1:
-            raise UsageError(f"--validation {validation}: a share lies between 0 and 1.")
+            raise UsageError(f"--validation {validation}: must be above 0 and below 1.")
         for fold, parts in enumerate(
             make_folds(read_table(store, "manifest"), folds=folds, validation=validation, seed=seed)
         ):
             write_split(out / f"fold-{fold}.json", parts)
             print_line(
-                f"{out / f'fold-{fold}.json'}: {len(parts.train)} train, {len(parts.validation)} validation, {len(parts.test)} test"
+                f"{out / f'fold-{fold}.json'}: {len(parts.train)} train, {len(parts.validation)} validation, "
+                f"{len(parts.test)} test"
             )
 
 
@@ -162,9 +204,9 @@ def gallery(
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("gallery.png"),
     config: Annotated[Path | None, typer.Option(help="Settings as TOML.")] = None,
     augment: Annotated[float | None, typer.Option(callback=require_finite, help="Strength, 0 to 1.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the random changes.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random changes.")] = None,
 ) -> None:
-    """Draw what each kind of random change of training does to slices of a store, one by one and all together.
+    """Draw the random changes of training on slices of a store, each kind alone and all together.
 
     slicemill gallery lits-store/ --augment 1
     """
@@ -172,10 +214,10 @@ def gallery(
         from slicemill.ct.pictures import save_png
         from slicemill.store.reader import open_store
         from slicemill.train.config import Config, read_config
-        from slicemill.train.report.gallery import gallery as draw
+        from slicemill.train.report.gallery import draw_gallery
 
         settings = (read_config(config) if config else Config()).changed(augment=augment, seed=seed)
-        save_png(out, draw(open_store(store), settings))
+        save_png(out, draw_gallery(open_store(store), settings))
         print_line(f"gallery: {out}")
 
 
@@ -183,13 +225,13 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     model: Annotated[Path, typer.Argument(help="ONNX file to write.")],
     store: Annotated[
-        Path | None, typer.Option(help="Store for the proof of parity, when the one of the training was moved.")
+        Path | None, typer.Option(help="Store for the parity check, if that of the training was moved.")
     ] = None,
     min_lesion_ml: Annotated[
         float,
         typer.Option(
             callback=require_finite,
-            help="Tumors smaller than this are removed after inference; in the model's metadata.",
+            help="Tumors smaller than this are removed after inference; written to the model's metadata.",
             min=0,
         ),
     ] = 0.0,
@@ -200,20 +242,20 @@ def export(
     probability: Annotated[
         bool,
         typer.Option(
-            "--probability", help="Also an output with the probability of every class; costs time in every run."
+            "--probability", help="Add an output with the probability of every class; it makes inference slower."
         ),
     ] = False,
     size: Annotated[
         str | None,
-        typer.Option(help="HEIGHTxWIDTH of the slices that the file takes, like 256x256; else those of the training."),
+        typer.Option(help="HEIGHTxWIDTH of the input slices, like 256x256; by default that of the training."),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing: prove the files that are there, and say what is in them.")
+        bool, typer.Option("--check", help="Write nothing: repeat the parity check of existing files.")
     ] = False,
 ) -> None:
-    """Write the best network of a run as ONNX: int16 HU in, uint8 labels out, everything inside, in one file.
+    """Write the best network of a run as one ONNX file, from int16 HU to uint8 labels.
 
-    A file appears only after onnxruntime gave the same labels as torch on slices of the validation cases.
+    A file is written only if onnxruntime and torch give the same labels on slices of the validation cases.
 
         slicemill export runs/first liver.onnx
         slicemill export runs/first liver.onnx --fp16 --bytes
@@ -225,28 +267,33 @@ def export(
 
         from slicemill.train.export.audit import gflop_a_slice
         from slicemill.train.export.model_file import FLAVORS
-        from slicemill.train.export.model_file import check as prove
+        from slicemill.train.export.model_file import check as check_files
         from slicemill.train.export.model_file import export as write
 
         if model.suffix != ".onnx":
             raise UsageError(f"{model}: a model's name ends in .onnx.")
         if check and size:
             raise UsageError("--check takes the size from the file; leave --size out.")
-        print_line("proving labels against torch's on slices of the validation cases")
+        print_line("comparing labels with those of torch on slices of the validation cases")
         if check:
-            proofs = prove(run, model, store_path=store)
+            parities = check_files(run, model, store_path=store)
         else:
-            wanted = [FLAVORS[0], *FLAVORS[1 : 1 + fp16], *FLAVORS[2 : 2 + bytes_in]]
-            chosen = [replace(flavor, probability=probability) for flavor in wanted]
-            sides = size_from(size) if size else None
-            written = write(run, model, flavors=chosen, store_path=store, min_lesion_ml=min_lesion_ml, size=sides)
-            proofs = {path: card.parity or {} for path, card in written.items()}
-        for path, parity in proofs.items():
+            chosen = [FLAVORS[0], *([FLAVORS[1]] if fp16 else []), *([FLAVORS[2]] if bytes_in else [])]
+            written = write(
+                run,
+                model,
+                flavors=[replace(flavor, probability=probability) for flavor in chosen],
+                store_path=store,
+                min_lesion_ml=min_lesion_ml,
+                size=parse_size(size) if size else None,
+            )
+            parities = {path: card.parity or {} for path, card in written.items()}
+        for path, parity in parities.items():
             print_line(
                 f"{path}: {path.stat().st_size / 1e6:.1f} MB, {gflop_a_slice(path):.1f} GFLOP a slice; "
-                f"{parity['labels_differing']} of {parity['pixels']:,} label pixels differ on {parity['slices']} slices "
-                f"(limit {parity['limit']:g}; {parity['ties']} ties apart), probabilities by at most "
-                f"{parity['max_probability_difference']:.2g}; onnx checker: fine"
+                f"{parity['labels_differing']} of {parity['pixels']:,} label pixels differ on "
+                f"{parity['slices']} slices (limit {parity['limit']:g}; {parity['ties']} ties not counted), "
+                f"probabilities by at most {parity['max_probability_difference']:.2g}; onnx checker: fine"
             )
             if ".bytes." in path.name:
                 print_line(

@@ -1,173 +1,196 @@
-"""What a training run is asked to do: one frozen value, written to and read from TOML."""
+"""The settings of a training run: one frozen record, written to and read from TOML."""
 
 import dataclasses
 import json
 import math
-import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from slicemill.common.documents import from_document, from_toml
 from slicemill.common.errors import ConfigError, UsageError
 from slicemill.ct.window import Window
+from slicemill.store.model_card import CONTEXTS, MAX_MM, MAX_SIDE
 
 KINDS = ("mirror", "move", "elastic", "noise", "blur", "contrast", "gamma", "lowres")
-"""Kinds of random changes, in the order in which they come; see `slicemill.train.data.augment`."""
+"""Kinds of random changes, in the order in which they are applied; see `slicemill.train.data.augment`."""
+MAX_BATCH = 4096
+RANGES: dict[str, tuple[float, float]] = {
+    "depth": (1, 6),
+    "context_spacing_mm": (0, MAX_MM),
+    "spacing_mm": (0, 10),
+    "width": (1, 512),
+    "loader_threads": (0, 256),
+    "oblique": (0, 8),
+    "lesion_balance": (0, 1),
+    "augment": (0, 1),
+}
+"""Lowest and highest value of a setting."""
+NOT_NEGATIVE = (
+    "steps",
+    "max_minutes",
+    "save_minutes",
+    "patience",
+    "weight_decay",
+    "tumor_share",
+    "organ_share",
+    "hard_share",
+    "test",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of a training run; the defaults suit CTs of one organ with tumors."""
+    """Settings of a training run. The defaults suit CTs of one organ with tumors."""
 
     context: int = 3
-    """Slices that the network sees around the one it labels: 1, 3, 5 or 7."""
+    """Slices in the network's input, the one to label in the middle: 1, 3, 5 or 7."""
     context_spacing_mm: float = 0.0
-    """Distance of the slices of a window in mm, whatever the scan's own; 0 takes those beside each other."""
+    """Distance between the slices of the input, mm; 0 takes adjacent slices."""
     size: int = 0
     """Side in pixels that every slice is padded or cropped to; 0 takes the largest slice of the store."""
     crop: int = 0
-    """Side in pixels of the parts of slices that are trained on; 0 trains on whole slices. Validation sees whole slices."""
+    """Side in pixels of training crops; 0 trains on full slices. Validation always uses full slices."""
     spacing_mm: float = 0.0
-    """In-plane pixel size in mm that slices are resampled to on the device, and back at inference; 0 keeps the scan's own."""
+    """In-plane pixel size that slices are resampled to, and back at inference, mm; 0 keeps that of the scan."""
     width: int = 16
     """Channels of the first level; each level down doubles them."""
     depth: int = 4
     """Levels below the first; slices must be a multiple of 2**depth."""
     window_low: float = -200.0
+    """Lower end of the window that the network sees, HU."""
     window_high: float = 300.0
-    """HU window that the network sees."""
+    """Upper end of the window that the network sees, HU."""
     batch: int = 16
-    """Slices a step, over all processes together; 0 (auto) measures how many a GPU's memory takes."""
+    """Slices per step, over all processes; 0 (auto) measures how many fit into the GPU's memory."""
     epochs: int = 40
+    """Number of epochs."""
     steps: int = 0
-    """Batches an epoch; 0 covers as many slices as the training part has."""
+    """Batches per epoch; 0 covers as many slices as the training part has."""
     max_minutes: float = 0.0
-    """End, with the learning rate brought down in time, after so many minutes; 0 is no limit."""
+    """Time limit in minutes; the learning rate falls to zero in time. 0 is no limit."""
     save_minutes: float = 5.0
-    """Minutes between checkpoints within an epoch: what a kill can cost. One is written after every epoch, too."""
+    """Minutes between checkpoints within an epoch: a kill costs at most this. Each epoch ends with a checkpoint."""
     patience: int = 0
-    """End after so many epochs without a better validation Dice; 0 goes on to the end."""
-    optimizer: str = "adamw"
-    """adamw, or sgd: with Nesterov momentum of 0.99, as nnU-Net has it (its learning_rate is 1e-2)."""
-    decay: str = "cosine"
-    """How the learning rate falls: cosine, or poly: (1 - done) ** 0.9."""
-    norm: str = "batch"
-    """batch, which costs nothing after export (it folds into the convolutions), or instance, for small batches."""
+    """Stop after this many epochs without a better validation Dice; 0 never stops early."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum of 0.99 as in nnU-Net (whose learning_rate is 1e-2)."""
+    decay: Literal["cosine", "poly"] = "cosine"
+    """Decay of the learning rate: cosine, or poly: (1 - done) ** 0.9."""
+    norm: Literal["batch", "instance"] = "batch"
+    """Batch norm is free after export (it folds into the convolutions); instance norm suits small batches."""
     deep_supervision: bool = False
-    """Also judge the decoder's coarser levels in training, as nnU-Net does; the exported network is the same."""
+    """Also train the decoder's coarser levels, as nnU-Net does; the exported network is the same."""
     learning_rate: float = 2e-3
+    """Highest learning rate."""
     weight_decay: float = 1e-2
+    """Weight decay of the optimizer."""
     averaging: float = 0.99
-    """Decay per step of the running average of the weights, which is what is validated and exported; 0 takes the last weights."""
+    """Decay per step of the running average of the weights, which is validated and exported; 0 turns it off."""
     tumor_share: float = 0.5
     """Share of the training slices that hold tumor."""
     organ_share: float = 0.3
-    """Share of the training slices that hold other labels but no tumor; the rest comes from everywhere."""
+    """Share of the training slices with other labels but no tumor; the rest is drawn from all slices."""
     hard_share: float = 0.0
-    """Share of the training slices drawn in proportion to their loss when they were last seen."""
+    """Share of the training slices drawn in proportion to their last training loss."""
     lesion_balance: float = 0.5
-    """0 draws each slice with tumor alike, so that large lesions win; 1 draws each lesion alike."""
+    """0 gives each slice with tumor the same weight, so large lesions dominate; 1 gives each lesion the same weight."""
     tumor_weight: float = 1.0
     """Weight of the tumor in Dice and cross-entropy; every other class weighs 1."""
     ignore: str = ""
-    """Name of a label whose pixels count for nothing, in training and in scores (not annotated, uncertain)."""
+    """Name of a label whose pixels count neither in training nor in scores (not annotated, uncertain)."""
     oblique: int = 0
-    """Slices that a tilted plane may reach above and below at the border of a slice; 0 keeps to the stored slices."""
+    """Slices above and below that a tilted plane may reach at the border of a slice; 0 turns tilting off."""
     augment: float = 0.4
-    """Strength of the random changes, 0 to 1: scales their ranges and the share of the slices that each is drawn for."""
-    augmentations: str = " ".join(KINDS)
-    """Kinds of random changes: names separated by spaces; see `slicemill.train.data.augment`."""
+    """Strength of the random changes, 0 to 1: scales their ranges and the share of slices that each one changes."""
+    augmentations: tuple[str, ...] | str = " ".join(KINDS)
+    """Kinds of random changes, as names; kept and written as one string with spaces. Read them from `kinds`."""
     validation: float = 0.15
     """Share of the patients kept for choosing the best checkpoint."""
     test: float = 0.2
     """Share of the patients that training never sees."""
     loader_threads: int = 0
-    """Threads that decode ahead; 0 is one a core, or sixteen for a store in a bucket."""
+    """Threads that decode slices ahead; 0 is one per core, or sixteen for a store in a bucket."""
     seed: int = 0
+    """Seed of the split, the draws and the weights."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    precision: str = "auto"
-    """fp32, bf16 or fp16 (mixed; fp16 with a loss scaler), or auto: bf16 on CUDA and on CPUs that multiply it, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """fp32, or mixed bf16 or fp16 (with a loss scaler); auto is bf16 on CUDA and CPUs with fast bf16, else fp32."""
     compile: bool = False
-    """Run the network through torch.compile: a minute or more of waiting first, faster steps afterwards on most GPUs."""
+    """Use torch.compile: a minute or more to compile, then faster steps on most GPUs."""
 
     def __post_init__(self) -> None:
-        """Check what cannot work."""
-        if not 1 <= self.depth <= 6:
-            raise UsageError(f"depth = {self.depth}: must lie in 1 to 6.")
-        rules = (
-            (self.context in (1, 3, 5, 7), "context", "must be 1, 3, 5 or 7"),
-            (
-                0 <= self.size <= 4096 and self.size % 2**self.depth == 0,
-                "size",
-                f"must be a multiple of {2**self.depth} up to 4096",
-            ),
-            (0 <= self.context_spacing_mm <= 100, "context_spacing_mm", "must lie in 0 to 100"),
-            (
-                self.crop == 0 or (2 ** (self.depth + 1) <= self.crop <= 4096 and self.crop % 2**self.depth == 0),
-                "crop",
-                f"must be a multiple of {2**self.depth} from {2 ** (self.depth + 1)} to 4096, or 0",
-            ),
-            (0 <= self.spacing_mm <= 10, "spacing_mm", "must lie in 0 to 10"),
-            (1 <= self.width <= 512, "width", "must lie in 1 to 512"),
-            (
-                0 <= self.batch <= 4096,
-                "batch",
-                "must lie in 1 to 4096, or be 0 (auto: as many as a GPU's memory takes)",
-            ),
-            (self.epochs >= 1, "epochs", "must be at least 1"),
-            (self.steps >= 0, "steps", "must not be negative"),
-            (0 <= self.max_minutes < math.inf, "max_minutes", "must not be negative"),
-            (0 < self.learning_rate < math.inf, "learning_rate", "must be above 0"),
-            (0 <= self.weight_decay < math.inf, "weight_decay", "must not be negative"),
-            (0 <= self.seed < 2**63, "seed", "must not be negative, and below 2**63"),
-            (0 <= self.loader_threads <= 256, "loader_threads", "must lie in 0 to 256"),
-            (self.precision in ("auto", "fp32", "bf16", "fp16"), "precision", "must be auto, fp32, bf16 or fp16"),
-            (0 <= self.save_minutes < math.inf, "save_minutes", "must not be negative"),
-            (set(self.kinds) <= set(KINDS), "augmentations", f"may name {', '.join(KINDS)}"),
-            (0 <= self.oblique <= 8, "oblique", "must lie in 0 to 8"),
-            (0 <= self.lesion_balance <= 1, "lesion_balance", "must lie in 0 to 1"),
-            (0 < self.tumor_weight <= 100, "tumor_weight", "must lie above 0 and up to 100"),
-            (self.patience >= 0, "patience", "must not be negative"),
-            (self.optimizer in ("adamw", "sgd"), "optimizer", "must be adamw or sgd"),
-            (self.decay in ("cosine", "poly"), "decay", "must be cosine or poly"),
-            (self.norm in ("batch", "instance"), "norm", "must be batch or instance"),
-            (0 <= self.averaging < 1, "averaging", "must lie in 0 to 1, 1 left out"),
-            (0 <= self.augment <= 1, "augment", "must lie in 0 to 1"),
-            (
-                min(self.tumor_share, self.organ_share, self.hard_share) >= 0,
-                "tumor_share",
-                "organ_share and hard_share must not be negative",
-            ),
-            (
-                self.tumor_share + self.organ_share + self.hard_share <= 1 + 1e-9,
-                "tumor_share",
-                "organ_share and hard_share must not exceed 1 together",
-            ),
-            (
-                self.validation > 0 and self.test >= 0 and self.validation + self.test < 1,
-                "validation",
-                "and test must leave patients to train on",
-            ),
-        )
-        for holds, name, rule in rules:
-            if not holds:
-                raise UsageError(f"{name} = {getattr(self, name)}: {rule}.")
+        """Check every setting, and that the settings work together.
+
+        Raises
+        ------
+        ConfigError
+            The message names the setting, its value and the rule.
+        """
+        if not isinstance(self.augmentations, str):
+            object.__setattr__(self, "augmentations", " ".join(self.augmentations))
+        for name, choices in CHOICES.items():
+            self._require(getattr(self, name) in choices, name, f"must be {_join_choices(choices)}")
+        for name, (low, high) in RANGES.items():
+            self._require(low <= getattr(self, name) <= high, name, f"must lie in {low:g} to {high:g}")
+        for name in NOT_NEGATIVE:
+            self._require(0 <= getattr(self, name) < math.inf, name, "must not be negative")
+        self._check_own_rules()
+        self._check_combinations()
         Window(self.window_low, self.window_high)
+
+    def _require(self, holds: bool, name: str, rule: str) -> None:  # noqa: FBT001 (what the rule evaluates to)
+        if not holds:
+            raise UsageError(f"{name} = {getattr(self, name)}: {rule}.")
+
+    def _check_own_rules(self) -> None:
+        """Check the settings whose rule is neither a choice nor a range."""
+        auto = "or be 0 (auto: as many as a GPU's memory takes)"
+        self._require(self.context in CONTEXTS, "context", f"must be {_join_choices(CONTEXTS)}")
+        self._require(0 <= self.batch <= MAX_BATCH, "batch", f"must lie in 1 to {MAX_BATCH}, {auto}")
+        self._require(self.epochs >= 1, "epochs", "must be at least 1")
+        self._require(0 < self.learning_rate < math.inf, "learning_rate", "must be above 0")
+        self._require(0 <= self.averaging < 1, "averaging", "must be at least 0 and below 1")
+        self._require(0 < self.tumor_weight <= 100, "tumor_weight", "must be above 0 and at most 100")
+        self._require(0 <= self.seed < 2**63, "seed", "must not be negative, and must be below 2**63")
+        self._require(set(self.kinds) <= set(KINDS), "augmentations", f"may name {', '.join(KINDS)}")
+        self._require(self.validation > 0, "validation", "must be above 0")
+
+    def _check_combinations(self) -> None:
+        """Check the settings that depend on each other."""
+        step = 2**self.depth
+        if not (0 <= self.size <= MAX_SIDE and self.size % step == 0):
+            raise UsageError(f"size = {self.size}: must be a multiple of {step} (2**depth) up to {MAX_SIDE}, or 0.")
+        if self.crop and not (2 * step <= self.crop <= MAX_SIDE and self.crop % step == 0):
+            raise UsageError(
+                f"crop = {self.crop}: must be a multiple of {step} (2**depth) from {2 * step} to {MAX_SIDE}, or 0."
+            )
+        if self.tumor_share + self.organ_share + self.hard_share > 1 + 1e-9:
+            raise UsageError(
+                f"tumor_share = {self.tumor_share}, organ_share = {self.organ_share}, "
+                f"hard_share = {self.hard_share}: must not exceed 1 together."
+            )
+        if not self.validation + self.test < 1:
+            raise UsageError(
+                f"validation = {self.validation}, test = {self.test}: must leave patients to train on; "
+                "their sum must be below 1."
+            )
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """Return the kinds of random changes that `augmentations` names."""
-        return tuple(self.augmentations.split())
+        return tuple(str(self.augmentations).split())
 
     @property
     def window_spacing_mm(self) -> float | None:
-        """Return the distance of a window's slices as it stands in a model: None for slices beside each other."""
+        """Return the distance between input slices as in a model's metadata, mm; None for adjacent slices."""
         return self.context_spacing_mm or None
 
     @property
     def wanted_spacing_mm(self) -> float | None:
-        """Return the in-plane pixel size as it stands in a model: None for the scan's own."""
+        """Return the in-plane pixel size as in a model's metadata, mm; None for that of the scan."""
         return self.spacing_mm or None
 
     def changed(self, **values: Any) -> "Config":
@@ -176,35 +199,41 @@ class Config:
         Raises
         ------
         ConfigError
-            A name is no setting, or a value is of the wrong type or cannot be.
+            A name is not a setting, or a value has the wrong type or breaks a rule.
         """
-        fields: dict[str, type] = {field.name: type(field.default) for field in dataclasses.fields(self)}
-        given: dict[str, Any] = {}
-        for name, value in values.items():
-            if value is None:
-                continue
-            if name not in fields:
-                raise UsageError(f"{name}: is no setting; the settings are {', '.join(fields)}.")
-            if fields[name] is float and type(value) is int:
-                value = float(value)  # noqa: PLW2901 (TOML writes 1 for 1.0)
-            if type(value) is not fields[name]:
-                raise UsageError(f"{name} = {value!r}: must be {fields[name].__name__}.")
-            given[name] = value
-        return dataclasses.replace(self, **given)
+        requested = {name: value for name, value in values.items() if value is not None}
+        for name in requested:
+            if name not in SETTING_TYPES:
+                raise UsageError(f"{name}: is not a setting; the settings are {', '.join(SETTING_TYPES)}.")
+        return dataclasses.replace(
+            self,
+            **{
+                name: value
+                if name in CHOICES  # checked with the other rules, which name the choices
+                else from_document(SETTING_TYPES[name], value, f"{name} = {value!r}", error=UsageError)
+                for name, value in requested.items()
+            },
+        )
+
+
+SETTING_TYPES: dict[str, Any] = get_type_hints(Config)
+CHOICES = {name: get_args(kind) for name, kind in SETTING_TYPES.items() if get_origin(kind) is Literal}
+"""The allowed values of the settings that have a closed choice."""
 
 
 def read_config(path: Path) -> Config:
-    """Read settings from TOML; what is not in it keeps its default.
+    """Read settings from TOML. A setting that the file does not name keeps its default.
 
     Raises
     ------
     ConfigError
-        It cannot be read, or a name or a value in it cannot be.
+        The file cannot be read, or a name or a value in it is wrong.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML ({error}).") from error
+    values = from_toml(dict[str, Any], text, str(path), error=ConfigError)
     try:
         return Config().changed(**values)
     except ConfigError as error:
@@ -215,6 +244,16 @@ def to_toml(config: Config) -> str:
     """Return the settings as TOML, which `read_config` reads back."""
     lines = []
     for name, value in dataclasses.asdict(config).items():
-        quoted = isinstance(value, str | bool)  # JSON's strings and truth values are TOML's, too
-        lines.append(f"{name} = {json.dumps(value, ensure_ascii=False) if quoted else repr(value)}")
+        is_json = isinstance(value, str | bool)  # TOML writes strings and truth values as JSON does
+        lines.append(f"{name} = {json.dumps(value, ensure_ascii=False) if is_json else repr(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _join_choices(choices: Sequence[object]) -> str:
+    """Return choices as words.
+
+    >>> _join_choices((1, 3, 5))
+    '1, 3 or 5'
+    """
+    *first, last = map(str, choices)
+    return f"{', '.join(first)} or {last}"

@@ -1,6 +1,7 @@
-"""Who is trained on, who chooses the checkpoint, who is never seen: by patient, with a fixed seed."""
+"""Divide cases into train, validation and test parts: by patient, with a fixed seed."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,106 +10,117 @@ from slicemill.common.errors import StoreError
 from slicemill.store.split import Split
 
 Row = dict[str, Any]
+"""A row of the manifest of a store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Cases that must stay in one part: those of a patient, and copies of their scans under other names."""
+
+    case_ids: tuple[str, ...]
+    tumor_ml: float
+    """Tumor volume of all cases, ml."""
 
 
 def make_split(manifest: Sequence[Row], *, validation: float, test: float, seed: int) -> Split:
-    """Share the patients with masks out; those without tumor, and each quarter of the rest by burden (ml), in the same proportion.
+    """Divide the patients with masks at random.
 
-    Patients that share a scan of equal bytes or of equal voxels count as one, so that a copy under another name, or in
-    another file format, cannot leak.
+    Patients without tumor, and each quarter of the others by tumor volume, are divided in the same proportion. Patients
+    that share a scan of equal bytes or of equal voxels count as one, so that a copy under another name or in another
+    file format cannot leak.
 
     Raises
     ------
     StoreError
         Fewer than three patients have a mask.
     """
-    groups = _groups([row for row in manifest if row["mask_path"] is not None])
+    groups = _group_cases(manifest)
     if len(groups) < 3:
         raise StoreError(
             f"training needs at least 3 patients with a mask (train, validation, test); the store has {len(groups)}."
         )
-    order = [groups[index] for index in np.random.default_rng(seed).permutation(len(groups))]
-    strata = _strata(order)
-    wanted = {"test": test, "validation": validation, "train": 1 - test - validation}
-    parts: dict[str, list[list[Row]]] = {name: [] for name in wanted}
+    shuffled = [groups[index] for index in np.random.default_rng(seed).permutation(len(groups))]
+    strata = _burden_strata([group.tumor_ml for group in shuffled])
+    shares = {"test": test, "validation": validation, "train": 1 - test - validation}
+    parts: dict[str, list[_Group]] = {name: [] for name in shares}
+    # Go through the strata in turn; each patient goes to the part that is farthest behind its share.
     for place, index in enumerate(np.argsort(strata, kind="stable"), start=1):
-        part = max(
-            (name for name in wanted if wanted[name] > 0), key=lambda name: wanted[name] * place - len(parts[name])
-        )
-        parts[part].append(order[int(index)])
+        behind = {name: share * place - len(parts[name]) for name, share in shares.items() if share > 0}
+        parts[max(behind, key=behind.__getitem__)].append(shuffled[int(index)])
     for part in ("train", "validation"):
         if not parts[part]:
             parts[part].append(max(parts.values(), key=len).pop())
-    return Split(**{name: tuple(sorted(row["case_id"] for group in parts[name] for row in group)) for name in parts})
-
-
-def _burden(group: Sequence[Row]) -> float:
-    return float(sum(row["tumor_volume_ml"] or 0.0 for row in group))
-
-
-def _strata(groups: Sequence[Sequence[Row]]) -> list[int]:
-    """Return 0 for patients without tumor, 1 to 4 for the others by the quarter of their burden.
-
-    >>> _strata([[{"tumor_volume_ml": ml}] for ml in (None, 5.0, 9.0, 1.0, 7.0)])
-    [0, 2, 4, 1, 3]
-    """
-    ranked = sorted(burden for burden in map(_burden, groups) if burden)
-    return [0 if not (burden := _burden(group)) else 1 + 4 * ranked.index(burden) // len(ranked) for group in groups]
+    return _make_split(**parts)
 
 
 def make_folds(manifest: Sequence[Row], *, folds: int, validation: float, seed: int) -> list[Split]:
-    """Return one split a fold: every patient is in the test part of exactly one.
+    """Return one split per fold. Every patient is in the test part of exactly one fold.
 
-    Patients are dealt out in the order of their tumor burden (ml of tumor), so that each fold has its share of tumor-free
-    ones and of small and large tumors; those that choose the checkpoint are taken from all over that order, too.
+    Patients are dealt out in the order of their tumor volume, so each fold gets its share of tumor-free patients and of
+    small and large tumors. Those that choose the checkpoint are taken from the full range of that order, too.
 
     Raises
     ------
     StoreError
         There are fewer patients with a mask than folds need.
     """
-    groups = _groups([row for row in manifest if row["mask_path"] is not None])
+    groups = _group_cases(manifest)
     if folds < 2 or len(groups) < max(folds, 3):
         raise StoreError(
-            f"{folds} folds need at least {max(folds, 3)} patients with a mask, and two folds at least; the store has {len(groups)} patients."
+            f"{folds} folds need at least {max(folds, 3)} patients with a mask, and there must be at least 2 folds; "
+            f"the store has {len(groups)} patients."
         )
     rng = np.random.default_rng(seed)
     shuffled = [groups[index] for index in rng.permutation(len(groups))]
-    ordered = sorted(shuffled, key=_burden)
+    ordered = sorted(shuffled, key=lambda group: group.tumor_ml)
     fold_of: list[int] = []
     while len(fold_of) < len(ordered):
         fold_of += rng.permutation(folds).tolist()
+    count = max(1, round(validation * len(ordered)))
     splits = []
     for fold in range(folds):
-        rest = [group for group, of in zip(ordered, fold_of, strict=False) if of != fold]
-        count = max(1, round(validation * len(ordered)))
+        test = [group for group, own in zip(ordered, fold_of, strict=False) if own == fold]
+        rest = [group for group, own in zip(ordered, fold_of, strict=False) if own != fold]
         chosen = {round((place + 0.5) * len(rest) / count - 0.5) for place in range(min(count, len(rest) - 1))}
-        parts = {
-            "train": [group for place, group in enumerate(rest) if place not in chosen],
-            "validation": [group for place, group in enumerate(rest) if place in chosen],
-            "test": [group for group, of in zip(ordered, fold_of, strict=False) if of == fold],
-        }
         splits.append(
-            Split(
-                **{
-                    name: tuple(sorted(row["case_id"] for group in part for row in group))
-                    for name, part in parts.items()
-                }
+            _make_split(
+                train=[group for place, group in enumerate(rest) if place not in chosen],
+                validation=[group for place, group in enumerate(rest) if place in chosen],
+                test=test,
             )
         )
     return splits
 
 
-def _groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Return the cases in groups that must stay together: of one patient, of equal bytes, of equal voxels, in a chain.
+def _make_split(*, train: Sequence[_Group], validation: Sequence[_Group], test: Sequence[_Group]) -> Split:
+    def sorted_ids(part: Sequence[_Group]) -> tuple[str, ...]:
+        return tuple(sorted(case_id for group in part for case_id in group.case_ids))
 
-    >>> rows = [{"patient_id": p, "source_sha256": s} for p, s in (("a", "1"), ("b", "2"), ("b", "1"), ("c", "3"))]
-    >>> [[row["patient_id"] for row in group] for group in _groups(rows)]
-    [['a', 'b', 'b'], ['c']]
+    return Split(train=sorted_ids(train), validation=sorted_ids(validation), test=sorted_ids(test))
+
+
+def _burden_strata(burdens_ml: Sequence[float]) -> list[int]:
+    """Return 0 for patients without tumor, and 1 to 4 for the others by the quarter of their tumor volume.
+
+    >>> _burden_strata([0.0, 5.0, 9.0, 1.0, 7.0])
+    [0, 2, 4, 1, 3]
     """
-    parent = list(range(len(rows)))
+    ranked = sorted(burden for burden in burdens_ml if burden)
+    return [1 + 4 * ranked.index(burden) // len(ranked) if burden else 0 for burden in burdens_ml]
 
-    def root(index: int) -> int:
+
+def _group_cases(manifest: Sequence[Row]) -> list[_Group]:
+    """Return the cases with a mask in groups of equal patient, equal bytes or equal voxels, also through a chain.
+
+    >>> rows = [{"case_id": c, "patient_id": p, "source_sha256": s, "mask_path": "m", "tumor_volume_ml": 1.0}
+    ...     for c, p, s in (("1", "a", "x"), ("2", "b", "y"), ("3", "b", "x"), ("4", "c", "z"))]
+    >>> [group.case_ids for group in _group_cases(rows)]
+    [('1', '2', '3'), ('4',)]
+    """
+    rows = [row for row in manifest if row["mask_path"] is not None]
+    parent = list(range(len(rows)))  # of each case in a forest; cases with one root are one group
+
+    def find_root(index: int) -> int:
         while parent[index] != index:
             index = parent[index]
         return index
@@ -116,10 +128,16 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
     first: dict[tuple[str, str], int] = {}
     for index, row in enumerate(rows):
         for key in ("patient_id", "source_sha256", "fingerprint"):
-            if row.get(key) is None:
-                continue
-            parent[root(index)] = root(first.setdefault((key, row[key]), index))
-    groups: dict[int, list[Row]] = {}
+            if row.get(key) is not None:
+                parent[find_root(index)] = find_root(first.setdefault((key, row[key]), index))
+    members: dict[int, list[Row]] = {}
     for index, row in enumerate(rows):
-        groups.setdefault(root(index), []).append(row)
-    return sorted(groups.values(), key=lambda group: min(str(row.get("case_id", "")) for row in group))
+        members.setdefault(find_root(index), []).append(row)
+    groups = [
+        _Group(
+            case_ids=tuple(row["case_id"] for row in group),
+            tumor_ml=float(sum(row["tumor_volume_ml"] or 0.0 for row in group)),
+        )
+        for group in members.values()
+    ]
+    return sorted(groups, key=lambda group: min(group.case_ids))

@@ -14,6 +14,7 @@ from slicemill.train.run.memory import fitting_batch
 from slicemill.train.run.setup import prepare
 from slicemill.train.run.validate import predict_case
 from tests.conftest import TINY
+from tests.train.helpers import no_log
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CUDA = torch.device("cuda")
@@ -22,10 +23,10 @@ CUDA = torch.device("cuda")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_run_learns_and_goes_on(precision, stored, tmp_path):
     config = replace(TINY, device="cuda", precision=precision, steps=20)
-    train(stored, tmp_path, config, tell=lambda _: None)
-    rows = read_state(tmp_path).rows
-    assert rows[-1]["loss"] < rows[0]["loss"]
-    assert train(stored, tmp_path, config, tell=lambda _: None).epoch == TINY.epochs
+    train(stored, tmp_path, config, log=no_log)
+    history = read_state(tmp_path).history
+    assert history[-1].loss < history[0].loss
+    assert train(stored, tmp_path, config, log=no_log).epoch == TINY.epochs
 
 
 def test_it_labels_as_the_cpu_does(stored, tmp_path):

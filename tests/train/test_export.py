@@ -336,7 +336,7 @@ def test_a_model_of_neighbors_in_millimetres_labels_as_the_network_does(stored, 
     from slicemill.infer.single import segment_volume
 
     config = replace(TINY, context=3, context_spacing_mm=15.0, epochs=1)
-    train(stored, tmp_path / "run", config, tell=lambda _: None)
+    train(stored, tmp_path / "run", config, log=lambda _: None)
     export(tmp_path / "run", tmp_path / "m.onnx")
     model = open_model(tmp_path / "m.onnx", "cpu")
     assert model.info.context_spacing_mm == 15.0
@@ -361,7 +361,7 @@ def test_a_model_of_one_pixel_size_labels_as_validation_does(stored, tmp_path):
 
     spacing = open_store(stored)["volume-1"].info.spacing_mm[1]
     config = replace(TINY, spacing_mm=round(1.3 * spacing, 3), epochs=3, steps=20)
-    train(stored, tmp_path / "run", config, tell=lambda _: None)
+    train(stored, tmp_path / "run", config, log=lambda _: None)
     (card,) = export(tmp_path / "run", tmp_path / "m.onnx").values()
     assert card.spacing_mm == config.spacing_mm
     model = open_model(tmp_path / "m.onnx", "cpu")
@@ -378,7 +378,7 @@ def test_a_model_of_one_pixel_size_labels_as_validation_does(stored, tmp_path):
 
 @pytest.mark.slow
 def test_a_network_with_instance_norm_is_exported_with_its_proof(stored, tmp_path):
-    train(stored, tmp_path / "run", replace(TINY, norm="instance", epochs=1), tell=lambda _: None)
+    train(stored, tmp_path / "run", replace(TINY, norm="instance", epochs=1), log=lambda _: None)
     (card,) = export(tmp_path / "run", tmp_path / "m.onnx").values()
     assert card.parity["limit"] == 1e-3
     assert card.parity["labels_differing"] <= 1e-3 * card.parity["pixels"]

@@ -5,8 +5,8 @@ from torch.nn import functional as F
 
 from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.train.config import Config
-from slicemill.train.network.losses import IGNORED, dice_and_cross_entropy, supervised
-from slicemill.train.network.step import build, class_of_value, confusion
+from slicemill.train.network.losses import IGNORED, dice_and_cross_entropy, multi_level_loss
+from slicemill.train.network.step import build, class_of_value, confusion_matrix
 from slicemill.train.network.unet import Levels
 
 
@@ -93,7 +93,7 @@ class TestDeepSupervision:
         coarse = logits[:, :, ::2, ::2]
         alone, _ = dice_and_cross_entropy(logits, label, torch.ones(3))
         below, _ = dice_and_cross_entropy(coarse, label[:, ::2, ::2], torch.ones(3))
-        both, _ = supervised([logits, coarse], label, torch.ones(3))
+        both, _ = multi_level_loss([logits, coarse], label, torch.ones(3))
         assert torch.allclose(both, (alone + 0.5 * below) / 1.5)
 
 
@@ -108,4 +108,4 @@ class TestClasses:
     def test_confusion_counts_true_against_predicted(self):
         label = torch.tensor([[[0, 1, 1, 2, IGNORED]]])
         predicted = torch.tensor([[[0, 1, 2, 2, 1]]])
-        assert confusion(predicted, label, 3).tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 1]]
+        assert confusion_matrix(predicted, label, 3).tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 1]]

@@ -12,7 +12,7 @@ import torch
 from slicemill.common.errors import ConfigError
 from slicemill.train.config import to_toml
 from slicemill.train.loop import train
-from slicemill.train.network.processes import Processes, share_of
+from slicemill.train.network.processes import Processes, local_batch
 from slicemill.train.run.checkpoint import LAST, read_state
 from tests.conftest import TINY
 
@@ -47,12 +47,13 @@ class TestTwoProcesses:
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("batch 8 over 2 processes") == 1
         assert done.stdout.count("epoch   2") == 1
-        one, two = train(stored, tmp_path / "one", config, tell=lambda _: None), read_state(tmp_path / "two")
-        for alone, shared in zip(one.rows, two.rows, strict=True):
-            assert shared.keys() == alone.keys()
-            assert shared["loss"] == pytest.approx(alone["loss"], rel=TOLERANCE)
-            for name in ("train_dice_liver", "train_dice_tumor", "validation_dice"):
-                assert shared[name] == pytest.approx(alone[name], abs=1e-2)
+        one, two = train(stored, tmp_path / "one", config, log=lambda _: None), read_state(tmp_path / "two")
+        for alone, shared in zip(one.history, two.history, strict=True):
+            assert shared.regions.keys() == alone.regions.keys()
+            assert shared.loss == pytest.approx(alone.loss, rel=TOLERANCE)
+            assert shared.validation_dice == pytest.approx(alone.validation_dice, abs=1e-2)
+            for name, dice in alone.regions.items():
+                assert shared.regions[name].train == pytest.approx(dice.train, abs=1e-2)
 
     def test_two_go_on_where_two_were_stopped(self, stored, tmp_path):
         config = replace(TINY, norm="instance", augment=0.0, epochs=2, steps=4, save_minutes=1e-6)
@@ -82,9 +83,13 @@ class TestTwoProcesses:
         config, script = tmp_path / "c.toml", tmp_path / "threads.py"
         config.write_text(to_toml(replace(TINY, norm="instance", epochs=1, steps=2)))
         script.write_text(
-            "import sys\nfrom pathlib import Path\nfrom slicemill.train.config import read_config\nfrom slicemill.train.loop import train\n"
-            "train(Path(sys.argv[1]), Path(sys.argv[2]), read_config(Path(sys.argv[3])), tell=lambda _: None)\n"
-            "print('left', *(path.read_text().strip() for path in Path('/proc/self/task').glob('*/comm')), flush=True)\n"
+            "import sys\n"
+            "from pathlib import Path\n"
+            "from slicemill.train.config import read_config\n"
+            "from slicemill.train.loop import train\n"
+            "train(Path(sys.argv[1]), Path(sys.argv[2]), read_config(Path(sys.argv[3])), log=lambda _: None)\n"
+            "threads = Path('/proc/self/task').glob('*/comm')\n"
+            "print('left', *(path.read_text().strip() for path in threads), flush=True)\n"
         )
         words = [*TORCHRUN, str(script), str(stored), str(tmp_path / "run"), str(config)]
         environment = {**os.environ, "PYTHONPATH": str(HERE)}
@@ -103,6 +108,6 @@ class TestTwoProcesses:
 class TestShare:
     def test_a_batch_is_shared_out_evenly_or_refused(self):
         two, cpu = Processes(rank=1, count=2), torch.device("cpu")
-        assert share_of(8, "instance", two, cpu) == 4
+        assert local_batch(8, "instance", two, cpu) == 4
         with pytest.raises(ConfigError, match="must be a multiple of the 2 processes"):
-            share_of(7, "instance", two, cpu)
+            local_batch(7, "instance", two, cpu)

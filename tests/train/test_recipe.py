@@ -1,5 +1,6 @@
-"""Recipes other than the default one: what they train, that they go on where they were stopped, and what cannot work."""
+"""Recipes other than the default one: what they train, how they continue, and what cannot work."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,18 +14,15 @@ from slicemill.store.reader import open_store
 from slicemill.train.config import Config, to_toml
 from slicemill.train.loop import train
 from slicemill.train.network.step import one_step
+from slicemill.train.run import epoch
 from slicemill.train.run.checkpoint import LAST, read_state
-from slicemill.train.run.memory import fitting_batch, full_memory_explained
+from slicemill.train.run.memory import explain_out_of_memory, fitting_batch
 from slicemill.train.run.setup import prepare, slice_size
 from slicemill.train.run.validate import predict_case
 from tests.conftest import TINY
-from tests.train.test_train import checkpoint
+from tests.train.helpers import checkpoint, no_log
 
 CPU = torch.device("cpu")
-
-
-def quiet(_line):
-    """Say nothing."""
 
 
 class TestRuns:
@@ -40,7 +38,7 @@ class TestRuns:
     )
     def test_it_goes_on_bit_for_bit_from_within_an_epoch(self, changes, stored, tmp_path, monkeypatch):
         config = replace(TINY, epochs=2, steps=3, save_minutes=1e-6, **changes)
-        train(stored, tmp_path / "whole", config, tell=quiet)
+        train(stored, tmp_path / "whole", config, log=no_log)
         steps = []
 
         def fifth(*given):
@@ -50,18 +48,18 @@ class TestRuns:
             return one_step(*given)
 
         with monkeypatch.context() as patched:
-            patched.setattr("slicemill.train.loop.one_step", fifth)
+            patched.setattr(epoch, one_step.__name__, fifth)
             with pytest.raises(KeyboardInterrupt):
-                train(stored, tmp_path / "stopped", config, tell=quiet)
+                train(stored, tmp_path / "stopped", config, log=no_log)
         stopped = read_state(tmp_path / "stopped")
-        assert (stopped.epoch, len(stopped.tally["losses"])) == (1, 1)
-        train(stored, tmp_path / "stopped", config, tell=quiet)
+        assert (stopped.epoch, len(stopped.tally.losses)) == (1, 1)
+        train(stored, tmp_path / "stopped", config, log=no_log)
         assert checkpoint(tmp_path / "whole") == checkpoint(tmp_path / "stopped")
-        assert all(np.isfinite(row["loss"]) for row in read_state(tmp_path / "whole").rows)
+        assert all(np.isfinite(metrics.loss) for metrics in read_state(tmp_path / "whole").history)
 
     def test_fp16_keeps_where_its_scaler_stands(self, stored, tmp_path):
         config = replace(TINY, epochs=1, steps=2, precision="fp16")
-        train(stored, tmp_path, config, tell=quiet)
+        train(stored, tmp_path, config, log=no_log)
         assert read_state(tmp_path).scaler["scale"] > 0
         assert (tmp_path / LAST).exists()
 
@@ -76,7 +74,7 @@ class TestIgnoredLabel:
         with pytest.raises(
             LabelError, match="ignore = spleen: must be one of several labels; they are liver=1, tumor=2"
         ):
-            train(stored, tmp_path, replace(TINY, ignore="spleen"), tell=quiet)
+            train(stored, tmp_path, replace(TINY, ignore="spleen"), log=no_log)
 
 
 class Threshold(nn.Module):
@@ -121,28 +119,27 @@ class TestMemory:
         config = Config(batch=64)
         with (
             pytest.raises(ConfigError, match="batch = 64: a step does not fit into the memory of this machine"),
-            full_memory_explained(LITS_LABELS, config, (64, 64), CPU, torch.float32),
+            explain_out_of_memory(LITS_LABELS, config, (64, 64), CPU, torch.float32),
         ):
             torch.empty(1 << 52)
         monkeypatch.setattr("slicemill.train.run.memory.fitting_batch", lambda *_: 12)
         with (
-            pytest.raises(ConfigError, match="12 slices a GPU do. Set batch, or --batch auto"),
-            full_memory_explained(LITS_LABELS, config, (64, 64), CPU, torch.float32),
+            pytest.raises(ConfigError, match="12 slices per GPU fit. Set batch, or --batch auto"),
+            explain_out_of_memory(LITS_LABELS, config, (64, 64), CPU, torch.float32),
         ):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     def test_other_errors_stay_what_they_are(self):
         with (
             pytest.raises(RuntimeError, match="size of tensor"),
-            full_memory_explained(LITS_LABELS, Config(), (64, 64), CPU, torch.float32),
+            explain_out_of_memory(LITS_LABELS, Config(), (64, 64), CPU, torch.float32),
         ):
             torch.zeros(2) + torch.zeros(3)
 
 
-def test_batch_auto_goes_on_with_the_batch_that_was_chosen(stored, tmp_path):
-    run = tmp_path / "run"
-    train(stored, run, replace(TINY, epochs=1), tell=quiet)
-    assert train(stored, run, replace(TINY, epochs=1, batch=0), tell=quiet).epoch == 1
-    (run / "config.toml").write_text(to_toml(replace(TINY, epochs=1, width=8)))
+def test_batch_auto_goes_on_with_the_batch_that_was_chosen(stored, trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    assert train(stored, run, replace(TINY, batch=0), log=no_log).epoch == TINY.epochs
+    (run / "config.toml").write_text(to_toml(replace(TINY, width=8)))
     with pytest.raises(ConfigError, match="width 8 -> 4"):
-        train(stored, run, replace(TINY, epochs=1, batch=0), tell=quiet)
+        train(stored, run, replace(TINY, batch=0), log=no_log)

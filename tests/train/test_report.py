@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 (as its own documentation has it)
 import torch
-import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 from typer.testing import CliRunner
 
+from slicemill.cli import commands
 from slicemill.ct.labels import LITS_LABELS, Labels, make_labels
 from slicemill.ct.overlap import overlap
 from slicemill.ct.pictures import CAPTION_PX, GAP_PX, draw_labels, gray, label_colors
@@ -29,26 +29,23 @@ from slicemill.ingest.discover import from_csv
 from slicemill.ingest.params import Params
 from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store.tables import read_table
-from slicemill.train.cli import train as command
 from slicemill.train.config import Config
 from slicemill.train.loop import train
 from slicemill.train.network.step import build
 from slicemill.train.report import page as report
-from slicemill.train.report.cases import telling_slices, write_cases
-from slicemill.train.report.curves import SECONDS_APART, curves, draw_curves, keep_current
+from slicemill.train.report.cases import choose_key_slices, write_cases
+from slicemill.train.report.curves import SECONDS_APART, draw_curves, keep_current, make_figure
 from slicemill.train.report.page import write_report
 from slicemill.train.run import environment
 from slicemill.train.run.checkpoint import read_state
-from slicemill.train.run.environment import note_start
+from slicemill.train.run.environment import record_start
+from slicemill.train.run.metrics import EpochMetrics, RegionDice
 from slicemill.train.run.setup import REPORT, prepare
-from slicemill.train.run.validate import overlaps, pooled_dice, predict_case, reference_of, validate
+from slicemill.train.run.validate import count_overlaps, global_dice, predict_case, read_reference, validate
 from tests.conftest import TINY
+from tests.train.helpers import no_log
 
 THREE = make_labels({"liver": 1, "tumor": 2, "spleen": 7})
-
-
-def quiet(_line):
-    """Say nothing."""
 
 
 def table_of(path):
@@ -72,7 +69,7 @@ class TestOverlaps:
         arrays.arrays(np.uint8, (2, 4, 5), elements=st.integers(0, 3)),
     )
     def test_all_regions_at_once_count_as_each_region_by_its_masks(self, reference, predicted):
-        found = overlaps(reference, predicted, THREE)
+        found = count_overlaps(reference, predicted, THREE)
         answer = THREE.table()[predicted]
         for name, values in THREE.regions().items():
             assert found[name] == overlap(np.isin(reference, values), np.isin(answer, values))
@@ -95,11 +92,11 @@ class TestOverlaps:
         reference = rng.choice(np.array([0, 1, 2, 7], np.uint8), (3, 6, 6))
         predicted = rng.integers(0, 4, (3, 6, 6)).astype(np.uint8)
         somewhere = rng.random(reference.shape) < 0.3
-        found = overlaps(np.where(somewhere, np.uint8(255), reference), predicted, THREE, ignored=255)
+        found = count_overlaps(np.where(somewhere, np.uint8(255), reference), predicted, THREE, ignored=255)
         elsewhere = [volume[~somewhere][None, None] for volume in (reference, predicted)]
-        assert found == overlaps(*elsewhere, THREE)
+        assert found == count_overlaps(*elsewhere, THREE)
         anything = np.where(somewhere, rng.integers(0, 4, reference.shape), predicted).astype(np.uint8)
-        assert found == overlaps(np.where(somewhere, np.uint8(255), reference), anything, THREE, ignored=255)
+        assert found == count_overlaps(np.where(somewhere, np.uint8(255), reference), anything, THREE, ignored=255)
 
     def test_the_global_dice_counts_the_voxels_of_all_cases_together(self, several):
         setup, network = several
@@ -110,19 +107,23 @@ class TestOverlaps:
             truth = np.concatenate([np.isin(reference, values).ravel() for reference, _ in masks])
             answer = np.concatenate([np.isin(setup.labels.table()[one], values).ravel() for _, one in masks])
             expected = 2 * np.sum(truth & answer) / (truth.sum() + answer.sum())
-            assert pooled_dice(by_case, setup.labels)[name] == pytest.approx(expected)
+            assert global_dice(by_case, setup.labels)[name] == pytest.approx(expected)
 
 
-def epoch_row(epoch, **values):
-    row = {"epoch": epoch, "loss": 1 / epoch, "learning_rate": 10.0**-epoch, "slices_per_second": 100.0}
-    row |= {f"{part}_dice_{name}": 0.1 * epoch for part in ("train", "validation") for name in LITS_LABELS.values}
-    return {**row, "validation_dice": 0.5, **values}
+def epoch_metrics(epoch, *, wait_share=None, tumor_dice=...):
+    """Return the metrics of an epoch of an earlier version, without Dice per case."""
+    dice = RegionDice(train=0.1 * epoch, validation=0.1 * epoch, validation_per_case=None)
+    tumor = dice if tumor_dice is ... else replace(dice, validation=tumor_dice)
+    return EpochMetrics(
+        epoch=epoch, loss=1 / epoch, learning_rate=10.0**-epoch, slices_per_second=100.0, wait_share=wait_share,
+        regions={"liver": dice, "tumor": tumor}, validation_dice=0.5,
+    )  # fmt: skip
 
 
 class TestCurves:
     def test_each_panel_holds_its_column(self):
-        rows = [epoch_row(epoch, wait_share=0.01 * epoch) for epoch in range(1, 6)]
-        dice, loss, rate, speed, wait = curves(rows, LITS_LABELS).axes
+        history = [epoch_metrics(epoch, wait_share=0.01 * epoch) for epoch in range(1, 6)]
+        dice, loss, rate, speed, wait = make_figure(history, LITS_LABELS).axes
         for axes, column in (
             (loss, "loss"),
             (rate, "learning_rate"),
@@ -131,35 +132,35 @@ class TestCurves:
         ):
             (line,) = axes.lines
             assert list(line.get_xdata()) == [1, 2, 3, 4, 5]
-            assert list(line.get_ydata()) == [row[column] for row in rows]
+            assert list(line.get_ydata()) == [getattr(metrics, column) for metrics in history]
         assert rate.get_yscale() == "log"
         assert loss.get_yscale() == "linear"
         assert len(dice.lines) == 5  # two regions in two parts, and the best epoch
         named = [text.get_text() for text in dice.get_legend().get_texts()]
         assert named == ["liver", "tumor", "validation", "training"]
 
-    def test_what_no_row_tells_has_no_panel_and_no_line(self):
-        rows = [epoch_row(1, validation_dice_tumor=None), epoch_row(2, validation_dice_tumor=None)]
-        figure = curves(rows, LITS_LABELS)
+    def test_what_no_epoch_has_gets_no_panel_and_no_line(self):
+        history = [epoch_metrics(1, tumor_dice=None), epoch_metrics(2, tumor_dice=None)]
+        figure = make_figure(history, LITS_LABELS)
         assert len(figure.axes) == 4
         assert len(figure.axes[0].lines) == 4
 
     def test_a_single_epoch_shows(self, tmp_path):
-        draw_curves(tmp_path / "one.png", [epoch_row(1, validation_dice_tumor=0.7)], LITS_LABELS)
+        draw_curves(tmp_path / "one.png", [epoch_metrics(1, tumor_dice=0.7)], LITS_LABELS)
         picture = np.asarray(Image.open(tmp_path / "one.png").convert("RGB")).astype(int)
         below_the_legend = picture[130:450, 60:900]
         red = (abs(below_the_legend - (0xD0, 0x40, 0x2F)) < 12).all(axis=-1)
         assert red.sum() > 20
 
-    def test_the_picture_of_a_running_training_is_drawn_anew_when_it_is_old(self, tmp_path):
+    def test_the_picture_of_a_running_training_is_drawn_again_when_it_is_old(self, tmp_path):
         path = tmp_path / "curves.png"
-        keep_current(path, [epoch_row(1)], LITS_LABELS)
+        keep_current(path, [epoch_metrics(1)], LITS_LABELS)
         first = path.read_bytes()
-        keep_current(path, [epoch_row(1), epoch_row(2)], LITS_LABELS)
+        keep_current(path, [epoch_metrics(1), epoch_metrics(2)], LITS_LABELS)
         assert path.read_bytes() == first
         old = time.time() - SECONDS_APART - 1
         os.utime(path, (old, old))
-        keep_current(path, [epoch_row(1), epoch_row(2)], LITS_LABELS)
+        keep_current(path, [epoch_metrics(1), epoch_metrics(2)], LITS_LABELS)
         assert path.read_bytes() != first
 
 
@@ -180,18 +181,18 @@ class TestEnvironment:
 
     def test_it_names_no_machine_and_no_path_but_the_store(self, trained):
         facts = json.loads((trained / "environment.json").read_text())["environment"]
-        told = json.dumps({name: value for name, value in facts.items() if not name.startswith("store")})
-        assert platform.node() not in told.split('"')
-        assert "/" not in told.replace(facts["cpu"], "")
+        written = json.dumps({name: value for name, value in facts.items() if not name.startswith("store")})
+        assert platform.node() not in written.split('"')
+        assert "/" not in written.replace(facts["cpu"], "")
 
-    def test_a_run_that_goes_on_tells_what_has_changed(self, several, tmp_path, monkeypatch):
+    def test_a_run_that_goes_on_records_what_has_changed(self, several, tmp_path, monkeypatch):
         setup, _ = several
         setup_run = tmp_path / "run"
         prepare(setup.store.root, setup_run, setup.config, None)
-        note_start(setup_run, setup, 0)
-        now = {**environment.card(), "python": "3.99.0", "versions": {"torch": "9.0"}}
-        monkeypatch.setattr(environment, "card", lambda: now)
-        note_start(setup_run, replace(setup, precision=torch.bfloat16), 7)
+        record_start(setup_run, setup, 0)
+        now = {**environment.machine_info(), "python": "3.99.0", "versions": {"torch": "9.0"}}
+        monkeypatch.setattr(environment, "machine_info", lambda: now)
+        record_start(setup_run, replace(setup, precision=torch.bfloat16), 7)
         document = json.loads((setup_run / "environment.json").read_text())
         first, second = document["starts"]
         assert (first["after_epoch"], first["changed"]) == (0, {})
@@ -219,10 +220,10 @@ class TestCases:
     def test_the_weights_are_the_best_ones(self, trained):
         """The Dice of the cases, over all their voxels, is the one that the best epoch was chosen by."""
         state = read_state(trained)
-        best = next(row for row in state.rows if row["epoch"] == state.best_epoch)
+        best = next(metrics for metrics in state.history if metrics.epoch == state.best_epoch).regions["liver"]
         (row,) = table_of(trained / "cases.csv")
-        assert float(row["dice_liver"]) == pytest.approx(best["validation_dice_liver"])
-        assert float(row["dice_liver"]) == pytest.approx(best["validation_dice_per_case_liver"])
+        assert float(row["dice_liver"]) == pytest.approx(best.validation)
+        assert float(row["dice_liver"]) == pytest.approx(best.validation_per_case)
 
     def test_the_worst_come_first_and_no_case_is_in_both_pictures(self, several, tmp_path):
         setup, network = several
@@ -234,10 +235,10 @@ class TestCases:
             self.check_picture(tmp_path / name, setup, network, case_id)
 
     def check_picture(self, path, setup, network, case_id):
-        """The first row of tiles is image, reference and prediction of the case's telling slice."""
+        """The first row of tiles is image, reference and prediction of the case's first key slice."""
         case = setup.store[case_id]
-        reference, answer = reference_of(case), setup.labels.table()[predict_case(case, network, setup)]
-        z = next(iter(telling_slices(reference, answer, setup.labels)))
+        reference, answer = read_reference(case), setup.labels.table()[predict_case(case, network, setup)]
+        z = next(iter(choose_key_slices(reference, answer, setup.labels)))
         picture = gray(case.image[z], Window(setup.config.window_low, setup.config.window_high))
         colors = label_colors(setup.labels)
         expected = [picture, draw_labels(picture, reference[z], colors), draw_labels(picture, answer[z], colors)]
@@ -247,18 +248,18 @@ class TestCases:
             top, left = GAP_PX + CAPTION_PX, GAP_PX + column * (width + GAP_PX)
             assert np.array_equal(drawn[top : top + height, left : left + width], tile)
 
-    def test_the_telling_slices_are_those_of_most_tumor_and_most_error(self):
+    def test_the_key_slices_are_those_of_most_tumor_and_most_error(self):
         reference = np.zeros((4, 3, 3), np.uint8)
         reference[0] = 1
         reference[1, 0] = 2
         answer = reference.copy()
         answer[3, :2] = 1
-        assert telling_slices(reference, answer, LITS_LABELS) == {1: "most tumor", 3: "most error"}
-        assert telling_slices(reference, reference, LITS_LABELS) == {1: "most tumor"}
-        assert telling_slices(np.zeros_like(reference), answer, LITS_LABELS) == {0: "most label and error"}
+        assert choose_key_slices(reference, answer, LITS_LABELS) == {1: "most tumor", 3: "most error"}
+        assert choose_key_slices(reference, reference, LITS_LABELS) == {1: "most tumor"}
+        assert choose_key_slices(np.zeros_like(reference), answer, LITS_LABELS) == {0: "most label and error"}
         reference[2] = 255
-        assert telling_slices(reference, answer, LITS_LABELS)[2] == "most error"
-        assert telling_slices(reference, answer, LITS_LABELS, ignored=255) == {1: "most tumor", 3: "most error"}
+        assert choose_key_slices(reference, answer, LITS_LABELS)[2] == "most error"
+        assert choose_key_slices(reference, answer, LITS_LABELS, ignored=255) == {1: "most tumor", 3: "most error"}
 
 
 class Page(HTMLParser):
@@ -300,7 +301,8 @@ class TestReport:
         model = json.loads((trained / "model.json").read_text())
         (row,) = table_of(trained / "cases.csv")
         for words in (
-            str(stored), model["store_sha256"], f"best epoch of {state.epoch}", row["case_id"], f"{float(row['dice_liver']):.3f}",
+            str(stored), model["store_sha256"], f"best epoch of {state.epoch}", row["case_id"],
+            f"{float(row['dice_liver']):.3f}",
             "width 4 16", "batch 8 16", "As by default: context = 3", "never seen", "slicemill export run/ model.onnx",
             "not a medical device", platform.python_version(), "It ended after its 2 epochs",
         ):  # fmt: skip
@@ -323,7 +325,7 @@ class TestReport:
         labels = Labels(values={"<i>&liver": 1, "<u>tumor": 2}, organ="<i>&liver", tumor="<u>tumor")
         store, run = tmp_path / "<em>store", tmp_path / "<s>run"
         ingest(from_csv(pairs), store, Params(labels=labels), IngestOptions(workers=1))
-        train(store, run, replace(TINY, epochs=1, steps=1), tell=quiet)
+        train(store, run, replace(TINY, epochs=1, steps=1), log=no_log)
         page = Page((run / REPORT).read_text())
         assert not {"i", "u", "em", "s"} & set(page.tags)
         assert page.tags.count("b") == 5  # the figures at the top
@@ -331,8 +333,8 @@ class TestReport:
             assert words in page.text
         assert "<b>volume-" in page.text
 
-    def test_a_run_killed_before_its_report_writes_it_next_time(self, stored, tmp_path, monkeypatch):
-        run, config = tmp_path / "run", replace(TINY, epochs=1, steps=2)
+    def test_a_run_killed_before_its_report_writes_it_next_time(self, stored, trained, tmp_path, monkeypatch):
+        run = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns(REPORT, "cases.csv"))
 
         def killed(*_):
             raise KeyboardInterrupt
@@ -340,38 +342,37 @@ class TestReport:
         with monkeypatch.context() as patched:
             patched.setattr(report, "draw_curves", killed)
             with pytest.raises(KeyboardInterrupt):
-                train(stored, run, config, tell=quiet)
+                train(stored, run, TINY, log=no_log)
         assert (run / "cases.csv").exists()
         assert not (run / REPORT).exists()
         kept = {
             name: (run / name).read_bytes()
             for name in ("last.safetensors", "best.safetensors", "environment.json", "cases.csv")
         }
-        said = []
-        assert train(stored, run, config, tell=said.append).epoch == 1
+        lines = []
+        assert train(stored, run, TINY, log=lines.append).epoch == TINY.epochs
         assert (run / REPORT).exists()
-        assert not any(line.startswith("epoch") for line in said)
+        assert not any(line.startswith("epoch") for line in lines)
         assert all((run / name).read_bytes() == content for name, content in kept.items())
         written = (run / REPORT).stat().st_mtime_ns
-        train(stored, run, config, tell=quiet)
+        train(stored, run, TINY, log=no_log)
         assert (run / REPORT).stat().st_mtime_ns == written
 
     def test_the_command_ends_with_the_path_of_the_page(self, trained, stored):
-        app = typer.Typer()
-        app.command()(command)
-        done = CliRunner().invoke(app, [str(stored), str(trained), "--config", str(trained / "config.toml")])
+        words = ["train", str(stored), str(trained), "--config", str(trained / "config.toml")]
+        done = CliRunner().invoke(commands(), words)
         assert done.exit_code == 0
         assert done.stdout.splitlines()[-1].endswith(str(trained / REPORT))
 
     def test_an_empty_prediction_of_an_empty_reference_is_no_case_to_show(self, several, tmp_path):
-        """A network that finds nothing, and a reference that is ignored throughout: no Dice, no pictures, but a page."""
+        """A network that finds nothing, and a reference that is ignored throughout: no Dice and no pictures."""
         setup, network = several
         run = tmp_path / "run"
         single = replace(setup, split=replace(setup.split, validation=setup.split.validation[:1]))
         prepare(setup.store.root, run, setup.config, None)
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(
-                "slicemill.train.report.cases.reference_of", lambda case: np.full(case.image.shape, 255, np.uint8)
+                "slicemill.train.report.cases.read_reference", lambda case: np.full(case.image.shape, 255, np.uint8)
             )
             found = write_cases(run, replace(single, ignored=255), network)
         assert all(math.isnan(one.dice) for regions in found.values() for one in regions.values())
@@ -379,14 +380,14 @@ class TestReport:
         (row,) = table_of(run / "cases.csv")
         assert row["dice"] == ""
 
-    def test_settings_that_differ_stand_first(self):
-        shown = Page("".join(report.settings(Config(batch=2, augment=0.0)))).text
-        assert "batch 2 16" in shown
-        assert "augment 0 0.4" in shown
-        assert shown.index("augment 0") < shown.index("As by default: context = 3")
-        assert "All settings are the defaults." in Page("".join(report.settings(Config()))).text
+    def test_settings_that_differ_are_a_table(self):
+        tables = report.settings_tables(Config(batch=2, augment=0.0))
+        assert tables.changed.rows == [("batch", "2", "16"), ("augment", "0", "0.4")]
+        assert tables.defaults.startswith("context = 3, ")
+        assert "batch = " not in tables.defaults
+        assert not report.settings_tables(Config()).changed.rows
 
-    def test_the_report_of_best_weights_can_be_written_anew(self, trained, stored, tmp_path):
+    def test_the_report_of_best_weights_can_be_written_again(self, trained, stored, tmp_path):
         run = shutil.copytree(trained, tmp_path / "run")
         (run / REPORT).unlink()
         setup = prepare(stored, run, TINY, None)

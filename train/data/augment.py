@@ -1,26 +1,37 @@
-"""Random changes of a batch on its device; each is a pure function of a batch, a strength and a generator.
+"""Random changes of a batch on its device. Each is a pure function of a batch, a strength and a generator.
 
 1. `tilt`, before all others, reslices slabs of slices along oblique planes.
-2. `mirror` turns slices over; pixels are copied, none is interpolated.
-3. `move` and `elastic`, and another pixel size where one is wanted, become one `Warp`: image and label are interpolated once.
-4. `noise`, `blur`, `contrast`, `gamma` and `lowres` change values one after another, never beyond the ends of the window.
+2. `mirror` flips slices; pixels are copied, not interpolated.
+3. `move` and `elastic`, and a change of pixel size, become one `Warp`: image and label are interpolated once.
+4. `noise`, `blur`, `contrast`, `gamma` and `lowres` change values one after another and stay within the window.
 
-The strength, 0 to 1, scales the ranges and the share of the slices that a kind is drawn for: 1 is for few patients, 0.4 for a
-short training, 0 changes nothing. A kind costs time only for the slices that it was drawn for.
+The strength, 0 to 1, scales both the range of a change and the share of slices that it changes. Use 1 for few patients
+and 0.4 for a short training; 0 changes nothing. A kind costs time only for the slices that it changes.
 
-Where nothing else is said, the ranges at strength 1 are those of nnU-Net (Isensee et al. 2021, as in version 2's
-`nnUNetTrainer.get_training_transforms`) and the shares twice its own, so that 0.4 comes near to them.
+Unless a constant says otherwise, ranges at strength 1 are those of nnU-Net (Isensee et al. 2021, version 2's
+`nnUNetTrainer.get_training_transforms`). Shares are twice those of nnU-Net, so strength 0.4 comes near to it.
+
+Below, u stands for a number drawn uniformly from -1 to 1 for each slice. Images are normalized: -1 is the lower end
+of the window, 1 the upper end.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from slicemill.train.config import KINDS
+from slicemill.train.data.warp import (
+    CONTROL_SPANS,
+    ImageAndLabel,
+    Warp,
+    apply_warp,
+    center_offsets,
+    identity_warp,
+    scale_warp,
+)
 
 SHARES = {
     "mirror": 0.5,
@@ -32,60 +43,38 @@ SHARES = {
     "gamma": 0.8,
     "lowres": 0.5,
 }
-"""Share of the slices that a kind is drawn for at strength 1. nnU-Net mirrors 0.5 of its patches along each axis, turns 0.2, scales
-0.2, adds noise to 0.1, blurs 0.2, changes the brightness of 0.15, the contrast of 0.15, the gamma of 0.3 and of 0.1 inverted,
-and the resolution of 0.25; its first version bent 0.2. Half is the most that mirroring can do, and stays."""
+"""Share of the slices that a kind changes at strength 1.
+
+nnU-Net mirrors 0.5 of its patches along each axis, rotates 0.2, scales 0.2, adds noise to 0.1, blurs 0.2, changes the
+brightness of 0.15, the contrast of 0.15, the gamma of 0.3 and of 0.1 inverted, and the resolution of 0.25. Its first
+version deformed 0.2. Mirroring cannot do more than half, so 0.5 is not doubled."""
 MAX_TURN = math.radians(30)
-"""nnU-Net's in 3-D; its half turn in 2-D is for pictures of which nobody knows where the top is."""
+"""Largest rotation. It is that of nnU-Net in 3-D; its half turn in 2-D is for pictures without a known upright."""
 MAX_SCALE = 1.4
-"""Sizes are multiplied or divided by up to this."""
+"""Largest factor by which sizes are multiplied or divided."""
 MAX_SHIFT = 0.12
-"""Of the side. nnU-Net has none: its patches are cropped at random."""
-CONTROL_SPANS = 8
-"""Into so many parts the control points of the elastic deformation divide each side."""
+"""Largest shift, as a share of the side. nnU-Net has none, because its patches are cropped at random."""
 MAX_BEND = 0.25
-"""By how much of their distance control points move. Below 0.48 of it nothing folds (Choi and Lee 2000, Injectivity conditions of 2D
-and 3D uniform cubic B-spline functions). On 512 pixels that is 16, after smoothing 4.4 in root mean square; nnU-Net's first version: up to 3."""
+"""Largest shift of a control point, as a share of the distance between control points.
+
+Below 0.48 nothing folds (Choi and Lee 2000, Injectivity conditions of 2D and 3D uniform cubic B-spline functions). On
+512 pixels 0.25 is 16 pixels, after smoothing 4.4 in root mean square. nnU-Net's first version had up to 3."""
 MAX_NOISE = 0.1
-"""Standard deviation in normalized units; 0.1 is 25 HU for a window of 500."""
+"""Largest standard deviation of the noise, in normalized units; 0.1 is 25 HU for a window of 500."""
 MIN_BLUR, MAX_BLUR = 0.5, 1.0
-"""Standard deviation in pixels. Less than the least is not seen: the strength lowers the highest alone."""
+"""Standard deviation of the blur, pixels. Less than 0.5 is invisible, so the strength lowers only the maximum."""
 KERNEL_REACH = math.ceil(3 * MAX_BLUR)
 """Pixels to either side over which a blur sums."""
 MAX_CONTRAST = 1.25
-"""Distances in HU from the middle of the window are multiplied or divided by up to this."""
+"""Largest factor by which distances in HU from the middle of the window are multiplied or divided."""
 MAX_BRIGHTNESS = 0.15
-"""Added in normalized units; 0.15 is 37 HU for a window of 500. nnU-Net multiplies by 0.75 to 1.25 instead."""
+"""Largest offset, in normalized units; 0.15 is 37 HU for a window of 500. nnU-Net multiplies by 0.75 to 1.25."""
 MAX_GAMMA = 1.5
-"""The exponent, or one over it."""
+"""Largest exponent of gamma; the smallest is its inverse."""
 MAX_COARSENESS = 2.0
-"""Pixels become up to so many times as wide before a slice is brought back to its size."""
+"""Largest factor by which pixels are widened before a slice is brought back to its size."""
 TOGETHER = 4
-"""Slices that a kind takes at a time: what it makes on its way then stays in a CPU's cache (`slicemill bench constants`)."""
-
-Batch = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Warp:
-    """Where the pixels p of b new slices come from: ``matrix @ (p + shift + bend(p))``, in pixels x, y from the slices' centers."""
-
-    matrix: Tensor
-    """float32[b, 2, 2]."""
-    shift: Tensor
-    """float32[b, 2]."""
-    bend: Tensor
-    """float32[b, k, k, 2]: control points [y, x] of a uniform cubic B-spline (Rueckert et al. 1999); k is CONTROL_SPANS + 3."""
-
-    def moving(self) -> Tensor:
-        """Return which slices it changes: int64[n]."""
-        one = torch.eye(2, device=self.matrix.device)
-        changes = (self.matrix - one).flatten(1), self.shift, self.bend.flatten(1)
-        return torch.cat(changes, dim=1).any(dim=1).nonzero()[:, 0]
-
-    def of(self, index: Tensor) -> "Warp":
-        """Return the part for some of the slices."""
-        return Warp(matrix=self.matrix[index], shift=self.shift[index], bend=self.bend[index])
+"""Slices changed at a time, so that intermediate results stay in a CPU's cache (`slicemill bench constants`)."""
 
 
 def augment(
@@ -97,21 +86,23 @@ def augment(
     *,
     zoom: Tensor | None = None,
     size: tuple[int, int] | None = None,
-) -> Batch:
-    """Return a batch in which each kind has changed the slices that it was drawn for.
+) -> ImageAndLabel:
+    """Apply random changes to a batch, each kind to its share of the slices.
 
     Parameters
     ----------
     image
-        float32[b, c, y, x], normalized to -1..1; the channels are neighboring slices and are changed alike, but for their noise.
+        float32[b, c, y, x], normalized. The channels are neighboring slices: all get the same change, but own noise.
     label
-        int64[b, y, x], class indices, or a number below 0 where a pixel counts for nothing. From outside comes background, 0.
+        int64[b, y, x], class indices, or a negative number where a pixel is ignored. Pixels from outside become 0.
+    strength
+        0 to 1.
     kinds
-        Of `slicemill.train.config.KINDS`, in whose order they come.
+        Names of `slicemill.train.config.KINDS`; they are applied in the order of that list.
     generator
         On the device of the batch.
     zoom, size
-        As in `resample`, in the same interpolation; None keeps what is there.
+        As in `resample`, done in the same interpolation; None keeps pixel size and size.
     """
     shares = {kind: strength * SHARES[kind] for kind in kinds}
     return changed(image, label, strength, shares, generator, zoom=zoom, size=size)
@@ -126,8 +117,9 @@ def changed(
     *,
     zoom: Tensor | None = None,
     size: tuple[int, int] | None = None,
-) -> Batch:
-    """Return a batch as `augment` does, but each kind in a share of the slices that is given instead of following from the strength."""
+) -> ImageAndLabel:
+    """Apply random changes as `augment` does, but each kind to a share of the slices that the caller chooses."""
+    # One number per kind and slice decides which slices a kind changes, whichever kinds are named.
     limits = torch.tensor([shares.get(kind, 0.0) for kind in KINDS])[:, None]
     chances = torch.rand(len(KINDS), len(image), generator=generator, device=image.device).cpu()
     drawn = {kind: row.nonzero()[:, 0] for kind, row in zip(KINDS, chances < limits, strict=True)}
@@ -135,43 +127,48 @@ def changed(
     if len(index := drawn["mirror"]):
         image[index], label[index] = mirror(image[index], label[index])
     if len(drawn["move"]) or len(drawn["elastic"]) or zoom is not None or size is not None:
-        warp = still(len(image), image.device)
+        warp = identity_warp(len(image), image.device)
         wanted = size or (image.shape[2], image.shape[3])
         if len(index := drawn["move"]):
             warp.matrix[index], warp.shift[index] = move(len(index), wanted, strength, generator)
         if len(index := drawn["elastic"]):
             warp.bend[index] = elastic(len(index), wanted, strength, generator)
-        image, label = _placed(image, label, zoomed(warp, zoom), wanted)
+        image, label = _warp_in_place(image, label, scale_warp(warp, zoom), wanted)
     for kind, change in VALUE_KINDS.items():
-        for index in _parts(drawn[kind]):
+        for index in _split_index(drawn[kind]):
             image[index] = change(image[index], strength, generator)
     return image, label
 
 
-def resample(image: Tensor, label: Tensor, zoom: Tensor, size: tuple[int, int]) -> Batch:
-    """Return slices of different pixel sizes brought to one, about their centers; bit for bit the same where nothing is to be done.
+def resample(image: Tensor, label: Tensor, zoom: Tensor, size: tuple[int, int]) -> ImageAndLabel:
+    """Bring slices to another pixel size and size, about their centers. Slices that need no change stay bit for bit.
 
     Parameters
     ----------
     image, label
         As in `augment`.
     zoom
-        float32[b, 2], own spacing over wanted spacing along y and x; above 1 enlarges.
+        float32[b, 2], own spacing / wanted spacing along y and x; above 1 enlarges.
     size
-        y, x of the slices returned; what comes in from outside is air and background.
+        y, x of the result. Pixels from outside become air and background.
     """
-    return _placed(image.clone(), label.clone(), zoomed(still(len(image), image.device), zoom), size)
+    warp = scale_warp(identity_warp(len(image), image.device), zoom)
+    return _warp_in_place(image.clone(), label.clone(), warp, size)
 
 
-def tilt(image: Tensor, label: Tensor, generator: Generator) -> Batch:
-    """Reslice slabs along random planes through the centers of their middle slices, linearly along z, labels by the nearest slice.
+def tilt(image: Tensor, label: Tensor, generator: Generator) -> ImageAndLabel:
+    """Reslice slabs along random oblique planes through the center of their middle slice.
+
+    The plane is ``z = slope * (cos(t) * x + sin(t) * y)``, x and y from -1 to 1 over the slice. The direction t is
+    uniform over the circle; the slope is uniform up to the one that reaches m slices at a corner. Images are
+    interpolated linearly along z, labels take the nearest slice.
 
     Parameters
     ----------
     image
         float32[b, c + 2m, y, x].
     label
-        int64[b, 1 + 2m, y, x]; a plane leaves its middle slice by at most m slices, at a corner.
+        int64[b, 1 + 2m, y, x].
 
     Returns
     -------
@@ -180,10 +177,10 @@ def tilt(image: Tensor, label: Tensor, generator: Generator) -> Batch:
     reach, (height, width) = label.shape[1] // 2, label.shape[2:]
     if reach == 0:
         return image, label[:, 0]
-    toward = math.pi * _spread(generator, len(image), 1, 1, 1)
-    steepness = reach * _spread(generator, len(image), 1, 1, 1) / (toward.cos().abs() + toward.sin().abs())
-    x, y = (2 / max(side - 1, 1) * _from_center(side, image.device) for side in (width, height))
-    z = (steepness * (toward.cos() * x + toward.sin() * y[:, None])).clamp(-reach, reach)
+    toward = math.pi * _signed_uniform(generator, len(image), 1, 1, 1)
+    slope = reach * _signed_uniform(generator, len(image), 1, 1, 1) / (toward.cos().abs() + toward.sin().abs())
+    x, y = (2 / max(side - 1, 1) * center_offsets(side, image.device) for side in (width, height))
+    z = (slope * (toward.cos() * x + toward.sin() * y[:, None])).clamp(-reach, reach)
     below = z.floor().clamp(max=reach - 1)
     index, part = below.long() + reach, z - below
     channels = [
@@ -193,87 +190,68 @@ def tilt(image: Tensor, label: Tensor, generator: Generator) -> Batch:
     return torch.cat(channels, dim=1), label.gather(1, z.round().long() + reach)[:, 0]
 
 
-def mirror(image: Tensor, label: Tensor) -> Batch:
-    """Return all slices with left and right exchanged; shapes as in `augment`."""
+def mirror(image: Tensor, label: Tensor) -> ImageAndLabel:
+    """Exchange left and right of all slices; shapes as in `augment`.
+
+    >>> mirror(torch.tensor([[[[0.0, 0.5, 1.0]]]]), torch.tensor([[[0, 1, 2]]]))[1]
+    tensor([[[2, 1, 0]]])
+    """
     return image.flip(3), label.flip(2)
 
 
-def move(count: int, size: tuple[int, int], strength: float, generator: Generator) -> Batch:
-    """Return matrices and shifts of a `Warp` that turn slices of a size y, x about the head-foot axis, scale and shift them."""
-    angle = MAX_TURN * strength * _spread(generator, count)
-    scale = MAX_SCALE ** (strength * _spread(generator, count))
+def move(count: int, size: tuple[int, int], strength: float, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Draw the matrices float32[n, 2, 2] and shifts float32[n, 2] of a `Warp` that rotates, scales and shifts slices.
+
+    - Rotation by ``MAX_TURN * strength * u``, up to 30 degrees at strength 1; a positive angle turns the picture
+      counterclockwise.
+    - Scale by ``MAX_SCALE ** (strength * u)``, 0.71 to 1.4 at strength 1; above 1 enlarges. The exponent makes
+      enlarging and shrinking by the same factor equally likely.
+    - Shift by ``MAX_SHIFT * strength * u`` of the width and of the height; a positive shift moves the picture left
+      and up.
+
+    `size` is y, x of the slices.
+    """
+    angle = MAX_TURN * strength * _signed_uniform(generator, count)
+    scale = MAX_SCALE ** (strength * _signed_uniform(generator, count))
     sides = torch.tensor([size[1], size[0]], device=generator.device)
-    shift = MAX_SHIFT * strength * sides * _spread(generator, count, 2)
+    shift = MAX_SHIFT * strength * sides * _signed_uniform(generator, count, 2)
     cosine, sine = angle.cos() / scale, angle.sin() / scale
     return torch.stack([cosine, -sine, sine, cosine], dim=1).view(count, 2, 2), shift
 
 
 def elastic(count: int, size: tuple[int, int], strength: float, generator: Generator) -> Tensor:
-    """Return random control points of a `Warp`, float32[count, k, k, 2], for slices of a size y, x."""
+    """Draw the control points float32[n, k, k, 2] of a `Warp` that deforms slices of a size y, x smoothly.
+
+    Each control point moves by ``MAX_BEND * strength * u`` of the distance between control points, along x and along y.
+    """
     apart = torch.tensor([size[1], size[0]], device=generator.device) / CONTROL_SPANS
     points = CONTROL_SPANS + 3
-    return MAX_BEND * strength * apart * _spread(generator, count, points, points, 2)
-
-
-def still(count: int, device: torch.device) -> Warp:
-    """Return a warp that changes nothing."""
-    points = CONTROL_SPANS + 3
-    return Warp(
-        matrix=torch.eye(2, device=device).repeat(count, 1, 1),
-        shift=torch.zeros(count, 2, device=device),
-        bend=torch.zeros(count, points, points, 2, device=device),
-    )
-
-
-def zoomed(warp: Warp, zoom: Tensor | None) -> Warp:
-    """Return a warp that enlarges by `zoom`: float32[b, 2], y and x, besides what it did before."""
-    if zoom is None:
-        return warp
-    return Warp(matrix=warp.matrix / zoom.flip(1)[:, :, None], shift=warp.shift, bend=warp.bend)
-
-
-def warped(image: Tensor, label: Tensor, warp: Warp, size: tuple[int, int]) -> Batch:
-    """Return new slices of a size y, x, each pixel taken from where the warp says: image bilinear, label nearest; outside is air and 0."""
-    sides = torch.tensor([image.shape[3], image.shape[2]], device=image.device)
-    matrix = 2 / sides[:, None] * warp.matrix  # grid_sample's coordinates run from -1 to 1 along each side
-    y, x = (_from_center(side, image.device) for side in size)
-    across = matrix[:, None, :, 0] * x[:, None]
-    down = matrix[:, None, :, 1] * y[:, None] + (matrix @ warp.shift[:, :, None]).mT
-    grid = down[:, :, None] + across[:, None]
-    along_x, along_y = (spline_weights(side, image.device) for side in (size[1], size[0]))
-    rows = torch.einsum("xj,bijc->bixc", along_x, warp.bend @ matrix.mT[:, None])
-    bent = torch.baddbmm(grid.flatten(2), along_y.expand(len(image), -1, -1), rows.flatten(2)).view_as(grid)
-    taken = F.grid_sample(image + 1, bent, mode="bilinear", padding_mode="zeros", align_corners=False).sub_(1)
-    labels = F.grid_sample(label[:, None].float(), bent, mode="nearest", padding_mode="zeros", align_corners=False)
-    return taken, labels[:, 0].long()
-
-
-def spline_weights(side: int, device: torch.device) -> Tensor:
-    """Return the weights of the control points of a uniform cubic B-spline at the pixels of a side: float32[side, CONTROL_SPANS + 3].
-
-    >>> weights = spline_weights(8 * CONTROL_SPANS, torch.device("cpu"))
-    >>> bool(torch.allclose(weights.sum(dim=1), torch.ones(8 * CONTROL_SPANS)))
-    True
-    """
-    place = (torch.arange(side, device=device) + 0.5) / side * CONTROL_SPANS + 1
-    apart = (place[:, None] - torch.arange(CONTROL_SPANS + 3, device=device)).abs()
-    return ((2 - apart).clamp(min=0) ** 3 - 4 * (1 - apart).clamp(min=0) ** 3) / 6
+    return MAX_BEND * strength * apart * _signed_uniform(generator, count, points, points, 2)
 
 
 def noise(image: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Return all slices with Gaussian noise, of another deviation for each."""
+    """Add independent Gaussian noise to each pixel, as a lower dose does.
+
+    Its standard deviation is uniform from 0 to ``MAX_NOISE * strength``, one per slice: at strength 1 up to 25 HU for
+    a window of 500 HU.
+    """
     deviation = MAX_NOISE * strength * torch.rand(len(image), 1, 1, 1, generator=generator, device=image.device)
     grains = torch.randn(image.shape, generator=generator, device=image.device)
     return grains.mul_(deviation).add_(image).clamp_(-1, 1)
 
 
 def blur(image: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Return all slices through a Gaussian of their own width, first along y, then along x; the border is repeated."""
+    """Smooth slices with a Gaussian, as a softer reconstruction kernel does; pixels of the border are repeated.
+
+    Its standard deviation is uniform from MIN_BLUR to ``MIN_BLUR + (MAX_BLUR - MIN_BLUR) * strength``, one per slice:
+    at strength 1 from 0.5 to 1 pixel.
+    """
     widest = MIN_BLUR + (MAX_BLUR - MIN_BLUR) * strength
     chance = torch.rand(len(image), 1, generator=generator, device=image.device)
     deviation = MIN_BLUR + (widest - MIN_BLUR) * chance
     apart = torch.arange(-KERNEL_REACH, KERNEL_REACH + 1, device=image.device)
     kernel = (-0.5 * (apart / deviation) ** 2).softmax(dim=1)
+    # One group per channel and slice: each slice has its own kernel, applied along y, then along x.
     count, channels, height, width = image.shape
     kernels = kernel.repeat_interleave(channels, dim=0)[:, None, None]
     planes = F.pad(image, (KERNEL_REACH,) * 4, mode="replicate").flatten(0, 1)[None]
@@ -284,21 +262,36 @@ def blur(image: Tensor, strength: float, generator: Generator) -> Tensor:
 
 
 def contrast(image: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Return all slices with their HU stretched about the middle of the window and shifted."""
-    factor = MAX_CONTRAST ** (strength * _spread(generator, len(image), 1, 1, 1))
-    offset = MAX_BRIGHTNESS * strength * _spread(generator, len(image), 1, 1, 1)
+    """Change contrast and brightness: ``v * factor + offset``, v from -1 to 1 over the window, clipped to it.
+
+    - ``factor = MAX_CONTRAST ** (strength * u)``, 0.8 to 1.25 at strength 1. Above 1 spreads values away from the
+      middle of the window, below 1 pulls them toward it.
+    - ``offset = MAX_BRIGHTNESS * strength * u``, up to 37 HU for a window of 500 HU at strength 1. A positive offset
+      brightens.
+    """
+    factor = MAX_CONTRAST ** (strength * _signed_uniform(generator, len(image), 1, 1, 1))
+    offset = MAX_BRIGHTNESS * strength * _signed_uniform(generator, len(image), 1, 1, 1)
     return (image * factor).add_(offset).clamp_(-1, 1)
 
 
 def gamma(image: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Return all slices with ``v ** exponent``, where v runs from 0 to 1 over the window."""
-    exponent = MAX_GAMMA ** (strength * _spread(generator, len(image), 1, 1, 1))
+    """Raise gray values to a power: ``v ** exponent``, v from 0 to 1 over the window, whose ends stay.
+
+    ``exponent = MAX_GAMMA ** (strength * u)``, 0.67 to 1.5 at strength 1. Above 1 (u positive) darkens the values
+    between the ends and spreads the bright ones; below 1 (u negative) brightens them and spreads the dark ones. For
+    example, the middle of the window, 0.5, becomes 0.35 at an exponent of 1.5 and 0.63 at 0.67.
+    """
+    exponent = MAX_GAMMA ** (strength * _signed_uniform(generator, len(image), 1, 1, 1))
     shades = (image + 1).mul_(0.5).clamp_(0, 1)
     return shades.log_().mul_(exponent).exp_().mul_(2).sub_(1)  # pow takes twice the time on a CPU
 
 
 def lowres(image: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Return all slices as from a scan of wider pixels, each by its own factor: averaged down and interpolated up."""
+    """Lower the in-plane resolution: average down to wider pixels, then interpolate up to the same size.
+
+    Pixels become ``MAX_COARSENESS ** (strength * v)`` times as wide, v uniform from 0 to 1, one per slice: at
+    strength 1 from 1 to 2 times.
+    """
     wider = MAX_COARSENESS ** (strength * torch.rand(len(image), generator=generator, device=image.device))
     coarse = []
     for one, factor in zip(image[:, None], wider.tolist(), strict=True):
@@ -315,27 +308,23 @@ VALUE_KINDS: dict[str, Callable[[Tensor, float, Generator], Tensor]] = {
     "gamma": gamma,
     "lowres": lowres,
 }
+"""The kinds that change values only: (image, strength, generator) -> image."""
 
 
-def _placed(image: Tensor, label: Tensor, warp: Warp, size: tuple[int, int]) -> Batch:
-    """Return a batch of a size, warped; what the warp leaves where it is stays in the tensors given, which are changed."""
+def _warp_in_place(image: Tensor, label: Tensor, warp: Warp, size: tuple[int, int]) -> ImageAndLabel:
+    """Return warped slices of a size. If the size stays, only changed slices are computed, in the tensors passed in."""
     if size != (image.shape[2], image.shape[3]):
-        return warped(image, label, warp, size)
-    for index in _parts(warp.moving()):
-        image[index], label[index] = warped(image[index], label[index], warp.of(index), size)
+        return apply_warp(image, label, warp, size)
+    for index in _split_index(warp.changed_slices()):
+        image[index], label[index] = apply_warp(image[index], label[index], warp.select(index), size)
     return image, label
 
 
-def _parts(index: Tensor) -> list[Tensor]:
-    """Return an index int64[n] in parts of up to TOGETHER; none where it is empty."""
+def _split_index(index: Tensor) -> list[Tensor]:
+    """Split an index int64[n] into parts of up to TOGETHER; an empty index has no parts."""
     return list(torch.split(index, TOGETHER)) if len(index) else []
 
 
-def _from_center(side: int, device: torch.device) -> Tensor:
-    """Return the places of the pixels of a side, from its middle: float32[side], pixels."""
-    return torch.arange(side, device=device) - (side - 1) / 2
-
-
-def _spread(generator: Generator, *shape: int) -> Tensor:
-    """Return random numbers from -1 to 1."""
+def _signed_uniform(generator: Generator, *shape: int) -> Tensor:
+    """Return uniform random numbers from -1 to 1."""
     return 2 * torch.rand(shape, generator=generator, device=generator.device) - 1

@@ -1,13 +1,13 @@
-"""Streams batches out of the store: threads decode ahead into a ring of batches that is made once.
+"""Streams batches from the store: threads decode ahead into a ring of batches that is allocated once.
 
-1. The slices of a batch are shared out among the threads; each is decoded straight into its place in the batch when it
-   has the batch's size, else into a buffer and cropped or padded from there.
-2. A batch is handed out when its last slice is there, in the order asked for, whichever thread was done first.
-3. int16 and uint8 are all that is made here: windows, classes, resampling and random changes are the device's work, on
-   whole batches.
+1. The slices of a batch are divided among the threads. Each slice is decoded directly into the batch if it has the
+   size of the batch, else into a buffer, and cropped or padded from there.
+2. A batch is yielded when its last slice is decoded, in the order requested, whichever thread finished first.
+3. The host only makes int16 and uint8 arrays. Window, classes, resampling and random changes run on the device, on
+   batches.
 
-What is random about a slice (where a larger one is cropped) follows from the seed and its position alone, so that the
-batches depend neither on how many threads there are nor on where in an epoch they begin.
+The random crop of a slice depends only on the seed and its position in the epoch. So batches depend neither on the
+number of threads nor on where in an epoch the stream begins.
 """
 
 import math
@@ -32,44 +32,45 @@ from slicemill.train.data.sampling import ANYWHERE, SlicePosition
 RING = 4
 """Batches that may be decoded ahead of the network."""
 REMOTE_THREADS = 16
-"""Slices asked for at a time from an object store, where the answer takes longer than the decoding."""
+"""Threads for an object store, where a response takes longer than the decoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What is cut out of a case around a place."""
+    """The part of a case that is read around a slice position."""
 
     size: tuple[int, int]
     """y, x in pixels of the network."""
     context: int = 1
-    """Slices of a window."""
+    """Number of slices in the network's input."""
     context_spacing_mm: float | None = None
-    """How far apart they are; None for those beside each other."""
+    """Distance between these slices, mm; None takes adjacent slices."""
     reach: int = 0
-    """Slices more above and below, images and labels, for planes that are tilted."""
+    """Additional slices above and below, images and labels, for tilted planes."""
     spacing_mm: float | None = None
-    """In-plane size of the network's pixels; None is each slice's own."""
+    """In-plane size of the network's pixels, mm; None keeps that of each slice."""
     stored: tuple[int, int] | None = None
-    """y, x in stored pixels that hold `size` whatever the case; None where nothing is resampled."""
+    """y, x in stored pixels that contain `size` in every case; None if nothing is resampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Slices with their neighbours; the arrays are used again after the next batch but one was taken."""
+    """Slices with their neighbors. The arrays are reused after the next two batches were taken."""
 
     image: npt.NDArray[np.int16]
-    """int16[b, c + 2 reach, y, x], HU; the middle channel is the slice to label, edges are repeated."""
+    """int16[b, c + 2 reach, y, x], HU; the slice to label is in the middle, edge slices are repeated."""
     label: npt.NDArray[np.uint8]
-    """uint8[b, 1 + 2 reach, y, x], label values as the store has them."""
+    """uint8[b, 1 + 2 reach, y, x], label values as stored."""
     zoom: npt.NDArray[np.float32]
-    """float32[b, 2], size of the stored pixels over that of the network's, along y and x."""
+    """float32[b, 2], stored pixel size / network pixel size along y and x."""
     places: list[SlicePosition]
+    """The position of each slice."""
 
 
-def cropped_at(
+def draw_crop(
     shape: tuple[int, int], size: tuple[int, int], rng: np.random.Generator, target: tuple[int, int]
 ) -> tuple[int, int]:
-    """Return a random corner of a crop that holds the pixel `target`; axes that fit are centered."""
+    """Return a random corner of a crop that contains the pixel `target`. Axes that fit are centered."""
     corner = list(centered(shape, size))
     for axis in (0, 1):
         room = shape[axis] - size[axis]
@@ -78,40 +79,47 @@ def cropped_at(
     return corner[0], corner[1]
 
 
-def aimed_at(case: Case, place: SlicePosition, rng: np.random.Generator) -> tuple[int, int]:
-    """Return a random pixel y, x of what a place aims at."""
+def draw_target(case: Case, place: SlicePosition, rng: np.random.Generator) -> tuple[int, int]:
+    """Return a random pixel y, x of the box that a position aims at, or a labeled pixel if it aims at none."""
     _, ny, nx = case.image.shape
     aim = place.aim or ANYWHERE
     if place.aim is None and case.label is not None:
-        labelled = np.flatnonzero(case.label.read(place.z))
-        if len(labelled):
-            y, x = divmod(int(labelled[rng.integers(len(labelled))]), nx)
+        labeled = np.flatnonzero(case.label.read(place.z))
+        if len(labeled):
+            y, x = divmod(int(labeled[rng.integers(len(labeled))]), nx)
             return y, x
     return int(rng.integers(aim.y0, min(aim.y1, ny))), int(rng.integers(aim.x0, min(aim.x1, nx)))
 
 
-def zoom_of(spacing_mm: tuple[float, float, float], wanted_mm: float | None) -> tuple[float, float]:
-    """Return how much larger a case's pixels are than the network's, along y and x; 1 where nothing is resampled."""
+def compute_zoom(spacing_mm: tuple[float, float, float], wanted_mm: float | None) -> tuple[float, float]:
+    """Return stored pixel size / network pixel size along y and x; 1 if nothing is resampled.
+
+    >>> compute_zoom((5.0, 0.9, 0.9), 0.6), compute_zoom((5.0, 0.9, 0.9), None)
+    ((1.5, 1.5), (1.0, 1.0))
+    """
     return (1.0, 1.0) if wanted_mm is None else (spacing_mm[1] / wanted_mm, spacing_mm[2] / wanted_mm)
 
 
 class Batches:
-    """Batches of given places, decoded ahead; one iteration at a time."""
+    """A stream of batches at requested positions, decoded ahead; one iteration at a time."""
 
     def __init__(self, store: Store, view: View, batch: int, threads: int = 0, *, pinned: bool = False) -> None:
-        """Make the ring.
+        """Allocate the ring.
 
         Parameters
         ----------
+        batch
+            Slices per batch of this process.
         threads
-            0 is one a core, or as many as hide the way to an object store.
+            0 is one per core, or REMOTE_THREADS for a store in a bucket.
         pinned
-            Put it where a GPU can copy from while the CPU goes on.
+            Allocate memory that a GPU can copy from while the CPU goes on.
         """
         self._store = store
         self._view = view
         cores = len(os.sched_getaffinity(0))
         self._threads = threads or (REMOTE_THREADS if isinstance(store.root, RemotePath) else cores)
+        self._batch = batch
         self._size = view.stored or view.size
         images, labels = (batch, view.context + 2 * view.reach), (batch, 1 + 2 * view.reach)
         self._ring = [
@@ -126,18 +134,24 @@ class Batches:
 
     @contextmanager
     def over(
-        self, places: Sequence[SlicePosition], seed: tuple[int, int], *, first: int = 0, share: tuple[int, int] = (0, 1)
+        self, places: Sequence[SlicePosition], seed: tuple[int, int], *, first: int = 0, rank: int = 0, count: int = 1
     ) -> Iterator[Iterator[Batch]]:
-        """Yield an iterator over the batches of `places`, from batch `first` on; a remainder smaller than a batch is left out.
+        """Yield an iterator over the batches at `places`. A remainder smaller than a batch is left out.
 
         Parameters
         ----------
-        share
-            Which of how many processes this is: each takes its part of every batch, so that together they see `places`.
+        seed
+            Of the run and of the epoch.
+        first
+            Number of the first batch.
+        rank, count
+            This process among those that train together. Each takes its part of every batch.
         """
+        total = len(places) // (self._batch * count)
+        starts = [(number * count + rank) * self._batch for number in range(first, total)]
         with ThreadPoolExecutor(self._threads, thread_name_prefix="slice loader") as pool:
             try:
-                yield self._stream(pool, places, seed, first, share)
+                yield self._stream(pool, places, starts, seed)
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -145,23 +159,20 @@ class Batches:
         self,
         pool: ThreadPoolExecutor,
         places: Sequence[SlicePosition],
+        starts: Sequence[int],
         seed: tuple[int, int],
-        first: int,
-        share: tuple[int, int],
     ) -> Iterator[Batch]:
-        count = len(self._ring[0].label)
-        rank, processes = share
-        numbers = iter(range(first, len(places) // (count * processes)))
+        """Yield the batches that begin at `starts` in `places`."""
+        waiting = iter(enumerate(starts))
         ahead: deque[tuple[Batch, list[Future[None]]]] = deque()
 
         def begin() -> None:
-            number = next(numbers, None)
-            if number is None:
+            number, start = next(waiting, (0, None))
+            if start is None:
                 return
             slot = self._ring[number % len(self._ring)]
-            start = (number * processes + rank) * count
-            slot.places[:] = places[start : start + count]
-            parts = [range(part, count, self._threads) for part in range(min(self._threads, count))]
+            slot.places[:] = places[start : start + self._batch]
+            parts = [range(part, self._batch, self._threads) for part in range(min(self._threads, self._batch))]
             ahead.append((slot, [pool.submit(self._fill_all, slot, part, (*seed, start)) for part in parts]))
 
         for _ in range(RING):
@@ -179,10 +190,11 @@ class Batches:
             self._fill(slot, index, self._store[place.case_id], (seed[0], seed[1], seed[2] + index))
 
     def _fill(self, slot: Batch, index: int, case: Case, seed: Sequence[int]) -> None:
+        """Read one slice with its neighbors, image and label, into a batch."""
         view, place = self._view, slot.places[index]
         step = neighbor_step(view.context_spacing_mm, case.info.spacing_mm[0])
-        slot.zoom[index] = zoom = zoom_of(case.info.spacing_mm, view.spacing_mm)
-        corner = self._corner(case, place, seed, zoom)
+        slot.zoom[index] = zoom = compute_zoom(case.info.spacing_mm, view.spacing_mm)
+        corner = self._draw_corner(case, place, seed, zoom)
         nz = len(case.image)
         if case.label is None:
             slot.label[index] = 0
@@ -191,23 +203,23 @@ class Batches:
         around = neighbors(place.z, nz, view.context + 2 * view.reach, step)
         read_fitted(case.image, around, corner, AIR_HU, slot.image[index])
 
-    def _corner(
+    def _draw_corner(
         self, case: Case, place: SlicePosition, seed: Sequence[int], zoom: tuple[float, float]
     ) -> tuple[int, int]:
-        """Return where in the slice the batch's array begins; what the network will see is in its middle."""
+        """Return the pixel of the slice where the batch's array begins. The network sees the middle of the array."""
         seen = (math.ceil(self._view.size[0] / zoom[0]), math.ceil(self._view.size[1] / zoom[1]))
         _, ny, nx = case.image.shape
         corner = centered((ny, nx), seen)
         if ny > seen[0] or nx > seen[1]:
             rng = np.random.default_rng(seed)
-            corner = cropped_at((ny, nx), seen, rng, aimed_at(case, place, rng))
+            corner = draw_crop((ny, nx), seen, rng, draw_target(case, place, rng))
         return corner[0] - (self._size[0] - seen[0]) // 2, corner[1] - (self._size[1] - seen[1]) // 2
 
 
 def read_fitted(
     array: SliceArray, around: Sequence[int], corner: tuple[int, int], fill: int, out: npt.NDArray[Any]
 ) -> None:
-    """Read slices into `out`: any[n, H, W], cropped or padded from `corner` on; a slice that is repeated is read once."""
+    """Read slices into `out`: any[n, H, W], cropped or padded from `corner` on. A repeated slice is read once."""
     for channel, z in enumerate(around):
         if channel and z == around[channel - 1]:
             out[channel] = out[channel - 1]

@@ -1,7 +1,7 @@
-"""Several processes that train one network together: started by torchrun, each takes its share of every batch.
+"""Data-parallel training: torchrun starts the processes, and each takes its share of every batch.
 
-The whole batch is the settings' `batch`, however many processes there are, so that a run gives the same losses on one
-GPU and on eight (up to the order of summation). Tensors of counts and losses are all that is exchanged beside the gradients.
+The setting `batch` counts the slices of all processes, so a run gives the same losses on one GPU and on eight (up to
+the order of summation). Only gradients and tensors of counts and losses are exchanged.
 """
 
 import gc
@@ -20,35 +20,38 @@ from slicemill.common.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """Who this process is among those that train together."""
+    """The processes that train together, seen from one of them."""
 
     rank: int = 0
+    """Number of this process."""
     count: int = 1
+    """Number of processes."""
     local_rank: int = 0
+    """Number of this process on its machine."""
 
     @property
     def first(self) -> bool:
-        """Return whether this process is the one that writes and speaks."""
+        """Return whether this process writes files and logs."""
         return self.rank == 0
 
-    def together(self, total: Tensor) -> Tensor:
-        """Return the sum over all processes; a gradient goes back to each."""
-        return total if self.count == 1 else Summed.apply(total)  # type: ignore[no-untyped-call]
+    def sum(self, total: Tensor) -> Tensor:
+        """Return the sum over all processes; gradients flow back to each."""
+        return total if self.count == 1 else AllReduce.apply(total)  # type: ignore[no-untyped-call]
 
-    def each(self, value: float, device: torch.device) -> list[float]:
-        """Return what every process has, in the order of their ranks."""
+    def gather(self, value: float, device: torch.device) -> list[float]:
+        """Return the value of every process, in the order of their ranks."""
         if self.count == 1:
             return [value]
         values = torch.zeros(self.count, dtype=torch.float64, device=device)
         values[self.rank] = value
-        return [float(one) for one in self.together(values)]
+        return [float(one) for one in self.sum(values)]
 
-    def wait(self) -> None:
-        """Wait for all."""
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
         if self.count > 1:
             distributed.barrier()
 
-    def spread(self, module: nn.Module, device: torch.device) -> nn.Module:
+    def distribute(self, module: nn.Module, device: torch.device) -> nn.Module:
         """Return a module whose gradients are averaged over the processes."""
         if self.count == 1:
             return module
@@ -56,52 +59,52 @@ class Processes:
         return DistributedDataParallel(module, device_ids=ids)
 
 
-class Summed(Function):
-    """The sum over all processes; since each makes the same use of it, the gradients of all are summed for each."""
+class AllReduce(Function):
+    """The sum over all processes. Every process uses it the same way, so each gets the sum of all gradients."""
 
     @staticmethod
     def forward(_context: Any, total: Tensor) -> Tensor:
-        """Return the sum, in a tensor of its own."""
-        whole = total.detach().clone()
-        distributed.all_reduce(whole)
-        return whole
+        """Return the sum, in a new tensor."""
+        result = total.detach().clone()
+        distributed.all_reduce(result)
+        return result
 
     @staticmethod
     def backward(_context: Any, gradient: Tensor) -> Tensor:
         """Return the sum of the gradients."""
-        whole = gradient.contiguous().clone()
-        distributed.all_reduce(whole)
-        return whole
+        result = gradient.contiguous().clone()
+        distributed.all_reduce(result)
+        return result
 
 
 ALONE = Processes()
-"""A process that trains by itself."""
+"""The only process of a run."""
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started; alone, where it started none.
+def join_processes(device: str) -> Iterator[Processes]:
+    """Join the processes that torchrun started, while the block runs; without torchrun, yield `ALONE`.
 
     Raises
     ------
     ConfigError
-        There is no GPU for this process, or the settings name one for all.
+        There is no GPU for this process, or the settings name one GPU for all processes.
     """
     if not distributed.is_torchelastic_launched():
         yield ALONE
         return
-    # imported with a network that is wrapped, it would keep the group for good as a default argument
+    # Import it before the group exists: later, this module would keep the group alive as a default argument.
     import torch.distributed.nn
 
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if cuda:
-        here = distributed.get_node_local_rank()
-        if device not in ("auto", "cuda") or here >= torch.cuda.device_count():
+        local_rank = distributed.get_node_local_rank()
+        if device not in ("auto", "cuda") or local_rank >= torch.cuda.device_count():
             raise ConfigError(
-                f"device {device}: process {here} of this machine has no GPU of its own ({torch.cuda.device_count()} are here). "
+                f"device {device}: process {local_rank} of this machine has no GPU, of {torch.cuda.device_count()}. "
                 "Start as many processes as there are GPUs, with device auto or cuda."
             )
-        torch.cuda.set_device(here)
+        torch.cuda.set_device(local_rank)
     distributed.init_process_group("nccl" if cuda else "gloo")
     try:
         yield Processes(
@@ -110,17 +113,18 @@ def joined(device: str) -> Iterator[Processes]:
             local_rank=distributed.get_node_local_rank(),
         )
     finally:
-        gc.collect()  # a wrapped network is in cycles and has the group, whose threads Python's end would kill in the middle
+        # A wrapped network is part of reference cycles and holds the group. Its threads must end before Python does.
+        gc.collect()
         distributed.destroy_process_group()
 
 
-def share_of(batch: int, norm: str, processes: Processes, device: torch.device) -> int:
+def local_batch(batch: int, norm: str, processes: Processes, device: torch.device) -> int:
     """Return how many slices of each batch a process takes.
 
     Raises
     ------
     ConfigError
-        The batch cannot be shared out evenly, or its norm would need other processes' slices on CPUs.
+        The batch is not a multiple of the processes, or batch norm would need the slices of other processes on CPUs.
     """
     if batch % processes.count:
         raise ConfigError(f"batch = {batch}: must be a multiple of the {processes.count} processes that share it.")

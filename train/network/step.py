@@ -1,9 +1,10 @@
-"""One step: a batch of HU in, changed weights out."""
+"""One training step: a batch of HU in, updated weights out."""
 
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,37 +15,60 @@ from slicemill.ct.labels import Labels
 from slicemill.train.config import Config
 from slicemill.train.data.augment import augment, resample, tilt
 from slicemill.train.data.dataset import Batch
-from slicemill.train.network.losses import IGNORED, own, supervised
+from slicemill.train.network.losses import IGNORED, multi_level_loss, no_reduction
 from slicemill.train.network.processes import ALONE, Processes
 from slicemill.train.network.unet import Levels, UNet, normalize
 
 WARM_UP = 0.05
 """Share of the run in which the learning rate rises."""
 MAX_GRADIENT = 5.0
+"""Norm to which gradients are clipped."""
 MOMENTUM = 0.99
-"""Isensee et al. 2021 (nnU-Net), with Nesterov's correction."""
+"""Nesterov momentum of SGD (nnU-Net; Isensee et al. 2021)."""
 POLY_POWER = 0.9
-"""The exponent of poly decay there."""
+"""Exponent of poly decay (nnU-Net)."""
+
+
+class DeviceBatch(NamedTuple):
+    """A batch on the device, as decoded."""
+
+    image: Tensor
+    """int16[b, c + 2 reach, y, x], HU."""
+    label: Tensor
+    """int64[b, 1 + 2 reach, y, x], class indices."""
+    zoom: Tensor
+    """float32[b, 2], stored pixel size / network pixel size along y and x."""
+
+
+class StepResult(NamedTuple):
+    """The result of a step, still on the device."""
+
+    loss: Tensor
+    """float[], of the batch of all processes."""
+    by_slice: Tensor
+    """float[b], cross-entropy of each slice of this process."""
+    voxels: Tensor
+    """int64[k, k], pixels of this process by true and predicted class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """What changes from step to step, and how a step is taken."""
+    """A network in training, with everything that changes from step to step."""
 
     network: UNet
     average: AveragedModel
-    """Running average of the weights and of batch norm's statistics: it swings less from epoch to epoch."""
+    """Running average of the weights and of batch norm's statistics, which varies less from epoch to epoch."""
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
-    """Keeps small gradients of fp16 from vanishing; does nothing in other precisions."""
+    """Keeps small fp16 gradients from vanishing; does nothing in other precisions."""
     forward: Callable[[Tensor], list[Tensor]]
-    """The network as training runs it, float[b, c, y, x] -> logits of its levels: compiled, or spread over processes."""
+    """The network as it is trained, compiled or distributed: float[b, c, y, x] -> logits of its levels."""
     precision: torch.dtype
     class_weights: Tensor
     """float[k]."""
 
-    def parts(self) -> dict[str, nn.Module]:
-        """Return the modules whose tensors a checkpoint holds."""
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the modules that a checkpoint contains."""
         return {"network": self.network, "average": self.average}
 
 
@@ -55,13 +79,13 @@ def make_learner(
     precision: torch.dtype = torch.float32,
     processes: Processes = ALONE,
 ) -> Learner:
-    """Return a fresh network with its average and optimizer; the seed decides the weights."""
+    """Return a new network with its average and optimizer; the seed determines the weights."""
     torch.manual_seed(config.seed)
     network = build(labels, config).to(device)
     if processes.count > 1 and config.norm == "batch":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     averaging = get_ema_multi_avg_fn(config.averaging)  # type: ignore[no-untyped-call]
-    forward = processes.spread(Levels(network), device)
+    forward = processes.distribute(Levels(network), device)
     weights = torch.ones(len(labels.values) + 1)
     if labels.tumor is not None:
         weights[list(labels.values).index(labels.tumor) + 1] = config.tumor_weight
@@ -85,7 +109,7 @@ def make_optimizer(network: nn.Module, config: Config) -> torch.optim.Optimizer:
 
 
 def build(labels: Labels, config: Config) -> UNet:
-    """Return the network for these labels and settings, its weights laid out for the CPU's and GPU's convolutions."""
+    """Return the network for these labels and settings, in channels-last layout, in which convolutions are fast."""
     network = UNet(
         channels=config.context,
         classes=len(labels.values) + 1,
@@ -99,7 +123,7 @@ def build(labels: Labels, config: Config) -> UNet:
 
 
 def learning_rate(config: Config, done: float) -> float:
-    """Return the learning rate when a share `done` of the run is over: a short rise, then a fall to zero.
+    """Return the learning rate after a share `done` of the run: a short linear rise, then a fall to zero.
 
     >>> round(learning_rate(Config(learning_rate=1.0), 1.0), 6)
     0.0
@@ -115,7 +139,7 @@ def learning_rate(config: Config, done: float) -> float:
 
 
 def class_of_value(labels: Labels, device: torch.device, ignored: int | None = None) -> Tensor:
-    """Return the class index of every label value: int64[256]; values that no label has are background."""
+    """Return the class index of every label value, int64[256]. Unknown values are background, `ignored` is IGNORED."""
     values = torch.from_numpy(labels.table()).long()
     table = torch.zeros(256, dtype=torch.long)
     table[values] = torch.arange(len(values))
@@ -124,31 +148,31 @@ def class_of_value(labels: Labels, device: torch.device, ignored: int | None = N
     return table.to(device)
 
 
-def on_device(batch: Batch, to_class: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a batch's HU int16[b, c, y, x], class indices int64[b, n, y, x] and zooms float32[b, 2] on the device of `to_class`."""
+def on_device(batch: Batch, to_class: Tensor) -> DeviceBatch:
+    """Copy a batch to the device of `to_class`, and replace label values by classes (`class_of_value`)."""
     image, label, zoom = (
         torch.from_numpy(array).to(to_class.device, non_blocking=True)
         for array in (batch.image, batch.label, batch.zoom)
     )
-    return image, to_class[label.long()], zoom
+    return DeviceBatch(image, to_class[label.long()], zoom)
 
 
 def network_input(
-    given: tuple[Tensor, Tensor, Tensor], config: Config, size: tuple[int, int], generator: torch.Generator
+    batch: DeviceBatch, config: Config, size: tuple[int, int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return HU as the network sees them, tilted, resampled and augmented where asked for, with their class indices.
+    """Normalize a batch, then tilt, resample and augment it according to the settings.
 
     Returns
     -------
-    image: float32[b, c, y, x] in -1..1; label: int64[b, y, x].
+    image: float32[b, c, y, x] in -1..1; label: int64[b, y, x], class indices.
     """
-    image, label, zoom = given
-    image, classes = tilt(normalize(image, config.window_low, config.window_high), label, generator)
+    image = normalize(batch.image, config.window_low, config.window_high)
+    image, label = tilt(image, batch.label, generator)
     if config.augment and config.spacing_mm:
-        return augment(image, classes, config.augment, config.kinds, generator, zoom=zoom, size=size)
+        return augment(image, label, config.augment, config.kinds, generator, zoom=batch.zoom, size=size)
     if config.augment:
-        return augment(image, classes, config.augment, config.kinds, generator)
-    return resample(image, classes, zoom, size) if config.spacing_mm else (image, classes)
+        return augment(image, label, config.augment, config.kinds, generator)
+    return resample(image, label, batch.zoom, size) if config.spacing_mm else (image, label)
 
 
 def running_in(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
@@ -157,26 +181,21 @@ def running_in(device: torch.device, precision: torch.dtype) -> AbstractContextM
 
 
 def one_step(
-    learner: Learner, batch: tuple[Tensor, Tensor], together: Callable[[Tensor], Tensor] = own
-) -> tuple[Tensor, Tensor, Tensor]:
+    learner: Learner, batch: tuple[Tensor, Tensor], reduce: Callable[[Tensor], Tensor] = no_reduction
+) -> StepResult:
     """Take one step and update the average.
 
     Parameters
     ----------
     batch
         image: float32[b, c, y, x] in -1..1; label: int64[b, y, x], class indices.
-    together
-        Adds sums up over all processes.
-
-    Returns
-    -------
-    loss: float[]; cross-entropy of each slice: float[b]; voxels: int64[k, k], by true and predicted class. All of
-    them are still on the device.
+    reduce
+        Adds sums over all processes.
     """
     image, label = batch
     with running_in(image.device, learner.precision):
         levels = learner.forward(image.contiguous(memory_format=torch.channels_last))
-    loss, by_slice = supervised(levels, label, learner.class_weights, together)
+    loss, by_slice = multi_level_loss(levels, label, learner.class_weights, reduce)
     learner.optimizer.zero_grad(set_to_none=True)
     learner.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     learner.scaler.unscale_(learner.optimizer)
@@ -184,10 +203,11 @@ def one_step(
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
     learner.average.update_parameters(learner.network)
-    return loss.detach(), by_slice, confusion(levels[0].detach().argmax(dim=1), label, levels[0].shape[1])
+    voxels = confusion_matrix(levels[0].detach().argmax(dim=1), label, levels[0].shape[1])
+    return StepResult(loss.detach(), by_slice, voxels)
 
 
-def confusion(predicted: Tensor, label: Tensor, classes: int) -> Tensor:
-    """Return how many pixels of each true class got which: int64[k, k]; IGNORED ones are left out."""
+def confusion_matrix(predicted: Tensor, label: Tensor, classes: int) -> Tensor:
+    """Count pixels by true and predicted class: int64[k, k], without IGNORED ones."""
     pairs = torch.where(label == IGNORED, classes * classes, label * classes + predicted)
     return torch.bincount(pairs.flatten(), minlength=classes * classes + 1)[:-1].view(classes, classes)

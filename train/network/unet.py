@@ -1,4 +1,4 @@
-"""A 2-D U-Net (Ronneberger et al. 2015) with batch or instance norm, over a slice and its neighbours as channels."""
+"""A 2-D U-Net (Ronneberger et al. 2015) with batch or instance norm, with a slice and its neighbors as channels."""
 
 import itertools
 
@@ -6,14 +6,13 @@ import torch
 from torch import Tensor, nn
 
 MAX_CHANNELS = 320
-"""More brings nothing at the deepest level (nnU-Net's limit for 3-D; a 2-D plan of it allows 512)."""
-
+"""Limit of the deep levels (nnU-Net's limit in 3-D; it allows 512 in 2-D). More channels bring no gain."""
 
 Norm = type[nn.BatchNorm2d] | type[nn.InstanceNorm2d]
 
 
 class Block(nn.Sequential):
-    """Twice convolution 3x3, norm, ReLU: [b, i, y, x] -> [b, o, y, x]."""
+    """Two times convolution 3x3, norm, ReLU: [b, i, y, x] -> [b, o, y, x]."""
 
     def __init__(self, channels_in: int, channels_out: int, norm: Norm) -> None:
         layers: list[nn.Module] = []
@@ -29,7 +28,7 @@ class Block(nn.Sequential):
 class UNet(nn.Module):
     """Encoder and decoder with skips: float[b, c, y, x] -> logits float[b, k, y, x]; y and x multiples of 2**depth.
 
-    With `supervised`, `levels` has a head at each level of the decoder but the coarsest; `forward` needs only the finest.
+    With `supervised`, each level of the decoder but the coarsest has a head for `levels`; `forward` uses the finest.
     """
 
     def __init__(
@@ -58,28 +57,27 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
-        return self.head(self.decoded(x)[0])  # type: ignore[no-any-return]
+        return self.head(self.decode(x)[0])  # type: ignore[no-any-return]
 
     def levels(self, x: Tensor) -> list[Tensor]:
-        """Return logits of the finest level, float[b, k, y, x], then of each coarser one that has a head, halved."""
-        found = self.decoded(x)
+        """Return the logits of each level with a head: float[b, k, y, x], then each half as large as the one before."""
         heads = [self.head, *self.coarse_heads]
-        return [head(features) for head, features in zip(heads, found, strict=False)]
+        return [head(features) for head, features in zip(heads, self.decode(x), strict=False)]
 
-    def decoded(self, x: Tensor) -> list[Tensor]:
+    def decode(self, x: Tensor) -> list[Tensor]:
         """Return the decoder's features, finest first."""
-        skips, found = [], []
+        skips, decoded = [], []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else nn.functional.max_pool2d(x, 2))
             skips.append(x)
         for up, merge, skip in reversed(list(zip(self.up, self.merge, skips[:-1], strict=True))):
             x = merge(torch.cat([skip, up(x)], dim=1))
-            found.append(x)
-        return found[::-1]
+            decoded.append(x)
+        return decoded[::-1]
 
 
 class Levels(nn.Module):
-    """A network as training runs it: float[b, c, y, x] -> logits of its levels, finest first."""
+    """A network as it is trained: float[b, c, y, x] -> logits of its levels, finest first."""
 
     def __init__(self, network: UNet) -> None:
         super().__init__()

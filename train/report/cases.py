@@ -1,10 +1,9 @@
-"""The validation cases after training, by the weights that were kept: a table, and the worst and the best as pictures."""
+"""The validation cases, segmented by the best weights: a table, and pictures of the worst and the best."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +18,12 @@ from slicemill.ct.pictures import Color, Tile, draw_labels, gray, label_colors, 
 from slicemill.ct.window import Window
 from slicemill.store.case import CaseInfo
 from slicemill.store.reader import Case
+from slicemill.train.run.metrics import none_if_nan
 from slicemill.train.run.setup import BEST_CASES, CASES, WORST_CASES, Setup
-from slicemill.train.run.validate import Overlaps, overlaps, predict_case, reference_of
+from slicemill.train.run.validate import Overlaps, count_overlaps, predict_case, read_reference
 
-Row = dict[str, Any]
-Label = npt.NDArray[np.uint8]
+LabelVolume = npt.NDArray[np.uint8]
+"""uint8[z, y, x], label values."""
 Colors = list[tuple[list[int], Color]]
 
 SHOWN = 3
@@ -32,19 +32,64 @@ IGNORED_COLOR: Color = (140, 140, 140)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """A case as it may stand in a picture."""
+class RegionScore:
+    """The scores of one region in one case."""
 
-    score: float
-    """Mean Dice of its regions."""
+    dice: float | None
+    """None where neither mask has the region."""
+    reference_ml: float
+    """Volume in the reference, ml."""
+    predicted_ml: float
+    """Volume in the prediction, ml."""
+    error_ml: float
+    """Predicted - reference volume, ml."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseScores:
+    """The scores of one case."""
+
+    case_id: str
+    patient_id: str
+    slices: int
+    """Number of slices."""
+    dice: float | None
+    """Mean Dice of the regions; None where no region has one."""
+    regions: Mapping[str, RegionScore]
+    """Scores by region."""
+
+    def as_row(self) -> dict[str, str | int | float | None]:
+        """Return the scores as a row of ``cases.csv``."""
+        row: dict[str, str | int | float | None] = {
+            "case_id": self.case_id,
+            "patient_id": self.patient_id,
+            "slices": self.slices,
+            "dice": self.dice,
+        }
+        for name, score in self.regions.items():
+            row |= {
+                f"dice_{name}": score.dice,
+                f"reference_{name}_ml": score.reference_ml,
+                f"predicted_{name}_ml": score.predicted_ml,
+                f"error_{name}_ml": score.error_ml,
+            }
+        return row
+
+
+@dataclass(frozen=True, kw_only=True)
+class CasePicture:
+    """A candidate for one of the two pictures."""
+
+    dice: float
+    """Mean Dice of the regions."""
     tiles: list[Tile]
 
 
 def write_cases(run: Path, setup: Setup, network: nn.Module) -> dict[str, Overlaps]:
     """Segment the validation cases and write ``cases.csv``, the worst first, ``worst.png`` and ``best.png``.
 
-    Cases in which neither reference nor prediction has a label have no Dice and stand last; there is nothing to see. No
-    case stands in both pictures, unless it is the only one.
+    Cases without a label in reference and prediction have no Dice: they come last and are in no picture. No case is in
+    both pictures, unless it is the only one.
 
     Returns
     -------
@@ -52,118 +97,110 @@ def write_cases(run: Path, setup: Setup, network: nn.Module) -> dict[str, Overla
         Overlaps by case id.
     """
     network.eval()
-    found: dict[str, Overlaps] = {}
-    rows: list[Row] = []
-    shown: list[Shown] = []
+    by_case: dict[str, Overlaps] = {}
+    scores: list[CaseScores] = []
+    candidates: list[CasePicture] = []
     with progress("report", len(setup.split.validation), "cases") as advance:
         for case_id in setup.split.validation:
             case = setup.store[case_id]
-            reference, predicted = reference_of(case), predict_case(case, network, setup)
-            found[case_id] = overlaps(reference, predicted, setup.labels, setup.ignored)
-            rows.append(case_row(case.info, found[case_id]))
-            if rows[-1]["dice"] is not None:
-                volumes = (reference, setup.labels.table()[predicted])
-                shown.append(
-                    Shown(score=rows[-1]["dice"], tiles=case_tiles(case, volumes, setup, scores(found[case_id])))
-                )
-                shown.sort(key=lambda one: one.score)
-                del shown[SHOWN:-SHOWN]
+            reference, predicted = read_reference(case), predict_case(case, network, setup)
+            overlaps = by_case[case_id] = count_overlaps(reference, predicted, setup.labels, setup.ignored)
+            score = score_case(case.info, overlaps)
+            scores.append(score)
+            if score.dice is not None:
+                tiles = draw_case(case, reference, setup.labels.table()[predicted], setup, format_dice(overlaps))
+                candidates.append(CasePicture(dice=score.dice, tiles=tiles))
+                # Keep only the pictures that may be shown: the first and the last few by Dice.
+                candidates.sort(key=lambda candidate: candidate.dice)
+                del candidates[SHOWN:-SHOWN]
             advance(1, "")
-    write_csv(run / CASES, worst_first(rows))
-    count = min(SHOWN, max(1, len(shown) // 2))
-    for name, cases in ((WORST_CASES, shown[:count]), (BEST_CASES, shown[-count:][::-1])):
+    write_csv(run / CASES, [score.as_row() for score in sort_worst_first(scores)])
+    count = min(SHOWN, max(1, len(candidates) // 2))
+    for name, cases in ((WORST_CASES, candidates[:count]), (BEST_CASES, candidates[-count:][::-1])):
         tiles = [tile for one in cases for tile in one.tiles]
         if tiles:
             save_png(run / name, montage(tiles, 3))
-    return found
+    return by_case
 
 
-def worst_first(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of cases by rising Dice, those without one last."""
-    return sorted(rows, key=lambda row: math.inf if row["dice"] is None else row["dice"])
+def sort_worst_first(scores: Sequence[CaseScores]) -> list[CaseScores]:
+    """Return cases by rising Dice, those without Dice last."""
+    return sorted(scores, key=lambda score: math.inf if score.dice is None else score.dice)
 
 
-def case_row(info: CaseInfo, found: Overlaps) -> Row:
-    """Return a case as a row of the table; no Dice where neither mask has the region. An error is prediction - reference."""
-    row: Row = {
-        "case_id": info.case_id,
-        "patient_id": info.patient_id,
-        "slices": info.shape[0],
-        "dice": _null(mean_of([counts.dice for counts in found.values()])),
-    }
-    for name, counts in found.items():
-        reference = (counts.true_positive + counts.false_negative) * info.voxel_ml
-        predicted = (counts.true_positive + counts.false_positive) * info.voxel_ml
-        row |= {
-            f"dice_{name}": _null(counts.dice),
-            f"reference_{name}_ml": round(reference, 4),
-            f"predicted_{name}_ml": round(predicted, 4),
-            f"error_{name}_ml": round(predicted - reference, 4),
-        }
-    return row
+def score_case(info: CaseInfo, overlaps: Overlaps) -> CaseScores:
+    """Return Dice and volumes of a case from the overlaps of its regions."""
+    regions = {}
+    for name, overlap in overlaps.items():
+        reference, predicted = overlap.reference * info.voxel_ml, overlap.predicted * info.voxel_ml
+        regions[name] = RegionScore(
+            dice=none_if_nan(overlap.dice),
+            reference_ml=round(reference, 4),
+            predicted_ml=round(predicted, 4),
+            error_ml=round(predicted - reference, 4),
+        )
+    return CaseScores(
+        case_id=info.case_id,
+        patient_id=info.patient_id,
+        slices=info.shape[0],
+        dice=none_if_nan(mean_of([overlap.dice for overlap in overlaps.values()])),
+        regions=regions,
+    )
 
 
-def scores(found: Overlaps) -> str:
+def format_dice(overlaps: Overlaps) -> str:
     """Return the Dice of each region, as a caption.
 
     >>> from slicemill.ct.overlap import Overlap
-    >>> scores({"liver": Overlap(2, 1, 1), "tumor": Overlap()})
+    >>> format_dice({"liver": Overlap(2, 1, 1), "tumor": Overlap()})
     'liver 0.667, tumor -'
     """
-    return ", ".join(f"{name} {format_cell(counts.dice)}" for name, counts in found.items())
+    return ", ".join(f"{name} {format_cell(overlap.dice)}" for name, overlap in overlaps.items())
 
 
-def case_tiles(case: Case, volumes: tuple[Label, Label], setup: Setup, caption: str) -> list[Tile]:
-    """Return image, reference and prediction of the telling slices of a case.
-
-    Parameters
-    ----------
-    volumes
-        Reference and prediction, both uint8[z, y, x], label values.
-    caption
-        Of the prediction.
-    """
+def draw_case(case: Case, reference: LabelVolume, predicted: LabelVolume, setup: Setup, caption: str) -> list[Tile]:
+    """Return image, reference and prediction of the key slices of a case; `caption` is that of the prediction."""
     window = Window(setup.config.window_low, setup.config.window_high)
     colors: Colors = label_colors(setup.labels)
     if setup.ignored is not None:
         colors.append(([setup.ignored], IGNORED_COLOR))
     tiles = []
-    for z, why in telling_slices(*volumes, setup.labels, setup.ignored).items():
-        picture = gray(case.image[z], window)
-        captions = (f"z={z}, {why}: {case.info.case_id}", "reference", f"prediction: {caption}")
-        pictures = (picture, *(draw_labels(picture, volume[z], colors) for volume in volumes))
-        tiles += [Tile(picture=one, caption=words) for one, words in zip(pictures, captions, strict=True)]
+    for z, reason in choose_key_slices(reference, predicted, setup.labels, setup.ignored).items():
+        image = gray(case.image[z], window)
+        tiles += [
+            Tile(picture=image, caption=f"z={z}, {reason}: {case.info.case_id}"),
+            Tile(picture=draw_labels(image, reference[z], colors), caption="reference"),
+            Tile(picture=draw_labels(image, predicted[z], colors), caption=f"prediction: {caption}"),
+        ]
     return tiles
 
 
-def telling_slices(reference: Label, answer: Label, labels: Labels, ignored: int | None = None) -> Mapping[int, str]:
-    """Return the slice with most tumor (else most label, in the reference or else in the answer) and that with most error.
+def choose_key_slices(
+    reference: LabelVolume, predicted: LabelVolume, labels: Labels, ignored: int | None = None
+) -> Mapping[int, str]:
+    """Return the slice with most tumor and that with most error, each with the reason for its choice.
 
-    Both are uint8[z, y, x], label values. The result says of each slice why it was chosen; one slice may be both.
+    Without tumor it is the slice with most label, in the reference, else in the prediction. Both may be one slice.
 
-    >>> reference, answer = np.zeros((2, 3, 1, 4), dtype=np.uint8)
-    >>> reference[1, 0, :3] = answer[1, 0, :3] = answer[2, 0, :2] = 1
-    >>> telling_slices(reference, answer, Labels(values={"liver": 1}))
+    >>> reference, predicted = np.zeros((2, 3, 1, 4), dtype=np.uint8)
+    >>> reference[1, 0, :3] = predicted[1, 0, :3] = predicted[2, 0, :2] = 1
+    >>> choose_key_slices(reference, predicted, Labels(values={"liver": 1}))
     {1: 'most label', 2: 'most error'}
     """
     known = reference if ignored is None else np.where(reference == ignored, 0, reference)
     tumor = labels.tumor_value()
     chosen: dict[int, str] = {}
-    for mask, why in ((known == tumor, "most tumor"), (known != 0, "most label"), (answer != 0, "most label")):
+    for mask, reason in ((known == tumor, "most tumor"), (known != 0, "most label"), (predicted != 0, "most label")):
         if not chosen and mask.any():
-            chosen[_fullest(mask)] = why
-    wrong = known != answer
+            chosen[_fullest_slice(mask)] = reason
+    wrong = known != predicted
     if ignored is not None:
         wrong &= reference != ignored
     if wrong.any():
-        z = _fullest(wrong)
+        z = _fullest_slice(wrong)
         chosen[z] = f"{chosen[z]} and error" if z in chosen else "most error"
     return chosen
 
 
-def _fullest(mask: npt.NDArray[np.bool_]) -> int:
+def _fullest_slice(mask: npt.NDArray[np.bool_]) -> int:
     return int(np.argmax([np.count_nonzero(section) for section in mask]))
-
-
-def _null(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -1,7 +1,7 @@
-"""What the random changes of training do to real slices, as one picture: a row a kind of change, a column a slice.
+"""The random changes of training on real slices, as one picture: a row per kind of change, a column per slice.
 
-The outlines are those of the labels that training gets; where a change moves them, gray ones stay where they were. Kinds that
-change values alone are shown close up, since that is where they are seen.
+Outlines are those of the labels that training gets; gray outlines show where they were before. Kinds that only change
+values are shown as close-ups, because their effect is small.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,22 +19,25 @@ from slicemill.ct.window import Window
 from slicemill.store.preview import chosen_slices
 from slicemill.store.reader import Case, Store
 from slicemill.train.config import KINDS, Config
-from slicemill.train.data.augment import SHARES, VALUE_KINDS, Batch, changed, tilt
+from slicemill.train.data.augment import SHARES, VALUE_KINDS, changed, tilt
+from slicemill.train.data.warp import ImageAndLabel
 from slicemill.train.network.unet import normalize
 from slicemill.train.run.setup import common_labels
 
 COLUMNS = 5
 TILE_PX = 384
-CLOSE = 3
-"""A close-up shows this part of the sides, about the middle of the highest label."""
+"""Longest side of a tile."""
+CLOSE_UP = 3
+"""A close-up shows one third of each side, around the middle of the highest label."""
 REACH = 4
-"""Slices that a tilt reaches in the picture when the settings have it off."""
-FORMER: Color = (150, 150, 150)
+"""Slices that a tilt reaches in the picture if the settings turn it off."""
+FORMER_COLOR: Color = (150, 150, 150)
+"""Outlines before the change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One column: a slab of slices about the one that is shown."""
+    """A column of the picture: a slab of slices around the one that is shown."""
 
     name: str
     image: Tensor
@@ -42,23 +45,23 @@ class Sample:
     label: Tensor
     """int64[1, 1 + 2m, y, x], label values."""
 
-    def middle(self) -> Batch:
-        """Return the slice shown: float32[1, 1, y, x] and int64[1, y, x]."""
+    def middle(self) -> ImageAndLabel:
+        """Return the slice that is shown: float32[1, 1, y, x] and int64[1, y, x]."""
         reach = self.image.shape[1] // 2
         return self.image[:, reach : reach + 1], self.label[:, reach]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row: what is done to every sample."""
+    """A row of the picture: one change, applied to every sample."""
 
     title: str
-    change: Callable[[Sample, Generator], Batch]
-    close: bool = False
+    change: Callable[[Sample, Generator], ImageAndLabel]
+    close_up: bool = False
 
 
-def gallery(store: Store, config: Config) -> Image.Image:
-    """Return slices as stored, with each kind of change of the settings at their strength, and with all together.
+def draw_gallery(store: Store, config: Config) -> Image.Image:
+    """Draw slices as stored, with each kind of change at the strength of the settings, and with all together.
 
     Raises
     ------
@@ -70,60 +73,63 @@ def gallery(store: Store, config: Config) -> Image.Image:
     window = Window(config.window_low, config.window_high)
     masked = [case for case in store if case.label is not None]
     chosen = evenly_spaced(masked, COLUMNS) * (COLUMNS if len(masked) == 1 else 1)
-    samples = [sample_of(case, window, config.oblique or REACH) for case in chosen]
+    samples = [read_sample(case, window, config.oblique or REACH) for case in chosen]
     tiles = []
-    for row in rows_of(config):
+    for row in list_rows(config):
         for sample in samples:
             image, label = row.change(sample, generator)
             former = sample.middle()[1][0].numpy().astype(np.uint8)
             shown = label[0].numpy().astype(np.uint8)
-            box = close_up(former) if row.close else (slice(None), slice(None))
-            picture = gray(in_hu(image[0, 0], window)[box], window)
+            box = find_close_up(former) if row.close_up else (slice(None), slice(None))
+            picture = gray(to_hu(image[0, 0], window)[box], window)
             if (former != shown).any():
-                picture = draw_labels(picture, former[box], [(values, FORMER) for values, _ in colors])
+                picture = draw_labels(picture, former[box], [(values, FORMER_COLOR) for values, _ in colors])
             picture = draw_labels(picture, shown[box], colors)
-            tiles.append(Tile(picture=shrunk(picture), caption=f"{row.title}: {sample.name}"))
-    title = f"augment = {config.augment:g}: training changes the shares of slices in brackets; window {window.low:g} to {window.high:g} HU"
+            tiles.append(Tile(picture=shrink(picture), caption=f"{row.title}: {sample.name}"))
+    title = (
+        f"augment = {config.augment:g}: training changes the shares of slices in brackets; "
+        f"window {window.low:g} to {window.high:g} HU"
+    )
     return montage(tiles, len(samples), title=title)
 
 
-def rows_of(config: Config) -> Iterator[Row]:
-    """Yield the rows: as stored, what moves, what tilts, what changes values, all together."""
+def list_rows(config: Config) -> Iterator[Row]:
+    """Yield the rows: as stored, moved, tilted, with changed values, all together."""
     kinds = [kind for kind in KINDS if kind in config.kinds]
     yield Row(title="as stored", change=lambda sample, _: sample.middle())
     for kind in kinds:
         if kind not in VALUE_KINDS:
-            yield row_of(kind, config)
+            yield kind_row(kind, config)
     off = "" if config.oblique else ", off"
     yield Row(
         title=f"tilt (oblique = {config.oblique or REACH}{off})",
         change=lambda sample, generator: tilt(sample.image, sample.label, generator),
     )
     if set(kinds) & set(VALUE_KINDS):
-        yield Row(title="as stored, close up", change=lambda sample, _: sample.middle(), close=True)
+        yield Row(title="as stored, close up", change=lambda sample, _: sample.middle(), close_up=True)
     for kind in kinds:
         if kind in VALUE_KINDS:
-            yield row_of(kind, config)
-    yield Row(title="all together", change=lambda sample, generator: together(sample, config, generator))
+            yield kind_row(kind, config)
+    yield Row(title="all together", change=lambda sample, generator: change_all(sample, config, generator))
 
 
-def row_of(kind: str, config: Config) -> Row:
-    """Return the row of one kind, which here changes every slice."""
+def kind_row(kind: str, config: Config) -> Row:
+    """Return the row of one kind, which changes every slice here."""
     return Row(
         title=f"{kind} ({config.augment * SHARES[kind]:.0%})",
         change=lambda sample, generator: changed(*sample.middle(), config.augment, {kind: 1.0}, generator),
-        close=kind in VALUE_KINDS,
+        close_up=kind in VALUE_KINDS,
     )
 
 
-def together(sample: Sample, config: Config, generator: Generator) -> Batch:
-    """Return a sample with all changes of the settings at once."""
+def change_all(sample: Sample, config: Config, generator: Generator) -> ImageAndLabel:
+    """Apply all changes of the settings at once."""
     batch = tilt(sample.image, sample.label, generator) if config.oblique else sample.middle()
     return changed(*batch, config.augment, dict.fromkeys(config.kinds, 1.0), generator)
 
 
-def sample_of(case: Case, window: Window, reach: int) -> Sample:
-    """Return the slice of a case with most tumor, else one from the middle of its labels, with `reach` slices to either side."""
+def read_sample(case: Case, window: Window, reach: int) -> Sample:
+    """Read the slice with most tumor, else one from the middle of the labels, with `reach` slices to either side."""
     tumor = case.info.labels and case.info.slice_stats.voxels.get(case.info.labels.tumor or "")
     z = chosen_slices(case.info, 1)[0] if tumor and any(tumor) else chosen_slices(case.info, 3)[1]
     around = neighbors(z, len(case.image), 1 + 2 * reach)
@@ -136,25 +142,24 @@ def sample_of(case: Case, window: Window, reach: int) -> Sample:
     )
 
 
-def close_up(label: npt.NDArray[np.uint8]) -> tuple[slice, slice]:
-    """Return the part of a slice about the middle of its highest label, which may be background.
+def find_close_up(label: npt.NDArray[np.uint8]) -> tuple[slice, slice]:
+    """Return the part of a slice around the middle of its highest label, which may be background.
 
     >>> label = np.zeros((90, 60), np.uint8)
     >>> label[80:, 30] = 1
-    >>> close_up(label)
+    >>> find_close_up(label)
     (slice(60, 90, None), slice(20, 40, None))
     """
-    sides = [side // CLOSE for side in label.shape]
+    sides = [side // CLOSE_UP for side in label.shape]
     middle = np.argwhere(label == label.max()).mean(axis=0).round().astype(int)
     y, x = (
-        int(np.clip(at - side // 2, 0, whole - side))
-        for at, side, whole in zip(middle, sides, label.shape, strict=True)
+        int(np.clip(at - side // 2, 0, full - side)) for at, side, full in zip(middle, sides, label.shape, strict=True)
     )
     return slice(y, y + sides[0]), slice(x, x + sides[1])
 
 
-def shrunk(picture: Picture) -> Picture:
-    """Return a picture whose longer side is at most TILE_PX."""
+def shrink(picture: Picture) -> Picture:
+    """Return a picture with a longer side of at most TILE_PX."""
     height, width = picture.shape[:2]
     factor = TILE_PX / max(height, width)
     if factor >= 1:
@@ -162,8 +167,8 @@ def shrunk(picture: Picture) -> Picture:
     return np.asarray(Image.fromarray(picture).resize((round(width * factor), round(height * factor))))
 
 
-def in_hu(image: Tensor, window: Window) -> npt.NDArray[np.int16]:
-    """Return what the network sees, float32[y, x] in -1..1 over the window, as HU: int16[y, x]."""
+def to_hu(image: Tensor, window: Window) -> npt.NDArray[np.int16]:
+    """Return an image of the network, float32[y, x] in -1..1 over the window, as HU: int16[y, x]."""
     half = (window.high - window.low) / 2
     values: npt.NDArray[np.int16] = (image.numpy() * half + window.low + half).clip(-32768, 32767).astype(np.int16)
     return values

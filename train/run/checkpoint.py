@@ -1,8 +1,8 @@
-"""Checkpoints: tensors as safetensors, the rest as JSON; never pickle, always whole."""
+"""Checkpoints: tensors as safetensors, the rest as JSON in its header; no pickle; files are written atomically."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +12,70 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from slicemill.common.documents import from_document, to_document
 from slicemill.common.errors import ModelError
 from slicemill.common.files import atomic_write, to_json
+from slicemill.train.run.metrics import Cell, EpochMetrics, metrics_from_row
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
+class TallyRecord:
+    """The counts of an epoch in progress, as they are written (`slicemill.train.run.tally.Tally`)."""
+
+    losses: list[float]
+    """The loss of each step so far."""
+    seconds: float
+    """Time spent on the steps."""
+    waited: float
+    """Part of this time spent waiting for the loader, seconds."""
+    voxels: list[list[int]]
+    """Pixels by true and predicted class, of all processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class State:
-    """Where a run stands."""
+    """The progress of a run."""
 
     epoch: int = 0
-    """Epochs completed."""
+    """Number of completed epochs."""
     seconds: float = 0.0
     """Training time so far."""
     best_score: float = -1.0
+    """Highest validation Dice; -1 before the first epoch ends."""
     best_epoch: int = 0
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    """One row of metrics an epoch."""
-    tally: dict[str, Any] | None = None
-    """What the epoch that is under way has found so far (`slicemill.train.run.tally.Tally`); None between epochs."""
-    scaler: dict[str, Any] = field(default_factory=dict)
-    """Where the loss scaler of fp16 stands."""
+    """The epoch that reached it."""
+    history: Sequence[EpochMetrics] = ()
+    """The metrics of each completed epoch."""
+    tally: TallyRecord | None = None
+    """The epoch in progress; None between epochs."""
+    scaler: Mapping[str, float | int] = field(default_factory=dict)
+    """State of the fp16 loss scaler; empty in other precisions."""
 
-    def __post_init__(self) -> None:
-        """Refuse what no run has written."""
-        kinds = {"epoch": int, "best_epoch": int, "seconds": float, "best_score": float, "rows": list, "scaler": dict}
-        for name, kind in kinds.items():
-            if not isinstance(getattr(self, name), int | float if kind is float else kind):
-                raise TypeError(f"{name} = {getattr(self, name)!r}: is not of type {kind.__name__}")
-        parts = {"voxels": list, "losses": list, "seconds": int | float, "waited": int | float}
-        if self.tally is not None and not all(isinstance(self.tally.get(name), kind) for name, kind in parts.items()):
-            raise TypeError("tally: is incomplete")
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows of ``metrics.csv``."""
+        return [metrics.as_row() for metrics in self.history]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StateDocument:
+    """A `State` as it is written: metrics are rows."""
+
+    epoch: int
+    seconds: float
+    best_score: float
+    best_epoch: int
+    rows: list[dict[str, Cell]]
+    tally: TallyRecord | None = None
+    scaler: dict[str, float | int] = field(default_factory=dict)
 
 
 def save_weights(path: Path, network: nn.Module) -> None:
-    """Write a network's weights."""
+    """Write the weights of a network."""
     with atomic_write(path) as aside:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, aside)
+        save_file(_on_cpu(network.state_dict()), aside)
 
 
 def load_weights(path: Path, network: nn.Module) -> None:
@@ -58,7 +84,7 @@ def load_weights(path: Path, network: nn.Module) -> None:
     Raises
     ------
     ModelError
-        The file is damaged or of another network.
+        The file is damaged or belongs to another network.
     """
     try:
         network.load_state_dict(load_file(path))
@@ -67,7 +93,7 @@ def load_weights(path: Path, network: nn.Module) -> None:
 
 
 def save_progress(run: Path, state: State, parts: Mapping[str, nn.Module | Tensor], optimizer: Optimizer) -> None:
-    """Write the weights, the optimizer's memory and the state as one file, so that they cannot disagree after a kill.
+    """Write weights, optimizer and state as one file, so that a kill cannot leave them inconsistent.
 
     `parts` maps names to modules and plain tensors.
     """
@@ -77,18 +103,17 @@ def save_progress(run: Path, state: State, parts: Mapping[str, nn.Module | Tenso
         tensors |= {f"{part}.{name}": tensor for name, tensor in own.items()}
     for index, memory in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in memory.items()}
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_write(run / LAST) as aside:
-        save_file(contiguous, aside, metadata={"state": to_json(asdict(state))})
+        save_file(_on_cpu(tensors), aside, metadata={"state": to_json(to_document(_document_of(state)))})
 
 
 def load_progress(run: Path, parts: Mapping[str, nn.Module | Tensor], optimizer: Optimizer) -> State:
-    """Bring the parts and the optimizer to where a run stopped; a new run has a state of no epochs.
+    """Restore the parts and the optimizer from the last checkpoint, and return its state, empty for a new run.
 
     Raises
     ------
     ModelError
-        The checkpoint is damaged or of another network or store.
+        The checkpoint is damaged or belongs to another network or store.
     """
     if not (run / LAST).exists():
         return State()
@@ -99,7 +124,7 @@ def load_progress(run: Path, parts: Mapping[str, nn.Module | Tensor], optimizer:
             prefix = f"{part}."
             own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
             if not own:
-                raise ValueError(f"it lacks {part}, as those of earlier versions do")
+                raise ValueError(f"it lacks {part}, as checkpoints of earlier versions do")
             if isinstance(holder, Tensor):
                 holder.copy_(own[""])
             else:
@@ -108,12 +133,12 @@ def load_progress(run: Path, parts: Mapping[str, nn.Module | Tensor], optimizer:
             {"state": _optimizer_memory(tensors, optimizer), "param_groups": optimizer.state_dict()["param_groups"]}
         )
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, IndexError) as error:
-        raise ModelError(f"{run}: its checkpoint cannot be read ({error}); train anew with --overwrite.") from error
+        raise ModelError(f"{run}: its checkpoint cannot be read ({error}); start again with --overwrite.") from error
     return state
 
 
 def read_state(run: Path) -> State:
-    """Return where a run stands.
+    """Read the progress of a run from its last checkpoint.
 
     Raises
     ------
@@ -122,13 +147,39 @@ def read_state(run: Path) -> State:
     """
     try:
         with safe_open(run / LAST, framework="pt") as file:
-            return State(**json.loads(file.metadata()["state"]))
+            document = from_document(_StateDocument, json.loads(file.metadata()["state"]), LAST, error=ModelError)
+        return State(
+            epoch=document.epoch,
+            seconds=document.seconds,
+            best_score=document.best_score,
+            best_epoch=document.best_epoch,
+            history=[metrics_from_row(row) for row in document.rows],
+            tally=document.tally,
+            scaler=document.scaler,
+        )
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{run}: holds no checkpoint of a training run ({error}).") from error
 
 
+def _document_of(state: State) -> _StateDocument:
+    return _StateDocument(
+        epoch=state.epoch,
+        seconds=state.seconds,
+        best_score=state.best_score,
+        best_epoch=state.best_epoch,
+        rows=state.rows,
+        tally=state.tally,
+        scaler=dict(state.scaler),
+    )
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as safetensors stores them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
 def _optimizer_memory(tensors: dict[str, Tensor], optimizer: Optimizer) -> dict[int, dict[str, Tensor]]:
-    """Return an optimizer's memory, each part in the layout of its weight: in another one, its steps would be slow."""
+    """Return the optimizer's state, each tensor in the memory layout of its weight; other layouts make steps slow."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     memory: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

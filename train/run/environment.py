@@ -1,66 +1,97 @@
-"""On what a run was trained: ``environment.json``, an entry for each time that it was started."""
+"""The environment of a run: ``environment.json``, with an entry for each start."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from slicemill.common.files import read_json, write_json
+from slicemill.common.documents import read_document, to_document
+from slicemill.common.files import write_json
 from slicemill.common.machine import machine_info
-from slicemill.train.run.setup import ENVIRONMENT, MODEL, Setup
+from slicemill.train.run.setup import ENVIRONMENT, Setup, read_run_model
 
-Facts = dict[str, Any]
+Facts = Mapping[str, Any]
+"""Name -> value: machine, versions, device, precision and store. A value may be a table, like the versions."""
 
 
-def note_start(run: Path, setup: Setup, epoch: int) -> None:
-    """Write down that training begins here and now after `epoch` epochs, and what has changed since the last start."""
-    facts = environment(run, setup)
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """One start of a run."""
+
+    utc: str
+    """Time in UTC, ISO 8601."""
+    after_epoch: int
+    """Number of epochs completed before."""
+    changed: dict[str, tuple[Any, Any]]
+    """What differs from the start before: name -> (before, now)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEnvironment:
+    """The content of ``environment.json``."""
+
+    environment: Facts = field(default_factory=dict)
+    """The environment of the last start."""
+    starts: Sequence[Start] = ()
+    """Every start, the first one first."""
+
+
+def record_start(run: Path, setup: Setup, epoch: int) -> None:
+    """Record that training starts after `epoch` epochs, and what has changed since the last start."""
+    facts = collect_facts(run, setup)
+    earlier = read_environment(run)
+    start = Start(
+        utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        after_epoch=epoch,
+        changed=find_changes(earlier.environment or facts, facts),
+    )
+    now = RunEnvironment(environment=facts, starts=[*earlier.starts, start])
+    write_json(run / ENVIRONMENT, to_document(now))
+
+
+def read_environment(run: Path) -> RunEnvironment:
+    """Read the environment of a run; an empty one before its first start."""
     path = run / ENVIRONMENT
-    earlier = read_json(path) if path.exists() else {}
-    start = {
-        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "after_epoch": epoch,
-        "changed": changes(earlier.get("environment", facts), facts),
-    }
-    write_json(path, {"environment": facts, "starts": [*earlier.get("starts", []), start]})
+    return read_document(RunEnvironment, path) if path.exists() else RunEnvironment()
 
 
-def environment(run: Path, setup: Setup) -> Facts:
-    """Return machine, versions, device, precision and store; nothing that names the machine or a person."""
-    model = read_json(run / MODEL)
+def collect_facts(run: Path, setup: Setup) -> Facts:
+    """Return machine, versions, device, precision and store; nothing that identifies the machine or a person."""
+    model = read_run_model(run)
     cuda = setup.device.type == "cuda"
     return {
         **machine_info(),
         "device": torch.cuda.get_device_name(setup.device) if cuda else setup.device.type,
         "cuda": torch.version.cuda if cuda else None,
-        "precision": precision(setup),
+        "precision": describe_precision(setup),
         "threads": torch.get_num_threads(),
-        "store": model["store"],
-        "store_sha256": model["store_sha256"],
+        "store": model.store,
+        "store_sha256": model.store_sha256,
     }
 
 
-def precision(setup: Setup) -> str:
-    """Return what the network is computed in; cuDNN rounds the factors of fp32 convolutions to TF32 unless told otherwise."""
+def describe_precision(setup: Setup) -> str:
+    """Return the precision of the network. By default, cuDNN rounds the factors of fp32 convolutions to TF32."""
     if setup.precision != torch.float32:
         return f"{str(setup.precision).removeprefix('torch.')}, mixed"
     return "fp32, TF32 in convolutions" if setup.device.type == "cuda" and torch.backends.cudnn.allow_tf32 else "fp32"
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return what differs, as name -> [before, now]; what lies within a table has its name before a dot.
+def find_changes(before: Facts, now: Facts) -> dict[str, tuple[Any, Any]]:
+    """Return what differs, as name -> (before, now); a value of a table is named with a dot.
 
-    >>> changes({"cores": 2, "versions": {"torch": "2.6"}}, {"cores": 2, "versions": {"torch": "2.7"}})
-    {'versions.torch': ['2.6', '2.7']}
+    >>> find_changes({"cores": 2, "versions": {"torch": "2.6"}}, {"cores": 2, "versions": {"torch": "2.7"}})
+    {'versions.torch': ('2.6', '2.7')}
     """
-    old, new = _flat(before), _flat(now)
-    return {name: [old.get(name), new.get(name)] for name in {**old, **new} if old.get(name) != new.get(name)}
+    old, new = _flatten(before), _flatten(now)
+    return {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
 
 
-def _flat(facts: Mapping[str, Any]) -> Facts:
-    flat: Facts = {}
+def _flatten(facts: Facts) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for name, value in facts.items():
         flat |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
     return flat

@@ -1,4 +1,4 @@
-"""When an epoch is left before its end: for a checkpoint every few minutes, and when someone asks to stop."""
+"""Interruptions of an epoch: a checkpoint every few minutes, and stop signals."""
 
 import signal
 import threading
@@ -16,52 +16,57 @@ from slicemill.train.run.checkpoint import State
 
 
 @dataclass(frozen=True, kw_only=True)
-class Orders:
+class Commands:
     """What all processes do before a step."""
 
     spent: float
-    """Share of `max_minutes` that is over; 0 without such a limit."""
+    """Share of `max_minutes` that is over; 0 without a limit."""
     stop: bool
+    """Write a checkpoint and stop."""
     save: bool
+    """Write a checkpoint."""
 
 
 class Interruption:
-    """Decides by the clock of the first process, and by whoever was asked to stop, so that all of them do the same."""
+    """Decides when to save and when to stop, for all processes alike.
+
+    The clock of the first process counts; a stop signal to any process stops all.
+    """
 
     def __init__(
-        self, config: Config, processes: Processes, asked: threading.Event, write: Callable[[State], None]
+        self, config: Config, processes: Processes, stop_requested: threading.Event, write: Callable[[State], None]
     ) -> None:
-        """Begin to count the minutes to the next checkpoint; `write` writes one."""
+        """Start the clock to the next checkpoint; `write` writes one."""
         self._config = config
         self._processes = processes
-        self._asked = asked
+        self._stop_requested = stop_requested
         self._saved = time.perf_counter()
         self._write = write
 
     def write(self, state: State) -> None:
-        """Write a checkpoint, and begin to count the minutes to the next."""
+        """Write a checkpoint, and restart the clock to the next."""
         self._write(state)
         self._saved = time.perf_counter()
 
-    def orders(self, seconds: float, device: torch.device) -> Orders:
-        """Return what to do after so many seconds of training in all."""
+    def commands(self, seconds: float, device: torch.device) -> Commands:
+        """Return what to do after `seconds` of training in all."""
         spent = seconds / (60 * self._config.max_minutes) if self._config.max_minutes else 0.0
         minutes = (time.perf_counter() - self._saved) / 60
         save = bool(self._config.save_minutes) and minutes >= self._config.save_minutes
-        stop = self._asked.is_set()
+        stop = self._stop_requested.is_set()
         if self._processes.count > 1:
             first = float(self._processes.first)
-            said = torch.tensor([spent * first, stop, save * first], dtype=torch.float64, device=device)
-            whole = self._processes.together(said).tolist()
-            spent, stop, save = float(whole[0]), bool(whole[1]), bool(whole[2])
-        return Orders(spent=spent, stop=stop, save=save)
+            local = torch.tensor([spent * first, stop, save * first], dtype=torch.float64, device=device)
+            total = self._processes.sum(local).tolist()
+            spent, stop, save = float(total[0]), bool(total[1]), bool(total[2])
+        return Commands(spent=spent, stop=stop, save=save)
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[threading.Event]:
-    """Yield an event that is set by Ctrl-C or SIGTERM (what SLURM and Kubernetes send first); a second Ctrl-C ends at once.
+def catch_stop_signals() -> Iterator[threading.Event]:
+    """Yield an event that Ctrl-C and SIGTERM (the first signal of SLURM and Kubernetes) set.
 
-    A second SIGTERM does not: a scheduler and torchrun may each send one.
+    A second Ctrl-C ends the process at once. A second SIGTERM does not: a scheduler and torchrun may each send one.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -69,12 +74,12 @@ def asked_to_stop() -> Iterator[threading.Event]:
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def ask(_number: int, _frame: FrameType | None) -> None:
+    def request_stop(_number: int, _frame: FrameType | None) -> None:
         event.set()
         signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     for number in before:
-        signal.signal(number, ask)
+        signal.signal(number, request_stop)
     try:
         yield event
     finally:

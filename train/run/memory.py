@@ -1,4 +1,4 @@
-"""How large a batch a GPU takes, measured by training on small ones."""
+"""The largest batch that fits into a GPU's memory, measured with small batches."""
 
 import traceback
 from collections.abc import Iterator
@@ -9,27 +9,28 @@ import torch
 from slicemill.common.errors import ConfigError
 from slicemill.ct.labels import Labels
 from slicemill.train.config import Config
-from slicemill.train.network.losses import supervised
+from slicemill.train.network.losses import multi_level_loss
 from slicemill.train.network.step import make_learner, running_in
 
 AUTO = 0
-"""The setting `batch` that asks for a measurement."""
+"""The value of the setting `batch` that requests a measurement."""
 PROBES = (2, 4)
-"""Batches that are tried; the larger one's additional memory is what two slices cost."""
+"""Batch sizes that are tried; the difference of their memory is the cost of two slices."""
 KEPT_FREE = 0.1
-"""Share of the memory that is left for what comes and goes: fragments, validation, other programs."""
+"""Share of the memory left for fragmentation, validation and other programs."""
 MAX_BATCH = 256
+"""Largest batch that a measurement returns."""
 
 
 def fitting_batch(
     labels: Labels, config: Config, size: tuple[int, int], device: torch.device, precision: torch.dtype
 ) -> int:
-    """Return how many slices of `size` a step on this GPU takes.
+    """Return how many slices of `size` fit into a step on this GPU.
 
     Raises
     ------
     ConfigError
-        The device is no GPU, or not even the smallest batch fits.
+        The device is not a GPU, or not even the smallest batch fits.
     """
     if device.type != "cuda":
         raise ConfigError(f"batch = auto: measures the memory of a GPU; on {device.type}, name a number.")
@@ -41,7 +42,8 @@ def fitting_batch(
             _step_of_zeros(labels, config, (batch, config.context, *size), device, precision)
         except torch.OutOfMemoryError as error:
             raise ConfigError(
-                f"not even {batch} slices of {size[0]}x{size[1]} fit into the memory of {device}; set crop, or a smaller width."
+                f"not even {batch} slices of {size[0]}x{size[1]} fit into the memory of {device}; "
+                "set crop, or a smaller width."
             ) from error
         used.append(torch.cuda.max_memory_allocated(device) - before)
         torch.cuda.empty_cache()
@@ -50,57 +52,58 @@ def fitting_batch(
 
 
 @contextmanager
-def full_memory_explained(
+def explain_out_of_memory(
     labels: Labels, config: Config, size: tuple[int, int], device: torch.device, precision: torch.dtype
 ) -> Iterator[None]:
-    """Turn a step's want of memory into a sentence with the batch that would fit.
+    """Replace an out-of-memory error of a step by a message with the batch that would fit.
 
     Raises
     ------
     ConfigError
-        The step does not fit.
+        The step does not fit into memory.
     """
-    full = False
+    out_of_memory = False
     try:
         yield
     except torch.OutOfMemoryError as error:
-        traceback.clear_frames(error.__traceback__)  # they hold what the step had taken
-        full = True
+        traceback.clear_frames(error.__traceback__)  # the frames keep the step's tensors alive
+        out_of_memory = True
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):
             raise
         raise ConfigError(
-            f"batch = {config.batch}: a step does not fit into the memory of this machine; set a smaller batch, or crop."
+            f"batch = {config.batch}: a step does not fit into the memory of this machine; "
+            "set a smaller batch, or crop."
         ) from error
-    if full:
+    if out_of_memory:
         torch.cuda.empty_cache()
         fits = fitting_batch(labels, config, size, device, precision)
         raise ConfigError(
-            f"batch = {config.batch}: a step does not fit into the memory of {device}; {fits} slices a GPU do. "
+            f"batch = {config.batch}: a step does not fit into the memory of {device}; {fits} slices per GPU fit. "
             "Set batch, or --batch auto."
         )
 
 
 def largest_batch(used: tuple[int, int], free: int) -> int:
-    """Return the largest even batch for which memory, growing in a line through the probes' bytes, stays in what is free.
+    """Return the largest even batch that fits, extrapolating linearly from the bytes `used` by the PROBES.
 
     >>> largest_batch((3_000, 4_000), 20_000)
     32
     """
-    a_slice = max((used[1] - used[0]) / (PROBES[1] - PROBES[0]), 1)
-    fixed = max(used[0] - PROBES[0] * a_slice, 0)
-    return max(2, min(MAX_BATCH, int((free * (1 - KEPT_FREE) - fixed) / a_slice)) // 2 * 2)
+    bytes_per_slice = max((used[1] - used[0]) / (PROBES[1] - PROBES[0]), 1)
+    fixed = max(used[0] - PROBES[0] * bytes_per_slice, 0)
+    return max(2, min(MAX_BATCH, int((free * (1 - KEPT_FREE) - fixed) / bytes_per_slice)) // 2 * 2)
 
 
 def _step_of_zeros(
     labels: Labels, config: Config, shape: tuple[int, int, int, int], device: torch.device, precision: torch.dtype
 ) -> None:
-    """Go once forward and backward with the memory of a real step."""
+    """Run forward and backward once, with the memory of a real step."""
     learner = make_learner(labels, config.changed(compile=False), device, precision)
     image = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
     label = torch.zeros((shape[0], *shape[2:]), dtype=torch.long, device=device)
     with running_in(device, precision):
         levels = learner.forward(image)
-    loss, _ = supervised(levels, label, learner.class_weights)
+    loss, _ = multi_level_loss(levels, label, learner.class_weights)
     loss.backward()  # type: ignore[no-untyped-call]
     learner.optimizer.step()

@@ -1,62 +1,82 @@
-"""What a run is, before its first step: store, labels, split, size of the slices, device."""
+"""The setup of a run, before its first step: store, labels, split, size of the slices, device."""
 
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from slicemill.common.errors import ConfigError, ModelError, StoreError, UsageError
-from slicemill.common.files import Location, read_json, write_bytes, write_json
+from slicemill.common.documents import read_document, to_document
+from slicemill.common.errors import ConfigError, InputError, ModelError, StoreError, UsageError
+from slicemill.common.files import Location, write_bytes, write_json
 from slicemill.ct.labels import Labels
 from slicemill.store.cache import SliceCache
 from slicemill.store.reader import Case, Store, open_store
 from slicemill.store.split import Split, read_split, write_split
 from slicemill.store.tables import read_table, store_sha256
 from slicemill.train.config import Config, read_config, to_toml
-from slicemill.train.data.dataset import Batches, View, zoom_of
+from slicemill.train.data.dataset import Batches, View, compute_zoom
 from slicemill.train.data.sampling import Pool
-from slicemill.train.network.processes import ALONE, Processes, share_of
+from slicemill.train.network.processes import ALONE, Processes, local_batch
 from slicemill.train.run.checkpoint import BEST, LAST
 from slicemill.train.run.memory import AUTO, fitting_batch
 from slicemill.train.split import make_split
 
-MAX_SIDE = 1 << 16
-"""Pixels of a slice's side that a run may name."""
+MAX_STORED_SIDE = 1 << 16
+"""Sanity limit of the sides in ``model.json``. That of model files is lower; `export --size` meets it."""
 CONFIG, SPLIT, MODEL, METRICS, CURVES = "config.toml", "split.json", "model.json", "metrics.csv", "curves.png"
 ENVIRONMENT, CASES, WORST_CASES, BEST_CASES, REPORT = (
     "environment.json", "cases.csv", "worst.png", "best.png", "report.html"
 )  # fmt: skip
 FILES = (CONFIG, SPLIT, MODEL, METRICS, CURVES, ENVIRONMENT, CASES, WORST_CASES, BEST_CASES, REPORT, BEST, LAST)
-"""All that a run leaves in its folder, but for TensorBoard's events."""
+"""All files of a run folder, except TensorBoard's events."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunModel:
+    """The content of ``model.json``: what the network of a run labels, and what it was trained on."""
+
+    labels: dict[str, int]
+    """Name -> value."""
+    organ: str | None
+    """Name of the organ label."""
+    tumor: str | None
+    """Name of the tumor label."""
+    size: tuple[int, int]
+    """y, x of full slices in the network's pixels."""
+    store: str
+    """Path or URL of the store."""
+    store_sha256: str
+    """Hash of the store's cases."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """All that an epoch needs and that stays the same from epoch to epoch."""
+    """Everything an epoch needs that does not change from epoch to epoch."""
 
     store: Store
     config: Config
     labels: Labels
-    """What the network tells apart: the store's labels without the ignored one."""
+    """The labels of the network: those of the store without the ignored one."""
     ignored: int | None
-    """Label value whose pixels count for nothing."""
+    """Label value whose pixels do not count."""
     split: Split
     pool: Pool
     """Slices of the training cases."""
     size: tuple[int, int]
-    """y, x of whole slices in the network's pixels."""
+    """y, x of full slices in the network's pixels."""
     view: View
-    """What the network is trained on."""
+    """What is read of each slice for training."""
     device: torch.device
     batches: Batches
-    """The loader; its ring is made once a run."""
+    """The loader."""
     precision: torch.dtype
-    """float32, or what the network runs in where that is enough."""
+    """float32, or the lower precision of the network's mixed precision."""
     processes: Processes
 
 
@@ -68,72 +88,115 @@ def prepare(
     cache: SliceCache | None = None,
     processes: Processes = ALONE,
 ) -> Setup:
-    """Open the store, settle split, size and batch, and write down what the run is."""
+    """Open the store, choose split, size and batch, and write ``config.toml``, ``split.json`` and ``model.json``.
+
+    Raises
+    ------
+    ConfigError
+        The run folder belongs to other settings or another store, or a setting cannot work with this store.
+    StoreError
+        The store cannot be trained on.
+    """
     store = open_store(store_path, cache)
-    stored_labels = common_labels(store)
-    labels, ignored = (
-        (stored_labels.without(config.ignore), stored_labels.values[config.ignore])
-        if config.ignore
-        else (stored_labels, None)
-    )
+    labels, ignored = trained_labels(store, config)
     device = choose_device(config.device, processes)
     started = (run / CONFIG).exists() and (run / LAST).exists()
-    processes.wait()  # until all have looked, before the first writes
+    processes.barrier()  # all have looked before the first one writes
     if started:
         config = _check_run(run, config, store)
-    split = settle_split(store, run / SPLIT if started else None, split_file, config)
-    unmasked = [case_id for case_id in (*split.train, *split.validation) if store[case_id].label is None]
-    if unmasked:
-        raise StoreError(f"{store_path}: the split trains on cases without a mask: {', '.join(unmasked[:5])}.")
-    chosen = set(split.train)
-    slices, lesions = (
-        [row for row in read_table(store_path, name) if row["case_id"] in chosen] for name in ("slices", "lesions")
-    )
-    if {row["case_id"] for row in slices} != chosen:
-        raise StoreError(
-            f"{store_path}: its slice table lacks slices of the training cases; run `slicemill store reindex {store_path}`."
-        )
-    cases = [store[case_id] for case_id in (*split.train, *split.validation)]
+    split = choose_split(store, run / SPLIT if started else None, split_file, config)
+    cases = _read_cases(store, split)
     size = slice_size(cases, config)
     view = training_view(cases, size, config)
-    if min(view.size) < 2 ** (config.depth + 1):
-        raise ConfigError(
-            f"slices of {view.size[0]}x{view.size[1]} are too small for depth = {config.depth}; set a smaller one."
-        )
     precision = choose_precision(config.precision, device)
     if config.batch == AUTO:
-        fitting = processes.each(fitting_batch(labels, config, view.size, device, precision), device)
+        fitting = processes.gather(fitting_batch(labels, config, view.size, device, precision), device)
         config = config.changed(batch=int(min(fitting)) * processes.count)
-    share = share_of(config.batch, config.norm, processes, device)
+    batch = local_batch(config.batch, config.norm, processes, device)
+    batches = Batches(store, view, batch, config.loader_threads, pinned=device.type == "cuda")
     setup = Setup(
         store=store,
         config=config,
         labels=labels,
         ignored=ignored,
         split=split,
-        pool=Pool(slices, lesions, labels, config),
+        pool=_read_pool(store_path, split, labels, config),
         size=size,
         view=view,
         device=device,
-        batches=Batches(store, view, share, config.loader_threads, pinned=device.type == "cuda"),
+        batches=batches,
         precision=precision,
         processes=processes,
     )
     if processes.first:
-        write_split(run / SPLIT, split)
-        write_bytes(run / CONFIG, to_toml(config).encode())
-        write_json(
-            run / MODEL,
-            {**labels.as_json(), "size": size, "store": str(store_path), "store_sha256": store_sha256(store)},
-        )
+        _write_run(run, setup, store_path)
     return setup
 
 
+def _read_cases(store: Store, split: Split) -> list[Case]:
+    """Return the cases of training and validation, and refuse those without a mask."""
+    cases = [store[case_id] for case_id in (*split.train, *split.validation)]
+    unmasked = [case.info.case_id for case in cases if case.label is None]
+    if unmasked:
+        raise StoreError(f"{store.root}: the split trains on cases without a mask: {', '.join(unmasked[:5])}.")
+    return cases
+
+
+def _write_run(run: Path, setup: Setup, store_path: Location) -> None:
+    write_split(run / SPLIT, setup.split)
+    write_bytes(run / CONFIG, to_toml(setup.config).encode())
+    model = RunModel(
+        labels=dict(setup.labels.values),
+        organ=setup.labels.organ,
+        tumor=setup.labels.tumor,
+        size=setup.size,
+        store=str(store_path),
+        store_sha256=store_sha256(setup.store),
+    )
+    write_json(run / MODEL, to_document(model))
+
+
+def trained_labels(store: Store, config: Config) -> tuple[Labels, int | None]:
+    """Return the labels of the network, and the value of the label that is ignored."""
+    labels = common_labels(store)
+    return (labels.without(config.ignore), labels.values[config.ignore]) if config.ignore else (labels, None)
+
+
+def _read_pool(store_path: Location, split: Split, labels: Labels, config: Config) -> Pool:
+    """Read the tables of the training slices.
+
+    Raises
+    ------
+    StoreError
+        The slice table lacks a training case.
+    """
+    chosen = set(split.train)
+    slices, lesions = (
+        [row for row in read_table(store_path, name) if row["case_id"] in chosen] for name in ("slices", "lesions")
+    )
+    if {row["case_id"] for row in slices} != chosen:
+        raise StoreError(
+            f"{store_path}: its slice table lacks slices of the training cases; "
+            f"run `slicemill store reindex {store_path}`."
+        )
+    return Pool(slices, lesions, labels, config)
+
+
 def training_view(cases: Sequence[Case], size: tuple[int, int], config: Config) -> View:
-    """Return what is cut out of slices: whole ones of `size`, or crops; wide enough for every pixel size where they are resampled."""
+    """Return what is read of each slice: full slices of `size`, or crops.
+
+    Where slices are resampled, it is large enough for the smallest pixels of all cases.
+
+    Raises
+    ------
+    ConfigError
+        The slices are too small for the depth of the network.
+    """
     if config.crop:
         size = (min(size[0], config.crop), min(size[1], config.crop))
-    zooms = [zoom_of(case.info.spacing_mm, config.wanted_spacing_mm) for case in cases]
+    if min(size) < 2 ** (config.depth + 1):
+        raise ConfigError(f"slices of {size[0]}x{size[1]} are too small for depth = {config.depth}; set a smaller one.")
+    zooms = [compute_zoom(case.info.spacing_mm, config.wanted_spacing_mm) for case in cases]
     stored = (
         math.ceil(size[0] / min(zoom[0] for zoom in zooms)),
         math.ceil(size[1] / min(zoom[1] for zoom in zooms)),
@@ -148,22 +211,22 @@ def training_view(cases: Sequence[Case], size: tuple[int, int], config: Config) 
     )
 
 
-def settle_split(store: Store, earlier: Path | None, given: Path | None, config: Config) -> Split:
-    """Return the split of a run: the one that it was begun with, else the one given, else a fresh one.
+def choose_split(store: Store, started_with: Path | None, requested: Path | None, config: Config) -> Split:
+    """Return the split of a run: the one that it started with, else the requested one, else a new one.
 
     Raises
     ------
     ConfigError
-        The run was begun with another split than the one given.
+        The run started with another split than the requested one.
     """
-    chosen = read_split(given, store.case_ids) if given is not None else None
-    if earlier is not None:
-        begun = read_split(earlier, store.case_ids)
-        if chosen is not None and chosen != begun:
+    chosen = read_split(requested, store.case_ids) if requested is not None else None
+    if started_with is not None:
+        earlier = read_split(started_with, store.case_ids)
+        if chosen is not None and chosen != earlier:
             raise ConfigError(
-                f"{given}: the run was begun with another split ({earlier}). Use another folder, or --overwrite."
+                f"{requested}: the run started with another split ({started_with}). Use another folder, or --overwrite."
             )
-        return begun
+        return earlier
     if chosen is not None:
         return chosen
     return make_split(
@@ -172,29 +235,29 @@ def settle_split(store: Store, earlier: Path | None, given: Path | None, config:
 
 
 def remove_run(run: Path) -> None:
-    """Remove what an earlier run left in its folder, and nothing else.
+    """Remove the files of an earlier run from its folder; other files stay.
 
     Raises
     ------
     ConfigError
-        It is not the folder of a run.
+        The folder is not that of a run.
     """
     if not run.exists():
         return
     if not (run / CONFIG).exists():
         raise ConfigError(f"{run}: is not the folder of a run; --overwrite does not remove it.")
     ours = [path for path in run.iterdir() if path.name in FILES or path.name.startswith("events.out.tfevents")]
-    for path in sorted(ours, key=lambda path: path.name == CONFIG):  # last: without it, the folder is none of a run
+    for path in sorted(ours, key=lambda path: path.name == CONFIG):  # CONFIG last: it marks the folder as a run's
         path.unlink(missing_ok=True)
 
 
 def _check_run(run: Path, config: Config, store: Store) -> Config:
-    """Return the settings that a run goes on with.
+    """Return the settings that a run continues with.
 
     Raises
     ------
     ConfigError
-        It was begun with other settings, or on another store.
+        It started with other settings, or on another store.
     """
     before = read_config(run / CONFIG)
     if config.batch == AUTO:
@@ -207,17 +270,19 @@ def _check_run(run: Path, config: Config, store: Store) -> Config:
         ]
         differing = "; ".join(f"{name} {getattr(before, name)} -> {getattr(config, name)}" for name in names)
         raise ConfigError(
-            f"{run}: holds a run of other settings ({differing}). Use the same settings, another folder, or --overwrite."
+            f"{run}: holds a run of other settings ({differing}). "
+            "Use the same settings, another folder, or --overwrite."
         )
-    if run_document(run)["store_sha256"] != store_sha256(store):
+    if read_run_model(run).store_sha256 != store_sha256(store):
         raise ConfigError(
-            f"{run}: was begun on other cases than {store.root} holds now. Use the store as it was, another folder, or --overwrite."
+            f"{run}: started on other cases than {store.root} holds now. "
+            "Use the store as it was, another folder, or --overwrite."
         )
     return config
 
 
-def run_document(run: Path) -> dict[str, Any]:
-    """Return what a run wrote down about its store: labels, size y, x of whole slices, store and its hash.
+def read_run_model(run: Path) -> RunModel:
+    """Read ``model.json``.
 
     Raises
     ------
@@ -226,48 +291,53 @@ def run_document(run: Path) -> dict[str, Any]:
     """
     path = run / MODEL
     try:
-        document = read_json(path)
-        height, width = document["size"]
-        if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (height, width)):
-            raise ValueError(f"size {height} x {width}")
-        if not all(isinstance(document[name], str) for name in ("store", "store_sha256")):
-            raise TypeError("store and store_sha256 must be strings")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: is not what a run writes ({error}); train anew with --overwrite.") from error
-    return dict(document)
+        model = read_document(RunModel, path)
+    except InputError as error:
+        raise ModelError(f"{error} A run did not write this file; train again with --overwrite.") from error
+    if not all(1 <= side <= MAX_STORED_SIDE for side in model.size):
+        raise ModelError(
+            f"{path}: size = {model.size}: sides must lie in 1 to {MAX_STORED_SIDE}; train again with --overwrite."
+        )
+    return model
+
+
+def run_document(run: Path) -> dict[str, Any]:
+    """Return ``model.json`` as plain values, checked by `read_run_model`."""
+    return to_document(read_run_model(run))
 
 
 def common_labels(store: Store) -> Labels:
-    """Return the labels that the cases with a mask share.
+    """Return the labels that all cases with a mask share.
 
     Raises
     ------
     StoreError
-        No case has a mask, or two differ in their labels.
+        No case has a mask, or two cases have different labels.
     """
-    found = {case.info.case_id: case.info.labels for case in store if case.info.labels}
-    if not found:
+    by_case = {case.info.case_id: case.info.labels for case in store if case.info.labels}
+    if not by_case:
         raise StoreError(
             f"{store.root}: no case has a mask; training needs references. Ingest images together with masks."
         )
-    first_id, first = next(iter(found.items()))
-    for case_id, labels in found.items():
+    first_id, first = next(iter(by_case.items()))
+    for case_id, labels in by_case.items():
         if labels != first:
             raise StoreError(
-                f"{store.root}: {first_id} and {case_id} have different labels ({first} and {labels}); ingest with one --labels."
+                f"{store.root}: {first_id} and {case_id} have different labels ({first} and {labels}); "
+                "ingest with one --labels."
             )
     return first
 
 
 def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
-    """Return the device; auto is CUDA where there is one, and each process of a machine has its own.
+    """Return the device of this process; auto is CUDA if there is one.
 
     Raises
     ------
     UsageError
-        There are no devices of that name.
+        There is no such kind of device.
     ConfigError
-        The device asked for is not there.
+        The device cannot be used here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -276,20 +346,30 @@ def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"device {name}: there are none of that name. Choose auto, cpu, cuda or cuda:N.") from error
+        raise UsageError(f"device {name}: is unknown. Choose auto, cpu, cuda or cuda:N.") from error
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"device {name}: cannot be used here ({str(error).splitlines()[0]}). Choose cpu, or auto."
         ) from error
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes.count))
     return device
 
 
+@contextmanager
+def use_cores(device: torch.device, processes: Processes = ALONE) -> Iterator[None]:
+    """Let torch use this process's share of the cores while the block runs, if the network runs on the CPU."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes.count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """Return what the network runs in: what is asked for, and by default bf16 where the hardware multiplies it."""
+    """Return the requested precision of the network; auto is bf16 where the hardware multiplies it."""
     if precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     if device.type != "cpu":
@@ -301,7 +381,7 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 def slice_size(cases: Sequence[Case], config: Config) -> tuple[int, int]:
-    """Return the size y, x of whole slices in the network's pixels: the one asked for, else the largest, made a multiple."""
+    """Return y, x of full slices in the network's pixels: the requested size, else that of the largest slices."""
     if config.size:
         return config.size, config.size
     sizes = [network_size(case, config) for case in cases]
@@ -309,8 +389,8 @@ def slice_size(cases: Sequence[Case], config: Config) -> tuple[int, int]:
 
 
 def network_size(case: Case, config: Config) -> tuple[int, int]:
-    """Return the size y, x of a case's whole slices in the network's pixels, made a multiple of what its levels halve."""
+    """Return y, x of a case's full slices in the network's pixels, rounded up to a multiple of ``2**depth``."""
     step = 2**config.depth
-    zoom = zoom_of(case.info.spacing_mm, config.wanted_spacing_mm)
+    zoom = compute_zoom(case.info.spacing_mm, config.wanted_spacing_mm)
     _, ny, nx = case.image.shape
     return math.ceil(ny * zoom[0] / step - 1e-6) * step, math.ceil(nx * zoom[1] / step - 1e-6) * step

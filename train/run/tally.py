@@ -1,8 +1,7 @@
-"""What a run has found so far: losses, which voxels went where, the last loss of every slice; part of every checkpoint."""
+"""What an epoch has counted so far: losses, voxels by class, the last loss of every slice; part of checkpoints."""
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,64 +11,66 @@ from slicemill.ct.labels import Labels
 from slicemill.ct.overlap import Overlap
 from slicemill.train.data.sampling import Pool, SlicePosition
 from slicemill.train.network.processes import Processes
+from slicemill.train.run.checkpoint import TallyRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class SliceLosses:
-    """The loss of every slice of a pool when it was last trained on: float32[n], NaN if it never was."""
+    """The last training loss of every slice of a pool: float32[n], NaN before its first step."""
 
-    drawn_by: Tensor
-    """As it was when the epoch began, which is what the epoch was drawn by."""
+    at_epoch_start: Tensor
+    """The losses when the epoch began; the epoch is drawn by these."""
     latest: Tensor
+    """The losses now."""
 
-    def parts(self) -> dict[str, Tensor]:
-        """Return the tensors that a checkpoint holds."""
-        return {"losses_drawn_by": self.drawn_by, "losses_latest": self.latest}
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that a checkpoint contains."""
+        return {"losses_drawn_by": self.at_epoch_start, "losses_latest": self.latest}
 
 
 def no_losses(pool: Pool) -> SliceLosses:
     """Return the losses before the first step."""
-    never = torch.full((len(pool.places),), math.nan)
-    return SliceLosses(drawn_by=never, latest=never.clone())
+    never = torch.full((len(pool.slices),), math.nan)
+    return SliceLosses(at_epoch_start=never, latest=never.clone())
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """What a step gave, still on the device."""
+class PendingStep:
+    """A step whose loss is still on the device."""
 
     places: list[SlicePosition]
-    """Of the whole batch."""
+    """The slices of the batch of all processes."""
     loss: Tensor
     """float[]."""
     by_slice: Tensor
-    """float[b], of this process's slices."""
+    """float[b], cross-entropy of the slices of this process."""
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """Of one epoch; grows from step to step."""
+    """The counts of one epoch, updated at each step."""
 
     voxels: Tensor
-    """int64[k, k], by true and predicted class, of this process's slices."""
+    """int64[k, k], pixels of this process by true and predicted class."""
     losses: list[float] = field(default_factory=list)
-    """One a step."""
+    """The loss of each step."""
     seconds: float = 0.0
-    """Spent on the steps."""
+    """Time spent on the steps."""
     waited: float = 0.0
-    """Of these, spent on waiting for the loader."""
+    """Part of this time spent waiting for the loader, seconds."""
 
     @property
     def step(self) -> int:
-        """Return how many batches are done."""
+        """Return the number of steps recorded."""
         return len(self.losses)
 
-    def note(self, step: Step | None, by_slice: SliceLosses, pool: Pool, processes: Processes) -> None:
-        """Put down a step's loss and the loss of each of its slices, whichever process had them.
+    def record(self, step: PendingStep | None, by_slice: SliceLosses, pool: Pool, processes: Processes) -> None:
+        """Add the loss of a step, and update the loss of each of its slices, those of other processes too.
 
         Raises
         ------
         ConfigError
-            The loss is no number.
+            The loss is not finite.
         """
         if step is None:
             return
@@ -79,27 +80,27 @@ class Tally:
             raise ConfigError(f"step {self.step + 1}: the loss is {loss}; the slices are {named}. Lower learning_rate.")
         self.losses.append(loss)
         share = len(step.by_slice)
-        whole = torch.zeros(share * processes.count, device=step.by_slice.device)
-        whole[processes.rank * share : (processes.rank + 1) * share] = step.by_slice
+        batch = torch.zeros(share * processes.count, device=step.by_slice.device)
+        batch[processes.rank * share : (processes.rank + 1) * share] = step.by_slice
         numbers = [pool.number[place.case_id, place.z] for place in step.places]
-        by_slice.latest[numbers] = processes.together(whole).cpu()
+        by_slice.latest[numbers] = processes.sum(batch).cpu()
 
-    def as_json(self, processes: Processes) -> dict[str, Any]:
-        """Return the fields for a checkpoint, with the voxels of all processes."""
-        voxels = processes.together(self.voxels.clone()).tolist()
-        return {"losses": self.losses, "seconds": self.seconds, "waited": self.waited, "voxels": voxels}
+    def as_record(self, processes: Processes) -> TallyRecord:
+        """Return the counts for a checkpoint, with the pixels of all processes."""
+        voxels = processes.sum(self.voxels.clone()).tolist()
+        return TallyRecord(losses=self.losses, seconds=self.seconds, waited=self.waited, voxels=voxels)
 
 
-def tally_from_json(document: dict[str, Any] | None, classes: int, device: torch.device, processes: Processes) -> Tally:
-    """Return the tally of a checkpoint, or an empty one; the first process goes on with the voxels of all."""
+def resume_tally(record: TallyRecord | None, classes: int, device: torch.device, processes: Processes) -> Tally:
+    """Return the tally of a checkpoint, or an empty one. The first process takes the pixels of all."""
     zeros = torch.zeros((classes, classes), dtype=torch.long, device=device)
-    if document is None:
+    if record is None:
         return Tally(voxels=zeros)
     return Tally(
-        voxels=torch.tensor(document["voxels"], device=device) if processes.first else zeros,
-        losses=list(document["losses"]),
-        seconds=document["seconds"],
-        waited=document["waited"],
+        voxels=torch.tensor(record.voxels, device=device) if processes.first else zeros,
+        losses=list(record.losses),
+        seconds=record.seconds,
+        waited=record.waited,
     )
 
 
@@ -111,10 +112,10 @@ def region_overlaps(voxels: Tensor, labels: Labels) -> dict[str, Overlap]:
     Overlap(true_positive=3, false_positive=0, false_negative=2)
     """
     counts = voxels.cpu()
-    order = labels.table().tolist()
-    found = {}
+    values_by_class = labels.table().tolist()
+    overlaps = {}
     for name, values in labels.regions().items():
-        inside = torch.tensor([value in values for value in order])
+        inside = torch.tensor([value in values for value in values_by_class])
         both = int(counts[inside][:, inside].sum())
-        found[name] = Overlap(both, int(counts[:, inside].sum()) - both, int(counts[inside].sum()) - both)
-    return found
+        overlaps[name] = Overlap(both, int(counts[:, inside].sum()) - both, int(counts[inside].sum()) - both)
+    return overlaps

@@ -1,0 +1,91 @@
+"""Settings: what TOML and Python may say, and what is refused."""
+
+from typing import get_args, get_type_hints
+
+import pytest
+
+from slicemill.common.errors import ConfigError, UsageError
+from slicemill.train.cli import train as train_command
+from slicemill.train.config import CHOICES, KINDS, Config, read_config, to_toml
+from slicemill.train.data.augment import SHARES
+
+
+class TestConfig:
+    def test_toml_comes_back_as_it_was(self, tmp_path):
+        config = Config(
+            context=5, max_minutes=2.5, augment=0.0, device="cpu", ignore='un"sure\\to\ttest\n', compile=True
+        )
+        (tmp_path / "c.toml").write_text(to_toml(config))
+        assert read_config(tmp_path / "c.toml") == config
+
+    def test_kinds_of_changes_are_names_or_a_string_of_names(self, tmp_path):
+        config = Config(augmentations=("noise", "mirror"), oblique=3)
+        assert config == Config(augmentations="noise mirror", oblique=3)
+        assert config.kinds == ("noise", "mirror")
+        assert 'augmentations = "noise mirror"' in to_toml(config).splitlines()
+        for text in ('augmentations = "noise mirror"', 'augmentations = ["noise", "mirror"]'):
+            (tmp_path / "c.toml").write_text(f"oblique = 3\n{text}")
+            assert read_config(tmp_path / "c.toml") == config
+        assert Config().kinds == KINDS == tuple(SHARES)
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"organ_share": -0.1}, "organ_share = -0.1: must not be negative"),
+            ({"hard_share": -0.1}, "hard_share = -0.1: must not be negative"),
+            ({"test": 0.9}, "test = 0.9: must leave patients"),
+            ({"test": -0.1}, "test = -0.1: must not be negative"),
+            ({"validation": 0.0}, "validation = 0.0: must be above 0"),
+            ({"hard_share": 0.3}, "tumor_share = 0.5, organ_share = 0.3, hard_share = 0.3: must not exceed 1"),
+        ],
+    )
+    def test_an_error_names_the_setting_that_is_wrong(self, values, message):
+        with pytest.raises(UsageError, match=message):
+            Config(**values)
+
+    def test_the_command_has_the_choices_of_the_settings(self):
+        option = get_type_hints(train_command)["precision"]
+        assert get_args(get_args(option)[0]) == CHOICES["precision"]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("contxt = 3", "contxt: is not a setting; the settings are context"),
+            ("context = 2", "must be 1, 3, 5 or 7"),
+            ("size = 100", "must be a multiple of 16"),
+            ('batch = "x"', "batch = 'x': Expected `int`"),
+            ("tumor_share = 0.9", "must not exceed 1"),
+            ("window_low = 500.0", "below the upper one"),
+            ("validation = 0.9", "must leave patients to train on"),
+            ("context = ", "cannot be read as TOML"),
+            ("seed = -1", "must not be negative"),
+            ("seed = 1267650600228229401496703205376", "below 2\\*\\*63"),
+            ("batch = 1000000", "must lie in 1 to 4096"),
+            ("crop = 16", "must be a multiple of 16 .* from 32 to 4096"),
+            ("window_low = -inf", "both ends must be finite"),
+            ("hard_share = 0.5", "must not exceed 1 together"),
+            ('augmentations = "mirror twist"', "augmentations = mirror twist: may name mirror, move, elastic"),
+            ('augmentations = ["mirror", "twist"]', "augmentations = mirror twist: may name"),
+            ("augmentations = 3", "augmentations = 3: Expected"),
+            ("lesion_balance = 2.0", "must lie in 0 to 1"),
+            ("oblique = 9", "oblique = 9: must lie in 0 to 8"),
+            ("oblique = -1", "must lie in 0 to 8"),
+            ("compile = 1", "compile = 1: Expected `bool`"),
+            ("tumor_weight = 0", "must be above 0"),
+            ('precision = "fp8"', "must be auto, fp32, bf16 or fp16"),
+            ("steps = -1", "must not be negative"),
+            ("max_minutes = -1", "must not be negative"),
+            ("learning_rate = nan", "must be above 0"),
+            ("tumor_share = -0.5", "must not be negative"),
+            ("depth = 20000", "must lie in 1 to 6"),
+            ('optimizer = "adam"', "must be adamw or sgd"),
+            ('decay = "linear"', "must be cosine or poly"),
+            ('norm = "group"', "must be batch or instance"),
+            ("patience = -1", "must not be negative"),
+            ("window_low = 400", "the lower end must be below the upper one"),
+        ],
+    )
+    def test_a_setting_that_cannot_work_is_one_clear_error(self, text, message, tmp_path):
+        (tmp_path / "c.toml").write_text(text)
+        with pytest.raises(ConfigError, match=f"c.toml: .*{message}"):
+            read_config(tmp_path / "c.toml")

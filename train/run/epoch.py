@@ -1,0 +1,182 @@
+"""One epoch of a run: its training steps, from wherever a checkpoint left them, and its validation."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slicemill.common.progress import progress
+from slicemill.ct.overlap import mean_of
+from slicemill.train.data.dataset import Batch
+from slicemill.train.data.sampling import draw_epoch
+from slicemill.train.network.step import (
+    Learner,
+    class_of_value,
+    learning_rate,
+    network_input,
+    on_device,
+    one_step,
+)
+from slicemill.train.run.checkpoint import State
+from slicemill.train.run.interrupt import Commands, Interruption
+from slicemill.train.run.memory import explain_out_of_memory
+from slicemill.train.run.metrics import EpochMetrics, RegionDice, none_if_nan
+from slicemill.train.run.setup import Setup
+from slicemill.train.run.tally import PendingStep, SliceLosses, Tally, region_overlaps, resume_tally
+from slicemill.train.run.validate import Overlaps, global_dice, validate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A run in progress: its setup, and what changes from step to step."""
+
+    setup: Setup
+    learner: Learner
+    losses: SliceLosses
+
+    def parts(self) -> dict[str, nn.Module | Tensor]:
+        """Return what a checkpoint contains besides the state and the optimizer."""
+        return {**self.learner.modules(), **self.losses.tensors()}
+
+
+def train_epoch(training: Training, state: State, interruption: Interruption) -> tuple[EpochMetrics, float]:
+    """Train one epoch, or the rest of one, and validate; return its metrics and the seconds that it took.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        A stop was requested. A checkpoint was written.
+    ConfigError
+        The loss is not finite, or a step does not fit into memory.
+    """
+    setup, config = training.setup, training.setup.config
+    epoch = _EpochInProgress(training, state, interruption)
+    training.learner.network.train()
+    slices = (epoch.steps - epoch.tally.step) * config.batch
+    with (
+        progress(f"epoch {epoch.number}", slices, "slices", quiet=not setup.processes.first) as advance,
+        setup.batches.over(
+            epoch.places,
+            (config.seed, epoch.number),
+            first=epoch.tally.step,
+            rank=setup.processes.rank,
+            count=setup.processes.count,
+        ) as stream,
+    ):
+        for step in range(epoch.tally.step, epoch.steps):
+            commands = epoch.follow_commands()
+            if commands.spent >= 1 and epoch.has_steps:
+                break
+            epoch.take_step(step, stream, commands)
+            advance(config.batch, f"loss {epoch.tally.losses[-1]:.3f}" if epoch.tally.losses else "")
+        epoch.record_pending()
+        epoch.follow_commands()
+        advance(0, "validation")
+        by_case = validate(setup, training.learner.average.module)
+    metrics = epoch_metrics(training, epoch.number, epoch.tally, by_case)
+    return metrics, setup.processes.gather(epoch.seconds(), setup.device)[0]
+
+
+class _EpochInProgress:
+    """The steps of one epoch.
+
+    The loss of a step is read one step later: by then a GPU has computed it, and nothing waits.
+    """
+
+    def __init__(self, training: Training, state: State, interruption: Interruption) -> None:
+        setup = training.setup
+        self.number = state.epoch + 1
+        self._training = training
+        self._state = state
+        self._interruption = interruption
+        self._to_class = class_of_value(setup.labels, setup.device, setup.ignored)
+        self.tally = resume_tally(state.tally, len(setup.labels.values) + 1, setup.device, setup.processes)
+        drawn_by = training.losses.at_epoch_start.numpy()
+        self.places = draw_epoch(setup.pool, setup.config, self.number, drawn_by)
+        self.steps = len(self.places) // setup.config.batch
+        self._generator = torch.Generator(device=setup.device)
+        self._pending: PendingStep | None = None
+        self._start = time.perf_counter() - self.tally.seconds
+
+    @property
+    def has_steps(self) -> bool:
+        """Return whether a step was taken."""
+        return bool(self.tally.step or self._pending)
+
+    def seconds(self) -> float:
+        """Return the time since the epoch began, without that between a stop and a restart."""
+        return time.perf_counter() - self._start
+
+    def follow_commands(self) -> Commands:
+        """Write a checkpoint if it is time, or if a stop was requested.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            A stop was requested.
+        """
+        setup = self._training.setup
+        commands = self._interruption.commands(self._state.seconds + self.seconds(), setup.device)
+        if commands.stop or commands.save:
+            self.record_pending()
+            self._interruption.write(replace(self._state, tally=self.tally.as_record(setup.processes)))
+        if commands.stop:
+            raise KeyboardInterrupt
+        return commands
+
+    def take_step(self, step: int, stream: Iterator[Batch], commands: Commands) -> None:
+        """Wait for the next batch, train on it, and record the step before."""
+        setup, config, learner = self._training.setup, self._training.setup.config, self._training.learner
+        requested = time.perf_counter()
+        batch = next(stream)
+        self.tally.waited += time.perf_counter() - requested
+        done = max((self._state.epoch + step / self.steps) / config.epochs, commands.spent)
+        for group in learner.optimizer.param_groups:
+            group["lr"] = learning_rate(config, done)
+        self._generator.manual_seed(combine_seeds(config.seed, self.number, step, setup.processes.rank))
+        with explain_out_of_memory(setup.labels, config, setup.view.size, setup.device, setup.precision):
+            inputs = network_input(on_device(batch, self._to_class), config, setup.view.size, self._generator)
+            result = one_step(learner, inputs, setup.processes.sum)
+        self.tally.voxels += result.voxels
+        self.record_pending()
+        places = self.places[step * config.batch : (step + 1) * config.batch]
+        self._pending = PendingStep(places=places, loss=result.loss, by_slice=result.by_slice)
+
+    def record_pending(self) -> None:
+        """Record the loss of the last step, and the time of all steps so far."""
+        setup = self._training.setup
+        self.tally.record(self._pending, self._training.losses, setup.pool, setup.processes)
+        self._pending, self.tally.seconds = None, self.seconds()
+
+
+def epoch_metrics(training: Training, number: int, tally: Tally, by_case: Mapping[str, Overlaps]) -> EpochMetrics:
+    """Return the metrics of an epoch from the counts of training and the overlaps of the validation cases."""
+    setup = training.setup
+    trained = region_overlaps(setup.processes.sum(tally.voxels), setup.labels)
+    dices = global_dice(by_case, setup.labels)
+    mean = mean_of(list(dices.values()))
+    return EpochMetrics(
+        epoch=number,
+        loss=sum(tally.losses) / max(tally.step, 1),
+        learning_rate=training.learner.optimizer.param_groups[0]["lr"],
+        slices_per_second=tally.step * setup.config.batch / tally.seconds,
+        wait_share=tally.waited / tally.seconds,
+        regions={
+            name: RegionDice(
+                train=none_if_nan(trained[name].dice),
+                validation=none_if_nan(dice),
+                validation_per_case=none_if_nan(mean_of([overlaps[name].dice for overlaps in by_case.values()])),
+            )
+            for name, dice in dices.items()
+        },
+        validation_dice=0.0 if math.isnan(mean) else mean,
+    )
+
+
+def combine_seeds(*numbers: int) -> int:
+    """Return one seed of 64 bits for several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
