@@ -30,21 +30,12 @@ from slicemill.train.network.step import make_learner
 from slicemill.train.report.curves import keep_current
 from slicemill.train.report.page import write_report
 from slicemill.train.run.checkpoint import BEST, State, load_progress, save_progress, save_weights
+from slicemill.train.run.device import use_cores
 from slicemill.train.run.environment import record_start
 from slicemill.train.run.epoch import Training, train_epoch
 from slicemill.train.run.interrupt import Interruption, catch_stop_signals
 from slicemill.train.run.metrics import EpochMetrics
-from slicemill.train.run.setup import (
-    CASES,
-    CURVES,
-    METRICS,
-    REPORT,
-    Setup,
-    common_labels,
-    prepare,
-    remove_run,
-    use_cores,
-)
+from slicemill.train.run.setup import CASES, CURVES, METRICS, REPORT, Setup, common_labels, prepare, remove_run
 from slicemill.train.run.tally import no_losses
 
 if TYPE_CHECKING:

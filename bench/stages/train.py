@@ -25,7 +25,8 @@ from slicemill.train.config import Config
 from slicemill.train.data.dataset import Batches
 from slicemill.train.data.sampling import SlicePosition
 from slicemill.train.network.step import class_of_value, make_learner, network_input, on_device, one_step, running_in
-from slicemill.train.run.setup import choose_device, choose_precision, network_size, training_view
+from slicemill.train.run.device import choose_device, choose_precision, use_cores
+from slicemill.train.run.setup import network_size, training_view
 
 STEPS = {"cpu": 2, "cuda": 30}
 """Steps per round, by device."""
@@ -58,7 +59,7 @@ def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Recor
     contenders = steps.contenders()
     with FlopCounterMode(display=False) as counter:
         contenders[BARE]()
-    with show_progress("training", len(contenders), rounds) as log:
+    with use_cores(steps.device), show_progress("training", len(contenders), rounds) as log:
         times = time_rounds(contenders, rounds=rounds, log=log)
     losses = [float(loss) for loss in steps.losses]
     check("every loss is a number", holds=bool(losses) and all(map(math.isfinite, losses)))

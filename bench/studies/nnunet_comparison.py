@@ -41,7 +41,8 @@ from slicemill.common.terminal import print_line
 from slicemill.store.layout import ArrayName
 from slicemill.store.reader import Store
 from slicemill.store.to_nifti import export_case
-from slicemill.train.run.setup import choose_device, common_labels
+from slicemill.train.run.device import choose_device
+from slicemill.train.run.setup import common_labels
 
 DATASET = "Dataset001_fold"
 ITERATIONS = {"cuda": 250, "cpu": 10}

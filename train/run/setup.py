@@ -2,9 +2,7 @@
 
 import dataclasses
 import math
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import torch
 
 from slicemill.common.documents import read_document, to_document
-from slicemill.common.errors import ConfigError, InputError, ModelError, StoreError, UsageError
+from slicemill.common.errors import ConfigError, InputError, ModelError, StoreError
 from slicemill.common.files import Location, write_bytes, write_json
 from slicemill.ct.labels import Labels
 from slicemill.store.cache import SliceCache
@@ -24,6 +22,7 @@ from slicemill.train.data.dataset import Batches, View, compute_zoom
 from slicemill.train.data.sampling import Pool
 from slicemill.train.network.processes import ALONE, Processes, local_batch
 from slicemill.train.run.checkpoint import BEST, LAST
+from slicemill.train.run.device import choose_device, choose_precision
 from slicemill.train.run.memory import AUTO, fitting_batch
 from slicemill.train.split import make_split
 
@@ -113,7 +112,6 @@ def prepare(
         fitting = processes.gather(fitting_batch(labels, config, view.size, device, precision), device)
         config = config.changed(batch=int(min(fitting)) * processes.count)
     batch = local_batch(config.batch, config.norm, processes, device)
-    batches = Batches(store, view, batch, config.loader_threads, pinned=device.type == "cuda")
     setup = Setup(
         store=store,
         config=config,
@@ -124,7 +122,7 @@ def prepare(
         size=size,
         view=view,
         device=device,
-        batches=batches,
+        batches=Batches(store, view, batch, config.loader_threads, pinned=device.type == "cuda"),
         precision=precision,
         processes=processes,
     )
@@ -327,57 +325,6 @@ def common_labels(store: Store) -> Labels:
                 "ingest with one --labels."
             )
     return first
-
-
-def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
-    """Return the device of this process; auto is CUDA if there is one.
-
-    Raises
-    ------
-    UsageError
-        There is no such kind of device.
-    ConfigError
-        The device cannot be used here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and processes.count > 1:
-        name = f"cuda:{processes.local_rank}"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"device {name}: is unknown. Choose auto, cpu, cuda or cuda:N.") from error
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device {name}: cannot be used here ({str(error).splitlines()[0]}). Choose cpu, or auto."
-        ) from error
-    return device
-
-
-@contextmanager
-def use_cores(device: torch.device, processes: Processes = ALONE) -> Iterator[None]:
-    """Let torch use this process's share of the cores while the block runs, if the network runs on the CPU."""
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes.count))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """Return the requested precision of the network; auto is bf16 where the hardware multiplies it."""
-    if precision != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    if device.type != "cpu":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    else:
-        capable = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        fast = bool(capable.get("amx_bf16") or capable.get("avx512_bf16"))
-    return torch.bfloat16 if fast else torch.float32
 
 
 def slice_size(cases: Sequence[Case], config: Config) -> tuple[int, int]:
