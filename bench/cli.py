@@ -70,12 +70,12 @@ def _run_on_scan(
     stage: str, requested: Requested, run: Callable[..., Record], data: Path | None, json: Path | None
 ) -> None:
     """Run a stage that takes one scan."""
-    from slicemill.bench.harness.subject import subject_of
+    from slicemill.bench.harness.subject import choose_subject
 
     _run_stage(
         stage,
         requested,
-        lambda folder, scale: run(folder, subject_of(data, scale.slices), rounds=scale.rounds),
+        lambda folder, scale: run(folder, choose_subject(data, scale.slices), rounds=scale.rounds),
         json,
     )
 
@@ -112,14 +112,14 @@ def ingest(
     slicemill bench ingest --scale lits
     """
     with report_errors():
-        from slicemill.bench.harness.subject import subject_of
+        from slicemill.bench.harness.subject import choose_subject
         from slicemill.bench.stages.ingest import run as run_case
         from slicemill.bench.stages.ingest_lits import run as run_lits
-        from slicemill.bench.stages.real_size import real_size
+        from slicemill.bench.stages.real_size import measure_real_size
 
         def one_case(work: Path, amount: "Scale") -> Record:
-            record = run_case(work, subject_of(data, amount.slices), rounds=amount.rounds, memory=memory)
-            return record if dicom is None else record | {"real_size": real_size(dicom)}
+            record = run_case(work, choose_subject(data, amount.slices), rounds=amount.rounds, memory=memory)
+            return record if dicom is None else record | {"real_size": measure_real_size(dicom)}
 
         if scale == "lits":
             _run_in_folder(
@@ -209,10 +209,10 @@ def constants(
     slicemill bench constants
     """
     with report_errors():
-        from slicemill.bench.harness.subject import subject_of
+        from slicemill.bench.harness.subject import choose_subject
         from slicemill.bench.stages.constants import run
 
-        _run_in_folder(lambda folder: run(folder, subject_of(data, slices), rounds=rounds), json)
+        _run_in_folder(lambda folder: run(folder, choose_subject(data, slices), rounds=rounds), json)
 
 
 @bench.command()
@@ -293,11 +293,11 @@ def scale(
     slicemill bench scale --picture scaling.png
     """
     with report_errors():
-        from slicemill.bench.harness.subject import subject_of
+        from slicemill.bench.harness.subject import choose_subject
         from slicemill.bench.stages.scaling import draw, run
 
         def work(folder: Path) -> Record:
-            record = run(folder, subject_of(data, 148), quick=quick)
+            record = run(folder, choose_subject(data, 148), quick=quick)
             if picture is not None:
                 draw(picture, record)
             return record

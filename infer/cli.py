@@ -76,11 +76,11 @@ def tune(
         from slicemill.infer.run.pipeline import describe_device
         from slicemill.store.reader import open_store
 
-        files = rules.flavors_beside(model)
+        files = rules.find_flavors(model)
         if not dry_run:
             rules.check_writable(model)
         opened, reference = open_model(model, provider), open_store(store)
-        cases = rules.cases_of(reference, split)
+        cases = rules.choose_cases(reference, split)
         print_line(f"model {opened.info.name} on {describe_device(opened, InferOptions())}")
         with progress("tune", len(cases), "cases") as advance:
             tuned = rules.tune(opened, reference, cases, lambda case_id: advance(1, case_id))
@@ -126,12 +126,12 @@ def _gather(request: InferRequest) -> "tuple[list[Job], LeftOut]":
 
 def _open(request: InferRequest) -> "Model":
     """Open the model, on the CPU where workers of a scheduler run it, and print what it runs on."""
-    from slicemill.infer.network.model import file_for, open_model
+    from slicemill.infer.network.model import find_provider_file, open_model
     from slicemill.infer.run.pipeline import describe_device
 
     provider, scheduler, options = request.provider, request.scheduler, request.options
     if scheduler:
-        opened = open_model(file_for(request.model, provider), "cpu", batch=options.batch)
+        opened = open_model(find_provider_file(request.model, provider), "cpu", batch=options.batch)
     else:
         opened = open_model(request.model, provider, options.devices[0], options.batch)
     info = opened.info

@@ -5,13 +5,13 @@ from contextlib import nullcontext
 import numpy as np
 
 from slicemill.infer.network.lanes import Lane
-from slicemill.infer.network.model import Model, compare, open_model
-from slicemill.infer.slices.batches import Batch, Scan, Unit
+from slicemill.infer.network.model import Model, check_agreement, open_model
+from slicemill.infer.slices.batches import NetworkBatch, NetworkScan, Unit
 
 CHECKED_SLICES = 2
 
 
-def check_parity(model: Model, scan: Scan, lane: Lane) -> None:
+def check_parity(model: Model, scan: NetworkScan, lane: Lane) -> None:
     """Compare a device with the CPU on slices from the middle of a scan.
 
     Raises
@@ -20,19 +20,19 @@ def check_parity(model: Model, scan: Scan, lane: Lane) -> None:
         The labels differ by more than rounding explains.
     """
     batch = middle_batch(scan, max(1, min(CHECKED_SLICES, len(lane.image) // scan.plan.context)))
-    image = batch.show(lane.image)
+    image = batch.fill(lane.image)
     result = lane.run(image, batch.neighbors, nullcontext())
     expected = open_model(model.path, "cpu").run(image, batch.neighbors)
-    compare(model, result.label, expected.label)
-    model.gated = True
+    check_agreement(model, result.label, expected.label)
+    model.parity_checked = True
 
 
-def middle_batch(scan: Scan, slices: int) -> Batch:
+def middle_batch(scan: NetworkScan, slices: int) -> NetworkBatch:
     """Return a batch of `slices` slices from the middle of a scan."""
     count, tile = scan.plan.shape[0], scan.plan.tiles[len(scan.plan.tiles) // 2]
     zs = range(count // 2, min(count // 2 + slices, count))
     order = list(dict.fromkeys(near for z in zs for near in scan.plan.window(z)))
-    return Batch(
+    return NetworkBatch(
         units=[Unit(scan, z, tile) for z in zs],
         rows=[Unit(scan, near, tile) for near in order],
         neighbors=np.array([[order.index(near) for near in scan.plan.window(z)] for z in zs], dtype=np.int32),

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from slicemill.ct.geometry import Grid, voxel_ml
 from slicemill.ct.labels import Labels
 from slicemill.ct.lesions import bounding_box
-from slicemill.ct.runs import connected, fill, runs_of, values_in, voxel_coordinates
+from slicemill.ct.runs import connect_runs, fill_runs, find_runs, select_values, voxel_coordinates
 from slicemill.store.model_card import PostprocessRules
 
 Label = npt.NDArray[np.uint8]
@@ -33,11 +33,11 @@ def keep_largest_organ(label: Label, labels: Labels) -> None:
     """Clear, in place, organ and tumor outside their largest 26-connected component; of equal ones the first stays."""
     if labels.organ is None:
         return
-    runs = runs_of(label, labels.organ_values())
-    numbers, count = connected(runs)
+    runs = find_runs(label, labels.organ_values())
+    numbers, count = connect_runs(runs)
     if count > 1:
         sizes = np.bincount(numbers, weights=runs.voxels)
-        fill(label, runs[numbers != sizes.argmax()], 0)
+        fill_runs(label, runs[numbers != sizes.argmax()], 0)
 
 
 def fill_holes(label: Label, labels: Labels) -> None:
@@ -45,8 +45,8 @@ def fill_holes(label: Label, labels: Labels) -> None:
     if labels.organ is None:
         return
     # components of everything but the organ; one that touches no face of the array is enclosed
-    runs = runs_of(~values_in(label, labels.organ_values()))
-    numbers, count = connected(runs, connectivity=6)
+    runs = find_runs(~select_values(label, labels.organ_values()))
+    numbers, count = connect_runs(runs, connectivity=6)
     nz, ny, nx = label.shape
     on_a_face = (runs.z == 0) | (runs.z == nz - 1) | (runs.y == 0) | (runs.y == ny - 1)
     on_a_face |= (runs.start == 0) | (runs.stop == nx)
@@ -136,8 +136,8 @@ def drop_lesions(
     tumor = labels.tumor_value()
     if tumor is None:
         return
-    runs = runs_of(label, [tumor])
-    numbers, count = connected(runs)
+    runs = find_runs(label, [tumor])
+    numbers, count = connect_runs(runs)
     sizes = np.bincount(numbers, weights=runs.voxels, minlength=count)
     drop = sizes < min_voxels
     if probability is not None and min_probability:
@@ -147,7 +147,7 @@ def drop_lesions(
             sums += np.bincount(owners, weights=probability[where], minlength=count)
         drop |= sums < min_probability * 255 * sizes
     if drop.any():
-        fill(label, runs[drop[numbers]], labels.values[labels.organ] if labels.organ else 0)
+        fill_runs(label, runs[drop[numbers]], labels.values[labels.organ] if labels.organ else 0)
 
 
 def postprocess(

@@ -11,11 +11,11 @@ from slicemill.common.documents import from_document
 from slicemill.ct.geometry import Grid, voxel_ml
 from slicemill.ct.labels import Labels
 from slicemill.ct.lesions import BATCH_SLICES, Lesion, LesionTracker
-from slicemill.ct.pictures import Tile, draw_labels, evenly_spaced, gray, label_colors, montage
+from slicemill.ct.pictures import Panel, draw_labels, label_colors, make_montage, pick_evenly, render_gray
 from slicemill.infer.inputs.jobs import LoadedScan
 from slicemill.infer.network.model import Model
 from slicemill.infer.postprocess import Box, extent
-from slicemill.infer.slices.assembly import Segmented
+from slicemill.infer.slices.assembly import Segmentation
 
 DISCLAIMER = "research software, not a medical device; not for diagnosis"
 STRONGEST = 20
@@ -83,7 +83,7 @@ class ScanReport:
         return f"tumor: yes, {self.tumor_volume_ml:.1f} ml in {count} lesion{'s' * (count > 1)}{confidence}"
 
 
-def make_report(model: Model, loaded: LoadedScan, segmented: Segmented, name: str) -> ScanReport:
+def make_report(model: Model, loaded: LoadedScan, segmented: Segmentation, name: str) -> ScanReport:
     """Measure a segmented scan; `segmented` has labels after post-processing, `name` is the mask's relative path."""
     info, grid, box = model.info, loaded.grid, extent(segmented.label)
     report = ScanReport(
@@ -115,7 +115,7 @@ def measure_volumes(
     }
 
 
-def _add_tumor(report: ScanReport, grid: Grid, segmented: Segmented, box: Box | None, labels: Labels) -> ScanReport:
+def _add_tumor(report: ScanReport, grid: Grid, segmented: Segmentation, box: Box | None, labels: Labels) -> ScanReport:
     """Find lesions and compute tumor scores; `box` contains all tumor."""
     tracker = LesionTracker()
     if box is not None:
@@ -150,7 +150,7 @@ def slice_score(probability: npt.NDArray[np.uint8], strongest: int) -> float:
     return round(float(strong.sum(dtype=np.int64)) / count / 255, 4)
 
 
-def overlay(
+def draw_overlay(
     image: npt.NDArray[np.int16],
     label: npt.NDArray[np.uint8],
     labels: Labels,
@@ -163,13 +163,16 @@ def overlay(
     """
     labeled = [z for z, section in enumerate(label) if section.max()]
     chosen = dict.fromkeys(lesion.key_z for lesion in (lesions or [])[: OVERLAY_SLICES // 2])
-    for z in evenly_spaced(labeled or range(len(label)), OVERLAY_SLICES):
+    for z in pick_evenly(labeled or range(len(label)), OVERLAY_SLICES):
         if len(chosen) < OVERLAY_SLICES:
             chosen[z] = None
     colors = label_colors(labels)
     step = -(-max(image.shape[1:]) // OVERLAY_PX)
     tiles = [
-        Tile(picture=draw_labels(gray(image[z, ::step, ::step]), label[z, ::step, ::step], colors), caption=f"z={z}")
+        Panel(
+            picture=draw_labels(render_gray(image[z, ::step, ::step]), label[z, ::step, ::step], colors),
+            caption=f"z={z}",
+        )
         for z in sorted(chosen)
     ]
-    return montage(tiles, min(OVERLAY_COLUMNS, len(tiles)), f"{title}   ({DISCLAIMER})")
+    return make_montage(tiles, min(OVERLAY_COLUMNS, len(tiles)), f"{title}   ({DISCLAIMER})")

@@ -12,16 +12,16 @@ import numpy.typing as npt
 
 from slicemill.common.documents import to_document
 from slicemill.common.files import to_json
-from slicemill.infer.inputs.jobs import Job, LoadedScan, load
-from slicemill.infer.network.lanes import make_lane, turns_of
+from slicemill.infer.inputs.jobs import Job, LoadedScan, load_scan
+from slicemill.infer.network.lanes import make_compute_limit, make_lane
 from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.parity_check import check_parity
 from slicemill.infer.postprocess import postprocess
 from slicemill.infer.report import ScanReport, make_report
-from slicemill.infer.runtime.capacity import Capacity, capacity_of, lanes_on
+from slicemill.infer.runtime.capacity import Capacity, batch_capacity, count_lanes
 from slicemill.infer.runtime.providers import Provider
-from slicemill.infer.slices.assembly import Segmented, plan_of
-from slicemill.infer.slices.batches import Filler, Scan
+from slicemill.infer.slices.assembly import Segmentation, plan_scan
+from slicemill.infer.slices.batches import Batcher, NetworkScan
 
 
 def segment_volume(
@@ -29,7 +29,7 @@ def segment_volume(
     volume: npt.NDArray[np.int16],
     spacing_mm: tuple[float, float, float],
     advance: Callable[[int], None] = lambda _: None,
-) -> Segmented:
+) -> Segmentation:
     """Label every slice of one volume.
 
     Parameters
@@ -49,34 +49,34 @@ def segment_volume(
         The provider's labels differ from the CPU's on slices of this volume.
     """
     nz, ny, nx = volume.shape
-    plan = plan_of(model.info, (nz, ny, nx), spacing_mm)
-    scan = Scan(plan, plan.seen(volume))
-    capacity = capacity_of(model.info, model.provider)
-    if model.provider != "cpu" and not model.gated:
-        check_parity(model, scan, make_lane(model, capacity, plan.wanted))
+    plan = plan_scan(model.info, (nz, ny, nx), spacing_mm)
+    scan = NetworkScan(plan, plan.resample(volume))
+    capacity = batch_capacity(model.info, model.provider)
+    if model.provider != "cpu" and not model.parity_checked:
+        check_parity(model, scan, make_lane(model, capacity, plan.outputs))
     _label_scan(model, scan, capacity, advance)
-    return scan.canvas.segmented()
+    return scan.assembly.segmented()
 
 
-def _label_scan(model: Model, scan: Scan, capacity: Capacity, advance: Callable[[int], None]) -> None:
+def _label_scan(model: Model, scan: NetworkScan, capacity: Capacity, advance: Callable[[int], None]) -> None:
     """Label all slices of a scan, on as many lanes as the provider takes."""
-    filler = Filler(capacity)
+    filler = Batcher(capacity)
     filler.add(scan)
-    lock, turns, stopped = threading.Lock(), turns_of(model), threading.Event()
+    lock, turns, stopped = threading.Lock(), make_compute_limit(model), threading.Event()
 
     def run_lane() -> None:
-        lane = make_lane(model, capacity, scan.plan.wanted)
+        lane = make_lane(model, capacity, scan.plan.outputs)
         while True:
             with lock:
                 if stopped.is_set() or not filler.waiting:
                     return
                 batch = filler.next()
-            image = batch.show(lane.image, in_place=lane.reads_in_place)
+            image = batch.fill(lane.image, in_place=lane.reads_in_place)
             batch.put(lane.run(image, batch.neighbors, turns, batch.targets()))
             with lock:
                 advance(len(batch.units))
 
-    lanes = lanes_on(model.provider)
+    lanes = count_lanes(model.provider)
     with ThreadPoolExecutor(lanes, "lane") as pool:
         try:
             for future in as_completed([pool.submit(run_lane) for _ in range(lanes)]):
@@ -87,7 +87,7 @@ def _label_scan(model: Model, scan: Scan, capacity: Capacity, advance: Callable[
 
 def segment(
     model: Model, loaded: LoadedScan, name: str, advance: Callable[[int], None] = lambda _: None
-) -> tuple[Segmented, ScanReport]:
+) -> tuple[Segmentation, ScanReport]:
     """Label a scan, post-process the labels by the model's rules, and measure them."""
     info = model.info
     segmented = segment_volume(model, loaded.volume, loaded.grid.spacing_mm, advance)
@@ -99,5 +99,5 @@ def segment_file(
     path: Path, model: Path, *, provider: Provider = "auto"
 ) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
     """Segment one file; see `slicemill.segment`. The report is returned as its JSON file would be read."""
-    segmented, report = segment(open_model(model, provider), load(Job(name=path.name, path=path)), path.name)
+    segmented, report = segment(open_model(model, provider), load_scan(Job(name=path.name, path=path)), path.name)
     return segmented.label, json.loads(to_json(to_document(report)))

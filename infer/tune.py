@@ -28,14 +28,14 @@ from slicemill.common.errors import ConfigError, ModelError
 from slicemill.common.files import atomic_write, to_json
 from slicemill.ct.geometry import Grid, voxel_ml
 from slicemill.ct.labels import Labels
-from slicemill.ct.overlap import Overlap, mean_of, overlap
-from slicemill.ct.runs import connected, runs_of, values_in, voxel_coordinates
-from slicemill.infer.inputs.jobs import Job, load
+from slicemill.ct.overlap import Overlap, count_overlap, mean_without_nan
+from slicemill.ct.runs import connect_runs, find_runs, select_values, voxel_coordinates
+from slicemill.infer.inputs.jobs import Job, load_scan
 from slicemill.infer.network.description import description_path
 from slicemill.infer.network.model import Model, differing_keys, open_model
 from slicemill.infer.postprocess import postprocess
 from slicemill.infer.single import segment_volume
-from slicemill.infer.slices.assembly import Segmented
+from slicemill.infer.slices.assembly import Segmentation
 from slicemill.store.model_card import (
     METADATA_KEY,
     SUFFIXES,
@@ -136,7 +136,7 @@ class Tuned:
         return {"cases": len(self.cases), "before": self.before.as_json(), "chosen": self.chosen.as_json()}
 
 
-def cases_of(store: Store, split: Path | None) -> tuple[str, ...]:
+def choose_cases(store: Store, split: Path | None) -> tuple[str, ...]:
     """Return the cases to choose on: the validation part of a split file, or all cases of the store that have a mask.
 
     Raises
@@ -174,7 +174,9 @@ def tune(model: Model, store: Store, cases: Sequence[str], advance: Callable[[st
     def choice(rules: PostprocessRules) -> Choice:
         of_cases = [by_rules[without_thresholds(rules)] for by_rules in results]
         tumor = [one.lesions.dice(rules.min_lesion_ml, rules.min_lesion_probability) for one in of_cases]
-        return Choice(rules=rules, organ=mean_of([one.organ_dice for one in of_cases]), tumor=mean_of(tumor))
+        return Choice(
+            rules=rules, organ=mean_without_nan([one.organ_dice for one in of_cases]), tumor=mean_without_nan(tumor)
+        )
 
     has_tumor = any(one.lesions.reference for by_rules in results for one in by_rules.values())
     tried = settings(
@@ -258,7 +260,7 @@ def evaluate_case(
             "model."
         )
     reference = case.label[:]
-    loaded = load(Job(name=case_id, path=store.root, case_id=case_id))
+    loaded = load_scan(Job(name=case_id, path=store.root, case_id=case_id))
     segmented = segment_volume(model, loaded.volume, loaded.grid.spacing_mm)
     results = []
     for rules in combinations:
@@ -273,17 +275,17 @@ def evaluate_case(
 def organ_dice(label: Label, reference: Label, labels: Labels) -> float:
     """Return the Dice of the organ with its tumors; NaN where no organ is named or both are empty."""
     values = labels.organ_values() if labels.organ else []
-    return overlap(values_in(reference, values), values_in(label, values)).dice if values else nan
+    return count_overlap(select_values(reference, values), select_values(label, values)).dice if values else nan
 
 
-def tabulate_lesions(segmented: Segmented, reference: Label, labels: Labels, grid: Grid) -> LesionTable:
+def tabulate_lesions(segmented: Segmentation, reference: Label, labels: Labels, grid: Grid) -> LesionTable:
     """Tabulate the lesions of a case's labels, uint8[z, y, x], against its reference."""
     tumor, probability = labels.tumor_value(), segmented.tumor_probability
     if tumor is None:
         none = np.zeros(0)
         return LesionTable(reference=0, voxel_ml=1.0, voxels=none, hits=none, probability_sums=none)
-    runs = runs_of(segmented.label, [tumor])
-    numbers, count = connected(runs)
+    runs = find_runs(segmented.label, [tumor])
+    numbers, count = connect_runs(runs)
     voxels = np.bincount(numbers, weights=runs.voxels, minlength=count).astype(np.float64)
     hits = np.zeros(count)
     sums = 255 * voxels if probability is None else np.zeros(count)
@@ -330,7 +332,7 @@ def as_toml(rules: PostprocessRules) -> str:
     return f"postprocess = {{{', '.join(fields)}}}"
 
 
-def flavors_beside(path: Path) -> list[Path]:
+def find_flavors(path: Path) -> list[Path]:
     """Return a model's files: the named one, and its other flavors of the same training in its folder.
 
     Raises

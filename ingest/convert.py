@@ -15,7 +15,7 @@ from typing import TypeVar
 from slicemill.common.errors import GeometryError
 from slicemill.common.files import Location
 from slicemill.ct.geometry import SAME_GRID_MM
-from slicemill.ct.grid_checks import lost_header
+from slicemill.ct.grid_checks import explain_lost_header
 from slicemill.ct.scan import ScanReader, Slab, slab_depth
 from slicemill.ct.window import AIR_HU
 from slicemill.ingest.discover import CaseFiles
@@ -106,7 +106,7 @@ def _convert(
     if mask is not None:
         labels = params.labels or UNDECLARED
         warnings += check_geometry(image, mask, params.geometry)
-        mask.lie_on(image.grid)  # small differences between the two headers must not reorient the mask otherwise
+        mask.replace_grid(image.grid)  # small differences between the two headers must not reorient the mask otherwise
     shape = image.grid.stored_shape
     counts = Counts(shape[0], labels)
     downwards = image.grid.z_is_flipped
@@ -143,8 +143,8 @@ def _convert(
 
 def check_headers(image: ScanReader, mask: ScanReader | None, *, keep_text: bool) -> list[str]:
     """Return warnings about the headers of a case; of the mask's, those that the image does not have too."""
-    warnings = [*image.header.warnings, *image.left_out(keep_text=keep_text)]
-    of_mask = [*mask.header.warnings, *mask.left_out(keep_text=keep_text)] if mask else []
+    warnings = [*image.warnings, *image.dropped_header_warnings(keep_text=keep_text)]
+    of_mask = [*mask.warnings, *mask.dropped_header_warnings(keep_text=keep_text)] if mask else []
     return warnings + [f"segmentation: {warning}" for warning in of_mask if warning not in warnings]
 
 
@@ -174,7 +174,7 @@ def check_geometry(image: ScanReader, mask: ScanReader, geometry: Geometry) -> l
 
 def _suggest_fix(image: ScanReader, mask: ScanReader) -> str:
     """Return what to do about an image and a mask on different grids, depending on which header looks lost."""
-    lost_image, lost_mask = lost_header(image.grid), lost_header(mask.grid)
+    lost_image, lost_mask = explain_lost_header(image.grid), explain_lost_header(mask.grid)
     if lost_mask and not lost_image:
         return f"The segmentation's header looks lost ({lost_mask}): correct it, or pass --geometry trust-image."
     if lost_image and not lost_mask:

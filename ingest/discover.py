@@ -23,22 +23,22 @@ from typing import TYPE_CHECKING, NamedTuple
 from slicemill.common.errors import PairingError, UsageError
 from slicemill.common.files import Location, parse_location, relative_path
 from slicemill.common.remote import RemotePath
-from slicemill.ct.formats.nifti.names import is_nifti_name, stem_of
+from slicemill.ct.formats.nifti.names import is_nifti_name, strip_suffix
 from slicemill.ct.labels import LITS_LABELS, Labels, read_dataset_json
 from slicemill.ct.naming import (
     FIRST_CHANNEL,
     LITS,
     Name,
-    case_id_of,
+    derive_case_id,
     find_files,
+    find_result_folders,
+    find_undecodable_names,
+    find_unread_scans,
+    find_unsearched_folders,
     is_below,
     is_text,
-    name_of,
-    not_entered,
-    other_scans,
-    result_folders,
-    undecodable_names,
-    why_no_scan,
+    parse_name,
+    reason_left_out,
 )
 from slicemill.store.layout import check_case_id
 
@@ -93,8 +93,8 @@ def discover(source: Location) -> Collection:
         raise PairingError(f"{source}: there is no such folder.")
     is_folder = source.is_dir()
     root, files = (source, find_files(source)) if is_folder else (source.parent, [source])
-    others = other_scans(source) if is_folder else []
-    names = {path: name_of(relative_path(path, root)) for path in files}
+    others = find_unread_scans(source) if is_folder else []
+    names = {path: parse_name(relative_path(path, root)) for path in files}
     found = [path for path in files if names[path].role == "image"]
     masks = [path for path in files if names[path].role == "mask"]
     if not found:
@@ -103,17 +103,17 @@ def discover(source: Location) -> Collection:
             f"and {len(others)} files of other formats. Name them with --images and --masks patterns, or list them "
             "with --pairs CSV."
         )
-    results = result_folders(source) if is_folder else []
+    results = find_result_folders(source) if is_folder else []
     made = {path for path in found if is_below(path, results)}
     images = [path for path in found if path not in made and not _is_extra_channel(path, found)]
     paired = _pair(images, masks, names)
     used, kept = set(paired.values()), {*images, *made}
-    undecodable = undecodable_names(source) if is_folder else []
+    undecodable = find_undecodable_names(source) if is_folder else []
     reasons = [
         *((path, "a result of infer, and not named like a segmentation") for path in found if path in made),
         *((path, "a further channel of a scan; a CT has one") for path in found if path not in kept),
-        *((path, why_no_scan(path)) for path in others),
-        *(not_entered(source) if is_folder else []),
+        *((path, reason_left_out(path)) for path in others),
+        *(find_unsearched_folders(source) if is_folder else []),
         *((path, "its name is no valid UTF-8; rename it") for path in undecodable),
         *((path, _why_unpaired(path, images)) for path in masks if path not in used),
     ]
@@ -132,7 +132,7 @@ def _make_collection(cases: list[CaseFiles], root: Location, left_out: Iterable[
 def _make_case(image: Location, mask: Location | None, root: Location) -> CaseFiles:
     """Return a case named by its image, or by the collection's folder if the image's name alone identifies nothing."""
     folder = root.resolve() if isinstance(root, Path) else root
-    case_id = case_id_of(relative_path(image, root) if image.parent != root else f"{folder.name}/{image.name}")
+    case_id = derive_case_id(relative_path(image, root) if image.parent != root else f"{folder.name}/{image.name}")
     return CaseFiles(case_id=case_id, patient_id=case_id, image=image, mask=mask, root=root)
 
 
@@ -143,7 +143,7 @@ def find_declared_labels(source: Location, images: list[Location]) -> Labels | N
     documents = sorted(path for folder in folders if (path := folder / "dataset.json").is_file())
     if len(documents) == 1:
         return read_dataset_json(documents[0])
-    if all(re.fullmatch(r"volume-\d+", stem_of(image.name), re.IGNORECASE) for image in images):
+    if all(re.fullmatch(r"volume-\d+", strip_suffix(image.name), re.IGNORECASE) for image in images):
         return LITS_LABELS
     return None
 
@@ -180,7 +180,7 @@ def from_csv(table: Location) -> Collection:
         if not row["image"] or not all(is_text(Path(row.get(column) or "")) for column in ("image", "mask")):
             raise PairingError(f"{table}, line {line}: the column image is empty, or a path is not valid text.")
         image, mask = _resolve(root, row["image"]), row.get("mask")
-        case_id = row.get("case_id") or case_id_of(row["image"])
+        case_id = row.get("case_id") or derive_case_id(row["image"])
         cases.append(
             CaseFiles(
                 case_id=case_id,
@@ -211,7 +211,7 @@ def from_patterns(images: str, masks: str | None) -> Collection:
     root = Path(os.path.commonpath([path.parent.absolute() for path in (*image_of.values(), *mask_of.values())]))
     cases = []
     for key, image in image_of.items():
-        case_id = case_id_of(image.absolute().relative_to(root).as_posix())
+        case_id = derive_case_id(image.absolute().relative_to(root).as_posix())
         mask = mask_of.get(key)
         cases.append(
             CaseFiles(
@@ -303,8 +303,8 @@ def _pair(images: list[Location], masks: list[Location], names: Mapping[Location
 
 
 def _why_unpaired(mask: Location, images: list[Location]) -> str:
-    key = name_of(mask.name).key
-    same = [image.name for image in images if key and name_of(image.name).key == key]
+    key = parse_name(mask.name).key
+    same = [image.name for image in images if key and parse_name(image.name).key == key]
     if len(same) > 1:
         return f"a mask that could belong to {len(same)} images: {', '.join(same[:3])}"
     if same:
@@ -313,11 +313,11 @@ def _why_unpaired(mask: Location, images: list[Location]) -> str:
 
 
 def _is_extra_channel(path: Location, images: list[Location]) -> bool:
-    match = re.search(r"_\d{4}$", stem_of(path.name))
+    match = re.search(r"_\d{4}$", strip_suffix(path.name))
     if not match or match[0] == FIRST_CHANNEL:
         return False
-    first = stem_of(path.name)[: match.start()] + FIRST_CHANNEL
-    return any(stem_of(image.name) == first and image.parent == path.parent for image in images)
+    first = strip_suffix(path.name)[: match.start()] + FIRST_CHANNEL
+    return any(strip_suffix(image.name) == first and image.parent == path.parent for image in images)
 
 
 def _match_pattern(pattern: str) -> dict[tuple[str, ...], Path]:

@@ -9,7 +9,7 @@ from slicemill.common.documents import from_document, to_document
 from slicemill.common.errors import InputError
 from slicemill.common.files import Location, read_lines
 from slicemill.common.ledger import LEDGER, Ledger
-from slicemill.ct.formats.nifti.names import files_of
+from slicemill.ct.formats.nifti.names import scan_files
 from slicemill.ingest.discover import CaseFiles
 from slicemill.ingest.params import Params
 from slicemill.store.layout import FAILURES
@@ -47,7 +47,7 @@ def stamp_case(case: CaseFiles, params: Params) -> Stamp:
 
 def _mark_files(path: Location) -> tuple[int, ...]:
     try:
-        found = [file.stat() for file in files_of(path)]
+        found = [file.stat() for file in scan_files(path)]
     except OSError:
         return (-1, -1)
     return tuple(number for status in found for number in (status.st_size, status.st_mtime_ns))

@@ -4,7 +4,7 @@ from slicemill.common.errors import InputError, ReadError, StoreError
 from slicemill.common.files import Location, sha256_of_file
 from slicemill.common.locks import try_claim
 from slicemill.common.terminal import peak_mib
-from slicemill.ct.formats.nifti.names import files_of
+from slicemill.ct.formats.nifti.names import scan_files
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.discover import CaseFiles
 from slicemill.ingest.outcomes import CaseOutcome, stamp_case
@@ -75,4 +75,4 @@ def _is_unchanged(case: CaseFiles, params: Params, root: Location) -> bool:
 def _has_content(path: Location | None, source: SourceFile | None) -> bool:
     if path is None or source is None:
         return path is None and source is None
-    return sha256_of_file(*files_of(path)) == source.sha256
+    return sha256_of_file(*scan_files(path)) == source.sha256

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from slicemill.bench.records.demo_scores import BandScores
 from slicemill.common.errors import StoreError
-from slicemill.ct.overlap import Overlap, mean_of
+from slicemill.ct.overlap import Overlap, mean_without_nan
 from slicemill.store.reader import Case, Store
 
 LOW, HIGH = -200, 400
@@ -88,7 +88,7 @@ def score_baseline(store: Store, train: Sequence[str], test: Sequence[str]) -> B
     overlaps = {case_id: score_band(hu_histograms(store[case_id]), low, high) for case_id in test}
     return BandScores(
         band_hu=(low, high),
-        dice_per_case=mean_of([overlap.dice for overlap in overlaps.values()]),
+        dice_per_case=mean_without_nan([overlap.dice for overlap in overlaps.values()]),
         dice_global=sum(overlaps.values(), Overlap()).dice,
         by_case={case_id: None if math.isnan(overlap.dice) else overlap.dice for case_id, overlap in overlaps.items()},
     )

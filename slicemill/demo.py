@@ -23,9 +23,9 @@ from slicemill.common.files import read_json, write_json
 from slicemill.common.machine import machine_info
 from slicemill.common.terminal import format_table, print_line
 from slicemill.ct.labels import format_labels
-from slicemill.ct.naming import name_of
-from slicemill.ct.overlap import mean_of
-from slicemill.ct.pictures import Tile, draw_labels, gray, label_colors, montage, save_png
+from slicemill.ct.naming import parse_name
+from slicemill.ct.overlap import mean_without_nan
+from slicemill.ct.pictures import Panel, draw_labels, label_colors, make_montage, render_gray, save_png
 from slicemill.ct.scan import ScanReader
 from slicemill.store.reader import Case, Store, open_store
 from slicemill.store.split import Split, read_split
@@ -159,13 +159,13 @@ def run_command(*words: object, may_fail: bool = False) -> None:
 def draw_montage(path: Path, store: Store, cases: Sequence[str], masks: Path) -> None:
     """Draw for each case the slice with most tumor (or most of any label): image | reference | prediction."""
     predictions = {prediction_key(file.relative_to(masks).as_posix()): file for file in sorted(masks.rglob("*.nii*"))}
-    tiles: list[Tile] = []
+    tiles: list[Panel] = []
     for case_id in cases:
         tiles += _case_tiles(store[case_id], predictions)
-    save_png(path, montage(tiles, 6 if len(tiles) > 9 else 3))
+    save_png(path, make_montage(tiles, 6 if len(tiles) > 9 else 3))
 
 
-def _case_tiles(case: Case, predictions: Mapping[tuple[str, str], Path]) -> list[Tile]:
+def _case_tiles(case: Case, predictions: Mapping[tuple[str, str], Path]) -> list[Panel]:
     """Draw three tiles of a case; none if it has no labels."""
     labels = case.info.labels
     if labels is None or case.label is None:
@@ -175,17 +175,17 @@ def _case_tiles(case: Case, predictions: Mapping[tuple[str, str], Path]) -> list
     z = int(np.argmax(voxels[labels.tumor] if labels.tumor and has_tumor else np.sum(list(voxels.values()), axis=0)))
     with ScanReader(predictions[prediction_key(case.info.image.name)], "mask") as reader:
         predicted = reader.read()
-    picture, colors = gray(case.image[z]), label_colors(labels)
+    picture, colors = render_gray(case.image[z]), label_colors(labels)
     return [
-        Tile(picture=picture, caption=f"{case.info.case_id}  z={z}"),
-        Tile(picture=draw_labels(picture, case.label[z], colors), caption="reference"),
-        Tile(picture=draw_labels(picture, predicted[z], colors), caption="prediction"),
+        Panel(picture=picture, caption=f"{case.info.case_id}  z={z}"),
+        Panel(picture=draw_labels(picture, case.label[z], colors), caption="reference"),
+        Panel(picture=draw_labels(picture, predicted[z], colors), caption="prediction"),
     ]
 
 
 def prediction_key(name: str) -> tuple[str, str]:
     """Return what the names of a scan and its segmentation have in common."""
-    parts = name_of(name)
+    parts = parse_name(name)
     return parts.folder, parts.key
 
 
@@ -202,8 +202,8 @@ def compare_on_tumor(rows: Sequence[Mapping[str, Any]], tumor: str, baseline: Ba
     with_tumor = [row for row in rows if row["has_tumor"]]
     return TumorComparison(
         cases=len(with_tumor),
-        network=mean_of([row[f"dice_{tumor}"] or 0.0 for row in with_tumor]),
-        baseline=mean_of([baseline.by_case[row["case_id"]] or 0.0 for row in with_tumor]),
+        network=mean_without_nan([row[f"dice_{tumor}"] or 0.0 for row in with_tumor]),
+        baseline=mean_without_nan([baseline.by_case[row["case_id"]] or 0.0 for row in with_tumor]),
     )
 
 

@@ -56,10 +56,16 @@ def free_gb(folder: Path) -> float:
 def examine_providers() -> Examination:
     """Start a session of a tiny model on every provider."""
     from slicemill.common.errors import InputError
-    from slicemill.infer.runtime.providers import Provider, has_nvidia_driver, installed_runtimes, make_session, runtime
+    from slicemill.infer.runtime.providers import (
+        Provider,
+        has_nvidia_driver,
+        import_onnxruntime,
+        installed_runtimes,
+        make_session,
+    )
 
     try:
-        runtime()
+        import_onnxruntime()
     except InputError as error:
         return Examination(lines=("provider   none",), repairs=(str(error),))
     lines, repairs = [], []

@@ -165,18 +165,18 @@ def preview(
 ) -> None:
     """Draw slices of the cases as one picture, with the organ outlined in blue and tumor in red."""
     with report_errors():
-        from slicemill.ct.pictures import evenly_spaced, montage, save_png
+        from slicemill.ct.pictures import make_montage, pick_evenly, save_png
         from slicemill.store.preview import draw_tiles
         from slicemill.store.reader import open_store
 
         opened = open_store(path)
-        ids = list(case) if case else evenly_spaced(opened.case_ids, 8)
+        ids = list(case) if case else pick_evenly(opened.case_ids, 8)
         tiles = [tile for case_id in ids for tile in draw_tiles(opened[case_id], columns)]
         if not tiles:
             print_line("the store has no cases yet; nothing was drawn")
             return
         target = out or opened.root / "preview.png"
-        save_png(target, montage(tiles, columns))
+        save_png(target, make_montage(tiles, columns))
         print_line(f"preview: {target}")
 
 

@@ -93,7 +93,7 @@ def make_zstd_codec(level: int) -> Codec:
     )
 
 
-def codec_of(profile: ProfileName, name: ArrayName, pixels: int) -> Codec:
+def make_codec(profile: ProfileName, name: ArrayName, pixels: int) -> Codec:
     """Return the codec of an array whose slices have `pixels` pixels.
 
     ``compact`` is a fifth smaller; ``fast`` is read more than twice as fast. `slicemill bench store` measures both.

@@ -1,7 +1,7 @@
 """The model contract, version 1: the metadata that `export` writes into a model file and `infer` reads.
 
-The metadata is one JSON object under the key ``slicemill`` of the ONNX file. `ModelDocument` is that object;
-`ModelCard` is what a file says once it was opened: the metadata, and what only its graph and its bytes show.
+The metadata is one JSON object under the key ``slicemill`` of the ONNX file. `ModelCard` is that object;
+`ModelInfo` is what a file says once it was opened: the metadata, and what only its graph and its bytes show.
 """
 
 import json
@@ -129,7 +129,7 @@ class TuningSummary(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelDocument:
+class ModelCard:
     """The metadata of a model file.
 
     The order of the fields is the order of the keys in the file. Fields with the default None are not needed to run the
@@ -186,7 +186,7 @@ class ModelDocument:
         return {key: value for key, value in to_document(self).items() if value is not None or key in NULLS}
 
 
-def decode_metadata(text: str, where: str) -> ModelDocument:
+def decode_metadata(text: str, where: str) -> ModelCard:
     """Parse and check the metadata of a model file.
 
     Parameters
@@ -212,7 +212,7 @@ def decode_metadata(text: str, where: str) -> ModelDocument:
             f"input {' or '.join(INPUT_TYPES)}. Export it again."
         )
     problem = f"{where}: its slicemill metadata is incomplete or damaged; export it again"
-    decoded = from_document(ModelDocument, document, problem, error=ModelError)
+    decoded = from_document(ModelCard, document, problem, error=ModelError)
     try:
         parse_postprocess_rules(decoded.postprocess)
         values = decoded.label_set.table()
@@ -224,14 +224,14 @@ def decode_metadata(text: str, where: str) -> ModelDocument:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelCard:
+class ModelInfo:
     """What an opened model file says: its metadata, and what only its graph and its bytes show."""
 
     name: str
     """File name."""
     sha256: str
     """Hash of the file, or of the model that was made around a foreign network."""
-    card: ModelDocument
+    card: ModelCard
     size: tuple[int, int]
     """Height and width of the network's slices, pixels."""
     gives_tumor: bool

@@ -68,10 +68,10 @@ class SliceArray:
         if self.profile is None:
             out[...] = self._read_through_zarr(self._check_index(z))
             return out
-        self._decode(z, self.encoded(z), out)
+        self._decode(z, self.read_encoded(z), out)
         return out
 
-    def encoded(self, z: int) -> bytes:
+    def read_encoded(self, z: int) -> bytes:
         """Return the stored bytes of the slice at `z` with their checksum; empty if it is all fill value."""
         offset, length = self.shard.entries[self._check_index(z)]
         if length == ABSENT:

@@ -17,7 +17,7 @@ UNDECLARED = make_labels({"label_1": 1})
 """Labels of a collection that declares none: one value, of unknown meaning."""
 
 
-def value_counts(label: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+def count_values(label: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """Return how many voxels of uint8[z, y, x] have each value, int64[256].
 
     >>> value_counts(np.array([[[0, 2, 2]]], dtype=np.uint8))[:3].tolist()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from slicemill.common.errors import ConfigError, ScanError, StoreError, UsageError
-from slicemill.ct.formats.nifti.header import grid_of_header
+from slicemill.ct.formats.nifti.header import parse_grid
 from slicemill.ct.formats.nifti.names import SUFFIXES
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.geometry import Grid
@@ -71,7 +71,7 @@ def read_grid(case: Case) -> Grid:
     """
     case_id = case.info.case_id
     try:
-        grid = grid_of_header(read_header(case.info.image, case_id))
+        grid = parse_grid(read_header(case.info.image, case_id))
     except ScanError as error:
         raise StoreError(f"{case_id}: its stored {error}") from error
     if grid.stored_shape != case.image.shape:

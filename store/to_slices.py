@@ -29,7 +29,7 @@ from slicemill.common.errors import ConfigError, InputError, UsageError
 from slicemill.common.files import write_csv, write_json
 from slicemill.common.progress import progress
 from slicemill.ct.naming import natural_key
-from slicemill.ct.pictures import png_bytes
+from slicemill.ct.pictures import encode_png
 from slicemill.ct.window import DEFAULT_WINDOW, Window
 from slicemill.store.case import CaseInfo
 from slicemill.store.layout import SliceFormat
@@ -346,4 +346,4 @@ def save_section(path: Path, section: npt.NDArray[Any]) -> None:
     elif path.suffix == ".jpg":
         Image.fromarray(section).save(path, quality=JPEG_QUALITY)
     else:
-        path.write_bytes(png_bytes(section))
+        path.write_bytes(encode_png(section))

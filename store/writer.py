@@ -35,7 +35,7 @@ from slicemill.common.files import Location, parse_location, to_json, write_json
 from slicemill.common.locks import CLAIMS, try_claim
 from slicemill.common.remote import RemotePath
 from slicemill.store.case import CaseInfo
-from slicemill.store.codecs import CRC_BYTES, codec_of, with_checksum
+from slicemill.store.codecs import CRC_BYTES, make_codec, with_checksum
 from slicemill.store.layout import (
     ABSENT,
     ATTRIBUTE,
@@ -124,7 +124,7 @@ class CaseWriter:
         names: tuple[ArrayName, ...] = ("image", "label") if has_mask else ("image",)
         self._shards = {name: ShardWriter(self.folder / name / SHARD, shape[0]) for name in names}
         self._pending: dict[ArrayName, deque[EncodingSlab]] = {name: deque() for name in names}
-        self._encode = {name: codec_of(profile, name, shape[1] * shape[2]).encode for name in names}
+        self._encode = {name: make_codec(profile, name, shape[1] * shape[2]).encode for name in names}
 
     def __enter__(self) -> Self:
         return self

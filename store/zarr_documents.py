@@ -6,7 +6,7 @@ Specification: https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html#me
 from typing import Any, Literal, TypedDict
 
 from slicemill.ct.window import AIR_HU
-from slicemill.store.codecs import CodecDocument, codec_of
+from slicemill.store.codecs import CodecDocument, make_codec
 from slicemill.store.layout import IMAGE, LABEL, ArrayName, ProfileName
 
 DTYPES: dict[ArrayName, str] = {IMAGE: "int16", LABEL: "uint8"}
@@ -52,7 +52,7 @@ def make_array_document(
     """
     nz, ny, nx = shape
     little: CodecDocument = {"name": "bytes", "configuration": {"endian": "little"}}
-    compressor = codec_of(profile, name, ny * nx).document
+    compressor = make_codec(profile, name, ny * nx).document
     return {
         "zarr_format": 3,
         "node_type": "array",

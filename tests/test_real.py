@@ -10,7 +10,7 @@ import pytest
 
 from slicemill.common.files import read_lines
 from slicemill.ct.labels import make_labels
-from slicemill.ct.naming import find_files, other_scans
+from slicemill.ct.naming import find_files, find_unread_scans
 from slicemill.ingest.discover import discover
 from slicemill.ingest.params import Params
 from slicemill.ingest.pipeline import IngestOptions, ingest
@@ -65,7 +65,7 @@ def test_ingest_accounts_for_every_odd_file_without_a_traceback(name, real_data,
     assert "Traceback" not in done.stderr
     collection = discover(folder)
     files = {case.image for case in collection.cases} | {case.mask for case in collection.cases if case.mask}
-    assert files | {path for path, _ in collection.left_out} == set(find_files(folder)) | set(other_scans(folder))
+    assert files | {path for path, _ in collection.left_out} == set(find_files(folder)) | set(find_unread_scans(folder))
     failed = {line["case_id"]: line["reason"] for line in read_lines(store / "failures.jsonl")}
     assert set(open_store(store).case_ids) | set(failed) == {case.case_id for case in collection.cases}
     assert all(reason and "\n" not in reason for reason in failed.values())

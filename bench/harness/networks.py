@@ -19,10 +19,10 @@ from slicemill.ct.phantom import write_nifti
 from slicemill.ct.window import Window
 from slicemill.store.model_card import CONTRACT, PostprocessRules
 from slicemill.train.config import Config
-from slicemill.train.export.graph import DEFAULT, Exported, Flavor
+from slicemill.train.export.graph import DEFAULT, ExportGraph, Flavor
 from slicemill.train.export.model_file import add_metadata
-from slicemill.train.export.onnx_graph import to_onnx
-from slicemill.train.network.step import build
+from slicemill.train.export.onnx_graph import write_onnx
+from slicemill.train.network.step import build_network
 
 MIN_LESION_ML = 0.2
 BLUR = 8
@@ -51,7 +51,7 @@ class Guided(nn.Module):
         return logits
 
 
-class Sampled(Exported):
+class Sampled(ExportGraph):
     """A complete graph that costs almost nothing: the label of every eighth pixel, by the same HU as `Guided`."""
 
     def __init__(self, config: Config) -> None:
@@ -75,7 +75,7 @@ class Light(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.network = build(LITS_LABELS, replace(config, width=16, depth=2))
+        self.network = build_network(LITS_LABELS, replace(config, width=16, depth=2))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
@@ -87,7 +87,7 @@ class Light(nn.Module):
 def default_network(config: Config = MARKED) -> nn.Module:
     """Return the default network for some settings, always with the same random weights."""
     torch.manual_seed(0)
-    return build(LITS_LABELS, config)
+    return build_network(LITS_LABELS, config)
 
 
 def light_network() -> nn.Module:
@@ -96,17 +96,17 @@ def light_network() -> nn.Module:
     return Light(MARKED)
 
 
-def exported(path: Path, network: nn.Module, config: Config, size: int, flavor: Flavor = DEFAULT) -> Path:
+def export_network(path: Path, network: nn.Module, config: Config, size: int, flavor: Flavor = DEFAULT) -> Path:
     """Write a guided network as a model file, without a parity check."""
     return export_graph(
-        path, Exported(Guided(network).eval(), config, LITS_LABELS, flavor).eval(), config, size, flavor
+        path, ExportGraph(Guided(network).eval(), config, LITS_LABELS, flavor).eval(), config, size, flavor
     )
 
 
-def export_graph(path: Path, graph: Exported, config: Config, size: int, flavor: Flavor = DEFAULT) -> Path:
+def export_graph(path: Path, graph: ExportGraph, config: Config, size: int, flavor: Flavor = DEFAULT) -> Path:
     """Write a complete graph as a model file, without a parity check."""
     window = np.arange(config.context, dtype=np.int32)[None]
-    to_onnx(graph, [(np.zeros((config.context, size, size), dtype=np.int16), window)], path)
+    write_onnx(graph, [(np.zeros((config.context, size, size), dtype=np.int16), window)], path)
     rules = PostprocessRules(largest_organ=True, min_lesion_ml=MIN_LESION_ML)
     add_metadata(
         path,

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def drop(paths: Iterable[Path]) -> None:
+def drop_from_cache(paths: Iterable[Path]) -> None:
     """Drop files from the page cache. Data that are not on the disk yet are written first.
 
     Any user may do this for a file that they may read (posix_fadvise, DONTNEED). The disk's own cache keeps its

@@ -126,7 +126,7 @@ def scan_subject(data: Path, slices: int) -> Subject:
     )
 
 
-def subject_of(data: Path | None, slices: int) -> Subject:
+def choose_subject(data: Path | None, slices: int) -> Subject:
     """Return a scan of the collection `data`, or a phantom if it is None."""
     return phantom_subject(slices) if data is None else scan_subject(data, slices)
 

@@ -9,11 +9,11 @@ from slicemill.common.errors import InputError
 from slicemill.common.files import write_bytes
 from slicemill.common.terminal import print_line
 
-FILES = Path(__file__).parents[1] / "studies" / "nnunet"
+NNUNET_FOLDER = Path(__file__).parents[1] / "studies" / "nnunet"
 """Folder with the requirements of nnU-Net."""
 
 
-def environment(folder: Path, requirements: Path, name: str) -> Path:
+def prepare_environment(folder: Path, requirements: Path, name: str) -> Path:
     """Return the interpreter of the environment in `folder`, and install it if the versions in `requirements` changed.
 
     Raises

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slicemill.bench.peers.environment import FILES, environment
+from slicemill.bench.peers.environment import NNUNET_FOLDER, prepare_environment
 from slicemill.bench.peers.remote import HERE, PeerProcess
 from slicemill.common.documents import from_toml
 from slicemill.common.errors import InputError
@@ -36,7 +36,7 @@ def read_peers(name: str) -> tuple[Peer, ...]:
 def requirements_file(package: str) -> Path:
     """Return the file of pinned versions of an environment. Those of nnU-Net are shared with `bench yardstick`."""
     own = HERE / "requirements" / f"{package}.txt"
-    return own if own.exists() else FILES / "requirements.txt"
+    return own if own.exists() else NNUNET_FOLDER / "requirements.txt"
 
 
 def packages(peers: tuple[Peer, ...]) -> list[str]:
@@ -82,7 +82,7 @@ def start_peers(
         for peer in peers:
             own = folder / peer.way
             try:
-                python = environment(environments / peer.package, requirements_file(peer.package), peer.name)
+                python = prepare_environment(environments / peer.package, requirements_file(peer.package), peer.name)
                 own.mkdir(parents=True)
                 request = {**inputs, "way": peer.way, "folder": str(own)}
                 process = PeerProcess(name=peer.name, python=python, script=script, request=request)

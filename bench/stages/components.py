@@ -19,7 +19,7 @@ from scipy import ndimage
 from slicemill.bench.harness.clock import time_on_both_clocks
 from slicemill.common.machine import machine_info
 from slicemill.common.terminal import format_table, print_line
-from slicemill.ct.runs import connected, runs_of
+from slicemill.ct.runs import connect_runs, find_runs
 
 Mask = npt.NDArray[np.bool_]
 SHAPE = (64, 512, 512)
@@ -68,8 +68,8 @@ def compare(mask: Mask, connectivity: int, rounds: int, log: Callable[[str], Non
 
 def sizes_by_runs(mask: Mask, connectivity: int) -> npt.NDArray[np.float64]:
     """Return the voxels of each component, found on runs."""
-    runs = runs_of(mask)
-    numbers, count = connected(runs, connectivity)
+    runs = find_runs(mask)
+    numbers, count = connect_runs(runs, connectivity)
     return np.asarray(np.bincount(numbers, weights=runs.voxels, minlength=count), dtype=np.float64)
 
 

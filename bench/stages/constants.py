@@ -20,7 +20,7 @@ import slicemill.infer.runtime.capacity
 from slicemill.bench.harness.clock import Work, ratio, time_rounds
 from slicemill.bench.harness.cores import pin_to_one_core, torch_threads
 from slicemill.bench.harness.headline import Record
-from slicemill.bench.harness.networks import MARKED, default_network, exported
+from slicemill.bench.harness.networks import MARKED, default_network, export_network
 from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import Files, Subject
 from slicemill.bench.stages.infer_around import add_specks, clean
@@ -32,14 +32,14 @@ from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.ct.lesions import find_lesions
 from slicemill.ct.phantom import write_nifti
-from slicemill.ct.pictures import gray, png_bytes
+from slicemill.ct.pictures import encode_png, render_gray
 from slicemill.infer.inputs.gather import gather
-from slicemill.infer.inputs.jobs import load
+from slicemill.infer.inputs.jobs import load_scan
 from slicemill.infer.network.model import open_model
-from slicemill.infer.runtime.capacity import lanes_on
-from slicemill.store.statistics import value_counts
+from slicemill.infer.runtime.capacity import count_lanes
+from slicemill.store.statistics import count_values
 from slicemill.train.config import KINDS
-from slicemill.train.data.augment import changed
+from slicemill.train.data.augment import augment_by_shares
 
 FILE = Path(__file__).with_name("constants.toml")
 SLICES_A_LANE = 8
@@ -159,15 +159,15 @@ def make_works(folder: Path, subject: Subject) -> dict[str, Work]:
     specked = add_specks(subject.label)
     tumor = specked == LITS_LABELS.tumor_value()
     noise = np.random.default_rng(0).integers(0, 3, (NOISY_SLICES, *subject.label.shape[1:]), dtype=np.uint8)
-    pictures = [gray(section) for section in subject.image[:: max(1, len(subject.image) // 8)]]
+    pictures = [render_gray(section) for section in subject.image[:: max(1, len(subject.image) // 8)]]
     return {
         "ingest_axial": lambda: convert_ours(folder, axial, subject.params()),
         "ingest_coronal": lambda: convert_ours(folder, coronal, subject.params()),
-        "count_labels": lambda: value_counts(subject.label),
+        "count_labels": lambda: count_values(subject.label),
         "clean_specks": lambda: clean(specked),
         "clean_noise": lambda: clean(noise),
         "find_lesions": lambda: find_lesions(tumor, np.eye(4)),
-        "pack_pictures": lambda: sum(len(png_bytes(picture)) for picture in pictures),
+        "pack_pictures": lambda: sum(len(encode_png(picture)) for picture in pictures),
         "write_mask": mask_writer(folder / "mask.nii.gz", subject, axial.mask),
         "label_slices": labeler(folder / "default.onnx", subject, axial.image),
         "augment": augmenter(subject),
@@ -176,7 +176,7 @@ def make_works(folder: Path, subject: Subject) -> dict[str, Work]:
 
 def mask_writer(path: Path, subject: Subject, mask: Path) -> Work:
     """Return the writing of a mask as .nii.gz, which returns the bytes."""
-    loaded = load(gather([mask])[0][0])
+    loaded = load_scan(gather([mask])[0][0])
 
     def write() -> int:
         write_volume(path, loaded.header, np.uint8, loaded.grid.to_file(subject.label))
@@ -187,8 +187,8 @@ def mask_writer(path: Path, subject: Subject, mask: Path) -> Work:
 
 def labeler(path: Path, subject: Subject, scan: Path) -> Work:
     """Return the labeling of slices by the default network. The warm-up prepares a batch for each value."""
-    model = open_model(exported(path, default_network(), MARKED, subject.image.shape[-1]), "cpu")
-    lanes = lanes_on("cpu")
+    model = open_model(export_network(path, default_network(), MARKED, subject.image.shape[-1]), "cpu")
+    lanes = count_lanes("cpu")
     networks: dict[int, Work] = {}
 
     def label() -> None:
@@ -208,6 +208,6 @@ def augmenter(subject: Subject) -> Work:
 
     def augment() -> None:
         with torch_threads(1):  # torch's other threads would run, and wait, on the core that is measured
-            changed(image, label, 1.0, dict.fromkeys(KINDS, 1.0), torch.Generator().manual_seed(0))
+            augment_by_shares(image, label, 1.0, dict.fromkeys(KINDS, 1.0), torch.Generator().manual_seed(0))
 
     return augment

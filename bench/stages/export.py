@@ -19,12 +19,12 @@ from slicemill.bench.harness.headline import Record, check, headline, with_amoun
 from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import CASE_ID, Subject
 from slicemill.train.config import Config
-from slicemill.train.export.graph import Exported
+from slicemill.train.export.graph import ExportGraph
 from slicemill.train.export.model_file import add_metadata
-from slicemill.train.export.onnx_graph import OPSET, onnx_checked, to_onnx
-from slicemill.train.export.parity import prove
-from slicemill.train.export.trained import proof_slices
-from slicemill.train.network.step import build
+from slicemill.train.export.onnx_graph import OPSET, load_checked_onnx, write_onnx
+from slicemill.train.export.parity import prove_parity
+from slicemill.train.export.trained import read_proof_slices
+from slicemill.train.network.step import build_network
 from slicemill.train.run.setup import network_size
 
 if TYPE_CHECKING:
@@ -52,27 +52,27 @@ def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
     """Measure on one scan and return the record. The network has random weights and the default settings."""
     store, config = subject.store(folder / "store"), Config()
     torch.manual_seed(0)
-    network = build(subject.labels, config).eval()
-    graph = Exported(network, config, subject.labels).eval()
+    network = build_network(subject.labels, config).eval()
+    graph = ExportGraph(network, config, subject.labels).eval()
     size = network_size(store[CASE_ID], config)
-    proof = proof_slices(store, (CASE_ID,), config, size)
+    proof = read_proof_slices(store, (CASE_ID,), config, size)
     path = folder / "model.onnx"
     parities: list[Parity] = []
 
     def export() -> None:
-        to_onnx(graph, proof, path)
-        parities.append(prove(graph, path, proof))
+        write_onnx(graph, proof, path)
+        parities.append(prove_parity(graph, path, proof))
         add_metadata(path, {"parity": parities[-1]})
 
     export()  # the contender that only compares needs a file
     contenders = {
         OURS: export,
         BARE: lambda: export_bare(network, config, size, folder / "bare.onnx"),
-        "proof alone": lambda: prove(graph, path, proof),
+        "proof alone": lambda: prove_parity(graph, path, proof),
     }
     with show_progress("export", len(contenders), rounds) as log:
         times = time_rounds(contenders, rounds=rounds, log=log)
-    onnx_checked(path)
+    load_checked_onnx(path)
     parity = parities[-1]
     differing, pixels = parity["labels_differing"], parity["pixels"]
     check("onnxruntime and torch give equal labels", holds=differing <= parity["limit"] * pixels)

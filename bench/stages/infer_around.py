@@ -22,7 +22,7 @@ from slicemill.ct.labels import LITS_LABELS
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.network.model import open_model
 from slicemill.infer.postprocess import postprocess
-from slicemill.infer.runtime.capacity import lanes_on
+from slicemill.infer.runtime.capacity import count_lanes
 from slicemill.store.model_card import PostprocessRules
 
 SPECKS = 400
@@ -48,7 +48,7 @@ def measure_host(folder: Path, scans: Path, size: int, rounds: int, log: Log) ->
 
     contenders = {
         "ours": lambda: segment_all(model, jobs, folder),
-        "its network": network_alone(model, scans, slices, lanes=lanes_on("cpu")),
+        "its network": network_alone(model, scans, slices, lanes=count_lanes("cpu")),
         "usual script": run_usual_script,
     }
     times = time_on_both_clocks(contenders, rounds, log)

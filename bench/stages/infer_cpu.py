@@ -29,7 +29,7 @@ from slicemill.bench.harness.networks import (
     MARKED,
     Guided,
     default_network,
-    exported,
+    export_network,
     light_network,
     write_marked_scans,
 )
@@ -49,9 +49,9 @@ from slicemill.ct.labels import LITS_LABELS
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions
-from slicemill.infer.runtime.capacity import lanes_on
+from slicemill.infer.runtime.capacity import count_lanes
 from slicemill.train.export.audit import gflop_a_slice
-from slicemill.train.export.graph import Exported
+from slicemill.train.export.graph import ExportGraph
 
 SIZE = 512
 FEW, MANY = 4, 12
@@ -96,10 +96,10 @@ def run(folder: Path, *, slices: int, rounds: int) -> Record:
         results = {
             "whole": {
                 "default": measure_whole(
-                    exported(default_file(folder), default_network(), MARKED, SIZE), scans, rounds, log
+                    export_network(default_file(folder), default_network(), MARKED, SIZE), scans, rounds, log
                 ),
                 "light": measure_whole(
-                    exported(folder / "light.onnx", light_network(), MARKED, SIZE), more, rounds, log
+                    export_network(folder / "light.onnx", light_network(), MARKED, SIZE), more, rounds, log
                 ),
             },
             "host": measure_host(folder, more, SIZE, rounds, log),
@@ -161,7 +161,7 @@ def measure_whole(path: Path, scans: Path, rounds: int, log: Log) -> Record:
 
     contenders = {
         SESSION: network_alone(open_on_all_cores(path), scans, total),
-        LANES: network_alone(model, scans, total, lanes=lanes_on("cpu")),
+        LANES: network_alone(model, scans, total, lanes=count_lanes("cpu")),
         WITHOUT_RULES: segment(WITHOUT_RULES, InferOptions(postprocess=False)),
         WITH_RULES: segment(WITH_RULES, InferOptions()),
     }
@@ -179,7 +179,7 @@ def measure_engines(path: Path, rounds: int, log: Log) -> Record:
     """Measure onnxruntime and torch eager on a batch of two slices of noise, on all cores."""
     model = open_on_all_cores(path)
     # two networks with equal weights, since the memory format of shared weights would change for both
-    graph, last = (Exported(Guided(default_network()).eval(), MARKED, LITS_LABELS).eval() for _ in range(2))
+    graph, last = (ExportGraph(Guided(default_network()).eval(), MARKED, LITS_LABELS).eval() for _ in range(2))
     last = last.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's annotations
     rng = np.random.default_rng(0)
     coarse = rng.integers(-1000, 4000, (4, SIZE // BLUR, SIZE // BLUR))

@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 
 from slicemill.bench.harness.clock import Work
-from slicemill.bench.harness.networks import MARKED, Guided, default_network, exported
+from slicemill.bench.harness.networks import MARKED, Guided, default_network, export_network
 from slicemill.ct.labels import LITS_LABELS
-from slicemill.infer.network.lanes import DeviceLane, Lane, make_lane, turns_of
+from slicemill.infer.network.lanes import DeviceLane, Lane, make_compute_limit, make_lane
 from slicemill.infer.network.model import Model, open_model
-from slicemill.infer.runtime.capacity import LANES, Capacity, capacity_of
+from slicemill.infer.runtime.capacity import LANES, Capacity, batch_capacity
 from slicemill.train.config import Config
-from slicemill.train.export.graph import DEFAULT, Exported, Flavor
+from slicemill.train.export.graph import DEFAULT, ExportGraph, Flavor
 
 HALF = Flavor(half=True)
 WANTED = ("label", "tumor")
@@ -55,7 +55,7 @@ def config_of(width: int) -> Config:
 def model_file(folder: Path, width: int, flavor: Flavor, size: int) -> Path:
     """Return the model file of a network, and write it at the first call."""
     path, config = folder / f"width-{width}{flavor.suffix}", config_of(width)
-    return path if path.exists() else exported(path, default_network(config), config, size, flavor)
+    return path if path.exists() else export_network(path, default_network(config), config, size, flavor)
 
 
 def open_network(folder: Path, work: Workload, width: int, flavor: Flavor) -> Model:
@@ -63,9 +63,9 @@ def open_network(folder: Path, work: Workload, width: int, flavor: Flavor) -> Mo
     return open_model(model_file(folder, width, flavor, work.size), work.device, 0, work.batch)
 
 
-def batch_capacity(model: Model, work: Workload) -> Capacity:
+def workload_capacity(model: Model, work: Workload) -> Capacity:
     """Return the capacity of a batch."""
-    return capacity_of(model.info, model.provider, work.batch)
+    return batch_capacity(model.info, model.provider, work.batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def make_noise(work: Workload, labels: int) -> Batch:
 
 def fill_lane(model: Model, work: Workload) -> tuple[Lane, Batch]:
     """Return a lane, and the batch in its buffer."""
-    capacity = batch_capacity(model, work)
+    capacity = workload_capacity(model, work)
     lane = make_lane(model, capacity, WANTED)
     noise = make_noise(work, capacity.labels)
     image = lane.image[: len(noise.image)]
@@ -114,7 +114,7 @@ def run_resident(model: Model, work: Workload) -> Work:
 def run_with_copies(model: Model, work: Workload) -> Work:
     """Return the same number of batches through the lanes of a run, each with its copies to and from the GPU."""
     filled = [fill_lane(model, work) for _ in range(LANES)]
-    turns = turns_of(model)
+    turns = make_compute_limit(model)
 
     def run_lane(number: int) -> None:
         lane, batch = filled[number]
@@ -136,7 +136,7 @@ def run_in_torch(work: Workload, width: int, labels: int, *, compiled: bool) -> 
     config = config_of(width)
     flavor = HALF if work.on_gpu else DEFAULT
     network = Guided(default_network(config)).eval()
-    graph: Any = Exported(network, config, LITS_LABELS, flavor).eval().to(work.device)
+    graph: Any = ExportGraph(network, config, LITS_LABELS, flavor).eval().to(work.device)
     graph = graph.to(memory_format=torch.channels_last)
     graph = torch.compile(graph, mode="max-autotune") if compiled else graph
     noise = make_noise(work, labels)

@@ -16,10 +16,10 @@ from slicemill.bench.harness.subject import phantom_subject
 from slicemill.bench.stages.infer_gpu_contenders import (
     HALF,
     Workload,
-    batch_capacity,
     make_noise,
     open_network,
     run_with_copies,
+    workload_capacity,
 )
 from slicemill.common.terminal import print_line
 from slicemill.ct.labels import LITS_LABELS
@@ -56,7 +56,7 @@ def measure_files(folder: Path, work: Workload, _results: Record) -> Record:
     contenders = {BARE: run_with_copies(model, work), **{name: segment(name) for name in sources}}
     timings = time_rounds(contenders, rounds=max(1, work.rounds // 2), log=lambda name: print_line(f"  {name}"))
     amounts = dict.fromkeys(sources, work.scans * work.slices) | {
-        BARE: batch_capacity(model, work).labels * work.batches
+        BARE: workload_capacity(model, work).labels * work.batches
     }
     times = {name: Timed(timing=timing, amount=amounts[name]) for name, timing in timings.items()}
     return {

@@ -17,13 +17,13 @@ from slicemill.bench.harness.headline import Record
 from slicemill.bench.stages.infer_gpu_contenders import (
     HALF,
     Workload,
-    batch_capacity,
     make_noise,
     model_file,
     open_network,
     run_in_torch,
     run_resident,
     run_with_copies,
+    workload_capacity,
 )
 from slicemill.bench.stages.kernels import by_kernel, by_operator, summarize
 from slicemill.bench.stages.limits import SIDE, product
@@ -32,7 +32,7 @@ from slicemill.ct.labels import LITS_LABELS
 from slicemill.infer.network.lanes import make_lane
 from slicemill.infer.network.model import open_model
 from slicemill.infer.runtime.capacity import Capacity
-from slicemill.infer.runtime.providers import NAMES, make_session, options_for, runtime
+from slicemill.infer.runtime.providers import NAMES, import_onnxruntime, make_session, provider_options
 from slicemill.train.export.audit import gflop_a_slice
 from slicemill.train.export.graph import DEFAULT
 
@@ -66,7 +66,7 @@ def measure_engines(folder: Path, work: Workload, results: Record) -> Record:
 def measure_width(folder: Path, work: Workload, width: int, peak_tflops: float | None) -> Record:
     """Measure one network in onnxruntime and torch."""
     half, full = (open_network(folder, work, width, flavor) for flavor in (HALF, DEFAULT))
-    labels = batch_capacity(half, work).labels
+    labels = workload_capacity(half, work).labels
     contenders = {
         OURS: run_resident(half, work),
         "onnxruntime fp32": run_resident(full, work),
@@ -116,7 +116,7 @@ def measure_settings(folder: Path, work: Workload, _results: Record) -> Record:
     for name, settings in (SETTINGS if work.on_gpu else {}).items():
         try_contender(contenders, failed, name, partial(change, settings))
     times = time_rounds(contenders, rounds=work.rounds)
-    amount = batch_capacity(open_network(folder, work, width, HALF), work).labels * work.batches
+    amount = workload_capacity(open_network(folder, work, width, HALF), work).labels * work.batches
     return {
         "results": {name: timing.as_json(amount) for name, timing in times.items()},
         "over as it is": {name: round(ratio(times[AS_IT_IS], timing), 3) for name, timing in times.items()},
@@ -152,10 +152,10 @@ def profile_width(folder: Path, work: Workload, width: int) -> Record:
     """Sum the time of one network in float16."""
     model = open_network(folder, work, width, HALF)
     kernels = by_kernel(run_resident(model, work))
-    module = runtime()
+    module = import_onnxruntime()
     options = module.SessionOptions()
     options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
-    providers = [(NAMES[work.device], options_for(work.device, 0))]
+    providers = [(NAMES[work.device], provider_options(work.device, 0))]
     model.session = module.InferenceSession(str(model.path), options, providers=providers)
     run_resident(model, work)()
     events = json.loads(Path(model.session.end_profiling()).read_text())

@@ -13,7 +13,7 @@ import numpy as np
 
 from slicemill.bench.harness.clock import Log, Timing, ratio, time_on_both_clocks
 from slicemill.bench.harness.headline import Record
-from slicemill.bench.harness.networks import MARKED, default_network, exported, mark_labels
+from slicemill.bench.harness.networks import MARKED, default_network, export_network, mark_labels
 from slicemill.bench.stages.infer_session import open_on_all_cores, segment_all
 from slicemill.common.documents import to_document
 from slicemill.common.files import Location, write_json
@@ -21,13 +21,13 @@ from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.phantom import PhantomSpec, make_phantom, write_nifti
 from slicemill.ct.pictures import save_png
 from slicemill.infer.inputs.gather import gather
-from slicemill.infer.inputs.jobs import Job, load
+from slicemill.infer.inputs.jobs import Job, load_scan
 from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.postprocess import postprocess
-from slicemill.infer.report import make_report, overlay
-from slicemill.infer.runtime.capacity import capacity_of
-from slicemill.infer.slices.assembly import plan_of
-from slicemill.infer.slices.batches import Filler, Scan
+from slicemill.infer.report import draw_overlay, make_report
+from slicemill.infer.runtime.capacity import batch_capacity
+from slicemill.infer.slices.assembly import plan_scan
+from slicemill.infer.slices.batches import Batcher, NetworkScan
 
 SMALL, SMALL_SIDE, SMALL_SLICES = 64, 128, 12
 """Small scans, pixels along a side, and slices of each."""
@@ -40,7 +40,7 @@ ONE_COMMAND, COMMAND_EACH = "command, folder", "command, scan by scan"
 
 def measure_many(folder: Path, rounds: int, log: Log) -> Record:
     """Measure the small scans as one folder, one by one in a session, by one command, and by a command each."""
-    path = exported(folder / "small.onnx", default_network(), MARKED, SMALL_SIDE)
+    path = export_network(folder / "small.onnx", default_network(), MARKED, SMALL_SIDE)
     scans = write_small_scans(folder / "small")
     model, session = open_model(path, "cpu"), open_on_all_cores(path)
     jobs, _ = gather([scans])
@@ -86,23 +86,25 @@ def write_small_scans(folder: Path) -> Path:
 
 def segment_alone(model: Model, job: Job, out: Path) -> None:
     """Segment one scan as a loop over scans does: read, label in padded batches, post-process, report, write."""
-    loaded, info = load(job), model.info
+    loaded, info = load_scan(job), model.info
     nz, ny, nx = loaded.volume.shape
-    plan = plan_of(info, (nz, ny, nx), loaded.grid.spacing_mm)
-    scan = Scan(plan, loaded.volume)
-    capacity = capacity_of(info, model.provider, FIXED_BATCH)
-    filler = Filler(capacity)
+    plan = plan_scan(info, (nz, ny, nx), loaded.grid.spacing_mm)
+    scan = NetworkScan(plan, loaded.volume)
+    capacity = batch_capacity(info, model.provider, FIXED_BATCH)
+    filler = Batcher(capacity)
     filler.add(scan)
     image = np.zeros((capacity.labels + info.context - 1, *info.size), dtype=np.int16)
     while filler.waiting:
         batch = filler.next()
-        batch.show(image)
+        batch.fill(image)
         window = np.zeros((capacity.labels, info.context), dtype=np.int32)
         window[: len(batch.units)] = batch.neighbors
-        batch.put(model.run(image, window, plan.wanted))
-    segmented = scan.canvas.segmented()
+        batch.put(model.run(image, window, plan.outputs))
+    segmented = scan.assembly.segmented()
     postprocess(segmented.label, info.labels, info.rules, loaded.grid, segmented.tumor_probability)
     report = make_report(model, loaded, segmented, job.name)
     write_json(out / f"{job.stem}.json", to_document(report))
-    save_png(out / f"{job.stem}.png", overlay(loaded.volume, segmented.label, info.labels, report.lesions, job.name))
+    save_png(
+        out / f"{job.stem}.png", draw_overlay(loaded.volume, segmented.label, info.labels, report.lesions, job.name)
+    )
     write_volume(out / job.name, loaded.header, np.uint8, loaded.grid.to_file(segmented.label))

@@ -18,14 +18,14 @@ from pathlib import Path
 from slicemill.bench.harness.agreement import dice_losses, differing_share
 from slicemill.bench.harness.clock import ratio, time_rounds
 from slicemill.bench.harness.headline import Record
-from slicemill.bench.harness.networks import MARKED, default_network, exported, write_marked_scans
+from slicemill.bench.harness.networks import MARKED, default_network, export_network, write_marked_scans
 from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import phantom_subject
 from slicemill.bench.stages.infer_session import network_alone, open_on_all_cores
 from slicemill.common.files import to_json, write_json
 from slicemill.common.terminal import print_line
 from slicemill.infer.inputs.gather import gather
-from slicemill.infer.inputs.jobs import load
+from slicemill.infer.inputs.jobs import load_scan
 from slicemill.infer.network.model import open_model
 from slicemill.infer.single import segment_volume
 
@@ -61,7 +61,7 @@ def main() -> None:
         if scan is None:
             write_marked_scans(Path(folder) / "scans", phantom_subject(8, size=SIZE), 1)
             scan = Path(folder) / "scans" / "scan-0.nii.gz"
-        model = options.model or exported(Path(folder) / "default.onnx", default_network(), MARKED, SIZE)
+        model = options.model or export_network(Path(folder) / "default.onnx", default_network(), MARKED, SIZE)
         record = measure(model, scan, options.rounds)
     if options.json:
         write_json(options.json, record)
@@ -71,7 +71,7 @@ def main() -> None:
 def measure(path: Path, scan: Path, rounds: int) -> Record:
     """Return the record: slices per second, the ratio over onnxruntime, and Dice against its labels."""
     models = {BASELINE: open_on_all_cores(path), "openvino": open_model(path, "openvino")}
-    loaded = load(gather([scan])[0][0])
+    loaded = load_scan(gather([scan])[0][0])
     labels = {
         name: segment_volume(model, loaded.volume, loaded.grid.spacing_mm).label for name, model in models.items()
     }

@@ -18,14 +18,14 @@ from slicemill.bench.harness.cores import count_cores
 from slicemill.bench.harness.headline import Record, check
 from slicemill.common.documents import to_document
 from slicemill.infer.inputs.gather import gather
-from slicemill.infer.inputs.jobs import Job, load
+from slicemill.infer.inputs.jobs import Job, load_scan
 from slicemill.infer.network.lanes import make_lane
 from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import DEFAULTS, infer
-from slicemill.infer.runtime.capacity import capacity_of
-from slicemill.infer.slices.assembly import plan_of
-from slicemill.infer.slices.batches import Filler, Scan
+from slicemill.infer.runtime.capacity import batch_capacity
+from slicemill.infer.slices.assembly import plan_scan
+from slicemill.infer.slices.batches import Batcher, NetworkScan
 
 LANES_ALONE = "bare network, a batch on each core"
 SESSION_ALONE = "bare session, one batch on all cores"
@@ -61,17 +61,17 @@ def network_alone(model: Model, scan: Path, slices: int, *, lanes: int = 1, batc
     batch
         Slices in a batch; 0 is the number that `infer` chooses.
     """
-    loaded = load(gather([scan])[0][0])
+    loaded = load_scan(gather([scan])[0][0])
     nz, ny, nx = loaded.volume.shape
-    plan = plan_of(model.info, (nz, ny, nx), loaded.grid.spacing_mm)
-    capacity = capacity_of(model.info, model.provider, batch)
-    filler = Filler(capacity)
-    filler.add(Scan(plan, loaded.volume))
+    plan = plan_scan(model.info, (nz, ny, nx), loaded.grid.spacing_mm)
+    capacity = batch_capacity(model.info, model.provider, batch)
+    filler = Batcher(capacity)
+    filler.add(NetworkScan(plan, loaded.volume))
     filled = filler.next()
     while filler.waiting > nz // 2:
         filled = filler.next()
-    opened = [make_lane(model, capacity, plan.wanted) for _ in range(lanes)]
-    images = [filled.show(lane.image) for lane in opened]
+    opened = [make_lane(model, capacity, plan.outputs) for _ in range(lanes)]
+    images = [filled.fill(lane.image) for lane in opened]
     batches = -(-slices // len(filled.units))
 
     def run_lane(number: int) -> None:

@@ -32,7 +32,7 @@ from slicemill.ct.labels import Labels
 from slicemill.ct.scan import slab_depth
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.params import Params
-from slicemill.store.codecs import codec_of
+from slicemill.store.codecs import make_codec
 from slicemill.store.layout import IMAGE, LABEL, SHARD, ArrayName
 from slicemill.store.reader import open_store
 from slicemill.store.statistics import Counts
@@ -157,7 +157,7 @@ def time_kernels(folder: Path, case: Files, subject: Subject, rounds: int) -> di
     """Return the CPU time of ours and of each of its kernels alone, in the same rounds."""
     voxels: dict[ArrayName, Volume] = {IMAGE: subject.image, LABEL: subject.label}
     shape = subject.image.shape
-    encoders = {name: codec_of("compact", name, shape[1] * shape[2]).encode for name in voxels}
+    encoders = {name: make_codec("compact", name, shape[1] * shape[2]).encode for name in voxels}
     encoded = {name: [encoders[name](section) for section in volume] for name, volume in voxels.items()}
     raw = [path.read_bytes() for path in (case.image, case.mask)]
 

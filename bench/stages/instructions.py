@@ -66,18 +66,18 @@ def read_slices(folder: Path, slices: int) -> None:
 def read_scan(folder: Path, slices: int) -> None:
     """Read a .nii.gz as inference does."""
     from slicemill.infer.inputs.gather import gather
-    from slicemill.infer.inputs.jobs import load
+    from slicemill.infer.inputs.jobs import load_scan
 
-    load(gather([folder / f"{slices}" / "volume-1.nii.gz"])[0][0])
+    load_scan(gather([folder / f"{slices}" / "volume-1.nii.gz"])[0][0])
 
 
 def write_mask(folder: Path, slices: int) -> None:
     """Read a mask and write it again, as .nii.gz."""
     from slicemill.ct.formats.nifti.write import write_volume
     from slicemill.infer.inputs.gather import gather
-    from slicemill.infer.inputs.jobs import load
+    from slicemill.infer.inputs.jobs import load_scan
 
-    loaded = load(gather([folder / f"{slices}" / "segmentation-1.nii.gz"])[0][0])
+    loaded = load_scan(gather([folder / f"{slices}" / "segmentation-1.nii.gz"])[0][0])
     write_volume(folder / "out.nii.gz", loaded.header, np.uint8, loaded.grid.to_file(loaded.volume.astype(np.uint8)))
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from slicemill.bench.harness.clock import Timing, Work, show_progress, time_rounds
 from slicemill.bench.harness.cores import count_cores, torch_threads
 from slicemill.bench.harness.headline import Record
-from slicemill.bench.harness.pagecache import drop
+from slicemill.bench.harness.pagecache import drop_from_cache
 from slicemill.bench.harness.record import BenchmarkRecord
 
 COPY_BYTES = 256 << 20
@@ -99,7 +99,7 @@ def disk(folder: Path) -> Work:
     buffer = memoryview(bytearray(8 << 20))
 
     def work() -> None:
-        drop([path])
+        drop_from_cache([path])
         with path.open("rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass

@@ -173,7 +173,7 @@ def decode_into_batches(case: Case, order: list[int]) -> Work:
     """Return the codecs alone, from memory into alternating batches: the least that a loader must do."""
     image = np.empty((RING + 2, BATCH, *case.image.shape[1:]), np.int16)
     label = np.empty((RING + 2, BATCH, *case.image.shape[1:]), np.uint8)
-    encoded = [(case.image.encoded(z), b"" if case.label is None else case.label.encoded(z)) for z in order]
+    encoded = [(case.image.read_encoded(z), b"" if case.label is None else case.label.read_encoded(z)) for z in order]
 
     def work() -> None:
         for number, (image_bytes, label_bytes) in enumerate(encoded):

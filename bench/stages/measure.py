@@ -19,7 +19,13 @@ from slicemill.bench.harness.headline import Record, check, headline, with_amoun
 from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.common.machine import Machine, machine_info
 from slicemill.common.terminal import peak_mib
-from slicemill.measure.evaluation.surface import Spacing, SurfaceDistances, nearest, surface_distances, surface_points
+from slicemill.measure.evaluation.surface import (
+    Spacing,
+    SurfaceDistances,
+    nearest_distances,
+    surface_distances,
+    surface_points,
+)
 
 Mask = npt.NDArray[np.bool_]
 Label = npt.NDArray[np.uint8]
@@ -89,7 +95,7 @@ def run(*, slices: int, side: int, lesions: int, rounds: int, by_medpy: int) -> 
     memory_mib = peak_mib() - before
     points = list(case.each(points_of_both))
     contenders: dict[str, Work] = {
-        QUERIES: lambda: [(nearest(one, other), nearest(other, one)) for one, other in points],
+        QUERIES: lambda: [(nearest_distances(one, other), nearest_distances(other, one)) for one, other in points],
         OURS: lambda: list(case.each(surface_distances)),
         BOXES: lambda: list(case.each(in_boxes)),
     }

@@ -27,7 +27,7 @@ from slicemill.bench.harness.networks import (
     MIN_LESION_ML,
     Guided,
     default_network,
-    exported,
+    export_network,
     write_marked_scans,
 )
 from slicemill.bench.harness.record import BenchmarkRecord
@@ -46,7 +46,7 @@ from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
-from slicemill.infer.runtime.capacity import lanes_on
+from slicemill.infer.runtime.capacity import count_lanes
 
 BATCH = 1
 """Slices per batch of a peer; ours chooses its own. On two cores of an Intel processor MONAI labelled 4.8 slices/s with
@@ -140,7 +140,7 @@ class Ours:
         """Return our contenders: the complete run, and the network alone in two ways."""
         return {
             OURS: self.segment,
-            BARE: network_alone(self.model, self.scans, slices, lanes=lanes_on("cpu")),
+            BARE: network_alone(self.model, self.scans, slices, lanes=count_lanes("cpu")),
             SESSION_ALONE: network_alone(open_on_all_cores(self.model.path), self.scans, slices),
         }
 
@@ -190,7 +190,7 @@ def write_networks(folder: Path, subject: Subject) -> Model:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No complete tensor found")  # about weights that are not on the CPU
         torch.export.save(program, folder / NETWORK)
-    return open_model(exported(folder / "model.onnx", network, config, height), "cpu")
+    return open_model(export_network(folder / "model.onnx", network, config, height), "cpu")
 
 
 def read_canonical(path: Path) -> Label:

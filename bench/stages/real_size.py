@@ -22,7 +22,7 @@ from slicemill.store.reader import open_store
 from slicemill.store.writer import prepare_store
 
 
-def real_size(series: Path) -> Record:
+def measure_real_size(series: Path) -> Record:
     """Write a DICOM series as .nii.gz (int16, gzip 6), ingest it in both profiles, and return the ratios.
 
     Raises

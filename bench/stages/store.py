@@ -16,7 +16,7 @@ from numcodecs import zstd
 from slicemill.bench.harness.clock import Work, show_progress, time_rounds
 from slicemill.bench.harness.cores import pin_to_one_core
 from slicemill.bench.harness.headline import Record, Timed, check, headline
-from slicemill.bench.harness.pagecache import drop, files_below
+from slicemill.bench.harness.pagecache import drop_from_cache, files_below
 from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import CASE_ID, Subject
 from slicemill.store.codecs import decode_blosc, without_checksum
@@ -115,7 +115,7 @@ def time_readers(
     with pin_to_one_core(), show_progress("store", len(readers), rounds) as log:
 
         def prepare(name: str) -> None:
-            drop(files)
+            drop_from_cache(files)
             log(name)
 
         timings = time_rounds(readers, rounds=rounds, log=prepare, clock=clock)
@@ -154,7 +154,7 @@ def bare_decode(case: Case, order: list[int], *, checked: bool) -> Work:
     steps = []
     for array, buffer in arrays:
         is_zstd = array is case.label and array.profile == "compact"
-        steps += [(zstd.decompress if is_zstd else decode_blosc, array.encoded(z), buffer) for z in order]
+        steps += [(zstd.decompress if is_zstd else decode_blosc, array.read_encoded(z), buffer) for z in order]
     bare = [(decompress, bytes(without_checksum(data)), buffer) for decompress, data, buffer in steps]
 
     def decode_checked() -> None:

@@ -24,7 +24,14 @@ from slicemill.store.reader import Store
 from slicemill.train.config import Config
 from slicemill.train.data.dataset import Batches
 from slicemill.train.data.sampling import SlicePosition
-from slicemill.train.network.step import class_of_value, make_learner, network_input, on_device, one_step, running_in
+from slicemill.train.network.step import (
+    class_lookup,
+    make_learner,
+    mixed_precision,
+    move_to_device,
+    prepare_input,
+    train_step,
+)
 from slicemill.train.run.device import choose_device, choose_precision, use_cores
 from slicemill.train.run.setup import network_size, training_view
 
@@ -105,7 +112,7 @@ class Steps:
         self._size = view.size
         self._batches = Batches(store, view, config.batch, pinned=self.device.type == "cuda")
         self._positions = [SlicePosition(CASE_ID, z * 7 % len(case.image)) for z in range(self.count * config.batch)]
-        self._to_class = class_of_value(subject.labels, self.device)
+        self._to_class = class_lookup(subject.labels, self.device)
         self._generator = torch.Generator(device=self.device).manual_seed(0)
         batch = torch.randn(config.batch, config.context, *view.size, device=self.device)
         self._batch = batch.contiguous(memory_format=torch.channels_last)
@@ -122,7 +129,7 @@ class Steps:
     def run_bare(self) -> None:
         """Do the forward and backward pass on one batch in memory."""
         for _ in range(self.count):
-            with running_in(self.device, self.precision):
+            with mixed_precision(self.device, self.precision):
                 logits = self._learner.forward(self._batch)[0]
             logits.backward(self._gradient.to(logits.dtype))  # type: ignore[no-untyped-call]
             self._learner.optimizer.zero_grad(set_to_none=True)
@@ -138,8 +145,8 @@ class Steps:
                 batch = next(stream)
                 if number:  # the first batch is left out: an epoch waits for it once, but every round does
                     waiting += time.perf_counter() - before
-                inputs = network_input(on_device(batch, self._to_class), settings, self._size, self._generator)
-                self.losses.append(one_step(self._learner, inputs)[0])
+                inputs = prepare_input(move_to_device(batch, self._to_class), settings, self._size, self._generator)
+                self.losses.append(train_step(self._learner, inputs)[0])
         self._synchronize()
         return waiting / (time.perf_counter() - start)
 

@@ -33,7 +33,7 @@ from slicemill.common.errors import ConfigError, InputError, UsageError
 from slicemill.common.files import read_json
 from slicemill.common.progress import progress
 from slicemill.common.terminal import count_noun, print_line
-from slicemill.ct.overlap import mean_of
+from slicemill.ct.overlap import mean_without_nan
 from slicemill.store.reader import Store, is_store, open_store
 from slicemill.store.split import read_split
 
@@ -217,7 +217,7 @@ def format_scores(result: RunResult) -> str:
     for part in PARTS:
         cases = [case.regions for case in result.cases if case.part == part]
         scores = [
-            f"{name} {mean_of([dice for case in cases if (dice := case[name].dice) is not None]):.3f}"
+            f"{name} {mean_without_nan([dice for case in cases if (dice := case[name].dice) is not None]):.3f}"
             for name in (cases[0] if cases else ())
         ]
         texts.append(f"{part} {', '.join(scores)}")

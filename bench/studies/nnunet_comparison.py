@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from slicemill.bench.peers.environment import FILES, environment
+from slicemill.bench.peers.environment import NNUNET_FOLDER, prepare_environment
 from slicemill.bench.records.quality import NnunetRecord
 from slicemill.bench.studies.experiment import Experiment, prepare
 from slicemill.bench.studies.fold_run import RunRequest, read_scores, run_fold
@@ -112,7 +112,7 @@ def compare_with_nnunet(comparison: NnunetComparison) -> NnunetRecord:
     ours: list[RunResult] = []
     with lock_experiment(folder.out) as runner:
         store = prepare(experiment, runner)
-        python = environment(folder.out / "nnunet", FILES / "requirements.txt", "nnU-Net")
+        python = prepare_environment(folder.out / "nnunet", NNUNET_FOLDER / "requirements.txt", "nnU-Net")
         tools = NnunetTools(folder=folder, runner=runner, store=store, python=python)
         device = choose_device("auto").type
         for fold in experiment.folds:
@@ -162,7 +162,7 @@ def run_nnunet(run: FoldRun, inputs: RunInputs, tools: NnunetTools) -> NnunetRes
     tools.runner.run(("env", *paths, entry, "-d", 1, "-c", "2d", "-np", 1, "-npfp", 1), log)
     folds = [{"train": split["train"], "val": split["validation"]}]
     write_bytes(work / "preprocessed" / DATASET / "splits_final.json", to_json(folds).encode())
-    arguments = (FILES / "peer.py", DATASET, work, "--minutes", settings["minutes"],
+    arguments = (NNUNET_FOLDER / "peer.py", DATASET, work, "--minutes", settings["minutes"],
                  "--iterations", settings["iterations"], "--device", settings["device"])  # fmt: skip
     tools.runner.run(("env", *paths, tools.python, *arguments), log)
     tools.runner.run_slicemill(("evaluate", work / "segmented", tools.folder.store, "--out", work / "scores"), log)

@@ -30,8 +30,8 @@ from slicemill.bench.studies.results import Result, RunResult, ScoredCase
 from slicemill.common.errors import ConfigError
 from slicemill.common.machine import machine_info
 from slicemill.ct.labels import TUMOR_WORDS
-from slicemill.ct.overlap import mean_of
-from slicemill.measure.evaluation.statistics import paired_difference, with_right_silence
+from slicemill.ct.overlap import mean_without_nan
+from slicemill.measure.evaluation.statistics import paired_difference, score_true_negatives
 
 CONVENTION = (
     "Dice per case of a case in which neither mask has the region is undefined: left out and counted; "
@@ -174,7 +174,7 @@ def dice_by_patient(cases: Iterable[ScoredCase], region: str) -> dict[str, float
     by_patient: dict[str, list[float]] = {}
     for case in cases:
         by_patient.setdefault(case.patient_id, []).append(case_dice(case, region))
-    return {patient: mean_of(values) for patient, values in sorted(by_patient.items())}
+    return {patient: mean_without_nan(values) for patient, values in sorted(by_patient.items())}
 
 
 def score_region(cases: Sequence[ScoredCase], region: str) -> RegionScores:
@@ -188,10 +188,10 @@ def score_region(cases: Sequence[ScoredCase], region: str) -> RegionScores:
     overlap = math.fsum(volume.overlap_ml for volume in volumes)
     return RegionScores(
         patients=len(known),
-        mean=_round(mean_of(known)),
+        mean=_round(mean_without_nan(known)),
         median=_round(median(known)) if known else None,
         sd=_round(stdev(known)) if len(known) > 1 else None,
-        mean_where_there_is_any=_round(mean_of(list(present.values()))),
+        mean_where_there_is_any=_round(mean_without_nan(list(present.values()))),
         cases_without_region=sum(volume.dice is None for volume in volumes),
         dice_global=_ratio(2 * overlap, reference + predicted),
         precision_global=_ratio(overlap, predicted),
@@ -203,7 +203,7 @@ def score_region(cases: Sequence[ScoredCase], region: str) -> RegionScores:
 def dice_gain(results: Sequence[Result], reference: Sequence[Result], part: Part, region: str) -> DiceGain:
     """Compare the Dice of a variant and the reference, over the folds and seeds that both have.
 
-    Where only one of the two is right to find nothing, it gets the Dice 1: see `with_right_silence`.
+    Where only one of the two is right to find nothing, it gets the Dice 1: see `score_true_negatives`.
     """
     both = {_fold_and_seed(result) for result in results} & {_fold_and_seed(result) for result in reference}
     ours, theirs = (
@@ -217,15 +217,15 @@ def dice_gain(results: Sequence[Result], reference: Sequence[Result], part: Part
         for found in (results, reference)
     )
     shared = [key for key in ours if key in theirs]
-    pairs = with_right_silence(
+    pairs = score_true_negatives(
         [(case_dice(ours[key], region), case_dice(theirs[key], region)) for key in shared], best=1.0
     )
     by_patient: dict[str, list[tuple[float, float]]] = {}
     for key, pair in zip(shared, pairs, strict=True):
         by_patient.setdefault(ours[key].patient_id, []).append(pair)
     difference = paired_difference(
-        [mean_of([own for own, _ in found]) for found in by_patient.values()],
-        [mean_of([other for _, other in found]) for found in by_patient.values()],
+        [mean_without_nan([own for own, _ in found]) for found in by_patient.values()],
+        [mean_without_nan([other for _, other in found]) for found in by_patient.values()],
     )
     return DiceGain(
         patients=difference.patients,

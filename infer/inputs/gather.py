@@ -16,17 +16,17 @@ from pathlib import Path
 from slicemill.common.errors import ConfigError, ScanError
 from slicemill.common.files import Location, parse_location, relative_path
 from slicemill.common.remote import RemotePath
-from slicemill.ct.formats.nifti.names import is_header_name, is_nifti_name, stem_of
+from slicemill.ct.formats.nifti.names import is_header_name, is_nifti_name, strip_suffix
 from slicemill.ct.naming import (
     find_files,
+    find_result_folders,
+    find_undecodable_names,
+    find_unread_scans,
+    find_unsearched_folders,
     is_below,
     is_text,
-    name_of,
-    not_entered,
-    other_scans,
-    result_folders,
-    undecodable_names,
-    why_no_scan,
+    parse_name,
+    reason_left_out,
 )
 from slicemill.ct.window import Window
 from slicemill.infer.inputs.jobs import Job, LeftOut, open_store_once
@@ -101,16 +101,16 @@ def _gather_folder(folder: Location) -> tuple[list[Job], LeftOut]:
     files = find_files(folder)
     if not files:
         raise ScanError(f"{folder}: has no NIfTI file and is not a slice store.")
-    results = result_folders(folder)
+    results = find_result_folders(folder)
     files = [file for file in files if not is_below(file, results)]
-    masks = {file for file in files if name_of(relative_path(file, folder)).role == "mask"}
+    masks = {file for file in files if parse_name(relative_path(file, folder)).role == "mask"}
     left_out: LeftOut = [
         (file, "named like a segmentation; name the file itself to segment it") for file in files if file in masks
     ]
-    left_out += [(file, why_no_scan(file)) for file in other_scans(folder)]
+    left_out += [(file, reason_left_out(file)) for file in find_unread_scans(folder)]
     left_out += [(result, "has the results of an earlier run; name it by itself to segment that") for result in results]
-    left_out += not_entered(folder)
-    left_out += [(file, NOT_UTF8) for file in undecodable_names(folder)]
+    left_out += find_unsearched_folders(folder)
+    left_out += [(file, NOT_UTF8) for file in find_undecodable_names(folder)]
     return [Job(name=name_below(folder, file), path=file) for file in files if file not in masks], left_out
 
 
@@ -190,9 +190,9 @@ def name_below(root: Location, file: Location) -> str:
     if is_picture(file.name):
         name = f"{name}.nii.gz"
     if is_header_name(file.name):
-        name = name[: len(name) - len(file.name)] + stem_of(file.name) + ".nii.gz"
+        name = name[: len(name) - len(file.name)] + strip_suffix(file.name) + ".nii.gz"
     folder = root.absolute().name
-    return f"{folder}/{name}" if folder and "/" not in name and not name_of(name).key else name
+    return f"{folder}/{name}" if folder and "/" not in name and not parse_name(name).key else name
 
 
 def _remove_repeated(jobs: Iterable[Job]) -> tuple[list[Job], LeftOut]:

@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from slicemill.common.errors import InputError, ScanError
 from slicemill.common.files import Location
-from slicemill.ct.formats.nifti.header import blank_text, grid_of_header
-from slicemill.ct.formats.nifti.names import files_of, is_nifti_name, stem_of
+from slicemill.ct.formats.nifti.header import blank_text, parse_grid
+from slicemill.ct.formats.nifti.names import is_nifti_name, scan_files, strip_suffix
 from slicemill.ct.geometry import Grid
-from slicemill.ct.scan import Room, ScanReader
+from slicemill.ct.scan import Allocate, ScanReader
 from slicemill.ct.window import Window
 from slicemill.infer.inputs.pictures import WARNING, is_picture, open_picture
 from slicemill.store.reader import Store, open_store
@@ -52,7 +52,7 @@ class Job:
     def stem(self) -> str:
         """Return the output's relative path without its suffix, for report and picture."""
         name = PurePosixPath(self.name)
-        return str(name.with_name(stem_of(name.name)))
+        return str(name.with_name(strip_suffix(name.name)))
 
     @property
     def source_id(self) -> str:
@@ -68,7 +68,7 @@ class Job:
                 return UNKNOWN
         window = () if self.window is None else (self.window.low, self.window.high)
         try:
-            states = [file.stat() for file in files_of(self.path)]
+            states = [file.stat() for file in scan_files(self.path)]
         except OSError:
             return UNKNOWN
         return (*(number for state in states for number in (state.st_size, state.st_mtime_ns)), *window)
@@ -94,7 +94,7 @@ class OpenScan:
     header: bytes
     """NIfTI header for the mask."""
     warnings: tuple[str, ...]
-    read: Callable[[Room], tuple[npt.NDArray[np.int16], float]]
+    read: Callable[[Allocate], tuple[npt.NDArray[np.int16], float]]
     """Read the voxels int16[z, y, x], HU, and return them with the seconds spent reading bytes.
 
     The argument allocates the array; a store or a picture allocates its own."""
@@ -112,14 +112,14 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
     if job.case_id is not None:
         case = open_store_once(job.path)[job.case_id]
         header = blank_text(base64.b64decode(case.info.image.header_b64))
-        grid = grid_of_header(header)
+        grid = parse_grid(header)
         yield OpenScan(grid=grid, header=header, warnings=case.info.warnings, read=lambda _: (case.image[:], 0.0))
         return
     if not job.path.exists():
         raise ScanError(f"{job.path}: there is no such file.")
     if is_picture(job.path.name) and isinstance(job.path, Path):
         with open_picture(job.path, job.window) as picture:
-            grid = grid_of_header(picture.header)
+            grid = parse_grid(picture.header)
             yield OpenScan(
                 grid=grid, header=picture.header, warnings=(WARNING,), read=lambda _: (picture.decode(), 0.0)
             )
@@ -131,16 +131,16 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
         )
     with ScanReader(job.path, "image", hashed=False) as reader:
 
-        def read(allocate: Room) -> tuple[npt.NDArray[np.int16], float]:
+        def read(allocate: Allocate) -> tuple[npt.NDArray[np.int16], float]:
             volume = reader.read(allocate)
             reader.finish()
             return volume, reader.read_seconds
 
-        header = blank_text(reader.header.raw)
-        yield OpenScan(grid=reader.grid, header=header, warnings=reader.header.warnings, read=read)
+        header = reader.stored_header(keep_text=False)
+        yield OpenScan(grid=reader.grid, header=header, warnings=reader.warnings, read=read)
 
 
-def load(job: Job) -> LoadedScan:
+def load_scan(job: Job) -> LoadedScan:
     """Read a job's scan into memory.
 
     Raises

@@ -17,7 +17,7 @@ from slicemill.common.errors import InputError, ModelError
 from slicemill.ct.labels import Labels
 from slicemill.infer.network.description import NetworkDescription, read_description
 from slicemill.infer.runtime.messages import first_line
-from slicemill.store.model_card import METADATA_KEY, ModelDocument
+from slicemill.store.model_card import METADATA_KEY, ModelCard
 
 MIN_OPSET = 13
 """Since then Squeeze and Unsqueeze take their axes as an input, as here; newer opsets are compatible."""
@@ -197,7 +197,7 @@ class _Wrapper:
 
     def _metadata(self) -> dict[str, Any]:
         described, labels = self.described, self.labels
-        document = ModelDocument(
+        document = ModelCard(
             labels=dict(labels.values),
             organ=labels.organ,
             tumor=labels.tumor,

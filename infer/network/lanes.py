@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from slicemill.common.errors import ProviderError
 from slicemill.infer.network.model import Answer, Model, make_answer
-from slicemill.infer.runtime.capacity import HOSTS, Capacity, lanes_on
+from slicemill.infer.runtime.capacity import HOSTS, Capacity, count_lanes
 from slicemill.infer.runtime.cuda_memory import open_cuda_device
 from slicemill.infer.runtime.messages import first_line
 
@@ -125,11 +125,11 @@ class DeviceLane:
     reads_in_place = False
 
     def __init__(self, model: Model, capacity: Capacity, wanted: Sequence[str]) -> None:
-        from slicemill.infer.runtime.providers import runtime
+        from slicemill.infer.runtime.providers import import_onnxruntime
 
-        make = runtime().OrtValue.ortvalue_from_shape_and_type
+        make = import_onnxruntime().OrtValue.ortvalue_from_shape_and_type
         self._model = model
-        self._device = open_cuda_device(runtime(), model.device)
+        self._device = open_cuda_device(import_onnxruntime(), model.device)
         self.image, self._outputs = _buffers(model, capacity, wanted, self._device.allocate_pinned)
         self._neighbors = self._device.allocate_pinned((capacity.labels, model.info.context), np.int32)
         self._inputs = model.feed(self.image, self._neighbors)
@@ -204,12 +204,12 @@ def make_lane(model: Model, capacity: Capacity, wanted: Sequence[str]) -> Lane:
     return (DeviceLane if model.provider in ON_DEVICE else HostLane)(model, capacity, wanted)
 
 
-def turns_of(model: Model) -> threading.Semaphore:
+def make_compute_limit(model: Model) -> threading.Semaphore:
     """Return a limit on how many lanes compute at once.
 
     OpenVINO runs one, which uses all cores. Other devices run all lanes; a GPU queues them itself.
     """
-    return threading.Semaphore(1 if model.provider == "openvino" else lanes_on(model.provider))
+    return threading.Semaphore(1 if model.provider == "openvino" else count_lanes(model.provider))
 
 
 def trim_heap() -> None:
@@ -219,7 +219,7 @@ def trim_heap() -> None:
         trim(0)
 
 
-def memory_of_lanes(model: Model, capacity: Capacity, wanted: Sequence[str]) -> int:
+def estimate_lane_memory(model: Model, capacity: Capacity, wanted: Sequence[str]) -> int:
     """Estimate the extra resident memory of all lanes on a processor, bytes, by running one lane on an empty batch.
 
     Raises
@@ -242,4 +242,4 @@ def memory_of_lanes(model: Model, capacity: Capacity, wanted: Sequence[str]) -> 
             f"--provider {model.provider}: the network fails on an empty batch ({first_line(error)})."
         ) from error
     kept = model.provider == "cpu"  # by the session; what OpenVINO takes is freed with its lane
-    return max(0, int(process.memory_info().rss - before)) * (lanes_on(model.provider) - kept)
+    return max(0, int(process.memory_info().rss - before)) * (count_lanes(model.provider) - kept)

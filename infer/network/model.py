@@ -12,8 +12,8 @@ import numpy.typing as npt
 from slicemill.common.errors import ModelError
 from slicemill.infer.network.description import description_path
 from slicemill.infer.network.foreign import wrap_network
-from slicemill.infer.runtime.capacity import capacity_of, input_shapes
-from slicemill.infer.runtime.providers import Provider, make_session, require_listed, runtime
+from slicemill.infer.runtime.capacity import batch_capacity, input_shapes
+from slicemill.infer.runtime.providers import Provider, import_onnxruntime, make_session, require_listed
 from slicemill.infer.runtime.tensorrt import Builder, engine_folder, engine_options, gpu_name, tensorrt_version
 from slicemill.store.model_card import (
     CONTEXTS,
@@ -24,7 +24,7 @@ from slicemill.store.model_card import (
     SHARED_KEYS,
     TENSORRT_SUFFIX,
     ModelCard,
-    ModelDocument,
+    ModelInfo,
     decode_metadata,
     network_name,
 )
@@ -60,16 +60,16 @@ class Model:
         """Number of the GPU; the CPU is 0."""
         self.batch = batch
         """Requested slices in a batch, 0 for the default; TensorRT's engine is built for it."""
-        self.gated = False
+        self.parity_checked = False
         """Whether its labels were compared with the CPU's on a scan (`slicemill.infer.parity_check`)."""
         self._content = content
         sha256 = hashlib.sha256(content).hexdigest()
         self._provider_options: dict[str, str] = {}
         if provider == "tensorrt":
-            info = read_info(make_session(content, path, "cpu")[0], path, sha256)
+            info = read_model_info(make_session(content, path, "cpu")[0], path, sha256)
             self._provider_options = tensorrt_options(info, device, batch)
         self.session, self.provider, self.reason = make_session(content, path, provider, device, self._provider_options)
-        self.info = read_info(self.session, path, sha256)
+        self.info = read_model_info(self.session, path, sha256)
 
     def rebuild(self) -> None:
         """Make a new session on the same provider, after its device failed.
@@ -118,7 +118,7 @@ def make_answer(outputs: Mapping[str, npt.NDArray[Any]], *, in_place: bool = Fal
     return Answer(outputs["label"], outputs.get("tumor"), outputs.get("probability"), in_place)
 
 
-def tensorrt_options(info: ModelCard, device: int, batch: int) -> dict[str, str]:
+def tensorrt_options(info: ModelInfo, device: int, batch: int) -> dict[str, str]:
     """Return TensorRT's options for one model: the only shape of its batches, and the folder of its engine.
 
     Raises
@@ -126,12 +126,12 @@ def tensorrt_options(info: ModelCard, device: int, batch: int) -> dict[str, str]
     ProviderError
         TensorRT or the GPU is missing.
     """
-    builder = Builder(gpu=gpu_name(device), onnxruntime=runtime().__version__, tensorrt=tensorrt_version())
-    shapes = input_shapes(info, capacity_of(info, "tensorrt", batch))
+    builder = Builder(gpu=gpu_name(device), onnxruntime=import_onnxruntime().__version__, tensorrt=tensorrt_version())
+    shapes = input_shapes(info, batch_capacity(info, "tensorrt", batch))
     return engine_options(shapes, engine_folder(Path.home(), builder, info.sha256, shapes))
 
 
-def file_for(path: Path, provider: str) -> Path:
+def find_provider_file(path: Path, provider: str) -> Path:
     """Return the flavor of a model that a provider runs: TensorRT its `byte_flavor`, the others the named file."""
     return byte_flavor(path) if provider == "tensorrt" else path
 
@@ -163,7 +163,7 @@ def byte_flavor(path: Path) -> Path:
     return flavor
 
 
-def differing_keys(card: ModelDocument, other: ModelDocument) -> list[str]:
+def differing_keys(card: ModelCard, other: ModelCard) -> list[str]:
     """Return the metadata in which two files differ that flavors of one network share."""
     return [key for key in SHARED_KEYS if getattr(card, key) != getattr(other, key)]
 
@@ -189,7 +189,7 @@ def open_model(path: Path, provider: Provider = "auto", device: int = 0, batch: 
     """
     if provider == "tensorrt":
         require_listed(provider)
-        path = file_for(path, provider)
+        path = find_provider_file(path, provider)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -204,7 +204,7 @@ def open_model(path: Path, provider: Provider = "auto", device: int = 0, batch: 
     return Model(path, content, provider, device, batch)
 
 
-def read_info(session: Any, path: Path, sha256: str) -> ModelCard:
+def read_model_info(session: Any, path: Path, sha256: str) -> ModelInfo:
     """Read the metadata of a session, and check that its graph fits them.
 
     Raises
@@ -237,7 +237,7 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelCard:
         )
     if types.get("probability") not in PROBABILITY_TYPES:
         raise ModelError(f"{path}: its output probability is a {types['probability']}; expected float32 or float16.")
-    return ModelCard(
+    return ModelInfo(
         name=path.name,
         sha256=sha256,
         card=card,
@@ -247,7 +247,7 @@ def read_info(session: Any, path: Path, sha256: str) -> ModelCard:
     )
 
 
-def _slice_size(shape: Sequence[object], card: ModelDocument, path: Path) -> tuple[int, int]:
+def _slice_size(shape: Sequence[object], card: ModelCard, path: Path) -> tuple[int, int]:
     """Return the fixed height and width of the input ``image``."""
     sides = list(shape)[1:3] if card.input == "int16" else list(shape)[2:4]
     match sides:
@@ -259,7 +259,7 @@ def _slice_size(shape: Sequence[object], card: ModelDocument, path: Path) -> tup
     )
 
 
-def compare(model: Model, label: npt.NDArray[np.uint8], expected: npt.NDArray[np.uint8]) -> float:
+def check_agreement(model: Model, label: npt.NDArray[np.uint8], expected: npt.NDArray[np.uint8]) -> float:
     """Compare a model's labels with those of the CPU, and return the share of pixels that differ.
 
     Raises

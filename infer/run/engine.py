@@ -22,13 +22,13 @@ from typing import Any
 
 from slicemill.common.errors import InputError, ProviderError
 from slicemill.infer.inputs.jobs import Job, LoadedScan
-from slicemill.infer.network.lanes import Lane, make_lane, turns_of
+from slicemill.infer.network.lanes import Lane, make_compute_limit, make_lane
 from slicemill.infer.network.model import Model
 from slicemill.infer.run.scan_queue import ScanQueue, Stopped
 from slicemill.infer.run.timing import Stopwatch
-from slicemill.infer.runtime.capacity import Capacity, lanes_on
+from slicemill.infer.runtime.capacity import Capacity, count_lanes
 from slicemill.infer.runtime.messages import first_line
-from slicemill.infer.slices.batches import Batch, Scan
+from slicemill.infer.slices.batches import NetworkBatch, NetworkScan
 
 JOIN_SECONDS = 0.2
 """How often the main thread wakes up to handle Ctrl-C or SIGTERM."""
@@ -57,7 +57,7 @@ class ScanInProgress:
 
     job: Job
     loaded: LoadedScan
-    scan: Scan
+    scan: NetworkScan
     memory_bytes: int
 
 
@@ -73,7 +73,7 @@ class Steps:
     """Post-process and write a labeled scan."""
     fail: Callable[[Job, Exception], None]
     """Record why a scan could not be segmented."""
-    check: Callable[[Model, Scan, Lane], None] | None
+    check: Callable[[Model, NetworkScan, Lane], None] | None
     """Compare a device with the CPU on its first scan; a ModelError ends the run. None for no comparison."""
     advance: Callable[[ScanInProgress, int], None]
     """Progress callback: called with the number of slices or tiles of a scan that were labeled."""
@@ -101,7 +101,7 @@ class Engine:
         self._steps = steps
         self._watch = watch
         self._queue = ScanQueue(limits.capacity, limits.memory_bytes)
-        self._scans: dict[Scan, ScanInProgress] = {}
+        self._scans: dict[NetworkScan, ScanInProgress] = {}
         self._scans_lock = threading.Lock()
         self._jobs_lock = threading.Lock()
         self._device_lock = threading.Lock()
@@ -123,7 +123,9 @@ class Engine:
         with ThreadPoolExecutor(self._limits.writers, "writer") as writers:
             work = [partial(self._read_all, jobs)] * self._limits.readers
             for model in self._models:
-                work += [partial(self._run_lane, model, turns_of(model), writers)] * lanes_on(model.provider)
+                work += [partial(self._run_lane, model, make_compute_limit(model), writers)] * count_lanes(
+                    model.provider
+                )
             threads = [threading.Thread(target=self._guard, args=(one,), daemon=True) for one in work]
             try:
                 for thread in threads:
@@ -196,7 +198,7 @@ class Engine:
             return False
         self._check(at, batch.units[0].scan)
         with self._watch.timed("fill"):
-            image = batch.show(at.lane.image, in_place=at.lane.reads_in_place)
+            image = batch.fill(at.lane.image, in_place=at.lane.reads_in_place)
         try:
             answer = at.lane.run(image, batch.neighbors, self._take_turn(at.turns), batch.targets())
         except Exception as error:  # noqa: BLE001 (onnxruntime raises many types, some of them private)
@@ -217,14 +219,14 @@ class Engine:
         with turns, self._watch.timed("device"):
             yield
 
-    def _check(self, at: _Station, scan: Scan) -> None:
+    def _check(self, at: _Station, scan: NetworkScan) -> None:
         """Check a device before its first batch; every lane waits here while a device is checked or rebuilt."""
         with self._device_lock:
             if self._steps.check is not None and at.model in self._unchecked:
                 self._unchecked.remove(at.model)
                 self._steps.check(at.model, scan, at.lane)
 
-    def _fail_batch(self, at: _Station, batch: Batch, error: Exception) -> None:
+    def _fail_batch(self, at: _Station, batch: NetworkBatch, error: Exception) -> None:
         """Fail the scans of a batch and rebuild the session, unless another lane has just done so.
 
         Raises

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slicemill.common.errors import ScanError
-from slicemill.ct.formats.nifti.names import is_header_name, stem_of
+from slicemill.ct.formats.nifti.names import is_header_name, strip_suffix
 from slicemill.ct.labels import Labels
 from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.run.options import InferOptions
@@ -96,7 +96,7 @@ def resolve_inputs(job: Job) -> set[Path]:
         return set()
     files = [job.path]
     if is_header_name(job.path.name):
-        files += [job.path.with_name(stem_of(job.path.name) + suffix) for suffix in (".nii", ".nii.gz")]
+        files += [job.path.with_name(strip_suffix(job.path.name) + suffix) for suffix in (".nii", ".nii.gz")]
     return {path.resolve() for path in files}
 
 

@@ -26,11 +26,11 @@ from slicemill.common.terminal import count_noun
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.pictures import save_png
 from slicemill.infer.inputs.jobs import Job, LeftOut, LoadedScan, Stamp, open_scan
-from slicemill.infer.network.lanes import memory_of_lanes
+from slicemill.infer.network.lanes import estimate_lane_memory
 from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.parity_check import check_parity
 from slicemill.infer.postprocess import postprocess
-from slicemill.infer.report import make_report, overlay
+from slicemill.infer.report import draw_overlay, make_report
 from slicemill.infer.run.buffers import BufferPool
 from slicemill.infer.run.engine import Engine, Limits, ScanInProgress, Steps
 from slicemill.infer.run.ledger import RunLedger
@@ -45,9 +45,9 @@ from slicemill.infer.run.options import (
 from slicemill.infer.run.outputs import check_output_paths, extra_names, extra_path
 from slicemill.infer.run.summary import ScanOutcome, Summary, write_summary
 from slicemill.infer.run.timing import Stopwatch
-from slicemill.infer.runtime.capacity import HOSTS, capacity_of, lanes_on
-from slicemill.infer.slices.assembly import Segmented, plan_of, wanted_of
-from slicemill.infer.slices.batches import Scan
+from slicemill.infer.runtime.capacity import HOSTS, batch_capacity, count_lanes
+from slicemill.infer.slices.assembly import Segmentation, plan_scan, select_outputs
+from slicemill.infer.slices.batches import NetworkScan
 
 DEFAULTS = InferOptions()
 ELSEWHERE = "another run is at work on it"
@@ -112,9 +112,9 @@ class BulkRun:
             A device failed twice.
         """
         info, options = self._model.info, self._options
-        capacity = capacity_of(info, self._model.provider, options.batch)
-        wanted = wanted_of(info, options.predict)
-        lanes_bytes = memory_of_lanes(self._model, capacity, wanted) if options.max_memory_gb else 0
+        capacity = batch_capacity(info, self._model.provider, options.batch)
+        wanted = select_outputs(info, options.predict)
+        lanes_bytes = estimate_lane_memory(self._model, capacity, wanted) if options.max_memory_gb else 0
         limits = Limits(
             capacity=capacity,
             wanted=wanted,
@@ -134,7 +134,7 @@ class BulkRun:
     def summarize(self, names: Sequence[str]) -> Summary:
         """Return how the run went for scans of these names, at its end or before."""
         cpu = self._model.provider == "cpu"
-        parallel = lanes_on("cpu") if cpu else len(self._options.devices)
+        parallel = count_lanes("cpu") if cpu else len(self._options.devices)
         return Summary(
             outcomes=tuple(self.outcomes.get(name) or not_reached(name) for name in names),
             seconds=self._watch.elapsed,
@@ -161,31 +161,31 @@ class BulkRun:
             self._end(job, known)
             return None
         with open_scan(job) as scan:
-            plan = plan_of(self._model.info, scan.grid.stored_shape, scan.grid.spacing_mm, self._options.predict)
+            plan = plan_scan(self._model.info, scan.grid.stored_shape, scan.grid.spacing_mm, self._options.predict)
             memory_bytes = estimate_scan_bytes(plan)
             admit(memory_bytes)
             with self._watch.timed("decode"):
                 volume, read_seconds = scan.read(self._buffers.empty)
-                seen = plan.seen(volume)
+                seen = plan.resample(volume)
             if job.stamp() != stamp:
                 raise ReadError(f"{job.path}: changed while it was read; the next run segments it again.")
             self._watch.add("read", read_seconds)
             self._watch.add("decode", -read_seconds)
             loaded = LoadedScan(volume=volume, grid=scan.grid, header=scan.header, warnings=scan.warnings)
-        network_scan = Scan(plan, seen, self._buffers.empty)
+        network_scan = NetworkScan(plan, seen, self._buffers.empty)
         return ScanInProgress(job=job, loaded=loaded, scan=network_scan, memory_bytes=memory_bytes)
 
     def write(self, current: ScanInProgress) -> None:
         """Write report, picture and mask of a scan, and its line in the ledger."""
         job, loaded, out, info = current.job, current.loaded, self._ledger.out, self._model.info
-        segmented = current.scan.canvas.segmented()
+        segmented = current.scan.assembly.segmented()
         with self._watch.timed("post"):
             if self._options.postprocess:
                 postprocess(segmented.label, info.labels, info.rules, loaded.grid, segmented.tumor_probability)
         with self._watch.timed("report"):
             report = make_report(self._model, loaded, segmented, job.name)
             title = f"{job.stem}  {report.answer}"
-            picture = overlay(loaded.volume, segmented.label, info.labels, report.lesions, title)
+            picture = draw_overlay(loaded.volume, segmented.label, info.labels, report.lesions, title)
         outcome = ScanOutcome(name=job.name, status="done", slices=len(loaded.volume), answer=report.answer)
         with self._watch.timed("write"):
             stamp = self._begun[job.name].stamp
@@ -199,7 +199,7 @@ class BulkRun:
             self._ledger.append(job, outcome, stamp=stamp)
         self._end(job, outcome)
 
-    def _extras(self, segmented: Segmented) -> Iterator["_ExtraVolume"]:
+    def _extras(self, segmented: Segmentation) -> Iterator["_ExtraVolume"]:
         """Yield the volumes to write next to the mask."""
         names = extra_names(self._model.info.labels, self._options)
         if self._options.separate:
@@ -260,8 +260,8 @@ def describe_device(model: Model, options: InferOptions) -> str:
     """Return what a run with these options works on: provider, devices and batch, and why that provider."""
     numbers = ", ".join(map(str, options.devices))
     device = count_noun(len(os.sched_getaffinity(0)), "core") if model.provider in HOSTS else f"GPU {numbers}"
-    batch = capacity_of(model.info, model.provider, options.batch).labels
-    lanes = lanes_on(model.provider)
+    batch = batch_capacity(model.info, model.provider, options.batch).labels
+    lanes = count_lanes(model.provider)
     return f"{model.provider} ({device}), {count_noun(batch, 'slice')} a batch, {lanes} at a time: {model.reason}"
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from slicemill.common.errors import ReadError
 from slicemill.infer.runtime.capacity import Capacity
-from slicemill.infer.slices.batches import Batch, Filler, Scan
+from slicemill.infer.slices.batches import Batcher, NetworkBatch, NetworkScan
 
 AHEAD = 256
 """Waiting slices at which readers pause: on a CPU, more would only fill the memory."""
@@ -31,7 +31,7 @@ class ScanQueue:
     """Scans that wait for the network, and the memory that scans in progress hold."""
 
     def __init__(self, capacity: Capacity, memory_bytes: int) -> None:
-        self._filler = Filler(capacity)
+        self._filler = Batcher(capacity)
         self._ahead = max(AHEAD, AHEAD_BATCHES * capacity.labels)
         self._memory_bytes = memory_bytes
         self._held_bytes = 0
@@ -99,18 +99,18 @@ class ScanQueue:
             self._held_bytes -= amount_bytes
             self._changed.notify_all()
 
-    def add(self, scan: Scan) -> None:
+    def add(self, scan: NetworkScan) -> None:
         """Append a loaded scan to the queue."""
         with self._changed:
             self._filler.add(scan)
             self._changed.notify_all()
 
-    def drop(self, scan: Scan) -> None:
+    def drop(self, scan: NetworkScan) -> None:
         """Remove a scan from the queue."""
         with self._changed:
             self._filler.drop(scan)
 
-    def take(self) -> Batch | None:
+    def take(self) -> NetworkBatch | None:
         """Return the next batch, once it is full or nothing can fill it; None at the end of the queue."""
         with self._changed:
             while not self._stopped:
@@ -126,7 +126,7 @@ class ScanQueue:
                     self._changed.wait()
             return None
 
-    def _next(self) -> Batch:
+    def _next(self) -> NetworkBatch:
         batch = self._filler.next()
         self._changed.notify_all()
         return batch

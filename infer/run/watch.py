@@ -16,7 +16,7 @@ from pathlib import Path
 
 from slicemill.common.errors import ConfigError, ScanError
 from slicemill.common.terminal import print_line
-from slicemill.ct.naming import find_files, is_text, name_of, other_scans, why_no_scan
+from slicemill.ct.naming import find_files, find_unread_scans, is_text, parse_name, reason_left_out
 from slicemill.infer.inputs.gather import name_below
 from slicemill.infer.inputs.jobs import Job, Stamp
 from slicemill.infer.network.model import Model
@@ -55,7 +55,7 @@ class WatchFolder:
         ready = []
         for path in find_files(self.folder):
             job = Job(name=name_below(self.folder, path), path=path)
-            if name_of(path.relative_to(self.folder).as_posix()).role == "mask":
+            if parse_name(path.relative_to(self.folder).as_posix()).role == "mask":
                 self.leave_out(path, "named like a segmentation")
                 continue
             other = self._owners.get(job.stem, job)
@@ -71,8 +71,8 @@ class WatchFolder:
             if settled and self._taken.get(path) != stamp and not self.is_begun(job.name):
                 self._taken[path] = stamp
                 ready.append(job)
-        for path in other_scans(self.folder):
-            self.leave_out(path, why_no_scan(path))
+        for path in find_unread_scans(self.folder):
+            self.leave_out(path, reason_left_out(path))
         return ready
 
     def wait_for_jobs(self, ended: Callable[[], bool]) -> Iterator[Job]:

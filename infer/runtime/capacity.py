@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from slicemill.common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from slicemill.store.model_card import ModelCard
+    from slicemill.store.model_card import ModelInfo
 
 HOSTS = ("cpu", "openvino")
 """Providers that compute on the processor."""
@@ -34,7 +34,7 @@ class Capacity:
     """Input slices: those to label and their context, each once."""
 
 
-def capacity_of(info: "ModelCard", provider: str, batch: int = 0) -> Capacity:
+def batch_capacity(info: "ModelInfo", provider: str, batch: int = 0) -> Capacity:
     """Return the limits of a batch; `batch` is the requested number of slices to label, 0 for the provider's default.
 
     Raises
@@ -49,7 +49,7 @@ def capacity_of(info: "ModelCard", provider: str, batch: int = 0) -> Capacity:
     return Capacity(labels, min(labels * info.context, 2 * (labels + info.context)))
 
 
-def lanes_on(provider: str) -> int:
+def count_lanes(provider: str) -> int:
     """Return how many batches are in progress at once.
 
     On a CPU every core labels its own batch, without waiting for others at each layer. On two cores this gives 1.06
@@ -69,7 +69,7 @@ def session_threads() -> int:
     return cores - min(cores, CPU_LANES) + 1
 
 
-def input_shapes(info: "ModelCard", capacity: Capacity) -> dict[str, tuple[int, ...]]:
+def input_shapes(info: "ModelInfo", capacity: Capacity) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the graph's inputs for a full batch."""
     height, width = info.size
     image = (capacity.rows, height, width) if info.input == "int16" else (capacity.rows, 1, height, width, 2)

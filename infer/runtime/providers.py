@@ -43,7 +43,7 @@ NOWHERE = "/dev/null/none"
 """Folder where onnxruntime looks for weights in other files. It cannot exist, so no path in a model is followed."""
 
 
-def runtime() -> Any:
+def import_onnxruntime() -> Any:
     """Return the module onnxruntime.
 
     Raises
@@ -118,12 +118,12 @@ def make_session(
         The bytes are not an ONNX model.
     """
     if provider == "openvino":
-        options_for(provider, device)  # refuses a device number
+        provider_options(provider, device)  # refuses a device number
         session = OpenvinoSession(model, path, _session(model, path, "cpu"))
         return session, provider, f"asked for; computes in {session.precision}"
     if provider != "auto":
         return _session(model, path, provider, device, more), provider, "asked for"
-    reason = no_cuda()
+    reason = explain_missing_cuda()
     if reason is None:
         try:
             return _session(model, path, "cuda", device, more), "cuda", "the CUDA provider starts"
@@ -134,14 +134,14 @@ def make_session(
     return _session(model, path, "cpu"), "cpu", reason
 
 
-def no_cuda() -> str | None:
+def explain_missing_cuda() -> str | None:
     """Return why CUDA cannot start here, or None where it may."""
-    if NAMES["cuda"] not in runtime().get_available_providers():
+    if NAMES["cuda"] not in import_onnxruntime().get_available_providers():
         return "this onnxruntime has no CUDA provider"
     return None if has_nvidia_driver() else "no NVIDIA driver answers"
 
 
-def options_for(provider: Provider, device: int) -> dict[str, str]:
+def provider_options(provider: Provider, device: int) -> dict[str, str]:
     """Return the options of a provider: which GPU, and how to compute there.
 
     Raises
@@ -182,7 +182,7 @@ def require_listed(provider: str) -> str:
     """
     check_name(provider)
     name = NAMES[provider]
-    if name not in runtime().get_available_providers():
+    if name not in import_onnxruntime().get_available_providers():
         raise ProviderError(
             f"--provider {provider}: this onnxruntime ({', '.join(installed_runtimes())}) has no {name}; "
             "pip uninstall -y onnxruntime, then pip install 'slicemill[gpu]', or use --provider cpu."
@@ -193,8 +193,8 @@ def require_listed(provider: str) -> str:
 def _session(
     model: bytes, path: Path, provider: Provider, device: int = 0, more: Mapping[str, str] | None = None
 ) -> Any:
-    module, name = runtime(), require_listed(provider)
-    settings = options_for(provider, device) | dict(more or {})
+    module, name = import_onnxruntime(), require_listed(provider)
+    settings = provider_options(provider, device) | dict(more or {})
     options = module.SessionOptions()
     options.log_severity_level = QUIET
     options.intra_op_num_threads = session_threads()

@@ -9,11 +9,11 @@ import numpy.typing as npt
 
 from slicemill.common.errors import ConfigError, ModelError
 from slicemill.ct.crop import neighbor_step, neighbors
-from slicemill.ct.scan import Room
+from slicemill.ct.scan import Allocate
 from slicemill.infer.network.model import Answer
 from slicemill.infer.slices.resample import Resampling, make_resampling
 from slicemill.infer.slices.tiles import PLAIN, PredictOptions, SliceTile, make_tiles
-from slicemill.store.model_card import ModelCard
+from slicemill.store.model_card import ModelInfo
 
 Shape = tuple[int, int, int]
 Uint8s = npt.NDArray[np.uint8]
@@ -40,7 +40,7 @@ class ScanPlan:
     """uint8[k]: label values of the network's classes."""
     tumor_class: int | None
     """Class whose probability is kept; None where the model has no tumor label or gives no probability of it."""
-    wanted: tuple[str, ...]
+    outputs: tuple[str, ...]
     """Names of the outputs that are requested from the network."""
     predict: PredictOptions
     network_size: tuple[int, int]
@@ -75,7 +75,7 @@ class ScanPlan:
         """Return the indices of the slices that the network sees around the slice at `z`."""
         return neighbors(z, self.shape[0], self.context, self.neighbor_step)
 
-    def seen(self, volume: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
+    def resample(self, volume: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
         """Return slices int16[z, y, x], HU, at the network's pixel size."""
         if self.resampling is None:
             return volume
@@ -85,7 +85,7 @@ class ScanPlan:
         return out
 
 
-def wanted_of(info: ModelCard, predict: PredictOptions = PLAIN) -> tuple[str, ...]:
+def select_outputs(info: ModelInfo, predict: PredictOptions = PLAIN) -> tuple[str, ...]:
     """Return the names of the outputs to request from a model.
 
     ``probability`` of all classes is requested only to average, to keep it, to resample labels to the scan's pixels, or
@@ -109,8 +109,8 @@ def wanted_of(info: ModelCard, predict: PredictOptions = PLAIN) -> tuple[str, ..
     return ("label", *(["tumor"] if tumor else []), *(["probability"] if maps else []))
 
 
-def plan_of(
-    info: ModelCard, shape: Shape, spacing_mm: tuple[float, float, float], predict: PredictOptions = PLAIN
+def plan_scan(
+    info: ModelInfo, shape: Shape, spacing_mm: tuple[float, float, float], predict: PredictOptions = PLAIN
 ) -> ScanPlan:
     """Plan how a scan of this shape and spacing in mm (both z, y, x) is shown to a model.
 
@@ -121,9 +121,9 @@ def plan_of(
     """
     tumor_value = info.labels.tumor_value()
     label_values = info.labels.table()
-    wanted = wanted_of(info, predict)
+    outputs = select_outputs(info, predict)
     resampling = make_resampling(shape[1:], spacing_mm[1:], info.spacing_mm, info.size)
-    has_map = tumor_value is not None and len(wanted) > 1
+    has_map = tumor_value is not None and len(outputs) > 1
     return ScanPlan(
         shape=shape,
         neighbor_step=neighbor_step(info.context_spacing_mm, spacing_mm[0]),
@@ -132,7 +132,7 @@ def plan_of(
         tiles=make_tiles(shape[1:] if resampling is None else resampling.shape, info.size, predict),
         label_values=label_values,
         tumor_class=label_values.tolist().index(tumor_value) if has_map else None,
-        wanted=wanted,
+        outputs=outputs,
         predict=predict,
         network_size=info.size,
         unknown_value=info.unknown,
@@ -140,7 +140,7 @@ def plan_of(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segmented:
+class Segmentation:
     """A network's result for a scan on its own grid, before post-processing."""
 
     label: Uint8s
@@ -170,7 +170,7 @@ class VolumeAssembly:
     slice is collected on the network's grid first, and finished when its last tile arrives.
     """
 
-    def __init__(self, plan: ScanPlan, allocate: Room = np.empty) -> None:
+    def __init__(self, plan: ScanPlan, allocate: Allocate = np.empty) -> None:
         """Allocate the result. Every voxel is written before it is read, since tiles cover the slice."""
         self.plan = plan
         self._label = allocate(plan.shape, np.uint8)
@@ -188,7 +188,7 @@ class VolumeAssembly:
         dict
             Name of an output to uint8[n, H, W]; empty where outputs need further work first.
         """
-        if not self.plan.passes_slices_unchanged or "probability" in self.plan.wanted:
+        if not self.plan.passes_slices_unchanged or "probability" in self.plan.outputs:
             return {}
         kept = {"label": self._label, "tumor": self._tumor}
         return {name: map_[z : z + count] for name, map_ in kept.items() if map_ is not None}
@@ -212,7 +212,7 @@ class VolumeAssembly:
 
     def _start_slice(self) -> _PartialSlice:
         shape, count = self.plan.resampled_shape, len(self.plan.label_values)
-        maps = np.zeros((count, *shape), dtype=np.float32) if "probability" in self.plan.wanted else None
+        maps = np.zeros((count, *shape), dtype=np.float32) if "probability" in self.plan.outputs else None
         tumor = None if self._tumor is None else np.zeros(shape, dtype=np.uint8)
         label = np.zeros(shape, dtype=np.uint8)
         return _PartialSlice(label=label, tumor=tumor, maps=maps, missing=len(self.plan.tiles))
@@ -247,7 +247,7 @@ class VolumeAssembly:
             for map_, out in zip(maps, self._probability[:, z], strict=True):
                 to_bytes(map_ if resampling is None else resampling.map_to_scan(map_), out)
 
-    def segmented(self) -> Segmented:
+    def segmented(self) -> Segmentation:
         """Return the complete result.
 
         Raises
@@ -259,7 +259,7 @@ class VolumeAssembly:
         if unknown is not None and any((label == unknown).any() for label in self._label):
             known = ", ".join(map(str, self.plan.label_values))
             raise ModelError(f"the network gives values other than {known}; correct the labels in its TOML.")
-        return Segmented(label=self._label, tumor_probability=self._tumor, probability=self._probability)
+        return Segmentation(label=self._label, tumor_probability=self._tumor, probability=self._probability)
 
 
 def to_bytes(map_: npt.NDArray[np.floating], out: Uint8s) -> None:

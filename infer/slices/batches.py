@@ -9,20 +9,20 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.ct.scan import Room
+from slicemill.ct.scan import Allocate
 from slicemill.infer.network.model import Answer
 from slicemill.infer.runtime.capacity import Capacity
 from slicemill.infer.slices.assembly import ScanPlan, VolumeAssembly
 from slicemill.infer.slices.tiles import SliceTile
 
 
-class Scan:
+class NetworkScan:
     """The slices of a scan that the network labels, and the assembly of its outputs."""
 
-    def __init__(self, plan: ScanPlan, seen: npt.NDArray[np.int16], allocate: Room = np.empty) -> None:
+    def __init__(self, plan: ScanPlan, seen: npt.NDArray[np.int16], allocate: Allocate = np.empty) -> None:
         """Take `seen`: int16[z, y, x], HU, at the network's pixel size; `allocate` makes the result."""
         self.plan = plan
-        self.canvas = VolumeAssembly(plan, allocate)
+        self.assembly = VolumeAssembly(plan, allocate)
         self._seen = seen
         self._missing = len(seen) * len(plan.tiles)
         self._lock = threading.Lock()
@@ -57,13 +57,13 @@ class Scan:
 class Unit(NamedTuple):
     """One tile of one slice of one scan."""
 
-    scan: Scan
+    scan: NetworkScan
     z: int
     tile: SliceTile
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class NetworkBatch:
     """Slices that go through the network together, from one scan or several."""
 
     units: list[Unit]
@@ -73,7 +73,7 @@ class Batch:
     neighbors: npt.NDArray[np.int32]
     """int32[b, c]: for each unit, the rows of its window."""
 
-    def show(self, image: npt.NDArray[np.int16], *, in_place: bool = False) -> npt.NDArray[np.int16]:
+    def fill(self, image: npt.NDArray[np.int16], *, in_place: bool = False) -> npt.NDArray[np.int16]:
         """Return the network's input, int16[n, H, W], HU: the first rows of `image`, filled.
 
         With `in_place`, return a view of the scan's slices instead where the network can take them as they are.
@@ -91,12 +91,12 @@ class Batch:
         if (run := find_run(self.units)) is None:
             return {}
         first, count = run
-        return first.scan.canvas.targets(first.z, count)
+        return first.scan.assembly.targets(first.z, count)
 
-    def put(self, answer: Answer) -> list[Scan]:
+    def put(self, answer: Answer) -> list[NetworkScan]:
         """Give each unit's output to its scan, unless it was written in place; return the complete scans."""
         for index, unit in enumerate(self.units):
-            unit.scan.canvas.put(unit.z, unit.tile, answer, index)
+            unit.scan.assembly.put(unit.z, unit.tile, answer, index)
         counts = Counter(unit.scan for unit in self.units)
         return [scan for scan, count in counts.items() if scan.count_labeled(count)]
 
@@ -108,22 +108,22 @@ def find_run(units: Sequence[Unit]) -> tuple[Unit, int] | None:
     return (first, len(units)) if consecutive else None
 
 
-class Filler:
+class Batcher:
     """Cuts scans into batches in order of arrival; a batch continues in the next scan where one ends."""
 
     def __init__(self, capacity: Capacity) -> None:
         self._capacity = capacity
-        self._scans: deque[tuple[Scan, deque[tuple[int, SliceTile]]]] = deque()
+        self._scans: deque[tuple[NetworkScan, deque[tuple[int, SliceTile]]]] = deque()
         self.waiting = 0
         """Number of units that are not in a batch yet."""
 
-    def add(self, scan: Scan) -> None:
+    def add(self, scan: NetworkScan) -> None:
         """Append a scan to the queue."""
         units = deque(scan.units(self._capacity.labels))
         self._scans.append((scan, units))
         self.waiting += len(units)
 
-    def drop(self, scan: Scan) -> None:
+    def drop(self, scan: NetworkScan) -> None:
         """Remove a scan from the queue."""
         self._scans = deque(entry for entry in self._scans if entry[0] is not scan)
         self.waiting = sum(len(units) for _, units in self._scans)
@@ -132,7 +132,7 @@ class Filler:
         """Return whether enough units wait for a full batch."""
         return self.waiting >= self._capacity.labels
 
-    def next(self) -> Batch:
+    def next(self) -> NetworkBatch:
         """Return the next batch of at least one unit; call it only while units are waiting.
 
         A batch ends when it has `labels` units, or when the window of the next unit does not fit in its `rows`.
@@ -155,4 +155,4 @@ class Filler:
             self.waiting -= 1
             if not left:
                 self._scans.popleft()
-        return Batch(units=units, rows=list(rows), neighbors=np.array(windows, dtype=np.int32))
+        return NetworkBatch(units=units, rows=list(rows), neighbors=np.array(windows, dtype=np.int32))

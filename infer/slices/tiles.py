@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.ct.crop import fit
+from slicemill.ct.crop import crop_or_pad
 from slicemill.ct.window import AIR_HU
 
 QUARTER, HALF = 4, 2
@@ -104,7 +104,7 @@ class SliceTile:
 
     def cut(self, section: npt.NDArray[np.int16], out: npt.NDArray[np.int16]) -> None:
         """Copy the tile from a slice int16[y, x], HU, to `out`: int16[H, W], padded with air."""
-        fit(section, (self.y.start, self.x.start), AIR_HU, self.mirror(out))
+        crop_or_pad(section, (self.y.start, self.x.start), AIR_HU, self.mirror(out))
 
     def mirror(self, tile: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return a view of an array any[..., H, W], mirrored along this tile's mirrored axes."""

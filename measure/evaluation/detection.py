@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.ct.geometry import Grid
-from slicemill.ct.lesions import check_parts, components, measure_lesion, measured_parts
+from slicemill.ct.lesions import check_parts, label_components, measure_lesion, measure_parts
 from slicemill.measure.evaluation.statistics import nan_to_none
 
 Mode = Literal["corrected", "official"]
@@ -114,7 +114,7 @@ def number_components(mask: Mask, grid: Grid, mode: Mode) -> Numbers:
         There are more components than `slicemill.ct.lesions.MAX_PARTS`.
     """
     if mode == "corrected":
-        numbers = components(mask)
+        numbers = label_components(mask)
         check_parts(int(numbers.max()))
         return numbers
     from scipy.ndimage import label
@@ -217,7 +217,7 @@ def official_overlap(overlaps: SharedVoxels, group: Group) -> float:
 
 def measure_diameters(numbers: Numbers, affine_lps: npt.NDArray[np.float64]) -> tuple[float, ...]:
     """Return the longest axial diameter of components 1 to n, mm."""
-    parts = measured_parts(numbers, (0, 0, 0))
+    parts = measure_parts(numbers, (0, 0, 0))
     return tuple(measure_lesion(1, [part], affine_lps).max_axial_diameter_mm for part in parts)
 
 

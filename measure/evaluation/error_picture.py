@@ -5,8 +5,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from slicemill.common.terminal import format_cell
-from slicemill.ct.overlap import overlap
-from slicemill.ct.pictures import Tile, draw_errors, evenly_spaced, gray, montage
+from slicemill.ct.overlap import count_overlap
+from slicemill.ct.pictures import Panel, draw_errors, make_montage, pick_evenly, render_gray
 
 Mask = npt.NDArray[np.bool_]
 SLICES = 6
@@ -16,13 +16,15 @@ def draw_error_picture(image: npt.NDArray[np.int16], truth: Mask, predicted: Mas
     """Draw slices of int16[z, y, x], HU, next to copies with the errors; the slice with most errors is one of them."""
     errors_per_slice = (truth ^ predicted).reshape(len(truth), -1).sum(axis=1)
     filled = np.flatnonzero((truth | predicted).reshape(len(truth), -1).any(axis=1)).tolist()
-    chosen = {*evenly_spaced(filled or range(len(truth)), SLICES - 1), int(errors_per_slice.argmax())}
+    chosen = {*pick_evenly(filled or range(len(truth)), SLICES - 1), int(errors_per_slice.argmax())}
     tiles = [
-        Tile(
-            picture=np.concatenate([gray(image[z]), draw_errors(gray(image[z]), truth[z], predicted[z])], axis=1),
-            caption=f"z={z}  Dice {format_cell(overlap(truth[z], predicted[z]).dice)}",
+        Panel(
+            picture=np.concatenate(
+                [render_gray(image[z]), draw_errors(render_gray(image[z]), truth[z], predicted[z])], axis=1
+            ),
+            caption=f"z={z}  Dice {format_cell(count_overlap(truth[z], predicted[z]).dice)}",
         )
         for z in sorted(chosen)
     ]
     legend = "green: true positive, red: false positive, orange: false negative"
-    return montage(tiles, min(3, len(tiles)), f"{title}   {legend}")
+    return make_montage(tiles, min(3, len(tiles)), f"{title}   {legend}")

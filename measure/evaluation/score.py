@@ -11,7 +11,7 @@ from slicemill.common.errors import UsageError
 from slicemill.ct.geometry import Grid, voxel_ml
 from slicemill.ct.labels import Labels
 from slicemill.ct.lesions import bounding_box
-from slicemill.ct.overlap import Overlap, overlap
+from slicemill.ct.overlap import Overlap, count_overlap
 from slicemill.measure.evaluation.detection import (
     THRESHOLDS,
     Matching,
@@ -156,7 +156,7 @@ def score_case(pair: Pair, masks: PairMasks, rules: Rules) -> CaseScores:
         name: (np.isin(masks.truth[box], values), np.isin(masks.predicted[box], values))
         for name, values in labels.regions().items()
     }
-    overlaps = {name: overlap(truth, predicted) for name, (truth, predicted) in regions.items()}
+    overlaps = {name: count_overlap(truth, predicted) for name, (truth, predicted) in regions.items()}
     per_voxel = voxel_ml(grid.affine_lps)
     tumor, lesions = None, None
     if labels.tumor is not None:
@@ -243,7 +243,7 @@ def score_detected(
         parts = [found[number - 1] for found, numbers in zip(boxes, group, strict=True) for number in numbers]
         box = tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*parts, strict=True))
         predicted, truth = np.isin(predictions[box], group[0]), np.isin(references[box], group[1])
-        one = overlap(truth, predicted)
+        one = count_overlap(truth, predicted)
         yield DetectedLesion(
             dice=one.dice,
             jaccard=one.jaccard,

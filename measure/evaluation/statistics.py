@@ -47,7 +47,7 @@ def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Di
     )
 
 
-def with_right_silence(pairs: Sequence[tuple[float, float]], best: float) -> list[tuple[float, float]]:
+def score_true_negatives(pairs: Sequence[tuple[float, float]], best: float) -> list[tuple[float, float]]:
     """Replace NaN, the score of a correct empty prediction, by the `best` score if the other run has a score.
 
     The other run then raised a false alarm. Without this rule the case would be left out of the comparison, and runs

@@ -93,10 +93,10 @@ def surface_distances(prediction: Mask, reference: Mask, spacing_mm: Spacing) ->
     points = surface_points(prediction, spacing_mm), surface_points(reference, spacing_mm)
     if not len(points[0]) or not len(points[1]):
         return NO_DISTANCES
-    return SurfaceDistances(to_reference=nearest(*points), to_prediction=nearest(*points[::-1]))
+    return SurfaceDistances(to_reference=nearest_distances(*points), to_prediction=nearest_distances(*points[::-1]))
 
 
-def nearest(points: Floats, others: Floats) -> Floats:
+def nearest_distances(points: Floats, others: Floats) -> Floats:
     """Return the distance from each of float64[n, 3] to the nearest of `others`, float64[m, 3]: float64[n]."""
     from scipy.spatial import cKDTree
 

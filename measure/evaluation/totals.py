@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from slicemill.common.documents import to_document
-from slicemill.ct.overlap import Detection, Overlap, detection, mean_of
+from slicemill.ct.overlap import Detection, Overlap, mean_without_nan, score_detection
 from slicemill.measure.evaluation.detection import SIZES_MM, THRESHOLDS, Mode, SizeCounts, count_by_size, f1
 from slicemill.measure.evaluation.froc import FreeResponse, NoFindings, analyze_free_response
 from slicemill.measure.evaluation.region import MISSING_DISTANCE_MM, OVERLAPS, measure_region
@@ -205,7 +205,7 @@ def sum_up_region(cases: Sequence[CaseScores], name: str, mode: Mode) -> RegionT
     for measure in measures[0] if measures else ():
         kept = [one[measure] for one in measures if not math.isnan(one[measure])]
         key = f"{measure}_per_case" if measure in OVERLAPS else measure
-        means[key] = nan_to_none(mean_of(kept))
+        means[key] = nan_to_none(mean_without_nan(kept))
         intervals[key] = _optional(ratio_interval(kept, [1.0] * len(kept)))
         counted[key] = len(kept)
     return RegionTotals(
@@ -253,7 +253,7 @@ def sum_up_lesions(lesions: Sequence[LesionScores]) -> LesionTotals | None:
     complete = len(by_probability) == len(lesions)
     return LesionTotals(
         by_threshold={threshold: sum_up_detection(lesions, threshold) for threshold in THRESHOLDS},
-        segmentation={name: nan_to_none(mean_of([getattr(one, name) for one in detected])) for name in names},
+        segmentation={name: nan_to_none(mean_without_nan([getattr(one, name) for one in detected])) for name in names},
         detected=len(detected),
         response=analyze_free_response(by_probability if complete else [one.by_volume for one in lesions]),
         ranked_by="mean probability" if complete else "volume",
@@ -286,7 +286,7 @@ def sum_up_detection(lesions: Sequence[LesionScores], threshold: float) -> Detec
 
 def _sum_up_cases(answers: Sequence[TumorAnswers]) -> TumorTotals:
     return _to_totals(
-        detection(
+        score_detection(
             [any(one.truth) for one in answers],
             [any(one.found) for one in answers],
             [scores.case for scores in _scores(answers)],
@@ -296,7 +296,7 @@ def _sum_up_cases(answers: Sequence[TumorAnswers]) -> TumorTotals:
 
 def _sum_up_slices(answers: Sequence[TumorAnswers]) -> TumorTotals:
     return _to_totals(
-        detection(
+        score_detection(
             [value for one in answers for value in one.truth],
             [value for one in answers for value in one.found],
             [value for scores in _scores(answers) for value in scores.slices],

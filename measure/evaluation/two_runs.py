@@ -7,11 +7,11 @@ from pathlib import Path
 from slicemill.common.documents import to_document
 from slicemill.common.errors import ConfigError
 from slicemill.common.files import write_bytes, write_csv, write_json
-from slicemill.ct.overlap import mean_of
+from slicemill.ct.overlap import mean_without_nan
 from slicemill.measure.evaluation.evaluate import Evaluation
 from slicemill.measure.evaluation.figures import Axes, draw_panels
 from slicemill.measure.evaluation.region import measure_region
-from slicemill.measure.evaluation.statistics import nan_to_none, paired_difference, with_right_silence
+from slicemill.measure.evaluation.statistics import nan_to_none, paired_difference, score_true_negatives
 
 Values = list[tuple[float, float]]
 """The values of both runs, case by case."""
@@ -69,7 +69,7 @@ def pair_values(run: Evaluation, other: Evaluation) -> dict[tuple[str, str], Val
                 values.setdefault((name, measure), []).append((getattr(ours, measure), getattr(theirs, measure)))
     for (name, measure), pairs in values.items():
         if measure in BEST:
-            values[name, measure] = with_right_silence(pairs, BEST[measure])
+            values[name, measure] = score_true_negatives(pairs, BEST[measure])
     return values
 
 
@@ -89,8 +89,8 @@ def _compare(name: str, measure: str, pairs: Values) -> ComparedMeasure:
         measure=measure,
         cases=result.patients,
         left_out=len(pairs) - len(kept),
-        mean=nan_to_none(mean_of(ours)),
-        mean_against=nan_to_none(mean_of(theirs)),
+        mean=nan_to_none(mean_without_nan(ours)),
+        mean_against=nan_to_none(mean_without_nan(theirs)),
         difference=nan_to_none(result.mean),
         low=nan_to_none(result.low),
         high=nan_to_none(result.high),

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from slicemill.common.documents import to_document
 from slicemill.common.errors import LabelError
-from slicemill.measure.evaluation.surface import mark_surface, nearest
+from slicemill.measure.evaluation.surface import mark_surface, nearest_distances
 from slicemill.measure.lesions.measurements import (
     CaseFigures,
     LesionMeasurement,
@@ -195,7 +195,7 @@ def compute_alignment(baseline: Volume, followup: Volume, align: Align) -> Float
 def measure_gap(one: Floats, other: Floats) -> float:
     """Return the smallest distance of two surfaces, mm."""
     few, many = (one, other) if len(one) < len(other) else (other, one)
-    return float(nearest(few, many).min())
+    return float(nearest_distances(few, many).min())
 
 
 def match_lesions(gaps_mm: Floats, centers: Floats, other_centers: Floats) -> list[tuple[int, int]]:

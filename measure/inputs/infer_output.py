@@ -11,8 +11,8 @@ import numpy.typing as npt
 from slicemill.common.errors import GeometryError, InputError, LabelError
 from slicemill.common.files import read_json
 from slicemill.ct.formats.nifti.header import read_header
-from slicemill.ct.formats.nifti.names import stem_of
-from slicemill.ct.formats.nifti.stream import bytes_of, open_voxels, read_exactly, skip
+from slicemill.ct.formats.nifti.names import strip_suffix
+from slicemill.ct.formats.nifti.stream import open_voxels, read_exactly, skip_bytes, view_bytes
 from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import Labels, labels_from_json
 from slicemill.ct.naming import find_files
@@ -64,7 +64,7 @@ def is_infer_report(document: Mapping[str, object]) -> bool:
 
 def read_report(mask: Path) -> InferReport | None:
     """Read the report of `infer` next to a mask; None if the file is absent, broken or another JSON file."""
-    path = mask.with_name(stem_of(mask.name) + ".json")
+    path = mask.with_name(strip_suffix(mask.name) + ".json")
     if not path.exists():
         return None
     try:
@@ -99,13 +99,13 @@ def _finite_floats(values: list[object]) -> tuple[float, ...] | None:
 def find_masks(folder: Path) -> list[Path]:
     """Return the NIfTI files below a folder, without the probability maps and single labels that `infer` writes."""
     files = find_files(folder)
-    stems = {file.parent / stem_of(file.name) for file in files}
+    stems = {file.parent / strip_suffix(file.name) for file in files}
     return [file for file in files if not any(stem in stems for stem in _possible_masks(file))]
 
 
 def _possible_masks(file: Path) -> list[Path]:
     """Return the masks, without suffix, that a file would belong to if it were a probability map or a single label."""
-    stem = stem_of(file.name)
+    stem = strip_suffix(file.name)
     stems = [stem.partition(PROBABILITY)[0]] if PROBABILITY in stem else []
     splits = [(stem[:place], stem[place + 1 :]) for place, sign in enumerate(stem) if sign == "_"]
     stems += [start for start, end in splits if end in _label_file_names(file.with_name(f"{start}.nii"))]
@@ -131,7 +131,7 @@ def read_tumor_probability(mask: Path, labels: Labels, grid: Grid) -> npt.NDArra
     """
     if labels.tumor is None:
         return None
-    stem = stem_of(mask.name)
+    stem = strip_suffix(mask.name)
     path = mask.with_name(f"{stem}{PROBABILITY}{labels.file_names()[labels.tumor]}{mask.name[len(stem) :]}")
     return read_probability(path, grid) if path.exists() else None
 
@@ -154,8 +154,8 @@ def read_probability(path: Path, grid: Grid) -> npt.NDArray[np.uint8]:
     voxels = np.empty((nk, nj, ni), dtype=np.uint8)
     stream, _ = open_voxels(path, hashed=False)
     try:
-        skip(stream, header.data_offset, path)
-        read_exactly(stream, bytes_of(voxels), path)
+        skip_bytes(stream, header.data_offset, path)
+        read_exactly(stream, view_bytes(voxels), path)
     finally:
         stream.close()
     return np.ascontiguousarray(grid.to_stored(voxels), dtype=np.uint8)

@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import GeometryError, InputError, LabelError
-from slicemill.ct.formats.nifti.header import grid_of_header
+from slicemill.ct.formats.nifti.header import parse_grid
 from slicemill.ct.geometry import SAME_GRID_MM, Grid
 from slicemill.ct.labels import Labels, format_labels
 from slicemill.ct.scan import ScanReader
 from slicemill.ct.window import AIR_HU
 from slicemill.measure.inputs.pairs import Pair
 from slicemill.store.reader import Case
-from slicemill.store.statistics import value_counts
+from slicemill.store.statistics import count_values
 
 Label = npt.NDArray[np.uint8]
 
@@ -47,7 +47,7 @@ def read_masks(pair: Pair) -> PairMasks:
         return PairMasks(predicted=predicted, truth=truth, grid=grid)
     with ScanReader(pair.prediction, "mask") as reader:
         truth, grid = _read_reference(pair, reader.grid)
-        reader.lie_on(grid)
+        reader.replace_grid(grid)
         predicted = reader.read()
         reader.finish()
     return PairMasks(predicted=predicted, truth=truth, grid=grid)
@@ -71,7 +71,7 @@ def _read_reference(pair: Pair, grid: Grid) -> tuple[Label, Grid]:
 def read_stored_mask(case: Case) -> tuple[Label, Grid]:
     """Read the mask of a stored case that has one, uint8[z, y, x], and the grid of its scan."""
     assert case.label is not None  # noqa: S101 (only cases with a mask are paired)
-    return case.label[:], grid_of_header(base64.b64decode(case.info.image.header_b64))
+    return case.label[:], parse_grid(base64.b64decode(case.info.image.header_b64))
 
 
 def _check_grids(pair: Pair, grid: Grid, other: Grid) -> None:
@@ -92,7 +92,7 @@ def check_values(label: Label, labels: Labels, where: str) -> None:
     LabelError
         A value has no label.
     """
-    unknown = sorted({int(value) for value in np.flatnonzero(value_counts(label))} - {0, *labels.values.values()})
+    unknown = sorted({int(value) for value in np.flatnonzero(count_values(label))} - {0, *labels.values.values()})
     if unknown:
         raise LabelError(
             f"{where}: holds the values {unknown} outside the labels {format_labels(labels.values)}; pass --labels."

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from slicemill.ct.naming import case_id_of, name_of
+from slicemill.ct.naming import derive_case_id, parse_name
 
 
 class InFolder(Protocol):
@@ -21,8 +21,8 @@ Index = dict[str, list[Item]]
 
 def match_keys(relative: str) -> list[str]:
     """Return the keys of a file, the most exact first: folder and key, case id, key alone."""
-    name = name_of(relative)
-    return [f"{name.folder}/{name.key}", case_id_of(relative), *([f"*/{name.key}"] if name.key else [])]
+    name = parse_name(relative)
+    return [f"{name.folder}/{name.key}", derive_case_id(relative), *([f"*/{name.key}"] if name.key else [])]
 
 
 def add_to_index(index: "Index[Item]", keys: Iterable[str], item: Item) -> None:
@@ -37,7 +37,7 @@ def find_match(relative: str, index: Mapping[str, Sequence[Item]], *, exact: boo
     With `exact`, only folder and key are compared. Otherwise a case id or a key matches too, but only if one of the two
     folders is the end of the other: ``001.nii.gz`` matches ``a/001.nii.gz``; ``b/001.nii.gz`` does not.
     """
-    folder = name_of(relative).folder
+    folder = parse_name(relative).folder
     for key in match_keys(relative)[: 1 if exact else None]:
         near = [item for item in index.get(key, ()) if is_path_end(item.folder, folder)]
         if len(near) == 1:

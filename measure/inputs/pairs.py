@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slicemill.common.errors import PairingError, StoreError
-from slicemill.ct.naming import case_id_of, find_files, name_of
+from slicemill.ct.naming import derive_case_id, find_files, parse_name
 from slicemill.measure.inputs.infer_output import find_masks
 from slicemill.measure.inputs.names import Index, add_to_index, find_match, match_keys
 from slicemill.store.reader import Case, is_store, open_store
@@ -108,7 +108,7 @@ def pair_up(predictions: Path, references: Path) -> Pairing:
     return Pairing(
         pairs=tuple(pairs.values()),
         missing=tuple(sorted(case_ids - set(pairs) - set(damaged))),
-        alone=tuple(name for name in alone if name not in damaged and case_id_of(name) not in damaged),
+        alone=tuple(name for name in alone if name not in damaged and derive_case_id(name) not in damaged),
         damaged=tuple(damaged.items()),
     )
 
@@ -159,7 +159,7 @@ def _index_reference_files(references: Path) -> Index[Reference]:
     files = [references] if references.is_file() else find_files(references)
     root = references.parent if references.is_file() else references
     relative = {file: file.relative_to(root).as_posix() for file in files}
-    names = {file: name_of(relative[file]) for file in files}
+    names = {file: parse_name(relative[file]) for file in files}
     masks = [file for file in files if names[file].role == "mask"] or files
     images = {
         (names[file].folder, names[file].key): file
@@ -167,7 +167,7 @@ def _index_reference_files(references: Path) -> Index[Reference]:
         if names[file].role == "image" and file not in masks
     }
     scans = {mask: images.get((names[mask].folder, names[mask].key)) for mask in masks}
-    case_ids = {mask: case_id_of(relative[image or mask]) for mask, image in scans.items()}
+    case_ids = {mask: derive_case_id(relative[image or mask]) for mask, image in scans.items()}
     counts = Counter(case_ids.values())
     index: Index[Reference] = {}
     for mask, case_id in case_ids.items():

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slicemill.common.errors import PairingError, StoreError
-from slicemill.ct.formats.nifti.names import files_of, stem_of
+from slicemill.ct.formats.nifti.names import scan_files, strip_suffix
 from slicemill.ct.labels import LITS_LABELS, Labels, read_dataset_json
-from slicemill.ct.naming import find_files, name_of
+from slicemill.ct.naming import find_files, parse_name
 from slicemill.measure.inputs.infer_output import PROBABILITY, find_masks, read_report
 from slicemill.measure.inputs.names import Index, add_to_index, find_match, match_keys
 from slicemill.measure.lesions.measurements import RIM_MM
@@ -56,8 +56,8 @@ class MeasureJob:
             files: list[object] = [info.image.sha256, info.mask.sha256 if info.mask else None]
             labels = self.labels
         else:
-            maps = sorted(self.mask.parent.glob(f"{glob.escape(stem_of(self.mask.name))}{PROBABILITY}*"))
-            read = [file for path in (self.mask, self.image, *maps) if path is not None for file in files_of(path)]
+            maps = sorted(self.mask.parent.glob(f"{glob.escape(strip_suffix(self.mask.name))}{PROBABILITY}*"))
+            read = [file for path in (self.mask, self.image, *maps) if path is not None for file in scan_files(path)]
             files = [[status.st_size, status.st_mtime_ns] for status in (file.stat() for file in read)]
             labels = self.find_labels()
         return {"format": FORMAT, "rim_mm": RIM_MM, "files": files, **(labels.as_json() if labels else {})}
@@ -112,7 +112,7 @@ def _may_have_mask(store: Store, case_id: str) -> bool:
 def file_job(mask: Path, image: Path | None, labels: Labels | None) -> MeasureJob:
     """Return the job of one mask file."""
     return MeasureJob(
-        name=stem_of(mask.name),
+        name=strip_suffix(mask.name),
         mask=mask,
         image=image,
         labels=labels,
@@ -122,12 +122,12 @@ def file_job(mask: Path, image: Path | None, labels: Labels | None) -> MeasureJo
 
 def _folder_jobs(folder: Path, images: Path | None, labels: Labels | None) -> Iterator[MeasureJob]:
     relative = {file: file.relative_to(folder).as_posix() for file in find_masks(folder)}
-    masks = [file for file in relative if name_of(relative[file]).role == "mask"] or list(relative)
+    masks = [file for file in relative if parse_name(relative[file]).role == "mask"] or list(relative)
     scans = _index_scans(images) if images is not None else {}
     for mask in masks:
         scan = find_match(relative[mask], scans)
         yield MeasureJob(
-            name=relative[mask].removesuffix(mask.name) + stem_of(mask.name),
+            name=relative[mask].removesuffix(mask.name) + strip_suffix(mask.name),
             mask=mask,
             image=None if scan is None else scan.path,
             labels=labels,
@@ -142,8 +142,8 @@ def _index_scans(images: Path) -> Index[_Scan]:
     index: Index[_Scan] = {}
     for file in find_files(images):
         relative = file.relative_to(images).as_posix()
-        if name_of(relative).role != "mask":
-            add_to_index(index, match_keys(relative), _Scan(folder=name_of(relative).folder, path=file))
+        if parse_name(relative).role != "mask":
+            add_to_index(index, match_keys(relative), _Scan(folder=parse_name(relative).folder, path=file))
     return index
 
 
@@ -162,7 +162,7 @@ def find_left_out(masks: Path) -> list[Path]:
     """
     if is_store(masks) or not masks.is_dir():
         return []
-    names = {file: name_of(file.relative_to(masks).as_posix()) for file in find_masks(masks)}
+    names = {file: parse_name(file.relative_to(masks).as_posix()) for file in find_masks(masks)}
     of_masks = {(name.folder, name.key) for name in names.values() if name.role == "mask"}
     if not of_masks:
         return []

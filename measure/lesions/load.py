@@ -56,7 +56,7 @@ def _load_file(job: MeasureJob) -> LoadedCase:
     if labels is None:
         raise LabelError(f"{job.mask}: no report names its label values; pass --labels liver=1,tumor=2.")
     with ScanReader(job.mask, "mask") as reader:
-        grid, warnings = reader.grid, tuple(reader.header.warnings)
+        grid, warnings = reader.grid, tuple(reader.warnings)
         label = reader.read()
         mask_used = FileUsed(name=job.mask.name, sha256=reader.finish())
     check_values(label, labels, str(job.mask))
@@ -80,7 +80,7 @@ def _read_scan(job: MeasureJob, grid: Grid) -> tuple[Image | None, FileUsed | No
         elif (apart := reader.grid.distance_mm(grid)) > SAME_GRID_MM:
             difference = f"{apart:.3g} mm apart"
         else:
-            reader.lie_on(grid)
+            reader.replace_grid(grid)
             image = reader.read()
             return image, FileUsed(name=job.image.name, sha256=reader.finish())
     raise GeometryError(f"{job.mask}: must lie on the grid of its scan {job.image}; they are {difference}.")

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from slicemill.ct.geometry import voxel_ml
 from slicemill.ct.labels import Labels
-from slicemill.ct.lesions import Lesion, bounding_box, check_parts, components, measure_lesion, measured_parts
-from slicemill.measure.evaluation.surface import nearest, surface_points
+from slicemill.ct.lesions import Lesion, bounding_box, check_parts, label_components, measure_lesion, measure_parts
+from slicemill.measure.evaluation.surface import nearest_distances, surface_points
 from slicemill.measure.lesions.shape import (
     Voxel,
     compute_sphericity,
@@ -23,7 +23,7 @@ from slicemill.measure.lesions.shape import (
     measure_longest_3d,
     measure_surface_mm2,
 )
-from slicemill.store.statistics import value_counts
+from slicemill.store.statistics import count_values
 
 Mask = npt.NDArray[np.bool_]
 Label = npt.NDArray[np.uint8]
@@ -146,9 +146,9 @@ def isolate_lesions(volume: Volume) -> Iterator[tuple[Lesion, Mask]]:
     if box is None:
         return
     corner = (box[0].start, box[1].start, box[2].start)
-    numbers = components(tumor[box])
+    numbers = label_components(tumor[box])
     check_parts(int(numbers.max()))
-    parts = measured_parts(numbers, corner)
+    parts = measure_parts(numbers, corner)
     order = sorted(range(len(parts)), key=lambda index: (-parts[index].voxels, parts[index].box))
     for lesion_id, index in enumerate(order, start=1):
         lesion = measure_lesion(lesion_id, [parts[index]], volume.affine_lps)
@@ -192,7 +192,7 @@ def _measure(volume: Volume, lesion: Lesion, mask: Mask, organ: Floats) -> Lesio
         bbox_zyx=lesion.bbox_zyx,
         hu=None if volume.image is None else measure_intensities(volume.image[box][mask]),
         rim_hu=None if volume.image is None else measure_rim(volume, volume.image, mask, box),
-        organ_surface_mm=float(nearest(surface, organ).min()) if len(organ) else None,
+        organ_surface_mm=float(nearest_distances(surface, organ).min()) if len(organ) else None,
         probability_mean=None if probability is None else float(probability.mean()) / 255,
         probability_max=None if probability is None else float(probability.max()) / 255,
     )
@@ -254,7 +254,7 @@ def choose_targets(lesions: Sequence[LesionMeasurement], spacing_z_mm: float) ->
 def measure_case(volume: Volume, lesions: Sequence[LesionMeasurement]) -> CaseFigures:
     """Return volumes, tumor burden, number of lesions, targets and the sum of their diameters, all rounded."""
     ml, labels = voxel_ml(volume.affine_lps), volume.labels
-    counts = value_counts(volume.label)
+    counts = count_values(volume.label)
     volumes = {name: float(counts[values].sum()) * ml for name, values in labels.regions().items()}
     organ = volumes[labels.organ] if labels.organ else None
     tumor = volumes[labels.tumor] if labels.tumor else None

@@ -10,7 +10,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from slicemill.ct.pictures import BACKGROUND, CAPTION_PX, GAP_PX, ORGAN_COLOR, TUMOR_COLOR, Color, fit_picture, outline
+from slicemill.ct.pictures import (
+    BACKGROUND,
+    CAPTION_PX,
+    GAP_PX,
+    ORGAN_COLOR,
+    TUMOR_COLOR,
+    Color,
+    fit_text,
+    outline_pixels,
+)
 from slicemill.ct.window import PICTURE_WINDOW
 from slicemill.measure.lesions.measurements import LesionMeasurement, Volume
 
@@ -156,7 +165,7 @@ def draw_cut(cut: Cut, rows: Span, columns: Span, volume: Volume) -> Image.Image
     ):
         mask = np.isin(part, values).astype(np.uint8)
         large = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)) > 0
-        picture[outline(np.pad(large, 1, mode="edge"))[1:-1, 1:-1]] = color  # no line where the view ends
+        picture[outline_pixels(np.pad(large, 1, mode="edge"))[1:-1, 1:-1]] = color  # no line where the view ends
     return Image.fromarray(picture)
 
 
@@ -178,7 +187,7 @@ def join_views(views: Sequence[View]) -> Image.Image:
     sheet = Image.new("RGB", (width, HEIGHT_PX + CAPTION_PX), BACKGROUND)
     pen, font, left = ImageDraw.Draw(sheet), ImageFont.load_default(13), 0
     for caption, picture in views:
-        pen.text((left + 3, 1), fit_picture(caption, picture.width - 4, font), fill=(230, 230, 230), font=font)
+        pen.text((left + 3, 1), fit_text(caption, picture.width - 4, font), fill=(230, 230, 230), font=font)
         sheet.paste(picture, (left, CAPTION_PX))
         left += picture.width + GAP_PX
     return sheet

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.ct.diameters import outline
+from slicemill.ct.diameters import outline_points
 
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -47,7 +47,7 @@ def find_diameters(section: Mask, corner: tuple[int, int, int], affine_lps: Floa
     """
     plane = affine_lps[:3, [1, 0]]  # a step along y and one along x, mm
     flat = np.linalg.qr(plane)[1]  # the same two steps in a frame of two axes at right angles
-    pixels = outline(section).astype(np.float64) / 2
+    pixels = outline_points(section).astype(np.float64) / 2
     places = pixels @ flat.T
     first, last = _find_farthest(places)
     along = (places[last] - places[first]) / np.linalg.norm(places[last] - places[first])

@@ -25,7 +25,7 @@ def neighbor_step(context_spacing_mm: float | None, spacing_z_mm: float) -> floa
     return 1.0 if context_spacing_mm is None else context_spacing_mm / spacing_z_mm
 
 
-def centered(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
+def centered_corner(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
     """Return the corner (y, x) of a window of `size` centered on a slice of `shape` [y, x]; negative if it is padded.
 
     >>> centered((100, 130), (128, 128))
@@ -34,7 +34,9 @@ def centered(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
     return (shape[0] - size[0]) // 2, (shape[1] - size[1]) // 2
 
 
-def fit(section: npt.NDArray[np.generic], corner: tuple[int, int], fill: int, out: npt.NDArray[np.generic]) -> None:
+def crop_or_pad(
+    section: npt.NDArray[np.generic], corner: tuple[int, int], fill: int, out: npt.NDArray[np.generic]
+) -> None:
     """Crop or pad a slice any[y, x] into `out`: any[H, W], whose origin is the slice's pixel `corner`.
 
     Pixels outside the slice become `fill`.

@@ -25,10 +25,10 @@ def axial_diameter(section: Mask, spacing_yx: tuple[float, float]) -> float:
     >>> axial_diameter(np.array([[True, True, True]]), (1.0, 0.5))
     1.5
     """
-    return longest_distance(outline(section), spacing_yx)
+    return longest_distance(outline_points(section), spacing_yx)
 
 
-def outline(section: Mask, y: int = 0, x: int = 0) -> Points:
+def outline_points(section: Mask, y: int = 0, x: int = 0) -> Points:
     """Return the outer edges of the first and last pixel of every row and column of a section.
 
     Parameters

@@ -133,7 +133,7 @@ class Grid:
         return float(np.linalg.norm(((self.affine - other.affine) @ voxels)[:3], axis=0).max())
 
 
-def contiguous(voxels: npt.NDArray[G]) -> npt.NDArray[G]:
+def make_contiguous(voxels: npt.NDArray[G]) -> npt.NDArray[G]:
     """Return an array in C order, copied if it is in another order.
 
     Rows of single bytes in reverse order are reversed eight bytes at a time; numpy copies them byte by byte.

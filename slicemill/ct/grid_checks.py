@@ -16,10 +16,10 @@ SHEAR_DEGREES = 0.5
 more) does not."""
 
 
-def about_grid(grid: Grid) -> list[str]:
+def grid_warnings(grid: Grid) -> list[str]:
     """Return warnings about a grid that is unusual for a CT."""
     warnings = []
-    if lost := lost_header(grid):
+    if lost := explain_lost_header(grid):
         warnings.append(
             f"the header may be lost: {lost}. Unless the scan was resampled so, its volumes and lengths are wrong"
         )
@@ -37,7 +37,7 @@ def about_grid(grid: Grid) -> list[str]:
     return warnings
 
 
-def lost_header(grid: Grid) -> str | None:
+def explain_lost_header(grid: Grid) -> str | None:
     """Return why a header looks like a program's defaults instead of the scanner's geometry, or None if it does not.
 
     Scans 28 to 47 of LiTS and the mask of scan 53 have such headers.

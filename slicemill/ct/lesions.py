@@ -20,7 +20,7 @@ import numpy.typing as npt
 from slicemill.common.errors import LabelError
 from slicemill.ct.diameters import Outline, drop_inner_points, longest_section
 from slicemill.ct.geometry import voxel_ml, voxel_to_mm
-from slicemill.ct.runs import Runs, concatenate_runs, connected, find_touching, runs_of
+from slicemill.ct.runs import Runs, concatenate_runs, connect_runs, find_runs, find_touching
 
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -148,8 +148,8 @@ class LesionTracker:
 
     def _find_parts(self, crop: _Crop) -> None:
         """Measure the components of a crop and join them with those of the previous crop."""
-        runs = runs_of(crop.tumor).shift(crop.corner)
-        numbers, count = connected(runs)
+        runs = find_runs(crop.tumor).shift(crop.corner)
+        numbers, count = connect_runs(runs)
         first = len(self._parts)
         check_parts(first + count, f", the last at slice {crop.corner[0]}")
         self._parts += _measure_runs(runs, numbers, count)
@@ -215,16 +215,16 @@ def check_parts(count: int, where: str = "") -> None:
         )
 
 
-def components(mask: Mask) -> npt.NDArray[np.uint32]:
+def label_components(mask: Mask) -> npt.NDArray[np.uint32]:
     """Label the 26-connected components of `mask`: bool[z, y, x] -> uint32[z, y, x], 0 outside, 1 to n inside."""
     # cc3d 4.1 allocates too few provisional labels for arrays that are one voxel thick along two axes; hence a border
     found = cc3d.connected_components(np.pad(mask, 1), connectivity=26)
     return np.ascontiguousarray(found[1:-1, 1:-1, 1:-1], dtype=np.uint32)
 
 
-def measured_parts(labelled: npt.NDArray[np.uint32], corner: tuple[int, int, int]) -> list[Part]:
+def measure_parts(labelled: npt.NDArray[np.uint32], corner: tuple[int, int, int]) -> list[Part]:
     """Measure the components 1 to n of uint32[z, y, x], 0 outside; `corner` is its first voxel z, y, x in the scan."""
-    runs = runs_of(labelled > 0)
+    runs = find_runs(labelled > 0)
     numbers = labelled[runs.z, runs.y, runs.start].astype(np.int32) - 1
     return _measure_runs(runs.shift(corner), numbers, int(labelled.max()))
 

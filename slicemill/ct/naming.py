@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 from slicemill.common.files import Location
 from slicemill.common.ledger import LEDGER
 from slicemill.common.remote import RemotePath
-from slicemill.ct.formats.nifti.names import HEADER_SUFFIXES, files_of, is_header_name, is_nifti_name, stem_of
+from slicemill.ct.formats.nifti.names import HEADER_SUFFIXES, is_header_name, is_nifti_name, scan_files, strip_suffix
 
 AnyPlace = TypeVar("AnyPlace", bound=Location)
 Role = Literal["image", "mask"]
@@ -82,10 +82,10 @@ def folder_role(name: str) -> Role | None:
     return None
 
 
-def name_of(path: str) -> Name:
+def parse_name(path: str) -> Name:
     """Parse the path of a file relative to its collection."""
     parts = PurePosixPath(path)
-    stem = stem_of(parts.name)
+    stem = strip_suffix(parts.name)
     folders = [part for part in parts.parent.parts if folder_role(part) is None]
     if lits := re.fullmatch(r"(volume|segmentation)-(\d+)", stem, re.IGNORECASE):
         return Name(
@@ -100,7 +100,7 @@ def name_of(path: str) -> Name:
     return Name(role=own_role, folder="/".join(folders), key=key)
 
 
-def case_id_of(path: str) -> str:
+def derive_case_id(path: str) -> str:
     """Return the case id of an image: its stem without ``_0000``, or its folder if the name has no key.
 
     >>> case_id_of("lits/volume-17.nii"), case_id_of("imagesTr/liver_3_0000.nii.gz")
@@ -109,9 +109,9 @@ def case_id_of(path: str) -> str:
     'STS_004'
     """
     parts = PurePosixPath(path)
-    if not name_of(path).key and parts.parent.name:
+    if not parse_name(path).key and parts.parent.name:
         return parts.parent.name
-    return stem_of(parts.name).removesuffix(FIRST_CHANNEL)
+    return strip_suffix(parts.name).removesuffix(FIRST_CHANNEL)
 
 
 def natural_key(text: str) -> list[tuple[int, str]]:
@@ -131,28 +131,28 @@ def find_files(folder: AnyPlace) -> list[AnyPlace]:
     return [
         path
         for path in _walk(folder)
-        if is_nifti_name(path.name) and not (is_header_name(path.name) and why_no_scan(path))
+        if is_nifti_name(path.name) and not (is_header_name(path.name) and reason_left_out(path))
     ]
 
 
-def other_scans(folder: AnyPlace) -> list[AnyPlace]:
+def find_unread_scans(folder: AnyPlace) -> list[AnyPlace]:
     """Return the files below a folder that look like scans but are not read: other formats and incomplete pairs."""
     return [
         path
         for path in _walk(folder)
-        if path.name.lower().endswith(OTHER_FORMATS) and not path.name.startswith(".") and why_no_scan(path)
+        if path.name.lower().endswith(OTHER_FORMATS) and not path.name.startswith(".") and reason_left_out(path)
     ]
 
 
-def why_no_scan(path: Location) -> str:
+def reason_left_out(path: Location) -> str:
     """Return why a file of OTHER_FORMATS is left out; empty for the header or image file of a pair."""
     name = path.name.lower()
     if name.endswith(HEADER_SUFFIXES):
-        stem = stem_of(path.name)
+        stem = strip_suffix(path.name)
         single = next((file for end in (".nii", ".nii.gz") if (file := path.with_name(stem + end)).exists()), None)
         if single is not None:
             return f"a pair beside a single file of its name; {single.name} is taken"
-        return "" if files_of(path)[-1].exists() else "a header without its .img; put the .img in the same folder"
+        return "" if scan_files(path)[-1].exists() else "a header without its .img; put the .img in the same folder"
     if name.endswith(IMAGE_SUFFIXES):
         return "" if _has_header(path) else "an .img without a .hdr of its name; put the .hdr in the same folder"
     return WHY_OTHER
@@ -162,10 +162,10 @@ def _has_header(image: Location) -> bool:
     """Return whether an image file has a header file in the same folder."""
     stem = re.sub(r"\.img(\.gz)?$", "", image.name, flags=re.IGNORECASE)
     headers = [image.with_name(stem + end) for end in (".hdr", ".HDR", ".hdr.gz", ".HDR.GZ")]
-    return any(header.exists() and files_of(header)[-1] == image for header in headers)
+    return any(header.exists() and scan_files(header)[-1] == image for header in headers)
 
 
-def not_entered(folder: Location) -> list[tuple[Path, str]]:
+def find_unsearched_folders(folder: Location) -> list[tuple[Path, str]]:
     """Return the folders below a folder that were not searched, with the reason.
 
     They are links, which may lead in circles, and folders that cannot be listed.
@@ -184,7 +184,7 @@ def not_entered(folder: Location) -> list[tuple[Path, str]]:
     return [(path, why) for path, why in sorted(found) if is_text(path)]
 
 
-def result_folders(folder: Location) -> list[Path]:
+def find_result_folders(folder: Location) -> list[Path]:
     """Return the folders below a folder that contain results of a run, which are recognized by its ledger."""
     if isinstance(folder, RemotePath):
         return []
@@ -196,7 +196,7 @@ def is_below(path: Location, folders: list[Path]) -> bool:
     return isinstance(path, Path) and any(folder in path.parents for folder in folders)
 
 
-def undecodable_names(folder: Location) -> list[Path]:
+def find_undecodable_names(folder: Location) -> list[Path]:
     """Return the files below a folder whose names are not UTF-8, with replacement characters for messages."""
     found = [path for path in _all(folder) if isinstance(path, Path) and not is_text(path)]
     return [Path(os.fsencode(path).decode(errors="replace")) for path in found]

@@ -79,7 +79,7 @@ class Overlap:
         return _ratio(self.true_positive, self.true_positive + self.false_negative)
 
 
-def overlap(reference: Mask, prediction: Mask) -> Overlap:
+def count_overlap(reference: Mask, prediction: Mask) -> Overlap:
     """Count two masks of one shape.
 
     >>> overlap(np.array([True, True, False]), np.array([True, False, True])).dice
@@ -117,7 +117,7 @@ class Detection:
         return _ratio(self.true_negative, self.true_negative + self.false_positive)
 
 
-def detection(truth: Sequence[bool], answer: Sequence[bool], score: Sequence[float]) -> Detection:
+def score_detection(truth: Sequence[bool], answer: Sequence[bool], score: Sequence[float]) -> Detection:
     """Compare yes-or-no answers and their scores with the truth."""
     t, a = np.asarray(truth, dtype=bool), np.asarray(answer, dtype=bool)
     return Detection(
@@ -145,7 +145,7 @@ def area_under_roc(truth: Mask, score: npt.NDArray[np.float64]) -> float:
     return float((below + not_above).sum() / 2 / len(positive) / len(negative))
 
 
-def mean_of(values: Sequence[float]) -> float:
+def mean_without_nan(values: Sequence[float]) -> float:
     """Return the mean of the values that are not NaN; NaN if there are none."""
     kept = [value for value in values if not math.isnan(value)]
     return sum(kept) / len(kept) if kept else math.nan

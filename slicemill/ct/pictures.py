@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from slicemill.common.files import Location, write_bytes
 from slicemill.ct.labels import Labels
-from slicemill.ct.runs import values_in
+from slicemill.ct.runs import select_values
 from slicemill.ct.window import PICTURE_WINDOW, Window
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -39,7 +39,7 @@ MIN_SIDE_PX = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tile:
+class Panel:
     """One picture of a montage."""
 
     picture: Picture
@@ -47,7 +47,7 @@ class Tile:
     caption: str = ""
 
 
-def gray(image: npt.NDArray[np.int16], window: Window = PICTURE_WINDOW) -> Picture:
+def render_gray(image: npt.NDArray[np.int16], window: Window = PICTURE_WINDOW) -> Picture:
     """Return a slice int16[y, x], HU, as a picture uint8[y, x, 3], enlarged by an integer factor if it is small."""
     shades = enlarged(window.to_gray(image), enlargement(image.shape))
     picture = np.empty((*shades.shape, 3), dtype=np.uint8)
@@ -66,7 +66,7 @@ def enlarged(section: npt.NDArray[G], factor: int) -> npt.NDArray[G]:
     return section if factor == 1 else section.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def outline(mask: Mask) -> Mask:
+def outline_pixels(mask: Mask) -> Mask:
     """Return the pixels of a mask bool[y, x] with a neighbor by an edge that is not in the mask or the slice."""
     inside = np.zeros_like(mask)
     inside[1:-1, 1:-1] = mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
@@ -76,7 +76,7 @@ def outline(mask: Mask) -> Mask:
 def draw_outline(picture: Picture, mask: Mask, color: Color) -> Picture:
     """Return the picture with the outline of a mask bool[y, x] of the same slice."""
     drawn = picture.copy()
-    drawn[outline(enlarged(mask, picture.shape[0] // mask.shape[0]))] = color
+    drawn[outline_pixels(enlarged(mask, picture.shape[0] // mask.shape[0]))] = color
     return drawn
 
 
@@ -93,7 +93,7 @@ def draw_labels(
 ) -> Picture:
     """Outline each group of label values of a slice uint8[y, x] in its color, in order."""
     for values, color in colors:
-        mask = values_in(label, values)
+        mask = select_values(label, values)
         if mask.any():
             picture = draw_outline(picture, mask, color)
     return picture
@@ -106,7 +106,7 @@ def draw_errors(picture: Picture, reference: Mask, prediction: Mask) -> Picture:
     return draw_fill(picture, reference & ~prediction, FALSE_NEGATIVE)
 
 
-def montage(tiles: Sequence[Tile], columns: int, title: str = "") -> Image.Image:
+def make_montage(tiles: Sequence[Panel], columns: int, title: str = "") -> Image.Image:
     """Arrange tiles in rows of `columns`, each below its caption, all below a title.
 
     Each column is as wide as its widest tile, each row as high as its highest.
@@ -122,19 +122,19 @@ def montage(tiles: Sequence[Tile], columns: int, title: str = "") -> Image.Image
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(13)
     large = ImageFont.load_default(15)
-    pen.text((GAP_PX + 2, GAP_PX), fit_picture(title, width - 2 * GAP_PX, large), fill=(255, 255, 255), font=large)
+    pen.text((GAP_PX + 2, GAP_PX), fit_text(title, width - 2 * GAP_PX, large), fill=(255, 255, 255), font=large)
     top = GAP_PX + header
     for row, tall in zip(rows, heights, strict=True):
         left = GAP_PX
         for tile, side in zip(row, widths, strict=False):
-            pen.text((left + 2, top + 1), fit_picture(tile.caption, side - 4, font), fill=(225, 225, 225), font=font)
+            pen.text((left + 2, top + 1), fit_text(tile.caption, side - 4, font), fill=(225, 225, 225), font=font)
             sheet.paste(Image.fromarray(tile.picture), (left, top + CAPTION_PX))
             left += side + GAP_PX
         top += tall + GAP_PX
     return sheet
 
 
-def fit_picture(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def fit_text(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """Return the text, cut with an ellipsis if it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
@@ -145,10 +145,10 @@ def fit_picture(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.
 
 def save_png(path: Location, picture: Image.Image) -> None:
     """Write a picture as PNG, atomically."""
-    write_bytes(path, png_bytes(np.asarray(picture.convert("RGB"))))
+    write_bytes(path, encode_png(np.asarray(picture.convert("RGB"))))
 
 
-def evenly_spaced(items: Iterable[T], count: int) -> list[T]:
+def pick_evenly(items: Iterable[T], count: int) -> list[T]:
     """Return up to `count` of the items, evenly spaced.
 
     >>> evenly_spaced(range(10), 3)
@@ -160,7 +160,7 @@ def evenly_spaced(items: Iterable[T], count: int) -> list[T]:
     return [items[round(position)] for position in np.linspace(0, len(items) - 1, count)]
 
 
-def png_bytes(pixels: npt.NDArray[Any]) -> bytes:
+def encode_png(pixels: npt.NDArray[Any]) -> bytes:
     """Encode uint8[y, x], uint16[y, x] or uint8[y, x, 3] as a PNG file (ISO/IEC 15948), without row filters.
 
     >>> png_bytes(np.zeros((2, 3), dtype=np.uint8))[:4]

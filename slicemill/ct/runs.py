@@ -1,12 +1,12 @@
 """Masks as runs of voxels along x, and connected components of runs, without an array of labels as large as the scan.
 
-1. `runs_of` finds where rows enter and leave the mask. A liver of 512x512x447 voxels has some hundred thousand runs.
+1. `find_runs` finds where rows enter and leave the mask. A liver of 512x512x447 voxels has some hundred thousand runs.
 2. Two runs touch if they are in neighboring rows and overlap; with 26 neighbors, also by a corner. Starts and ends of
    ordered runs are ordered, so that the runs which touch a given one are found by bisection (`find_touching`).
-3. `connected` joins touching runs block by block. The last plane of a block is compared with the first of the next.
+3. `connect_runs` joins touching runs block by block. The last plane of a block is compared with the first of the next.
 
 Sizes, boxes and outlines of components follow from runs alone (`slicemill.ct.lesions`), and so do the voxels to change
-(`fill`). On masks of tumors and livers this takes a fraction of cc3d's time, in noise a multiple
+(`fill_runs`). On masks of tumors and livers this takes a fraction of cc3d's time, in noise a multiple
 (`slicemill.bench.stages.components`); `slicemill bench infer` compares with scipy, row `components`.
 """
 
@@ -65,7 +65,7 @@ def concatenate_runs(parts: Sequence[Runs]) -> Runs:
     return Runs(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("z", "y", "start", "stop")))
 
 
-def values_in(label: npt.NDArray[np.uint8], values: Sequence[int], out: Mask | None = None) -> Mask:
+def select_values(label: npt.NDArray[np.uint8], values: Sequence[int], out: Mask | None = None) -> Mask:
     """Return where a label uint8[...] has one of a few values, as bool[...]."""
     mask: Mask = np.equal(label, values[0], out=out)
     for value in values[1:]:
@@ -73,7 +73,7 @@ def values_in(label: npt.NDArray[np.uint8], values: Sequence[int], out: Mask | N
     return mask
 
 
-def runs_of(label: npt.NDArray[np.uint8] | Mask, values: Sequence[int] = (1,)) -> Runs:
+def find_runs(label: npt.NDArray[np.uint8] | Mask, values: Sequence[int] = (1,)) -> Runs:
     """Find the runs of a mask bool[z, y, x], or of the voxels of uint8[z, y, x] that have one of `values`.
 
     >>> runs_of(np.array([[[0, 1, 1, 0, 1]]], dtype=bool)).start.tolist()
@@ -91,7 +91,7 @@ def runs_of(label: npt.NDArray[np.uint8] | Mask, values: Sequence[int] = (1,)) -
     columns: tuple[list[Ints], ...] = ([], [], [], [])
     for z in range(0, nz, depth):
         part = label[z : z + depth]
-        values_in(part, values, out=rows[: len(part)])
+        select_values(part, values, out=rows[: len(part)])
         end = 1 + len(part) * ny * (nx + 1)
         edges = np.flatnonzero(flat[1:end] != flat[: end - 1]).reshape(-1, 2)
         row = edges[:, 0] // (nx + 1)
@@ -158,7 +158,7 @@ def group_pairs(count: int, one: npt.NDArray[Any], other: npt.NDArray[Any]) -> t
     return (np.cumsum(is_first, dtype=np.int32) - 1)[root], int(np.count_nonzero(is_first))
 
 
-def connected(runs: Runs, connectivity: int = 26) -> tuple[Ints, int]:
+def connect_runs(runs: Runs, connectivity: int = 26) -> tuple[Ints, int]:
     """Return the component of each run, numbered from 0 in the order of first voxels, and the number of components."""
     numbers = np.empty(len(runs), dtype=np.int32)
     count = 0
@@ -211,7 +211,7 @@ def voxel_coordinates(
         first = behind
 
 
-def fill(volume: npt.NDArray[Any], runs: Runs, value: int) -> None:
+def fill_runs(volume: npt.NDArray[Any], runs: Runs, value: int) -> None:
     """Set the voxels of runs in any[z, y, x]."""
     for _, where in voxel_coordinates(runs):
         volume[where] = value

@@ -23,7 +23,7 @@ from slicemill.common.files import Location
 from slicemill.ct.formats.nifti.header import MAX_EXTENSION_BYTES
 from slicemill.ct.formats.nifti.source import NiftiSource
 from slicemill.ct.formats.source import ScanSource
-from slicemill.ct.geometry import Grid, contiguous
+from slicemill.ct.geometry import Grid, make_contiguous
 from slicemill.ct.transpose import AxisTranspose
 
 BATCH_BYTES = 16 << 20
@@ -35,7 +35,7 @@ encoded (`slicemill bench constants`)."""
 INT16 = np.iinfo(np.int16)
 
 Kind = Literal["image", "mask"]
-Room = Callable[[tuple[int, ...], Any], npt.NDArray[Any]]
+Allocate = Callable[[tuple[int, ...], Any], npt.NDArray[Any]]
 """Allocates an array of a shape and type, as `numpy.empty` does."""
 Int16s = npt.NDArray[np.int16]
 Uint8s = npt.NDArray[np.uint8]
@@ -74,7 +74,6 @@ class ScanReader:
         self.kind = kind
         source = NiftiSource(path, hashed=hashed)
         self._source = source
-        self.header = source.header
         self.grid = source.grid
         """The file's voxel grid, or the one that replaced it (`lie_on`)."""
         self.max_rounding_error = 0.0
@@ -103,7 +102,7 @@ class ScanReader:
         """Return the size of the file, bytes, once it was finished."""
         return self._source.bytes_read
 
-    def lie_on(self, grid: Grid) -> None:
+    def replace_grid(self, grid: Grid) -> None:
         """Replace the header's grid by another of the same shape, before any slab is read."""
         self.grid = grid
 
@@ -125,7 +124,7 @@ class ScanReader:
         nk = self.grid.shape[2]
         for k, planes in self._planes(depth, buffers):
             z = nk - k - len(planes) if self.grid.z_is_flipped else k
-            yield Slab(z=z, voxels=contiguous(self.grid.to_stored(planes)))
+            yield Slab(z=z, voxels=make_contiguous(self.grid.to_stored(planes)))
 
     def _transposed_slabs(self, depth: int, spill: Path | None) -> Iterator[Slab]:
         ni, nj, nk = self.grid.shape
@@ -138,9 +137,9 @@ class ScanReader:
                 # z back to its place in the file's axis order [k, j, i], in which this is the part with these slices
                 part = self.grid.to_stored(np.moveaxis(slab, 0, axis))
                 z = self.grid.stored_shape[0] - start - len(slab) if self.grid.z_is_flipped else start
-                yield Slab(z=z, voxels=contiguous(part))
+                yield Slab(z=z, voxels=make_contiguous(part))
 
-    def read(self, allocate: Room = np.empty) -> npt.NDArray[Any]:
+    def read(self, allocate: Allocate = np.empty) -> npt.NDArray[Any]:
         """Read the complete volume, int16[z, y, x], HU, or uint8[z, y, x], into an array from `allocate`."""
         volume = allocate(self.grid.stored_shape, np.int16 if self.kind == "image" else np.uint8)
         in_file_order = self.grid.to_file(volume)  # a view: voxels written to it are in their place in `volume`
@@ -166,7 +165,7 @@ class ScanReader:
         """Return the header to store: complete if text is kept (without long extensions), else with blank text."""
         return self._source.template_header(private=keep_text)
 
-    def left_out(self, *, keep_text: bool) -> list[str]:
+    def dropped_header_warnings(self, *, keep_text: bool) -> list[str]:
         """Return a warning if the stored header lacks extensions that the file has."""
         count = self._source.private_bytes
         if not count or (keep_text and count <= MAX_EXTENSION_BYTES):

@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.ct.formats.nifti.stream import bytes_of
+from slicemill.ct.formats.nifti.stream import view_bytes
 
 
 class AxisTranspose:
@@ -45,7 +45,7 @@ class AxisTranspose:
         transposed = np.ascontiguousarray(planes.transpose(self._axis, 0, self._other))
         start = k * self._shape[self._other] * self._dtype.itemsize
         for z, part in enumerate(transposed):
-            _write_all(self._file.fileno(), bytes_of(part), z * self.slice_bytes + start)
+            _write_all(self._file.fileno(), view_bytes(part), z * self.slice_bytes + start)
 
     def slabs(self, depth: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Yield z and any[z, k, other] in steps of `depth` along the file's axis of z."""
@@ -53,7 +53,7 @@ class AxisTranspose:
         buffer = np.empty((min(depth, count), self._shape[0], self._shape[self._other]), dtype=self._dtype)
         for z in range(0, count, depth):
             slab = buffer[: min(depth, count - z)]
-            _read_all(self._file.fileno(), bytes_of(slab), z * self.slice_bytes)
+            _read_all(self._file.fileno(), view_bytes(slab), z * self.slice_bytes)
             yield z, slab
 
 

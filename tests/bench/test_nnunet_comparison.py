@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from slicemill.bench.peers.environment import FILES
+from slicemill.bench.peers.environment import NNUNET_FOLDER
 from slicemill.bench.records.readme import TABLES
 from slicemill.bench.studies import nnunet_comparison
 from slicemill.bench.studies.experiment import Experiment
@@ -129,10 +129,10 @@ def test_masks_lie_on_the_grid_of_their_scans(stored, tmp_path):
 
 
 def test_the_versions_of_the_peer_are_pinned_by_name_and_version_alone():
-    lines = (FILES / "requirements.txt").read_text().splitlines()
+    lines = (NNUNET_FOLDER / "requirements.txt").read_text().splitlines()
     assert all(re.fullmatch(r"#.*|[A-Za-z0-9_-]+==[0-9.]+", line) for line in lines)
     assert any(line.startswith("nnunetv2==") for line in lines)
-    compile((FILES / "peer.py").read_text(), "peer.py", "exec")
+    compile((NNUNET_FOLDER / "peer.py").read_text(), "peer.py", "exec")
 
 
 def test_a_comparison_without_time_is_refused(tmp_path):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from slicemill.bench.peers.environment import environment
+from slicemill.bench.peers.environment import prepare_environment
 from slicemill.bench.peers.peer import StartedPeers, packages, requirements_file
 from slicemill.bench.peers.remote import HERE, PeerProcess
 from slicemill.bench.records.tables import peers_inference_table, peers_table
@@ -30,21 +30,21 @@ def test_packages_that_cannot_be_installed_are_reported_in_one_sentence(tmp_path
     wanted = tmp_path / "wanted.txt"
     wanted.write_text(f"{tmp_path.as_posix()}/no-such-package\n")
     with pytest.raises(InputError, match=r"a peer: cannot be installed: .*install\.log"):
-        environment(tmp_path / "peer", wanted, "a peer")
+        prepare_environment(tmp_path / "peer", wanted, "a peer")
     assert not (tmp_path / "peer" / "installed").exists()
 
 
 def test_an_environment_is_made_once_for_the_same_versions(tmp_path):
     wanted = tmp_path / "wanted.txt"
     wanted.write_text("# nothing\n")
-    python = environment(tmp_path / "peer", wanted, "a peer")
+    python = prepare_environment(tmp_path / "peer", wanted, "a peer")
     assert python.exists()
     mark = tmp_path / "peer" / "environment" / "mark"
     mark.write_text("")
-    assert environment(tmp_path / "peer", wanted, "a peer") == python
+    assert prepare_environment(tmp_path / "peer", wanted, "a peer") == python
     assert mark.exists()
     wanted.write_text("# nothing else\n")
-    environment(tmp_path / "peer", wanted, "a peer")
+    prepare_environment(tmp_path / "peer", wanted, "a peer")
     assert not mark.exists()
 
 

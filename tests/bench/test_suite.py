@@ -13,7 +13,7 @@ from slicemill.bench.cli import bench
 from slicemill.bench.harness.catalog import STAGES
 from slicemill.bench.harness.clock import Timing
 from slicemill.bench.harness.headline import Timed, check, headline
-from slicemill.bench.harness.pagecache import drop
+from slicemill.bench.harness.pagecache import drop_from_cache
 from slicemill.bench.harness.subject import CASE_ID, phantom_subject, scan_subject
 from slicemill.bench.records.compare import compare, machine_differences
 from slicemill.bench.records.figures import draw_stages, draw_time_shares
@@ -112,7 +112,7 @@ def test_files_are_forgotten_and_keep_their_bytes(tmp_path):
     path = tmp_path / "a"
     data = os.urandom(1 << 16)
     path.write_bytes(data)
-    drop([path])
+    drop_from_cache([path])
     assert path.read_bytes() == data
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slicemill.common.errors import ConfigError
-from slicemill.ct.crop import centered, fit
+from slicemill.ct.crop import centered_corner, crop_or_pad
 from slicemill.ct.window import Window
 
 
@@ -14,8 +14,8 @@ from slicemill.ct.window import Window
 def test_a_slice_fitted_into_another_size_comes_back_where_they_overlap(ny, nx, height, width):
     section = np.arange(1, ny * nx + 1).reshape(ny, nx)
     out = np.empty((height, width), section.dtype)
-    corner = centered(section.shape, out.shape)
-    fit(section, corner, 0, out)
+    corner = centered_corner(section.shape, out.shape)
+    crop_or_pad(section, corner, 0, out)
     for y in range(height):
         for x in range(width):
             inside = 0 <= y + corner[0] < ny and 0 <= x + corner[1] < nx

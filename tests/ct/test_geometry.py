@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slicemill.common.errors import GeometryError
-from slicemill.ct.geometry import RAS_TO_LPS, Grid, contiguous, voxel_to_mm
+from slicemill.ct.geometry import RAS_TO_LPS, Grid, make_contiguous, voxel_to_mm
 from slicemill.ct.phantom import write_nifti
 from slicemill.ct.scan import ScanReader
 
@@ -91,7 +91,7 @@ def test_a_flipped_array_is_copied_in_order_and_left_as_it_is(shape, signs, dtyp
     kept = given.copy()
     view = given[tuple(slice(None, None, sign) for sign in signs[: len(shape)])]
     view = view.T if turned else view
-    found = contiguous(view)
+    found = make_contiguous(view)
     assert found.flags.c_contiguous
     assert found.dtype == dtype
     assert np.array_equal(found, view)

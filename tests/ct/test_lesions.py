@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from slicemill.common.errors import LabelError
 from slicemill.ct.diameters import axial_diameter
-from slicemill.ct.lesions import LesionTracker, bounding_box, components, find_lesions
+from slicemill.ct.lesions import LesionTracker, bounding_box, find_lesions, label_components
 
 UNIT = np.eye(4)
 
@@ -20,7 +20,7 @@ def test_diagonal_neighbours_are_one_lesion():
 def test_components_are_those_of_scipy(rng):
     mask = ndimage.gaussian_filter(rng.standard_normal((20, 24, 28)), 1.2) > 0.15
     expected, count = ndimage.label(mask, np.ones((3, 3, 3)))
-    found = components(mask)
+    found = label_components(mask)
     assert found.max() == count > 5
     assert len(np.unique(np.stack([expected[mask], found[mask]]), axis=1).T) == count
     lesions = find_lesions(mask, UNIT)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from slicemill.ct.naming import case_id_of, find_files, name_of
+from slicemill.ct.naming import derive_case_id, find_files, parse_name
 
 
 @pytest.mark.parametrize(
@@ -18,17 +18,17 @@ from slicemill.ct.naming import case_id_of, find_files, name_of
     ],
 )
 def test_an_image_and_its_mask_share_a_key(image, mask):
-    assert (name_of(image).role, name_of(mask).role) == ("image", "mask")
-    assert name_of(image).key == name_of(mask).key
+    assert (parse_name(image).role, parse_name(mask).role) == ("image", "mask")
+    assert parse_name(image).key == parse_name(mask).key
 
 
 def test_words_inside_words_say_nothing():
-    assert name_of("ctx_labella_scanner.nii").role == "image"
-    assert name_of("Segura_Maria.nii").role == "image"
+    assert parse_name("ctx_labella_scanner.nii").role == "image"
+    assert parse_name("Segura_Maria.nii").role == "image"
 
 
 def test_a_file_in_a_folder_of_its_own_is_named_after_the_folder():
-    assert case_id_of("x/STS_004/CT_image.nii.gz") == "STS_004"
+    assert derive_case_id("x/STS_004/CT_image.nii.gz") == "STS_004"
 
 
 def test_resource_forks_hidden_files_and_links_to_folders_are_no_scans(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slicemill.ct.pictures import png_bytes, save_png
+from slicemill.ct.pictures import encode_png, save_png
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 5), (3, 300), (5, 4, 3), (1, 2, 3)])
@@ -16,7 +16,7 @@ def test_pillow_reads_every_pixel(shape, dtype, rng):
         pytest.skip("no picture of ours has colors of 16 bits")
     pixels = rng.integers(0, np.iinfo(dtype).max, shape, endpoint=True).astype(dtype)
     for given in (pixels, pixels[::-1], np.asfortranarray(pixels)):
-        with Image.open(io.BytesIO(png_bytes(given))) as found:
+        with Image.open(io.BytesIO(encode_png(given))) as found:
             assert found.mode == {1: "L", 2: "I;16"}[pixels.itemsize] if pixels.ndim == 2 else found.mode == "RGB"
             assert np.array_equal(np.asarray(found).astype(dtype), given)
 

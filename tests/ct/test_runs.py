@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from slicemill.ct import runs as module
-from slicemill.ct.runs import connected, fill, runs_of, voxel_coordinates
+from slicemill.ct.runs import connect_runs, fill_runs, find_runs, voxel_coordinates
 
 shapes = st.tuples(st.integers(1, 14), st.integers(1, 20), st.integers(1, 24))
 masks = st.builds(
@@ -20,8 +20,8 @@ masks = st.builds(
 
 def numbered(mask, connectivity):
     """Components as an array, numbered from 1."""
-    runs = runs_of(mask)
-    numbers, count = connected(runs, connectivity)
+    runs = find_runs(mask)
+    numbers, count = connect_runs(runs, connectivity)
     out = np.zeros(mask.shape, int)
     for part, where in voxel_coordinates(runs):
         out[where] = 1 + np.repeat(numbers[part], runs[part].voxels)
@@ -49,33 +49,33 @@ def test_block_sizes_do_not_change_the_components(mask, connectivity, least):
 
 @given(masks)
 def test_runs_hold_every_voxel_once_and_are_as_few_as_can_be(mask):
-    runs = runs_of(mask)
+    runs = find_runs(mask)
     back = np.zeros(mask.shape, np.uint8)
     for _, where in voxel_coordinates(runs):
         np.add.at(back, where, 1)
     assert np.array_equal(back, mask.astype(np.uint8))
     assert len(runs) == np.count_nonzero(np.diff(np.pad(mask, ((0, 0), (0, 0), (1, 0))).astype(np.int8), axis=2) == 1)
     again = np.zeros(mask.shape, bool)
-    fill(again, runs, 1)
+    fill_runs(again, runs, 1)
     assert np.array_equal(again, mask)
 
 
 def test_runs_of_several_values_are_joined_and_a_crop_of_any_layout_is_taken():
     label = np.array([[[0, 1, 2, 3, 1]]], np.uint8)
-    runs = runs_of(label, [1, 2])
+    runs = find_runs(label, [1, 2])
     assert (runs.start.tolist(), runs.stop.tolist()) == ([1, 4], [3, 5])
     wide = np.zeros((4, 9, 8), np.uint8)
     wide[1:3, 2:6, 3:5] = 7
     for view in (wide[1:, 1:, 2:], np.asfortranarray(wide)[1:, 1:, 2:], wide[::-1]):
         back = np.zeros_like(view)
-        fill(back, runs_of(view, [7]), 7)
+        fill_runs(back, find_runs(view, [7]), 7)
         assert np.array_equal(back, view)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 3), (3, 0, 3), (3, 3, 0)])
 def test_an_empty_mask_has_no_runs(shape):
-    assert len(runs_of(np.zeros(shape, bool))) == 0
-    assert connected(runs_of(np.zeros((2, 3, 3), bool)))[1] == 0
+    assert len(find_runs(np.zeros(shape, bool))) == 0
+    assert connect_runs(find_runs(np.zeros((2, 3, 3), bool)))[1] == 0
 
 
 def test_components_of_noise_take_bytes_in_proportion_to_the_voxels():
@@ -86,7 +86,7 @@ def test_components_of_noise_take_bytes_in_proportion_to_the_voxels():
         patch.setattr(module, "BLOCK_RUNS", 2**12)  # as small a part of this mask as the block is of a scan
         patch.setattr(module, "PLANE_BYTES", 2**16)
         tracemalloc.start()
-        connected(runs_of(mask))
+        connect_runs(find_runs(mask))
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert most < 7 * mask.size

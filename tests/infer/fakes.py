@@ -11,7 +11,7 @@ from slicemill.infer.run.engine import Engine, Limits, ScanInProgress, Steps
 from slicemill.infer.run.timing import Stopwatch
 from slicemill.infer.runtime.capacity import Capacity
 from slicemill.infer.slices.assembly import ScanPlan
-from slicemill.infer.slices.batches import Scan
+from slicemill.infer.slices.batches import NetworkScan
 from slicemill.infer.slices.tiles import PLAIN, make_tiles
 
 SIDE = 4
@@ -31,7 +31,7 @@ def planned(volume, size=(SIDE, SIDE), context=1, step=1.0):
         predict=PLAIN,
         network_size=size,
     )
-    return Scan(plan, volume)
+    return NetworkScan(plan, volume)
 
 
 class FakeModel:
@@ -100,7 +100,7 @@ class FakeRun:
         return ScanInProgress(job=job, loaded=None, scan=planned(volume), memory_bytes=volume.nbytes)
 
     def write(self, current):
-        self.labels[current.job.name] = current.scan.canvas.segmented().label
+        self.labels[current.job.name] = current.scan.assembly.segmented().label
 
     def fail(self, job, error):
         self.errors[job.name] = error

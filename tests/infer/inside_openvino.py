@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from slicemill.infer.inputs.gather import gather
-from slicemill.infer.inputs.jobs import load
-from slicemill.infer.network.lanes import memory_of_lanes
+from slicemill.infer.inputs.jobs import load_scan
+from slicemill.infer.network.lanes import estimate_lane_memory
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
 from slicemill.infer.runtime import openvino as vino
-from slicemill.infer.runtime.capacity import capacity_of
+from slicemill.infer.runtime.capacity import batch_capacity
 from slicemill.infer.single import segment_volume
 from slicemill.store.reader import open_store
 from slicemill.train.export.model_file import export
@@ -24,7 +24,7 @@ from slicemill.train.export.model_file import export
 
 def test_the_memory_of_its_lanes_is_counted(model):
     opened = open_model(model, "openvino")
-    taken = memory_of_lanes(opened, capacity_of(opened.info, "openvino", 64), ("label",))
+    taken = estimate_lane_memory(opened, batch_capacity(opened.info, "openvino", 64), ("label",))
     assert taken % 2 == 0
     assert taken > 2 * 64 * 64 * 64 * 4 * 2, "a batch of 64 slices, 4 channels of bfloat16 at the least"
 
@@ -36,9 +36,9 @@ def test_one_scan_is_compared_with_the_cpu_first(side, model, trained, collectio
     if side != 64:
         export(trained, path, size=(side, side))
     opened = open_model(path, "openvino")
-    loaded = load(gather([collection / "volume-2.nii"])[0][0])
+    loaded = load_scan(gather([collection / "volume-2.nii"])[0][0])
     found = segment_volume(opened, loaded.volume, loaded.grid.spacing_mm)
-    assert opened.gated
+    assert opened.parity_checked
     expected = segment_volume(open_model(path, "cpu"), loaded.volume, loaded.grid.spacing_mm)
     assert np.mean(found.label != expected.label) < 0.005
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from slicemill.infer.network.model import Answer
 from slicemill.infer.runtime.capacity import Capacity
-from slicemill.infer.slices.batches import Filler
+from slicemill.infer.slices.batches import Batcher
 from slicemill.infer.slices.tiles import cover_axis
 from tests.infer.fakes import planned
 
@@ -42,13 +42,13 @@ def test_every_label_comes_back_to_its_pixel_from_batches_across_scans(
         for number, shape in enumerate(shapes)
     ]
     capacity = Capacity(labels, max(context, 2 * labels))
-    filler, scans = Filler(capacity), [planned(volume, size, context, step) for volume in volumes]
+    filler, scans = Batcher(capacity), [planned(volume, size, context, step) for volume in volumes]
     for scan in scans:
         filler.add(scan)
     image, whole = np.empty((capacity.rows, *size), np.int16), []
     while filler.waiting:
         batch = filler.next()
-        shown = batch.show(image, in_place=in_place)
+        shown = batch.fill(image, in_place=in_place)
         assert 1 <= len(batch.units) <= labels
         assert len(set(batch.rows)) == len(batch.rows) == len(shown) <= capacity.rows
         label = (shown[batch.neighbors[:, context // 2]] % 251).astype(np.uint8)
@@ -57,40 +57,40 @@ def test_every_label_comes_back_to_its_pixel_from_batches_across_scans(
         whole += batch.put(Answer(label))
     assert sorted(map(id, whole)) == sorted(map(id, scans)), "each scan is whole once"
     for volume, scan in zip(volumes, scans, strict=True):
-        assert np.array_equal(scan.canvas.segmented().label, volume % 251)
+        assert np.array_equal(scan.assembly.segmented().label, volume % 251)
 
 
 def test_slices_that_the_network_takes_unchanged_are_not_copied():
     volume = np.arange(6 * 16, dtype=np.int16).reshape(6, 4, 4)
     room = np.zeros((9, 4, 4), np.int16)
     for size, step, kept in (((4, 4), 1.0, True), ((4, 4), 2.0, False), ((4, 6), 1.0, False)):
-        filler, scan = Filler(Capacity(3, 9)), planned(volume, size, 3, step)
+        filler, scan = Batcher(Capacity(3, 9)), planned(volume, size, 3, step)
         filler.add(scan)
         filler.next()
         batch = filler.next()
-        image = batch.show(np.zeros((9, *size), np.int16), in_place=True)
+        image = batch.fill(np.zeros((9, *size), np.int16), in_place=True)
         assert np.shares_memory(image, volume) == kept
-        assert np.shares_memory(batch.targets().get("label", room), scan.canvas.segmented().label) == (size == (4, 4))
-        assert not np.shares_memory(batch.show(np.zeros((9, *size), np.int16)), volume)
+        assert np.shares_memory(batch.targets().get("label", room), scan.assembly.segmented().label) == (size == (4, 4))
+        assert not np.shares_memory(batch.fill(np.zeros((9, *size), np.int16)), volume)
     turned = planned(np.moveaxis(np.zeros((4, 4, 6), np.int16), 2, 0), (4, 4), 3, 1.0)
     assert turned.view_slices(0, 3) is None, "it does not lie slice after slice"
 
 
 def test_windows_are_neighboring_slices_with_edges_repeated():
     volume = np.arange(5, dtype=np.int16)[:, None, None] * np.ones((5, 4, 4), np.int16)
-    filler = Filler(Capacity(2, 6))
+    filler = Batcher(Capacity(2, 6))
     filler.add(planned(volume, (4, 4), 3, 1.0))
     windows = []
     while filler.waiting:
         batch = filler.next()
         image = np.empty((len(batch.rows), 4, 4), np.int16)
-        batch.show(image)
+        batch.fill(image)
         windows += [image[row][:, 0, 0].tolist() for row in batch.neighbors]
     assert windows == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 4]]
 
 
 def test_a_batch_continues_in_the_next_scan_with_each_slice_once():
-    filler = Filler(Capacity(4, 12))
+    filler = Batcher(Capacity(4, 12))
     for slices in (3, 1, 4):
         filler.add(planned(np.zeros((slices, 4, 4), np.int16), (4, 4), 3, 1.0))
     sizes = []

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from slicemill.bench.harness.networks import exported
+from slicemill.bench.harness.networks import export_network
 from slicemill.common.errors import ModelError, ProviderError
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.infer.inputs.gather import gather
@@ -21,13 +21,13 @@ from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer as segment_all
 from slicemill.infer.runtime import tensorrt
-from slicemill.infer.runtime.capacity import Capacity, capacity_of, input_shapes
+from slicemill.infer.runtime.capacity import Capacity, batch_capacity, input_shapes
 from slicemill.infer.runtime.cuda_memory import CudaDevice, open_cuda_device
-from slicemill.infer.runtime.providers import options_for
+from slicemill.infer.runtime.providers import provider_options
 from slicemill.infer.runtime.tensorrt import Builder, engine_folder, engine_options, with_engine
 from slicemill.train.config import Config
 from slicemill.train.export.graph import DEFAULT, Flavor
-from slicemill.train.network.step import build
+from slicemill.train.network.step import build_network
 from tests.fakes import CudaDriver, CudaRuntime, build_or_read_engine, play_tensorrt
 from tests.infer.test_parts import changed
 
@@ -47,9 +47,9 @@ def cuda_runtime(monkeypatch):
 def guided(path, *flavors):
     """Write a small network whose labels are those of coarse HU, in some flavors."""
     config = Config(width=4, depth=3)
-    network = build(LITS_LABELS, config)
+    network = build_network(LITS_LABELS, config)
     for flavor in flavors:
-        exported(path.with_name(path.name.removesuffix(".onnx") + flavor.suffix), network, config, 64, flavor)
+        export_network(path.with_name(path.name.removesuffix(".onnx") + flavor.suffix), network, config, 64, flavor)
     return path
 
 
@@ -75,7 +75,7 @@ def tensorrt_sessions(monkeypatch, tmp_path):
 
 class TestOptions:
     def test_cuda_searches_convolutions_once_and_never_by_default(self):
-        options = options_for("cuda", 3)
+        options = provider_options("cuda", 3)
         assert options["device_id"] == "3"
         assert options["cudnn_conv_algo_search"] == "EXHAUSTIVE"
         assert (options["prefer_nhwc"], options["fuse_conv_bias"], options["cudnn_conv_use_max_workspace"]) == (
@@ -94,11 +94,11 @@ class TestOptions:
         assert (options["trt_timing_cache_enable"], options["trt_timing_cache_path"]) == ("1", "a")
 
     def test_precision_is_the_files(self):
-        options = options_for("tensorrt", 0)
+        options = provider_options("tensorrt", 0)
         assert {options[f"trt_{kind}_enable"] for kind in ("fp16", "bf16", "int8")} == {"0"}
 
     def test_every_value_is_text_as_onnxruntime_wants(self):
-        every = [options_for("cuda", 1), options_for("tensorrt", 1), engine_options(SHAPES, Path("a", "b"))]
+        every = [provider_options("cuda", 1), provider_options("tensorrt", 1), engine_options(SHAPES, Path("a", "b"))]
         assert {type(value) for options in every for value in options.values()} == {str}
 
     def test_whatever_an_engine_depends_on_names_its_folder(self):
@@ -121,7 +121,7 @@ class TestOptions:
     def test_the_shapes_are_those_of_a_full_batch(self, kind, flavors):
         path = flavors if kind == "int16" else flavors.with_name("liver.bytes.fp16.onnx")
         opened = open_model(path, "cpu")
-        capacity = capacity_of(opened.info, "tensorrt", 4)
+        capacity = batch_capacity(opened.info, "tensorrt", 4)
         feed = opened.feed(np.zeros((capacity.rows, 64, 64), np.int16), np.zeros((capacity.labels, 3), np.int32))
         assert input_shapes(opened.info, capacity) == {name: array.shape for name, array in feed.items()}
         expected = {given.name: len(given.shape) for given in onnx_inputs(path)}

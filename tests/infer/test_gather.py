@@ -15,7 +15,7 @@ from slicemill.common.errors import ConfigError, ScanError
 from slicemill.common.files import parse_location
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.gather import gather, pattern_below, read_list
-from slicemill.infer.inputs.jobs import load
+from slicemill.infer.inputs.jobs import load_scan
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
@@ -197,8 +197,8 @@ def test_a_pattern_and_a_list_of_files_keep_the_tree_that_they_share(collection,
 def test_the_cases_of_a_store_equal_their_files(stored, collection):
     jobs, _ = gather([stored])
     assert [job.name for job in jobs] == [f"volume-{n}.nii.gz" for n in range(6)]
-    from_store = load(jobs[5])
-    from_file = load(gather([collection / "volume-5.nii"])[0][0])
+    from_store = load_scan(jobs[5])
+    from_file = load_scan(gather([collection / "volume-5.nii"])[0][0])
     assert np.array_equal(from_store.volume, from_file.volume)
     assert np.array_equal(from_store.grid.affine, from_file.grid.affine)
     assert from_store.header == from_file.header
@@ -223,4 +223,4 @@ def test_a_missing_file_or_one_of_another_format_is_named(name, message, tmp_pat
     (tmp_path / "a.mha").touch()
     (job,), _ = gather([tmp_path / name])
     with pytest.raises(ScanError, match=message):
-        load(job)
+        load_scan(job)

@@ -9,13 +9,13 @@ import pytest
 
 from slicemill.common.errors import ModelError, ProviderError
 from slicemill.infer import single
-from slicemill.infer.network.lanes import HostLane, make_lane, memory_of_lanes
+from slicemill.infer.network.lanes import HostLane, estimate_lane_memory, make_lane
 from slicemill.infer.network.model import Answer, open_model
 from slicemill.infer.parity_check import check_parity
-from slicemill.infer.runtime.capacity import CPU_LANES, Capacity, capacity_of, lanes_on, session_threads
+from slicemill.infer.runtime.capacity import CPU_LANES, Capacity, batch_capacity, count_lanes, session_threads
 from slicemill.infer.single import segment_volume
-from slicemill.infer.slices.assembly import VolumeAssembly, plan_of, wanted_of
-from slicemill.infer.slices.batches import Scan
+from slicemill.infer.slices.assembly import VolumeAssembly, plan_scan, select_outputs
+from slicemill.infer.slices.batches import NetworkScan
 
 SPACING = (3.0, 1.0, 1.0)
 
@@ -28,8 +28,8 @@ def with_cores(monkeypatch, count):
 def test_threads_are_as_many_as_cores(cores, monkeypatch):
     """Runs of one session share its threads: each brings its own, the rest are one pool."""
     with_cores(monkeypatch, cores)
-    assert 1 <= lanes_on("cpu") <= CPU_LANES
-    assert lanes_on("cpu") + session_threads() - 1 == cores
+    assert 1 <= count_lanes("cpu") <= CPU_LANES
+    assert count_lanes("cpu") + session_threads() - 1 == cores
 
 
 @pytest.mark.parametrize("cores", [1, 2, 5, 9])
@@ -62,7 +62,7 @@ def test_a_lane_that_fails_ends_the_others(error, model, monkeypatch):
 
     opened = open_model(model, "cpu")
     monkeypatch.setattr(single, "make_lane", failing)
-    monkeypatch.setattr(single, "capacity_of", lambda *_: capacity_of(opened.info, "cpu", 1))
+    monkeypatch.setattr(single, "capacity_of", lambda *_: batch_capacity(opened.info, "cpu", 1))
     with pytest.raises(type(error)):
         segment_volume(opened, np.zeros((300, 64, 64), np.int16), SPACING)
     assert len(done) < 100
@@ -87,7 +87,7 @@ def test_labels_are_the_same_written_in_place_or_to_the_lanes_own_room(model, rn
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_an_answer_is_put_in_place_unless_it_is_there(in_place, model, rng):
-    plan = plan_of(open_model(model, "cpu").info, (3, 64, 64), SPACING)
+    plan = plan_scan(open_model(model, "cpu").info, (3, 64, 64), SPACING)
     volume, tumor = VolumeAssembly(plan), rng.integers(0, 256, (3, 64, 64)).astype(np.uint8)
     targets = volume.targets(0, 3)
     assert set(targets) == {"label", "tumor"}
@@ -107,7 +107,7 @@ def test_one_scan_on_another_device_than_the_cpu_is_compared_with_it_first(model
     opened = open_model(model, "cpu")
     opened.provider = "cuda"
     assert np.array_equal(segment_volume(opened, volume, SPACING).label, expected.label)
-    assert opened.gated
+    assert opened.parity_checked
 
     class Wrong(HostLane):
         def run(self, *given):
@@ -120,7 +120,7 @@ def test_one_scan_on_another_device_than_the_cpu_is_compared_with_it_first(model
     fresh.provider = "cuda"
     with pytest.raises(ModelError, match="labels on cuda differ from those on the CPU in 100.00% of the pixels"):
         segment_volume(fresh, volume, SPACING)
-    assert not fresh.gated
+    assert not fresh.parity_checked
 
 
 @pytest.mark.parametrize("context", [1, 3])
@@ -128,8 +128,8 @@ def test_a_batch_of_one_slice_is_compared_too(context, model, monkeypatch, rng):
     """A network of others, or one of large slices: there is no room for two."""
     opened, seen = open_model(model, "cpu"), []
     opened.info = replace(opened.info, card=replace(opened.info.card, context=context))
-    plan = plan_of(opened.info, (5, 64, 64), SPACING)
-    scan = Scan(plan, rng.integers(-200, 300, (5, 64, 64)).astype(np.int16))
+    plan = plan_scan(opened.info, (5, 64, 64), SPACING)
+    scan = NetworkScan(plan, rng.integers(-200, 300, (5, 64, 64)).astype(np.int16))
 
     class Recording:
         image = np.zeros((context, 64, 64), np.int16)
@@ -149,12 +149,12 @@ def test_a_batch_of_one_slice_is_compared_too(context, model, monkeypatch, rng):
 
 def test_the_memory_of_lanes_is_that_of_all_but_the_one_that_was_tried(model, monkeypatch):
     opened = open_model(model, "cpu")
-    capacity = capacity_of(opened.info, "cpu", 64)
+    capacity = batch_capacity(opened.info, "cpu", 64)
     with_cores(monkeypatch, 1)
-    assert memory_of_lanes(opened, capacity, wanted_of(opened.info)) == 0
+    assert estimate_lane_memory(opened, capacity, select_outputs(opened.info)) == 0
     with_cores(monkeypatch, 4)
     fresh = open_model(model, "cpu")
-    taken = memory_of_lanes(fresh, capacity, wanted_of(fresh.info))
+    taken = estimate_lane_memory(fresh, capacity, select_outputs(fresh.info))
     assert taken % 3 == 0
     assert taken > 3 * 64 * 64 * 64 * 4 * 4, "a batch of 64 slices, 4 channels of float32 at the least"
 
@@ -168,7 +168,7 @@ def test_their_memory_is_counted_where_the_process_has_freed_as_much_before(mode
     blocks = [np.ones(20 * mebibyte, np.uint8) for _ in range(8)]
     top = [np.ones(mebibyte, np.uint8) for _ in range(8)]
     del blocks
-    taken = memory_of_lanes(opened, capacity_of(opened.info, "cpu", 64), wanted_of(opened.info))
+    taken = estimate_lane_memory(opened, batch_capacity(opened.info, "cpu", 64), select_outputs(opened.info))
     assert taken > 3 * 64 * 64 * 64 * 4 * 4
     assert top[0].all()
 
@@ -182,4 +182,4 @@ def test_a_network_that_fails_on_an_empty_batch_is_reported_in_a_sentence(model)
 
     opened.session = Broken()
     with pytest.raises(ProviderError, match="--provider cpu: the network fails on an empty batch .no memory."):
-        memory_of_lanes(opened, capacity_of(opened.info, "cpu"), ("label",))
+        estimate_lane_memory(opened, batch_capacity(opened.info, "cpu"), ("label",))

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from slicemill.common.errors import ModelError, ProviderError, UsageError
-from slicemill.infer.network.model import EXTERNAL_DATA, compare, open_model
+from slicemill.infer.network.model import EXTERNAL_DATA, check_agreement, open_model
 from slicemill.infer.runtime import providers
 
 
@@ -92,12 +92,12 @@ class TestModel:
         label = np.zeros((2, 64, 64), np.uint8)
         other = label.copy()
         other[0, 0, :40] = 1
-        assert compare(opened, label, other) == 40 / 8192
+        assert check_agreement(opened, label, other) == 40 / 8192
         other[0, 1] = 1
         with pytest.raises(
             ModelError, match=r"labels on cpu differ from those on the CPU in 1.27% of .*nothing was segmented"
         ):
-            compare(opened, label, other)
+            check_agreement(opened, label, other)
 
 
 def following(location):
@@ -158,11 +158,11 @@ class TestProviders:
         with pytest.raises(
             ProviderError, match=r"overwrite each other. Repair: pip uninstall -y onnxruntime onnxruntime-gpu"
         ):
-            providers.runtime()
+            providers.import_onnxruntime()
 
     def test_a_half_removed_package_is_named_with_the_repair(self, monkeypatch):
         import onnxruntime
 
         monkeypatch.delattr(onnxruntime, "get_available_providers")
         with pytest.raises(ProviderError, match="half removed. Repair: pip install --force-reinstall"):
-            providers.runtime()
+            providers.import_onnxruntime()

@@ -27,7 +27,7 @@ from slicemill.infer.request import default_output
 from slicemill.infer.run import pipeline
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
-from slicemill.infer.runtime.capacity import lanes_on
+from slicemill.infer.runtime.capacity import count_lanes
 from slicemill.ingest.discover import discover
 from slicemill.store.reader import open_store
 from tests.contents import content
@@ -317,7 +317,7 @@ class TestCommand:
         cores = len(os.sched_getaffinity(0))
         assert done.stdout.splitlines()[0] == (
             "model tiny.onnx (slices 64x64, context 3, fp32) on cpu "
-            f"({cores} core{'' if cores == 1 else 's'}), 5 slices a batch, {lanes_on('cpu')} at a time: asked for; "
+            f"({cores} core{'' if cores == 1 else 's'}), 5 slices a batch, {count_lanes('cpu')} at a time: asked for; "
             f"scans take half of the free memory at most; into {tmp_path}"
         )
 

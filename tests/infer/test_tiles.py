@@ -8,16 +8,16 @@ import pytest
 from slicemill.common.errors import ConfigError
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.ct.phantom import write_nifti
-from slicemill.infer.inputs.jobs import Job, load
+from slicemill.infer.inputs.jobs import Job, load_scan
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions, estimate_scan_bytes
-from slicemill.infer.slices.assembly import plan_of
+from slicemill.infer.slices.assembly import plan_scan
 from slicemill.infer.slices.tiles import PredictOptions, cover_axis, gaussian_weights, make_tiles
 from slicemill.store.model_card import PostprocessRules
-from slicemill.train.export.graph import Exported, Flavor
-from slicemill.train.export.model_file import add_metadata, describe
-from slicemill.train.export.onnx_graph import to_onnx
-from slicemill.train.export.parity import prove
+from slicemill.train.export.graph import ExportGraph, Flavor
+from slicemill.train.export.model_file import add_metadata, describe_model
+from slicemill.train.export.onnx_graph import write_onnx
+from slicemill.train.export.parity import prove_parity
 from slicemill.train.export.trained import read_trained
 from tests.conftest import TINY
 from tests.infer.test_bulk import run
@@ -30,10 +30,10 @@ def telling(trained, tmp_path_factory):
     """The model of the run with the output `probability`, and with labels that are all there."""
     path = tmp_path_factory.mktemp("telling") / "m.onnx"
     best = read_trained(trained, None)
-    graph = Exported(best.network, TINY, LITS_LABELS, Flavor(probability=True)).eval()
-    to_onnx(graph, best.proof, path)
-    parity = prove(graph, path, best.proof)
-    add_metadata(path, describe(trained, best, graph.flavor, parity, PostprocessRules()).as_json())
+    graph = ExportGraph(best.network, TINY, LITS_LABELS, Flavor(probability=True)).eval()
+    write_onnx(graph, best.proof, path)
+    parity = prove_parity(graph, path, best.proof)
+    add_metadata(path, describe_model(trained, best, graph.flavor, parity, PostprocessRules()).as_json())
     return path
 
 
@@ -72,7 +72,7 @@ def test_averages_equal_those_computed_by_hand(shape, telling, tmp_path, rng):
         expected = total / weights
         out = tmp_path / f"{predict.mirror}-{predict.overlap}"
         assert run(telling, [tmp_path / "a.nii"], out, predict=predict, postprocess=False).count("done") == 1
-        label = load(Job(name="a", path=out / "a.nii")).volume
+        label = load_scan(Job(name="a", path=out / "a.nii")).volume
         sure = np.diff(np.sort(expected, axis=0)[-2:], axis=0)[0] > 1e-4
         assert np.array_equal(label[sure], expected.argmax(axis=0)[sure])
         assert sure.mean() > 0.99
@@ -85,7 +85,7 @@ def test_weights_of_all_tiles_add_up_to_one_at_every_pixel(telling):
         PredictOptions(overlap=True),
         PredictOptions(mirror=True, overlap=True),
     ):
-        plan = plan_of(info, (2, 150, 50), (1.0, 1.0, 1.0), predict)
+        plan = plan_scan(info, (2, 150, 50), (1.0, 1.0, 1.0), predict)
         total = np.zeros((150, 50))
         for view, weight in plan.weights.items():
             total[view.kept] += weight
@@ -103,7 +103,7 @@ def test_a_model_without_probabilities_cannot_average(model, tmp_path):
     with pytest.raises(
         ConfigError, match=r"--mirror: tiny.onnx gives no probabilities; export it again with .*--probability"
     ):
-        plan_of(opened.info, (1, 64, 64), (1.0, 1.0, 1.0), PredictOptions(mirror=True))
+        plan_scan(opened.info, (1, 64, 64), (1.0, 1.0, 1.0), PredictOptions(mirror=True))
 
 
 def test_scans_done_with_other_options_are_done_again(telling, collection, tmp_path):
@@ -139,7 +139,7 @@ def test_probabilities_and_masks_of_single_labels_are_written_on_the_scans_grid(
 
 def test_probabilities_that_are_kept_take_memory(telling):
     info = open_model(telling, "cpu").info
-    plans = [plan_of(info, (4, 64, 64), (1.0, 1.0, 1.0), PredictOptions(probability=keep)) for keep in (False, True)]
+    plans = [plan_scan(info, (4, 64, 64), (1.0, 1.0, 1.0), PredictOptions(probability=keep)) for keep in (False, True)]
     assert estimate_scan_bytes(plans[1]) - estimate_scan_bytes(plans[0]) == 3 * 4 * 64 * 64
 
 

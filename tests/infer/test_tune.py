@@ -21,17 +21,17 @@ from slicemill.cli import commands
 from slicemill.common.errors import ConfigError, ModelError
 from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import LITS_LABELS
-from slicemill.ct.overlap import mean_of, overlap
+from slicemill.ct.overlap import count_overlap, mean_without_nan
 from slicemill.infer import tune as module
 from slicemill.infer.network.model import open_model
 from slicemill.infer.postprocess import postprocess
-from slicemill.infer.slices.assembly import Segmented
+from slicemill.infer.slices.assembly import Segmentation
 from slicemill.infer.tune import (
     as_toml,
     best,
-    cases_of,
     check_writable,
-    flavors_beside,
+    choose_cases,
+    find_flavors,
     tabulate_lesions,
     tune,
     write_rules,
@@ -58,11 +58,11 @@ def scene(seed, shape=(9, 20, 22)):
 def test_the_table_of_lesions_gives_the_dice_that_post_processing_would(seed, least_ml, least):
     reference, label, probability = scene(seed)
     grid = Grid(shape=label.shape[::-1], affine=np.diag([-2.0, -2.0, 3.0, 1.0]))
-    table = tabulate_lesions(Segmented(label=label, tumor_probability=probability), reference, LITS_LABELS, grid)
+    table = tabulate_lesions(Segmentation(label=label, tumor_probability=probability), reference, LITS_LABELS, grid)
     postprocess(
         label, LITS_LABELS, PostprocessRules(min_lesion_ml=least_ml, min_lesion_probability=least), grid, probability
     )
-    expected = overlap(reference == 2, label == 2).dice
+    expected = count_overlap(reference == 2, label == 2).dice
     assert table.dice(least_ml, least) == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
@@ -74,7 +74,7 @@ class Fake:
 
     def __call__(self, model, volume, spacing_mm):
         _, label, probability = self.scenes[int(volume[0, 0, 0])]
-        return Segmented(label=label.copy(), tumor_probability=probability)
+        return Segmentation(label=label.copy(), tumor_probability=probability)
 
 
 def made_up(monkeypatch, model, scenes):
@@ -108,9 +108,9 @@ def scored(scenes, grid, rules):
     for reference, label, probability in scenes:
         out = label.copy()
         postprocess(out, LITS_LABELS, rules, grid, probability)
-        dice["organ"].append(overlap(reference > 0, out > 0).dice)
-        dice["tumor"].append(overlap(reference == 2, out == 2).dice)
-    return {name: mean_of(values) for name, values in dice.items()}
+        dice["organ"].append(count_overlap(reference > 0, out > 0).dice)
+        dice["tumor"].append(count_overlap(reference == 2, out == 2).dice)
+    return {name: mean_without_nan(values) for name, values in dice.items()}
 
 
 def with_rules(model, **rules):
@@ -253,8 +253,8 @@ def test_other_trainings_beside_a_model_are_left_alone(model, tmp_path):
     metadata = json.loads(changed.metadata_props[0].value)
     changed.metadata_props[0].value = json.dumps({**metadata, "training": {"minutes": 77}})
     onnx.save(changed, other)
-    assert flavors_beside(path) == [path]
-    assert flavors_beside(other) == [other]
+    assert find_flavors(path) == [path]
+    assert find_flavors(other) == [other]
 
 
 class Unlabelled:
@@ -275,10 +275,10 @@ def test_what_cannot_be_tuned_on_is_refused_in_a_sentence(model, stored, tmp_pat
     ):
         split.write_text(json.dumps(content))
         with pytest.raises(ConfigError, match=message):
-            cases_of(store, split)
+            choose_cases(store, split)
     split.write_text(json.dumps({"train": ["a"], "validation": ["b"]}))
     with pytest.raises(ConfigError, match="names no case with a reference segmentation"):
-        cases_of(Unlabelled(), split)
+        choose_cases(Unlabelled(), split)
     opened = open_model(model, "cpu")
     opened.info = replace(opened.info, card=replace(opened.info.card, labels={"kidney": 1}, organ=None, tumor=None))
     with pytest.raises(ConfigError, match="has other labels than tiny.onnx"):

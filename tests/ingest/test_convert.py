@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from slicemill.common.errors import GeometryError, LabelError, ScanError
-from slicemill.ct.formats.nifti.header import grid_of_header
+from slicemill.ct.formats.nifti.header import parse_grid
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.ct.phantom import write_nifti
 from slicemill.ingest.convert import convert_case
@@ -54,7 +54,7 @@ def test_voxels_and_geometry_come_back_bit_for_bit(axcodes, tmp_path, ct, mask):
     assert np.array_equal(case.image[:], ct)
     assert np.array_equal(case.label[:], mask)
     source = nib.load(tmp_path / "image.nii.gz")
-    grid = grid_of_header(base64.b64decode(info.image.header_b64))
+    grid = parse_grid(base64.b64decode(info.image.header_b64))
     assert np.array_equal(grid.to_file(case.image[:]).T, np.asarray(source.dataobj))
     assert np.array_equal(grid.affine, source.affine)
 

@@ -14,8 +14,8 @@ import pytest
 
 from slicemill.common.errors import GeometryError, InputError, PairingError, ScanError
 from slicemill.common.files import read_lines
-from slicemill.ct.formats.nifti.header import blank_text, grid_of_header, read_header
-from slicemill.ct.formats.nifti.names import files_of
+from slicemill.ct.formats.nifti.header import blank_text, parse_grid, read_header
+from slicemill.ct.formats.nifti.names import scan_files
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.ct.scan import ScanReader
@@ -89,7 +89,7 @@ class TestGeometry:
         save(collection / "volume-1.nii.gz", ct, affine)
         ingest(discover(collection), tmp_path / "store", Params(labels=LITS_LABELS), IngestOptions(workers=1))
         case = open_store(tmp_path / "store")["volume-1"]
-        grid = grid_of_header(base64.b64decode(case.info.image.header_b64))
+        grid = parse_grid(base64.b64decode(case.info.image.header_b64))
         assert np.array_equal(grid.to_file(case.image[:]).T, ct)
         assert np.array_equal(grid.affine, nib.load(collection / "volume-1.nii.gz").affine)
         assert warning in read_table(tmp_path / "store", "manifest")[0]["warnings"]
@@ -276,7 +276,7 @@ class TestExtensions:
         header = base64.b64decode(info.image.header_b64)
         assert header == gzip.decompress(path.read_bytes())[:384]
         assert info.warnings == ()
-        grid = grid_of_header(header)
+        grid = parse_grid(header)
         assert np.array_equal(grid.affine, nib.load(path).affine)
         write_volume(
             tmp_path / "mask.nii", blank_text(header), np.uint8, grid.to_file(np.ones(case.image.shape, np.uint8))
@@ -300,7 +300,7 @@ class TestPairs:
         assert np.array_equal(case.image[:].T, ct)
         assert case.label[:].all()
         assert info.warnings == ()
-        content = b"".join(file.read_bytes() for file in files_of(path))
+        content = b"".join(file.read_bytes() for file in scan_files(path))
         assert (info.image.bytes, info.image.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
     @pytest.mark.parametrize(

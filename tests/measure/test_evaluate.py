@@ -12,7 +12,7 @@ from slicemill.common.errors import ConfigError, LabelError
 from slicemill.ct.formats.nifti.header import read_header
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.labels import LITS_LABELS
-from slicemill.ct.overlap import overlap
+from slicemill.ct.overlap import count_overlap
 from slicemill.ct.phantom import write_nifti
 from slicemill.measure.evaluation.evaluate import evaluate
 from slicemill.measure.evaluation.region import make_row
@@ -182,7 +182,7 @@ def test_overlaps_are_simpleitks(rng):
     truth, predicted = rng.random((2, 6, 7, 8)) < 0.4
     measures = SimpleITK.LabelOverlapMeasuresImageFilter()
     measures.Execute(*(SimpleITK.GetImageFromArray(mask.astype(np.uint8)) for mask in (truth, predicted)))
-    counts = overlap(truth, predicted)
+    counts = count_overlap(truth, predicted)
     assert counts.dice == pytest.approx(measures.GetDiceCoefficient())
     assert counts.jaccard == pytest.approx(measures.GetJaccardCoefficient())
     assert counts.voe == pytest.approx(1 - measures.GetJaccardCoefficient())

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from slicemill.ct.geometry import Grid
 from slicemill.measure.evaluation.detection import count_shared_voxels, f1, match_lesions, number_components
-from slicemill.measure.evaluation.surface import SurfaceDistances, nearest, surface_distances
+from slicemill.measure.evaluation.surface import SurfaceDistances, nearest_distances, surface_distances
 from tests.measure.oracles import COMMAND, FILE, SPACING, TOLERANCE_MM, instances, of_monai, of_panoptica, surfaces
 
 KEPT = json.loads(FILE.read_text(encoding="utf-8"))
@@ -33,7 +33,7 @@ def values(found):
 def of_monais_surfaces(prediction, reference):
     edges = [mask ^ ndimage.binary_erosion(mask) for mask in (prediction, reference)]
     points = [np.argwhere(edge) * np.array(SPACING) for edge in edges]
-    return SurfaceDistances(to_reference=nearest(*points), to_prediction=nearest(*points[::-1]))
+    return SurfaceDistances(to_reference=nearest_distances(*points), to_prediction=nearest_distances(*points[::-1]))
 
 
 @pytest.mark.parametrize("name", ["boxes", "boxes at the edge"])

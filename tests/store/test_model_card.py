@@ -5,7 +5,7 @@ import json
 import pytest
 
 from slicemill.common.errors import ModelError
-from slicemill.store.model_card import SUFFIXES, ModelDocument, PostprocessRules, decode_metadata, network_name
+from slicemill.store.model_card import SUFFIXES, ModelCard, PostprocessRules, decode_metadata, network_name
 
 LEAST = {"contract": 1, "input": "int16", "context": 3, "labels": {"liver": 1}, "postprocess": {}}
 
@@ -15,7 +15,7 @@ def decode(**changes):
 
 
 def test_metadata_without_a_value_are_left_out_but_for_those_that_are_always_there():
-    card = ModelDocument(labels={"tumor": 2}, tumor="tumor", context=1, input="bytes", precision="fp16", postprocess={})
+    card = ModelCard(labels={"tumor": 2}, tumor="tumor", context=1, input="bytes", precision="fp16", postprocess={})
     assert json.dumps(card.as_json()) == (
         '{"contract": 1, "labels": {"tumor": 2}, "organ": null, "tumor": "tumor", "context": 1, '
         '"context_spacing_mm": null, "spacing_mm": null, "input": "bytes", "precision": "fp16", "postprocess": {}}'
@@ -23,7 +23,7 @@ def test_metadata_without_a_value_are_left_out_but_for_those_that_are_always_the
 
 
 def test_what_was_written_is_read_back():
-    card = ModelDocument(
+    card = ModelCard(
         labels={"liver": 1, "tumor": 2},
         organ="liver",
         tumor="tumor",

@@ -24,7 +24,7 @@ from slicemill.ingest.params import Params
 from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store import shard
 from slicemill.store.case import SliceStats
-from slicemill.store.codecs import codec_of, with_checksum
+from slicemill.store.codecs import make_codec, with_checksum
 from slicemill.store.reader import SliceArray, open_store
 from slicemill.store.writer import CaseWriter, prepare_store, remove_partial
 from slicemill.store.zarr_documents import make_array_document
@@ -202,7 +202,7 @@ def test_a_case_that_was_being_replaced_when_its_run_was_killed_is_put_back(copy
 
 def test_a_chunk_that_decodes_to_another_size_is_refused(tmp_path):
     for name, dtype in (("image", np.int16), ("label", np.uint8)):
-        encode = codec_of("compact", name, 4).encode
+        encode = make_codec("compact", name, 4).encode
         folder = tmp_path / name
         (folder / "c/0/0").mkdir(parents=True)
         (folder / "zarr.json").write_text(json.dumps(make_array_document(name, (1, 16, 16))))
@@ -391,7 +391,7 @@ class TestBloscThreads:
         assert blosc.use_threads is True
 
     def test_while_other_threads_leave(self, seen, rng):
-        codec = codec_of("fast", "image", 1024 * 1024)
+        codec = make_codec("fast", "image", 1024 * 1024)
         voxels = rng.integers(0, 9, (1024, 1024), np.int16)
         threads = [threading.Thread(target=lambda: [codec.encode(voxels) for _ in range(9)]) for _ in range(4)]
         for thread in threads:

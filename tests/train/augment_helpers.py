@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from slicemill.train.data.augment import changed
+from slicemill.train.data.augment import augment_by_shares
 
 IGNORED = -100
 MOVING_KINDS = ("mirror", "move", "elastic")
@@ -26,7 +26,9 @@ def batch(count=4, channels=3, size=(48, 40)):
 
 def of_all(kinds, strength=1.0):
     """Return a change by these kinds of every slice."""
-    return lambda image, label, generator: changed(image, label, strength, dict.fromkeys(kinds, 1.0), generator)
+    return lambda image, label, generator: augment_by_shares(
+        image, label, strength, dict.fromkeys(kinds, 1.0), generator
+    )
 
 
 def blobs(count, channels, size, at, radius=5):

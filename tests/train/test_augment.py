@@ -19,7 +19,7 @@ from slicemill.train.data.augment import (
     augment,
     resample,
 )
-from slicemill.train.network.step import DeviceBatch, network_input
+from slicemill.train.network.step import DeviceBatch, prepare_input
 from slicemill.train.network.unet import normalize
 from tests.train.augment_helpers import IGNORED, MOVING_KINDS, batch, of_all, seeded
 
@@ -181,8 +181,8 @@ class TestAugment:
             (Config(augment=0.0), True),
             (Config(augment=1.0, augmentations=()), True),
         ):
-            assert torch.equal(network_input(inputs, config, (32, 32), seeded())[0], plain) == same
-        mirrored, _ = network_input(inputs, Config(augment=1.0, augmentations=("mirror",)), (32, 32), seeded())
+            assert torch.equal(prepare_input(inputs, config, (32, 32), seeded())[0], plain) == same
+        mirrored, _ = prepare_input(inputs, Config(augment=1.0, augmentations=("mirror",)), (32, 32), seeded())
         flipped = [torch.equal(one, other.flip(2)) for one, other in zip(mirrored, plain, strict=True)]
         stayed = [torch.equal(one, other) for one, other in zip(mirrored, plain, strict=True)]
         assert sum(flipped) + sum(stayed) == 6
@@ -192,7 +192,7 @@ class TestAugment:
         hu = torch.randint(-300, 400, (2, 1, 20, 20), generator=seeded())
         inputs = DeviceBatch(hu, torch.ones(2, 1, 20, 20).long(), torch.tensor([[2.0, 2.0], [1.6, 1.6]]))
         for config in (Config(spacing_mm=0.5, augment=0.0), Config(spacing_mm=0.5, augment=1.0, augmentations=())):
-            image, label = network_input(inputs, config, (32, 32), seeded())
+            image, label = prepare_input(inputs, config, (32, 32), seeded())
             expected, classes = resample(normalize(hu, -200, 300), inputs.label[:, 0], inputs.zoom, (32, 32))
             assert torch.equal(image, expected)
             assert torch.equal(label, classes)
@@ -202,7 +202,7 @@ class TestAugment:
         hu = torch.arange(-200, 300, 100)[None, :, None, None].expand(3, 5, 32, 32).short()
         label = torch.arange(3)[None, :, None, None].expand(3, 3, 32, 32)
         inputs = DeviceBatch(hu, label, torch.ones(3, 2))
-        image, classes = network_input(inputs, Config(oblique=1, augment=0.0), (32, 32), seeded())
+        image, classes = prepare_input(inputs, Config(oblique=1, augment=0.0), (32, 32), seeded())
         assert image.shape == (3, 3, 32, 32)
         assert classes.shape == (3, 32, 32)
         assert (image.flatten(2).std(dim=2) > 0).all()

@@ -8,7 +8,7 @@ import torch
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.train.config import Config
 from slicemill.train.loop import train
-from slicemill.train.network.step import build
+from slicemill.train.network.step import build_network
 from slicemill.train.run.checkpoint import read_state
 from slicemill.train.run.memory import fitting_batch
 from slicemill.train.run.setup import prepare
@@ -32,7 +32,7 @@ def test_a_run_learns_and_goes_on(precision, stored, tmp_path):
 def test_it_labels_as_the_cpu_does(stored, tmp_path):
     setup = prepare(stored, tmp_path, replace(TINY, device="cuda"), None)
     torch.manual_seed(0)
-    network = build(LITS_LABELS, setup.config).eval()
+    network = build_network(LITS_LABELS, setup.config).eval()
     case = setup.store[setup.split.validation[0]]
     there = predict_case(case, network.to(CUDA), setup)
     here = predict_case(case, network.cpu(), replace(setup, device=torch.device("cpu")))

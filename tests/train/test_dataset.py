@@ -14,7 +14,7 @@ from slicemill.store.reader import open_store
 from slicemill.store.tables import read_table
 from slicemill.train.data.dataset import Batches, View
 from slicemill.train.data.sampling import ANYWHERE, Box, SlicePosition
-from slicemill.train.network.step import class_of_value
+from slicemill.train.network.step import class_lookup
 
 
 class TestBatches:
@@ -44,7 +44,7 @@ class TestBatches:
         assert np.array_equal(batch.image[0], np.stack([case.image[z] for z in (8, 10, 12)]))
 
     def test_label_values_become_class_indices(self):
-        table = class_of_value(make_labels({"liver": 7, "tumor": 200}), torch.device("cpu"))
+        table = class_lookup(make_labels({"liver": 7, "tumor": 200}), torch.device("cpu"))
         assert table[torch.tensor([0, 7, 200, 3])].tolist() == [0, 1, 2, 0]
 
     @pytest.mark.parametrize("size", [(64, 64), (48, 32), (80, 96)])

@@ -20,14 +20,14 @@ from slicemill.cli import commands
 from slicemill.common.errors import ModelError
 from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.store.reader import open_store
-from slicemill.train.export.audit import audit
-from slicemill.train.export.graph import Exported, Flavor, from_bytes
+from slicemill.train.export.audit import find_tensorrt_breaches
+from slicemill.train.export.graph import ExportGraph, Flavor, from_bytes
 from slicemill.train.export.model_file import FLAVORS, check, export
-from slicemill.train.export.onnx_graph import quiet_exporter, to_onnx
-from slicemill.train.export.parity import prove
+from slicemill.train.export.onnx_graph import quiet_exporter, write_onnx
+from slicemill.train.export.parity import prove_parity
 from slicemill.train.export.trained import read_trained
 from slicemill.train.loop import train
-from slicemill.train.network.step import build
+from slicemill.train.network.step import build_network
 from slicemill.train.network.unet import normalize
 from slicemill.train.run.checkpoint import BEST, load_weights
 from slicemill.train.run.setup import prepare
@@ -130,15 +130,15 @@ def test_bytes_are_the_same_hu_for_every_int16():
 def test_label_values_need_not_follow_each_other(tmp_path, rng):
     labels = make_labels({"a": 3, "b": 200, "c": 7})
     torch.manual_seed(0)
-    network = build(labels, TINY).eval()
+    network = build_network(labels, TINY).eval()
     torch.nn.init.normal_(network.head.weight, std=5.0)
     torch.nn.init.zeros_(network.head.bias)
     image = rng.integers(-200, 300, (3, 32, 32), dtype=np.int16)
     window = WINDOW
     found = []
     for flavor in (Flavor(probability=True), Flavor(probability=True, bytes_in=True)):
-        graph = Exported(network, TINY, labels, flavor).eval()
-        to_onnx(graph, [(image, window)], tmp_path / "m.onnx")
+        graph = ExportGraph(network, TINY, labels, flavor).eval()
+        write_onnx(graph, [(image, window)], tmp_path / "m.onnx")
         label, probability = session(tmp_path / "m.onnx").run(graph.outputs, graph.feed(image, window))
         assert np.array_equal(label, labels.table()[probability.argmax(axis=1)])
         found.append(label)
@@ -149,19 +149,19 @@ def test_label_values_need_not_follow_each_other(tmp_path, rng):
 class TestAudit:
     @pytest.mark.parametrize("flavor", TELLING[2:], ids=str)
     def test_bytes_keep_the_rules_of_tensorrt(self, flavor, file_of):
-        assert audit(file_of(flavor)) == []
+        assert find_tensorrt_breaches(file_of(flavor)) == []
 
     def test_other_flavors_break_them_and_the_breach_is_named(self, file_of):
-        broken = audit(file_of(Flavor()))
+        broken = find_tensorrt_breaches(file_of(Flavor()))
         assert "image is INT16" in broken
         assert "ArgMax is slow" in broken
         assert any("INT64 and computed in the run" in rule for rule in broken)
-        assert audit(file_of(Flavor(half=True))) == ["image is INT16"]
+        assert find_tensorrt_breaches(file_of(Flavor(half=True))) == ["image is INT16"]
 
 
 class TestFiles:
     def test_every_flavor_is_proved_and_runs_with_the_same_labels(self, trained, collection, exported_before, tmp_path):
-        from slicemill.infer.inputs.jobs import Job, load
+        from slicemill.infer.inputs.jobs import Job, load_scan
         from slicemill.infer.network.model import open_model
         from slicemill.infer.single import segment
 
@@ -173,7 +173,7 @@ class TestFiles:
         for path, card in written.items():
             read = open_model(path, "cpu").info.card
             assert {**read.as_json(), "window_hu": list(read.window_hu)} == json.loads(json.dumps(card.as_json()))
-        loaded = load(Job(name="a", path=collection / "volume-2.nii"))
+        loaded = load_scan(Job(name="a", path=collection / "volume-2.nii"))
         first, *others = (segment(open_model(path, "cpu"), loaded, "a")[0].label for path in written)
         assert np.array_equal(*others), "int16 and bytes go through the same network"
         assert np.mean(first != others[0]) < 2e-3
@@ -192,7 +192,7 @@ class TestFiles:
 
     @pytest.mark.slow
     def test_a_file_of_another_size_takes_slices_of_it_and_is_proved(self, trained, model, collection, tmp_path):
-        from slicemill.infer.inputs.jobs import Job, load
+        from slicemill.infer.inputs.jobs import Job, load_scan
         from slicemill.infer.network.model import open_model
         from slicemill.infer.single import segment
 
@@ -200,7 +200,7 @@ class TestFiles:
         assert list(export(trained, path, size=(96, 80))) == [path]
         assert session(path).get_inputs()[0].shape[1:] == [96, 80]
         assert check(trained, path)[path]["labels_differing"] == 0
-        loaded = load(Job(name="a", path=collection / "volume-2.nii"))
+        loaded = load_scan(Job(name="a", path=collection / "volume-2.nii"))
         large, own = (segment(open_model(file, "cpu"), loaded, "a")[0].label for file in (path, model))
         assert large.shape == own.shape
         for size in ((63, 64), (64, 2), (0, 64), (8192, 64)):
@@ -238,7 +238,7 @@ class TestFiles:
         def fail(graph, *given):
             if graph.flavor.bytes_in:
                 raise ModelError("labels differ")
-            return prove(graph, *given)
+            return prove_parity(graph, *given)
 
         monkeypatch.setattr("slicemill.train.export.model_file.prove", fail)
         with pytest.raises(ModelError, match="labels differ"):
@@ -256,12 +256,12 @@ class TestFiles:
 
 def test_a_graph_that_labels_differently_is_not_written(model, best):
     graph = best.graph()
-    assert prove(graph, model, best.proof)["labels_differing"] == 0
+    assert prove_parity(graph, model, best.proof)["labels_differing"] == 0
     other = deepcopy(graph)
     torch.nn.init.constant_(other.network.head.bias, 0.0)
     other.network.head.bias.data[2] = 100.0
     with pytest.raises(ModelError, match="onnxruntime's labels differ from torch's"):
-        prove(other, model, best.proof)
+        prove_parity(other, model, best.proof)
 
 
 def test_the_exporters_log_and_warnings_are_hidden_only_while_it_runs():
@@ -286,22 +286,22 @@ def swapped(graph):
 def test_pixels_in_which_two_classes_tie_are_counted_and_not_held_against_the_file(tmp_path, rng):
     """Two classes that differ by less than a rounding: the label of nearly every pixel is chance."""
     torch.manual_seed(0)
-    graph = Exported(build(LITS_LABELS, TINY).eval(), TINY, LITS_LABELS).eval()
+    graph = ExportGraph(build_network(LITS_LABELS, TINY).eval(), TINY, LITS_LABELS).eval()
     weight, bias = graph.network.head.weight.data, graph.network.head.bias.data
     weight[1], bias[1] = weight[0], bias[0]
     weight[2], bias[2] = weight[0], bias[0] - 1
     proof = [(rng.integers(-200, 300, (3, 32, 32), dtype=np.int16), WINDOW)]
-    to_onnx(graph, proof, tmp_path / "m.onnx")
+    write_onnx(graph, proof, tmp_path / "m.onnx")
     weight[1] *= 1 + 1e-6
-    parity = prove(graph, tmp_path / "m.onnx", proof)
+    parity = prove_parity(graph, tmp_path / "m.onnx", proof)
     assert parity["labels_differing"] == 0
     assert parity["ties"] > 1e-2 * parity["pixels"]
     bias[2] = bias[0] - 1e3
     with pytest.raises(ModelError, match="onnxruntime's labels differ from torch's"):
-        prove(swapped(graph), tmp_path / "m.onnx", proof)
+        prove_parity(swapped(graph), tmp_path / "m.onnx", proof)
     weight[1] *= 1.1
     with pytest.raises(ModelError, match="onnxruntime's labels differ from torch's"):
-        prove(graph, tmp_path / "m.onnx", proof)
+        prove_parity(graph, tmp_path / "m.onnx", proof)
 
 
 def test_when_the_proof_fails_no_file_appears(trained, exported_before, tmp_path, monkeypatch):
@@ -323,9 +323,9 @@ def test_a_run_without_a_network_is_one_clear_error(trained, tmp_path):
 
 def test_one_context_slice_has_no_neighbours_input(tmp_path, rng):
     config = replace(TINY, context=1)
-    graph = Exported(build(LITS_LABELS, config).eval(), config, LITS_LABELS).eval()
+    graph = ExportGraph(build_network(LITS_LABELS, config).eval(), config, LITS_LABELS).eval()
     image = rng.integers(-200, 300, (1, 32, 32), dtype=np.int16)
-    to_onnx(graph, [(image, np.zeros((1, 1), np.int32))], tmp_path / "m.onnx")
+    write_onnx(graph, [(image, np.zeros((1, 1), np.int32))], tmp_path / "m.onnx")
     assert [item.name for item in session(tmp_path / "m.onnx").get_inputs()] == ["image"]
 
 
@@ -341,7 +341,7 @@ def test_a_model_of_neighbors_in_millimetres_labels_as_the_network_does(stored, 
     model = open_model(tmp_path / "m.onnx", "cpu")
     assert model.info.context_spacing_mm == 15.0
     setup = prepare(stored, tmp_path / "run", config, None)
-    network = build(setup.labels, config)
+    network = build_network(setup.labels, config)
     load_weights(tmp_path / "run" / BEST, network)
     case = setup.store["volume-1"]
     assert case.info.spacing_mm[0] < 10  # so that neighbors are not adjacent slices
@@ -366,7 +366,7 @@ def test_a_model_of_one_pixel_size_labels_as_validation_does(stored, tmp_path):
     assert card.spacing_mm == config.spacing_mm
     model = open_model(tmp_path / "m.onnx", "cpu")
     setup = prepare(stored, tmp_path / "run", config, None)
-    network = build(setup.labels, config)
+    network = build_network(setup.labels, config)
     load_weights(tmp_path / "run" / BEST, network)
     case = setup.store["volume-1"]
     expected = setup.labels.table()[predict_case(case, network.eval(), setup)]

@@ -20,7 +20,7 @@ from slicemill.ct.labels import LITS_LABELS
 from slicemill.train import loop
 from slicemill.train.config import to_toml
 from slicemill.train.loop import train
-from slicemill.train.network.step import build, make_learner
+from slicemill.train.network.step import build_network, make_learner
 from slicemill.train.run import checkpoint as checkpoint_module
 from slicemill.train.run.checkpoint import LAST, load_weights, read_state, save_progress
 from tests.conftest import TINY
@@ -102,12 +102,12 @@ class TestInterruptions:
 
 class TestCheckpoint:
     def test_a_damaged_checkpoint_is_one_clear_error(self, trained, tmp_path):
-        network = build(LITS_LABELS, TINY)
+        network = build_network(LITS_LABELS, TINY)
         (tmp_path / "best.safetensors").write_bytes(b"nonsense")
         with pytest.raises(ModelError, match="is not a checkpoint"):
             load_weights(tmp_path / "best.safetensors", network)
         with pytest.raises(ModelError, match="is not a checkpoint"):
-            load_weights(trained / "best.safetensors", build(LITS_LABELS, replace(TINY, width=8)))
+            load_weights(trained / "best.safetensors", build_network(LITS_LABELS, replace(TINY, width=8)))
         with pytest.raises(ModelError, match="holds no checkpoint"):
             read_state(tmp_path)
 

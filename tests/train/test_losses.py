@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.train.config import Config
 from slicemill.train.network.losses import IGNORED, dice_and_cross_entropy, multi_level_loss
-from slicemill.train.network.step import build, class_of_value, confusion_matrix
+from slicemill.train.network.step import build_network, class_lookup, confusion_matrix
 from slicemill.train.network.unet import Levels
 
 
@@ -76,13 +76,13 @@ class TestLoss:
 class TestDeepSupervision:
     def test_every_level_but_the_coarsest_has_a_head_of_half_its_size(self):
         config = Config(context=1, width=4, depth=3, deep_supervision=True)
-        levels = Levels(build(LITS_LABELS, config))(torch.zeros(2, 1, 32, 48))
+        levels = Levels(build_network(LITS_LABELS, config))(torch.zeros(2, 1, 32, 48))
         assert [tuple(level.shape) for level in levels] == [(2, 3, 32, 48), (2, 3, 16, 24), (2, 3, 8, 12)]
 
     def test_without_it_there_is_one_level_and_the_same_labels_come_out(self):
         torch.manual_seed(0)
-        deep = build(LITS_LABELS, Config(context=1, width=4, depth=3, deep_supervision=True)).eval()
-        plain = build(LITS_LABELS, Config(context=1, width=4, depth=3)).eval()
+        deep = build_network(LITS_LABELS, Config(context=1, width=4, depth=3, deep_supervision=True)).eval()
+        plain = build_network(LITS_LABELS, Config(context=1, width=4, depth=3)).eval()
         plain.load_state_dict({name: t for name, t in deep.state_dict().items() if "coarse" not in name})
         image = torch.randn(1, 1, 32, 32)
         assert len(plain.levels(image)) == 1
@@ -103,7 +103,7 @@ class TestClasses:
         rest = labels.without("unsure")
         assert dict(rest.values) == {"liver": 1, "tumor": 2}
         assert rest.tumor == "tumor"
-        assert class_of_value(rest, torch.device("cpu"), 9)[[0, 1, 2, 9, 5]].tolist() == [0, 1, 2, IGNORED, 0]
+        assert class_lookup(rest, torch.device("cpu"), 9)[[0, 1, 2, 9, 5]].tolist() == [0, 1, 2, IGNORED, 0]
 
     def test_confusion_counts_true_against_predicted(self):
         label = torch.tensor([[[0, 1, 1, 2, IGNORED]]])

@@ -9,7 +9,7 @@ from slicemill.ct.labels import LITS_LABELS
 from slicemill.store.reader import open_store
 from slicemill.train.config import Config
 from slicemill.train.network.losses import dice_and_cross_entropy
-from slicemill.train.network.step import build, learning_rate
+from slicemill.train.network.step import build_network, learning_rate
 from slicemill.train.network.unet import UNet, normalize
 from slicemill.train.run.setup import slice_size
 
@@ -57,7 +57,7 @@ class TestNetwork:
 
     def test_instance_norm_looks_at_each_slice_alone(self):
         torch.manual_seed(0)
-        network = build(LITS_LABELS, Config(context=1, width=4, depth=2, norm="instance")).train()
+        network = build_network(LITS_LABELS, Config(context=1, width=4, depth=2, norm="instance")).train()
         image = torch.randn(3, 1, 16, 16)
         alone, together = network(image[:1]), network(image)
         assert torch.allclose(alone[0], together[0], atol=1e-5)

@@ -13,7 +13,7 @@ from slicemill.ct.labels import LITS_LABELS
 from slicemill.store.reader import open_store
 from slicemill.train.config import Config, to_toml
 from slicemill.train.loop import train
-from slicemill.train.network.step import one_step
+from slicemill.train.network.step import train_step
 from slicemill.train.run import epoch
 from slicemill.train.run.checkpoint import LAST, read_state
 from slicemill.train.run.memory import explain_out_of_memory, fitting_batch
@@ -45,10 +45,10 @@ class TestRuns:
             steps.append(given)
             if len(steps) == 5:
                 raise KeyboardInterrupt
-            return one_step(*given)
+            return train_step(*given)
 
         with monkeypatch.context() as patched:
-            patched.setattr(epoch, one_step.__name__, fifth)
+            patched.setattr(epoch, train_step.__name__, fifth)
             with pytest.raises(KeyboardInterrupt):
                 train(stored, tmp_path / "stopped", config, log=no_log)
         stopped = read_state(tmp_path / "stopped")

@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 
 from slicemill.cli import commands
 from slicemill.ct.labels import LITS_LABELS, Labels, make_labels
-from slicemill.ct.overlap import overlap
-from slicemill.ct.pictures import CAPTION_PX, GAP_PX, draw_labels, gray, label_colors
+from slicemill.ct.overlap import count_overlap
+from slicemill.ct.pictures import CAPTION_PX, GAP_PX, draw_labels, label_colors, render_gray
 from slicemill.ct.window import Window
 from slicemill.ingest.discover import from_csv
 from slicemill.ingest.params import Params
@@ -31,7 +31,7 @@ from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store.tables import read_table
 from slicemill.train.config import Config
 from slicemill.train.loop import train
-from slicemill.train.network.step import build
+from slicemill.train.network.step import build_network
 from slicemill.train.report import page as report
 from slicemill.train.report.cases import choose_key_slices, write_cases
 from slicemill.train.report.curves import SECONDS_APART, draw_curves, keep_current, make_figure
@@ -59,7 +59,7 @@ def several(stored, tmp_path_factory):
     config = replace(TINY, validation=0.5, test=0.1)
     setup = prepare(stored, tmp_path_factory.mktemp("runs") / "several", config, None)
     assert len(setup.split.validation) == 3
-    return setup, build(setup.labels, config).eval()
+    return setup, build_network(setup.labels, config).eval()
 
 
 class TestOverlaps:
@@ -72,7 +72,7 @@ class TestOverlaps:
         found = count_overlaps(reference, predicted, THREE)
         answer = THREE.table()[predicted]
         for name, values in THREE.regions().items():
-            assert found[name] == overlap(np.isin(reference, values), np.isin(answer, values))
+            assert found[name] == count_overlap(np.isin(reference, values), np.isin(answer, values))
 
     def test_dice_is_that_of_simpleitk(self, several):
         setup, network = several
@@ -239,7 +239,7 @@ class TestCases:
         case = setup.store[case_id]
         reference, answer = read_reference(case), setup.labels.table()[predict_case(case, network, setup)]
         z = next(iter(choose_key_slices(reference, answer, setup.labels)))
-        picture = gray(case.image[z], Window(setup.config.window_low, setup.config.window_high))
+        picture = render_gray(case.image[z], Window(setup.config.window_low, setup.config.window_high))
         colors = label_colors(setup.labels)
         expected = [picture, draw_labels(picture, reference[z], colors), draw_labels(picture, answer[z], colors)]
         drawn = np.asarray(Image.open(path))

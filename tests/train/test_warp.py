@@ -9,7 +9,7 @@ import torch
 from scipy import ndimage
 from scipy.interpolate import BSpline
 
-from slicemill.train.data.augment import MAX_BEND, augment, changed, elastic, move, resample, tilt
+from slicemill.train.data.augment import MAX_BEND, augment, augment_by_shares, elastic, move, resample, tilt
 from slicemill.train.data.warp import CONTROL_SPANS, Warp, apply_warp, identity_warp, scale_warp
 from tests.train.augment_helpers import CPU, MOVING_KINDS, batch, blobs, middles, of_all, seeded
 
@@ -114,7 +114,7 @@ class TestGeometry:
 
     def test_slices_that_are_not_drawn_are_the_same_bit_for_bit(self):
         image, label = batch(count=60)
-        moved, labels = changed(image, label, 1.0, {"move": 0.5, "elastic": 0.2}, seeded())
+        moved, labels = augment_by_shares(image, label, 1.0, {"move": 0.5, "elastic": 0.2}, seeded())
         same = [torch.equal(one, other) for one, other in zip(image, moved, strict=True)]
         assert 10 < sum(same) < 40
         assert all(torch.equal(labels[index], label[index]) for index in range(60) if same[index])
@@ -163,7 +163,7 @@ class TestResample:
         image = torch.where(torch.arange(64) % 4 < 2, 1.0, -1.0).repeat(16, 1, 64, 1)
         label = torch.zeros(16, 64, 64).long()
         zoom = torch.full((16, 2), 1.25)
-        once, _ = changed(image, label, 0.3, {"move": 1.0}, seeded(), zoom=zoom, size=(64, 64))
+        once, _ = augment_by_shares(image, label, 0.3, {"move": 1.0}, seeded(), zoom=zoom, size=(64, 64))
         twice, _ = of_all(["move"], 0.3)(*resample(image, label, zoom, (64, 64)), seeded())
         inner = (slice(None), 0, slice(20, 44), slice(20, 44))
         assert once[inner].std() > 1.1 * twice[inner].std()

@@ -105,10 +105,10 @@ def augment(
         As in `resample`, done in the same interpolation; None keeps pixel size and size.
     """
     shares = {kind: strength * SHARES[kind] for kind in kinds}
-    return changed(image, label, strength, shares, generator, zoom=zoom, size=size)
+    return augment_by_shares(image, label, strength, shares, generator, zoom=zoom, size=size)
 
 
-def changed(
+def augment_by_shares(
     image: Tensor,
     label: Tensor,
     strength: float,

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 
 from slicemill.common.remote import RemotePath
-from slicemill.ct.crop import centered, fit, neighbor_step, neighbors
+from slicemill.ct.crop import centered_corner, crop_or_pad, neighbor_step, neighbors
 from slicemill.ct.window import AIR_HU
 from slicemill.store.reader import Case, SliceArray, Store
 from slicemill.train.data.sampling import ANYWHERE, SlicePosition
@@ -71,7 +71,7 @@ def draw_crop(
     shape: tuple[int, int], size: tuple[int, int], rng: np.random.Generator, target: tuple[int, int]
 ) -> tuple[int, int]:
     """Return a random corner of a crop that contains the pixel `target`. Axes that fit are centered."""
-    corner = list(centered(shape, size))
+    corner = list(centered_corner(shape, size))
     for axis in (0, 1):
         room = shape[axis] - size[axis]
         if room > 0:
@@ -209,7 +209,7 @@ class Batches:
         """Return the pixel of the slice where the batch's array begins. The network sees the middle of the array."""
         seen = (math.ceil(self._view.size[0] / zoom[0]), math.ceil(self._view.size[1] / zoom[1]))
         _, ny, nx = case.image.shape
-        corner = centered((ny, nx), seen)
+        corner = centered_corner((ny, nx), seen)
         if ny > seen[0] or nx > seen[1]:
             rng = np.random.default_rng(seed)
             corner = draw_crop((ny, nx), seen, rng, draw_target(case, place, rng))
@@ -226,4 +226,4 @@ def read_fitted(
         elif array.shape[1:] == out.shape[1:] and corner == (0, 0):
             array.read(z, out[channel])
         else:
-            fit(array.read(z), corner, fill, out[channel])
+            crop_or_pad(array.read(z), corner, fill, out[channel])

@@ -12,7 +12,7 @@ SLOW = ("ArgMax", "TopK", "NonZero")
 MAX_OPSET = 20
 
 
-def audit(path: Path) -> list[str]:
+def find_tensorrt_breaches(path: Path) -> list[str]:
     """Return TensorRT's rules that a graph breaks, each as a phrase; empty when it keeps all."""
     import onnx
 

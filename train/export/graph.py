@@ -50,7 +50,7 @@ class Flavor:
 DEFAULT = Flavor()
 
 
-class Exported(nn.Module):
+class ExportGraph(nn.Module):
     """The graph of a model file.
 
     Inputs: ``image`` int16[n, H, W], HU, and ``neighbors`` int32[b, c], the context rows of each slice to label.

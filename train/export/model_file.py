@@ -10,12 +10,12 @@ from typing import Any
 from slicemill.common.errors import ModelError
 from slicemill.common.files import atomic_write, sha256_of_file, to_json
 from slicemill.common.machine import versions
-from slicemill.store.model_card import METADATA_KEY, ModelDocument, Parity, PostprocessRules, TrainingSummary
-from slicemill.train.export.audit import audit
+from slicemill.store.model_card import METADATA_KEY, ModelCard, Parity, PostprocessRules, TrainingSummary
+from slicemill.train.export.audit import find_tensorrt_breaches
 from slicemill.train.export.graph import DEFAULT, Flavor
-from slicemill.train.export.onnx_graph import onnx_checked, slice_size, to_onnx
-from slicemill.train.export.parity import prove
-from slicemill.train.export.trained import Trained, read_trained
+from slicemill.train.export.onnx_graph import load_checked_onnx, slice_size, write_onnx
+from slicemill.train.export.parity import prove_parity
+from slicemill.train.export.trained import TrainedNetwork, read_trained
 from slicemill.train.run.checkpoint import BEST, read_state
 
 FLAVORS = (DEFAULT, Flavor(half=True), Flavor(half=True, bytes_in=True), Flavor(bytes_in=True))
@@ -33,7 +33,7 @@ def export(
     store_path: Path | None = None,
     min_lesion_ml: float = 0.0,
     size: tuple[int, int] | None = None,
-) -> dict[Path, ModelDocument]:
+) -> dict[Path, ModelCard]:
     """Write a run's best network as ONNX, one file per flavor next to `model`, and return the metadata of each.
 
     Parameters
@@ -58,14 +58,14 @@ def export(
     written = {}
     with ExitStack() as appear_together:
         for flavor in (trained.needed(requested) for requested in flavors):
-            path = path_of(model, flavor)
+            path = flavor_path(model, flavor)
             aside = appear_together.enter_context(atomic_write(path))
             graph = trained.graph(flavor)
-            to_onnx(graph, trained.proof, aside)
-            parity = prove(graph, aside, trained.proof, trained.graph())
-            written[path] = describe(run, trained, flavor, parity, rules)
+            write_onnx(graph, trained.proof, aside)
+            parity = prove_parity(graph, aside, trained.proof, trained.graph())
+            written[path] = describe_model(run, trained, flavor, parity, rules)
             add_metadata(aside, written[path].as_json())
-            if flavor.bytes_in and (broken := audit(aside)):
+            if flavor.bytes_in and (broken := find_tensorrt_breaches(aside)):
                 raise ModelError(f"{path}: breaks TensorRT's rules ({'; '.join(broken)}); no model was written.")
     return written
 
@@ -79,26 +79,26 @@ def check(run: Path, model: Path, *, store_path: Path | None = None) -> dict[Pat
         There is no such file, or one is not the network of this run.
     """
     proved: dict[Path, Parity] = {}
-    trained_by_size: dict[tuple[int, int], Trained] = {}
+    trained_by_size: dict[tuple[int, int], TrainedNetwork] = {}
     for flavor in FLAVORS:
-        path = path_of(model, flavor)
+        path = flavor_path(model, flavor)
         if path.exists():
-            onnx_graph = onnx_checked(path).graph
+            onnx_graph = load_checked_onnx(path).graph
             size = slice_size(onnx_graph, path)
             if size not in trained_by_size:
                 trained_by_size[size] = read_trained(run, store_path, size)
             trained = trained_by_size[size]
             outputs = {output.name for output in onnx_graph.output}
             graph = trained.graph(replace(flavor, probability="probability" in outputs))
-            proved[path] = prove(graph, path, trained.proof, trained.graph())
-            if flavor.bytes_in and (broken := audit(path)):
+            proved[path] = prove_parity(graph, path, trained.proof, trained.graph())
+            if flavor.bytes_in and (broken := find_tensorrt_breaches(path)):
                 raise ModelError(f"{path}: breaks TensorRT's rules ({'; '.join(broken)}); export it again.")
     if not proved:
         raise ModelError(f"{model}: there is no such file; write it with `slicemill export {run} {model}`.")
     return proved
 
 
-def path_of(model: Path, flavor: Flavor) -> Path:
+def flavor_path(model: Path, flavor: Flavor) -> Path:
     """Return the file of a flavor.
 
     >>> path_of(Path("liver.onnx"), Flavor(half=True, bytes_in=True)).name
@@ -107,13 +107,15 @@ def path_of(model: Path, flavor: Flavor) -> Path:
     return model.with_name(model.name.removesuffix(".onnx") + flavor.suffix)
 
 
-def describe(run: Path, trained: Trained, flavor: Flavor, parity: Parity, rules: PostprocessRules) -> ModelDocument:
+def describe_model(
+    run: Path, trained: TrainedNetwork, flavor: Flavor, parity: Parity, rules: PostprocessRules
+) -> ModelCard:
     """Return the metadata of a model file."""
     import onnxruntime
 
     labels, config = trained.labels, trained.config
     installed = {name: number for name, number in versions().items() if name in VERSIONED}
-    return ModelDocument(
+    return ModelCard(
         labels=dict(labels.values),
         organ=labels.organ,
         tumor=labels.tumor,
@@ -164,7 +166,7 @@ def add_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
     """Check an ONNX file and write the metadata into it; traces of this machine go."""
     import onnx
 
-    model = onnx_checked(path)
+    model = load_checked_onnx(path)
     del model.metadata_props[:]
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, to_json(metadata)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from slicemill.common.errors import ModelError
-from slicemill.train.export.graph import Exported
+from slicemill.train.export.graph import ExportGraph
 from slicemill.train.export.trained import Proof
 
 OPSET = 20
@@ -20,7 +20,7 @@ MAX_BATCH = 65536
 """Upper bound of the dynamic axes, slices."""
 
 
-def to_onnx(graph: Exported, proof: Proof, path: Path) -> None:
+def write_onnx(graph: ExportGraph, proof: Proof, path: Path) -> None:
     """Export a graph with a dynamic number of slices; height and width are those of the proof slices."""
     image, window = (np.concatenate([array, array]) for array in proof[0])
     feed = graph.feed(image, window)
@@ -78,7 +78,7 @@ def shorten_indices(path: Path) -> None:
     onnx.save(model, path)
 
 
-def onnx_checked(path: Path) -> Any:
+def load_checked_onnx(path: Path) -> Any:
     """Load an ONNX file that passes the checker of onnx."""
     import onnx
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from slicemill.common.errors import ModelError
 from slicemill.store.model_card import Parity
-from slicemill.train.export.graph import Exported
+from slicemill.train.export.graph import ExportGraph
 from slicemill.train.export.trained import Proof
 
 MAX_DIFFERING = {"batch": 1e-5, "instance": 1e-3}
@@ -24,7 +24,7 @@ TIE = 1e-4
 
 
 @torch.no_grad()
-def prove(graph: Exported, path: Path, proof: Proof, reference: Exported | None = None) -> Parity:
+def prove_parity(graph: ExportGraph, path: Path, proof: Proof, reference: ExportGraph | None = None) -> Parity:
     """Compare onnxruntime with torch on real slices.
 
     A pixel is a tie when torch's logit of onnxruntime's label is TIE or less below its best logit. Either label is

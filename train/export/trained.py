@@ -10,18 +10,18 @@ import numpy.typing as npt
 from torch import nn
 
 from slicemill.common.errors import ModelError
-from slicemill.ct.crop import centered, fit, neighbor_step, neighbors
+from slicemill.ct.crop import centered_corner, crop_or_pad, neighbor_step, neighbors
 from slicemill.ct.labels import Labels, labels_from_json
-from slicemill.ct.pictures import evenly_spaced
+from slicemill.ct.pictures import pick_evenly
 from slicemill.ct.window import AIR_HU
 from slicemill.store.model_card import MAX_SIDE
 from slicemill.store.reader import Store, open_store
 from slicemill.store.split import read_split
 from slicemill.train.config import Config, read_config
-from slicemill.train.export.graph import DEFAULT, Exported, Flavor
-from slicemill.train.network.step import build
+from slicemill.train.export.graph import DEFAULT, ExportGraph, Flavor
+from slicemill.train.network.step import build_network
 from slicemill.train.run.checkpoint import BEST, load_weights
-from slicemill.train.run.setup import CONFIG, SPLIT, run_document
+from slicemill.train.run.setup import CONFIG, SPLIT, read_run_document
 
 PROOF_SLICES = 12
 Proof = list[tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]]
@@ -29,13 +29,13 @@ Proof = list[tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainedNetwork:
     """A run's best network with all that its model files are made from."""
 
     config: Config
     labels: Labels
     document: Mapping[str, Any]
-    """What the run recorded about its store; see `slicemill.train.run.setup.run_document`."""
+    """What the run recorded about its store; see `slicemill.train.run.setup.read_run_document`."""
     network: nn.Module
     proof: Proof
 
@@ -46,12 +46,12 @@ class Trained:
         """
         return replace(flavor, probability=flavor.probability or self.config.wanted_spacing_mm is not None)
 
-    def graph(self, flavor: Flavor = DEFAULT) -> Exported:
+    def graph(self, flavor: Flavor = DEFAULT) -> ExportGraph:
         """Return the graph of a flavor."""
-        return Exported(self.network, self.config, self.labels, flavor).eval()
+        return ExportGraph(self.network, self.config, self.labels, flavor).eval()
 
 
-def read_trained(run: Path, store_path: Path | None, size: tuple[int, int] | None = None) -> Trained:
+def read_trained(run: Path, store_path: Path | None, size: tuple[int, int] | None = None) -> TrainedNetwork:
     """Read a run's best network, and proof slices of the trained size or of another.
 
     Raises
@@ -62,9 +62,9 @@ def read_trained(run: Path, store_path: Path | None, size: tuple[int, int] | Non
     if not (run / BEST).exists():
         raise ModelError(f"{run}: holds no trained network ({BEST}); run `slicemill train` first.")
     config = read_config(run / CONFIG)
-    document = run_document(run)
+    document = read_run_document(run)
     labels = labels_from_json(document)
-    network = build(labels, config)
+    network = build_network(labels, config)
     load_weights(run / BEST, network)
     store = open_store(store_path or str(document["store"]))
     split = read_split(run / SPLIT, store.case_ids)
@@ -76,26 +76,26 @@ def read_trained(run: Path, store_path: Path | None, size: tuple[int, int] | Non
             f"width must be multiples of {multiple}, up to {MAX_SIDE}. `slicemill infer` tiles larger scans and pads "
             "smaller ones."
         )
-    return Trained(
+    return TrainedNetwork(
         config=config,
         labels=labels,
         document=document,
         network=network.eval(),
-        proof=proof_slices(store, split.validation, config, size),
+        proof=read_proof_slices(store, split.validation, config, size),
     )
 
 
-def proof_slices(store: Store, cases: tuple[str, ...], config: Config, size: tuple[int, int]) -> Proof:
+def read_proof_slices(store: Store, cases: tuple[str, ...], config: Config, size: tuple[int, int]) -> Proof:
     """Read slices of the validation cases, evenly spaced, each with its context: int16[c, H, W] and int32[1, c]."""
     slices = [(case_id, z) for case_id in cases for z in range(len(store[case_id].image))]
     proof: Proof = []
-    for case_id, z in evenly_spaced(slices, PROOF_SLICES):
+    for case_id, z in pick_evenly(slices, PROOF_SLICES):
         array = store[case_id].image
         step = neighbor_step(config.window_spacing_mm, store[case_id].info.spacing_mm[0])
         around = neighbors(z, len(array), config.context, step)
         image = np.empty((config.context, *size), dtype=np.int16)
         for out, neighbor in zip(image, around, strict=True):
             section = array.read(neighbor)
-            fit(section, centered(section.shape, size), AIR_HU, out)
+            crop_or_pad(section, centered_corner(section.shape, size), AIR_HU, out)
         proof.append((image, np.arange(config.context, dtype=np.int32)[None]))
     return proof

@@ -81,7 +81,7 @@ def make_learner(
 ) -> Learner:
     """Return a new network with its average and optimizer; the seed determines the weights."""
     torch.manual_seed(config.seed)
-    network = build(labels, config).to(device)
+    network = build_network(labels, config).to(device)
     if processes.count > 1 and config.norm == "batch":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     averaging = get_ema_multi_avg_fn(config.averaging)  # type: ignore[no-untyped-call]
@@ -108,7 +108,7 @@ def make_optimizer(network: nn.Module, config: Config) -> torch.optim.Optimizer:
     return torch.optim.AdamW(weights, lr=rate, weight_decay=decay)
 
 
-def build(labels: Labels, config: Config) -> UNet:
+def build_network(labels: Labels, config: Config) -> UNet:
     """Return the network for these labels and settings, in channels-last layout, in which convolutions are fast."""
     network = UNet(
         channels=config.context,
@@ -138,7 +138,7 @@ def learning_rate(config: Config, done: float) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * fallen))
 
 
-def class_of_value(labels: Labels, device: torch.device, ignored: int | None = None) -> Tensor:
+def class_lookup(labels: Labels, device: torch.device, ignored: int | None = None) -> Tensor:
     """Return the class index of every label value, int64[256]. Unknown values are background, `ignored` is IGNORED."""
     values = torch.from_numpy(labels.table()).long()
     table = torch.zeros(256, dtype=torch.long)
@@ -148,8 +148,8 @@ def class_of_value(labels: Labels, device: torch.device, ignored: int | None = N
     return table.to(device)
 
 
-def on_device(batch: Batch, to_class: Tensor) -> DeviceBatch:
-    """Copy a batch to the device of `to_class`, and replace label values by classes (`class_of_value`)."""
+def move_to_device(batch: Batch, to_class: Tensor) -> DeviceBatch:
+    """Copy a batch to the device of `to_class`, and replace label values by classes (`class_lookup`)."""
     image, label, zoom = (
         torch.from_numpy(array).to(to_class.device, non_blocking=True)
         for array in (batch.image, batch.label, batch.zoom)
@@ -157,7 +157,7 @@ def on_device(batch: Batch, to_class: Tensor) -> DeviceBatch:
     return DeviceBatch(image, to_class[label.long()], zoom)
 
 
-def network_input(
+def prepare_input(
     batch: DeviceBatch, config: Config, size: tuple[int, int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Normalize a batch, then tilt, resample and augment it according to the settings.
@@ -175,12 +175,12 @@ def network_input(
     return resample(image, label, batch.zoom, size) if config.spacing_mm else (image, label)
 
 
-def running_in(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
+def mixed_precision(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
     """Return the context in which a network runs in mixed precision, or in fp32."""
     return torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
 
 
-def one_step(
+def train_step(
     learner: Learner, batch: tuple[Tensor, Tensor], reduce: Callable[[Tensor], Tensor] = no_reduction
 ) -> StepResult:
     """Take one step and update the average.
@@ -193,7 +193,7 @@ def one_step(
         Adds sums over all processes.
     """
     image, label = batch
-    with running_in(image.device, learner.precision):
+    with mixed_precision(image.device, learner.precision):
         levels = learner.forward(image.contiguous(memory_format=torch.channels_last))
     loss, by_slice = multi_level_loss(levels, label, learner.class_weights, reduce)
     learner.optimizer.zero_grad(set_to_none=True)

@@ -13,8 +13,8 @@ from slicemill.common.files import write_csv
 from slicemill.common.progress import progress
 from slicemill.common.terminal import format_cell
 from slicemill.ct.labels import Labels
-from slicemill.ct.overlap import mean_of
-from slicemill.ct.pictures import Color, Tile, draw_labels, gray, label_colors, montage, save_png
+from slicemill.ct.overlap import mean_without_nan
+from slicemill.ct.pictures import Color, Panel, draw_labels, label_colors, make_montage, render_gray, save_png
 from slicemill.ct.window import Window
 from slicemill.store.case import CaseInfo
 from slicemill.store.reader import Case
@@ -82,7 +82,7 @@ class CasePicture:
 
     dice: float
     """Mean Dice of the regions."""
-    tiles: list[Tile]
+    tiles: list[Panel]
 
 
 def write_cases(run: Path, setup: Setup, network: nn.Module) -> dict[str, Overlaps]:
@@ -119,7 +119,7 @@ def write_cases(run: Path, setup: Setup, network: nn.Module) -> dict[str, Overla
     for name, cases in ((WORST_CASES, candidates[:count]), (BEST_CASES, candidates[-count:][::-1])):
         tiles = [tile for one in cases for tile in one.tiles]
         if tiles:
-            save_png(run / name, montage(tiles, 3))
+            save_png(run / name, make_montage(tiles, 3))
     return by_case
 
 
@@ -143,7 +143,7 @@ def score_case(info: CaseInfo, overlaps: Overlaps) -> CaseScores:
         case_id=info.case_id,
         patient_id=info.patient_id,
         slices=info.shape[0],
-        dice=none_if_nan(mean_of([overlap.dice for overlap in overlaps.values()])),
+        dice=none_if_nan(mean_without_nan([overlap.dice for overlap in overlaps.values()])),
         regions=regions,
     )
 
@@ -158,7 +158,7 @@ def format_dice(overlaps: Overlaps) -> str:
     return ", ".join(f"{name} {format_cell(overlap.dice)}" for name, overlap in overlaps.items())
 
 
-def draw_case(case: Case, reference: LabelVolume, predicted: LabelVolume, setup: Setup, caption: str) -> list[Tile]:
+def draw_case(case: Case, reference: LabelVolume, predicted: LabelVolume, setup: Setup, caption: str) -> list[Panel]:
     """Return image, reference and prediction of the key slices of a case; `caption` is that of the prediction."""
     window = Window(setup.config.window_low, setup.config.window_high)
     colors: Colors = label_colors(setup.labels)
@@ -166,11 +166,11 @@ def draw_case(case: Case, reference: LabelVolume, predicted: LabelVolume, setup:
         colors.append(([setup.ignored], IGNORED_COLOR))
     tiles = []
     for z, reason in choose_key_slices(reference, predicted, setup.labels, setup.ignored).items():
-        image = gray(case.image[z], window)
+        image = render_gray(case.image[z], window)
         tiles += [
-            Tile(picture=image, caption=f"z={z}, {reason}: {case.info.case_id}"),
-            Tile(picture=draw_labels(image, reference[z], colors), caption="reference"),
-            Tile(picture=draw_labels(image, predicted[z], colors), caption=f"prediction: {caption}"),
+            Panel(picture=image, caption=f"z={z}, {reason}: {case.info.case_id}"),
+            Panel(picture=draw_labels(image, reference[z], colors), caption="reference"),
+            Panel(picture=draw_labels(image, predicted[z], colors), caption=f"prediction: {caption}"),
         ]
     return tiles
 

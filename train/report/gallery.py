@@ -14,12 +14,21 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from slicemill.ct.crop import neighbors
-from slicemill.ct.pictures import Color, Picture, Tile, draw_labels, evenly_spaced, gray, label_colors, montage
+from slicemill.ct.pictures import (
+    Color,
+    Panel,
+    Picture,
+    draw_labels,
+    label_colors,
+    make_montage,
+    pick_evenly,
+    render_gray,
+)
 from slicemill.ct.window import Window
-from slicemill.store.preview import chosen_slices
+from slicemill.store.preview import choose_slices
 from slicemill.store.reader import Case, Store
 from slicemill.train.config import KINDS, Config
-from slicemill.train.data.augment import SHARES, VALUE_KINDS, changed, tilt
+from slicemill.train.data.augment import SHARES, VALUE_KINDS, augment_by_shares, tilt
 from slicemill.train.data.warp import ImageAndLabel
 from slicemill.train.network.unet import normalize
 from slicemill.train.run.setup import common_labels
@@ -72,7 +81,7 @@ def draw_gallery(store: Store, config: Config) -> Image.Image:
     generator = torch.Generator().manual_seed(config.seed)
     window = Window(config.window_low, config.window_high)
     masked = [case for case in store if case.label is not None]
-    chosen = evenly_spaced(masked, COLUMNS) * (COLUMNS if len(masked) == 1 else 1)
+    chosen = pick_evenly(masked, COLUMNS) * (COLUMNS if len(masked) == 1 else 1)
     samples = [read_sample(case, window, config.oblique or REACH) for case in chosen]
     tiles = []
     for row in list_rows(config):
@@ -81,16 +90,16 @@ def draw_gallery(store: Store, config: Config) -> Image.Image:
             former = sample.middle()[1][0].numpy().astype(np.uint8)
             shown = label[0].numpy().astype(np.uint8)
             box = find_close_up(former) if row.close_up else (slice(None), slice(None))
-            picture = gray(to_hu(image[0, 0], window)[box], window)
+            picture = render_gray(to_hu(image[0, 0], window)[box], window)
             if (former != shown).any():
                 picture = draw_labels(picture, former[box], [(values, FORMER_COLOR) for values, _ in colors])
             picture = draw_labels(picture, shown[box], colors)
-            tiles.append(Tile(picture=shrink(picture), caption=f"{row.title}: {sample.name}"))
+            tiles.append(Panel(picture=shrink(picture), caption=f"{row.title}: {sample.name}"))
     title = (
         f"augment = {config.augment:g}: training changes the shares of slices in brackets; "
         f"window {window.low:g} to {window.high:g} HU"
     )
-    return montage(tiles, len(samples), title=title)
+    return make_montage(tiles, len(samples), title=title)
 
 
 def list_rows(config: Config) -> Iterator[Row]:
@@ -117,7 +126,7 @@ def kind_row(kind: str, config: Config) -> Row:
     """Return the row of one kind, which changes every slice here."""
     return Row(
         title=f"{kind} ({config.augment * SHARES[kind]:.0%})",
-        change=lambda sample, generator: changed(*sample.middle(), config.augment, {kind: 1.0}, generator),
+        change=lambda sample, generator: augment_by_shares(*sample.middle(), config.augment, {kind: 1.0}, generator),
         close_up=kind in VALUE_KINDS,
     )
 
@@ -125,13 +134,13 @@ def kind_row(kind: str, config: Config) -> Row:
 def change_all(sample: Sample, config: Config, generator: Generator) -> ImageAndLabel:
     """Apply all changes of the settings at once."""
     batch = tilt(sample.image, sample.label, generator) if config.oblique else sample.middle()
-    return changed(*batch, config.augment, dict.fromkeys(config.kinds, 1.0), generator)
+    return augment_by_shares(*batch, config.augment, dict.fromkeys(config.kinds, 1.0), generator)
 
 
 def read_sample(case: Case, window: Window, reach: int) -> Sample:
     """Read the slice with most tumor, else one from the middle of the labels, with `reach` slices to either side."""
     tumor = case.info.labels and case.info.slice_stats.voxels.get(case.info.labels.tumor or "")
-    z = chosen_slices(case.info, 1)[0] if tumor and any(tumor) else chosen_slices(case.info, 3)[1]
+    z = choose_slices(case.info, 1)[0] if tumor and any(tumor) else choose_slices(case.info, 3)[1]
     around = neighbors(z, len(case.image), 1 + 2 * reach)
     image = torch.from_numpy(case.image.read_many(around))[None]
     label = np.zeros(image.shape, np.uint8) if case.label is None else case.label.read_many(around)[None]

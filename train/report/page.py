@@ -14,11 +14,11 @@ from slicemill.common.files import write_bytes
 from slicemill.common.html import render
 from slicemill.common.terminal import count_noun
 from slicemill.ct.labels import Labels
-from slicemill.ct.overlap import Overlap, mean_of
+from slicemill.ct.overlap import Overlap, mean_without_nan
 from slicemill.ct.pictures import label_colors
 from slicemill.store.case import CaseInfo
 from slicemill.train.config import Config
-from slicemill.train.network.step import build
+from slicemill.train.network.step import build_network
 from slicemill.train.report.cases import CaseScores, score_case, sort_worst_first, write_cases
 from slicemill.train.report.curves import draw_curves
 from slicemill.train.run.checkpoint import BEST, State, load_weights
@@ -104,7 +104,7 @@ class Run:
 
 def write_report(folder: Path, setup: Setup, state: State) -> None:
     """Segment the validation cases with the best weights, and write their table, pictures, the curves and the page."""
-    network = build(setup.labels, setup.config).to(setup.device)
+    network = build_network(setup.labels, setup.config).to(setup.device)
     load_weights(folder / BEST, network)
     overlaps = write_cases(folder, setup, network)
     draw_curves(folder / CURVES, state.history, setup.labels)
@@ -190,8 +190,10 @@ def score_table(pooled: Overlaps, scores: Sequence[CaseScores]) -> Table:
         dices = [region.dice for region in regions if region.dice is not None]
         errors = [region.error_ml for region in regions]
         between = f"{min(dices):.3f} to {max(dices):.3f}" if dices else None
-        volume_errors = mean_of(errors), mean_of([abs(error) for error in errors])
-        rows.append((name, overlap.dice, mean_of(dices), between, overlap.precision, overlap.recall, *volume_errors))
+        volume_errors = mean_without_nan(errors), mean_without_nan([abs(error) for error in errors])
+        rows.append(
+            (name, overlap.dice, mean_without_nan(dices), between, overlap.precision, overlap.recall, *volume_errors)
+        )
     header = (
         "region",
         "Dice global",

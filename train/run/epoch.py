@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from slicemill.common.progress import progress
-from slicemill.ct.overlap import mean_of
+from slicemill.ct.overlap import mean_without_nan
 from slicemill.train.data.dataset import Batch
 from slicemill.train.data.sampling import draw_epoch
 from slicemill.train.network.step import (
     Learner,
-    class_of_value,
+    class_lookup,
     learning_rate,
-    network_input,
-    on_device,
-    one_step,
+    move_to_device,
+    prepare_input,
+    train_step,
 )
 from slicemill.train.run.checkpoint import State
 from slicemill.train.run.interrupt import Commands, Interruption
@@ -93,7 +93,7 @@ class _EpochInProgress:
         self._training = training
         self._state = state
         self._interruption = interruption
-        self._to_class = class_of_value(setup.labels, setup.device, setup.ignored)
+        self._to_class = class_lookup(setup.labels, setup.device, setup.ignored)
         self.tally = resume_tally(state.tally, len(setup.labels.values) + 1, setup.device, setup.processes)
         drawn_by = training.losses.at_epoch_start.numpy()
         self.places = draw_epoch(setup.pool, setup.config, self.number, drawn_by)
@@ -139,8 +139,8 @@ class _EpochInProgress:
             group["lr"] = learning_rate(config, done)
         self._generator.manual_seed(combine_seeds(config.seed, self.number, step, setup.processes.rank))
         with explain_out_of_memory(setup.labels, config, setup.view.size, setup.device, setup.precision):
-            inputs = network_input(on_device(batch, self._to_class), config, setup.view.size, self._generator)
-            result = one_step(learner, inputs, setup.processes.sum)
+            inputs = prepare_input(move_to_device(batch, self._to_class), config, setup.view.size, self._generator)
+            result = train_step(learner, inputs, setup.processes.sum)
         self.tally.voxels += result.voxels
         self.record_pending()
         places = self.places[step * config.batch : (step + 1) * config.batch]
@@ -158,7 +158,7 @@ def epoch_metrics(training: Training, number: int, tally: Tally, by_case: Mappin
     setup = training.setup
     trained = region_overlaps(setup.processes.sum(tally.voxels), setup.labels)
     dices = global_dice(by_case, setup.labels)
-    mean = mean_of(list(dices.values()))
+    mean = mean_without_nan(list(dices.values()))
     return EpochMetrics(
         epoch=number,
         loss=sum(tally.losses) / max(tally.step, 1),
@@ -169,7 +169,9 @@ def epoch_metrics(training: Training, number: int, tally: Tally, by_case: Mappin
             name: RegionDice(
                 train=none_if_nan(trained[name].dice),
                 validation=none_if_nan(dice),
-                validation_per_case=none_if_nan(mean_of([overlaps[name].dice for overlaps in by_case.values()])),
+                validation_per_case=none_if_nan(
+                    mean_without_nan([overlaps[name].dice for overlaps in by_case.values()])
+                ),
             )
             for name, dice in dices.items()
         },

@@ -10,7 +10,7 @@ from slicemill.common.errors import ConfigError
 from slicemill.ct.labels import Labels
 from slicemill.train.config import Config
 from slicemill.train.network.losses import multi_level_loss
-from slicemill.train.network.step import make_learner, running_in
+from slicemill.train.network.step import make_learner, mixed_precision
 
 AUTO = 0
 """The value of the setting `batch` that requests a measurement."""
@@ -102,7 +102,7 @@ def _step_of_zeros(
     learner = make_learner(labels, config.changed(compile=False), device, precision)
     image = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
     label = torch.zeros((shape[0], *shape[2:]), dtype=torch.long, device=device)
-    with running_in(device, precision):
+    with mixed_precision(device, precision):
         levels = learner.forward(image)
     loss, _ = multi_level_loss(levels, label, learner.class_weights)
     loss.backward()  # type: ignore[no-untyped-call]

@@ -299,7 +299,7 @@ def read_run_model(run: Path) -> RunModel:
     return model
 
 
-def run_document(run: Path) -> dict[str, Any]:
+def read_run_document(run: Path) -> dict[str, Any]:
     """Return ``model.json`` as plain values, checked by `read_run_model`."""
     return to_document(read_run_model(run))
 

@@ -8,14 +8,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from slicemill.ct.crop import centered, fit, neighbor_step, neighbors
+from slicemill.ct.crop import centered_corner, crop_or_pad, neighbor_step, neighbors
 from slicemill.ct.labels import Labels
 from slicemill.ct.overlap import Overlap
 from slicemill.ct.window import AIR_HU
 from slicemill.store.reader import Case
 from slicemill.train.data.augment import resample
 from slicemill.train.data.dataset import compute_zoom
-from slicemill.train.network.step import running_in
+from slicemill.train.network.step import mixed_precision
 from slicemill.train.network.unet import normalize
 from slicemill.train.run.setup import Setup, network_size
 from slicemill.train.run.tally import region_overlaps
@@ -101,10 +101,10 @@ def predict_case(case: Case, network: nn.Module, setup: Setup) -> npt.NDArray[np
         size = (max(size[0], setup.size[0]), max(size[1], setup.size[1]))
     # Resampling pads by itself; otherwise the volume is padded once, here.
     padded = (ny, nx) if config.spacing_mm else size
-    corner = centered((ny, nx), padded)
+    corner = centered_corner((ny, nx), padded)
     volume = np.empty((nz, *padded), dtype=np.int16)
     for z, section in enumerate(case.image):
-        fit(section, corner, AIR_HU, volume[z])
+        crop_or_pad(section, corner, AIR_HU, volume[z])
     predicted = np.empty((nz, ny, nx), dtype=np.uint8)
     # As many slices at a time as take the memory of a training batch.
     batch = max(1, math.prod(setup.view.size) * config.batch // setup.processes.count // math.prod(size))
@@ -114,7 +114,7 @@ def predict_case(case: Case, network: nn.Module, setup: Setup) -> npt.NDArray[np
         image = normalize(torch.from_numpy(windows).to(setup.device), config.window_low, config.window_high)
         if config.spacing_mm:
             image = resample_slices(image, zoom, size)
-        with running_in(setup.device, setup.precision):
+        with mixed_precision(setup.device, setup.precision):
             logits = network(image.contiguous(memory_format=torch.channels_last))
         if config.spacing_mm:
             logits = resample_slices(logits.float().softmax(dim=1), (1 / zoom[0], 1 / zoom[1]), (ny, nx))

@@ -22,10 +22,10 @@ from nibabel.spatialimages import HeaderDataError
 
 from slicemill.common.errors import GeometryError, ScanError
 from slicemill.common.files import Location
-from slicemill.ct.formats.nifti.names import files_of, is_header_name
+from slicemill.ct.formats.nifti.names import is_header_name, scan_files
 from slicemill.ct.formats.nifti.stream import MAX_DATA_OFFSET, is_gzip, open_voxels, read_header_file, read_up_to
 from slicemill.ct.geometry import SAME_GRID_MM, Grid
-from slicemill.ct.grid_checks import about_grid
+from slicemill.ct.grid_checks import grid_warnings
 
 MAX_DEFLATE_RATIO = 1032
 """Most bytes that deflate can produce from one (zlib, technical details)."""
@@ -92,9 +92,9 @@ def read_header(path: Location) -> NiftiHeader:
         data_offset=before + offset,
         raw=raw,
         extension_bytes=_extension_bytes(start, len(raw), before or offset),
-        warnings=(*warnings, *_about_fields(header), *about_grid(grid), *_about_names(path)),
+        warnings=(*warnings, *_about_fields(header), *grid_warnings(grid), *_about_names(path)),
     )
-    _check_size(files_of(path)[-1], checked, offset + checked.data_bytes)
+    _check_size(scan_files(path)[-1], checked, offset + checked.data_bytes)
     return checked
 
 
@@ -116,7 +116,7 @@ def blank_text(header: bytes) -> bytes:
     return bytes(fields.binaryblock)
 
 
-def grid_of_header(header: bytes) -> Grid:
+def parse_grid(header: bytes) -> Grid:
     """Return the grid of stored header bytes."""
     fields = parse_header(header, Path("header"))[1]
     return Grid(shape=read_shape(fields, Path("header")), affine=_affine(fields, Path("header"))[0])
@@ -250,7 +250,7 @@ def _about_fields(header: Any) -> list[str]:
 def _about_names(path: Location) -> list[str]:
     """Return a warning for each file whose suffix .gz and first bytes contradict each other."""
     warnings = []
-    for file in files_of(path):
+    for file in scan_files(path):
         compressed = is_gzip(file)
         if compressed != file.name.lower().endswith(".gz"):
             expected, found = ("plain", "gzip") if compressed else ("gzip", "plain")

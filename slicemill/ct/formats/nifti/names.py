@@ -22,7 +22,7 @@ def is_header_name(name: str) -> bool:
     return name.lower().endswith(HEADER_SUFFIXES)
 
 
-def stem_of(name: str) -> str:
+def strip_suffix(name: str) -> str:
     """Return a file name without its NIfTI suffix.
 
     >>> stem_of("volume-17.nii.gz"), stem_of("volume-17.hdr")
@@ -34,7 +34,7 @@ def stem_of(name: str) -> str:
     return name
 
 
-def files_of(path: Location) -> tuple[Location, ...]:
+def scan_files(path: Location) -> tuple[Location, ...]:
     """Return the files of a scan: the path itself, or the header and image files of a pair.
 
     The image file of ``x.hdr`` is ``x.img``, else ``x.img.gz``; that of ``x.hdr.gz`` is ``x.img.gz``, else ``x.img``.
@@ -46,7 +46,7 @@ def files_of(path: Location) -> tuple[Location, ...]:
     """
     if not is_header_name(path.name):
         return (path,)
-    stem = stem_of(path.name)
+    stem = strip_suffix(path.name)
     ending = path.name[len(stem) :]
     bare = ".IMG" if ending[1:4].isupper() else ".img"
     suffix, other = (bare + ending[4:], bare) if len(ending) > 4 else (bare, f"{bare}.gz")

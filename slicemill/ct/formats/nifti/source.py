@@ -6,7 +6,14 @@ import numpy as np
 
 from slicemill.common.files import Location
 from slicemill.ct.formats.nifti.header import MAX_EXTENSION_BYTES, blank_text, read_extensions, read_header
-from slicemill.ct.formats.nifti.stream import bytes_of, open_voxels, read_exactly, read_to_end, report_damage, skip
+from slicemill.ct.formats.nifti.stream import (
+    open_voxels,
+    read_exactly,
+    read_to_end,
+    report_damage,
+    skip_bytes,
+    view_bytes,
+)
 from slicemill.ct.formats.source import RawPlanes
 
 
@@ -34,12 +41,12 @@ class NiftiSource:
 
     def planes(self, depth: int, buffers: int) -> Iterator[RawPlanes]:
         """Yield all planes any[k, j, i] in the file's order, `depth` at a time, in `buffers` arrays in turn."""
-        skip(self._stream, self.header.data_offset, self._path)
+        skip_bytes(self._stream, self.header.data_offset, self._path)
         ni, nj, nk = self.grid.shape
         arrays = [np.empty((min(depth, nk), nj, ni), dtype=self.dtype) for _ in range(buffers)]
         for turn, k in enumerate(range(0, nk, depth)):
             raw = arrays[turn % buffers][: nk - k]
-            read_exactly(self._stream, bytes_of(raw), self._path)
+            read_exactly(self._stream, view_bytes(raw), self._path)
             yield RawPlanes(k=k, voxels=raw, slope=self.header.slope, inter=self.header.inter)
 
     def finish(self) -> str:

@@ -17,7 +17,7 @@ from isal import igzip
 from slicemill.common.errors import ReadError, ScanError
 from slicemill.common.files import HASH_BLOCK, HashingStream, Location
 from slicemill.common.remote import RemotePath
-from slicemill.ct.formats.nifti.names import files_of, is_header_name
+from slicemill.ct.formats.nifti.names import is_header_name, scan_files
 
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_DATA_OFFSET = 1 << 24
@@ -30,7 +30,7 @@ def open_voxels(path: Location, *, hashed: bool = True) -> tuple[io.RawIOBase, H
     Returns the stream to read from, and the stream below it that counts and hashes the bytes as stored.
     """
     content, plain = read_header_file(path) if is_header_name(path.name) else (b"", b"")
-    file, compressed = _open_file(files_of(path)[-1])
+    file, compressed = _open_file(scan_files(path)[-1])
     hashing = HashingStream(file, start=content, hashed=hashed)
     inner = Gunzip(fileobj=hashing, mode="rb") if compressed else hashing
     return _Closing(inner, file, plain), hashing
@@ -129,7 +129,7 @@ def report_damage(path: Location) -> Iterator[None]:
         raise ReadError(f"{path}: cannot be read: {error.strerror or error}.") from error
 
 
-def bytes_of(array: npt.NDArray[Any]) -> memoryview:
+def view_bytes(array: npt.NDArray[Any]) -> memoryview:
     """Return the bytes of a C-contiguous array, without a copy."""
     return memoryview(array.view(np.uint8).reshape(-1))  # type: ignore[arg-type]
 
@@ -158,7 +158,7 @@ def read_to_end(stream: io.RawIOBase, path: Location) -> None:
             pass
 
 
-def skip(stream: io.RawIOBase, count: int, path: Location) -> None:
+def skip_bytes(stream: io.RawIOBase, count: int, path: Location) -> None:
     """Read and discard `count` bytes."""
     read_exactly(stream, memoryview(bytearray(count)), path)
 

@@ -14,8 +14,8 @@ from isal import igzip
 from slicemill.common.errors import ScanError
 from slicemill.common.files import atomic_write
 from slicemill.ct.formats.nifti.header import parse_header, read_shape
-from slicemill.ct.formats.nifti.stream import bytes_of
-from slicemill.ct.geometry import contiguous
+from slicemill.ct.formats.nifti.stream import view_bytes
+from slicemill.ct.geometry import make_contiguous
 
 EXTENDER = b"\1\0\0\0"
 """The four bytes that announce header extensions."""
@@ -60,7 +60,7 @@ def write_volume(
         stream.write(fields.binaryblock + extensions)
         for part in voxels:
             written += part.size
-            stream.write(bytes_of(contiguous(part.astype(kind, copy=False))))
+            stream.write(view_bytes(make_contiguous(part.astype(kind, copy=False))))
         if written != expected:
             raise ScanError(
                 f"{path}: the header to copy is damaged; it says {expected:,} voxels, there are {written:,}."
