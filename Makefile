@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST = $(BIN)/pytest -q -n $(JOBS) --dist worksteal
+PYTEST = $(BIN)/pytest -q -n $(JOBS) --dist loadgroup
 JOBS ?= 2
 # onnxruntime and onnxruntime-gpu overwrite each other: one of the two, by whether an NVIDIA driver answers.
 RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -37,7 +37,7 @@ oldest: ## the tests of the ground floors and of ingest with the oldest versions
 	$(PYTHON) tests/oldest.py > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e '.[ingest,cpu,s3]' \
 		pytest pytest-timeout pytest-xdist hypothesis SimpleITK 'moto[server]' tensorstore blosc2
-	.venv-oldest/bin/pytest -q -n $(JOBS) --dist worksteal -W default -m "not slow and not trained" tests/common tests/ct tests/store tests/ingest
+	.venv-oldest/bin/pytest -q -n $(JOBS) --dist loadgroup -W default -m "not slow and not trained" tests/common tests/ct tests/store tests/ingest
 
 coverage: $(VENV)/developing ## every test, with coverage of lines and branches
 	$(BIN)/coverage erase

@@ -20,7 +20,7 @@ UNDECLARED = make_labels({"label_1": 1})
 def count_values(label: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """Return how many voxels of uint8[z, y, x] have each value, int64[256].
 
-    >>> value_counts(np.array([[[0, 2, 2]]], dtype=np.uint8))[:3].tolist()
+    >>> count_values(np.array([[[0, 2, 2]]], dtype=np.uint8))[:3].tolist()
     [1, 0, 2]
     """
     counts = np.zeros(256, dtype=np.int64)

@@ -22,10 +22,13 @@ NEEDS_TRAINING = {"trained", "model"}
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests that need a trained network, which `make quick` leaves out."""
+    """Mark the tests that need a trained network, and keep tests that share a fixture of their module in one process."""
     for item in items:
         if NEEDS_TRAINING & set(item.fixturenames):
             item.add_marker("trained")
+        fixtures = [found[-1] for found in item._fixtureinfo.name2fixturedefs.values()]
+        if any(fixture.scope == "module" and fixture.baseid.startswith("tests/") for fixture in fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
 
 
 @pytest.fixture(autouse=True, scope="session")

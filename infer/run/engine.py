@@ -41,7 +41,7 @@ class Limits:
     """Limits on concurrent work."""
 
     capacity: Capacity
-    wanted: tuple[str, ...]
+    outputs: tuple[str, ...]
     """Names of the outputs that are requested from the network."""
     memory_bytes: int
     """Memory that all scans may take, from reading the first voxel to writing the mask."""
@@ -181,7 +181,7 @@ class Engine:
         while True:
             if model.session is not session:
                 session = model.session
-                lane = self._steps.open_lane(model, self._limits.capacity, self._limits.wanted)
+                lane = self._steps.open_lane(model, self._limits.capacity, self._limits.outputs)
             station = _Station(model=model, session=session, lane=lane, turns=turns)
             if not self._run_batch(station, writers):
                 return

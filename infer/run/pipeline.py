@@ -117,7 +117,7 @@ class BulkRun:
         lanes_bytes = estimate_lane_memory(self._model, capacity, wanted) if options.max_memory_gb else 0
         limits = Limits(
             capacity=capacity,
-            wanted=wanted,
+            outputs=wanted,
             memory_bytes=memory_for_scans(options.max_memory_gb, lanes_bytes),
             readers=count_threads(options.readers, MAX_READERS),
             writers=count_threads(options.writers, MAX_WRITERS),

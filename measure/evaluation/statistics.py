@@ -53,7 +53,7 @@ def score_true_negatives(pairs: Sequence[tuple[float, float]], best: float) -> l
     The other run then raised a false alarm. Without this rule the case would be left out of the comparison, and runs
     with false alarms would look better than runs without. Where both runs correctly predict nothing, both stay NaN.
 
-    >>> with_right_silence([(float("nan"), 0.0), (0.5, 0.6)], best=1.0)
+    >>> score_true_negatives([(float("nan"), 0.0), (0.5, 0.6)], best=1.0)
     [(1.0, 0.0), (0.5, 0.6)]
     """
     return [

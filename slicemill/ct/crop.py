@@ -28,7 +28,7 @@ def neighbor_step(context_spacing_mm: float | None, spacing_z_mm: float) -> floa
 def centered_corner(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
     """Return the corner (y, x) of a window of `size` centered on a slice of `shape` [y, x]; negative if it is padded.
 
-    >>> centered((100, 130), (128, 128))
+    >>> centered_corner((100, 130), (128, 128))
     (-14, 1)
     """
     return (shape[0] - size[0]) // 2, (shape[1] - size[1]) // 2

@@ -42,7 +42,7 @@ def explain_lost_header(grid: Grid) -> str | None:
 
     Scans 28 to 47 of LiTS and the mask of scan 53 have such headers.
 
-    >>> lost_header(Grid(shape=(2, 2, 2), affine=np.eye(4)))
+    >>> explain_lost_header(Grid(shape=(2, 2, 2), affine=np.eye(4)))
     'its affine is the identity'
     """
     lengths = np.linalg.norm(grid.affine[:3, :3], axis=0)

@@ -4,11 +4,11 @@ A name is split into words at punctuation and at changes of case. Words like ``s
 file; the other words are the key that an image and its mask share. Folders named ``imagesTr``, ``labels`` or ``masks``
 give the role of the files in them.
 
->>> name_of("lits/batch1/volume-17.nii").key, name_of("lits/batch2/segmentation-17.nii").role
+>>> parse_name("lits/batch1/volume-17.nii").key, parse_name("lits/batch2/segmentation-17.nii").role
 ('lits-17', 'mask')
->>> name_of("STS_004/CT_mask.nii.gz")
+>>> parse_name("STS_004/CT_mask.nii.gz")
 Name(role='mask', folder='STS_004', key='')
->>> name_of("imagesTr/liver_3_0000.nii.gz") == Name(role='image', folder='', key='liver_3')
+>>> parse_name("imagesTr/liver_3_0000.nii.gz") == Name(role='image', folder='', key='liver_3')
 True
 """
 
@@ -103,9 +103,9 @@ def parse_name(path: str) -> Name:
 def derive_case_id(path: str) -> str:
     """Return the case id of an image: its stem without ``_0000``, or its folder if the name has no key.
 
-    >>> case_id_of("lits/volume-17.nii"), case_id_of("imagesTr/liver_3_0000.nii.gz")
+    >>> derive_case_id("lits/volume-17.nii"), derive_case_id("imagesTr/liver_3_0000.nii.gz")
     ('volume-17', 'liver_3')
-    >>> case_id_of("STS_004/CT_image.nii.gz")
+    >>> derive_case_id("STS_004/CT_image.nii.gz")
     'STS_004'
     """
     parts = PurePosixPath(path)

@@ -82,7 +82,7 @@ class Overlap:
 def count_overlap(reference: Mask, prediction: Mask) -> Overlap:
     """Count two masks of one shape.
 
-    >>> overlap(np.array([True, True, False]), np.array([True, False, True])).dice
+    >>> count_overlap(np.array([True, True, False]), np.array([True, False, True])).dice
     0.5
     """
     both = int(np.count_nonzero(reference & prediction))

@@ -151,7 +151,7 @@ def save_png(path: Location, picture: Image.Image) -> None:
 def pick_evenly(items: Iterable[T], count: int) -> list[T]:
     """Return up to `count` of the items, evenly spaced.
 
-    >>> evenly_spaced(range(10), 3)
+    >>> pick_evenly(range(10), 3)
     [0, 4, 9]
     """
     items = list(items)
@@ -163,7 +163,7 @@ def pick_evenly(items: Iterable[T], count: int) -> list[T]:
 def encode_png(pixels: npt.NDArray[Any]) -> bytes:
     """Encode uint8[y, x], uint16[y, x] or uint8[y, x, 3] as a PNG file (ISO/IEC 15948), without row filters.
 
-    >>> png_bytes(np.zeros((2, 3), dtype=np.uint8))[:4]
+    >>> encode_png(np.zeros((2, 3), dtype=np.uint8))[:4]
     b'\\x89PNG'
     """
     height, width = pixels.shape[:2]

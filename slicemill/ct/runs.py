@@ -76,7 +76,7 @@ def select_values(label: npt.NDArray[np.uint8], values: Sequence[int], out: Mask
 def find_runs(label: npt.NDArray[np.uint8] | Mask, values: Sequence[int] = (1,)) -> Runs:
     """Find the runs of a mask bool[z, y, x], or of the voxels of uint8[z, y, x] that have one of `values`.
 
-    >>> runs_of(np.array([[[0, 1, 1, 0, 1]]], dtype=bool)).start.tolist()
+    >>> find_runs(np.array([[[0, 1, 1, 0, 1]]], dtype=bool)).start.tolist()
     [1, 4]
     """
     nz, ny, nx = label.shape

@@ -42,7 +42,7 @@ HERE = Path(__file__).parents[2]
         ("seeds = [0, 0]\n[variants.a]", "each once"),
         ("[variants.A_B]", "a name is up to 40"),
         ("[variants.a]\nsteps = 3", "steps is the same for all variants"),
-        ("[variants.a]\nmomentum = 3", "variant a: momentum: is no setting"),
+        ("[variants.a]\nmomentum = 3", "variant a: momentum: is not a setting"),
         ("[settings]\ncontext = 2\n[variants.a]", "variant a: context = 2: must be 1, 3, 5 or 7"),
         ("[settings]\nbatch = 0\n[variants.a]", "variant a: batch = 0 takes what a GPU's memory allows"),
         ("variants = 3", "Expected `object`, got `int` - at `$.variants`"),

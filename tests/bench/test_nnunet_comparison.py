@@ -67,7 +67,7 @@ def fake_tools(monkeypatch, stored, tmp_path):
     for path in tools.iterdir():
         path.chmod(0o755)
     monkeypatch.setattr(nnunet_comparison, "prepare", prepare)
-    monkeypatch.setattr(nnunet_comparison, "environment", lambda *_: tools / "python")
+    monkeypatch.setattr(nnunet_comparison, "prepare_environment", lambda *_: tools / "python")
     monkeypatch.setattr(nnunet_comparison, "run_fold", run_fold)
 
 

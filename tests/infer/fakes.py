@@ -27,7 +27,7 @@ def planned(volume, size=(SIDE, SIDE), context=1, step=1.0):
         tiles=make_tiles(volume.shape[1:], size),
         label_values=np.arange(251, dtype=np.uint8),
         tumor_class=None,
-        wanted=("label",),
+        outputs=("label",),
         predict=PLAIN,
         network_size=size,
     )
@@ -88,7 +88,7 @@ class FakeRun:
             read=self.read, write=self.write, fail=self.fail, check=check, advance=self.advance, open_lane=FakeLane
         )
         defaults = {"memory_bytes": 10**9, "readers": 2, "writers": 2, "capacity": Capacity(4, 4)}
-        self.engine = Engine(models, Limits(wanted=("label",), **defaults | limits), steps, Stopwatch())
+        self.engine = Engine(models, Limits(outputs=("label",), **defaults | limits), steps, Stopwatch())
 
     def run(self):
         self.engine.run(iter([Job(name=name, path=Path(name)) for name in self.volumes]))

@@ -171,7 +171,7 @@ def test_invalid_device_numbers_are_refused(model):
 
 
 def test_auto_does_not_replace_missing_gpus_by_the_cpu_when_devices_are_named(model, scans, tmp_path, monkeypatch):
-    monkeypatch.setattr(providers, "no_cuda", lambda: "no NVIDIA driver answers")
+    monkeypatch.setattr(providers, "explain_missing_cuda", lambda: "no NVIDIA driver answers")
     with pytest.raises(ProviderError, match="--devices 1: auto would take the CPU, .* no NVIDIA driver answers"):
         open_model(model, "auto", 1)
     opened = open_model(model, "auto")

@@ -62,7 +62,7 @@ def test_a_lane_that_fails_ends_the_others(error, model, monkeypatch):
 
     opened = open_model(model, "cpu")
     monkeypatch.setattr(single, "make_lane", failing)
-    monkeypatch.setattr(single, "capacity_of", lambda *_: batch_capacity(opened.info, "cpu", 1))
+    monkeypatch.setattr(single, "batch_capacity", lambda *_: batch_capacity(opened.info, "cpu", 1))
     with pytest.raises(type(error)):
         segment_volume(opened, np.zeros((300, 64, 64), np.int16), SPACING)
     assert len(done) < 100

@@ -97,7 +97,7 @@ def made_up(monkeypatch, model, scenes):
     def load(job):
         return type("Loaded", (), {"grid": grid, "volume": np.full(shape, int(job.case_id), np.int16)})
 
-    monkeypatch.setattr(module, "load", load)
+    monkeypatch.setattr(module, "load_scan", load)
     monkeypatch.setattr(module, "segment_volume", Fake(scenes))
     return Store(), grid
 

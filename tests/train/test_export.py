@@ -46,7 +46,9 @@ def file_of(trained, model, tmp_path_factory):
     def make(flavor):
         if flavor == Flavor():
             return model
-        (path,) = export(trained, tmp_path_factory.mktemp("flavor") / "m.onnx", flavors=[flavor])
+        with pytest.MonkeyPatch.context() as patch:  # the fixture `exported_before` may have replaced it
+            patch.setattr("slicemill.train.export.model_file.write_onnx", write_onnx)
+            (path,) = export(trained, tmp_path_factory.mktemp("flavor") / "m.onnx", flavors=[flavor])
         return path
 
     return make
@@ -56,7 +58,7 @@ def file_of(trained, model, tmp_path_factory):
 def exported_before(file_of, monkeypatch):
     """Let `export` copy files that were exported before, instead of calling torch's exporter."""
     monkeypatch.setattr(
-        "slicemill.train.export.model_file.to_onnx", lambda graph, _, path: shutil.copy(file_of(graph.flavor), path)
+        "slicemill.train.export.model_file.write_onnx", lambda graph, _, path: shutil.copy(file_of(graph.flavor), path)
     )
 
 
@@ -240,7 +242,7 @@ class TestFiles:
                 raise ModelError("labels differ")
             return prove_parity(graph, *given)
 
-        monkeypatch.setattr("slicemill.train.export.model_file.prove", fail)
+        monkeypatch.setattr("slicemill.train.export.model_file.prove_parity", fail)
         with pytest.raises(ModelError, match="labels differ"):
             export(trained, tmp_path / "m.onnx", flavors=FLAVORS[:3])
         assert list(tmp_path.iterdir()) == []
@@ -248,7 +250,7 @@ class TestFiles:
     def test_a_byte_flavor_that_breaks_a_rule_of_tensorrt_does_not_appear(
         self, trained, exported_before, tmp_path, monkeypatch
     ):
-        monkeypatch.setattr("slicemill.train.export.model_file.audit", lambda _: ["ArgMax is slow"])
+        monkeypatch.setattr("slicemill.train.export.model_file.find_tensorrt_breaches", lambda _: ["ArgMax is slow"])
         with pytest.raises(ModelError, match=r"m.bytes.fp16.onnx: breaks TensorRT's rules \(ArgMax is slow\)"):
             export(trained, tmp_path / "m.onnx", flavors=FLAVORS[:3])
         assert list(tmp_path.iterdir()) == []
@@ -308,7 +310,7 @@ def test_when_the_proof_fails_no_file_appears(trained, exported_before, tmp_path
     def fail(*_arguments):
         raise ModelError("labels differ")
 
-    monkeypatch.setattr("slicemill.train.export.model_file.prove", fail)
+    monkeypatch.setattr("slicemill.train.export.model_file.prove_parity", fail)
     with pytest.raises(ModelError, match="labels differ"):
         export(trained, tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []

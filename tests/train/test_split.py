@@ -173,7 +173,7 @@ class TestSplit:
         with pytest.raises(ConfigError, match="cases that the store does not have: c"):
             read_split(path, ["a", "b"])
         write_split(path, Split(train=("a",), validation=("a",), test=()))
-        with pytest.raises(ConfigError, match="stands in two parts"):
+        with pytest.raises(ConfigError, match="a case is in two parts"):
             read_split(path, ["a"])
         for text in ('{"train": [["a"]], "validation": ["b"]}', '{"train": ["a"], "validation": [2]}', "[1]", '"x"'):
             path.write_text(text)

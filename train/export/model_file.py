@@ -101,7 +101,7 @@ def check(run: Path, model: Path, *, store_path: Path | None = None) -> dict[Pat
 def flavor_path(model: Path, flavor: Flavor) -> Path:
     """Return the file of a flavor.
 
-    >>> path_of(Path("liver.onnx"), Flavor(half=True, bytes_in=True)).name
+    >>> flavor_path(Path("liver.onnx"), Flavor(half=True, bytes_in=True)).name
     'liver.bytes.fp16.onnx'
     """
     return model.with_name(model.name.removesuffix(".onnx") + flavor.suffix)

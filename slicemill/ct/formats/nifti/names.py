@@ -25,7 +25,7 @@ def is_header_name(name: str) -> bool:
 def strip_suffix(name: str) -> str:
     """Return a file name without its NIfTI suffix.
 
-    >>> stem_of("volume-17.nii.gz"), stem_of("volume-17.hdr")
+    >>> strip_suffix("volume-17.nii.gz"), strip_suffix("volume-17.hdr")
     ('volume-17', 'volume-17')
     """
     for suffix in SUFFIXES:
@@ -41,7 +41,7 @@ def scan_files(path: Location) -> tuple[Location, ...]:
     If neither exists, the first is returned.
 
     >>> from pathlib import Path
-    >>> [file.name for file in files_of(Path("volume-17.nii"))], [file.name for file in files_of(Path("x.HDR"))]
+    >>> [file.name for file in scan_files(Path("volume-17.nii"))], [file.name for file in scan_files(Path("x.HDR"))]
     (['volume-17.nii'], ['x.HDR', 'x.IMG'])
     """
     if not is_header_name(path.name):
