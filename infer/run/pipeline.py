@@ -124,8 +124,17 @@ class BulkRun:
         )
         check = None if self._model.provider == "cpu" else check_parity
         steps = Steps(read=self.read, write=self.write, fail=self.fail, check=check, advance=self.count_labeled)
-        with progress("infer", total, "scans", quiet=not total) as self._advance:
+        with self._release_claims(), progress("infer", total, "scans", quiet=not total) as self._advance:
             Engine(open_models(self._model, options.devices), limits, steps, self._watch).run(jobs)
+
+    @contextlib.contextmanager
+    def _release_claims(self) -> Iterator[None]:
+        """Release, at the end of the block, the claims of scans that have begun and not ended: an error ended the run."""
+        try:
+            yield
+        finally:
+            for begun in list(self._begun.values()):
+                begun.claim.close()
 
     def is_begun(self, name: str) -> bool:
         """Return whether a scan has begun and not ended."""
