@@ -22,7 +22,7 @@ NEEDS_TRAINING = {"trained", "model"}
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests that need a trained network, and keep tests that share a fixture of their module in one process."""
+    """Mark tests that need a trained network. Keep tests that share a fixture of their module in one process."""
     for item in items:
         if NEEDS_TRAINING & set(item.fixturenames):
             item.add_marker("trained")

@@ -1,4 +1,4 @@
-"""What a file holds, however it was packed: isal may code the same bytes otherwise (Huffman codes of equal lengths trade places)."""
+"""The content of a file without its compression: isal may encode the same bytes in several ways."""
 
 import gzip
 from pathlib import Path
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def content(path: Path) -> bytes:
-    """Return the bytes of a file, unpacked where its name says gzip, or its pixels where it says PNG; half a file raises."""
+    """Return the bytes of a file, decompressed if it is gzip, or its pixels if it is a PNG; half a file raises."""
     if path.suffix == ".gz":
         return gzip.decompress(path.read_bytes())
     if path.suffix == ".png":

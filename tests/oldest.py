@@ -1,4 +1,4 @@
-"""Prints the oldest version that pyproject.toml allows of each dependency, as constraints for pip; `make oldest` uses them."""
+"""Print the oldest versions that pyproject.toml allows, as constraints for pip; `make oldest` uses them."""
 
 import re
 import sys

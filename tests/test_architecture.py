@@ -51,7 +51,7 @@ SOURCES = [file_of(module) for module in modules()]
 
 
 def heavy():
-    """Return the import names of everything that pyproject.toml has users install, but for what the command line needs."""
+    """Return the import names of all dependencies in pyproject.toml, except those of the command line."""
     project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
     extras = [line for name, lines in project["optional-dependencies"].items() if name != "dev" for line in lines]
     names = {re.match(r"[\w-]+", line)[0] for line in [*project["dependencies"], *extras]} - LIGHT

@@ -1,4 +1,4 @@
-"""The layout in words: which room imports which. docs/architecture.md holds it; ``python -m tests.test_layout`` rewrites it there."""
+"""The layout in words: which room imports which. ``python -m tests.test_layout`` writes it to docs/architecture.md."""
 
 import re
 from graphlib import CycleError, TopologicalSorter

@@ -134,7 +134,8 @@ def test_your_own_scans_from_top_to_bottom(collection, tmp_path):
         )
         assert done.returncode == 0, (line, done.stderr)
     python = blocks("python")[0]
-    shown = subprocess.run([sys.executable, "-c", python + "\nprint(label.shape[1:], image.dtype)"], cwd=tmp_path, env=environment(),
+    shown = subprocess.run([sys.executable, "-c", python + "\nprint(label.shape[1:], image.dtype)"],
+                           cwd=tmp_path, env=environment(),
                            capture_output=True, text=True, check=False)  # fmt: skip
     assert shown.stdout.strip() == "(64, 64) int16", shown.stderr
 

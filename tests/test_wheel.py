@@ -140,7 +140,7 @@ def test_a_command_runs_no_file_of_the_user(installed, trapped, words):
     ids=["python", "torchrun"],
 )
 def test_a_module_runs_no_file_of_the_user_that_bears_the_name_of_a_package(installed, trapped, words):
-    """With ``-m``, Python searches the working folder first, so that a library there would be found; ours is not one."""
+    """With ``-m``, Python searches the working folder first, where a library would be found; ours is not one."""
     for name in ("json.py", "typer.py"):
         (trapped / name).unlink()
     run(installed / "python", *words, cwd=trapped)

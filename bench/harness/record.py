@@ -12,7 +12,7 @@ from slicemill.common.machine import machine_info
 class BenchmarkRecord:
     """What all records share. A subclass gives `benchmark` its name, and adds the figures.
 
-    Metadata of a field may change its JSON: ``key`` is a key that is no Python name, and ``optional`` leaves the key out
+    Metadata of a field may change its JSON: ``key`` is a key that is no Python name; ``optional`` leaves the key out
     if the value is None.
     """
 

@@ -129,7 +129,7 @@ class BulkRun:
 
     @contextlib.contextmanager
     def _release_claims(self) -> Iterator[None]:
-        """Release, at the end of the block, the claims of scans that have begun and not ended: an error ended the run."""
+        """At the end, release the claims of scans that have begun and not ended, because an error ended the run."""
         try:
             yield
         finally:

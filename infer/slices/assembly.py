@@ -194,7 +194,7 @@ class VolumeAssembly:
         return {name: map_[z : z + count] for name, map_ in kept.items() if map_ is not None}
 
     def put(self, z: int, tile: SliceTile, answer: Answer, index: int) -> None:
-        """Take one tile of the slice at `z`: the `index`-th of an answer. An answer in place was written to `targets`."""
+        """Take one tile of the slice at `z`: the `index`-th of an answer. An answer in place is there already."""
         if answer.in_place:
             return
         if self.plan.resampling is None and not self.plan.averages and self._probability is None:

@@ -1,4 +1,4 @@
-"""A network without onnxruntime: scans whose labels are their own voxels, and devices that fail when they are told to."""
+"""A network without onnxruntime: the labels of a scan are its voxels, and devices fail on request."""
 
 import threading
 from pathlib import Path
@@ -37,7 +37,7 @@ def planned(volume, size=(SIDE, SIDE), context=1, step=1.0):
 class FakeModel:
     """A device.
 
-    It fails at the batches of the numbers `fails_at`, from 1 on. `on_batch` is called with the number of each batch, and
+    It fails at the batches `fails_at`, counted from 1. `on_batch` is called with the number of each batch, and
     `on_open` before a lane is made.
     """
 

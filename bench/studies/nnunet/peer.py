@@ -1,7 +1,7 @@
 """Train nnU-Net's 2D configuration for minutes instead of epochs, then segment scans. Runs in nnU-Net's environment.
 
-Plans, preprocessing, network, loss, optimizer, sampling, augmentation, mirroring and tiling at prediction are nnU-Net's.
-The result is the last weights. The learning rate falls as nnU-Net's, (1 - done) ** 0.9, where `done` is the share of the
+Plans, preprocessing, network, loss, optimizer, sampling, augmentation, mirroring and tiling are those of nnU-Net.
+The last weights are used. The learning rate falls as nnU-Net, (1 - done) ** 0.9, where `done` is the share of the
 minutes. Different are when it stops, and how many iterations make an epoch.
 
 nnU-Net's own commands look for a trainer by importing all of its trainers. One of them needs a torchvision that fits
