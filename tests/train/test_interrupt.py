@@ -57,7 +57,7 @@ class TestInterruptions:
             process.send_signal(number)  # a scheduler sends one, and torchrun another
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 130
-        assert "the same command goes on from there" in errors
+        assert "Run the same command again to continue" in errors
         state = read_state(run)
         assert state.epoch >= 1
         assert state.tally is not None
