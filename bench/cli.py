@@ -27,7 +27,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Requested:
+class BenchSize:
     """How much the user wants to be measured; 0 takes the stage's default."""
 
     slices: int
@@ -50,7 +50,7 @@ def _run_in_folder(work: Callable[[Path], Record], json: Path | None, parent: Pa
 
 def _run_stage(
     stage: str,
-    requested: Requested,
+    requested: BenchSize,
     work: Callable[[Path, "Scale"], Record],
     json: Path | None,
     parent: Path | None = None,
@@ -67,7 +67,7 @@ def _run_stage(
 
 
 def _run_on_scan(
-    stage: str, requested: Requested, run: Callable[..., Record], data: Path | None, json: Path | None
+    stage: str, requested: BenchSize, run: Callable[..., Record], data: Path | None, json: Path | None
 ) -> None:
     """Run a stage that takes one scan."""
     from slicemill.bench.harness.subject import choose_subject
@@ -126,7 +126,7 @@ def ingest(
                 lambda work: run_lits(work / "lits", suffix=suffix, workers=workers, limit=cases), json, folder
             )
         else:
-            _run_stage("ingest", Requested(slices, rounds, quick), one_case, json, folder)
+            _run_stage("ingest", BenchSize(slices, rounds, quick), one_case, json, folder)
 
 
 @bench.command()
@@ -144,7 +144,7 @@ def store(
 
         from slicemill.bench.stages.store import run
 
-        _run_on_scan("store", Requested(slices, rounds, quick), partial(run, cold=cold), data, json)
+        _run_on_scan("store", BenchSize(slices, rounds, quick), partial(run, cold=cold), data, json)
 
 
 @bench.command()
@@ -153,7 +153,7 @@ def loader(slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, data: D
     with report_errors():
         from slicemill.bench.stages.loader import run
 
-        _run_on_scan("loader", Requested(slices, rounds, quick), run, data, json)
+        _run_on_scan("loader", BenchSize(slices, rounds, quick), run, data, json)
 
 
 @bench.command()
@@ -173,7 +173,7 @@ def train(
         from slicemill.train.config import Config, read_config
 
         settings = read_config(config) if config else Config()
-        _run_on_scan("train", Requested(slices, rounds, quick), partial(run, config=settings), data, json)
+        _run_on_scan("train", BenchSize(slices, rounds, quick), partial(run, config=settings), data, json)
 
 
 @bench.command()
@@ -182,7 +182,7 @@ def export(slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, data: D
     with report_errors():
         from slicemill.bench.stages.export import run
 
-        _run_on_scan("export", Requested(slices, rounds, quick), run, data, json)
+        _run_on_scan("export", BenchSize(slices, rounds, quick), run, data, json)
 
 
 @bench.command()
@@ -194,7 +194,7 @@ def infer(slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, json: Js
         def work(folder: Path, scale: "Scale") -> Record:
             return run(folder, slices=scale.slices, rounds=scale.rounds)
 
-        _run_stage("infer", Requested(slices, rounds, quick), work, json)
+        _run_stage("infer", BenchSize(slices, rounds, quick), work, json)
 
 
 @bench.command()
@@ -234,7 +234,7 @@ def measure(
         def work(_: Path, scale: "Scale") -> Record:
             return run(slices=scale.slices, side=side, lesions=lesions, rounds=scale.rounds, by_medpy=by_medpy)
 
-        _run_stage("measure", Requested(slices, rounds, quick), work, json)
+        _run_stage("measure", BenchSize(slices, rounds, quick), work, json)
 
 
 @bench.command()
@@ -269,7 +269,7 @@ def peers(
             )
             return record
 
-        _run_stage(f"peers-{kind}", Requested(slices, rounds, quick), work, json)
+        _run_stage(f"peers-{kind}", BenchSize(slices, rounds, quick), work, json)
 
 
 @bench.command()

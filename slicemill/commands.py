@@ -76,11 +76,11 @@ def doctor() -> None:
     with report_errors():
         from slicemill.doctor import examine
 
-        found = examine()
-        for line in found.lines:
+        examination = examine()
+        for line in examination.lines:
             print_line(line)
-        for repair in found.repairs:
+        for repair in examination.repairs:
             print_line(f"REPAIR     {repair}")
-        if found.repairs:
+        if examination.repairs:
             raise SystemExit(1)
         print_line("nothing to repair")

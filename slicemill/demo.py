@@ -210,7 +210,7 @@ def compare_on_tumor(rows: Sequence[Mapping[str, Any]], tumor: str, baseline: Ba
 def print_summary(summary: DemoSummary, out: Path) -> None:
     """Print the one-screen summary."""
     scores = from_document(DemoScores, summary.scores, "evaluation")
-    cases, band, there = summary.cases, summary.baseline, summary.where_there_is_tumor
+    cases, band, on_tumor = summary.cases, summary.baseline, summary.where_there_is_tumor
     low, high = band.band_hu
     rows: list[tuple[object, ...]] = [
         (f"{name}, network", row.dice_per_case, row.dice_global, row.precision_global, row.recall_global)
@@ -223,31 +223,38 @@ def print_summary(summary: DemoSummary, out: Path) -> None:
     )
     print_line(format_table(["", "Dice per case", "Dice global", "precision", "recall"], rows))
     print_line(
-        f"\nwhere there is tumor ({there.cases} cases), mean tumor Dice: "
-        f"network {there.network:.3f}, HU band {there.baseline:.3f}"
+        f"\nwhere there is tumor ({on_tumor.cases} cases), mean tumor Dice: "
+        f"network {on_tumor.network:.3f}, HU band {on_tumor.baseline:.3f}"
     )
     print_line("(the band is the best one for the training cases; it uses the reference organ, if there is one)\n")
     detections = {"by case": scores.tumor_by_case, "by slice": scores.tumor_by_slice}
-    answers = [(name, *_detection_cells(found)) for name, found in detections.items() if found]
+    detection_rows = [(name, *_detection_cells(detection)) for name, detection in detections.items() if detection]
     header = ["tumor yes/no", "with", "without", "accuracy", "sensitivity", "specificity", "AUC"]
-    print_line(format_table(header, answers))
+    print_line(format_table(header, detection_rows))
     print_line(f"\n{summary.minutes} minutes in all. What to look at:")
     for what, path in FILES:
         print_line(f"  {what:32}{out / path}")
 
 
-def _detection_cells(found: TumorDetection) -> tuple[object, ...]:
-    return found.positives, found.negatives, found.accuracy, found.sensitivity, found.specificity, found.auc
+def _detection_cells(detection: TumorDetection) -> tuple[object, ...]:
+    return (
+        detection.positives,
+        detection.negatives,
+        detection.accuracy,
+        detection.sensitivity,
+        detection.specificity,
+        detection.auc,
+    )
 
 
 def missed_goals(summary: DemoSummary) -> list[str]:
     """Describe the goals that the demo on phantoms did not reach."""
-    there = summary.where_there_is_tumor
+    on_tumor = summary.where_there_is_tumor
     liver = summary.scores["regions"]["liver"]["dice_per_case"]
     missed = []
-    if there.network < there.baseline + TUMOR_MARGIN:
+    if on_tumor.network < on_tumor.baseline + TUMOR_MARGIN:
         missed.append(
-            f"tumor Dice {there.network:.3f} is not {TUMOR_MARGIN} above the threshold's {there.baseline:.3f}"
+            f"tumor Dice {on_tumor.network:.3f} is not {TUMOR_MARGIN} above the threshold's {on_tumor.baseline:.3f}"
         )
     if liver < LIVER_DICE:
         missed.append(f"liver Dice {liver:.3f} is below {LIVER_DICE}")

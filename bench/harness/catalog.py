@@ -43,8 +43,8 @@ class Stage:
         >>> STAGES["store"].scale(0, 9, quick=True)
         Scale(slices=64, rounds=9)
         """
-        ours = self.quick if quick else self.full
-        return Scale(slices or ours.slices, rounds or ours.rounds)
+        defaults = self.quick if quick else self.full
+        return Scale(slices or defaults.slices, rounds or defaults.rounds)
 
 
 STAGES = from_toml(dict[str, Stage], FILE.read_text(encoding="utf-8"), FILE.name)

@@ -72,11 +72,11 @@ class WallAndCpu:
             for name in self.wall
         }
 
-    def speedup(self, ours: str, theirs: str) -> dict[str, float]:
+    def speedup(self, contender: str, baseline: str) -> dict[str, float]:
         """Return how many times as fast `ours` is, by wall time and by CPU time."""
         return {
-            "wall": round(ratio(self.wall[theirs], self.wall[ours]), 3),
-            "cpu": round(ratio(self.cpu[theirs], self.cpu[ours]), 3),
+            "wall": round(ratio(self.wall[baseline], self.wall[contender]), 3),
+            "cpu": round(ratio(self.cpu[baseline], self.cpu[contender]), 3),
         }
 
 

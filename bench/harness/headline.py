@@ -11,7 +11,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timed:
+class TimedContender:
     """Times of a contender, and the work that it did in each round."""
 
     timing: Timing
@@ -23,7 +23,7 @@ class Timed:
         """Return the median rate."""
         return self.amount / self.timing.median
 
-    def speedup(self, other: "Timed") -> float:
+    def speedup(self, other: "TimedContender") -> float:
         """Return how many times as fast this contender is per unit of work: the median of the ratios of the rounds."""
         return round(ratio(other.timing, self.timing) * self.amount / other.amount, 3)
 
@@ -32,13 +32,19 @@ class Timed:
         return self.timing.as_json(self.amount)
 
 
-def with_amount(times: Mapping[str, Timing], amount: float) -> dict[str, Timed]:
+def with_amount(times: Mapping[str, Timing], amount: float) -> dict[str, TimedContender]:
     """Return the times of contenders that all did the same amount of work."""
-    return {name: Timed(timing=timing, amount=amount) for name, timing in times.items()}
+    return {name: TimedContender(timing=timing, amount=amount) for name, timing in times.items()}
 
 
 def headline(
-    times: Mapping[str, Timed], *, ours: str, limit: str, bound: str, peers: Mapping[str, str], verified: str
+    times: Mapping[str, TimedContender],
+    *,
+    contender: str,
+    limit: str,
+    bound: str,
+    peers: Mapping[str, str],
+    verified: str,
 ) -> Record:
     """Return the record ``headline`` of a benchmark.
 
@@ -53,9 +59,9 @@ def headline(
     verified
         What was compared after the measurement; the caller raises an error if the comparison fails.
     """
-    own = times[ours]
+    own = times[contender]
     return {
-        "ours": ours,
+        "ours": contender,
         "per_second": round(own.per_second, 2),
         "bound": bound,
         "limit": {

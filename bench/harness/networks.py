@@ -26,15 +26,15 @@ from slicemill.train.network.step import build_network
 
 MIN_LESION_ML = 0.2
 BLUR = 8
-"""Pixels along a side of the squares in which `Guided` and `Sampled` look at HU."""
+"""Pixels along a side of the squares in which `HuThresholdNetwork` and `HuSampler` look at HU."""
 WINDOW = Window(-200, 2300)
 MARKED = Config(window_low=WINDOW.low, window_high=WINDOW.high)
-"""Settings of a `Guided` network."""
+"""Settings of a `HuThresholdNetwork` network."""
 LIVER_FROM, TUMOR_FROM = 550, 1585
 """HU above which a network finds liver and tumor: halfway between the marked tissues."""
 
 
-class Guided(nn.Module):
+class HuThresholdNetwork(nn.Module):
     """A network that does all its work and then labels by marked HU: float[b, c, y, x] -> logits float[b, 3, y, x]."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -51,8 +51,8 @@ class Guided(nn.Module):
         return logits
 
 
-class Sampled(ExportGraph):
-    """A complete graph that costs almost nothing: the label of every eighth pixel, by the same HU as `Guided`."""
+class HuSampler(ExportGraph):
+    """A complete graph that costs almost nothing: the label of every eighth pixel, by the same HU thresholds."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(nn.Identity(), config, LITS_LABELS)
@@ -70,7 +70,7 @@ class Sampled(ExportGraph):
         return map_[:, :, None, :, None].expand(b, y, BLUR, x, BLUR).reshape(b, y * BLUR, x * BLUR)
 
 
-class Light(nn.Module):
+class SmallUNet(nn.Module):
     """A network of about 10 ms per slice: a small U-Net at a quarter of the resolution."""
 
     def __init__(self, config: Config) -> None:
@@ -90,16 +90,16 @@ def default_network(config: Config = MARKED) -> nn.Module:
     return build_network(LITS_LABELS, config)
 
 
-def light_network() -> nn.Module:
+def make_small_unet() -> nn.Module:
     """Return the light network, always with the same random weights."""
     torch.manual_seed(0)
-    return Light(MARKED)
+    return SmallUNet(MARKED)
 
 
 def export_network(path: Path, network: nn.Module, config: Config, size: int, flavor: Flavor = DEFAULT) -> Path:
     """Write a guided network as a model file, without a parity check."""
     return export_graph(
-        path, ExportGraph(Guided(network).eval(), config, LITS_LABELS, flavor).eval(), config, size, flavor
+        path, ExportGraph(HuThresholdNetwork(network).eval(), config, LITS_LABELS, flavor).eval(), config, size, flavor
     )
 
 

@@ -187,7 +187,7 @@ def main() -> None:
     request = Request(**json.loads(sys.argv[1]))
     work = WAYS[request.way](request)
     work()
-    rounds.answer_rounds(work)
+    rounds.serve_rounds(work)
 
 
 if __name__ == "__main__":

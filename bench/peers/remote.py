@@ -55,7 +55,7 @@ class PeerProcess:
             text=True,
         )
         os.sched_setaffinity(self._process.pid, os.sched_getaffinity(0))
-        self._answer()
+        self._read_reply()
         return self
 
     def __exit__(
@@ -75,23 +75,23 @@ class PeerProcess:
             if self._process is not None and self._process.stdin is not None:
                 self._process.stdin.write("go\n")
                 self._process.stdin.flush()
-            answer = self._answer()
+            reply = self._read_reply()
         except (InputError, BrokenPipeError) as error:
             self.reason = str(error)
             return
-        self.slices, self.cpu_seconds = int(answer["slices"]), float(answer["cpu_seconds"])
+        self.slices, self.cpu_seconds = int(reply["slices"]), float(reply["cpu_seconds"])
 
-    def _answer(self) -> dict[str, Any]:
+    def _read_reply(self) -> dict[str, Any]:
         process = self._process
         if process is None or process.stdout is None:
             raise InputError(f"{self.name}: is not running.")
         for line in process.stdout:  # a peer may print other lines before its answer
             try:
-                answer = json.loads(line)
+                reply = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(answer, dict) and ("ready" in answer or "slices" in answer):
-                return answer
+            if isinstance(reply, dict) and ("ready" in reply or "slices" in reply):
+                return reply
         process.communicate()
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()

@@ -10,15 +10,15 @@ import time
 from collections.abc import Callable, Mapping
 
 
-def answer_rounds(work: Callable[[], int]) -> None:
+def serve_rounds(work: Callable[[], int]) -> None:
     """Answer ready; then do the work per line ``go``, and answer with seconds, CPU seconds and slices."""
-    answer({"ready": True})
+    send_reply({"ready": True})
     for line in sys.stdin:
         if line.strip() != "go":
             break
         start, cpu = time.perf_counter(), cpu_seconds()
         slices = work()
-        answer({"seconds": time.perf_counter() - start, "cpu_seconds": cpu_seconds() - cpu, "slices": slices})
+        send_reply({"seconds": time.perf_counter() - start, "cpu_seconds": cpu_seconds() - cpu, "slices": slices})
 
 
 def cpu_seconds() -> float:
@@ -27,7 +27,7 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def answer(message: Mapping[str, object]) -> None:
+def send_reply(message: Mapping[str, object]) -> None:
     """Write a line, and flush it so that the other process reads it at once."""
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()

@@ -274,7 +274,7 @@ def main() -> None:
     torch.set_num_threads(request.threads)
     work = WAYS[request.way](request)
     work()
-    rounds.answer_rounds(work)
+    rounds.serve_rounds(work)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class _Counts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Described:
+class _MachineDescription:
     machine: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -113,7 +113,7 @@ def _compare_times(name: str, before: list[float], after: list[float], rng: np.r
 
 def machine_differences(old: Document, new: Document) -> list[str]:
     """List the differences between the machines of two records."""
-    one, other = (read_record(_Described, record).machine for record in (old, new))
+    one, other = (read_record(_MachineDescription, record).machine for record in (old, new))
     pairs = [(key, one.get(key), other.get(key)) for key in MACHINE_KEYS]
     versions, others = one.get("versions", {}), other.get("versions", {})
     pairs += [(name, versions.get(name), others.get(name)) for name in sorted({*versions, *others})]

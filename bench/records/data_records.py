@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from slicemill.bench.records.schema import Measured, Rate
+from slicemill.bench.records.schema import MeasuredRecord, Rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class MemoryPeak:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestRecord(Measured):
+class IngestRecord(MeasuredRecord):
     """Record of `bench ingest`."""
 
     slices: int
@@ -110,7 +110,7 @@ class ConstantTrials:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConstantsRecord(Measured):
+class ConstantsRecord(MeasuredRecord):
     """Record of `bench constants`."""
 
     subject: str
@@ -129,7 +129,7 @@ class StoreBytes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoreRecord(Measured):
+class StoreRecord(MeasuredRecord):
     """Record of `bench store`."""
 
     results: Mapping[str, Rate]
@@ -151,7 +151,7 @@ class LoaderWait:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoaderRecord(Measured):
+class LoaderRecord(MeasuredRecord):
     """Record of `bench loader`."""
 
     results: Mapping[str, Rate]
@@ -160,7 +160,7 @@ class LoaderRecord(Measured):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LitsRecord(Measured):
+class LitsRecord(MeasuredRecord):
     """Record of `bench ingest --scale lits`."""
 
     cases: int
@@ -188,7 +188,7 @@ class LoopCount:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstructionsRecord(Measured):
+class InstructionsRecord(MeasuredRecord):
     """Record of `bench instructions`."""
 
     counter: str
@@ -236,7 +236,7 @@ class SchedulerCost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScaleRecord(Measured):
+class ScaleRecord(MeasuredRecord):
     """Record of `bench scale`."""
 
     slices: SliceGrowth

@@ -129,17 +129,17 @@ def scores_table(document: Document) -> str:
         ["the same, best HU band", format_score(tumor.baseline), "-", "-", "-"],
     ]
     detections = {"case": scores.tumor_by_case, "slice": scores.tumor_by_slice}
-    answers = [_format_detection(part, found) for part, found in detections.items() if found is not None]
+    texts = [_format_detection(part, detection) for part, detection in detections.items() if detection is not None]
     note = (
-        f"Tumor yes or no, {'; '.join(answers)}. {summary.minutes:.1f} minutes in all on "
+        f"Tumor yes or no, {'; '.join(texts)}. {summary.minutes:.1f} minutes in all on "
         f"{format_processor(read_processor(summary.machine))}."
     )
     header = ["", "Dice per case", "Dice global", "precision", "recall"]
     return "\n".join([*table_lines(header, rows), "", note])
 
 
-def _format_detection(part: str, found: TumorDetection) -> str:
-    rates = {"accuracy": found.accuracy, "sensitivity": found.sensitivity, "specificity": found.specificity,
-             "AUC": found.auc}  # fmt: skip
+def _format_detection(part: str, detection: TumorDetection) -> str:
+    rates = {"accuracy": detection.accuracy, "sensitivity": detection.sensitivity, "specificity": detection.specificity,
+             "AUC": detection.auc}  # fmt: skip
     shown = ", ".join(f"{name} {value:.2f}" for name, value in rates.items() if value is not None)
-    return f"per {part} ({found.positives} with, {found.negatives} without): {shown}"
+    return f"per {part} ({detection.positives} with, {detection.negatives} without): {shown}"

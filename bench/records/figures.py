@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slicemill.bench.records.markdown import format_number
+from slicemill.bench.records.markdown import format_three_digits
 from slicemill.bench.records.schema import Document, Stage, SuiteRecord, read_record
 from slicemill.common.files import atomic_write
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 LEGIBLE_PERCENT = 3.0
 """Width of a bar that has room for its figure."""
-OUR_COLOR, PEER_COLOR, LIMIT_COLOR = "#2f6ea8", "#b9c3cd", "#c0392b"
+SLICEMILL_COLOR, PEER_COLOR, LIMIT_COLOR = "#2f6ea8", "#b9c3cd", "#c0392b"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +67,13 @@ def draw_stages(path: Path, document: Document) -> None:
 def _draw_stage(panel: "Axes", name: str, stage: Stage) -> None:
     limit, peers = stage.headline.limit, stage.headline.peers
     rates = {"slicemill": stage.headline.per_second} | {peer: row.per_second for peer, row in peers.items()}
-    panel.barh(list(rates), list(rates.values()), color=[OUR_COLOR, *[PEER_COLOR] * len(peers)], height=0.66)
+    panel.barh(list(rates), list(rates.values()), color=[SLICEMILL_COLOR, *[PEER_COLOR] * len(peers)], height=0.66)
     panel.set_ylim(len(rates) - 0.4, -0.6)
     panel.axvline(limit.per_second, color=LIMIT_COLOR, linewidth=1.6)
     panel.set_xlim(0, 1.16 * max(limit.per_second, *rates.values()))
     for position, rate in enumerate(rates.values()):
         box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.4}
-        panel.annotate(format_number(rate), (rate, position), (4, 0), textcoords="offset points", va="center",
+        panel.annotate(format_three_digits(rate), (rate, position), (4, 0), textcoords="offset points", va="center",
                        fontsize=8, bbox=box)  # fmt: skip
     clock = "CPU time" if stage.is_cpu_time else "time"
     panel.set_title(f"{name}: {stage.unit_name} a second of {clock}   (line: {limit.name})", fontsize=9, loc="left")

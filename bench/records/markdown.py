@@ -24,10 +24,10 @@ def format_ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def format_number(value: float | None) -> str:
+def format_three_digits(value: float | None) -> str:
     """Format a figure with three significant digits; a dash for None.
 
-    >>> format_number(1234.5), format_number(0.031), format_number(None)
+    >>> format_three_digits(1234.5), format_three_digits(0.031), format_three_digits(None)
     ('1,234', '0.031', '-')
     """
     if value is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from msgspec import Struct
 from msgspec import field as key
 
-from slicemill.bench.records.schema import Headline, Measured, Processor, Rate
+from slicemill.bench.records.schema import Headline, MeasuredRecord, Processor, Rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class InferResults:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferRecord(Measured):
+class InferRecord(MeasuredRecord):
     """Record of `bench infer`."""
 
     rounds: int
@@ -114,7 +114,7 @@ class TrainRecord(Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureRecord(Measured):
+class MeasureRecord(MeasuredRecord):
     """Record of `bench measure`."""
 
     shape_zyx: tuple[int, int, int]
@@ -139,7 +139,7 @@ class MeasureRecord(Measured):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportRecord(Measured):
+class ExportRecord(MeasuredRecord):
     """Record of `bench export`."""
 
     results: Mapping[str, Rate]
@@ -150,7 +150,7 @@ class ExportRecord(Measured):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeersRecord(Measured):
+class PeersRecord(MeasuredRecord):
     """Record of `bench peers`."""
 
     cases: int

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from slicemill.bench.records.data_records import ScaleRecord
-from slicemill.bench.records.markdown import format_number, format_processor, table_row
+from slicemill.bench.records.markdown import format_processor, format_three_digits, table_row
 from slicemill.bench.records.schema import Document, Rate, read_record
 from slicemill.common.errors import ConfigError
 
@@ -52,7 +52,7 @@ KNOWN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Measured inputs of the model, all from one machine."""
+    """MeasuredRecord inputs of the model, all from one machine."""
 
     slice_seconds: float
     """CPU time of an ingest for each slice with its labels, s."""
@@ -214,14 +214,14 @@ def plan_table(scale: Document, store: Document, infer: Document, lits: Document
     """Format the cost of the known collections as Markdown, from records of one machine."""
     inputs = read_inputs(scale, store, infer)
     lines = [table_row(HEADER), table_row(["---"] * len(HEADER))]
-    lines += [table_row([row[0], *map(format_number, row[1:])]) for row in plan_rows(KNOWN, inputs, WORKERS)]
+    lines += [table_row([row[0], *map(format_three_digits, row[1:])]) for row in plan_rows(KNOWN, inputs, WORKERS)]
     note = (
         f"Inputs: {1000 * inputs.slice_seconds:.2f} ms of a core a slice and {inputs.scan_seconds:.2f} s a scan, "
         f"a worker beside another at {inputs.share:.2f} of its pace alone, "
         f"{1000 * inputs.task_seconds:.2f} ms a task of the scheduler, "
         f"{inputs.slice_bytes / 1000:,.0f} kB a slice in the store, {inputs.reads_per_second:,.0f} reads/s of a core, "
-        f"{format_number(inputs.labelled_per_second)} slices/s through the default network on the {inputs.cores} cores "
-        f"of a machine without a GPU. The ingest of LiTS's size, measured whole, took "
+        f"{format_three_digits(inputs.labelled_per_second)} slices/s through the default network "
+        f"on the {inputs.cores} cores of a machine without a GPU. The ingest of LiTS's size, measured whole, took "
         f"{measured_over_model(inputs, lits):.2f} of what the model says. "
         f"On {format_processor(read_record(ScaleRecord, scale).machine)}."
     )

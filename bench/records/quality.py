@@ -182,7 +182,7 @@ class _NnunetTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _OurTraining:
+class _SlicemillTraining:
     minutes: float
     slices_per_second: float
 
@@ -291,7 +291,7 @@ def _yardstick_note(record: NnunetRecord) -> str:
     slices = _mean(training.iterations * training.batch for training in peers)
     seen = _mean(
         60 * training.minutes * training.slices_per_second
-        for training in from_document(tuple[_OurTraining, ...], ours, "training of slicemill")
+        for training in from_document(tuple[_SlicemillTraining, ...], ours, "training of slicemill")
     )
     return (
         f"{record.collection}, fold {format_integers(record.folds)} of {record.of_folds}; "

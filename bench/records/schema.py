@@ -44,7 +44,7 @@ def read_processor(description: Mapping[str, Any]) -> Processor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MeasuredRecord:
     """A record of a benchmark."""
 
     machine: Processor
@@ -140,7 +140,7 @@ class MachineLimit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LimitsRecord(Measured):
+class LimitsRecord(MeasuredRecord):
     """Record of `bench limits`."""
 
     results: Mapping[str, MachineLimit]

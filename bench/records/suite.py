@@ -91,7 +91,7 @@ def run_suite(options: SuiteOptions) -> dict[str, Any]:
 def run_stage(words: Sequence[str]) -> str | None:
     """Run a stage's command; return why it failed, or None."""
     command = slicemill_command("bench", *words)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own command)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (a slicemill command)
     if done.returncode == 0:
         return None
     lines = done.stderr.strip().splitlines()

@@ -1,6 +1,6 @@
 """Cost of other values of the tuned constants: whoever changes one, or the machine, sees the effect.
 
-What bounds it: the work of each row. A row is one constant of `constants.toml` and a piece of work that it affects,
+Bottleneck: the work of each row. A row is one constant of `constants.toml` and a piece of work that it affects,
 done with the value in the code and with others in interleaved rounds. Times are CPU seconds of this process; those of
 the network's batch are wall time, because its lanes share the cores. Command: `slicemill bench constants`.
 """
@@ -25,7 +25,7 @@ from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import Files, Subject
 from slicemill.bench.stages.infer_around import add_specks, clean
 from slicemill.bench.stages.infer_session import network_alone
-from slicemill.bench.stages.ingest import convert_ours
+from slicemill.bench.stages.ingest import convert_with_slicemill
 from slicemill.common.documents import from_toml
 from slicemill.common.progress import progress
 from slicemill.ct.formats.nifti.write import write_volume
@@ -161,8 +161,8 @@ def make_works(folder: Path, subject: Subject) -> dict[str, Work]:
     noise = np.random.default_rng(0).integers(0, 3, (NOISY_SLICES, *subject.label.shape[1:]), dtype=np.uint8)
     pictures = [render_gray(section) for section in subject.image[:: max(1, len(subject.image) // 8)]]
     return {
-        "ingest_axial": lambda: convert_ours(folder, axial, subject.params()),
-        "ingest_coronal": lambda: convert_ours(folder, coronal, subject.params()),
+        "ingest_axial": lambda: convert_with_slicemill(folder, axial, subject.params()),
+        "ingest_coronal": lambda: convert_with_slicemill(folder, coronal, subject.params()),
         "count_labels": lambda: count_values(subject.label),
         "clean_specks": lambda: clean(specked),
         "clean_noise": lambda: clean(noise),

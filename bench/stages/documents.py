@@ -51,7 +51,7 @@ def run(rounds: int) -> dict[str, Any]:
         for name, times in seconds.items()
         if name != "neither"
     }
-    ratios = [theirs / ours for theirs, ours in zip(added.get("pydantic", ()), added["msgspec"], strict=False)]
+    ratios = [slow / fast for slow, fast in zip(added.get("pydantic", ()), added["msgspec"], strict=False)]
     return {
         "rounds": rounds,
         "added_ms": {name: round(1000 * median(times), 1) for name, times in added.items()},
@@ -63,7 +63,7 @@ def start(code: str) -> Callable[[], None]:
     """Return a contender that runs code in a new Python process."""
 
     def run_python() -> None:
-        subprocess.run([sys.executable, "-I", "-c", code], check=True)  # noqa: S603 (our own code)
+        subprocess.run([sys.executable, "-I", "-c", code], check=True)  # noqa: S603 (code of this module)
 
     return run_python
 

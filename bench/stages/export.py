@@ -1,6 +1,6 @@
 """Export of a network to a verified model file, compared with torch's exporter alone.
 
-What bounds it: torch traces, optimizes and writes the graph, which takes as long for any size of network. Ours adds
+Bottleneck: torch traces, optimizes and writes the graph, which takes as long for any size of network. Ours adds
 windowing and labels to the graph, compares onnxruntime's labels with torch's on real slices, runs onnx's checker, and
 adds metadata. Command: `slicemill bench export`.
 """
@@ -30,7 +30,7 @@ from slicemill.train.run.setup import network_size
 if TYPE_CHECKING:
     from slicemill.store.model_card import Parity
 
-OURS, BARE = "export with its proof", "torch.onnx.export of the network alone"
+SLICEMILL, BARE = "export with its proof", "torch.onnx.export of the network alone"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
 
     export()  # the contender that only compares needs a file
     contenders = {
-        OURS: export,
+        SLICEMILL: export,
         BARE: lambda: export_bare(network, config, size, folder / "bare.onnx"),
         "proof alone": lambda: prove_parity(graph, path, proof),
     }
@@ -84,7 +84,7 @@ def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
         results={name: timing.as_json(1) for name, timing in times.items()},
         headline=headline(
             with_amount(times, 1),
-            ours=OURS,
+            contender=SLICEMILL,
             limit=BARE,
             bound="torch's exporter",
             peers={},

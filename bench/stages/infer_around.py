@@ -1,6 +1,6 @@
 """Rows ``host`` and ``components`` of `bench infer`: what is done around the network, compared with the usual script.
 
-What bounds it: reading, decompression, components and writing, on the CPU. The command is `slicemill bench infer`.
+Bottleneck: reading, decompression, components and writing, on the CPU. The command is `slicemill bench infer`.
 """
 
 import tempfile
@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from slicemill.bench.harness.clock import Log, time_on_both_clocks
 from slicemill.bench.harness.headline import Record, check
-from slicemill.bench.harness.networks import MARKED, Sampled, export_graph
+from slicemill.bench.harness.networks import MARKED, HuSampler, export_graph
 from slicemill.bench.stages.infer_session import network_alone, segment_all
 from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import LITS_LABELS
@@ -34,7 +34,7 @@ Label = npt.NDArray[np.uint8]
 def measure_host(folder: Path, scans: Path, size: int, rounds: int, log: Log) -> Record:
     """Measure the CPU time around a network that costs almost nothing: ours with report and picture, and a script's."""
     config = replace(MARKED, context=1)
-    model = open_model(export_graph(folder / "sampled.onnx", Sampled(config).eval(), config, size), "cpu")
+    model = open_model(export_graph(folder / "sampled.onnx", HuSampler(config).eval(), config, size), "cpu")
     jobs, _ = gather([scans])
     depth = nib.load(jobs[0].path).shape[2]
     slices = depth * len(jobs)
@@ -52,15 +52,18 @@ def measure_host(folder: Path, scans: Path, size: int, rounds: int, log: Log) ->
         "usual script": run_usual_script,
     }
     times = time_on_both_clocks(contenders, rounds, log)
-    ours = [
+    slicemill_times = [
         1000 * (run - network) / slices
         for run, network in zip(times.cpu["ours"].seconds, times.cpu["its network"].seconds, strict=True)
     ]
     script = [1000 * seconds / slices for seconds in times.cpu["usual script"].seconds]
     return {
         "results": times.as_json(slices),
-        "cpu_milliseconds_a_slice": {"ours": round(median(ours), 3), "usual script": round(median(script), 3)},
-        "times_less": round(median(b / a for a, b in zip(ours, script, strict=True)), 2),
+        "cpu_milliseconds_a_slice": {
+            "ours": round(median(slicemill_times), 3),
+            "usual script": round(median(script), 3),
+        },
+        "times_less": round(median(b / a for a, b in zip(slicemill_times, script, strict=True)), 2),
     }
 
 

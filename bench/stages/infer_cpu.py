@@ -1,6 +1,6 @@
 """Inference on the CPU, end to end and part by part, compared with the network alone and with what people write.
 
-What bounds it: the convolutions. Command: `slicemill bench infer`.
+Bottleneck: the convolutions. Command: `slicemill bench infer`.
 
 | row | contenders |
 |---|---|
@@ -27,10 +27,10 @@ from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.networks import (
     BLUR,
     MARKED,
-    Guided,
+    HuThresholdNetwork,
     default_network,
     export_network,
-    light_network,
+    make_small_unet,
     write_marked_scans,
 )
 from slicemill.bench.harness.record import BenchmarkRecord
@@ -99,7 +99,7 @@ def run(folder: Path, *, slices: int, rounds: int) -> Record:
                     export_network(default_file(folder), default_network(), MARKED, SIZE), scans, rounds, log
                 ),
                 "light": measure_whole(
-                    export_network(folder / "light.onnx", light_network(), MARKED, SIZE), more, rounds, log
+                    export_network(folder / "light.onnx", make_small_unet(), MARKED, SIZE), more, rounds, log
                 ),
             },
             "host": measure_host(folder, more, SIZE, rounds, log),
@@ -179,7 +179,9 @@ def measure_engines(path: Path, rounds: int, log: Log) -> Record:
     """Measure onnxruntime and torch eager on a batch of two slices of noise, on all cores."""
     model = open_on_all_cores(path)
     # two networks with equal weights, since the memory format of shared weights would change for both
-    graph, last = (ExportGraph(Guided(default_network()).eval(), MARKED, LITS_LABELS).eval() for _ in range(2))
+    graph, last = (
+        ExportGraph(HuThresholdNetwork(default_network()).eval(), MARKED, LITS_LABELS).eval() for _ in range(2)
+    )
     last = last.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's annotations
     rng = np.random.default_rng(0)
     coarse = rng.integers(-1000, 4000, (4, SIZE // BLUR, SIZE // BLUR))

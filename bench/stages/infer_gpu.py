@@ -1,6 +1,6 @@
 """Inference on a GPU: the network alone, against the GPU's peak and torch; copies, complete runs, labels and a profile.
 
-What bounds it: convolutions, or the memory that everything between them passes through; the row ``profile`` says
+Bottleneck: convolutions, or the memory that everything between them passes through; the row ``profile`` says
 which. Networks have random weights, and labels follow marked HU (`slicemill.bench.harness.networks`). All rows of one
 call share its peak, and the contenders of a row share its rounds.
 

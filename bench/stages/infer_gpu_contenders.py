@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from slicemill.bench.harness.clock import Work
-from slicemill.bench.harness.networks import MARKED, Guided, default_network, export_network
+from slicemill.bench.harness.networks import MARKED, HuThresholdNetwork, default_network, export_network
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.infer.network.lanes import DeviceLane, Lane, make_compute_limit, make_lane
 from slicemill.infer.network.model import Model, open_model
@@ -20,7 +20,7 @@ from slicemill.train.config import Config
 from slicemill.train.export.graph import DEFAULT, ExportGraph, Flavor
 
 HALF = Flavor(half=True)
-WANTED = ("label", "tumor")
+OUTPUTS = ("label", "tumor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +47,14 @@ class Workload:
         return self.device == "cuda"
 
 
-def config_of(width: int) -> Config:
+def config_with_width(width: int) -> Config:
     """Return the settings of a network of this width."""
     return replace(MARKED, width=width)
 
 
 def model_file(folder: Path, width: int, flavor: Flavor, size: int) -> Path:
     """Return the model file of a network, and write it at the first call."""
-    path, config = folder / f"width-{width}{flavor.suffix}", config_of(width)
+    path, config = folder / f"width-{width}{flavor.suffix}", config_with_width(width)
     return path if path.exists() else export_network(path, default_network(config), config, size, flavor)
 
 
@@ -89,7 +89,7 @@ def make_noise(work: Workload, labels: int) -> Batch:
 def fill_lane(model: Model, work: Workload) -> tuple[Lane, Batch]:
     """Return a lane, and the batch in its buffer."""
     capacity = workload_capacity(model, work)
-    lane = make_lane(model, capacity, WANTED)
+    lane = make_lane(model, capacity, OUTPUTS)
     noise = make_noise(work, capacity.labels)
     image = lane.image[: len(noise.image)]
     image[:] = noise.image
@@ -114,12 +114,12 @@ def run_resident(model: Model, work: Workload) -> Work:
 def run_with_copies(model: Model, work: Workload) -> Work:
     """Return the same number of batches through the lanes of a run, each with its copies to and from the GPU."""
     filled = [fill_lane(model, work) for _ in range(LANES)]
-    turns = make_compute_limit(model)
+    limit = make_compute_limit(model)
 
     def run_lane(number: int) -> None:
         lane, batch = filled[number]
         for _ in range(number, work.batches, LANES):
-            lane.run(batch.image, batch.neighbors, turns)
+            lane.run(batch.image, batch.neighbors, limit)
 
     def run() -> None:
         threads = [threading.Thread(target=run_lane, args=(number,)) for number in range(LANES)]
@@ -133,9 +133,9 @@ def run_with_copies(model: Model, work: Workload) -> Work:
 
 def run_in_torch(work: Workload, width: int, labels: int, *, compiled: bool) -> Work:
     """Return the same graph in torch, channels last, on data that are on the device; on a GPU in float16."""
-    config = config_of(width)
+    config = config_with_width(width)
     flavor = HALF if work.on_gpu else DEFAULT
-    network = Guided(default_network(config)).eval()
+    network = HuThresholdNetwork(default_network(config)).eval()
     graph: Any = ExportGraph(network, config, LITS_LABELS, flavor).eval().to(work.device)
     graph = graph.to(memory_format=torch.channels_last)
     graph = torch.compile(graph, mode="max-autotune") if compiled else graph

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from slicemill.bench.harness.clock import Work, time_rounds
 from slicemill.bench.harness.cores import count_cores
-from slicemill.bench.harness.headline import Record, Timed, check
+from slicemill.bench.harness.headline import Record, TimedContender, check
 from slicemill.bench.harness.networks import mark_labels
 from slicemill.bench.harness.subject import phantom_subject
 from slicemill.bench.stages.infer_gpu_contenders import (
@@ -58,7 +58,7 @@ def measure_files(folder: Path, work: Workload, _results: Record) -> Record:
     amounts = dict.fromkeys(sources, work.scans * work.slices) | {
         BARE: workload_capacity(model, work).labels * work.batches
     }
-    times = {name: Timed(timing=timing, amount=amounts[name]) for name, timing in timings.items()}
+    times = {name: TimedContender(timing=timing, amount=amounts[name]) for name, timing in timings.items()}
     return {
         "cores": count_cores(),
         **compare_with_network(times, cpu_check_seconds(model, work)),
@@ -69,7 +69,7 @@ def measure_files(folder: Path, work: Workload, _results: Record) -> Record:
     }
 
 
-def compare_with_network(times: Mapping[str, Timed], check_seconds: float) -> Record:
+def compare_with_network(times: Mapping[str, TimedContender], check_seconds: float) -> Record:
     """Return the rates and their ratios over the network with copies, also without the time of the CPU comparison."""
     bare = times[BARE]
     runs = {name: timed for name, timed in times.items() if name != BARE}

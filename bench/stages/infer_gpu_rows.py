@@ -25,7 +25,7 @@ from slicemill.bench.stages.infer_gpu_contenders import (
     run_with_copies,
     workload_capacity,
 )
-from slicemill.bench.stages.kernels import by_kernel, by_operator, summarize
+from slicemill.bench.stages.kernels import summarize, time_by_kernel, time_by_operator
 from slicemill.bench.stages.limits import SIDE, product
 from slicemill.common.terminal import print_line
 from slicemill.ct.labels import LITS_LABELS
@@ -46,7 +46,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "CUDA graph": {"enable_cuda_graph": "1"},
 }
 """Changes, one at a time, to `slicemill.infer.runtime.providers.CUDA`."""
-OURS, COPIES = "onnxruntime fp16", "onnxruntime fp16 with copies"
+SLICEMILL, COPIES = "onnxruntime fp16", "onnxruntime fp16 with copies"
 
 
 def measure_peak(_folder: Path, work: Workload, _results: Record) -> Record:
@@ -68,7 +68,7 @@ def measure_width(folder: Path, work: Workload, width: int, peak_tflops: float |
     half, full = (open_network(folder, work, width, flavor) for flavor in (HALF, DEFAULT))
     labels = workload_capacity(half, work).labels
     contenders = {
-        OURS: run_resident(half, work),
+        SLICEMILL: run_resident(half, work),
         "onnxruntime fp32": run_resident(full, work),
         COPIES: run_with_copies(half, work),
         "torch eager": run_in_torch(work, width, labels, compiled=False),
@@ -86,8 +86,10 @@ def measure_width(folder: Path, work: Workload, width: int, peak_tflops: float |
         "of the peak": {name: round(row["per_second"] * gflop / 1000 / peak_tflops, 4) for name, row in rows.items()}
         if peak_tflops
         else None,
-        "over": {name: round(ratio(timing, times[OURS]), 3) for name, timing in times.items() if name != OURS},
-        "with copies over resident": round(ratio(times[OURS], times[COPIES]), 3),
+        "over": {
+            name: round(ratio(timing, times[SLICEMILL]), 3) for name, timing in times.items() if name != SLICEMILL
+        },
+        "with copies over resident": round(ratio(times[SLICEMILL], times[COPIES]), 3),
         "failed": failed,
     }
 
@@ -151,7 +153,7 @@ def measure_profile(folder: Path, work: Workload, _results: Record) -> Record:
 def profile_width(folder: Path, work: Workload, width: int) -> Record:
     """Sum the time of one network in float16."""
     model = open_network(folder, work, width, HALF)
-    kernels = by_kernel(run_resident(model, work))
+    kernels = time_by_kernel(run_resident(model, work))
     module = import_onnxruntime()
     options = module.SessionOptions()
     options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
@@ -159,4 +161,4 @@ def profile_width(folder: Path, work: Workload, width: int) -> Record:
     model.session = module.InferenceSession(str(model.path), options, providers=providers)
     run_resident(model, work)()
     events = json.loads(Path(model.session.end_profiling()).read_text())
-    return {"by kernel of the card": summarize(kernels), "by onnxruntime's file": summarize(by_operator(events))}
+    return {"by kernel of the card": summarize(kernels), "by onnxruntime's file": summarize(time_by_operator(events))}

@@ -1,6 +1,6 @@
 """Row ``many`` of `bench infer`: 64 small scans as one folder, compared with one call per scan.
 
-What bounds it: the convolutions for one folder; padding, opening and starting for the others. The command is
+Bottleneck: the convolutions for one folder; padding, opening and starting for the others. The command is
 `slicemill bench infer`.
 """
 
@@ -55,7 +55,7 @@ def measure_many(folder: Path, rounds: int, log: Log) -> Record:
             for scan in inputs:
                 words = ["infer", str(path), str(scan), "--out", out, "--provider", "cpu"]
                 command = [sys.executable, "-m", "slicemill", *words]
-                subprocess.run(command, check=True, capture_output=True)  # noqa: S603 (our own command)
+                subprocess.run(command, check=True, capture_output=True)  # noqa: S603 (a slicemill command)
 
     contenders = {
         FOLDER: lambda: segment_all(model, jobs, folder),

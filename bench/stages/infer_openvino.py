@@ -1,6 +1,6 @@
 """OpenVINO compared with onnxruntime on the CPU: the default network in float32 and bfloat16, and the loss of Dice.
 
-What bounds it: the convolutions; with bfloat16 a core does twice as many per second. Weights are random, and labels
+Bottleneck: the convolutions; with bfloat16 a core does twice as many per second. Weights are random, and labels
 follow marked HU (`slicemill.bench.harness.networks`).
 
 With slicemill[openvino,train], for random weights, and for the Dice of a trained model on a scan:

@@ -1,6 +1,6 @@
 """One case from NIfTI into the store: compared with the peers and with its own kernels, and with two workers.
 
-What bounds it: gzip decoding and compression for .nii.gz, compression and hashing for .nii. All CPU times are those of
+Bottleneck: gzip decoding and compression for .nii.gz, compression and hashing for .nii. All CPU times are those of
 one core. The page cache is warm, and every contender reads the same files. Command: `slicemill bench ingest`.
 """
 
@@ -38,7 +38,7 @@ from slicemill.store.reader import open_store
 from slicemill.store.statistics import Counts
 from slicemill.store.writer import ShardWriter, prepare_store
 
-OURS = "ours"
+SLICEMILL = "ours"
 KERNELS = "sum of its kernels"
 CASES_A_WORKER = 4
 Volume = npt.NDArray[Any]
@@ -119,14 +119,14 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-def convert_ours(folder: Path, case: Files, params: Params, *, threads: int = 1) -> None:
+def convert_with_slicemill(folder: Path, case: Files, params: Params, *, threads: int = 1) -> None:
     """Convert a case into a new store, without lock, ledger, tables and Dask, whose cost many cases share."""
     with fresh_folder(folder) as path:
         prepare_store(path)
         convert_case(case.case(), params, path, threads=threads)
 
 
-def convert_theirs(folder: Path, case: Files, convert: Callable[[Path, Path, Path], None]) -> None:
+def convert_with_peer(folder: Path, case: Files, convert: Callable[[Path, Path, Path], None]) -> None:
     """Convert a case as a peer does, into an empty folder."""
     with fresh_folder(folder) as path:
         convert(case.image, case.mask, path)
@@ -145,10 +145,10 @@ def verify_voxels(folder: Path, case: Files, subject: Subject) -> str:
 
 def time_peers(folder: Path, case: Files, params: Params, rounds: int) -> dict[str, Timing]:
     """Return the CPU time of ours and of each peer that is installed."""
-    contenders: dict[str, Work] = {OURS: lambda: convert_ours(folder, case, params)}
+    contenders: dict[str, Work] = {SLICEMILL: lambda: convert_with_slicemill(folder, case, params)}
     for peer in PEERS:
         if find_spec(peer.needs):
-            contenders[peer.name] = partial(convert_theirs, folder, case, peer.convert)
+            contenders[peer.name] = partial(convert_with_peer, folder, case, peer.convert)
     with show_progress(f"peers {case.image.suffix}", len(contenders), rounds) as log:
         return time_rounds(contenders, rounds=rounds, log=log, clock=time.process_time)
 
@@ -171,7 +171,7 @@ def time_kernels(folder: Path, case: Files, subject: Subject, rounds: int) -> di
                 encoders[name](section)
 
     contenders: dict[str, Work] = {
-        OURS: lambda: convert_ours(folder, case, subject.params()),
+        SLICEMILL: lambda: convert_with_slicemill(folder, case, subject.params()),
         "decode": decode,
         "encode": encode,
         "statistics": lambda: count_all(subject.image, subject.label, subject.labels),
@@ -184,7 +184,7 @@ def time_kernels(folder: Path, case: Files, subject: Subject, rounds: int) -> di
 
 def sum_kernels(kernels: Mapping[str, Timing]) -> Timing:
     """Return the time of all kernels together, round by round."""
-    alone = [timing.seconds for name, timing in kernels.items() if name != OURS]
+    alone = [timing.seconds for name, timing in kernels.items() if name != SLICEMILL]
     return Timing(name=KERNELS, seconds=tuple(map(sum, zip(*alone, strict=True))))
 
 
@@ -192,20 +192,20 @@ def make_format_record(
     times: Mapping[str, Timing], kernels: Mapping[str, Timing], depth: int, two_workers: float | None
 ) -> FormatRecord:
     """Return the figures of one file format."""
-    own = kernels[OURS]
+    own = kernels[SLICEMILL]
     return FormatRecord(
-        slices_per_second=round(depth / times[OURS].median, 1),
+        slices_per_second=round(depth / times[SLICEMILL].median, 1),
         milliseconds_a_slice={name: round(1000 * timing.median / depth, 3) for name, timing in times.items()},
         peers={
             peer.name: (
-                {"times_ours": round(ratio(times[peer.name], times[OURS]), 2), "what": peer.sentence}
+                {"times_ours": round(ratio(times[peer.name], times[SLICEMILL]), 2), "what": peer.sentence}
                 if peer.name in times
                 else {"times_ours": None, "what": f"{peer.needs} is not installed"}
             )
             for peer in PEERS
         },
         cpu_over_kernels=round(ratio(own, sum_kernels(kernels)), 3),
-        shares={name: round(ratio(timing, own), 3) for name, timing in kernels.items() if name != OURS},
+        shares={name: round(ratio(timing, own), 3) for name, timing in kernels.items() if name != SLICEMILL},
         two_workers=two_workers,
     )
 
@@ -215,13 +215,13 @@ def make_headline(times: Mapping[str, Timing], kernels: Mapping[str, Timing], de
     together = sum_kernels(kernels)
     record = headline(
         with_amount({**kernels, **times, KERNELS: together}, depth),
-        ours=OURS,
+        contender=SLICEMILL,
         limit=KERNELS,
         bound="decoding, codecs, hash, statistics and writing, each alone",
         peers={peer.name: peer.sentence for peer in PEERS if peer.name in times},
         verified=verified,
     )
-    record["limit"]["fraction"] = round(ratio(together, kernels[OURS]), 3)
+    record["limit"]["fraction"] = round(ratio(together, kernels[SLICEMILL]), 3)
     return record
 
 
@@ -260,7 +260,7 @@ def time_two_workers(folder: Path, case: Files, params: Params, rounds: int) -> 
         return None
 
     def convert_many(pool: ProcessPoolExecutor, count: int) -> None:
-        list(pool.map(convert_ours, [folder] * count, [case] * count, [params] * count))
+        list(pool.map(convert_with_slicemill, [folder] * count, [case] * count, [params] * count))
 
     with (
         ProcessPoolExecutor(2, mp_context=get_context("spawn")) as two,
@@ -280,8 +280,8 @@ def time_threads(folder: Path, case: Files, params: Params, rounds: int) -> Reco
     """Return how many times sooner one case is done with one thread per core."""
     cores = count_cores()
     contenders = {
-        "1": lambda: convert_ours(folder, case, params),
-        "all": lambda: convert_ours(folder, case, params, threads=cores),
+        "1": lambda: convert_with_slicemill(folder, case, params),
+        "all": lambda: convert_with_slicemill(folder, case, params, threads=cores),
     }
     times = time_rounds(contenders, rounds=rounds)
     return {"cores": cores, "times_sooner": round(ratio(times["1"], times["all"]), 2)}

@@ -50,7 +50,7 @@ def measure_peaks(folder: Path, image: npt.NDArray[np.int16], label: npt.NDArray
             files = write_repeated(case, suffix, (image, label), length)
             alone = convert_alone(files, case / "alone")
             words = ["ingest", str(case), str(case / "dask"), "--workers", "1", "--threads", "1"]
-            under_dask = subprocess.run(  # noqa: S603 (our own command)
+            under_dask = subprocess.run(  # noqa: S603 (a slicemill command)
                 [sys.executable, "-m", "slicemill", *words], capture_output=True, text=True, check=True
             )
             peaks[f"{length} slices, {suffix}"] = {
@@ -95,15 +95,15 @@ def write_repeated(folder: Path, suffix: str, volumes: tuple[npt.NDArray[Any], n
         header["vox_offset"], header["magic"] = 352, b"n+1"
         with igzip.open(path, "wb", compresslevel=1) if suffix == ".nii.gz" else path.open("wb") as stream:
             stream.write(header.binaryblock + bytes(4))
-            for z in up_and_down(len(volume), slices):
+            for z in zigzag(len(volume), slices):
                 stream.write(np.ascontiguousarray(volume[z]).data)
     return files
 
 
-def up_and_down(depth: int, count: int) -> Iterator[int]:
+def zigzag(depth: int, count: int) -> Iterator[int]:
     """Yield `count` slice numbers of `depth` slices: forward, backward, forward again, so that neighbors stay alike.
 
-    >>> list(up_and_down(3, 8))
+    >>> list(zigzag(3, 8))
     [0, 1, 2, 2, 1, 0, 0, 1]
     """
     for number in range(count):

@@ -1,6 +1,6 @@
 """Instructions per slice of the hot loops: counted, not timed, so that a change shows even on a busy machine.
 
-What bounds it: nothing; the count hardly varies. Each loop runs twice in its own process, with few slices and with
+Bottleneck: nothing; the count hardly varies. Each loop runs twice in its own process, with few slices and with
 many. The difference, divided by the slices in between, leaves out start-up and imports. perf counts if the kernel and
 the processor allow it, otherwise valgrind, which emulates an older processor (no AVX-512). Counts of the two tools
 cannot be compared. Command: `slicemill bench instructions`.
@@ -199,7 +199,7 @@ def count_instructions(counter: str, command: list[str]) -> int:
         The tool did not count, or the command failed.
     """
     counted = [*TOOLS[counter], *command]
-    done = subprocess.run(counted, capture_output=True, text=True, check=False)  # noqa: S603 (our own command)
+    done = subprocess.run(counted, capture_output=True, text=True, check=False)  # noqa: S603 (a slicemill command)
     count = re.search(COUNTS[counter], done.stderr, re.MULTILINE)
     if done.returncode or count is None:
         lines = [line for line in done.stderr.splitlines() if line and not line.startswith("==")]

@@ -15,16 +15,16 @@ SHOWN = 12
 """Operators or kernels that are listed by name."""
 
 
-def kind_of(name: str) -> str:
+def kernel_kind(name: str) -> str:
     """Return the kind of a kernel, or of an operator of ONNX, by its name.
 
-    >>> [kind_of(name) for name in ("sm90_xmma_fprop_implicit_gemm_f16", "nchwToNhwcKernel", "Relu", "FusedConv")]
+    >>> [kernel_kind(name) for name in ("sm90_xmma_fprop_implicit_gemm_f16", "nchwToNhwcKernel", "Relu", "FusedConv")]
     ['convolutions', 'layout', 'elementwise', 'convolutions']
     """
     return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name, re.IGNORECASE)), "elementwise")
 
 
-def by_operator(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def time_by_operator(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """Return microseconds by operator of a profiling file's events, or by kernel if onnxruntime traced kernels.
 
     The first run is left out, because it makes plans. On a GPU an operator's time is that of the call that starts its
@@ -44,7 +44,7 @@ def by_operator(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return dict(spent["Kernel"] or spent["Node"])
 
 
-def by_kernel(work: Callable[[], object]) -> dict[str, float]:
+def time_by_kernel(work: Callable[[], object]) -> dict[str, float]:
     """Return microseconds by kernel that the GPU ran during some work; empty without a GPU."""
     import torch
     from torch.profiler import ProfilerActivity, profile
@@ -66,7 +66,7 @@ def summarize(spent: Mapping[str, float]) -> dict[str, Any]:
     total = sum(spent.values()) or 1.0
     kinds: dict[str, float] = {}
     for name, microseconds in spent.items():
-        kinds[kind_of(name)] = kinds.get(kind_of(name), 0.0) + microseconds / total
+        kinds[kernel_kind(name)] = kinds.get(kernel_kind(name), 0.0) + microseconds / total
     shares = sorted(kinds.items(), key=lambda item: -item[1])
     largest = sorted(spent.items(), key=lambda item: -item[1])[:SHOWN]
     return {

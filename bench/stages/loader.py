@@ -1,6 +1,6 @@
 """Training pairs (image and label slice) per CPU-second: our ring, the ways of the tutorials, and the bare decode.
 
-What bounds it: decompression. Every contender delivers the same slices in the same random order in batches. The PNG
+Bottleneck: decompression. Every contender delivers the same slices in the same random order in batches. The PNG
 folder holds windowed 8-bit images, as tutorials make them. CPU time includes worker processes. Command: `slicemill
 bench loader`.
 """
@@ -34,7 +34,7 @@ BATCH = 16
 WORKERS = 2
 REPEATS = 4
 """How often every slice comes: often enough that the start of worker processes weighs little."""
-OURS, LIMIT, ONE_SLICE = "ring, 1 thread", "bare decode into batches", "bare decode into one slice"
+SLICEMILL, LIMIT, ONE_SLICE = "ring, 1 thread", "bare decode into batches", "bare decode into one slice"
 READER, PNGS = "our reader, DataLoader with 2 workers", "PNG folder, DataLoader with 2 workers"
 PEERS = {
     READER: "the same store behind worker processes: each pair is sent through shared memory",
@@ -46,7 +46,7 @@ RATIOS = {
     "of the bare decode into batches": LIMIT,
     "of the bare decode into one slice that stays in the cache": ONE_SLICE,
 }
-"""Name of a ratio -> the baseline of OURS."""
+"""Name of a ratio -> the baseline of SLICEMILL."""
 SLOWER = 1.5
 """Time of the network per batch over the time of decoding, when the waits for batches are measured."""
 
@@ -118,7 +118,7 @@ def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
     positions = [SlicePosition(CASE_ID, z) for z in order]
     rings = {threads: Batches(store, View(size=size), BATCH, threads) for threads in (1, 2)}
     contenders: dict[str, Work] = {
-        OURS: lambda: read_ring(rings[1], positions),
+        SLICEMILL: lambda: read_ring(rings[1], positions),
         "ring, 2 threads": lambda: read_ring(rings[2], positions),
         LIMIT: decode_into_batches(case, order),
         ONE_SLICE: bare_decode(case, order, checked=True),
@@ -132,10 +132,10 @@ def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
         subject=str(subject),
         slices=len(subject.image),
         results={name: timing.as_json(len(order)) for name, timing in times.items()},
-        ratios={name: speedup(times[OURS], times[baseline]) for name, baseline in RATIOS.items()},
+        ratios={name: speedup(times[SLICEMILL], times[baseline]) for name, baseline in RATIOS.items()},
         headline=headline(
             with_amount(times, len(order)),
-            ours=OURS,
+            contender=SLICEMILL,
             limit=LIMIT,
             bound="the codecs, from memory into batches",
             peers=PEERS,
@@ -184,9 +184,9 @@ def decode_into_batches(case: Case, order: list[int]) -> Work:
     return work
 
 
-def speedup(ours: Timing, theirs: Timing) -> float:
+def speedup(fast: Timing, slow: Timing) -> float:
     """Return how many times as fast ours is."""
-    return round(ratio(theirs, ours), 2)
+    return round(ratio(slow, fast), 2)
 
 
 def measure_waits(store: Store, positions: list[SlicePosition], size: tuple[int, int]) -> Waits:

@@ -1,6 +1,6 @@
 """Surface distances of a case as large as LiTS's largest: ours, compared with distance transforms of the complete scan.
 
-What bounds it: nearest neighbors of surface points. The case is a liver with lesions in a scan of 512x512x600 voxels,
+Bottleneck: nearest neighbors of surface points. The case is a liver with lesions in a scan of 512x512x600 voxels,
 and a prediction whose surfaces are off by a few voxels. medpy computes an erosion and two distance transforms of the
 complete scan per object. One object takes it a minute, so it does only some of them, and their median stands for all.
 Times are CPU seconds of one core, which a busy machine hardly changes. Command: `slicemill bench measure`.
@@ -33,7 +33,7 @@ Points = npt.NDArray[np.float64]
 Box = tuple[slice, ...]
 Result = TypeVar("Result")
 SPACING: Spacing = (1.0, 0.75, 0.75)
-OURS, QUERIES, BOXES, MEDPY = "ours", "nearest neighbors alone", "boxes", "whole scan, as medpy"
+SLICEMILL, QUERIES, BOXES, MEDPY = "ours", "nearest neighbors alone", "boxes", "whole scan, as medpy"
 SAME_MM = 1e-6
 ORGAN = 0
 """Stands for the liver with all lesions in it; other values are those of lesions."""
@@ -77,13 +77,13 @@ class Case:
     values: list[int]
     """The objects to measure: ORGAN and the lesions."""
 
-    def each(self, measure: Callable[[Mask, Mask, Spacing], Result]) -> Iterator[Result]:
+    def for_each_object(self, measure: Callable[[Mask, Mask, Spacing], Result]) -> Iterator[Result]:
         """Yield the result of `measure` for each object, in the box around both of its masks."""
         from scipy.ndimage import find_objects
 
         boxes = [find_objects(volume) for volume in (self.prediction, self.reference)]
         for value in self.values:
-            box = joint([joint(sides) if value == ORGAN else sides[value - 1] for sides in boxes])
+            box = union_box([union_box(sides) if value == ORGAN else sides[value - 1] for sides in boxes])
             yield measure(mask_of(self.prediction[box], value), mask_of(self.reference[box], value), SPACING)
 
 
@@ -91,13 +91,13 @@ def run(*, slices: int, side: int, lesions: int, rounds: int, by_medpy: int) -> 
     """Measure one case and return the record; `by_medpy` objects are also measured as medpy does."""
     case = make_case((slices, side, side), lesions)
     before = peak_mib()
-    distances = list(case.each(surface_distances))
+    distances = list(case.for_each_object(surface_distances))
     memory_mib = peak_mib() - before
-    points = list(case.each(points_of_both))
+    points = list(case.for_each_object(points_of_both_surfaces))
     contenders: dict[str, Work] = {
         QUERIES: lambda: [(nearest_distances(one, other), nearest_distances(other, one)) for one, other in points],
-        OURS: lambda: list(case.each(surface_distances)),
-        BOXES: lambda: list(case.each(in_boxes)),
+        SLICEMILL: lambda: list(case.for_each_object(surface_distances)),
+        BOXES: lambda: list(case.for_each_object(distances_in_boxes)),
     }
     times = time_rounds(contenders, rounds=rounds, warm_up=0, clock=time.process_time)
     seconds, difference = time_medpy(case, distances[:by_medpy])
@@ -108,7 +108,7 @@ def run(*, slices: int, side: int, lesions: int, rounds: int, by_medpy: int) -> 
         results={name: timing.as_json(slices) for name, timing in times.items()},
         headline=headline(
             with_amount({**times, MEDPY: medpy}, slices),
-            ours=OURS,
+            contender=SLICEMILL,
             limit=QUERIES,
             bound="nearest neighbors of surface points, trees made",
             peers={
@@ -120,11 +120,11 @@ def run(*, slices: int, side: int, lesions: int, rounds: int, by_medpy: int) -> 
         shape_zyx=(slices, side, side),
         objects=len(case.values),
         rounds=rounds,
-        seconds_ours=round(times[OURS].median, 3),
+        seconds_ours=round(times[SLICEMILL].median, 3),
         seconds_boxes=round(times[BOXES].median, 3),
         seconds_medpy_an_object=[round(value, 1) for value in seconds],
-        times_boxes=round(ratio(times[BOXES], times[OURS]), 1),
-        times_medpy=round(medpy.median / times[OURS].median, 1),
+        times_boxes=round(ratio(times[BOXES], times[SLICEMILL]), 1),
+        times_medpy=round(medpy.median / times[SLICEMILL].median, 1),
         largest_difference_mm=difference,
         scan_mib=round(case.reference.nbytes / 2**20, 1),
         memory_mib=round(memory_mib, 1),
@@ -132,18 +132,18 @@ def run(*, slices: int, side: int, lesions: int, rounds: int, by_medpy: int) -> 
     ).as_json()
 
 
-def time_medpy(case: Case, ours: Sequence[SurfaceDistances]) -> tuple[list[float], float]:
+def time_medpy(case: Case, expected: Sequence[SurfaceDistances]) -> tuple[list[float], float]:
     """Measure the first objects as medpy does; return CPU seconds of each, and the largest difference from ours, mm."""
     seconds, differences = [], []
-    for value, distances in zip(case.values, ours, strict=False):
+    for value, distances in zip(case.values, expected, strict=False):
         start = time.process_time()
-        theirs = by_transforms(mask_of(case.prediction, value), mask_of(case.reference, value))
+        result = distances_by_transforms(mask_of(case.prediction, value), mask_of(case.reference, value))
         seconds.append(time.process_time() - start)
-        differences.append(float(np.abs(distances.both - theirs.both).max()))
+        differences.append(float(np.abs(distances.both - result.both).max()))
     return seconds, max(differences)
 
 
-def joint(boxes: Iterable[Box | None]) -> Box:
+def union_box(boxes: Iterable[Box | None]) -> Box:
     """Return the smallest box around all boxes."""
     present = [box for box in boxes if box is not None]
     return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*present, strict=True))
@@ -154,12 +154,12 @@ def mask_of(volume: Label, value: int) -> Mask:
     return volume > 0 if value == ORGAN else volume == value
 
 
-def points_of_both(one: Mask, other: Mask, spacing: Spacing) -> tuple[Points, Points]:
+def points_of_both_surfaces(one: Mask, other: Mask, spacing: Spacing) -> tuple[Points, Points]:
     """Return the surface points of both masks."""
     return surface_points(one, spacing), surface_points(other, spacing)
 
 
-def by_transforms(prediction: Mask, reference: Mask, spacing: Spacing = SPACING) -> SurfaceDistances:
+def distances_by_transforms(prediction: Mask, reference: Mask, spacing: Spacing = SPACING) -> SurfaceDistances:
     """Return the distances as medpy computes them: erosions and distance transforms of the complete masks."""
     from scipy import ndimage
 
@@ -170,9 +170,9 @@ def by_transforms(prediction: Mask, reference: Mask, spacing: Spacing = SPACING)
     return SurfaceDistances(to_reference=to_reference, to_prediction=to_prediction)
 
 
-def in_boxes(prediction: Mask, reference: Mask, spacing: Spacing) -> SurfaceDistances:
+def distances_in_boxes(prediction: Mask, reference: Mask, spacing: Spacing) -> SurfaceDistances:
     """Return the distances by transforms of the box around both masks, with a border of air."""
-    return by_transforms(np.pad(prediction, 1), np.pad(reference, 1), spacing)
+    return distances_by_transforms(np.pad(prediction, 1), np.pad(reference, 1), spacing)
 
 
 def make_case(shape: tuple[int, int, int], lesions: int) -> Case:

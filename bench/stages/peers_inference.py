@@ -1,6 +1,6 @@
 """From scans to masks on the CPU: `slicemill infer`, MONAI, TorchIO, nnU-Net and the usual script.
 
-What bounds it: the convolutions. Each runs in its own environment. All run one network with equal weights and one
+Bottleneck: the convolutions. Each runs in its own environment. All run one network with equal weights and one
 input slice, on the same .nii.gz files, with all cores: ours from its ONNX file, the others from the file of
 `torch.export`, in eager torch (channels last) or compiled. Eager torch runs batch norms separately, while onnxruntime
 folds them into convolutions. Networks are loaded and compiled before the measurement, which ends when the masks are
@@ -25,7 +25,7 @@ from slicemill.bench.harness.headline import Record, check, headline, with_amoun
 from slicemill.bench.harness.networks import (
     MARKED,
     MIN_LESION_ML,
-    Guided,
+    HuThresholdNetwork,
     default_network,
     export_network,
     write_marked_scans,
@@ -54,7 +54,7 @@ one and 3.6 with four (the latter in the run of 2026-11-22T0415 in `bench/result
 SCANS = 2
 """One per axis order."""
 LEAST_DICE = 0.99
-OURS, BARE = "slicemill infer", LANES_ALONE
+SLICEMILL, BARE = "slicemill infer", LANES_ALONE
 NETWORK = "network.pt2"
 PEERS = read_peers("inference.toml")
 Label = npt.NDArray[np.uint8]
@@ -85,17 +85,19 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
     subject = phantom_subject(slices)
     scans = folder / "scans"
     write_marked_scans(scans, subject, SCANS)
-    ours = Ours(model=write_networks(folder, subject), scans=scans, jobs=gather([scans])[0], out=folder / "ours")
+    slicemill_contender = SlicemillContender(
+        model=write_networks(folder, subject), scans=scans, jobs=gather([scans])[0], out=folder / "ours"
+    )
     total = SCANS * slices
     peers = [peer for peer in PEERS if not only or peer.package in only]
-    request = make_request(ours.jobs, folder / NETWORK, subject, total)
+    request = make_request(slicemill_contender.jobs, folder / NETWORK, subject, total)
     with start_peers(peers, "segment_scans.py", environments, folder / "masks", request) as started:
-        contenders = ours.contenders(total) | started.processes
+        contenders = slicemill_contender.contenders(total) | started.processes
         with show_progress("peers", len(contenders), rounds) as log:
             times = time_on_both_clocks(contenders, rounds, log)
         not_run = started.not_run()
     dices = {
-        peer.name: ours.dice_with(folder / "masks" / peer.way, postprocess=peer.removes_components)
+        peer.name: slicemill_contender.dice_with(folder / "masks" / peer.way, postprocess=peer.removes_components)
         for peer in peers
         if peer.name not in not_run
     }
@@ -117,7 +119,7 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
         dice=dices,
         headline=headline(
             with_amount(wall, total),
-            ours=OURS,
+            contender=SLICEMILL,
             limit=BARE,
             bound="convolutions",
             peers=sentences,
@@ -128,7 +130,7 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ours:
+class SlicemillContender:
     """Our network, opened, and the scans."""
 
     model: Model
@@ -139,7 +141,7 @@ class Ours:
     def contenders(self, slices: int) -> dict[str, Work]:
         """Return our contenders: the complete run, and the network alone in two ways."""
         return {
-            OURS: self.segment,
+            SLICEMILL: self.segment,
             BARE: network_alone(self.model, self.scans, slices, lanes=count_lanes("cpu")),
             SESSION_ALONE: network_alone(open_on_all_cores(self.model.path), self.scans, slices),
         }
@@ -152,12 +154,12 @@ class Ours:
     def dice_with(self, masks: Path, *, postprocess: bool) -> dict[str, float]:
         """Return label -> Dice of a peer's masks with ours, over all scans."""
         self.segment(postprocess=postprocess)
-        expected, theirs = (
+        expected, labels = (
             np.concatenate([read_canonical(folder / job.name).ravel() for job in self.jobs])
             for folder in (self.out, masks)
         )
         return {
-            label: round(dice(expected == value, theirs == value), 5) for label, value in LITS_LABELS.values.items()
+            label: round(dice(expected == value, labels == value), 5) for label, value in LITS_LABELS.values.items()
         }
 
 
@@ -185,7 +187,7 @@ def write_networks(folder: Path, subject: Subject) -> Model:
     batch = torch.export.Dim("b", min=1, max=65536)
     with torch.no_grad():
         program = torch.export.export(
-            Guided(network).eval(), (torch.zeros(2, 1, height, width),), dynamic_shapes=({0: batch},)
+            HuThresholdNetwork(network).eval(), (torch.zeros(2, 1, height, width),), dynamic_shapes=({0: batch},)
         )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No complete tensor found")  # about weights that are not on the CPU

@@ -1,6 +1,6 @@
 """Random training slices with their labels: ours, MONAI, TorchIO, HDF5 and nnU-Net, each in its own environment.
 
-What bounds it: decompression for ours and HDF5, memory copies for tools that hold every volume decoded. Every
+Bottleneck: decompression for ours and HDF5, memory copies for tools that hold every volume decoded. Every
 contender runs on one core, has prepared its data as its documentation recommends, and delivers all slices of the same
 cases in batches. Command: `slicemill bench peers --kind loading`.
 """
@@ -27,7 +27,7 @@ from slicemill.train.data.sampling import SlicePosition
 BATCH = 16
 CASES = 3
 LOW_HU, HIGH_HU = -200.0, 300.0
-OURS, BARE = "slicemill, ring of 1 thread", "bare decode"
+SLICEMILL, BARE = "slicemill, ring of 1 thread", "bare decode"
 PEERS = read_peers("loading.toml")
 
 
@@ -61,10 +61,10 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
         "low": LOW_HU,
         "high": HIGH_HU,
     }
-    ours: dict[str, Work] = {OURS: read_ring(store, subjects[0]), BARE: decode_all(store, slices)}
+    slicemill_work: dict[str, Work] = {SLICEMILL: read_ring(store, subjects[0]), BARE: decode_all(store, slices)}
     peers = [peer for peer in PEERS if not only or peer.package in only]
     with pin_to_one_core(), start_peers(peers, "load_slices.py", environments, folder / "peers", request) as started:
-        contenders = ours | started.processes
+        contenders = slicemill_work | started.processes
         with show_progress("peers", len(contenders), rounds) as log:
             times = time_rounds(contenders, rounds=rounds, log=log)
         not_run = started.not_run() | find_incomplete(started, total)
@@ -74,7 +74,7 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
         results={name: timed.as_json() for name, timed in done.items()},
         headline=headline(
             done,
-            ours=OURS,
+            contender=SLICEMILL,
             limit=BARE,
             bound="decompression",
             peers={peer.name: peer.sentence for peer in peers if peer.name in done},

@@ -1,6 +1,6 @@
 """How cost grows: with the slices of a scan, the number of scans, workers, and the tasks of a Dask scheduler.
 
-What bounds it: time must grow in proportion to slices and scans, and memory not at all. Lines are fitted by least
+Bottleneck: time must grow in proportion to slices and scans, and memory not at all. Lines are fitted by least
 squares and come with their coefficient of determination. Every length runs in its own process, on a phantom repeated
 along z. Command: `slicemill bench scale`.
 """

@@ -1,6 +1,6 @@
 """Random slices (image and label) from a store: ours, zarr-python, zarrs and tensorstore, and the bare decode.
 
-What bounds it: decompression. The limit is the codec alone, from bytes in memory into an allocated buffer. Command:
+Bottleneck: decompression. The limit is the codec alone, from bytes in memory into an allocated buffer. Command:
 `slicemill bench store`.
 """
 
@@ -15,7 +15,7 @@ from numcodecs import zstd
 
 from slicemill.bench.harness.clock import Work, show_progress, time_rounds
 from slicemill.bench.harness.cores import pin_to_one_core
-from slicemill.bench.harness.headline import Record, Timed, check, headline
+from slicemill.bench.harness.headline import Record, TimedContender, check, headline
 from slicemill.bench.harness.pagecache import drop_from_cache, files_below
 from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import CASE_ID, Subject
@@ -81,7 +81,7 @@ def run(folder: Path, subject: Subject, *, rounds: int, cold: bool = False) -> R
         bytes={**sizes, "raw": subject.image.nbytes + subject.label.nbytes},
         headline=headline(
             times,
-            ours="ours",
+            contender="ours",
             limit="bare decode",
             bound="the codecs on bytes in memory",
             peers=PEERS,
@@ -92,7 +92,7 @@ def run(folder: Path, subject: Subject, *, rounds: int, cold: bool = False) -> R
 
 def time_readers(
     folder: Path, subject: Subject, cases: Mapping[ProfileName, Case], rounds: int, *, cold: bool
-) -> dict[str, Timed]:
+) -> dict[str, TimedContender]:
     """Time all readers on one core. zarr-python with its defaults reads fewer slices, because it is slow."""
     compact, fast = cases["compact"], cases["fast"]
     order = np.random.default_rng(0).permutation(len(subject.image)).tolist()
@@ -120,7 +120,7 @@ def time_readers(
 
         timings = time_rounds(readers, rounds=rounds, log=prepare, clock=clock)
     amounts = dict.fromkeys(readers, len(order)) | {DEFAULTS: len(few)}
-    return {name: Timed(timing=timing, amount=amounts[name]) for name, timing in timings.items()}
+    return {name: TimedContender(timing=timing, amount=amounts[name]) for name, timing in timings.items()}
 
 
 def holds_scan(case: Case, subject: Subject) -> bool:

@@ -1,6 +1,6 @@
 """A training step compared with the bare forward and backward pass of its network, and the cost of the rest.
 
-What bounds it: the convolutions. Every contender has batches of one size. A complete step streams them from the store,
+Bottleneck: the convolutions. Every contender has batches of one size. A complete step streams them from the store,
 windows, augments, computes the loss, backpropagates, clips, updates weights and their average, and counts voxels.
 Command: `slicemill bench train`.
 """
@@ -74,7 +74,7 @@ def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Recor
     precision = str(steps.precision).removeprefix("torch.")
     comparison = headline(
         with_amount(times, amount),
-        ours=COMPLETE,
+        contender=COMPLETE,
         limit=BARE,
         bound="convolutions, forward and backward, on one batch in memory",
         peers={},

@@ -76,7 +76,7 @@ class NnunetComparison:
         name = f"{contender}-{self.minutes:g}-minutes".replace(".", "-")
         return FoldRun(variant=name, fold=fold, seed=self.experiment.design.seeds[0])
 
-    def our_request(self, fold: int, store: Store) -> RunRequest:
+    def make_request(self, fold: int, store: Store) -> RunRequest:
         """Return what our run on a fold needs."""
         design, run = self.experiment.design, self.run(self.variant, fold)
         config = design.config(self.variant, run.seed).changed(epochs=MANY_EPOCHS, max_minutes=self.minutes)
@@ -108,22 +108,22 @@ def compare_with_nnunet(comparison: NnunetComparison) -> NnunetRecord:
     """
     experiment = comparison.experiment
     folder = experiment.folder
-    theirs: list[NnunetResult] = []
-    ours: list[RunResult] = []
+    nnunet_results: list[NnunetResult] = []
+    slicemill_results: list[RunResult] = []
     with lock_experiment(folder.out) as runner:
         store = prepare(experiment, runner)
         python = prepare_environment(folder.out / "nnunet", NNUNET_FOLDER / "requirements.txt", "nnU-Net")
         tools = NnunetTools(folder=folder, runner=runner, store=store, python=python)
         device = choose_device("auto").type
         for fold in experiment.folds:
-            request = comparison.our_request(fold, store)
+            request = comparison.make_request(fold, store)
             peer_settings = {"minutes": comparison.minutes, "iterations": ITERATIONS[device], "device": device}
             peer_inputs = replace(request.inputs, settings=peer_settings, export={}, tune={})
             print_line(f"fold {fold}: nnU-Net, {comparison.minutes:g} minutes of training on {device}")
-            theirs.append(_run_nnunet_once(comparison.run("nnunet-2d", fold), peer_inputs, tools))
+            nnunet_results.append(_run_nnunet_once(comparison.run("nnunet-2d", fold), peer_inputs, tools))
             print_line(f"fold {fold}: {comparison.variant}, {comparison.minutes:g} minutes")
-            ours.append(_run_ours_once(request, folder, runner))
-    return summarize_comparison(comparison, theirs, ours)
+            slicemill_results.append(_run_slicemill_once(request, folder, runner))
+    return summarize_comparison(comparison, nnunet_results, slicemill_results)
 
 
 def _run_nnunet_once(run: FoldRun, inputs: RunInputs, tools: NnunetTools) -> NnunetResult:
@@ -131,7 +131,7 @@ def _run_nnunet_once(run: FoldRun, inputs: RunInputs, tools: NnunetTools) -> Nnu
     return _read_finished(NnunetResult, path, run, inputs) or run_nnunet(run, inputs, tools)
 
 
-def _run_ours_once(request: RunRequest, folder: ExperimentFolder, runner: CommandRunner) -> RunResult:
+def _run_slicemill_once(request: RunRequest, folder: ExperimentFolder, runner: CommandRunner) -> RunResult:
     path = folder.result_file(request.run)
     return _read_finished(RunResult, path, request.run, request.inputs) or run_fold(request, folder, runner, print_line)
 
@@ -216,16 +216,16 @@ def _export(store: Store, case_id: str, out: Path, array: ArrayName) -> None:
 
 
 def summarize_comparison(
-    comparison: NnunetComparison, theirs: Sequence[NnunetResult], ours: Sequence[RunResult]
+    comparison: NnunetComparison, nnunet_results: Sequence[NnunetResult], slicemill_results: Sequence[RunResult]
 ) -> NnunetRecord:
     """Derive the record: scores of both on the test parts, and what ours gains, patient by patient."""
-    results: list[Result] = [*theirs, *ours]
+    results: list[Result] = [*nnunet_results, *slicemill_results]
     regions = list(results[0].cases[0].regions)
     design = comparison.experiment.design
 
-    def describe(found: Sequence[Result]) -> dict[str, Any]:
-        cases = cases_of(found, "test")
-        training = [result.training for result in found]
+    def describe(group: Sequence[Result]) -> dict[str, Any]:
+        cases = cases_of(group, "test")
+        training = [result.training for result in group]
         return {"training": training, **{region: score_region(cases, region) for region in regions}}
 
     return NnunetRecord(
@@ -238,8 +238,8 @@ def summarize_comparison(
         settings={**design.settings, **design.variants[comparison.variant]},
         convention=CONVENTION,
         region=main_region(regions),
-        contenders={"nnU-Net 2D": describe(theirs), "slicemill": describe(ours)},
-        gain={region: dice_gain(ours, theirs, "test", region) for region in regions},
+        contenders={"nnU-Net 2D": describe(nnunet_results), "slicemill": describe(slicemill_results)},
+        gain={region: dice_gain(slicemill_results, nnunet_results, "test", region) for region in regions},
         commits=sorted({str(result.machine["commit"]) for result in results}),
         machine=machine_info(),
     )

@@ -48,15 +48,15 @@ def summarize(design: ExperimentDesign, results: Sequence[RunResult]) -> Quality
         The variants have no fold and seed in common.
     """
     by_variant = {name: [result for result in results if result.variant == name] for name in design.variants}
-    by_variant = {name: found for name, found in by_variant.items() if found}
+    by_variant = {name: group for name, group in by_variant.items() if group}
     common = select_common(by_variant)
     reference = next(iter(common))
     main = main_region(list(results[0].cases[0].regions))
     variants = {
         name: summarize_variant(
-            design.variants[name], by_variant[name], found, None if name == reference else common[reference]
+            design.variants[name], by_variant[name], group, None if name == reference else common[reference]
         )
-        for name, found in common.items()
+        for name, group in common.items()
     }
     return QualityRecord(
         date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -125,14 +125,14 @@ def select_common(by_variant: Mapping[str, Sequence[RunResult]]) -> dict[str, li
     ConfigError
         There is none.
     """
-    shared = set.intersection(*({_fold_and_seed(result) for result in found} for found in by_variant.values()))
+    shared = set.intersection(*({_fold_and_seed(result) for result in group} for group in by_variant.values()))
     if not shared:
         raise ConfigError(
             f"the variants {', '.join(by_variant)} have no fold and seed in common yet; "
             "run them on the same --only-folds and --seeds."
         )
     return {
-        name: [result for result in found if _fold_and_seed(result) in shared] for name, found in by_variant.items()
+        name: [result for result in group if _fold_and_seed(result) in shared] for name, group in by_variant.items()
     }
 
 
@@ -146,7 +146,7 @@ def mean_by_seed(results: Sequence[RunResult], part: Part, region: str) -> dict[
         seed: [result for result in results if result.seed == seed]
         for seed in sorted({result.seed for result in results})
     }
-    return {str(seed): score_region(cases_of(found, part), region).mean for seed, found in by_seed.items()}
+    return {str(seed): score_region(cases_of(group, part), region).mean for seed, group in by_seed.items()}
 
 
 def main_region(regions: Sequence[str]) -> str:
@@ -206,26 +206,26 @@ def dice_gain(results: Sequence[Result], reference: Sequence[Result], part: Part
     Where only one of the two is right to find nothing, it gets the Dice 1: see `score_true_negatives`.
     """
     both = {_fold_and_seed(result) for result in results} & {_fold_and_seed(result) for result in reference}
-    ours, theirs = (
+    variant_cases, reference_cases = (
         {
             (*_fold_and_seed(result), case.case_id): case
-            for result in found
+            for result in group
             if _fold_and_seed(result) in both
             for case in result.cases
             if case.part == part
         }
-        for found in (results, reference)
+        for group in (results, reference)
     )
-    shared = [key for key in ours if key in theirs]
+    shared = [key for key in variant_cases if key in reference_cases]
     pairs = score_true_negatives(
-        [(case_dice(ours[key], region), case_dice(theirs[key], region)) for key in shared], best=1.0
+        [(case_dice(variant_cases[key], region), case_dice(reference_cases[key], region)) for key in shared], best=1.0
     )
     by_patient: dict[str, list[tuple[float, float]]] = {}
     for key, pair in zip(shared, pairs, strict=True):
-        by_patient.setdefault(ours[key].patient_id, []).append(pair)
+        by_patient.setdefault(variant_cases[key].patient_id, []).append(pair)
     difference = paired_difference(
-        [mean_without_nan([own for own, _ in found]) for found in by_patient.values()],
-        [mean_without_nan([other for _, other in found]) for found in by_patient.values()],
+        [mean_without_nan([own for own, _ in group]) for group in by_patient.values()],
+        [mean_without_nan([other for _, other in group]) for group in by_patient.values()],
     )
     return DiceGain(
         patients=difference.patients,

@@ -7,7 +7,7 @@ import pytest
 from slicemill.bench.stages import infer_gpu
 from slicemill.bench.stages.infer_gpu import measure
 from slicemill.bench.stages.infer_gpu_contenders import Workload
-from slicemill.bench.stages.kernels import by_operator, kind_of, summarize
+from slicemill.bench.stages.kernels import kernel_kind, summarize, time_by_operator
 
 TINY = Workload(device="cpu", widths=(4,), size=64, batch=2, batches=2, scans=2, slices=8, rounds=2)
 
@@ -51,9 +51,9 @@ def test_operators_are_summed_without_their_fences():
     noise = [event("c1_fence_before", "Conv", 90)]
     noise += [{"cat": "Session", "name": "model_run", "dur": 99, "ts": ts, "args": {}} for ts in (0, 20)]
     noise.append(event("c1_kernel_time", "Conv", 70, ts=5))
-    assert by_operator(events + noise) == {"Conv": 8, "Relu": 2}
+    assert time_by_operator(events + noise) == {"Conv": 8, "Relu": 2}
     kernel = {"cat": "Kernel", "name": "sm90_xmma_fprop", "dur": 4, "ts": 30, "args": {}}
-    assert by_operator([*events, kernel]) == {"sm90_xmma_fprop": 4}
+    assert time_by_operator([*events, kernel]) == {"sm90_xmma_fprop": 4}
 
 
 def test_the_kind_that_takes_most_bounds():
@@ -62,5 +62,5 @@ def test_the_kind_that_takes_most_bounds():
     assert result["kinds"] == {"elementwise": 0.5, "layout": 0.3, "convolutions": 0.2}
     assert next(iter(result["names"])) == "cudnn::nchwToNhwcKernel"
     assert result["milliseconds"] == 0.1
-    assert kind_of("convertTensor_kernel") == "layout"
+    assert kernel_kind("convertTensor_kernel") == "layout"
     assert summarize({})["bound"] is None

@@ -13,7 +13,7 @@ from slicemill.bench.peers.remote import HERE, PeerProcess
 from slicemill.bench.records.tables import peers_inference_table, peers_table
 from slicemill.bench.stages import peers_inference as inference
 from slicemill.bench.stages import peers_loading as loading
-from slicemill.bench.stages.peers_loading import BARE, OURS, run
+from slicemill.bench.stages.peers_loading import BARE, SLICEMILL, run
 from slicemill.common.errors import InputError
 
 PEERS = loading.PEERS + inference.PEERS
@@ -22,7 +22,7 @@ import json, sys
 sys.path.insert(0, {str(HERE)!r})
 import rounds
 print("a word that is no answer")
-rounds.answer_rounds(lambda: json.loads(sys.argv[1])["slices"])
+rounds.serve_rounds(lambda: json.loads(sys.argv[1])["slices"])
 """
 
 
@@ -59,7 +59,7 @@ def test_a_peer_does_one_round_per_request(tmp_path):
 
 def test_a_peer_may_write_more_than_a_pipe_holds(tmp_path):
     script = tmp_path / "talks.py"
-    script.write_text(WORKS.replace("rounds.answer", "sys.stderr.write('a word ' * 100_000); rounds.answer"))
+    script.write_text(WORKS.replace("rounds.serve", "sys.stderr.write('a word ' * 100_000); rounds.serve"))
     with PeerProcess(name="talks", python=sys.executable, script=str(script), request={"slices": 7}) as peer:
         peer()
         assert peer.slices == 7
@@ -72,7 +72,7 @@ def test_a_peers_cpu_time_counts_its_workers(tmp_path):
         f"sys.path.insert(0, {str(HERE)!r})\n"
         "import rounds\n"
         "work = 'import time\\nwhile time.process_time() < 0.5: pass'\n"
-        "rounds.answer_rounds(lambda: subprocess.run([sys.executable, '-c', work]).returncode)\n"
+        "rounds.serve_rounds(lambda: subprocess.run([sys.executable, '-c', work]).returncode)\n"
     )
     with PeerProcess(name="starts", python=sys.executable, script=str(script), request={}) as peer:
         peer()
@@ -128,7 +128,7 @@ def test_a_peer_that_cannot_run_is_in_the_record_with_its_reason(tmp_path, monke
     fake_environments(tmp_path / "environments")
     monkeypatch.setattr("slicemill.bench.harness.subject.SIZE", 64)
     record = run(tmp_path / "work", tmp_path / "environments", slices=8, rounds=3, only=("monai",))
-    assert list(record["results"]) == [OURS, BARE]
+    assert list(record["results"]) == [SLICEMILL, BARE]
     assert set(record["not_run"]) == {"MONAI CacheDataset", "MONAI PersistentDataset"}
     assert "No module named 'monai'" in record["not_run"]["MONAI CacheDataset"]
     assert "not run" in peers_table(record)
@@ -142,8 +142,8 @@ def test_the_usual_script_gives_our_masks_and_peers_without_packages_are_in_the_
     monkeypatch.setattr(inference, "PEERS", quick)
     record = inference.run(tmp_path, tmp_path / "environments", slices=4, rounds=3)
     script = "script, torch eager"
-    assert list(record["results"]) == [inference.OURS, inference.BARE, inference.SESSION_ALONE, script]
-    assert record["results"][inference.OURS]["cpu_milliseconds"] > 0
+    assert list(record["results"]) == [inference.SLICEMILL, inference.BARE, inference.SESSION_ALONE, script]
+    assert record["results"][inference.SLICEMILL]["cpu_milliseconds"] > 0
     assert set(record["not_run"]) == {"MONAI SliceInferer", "TorchIO GridSampler", "nnU-Net predictor, sequential"}
     assert peers_inference_table(record).count("not run") == 3
     assert min(record["dice"][script].values()) >= inference.LEAST_DICE

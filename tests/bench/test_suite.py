@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from slicemill.bench.cli import bench
 from slicemill.bench.harness.catalog import STAGES
 from slicemill.bench.harness.clock import Timing
-from slicemill.bench.harness.headline import Timed, check, headline
+from slicemill.bench.harness.headline import TimedContender, check, headline
 from slicemill.bench.harness.pagecache import drop_from_cache
 from slicemill.bench.harness.subject import CASE_ID, phantom_subject, scan_subject
 from slicemill.bench.records.compare import compare, machine_differences
@@ -41,11 +41,11 @@ def record_of(*rates, seed=0, spread=0.02, rounds=9):
 
 def test_a_headline_weighs_different_amounts_of_work():
     times = {
-        "ours": Timed(timing=Timing(name="", seconds=(1.0, 2.0, 3.0)), amount=10),
-        "limit": Timed(timing=Timing(name="", seconds=(0.5, 1.0, 1.5)), amount=10),
-        "peer": Timed(timing=Timing(name="", seconds=(1.0, 2.0, 3.0)), amount=2),
+        "ours": TimedContender(timing=Timing(name="", seconds=(1.0, 2.0, 3.0)), amount=10),
+        "limit": TimedContender(timing=Timing(name="", seconds=(0.5, 1.0, 1.5)), amount=10),
+        "peer": TimedContender(timing=Timing(name="", seconds=(1.0, 2.0, 3.0)), amount=2),
     }
-    found = headline(times, ours="ours", limit="limit", bound="memory", peers={"peer": "less"}, verified="all")
+    found = headline(times, contender="ours", limit="limit", bound="memory", peers={"peer": "less"}, verified="all")
     assert found["per_second"] == 5.0
     assert found["limit"]["fraction"] == 0.5
     assert found["peers"]["peer"] == {"per_second": 1.0, "times": 5.0, "what": "less"}
