@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 bench = typer.Typer(
     name="bench",
-    help="Measure slices per second here; every figure comes with the machine it was measured on.",
+    help="Measure slices per second on this machine. Each record describes the machine.",
     no_args_is_help=True,
 )
 
-Slices = Annotated[int, typer.Option(help="Slices of the scan; 0 takes the stage's default.", min=0)]
-Rounds = Annotated[int, typer.Option(help="Interleaved rounds; 0 takes the stage's default.", min=0)]
+Slices = Annotated[int, typer.Option(help="Slices of the scan; 0 uses the stage's default.", min=0)]
+Rounds = Annotated[int, typer.Option(help="Interleaved rounds; 0 uses the stage's default.", min=0)]
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class BenchSize:
-    """How much the user wants to be measured; 0 takes the stage's default."""
+    """Requested benchmark size; 0 uses the stage's default."""
 
     slices: int
     """Slices of the scan."""
@@ -55,12 +55,12 @@ def _run_stage(
     json: Path | None,
     parent: Path | None = None,
 ) -> None:
-    """Announce a stage, its bound and the machine, and run it."""
+    """Print a stage, its expected bottleneck and the machine, then run it."""
     from slicemill.bench.harness.catalog import STAGES
     from slicemill.common.machine import format_machine, machine_info
 
     chosen = STAGES[stage]
-    print_line(f"{stage}: {chosen.what}; should be bounded by {chosen.bound}")
+    print_line(f"{stage}: {chosen.what}; expected bottleneck: {chosen.bound}")
     print_line(format_machine(machine_info()))
     scale = chosen.scale(requested.slices, requested.rounds, quick=requested.quick)
     _run_in_folder(lambda folder: work(folder, scale), json, parent)
@@ -102,7 +102,7 @@ def ingest(
     workers: Annotated[int, typer.Option(help="Worker processes of --scale lits.", min=1)] = 2,
     cases: Annotated[int | None, typer.Option(help="Number of cases of --scale lits; by default all.", min=1)] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="Folder to work in; --scale lits takes 12 GB for a while.")
+        Path | None, typer.Option(help="Working folder; --scale lits needs 12 GB during the run.")
     ] = None,
     json: Json = None,
 ) -> None:
@@ -138,7 +138,7 @@ def store(
     cold: Cold = False,
     json: Json = None,
 ) -> None:
-    """Random slices with their labels: ours, zarr-python, zarrs, tensorstore, and the bare decode."""
+    """Random slices with their labels: slicemill, zarr-python, zarrs, tensorstore, and the bare decode."""
     with report_errors():
         from functools import partial
 
@@ -149,7 +149,7 @@ def store(
 
 @bench.command()
 def loader(slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, data: Data = None, json: Json = None) -> None:
-    """Training pairs a CPU-second: the ring, a PNG folder and our reader in DataLoader workers, and the bare decode."""
+    """Training pairs per CPU-second: slicemill's loader, DataLoader with PNGs or the store, and the bare decode."""
     with report_errors():
         from slicemill.bench.stages.loader import run
 
@@ -178,7 +178,7 @@ def train(
 
 @bench.command()
 def export(slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, data: Data = None, json: Json = None) -> None:
-    """Export of a network to a proved model file, compared with torch's exporter alone."""
+    """Export of a network to a verified model file, compared with torch's exporter alone."""
     with report_errors():
         from slicemill.bench.stages.export import run
 
@@ -204,7 +204,7 @@ def constants(
     data: Data = None,
     json: Json = None,
 ) -> None:
-    """Tuned constants: the time of the work that each affects, with other values of it.
+    """Tuned constants: run time with the value in the code and with other values.
 
     slicemill bench constants
     """
@@ -222,12 +222,12 @@ def measure(
     lesions: Annotated[int, typer.Option(help="Lesions in the liver.", min=1, max=200)] = 20,
     rounds: Rounds = 0,
     by_medpy: Annotated[
-        int, typer.Option(help="Objects that are also measured by medpy's method, a minute each.", min=1)
+        int, typer.Option(help="Objects to measure with medpy's method too; each takes a minute.", min=1)
     ] = 2,
     quick: Quick = False,
     json: Json = None,
 ) -> None:
-    """Surface distances of a case: ours compared with distance transforms of the scan and of boxes."""
+    """Surface distances of a case, compared with distance transforms of the complete scan and of boxes."""
     with report_errors():
         from slicemill.bench.stages.measure import run
 
@@ -242,15 +242,15 @@ def peers(
     environments: Environments = Path("peers"),
     kind: Annotated[
         Literal["loading", "inference"],
-        typer.Option(help="loading: training slices, one core; inference: from scans to masks, all cores."),
+        typer.Option(help="loading: training slices on one core; inference: scans to masks on all cores."),
     ] = "loading",
-    slices: Annotated[int, typer.Option(help="Slices of each scan; 0 takes the default of the kind.", min=0)] = 0,
+    slices: Annotated[int, typer.Option(help="Slices of each scan; 0 uses the default of the kind.", min=0)] = 0,
     rounds: Rounds = 0,
     quick: Quick = False,
-    only: Annotated[str | None, typer.Option(help="Only these: monai, torchio, hdf5, nnunet.")] = None,
+    only: Annotated[str | None, typer.Option(help="Run only these peers: monai, torchio, hdf5, nnunet.")] = None,
     json: Json = None,
 ) -> None:
-    """Training slices, or masks of scans: ours, MONAI, TorchIO, HDF5 and nnU-Net, each in its environment, in one run.
+    """Load slices or segment scans with slicemill, MONAI, TorchIO, HDF5 and nnU-Net, each in its environment.
 
     slicemill bench peers --only hdf5
     slicemill bench peers --kind inference --quick
@@ -274,7 +274,7 @@ def peers(
 
 @bench.command()
 def limits(quick: Quick = False, json: Json = None) -> None:
-    """What this machine can do at most: memory copy, disk, matrix products, convolutions, copies to a GPU."""
+    """Peak rates of this machine: memory copy, disk, matrix products, convolutions, copies to a GPU."""
     with report_errors():
         from slicemill.bench.stages.limits import run
 
@@ -285,10 +285,10 @@ def limits(quick: Quick = False, json: Json = None) -> None:
 def scale(
     quick: Quick = False,
     data: Data = None,
-    picture: Annotated[Path | None, typer.Option(help="PNG to draw.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="PNG file to write.")] = None,
     json: Json = None,
 ) -> None:
-    """How cost grows with slices, scans, workers and tasks. Time should be proportional, memory constant.
+    """Growth of cost with slices, scans, workers and tasks. Expected: linear time, constant memory.
 
     slicemill bench scale --picture scaling.png
     """
@@ -307,7 +307,7 @@ def scale(
 
 @bench.command()
 def instructions(json: Json = None) -> None:
-    """Instructions per slice of the hot loops, counted by perf or valgrind: a change shows even on a busy machine.
+    """Instructions per slice of the hot loops, counted by perf or valgrind. Load hardly affects the counts.
 
     slicemill bench instructions --json new.json
     slicemill bench compare old.json new.json

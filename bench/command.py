@@ -10,9 +10,9 @@ ROOT = Path(__file__).parents[2].resolve()
 def slicemill_command(*words: object) -> list[str]:
     """Return the command line of ``slicemill WORDS`` for this interpreter.
 
-    ``-P`` keeps the working folder off the import path: no file of the user is imported instead of a library. It is
-    left out in the folder of the checkout, because without an installation only the working folder leads to the
-    package there.
+    ``-P`` removes the working folder from the import path, so that no user file is imported instead of a library. It
+    is omitted in the checkout's folder: without an installation, Python finds the package only through the working
+    folder.
     """
     safe_path = [] if Path.cwd() == ROOT else ["-P"]
     return [sys.executable, *safe_path, "-m", "slicemill", *map(str, words)]

@@ -1,4 +1,4 @@
-"""Options that several benchmark commands share, and readers of their values."""
+"""Options that several benchmark commands share, and parsers of their values."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -9,12 +9,10 @@ import typer
 from slicemill.common.errors import UsageError
 
 Quick = Annotated[bool, typer.Option("--quick", help="Run 3 rounds and fewer slices.")]
-Data = Annotated[
-    Path | None, typer.Option(help="Your collection, to take one scan from; by default a phantom is made.")
-]
+Data = Annotated[Path | None, typer.Option(help="Collection; its first scan with a mask is used. Default: a phantom.")]
 Cold = Annotated[bool, typer.Option("--cold", help="Drop the files from the page cache before every run.")]
 Environments = Annotated[
-    Path, typer.Option(help="Folder of the peers' environments, which are made the first time and then reused.")
+    Path, typer.Option(help="Folder of the peers' environments. They are created once and reused.")
 ]
 Json = Annotated[Path | None, typer.Option(help="File to write the record to.")]
 
@@ -34,11 +32,11 @@ def parse_known_names(option: str, text: str | None, known: Collection[str], kin
     Raises
     ------
     UsageError
-        A name is not known. The message calls it by its `kind`.
+        A name is not known. `kind` names it in the message.
     """
     names = parse_names(text)
     if unknown := [name for name in names if name not in known]:
-        raise UsageError(f"{option} {unknown[0]}: no such {kind}; they are {', '.join(known)}.")
+        raise UsageError(f"{option} {unknown[0]}: no such {kind}; choose from {', '.join(known)}.")
     return names
 
 

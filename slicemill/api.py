@@ -29,7 +29,8 @@ def segment(
 ) -> "tuple[npt.NDArray[np.uint8], dict[str, Any]]":
     """Segment one scan.
 
-    Each call opens the model, and compares another device with the CPU. Use the command `infer` for many scans.
+    Each call opens the model and, on another device, compares its labels with the CPU's. Use the command `infer` for
+    many scans.
 
     Parameters
     ----------
@@ -50,7 +51,7 @@ def segment(
     Raises
     ------
     slicemill.common.errors.InputError
-        The scan, the model or the provider cannot be used; the message says why.
+        The scan, the model or the provider cannot be used; the message has the reason.
     """
     from slicemill.infer.single import segment_file
 

@@ -1,4 +1,4 @@
-"""The trivial baseline: every voxel in one HU band is tumor, inside the reference organ where there is one.
+"""The trivial baseline: every voxel in one HU band is tumor, inside the reference organ if there is one.
 
 The band is the best one for the training cases. It is found exactly: the Dice of every pair of limits is computed at
 once from the HU histograms of the tumor and of the other voxels that a band could include. The reference organ
@@ -18,7 +18,7 @@ from slicemill.ct.overlap import Overlap, mean_without_nan
 from slicemill.store.reader import Case, Store
 
 LOW, HIGH = -200, 400
-"""Limits that are tried, and every HU in between."""
+"""Range of the tried limits; every HU in between is tried."""
 
 Counts = npt.NDArray[np.int64]
 
@@ -32,7 +32,7 @@ class HuHistograms:
     rest: Counts
     """int64[HIGH - LOW], other voxels of the organ (or of the scan) by HU."""
     tumor_voxels: int
-    """All tumor voxels, those outside LOW..HIGH too."""
+    """All tumor voxels, including those outside LOW..HIGH."""
 
 
 def hu_histograms(case: Case) -> HuHistograms:

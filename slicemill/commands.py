@@ -9,7 +9,7 @@ from slicemill.common.options import require_finite
 from slicemill.common.terminal import print_line, report_errors
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
-"""Those of `slicemill.infer.runtime.providers`, which is too slow to import for ``--help``."""
+"""As in `slicemill.infer.runtime.providers`, whose import would slow down ``--help``."""
 
 
 def phantom(
@@ -33,11 +33,11 @@ def phantom(
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("demo"),
     data: Annotated[Path | None, typer.Option(help="Your collection, instead of phantoms.")] = None,
-    labels: Annotated[str | None, typer.Option(help="Names of its label values, like tumor=1.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Names of the label values, like tumor=1.")] = None,
     cases: Annotated[int, typer.Option(help="Phantoms to make.", min=12)] = 36,
-    max_minutes: Annotated[float, typer.Option(callback=require_finite, help="Training time.")] = 4.0,
+    max_minutes: Annotated[float, typer.Option(callback=require_finite, help="Training time, minutes.")] = 4.0,
     config: Annotated[Path | None, typer.Option(help="Settings of the training, as TOML.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of phantoms, split and training.")] = 0,
     provider: Annotated[Provider, typer.Option(help="Execution provider of the inference.")] = "auto",
@@ -72,7 +72,7 @@ def demo(
 
 
 def doctor() -> None:
-    """Report what this machine has, which providers start, and what to repair; exit 1 if something must be repaired."""
+    """Report hardware, packages, working providers and required repairs; exit 1 if a repair is required."""
     with report_errors():
         from slicemill.doctor import examine
 

@@ -1,6 +1,6 @@
 """`slicemill demo`: everything on one collection, through the commands that a user would type.
 
-phantom (unless a collection is given) -> ingest -> train -> export -> tune -> infer on the test cases -> evaluate.
+phantom (unless --data is set) -> ingest -> train -> export -> tune -> infer on the test cases -> evaluate.
 Then a one-screen summary with the trivial baseline, and a montage of image | reference | prediction.
 """
 
@@ -42,7 +42,7 @@ FILES = (
     ("error pictures and scores", "scores"),
     ("this summary", "summary.json"),
 )
-"""What the demo leaves in its folder."""
+"""Output files of the demo."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def run_demo(options: DemoOptions) -> DemoSummary:
     Raises
     ------
     InputError
-        A command failed; its own message is above.
+        A command failed; its message was printed before.
     """
     start = time.perf_counter()
     out, collection = options.out, options.collection
@@ -108,7 +108,7 @@ def run_demo(options: DemoOptions) -> DemoSummary:
 
 
 def _train_network(options: DemoOptions) -> tuple[Store, Split]:
-    """Go from the scans to a tuned model; return the store and the split of the training."""
+    """Make a tuned model from the scans; return the store and the split of the training."""
     out, collection = options.out, options.collection
     store_path, run, model = out / "store", out / "run", out / "model.onnx"
     if options.data is None:
@@ -151,7 +151,7 @@ def run_command(*words: object, may_fail: bool = False) -> None:
     """
     arguments = [str(word) for word in words]
     print_line(f"\n$ slicemill {shlex.join(arguments)}")
-    done = subprocess.run(slicemill_command(*arguments), check=False)  # noqa: S603 (our own command)
+    done = subprocess.run(slicemill_command(*arguments), check=False)  # noqa: S603 (a slicemill command)
     if done.returncode and not (may_fail and done.returncode == 1):
         raise InputError(f"slicemill {arguments[0]} ended with exit status {done.returncode}; its message is above.")
 
@@ -184,7 +184,7 @@ def _case_tiles(case: Case, predictions: Mapping[tuple[str, str], Path]) -> list
 
 
 def prediction_key(name: str) -> tuple[str, str]:
-    """Return what the names of a scan and its segmentation have in common."""
+    """Return the part of the file name that a scan and its segmentation share."""
     parts = parse_name(name)
     return parts.folder, parts.key
 
@@ -223,7 +223,7 @@ def print_summary(summary: DemoSummary, out: Path) -> None:
     )
     print_line(format_table(["", "Dice per case", "Dice global", "precision", "recall"], rows))
     print_line(
-        f"\nwhere there is tumor ({on_tumor.cases} cases), mean tumor Dice: "
+        f"\nmean tumor Dice of the {on_tumor.cases} cases with tumor: "
         f"network {on_tumor.network:.3f}, HU band {on_tumor.baseline:.3f}"
     )
     print_line("(the band is the best one for the training cases; it uses the reference organ, if there is one)\n")
@@ -231,7 +231,7 @@ def print_summary(summary: DemoSummary, out: Path) -> None:
     detection_rows = [(name, *_detection_cells(detection)) for name, detection in detections.items() if detection]
     header = ["tumor yes/no", "with", "without", "accuracy", "sensitivity", "specificity", "AUC"]
     print_line(format_table(header, detection_rows))
-    print_line(f"\n{summary.minutes} minutes in all. What to look at:")
+    print_line(f"\n{summary.minutes} minutes in total. Output:")
     for what, path in FILES:
         print_line(f"  {what:32}{out / path}")
 

@@ -1,4 +1,4 @@
-"""`slicemill doctor`: what this machine has, which execution providers start, and what to repair."""
+"""`slicemill doctor`: hardware, packages, working execution providers, and required repairs."""
 
 import os
 import shutil
@@ -22,12 +22,12 @@ PRIVACY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Examination:
-    """What was found."""
+    """Findings and repairs."""
 
     lines: tuple[str, ...]
     """Findings, a line each."""
     repairs: tuple[str, ...]
-    """What to repair; empty if nothing is wrong."""
+    """Required repairs; empty if nothing is wrong."""
 
 
 def examine() -> Examination:
@@ -36,7 +36,7 @@ def examine() -> Examination:
     lines = (
         f"processor  {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB memory",
         f"disk       {free_gb(here):,.0f} GB free here, {free_gb(temporary):,.0f} GB in {temporary}",
-        f"gpu        {'; '.join(machine['gpu']) or 'no NVIDIA card answers'}",
+        f"gpu        {'; '.join(machine['gpu']) or 'no NVIDIA GPU found'}",
         f"python     {machine['python']} on {machine['system']}",
         *(f"package    {name} {version}" for name, version in machine["versions"].items()),
     )
@@ -80,7 +80,7 @@ def examine_providers() -> Examination:
                 repairs.append(str(error))
     if has_nvidia_driver() and not gpu_runtime:
         repairs.append(
-            "an NVIDIA driver answers, but onnxruntime has no CUDA: "
+            "an NVIDIA driver is installed, but onnxruntime has no CUDA: "
             "pip uninstall -y onnxruntime; pip install 'slicemill[gpu]'"
         )
     return Examination(lines=tuple(lines), repairs=tuple(repairs))

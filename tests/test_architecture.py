@@ -1,4 +1,4 @@
-"""What imports what, what the front door costs, and what no module may do."""
+"""Import contracts, import cost of the command line, and forbidden calls."""
 
 import ast
 import doctest
@@ -64,7 +64,7 @@ def python(code):
     ).stdout.strip()
 
 
-def test_the_modules_are_found():
+def test_the_list_of_modules_is_complete():
     assert {"slicemill.store.reader", "slicemill.ct.scan", "slicemill.infer.run.engine"} <= set(modules())
     assert all(path.exists() for path in SOURCES)
 
@@ -110,7 +110,7 @@ def options_of(app):
         yield from options_of(group.typer_instance)
 
 
-def test_every_option_that_is_a_float_refuses_what_is_no_number():
+def test_every_float_option_refuses_nan_and_infinity():
     found = [one for one in options_of(commands()) if one[2] in (float, float | None)]
     assert {"infer", "train", "export", "evaluate", "demo", "yardstick"} <= {command for command, *_ in found}
     assert [(command, name) for command, name, _, declared in found if declared.callback is not require_finite] == []
@@ -126,7 +126,7 @@ def test_every_option_that_is_a_float_refuses_what_is_no_number():
         (["train", "store", "run", "--max-minutes", "inf"], "inf is not a finite number"),
     ],
 )
-def test_a_number_that_is_none_ends_a_command_with_the_options_name(words, why):
+def test_an_invalid_number_ends_a_command_with_the_options_name(words, why):
     done = CliRunner().invoke(commands(), words)
     assert done.exit_code == 2
     assert why in " ".join(done.output.replace("│", " ").split())
@@ -164,6 +164,6 @@ def test_every_example_in_a_docstring_is_true():
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_every_module_says_what_it_is_for(path):
+def test_every_module_has_a_docstring(path):
     if path.read_text():
         assert ast.get_docstring(ast.parse(path.read_text()))

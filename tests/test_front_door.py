@@ -1,4 +1,4 @@
-"""The demo, its baseline, the doctor, and how commands are started."""
+"""The demo, its baseline, the doctor, and the start of commands."""
 
 import json
 import subprocess
@@ -25,14 +25,14 @@ HERE = Path(__file__).parents[1]
 
 
 def test_doctor_starts_the_cpu_provider_and_finds_nothing_to_repair():
-    found = examine()
-    assert "provider   cpu: starts" in found.lines
-    assert found.repairs == ()
-    assert any(line.startswith("privacy") for line in found.lines)
+    examination = examine()
+    assert "provider   cpu: starts" in examination.lines
+    assert examination.repairs == ()
+    assert any(line.startswith("privacy") for line in examination.lines)
 
 
 def test_the_band_is_the_best_there_is(rng):
-    """Against every band, tried one by one."""
+    """Compared with every band."""
     cases = []
     for _ in range(3):
         tumor, rest = np.zeros(HIGH - LOW, np.int64), np.zeros(HIGH - LOW, np.int64)
@@ -99,8 +99,8 @@ def test_the_demo_takes_the_providers_of_infer():
 
 
 @pytest.mark.slow
-def test_the_demo_runs_every_command_and_names_what_to_look_at(tmp_path):
-    """Too short to learn much: the goals are for `make demo`, here every command must run and leave its files."""
+def test_the_demo_runs_every_command_and_lists_its_output_files(tmp_path):
+    """A short training: every command runs and writes its files. `make demo` checks the goals."""
     words = [sys.executable, "-m", "slicemill", "demo", "--out", str(tmp_path), "--cases", "12", "--max-minutes", "0.2"]
     done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)
     assert "goals met" in done.stdout or "goal missed" in done.stdout, done.stderr

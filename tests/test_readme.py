@@ -1,4 +1,4 @@
-"""The README is true: every command and option in it exists, its files exist, its figures are those committed."""
+"""The README is correct: its commands, options and files exist, and its tables are those of the committed records."""
 
 import json
 import re
@@ -115,7 +115,7 @@ def test_the_tables_are_those_of_the_committed_results(figure):
     assert render_figure(figure, HERE) in README
 
 
-def test_the_committed_results_say_where_they_come_from():
+def test_the_committed_results_have_their_origin():
     for name in ("demo.json", "real.json"):
         machine = json.loads((HERE / "bench" / "results" / name).read_text())["machine"]
         assert machine["cpu"]
@@ -124,7 +124,7 @@ def test_the_committed_results_say_where_they_come_from():
 
 @pytest.mark.slow
 def test_your_own_scans_from_top_to_bottom(collection, tmp_path):
-    """The block "Your own scans", each line as it stands, on phantoms and with a short training."""
+    """The block "Your own scans", each line unchanged, on phantoms and with a short training."""
     (block,) = [block for block in blocks("sh") if "slicemill ingest scans/" in block]
     shutil.copytree(collection, tmp_path / "scans")
     for line in block.splitlines():
@@ -140,7 +140,7 @@ def test_your_own_scans_from_top_to_bottom(collection, tmp_path):
     assert shown.stdout.strip() == "(64, 64) int16", shown.stderr
 
 
-def test_the_script_without_slicemill_gives_our_labels(model, collection, tmp_path):
+def test_the_script_without_slicemill_gives_the_same_labels(model, collection, tmp_path):
     """Without this checkout on its path; scans of the model's own size, in axis orders of all kinds."""
     import nibabel as nib
     import numpy as np

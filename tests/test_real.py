@@ -1,4 +1,4 @@
-"""The real scans next to the checkout: every file ends as done, or with one clear reason."""
+"""The real scans next to the checkout: every file is done or has one clear reason."""
 
 import subprocess
 import sys

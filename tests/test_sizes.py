@@ -1,4 +1,4 @@
-"""How large modules, functions and signatures may be."""
+"""Size limits of modules, functions and signatures."""
 
 import ast
 

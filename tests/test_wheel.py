@@ -1,4 +1,4 @@
-"""The distributions: what they hold, and that installed commands never run files of the user."""
+"""The distributions: their contents, and that installed commands never run files of the user."""
 
 import importlib.util
 import os
@@ -17,7 +17,7 @@ HERE = Path(__file__).parents[1]
 PACKAGES = ("slicemill", "store", "ingest", "train", "infer", "measure", "bench")
 NOT_INSTALLED = ("slicemill/bench/results/", "slicemill/bench/gpu/", "slicemill/bench/sarcoma.toml")
 USER_FILES = ("train.py", "infer.py", "store.py", "ingest.py", "measure.py", "bench.py", "json.py", "typer.py")
-"""Files of a user that bear the names of our packages and of modules that we import."""
+"""Files of a user with the names of slicemill's packages and of modules that slicemill imports."""
 
 pytestmark = pytest.mark.slow
 
@@ -139,8 +139,8 @@ def test_a_command_runs_no_file_of_the_user(installed, trapped, words):
     ],
     ids=["python", "torchrun"],
 )
-def test_a_module_runs_no_file_of_the_user_that_bears_the_name_of_a_package(installed, trapped, words):
-    """With ``-m``, Python searches the working folder first, where a library would be found; ours is not one."""
+def test_a_module_runs_no_file_of_the_user_with_the_name_of_a_package(installed, trapped, words):
+    """With ``-m``, Python searches the working folder first, where a user's file could replace a library."""
     for name in ("json.py", "typer.py"):
         (trapped / name).unlink()
     run(installed / "python", *words, cwd=trapped)

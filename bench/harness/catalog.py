@@ -23,13 +23,13 @@ class Stage:
     what: str
     """What it measures."""
     bound: str
-    """What should bound it."""
+    """Expected bottleneck."""
     full: Scale
-    """Size for figures to keep."""
+    """Size of a full run."""
     quick: Scale
-    """Size for a first impression."""
+    """Size of a quick run."""
     takes_data: bool = True
-    """Whether it runs on a scan of the user's."""
+    """Whether it accepts a user's scan."""
     command: tuple[str, ...] = ()
     """Words after `slicemill bench`, if they are not the name of the stage."""
     takes_environments: bool = False

@@ -47,7 +47,7 @@ class Timing:
 
 
 def ratio(slow: Timing, fast: Timing) -> float:
-    """Return how many times as fast `fast` is: the median of slow / fast over the rounds.
+    """Return the speedup of `fast` over `slow`: the median of slow / fast over the rounds.
 
     >>> ratio(Timing(name="a", seconds=(2.0, 4.0)), Timing(name="b", seconds=(1.0, 2.0)))
     2.0
@@ -73,7 +73,7 @@ class WallAndCpu:
         }
 
     def speedup(self, contender: str, baseline: str) -> dict[str, float]:
-        """Return how many times as fast `ours` is, by wall time and by CPU time."""
+        """Return the speedup of a contender over a baseline, by wall time and by CPU time."""
         return {
             "wall": round(ratio(self.wall[baseline], self.wall[contender]), 3),
             "cpu": round(ratio(self.cpu[baseline], self.cpu[contender]), 3),
@@ -90,7 +90,7 @@ def time_rounds(
 ) -> dict[str, Timing]:
     """Run all contenders `warm_up` times without counting, then `rounds` times; return the times by name.
 
-    The clock is wall time by default. `time.process_time` counts this process's own work, however busy the machine is.
+    The clock is wall time by default. `time.process_time` counts only the CPU time of this process.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     rng = random.Random(0)  # noqa: S311 (the same orders in every benchmark run)

@@ -1,7 +1,7 @@
-"""Baselines of `bench ingest`: what people do today with an image and its mask, as they would write it.
+"""Baselines of `bench ingest`: the usual ways to convert an image and its mask.
 
-Each takes the paths of both files and an empty folder, and runs on one core. Its sentence says what it does more or
-less than ours.
+Each takes the paths of both files and an empty folder, and runs on one core. Its sentence lists
+the differences from slicemill's ingest.
 """
 
 import gzip
@@ -25,7 +25,7 @@ class Peer:
     name: str
     convert: Convert
     sentence: str
-    """What it does more or less than ours."""
+    """Differences from slicemill's ingest."""
     needs: str
     """Module that must be installed."""
 
@@ -71,7 +71,7 @@ def nnunet_blosc2(image: Path, mask: Path, out: Path) -> None:
 
 
 def igzip_zarr(image: Path, mask: Path, out: Path) -> None:
-    """Write the same arrays, chunks and codecs as ours through zarr-python, after a fast gzip decoder."""
+    """Write the same arrays, chunks and codecs as slicemill through zarr-python, after a fast gzip decoder."""
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 

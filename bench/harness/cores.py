@@ -6,13 +6,13 @@ from contextlib import contextmanager
 
 
 def count_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 @contextmanager
 def pin_to_one_core() -> Iterator[None]:
-    """Keep this process on the last of its cores while the block runs."""
+    """Pin this process to the last of its cores while the block runs."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(before)})
     try:
@@ -23,7 +23,7 @@ def pin_to_one_core() -> Iterator[None]:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Give torch this many threads while the block runs."""
+    """Set the number of torch threads while the block runs."""
     import torch
 
     before = torch.get_num_threads()

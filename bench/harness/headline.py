@@ -1,4 +1,4 @@
-"""The headline of a benchmark: our rate compared with its limit and its peers, and what was verified."""
+"""The headline of a benchmark: slicemill's rate compared with its limit and its peers, and what was verified."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class TimedContender:
         return self.amount / self.timing.median
 
     def speedup(self, other: "TimedContender") -> float:
-        """Return how many times as fast this contender is per unit of work: the median of the ratios of the rounds."""
+        """Return the speedup over another contender, per unit of work: the median over the rounds."""
         return round(ratio(other.timing, self.timing) * self.amount / other.amount, 3)
 
     def as_json(self) -> Record:
@@ -51,11 +51,11 @@ def headline(
     Parameters
     ----------
     limit
-        The contender that does only the work that cannot be avoided.
+        The contender that does only the unavoidable work.
     bound
         That work, in a few words.
     peers
-        Name of a contender -> what it does more or less than ours, in a sentence.
+        Name of a contender -> a sentence on its differences from slicemill.
     verified
         What was compared after the measurement; the caller raises an error if the comparison fails.
     """
@@ -86,4 +86,4 @@ def check(what: str, *, holds: bool) -> None:
         `what` does not hold.
     """
     if not holds:
-        raise RuntimeError(f"the contenders did different work; this does not hold: {what}")
+        raise RuntimeError(f"the contenders did different work; this check failed: {what}")

@@ -1,7 +1,7 @@
 """Networks with random weights whose labels are known: they label a phantom's liver and tumors by their HU.
 
-`mark_labels` raises the HU of the liver and of tumors above those of all other tissue, and the networks here find them
-there. So post-processing, report and picture have as much work as after a trained network, at the cost of the real
+`mark_labels` raises the HU of the liver and of tumors above those of all other tissue. The networks here label voxels
+by HU, so post-processing, report and picture have as much work as after a trained network, at the cost of the real
 convolutions.
 """
 
@@ -26,16 +26,16 @@ from slicemill.train.network.step import build_network
 
 MIN_LESION_ML = 0.2
 BLUR = 8
-"""Pixels along a side of the squares in which `HuThresholdNetwork` and `HuSampler` look at HU."""
+"""Pixels along a side of the squares that get one label each."""
 WINDOW = Window(-200, 2300)
 MARKED = Config(window_low=WINDOW.low, window_high=WINDOW.high)
 """Settings of a `HuThresholdNetwork` network."""
 LIVER_FROM, TUMOR_FROM = 550, 1585
-"""HU above which a network finds liver and tumor: halfway between the marked tissues."""
+"""HU thresholds of liver and tumor: halfway between the marked tissues."""
 
 
 class HuThresholdNetwork(nn.Module):
-    """A network that does all its work and then labels by marked HU: float[b, c, y, x] -> logits float[b, 3, y, x]."""
+    """Runs a network, then labels by marked HU: float[b, c, y, x] -> logits float[b, 3, y, x]."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -91,13 +91,13 @@ def default_network(config: Config = MARKED) -> nn.Module:
 
 
 def make_small_unet() -> nn.Module:
-    """Return the light network, always with the same random weights."""
+    """Return a `SmallUNet`, always with the same random weights."""
     torch.manual_seed(0)
     return SmallUNet(MARKED)
 
 
 def export_network(path: Path, network: nn.Module, config: Config, size: int, flavor: Flavor = DEFAULT) -> Path:
-    """Write a guided network as a model file, without a parity check."""
+    """Write a network with HU thresholds as a model file, without a parity check."""
     return export_graph(
         path, ExportGraph(HuThresholdNetwork(network).eval(), config, LITS_LABELS, flavor).eval(), config, size, flavor
     )

@@ -1,4 +1,4 @@
-"""The page cache: asks the system to drop files, so that the next read comes from the disk."""
+"""Drop files from the page cache, so that the next read comes from the disk."""
 
 import os
 from collections.abc import Iterable

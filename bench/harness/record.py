@@ -10,9 +10,9 @@ from slicemill.common.machine import machine_info
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkRecord:
-    """What all records share. A subclass gives `benchmark` its name, and adds the figures.
+    """Fields of all records. A subclass sets `benchmark` to its name and adds the results.
 
-    Metadata of a field may change its JSON: ``key`` is a key that is no Python name; ``optional`` leaves the key out
+    Metadata of a field may change its JSON: ``key`` is a JSON key that is not a Python name; ``optional`` omits the key
     if the value is None.
     """
 

@@ -1,6 +1,6 @@
-"""The input of a benchmark: one CT with its mask, a phantom or a scan of the user's, and the files that are made of it.
+"""The input of a benchmark: one CT with its mask (a phantom or a user's scan), and the files made from it.
 
-A user's scan is written again as plain NIfTI in one axis order, so that every contender reads the same files.
+A user's scan is rewritten as plain NIfTI in one axis order, so that every contender reads the same files.
 """
 
 import tempfile
@@ -132,7 +132,7 @@ def choose_subject(data: Path | None, slices: int) -> Subject:
 
 
 def same_voxels(one: npt.NDArray[np.generic], other: npt.NDArray[np.generic]) -> bool:
-    """Return whether two volumes hold the same numbers, whatever the order of their axes."""
+    """Return whether two volumes hold the same values, in any order of axes."""
     return np.array_equal(np.sort(one, axis=None), np.sort(other, axis=None))
 
 

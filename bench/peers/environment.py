@@ -1,4 +1,4 @@
-"""Python environments of peers, installed from pinned versions, and used again while the versions stay the same."""
+"""Python environments of peers, installed from pinned versions, and reused while the versions are unchanged."""
 
 import hashlib
 import subprocess
@@ -19,13 +19,13 @@ def prepare_environment(folder: Path, requirements: Path, name: str) -> Path:
     Raises
     ------
     InputError
-        The packages cannot be installed. The message holds the last line of the installer and names its log.
+        The installation failed. The message holds the installer's last line and the path of its log.
     """
     python, marker = folder / "environment" / "bin" / "python", folder / "installed"
     stamp = hashlib.sha256(requirements.read_bytes()).hexdigest()
     if marker.exists() and marker.read_text(encoding="utf-8") == stamp:
         return python
-    print_line(f"{name}: installing into an environment of its own")
+    print_line(f"{name}: installing into a separate environment")
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "install.log"
     commands = (
@@ -40,6 +40,6 @@ def prepare_environment(folder: Path, requirements: Path, name: str) -> Path:
             if done.returncode:
                 lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
                 last = lines[-1] if lines else "no message"
-                raise InputError(f"{name}: cannot be installed: {last} Log of the installer: {log}.")
+                raise InputError(f"{name}: cannot be installed: {last} Installer log: {log}.")
     write_bytes(marker, stamp.encode())
     return python

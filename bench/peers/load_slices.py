@@ -1,4 +1,4 @@
-"""Other tools load random training slices: HDF5, MONAI, nnU-Net and TorchIO, each as its documentation has it.
+"""Other tools load random training slices: HDF5, MONAI, nnU-Net and TorchIO, each as its documentation recommends.
 
 The benchmark `peers_loading` runs this script with the interpreter of a peer's environment. So a function imports only
 the standard library and the packages of its peer. It prepares the data and returns the work of one round.
@@ -13,17 +13,17 @@ from pathlib import Path
 import rounds
 
 Work = Callable[[], int]
-"""Loads every slice once, in batches, and returns how many slices came."""
+"""Loads every slice once, in batches, and returns their number."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the benchmark asks for, as JSON on the command line."""
+    """Request of the benchmark: JSON on the command line."""
 
     way: str
     """A key of WAYS."""
     folder: str
-    """An empty folder of this peer's."""
+    """An empty folder for this peer."""
     cases: list[list[str]]
     """Image and mask of each case."""
     slices: int
@@ -78,7 +78,7 @@ def load_monai_disk(request: Request) -> Work:
 def _load_monai(request: Request, make_source: Callable) -> Work:
     """Cut 2-D slices from cached 3-D volumes, as MONAI's tutorial 2d_slices_from_3d_training does.
 
-    A volume gives as many random slices as it has. The DataLoader makes batches in this process.
+    Each volume yields as many random slices as it contains. The DataLoader makes batches in this process.
     """
     from monai import transforms
     from monai.data import DataLoader, PatchDataset, set_track_meta
@@ -183,7 +183,7 @@ WAYS = {
 
 
 def main() -> None:
-    """Prepare the requested way, do one round to warm up, and answer the benchmark."""
+    """Prepare the requested method, run one warm-up round, then serve rounds."""
     request = Request(**json.loads(sys.argv[1]))
     work = WAYS[request.way](request)
     work()

@@ -1,4 +1,4 @@
-"""The peers of a benchmark: read from a list, and started, each in an environment of its own."""
+"""Peers of a benchmark: read from a list and started, each in a separate environment."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +14,7 @@ from slicemill.common.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """A way to do what we do, with other packages."""
+    """The same work with another tool's packages."""
 
     name: str
     package: str
@@ -22,9 +22,9 @@ class Peer:
     way: str
     """A key of WAYS in the script that runs there."""
     sentence: str
-    """What it does more or less than ours."""
+    """Differences from slicemill."""
     removes_components: bool = False
-    """Whether it removes all but the largest organ, and small lesions, as ours does."""
+    """Whether it removes all but the largest organ, and small lesions, as slicemill does."""
 
 
 def read_peers(name: str) -> tuple[Peer, ...]:

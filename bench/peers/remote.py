@@ -1,6 +1,6 @@
 """A peer in its own environment as a contender: a process that does one round of work per request.
 
-So the peer runs in the same interleaved rounds as ours, on the same files, and the packages of both stay separate.
+The peer runs in the same interleaved rounds and on the same files as slicemill, with separate packages.
 """
 
 import json
@@ -26,15 +26,15 @@ class PeerProcess:
     python: Path
     """Interpreter of its environment."""
     script: str
-    """File of this folder; it answers as `rounds` defines."""
+    """Script in this folder; it follows the protocol of `rounds`."""
     request: Mapping[str, Any]
-    """What it is to work on, for its command line."""
+    """Its request, passed on the command line."""
     slices: int = 0
     """Slices of the last round."""
     cpu_seconds: float = 0.0
     """CPU time of the last round, on all cores."""
     reason: str = ""
-    """Why it ended early. It does nothing then."""
+    """Reason why it ended early; later rounds do nothing."""
     _process: subprocess.Popen[str] | None = field(default=None, repr=False)
     _errors: IO[str] = field(default_factory=lambda: TemporaryFile("w+", encoding="utf-8"), repr=False)  # noqa: SIM115
     """Its standard error. It is a file, because a pipe that nobody reads fills up and blocks the peer."""
@@ -45,9 +45,9 @@ class PeerProcess:
         Raises
         ------
         InputError
-            It ended; the message holds the last line that it wrote.
+            The peer ended; the message holds its last line of output.
         """
-        self._process = subprocess.Popen(  # noqa: S603 (our script in an environment that we made)
+        self._process = subprocess.Popen(  # noqa: S603 (a script of this package, in its environment)
             [str(self.python), str(HERE / self.script), json.dumps(self.request)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -68,7 +68,7 @@ class PeerProcess:
         self._errors.close()
 
     def __call__(self) -> None:
-        """Request one round of work, and wait for it. If the peer has ended, note the reason."""
+        """Run one round of work in the peer. If the peer has ended, record the reason."""
         if self.reason:
             return
         try:
@@ -85,7 +85,7 @@ class PeerProcess:
         process = self._process
         if process is None or process.stdout is None:
             raise InputError(f"{self.name}: is not running.")
-        for line in process.stdout:  # a peer may print other lines before its answer
+        for line in process.stdout:  # a peer may print other lines before its reply
             try:
                 reply = json.loads(line)
             except ValueError:

@@ -1,4 +1,4 @@
-"""Runs in a peer's environment: does a round of work per line that it reads, and answers with the time.
+"""Protocol of a peer's script: run one round of work per input line, and write its times as JSON.
 
 Only Python's standard library is used, because slicemill is not installed there.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 
 def serve_rounds(work: Callable[[], int]) -> None:
-    """Answer ready; then do the work per line ``go``, and answer with seconds, CPU seconds and slices."""
+    """Write ready; then run a round per line ``go`` and write its seconds, CPU seconds and slices."""
     send_reply({"ready": True})
     for line in sys.stdin:
         if line.strip() != "go":
@@ -28,6 +28,6 @@ def cpu_seconds() -> float:
 
 
 def send_reply(message: Mapping[str, object]) -> None:
-    """Write a line, and flush it so that the other process reads it at once."""
+    """Write a line of JSON and flush it."""
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Other tools segment scans with our network: MONAI, nnU-Net, TorchIO and the usual script.
+"""Other tools segment scans with the same network: MONAI, nnU-Net, TorchIO and the usual script.
 
 The benchmark `peers_inference` runs this script with the interpreter of a peer's environment. So a function imports
 only the standard library, torch and the packages of its peer. It loads the network and returns the work of one round.
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 Work = Callable[[], int]
-"""Writes the masks of all scans, and returns how many slices the scans have."""
+"""Writes the masks of all scans, and returns their number of slices."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the benchmark asks for, as JSON on the command line."""
+    """Request of the benchmark: JSON on the command line."""
 
     way: str
     """A key of WAYS."""
@@ -52,7 +52,7 @@ class Request:
 class Network(nn.Module):
     """An exported network, its convolutions channels last: float32[b, 1, y, x], -1 to 1 -> logits float32[b, k, y, x].
 
-    The exported module refuses `eval`, which peers call, so it is kept where `nn.Module` does not look for children.
+    Peers call `eval`, which the exported module does not support. A tuple hides it from `nn.Module`.
     """
 
     def __init__(self, path: str) -> None:
@@ -269,7 +269,7 @@ WAYS = {
 
 
 def main() -> None:
-    """Load the network for the requested way, do one round to warm up, and answer the benchmark."""
+    """Load the network for the requested method, run one warm-up round, then serve rounds."""
     request = Request(**json.loads(sys.argv[1]))
     torch.set_num_threads(request.threads)
     work = WAYS[request.way](request)

@@ -16,7 +16,7 @@ def plan(
     lits: Annotated[
         Path | None, typer.Option(help="Record of bench ingest --scale lits, to check the model with.")
     ] = None,
-    workers: Annotated[str, typer.Option(help="Workers to plan for, with a core each.")] = "2,16,128",
+    workers: Annotated[str, typer.Option(help="Numbers of workers, one core each.")] = "2,16,128",
     scans: Annotated[int, typer.Option(help="Scans of your collection.", min=0)] = 0,
     slices: Annotated[int, typer.Option(help="Slices of your collection.", min=0)] = 0,
 ) -> None:
@@ -33,13 +33,13 @@ def plan(
         from slicemill.common.terminal import format_table
 
         if bool(scans) != bool(slices):
-            raise UsageError("--scans and --slices: give both, or neither.")
+            raise UsageError("--scans and --slices: pass both or neither.")
         inputs = read_inputs(read_json(scale), read_json(store), None if infer is None else read_json(infer))
         collections = (Collection(name="yours", scans=scans, slices=slices),) if scans else KNOWN
         print_line(format_table(list(HEADER), plan_rows(collections, inputs, parse_integers("--workers", workers))))
         if lits is not None:
             ratio = measured_over_model(inputs, read_json(lits))
-            print_line(f"a measured ingest of LiTS's size took {ratio:.2f} of what the model says")
+            print_line(f"measured ingest of LiTS's size: {ratio:.2f} of the estimated time")
 
 
 def run_all(
@@ -47,7 +47,7 @@ def run_all(
     quick: Quick = False,
     data: Data = None,
     cold: Cold = False,
-    only: Annotated[str | None, typer.Option(help="Only these stages, like store,loader.")] = None,
+    only: Annotated[str | None, typer.Option(help="Run only these stages, like store,loader.")] = None,
     environments: Environments = Path("peers"),
 ) -> None:
     """Run every stage, with its limit and its peers: a table, one JSON record by date, bench.html and pictures.

@@ -2,7 +2,7 @@
 
 Rounds of two runs are not pairs, so each record's rounds are resampled on their own. The interval is the middle 95 %
 of the ratios of their medians (Efron's percentile bootstrap). It covers the noise within a run, not that from day to
-day or from machine to machine. Instruction counts have next to no noise, and no interval.
+day or from machine to machine. Instruction counts have almost no noise and get no interval.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from slicemill.common.errors import ConfigError
 
 DRAWS = 2000
 LEAST_CHANGE = 0.02
-"""A smaller change is no difference, however narrow the interval."""
+"""A smaller change counts as no difference."""
 MACHINE_KEYS = ("cpu", "cores", "memory_gib", "gpu", "system", "python")
 
 
@@ -26,7 +26,7 @@ class Change:
     """Change of a contender that is in both records."""
 
     name: str
-    """Where it is in the records."""
+    """Its path in the records."""
     ratio: float
     """Rate of the new over the old; above 1 is faster."""
     low: float
@@ -82,7 +82,7 @@ def compare(old: Document, new: Document, seed: int = 0) -> list[Change]:
     if old.get("benchmark") != new.get("benchmark"):
         raise ConfigError(
             f"the records are of different benchmarks ({old.get('benchmark')} and {new.get('benchmark')}); "
-            "compare two of one."
+            "compare two records of the same benchmark."
         )
     if old.get("benchmark") == "instructions":
         return _compare_counts(read_record(_Counts, old), read_record(_Counts, new))

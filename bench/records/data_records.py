@@ -1,4 +1,4 @@
-"""What the tables show of benchmarks of ingest, store and loader, as types.
+"""Types of the record fields in the tables of ingest, store and loader.
 
 Units are in the names of the fields. An attribute docstring explains what its name does not.
 """
@@ -15,7 +15,7 @@ class IngestPeer:
     """Another way to prepare a case."""
 
     times_ours: float | None
-    """Its CPU time over ours; None if it was not measured."""
+    """Its CPU time over slicemill's; None if it was not measured."""
     what: str
     """What it does, and what it leaves out."""
 
@@ -134,13 +134,13 @@ class StoreRecord(MeasuredRecord):
 
     results: Mapping[str, Rate]
     ratios: Mapping[str, float]
-    """Ratios of our reader, by what they are over."""
+    """Ratios of slicemill's reader, by baseline."""
     bytes: StoreBytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderWait:
-    """How long a network waits for the loader."""
+    """Time that a network waits for the loader."""
 
     milliseconds_of_work: float
     """Time of the network with a batch, ms."""

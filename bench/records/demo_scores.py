@@ -24,18 +24,18 @@ class RegionDice:
 
 @dataclass(frozen=True, kw_only=True)
 class TumorDetection:
-    """Answers to "is there a tumor?"."""
+    """Detection of tumors, yes or no."""
 
     positives: int
     """Cases or slices with tumor."""
     negatives: int
     """Cases or slices without tumor."""
     accuracy: float | None
-    """Share of right answers."""
+    """Share of correct results."""
     sensitivity: float | None
-    """Share of right answers where there is tumor."""
+    """Share of correct results on cases or slices with tumor."""
     specificity: float | None
-    """Share of right answers where there is none."""
+    """Share of correct results on cases or slices without tumor."""
     auc: float | None
     """Area under the ROC curve."""
 
@@ -47,9 +47,9 @@ class DemoScores:
     regions: Mapping[str, RegionDice]
     """Overlap by region."""
     tumor_by_case: TumorDetection | None
-    """Answers for cases."""
+    """Detection by case."""
     tumor_by_slice: TumorDetection | None
-    """Answers for slices."""
+    """Detection by slice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +68,14 @@ class BandScores:
 
 @dataclass(frozen=True, kw_only=True)
 class TumorComparison:
-    """Mean tumor Dice over the cases whose reference has tumor. There, empty masks neither gain nor lose."""
+    """Mean tumor Dice over the cases whose reference has tumor. On these cases, empty masks score 0."""
 
     cases: int
     """Cases with tumor."""
     network: float
-    """Of the network."""
+    """Mean of the network."""
     baseline: float
-    """Of the threshold baseline."""
+    """Mean of the threshold baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +93,13 @@ class DemoSummary:
     config: str | None
     """Settings of the training as TOML; None for the defaults."""
     minutes: float
-    """Time of everything, minutes."""
+    """Total time, minutes."""
     scores: Mapping[str, Any]
     """The parts ``regions``, ``tumor_by_case``, ``tumor_by_slice`` and ``by_case`` of the evaluation."""
     baseline: BandScores
     """The threshold baseline."""
     where_there_is_tumor: TumorComparison
-    """Both on the cases with tumor."""
+    """Network and baseline on the cases with tumor."""
     machine: Mapping[str, Any]
     """Description of the machine."""
 

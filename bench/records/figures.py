@@ -1,4 +1,4 @@
-"""Pictures of `bench all`: the stages with their limits and peers, and where the time of inference goes."""
+"""Pictures of `bench all`: the stages with their limits and peers, and the time shares of inference."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEGIBLE_PERCENT = 3.0
-"""Width of a bar that has room for its figure."""
+"""Smallest share whose bar has room for its number."""
 SLICEMILL_COLOR, PEER_COLOR, LIMIT_COLOR = "#2f6ea8", "#b9c3cd", "#c0392b"
 
 
@@ -48,7 +48,7 @@ def save_figure(path: Path, figure: "Figure") -> None:
 
 
 def draw_stages(path: Path, document: Document) -> None:
-    """Draw a panel for each stage as PNG: bars for ours and the peers, a line for the limit."""
+    """Draw a panel for each stage as PNG: bars for slicemill and its peers, a line for the limit."""
     import matplotlib as mpl
 
     mpl.use("Agg")

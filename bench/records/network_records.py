@@ -1,4 +1,4 @@
-"""What the tables show of benchmarks of networks, as types. A `Struct` renames keys that hold spaces.
+"""Types of the record fields in the tables of networks. A `Struct` renames keys that contain spaces.
 
 Units are in the names of the fields. An attribute docstring explains what its name does not.
 """
@@ -14,7 +14,7 @@ from slicemill.bench.records.schema import Headline, MeasuredRecord, Processor, 
 
 @dataclass(frozen=True, kw_only=True)
 class ClockRatios:
-    """How many times as fast, by each clock."""
+    """Speedup by each clock."""
 
     wall: float | None = None
     """By the wall clock; None if it was not compared."""
@@ -34,10 +34,10 @@ class NetworkRates(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class HostCost:
-    """Everything around the network."""
+    """Work other than the network."""
 
     times_less: float
-    """CPU time of the usual script over ours."""
+    """CPU time of the usual script over slicemill's."""
     cpu_milliseconds_a_slice: Mapping[str, float]
     """CPU time of a slice by contender, ms."""
 
@@ -52,12 +52,12 @@ class EngineRatios(Struct, frozen=True, kw_only=True):
 
 
 class ComponentRatios(Struct, frozen=True, kw_only=True):
-    """Connected components, ours and scipy's."""
+    """Connected components, slicemill's and scipy's."""
 
     equal: bool
     """Whether both gave the same labels."""
     over_scipy: ClockRatios = key(name="over scipy")
-    """Our rate over scipy's."""
+    """slicemill's rate over scipy's."""
 
 
 class ManyScansRatios(Struct, frozen=True, kw_only=True):
@@ -122,20 +122,20 @@ class MeasureRecord(MeasuredRecord):
     """Liver and lesions."""
     rounds: int
     seconds_ours: float
-    """CPU seconds of ours, all objects."""
+    """CPU seconds of slicemill, all objects."""
     seconds_boxes: float
     """CPU seconds of transforms of boxes."""
     seconds_medpy_an_object: tuple[float, ...]
     """CPU seconds of medpy's method for each object tried."""
     times_boxes: float
-    """Time of the boxes over ours."""
+    """Time of the boxes over slicemill's."""
     times_medpy: float
-    """Time of medpy's method over ours, extrapolated."""
+    """Time of medpy's method over slicemill's, extrapolated."""
     largest_difference_mm: float
     scan_mib: float
     """Size of a mask, MiB."""
     memory_mib: float
-    """Extra memory of ours, MiB."""
+    """Extra memory of slicemill, MiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,4 +177,4 @@ class PeersInferenceRecord(PeersRecord):
 
     results: Mapping[str, ScanRate]
     dice: Mapping[str, Mapping[str, float]]
-    """Dice of each peer's labels with ours, by label name."""
+    """Dice of each peer's labels with slicemill's, by label name."""

@@ -1,4 +1,4 @@
-"""What a benchmark command does with its record."""
+"""Output of a benchmark's record."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from slicemill.common.terminal import print_line
 
 
 def print_record(record: Document, json: Path | None) -> None:
-    """Print a record as its table and as one JSON line, and write it to a file if one is given."""
+    """Print a record as its table and as one JSON line, and write it to a file if `json` is not None."""
     print_line(format_record(record))
     print_line()
     print_line(to_json(record))

@@ -11,7 +11,7 @@ For a collection of N scans with S slices together, of C bytes a slice in the st
 
 Work is divided by scan, so no more than N workers can help. ``pace`` is the rate of a worker that runs next to
 another over its rate alone, without start-up. The model is checked against a measured ingest of a collection as large
-as LiTS. It does not know how fast the network is: compare the bytes per second with yours.
+as LiTS. It ignores the bandwidth of the network: compare the bytes per second with yours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class Collection:
     """Size of a collection."""
 
     name: str
-    """What the table calls it."""
+    """Name in the table."""
     scans: int
     """Scans."""
     slices: int
@@ -57,7 +57,7 @@ class Inputs:
     slice_seconds: float
     """CPU time of an ingest for each slice with its labels, s."""
     scan_seconds: float
-    """CPU time of an ingest for each scan, whatever its slices, s."""
+    """CPU time of an ingest for each scan, independent of its slices, s."""
     share: float
     """Pace of a worker next to another over its pace alone."""
     task_seconds: float
@@ -107,7 +107,7 @@ def read_inputs(scale: Document, store: Document, infer: Document | None) -> Inp
     """
     for record, name in ((scale, "scale"), (store, "store"), (infer, "infer")):
         if record is not None and record.get("benchmark") != name:
-            raise ConfigError(f"a record of bench {name} is needed; found one of {record.get('benchmark')}.")
+            raise ConfigError(f"a record of bench {name} is needed, not one of {record.get('benchmark')}.")
     growth = read_record(ScaleRecord, scale)
     stored = read_record(_StoreInputs, store)
     return Inputs(
@@ -135,7 +135,7 @@ def worker_pace(workers: Mapping[str, float], start: float) -> float:
     Raises
     ------
     ConfigError
-        Hardly any time is left after the start-up.
+        Start-up takes nearly all of the measured time.
 
     >>> worker_pace({"1": 10.0, "2": 6.0}, 2.0)
     1.0
@@ -164,7 +164,7 @@ class Cost:
     epoch_requests: int
     """Read requests of a training epoch."""
     epoch_gb_per_second: float
-    """Rate that the workers could read while they do nothing else, GB/s."""
+    """Read rate of the workers if they do nothing else, GB/s."""
     infer_hours: float | None
     """Time of the inference on as many machines as the workers fill, h; None if it was not measured."""
 
@@ -204,7 +204,7 @@ def plan_rows(collections: Sequence[Collection], inputs: Inputs, workers: Sequen
 
 
 def measured_over_model(inputs: Inputs, lits: Document) -> float:
-    """Return the measured time of the ingest of `bench ingest --scale lits` over what the model says."""
+    """Return measured over estimated ingest time, for a record of `bench ingest --scale lits`."""
     run = read_record(_LitsRun, lits)
     collection = Collection(name="", scans=run.cases, slices=run.slices)
     return run.seconds / 3600 / estimate_cost(collection, inputs, run.workers).ingest_hours

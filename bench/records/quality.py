@@ -107,7 +107,7 @@ class QualityRecord:
     benchmark: str = "quality"
     """Kind of the record."""
     date: str
-    """When the record was made, ISO 8601."""
+    """Date of the record, ISO 8601."""
     collection: str
     """Name of the collection's folder."""
     patients: int
@@ -147,7 +147,7 @@ class NnunetRecord:
     benchmark: str = "yardstick"
     """Kind of the record."""
     date: str
-    """When the record was made, ISO 8601."""
+    """Date of the record, ISO 8601."""
     collection: str
     """Name of the collection's folder."""
     folds: Sequence[int]
@@ -157,7 +157,7 @@ class NnunetRecord:
     minutes: float
     """Training time of each contender, minutes."""
     variant: str
-    """The variant of our settings."""
+    """The variant of slicemill's settings."""
     settings: Mapping[str, Any]
     """Its settings that are not the defaults."""
     convention: str
@@ -165,9 +165,9 @@ class NnunetRecord:
     region: str
     """The main region."""
     contenders: Mapping[str, Mapping[str, Any]]
-    """First nnU-Net, then ours: ``training`` with an entry for each fold, and `RegionScores` by region."""
+    """nnU-Net, then slicemill: ``training`` with an entry for each fold, and `RegionScores` by region."""
     gain: Mapping[str, DiceGain]
-    """Our gain over nnU-Net by region."""
+    """Gain of slicemill over nnU-Net by region."""
     commits: Sequence[str]
     """Commits of the runs."""
     machine: Mapping[str, Any]
@@ -285,13 +285,13 @@ def yardstick_table(document: Document) -> str:
 
 
 def _yardstick_note(record: NnunetRecord) -> str:
-    theirs, ours = (contender["training"] for contender in record.contenders.values())
-    peers = from_document(tuple[_NnunetTraining, ...], theirs, "training of nnU-Net")
+    nnunet, slicemill = (contender["training"] for contender in record.contenders.values())
+    peers = from_document(tuple[_NnunetTraining, ...], nnunet, "training of nnU-Net")
     steps = _mean(training.iterations for training in peers)
     slices = _mean(training.iterations * training.batch for training in peers)
     seen = _mean(
         60 * training.minutes * training.slices_per_second
-        for training in from_document(tuple[_SlicemillTraining, ...], ours, "training of slicemill")
+        for training in from_document(tuple[_SlicemillTraining, ...], slicemill, "training of slicemill")
     )
     return (
         f"{record.collection}, fold {format_integers(record.folds)} of {record.of_folds}; "

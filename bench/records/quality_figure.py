@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLES: dict[Part, str] = {
-    "validation": "validation parts, which recipes are chosen by",
-    "test": "test parts, looked at afterwards",
+    "validation": "validation parts (used to choose the variant)",
+    "test": "test parts (not used to choose)",
 }
 
 

@@ -81,7 +81,7 @@ def format_record(record: Document) -> str:
 
 
 def render_figure(figure: str, root: Path) -> str:
-    """Return a table as the README has it, between its marks.
+    """Return a table of the README with its markers.
 
     Parameters
     ----------

@@ -10,15 +10,15 @@ from slicemill.common.files import to_json
 from slicemill.common.machine import Machine
 
 Document = Mapping[str, Any]
-"""A record as its JSON file holds it."""
+"""A record as in its JSON file."""
 T = TypeVar("T")
 
 
 def read_record(kind: type[T], document: Document) -> T:
     """Read the part of a record that `kind` declares.
 
-    The document may come from a file or from a benchmark that has just run: numpy scalars and tuples are read as JSON
-    has them.
+    The document may come from a file or from a benchmark that has just run: numpy scalars and tuples are
+    converted as in JSON.
 
     Raises
     ------
@@ -48,7 +48,7 @@ class MeasuredRecord:
     """A record of a benchmark."""
 
     machine: Processor
-    """Where it was measured."""
+    """The processor it was measured on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +63,14 @@ class Rate:
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """The contender that does only the work that cannot be avoided."""
+    """The contender that does only the unavoidable work."""
 
     name: str
     """Name of the contender."""
     per_second: float
     """Units of work per second."""
     fraction: float
-    """Our rate over the limit's."""
+    """slicemill's rate over the limit's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,25 +80,25 @@ class Peer:
     per_second: float
     """Units of work per second."""
     times: float
-    """Our rate over the peer's."""
+    """slicemill's rate over the peer's."""
     what: str
-    """What the peer does more or less than we do."""
+    """Differences of the peer from slicemill."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """Result of a stage: our rate, the limit, and the peers."""
+    """Result of a stage: slicemill's rate, the limit, and the peers."""
 
     ours: str
-    """Name of our contender."""
+    """Name of slicemill's contender."""
     per_second: float
-    """Units of work per second of our contender."""
+    """Units of work per second of slicemill's contender."""
     limit: Limit
-    """The contender that bounds ours."""
+    """The contender that is the upper limit."""
     peers: Mapping[str, Peer]
     """Other tools by name."""
     verified: str
-    """What was compared after the clock stopped."""
+    """The check after the measurement."""
     gflop: float | None = None
     """Arithmetic of one unit of work, GFLOP."""
     arithmetic: str | None = None
@@ -110,7 +110,7 @@ class Stage:
     """The part of every stage's record that the suite shows."""
 
     headline: Headline
-    """Our rate with limit and peers."""
+    """slicemill's rate with limit and peers."""
     unit: str = "slices"
     """Unit of work; a comma may add how it is done."""
     clock: str = "wall"

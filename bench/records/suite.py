@@ -1,6 +1,6 @@
 """`bench all`: run the benchmark of every stage, one after the other, into one record.
 
-Each stage runs as its own process, so that none meets the threads or the memory of another. A stage that fails is
+Each stage runs as its own process, so that stages do not share threads or memory. A stage that fails is
 recorded with its reason, and the rest goes on.
 """
 
@@ -33,7 +33,7 @@ LIMITS = "limits"
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteOptions:
-    """What to run."""
+    """Options of `bench all`."""
 
     quick: bool = False
     """Whether to run 3 rounds and fewer slices."""
@@ -44,7 +44,7 @@ class SuiteOptions:
     cold: bool = False
     """Whether to drop the page cache before every run, where a stage can."""
     environments: Path = Path("peers")
-    """Folder of the peers' environments, which are made the first time."""
+    """Folder of the peers' environments, which are created once."""
 
     def commands(self) -> dict[str, list[str]]:
         """Return the words of each stage's command after `slicemill bench`."""
@@ -89,7 +89,7 @@ def run_suite(options: SuiteOptions) -> dict[str, Any]:
 
 
 def run_stage(words: Sequence[str]) -> str | None:
-    """Run a stage's command; return why it failed, or None."""
+    """Run a stage's command; return the reason if it failed, or None."""
     command = slicemill_command("bench", *words)
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (a slicemill command)
     if done.returncode == 0:
@@ -99,7 +99,7 @@ def run_stage(words: Sequence[str]) -> str | None:
 
 
 def record_name(record: Document) -> str:
-    """Return the file name of a record: when, which commit, how many cores and GPUs.
+    """Return the file name of a record: date, commit, and number of cores and GPUs.
 
     >>> record_name({"date": "2026-11-21T20:05:01+00:00", "machine": {"commit": "10a5fa4b", "cores": 2, "gpu": []}})
     '2026-11-21T2005-10a5fa4b-2cores.json'

@@ -245,7 +245,7 @@ def export_table(document: Document) -> str:
     record = read_record(ExportRecord, document)
     rows = [(name, f"{row.seconds_median:.2f}") for name, row in record.results.items()]
     note = (
-        f"A model file of {record.model_mb} MB, proved on {record.proof_slices} slices; "
+        f"A model file of {record.model_mb} MB, checked on {record.proof_slices} slices; "
         f"{record.headline.verified}; on {format_processor(record.machine)}."
     )
     return "\n".join([*table_lines(["export", "seconds"], rows), "", note])

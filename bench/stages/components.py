@@ -3,8 +3,8 @@
     python -m slicemill.bench.stages.components
 
 Each contender finds the components of a mask and their sizes in voxels; "cc3d, no sizes" is cc3d without the second
-step. Rounds are interleaved, and a ratio is the median over rounds of cc3d's time divided by ours: above 1, runs are
-faster. In noise a row has a hundred runs, and cc3d is faster. Masks of a network or a person have few.
+step. Rounds are interleaved, and a ratio is the median over rounds of cc3d's time divided by that of runs: above 1,
+runs are faster. In noise a row has a hundred runs, and cc3d is faster. Masks of a network or a person have few.
 """
 
 import datetime as dt
@@ -67,14 +67,14 @@ def compare(mask: Mask, connectivity: int, rounds: int, log: Callable[[str], Non
 
 
 def sizes_by_runs(mask: Mask, connectivity: int) -> npt.NDArray[np.float64]:
-    """Return the voxels of each component, found on runs."""
+    """Return the voxels of each component, computed from runs."""
     runs = find_runs(mask)
     numbers, count = connect_runs(runs, connectivity)
     return np.asarray(np.bincount(numbers, weights=runs.voxels, minlength=count), dtype=np.float64)
 
 
 def sizes_by_cc3d(mask: Mask, connectivity: int) -> npt.NDArray[np.float64]:
-    """Return the voxels of each component, found by cc3d."""
+    """Return the voxels of each component, computed by cc3d."""
     numbers = cc3d.connected_components(mask, connectivity=connectivity)
     return np.asarray(cc3d.statistics(numbers)["voxel_counts"][1:], dtype=np.float64)
 

@@ -1,4 +1,4 @@
-"""Cost of other values of the tuned constants: whoever changes one, or the machine, sees the effect.
+"""Run time with other values of the tuned constants.
 
 Bottleneck: the work of each row. A row is one constant of `constants.toml` and a piece of work that it affects,
 done with the value in the code and with others in interleaved rounds. Times are CPU seconds of this process; those of
@@ -68,7 +68,7 @@ class Constant:
     where: str
     """Like ``slicemill.ct.pictures.LEVEL``."""
     values: tuple[int, ...]
-    """Values to try besides the one in the code."""
+    """Other values to try."""
     what: str
     work: Work
     """Does the work; an integer that it returns is the number of bytes that it produced."""
@@ -175,7 +175,7 @@ def make_works(folder: Path, subject: Subject) -> dict[str, Work]:
 
 
 def mask_writer(path: Path, subject: Subject, mask: Path) -> Work:
-    """Return the writing of a mask as .nii.gz, which returns the bytes."""
+    """Return a function that writes a mask as .nii.gz and returns its bytes."""
     loaded = load_scan(gather([mask])[0][0])
 
     def write() -> int:
@@ -186,7 +186,7 @@ def mask_writer(path: Path, subject: Subject, mask: Path) -> Work:
 
 
 def labeler(path: Path, subject: Subject, scan: Path) -> Work:
-    """Return the labeling of slices by the default network. The warm-up prepares a batch for each value."""
+    """Return a function that labels slices with the default network. The warm-up prepares a batch for each value."""
     model = open_model(export_network(path, default_network(), MARKED, subject.image.shape[-1]), "cpu")
     lanes = count_lanes("cpu")
     networks: dict[int, Work] = {}
@@ -201,7 +201,7 @@ def labeler(path: Path, subject: Subject, scan: Path) -> Work:
 
 
 def augmenter(subject: Subject) -> Work:
-    """Return random changes of slices, with every kind of change in every slice."""
+    """Return a function that augments slices, with every kind of augmentation in every slice."""
     first = slice(16)
     image = torch.from_numpy(subject.image[first, None].clip(-200, 300).astype(np.float32) / 250)
     label = torch.from_numpy(subject.label[first].astype(np.int64))

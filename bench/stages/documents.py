@@ -3,7 +3,7 @@
     python -m slicemill.bench.stages.documents
 
 Each contender is a new Python process that imports the library, builds a decoder for `slicemill.ct.lesions.Lesion` and
-decodes one lesion. A process that does neither is timed too, and its time is taken off. pydantic is left out where it
+decodes one lesion. A process that does neither is timed too, and its time is subtracted. pydantic is skipped if it
 is not installed.
 """
 

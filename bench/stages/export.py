@@ -1,6 +1,6 @@
 """Export of a network to a verified model file, compared with torch's exporter alone.
 
-Bottleneck: torch traces, optimizes and writes the graph, which takes as long for any size of network. Ours adds
+Bottleneck: torch traces, optimizes and writes the graph, which takes as long for any size of network. slicemill adds
 windowing and labels to the graph, compares onnxruntime's labels with torch's on real slices, runs onnx's checker, and
 adds metadata. Command: `slicemill bench export`.
 """

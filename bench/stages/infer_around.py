@@ -1,4 +1,4 @@
-"""Rows ``host`` and ``components`` of `bench infer`: what is done around the network, compared with the usual script.
+"""Rows ``host`` and ``components`` of `bench infer`: the work other than the network, compared with the usual script.
 
 Bottleneck: reading, decompression, components and writing, on the CPU. The command is `slicemill bench infer`.
 """
@@ -32,7 +32,7 @@ Label = npt.NDArray[np.uint8]
 
 
 def measure_host(folder: Path, scans: Path, size: int, rounds: int, log: Log) -> Record:
-    """Measure the CPU time around a network that costs almost nothing: ours with report and picture, and a script's."""
+    """Measure the CPU time around a nearly free network: slicemill with report and picture, and the usual script."""
     config = replace(MARKED, context=1)
     model = open_model(export_graph(folder / "sampled.onnx", HuSampler(config).eval(), config, size), "cpu")
     jobs, _ = gather([scans])
@@ -68,7 +68,7 @@ def measure_host(folder: Path, scans: Path, size: int, rounds: int, log: Log) ->
 
 
 def segment_as_usual(scan: Path, out: Path, logits: npt.NDArray[np.float32]) -> None:
-    """Segment a scan as most scripts do; the network's answer float32[z, k, y, x] is given, so it costs nothing."""
+    """Segment a scan as most scripts do; `logits`, float32[z, k, y, x], replace the network."""
     picture = nib.load(scan)
     volume = picture.get_fdata()
     windowed = (np.clip(volume, -200, 300) + 200) / 500
@@ -80,10 +80,10 @@ def segment_as_usual(scan: Path, out: Path, logits: npt.NDArray[np.float32]) -> 
 
 
 def measure_components(label: Label, rounds: int, log: Log) -> Record:
-    """Measure the removal of small components from a phantom's labels with specks, by us and by scipy."""
+    """Measure the removal of small components from a phantom's labels with specks, by slicemill and by scipy."""
     noisy = add_specks(label)
     equal = bool(np.array_equal(clean(noisy), clean_by_scipy(noisy, MIN_VOXELS)))
-    check("ours and scipy give equal labels", holds=equal)
+    check("slicemill and scipy give equal labels", holds=equal)
     contenders = {"ours": lambda: clean(noisy), "scipy": lambda: clean_by_scipy(noisy, MIN_VOXELS)}
     times = time_on_both_clocks(contenders, rounds, log)
     return {"results": times.as_json(len(label)), "equal": equal, "over scipy": times.speedup("ours", "scipy")}
@@ -99,7 +99,7 @@ def add_specks(label: Label) -> Label:
 
 
 def clean(label: Label) -> Label:
-    """Return labels uint8[z, y, x] with only the largest organ, and without lesions below MIN_VOXELS, by our rules."""
+    """Return labels uint8[z, y, x] with only the largest organ, and without lesions below MIN_VOXELS, by slicemill."""
     grid = Grid(shape=label.shape[::-1], affine=np.diag([-10.0, -10.0, 10.0, 1.0]))  # a voxel is 1 ml
     out = label.copy()
     postprocess(out, LITS_LABELS, PostprocessRules(largest_organ=True, min_lesion_ml=float(MIN_VOXELS)), grid)

@@ -1,4 +1,4 @@
-"""Inference on the CPU, end to end and part by part, compared with the network alone and with what people write.
+"""Inference on the CPU, end to end and part by part, compared with the network alone and with usual scripts.
 
 Bottleneck: the convolutions. Command: `slicemill bench infer`.
 
@@ -7,7 +7,7 @@ Bottleneck: the convolutions. Command: `slicemill bench infer`.
 | whole | .nii.gz to .nii.gz, report and picture, with and without rules; the network alone (`infer_session`) |
 | host | CPU time of everything around a network that costs almost nothing, and of the usual script (`infer_around`) |
 | engines | onnxruntime in fp32; torch eager, NCHW and channels last |
-| components | removal of small organs and lesions, by us and by scipy, with equal labels (`infer_around`) |
+| components | removal of small organs and lesions, by slicemill and by scipy, with equal labels (`infer_around`) |
 | many | 64 small scans as a folder, and one call per scan (`infer_many`) |
 """
 
@@ -75,7 +75,7 @@ class InferRecord(BenchmarkRecord):
     page_cache: str = "warm"
     clock: str = "wall"
     results: Mapping[str, Any]
-    """By row."""
+    """Results by row."""
     headline: Record
 
 

@@ -1,8 +1,8 @@
 """Inference on a GPU: the network alone, against the GPU's peak and torch; copies, complete runs, labels and a profile.
 
-Bottleneck: convolutions, or the memory that everything between them passes through; the row ``profile`` says
-which. Networks have random weights, and labels follow marked HU (`slicemill.bench.harness.networks`). All rows of one
-call share its peak, and the contenders of a row share its rounds.
+Bottleneck: convolutions, or memory bandwidth between them; the row ``profile`` shows which. Networks have random
+weights, and labels follow marked HU (`slicemill.bench.harness.networks`). All rows of one call share its peak, and the
+contenders of a row share its rounds.
 
     python -m slicemill.bench.stages.infer_gpu --json bench/results/gpu/infer.json         # as bench/gpu/infer.sh does
     python -m slicemill.bench.stages.infer_gpu --device cpu --size 64 --scans 2 --slices 4 # the same without a GPU
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def measure(folder: Path, work: Workload, only: list[str], keep: Callable[[Record], object]) -> Record:
-    """Return the record of the rows `only`. `keep` gets it after each row, so that results survive a time limit."""
+    """Return the record of the rows `only`. `keep` is called after each row, so that results survive a time limit."""
     record = GpuRecord(unit=f"slices of {work.size}x{work.size}, context {Config().context}", work=work)
     torch.backends.cudnn.benchmark = True
     for name, row in ROWS.items():

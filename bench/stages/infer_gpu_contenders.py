@@ -97,7 +97,7 @@ def fill_lane(model: Model, work: Workload) -> tuple[Lane, Batch]:
 
 
 def run_resident(model: Model, work: Workload) -> Work:
-    """Return batches one after the other on data that are on the GPU; on the CPU, complete runs."""
+    """Return a function that runs batches on data in GPU memory; on the CPU, complete runs."""
     lane, batch = fill_lane(model, work)
     lane.run(batch.image, batch.neighbors, nullcontext())
 
@@ -112,7 +112,7 @@ def run_resident(model: Model, work: Workload) -> Work:
 
 
 def run_with_copies(model: Model, work: Workload) -> Work:
-    """Return the same number of batches through the lanes of a run, each with its copies to and from the GPU."""
+    """Return a function that runs as many batches through the lanes of a run, with copies to and from the GPU."""
     filled = [fill_lane(model, work) for _ in range(LANES)]
     limit = make_compute_limit(model)
 
@@ -132,7 +132,7 @@ def run_with_copies(model: Model, work: Workload) -> Work:
 
 
 def run_in_torch(work: Workload, width: int, labels: int, *, compiled: bool) -> Work:
-    """Return the same graph in torch, channels last, on data that are on the device; on a GPU in float16."""
+    """Return a function that runs the same graph in torch, channels last, on data on the device; float16 on a GPU."""
     config = config_with_width(width)
     flavor = HALF if work.on_gpu else DEFAULT
     network = HuThresholdNetwork(default_network(config)).eval()

@@ -85,7 +85,7 @@ def compare_with_network(times: Mapping[str, TimedContender], check_seconds: flo
 
 
 def cpu_check_seconds(model: Model, work: Workload) -> float:
-    """Return about how long a run labels two slices on the CPU before its first scan; a short run notices it."""
+    """Return the approximate time of labeling two slices on the CPU, which a run does before its first scan."""
     noise = make_noise(work, 2)
     start = time.perf_counter()
     open_model(model.path, "cpu").run(noise.image, noise.neighbors)

@@ -95,7 +95,7 @@ def measure_width(folder: Path, work: Workload, width: int, peak_tflops: float |
 
 
 def try_contender(contenders: dict[str, Work], failed: dict[str, str], name: str, make: Callable[[], Work]) -> None:
-    """Make a contender and run it once. If it cannot run here, the reason is noted, and the others go on."""
+    """Make a contender and run it once. If it cannot run here, record the reason and continue."""
     try:
         contender = make()
         contender()

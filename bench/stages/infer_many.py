@@ -33,7 +33,7 @@ SMALL, SMALL_SIDE, SMALL_SLICES = 64, 128, 12
 """Small scans, pixels along a side, and slices of each."""
 FIXED_BATCH = 8
 COMMANDS = 4
-"""Scans with a command each; their mean stands for all of them."""
+"""Scans with a command each; the mean is used for all scans."""
 FOLDER, SESSION = "folder", "session, scan by scan"
 ONE_COMMAND, COMMAND_EACH = "command, folder", "command, scan by scan"
 

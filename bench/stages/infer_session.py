@@ -1,7 +1,7 @@
 """Contenders of the inference benchmarks: complete runs of `infer`, and the network alone on slices in memory.
 
 The network alone is the limit of a run: the same network on the same number of slices, in the same batches, with the
-same outputs. It runs as people call it, one batch after the other on all cores, and as `infer` does, one batch on each
+same outputs. It runs as in most scripts, one batch after the other on all cores, and as in `infer`, one batch on each
 core.
 """
 
@@ -41,7 +41,7 @@ def segment_all(model: Model, jobs: Sequence[Job], folder: Path, options: InferO
 
 
 def open_on_all_cores(path: Path) -> Model:
-    """Open a model as people do: one run uses all cores."""
+    """Open a model as most scripts do: one run uses all cores."""
     model = open_model(path, "cpu")
     options = ort.SessionOptions()
     options.intra_op_num_threads = count_cores()
@@ -50,7 +50,7 @@ def open_on_all_cores(path: Path) -> Model:
 
 
 def network_alone(model: Model, scan: Path, slices: int, *, lanes: int = 1, batch: int = 0) -> Work:
-    """Return the network alone: it labels one real batch, in memory and with bound outputs, until `slices` are done.
+    """Return a function that runs only the network: it labels one batch in memory until `slices` are done.
 
     Parameters
     ----------

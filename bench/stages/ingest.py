@@ -1,4 +1,4 @@
-"""One case from NIfTI into the store: compared with the peers and with its own kernels, and with two workers.
+"""Ingest of one NIfTI case, compared with peers and with its kernels, and with two workers.
 
 Bottleneck: gzip decoding and compression for .nii.gz, compression and hashing for .nii. All CPU times are those of
 one core. The page cache is warm, and every contender reads the same files. Command: `slicemill bench ingest`.
@@ -52,10 +52,10 @@ class FormatRecord:
     milliseconds_a_slice: Mapping[str, float]
     """By contender."""
     peers: Mapping[str, Record]
-    """CPU time over ours, by peer; None if it is not installed."""
+    """CPU time over slicemill's, by peer; None if it is not installed."""
     cpu_over_kernels: float
     shares: Mapping[str, float]
-    """Share of each kernel in the time of ours."""
+    """Share of each kernel in the time of the ingest."""
     two_workers: float | None
     """Rate of two workers over that of one; None on a single core."""
 
@@ -74,7 +74,7 @@ class IngestRecord(BenchmarkRecord):
     clock: str = "CPU time of one core, but for two workers (wall)"
     formats: Mapping[str, FormatRecord]
     results: Mapping[str, Record]
-    """Of .nii.gz."""
+    """Results of .nii.gz."""
     headline: Record
     threads: Record
     memory: Record | None = field(default=None, metadata={"optional": True})
@@ -133,7 +133,7 @@ def convert_with_peer(folder: Path, case: Files, convert: Callable[[Path, Path, 
 
 
 def verify_voxels(folder: Path, case: Files, subject: Subject) -> str:
-    """Check that a store holds the file's voxels, and return that as a sentence."""
+    """Check that a store holds the file's voxels, and return a sentence for the record."""
     with fresh_folder(folder) as path:
         prepare_store(path)
         convert_case(case.case(), subject.params(), path)
@@ -144,7 +144,7 @@ def verify_voxels(folder: Path, case: Files, subject: Subject) -> str:
 
 
 def time_peers(folder: Path, case: Files, params: Params, rounds: int) -> dict[str, Timing]:
-    """Return the CPU time of ours and of each peer that is installed."""
+    """Return the CPU time of slicemill and of each installed peer."""
     contenders: dict[str, Work] = {SLICEMILL: lambda: convert_with_slicemill(folder, case, params)}
     for peer in PEERS:
         if find_spec(peer.needs):
@@ -154,7 +154,7 @@ def time_peers(folder: Path, case: Files, params: Params, rounds: int) -> dict[s
 
 
 def time_kernels(folder: Path, case: Files, subject: Subject, rounds: int) -> dict[str, Timing]:
-    """Return the CPU time of ours and of each of its kernels alone, in the same rounds."""
+    """Return the CPU time of slicemill's ingest and of each of its kernels alone, in the same rounds."""
     voxels: dict[ArrayName, Volume] = {IMAGE: subject.image, LABEL: subject.label}
     shape = subject.image.shape
     encoders = {name: make_codec("compact", name, shape[1] * shape[2]).encode for name in voxels}
@@ -246,7 +246,7 @@ def count_all(image: Volume, label: Volume, labels: Labels) -> None:
 
 
 def decode_file(path: Path, buffer_bytes: int) -> None:
-    """Read a file's bytes, decompressed, into one buffer that is used again."""
+    """Read a file's bytes, decompressed, into one reused buffer."""
     buffer = memoryview(bytearray(buffer_bytes))
     with path.open("rb", buffering=0) as file:
         stream = Gunzip(fileobj=file, mode="rb") if path.name.endswith(".gz") else file
@@ -277,7 +277,7 @@ def time_two_workers(folder: Path, case: Files, params: Params, rounds: int) -> 
 
 
 def time_threads(folder: Path, case: Files, params: Params, rounds: int) -> Record:
-    """Return how many times sooner one case is done with one thread per core."""
+    """Return the speedup of one case with one thread per core over one thread."""
     cores = count_cores()
     contenders = {
         "1": lambda: convert_with_slicemill(folder, case, params),

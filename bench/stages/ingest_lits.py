@@ -1,4 +1,4 @@
-"""An ingest of LiTS's size: 131 cases of 74 to 987 slices, 58,638 in total, 46 GB of voxels, by the command itself.
+"""An ingest of LiTS's size: 131 cases of 74 to 987 slices, 58,638 in total, 46 GB of voxels, with the command `ingest`.
 
 Bottleneck: CPU, two thirds of it decoding and compression. One phantom, repeated along z to seven lengths, is the
 content of all cases (hard links). So the scans take little disk space and come from the page cache; the store is

@@ -1,6 +1,6 @@
-"""Instructions per slice of the hot loops: counted, not timed, so that a change shows even on a busy machine.
+"""Instructions per slice of the hot loops: load on the machine hardly affects the counts.
 
-Bottleneck: nothing; the count hardly varies. Each loop runs twice in its own process, with few slices and with
+Each loop runs twice in its own process, with few slices and with
 many. The difference, divided by the slices in between, leaves out start-up and imports. perf counts if the kernel and
 the processor allow it, otherwise valgrind, which emulates an older processor (no AVX-512). Counts of the two tools
 cannot be compared. Command: `slicemill bench instructions`.
@@ -35,7 +35,7 @@ TOOLS = {
     "valgrind": ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null", "--"],
 }
 COUNTS = {"perf": r"^(\d+),,instructions:u", "valgrind": r"I\s+refs:\s+([\d,]+)"}
-"""Where a tool prints its count."""
+"""Pattern of the count in a tool's output."""
 
 
 def ingest(folder: Path, slices: int) -> None:
@@ -108,7 +108,7 @@ class Loop:
     what: str
     """What it does, for the record."""
     work: Callable[[Path, int], None]
-    """Does the work in a folder, on this many slices."""
+    """Runs the loop in a folder on a number of slices."""
 
 
 LOOPS = {
@@ -176,7 +176,7 @@ def choose_counter() -> str:
     Raises
     ------
     ConfigError
-        Neither can.
+        Neither perf nor valgrind can count instructions here.
     """
     for name in TOOLS:
         if shutil.which(name):

@@ -29,7 +29,7 @@ SIDE, CHANNELS, PIXELS, BATCH = 2048, 64, 128, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """Work that only one part of the machine bounds."""
+    """Work that one part of the machine limits."""
 
     work: Work
     amount: float
@@ -37,7 +37,7 @@ class Limit:
     unit: str
 
     def as_json(self, timing: Timing) -> Record:
-        """Return the record. The rate is that of the best round, because nothing makes a machine faster than it is."""
+        """Return the record. The rate is that of the best round, because noise only slows rounds down."""
         return {
             **timing.as_json(self.amount),
             "most": round(self.amount / min(timing.seconds), 2),
@@ -54,7 +54,7 @@ class LimitsRecord(BenchmarkRecord):
 
 
 def run(folder: Path, *, rounds: int) -> Record:
-    """Measure the limits and return the record; the disk that is measured is that of `folder`."""
+    """Measure the limits and return the record; the measured disk is the one that holds `folder`."""
     limits = make_limits(folder)
     works = {name: limit.work for name, limit in limits.items()}
     with torch_threads(count_cores()), show_progress("limits", len(works), rounds) as log:
@@ -87,13 +87,13 @@ def make_limits(folder: Path) -> dict[str, Limit]:
 
 
 def copy() -> Work:
-    """Return a copy of COPY_BYTES in memory, by one thread."""
+    """Return a function that copies COPY_BYTES in memory, in one thread."""
     source, target = (np.ones(COPY_BYTES, dtype=np.uint8) for _ in range(2))
     return lambda: np.copyto(target, source)
 
 
 def disk(folder: Path) -> Work:
-    """Return a read of DISK_BYTES from a file that is dropped from the page cache first."""
+    """Return a function that reads DISK_BYTES from a file that is dropped from the page cache first."""
     path = folder / "disk"
     path.write_bytes(os.urandom(DISK_BYTES))
     buffer = memoryview(bytearray(8 << 20))
@@ -108,7 +108,7 @@ def disk(folder: Path) -> Work:
 
 
 def product(kind: torch.dtype, device: str) -> Work:
-    """Return a product of two square matrices."""
+    """Return a function that multiplies two square matrices."""
     side = SIDE if device == "cpu" else 4 * SIDE
     one, other = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
 
@@ -127,7 +127,7 @@ def convolution_flops() -> float:
 
 
 def convolution(kind: torch.dtype, device: str) -> Work:
-    """Return a forward convolution, channels last."""
+    """Return a function that runs a forward convolution, channels last."""
     layer = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False, device=device).to(kind)
     layer = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's annotations
     batch = torch.randn(BATCH, CHANNELS, PIXELS, PIXELS, device=device).to(kind)
@@ -144,7 +144,7 @@ def convolution(kind: torch.dtype, device: str) -> Work:
 
 
 def copy_to_gpu() -> Work:
-    """Return a copy of COPY_BYTES from pinned memory to a GPU."""
+    """Return a function that copies COPY_BYTES from pinned memory to a GPU."""
     source = torch.ones(COPY_BYTES, dtype=torch.uint8).pin_memory()
     target = torch.empty_like(source, device="cuda")
 

@@ -1,4 +1,4 @@
-"""Training pairs (image and label slice) per CPU-second: our ring, the ways of the tutorials, and the bare decode.
+"""Training pairs (image and label slice) per CPU-second: slicemill's ring, the usual DataLoaders, and the bare decode.
 
 Bottleneck: decompression. Every contender delivers the same slices in the same random order in batches. The PNG
 folder holds windowed 8-bit images, as tutorials make them. CPU time includes worker processes. Command: `slicemill
@@ -33,7 +33,7 @@ from slicemill.train.data.sampling import SlicePosition
 BATCH = 16
 WORKERS = 2
 REPEATS = 4
-"""How often every slice comes: often enough that the start of worker processes weighs little."""
+"""Repeats of every slice, so that the start of worker processes has little effect."""
 SLICEMILL, LIMIT, ONE_SLICE = "ring, 1 thread", "bare decode into batches", "bare decode into one slice"
 READER, PNGS = "our reader, DataLoader with 2 workers", "PNG folder, DataLoader with 2 workers"
 PEERS = {
@@ -46,7 +46,7 @@ RATIOS = {
     "of the bare decode into batches": LIMIT,
     "of the bare decode into one slice that stays in the cache": ONE_SLICE,
 }
-"""Name of a ratio -> the baseline of SLICEMILL."""
+"""Name of a ratio -> its baseline."""
 SLOWER = 1.5
 """Time of the network per batch over the time of decoding, when the waits for batches are measured."""
 
@@ -100,7 +100,7 @@ def read_png(folder: Path, z: int) -> tuple[Any, Any]:
 
 
 def read_stored(case: Case, z: int) -> tuple[Any, Any]:
-    """Read a pair with our reader."""
+    """Read a pair with slicemill's reader."""
     label = np.zeros(case.image.shape[1:], np.uint8) if case.label is None else case.label.read(z)
     return torch.from_numpy(case.image.read(z))[None], torch.from_numpy(label)
 
@@ -163,14 +163,14 @@ def read_in_workers(dataset: Dataset[tuple[Any, Any]]) -> None:
 
 
 def read_ring(ring: Batches, positions: list[SlicePosition]) -> None:
-    """Read batches through our ring."""
+    """Read batches through slicemill's ring."""
     with ring.over(positions, (0, 0)) as stream:
         for _ in stream:
             pass
 
 
 def decode_into_batches(case: Case, order: list[int]) -> Work:
-    """Return the codecs alone, from memory into alternating batches: the least that a loader must do."""
+    """Return a function that runs only the codecs, from memory into alternating batches: a loader's minimum work."""
     image = np.empty((RING + 2, BATCH, *case.image.shape[1:]), np.int16)
     label = np.empty((RING + 2, BATCH, *case.image.shape[1:]), np.uint8)
     encoded = [(case.image.read_encoded(z), b"" if case.label is None else case.label.read_encoded(z)) for z in order]
@@ -185,7 +185,7 @@ def decode_into_batches(case: Case, order: list[int]) -> Work:
 
 
 def speedup(fast: Timing, slow: Timing) -> float:
-    """Return how many times as fast ours is."""
+    """Return the speedup of `fast` over `slow`."""
     return round(ratio(slow, fast), 2)
 
 
@@ -200,7 +200,7 @@ def measure_waits(store: Store, positions: list[SlicePosition], size: tuple[int,
     with batches.over(positions, (0, 0)) as stream:
         next(stream)
         while True:
-            time.sleep(busy)  # stands for the device's work
+            time.sleep(busy)  # in place of the device's work
             start = time.perf_counter()
             if next(stream, None) is None:
                 break

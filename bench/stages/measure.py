@@ -1,8 +1,8 @@
-"""Surface distances of a case as large as LiTS's largest: ours, compared with distance transforms of the complete scan.
+"""Surface distances of a case as large as LiTS's largest, compared with distance transforms of the complete scan.
 
 Bottleneck: nearest neighbors of surface points. The case is a liver with lesions in a scan of 512x512x600 voxels,
 and a prediction whose surfaces are off by a few voxels. medpy computes an erosion and two distance transforms of the
-complete scan per object. One object takes it a minute, so it does only some of them, and their median stands for all.
+complete scan per object. One object takes it a minute, so only some are measured, and their median is used for all.
 Times are CPU seconds of one core, which a busy machine hardly changes. Command: `slicemill bench measure`.
 """
 
@@ -36,7 +36,7 @@ SPACING: Spacing = (1.0, 0.75, 0.75)
 SLICEMILL, QUERIES, BOXES, MEDPY = "ours", "nearest neighbors alone", "boxes", "whole scan, as medpy"
 SAME_MM = 1e-6
 ORGAN = 0
-"""Stands for the liver with all lesions in it; other values are those of lesions."""
+"""Value of the liver with all its lesions; the other values are single lesions."""
 CENTER, RADII = (0.5, 0.5, 0.4), (0.2, 0.22, 0.25)
 """Center and radii of the liver, as fractions of the scan along z, y, x."""
 
@@ -64,7 +64,7 @@ class MeasureRecord(BenchmarkRecord):
     scan_mib: float
     """Memory of one mask."""
     memory_mib: float
-    """Memory that ours takes in addition."""
+    """Additional memory of slicemill."""
     peak_mib: float
 
 
@@ -101,7 +101,7 @@ def run(*, slices: int, side: int, lesions: int, rounds: int, by_medpy: int) -> 
     }
     times = time_rounds(contenders, rounds=rounds, warm_up=0, clock=time.process_time)
     seconds, difference = time_medpy(case, distances[:by_medpy])
-    check("both ways give the same distances", holds=difference < SAME_MM)
+    check("both methods give the same distances", holds=difference < SAME_MM)
     medpy = Timing(name=MEDPY, seconds=(float(np.median(seconds)) * len(case.values),) * rounds)
     return MeasureRecord(
         slices=slices,
@@ -133,7 +133,7 @@ def run(*, slices: int, side: int, lesions: int, rounds: int, by_medpy: int) -> 
 
 
 def time_medpy(case: Case, expected: Sequence[SurfaceDistances]) -> tuple[list[float], float]:
-    """Measure the first objects as medpy does; return CPU seconds of each, and the largest difference from ours, mm."""
+    """Measure the first objects as medpy does; return CPU seconds of each, and the largest difference, mm."""
     seconds, differences = [], []
     for value, distances in zip(case.values, expected, strict=False):
         start = time.process_time()
@@ -192,7 +192,7 @@ def make_case(shape: tuple[int, int, int], lesions: int) -> Case:
 
 
 def fill_ellipsoid(volume: Label, center: npt.NDArray[np.float64], radii: npt.NDArray[np.float64], value: int) -> None:
-    """Give the voxels of an ellipsoid a value; center and radii in voxels along z, y, x."""
+    """Set the voxels of an ellipsoid to a value; center and radii in voxels along z, y, x."""
     reach = np.maximum(radii, 1.0)
     low, high = np.floor(center - reach).astype(int), np.ceil(center + reach).astype(int) + 1
     box = tuple(slice(max(0, int(a)), int(b)) for a, b in zip(low, high, strict=True))

@@ -1,11 +1,12 @@
 """From scans to masks on the CPU: `slicemill infer`, MONAI, TorchIO, nnU-Net and the usual script.
 
 Bottleneck: the convolutions. Each runs in its own environment. All run one network with equal weights and one
-input slice, on the same .nii.gz files, with all cores: ours from its ONNX file, the others from the file of
+input slice, on the same .nii.gz files, with all cores: slicemill from its ONNX file, the others from the file of
 `torch.export`, in eager torch (channels last) or compiled. Eager torch runs batch norms separately, while onnxruntime
 folds them into convolutions. Networks are loaded and compiled before the measurement, which ends when the masks are
 on disk. Weights are random, but labels follow marked HU (`slicemill.bench.harness.networks`), so that masks are as
-large as those of real scans. The check is the Dice with our masks. Command: `slicemill bench peers --kind inference`.
+large as those of real scans. The check is the Dice with slicemill's masks. Command: `slicemill bench peers --kind
+inference`.
 """
 
 import warnings
@@ -49,8 +50,8 @@ from slicemill.infer.run.pipeline import infer
 from slicemill.infer.runtime.capacity import count_lanes
 
 BATCH = 1
-"""Slices per batch of a peer; ours chooses its own. On two cores of an Intel processor MONAI labelled 4.8 slices/s with
-one and 3.6 with four (the latter in the run of 2026-11-22T0415 in `bench/results/runs`)."""
+"""Slices per batch of a peer; slicemill chooses its batch size. On two cores of an Intel processor MONAI labelled
+4.8 slices/s with one and 3.6 with four (the latter in the run of 2026-11-22T0415 in `bench/results/runs`)."""
 SCANS = 2
 """One per axis order."""
 LEAST_DICE = 0.99
@@ -74,7 +75,7 @@ class PeersInferenceRecord(BenchmarkRecord):
     batch_of_peers: int = BATCH
     results: Mapping[str, Record]
     dice: Mapping[str, Mapping[str, float]]
-    """Peer -> label -> Dice with our masks."""
+    """Peer -> label -> Dice with slicemill's masks."""
     headline: Record
     not_run: Mapping[str, str]
     """Peer -> reason."""
@@ -131,7 +132,7 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
 
 @dataclass(frozen=True, kw_only=True)
 class SlicemillContender:
-    """Our network, opened, and the scans."""
+    """slicemill's opened network, and the scans."""
 
     model: Model
     scans: Path
@@ -139,7 +140,7 @@ class SlicemillContender:
     out: Path
 
     def contenders(self, slices: int) -> dict[str, Work]:
-        """Return our contenders: the complete run, and the network alone in two ways."""
+        """Return slicemill's contenders: the complete run, and the network alone in two ways."""
         return {
             SLICEMILL: self.segment,
             BARE: network_alone(self.model, self.scans, slices, lanes=count_lanes("cpu")),
@@ -152,7 +153,7 @@ class SlicemillContender:
         check("all scans were segmented", holds=summary.count("done") == len(self.jobs))
 
     def dice_with(self, masks: Path, *, postprocess: bool) -> dict[str, float]:
-        """Return label -> Dice of a peer's masks with ours, over all scans."""
+        """Return label -> Dice of a peer's masks with slicemill's, over all scans."""
         self.segment(postprocess=postprocess)
         expected, labels = (
             np.concatenate([read_canonical(folder / job.name).ravel() for job in self.jobs])
@@ -180,7 +181,7 @@ def make_request(jobs: list[Job], network: Path, subject: Subject, slices: int) 
 
 
 def write_networks(folder: Path, subject: Subject) -> Model:
-    """Write one network of one input slice as a file of `torch.export` for the peers, and return it opened as ours."""
+    """Write a network of one input slice as a file of `torch.export` for the peers; return slicemill's opened model."""
     config = replace(MARKED, context=1)
     network = default_network(config).eval()
     _, height, width = subject.image.shape

@@ -1,6 +1,6 @@
-"""Random training slices with their labels: ours, MONAI, TorchIO, HDF5 and nnU-Net, each in its own environment.
+"""Random training slices with their labels: slicemill, MONAI, TorchIO, HDF5 and nnU-Net, each in its own environment.
 
-Bottleneck: decompression for ours and HDF5, memory copies for tools that hold every volume decoded. Every
+Bottleneck: decompression for slicemill and HDF5, memory copies for tools that hold every volume decoded. Every
 contender runs on one core, has prepared its data as its documentation recommends, and delivers all slices of the same
 cases in batches. Command: `slicemill bench peers --kind loading`.
 """
@@ -96,7 +96,7 @@ def write_cases(folder: Path, subjects: Sequence[Subject]) -> list[Files]:
 
 
 def read_ring(store: Store, subject: Subject) -> Work:
-    """Return our round of work: every slice once, in a new random order, in batches."""
+    """Return a function that reads every slice once, in a new random order, in batches."""
     depth, height, width = subject.image.shape
     ring = Batches(store, View(size=(height, width)), BATCH, 1)
     positions = [SlicePosition(case_id, z) for case_id in store.case_ids for z in range(depth)]
@@ -112,14 +112,14 @@ def read_ring(store: Store, subject: Subject) -> Work:
 
 
 def decode_all(store: Store, slices: int) -> Work:
-    """Return the codecs alone, on every slice of every case."""
+    """Return a function that runs only the codecs, on every slice of every case."""
     order = np.random.default_rng(0).permutation(slices).tolist()
     codecs = [bare_decode(store[case_id], order, checked=True) for case_id in store.case_ids]
     return lambda: [codec() for codec in codecs]
 
 
 def find_incomplete(started: StartedPeers, total: int) -> dict[str, str]:
-    """Return name -> reason of the peers that delivered another number of slices than requested."""
+    """Return name -> reason of the peers that delivered a wrong number of slices."""
     return {
         name: f"gave {peer.slices} slices of {total}"
         for name, peer in started.processes.items()

@@ -1,6 +1,6 @@
-"""How cost grows: with the slices of a scan, the number of scans, workers, and the tasks of a Dask scheduler.
+"""Growth of cost with the slices of a scan, the number of scans, workers, and the tasks of a Dask scheduler.
 
-Bottleneck: time must grow in proportion to slices and scans, and memory not at all. Lines are fitted by least
+Expected: time grows in proportion to slices and scans, and memory is constant. Lines are fitted by least
 squares and come with their coefficient of determination. Every length runs in its own process, on a phantom repeated
 along z. Command: `slicemill bench scale`.
 """
@@ -41,7 +41,7 @@ class Line:
     start: float
     slope: float
     r2: float
-    """Coefficient of determination; 1 if the points lie on the line."""
+    """Coefficient of determination; 1 if all points are exactly on the line."""
 
     def as_json(self, digits: int = 6) -> dict[str, float]:
         """Return the fields for a record."""
@@ -72,7 +72,7 @@ class BySlices:
 
     measured: Mapping[str, dict[str, float]]
     cpu_seconds: dict[str, float]
-    """The fitted line, as the next."""
+    """The fitted line."""
     peak_mib: dict[str, float]
 
 

@@ -1,4 +1,4 @@
-"""Random slices (image and label) from a store: ours, zarr-python, zarrs and tensorstore, and the bare decode.
+"""Random slices (image and label) from a store: slicemill, zarr-python, zarrs and tensorstore, and the bare decode.
 
 Bottleneck: decompression. The limit is the codec alone, from bytes in memory into an allocated buffer. Command:
 `slicemill bench store`.
@@ -147,7 +147,7 @@ def read_windows(case: Case, order: list[int]) -> None:
 
 
 def bare_decode(case: Case, order: list[int], *, checked: bool) -> Work:
-    """Return the codecs alone, with or without the checksum among them: encoded slices in memory into a buffer."""
+    """Return a function that runs only the codecs, with or without the checksum, from memory into a buffer."""
     arrays = [(case.image, np.empty(case.image.shape[1:], np.int16))]
     if case.label is not None:
         arrays.append((case.label, np.empty(case.image.shape[1:], np.uint8)))
@@ -169,7 +169,7 @@ def bare_decode(case: Case, order: list[int], *, checked: bool) -> Work:
 
 
 def zarr_reads(paths: list[Path], order: list[int]) -> Work:
-    """Return reads of pairs through zarr-python."""
+    """Return a function that reads pairs through zarr-python."""
     import zarr
 
     arrays = [zarr.open_array(path, mode="r") for path in paths]
@@ -177,7 +177,7 @@ def zarr_reads(paths: list[Path], order: list[int]) -> Work:
 
 
 def zarrs_reads(paths: list[Path], order: list[int]) -> Work:
-    """Return reads of pairs through zarr-python with the codecs of zarrs."""
+    """Return a function that reads pairs through zarr-python with the codecs of zarrs."""
     import zarr
     import zarrs  # noqa: F401 (registers its pipeline)
 
@@ -186,7 +186,7 @@ def zarrs_reads(paths: list[Path], order: list[int]) -> Work:
 
 
 def tensorstore_reads(paths: list[Path], order: list[int]) -> Work:
-    """Return reads of pairs through tensorstore."""
+    """Return a function that reads pairs through tensorstore."""
     import tensorstore
 
     context = tensorstore.Context({"data_copy_concurrency": {"limit": 1}, "file_io_concurrency": {"limit": 1}})

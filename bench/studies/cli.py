@@ -13,7 +13,7 @@ Collection = Annotated[Path | None, typer.Option(help="Collection of scans with 
 Phantoms = Annotated[
     int, typer.Option(help="Number of phantoms with liver and tumor to make instead of --data.", min=0)
 ]
-Out = Annotated[Path, typer.Option(help="Folder of the experiment. The same command again resumes it.")]
+Out = Annotated[Path, typer.Option(help="Folder of the experiment. Repeat the command to resume it.")]
 
 
 def quality(
@@ -93,13 +93,13 @@ def yardstick(
     data: Collection = None,
     phantoms: Phantoms = 0,
     table: Annotated[Path | None, typer.Option(help="Settings as in bench quality.")] = None,
-    variant: Annotated[str | None, typer.Option(help="The variant of our settings; by default the first.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Variant of slicemill's settings; by default the first.")] = None,
     only_folds: Annotated[str, typer.Option(help="Folds to compare on, like 0,2.")] = "0",
-    minutes: Annotated[float, typer.Option(callback=require_finite, help="Training time of each.")] = 20.0,
+    minutes: Annotated[float, typer.Option(callback=require_finite, help="Training time of each, minutes.")] = 20.0,
     out: Out = Path("quality"),
     json: Json = None,
 ) -> None:
-    """Compare nnU-Net's 2D configuration with ours on the same folds, for the same minutes on the same device.
+    """Compare slicemill with nnU-Net's 2D configuration on the same folds, for the same minutes on the same device.
 
     nnU-Net is installed from pinned versions into its own environment in the folder of the experiment. It keeps its
     plans and defaults, except when it stops. Both run one after the other, with all cores: nothing else should run.

@@ -13,7 +13,7 @@
     [settings]                    # of `slicemill train --config`, shared by all variants
     window_low = -100.0
 
-    [variants.default]            # the first one is what the others are compared with
+    [variants.default]            # the first one is the reference
     [variants.one-slice]          # a variant lists the settings that it changes
     context = 1
 """
@@ -63,16 +63,16 @@ class ExperimentDesign:
             raise ConfigError("an experiment needs at least one variant; write [variants.default] into its table.")
         for name in self.variants:
             if not VARIANT_NAME.fullmatch(name):
-                raise ConfigError(f"variant {name!r}: a name is up to 40 of a-z, 0-9 and -, as it names files.")
+                raise ConfigError(f"variant {name!r}: use up to 40 characters of a-z, 0-9 and -.")
         for name, value, least in (("folds", self.folds, 2), ("epochs", self.epochs, 1), ("steps", self.steps, 1)):
             if value < least:
                 raise ConfigError(f"{name} = {value}: must be at least {least}.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ConfigError(f"seeds = {list(self.seeds)}: name at least one, and each once.")
+            raise ConfigError(f"seeds = {list(self.seeds)}: list at least one, each once.")
         for name in self.variants:
             if any(self.config(name, seed).batch == 0 for seed in self.seeds):
                 raise ConfigError(
-                    f"variant {name}: batch = 0 takes what a GPU's memory allows; an experiment needs a number."
+                    f"variant {name}: batch = 0 (chosen by GPU memory) is not allowed in an experiment; set a number."
                 )
 
     @property
@@ -86,7 +86,7 @@ class ExperimentDesign:
         Raises
         ------
         ConfigError
-            A setting does not exist or cannot work; the message names the variant.
+            A setting is unknown or invalid; the message names the variant.
         """
         common = {"epochs": self.epochs, "steps": self.steps, "seed": seed}
         settings = {**self.settings, **self.variants[variant]}
@@ -104,7 +104,7 @@ def read_design(path: Path) -> ExperimentDesign:
     Raises
     ------
     ConfigError
-        The file cannot be read, has a key that a design does not have, or a value that cannot work.
+        The file cannot be read, or has an unknown key or an invalid value.
     """
     try:
         text = path.read_text(encoding="utf-8")

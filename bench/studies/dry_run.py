@@ -1,4 +1,4 @@
-"""`bench quality --dry-run`: the runs of an experiment, which are done, and how long the others will take."""
+"""`bench quality --dry-run`: the runs of an experiment, their state and estimated times."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""Estimates of how long runs take, from runs that are finished or from a pilot."""
+"""Estimates of run times, from finished runs or from a pilot."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from slicemill.bench.studies.results import FoldRun, RunResult
 
 @dataclass(frozen=True, kw_only=True)
 class RunTime:
-    """How long a run took."""
+    """Times of a run."""
 
     variant: str
     """Its variant."""
@@ -22,7 +22,7 @@ class RunTime:
 
 
 def run_time(result: RunResult) -> RunTime:
-    """Return how long a finished run took."""
+    """Return the times of a finished run."""
     return RunTime(
         variant=result.variant,
         steps=result.settings["epochs"] * result.settings["steps"],
@@ -34,7 +34,7 @@ def run_time(result: RunResult) -> RunTime:
 def estimate_minutes(run: FoldRun, steps: int, known: Sequence[RunTime]) -> float:
     """Estimate the minutes of a run from the known times of its variant, or else of all variants.
 
-    Training time grows with the steps; the rest stays as it is.
+    Training time grows with the steps; the rest is constant.
     """
     same = [time for time in known if time.variant == run.variant] or known
     return median(time.minutes + time.training_minutes * (steps / time.steps - 1) for time in same)

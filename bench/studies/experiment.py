@@ -43,7 +43,7 @@ PHANTOM_SEED = 7
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What to compare, on what, and where."""
+    """Variants, data and folder of an experiment."""
 
     design: ExperimentDesign
     """Variants, folds and seeds."""
@@ -61,12 +61,12 @@ class Experiment:
     """Trainings that run at the same time."""
 
     def __post_init__(self) -> None:
-        """Check that the parts fit together."""
+        """Check the combination of options."""
         cores = len(os.sched_getaffinity(0))
         if (self.data is None) == (self.phantoms == 0):
-            raise UsageError("an experiment runs on --data DIR or on --phantoms N; give one of the two.")
+            raise UsageError("an experiment runs on --data DIR or on --phantoms N; pass one of the two.")
         if self.data is not None and not self.data.is_dir():
-            raise ConfigError(f"{self.data}: there is no such folder; name the collection with --data.")
+            raise ConfigError(f"{self.data}: there is no such folder; pass the collection with --data.")
         if unknown := [name for name in self.variants if name not in self.design.variants]:
             raise ConfigError(f"--variants {unknown[0]}: the table has {', '.join(self.design.variants)}.")
         if wrong := [fold for fold in self.only_folds if not 0 <= fold < self.design.folds]:
@@ -76,7 +76,7 @@ class Experiment:
 
     @property
     def folder(self) -> ExperimentFolder:
-        """Return its paths. They are absolute, as its commands run elsewhere."""
+        """Return its paths. They are absolute, because commands may run in other folders."""
         return ExperimentFolder(out=self.out.absolute(), data=(self.data or self.out / "phantoms").absolute())
 
     @property
@@ -85,7 +85,7 @@ class Experiment:
         return self.only_folds or tuple(range(self.design.folds))
 
     def runs(self) -> list[FoldRun]:
-        """Return all runs, fold by fold: an experiment that is stopped has compared its variants on complete folds."""
+        """Return all runs, fold by fold, so that a stopped experiment has compared all variants on some folds."""
         variants = self.variants or tuple(self.design.variants)
         return [
             FoldRun(variant=variant, fold=fold, seed=seed)
@@ -95,7 +95,7 @@ class Experiment:
         ]
 
     def request(self, run: FoldRun, store: Store) -> RunRequest:
-        """Return what a run needs: its settings, and the inputs that its result must agree with."""
+        """Return the request of a run: its settings, and the inputs that its result must match."""
         config = self.design.config(run.variant, run.seed)
         split = read_split(self.folder.split_file(run.fold), store.case_ids)
         inputs = RunInputs(
@@ -136,7 +136,7 @@ def prepare(experiment: Experiment, runner: CommandRunner) -> Store:
 
 
 def run_experiment(experiment: Experiment) -> list[RunResult]:
-    """Do the unfinished runs, and return all results of the design in the folder, those of earlier calls too.
+    """Do the unfinished runs, and return all results of the design in the folder, including those of earlier calls.
 
     Raises
     ------
@@ -161,7 +161,7 @@ def run_experiment(experiment: Experiment) -> list[RunResult]:
     if failed:
         raise InputError(
             f"{count_noun(len(failed), 'run')} of {len(requests)} failed, the others are done; first: {failed[0]} "
-            "Correct that, and run the same command again: it does the runs that are left."
+            "Fix the cause and repeat the command: it does the remaining runs."
         )
     return collect_results(experiment, store)
 

@@ -1,9 +1,9 @@
-"""`bench yardstick`: nnU-Net's 2D configuration and ours on the same folds, for the same minutes on the same device.
+"""`bench yardstick`: slicemill and nnU-Net's 2D configuration on the same folds, minutes and device.
 
 1. An environment for nnU-Net is made once in the experiment's folder, from the versions in ``nnunet/requirements.txt``.
-2. The fold's cases are exported from our store as NIfTI, in nnU-Net's layout; its ``splits_final.json`` is our fold.
+2. The fold's cases are exported from the store as NIfTI in nnU-Net's layout, with the fold as ``splits_final.json``.
 3. nnU-Net plans, preprocesses, trains for the minutes and segments the test cases (``nnunet/peer.py``).
-4. Ours trains for the same minutes, with the settings of one variant, and segments the test cases.
+4. slicemill trains for the same minutes, with the settings of one variant, and segments the test cases.
 5. ``slicemill evaluate`` scores both.
 
 The minutes are those of training epochs with their validation, on both sides. Planning, preprocessing, ingest, export
@@ -48,16 +48,16 @@ DATASET = "Dataset001_fold"
 ITERATIONS = {"cuda": 250, "cpu": 10}
 """Iterations of an epoch. On a GPU, nnU-Net's default; on a CPU, where an iteration takes seconds, fewer."""
 MANY_EPOCHS = 100_000
-"""Epochs of ours. The minutes end the training long before."""
+"""Epochs of slicemill's training. The minutes end the training long before."""
 AnyResult = TypeVar("AnyResult", RunResult, NnunetResult)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NnunetComparison:
-    """What to compare."""
+    """Options of the comparison."""
 
     experiment: Experiment
-    """Its first variant holds our settings. Its folds and its first seed are used."""
+    """Its first variant has slicemill's settings. Its folds and its first seed are used."""
     minutes: float
     """Training time of each contender, minutes."""
 
@@ -68,7 +68,7 @@ class NnunetComparison:
 
     @property
     def variant(self) -> str:
-        """Return the variant of our settings."""
+        """Return the variant of slicemill's settings."""
         return self.experiment.runs()[0].variant
 
     def run(self, contender: str, fold: int) -> FoldRun:
@@ -77,7 +77,7 @@ class NnunetComparison:
         return FoldRun(variant=name, fold=fold, seed=self.experiment.design.seeds[0])
 
     def make_request(self, fold: int, store: Store) -> RunRequest:
-        """Return what our run on a fold needs."""
+        """Return the request of slicemill's run on a fold."""
         design, run = self.experiment.design, self.run(self.variant, fold)
         config = design.config(self.variant, run.seed).changed(epochs=MANY_EPOCHS, max_minutes=self.minutes)
         inputs = self.experiment.request(replace(run, variant=self.variant), store).inputs
@@ -86,7 +86,7 @@ class NnunetComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class NnunetTools:
-    """What a training of nnU-Net needs."""
+    """Tools and paths of a training of nnU-Net."""
 
     folder: ExperimentFolder
     """Paths of the experiment."""
@@ -104,7 +104,7 @@ def compare_with_nnunet(comparison: NnunetComparison) -> NnunetRecord:
     Raises
     ------
     InputError
-        nnU-Net cannot be installed or fails, or one of our commands does; the message names the log.
+        nnU-Net cannot be installed, or a command failed; the message names the log.
     """
     experiment = comparison.experiment
     folder = experiment.folder
@@ -218,7 +218,7 @@ def _export(store: Store, case_id: str, out: Path, array: ArrayName) -> None:
 def summarize_comparison(
     comparison: NnunetComparison, nnunet_results: Sequence[NnunetResult], slicemill_results: Sequence[RunResult]
 ) -> NnunetRecord:
-    """Derive the record: scores of both on the test parts, and what ours gains, patient by patient."""
+    """Derive the record: scores of both on the test parts, and slicemill's gain, patient by patient."""
     results: list[Result] = [*nnunet_results, *slicemill_results]
     regions = list(results[0].cases[0].regions)
     design = comparison.experiment.design

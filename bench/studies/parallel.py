@@ -31,7 +31,7 @@ def run_all(
     jobs : int
         Runs at the same time. Each is pinned to its own share of the cores.
     stages : dict
-        Is kept up to date with the command that each run is at.
+        Updated with the current command of each run.
     """
     cores = sorted(os.sched_getaffinity(0))
     free = [cores[job::jobs] for job in range(jobs)]

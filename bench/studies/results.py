@@ -10,7 +10,7 @@ from slicemill.common.errors import ConfigError
 from slicemill.common.files import to_json
 
 QUALITY_RUN = "quality run"
-"""Kind of the result of one of our trainings."""
+"""Kind of the result of a slicemill training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class FoldRun:
 
 @dataclass(frozen=True, kw_only=True)
 class RunInputs:
-    """What a run was made from. A finished result is used again only if its inputs are the same."""
+    """Inputs of a run. A finished result is reused only if its inputs are the same."""
 
     collection: str
     """Name of the collection's folder."""
@@ -84,7 +84,7 @@ class ScoredCase:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSummary:
-    """How one of our trainings went."""
+    """Summary of a slicemill training."""
 
     epochs: int
     """Epochs done."""
@@ -117,12 +117,12 @@ class _Result:
 
     @property
     def run(self) -> FoldRun:
-        """Return the run that it is the result of."""
+        """Return the run of this result."""
         return FoldRun(variant=self.variant, fold=self.fold, seed=self.seed)
 
     @property
     def inputs(self) -> RunInputs:
-        """Return what the run was made from."""
+        """Return the inputs of the run."""
         return RunInputs(
             collection=self.collection, settings=self.settings, export=self.export, tune=self.tune, split=self.split
         )
@@ -130,10 +130,10 @@ class _Result:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult(_Result):
-    """Result of one of our trainings."""
+    """Result of a slicemill training."""
 
     training: TrainingSummary
-    """How the training went."""
+    """Summary of the training."""
     minutes: float
     """Time of all commands, minutes."""
     cases: tuple[ScoredCase, ...]
@@ -147,7 +147,7 @@ class NnunetResult(_Result):
     """Result of a training of nnU-Net."""
 
     training: Mapping[str, Any]
-    """How the training went, as ``nnunet/peer.py`` reports it."""
+    """Report of the training, as ``nnunet/peer.py`` reports it."""
     cases: tuple[ScoredCase, ...]
     """Scores of the test cases."""
     machine: Mapping[str, Any]
@@ -190,7 +190,7 @@ def check_same_inputs(path: Path, before: RunInputs, now: RunInputs) -> None:
     Raises
     ------
     ConfigError
-        They differ.
+        The inputs differ.
     """
     differing = []
     for part in ("settings", "export", "tune", "split"):

@@ -26,7 +26,7 @@ class CommandRunner:
         Raises
         ------
         InputError
-            It failed.
+            The command failed.
         """
         self.run(slicemill_command(*words), log)
 
@@ -36,14 +36,14 @@ class CommandRunner:
         Raises
         ------
         InputError
-            It failed; the message holds the last line of its output.
+            The program failed; the message holds its last line of output.
         """
         arguments = [str(word) for word in words]
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as stream:
             stream.write(f"$ {' '.join(arguments)}\n")
             stream.flush()
-            done = subprocess.run(  # noqa: S603 (our commands, and those of the environment that we made)
+            done = subprocess.run(  # noqa: S603 (slicemill commands, and those of nnU-Net's environment)
                 arguments, stdin=self.lock, stdout=stream, stderr=subprocess.STDOUT, check=False
             )
         if done.returncode:
@@ -58,7 +58,7 @@ def lock_experiment(out: Path) -> Iterator[CommandRunner]:
     Raises
     ------
     ConfigError
-        Another process holds it.
+        Another process holds the lock.
     """
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("a+b") as lock:

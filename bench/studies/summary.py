@@ -123,7 +123,7 @@ def select_common(by_variant: Mapping[str, Sequence[RunResult]]) -> dict[str, li
     Raises
     ------
     ConfigError
-        There is none.
+        No fold and seed is common to all variants.
     """
     shared = set.intersection(*({_fold_and_seed(result) for result in group} for group in by_variant.values()))
     if not shared:
@@ -178,7 +178,7 @@ def dice_by_patient(cases: Iterable[ScoredCase], region: str) -> dict[str, float
 
 
 def score_region(cases: Sequence[ScoredCase], region: str) -> RegionScores:
-    """Score a region over cases; the module says how."""
+    """Score a region over cases, as the module docstring defines."""
     patients = dice_by_patient(cases, region)
     known = [dice for dice in patients.values() if not math.isnan(dice)]
     volumes = [case.regions[region] for case in cases]
@@ -203,7 +203,7 @@ def score_region(cases: Sequence[ScoredCase], region: str) -> RegionScores:
 def dice_gain(results: Sequence[Result], reference: Sequence[Result], part: Part, region: str) -> DiceGain:
     """Compare the Dice of a variant and the reference, over the folds and seeds that both have.
 
-    Where only one of the two is right to find nothing, it gets the Dice 1: see `score_true_negatives`.
+    If only one of the two has a correct empty mask, its Dice is 1: see `score_true_negatives`.
     """
     both = {_fold_and_seed(result) for result in results} & {_fold_and_seed(result) for result in reference}
     variant_cases, reference_cases = (

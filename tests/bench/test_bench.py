@@ -9,7 +9,7 @@ def test_rounds_are_interleaved_after_a_warm_up():
     timings = time_rounds({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=9, warm_up=1)
     rounds = ["".join(calls[start : start + 3]) for start in range(0, 30, 3)]
     assert {"".join(sorted(each)) for each in rounds} == {"abc"}
-    assert len(set(rounds)) > 3, "who runs before whom changes"
+    assert len(set(rounds)) > 3, "the order of contenders changes"
     assert len(timings["a"].seconds) == 9
 
 
@@ -20,7 +20,7 @@ def test_a_ratio_is_the_median_of_pairs():
     assert slow.as_json(8)["per_second"] == 2.0
 
 
-def test_the_machine_card_is_json_and_names_what_matters():
+def test_the_machine_description_is_json_with_the_main_versions():
     machine = json.loads(json.dumps(machine_info()))
     assert machine["cores"] >= 1
     assert {"numpy", "zarr", "onnxruntime"} & set(machine["versions"])

@@ -1,4 +1,4 @@
-"""Tuned constants: each is tried, and stays what it was."""
+"""Tuned constants: each is measured with other values and then restored."""
 
 import importlib
 from dataclasses import replace
@@ -25,7 +25,7 @@ def values_of(constants):
     }
 
 
-def test_each_is_measured_and_stays_what_it_was(constants):
+def test_each_is_measured_and_restored(constants):
     before = values_of(constants)
     rows = {where: to_document(measure_constant(constant, rounds=1)) for where, constant in constants.items()}
     assert values_of(constants) == before

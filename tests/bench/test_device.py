@@ -1,4 +1,4 @@
-"""The benchmark of a card, on the CPU in its place: every row is measured, and a row that fails is told."""
+"""The GPU benchmark, run on the CPU: every row is measured, and a failed row is reported."""
 
 import json
 
@@ -17,19 +17,19 @@ def test_every_row_is_measured_on_the_cpu_too(tmp_path):
     record = measure(tmp_path, TINY, list(infer_gpu.ROWS), lambda now: kept.append(len(now["results"])))
     assert record["failed"] == {}
     assert kept == [1, 2, 3, 4, 5, 6]
-    found = json.loads(json.dumps(record))["results"]
-    engines = found["engines"]["width 4"]
+    results = json.loads(json.dumps(record))["results"]
+    engines = results["engines"]["width 4"]
     for row in engines["results"].values():
         assert row["per_second"] > 0
     share = engines["results"]["onnxruntime fp16"]["per_second"] * engines["gflop_a_slice"] / 1000
-    assert engines["of the peak"]["onnxruntime fp16"] == pytest.approx(share / found["peak"]["tflops"], rel=0.05)
-    assert found["labels"]["fp32"]["differing"] == 0
-    assert found["labels"]["fp16"]["differing"] < 2e-3
-    assert min(found["labels"]["pixels"]) > 0, "all labels are there to be compared"
-    assert found["profile"]["width 4"]["by onnxruntime's file"]["kinds"]["convolutions"] > 0
-    assert set(found["files"]["over the network with copies"]) == {".nii.gz", ".nii", "store"}
-    assert found["files"]["summaries"]["store"]["scans"]["done"] == 2
-    assert found["settings"]["over as it is"] == {"as it is": 1.0}
+    assert engines["of the peak"]["onnxruntime fp16"] == pytest.approx(share / results["peak"]["tflops"], rel=0.05)
+    assert results["labels"]["fp32"]["differing"] == 0
+    assert results["labels"]["fp16"]["differing"] < 2e-3
+    assert min(results["labels"]["pixels"]) > 0, "all labels are there to be compared"
+    assert results["profile"]["width 4"]["by onnxruntime's file"]["kinds"]["convolutions"] > 0
+    assert set(results["files"]["over the network with copies"]) == {".nii.gz", ".nii", "store"}
+    assert results["files"]["summaries"]["store"]["scans"]["done"] == 2
+    assert results["settings"]["over as it is"] == {"as it is": 1.0}
     assert record["machine"]["versions"]["onnxruntime"]
 
 

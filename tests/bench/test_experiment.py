@@ -1,4 +1,4 @@
-"""An experiment: its design, what it runs, resumes and refuses."""
+"""An experiment: its design, its runs, resuming, and refused inputs."""
 
 import os
 import shutil
@@ -50,7 +50,7 @@ HERE = Path(__file__).parents[2]
         ("[variants", "cannot be read as TOML"),
     ],
 )
-def test_a_design_that_cannot_work_is_refused_before_anything_is_trained(tmp_path, text, message):
+def test_an_invalid_design_is_refused_before_training(tmp_path, text, message):
     (tmp_path / "table.toml").write_text(text)
     with pytest.raises(ConfigError, match="table.toml: .*") as error:
         read_design(tmp_path / "table.toml")
@@ -77,7 +77,7 @@ def test_complete_folds_come_first():
     assert len({run.name for run in runs}) == 8
 
 
-def test_whole_numbers_are_read_or_refused():
+def test_integers_are_parsed_or_refused():
     assert parse_integers("--seeds", None) == ()
     with pytest.raises(ConfigError, match="--seeds 1;2: expected whole numbers"):
         parse_integers("--seeds", "1;2")
@@ -193,7 +193,7 @@ def test_a_failed_command_is_reported_by_its_last_line_and_its_log(tmp_path):
         runner.run_slicemill(words, tmp_path / "log.txt")
 
 
-def test_a_plan_lists_what_is_done_and_what_is_left(trainings, tmp_path, capsys):
+def test_a_plan_lists_finished_and_remaining_runs(trainings, tmp_path, capsys):
     experiment = Experiment(design=DESIGN, out=tmp_path, phantoms=6, only_folds=(0,))
     trainings.fails = {"one-slice"}
     with pytest.raises(InputError):
@@ -221,14 +221,14 @@ def test_an_estimate_grows_with_the_steps():
         ({"phantoms": 9, "jobs": 4096}, "--jobs 4096: this machine has"),
     ],
 )
-def test_an_experiment_that_cannot_work_is_refused(options, message):
+def test_an_invalid_experiment_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         Experiment(design=DESIGN, out=Path("q"), **options)
 
 
 @pytest.mark.slow
 def test_an_experiment_goes_through_the_commands_of_a_user(collection, tmp_path):
-    """Brief trainings on six phantoms: every case of both parts must be scored, and a second call trains nothing."""
+    """Brief trainings on six phantoms: every case of both parts is scored, and a second call trains nothing."""
     design = ExperimentDesign(
         variants={"default": {}}, settings={"width": 4, "depth": 3, "batch": 2}, folds=2, epochs=1, steps=1
     )

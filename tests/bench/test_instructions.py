@@ -1,4 +1,4 @@
-"""Instruction counts of the hot loops: what the tools say is read right, and the loops do their work."""
+"""Instruction counts of the hot loops: the output of the tools is parsed correctly, and the loops do their work."""
 
 import json
 import shutil
@@ -18,10 +18,10 @@ from slicemill.bench.stages.instructions import LOOPS, choose_counter, count_ins
 from slicemill.common.errors import ConfigError
 
 
-def tool(folder, name, said, status=0):
-    """Put a program of this name into `folder` that says something on stderr."""
+def tool(folder, name, text, status=0):
+    """Write a program of this name into `folder` that prints a text on stderr."""
     path = folder / name
-    path.write_text(f"#!{sys.executable}\nimport sys\nsys.stderr.write({said!r})\nraise SystemExit({status})\n")
+    path.write_text(f"#!{sys.executable}\nimport sys\nsys.stderr.write({text!r})\nraise SystemExit({status})\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
@@ -89,7 +89,7 @@ def test_two_counts_are_compared_without_an_interval(tmp_path):
     paths = [tmp_path / "old.json", tmp_path / "new.json"]
     for path, record in zip(paths, (old, new), strict=True):
         path.write_text(json.dumps(record))
-    said = CliRunner().invoke(bench, ["compare", *map(str, paths)])
-    assert said.exit_code == 0
-    assert "faster" in said.output
+    text = CliRunner().invoke(bench, ["compare", *map(str, paths)])
+    assert text.exit_code == 0
+    assert "faster" in text.output
     assert "| read | read | 4.00 |" in instructions_table(old)

@@ -1,4 +1,4 @@
-"""nnU-Net gets our folds and our cases, and is scored as we are."""
+"""nnU-Net gets the same folds and cases as slicemill and is scored in the same way."""
 
 import json
 import re
@@ -38,7 +38,7 @@ report = {{"iterations": 30, "batch": 4, "patch": [64, 64], "minutes": 1.0, "arg
 
 @pytest.fixture
 def fake_tools(monkeypatch, stored, tmp_path):
-    """Replaces nnU-Net's environment and our own trainings."""
+    """Replaces nnU-Net's environment and slicemill's trainings."""
 
     def prepare(experiment, runner):
         for fold in range(experiment.design.folds):
@@ -77,7 +77,7 @@ def make_comparison(out, minutes=1.5):
     return NnunetComparison(experiment=experiment, minutes=minutes)
 
 
-def test_nnunet_gets_our_fold_and_is_scored_as_we_are(fake_tools, stored, tmp_path):
+def test_nnunet_gets_the_same_fold_and_the_same_scoring(fake_tools, stored, tmp_path):
     record = to_document(compare_with_nnunet(make_comparison(tmp_path)))
     folder = tmp_path / "runs" / "nnunet-2d-1-5-minutes_fold-0_seed-0"
     raw = folder / "raw" / "Dataset001_fold"
@@ -97,7 +97,7 @@ def test_nnunet_gets_our_fold_and_is_scored_as_we_are(fake_tools, stored, tmp_pa
     assert read_json(tmp_path / "results" / "default-1-5-minutes_fold-0_seed-0.json")["settings"]["max_minutes"] == 1.5
 
 
-def test_folds_that_are_done_are_not_done_again(fake_tools, tmp_path, monkeypatch):
+def test_finished_folds_are_not_repeated(fake_tools, tmp_path, monkeypatch):
     first = compare_with_nnunet(make_comparison(tmp_path))
 
     def never(*_):
@@ -117,7 +117,7 @@ def test_the_table_shows_how_many_slices_both_saw(fake_tools, tmp_path):
     assert re.search(r"liver: slicemill over nnU-Net 0\.\d{3}, better in 1 of 1 patients", shown)
 
 
-def test_masks_lie_on_the_grid_of_their_scans(stored, tmp_path):
+def test_masks_have_the_grid_of_their_scans(stored, tmp_path):
     store = open_store(stored)
     write_dataset(tmp_path, store, {"train": ["volume-0"], "validation": ["volume-1"], "test": []})
     image, mask = (

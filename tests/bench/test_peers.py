@@ -1,4 +1,4 @@
-"""Peers in their own environments: made from pinned versions, timed as contenders, reported if they cannot run."""
+"""Peers in separate environments: installed from pinned versions, timed as contenders, reported if they cannot run."""
 
 import hashlib
 import importlib
@@ -21,30 +21,30 @@ WORKS = f"""
 import json, sys
 sys.path.insert(0, {str(HERE)!r})
 import rounds
-print("a word that is no answer")
+print("a line that is not a reply")
 rounds.serve_rounds(lambda: json.loads(sys.argv[1])["slices"])
 """
 
 
 def test_packages_that_cannot_be_installed_are_reported_in_one_sentence(tmp_path):
-    wanted = tmp_path / "wanted.txt"
-    wanted.write_text(f"{tmp_path.as_posix()}/no-such-package\n")
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text(f"{tmp_path.as_posix()}/no-such-package\n")
     with pytest.raises(InputError, match=r"a peer: cannot be installed: .*install\.log"):
-        prepare_environment(tmp_path / "peer", wanted, "a peer")
+        prepare_environment(tmp_path / "peer", requirements, "a peer")
     assert not (tmp_path / "peer" / "installed").exists()
 
 
 def test_an_environment_is_made_once_for_the_same_versions(tmp_path):
-    wanted = tmp_path / "wanted.txt"
-    wanted.write_text("# nothing\n")
-    python = prepare_environment(tmp_path / "peer", wanted, "a peer")
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("# nothing\n")
+    python = prepare_environment(tmp_path / "peer", requirements, "a peer")
     assert python.exists()
     mark = tmp_path / "peer" / "environment" / "mark"
     mark.write_text("")
-    assert prepare_environment(tmp_path / "peer", wanted, "a peer") == python
+    assert prepare_environment(tmp_path / "peer", requirements, "a peer") == python
     assert mark.exists()
-    wanted.write_text("# nothing else\n")
-    prepare_environment(tmp_path / "peer", wanted, "a peer")
+    requirements.write_text("# nothing else\n")
+    prepare_environment(tmp_path / "peer", requirements, "a peer")
     assert not mark.exists()
 
 
@@ -113,7 +113,7 @@ def test_a_script_knows_the_way_of_every_peer(script, peers, monkeypatch):
 
 
 def fake_environments(folder):
-    """Put environments into `folder` that look installed, but whose interpreter is this one."""
+    """Write environments into `folder` that look installed, but use this interpreter."""
     for package in packages(PEERS):
         python = folder / package / "environment" / "bin" / "python"
         python.parent.mkdir(parents=True)
@@ -135,7 +135,7 @@ def test_a_peer_that_cannot_run_is_in_the_record_with_its_reason(tmp_path, monke
 
 
 @pytest.mark.slow
-def test_the_usual_script_gives_our_masks_and_peers_without_packages_are_in_the_record(tmp_path, monkeypatch):
+def test_the_usual_script_gives_equal_masks_and_peers_without_packages_are_in_the_record(tmp_path, monkeypatch):
     fake_environments(tmp_path / "environments")
     monkeypatch.setattr("slicemill.bench.harness.subject.SIZE", 64)
     quick = tuple(peer for peer in inference.PEERS if peer.way != "script-compiled")  # compiling takes minutes

@@ -1,4 +1,4 @@
-"""Cost grows as it must; what a collection costs follows from measured inputs."""
+"""Measured growth of cost, and the estimated cost of a collection."""
 
 import json
 
@@ -56,7 +56,7 @@ def test_cost_is_in_proportion_to_slices_and_workers():
     assert (one.objects, one.epoch_requests) == (500, 60_000)
 
 
-def test_a_case_has_so_many_objects(stored):
+def test_a_case_has_the_documented_number_of_objects(stored):
     case = open_store(stored)["volume-1"]
     assert case.label is not None
     assert len([path for path in (stored / "scans.zarr" / "volume-1").rglob("*") if path.is_file()]) == OBJECTS
@@ -96,7 +96,7 @@ def test_scale_is_measured_and_a_plan_follows_from_it(tmp_path, monkeypatch):
     done = CliRunner().invoke(bench, ["plan", *files])
     assert done.exit_code == 0, done.output
     assert "National Lung Screening Trial" in done.output
-    assert "of what the model says" in done.output
+    assert "of the estimated time" in done.output
     inputs = read_inputs(record, store, None)
     assert inputs.slice_bytes == 300
     assert measured_over_model(inputs, {"cases": 131, "slices": 58_638, "workers": 2, "seconds": 0.0}) == 0

@@ -86,7 +86,7 @@ def test_records_that_cannot_be_compared_are_refused(tmp_path):
     assert "faster" in done.output
 
 
-def test_a_scan_of_the_users_stands_in_for_a_phantom(tmp_path):
+def test_a_users_scan_replaces_the_phantom(tmp_path):
     list(write_collection(tmp_path / "scans", cases=2, size=64, seed=3))
     subject = scan_subject(tmp_path / "scans", 5)
     assert subject.image.shape[0] == 5
@@ -108,7 +108,7 @@ def test_labels_that_are_not_lits_are_named_by_their_value(tmp_path):
     assert scan_subject(tmp_path / "scans", 9).labels.values == {"label 7": 7}
 
 
-def test_files_are_forgotten_and_keep_their_bytes(tmp_path):
+def test_files_are_dropped_from_the_cache_and_keep_their_bytes(tmp_path):
     path = tmp_path / "a"
     data = os.urandom(1 << 16)
     path.write_bytes(data)
@@ -116,7 +116,7 @@ def test_files_are_forgotten_and_keep_their_bytes(tmp_path):
     assert path.read_bytes() == data
 
 
-def test_every_stage_is_a_command_that_takes_what_the_suite_gives_it():
+def test_every_stage_is_a_command_that_accepts_the_options_of_the_suite():
     suite = SuiteOptions(quick=True, cold=True)
     assert list(suite.commands()) == ["limits", *STAGES]
     for words in suite.commands().values():
@@ -186,7 +186,7 @@ def test_stages_end_in_one_record_table_page_and_picture(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_export_benchmark_proves_what_it_wrote(tmp_path):
+def test_the_export_benchmark_verifies_its_model_file(tmp_path):
     from slicemill.bench.stages.export import run
 
     record = run(tmp_path, phantom_subject(4, size=64), rounds=1)

@@ -31,7 +31,7 @@ def test_the_signed_rank_test_is_scipys(rng):
 
 
 def test_ties_and_zeros_are_counted_exactly():
-    """Against every choice of signs, tried one by one."""
+    """Compared with every choice of signs."""
     deltas = [1.0, 1.0, -2.0, 0.0, 3.0, 3.0, -3.0, 5.0]
     kept = [delta for delta in deltas if delta]
     ranks = stats.rankdata(np.abs(kept))
@@ -44,14 +44,14 @@ def test_ties_and_zeros_are_counted_exactly():
 def test_the_interval_is_that_of_scipys_bootstrap(rng):
     values = rng.normal(0.3, 0.2, 25)
     low, high = bootstrap_interval(values.tolist())
-    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=1).confidence_interval
-    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.005)
+    reference = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=1).confidence_interval
+    assert (low, high) == pytest.approx((reference.low, reference.high), abs=0.005)
 
 
 def test_a_difference_is_paired_and_leaves_out_patients_without_dice():
-    found = paired_difference([0.5, 0.7, math.nan, 0.2], [0.4, 0.5, 0.9, math.nan])
-    assert (found.patients, found.better) == (2, 2)
-    assert found.mean == pytest.approx(0.15)
+    result = paired_difference([0.5, 0.7, math.nan, 0.2], [0.4, 0.5, 0.9, math.nan])
+    assert (result.patients, result.better) == (2, 2)
+    assert result.mean == pytest.approx(0.15)
 
 
 def test_scores_are_by_patient_and_volumes_are_pooled():
@@ -62,41 +62,41 @@ def test_scores_are_by_patient_and_volumes_are_pooled():
         scored_case("c", None, volumes=(0.0, 0.0, 0.0)),
         scored_case("d", 0.0, volumes=(0.0, 3.0, 0.0)),
     ]
-    found = score_region(cases, "tumor")
-    assert found.by_patient == {"a": 0.3, "b": 0.9, "c": None, "d": 0.0}
-    assert (found.patients, found.cases_without_region) == (3, 1)
-    assert (found.mean, found.median) == (0.4, 0.3)
-    assert found.mean_where_there_is_any == 0.6
-    assert found.sd == pytest.approx(np.std([0.3, 0.9, 0.0], ddof=1), abs=1e-4)
-    assert found.dice_global == pytest.approx(2 * 6.9 / 45, abs=1e-4)
-    assert found.precision_global == pytest.approx(6.9 / 24, abs=1e-4)
-    assert found.recall_global == pytest.approx(6.9 / 21, abs=1e-4)
+    result = score_region(cases, "tumor")
+    assert result.by_patient == {"a": 0.3, "b": 0.9, "c": None, "d": 0.0}
+    assert (result.patients, result.cases_without_region) == (3, 1)
+    assert (result.mean, result.median) == (0.4, 0.3)
+    assert result.mean_where_there_is_any == 0.6
+    assert result.sd == pytest.approx(np.std([0.3, 0.9, 0.0], ddof=1), abs=1e-4)
+    assert result.dice_global == pytest.approx(2 * 6.9 / 45, abs=1e-4)
+    assert result.precision_global == pytest.approx(6.9 / 24, abs=1e-4)
+    assert result.recall_global == pytest.approx(6.9 / 21, abs=1e-4)
 
 
 def test_overlap_comes_back_from_recall():
-    """Of an evaluation: a reference of 4 ml, of which a quarter was found."""
+    """A row of an evaluation: the prediction overlaps a quarter of a reference of 4 ml."""
     row = {"dice_t": 0.4, "recall_t": 0.25, "reference_t_ml": 4.0, "predicted_t_ml": 1.0}
-    found = read_region(row, "t")
-    assert 2 * found.overlap_ml / (found.reference_ml + found.predicted_ml) == 0.4
+    result = read_region(row, "t")
+    assert 2 * result.overlap_ml / (result.reference_ml + result.predicted_ml) == 0.4
 
 
 def test_a_gain_is_over_the_folds_and_seeds_that_both_have():
-    ours = [run_result("new", [scored_case("a", 0.9)]), run_result("new", [scored_case("a", 0.1)], seed=1)]
-    theirs = [run_result("default", [scored_case("a", 0.5)])]
-    assert dice_gain(ours, theirs, "test", "tumor").mean == 0.4
+    variant = [run_result("new", [scored_case("a", 0.9)]), run_result("new", [scored_case("a", 0.1)], seed=1)]
+    reference = [run_result("default", [scored_case("a", 0.5)])]
+    assert dice_gain(variant, reference, "test", "tumor").mean == 0.4
 
 
 def test_a_false_alarm_counts_against_the_variant_that_raises_it():
-    """The other finds nothing there and is right, so its Dice is undefined: leaving both out would hide the alarm."""
+    """The other variant has a correct empty mask, so its Dice is undefined. Omitting both would hide the alarm."""
     alarm = scored_case("b", 0.0, volumes=(0.0, 3.0, 0.0))
-    ours = [run_result("new", [scored_case("a", 0.6), alarm, scored_case("c", None)])]
-    theirs = [run_result("default", [scored_case("a", 0.5), scored_case("b", None), scored_case("c", None)])]
-    found = dice_gain(ours, theirs, "test", "tumor")
-    assert (found.patients, found.better) == (2, 1)
-    assert found.mean == pytest.approx((0.1 - 1) / 2)
+    variant = [run_result("new", [scored_case("a", 0.6), alarm, scored_case("c", None)])]
+    reference = [run_result("default", [scored_case("a", 0.5), scored_case("b", None), scored_case("c", None)])]
+    result = dice_gain(variant, reference, "test", "tumor")
+    assert (result.patients, result.better) == (2, 1)
+    assert result.mean == pytest.approx((0.1 - 1) / 2)
 
 
-def test_variants_are_chosen_by_validation_whatever_the_test_shows():
+def test_variants_are_chosen_by_validation_scores_alone():
     results = [
         run_result("default", [scored_case("a", 0.5, "validation"), scored_case("b", 0.9)]),
         run_result("one-slice", [scored_case("a", 0.6, "validation"), scored_case("b", 0.1)]),

@@ -2,7 +2,7 @@
 
 Plans, preprocessing, network, loss, optimizer, sampling, augmentation, mirroring and tiling are those of nnU-Net.
 The last weights are used. The learning rate falls as nnU-Net, (1 - done) ** 0.9, where `done` is the share of the
-minutes. Different are when it stops, and how many iterations make an epoch.
+minutes. Only the stopping time and the iterations per epoch differ.
 
 nnU-Net's own commands look for a trainer by importing all of its trainers. One of them needs a torchvision that fits
 torch, which does not exist for a CPU build of torch. So this script uses the Python interface that those commands call.
@@ -52,7 +52,7 @@ class TimedTrainer(nnUNetTrainer):
         self.on_train_end()
 
     def share(self, start: float) -> float:
-        """Return the share of the minutes that is over."""
+        """Return the elapsed share of the minutes."""
         return (time.monotonic() - start) / (60 * self.minutes)
 
 
@@ -89,7 +89,7 @@ def predict(trainer: TimedTrainer, scans: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Train, predict, and report in a JSON file what was done."""
+    """Train, predict, and write a JSON report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset")
     parser.add_argument("out", type=Path)
