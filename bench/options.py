@@ -41,17 +41,17 @@ def parse_known_names(option: str, text: str | None, known: Collection[str], kin
 
 
 def parse_integers(option: str, text: str | None) -> tuple[int, ...]:
-    """Read whole numbers separated by commas; empty for None.
+    """Read integers separated by commas; empty for None.
 
     Raises
     ------
     UsageError
-        It is not a list of whole numbers.
+        It is not a list of integers.
 
     >>> parse_integers("--seeds", "0, 2")
     (0, 2)
     """
     parts = parse_names(text)
     if not all(part.isdecimal() for part in parts):
-        raise UsageError(f"{option} {text}: expected whole numbers like 0,1,2.")
+        raise UsageError(f"{option} {text}: expected integers like 0,1,2.")
     return tuple(int(part) for part in parts)

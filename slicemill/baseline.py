@@ -1,7 +1,7 @@
 """The trivial baseline: every voxel in one HU band is tumor, inside the reference organ if there is one.
 
-The band is the best one for the training cases. It is found exactly: the Dice of every pair of limits is computed at
-once from the HU histograms of the tumor and of the other voxels that a band could include. The reference organ
+The band is the best one for the training cases. The search is exhaustive: the Dice of every pair of limits is computed
+at once from the HU histograms of the tumor and of the other voxels that a band could include. The reference organ
 flatters the baseline.
 """
 

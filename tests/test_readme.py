@@ -164,9 +164,9 @@ def test_the_script_without_slicemill_gives_the_same_labels(model, collection, t
         assert done.returncode == 0, done.stderr
         slicemill_label = slicemill.segment(source, model)[0]
         mask = nib.load(tmp_path / "out.nii.gz")
-        found = np.asarray(nib.as_closest_canonical(mask).dataobj)[::-1, ::-1].transpose(2, 1, 0)
+        script_label = np.asarray(nib.as_closest_canonical(mask).dataobj)[::-1, ::-1].transpose(2, 1, 0)
         assert mask.shape == nib.load(source).shape
-        assert np.array_equal(found, slicemill_label)
+        assert np.array_equal(script_label, slicemill_label)
         assert "research use only" in done.stdout
 
 

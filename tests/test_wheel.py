@@ -34,14 +34,14 @@ def run(*words, cwd, path=None, check=True):
 
 def source_files():
     """Return the files of all packages by their installed paths."""
-    found = {}
+    files = {}
     for package in PACKAGES:
         for path in (HERE / package).rglob("*"):
             name = path.relative_to(HERE).as_posix()
             name = name if package == "slicemill" else f"slicemill/{name}"
             if path.is_file() and "__pycache__" not in path.parts and not name.startswith(NOT_INSTALLED):
-                found[name] = path
-    return found
+                files[name] = path
+    return files
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def installed(wheel, tmp_path_factory):
     run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", wheel, cwd=folder)
     (own / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # without the .pth files in there
     shown = run(python, "-c", "import slicemill; print(slicemill.__file__)", cwd=folder)
-    assert Path(shown.strip()).is_relative_to(own), "the editable installation must not be found"
+    assert Path(shown.strip()).is_relative_to(own), "the editable installation must not be imported"
     return folder / "bin"
 
 

@@ -41,7 +41,7 @@ def format_score(value: float | None) -> str:
 
 
 def format_integers(values: Iterable[int]) -> str:
-    """Format whole numbers with commas between them.
+    """Format integers with commas between them.
 
     >>> format_integers([0, 2])
     '0, 2'

@@ -90,7 +90,7 @@ def _trials_cell(trials: ConstantTrials) -> str:
 
 
 def format_amount(value: int) -> str:
-    """Format a whole number, with a binary prefix where it is a multiple.
+    """Format an integer, with a binary prefix where it is a multiple.
 
     >>> format_amount(3), format_amount(1 << 19), format_amount(1 << 21)
     ('3', '512 Ki', '2 Mi')

@@ -1,4 +1,4 @@
-"""Connected components of whole volumes: runs along x (`slicemill.ct.runs`) against cc3d.
+"""Connected components of complete volumes: runs along x (`slicemill.ct.runs`) against cc3d.
 
     python -m slicemill.bench.stages.components
 

@@ -40,11 +40,11 @@ HERE = Path(__file__).parents[2]
         ("folds = 1\n[variants.a]", "folds = 1: must be at least 2"),
         ("fold = 4\n[variants.a]", "fold is not a key of a design"),
         ("seeds = [0, 0]\n[variants.a]", "each once"),
-        ("[variants.A_B]", "a name is up to 40"),
+        ("[variants.A_B]", "use up to 40 characters"),
         ("[variants.a]\nsteps = 3", "steps is the same for all variants"),
         ("[variants.a]\nmomentum = 3", "variant a: momentum: is not a setting"),
         ("[settings]\ncontext = 2\n[variants.a]", "variant a: context = 2: must be 1, 3, 5 or 7"),
-        ("[settings]\nbatch = 0\n[variants.a]", "variant a: batch = 0 takes what a GPU's memory allows"),
+        ("[settings]\nbatch = 0\n[variants.a]", "variant a: batch = 0 (chosen by GPU memory) is not allowed"),
         ("variants = 3", "Expected `object`, got `int` - at `$.variants`"),
         ("seeds = [1.5]\n[variants.a]", "Expected `int`, got `float` - at `$.seeds[0]`"),
         ("[variants", "cannot be read as TOML"),
@@ -79,7 +79,7 @@ def test_complete_folds_come_first():
 
 def test_integers_are_parsed_or_refused():
     assert parse_integers("--seeds", None) == ()
-    with pytest.raises(ConfigError, match="--seeds 1;2: expected whole numbers"):
+    with pytest.raises(ConfigError, match="--seeds 1;2: expected integers"):
         parse_integers("--seeds", "1;2")
 
 

@@ -90,8 +90,8 @@ def test_nnunet_gets_the_same_fold_and_the_same_scoring(fake_tools, stored, tmp_
     assert f"nnUNet_preprocessed={folder / 'preprocessed'}" in (folder / "log.txt").read_text()
     case = open_store(stored)["volume-2"]
     theirs = record["contenders"]["nnU-Net 2D"]["liver"]["by_patient"]["volume-2"]
-    found, truth = case.image[:] > 60, case.label[:] > 0
-    assert theirs == pytest.approx(2 * (found & truth).sum() / (found.sum() + truth.sum()), abs=1e-4)
+    predicted, truth = case.image[:] > 60, case.label[:] > 0
+    assert theirs == pytest.approx(2 * (predicted & truth).sum() / (predicted.sum() + truth.sum()), abs=1e-4)
     assert record["gain"]["liver"]["mean"] == pytest.approx(0.75 - theirs, abs=1e-4)
     assert record["contenders"]["nnU-Net 2D"]["training"][0]["argv"][-5:-2] == ["1.5", "--iterations", "10"]
     assert read_json(tmp_path / "results" / "default-1-5-minutes_fold-0_seed-0.json")["settings"]["max_minutes"] == 1.5

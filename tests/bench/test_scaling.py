@@ -87,7 +87,7 @@ def test_scale_is_measured_and_a_plan_follows_from_it(tmp_path, monkeypatch):
         worker_pace({"1": 3.1, "2": 3.05}, 3.0)
     assert worker_pace({"1": 7.0, "2": 5.5}, 3.0) == 0.8
     start = record["cases"]["seconds"]["start"]
-    record["workers"] = {"1": start + 4.0, "2": start + 2.5}  # three small scans say nothing of it
+    record["workers"] = {"1": start + 4.0, "2": start + 2.5}  # three small scans cannot show it
     (tmp_path / "scale.json").write_text(json.dumps(record))
     store = {"benchmark": "store", "bytes": {"compact": 3000}, "slices": 10, "results": {"ours": {"per_second": 9.0}}}
     (tmp_path / "store.json").write_text(json.dumps(store))

@@ -45,10 +45,10 @@ def test_a_headline_weighs_different_amounts_of_work():
         "limit": TimedContender(timing=Timing(name="", seconds=(0.5, 1.0, 1.5)), amount=10),
         "peer": TimedContender(timing=Timing(name="", seconds=(1.0, 2.0, 3.0)), amount=2),
     }
-    found = headline(times, contender="ours", limit="limit", bound="memory", peers={"peer": "less"}, verified="all")
-    assert found["per_second"] == 5.0
-    assert found["limit"]["fraction"] == 0.5
-    assert found["peers"]["peer"] == {"per_second": 1.0, "times": 5.0, "what": "less"}
+    record = headline(times, contender="ours", limit="limit", bound="memory", peers={"peer": "less"}, verified="all")
+    assert record["per_second"] == 5.0
+    assert record["limit"]["fraction"] == 0.5
+    assert record["peers"]["peer"] == {"per_second": 1.0, "times": 5.0, "what": "less"}
 
 
 def test_a_check_that_fails_is_a_bug():
