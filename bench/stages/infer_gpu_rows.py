@@ -46,7 +46,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "CUDA graph": {"enable_cuda_graph": "1"},
 }
 """Changes, one at a time, to `slicemill.infer.runtime.providers.CUDA`."""
-SLICEMILL, COPIES = "onnxruntime fp16", "onnxruntime fp16 with copies"
+FP16, COPIES = "onnxruntime fp16", "onnxruntime fp16 with copies"
 
 
 def measure_peak(_folder: Path, work: Workload, _results: Record) -> Record:
@@ -68,7 +68,7 @@ def measure_width(folder: Path, work: Workload, width: int, peak_tflops: float |
     half, full = (open_network(folder, work, width, flavor) for flavor in (HALF, DEFAULT))
     labels = workload_capacity(half, work).labels
     contenders = {
-        SLICEMILL: run_resident(half, work),
+        FP16: run_resident(half, work),
         "onnxruntime fp32": run_resident(full, work),
         COPIES: run_with_copies(half, work),
         "torch eager": run_in_torch(work, width, labels, compiled=False),
@@ -86,10 +86,8 @@ def measure_width(folder: Path, work: Workload, width: int, peak_tflops: float |
         "of the peak": {name: round(row["per_second"] * gflop / 1000 / peak_tflops, 4) for name, row in rows.items()}
         if peak_tflops
         else None,
-        "over": {
-            name: round(ratio(timing, times[SLICEMILL]), 3) for name, timing in times.items() if name != SLICEMILL
-        },
-        "with copies over resident": round(ratio(times[SLICEMILL], times[COPIES]), 3),
+        "over": {name: round(ratio(timing, times[FP16]), 3) for name, timing in times.items() if name != FP16},
+        "with copies over resident": round(ratio(times[FP16], times[COPIES]), 3),
         "failed": failed,
     }
 
