@@ -37,7 +37,13 @@ def demo(
     data: Annotated[Path | None, typer.Option(help="Your collection, instead of phantoms.")] = None,
     labels: Annotated[str | None, typer.Option(help="Names of the label values, like tumor=1.")] = None,
     cases: Annotated[int, typer.Option(help="Phantoms to make.", min=12)] = 36,
-    max_minutes: Annotated[float, typer.Option(callback=require_finite, help="Training time, minutes.")] = 4.0,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(
+            callback=require_finite,
+            help="Training time, minutes. By default 18 epochs of phantoms (4 minutes on two cores), or 4 minutes of --data.",
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings of the training, as TOML.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of phantoms, split and training.")] = 0,
     provider: Annotated[Provider, typer.Option(help="Execution provider of the inference.")] = "auto",

@@ -30,6 +30,8 @@ from slicemill.ct.scan import ScanReader
 from slicemill.store.reader import Case, Store, open_store
 from slicemill.store.split import Split, read_split
 
+PHANTOM_EPOCHS, DATA_MINUTES = 18, 4.0
+"""Default length of the training: of phantoms, and of other data."""
 TUMOR_MARGIN, LIVER_DICE = 0.15, 0.90
 """Goals of the demo on phantoms: mean tumor Dice above the baseline's where there is tumor, and mean liver Dice."""
 FILES = (
@@ -57,8 +59,8 @@ class DemoOptions:
     """Number of phantoms."""
     labels: str | None = None
     """Names of the label values, like tumor=1."""
-    minutes: float = 4.0
-    """Training time, minutes."""
+    minutes: float | None = None
+    """Training time, minutes. None trains PHANTOM_EPOCHS epochs of phantoms, or DATA_MINUTES of other data."""
     seed: int = 0
     """Seed of phantoms, split and training."""
     provider: str = "auto"
@@ -124,12 +126,18 @@ def _train_network(options: DemoOptions) -> tuple[Store, Split]:
             "name one with --labels, like tumor=1."
         )
     config = ["--config", options.config] if options.config else []
-    limits = ("--max-minutes", options.minutes, "--epochs", 1000, "--seed", options.seed)
-    run_command("train", store_path, run, *config, *limits)
+    run_command("train", store_path, run, *config, *_limits(options), "--seed", options.seed)
     run_command("export", run, model)
     run_command("tune", model, store_path, "--split", run / "split.json")
     store = open_store(store_path)
     return store, read_split(run / "split.json", store.case_ids)
+
+
+def _limits(options: DemoOptions) -> list[object]:
+    """Return the options that end the training. A count of epochs gives equal results on slow and busy machines."""
+    if options.minutes is None and options.data is None:
+        return ["--epochs", PHANTOM_EPOCHS]
+    return ["--max-minutes", DATA_MINUTES if options.minutes is None else options.minutes, "--epochs", 1000]
 
 
 def _label_option(options: DemoOptions) -> list[str]:

@@ -88,8 +88,8 @@ class DemoSummary:
     """Number of cases by part: train, validation, test."""
     seed: int
     """Seed of phantoms, split and training."""
-    training_minutes: float
-    """Time limit of the training, minutes."""
+    training_minutes: float | None
+    """Time limit of the training, minutes; None if epochs were counted."""
     config: str | None
     """Settings of the training as TOML; None for the defaults."""
     minutes: float
