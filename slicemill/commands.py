@@ -41,7 +41,7 @@ def demo(
         float | None,
         typer.Option(
             callback=require_finite,
-            help="Training time, minutes. By default 18 epochs of phantoms (4 minutes on two cores), or 4 minutes of --data.",
+            help="Training time, minutes. By default 18 epochs of phantoms, or 4 minutes of --data.",
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings of the training, as TOML.")] = None,
