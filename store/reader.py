@@ -21,7 +21,7 @@ from slicemill.store.cache import SliceCache
 from slicemill.store.case import CaseInfo, parse_case
 from slicemill.store.codecs import decode_blosc, decode_zstd, without_checksum
 from slicemill.store.layout import ABSENT, ATTRIBUTE, DOCUMENT, GROUP, IMAGE, LABEL, SHARD, ArrayName
-from slicemill.store.shard import ShardReader, plan_ranges
+from slicemill.store.shard_reader import ShardReader, plan_ranges
 from slicemill.store.zarr_documents import recognize_profile
 
 MAX_SLICE_BYTES = 1 << 31

@@ -22,7 +22,7 @@ from slicemill.ct.window import AIR_HU
 from slicemill.ingest.discover import discover
 from slicemill.ingest.params import Params
 from slicemill.ingest.pipeline import IngestOptions, ingest
-from slicemill.store import shard
+from slicemill.store import shard_reader
 from slicemill.store.case import SliceStats
 from slicemill.store.codecs import make_codec, with_checksum
 from slicemill.store.reader import SliceArray, open_store
@@ -213,7 +213,7 @@ def test_a_chunk_that_decodes_to_another_size_is_refused(tmp_path):
 
 
 def test_many_threads_read_more_shards_than_stay_open(stored, monkeypatch):
-    monkeypatch.setattr(shard, "_open_file", functools.lru_cache(maxsize=2)(shard._open_for))
+    monkeypatch.setattr(shard_reader, "_open_file", functools.lru_cache(maxsize=2)(shard_reader._open_for))
     expected = [array[:] for _, _, array in arrays(stored)]
     shared = [array for _, _, array in arrays(stored)]
     wrong = []
