@@ -326,11 +326,11 @@ def test_a_case_id_that_cannot_be_a_folder_is_refused(case_id, tmp_path):
 def test_a_store_that_is_not_there_or_of_another_format_is_one_clear_error(copy, tmp_path):
     with pytest.raises(StoreError, match="is not a slice store"):
         open_store(tmp_path)
-    with pytest.raises(StoreError, match=r"there is no case 'volume-99'"):
+    with pytest.raises(StoreError, match=r"has no case 'volume-99'"):
         open_store(copy)["volume-99"]
     document = copy / "scans.zarr" / "volume-1" / "zarr.json"
     document.write_text(document.read_text().replace('"format": 1', '"format": 9'))
-    with pytest.raises(StoreError, match="store format 9: this version reads format 1"):
+    with pytest.raises(StoreError, match="store format 9, but this version of slicemill reads format 1"):
         open_store(copy)["volume-1"]
     document.write_text("{")
     with pytest.raises(StoreError, match="cannot be read"):
