@@ -17,7 +17,7 @@ from slicemill.measure.lesions.flags import flag_far_volumes
 from slicemill.measure.lesions.jobs import gather_jobs
 from slicemill.measure.lesions.load import load_case
 from slicemill.measure.lesions.measurements import Volume
-from slicemill.measure.lesions.run import report_death, run
+from slicemill.measure.lesions.run import report_crash, run
 from slicemill.measure.lesions.slicer3d import write_color_table, write_segmentation
 from tests.measure.conftest import SPACING
 
@@ -230,7 +230,7 @@ def test_a_mask_without_its_scan_is_flagged_and_names_that_collide_are_refused(t
 
 def test_a_process_that_dies_fails_its_cases_and_not_the_run(three_cases):
     (job, *_) = gather_jobs(three_cases / "scans", None, None)
-    assert "fewer --workers" in report_death(job).reason
+    assert "fewer --workers" in report_crash(job).reason
 
 
 def test_labels_of_any_name_are_found_in_the_names_of_files_and_a_foreign_json_beside_is_no_report(tmp_path):
