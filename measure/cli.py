@@ -190,7 +190,7 @@ def measure(
                 print_line(f"failed: {outcome.name}: {outcome.reason}")
         counts = Counter(outcome.status for outcome in outcomes)
         print_line(
-            f"{count_noun(len(jobs), 'case')}: {counts['done']} done, {counts['skipped']} skipped (already done), "
+            f"{count_noun(len(jobs), 'case')}: {counts['done']} done, {counts['skipped']} skipped (done before), "
             f"{counts['failed']} failed"
         )
         print_line(f"tables: {out / 'cases.csv'}, {out / 'lesions.csv'}; page: {out / 'report.html'}")

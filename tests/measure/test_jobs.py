@@ -74,7 +74,7 @@ def test_a_broken_mask_fails_alone_and_the_page_says_so(command, three_cases):
     done = command("measure", three_cases / "scans", "--image", three_cases / "scans", "--out", three_cases / "out")
     assert done.exit_code == 1
     assert "1 done, 0 skipped (done before), 2 failed" in done.output
-    assert "must lie on the grid of its scan" in done.output
+    assert "must have the grid of its scan" in done.output
     assert "segmentation-2" in (three_cases / "out" / "report.html").read_text()
 
 
@@ -100,7 +100,7 @@ def test_what_there_is_nothing_to_measure_in_is_refused(command, tmp_path):
     with pytest.raises(PairingError, match="there is no such file, folder or store"):
         gather_jobs(tmp_path / "nothing", None, None)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(PairingError, match="holds no mask"):
+    with pytest.raises(PairingError, match="contains no mask"):
         gather_jobs(tmp_path / "empty", None, None)
     write_nifti(tmp_path / "mask.nii.gz", scan(), SPACING)
     (outcome,) = run(gather_jobs(tmp_path / "mask.nii.gz", None, None), tmp_path / "out")
@@ -184,7 +184,7 @@ def test_two_masks_are_compared_and_the_category_is_called_a_computation(command
     )
     done = command("compare", *words)
     assert done.exit_code == 0, done.output
-    assert "RECIST 1.1 category, computed: PR" in done.output
+    assert "computed RECIST 1.1 category: PR" in done.output
     assert "not a diagnosis" in done.output
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["lesions"][0]["fate"] == "matched"
     bare = Volume(label=scan(), labels=make_labels({"liver": 1, "spleen": 2}), affine_lps=np.eye(4))
@@ -221,7 +221,7 @@ def test_a_mask_without_its_scan_is_flagged_and_names_that_collide_are_refused(t
     assert record["flags"] == ["no scan of its name was found, so there is no HU"]
     write_nifti(three_cases / "twice" / "a.nii", scan(), SPACING)
     write_nifti(three_cases / "twice" / "a.nii.gz", scan(), SPACING)
-    with pytest.raises(PairingError, match="written over others of the name a"):
+    with pytest.raises(PairingError, match="overwrite others of the name a"):
         gather_jobs(three_cases / "twice", None, LITS_LABELS)
     write_nifti(three_cases / "summary.nii", scan(), SPACING)
     with pytest.raises(PairingError, match="of the name summary"):
@@ -247,7 +247,7 @@ def test_labels_of_any_name_are_found_in_the_names_of_files_and_a_foreign_json_b
     (tmp_path / "p" / "b_c.json").write_text("[]")
     outcomes = run(gather_jobs(tmp_path / "p", None, None), tmp_path / "out")
     assert [outcome.status for outcome in outcomes] == ["done", "failed"]
-    assert "no report names its label values" in outcomes[1].reason
+    assert "the label values have no names" in outcomes[1].reason
     assert json.loads((tmp_path / "out" / "a.json").read_text())["lesions"][0]["probability_max"] == pytest.approx(
         2 / 255, abs=1e-4
     )
