@@ -188,7 +188,7 @@ def test_two_masks_are_compared_and_the_category_is_called_a_computation(command
     assert "not a diagnosis" in done.output
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["lesions"][0]["fate"] == "matched"
     bare = Volume(label=scan(), labels=make_labels({"liver": 1, "spleen": 2}), affine_lps=np.eye(4))
-    with pytest.raises(LabelError, match="which label is tumor"):
+    with pytest.raises(LabelError, match="no label is named tumor"):
         measure_time_point(bare)
 
 
