@@ -97,7 +97,7 @@ def ratio_interval(parts: Sequence[float], wholes: Sequence[float]) -> tuple[flo
         return math.nan, math.nan
     pairs = np.stack([np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64)], axis=1)
     rng = np.random.default_rng(0)
-    # how often each case is drawn, times its part and whole, gives the sums of a resample
+    # the sums of a resample: number of draws of each case, times its part and whole
     draws = (rng.multinomial(cases, np.full(cases, 1 / cases), BATCH) for _ in range(RESAMPLES // BATCH))
     sums = np.concatenate([counts.astype(np.float64) @ pairs for counts in draws])
     sums = sums[sums[:, 1] > 0]
