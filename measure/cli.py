@@ -13,34 +13,35 @@ if TYPE_CHECKING:
     from slicemill.measure.evaluation.evaluate import Evaluation
 
 LabelNames = Annotated[
-    str | None, typer.Option(help="Names of the label values, like liver=1,tumor=2, if no report names them.")
+    str | None,
+    typer.Option(help="Names of the label values, like liver=1,tumor=2; required without a report of infer."),
 ]
-Workers = Annotated[int, typer.Option(help="Processes; each holds one case.", min=1)]
+Workers = Annotated[int, typer.Option(help="Worker processes; each has one case in memory.", min=1)]
 
 
 def evaluate(
     predictions: Annotated[
-        Path, typer.Argument(help="Folder of masks written by infer, one mask, or a slice store of predicted masks.")
+        Path, typer.Argument(help="Folder of predicted masks, one mask file, or a slice store of predicted masks.")
     ],
     references: Annotated[
-        Path, typer.Argument(help="Folder of reference masks (with their scans, for the pictures), or a slice store.")
+        Path, typer.Argument(help="Folder of reference masks, or a slice store; scans are used for the pictures.")
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for tables, figures and error pictures.")] = None,
     labels: LabelNames = None,
     mode: Annotated[
         Literal["corrected", "official"],
-        typer.Option(help="official: the LiTS program's rules with its defects, for comparison with published tables."),
+        typer.Option(help="official: rules and defects of the LiTS program, to compare with published results."),
     ] = "corrected",
     tolerance_mm: Annotated[
         float, typer.Option(callback=require_finite, help="Tolerance of the surface Dice, mm.", min=0)
     ] = 2.0,
     against: Annotated[
         Path | None,
-        typer.Option(help="Masks of another run on the same scans (or their store), to compare case by case."),
+        typer.Option(help="Masks or store of another run on the same scans, for a case-by-case comparison."),
     ] = None,
     workers: Workers = 1,
 ) -> None:
-    """Score predicted masks: overlap, distances, volumes, burden and lesions, with 95 % intervals over cases.
+    """Evaluate predicted masks: overlap, surface distances, volumes, tumor burden and lesions, with 95 % intervals.
 
     slicemill evaluate segmented/ lits/ --out scores/
     slicemill evaluate segmented/ lits/ --out scores/ --against other/
@@ -82,7 +83,7 @@ def evaluate(
 
 
 def _print_comparison(evaluation: "Evaluation", other: "Evaluation", against: Path, out: Path | None) -> None:
-    """Print two runs next to each other, and write the comparison if there is a folder."""
+    """Print the comparison of two runs, and write it to `out`."""
     from slicemill.measure.evaluation.summary import format_comparison
     from slicemill.measure.evaluation.two_runs import compare_runs, write_run_comparison
 
@@ -102,12 +103,14 @@ def froc(
     ],
     scans: Annotated[
         Path,
-        typer.Option(help="Text file with the names of all scans, one in each line, also those without detections."),
+        typer.Option(help="Text file with the names of all scans, one per line, including those without detections."),
     ],
-    excluded: Annotated[Path | None, typer.Option(help="CSV of findings that are ignored, and hits on them.")] = None,
+    excluded: Annotated[
+        Path | None, typer.Option(help="CSV of excluded findings; detections that hit them are ignored.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for froc.json and froc.png.")] = None,
 ) -> None:
-    """Score detected points by LUNA16's rules: free-response curve and CPM, read in two ways, with 95 % intervals.
+    """Score point detections by LUNA16's rules: FROC curve, and CPM by two definitions, with 95 % intervals.
 
     slicemill froc results.csv annotations.csv --scans seriesuids.csv --excluded annotations_excluded.csv
     """
@@ -122,10 +125,10 @@ def froc(
         result = score_points(results, annotations, scans, excluded)
         response = result.response
         if isinstance(response, NoFindings):
-            raise ConfigError(f"{annotations}: has no finding in the scans that {scans} lists.")
+            raise ConfigError(f"{annotations}: has no finding in the scans listed in {scans}.")
         print_line(
             format_table(
-                ["false positives a scan", *(f"{rate:g}" for rate in response.rates)],
+                ["false positives per scan", *(f"{rate:g}" for rate in response.rates)],
                 [
                     ["sensitivity_between", *response.sensitivity_between],
                     ["sensitivity_at_or_above", *response.sensitivity_at_or_above],
@@ -134,12 +137,12 @@ def froc(
         )
         low, high = response.cpm_interval
         print_line(
-            f"CPM {response.cpm:.4f} by a line between points "
+            f"CPM {response.cpm:.4f} by linear interpolation "
             f"(95 % interval {low:.4f} to {high:.4f} over resampled scans)"
         )
         print_line(
             f"CPM {response.cpm_at_or_above:.4f} at the first point at or above each rate; "
-            f"{response.cpm_of_mean_curve:.4f} of the resamples' mean curve"
+            f"{response.cpm_of_mean_curve:.4f} of the mean bootstrap curve"
         )
         print_line(
             f"{response.findings} findings in {response.scans} scans; "
@@ -155,15 +158,15 @@ def measure(
     masks: Annotated[Path, typer.Argument(help="A mask, a folder of masks, or a slice store.")],
     out: Annotated[Path, typer.Option(help="Folder for tables, pages and segmentations for 3D Slicer.")],
     image: Annotated[
-        Path | None, typer.Option(help="The mask's scan, or the folder of the scans; a store has its own.")
+        Path | None, typer.Option(help="Scan of the mask, or folder of scans; not needed for a store.")
     ] = None,
     labels: LabelNames = None,
     workers: Workers = 1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Measure finished cases again.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Measure finished cases again too.")] = False,
 ) -> None:
-    """Measure the lesions of existing masks: a table, a page and a picture for each case, and one page for all cases.
+    """Measure the lesions of existing masks: tables, a page and a picture per case, and one page of all cases.
 
-    The same command again measures only new and changed cases. Research software, not a medical device.
+    Run the same command again to measure only new and changed cases. Research software, not a medical device.
 
         slicemill measure segmented/ --image scans/ --out lesions/
         slicemill measure store/ --out lesions/ --workers 8
@@ -177,11 +180,11 @@ def measure(
 
         for path in (masks, *([image] if image is not None else [])):
             if out.resolve() == (path if path.is_dir() else path.parent).resolve():
-                raise ConfigError(f"--out {out}: is the folder of {path}, an input; choose another folder.")
+                raise ConfigError(f"--out {out}: is the folder of the input {path}; choose another folder.")
         jobs = gather_jobs(masks, image, parse_labels(labels) if labels else None)
         outcomes = run(jobs, out, workers=workers, overwrite=overwrite)
         for file in find_left_out(masks):
-            print_line(f"left out: {file}: not named as a mask, unlike others here; if it is one, measure it by itself")
+            print_line(f"left out: {file}: name does not look like a mask; to measure it, pass this file")
         for outcome in outcomes:
             if outcome.status == "failed":
                 print_line(f"failed: {outcome.name}: {outcome.reason}")
@@ -197,17 +200,17 @@ def measure(
 
 def compare(
     baseline: Annotated[Path, typer.Argument(help="Mask of the first time point.")],
-    followup: Annotated[Path, typer.Argument(help="Mask of the second time point, of the same patient.")],
+    followup: Annotated[Path, typer.Argument(help="Mask of the second time point of the same patient.")],
     labels: LabelNames = None,
     align: Annotated[
         Literal["headers", "organ"],
-        typer.Option(help="headers: by the headers' patient millimetres; organ: by the organ's centroid and extent."),
+        typer.Option(help="headers: patient coordinates of the headers; organ: centroid and extent of the organ."),
     ] = "headers",
-    baseline_image: Annotated[Path | None, typer.Option(help="The first mask's scan, for the pictures.")] = None,
-    followup_image: Annotated[Path | None, typer.Option(help="The second mask's scan.")] = None,
+    baseline_image: Annotated[Path | None, typer.Option(help="Scan of the first mask, for the pictures.")] = None,
+    followup_image: Annotated[Path | None, typer.Option(help="Scan of the second mask.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for compare.html and compare.json.")] = None,
 ) -> None:
-    """Compare two time points of a patient: matched, new and vanished lesions, and the computed RECIST 1.1 category.
+    """Compare two time points of a patient: matched, new and vanished lesions, and the RECIST 1.1 category.
 
     slicemill compare first.nii.gz second.nii.gz --labels liver=1,tumor=2 --out change/
     """
@@ -220,7 +223,7 @@ def compare(
 
         for mask in (baseline, followup):
             if not mask.is_file():
-                raise ConfigError(f"{mask}: there is no such file; name a mask of each time point.")
+                raise ConfigError(f"{mask}: there is no such file; pass one mask per time point.")
         named = parse_labels(labels) if labels else None
         first = load_case(file_job(baseline, baseline_image, named))
         second = load_case(file_job(followup, followup_image, named))
@@ -234,7 +237,7 @@ def compare(
         before, after = format_cell(comparison.baseline.tumor_ml), format_cell(comparison.followup.tumor_ml)
         print_line(f"tumor volume: {before} to {after} ml; aligned by {align}")
         print_line(
-            f"RECIST 1.1 category, computed: {recist.category}; sum of {recist.targets} target diameters "
+            f"computed RECIST 1.1 category: {recist.category}; sum of {recist.targets} target diameters "
             f"{recist.baseline_sum_mm:.1f} to {recist.followup_sum_mm:.1f} mm; {recist.new_lesions} new lesions"
         )
         print_line(comparison.note)

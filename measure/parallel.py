@@ -1,12 +1,12 @@
-"""A process pool in which each case succeeds or fails alone.
+"""A process pool in which a crash affects one case only.
 
-With one worker, or one case, all work runs in this process. If a worker process dies (usually for lack of memory), the
-pool of the standard library breaks and loses the cases of the other workers too. The remaining cases then run one at a
-time until the case that kills its process is known. Ctrl-C drops the waiting cases and ends the running ones, which
-remove their half-written files.
+With one worker or one case, the work runs in this process. If a worker process crashes (usually out of memory), the
+standard library's pool breaks and loses the cases of the other workers too. The remaining cases then run one at a time
+until the case that crashes its worker is known. Ctrl-C cancels the waiting cases and terminates the running ones, which
+remove their incomplete files.
 
-loky restarts broken pools, but it is not a dependency, does not name the case that killed the worker, and does not end
-running cases in this order.
+loky restarts broken pools. But it is not a dependency, does not name the case that crashed the worker, and does not
+terminate running cases in this order.
 """
 
 import multiprocessing
@@ -23,11 +23,11 @@ _ENDING = threading.Event()
 
 
 def map_isolated(
-    work: Callable[[Item], Result], items: Sequence[Item], workers: int, on_death: Callable[[Item], Result]
+    work: Callable[[Item], Result], items: Sequence[Item], workers: int, on_crash: Callable[[Item], Result]
 ) -> Iterator[tuple[int, Result]]:
     """Yield the index and the result of each item, in order of completion.
 
-    An item whose worker process died has the result of `on_death`.
+    If the worker process of an item crashes, its result is that of `on_crash`.
 
     >>> list(map_isolated(abs, [-3, 4], 1, abs))
     [(0, 3), (1, 4)]
@@ -35,24 +35,24 @@ def map_isolated(
     if workers == 1 or len(items) <= 1:
         yield from ((index, work(item)) for index, item in enumerate(items))
         return
-    left = dict(enumerate(items))
-    processes = min(workers, len(left))
-    while left:
-        for index, result in _run_until_a_death(work, dict(left), processes):
-            del left[index]
+    remaining = dict(enumerate(items))
+    processes = min(workers, len(remaining))
+    while remaining:
+        for index, result in _run_until_crash(work, dict(remaining), processes):
+            del remaining[index]
             yield index, result
-        if left and processes == 1:
-            index = min(left)  # one process takes the items in order, so it died of this one
-            yield index, on_death(left.pop(index))
-            processes = max(1, min(workers, len(left)))
+        if remaining and processes == 1:
+            index = min(remaining)  # one process takes the items in order, so this one crashed it
+            yield index, on_crash(remaining.pop(index))
+            processes = max(1, min(workers, len(remaining)))
         else:
             processes = 1
 
 
-def _run_until_a_death(
+def _run_until_crash(
     work: Callable[[Item], Result], items: Mapping[int, Item], processes: int
 ) -> Iterator[tuple[int, Result]]:
-    """Yield the results of all items, or of those that ended before a process died."""
+    """Yield the results of all items, or of those that were finished before a process crashed."""
     others = multiprocessing.active_children()
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_handle_signals)
@@ -74,7 +74,7 @@ def _run_until_a_death(
 
 
 def _handle_signals() -> None:
-    """Make a worker exit silently at Ctrl-C and when it is terminated; the main process reports the reason."""
+    """Make a worker exit silently on Ctrl-C and on SIGTERM; the main process reports the reason."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _exit)
 
@@ -86,7 +86,7 @@ def _exit(*_: Any) -> None:
 
 
 def _work_unless_ending(work: Callable[[Item], Result], item: Item) -> Result:
-    """Do the work, unless the worker is about to exit: the pool would still give it the next item."""
+    """Do the work unless the worker is about to exit. The pool would still assign it the next item."""
     if _ENDING.is_set():
         raise SystemExit
     return work(item)

@@ -1,7 +1,7 @@
-"""A cache of encoded slices from an object store: one local file, up to a limit.
+"""A cache of encoded slices from an object store: one local file of limited size.
 
-Nothing is ever evicted. Training reads every slice about equally often, so whichever slices are cached, the hit rate is
-the share of the store that fits. The reader checks the checksum of cached slices like that of any others.
+Slices are never evicted. Training reads all slices about equally often, so the hit rate is the share of the store that
+fits, whichever slices are cached. The reader checks the checksums of cached slices too.
 """
 
 import os
@@ -12,10 +12,10 @@ from pathlib import Path
 
 
 class SliceCache:
-    """A cache for one process. Its file has no name, so the system removes it with the process."""
+    """A cache for one process. Its file is unlinked, so the system deletes it when the process ends."""
 
     def __init__(self, folder: Path | None, limit_bytes: int) -> None:
-        """Begin an empty cache of at most `limit_bytes` in `folder`, by default the folder for temporary files."""
+        """Create an empty cache of at most `limit_bytes` in `folder`, by default the folder for temporary files."""
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -32,7 +32,7 @@ class SliceCache:
             os.close(self._descriptor)
 
     def get(self, shard: str, z: int, fetch: Callable[[], bytes]) -> bytes:
-        """Return the bytes of a slice: from the cache, or else from `fetch`; they are cached while there is room."""
+        """Return the bytes of a slice from the cache, or else from `fetch`, and cache them if they fit."""
         entry = self._entries.get((shard, z))
         if entry is not None:
             self.hits += 1
@@ -48,7 +48,7 @@ class SliceCache:
         try:
             os.pwrite(self._descriptor, data, offset)
         except OSError:
-            self._limit = 0  # the disk is full: keep what is cached, and add nothing more
+            self._limit = 0  # the disk is full: keep the cached slices, and cache no more
             return data
         self._entries[shard, z] = (offset, len(data))
         return data

@@ -1,4 +1,4 @@
-"""What a store knows about one case: the group attribute ``slicemill``, as a value."""
+"""Metadata of a stored case: the group attribute ``slicemill``."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ class SliceStats:
 
     hu_min: list[Count | None]
     hu_max: list[Count | None]
-    """None where a slice is all padding."""
+    """None for slices of padding only."""
     voxels: dict[str, list[Count]]
     """Label name to voxels in each slice; empty without a mask."""
 
@@ -36,19 +36,19 @@ class SliceStats:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """A file that a case was made from, without its absolute path or time."""
+    """A source file of a case, without its absolute path and time."""
 
     name: str
     """Path relative to the collection, with forward slashes."""
     bytes: Count
     sha256: str
     header_b64: str
-    """NIfTI header in base64, with free text blanked unless it was to be kept."""
+    """NIfTI header in base64. Free text is blanked, unless ingest was told to keep it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFiles:
-    """The files that a case was made from."""
+    """The source files of a case."""
 
     image: SourceFile
     mask: SourceFile | None
@@ -56,7 +56,7 @@ class SourceFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseDocument:
-    """The group attribute ``slicemill``, field by field as it is stored."""
+    """The group attribute ``slicemill``, with the fields as they are stored."""
 
     format: int
     case_id: str
@@ -78,7 +78,7 @@ class CaseDocument:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseInfo:
-    """Everything about a case except its voxels."""
+    """All data of a case except its voxels."""
 
     case_id: str
     patient_id: str
@@ -96,12 +96,12 @@ class CaseInfo:
     params_sha256: str
     slice_stats: SliceStats
     lesions: tuple[Lesion, ...] | None
-    """None without a mask, and where no label is the tumor."""
+    """None without a mask or without a tumor label."""
     max_rounding_error_hu: float
     warnings: tuple[str, ...]
     fingerprint: str | None = None
     """SHA-256 of the checksums of the image's slices in order of z. In stores of one profile, equal voxels have equal
-    fingerprints, whatever file they came from."""
+    fingerprints, whatever the source file."""
 
     @property
     def voxel_ml(self) -> float:
@@ -109,7 +109,7 @@ class CaseInfo:
         return voxel_ml(self.affine_lps)
 
     def has_tumor(self, z: int) -> bool | None:
-        """Return whether the slice at `z` has tumor; None where no label is the tumor."""
+        """Return whether the slice at `z` has tumor; None without a tumor label."""
         tumor = self.labels.tumor if self.labels else None
         return self.slice_stats.voxels[tumor][z] > 0 if tumor else None
 
@@ -146,12 +146,13 @@ def parse_case(attribute: object, shape: tuple[int, int, int], where: str) -> Ca
     Raises
     ------
     StoreError
-        The attribute has another format, or a field is missing or has a wrong type. The message names the place.
+        The attribute has another format, or a field is missing or has a wrong type. The message names the field.
     """
-    found = attribute.get("format") if isinstance(attribute, dict) else None
-    if isinstance(attribute, dict) and found != FORMAT:
+    version = attribute.get("format") if isinstance(attribute, dict) else None
+    if isinstance(attribute, dict) and version != FORMAT:
         raise StoreError(
-            f"{where}: store format {found!r}: this version reads format {FORMAT}; ingest the collection again."
+            f"{where}: has store format {version!r}, but this version of slicemill reads format {FORMAT}; "
+            "ingest the collection again."
         )
     try:
         document = from_document(CaseDocument, attribute, f"{where}, attribute slicemill", error=StoreError)
@@ -182,7 +183,7 @@ def _check_numbers(document: CaseDocument, slices: int, where: str) -> None:
     stats = document.slice_stats
     lengths = {len(stats.hu_min), len(stats.hu_max), *map(len, stats.voxels.values())}
     if lengths != {slices}:
-        raise StoreError(f"{where}: has statistics of {sorted(lengths)} slices, but {slices} slices.")
+        raise StoreError(f"{where}: has {slices} slices, but statistics of {sorted(lengths)} slices.")
     for lesion in document.lesions or ():
         if max(map(abs, (lesion.id, lesion.voxels, lesion.key_z, *lesion.bbox_zyx))) >= 2**63:
             raise StoreError(f"{where}: a number of lesion {lesion.id} is out of range.")

@@ -11,7 +11,7 @@ from slicemill.store.layout import SliceFormat
 
 store = typer.Typer(
     name="store",
-    help="Inspect a slice store, export cases, slices and plots from it, and rebuild its tables (reindex).",
+    help="Inspect a slice store, export cases and slices, draw plots, and rebuild the tables (reindex).",
     no_args_is_help=True,
 )
 
@@ -33,7 +33,7 @@ def info(path: StorePath) -> None:
 def manifest(
     path: StorePath,
     csv: Annotated[
-        bool, typer.Option("--csv", help="Print every column as CSV instead of the main ones as a table.")
+        bool, typer.Option("--csv", help="Print all columns as CSV. The default is a table of the main columns.")
     ] = False,
 ) -> None:
     """Print the manifest: one row per case."""
@@ -125,14 +125,12 @@ def reindex(path: StorePath) -> None:
 @store.command()
 def verify(
     path: StorePath,
-    source: Annotated[
-        str | None, typer.Option(help="The collection that it was made from, to compare hashes and voxels.")
-    ] = None,
+    source: Annotated[str | None, typer.Option(help="The source collection, to compare hashes and voxels.")] = None,
     workers: Annotated[int, typer.Option(help="Cases read in parallel; 0 is one per core.", min=0)] = 0,
 ) -> None:
-    """Check every chunk and checksum, recompute the statistics, and compare with the source.
+    """Check all chunks and checksums, recompute the statistics, and compare with the source.
 
-    Each difference is one line. The exit status is 1 if there is any.
+    Each problem is printed on one line. If there are problems, the exit status is 1.
     """
     with report_errors():
         import os
@@ -173,7 +171,7 @@ def preview(
         ids = list(case) if case else pick_evenly(opened.case_ids, 8)
         tiles = [tile for case_id in ids for tile in draw_tiles(opened[case_id], columns)]
         if not tiles:
-            print_line("the store has no cases yet; nothing was drawn")
+            print_line("the store has no cases; nothing was drawn")
             return
         target = out or opened.root / "preview.png"
         save_png(target, make_montage(tiles, columns))
@@ -185,7 +183,7 @@ def plots(
     path: StorePath,
     out: Annotated[
         Path | None,
-        typer.Option(help="File to write: .png, or .html with the manifest below; by default plots.png in the store."),
+        typer.Option(help="File to write: .png, or .html with the manifest; by default plots.png in the store."),
     ] = None,
 ) -> None:
     """Draw plots of a collection: spacing, slices, HU, and number, size, volume and burden of tumors."""

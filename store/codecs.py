@@ -1,4 +1,4 @@
-"""Encoding and decoding of slices: compression, checksums, and the scope in which blosc uses one thread."""
+"""Encoding and decoding of slices: compression, checksums, and single-threaded use of blosc."""
 
 import os
 import struct
@@ -31,17 +31,17 @@ class CodecDocument(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Codec:
-    """How one slice is compressed: the Zarr document of the compressor, and the function that compresses."""
+    """Compressor of slices: its Zarr document, and the function that compresses."""
 
     document: CodecDocument
     encode: Callable[[npt.NDArray[Any]], bytes]
-    """Compress any[y, x], C-contiguous; the checksum is not yet appended."""
+    """Compress any[y, x], C-contiguous, without a checksum."""
 
 
 class _BloscScope:
-    """A scope in which blosc works in the calling thread only.
+    """A scope in which blosc runs in the calling thread only.
 
-    We distribute the slices over threads and processes, so the thread pool of blosc would only add context switches.
+    Slices are already distributed over threads and processes, so blosc's thread pool would only add context switches.
     `use_threads` is a global of numcodecs: the first thread that enters sets it, the last one that leaves restores it.
     """
 
@@ -63,7 +63,7 @@ class _BloscScope:
                 blosc.use_threads = self._before
 
     def reset_after_fork(self) -> None:
-        """Forget the threads of the parent process, which a child does not have."""
+        """Reset the state in a forked child, which does not have the parent's threads."""
         if self._users:
             blosc.use_threads = self._before
         self._lock, self._users = threading.Lock(), 0
@@ -105,12 +105,12 @@ def make_codec(profile: ProfileName, name: ArrayName, pixels: int) -> Codec:
 
 
 def decode_blosc(data: bytes | memoryview, out: npt.NDArray[Any]) -> None:
-    """Decompress a blosc chunk into `out`, in the calling thread, after a check of its size.
+    """Check the size of a blosc chunk and decompress it into `out`, in the calling thread.
 
     Raises
     ------
     ValueError, RuntimeError
-        It is no blosc chunk of ``out.nbytes`` bytes.
+        The data are not a blosc chunk of ``out.nbytes`` bytes.
     """
     size, block, stored = BLOSC_SIZES.unpack_from(data, 4) if len(data) >= BLOSC_HEADER_BYTES else (0, 0, 0)
     if stored != len(data) or size != out.nbytes:
@@ -123,12 +123,12 @@ def decode_blosc(data: bytes | memoryview, out: npt.NDArray[Any]) -> None:
 
 
 def decode_zstd(data: memoryview, out: npt.NDArray[Any]) -> None:
-    """Decompress a zstd frame into `out` after a check of its size.
+    """Check the size of a zstd frame and decompress it into `out`.
 
     Raises
     ------
     ValueError, RuntimeError
-        It is no zstd frame of ``out.nbytes`` bytes.
+        The data are not a zstd frame of ``out.nbytes`` bytes.
     """
     if zstd_content_size(data) != out.nbytes:
         raise ValueError(f"is not a zstd chunk of {out.nbytes} bytes.")
@@ -136,7 +136,7 @@ def decode_zstd(data: memoryview, out: npt.NDArray[Any]) -> None:
 
 
 def zstd_content_size(data: memoryview) -> int | None:
-    """Return the decoded size that a zstd frame declares (RFC 8878, section 3.1.1.1), or None if it declares none."""
+    """Return the decoded size that a zstd frame declares (RFC 8878, section 3.1.1.1); None without a size."""
     if len(data) < 6 or data[:4] != ZSTD_MAGIC:
         return None
     descriptor = data[4]
@@ -154,13 +154,13 @@ def with_checksum(data: bytes) -> bytes:
 def without_checksum(data: bytes) -> memoryview:
     """Check the crc32c at the end of `data` and return the bytes before it.
 
-    The checksum of bytes followed by their own checksum is a constant, so nothing is copied for the check.
+    The crc32c of bytes followed by their crc32c is a constant, so the check needs no copy.
 
     Raises
     ------
     ValueError
-        The checksum does not match: the bytes were damaged.
+        The checksum does not match: the bytes are damaged.
     """
     if len(data) < CRC_BYTES or google_crc32c.value(data) != CRC_RESIDUE:
-        raise ValueError("the checksum does not match, the bytes are damaged. Ingest the case again with --overwrite.")
+        raise ValueError("the checksum does not match: the bytes are damaged. Ingest the case again with --overwrite.")
     return memoryview(data)[:-CRC_BYTES]

@@ -1,4 +1,4 @@
-"""Summary of a store on one screen: counts, and small histograms with their range and unit."""
+"""Summary of a store on one screen: counts, and small histograms with range and unit."""
 
 import statistics
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def describe(store: Store, levels: str) -> list[str]:
     Parameters
     ----------
     levels
-        Signs of rising height for the histograms (`slicemill.common.terminal.bar_characters`).
+        Characters of increasing height for the histograms (`slicemill.common.terminal.bar_characters`).
     """
     infos = [case.info for case in store]
     rows = [make_manifest_row(info) for info in infos]
@@ -35,7 +35,7 @@ def describe(store: Store, levels: str) -> list[str]:
 
 
 def format_line(name: str, text: str) -> str:
-    """Return a line of the screen: a name and a text.
+    """Return one line of the summary: a name and a text.
 
     >>> format_line("cases", "3")
     'cases      3'
@@ -44,7 +44,7 @@ def format_line(name: str, text: str) -> str:
 
 
 def format_histogram(name: str, values: Sequence[float], unit: str, levels: str, *, log: bool = False) -> list[str]:
-    """Return the line of a histogram, or nothing without values.
+    """Return the line of a histogram; an empty list without values.
 
     >>> format_histogram("slices", [10, 10, 30], "a case", ".:#")
     ['slices     #          :  10 to 30 a case, median 10']
@@ -77,7 +77,7 @@ def describe_size(store: Store, rows: Sequence[ManifestRow]) -> list[str]:
 
 
 def describe_labels(labels: Labels | None) -> list[str]:
-    """Return the names of the label values, and which are organ and tumor."""
+    """Return the names of the label values, and the labels of organ and tumor."""
     if labels is None:
         return []
     roles = f"organ {labels.organ or '-'}, tumor {labels.tumor or '-'}"
@@ -93,10 +93,10 @@ def describe_grids(rows: Sequence[ManifestRow], levels: str) -> list[str]:
 
 
 def describe_tumors(rows: Sequence[ManifestRow], diameters_mm: Sequence[float], levels: str) -> list[str]:
-    """Return the number of cases with tumor and histograms of their lesions; nothing without a tumor label."""
-    known = [row for row in rows if row.has_tumor is not None]
-    tumors = [row for row in known if row.has_tumor]
-    if not known:
+    """Return the number of cases with tumor and histograms of lesions; an empty list without a tumor label."""
+    labeled = [row for row in rows if row.has_tumor is not None]
+    tumors = [row for row in labeled if row.has_tumor]
+    if not labeled:
         return []
     lesions = [row.n_lesions for row in tumors if row.n_lesions is not None]
     burden = [row.tumor_percent_organ for row in tumors if row.tumor_percent_organ is not None]
@@ -104,7 +104,7 @@ def describe_tumors(rows: Sequence[ManifestRow], diameters_mm: Sequence[float], 
     volumes = [row.tumor_volume_ml for row in tumors if row.tumor_volume_ml is not None]
     return [
         format_line(
-            "tumor", f"in {len(tumors):,} of {count_noun(len(known), 'case')}, {count_noun(sum(lesions), 'lesion')}"
+            "tumor", f"in {len(tumors):,} of {count_noun(len(labeled), 'case')}, {count_noun(sum(lesions), 'lesion')}"
         ),
         *format_histogram("  lesions", lesions, "a case with tumor", levels),
         *format_histogram("  volume", volumes, "ml a case", levels, log=True),
@@ -114,10 +114,10 @@ def describe_tumors(rows: Sequence[ManifestRow], diameters_mm: Sequence[float], 
 
 
 def describe_warnings(rows: Sequence[ManifestRow]) -> list[str]:
-    """Return the first warnings of ingest, and the number of further ones."""
+    """Return the first warnings of ingest, and the number of the others."""
     warned = [row for row in rows if row.warnings]
     lines = [format_line("warning", f"{row.case_id}: {row.warnings}") for row in warned[:MAX_WARNINGS]]
     left = len(warned) - len(lines)
     if left:
-        lines.append(format_line("", f"{left:,} more; `slicemill store manifest STORE --csv` has them all"))
+        lines.append(format_line("", f"{left:,} more; `slicemill store manifest STORE --csv` lists all"))
     return lines

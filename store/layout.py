@@ -1,12 +1,12 @@
-"""The slice store on disk, format 1: names of files and folders, and the closed choices. Everything is plain Zarr v3.
+"""The slice store on disk, format 1: names of files and folders, and the allowed values. All arrays are plain Zarr v3.
 
 ::
 
     STORE/scans.zarr/<case_id>/{zarr.json, image/zarr.json, image/c/0/0/0, label/zarr.json, label/c/0/0/0}
 
 A chunk is one slice and a shard is one case. A shard holds the encoded slices in the order in which they were
-written, then the index: offset and length of each slice as little-endian uint64, with a crc32c at its end.
-`slicemill.store.zarr_documents` has the ``zarr.json`` documents, `slicemill.store.codecs` the compression.
+written, then the index: offset and length of each slice as little-endian uint64, then a crc32c.
+`slicemill.store.zarr_documents` defines the ``zarr.json`` documents, `slicemill.store.codecs` the compression.
 """
 
 import os
@@ -23,16 +23,16 @@ SHARD = "c/0/0/0"
 DOCUMENT = "zarr.json"
 ATTRIBUTE = "slicemill"
 PARTIAL = ".partial"
-"""Folder next to the group for cases that are being written. The next run removes what a killed run left there."""
+"""Folder next to the group for cases that are being written. The next run removes what a killed run left."""
 MANIFEST, SLICES, LESIONS = "manifest", "slices", "lesions"
 CHECKSUMS = "checksums.json"
-"""SHA-256 of each table and of each case's documents, as they were when the tables were built."""
+"""SHA-256 of each table and of each case's documents at the time when the tables were built."""
 FAILURES = "failures.jsonl"
 TABLES = ".tables"
-"""Name of the claim that a run holds while it builds the tables; a case id does not start with a dot."""
+"""Name of the claim of a run that builds the tables. It starts with a dot, which no case id does."""
 INDEX_ENTRY_BYTES = 16
 MAX_ID_BYTES = 160
-"""A folder's name has at most 255 bytes; the name of a partial folder adds 13."""
+"""Folder names have at most 255 bytes, and the name of a partial folder adds 13 to the id."""
 ABSENT = 2**64 - 1
 """Offset and length of a missing slice, as the sharding specification defines them."""
 
@@ -43,17 +43,17 @@ SliceFormat = Literal["jpeg", "png", "png16", "npy"]
 
 
 def check_case_id(case_id: str) -> str:
-    """Return `case_id` if it can be a Zarr name and a folder.
+    """Check that a case id can be a Zarr name and a folder name, and return it.
 
     Raises
     ------
     StoreError
-        It is empty, too long, starts with a dot or two underscores, or contains a slash or a control character.
+        The id is empty, too long, starts with a dot or two underscores, or contains a slash or a control character.
     """
     fits = len(os.fsencode(case_id)) <= MAX_ID_BYTES
     if case_id == DOCUMENT or not fits or not re.fullmatch(r"(?!\.|__)[^/\\\x00-\x1f]{1,120}", case_id):
         raise StoreError(
             f"case id {case_id!r}: must have 1 to 120 characters ({MAX_ID_BYTES} bytes), no slash, "
-            "and no dot at its start; rename the file, or give the ids in a CSV."
+            "and no dot at its start; rename the file, or set the ids in a CSV."
         )
     return case_id

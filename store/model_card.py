@@ -1,7 +1,7 @@
-"""The model contract, version 1: the metadata that `export` writes into a model file and `infer` reads.
+"""Model metadata, contract version 1: written into the ONNX file by `export`, and read by `infer`.
 
-The metadata is one JSON object under the key ``slicemill`` of the ONNX file. `ModelCard` is that object;
-`ModelInfo` is what a file says once it was opened: the metadata, and what only its graph and its bytes show.
+The metadata are one JSON object under the key ``slicemill`` of the ONNX file. `ModelCard` is that object. `ModelInfo`
+adds properties of an opened file: name, hash, and the sizes and outputs of its graph.
 """
 
 import json
@@ -22,7 +22,7 @@ CONTEXTS = (1, 3, 5, 7)
 MAX_SIDE = 4096
 """Largest height and width of a network's slices, pixels."""
 MAX_MM = 100.0
-"""Largest pixel size and slice spacing, mm. No CT has larger ones."""
+"""Largest pixel size and slice spacing, mm. CT scans have smaller ones."""
 InputForm = Literal["int16", "bytes"]
 """Form of the input ``image``: int16[n, H, W], or the same voxels as bytes, uint8[n, 1, H, W, 2], low byte first."""
 INPUT_TYPES: dict[InputForm, str] = {"int16": "int16", "bytes": "uint8"}
@@ -45,7 +45,7 @@ SHARED_KEYS = (
     "training",
     "store_sha256",
 )
-"""Metadata that are equal in all flavors of one network."""
+"""Metadata that all flavors of one network share."""
 NULLS = ("organ", "tumor", "context_spacing_mm", "spacing_mm")
 """Metadata that are written as null when they have no value; all others are left out."""
 Millimeters = Annotated[float, Meta(gt=0, le=MAX_MM)]
@@ -54,18 +54,18 @@ NotNegative = Annotated[float, Meta(ge=0, le=1e12)]
 
 @dataclass(frozen=True, kw_only=True)
 class PostprocessRules:
-    """What is done to the labels of a whole scan."""
+    """Postprocessing rules for the labels of a complete scan."""
 
     largest_organ: bool = False
     """Keep only the largest 26-connected component of the organ with its tumors."""
     fill_holes: bool = False
     """Background that organ and tumors enclose (6-connected, in 3-D) becomes organ."""
     tumor_reach_mm: NotNegative | None = None
-    """Tumor farther than this from every voxel of the organ becomes background, mm; None switches the rule off."""
+    """Tumor farther than this from every voxel of the organ becomes background, mm; None disables the rule."""
     min_lesion_ml: NotNegative = 0.0
     """Lesions smaller than this become organ (background where there is no organ label), ml."""
     min_lesion_probability: NotNegative = 0.0
-    """Lesions with a lower mean tumor probability become organ, where the model gives probabilities."""
+    """Lesions with a lower mean tumor probability become organ, if the model outputs probabilities."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the rules as plain JSON values."""
@@ -73,12 +73,12 @@ class PostprocessRules:
 
 
 def parse_postprocess_rules(document: object) -> PostprocessRules:
-    """Parse the rules of a model's metadata; absent rules are off.
+    """Parse the post-processing rules of a model's metadata; missing rules are disabled.
 
     Raises
     ------
     ModelError
-        This version does not know a rule, or a value does not fit it.
+        A rule is unknown to this version, or a value is invalid.
     """
     known = PostprocessRules.__dataclass_fields__
     unknown = sorted(set(document) - set(known)) if isinstance(document, dict) else []
@@ -87,7 +87,7 @@ def parse_postprocess_rules(document: object) -> PostprocessRules:
             f"its post-processing has rules that this version does not know ({', '.join(unknown)}); "
             "use a newer slicemill."
         )
-    return from_document(PostprocessRules, document, "its post-processing rules do not fit", error=ModelError)
+    return from_document(PostprocessRules, document, "its post-processing rules are invalid", error=ModelError)
 
 
 class Parity(TypedDict, total=False):
@@ -98,14 +98,14 @@ class Parity(TypedDict, total=False):
     labels_differing: int
     """Pixels with another label, ties excluded."""
     ties: int
-    """Pixels with another label whose two best logits are equal but for rounding."""
+    """Pixels with another label whose two largest logits differ only by rounding."""
     max_probability_difference: float
     limit: float
     """Share of pixels that may differ."""
 
 
 class TrainingSummary(TypedDict, total=False):
-    """How the network was trained."""
+    """Summary of the training."""
 
     epochs: int
     minutes: float
@@ -114,14 +114,14 @@ class TrainingSummary(TypedDict, total=False):
 
 
 class TuningScores(TypedDict):
-    """Mean Dice over the cases of `slicemill tune`; None where there is none."""
+    """Mean Dice over the cases of `slicemill tune`; None if no case has a value."""
 
     organ_dice: float | None
     tumor_dice: float | None
 
 
 class TuningSummary(TypedDict):
-    """On what `slicemill tune` chose the post-processing, and what it gained."""
+    """Number of cases of `slicemill tune`, and scores before and after the choice of post-processing."""
 
     cases: int
     before: TuningScores
@@ -132,8 +132,8 @@ class TuningSummary(TypedDict):
 class ModelCard:
     """The metadata of a model file.
 
-    The order of the fields is the order of the keys in the file. Fields with the default None are not needed to run the
-    model.
+    The order of the fields is the order of the keys in the file. Fields with the default None are not required to run
+    the model.
     """
 
     contract: int = CONTRACT
@@ -142,7 +142,7 @@ class ModelCard:
     organ: str | None = None
     tumor: str | None = None
     window_hu: tuple[float, float] | None = None
-    """HU to which the graph clips its input."""
+    """HU range to which the graph clips its input."""
     context: int
     """Slices that the network sees, the labelled one in the middle: one of `CONTEXTS`."""
     context_spacing_mm: Millimeters | None = None
@@ -154,7 +154,7 @@ class ModelCard:
     input: InputForm
     precision: Precision | None = None
     postprocess: dict[str, Any]
-    """The rules that the writer of the file stated; see `rules`."""
+    """Post-processing rules as written in the file; `rules` parses them."""
     parity: Parity | None = None
     training: TrainingSummary | None = None
     store_sha256: str | None = None
@@ -166,7 +166,7 @@ class ModelCard:
     foreign: dict[str, Any] | None = None
     """Settings of the TOML, for a network that slicemill did not train."""
     unknown: int | None = None
-    """Value of the output ``label`` that marks a value without a label; None where the graph gives labels only."""
+    """Value of the output ``label`` that marks a value without a label; None if the graph outputs labels only."""
     one_slice: bool | None = None
     """Whether the network takes one slice at a time only."""
     tuned: TuningSummary | None = None
@@ -199,19 +199,19 @@ def decode_metadata(text: str, where: str) -> ModelCard:
     Raises
     ------
     ModelError
-        The metadata are of another contract, or break this one. The message names the file, the key and the rule.
+        The metadata have another contract version, or are invalid. The message names the file, the key and the rule.
     """
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{where}: its slicemill metadata is not JSON ({error}); export it again.") from error
+        raise ModelError(f"{where}: its slicemill metadata are not JSON ({error}); export it again.") from error
     contract, form = (document.get(key) if isinstance(document, dict) else None for key in ("contract", "input"))
     if contract != CONTRACT or form not in get_args(InputForm):
         raise ModelError(
-            f"{where}: is of contract {contract}, input {form}; this version runs contract {CONTRACT}, "
+            f"{where}: has contract {contract}, input {form}; this version of slicemill supports contract {CONTRACT}, "
             f"input {' or '.join(INPUT_TYPES)}. Export it again."
         )
-    problem = f"{where}: its slicemill metadata is incomplete or damaged; export it again"
+    problem = f"{where}: its slicemill metadata are incomplete or damaged; export it again"
     decoded = from_document(ModelCard, document, problem, error=ModelError)
     try:
         parse_postprocess_rules(decoded.postprocess)
@@ -219,25 +219,25 @@ def decode_metadata(text: str, where: str) -> ModelCard:
     except InputError as error:
         raise ModelError(f"{where}: {error}") from error
     if decoded.unknown is not None and decoded.unknown in values:
-        raise ModelError(f"{where}: its unknown is {decoded.unknown}; it must be a value that no label has.")
+        raise ModelError(f"{where}: the value of `unknown` is {decoded.unknown}, which is also the value of a label.")
     return decoded
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What an opened model file says: its metadata, and what only its graph and its bytes show."""
+    """An opened model file: its metadata, and properties of the file and of its graph."""
 
     name: str
     """File name."""
     sha256: str
-    """Hash of the file, or of the model that was made around a foreign network."""
+    """Hash of the file; for a foreign network, of the model that wraps it."""
     card: ModelCard
     size: tuple[int, int]
     """Height and width of the network's slices, pixels."""
     gives_tumor: bool
     """Whether the graph has the optional output ``tumor``."""
     probability_dtype: str | None
-    """Type of the optional output ``probability``, float32 or float16; None where the graph has none."""
+    """Type of the optional output ``probability``, float32 or float16; None if the graph has no such output."""
 
     @property
     def labels(self) -> Labels:
@@ -246,12 +246,12 @@ class ModelInfo:
 
     @property
     def rules(self) -> PostprocessRules:
-        """Return what is done to the labels of a whole scan."""
+        """Return the post-processing rules."""
         return self.card.rules
 
     @property
     def context(self) -> int:
-        """Return how many slices the network sees."""
+        """Return the number of slices that the network sees."""
         return self.card.context
 
     @property
@@ -276,7 +276,7 @@ class ModelInfo:
 
     @property
     def unknown(self) -> int | None:
-        """Return the value of ``label`` that marks a value without a label; None where the graph gives labels only."""
+        """Return the value of ``label`` that marks a value without a label; None if the graph outputs labels only."""
         return self.card.unknown
 
     @property

@@ -1,6 +1,6 @@
 """Plots of a collection: spacing, size and HU of its scans, and the tumors in them.
 
-Panels about tumor are drawn only if a case has tumor: an empty panel could be taken for a result.
+Panels about tumors are drawn only if a case has tumor, because an empty panel could be mistaken for a result.
 """
 
 import io
@@ -21,7 +21,7 @@ from slicemill.store.reader import Store
 from slicemill.store.tables import MAIN_COLUMNS, ManifestRow, make_manifest_row
 
 Axes = Any
-"""matplotlib's Axes; matplotlib is imported only when something is drawn."""
+"""Axes of matplotlib, which is imported only when a plot is drawn."""
 
 SUFFIXES = (".png", ".html")
 SCAN_COLOR, TUMOR_COLOR, NONE_COLOR = "#4878a8", "#c8503c", "#b0b0b0"
@@ -30,23 +30,23 @@ PANEL_INCHES = (4.3, 3.3)
 DOTS_PER_INCH = 110
 MAX_BINS = 24
 TABLE_ROWS = 2000
-"""Rows of the page's table. Browsers show more only slowly, and manifest.csv has all."""
+"""Rows of the page's table. More rows are slow in a browser; manifest.csv has all."""
 WHOLE_SCAN = "percent of the scan"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlotData:
-    """What the panels show."""
+    """Data of the panels."""
 
     rows: list[ManifestRow]
     """The manifest."""
     slice_hu: list[tuple[int, int]]
-    """Lowest and highest HU of each slice that is not all padding."""
+    """Lowest and highest HU of each slice; slices of padding only are left out."""
     diameters_mm: list[float]
     """Longest axial diameter of each lesion."""
 
     @property
-    def known(self) -> list[ManifestRow]:
+    def labeled_cases(self) -> list[ManifestRow]:
         """Return the cases with a tumor label, whether or not they have tumor."""
         return [row for row in self.rows if row.has_tumor is not None]
 
@@ -57,7 +57,7 @@ class PlotData:
 
 
 def collect_data(infos: Iterable[CaseInfo]) -> PlotData:
-    """Collect what the panels show from a store's cases."""
+    """Collect the data of the panels from a store's cases."""
     data = PlotData(rows=[], slice_hu=[], diameters_mm=[])
     for info in infos:
         data.rows.append(make_manifest_row(info))
@@ -77,12 +77,10 @@ def write_plots(store: Store, out: Location) -> None:
     """
     suffix = PurePosixPath(out.name).suffix.lower()
     if suffix not in SUFFIXES:
-        raise UsageError(f"{out}: plots are a picture or a page; choose a name that ends in .png or .html.")
+        raise UsageError(f"{out}: plots are written as .png or .html; choose a name with one of these suffixes.")
     data = collect_data(case.info for case in store)
     if not data.rows:
-        raise ConfigError(
-            f"{store.root}: has no cases yet, so there is nothing to draw; add some with `slicemill ingest`."
-        )
+        raise ConfigError(f"{store.root}: has no cases to plot; add some with `slicemill ingest`.")
     name = store.root.absolute().name
     picture = draw_plots(data, name)
     write_bytes(out, picture if suffix == ".png" else render_page(data, picture, name))
@@ -133,11 +131,12 @@ def make_title(data: PlotData, name: str) -> str:
     rows = data.rows
     patients = len({row.patient_id for row in rows})
     slices = sum(row.nz for row in rows)
-    unmarked = len(rows) - len(data.known)
-    if not data.known:
-        tumor = "tumor is marked in none" if any(row.mask_path for row in rows) else "no masks"
+    unlabeled = len(rows) - len(data.labeled_cases)
+    if not data.labeled_cases:
+        tumor = "no tumor labels" if any(row.mask_path for row in rows) else "no masks"
     else:
-        tumor = f"tumor in {len(data.tumors)} of {len(data.known)}" + (f", {unmarked} not marked" if unmarked else "")
+        tumor = f"tumor in {len(data.tumors)} of {len(data.labeled_cases)}"
+        tumor += f", {unlabeled} without tumor label" if unlabeled else ""
     return f"{name}: {count_noun(len(rows), 'case')} of {count_noun(patients, 'patient')}, {slices:,} slices; {tumor}"
 
 
@@ -165,7 +164,7 @@ def draw_extent(axes: Axes, data: PlotData) -> None:
 
 
 def draw_hu(axes: Axes, data: PlotData) -> None:
-    """Draw the lowest and the highest HU of every slice, without padding."""
+    """Draw the lowest and highest HU of all slices, without padding."""
     lows, highs = [low for low, _ in data.slice_hu], [high for _, high in data.slice_hu]
     if lows:
         edges = _edges([*lows, *highs], 40)
@@ -181,7 +180,7 @@ def draw_hu(axes: Axes, data: PlotData) -> None:
 
 def draw_lesion_counts(axes: Axes, data: PlotData) -> None:
     """Draw the number of lesions per case, including cases without tumor."""
-    counts = [row.n_lesions for row in data.known if row.n_lesions is not None]
+    counts = [row.n_lesions for row in data.labeled_cases if row.n_lesions is not None]
     _histogram(axes, counts, "lesions per case", "lesions (26-connected)", "cases", color=TUMOR_COLOR)
     axes.set_xlim(-0.6, max(*counts, 4) + 0.6)
     axes.locator_params(axis="x", integer=True)
@@ -202,7 +201,7 @@ def draw_burden(axes: Axes, data: PlotData) -> None:
 
 
 def draw_diameters(axes: Axes, data: PlotData) -> None:
-    """Draw the longest axial diameter of every lesion."""
+    """Draw the longest axial diameter of all lesions."""
     _log_histogram(axes, data.diameters_mm, "lesion size", "longest axial diameter, mm (log)", "lesions")
 
 
@@ -216,7 +215,7 @@ def _histogram(
 
 
 def _log_histogram(axes: Axes, values: Sequence[float], title: str, unit: str, what: str) -> None:
-    """Draw bins of equal ratio; values of 0 (a lesion of one voxel has no length) count in the lowest bin."""
+    """Draw bins of equal ratio. Values of 0, such as the diameter of a single voxel, count in the lowest bin."""
     above = [value for value in values if value > 0]
     lowest = min(above, default=1.0)
     logs = [math.log10(max(value, lowest)) for value in values]
@@ -259,7 +258,7 @@ def _label(axes: Axes, x: str, y: str) -> None:
 
 
 def _edges(values: Sequence[float], most: int) -> list[float]:
-    """Return bin edges: about twice the square root of the number of values, and equal integer ranges for integers.
+    """Return bin edges: about 2 sqrt(n) bins for n values, and equal integer ranges for integers.
 
     >>> _edges([0, 1, 3], 24)
     [-0.5, 0.5, 1.5, 2.5, 3.5]

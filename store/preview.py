@@ -18,7 +18,7 @@ def draw_tiles(case: Case, count: int) -> list[Panel]:
 
 
 def choose_slices(info: CaseInfo, count: int) -> list[int]:
-    """Choose at most `count` slices: evenly spaced over the labeled ones (or all), and the one with most tumor."""
+    """Choose at most `count` slices: evenly spaced labeled slices (or all), and the slice with most tumor."""
     stats = info.slice_stats
     chosen = pick_evenly(stats.labeled() or range(info.shape[0]), count)
     tumor = stats.voxels.get(info.labels.tumor or "", []) if info.labels else []

@@ -1,8 +1,7 @@
 """Opens a store and reads slices from it.
 
-A slice of our own layout takes one read (of a file, or one request) and one decompression into the caller's buffer. The
-shard's index is read once and kept, and neighboring slices come in one read. An array in another Zarr v3 layout is
-read through zarr-python.
+Reading a slice takes one file read or one request, and one decompression into the caller's buffer. The shard's index is
+read once. Neighboring slices are fetched in one read. Arrays in other Zarr v3 layouts are read with zarr-python.
 """
 
 import json
@@ -21,14 +20,14 @@ from slicemill.store.cache import SliceCache
 from slicemill.store.case import CaseInfo, parse_case
 from slicemill.store.codecs import decode_blosc, decode_zstd, without_checksum
 from slicemill.store.layout import ABSENT, ATTRIBUTE, DOCUMENT, GROUP, IMAGE, LABEL, SHARD, ArrayName
-from slicemill.store.shard import ShardReader, plan_ranges
+from slicemill.store.shard_reader import ShardReader, plan_ranges
 from slicemill.store.zarr_documents import recognize_profile
 
 MAX_SLICE_BYTES = 1 << 31
 
 
 class SliceArray:
-    """The slices of one array, any[z, y, x], read one at a time; safe to use from several threads."""
+    """Reads slices of one array, any[z, y, x]; safe to use from several threads."""
 
     def __init__(self, folder: Location, name: ArrayName, cache: SliceCache | None = None) -> None:
         self._cache = cache if isinstance(folder, RemotePath) else None
@@ -42,13 +41,13 @@ class SliceArray:
         self.shape = (nz, ny, nx)
         """Slices, rows and columns [z, y, x]."""
         if min(self.shape) < 1 or ny * nx * self.dtype.itemsize > MAX_SLICE_BYTES:
-            raise StoreError(f"{folder}: a scan cannot have the shape {self.shape}.")
+            raise StoreError(f"{folder}: the shape {self.shape} is invalid for a scan.")
         self._fill_value = document.get("fill_value", 0)
         self.profile = recognize_profile(document, name, self.shape)
-        """Profile of our own layout; None for another valid layout, which zarr-python reads."""
+        """Profile of slicemill's layout; None for another valid layout, which zarr-python reads."""
         self._decompress = decode_zstd if self.profile == "compact" and name == LABEL else decode_blosc
         self.shard = ShardReader(folder / SHARD, nz)
-        """The shard of our own layout."""
+        """Reader of the shard, for slicemill's layout."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -72,7 +71,7 @@ class SliceArray:
         return out
 
     def read_encoded(self, z: int) -> bytes:
-        """Return the stored bytes of the slice at `z` with their checksum; empty if it is all fill value."""
+        """Return the stored bytes of the slice at `z` and their checksum; empty for a slice of fill values only."""
         offset, length = self.shard.entries[self._check_index(z)]
         if length == ABSENT:
             return b""
@@ -80,8 +79,8 @@ class SliceArray:
             return self._cache.get(str(self.shard.path), z, lambda: self.shard.read(offset, length))
         return self.shard.read(offset, length)
 
-    def read_many(self, wanted: Sequence[int], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
-        """Return several slices as any[n, y, x]; from an object store, neighbors come in one request.
+    def read_many(self, indices: Sequence[int], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Return several slices as any[n, y, x]. From an object store, neighbors are fetched in one request.
 
         Raises
         ------
@@ -90,21 +89,21 @@ class SliceArray:
         StoreError
             Bytes are missing or damaged.
         """
-        # the index comes first: a shape that the shard cannot hold is refused before memory is taken for it
+        # read the index first: it rejects a shape that the shard cannot hold before memory is allocated
         entries = self.shard.entries if self.profile is not None else []
         if out is None:
-            out = np.empty((len(wanted), *self.shape[1:]), dtype=self.dtype)
+            out = np.empty((len(indices), *self.shape[1:]), dtype=self.dtype)
         if self.profile is None or not self.shard.is_remote:
-            for row, z in zip(out, wanted, strict=True):
+            for row, z in zip(out, indices, strict=True):
                 self.read(z, row)
             return out
-        requested = [entries[self._check_index(z)] for z in wanted]
+        requested = [entries[self._check_index(z)] for z in indices]
         for part in plan_ranges(requested):
             data = self.shard.read(part.start, part.end - part.start) if part.end > part.start else b""
             for row in part.rows:
                 offset, length = requested[row]
                 encoded = b"" if length == ABSENT else data[offset - part.start : offset - part.start + length]
-                self._decode(wanted[row], encoded, out[row])
+                self._decode(indices[row], encoded, out[row])
         return out
 
     def __getitem__(self, key: int | slice) -> npt.NDArray[Any]:
@@ -126,13 +125,15 @@ class SliceArray:
         return z
 
     def _read_through_zarr(self, z: int) -> npt.NDArray[Any]:
-        """Return a slice of another layout. Any exception of zarr-python means that it cannot be read."""
+        """Read a slice of another layout. Any exception of zarr-python is reported as a read error."""
         if isinstance(self._folder, RemotePath):
-            raise StoreError(f"{self._folder}: is not in slicemill's layout; copy it to a local disk to read it.")
+            raise StoreError(
+                f"{self._folder}: is not in slicemill's layout; copy the store to a local disk to read it."
+            )
         try:
             voxels: npt.NDArray[Any] = self._zarr[z]
         except Exception as error:
-            raise StoreError(f"{self._folder}: cannot be read, even by zarr-python ({error}).") from error
+            raise StoreError(f"{self._folder}: zarr-python cannot read this array ({error}).") from error
         return voxels
 
     @cached_property
@@ -142,7 +143,7 @@ class SliceArray:
         return zarr.open_array(str(self._folder), mode="r")
 
     def _decode(self, z: int, data: bytes, out: npt.NDArray[Any]) -> None:
-        """Decode the bytes of the slice at `z` into `out`; a slice without bytes is all fill value."""
+        """Decode the bytes of the slice at `z` into `out`; without bytes, fill it with the fill value."""
         if not data:
             out[...] = self._fill_value
             return
@@ -158,7 +159,7 @@ def read_document(folder: Location) -> dict[str, Any]:
     Raises
     ------
     StoreError
-        It cannot be read, or is no JSON object.
+        It cannot be read, or is not a JSON object.
     """
     try:
         document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
@@ -182,7 +183,7 @@ def read_attribute(folder: Location) -> object:
 
 
 class Case:
-    """One case of a store: what is known about it, and its slices."""
+    """One case of a store: metadata, image and label arrays."""
 
     def __init__(self, folder: Location, cache: SliceCache | None = None) -> None:
         self.image = SliceArray(folder / IMAGE, "image", cache)
@@ -190,12 +191,14 @@ class Case:
         self.info: CaseInfo = parse_case(read_attribute(folder), self.image.shape, str(folder))
         if self.info.case_id != folder.name:
             raise StoreError(
-                f"{folder}: its attributes belong to a case {self.info.case_id!r}; ingest it again with --overwrite."
+                f"{folder}: its metadata belong to case {self.info.case_id!r}; ingest the case again with --overwrite."
             )
         self.label = SliceArray(folder / LABEL, "label", cache) if self.info.mask else None
         """uint8[z, y, x], values of the case's labels; None without a mask."""
         if self.label is not None and self.label.shape != self.image.shape:
-            raise StoreError(f"{folder}: image {self.image.shape} and label {self.label.shape} must have one shape.")
+            raise StoreError(
+                f"{folder}: image {self.image.shape} and label {self.label.shape} must have the same shape."
+            )
 
 
 class Store:
@@ -216,7 +219,7 @@ class Store:
         return sorted(iter_case_ids(self.root), key=natural_key)
 
     @cached_property
-    def _known(self) -> frozenset[str]:
+    def _id_set(self) -> frozenset[str]:
         return frozenset(self.case_ids)
 
     def __len__(self) -> int:
@@ -237,17 +240,17 @@ class Store:
         Raises
         ------
         StoreError
-            It lacks one.
+            A case is not in the store.
         """
         for case_id in case_ids:
-            if case_id not in self._known:
+            if case_id not in self._id_set:
                 raise StoreError(
-                    f"{self.root}: there is no case {case_id!r}; `slicemill store manifest {self.root}` lists them."
+                    f"{self.root}: has no case {case_id!r}; `slicemill store manifest {self.root}` lists them."
                 )
 
 
 def iter_case_ids(root: Location) -> Iterator[str]:
-    """Yield the ids of the complete cases of a store, in no order."""
+    """Yield the ids of the complete cases of a store, unordered."""
     group = root / GROUP
     if isinstance(group, RemotePath):
         for path, _ in group.files():
@@ -261,22 +264,22 @@ def iter_case_ids(root: Location) -> Iterator[str]:
 
 
 def open_case(root: Location, case_id: str, cache: SliceCache | None = None) -> Case:
-    """Open one case of a store that is known to have it, without listing the others."""
+    """Open a case that exists in the store, without listing the other cases."""
     return Case(root / GROUP / case_id, cache)
 
 
 def open_store(url: str | Location, cache: SliceCache | None = None) -> Store:
-    """Open a slice store for reading. Slices that are read one by one from an object store go through the cache.
+    """Open a slice store for reading. The cache is used for slices that are read one by one from an object store.
 
     Raises
     ------
     StoreError
-        There is none at `url`.
+        There is no store at `url`.
     """
     root = parse_location(url)
     if not is_store(root):
         raise StoreError(
-            f"{root}: is not a slice store (it has no {GROUP}/{DOCUMENT}); make one with `slicemill ingest`."
+            f"{root}: is not a slice store ({GROUP}/{DOCUMENT} is missing); create one with `slicemill ingest`."
         )
     return Store(root, cache)
 

@@ -11,7 +11,7 @@ from slicemill.common.files import write_json
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Case ids of the three parts; no patient is in two of them."""
+    """Case ids of the three parts; each patient is in one part only."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
@@ -23,13 +23,13 @@ def write_split(path: Path, split: Split) -> None:
     write_json(path, to_document(split))
 
 
-def read_split(path: Path, known: Sequence[str]) -> Split:
+def read_split(path: Path, case_ids: Sequence[str]) -> Split:
     """Read a split and check it against the case ids of the store.
 
     Raises
     ------
     ConfigError
-        It cannot be read, names an unknown case, or a case is in two parts.
+        The file cannot be read, names an unknown case, or has a case in two parts.
     """
     try:
         split = read_document(Split, path)
@@ -38,9 +38,9 @@ def read_split(path: Path, known: Sequence[str]) -> Split:
     if not split.train or not split.validation:
         raise ConfigError(f"{path}: train and validation must each name at least one case.")
     ids = [*split.train, *split.validation, *split.test]
-    unknown = sorted(set(ids) - set(known))
+    unknown = sorted(set(ids) - set(case_ids))
     if unknown:
-        raise ConfigError(f"{path}: names cases that the store does not have: {', '.join(unknown[:5])}.")
+        raise ConfigError(f"{path}: names cases that are not in the store: {', '.join(unknown[:5])}.")
     if len(set(ids)) != len(ids):
-        raise ConfigError(f"{path}: a case is in two parts; each case may be in one.")
+        raise ConfigError(f"{path}: a case is in two parts; each case may be in one part only.")
     return split

@@ -12,13 +12,13 @@ from slicemill.ct.window import AIR_HU
 from slicemill.store.case import SliceStats
 
 MANY_SLICES = 4
-"""Slices whose values are counted at a time. numpy widens them to eight bytes (`slicemill bench constants`)."""
+"""Slices counted at a time. numpy converts them to eight bytes a voxel (`slicemill bench constants`)."""
 UNDECLARED = make_labels({"label_1": 1})
-"""Labels of a collection that declares none: one value, of unknown meaning."""
+"""Labels of a collection without label names: one value of unknown meaning."""
 
 
 def count_values(label: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """Return how many voxels of uint8[z, y, x] have each value, int64[256].
+    """Return the number of voxels of uint8[z, y, x] for each value, int64[256].
 
     >>> count_values(np.array([[[0, 2, 2]]], dtype=np.uint8))[:3].tolist()
     [1, 0, 2]
@@ -31,7 +31,7 @@ def count_values(label: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
 
 @dataclass
 class Counts:
-    """Statistics of the slabs that were added so far."""
+    """Statistics of the slabs added so far."""
 
     slices: int
     labels: Labels | None
@@ -42,12 +42,12 @@ class Counts:
     tracker: LesionTracker = field(default_factory=LesionTracker)
 
     def __post_init__(self) -> None:
-        """Make the lists for every slice."""
+        """Create the list entries of all slices."""
         self.hu_min, self.hu_max = [None] * self.slices, [None] * self.slices
         self.voxels = {name: [0] * self.slices for name in (self.labels.values if self.labels else ())}
 
     def add_image(self, z: int, slab: npt.NDArray[np.int16]) -> None:
-        """Add the HU range of each slice; padding below air (such as -3024) is left out."""
+        """Add the HU range of each slice, without padding below air (such as -3024)."""
         for row, section in enumerate(slab, start=z):
             low = int(section.min())
             if low < AIR_HU:
@@ -64,16 +64,16 @@ class Counts:
         Raises
         ------
         LabelError
-            A voxel has a value that no label has.
+            A voxel has a value without a label.
         """
         if self.labels is None:
-            raise LabelError(f"{path}: a segmentation needs names for its values, like --labels liver=1,tumor=2.")
+            raise LabelError(f"{path}: the label values have no names; pass --labels, like --labels liver=1,tumor=2.")
         tumor = self.labels.tumor_value()
         plane = slab.max(axis=0)
         rows = np.flatnonzero(plane.max(axis=1))
         if not len(rows):
             return
-        # all counts are taken in the bounding box of the labels, which is mostly a tenth of the slab
+        # count in the bounding box of the labels only, which is mostly a tenth of the slab
         columns = np.flatnonzero(plane.max(axis=0))
         box = np.ascontiguousarray(slab[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
         uncounted = [int(np.count_nonzero(section)) for section in box]
@@ -93,17 +93,17 @@ class Counts:
         return SliceStats(hu_min=self.hu_min, hu_max=self.hu_max, voxels=self.voxels)
 
     def lesions(self, affine_lps: npt.NDArray[np.float64]) -> tuple[Lesion, ...] | None:
-        """Return the tumor's connected components; None where no label is the tumor."""
+        """Return the tumor's connected components; None without a tumor label."""
         if self.labels is None or self.labels.tumor is None:
             return None
         return self.tracker.lesions(affine_lps)
 
 
 def _describe_undeclared(slab: npt.NDArray[np.uint8], labels: Labels, path: str) -> str:
-    """Return the message about values that no label has."""
+    """Return the error message about values without a label."""
     values = [int(value) for value in np.unique(slab)]
     if labels == UNDECLARED:
-        return f"{path}: has the values {values} without names. Name them, like --labels liver=1,tumor=2."
+        return f"{path}: has the values {values} without names; pass --labels, like --labels liver=1,tumor=2."
     unknown = sorted(set(values) - {0, *labels.values.values()})
     return (
         f"{path}: has the values {unknown} outside the labels {format_labels(labels.values)}. "

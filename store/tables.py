@@ -1,4 +1,4 @@
-"""The tables of a store, derived from its groups alone: one row per case, per slice and per lesion."""
+"""The tables of a store, built from its groups: one row per case, per slice and per lesion."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,14 +27,14 @@ from slicemill.store.layout import CHECKSUMS, DOCUMENT, GROUP, IMAGE, LABEL, LES
 from slicemill.store.reader import Store, open_case, open_store
 
 Row = dict[str, Any]
-"""A row of a table as pyarrow and csv take it: column name to value. Each label has a column ``voxels_<name>``."""
+"""A table row for pyarrow and csv: column name to value. Each label has a column ``voxels_<name>``."""
 REMOTE_READERS = 16
-"""Cases whose documents are read at a time from an object store, where requests take longer than the work."""
+"""Cases read in parallel from an object store, where the latency of requests dominates."""
 
 MAIN_COLUMNS = ("case_id", "nz", "ny", "nx", "spacing_z_mm", "spacing_x_mm", "orientation", "has_tumor", "n_lesions",
                 "tumor_volume_ml", "tumor_percent_organ", "organ_volume_ml", "max_axial_diameter_mm", "hu_min",
                 "hu_max")  # fmt: skip
-"""Columns of the manifest that are shown to a person; manifest.csv has all."""
+"""Columns of the manifest shown on screen; manifest.csv has all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class ManifestRow:
     spacing_x_mm: float
     orientation: str
     voxels: dict[str, int]
-    """Label name to voxels; a column ``voxels_<name>`` each."""
+    """Label name to voxels; each has a column ``voxels_<name>``."""
     has_tumor: bool | None
     tumor_percent_scan: float | None
     tumor_percent_organ: float | None
@@ -166,15 +166,15 @@ class Checksums:
     tables: dict[str, str]
     """File name of each table to its hash."""
     group: str
-    """Hash of the store's own group document."""
+    """Hash of the store's group document."""
     cases: dict[str, str]
     """Case id to the hash of its documents (`hash_documents`)."""
 
 
 def reindex(url: str | Location) -> list[Row]:
-    """Build the three tables of a store, and the checksums, from its groups, and return the rows of the manifest.
+    """Build the three tables and the checksums of a store from its groups, and return the rows of the manifest.
 
-    Concurrent runs wait for each other. A case that cannot be read is left out; the tables are written all the same.
+    Concurrent runs wait for each other. Unreadable cases are left out of the tables, which are still written.
 
     Raises
     ------
@@ -199,9 +199,9 @@ def reindex(url: str | Location) -> list[Row]:
     unread = sorted(set(store.case_ids) - set(checksums.cases))
     if unread:
         raise StoreError(
-            f"{root}: the tables were built without {len(unread)} cases that cannot be read: {', '.join(unread[:5])}. "
-            "Ingest their collection again with --rehash, which writes them again; "
-            "`slicemill store verify` reports what is wrong."
+            f"{root}: the tables were built without {len(unread)} unreadable cases: {', '.join(unread[:5])}. "
+            "Ingest their collection again with --rehash to replace them; "
+            "`slicemill store verify` reports the problems."
         )
     return manifest
 
@@ -217,7 +217,7 @@ class _CaseRows:
 
 
 def _read_cases(store: Store) -> Iterator[_CaseRows | None]:
-    """Yield the rows of each case, None for one that cannot be read. Nothing else of a case is kept in memory."""
+    """Yield the rows of each case, or None for an unreadable case. Only the rows are kept in memory."""
     with ThreadPoolExecutor(REMOTE_READERS if isinstance(store.root, RemotePath) else 1) as pool:
         yield from pool.map(lambda case_id: _read_case(store.root, case_id), store.case_ids)
 
@@ -227,7 +227,7 @@ def _read_case(root: Location, case_id: str) -> _CaseRows | None:
         try:
             info = open_case(root, case_id).info
         except StoreError:
-            with wait_for_claim(root, case_id):  # another run may be replacing it
+            with wait_for_claim(root, case_id):  # another run may be replacing the case
                 info = open_case(root, case_id).info
         lesions = make_lesion_rows(info)
         return _CaseRows(
@@ -246,7 +246,7 @@ def list_tables() -> tuple[str, ...]:
 
 
 def hash_documents(root: Location, case_id: str) -> str:
-    """Return one hash of a case's Zarr documents: of its group and of its arrays."""
+    """Return one hash of a case's Zarr documents: group and arrays."""
     folder = root / GROUP / case_id
     hashes = []
     for name in (DOCUMENT, f"{IMAGE}/{DOCUMENT}", f"{LABEL}/{DOCUMENT}"):
@@ -269,14 +269,12 @@ def read_table(url: str | Location, name: str) -> list[Row]:
     try:
         rows: list[Row] = pq.read_table(pa.BufferReader(path.read_bytes())).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(
-            f"{path}: cannot be read; `slicemill store reindex {url}` builds it from the store."
-        ) from error
+        raise StoreError(f"{path}: cannot be read; `slicemill store reindex {url}` rebuilds it.") from error
     return rows
 
 
 def store_sha256(store: Store) -> str:
-    """Return one hash that identifies what a store contains: case ids, sources and parameters."""
+    """Return one hash of a store's contents: case ids, source files and parameters."""
     infos = (case.info for case in store)
     return sha256_of_json(
         [(info.case_id, info.image.sha256, info.mask and info.mask.sha256, info.params_sha256) for info in infos]
@@ -284,13 +282,13 @@ def store_sha256(store: Store) -> str:
 
 
 def _fill_columns(rows: list[Row]) -> list[Row]:
-    """Give all rows the same columns; what a row lacks is None."""
+    """Return the rows with the same columns; missing values are None."""
     columns = _join_columns(rows)
     return [{column: row.get(column) for column in columns} for row in rows]
 
 
 def _write_table(root: Location, name: str, parts: list[pa.Table]) -> None:
-    """Write parts that may differ in their columns as one table; what a part lacks is null."""
+    """Write parts with different columns as one table; missing values are null."""
     table = pa.table({"case_id": pa.array([], pa.string())})
     if parts:
         table = pa.concat_tables(parts, promote_options="default").combine_chunks()
@@ -300,7 +298,7 @@ def _write_table(root: Location, name: str, parts: list[pa.Table]) -> None:
 
 
 def _join_columns(rows: Iterable[Row]) -> list[str]:
-    """Return the union of the rows' columns; those of labels stay together, before the columns that follow them."""
+    """Return the union of the rows' columns. The columns of labels are kept together."""
     names = dict.fromkeys(column for row in rows for column in row)
     labels = [name for name in names if name.startswith("voxels_")]
     fixed = [name for name in names if not name.startswith("voxels_")]

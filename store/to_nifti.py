@@ -45,24 +45,24 @@ def export_case(case: Case, out: Path, *, array: ArrayName = "image", overwrite:
 
 
 def check_output_path(out: Path, *, overwrite: bool) -> None:
-    """Check that `out` is the name of a NIfTI file, and that it does not exist unless it may be overwritten.
+    """Check that `out` has the suffix of a NIfTI file, and that it does not exist or may be overwritten.
 
     Raises
     ------
     ConfigError
-        Either check fails.
+        The suffix is wrong, or the file exists.
     """
     if not out.name.lower().endswith(SUFFIXES):
-        raise UsageError(f"{out}: an exported case is a NIfTI file; choose a name that ends in .nii or .nii.gz.")
+        raise UsageError(f"{out}: cases are exported as NIfTI; choose a name that ends in .nii or .nii.gz.")
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: exists already; choose another name, or pass --overwrite.")
 
 
 def read_grid(case: Case) -> Grid:
-    """Return the grid of the source files of a case.
+    """Return the grid of the source files of a case: the image's grid, for the segmentation too.
 
-    It is the image's grid for the segmentation too. Ingest reorients both by the image's header, whatever the mask's
-    own header says, so only the image's grid restores the segmentation to the axis order of its file.
+    Ingest reorients both by the image's header and ignores the mask's header. So only the image's grid restores the
+    axis order of the mask file.
 
     Raises
     ------
@@ -76,8 +76,8 @@ def read_grid(case: Case) -> Grid:
         raise StoreError(f"{case_id}: its stored {error}") from error
     if grid.stored_shape != case.image.shape:
         raise StoreError(
-            f"{case_id}: stored header and voxels must have one shape; the header has {grid.stored_shape}, the voxels "
-            f"have {case.image.shape}. Ingest the case again with --overwrite."
+            f"{case_id}: stored header and voxels must have the same shape; the header has {grid.stored_shape}, "
+            f"the voxels have {case.image.shape}. Ingest the case again with --overwrite."
         )
     return grid
 
@@ -88,13 +88,13 @@ def read_header(source: SourceFile, case_id: str) -> bytes:
     Raises
     ------
     StoreError
-        It is not valid base64.
+        The header is not valid base64.
     """
     try:
         return base64.b64decode(source.header_b64, validate=True)
     except binascii.Error as error:
         raise StoreError(
-            f"{case_id}: its stored header of {source.name} is damaged ({error}); ingest it again with --overwrite."
+            f"{case_id}: the stored header of {source.name} is damaged ({error}); ingest it again with --overwrite."
         ) from error
 
 
@@ -102,7 +102,7 @@ def read_in_file_order(voxels: SliceArray, grid: Grid) -> Iterator[npt.NDArray[A
     """Yield planes any[j, i] in the file's order from an array any[z, y, x].
 
     A slab of up to SLAB_BYTES is in memory at a time. If the file's slowest axis is not z, each plane needs voxels of
-    every slice, and the volume is in memory as a whole.
+    every slice, so all slices are in memory.
     """
     nz, ny, nx = voxels.shape
     depth = max(1, SLAB_BYTES // (ny * nx * voxels.dtype.itemsize)) if grid.slowest_is_z else nz

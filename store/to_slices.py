@@ -3,12 +3,12 @@
 ::
 
     OUT/<case_id>/image/0017.jpg    the slice at z = 17, in one of the formats below
-    OUT/<case_id>/mask/0017.png     its label values, unscaled (.npy for npy); absent without a mask
+    OUT/<case_id>/mask/0017.png     its label values, unscaled (.npy for npy); only with a mask
     OUT/<case_id>/case.json         source and options of the folder, and its rows of the table
     OUT/pairs.csv                   one row per slice: case, patient, z, image, mask, has_tumor, spacing
 
 1. A case's folder is written under another name, ``case.json`` last, and renamed when it is complete.
-2. A folder of the same case, source and options is skipped; other options in one OUT are refused.
+2. A folder of the same case, source and options is skipped. All folders of one OUT must have the same options.
 3. ``pairs.csv`` is built from every ``case.json`` of OUT.
 """
 
@@ -36,10 +36,10 @@ from slicemill.store.layout import SliceFormat
 from slicemill.store.reader import Case, Store
 
 WINDOWED: tuple[SliceFormat, ...] = ("jpeg", "png")
-"""Formats of 8 bits, which show a window; the others keep every HU."""
+"""Formats of 8 bits, which show a window; the others keep all HU."""
 SUFFIX: dict[SliceFormat, str] = {"jpeg": "jpg", "png": "png", "png16": "png", "npy": "npy"}
 PNG16_OFFSET = 32768
-"""A 16-bit PNG has no sign: its value is HU + 32768."""
+"""A 16-bit PNG is unsigned, so its value is HU + 32768."""
 JPEG_QUALITY = 95
 MARKER = "case.json"
 TABLE = "pairs.csv"
@@ -90,7 +90,7 @@ class Marker:
 
 @dataclass(frozen=True, kw_only=True)
 class SliceForm:
-    """Format, window and choice of the exported slices; one folder has files of one form."""
+    """Format, window and choice of the exported slices; the same for all files of a folder."""
 
     format: SliceFormat
     window: Window | None
@@ -102,7 +102,7 @@ class SliceForm:
         """Check that 8-bit formats have a window, and the others none."""
         if (self.window is not None) != (self.format in WINDOWED):
             raise UsageError(
-                f"--window: {self.format} keeps every HU and shows no window; omit it, or choose jpeg or png."
+                f"--window: {self.format} keeps all HU and has no window; omit --window, or choose jpeg or png."
             )
 
     def __str__(self) -> str:
@@ -112,7 +112,7 @@ class SliceForm:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOutcome:
-    """How one case ended."""
+    """Outcome of one case."""
 
     case_id: str
     status: Literal["done", "skipped", "failed"]
@@ -141,7 +141,7 @@ def parse_window(text: str) -> Window:
     Raises
     ------
     UsageError
-        The text is not two numbers with the lower one first.
+        The text is not two numbers in ascending order.
     """
     try:
         low, high = (float(part) for part in text.split(","))
@@ -154,7 +154,7 @@ def parse_window(text: str) -> Window:
 
 
 def make_form(chosen: SliceFormat, window: str | None, *, only_labeled: bool = False) -> SliceForm:
-    """Return the form for a command's options; 8-bit formats have DEFAULT_WINDOW unless another is requested.
+    """Return the form for a command's options. 8-bit formats use DEFAULT_WINDOW by default.
 
     >>> str(make_form("png", None))
     '--format png --window -200,300'
@@ -162,7 +162,7 @@ def make_form(chosen: SliceFormat, window: str | None, *, only_labeled: bool = F
     Raises
     ------
     UsageError
-        The window is invalid, or the format shows none.
+        The window is invalid, or the format has no window.
     """
     limits = parse_window(window) if window is not None else DEFAULT_WINDOW if chosen in WINDOWED else None
     return SliceForm(format=chosen, window=limits, only_labeled=only_labeled)
@@ -171,8 +171,8 @@ def make_form(chosen: SliceFormat, window: str | None, *, only_labeled: bool = F
 def export_slices(store: Store, out: Path, form: SliceForm, case_ids: Sequence[str], workers: int = 0) -> ExportReport:
     """Write the slices of cases as files, and the table of all slices in `out`.
 
-    Threads suffice, because decoding and encoding release the GIL: two threads were as fast as two processes in every
-    format. A worker has one slice in memory at a time.
+    Threads are enough, because decoding and encoding release the GIL: two threads were as fast as two processes in all
+    formats. A worker has one slice in memory at a time.
 
     Parameters
     ----------
@@ -203,13 +203,13 @@ def check_form(out: Path, form: SliceForm) -> None:
     Raises
     ------
     ConfigError
-        It has.
+        The folder has slices of another form.
     """
     for marker in _read_markers(out):
         if marker.form != str(form):
             raise ConfigError(
-                f"{out}: a folder can have slices of one form only; {marker.case_id} was written with {marker.form}, "
-                f"requested is {form}. Repeat the first options, or choose another folder."
+                f"{out}: all slices of a folder must have the same options; {marker.case_id} was written with "
+                f"{marker.form}, now the options are {form}. Use the first options, or choose another folder."
             )
 
 
@@ -224,7 +224,7 @@ def _read_marker(path: Path) -> Marker:
         return read_document(Marker, path)
     except InputError as error:
         raise ConfigError(
-            f"{error} It was not written by this command; move its folder away, or choose another one."
+            f"{error} It was not written by this command; move its folder, or choose another --out."
         ) from error
 
 
@@ -263,13 +263,13 @@ def write_case(case: Case, out: Path, form: SliceForm) -> bool:
     Raises
     ------
     ConfigError
-        A folder of this name exists that is no exported case.
+        A folder of this name exists, but is not an exported case.
     """
     folder, partial = out / case.info.case_id, out / f".{case.info.case_id}.part"
     source = hash_source(case.info)
     if folder.exists():
         if not (folder / MARKER).is_file():
-            raise ConfigError(f"{folder}: exists and is no exported case; move it away, or choose another folder.")
+            raise ConfigError(f"{folder}: exists and is not an exported case; move it, or choose another folder.")
         if _read_marker(folder / MARKER).source == source:
             return False
     shutil.rmtree(partial, ignore_errors=True)
@@ -316,7 +316,7 @@ def list_rows(info: CaseInfo, form: SliceForm) -> tuple[PairRow, ...]:
 
 
 def _write_slice(case: Case, row: PairRow, partial: Path, form: SliceForm) -> None:
-    """Write one slice and its mask below the folder `partial`, which will replace the case's own."""
+    """Write one slice and its mask into `partial`, the new folder of the case."""
     sections: list[tuple[str, Section]] = [(row.image, convert_slice(case.image[row.z], form))]
     if case.label is not None and row.mask is not None:
         sections.append((row.mask, case.label[row.z]))

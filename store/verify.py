@@ -1,9 +1,9 @@
-"""Reads a complete store and reports what differs from what was written. Every byte has a checksum.
+"""Reads a complete store and reports damaged or changed data. A checksum covers every byte.
 
-1. Slices and the index of a shard: crc32c, and no byte between them.
-2. The documents of a case, the tables: SHA-256, written with the tables (``checksums.json``).
-3. The statistics of a case: computed again from its voxels.
-4. If the collection is available: the hash of each source file, and its voxels one by one.
+1. Slices and index of a shard: crc32c, without gaps between them.
+2. Documents of a case, and tables: SHA-256 from the time when the tables were built (``checksums.json``).
+3. Statistics of a case: recomputed from its voxels.
+4. If the collection is available: hash and voxels of each source file.
 """
 
 from collections.abc import Generator, Iterator
@@ -25,49 +25,49 @@ from slicemill.store.tables import Checksums, hash_documents, list_tables
 
 
 def verify(store: Store, source: Location | None, *, workers: int, advance: Advance) -> list[str]:
-    """Return one line per problem.
+    """Check a store and return one line per problem.
 
     Parameters
     ----------
     source
-        The collection that the store was made from, to compare it voxel by voxel; None to skip that.
+        The collection that the store was made from, for a voxel-by-voxel comparison; None to skip it.
     """
     try:
         checksums = read_document(Checksums, store.root / CHECKSUMS, error=StoreError)
         problems = list(check_tables(store, checksums))
     except InputError as error:
         checksums = Checksums(tables={}, group="", cases={})
-        problems = [f"{CHECKSUMS}: cannot be read ({error}); `slicemill store reindex` writes it, with the tables."]
+        problems = [f"{CHECKSUMS}: cannot be read ({error}); `slicemill store reindex` rebuilds it and the tables."]
     files = None if source is None else {relative_path(path, source): path for path in find_files(source)}
 
     def check(case_id: str) -> list[str]:
         return [f"{case_id}: {problem}" for problem in check_case(store, case_id, checksums.cases.get(case_id), files)]
 
     with ThreadPoolExecutor(workers) as pool:
-        for found in pool.map(check, store.case_ids):
-            problems += found
+        for case_problems in pool.map(check, store.case_ids):
+            problems += case_problems
             advance(1, f"{len(problems)} problems" if problems else "")
     return problems
 
 
 def check_tables(store: Store, checksums: Checksums) -> Iterator[str]:
-    """Yield what is wrong with the store's own document and its tables."""
+    """Yield the problems of the store's group document and of its tables."""
     if sha256_of_file(store.root / GROUP / DOCUMENT) != checksums.group:
-        yield f"{GROUP}/{DOCUMENT}: changed since it was written; `slicemill store reindex` adds it after an ingest."
+        yield f"{GROUP}/{DOCUMENT}: changed since the tables were built; `slicemill store reindex` updates them."
     for name in list_tables():
         try:
-            found = sha256_of_file(store.root / name)
+            sha256 = sha256_of_file(store.root / name)
         except OSError as error:
-            yield f"{name}: cannot be read: {error.strerror}; `slicemill store reindex` builds it."
+            yield f"{name}: cannot be read: {error.strerror}; `slicemill store reindex` rebuilds it."
             continue
-        if found != checksums.tables.get(name):
-            yield f"{name}: changed since it was written; `slicemill store reindex` builds it again."
+        if sha256 != checksums.tables.get(name):
+            yield f"{name}: changed since it was written; `slicemill store reindex` rebuilds it."
     for case_id in sorted(set(checksums.cases) - set(store.case_ids)):
         yield f"{case_id}: is in the tables but not in the store; ingest its collection again."
 
 
 def check_case(store: Store, case_id: str, checksum: str | None, files: dict[str, Location] | None) -> Iterator[str]:
-    """Yield what is wrong with one case.
+    """Yield the problems of one case.
 
     Parameters
     ----------
@@ -79,11 +79,11 @@ def check_case(store: Store, case_id: str, checksum: str | None, files: dict[str
     try:
         case = open_case(store.root, case_id)
         if checksum is None:
-            yield "is not in the tables yet; `slicemill store reindex` adds it."
+            yield "is not in the tables; `slicemill store reindex` adds it."
         elif hash_documents(store.root, case_id) != checksum:
             yield (
-                "its documents changed since the tables were built; run `slicemill store reindex` if it was ingested "
-                "after that, or else ingest it again with --overwrite."
+                "its documents changed since the tables were built. If it was ingested later, run "
+                "`slicemill store reindex`; otherwise ingest it again with --overwrite."
             )
         for array in (case.image, case.label):
             if array is not None:
@@ -96,25 +96,25 @@ def check_case(store: Store, case_id: str, checksum: str | None, files: dict[str
 
 
 def check_statistics(case: Case) -> Iterator[str]:
-    """Yield which statistics differ from those of the voxels. Reading the voxels checks every slice."""
+    """Yield the statistics that do not match the voxels. Reading the voxels checks every slice."""
     info = case.info
     counts = Counts(info.shape[0], info.labels)
     depth = slab_depth(info.shape)
     for z in range(0, info.shape[0], depth):
-        wanted = range(z, min(z + depth, info.shape[0]))
-        counts.add_image(z, case.image.read_many(wanted))
+        slab = range(z, min(z + depth, info.shape[0]))
+        counts.add_image(z, case.image.read_many(slab))
         if case.label is not None:
-            counts.add_mask(z, case.label.read_many(wanted), f"{case.info.case_id}/{LABEL}")
+            counts.add_mask(z, case.label.read_many(slab), f"{case.info.case_id}/{LABEL}")
     if counts.stats() != info.slice_stats:
-        yield "its slice statistics differ from its voxels; ingest it again with --overwrite."
+        yield "its slice statistics do not match its voxels; ingest it again with --overwrite."
     lesions = None if case.label is None else counts.lesions(info.affine_lps)
     stored = None if info.lesions is None else [lesion.as_json() for lesion in info.lesions]
     if (None if lesions is None else [lesion.as_json() for lesion in lesions]) != stored:
-        yield "its lesions differ from its voxels; ingest it again with --overwrite."
+        yield "its lesions do not match its voxels; ingest it again with --overwrite."
 
 
 def check_sources(case: Case, files: dict[str, Location]) -> Iterator[str]:
-    """Yield what differs between a case and the files that it was made from."""
+    """Yield the differences between a case and its source files."""
     image = yield from _find_source(case.info.image, files)
     if image is None:
         return
@@ -126,17 +126,17 @@ def check_sources(case: Case, files: dict[str, Location]) -> Iterator[str]:
 
 
 def _find_source(source: SourceFile, files: dict[str, Location]) -> Generator[str, None, Location | None]:
-    """Return the file of that name, or yield that there is none. A path from the store is never opened."""
+    """Return the file of that name, or yield a problem. Paths from the store are never opened."""
     if source.name not in files:
-        yield f"{source.name}: is not in the collection; is this the --source of the store?"
+        yield f"{source.name}: is not in the collection; check that --source is the collection of this store."
     return files.get(source.name)
 
 
 def compare_voxels(array: SliceArray, path: Location, kind: Kind, sha256: str) -> Iterator[str]:
-    """Yield how a file differs from an array of the store that was made from a file with this hash."""
+    """Yield the differences between an array of the store and its source file, which had this hash."""
     with ScanReader(path, kind) as reader:
         if reader.grid.stored_shape != array.shape:
-            yield f"{path}: has the shape {reader.grid.stored_shape} (z, y, x), the store {array.shape}."
+            yield f"{path}: has the shape {reader.grid.stored_shape} (z, y, x), but the store has {array.shape}."
             return
         differing, first = 0, array.shape[0]
         for slab in reader.slabs(slab_depth(array.shape)):
@@ -147,4 +147,4 @@ def compare_voxels(array: SliceArray, path: Location, kind: Kind, sha256: str) -
         if differing:
             yield f"{path}: {differing:,} voxels differ from the store, the first at slice {first}."
         if reader.finish() != sha256:
-            yield f"{path}: is not the file that was ingested (its SHA-256 differs); run ingest again with --rehash."
+            yield f"{path}: changed since it was ingested (its SHA-256 differs); run ingest again with --rehash."

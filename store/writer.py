@@ -1,13 +1,13 @@
-"""Writes a case slice by slice into its own shards, and publishes it only when it is complete.
+"""Writes a case slice by slice into shards, and publishes it when it is complete.
 
-1. `CaseWriter` makes a folder under ``.partial``, where no reader looks (for an object store: a temporary local one).
+1. `CaseWriter` makes a folder in ``.partial``, which readers ignore. For an object store the folder is local.
 2. Slabs arrive from one end of the scan to the other. Each slice is encoded and appended to its shard, and its offset
    and length are noted.
-3. `finish` appends the indexes, writes the array documents, and last the case's own group document.
+3. `finish` appends the indexes, writes the array documents, and last the case's group document.
 4. One rename moves the folder into ``scans.zarr``. In an object store the group document is uploaded last. Either way
    readers see the complete case or nothing.
 
-Slices are stored in ascending or descending order of z, never mixed, so that a window of neighbors is one byte range.
+Slices are stored in ascending or in descending order of z, so neighboring slices form one byte range.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ from slicemill.store.layout import (
 from slicemill.store.zarr_documents import make_array_document, make_group_document
 
 SLABS_IN_FLIGHT = 2
-"""Slabs whose slices may be encoded at the same time, so that no thread waits at the end of one."""
+"""Slabs that may be encoded at the same time, so that no thread is idle at the end of a slab."""
 EncodingSlab = list[tuple[int, "Future[bytes]"]]
 """The slices of a slab, in the order of the shard: z, and the future of the encoded bytes."""
 
@@ -74,7 +74,7 @@ class ShardWriter:
         self._offset += len(data) + CRC_BYTES
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the slices' checksums in order of z, which is equal for equal slices."""
+        """Return the SHA-256 of the slices' checksums in order of z. Equal slices have equal fingerprints."""
         return hashlib.sha256(self._checksums.tobytes()).hexdigest()
 
     def finish(self) -> None:
@@ -92,13 +92,13 @@ class ShardWriter:
         self._file.close()
 
     def abandon(self) -> None:
-        """Close without an index. On a full disk the buffered bytes cannot be written, and nobody needs them."""
+        """Close the file without an index. Errors of a full disk are ignored, because the shard is discarded."""
         with contextlib.suppress(OSError):
             self._file.close()
 
 
 class CaseWriter:
-    """One case being written; nothing remains of it unless `finish` completes."""
+    """One case being written. Its files are removed unless `finish` completes."""
 
     def __init__(
         self,
@@ -110,11 +110,11 @@ class CaseWriter:
         profile: ProfileName = "compact",
         pool: ThreadPoolExecutor | None = None,
     ) -> None:
-        """Begin a case of `shape` [z, y, x]; with a pool, the slices of a slab are encoded in parallel."""
+        """Start a case of `shape` [z, y, x]. With a pool, the slices of a slab are encoded in parallel."""
         root = parse_location(store)
         self._final = root / GROUP / check_case_id(case_id)
         self.folder = make_partial_folder(root, case_id)
-        """Local folder of the case until it is complete; temporary files of the conversion may go there too."""
+        """Local folder of the incomplete case; the conversion may put temporary files there."""
         self._stack = contextlib.ExitStack()
         if isinstance(root, RemotePath):
             self._stack.enter_context(try_claim(local_root(), self.folder.name))
@@ -143,7 +143,7 @@ class CaseWriter:
     def write(self, name: ArrayName, z: int, slab: npt.NDArray[Any], *, downwards: bool = False) -> None:
         """Write the slices of `slab`, any[z, y, x], from index `z` on; `downwards` if the next slab has lower z.
 
-        With a pool, the slab must not change until SLABS_IN_FLIGHT more were written or the case is finished.
+        With a pool, do not modify the slab until SLABS_IN_FLIGHT more were written or the case is finished.
         """
         order = range(len(slab))[::-1] if downwards else range(len(slab))
         if self._pool is None:
@@ -160,14 +160,14 @@ class CaseWriter:
             self._shards[name].append(z, data.result())
 
     def finish(self, info: CaseInfo, holds_claim: Callable[[], bool] = lambda: True) -> CaseInfo:
-        """Complete the case and publish it, replacing an older case of the same id; return `info` with its fingerprint.
+        """Complete the case, publish it, and replace an older one of the same id; return `info` with the fingerprint.
 
         Raises
         ------
         StoreError
             A slice was never written.
         OSError
-            `holds_claim` returned False: another run took the case over.
+            `holds_claim` returned False: another run has taken over the case.
         """
         for name, shard in self._shards.items():
             while self._pending[name]:
@@ -184,7 +184,7 @@ class CaseWriter:
 
 
 def make_partial_folder(root: Location, case_id: str) -> Path:
-    """Make and return a local folder for a case that is being written."""
+    """Create a local folder for a case that is being written, and return its path."""
     local = local_root() if isinstance(root, RemotePath) else root
     folder = local / PARTIAL / f"{case_id}.{uuid.uuid4().hex[:12]}"
     folder.mkdir(parents=True)
@@ -192,12 +192,12 @@ def make_partial_folder(root: Location, case_id: str) -> Path:
 
 
 def local_root() -> Path:
-    """Return the local folder for cases on their way to an object store."""
+    """Return the local folder of cases that are written to an object store."""
     return Path(tempfile.gettempdir()) / f"slicemill-{os.getuid()}"
 
 
 def replace_folder(new: Path, final: Path) -> None:
-    """Move the folder `new` to `final`. An older one is moved aside first, and removed at the end."""
+    """Move the folder `new` to `final`. An older folder is renamed first, and removed last."""
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.exists():
         old = new.with_name(new.name + ".old")
@@ -209,9 +209,9 @@ def replace_folder(new: Path, final: Path) -> None:
 
 
 def upload_folder(new: Path, final: RemotePath, holds_claim: Callable[[], bool]) -> None:
-    """Upload a case: remove the older group document, upload the arrays, then the new group document.
+    """Upload a case: delete the older group document, upload the arrays, then the new group document.
 
-    Without a group document there is no case, so no reader sees a mixture of both.
+    Readers ignore a case without a group document, so they never see a mixture of both.
     """
     check_claim(final, holds_claim)
     (final / DOCUMENT).unlink(missing_ok=True)
@@ -230,25 +230,23 @@ def check_claim(final: RemotePath, holds_claim: Callable[[], bool]) -> None:
     Raises
     ------
     OSError
-        Another run took the case over because this one did not answer for too long.
+        This run was unresponsive, and another run has taken over the case.
     """
     if not holds_claim():
-        raise OSError(
-            errno.ESTALE, "another run took this case over while this one did not answer and finishes it", str(final)
-        )
+        raise OSError(errno.ESTALE, "this run was unresponsive; another run has taken over the case", str(final))
 
 
 def prepare_store(store: str | Location) -> Location:
-    """Make the folder and the Zarr group of a store unless they exist, and return its location.
+    """Create the folder and the Zarr group of a store if they are missing, and return its location.
 
     Raises
     ------
     StoreError
-        It is a file, or cannot be written.
+        The path is a file, or cannot be written.
     """
     root = parse_location(store)
     if isinstance(root, Path) and root.exists() and not root.is_dir():
-        raise StoreError(f"{root}: a store is a folder; this is a file. Choose another name.")
+        raise StoreError(f"{root}: is a file, but a store is a folder. Choose another name.")
     try:
         document = root / GROUP / DOCUMENT
         if not document.is_file():
@@ -261,20 +259,20 @@ def prepare_store(store: str | Location) -> Location:
 def remove_partial(root: Location) -> None:
     """Clean up after killed runs: restore a case that was being replaced, and remove incomplete ones.
 
-    Cases that a live run is writing are claimed, and are left alone.
+    Cases that a running process is writing are claimed, and are not touched.
     """
     if isinstance(root, RemotePath):
         local = local_root()
         for folder in (local / PARTIAL).glob("*"):
-            with try_claim(local, folder.name) as ours:
-                if ours:
+            with try_claim(local, folder.name) as claimed:
+                if claimed:
                     shutil.rmtree(folder, ignore_errors=True)
                     (local / CLAIMS / folder.name).unlink(missing_ok=True)
         return
     for folder in (root / PARTIAL).glob("*"):
         case_id = folder.name.removesuffix(".old").rpartition(".")[0]
-        with try_claim(root, case_id or folder.name) as ours:
-            if not ours or not folder.exists():
+        with try_claim(root, case_id or folder.name) as claimed:
+            if not claimed or not folder.exists():
                 continue
             final = root / GROUP / case_id
             if folder.name.endswith(".old") and not final.exists():

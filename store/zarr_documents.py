@@ -11,7 +11,7 @@ from slicemill.store.layout import IMAGE, LABEL, ArrayName, ProfileName
 
 DTYPES: dict[ArrayName, str] = {IMAGE: "int16", LABEL: "uint8"}
 LAYOUT_KEYS = ("shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs")
-"""The fields of an array document that decide its bytes."""
+"""The fields of an array document that determine the layout of its bytes."""
 
 
 class GroupDocument(TypedDict):
@@ -46,7 +46,7 @@ def make_group_document(attributes: dict[str, Any]) -> GroupDocument:
 def make_array_document(
     name: ArrayName, shape: tuple[int, int, int], profile: ProfileName = "compact"
 ) -> ArrayDocument:
-    """Return the ``zarr.json`` of an array of `shape` [z, y, x]. Every slice and the index end in a checksum.
+    """Return the ``zarr.json`` of an array of `shape` [z, y, x]. Each slice and the index end with a checksum.
 
     The sharding codec is https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html.
     """
@@ -79,10 +79,10 @@ def make_array_document(
 
 
 def recognize_profile(document: dict[str, Any], name: ArrayName, shape: tuple[int, int, int]) -> ProfileName | None:
-    """Return the profile that an array document describes exactly, or None if it is not our own layout."""
+    """Return the profile that an array document describes, or None if it is not slicemill's layout."""
     profiles: tuple[ProfileName, ...] = ("compact", "fast")
     for profile in profiles:
-        ours = dict(make_array_document(name, shape, profile))
-        if all(document.get(key) == ours[key] for key in LAYOUT_KEYS):
+        expected = dict(make_array_document(name, shape, profile))
+        if all(document.get(key) == expected[key] for key in LAYOUT_KEYS):
             return profile
     return None

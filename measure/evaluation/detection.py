@@ -1,20 +1,20 @@
-"""Detected, missed and false lesions: connected components of two masks, matched with each other.
+"""Lesion detection: matches the connected components of two masks, and counts hits, misses and false positives.
 
 There are two modes. In the mode ``corrected``, the default, components touch by side, edge or corner (26), and overlap
-is intersection over union. Each prediction is matched with at most one reference: as many pairs as possible, and of
-those choices the one with the largest sum of overlaps (above 0.5 there is only one choice). The mode ``official``
-follows the LiTS challenge's program as far as published tables depend on it, defects included:
+is intersection over union. Each prediction is matched with at most one reference. The number of pairs is maximized
+first, then the sum of overlaps (above 0.5 the matching is unique). The mode ``official`` reproduces the LiTS
+challenge's program, including its defects, because published tables depend on them:
 
-1. Components touch by side (6), numbered in the file's own order.
-2. A prediction that is the largest of several references merges these into the first of them.
-3. Each prediction goes to the reference with which it shares most voxels; predictions of one reference merge.
-4. A reference is detected if the overlap is above the threshold. But the union is only right if the first prediction
-   has the reference's number; otherwise it is the reference alone, so an unrelated false positive can turn a miss into
-   a hit.
+1. Components touch by side (6), numbered in the order of the file's voxels.
+2. If one prediction is the largest at several references, these are merged into the first of them.
+3. Each prediction is assigned to the reference with most shared voxels; predictions of one reference are merged.
+4. A reference is detected if the overlap is above the threshold. But the union is correct only if the first
+   prediction has the reference's number. Otherwise the reference alone is used, so an unrelated false positive can
+   change a miss into a hit.
 5. A merged reference is subtracted from the hits, detected or not. A prediction that covers two references perfectly
-   scores one of two, and one that barely spans two scores -1.
+   scores 1 of 2, and one that barely touches two scores -1.
 
-That program fails at a reference without lesions and counts wrongly above 255 of them; this module does neither.
+That program fails for references without lesions, and miscounts more than 255 lesions. This module handles both.
 """
 
 from collections import Counter, defaultdict
@@ -38,7 +38,7 @@ Group = tuple[tuple[int, ...], tuple[int, ...]]
 THRESHOLDS = (0.0, 0.5)
 """Overlaps above which a lesion is detected."""
 SIZES_MM = (10.0, 20.0)
-"""Limits of the longest axial diameter: small below the first, large from the second. Our own choice of limits."""
+"""Limits of the longest axial diameter: small below the first, large from the second. No standard defines them."""
 SIZE_NAMES = ("small", "medium", "large")
 
 
@@ -66,7 +66,7 @@ class SharedVoxels:
 
 @dataclass(frozen=True, kw_only=True)
 class Matching:
-    """Lesions that are detected at one threshold of overlap."""
+    """Lesions detected at one threshold of overlap."""
 
     groups: tuple[Group, ...]
     """Lesions detected together; in the mode `corrected`, pairs of one prediction and one reference."""
@@ -105,8 +105,8 @@ class SizeCounts:
 def number_components(mask: Mask, grid: Grid, mode: Mode) -> Numbers:
     """Number the components of a mask bool[z, y, x] from 1: uint32[z, y, x], 0 outside.
 
-    The mask is that of a whole scan, or of a box that holds all of it. In the mode `official`, numbers follow the
-    file's own order of voxels, in which its first axis is the slowest.
+    The mask covers the scan, or a box with all its foreground. In the mode `official`, numbers follow the order of the
+    file's voxels, with its first axis as the slowest.
 
     Raises
     ------
@@ -158,17 +158,17 @@ def match_lesions(overlaps: SharedVoxels, threshold: float, mode: Mode) -> Match
 
 
 def _match_pairs(overlaps: SharedVoxels, threshold: float) -> tuple[Group, ...]:
-    """Return as many pairs above the threshold as possible; of those choices, the largest sum of overlaps."""
+    """Return the most pairs above the threshold; among equal numbers, those with the largest sum of overlaps."""
     from scipy.optimize import linear_sum_assignment
 
     ious = {(p, r): overlaps.iou(((p,), (r,))) for p, r in overlaps.shared}
     candidates = {pair: iou for pair, iou in ious.items() if iou > threshold}
-    # Most lesions touch one other lesion only. The others compete, and the assignment problem is solved for them alone.
+    # Most lesions overlap one other lesion only. The assignment problem is solved for the others.
     partners = [Counter(pair[side] for pair in candidates) for side in (0, 1)]
     alone = [pair for pair in candidates if partners[0][pair[0]] == partners[1][pair[1]] == 1]
     contested = {pair: iou for pair, iou in candidates.items() if partners[0][pair[0]] + partners[1][pair[1]] > 2}
     numbers = [sorted({pair[side] for pair in contested}) for side in (0, 1)]
-    rows, columns = ({number: place for place, number in enumerate(side)} for side in numbers)
+    rows, columns = ({number: index for index, number in enumerate(side)} for side in numbers)
     gain = np.zeros((len(rows), len(columns)))
     for (p, r), iou in contested.items():
         gain[rows[p], columns[r]] = len(contested) + iou  # one more pair outweighs all overlaps together
@@ -196,20 +196,20 @@ def _match_official(overlaps: SharedVoxels, threshold: float) -> tuple[tuple[Gro
     members: dict[int, list[int]] = defaultdict(list)
     for r, first in leader.items():
         members[first].append(r)
-    # rule 3: each prediction goes to the merged reference with which it shares most voxels
-    meeting: dict[int, list[int]] = defaultdict(list)
+    # rule 3: each prediction is assigned to the merged reference with most shared voxels
+    assigned: dict[int, list[int]] = defaultdict(list)
     for p, references in touched.items():
         shares: dict[int, int] = defaultdict(int)
         for r in references:
             shares[leader[r]] += overlaps.shared[p, r]
-        meeting[max(shares, key=lambda first: (shares[first], -first))].append(p)
-    groups = [(tuple(sorted(ps)), tuple(sorted(members[first]))) for first, ps in sorted(meeting.items())]
+        assigned[max(shares, key=lambda first: (shares[first], -first))].append(p)
+    groups = [(tuple(sorted(ps)), tuple(sorted(members[first]))) for first, ps in sorted(assigned.items())]
     detected = tuple(group for group in groups if official_overlap(overlaps, group) > threshold)
     return detected, sum(len(group) - 1 for group in members.values())
 
 
 def official_overlap(overlaps: SharedVoxels, group: Group) -> float:
-    """Return the overlap by rule 4: over the union only if the first prediction has the first reference's number."""
+    """Return the overlap by rule 4, whose union is correct only if the first numbers are equal."""
     if group[0][0] == group[1][0]:
         return overlaps.iou(group)
     return overlaps.count_shared(group) / sum(overlaps.references[r - 1] for r in group[1])

@@ -13,7 +13,7 @@ SLICES = 6
 
 
 def draw_error_picture(image: npt.NDArray[np.int16], truth: Mask, predicted: Mask, title: str) -> Image.Image:
-    """Draw slices of int16[z, y, x], HU, next to copies with the errors; the slice with most errors is one of them."""
+    """Draw slices of int16[z, y, x], HU, next to copies with the errors, including the slice with most errors."""
     errors_per_slice = (truth ^ predicted).reshape(len(truth), -1).sum(axis=1)
     filled = np.flatnonzero((truth | predicted).reshape(len(truth), -1).any(axis=1)).tolist()
     chosen = {*pick_evenly(filled or range(len(truth)), SLICES - 1), int(errors_per_slice.argmax())}

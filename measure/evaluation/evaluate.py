@@ -1,8 +1,8 @@
-"""Predicted masks against references: the scores of each case and of all cases, and what was left out and why.
+"""Evaluates predicted masks against references: scores of each case and of all cases, and the cases left out.
 
 The measures are defined in `slicemill.ct.overlap` and in `surface`, `detection` and `froc` of this package. The organ
 is scored with its tumors (`Labels.regions`). In the mode `corrected`, undefined measures are left out of means and
-counted: Dice if neither mask has the region, distances if one mask lacks it. In the mode `official`, Dice is 1 if both
+counted: Dice if neither mask has the region, distances if a mask lacks it. In the mode `official`, Dice is 1 if both
 masks are empty, and undefined distances are 9001 mm, as in the LiTS program.
 """
 
@@ -43,11 +43,11 @@ class Evaluation:
     alone: tuple[str, ...]
     """Predictions without a reference."""
     peak_mib: float
-    """Largest memory of a process that scored cases, MiB."""
+    """Peak memory of the scoring processes, MiB."""
 
     @property
     def labels(self) -> Labels:
-        """Return the labels that were scored."""
+        """Return the scored labels."""
         return self.rules.labels
 
     @cached_property
@@ -58,12 +58,12 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class PairOutcome:
-    """The scores of a pair, or the reason why it has none."""
+    """The scores of a pair, or the reason of its failure."""
 
     scores: CaseScores | None = None
     reason: str = ""
     peak_mib: float = 0.0
-    """Largest memory of the process so far, MiB."""
+    """Peak memory of the process so far, MiB."""
 
 
 def evaluate(
@@ -86,7 +86,9 @@ def evaluate(
     pairing = pair_up(predictions, references)
     labels = labels or find_labels(pairing.pairs)
     if labels is None:
-        raise LabelError(f"{predictions}: no report names its label values; pass --labels liver=1,tumor=2.")
+        raise LabelError(
+            f"{predictions}: the label values have no names; pass --labels, like --labels liver=1,tumor=2."
+        )
     rules = Rules(labels=labels, mode=mode, tolerance_mm=tolerance_mm)
     outcomes = _score_pairs(pairing.pairs, rules, out, workers)
     evaluation = Evaluation(
@@ -108,14 +110,14 @@ def evaluate(
 def _score_pairs(pairs: Sequence[Pair], rules: Rules, out: Path | None, workers: int) -> list[PairOutcome]:
     outcomes: dict[int, PairOutcome] = {}
     with progress("evaluate", len(pairs), "cases") as advance:
-        for index, outcome in map_isolated(partial(score_pair, rules=rules, out=out), pairs, workers, _report_death):
+        for index, outcome in map_isolated(partial(score_pair, rules=rules, out=out), pairs, workers, _report_crash):
             outcomes[index] = outcome
             advance(1, f"{sum(one.scores is None for one in outcomes.values())} failed")
     return [outcomes[index] for index in range(len(pairs))]
 
 
 def score_pair(pair: Pair, rules: Rules, out: Path | None) -> PairOutcome:
-    """Score one pair, and draw its errors if there is a folder. A bad file becomes the reason of the outcome."""
+    """Score one pair, and draw its errors if `out` is set. Input errors are reported in the outcome."""
     try:
         masks = read_masks(pair)
         scores = score_case(pair, masks, rules)
@@ -125,12 +127,12 @@ def score_pair(pair: Pair, rules: Rules, out: Path | None) -> PairOutcome:
     except (InputError, OSError) as error:
         return PairOutcome(reason=str(error), peak_mib=peak_mib())
     except MemoryError:
-        return PairOutcome(reason=f"{pair.prediction}: not enough memory to score {pair.name}; use fewer --workers.")
+        return PairOutcome(reason=f"{pair.prediction}: not enough memory for {pair.name}; use fewer --workers.")
 
 
-def _report_death(pair: Pair) -> PairOutcome:
+def _report_crash(pair: Pair) -> PairOutcome:
     return PairOutcome(
-        reason=f"{pair.prediction}: a worker process died at {pair.name}, perhaps from lack of memory; "
+        reason=f"{pair.prediction}: the worker process of {pair.name} crashed, perhaps out of memory; "
         "use fewer --workers."
     )
 

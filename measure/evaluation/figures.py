@@ -1,4 +1,4 @@
-"""Figures of an evaluation: values per case, Bland-Altman of tumor volume, size against detection, free response."""
+"""Figures of an evaluation: values per case, Bland-Altman plot of tumor volume, detection by size, FROC."""
 
 import io
 import math
@@ -14,7 +14,7 @@ from slicemill.measure.evaluation.froc import RATES, FreeResponse, NoFindings
 from slicemill.measure.evaluation.region import measure_region
 
 Axes = Any
-"""The axes of matplotlib, which is imported only when a figure is drawn."""
+"""Axes of matplotlib, which is imported only when a figure is drawn."""
 Panel = Callable[[Axes], None]
 PANEL_INCHES = (4.4, 3.6)
 COLUMNS = 3
@@ -23,7 +23,7 @@ BLUE, RED, GRAY = "#4878a8", "#c8503c", "#9a9a9a"
 
 
 def draw_panels(panels: Sequence[Panel]) -> bytes:
-    """Draw panels in rows of three, and return them as PNG.
+    """Draw panels in rows of three as one PNG.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def draw_panels(panels: Sequence[Panel]) -> bytes:
 
 
 def draw_evaluation(evaluation: Evaluation) -> bytes:
-    """Return all figures of an evaluation as one PNG."""
+    """Draw all figures of an evaluation as one PNG."""
     panels: list[Panel] = [
         lambda axes: draw_distribution(axes, evaluation, "dice", "Dice"),
         lambda axes: draw_distribution(axes, evaluation, "hd95_mm", "95 % Hausdorff distance, mm"),
@@ -71,24 +71,24 @@ def draw_evaluation(evaluation: Evaluation) -> bytes:
 
 
 def draw_distribution(axes: Axes, evaluation: Evaluation, measure: str, name: str) -> None:
-    """Draw a measure of every case as a dot above its region, with median and quartiles of the region."""
+    """Draw one dot per case for each region, with median and quartiles."""
     rng = np.random.default_rng(0)
     regions = list(evaluation.labels.regions())
-    for place, region in enumerate(regions):
+    for x, region in enumerate(regions):
         values = [getattr(measure_region(case, region, evaluation.rules.mode), measure) for case in evaluation.cases]
         kept = [value for value in values if not math.isnan(value)]
-        axes.scatter(place + rng.uniform(-0.15, 0.15, len(kept)), kept, s=12, color=BLUE, alpha=0.6, linewidths=0)
+        axes.scatter(x + rng.uniform(-0.15, 0.15, len(kept)), kept, s=12, color=BLUE, alpha=0.6, linewidths=0)
         if kept:
             low, middle, high = np.percentile(kept, (25, 50, 75))
-            axes.plot([place - 0.25, place + 0.25], [middle, middle], color=RED)
-            axes.vlines(place, low, high, color=RED, linewidth=1)
+            axes.plot([x - 0.25, x + 0.25], [middle, middle], color=RED)
+            axes.vlines(x, low, high, color=RED, linewidth=1)
     axes.set_xticks(range(len(regions)), regions)
     axes.set_xlim(-0.6, len(regions) - 0.4)
     axes.set(title="per case, median and quartiles", ylabel=name)
 
 
 def draw_bland_altman(axes: Axes, volumes_ml: Sequence[tuple[float, float]]) -> None:
-    """Draw prediction - reference against their mean, with the limits of agreement (Bland and Altman 1986)."""
+    """Draw prediction - reference against the mean of both, with limits of agreement (Bland and Altman 1986)."""
     reference, predicted = (np.array([pair[part] for pair in volumes_ml]) for part in (0, 1))
     differences = predicted - reference
     axes.scatter((reference + predicted) / 2, differences, s=14, color=BLUE, alpha=0.7, linewidths=0)
@@ -106,14 +106,14 @@ def draw_bland_altman(axes: Axes, volumes_ml: Sequence[tuple[float, float]]) -> 
 
 
 def draw_sizes(axes: Axes, evaluation: Evaluation) -> None:
-    """Draw the diameter of every reference lesion against the overlap above which it was detected."""
+    """Draw the diameter of each reference lesion against the overlap threshold at which it was detected."""
     levels: dict[int, list[float]] = {0: [], 1: [], 2: []}
     for case in evaluation.cases:
         if case.lesions is not None:
             matchings = [case.lesions.matchings[threshold] for threshold in THRESHOLDS]
             for number, diameter in enumerate(case.lesions.diameters_mm[1], start=1):
                 levels[sum(number in matching.hits for matching in matchings)].append(max(diameter, 0.1))
-    if not any(levels.values()):  # matplotlib refuses a logarithmic axis without values
+    if not any(levels.values()):  # matplotlib rejects a logarithmic axis without values
         axes.set_title("reference lesions: none")
         return
     rng = np.random.default_rng(0)
@@ -138,10 +138,10 @@ def draw_sizes(axes: Axes, evaluation: Evaluation) -> None:
 
 
 def draw_froc(axes: Axes, response: FreeResponse | NoFindings, *, ranked_by: str | None = None) -> None:
-    """Draw a free-response curve with the 95 % band over resampled scans."""
+    """Draw a free-response curve with its 95 % bootstrap band over scans."""
     axes.set(xlabel="false positives per scan", ylabel="sensitivity", ylim=(0, 1.02))
     if isinstance(response, NoFindings):
-        axes.set_title("free response: nothing to find")
+        axes.set_title("free response: no reference lesions")
         return
     rates, sensitivity = response.curve.false_per_scan, response.curve.sensitivity
     axes.plot([*rates, max(rates[-1], RATES[-1])], [*sensitivity, sensitivity[-1]], color=BLUE)

@@ -1,9 +1,9 @@
-"""Free-response curves: sensitivity against false positives per scan, and its mean at seven rates (CPM).
+"""Free-response (FROC) curves: sensitivity against false positives per scan, and its mean at seven rates (CPM).
 
-A curve has a point for each distinct threshold and starts at (0, 0). It is read at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false
-positives per scan in two ways, both of which occur in publications: by linear interpolation between points, flat beyond
-the last (LUNA16's own); and at the first point at or above the rate (several copies of LUNA16's program). The second is
-never lower.
+A curve starts at (0, 0) and has a point for each distinct threshold. Sensitivity is read at 1/8, 1/4, 1/2, 1, 2, 4 and
+8 false positives per scan. Publications use two definitions: linear interpolation between points, constant beyond the
+last (LUNA16); and the first point at or above the rate (several copies of LUNA16's program). The second value is never
+lower than the first.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """False positives per scan at which curves are read."""
 RESAMPLES = 1000
 GRID = np.linspace(RATES[0], RATES[-1], 10_000)
-"""Rates at which the curves of resamples are averaged."""
+"""Rates at which bootstrap curves are averaged."""
 THINNING = 50
-"""The band of a record keeps every 50th rate of GRID."""
+"""Records keep every 50th rate of GRID."""
 READ_OFF = "cpm: by a line between points; cpm_at_or_above: at the first point at or above each rate"
 
 
@@ -29,7 +29,7 @@ class ScanHits:
     """The scores of one scan's candidates, divided into hits and false positives."""
 
     found: tuple[float, ...] = ()
-    """The best score of each finding that was hit."""
+    """The best score of each detected finding."""
     missed: int = 0
     """Findings without a hit."""
     false: tuple[float, ...] = ()
@@ -38,26 +38,26 @@ class ScanHits:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A free-response curve, in order of rising false positives."""
+    """A free-response curve, in order of increasing false positives."""
 
     false_per_scan: Floats
     """float64[n]: false positives per scan."""
     sensitivity: Floats
-    """float64[n]: share of the findings that are hit."""
+    """float64[n]: share of detected findings."""
 
     def between(self, rates: npt.ArrayLike = RATES) -> Floats:
-        """Return the sensitivity at the rates by linear interpolation, flat beyond the last point."""
+        """Return the sensitivity at the rates by linear interpolation, constant beyond the last point."""
         return np.interp(np.asarray(rates, dtype=np.float64), self.false_per_scan, self.sensitivity)
 
     def at_or_above(self, rates: npt.ArrayLike = RATES) -> Floats:
         """Return the sensitivity of the first point at or above each rate, or else of the last point."""
-        places = np.searchsorted(self.false_per_scan, np.asarray(rates, dtype=np.float64), side="left")
-        return np.asarray(self.sensitivity[np.minimum(places, len(self.sensitivity) - 1)], dtype=np.float64)
+        indices = np.searchsorted(self.false_per_scan, np.asarray(rates, dtype=np.float64), side="left")
+        return np.asarray(self.sensitivity[np.minimum(indices, len(self.sensitivity) - 1)], dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """The 95 % interval of a curve over resampled scans."""
+    """The 95 % bootstrap interval of a curve over scans."""
 
     false_per_scan: Floats
     low: Floats
@@ -71,7 +71,7 @@ class FreeResponse:
     scans: int
     findings: int
     rates: tuple[float, ...]
-    """False positives per scan at which the sensitivity is given."""
+    """False positives per scan at which the sensitivity is reported."""
     sensitivity_between: Floats
     """Sensitivity at the rates, by linear interpolation."""
     sensitivity_at_or_above: Floats
@@ -81,18 +81,18 @@ class FreeResponse:
     cpm_at_or_above: float
     """Mean of `sensitivity_at_or_above`."""
     cpm_interval: Interval
-    """95 % interval of `cpm` over resampled scans."""
+    """95 % bootstrap interval of `cpm` over scans."""
     cpm_of_mean_curve: float
-    """CPM of the mean of the resampled curves."""
+    """CPM of the mean bootstrap curve."""
     curve: Curve
     band: Band
     read_off: str = READ_OFF
-    """Explains the two values of the CPM."""
+    """Explanation of the two CPM values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoFindings:
-    """What is written instead of a curve if the scans have no findings."""
+    """Written instead of a curve if the scans have no findings."""
 
     cpm: None = None
     findings: int = 0
@@ -109,12 +109,12 @@ class _Samples:
     scan: npt.NDArray[np.int64]
     """int64[n]: the scan of each score."""
     true: npt.NDArray[np.bool_]
-    """bool[n]: whether a score is that of a hit."""
+    """bool[n]: whether the score belongs to a hit."""
     ends: npt.NDArray[np.int64]
     """Last index of each distinct score."""
 
     def curve(self, weights: npt.NDArray[np.int64]) -> Curve:
-        """Return the curve in which each scan counts as often as its weight, int64[scans]."""
+        """Return the curve with each scan weighted by int64[scans]."""
         count = weights[self.scan]
         true, false = np.cumsum(count * self.true)[self.ends], np.cumsum(count * ~self.true)[self.ends]
         findings = max(1, int((weights * self.findings).sum()))
@@ -153,7 +153,7 @@ def _sort_scores(scans: Sequence[ScanHits]) -> _Samples:
 
 
 def analyze_free_response(scans: Sequence[ScanHits]) -> FreeResponse | NoFindings:
-    """Compute curve, sensitivities, CPM, and 95 % intervals over RESAMPLES resamples of the scans."""
+    """Compute curve, sensitivities, CPM, and 95 % intervals from RESAMPLES bootstrap samples of the scans."""
     samples = _sort_scores(scans)
     if not samples.findings.sum():
         return NoFindings(scans=len(scans))

@@ -1,10 +1,10 @@
-"""Point detections scored by the rules of LUNA16 (luna16.grand-challenge.org/Evaluation and its program).
+"""Scores point detections by the rules of LUNA16 (luna16.grand-challenge.org/Evaluation and its program).
 
-1. Of a scan's candidates the 100 most probable count. If there are more, only those strictly above the 101st count.
-2. A candidate hits a finding if it lies strictly nearer than half its diameter; a negative diameter counts as 10 mm.
-3. An included finding that is hit counts once, with the score of its most probable hit. None of its hits is a false
-   positive, and a candidate may hit two findings. A finding without a hit counts in the denominator.
-4. Candidates that hit an excluded finding are ignored. All others are false positives.
+1. The 100 most probable candidates of a scan count. If there are more, only those strictly above the 101st count.
+2. A candidate hits a finding if its distance is strictly below half the diameter; negative diameters count as 10 mm.
+3. A detected finding counts once, with the score of its most probable hit. None of its hits is a false positive, and a
+   candidate may hit two findings. Missed findings count in the denominator.
+4. Candidates that hit an excluded finding are ignored. All other candidates are false positives.
 5. Scans without candidates count.
 """
 
@@ -32,7 +32,7 @@ class Luna16Result:
     """The free-response curve of point detections."""
 
     unlisted_candidates: int
-    """Candidates in scans that are not listed; they are left out."""
+    """Ignored candidates in scans that are not listed."""
     response: FreeResponse | NoFindings
 
     def as_json(self) -> dict[str, Any]:
@@ -45,12 +45,12 @@ class Luna16Result:
 
 
 def score_points(results: Path, annotations: Path, scans: Path, excluded: Path | None = None) -> Luna16Result:
-    """Score point detections from LUNA16's files. Candidates of scans that are not listed are left out and counted.
+    """Score point detections from files in LUNA16's format. Candidates of unlisted scans are ignored and counted.
 
     Raises
     ------
     InputError
-        A file cannot be read, lacks a column, names a scan twice, or holds a value that is not a number.
+        A file cannot be read, lacks a column, lists a scan twice, or has a value that is not a number.
     """
     listed = read_names(scans)
     candidates = read_points(results, "probability")
@@ -85,7 +85,7 @@ def find_hits(candidates: Floats, included: Floats, excluded: Floats) -> ScanHit
 
 
 def keep_most_probable(candidates: Floats) -> Floats:
-    """Return a scan's 100 most probable candidates; fewer if the 100th is as probable as the 101st."""
+    """Return a scan's 100 most probable candidates; fewer if the 100th and the 101st are equally probable."""
     if len(candidates) <= MOST_CANDIDATES:
         return candidates
     limit = np.sort(candidates[:, 3])[-MOST_CANDIDATES - 1]
@@ -99,13 +99,13 @@ def _are_near(candidates: Floats, finding: Floats) -> npt.NDArray[np.bool_]:
 
 
 def read_names(path: Path) -> list[str]:
-    """Read the names of scans, one in each line."""
+    """Read the names of scans, one per line."""
     names = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
     if not names:
-        raise InputError(f"{path}: must hold a scan's name in each line; it is empty.")
+        raise InputError(f"{path}: must list the scans, one per line; it is empty.")
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
-        raise InputError(f"{path}: must name each scan once; {twice[0]} occurs more than once. Remove the others.")
+        raise InputError(f"{path}: must list each scan once; {twice[0]} occurs more than once. Remove the duplicates.")
     return names
 
 
@@ -115,7 +115,7 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path}: must be UTF-8; found a byte {error.object[error.start]:#04x}. Save it as UTF-8."
+            f"{path}: must be UTF-8; it contains the byte {error.object[error.start]:#04x}. Save it as UTF-8."
         ) from None
 
 
@@ -133,16 +133,16 @@ def _parse_points(path: Path, last: str, table: "csv.DictReader[str]") -> dict[s
     missing = [name for name in ("seriesuid", *columns) if name not in (table.fieldnames or ())]
     if missing:
         raise InputError(
-            f"{path}: must have the columns seriesuid, {', '.join(columns)}; it lacks {', '.join(missing)}."
+            f"{path}: must have the columns seriesuid, {', '.join(columns)}; missing: {', '.join(missing)}."
         )
     for number, row in enumerate(table, start=2):
         try:
             values = [float(row[name]) for name in columns]
         except (TypeError, ValueError):
             raise InputError(
-                f"{path}: line {number} must hold numbers in {', '.join(columns)}; found {list(row.values())}."
+                f"{path}: line {number} must have numbers in {', '.join(columns)}; it has {list(row.values())}."
             ) from None
         if not np.isfinite(values).all():
-            raise InputError(f"{path}: line {number} must hold finite numbers; found {values}.")
+            raise InputError(f"{path}: line {number} must have finite numbers; it has {values}.")
         points[row["seriesuid"]].append(values)
     return {name: np.array(values) for name, values in points.items()}

@@ -1,4 +1,4 @@
-"""The measures of one region of a case, and the row of a case in evaluation.csv."""
+"""Measures of one region of a case, and rows of evaluation.csv."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,14 +10,14 @@ from slicemill.measure.evaluation.statistics import nan_to_none
 Row = dict[str, str | bool | int | float | None]
 """Column -> cell of a table."""
 OVERLAPS = ("dice", "jaccard", "voe", "rvd", "rvd_lits", "precision", "recall")
-"""The measures that count voxels of both masks."""
+"""Measures computed from voxel counts of both masks."""
 MISSING_DISTANCE_MM = 9001.0
-"""What the LiTS program uses for a distance that does not exist, and for a burden without a predicted organ."""
+"""Value of the LiTS program for undefined distances, and for the burden without a predicted organ."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegionMeasures:
-    """All measures of one region of a case; NaN where a measure is not defined."""
+    """All measures of one region of a case; NaN for undefined measures."""
 
     dice: float
     jaccard: float
@@ -86,7 +86,7 @@ def make_row(case: CaseScores, mode: Mode = "corrected") -> Row:
     if case.tumor is not None:
         row |= {
             "has_tumor": any(case.tumor.truth),
-            "tumor_found": any(case.tumor.found),
+            "tumor_found": any(case.tumor.predicted),
             "tumor_voxels": int(case.tumor.voxels.case),
             "tumor_score": case.tumor.reported.case if case.tumor.reported else None,
         }

@@ -1,4 +1,4 @@
-"""The scores of one case: overlap, distances, volumes, burden, lesions, and tumor yes or no per slice."""
+"""Scores of one case: overlap, distances, volumes, burden, lesions, and presence of tumor per slice."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -32,12 +32,12 @@ from slicemill.measure.inputs.pairs import Pair
 Mask = npt.NDArray[np.bool_]
 Label = npt.NDArray[np.uint8]
 TOLERANCE_MM = 2.0
-"""Default tolerance: about the disagreement of one reader with himself along the border of a liver."""
+"""Default tolerance: about the intra-reader variability of liver contours."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What is scored, and by which rules."""
+    """Labels and rules of an evaluation."""
 
     labels: Labels
     mode: Mode = "corrected"
@@ -45,7 +45,7 @@ class Rules:
     """Tolerance of the surface Dice, mm."""
 
     def __post_init__(self) -> None:
-        """Check that the tolerance is a length."""
+        """Check that the tolerance is a valid length."""
         if not 0 <= self.tolerance_mm < math.inf:
             raise UsageError(f"--tolerance-mm {self.tolerance_mm}: must be a length in mm, 0 or more, like 2.")
 
@@ -68,7 +68,7 @@ class SurfaceMeasures:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectedLesion:
-    """The segmentation scores of a lesion that was detected above the highest threshold."""
+    """Segmentation scores of a lesion that was detected above the highest threshold."""
 
     dice: float
     jaccard: float
@@ -84,7 +84,7 @@ class DetectedLesion:
 
 @dataclass(frozen=True, kw_only=True)
 class LesionScores:
-    """How the lesions of a case were detected."""
+    """Lesion detection of a case."""
 
     matchings: dict[float, Matching]
     """Threshold of overlap -> matching."""
@@ -100,24 +100,24 @@ class LesionScores:
 
 @dataclass(frozen=True, kw_only=True)
 class TumorScores:
-    """How strongly each slice and the whole case point to a tumor."""
+    """Tumor scores of each slice and of the case; higher means more likely tumor."""
 
     slices: tuple[float, ...]
     case: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class TumorAnswers:
-    """Tumor yes or no, for each slice of a case."""
+class TumorPresence:
+    """Presence of tumor in each slice of a case."""
 
     truth: tuple[bool, ...]
     """Whether the reference has tumor in a slice."""
-    found: tuple[bool, ...]
+    predicted: tuple[bool, ...]
     """Whether the prediction has tumor in a slice."""
     voxels: TumorScores
     """Predicted tumor voxels."""
     reported: TumorScores | None
-    """Scores of the report next to the prediction; None without finite scores of every slice."""
+    """Scores of the prediction's report; None unless all slices have finite scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +134,9 @@ class CaseScores:
     burden: tuple[float, float] | None = None
     """Tumor over organ with tumors, of reference and prediction; NaN without organ, None without these labels."""
     lesions: LesionScores | None = None
-    """None if no label is tumor."""
-    tumor: TumorAnswers | None = None
-    """None if no label is tumor."""
+    """None without a tumor label."""
+    tumor: TumorPresence | None = None
+    """None without a tumor label."""
 
 
 def score_case(pair: Pair, masks: PairMasks, rules: Rules) -> CaseScores:
@@ -145,12 +145,12 @@ def score_case(pair: Pair, masks: PairMasks, rules: Rules) -> CaseScores:
     Raises
     ------
     InputError
-        A mask holds values without a label, or the probability map does not fit.
+        A mask has values without a label, or the probability map has another grid.
     """
     labels, grid = rules.labels, masks.grid
     check_values(masks.truth, labels, pair.reference.case_id)
     check_values(masks.predicted, labels, pair.name)
-    # all voxels beyond this box are background in both masks
+    # outside this box, both masks are background
     box = bounding_box((masks.truth > 0) | (masks.predicted > 0)) or (slice(0, 1),) * 3
     regions = {
         name: (np.isin(masks.truth[box], values), np.isin(masks.predicted[box], values))
@@ -204,7 +204,7 @@ def compute_burden(overlaps: dict[str, Overlap], labels: Labels) -> tuple[float,
 
 
 def score_lesions(truth: Mask, predicted: Mask, grid: Grid, rules: Rules, probability: Label | None) -> LesionScores:
-    """Find and match the lesions of two masks bool[z, y, x] of a whole scan.
+    """Find and match the lesions of two masks bool[z, y, x] of a complete scan.
 
     Parameters
     ----------
@@ -235,12 +235,12 @@ def score_lesions(truth: Mask, predicted: Mask, grid: Grid, rules: Rules, probab
 def score_detected(
     predictions: Numbers, references: Numbers, matching: Matching, grid: Grid, tolerance_mm: float
 ) -> Iterator[DetectedLesion]:
-    """Yield the segmentation scores of each detected lesion, each computed in the lesion's own box."""
+    """Yield the segmentation scores of each detected lesion, computed in the lesion's box."""
     from scipy.ndimage import find_objects
 
     boxes = [find_objects(numbers.astype(np.int32)) for numbers in (predictions, references)]
     for group in matching.groups:
-        parts = [found[number - 1] for found, numbers in zip(boxes, group, strict=True) for number in numbers]
+        parts = [slices[number - 1] for slices, numbers in zip(boxes, group, strict=True) for number in numbers]
         box = tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*parts, strict=True))
         predicted, truth = np.isin(predictions[box], group[0]), np.isin(references[box], group[1])
         one = count_overlap(truth, predicted)
@@ -278,15 +278,15 @@ def mean_probabilities(probability: Label, numbers: Numbers) -> list[float]:
     return [float(value) for value in sums[1:] / voxels[1:] / 255]
 
 
-def compare_slices(truth: Mask, predicted: Mask, report: InferReport | None) -> TumorAnswers:
-    """Compare the slices of two masks bool[z, y, x]: tumor yes or no, with the scores of voxels and of the report."""
+def compare_slices(truth: Mask, predicted: Mask, report: InferReport | None) -> TumorPresence:
+    """Compare the presence of tumor in the slices of two masks bool[z, y, x]; add the scores of voxels and report."""
     real, voxels = (np.count_nonzero(mask.reshape(len(mask), -1), axis=1) for mask in (truth, predicted))
     reported = None
     if report is not None and report.tumor_score is not None and len(report.slice_tumor_scores or ()) == len(truth):
         reported = TumorScores(slices=report.slice_tumor_scores or (), case=report.tumor_score)
-    return TumorAnswers(
+    return TumorPresence(
         truth=tuple(real.astype(bool).tolist()),
-        found=tuple(voxels.astype(bool).tolist()),
+        predicted=tuple(voxels.astype(bool).tolist()),
         voxels=TumorScores(slices=tuple(map(float, voxels.tolist())), case=float(voxels.sum())),
         reported=reported,
     )

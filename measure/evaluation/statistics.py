@@ -10,9 +10,9 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 RESAMPLES = 10_000
 BATCH = 500
-"""Resamples that are drawn at a time, so that thousands of cases need little memory."""
+"""Resamples drawn at a time, to limit memory with thousands of cases."""
 EXACT = 30
-"""Largest number of differences for which Wilcoxon's p is exact. Above, the normal approximation has three digits."""
+"""Largest number of differences for an exact Wilcoxon p. Above it, the normal approximation has three digits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Difference:
     """Paired difference between two recipes over the same patients."""
 
     patients: int
-    """Patients with a value on both sides."""
+    """Patients with a value in both recipes."""
     mean: float
     """Mean difference; NaN without patients."""
     low: float
@@ -34,7 +34,7 @@ class Difference:
 
 
 def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Difference:
-    """Compare two recipes over the same patients in the same order. NaN on either side leaves a patient out."""
+    """Compare two recipes over the same patients in the same order. Patients with NaN are left out."""
     deltas = [a - b for a, b in zip(values, reference, strict=True) if not (math.isnan(a) or math.isnan(b))]
     low, high = bootstrap_interval(deltas)
     return Difference(
@@ -50,8 +50,8 @@ def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Di
 def score_true_negatives(pairs: Sequence[tuple[float, float]], best: float) -> list[tuple[float, float]]:
     """Replace NaN, the score of a correct empty prediction, by the `best` score if the other run has a score.
 
-    The other run then raised a false alarm. Without this rule the case would be left out of the comparison, and runs
-    with false alarms would look better than runs without. Where both runs correctly predict nothing, both stay NaN.
+    In such a case the other run has a false positive. Without this rule the case would be left out of the comparison,
+    which favors runs with false positives. If both predictions are correctly empty, both scores remain NaN.
 
     >>> score_true_negatives([(float("nan"), 0.0), (0.5, 0.6)], best=1.0)
     [(1.0, 0.0), (0.5, 0.6)]
@@ -86,8 +86,8 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
 def ratio_interval(parts: Sequence[float], wholes: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % percentile interval of sum(parts) / sum(wholes) over resampled cases; NaN below two cases.
 
-    A mean is a ratio whose wholes are 1. Resamples with wholes of 0 are left out. `scipy.stats.bootstrap` does not
-    allow that: a single undefined ratio makes its interval NaN.
+    A mean is a ratio with all wholes equal to 1. Resamples whose wholes sum to 0 are left out. `scipy.stats.bootstrap`
+    does not allow that: a single undefined ratio makes its interval NaN.
 
     >>> ratio_interval([1.0, 1.0], [2.0, 2.0])
     (0.5, 0.5)
@@ -97,7 +97,7 @@ def ratio_interval(parts: Sequence[float], wholes: Sequence[float]) -> tuple[flo
         return math.nan, math.nan
     pairs = np.stack([np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64)], axis=1)
     rng = np.random.default_rng(0)
-    # how often each case is drawn, times its part and whole, gives the sums of a resample
+    # the sums of a resample: number of draws of each case, times its part and whole
     draws = (rng.multinomial(cases, np.full(cases, 1 / cases), BATCH) for _ in range(RESAMPLES // BATCH))
     sums = np.concatenate([counts.astype(np.float64) @ pairs for counts in draws])
     sums = sums[sums[:, 1] > 0]
@@ -110,11 +110,12 @@ def ratio_interval(parts: Sequence[float], wholes: Sequence[float]) -> tuple[flo
 def wilcoxon_p(deltas: Sequence[float]) -> float:
     """Return the two-sided p of Wilcoxon's signed-rank test; NaN if all differences are 0.
 
-    Zeros are dropped and ties share their mean rank (Wilcoxon 1945). Up to EXACT differences the p is exact, also with
-    ties: all choices of signs are equally likely, so the distribution of the rank sum is computed by convolution.
-    `scipy.stats.wilcoxon` gives the same p without ties and zeros. With them its exact method uses the distribution of
-    untied ranks, and its permutation method cannot enumerate the signs of 30 differences. Above EXACT, the normal
-    approximation corrects for ties.
+    Zeros are dropped and ties share their mean rank (Wilcoxon 1945). Up to EXACT differences p is exact, also with
+    ties: all combinations of signs are equally likely, so convolution yields the distribution of the rank sum. Above
+    EXACT, the normal approximation corrects for ties.
+
+    Without ties and zeros, `scipy.stats.wilcoxon` returns the same p. With them, its exact method uses the distribution
+    of untied ranks, and its permutation method cannot enumerate the signs of 30 differences.
 
     >>> wilcoxon_p([1.0, 2.0, 3.0, 4.0, 5.0])
     0.0625
@@ -129,7 +130,7 @@ def wilcoxon_p(deltas: Sequence[float]) -> float:
     smaller = min(float(ranks[kept > 0].sum()), float(ranks[kept < 0].sum()))
     if len(kept) > EXACT:
         return _normal_p(ranks, smaller)
-    # ways[s]: choices of signs for which the doubled rank sum is s; doubled, because mean ranks may end in .5
+    # ways[s]: number of sign combinations with the doubled rank sum s; doubled, because mean ranks may end in .5
     ways = np.ones(1)
     for doubled in (2 * ranks).round().astype(int):
         ways = np.concatenate([ways, np.zeros(doubled)]) + np.concatenate([np.zeros(doubled), ways])
@@ -144,5 +145,5 @@ def _normal_p(ranks: Floats, smaller: float) -> float:
 
 
 def nan_to_none(value: float) -> float | None:
-    """Return None for NaN, which JSON cannot hold."""
+    """Return None for NaN, which JSON does not support."""
     return None if math.isnan(value) else value

@@ -1,4 +1,4 @@
-"""An evaluation as text: what `slicemill evaluate` prints."""
+"""Formats an evaluation as text, for the output of `slicemill evaluate`."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from slicemill.measure.evaluation.totals import HIT, LesionTotals, Totals, overl
 from slicemill.measure.evaluation.two_runs import ComparedMeasure
 
 SHOWN = ("dice", "hd95_mm", "error_ml")
-"""The measures of a case that fit on a screen; evaluation.csv has all."""
+"""Measures of a case that are printed; evaluation.csv has all."""
 
 
 def format_evaluation(evaluation: Evaluation) -> list[str]:
@@ -29,17 +29,17 @@ def format_comparison(compared: Sequence[ComparedMeasure]) -> list[str]:
     rows = [to_document(one) for one in compared]
     return [
         format_table(list(rows[0]), [list(row.values()) for row in rows]),
-        "difference: this run - the other; interval: 95 % over resampled cases; p: Wilcoxon's signed-rank test",
+        "difference: this run - the other; interval: 95 % bootstrap over cases; p: Wilcoxon's signed-rank test",
         "",
     ]
 
 
 def format_left_out(evaluation: Evaluation) -> list[str]:
-    """Return the lines for failed cases, for masks without a partner, and for memory."""
+    """Return the lines for failed cases, unmatched masks and memory."""
     cases, failed = len(evaluation.cases), len(evaluation.failures)
     return [
         *(f"failed: {name}: {reason}" for name, reason in evaluation.failures),
-        *(f"left out: {name}: no reference has its name" for name in evaluation.alone),
+        *(f"left out: {name}: no reference matches this name" for name in evaluation.alone),
         f"{cases} cases compared, {failed} failed; {len(evaluation.missing)} references without a prediction",
         f"peak memory of a process: {evaluation.peak_mib:,.0f} MiB",
     ]
@@ -61,7 +61,8 @@ def _format_regions(totals: Totals) -> list[str]:
             for measure, value in region.measures().items()
         ]
         without = (
-            f"neither mask has it in {region.cases_without_region}, no distances in {region.cases_without_distances}"
+            f"{region.cases_without_region} without it in both masks, "
+            f"{region.cases_without_distances} without distances"
         )
         lines += [
             format_table([name, "value", "95 % from", "to", "cases"], rows),
@@ -93,10 +94,10 @@ def _format_lesions(lesions: LesionTotals) -> list[str]:
     without, cpm = any_threshold.cases_without_reference_lesion, format_optional(lesions.response.cpm)
     return [
         format_table(["lesions", "found", "false", "missed", "precision", "recall", "F1"], rows),
-        f"cases without lesions: {without}; their false lesions count in precision",
+        f"cases without lesions: {without}; their false positives count in precision",
         "",
         format_table(["lesions", "size", "found", "references", "false", "F1"], sizes),
-        f"sizes: {any_threshold.sizes}; false ones by their own size",
+        f"sizes: {any_threshold.sizes}; false lesions by the size of the prediction",
         "",
         f"lesion CPM {cpm}, ranked by {lesions.ranked_by}: {HIT}; scans without lesions count",
         "",

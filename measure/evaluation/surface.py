@@ -1,12 +1,12 @@
 """Distances in mm between the surfaces of two masks.
 
-1. Each mask is cropped to its own box. Its surface voxels are those whose 18 neighbors (faces and edges) are not all
-   inside; everything beyond the picture is outside.
+1. Each mask is cropped to its bounding box. Surface voxels have at least one of 18 neighbors (faces and edges) outside
+   the mask; everything outside the scan counts as outside.
 2. The centers of the surface voxels, in mm, are points. A k-d tree of the other surface's points gives the exact
    nearest neighbor of each.
 
-So time and memory grow with the surfaces and not with the scan. `slicemill bench measure` compares this with distance
-transforms of the scan, as in medpy, and of the box around both masks.
+Time and memory depend on the surfaces, not on the size of the scan. `slicemill bench measure` compares this with
+distance transforms of the scan, as in medpy, and of the box around both masks.
 
 Bilic et al. 2023 define ASSD, RMSD and MSSD. The robust Hausdorff distance is the larger of the two directed 95th
 percentiles, as in MONAI's `compute_hausdorff_distance` (medpy takes one percentile of both directions together).
@@ -26,7 +26,7 @@ Floats = npt.NDArray[np.float64]
 Spacing = tuple[float, float, float]
 """z, y, x, mm."""
 ROUNDING_MM = 1e-4
-"""Larger than the rounding error of float32 affines, and smaller than any distance that matters."""
+"""Larger than the rounding error of float32 affines, and smaller than relevant distances."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class SurfaceDistances:
     def __post_init__(self) -> None:
         """Check that there are distances in both directions or in none."""
         if bool(len(self.to_reference)) != bool(len(self.to_prediction)):
-            raise ValueError("distances in one direction only: a mask without voxels has none in either")
+            raise ValueError("distances in one direction only: an empty mask has none in both directions")
 
     @property
     def both(self) -> Floats:
@@ -71,10 +71,10 @@ class SurfaceDistances:
         return float(max(np.percentile(self.to_reference, 95), np.percentile(self.to_prediction, 95)))
 
     def surface_dice(self, tolerance_mm: float) -> float:
-        """Return the share of the surface voxels of both masks that lie within the tolerance of the other surface.
+        """Return the share of the surface voxels of both masks within the tolerance of the other surface.
 
-        Voxels exactly at the tolerance count. ROUNDING_MM is added to it, because a float32 or a tilted matrix in the
-        header makes a distance of 2 mm a little more or less than 2 mm.
+        Voxels exactly at the tolerance count. ROUNDING_MM is added to it, because float32 or oblique affines make a
+        distance of 2 mm slightly larger or smaller than 2 mm.
         """
         return float(np.mean(self.both <= tolerance_mm + ROUNDING_MM)) if len(self.to_reference) else math.nan
 
@@ -100,7 +100,7 @@ def nearest_distances(points: Floats, others: Floats) -> Floats:
     """Return the distance from each of float64[n, 3] to the nearest of `others`, float64[m, 3]: float64[n]."""
     from scipy.spatial import cKDTree
 
-    # for voxel centers, an unbalanced tree is built in a third of the time and searched as fast
+    # for voxel centers, an unbalanced tree is built in a third of the time, and queries are equally fast
     tree = cKDTree(others, compact_nodes=False, balanced_tree=False)
     return np.asarray(tree.query(points)[0], dtype=np.float64)
 
@@ -117,7 +117,7 @@ def surface_points(mask: Mask, spacing_mm: Spacing) -> Floats:
 def mark_surface(mask: Mask) -> Mask:
     """Return the voxels of bool[z, y, x] with one of 18 neighbors outside; everything beyond the array is outside.
 
-    The 18 neighbors lie in the three squares of 3x3 voxels through a voxel. Erosion by a square is erosion along one of
+    The 18 neighbors are in the three squares of 3x3 voxels around a voxel. Erosion by a square is erosion along one of
     its sides and then along the other.
     """
     along_z, along_y = _erode(mask, 0), _erode(mask, 1)

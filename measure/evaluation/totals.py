@@ -1,7 +1,7 @@
-"""The scores over all cases, with 95 % intervals.
+"""Scores over all cases, with 95 % intervals.
 
-Over all cases a measure is the mean of the cases that have it. Where its name says global, it is one of sums over all
-voxels or lesions. Intervals are 95 % percentiles over resampled cases.
+A measure is averaged over the cases in which it is defined. Measures named global are computed from sums over all
+voxels or lesions. Intervals are 95 % bootstrap percentiles over cases.
 """
 
 import math
@@ -19,7 +19,7 @@ from slicemill.measure.evaluation.score import (
     DetectedLesion,
     LesionScores,
     Rules,
-    TumorAnswers,
+    TumorPresence,
     TumorScores,
 )
 from slicemill.measure.evaluation.statistics import nan_to_none, ratio_interval
@@ -30,7 +30,7 @@ EMPTY_REGIONS: dict[Mode, str] = {
     "corrected": "cases in which neither mask has the region are left out of means and counted; a false alarm scores 0",
     "official": "a case in which neither mask has the region scores Dice 1; a distance that does not exist is 9001 mm",
 }
-"""How cases without a region count. This text is written to evaluation.json."""
+"""Treatment of cases without a region. This text is written to evaluation.json."""
 SIZES = f"below {SIZES_MM[0]:g}, below {SIZES_MM[1]:g}, and from {SIZES_MM[1]:g} mm longest axial diameter on"
 HIT = "a predicted lesion hits every reference lesion with which it shares a voxel"
 
@@ -110,7 +110,7 @@ class LesionTotals:
     """Lesions that were detected above the highest threshold."""
     response: FreeResponse | NoFindings
     ranked_by: str
-    """The lesions' score in the free-response curve."""
+    """Score that ranks the lesions in the free-response curve."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the totals as they are written."""
@@ -123,7 +123,7 @@ class LesionTotals:
 
 @dataclass(frozen=True, kw_only=True)
 class TumorTotals:
-    """How well a yes-or-no answer separates cases or slices with tumor from those without."""
+    """Classification of cases or slices: tumor or no tumor."""
 
     positives: int
     negatives: int
@@ -140,17 +140,17 @@ class Totals:
     mode: Mode
     cases: int
     empty_regions: str
-    """How cases without a region count."""
+    """Treatment of cases without a region."""
     tolerance_mm: float
     regions: dict[str, RegionTotals]
     burden: BurdenTotals | None
-    """None if no organ or no tumor is named."""
+    """None without labels of organ and tumor."""
     lesions: LesionTotals | None
-    """None if no tumor is named."""
+    """None without a tumor label."""
     tumor_by_case: TumorTotals | None
     tumor_by_slice: TumorTotals | None
     tumor_ranked_by: str | None
-    """The scores behind the AUC."""
+    """The scores that the AUC is computed from."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the totals as they are written to evaluation.json."""
@@ -171,8 +171,8 @@ def overlap_name(threshold: float) -> str:
 
 def sum_up(cases: Sequence[CaseScores], rules: Rules) -> Totals:
     """Compute the scores over all cases."""
-    answers = [case.tumor for case in cases if case.tumor is not None]
-    scores_are_complete = all(one.reported is not None for one in answers)
+    presence = [case.tumor for case in cases if case.tumor is not None]
+    scores_are_complete = all(one.reported is not None for one in presence)
     return Totals(
         mode=rules.mode,
         cases=len(cases),
@@ -181,9 +181,9 @@ def sum_up(cases: Sequence[CaseScores], rules: Rules) -> Totals:
         regions={name: sum_up_region(cases, name, rules.mode) for name in rules.labels.regions()},
         burden=sum_up_burden(cases, rules.mode),
         lesions=sum_up_lesions([case.lesions for case in cases if case.lesions is not None]),
-        tumor_by_case=_sum_up_cases(answers) if answers else None,
-        tumor_by_slice=_sum_up_slices(answers) if answers else None,
-        tumor_ranked_by=None if not answers else "the reports' scores" if scores_are_complete else "predicted voxels",
+        tumor_by_case=_sum_up_cases(presence) if presence else None,
+        tumor_by_slice=_sum_up_slices(presence) if presence else None,
+        tumor_ranked_by=None if not presence else "the reports' scores" if scores_are_complete else "predicted voxels",
     )
 
 
@@ -284,30 +284,30 @@ def sum_up_detection(lesions: Sequence[LesionScores], threshold: float) -> Detec
     )
 
 
-def _sum_up_cases(answers: Sequence[TumorAnswers]) -> TumorTotals:
+def _sum_up_cases(cases: Sequence[TumorPresence]) -> TumorTotals:
     return _to_totals(
         score_detection(
-            [any(one.truth) for one in answers],
-            [any(one.found) for one in answers],
-            [scores.case for scores in _scores(answers)],
+            [any(one.truth) for one in cases],
+            [any(one.predicted) for one in cases],
+            [scores.case for scores in _scores(cases)],
         )
     )
 
 
-def _sum_up_slices(answers: Sequence[TumorAnswers]) -> TumorTotals:
+def _sum_up_slices(cases: Sequence[TumorPresence]) -> TumorTotals:
     return _to_totals(
         score_detection(
-            [value for one in answers for value in one.truth],
-            [value for one in answers for value in one.found],
-            [value for scores in _scores(answers) for value in scores.slices],
+            [value for one in cases for value in one.truth],
+            [value for one in cases for value in one.predicted],
+            [value for scores in _scores(cases) for value in scores.slices],
         )
     )
 
 
-def _scores(answers: Sequence[TumorAnswers]) -> list[TumorScores]:
-    """Return the reports' scores if every case has them, or else the predicted voxels; the two do not mix."""
-    reported = [one.reported for one in answers if one.reported is not None]
-    return reported if len(reported) == len(answers) else [one.voxels for one in answers]
+def _scores(cases: Sequence[TumorPresence]) -> list[TumorScores]:
+    """Return the reports' scores if every case has them, or else the predicted voxels for all cases."""
+    reported = [one.reported for one in cases if one.reported is not None]
+    return reported if len(reported) == len(cases) else [one.voxels for one in cases]
 
 
 def _to_totals(counts: Detection) -> TumorTotals:

@@ -1,4 +1,4 @@
-"""Two runs on the same cases: paired differences, Wilcoxon's test, and a scatter plot of case against case."""
+"""Compares two runs on the same cases: paired differences, Wilcoxon's test, and scatter plots."""
 
 import math
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from slicemill.measure.evaluation.region import measure_region
 from slicemill.measure.evaluation.statistics import nan_to_none, paired_difference, score_true_negatives
 
 Values = list[tuple[float, float]]
-"""The values of both runs, case by case."""
+"""The values of both runs in each case."""
 COMPARED = ("dice", "voe", "assd_mm", "hd95_mm", "surface_dice", "absolute_error_ml")
 PLOTTED = ("dice", "hd95_mm")
 BEST = {"dice": 1.0, "voe": 0.0}
-"""The score of a run that correctly predicts nothing where the other run raises a false alarm."""
+"""Score of a correct empty prediction if the other run has a false positive."""
 LOWER_IS_BETTER = ("voe", "assd_mm", "hd95_mm", "absolute_error_ml")
 
 
@@ -29,13 +29,13 @@ class ComparedMeasure:
     region: str
     measure: str
     cases: int
-    """Cases with a value in both runs."""
+    """Number of cases with a value in both runs."""
     left_out: int
     mean: float | None
     mean_against: float | None
     """Mean of the other run."""
     difference: float | None
-    """Mean of this run minus the other, case by case."""
+    """Mean of the paired differences, this run minus the other."""
     low: float | None
     """Lower end of the 95 % interval of the difference."""
     high: float | None
@@ -48,25 +48,27 @@ class ComparedMeasure:
 
 
 def pair_values(run: Evaluation, other: Evaluation) -> dict[tuple[str, str], Values]:
-    """Return (region, measure) -> the values of both runs in the cases that both have.
+    """Return (region, measure) -> the values of both runs in their shared cases.
 
     Raises
     ------
     ConfigError
-        The runs were scored by different rules, or share no case.
+        The runs were scored by different rules, or have no case in common.
     """
     if run.rules != other.rules:
-        raise ConfigError("the two runs name different labels; pass --labels, so that both are scored alike.")
+        raise ConfigError(
+            "the two runs have different labels; pass --labels, so that both are scored by the same rules."
+        )
     first, second = ({case.case_id: case for case in one.cases} for one in (run, other))
     shared = [case_id for case_id in first if case_id in second]
     if not shared:
-        raise ConfigError("the two runs share no case; compare runs on the same scans.")
+        raise ConfigError("the two runs have no case in common; compare runs on the same scans.")
     values: dict[tuple[str, str], Values] = {}
     for name in run.labels.regions():
         for case_id in shared:
-            ours, theirs = (measure_region(cases[case_id], name, run.rules.mode) for cases in (first, second))
+            one, another = (measure_region(cases[case_id], name, run.rules.mode) for cases in (first, second))
             for measure in COMPARED:
-                values.setdefault((name, measure), []).append((getattr(ours, measure), getattr(theirs, measure)))
+                values.setdefault((name, measure), []).append((getattr(one, measure), getattr(another, measure)))
     for (name, measure), pairs in values.items():
         if measure in BEST:
             values[name, measure] = score_true_negatives(pairs, BEST[measure])
@@ -74,14 +76,14 @@ def pair_values(run: Evaluation, other: Evaluation) -> dict[tuple[str, str], Val
 
 
 def compare_runs(run: Evaluation, other: Evaluation) -> list[ComparedMeasure]:
-    """Compare each measure of each region over the cases that both runs have."""
+    """Compare each measure of each region over the shared cases."""
     return [_compare(name, measure, pairs) for (name, measure), pairs in pair_values(run, other).items()]
 
 
 def _compare(name: str, measure: str, pairs: Values) -> ComparedMeasure:
     kept = _without_nan(pairs)
-    ours, theirs = [a for a, _ in kept], [b for _, b in kept]
-    result = paired_difference(ours, theirs)
+    first, second = [a for a, _ in kept], [b for _, b in kept]
+    result = paired_difference(first, second)
     lower = sum(a < b for a, b in kept)
     better, worse = (lower, result.better) if measure in LOWER_IS_BETTER else (result.better, lower)
     return ComparedMeasure(
@@ -89,8 +91,8 @@ def _compare(name: str, measure: str, pairs: Values) -> ComparedMeasure:
         measure=measure,
         cases=result.patients,
         left_out=len(pairs) - len(kept),
-        mean=nan_to_none(mean_without_nan(ours)),
-        mean_against=nan_to_none(mean_without_nan(theirs)),
+        mean=nan_to_none(mean_without_nan(first)),
+        mean_against=nan_to_none(mean_without_nan(second)),
         difference=nan_to_none(result.mean),
         low=nan_to_none(result.low),
         high=nan_to_none(result.high),
@@ -118,7 +120,7 @@ def write_run_comparison(out: Path, run: Evaluation, other: Evaluation) -> list[
 
 
 def _draw_scatter(axes: Axes, name: str, pairs: Values) -> None:
-    """Draw case against case, with the line on which both runs are equal."""
+    """Draw one dot per case, and the line of equality of both runs."""
     kept = _without_nan(pairs)
     axes.scatter([b for _, b in kept], [a for a, _ in kept], s=16, alpha=0.7, linewidths=0)
     high = max([1.0, *(value for pair in kept for value in pair)])

@@ -1,4 +1,4 @@
-"""The page of two time points: the category and how it was computed, changes of lesions, and pictures."""
+"""The page of two time points: RECIST category, its computation, changes of lesions, and pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ FIGURES = {
     "tumor_burden_percent": "tumor burden, % of the organ",
 }
 COLUMNS = {
-    "fate": "became",
+    "fate": "change",
     "baseline_id": "lesion at baseline",
     "followup_id": "at follow-up",
     "with": "with lesion",
@@ -51,7 +51,7 @@ MEANINGS: dict[Category, str] = {
 def write_comparison(
     out: Path, comparison: Comparison, points: tuple[TimePoint, TimePoint], origins: tuple[CaseOrigin, CaseOrigin]
 ) -> None:
-    """Write compare.html and compare.json; `points` and `origins` are those of the baseline and of the follow-up."""
+    """Write compare.html and compare.json; `points` and `origins` are of baseline and follow-up."""
     out.mkdir(parents=True, exist_ok=True)
     write_bytes(out / "compare.html", render_page(comparison, points, origins))
     sources = {"baseline": to_document(origins[0]), "followup": to_document(origins[1])}
@@ -61,7 +61,7 @@ def write_comparison(
 def render_page(
     comparison: Comparison, points: tuple[TimePoint, TimePoint], origins: tuple[CaseOrigin, CaseOrigin]
 ) -> bytes:
-    """Return the page, self-contained."""
+    """Return the self-contained page."""
     new = [one for one in comparison.lesions if one.fate == "new"]
     targets = [one for one in comparison.lesions if one.baseline_id in comparison.baseline.target_ids]
     shown_new = new[: max(0, SHOWN - len(targets))]
@@ -81,7 +81,7 @@ def render_page(
             *(draw("New at follow-up", points[1], one.followup_id) for one in shown_new),
         ],
         more_new=len(new) - len(shown_new),
-        alignment={"headers": "the headers' patient millimetres", "organ": "the organ's centroid and extent"}[
+        alignment={"headers": "patient coordinates of the headers", "organ": "centroid and extent of the organ"}[
             comparison.alignment
         ],
         provenance=[list_provenance(origin) for origin in origins],
@@ -92,7 +92,7 @@ def list_cards(comparison: Comparison) -> list[tuple[str, object]]:
     """Return the key figures."""
     recist = comparison.recist
     return [
-        ("RECIST 1.1 category, computed", recist.category),
+        ("computed RECIST 1.1 category", recist.category),
         (
             f"sum of {recist.targets} target diameters, mm: {format_change(recist.change_percent)}",
             format_both(recist.baseline_sum_mm, recist.followup_sum_mm),
@@ -106,7 +106,7 @@ def list_cards(comparison: Comparison) -> list[tuple[str, object]]:
 
 
 def format_both(before: float | None, after: float | None) -> str:
-    """Return two figures with an arrow between them.
+    """Return the figures of both time points with an arrow between them.
 
     >>> format_both(12.04, None)
     '12.0 → -'
@@ -124,7 +124,7 @@ def format_change(percent: float | None) -> str:
 
 
 def tabulate_figures(comparison: Comparison) -> Table:
-    """Return the figures of both time points, without those that neither has."""
+    """Return the figures of both time points, without rows that are empty at both."""
     rows: list[list[object]] = []
     for key, name in FIGURES.items():
         before, after = getattr(comparison.baseline, key), getattr(comparison.followup, key)
@@ -138,7 +138,7 @@ def tabulate_figures(comparison: Comparison) -> Table:
 
 
 def tabulate_changes(changes: Sequence[LesionChange]) -> Table:
-    """Return what became of each lesion, without columns that no lesion has."""
+    """Return the change of each lesion, without empty columns."""
     rows = [change.as_row() for change in changes]
     kept = [key for key in COLUMNS if any(row[key] is not None for row in rows)]
     return Table(header=[COLUMNS[key] for key in kept], rows=[[row[key] for key in kept] for row in rows])
@@ -147,15 +147,15 @@ def tabulate_changes(changes: Sequence[LesionChange]) -> Table:
 def draw_target(
     target: LesionChange, changes: Sequence[LesionChange], points: tuple[TimePoint, TimePoint]
 ) -> list[CaptionedPicture]:
-    """Draw a target at baseline, and what it became at follow-up."""
+    """Draw a target at baseline and its successors at follow-up."""
     at_baseline, at_followup = f"Target {target.baseline_id}, baseline", f"Target {target.baseline_id}, follow-up"
     later = [draw(at_followup, points[1], lesion_id) for lesion_id in find_successors(target, changes)]
-    nothing_left = CaptionedPicture(caption=f"{at_followup}: no lesion is left of it.", png=None)
-    return [draw(at_baseline, points[0], target.baseline_id), *(later or [nothing_left])]
+    vanished = CaptionedPicture(caption=f"{at_followup}: the lesion has vanished.", png=None)
+    return [draw(at_baseline, points[0], target.baseline_id), *(later or [vanished])]
 
 
 def find_successors(change: LesionChange, changes: Sequence[LesionChange]) -> list[int]:
-    """Return what a lesion at baseline became: its partner and what split off, or the lesion that it merged into."""
+    """Return the lesions at follow-up that continue one at baseline: its match and splits, or the merged lesion."""
     if change.fate == "merged":
         return [] if change.with_id is None else [change.with_id]
     parts = [one.followup_id for one in changes if one.fate == "split" and one.with_id == change.baseline_id]

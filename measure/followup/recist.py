@@ -1,16 +1,16 @@
 """Two time points of one patient: matched lesions, changes, new and vanished lesions, and the RECIST 1.1 category.
 
-1. The follow-up is aligned with the baseline: by the headers (both in patient millimetres), or on request by the
-   organ's centroid and extent along the patient's axes, for scans whose headers do not share a frame.
-2. Two lesions may be matched if their surfaces come within REACH_MM. As many pairs as possible are matched, and of
-   those choices the one with the nearest centers is taken.
-3. A lesion without a partner that touches a matched one at the other time has merged into it, or split off from it.
-   Other lesions without a partner have vanished or are new.
+1. The follow-up is aligned with the baseline: by the patient coordinates of the headers, or with `--align organ` by the
+   organ's centroid and extent along the patient's axes, for scans in different frames of reference.
+2. Two lesions may be matched if their surfaces are within REACH_MM. The number of pairs is maximized first, then the
+   distances of centers are minimized.
+3. An unmatched lesion that is within REACH_MM of a matched one at the other time has merged into it or split from it.
+   Other unmatched lesions have vanished or are new.
 4. The category is computed from the target lesions at baseline
    (`slicemill.measure.lesions.measurements.choose_targets`). CR: no lesion is left. PD: the sum of diameters grew by at
    least 20 % and 5 mm, or a lesion is new. PR: it shrank by at least 30 %. NE: there are no targets. SD: all else. The
-   baseline is used as the smallest sum so far. This is a computation, not a diagnosis: RECIST also asks for lymph
-   nodes, lesions that cannot be measured, other organs and the reader's judgement.
+   baseline is used as the smallest sum so far. This is a computation, not a diagnosis: RECIST also considers lymph
+   nodes, non-measurable lesions, other organs and the reader's judgement.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ Align = Literal["headers", "organ"]
 Fate = Literal["matched", "vanished", "merged", "new", "split"]
 Category = Literal["CR", "PR", "SD", "PD", "NE"]
 REACH_MM = 5.0
-"""About how far breathing and the choice of slices move a lesion's border; more would pair neighbors."""
+"""About the shift of a lesion's border by breathing and slice positions. Larger values would match neighbors."""
 PD_PERCENT, PD_MM, PR_PERCENT = 20.0, 5.0, -30.0
 NOTE = "computed by the rules of RECIST 1.1 from segmentations of one organ; research use, not a diagnosis"
 
@@ -60,15 +60,15 @@ class TimePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class LesionChange:
-    """What became of one lesion."""
+    """Change of one lesion."""
 
     fate: Fate
     baseline_id: int | None = None
-    """None if the lesion is new or split off."""
+    """None for a new lesion or a split."""
     followup_id: int | None = None
     """None if the lesion has vanished or merged."""
     with_id: int | None = None
-    """The lesion at the other time that this one merged into, or split off from. It is written as ``with``."""
+    """The lesion at the other time that this one merged into or split from; written as ``with``."""
     baseline_ml: float | None = None
     followup_ml: float | None = None
     volume_change_percent: float | None = None
@@ -85,7 +85,7 @@ class LesionChange:
 
 @dataclass(frozen=True, kw_only=True)
 class Recist:
-    """The RECIST 1.1 category, and what it was computed from."""
+    """The RECIST 1.1 category and the values behind it."""
 
     category: Category
     targets: int
@@ -93,7 +93,7 @@ class Recist:
     baseline_sum_mm: float
     """Sum of the targets' diameters."""
     followup_sum_mm: float
-    """Sum of the diameters of what the targets became."""
+    """Sum of the diameters of the lesions that continue the targets."""
     change_percent: float | None
     """Change of the sum; None without targets."""
     new_lesions: int
@@ -131,10 +131,12 @@ def measure_time_point(volume: Volume) -> TimePoint:
     Raises
     ------
     LabelError
-        No label is tumor.
+        There is no tumor label.
     """
     if volume.labels.tumor is None:
-        raise LabelError("a comparison needs to know which label is tumor; pass --labels liver=1,tumor=2.")
+        raise LabelError(
+            "no label is named tumor, so lesions cannot be compared; pass --labels, like --labels liver=1,tumor=2."
+        )
     return TimePoint(volume=volume, lesions=measure_lesions(volume))
 
 
@@ -167,7 +169,7 @@ def compare_time_points(baseline: TimePoint, followup: TimePoint, align: Align =
 def compute_alignment(baseline: Volume, followup: Volume, align: Align) -> Floats:
     """Return the map from the follow-up's LPS mm to the baseline's: float64[4, 4].
 
-    By the headers it is the identity. By the organ it moves and scales along the patient's axes.
+    For `headers` it is the identity. For `organ` it shifts and scales along the patient's axes.
 
     Raises
     ------
@@ -193,13 +195,13 @@ def compute_alignment(baseline: Volume, followup: Volume, align: Align) -> Float
 
 
 def measure_gap(one: Floats, other: Floats) -> float:
-    """Return the smallest distance of two surfaces, mm."""
+    """Return the smallest distance between two surfaces, mm."""
     few, many = (one, other) if len(one) < len(other) else (other, one)
     return float(nearest_distances(few, many).min())
 
 
 def match_lesions(gaps_mm: Floats, centers: Floats, other_centers: Floats) -> list[tuple[int, int]]:
-    """Return as many pairs (baseline, follow-up) within reach as possible; of those choices, the nearest centers.
+    """Return the most pairs (baseline, follow-up) within reach; among equal numbers, those with the nearest centers.
 
     Parameters
     ----------
@@ -226,7 +228,7 @@ def find_changes(
     pairs: Sequence[tuple[int, int]],
     gaps_mm: Floats,
 ) -> list[LesionChange]:
-    """Return what became of each lesion; it merged into, or split off from, the nearest matched one in reach."""
+    """Return the change of each lesion. Unmatched ones merged into or split from the nearest matched one in reach."""
     forward = dict(pairs)
     backward = {b: a for a, b in pairs}
     changes = []
@@ -276,7 +278,7 @@ def compare_lesions(before: LesionMeasurement, after: LesionMeasurement) -> Lesi
 
 
 def percent_change(before: float | None, after: float | None) -> float | None:
-    """Return the change in percent of the first value; None if that is 0 or does not exist.
+    """Return the change in percent of the first value; None if it is 0 or a value is missing.
 
     >>> percent_change(20.0, 15.0)
     -25.0
@@ -287,8 +289,8 @@ def percent_change(before: float | None, after: float | None) -> float | None:
 def compute_recist(target_ids: Sequence[int], changes: Sequence[LesionChange]) -> Recist:
     """Compute the RECIST 1.1 category.
 
-    A target that split counts with all its parts. A target that merged into another lesion is measured by that lesion,
-    whether that is a target or not.
+    A split target counts with all its parts. A target that merged into another lesion is measured by that lesion,
+    target or not.
     """
     targets = [one for one in changes if one.baseline_id in target_ids]
     merged_into = {one.with_id for one in targets if one.fate == "merged"}
@@ -297,10 +299,10 @@ def compute_recist(target_ids: Sequence[int], changes: Sequence[LesionChange]) -
     before = sum(one.baseline_mm or 0.0 for one in targets)
     after = sum(one.followup_mm or 0.0 for one in [*targets, *parts])
     new = sum(one.fate == "new" for one in changes)
-    left = sum(one.followup_id is not None for one in changes)
+    remaining = sum(one.followup_id is not None for one in changes)
     change = percent_change(before, after)
     return Recist(
-        category=choose_category(change, after - before, new, left),
+        category=choose_category(change, after - before, new, remaining),
         targets=len(targets),
         baseline_sum_mm=round(before, 2),
         followup_sum_mm=round(after, 2),
@@ -309,8 +311,8 @@ def compute_recist(target_ids: Sequence[int], changes: Sequence[LesionChange]) -
     )
 
 
-def choose_category(change_percent: float | None, growth_mm: float, new: int, left: int) -> Category:
-    """Return CR, PR, SD, PD or NE from the sum's change, the new lesions, and the lesions that are left.
+def choose_category(change_percent: float | None, growth_mm: float, new: int, remaining: int) -> Category:
+    """Return CR, PR, SD, PD or NE from the sum's change, the number of new lesions, and of all lesions at follow-up.
 
     >>> choose_category(-100.0, -40.0, 0, 0), choose_category(-30.0, -12.0, 0, 1)
     ('CR', 'PR')
@@ -321,6 +323,6 @@ def choose_category(change_percent: float | None, growth_mm: float, new: int, le
         return "PD"
     if change_percent is None:
         return "NE"
-    if not left:
+    if not remaining:
         return "CR"
     return "PR" if change_percent <= PR_PERCENT else "SD"

@@ -23,7 +23,7 @@ PROBABILITY = "_probability_"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelUsed:
-    """The model that made a mask, as its report names it. A value of another type in the report becomes None."""
+    """The model of a mask, according to its report. Values of a wrong type are None."""
 
     model: str | None
     model_sha256: str | None
@@ -32,10 +32,10 @@ class ModelUsed:
 
 @dataclass(frozen=True, kw_only=True)
 class InferReport:
-    """The parts of a report of `infer` that are used here."""
+    """Fields of an `infer` report that evaluation and measurement use."""
 
     label_fields: Mapping[str, object]
-    """The report's fields labels, organ and tumor, not yet checked."""
+    """The report's fields labels, organ and tumor, unchecked."""
     model: ModelUsed
     tumor_score: float | None
     """Score of the scan, 0 to 1; None if the report has no finite number."""
@@ -56,14 +56,14 @@ class InferReport:
 def is_infer_report(document: Mapping[str, object]) -> bool:
     """Return whether a JSON document is a report of `infer`.
 
-    The report has no version and no name of its format, and any JSON file may lie next to a mask. So it is recognized
-    by two keys that every report has, and that no other tool is known to write together.
+    Reports have no format name or version, and other JSON files may be stored next to a mask. So a report is recognized
+    by two keys that every report has and that no other known tool writes.
     """
     return "model_sha256" in document and "slice_tumor_scores" in document
 
 
 def read_report(mask: Path) -> InferReport | None:
-    """Read the report of `infer` next to a mask; None if the file is absent, broken or another JSON file."""
+    """Read the report of `infer` next to a mask; None if the file is missing, damaged or another JSON file."""
     path = mask.with_name(strip_suffix(mask.name) + ".json")
     if not path.exists():
         return None
@@ -104,10 +104,10 @@ def find_masks(folder: Path) -> list[Path]:
 
 
 def _possible_masks(file: Path) -> list[Path]:
-    """Return the masks, without suffix, that a file would belong to if it were a probability map or a single label."""
+    """Return the possible masks of a file, without suffix, if it is a probability map or a single label."""
     stem = strip_suffix(file.name)
     stems = [stem.partition(PROBABILITY)[0]] if PROBABILITY in stem else []
-    splits = [(stem[:place], stem[place + 1 :]) for place, sign in enumerate(stem) if sign == "_"]
+    splits = [(stem[:index], stem[index + 1 :]) for index, character in enumerate(stem) if character == "_"]
     stems += [start for start, end in splits if end in _label_file_names(file.with_name(f"{start}.nii"))]
     return [file.parent / name for name in stems]
 
@@ -147,8 +147,8 @@ def read_probability(path: Path, grid: Grid) -> npt.NDArray[np.uint8]:
     header = read_header(path)
     if header.grid.shape != grid.shape or header.dtype != np.uint8:
         raise GeometryError(
-            f"{path}: a probability map must hold bytes on its mask's grid {grid.shape}; "
-            f"found {header.dtype}, {header.grid.shape}. Write it again with `slicemill infer --probability`."
+            f"{path}: a probability map must have bytes on its mask's grid {grid.shape}; "
+            f"this file has {header.dtype}, {header.grid.shape}. Write it again with `slicemill infer --probability`."
         )
     ni, nj, nk = header.grid.shape
     voxels = np.empty((nk, nj, ni), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""The labels of predictions and references, and checks that they mean the same."""
+"""Labels of predictions and references, and checks that they are compatible."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from slicemill.measure.inputs.pairs import Pair
 
 
 def find_labels(pairs: Sequence[Pair]) -> Labels | None:
-    """Return the labels of the predictions, or else those of the store of references; None if neither names them.
+    """Return the labels of the predictions, or else of the reference store; None if neither defines labels.
 
-    The predictions' labels count only if every prediction has a report, or lies in a store.
+    The predictions' labels are used only if every prediction has a report or is in a store.
 
     Raises
     ------
@@ -24,39 +24,39 @@ def find_labels(pairs: Sequence[Pair]) -> Labels | None:
         return next((labels for pair in pairs if (labels := _reference_labels(pair)) is not None), None)
     if any(labels != known[0] for labels in known):
         raise LabelError(
-            "the predictions come from models of different labels; evaluate them one model at a time, or pass --labels."
+            "the predictions are from models with different labels; evaluate one model at a time, or pass --labels."
         )
     for pair in pairs:
         stored = _reference_labels(pair)
         if stored is not None and not are_compatible(known[0], stored):
             raise LabelError(
                 f"{pair.name}: {_source(pair)} names the labels {_describe(known[0])}, and its reference in the store "
-                f"{_describe(stored)}; they must mean the same. Ingest the references with the model's labels, "
-                "or pass --labels that are true of both."
+                f"{_describe(stored)}; the labels must be equal. Ingest the references with the model's labels, "
+                "or pass --labels that are correct for both."
             )
     return known[0]
 
 
 def check_same_labels(pairs: Sequence[Pair], labels: Labels) -> None:
-    """Check that no report and no store of predictions contradicts the labels of the other run.
+    """Check that the labels of the predictions do not contradict those of the other run.
 
     Raises
     ------
     LabelError
-        One contradicts them.
+        The labels of a prediction contradict them.
     """
     for pair in pairs:
         own = _prediction_labels(pair)
         if own is not None and not are_compatible(labels, own):
             raise LabelError(
                 f"{pair.prediction}: {_source(pair)} names the labels {_describe(own)}, and the other run "
-                f"{_describe(labels)}; they must mean the same. Compare runs with the same labels, "
-                "or pass --labels that are true of both."
+                f"{_describe(labels)}; the labels must be equal. Compare runs with the same labels, "
+                "or pass --labels that are correct for both."
             )
 
 
 def are_compatible(labels: Labels, others: Labels) -> bool:
-    """Return whether no name or value, and neither organ nor tumor, has two meanings.
+    """Return whether two sets of labels agree in shared names and values, and in organ and tumor.
 
     >>> full, swapped = Labels({"liver": 1, "tumor": 2}), Labels({"tumor": 1})
     >>> are_compatible(full, Labels({"liver": 1})), are_compatible(full, swapped)

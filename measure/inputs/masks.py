@@ -1,4 +1,4 @@
-"""The voxels of predictions, references and scans, on one grid."""
+"""Reads predictions, references and scans onto one grid."""
 
 import base64
 import contextlib
@@ -29,7 +29,7 @@ class PairMasks:
     truth: Label
     """uint8[z, y, x], values of the labels."""
     grid: Grid
-    """The reference's grid, on which both lie."""
+    """The reference's grid, which both masks share."""
 
 
 def read_masks(pair: Pair) -> PairMasks:
@@ -38,7 +38,7 @@ def read_masks(pair: Pair) -> PairMasks:
     Raises
     ------
     InputError
-        A mask cannot be read, or the two lie on different grids.
+        A mask cannot be read, or the two have different grids.
     """
     if pair.case is not None:
         label, own_grid = read_stored_mask(pair.case)
@@ -54,7 +54,7 @@ def read_masks(pair: Pair) -> PairMasks:
 
 
 def _read_reference(pair: Pair, grid: Grid) -> tuple[Label, Grid]:
-    """Read the reference and its grid, which must be the prediction's `grid`."""
+    """Read the reference and its grid, which must match the prediction's `grid`."""
     reference = pair.reference
     if reference.case is not None:
         truth, own_grid = read_stored_mask(reference.case)
@@ -77,10 +77,10 @@ def read_stored_mask(case: Case) -> tuple[Label, Grid]:
 def _check_grids(pair: Pair, grid: Grid, other: Grid) -> None:
     reference = pair.reference.case_id
     if grid.shape != other.shape:
-        raise GeometryError(f"{pair.where}: has shape {grid.shape}, its reference {reference} has {other.shape}.")
+        raise GeometryError(f"{pair.where}: has shape {grid.shape}, but its reference {reference} has {other.shape}.")
     if (apart := grid.distance_mm(other)) > SAME_GRID_MM:
         raise GeometryError(
-            f"{pair.where}: lies {apart:.3g} mm from its reference {reference}; they must share one grid."
+            f"{pair.where}: is {apart:.3g} mm away from its reference {reference}; both must have the same grid."
         )
 
 
@@ -95,14 +95,14 @@ def check_values(label: Label, labels: Labels, where: str) -> None:
     unknown = sorted({int(value) for value in np.flatnonzero(count_values(label))} - {0, *labels.values.values()})
     if unknown:
         raise LabelError(
-            f"{where}: holds the values {unknown} outside the labels {format_labels(labels.values)}; pass --labels."
+            f"{where}: has the values {unknown} outside the labels {format_labels(labels.values)}; pass --labels."
         )
 
 
 def read_background(pair: Pair, shape: tuple[int, ...]) -> npt.NDArray[np.int16]:
     """Read the reference's scan as a background for pictures, int16[z, y, x], HU.
 
-    Without a readable scan of this shape the background is air: scores do not need the scan.
+    Without a readable scan of this shape, the background is air. Scores do not need the scan.
     """
     reference = pair.reference
     with contextlib.suppress(InputError, OSError):

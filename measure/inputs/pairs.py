@@ -16,12 +16,12 @@ class Reference:
     """The reference of a case: a mask file, or a stored case."""
 
     case_id: str
-    """Id of the case, preceded by its folder if several cases have one id."""
+    """Id of the case, with its folder as prefix if several cases have the same id."""
     folder: str = ""
-    """Folder below the references, as `slicemill.ct.naming.Name.folder`; empty for a stored case."""
+    """Folder relative to the references, in the form of `slicemill.ct.naming.Name.folder`; empty for a stored case."""
     mask: Path | None = None
     image: Path | None = None
-    """The mask's scan, if one lies with it."""
+    """The mask's scan, if it is in the same folder."""
     case: Case | None = None
     """The stored case."""
 
@@ -33,20 +33,20 @@ class Pair:
     prediction: Path
     """The mask file, or the store."""
     name: str
-    """Path of the file below the predictions, or the id of the stored case."""
+    """Path relative to the predictions, or the id of the stored case."""
     reference: Reference
     case: Case | None = None
     """The stored case, if the predictions are a store."""
 
     @property
     def where(self) -> str:
-        """Return the place of the prediction, for messages."""
+        """Return the location of the prediction, for messages."""
         return str(self.prediction) if self.case is None else f"{self.prediction}: {self.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing:
-    """All pairs, and the masks without a partner."""
+    """All pairs, and the unmatched masks."""
 
     pairs: tuple[Pair, ...]
     missing: tuple[str, ...]
@@ -60,7 +60,7 @@ class Pairing:
 @dataclass(frozen=True, kw_only=True)
 class _Prediction:
     relative: str
-    """Path below the predictions; a stored case has the path that a file of its id would have."""
+    """Path relative to the predictions; for a stored case, its id with a suffix."""
     path: Path
     name: str
     case: Case | None = None
@@ -69,13 +69,13 @@ class _Prediction:
 def pair_up(predictions: Path, references: Path) -> Pairing:
     """Find the reference of each prediction.
 
-    Predictions with exactly a reference's folder and name are matched first. The others are matched by case id or name
-    (`find_match`), but never to a reference that already has an exact match.
+    First, predictions are matched to references with the same folder and name. The others are matched by case id or
+    name (`find_match`), but not to a reference that already has an exact match.
 
     Raises
     ------
     PairingError
-        There is nothing to compare, or two predictions belong to one case.
+        No prediction has a reference, or two predictions belong to the same case.
     """
     damaged: dict[str, str] = {}
     index = _index_references(references, damaged)
@@ -96,13 +96,13 @@ def pair_up(predictions: Path, references: Path) -> Pairing:
         pair = Pair(prediction=one.path, name=one.name, reference=reference, case=one.case)
         if reference.case_id in pairs:
             raise PairingError(
-                f"{pairs[reference.case_id].where} and {pair.where} are both of the case {reference.case_id}; "
+                f"{pairs[reference.case_id].where} and {pair.where} both belong to the case {reference.case_id}; "
                 "keep one of them."
             )
         pairs[reference.case_id] = pair
     if not pairs:
         raise PairingError(
-            f"{predictions}: none of its {len(listed)} masks has the name of a reference in {references}."
+            f"{predictions}: none of the {len(listed)} masks matches the name of a reference in {references}."
         )
     case_ids = {reference.case_id for several in index.values() for reference in several}
     return Pairing(
@@ -117,23 +117,21 @@ def _list_predictions(predictions: Path, damaged: dict[str, str]) -> list[_Predi
     if is_store(predictions):
         ids_and_cases = [(case.info.case_id, case) for case in _cases_with_mask(predictions, damaged)]
         if not ids_and_cases:
-            raise PairingError(
-                f"{predictions}: holds no case with a mask; ingest the predicted masks with their scans."
-            )
+            raise PairingError(f"{predictions}: has no case with a mask; ingest the predicted masks with their scans.")
         return [
             _Prediction(relative=f"{case_id}.nii", path=predictions, name=case_id, case=case)
             for case_id, case in ids_and_cases
         ]
     files = [predictions] if predictions.is_file() else find_masks(predictions)
     if not files:
-        raise PairingError(f"{predictions}: holds no mask (.nii or .nii.gz); `slicemill infer` writes them.")
+        raise PairingError(f"{predictions}: contains no mask (.nii or .nii.gz); `slicemill infer` writes masks.")
     root = predictions.parent if predictions.is_file() else predictions
     paths = [(file.relative_to(root).as_posix(), file) for file in files]
     return [_Prediction(relative=relative, path=file, name=relative) for relative, file in paths]
 
 
 def _cases_with_mask(root: Path, damaged: dict[str, str]) -> list[Case]:
-    """Return the stored cases that have a mask; the reason of each that cannot be opened is put into `damaged`."""
+    """Return the stored cases with a mask. Cases that cannot be opened are added to `damaged` with the reason."""
     store, cases = open_store(root), []
     for case_id in store.case_ids:
         try:

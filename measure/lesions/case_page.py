@@ -1,4 +1,4 @@
-"""The page of one case: key figures, pictures of lesions, a drawing of the tumors along z, tables, and provenance."""
+"""The page of one case: key figures, pictures of lesions, tumor area along z, tables, and provenance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from slicemill.measure.lesions.pictures import CaptionedPicture, draw_case, draw
 from slicemill.measure.lesions.records import CaseOrigin, CaseRecord
 
 SHOWN = 12
-"""Lesions that have pictures; the table has all."""
+"""Number of lesions with pictures; the table lists all lesions."""
 STRIP_PX = (900, 130)
 BAR_PX = 14
 """Height of a lesion's row below the strip."""
@@ -23,11 +23,11 @@ COLUMNS = {
     "id": "lesion",
     "volume_ml": "volume, ml",
     "max_axial_diameter_mm": "longest, mm",
-    "perpendicular_mm": "across, mm",
+    "perpendicular_mm": "perpendicular, mm",
     "who_product_mm2": "product, mm²",
     "max_3d_diameter_mm": "longest in 3D, mm",
     "sphericity": "sphericity",
-    "organ_surface_mm": "to the organ's surface, mm",
+    "organ_surface_mm": "distance to organ surface, mm",
     "probability_mean": "mean probability",
     "key_z": "key slice",
 }
@@ -85,14 +85,14 @@ def write_case_page(out: Path, record: CaseRecord, volume: Volume) -> None:
         pictures=pictures,
         strip=make_strip(volume, record.lesions[:SHOWN]),
         sizes=tabulate_sizes(record.lesions),
-        places=tabulate_places(record.lesions),
+        positions=tabulate_positions(record.lesions),
         provenance=list_provenance(record.origin),
     )
     write_bytes(out / f"{record.case}.html", page)
 
 
 def list_figures(record: CaseRecord) -> list[tuple[str, object]]:
-    """Return the key figures of a case, without those that do not exist."""
+    """Return the key figures of a case, without missing ones."""
     figures = record.figures
     named: list[tuple[str, object]] = [
         ("lesions", figures.lesion_count),
@@ -116,13 +116,13 @@ def caption_lesion(lesion: LesionMeasurement) -> str:
 
 
 def tabulate_sizes(lesions: Sequence[LesionMeasurement]) -> Table:
-    """Return the sizes of all lesions, without columns that no lesion has."""
+    """Return the sizes of all lesions, without empty columns."""
     kept = [key for key in COLUMNS if any(getattr(lesion, key) is not None for lesion in lesions)]
     return Table(header=[COLUMNS[key] for key in kept], rows=[[getattr(one, key) for key in kept] for one in lesions])
 
 
-def tabulate_places(lesions: Sequence[LesionMeasurement]) -> Table:
-    """Return where all lesions lie, and their HU if there is a scan."""
+def tabulate_positions(lesions: Sequence[LesionMeasurement]) -> Table:
+    """Return the positions of all lesions, and their HU if there is a scan."""
     header = ["lesion", "slices", "center, LPS mm", "center, voxel z y x"]
     rows: list[list[object]] = [
         [
@@ -160,10 +160,10 @@ def format_range(hu: Intensities | None) -> str | None:
 
 
 def list_provenance(origin: CaseOrigin) -> list[tuple[str, object]]:
-    """Return what the figures of a case were computed from."""
+    """Return the provenance of a case: files, hashes, model, geometry and labels."""
     rows: list[tuple[str, object]] = []
     for file, name in ((origin.source.mask, "segmentation"), (origin.source.image, "scan")):
-        rows += [(name, file.name), (f"{name}, SHA-256", file.sha256)] if file else [(name, "none given")]
+        rows += [(name, file.name), (f"{name}, SHA-256", file.sha256)] if file else [(name, "none")]
     if origin.model:
         rows += [("model", origin.model.model), ("model, SHA-256", origin.model.model_sha256)]
     return [

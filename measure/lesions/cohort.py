@@ -1,4 +1,4 @@
-"""All cases of a run: tables of cases and lesions as CSV and JSON, and the page of all cases."""
+"""Results of all cases: tables of cases and lesions as CSV and JSON, and the page of all cases."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ def write_cohort(out: Path, records: Sequence[CaseRecord], failed: Sequence[Fail
 
 
 def make_case_row(record: CaseRecord, far: Mapping[str, str]) -> CaseRow:
-    """Return a case as a row of cases.csv; `far`: case -> flag of a volume that is far from the others."""
+    """Return a case as a row of cases.csv; `far`: case -> flag of an outlier volume."""
     figures = record.figures
     flags = [*record.flags, *([far[record.case]] if record.case in far else [])]
     return CaseRow(

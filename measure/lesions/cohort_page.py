@@ -1,4 +1,4 @@
-"""The page of all cases: cases to look at, distributions, and a table with links to the pages of the cases."""
+"""The page of all cases: flagged cases, distributions, and a table with links to the pages of the cases."""
 
 import math
 import statistics
@@ -15,7 +15,7 @@ from slicemill.measure.lesions.records import DISCLAIMER
 
 THUMB_PX = (220, 90)
 MOST_PICTURES = 300
-"""Cases with a thumbnail on the page; more would make the page too large to open."""
+"""Cases with a thumbnail on the page; more would make the page too large."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class CaseRow:
     longest_mm: float | None
     """Longest axial diameter of all lesions."""
     flags: str
-    """Reasons to check the case by eye, separated by semicolons."""
+    """Reasons for a manual check of the case, separated by semicolons."""
 
 
 NAMES = {
@@ -76,7 +76,7 @@ class Histogram:
 
 
 def render_cohort_page(out: Path, rows: Sequence[CaseRow], failed: Sequence[FailedCase]) -> bytes:
-    """Return the page. It is self-contained, apart from links to the pages of the cases."""
+    """Return the page. It is self-contained except for links to the pages of the cases."""
     columns = NAMES | {"longest_mm": "longest diameter, mm"}
     drawings = [
         make_histogram(name, [value for row in rows if (value := getattr(row, column)) is not None])
@@ -97,14 +97,14 @@ def render_cohort_page(out: Path, rows: Sequence[CaseRow], failed: Sequence[Fail
 
 
 def list_figures(rows: Sequence[CaseRow], failed: Sequence[FailedCase]) -> list[tuple[str, object]]:
-    """Return the key figures of all cases, without those that do not exist."""
+    """Return the key figures of all cases, without missing ones."""
     volumes = [row.tumor_ml for row in rows if row.tumor_ml]
     named: list[tuple[str, object]] = [
         ("cases", len(rows)),
         ("with tumor", sum(bool(row.lesion_count) for row in rows)),
         ("lesions", sum(row.lesion_count or 0 for row in rows)),
-        ("median tumor where there is one, ml", statistics.median(volumes) if volumes else None),
-        ("to look at", sum(bool(row.flags) for row in rows)),
+        ("median tumor volume of cases with tumor, ml", statistics.median(volumes) if volumes else None),
+        ("flagged", sum(bool(row.flags) for row in rows)),
         ("failed", len(failed)),
     ]
     return [(name, value) for name, value in named if value is not None]
@@ -121,7 +121,7 @@ def make_thumb(path: Path) -> bytes | None:
 
 
 def make_histogram(name: str, values: Sequence[float]) -> Histogram | None:
-    """Return a histogram with its median; None if there are less than two different values."""
+    """Return a histogram with its median; None with fewer than two different values."""
     if len(set(values)) < 2:
         return None
     low, high, bins = min(values), max(values), min(20, max(5, math.ceil(2 * math.sqrt(len(values)))))
@@ -130,9 +130,9 @@ def make_histogram(name: str, values: Sequence[float]) -> Histogram | None:
         counts[min(bins - 1, int((value - low) / (high - low) * bins))] += 1
     step = 260 / bins
     bars = []
-    for place, count in enumerate(counts):
+    for index, count in enumerate(counts):
         height = 80 * count / max(counts)
-        bars.append(HistogramBar(x=20 + place * step, y=90 - height, width=step - 1, height=height))
+        bars.append(HistogramBar(x=20 + index * step, y=90 - height, width=step - 1, height=height))
     return Histogram(
         title=f"{name}: median {format_number(statistics.median(values))}, n = {len(values)}",
         low=format_number(low),

@@ -1,4 +1,4 @@
-"""Flags: reasons for a person to check a case by eye."""
+"""Flags: reasons for a manual check of a case."""
 
 import math
 import statistics
@@ -8,9 +8,9 @@ from slicemill.measure.lesions.load import LoadedCase
 from slicemill.measure.lesions.measurements import CaseFigures, LesionMeasurement, Volume
 
 FAR = 3.5
-"""Modified z-score above which a volume is far from the others (Iglewicz and Hoaglin 1993)."""
+"""Modified z-score above which a volume is an outlier (Iglewicz and Hoaglin 1993)."""
 ENOUGH_CASES = 5
-"""Cases that are needed to compare volumes."""
+"""Minimum number of cases for a comparison of volumes."""
 
 
 def find_flags(case: LoadedCase, figures: CaseFigures, lesions: Sequence[LesionMeasurement]) -> Iterator[str]:
@@ -32,7 +32,7 @@ def find_flags(case: LoadedCase, figures: CaseFigures, lesions: Sequence[LesionM
 
 
 def touches_organ(volume: Volume, box: Sequence[int]) -> bool:
-    """Return whether the box around a lesion, widened by one voxel, holds organ."""
+    """Return whether the box around a lesion, enlarged by one voxel, contains organ."""
     organ = volume.labels.values[volume.labels.organ or ""]
     sides = tuple(slice(max(0, low - 1), high + 1) for low, high in zip(box[:3], box[3:], strict=True))
     return bool((volume.label[sides] == organ).any())
@@ -41,8 +41,7 @@ def touches_organ(volume: Volume, box: Sequence[int]) -> bool:
 def flag_far_volumes(organ_ml: Mapping[str, float | None]) -> dict[str, str]:
     """Return case -> flag, for organ volumes whose logarithm has a modified z-score above FAR.
 
-    The median and the median absolute deviation stand for mean and standard deviation, because the volumes to be found
-    would change those.
+    The score uses the median and the median absolute deviation, because outliers change mean and standard deviation.
     """
     logarithms = {case: math.log(volume) for case, volume in organ_ml.items() if volume}
     if len(logarithms) < ENOUGH_CASES:

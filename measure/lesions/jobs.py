@@ -1,4 +1,4 @@
-"""The cases that `slicemill measure` works on: a mask file, the masks of a folder with their scans, or a store."""
+"""Input cases of `slicemill measure`: a mask file, a folder of masks with their scans, or a store."""
 
 import glob
 from collections import Counter
@@ -17,7 +17,7 @@ from slicemill.measure.lesions.records import Stamp
 from slicemill.store.reader import Store, is_store, open_store
 
 RESERVED_NAMES = ("report", "summary")
-"""Names of the page and of the table of all cases, which no case may have."""
+"""Names of the page and of the table of all cases. No case may have them."""
 FORMAT = 1
 """Version of the records. Records of another version are measured again."""
 
@@ -27,7 +27,7 @@ class MeasureJob:
     """One segmentation to measure."""
 
     name: str
-    """Path of the results below the output folder, without suffix."""
+    """Path of the results relative to the output folder, without suffix."""
     mask: Path
     """The mask file, or the store."""
     case_id: str | None = None
@@ -35,14 +35,14 @@ class MeasureJob:
     image: Path | None = None
     """The mask's scan."""
     labels: Labels | None = None
-    """Labels that the user named. They take precedence over those of a report or a store."""
+    """Labels from the command line. They take precedence over those of a report or a store."""
     default_labels: Labels | None = None
-    """Labels of a `dataset.json` or of LiTS's names, used if there are no others."""
+    """Labels of a `dataset.json` or of LiTS file names, used if there are no other labels."""
     lacks_scan: bool = False
-    """Whether scans were named, but none matches the mask."""
+    """Whether a folder of scans was passed, but no scan matches the mask."""
 
     def find_labels(self) -> Labels | None:
-        """Return the labels of a mask file: the user's, or else those of its report, or else the defaults."""
+        """Return the labels of a mask file: from the command line, its report, or the defaults, in this order."""
         report = read_report(self.mask)
         return self.labels or (report.read_labels() if report else self.default_labels)
 
@@ -75,7 +75,7 @@ def gather_jobs(masks: Path, images: Path | None, labels: Labels | None) -> list
     Raises
     ------
     PairingError
-        There is no mask, or two cases would have results of one name.
+        There is no mask, or the results of two cases would have the same name.
     """
     if is_store(masks):
         store = open_store(masks)
@@ -83,26 +83,26 @@ def gather_jobs(masks: Path, images: Path | None, labels: Labels | None) -> list
         jobs = [MeasureJob(name=case_id, mask=masks, case_id=case_id, labels=labels) for case_id in case_ids]
     elif masks.is_file():
         if images is not None and images.is_dir():
-            raise PairingError(f"{images}: is a folder and {masks} a file; name the file of its scan.")
+            raise PairingError(f"{images}: is a folder, but {masks} is a file; pass the file of its scan.")
         jobs = [file_job(masks, images, labels)]
     elif masks.is_dir():
         jobs = list(_folder_jobs(masks, images, labels))
     else:
         raise PairingError(f"{masks}: there is no such file, folder or store.")
     if not jobs:
-        raise PairingError(f"{masks}: holds no mask (.nii, .nii.gz or a store of cases with masks).")
+        raise PairingError(f"{masks}: contains no mask (.nii, .nii.gz or a store of cases with masks).")
     counts = Counter(job.name for job in jobs)
     for job in jobs:
         if counts[job.name] > 1 or job.name in RESERVED_NAMES:
             raise PairingError(
-                f"{job.mask}: its results would be written over others of the name {job.name}; "
-                "rename it, or measure it by itself."
+                f"{job.mask}: its results would overwrite others of the name {job.name}; "
+                "rename it, or measure it with another --out."
             )
     return jobs
 
 
 def _may_have_mask(store: Store, case_id: str) -> bool:
-    """Return whether a stored case has a mask, or cannot be opened: its own job then reports the reason."""
+    """Return whether a stored case has a mask, or cannot be opened. In that case its job reports the reason."""
     try:
         return store[case_id].label is not None
     except StoreError:
@@ -138,7 +138,7 @@ def _folder_jobs(folder: Path, images: Path | None, labels: Labels | None) -> It
 
 def _index_scans(images: Path) -> Index[_Scan]:
     if not images.is_dir():
-        raise PairingError(f"{images}: must be a folder of scans, since the masks lie in a folder.")
+        raise PairingError(f"{images}: must be a folder of scans, because the masks are a folder too.")
     index: Index[_Scan] = {}
     for file in find_files(images):
         relative = file.relative_to(images).as_posix()
@@ -148,17 +148,17 @@ def _index_scans(images: Path) -> Index[_Scan]:
 
 
 def _find_default_labels(mask: Path, folder: Path) -> Labels | None:
-    """Return the labels of a `dataset.json` in the folder or above it, or of LiTS's file names."""
-    for place in dict.fromkeys((folder, folder.parent)):
-        if (place / "dataset.json").exists():
-            return read_dataset_json(place / "dataset.json")
+    """Return the labels of a `dataset.json` in the folder or its parent, or of LiTS file names."""
+    for parent in dict.fromkeys((folder, folder.parent)):
+        if (parent / "dataset.json").exists():
+            return read_dataset_json(parent / "dataset.json")
     return LITS_LABELS if mask.name.startswith("segmentation-") else None
 
 
 def find_left_out(masks: Path) -> list[Path]:
-    """Return the files of a folder that are left out, because only other names contain a word for mask.
+    """Return the files of a folder that are not measured, because only other file names contain a word for mask.
 
-    The scans of the measured masks are not among them.
+    Scans of the measured masks are not included.
     """
     if is_store(masks) or not masks.is_dir():
         return []

@@ -1,4 +1,4 @@
-"""One case in memory: its segmentation, scan and probability map, and what they were read from."""
+"""Loads a case: segmentation, scan, probability map and their source files."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class LoadedCase:
     """The model of the mask; None without a report of `infer`."""
 
     def origin(self) -> CaseOrigin:
-        """Return what the case was computed from, as it is written."""
+        """Return the provenance of the case, as it is written."""
         labels = self.volume.labels
         return CaseOrigin(
             labels=dict(labels.values),
@@ -46,7 +46,7 @@ def load_case(job: MeasureJob) -> LoadedCase:
     Raises
     ------
     InputError
-        A file cannot be read, scan and mask lie on different grids, or the label values have no names.
+        A file cannot be read, scan and mask have different grids, or the label values have no names.
     """
     return _load_file(job) if job.case_id is None else _load_stored(job, job.case_id)
 
@@ -54,7 +54,7 @@ def load_case(job: MeasureJob) -> LoadedCase:
 def _load_file(job: MeasureJob) -> LoadedCase:
     report, labels = read_report(job.mask), job.find_labels()
     if labels is None:
-        raise LabelError(f"{job.mask}: no report names its label values; pass --labels liver=1,tumor=2.")
+        raise LabelError(f"{job.mask}: the label values have no names; pass --labels, like --labels liver=1,tumor=2.")
     with ScanReader(job.mask, "mask") as reader:
         grid, warnings = reader.grid, tuple(reader.warnings)
         label = reader.read()
@@ -83,14 +83,14 @@ def _read_scan(job: MeasureJob, grid: Grid) -> tuple[Image | None, FileUsed | No
             reader.replace_grid(grid)
             image = reader.read()
             return image, FileUsed(name=job.image.name, sha256=reader.finish())
-    raise GeometryError(f"{job.mask}: must lie on the grid of its scan {job.image}; they are {difference}.")
+    raise GeometryError(f"{job.mask}: must have the grid of its scan {job.image}; they differ: {difference}.")
 
 
 def _load_stored(job: MeasureJob, case_id: str) -> LoadedCase:
     case = open_store(job.mask)[case_id]
     labels = job.labels or case.info.labels
     if case.label is None or labels is None:
-        raise LabelError(f"{job.mask}: case {case_id} has no mask; measure one that has.")
+        raise LabelError(f"{job.mask}: case {case_id} has no mask; choose a case with a mask.")
     label = case.label[:]
     check_values(label, labels, f"{job.mask}: {case_id}")
     mask, image = (

@@ -1,7 +1,7 @@
-"""The measurements of a case and of its lesions.
+"""Measurements of a case and of its lesions.
 
 RECIST 1.1 (Eisenhauer et al. 2009): a target lesion is at least 10 mm long on a slice, or twice the slice distance
-where that is above 5 mm. At most two lesions of an organ are targets. They are chosen by length alone.
+where that is above 5 mm. At most two lesions of an organ are targets: the longest.
 """
 
 import math
@@ -42,7 +42,7 @@ DECIMALS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Intensities:
-    """Statistics of some voxels, HU."""
+    """Statistics of a set of voxels, HU."""
 
     voxels: int
     mean: float
@@ -58,7 +58,7 @@ class LesionMeasurement:
     """One lesion (26-connected). Positions are voxels z, y, x of the array in LPS+ order, or LPS mm."""
 
     id: int
-    """1 for the largest, then by falling volume."""
+    """1 for the largest, then in order of decreasing volume."""
     voxels: int
     volume_mm3: float
     volume_ml: float
@@ -72,7 +72,7 @@ class LesionMeasurement:
     max_3d_diameter_mm: float
     surface_mm2: float
     sphericity: float
-    """1 for a ball; lesions of a few voxels may be slightly above."""
+    """1 for a sphere; lesions of a few voxels may be slightly above."""
     first_z: int
     last_z: int
     key_z: int
@@ -103,7 +103,7 @@ class CaseFigures:
     tumor_burden_percent: float | None
     """Tumor in percent of the organ with its tumors."""
     lesion_count: int | None
-    """None if no label is tumor."""
+    """None without a tumor label."""
     target_ids: tuple[int, ...]
     """Ids of the target lesions, the longest first."""
     sum_of_target_diameters_mm: int | float
@@ -132,7 +132,7 @@ class Volume:
 
 
 def isolate_lesions(volume: Volume) -> Iterator[tuple[Lesion, Mask]]:
-    """Yield every lesion with its mask bool[z, y, x] in its own box, the largest first; none if no label is tumor.
+    """Yield each lesion and its mask bool[z, y, x] in the lesion's box, the largest first; none without a tumor label.
 
     Raises
     ------
@@ -157,13 +157,13 @@ def isolate_lesions(volume: Volume) -> Iterator[tuple[Lesion, Mask]]:
 
 
 def measure_lesions(volume: Volume) -> tuple[LesionMeasurement, ...]:
-    """Measure every lesion, the largest first; none if no label is tumor."""
+    """Measure all lesions, the largest first; none without a tumor label."""
     organ = find_organ_surface(volume)
     return tuple(_measure(volume, lesion, mask, organ) for lesion, mask in isolate_lesions(volume))
 
 
 def _measure(volume: Volume, lesion: Lesion, mask: Mask, organ: Floats) -> LesionMeasurement:
-    """Measure one lesion from its mask bool[z, y, x] in its own box."""
+    """Measure one lesion from its mask bool[z, y, x] in the lesion's box."""
     z0, y0, x0 = lesion.bbox_zyx[:3]
     longest, perpendicular = find_diameters(mask[lesion.key_z - z0], (lesion.key_z, y0, x0), volume.affine_lps)
     area = measure_surface_mm2(mask, volume.affine_lps)

@@ -1,4 +1,4 @@
-"""Pictures of lesions in true proportions: slices with outlines and diameters, coronal and sagittal cuts."""
+"""Pictures of lesions with the correct aspect ratio: slices with outlines and diameters, coronal and sagittal cuts."""
 
 import io
 import math
@@ -25,7 +25,7 @@ from slicemill.measure.lesions.measurements import LesionMeasurement, Volume
 
 HEIGHT_PX = 230
 MARGIN_MM = 22.0
-"""Width of the surroundings that are shown around a lesion."""
+"""Width of the margin shown around a lesion."""
 LONG_COLOR: Color = (255, 225, 80)
 PERPENDICULAR_COLOR: Color = (140, 255, 160)
 NO_SCAN_GRAY = 36
@@ -54,26 +54,26 @@ class CaptionedPicture:
 
     caption: str
     png: bytes | None
-    """None if there is nothing to show but the caption."""
+    """None to show the caption only."""
 
 
 def draw_lesion(volume: Volume, lesion: LesionMeasurement) -> Image.Image:
-    """Draw one lesion in six views next to each other, each under its caption."""
+    """Draw one lesion in six views side by side, each with a caption."""
     z0, y0, x0, z1, y1, x1 = lesion.bbox_zyx
-    key, (_, cy, cx) = lesion.key_z, (round(place) for place in lesion.centroid_zyx)
+    key, (_, cy, cx) = lesion.key_z, (round(position) for position in lesion.centroid_zyx)
     z_span, y_span, x_span = (widen(span, volume, axis) for axis, span in enumerate(((z0, z1), (y0, y1), (x0, x1))))
-    _, all_rows, all_columns = whole_spans(volume)
+    _, all_rows, all_columns = full_spans(volume)
     with_diameters = draw_cut(cut_axial(volume, key), y_span, x_span, volume)
     draw_diameters(with_diameters, lesion, y_span, x_span)
     neighbors = [z for z in (key - 1, key + 1) if 0 <= z < volume.label.shape[0]]
-    upright = turn_upright(z_span, volume)
+    flipped = flip_z_span(z_span, volume)
     return join_views(
         [
             (f"z={key}", draw_cut(cut_axial(volume, key), all_rows, all_columns, volume)),
             (f"{lesion.max_axial_diameter_mm:.1f} x {lesion.perpendicular_mm:.1f} mm", with_diameters),
             *((f"z={z}", draw_cut(cut_axial(volume, z), y_span, x_span, volume)) for z in neighbors),
-            (f"coronal, y={cy}", draw_cut(cut_coronal(volume, cy), upright, x_span, volume)),
-            (f"sagittal, x={cx}", draw_cut(cut_sagittal(volume, cx), upright, y_span, volume)),
+            (f"coronal, y={cy}", draw_cut(cut_coronal(volume, cy), flipped, x_span, volume)),
+            (f"sagittal, x={cx}", draw_cut(cut_sagittal(volume, cx), flipped, y_span, volume)),
         ]
     )
 
@@ -88,7 +88,7 @@ def draw_case(volume: Volume) -> Image.Image:
         int(labelled[len(labelled) // 2]) if len(labelled) else count // 2
         for labelled, count in zip(planes, volume.label.shape, strict=True)
     )
-    z_span, y_span, x_span = whole_spans(volume)
+    z_span, y_span, x_span = full_spans(volume)
     return join_views(
         [
             (f"z={z}", draw_cut(cut_axial(volume, z), y_span, x_span, volume)),
@@ -126,20 +126,20 @@ def _background(volume: Volume) -> npt.NDArray[Any]:
     return volume.label if volume.image is None else volume.image
 
 
-def whole_spans(volume: Volume) -> tuple[Span, Span, Span]:
+def full_spans(volume: Volume) -> tuple[Span, Span, Span]:
     """Return the full extent along z, y, x."""
     nz, ny, nx = volume.label.shape
     return (0, nz), (0, ny), (0, nx)
 
 
-def turn_upright(span: Span, volume: Volume) -> Span:
-    """Return where a span of slices lies in a cut with the head at the top."""
+def flip_z_span(span: Span, volume: Volume) -> Span:
+    """Return a span of slices as rows of a cut with the head at the top."""
     count = volume.label.shape[0]
     return count - span[1], count - span[0]
 
 
 def widen(span: Span, volume: Volume, axis: int) -> Span:
-    """Return a span of voxels with MARGIN_MM more on both sides, within the scan."""
+    """Return a span of voxels enlarged by MARGIN_MM on both sides, within the scan."""
     more = math.ceil(MARGIN_MM / volume.spacing_mm[axis])
     return max(0, span[0] - more), min(volume.label.shape[axis], span[1] + more)
 
@@ -170,7 +170,7 @@ def draw_cut(cut: Cut, rows: Span, columns: Span, volume: Volume) -> Image.Image
 
 
 def draw_diameters(picture: Image.Image, lesion: LesionMeasurement, rows: Span, columns: Span) -> None:
-    """Draw the longest diameter and the one at right angles into a view of the key slice."""
+    """Draw the longest diameter and the perpendicular one into a view of the key slice."""
     y_scale, x_scale = picture.height / (rows[1] - rows[0]), picture.width / (columns[1] - columns[0])
     pen = ImageDraw.Draw(picture)
     for diameter, color in (
@@ -182,7 +182,7 @@ def draw_diameters(picture: Image.Image, lesion: LesionMeasurement, rows: Span, 
 
 
 def join_views(views: Sequence[View]) -> Image.Image:
-    """Put pictures of one height next to each other, each under its caption."""
+    """Join pictures of equal height side by side, each with a caption."""
     width = sum(picture.width for _, picture in views) + GAP_PX * (len(views) - 1)
     sheet = Image.new("RGB", (width, HEIGHT_PX + CAPTION_PX), BACKGROUND)
     pen, font, left = ImageDraw.Draw(sheet), ImageFont.load_default(13), 0

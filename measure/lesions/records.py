@@ -1,4 +1,4 @@
-"""The record of a measured case, ``NAME.json``: its figures, its lesions, and what they were computed from."""
+"""The record of a measured case, ``NAME.json``: figures, lesions and provenance."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from slicemill.measure.lesions.measurements import CaseFigures, LesionMeasuremen
 
 DISCLAIMER = "research use, not a diagnosis"
 Stamp = dict[str, Any]
-"""Identifies the inputs and settings of a measurement, as plain JSON; compared as a whole."""
+"""Identifies the inputs and settings of a measurement, as plain JSON; compared for equality."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Sources:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseOrigin:
-    """What a case was computed from."""
+    """Provenance of a case: labels, geometry, source files and model."""
 
     labels: dict[str, int]
     """Name -> value."""
@@ -63,11 +63,11 @@ class CaseRecord:
     """All lesions, the largest first."""
     rim_mm: float
     flags: tuple[str, ...]
-    """Reasons to check the case by eye."""
+    """Reasons for a manual check of the case."""
     stamp: Stamp
 
     def as_json(self) -> dict[str, Any]:
-        """Return the record as it is written, with the fields of `origin` and `figures` on the first level."""
+        """Return the record as it is written, with the fields of `origin` and `figures` at the top level."""
         return {
             "case": self.case,
             "note": self.note,
@@ -89,7 +89,7 @@ class CaseRecord:
 
 
 def read_record(path: Path) -> CaseRecord:
-    """Read a record that was written before.
+    """Read the record of an earlier run.
 
     Raises
     ------
@@ -97,5 +97,5 @@ def read_record(path: Path) -> CaseRecord:
         The file is not a complete record.
     """
     document = read_json(path)
-    # the fields of origin and figures are on the first level of the document
+    # the fields of origin and figures are at the top level of the document
     return from_document(CaseRecord, document | {"origin": document, "figures": document}, str(path))

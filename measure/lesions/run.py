@@ -1,9 +1,9 @@
-"""`slicemill measure`: measure masks in parallel, and skip those that are measured already.
+"""`slicemill measure`: measures masks in parallel, and skips finished cases.
 
 Each case becomes ``NAME.json``, the page ``NAME.html`` and its picture ``NAME.png``, and ``NAME.seg.nrrd`` for 3D
-Slicer. A case is done if its JSON exists and was made from the same files (by size and time; in a store by hash) and
+Slicer. A case is finished if its JSON exists and was made from the same files (by size and time; in a store by hash)
 with the same settings. At the end, ``cases.csv``, ``lesions.csv``, ``summary.json``, ``colors.ctbl`` and
-``report.html`` are made from all records.
+``report.html`` are written from all records.
 """
 
 from collections.abc import Sequence
@@ -27,17 +27,17 @@ from slicemill.measure.lesions.slicer3d import write_segmentation
 from slicemill.measure.parallel import map_isolated
 
 CASE_SUFFIXES = (".html", ".png", ".seg.nrrd")
-"""Suffixes of a case's files, apart from its JSON."""
+"""Suffixes of a case's files, except its JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureOutcome:
-    """What became of a job."""
+    """Outcome of a job."""
 
     name: str
     status: Literal["done", "skipped", "failed"]
     reason: str = ""
-    """Why the case failed."""
+    """Reason for a failure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +49,13 @@ class EarlierRecord:
 
 
 def run(jobs: Sequence[MeasureJob], out: Path, *, workers: int = 1, overwrite: bool = False) -> list[MeasureOutcome]:
-    """Measure cases into a folder, and write its tables and pages; with `overwrite`, finished cases too."""
+    """Measure cases, and write tables and pages to a folder; with `overwrite`, measure finished cases again too."""
     out.mkdir(parents=True, exist_ok=True)
     check_summary(out)
     outcomes: dict[int, MeasureOutcome] = {}
     measure = partial(measure_job, out=out, overwrite=overwrite)
     with progress("measure", len(jobs), "cases") as advance:
-        for index, outcome in map_isolated(measure, jobs, workers, report_death):
+        for index, outcome in map_isolated(measure, jobs, workers, report_crash):
             outcomes[index] = outcome
             advance(1, "")
     ordered = [outcomes[index] for index in range(len(jobs))]
@@ -65,16 +65,16 @@ def run(jobs: Sequence[MeasureJob], out: Path, *, workers: int = 1, overwrite: b
     return ordered
 
 
-def report_death(job: MeasureJob) -> MeasureOutcome:
-    """Return the outcome of a case whose worker process died."""
+def report_crash(job: MeasureJob) -> MeasureOutcome:
+    """Return the outcome of a case whose worker process crashed."""
     reason = (
-        f"{job.mask}: a worker process died, perhaps from lack of memory; run the same command with fewer --workers."
+        f"{job.mask}: the worker process crashed, perhaps out of memory; run the command again with fewer --workers."
     )
     return MeasureOutcome(name=job.name, status="failed", reason=reason)
 
 
 def measure_job(job: MeasureJob, out: Path, *, overwrite: bool = False) -> MeasureOutcome:
-    """Measure one case and write its files, the JSON last. A bad input becomes the reason of the outcome."""
+    """Measure one case and write its files, the JSON last. Input errors are reported in the outcome."""
     try:
         stamp = job.stamp()
         path = out / f"{job.name}.json"
@@ -82,7 +82,7 @@ def measure_job(job: MeasureJob, out: Path, *, overwrite: bool = False) -> Measu
         if not overwrite and earlier is not None and earlier.stamp == stamp:
             return MeasureOutcome(name=job.name, status="skipped")
         case = load_case(job)
-        if earlier is None:  # this marks the case's files as ours, in case this run is killed
+        if earlier is None:  # marks the files as written by `measure`, even if this run is killed
             write_json(path, {"case": job.name, "note": DISCLAIMER, "stamp": None})
         record = make_record(job, case, stamp)
         write_case_page(out, record, case.volume)
@@ -92,7 +92,7 @@ def measure_job(job: MeasureJob, out: Path, *, overwrite: bool = False) -> Measu
         return MeasureOutcome(name=job.name, status="failed", reason=str(error))
     except MemoryError:
         return MeasureOutcome(
-            name=job.name, status="failed", reason=f"{job.mask}: not enough memory to measure it; use fewer --workers."
+            name=job.name, status="failed", reason=f"{job.mask}: not enough memory; use fewer --workers."
         )
     return MeasureOutcome(name=job.name, status="done")
 
@@ -115,12 +115,12 @@ def make_record(job: MeasureJob, case: LoadedCase, stamp: Stamp) -> CaseRecord:
 
 
 def find_earlier_record(out: Path, name: str) -> EarlierRecord | None:
-    """Return the record of a case that was measured, or begun, before; None if there is none.
+    """Return the record of a case that an earlier run finished or started; None if there is none.
 
     Raises
     ------
     PairingError
-        A file that would be replaced was not written by `measure`.
+        A file that would be overwritten was not written by `measure`.
     """
     path = out / f"{name}.json"
     if path.exists():
@@ -132,19 +132,21 @@ def find_earlier_record(out: Path, name: str) -> EarlierRecord | None:
         foreign = [file for suffix in CASE_SUFFIXES if (file := out / f"{name}{suffix}").exists()]
     if foreign:
         raise PairingError(
-            f"{foreign[0]}: was not written by slicemill measure and would be replaced; choose another --out."
+            f"{foreign[0]}: was not written by slicemill measure and would be overwritten; choose another --out."
         )
     return None
 
 
 def check_summary(out: Path) -> None:
-    """Check that a folder does not hold the summary of another command.
+    """Check that a folder does not contain the summary of another command.
 
     Raises
     ------
     PairingError
-        It does.
+        The folder contains such a summary.
     """
     path = out / "summary.json"
     if path.exists() and not {"cases", "failed"} <= read_json(path).keys():
-        raise PairingError(f"{path}: was not written by slicemill measure and would be replaced; choose another --out.")
+        raise PairingError(
+            f"{path}: was not written by slicemill measure and would be overwritten; choose another --out."
+        )

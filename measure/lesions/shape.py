@@ -1,7 +1,7 @@
-"""The shape of one lesion in mm: diameters with their ends, three-dimensional diameter, surface, sphericity.
+"""Shape of one lesion in mm: axial diameters with their ends, 3-D diameter, surface, sphericity.
 
-Positions are voxels z, y, x; integers are centers of voxels. Lengths are measured between outer faces, so that one
-voxel is as long as its side.
+Positions are voxels z, y, x; integers are centers of voxels. Lengths are measured between outer faces, so the length of
+a single voxel is its side.
 """
 
 import functools
@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float64]
 Voxel = tuple[float, float, float]
 """z, y, x."""
 HALF = [offset for offset in itertools.product((-1, 0, 1), repeat=3) if offset > (0, 0, 0)]
-"""13 directions z, y, x: one of each two opposite neighbors of 26."""
+"""13 directions z, y, x: one of each pair of opposite neighbors among 26."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Diameter:
 
     length_mm: float
     ends: tuple[Voxel, Voxel]
-    """Its two ends on the outer edges of the lesion."""
+    """The two ends, on the outer edges of the lesion."""
 
 
 def find_diameters(section: Mask, corner: tuple[int, int, int], affine_lps: Floats) -> tuple[Diameter, Diameter]:
@@ -48,22 +48,22 @@ def find_diameters(section: Mask, corner: tuple[int, int, int], affine_lps: Floa
     plane = affine_lps[:3, [1, 0]]  # a step along y and one along x, mm
     flat = np.linalg.qr(plane)[1]  # the same two steps in a frame of two axes at right angles
     pixels = outline_points(section).astype(np.float64) / 2
-    places = pixels @ flat.T
-    first, last = _find_farthest(places)
-    along = (places[last] - places[first]) / np.linalg.norm(places[last] - places[first])
+    points = pixels @ flat.T
+    first, last = _find_farthest(points)
+    along = (points[last] - points[first]) / np.linalg.norm(points[last] - points[first])
     across = np.array([-along[1], along[0]])
-    run, rise = (places - places[first]) @ along, (places - places[first]) @ across
+    run, rise = (points - points[first]) @ along, (points - points[first]) @ across
     # The hull's width across the longest diameter is piecewise linear, so it is largest at a corner of the hull.
     low, high = lower_hull(run, rise), lower_hull(run, -rise)
     stops = np.unique(np.concatenate([low[:, 0], high[:, 0]]))
     bottom, top = np.interp(stops, *low.T), -np.interp(stops, *high.T)
-    # if several lines are equally long, take the one in the middle of the outermost two
+    # of several equally long lines, take the middle one
     widest = np.flatnonzero(top - bottom >= (top - bottom).max() - 1e-9)[[0, -1]]
-    ends = [places[first] + stops[widest].mean() * along + side[widest].mean() * across for side in (bottom, top)]
+    ends = [points[first] + stops[widest].mean() * along + side[widest].mean() * across for side in (bottom, top)]
     back = np.linalg.inv(flat)
     return (
         Diameter(
-            length_mm=float(np.linalg.norm(places[last] - places[first])),
+            length_mm=float(np.linalg.norm(points[last] - points[first])),
             ends=(_voxel(pixels[first], corner), _voxel(pixels[last], corner)),
         ),
         Diameter(
@@ -87,21 +87,21 @@ def lower_hull(run: Floats, rise: Floats) -> Floats:
     for x, y in sorted(zip(run.tolist(), rise.tolist(), strict=True)):
         if chain and chain[-1][0] == x:
             continue  # above a point of the chain
-        while len(chain) > 1 and _turn(chain[-2], chain[-1], (x, y)) <= 0:
+        while len(chain) > 1 and _cross(chain[-2], chain[-1], (x, y)) <= 0:
             chain.pop()
         chain.append((x, y))
     return np.array(chain)
 
 
-def _turn(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> float:
+def _cross(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> float:
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
-def _find_farthest(places: Floats) -> tuple[int, int]:
+def _find_farthest(points: Floats) -> tuple[int, int]:
     """Return the indices of the two points of float64[n, d] that are farthest apart."""
     from scipy.spatial.distance import cdist
 
-    apart = cdist(places, places, "sqeuclidean")
+    apart = cdist(points, points, "sqeuclidean")
     first, last = np.unravel_index(int(apart.argmax()), apart.shape)
     return int(first), int(last)
 
@@ -156,7 +156,7 @@ def compute_direction_shares(directions: tuple[float, ...]) -> Floats:
 
 
 def compute_sphericity(volume_mm3: float, area_mm2: float) -> float:
-    """Return the surface of a ball of equal volume divided by the surface (Wadell 1935); 1 for a ball.
+    """Return the surface of a sphere of equal volume divided by the surface (Wadell 1935); 1 for a sphere.
 
     >>> round(compute_sphericity(4 / 3 * math.pi, 4 * math.pi), 9)
     1.0

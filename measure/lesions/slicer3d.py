@@ -14,7 +14,7 @@ COMPRESS_LEVEL = 4
 
 
 def choose_colors(labels: Labels) -> dict[str, Color]:
-    """Return the color of each label, the same as in all pictures.
+    """Return the color of each label, as in all pictures.
 
     >>> choose_colors(Labels({"liver": 1, "tumor": 2}, "liver", "tumor"))["tumor"]
     (255, 70, 70)
@@ -25,7 +25,7 @@ def choose_colors(labels: Labels) -> dict[str, Color]:
 
 
 def write_segmentation(path: Path, volume: Volume) -> None:
-    """Write labels as NRRD (teem.sourceforge.net/nrrd/format.html), with the fields that name segments in Slicer."""
+    """Write labels as NRRD (teem.sourceforge.net/nrrd/format.html), with Slicer's fields for names and colors."""
     nz, ny, nx = volume.label.shape
     matrix = volume.affine_lps
     directions = " ".join(f"({','.join(f'{number:.17g}' for number in matrix[:3, axis])})" for axis in range(3))
@@ -74,9 +74,9 @@ def write_color_table(path: Path, labels: Labels) -> None:
 
 
 def to_one_line(text: str) -> str:
-    r"""Replace line ends and other control characters, which would begin a new field, by spaces.
+    r"""Replace line ends and other control characters, which would start a new field, by spaces.
 
     >>> to_one_line("liver\nspace: x")
     'liver space: x'
     """
-    return "".join(sign if sign.isprintable() else " " for sign in text)
+    return "".join(character if character.isprintable() else " " for character in text)

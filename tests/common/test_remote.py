@@ -206,7 +206,7 @@ def test_a_delayed_run_whose_claim_was_taken_over_publishes_nothing(bucket, coll
     monkeypatch.setattr("slicemill.ingest.work.convert_case", held_up)
     outcome = run_case(Task(case=case, seen=None, compare=False, megabytes=1), LITS, root, 1)
     assert (outcome.status, outcome.passing) == ("failed", True)
-    assert "another run took this case over" in outcome.reason
+    assert "another run has taken over the case" in outcome.reason
     assert not [name for name in tree(root / "scans.zarr") if name.startswith("volume-0")]
 
 

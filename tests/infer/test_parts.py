@@ -36,10 +36,10 @@ class TestModel:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda m: m.update(contract=2), "is of contract 2"),
-            (lambda m: m.update(input="pairs"), "input pairs; this version runs contract 1, input int16 or bytes"),
+            (lambda m: m.update(contract=2), "has contract 2"),
+            (lambda m: m.update(input="pairs"), "input pairs; this version of slicemill supports"),
             (lambda m: m.update(input="bytes"), "do not fit context 3"),
-            (lambda m: m.pop("context"), "metadata is incomplete"),
+            (lambda m: m.pop("context"), "metadata are incomplete"),
             (lambda m: m.update(context=1), "do not fit context 1"),
             (lambda m: m.update(labels="liver"), "Expected `object`, got `str` - at `\\$.labels`"),
             (lambda m: m.update(context=9), "do not fit context 9"),

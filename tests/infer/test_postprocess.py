@@ -151,7 +151,7 @@ def test_rules_that_are_not_known_or_cannot_be_are_refused():
         ({"fill_holes": 1}, r"Expected `bool`, got `int` - at `\$.fill_holes`"),
         (["fill_holes"], "Expected `object`, got `array`"),
     ):
-        with pytest.raises(ModelError, match=f"its post-processing rules do not fit: {rule}"):
+        with pytest.raises(ModelError, match=f"its post-processing rules are invalid: {rule}"):
             parse_postprocess_rules(document)
 
 

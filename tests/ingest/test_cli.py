@@ -59,4 +59,4 @@ def test_an_unwritable_store_is_named(collection, tmp_path):
     (tmp_path / "file").touch()
     done = invoke("ingest", collection, tmp_path / "file")
     assert done.exit_code == 1
-    assert "a store is a folder; this is a file" in done.stderr
+    assert "is a file, but a store is a folder" in done.stderr

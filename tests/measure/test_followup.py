@@ -40,7 +40,7 @@ def test_the_page_shows_both_times_of_every_target_and_each_new_lesion(page_of, 
         "Target 2, baseline",
         "New at follow-up",
     ]
-    assert "Target 2, follow-up: no lesion is left of it." in page
+    assert "Target 2, follow-up: the lesion has vanished." in page
     assert page.count("data:image/png;base64,") == 4
     assert "PD (progressive disease)" in page
     assert "This is a computation and not a diagnosis." in page
@@ -89,7 +89,7 @@ def test_a_change_from_nothing_is_none(page_of, tmp_path):
 def test_a_scan_of_another_grid_is_refused(page_of, name, tmp_path):
     write_nifti(tmp_path / "other.nii", np.zeros((14, 40, 45), np.int16), SPACING)
     option = {"first": "--baseline-image", "second": "--followup-image"}[name]
-    with pytest.raises(AssertionError, match="must lie on the grid of its scan"):
+    with pytest.raises(AssertionError, match="must have the grid of its scan"):
         page_of(tmp_path, [(2, 4, 4, 12)], [(2, 4, 4, 12)], option, tmp_path / "other.nii")
 
 

@@ -75,7 +75,7 @@ def test_luna16s_files_are_read_and_scans_without_candidates_count(tmp_path):
     assert found["curve"] == {"false_per_scan": [0.0, 0.5, 0.5], "sensitivity": [0.0, 0.0, 1.0]}
     assert found["candidates_of_unlisted_scans"] == 1
     (tmp_path / "truth.csv").write_text("seriesuid,coordX,coordY,coordZ\na,0,0,0\n")
-    with pytest.raises(InputError, match="it lacks diameter_mm"):
+    with pytest.raises(InputError, match="missing: diameter_mm"):
         score_points(tmp_path / "out.csv", tmp_path / "truth.csv", tmp_path / "scans.csv")
 
 
@@ -90,7 +90,7 @@ def test_names_and_tables_that_cannot_be_read_as_they_stand_are_refused(tmp_path
     with pytest.raises(InputError, match="a occurs more than once"):
         score_points(*files)
     files[2].write_bytes(b"a\nb\xe9\n")
-    with pytest.raises(InputError, match=r"scans.csv: must be UTF-8; found a byte 0xe9"):
+    with pytest.raises(InputError, match=r"scans.csv: must be UTF-8; it contains the byte 0xe9"):
         score_points(*files)
     files[2].write_text("a\nb\n")
     files[0].write_bytes(b"seriesuid,coordX,coordY,coordZ,probability\n\xe9,1,1,1,0.9\n")

@@ -17,7 +17,7 @@ from slicemill.measure.lesions.flags import flag_far_volumes
 from slicemill.measure.lesions.jobs import gather_jobs
 from slicemill.measure.lesions.load import load_case
 from slicemill.measure.lesions.measurements import Volume
-from slicemill.measure.lesions.run import report_death, run
+from slicemill.measure.lesions.run import report_crash, run
 from slicemill.measure.lesions.slicer3d import write_color_table, write_segmentation
 from tests.measure.conftest import SPACING
 
@@ -74,7 +74,7 @@ def test_a_broken_mask_fails_alone_and_the_page_says_so(command, three_cases):
     done = command("measure", three_cases / "scans", "--image", three_cases / "scans", "--out", three_cases / "out")
     assert done.exit_code == 1
     assert "1 done, 0 skipped (done before), 2 failed" in done.output
-    assert "must lie on the grid of its scan" in done.output
+    assert "must have the grid of its scan" in done.output
     assert "segmentation-2" in (three_cases / "out" / "report.html").read_text()
 
 
@@ -100,7 +100,7 @@ def test_what_there_is_nothing_to_measure_in_is_refused(command, tmp_path):
     with pytest.raises(PairingError, match="there is no such file, folder or store"):
         gather_jobs(tmp_path / "nothing", None, None)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(PairingError, match="holds no mask"):
+    with pytest.raises(PairingError, match="contains no mask"):
         gather_jobs(tmp_path / "empty", None, None)
     write_nifti(tmp_path / "mask.nii.gz", scan(), SPACING)
     (outcome,) = run(gather_jobs(tmp_path / "mask.nii.gz", None, None), tmp_path / "out")
@@ -184,11 +184,11 @@ def test_two_masks_are_compared_and_the_category_is_called_a_computation(command
     )
     done = command("compare", *words)
     assert done.exit_code == 0, done.output
-    assert "RECIST 1.1 category, computed: PR" in done.output
+    assert "computed RECIST 1.1 category: PR" in done.output
     assert "not a diagnosis" in done.output
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["lesions"][0]["fate"] == "matched"
     bare = Volume(label=scan(), labels=make_labels({"liver": 1, "spleen": 2}), affine_lps=np.eye(4))
-    with pytest.raises(LabelError, match="which label is tumor"):
+    with pytest.raises(LabelError, match="no label is named tumor"):
         measure_time_point(bare)
 
 
@@ -221,7 +221,7 @@ def test_a_mask_without_its_scan_is_flagged_and_names_that_collide_are_refused(t
     assert record["flags"] == ["no scan of its name was found, so there is no HU"]
     write_nifti(three_cases / "twice" / "a.nii", scan(), SPACING)
     write_nifti(three_cases / "twice" / "a.nii.gz", scan(), SPACING)
-    with pytest.raises(PairingError, match="written over others of the name a"):
+    with pytest.raises(PairingError, match="overwrite others of the name a"):
         gather_jobs(three_cases / "twice", None, LITS_LABELS)
     write_nifti(three_cases / "summary.nii", scan(), SPACING)
     with pytest.raises(PairingError, match="of the name summary"):
@@ -230,7 +230,7 @@ def test_a_mask_without_its_scan_is_flagged_and_names_that_collide_are_refused(t
 
 def test_a_process_that_dies_fails_its_cases_and_not_the_run(three_cases):
     (job, *_) = gather_jobs(three_cases / "scans", None, None)
-    assert "fewer --workers" in report_death(job).reason
+    assert "fewer --workers" in report_crash(job).reason
 
 
 def test_labels_of_any_name_are_found_in_the_names_of_files_and_a_foreign_json_beside_is_no_report(tmp_path):
@@ -247,7 +247,7 @@ def test_labels_of_any_name_are_found_in_the_names_of_files_and_a_foreign_json_b
     (tmp_path / "p" / "b_c.json").write_text("[]")
     outcomes = run(gather_jobs(tmp_path / "p", None, None), tmp_path / "out")
     assert [outcome.status for outcome in outcomes] == ["done", "failed"]
-    assert "no report names its label values" in outcomes[1].reason
+    assert "the label values have no names" in outcomes[1].reason
     assert json.loads((tmp_path / "out" / "a.json").read_text())["lesions"][0]["probability_max"] == pytest.approx(
         2 / 255, abs=1e-4
     )

@@ -30,7 +30,7 @@ def test_a_prediction_without_reference_is_named_and_a_reference_without_predict
     assert pair_up(two_cases / "predicted", two_cases / "truth").missing == ("volume-1",)
     shutil.copy(two_cases / "predicted" / "volume-2.nii.gz", two_cases / "predicted" / "volume-9.nii.gz")
     assert pair_up(two_cases / "predicted", two_cases / "truth").alone == ("volume-9.nii.gz",)
-    with pytest.raises(PairingError, match="holds no mask"):
+    with pytest.raises(PairingError, match="contains no mask"):
         pair_up(two_cases / "scores", two_cases / "truth")
 
 
@@ -65,7 +65,7 @@ def test_a_prediction_is_never_scored_against_another_patient(prediction, refere
     for path in (tmp_path / "p" / prediction, *(tmp_path / "r" / name for name in references)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    with pytest.raises(PairingError, match="none of its 1 masks has the name of a reference"):
+    with pytest.raises(PairingError, match="none of the 1 masks matches the name of a reference"):
         pair_up(tmp_path / "p", tmp_path / "r")
 
 
@@ -76,7 +76,7 @@ def test_the_same_number_at_another_site_is_another_patient(tmp_path):
             (tmp_path / name).touch()
         return pair_up(tmp_path / "p", tmp_path / "r")
 
-    with pytest.raises(PairingError, match="none of its 1 masks"):
+    with pytest.raises(PairingError, match="none of the 1 masks"):
         touch("p/siteA/001.nii.gz", "r/siteB/001.nii.gz")
     one = touch("p/siteB/001.nii.gz")
     assert [pair.name for pair in one.pairs] == ["siteB/001.nii.gz"]
@@ -90,7 +90,7 @@ def test_the_same_number_at_another_site_is_another_patient(tmp_path):
 
 def test_two_predictions_of_one_case_are_refused(two_cases):
     shutil.copy(two_cases / "predicted" / "volume-2.nii.gz", two_cases / "predicted" / "segmentation-2.nii.gz")
-    with pytest.raises(PairingError, match="are both of the case volume-2"):
+    with pytest.raises(PairingError, match="both belong to the case volume-2"):
         pair_up(two_cases / "predicted", two_cases / "truth")
 
 
@@ -100,7 +100,7 @@ def test_a_prediction_of_another_pixel_size_than_the_stored_case_is_a_failure(st
     write_nifti(tmp_path / "volume-0.nii.gz", case.label[:], (z, y * 1.1, x), case.info.source_axcodes)
     ((name, reason),) = evaluate(tmp_path, stored, None).failures
     assert name == "volume-0.nii.gz"
-    assert "mm from its reference" in reason
+    assert "mm away from its reference" in reason
 
 
 def test_a_store_is_a_reference_too(stored, tmp_path):
@@ -141,7 +141,7 @@ def test_a_stored_prediction_off_the_grid_of_its_reference_is_named(predicted_st
     write_nifti(two_cases / "truth" / "segmentation-2.nii", np.zeros((2, 4, 6), np.uint8), (2.0, 1.5, 1.0))
     reasons = [reason for _, reason in evaluate(predicted_store, two_cases / "truth", None).failures]
     assert "store: volume-1: has shape" in reasons[0]
-    assert "store: volume-2: lies 0.75 mm from its reference" in reasons[1]
+    assert "store: volume-2: is 0.75 mm away from its reference" in reasons[1]
 
 
 def test_labels_of_a_store_of_predictions_must_mean_what_the_other_run_means(predicted_store, two_cases):

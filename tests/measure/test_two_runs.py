@@ -22,7 +22,7 @@ def test_the_command_writes_every_table_and_compares_two_runs(command, two_cases
     words = [two_cases / "predicted", two_cases / "truth", "--labels", "liver=1,tumor=2"]
     done = command("evaluate", *words, "--out", two_cases / "out", "--against", other)
     assert done.exit_code == 0, done.output
-    assert "neither mask has it in 1" in done.output
+    assert "1 without it in both masks" in done.output
     made = {path.name for path in (two_cases / "out").iterdir()}
     assert {"evaluation.json", "evaluation.png", "comparison.json", "comparison.csv", "comparison.png"} <= made
     rows = json.loads((two_cases / "out" / "comparison.json").read_text())["rows"]

@@ -56,18 +56,18 @@ def test_a_model_needs_five_keys_and_keys_of_a_later_version_are_ignored():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"contract": 2}, "is of contract 2, input int16; this version runs contract 1, input int16 or bytes. Export"),
-        ({"input": ["int16"]}, r"is of contract 1, input \['int16'\]"),
+        ({"contract": 2}, "has contract 2, input int16; this version of slicemill supports contract 1"),
+        ({"input": ["int16"]}, r"has contract 1, input \['int16'\]"),
         ({"context": "3"}, r"incomplete or damaged; export it again: Expected `int`, got `str` - at `\$.context`"),
         ({"spacing_mm": 0}, r"incomplete or damaged; .* - at `\$.spacing_mm`"),
         ({"labels": {"liver": 300}}, "label liver=300: a label value must lie in 1 to 255"),
         ({"postprocess": {"smooth": 1}}, r"its post-processing has rules that this version does not know \(smooth\)"),
-        ({"postprocess": {"min_lesion_ml": "much"}}, r"its post-processing rules do not fit: .* at `\$.min_lesion_ml`"),
-        ({"unknown": 1}, "its unknown is 1; it must be a value that no label has"),
+        ({"postprocess": {"min_lesion_ml": "much"}}, r".*post-processing rules are invalid: .* at `\$.min_lesion_ml`"),
+        ({"unknown": 1}, "the value of `unknown` is 1, which is also the value of a label"),
     ],
 )  # fmt: skip
 def test_what_breaks_the_contract_is_named_by_file_key_and_rule(changes, message):
-    with pytest.raises(ModelError, match=f"^m.onnx: {message}|^m.onnx: its slicemill metadata is {message}"):
+    with pytest.raises(ModelError, match=f"^m.onnx: {message}|^m.onnx: its slicemill metadata are {message}"):
         decode(**changes)
 
 

@@ -153,9 +153,9 @@ def test_the_command_writes_a_picture_or_a_page(suffix, stored, tmp_path):
 
 
 def test_another_suffix_and_an_empty_store_are_refused(stored, tmp_path):
-    with pytest.raises(ConfigError, match=r"ends in \.png or \.html"):
+    with pytest.raises(ConfigError, match=r"written as \.png or \.html"):
         write_plots(open_store(stored), tmp_path / "plots.pdf")
-    with pytest.raises(ConfigError, match="has no cases yet"):
+    with pytest.raises(ConfigError, match="has no cases to plot"):
         write_plots(open_store(prepare_store(tmp_path / "empty")), tmp_path / "plots.png")
 
 

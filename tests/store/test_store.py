@@ -22,7 +22,7 @@ from slicemill.ct.window import AIR_HU
 from slicemill.ingest.discover import discover
 from slicemill.ingest.params import Params
 from slicemill.ingest.pipeline import IngestOptions, ingest
-from slicemill.store import shard
+from slicemill.store import shard_reader
 from slicemill.store.case import SliceStats
 from slicemill.store.codecs import make_codec, with_checksum
 from slicemill.store.reader import SliceArray, open_store
@@ -213,7 +213,7 @@ def test_a_chunk_that_decodes_to_another_size_is_refused(tmp_path):
 
 
 def test_many_threads_read_more_shards_than_stay_open(stored, monkeypatch):
-    monkeypatch.setattr(shard, "_open_file", functools.lru_cache(maxsize=2)(shard._open_for))
+    monkeypatch.setattr(shard_reader, "_open_file", functools.lru_cache(maxsize=2)(shard_reader._open_for))
     expected = [array[:] for _, _, array in arrays(stored)]
     shared = [array for _, _, array in arrays(stored)]
     wrong = []
@@ -280,15 +280,15 @@ LESION = {
         ({"affine_lps": "abc"}, r"\$\.affine_lps"),
         ({"affine_lps": [1, 2]}, r"length 4, got 2 - at `\$\.affine_lps`"),
         ({"slice_stats": {}}, r"missing required field `hu_min` - at `\$\.slice_stats`"),
-        ({"slice_stats": {"hu_min": [], "hu_max": [], "voxels": {}}}, r"has statistics of \[0\] slices"),
+        ({"slice_stats": {"hu_min": [], "hu_max": [], "voxels": {}}}, r"but statistics of \[0\] slices"),
         ({"slice_stats": {"hu_min": [2**63], "hu_max": [], "voxels": {}}}, r"\$\.slice_stats\.hu_min\[0\]"),
         ({"spacing_mm": 3}, r"\$\.spacing_mm"),
         ({"spacing_mm": ["a", "b", "c"]}, r"\$\.spacing_mm\[0\]"),
         ({"patient_id": 7}, r"Expected `str`, got `int` - at `\$\.patient_id`"),
         ({"labels": {"liver": 256}}, "label liver=256"),
         ({"warnings": [{}]}, r"\$\.warnings\[0\]"),
-        ({"case_id": "/etc"}, "belong to a case '/etc'"),
-        ({"case_id": "volume-2"}, "belong to a case 'volume-2'"),
+        ({"case_id": "/etc"}, "belong to case '/etc'"),
+        ({"case_id": "volume-2"}, "belong to case 'volume-2'"),
         ({"lesions": [{"id": 1}]}, r"missing required field `voxels` - at `\$\.lesions\[0\]`"),
         ({"lesions": [LESION]}, "a number of lesion 1 is out of range"),
         (
@@ -326,11 +326,11 @@ def test_a_case_id_that_cannot_be_a_folder_is_refused(case_id, tmp_path):
 def test_a_store_that_is_not_there_or_of_another_format_is_one_clear_error(copy, tmp_path):
     with pytest.raises(StoreError, match="is not a slice store"):
         open_store(tmp_path)
-    with pytest.raises(StoreError, match=r"there is no case 'volume-99'"):
+    with pytest.raises(StoreError, match=r"has no case 'volume-99'"):
         open_store(copy)["volume-99"]
     document = copy / "scans.zarr" / "volume-1" / "zarr.json"
     document.write_text(document.read_text().replace('"format": 1', '"format": 9'))
-    with pytest.raises(StoreError, match="store format 9: this version reads format 1"):
+    with pytest.raises(StoreError, match="store format 9, but this version of slicemill reads format 1"):
         open_store(copy)["volume-1"]
     document.write_text("{")
     with pytest.raises(StoreError, match="cannot be read"):

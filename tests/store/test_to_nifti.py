@@ -193,7 +193,7 @@ def test_a_damaged_stored_header_is_one_clear_error(tmp_path, rng):
     for damaged, message in (
         ("!", "is damaged"),
         ("", "0 bytes"),
-        (base64.b64encode(other).decode(), "one shape"),
+        (base64.b64encode(other).decode(), "the same shape"),
     ):
         case.info = replace(case.info, image=replace(whole, header_b64=damaged))
         with pytest.raises(StoreError, match=message):
@@ -202,7 +202,7 @@ def test_a_damaged_stored_header_is_one_clear_error(tmp_path, rng):
 
 def test_a_file_of_another_suffix_or_that_is_there_is_refused(stored, tmp_path):
     case = open_store(stored)["volume-0"]
-    with pytest.raises(ConfigError, match=r"out\.mha: an exported case is a NIfTI file"):
+    with pytest.raises(ConfigError, match=r"out\.mha: cases are exported as NIfTI"):
         export_case(case, tmp_path / "out.mha")
     (tmp_path / "out.nii").write_bytes(b"mine")
     with pytest.raises(ConfigError, match="--overwrite"):

@@ -147,7 +147,7 @@ def test_other_options_in_one_folder_are_an_error_that_shows_both(two, tmp_path)
     done = run(two, tmp_path / "out", "--format", "jpeg", "--window", "-100,240", "--only-labeled")
     assert done.exit_code == 1
     assert "was written with --format png --window -200,300," in done.output
-    assert "requested is --format jpeg --window -100,240 --only-labeled" in done.output
+    assert "now the options are --format jpeg --window -100,240 --only-labeled" in done.output
     assert sorted(tmp_path.joinpath("out").rglob("*")) == before
 
 
@@ -198,7 +198,7 @@ def test_a_folder_of_someone_else_is_never_replaced(two, tmp_path):
     (tmp_path / "out" / "volume-0").mkdir(parents=True)
     (tmp_path / "out" / "volume-0" / "mine.txt").touch()
     report = export_slices(open_store(two), tmp_path / "out", make_form("png", None), ["volume-0"])
-    assert "exists and is no exported case; move it away" in report.outcomes[0].reason
+    assert "exists and is not an exported case; move it" in report.outcomes[0].reason
     assert (tmp_path / "out" / "volume-0" / "mine.txt").exists()
     (tmp_path / "out" / "volume-0" / "case.json").write_text("{}")
     with pytest.raises(ConfigError, match="case.json.*It was not written by this command"):
@@ -206,7 +206,7 @@ def test_a_folder_of_someone_else_is_never_replaced(two, tmp_path):
 
 
 def test_a_case_that_is_not_there_is_refused_before_anything_is_written(two, tmp_path):
-    with pytest.raises(StoreError, match="there is no case 'volume-9'"):
+    with pytest.raises(StoreError, match="has no case 'volume-9'"):
         export_slices(open_store(two), tmp_path / "out", make_form("png", None), ["volume-0", "volume-9"])
     assert not (tmp_path / "out").exists()
 
@@ -218,7 +218,7 @@ def test_a_window_is_two_numbers_the_lower_one_first(text):
 
 
 def test_options_that_do_not_go_together_are_refused():
-    with pytest.raises(ConfigError, match="png16 keeps every HU"):
+    with pytest.raises(ConfigError, match="png16 keeps all HU"):
         make_form("png16", "-200,300")
 
 

@@ -64,7 +64,7 @@ def test_what_differs_from_the_source_is_counted_and_placed(copy, collection, tm
     found = problems(copy, source)
     assert len(found) == 3
     assert any("volume-0.nii: 2 voxels differ from the store, the first at slice" in line for line in found)
-    assert any("volume-0.nii: is not the file that was ingested" in line for line in found)
+    assert any("volume-0.nii: changed since it was ingested" in line for line in found)
     assert any("segmentation-2.nii: is not in the collection" in line for line in found)
 
 
@@ -87,7 +87,7 @@ def test_bytes_between_slices_and_false_statistics_are_found(copy):
     document.write_text(document.read_text().replace(f"{low},", f"{low + 1},", 1))
     reindex(copy)
     assert problems(copy) == [
-        "volume-2: its slice statistics differ from its voxels; ingest it again with --overwrite."
+        "volume-2: its slice statistics do not match its voxels; ingest it again with --overwrite."
     ]
 
 

@@ -1,4 +1,4 @@
-"""Reads one shard, from a local file or an object store: its index once, then ranges of its bytes."""
+"""Reads one shard from a local file or an object store: the index once, then byte ranges."""
 
 import itertools
 import os
@@ -16,28 +16,29 @@ from slicemill.store.codecs import CRC_BYTES, without_checksum
 from slicemill.store.layout import ABSENT, INDEX_ENTRY_BYTES
 
 OPEN_FILES = 128
-"""Shards kept open; a system allows a process 1,024 open files or more."""
+"""Shards kept open. Systems allow a process at least 1,024 open files."""
 MAX_RANGE_BYTES = 32 << 20
 GAP_BYTES = 1 << 20
-"""Slices that are at most this far apart in an object store come in one read: it takes about as long as a request."""
+"""In an object store, slices closer than this are fetched in one read. Reading the gap takes about as long as one more
+request."""
 _READER_NUMBERS = itertools.count()
 
 Entry = tuple[int, int]
-"""Offset and length of a slice's bytes; ABSENT for a slice that is all fill value."""
+"""Offset and length of a slice's bytes; ABSENT for a slice of fill values only."""
 
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """Bytes that one read fetches."""
+    """A byte range that is fetched in one read."""
 
     start: int
     end: int
     rows: list[int] = field(default_factory=list)
-    """Positions, among the requested entries, of those whose bytes are in the range."""
+    """Indices of the requested entries in this range."""
 
 
 class _OpenFile:
-    """A file that is open for reading until the last reference to it is gone."""
+    """A file opened for reading. It is closed with the last reference to it."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
@@ -52,7 +53,7 @@ def _open_for(path: Path, _reader: int) -> _OpenFile:
 
 
 _open_file = lru_cache(maxsize=OPEN_FILES)(_open_for)
-"""Return the open shard of one reader; the most recently used ones stay open."""
+"""Return a reader's open file. The most recently used files stay open."""
 
 
 class ShardReader:
@@ -61,8 +62,10 @@ class ShardReader:
     def __init__(self, path: Location, slices: int) -> None:
         self.path = path
         self._slices = slices
-        self._content_bytes = 0  # bytes before the index; known when the entries were read
-        self._number = next(_READER_NUMBERS)  # a new reader opens the file again: the case may have been replaced
+        self._content_bytes = 0  # bytes before the index; set when `entries` is read
+        self._number = next(
+            _READER_NUMBERS
+        )  # a new reader opens the file again, because the case may have been replaced
 
     @property
     def is_remote(self) -> bool:
@@ -101,23 +104,23 @@ class ShardReader:
         Raises
         ------
         StoreError
-            The shard cannot be read, or ends before them.
+            The shard cannot be read, or ends before the last byte.
         """
         try:
             if isinstance(self.path, RemotePath):
                 data = self.path.read_range(offset, length)
             else:
-                # the reference keeps the file open while it is read: another thread may drop it from the cache
+                # this reference keeps the file open: another thread may remove it from the cache
                 file = _open_file(self.path, self._number)
                 data = os.pread(file.descriptor, length, offset)
         except OSError as error:
             raise StoreError(f"{self.path}: cannot be read: {error.strerror}.") from error
         if len(data) != length:
-            raise StoreError(f"{self.path}: ends early; {len(data)} of {length} bytes at {offset}.")
+            raise StoreError(f"{self.path}: is truncated; {len(data)} of {length} bytes at offset {offset}.")
         return data
 
     def _read_end(self, length: int) -> tuple[bytes, int]:
-        """Return the last `length` bytes, none if the shard is shorter, and the shard's size."""
+        """Return the last `length` bytes (none if the shard is shorter) and the shard's size."""
         try:
             if isinstance(self.path, RemotePath):
                 return self.path.read_end(length)
@@ -133,19 +136,19 @@ class ShardReader:
         Raises
         ------
         StoreError
-            They do not.
+            There is a gap or an overlap.
         """
         end = 0
         for offset, length in sorted(entry for entry in self.entries if entry[1] != ABSENT):
             if offset != end:
-                raise StoreError(f"{self.path}: bytes {end} to {offset} belong to no slice, or to two.")
+                raise StoreError(f"{self.path}: bytes {end} to {offset} belong to no slice or to two slices.")
             end = offset + length
         if end != self._content_bytes:
             raise StoreError(f"{self.path}: bytes {end} to {self._content_bytes} belong to no slice.")
 
 
 def plan_ranges(entries: Sequence[Entry]) -> list[ByteRange]:
-    """Join the byte ranges of requested slices where they are near, up to MAX_RANGE_BYTES.
+    """Merge the byte ranges of nearby slices, up to MAX_RANGE_BYTES each.
 
     >>> [(one.start, one.end, one.rows) for one in plan_ranges([(50, 10), (0, 20), (9 << 20, 5)])]
     [(0, 60, [1, 0]), (9437184, 9437189, [2])]
