@@ -17,7 +17,7 @@ def check_parity(model: Model, scan: NetworkScan, lane: Lane) -> None:
     Raises
     ------
     ModelError
-        The labels differ by more than rounding explains.
+        The labels differ by more than rounding errors.
     """
     batch = middle_batch(scan, max(1, min(CHECKED_SLICES, len(lane.image) // scan.plan.context)))
     image = batch.fill(lane.image)

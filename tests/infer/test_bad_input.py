@@ -134,7 +134,7 @@ def test_3000_slices_stay_within_the_memory_limit(model, tmp_path):
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["peak_mib"] < 0.6e9 / 2**20
     less = command(model, tmp_path, "--out", tmp_path / "less", "--provider", "cpu", "--max-memory", "0.2")
     assert less.returncode == 1
-    assert "give more" in less.stdout + less.stderr
+    assert "raise --max-memory" in less.stdout + less.stderr
 
 
 @pytest.mark.parametrize("root", [False, True])

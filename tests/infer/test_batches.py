@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slicemill.infer.network.model import Answer
+from slicemill.infer.network.model import NetworkOutput
 from slicemill.infer.runtime.capacity import Capacity
 from slicemill.infer.slices.batches import Batcher
 from slicemill.infer.slices.tiles import cover_axis
@@ -54,7 +54,7 @@ def test_every_label_comes_back_to_its_pixel_from_batches_across_scans(
         label = (shown[batch.neighbors[:, context // 2]] % 251).astype(np.uint8)
         for place in batch.targets().values() if in_place else ():
             place[:], label = label, place
-        whole += batch.put(Answer(label))
+        whole += batch.put(NetworkOutput(label))
     assert sorted(map(id, whole)) == sorted(map(id, scans)), "each scan is whole once"
     for volume, scan in zip(volumes, scans, strict=True):
         assert np.array_equal(scan.assembly.segmented().label, volume % 251)

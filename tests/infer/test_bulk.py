@@ -75,7 +75,7 @@ def test_an_unreadable_scan_fails_alone_and_is_retried_only_on_request(model, sc
     before = len(read_lines(tmp_path / "out" / "ledger.jsonl"))
     again = run(model, [folder], tmp_path / "out")
     assert (again.count("skipped"), again.count("failed")) == (9, 1)
-    assert "failed before; --retry-failed tries it again" in next(
+    assert "failed before; use --retry-failed to try again" in next(
         o.reason for o in again.outcomes if o.status == "failed"
     )
     assert len(read_lines(tmp_path / "out" / "ledger.jsonl")) == before
@@ -149,7 +149,7 @@ def test_a_scan_that_another_run_has_claimed_is_skipped(model, scans, tmp_path):
     with RunLedger(tmp_path, opened, InferOptions()).claim(jobs[3]):
         summary = run(opened, [scans], tmp_path)
     left = next(outcome for outcome in summary.outcomes if outcome.name == jobs[3].name)
-    assert (left.status, left.reason) == ("skipped", "another run is at work on it")
+    assert (left.status, left.reason) == ("skipped", "another run has claimed it")
     assert summary.count("done") == 9
 
 
@@ -171,10 +171,10 @@ def test_invalid_device_numbers_are_refused(model):
 
 
 def test_auto_does_not_replace_missing_gpus_by_the_cpu_when_devices_are_named(model, scans, tmp_path, monkeypatch):
-    monkeypatch.setattr(providers, "explain_missing_cuda", lambda: "no NVIDIA driver answers")
-    with pytest.raises(ProviderError, match="--devices 1: auto would take the CPU, .* no NVIDIA driver answers"):
+    monkeypatch.setattr(providers, "explain_missing_cuda", lambda: "no NVIDIA driver found")
+    with pytest.raises(ProviderError, match="--devices 1: auto would use the CPU, .* no NVIDIA driver found"):
         open_model(model, "auto", 1)
     opened = open_model(model, "auto")
-    with pytest.raises(ProviderError, match=r"--devices 0,1: cpu runs on one device, .*no NVIDIA driver answers"):
+    with pytest.raises(ProviderError, match=r"--devices 0,1: cpu runs on one device, .*no NVIDIA driver found"):
         run(opened, [scans], tmp_path / "out", devices=(0, 1))
     assert not list(tmp_path.rglob("summary.json"))

@@ -251,7 +251,7 @@ class TestTensorrt:
         monkeypatch.setattr(tensorrt.ctypes, "CDLL", absent)
         with pytest.raises(ProviderError, match=r"libnvinfer.so.10 cannot be loaded .*install TensorRT 10"):
             tensorrt.tensorrt_version()
-        with pytest.raises(ProviderError, match=r"no NVIDIA driver answers \(libcuda.so.1"):
+        with pytest.raises(ProviderError, match=r"no NVIDIA driver found \(libcuda.so.1"):
             tensorrt.gpu_name(0)
 
     def test_the_gpu_is_named_by_its_driver(self, monkeypatch):

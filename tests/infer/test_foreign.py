@@ -219,7 +219,7 @@ def test_what_is_no_number_is_no_label(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda net: net.Clear(), "net.onnx: is not an ONNX model .it holds no network"),
+        (lambda net: net.Clear(), "net.onnx: is not an ONNX model .it contains no network"),
         (
             lambda net: net.ClearField("opset_import"),
             "net.onnx: is of opset None; export it with opset_version=13 or more",
@@ -237,7 +237,9 @@ def test_a_network_that_lacks_a_part_is_one_clear_error(change, message, plain, 
 
 
 def test_without_a_toml_the_way_out_is_named(plain):
-    with pytest.raises(ModelError, match=r"no slicemill metadata; .*or describe the network in net.toml beside it"):
+    with pytest.raises(
+        ModelError, match=r"no slicemill metadata; .*or describe the network in net.toml in the same folder"
+    ):
         open_model(plain, "cpu")
 
 

@@ -47,7 +47,7 @@ def test_folders_patterns_and_files_keep_their_tree(tree):
 def test_a_scan_given_twice_is_segmented_once_and_reported(tree):
     jobs, left_out = gather(["b/ct-3.nii", tree / "b" / "ct-3.nii", "b/*.nii", "a"])
     assert len(jobs) == 4
-    assert [path.name for path, reason in left_out if "given more than once" in reason] == ["ct-3.nii", "ct-3.nii"]
+    assert [path.name for path, reason in left_out if "listed more than once" in reason] == ["ct-3.nii", "ct-3.nii"]
 
 
 def test_a_list_has_one_scan_per_line_and_a_missing_scan_is_a_failure(tree, model, tmp_path):
@@ -121,7 +121,7 @@ def test_scans_and_stores_in_a_bucket_give_the_same_labels_as_on_a_disk(bucket, 
     inputs = [f"{place}/in", f"{place}/in/*/*.nii.gz", str(place / "store")]
     jobs, left_out = gather(inputs)
     assert {"deep/volume-0.nii", "deep/volume-1.nii.gz", "volume-0.nii.gz"} <= {job.name for job in jobs}
-    assert [reason for _, reason in left_out] == ["given more than once; it is segmented once, as deep/volume-1.nii.gz"]
+    assert [reason for _, reason in left_out] == ["listed more than once; segmented once, as deep/volume-1.nii.gz"]
     out = tmp_path / "out"
     assert infer(opened, jobs, out).count("done") == 8
     for name in ("volume-0.nii", "volume-1.nii.gz"):

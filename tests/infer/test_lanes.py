@@ -10,7 +10,7 @@ import pytest
 from slicemill.common.errors import ModelError, ProviderError
 from slicemill.infer import single
 from slicemill.infer.network.lanes import HostLane, estimate_lane_memory, make_lane
-from slicemill.infer.network.model import Answer, open_model
+from slicemill.infer.network.model import NetworkOutput, open_model
 from slicemill.infer.parity_check import check_parity
 from slicemill.infer.runtime.capacity import CPU_LANES, Capacity, batch_capacity, count_lanes, session_threads
 from slicemill.infer.single import segment_volume
@@ -94,7 +94,7 @@ def test_an_answer_is_put_in_place_unless_it_is_there(in_place, model, rng):
     targets["label"][:] = 1
     targets["tumor"][:] = 0
     for index in range(3):
-        volume.put(index, plan.tiles[0], Answer(targets["label"], tumor, in_place=in_place), index)
+        volume.put(index, plan.tiles[0], NetworkOutput(targets["label"], tumor, in_place=in_place), index)
     assert np.array_equal(volume.segmented().tumor_probability, np.zeros_like(tumor) if in_place else tumor)
     assert (volume.segmented().label == 1).all()
 
@@ -136,11 +136,11 @@ def test_a_batch_of_one_slice_is_compared_too(context, model, monkeypatch, rng):
 
         def run(self, image, neighbors, turn):
             seen.append((len(image), neighbors.shape))
-            return Answer(np.zeros((len(neighbors), 64, 64), np.uint8))
+            return NetworkOutput(np.zeros((len(neighbors), 64, 64), np.uint8))
 
     class Reference:
         def run(self, image, neighbors):
-            return Answer(np.zeros((len(neighbors), 64, 64), np.uint8))
+            return NetworkOutput(np.zeros((len(neighbors), 64, 64), np.uint8))
 
     monkeypatch.setattr("slicemill.infer.parity_check.open_model", lambda *_: Reference())
     check_parity(opened, scan, Recording())

@@ -64,7 +64,7 @@ class TestModel:
         opened = onnx.load(model)
         del opened.metadata_props[:]
         onnx.save(opened, tmp_path / "m.onnx")
-        with pytest.raises(ModelError, match="carries no slicemill metadata"):
+        with pytest.raises(ModelError, match="has no slicemill metadata"):
             open_model(tmp_path / "m.onnx", "cpu")
 
     def test_weights_in_another_file_are_never_followed(self, model, tmp_path):

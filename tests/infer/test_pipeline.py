@@ -22,7 +22,7 @@ from slicemill.ct.phantom import write_nifti
 from slicemill.infer import parity_check
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.network import lanes
-from slicemill.infer.network.model import Answer, open_model
+from slicemill.infer.network.model import NetworkOutput, open_model
 from slicemill.infer.request import default_output
 from slicemill.infer.run import pipeline
 from slicemill.infer.run.options import InferOptions
@@ -286,7 +286,7 @@ def test_another_provider_is_compared_with_the_cpu_before_the_first_scan(model, 
     honest = reference.run
 
     def other(*given):
-        return Answer((honest(*given).label + 1) % 3)
+        return NetworkOutput((honest(*given).label + 1) % 3)
 
     monkeypatch.setattr(reference, "run", other)
     monkeypatch.setattr(parity_check, "open_model", lambda *_: reference)
@@ -317,7 +317,7 @@ class TestCommand:
         cores = len(os.sched_getaffinity(0))
         assert done.stdout.splitlines()[0] == (
             "model tiny.onnx (slices 64x64, context 3, fp32) on cpu "
-            f"({cores} core{'' if cores == 1 else 's'}), 5 slices a batch, {count_lanes('cpu')} at a time: asked for; "
+            f"({cores} core{'' if cores == 1 else 's'}), 5 slices a batch, {count_lanes('cpu')} at a time: requested; "
             f"scans take half of the free memory at most; into {tmp_path}"
         )
 

@@ -242,7 +242,7 @@ def test_the_command_writes_all_flavors_and_a_second_time_nothing(model, trained
         assert [t.raw_data for t in onnx.load(one).graph.initializer] == weights[one]
         onnx.checker.check_model(onnx.load(one), full_check=True)
     again = command(*words)
-    assert "nothing else is better: the model stays as it is" in again.output
+    assert "no other rules are better: the model is unchanged" in again.output
 
 
 def test_other_trainings_beside_a_model_are_left_alone(model, tmp_path):

@@ -112,7 +112,7 @@ def test_after_a_restart_the_outputs_of_scans_that_are_gone_are_not_replaced(
 
 def test_masks_must_not_arrive_as_scans(model, tmp_path):
     opened = open_model(model, "cpu")
-    with pytest.raises(ConfigError, match="is inside it, so that masks would arrive as scans"):
+    with pytest.raises(ConfigError, match="is inside it, so masks would be taken for scans"):
         watch(opened, tmp_path, RunLedger(tmp_path / "out", opened, InferOptions()), lambda: True)
     with pytest.raises(ConfigError, match="there is no such folder"):
         watch(opened, tmp_path / "none", RunLedger(tmp_path / "out", opened, InferOptions()), lambda: True)

@@ -72,5 +72,5 @@ def test_a_scheduler_that_does_not_answer_is_named(copied, tmp_path, monkeypatch
         raise OSError("Timed out trying to connect")
 
     monkeypatch.setattr(distributed, "Client", refuse)
-    with pytest.raises(ConfigError, match="no Dask scheduler answers"):
+    with pytest.raises(ConfigError, match="cannot connect to the Dask scheduler"):
         ingest(discover(copied), tmp_path / "store", LITS, IngestOptions(scheduler="tcp://127.0.0.1:1"))
