@@ -22,7 +22,7 @@ SHOWN = 40
 
 
 def _take_fields(request: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the fields of a dataclass as its parameters, so that every option is declared once."""
+    """Use the fields of a dataclass as a command's parameters, so that every option is declared once."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(request).replace(return_annotation=None)

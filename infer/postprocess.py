@@ -41,7 +41,7 @@ def keep_largest_organ(label: Label, labels: Labels) -> None:
 
 
 def fill_holes(label: Label, labels: Labels) -> None:
-    """Turn, in place, background that organ and tumors enclose into organ."""
+    """Relabel, in place, background that organ and tumors enclose as organ."""
     if labels.organ is None:
         return
     # components of everything but the organ; one that touches no face of the array is enclosed
@@ -122,7 +122,7 @@ def drop_lesions(
     probability: npt.NDArray[np.uint8] | None = None,
     min_probability: float = 0.0,
 ) -> None:
-    """Turn, in place, small or improbable lesions into organ (background where there is no organ label).
+    """Relabel, in place, small or improbable lesions as organ, or as background if there is no organ label.
 
     Parameters
     ----------

@@ -60,17 +60,17 @@ def segment_volume(
 
 def _label_scan(model: Model, scan: NetworkScan, capacity: Capacity, advance: Callable[[int], None]) -> None:
     """Label all slices of a scan, on as many lanes as the provider supports."""
-    filler = Batcher(capacity)
-    filler.add(scan)
+    batcher = Batcher(capacity)
+    batcher.add(scan)
     lock, compute_limit, stopped = threading.Lock(), make_compute_limit(model), threading.Event()
 
     def run_lane() -> None:
         lane = make_lane(model, capacity, scan.plan.outputs)
         while True:
             with lock:
-                if stopped.is_set() or not filler.waiting:
+                if stopped.is_set() or not batcher.waiting:
                     return
-                batch = filler.next()
+                batch = batcher.next()
             image = batch.fill(lane.image, in_place=lane.reads_in_place)
             batch.put(lane.run(image, batch.neighbors, compute_limit, batch.targets()))
             with lock:

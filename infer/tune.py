@@ -189,11 +189,13 @@ def without_thresholds(rules: PostprocessRules) -> PostprocessRules:
     return replace(rules, min_lesion_ml=0.0, min_lesion_probability=0.0)
 
 
-def organ_combinations(labels: Labels, now: PostprocessRules) -> Iterator[PostprocessRules]:
+def organ_combinations(labels: Labels, current: PostprocessRules) -> Iterator[PostprocessRules]:
     """Yield all combinations of the organ rules and the tumor reach, without thresholds of lesions."""
-    flags = (False, True) if labels.organ else (now.largest_organ,)
-    holes = (False, True) if labels.organ else (now.fill_holes,)
-    reaches = add_current(REACHES_MM, now.tumor_reach_mm) if labels.organ and labels.tumor else (now.tumor_reach_mm,)
+    flags = (False, True) if labels.organ else (current.largest_organ,)
+    holes = (False, True) if labels.organ else (current.fill_holes,)
+    reaches = (
+        add_current(REACHES_MM, current.tumor_reach_mm) if labels.organ and labels.tumor else (current.tumor_reach_mm,)
+    )
     for largest, fill, reach in product(flags, holes, reaches):
         yield PostprocessRules(largest_organ=largest, fill_holes=fill, tumor_reach_mm=reach)
 
@@ -204,7 +206,7 @@ def add_current(values: tuple[T, ...], current: T) -> tuple[T, ...]:
 
 
 def settings(
-    combinations: Sequence[PostprocessRules], now: PostprocessRules, *, probability: bool, has_tumor: bool
+    combinations: Sequence[PostprocessRules], current: PostprocessRules, *, probability: bool, has_tumor: bool
 ) -> Iterator[PostprocessRules]:
     """Yield all rules to try, the weakest first.
 
@@ -213,28 +215,29 @@ def settings(
     probability
         Whether the model outputs probabilities of tumor.
     has_tumor
-        Whether any case has tumor; else the rules on tumors stay as they are.
+        Whether any case has tumor; else the rules on tumors stay unchanged.
     """
-    volumes = add_current(LEAST_ML, now.min_lesion_ml) if has_tumor else (now.min_lesion_ml,)
-    probabilities: tuple[float, ...] = (now.min_lesion_probability,)
+    volumes = add_current(LEAST_ML, current.min_lesion_ml) if has_tumor else (current.min_lesion_ml,)
+    probabilities: tuple[float, ...] = (current.min_lesion_probability,)
     if has_tumor and probability:
-        probabilities = add_current(LEAST_PROBABILITY, now.min_lesion_probability)
+        probabilities = add_current(LEAST_PROBABILITY, current.min_lesion_probability)
     for rules, ml, least in product(combinations, volumes, probabilities):
-        if has_tumor or rules.tumor_reach_mm == now.tumor_reach_mm:
+        if has_tumor or rules.tumor_reach_mm == current.tumor_reach_mm:
             yield replace(rules, min_lesion_ml=ml, min_lesion_probability=least)
 
 
-def best(choices: Sequence[Choice], now: PostprocessRules) -> Choice:
+def best(choices: Sequence[Choice], current: PostprocessRules) -> Choice:
     """Return, of the choices about as good as the best, the one that changes the fewest rules; of equals, the first."""
     highest = max(one.score for one in choices)
     return min(
-        (one for one in choices if one.score >= highest - EQUAL_SCORE), key=lambda one: count_changes(one.rules, now)
+        (one for one in choices if one.score >= highest - EQUAL_SCORE),
+        key=lambda one: count_changes(one.rules, current),
     )
 
 
-def count_changes(rules: PostprocessRules, now: PostprocessRules) -> int:
+def count_changes(rules: PostprocessRules, current: PostprocessRules) -> int:
     """Return the number of rules that differ."""
-    return sum(value != getattr(now, name) for name, value in asdict(rules).items())
+    return sum(value != getattr(current, name) for name, value in asdict(rules).items())
 
 
 def evaluate_case(

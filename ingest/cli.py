@@ -88,9 +88,9 @@ def ingest(
         target = None if store is None else parse_location(store)
         collection = _find_collection(None if source is None else parse_location(source), pairs, images, masks)
         if patient:
-            from slicemill.ingest.discover import with_patients
+            from slicemill.ingest.discover import set_patients
 
-            collection = with_patients(collection, patient)
+            collection = set_patients(collection, patient)
         params = Params(
             labels=_choose_labels(collection, labels, organ, tumor),
             geometry=geometry,

@@ -1,4 +1,4 @@
-"""Runs tasks on Dask workers, and turns results and failures into outcomes."""
+"""Runs tasks on Dask workers, and converts results and failures to outcomes."""
 
 import contextlib
 import itertools
@@ -88,7 +88,7 @@ class TaskRunner:
         return bool(self._client.status == "running")
 
     def _check_visible(self, outcome: CaseOutcome) -> CaseOutcome:
-        """Turn the outcome of a case that is done, but missing in the store that this process sees, into a failure."""
+        """Return a failure for a case that is done but missing in the store that this process reads."""
         if outcome.status != "done" or stored_version(self._root, outcome.case_id) is not None:
             return outcome
         reason = f"{outcome.case_id}: its worker wrote it to a folder that this process cannot see; share it."

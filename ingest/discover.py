@@ -115,7 +115,7 @@ def discover(source: Location) -> Collection:
         *((path, reason_left_out(path)) for path in others),
         *(find_unsearched_folders(source) if is_folder else []),
         *((path, "its name is not valid UTF-8; rename it") for path in undecodable),
-        *((path, _why_unpaired(path, images)) for path in masks if path not in used),
+        *((path, _explain_unpaired(path, images)) for path in masks if path not in used),
     ]
     cases = [_make_case(path, paired.get(path), root) for path in images]
     return _make_collection(cases, root, [LeftOut(path, reason) for path, reason in reasons])
@@ -226,7 +226,7 @@ def from_patterns(images: str, masks: str | None) -> Collection:
     return _make_collection(cases, root, left_out)
 
 
-def with_patients(collection: Collection, pattern: str) -> Collection:
+def set_patients(collection: Collection, pattern: str) -> Collection:
     """Set each case's patient to the match of a regular expression's first group in the image's path.
 
     Raises
@@ -302,7 +302,7 @@ def _pair(images: list[Location], masks: list[Location], names: Mapping[Location
     return paired
 
 
-def _why_unpaired(mask: Location, images: list[Location]) -> str:
+def _explain_unpaired(mask: Location, images: list[Location]) -> str:
     key = parse_name(mask.name).key
     same = [image.name for image in images if key and parse_name(image.name).key == key]
     if len(same) > 1:

@@ -116,7 +116,7 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
         yield OpenScan(grid=grid, header=header, warnings=case.info.warnings, read=lambda _: (case.image[:], 0.0))
         return
     if not job.path.exists():
-        raise ScanError(f"{job.path}: no such file.")
+        raise ScanError(f"{job.path}: there is no such file.")
     if is_picture(job.path.name) and isinstance(job.path, Path):
         with open_picture(job.path, job.window) as picture:
             grid = parse_grid(picture.header)

@@ -103,7 +103,7 @@ def open_picture(path: Path, window: Window | None) -> Iterator[OpenPicture]:
 
 @contextmanager
 def _name_damage(path: Path) -> Iterator[None]:
-    """Turn Pillow's errors into a ScanError that names the file."""
+    """Convert Pillow's errors into a ScanError that names the file."""
     try:
         yield
     except (UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -21,7 +21,7 @@ from slicemill.ct.labels import Labels, make_labels
 from slicemill.store.model_card import CONTEXTS, MAX_MM, parse_postprocess_rules
 
 MAX_HU, MIN_STD = 1e6, 1e-6
-"""Limits, HU; values beyond them turn slices into 0, inf or nan in float32."""
+"""Limits, HU; values beyond them make slices 0, inf or nan in float32."""
 Hu = Annotated[int, Meta(ge=-int(MAX_HU), le=int(MAX_HU))] | Annotated[float, Meta(ge=-MAX_HU, le=MAX_HU)]
 Deviation = Annotated[int, Meta(ge=1, le=int(MAX_HU))] | Annotated[float, Meta(ge=MIN_STD, le=MAX_HU)]
 Pixels = Annotated[int, Meta(ge=1)]

@@ -47,7 +47,7 @@ def wrap_network(content: bytes, model: Path, description: Path) -> bytes:
         ) from error
     try:
         network = onnx.load_from_string(content)
-    except Exception as error:  # protobuf raises types of its own
+    except Exception as error:  # protobuf raises its own types
         raise ModelError(f"{model}: is not an ONNX model ({first_line(error)}).") from error
     if any(entry.key == METADATA_KEY for entry in network.metadata_props):
         return content
@@ -60,11 +60,11 @@ def wrap_network(content: bytes, model: Path, description: Path) -> bytes:
         raise ModelError(f"{model}: {error} (The network is described by {description.name}.)") from error
 
 
-def free_label_value(labels: Labels) -> int:
+def find_free_label_value(labels: Labels) -> int:
     """Return the smallest value that no label has. It marks network outputs that are not labels.
 
     >>> from slicemill.ct.labels import make_labels
-    >>> free_label_value(make_labels({"liver": 1, "tumor": 3}))
+    >>> find_free_label_value(make_labels({"liver": 1, "tumor": 3}))
     2
 
     Raises
@@ -154,7 +154,7 @@ class _Wrapper:
     def _add_label_tail(self) -> list[Any]:
         """Add the nodes from the network's values to ``label``.
 
-        A value without a label, also a fraction or nan, becomes `free_label_value`.
+        A value without a label, also a fraction or nan, becomes `find_free_label_value`.
         """
         shape = _shape(self.output)
         if len(shape) not in (3, 4) or (len(shape) == 4 and shape[1] not in (None, 1)):
@@ -162,7 +162,7 @@ class _Wrapper:
         values = self.output.name
         if len(shape) == 4:
             values = self._add("Squeeze", values, self._constant(np.array([1])))
-        table = np.full(NO_VALUE + 1, free_label_value(self.labels), dtype=np.uint8)
+        table = np.full(NO_VALUE + 1, find_free_label_value(self.labels), dtype=np.uint8)
         table[self.labels.table()] = self.labels.table()
         number = self._add("Cast", values, to=self.onnx.TensorProto.FLOAT)
         low, high = self._constant(np.float32(0)), self._constant(np.float32(NO_VALUE - 1))
@@ -211,7 +211,7 @@ class _Wrapper:
             precision="fp16" if self.dtype == self.onnx.TensorProto.FLOAT16 else "fp32",
             postprocess=described.postprocess,
             foreign=to_document(described),
-            unknown=free_label_value(labels) if described.output == "label" else None,
+            unknown=find_free_label_value(labels) if described.output == "label" else None,
             one_slice=_shape(self.input)[0] == 1,
         ).as_json()
         return {key: document.get(key) for key in KEYS}

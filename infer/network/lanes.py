@@ -116,7 +116,7 @@ class OpenvinoLane:
 
 
 class DeviceLane:
-    """A batch on a GPU, of one shape for the whole run; uploads and downloads do not hold the lock.
+    """A batch on a GPU, of one shape for the entire run; uploads and downloads do not hold the lock.
 
     Host buffers are pinned. Only the rows in use are uploaded, and only the requested labels are downloaded; the other
     rows hold earlier slices, which are labeled again and discarded.

@@ -114,7 +114,7 @@ class Model:
 
 
 def make_output(outputs: Mapping[str, npt.NDArray[Any]], *, in_place: bool = False) -> NetworkOutput:
-    """Return the graph's outputs, given by name, as a `NetworkOutput`."""
+    """Return named outputs of the graph as a `NetworkOutput`."""
     return NetworkOutput(outputs["label"], outputs.get("tumor"), outputs.get("probability"), in_place)
 
 

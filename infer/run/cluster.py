@@ -27,7 +27,7 @@ from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.outputs import extra_names
-from slicemill.infer.run.pipeline import ELSEWHERE, describe_device, infer, not_reached, select_jobs
+from slicemill.infer.run.pipeline import CLAIMED_ELSEWHERE, describe_device, infer, make_unreached_outcome, select_jobs
 from slicemill.infer.run.summary import ScanOutcome, Summary, write_summary
 from slicemill.infer.run.timing import share_times
 from slicemill.infer.runtime.providers import Provider
@@ -188,7 +188,7 @@ def merge_summaries(
     stage_seconds = {stage: sum(summary.stages[stage].seconds for summary in summaries) for stage in stages}
     busy = sum(summary.device_busy * summary.seconds for summary in summaries)
     return Summary(
-        outcomes=tuple(outcomes.get(job.name) or not_reached(job.name) for job in jobs),
+        outcomes=tuple(outcomes.get(job.name) or make_unreached_outcome(job.name) for job in jobs),
         seconds=seconds,
         provider=", ".join(sorted({summary.provider for summary in summaries})),
         stages=share_times(stage_seconds),
@@ -199,7 +199,7 @@ def merge_summaries(
 def _rank(outcome: ScanOutcome) -> int:
     """Return the merge priority of an outcome: done, skipped, failed, claimed elsewhere."""
     if outcome.status == "skipped":
-        return 0 if outcome.reason == ELSEWHERE else 2
+        return 0 if outcome.reason == CLAIMED_ELSEWHERE else 2
     return {"failed": 1, "done": 3}[outcome.status]
 
 

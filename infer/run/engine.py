@@ -182,12 +182,12 @@ class Engine:
             if model.session is not session:
                 session = model.session
                 lane = self._steps.open_lane(model, self._limits.capacity, self._limits.outputs)
-            lane_thread = _LaneThread(model=model, session=session, lane=lane, compute_limit=compute_limit)
-            if not self._run_batch(lane_thread, writers):
+            thread = _LaneThread(model=model, session=session, lane=lane, compute_limit=compute_limit)
+            if not self._run_batch(thread, writers):
                 return
 
-    def _run_batch(self, at: _LaneThread, writers: ThreadPoolExecutor) -> bool:
-        """Take a batch, run it and give the labels to its scans; return whether there was a batch.
+    def _run_batch(self, thread: _LaneThread, writers: ThreadPoolExecutor) -> bool:
+        """Take a batch, run it and pass the labels to its scans; return whether there was a batch.
 
         Nothing of the batch is referenced when this returns, so that the memory of its scans is free once they are
         written.
@@ -196,13 +196,13 @@ class Engine:
             batch = self._queue.take()
         if batch is None:
             return False
-        self._check(at, batch.units[0].scan)
+        self._check(thread, batch.units[0].scan)
         with self._watch.timed("fill"):
-            image = batch.fill(at.lane.image, in_place=at.lane.reads_in_place)
+            image = batch.fill(thread.lane.image, in_place=thread.lane.reads_in_place)
         try:
-            output = at.lane.run(image, batch.neighbors, self._limit_compute(at.compute_limit), batch.targets())
+            output = thread.lane.run(image, batch.neighbors, self._limit_compute(thread.compute_limit), batch.targets())
         except Exception as error:  # noqa: BLE001 (onnxruntime raises many types, some of them private)
-            self._fail_batch(at, batch, error)
+            self._fail_batch(thread, batch, error)
             return True
         with self._watch.timed("scatter"):
             complete = batch.put(output)
@@ -219,14 +219,14 @@ class Engine:
         with compute_limit, self._watch.timed("device"):
             yield
 
-    def _check(self, at: _LaneThread, scan: NetworkScan) -> None:
+    def _check(self, thread: _LaneThread, scan: NetworkScan) -> None:
         """Check a device before its first batch; every lane waits here while a device is checked or rebuilt."""
         with self._device_lock:
-            if self._steps.check is not None and at.model in self._unchecked:
-                self._unchecked.remove(at.model)
-                self._steps.check(at.model, scan, at.lane)
+            if self._steps.check is not None and thread.model in self._unchecked:
+                self._unchecked.remove(thread.model)
+                self._steps.check(thread.model, scan, thread.lane)
 
-    def _fail_batch(self, at: _LaneThread, batch: NetworkBatch, error: Exception) -> None:
+    def _fail_batch(self, thread: _LaneThread, batch: NetworkBatch, error: Exception) -> None:
         """Fail the scans of a batch and rebuild the session, unless another lane has already rebuilt it.
 
         Raises
@@ -234,20 +234,20 @@ class Engine:
         ProviderError
             The session was rebuilt before.
         """
-        reason = ProviderError(f"{at.model.provider}: the device failed ({first_line(error)}).")
+        reason = ProviderError(f"{thread.model.provider}: the device failed ({first_line(error)}).")
         for scan in dict.fromkeys(unit.scan for unit in batch.units):
             if current := self._scans.get(scan):
                 self._fail(current, reason)
         with self._device_lock:
-            if at.model.session is not at.session:
+            if thread.model.session is not thread.session:
                 return
-            if at.model in self._rebuilt:
+            if thread.model in self._rebuilt:
                 raise ProviderError(
-                    f"--provider {at.model.provider}: the device failed again after its session was rebuilt "
+                    f"--provider {thread.model.provider}: the device failed again after its session was rebuilt "
                     f"({first_line(error)}). Run the same command again to continue, or use --provider cpu."
                 )
-            self._rebuilt.add(at.model)
-            at.model.rebuild()
+            self._rebuilt.add(thread.model)
+            thread.model.rebuild()
 
     def _write(self, current: ScanInProgress) -> None:
         try:

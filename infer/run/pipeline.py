@@ -50,7 +50,7 @@ from slicemill.infer.slices.assembly import Segmentation, plan_scan, select_outp
 from slicemill.infer.slices.batches import NetworkScan
 
 DEFAULTS = InferOptions()
-ELSEWHERE = "another run has claimed it"
+CLAIMED_ELSEWHERE = "another run has claimed it"
 
 
 def select_jobs(
@@ -94,7 +94,7 @@ class BulkRun:
         self._buffers = BufferPool()
         self._advance: Advance = lambda *_: None
         self._lock = threading.Lock()
-        self._begun: dict[str, _ClaimedScan] = {}
+        self._claimed: dict[str, _ClaimedScan] = {}
         self._slices = 0
         self.on_outcome: Callable[[ScanOutcome], None] = lambda _: None
         """Called when a scan ends."""
@@ -133,19 +133,19 @@ class BulkRun:
         try:
             yield
         finally:
-            for begun in list(self._begun.values()):
-                begun.claim.close()
+            for claimed in list(self._claimed.values()):
+                claimed.claim.close()
 
-    def is_begun(self, name: str) -> bool:
+    def is_in_progress(self, name: str) -> bool:
         """Return whether a scan has begun and not ended."""
-        return name in self._begun
+        return name in self._claimed
 
     def summarize(self, names: Sequence[str]) -> Summary:
         """Return the summary of the run so far for scans of these names."""
         cpu = self._model.provider == "cpu"
         parallel = count_lanes("cpu") if cpu else len(self._options.devices)
         return Summary(
-            outcomes=tuple(self.outcomes.get(name) or not_reached(name) for name in names),
+            outcomes=tuple(self.outcomes.get(name) or make_unreached_outcome(name) for name in names),
             seconds=self._watch.elapsed,
             provider=self._model.provider,
             stages=self._watch.stage_times(),
@@ -162,10 +162,10 @@ class BulkRun:
         """
         claim = self._ledger.claim(job)
         if claim is None:
-            self._end(job, ScanOutcome(name=job.name, status="skipped", reason=ELSEWHERE))
+            self._end(job, ScanOutcome(name=job.name, status="skipped", reason=CLAIMED_ELSEWHERE))
             return None
         stamp = job.stamp()
-        self._begun[job.name] = _ClaimedScan(claim, stamp)
+        self._claimed[job.name] = _ClaimedScan(claim, stamp)
         if (known := self._ledger.update_outcome(job)) is not None:
             self._end(job, known)
             return None
@@ -197,7 +197,7 @@ class BulkRun:
             picture = draw_overlay(loaded.volume, segmentation.label, info.labels, report.lesions, title)
         outcome = ScanOutcome(name=job.name, status="done", slices=len(loaded.volume), answer=report.answer)
         with self._watch.timed("write"):
-            stamp = self._begun[job.name].stamp
+            stamp = self._claimed[job.name].stamp
             self._ledger.append(job, outcome, stamp=stamp, begun=True)
             write_json(out / f"{job.stem}.json", to_document(report))
             save_png(out / f"{job.stem}.png", picture)
@@ -222,9 +222,9 @@ class BulkRun:
         """Record the reason of a scan's failure; on a full disk, only the summary records it."""
         passing = isinstance(error, OSError | MemoryError | ReadError | StoreError | ProviderError)
         outcome = ScanOutcome(name=job.name, status="failed", reason=failure_reason(error, job), passing=passing)
-        begun = self._begun.get(job.name)
+        claimed = self._claimed.get(job.name)
         with contextlib.suppress(OSError):
-            self._ledger.append(job, outcome, stamp=begun.stamp if begun else None)
+            self._ledger.append(job, outcome, stamp=claimed.stamp if claimed else None)
         self._end(job, outcome)
 
     def count_labeled(self, current: ScanInProgress, count: int) -> None:
@@ -238,9 +238,9 @@ class BulkRun:
     def _end(self, job: Job, outcome: ScanOutcome) -> None:
         with self._lock:
             self.outcomes[job.name] = outcome
-            begun = self._begun.pop(job.name, None)
-        if begun is not None:
-            begun.claim.close()
+            claimed = self._claimed.pop(job.name, None)
+        if claimed is not None:
+            claimed.claim.close()
         self.on_outcome(outcome)
 
 
@@ -275,7 +275,7 @@ def describe_device(model: Model, options: InferOptions) -> str:
 
 
 def check_devices(model: Model, devices: Sequence[int]) -> None:
-    """Check that a model that runs on the processor, which is one device, is not given several devices.
+    """Check that several devices are requested only for a GPU; the processor is one device.
 
     Raises
     ------
@@ -294,7 +294,7 @@ def open_models(model: Model, devices: Sequence[int]) -> list[Model]:
     return [model, *(open_model(model.path, model.provider, device, model.batch) for device in devices[1:])]
 
 
-def not_reached(name: str) -> ScanOutcome:
+def make_unreached_outcome(name: str) -> ScanOutcome:
     """Return the outcome of a scan that was not reached before the run ended."""
     return ScanOutcome(name=name, status="failed", reason="the run ended before this scan was reached", passing=True)
 

@@ -31,7 +31,7 @@ class ScanQueue:
     """Scans that wait for the network, and the memory of scans in progress."""
 
     def __init__(self, capacity: Capacity, memory_bytes: int) -> None:
-        self._filler = Batcher(capacity)
+        self._batcher = Batcher(capacity)
         self._ahead = max(AHEAD, AHEAD_BATCHES * capacity.labels)
         self._memory_bytes = memory_bytes
         self._reserved_bytes = 0
@@ -91,7 +91,7 @@ class ScanQueue:
             self._reserved_bytes += amount_bytes
 
     def _has_room(self, amount_bytes: int) -> bool:
-        return self._reserved_bytes + amount_bytes <= self._memory_bytes and self._filler.waiting < self._ahead
+        return self._reserved_bytes + amount_bytes <= self._memory_bytes and self._batcher.waiting < self._ahead
 
     def release(self, amount_bytes: int) -> None:
         """Release a scan's memory."""
@@ -102,37 +102,37 @@ class ScanQueue:
     def add(self, scan: NetworkScan) -> None:
         """Append a loaded scan to the queue."""
         with self._changed:
-            self._filler.add(scan)
+            self._batcher.add(scan)
             self._changed.notify_all()
 
     def drop(self, scan: NetworkScan) -> None:
         """Remove a scan from the queue."""
         with self._changed:
-            self._filler.drop(scan)
+            self._batcher.drop(scan)
 
     def take(self) -> NetworkBatch | None:
         """Wait for the next batch until it is full or nothing can fill it; return None at the end of the queue."""
         with self._changed:
             while not self._stopped:
-                if self._filler.is_full():
+                if self._batcher.is_full():
                     return self._next()
-                if self._filler.waiting and not self._busy:
+                if self._batcher.waiting and not self._busy:
                     self._changed.wait_for(self._may_fill, timeout=LINGER_SECONDS)
-                    if self._filler.waiting and not self._may_fill():
+                    if self._batcher.waiting and not self._may_fill():
                         return self._next()
-                elif not self._filler.waiting and not self._readers:
+                elif not self._batcher.waiting and not self._readers:
                     return None
                 else:
                     self._changed.wait()
             return None
 
     def _next(self) -> NetworkBatch:
-        batch = self._filler.next()
+        batch = self._batcher.next()
         self._changed.notify_all()
         return batch
 
     def _may_fill(self) -> bool:
-        return self._stopped or self._filler.is_full() or bool(self._busy) or not self._filler.waiting
+        return self._stopped or self._batcher.is_full() or bool(self._busy) or not self._batcher.waiting
 
     @property
     def reserved_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Summary of a run: outcomes of the scans, in memory (`Summary`) and as ``summary.json`` (`SummaryDocument`) and CSV."""
+"""Summary of a run: outcomes of scans, in memory (`Summary`) and as ``summary.json`` (`SummaryDocument`) and CSV."""
 
 import re
 from dataclasses import dataclass

@@ -38,7 +38,7 @@ class WatchFolder:
     folder: Path
     settle_seconds: float = SETTLE_SECONDS
     """How long a file must not have changed."""
-    is_begun: Callable[[str], bool] = lambda _: False
+    is_in_progress: Callable[[str], bool] = lambda _: False
     """Return whether the scan of a name is being segmented."""
     log: Callable[[str], None] = print_line
     _seen: dict[Path, tuple[Stamp, float]] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class WatchFolder:
                 self.leave_out(path, "named like a segmentation")
                 continue
             other = self._owners.get(job.stem, job)
-            if other != job and (other.path.exists() or self.is_begun(other.name)):
+            if other != job and (other.path.exists() or self.is_in_progress(other.name)):
                 self.leave_out(path, f"would be written as {job.stem}.*, like {other.path}")
                 continue
             self._owners[job.stem] = job
@@ -68,7 +68,7 @@ class WatchFolder:
                 self._seen[path] = (stamp, now)
             size = stamp[0]  # -1 for a deleted file
             settled = now - self._seen[path][1] >= self.settle_seconds and size not in (0, -1)
-            if settled and self._taken.get(path) != stamp and not self.is_begun(job.name):
+            if settled and self._taken.get(path) != stamp and not self.is_in_progress(job.name):
                 self._taken[path] = stamp
                 ready.append(job)
         for path in find_unread_scans(self.folder):
@@ -114,7 +114,7 @@ def watch(
     outputs = OutputPaths(ledger.out, extra_names(model.info.labels, ledger.options), ledger.names)
     ledger.remove_unfinished([Job(name=name, path=folder / name) for name in ledger.names])
     run.on_outcome = lambda one: print_line(f"{one.status}: {one.name}: {one.answer or one.reason}")
-    watched = WatchFolder(folder=folder, settle_seconds=settle_seconds, is_begun=run.is_begun)
+    watched = WatchFolder(folder=folder, settle_seconds=settle_seconds, is_in_progress=run.is_in_progress)
     try:
         run.run(filter_conflicts(watched.wait_for_jobs(ended), outputs, watched.leave_out), 0)
     finally:

@@ -14,7 +14,7 @@ from slicemill.common.errors import ModelError, ProviderError, UsageError
 from slicemill.infer.runtime.capacity import HOSTS, session_threads
 from slicemill.infer.runtime.messages import first_line
 from slicemill.infer.runtime.openvino import NAME, OpenvinoSession
-from slicemill.infer.runtime.tensorrt import TENSORRT, with_engine
+from slicemill.infer.runtime.tensorrt import TENSORRT, start_with_engine
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 NAMES: dict[str, str] = {
@@ -203,7 +203,7 @@ def _session(
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         module.preload_dlls()  # CUDA libraries that pip installed as packages, unless torch has loaded them
     try:
-        session = with_engine(
+        session = start_with_engine(
             settings, lambda final: module.InferenceSession(model, options, providers=[(name, dict(final))])
         )
     except ProviderError:

@@ -86,7 +86,7 @@ def engine_options(shapes: Mapping[str, tuple[int, ...]], folder: Path) -> dict[
     }
 
 
-def with_engine(options: Mapping[str, str], start: Callable[[Mapping[str, str]], Session]) -> Session:
+def start_with_engine(options: Mapping[str, str], start: Callable[[Mapping[str, str]], Session]) -> Session:
     """Start a session with a complete engine. If several runs need it, one builds it and the others wait.
 
     1. A finished engine is used. If it does not start, it is built again and replaced when the new one is complete.
@@ -143,7 +143,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _report_disk_errors(folder: Path) -> Iterator[None]:
-    """Turn errors of the file system into a ProviderError that names the folder."""
+    """Convert errors of the file system into a ProviderError that names the folder."""
     try:
         yield
     except OSError as error:
@@ -194,13 +194,13 @@ def tensorrt_version() -> str:
             f"--provider tensorrt: {LIBRARY} cannot be loaded ({error}); install TensorRT 10 (10.13 or later) where "
             "the loader finds it, or use --provider cuda."
         ) from error
-    return version_of(number)
+    return format_version(number)
 
 
-def version_of(number: int) -> str:
+def format_version(number: int) -> str:
     """Format the number that getInferLibVersion returns; TensorRT 10 counts in steps of 10,000, 100 and 1.
 
-    >>> version_of(101601)
+    >>> format_version(101601)
     '10.16.1'
     """
     return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"

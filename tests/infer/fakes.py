@@ -18,7 +18,7 @@ SIDE = 4
 
 
 def planned(volume, size=(SIDE, SIDE), context=1, step=1.0):
-    """A scan for a network of `size` that knows any label and gives no probability."""
+    """A scan for a network of `size` that knows any label and outputs no probability."""
     plan = ScanPlan(
         shape=volume.shape,
         neighbor_step=step,
@@ -62,13 +62,13 @@ class FakeLane:
 
     reads_in_place = False
 
-    def __init__(self, model, capacity, wanted):
+    def __init__(self, model, capacity, outputs):
         model.on_open()
         self.model = model
         self.image = np.zeros((capacity.rows, SIDE, SIDE), np.int16)
 
-    def run(self, image, neighbors, turn, into=None):
-        with turn, self.model.lock:
+    def run(self, image, neighbors, lock, into=None):
+        with lock, self.model.lock:
             self.model.batches.append(len(neighbors))
             number = len(self.model.batches)
         self.model.on_batch(number)

@@ -22,7 +22,7 @@ from slicemill.infer.run import cluster as cluster_module
 from slicemill.infer.run.cluster import BY_LEDGER, LedgerFollower, infer_on, merge_summaries
 from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import InferOptions
-from slicemill.infer.run.pipeline import ELSEWHERE, infer
+from slicemill.infer.run.pipeline import CLAIMED_ELSEWHERE, infer
 from slicemill.infer.run.summary import ScanOutcome, Summary
 from slicemill.infer.run.timing import StageTime
 from tests.contents import content
@@ -121,7 +121,9 @@ def summary(*outcomes):
 
 def test_the_most_informative_outcome_of_a_scan_counts():
     jobs = [Job(name=name, path=Path(name)) for name in "abcdef"]
-    one = summary(outcome("a", "done"), outcome("b", "skipped", ELSEWHERE), outcome("c", "skipped", "done before"))
+    one = summary(
+        outcome("a", "done"), outcome("b", "skipped", CLAIMED_ELSEWHERE), outcome("c", "skipped", "done before")
+    )
     other = summary(outcome("a", "skipped", "done before"), outcome("b", "failed", "bad"), outcome("c", "done"))
     late = summary(outcome("f", "skipped", "done before"))
     known = {"d": outcome("d", "skipped", "done before")}

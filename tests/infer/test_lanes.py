@@ -1,4 +1,4 @@
-"""Batches at work at a time on a CPU: as many threads as cores, stopped together, with their memory counted."""
+"""Batches in progress at a time on a CPU: as many threads as cores, stopped together, with their memory counted."""
 
 import os
 from contextlib import nullcontext
@@ -26,7 +26,7 @@ def with_cores(monkeypatch, count):
 
 @pytest.mark.parametrize("cores", [1, 2, 7, 8, 9, 16, 64])
 def test_threads_are_as_many_as_cores(cores, monkeypatch):
-    """Runs of one session share its threads: each brings its own, the rest are one pool."""
+    """Runs of one session share its threads: each adds one thread, the rest are one pool."""
     with_cores(monkeypatch, cores)
     assert 1 <= count_lanes("cpu") <= CPU_LANES
     assert count_lanes("cpu") + session_threads() - 1 == cores
@@ -100,7 +100,7 @@ def test_an_answer_is_put_in_place_unless_it_is_there(in_place, model, rng):
 
 
 def test_one_scan_on_another_device_than_the_cpu_is_compared_with_it_first(model, monkeypatch, rng):
-    """A device that labels as the CPU does, in its place, and one that gives other labels."""
+    """A device that labels as the CPU does, in its place, and one that outputs other labels."""
     volume = rng.integers(-200, 300, (5, 64, 64)).astype(np.int16)
     expected = segment_volume(open_model(model, "cpu"), volume, SPACING)
     monkeypatch.setattr(single, "make_lane", HostLane)
@@ -111,9 +111,9 @@ def test_one_scan_on_another_device_than_the_cpu_is_compared_with_it_first(model
 
     class Wrong(HostLane):
         def run(self, *given):
-            answer = super().run(*given)
-            answer.label[:] = 1 - np.minimum(answer.label, 1)
-            return answer
+            output = super().run(*given)
+            output.label[:] = 1 - np.minimum(output.label, 1)
+            return output
 
     monkeypatch.setattr(single, "make_lane", Wrong)
     fresh = open_model(model, "cpu")
@@ -134,7 +134,7 @@ def test_a_batch_of_one_slice_is_compared_too(context, model, monkeypatch, rng):
     class Recording:
         image = np.zeros((context, 64, 64), np.int16)
 
-        def run(self, image, neighbors, turn):
+        def run(self, image, neighbors, lock):
             seen.append((len(image), neighbors.shape))
             return NetworkOutput(np.zeros((len(neighbors), 64, 64), np.uint8))
 

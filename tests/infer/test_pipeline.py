@@ -196,7 +196,7 @@ def test_a_mask_never_replaces_a_scan(model, collection, tmp_path):
     scans = shutil.copytree(collection, tmp_path / "scans")
     before = (scans / "volume-0.nii").read_bytes()
     for inputs, out in (([scans], scans), ([scans / "volume-0.nii"], tmp_path / "x" / ".." / "scans")):
-        with pytest.raises(ScanError, match="the mask would replace a scan"):
+        with pytest.raises(ScanError, match="an output would overwrite this scan"):
             run(model, inputs, out, overwrite=True)
     assert (scans / "volume-0.nii").read_bytes() == before
 

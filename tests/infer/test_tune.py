@@ -67,7 +67,7 @@ def test_the_table_of_lesions_gives_the_dice_that_post_processing_would(seed, le
 
 
 class Fake:
-    """Stands for the network: labels of a case are made up."""
+    """Fake network: labels of a case are made up."""
 
     def __init__(self, scenes):
         self.scenes = scenes

@@ -51,10 +51,10 @@ def test_a_file_that_changes_later_becomes_a_job_again_once_the_first_has_ended(
     (tmp_path / "a.nii").write_bytes(b"one")
     state.find_ready(0)
     assert names(state.find_ready(5)) == ["a.nii"]
-    state.is_begun = lambda name: name == "a.nii"
+    state.is_in_progress = lambda name: name == "a.nii"
     (tmp_path / "a.nii").write_bytes(b"other")
     assert state.find_ready(6) == state.find_ready(20) == []
-    state.is_begun = lambda _: False
+    state.is_in_progress = lambda _: False
     assert names(state.find_ready(21)) == ["a.nii"]
 
 
@@ -74,9 +74,9 @@ def test_a_name_is_free_again_when_its_scan_is_gone_and_has_ended(watched, tmp_p
     assert names(state.find_ready(9)) == ["a.nii"]
     (tmp_path / "a.nii").unlink()
     (tmp_path / "a.nii.gz").write_bytes(b"other")
-    state.is_begun = lambda name: name == "a.nii"
+    state.is_in_progress = lambda name: name == "a.nii"
     assert state.find_ready(10) == state.find_ready(20) == []
-    state.is_begun = lambda _: False
+    state.is_in_progress = lambda _: False
     state.find_ready(21)
     assert names(state.find_ready(30)) == ["a.nii.gz"]
     assert len(logged) == 1
@@ -104,7 +104,7 @@ def test_after_a_restart_the_outputs_of_scans_that_are_gone_are_not_replaced(
     before = (out / "a_tumor.nii").read_bytes()
     (out / ".a_tumor.nii.01234567.part.nii").write_bytes(b"of a run that was killed")
     assert arrives("a.nii") == []
-    assert "would replace a file of" in capsys.readouterr().out
+    assert "would overwrite a file of" in capsys.readouterr().out
     assert (out / "a_tumor.nii").read_bytes() == before
     assert not list(out.glob(".*.part*"))
     assert arrives("a_tumor.nii") == [("a_tumor.nii", "done")], "another scan of the same name is a scan that changed"
