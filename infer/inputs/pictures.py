@@ -87,7 +87,7 @@ def open_picture(path: Path, window: Window | None) -> Iterator[OpenPicture]:
         )
     if window.low < INT16.min or window.high > INT16.max:
         limits = f"{window.low:g}..{window.high:g}"
-        raise ScanError(f"{path}: HU must be in {INT16.min}..{INT16.max}; its window is {limits}.")
+        raise ScanError(f"{path}: HU must fit in {INT16.min}..{INT16.max}; its window is {limits}.")
     with ExitStack() as stack:
         with _name_damage(path):
             image = stack.enter_context(Image.open(path))

@@ -165,10 +165,12 @@ class TestTensorrt:
         (tmp_path / "m.onnx").write_bytes(flavors.read_bytes())
         other = flavors.with_name("liver.bytes.fp16.onnx")
         changed(other, tmp_path / "m.bytes.fp16.onnx", lambda metadata: metadata.update(training={"epochs": 99}))
-        with pytest.raises(ModelError, match=r"m.bytes.fp16.onnx: is not the network of m.onnx .*other training"):
+        with pytest.raises(
+            ModelError, match=r"m.bytes.fp16.onnx: is not the byte flavor of m.onnx, .*differ: training"
+        ):
             open_model(tmp_path / "m.onnx", "tensorrt")
         changed(flavors, tmp_path / "m.bytes.fp16.onnx", lambda metadata: metadata)
-        with pytest.raises(ModelError, match=r"is not the network of m.onnx .*other input or size"):
+        with pytest.raises(ModelError, match=r"is not the byte flavor of m.onnx, .*differ: input or size"):
             open_model(tmp_path / "m.onnx", "tensorrt")
 
     def test_the_engine_labels_through_device_lanes_as_the_cpu_does(
@@ -241,7 +243,7 @@ class TestTensorrt:
 
     def test_a_home_that_cannot_be_written_is_named(self, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.raises(ProviderError, match=r"TensorRT's engines cannot be kept there: File exists"):
+        with pytest.raises(ProviderError, match=r"cannot store TensorRT engines here: File exists"):
             start_with_engine(engine_options(SHAPES, tmp_path / "file" / "a"), pytest.fail)
 
     def test_what_is_missing_is_named(self, monkeypatch):

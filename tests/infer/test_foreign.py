@@ -95,7 +95,7 @@ def test_a_network_that_gives_labels_and_takes_one_slice_with_open_sides(squeeze
     path = exported(Threshold().eval(), tmp_path / "net.onnx", (1, 1, 16, 16), dynamic_shapes=({**sides},))
     card = CARD.replace("context = 3", "").replace('"logits"', '"label"').replace("5", "2", 1)
     path.with_suffix(".toml").write_text(card)
-    with pytest.raises(ModelError, match=r"net.onnx: leaves height and width open; add a size = \[512, 512\]"):
+    with pytest.raises(ModelError, match=r"net.onnx: leaves height and width open; add size = \[512, 512\]"):
         open_model(path, "cpu")
     path.with_suffix(".toml").write_text(f"{card}size = [32, 40]\n")
     opened = open_model(path, "cpu")

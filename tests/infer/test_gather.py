@@ -68,7 +68,7 @@ def test_a_list_has_one_scan_per_line_and_a_missing_scan_is_a_failure(tree, mode
 
 
 def test_an_invalid_pattern_of_a_url_is_named(bucket):
-    with pytest.raises(ScanError, match=r"/\[z-a\]\.nii: is not a pattern \(bad character range"):
+    with pytest.raises(ScanError, match=r"/\[z-a\]\.nii: is not a valid pattern \(bad character range"):
         gather([f"{bucket[0]}/[z-a].nii"])
 
 
@@ -91,7 +91,7 @@ def test_exit_status_and_counts_add_up(tree, model, tmp_path):
     for words in ((), ("--out", tmp_path / "out")):
         nothing = run_command("infer", model, *words)
         assert nothing.exit_code == 2
-        assert "name scans, folders" in nothing.stderr
+        assert "pass scans, folders" in nothing.stderr
     assert run_command("infer", model, tree / "a", tree / "b").exit_code == 2
 
 
@@ -212,7 +212,7 @@ def test_two_scans_with_one_output_path_are_refused(tmp_path):
 
 
 def test_nothing_to_segment_is_one_clear_error(tmp_path):
-    with pytest.raises(ScanError, match="has no NIfTI file"):
+    with pytest.raises(ScanError, match="contains no NIfTI files"):
         gather([tmp_path])
     with pytest.raises(ScanError, match="matches no .nii"):
         gather([f"{tmp_path}/*.nii"])

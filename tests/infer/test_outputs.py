@@ -54,7 +54,7 @@ def test_an_output_of_a_scan_never_replaces_the_summary(name, of_the_run, tmp_pa
     left_out = {}
     kept = list(filter_conflicts(jobs_of("a.nii", name), OutputPaths(tmp_path), left_out.__setitem__))
     assert len(kept) == 2 - of_the_run
-    assert ["summary of the run; rename the scan" in why for why in left_out.values()] == [True] * of_the_run
+    assert ["overwrite the run's summary; rename the scan" in why for why in left_out.values()] == [True] * of_the_run
 
 
 def test_a_later_run_replaces_no_output_of_a_scan_that_is_gone(tmp_path):

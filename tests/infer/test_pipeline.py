@@ -318,7 +318,7 @@ class TestCommand:
         assert done.stdout.splitlines()[0] == (
             "model tiny.onnx (slices 64x64, context 3, fp32) on cpu "
             f"({cores} core{'' if cores == 1 else 's'}), 5 slices a batch, {count_lanes('cpu')} at a time: requested; "
-            f"scans take half of the free memory at most; into {tmp_path}"
+            f"scans use at most half of the free memory; output: {tmp_path}"
         )
 
     def test_the_last_lines_show_the_time_of_each_stage(self, model, collection, tmp_path):
@@ -374,7 +374,7 @@ class TestCommand:
         done = run_command("infer", model, scans.parent, "--out", tmp_path / "out")
         assert "6 scans: 6 done" in done.stdout
         assert (
-            f"left out: {scans}-tiny: has the results of an earlier run; name it by itself to segment that"
+            f"left out: {scans}-tiny: results of an earlier run; to segment them, pass this folder itself"
             in done.stdout
         )
         assert len(gather([f"{scans}-tiny"])[0]) == 6
@@ -389,10 +389,10 @@ class TestCommand:
             (1, ["MODEL", "nowhere.nii"], "there is no such file"),
             (2, ["MODEL", "COLLECTION", "--provider", "tpu"], "is not one of"),
             (2, ["MODEL", "COLLECTION", "--devices", "first"], "expected numbers of GPUs"),
-            (2, ["MODEL", "COLLECTION", "--devices", "1", "--provider", "cpu"], "leave --devices out"),
+            (2, ["MODEL", "COLLECTION", "--devices", "1", "--provider", "cpu"], "omit --devices"),
             (2, ["MODEL", "COLLECTION", "--provider", "tpu", "--scheduler", "tcp://127.0.0.1:9"], "is not one of"),
             (2, ["MODEL", "COLLECTION", "--window", "300,-200"], "--window 300,-200: window 300.0..-200.0"),
-            (2, ["MODEL", "COLLECTION", "--watch", "."], "name scans, folders, patterns"),
+            (2, ["MODEL", "COLLECTION", "--watch", "."], "pass scans, folders, patterns"),
         ],
     )
     def test_wrong_arguments_have_a_message_and_an_exit_status(

@@ -277,7 +277,7 @@ def test_what_cannot_be_tuned_on_is_refused_in_a_sentence(model, stored, tmp_pat
         with pytest.raises(ConfigError, match=message):
             choose_cases(store, split)
     split.write_text(json.dumps({"train": ["a"], "validation": ["b"]}))
-    with pytest.raises(ConfigError, match="names no case with a reference segmentation"):
+    with pytest.raises(ConfigError, match="has no case with a reference segmentation"):
         choose_cases(Unlabelled(), split)
     opened = open_model(model, "cpu")
     opened.info = replace(opened.info, card=replace(opened.info.card, labels={"kidney": 1}, organ=None, tumor=None))

@@ -87,7 +87,7 @@ def test_after_a_restart_the_outputs_of_scans_that_are_gone_are_not_replaced(
 ):
     folder, out = tmp_path / "inbox", tmp_path / "out"
     opened = open_model(model, "cpu")
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
 
     def arrives(name):
         """Watch with a scan of this name in the folder until its job has ended."""
@@ -122,7 +122,7 @@ def test_a_watch_folder_takes_no_pictures(model, tmp_path):
     words = ["infer", model, "--watch", tmp_path, "--window=-200,300", "--out", tmp_path / "out"]
     done = run_command(*words)
     assert done.exit_code == 2
-    assert "pictures with their" in " ".join(done.stderr.replace("│", " ").split())
+    assert "--watch cannot be combined" in " ".join(done.stderr.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

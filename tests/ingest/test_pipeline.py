@@ -116,7 +116,7 @@ def test_tables_that_cannot_be_written_are_named_and_the_cases_are_kept(copied, 
     report = run(copied, tmp_path / "store")
     assert report.count("done") == 6
     assert (
-        "the tables could not be written (No space left on device); make room, then run `slicemill store reindex"
+        "the tables could not be written (No space left on device); free some space, then run `slicemill store reindex"
         in report.problem
     )
 
@@ -179,7 +179,7 @@ def test_a_file_that_changes_while_it_is_read_is_done_again_by_the_next_run(copi
         patched.setattr(work, "convert_case", changing)
         outcome = run_case(Task(case=case, seen=None, compare=False, megabytes=1), LITS, store, 1)
     assert (outcome.status, outcome.passing) == ("failed", True)
-    assert "it or its mask changed while it was read" in outcome.reason
+    assert "the image or its mask changed during reading" in outcome.reason
     assert run(copied, store).count("done") == 6
     assert run(copied, store, rehash=True).count("unchanged") == 6
 
