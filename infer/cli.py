@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from slicemill.infer.run.summary import ScanOutcome, Summary
 
 SHOWN = 40
-"""Files that are left out are listed up to this number."""
+"""Maximum number of left-out files that are listed."""
 
 
 def _take_fields(request: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the fields of a dataclass as its parameters, so that every option is declared once."""
+    """Use the fields of a dataclass as a command's parameters, so that every option is declared once."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(request).replace(return_annotation=None)
@@ -35,9 +35,9 @@ def _take_fields(request: type) -> Callable[[Callable[..., None]], Callable[...,
 
 @_take_fields(InferRequest)
 def infer(**fields: Any) -> None:
-    """Segment CT scans in bulk: a mask on each scan's own grid, a JSON report, and a preview picture.
+    """Segment CT scans in bulk: a mask on each scan's grid, a JSON report, and a preview picture.
 
-    Masks keep the scan's name and folder tree. The same command again does only what is left. Research software, not a
+    Masks keep the scan's name and folder tree. Run the same command again to continue. Research software, not a
     medical device.
 
         infer liver.onnx scans/                       # into scans-liver/
@@ -55,16 +55,16 @@ def tune(
     store: Annotated[str, typer.Argument(help="Slice store of cases with reference segmentations.")],
     split: Annotated[
         Path | None,
-        typer.Option(help="Split of a training run: use its validation cases; default: all cases of the store."),
+        typer.Option(help="Split file of a training run: use its validation cases; default: all cases of the store."),
     ] = None,
     provider: ProviderName = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be chosen, and write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the chosen rules without writing them.")] = False,
 ) -> None:
     """Choose a model's post-processing by its Dice on validation cases, and write it into the model file.
 
-    Rules: largest organ, holes, tumor far from the organ, least volume and least probability of a lesion. Flavors of
-    the model next to it are written, too. A model file that is changed is another model: the next `infer` segments all
-    scans again, and TensorRT builds a new engine.
+    Rules: largest organ, holes, tumor far from the organ, minimum volume and probability of a lesion. Flavors of
+    the model in the same folder are updated, too. Changing a model file makes a new model: the next `infer` segments
+    all scans again, and TensorRT builds a new engine.
 
         slicemill tune liver.onnx store/ --split run/split.json
     """
@@ -93,14 +93,14 @@ def tune(
         if dry_run:
             print_line(f"nothing was written; as TOML: {rules.as_toml(tuned.chosen.rules)}")
         elif tuned.chosen.rules == tuned.before.rules:
-            print_line("nothing else is better: the model stays as it is")
+            print_line("no other rules are better: the model is unchanged")
         else:
             rules.write_rules(files, tuned)
             print_line(f"written: {', '.join(map(str, files))}")
 
 
 def _segment(request: InferRequest) -> None:
-    """Segment the scans of a request and show the result; exit 1 where a scan failed."""
+    """Segment the scans of a request and show the result; exit 1 if a scan failed."""
     out = request.out_folder
     jobs, left_out = _gather(request)
     opened = _open(request)
@@ -125,7 +125,7 @@ def _gather(request: InferRequest) -> "tuple[list[Job], LeftOut]":
 
 
 def _open(request: InferRequest) -> "Model":
-    """Open the model, on the CPU where workers of a scheduler run it, and print what it runs on."""
+    """Open the model, on the CPU if workers of a scheduler run it, and print its device."""
     from slicemill.infer.network.model import find_provider_file, open_model
     from slicemill.infer.run.pipeline import describe_device
 
@@ -138,8 +138,8 @@ def _open(request: InferRequest) -> "Model":
     shape = f"slices {info.size[0]}x{info.size[1]}, context {info.context}, {info.card.precision}"
     where = f"the workers of {scheduler}: {provider}" if scheduler else describe_device(opened, options)
     most_gb = options.max_memory_gb
-    memory = f"{most_gb:g} GB at most" if most_gb else "scans take half of the free memory at most"
-    print_line(f"model {info.name} ({shape}) on {where}; {memory}; into {request.out_folder}")
+    memory = f"at most {most_gb:g} GB" if most_gb else "scans use at most half of the free memory"
+    print_line(f"model {info.name} ({shape}) on {where}; {memory}; output: {request.out_folder}")
     return opened
 
 
@@ -150,7 +150,7 @@ def _run(request: InferRequest, opened: "Model", jobs: "Sequence[Job]", left_out
         from slicemill.infer.run.ledger import RunLedger
         from slicemill.infer.run.watch import until_signaled, watch
 
-        print_line(f"watching {request.watch}; Ctrl-C ends it once the scans that have begun are finished")
+        print_line(f"watching {request.watch}; press Ctrl-C to finish the scans in progress and stop")
         with until_signaled() as ended:
             return watch(opened, request.watch, RunLedger(out, opened, options), ended, request.settle)
     if request.scheduler is not None:

@@ -17,9 +17,9 @@ def check_parity(model: Model, scan: NetworkScan, lane: Lane) -> None:
     Raises
     ------
     ModelError
-        The labels differ by more than rounding explains.
+        The labels differ by more than rounding errors.
     """
-    batch = middle_batch(scan, max(1, min(CHECKED_SLICES, len(lane.image) // scan.plan.context)))
+    batch = make_middle_batch(scan, max(1, min(CHECKED_SLICES, len(lane.image) // scan.plan.context)))
     image = batch.fill(lane.image)
     result = lane.run(image, batch.neighbors, nullcontext())
     expected = open_model(model.path, "cpu").run(image, batch.neighbors)
@@ -27,7 +27,7 @@ def check_parity(model: Model, scan: NetworkScan, lane: Lane) -> None:
     model.parity_checked = True
 
 
-def middle_batch(scan: NetworkScan, slices: int) -> NetworkBatch:
+def make_middle_batch(scan: NetworkScan, slices: int) -> NetworkBatch:
     """Return a batch of `slices` slices from the middle of a scan."""
     count, tile = scan.plan.shape[0], scan.plan.tiles[len(scan.plan.tiles) // 2]
     zs = range(count // 2, min(count // 2 + slices, count))

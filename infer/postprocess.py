@@ -1,6 +1,6 @@
-"""Post-processing of a whole scan: largest organ, holes, and tumors that are too far, too small or too improbable.
+"""Post-processing of a scan: largest organ, holes, and tumors that are too far, too small or too improbable.
 
-All rules work in the bounding box of the labelled voxels, on runs along x (`slicemill.ct.runs`).
+All rules work in the bounding box of the labeled voxels, on runs along x (`slicemill.ct.runs`).
 """
 
 import math
@@ -20,7 +20,7 @@ Box = tuple[slice, ...]
 
 
 def extent(label: Label) -> Box | None:
-    """Return the bounding box of the labelled voxels of uint8[z, y, x], or None where there are none."""
+    """Return the bounding box of the labeled voxels of uint8[z, y, x], or None if there are none."""
     shadow = np.bitwise_or.reduce(label, axis=0)
     across = bounding_box(shadow > 0)
     if across is None:
@@ -30,7 +30,7 @@ def extent(label: Label) -> Box | None:
 
 
 def keep_largest_organ(label: Label, labels: Labels) -> None:
-    """Clear, in place, organ and tumor outside their largest 26-connected component; of equal ones the first stays."""
+    """Clear, in place, organ and tumor outside their largest 26-connected component; of equal ones, the first stays."""
     if labels.organ is None:
         return
     runs = find_runs(label, labels.organ_values())
@@ -41,7 +41,7 @@ def keep_largest_organ(label: Label, labels: Labels) -> None:
 
 
 def fill_holes(label: Label, labels: Labels) -> None:
-    """Turn, in place, background that organ and tumors enclose into organ."""
+    """Relabel, in place, background that organ and tumors enclose as organ."""
     if labels.organ is None:
         return
     # components of everything but the organ; one that touches no face of the array is enclosed
@@ -98,12 +98,12 @@ def dilate(mask: Mask, reach_mm: float, spacing_mm: tuple[float, float, float]) 
 
 
 def shifted_range(count: int, by: int) -> slice:
-    """Return the indices of an axis that its elements can have after a shift by `by`."""
+    """Return the indices along an axis that are valid after a shift by `by`."""
     return slice(max(0, by), count + min(0, by))
 
 
 def dilate_along_x(mask: Mask, width: int) -> Mask:
-    """Dilate bool[..., x] by `width` voxels to the left and right; the steps double, so that there are few."""
+    """Dilate bool[..., x] by `width` voxels to the left and right; the step doubles each time."""
     out = mask.copy()
     done = 0
     while done < width:
@@ -122,16 +122,16 @@ def drop_lesions(
     probability: npt.NDArray[np.uint8] | None = None,
     min_probability: float = 0.0,
 ) -> None:
-    """Turn, in place, small or improbable lesions into organ (background where there is no organ label).
+    """Relabel, in place, small or improbable lesions as organ, or as background if there is no organ label.
 
     Parameters
     ----------
     min_voxels
-        Lesions of fewer voxels go.
+        Lesions with fewer voxels are removed.
     probability
         Probability of tumor, uint8[z, y, x], 255 for 1.
     min_probability
-        Lesions with a lower mean probability go; needs `probability`.
+        Lesions with a lower mean probability are removed; needs `probability`.
     """
     tumor = labels.tumor_value()
     if tumor is None:

@@ -58,7 +58,7 @@ class ScanReport:
     tumor_confidence: float | None = None
     """Mean probability of the tumor voxels where a tumor was found, else one minus the highest slice score.
 
-    It is the network's own value, not calibrated; None for a model without probabilities of tumor."""
+    Taken from the network without calibration; None for a model without probabilities of tumor."""
     tumor_score: float | None = None
     """Highest of the slice scores, 0 to 1; None without probabilities of tumor."""
     lesions: tuple[Lesion, ...] | None = None
@@ -83,9 +83,9 @@ class ScanReport:
         return f"tumor: yes, {self.tumor_volume_ml:.1f} ml in {count} lesion{'s' * (count > 1)}{confidence}"
 
 
-def make_report(model: Model, loaded: LoadedScan, segmented: Segmentation, name: str) -> ScanReport:
-    """Measure a segmented scan; `segmented` has labels after post-processing, `name` is the mask's relative path."""
-    info, grid, box = model.info, loaded.grid, extent(segmented.label)
+def make_report(model: Model, loaded: LoadedScan, segmentation: Segmentation, name: str) -> ScanReport:
+    """Measure a scan's post-processed segmentation; `name` is the mask's relative path."""
+    info, grid, box = model.info, loaded.grid, extent(segmentation.label)
     report = ScanReport(
         scan=name,
         model=info.name,
@@ -95,11 +95,11 @@ def make_report(model: Model, loaded: LoadedScan, segmented: Segmentation, name:
         tumor=info.labels.tumor,
         shape_zyx=grid.stored_shape,
         spacing_mm_zyx=tuple(round(step, 6) for step in grid.spacing_mm),
-        volumes_ml=measure_volumes(segmented.label, box, info.labels, voxel_ml(grid.affine_lps)),
+        volumes_ml=measure_volumes(segmentation.label, box, info.labels, voxel_ml(grid.affine_lps)),
         provider=model.provider,
         warnings=loaded.warnings,
     )
-    return report if info.labels.tumor is None else _add_tumor(report, grid, segmented, box, info.labels)
+    return report if info.labels.tumor is None else _add_tumor(report, grid, segmentation, box, info.labels)
 
 
 def measure_volumes(
@@ -115,18 +115,20 @@ def measure_volumes(
     }
 
 
-def _add_tumor(report: ScanReport, grid: Grid, segmented: Segmentation, box: Box | None, labels: Labels) -> ScanReport:
+def _add_tumor(
+    report: ScanReport, grid: Grid, segmentation: Segmentation, box: Box | None, labels: Labels
+) -> ScanReport:
     """Find lesions and compute tumor scores; `box` contains all tumor."""
     tracker = LesionTracker()
     if box is not None:
-        tumor = segmented.label[box] == labels.tumor_value()
+        tumor = segmentation.label[box] == labels.tumor_value()
         for z in range(0, len(tumor), BATCH_SLICES):
             tracker.add(box[0].start + z, tumor[z : z + BATCH_SLICES], (box[1].start, box[2].start))
     # as_json rounds to the digits of a document
     lesions = tuple(from_document(Lesion, lesion.as_json(), "lesion") for lesion in tracker.lesions(grid.affine_lps))
     volume_ml = report.volumes_ml[str(labels.tumor)]
     report = replace(report, tumor_found=bool(lesions), tumor_volume_ml=volume_ml, lesions=lesions)
-    probability = segmented.tumor_probability
+    probability = segmentation.tumor_probability
     if probability is None:
         return report
     scores = tuple(slice_score(section, STRONGEST) for section in probability)
@@ -159,7 +161,7 @@ def draw_overlay(
 ) -> Image.Image:
     """Draw slices of a scan int16[z, y, x], HU, with organ (blue) and tumor (red) outlined.
 
-    The picture has the slices in which the largest lesions are longest, then slices spread over the labeled part.
+    The picture shows the slices with the largest lesions, then slices spread evenly over the labeled part.
     """
     labeled = [z for z, section in enumerate(label) if section.max()]
     chosen = dict.fromkeys(lesion.key_z for lesion in (lesions or [])[: OVERLAY_SLICES // 2])

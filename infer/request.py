@@ -1,4 +1,4 @@
-"""Arguments and options of the command `infer`, and what follows from them."""
+"""Arguments and options of the command `infer`, and the settings derived from them."""
 
 import os
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(help="Scans (.nii, .nii.gz), folders, quoted patterns, slice stores; paths or URLs."),
 ]
-ProviderName = Annotated[Provider, _network("Where the network runs; auto is CUDA where it starts, else CPU.")]
+ProviderName = Annotated[Provider, _network("Where the network runs; auto: CUDA if it starts, else CPU.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,34 +46,34 @@ class InferRequest:
     lists: Annotated[list[str] | None, _input("File with one input per line; - is standard input.", "--list")] = None
     watch: Annotated[Path | None, _input("Segment scans that arrive in this folder, until Ctrl-C or SIGTERM.")] = None
     settle: Annotated[
-        float, _input("Seconds without a change after which a new file is complete.", **FINITE_FROM_0)
+        float, _input("Seconds without changes after which a new file counts as complete.", **FINITE_FROM_0)
     ] = 5.0
-    window: Annotated[str | None, _input("LOW,HIGH: HU of black and white in slices given as PNG or JPEG.")] = None
+    window: Annotated[str | None, _input("LOW,HIGH: HU of black and white in PNG or JPEG inputs.")] = None
     out: Annotated[Path | None, _output("Folder for results; default: FOLDER-MODEL next to the scans' folder.")] = None
     probability: Annotated[bool, _output("Also write NAME_probability_LABEL for every label.", "--probability")] = False
-    separate: Annotated[bool, _output("Also write NAME_LABEL, 0 and 1, for every label.", "--separate")] = False
+    separate: Annotated[bool, _output("Also write NAME_LABEL for every label, as 0 and 1.", "--separate")] = False
     no_postprocess: Annotated[bool, _output("Do not post-process the labels.", "--no-postprocess")] = False
     provider: ProviderName = "auto"
-    mirror: Annotated[bool, _network("Average over mirror images of a slice; four times the work.", "--mirror")] = False
+    mirror: Annotated[bool, _network("Average over mirrored slices; takes four times as long.", "--mirror")] = False
     overlap: Annotated[
-        bool, _network("Average over tiles that overlap by half, where slices need tiles.", "--overlap")
+        bool, _network("Average over tiles that overlap by half, if slices need tiles.", "--overlap")
     ] = False
-    batch: Annotated[int, _network("Slices in a batch; 0 fits the provider.", **FROM_0)] = 0
-    readers: Annotated[int, _machine("Threads that decode scans; 0 fits the cores.", **FROM_0)] = 0
-    writers: Annotated[int, _machine("Threads that post-process and write; 0 fits the cores.", **FROM_0)] = 0
-    devices: Annotated[str, _machine("Numbers of the GPUs that share the work, like 0,1.")] = "0"
+    batch: Annotated[int, _network("Slices per batch; 0: chosen for the provider.", **FROM_0)] = 0
+    readers: Annotated[int, _machine("Threads that decode scans; 0: by number of cores.", **FROM_0)] = 0
+    writers: Annotated[int, _machine("Threads that post-process and write; 0: by number of cores.", **FROM_0)] = 0
+    devices: Annotated[str, _machine("GPU numbers to use, like 0,1.")] = "0"
     max_memory: Annotated[
-        float, _machine("GB for the process; 0: scans take half of the free memory.", **FINITE_FROM_0)
+        float, _machine("Memory limit of the process, GB; 0: scans may use half of the free memory.", **FINITE_FROM_0)
     ] = 0.0
     shard: Annotated[str | None, _machine("I/N: every Nth scan from the Ith on; for job arrays.")] = None
     scheduler: Annotated[str | None, _machine("Dask scheduler, like tcp://host:8786; one worker per device.")] = None
-    retry_failed: Annotated[bool, _rerun("Try scans again that have failed before.", "--retry-failed")] = False
-    overwrite: Annotated[bool, _rerun("Segment scans again that are done.", "--overwrite")] = False
+    retry_failed: Annotated[bool, _rerun("Try scans that failed before again.", "--retry-failed")] = False
+    overwrite: Annotated[bool, _rerun("Segment finished scans again.", "--overwrite")] = False
     dry_run: Annotated[bool, _rerun("Show what would be segmented, and stop.", "--dry-run")] = False
 
     @cached_property
     def all_inputs(self) -> list[str]:
-        """Return the inputs with those of the lists; standard input is read once."""
+        """Return the inputs, including those in lists; standard input is read once."""
         from slicemill.infer.inputs.gather import read_list
 
         return [*(self.inputs or []), *(line for path in self.lists or [] for line in read_list(path))]
@@ -109,25 +109,23 @@ class InferRequest:
         )
 
     def check(self) -> None:
-        """Check that each option can be used and that the options fit together.
+        """Check that each option is valid and that the options can be combined.
 
         Raises
         ------
         UsageError
-            An option cannot be used, or two contradict each other.
+            An option is not valid, or two cannot be combined.
         """
         from slicemill.infer.runtime.capacity import HOSTS
 
         devices = self.options.devices
         if self.provider in HOSTS and devices != (0,):
             numbers = ",".join(map(str, devices))
-            raise UsageError(
-                f"--devices {numbers}: {self.provider} runs on one device, the processor; leave --devices out."
-            )
+            raise UsageError(f"--devices {numbers}: {self.provider} runs on one device, the processor; omit --devices.")
         if bool(self.all_inputs) == (self.watch is not None):
-            raise UsageError("name scans, folders, patterns or stores, or a --list of them; or --watch a folder.")
+            raise UsageError("pass scans, folders, patterns or stores, or a --list of them; or use --watch FOLDER.")
         if self.watch is not None and (self.scheduler or self.shard or self.dry_run or self.window):
-            raise UsageError("--watch takes no --scheduler, --shard, --dry-run, and no pictures with their --window.")
+            raise UsageError("--watch cannot be combined with --scheduler, --shard, --dry-run or --window.")
 
 
 def default_output(inputs: Sequence[str], model: Path) -> Path:
@@ -150,13 +148,13 @@ def default_output(inputs: Sequence[str], model: Path) -> Path:
         local = []
     if any(not isinstance(one, Path) for one in locations) or not local or not local[0].is_dir():
         raise UsageError(
-            "--out is missing: name a folder for masks, reports and pictures. Only one local folder or store, "
-            "or local files, have a default."
+            "--out is missing: pass a folder for masks, reports and pictures. Only a local folder, a local store "
+            "or local files have a default."
         )
     (folder,) = local
     if not folder.name or os.path.ismount(folder) or not os.access(folder.parent, os.W_OK):
         raise UsageError(
-            f"--out is missing: nothing can be written next to {folder}; name a folder for masks, reports and pictures."
+            f"--out is missing: cannot write next to {folder}; pass a folder for masks, reports and pictures."
         )
     return folder.with_name(f"{folder.name}-{network_name(model)}")
 

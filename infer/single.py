@@ -59,20 +59,20 @@ def segment_volume(
 
 
 def _label_scan(model: Model, scan: NetworkScan, capacity: Capacity, advance: Callable[[int], None]) -> None:
-    """Label all slices of a scan, on as many lanes as the provider takes."""
-    filler = Batcher(capacity)
-    filler.add(scan)
-    lock, turns, stopped = threading.Lock(), make_compute_limit(model), threading.Event()
+    """Label all slices of a scan, on as many lanes as the provider supports."""
+    batcher = Batcher(capacity)
+    batcher.add(scan)
+    lock, compute_limit, stopped = threading.Lock(), make_compute_limit(model), threading.Event()
 
     def run_lane() -> None:
         lane = make_lane(model, capacity, scan.plan.outputs)
         while True:
             with lock:
-                if stopped.is_set() or not filler.waiting:
+                if stopped.is_set() or not batcher.waiting:
                     return
-                batch = filler.next()
+                batch = batcher.next()
             image = batch.fill(lane.image, in_place=lane.reads_in_place)
-            batch.put(lane.run(image, batch.neighbors, turns, batch.targets()))
+            batch.put(lane.run(image, batch.neighbors, compute_limit, batch.targets()))
             with lock:
                 advance(len(batch.units))
 
@@ -90,14 +90,14 @@ def segment(
 ) -> tuple[Segmentation, ScanReport]:
     """Label a scan, post-process the labels by the model's rules, and measure them."""
     info = model.info
-    segmented = segment_volume(model, loaded.volume, loaded.grid.spacing_mm, advance)
-    postprocess(segmented.label, info.labels, info.rules, loaded.grid, segmented.tumor_probability)
-    return segmented, make_report(model, loaded, segmented, name)
+    segmentation = segment_volume(model, loaded.volume, loaded.grid.spacing_mm, advance)
+    postprocess(segmentation.label, info.labels, info.rules, loaded.grid, segmentation.tumor_probability)
+    return segmentation, make_report(model, loaded, segmentation, name)
 
 
 def segment_file(
     path: Path, model: Path, *, provider: Provider = "auto"
 ) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
-    """Segment one file; see `slicemill.segment`. The report is returned as its JSON file would be read."""
-    segmented, report = segment(open_model(model, provider), load_scan(Job(name=path.name, path=path)), path.name)
-    return segmented.label, json.loads(to_json(to_document(report)))
+    """Segment one file; see `slicemill.segment`. The report is returned as the parsed JSON."""
+    segmentation, report = segment(open_model(model, provider), load_scan(Job(name=path.name, path=path)), path.name)
+    return segmentation.label, json.loads(to_json(to_document(report)))

@@ -1,14 +1,14 @@
 """Post-processing chosen on cases with references: the rules with the best mean Dice, written into a model's files.
 
-1. Each case goes through the network once.
+1. The network labels each case once.
 2. For each combination of organ rules and tumor reach, compute the organ Dice and tabulate the lesions: voxels, hits,
    probability. Volume and probability thresholds are then evaluated from that table alone.
-3. Each setting is scored by the sum of the mean Dice of organ and tumor. The model's present rules are among the
+3. Each setting is scored by the sum of the mean Dice of organ and tumor. The model's current rules are among the
    settings.
 
 Of settings with about the same score (`EQUAL_SCORE`), the one that changes the fewest rules wins: cases are few, and a
-small gain may be chance. If no case has tumor, the rules on tumors stay: those that remove every false alarm would
-always win. Choose on the cases on which the checkpoint was chosen, never on those of a test.
+small gain may be chance. If no case has tumor, the tumor rules stay unchanged: rules that remove every false alarm
+would always win. Tune on the validation cases that selected the checkpoint, never on test cases.
 """
 
 import json
@@ -72,7 +72,7 @@ class LesionTable:
     hits: Floats
     """Voxels of each lesion that are tumor in the reference."""
     probability_sums: Floats
-    """Sum of 255 times the probability of tumor over each lesion; the probability is 1 where the model gives none."""
+    """Sum of 255 times the probability of tumor over each lesion; the probability is 1 if the model outputs none."""
 
     def dice(self, least_ml: float, least_probability: float) -> float:
         """Return the tumor Dice without lesions that are smaller or less probable; NaN where neither mask has tumor.
@@ -110,11 +110,11 @@ class Choice:
     organ: float
     """Mean Dice of organ with tumors; NaN without an organ."""
     tumor: float
-    """Mean Dice of tumor; NaN without one."""
+    """Mean Dice of tumor; NaN without tumor."""
 
     @property
     def score(self) -> float:
-        """Return the sum of both, without what is NaN."""
+        """Return the sum of both, ignoring NaN."""
         return sum(dice for dice in (self.organ, self.tumor) if not isnan(dice))
 
     def as_json(self) -> TuningScores:
@@ -137,12 +137,12 @@ class Tuned:
 
 
 def choose_cases(store: Store, split: Path | None) -> tuple[str, ...]:
-    """Return the cases to choose on: the validation part of a split file, or all cases of the store that have a mask.
+    """Return the cases to tune on: the validation part of a split file, or all cases of the store that have a mask.
 
     Raises
     ------
     ConfigError
-        There are none, or the split cannot be read or names cases that the store does not have.
+        There is none, or the split cannot be read or names cases that the store does not have.
     """
     if split is None:
         cases = [case.info.case_id for case in store if case.label is not None]
@@ -150,9 +150,7 @@ def choose_cases(store: Store, split: Path | None) -> tuple[str, ...]:
         named = read_split(split, store.case_ids).validation
         cases = [name for name in named if store[name].label is not None]
     if not cases:
-        raise ConfigError(
-            f"{split or store.root}: names no case with a reference segmentation; nothing can be chosen on it."
-        )
+        raise ConfigError(f"{split or store.root}: has no case with a reference segmentation, which tuning needs.")
     return tuple(cases)
 
 
@@ -162,7 +160,7 @@ def tune(model: Model, store: Store, cases: Sequence[str], advance: Callable[[st
     Raises
     ------
     ConfigError
-        The store gives the label values other names than the model.
+        The store and the model name the label values differently.
     """
     info = model.info
     combinations = list(organ_combinations(info.labels, info.rules))
@@ -191,52 +189,55 @@ def without_thresholds(rules: PostprocessRules) -> PostprocessRules:
     return replace(rules, min_lesion_ml=0.0, min_lesion_probability=0.0)
 
 
-def organ_combinations(labels: Labels, now: PostprocessRules) -> Iterator[PostprocessRules]:
+def organ_combinations(labels: Labels, current: PostprocessRules) -> Iterator[PostprocessRules]:
     """Yield all combinations of the organ rules and the tumor reach, without thresholds of lesions."""
-    flags = (False, True) if labels.organ else (now.largest_organ,)
-    holes = (False, True) if labels.organ else (now.fill_holes,)
-    reaches = with_own(REACHES_MM, now.tumor_reach_mm) if labels.organ and labels.tumor else (now.tumor_reach_mm,)
+    flags = (False, True) if labels.organ else (current.largest_organ,)
+    holes = (False, True) if labels.organ else (current.fill_holes,)
+    reaches = (
+        add_current(REACHES_MM, current.tumor_reach_mm) if labels.organ and labels.tumor else (current.tumor_reach_mm,)
+    )
     for largest, fill, reach in product(flags, holes, reaches):
         yield PostprocessRules(largest_organ=largest, fill_holes=fill, tumor_reach_mm=reach)
 
 
-def with_own(values: tuple[T, ...], own: T) -> tuple[T, ...]:
-    """Return the values to try, with the one that the model has now."""
-    return values if own in values else (*values, own)
+def add_current(values: tuple[T, ...], current: T) -> tuple[T, ...]:
+    """Return the values to try, including the model's current one."""
+    return values if current in values else (*values, current)
 
 
 def settings(
-    combinations: Sequence[PostprocessRules], now: PostprocessRules, *, probability: bool, has_tumor: bool
+    combinations: Sequence[PostprocessRules], current: PostprocessRules, *, probability: bool, has_tumor: bool
 ) -> Iterator[PostprocessRules]:
     """Yield all rules to try, the weakest first.
 
     Parameters
     ----------
     probability
-        Whether the model gives probabilities of tumor.
+        Whether the model outputs probabilities of tumor.
     has_tumor
-        Whether any case has tumor; else the rules on tumors stay as they are.
+        Whether any case has tumor; else the rules on tumors stay unchanged.
     """
-    volumes = with_own(LEAST_ML, now.min_lesion_ml) if has_tumor else (now.min_lesion_ml,)
-    probabilities: tuple[float, ...] = (now.min_lesion_probability,)
+    volumes = add_current(LEAST_ML, current.min_lesion_ml) if has_tumor else (current.min_lesion_ml,)
+    probabilities: tuple[float, ...] = (current.min_lesion_probability,)
     if has_tumor and probability:
-        probabilities = with_own(LEAST_PROBABILITY, now.min_lesion_probability)
+        probabilities = add_current(LEAST_PROBABILITY, current.min_lesion_probability)
     for rules, ml, least in product(combinations, volumes, probabilities):
-        if has_tumor or rules.tumor_reach_mm == now.tumor_reach_mm:
+        if has_tumor or rules.tumor_reach_mm == current.tumor_reach_mm:
             yield replace(rules, min_lesion_ml=ml, min_lesion_probability=least)
 
 
-def best(choices: Sequence[Choice], now: PostprocessRules) -> Choice:
-    """Return, of the choices about as good as the best, the one that changes the fewest rules; of equals the first."""
+def best(choices: Sequence[Choice], current: PostprocessRules) -> Choice:
+    """Return, of the choices about as good as the best, the one that changes the fewest rules; of equals, the first."""
     highest = max(one.score for one in choices)
     return min(
-        (one for one in choices if one.score >= highest - EQUAL_SCORE), key=lambda one: count_changes(one.rules, now)
+        (one for one in choices if one.score >= highest - EQUAL_SCORE),
+        key=lambda one: count_changes(one.rules, current),
     )
 
 
-def count_changes(rules: PostprocessRules, now: PostprocessRules) -> int:
-    """Return how many rules differ."""
-    return sum(value != getattr(now, name) for name, value in asdict(rules).items())
+def count_changes(rules: PostprocessRules, current: PostprocessRules) -> int:
+    """Return the number of rules that differ."""
+    return sum(value != getattr(current, name) for name, value in asdict(rules).items())
 
 
 def evaluate_case(
@@ -246,45 +247,45 @@ def evaluate_case(
     combinations: Sequence[PostprocessRules],
     advance: Callable[[str], None],
 ) -> list[CaseResult]:
-    """Send a case through the network, and compare it with its reference under each combination of rules.
+    """Run the network on a case, and compare the result with its reference under each combination of rules.
 
     Raises
     ------
     ConfigError
-        The store gives the label values other names than the model.
+        The store and the model name the label values differently.
     """
     case, labels = store[case_id], model.info.labels
     if case.label is None or case.info.labels is None or case.info.labels.values != labels.values:
         raise ConfigError(
-            f"{store.root}: {case_id} has other labels than {model.info.name}; choose on cases with the labels of the "
+            f"{store.root}: {case_id} has other labels than {model.info.name}; tune on cases with the labels of the "
             "model."
         )
     reference = case.label[:]
     loaded = load_scan(Job(name=case_id, path=store.root, case_id=case_id))
-    segmented = segment_volume(model, loaded.volume, loaded.grid.spacing_mm)
+    segmentation = segment_volume(model, loaded.volume, loaded.grid.spacing_mm)
     results = []
     for rules in combinations:
-        label = segmented.label.copy()
+        label = segmentation.label.copy()
         postprocess(label, labels, rules, loaded.grid)
-        lesions = tabulate_lesions(replace(segmented, label=label), reference, labels, loaded.grid)
+        lesions = tabulate_lesions(replace(segmentation, label=label), reference, labels, loaded.grid)
         results.append(CaseResult(organ_dice=organ_dice(label, reference, labels), lesions=lesions))
     advance(case_id)
     return results
 
 
 def organ_dice(label: Label, reference: Label, labels: Labels) -> float:
-    """Return the Dice of the organ with its tumors; NaN where no organ is named or both are empty."""
+    """Return the Dice of the organ with its tumors; NaN if the model has no organ or both masks are empty."""
     values = labels.organ_values() if labels.organ else []
     return count_overlap(select_values(reference, values), select_values(label, values)).dice if values else nan
 
 
-def tabulate_lesions(segmented: Segmentation, reference: Label, labels: Labels, grid: Grid) -> LesionTable:
+def tabulate_lesions(segmentation: Segmentation, reference: Label, labels: Labels, grid: Grid) -> LesionTable:
     """Tabulate the lesions of a case's labels, uint8[z, y, x], against its reference."""
-    tumor, probability = labels.tumor_value(), segmented.tumor_probability
+    tumor, probability = labels.tumor_value(), segmentation.tumor_probability
     if tumor is None:
         none = np.zeros(0)
         return LesionTable(reference=0, voxel_ml=1.0, voxels=none, hits=none, probability_sums=none)
-    runs = find_runs(segmented.label, [tumor])
+    runs = find_runs(segmentation.label, [tumor])
     numbers, count = connect_runs(runs)
     voxels = np.bincount(numbers, weights=runs.voxels, minlength=count).astype(np.float64)
     hits = np.zeros(count)
@@ -319,7 +320,7 @@ def check_writable(path: Path) -> None:
     try:
         import onnx  # noqa: F401 (only `write_rules` needs it)
     except ImportError:
-        raise ModelError(f"{path}: to write into a model file, install the package onnx: pip install onnx.") from None
+        raise ModelError(f"{path}: writing into a model file needs the package onnx: pip install onnx.") from None
 
 
 def as_toml(rules: PostprocessRules) -> str:
@@ -352,7 +353,7 @@ def find_flavors(path: Path) -> list[Path]:
 
 
 def write_rules(paths: Sequence[Path], tuned: Tuned) -> None:
-    """Write the chosen rules into model files, atomically and none before all are prepared; other metadata stay."""
+    """Write the chosen rules into all model files atomically; other metadata stay unchanged."""
     import onnx
 
     with ExitStack() as appear_together:

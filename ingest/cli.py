@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from slicemill.ingest.outcomes import IngestReport
 
 SHOWN = 40
-"""How many left-out files are listed."""
+"""Maximum number of left-out files that are listed."""
 
 
 def ingest(
@@ -25,7 +25,7 @@ def ingest(
         str | None,
         typer.Argument(help="Folder with the scans, searched recursively. Omit it with --pairs or --images."),
     ] = None,
-    store: Annotated[str | None, typer.Argument(help="Folder of the slice store to make or to complete.")] = None,
+    store: Annotated[str | None, typer.Argument(help="Folder of the slice store to create or extend.")] = None,
     pairs: Annotated[
         str | None, typer.Option(help="CSV with the columns image and mask, optionally case_id and patient_id.")
     ] = None,
@@ -34,32 +34,33 @@ def ingest(
         str | None, typer.Option(help="Pattern of the masks; a mask belongs to the image with the same text for *.")
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Names of the label values, like liver=1,tumor=2.")] = None,
-    organ: Annotated[str | None, typer.Option(help="Which label is the organ.")] = None,
-    tumor: Annotated[str | None, typer.Option(help="Which label is tumor.")] = None,
+    organ: Annotated[str | None, typer.Option(help="Label that is the organ.")] = None,
+    tumor: Annotated[str | None, typer.Option(help="Label that is tumor.")] = None,
     patient: Annotated[
         str | None, typer.Option(help="Regular expression; its first group, in the image's path, is the patient.")
     ] = None,
     geometry: Annotated[
         Geometry, typer.Option(help="If image and mask are on different grids: fail, or use the image's grid.")
     ] = "error",
-    workers: Annotated[int, typer.Option(help="Worker processes; 0 is one per core.", min=0)] = 0,
+    workers: Annotated[int, typer.Option(help="Worker processes; 0: one per core.", min=0)] = 0,
     threads: Annotated[
         int,
-        typer.Option(help="Threads per case; 0 divides the cores, so that a few large cases use them all.", min=0),
+        typer.Option(help="Threads per case; 0: divide the cores, so that a few large cases use all of them.", min=0),
     ] = 0,
     profile: Annotated[
         ProfileName,
-        typer.Option(help="compact (zstd), or fast (lz4): a fifth larger, slices are read more than twice as fast."),
+        typer.Option(help="compact (zstd), or fast (lz4): a fifth larger, but reads slices more than twice as fast."),
     ] = "compact",
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, like tcp://host:8786.")] = None,
     shard: Annotated[
         str | None,
-        typer.Option(help="I/N: this run does every Nth case from the Ith (from 0); then run store reindex."),
+        typer.Option(help="I/N: convert only every Nth case from the Ith (from 0); then run store reindex."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be ingested, and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Convert all cases again.")] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try cases again that failed before and whose files did not change.")
+        bool,
+        typer.Option("--retry-failed", help="Retry cases that failed before, even if their files did not change."),
     ] = False,
     rehash: Annotated[
         bool, typer.Option("--rehash", help="Recognize unchanged files by their content, not by size and time.")
@@ -87,9 +88,9 @@ def ingest(
         target = None if store is None else parse_location(store)
         collection = _find_collection(None if source is None else parse_location(source), pairs, images, masks)
         if patient:
-            from slicemill.ingest.discover import with_patients
+            from slicemill.ingest.discover import set_patients
 
-            collection = with_patients(collection, patient)
+            collection = set_patients(collection, patient)
         params = Params(
             labels=_choose_labels(collection, labels, organ, tumor),
             geometry=geometry,
@@ -199,7 +200,7 @@ def _print_report(report: "IngestReport", collection: "Collection", store: Locat
         peak = max(outcome.peak_mib for outcome in report.outcomes)
         print_line(
             f"{slices:,} slices, {gigabytes:.2f} GB of voxels in {report.seconds:.1f} s "
-            f"({slices / report.seconds:,.0f} slices/s); a worker's peak memory {peak:,.0f} MiB"
+            f"({slices / report.seconds:,.0f} slices/s); peak memory of a worker: {peak:,.0f} MiB"
         )
     print_line(
         f"{len(report.outcomes)} cases: {done} done, {report.count('unchanged')} unchanged, "

@@ -1,4 +1,4 @@
-"""Runs tasks on Dask workers, and turns whatever happens to them into outcomes."""
+"""Runs tasks on Dask workers, and converts results and failures to outcomes."""
 
 import contextlib
 import itertools
@@ -21,9 +21,9 @@ from slicemill.ingest.plan import Task, stored_version
 from slicemill.ingest.work import run_case
 
 TIMES_LOST = 5
-"""How often a task is repeated whose result was lost with its worker."""
+"""Number of times that a task is repeated after its result was lost with its worker."""
 RETRY_SECONDS = 2.0
-"""How long to wait before a case is tried again that another run has claimed."""
+"""Waiting time before a case that another run has claimed is tried again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class TaskRunner:
             if waiting and self._is_connected():
                 time.sleep(RETRY_SECONDS)
                 futures, waiting = {self._submit(task): task for task in waiting}, []
-        for task in waiting:  # the scheduler is gone
+        for task in waiting:  # the connection to the scheduler is lost
             yield FinishedTask(task=task, outcome=self._lost_outcome(task))
 
     def _submit(self, task: Task) -> Any:
@@ -88,16 +88,16 @@ class TaskRunner:
         return bool(self._client.status == "running")
 
     def _check_visible(self, outcome: CaseOutcome) -> CaseOutcome:
-        """Turn the outcome of a case that is done, but not in the store that this process sees, into a failure."""
+        """Return a failure for a case that is done but missing in the store that this process reads."""
         if outcome.status != "done" or stored_version(self._root, outcome.case_id) is not None:
             return outcome
-        reason = f"{outcome.case_id}: its worker wrote it where this process cannot see it; use a shared folder."
+        reason = f"{outcome.case_id}: its worker wrote it to a folder that this process cannot see; share it."
         return replace(outcome, status="failed", reason=reason)
 
     def _lost_outcome(self, task: Task) -> CaseOutcome:
-        """Return the outcome of a task whose result is lost for good."""
+        """Return the outcome of a task whose result is permanently lost."""
         case_id = task.case.case_id
-        reason = f"{case_id}: the Dask scheduler is gone; run the same command again with one that is running."
+        reason = f"{case_id}: the Dask scheduler is gone; run the same command again with a running one."
         if self._is_connected():
             reason = (
                 f"{case_id}: {TIMES_LOST + 1} workers died before they reported its outcome; "
@@ -114,7 +114,7 @@ def read_future(case_id: str, future: Any) -> tuple[CaseOutcome | None, BaseExce
     from distributed.scheduler import KilledWorker
 
     if future.status == "finished":
-        # the result may be lost on its way; if another worker repeated the task then, its status is another one now
+        # the result may be lost in transit; if another worker then repeats the task, its status changes
         with contextlib.suppress(OSError, CancelledError, KilledWorker):
             return future.result(), None
     if future.status != "error":
@@ -124,7 +124,7 @@ def read_future(case_id: str, future: Any) -> tuple[CaseOutcome | None, BaseExce
         reason = "its worker process died several times, probably for lack of memory; use fewer --workers."
         bug = None
     else:
-        reason = f"a bug, please report it: {type(error).__name__}: {error}"
+        reason = f"this is a bug, please report it: {type(error).__name__}: {error}"
         bug = error
     return CaseOutcome(case_id=case_id, status="failed", reason=f"{case_id}: {reason}", passing=True), bug
 
@@ -136,7 +136,7 @@ def open_client(scheduler: str | None, workers: int) -> Iterator[Any]:
     Raises
     ------
     ConfigError
-        No scheduler answers, or the processes cannot be started.
+        The scheduler cannot be reached, or the processes cannot be started.
     """
     from distributed import Client
 
@@ -149,7 +149,7 @@ def open_client(scheduler: str | None, workers: int) -> Iterator[Any]:
         try:
             client = Client(scheduler, timeout="20s")
         except (OSError, ValueError) as error:
-            raise ConfigError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error}).") from error
+            raise ConfigError(f"--scheduler {scheduler}: cannot connect to the Dask scheduler ({error}).") from error
         yield stack.enter_context(client)
 
 
@@ -167,8 +167,8 @@ def _start_workers(workers: int) -> Any:
             )
     except (RuntimeError, OSError, TimeoutError) as error:
         raise ConfigError(
-            f"the {workers} worker processes could not be started, or ended at once ({error}). Is there memory for "
-            "them? Finished cases are kept; use fewer --workers, or run the same command again."
+            f"the {workers} worker processes could not be started, or ended immediately ({error}), perhaps for lack of "
+            "memory. Finished cases are kept; use fewer --workers, or run the same command again."
         ) from error
 
 
@@ -188,7 +188,7 @@ def silence_dask() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ignore_interrupts() -> Iterator[None]:
-    """Start processes that ignore Ctrl-C, which a terminal sends to all of them: only this process handles it."""
+    """Make new processes ignore Ctrl-C, which a terminal sends to all processes: only this one handles it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Converts one case: NIfTI files in, a case of the store out. No Dask here.
+"""Converts one case: NIfTI files into a case of the store. Does not use Dask.
 
 Image and mask are read in step, one slab at a time. Each slab is checked, counted, encoded and appended before the
 next is read.
@@ -26,7 +26,7 @@ from slicemill.store.writer import SLABS_IN_FLIGHT, CaseWriter
 
 Item = TypeVar("Item")
 MAX_DEPTH = 8
-"""Most slices of a slab that several threads share: with the slabs in flight they occupy all threads that help."""
+"""Most slices of a slab that several threads share: together with the slabs in flight, they keep all threads busy."""
 UNSIGNED_WATER_HU = 900
 """A CT stored without its intercept of -1024 has soft tissue near 1024, and no negative value."""
 
@@ -62,24 +62,24 @@ def convert_case(
 
 @dataclass(frozen=True, slots=True)
 class OpenFiles:
-    """The open files of a case, and the threads that may help."""
+    """The open files of a case, and the threads for it."""
 
     image: ScanReader
     mask: ScanReader | None
     pool: ThreadPoolExecutor | None
     threads: int
 
-    def slabs(self, spill: Path) -> Iterator[tuple[Slab, Slab | None]]:
-        """Yield the slabs of image and mask in step; `spill` is a folder for temporary files."""
+    def slabs(self, temp_folder: Path) -> Iterator[tuple[Slab, Slab | None]]:
+        """Yield the slabs of image and mask in step; temporary files go to `temp_folder`."""
         depth = slab_depth(self.image.grid.stored_shape)
         if self.pool:
             depth = max(depth, min(self.threads, MAX_DEPTH))
-        # one slab is being decoded and one is in use, besides those that are being encoded
+        # one slab is being decoded and one is in use, in addition to those being encoded
         buffers = SLABS_IN_FLIGHT + 2
         both = [
-            read_ahead(reader.slabs(depth, buffers=buffers, spill=spill))
+            read_ahead(reader.slabs(depth, buffers=buffers, spill=temp_folder))
             if self.pool
-            else reader.slabs(depth, spill=spill)
+            else reader.slabs(depth, spill=temp_folder)
             for reader in (self.image, self.mask)
             if reader is not None
         ]
@@ -142,14 +142,14 @@ def _convert(
 
 
 def check_headers(image: ScanReader, mask: ScanReader | None, *, keep_text: bool) -> list[str]:
-    """Return warnings about the headers of a case; of the mask's, those that the image does not have too."""
+    """Return warnings about the headers of a case; mask warnings that the image also has are omitted."""
     warnings = [*image.warnings, *image.dropped_header_warnings(keep_text=keep_text)]
     of_mask = [*mask.warnings, *mask.dropped_header_warnings(keep_text=keep_text)] if mask else []
     return warnings + [f"segmentation: {warning}" for warning in of_mask if warning not in warnings]
 
 
 def check_geometry(image: ScanReader, mask: ScanReader, geometry: Geometry) -> list[str]:
-    """Check that image and mask are on one grid, and return warnings.
+    """Check that image and mask share one grid, and return warnings.
 
     Raises
     ------
@@ -158,32 +158,32 @@ def check_geometry(image: ScanReader, mask: ScanReader, geometry: Geometry) -> l
     """
     if image.grid.shape != mask.grid.shape:
         raise GeometryError(
-            f"{mask.path}: image and segmentation must have one shape; the image has {image.grid.shape}, this has "
-            f"{mask.grid.shape}. Export the segmentation on the image's grid."
+            f"{mask.path}: image and segmentation must have the same shape; the image has {image.grid.shape}, "
+            f"the segmentation has {mask.grid.shape}. Export the segmentation on the image's grid."
         )
     apart = image.grid.distance_mm(mask.grid)
     if apart <= SAME_GRID_MM:
         return []
     if geometry == "error":
         raise GeometryError(
-            f"{mask.path}: image and segmentation must lie on one grid (within {SAME_GRID_MM} mm); "
+            f"{mask.path}: image and segmentation must share one grid (within {SAME_GRID_MM} mm); "
             f"their affines differ by {apart:.3g} mm. {_suggest_fix(image, mask)}"
         )
     return [f"image and segmentation lie {apart:.3g} mm apart by their headers; the image's was trusted"]
 
 
 def _suggest_fix(image: ScanReader, mask: ScanReader) -> str:
-    """Return what to do about an image and a mask on different grids, depending on which header looks lost."""
+    """Return a fix for an image and a mask on different grids, depending on which header looks lost."""
     lost_image, lost_mask = explain_lost_header(image.grid), explain_lost_header(mask.grid)
     if lost_mask and not lost_image:
         return f"The segmentation's header looks lost ({lost_mask}): correct it, or pass --geometry trust-image."
     if lost_image and not lost_mask:
-        return f"The image's header looks lost ({lost_image}): correct it; --geometry trust-image would keep it."
+        return f"The image's header looks lost ({lost_image}): correct it; --geometry trust-image would use it."
     return "Correct the segmentation's header, or pass --geometry trust-image."
 
 
 def describe_source(reader: ScanReader, name: str, *, keep_text: bool) -> SourceFile:
-    """Return what a store keeps of a source file; reads the file to its end."""
+    """Return the stored record of a source file; reads the file to its end."""
     header = base64.b64encode(reader.stored_header(keep_text=keep_text)).decode()
     sha256 = reader.finish()
     return SourceFile(name=name, bytes=reader.bytes_read, sha256=sha256, header_b64=header)

@@ -1,6 +1,6 @@
 """Finds the images and masks of a collection and pairs them.
 
-1. `find_files` lists the NIfTI files below a folder. Links to folders are not followed; ``._*`` files are no scans.
+1. `find_files` lists the NIfTI files below a folder. Links to folders are not followed; ``._*`` files are ignored.
 2. `slicemill.ct.naming` derives from each name whether it is an image or a mask, and its key.
 3. An image and a mask with the same folder and key are a pair. LiTS numbers also pair across folders, and so do keys if
    there is one folder of images and one of masks.
@@ -78,7 +78,7 @@ class Collection:
     cases: tuple[CaseFiles, ...]
     left_out: tuple[LeftOut, ...]
     labels: Labels | None
-    """Labels that the collection declares itself (``dataset.json``, LiTS names)."""
+    """Labels that the collection declares (``dataset.json``, LiTS names)."""
 
 
 def discover(source: Location) -> Collection:
@@ -87,7 +87,7 @@ def discover(source: Location) -> Collection:
     Raises
     ------
     PairingError
-        There is nothing to ingest, or two images would have one case id.
+        There is nothing to ingest, or two images would have the same case id.
     """
     if not source.exists():
         raise PairingError(f"{source}: there is no such folder.")
@@ -95,27 +95,27 @@ def discover(source: Location) -> Collection:
     root, files = (source, find_files(source)) if is_folder else (source.parent, [source])
     others = find_unread_scans(source) if is_folder else []
     names = {path: parse_name(relative_path(path, root)) for path in files}
-    found = [path for path in files if names[path].role == "image"]
+    named_images = [path for path in files if names[path].role == "image"]
     masks = [path for path in files if names[path].role == "mask"]
-    if not found:
+    if not named_images:
         raise PairingError(
-            f"{source}: no CT image was found among {len(files)} NIfTI files ({len(masks)} of them look like masks) "
+            f"{source}: no CT image among {len(files)} NIfTI files ({len(masks)} of them look like masks) "
             f"and {len(others)} files of other formats. Name them with --images and --masks patterns, or list them "
             "with --pairs CSV."
         )
     results = find_result_folders(source) if is_folder else []
-    made = {path for path in found if is_below(path, results)}
-    images = [path for path in found if path not in made and not _is_extra_channel(path, found)]
+    made = {path for path in named_images if is_below(path, results)}
+    images = [path for path in named_images if path not in made and not _is_extra_channel(path, named_images)]
     paired = _pair(images, masks, names)
     used, kept = set(paired.values()), {*images, *made}
     undecodable = find_undecodable_names(source) if is_folder else []
     reasons = [
-        *((path, "a result of infer, and not named like a segmentation") for path in found if path in made),
-        *((path, "a further channel of a scan; a CT has one") for path in found if path not in kept),
+        *((path, "a result of infer, not an input scan") for path in named_images if path in made),
+        *((path, "an extra channel of a scan; CT scans have one channel") for path in named_images if path not in kept),
         *((path, reason_left_out(path)) for path in others),
         *(find_unsearched_folders(source) if is_folder else []),
-        *((path, "its name is no valid UTF-8; rename it") for path in undecodable),
-        *((path, _why_unpaired(path, images)) for path in masks if path not in used),
+        *((path, "its name is not valid UTF-8; rename it") for path in undecodable),
+        *((path, _explain_unpaired(path, images)) for path in masks if path not in used),
     ]
     cases = [_make_case(path, paired.get(path), root) for path in images]
     return _make_collection(cases, root, [LeftOut(path, reason) for path, reason in reasons])
@@ -158,12 +158,12 @@ def _is_inside(folder: Location, source: Location) -> bool:
 def from_csv(table: Location) -> Collection:
     """Read cases from a CSV with the columns image, mask (may be empty), and optionally case_id and patient_id.
 
-    Paths are relative to the CSV's folder; URLs of an object store are taken unchanged.
+    Paths are relative to the CSV's folder; URLs of an object store are used unchanged.
 
     Raises
     ------
     PairingError
-        The CSV cannot be read or lacks a column, a row has no image, or two rows have one case id.
+        The CSV cannot be read or lacks a column, a row has no image, or two rows have the same case id.
     """
     try:
         text = table.read_bytes().decode("utf-8-sig")
@@ -203,7 +203,7 @@ def from_patterns(images: str, masks: str | None) -> Collection:
     Raises
     ------
     UsageError
-        A pattern has no star, or is a URL.
+        A pattern has no ``*``, or is a URL.
     PairingError
         A pattern matches nothing, or two files match with the same text.
     """
@@ -226,13 +226,13 @@ def from_patterns(images: str, masks: str | None) -> Collection:
     return _make_collection(cases, root, left_out)
 
 
-def with_patients(collection: Collection, pattern: str) -> Collection:
+def set_patients(collection: Collection, pattern: str) -> Collection:
     """Set each case's patient to the match of a regular expression's first group in the image's path.
 
     Raises
     ------
     UsageError
-        It is not a regular expression, or has no group.
+        The pattern is not a regular expression, or has no group.
     PairingError
         Its group does not match the path of every image.
     """
@@ -259,15 +259,15 @@ def check_case_ids(collection: Collection) -> None:
     StoreError
         A case id cannot be a folder.
     PairingError
-        Two images would have one case id.
+        Two images would have the same case id.
     """
     seen: dict[str, CaseFiles] = {}
     for case in collection.cases:
         check_case_id(case.case_id)
         if case.case_id in seen:
             raise PairingError(
-                f"{seen[case.case_id].image} and {case.image} would both be the case {case.case_id!r}; "
-                "rename one, or give the ids in a CSV (--pairs, column case_id)."
+                f"{seen[case.case_id].image} and {case.image} would both become case {case.case_id!r}; "
+                "rename one, or set the ids in a CSV (--pairs, column case_id)."
             )
         seen[case.case_id] = case
 
@@ -295,21 +295,21 @@ def _pair(images: list[Location], masks: list[Location], names: Mapping[Location
             if path not in used:
                 masks_of[identity(path)].append(path)
         paired |= {
-            found[0]: masks_of[key][0]
-            for key, found in images_of.items()
-            if len(found) == 1 and len(masks_of[key]) == 1
+            alike[0]: masks_of[key][0]
+            for key, alike in images_of.items()
+            if len(alike) == 1 and len(masks_of[key]) == 1
         }
     return paired
 
 
-def _why_unpaired(mask: Location, images: list[Location]) -> str:
+def _explain_unpaired(mask: Location, images: list[Location]) -> str:
     key = parse_name(mask.name).key
     same = [image.name for image in images if key and parse_name(image.name).key == key]
     if len(same) > 1:
         return f"a mask that could belong to {len(same)} images: {', '.join(same[:3])}"
     if same:
         return f"a mask, but {same[0]} has more than one; choose one with --pairs or --masks"
-    return "a mask without an image of its name"
+    return "a mask without a matching image"
 
 
 def _is_extra_channel(path: Location, images: list[Location]) -> bool:
@@ -338,16 +338,16 @@ def _match_pattern(pattern: str) -> dict[tuple[str, ...], Path]:
             for part in re.split(r"(\*\*/|\*)", pattern)
         )
     )
-    found: dict[tuple[str, ...], Path] = {}
+    matches: dict[tuple[str, ...], Path] = {}
     for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 (patterns may be absolute)
         match = compiled.fullmatch(name)
         if match and is_nifti_name(Path(name).name):
             key = tuple(group or "" for group in match.groups())
-            if key in found:
-                raise PairingError(f"{found[key]} and {name} match {pattern} with the same text {'/'.join(key)!r}.")
-            found[key] = Path(name)
-    if not found:
+            if key in matches:
+                raise PairingError(f"{matches[key]} and {name} match {pattern} with the same text {'/'.join(key)!r}.")
+            matches[key] = Path(name)
+    if not matches:
         raise PairingError(
             f"{pattern}: matches no .nii, .nii.gz or .hdr file; quote the pattern so that the shell does not expand it."
         )
-    return found
+    return matches

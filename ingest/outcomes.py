@@ -1,4 +1,4 @@
-"""How the cases of an ingest ended: outcomes, their lines in the ledgers, and the report."""
+"""Outcomes of the cases of an ingest, their lines in the ledgers, and the report."""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ LineKind = TypeVar("LineKind", "DoneLine", "FailureLine")
 
 @dataclass(frozen=True, kw_only=True)
 class Stamp:
-    """What decides whether a case must be done again: its files by size and time, its patient, the parameters."""
+    """Version tag of a case: file sizes and times, patient, parameters. If it changes, the case is converted again."""
 
     image: tuple[int, ...] | None
     """Size in bytes and modification time in ns of each file of the image; -1, -1 if a file cannot be found."""
@@ -36,7 +36,7 @@ class Stamp:
 
 
 def stamp_case(case: CaseFiles, params: Params) -> Stamp:
-    """Return the stamp of a case's files as they are now."""
+    """Return the current stamp of a case's files."""
     return Stamp(
         image=_mark_files(case.image),
         mask=None if case.mask is None else _mark_files(case.mask),
@@ -47,22 +47,22 @@ def stamp_case(case: CaseFiles, params: Params) -> Stamp:
 
 def _mark_files(path: Location) -> tuple[int, ...]:
     try:
-        found = [file.stat() for file in scan_files(path)]
+        states = [file.stat() for file in scan_files(path)]
     except OSError:
         return (-1, -1)
-    return tuple(number for status in found for number in (status.st_size, status.st_mtime_ns))
+    return tuple(number for state in states for number in (state.st_size, state.st_mtime_ns))
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseOutcome:
-    """How one case ended."""
+    """Outcome of one case."""
 
     case_id: str
     status: Status
     reason: str = ""
-    """Why it failed."""
+    """Reason of the failure."""
     passing: bool = False
-    """Whether the next run retries, as the cause is not in the files (a full disk, a read error, a killed worker)."""
+    """Whether another run may succeed (after a full disk, a read error, a killed worker), so that it tries again."""
     slices: int = 0
     voxel_bytes: int = 0
     warnings: tuple[str, ...] = ()
@@ -74,12 +74,12 @@ class CaseOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class IngestReport:
-    """How an ingest ended; it has an outcome for every case."""
+    """Result of an ingest, with an outcome for every case."""
 
     outcomes: tuple[CaseOutcome, ...]
     seconds: float
     problem: str = ""
-    """Why the tables are not up to date; empty if they are."""
+    """Reason why the tables are not up to date; empty if they are."""
     bug: BaseException | None = None
     """An exception that is a bug; its case counts as failed."""
 
@@ -112,15 +112,15 @@ class FailureLine:
     """Path of the image relative to the collection."""
     reason: str = ""
     passing: bool = False
-    """Whether the next run retries (`CaseOutcome.passing`)."""
+    """Whether another run may succeed (`CaseOutcome.passing`)."""
 
     def is_final(self, stamp: Stamp) -> bool:
-        """Return whether a case with this stamp would only fail again."""
+        """Return whether a case with this stamp would fail again."""
         return self.stamp == stamp and not self.passing
 
 
 class Ledgers:
-    """The two ledgers of a store: what is done, and what failed."""
+    """The two ledgers of a store: finished cases and failed cases."""
 
     def __init__(self, root: Location) -> None:
         self._done, self._failed = Ledger(root / LEDGER), Ledger(root / FAILURES)
@@ -141,13 +141,13 @@ class Ledgers:
         self._failed.append(to_document(line))
 
     def flush(self) -> None:
-        """Write the lines that wait for their batch."""
+        """Write buffered lines."""
         self._done.flush()
         self._failed.flush()
 
 
 def read_done(root: Location) -> dict[str, DoneLine]:
-    """Return the last line about each case in the ledger of what is done."""
+    """Return the last line about each case in the ledger of finished cases."""
     return {line.case_id: line for line in _read_ledger(DoneLine, root / LEDGER)}
 
 
@@ -157,7 +157,7 @@ def read_failures(root: Location) -> dict[str, FailureLine]:
 
 
 def _read_ledger(kind: type[LineKind], path: Location) -> Iterator[LineKind]:
-    """Yield the lines of a ledger; damaged ones are left out, and their cases are looked at again."""
+    """Yield the lines of a ledger; damaged ones are skipped, and their cases are checked again."""
     for record in read_lines(path):
         with contextlib.suppress(InputError):
             yield from_document(kind, record, str(path))

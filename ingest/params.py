@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 Geometry = Literal["error", "trust-image"]
 
 ENCODING = 2
-"""Version of the conversion; raised whenever the same input would give other bytes."""
+"""Version of the conversion; raised whenever the same input would produce other bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,10 @@
-"""A collection -> a store, one Dask task per case. Each task alone writes the shards of its case.
+"""A collection -> a store, one Dask task per case. Only its task writes the shards of a case.
 
 1. `plan` compares each case with the store: new, unchanged (same files by size and time, or by hash), changed, or
-   failed before. The largest cases are submitted first, so that no long one is left for the end.
+   failed before. The largest cases are submitted first, so that no long task runs alone at the end.
 2. A worker claims its case, converts it (`work`) and returns a small outcome. Only this process writes the ledgers.
    A case that another run has claimed is tried again until it is done or its claim is free.
-3. A task that raises or loses its worker fails with a reason (`cluster`); the others go on.
+3. A task that raises or loses its worker fails with a reason (`cluster`); the others continue.
 4. At the end the manifest, slice and lesion tables are built from the groups.
 """
 
@@ -30,7 +30,7 @@ AUTO_THREADS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class IngestOptions:
-    """How to run an ingest; nothing here changes the bytes of a store."""
+    """Options of a run; none of them changes the bytes of a store."""
 
     workers: int = 0
     """Worker processes; 0 means one per core, or one per case if there are fewer."""
@@ -43,20 +43,20 @@ class IngestOptions:
     overwrite: bool = False
     """Whether all cases are converted again."""
     retry_failed: bool = False
-    """Whether cases are tried again that failed before and whose files did not change."""
+    """Whether cases that failed before are tried again although their files did not change."""
     rehash: bool = False
     """Whether unchanged files are recognized by their content, not by size and time."""
 
 
 def ingest(collection: Collection, store: str | Location, params: Params, options: IngestOptions) -> IngestReport:
-    """Convert a collection into a store; the same call again does only what is left.
+    """Convert a collection into a store; a repeated call does only what is left.
 
     Raises
     ------
     StoreError
         The store has cases with other parameters.
     ConfigError
-        No Dask scheduler answers, or the worker processes cannot be started.
+        The Dask scheduler cannot be reached, or the worker processes cannot be started.
     """
     start = time.perf_counter()
     root = prepare_store(store).absolute()
@@ -88,14 +88,14 @@ def make_absolute(case: CaseFiles) -> CaseFiles:
 
 
 def _build_tables(root: Location) -> str:
-    """Build the tables; return why they are not up to date, or an empty text."""
+    """Build the tables; return the reason why they are not up to date, or an empty text."""
     try:
         reindex(root)
     except StoreError as error:
         return str(error)
     except OSError as error:
         why = error.strerror or error
-        return f"the tables could not be written ({why}); make room, then run `slicemill store reindex {root}`."
+        return f"the tables could not be written ({why}); free some space, then run `slicemill store reindex {root}`."
     return ""
 
 

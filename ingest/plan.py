@@ -1,4 +1,4 @@
-"""Decides what an ingest has to do: which cases are unchanged, which failed before, and which are to be converted."""
+"""Plans an ingest: decides which cases are unchanged, which failed before, and which must be converted."""
 
 from dataclasses import dataclass, field
 
@@ -24,13 +24,13 @@ class Task:
     seen: str | None
     """Version of the stored case (`stored_version`) when the run began; None if there was none."""
     compare: bool
-    """Whether its files are compared with the stored hashes before it is converted again."""
+    """Whether its files are compared with the stored hashes before conversion."""
     megabytes: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is known before any work, and what is to be done."""
+    """Outcomes that are known in advance, and the tasks that remain."""
 
     outcomes: list[CaseOutcome] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
@@ -88,7 +88,7 @@ def require_params(root: Location, params: Params, *, overwrite: bool) -> None:
     Raises
     ------
     StoreError
-        The store has other parameters, and is not to be overwritten.
+        The store has other parameters, and `overwrite` is false.
     """
     with wait_for_claim(root, PARAMS):
         attribute = read_attribute(root / GROUP)
@@ -97,7 +97,7 @@ def require_params(root: Location, params: Params, *, overwrite: bool) -> None:
             return
         if stored is not None and not overwrite:
             raise StoreError(
-                f"{root}: was begun with other parameters ({to_json(stored)}) than requested now "
+                f"{root}: was created with other parameters ({to_json(stored)}) than requested now "
                 f"({to_json(params.as_json())}). Use another store, the same options, or --overwrite, which converts "
                 "all cases again."
             )

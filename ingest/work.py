@@ -1,4 +1,4 @@
-"""What a worker does with one case: claim it, convert it, and report the outcome."""
+"""The work on one case in a worker: claim it, convert it, and return the outcome."""
 
 from slicemill.common.errors import InputError, ReadError, StoreError
 from slicemill.common.files import Location, sha256_of_file
@@ -15,7 +15,7 @@ from slicemill.store.reader import open_case
 
 
 def run_case(task: Task, params: Params, root: Location, threads: int) -> CaseOutcome:
-    """Convert one case, or find it unchanged. Every error that the user can fix becomes an outcome."""
+    """Convert one case, unless it is unchanged. Every error that the user can fix becomes an outcome."""
     case = task.case
     try:
         return _run_claimed(task, params, root, threads)
@@ -28,7 +28,7 @@ def run_case(task: Task, params: Params, root: Location, threads: int) -> CaseOu
         reason = f"{error.filename or root}: {error.strerror or error}."
         return CaseOutcome(case_id=case.case_id, status="failed", reason=reason, passing=True)
     except MemoryError:
-        reason = f"{case.image}: not enough memory to read it; use fewer --workers, or machines with more."
+        reason = f"{case.image}: not enough memory to read it; use fewer --workers, or a machine with more memory."
         return CaseOutcome(case_id=case.case_id, status="failed", reason=reason, passing=True)
 
 
@@ -44,7 +44,7 @@ def _run_claimed(task: Task, params: Params, root: Location, threads: int) -> Ca
             return CaseOutcome(case_id=case.case_id, status="unchanged", stamp=stamp)
         info = convert_case(case, params, root, threads=threads, holds_claim=claim.held)
         if stamp_case(case, params) != stamp:
-            reason = f"{case.image}: it or its mask changed while it was read; the next run converts it again."
+            reason = f"{case.image}: the image or its mask changed during reading; the next run converts it again."
             return CaseOutcome(case_id=case.case_id, status="failed", reason=reason, passing=True, stamp=stamp)
     slices, ny, nx = info.shape
     return CaseOutcome(

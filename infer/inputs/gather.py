@@ -50,7 +50,7 @@ def gather(inputs: Sequence[str | Location], window: Window | None = None) -> tu
     Raises
     ------
     ScanError
-        A folder or pattern has no scan, or two scans would be written to the same file.
+        A folder or pattern has no scans, or two scans would be written to the same file.
     """
     open_store_once.cache_clear()
     jobs: list[Job] = []
@@ -100,15 +100,15 @@ def read_list(path: str) -> list[str]:
 def _gather_folder(folder: Location) -> tuple[list[Job], LeftOut]:
     files = find_files(folder)
     if not files:
-        raise ScanError(f"{folder}: has no NIfTI file and is not a slice store.")
+        raise ScanError(f"{folder}: contains no NIfTI files and is not a slice store.")
     results = find_result_folders(folder)
     files = [file for file in files if not is_below(file, results)]
     masks = {file for file in files if parse_name(relative_path(file, folder)).role == "mask"}
     left_out: LeftOut = [
-        (file, "named like a segmentation; name the file itself to segment it") for file in files if file in masks
+        (file, "named like a segmentation; to segment it, pass the file itself") for file in files if file in masks
     ]
     left_out += [(file, reason_left_out(file)) for file in find_unread_scans(folder)]
-    left_out += [(result, "has the results of an earlier run; name it by itself to segment that") for result in results]
+    left_out += [(result, "results of an earlier run; to segment them, pass this folder itself") for result in results]
     left_out += find_unsearched_folders(folder)
     left_out += [(file, NOT_UTF8) for file in find_undecodable_names(folder)]
     return [Job(name=name_below(folder, file), path=file) for file in files if file not in masks], left_out
@@ -122,7 +122,7 @@ def _match_pattern(pattern: str) -> list[Location]:
             fits = re.compile(pattern_below(pattern[len(fixed) + 1 :]))
         except re.error as error:
             raise ScanError(
-                f"{pattern}: is not a pattern ({error}); brackets hold characters or ranges like a-z."
+                f"{pattern}: is not a valid pattern ({error}); put characters or ranges like a-z in brackets."
             ) from error
         matches: list[Location] = [file for file in find_files(root) if fits.fullmatch(relative_path(file, root))]
     else:
@@ -183,7 +183,7 @@ def _common_folder(files: Sequence[Location]) -> Location:
 def name_below(root: Location, file: Location) -> str:
     """Return the name of a scan's mask: its path below a folder.
 
-    The folder's own name is added where the scan's name says nothing, as in ``P1/CT_image.nii.gz``. The mask of a pair
+    The folder's name is added if the scan's name does not identify it, as in ``P1/CT_image.nii.gz``. The mask of a pair
     or a picture is one .nii.gz file.
     """
     name = relative_path(file, root)
@@ -201,7 +201,7 @@ def _remove_repeated(jobs: Iterable[Job]) -> tuple[list[Job], LeftOut]:
     repeated: LeftOut = []
     for job in jobs:
         if (known := seen.setdefault((job.path.absolute(), job.case_id), job)) is not job:
-            repeated.append((job.path, f"given more than once; it is segmented once, as {known.name}"))
+            repeated.append((job.path, f"listed more than once; segmented once, as {known.name}"))
     return list(seen.values()), repeated
 
 

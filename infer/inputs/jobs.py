@@ -40,7 +40,7 @@ class Job:
     """One scan to segment."""
 
     name: str
-    """Relative path of the mask to write: the input's own name (.nii.gz for a pair) in the input's own tree."""
+    """Relative path of the mask to write: the input's name (.nii.gz for a pair) in the input's folder tree."""
     path: Location
     """The NIfTI file, or the store."""
     case_id: str | None = None
@@ -56,7 +56,7 @@ class Job:
 
     @property
     def source_id(self) -> str:
-        """Return a hash of the scan's location, which distinguishes two scans of one name."""
+        """Return a hash of the scan's location, which distinguishes scans with the same name."""
         return hashlib.sha256(f"{self.path.absolute()}\0{self.case_id or ''}".encode()).hexdigest()[:16]
 
     def stamp(self) -> Stamp:
@@ -88,7 +88,7 @@ class LoadedScan:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenScan:
-    """A scan of which only the header was read."""
+    """A scan whose header has been read."""
 
     grid: Grid
     header: bytes
@@ -97,7 +97,7 @@ class OpenScan:
     read: Callable[[Allocate], tuple[npt.NDArray[np.int16], float]]
     """Read the voxels int16[z, y, x], HU, and return them with the seconds spent reading bytes.
 
-    The argument allocates the array; a store or a picture allocates its own."""
+    The argument allocates the array; stores and pictures do not use it."""
 
 
 @contextmanager

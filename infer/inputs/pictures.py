@@ -1,4 +1,4 @@
-"""Picture input: a slice as PNG or JPEG, whose gray values are HU only for a known window.
+"""Picture input: a slice as PNG or JPEG, whose gray values are converted to HU by a window.
 
 Black is the low end of the window and white the high end, as `slicemill store export-slices` writes them, in 8 or 16
 bits. A picture has no pixel size, so pixels count as 1 mm, with a warning. Row 0 is anterior, column 0 the patient's
@@ -22,7 +22,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 WHITE = {"L": 255, "I;16": 65535, "I": 65535}
 """Brightest value of each of Pillow's gray modes."""
 COLOR_MODES = ("RGB", "RGBA")
-"""Color modes that are accepted where their channels are equal."""
+"""Color modes that are accepted if their channels are equal."""
 INT16 = np.iinfo(np.int16)
 WARNING = "a picture has no pixel size; pixels count as 1 mm, and so do volumes and diameters"
 
@@ -82,7 +82,7 @@ def open_picture(path: Path, window: Window | None) -> Iterator[OpenPicture]:
     """
     if window is None:
         raise ScanError(
-            f"{path}: gray values of a picture are not HU; state the window that it was made with, "
+            f"{path}: gray values of a picture are not HU; pass the window that it was made with, "
             "like --window -200,300."
         )
     if window.low < INT16.min or window.high > INT16.max:
@@ -103,7 +103,7 @@ def open_picture(path: Path, window: Window | None) -> Iterator[OpenPicture]:
 
 @contextmanager
 def _name_damage(path: Path) -> Iterator[None]:
-    """Turn Pillow's errors into a ScanError that names the file."""
+    """Convert Pillow's errors into a ScanError that names the file."""
     try:
         yield
     except (UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -111,4 +111,4 @@ def _name_damage(path: Path) -> Iterator[None]:
 
 
 def _not_gray(path: Path, mode: str) -> ScanError:
-    return ScanError(f"{path}: must be gray, 8 or 16 bits; its mode is {mode}. Is it a photograph of a screen?")
+    return ScanError(f"{path}: must be gray, 8 or 16 bits; its mode is {mode}. Screen photographs are not supported.")

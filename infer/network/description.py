@@ -21,7 +21,7 @@ from slicemill.ct.labels import Labels, make_labels
 from slicemill.store.model_card import CONTEXTS, MAX_MM, parse_postprocess_rules
 
 MAX_HU, MIN_STD = 1e6, 1e-6
-"""HU. Values beyond make slices of 0, inf or nan in float32."""
+"""Limits, HU; values beyond them make slices 0, inf or nan in float32."""
 Hu = Annotated[int, Meta(ge=-int(MAX_HU), le=int(MAX_HU))] | Annotated[float, Meta(ge=-MAX_HU, le=MAX_HU)]
 Deviation = Annotated[int, Meta(ge=1, le=int(MAX_HU))] | Annotated[float, Meta(ge=MIN_STD, le=MAX_HU)]
 Pixels = Annotated[int, Meta(ge=1)]
@@ -32,7 +32,7 @@ CHOICES = {"output": get_args(OutputKind), "context": CONTEXTS}
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkDescription:
-    """Settings of the TOML. Numbers keep their type, since the hash of the model that is made depends on it."""
+    """Settings of the TOML. Numbers keep their type, because the hash of the wrapped model depends on it."""
 
     labels: dict[str, int]
     window_hu: tuple[Hu, Hu]
@@ -66,14 +66,14 @@ def description_path(model: Path) -> Path | None:
 
 
 def read_description(path: Path) -> tuple[NetworkDescription, Labels]:
-    """Read the TOML, and the labels that it names.
+    """Read the TOML and its labels.
 
     Raises
     ------
     ModelError
         It cannot be read as TOML, or a setting is unknown, missing or does not fit.
     """
-    where = f"{path}: does not describe the network (README, Networks of others, shows an example)"
+    where = f"{path}: does not describe the network (for an example, see README, Networks of others)"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -82,7 +82,7 @@ def read_description(path: Path) -> tuple[NetworkDescription, Labels]:
     known = NetworkDescription.__dataclass_fields__
     unknown = sorted(set(document) - set(known))
     if unknown:
-        raise ModelError(f"{path}: {unknown[0]} is not a setting; the settings are {', '.join(known)}.")
+        raise ModelError(f"{path}: {unknown[0]} is not a setting; choose from {', '.join(known)}.")
     for name, choices in CHOICES.items():
         if name in document and document[name] not in choices:
             raise ModelError(f"{path}: {name} = {document[name]!r}: choose one of {', '.join(map(str, choices))}.")

@@ -1,7 +1,7 @@
 """Foreign networks: ONNX files without slicemill's metadata, described by a TOML (`infer.network.description`).
 
 The network is wrapped, in memory, into a model file of the contract: nodes before it cut, clip and normalize the
-slices, nodes after it choose the label. So the rest of `infer` needs to know nothing of it. Its input is float32 or
+slices, nodes after it choose the label. So the rest of `infer` treats it like any other model. Its input is float32 or
 float16, [b, context, y, x].
 """
 
@@ -22,7 +22,7 @@ from slicemill.store.model_card import METADATA_KEY, ModelCard
 MIN_OPSET = 13
 """Since then Squeeze and Unsqueeze take their axes as an input, as here; newer opsets are compatible."""
 NO_VALUE = 256
-"""A number that no uint8 has."""
+"""A number above every uint8."""
 PREFIX = "network/"
 KEYS = (
     "contract", "input", "precision", "foreign", "window_hu", "context", "context_spacing_mm", "spacing_mm",
@@ -32,7 +32,7 @@ KEYS = (
 
 
 def wrap_network(content: bytes, model: Path, description: Path) -> bytes:
-    """Wrap a foreign network into a model file of the contract; a file that has our metadata is returned as it is.
+    """Wrap a foreign network into a model file of the contract; a file with slicemill metadata is returned unchanged.
 
     Raises
     ------
@@ -47,12 +47,12 @@ def wrap_network(content: bytes, model: Path, description: Path) -> bytes:
         ) from error
     try:
         network = onnx.load_from_string(content)
-    except Exception as error:  # protobuf raises types of its own
+    except Exception as error:  # protobuf raises its own types
         raise ModelError(f"{model}: is not an ONNX model ({first_line(error)}).") from error
     if any(entry.key == METADATA_KEY for entry in network.metadata_props):
         return content
     if not network.graph.node:
-        raise ModelError(f"{model}: is not an ONNX model (it holds no network).")
+        raise ModelError(f"{model}: is not an ONNX model (it contains no network).")
     described, labels = read_description(description)
     try:
         return bytes(_Wrapper(onnx, network, described, labels).model().SerializeToString())
@@ -60,11 +60,11 @@ def wrap_network(content: bytes, model: Path, description: Path) -> bytes:
         raise ModelError(f"{model}: {error} (The network is described by {description.name}.)") from error
 
 
-def free_label_value(labels: Labels) -> int:
-    """Return the smallest value that no label has. It marks values that a network gives and no label has.
+def find_free_label_value(labels: Labels) -> int:
+    """Return the smallest value that no label has. It marks network outputs that are not labels.
 
     >>> from slicemill.ct.labels import make_labels
-    >>> free_label_value(make_labels({"liver": 1, "tumor": 3}))
+    >>> find_free_label_value(make_labels({"liver": 1, "tumor": 3}))
     2
 
     Raises
@@ -74,7 +74,7 @@ def free_label_value(labels: Labels) -> int:
     """
     free = set(range(1, NO_VALUE)) - set(labels.values.values())
     if not free:
-        raise ModelError("output = label: at most 254 labels; one value must be free to mark what is none of them.")
+        raise ModelError("output = label: at most 254 labels; leave one label value unused; it marks unknown output.")
     return min(free)
 
 
@@ -112,7 +112,9 @@ class _Wrapper:
         stated = self.described.size or (None, None)
         height, width = shape[2] or stated[0], shape[3] or stated[1]
         if height is None or width is None:
-            raise ModelError("leaves height and width open; add a size = [512, 512] that its levels can halve.")
+            raise ModelError(
+                "leaves height and width open; add size = [512, 512], or another size that its levels can halve."
+            )
         if stated not in ((None, None), (height, width)):
             raise ModelError(f"takes slices of {height}x{width}, but size = {list(stated)}.")
         return height, width
@@ -152,7 +154,7 @@ class _Wrapper:
     def _add_label_tail(self) -> list[Any]:
         """Add the nodes from the network's values to ``label``.
 
-        A value without a label, also a fraction or nan, becomes `free_label_value`.
+        A value without a label, also a fraction or nan, becomes `find_free_label_value`.
         """
         shape = _shape(self.output)
         if len(shape) not in (3, 4) or (len(shape) == 4 and shape[1] not in (None, 1)):
@@ -160,7 +162,7 @@ class _Wrapper:
         values = self.output.name
         if len(shape) == 4:
             values = self._add("Squeeze", values, self._constant(np.array([1])))
-        table = np.full(NO_VALUE + 1, free_label_value(self.labels), dtype=np.uint8)
+        table = np.full(NO_VALUE + 1, find_free_label_value(self.labels), dtype=np.uint8)
         table[self.labels.table()] = self.labels.table()
         number = self._add("Cast", values, to=self.onnx.TensorProto.FLOAT)
         low, high = self._constant(np.float32(0)), self._constant(np.float32(NO_VALUE - 1))
@@ -209,7 +211,7 @@ class _Wrapper:
             precision="fp16" if self.dtype == self.onnx.TensorProto.FLOAT16 else "fp32",
             postprocess=described.postprocess,
             foreign=to_document(described),
-            unknown=free_label_value(labels) if described.output == "label" else None,
+            unknown=find_free_label_value(labels) if described.output == "label" else None,
             one_slice=_shape(self.input)[0] == 1,
         ).as_json()
         return {key: document.get(key) for key in KEYS}
@@ -236,5 +238,5 @@ def _choose(entries: Sequence[Any], name: str | None, role: str, *, first: bool 
 
 
 def _shape(entry: Any) -> list[int | None]:
-    """Return the extents of an input or output, None where they are open."""
+    """Return the shape of an input or output, None for open axes."""
     return [axis.dim_value or None for axis in entry.type.tensor_type.shape.dim]

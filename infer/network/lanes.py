@@ -1,10 +1,10 @@
-"""Lanes: the buffers of one batch and what runs the network on them. They are used again for every batch of a run.
+"""Lanes: each holds the buffers of one batch and runs the network on them. A run reuses them for every batch.
 
-On a CPU, each lane computes in its own thread. If the network takes slices as they are, a lane reads them from their
-scan and writes labels to their final array; its own buffers serve all other batches, for instance those of two scans.
+On a CPU, each lane computes in its own thread. If the network takes slices unchanged, a lane reads them from their
+scan and writes labels to their final array; it uses its buffers for all other batches, for instance those of two scans.
 On a GPU, one of two lanes computes while the other writes out its labels and is filled. All batches of the run have one
-shape there, because the provider plans again for each shape; the unused rest of a batch is padding. On a CPU a short
-batch is short.
+shape there, because the provider plans for each new shape; the unused rest of a batch is padding. On a CPU, a short
+batch is not padded.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import ProviderError
-from slicemill.infer.network.model import Answer, Model, make_answer
+from slicemill.infer.network.model import Model, NetworkOutput, make_output
 from slicemill.infer.runtime.capacity import HOSTS, Capacity, count_lanes
 from slicemill.infer.runtime.cuda_memory import open_cuda_device
 from slicemill.infer.runtime.messages import first_line
@@ -45,8 +45,8 @@ class Lane(Protocol):
         neighbors: npt.NDArray[np.int32],
         lock: AbstractContextManager[Any],
         into: Outputs | None = None,
-    ) -> Answer:
-        """Label slices; the answer is valid until the next run.
+    ) -> NetworkOutput:
+        """Label slices; the output is valid until the next run.
 
         Parameters
         ----------
@@ -57,7 +57,7 @@ class Lane(Protocol):
         lock
             Lock that is held while the network runs, and released while data are copied.
         into
-            Arrays that outputs may be written to, by name, any[b, H, W]. `Answer.in_place` reports whether all were.
+            Arrays that outputs may be written to, by name, any[b, H, W]; see `NetworkOutput.in_place`.
         """
 
 
@@ -66,9 +66,9 @@ class HostLane:
 
     reads_in_place = True
 
-    def __init__(self, model: Model, capacity: Capacity, wanted: Sequence[str]) -> None:
+    def __init__(self, model: Model, capacity: Capacity, outputs: Sequence[str]) -> None:
         self._model = model
-        self.image, self._outputs = _buffers(model, capacity, wanted)
+        self.image, self._outputs = _buffers(model, capacity, outputs)
 
     def run(
         self,
@@ -76,7 +76,7 @@ class HostLane:
         neighbors: npt.NDArray[np.int32],
         lock: AbstractContextManager[Any],
         into: Outputs | None = None,
-    ) -> Answer:
+    ) -> NetworkOutput:
         """Label slices; see `Lane.run`."""
         offered = into or {}
         feed = self._model.feed(image, neighbors)
@@ -88,7 +88,7 @@ class HostLane:
             binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         with lock:
             self._model.session.run_with_iobinding(binding)
-        return make_answer(outputs, in_place=outputs.keys() <= offered.keys())
+        return make_output(outputs, in_place=outputs.keys() <= offered.keys())
 
 
 class OpenvinoLane:
@@ -96,9 +96,9 @@ class OpenvinoLane:
 
     reads_in_place = False
 
-    def __init__(self, model: Model, capacity: Capacity, wanted: Sequence[str]) -> None:
+    def __init__(self, model: Model, capacity: Capacity, outputs: Sequence[str]) -> None:
         self._model = model
-        self._wanted = wanted
+        self._output_names = outputs
         self._request = model.session.request()
         self.image, _ = _buffers(model, capacity, ())
 
@@ -108,29 +108,29 @@ class OpenvinoLane:
         neighbors: npt.NDArray[np.int32],
         lock: AbstractContextManager[Any],
         into: Outputs | None = None,  # noqa: ARG002 (OpenVINO owns its outputs)
-    ) -> Answer:
+    ) -> NetworkOutput:
         """Label slices; see `Lane.run`."""
         feed = self._model.feed(image, neighbors)
         with lock:
-            return make_answer(self._request.run(self._wanted, feed))
+            return make_output(self._request.run(self._output_names, feed))
 
 
 class DeviceLane:
-    """A batch on a GPU, of one shape for the whole run; uploads and downloads do not hold the lock.
+    """A batch on a GPU, of one shape for the entire run; uploads and downloads do not hold the lock.
 
     Host buffers are pinned. Only the rows in use are uploaded, and only the requested labels are downloaded; the other
-    rows hold earlier slices, which are labelled again and discarded.
+    rows hold earlier slices, which are labeled again and discarded.
     """
 
     reads_in_place = False
 
-    def __init__(self, model: Model, capacity: Capacity, wanted: Sequence[str]) -> None:
+    def __init__(self, model: Model, capacity: Capacity, outputs: Sequence[str]) -> None:
         from slicemill.infer.runtime.providers import import_onnxruntime
 
         make = import_onnxruntime().OrtValue.ortvalue_from_shape_and_type
         self._model = model
         self._device = open_cuda_device(import_onnxruntime(), model.device)
-        self.image, self._outputs = _buffers(model, capacity, wanted, self._device.allocate_pinned)
+        self.image, self._outputs = _buffers(model, capacity, outputs, self._device.allocate_pinned)
         self._neighbors = self._device.allocate_pinned((capacity.labels, model.info.context), np.int32)
         self._inputs = model.feed(self.image, self._neighbors)
         self._device_values = {
@@ -146,16 +146,16 @@ class DeviceLane:
         neighbors: npt.NDArray[np.int32],
         lock: AbstractContextManager[Any],
         into: Outputs | None = None,  # noqa: ARG002 (outputs are downloaded to pinned memory)
-    ) -> Answer:
+    ) -> NetworkOutput:
         """Label slices; see `Lane.run`.
 
         Raises
         ------
         ValueError
-            `image` is not the first rows of the lane's own `image`.
+            `image` is not the first rows of the lane's buffer.
         """
         if not np.shares_memory(image[:1], self.image[:1]):
-            raise ValueError("a GPU lane uploads only the first rows of its own image")
+            raise ValueError("a GPU lane uploads only the first rows of its buffer")
         self._neighbors[:] = 0
         self._neighbors[: len(neighbors)] = neighbors
         for name, array in self._inputs.items():
@@ -165,10 +165,10 @@ class DeviceLane:
         outputs = {name: array[: len(neighbors)] for name, array in self._outputs.items()}
         for name, array in outputs.items():
             self._device.copy(array.ctypes.data, self._device_values[name].data_ptr(), array.nbytes)
-        return make_answer(outputs)
+        return make_output(outputs)
 
     def compute(self) -> None:
-        """Run the network on what is on the GPU, and leave its outputs there."""
+        """Run the network on the inputs on the GPU, and leave its outputs there."""
         binding = self._model.session.io_binding()
         for name in self._inputs:
             binding.bind_ortvalue_input(name, self._device_values[name])
@@ -183,9 +183,9 @@ class DeviceLane:
 
 
 def _buffers(
-    model: Model, capacity: Capacity, wanted: Sequence[str], allocate: Allocate = np.zeros
+    model: Model, capacity: Capacity, outputs: Sequence[str], allocate: Allocate = np.zeros
 ) -> tuple[npt.NDArray[np.int16], dict[str, npt.NDArray[Any]]]:
-    """Allocate the input slices of a batch, and each wanted output."""
+    """Allocate the input slices of a batch, and each requested output."""
     info = model.info
     maps = (len(info.labels.table()), *info.size)
     shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -193,15 +193,15 @@ def _buffers(
         "tumor": (np.uint8, info.size),
         "probability": (info.probability_dtype, maps),
     }
-    outputs = {name: allocate((capacity.labels, *shapes[name][1]), shapes[name][0]) for name in wanted}
-    return allocate((capacity.rows, *info.size), np.int16), outputs
+    arrays = {name: allocate((capacity.labels, *shapes[name][1]), shapes[name][0]) for name in outputs}
+    return allocate((capacity.rows, *info.size), np.int16), arrays
 
 
-def make_lane(model: Model, capacity: Capacity, wanted: Sequence[str]) -> Lane:
-    """Return a lane for the device of a model, with buffers for the `wanted` outputs."""
+def make_lane(model: Model, capacity: Capacity, outputs: Sequence[str]) -> Lane:
+    """Return a lane for the device of a model, with buffers for `outputs`."""
     if model.provider == "openvino":
-        return OpenvinoLane(model, capacity, wanted)
-    return (DeviceLane if model.provider in ON_DEVICE else HostLane)(model, capacity, wanted)
+        return OpenvinoLane(model, capacity, outputs)
+    return (DeviceLane if model.provider in ON_DEVICE else HostLane)(model, capacity, outputs)
 
 
 def make_compute_limit(model: Model) -> threading.Semaphore:
@@ -219,7 +219,7 @@ def trim_heap() -> None:
         trim(0)
 
 
-def estimate_lane_memory(model: Model, capacity: Capacity, wanted: Sequence[str]) -> int:
+def estimate_lane_memory(model: Model, capacity: Capacity, outputs: Sequence[str]) -> int:
     """Estimate the extra resident memory of all lanes on a processor, bytes, by running one lane on an empty batch.
 
     Raises
@@ -234,7 +234,7 @@ def estimate_lane_memory(model: Model, capacity: Capacity, wanted: Sequence[str]
     process = psutil.Process()
     trim_heap()
     before = process.memory_info().rss
-    lane = make_lane(model, capacity, wanted)
+    lane = make_lane(model, capacity, outputs)
     try:
         lane.run(lane.image, np.zeros((capacity.labels, model.info.context), dtype=np.int32), nullcontext())
     except Exception as error:  # onnxruntime raises many types, some of them private

@@ -38,7 +38,7 @@ PROBABILITY_TYPES = {None: None, "tensor(float)": "float32", "tensor(float16)": 
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class NetworkOutput:
     """Outputs of a network for one batch."""
 
     label: npt.NDArray[np.uint8]
@@ -77,7 +77,7 @@ class Model:
         Raises
         ------
         ProviderError
-            The provider does not start any more.
+            The provider no longer starts.
         """
         self.session, _, _ = make_session(self._content, self.path, self.provider, self.device, self._provider_options)
 
@@ -96,8 +96,8 @@ class Model:
         return {"image": voxels, "neighbors": neighbors} if self.info.context > 1 else {"image": voxels}
 
     def run(
-        self, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32], wanted: Sequence[str] = ("label",)
-    ) -> Answer:
+        self, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32], outputs: Sequence[str] = ("label",)
+    ) -> NetworkOutput:
         """Label slices.
 
         Parameters
@@ -106,16 +106,16 @@ class Model:
             int16[n, H, W], HU.
         neighbors
             int32[b, c]: for each slice to label, the rows of `image` that are its context.
-        wanted
-            Names of outputs.
+        outputs
+            Names of the outputs to compute.
         """
-        outputs = self.session.run(list(wanted), self.feed(image, neighbors))
-        return make_answer(dict(zip(wanted, outputs, strict=True)))
+        arrays = self.session.run(list(outputs), self.feed(image, neighbors))
+        return make_output(dict(zip(outputs, arrays, strict=True)))
 
 
-def make_answer(outputs: Mapping[str, npt.NDArray[Any]], *, in_place: bool = False) -> Answer:
-    """Return outputs of the graph, by name, as an answer."""
-    return Answer(outputs["label"], outputs.get("tumor"), outputs.get("probability"), in_place)
+def make_output(outputs: Mapping[str, npt.NDArray[Any]], *, in_place: bool = False) -> NetworkOutput:
+    """Return named outputs of the graph as a `NetworkOutput`."""
+    return NetworkOutput(outputs["label"], outputs.get("tumor"), outputs.get("probability"), in_place)
 
 
 def tensorrt_options(info: ModelInfo, device: int, batch: int) -> dict[str, str]:
@@ -142,7 +142,7 @@ def byte_flavor(path: Path) -> Path:
     Raises
     ------
     ModelError
-        There is none, or it is another network.
+        There is none, or it is of another network.
     """
     info = open_model(path, "cpu").info
     if info.input == "bytes":
@@ -150,7 +150,7 @@ def byte_flavor(path: Path) -> Path:
     flavor = path.with_name(network_name(path) + TENSORRT_SUFFIX)
     if not flavor.exists():
         raise ModelError(
-            f"{path}: takes int16, a type that TensorRT does not have, and {flavor.name} is not beside it; "
+            f"{path}: takes int16, a type that TensorRT does not have, and {flavor.name} is not in its folder; "
             "write it with `slicemill export --bytes`, or use --provider cuda."
         )
     other = open_model(flavor, "cpu").info
@@ -158,13 +158,13 @@ def byte_flavor(path: Path) -> Path:
     if other.input != "bytes" or other.size != info.size or differing:
         what = ", ".join(differing) or "input or size"
         raise ModelError(
-            f"{flavor}: is not the network of {path.name} with bytes for input (other {what}); export both again."
+            f"{flavor}: is not the byte flavor of {path.name}, because these differ: {what}; export both again."
         )
     return flavor
 
 
 def differing_keys(card: ModelCard, other: ModelCard) -> list[str]:
-    """Return the metadata in which two files differ that flavors of one network share."""
+    """Return the names of the metadata that flavors of one network share and these two files do not."""
     return [key for key in SHARED_KEYS if getattr(card, key) != getattr(other, key)]
 
 
@@ -196,8 +196,7 @@ def open_model(path: Path, provider: Provider = "auto", device: int = 0, batch: 
         raise ModelError(f"{path}: cannot be read: {error.strerror}.") from error
     if EXTERNAL_DATA in content:
         raise ModelError(
-            f"{path}: keeps weights in other files; only a model in one file is opened. "
-            "Export it again with slicemill export."
+            f"{path}: stores weights in other files, which is not supported. Export it again with slicemill export."
         )
     if (description := description_path(path)) is not None:
         content = wrap_network(content, path, description)
@@ -215,8 +214,8 @@ def read_model_info(session: Any, path: Path, sha256: str) -> ModelInfo:
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     if text is None:
         raise ModelError(
-            f"{path}: carries no slicemill metadata; make the model with `slicemill export`, or describe the network "
-            f"in {path.with_suffix('.toml').name} beside it (README, Networks of others)."
+            f"{path}: has no slicemill metadata; make the model with `slicemill export`, or describe the network "
+            f"in {path.with_suffix('.toml').name} in the same folder (README, Networks of others)."
         )
     card = decode_metadata(text, str(path))
     inputs = {entry.name: entry for entry in session.get_inputs()}
@@ -254,7 +253,7 @@ def _slice_size(shape: Sequence[object], card: ModelCard, path: Path) -> tuple[i
         case [int(height), int(width)] if 1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE:
             return height, width
     raise ModelError(
-        f"{path}: takes slices of {'x'.join(map(str, sides))}; a side must be fixed and have 1 to {MAX_SIDE} pixels. "
+        f"{path}: takes slices of {'x'.join(map(str, sides))}; height and width must be fixed, 1 to {MAX_SIDE} pixels. "
         "Export it again."
     )
 

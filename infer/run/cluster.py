@@ -1,11 +1,11 @@
-"""Cluster: each worker of a Dask cluster is one run over all scans; the workers share them by their claims.
+"""Cluster: each worker of a Dask cluster runs over all scans; claims divide the scans among the workers.
 
 1. A worker (one for each device) gets one task: all jobs, starting at a different one, so that workers do not compete
    for the same scan.
 2. Each worker claims scans that are free and skips what is in the ledger, as runs started by hand do. So a scan is not
-   a Dask task, batches are filled across scans, and a fast worker does more.
-3. A killed worker loses its claims with its process. Dask gives its task to another worker, which does what is left.
-4. The outcomes of all workers are merged: a scan is done if one of them did it, or by the ledger.
+   a Dask task, batches are filled across scans, and a fast worker does more scans.
+3. A killed worker loses its claims with its process. Dask gives its task to another worker, which continues it.
+4. The outcomes of all workers are merged: a scan is done if a worker or the ledger reports it done.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.outputs import extra_names
-from slicemill.infer.run.pipeline import ELSEWHERE, describe_device, infer, not_reached, select_jobs
+from slicemill.infer.run.pipeline import CLAIMED_ELSEWHERE, describe_device, infer, make_unreached_outcome, select_jobs
 from slicemill.infer.run.summary import ScanOutcome, Summary, write_summary
 from slicemill.infer.run.timing import share_times
 from slicemill.infer.runtime.providers import Provider
 
-ANSWER_SECONDS = 20
-"""How long a scheduler, and then its first worker, may take to answer."""
-BY_LEDGER = "done, by the ledger: its worker died before it could report, or another run did it"
-LOOK_SECONDS = 2.0
+RESPONSE_SECONDS = 20
+"""How long to wait for the scheduler, and then for its first worker."""
+BY_LEDGER = "done according to the ledger: its worker died before it reported, or another run did it"
+POLL_SECONDS = 2.0
 """How often the ledger is read for the progress bar."""
 
 
@@ -51,7 +51,7 @@ class WorkerTask:
     out: Path
     options: InferOptions
     topic: str
-    """Dask topic to which the worker logs what it works on."""
+    """Dask topic to which the worker logs its device."""
 
 
 def run_task(task: WorkerTask) -> Summary:
@@ -60,16 +60,16 @@ def run_task(task: WorkerTask) -> Summary:
     Raises
     ------
     ConfigError
-        The worker sees another model file, or not the output folder.
+        The worker has a different model file, or the output folder is not visible to it.
     """
     from distributed import get_worker
 
     if not task.out.is_dir():
-        raise ConfigError(f"{task.out}: a worker does not see this folder; --out must be shared with all of them.")
+        raise ConfigError(f"{task.out}: not visible to a worker; --out must be a folder that all workers share.")
     model = open_model(task.model, task.provider, task.options.devices[0], task.options.batch)
     if model.info.sha256 != task.sha256:
         raise ConfigError(
-            f"{task.model}: a worker sees another file of this name; the model must be shared with all of them."
+            f"{task.model}: a worker has a different file at this path; all workers must share the model file."
         )
     worker = get_worker()
     worker.log_event(task.topic, f"worker {worker.address}: {describe_device(model, task.options)}")
@@ -89,7 +89,7 @@ def infer_on(
     Raises
     ------
     ConfigError
-        No scheduler or no worker answers.
+        No scheduler can be reached, or it has no worker.
     InputError
         The error that ended the run of every worker.
     """
@@ -99,19 +99,19 @@ def infer_on(
     left, known = select_jobs(jobs, ledger, extra_names(model.info.labels, options))
     before = {outcome.name: outcome for outcome in known}
     follower = LedgerFollower(left)
-    endings = Endings()
+    results = WorkerResults()
     try:
         with _connect(address) as client:
             tasks = split_tasks(model, provider, left, ledger, _count_workers(client, address))
-            endings = _run_tasks(client, tasks, ledger, follower)
+            results = _run_tasks(client, tasks, ledger, follower)
     finally:
-        with contextlib.suppress(OSError):  # outcomes that the workers returned are in the summary all the same
+        with contextlib.suppress(OSError):  # the summary still has the outcomes that workers returned
             follower.update(ledger)
-        summary = merge_summaries(jobs, before, follower.outcomes, endings.summaries, time.perf_counter() - start)
+        summary = merge_summaries(jobs, before, follower.outcomes, results.summaries, time.perf_counter() - start)
         summary = replace(summary, left_out=tuple(left_out or ()))
         write_summary(out, model, summary, options.part)
-    if endings.errors and (not endings.summaries or not isinstance(endings.errors[0], InputError)):
-        raise endings.errors[0]
+    if results.errors and (not results.summaries or not isinstance(results.errors[0], InputError)):
+        raise results.errors[0]
     return summary
 
 
@@ -138,7 +138,7 @@ def split_tasks(
 
 
 class LedgerFollower:
-    """Outcomes that the ledger has of some jobs since a run began."""
+    """Follows the ledger for outcomes of some jobs since a run began."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs = {job.name: job for job in jobs}
@@ -147,7 +147,7 @@ class LedgerFollower:
         """Outcome of each scan that has ended, by name."""
 
     def update(self, ledger: RunLedger) -> int:
-        """Read new lines of the ledger and return how many more scans have ended."""
+        """Read new lines of the ledger and return the number of scans that have ended since."""
         before = len(self.outcomes)
         self.outcomes |= ledger.read_news(self.jobs)
         return len(self.outcomes) - before
@@ -166,14 +166,14 @@ def merge_summaries(
     summaries: Sequence[Summary],
     seconds: float,
 ) -> Summary:
-    """Merge the summaries of workers; of a scan's outcomes, the most informative counts.
+    """Merge the summaries of workers; of a scan's outcomes, the one with the highest priority counts.
 
     Parameters
     ----------
     before
         Outcomes from before the run.
     by_ledger
-        Outcomes that the ledger has since: also those of workers that died later, and of other runs into the folder.
+        Outcomes in the ledger since then, including those of workers that died later and of other runs into the folder.
     summaries
         One for each worker that finished its task.
     seconds
@@ -188,7 +188,7 @@ def merge_summaries(
     stage_seconds = {stage: sum(summary.stages[stage].seconds for summary in summaries) for stage in stages}
     busy = sum(summary.device_busy * summary.seconds for summary in summaries)
     return Summary(
-        outcomes=tuple(outcomes.get(job.name) or not_reached(job.name) for job in jobs),
+        outcomes=tuple(outcomes.get(job.name) or make_unreached_outcome(job.name) for job in jobs),
         seconds=seconds,
         provider=", ".join(sorted({summary.provider for summary in summaries})),
         stages=share_times(stage_seconds),
@@ -197,23 +197,23 @@ def merge_summaries(
 
 
 def _rank(outcome: ScanOutcome) -> int:
-    """Return how informative an outcome is: another worker may have done what this one only saw claimed or done."""
+    """Return the merge priority of an outcome: done, skipped, failed, claimed elsewhere."""
     if outcome.status == "skipped":
-        return 0 if outcome.reason == ELSEWHERE else 2
+        return 0 if outcome.reason == CLAIMED_ELSEWHERE else 2
     return {"failed": 1, "done": 3}[outcome.status]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Endings:
-    """How the tasks of all workers have ended."""
+class WorkerResults:
+    """Results of the tasks of all workers."""
 
     summaries: list[Summary] = field(default_factory=list)
-    """Of tasks that finished."""
+    """Summaries of tasks that finished."""
     errors: list[BaseException] = field(default_factory=list)
-    """Of tasks that did not."""
+    """Errors of tasks that failed."""
 
 
-def _run_tasks(client: Any, tasks: Sequence[WorkerTask], ledger: RunLedger, follower: LedgerFollower) -> Endings:
+def _run_tasks(client: Any, tasks: Sequence[WorkerTask], ledger: RunLedger, follower: LedgerFollower) -> WorkerResults:
     """Run a task on each worker and wait for all; meanwhile show the progress of the ledger."""
     from distributed import wait
 
@@ -223,41 +223,41 @@ def _run_tasks(client: Any, tasks: Sequence[WorkerTask], ledger: RunLedger, foll
     with progress("infer", len(follower.jobs), "scans") as advance:
         while futures and not all(future.done() for future in futures) and client.status in ("running", "connecting"):
             with contextlib.suppress(TimeoutError, CancelledError):
-                wait(futures, timeout=LOOK_SECONDS)
+                wait(futures, timeout=POLL_SECONDS)
             advance(follower.update(ledger), f"{len(tasks)} workers, {follower}")
-    endings = Endings()
+    results = WorkerResults()
     for future in futures:
         try:
-            endings.summaries.append(future.result(timeout=ANSWER_SECONDS))
-        except Exception as error:  # noqa: BLE001 (what a worker raised; the caller raises it)
-            endings.errors.append(_explain(error, ledger.out))
-    return endings
+            results.summaries.append(future.result(timeout=RESPONSE_SECONDS))
+        except Exception as error:  # noqa: BLE001 (a worker raised it; the caller raises it again)
+            results.errors.append(_explain(error, ledger.out))
+    return results
 
 
 def _explain(error: Exception, out: Path) -> Exception:
-    """Return an error that a user can act on for the failures of workers and scheduler, and others as they are."""
+    """Return an actionable error for a failed worker or scheduler; return other errors unchanged."""
     from distributed.scheduler import KilledWorker
 
     if isinstance(error, KilledWorker):
-        return ProviderError(f"{out}: workers were killed again and again, probably for lack of memory; run it again.")
+        return ProviderError(f"{out}: workers were killed repeatedly, probably for lack of memory; run it again.")
     if isinstance(error, CancelledError | TimeoutError | OSError):
         return ProviderError(
-            "--scheduler: is gone; run the same command again with one that answers, it continues from here."
+            "--scheduler: connection lost; run the same command again with a running scheduler to continue."
         )
     return error
 
 
 def _count_workers(client: Any, address: str) -> int:
     try:
-        client.wait_for_workers(1, timeout=ANSWER_SECONDS)
+        client.wait_for_workers(1, timeout=RESPONSE_SECONDS)
     except TimeoutError as error:
-        raise ConfigError(f"--scheduler {address}: has no worker; start one for each device.") from error
+        raise ConfigError(f"--scheduler {address}: has no workers; start one per device.") from error
     return len(client.nthreads())
 
 
 @contextlib.contextmanager
 def _connect(address: str) -> Iterator[Any]:
-    """Connect to a scheduler; Dask logs nothing meanwhile, since its errors are reported as outcomes here."""
+    """Connect to a scheduler; silence Dask's loggers, since its errors are reported as outcomes."""
     try:
         from distributed import Client
     except ImportError as error:
@@ -266,9 +266,9 @@ def _connect(address: str) -> Iterator[Any]:
         ) from error
     with _silence_dask():
         try:
-            client = Client(address, timeout=f"{ANSWER_SECONDS}s")
+            client = Client(address, timeout=f"{RESPONSE_SECONDS}s")
         except (OSError, ValueError) as error:
-            raise ConfigError(f"--scheduler {address}: no Dask scheduler answers there ({error}).") from error
+            raise ConfigError(f"--scheduler {address}: cannot connect to the Dask scheduler ({error}).") from error
         with client:
             yield client
 

@@ -1,4 +1,4 @@
-"""Engine: readers, batches across scans, the network and writers, all working at the same time, bounded by memory.
+"""Engine: readers, batches across scans, the network and writers, in parallel and within a memory limit.
 
 1. Reader threads take jobs, decode scans and put them into a queue (`slicemill.infer.run.scan_queue`).
 2. Lanes take batches from the queue (`slicemill.infer.network.lanes`): on a CPU one lane for each core, up to eight;
@@ -7,7 +7,7 @@
 4. A scan that cannot be read or written fails alone. When a device fails, the scans of that batch fail and the session
    is rebuilt, once; a device that fails again ends the run.
 
-The engine knows nothing of files, ledgers or labels: the caller supplies functions that read, write and record
+The engine does not depend on files, ledgers or labels: the caller supplies functions that read, write and record
 (`Steps`).
 """
 
@@ -63,16 +63,16 @@ class ScanInProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """What is done with a scan before and after the network; called from several threads at once."""
+    """Functions that process a scan before and after the network; called from several threads at once."""
 
     read: Callable[[Job, Callable[[int], None]], ScanInProgress | None]
-    """Read a scan, or return None where nothing is to be done.
+    """Read a scan, or return None if there is nothing to do.
 
     The second argument is a function that waits until a number of bytes of memory is free."""
     write: Callable[[ScanInProgress], None]
     """Post-process and write a labeled scan."""
     fail: Callable[[Job, Exception], None]
-    """Record why a scan could not be segmented."""
+    """Record the reason of a scan's failure."""
     check: Callable[[Model, NetworkScan, Lane], None] | None
     """Compare a device with the CPU on its first scan; a ModelError ends the run. None for no comparison."""
     advance: Callable[[ScanInProgress, int], None]
@@ -82,14 +82,14 @@ class Steps:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Station:
-    """Where one thread labels its batches: a lane of one session of a model."""
+class _LaneThread:
+    """The model, session and lane that one thread uses."""
 
     model: Model
     session: Any
-    """The model's session when the lane was made; a rebuilt model has another."""
+    """The model's session when the lane was made; a rebuilt model has a new one."""
     lane: Lane
-    turns: threading.Semaphore
+    compute_limit: threading.Semaphore
 
 
 class Engine:
@@ -111,7 +111,7 @@ class Engine:
         self._error: BaseException | None = None
 
     def run(self, jobs: Iterator[Job]) -> None:
-        """Segment every job; when it returns, each was written or has failed.
+        """Segment every job; on return, each one is written or has failed.
 
         Raises
         ------
@@ -139,7 +139,7 @@ class Engine:
             raise self._error
 
     def _guard(self, work: Callable[[], None]) -> None:
-        """Do a thread's work; an unexpected error ends the run and is raised by it."""
+        """Run a thread's work; an unexpected error ends the run, and `run` raises it."""
         try:
             work()
         except Stopped:
@@ -161,12 +161,12 @@ class Engine:
     def _read(self, job: Job) -> None:
         taken: list[int] = []
 
-        def admit(amount_bytes: int) -> None:
-            self._queue.admit(amount_bytes)
+        def reserve_memory(amount_bytes: int) -> None:
+            self._queue.reserve_memory(amount_bytes)
             taken.append(amount_bytes)
 
         try:
-            current = self._steps.read(job, admit)
+            current = self._steps.read(job, reserve_memory)
         except SCAN_ERRORS as error:
             self._queue.release(sum(taken))
             self._steps.fail(job, error)
@@ -175,19 +175,19 @@ class Engine:
                 self._scans[current.scan] = current
                 self._queue.add(current.scan)
 
-    def _run_lane(self, model: Model, turns: threading.Semaphore, writers: ThreadPoolExecutor) -> None:
+    def _run_lane(self, model: Model, compute_limit: threading.Semaphore, writers: ThreadPoolExecutor) -> None:
         """Label batches until the queue ends; make a new lane after the session was rebuilt."""
         session: Any = None
         while True:
             if model.session is not session:
                 session = model.session
                 lane = self._steps.open_lane(model, self._limits.capacity, self._limits.outputs)
-            station = _Station(model=model, session=session, lane=lane, turns=turns)
-            if not self._run_batch(station, writers):
+            thread = _LaneThread(model=model, session=session, lane=lane, compute_limit=compute_limit)
+            if not self._run_batch(thread, writers):
                 return
 
-    def _run_batch(self, at: _Station, writers: ThreadPoolExecutor) -> bool:
-        """Take a batch, run it and give the labels to its scans; return whether there was a batch.
+    def _run_batch(self, thread: _LaneThread, writers: ThreadPoolExecutor) -> bool:
+        """Take a batch, run it and pass the labels to its scans; return whether there was a batch.
 
         Nothing of the batch is referenced when this returns, so that the memory of its scans is free once they are
         written.
@@ -196,16 +196,16 @@ class Engine:
             batch = self._queue.take()
         if batch is None:
             return False
-        self._check(at, batch.units[0].scan)
+        self._check(thread, batch.units[0].scan)
         with self._watch.timed("fill"):
-            image = batch.fill(at.lane.image, in_place=at.lane.reads_in_place)
+            image = batch.fill(thread.lane.image, in_place=thread.lane.reads_in_place)
         try:
-            answer = at.lane.run(image, batch.neighbors, self._take_turn(at.turns), batch.targets())
+            output = thread.lane.run(image, batch.neighbors, self._limit_compute(thread.compute_limit), batch.targets())
         except Exception as error:  # noqa: BLE001 (onnxruntime raises many types, some of them private)
-            self._fail_batch(at, batch, error)
+            self._fail_batch(thread, batch, error)
             return True
         with self._watch.timed("scatter"):
-            complete = batch.put(answer)
+            complete = batch.put(output)
         for scan, count in Counter(unit.scan for unit in batch.units).items():
             if current := self._scans.get(scan):
                 self._steps.advance(current, count)
@@ -215,39 +215,39 @@ class Engine:
         return True
 
     @contextmanager
-    def _take_turn(self, turns: threading.Semaphore) -> Iterator[None]:
-        with turns, self._watch.timed("device"):
+    def _limit_compute(self, compute_limit: threading.Semaphore) -> Iterator[None]:
+        with compute_limit, self._watch.timed("device"):
             yield
 
-    def _check(self, at: _Station, scan: NetworkScan) -> None:
+    def _check(self, thread: _LaneThread, scan: NetworkScan) -> None:
         """Check a device before its first batch; every lane waits here while a device is checked or rebuilt."""
         with self._device_lock:
-            if self._steps.check is not None and at.model in self._unchecked:
-                self._unchecked.remove(at.model)
-                self._steps.check(at.model, scan, at.lane)
+            if self._steps.check is not None and thread.model in self._unchecked:
+                self._unchecked.remove(thread.model)
+                self._steps.check(thread.model, scan, thread.lane)
 
-    def _fail_batch(self, at: _Station, batch: NetworkBatch, error: Exception) -> None:
-        """Fail the scans of a batch and rebuild the session, unless another lane has just done so.
+    def _fail_batch(self, thread: _LaneThread, batch: NetworkBatch, error: Exception) -> None:
+        """Fail the scans of a batch and rebuild the session, unless another lane has already rebuilt it.
 
         Raises
         ------
         ProviderError
             The session was rebuilt before.
         """
-        reason = ProviderError(f"{at.model.provider}: the device failed ({first_line(error)}).")
+        reason = ProviderError(f"{thread.model.provider}: the device failed ({first_line(error)}).")
         for scan in dict.fromkeys(unit.scan for unit in batch.units):
             if current := self._scans.get(scan):
                 self._fail(current, reason)
         with self._device_lock:
-            if at.model.session is not at.session:
+            if thread.model.session is not thread.session:
                 return
-            if at.model in self._rebuilt:
+            if thread.model in self._rebuilt:
                 raise ProviderError(
-                    f"--provider {at.model.provider}: the device failed again after its session was rebuilt "
-                    f"({first_line(error)}). Run the same command again, it continues from here; or use --provider cpu."
+                    f"--provider {thread.model.provider}: the device failed again after its session was rebuilt "
+                    f"({first_line(error)}). Run the same command again to continue, or use --provider cpu."
                 )
-            self._rebuilt.add(at.model)
-            at.model.rebuild()
+            self._rebuilt.add(thread.model)
+            thread.model.rebuild()
 
     def _write(self, current: ScanInProgress) -> None:
         try:

@@ -1,7 +1,7 @@
-"""Ledger of an output folder: one JSON line for each scan that was begun or has ended; lines are never rewritten.
+"""Ledger of an output folder: one JSON line for each scan that has begun or ended; lines are never rewritten.
 
 A mask is done when its scan's last line has the status "done", the same model, the same options and an unchanged input.
-A line "begun" marks the outputs as ours: after a kill, a half-finished scan is not mistaken for somebody else's file.
+A line "begun" marks the outputs as made by `infer`: after a kill, the next run may replace them.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.summary import ScanOutcome
 
 UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part.*")
-"""Name of a file that `slicemill.common.files.atomic_write` has not renamed yet, around the name that it will have."""
+"""Temporary file name of `slicemill.common.files.atomic_write`; the group is the final name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,9 @@ class LedgerLine:
     answer: str = ""
     """Main result as one line (`ScanReport.answer`)."""
     reason: str = ""
-    """Why the scan has failed."""
+    """Reason of the failure."""
     passing: bool = False
-    """Whether the cause may pass, so that the next run tries the scan again; written only where it is true."""
+    """Whether another run may succeed, so that it tries the scan again; written only if true."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the line as JSON values."""
@@ -75,7 +75,7 @@ class RunLedger:
         self._read_new_lines()
 
     def _read_new_lines(self) -> list[str]:
-        """Read the lines that this and other runs have appended, and return their scans; leave an incomplete line."""
+        """Read lines that this and other runs have appended, and return their scans; leave an incomplete line."""
         path = self.out / LEDGER
         if not path.exists():
             return []
@@ -98,7 +98,7 @@ class RunLedger:
         return list(self._lines)
 
     def read_news(self, jobs: Mapping[str, Job]) -> dict[str, ScanOutcome]:
-        """Return how some of these jobs have ended since the last call, in any run of this model and options."""
+        """Return the outcomes of these jobs since the last call, in any run with this model and options."""
         with self._lock:
             lines = {name: self._lines[name] for name in self._read_new_lines()}
         return {
@@ -108,12 +108,12 @@ class RunLedger:
         }
 
     def find_outcome(self, job: Job) -> ScanOutcome | None:
-        """Return the outcome of a job for which nothing is left to do, or None."""
+        """Return the outcome of a job with nothing left to do, or None."""
         line, exists = self._lines.get(job.name), (self.out / job.name).exists()
         if self.options.overwrite:
             return None
         if exists and (line is None or line.source != job.source_id):
-            reason = f"{self.out / job.name}: was not made from {job.path}; choose another --out, or pass --overwrite."
+            reason = f"{self.out / job.name}: was not made from {job.path}; choose another --out, or use --overwrite."
             return ScanOutcome(name=job.name, status="failed", reason=reason)
         if line is None or not self._is_current(line, job):
             return None
@@ -121,12 +121,12 @@ class RunLedger:
             reason = "done before with this model"
             return ScanOutcome(name=job.name, status="skipped", reason=reason, answer=line.answer)
         if line.status == "failed" and not line.passing and not self.options.retry_failed:
-            reason = f"{line.reason} (failed before; --retry-failed tries it again)"
+            reason = f"{line.reason} (failed before; use --retry-failed to try again)"
             return ScanOutcome(name=job.name, status="failed", reason=reason)
         return None
 
     def _is_current(self, line: LedgerLine, job: Job) -> bool:
-        """Return whether a line is about this job's present content, with this model and these options."""
+        """Return whether a line matches this job's current content, this model and these options."""
         return (
             line.source == job.source_id
             and line.stamp == job.stamp()
@@ -135,13 +135,13 @@ class RunLedger:
         )
 
     def update_outcome(self, job: Job) -> ScanOutcome | None:
-        """Return the outcome of a job that another run has ended meanwhile, or None; call it with the job's claim."""
+        """Return the outcome of a job that another run has ended since, or None; call it while holding the claim."""
         with self._lock:
             self._read_new_lines()
         return self.find_outcome(job)
 
     def claim(self, job: Job) -> ExitStack | None:
-        """Claim a job's output and return the claim, to be closed at its end; None when another run has it."""
+        """Claim a job's output and return the claim, which the caller closes; None if another run has claimed it."""
         stack = ExitStack()
         name = hashlib.sha256(job.name.encode()).hexdigest()[:32]
         if stack.enter_context(try_claim(self.out, name)) is None:

@@ -10,7 +10,7 @@ from slicemill.infer.slices.tiles import PLAIN, PredictOptions
 MAX_READERS, MAX_WRITERS = 8, 8
 MAX_GB = 1e6
 WORKING_BYTES = 16
-"""Bytes per voxel that post-processing may take: for noise of three labels. Labels of organs take next to nothing."""
+"""Bytes per voxel that post-processing may take: for noise of three labels. Organ labels need almost none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,27 +27,26 @@ class InferOptions:
     separate: bool = False
     """Whether each label is also written to its own file, as 0 and 1."""
     batch: int = 0
-    """Slices in a batch; 0 fits the provider (`slicemill.infer.runtime.capacity`)."""
+    """Slices in a batch; 0 for the provider's default (`slicemill.infer.runtime.capacity`)."""
     readers: int = 0
-    """Threads that decode; 0 is one for every two cores, at least two."""
+    """Threads that decode; 0 for one per two cores, at least two."""
     writers: int = 0
-    """Threads that post-process and write; 0 is one for every two cores, at least two."""
+    """Threads that post-process and write; 0 for one per two cores, at least two."""
     devices: tuple[int, ...] = (0,)
     """Numbers of the GPUs that share the work, each with its own session."""
     part: str = ""
-    """End of the summary's file names for one of several runs into one folder."""
+    """Suffix of the summary's file names, for one of several runs into one folder."""
     max_memory_gb: float = 0.0
     """Memory that the process may take, GB; 0 lets scans take half of the free memory."""
 
     def __post_init__(self) -> None:
-        """Check that no value is negative or beyond any machine."""
+        """Check that all values are in a sensible range."""
         for name in ("batch", "readers", "writers"):
             if getattr(self, name) < 0:
                 raise UsageError(f"--{name} {getattr(self, name)}: must not be negative.")
         if not 0 <= self.max_memory_gb <= MAX_GB:
             raise UsageError(
-                f"--max-memory {self.max_memory_gb:g}: must not be negative, nor more than {MAX_GB:g} GB; "
-                "0 is half of what is free."
+                f"--max-memory {self.max_memory_gb:g}: must be 0 to {MAX_GB:g} GB; 0 is half of the free memory."
             )
         if not self.devices or len(set(self.devices)) != len(self.devices) or min(self.devices) < 0:
             raise UsageError(
@@ -55,11 +54,11 @@ class InferOptions:
             )
 
     def for_worker(self, index: int) -> "InferOptions":
-        """Return the same options for one of several workers, whose summary has its own name."""
+        """Return the same options for one of several workers, with a separate summary name."""
         return replace(self, part=f"{self.part}-worker-{index}")
 
     def as_json(self) -> dict[str, bool]:
-        """Return the options that change outputs, where they differ from the defaults; other options redo a scan."""
+        """Return the options that change outputs, if they differ from the defaults; a change segments scans again."""
         changed = {name: True for name, on in asdict(self.predict).items() if on}
         if self.separate:
             changed["separate"] = True
@@ -69,12 +68,12 @@ class InferOptions:
 
 
 def count_threads(requested: int, most: int) -> int:
-    """Return the number of threads that read, or that write."""
+    """Return the number of reader or writer threads."""
     return requested or max(2, min(most, len(os.sched_getaffinity(0)) // 2))
 
 
 def estimate_scan_bytes(plan: ScanPlan) -> int:
-    """Return the most memory that a scan takes, from its first voxel to its mask."""
+    """Return the peak memory of a scan from its first voxel to its mask, bytes."""
     nz, ny, nx = plan.shape
     height, width = plan.resampled_shape
     maps = len(plan.label_values) if plan.predict.probability else 0
@@ -92,7 +91,7 @@ def memory_for_scans(max_memory_gb: float, lanes_bytes: int) -> int:
     max_memory_gb
         Memory that the process may take, GB; 0 lets scans take half of the free memory.
     lanes_bytes
-        Memory that the model's lanes are going to take.
+        Memory that the model's lanes will take.
 
     Raises
     ------
@@ -107,7 +106,7 @@ def memory_for_scans(max_memory_gb: float, lanes_bytes: int) -> int:
     left = round(max_memory_gb * 1e9) - taken
     if left <= 0:
         raise ConfigError(
-            f"--max-memory {max_memory_gb:g}: the model alone takes {taken / 1e9:.2f} GB with this batch; "
-            "give more, or a smaller --batch."
+            f"--max-memory {max_memory_gb:g}: the model alone takes {taken / 1e9:.2f} GB with this batch size; "
+            "raise --max-memory, or use a smaller --batch."
         )
     return left

@@ -34,7 +34,7 @@ class OutputPaths:
         self._written: dict[Path, Job] = {}
         jobs = [Job(name=name, path=out / name) for name in earlier] if extras else []
         self._earlier = {name: job for ending in (extras, ()) for job in jobs for name in output_names(job, ending)}
-        """Owner of each file of earlier runs; a scan's own mask counts more than a file next to another's."""
+        """Owner of each file of earlier runs; a scan's mask takes precedence over a file next to another mask."""
 
     def add(self, job: Job) -> None:
         """Add a scan, or the same scan again; a scan with the same stem replaces an earlier one.
@@ -48,30 +48,27 @@ class OutputPaths:
         scans, names = resolve_inputs(job), output_names(job, self._extras)
         if summaries := [name for name in names if is_summary(name)]:
             raise ScanError(
-                f"{job.path}: {summaries[0]}, written next to its mask, would replace the summary of the run; "
+                f"{job.path}: {summaries[0]}, written next to its mask, would overwrite the run's summary; "
                 "rename the scan."
             )
         for name in names:
             owner = self._earlier.get(name, job)
             if owner.stem != job.stem and owner.path.exists() and (self._out / name).exists():
                 raise ScanError(
-                    f"{job.path}: {name}, written next to its mask, would replace a file of {owner.path}, "
-                    "which an earlier run made; choose another --out."
+                    f"{job.path}: {name}, written next to its mask, would overwrite a file of {owner.path} "
+                    "from an earlier run; choose another --out."
                 )
         written = [(self._out / name).resolve() for name in names]
         replaced = [path for path in written if path in scans or path in self._scans]
         replaced += [path for path in scans if path in self._written]
         if replaced:
-            raise ScanError(
-                f"{min(replaced)}: the mask would replace a scan, or the report or picture would; "
-                "choose a separate --out folder."
-            )
+            raise ScanError(f"{min(replaced)}: an output would overwrite this scan; choose a separate --out folder.")
         for path in written:
             other = self._written.get(path, job)
             if other.stem != job.stem or written.count(path) > 1:
                 raise ScanError(
-                    f"{job.path}: {path.name}, written next to its mask, would replace a file of {other.path}; "
-                    "use two folders."
+                    f"{job.path}: {path.name}, written next to its mask, would overwrite a file of {other.path}; "
+                    "segment them into two folders."
                 )
         self._scans |= scans
         self._written.update(dict.fromkeys(written, job))
@@ -83,7 +80,7 @@ def check_output_paths(jobs: Sequence[Job], out: Path, extras: Sequence[str] = (
     Raises
     ------
     ScanError
-        An output would replace one.
+        An output would replace an input or another output.
     """
     paths = OutputPaths(out, extras, earlier)
     for job in jobs:
@@ -91,7 +88,7 @@ def check_output_paths(jobs: Sequence[Job], out: Path, extras: Sequence[str] = (
 
 
 def resolve_inputs(job: Job) -> set[Path]:
-    """Return the local files of a job's scan; for a pair also single files of its stem, which look like the scan."""
+    """Return the local files of a job's scan; for a pair, also single files with its stem."""
     if job.case_id is not None or not isinstance(job.path, Path):
         return set()
     files = [job.path]

@@ -50,7 +50,7 @@ from slicemill.infer.slices.assembly import Segmentation, plan_scan, select_outp
 from slicemill.infer.slices.batches import NetworkScan
 
 DEFAULTS = InferOptions()
-ELSEWHERE = "another run is at work on it"
+CLAIMED_ELSEWHERE = "another run has claimed it"
 
 
 def select_jobs(
@@ -74,8 +74,8 @@ def select_jobs(
 
 
 @dataclass(frozen=True, slots=True)
-class _Begun:
-    """What is held for a scan from its reading to its end."""
+class _ClaimedScan:
+    """A scan that this run has claimed and not finished."""
 
     claim: contextlib.ExitStack
     stamp: Stamp
@@ -94,14 +94,14 @@ class BulkRun:
         self._buffers = BufferPool()
         self._advance: Advance = lambda *_: None
         self._lock = threading.Lock()
-        self._begun: dict[str, _Begun] = {}
+        self._claimed: dict[str, _ClaimedScan] = {}
         self._slices = 0
         self.on_outcome: Callable[[ScanOutcome], None] = lambda _: None
         """Called when a scan ends."""
         self.outcomes: dict[str, ScanOutcome] = {}
         """Outcome of each scan that has ended, by name."""
 
-    def drive(self, jobs: Iterator[Job], total: int) -> None:
+    def run(self, jobs: Iterator[Job], total: int) -> None:
         """Segment every job on every device; `total` is the number of jobs, or 0 where it is unknown.
 
         Raises
@@ -113,11 +113,11 @@ class BulkRun:
         """
         info, options = self._model.info, self._options
         capacity = batch_capacity(info, self._model.provider, options.batch)
-        wanted = select_outputs(info, options.predict)
-        lanes_bytes = estimate_lane_memory(self._model, capacity, wanted) if options.max_memory_gb else 0
+        outputs = select_outputs(info, options.predict)
+        lanes_bytes = estimate_lane_memory(self._model, capacity, outputs) if options.max_memory_gb else 0
         limits = Limits(
             capacity=capacity,
-            outputs=wanted,
+            outputs=outputs,
             memory_bytes=memory_for_scans(options.max_memory_gb, lanes_bytes),
             readers=count_threads(options.readers, MAX_READERS),
             writers=count_threads(options.writers, MAX_WRITERS),
@@ -129,31 +129,31 @@ class BulkRun:
 
     @contextlib.contextmanager
     def _release_claims(self) -> Iterator[None]:
-        """At the end, release the claims of scans that have begun and not ended, because an error ended the run."""
+        """At the end, release the claims of scans that an error of the run left unfinished."""
         try:
             yield
         finally:
-            for begun in list(self._begun.values()):
-                begun.claim.close()
+            for claimed in list(self._claimed.values()):
+                claimed.claim.close()
 
-    def is_begun(self, name: str) -> bool:
+    def is_in_progress(self, name: str) -> bool:
         """Return whether a scan has begun and not ended."""
-        return name in self._begun
+        return name in self._claimed
 
     def summarize(self, names: Sequence[str]) -> Summary:
-        """Return how the run went for scans of these names, at its end or before."""
+        """Return the summary of the run so far for scans of these names."""
         cpu = self._model.provider == "cpu"
         parallel = count_lanes("cpu") if cpu else len(self._options.devices)
         return Summary(
-            outcomes=tuple(self.outcomes.get(name) or not_reached(name) for name in names),
+            outcomes=tuple(self.outcomes.get(name) or make_unreached_outcome(name) for name in names),
             seconds=self._watch.elapsed,
             provider=self._model.provider,
             stages=self._watch.stage_times(),
             device_busy=min(1.0, self._watch.seconds("device") / self._watch.elapsed / parallel),
         )
 
-    def read(self, job: Job, admit: Callable[[int], None]) -> ScanInProgress | None:
-        """Claim a job and read its scan; return None where this run has nothing to do.
+    def read(self, job: Job, reserve_memory: Callable[[int], None]) -> ScanInProgress | None:
+        """Claim a job and read its scan; return None if there is nothing to do.
 
         Raises
         ------
@@ -162,17 +162,17 @@ class BulkRun:
         """
         claim = self._ledger.claim(job)
         if claim is None:
-            self._end(job, ScanOutcome(name=job.name, status="skipped", reason=ELSEWHERE))
+            self._end(job, ScanOutcome(name=job.name, status="skipped", reason=CLAIMED_ELSEWHERE))
             return None
         stamp = job.stamp()
-        self._begun[job.name] = _Begun(claim, stamp)
+        self._claimed[job.name] = _ClaimedScan(claim, stamp)
         if (known := self._ledger.update_outcome(job)) is not None:
             self._end(job, known)
             return None
         with open_scan(job) as scan:
             plan = plan_scan(self._model.info, scan.grid.stored_shape, scan.grid.spacing_mm, self._options.predict)
             memory_bytes = estimate_scan_bytes(plan)
-            admit(memory_bytes)
+            reserve_memory(memory_bytes)
             with self._watch.timed("decode"):
                 volume, read_seconds = scan.read(self._buffers.empty)
                 seen = plan.resample(volume)
@@ -187,44 +187,44 @@ class BulkRun:
     def write(self, current: ScanInProgress) -> None:
         """Write report, picture and mask of a scan, and its line in the ledger."""
         job, loaded, out, info = current.job, current.loaded, self._ledger.out, self._model.info
-        segmented = current.scan.assembly.segmented()
+        segmentation = current.scan.assembly.segmented()
         with self._watch.timed("post"):
             if self._options.postprocess:
-                postprocess(segmented.label, info.labels, info.rules, loaded.grid, segmented.tumor_probability)
+                postprocess(segmentation.label, info.labels, info.rules, loaded.grid, segmentation.tumor_probability)
         with self._watch.timed("report"):
-            report = make_report(self._model, loaded, segmented, job.name)
+            report = make_report(self._model, loaded, segmentation, job.name)
             title = f"{job.stem}  {report.answer}"
-            picture = draw_overlay(loaded.volume, segmented.label, info.labels, report.lesions, title)
+            picture = draw_overlay(loaded.volume, segmentation.label, info.labels, report.lesions, title)
         outcome = ScanOutcome(name=job.name, status="done", slices=len(loaded.volume), answer=report.answer)
         with self._watch.timed("write"):
-            stamp = self._begun[job.name].stamp
+            stamp = self._claimed[job.name].stamp
             self._ledger.append(job, outcome, stamp=stamp, begun=True)
             write_json(out / f"{job.stem}.json", to_document(report))
             save_png(out / f"{job.stem}.png", picture)
-            for extra in self._extras(segmented):
+            for extra in self._extras(segmentation):
                 path = out / extra_path(job, extra.name)
                 write_volume(path, loaded.header, np.uint8, loaded.grid.to_file(extra.volume), slope=extra.slope)
-            write_volume(out / job.name, loaded.header, np.uint8, loaded.grid.to_file(segmented.label))
+            write_volume(out / job.name, loaded.header, np.uint8, loaded.grid.to_file(segmentation.label))
             self._ledger.append(job, outcome, stamp=stamp)
         self._end(job, outcome)
 
-    def _extras(self, segmented: Segmentation) -> Iterator["_ExtraVolume"]:
+    def _extras(self, segmentation: Segmentation) -> Iterator["_ExtraVolume"]:
         """Yield the volumes to write next to the mask."""
         names = extra_names(self._model.info.labels, self._options)
         if self._options.separate:
             for name, value in zip(names, self._model.info.labels.values.values(), strict=False):
-                yield _ExtraVolume(name, (segmented.label == value).view(np.uint8), 1.0)
-        if segmented.probability is not None:
-            for name, volume in zip(names[-len(segmented.probability) :], segmented.probability, strict=True):
+                yield _ExtraVolume(name, (segmentation.label == value).view(np.uint8), 1.0)
+        if segmentation.probability is not None:
+            for name, volume in zip(names[-len(segmentation.probability) :], segmentation.probability, strict=True):
                 yield _ExtraVolume(name, volume, 1 / 255)
 
     def fail(self, job: Job, error: Exception) -> None:
-        """Record why a scan could not be segmented; on a full disk only the summary has it."""
+        """Record the reason of a scan's failure; on a full disk, only the summary records it."""
         passing = isinstance(error, OSError | MemoryError | ReadError | StoreError | ProviderError)
         outcome = ScanOutcome(name=job.name, status="failed", reason=failure_reason(error, job), passing=passing)
-        begun = self._begun.get(job.name)
+        claimed = self._claimed.get(job.name)
         with contextlib.suppress(OSError):
-            self._ledger.append(job, outcome, stamp=begun.stamp if begun else None)
+            self._ledger.append(job, outcome, stamp=claimed.stamp if claimed else None)
         self._end(job, outcome)
 
     def count_labeled(self, current: ScanInProgress, count: int) -> None:
@@ -238,9 +238,9 @@ class BulkRun:
     def _end(self, job: Job, outcome: ScanOutcome) -> None:
         with self._lock:
             self.outcomes[job.name] = outcome
-            begun = self._begun.pop(job.name, None)
-        if begun is not None:
-            begun.claim.close()
+            claimed = self._claimed.pop(job.name, None)
+        if claimed is not None:
+            claimed.claim.close()
         self.on_outcome(outcome)
 
 
@@ -259,14 +259,14 @@ class _ExtraVolume:
 def failure_reason(error: Exception, job: Job) -> str:
     """Return one sentence that names the file."""
     if isinstance(error, MemoryError):
-        return f"{job.path}: not enough memory to read it; give other programs less, or use fewer --readers."
+        return f"{job.path}: not enough memory to read it; close other programs, or use fewer --readers."
     if isinstance(error, OSError):
         return f"{error.filename or job.path}: {error.strerror or error}."
     return str(error) if str(job.path) in str(error) else f"{job.path}: {error}"
 
 
 def describe_device(model: Model, options: InferOptions) -> str:
-    """Return what a run with these options works on: provider, devices and batch, and why that provider."""
+    """Return a description of provider, devices and batch size, with the reason for that provider."""
     numbers = ", ".join(map(str, options.devices))
     device = count_noun(len(os.sched_getaffinity(0)), "core") if model.provider in HOSTS else f"GPU {numbers}"
     batch = batch_capacity(model.info, model.provider, options.batch).labels
@@ -275,7 +275,7 @@ def describe_device(model: Model, options: InferOptions) -> str:
 
 
 def check_devices(model: Model, devices: Sequence[int]) -> None:
-    """Check that a model on the processor, which is one device, is not to run on several.
+    """Check that several devices are requested only for a GPU; the processor is one device.
 
     Raises
     ------
@@ -294,9 +294,9 @@ def open_models(model: Model, devices: Sequence[int]) -> list[Model]:
     return [model, *(open_model(model.path, model.provider, device, model.batch) for device in devices[1:])]
 
 
-def not_reached(name: str) -> ScanOutcome:
+def make_unreached_outcome(name: str) -> ScanOutcome:
     """Return the outcome of a scan that was not reached before the run ended."""
-    return ScanOutcome(name=name, status="failed", reason="the run ended before it", passing=True)
+    return ScanOutcome(name=name, status="failed", reason="the run ended before this scan was reached", passing=True)
 
 
 def infer(
@@ -306,7 +306,7 @@ def infer(
     options: InferOptions = DEFAULTS,
     left_out: LeftOut | None = None,
 ) -> Summary:
-    """Segment scans into a folder; the same call again does only what is left.
+    """Segment scans into a folder; a repeated call does only what is left.
 
     Parameters
     ----------
@@ -327,7 +327,7 @@ def infer(
     left, known = select_jobs(jobs, ledger, extra_names(model.info.labels, options))
     run.outcomes.update({outcome.name: outcome for outcome in known})
     try:
-        run.drive(iter(left), len(left))
+        run.run(iter(left), len(left))
     finally:
         summary = replace(run.summarize([job.name for job in jobs]), left_out=tuple(left_out or ()))
         write_summary(out, model, summary, options.part)

@@ -1,9 +1,9 @@
-"""Scan queue: scans between the threads that read and those that run the network, bounded by memory, free of deadlocks.
+"""Scan queue: passes scans from reader threads to network threads within a memory limit, without deadlocks.
 
-1. A reader that has read a scan's header requests its memory (`admit`) and waits until that much is free.
+1. A reader that has read a scan's header requests its memory (`reserve_memory`) and waits until that much is free.
 2. The loaded scan is appended to the queue (`add`). `take` cuts the queue into batches across scans.
 3. A full batch is returned at once. A batch that is not full waits while a reader is busy. When all readers have ended,
-   or wait for memory that only finished scans can release, it is returned as it is.
+   or wait for memory that only finished scans can release, it is returned as is.
 4. The memory is released (`release`) when the scan's mask is written or the scan has failed.
 """
 
@@ -24,17 +24,17 @@ LINGER_SECONDS = 0.05
 
 
 class Stopped(Exception):  # noqa: N818 (not an error: the run is ending)
-    """The run is ending; no more work is wanted."""
+    """The run is ending; no more work is accepted."""
 
 
 class ScanQueue:
-    """Scans that wait for the network, and the memory that scans in progress hold."""
+    """Scans that wait for the network, and the memory of scans in progress."""
 
     def __init__(self, capacity: Capacity, memory_bytes: int) -> None:
-        self._filler = Batcher(capacity)
+        self._batcher = Batcher(capacity)
         self._ahead = max(AHEAD, AHEAD_BATCHES * capacity.labels)
         self._memory_bytes = memory_bytes
-        self._held_bytes = 0
+        self._reserved_bytes = 0
         self._readers = 0
         self._busy = 0
         self._stopped = False
@@ -66,8 +66,8 @@ class ScanQueue:
             self._busy += change
             self._changed.notify_all()
 
-    def admit(self, amount_bytes: int) -> None:
-        """Take memory for a scan, or wait until it is free; call it within `busy`.
+    def reserve_memory(self, amount_bytes: int) -> None:
+        """Reserve memory for a scan, waiting until it is free; call it within `busy`.
 
         Raises
         ------
@@ -79,7 +79,7 @@ class ScanQueue:
         if amount_bytes > self._memory_bytes:
             raise ReadError(
                 f"needs about {amount_bytes / 2**30:.2f} GiB of memory, more than the "
-                f"{self._memory_bytes / 2**30:.2f} GiB that scans may take; give more with --max-memory."
+                f"{self._memory_bytes / 2**30:.2f} GiB that scans may take; raise --max-memory."
             )
         with self._changed:
             self._busy -= 1  # a reader that waits here cannot add to a batch
@@ -88,56 +88,56 @@ class ScanQueue:
             self._busy += 1
             if self._stopped:
                 raise Stopped
-            self._held_bytes += amount_bytes
+            self._reserved_bytes += amount_bytes
 
     def _has_room(self, amount_bytes: int) -> bool:
-        return self._held_bytes + amount_bytes <= self._memory_bytes and self._filler.waiting < self._ahead
+        return self._reserved_bytes + amount_bytes <= self._memory_bytes and self._batcher.waiting < self._ahead
 
     def release(self, amount_bytes: int) -> None:
         """Release a scan's memory."""
         with self._changed:
-            self._held_bytes -= amount_bytes
+            self._reserved_bytes -= amount_bytes
             self._changed.notify_all()
 
     def add(self, scan: NetworkScan) -> None:
         """Append a loaded scan to the queue."""
         with self._changed:
-            self._filler.add(scan)
+            self._batcher.add(scan)
             self._changed.notify_all()
 
     def drop(self, scan: NetworkScan) -> None:
         """Remove a scan from the queue."""
         with self._changed:
-            self._filler.drop(scan)
+            self._batcher.drop(scan)
 
     def take(self) -> NetworkBatch | None:
-        """Return the next batch, once it is full or nothing can fill it; None at the end of the queue."""
+        """Wait for the next batch until it is full or nothing can fill it; return None at the end of the queue."""
         with self._changed:
             while not self._stopped:
-                if self._filler.is_full():
+                if self._batcher.is_full():
                     return self._next()
-                if self._filler.waiting and not self._busy:
+                if self._batcher.waiting and not self._busy:
                     self._changed.wait_for(self._may_fill, timeout=LINGER_SECONDS)
-                    if self._filler.waiting and not self._may_fill():
+                    if self._batcher.waiting and not self._may_fill():
                         return self._next()
-                elif not self._filler.waiting and not self._readers:
+                elif not self._batcher.waiting and not self._readers:
                     return None
                 else:
                     self._changed.wait()
             return None
 
     def _next(self) -> NetworkBatch:
-        batch = self._filler.next()
+        batch = self._batcher.next()
         self._changed.notify_all()
         return batch
 
     def _may_fill(self) -> bool:
-        return self._stopped or self._filler.is_full() or bool(self._busy) or not self._filler.waiting
+        return self._stopped or self._batcher.is_full() or bool(self._busy) or not self._batcher.waiting
 
     @property
-    def held_bytes(self) -> int:
-        """Return the memory that scans in progress hold."""
-        return self._held_bytes
+    def reserved_bytes(self) -> int:
+        """Return the memory that is reserved for scans in progress."""
+        return self._reserved_bytes
 
     def stop(self) -> None:
         """End the run: waiting threads continue, and no more batches are returned."""

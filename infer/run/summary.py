@@ -1,4 +1,4 @@
-"""Summary of a run: how each scan ended, in memory (`Summary`) and as ``summary.json`` (`SummaryDocument`) and CSV."""
+"""Summary of a run: outcomes of scans, in memory (`Summary`) and as ``summary.json`` (`SummaryDocument`) and CSV."""
 
 import re
 from dataclasses import dataclass
@@ -30,19 +30,19 @@ class OutcomeRow:
     answer: str = ""
     """Main result as one line (`ScanReport.answer`)."""
     reason: str = ""
-    """Why the scan was skipped or has failed."""
+    """Reason why the scan was skipped or failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanOutcome(OutcomeRow):
-    """How one scan ended."""
+    """Outcome of one scan."""
 
     passing: bool = False
-    """Whether the cause may pass (a full disk, a read error, a device), so that the next run tries the scan again."""
+    """Whether another run may succeed (after a full disk, a read or device error), so that it tries the scan again."""
 
     @property
     def row(self) -> OutcomeRow:
-        """Return what the files of a summary have of it."""
+        """Return the outcome as a row of the summary files."""
         return OutcomeRow(
             name=self.name, status=self.status, slices=self.slices, answer=self.answer, reason=self.reason
         )
@@ -50,7 +50,7 @@ class ScanOutcome(OutcomeRow):
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """How a run ended: every scan is accounted for."""
+    """Result of a run, with an outcome for every scan."""
 
     outcomes: tuple[ScanOutcome, ...]
     seconds: float

@@ -13,7 +13,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 - read: bytes from disk or bucket
 - decode: gzip, HU and orientation
-- wait: a lane without slices
+- wait: a lane waits for slices
 - fill: copy slices into a batch, where needed
 - device: the network
 - scatter: copy labels out of a batch
@@ -59,7 +59,7 @@ class Stopwatch:
             self.add(stage, time.perf_counter() - start)
 
     def add(self, stage: Stage, seconds: float) -> None:
-        """Add seconds to a stage; negative seconds correct what was counted twice."""
+        """Add seconds to a stage; negative seconds remove time that was counted twice."""
         with self._lock:
             self._seconds[stage] += seconds
 

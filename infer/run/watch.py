@@ -1,9 +1,9 @@
 """Watch folder: scans become jobs as they arrive, once they are complete.
 
-1. The folder is listed every LOOK_SECONDS. A file is complete when it is not empty and its size and time have not
-   changed for SETTLE_SECONDS. A file that was renamed into place simply waits that long.
+1. The folder is listed every POLL_SECONDS. A file is complete when it is not empty and its size and time have not
+   changed for SETTLE_SECONDS. This applies to renamed files, too.
 2. A scan that changes later is a job again, once it has settled and its previous job has ended.
-3. Segmentations (by name), hidden files, other formats and names that are taken are left out; each is reported once.
+3. Segmentations (by name), hidden files, other formats and names that are in use are left out; each is reported once.
 """
 
 import signal
@@ -25,10 +25,10 @@ from slicemill.infer.run.outputs import OutputPaths, extra_names
 from slicemill.infer.run.pipeline import BulkRun
 from slicemill.infer.run.summary import Summary, write_summary
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 """Time between two listings of the folder."""
 SETTLE_SECONDS = 5.0
-"""Longer than a copy over a network pauses. A file taken too early fails as truncated, and is taken again."""
+"""Longer than the pauses of a network copy. A file that is read too early fails as truncated and is tried again."""
 
 
 @dataclass(kw_only=True)
@@ -38,20 +38,20 @@ class WatchFolder:
     folder: Path
     settle_seconds: float = SETTLE_SECONDS
     """How long a file must not have changed."""
-    is_begun: Callable[[str], bool] = lambda _: False
+    is_in_progress: Callable[[str], bool] = lambda _: False
     """Return whether the scan of a name is being segmented."""
     log: Callable[[str], None] = print_line
     _seen: dict[Path, tuple[Stamp, float]] = field(default_factory=dict)
-    """Version tag of each file, and the time since when it has it."""
+    """Version tag of each file, and the time at which it last changed."""
     _taken: dict[Path, Stamp] = field(default_factory=dict)
     """Version tag of each file that became a job."""
     _owners: dict[str, Job] = field(default_factory=dict)
-    """Job of each stem; the stem is free again when that job's file is gone."""
+    """Job of each stem; the stem is free again when that job's file is deleted."""
     left_out: dict[Path, str] = field(default_factory=dict)
     """Files that are not segmented, with reasons."""
 
     def find_ready(self, now: float) -> list[Job]:
-        """Return the scans that are complete at `now` (seconds of any clock) and have not become jobs as they are."""
+        """Return scans that are complete at `now` (seconds of any clock) and are no jobs yet in this version."""
         ready = []
         for path in find_files(self.folder):
             job = Job(name=name_below(self.folder, path), path=path)
@@ -59,16 +59,16 @@ class WatchFolder:
                 self.leave_out(path, "named like a segmentation")
                 continue
             other = self._owners.get(job.stem, job)
-            if other != job and (other.path.exists() or self.is_begun(other.name)):
-                self.leave_out(path, f"would be written as {job.stem}.*, as {other.path} is")
+            if other != job and (other.path.exists() or self.is_in_progress(other.name)):
+                self.leave_out(path, f"would be written as {job.stem}.*, like {other.path}")
                 continue
             self._owners[job.stem] = job
             stamp = job.stamp()
             if path not in self._seen or self._seen[path][0] != stamp:
                 self._seen[path] = (stamp, now)
-            size = stamp[0]  # -1 of a file that is gone
+            size = stamp[0]  # -1 for a deleted file
             settled = now - self._seen[path][1] >= self.settle_seconds and size not in (0, -1)
-            if settled and self._taken.get(path) != stamp and not self.is_begun(job.name):
+            if settled and self._taken.get(path) != stamp and not self.is_in_progress(job.name):
                 self._taken[path] = stamp
                 ready.append(job)
         for path in find_unread_scans(self.folder):
@@ -82,8 +82,8 @@ class WatchFolder:
                 if ended():
                     return
                 yield job
-            next_look = time.monotonic() + LOOK_SECONDS
-            while time.monotonic() < next_look and not ended():
+            next_poll = time.monotonic() + POLL_SECONDS
+            while time.monotonic() < next_poll and not ended():
                 time.sleep(0.05)
 
     def leave_out(self, path: Path, reason: str) -> None:
@@ -96,27 +96,27 @@ class WatchFolder:
 def watch(
     model: Model, folder: Path, ledger: RunLedger, ended: Callable[[], bool], settle_seconds: float = SETTLE_SECONDS
 ) -> Summary:
-    """Segment scans that arrive in a folder until `ended` returns true; scans that have begun are finished first.
+    """Segment scans that arrive in a folder until `ended` returns true; scans in progress are finished first.
 
     Raises
     ------
     ConfigError
-        The folder does not exist, or masks would arrive in it.
+        The folder does not exist, or contains the output folder.
     """
     if not folder.is_dir() or not is_text(folder):
         raise ConfigError(f"--watch {folder}: there is no such folder.")
     if ledger.out.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(
-            f"--watch {folder}: --out {ledger.out} is inside it, so that masks would arrive as scans; choose another."
+            f"--watch {folder}: --out {ledger.out} is inside it, so masks would be taken for scans; choose another."
         )
     ledger.out.mkdir(parents=True, exist_ok=True)
     run = BulkRun(model, ledger.options, ledger)
     outputs = OutputPaths(ledger.out, extra_names(model.info.labels, ledger.options), ledger.names)
     ledger.remove_unfinished([Job(name=name, path=folder / name) for name in ledger.names])
     run.on_outcome = lambda one: print_line(f"{one.status}: {one.name}: {one.answer or one.reason}")
-    watched = WatchFolder(folder=folder, settle_seconds=settle_seconds, is_begun=run.is_begun)
+    watched = WatchFolder(folder=folder, settle_seconds=settle_seconds, is_in_progress=run.is_in_progress)
     try:
-        run.drive(filter_conflicts(watched.wait_for_jobs(ended), outputs, watched.leave_out), 0)
+        run.run(filter_conflicts(watched.wait_for_jobs(ended), outputs, watched.leave_out), 0)
     finally:
         summary = replace(run.summarize(list(run.outcomes)), left_out=tuple(watched.left_out.items()))
         write_summary(ledger.out, model, summary, ledger.options.part)
@@ -125,7 +125,7 @@ def watch(
 
 @contextmanager
 def until_signaled() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether Ctrl-C or SIGTERM came; a second signal has its usual effect."""
+    """Yield a function that returns whether Ctrl-C or SIGTERM was received; a second signal has its usual effect."""
     came = threading.Event()
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
@@ -149,7 +149,7 @@ def until_signaled() -> Iterator[Callable[[], bool]]:
 def filter_conflicts(
     jobs: Iterable[Job], outputs: OutputPaths, leave_out: Callable[[Path, str], None]
 ) -> Iterator[Job]:
-    """Yield the jobs whose files replace no other's, and leave out the rest."""
+    """Yield the jobs whose files overwrite no others, and leave out the rest."""
     for job in jobs:
         try:
             outputs.add(job)

@@ -1,4 +1,4 @@
-"""Batch size and concurrency per provider. GPU batches have one shape, for which the provider plans or compiles."""
+"""Batch size and concurrency per provider. GPU batches have one shape, which the provider optimizes for."""
 
 import os
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ CPU_PIXELS = 2 * 512 * 512
 GPU_PIXELS = 32 * 512 * 512
 """Pixels in a batch on a GPU."""
 CPU_LANES = 8
-"""Most batches that run at once on a CPU.
+"""Maximum number of batches that run at once on a CPU.
 
 Each holds intermediate results, 0.4 GB with the default network at 512x512.
-Only machines of two cores have measured it."""
+Measured on two-core machines only."""
 LANES = 2
 """Batches in progress on other devices: one computes while the other is emptied and filled."""
 
@@ -40,7 +40,7 @@ def batch_capacity(info: "ModelInfo", provider: str, batch: int = 0) -> Capacity
     Raises
     ------
     ConfigError
-        The model takes one slice at a time, and more were requested.
+        The model takes one slice at a time, but more were requested.
     """
     pixels = CPU_PIXELS if provider in HOSTS else GPU_PIXELS
     if info.one_slice and batch > 1:
@@ -50,10 +50,10 @@ def batch_capacity(info: "ModelInfo", provider: str, batch: int = 0) -> Capacity
 
 
 def count_lanes(provider: str) -> int:
-    """Return how many batches are in progress at once.
+    """Return the number of batches in progress at once.
 
     On a CPU every core labels its own batch, without waiting for others at each layer. On two cores this gives 1.06
-    times the slices of one batch on all cores with the default network, and as many with a light one (`slicemill bench
+    times the slices of one batch on all cores with the default network, and as many with a small one (`slicemill bench
     infer`, row `whole`). Reading and writing delay one batch only.
     """
     return min(len(os.sched_getaffinity(0)), CPU_LANES) if provider == "cpu" else LANES
@@ -62,8 +62,8 @@ def count_lanes(provider: str) -> int:
 def session_threads() -> int:
     """Return the number of threads for a session on the CPU.
 
-    A run uses the thread that calls it, and all runs share the rest of these. So lanes and session threads together are
-    as many as the cores; more than CPU_LANES of them has not been measured.
+    A run uses the thread that calls it, and all runs share the rest of these. So lanes and session threads together
+    equal the cores; more than CPU_LANES of them has not been measured.
     """
     cores = len(os.sched_getaffinity(0))
     return cores - min(cores, CPU_LANES) + 1

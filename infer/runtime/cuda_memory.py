@@ -1,7 +1,7 @@
 """Pinned host memory and copies to a GPU, through the CUDA runtime that onnxruntime has loaded.
 
-The GPU copies pinned memory by itself; other memory the driver first copies through a buffer. ctypes releases Python's
-lock during each call, so that one lane is copied while another is filled.
+The GPU copies pinned memory directly; the driver copies other memory through a buffer. ctypes releases Python's lock
+during each call, so that one lane is copied while another is filled.
 """
 
 import ctypes
@@ -47,7 +47,7 @@ class CudaDevice:
         return array
 
     def copy(self, target: int, source: int, size: int) -> None:
-        """Copy bytes between addresses, one of which is on the GPU; they have arrived when this returns.
+        """Copy bytes between addresses, one of which is on the GPU; the copy is complete on return.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Messages of onnxruntime, OpenVINO and protobuf, which are long."""
+"""Shortens the long error messages of onnxruntime, OpenVINO and protobuf."""
 
 
 def first_line(error: BaseException) -> str:

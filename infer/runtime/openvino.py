@@ -1,7 +1,7 @@
 """OpenVINO as a provider: a session with the methods of onnxruntime's that `infer` uses; bfloat16 where possible.
 
-onnxruntime still reads the file: one reader decides what the metadata mean, and its labels are the reference of the
-comparison.
+onnxruntime still reads the file: it reads the metadata, and its labels are the reference of the parity
+check.
 """
 
 import io

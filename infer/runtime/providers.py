@@ -1,7 +1,7 @@
-"""Execution providers: the requested one starts and is proved to run, or an error names the way out.
+"""Execution providers: start the requested one and check that it runs, or raise an error with the fix.
 
 onnxruntime lists providers that cannot start, and falls back to the CPU silently when they do not start (its issue
-23372). So a session is made for one provider only, with the fallback off, and is then asked on which provider it runs.
+23372). So a session is made for one provider only, with the fallback off, and its active provider is checked.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ from slicemill.common.errors import ModelError, ProviderError, UsageError
 from slicemill.infer.runtime.capacity import HOSTS, session_threads
 from slicemill.infer.runtime.messages import first_line
 from slicemill.infer.runtime.openvino import NAME, OpenvinoSession
-from slicemill.infer.runtime.tensorrt import TENSORRT, with_engine
+from slicemill.infer.runtime.tensorrt import TENSORRT, start_with_engine
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 NAMES: dict[str, str] = {
@@ -34,11 +34,11 @@ CUDA = {
     "use_tf32": "1",
 }
 """Options of the CUDA provider. All batches of a run have one shape, so cuDNN searches once. Tensor cores take NHWC. A
-bias that is fused into its convolution saves a pass over memory. An arena that doubles took 32 GB for a need of 16.
-Convolutions in float32 use TF32, as onnxruntime and torch do by default. No GPU has measured them here yet;
-`bench/gpu/infer.sh` does."""
+bias that is fused into its convolution saves a pass over memory. An arena that doubles took 32 GB where 16 were needed.
+Convolutions in float32 use TF32, as onnxruntime and torch do by default. Not measured on a GPU yet;
+see `bench/gpu/infer.sh`."""
 QUIET = 4
-"""Log level fatal: what onnxruntime would print is in the exception that is shown."""
+"""Log level fatal: the exception already contains what onnxruntime would print."""
 NOWHERE = "/dev/null/none"
 """Folder where onnxruntime looks for weights in other files. It cannot exist, so no path in a model is followed."""
 
@@ -54,7 +54,7 @@ def import_onnxruntime() -> Any:
     installed = installed_runtimes()
     if len(installed) > 1:
         raise ProviderError(
-            f"{' and '.join(installed)} are both installed and overwrite each other. "
+            f"{' and '.join(installed)} are both installed and overwrite each other's files. "
             f"Repair: pip uninstall -y {' '.join(installed)}; "
             "then pip install 'slicemill[gpu]' on a machine with an NVIDIA driver, else 'slicemill[cpu]'."
         )
@@ -84,7 +84,7 @@ def installed_runtimes() -> list[str]:
 
 
 def has_nvidia_driver() -> bool:
-    """Return whether an NVIDIA driver answers."""
+    """Return whether an NVIDIA driver is installed and works."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
         return bool(driver.cuInit(0) == 0)
@@ -95,7 +95,7 @@ def has_nvidia_driver() -> bool:
 def make_session(
     model: bytes, path: Path, provider: Provider, device: int = 0, more: Mapping[str, str] | None = None
 ) -> tuple[Any, Provider, str]:
-    """Return a session, the provider that it runs on, and why that one.
+    """Return a session, its provider, and the reason for that provider.
 
     On a CPU several runs at once use all cores (`slicemill.infer.runtime.capacity`); a single run may not.
 
@@ -106,7 +106,7 @@ def make_session(
     path
         The file, for messages.
     more
-        Options of the provider in addition to the usual ones, or in their place.
+        Options of the provider that are added to the defaults or replace them.
 
     Raises
     ------
@@ -120,9 +120,9 @@ def make_session(
     if provider == "openvino":
         provider_options(provider, device)  # refuses a device number
         session = OpenvinoSession(model, path, _session(model, path, "cpu"))
-        return session, provider, f"asked for; computes in {session.precision}"
+        return session, provider, f"requested; computes in {session.precision}"
     if provider != "auto":
-        return _session(model, path, provider, device, more), provider, "asked for"
+        return _session(model, path, provider, device, more), provider, "requested"
     reason = explain_missing_cuda()
     if reason is None:
         try:
@@ -130,15 +130,15 @@ def make_session(
         except ProviderError as error:
             reason = f"CUDA does not start: {error}"
     if device:
-        raise ProviderError(f"--devices {device}: auto would take the CPU, which is one device, 0: {reason}.")
+        raise ProviderError(f"--devices {device}: auto would use the CPU, whose only device is 0: {reason}.")
     return _session(model, path, "cpu"), "cpu", reason
 
 
 def explain_missing_cuda() -> str | None:
-    """Return why CUDA cannot start here, or None where it may."""
+    """Return the reason why CUDA cannot start here, or None if it may start."""
     if NAMES["cuda"] not in import_onnxruntime().get_available_providers():
         return "this onnxruntime has no CUDA provider"
-    return None if has_nvidia_driver() else "no NVIDIA driver answers"
+    return None if has_nvidia_driver() else "no NVIDIA driver found"
 
 
 def provider_options(provider: Provider, device: int) -> dict[str, str]:
@@ -152,7 +152,7 @@ def provider_options(provider: Provider, device: int) -> dict[str, str]:
     if provider in HOSTS:
         if device:
             raise UsageError(
-                f"--devices {device}: the CPU is one device, 0; name GPUs with --provider cuda or tensorrt."
+                f"--devices {device}: the CPU has only device 0; to choose GPUs, use --provider cuda or tensorrt."
             )
         return {}
     return {"device_id": str(device), **(CUDA if provider == "cuda" else TENSORRT)}
@@ -171,7 +171,7 @@ def check_name(provider: str) -> None:
 
 
 def require_listed(provider: str) -> str:
-    """Return onnxruntime's name of a provider that this onnxruntime was built with; it need not start.
+    """Return onnxruntime's name of a provider that this onnxruntime was built with; it may still fail to start.
 
     Raises
     ------
@@ -201,9 +201,9 @@ def _session(
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", NOWHERE)
     if provider != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        module.preload_dlls()  # CUDA libraries that pip installed as packages, where torch has not loaded them
+        module.preload_dlls()  # CUDA libraries that pip installed as packages, unless torch has loaded them
     try:
-        session = with_engine(
+        session = start_with_engine(
             settings, lambda final: module.InferenceSession(model, options, providers=[(name, dict(final))])
         )
     except ProviderError:

@@ -1,7 +1,7 @@
 """Options of the TensorRT provider, and the folders of its engines.
 
 An engine takes minutes to build and is valid for one model, batch, GPU and set of versions only. It is built for
-exactly one shape, that of the run's batches, and kept in a folder that these name. All models of a GPU share the
+exactly one shape, the shape of the run's batches, and kept in a folder named after these. All models of a GPU share the
 timings of its kernels. The options are those in the documentation of onnxruntime's TensorRT provider.
 """
 
@@ -20,7 +20,7 @@ from slicemill.common.errors import ProviderError
 from slicemill.common.terminal import print_line
 
 ENGINES = Path(".cache", "slicemill", "tensorrt")
-"""Below the home folder."""
+"""Folder of the engines, relative to the home folder."""
 LIBRARY = "libnvinfer.so.10"
 """The library that every onnxruntime-gpu on the package index links, up to 1.31."""
 FOLDER, TIMINGS = "trt_engine_cache_path", "trt_timing_cache_path"
@@ -32,7 +32,7 @@ TENSORRT = {
     "trt_builder_optimization_level": "5",
 }
 """With fp16, bf16 and int8 off, the network is built strongly typed, in the precision of the file. An engine is built
-once and used for thousands of scans, so its builder tries everything. CUDA graphs failed at the second batch
+once and used for thousands of scans, so the builder runs at the highest level. CUDA graphs failed at the second batch
 (onnxruntime issue 20050)."""
 
 Session = TypeVar("Session")
@@ -86,8 +86,8 @@ def engine_options(shapes: Mapping[str, tuple[int, ...]], folder: Path) -> dict[
     }
 
 
-def with_engine(options: Mapping[str, str], start: Callable[[Mapping[str, str]], Session]) -> Session:
-    """Start a session with a complete engine. Of several runs one builds it, the others wait.
+def start_with_engine(options: Mapping[str, str], start: Callable[[Mapping[str, str]], Session]) -> Session:
+    """Start a session with a complete engine. If several runs need it, one builds it and the others wait.
 
     1. A finished engine is used. If it does not start, it is built again and replaced when the new one is complete.
     2. onnxruntime writes engines and timings in place, so it builds them in a temporary folder, with the timings known
@@ -107,7 +107,7 @@ def with_engine(options: Mapping[str, str], start: Callable[[Mapping[str, str]],
     aside = folder.with_name(f".{folder.name}.part")
     with _locked(folder.with_name(f".{folder.name}.lock")):
         if folder.is_dir():
-            with contextlib.suppress(Exception):  # if something else than the engine is wrong, the build reports it
+            with contextlib.suppress(Exception):  # if the cause is not the engine, the build below reports it
                 return start(options)
         with _report_disk_errors(folder):
             _make_empty(aside)
@@ -136,18 +136,18 @@ def _locked(path: Path) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print_line(f"{path.parent}: another run builds this engine; waiting for it")
+                print_line(f"{path.parent}: another run is building this engine; waiting")
                 fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 @contextlib.contextmanager
 def _report_disk_errors(folder: Path) -> Iterator[None]:
-    """Turn errors of the file system into a ProviderError that names the folder."""
+    """Convert errors of the file system into a ProviderError that names the folder."""
     try:
         yield
     except OSError as error:
-        raise ProviderError(f"{folder}: TensorRT's engines cannot be kept there: {error.strerror}.") from error
+        raise ProviderError(f"{folder}: cannot store TensorRT engines here: {error.strerror}.") from error
 
 
 def _make_empty(folder: Path) -> None:
@@ -157,18 +157,18 @@ def _make_empty(folder: Path) -> None:
 
 
 def gpu_name(device: int) -> str:
-    """Return the name of a GPU, by its number among those that this process sees.
+    """Return the name of a GPU, by its number among those visible to this process.
 
     Raises
     ------
     ProviderError
-        No driver responds, or there is no such GPU.
+        There is no driver, or no such GPU.
     """
     name, handle = ctypes.create_string_buffer(256), ctypes.c_int()
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
-        raise ProviderError(f"--provider tensorrt: no NVIDIA driver answers ({error}).") from error
+        raise ProviderError(f"--provider tensorrt: no NVIDIA driver found ({error}).") from error
     failed = (
         driver.cuInit(0)
         or driver.cuDeviceGet(ctypes.byref(handle), ctypes.c_int(device))
@@ -194,13 +194,13 @@ def tensorrt_version() -> str:
             f"--provider tensorrt: {LIBRARY} cannot be loaded ({error}); install TensorRT 10 (10.13 or later) where "
             "the loader finds it, or use --provider cuda."
         ) from error
-    return version_of(number)
+    return format_version(number)
 
 
-def version_of(number: int) -> str:
+def format_version(number: int) -> str:
     """Format the number that getInferLibVersion returns; TensorRT 10 counts in steps of 10,000, 100 and 1.
 
-    >>> version_of(101601)
+    >>> format_version(101601)
     '10.16.1'
     """
     return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"

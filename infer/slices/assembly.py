@@ -1,4 +1,4 @@
-"""Volume assembly: a network's outputs, put together slice by slice on the scan's own grid."""
+"""Volume assembly: combines a network's outputs slice by slice on the scan's grid."""
 
 import threading
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from slicemill.common.errors import ConfigError, ModelError
 from slicemill.ct.crop import neighbor_step, neighbors
 from slicemill.ct.scan import Allocate
-from slicemill.infer.network.model import Answer
+from slicemill.infer.network.model import NetworkOutput
 from slicemill.infer.slices.resample import Resampling, make_resampling
 from slicemill.infer.slices.tiles import PLAIN, PredictOptions, SliceTile, make_tiles
 from slicemill.store.model_card import ModelInfo
@@ -24,7 +24,7 @@ ROWS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class ScanPlan:
-    """How a scan is shown to a network, and which outputs are kept; known before a voxel is read."""
+    """How a scan is passed to a network, and which outputs are kept; computed from the header."""
 
     shape: Shape
     """Shape of the scan, z, y, x."""
@@ -39,14 +39,14 @@ class ScanPlan:
     label_values: Uint8s
     """uint8[k]: label values of the network's classes."""
     tumor_class: int | None
-    """Class whose probability is kept; None where the model has no tumor label or gives no probability of it."""
+    """Class whose probability is kept; None if the model has no tumor label or outputs no tumor probability."""
     outputs: tuple[str, ...]
     """Names of the outputs that are requested from the network."""
     predict: PredictOptions
     network_size: tuple[int, int]
     """Height and width of the network's input."""
     unknown_value: int | None = None
-    """Value that the network gives where no label fits; None for a network that gives labels only."""
+    """Value that marks network outputs that are not labels; None if the network outputs labels only."""
 
     @property
     def averages(self) -> bool:
@@ -55,7 +55,7 @@ class ScanPlan:
 
     @property
     def passes_slices_unchanged(self) -> bool:
-        """Return whether the network takes the slices as they are: not resampled, padded, cut or mirrored."""
+        """Return whether the network takes the slices unchanged: not resampled, padded, cut or mirrored."""
         return self.resampling is None and self.resampled_shape == self.network_size and len(self.tiles) == 1
 
     @cached_property
@@ -72,7 +72,7 @@ class ScanPlan:
         return self.shape[1:] if self.resampling is None else self.resampling.shape
 
     def window(self, z: int) -> list[int]:
-        """Return the indices of the slices that the network sees around the slice at `z`."""
+        """Return the indices of the context slices of the slice at `z`, itself included."""
         return neighbors(z, self.shape[0], self.context, self.neighbor_step)
 
     def resample(self, volume: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
@@ -94,12 +94,12 @@ def select_outputs(info: ModelInfo, predict: PredictOptions = PLAIN) -> tuple[st
     Raises
     ------
     ConfigError
-        The model gives no probabilities, and an option needs them.
+        The model outputs no probabilities, but an option needs them.
     """
     options = [name for name in ("mirror", "overlap", "probability") if getattr(predict, name)]
     if options and not info.gives_probability:
         raise ConfigError(
-            f"--{options[0]}: {info.name} gives no probabilities; "
+            f"--{options[0]}: {info.name} outputs no probabilities; "
             "export it again with `slicemill export --probability`."
         )
     averages = predict.mirror or predict.overlap
@@ -112,7 +112,7 @@ def select_outputs(info: ModelInfo, predict: PredictOptions = PLAIN) -> tuple[st
 def plan_scan(
     info: ModelInfo, shape: Shape, spacing_mm: tuple[float, float, float], predict: PredictOptions = PLAIN
 ) -> ScanPlan:
-    """Plan how a scan of this shape and spacing in mm (both z, y, x) is shown to a model.
+    """Plan how a scan of this shape and spacing in mm (both z, y, x) is passed to a model.
 
     Raises
     ------
@@ -141,12 +141,12 @@ def plan_scan(
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """A network's result for a scan on its own grid, before post-processing."""
+    """A network's result on the scan's grid, before post-processing."""
 
     label: Uint8s
     """uint8[z, y, x], label values."""
     tumor_probability: Uint8s | None
-    """uint8[z, y, x], 255 times the probability of tumor; None where the model has no tumor or no probability of it."""
+    """uint8[z, y, x], 255 times the probability of tumor; None if the model outputs no tumor probability."""
     probability: Uint8s | None = None
     """uint8[k, z, y, x], 255 times the probability of every class; None where it is not kept."""
 
@@ -166,8 +166,8 @@ class _PartialSlice:
 class VolumeAssembly:
     """Collects the outputs for a scan's tiles, in any order and from several threads.
 
-    Where one tile gives the final value of a pixel on the scan's grid, it is written to its place at once. Otherwise a
-    slice is collected on the network's grid first, and finished when its last tile arrives.
+    If one tile determines the final value of a pixel on the scan's grid, it is written to the result immediately.
+    Otherwise a slice is collected on the network's grid first, and finished when its last tile arrives.
     """
 
     def __init__(self, plan: ScanPlan, allocate: Allocate = np.empty) -> None:
@@ -181,7 +181,7 @@ class VolumeAssembly:
         self._lock = threading.Lock()
 
     def targets(self, z: int, count: int) -> dict[str, Uint8s]:
-        """Return where a network may write its outputs of `count` slices from `z` on.
+        """Return arrays to which a network may write its outputs of `count` slices from `z` on.
 
         Returns
         -------
@@ -193,17 +193,17 @@ class VolumeAssembly:
         kept = {"label": self._label, "tumor": self._tumor}
         return {name: map_[z : z + count] for name, map_ in kept.items() if map_ is not None}
 
-    def put(self, z: int, tile: SliceTile, answer: Answer, index: int) -> None:
-        """Take one tile of the slice at `z`: the `index`-th of an answer. An answer in place is there already."""
-        if answer.in_place:
+    def put(self, z: int, tile: SliceTile, output: NetworkOutput, index: int) -> None:
+        """Store the `index`-th output as a tile of the slice at `z`, unless the network wrote it in place."""
+        if output.in_place:
             return
         if self.plan.resampling is None and not self.plan.averages and self._probability is None:
             tumor = None if self._tumor is None else self._tumor[z]
-            self._paste(tile, answer, index, _PartialSlice(label=self._label[z], tumor=tumor, maps=None, missing=0))
+            self._paste(tile, output, index, _PartialSlice(label=self._label[z], tumor=tumor, maps=None, missing=0))
             return
         with self._lock:
             partial = self._partial.get(z) or self._partial.setdefault(z, self._start_slice())
-            self._paste(tile, answer, index, partial)
+            self._paste(tile, output, index, partial)
             partial.missing -= 1
             if partial.missing:
                 return
@@ -217,23 +217,23 @@ class VolumeAssembly:
         label = np.zeros(shape, dtype=np.uint8)
         return _PartialSlice(label=label, tumor=tumor, maps=maps, missing=len(self.plan.tiles))
 
-    def _paste(self, tile: SliceTile, answer: Answer, index: int, out: _PartialSlice) -> None:
+    def _paste(self, tile: SliceTile, output: NetworkOutput, index: int, out: _PartialSlice) -> None:
         """Copy the kept pixels of the `index`-th output to a slice, or add them where tiles are averaged."""
         if self.plan.averages:
-            if answer.maps is not None and out.maps is not None:
-                part = tile.mirror(answer.maps[index])[:, *tile.inside]
+            if output.maps is not None and out.maps is not None:
+                part = tile.mirror(output.maps[index])[:, *tile.inside]
                 out.maps[:, *tile.kept] += part * self.plan.weights[tile]
             return
-        tile.paste(answer.label[index], out.label)
-        if answer.maps is not None and out.maps is not None:
-            tile.paste(answer.maps[index], out.maps)
-        if out.tumor is not None and answer.tumor is not None:
-            tile.paste(answer.tumor[index], out.tumor)
-        elif out.tumor is not None and answer.maps is not None and self.plan.tumor_class is not None:
-            to_bytes(answer.maps[index, self.plan.tumor_class][tile.inside], out.tumor[tile.kept])
+        tile.paste(output.label[index], out.label)
+        if output.maps is not None and out.maps is not None:
+            tile.paste(output.maps[index], out.maps)
+        if out.tumor is not None and output.tumor is not None:
+            tile.paste(output.tumor[index], out.tumor)
+        elif out.tumor is not None and output.maps is not None and self.plan.tumor_class is not None:
+            to_bytes(output.maps[index, self.plan.tumor_class][tile.inside], out.tumor[tile.kept])
 
     def _finish(self, z: int, complete: _PartialSlice) -> None:
-        """Write a complete slice to its place, resampled to the scan's grid where the grids differ."""
+        """Write a complete slice to the result, resampled to the scan's grid if the grids differ."""
         plan, resampling, maps = self.plan, self.plan.resampling, complete.maps
         if plan.averages and maps is not None:
             complete.label = plan.label_values[maps.argmax(axis=0)]
@@ -253,12 +253,12 @@ class VolumeAssembly:
         Raises
         ------
         ModelError
-            The network gave values that are not labels.
+            The network output values that are not labels.
         """
         unknown = self.plan.unknown_value
         if unknown is not None and any((label == unknown).any() for label in self._label):
             known = ", ".join(map(str, self.plan.label_values))
-            raise ModelError(f"the network gives values other than {known}; correct the labels in its TOML.")
+            raise ModelError(f"the network outputs values other than {known}; correct the labels in its TOML.")
         return Segmentation(label=self._label, tumor_probability=self._tumor, probability=self._probability)
 
 

@@ -1,4 +1,4 @@
-"""Batches: scans are cut into batches for the network, filled across scans, and outputs go back to their scans."""
+"""Batches: cut scans into batches for the network, filled across scans, and return outputs to their scans."""
 
 import threading
 from collections import Counter, deque
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.ct.scan import Allocate
-from slicemill.infer.network.model import Answer
+from slicemill.infer.network.model import NetworkOutput
 from slicemill.infer.runtime.capacity import Capacity
 from slicemill.infer.slices.assembly import ScanPlan, VolumeAssembly
 from slicemill.infer.slices.tiles import SliceTile
@@ -42,7 +42,7 @@ class NetworkScan:
         tile.cut(self._seen[z], out)
 
     def view_slices(self, z: int, count: int) -> npt.NDArray[np.int16] | None:
-        """Return a view of slices int16[n, H, W], or None where the network cannot take them as they are."""
+        """Return a view of slices int16[n, H, W], or None if the network cannot take them unchanged."""
         seen = self._seen[z : z + count]
         packed = seen.dtype == np.int16 and seen.flags.c_contiguous and seen.flags.aligned
         return seen if self.plan.passes_slices_unchanged and packed else None
@@ -67,16 +67,16 @@ class NetworkBatch:
     """Slices that go through the network together, from one scan or several."""
 
     units: list[Unit]
-    """What is labeled."""
+    """Tiles to label."""
     rows: list[Unit]
-    """What goes in: the units and their neighbors, each once."""
+    """Tiles of the input: the units and their neighbors, each once."""
     neighbors: npt.NDArray[np.int32]
     """int32[b, c]: for each unit, the rows of its window."""
 
     def fill(self, image: npt.NDArray[np.int16], *, in_place: bool = False) -> npt.NDArray[np.int16]:
         """Return the network's input, int16[n, H, W], HU: the first rows of `image`, filled.
 
-        With `in_place`, return a view of the scan's slices instead where the network can take them as they are.
+        With `in_place`, return a view of the scan's slices instead if the network can take them unchanged.
         """
         if in_place and (run := find_run(self.rows)) is not None:
             first, count = run
@@ -87,16 +87,16 @@ class NetworkBatch:
         return image[: len(self.rows)]
 
     def targets(self) -> dict[str, npt.NDArray[np.uint8]]:
-        """Return where the network may write outputs, by name: uint8[b, H, W]; else nothing (see `put`)."""
+        """Return arrays for the network's outputs, by name: uint8[b, H, W]; empty if `put` must copy the outputs."""
         if (run := find_run(self.units)) is None:
             return {}
         first, count = run
         return first.scan.assembly.targets(first.z, count)
 
-    def put(self, answer: Answer) -> list[NetworkScan]:
-        """Give each unit's output to its scan, unless it was written in place; return the complete scans."""
+    def put(self, output: NetworkOutput) -> list[NetworkScan]:
+        """Copy each unit's output to its scan, unless it was written in place; return the complete scans."""
         for index, unit in enumerate(self.units):
-            unit.scan.assembly.put(unit.z, unit.tile, answer, index)
+            unit.scan.assembly.put(unit.z, unit.tile, output, index)
         counts = Counter(unit.scan for unit in self.units)
         return [scan for scan, count in counts.items() if scan.count_labeled(count)]
 

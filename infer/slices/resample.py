@@ -20,7 +20,7 @@ from slicemill.common.errors import ScanError
 SAME_SPACING = 1e-3
 """Relative difference below which two spacings count as equal: a quarter of a pixel at the edge of 512."""
 MAX_EXTENT = 8192
-"""Largest number of pixels along an axis of a resampled slice; more would come from a damaged spacing."""
+"""Largest number of pixels along an axis of a resampled slice; larger ones indicate a wrong spacing in the header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def interpolate(section: npt.NDArray[np.generic], axes: tuple[Axis, Axis]) -> np
 def make_resampling(
     shape: tuple[int, int], spacing_mm: tuple[float, float], target_mm: float | None, size: tuple[int, int]
 ) -> Resampling | None:
-    """Return the maps to and from a network's pixel size, or None where it takes the scan's pixels.
+    """Return the maps to and from a network's pixel size, or None if it takes the scan's pixels.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def make_resampling(
     Raises
     ------
     ScanError
-        The scan's pixels are so large that its slices would become huge.
+        The scan's pixels are so large that resampled slices would be too large.
     """
     if target_mm is None or all(abs(step / target_mm - 1) < SAME_SPACING for step in spacing_mm):
         return None

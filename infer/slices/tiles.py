@@ -1,10 +1,10 @@
-"""Tiles: how slices of any size are shown to a network of one size.
+"""Tiles: pass slices of any size to a network with a fixed input size.
 
 Slices smaller than the network's input are padded with air, centered. Larger slices are covered by overlapping tiles.
-Nothing is rescaled. Each pixel is taken from the tile in which it is farther from the edge.
+Slices are not rescaled. Each pixel is taken from the tile in which it is farther from the edge.
 
 On request, tiles overlap by half and are averaged. The weights are a Gaussian whose standard deviation is an eighth of
-the side (as in nnU-Net, Isensee et al. 2021). On request, slices are also shown mirrored along y, x and both.
+the side (as in nnU-Net, Isensee et al. 2021). On request, slices are also passed mirrored along y, x and both.
 """
 
 from dataclasses import dataclass
@@ -121,7 +121,7 @@ class SliceTile:
         return self.y.inside, self.x.inside
 
     def paste(self, tile: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
-        """Copy the kept pixels of an output any[..., H, W] to their places in `out`: any[..., y, x]."""
+        """Copy the kept pixels of an output any[..., H, W] to `out`: any[..., y, x]."""
         out[..., *self.kept] = tile[..., *self.inside]
 
     def weights(self, size: tuple[int, int]) -> npt.NDArray[np.float32]:
@@ -130,7 +130,7 @@ class SliceTile:
 
 
 def make_tiles(shape: tuple[int, int], size: tuple[int, int], predict: PredictOptions = PLAIN) -> tuple[SliceTile, ...]:
-    """Return tiles that show every pixel of a slice of `shape` to a network of `size`, both y, x."""
+    """Return tiles that cover a slice of `shape` for a network with input `size`, both y, x."""
     rows, columns = (
         [keep_all(span, extent, side) for span in cover_axis(extent, side, HALF)]
         if predict.overlap

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from slicemill.infer.inputs.jobs import Job
-from slicemill.infer.network.model import Answer
+from slicemill.infer.network.model import NetworkOutput
 from slicemill.infer.run.engine import Engine, Limits, ScanInProgress, Steps
 from slicemill.infer.run.timing import Stopwatch
 from slicemill.infer.runtime.capacity import Capacity
@@ -18,7 +18,7 @@ SIDE = 4
 
 
 def planned(volume, size=(SIDE, SIDE), context=1, step=1.0):
-    """A scan for a network of `size` that knows any label and gives no probability."""
+    """A scan for a network of `size` that knows any label and outputs no probability."""
     plan = ScanPlan(
         shape=volume.shape,
         neighbor_step=step,
@@ -62,20 +62,20 @@ class FakeLane:
 
     reads_in_place = False
 
-    def __init__(self, model, capacity, wanted):
+    def __init__(self, model, capacity, outputs):
         model.on_open()
         self.model = model
         self.image = np.zeros((capacity.rows, SIDE, SIDE), np.int16)
 
-    def run(self, image, neighbors, turn, into=None):
-        with turn, self.model.lock:
+    def run(self, image, neighbors, lock, into=None):
+        with lock, self.model.lock:
             self.model.batches.append(len(neighbors))
             number = len(self.model.batches)
         self.model.on_batch(number)
         if number in self.model.fails_at:
             raise RuntimeError("CUDA error 700\nand a long story")
         middle = neighbors[:, neighbors.shape[1] // 2]
-        return Answer((image[middle] % 251).astype(np.uint8))
+        return NetworkOutput((image[middle] % 251).astype(np.uint8))
 
 
 class FakeRun:
@@ -94,9 +94,9 @@ class FakeRun:
         self.engine.run(iter([Job(name=name, path=Path(name)) for name in self.volumes]))
         return self
 
-    def read(self, job, admit):
+    def read(self, job, reserve_memory):
         volume = self.volumes[job.name]
-        admit(volume.nbytes)
+        reserve_memory(volume.nbytes)
         return ScanInProgress(job=job, loaded=None, scan=planned(volume), memory_bytes=volume.nbytes)
 
     def write(self, current):

@@ -65,7 +65,7 @@ def test_the_file_gives_equal_labels_in_openvino(model, stored):
 def test_the_engine_runs_on_openvino_and_says_in_which_precision(model, collection, tmp_path):
     opened = open_model(model, "openvino")
     assert opened.provider == "openvino"
-    assert opened.reason in ("asked for; computes in bf16", "asked for; computes in f32")
+    assert opened.reason in ("requested; computes in bf16", "requested; computes in f32")
     jobs = gather([collection])[0]
     assert infer(opened, jobs, tmp_path / "vino", InferOptions(batch=5)).count("done") == 6
     infer(open_model(model, "cpu"), jobs, tmp_path / "cpu")

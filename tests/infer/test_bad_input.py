@@ -23,7 +23,7 @@ from slicemill.infer.inputs.jobs import open_scan
 from slicemill.infer.inputs.pictures import open_picture
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions
-from slicemill.infer.run.pipeline import ELSEWHERE, infer
+from slicemill.infer.run.pipeline import CLAIMED_ELSEWHERE, infer
 from tests.infer.commands import run_command
 
 HERE = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def test_a_picture_with_a_window_is_a_scan_of_one_slice(suffix, model, tmp_path)
     first = run(model, [path, tmp_path / "ct-1.nii"], tmp_path / "out")
     assert [outcome.status for outcome in first.outcomes] == ["failed", "done"]
     expected = (
-        f"{path}: gray values of a picture are not HU; state the window that it was made with, like --window -200,300."
+        f"{path}: gray values of a picture are not HU; pass the window that it was made with, like --window -200,300."
     )
     assert first.outcomes[0].reason == expected
     assert run(model, [path], tmp_path / "out", Window(-200, 300)).count("done") == 1, (
@@ -134,7 +134,7 @@ def test_3000_slices_stay_within_the_memory_limit(model, tmp_path):
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["peak_mib"] < 0.6e9 / 2**20
     less = command(model, tmp_path, "--out", tmp_path / "less", "--provider", "cpu", "--max-memory", "0.2")
     assert less.returncode == 1
-    assert "give more" in less.stdout + less.stderr
+    assert "raise --max-memory" in less.stdout + less.stderr
 
 
 @pytest.mark.parametrize("root", [False, True])
@@ -204,4 +204,4 @@ def test_two_runs_into_one_folder_segment_every_scan_once(model, tmp_path):
     for summary in summaries:
         assert summary.count("failed") == 0
         reasons = {outcome.reason for outcome in summary.outcomes if outcome.status == "skipped"}
-        assert reasons <= {ELSEWHERE, "done before with this model"}
+        assert reasons <= {CLAIMED_ELSEWHERE, "done before with this model"}

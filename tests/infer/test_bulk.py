@@ -75,7 +75,7 @@ def test_an_unreadable_scan_fails_alone_and_is_retried_only_on_request(model, sc
     before = len(read_lines(tmp_path / "out" / "ledger.jsonl"))
     again = run(model, [folder], tmp_path / "out")
     assert (again.count("skipped"), again.count("failed")) == (9, 1)
-    assert "failed before; --retry-failed tries it again" in next(
+    assert "failed before; use --retry-failed to try again" in next(
         o.reason for o in again.outcomes if o.status == "failed"
     )
     assert len(read_lines(tmp_path / "out" / "ledger.jsonl")) == before
@@ -134,7 +134,7 @@ def test_a_memory_limit_below_the_model_itself_is_one_clear_error(model, scans, 
 
 @pytest.mark.parametrize("amount", [-1, float("inf"), float("nan"), 1e300])
 def test_an_impossible_memory_limit_is_refused(amount):
-    with pytest.raises(ConfigError, match=rf"--max-memory {re.escape(f'{amount:g}')}: must not be negative, nor more"):
+    with pytest.raises(ConfigError, match=rf"--max-memory {re.escape(f'{amount:g}')}: must be 0 to"):
         InferOptions(max_memory_gb=amount)
 
 
@@ -149,7 +149,7 @@ def test_a_scan_that_another_run_has_claimed_is_skipped(model, scans, tmp_path):
     with RunLedger(tmp_path, opened, InferOptions()).claim(jobs[3]):
         summary = run(opened, [scans], tmp_path)
     left = next(outcome for outcome in summary.outcomes if outcome.name == jobs[3].name)
-    assert (left.status, left.reason) == ("skipped", "another run is at work on it")
+    assert (left.status, left.reason) == ("skipped", "another run has claimed it")
     assert summary.count("done") == 9
 
 
@@ -166,15 +166,15 @@ def test_invalid_device_numbers_are_refused(model):
     for devices in ((), (0, 0), (-1,)):
         with pytest.raises(ConfigError, match="expected numbers of GPUs, each once, like 0,1"):
             InferOptions(devices=devices)
-    with pytest.raises(UsageError, match="--devices 1: the CPU is one device, 0"):
+    with pytest.raises(UsageError, match="--devices 1: the CPU has only device 0"):
         open_model(model, "cpu", 1)
 
 
 def test_auto_does_not_replace_missing_gpus_by_the_cpu_when_devices_are_named(model, scans, tmp_path, monkeypatch):
-    monkeypatch.setattr(providers, "explain_missing_cuda", lambda: "no NVIDIA driver answers")
-    with pytest.raises(ProviderError, match="--devices 1: auto would take the CPU, .* no NVIDIA driver answers"):
+    monkeypatch.setattr(providers, "explain_missing_cuda", lambda: "no NVIDIA driver found")
+    with pytest.raises(ProviderError, match="--devices 1: auto would use the CPU, .* no NVIDIA driver found"):
         open_model(model, "auto", 1)
     opened = open_model(model, "auto")
-    with pytest.raises(ProviderError, match=r"--devices 0,1: cpu runs on one device, .*no NVIDIA driver answers"):
+    with pytest.raises(ProviderError, match=r"--devices 0,1: cpu runs on one device, .*no NVIDIA driver found"):
         run(opened, [scans], tmp_path / "out", devices=(0, 1))
     assert not list(tmp_path.rglob("summary.json"))

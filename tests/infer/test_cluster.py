@@ -22,7 +22,7 @@ from slicemill.infer.run import cluster as cluster_module
 from slicemill.infer.run.cluster import BY_LEDGER, LedgerFollower, infer_on, merge_summaries
 from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import InferOptions
-from slicemill.infer.run.pipeline import ELSEWHERE, infer
+from slicemill.infer.run.pipeline import CLAIMED_ELSEWHERE, infer
 from slicemill.infer.run.summary import ScanOutcome, Summary
 from slicemill.infer.run.timing import StageTime
 from tests.contents import content
@@ -102,9 +102,9 @@ def test_two_workers_of_which_one_is_killed_segment_every_scan_once(cluster, mod
 
 
 def test_no_scheduler_is_one_clear_error(model, collection, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster_module, "ANSWER_SECONDS", 1)
+    monkeypatch.setattr(cluster_module, "RESPONSE_SECONDS", 1)
     opened = open_model(model, "cpu")
-    with pytest.raises(ConfigError, match=r"--scheduler tcp://127.0.0.1:9: no Dask scheduler answers there"):
+    with pytest.raises(ConfigError, match=r"--scheduler tcp://127.0.0.1:9: cannot connect to the Dask scheduler"):
         infer_on(
             "tcp://127.0.0.1:9", opened, "cpu", gather([collection])[0], RunLedger(tmp_path, opened, InferOptions())
         )
@@ -121,7 +121,9 @@ def summary(*outcomes):
 
 def test_the_most_informative_outcome_of_a_scan_counts():
     jobs = [Job(name=name, path=Path(name)) for name in "abcdef"]
-    one = summary(outcome("a", "done"), outcome("b", "skipped", ELSEWHERE), outcome("c", "skipped", "done before"))
+    one = summary(
+        outcome("a", "done"), outcome("b", "skipped", CLAIMED_ELSEWHERE), outcome("c", "skipped", "done before")
+    )
     other = summary(outcome("a", "skipped", "done before"), outcome("b", "failed", "bad"), outcome("c", "done"))
     late = summary(outcome("f", "skipped", "done before"))
     known = {"d": outcome("d", "skipped", "done before")}
@@ -130,7 +132,7 @@ def test_the_most_informative_outcome_of_a_scan_counts():
     assert [(one.name, one.status) for one in merged.outcomes] == [
         ("a", "done"), ("b", "failed"), ("c", "done"), ("d", "skipped"), ("e", "failed"), ("f", "done")]  # fmt: skip
     assert [one.reason for one in merged.outcomes] == [
-        "", "bad", "", "done before", "the run ended before it", BY_LEDGER]  # fmt: skip
+        "", "bad", "", "done before", "the run ended before this scan was reached", BY_LEDGER]  # fmt: skip
     assert merged.slices == 9, "of a, c and f"
     assert merged.stages == {"device": StageTime(seconds=6.0, share=1.0)}
     assert merged.device_busy == 0.5

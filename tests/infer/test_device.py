@@ -24,7 +24,7 @@ from slicemill.infer.runtime import tensorrt
 from slicemill.infer.runtime.capacity import Capacity, batch_capacity, input_shapes
 from slicemill.infer.runtime.cuda_memory import CudaDevice, open_cuda_device
 from slicemill.infer.runtime.providers import provider_options
-from slicemill.infer.runtime.tensorrt import Builder, engine_folder, engine_options, with_engine
+from slicemill.infer.runtime.tensorrt import Builder, engine_folder, engine_options, start_with_engine
 from slicemill.train.config import Config
 from slicemill.train.export.graph import DEFAULT, Flavor
 from slicemill.train.network.step import build_network
@@ -63,7 +63,7 @@ def blocks(rng, count):
 
 @pytest.fixture(scope="module")
 def flavors(tmp_path_factory) -> Path:
-    """A model with its byte flavor beside it."""
+    """A model with its byte flavor in the same folder."""
     return guided(tmp_path_factory.mktemp("flavors") / "liver.onnx", DEFAULT, Flavor(half=True, bytes_in=True))
 
 
@@ -157,7 +157,7 @@ class TestTensorrt:
 
     def test_without_a_byte_flavor_it_is_refused_with_the_way_out(self, flavors, tensorrt_sessions, tmp_path):
         (tmp_path / "m.onnx").write_bytes(flavors.read_bytes())
-        with pytest.raises(ModelError, match=r"m.onnx: takes int16.*m.bytes.fp16.onnx is not beside.*export --bytes"):
+        with pytest.raises(ModelError, match=r"takes int16.*m.bytes.fp16.onnx is not in its folder.*export --bytes"):
             open_model(tmp_path / "m.onnx", "tensorrt")
         assert not tensorrt_sessions
 
@@ -165,10 +165,12 @@ class TestTensorrt:
         (tmp_path / "m.onnx").write_bytes(flavors.read_bytes())
         other = flavors.with_name("liver.bytes.fp16.onnx")
         changed(other, tmp_path / "m.bytes.fp16.onnx", lambda metadata: metadata.update(training={"epochs": 99}))
-        with pytest.raises(ModelError, match=r"m.bytes.fp16.onnx: is not the network of m.onnx .*other training"):
+        with pytest.raises(
+            ModelError, match=r"m.bytes.fp16.onnx: is not the byte flavor of m.onnx, .*differ: training"
+        ):
             open_model(tmp_path / "m.onnx", "tensorrt")
         changed(flavors, tmp_path / "m.bytes.fp16.onnx", lambda metadata: metadata)
-        with pytest.raises(ModelError, match=r"is not the network of m.onnx .*other input or size"):
+        with pytest.raises(ModelError, match=r"is not the byte flavor of m.onnx, .*differ: input or size"):
             open_model(tmp_path / "m.onnx", "tensorrt")
 
     def test_the_engine_labels_through_device_lanes_as_the_cpu_does(
@@ -193,7 +195,7 @@ class TestTensorrt:
             began.set()
             assert go_on.wait(5)
 
-        threads = [threading.Thread(target=with_engine, args=(options, start)) for _ in range(2)]
+        threads = [threading.Thread(target=start_with_engine, args=(options, start)) for _ in range(2)]
         threads[0].start()
         assert began.wait(5)
         threads[1].start()
@@ -220,29 +222,29 @@ class TestTensorrt:
             build_or_read_engine(now)
             return "a session"
 
-        assert with_engine(options, start) == "a session"
+        assert start_with_engine(options, start) == "a session"
         assert calls[-1] == str(folder.with_name(".one.part"))
         assert (folder / "network.engine").read_text() == "whole"
         assert (folder.parent / "sm90.timing").read_text() == "timings"
-        assert with_engine(options, start) == "a session"
+        assert start_with_engine(options, start) == "a session"
         assert calls[-1] == str(folder)
         assert sorted(path.name for path in folder.parent.iterdir()) == [".one.lock", "one", "sm90.timing"]
 
     def test_an_engine_stays_when_something_else_keeps_it_from_starting(self, tmp_path):
         options = engine_options(SHAPES, tmp_path / "engines" / "one")
-        with_engine(options, build_or_read_engine)
+        start_with_engine(options, build_or_read_engine)
 
         def start(now):
             raise MemoryError("the GPU is full")
 
         with pytest.raises(MemoryError, match="the GPU is full"):
-            with_engine(options, start)
+            start_with_engine(options, start)
         assert (tmp_path / "engines" / "one" / "network.engine").read_text() == "whole"
 
     def test_a_home_that_cannot_be_written_is_named(self, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.raises(ProviderError, match=r"TensorRT's engines cannot be kept there: File exists"):
-            with_engine(engine_options(SHAPES, tmp_path / "file" / "a"), pytest.fail)
+        with pytest.raises(ProviderError, match=r"cannot store TensorRT engines here: File exists"):
+            start_with_engine(engine_options(SHAPES, tmp_path / "file" / "a"), pytest.fail)
 
     def test_what_is_missing_is_named(self, monkeypatch):
         def absent(name):
@@ -251,7 +253,7 @@ class TestTensorrt:
         monkeypatch.setattr(tensorrt.ctypes, "CDLL", absent)
         with pytest.raises(ProviderError, match=r"libnvinfer.so.10 cannot be loaded .*install TensorRT 10"):
             tensorrt.tensorrt_version()
-        with pytest.raises(ProviderError, match=r"no NVIDIA driver answers \(libcuda.so.1"):
+        with pytest.raises(ProviderError, match=r"no NVIDIA driver found \(libcuda.so.1"):
             tensorrt.gpu_name(0)
 
     def test_the_gpu_is_named_by_its_driver(self, monkeypatch):
@@ -314,6 +316,6 @@ class TestLane:
         lane = DeviceLane(open_model(flavors, "cpu"), Capacity(4, 12), ("label",))
         cuda_runtime.copied.clear()
         lane.run(lane.image[:3], np.zeros((1, 3), np.int32), threading.Lock())
-        with pytest.raises(ValueError, match="uploads only the first rows of its own image"):
+        with pytest.raises(ValueError, match="uploads only the first rows of its buffer"):
             lane.run(np.zeros((3, 64, 64), np.int16), np.zeros((1, 3), np.int32), threading.Lock())
         assert cuda_runtime.copied == [3 * 64 * 64 * 2, 4 * 3 * 4, 64 * 64]

@@ -60,8 +60,8 @@ def test_a_device_that_fails_again_ends_the_run():
 class Troubled(FakeRun):
     """Scan 4 is damaged, scan 7 does not fit on the disk."""
 
-    def read(self, job, admit):
-        current = super().read(job, admit)
+    def read(self, job, reserve_memory):
+        current = super().read(job, reserve_memory)
         if job.name == "4":
             raise ScanError("damaged")
         return current
@@ -76,7 +76,7 @@ def test_a_scan_that_cannot_be_read_or_written_fails_alone_and_leaves_no_memory_
     run = Troubled(volumes(*TEN), [FakeModel()]).run()
     assert {name: type(error) for name, error in run.errors.items()} == {"4": ScanError, "7": OSError}
     assert len(run.labels) == 8
-    assert run.engine._queue.held_bytes == 0
+    assert run.engine._queue.reserved_bytes == 0
 
 
 def test_a_bug_in_one_scan_ends_the_run_and_is_raised():
@@ -95,9 +95,9 @@ class TestMemory:
         most = max(volume.nbytes for volume in scans)
 
         class Watched(FakeRun):
-            def read(self, job, admit):
-                current = super().read(job, admit)
-                held.append(self.engine._queue.held_bytes)
+            def read(self, job, reserve_memory):
+                current = super().read(job, reserve_memory)
+                held.append(self.engine._queue.reserved_bytes)
                 return current
 
         run = Watched(scans, [FakeModel()], capacity=Capacity(100, 100), readers=4, memory_bytes=most).run()

@@ -78,10 +78,10 @@ def test_the_labels_are_those_of_torchs_argmax(network, plain, tmp_path):
     assert len(np.unique(expected)) == 3
     assert np.count_nonzero(found != expected) <= 1e-4 * found.size
     window = np.clip(np.arange(3) + np.arange(7)[:, None] - 1, 0, 6).astype(np.int32)
-    answer = opened.run(volume, window, ("label", "tumor", "probability"))
+    output = opened.run(volume, window, ("label", "tumor", "probability"))
     share = torch.softmax(logits, 1).numpy()
-    assert np.abs(answer.maps - share).max() < 1e-5
-    assert np.abs(answer.tumor - 255 * share[:, 2]).max() <= 0.51
+    assert np.abs(output.maps - share).max() < 1e-5
+    assert np.abs(output.tumor - 255 * share[:, 2]).max() <= 0.51
 
 
 @pytest.mark.parametrize("squeezed", [True, False])
@@ -95,7 +95,7 @@ def test_a_network_that_gives_labels_and_takes_one_slice_with_open_sides(squeeze
     path = exported(Threshold().eval(), tmp_path / "net.onnx", (1, 1, 16, 16), dynamic_shapes=({**sides},))
     card = CARD.replace("context = 3", "").replace('"logits"', '"label"').replace("5", "2", 1)
     path.with_suffix(".toml").write_text(card)
-    with pytest.raises(ModelError, match=r"net.onnx: leaves height and width open; add a size = \[512, 512\]"):
+    with pytest.raises(ModelError, match=r"net.onnx: leaves height and width open; add size = \[512, 512\]"):
         open_model(path, "cpu")
     path.with_suffix(".toml").write_text(f"{card}size = [32, 40]\n")
     opened = open_model(path, "cpu")
@@ -148,7 +148,7 @@ def test_a_network_that_gives_labels_and_takes_one_slice_with_open_sides(squeeze
             ("context = 3", "context = 3\npostprocess = {min_lesion_ml = 2020-01-01}"),
             r"net.toml: .*got `date` - at `\$.postprocess\[...\]`",
         ),
-        (("std = 120.5", "std = 1\nsigma = 2"), "net.toml: sigma is not a setting; the settings are labels, window_hu"),
+        (("std = 120.5", "std = 1\nsigma = 2"), "net.toml: sigma is not a setting; choose from labels, window_hu"),
         (("std = 120.5", "std = = 1"), "net.toml: does not describe the network .*cannot be read as TOML"),
         (("[-150, 250]", "[250, -150]"), "expected two numbers of HU, the lower first"),
         (('"logits"', '"softmax"'), "output = 'softmax': choose one of logits, label"),
@@ -194,7 +194,7 @@ def test_a_scan_with_a_value_that_is_no_label_fails_and_the_others_go_on(kind, t
     failed = {outcome.name: outcome.reason for outcome in summary.outcomes if outcome.status == "failed"}
     assert sorted(failed) == sorted(f"{name}-1.nii" for name in odd)
     assert all(
-        reason.endswith("-1.nii: the network gives values other than 0, 1, 5; correct the labels in its TOML.")
+        reason.endswith("-1.nii: the network outputs values other than 0, 1, 5; correct the labels in its TOML.")
         for reason in failed.values()
     )
     found = np.asarray(nib.load(tmp_path / "out" / "fine-1.nii").dataobj)
@@ -219,7 +219,7 @@ def test_what_is_no_number_is_no_label(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda net: net.Clear(), "net.onnx: is not an ONNX model .it holds no network"),
+        (lambda net: net.Clear(), "net.onnx: is not an ONNX model .it contains no network"),
         (
             lambda net: net.ClearField("opset_import"),
             "net.onnx: is of opset None; export it with opset_version=13 or more",
@@ -237,7 +237,9 @@ def test_a_network_that_lacks_a_part_is_one_clear_error(change, message, plain, 
 
 
 def test_without_a_toml_the_way_out_is_named(plain):
-    with pytest.raises(ModelError, match=r"no slicemill metadata; .*or describe the network in net.toml beside it"):
+    with pytest.raises(
+        ModelError, match=r"no slicemill metadata; .*or describe the network in net.toml in the same folder"
+    ):
         open_model(plain, "cpu")
 
 

@@ -47,7 +47,7 @@ def test_folders_patterns_and_files_keep_their_tree(tree):
 def test_a_scan_given_twice_is_segmented_once_and_reported(tree):
     jobs, left_out = gather(["b/ct-3.nii", tree / "b" / "ct-3.nii", "b/*.nii", "a"])
     assert len(jobs) == 4
-    assert [path.name for path, reason in left_out if "given more than once" in reason] == ["ct-3.nii", "ct-3.nii"]
+    assert [path.name for path, reason in left_out if "listed more than once" in reason] == ["ct-3.nii", "ct-3.nii"]
 
 
 def test_a_list_has_one_scan_per_line_and_a_missing_scan_is_a_failure(tree, model, tmp_path):
@@ -68,7 +68,7 @@ def test_a_list_has_one_scan_per_line_and_a_missing_scan_is_a_failure(tree, mode
 
 
 def test_an_invalid_pattern_of_a_url_is_named(bucket):
-    with pytest.raises(ScanError, match=r"/\[z-a\]\.nii: is not a pattern \(bad character range"):
+    with pytest.raises(ScanError, match=r"/\[z-a\]\.nii: is not a valid pattern \(bad character range"):
         gather([f"{bucket[0]}/[z-a].nii"])
 
 
@@ -91,7 +91,7 @@ def test_exit_status_and_counts_add_up(tree, model, tmp_path):
     for words in ((), ("--out", tmp_path / "out")):
         nothing = run_command("infer", model, *words)
         assert nothing.exit_code == 2
-        assert "name scans, folders" in nothing.stderr
+        assert "pass scans, folders" in nothing.stderr
     assert run_command("infer", model, tree / "a", tree / "b").exit_code == 2
 
 
@@ -121,7 +121,7 @@ def test_scans_and_stores_in_a_bucket_give_the_same_labels_as_on_a_disk(bucket, 
     inputs = [f"{place}/in", f"{place}/in/*/*.nii.gz", str(place / "store")]
     jobs, left_out = gather(inputs)
     assert {"deep/volume-0.nii", "deep/volume-1.nii.gz", "volume-0.nii.gz"} <= {job.name for job in jobs}
-    assert [reason for _, reason in left_out] == ["given more than once; it is segmented once, as deep/volume-1.nii.gz"]
+    assert [reason for _, reason in left_out] == ["listed more than once; segmented once, as deep/volume-1.nii.gz"]
     out = tmp_path / "out"
     assert infer(opened, jobs, out).count("done") == 8
     for name in ("volume-0.nii", "volume-1.nii.gz"):
@@ -212,7 +212,7 @@ def test_two_scans_with_one_output_path_are_refused(tmp_path):
 
 
 def test_nothing_to_segment_is_one_clear_error(tmp_path):
-    with pytest.raises(ScanError, match="has no NIfTI file"):
+    with pytest.raises(ScanError, match="contains no NIfTI files"):
         gather([tmp_path])
     with pytest.raises(ScanError, match="matches no .nii"):
         gather([f"{tmp_path}/*.nii"])

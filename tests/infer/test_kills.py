@@ -91,7 +91,7 @@ def test_unfinished_files_of_a_killed_run_are_removed_and_nothing_else(model, sc
         path.write_bytes(b"half")
     claim = ledger.claim(jobs[0])
     ledger.remove_unfinished(jobs)
-    assert all(path.exists() for path in stale), "another run is at work on it"
+    assert all(path.exists() for path in stale), "another run has claimed it"
     claim.close()
     ledger.remove_unfinished(jobs)
     assert not any(path.exists() for path in stale)

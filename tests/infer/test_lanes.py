@@ -1,4 +1,4 @@
-"""Batches at work at a time on a CPU: as many threads as cores, stopped together, with their memory counted."""
+"""Batches in progress at a time on a CPU: as many threads as cores, stopped together, with their memory counted."""
 
 import os
 from contextlib import nullcontext
@@ -10,7 +10,7 @@ import pytest
 from slicemill.common.errors import ModelError, ProviderError
 from slicemill.infer import single
 from slicemill.infer.network.lanes import HostLane, estimate_lane_memory, make_lane
-from slicemill.infer.network.model import Answer, open_model
+from slicemill.infer.network.model import NetworkOutput, open_model
 from slicemill.infer.parity_check import check_parity
 from slicemill.infer.runtime.capacity import CPU_LANES, Capacity, batch_capacity, count_lanes, session_threads
 from slicemill.infer.single import segment_volume
@@ -26,7 +26,7 @@ def with_cores(monkeypatch, count):
 
 @pytest.mark.parametrize("cores", [1, 2, 7, 8, 9, 16, 64])
 def test_threads_are_as_many_as_cores(cores, monkeypatch):
-    """Runs of one session share its threads: each brings its own, the rest are one pool."""
+    """Runs of one session share its threads: each adds one thread, the rest are one pool."""
     with_cores(monkeypatch, cores)
     assert 1 <= count_lanes("cpu") <= CPU_LANES
     assert count_lanes("cpu") + session_threads() - 1 == cores
@@ -94,13 +94,13 @@ def test_an_answer_is_put_in_place_unless_it_is_there(in_place, model, rng):
     targets["label"][:] = 1
     targets["tumor"][:] = 0
     for index in range(3):
-        volume.put(index, plan.tiles[0], Answer(targets["label"], tumor, in_place=in_place), index)
+        volume.put(index, plan.tiles[0], NetworkOutput(targets["label"], tumor, in_place=in_place), index)
     assert np.array_equal(volume.segmented().tumor_probability, np.zeros_like(tumor) if in_place else tumor)
     assert (volume.segmented().label == 1).all()
 
 
 def test_one_scan_on_another_device_than_the_cpu_is_compared_with_it_first(model, monkeypatch, rng):
-    """A device that labels as the CPU does, in its place, and one that gives other labels."""
+    """A device that labels as the CPU does, in its place, and one that outputs other labels."""
     volume = rng.integers(-200, 300, (5, 64, 64)).astype(np.int16)
     expected = segment_volume(open_model(model, "cpu"), volume, SPACING)
     monkeypatch.setattr(single, "make_lane", HostLane)
@@ -111,9 +111,9 @@ def test_one_scan_on_another_device_than_the_cpu_is_compared_with_it_first(model
 
     class Wrong(HostLane):
         def run(self, *given):
-            answer = super().run(*given)
-            answer.label[:] = 1 - np.minimum(answer.label, 1)
-            return answer
+            output = super().run(*given)
+            output.label[:] = 1 - np.minimum(output.label, 1)
+            return output
 
     monkeypatch.setattr(single, "make_lane", Wrong)
     fresh = open_model(model, "cpu")
@@ -134,13 +134,13 @@ def test_a_batch_of_one_slice_is_compared_too(context, model, monkeypatch, rng):
     class Recording:
         image = np.zeros((context, 64, 64), np.int16)
 
-        def run(self, image, neighbors, turn):
+        def run(self, image, neighbors, lock):
             seen.append((len(image), neighbors.shape))
-            return Answer(np.zeros((len(neighbors), 64, 64), np.uint8))
+            return NetworkOutput(np.zeros((len(neighbors), 64, 64), np.uint8))
 
     class Reference:
         def run(self, image, neighbors):
-            return Answer(np.zeros((len(neighbors), 64, 64), np.uint8))
+            return NetworkOutput(np.zeros((len(neighbors), 64, 64), np.uint8))
 
     monkeypatch.setattr("slicemill.infer.parity_check.open_model", lambda *_: Reference())
     check_parity(opened, scan, Recording())

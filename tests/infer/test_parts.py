@@ -64,14 +64,14 @@ class TestModel:
         opened = onnx.load(model)
         del opened.metadata_props[:]
         onnx.save(opened, tmp_path / "m.onnx")
-        with pytest.raises(ModelError, match="carries no slicemill metadata"):
+        with pytest.raises(ModelError, match="has no slicemill metadata"):
             open_model(tmp_path / "m.onnx", "cpu")
 
     def test_weights_in_another_file_are_never_followed(self, model, tmp_path):
         onnx.save(
             onnx.load(model), tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0
         )
-        with pytest.raises(ModelError, match="keeps weights in other files"):
+        with pytest.raises(ModelError, match="stores weights in other files"):
             open_model(tmp_path / "m.onnx", "cpu")
 
     @pytest.mark.parametrize("location", ["secret.bin", "../secret.bin", "link.bin", "{tmp_path}/secret.bin"])
@@ -156,7 +156,7 @@ class TestProviders:
     def test_both_packages_at_once_are_named_with_the_repair(self, monkeypatch):
         monkeypatch.setattr(providers, "installed_runtimes", lambda: ["onnxruntime", "onnxruntime-gpu"])
         with pytest.raises(
-            ProviderError, match=r"overwrite each other. Repair: pip uninstall -y onnxruntime onnxruntime-gpu"
+            ProviderError, match=r"overwrite each other's files. Repair: pip uninstall -y onnxruntime onnxruntime-gpu"
         ):
             providers.import_onnxruntime()
 

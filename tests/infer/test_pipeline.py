@@ -22,7 +22,7 @@ from slicemill.ct.phantom import write_nifti
 from slicemill.infer import parity_check
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.network import lanes
-from slicemill.infer.network.model import Answer, open_model
+from slicemill.infer.network.model import NetworkOutput, open_model
 from slicemill.infer.request import default_output
 from slicemill.infer.run import pipeline
 from slicemill.infer.run.options import InferOptions
@@ -196,7 +196,7 @@ def test_a_mask_never_replaces_a_scan(model, collection, tmp_path):
     scans = shutil.copytree(collection, tmp_path / "scans")
     before = (scans / "volume-0.nii").read_bytes()
     for inputs, out in (([scans], scans), ([scans / "volume-0.nii"], tmp_path / "x" / ".." / "scans")):
-        with pytest.raises(ScanError, match="the mask would replace a scan"):
+        with pytest.raises(ScanError, match="an output would overwrite this scan"):
             run(model, inputs, out, overwrite=True)
     assert (scans / "volume-0.nii").read_bytes() == before
 
@@ -286,7 +286,7 @@ def test_another_provider_is_compared_with_the_cpu_before_the_first_scan(model, 
     honest = reference.run
 
     def other(*given):
-        return Answer((honest(*given).label + 1) % 3)
+        return NetworkOutput((honest(*given).label + 1) % 3)
 
     monkeypatch.setattr(reference, "run", other)
     monkeypatch.setattr(parity_check, "open_model", lambda *_: reference)
@@ -317,8 +317,8 @@ class TestCommand:
         cores = len(os.sched_getaffinity(0))
         assert done.stdout.splitlines()[0] == (
             "model tiny.onnx (slices 64x64, context 3, fp32) on cpu "
-            f"({cores} core{'' if cores == 1 else 's'}), 5 slices a batch, {count_lanes('cpu')} at a time: asked for; "
-            f"scans take half of the free memory at most; into {tmp_path}"
+            f"({cores} core{'' if cores == 1 else 's'}), 5 slices a batch, {count_lanes('cpu')} at a time: requested; "
+            f"scans use at most half of the free memory; output: {tmp_path}"
         )
 
     def test_the_last_lines_show_the_time_of_each_stage(self, model, collection, tmp_path):
@@ -374,7 +374,7 @@ class TestCommand:
         done = run_command("infer", model, scans.parent, "--out", tmp_path / "out")
         assert "6 scans: 6 done" in done.stdout
         assert (
-            f"left out: {scans}-tiny: has the results of an earlier run; name it by itself to segment that"
+            f"left out: {scans}-tiny: results of an earlier run; to segment them, pass this folder itself"
             in done.stdout
         )
         assert len(gather([f"{scans}-tiny"])[0]) == 6
@@ -389,10 +389,10 @@ class TestCommand:
             (1, ["MODEL", "nowhere.nii"], "there is no such file"),
             (2, ["MODEL", "COLLECTION", "--provider", "tpu"], "is not one of"),
             (2, ["MODEL", "COLLECTION", "--devices", "first"], "expected numbers of GPUs"),
-            (2, ["MODEL", "COLLECTION", "--devices", "1", "--provider", "cpu"], "leave --devices out"),
+            (2, ["MODEL", "COLLECTION", "--devices", "1", "--provider", "cpu"], "omit --devices"),
             (2, ["MODEL", "COLLECTION", "--provider", "tpu", "--scheduler", "tcp://127.0.0.1:9"], "is not one of"),
             (2, ["MODEL", "COLLECTION", "--window", "300,-200"], "--window 300,-200: window 300.0..-200.0"),
-            (2, ["MODEL", "COLLECTION", "--watch", "."], "name scans, folders, patterns"),
+            (2, ["MODEL", "COLLECTION", "--watch", "."], "pass scans, folders, patterns"),
         ],
     )
     def test_wrong_arguments_have_a_message_and_an_exit_status(

@@ -33,9 +33,9 @@ def test_devices_are_numbers(text):
 
 def test_options_that_contradict_each_other_are_refused(tmp_path):
     for values, message in (
-        ({}, "name scans, folders, patterns or stores"),
-        ({"inputs": ["a"], "watch": tmp_path}, "name scans, folders, patterns or stores"),
-        ({"watch": tmp_path, "shard": "0/2"}, "--watch takes no --scheduler, --shard"),
+        ({}, "pass scans, folders, patterns or stores"),
+        ({"inputs": ["a"], "watch": tmp_path}, "pass scans, folders, patterns or stores"),
+        ({"watch": tmp_path, "shard": "0/2"}, "--watch cannot be combined with --scheduler, --shard"),
         ({"inputs": ["a"], "provider": "cpu", "devices": "0,1"}, "--devices 0,1: cpu runs on one device"),
         ({"inputs": ["a"], "shard": "2/2"}, "--shard 2/2: expected I/N"),
     ):

@@ -35,12 +35,12 @@ def test_a_full_batch_is_returned_at_once_and_a_short_one_when_nothing_can_fill_
 def test_a_reader_that_waits_for_memory_does_not_keep_a_short_batch_waiting():
     queue = ScanQueue(Capacity(4, 4), 100)
     with queue.reader(), queue.busy():
-        queue.admit(80)
+        queue.reserve_memory(80)
         queue.add(scan(1))
         taken = []
         lane = threading.Thread(target=lambda: taken.append(queue.take()))
         lane.start()
-        waiting = threading.Thread(target=lambda: queue.admit(50))
+        waiting = threading.Thread(target=lambda: queue.reserve_memory(50))
         queue._count_busy(1)
         waiting.start()
         queue._count_busy(-1)
@@ -49,7 +49,7 @@ def test_a_reader_that_waits_for_memory_does_not_keep_a_short_batch_waiting():
         assert waiting.is_alive()
         queue.release(80)
         waiting.join(5)
-        assert queue.held_bytes == 50
+        assert queue.reserved_bytes == 50
 
 
 def test_waiting_readers_are_released_at_the_end():
@@ -58,9 +58,9 @@ def test_waiting_readers_are_released_at_the_end():
 
     def read():
         with queue.reader(), queue.busy():
-            queue.admit(80)
+            queue.reserve_memory(80)
             try:
-                queue.admit(80)
+                queue.reserve_memory(80)
             except Stopped as stopped:
                 caught.append(stopped)
 
@@ -75,7 +75,7 @@ def test_waiting_readers_are_released_at_the_end():
 
 def test_more_memory_than_the_limit_is_refused():
     with pytest.raises(ScanError, match="needs about 0.00 GiB of memory, more than"):
-        ScanQueue(Capacity(4, 4), 100).admit(101)
+        ScanQueue(Capacity(4, 4), 100).reserve_memory(101)
 
 
 def test_a_scan_is_complete_when_its_last_unit_is_in():

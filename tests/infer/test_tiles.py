@@ -38,7 +38,7 @@ def telling(trained, tmp_path_factory):
 
 
 def probabilities(path, image, z):
-    """The network's own answer for a tile and its neighbors, int16[z, 64, 64]."""
+    """The network's output for a tile and its neighbors, int16[z, 64, 64]."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     last = len(image) - 1
     window = np.array([[max(z - 1, 0), z, min(z + 1, last)]], np.int32)
@@ -101,7 +101,7 @@ def test_tiles_that_are_averaged_overlap_by_half():
 def test_a_model_without_probabilities_cannot_average(model, tmp_path):
     opened = open_model(model, "cpu")
     with pytest.raises(
-        ConfigError, match=r"--mirror: tiny.onnx gives no probabilities; export it again with .*--probability"
+        ConfigError, match=r"--mirror: tiny.onnx outputs no probabilities; export it again with .*--probability"
     ):
         plan_scan(opened.info, (1, 64, 64), (1.0, 1.0, 1.0), PredictOptions(mirror=True))
 

@@ -67,7 +67,7 @@ def test_the_table_of_lesions_gives_the_dice_that_post_processing_would(seed, le
 
 
 class Fake:
-    """Stands for the network: labels of a case are made up."""
+    """Fake network: labels of a case are made up."""
 
     def __init__(self, scenes):
         self.scenes = scenes
@@ -242,7 +242,7 @@ def test_the_command_writes_all_flavors_and_a_second_time_nothing(model, trained
         assert [t.raw_data for t in onnx.load(one).graph.initializer] == weights[one]
         onnx.checker.check_model(onnx.load(one), full_check=True)
     again = command(*words)
-    assert "nothing else is better: the model stays as it is" in again.output
+    assert "no other rules are better: the model is unchanged" in again.output
 
 
 def test_other_trainings_beside_a_model_are_left_alone(model, tmp_path):
@@ -277,7 +277,7 @@ def test_what_cannot_be_tuned_on_is_refused_in_a_sentence(model, stored, tmp_pat
         with pytest.raises(ConfigError, match=message):
             choose_cases(store, split)
     split.write_text(json.dumps({"train": ["a"], "validation": ["b"]}))
-    with pytest.raises(ConfigError, match="names no case with a reference segmentation"):
+    with pytest.raises(ConfigError, match="has no case with a reference segmentation"):
         choose_cases(Unlabelled(), split)
     opened = open_model(model, "cpu")
     opened.info = replace(opened.info, card=replace(opened.info.card, labels={"kidney": 1}, organ=None, tumor=None))

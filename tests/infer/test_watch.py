@@ -51,10 +51,10 @@ def test_a_file_that_changes_later_becomes_a_job_again_once_the_first_has_ended(
     (tmp_path / "a.nii").write_bytes(b"one")
     state.find_ready(0)
     assert names(state.find_ready(5)) == ["a.nii"]
-    state.is_begun = lambda name: name == "a.nii"
+    state.is_in_progress = lambda name: name == "a.nii"
     (tmp_path / "a.nii").write_bytes(b"other")
     assert state.find_ready(6) == state.find_ready(20) == []
-    state.is_begun = lambda _: False
+    state.is_in_progress = lambda _: False
     assert names(state.find_ready(21)) == ["a.nii"]
 
 
@@ -74,9 +74,9 @@ def test_a_name_is_free_again_when_its_scan_is_gone_and_has_ended(watched, tmp_p
     assert names(state.find_ready(9)) == ["a.nii"]
     (tmp_path / "a.nii").unlink()
     (tmp_path / "a.nii.gz").write_bytes(b"other")
-    state.is_begun = lambda name: name == "a.nii"
+    state.is_in_progress = lambda name: name == "a.nii"
     assert state.find_ready(10) == state.find_ready(20) == []
-    state.is_begun = lambda _: False
+    state.is_in_progress = lambda _: False
     state.find_ready(21)
     assert names(state.find_ready(30)) == ["a.nii.gz"]
     assert len(logged) == 1
@@ -87,7 +87,7 @@ def test_after_a_restart_the_outputs_of_scans_that_are_gone_are_not_replaced(
 ):
     folder, out = tmp_path / "inbox", tmp_path / "out"
     opened = open_model(model, "cpu")
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
 
     def arrives(name):
         """Watch with a scan of this name in the folder until its job has ended."""
@@ -104,7 +104,7 @@ def test_after_a_restart_the_outputs_of_scans_that_are_gone_are_not_replaced(
     before = (out / "a_tumor.nii").read_bytes()
     (out / ".a_tumor.nii.01234567.part.nii").write_bytes(b"of a run that was killed")
     assert arrives("a.nii") == []
-    assert "would replace a file of" in capsys.readouterr().out
+    assert "would overwrite a file of" in capsys.readouterr().out
     assert (out / "a_tumor.nii").read_bytes() == before
     assert not list(out.glob(".*.part*"))
     assert arrives("a_tumor.nii") == [("a_tumor.nii", "done")], "another scan of the same name is a scan that changed"
@@ -112,7 +112,7 @@ def test_after_a_restart_the_outputs_of_scans_that_are_gone_are_not_replaced(
 
 def test_masks_must_not_arrive_as_scans(model, tmp_path):
     opened = open_model(model, "cpu")
-    with pytest.raises(ConfigError, match="is inside it, so that masks would arrive as scans"):
+    with pytest.raises(ConfigError, match="is inside it, so masks would be taken for scans"):
         watch(opened, tmp_path, RunLedger(tmp_path / "out", opened, InferOptions()), lambda: True)
     with pytest.raises(ConfigError, match="there is no such folder"):
         watch(opened, tmp_path / "none", RunLedger(tmp_path / "out", opened, InferOptions()), lambda: True)
@@ -122,7 +122,7 @@ def test_a_watch_folder_takes_no_pictures(model, tmp_path):
     words = ["infer", model, "--watch", tmp_path, "--window=-200,300", "--out", tmp_path / "out"]
     done = run_command(*words)
     assert done.exit_code == 2
-    assert "pictures with their" in " ".join(done.stderr.replace("│", " ").split())
+    assert "--watch cannot be combined" in " ".join(done.stderr.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -88,7 +88,7 @@ def test_padding_is_kept_and_left_out_of_the_statistics(tmp_path, ct):
 
 
 def test_an_image_and_a_mask_of_different_shape_are_refused(tmp_path, ct, mask):
-    with pytest.raises(GeometryError, match="must have one shape"):
+    with pytest.raises(GeometryError, match="must have the same shape"):
         convert(tmp_path, ct, mask[:, :9])
     assert open_store(tmp_path / "store").case_ids == []
 

@@ -2,7 +2,7 @@ import pytest
 
 from slicemill.common.errors import PairingError, StoreError, UsageError
 from slicemill.ct.labels import LITS_LABELS
-from slicemill.ingest.discover import discover, from_csv, from_patterns, with_patients
+from slicemill.ingest.discover import discover, from_csv, from_patterns, set_patients
 
 
 def touch(folder, *names):
@@ -65,7 +65,7 @@ def test_what_does_not_pair_is_named_with_the_reason(tmp_path):
     collection = discover(touch(tmp_path, "a.nii", "b_seg.nii", "c.nii", "c_seg.nii", "c_mask.nii"))
     assert pairs(collection) == {"a": ("a.nii", None), "c": ("c.nii", None)}
     reasons = {path.name: reason for path, reason in collection.left_out}
-    assert reasons["b_seg.nii"] == "a mask without an image of its name"
+    assert reasons["b_seg.nii"] == "a mask without a matching image"
     assert "c.nii has more than one" in reasons["c_seg.nii"]
     assert "c.nii has more than one" in reasons["c_mask.nii"]
 
@@ -74,7 +74,7 @@ def test_a_second_channel_is_left_out(tmp_path):
     collection = discover(touch(tmp_path, "imagesTr/x_0000.nii.gz", "imagesTr/x_0001.nii.gz", "labelsTr/x.nii.gz"))
     assert pairs(collection) == {"x": ("imagesTr/x_0000.nii.gz", "labelsTr/x.nii.gz")}
     assert [(path.name, reason) for path, reason in collection.left_out] == [
-        ("x_0001.nii.gz", "a further channel of a scan; a CT has one")
+        ("x_0001.nii.gz", "an extra channel of a scan; CT scans have one channel")
     ]
 
 
@@ -94,14 +94,14 @@ def test_a_key_in_folders_of_several_patients_pairs_no_one_with_another(tmp_path
 
 
 def test_two_images_of_one_case_id_are_an_error_that_names_both(tmp_path):
-    with pytest.raises(PairingError, match=r"a/x\.nii and .*b/x\.nii would both be the case 'x'"):
+    with pytest.raises(PairingError, match=r"a/x\.nii and .*b/x\.nii would both become case 'x'"):
         discover(touch(tmp_path, "a/x.nii", "b/x.nii"))
 
 
 def test_a_folder_without_images_is_an_error_that_says_so(tmp_path):
     with pytest.raises(
         PairingError,
-        match="no CT image was found among 1 NIfTI files .1 of them look like masks. and 0 files of other formats",
+        match="no CT image among 1 NIfTI files .1 of them look like masks. and 0 files of other formats",
     ):
         discover(touch(tmp_path, "x_seg.nii"))
     with pytest.raises(PairingError, match="there is no such folder"):
@@ -152,14 +152,14 @@ def test_patterns_pair_by_what_their_stars_match(tmp_path):
 
 def test_patients_come_from_a_regular_expression(tmp_path):
     collection = discover(touch(tmp_path, "p1_a.nii", "p1_b.nii", "p2_a.nii"))
-    assert [case.patient_id for case in with_patients(collection, r"(p\d)_").cases] == ["p1", "p1", "p2"]
+    assert [case.patient_id for case in set_patients(collection, r"(p\d)_").cases] == ["p1", "p1", "p2"]
     for pattern, kind, message in (
         ("(", UsageError, "is not a regular expression"),
         ("p", UsageError, "needs a group"),
         ("(x)", PairingError, "does not match"),
     ):
         with pytest.raises(kind, match=message):
-            with_patients(collection, pattern)
+            set_patients(collection, pattern)
 
 
 def test_scans_of_other_formats_are_named_and_not_passed_over(tmp_path):
@@ -241,4 +241,4 @@ def test_a_pattern_of_urls_is_refused_with_the_way_out():
 
 def test_a_patient_of_no_letters_is_refused(collection):
     with pytest.raises(PairingError, match="its group does not match volume-0"):
-        with_patients(discover(collection), r"(z)?volume")
+        set_patients(discover(collection), r"(z)?volume")

@@ -247,7 +247,7 @@ class TestStreams:
     def test_a_scan_stored_twice_is_an_error_that_names_both(self, tmp_path, ct):
         save(tmp_path / "a.nii", ct)
         save(tmp_path / "a.nii.gz", ct)
-        with pytest.raises(PairingError, match=r"a\.nii and .*a\.nii\.gz would both be the case 'a'"):
+        with pytest.raises(PairingError, match=r"a\.nii and .*a\.nii\.gz would both become case 'a'"):
             discover(tmp_path)
 
 

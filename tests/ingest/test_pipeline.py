@@ -19,7 +19,7 @@ from slicemill.ct.phantom import write_collection
 from slicemill.ingest import pipeline, work
 from slicemill.ingest.cluster import open_client
 from slicemill.ingest.convert import convert_case
-from slicemill.ingest.discover import discover, with_patients
+from slicemill.ingest.discover import discover, set_patients
 from slicemill.ingest.outcomes import FailureLine, stamp_case
 from slicemill.ingest.params import Params
 from slicemill.ingest.pipeline import IngestOptions, ingest, make_absolute
@@ -116,7 +116,7 @@ def test_tables_that_cannot_be_written_are_named_and_the_cases_are_kept(copied, 
     report = run(copied, tmp_path / "store")
     assert report.count("done") == 6
     assert (
-        "the tables could not be written (No space left on device); make room, then run `slicemill store reindex"
+        "the tables could not be written (No space left on device); free some space, then run `slicemill store reindex"
         in report.problem
     )
 
@@ -139,7 +139,7 @@ def test_a_store_that_was_begun_keeps_its_parameters_for_other_cases_too(copied,
         shutil.move(copied / name, few / name)
     run(few, tmp_path / "store")
     other = Params(labels=make_labels({"liver": 1, "lesion": 2}))
-    with pytest.raises(StoreError, match="was begun with other parameters"):
+    with pytest.raises(StoreError, match="was created with other parameters"):
         run(copied, tmp_path / "store", other)
     assert open_store(tmp_path / "store").case_ids == ["volume-0"]
 
@@ -179,7 +179,7 @@ def test_a_file_that_changes_while_it_is_read_is_done_again_by_the_next_run(copi
         patched.setattr(work, "convert_case", changing)
         outcome = run_case(Task(case=case, seen=None, compare=False, megabytes=1), LITS, store, 1)
     assert (outcome.status, outcome.passing) == ("failed", True)
-    assert "it or its mask changed while it was read" in outcome.reason
+    assert "the image or its mask changed during reading" in outcome.reason
     assert run(copied, store).count("done") == 6
     assert run(copied, store, rehash=True).count("unchanged") == 6
 
@@ -187,7 +187,7 @@ def test_a_file_that_changes_while_it_is_read_is_done_again_by_the_next_run(copi
 def test_another_patient_for_the_same_files_is_a_change(copied, tmp_path):
     store = tmp_path / "store"
     run(copied, store)
-    report = ingest(with_patients(discover(copied), r"volume-(\d)"), store, LITS, IngestOptions(workers=1))
+    report = ingest(set_patients(discover(copied), r"volume-(\d)"), store, LITS, IngestOptions(workers=1))
     assert report.count("done") == 6
     assert {row["patient_id"] for row in read_table(store, "manifest")} == set("012345")
 
