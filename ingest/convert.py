@@ -77,9 +77,9 @@ class OpenFiles:
         # one slab is being decoded and one is in use, besides those that are being encoded
         buffers = SLABS_IN_FLIGHT + 2
         both = [
-            read_ahead(reader.slabs(depth, buffers=buffers, spill=spill))
+            read_ahead(reader.slabs(depth, buffers=buffers, temp_folder=spill))
             if self.pool
-            else reader.slabs(depth, spill=spill)
+            else reader.slabs(depth, temp_folder=spill)
             for reader in (self.image, self.mask)
             if reader is not None
         ]

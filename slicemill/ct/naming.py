@@ -45,7 +45,7 @@ IMAGE_WORDS = frozenset(["image", "images", "img", "imgs", "ct", "cts", "volume"
 SUBSET = r"(?:tr|ts|va|val|train|training|test|testing)?"
 IMAGE_SUFFIXES = (".img.gz", ".img")
 OTHER_FORMATS = (*HEADER_SUFFIXES, *IMAGE_SUFFIXES, ".mha", ".mhd", ".nrrd", ".dcm")
-"""Suffixes of scans that are not read (except .hdr and .img of a NIfTI pair). Such files are reported as left out."""
+"""Suffixes of scans that are not read (except .hdr and .img of a NIfTI pair). Such files are reported as not read."""
 WHY_OTHER = "a format that this version does not read; convert it to .nii.gz"
 LITS = "lits-"
 """Prefix of the keys of LiTS names; their numbers are unique in the complete collection."""
@@ -61,7 +61,7 @@ class Name:
     folder: str
     """The folders above the file, without those that only give the role."""
     key: str
-    """What the names of an image and its mask have in common; empty if only the folder identifies the case."""
+    """The words that the names of an image and its mask share; empty if only the folder identifies the case."""
 
 
 def words(text: str) -> list[str]:
@@ -145,13 +145,13 @@ def find_unread_scans(folder: AnyPlace) -> list[AnyPlace]:
 
 
 def reason_left_out(path: Location) -> str:
-    """Return why a file of OTHER_FORMATS is left out; empty for the header or image file of a pair."""
+    """Return the reason why a file of OTHER_FORMATS is not read; empty for the header or image file of a pair."""
     name = path.name.lower()
     if name.endswith(HEADER_SUFFIXES):
         stem = strip_suffix(path.name)
         single = next((file for end in (".nii", ".nii.gz") if (file := path.with_name(stem + end)).exists()), None)
         if single is not None:
-            return f"a pair beside a single file of its name; {single.name} is taken"
+            return f"a pair with the name of a single file; {single.name} is read instead"
         return "" if scan_files(path)[-1].exists() else "a header without its .img; put the .img in the same folder"
     if name.endswith(IMAGE_SUFFIXES):
         return "" if _has_header(path) else "an .img without a .hdr of its name; put the .hdr in the same folder"
@@ -168,7 +168,7 @@ def _has_header(image: Location) -> bool:
 def find_unsearched_folders(folder: Location) -> list[tuple[Path, str]]:
     """Return the folders below a folder that were not searched, with the reason.
 
-    They are links, which may lead in circles, and folders that cannot be listed.
+    They are links, which may form cycles, and folders that cannot be listed.
     """
     if isinstance(folder, RemotePath):
         return []

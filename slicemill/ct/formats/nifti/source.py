@@ -31,7 +31,7 @@ class NiftiSource:
 
     @property
     def bytes_read(self) -> int:
-        """Return the bytes of the file that were read."""
+        """Return the number of bytes of the file that were read."""
         return self._hashing.bytes_read
 
     @property
