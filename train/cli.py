@@ -72,7 +72,9 @@ def train(
     max_minutes: Annotated[
         float | None,
         typer.Option(
-            callback=require_finite, help="Time limit of training in minutes; 0 means no limit.", rich_help_panel=TRAINING
+            callback=require_finite,
+            help="Time limit of training in minutes; 0 means no limit.",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     learning_rate: Annotated[
@@ -171,7 +173,10 @@ def split(
     out: Annotated[Path, typer.Argument(help="Folder for fold-0.json, fold-1.json, ...")],
     folds: Annotated[int, typer.Option(help="Number of folds.", min=2)] = 5,
     validation: Annotated[
-        float, typer.Option(callback=require_finite, help="Share of the patients for validation, which chooses the checkpoint.")
+        float,
+        typer.Option(
+            callback=require_finite, help="Share of the patients for validation, which chooses the checkpoint."
+        ),
     ] = 0.15,
     seed: Annotated[int, typer.Option(help="The same seed gives the same folds.", min=0)] = 0,
 ) -> None:
@@ -237,17 +242,18 @@ def export(
     ] = 0.0,
     fp16: Annotated[bool, typer.Option("--fp16", help="Also write NAME.fp16.onnx, for GPUs.")] = False,
     bytes_in: Annotated[
-        bool, typer.Option("--bytes", help="Also write NAME.bytes.fp16.onnx, for TensorRT, which does not support int16.")
+        bool,
+        typer.Option("--bytes", help="Also write NAME.bytes.fp16.onnx, for TensorRT, which does not support int16."),
     ] = False,
     probability: Annotated[
         bool,
-        typer.Option(
-            "--probability", help="Add an output with the probability of each class; inference gets slower."
-        ),
+        typer.Option("--probability", help="Add an output with the probability of each class; inference gets slower."),
     ] = False,
     size: Annotated[
         str | None,
-        typer.Option(help="HEIGHTxWIDTH of the input slices, like 256x256; by default the size of the training slices."),
+        typer.Option(
+            help="HEIGHTxWIDTH of the input slices, like 256x256; by default the size of the training slices."
+        ),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; repeat the parity check of existing files.")
@@ -296,6 +302,4 @@ def export(
                 f"probabilities by at most {parity['max_probability_difference']:.2g}; onnx checker: passed"
             )
             if ".bytes." in path.name:
-                print_line(
-                    f"{path}: passes the static TensorRT checks; not run in TensorRT"
-                )
+                print_line(f"{path}: passes the static TensorRT checks; not run in TensorRT")

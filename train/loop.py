@@ -9,7 +9,8 @@
 2. In an epoch, `sampling` draws slices, `dataset` decodes them ahead, and the device normalizes and augments them.
 3. After each epoch the validation cases are segmented. The weights with the best mean Dice are kept.
 4. Weights, optimizer and progress are in one file, which is written atomically, also within an epoch. After a kill, the
-   same command continues from it, and the result is bit for bit that of an uninterrupted run (on GPUs up to the order of summation).
+   same command continues from it. The result is bit for bit that of an uninterrupted run (on GPUs up to the order of
+   summation).
 5. At the end the best weights segment the validation cases, and the report is written last.
 """
 

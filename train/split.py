@@ -56,8 +56,8 @@ def make_split(manifest: Sequence[Row], *, validation: float, test: float, seed:
 def make_folds(manifest: Sequence[Row], *, folds: int, validation: float, seed: int) -> list[Split]:
     """Return one split per fold. Every patient is in the test part of exactly one fold.
 
-    Patients are distributed in the order of their tumor volume, so each fold gets its share of tumor-free patients and of
-    small and large tumors. Validation patients are also taken from the full range of that order.
+    Patients are distributed in the order of their tumor volume, so folds have similar shares of tumor-free patients and
+    of small and large tumors. Validation patients are also taken from the full range of that order.
 
     Raises
     ------

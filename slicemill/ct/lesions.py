@@ -217,7 +217,7 @@ def check_parts(count: int, where: str = "") -> None:
 
 def label_components(mask: Mask) -> npt.NDArray[np.uint32]:
     """Label the 26-connected components of `mask`: bool[z, y, x] -> uint32[z, y, x], 0 outside, 1 to n inside."""
-    # cc3d 4.1 allocates too few provisional labels for arrays that are one voxel thick along two axes; a border avoids it
+    # cc3d 4.1 allocates too few provisional labels for arrays that are one voxel thick along two axes; hence a border
     labeled = cc3d.connected_components(np.pad(mask, 1), connectivity=26)
     return np.ascontiguousarray(labeled[1:-1, 1:-1, 1:-1], dtype=np.uint32)
 

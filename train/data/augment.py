@@ -49,7 +49,7 @@ nnU-Net mirrors 0.5 of its patches along each axis, rotates 0.2, scales 0.2, add
 brightness of 0.15, the contrast of 0.15, the gamma of 0.3 and of 0.1 inverted, and the resolution of 0.25. Its first
 version deformed 0.2. Mirroring cannot do more than half, so 0.5 is not doubled."""
 MAX_TURN = math.radians(30)
-"""Largest rotation. nnU-Net has the same in 3-D. Its 180 degrees in 2-D are for pictures without a known orientation."""
+"""Largest rotation. nnU-Net has the same in 3-D. Its 180 degrees in 2-D are for pictures of unknown orientation."""
 MAX_SCALE = 1.4
 """Largest factor by which sizes are multiplied or divided."""
 MAX_SHIFT = 0.12
@@ -92,9 +92,9 @@ def augment(
     Parameters
     ----------
     image
-        float32[b, c, y, x], normalized. The channels are neighboring slices: all get the same change, but independent noise.
+        float32[b, c, y, x], normalized. Channels are neighboring slices: they get the same change, but independent noise.
     label
-        int64[b, y, x], class indices, or a negative number where a pixel is ignored. Pixels outside the source become 0.
+        int64[b, y, x], class indices, or a negative number for ignored pixels. Pixels outside the source become 0.
     strength
         0 to 1.
     kinds

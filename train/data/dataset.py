@@ -2,7 +2,7 @@
 
 1. The slices of a batch are divided among the threads. Each slice is decoded directly into the batch if it has the
    size of the batch, else into a buffer, and cropped or padded from there.
-2. A batch is yielded when its last slice is decoded, in the requested order, independent of which thread finishes first.
+2. A batch is yielded when its last slice is decoded. The order is the requested one, whichever thread is first.
 3. The host only makes int16 and uint8 arrays. Window, classes, resampling and random changes run on the device, on
    batches.
 
@@ -134,7 +134,13 @@ class Batches:
 
     @contextmanager
     def over(
-        self, positions: Sequence[SlicePosition], seed: tuple[int, int], *, first: int = 0, rank: int = 0, count: int = 1
+        self,
+        positions: Sequence[SlicePosition],
+        seed: tuple[int, int],
+        *,
+        first: int = 0,
+        rank: int = 0,
+        count: int = 1,
     ) -> Iterator[Iterator[Batch]]:
         """Yield an iterator over the batches at `positions`. A remainder smaller than a batch is left out.
 
@@ -206,7 +212,7 @@ class Batches:
     def _draw_corner(
         self, case: Case, position: SlicePosition, seed: Sequence[int], zoom: tuple[float, float]
     ) -> tuple[int, int]:
-        """Return the pixel of the slice where the batch's array begins. The network's input is the middle of the array."""
+        """Return the pixel of the slice where the batch's array begins. The network's input is its middle."""
         visible = (math.ceil(self._view.size[0] / zoom[0]), math.ceil(self._view.size[1] / zoom[1]))
         _, ny, nx = case.image.shape
         corner = centered_corner((ny, nx), visible)

@@ -51,7 +51,7 @@ def export(
     Raises
     ------
     ModelError
-        There is no trained network, it does not support slices of that size, or onnxruntime's labels differ from torch's.
+        There is no trained network, it does not support that size, or onnxruntime's labels differ from torch's.
     """
     trained = read_trained(run, store_path, size)
     rules = PostprocessRules(largest_organ=trained.labels.organ is not None, min_lesion_ml=min_lesion_ml)
@@ -66,7 +66,9 @@ def export(
             written[path] = describe_model(run, trained, flavor, parity, rules)
             add_metadata(aside, written[path].as_json())
             if flavor.bytes_in and (broken := find_tensorrt_breaches(aside)):
-                raise ModelError(f"{path}: does not pass the static TensorRT checks ({'; '.join(broken)}); no model was written.")
+                raise ModelError(
+                    f"{path}: does not pass the static TensorRT checks ({'; '.join(broken)}); no model was written."
+                )
     return written
 
 
@@ -92,7 +94,9 @@ def check(run: Path, model: Path, *, store_path: Path | None = None) -> dict[Pat
             graph = trained.graph(replace(flavor, probability="probability" in outputs))
             parities[path] = prove_parity(graph, path, trained.proof, trained.graph())
             if flavor.bytes_in and (broken := find_tensorrt_breaches(path)):
-                raise ModelError(f"{path}: does not pass the static TensorRT checks ({'; '.join(broken)}); export it again.")
+                raise ModelError(
+                    f"{path}: does not pass the static TensorRT checks ({'; '.join(broken)}); export it again."
+                )
     if not parities:
         raise ModelError(f"{model}: does not exist; write it with `slicemill export {run} {model}`.")
     return parities
@@ -122,7 +126,7 @@ def describe_model(
         window_hu=(config.window_low, config.window_high),
         context=config.context,
         context_spacing_mm=config.window_spacing_mm,
-        spacing_mm=config.wanted_spacing_mm,
+        spacing_mm=config.network_spacing_mm,
         size_multiple=2**config.depth,
         input=flavor.input,
         precision=flavor.precision,

@@ -28,7 +28,7 @@ def prove_parity(graph: ExportGraph, path: Path, slices: ParitySlices, reference
     """Compare onnxruntime with torch on real slices.
 
     A pixel is a tie when torch's logit of onnxruntime's label is TIE or less below its best logit. Either label is
-    right, so ties are counted but do not fail the file. A network after a short training can have ties in all of the air.
+    right, so ties are counted but do not fail the file. After a short training, all of the air can be ties.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def prove_parity(graph: ExportGraph, path: Path, slices: ParitySlices, reference
 
 
 def ties_with_best(logits: Tensor, classes: Tensor) -> Tensor:
-    """Return a mask bool[b, y, x] of the pixels whose class int64[b, y, x] ties with the best of logits [b, k, y, x]."""
+    """Return a mask bool[b, y, x] of pixels whose class int64[b, y, x] ties with the best of logits [b, k, y, x]."""
     wide = logits.float()
     best = wide.amax(dim=1)
     return best - wide.gather(1, classes[:, None])[:, 0] <= TIE * best.abs().amax(dim=(1, 2), keepdim=True)

@@ -44,7 +44,7 @@ class TrainedNetwork:
 
         A network with a fixed pixel size requires probabilities, which are resampled to the pixels of the scan.
         """
-        return replace(flavor, probability=flavor.probability or self.config.wanted_spacing_mm is not None)
+        return replace(flavor, probability=flavor.probability or self.config.network_spacing_mm is not None)
 
     def graph(self, flavor: Flavor = DEFAULT) -> ExportGraph:
         """Return the graph of a flavor."""

@@ -101,7 +101,8 @@ def join_processes(device: str) -> Iterator[Processes]:
         local_rank = distributed.get_node_local_rank()
         if device not in ("auto", "cuda") or local_rank >= torch.cuda.device_count():
             raise ConfigError(
-                f"device {device}: there is no GPU for process {local_rank} of this machine, which has {torch.cuda.device_count()}. "
+                f"device {device}: there is no GPU for process {local_rank} of this machine, "
+                f"which has {torch.cuda.device_count()} GPUs. "
                 "Start as many processes as there are GPUs, with device auto or cuda."
             )
         torch.cuda.set_device(local_rank)

@@ -122,7 +122,9 @@ def load_progress(run: Path, parts: Mapping[str, nn.Module | Tensor], optimizer:
         tensors = load_file(run / LAST)
         for part, holder in parts.items():
             prefix = f"{part}."
-            part_tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            part_tensors = {
+                name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
+            }
             if not part_tensors:
                 raise ValueError(f"it lacks {part}; an earlier version wrote it")
             if isinstance(holder, Tensor):

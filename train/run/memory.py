@@ -79,7 +79,8 @@ def explain_out_of_memory(
         torch.cuda.empty_cache()
         fits = fitting_batch(labels, config, size, device, precision)
         raise ConfigError(
-            f"batch = {config.batch}: a step does not fit into the memory of {device}; the largest batch is {fits} slices per GPU. "
+            f"batch = {config.batch}: a step does not fit into the memory of {device}; "
+            f"the largest batch is {fits} slices per GPU. "
             "Set batch, or --batch auto."
         )
 

@@ -136,7 +136,9 @@ def _read_cases(store: Store, split: Split) -> list[Case]:
     cases = [store[case_id] for case_id in (*split.train, *split.validation)]
     unmasked = [case.info.case_id for case in cases if case.label is None]
     if unmasked:
-        raise StoreError(f"{store.root}: the split has cases without a mask in train or validation: {', '.join(unmasked[:5])}.")
+        raise StoreError(
+            f"{store.root}: the split has cases without a mask in train or validation: {', '.join(unmasked[:5])}."
+        )
     return cases
 
 
@@ -193,7 +195,9 @@ def training_view(cases: Sequence[Case], size: tuple[int, int], config: Config) 
     if config.crop:
         size = (min(size[0], config.crop), min(size[1], config.crop))
     if min(size) < 2 ** (config.depth + 1):
-        raise ConfigError(f"slices of {size[0]}x{size[1]} are too small for depth = {config.depth}; set a smaller depth.")
+        raise ConfigError(
+            f"slices of {size[0]}x{size[1]} are too small for depth = {config.depth}; set a smaller depth."
+        )
     zooms = [compute_zoom(case.info.spacing_mm, config.network_spacing_mm) for case in cases]
     stored = (
         math.ceil(size[0] / min(zoom[0] for zoom in zooms)),
