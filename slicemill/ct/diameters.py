@@ -86,7 +86,7 @@ def drop_inner_points(
     for _ in range(MAX_PASSES):
         before, middle, after = kept[:-2], kept[1:-1], kept[2:]
         # The cross product of (before -> after) and (before -> middle) has the sign of the side on which a point is.
-        # A point that is dropped lies on or inside the line between two points that were present, so the hull stays.
+        # A point that is dropped is on or inside the line between two points that were present, so the hull stays.
         cross = (y[after] - y[before]) * (x[middle] - x[before]) - (y[middle] - y[before]) * (x[after] - x[before])
         outside = (side * cross > 0) | (chain[before] != chain[after])  # the ends of each chain stay
         if outside.all():

@@ -109,7 +109,7 @@ class LesionTracker:
     def __init__(self) -> None:
         self._parts: list[Part] = []
         self._parent: list[int] = []
-        """Union-find over parts: the number of a part of the same lesion, its own number for the root."""
+        """Union-find over parts: the number of a part of the same lesion, or the part itself if it is a root."""
         self._planes: tuple[_Plane, ...] = ()
         self._pending: list[_Crop] = []
 

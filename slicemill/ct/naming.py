@@ -172,16 +172,16 @@ def find_unsearched_folders(folder: Location) -> list[tuple[Path, str]]:
     """
     if isinstance(folder, RemotePath):
         return []
-    found: list[tuple[Path, str]] = []
+    unsearched: list[tuple[Path, str]] = []
 
     def unreadable(error: OSError) -> None:
-        found.append((Path(os.fsdecode(error.filename)), f"a folder that cannot be listed: {error.strerror}"))
+        unsearched.append((Path(os.fsdecode(error.filename)), f"a folder that cannot be listed: {error.strerror}"))
 
     for directory, folders, _ in os.walk(folder, onerror=unreadable, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".")]
         links = [Path(directory) / name for name in folders if (Path(directory) / name).is_symlink()]
-        found += [(link, "a link to a folder is not followed; name the folder itself") for link in links]
-    return [(path, why) for path, why in sorted(found) if is_text(path)]
+        unsearched += [(link, "a link to a folder is not followed; name the folder itself") for link in links]
+    return [(path, why) for path, why in sorted(unsearched) if is_text(path)]
 
 
 def find_result_folders(folder: Location) -> list[Path]:
@@ -198,8 +198,8 @@ def is_below(path: Location, folders: list[Path]) -> bool:
 
 def find_undecodable_names(folder: Location) -> list[Path]:
     """Return the files below a folder whose names are not UTF-8, with replacement characters for messages."""
-    found = [path for path in _all(folder) if isinstance(path, Path) and not is_text(path)]
-    return [Path(os.fsencode(path).decode(errors="replace")) for path in found]
+    undecodable = [path for path in _all(folder) if isinstance(path, Path) and not is_text(path)]
+    return [Path(os.fsencode(path).decode(errors="replace")) for path in undecodable]
 
 
 def is_text(path: Location) -> bool:
@@ -219,8 +219,8 @@ def _all(folder: AnyPlace) -> list[AnyPlace]:
         objects = [path for path, _ in folder.files()]
         hidden = [any(part.startswith(".") for part in path.relative_to(folder).parts) for path in objects]
         return [path for path, skip in zip(objects, hidden, strict=True) if not skip]  # type: ignore[misc]
-    found: list[Any] = []
+    files: list[Any] = []
     for directory, folders, names in os.walk(folder, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(directory) / name for name in names]
-    return found
+        files += [Path(directory) / name for name in names]
+    return files

@@ -117,14 +117,14 @@ class Detection:
         return _ratio(self.true_negative, self.true_negative + self.false_positive)
 
 
-def score_detection(truth: Sequence[bool], answer: Sequence[bool], score: Sequence[float]) -> Detection:
+def score_detection(truth: Sequence[bool], decision: Sequence[bool], score: Sequence[float]) -> Detection:
     """Compare yes-or-no decisions and their scores with the truth."""
-    t, a = np.asarray(truth, dtype=bool), np.asarray(answer, dtype=bool)
+    t, d = np.asarray(truth, dtype=bool), np.asarray(decision, dtype=bool)
     return Detection(
-        true_positive=int((t & a).sum()),
-        false_positive=int((~t & a).sum()),
-        true_negative=int((~t & ~a).sum()),
-        false_negative=int((t & ~a).sum()),
+        true_positive=int((t & d).sum()),
+        false_positive=int((~t & d).sum()),
+        true_negative=int((~t & ~d).sum()),
+        false_negative=int((t & ~d).sum()),
         auc=area_under_roc(t, np.asarray(score, dtype=np.float64)),
     )
 

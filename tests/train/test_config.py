@@ -36,7 +36,10 @@ class TestConfig:
             ({"test": 0.9}, "test = 0.9: their sum must be below 1"),
             ({"test": -0.1}, "test = -0.1: must not be negative"),
             ({"validation": 0.0}, "validation = 0.0: must be above 0"),
-            ({"hard_share": 0.3}, "tumor_share = 0.5, organ_share = 0.3, hard_share = 0.3: must not exceed 1"),
+            (
+                {"hard_share": 0.3},
+                "tumor_share = 0.5, organ_share = 0.3, hard_share = 0.3: their sum must not exceed 1",
+            ),
         ],
     )
     def test_an_error_names_the_setting_that_is_wrong(self, values, message):

@@ -92,7 +92,7 @@ def augment(
     Parameters
     ----------
     image
-        float32[b, c, y, x], normalized. Channels are neighboring slices: they get the same change, but independent noise.
+        float32[b, c, y, x], normalized. The channels are neighboring slices: one change for all, but independent noise.
     label
         int64[b, y, x], class indices, or a negative number for ignored pixels. Pixels outside the source become 0.
     strength
@@ -251,7 +251,7 @@ def blur(image: Tensor, strength: float, generator: Generator) -> Tensor:
     deviation = MIN_BLUR + (widest - MIN_BLUR) * chance
     apart = torch.arange(-KERNEL_REACH, KERNEL_REACH + 1, device=image.device)
     kernel = (-0.5 * (apart / deviation) ** 2).softmax(dim=1)
-    # One group per channel and slice: each slice has its own kernel, applied along y, then along x.
+    # One group per channel and slice: each slice has another kernel, applied along y, then along x.
     count, channels, height, width = image.shape
     kernels = kernel.repeat_interleave(channels, dim=0)[:, None, None]
     planes = F.pad(image, (KERNEL_REACH,) * 4, mode="replicate").flatten(0, 1)[None]
