@@ -18,7 +18,7 @@ T = TypeVar("T")
 def from_document(kind: type[T], document: object, where: str, *, error: type[InputError] = InputError) -> T:
     """Convert plain JSON values to a typed record.
 
-    Lists become tuples where `kind` has tuples, and integers become floats. Keys that `kind` does not define are ignored.
+    Lists become tuples where `kind` has tuples, and integers become floats. Unknown keys are ignored.
 
     Parameters
     ----------

@@ -304,7 +304,8 @@ class TestReport:
             str(stored), model["store_sha256"], f"best epoch of {state.epoch}", row["case_id"],
             f"{float(row['dice_liver']):.3f}",
             "width 4 16", "batch 8 16", "Defaults: context = 3", "not used in training",
-            "slicemill export run/ model.onnx", "not a medical device", platform.python_version(), "It ended after its 2 epochs",
+            "slicemill export run/ model.onnx", "not a medical device", platform.python_version(),
+            "It ended after its 2 epochs",
         ):  # fmt: skip
             assert words in text, words
 

@@ -65,7 +65,7 @@ class TestRun:
         assert (trained / "last.safetensors").read_bytes() == before
 
     def test_other_settings_in_the_same_folder_are_refused(self, stored, trained):
-        with pytest.raises(ConfigError, match=r"run of other settings \(context 3 -> 5\)"):
+        with pytest.raises(ConfigError, match=r"run with other settings \(context 3 -> 5\)"):
             train(stored, trained, replace(TINY, context=5), log=no_log)
 
     def test_another_split_for_a_run_that_was_begun_is_refused(self, stored, trained, tmp_path):
