@@ -77,9 +77,9 @@ class OpenFiles:
         # one slab is being decoded and one is in use, in addition to those being encoded
         buffers = SLABS_IN_FLIGHT + 2
         both = [
-            read_ahead(reader.slabs(depth, buffers=buffers, spill=temp_folder))
+            read_ahead(reader.slabs(depth, buffers=buffers, temp_folder=temp_folder))
             if self.pool
-            else reader.slabs(depth, spill=temp_folder)
+            else reader.slabs(depth, temp_folder=temp_folder)
             for reader in (self.image, self.mask)
             if reader is not None
         ]

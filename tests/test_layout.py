@@ -1,4 +1,4 @@
-"""The layout in words: which room imports which. ``python -m tests.test_layout`` writes it to docs/architecture.md."""
+"""The layers: which package imports which. ``python -m tests.test_layout`` writes the list to docs/architecture.md."""
 
 import re
 from graphlib import CycleError, TopologicalSorter
@@ -10,8 +10,9 @@ import pytest
 PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 BLOCK = re.compile(r"(<!-- layout -->\n```\n)(.*?)(```\n<!-- end -->)", re.DOTALL)
 DIVIDED = ("bench", "infer", "measure", "train")
-"""Packages whose sub-packages and modules are rooms of their own; every other package is one room."""
-FLOORS = ("common", "ct", "store", "stages", "bench", "front door")
+"""Packages whose sub-packages and modules are listed separately; every other package is one entry."""
+TOP = "public API and commands"
+LAYERS = ("common", "ct", "store", "stages", "bench", TOP)
 STAGES = ("ingest", "infer", "measure", "train")
 
 
@@ -25,68 +26,70 @@ def imports(graph):
     return {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
 
 
-def room_of(module, packages):
-    """Return the room of a module.
+def package_of(module, packages):
+    """Return the package in the list that a module belongs to.
 
-    >>> room_of("slicemill.infer.run.engine", {"slicemill.infer.run"}), room_of("slicemill.ct.scan", set())
+    >>> package_of("slicemill.infer.run.engine", {"slicemill.infer.run"}), package_of("slicemill.ct.scan", set())
     ('infer/run', 'ct')
     """
     parts = module.split(".")[1:]
     if not parts or module == "slicemill.bench":
-        return "front door" if not parts else "bench"
+        return TOP if not parts else "bench"
     if parts[0] not in (*DIVIDED, *STAGES, "common", "ct", "store"):
-        return "front door"
+        return TOP
     if parts[0] not in DIVIDED or len(parts) == 1:
         return parts[0]
     return "/".join(parts[:2])
 
 
-def rooms(graph):
-    """Return room -> rooms that it imports."""
-    found = {}
+def package_imports(graph):
+    """Return package -> packages that it imports."""
+    packages = {}
     for module, imported in imports(graph).items():
-        room = found.setdefault(room_of(module, graph.modules), set())
-        room.update(room_of(other, graph.modules) for other in imported)
+        package = packages.setdefault(package_of(module, graph.modules), set())
+        package.update(package_of(other, graph.modules) for other in imported)
     return {
-        room: others - {room} for room, others in found.items() if others - {room} or "/" in room or room not in DIVIDED
+        package: others - {package}
+        for package, others in packages.items()
+        if others - {package} or "/" in package or package not in DIVIDED
     }
 
 
-def drawn(graph):
-    """Return a line a room, the highest floor first."""
-    found = rooms(graph)
+def list_packages(graph):
+    """Return one line per package, the highest layer first."""
+    packages = package_imports(graph)
     lines = [
-        f"{room} -> {', '.join(sorted(found[room])) or 'nothing of ours'}"
-        for room in sorted(found, key=lambda room: (-floor_of(room), room))
+        f"{package} -> {', '.join(sorted(packages[package])) or 'no slicemill imports'}"
+        for package in sorted(packages, key=lambda package: (-layer_of(package), package))
     ]
     return "\n".join(lines) + "\n"
 
 
-def floor_of(room):
-    top = room.split("/")[0]
-    return FLOORS.index("stages" if top in STAGES else top)
+def layer_of(package):
+    top = package.split("/")[0]
+    return LAYERS.index("stages" if top in STAGES else top)
 
 
-def test_no_module_and_no_room_imports_in_a_circle(graph):
-    for arrows in (imports(graph), rooms(graph)):
+def test_no_module_and_no_package_imports_in_a_circle(graph):
+    for arrows in (imports(graph), package_imports(graph)):
         try:
             TopologicalSorter(arrows).prepare()
         except CycleError as error:
             pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
 
 
-def test_every_arrow_goes_down_and_no_stage_knows_another(graph):
-    for room, others in rooms(graph).items():
+def test_imports_go_downward_and_no_stage_imports_another(graph):
+    for package, others in package_imports(graph).items():
         for other in others:
-            assert floor_of(other) <= floor_of(room), (room, other)
-            if floor_of(other) == floor_of(room):
-                assert other.split("/")[0] == room.split("/")[0], (room, other)
+            assert layer_of(other) <= layer_of(package), (package, other)
+            if layer_of(other) == layer_of(package):
+                assert other.split("/")[0] == package.split("/")[0], (package, other)
 
 
-def test_the_page_shows_the_layout_as_it_is(graph):
-    assert BLOCK.search(PAGE.read_text())[2] == drawn(graph), "run python -m tests.test_layout"
+def test_the_page_shows_the_current_layout(graph):
+    assert BLOCK.search(PAGE.read_text())[2] == list_packages(graph), "run python -m tests.test_layout"
 
 
 if __name__ == "__main__":
-    now = drawn(grimp.build_graph("slicemill", cache_dir=None))
+    now = list_packages(grimp.build_graph("slicemill", cache_dir=None))
     PAGE.write_text(BLOCK.sub(lambda match: match[1] + now + match[3], PAGE.read_text()))

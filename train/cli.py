@@ -16,7 +16,7 @@ NETWORK, SLICES, TRAINING, MACHINE = "Network", "Slices", "Training", "Device an
 
 def train(
     store: Annotated[str, typer.Argument(help="Slice store with masks.")],
-    run: Annotated[Path, typer.Argument(help="Folder of the run; an earlier run in it is continued.")],
+    run: Annotated[Path, typer.Argument(help="Folder of the run; a run that is already in it is continued.")],
     config: Annotated[
         Path | None, typer.Option(help="Settings as TOML; options of the command line override them.")
     ] = None,
@@ -26,13 +26,13 @@ def train(
     ] = None,
     context: Annotated[
         int | None,
-        typer.Option(help="Slices in the input, the one to label in the middle: 1, 3, 5 or 7.", rich_help_panel=SLICES),
+        typer.Option(help="Slices in the input: 1, 3, 5 or 7; the middle one is labeled.", rich_help_panel=SLICES),
     ] = None,
     context_spacing_mm: Annotated[
         float | None,
         typer.Option(
             callback=require_finite,
-            help="Distance between these slices in mm; 0 takes adjacent slices.",
+            help="Distance between these slices in mm; 0 uses adjacent slices.",
             rich_help_panel=SLICES,
         ),
     ] = None,
@@ -58,7 +58,7 @@ def train(
     batch: Annotated[
         str | None,
         typer.Option(
-            help="Slices per step, over all processes; auto takes as many as fit into the GPU's memory.",
+            help="Slices per step, over all processes; auto uses as many as fit into the GPU's memory.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
@@ -66,13 +66,15 @@ def train(
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Steps per epoch; 0 covers as many slices as the training part has.", rich_help_panel=TRAINING
+            help="Steps per epoch; 0 makes an epoch as long as the number of training slices.", rich_help_panel=TRAINING
         ),
     ] = None,
     max_minutes: Annotated[
         float | None,
         typer.Option(
-            callback=require_finite, help="Time limit of training in minutes; 0 is no limit.", rich_help_panel=TRAINING
+            callback=require_finite,
+            help="Time limit of training in minutes; 0 means no limit.",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     learning_rate: Annotated[
@@ -82,20 +84,20 @@ def train(
     tumor_share: Annotated[
         float | None,
         typer.Option(
-            callback=require_finite, help="Share of the training slices that hold tumor.", rich_help_panel=TRAINING
+            callback=require_finite, help="Share of the training slices that contain tumor.", rich_help_panel=TRAINING
         ),
     ] = None,
     augment: Annotated[
         float | None,
-        typer.Option(callback=require_finite, help="Strength of the random changes, 0 to 1.", rich_help_panel=TRAINING),
+        typer.Option(callback=require_finite, help="Strength of the augmentation, 0 to 1.", rich_help_panel=TRAINING),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the split, the draws and the weights.", rich_help_panel=TRAINING)
+        int | None, typer.Option(help="Seed of the split, the sampling and the weights.", rich_help_panel=TRAINING)
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)] = None,
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"] | None,
-        typer.Option(help="Numbers that the network computes with.", rich_help_panel=MACHINE),
+        typer.Option(help="Number format of the network.", rich_help_panel=MACHINE),
     ] = None,
     cache_dir: Annotated[
         Path | None,
@@ -136,7 +138,7 @@ def parse_batch(text: str) -> int:
     Raises
     ------
     UsageError
-        It is neither a positive integer nor auto.
+        The value is neither a positive integer nor auto.
 
     >>> parse_batch("auto"), parse_batch("16")
     (0, 16)
@@ -154,7 +156,7 @@ def parse_size(text: str) -> tuple[int, int]:
     Raises
     ------
     UsageError
-        It is not HEIGHTxWIDTH, or one number for both.
+        The value is neither HEIGHTxWIDTH nor one number.
 
     >>> parse_size("256x192"), parse_size("512")
     ((256, 192), (512, 512))
@@ -171,16 +173,19 @@ def split(
     out: Annotated[Path, typer.Argument(help="Folder for fold-0.json, fold-1.json, ...")],
     folds: Annotated[int, typer.Option(help="Number of folds.", min=2)] = 5,
     validation: Annotated[
-        float, typer.Option(callback=require_finite, help="Share of the patients that choose the checkpoint.")
+        float,
+        typer.Option(
+            callback=require_finite, help="Share of the patients for validation, which chooses the checkpoint."
+        ),
     ] = 0.15,
     seed: Annotated[int, typer.Option(help="The same seed gives the same folds.", min=0)] = 0,
 ) -> None:
-    """Write splits for cross-validation, by patient: each patient is tested in one fold, and folds have similar tumors.
+    """Write cross-validation splits by patient. Each patient is in one test part; folds have similar tumor volumes.
 
         slicemill split lits-store/ folds/ --folds 5
         slicemill train lits-store/ runs/fold-0 --split folds/fold-0.json
 
-    The files hold the case ids of train, validation and test as JSON, for other tools too.
+    The files are JSON with the case ids of train, validation and test, readable by other tools.
     """
     with report_errors():
         from slicemill.store.split import write_split
@@ -204,9 +209,9 @@ def gallery(
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("gallery.png"),
     config: Annotated[Path | None, typer.Option(help="Settings as TOML.")] = None,
     augment: Annotated[float | None, typer.Option(callback=require_finite, help="Strength, 0 to 1.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the random changes.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the augmentation.")] = None,
 ) -> None:
-    """Draw the random changes of training on slices of a store, each kind alone and all together.
+    """Draw the augmentation of training on slices of a store, each kind alone and all combined.
 
     slicemill gallery lits-store/ --augment 1
     """
@@ -225,7 +230,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     model: Annotated[Path, typer.Argument(help="ONNX file to write.")],
     store: Annotated[
-        Path | None, typer.Option(help="Store for the parity check, if that of the training was moved.")
+        Path | None, typer.Option(help="Store for the parity check; by default the store of the training run.")
     ] = None,
     min_lesion_ml: Annotated[
         float,
@@ -235,27 +240,28 @@ def export(
             min=0,
         ),
     ] = 0.0,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Also NAME.fp16.onnx, for GPUs.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Also write NAME.fp16.onnx, for GPUs.")] = False,
     bytes_in: Annotated[
-        bool, typer.Option("--bytes", help="Also NAME.bytes.fp16.onnx, for TensorRT, which has no int16.")
+        bool,
+        typer.Option("--bytes", help="Also write NAME.bytes.fp16.onnx, for TensorRT, which does not support int16."),
     ] = False,
     probability: Annotated[
         bool,
-        typer.Option(
-            "--probability", help="Add an output with the probability of every class; it makes inference slower."
-        ),
+        typer.Option("--probability", help="Add an output with the probability of each class; inference gets slower."),
     ] = False,
     size: Annotated[
         str | None,
-        typer.Option(help="HEIGHTxWIDTH of the input slices, like 256x256; by default that of the training."),
+        typer.Option(
+            help="HEIGHTxWIDTH of the input slices, like 256x256; by default the size of the training slices."
+        ),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing: repeat the parity check of existing files.")
+        bool, typer.Option("--check", help="Write nothing; repeat the parity check of existing files.")
     ] = False,
 ) -> None:
     """Write the best network of a run as one ONNX file, from int16 HU to uint8 labels.
 
-    A file is written only if onnxruntime and torch give the same labels on slices of the validation cases.
+    Files are written only if onnxruntime and torch compute the same labels on slices of the validation cases.
 
         slicemill export runs/first liver.onnx
         slicemill export runs/first liver.onnx --fp16 --bytes
@@ -271,10 +277,10 @@ def export(
         from slicemill.train.export.model_file import export as write
 
         if model.suffix != ".onnx":
-            raise UsageError(f"{model}: a model's name ends in .onnx.")
+            raise UsageError(f"{model}: the name of a model file must end in .onnx.")
         if check and size:
-            raise UsageError("--check takes the size from the file; leave --size out.")
-        print_line("comparing labels with those of torch on slices of the validation cases")
+            raise UsageError("--check takes the size from the file; remove --size.")
+        print_line("comparing the labels of onnxruntime and torch on slices of the validation cases")
         if check:
             parities = check_files(run, model, store_path=store)
         else:
@@ -293,9 +299,7 @@ def export(
                 f"{path}: {path.stat().st_size / 1e6:.1f} MB, {gflop_a_slice(path):.1f} GFLOP a slice; "
                 f"{parity['labels_differing']} of {parity['pixels']:,} label pixels differ on "
                 f"{parity['slices']} slices (limit {parity['limit']:g}; {parity['ties']} ties not counted), "
-                f"probabilities by at most {parity['max_probability_difference']:.2g}; onnx checker: fine"
+                f"probabilities by at most {parity['max_probability_difference']:.2g}; onnx checker: passed"
             )
             if ".bytes." in path.name:
-                print_line(
-                    f"{path}: breaks none of TensorRT's rules on types that a graph shows (it has not run there)"
-                )
+                print_line(f"{path}: passes the static TensorRT checks; not run in TensorRT")

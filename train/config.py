@@ -14,7 +14,7 @@ from slicemill.ct.window import Window
 from slicemill.store.model_card import CONTEXTS, MAX_MM, MAX_SIDE
 
 KINDS = ("mirror", "move", "elastic", "noise", "blur", "contrast", "gamma", "lowres")
-"""Kinds of random changes, in the order in which they are applied; see `slicemill.train.data.augment`."""
+"""Kinds of augmentation, in the order in which they are applied; see `slicemill.train.data.augment`."""
 MAX_BATCH = 4096
 RANGES: dict[str, tuple[float, float]] = {
     "depth": (1, 6),
@@ -45,11 +45,11 @@ class Config:
     """Settings of a training run. The defaults suit CTs of one organ with tumors."""
 
     context: int = 3
-    """Slices in the network's input, the one to label in the middle: 1, 3, 5 or 7."""
+    """Slices in the network's input: 1, 3, 5 or 7; the middle one is labeled."""
     context_spacing_mm: float = 0.0
-    """Distance between the slices of the input, mm; 0 takes adjacent slices."""
+    """Distance between the slices of the input, mm; 0 uses adjacent slices."""
     size: int = 0
-    """Side in pixels that every slice is padded or cropped to; 0 takes the largest slice of the store."""
+    """Side in pixels that every slice is padded or cropped to; 0 uses the size of the largest slice of the store."""
     crop: int = 0
     """Side in pixels of training crops; 0 trains on full slices. Validation always uses full slices."""
     spacing_mm: float = 0.0
@@ -59,19 +59,19 @@ class Config:
     depth: int = 4
     """Levels below the first; slices must be a multiple of 2**depth."""
     window_low: float = -200.0
-    """Lower end of the window that the network sees, HU."""
+    """Lower end of the network's HU window."""
     window_high: float = 300.0
-    """Upper end of the window that the network sees, HU."""
+    """Upper end of the network's HU window."""
     batch: int = 16
     """Slices per step, over all processes; 0 (auto) measures how many fit into the GPU's memory."""
     epochs: int = 40
     """Number of epochs."""
     steps: int = 0
-    """Batches per epoch; 0 covers as many slices as the training part has."""
+    """Batches per epoch; 0 makes an epoch as long as the number of training slices."""
     max_minutes: float = 0.0
-    """Time limit in minutes; the learning rate falls to zero in time. 0 is no limit."""
+    """Time limit in minutes; the learning rate falls to zero in time. 0 means no limit."""
     save_minutes: float = 5.0
-    """Minutes between checkpoints within an epoch: a kill costs at most this. Each epoch ends with a checkpoint."""
+    """Minutes between checkpoints within an epoch: a kill loses at most this. Each epoch ends with a checkpoint."""
     patience: int = 0
     """Stop after this many epochs without a better validation Dice; 0 never stops early."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -89,7 +89,7 @@ class Config:
     averaging: float = 0.99
     """Decay per step of the running average of the weights, which is validated and exported; 0 turns it off."""
     tumor_share: float = 0.5
-    """Share of the training slices that hold tumor."""
+    """Share of the training slices that contain tumor."""
     organ_share: float = 0.3
     """Share of the training slices with other labels but no tumor; the rest is drawn from all slices."""
     hard_share: float = 0.0
@@ -99,7 +99,7 @@ class Config:
     tumor_weight: float = 1.0
     """Weight of the tumor in Dice and cross-entropy; every other class weighs 1."""
     ignore: str = ""
-    """Name of a label whose pixels count neither in training nor in scores (not annotated, uncertain)."""
+    """Name of a label whose pixels are excluded from training and scores (not annotated, uncertain)."""
     oblique: int = 0
     """Slices above and below that a tilted plane may reach at the border of a slice; 0 turns tilting off."""
     augment: float = 0.4
@@ -107,13 +107,13 @@ class Config:
     augmentations: tuple[str, ...] | str = " ".join(KINDS)
     """Kinds of random changes, as names; kept and written as one string with spaces. Read them from `kinds`."""
     validation: float = 0.15
-    """Share of the patients kept for choosing the best checkpoint."""
+    """Share of the patients for validation, which chooses the best checkpoint."""
     test: float = 0.2
     """Share of the patients that training never sees."""
     loader_threads: int = 0
     """Threads that decode slices ahead; 0 is one per core, or sixteen for a store in a bucket."""
     seed: int = 0
-    """Seed of the split, the draws and the weights."""
+    """Seed of the split, the sampling and the weights."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -122,7 +122,7 @@ class Config:
     """Use torch.compile: a minute or more to compile, then faster steps on most GPUs."""
 
     def __post_init__(self) -> None:
-        """Check every setting, and that the settings work together.
+        """Check every setting, and combinations of settings.
 
         Raises
         ------
@@ -134,10 +134,10 @@ class Config:
         for name, choices in CHOICES.items():
             self._require(getattr(self, name) in choices, name, f"must be {_join_choices(choices)}")
         for name, (low, high) in RANGES.items():
-            self._require(low <= getattr(self, name) <= high, name, f"must lie in {low:g} to {high:g}")
+            self._require(low <= getattr(self, name) <= high, name, f"must be between {low:g} and {high:g}")
         for name in NOT_NEGATIVE:
             self._require(0 <= getattr(self, name) < math.inf, name, "must not be negative")
-        self._check_own_rules()
+        self._check_values()
         self._check_combinations()
         Window(self.window_low, self.window_high)
 
@@ -145,17 +145,17 @@ class Config:
         if not holds:
             raise UsageError(f"{name} = {getattr(self, name)}: {rule}.")
 
-    def _check_own_rules(self) -> None:
-        """Check the settings whose rule is neither a choice nor a range."""
-        auto = "or be 0 (auto: as many as a GPU's memory takes)"
+    def _check_values(self) -> None:
+        """Check the settings with other rules than choices and ranges."""
+        auto = "or 0 (auto: as many as fit into a GPU's memory)"
         self._require(self.context in CONTEXTS, "context", f"must be {_join_choices(CONTEXTS)}")
-        self._require(0 <= self.batch <= MAX_BATCH, "batch", f"must lie in 1 to {MAX_BATCH}, {auto}")
+        self._require(0 <= self.batch <= MAX_BATCH, "batch", f"must be between 1 and {MAX_BATCH}, {auto}")
         self._require(self.epochs >= 1, "epochs", "must be at least 1")
         self._require(0 < self.learning_rate < math.inf, "learning_rate", "must be above 0")
         self._require(0 <= self.averaging < 1, "averaging", "must be at least 0 and below 1")
         self._require(0 < self.tumor_weight <= 100, "tumor_weight", "must be above 0 and at most 100")
         self._require(0 <= self.seed < 2**63, "seed", "must not be negative, and must be below 2**63")
-        self._require(set(self.kinds) <= set(KINDS), "augmentations", f"may name {', '.join(KINDS)}")
+        self._require(set(self.kinds) <= set(KINDS), "augmentations", f"must be names of {', '.join(KINDS)}")
         self._require(self.validation > 0, "validation", "must be above 0")
 
     def _check_combinations(self) -> None:
@@ -170,12 +170,12 @@ class Config:
         if self.tumor_share + self.organ_share + self.hard_share > 1 + 1e-9:
             raise UsageError(
                 f"tumor_share = {self.tumor_share}, organ_share = {self.organ_share}, "
-                f"hard_share = {self.hard_share}: must not exceed 1 together."
+                f"hard_share = {self.hard_share}: their sum must not exceed 1."
             )
         if not self.validation + self.test < 1:
             raise UsageError(
-                f"validation = {self.validation}, test = {self.test}: must leave patients to train on; "
-                "their sum must be below 1."
+                f"validation = {self.validation}, test = {self.test}: their sum must be below 1, so that "
+                "patients are left to train on."
             )
 
     @property
@@ -189,7 +189,7 @@ class Config:
         return self.context_spacing_mm or None
 
     @property
-    def wanted_spacing_mm(self) -> float | None:
+    def network_spacing_mm(self) -> float | None:
         """Return the in-plane pixel size as in a model's metadata, mm; None for that of the scan."""
         return self.spacing_mm or None
 
@@ -209,7 +209,7 @@ class Config:
             self,
             **{
                 name: value
-                if name in CHOICES  # checked with the other rules, which name the choices
+                if name in CHOICES  # checked with the other rules, whose message names the choices
                 else from_document(SETTING_TYPES[name], value, f"{name} = {value!r}", error=UsageError)
                 for name, value in requested.items()
             },

@@ -5,11 +5,12 @@
     RUN/config.toml  split.json  model.json  environment.json  best.safetensors  last.safetensors  metrics.csv  events.*
         curves.png  cases.csv  worst.png  best.png  report.html
 
-1. The split is made once, by patient, and written.
+1. The split is made once, by patient, and stored.
 2. In an epoch, `sampling` draws slices, `dataset` decodes them ahead, and the device normalizes and augments them.
 3. After each epoch the validation cases are segmented. The weights with the best mean Dice are kept.
-4. Weights, optimizer and progress, also within an epoch, are one file that is written atomically. After a kill, the
-   same command continues from it, and ends bit for bit as an undisturbed run (on GPUs up to the order of summation).
+4. Weights, optimizer and progress are in one file, which is written atomically, also within an epoch. After a kill, the
+   same command continues from it. The result is bit for bit that of an uninterrupted run (on GPUs up to the order of
+   summation).
 5. At the end the best weights segment the validation cases, and the report is written last.
 """
 
@@ -52,7 +53,7 @@ def train(
     overwrite: bool = False,
     log: Callable[[str], None],
 ) -> State:
-    """Train a network, or continue where an earlier call with the same arguments was stopped.
+    """Train a network, or continue an earlier call with the same arguments that was stopped.
 
     Under torchrun, processes share each batch; rank 0 writes files and logs.
 
@@ -70,13 +71,13 @@ def train(
     Raises
     ------
     ConfigError
-        The run folder belongs to other settings or another store, or a setting cannot work here.
+        The run folder belongs to other settings or another store, or a setting is not possible here.
     StoreError
         The store has no masks or too few patients.
     """
     with join_processes(config.device) as processes:
         if overwrite and processes.first:
-            common_labels(open_store(store_path, cache))  # fails before the earlier run is removed
+            common_labels(open_store(store_path, cache))  # raises before the earlier run is removed
             remove_run(run)
         processes.barrier()
         setup = prepare(store_path, run, config, split_file, cache, processes)
@@ -126,12 +127,12 @@ def train_remaining_epochs(setup: Setup, run: Path, log: Callable[[str], None]) 
 
 
 def resume(setup: Setup, run: Path) -> tuple[Training, State]:
-    """Return a run as its last checkpoint has it, or a new one.
+    """Restore a run from its last checkpoint, or start a new one.
 
     Raises
     ------
     ConfigError
-        Processes that train together do not see the same checkpoint.
+        The processes have different checkpoints.
     """
     learner = make_learner(setup.labels, setup.config, setup.device, setup.precision, setup.processes)
     training = Training(setup=setup, learner=learner, losses=no_losses(setup.pool))
@@ -140,10 +141,10 @@ def resume(setup: Setup, run: Path) -> tuple[Training, State]:
         learner.scaler.load_state_dict(dict(state.scaler))
     if len({*setup.processes.gather(state.epoch, setup.device)}) > 1:
         raise ConfigError(
-            f"{run}: is another folder on each machine; processes that train together need one that all see."
+            f"{run}: the machines have different folders at this path; use a folder that all machines share."
         )
     if setup.processes.first and state.epoch and state.epoch == state.best_epoch and not state.tally:
-        save_weights(run / BEST, learner.average.module)  # a kill may have come between the two files
+        save_weights(run / BEST, learner.average.module)  # a kill may have happened between the two writes
     return training, state
 
 
@@ -162,7 +163,7 @@ def add_epoch(state: State, metrics: EpochMetrics, seconds: float) -> State:
 
 
 def is_finished(state: State, config: Config) -> bool:
-    """Return whether a run has reached its last epoch, its time limit, or the end of its patience."""
+    """Return whether a run has reached its last epoch, its time limit, or its limit of epochs without improvement."""
     return (
         state.epoch >= config.epochs
         or bool(config.max_minutes and state.seconds >= 60 * config.max_minutes)
@@ -181,15 +182,15 @@ def show_progress(run: Path, board: "SummaryWriter", state: State, setup: Setup)
 
 
 def describe_start(training: Training, state: State) -> str:
-    """Return lines about what is trained, and from where on."""
+    """Return log lines about data, network and starting point."""
     setup, config, view = training.setup, training.setup.config, training.setup.view
     lines = []
     if state.epoch or state.tally:
         steps = f" and {len(state.tally.losses)} steps" if state.tally else ""
-        lines.append(f"going on after epoch {state.epoch}{steps} ({state.seconds / 60:.1f} minutes so far)")
+        lines.append(f"continuing after epoch {state.epoch}{steps} ({state.seconds / 60:.1f} minutes so far)")
     lines.append(
-        f"{len(setup.split.train)} cases to train on, {len(setup.split.validation)} to choose the checkpoint, "
-        f"{len(setup.split.test)} never seen"
+        f"{len(setup.split.train)} cases to train, {len(setup.split.validation)} to validate, "
+        f"{len(setup.split.test)} to test"
     )
     processes = f" over {setup.processes.count} processes" if setup.processes.count > 1 else ""
     weights = sum(parameter.numel() for parameter in training.learner.network.parameters())
@@ -202,17 +203,17 @@ def describe_start(training: Training, state: State) -> str:
 
 
 def describe_end(run: Path, state: State) -> str:
-    """Return lines about the result, and where its files are."""
+    """Return log lines about the result and its files."""
     return (
         f"best: epoch {state.best_epoch} of {state.epoch}, mean Dice {state.best_score:.3f} on validation, "
         f"{state.seconds / 60:.1f} minutes\n"
         f"curves: {run / CURVES}, {run / METRICS}; cases: {run / CASES}; or `tensorboard --logdir {run}`\n"
-        f"all on one page: {run / REPORT}"
+        f"report: {run / REPORT}"
     )
 
 
 def summary_line(metrics: EpochMetrics, *, best: bool) -> str:
-    """Return an epoch as one line."""
+    """Return the log line of an epoch."""
 
     def join(dices: list[float | None]) -> str:
         return " ".join("-" if dice is None else f"{dice:.3f}" for dice in dices)

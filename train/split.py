@@ -27,7 +27,7 @@ def make_split(manifest: Sequence[Row], *, validation: float, test: float, seed:
 
     Patients without tumor, and each quarter of the others by tumor volume, are divided in the same proportion. Patients
     that share a scan of equal bytes or of equal voxels count as one, so that a copy under another name or in another
-    file format cannot leak.
+    file format cannot be in two parts.
 
     Raises
     ------
@@ -43,9 +43,9 @@ def make_split(manifest: Sequence[Row], *, validation: float, test: float, seed:
     strata = _burden_strata([group.tumor_ml for group in shuffled])
     shares = {"test": test, "validation": validation, "train": 1 - test - validation}
     parts: dict[str, list[_Group]] = {name: [] for name in shares}
-    # Go through the strata in turn; each patient goes to the part that is farthest behind its share.
-    for place, index in enumerate(np.argsort(strata, kind="stable"), start=1):
-        behind = {name: share * place - len(parts[name]) for name, share in shares.items() if share > 0}
+    # In the order of strata, add each patient to the part that is farthest below its share.
+    for number, index in enumerate(np.argsort(strata, kind="stable"), start=1):
+        behind = {name: share * number - len(parts[name]) for name, share in shares.items() if share > 0}
         parts[max(behind, key=behind.__getitem__)].append(shuffled[int(index)])
     for part in ("train", "validation"):
         if not parts[part]:
@@ -56,8 +56,8 @@ def make_split(manifest: Sequence[Row], *, validation: float, test: float, seed:
 def make_folds(manifest: Sequence[Row], *, folds: int, validation: float, seed: int) -> list[Split]:
     """Return one split per fold. Every patient is in the test part of exactly one fold.
 
-    Patients are dealt out in the order of their tumor volume, so each fold gets its share of tumor-free patients and of
-    small and large tumors. Those that choose the checkpoint are taken from the full range of that order, too.
+    Patients are distributed in the order of their tumor volume, so folds have similar shares of tumor-free patients and
+    of small and large tumors. Validation patients are also taken from the full range of that order.
 
     Raises
     ------
@@ -81,11 +81,11 @@ def make_folds(manifest: Sequence[Row], *, folds: int, validation: float, seed: 
     for fold in range(folds):
         test = [group for group, own in zip(ordered, fold_of, strict=False) if own == fold]
         rest = [group for group, own in zip(ordered, fold_of, strict=False) if own != fold]
-        chosen = {round((place + 0.5) * len(rest) / count - 0.5) for place in range(min(count, len(rest) - 1))}
+        chosen = {round((number + 0.5) * len(rest) / count - 0.5) for number in range(min(count, len(rest) - 1))}
         splits.append(
             _make_split(
-                train=[group for place, group in enumerate(rest) if place not in chosen],
-                validation=[group for place, group in enumerate(rest) if place in chosen],
+                train=[group for number, group in enumerate(rest) if number not in chosen],
+                validation=[group for number, group in enumerate(rest) if number in chosen],
                 test=test,
             )
         )

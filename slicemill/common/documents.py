@@ -1,7 +1,7 @@
 """Typed documents: JSON and TOML from files become frozen dataclasses, and dataclasses become JSON.
 
 msgspec does the work. It was chosen over pydantic because it adds a ninth of the time to the start of a command (40 ms
-against 400; `slicemill.bench.stages.documents`), and because its messages name the place in the document.
+against 400; `slicemill.bench.stages.documents`), and because its messages name the position in the document.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ T = TypeVar("T")
 def from_document(kind: type[T], document: object, where: str, *, error: type[InputError] = InputError) -> T:
     """Convert plain JSON values to a typed record.
 
-    Lists become tuples where `kind` says so, and integers become floats. Keys that `kind` does not know are ignored.
+    Lists become tuples where `kind` has tuples, and integers become floats. Unknown keys are ignored.
 
     Parameters
     ----------
     kind : type
-        A frozen dataclass, or any type that msgspec knows.
+        A frozen dataclass, or any type that msgspec supports.
     document : object
         Values as `json.loads` returns them.
     where : str
@@ -34,7 +34,7 @@ def from_document(kind: type[T], document: object, where: str, *, error: type[In
     Raises
     ------
     InputError
-        A value is missing or has another type. The message names the file, the place in the document, and the rule.
+        A value is missing or has another type. The message names the file, the position in the document, and the rule.
 
     >>> from_document(dict[str, int], {"liver": 1.5}, "model.onnx")
     Traceback (most recent call last):

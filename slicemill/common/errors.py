@@ -1,14 +1,14 @@
-"""Errors that a user can correct. Each message names what and where, the rule, the value found and the way out.
+"""Errors that a user can correct. Each message names the file, the rule and the value, and says how to fix it.
 
     InputError                  an input breaks a stated rule
     ├── ScanError               a file cannot be read as a CT scan or a segmentation
     │   ├── GeometryError       shape, affine or orientation breaks a rule
-    │   └── ReadError           disk, network or access rights kept a file from being read; a later try may succeed
+    │   └── ReadError           a file cannot be read because of disk, network or access rights; try again later
     ├── LabelError              label values or names do not fit
     ├── PairingError            images and masks cannot be recognized or paired
     ├── StoreError              a slice store is missing, damaged or has other parameters
-    ├── ConfigError             a setting that does not exist or cannot work
-    │   └── UsageError          an option's value that no data could make right, or options that exclude each other
+    ├── ConfigError             a setting that does not exist or is not possible
+    │   └── UsageError          an option's value that is never valid, or options that exclude each other
     ├── ModelError              an ONNX file that is not a slicemill model, or fails its parity check
     └── ProviderError           the requested execution provider cannot run
 
@@ -18,7 +18,7 @@ traceback.
 
 
 class InputError(ValueError):
-    """An input breaks a stated rule; the message names the way out."""
+    """An input breaks a stated rule; the message says how to fix it."""
 
 
 class ScanError(InputError):
@@ -30,7 +30,7 @@ class GeometryError(ScanError):
 
 
 class ReadError(ScanError):
-    """Disk, network or access rights kept a file from being read; the file itself may be good."""
+    """A file cannot be read because of disk, network or access rights; the file may be good."""
 
 
 class LabelError(InputError):
@@ -46,11 +46,11 @@ class StoreError(InputError):
 
 
 class ConfigError(InputError):
-    """A setting that does not exist or cannot work."""
+    """A setting that does not exist or is not possible."""
 
 
 class UsageError(ConfigError):
-    """An option's value that no data could make right, or options that exclude each other."""
+    """An option's value that is never valid, or options that exclude each other."""
 
 
 class ModelError(InputError):

@@ -54,7 +54,7 @@ def relative_path(path: Location, root: Location) -> str:
     if isinstance(path, RemotePath) and isinstance(root, RemotePath):
         return path.relative_to(root).as_posix()
     if isinstance(path, RemotePath) or isinstance(root, RemotePath):
-        raise ValueError(f"{path} does not lie below {root}")  # noqa: TRY004 (as pathlib does)
+        raise ValueError(f"{path} is not inside {root}")  # noqa: TRY004 (as pathlib does)
     return Path(os.path.relpath(path, root)).as_posix()
 
 
@@ -90,7 +90,7 @@ def write_bytes(path: Location, data: bytes) -> None:
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:
-    """Return strict JSON (no NaN), keys in their own order."""
+    """Return strict JSON (no NaN), keys in the order of the value."""
     return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
 
 
@@ -112,7 +112,7 @@ def read_json(path: Location) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error}).") from error
     if not isinstance(document, dict):
-        raise InputError(f"{path}: must hold a JSON object; found {type(document).__name__}.")
+        raise InputError(f"{path}: must be a JSON object; it is {type(document).__name__}.")
     return document
 
 
@@ -139,7 +139,7 @@ def sha256_of_file(*paths: Location) -> str:
 class HashingStream:
     """A read-only binary stream that counts and, if `hashed`, hashes each byte that is read through it; no seeking.
 
-    `start` are bytes that were read before; they are counted and hashed too.
+    `start`: bytes that were already read; they are counted and hashed too.
     """
 
     def __init__(self, stream: io.RawIOBase, start: bytes = b"", *, hashed: bool = True) -> None:
@@ -147,7 +147,7 @@ class HashingStream:
         self._digest = hashlib.sha256(start) if hashed else None
         self.bytes_read = len(start)
         self.seconds = 0.0
-        """Time of the reads, s, without the hashing."""
+        """Time spent reading, s, without hashing."""
 
     def read(self, size: int = -1) -> bytes:
         """Read up to `size` bytes (all when negative)."""

@@ -23,7 +23,7 @@ def render(template: str, **values: object) -> bytes:
         Path of the template below the package, such as ``measure/lesions/case_page.html``. It extends
         ``common/templates/page.html`` and imports the parts it needs from ``common/templates/parts.html``.
     values : object
-        What the template shows. A name that the template uses and that is missing here is an error.
+        Variables of the template. A missing variable is an error.
     """
     return _environment().get_template(template).render(values).encode()
 
@@ -39,7 +39,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {"cell": _cell_text, "png_url": png_url}
     environment.globals |= {
-        "page_script": markupsafe.Markup(SCRIPT),  # noqa: S704 (our own file)
+        "page_script": markupsafe.Markup(SCRIPT),  # noqa: S704 (a file of this package)
         "page_script_sha256": base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
     }
     return environment

@@ -1,6 +1,6 @@
-"""Ledgers: a JSON line for each case that was done or failed. A file on a disk, or a folder of objects below a URL.
+"""Ledgers: one JSON line per case that was done or failed; a local file, or a folder of objects in an object store.
 
-Several runs may write one ledger. On a disk each line is appended under a claim, since appending is not safe over NFS.
+Several runs may write one ledger. A local file is appended to under a claim, because appending is not safe over NFS.
 """
 
 import time
@@ -21,8 +21,8 @@ CLAIM = ".ledger"
 class Ledger:
     """A ledger to append to.
 
-    In an object store, lines that are still collected are lost when the run is killed. What they record must be found
-    again in another way.
+    In an object store, lines that were not flushed are lost when the run is killed. The caller must be able to derive
+    their content again.
     """
 
     def __init__(self, place: Location) -> None:

@@ -1,8 +1,8 @@
 """Claims: a case is claimed before it is written, so that no two runs write it at the same time.
 
-1. On a disk, a claim is a lock on a small file (flock). The system releases it when its holder dies, however it dies,
-   on this machine and, over NFS, on others. The empty file is never removed: a process that waits for the removed file
-   and one that creates it again would both get the claim.
+1. On a disk, a claim is a lock on a small file (flock). The system releases it when its process ends for any reason,
+   also over NFS. The empty file is never removed. Otherwise a process that waits for the removed file and one that
+   creates it again would both get the claim.
 2. In an object store, a claim is a lease: an object that is created only if it does not exist, and is renewed every
    `BEAT_SECONDS`. A lease that is older than `STALE_SECONDS` by the object store's own clock has lost its holder, and
    the first run that replaces it takes the claim over. A holder that was only delayed calls `Claim.held` before it
@@ -43,13 +43,13 @@ class Claim:
     """Identifier of the holder that the object names; empty for a lock on a disk."""
 
     def held(self) -> bool:
-        """Return whether the claim is still ours. A lock always is; a lease can be taken over while we are delayed."""
+        """Return whether this process still holds the claim. A lock is never lost; a late lease can be taken over."""
         return not isinstance(self.place, RemotePath) or _read_holder(self.place) == self.lease
 
 
 @contextlib.contextmanager
 def try_claim(root: Location, name: str) -> Iterator[Claim | None]:
-    """Yield the claim of `name`, exclusive while the block runs; None when someone else holds it.
+    """Yield the claim of `name`, exclusive while the block runs; None when another process holds it.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def _read_holder(place: RemotePath) -> str | None:
 
 
 def _take_over(place: RemotePath, lease: str) -> bool:
-    """Replace a stale lease by ours and return whether that succeeded."""
+    """Replace a stale lease and return whether that succeeded."""
     try:
         seen = place.stat()
     except FileNotFoundError:
@@ -146,7 +146,7 @@ def _take_over(place: RemotePath, lease: str) -> bool:
 
 
 def _renew(place: RemotePath, lease: str, done: threading.Event) -> None:
-    """Renew a lease until it is given back or someone else has taken it over."""
+    """Renew a lease until it is released or another process takes it over."""
     while not done.wait(BEAT_SECONDS):
         with contextlib.suppress(OSError):  # a renewal may fail; the next one follows
             seen = place.stat()

@@ -123,7 +123,7 @@ def commit() -> str | None:
     """Return the commit of the checkout that this runs from, marked if files changed; None outside a checkout."""
     here = str(Path(__file__).parent)
     if not _output(["git", "-C", here, "ls-files", Path(__file__).name]):
-        return None  # installed below someone else's checkout
+        return None  # installed inside the checkout of another project
     head = _output(["git", "-C", here, "rev-parse", "--short=12", "HEAD"])
     if not head:
         return None

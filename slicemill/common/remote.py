@@ -8,7 +8,7 @@ either of the two, and does not distinguish them. The differences:
 3. Nothing can be appended or renamed. A ledger is a folder with an object for each run and batch of lines; a case
    becomes visible with its last document.
 
-Credentials come from where the provider's own tools find them: the environment, AWS configuration files if boto3 is
+Credentials come from the same sources as for the provider's tools: the environment, AWS configuration files if boto3 is
 installed, or the machine's role. They are never taken from a URL and never appear in a message.
 """
 
@@ -26,16 +26,16 @@ from slicemill.common.errors import ConfigError, StoreError
 
 SCHEMES = ("s3", "gs", "az")
 METADATA_HOSTS = ("169.254.169.254", "metadata.google.internal")
-"""Hosts that obstore asks for the machine's role when it finds no other credentials."""
+"""Hosts that obstore queries for the machine's role when there are no other credentials."""
 RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
-"""obstore's own defaults retry a wrong address for three minutes."""
+"""By default, obstore retries a wrong address for three minutes."""
 STREAM_CHUNK = 4 << 20
-"""Bytes per read of a stream: enough that the number of reads does not limit it, and small compared with a slab."""
+"""Bytes per read of a stream: large enough for full speed, and small compared with a slab."""
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The fields of `os.stat` that an object store knows."""
+    """The fields of `os.stat` that an object store reports."""
 
     st_size: int
     st_mtime_ns: int
@@ -68,7 +68,7 @@ class RemotePath:
 
     @property
     def parent(self) -> "RemotePath":
-        """Return the prefix above; a bucket is its own parent."""
+        """Return the prefix above; the parent of a bucket is the bucket."""
         return RemotePath(self.bucket, self.key.rpartition("/")[0])
 
     def with_name(self, name: str) -> "RemotePath":
@@ -92,7 +92,7 @@ class RemotePath:
             The path is not below `other`.
         """
         if self.bucket != other.bucket:
-            raise ValueError(f"{self} does not lie below {other}")
+            raise ValueError(f"{self} is not inside {other}")
         return PurePosixPath(self.key).relative_to(PurePosixPath(other.key))
 
     def is_relative_to(self, other: "RemotePath") -> bool:
@@ -137,14 +137,14 @@ class RemotePath:
     def read_end(self, length: int) -> tuple[bytes, int]:
         """Return up to the last `length` bytes and the object's size, in one request."""
         with _errors_name(self):
-            answer = _import_obstore().get(_open_bucket(self.bucket), self.key, options={"range": {"suffix": length}})
-            return bytes(answer.bytes()), int(answer.meta["size"])
+            response = _import_obstore().get(_open_bucket(self.bucket), self.key, options={"range": {"suffix": length}})
+            return bytes(response.bytes()), int(response.meta["size"])
 
     def open_stream(self) -> "ObjectStream":
         """Open the object for reading from start to end, in one request."""
         with _errors_name(self):
-            answer = _import_obstore().get(_open_bucket(self.bucket), self.key)
-            return ObjectStream(self, answer.stream(min_chunk_size=STREAM_CHUNK))
+            response = _import_obstore().get(_open_bucket(self.bucket), self.key)
+            return ObjectStream(self, response.stream(min_chunk_size=STREAM_CHUNK))
 
     def write_bytes(self, data: bytes) -> None:
         """Write the object atomically."""
@@ -182,8 +182,8 @@ class RemotePath:
 
     def files(self) -> Iterator[tuple["RemotePath", Status]]:
         """Yield every object below this prefix with its status; a thousand per request."""
-        for found in self._objects():
-            yield RemotePath(self.bucket, found["path"]), _parse_status(found)
+        for meta in self._objects():
+            yield RemotePath(self.bucket, meta["path"]), _parse_status(meta)
 
     def _objects(self) -> Iterator[Any]:
         with _errors_name(self):
@@ -252,7 +252,7 @@ def _open_bucket(bucket: str) -> Any:
     _import_obstore()
     from obstore.store import from_url
 
-    # plain HTTP is used only if the configured endpoint says so
+    # plain HTTP is used only if the configured endpoint requests it
     options: Any = {"client_options": {"allow_http": True}, "retry_config": RETRIES}
     try:
         return from_url(bucket, **options, **(_boto3_options() if bucket.startswith("s3://") else {}))
@@ -276,7 +276,7 @@ def _boto3_options() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _errors_name(place: RemotePath) -> Iterator[None]:
-    """Convert obstore's errors to an OSError that names the URL and describes the problem in a few words."""
+    """Convert obstore's errors to an OSError that names the URL and has a short message."""
     from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
     try:

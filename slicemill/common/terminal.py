@@ -146,8 +146,8 @@ def report_errors() -> Iterator[None]:
         if error.filename is None and error.errno is None:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        way_out = "Make room" if error.errno == errno.ENOSPC else "Correct that, or the path"
-        sys.stderr.write(f"slicemill: {where}{error.strerror or error}. {way_out}, and run the same command again.\n")
+        remedy = "Free disk space" if error.errno == errno.ENOSPC else "Correct that, or the path"
+        sys.stderr.write(f"slicemill: {where}{error.strerror or error}. {remedy}, and run the same command again.\n")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         sys.stderr.write("slicemill: interrupted; what was finished is kept. Run the same command again to continue.\n")

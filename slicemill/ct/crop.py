@@ -17,7 +17,7 @@ def neighbors(z: int, count: int, context: int, step: float = 1.0) -> list[int]:
 
 
 def neighbor_step(context_spacing_mm: float | None, spacing_z_mm: float) -> float:
-    """Return the distance of neighbors in slices: 1, or what corresponds to a distance in mm.
+    """Return the distance of neighbors in slices: 1, or the equivalent of a distance in mm.
 
     >>> neighbor_step(None, 5.0), neighbor_step(3.0, 1.5)
     (1.0, 2.0)

@@ -1,8 +1,8 @@
 """Longest axial diameters: the longest distance across a section of a lesion, and the section where it is longest.
 
-A diameter is measured between the middles of the outer edges of pixels, so that one pixel is as long as its side, and a
-disc neither gains nor loses a pixel. The ends of the longest distance are corners of the convex hull. Therefore few
-points are kept of each section: the first and last pixel of each row or column.
+A diameter is measured between the middles of the outer edges of pixels. So one pixel is as long as its side, and
+a disc is as long as its diameter. The ends of the longest distance are corners of the convex hull. Therefore only the
+first and last pixel of each row or column are kept.
 """
 
 import numpy as np
@@ -67,7 +67,7 @@ def row_ends(points: Points) -> Points:
 def drop_inner_points(
     chain: npt.NDArray[np.int64], y: npt.NDArray[np.int32], x: npt.NDArray[np.int32], side: int
 ) -> npt.NDArray[np.int64]:
-    """Return which points of chains remain without those on or inside the line between their neighbors.
+    """Drop points of chains on or inside the line between their neighbors; return the indices of the others.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def drop_inner_points(
     for _ in range(MAX_PASSES):
         before, middle, after = kept[:-2], kept[1:-1], kept[2:]
         # The cross product of (before -> after) and (before -> middle) has the sign of the side on which a point is.
-        # A point that is dropped lies on or inside the line between two points that were present, so the hull stays.
+        # A point that is dropped is on or inside the line between two points that were present, so the hull stays.
         cross = (y[after] - y[before]) * (x[middle] - x[before]) - (y[middle] - y[before]) * (x[after] - x[before])
         outside = (side * cross > 0) | (chain[before] != chain[after])  # the ends of each chain stay
         if outside.all():
@@ -99,16 +99,16 @@ def longest_distance(points: Points, spacing_yx: tuple[float, float]) -> float:
     """Return the longest distance in mm between two points of an outline; 0 if there are none."""
     if not len(points):
         return 0.0
-    places = points * (np.array(spacing_yx) / 2)
+    positions = points * (np.array(spacing_yx) / 2)
     # A good first pair: the point farthest from the center, and the point farthest from that one.
-    far = places[np.argmax(((places - places.mean(axis=0)) ** 2).sum(axis=1))]
-    other = places[np.argmax(((places - far) ** 2).sum(axis=1))]
+    far = positions[np.argmax(((positions - positions.mean(axis=0)) ** 2).sum(axis=1))]
+    other = positions[np.argmax(((positions - far) ** 2).sum(axis=1))]
     # The distance of two points is at most the sum of their distances from any center. Points that are too near to the
     # middle of the first pair cannot be ends of a longer one. The few that remain are compared with each other.
     length = np.linalg.norm(other - far)
-    reach = np.linalg.norm(places - (far + other) / 2, axis=1)
-    places = places[reach >= length - reach.max() - 1e-9]
-    squared = ((places[:, None] - places[None]) ** 2).sum(axis=2)
+    reach = np.linalg.norm(positions - (far + other) / 2, axis=1)
+    positions = positions[reach >= length - reach.max() - 1e-9]
+    squared = ((positions[:, None] - positions[None]) ** 2).sum(axis=2)
     return float(np.sqrt(squared.max()))
 
 
@@ -123,8 +123,8 @@ def longest_section(voxels: Outline, spacing_yx: tuple[float, float]) -> tuple[i
     # 1. The width of every section in a few directions: the range of its pixels' positions along the direction, plus
     #    half a pixel at both ends.
     steps = np.stack([np.sin(DIRECTIONS) * spacing_yx[0], np.cos(DIRECTIONS) * spacing_yx[1]])
-    places = voxels[:, 1:] @ steps
-    widths = np.maximum.reduceat(places, firsts) - np.minimum.reduceat(places, firsts)
+    positions = voxels[:, 1:] @ steps
+    widths = np.maximum.reduceat(positions, firsts) - np.minimum.reduceat(positions, firsts)
     widths = (widths + np.abs(steps).max(axis=0)).max(axis=1)
     # 2. No diameter is below its largest width, or more than 2 % above it. Only sections within that margin of the
     #    widest can have the longest diameter.

@@ -1,4 +1,6 @@
-"""Voxel grids: positions of voxels in mm, and axis orders. This is the only module that transposes and flips.
+"""Voxel grids: positions of voxels in mm, and axis orders.
+
+Only this module transposes and flips between a file's axis order and the stored order.
 
 A NIfTI file stores voxels with its first axis fastest, in any of 48 axis orders. Stores, networks and pictures use
 ``[z, y, x]`` in LPS+ order (z to superior, y to posterior, x to the patient's left).
@@ -27,7 +29,7 @@ SAME_GRID_MM = 0.1
 
 SMALLEST_VOXEL_MM3 = 1e-9
 MAX_MM = 1e6
-"""Largest number in an affine: one kilometer. More comes from a damaged header, and its square could overflow."""
+"""Largest number in an affine: one kilometer. A larger number means a damaged header, and its square could overflow."""
 
 Floats = npt.NDArray[np.float64]
 G = TypeVar("G", bound=np.generic)
@@ -51,14 +53,14 @@ class Grid:
         linear = self.affine[:3, :3]
         if not np.isfinite(self.affine).all() or np.abs(self.affine).max() > MAX_MM:
             raise GeometryError(
-                f"the affine must hold numbers within {MAX_MM:,.0f} mm; found {self.affine[:3].tolist()}. "
+                f"the affine must have numbers within {MAX_MM:,.0f} mm; it is {self.affine[:3].tolist()}. "
                 "Correct the header's sform or qform."
             )
         with np.errstate(all="ignore"):  # the determinant of denormal numbers divides by zero internally
             volume = abs(np.linalg.det(linear))
         if not volume >= SMALLEST_VOXEL_MM3:
             raise GeometryError(
-                f"the affine must be invertible; found columns {linear.T.round(4).tolist()}. "
+                f"the affine must be invertible; its columns are {linear.T.round(4).tolist()}. "
                 "Correct the header's spacing."
             )
         if not np.isfinite(self._axes).all():
@@ -102,7 +104,7 @@ class Grid:
 
     @cached_property
     def file_axis_of_z(self) -> int:
-        """Return which axis of the file's array [k, j, i] is the patient's z: 0, 1 or 2."""
+        """Return the axis of the file's array [k, j, i] that is the patient's z: 0, 1 or 2."""
         return 2 - int(np.flatnonzero(self._orientation[:, 0] == 2)[0])
 
     @property
@@ -122,7 +124,7 @@ class Grid:
         return flipped.transpose(axis_of[2], axis_of[1], axis_of[0])
 
     def to_file(self, stored: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        """View `stored`: any[z, y, x] in LPS+ order, as any[k, j, i] in the file's own order."""
+        """View `stored`: any[z, y, x] in LPS+ order, as any[k, j, i] in the file's order."""
         transposed = stored.transpose([2 - int(axis) for axis in self._orientation[::-1, 0]])
         return transposed[tuple(slice(None, None, int(sign)) for sign in self._orientation[::-1, 1])]
 

@@ -1,4 +1,4 @@
-"""Checks of a scan's grid that result in warnings for the manifest. Nothing here changes a voxel or a header.
+"""Checks of a scan's grid, which return warnings for the manifest. They change no voxel and no header.
 
 Oblique, sheared and rotated grids are exact in the store, because its affine gives the position of each voxel. The
 warnings are for people and programs that assume axial slices.
@@ -10,10 +10,9 @@ import numpy.typing as npt
 from slicemill.ct.geometry import Grid
 
 OBLIQUE_DEGREES = 3.0
-"""Smallest angle that is reported: patients never lie quite straight, and headers record small rotations for it."""
+"""Smallest angle that is reported. Small rotations are common in CT headers."""
 SHEAR_DEGREES = 0.5
-"""Smallest deviation from right angles that is reported: rounded cosines stay below, a tilted gantry (10 degrees and
-more) does not."""
+"""Smallest deviation from right angles that is reported: above rounding, below a tilted gantry (from 10 degrees)."""
 
 
 def grid_warnings(grid: Grid) -> list[str]:
@@ -23,9 +22,9 @@ def grid_warnings(grid: Grid) -> list[str]:
         warnings.append(
             f"the header may be lost: {lost}. Unless the scan was resampled so, its volumes and lengths are wrong"
         )
-    if (lean := lean_degrees(grid.affine)) > OBLIQUE_DEGREES:
+    if (angle := obliqueness_degrees(grid.affine)) > OBLIQUE_DEGREES:
         warnings.append(
-            f"oblique: an axis leans {lean:.1f} degrees from the patient's; slices are stored as they were scanned"
+            f"oblique: an axis leans {angle:.1f} degrees from the patient's; slices are stored as they were scanned"
         )
     if (shear := shear_degrees(grid.affine)) > SHEAR_DEGREES:
         warnings.append(
@@ -38,7 +37,7 @@ def grid_warnings(grid: Grid) -> list[str]:
 
 
 def explain_lost_header(grid: Grid) -> str | None:
-    """Return why a header looks like a program's defaults instead of the scanner's geometry, or None if it does not.
+    """Return the reason why a header looks like a program's defaults instead of the scanner's geometry, or None.
 
     Scans 28 to 47 of LiTS and the mask of scan 53 have such headers.
 
@@ -53,10 +52,10 @@ def explain_lost_header(grid: Grid) -> str | None:
     return "its voxels are cubes of exactly 1 mm"
 
 
-def lean_degrees(affine: npt.NDArray[np.float64]) -> float:
+def obliqueness_degrees(affine: npt.NDArray[np.float64]) -> float:
     """Return the largest angle between an axis and its nearest patient axis, from float64[4, 4], voxel to mm.
 
-    >>> round(lean_degrees(np.array([[1.0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1]])), 6)
+    >>> round(obliqueness_degrees(np.array([[1.0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1]])), 6)
     45.0
     """
     nearest = np.abs(_cosines(affine)).max(axis=0)

@@ -29,7 +29,7 @@ class Labels:
         """Check that values are distinct and in range, and that organ and tumor are among the names."""
         for name, value in self.values.items():
             if not 1 <= value <= 255:
-                raise LabelError(f"label {name}={value}: a label value must lie in 1 to 255.")
+                raise LabelError(f"label {name}={value}: a label value must be between 1 and 255.")
         if len(set(self.values.values())) != len(self.values):
             raise LabelError(f"labels {format_labels(self.values)}: two names share one value.")
         for role, chosen in (("organ", self.organ), ("tumor", self.tumor)):
@@ -129,7 +129,7 @@ def parse_labels(text: str, organ: str | None = None, tumor: str | None = None) 
     for part in text.split(","):
         name, equals, number = (piece.strip() for piece in part.partition("="))
         if not name or not equals or not number.isdecimal() or name in values:
-            raise UsageError(f"--labels {text}: expected NAME=VALUE pairs like liver=1,tumor=2; found {part!r}.")
+            raise UsageError(f"--labels {text}: expected NAME=VALUE pairs like liver=1,tumor=2; {part!r} is not one.")
         values[name] = int(number)
     try:
         return make_labels(values, organ, tumor)
@@ -163,7 +163,7 @@ def labels_from_json(document: Mapping[str, object]) -> Labels:
     values = document.get("labels")
     organ, tumor = document.get("organ"), document.get("tumor")
     if not isinstance(values, dict) or not all(isinstance(value, int) for value in values.values()):
-        raise LabelError(f"labels must map names to values; found {values!r}.")
+        raise LabelError(f"labels must map names to values; they are {values!r}.")
     return Labels(
         values=dict(sorted(values.items(), key=lambda item: item[1])),
         organ=organ if isinstance(organ, str) else None,

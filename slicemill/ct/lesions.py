@@ -2,8 +2,8 @@
 
 `LesionTracker` receives a scan slab by slab and keeps no voxels:
 
-1. Each slab's components (26 neighbors) are found and measured on its runs along x (`slicemill.ct.runs`): voxels, sums
-   of coordinates, box, outline.
+1. The components (26 neighbors) of each slab are labeled and measured on its runs along x (`slicemill.ct.runs`):
+   voxels, sums of coordinates, box, outline.
 2. Components that touch across the boundary of two slabs are joined (union-find).
 3. At the end the joined parts are added up. The longest diameter is that of the outlines (`slicemill.ct.diameters`).
 """
@@ -29,8 +29,8 @@ Box = tuple[int, int, int, int, int, int]
 MAX_PARTS = 20_000
 """Pieces of tumor that are tracked, at 2 KB each. More would exhaust a worker's memory and are noise."""
 BATCH_SLICES = 16
-"""Slices whose components are found together: 4 MB of a scan that is all tumor, a quarter of the calls for slabs of
-four slices, and a tenth faster (`slicemill bench constants`)."""
+"""Slices whose components are labeled together: up to 4 MB. For slabs of four slices that is a quarter of the
+calls, and a tenth faster (`slicemill bench constants`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class LesionTracker:
     def __init__(self) -> None:
         self._parts: list[Part] = []
         self._parent: list[int] = []
-        """Union-find over parts: the number of a part of the same lesion, its own number for the root."""
+        """Union-find over parts: the number of a part of the same lesion, or the part itself if it is a root."""
         self._planes: tuple[_Plane, ...] = ()
         self._pending: list[_Crop] = []
 
@@ -218,8 +218,8 @@ def check_parts(count: int, where: str = "") -> None:
 def label_components(mask: Mask) -> npt.NDArray[np.uint32]:
     """Label the 26-connected components of `mask`: bool[z, y, x] -> uint32[z, y, x], 0 outside, 1 to n inside."""
     # cc3d 4.1 allocates too few provisional labels for arrays that are one voxel thick along two axes; hence a border
-    found = cc3d.connected_components(np.pad(mask, 1), connectivity=26)
-    return np.ascontiguousarray(found[1:-1, 1:-1, 1:-1], dtype=np.uint32)
+    labeled = cc3d.connected_components(np.pad(mask, 1), connectivity=26)
+    return np.ascontiguousarray(labeled[1:-1, 1:-1, 1:-1], dtype=np.uint32)
 
 
 def measure_parts(labelled: npt.NDArray[np.uint32], corner: tuple[int, int, int]) -> list[Part]:

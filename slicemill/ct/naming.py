@@ -45,7 +45,7 @@ IMAGE_WORDS = frozenset(["image", "images", "img", "imgs", "ct", "cts", "volume"
 SUBSET = r"(?:tr|ts|va|val|train|training|test|testing)?"
 IMAGE_SUFFIXES = (".img.gz", ".img")
 OTHER_FORMATS = (*HEADER_SUFFIXES, *IMAGE_SUFFIXES, ".mha", ".mhd", ".nrrd", ".dcm")
-"""Suffixes of scans that are not read (except .hdr and .img of a NIfTI pair). Such files are reported as left out."""
+"""Suffixes of scans that are not read (except .hdr and .img of a NIfTI pair). Such files are reported as not read."""
 WHY_OTHER = "a format that this version does not read; convert it to .nii.gz"
 LITS = "lits-"
 """Prefix of the keys of LiTS names; their numbers are unique in the complete collection."""
@@ -61,7 +61,7 @@ class Name:
     folder: str
     """The folders above the file, without those that only give the role."""
     key: str
-    """What the names of an image and its mask have in common; empty if only the folder identifies the case."""
+    """The words that the names of an image and its mask share; empty if only the folder identifies the case."""
 
 
 def words(text: str) -> list[str]:
@@ -145,13 +145,13 @@ def find_unread_scans(folder: AnyPlace) -> list[AnyPlace]:
 
 
 def reason_left_out(path: Location) -> str:
-    """Return why a file of OTHER_FORMATS is left out; empty for the header or image file of a pair."""
+    """Return the reason why a file of OTHER_FORMATS is not read; empty for the header or image file of a pair."""
     name = path.name.lower()
     if name.endswith(HEADER_SUFFIXES):
         stem = strip_suffix(path.name)
         single = next((file for end in (".nii", ".nii.gz") if (file := path.with_name(stem + end)).exists()), None)
         if single is not None:
-            return f"a pair beside a single file of its name; {single.name} is taken"
+            return f"a pair with the name of a single file; {single.name} is read instead"
         return "" if scan_files(path)[-1].exists() else "a header without its .img; put the .img in the same folder"
     if name.endswith(IMAGE_SUFFIXES):
         return "" if _has_header(path) else "an .img without a .hdr of its name; put the .hdr in the same folder"
@@ -168,20 +168,20 @@ def _has_header(image: Location) -> bool:
 def find_unsearched_folders(folder: Location) -> list[tuple[Path, str]]:
     """Return the folders below a folder that were not searched, with the reason.
 
-    They are links, which may lead in circles, and folders that cannot be listed.
+    They are links, which may form cycles, and folders that cannot be listed.
     """
     if isinstance(folder, RemotePath):
         return []
-    found: list[tuple[Path, str]] = []
+    unsearched: list[tuple[Path, str]] = []
 
     def unreadable(error: OSError) -> None:
-        found.append((Path(os.fsdecode(error.filename)), f"a folder that cannot be listed: {error.strerror}"))
+        unsearched.append((Path(os.fsdecode(error.filename)), f"a folder that cannot be listed: {error.strerror}"))
 
     for directory, folders, _ in os.walk(folder, onerror=unreadable, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".")]
         links = [Path(directory) / name for name in folders if (Path(directory) / name).is_symlink()]
-        found += [(link, "a link to a folder is not followed; name the folder itself") for link in links]
-    return [(path, why) for path, why in sorted(found) if is_text(path)]
+        unsearched += [(link, "a link to a folder is not followed; name the folder itself") for link in links]
+    return [(path, why) for path, why in sorted(unsearched) if is_text(path)]
 
 
 def find_result_folders(folder: Location) -> list[Path]:
@@ -198,8 +198,8 @@ def is_below(path: Location, folders: list[Path]) -> bool:
 
 def find_undecodable_names(folder: Location) -> list[Path]:
     """Return the files below a folder whose names are not UTF-8, with replacement characters for messages."""
-    found = [path for path in _all(folder) if isinstance(path, Path) and not is_text(path)]
-    return [Path(os.fsencode(path).decode(errors="replace")) for path in found]
+    undecodable = [path for path in _all(folder) if isinstance(path, Path) and not is_text(path)]
+    return [Path(os.fsencode(path).decode(errors="replace")) for path in undecodable]
 
 
 def is_text(path: Location) -> bool:
@@ -219,8 +219,8 @@ def _all(folder: AnyPlace) -> list[AnyPlace]:
         objects = [path for path, _ in folder.files()]
         hidden = [any(part.startswith(".") for part in path.relative_to(folder).parts) for path in objects]
         return [path for path, skip in zip(objects, hidden, strict=True) if not skip]  # type: ignore[misc]
-    found: list[Any] = []
+    files: list[Any] = []
     for directory, folders, names in os.walk(folder, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(directory) / name for name in names]
-    return found
+        files += [Path(directory) / name for name in names]
+    return files

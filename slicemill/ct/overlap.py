@@ -91,7 +91,7 @@ def count_overlap(reference: Mask, prediction: Mask) -> Overlap:
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """Yes-or-no answers compared with the truth, and how well their scores separate the classes."""
+    """Yes-or-no decisions compared with the truth, and the separation of the classes by their scores."""
 
     true_positive: int
     false_positive: int
@@ -102,7 +102,7 @@ class Detection:
 
     @property
     def accuracy(self) -> float:
-        """Return the share of correct answers."""
+        """Return the share of correct decisions."""
         correct = self.true_positive + self.true_negative
         return _ratio(correct, correct + self.false_positive + self.false_negative)
 
@@ -117,14 +117,14 @@ class Detection:
         return _ratio(self.true_negative, self.true_negative + self.false_positive)
 
 
-def score_detection(truth: Sequence[bool], answer: Sequence[bool], score: Sequence[float]) -> Detection:
-    """Compare yes-or-no answers and their scores with the truth."""
-    t, a = np.asarray(truth, dtype=bool), np.asarray(answer, dtype=bool)
+def score_detection(truth: Sequence[bool], decision: Sequence[bool], score: Sequence[float]) -> Detection:
+    """Compare yes-or-no decisions and their scores with the truth."""
+    t, d = np.asarray(truth, dtype=bool), np.asarray(decision, dtype=bool)
     return Detection(
-        true_positive=int((t & a).sum()),
-        false_positive=int((~t & a).sum()),
-        true_negative=int((~t & ~a).sum()),
-        false_negative=int((t & ~a).sum()),
+        true_positive=int((t & d).sum()),
+        false_positive=int((~t & d).sum()),
+        true_negative=int((~t & ~d).sum()),
+        false_negative=int((t & ~d).sum()),
         auc=area_under_roc(t, np.asarray(score, dtype=np.float64)),
     )
 
@@ -151,5 +151,5 @@ def mean_without_nan(values: Sequence[float]) -> float:
     return sum(kept) / len(kept) if kept else math.nan
 
 
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else math.nan
+def _ratio(part: float, total: float) -> float:
+    return part / total if total else math.nan

@@ -1,6 +1,6 @@
 """Synthetic abdominal CTs with liver and liver tumors, for demos, tests and benchmarks.
 
-The phantom is drawn in millimeters, so that spacing and slice count can vary freely: air, table, body with fat and
+The phantom is drawn in millimeters, for any spacing and slice count: air, table, body with fat and
 muscle, spine, ribs, lungs, heart, aorta, kidneys, spleen, stomach, and a liver with vessels, cysts and tumors, with
 correlated noise. No threshold separates the tumors: they differ from liver by 20 to 60 HU, the noise is 15 to 25 HU,
 and cysts and vessels have the same values. They differ in shape, edge and texture: tumors are blurred and irregular,
@@ -24,7 +24,7 @@ Point = tuple[float, float, float]
 FIELD_MM = 350.0
 LIVER_HU, SPLEEN_HU, KIDNEY_HU, AORTA_HU, MUSCLE_HU, FAT_HU, LUNG_HU, AIR = 105, 118, 165, 170, 55, -100, -830, -1000
 AXCODES = ("RAS", "LPS", "LAS", "RPI", "LSP", "PIR")
-"""Axis orders of the scans of a collection, in turn; the last two cannot be streamed."""
+"""Axis orders of the scans of a collection, repeated in this order; the last two cannot be streamed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def make_phantom(spec: PhantomSpec) -> Phantom:
     tumor = draw_tumors(canvas, liver, spec.tumors)
     label = liver.astype(np.uint8)
     label[tumor] = 2
-    return Phantom(image=canvas.scanned(), label=label, spacing_mm=spec.spacing_mm)
+    return Phantom(image=canvas.simulate_scan(), label=label, spacing_mm=spec.spacing_mm)
 
 
 class Canvas:
@@ -115,10 +115,10 @@ class Canvas:
         """Set the HU of a tissue."""
         self.hu[mask] = hu
 
-    def scanned(self) -> npt.NDArray[np.int16]:
-        """Return the volume as scanned, int16[z, y, x], HU.
+    def simulate_scan(self) -> npt.NDArray[np.int16]:
+        """Add noise and crop to the round field of view: return int16[z, y, x], HU.
 
-        The noise is correlated over about two pixels, with 15 to 25 HU; the field of view is round.
+        The noise has 15 to 25 HU and is correlated over about two pixels.
         """
         rng = self.rng
         _, ny, nx = self.shape
@@ -265,10 +265,10 @@ def draw_tumors(canvas: Canvas, liver: Mask, count: int) -> Mask:
 
 def canvas_point(canvas: Canvas, voxel: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Return the position x, y, z in mm of a voxel z, y, x."""
-    place = [
+    position = [
         (index - (count - 1) / 2) * step for index, count, step in zip(voxel, canvas.shape, canvas.spacing, strict=True)
     ]
-    return np.array(place[::-1])
+    return np.array(position[::-1])
 
 
 def _lower(canvas: Canvas, distance: Floats, point: npt.NDArray[np.float64], radius: float) -> None:
@@ -317,7 +317,7 @@ def write_collection(folder: Path, *, cases: int, size: int, seed: int) -> Itera
 
 
 def write_nifti(path: Path, volume: npt.NDArray[np.generic], spacing_mm: Point, axcodes: str = "LPS") -> None:
-    """Write any[z, y, x] in LPS+ order as NIfTI in another axis order, by nibabel: an oracle for our reader."""
+    """Write any[z, y, x] in LPS+ order as NIfTI in another axis order, by nibabel: a reference for the reader."""
     import nibabel as nib
     from nibabel.orientations import axcodes2ornt, ornt_transform
 

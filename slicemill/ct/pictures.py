@@ -49,7 +49,7 @@ class Panel:
 
 def render_gray(image: npt.NDArray[np.int16], window: Window = PICTURE_WINDOW) -> Picture:
     """Return a slice int16[y, x], HU, as a picture uint8[y, x, 3], enlarged by an integer factor if it is small."""
-    shades = enlarged(window.to_gray(image), enlargement(image.shape))
+    shades = enlarge(window.to_gray(image), enlargement(image.shape))
     picture = np.empty((*shades.shape, 3), dtype=np.uint8)
     for channel in range(3):  # three copies of long rows; broadcasting would copy three bytes at a time
         picture[..., channel] = shades
@@ -61,7 +61,7 @@ def enlargement(shape: tuple[int, ...]) -> int:
     return max(1, -(-MIN_SIDE_PX // max(shape)))
 
 
-def enlarged(section: npt.NDArray[G], factor: int) -> npt.NDArray[G]:
+def enlarge(section: npt.NDArray[G], factor: int) -> npt.NDArray[G]:
     """Enlarge any[y, x]: each pixel becomes a square of `factor` pixels."""
     return section if factor == 1 else section.repeat(factor, axis=0).repeat(factor, axis=1)
 
@@ -76,13 +76,13 @@ def outline_pixels(mask: Mask) -> Mask:
 def draw_outline(picture: Picture, mask: Mask, color: Color) -> Picture:
     """Return the picture with the outline of a mask bool[y, x] of the same slice."""
     drawn = picture.copy()
-    drawn[outline_pixels(enlarged(mask, picture.shape[0] // mask.shape[0]))] = color
+    drawn[outline_pixels(enlarge(mask, picture.shape[0] // mask.shape[0]))] = color
     return drawn
 
 
 def draw_fill(picture: Picture, mask: Mask, color: Color, opacity: float = 0.6) -> Picture:
     """Return the picture with the pixels of a mask bool[y, x] tinted."""
-    where = enlarged(mask, picture.shape[0] // mask.shape[0])
+    where = enlarge(mask, picture.shape[0] // mask.shape[0])
     drawn = picture.copy()
     drawn[where] = (drawn[where] * (1 - opacity) + np.array(color) * opacity).astype(np.uint8)
     return drawn
@@ -182,7 +182,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def label_colors(labels: Labels) -> list[tuple[list[int], Color]]:
-    """Return label values and their colors: the organ with its tumors blue, tumor red, others in turn."""
+    """Return label values and their colors: the organ with its tumors blue, tumor red, others from OTHER_COLORS."""
     others = [value for name, value in labels.values.items() if name not in (labels.organ, labels.tumor)]
     colors = [([value], OTHER_COLORS[index % len(OTHER_COLORS)]) for index, value in enumerate(others)]
     if labels.organ:

@@ -1,6 +1,6 @@
 """Reads any scan or segmentation as slabs ``[z, y, x]`` in LPS+ order, in HU or label values.
 
-1. A source of the file's format (`slicemill.ct.formats.source`) yields planes in the file's own order, a few at a time,
+1. A source of the file's format (`slicemill.ct.formats.source`) yields planes in the file's order, a few at a time,
    so that memory does not grow with the number of slices.
 2. Stored numbers are converted to HU or label values, and checked.
 3. Each batch of planes is viewed in the patient's axis order (`slicemill.ct.geometry.Grid.to_stored`). If the file's
@@ -61,7 +61,7 @@ def slab_depth(shape: tuple[int, int, int]) -> int:
 
 
 class ScanReader:
-    """An open scan or segmentation: its grid at once, then its voxels once, then its hash.
+    """An open scan or segmentation. Opening reads the header; then the voxels can be read once, then the hash.
 
     >>> with ScanReader(path, "image") as reader:          # doctest: +SKIP
     ...     volume = reader.read()                         # int16[z, y, x], HU
@@ -75,7 +75,7 @@ class ScanReader:
         source = NiftiSource(path, hashed=hashed)
         self._source = source
         self.grid = source.grid
-        """The file's voxel grid, or the one that replaced it (`lie_on`)."""
+        """The file's voxel grid, or the one set by `replace_grid`."""
         self.max_rounding_error = 0.0
         """Largest difference between a voxel's value and its rounded value, HU; final after the last slab."""
 
@@ -89,7 +89,7 @@ class ScanReader:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Return what is unusual about the file."""
+        """Return warnings about unusual fields of the file."""
         return self._source.warnings
 
     @property
@@ -106,35 +106,37 @@ class ScanReader:
         """Replace the header's grid by another of the same shape, before any slab is read."""
         self.grid = grid
 
-    def slabs(self, depth: int | None = None, *, buffers: int = 1, spill: Path | None = None) -> Iterator[Slab]:
+    def slabs(self, depth: int | None = None, *, buffers: int = 1, temp_folder: Path | None = None) -> Iterator[Slab]:
         """Yield every slice once, in slabs of `depth` slices (by default as many as fit in SLAB_BYTES).
 
         Parameters
         ----------
         buffers
             Number of slabs that stay valid: a slab is overwritten when that many more were requested.
-        spill
+        temp_folder
             Folder for the temporary file of a volume whose file runs along another axis than z.
         """
         if depth is None:
             depth = slab_depth(self.grid.stored_shape)
         if not self.grid.slowest_is_z:
-            yield from self._transposed_slabs(depth, spill)
+            yield from self._transposed_slabs(depth, temp_folder)
             return
         nk = self.grid.shape[2]
         for k, planes in self._planes(depth, buffers):
             z = nk - k - len(planes) if self.grid.z_is_flipped else k
             yield Slab(z=z, voxels=make_contiguous(self.grid.to_stored(planes)))
 
-    def _transposed_slabs(self, depth: int, spill: Path | None) -> Iterator[Slab]:
+    def _transposed_slabs(self, depth: int, temp_folder: Path | None) -> Iterator[Slab]:
         ni, nj, nk = self.grid.shape
         axis = self.grid.file_axis_of_z
         batch = max(1, BATCH_BYTES // (ni * nj * self._source.dtype.itemsize))
-        with AxisTranspose(spill, (nk, nj, ni), axis, np.int16 if self.kind == "image" else np.uint8) as transposed:
+        with AxisTranspose(
+            temp_folder, (nk, nj, ni), axis, np.int16 if self.kind == "image" else np.uint8
+        ) as transposed:
             for k, planes in self._planes(batch, 1):
                 transposed.write(k, planes)
             for start, slab in transposed.slabs(depth):
-                # z back to its place in the file's axis order [k, j, i], in which this is the part with these slices
+                # z back to its position in the file's axis order [k, j, i], in which this is the part with these slices
                 part = self.grid.to_stored(np.moveaxis(slab, 0, axis))
                 z = self.grid.stored_shape[0] - start - len(slab) if self.grid.z_is_flipped else start
                 yield Slab(z=z, voxels=make_contiguous(part))
@@ -142,13 +144,13 @@ class ScanReader:
     def read(self, allocate: Allocate = np.empty) -> npt.NDArray[Any]:
         """Read the complete volume, int16[z, y, x], HU, or uint8[z, y, x], into an array from `allocate`."""
         volume = allocate(self.grid.stored_shape, np.int16 if self.kind == "image" else np.uint8)
-        in_file_order = self.grid.to_file(volume)  # a view: voxels written to it are in their place in `volume`
+        in_file_order = self.grid.to_file(volume)  # a view: voxels written to it go to `volume`
         for k, planes in self._planes(slab_depth(self.grid.shape[::-1]), 1):
             in_file_order[k : k + len(planes)] = planes
         return volume
 
     def _planes(self, depth: int, buffers: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """Yield k and any[k, j, i], HU or label values in the file's own order, `depth` planes at a time."""
+        """Yield k and any[k, j, i], HU or label values in the file's order, `depth` planes at a time."""
         for planes in self._source.planes(depth, buffers):
             if self.kind == "mask":
                 yield planes.k, to_labels(planes.voxels, planes.slope, planes.inter, self.path)
@@ -197,7 +199,7 @@ def to_hu(raw: npt.NDArray[Any], slope: float, inter: float, path: Location) -> 
     if not (math.isfinite(low) and math.isfinite(high)):
         count = int(np.count_nonzero(~np.isfinite(values)))
         raise ScanError(
-            f"{path}: HU must be finite numbers; a slab holds {count:,} NaN or infinite voxels. "
+            f"{path}: HU must be finite numbers; a slab has {count:,} NaN or infinite voxels. "
             "Replace them by air (-1024)."
         )
     _check_range(low, high, path)
@@ -208,7 +210,7 @@ def to_hu(raw: npt.NDArray[Any], slope: float, inter: float, path: Location) -> 
 def _check_range(low: float, high: float, path: Location) -> None:
     if math.floor(low) < INT16.min or math.ceil(high) > INT16.max:
         raise ScanError(
-            f"{path}: HU must fit in {INT16.min}..{INT16.max}; found {low:g}..{high:g}. "
+            f"{path}: HU must fit in {INT16.min}..{INT16.max}; they are {low:g}..{high:g}. "
             "Is this a CT? Rescale it to HU first."
         )
 
@@ -223,12 +225,12 @@ def to_labels(raw: npt.NDArray[Any], slope: float, inter: float, path: Location)
     """
     if slope == 1 and inter == 0 and raw.dtype == np.uint8:
         return raw
-    with np.errstate(all="ignore"):  # an overflow is no label, and is refused below
+    with np.errstate(all="ignore"):  # an overflow is not a label, and is refused below
         values = raw.astype(np.float64) * slope + inter if slope != 1 or inter != 0 else raw
     labels = (
         values.astype(np.uint8) if values.dtype.kind in "iu" else np.nan_to_num(values).clip(0, 255).astype(np.uint8)
     )
     if not np.array_equal(labels, values):
         odd = values[values != labels].flat[0]
-        raise LabelError(f"{path}: label values must be integers from 0 to 255; found {odd:g}.")
+        raise LabelError(f"{path}: label values must be integers from 0 to 255; one is {odd:g}.")
     return labels

@@ -1,7 +1,7 @@
 """Transposes a volume whose file runs along another axis than z, through a temporary file instead of memory.
 
 In a sagittal or coronal file no slice is complete before the last byte. Its planes are transposed a batch at a time and
-written to a temporary file in which each slice is contiguous; then the slices are read from there in order.
+written to a temporary file in which each slice is contiguous; then the slices are read from it in order.
 
 1. A batch of planes ``[k, j, i]`` is transposed so that the patient's z comes first.
 2. For each z, its part of the batch is written after those of earlier batches; slice z starts at ``z * slice_bytes``.

@@ -272,7 +272,7 @@ def test_a_killed_experiment_is_finished_by_the_same_command(collection, tmp_pat
     os.killpg(first.pid, signal.SIGKILL)
     done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=True)
     log = (metrics.parents[1] / "log.txt").read_text()
-    assert "going on after epoch" in log
+    assert "continuing after epoch" in log
     assert len(metrics.read_text().splitlines()) == 1 + 6
     assert "1 of 1: default, fold 0, seed 0: validation liver" in done.stdout
     assert (tmp_path / "q" / "quality.png").exists()

@@ -118,5 +118,5 @@ def test_an_affine_of_denormal_numbers_is_refused_without_a_warning():
 def test_an_affine_of_absurd_numbers_is_refused_without_a_warning(number):
     affine = np.diag([1.0, 1.0, 1.0, 1.0])
     affine[0, 3], affine[1, 1] = number, 1e308
-    with pytest.raises(GeometryError, match="must hold numbers within 1,000,000 mm"):
+    with pytest.raises(GeometryError, match="must have numbers within 1,000,000 mm"):
         Grid(shape=(2, 2, 2), affine=affine)

@@ -7,7 +7,7 @@ import pytest
 
 from slicemill.ct.formats.nifti.header import read_header
 from slicemill.ct.geometry import Grid
-from slicemill.ct.grid_checks import explain_lost_header, grid_warnings, lean_degrees, shear_degrees
+from slicemill.ct.grid_checks import explain_lost_header, grid_warnings, obliqueness_degrees, shear_degrees
 
 AXES = [(order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
 
@@ -37,7 +37,7 @@ def test_oblique_axes_are_a_warning_with_the_angle(degrees):
     spacing = np.diag([0.7, 0.7, 5.0])
     (warning,) = grid_warnings(grid(turned(degrees) @ spacing))
     assert f"oblique: an axis leans {degrees:.1f} degrees" in warning
-    assert lean_degrees(grid(turned(degrees) @ spacing).affine) == pytest.approx(degrees)
+    assert obliqueness_degrees(grid(turned(degrees) @ spacing).affine) == pytest.approx(degrees)
 
 
 def test_a_rotation_of_a_few_degrees_is_no_warning():

@@ -24,7 +24,7 @@ def test_slabs_of_any_axis_order_are_the_volume(axcodes, tmp_path, rng, monkeypa
         with ScanReader(path, "image") as reader:
             found = np.full_like(volume, 9999)
             order = []
-            for slab in reader.slabs(depth, buffers=buffers, spill=tmp_path):
+            for slab in reader.slabs(depth, buffers=buffers, temp_folder=tmp_path):
                 found[slab.z : slab.z + len(slab.voxels)] = slab.voxels
                 order.append(slab.z)
         assert np.array_equal(found, volume)
@@ -57,7 +57,7 @@ def test_a_transposed_volume_takes_disk_and_not_memory(axcodes, tmp_path):
         "from slicemill.common.terminal import peak_mib\nfrom slicemill.ct.scan import ScanReader\n"
         "before = peak_mib()\n"
         "with ScanReader(Path(sys.argv[1]), 'image') as reader:\n"
-        "    total = sum(int(slab.voxels[:, 0, 0].sum()) for slab in reader.slabs(spill=Path(sys.argv[2])))\n"
+        "    total = sum(int(slab.voxels[:, 0, 0].sum()) for slab in reader.slabs(temp_folder=Path(sys.argv[2])))\n"
         "print(total, peak_mib() - before)\n"
     )
     here = Path(__file__).parents[2]

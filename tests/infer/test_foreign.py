@@ -155,7 +155,7 @@ def test_a_network_that_gives_labels_and_takes_one_slice_with_open_sides(squeeze
         (("context = 3", "context = 4"), "context = 4: choose one of 1, 3, 5, 7"),
         (("context = 3", "context = 5"), "net.onnx: takes 3 channels, but context = 5"),
         (("context = 3", "context = 3\nsize = [64, 64]"), r"takes slices of 48x56, but size = \[64, 64\]"),
-        (("tumor = 5", "tumor = 300"), "net.toml: label tumor=300: a label value must lie in 1 to 255"),
+        (("tumor = 5", "tumor = 300"), "net.toml: label tumor=300: a label value must be between 1 and 255"),
         (("tumor = 5", "tumor = 5, vessel = 6"), "logits of background and 3 labels are"),
         (("context = 3", 'context = 3\noutput_name = "mask"'), "has the outputs .*; name one of them as output_name"),
         (("context = 3", "context = 3\npostprocess = {smooth = 1}"), "post-processing has rules that this version"),

@@ -190,7 +190,7 @@ def test_a_pair_next_to_a_single_file_of_its_name_is_left_out_with_the_reason(tm
     collection = discover(touch(tmp_path, "a.nii.gz", "a.hdr", "a.img"))
     assert pairs(collection) == {"a": ("a.nii.gz", None)}
     assert [(path.name, reason) for path, reason in collection.left_out] == [
-        ("a.hdr", "a pair beside a single file of its name; a.nii.gz is taken")
+        ("a.hdr", "a pair with the name of a single file; a.nii.gz is read instead")
     ]
 
 

@@ -106,7 +106,7 @@ class TestGeometry:
     def test_an_affine_of_kilometers_is_refused(self, place, tmp_path, ct):
         affine = AFFINE.copy()
         affine[0, 3] = place
-        with pytest.raises(GeometryError, match="must hold numbers within 1,000,000 mm"):
+        with pytest.raises(GeometryError, match="must have numbers within 1,000,000 mm"):
             convert(save(tmp_path / "a.nii", ct, affine))
 
 
@@ -149,7 +149,7 @@ class TestVoxels:
 
     def test_color_is_refused(self, tmp_path):
         color = np.zeros((4, 4, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-        with pytest.raises(ScanError, match="A color or complex picture is no CT"):
+        with pytest.raises(ScanError, match="A color or complex picture is not a CT"):
             convert(save(tmp_path / "a.nii", color))
 
     def test_one_volume_in_four_dimensions_and_one_slice_are_a_warning(self, tmp_path, ct):

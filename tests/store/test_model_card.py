@@ -60,7 +60,7 @@ def test_a_model_needs_five_keys_and_keys_of_a_later_version_are_ignored():
         ({"input": ["int16"]}, r"has contract 1, input \['int16'\]"),
         ({"context": "3"}, r"incomplete or damaged; export it again: Expected `int`, got `str` - at `\$.context`"),
         ({"spacing_mm": 0}, r"incomplete or damaged; .* - at `\$.spacing_mm`"),
-        ({"labels": {"liver": 300}}, "label liver=300: a label value must lie in 1 to 255"),
+        ({"labels": {"liver": 300}}, "label liver=300: a label value must be between 1 and 255"),
         ({"postprocess": {"smooth": 1}}, r"its post-processing has rules that this version does not know \(smooth\)"),
         ({"postprocess": {"min_lesion_ml": "much"}}, r".*post-processing rules are invalid: .* at `\$.min_lesion_ml`"),
         ({"unknown": 1}, "the value of `unknown` is 1, which is also the value of a label"),

@@ -54,7 +54,7 @@ class TestBatches:
         found = []
         for threads in (1, 2, 7):
             with Batches(store, View(size=size, context=3), 4, threads).over(places, (3, 5)) as stream:
-                found.append([(batch.image.copy(), batch.label.copy(), list(batch.places)) for batch in stream])
+                found.append([(batch.image.copy(), batch.label.copy(), list(batch.positions)) for batch in stream])
         assert len(found[0]) == 22
         for other in found[1:]:
             for one, two in zip(found[0], other, strict=True):
@@ -120,7 +120,7 @@ class TestBatches:
 
         def all_of(size, **how):
             with Batches(store, view, size, 2).over(places, (1, 2), **how) as stream:
-                return [(batch.image.copy(), batch.label.copy(), list(batch.places)) for batch in stream]
+                return [(batch.image.copy(), batch.label.copy(), list(batch.positions)) for batch in stream]
 
         whole = all_of(4)
         for one, other in zip(whole[5:], all_of(4, first=5), strict=True):

@@ -1,4 +1,4 @@
-"""Model files: exported once per flavor and proved against torch; failures leave no file."""
+"""Model files: exported once per flavor and compared with torch; failures leave no file."""
 
 import json
 import logging
@@ -64,7 +64,7 @@ def exported_before(file_of, monkeypatch):
 
 @pytest.fixture(scope="module")
 def best(trained):
-    """The run's best network, with proof slices."""
+    """The run's best network, with slices for the parity check."""
     return read_trained(trained, None)
 
 
@@ -162,7 +162,9 @@ class TestAudit:
 
 
 class TestFiles:
-    def test_every_flavor_is_proved_and_runs_with_the_same_labels(self, trained, collection, exported_before, tmp_path):
+    def test_every_flavor_is_compared_and_runs_with_the_same_labels(
+        self, trained, collection, exported_before, tmp_path
+    ):
         from slicemill.infer.inputs.jobs import Job, load_scan
         from slicemill.infer.network.model import open_model
         from slicemill.infer.single import segment
@@ -180,7 +182,7 @@ class TestFiles:
         assert np.array_equal(*others), "int16 and bytes go through the same network"
         assert np.mean(first != others[0]) < 2e-3
 
-    def test_check_proves_what_is_there_and_finds_another_networks_file(self, trained, model, tmp_path):
+    def test_check_compares_existing_files_and_rejects_another_networks_file(self, trained, model, tmp_path):
         path = shutil.copy(model, tmp_path / "m.onnx")
         assert list(check(trained, path)) == [path]
         other = onnx.load(path)
@@ -189,11 +191,11 @@ class TestFiles:
         onnx.save(other, path)
         with pytest.raises(ModelError, match="onnxruntime's labels differ from torch's"):
             check(trained, path)
-        with pytest.raises(ModelError, match=r"none.onnx: there is no such file; write it with"):
+        with pytest.raises(ModelError, match=r"none.onnx: does not exist; write it with"):
             check(trained, tmp_path / "none.onnx")
 
     @pytest.mark.slow
-    def test_a_file_of_another_size_takes_slices_of_it_and_is_proved(self, trained, model, collection, tmp_path):
+    def test_a_file_of_another_size_takes_slices_of_it_and_is_compared(self, trained, model, collection, tmp_path):
         from slicemill.infer.inputs.jobs import Job, load_scan
         from slicemill.infer.network.model import open_model
         from slicemill.infer.single import segment
@@ -211,7 +213,7 @@ class TestFiles:
         assert not (tmp_path / "no.onnx").exists()
 
     @pytest.mark.slow
-    def test_the_command_reports_what_is_in_the_files_and_that_they_were_proved(self, trained, tmp_path):
+    def test_the_command_reports_the_files_and_their_parity(self, trained, tmp_path):
         def command(*words):
             return CliRunner().invoke(commands(), ["export", str(trained), *map(str, words)])
 
@@ -226,8 +228,8 @@ class TestFiles:
                 assert re.search(
                     rf"[\d.]+ MB, [\d.]+ GFLOP a slice; {differing} of 18,432 label pixels differ on 12 slices", line
                 )
-                assert "onnx checker: fine" in line
-            assert "m.bytes.fp16.onnx: breaks none of TensorRT's rules" in done.output
+                assert "onnx checker: passed" in line
+            assert "m.bytes.fp16.onnx: passes the static TensorRT checks" in done.output
         for words, message in (
             ((path, "--check", "--size", "32"), "--check takes the size from the file"),
             ((path, "--size", "large"), "--size large: expected HEIGHTxWIDTH"),
@@ -251,7 +253,9 @@ class TestFiles:
         self, trained, exported_before, tmp_path, monkeypatch
     ):
         monkeypatch.setattr("slicemill.train.export.model_file.find_tensorrt_breaches", lambda _: ["ArgMax is slow"])
-        with pytest.raises(ModelError, match=r"m.bytes.fp16.onnx: breaks TensorRT's rules \(ArgMax is slow\)"):
+        with pytest.raises(
+            ModelError, match=r"m.bytes.fp16.onnx: does not pass the static TensorRT checks \(ArgMax is slow\)"
+        ):
             export(trained, tmp_path / "m.onnx", flavors=FLAVORS[:3])
         assert list(tmp_path.iterdir()) == []
 
@@ -292,21 +296,21 @@ def test_pixels_in_which_two_classes_tie_are_counted_and_not_held_against_the_fi
     weight, bias = graph.network.head.weight.data, graph.network.head.bias.data
     weight[1], bias[1] = weight[0], bias[0]
     weight[2], bias[2] = weight[0], bias[0] - 1
-    proof = [(rng.integers(-200, 300, (3, 32, 32), dtype=np.int16), WINDOW)]
-    write_onnx(graph, proof, tmp_path / "m.onnx")
+    slices = [(rng.integers(-200, 300, (3, 32, 32), dtype=np.int16), WINDOW)]
+    write_onnx(graph, slices, tmp_path / "m.onnx")
     weight[1] *= 1 + 1e-6
-    parity = prove_parity(graph, tmp_path / "m.onnx", proof)
+    parity = prove_parity(graph, tmp_path / "m.onnx", slices)
     assert parity["labels_differing"] == 0
     assert parity["ties"] > 1e-2 * parity["pixels"]
     bias[2] = bias[0] - 1e3
     with pytest.raises(ModelError, match="onnxruntime's labels differ from torch's"):
-        prove_parity(swapped(graph), tmp_path / "m.onnx", proof)
+        prove_parity(swapped(graph), tmp_path / "m.onnx", slices)
     weight[1] *= 1.1
     with pytest.raises(ModelError, match="onnxruntime's labels differ from torch's"):
-        prove_parity(graph, tmp_path / "m.onnx", proof)
+        prove_parity(graph, tmp_path / "m.onnx", slices)
 
 
-def test_when_the_proof_fails_no_file_appears(trained, exported_before, tmp_path, monkeypatch):
+def test_when_the_parity_check_fails_no_file_appears(trained, exported_before, tmp_path, monkeypatch):
     def fail(*_arguments):
         raise ModelError("labels differ")
 
@@ -319,7 +323,7 @@ def test_when_the_proof_fails_no_file_appears(trained, exported_before, tmp_path
 def test_a_run_without_a_network_is_one_clear_error(trained, tmp_path):
     copy = shutil.copytree(trained, tmp_path / "run")
     (copy / "best.safetensors").unlink()
-    with pytest.raises(ModelError, match="holds no trained network"):
+    with pytest.raises(ModelError, match="has no trained network"):
         export(copy, tmp_path / "m.onnx")
 
 
@@ -379,7 +383,7 @@ def test_a_model_of_one_pixel_size_labels_as_validation_does(stored, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_network_with_instance_norm_is_exported_with_its_proof(stored, tmp_path):
+def test_a_network_with_instance_norm_is_exported_with_its_parity_check(stored, tmp_path):
     train(stored, tmp_path / "run", replace(TINY, norm="instance", epochs=1), log=lambda _: None)
     (card,) = export(tmp_path / "run", tmp_path / "m.onnx").values()
     assert card.parity["limit"] == 1e-3

@@ -28,10 +28,10 @@ class TestGallery:
     def test_its_rows_are_the_kinds_that_the_settings_name(self):
         titles = [row.title for row in list_rows(Config(augmentations=("lowres", "move"), augment=0.5, oblique=2))]
         assert titles == [
-            "as stored", "move (40%)", "tilt (oblique = 2)", "as stored, close up", "lowres (25%)", "all together",
+            "as stored", "move (40%)", "tilt (oblique = 2)", "as stored, close up", "lowres (25%)", "all combined",
         ]  # fmt: skip
         assert [row.title for row in list_rows(Config(augmentations=()))] == [
-            "as stored", "tilt (oblique = 4, off)", "all together",
+            "as stored", "tilt (oblique = 4, off)", "all combined",
         ]  # fmt: skip
 
     def test_every_row_changes_every_slice_and_its_outlines_with_it(self, stored):

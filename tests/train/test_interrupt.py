@@ -108,7 +108,7 @@ class TestCheckpoint:
             load_weights(tmp_path / "best.safetensors", network)
         with pytest.raises(ModelError, match="is not a checkpoint"):
             load_weights(trained / "best.safetensors", build_network(LITS_LABELS, replace(TINY, width=8)))
-        with pytest.raises(ModelError, match="holds no checkpoint"):
+        with pytest.raises(ModelError, match="has no checkpoint"):
             read_state(tmp_path)
 
     def test_a_state_that_no_run_has_written_is_refused(self, trained, tmp_path):

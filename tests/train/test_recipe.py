@@ -112,7 +112,7 @@ class TestPixelSize:
 
 class TestMemory:
     def test_a_batch_is_measured_on_gpus_only(self):
-        with pytest.raises(ConfigError, match="measures the memory of a GPU; on cpu, name a number"):
+        with pytest.raises(ConfigError, match="needs a GPU, whose memory it measures; on cpu, set a number"):
             fitting_batch(LITS_LABELS, Config(), (64, 64), CPU, torch.float32)
 
     def test_a_step_that_does_not_fit_is_one_sentence(self, monkeypatch):
@@ -124,7 +124,7 @@ class TestMemory:
             torch.empty(1 << 52)
         monkeypatch.setattr("slicemill.train.run.memory.fitting_batch", lambda *_: 12)
         with (
-            pytest.raises(ConfigError, match="12 slices per GPU fit. Set batch, or --batch auto"),
+            pytest.raises(ConfigError, match="the largest batch is 12 slices per GPU. Set batch, or --batch auto"),
             explain_out_of_memory(LITS_LABELS, config, (64, 64), CPU, torch.float32),
         ):
             raise torch.OutOfMemoryError("CUDA out of memory")

@@ -303,8 +303,9 @@ class TestReport:
         for words in (
             str(stored), model["store_sha256"], f"best epoch of {state.epoch}", row["case_id"],
             f"{float(row['dice_liver']):.3f}",
-            "width 4 16", "batch 8 16", "As by default: context = 3", "never seen", "slicemill export run/ model.onnx",
-            "not a medical device", platform.python_version(), "It ended after its 2 epochs",
+            "width 4 16", "batch 8 16", "Defaults: context = 3", "not used in training",
+            "slicemill export run/ model.onnx", "not a medical device", platform.python_version(),
+            "It ended after its 2 epochs",
         ):  # fmt: skip
             assert words in text, words
 
@@ -314,7 +315,7 @@ class TestReport:
         manifest = [row for row in read_table(stored, "manifest") if row["case_id"] in split["train"]]
         patients, slices = len({row["patient_id"] for row in manifest}), sum(row["nz"] for row in manifest)
         tumor = sum(row["has_tumor"] for row in manifest)
-        assert f"train trained on {patients} {len(manifest)} {slices:,} {tumor}" in text
+        assert f"train training {patients} {len(manifest)} {slices:,} {tumor}" in text
 
     def test_names_from_files_cannot_become_markup(self, collection, tmp_path):
         pairs = tmp_path / "pairs.csv"

@@ -1,4 +1,4 @@
-"""Random changes of a batch on its device. Each is a pure function of a batch, a strength and a generator.
+"""Augmentation: random changes of a batch on its device. Each is a pure function of batch, strength and generator.
 
 1. `tilt`, before all others, reslices slabs of slices along oblique planes.
 2. `mirror` flips slices; pixels are copied, not interpolated.
@@ -6,10 +6,10 @@
 4. `noise`, `blur`, `contrast`, `gamma` and `lowres` change values one after another and stay within the window.
 
 The strength, 0 to 1, scales both the range of a change and the share of slices that it changes. Use 1 for few patients
-and 0.4 for a short training; 0 changes nothing. A kind costs time only for the slices that it changes.
+and 0.4 for a short training; 0 changes nothing. Each kind takes time only for the slices that it changes.
 
 Unless a constant says otherwise, ranges at strength 1 are those of nnU-Net (Isensee et al. 2021, version 2's
-`nnUNetTrainer.get_training_transforms`). Shares are twice those of nnU-Net, so strength 0.4 comes near to it.
+`nnUNetTrainer.get_training_transforms`). Shares are twice those of nnU-Net, so strength 0.4 is similar to nnU-Net.
 
 Below, u stands for a number drawn uniformly from -1 to 1 for each slice. Images are normalized: -1 is the lower end
 of the window, 1 the upper end.
@@ -49,7 +49,7 @@ nnU-Net mirrors 0.5 of its patches along each axis, rotates 0.2, scales 0.2, add
 brightness of 0.15, the contrast of 0.15, the gamma of 0.3 and of 0.1 inverted, and the resolution of 0.25. Its first
 version deformed 0.2. Mirroring cannot do more than half, so 0.5 is not doubled."""
 MAX_TURN = math.radians(30)
-"""Largest rotation. It is that of nnU-Net in 3-D; its half turn in 2-D is for pictures without a known upright."""
+"""Largest rotation. nnU-Net has the same in 3-D. Its 180 degrees in 2-D are for pictures of unknown orientation."""
 MAX_SCALE = 1.4
 """Largest factor by which sizes are multiplied or divided."""
 MAX_SHIFT = 0.12
@@ -92,9 +92,9 @@ def augment(
     Parameters
     ----------
     image
-        float32[b, c, y, x], normalized. The channels are neighboring slices: all get the same change, but own noise.
+        float32[b, c, y, x], normalized. The channels are neighboring slices: one change for all, but independent noise.
     label
-        int64[b, y, x], class indices, or a negative number where a pixel is ignored. Pixels from outside become 0.
+        int64[b, y, x], class indices, or a negative number for ignored pixels. Pixels outside the source become 0.
     strength
         0 to 1.
     kinds
@@ -119,7 +119,7 @@ def augment_by_shares(
     size: tuple[int, int] | None = None,
 ) -> ImageAndLabel:
     """Apply random changes as `augment` does, but each kind to a share of the slices that the caller chooses."""
-    # One number per kind and slice decides which slices a kind changes, whichever kinds are named.
+    # One number per kind and slice decides which slices a kind changes, independent of the kinds that are requested.
     limits = torch.tensor([shares.get(kind, 0.0) for kind in KINDS])[:, None]
     chances = torch.rand(len(KINDS), len(image), generator=generator, device=image.device).cpu()
     drawn = {kind: row.nonzero()[:, 0] for kind, row in zip(KINDS, chances < limits, strict=True)}
@@ -128,12 +128,12 @@ def augment_by_shares(
         image[index], label[index] = mirror(image[index], label[index])
     if len(drawn["move"]) or len(drawn["elastic"]) or zoom is not None or size is not None:
         warp = identity_warp(len(image), image.device)
-        wanted = size or (image.shape[2], image.shape[3])
+        new_size = size or (image.shape[2], image.shape[3])
         if len(index := drawn["move"]):
-            warp.matrix[index], warp.shift[index] = move(len(index), wanted, strength, generator)
+            warp.matrix[index], warp.shift[index] = move(len(index), new_size, strength, generator)
         if len(index := drawn["elastic"]):
-            warp.bend[index] = elastic(len(index), wanted, strength, generator)
-        image, label = _warp_in_place(image, label, scale_warp(warp, zoom), wanted)
+            warp.bend[index] = elastic(len(index), new_size, strength, generator)
+        image, label = _warp_in_place(image, label, scale_warp(warp, zoom), new_size)
     for kind, change in VALUE_KINDS.items():
         for index in _split_index(drawn[kind]):
             image[index] = change(image[index], strength, generator)
@@ -148,9 +148,9 @@ def resample(image: Tensor, label: Tensor, zoom: Tensor, size: tuple[int, int]) 
     image, label
         As in `augment`.
     zoom
-        float32[b, 2], own spacing / wanted spacing along y and x; above 1 enlarges.
+        float32[b, 2], spacing of the slice / spacing of the result along y and x; above 1 enlarges.
     size
-        y, x of the result. Pixels from outside become air and background.
+        y, x of the result. Pixels outside the source become air and background.
     """
     warp = scale_warp(identity_warp(len(image), image.device), zoom)
     return _warp_in_place(image.clone(), label.clone(), warp, size)
@@ -230,7 +230,7 @@ def elastic(count: int, size: tuple[int, int], strength: float, generator: Gener
 
 
 def noise(image: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Add independent Gaussian noise to each pixel, as a lower dose does.
+    """Add independent Gaussian noise to each pixel, like a lower dose.
 
     Its standard deviation is uniform from 0 to ``MAX_NOISE * strength``, one per slice: at strength 1 up to 25 HU for
     a window of 500 HU.
@@ -241,7 +241,7 @@ def noise(image: Tensor, strength: float, generator: Generator) -> Tensor:
 
 
 def blur(image: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Smooth slices with a Gaussian, as a softer reconstruction kernel does; pixels of the border are repeated.
+    """Smooth slices with a Gaussian, like a softer reconstruction kernel; pixels of the border are repeated.
 
     Its standard deviation is uniform from MIN_BLUR to ``MIN_BLUR + (MAX_BLUR - MIN_BLUR) * strength``, one per slice:
     at strength 1 from 0.5 to 1 pixel.
@@ -251,7 +251,7 @@ def blur(image: Tensor, strength: float, generator: Generator) -> Tensor:
     deviation = MIN_BLUR + (widest - MIN_BLUR) * chance
     apart = torch.arange(-KERNEL_REACH, KERNEL_REACH + 1, device=image.device)
     kernel = (-0.5 * (apart / deviation) ** 2).softmax(dim=1)
-    # One group per channel and slice: each slice has its own kernel, applied along y, then along x.
+    # One group per channel and slice: each slice has another kernel, applied along y, then along x.
     count, channels, height, width = image.shape
     kernels = kernel.repeat_interleave(channels, dim=0)[:, None, None]
     planes = F.pad(image, (KERNEL_REACH,) * 4, mode="replicate").flatten(0, 1)[None]

@@ -2,7 +2,7 @@
 
 1. The slices of a batch are divided among the threads. Each slice is decoded directly into the batch if it has the
    size of the batch, else into a buffer, and cropped or padded from there.
-2. A batch is yielded when its last slice is decoded, in the order requested, whichever thread finished first.
+2. A batch is yielded when its last slice is decoded. The order is the requested one, whichever thread is first.
 3. The host only makes int16 and uint8 arrays. Window, classes, resampling and random changes run on the device, on
    batches.
 
@@ -37,14 +37,14 @@ REMOTE_THREADS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """The part of a case that is read around a slice position."""
+    """The region of a case that is read around a slice position."""
 
     size: tuple[int, int]
     """y, x in pixels of the network."""
     context: int = 1
     """Number of slices in the network's input."""
     context_spacing_mm: float | None = None
-    """Distance between these slices, mm; None takes adjacent slices."""
+    """Distance between these slices, mm; None uses adjacent slices."""
     reach: int = 0
     """Additional slices above and below, images and labels, for tilted planes."""
     spacing_mm: float | None = None
@@ -55,15 +55,15 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Slices with their neighbors. The arrays are reused after the next two batches were taken."""
+    """Slices with their neighbors. The arrays are overwritten after the next two batches."""
 
     image: npt.NDArray[np.int16]
-    """int16[b, c + 2 reach, y, x], HU; the slice to label is in the middle, edge slices are repeated."""
+    """int16[b, c + 2 reach, y, x], HU; the slice to label is in the middle; edge slices are repeated."""
     label: npt.NDArray[np.uint8]
     """uint8[b, 1 + 2 reach, y, x], label values as stored."""
     zoom: npt.NDArray[np.float32]
     """float32[b, 2], stored pixel size / network pixel size along y and x."""
-    places: list[SlicePosition]
+    positions: list[SlicePosition]
     """The position of each slice."""
 
 
@@ -79,25 +79,25 @@ def draw_crop(
     return corner[0], corner[1]
 
 
-def draw_target(case: Case, place: SlicePosition, rng: np.random.Generator) -> tuple[int, int]:
-    """Return a random pixel y, x of the box that a position aims at, or a labeled pixel if it aims at none."""
+def draw_target(case: Case, position: SlicePosition, rng: np.random.Generator) -> tuple[int, int]:
+    """Return a random pixel y, x of the target box of a position, or a labeled pixel if it has no box."""
     _, ny, nx = case.image.shape
-    aim = place.aim or ANYWHERE
-    if place.aim is None and case.label is not None:
-        labeled = np.flatnonzero(case.label.read(place.z))
+    aim = position.aim or ANYWHERE
+    if position.aim is None and case.label is not None:
+        labeled = np.flatnonzero(case.label.read(position.z))
         if len(labeled):
             y, x = divmod(int(labeled[rng.integers(len(labeled))]), nx)
             return y, x
     return int(rng.integers(aim.y0, min(aim.y1, ny))), int(rng.integers(aim.x0, min(aim.x1, nx)))
 
 
-def compute_zoom(spacing_mm: tuple[float, float, float], wanted_mm: float | None) -> tuple[float, float]:
+def compute_zoom(spacing_mm: tuple[float, float, float], network_mm: float | None) -> tuple[float, float]:
     """Return stored pixel size / network pixel size along y and x; 1 if nothing is resampled.
 
     >>> compute_zoom((5.0, 0.9, 0.9), 0.6), compute_zoom((5.0, 0.9, 0.9), None)
     ((1.5, 1.5), (1.0, 1.0))
     """
-    return (1.0, 1.0) if wanted_mm is None else (spacing_mm[1] / wanted_mm, spacing_mm[2] / wanted_mm)
+    return (1.0, 1.0) if network_mm is None else (spacing_mm[1] / network_mm, spacing_mm[2] / network_mm)
 
 
 class Batches:
@@ -113,7 +113,7 @@ class Batches:
         threads
             0 is one per core, or REMOTE_THREADS for a store in a bucket.
         pinned
-            Allocate memory that a GPU can copy from while the CPU goes on.
+            Allocate pinned memory, from which a GPU copies asynchronously.
         """
         self._store = store
         self._view = view
@@ -127,42 +127,48 @@ class Batches:
                 image=torch.empty((*images, *self._size), dtype=torch.int16, pin_memory=pinned).numpy(),
                 label=torch.empty((*labels, *self._size), dtype=torch.uint8, pin_memory=pinned).numpy(),
                 zoom=np.ones((batch, 2), np.float32),
-                places=[],
+                positions=[],
             )
             for _ in range(RING + 2)
         ]
 
     @contextmanager
     def over(
-        self, places: Sequence[SlicePosition], seed: tuple[int, int], *, first: int = 0, rank: int = 0, count: int = 1
+        self,
+        positions: Sequence[SlicePosition],
+        seed: tuple[int, int],
+        *,
+        first: int = 0,
+        rank: int = 0,
+        count: int = 1,
     ) -> Iterator[Iterator[Batch]]:
-        """Yield an iterator over the batches at `places`. A remainder smaller than a batch is left out.
+        """Yield an iterator over the batches at `positions`. A remainder smaller than a batch is left out.
 
         Parameters
         ----------
         seed
-            Of the run and of the epoch.
+            Seeds of the run and of the epoch.
         first
             Number of the first batch.
         rank, count
-            This process among those that train together. Each takes its part of every batch.
+            Rank and number of the processes that train together. Each loads its part of every batch.
         """
-        total = len(places) // (self._batch * count)
+        total = len(positions) // (self._batch * count)
         starts = [(number * count + rank) * self._batch for number in range(first, total)]
         with ThreadPoolExecutor(self._threads, thread_name_prefix="slice loader") as pool:
             try:
-                yield self._stream(pool, places, starts, seed)
+                yield self._stream(pool, positions, starts, seed)
             finally:
                 pool.shutdown(cancel_futures=True)
 
     def _stream(
         self,
         pool: ThreadPoolExecutor,
-        places: Sequence[SlicePosition],
+        positions: Sequence[SlicePosition],
         starts: Sequence[int],
         seed: tuple[int, int],
     ) -> Iterator[Batch]:
-        """Yield the batches that begin at `starts` in `places`."""
+        """Yield the batches that begin at `starts` in `positions`."""
         waiting = iter(enumerate(starts))
         ahead: deque[tuple[Batch, list[Future[None]]]] = deque()
 
@@ -171,7 +177,7 @@ class Batches:
             if start is None:
                 return
             slot = self._ring[number % len(self._ring)]
-            slot.places[:] = places[start : start + self._batch]
+            slot.positions[:] = positions[start : start + self._batch]
             parts = [range(part, self._batch, self._threads) for part in range(min(self._threads, self._batch))]
             ahead.append((slot, [pool.submit(self._fill_all, slot, part, (*seed, start)) for part in parts]))
 
@@ -186,34 +192,34 @@ class Batches:
 
     def _fill_all(self, slot: Batch, indices: range, seed: tuple[int, int, int]) -> None:
         for index in indices:
-            place = slot.places[index]
-            self._fill(slot, index, self._store[place.case_id], (seed[0], seed[1], seed[2] + index))
+            position = slot.positions[index]
+            self._fill(slot, index, self._store[position.case_id], (seed[0], seed[1], seed[2] + index))
 
     def _fill(self, slot: Batch, index: int, case: Case, seed: Sequence[int]) -> None:
         """Read one slice with its neighbors, image and label, into a batch."""
-        view, place = self._view, slot.places[index]
+        view, position = self._view, slot.positions[index]
         step = neighbor_step(view.context_spacing_mm, case.info.spacing_mm[0])
         slot.zoom[index] = zoom = compute_zoom(case.info.spacing_mm, view.spacing_mm)
-        corner = self._draw_corner(case, place, seed, zoom)
+        corner = self._draw_corner(case, position, seed, zoom)
         nz = len(case.image)
         if case.label is None:
             slot.label[index] = 0
         else:
-            read_fitted(case.label, neighbors(place.z, nz, 1 + 2 * view.reach, step), corner, 0, slot.label[index])
-        around = neighbors(place.z, nz, view.context + 2 * view.reach, step)
+            read_fitted(case.label, neighbors(position.z, nz, 1 + 2 * view.reach, step), corner, 0, slot.label[index])
+        around = neighbors(position.z, nz, view.context + 2 * view.reach, step)
         read_fitted(case.image, around, corner, AIR_HU, slot.image[index])
 
     def _draw_corner(
-        self, case: Case, place: SlicePosition, seed: Sequence[int], zoom: tuple[float, float]
+        self, case: Case, position: SlicePosition, seed: Sequence[int], zoom: tuple[float, float]
     ) -> tuple[int, int]:
-        """Return the pixel of the slice where the batch's array begins. The network sees the middle of the array."""
-        seen = (math.ceil(self._view.size[0] / zoom[0]), math.ceil(self._view.size[1] / zoom[1]))
+        """Return the pixel of the slice where the batch's array begins. The network's input is its middle."""
+        visible = (math.ceil(self._view.size[0] / zoom[0]), math.ceil(self._view.size[1] / zoom[1]))
         _, ny, nx = case.image.shape
-        corner = centered_corner((ny, nx), seen)
-        if ny > seen[0] or nx > seen[1]:
+        corner = centered_corner((ny, nx), visible)
+        if ny > visible[0] or nx > visible[1]:
             rng = np.random.default_rng(seed)
-            corner = draw_crop((ny, nx), seen, rng, draw_target(case, place, rng))
-        return corner[0] - (self._size[0] - seen[0]) // 2, corner[1] - (self._size[1] - seen[1]) // 2
+            corner = draw_crop((ny, nx), visible, rng, draw_target(case, position, rng))
+        return corner[0] - (self._size[0] - visible[0]) // 2, corner[1] - (self._size[1] - visible[1]) // 2
 
 
 def read_fitted(

@@ -1,8 +1,8 @@
-"""The draw of the slices of an epoch: a pure function of the tables, the settings, the epoch and the losses so far.
+"""Sampling of the slices of an epoch: a pure function of the tables, the settings, the epoch and the losses so far.
 
 An epoch is drawn from four groups in the shares of the settings: slices with tumor, slices with other labels only, hard
-slices (drawn in proportion to their last loss), and all slices. A slice is drawn again only after every slice of equal
-weight was drawn as often.
+slices (drawn in proportion to their last loss), and all slices. Slices of equal weight are drawn equally
+often, give or take one.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Box(NamedTuple):
-    """A part of a slice, pixels; the ends are exclusive."""
+    """A box in a slice, pixels; the ends are exclusive."""
 
     y0: int
     x0: int
@@ -37,11 +37,11 @@ class SlicePosition(NamedTuple):
     case_id: str
     z: int
     aim: Box | None = None
-    """A crop contains a random pixel of this box; None takes a labeled pixel if there is one."""
+    """A crop contains a random pixel of this box; None: a labeled pixel if there is one."""
 
 
 class Pool:
-    """The slices of the training cases with the weights of their draw."""
+    """The slices of the training cases with their sampling weights."""
 
     def __init__(self, slices: Sequence[Row], lesions: Sequence[Row], labels: Labels, config: Config) -> None:
         """Compute the weight of every row of the slice table. Lesions of other cases are left out.
@@ -128,8 +128,8 @@ def draw(weights: npt.NDArray[np.float64], count: int, rng: np.random.Generator)
         return []
     if not weights.any():
         weights = np.ones(len(weights))
-    # Lay the weights end to end in random order and read off the index at equally spaced ticks.
+    # Cumulate the weights in random order, and take the index at equally spaced ticks.
     order = rng.permutation(len(weights))
     ends = np.cumsum(weights[order])
     ticks = (np.arange(count) + rng.random()) * (ends[-1] / count)
-    return [int(order[place]) for place in np.minimum(np.searchsorted(ends, ticks, side="right"), len(order) - 1)]
+    return [int(order[index]) for index in np.minimum(np.searchsorted(ends, ticks, side="right"), len(order) - 1)]

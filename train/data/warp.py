@@ -1,4 +1,4 @@
-"""Move the pixels of slices: one linear map and one smooth deformation per slice, one interpolation for both."""
+"""Warp slices: one linear map and one smooth deformation per slice, one interpolation for both."""
 
 from dataclasses import dataclass
 
@@ -58,8 +58,8 @@ def scale_warp(warp: Warp, zoom: Tensor | None) -> Warp:
 
 
 def apply_warp(image: Tensor, label: Tensor, warp: Warp, size: tuple[int, int]) -> ImageAndLabel:
-    """Return new slices of a size y, x: bilinear for the image, nearest for the label; air and 0 from outside."""
-    # `grid_sample` wants the source of every pixel as x, y from -1 to 1 along each side. The linear part is a sum of a
+    """Return new slices of a size y, x: bilinear for the image, nearest for the label; air and 0 outside the source."""
+    # `grid_sample` takes the source of every pixel as x, y from -1 to 1 along each side. The linear part is a sum of a
     # term of the column and a term of the row, so the grid needs no matrix product per pixel.
     sides = torch.tensor([image.shape[3], image.shape[2]], device=image.device)
     matrix = 2 / sides[:, None] * warp.matrix
@@ -71,7 +71,7 @@ def apply_warp(image: Tensor, label: Tensor, warp: Warp, size: tuple[int, int]) 
     along_x, along_y = (spline_weights(side, image.device) for side in (size[1], size[0]))
     rows = torch.einsum("xj,bijc->bixc", along_x, warp.bend @ matrix.mT[:, None])
     bent = torch.baddbmm(grid.flatten(2), along_y.expand(len(image), -1, -1), rows.flatten(2)).view_as(grid)
-    # Padding is 0, so air, -1, is moved there and back.
+    # Padding is 0, so air, -1, is shifted to 0 and back.
     taken = F.grid_sample(image + 1, bent, mode="bilinear", padding_mode="zeros", align_corners=False).sub_(1)
     labels = F.grid_sample(label[:, None].float(), bent, mode="nearest", padding_mode="zeros", align_corners=False)
     return taken, labels[:, 0].long()
@@ -84,8 +84,8 @@ def spline_weights(side: int, device: torch.device) -> Tensor:
     >>> bool(torch.allclose(weights.sum(dim=1), torch.ones(8 * CONTROL_SPANS)))
     True
     """
-    place = (torch.arange(side, device=device) + 0.5) / side * CONTROL_SPANS + 1
-    apart = (place[:, None] - torch.arange(CONTROL_SPANS + 3, device=device)).abs()
+    position = (torch.arange(side, device=device) + 0.5) / side * CONTROL_SPANS + 1
+    apart = (position[:, None] - torch.arange(CONTROL_SPANS + 3, device=device)).abs()
     return ((2 - apart).clamp(min=0) ** 3 - 4 * (1 - apart).clamp(min=0) ** 3) / 6
 
 

@@ -1,7 +1,7 @@
-"""What can be read off an ONNX graph without running it: its work per slice, and breaches of TensorRT's rules.
+"""Static checks of an ONNX graph: its work per slice, and TensorRT's rules on types.
 
-The rules are those of TensorRT's documentation of types and of the onnx-tensorrt importer, as far as a graph shows
-them. No TensorRT has read such a file here.
+The rules are from TensorRT's documentation of types and from the onnx-tensorrt importer. Passing the static TensorRT
+checks does not prove that TensorRT runs the file: it was not run in TensorRT.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ MAX_OPSET = 20
 
 
 def find_tensorrt_breaches(path: Path) -> list[str]:
-    """Return TensorRT's rules that a graph breaks, each as a phrase; empty when it keeps all."""
+    """Return a phrase for each of TensorRT's rules that a graph breaks."""
     import onnx
 
     model = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True)
@@ -59,7 +59,7 @@ def gflop_a_slice(path: Path) -> float:
     total = 0
     for node in model.graph.node:
         if node.op_type in ("Conv", "ConvTranspose"):
-            # each pixel of the finer side meets every weight of a filter once
+            # each pixel of the finer side is multiplied by every weight of a filter once
             pixels = shapes[node.output[0] if node.op_type == "Conv" else node.input[0]]
             work = 1
             for side in [*pixels[-2:], *weights[node.input[1]]]:

@@ -1,7 +1,7 @@
-"""The graph of a model file: HU in, label values out, in the flavors that runtimes need.
+"""The graph of a model file: HU in, label values out, in flavors for different runtimes.
 
 Windowing, normalization, choice of the context slices, network, softmax and choice of the label are part of the graph.
-So each slice is uploaded once, and a program needs only the file.
+So each slice is uploaded once, and a program needs no other file.
 """
 
 import copy
@@ -25,7 +25,7 @@ class Flavor:
     """Input form, precision and optional outputs of a model file."""
 
     half: bool = False
-    """Network in float16, strongly typed; the preparation stays in float32."""
+    """Network in float16, strongly typed; preprocessing stays in float32."""
     bytes_in: bool = False
     """Voxels as pairs of bytes, uint8[n, 1, H, W, 2]: TensorRT has no int16."""
     probability: bool = False
@@ -56,7 +56,7 @@ class ExportGraph(nn.Module):
     Inputs: ``image`` int16[n, H, W], HU, and ``neighbors`` int32[b, c], the context rows of each slice to label.
     Outputs: ``label`` uint8[b, H, W]; optionally ``tumor`` uint8[b, H, W] and ``probability`` float[b, k, H, W].
 
-    A runtime computes all outputs, even those that nobody requests, so each has its cheapest form. On one core, for 3
+    A runtime computes all outputs, also those that are not requested, so each has its cheapest form. On one core, for 3
     classes of 512x512, one slice takes: ArgMax 1.5 ms, comparisons with Where 8 ms; probability of tumor 1 ms, softmax
     over an inner axis 40 ms. TensorRT turns ArgMax into a slow TopK, so the flavors for GPUs compare and add.
     """
@@ -129,7 +129,7 @@ class ExportGraph(nn.Module):
         return best.to(torch.uint8) if consecutive else torch.tensor(self.values, dtype=torch.uint8)[best]
 
     def label_by_comparison(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return the same from logits [b, 1, y, x] per class, without ArgMax and without integers in between."""
+        """Return the same from logits [b, 1, y, x] per class, without ArgMax and intermediate integers."""
         label = (maps[1] > maps[0]).to(maps[0].dtype) * self.values[1]
         most = torch.maximum(maps[0], maps[1])
         for value, map_ in zip(self.values[2:], maps[2:], strict=True):
@@ -151,9 +151,9 @@ def tumor_bytes(maps: Sequence[Tensor], tumor: int) -> Tensor:
 
     The softmax is computed as 1 / sum(exp(z_j - z_t)).
     """
-    own = maps[tumor].float()
+    tumor_map = maps[tumor].float()
     others = [map_.float() for index, map_ in enumerate(maps) if index != tumor]
-    powers = [torch.exp(other - own) for other in others]
+    powers = [torch.exp(other - tumor_map) for other in others]
     total = 1 + powers[0]
     for power in powers[1:]:
         total = total + power

@@ -1,4 +1,4 @@
-"""A trained run -> ONNX files, which appear only after their labels were proved equal to the network's."""
+"""Export of a trained run to ONNX files. Files are written only after their labels were compared with the network's."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from slicemill.train.run.checkpoint import BEST, read_state
 
 FLAVORS = (DEFAULT, Flavor(half=True), Flavor(half=True, bytes_in=True), Flavor(bytes_in=True))
 EXPORTED_RULES = ("largest_organ", "min_lesion_ml")
-"""Post-processing rules that an exported file states; `slicemill tune` states all."""
+"""Post-processing rules in an exported file; `slicemill tune` writes all of them."""
 LICENSE = "research use; not a medical device"
 VERSIONED = ("slicemill", "torch", "onnx")
 
@@ -39,25 +39,25 @@ def export(
     Parameters
     ----------
     flavors
-        What to write; each file has the name of `model` with the flavor's suffix. No file appears before all are
-        proved.
+        Flavors to write; each file has the name of `model` with the flavor's suffix. No file appears before all have
+        passed the parity check.
     store_path
-        Store with the slices for the proof; by default the one that the run was trained on.
+        Store with the slices for the parity check; by default the one that the run was trained on.
     min_lesion_ml
-        Smallest lesion that the file asks `infer` to keep, ml.
+        Smallest lesion that `infer` keeps, ml; written to the file.
     size
-        Height and width of the slices that the files take, pixels; by default those of the training.
+        Height and width of the input slices, pixels; by default those of the training.
 
     Raises
     ------
     ModelError
-        There is no trained network, it cannot take slices of that size, or onnxruntime's labels differ from torch's.
+        There is no trained network, it does not support that size, or onnxruntime's labels differ from torch's.
     """
     trained = read_trained(run, store_path, size)
     rules = PostprocessRules(largest_organ=trained.labels.organ is not None, min_lesion_ml=min_lesion_ml)
     written = {}
     with ExitStack() as appear_together:
-        for flavor in (trained.needed(requested) for requested in flavors):
+        for flavor in (trained.with_required_outputs(requested) for requested in flavors):
             path = flavor_path(model, flavor)
             aside = appear_together.enter_context(atomic_write(path))
             graph = trained.graph(flavor)
@@ -66,19 +66,21 @@ def export(
             written[path] = describe_model(run, trained, flavor, parity, rules)
             add_metadata(aside, written[path].as_json())
             if flavor.bytes_in and (broken := find_tensorrt_breaches(aside)):
-                raise ModelError(f"{path}: breaks TensorRT's rules ({'; '.join(broken)}); no model was written.")
+                raise ModelError(
+                    f"{path}: does not pass the static TensorRT checks ({'; '.join(broken)}); no model was written."
+                )
     return written
 
 
 def check(run: Path, model: Path, *, store_path: Path | None = None) -> dict[Path, Parity]:
-    """Prove `model` and its other flavors in the same folder against a run's network, and return the parity of each.
+    """Compare `model` and its other flavors in the same folder with a run's network, and return the parity of each.
 
     Raises
     ------
     ModelError
         There is no such file, or one is not the network of this run.
     """
-    proved: dict[Path, Parity] = {}
+    parities: dict[Path, Parity] = {}
     trained_by_size: dict[tuple[int, int], TrainedNetwork] = {}
     for flavor in FLAVORS:
         path = flavor_path(model, flavor)
@@ -90,12 +92,14 @@ def check(run: Path, model: Path, *, store_path: Path | None = None) -> dict[Pat
             trained = trained_by_size[size]
             outputs = {output.name for output in onnx_graph.output}
             graph = trained.graph(replace(flavor, probability="probability" in outputs))
-            proved[path] = prove_parity(graph, path, trained.proof, trained.graph())
+            parities[path] = prove_parity(graph, path, trained.proof, trained.graph())
             if flavor.bytes_in and (broken := find_tensorrt_breaches(path)):
-                raise ModelError(f"{path}: breaks TensorRT's rules ({'; '.join(broken)}); export it again.")
-    if not proved:
-        raise ModelError(f"{model}: there is no such file; write it with `slicemill export {run} {model}`.")
-    return proved
+                raise ModelError(
+                    f"{path}: does not pass the static TensorRT checks ({'; '.join(broken)}); export it again."
+                )
+    if not parities:
+        raise ModelError(f"{model}: does not exist; write it with `slicemill export {run} {model}`.")
+    return parities
 
 
 def flavor_path(model: Path, flavor: Flavor) -> Path:
@@ -122,7 +126,7 @@ def describe_model(
         window_hu=(config.window_low, config.window_high),
         context=config.context,
         context_spacing_mm=config.window_spacing_mm,
-        spacing_mm=config.wanted_spacing_mm,
+        spacing_mm=config.network_spacing_mm,
         size_multiple=2**config.depth,
         input=flavor.input,
         precision=flavor.precision,
@@ -137,7 +141,7 @@ def describe_model(
 
 
 def summarize_training(run: Path) -> TrainingSummary:
-    """Return how a run's best network was trained.
+    """Return a summary of the training of a run's best network.
 
     Raises
     ------
@@ -147,7 +151,7 @@ def summarize_training(run: Path) -> TrainingSummary:
     state = read_state(run)
     best = next((row for row in state.rows if row.get("epoch") == state.best_epoch), None)
     if best is None:
-        raise ModelError(f"{run}: no epoch of it is finished yet; run `slicemill train` again.")
+        raise ModelError(f"{run}: has no finished epoch; run `slicemill train` again.")
     return {
         "epochs": state.epoch,
         "minutes": round(state.seconds / 60, 2),
@@ -163,7 +167,7 @@ def _is_finite(value: object) -> bool:
 
 
 def add_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
-    """Check an ONNX file and write the metadata into it; traces of this machine go."""
+    """Check an ONNX file and write the metadata into it; machine paths are removed."""
     import onnx
 
     model = load_checked_onnx(path)

@@ -1,4 +1,4 @@
-"""torch graph -> ONNX file, by torch's exporter."""
+"""Export of a torch graph to an ONNX file, by torch's exporter."""
 
 import contextlib
 import logging
@@ -12,17 +12,17 @@ import torch
 
 from slicemill.common.errors import ModelError
 from slicemill.train.export.graph import ExportGraph
-from slicemill.train.export.trained import Proof
+from slicemill.train.export.trained import ParitySlices
 
 OPSET = 20
-"""The highest that the parser of TensorRT 10 takes, and the default of torch's exporter."""
+"""The highest that the parser of TensorRT 10 supports, and the default of torch's exporter."""
 MAX_BATCH = 65536
 """Upper bound of the dynamic axes, slices."""
 
 
-def write_onnx(graph: ExportGraph, proof: Proof, path: Path) -> None:
-    """Export a graph with a dynamic number of slices; height and width are those of the proof slices."""
-    image, window = (np.concatenate([array, array]) for array in proof[0])
+def write_onnx(graph: ExportGraph, slices: ParitySlices, path: Path) -> None:
+    """Export a graph with a dynamic number of slices; height and width are those of `slices`."""
+    image, window = (np.concatenate([array, array]) for array in slices[0])
     feed = graph.feed(image, window)
     axes = {
         "image": torch.export.Dim("n", min=1, max=MAX_BATCH),
@@ -46,7 +46,7 @@ def write_onnx(graph: ExportGraph, proof: Proof, path: Path) -> None:
 
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Hide what torch's exporter reports about every graph: deprecated calls in torch, and missing torchvision."""
+    """Hide the exporter's warnings about deprecated calls in torch and about missing torchvision."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -88,15 +88,15 @@ def load_checked_onnx(path: Path) -> Any:
 
 
 def slice_size(graph: Any, path: Path) -> tuple[int, int]:
-    """Return height and width of the slices that an ONNX graph takes: int16[n, H, W], or uint8[n, 1, H, W, 2] as bytes.
+    """Return height and width of the input slices of an ONNX graph: int16[n, H, W], or uint8[n, 1, H, W, 2] as bytes.
 
     Raises
     ------
     ModelError
-        Its input has another number of axes.
+        The input has another number of axes.
     """
     sides = [side.dim_value for side in graph.input[0].type.tensor_type.shape.dim]
     if len(sides) not in (3, 5):
-        raise ModelError(f"{path}: takes arrays of {len(sides)} axes; it was not written by slicemill export.")
+        raise ModelError(f"{path}: its input has {len(sides)} axes; it was not written by slicemill export.")
     height, width = sides[1:3] if len(sides) == 3 else sides[2:4]
     return height, width

@@ -1,4 +1,4 @@
-"""Proof of a model file: onnxruntime's labels are those of torch."""
+"""Parity of a model file: the share of labels in which onnxruntime differs from torch."""
 
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ from torch import Tensor
 from slicemill.common.errors import ModelError
 from slicemill.store.model_card import Parity
 from slicemill.train.export.graph import ExportGraph
-from slicemill.train.export.trained import Proof
+from slicemill.train.export.trained import ParitySlices
 
 MAX_DIFFERING = {"batch": 1e-5, "instance": 1e-3}
 """Share of label pixels in which onnxruntime may differ from torch in float32, by the network's norm.
 
-Instance norm computes its statistics in the run, and the two sum in another order."""
+Instance norm computes its statistics at run time, and the two runtimes sum in different orders."""
 MAX_DIFFERING_HALF = 1e-3
 """The same for a network in float16, compared with the one in float32."""
 TIE = 1e-4
@@ -24,18 +24,18 @@ TIE = 1e-4
 
 
 @torch.no_grad()
-def prove_parity(graph: ExportGraph, path: Path, proof: Proof, reference: ExportGraph | None = None) -> Parity:
+def prove_parity(graph: ExportGraph, path: Path, slices: ParitySlices, reference: ExportGraph | None = None) -> Parity:
     """Compare onnxruntime with torch on real slices.
 
     A pixel is a tie when torch's logit of onnxruntime's label is TIE or less below its best logit. Either label is
-    right there, so ties are counted but do not fail the file. A network that hardly trained can have ties all over air.
+    right, so ties are counted but do not fail the file. After a short training, all of the air can be ties.
 
     Parameters
     ----------
     graph
         The graph that was exported to `path`.
     reference
-        The graph that is run in torch; for a graph in float16 the one in float32. By default `graph`.
+        The graph to run in torch; for a graph in float16 the one in float32. By default `graph`.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def prove_parity(graph: ExportGraph, path: Path, proof: Proof, reference: Export
     class_of_value = np.zeros(256, dtype=np.int64)
     class_of_value[graph.values] = np.arange(len(graph.values))
     worst = 0.0
-    for image, window in proof:
+    for image, window in slices:
         label, *maps = session.run(graph.outputs, graph.feed(image, window))
         logits = reference.logits(*(torch.from_numpy(array) for array in reference.feed(image, window).values()))
         expected, *expected_maps = (output.numpy() for output in reference.outputs_of(logits))
@@ -62,11 +62,11 @@ def prove_parity(graph: ExportGraph, path: Path, proof: Proof, reference: Export
     if differing > limit * pixels:
         raise ModelError(
             f"{path.name}: onnxruntime's labels differ from torch's in {differing:,} of {pixels:,} pixels "
-            f"(at most {limit:g} of them may); no model was written. Please report this with the versions that "
+            f"(limit: a share of {limit:g}); no model was written. Please report this with the versions that "
             "`slicemill doctor` prints."
         )
     return {
-        "slices": len(proof),
+        "slices": len(slices),
         "pixels": pixels,
         "labels_differing": differing,
         "ties": ties,
@@ -76,7 +76,7 @@ def prove_parity(graph: ExportGraph, path: Path, proof: Proof, reference: Export
 
 
 def ties_with_best(logits: Tensor, classes: Tensor) -> Tensor:
-    """Return where classes int64[b, y, x] tie with the best of logits [b, k, y, x]: bool[b, y, x]."""
+    """Return a mask bool[b, y, x] of pixels whose class int64[b, y, x] ties with the best of logits [b, k, y, x]."""
     wide = logits.float()
     best = wide.amax(dim=1)
     return best - wide.gather(1, classes[:, None])[:, 0] <= TIE * best.abs().amax(dim=(1, 2), keepdim=True)
@@ -100,7 +100,7 @@ def open_cpu_session(path: Path) -> Any:
         import onnxruntime
     except ImportError as error:
         raise ModelError(
-            "export proves its labels with onnxruntime, which is missing: pip install 'slicemill[cpu]' (or [gpu])."
+            "export compares labels with onnxruntime, which is not installed: pip install 'slicemill[cpu]' (or [gpu])."
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

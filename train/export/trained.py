@@ -1,4 +1,4 @@
-"""A run's best network, and the real slices on which its files are proved."""
+"""A run's best network, and the real slices on which its files are compared with it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,28 +23,28 @@ from slicemill.train.network.step import build_network
 from slicemill.train.run.checkpoint import BEST, load_weights
 from slicemill.train.run.setup import CONFIG, SPLIT, read_run_document
 
-PROOF_SLICES = 12
-Proof = list[tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]]
-"""Slices int16[c, H, W], HU, and the window int32[1, c] of the one that is labelled."""
+SLICE_COUNT = 12
+ParitySlices = list[tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]]
+"""Slices int16[c, H, W], HU, and the window int32[1, c] of the one that is labeled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedNetwork:
-    """A run's best network with all that its model files are made from."""
+    """A run's best network, with everything needed to export it."""
 
     config: Config
     labels: Labels
     document: Mapping[str, Any]
-    """What the run recorded about its store; see `slicemill.train.run.setup.read_run_document`."""
+    """The content of ``model.json``; see `slicemill.train.run.setup.read_run_document`."""
     network: nn.Module
-    proof: Proof
+    proof: ParitySlices
 
-    def needed(self, flavor: Flavor) -> Flavor:
-        """Add the outputs that the network needs.
+    def with_required_outputs(self, flavor: Flavor) -> Flavor:
+        """Add the outputs that inference requires.
 
-        A network of one pixel size needs probabilities, since labels are resampled to the scan by them.
+        A network with a fixed pixel size requires probabilities, which are resampled to the pixels of the scan.
         """
-        return replace(flavor, probability=flavor.probability or self.config.wanted_spacing_mm is not None)
+        return replace(flavor, probability=flavor.probability or self.config.network_spacing_mm is not None)
 
     def graph(self, flavor: Flavor = DEFAULT) -> ExportGraph:
         """Return the graph of a flavor."""
@@ -52,15 +52,15 @@ class TrainedNetwork:
 
 
 def read_trained(run: Path, store_path: Path | None, size: tuple[int, int] | None = None) -> TrainedNetwork:
-    """Read a run's best network, and proof slices of the trained size or of another.
+    """Read a run's best network, and slices for the parity check, of the trained size or of another.
 
     Raises
     ------
     ModelError
-        There is no trained network, or it cannot take slices of that size.
+        There is no trained network, or it does not support slices of that size.
     """
     if not (run / BEST).exists():
-        raise ModelError(f"{run}: holds no trained network ({BEST}); run `slicemill train` first.")
+        raise ModelError(f"{run}: has no trained network ({BEST}); run `slicemill train` first.")
     config = read_config(run / CONFIG)
     document = read_run_document(run)
     labels = labels_from_json(document)
@@ -85,11 +85,11 @@ def read_trained(run: Path, store_path: Path | None, size: tuple[int, int] | Non
     )
 
 
-def read_proof_slices(store: Store, cases: tuple[str, ...], config: Config, size: tuple[int, int]) -> Proof:
+def read_proof_slices(store: Store, cases: tuple[str, ...], config: Config, size: tuple[int, int]) -> ParitySlices:
     """Read slices of the validation cases, evenly spaced, each with its context: int16[c, H, W] and int32[1, c]."""
-    slices = [(case_id, z) for case_id in cases for z in range(len(store[case_id].image))]
-    proof: Proof = []
-    for case_id, z in pick_evenly(slices, PROOF_SLICES):
+    positions = [(case_id, z) for case_id in cases for z in range(len(store[case_id].image))]
+    slices: ParitySlices = []
+    for case_id, z in pick_evenly(positions, SLICE_COUNT):
         array = store[case_id].image
         step = neighbor_step(config.window_spacing_mm, store[case_id].info.spacing_mm[0])
         around = neighbors(z, len(array), config.context, step)
@@ -97,5 +97,5 @@ def read_proof_slices(store: Store, cases: tuple[str, ...], config: Config, size
         for out, neighbor in zip(image, around, strict=True):
             section = array.read(neighbor)
             crop_or_pad(section, centered_corner(section.shape, size), AIR_HU, out)
-        proof.append((image, np.arange(config.context, dtype=np.int32)[None]))
-    return proof
+        slices.append((image, np.arange(config.context, dtype=np.int32)[None]))
+    return slices

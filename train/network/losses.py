@@ -11,7 +11,7 @@ IGNORED = -100
 
 
 def no_reduction(total: Tensor) -> Tensor:
-    """Return a sum over the slices of this process as it is. With several processes `Processes.sum` takes its place."""
+    """Return a sum over the slices of this process unchanged; with several processes use `Processes.sum`."""
     return total
 
 
@@ -28,7 +28,7 @@ def dice_and_cross_entropy(
     logits
         float[b, k, y, x].
     label
-        int64[b, y, x], class indices; IGNORED pixels do not count.
+        int64[b, y, x], class indices; IGNORED pixels are excluded.
     weights
         float[k], weight of each class. Dice and cross-entropy are each normalized by the sum of their weights.
     reduce

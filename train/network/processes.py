@@ -1,4 +1,4 @@
-"""Data-parallel training: torchrun starts the processes, and each takes its share of every batch.
+"""Data-parallel training: torchrun starts the processes, and each processes its part of every batch.
 
 The setting `batch` counts the slices of all processes, so a run gives the same losses on one GPU and on eight (up to
 the order of summation). Only gradients and tensors of counts and losses are exchanged.
@@ -20,7 +20,7 @@ from slicemill.common.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """The processes that train together, seen from one of them."""
+    """The processes that train together, and this process among them."""
 
     rank: int = 0
     """Number of this process."""
@@ -47,7 +47,7 @@ class Processes:
         return [float(one) for one in self.sum(values)]
 
     def barrier(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have called this."""
         if self.count > 1:
             distributed.barrier()
 
@@ -101,7 +101,8 @@ def join_processes(device: str) -> Iterator[Processes]:
         local_rank = distributed.get_node_local_rank()
         if device not in ("auto", "cuda") or local_rank >= torch.cuda.device_count():
             raise ConfigError(
-                f"device {device}: process {local_rank} of this machine has no GPU, of {torch.cuda.device_count()}. "
+                f"device {device}: there is no GPU for process {local_rank} of this machine, "
+                f"which has {torch.cuda.device_count()} GPUs. "
                 "Start as many processes as there are GPUs, with device auto or cuda."
             )
         torch.cuda.set_device(local_rank)
@@ -119,7 +120,7 @@ def join_processes(device: str) -> Iterator[Processes]:
 
 
 def local_batch(batch: int, norm: str, processes: Processes, device: torch.device) -> int:
-    """Return how many slices of each batch a process takes.
+    """Return the number of slices of each batch that a process trains on.
 
     Raises
     ------
@@ -130,6 +131,6 @@ def local_batch(batch: int, norm: str, processes: Processes, device: torch.devic
         raise ConfigError(f"batch = {batch}: must be a multiple of the {processes.count} processes that share it.")
     if processes.count > 1 and norm == "batch" and device.type == "cpu":
         raise ConfigError(
-            "norm = batch: is synchronized between GPUs only; several processes on CPUs need norm = instance."
+            "norm = batch: is synchronized between GPUs only. With several processes on CPUs use norm = instance."
         )
     return batch // processes.count

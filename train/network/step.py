@@ -53,7 +53,7 @@ class StepResult(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """A network in training, with everything that changes from step to step."""
+    """A network in training: weights, running average, optimizer and loss scaler."""
 
     network: UNet
     average: AveragedModel

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 MAX_CHANNELS = 320
-"""Limit of the deep levels (nnU-Net's limit in 3-D; it allows 512 in 2-D). More channels bring no gain."""
+"""Limit of the deep levels (nnU-Net's limit in 3-D; it allows 512 in 2-D). More channels gave no better result."""
 
 Norm = type[nn.BatchNorm2d] | type[nn.InstanceNorm2d]
 
 
 class Block(nn.Sequential):
-    """Two times convolution 3x3, norm, ReLU: [b, i, y, x] -> [b, o, y, x]."""
+    """Convolution 3x3, norm, ReLU, twice: [b, i, y, x] -> [b, o, y, x]."""
 
     def __init__(self, channels_in: int, channels_out: int, norm: Norm) -> None:
         layers: list[nn.Module] = []
@@ -77,7 +77,7 @@ class UNet(nn.Module):
 
 
 class Levels(nn.Module):
-    """A network as it is trained: float[b, c, y, x] -> logits of its levels, finest first."""
+    """A wrapper for training: float[b, c, y, x] -> logits of its levels, finest first."""
 
     def __init__(self, network: UNet) -> None:
         super().__init__()

@@ -36,7 +36,7 @@ class RegionScore:
     """The scores of one region in one case."""
 
     dice: float | None
-    """None where neither mask has the region."""
+    """None if neither mask has the region."""
     reference_ml: float
     """Volume in the reference, ml."""
     predicted_ml: float
@@ -54,7 +54,7 @@ class CaseScores:
     slices: int
     """Number of slices."""
     dice: float | None
-    """Mean Dice of the regions; None where no region has one."""
+    """Mean Dice of the regions; None if no region has one."""
     regions: Mapping[str, RegionScore]
     """Scores by region."""
 
@@ -88,8 +88,8 @@ class CasePicture:
 def write_cases(run: Path, setup: Setup, network: nn.Module) -> dict[str, Overlaps]:
     """Segment the validation cases and write ``cases.csv``, the worst first, ``worst.png`` and ``best.png``.
 
-    Cases without a label in reference and prediction have no Dice: they come last and are in no picture. No case is in
-    both pictures, unless it is the only one.
+    Cases without a label in reference and prediction have no Dice: they are listed last and are in no picture. No case
+    is in both pictures, unless it is the only one.
 
     Returns
     -------

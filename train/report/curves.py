@@ -1,4 +1,4 @@
-"""The curves of a run as one picture: Dice, loss, learning rate, speed, and waiting."""
+"""The curves of a run as one picture: Dice, loss, learning rate, speed, and share of time waiting for slices."""
 
 import math
 import time
@@ -17,11 +17,11 @@ Figure = Any
 History = Sequence[EpochMetrics]
 
 SECONDS_APART = 120
-"""Age at which the picture of a run in progress is drawn again; drawing takes 0.3 to 0.9 s of a core."""
+"""Minimum age of the picture of a run in progress before it is redrawn; drawing takes 0.3 to 0.9 s of a core."""
 LINE_COLOR, ORGAN_COLOR, TUMOR_COLOR = "#4878a8", "#2f7fc1", "#d0402f"
 OTHER_COLORS = ("#e0a020", "#8a5cc0", "#3a9a5c", "#d0609a", "#7a5a40", "#5a6a78")
 MAX_DOTS = 20
-"""Up to this many epochs are drawn as dots too; a single one would not be visible as a line."""
+"""Up to this number of epochs, dots are drawn too; a single epoch is not visible as a line."""
 MAX_NAMES = 9
 """Regions that fit into the legend."""
 DECADES = 4
@@ -46,7 +46,7 @@ DICE_LINES = (
 
 
 def keep_current(path: Path, history: History, labels: Labels) -> None:
-    """Draw the curves of a run in progress, unless there is a recent picture."""
+    """Draw the curves of a run in progress, unless the picture is recent."""
     if not path.exists() or time.time() - path.stat().st_mtime >= SECONDS_APART:
         draw_curves(path, history, labels)
 
@@ -132,7 +132,7 @@ def draw_dice(axes: Axes, history: History, labels: Labels) -> None:
 
 
 def region_colors(labels: Labels) -> dict[str, str]:
-    """Return a color for each region: organ blue, tumor red, the others in turn."""
+    """Return a color for each region: organ blue, tumor red, others from OTHER_COLORS."""
     others = [name for name in labels.values if name not in (labels.organ, labels.tumor)]
     colors = {name: OTHER_COLORS[index % len(OTHER_COLORS)] for index, name in enumerate(others)}
     if labels.organ is not None:

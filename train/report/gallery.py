@@ -1,6 +1,6 @@
-"""The random changes of training on real slices, as one picture: a row per kind of change, a column per slice.
+"""The augmentation of training on real slices, as one picture: a row per kind of change, a column per slice.
 
-Outlines are those of the labels that training gets; gray outlines show where they were before. Kinds that only change
+Colored outlines are the labels after the change, gray outlines the labels before. Kinds that only change
 values are shown as close-ups, because their effect is small.
 """
 
@@ -39,7 +39,7 @@ TILE_PX = 384
 CLOSE_UP = 3
 """A close-up shows one third of each side, around the middle of the highest label."""
 REACH = 4
-"""Slices that a tilt reaches in the picture if the settings turn it off."""
+"""Slices that a tilt reaches in the picture if the settings turn tilting off."""
 FORMER_COLOR: Color = (150, 150, 150)
 """Outlines before the change."""
 
@@ -70,7 +70,7 @@ class Row:
 
 
 def draw_gallery(store: Store, config: Config) -> Image.Image:
-    """Draw slices as stored, with each kind of change at the strength of the settings, and with all together.
+    """Draw slices as stored, with each kind of change at the strength of the settings, and with all changes.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def list_rows(config: Config) -> Iterator[Row]:
     for kind in kinds:
         if kind in VALUE_KINDS:
             yield kind_row(kind, config)
-    yield Row(title="all together", change=lambda sample, generator: change_all(sample, config, generator))
+    yield Row(title="all combined", change=lambda sample, generator: change_all(sample, config, generator))
 
 
 def kind_row(kind: str, config: Config) -> Row:

@@ -1,7 +1,7 @@
 """The report of a training run, as one page that needs no other file: ``report.html``.
 
-It is made from the run folder, the store and the best weights, and is written last. If a run is killed before, the same
-command writes it.
+It is made from the run folder, the store and the best weights, and is written last. If the run is killed before that,
+the same command writes it.
 """
 
 import dataclasses
@@ -40,15 +40,15 @@ from slicemill.train.run.setup import (
 from slicemill.train.run.validate import Overlaps
 
 MAX_FIGURES = 4
-"""Regions whose Dice is shown at the top."""
+"""Maximum number of regions whose Dice is shown at the top."""
 DISCLAIMER = "For research use; not a medical device. Nothing here is a diagnosis."
-ROLES = {"train": "trained on", "validation": "chose the weights", "test": "never seen"}
+ROLES = {"train": "training", "validation": "choice of the weights", "test": "not used in training"}
 FILES = (
-    (CONFIG, "the settings; --config takes them"),
-    (SPLIT, "the case ids of the three parts; --split takes them"),
+    (CONFIG, "the settings, for --config"),
+    (SPLIT, "the case ids of the three parts, for --split"),
     (METRICS, "one row per epoch; the same as TensorBoard's events"),
     (CASES, "one row per validation case"),
-    (ENVIRONMENT, "machine, versions, store, and every start of the training"),
+    (ENVIRONMENT, "machine, versions, store, and each start of the training"),
     (f"{CURVES}, {WORST_CASES}, {BEST_CASES}", "the pictures of this page"),
     (BEST, "the best weights, which are exported"),
 )
@@ -82,7 +82,7 @@ class SettingsTables:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What the page shows."""
+    """The content of the page."""
 
     folder: Path
     setup: Setup
@@ -165,7 +165,7 @@ def key_figures(run: Run) -> list[tuple[str, object]]:
 
 
 def describe_ending(state: State, config: Config) -> str:
-    """Return why training ended."""
+    """Return the reason why training ended."""
     if config.patience and state.epoch - state.best_epoch >= config.patience:
         return f"It ended after {config.patience} epochs without a better validation Dice (patience)."
     if config.max_minutes and state.seconds >= 60 * config.max_minutes:
@@ -228,7 +228,7 @@ def split_table(run: Run) -> Table:
         if tumor is not None:
             row.append(sum(any(info.slice_stats.voxels.get(tumor, ())) for info in infos))
         rows.append(row)
-    header = ["part", "what for", "patients", "cases", "slices", *(["cases with tumor"] if tumor else [])]
+    header = ["part", "use", "patients", "cases", "slices", *(["cases with tumor"] if tumor else [])]
     return Table(header=header, rows=rows)
 
 
@@ -264,7 +264,7 @@ def list_facts(environment: RunEnvironment) -> list[tuple[str, object]]:
 
 
 def start_table(environment: RunEnvironment) -> Table:
-    """Return the starts of the run with what had changed."""
+    """Return the starts of the run with the changes since the start before."""
     rows = [
         (
             start.utc,
@@ -273,7 +273,7 @@ def start_table(environment: RunEnvironment) -> Table:
         )
         for start in environment.starts
     ]
-    return Table(header=("started (UTC)", "after epoch", "what had changed"), rows=rows)
+    return Table(header=("started (UTC)", "after epoch", "changes"), rows=rows)
 
 
 def legend(labels: Labels) -> list[Outline]:

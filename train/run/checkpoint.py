@@ -1,4 +1,4 @@
-"""Checkpoints: tensors as safetensors, the rest as JSON in its header; no pickle; files are written atomically."""
+"""Checkpoints: tensors as safetensors, the rest as JSON in the header; no pickle; files are written atomically."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ BEST, LAST = "best.safetensors", "last.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class TallyRecord:
-    """The counts of an epoch in progress, as they are written (`slicemill.train.run.tally.Tally`)."""
+    """The counts of an epoch in progress, as stored (`slicemill.train.run.tally.Tally`)."""
 
     losses: list[float]
     """The loss of each step so far."""
@@ -61,7 +61,7 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class _StateDocument:
-    """A `State` as it is written: metrics are rows."""
+    """A `State` as stored: metrics are rows."""
 
     epoch: int
     seconds: float
@@ -99,8 +99,8 @@ def save_progress(run: Path, state: State, parts: Mapping[str, nn.Module | Tenso
     """
     tensors: dict[str, Tensor] = {}
     for part, holder in parts.items():
-        own = {"": holder} if isinstance(holder, Tensor) else holder.state_dict()
-        tensors |= {f"{part}.{name}": tensor for name, tensor in own.items()}
+        part_tensors = {"": holder} if isinstance(holder, Tensor) else holder.state_dict()
+        tensors |= {f"{part}.{name}": tensor for name, tensor in part_tensors.items()}
     for index, memory in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in memory.items()}
     with atomic_write(run / LAST) as aside:
@@ -122,13 +122,15 @@ def load_progress(run: Path, parts: Mapping[str, nn.Module | Tensor], optimizer:
         tensors = load_file(run / LAST)
         for part, holder in parts.items():
             prefix = f"{part}."
-            own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-            if not own:
-                raise ValueError(f"it lacks {part}, as checkpoints of earlier versions do")
+            part_tensors = {
+                name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
+            }
+            if not part_tensors:
+                raise ValueError(f"it lacks {part}; an earlier version wrote it")
             if isinstance(holder, Tensor):
-                holder.copy_(own[""])
+                holder.copy_(part_tensors[""])
             else:
-                holder.load_state_dict(own)
+                holder.load_state_dict(part_tensors)
         optimizer.load_state_dict(
             {"state": _optimizer_memory(tensors, optimizer), "param_groups": optimizer.state_dict()["param_groups"]}
         )
@@ -158,7 +160,7 @@ def read_state(run: Path) -> State:
             scaler=document.scaler,
         )
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{run}: holds no checkpoint of a training run ({error}).") from error
+        raise ModelError(f"{run}: has no checkpoint of a training run ({error}).") from error
 
 
 def _document_of(state: State) -> _StateDocument:
@@ -174,7 +176,7 @@ def _document_of(state: State) -> _StateDocument:
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors as safetensors stores them."""
+    """Return contiguous copies on the CPU, for safetensors."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 

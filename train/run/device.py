@@ -16,7 +16,7 @@ def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
     Raises
     ------
     UsageError
-        There is no such kind of device.
+        The kind of device is unknown.
     ConfigError
         The device cannot be used here.
     """
@@ -50,7 +50,7 @@ def use_cores(device: torch.device, processes: Processes = ALONE) -> Iterator[No
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """Return the requested precision of the network; auto is bf16 where the hardware multiplies it."""
+    """Return the requested precision of the network; auto is bf16 if the hardware supports it."""
     if precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     if device.type != "cpu":

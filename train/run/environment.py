@@ -26,7 +26,7 @@ class Start:
     after_epoch: int
     """Number of epochs completed before."""
     changed: dict[str, tuple[Any, Any]]
-    """What differs from the start before: name -> (before, now)."""
+    """Changes since the start before: name -> (before, now)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class RunEnvironment:
 
 
 def record_start(run: Path, setup: Setup, epoch: int) -> None:
-    """Record that training starts after `epoch` epochs, and what has changed since the last start."""
+    """Record that training starts after `epoch` epochs, and the changes since the last start."""
     facts = collect_facts(run, setup)
     earlier = read_environment(run)
     start = Start(
@@ -81,7 +81,7 @@ def describe_precision(setup: Setup) -> str:
 
 
 def find_changes(before: Facts, now: Facts) -> dict[str, tuple[Any, Any]]:
-    """Return what differs, as name -> (before, now); a value of a table is named with a dot.
+    """Return the differences, as name -> (before, now); names of values in a table have a dot.
 
     >>> find_changes({"cores": 2, "versions": {"torch": "2.6"}}, {"cores": 2, "versions": {"torch": "2.7"}})
     {'versions.torch': ('2.6', '2.7')}

@@ -1,4 +1,4 @@
-"""One epoch of a run: its training steps, from wherever a checkpoint left them, and its validation."""
+"""One epoch of a run: training steps, from the last checkpoint on, and validation."""
 
 import math
 import time
@@ -22,7 +22,7 @@ from slicemill.train.network.step import (
     train_step,
 )
 from slicemill.train.run.checkpoint import State
-from slicemill.train.run.interrupt import Commands, Interruption
+from slicemill.train.run.interrupt import Interruption, StepDecision
 from slicemill.train.run.memory import explain_out_of_memory
 from slicemill.train.run.metrics import EpochMetrics, RegionDice, none_if_nan
 from slicemill.train.run.setup import Setup
@@ -32,19 +32,19 @@ from slicemill.train.run.validate import Overlaps, global_dice, validate
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A run in progress: its setup, and what changes from step to step."""
+    """A run in progress: setup, network in training, and losses of the slices."""
 
     setup: Setup
     learner: Learner
     losses: SliceLosses
 
     def parts(self) -> dict[str, nn.Module | Tensor]:
-        """Return what a checkpoint contains besides the state and the optimizer."""
+        """Return the modules and tensors of a checkpoint, without the state and the optimizer."""
         return {**self.learner.modules(), **self.losses.tensors()}
 
 
 def train_epoch(training: Training, state: State, interruption: Interruption) -> tuple[EpochMetrics, float]:
-    """Train one epoch, or the rest of one, and validate; return its metrics and the seconds that it took.
+    """Train one epoch, or the rest of one, and validate; return its metrics and its seconds.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def train_epoch(training: Training, state: State, interruption: Interruption) ->
     with (
         progress(f"epoch {epoch.number}", slices, "slices", quiet=not setup.processes.first) as advance,
         setup.batches.over(
-            epoch.places,
+            epoch.positions,
             (config.seed, epoch.number),
             first=epoch.tally.step,
             rank=setup.processes.rank,
@@ -68,13 +68,13 @@ def train_epoch(training: Training, state: State, interruption: Interruption) ->
         ) as stream,
     ):
         for step in range(epoch.tally.step, epoch.steps):
-            commands = epoch.follow_commands()
-            if commands.spent >= 1 and epoch.has_steps:
+            decision = epoch.save_or_stop()
+            if decision.spent >= 1 and epoch.has_steps:
                 break
-            epoch.take_step(step, stream, commands)
+            epoch.take_step(step, stream, decision)
             advance(config.batch, f"loss {epoch.tally.losses[-1]:.3f}" if epoch.tally.losses else "")
         epoch.record_pending()
-        epoch.follow_commands()
+        epoch.save_or_stop()
         advance(0, "validation")
         by_case = validate(setup, training.learner.average.module)
     metrics = epoch_metrics(training, epoch.number, epoch.tally, by_case)
@@ -84,7 +84,7 @@ def train_epoch(training: Training, state: State, interruption: Interruption) ->
 class _EpochInProgress:
     """The steps of one epoch.
 
-    The loss of a step is read one step later: by then a GPU has computed it, and nothing waits.
+    The loss of a step is read one step later: by then a GPU has computed it, so the CPU does not wait.
     """
 
     def __init__(self, training: Training, state: State, interruption: Interruption) -> None:
@@ -95,9 +95,9 @@ class _EpochInProgress:
         self._interruption = interruption
         self._to_class = class_lookup(setup.labels, setup.device, setup.ignored)
         self.tally = resume_tally(state.tally, len(setup.labels.values) + 1, setup.device, setup.processes)
-        drawn_by = training.losses.at_epoch_start.numpy()
-        self.places = draw_epoch(setup.pool, setup.config, self.number, drawn_by)
-        self.steps = len(self.places) // setup.config.batch
+        losses = training.losses.at_epoch_start.numpy()
+        self.positions = draw_epoch(setup.pool, setup.config, self.number, losses)
+        self.steps = len(self.positions) // setup.config.batch
         self._generator = torch.Generator(device=setup.device)
         self._pending: PendingStep | None = None
         self._start = time.perf_counter() - self.tally.seconds
@@ -108,10 +108,10 @@ class _EpochInProgress:
         return bool(self.tally.step or self._pending)
 
     def seconds(self) -> float:
-        """Return the time since the epoch began, without that between a stop and a restart."""
+        """Return the time since the epoch began, without the time between a stop and a restart."""
         return time.perf_counter() - self._start
 
-    def follow_commands(self) -> Commands:
+    def save_or_stop(self) -> StepDecision:
         """Write a checkpoint if it is time, or if a stop was requested.
 
         Raises
@@ -120,21 +120,21 @@ class _EpochInProgress:
             A stop was requested.
         """
         setup = self._training.setup
-        commands = self._interruption.commands(self._state.seconds + self.seconds(), setup.device)
-        if commands.stop or commands.save:
+        decision = self._interruption.decide(self._state.seconds + self.seconds(), setup.device)
+        if decision.stop or decision.save:
             self.record_pending()
             self._interruption.write(replace(self._state, tally=self.tally.as_record(setup.processes)))
-        if commands.stop:
+        if decision.stop:
             raise KeyboardInterrupt
-        return commands
+        return decision
 
-    def take_step(self, step: int, stream: Iterator[Batch], commands: Commands) -> None:
+    def take_step(self, step: int, stream: Iterator[Batch], decision: StepDecision) -> None:
         """Wait for the next batch, train on it, and record the step before."""
         setup, config, learner = self._training.setup, self._training.setup.config, self._training.learner
         requested = time.perf_counter()
         batch = next(stream)
         self.tally.waited += time.perf_counter() - requested
-        done = max((self._state.epoch + step / self.steps) / config.epochs, commands.spent)
+        done = max((self._state.epoch + step / self.steps) / config.epochs, decision.spent)
         for group in learner.optimizer.param_groups:
             group["lr"] = learning_rate(config, done)
         self._generator.manual_seed(combine_seeds(config.seed, self.number, step, setup.processes.rank))
@@ -143,8 +143,8 @@ class _EpochInProgress:
             result = train_step(learner, inputs, setup.processes.sum)
         self.tally.voxels += result.voxels
         self.record_pending()
-        places = self.places[step * config.batch : (step + 1) * config.batch]
-        self._pending = PendingStep(places=places, loss=result.loss, by_slice=result.by_slice)
+        positions = self.positions[step * config.batch : (step + 1) * config.batch]
+        self._pending = PendingStep(positions=positions, loss=result.loss, by_slice=result.by_slice)
 
     def record_pending(self) -> None:
         """Record the loss of the last step, and the time of all steps so far."""

@@ -16,11 +16,11 @@ from slicemill.train.run.checkpoint import State
 
 
 @dataclass(frozen=True, kw_only=True)
-class Commands:
-    """What all processes do before a step."""
+class StepDecision:
+    """The decision to save or to stop before a step, equal in all processes."""
 
     spent: float
-    """Share of `max_minutes` that is over; 0 without a limit."""
+    """Share of `max_minutes` that has passed; 0 without a limit."""
     stop: bool
     """Write a checkpoint and stop."""
     save: bool
@@ -28,15 +28,15 @@ class Commands:
 
 
 class Interruption:
-    """Decides when to save and when to stop, for all processes alike.
+    """Decides when to save and when to stop, equally in all processes.
 
-    The clock of the first process counts; a stop signal to any process stops all.
+    The clock of rank 0 is used; a stop signal to any process stops all.
     """
 
     def __init__(
         self, config: Config, processes: Processes, stop_requested: threading.Event, write: Callable[[State], None]
     ) -> None:
-        """Start the clock to the next checkpoint; `write` writes one."""
+        """Start the clock; `write` is called to write a checkpoint."""
         self._config = config
         self._processes = processes
         self._stop_requested = stop_requested
@@ -44,12 +44,12 @@ class Interruption:
         self._write = write
 
     def write(self, state: State) -> None:
-        """Write a checkpoint, and restart the clock to the next."""
+        """Write a checkpoint, and restart the clock."""
         self._write(state)
         self._saved = time.perf_counter()
 
-    def commands(self, seconds: float, device: torch.device) -> Commands:
-        """Return what to do after `seconds` of training in all."""
+    def decide(self, seconds: float, device: torch.device) -> StepDecision:
+        """Decide whether to save or stop, after `seconds` of training in total."""
         spent = seconds / (60 * self._config.max_minutes) if self._config.max_minutes else 0.0
         minutes = (time.perf_counter() - self._saved) / 60
         save = bool(self._config.save_minutes) and minutes >= self._config.save_minutes
@@ -59,7 +59,7 @@ class Interruption:
             local = torch.tensor([spent * first, stop, save * first], dtype=torch.float64, device=device)
             total = self._processes.sum(local).tolist()
             spent, stop, save = float(total[0]), bool(total[1]), bool(total[2])
-        return Commands(spent=spent, stop=stop, save=save)
+        return StepDecision(spent=spent, stop=stop, save=save)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ AUTO = 0
 """The value of the setting `batch` that requests a measurement."""
 PROBES = (2, 4)
 """Batch sizes that are tried; the difference of their memory is the cost of two slices."""
-KEPT_FREE = 0.1
+FREE_SHARE = 0.1
 """Share of the memory left for fragmentation, validation and other programs."""
 MAX_BATCH = 256
 """Largest batch that a measurement returns."""
@@ -25,15 +25,15 @@ MAX_BATCH = 256
 def fitting_batch(
     labels: Labels, config: Config, size: tuple[int, int], device: torch.device, precision: torch.dtype
 ) -> int:
-    """Return how many slices of `size` fit into a step on this GPU.
+    """Return the number of slices of `size` that fit into a step on this GPU.
 
     Raises
     ------
     ConfigError
-        The device is not a GPU, or not even the smallest batch fits.
+        The device is not a GPU, or the smallest batch does not fit.
     """
     if device.type != "cuda":
-        raise ConfigError(f"batch = auto: measures the memory of a GPU; on {device.type}, name a number.")
+        raise ConfigError(f"batch = auto: needs a GPU, whose memory it measures; on {device.type}, set a number.")
     used = []
     before = torch.cuda.memory_allocated(device)
     for batch in PROBES:
@@ -42,8 +42,8 @@ def fitting_batch(
             _step_of_zeros(labels, config, (batch, config.context, *size), device, precision)
         except torch.OutOfMemoryError as error:
             raise ConfigError(
-                f"not even {batch} slices of {size[0]}x{size[1]} fit into the memory of {device}; "
-                "set crop, or a smaller width."
+                f"{batch} slices of {size[0]}x{size[1]} do not fit into the memory of {device}; "
+                "set crop or a smaller width."
             ) from error
         used.append(torch.cuda.max_memory_allocated(device) - before)
         torch.cuda.empty_cache()
@@ -55,7 +55,7 @@ def fitting_batch(
 def explain_out_of_memory(
     labels: Labels, config: Config, size: tuple[int, int], device: torch.device, precision: torch.dtype
 ) -> Iterator[None]:
-    """Replace an out-of-memory error of a step by a message with the batch that would fit.
+    """Replace an out-of-memory error of a step by a message with the largest batch that fits.
 
     Raises
     ------
@@ -79,7 +79,8 @@ def explain_out_of_memory(
         torch.cuda.empty_cache()
         fits = fitting_batch(labels, config, size, device, precision)
         raise ConfigError(
-            f"batch = {config.batch}: a step does not fit into the memory of {device}; {fits} slices per GPU fit. "
+            f"batch = {config.batch}: a step does not fit into the memory of {device}; "
+            f"the largest batch is {fits} slices per GPU. "
             "Set batch, or --batch auto."
         )
 
@@ -92,7 +93,7 @@ def largest_batch(used: tuple[int, int], free: int) -> int:
     """
     bytes_per_slice = max((used[1] - used[0]) / (PROBES[1] - PROBES[0]), 1)
     fixed = max(used[0] - PROBES[0] * bytes_per_slice, 0)
-    return max(2, min(MAX_BATCH, int((free * (1 - KEPT_FREE) - fixed) / bytes_per_slice)) // 2 * 2)
+    return max(2, min(MAX_BATCH, int((free * (1 - FREE_SHARE) - fixed) / bytes_per_slice)) // 2 * 2)
 
 
 def _step_of_zeros(

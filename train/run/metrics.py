@@ -9,7 +9,7 @@ Cell = int | float | None
 
 @dataclass(frozen=True, kw_only=True)
 class RegionDice:
-    """Dice of one region (`Labels.regions`); None where neither reference nor prediction contains it."""
+    """Dice of one region (`Labels.regions`); None if neither reference nor prediction contains it."""
 
     train: float | None
     """Dice over all pixels of the training slices."""
@@ -94,5 +94,5 @@ def metrics_from_row(row: Mapping[str, Cell]) -> EpochMetrics:
 
 
 def none_if_nan(value: float) -> float | None:
-    """Return a Dice as it is written: None instead of NaN."""
+    """Return None instead of NaN, for JSON and CSV."""
     return None if math.isnan(value) else value

@@ -27,7 +27,7 @@ from slicemill.train.run.memory import AUTO, fitting_batch
 from slicemill.train.split import make_split
 
 MAX_STORED_SIDE = 1 << 16
-"""Sanity limit of the sides in ``model.json``. That of model files is lower; `export --size` meets it."""
+"""Sanity limit of the sides in ``model.json``. Model files have a lower limit; see `export --size`."""
 CONFIG, SPLIT, MODEL, METRICS, CURVES = "config.toml", "split.json", "model.json", "metrics.csv", "curves.png"
 ENVIRONMENT, CASES, WORST_CASES, BEST_CASES, REPORT = (
     "environment.json", "cases.csv", "worst.png", "best.png", "report.html"
@@ -38,7 +38,7 @@ FILES = (CONFIG, SPLIT, MODEL, METRICS, CURVES, ENVIRONMENT, CASES, WORST_CASES,
 
 @dataclass(frozen=True, kw_only=True)
 class RunModel:
-    """The content of ``model.json``: what the network of a run labels, and what it was trained on."""
+    """The content of ``model.json``: labels of the network, and the store that it was trained on."""
 
     labels: dict[str, int]
     """Name -> value."""
@@ -63,14 +63,14 @@ class Setup:
     labels: Labels
     """The labels of the network: those of the store without the ignored one."""
     ignored: int | None
-    """Label value whose pixels do not count."""
+    """Label value whose pixels are excluded; None if there is none."""
     split: Split
     pool: Pool
     """Slices of the training cases."""
     size: tuple[int, int]
     """y, x of full slices in the network's pixels."""
     view: View
-    """What is read of each slice for training."""
+    """The region of each slice that is read for training."""
     device: torch.device
     batches: Batches
     """The loader."""
@@ -92,15 +92,15 @@ def prepare(
     Raises
     ------
     ConfigError
-        The run folder belongs to other settings or another store, or a setting cannot work with this store.
+        The run folder belongs to other settings or another store, or a setting is not possible with this store.
     StoreError
-        The store cannot be trained on.
+        The store is not usable for training.
     """
     store = open_store(store_path, cache)
     labels, ignored = trained_labels(store, config)
     device = choose_device(config.device, processes)
     started = (run / CONFIG).exists() and (run / LAST).exists()
-    processes.barrier()  # all have looked before the first one writes
+    processes.barrier()  # all processes have checked before the first one writes
     if started:
         config = _check_run(run, config, store)
     split = choose_split(store, run / SPLIT if started else None, split_file, config)
@@ -136,7 +136,9 @@ def _read_cases(store: Store, split: Split) -> list[Case]:
     cases = [store[case_id] for case_id in (*split.train, *split.validation)]
     unmasked = [case.info.case_id for case in cases if case.label is None]
     if unmasked:
-        raise StoreError(f"{store.root}: the split trains on cases without a mask: {', '.join(unmasked[:5])}.")
+        raise StoreError(
+            f"{store.root}: the split has cases without a mask in train or validation: {', '.join(unmasked[:5])}."
+        )
     return cases
 
 
@@ -181,9 +183,9 @@ def _read_pool(store_path: Location, split: Split, labels: Labels, config: Confi
 
 
 def training_view(cases: Sequence[Case], size: tuple[int, int], config: Config) -> View:
-    """Return what is read of each slice: full slices of `size`, or crops.
+    """Return the region of each slice to read: full slices of `size`, or crops.
 
-    Where slices are resampled, it is large enough for the smallest pixels of all cases.
+    If slices are resampled, it is large enough for the smallest pixels of all cases.
 
     Raises
     ------
@@ -193,8 +195,10 @@ def training_view(cases: Sequence[Case], size: tuple[int, int], config: Config) 
     if config.crop:
         size = (min(size[0], config.crop), min(size[1], config.crop))
     if min(size) < 2 ** (config.depth + 1):
-        raise ConfigError(f"slices of {size[0]}x{size[1]} are too small for depth = {config.depth}; set a smaller one.")
-    zooms = [compute_zoom(case.info.spacing_mm, config.wanted_spacing_mm) for case in cases]
+        raise ConfigError(
+            f"slices of {size[0]}x{size[1]} are too small for depth = {config.depth}; set a smaller depth."
+        )
+    zooms = [compute_zoom(case.info.spacing_mm, config.network_spacing_mm) for case in cases]
     stored = (
         math.ceil(size[0] / min(zoom[0] for zoom in zooms)),
         math.ceil(size[1] / min(zoom[1] for zoom in zooms)),
@@ -204,7 +208,7 @@ def training_view(cases: Sequence[Case], size: tuple[int, int], config: Config) 
         context=config.context,
         context_spacing_mm=config.window_spacing_mm,
         reach=config.oblique,
-        spacing_mm=config.wanted_spacing_mm,
+        spacing_mm=config.network_spacing_mm,
         stored=stored if config.spacing_mm else None,
     )
 
@@ -238,14 +242,14 @@ def remove_run(run: Path) -> None:
     Raises
     ------
     ConfigError
-        The folder is not that of a run.
+        The folder is not a run folder.
     """
     if not run.exists():
         return
     if not (run / CONFIG).exists():
-        raise ConfigError(f"{run}: is not the folder of a run; --overwrite does not remove it.")
-    ours = [path for path in run.iterdir() if path.name in FILES or path.name.startswith("events.out.tfevents")]
-    for path in sorted(ours, key=lambda path: path.name == CONFIG):  # CONFIG last: it marks the folder as a run's
+        raise ConfigError(f"{run}: is not the folder of a run, so --overwrite does not remove it.")
+    files = [path for path in run.iterdir() if path.name in FILES or path.name.startswith("events.out.tfevents")]
+    for path in sorted(files, key=lambda path: path.name == CONFIG):  # CONFIG last: it marks the folder as a run's
         path.unlink(missing_ok=True)
 
 
@@ -255,7 +259,7 @@ def _check_run(run: Path, config: Config, store: Store) -> Config:
     Raises
     ------
     ConfigError
-        It started with other settings, or on another store.
+        The run started with other settings, or on another store.
     """
     before = read_config(run / CONFIG)
     if config.batch == AUTO:
@@ -268,13 +272,13 @@ def _check_run(run: Path, config: Config, store: Store) -> Config:
         ]
         differing = "; ".join(f"{name} {getattr(before, name)} -> {getattr(config, name)}" for name in names)
         raise ConfigError(
-            f"{run}: holds a run of other settings ({differing}). "
+            f"{run}: contains a run with other settings ({differing}). "
             "Use the same settings, another folder, or --overwrite."
         )
     if read_run_model(run).store_sha256 != store_sha256(store):
         raise ConfigError(
-            f"{run}: started on other cases than {store.root} holds now. "
-            "Use the store as it was, another folder, or --overwrite."
+            f"{run}: the cases of {store.root} have changed since the run started. "
+            "Restore the store, use another folder, or --overwrite."
         )
     return config
 
@@ -285,16 +289,16 @@ def read_run_model(run: Path) -> RunModel:
     Raises
     ------
     ModelError
-        It is damaged.
+        The file is damaged.
     """
     path = run / MODEL
     try:
         model = read_document(RunModel, path)
     except InputError as error:
-        raise ModelError(f"{error} A run did not write this file; train again with --overwrite.") from error
+        raise ModelError(f"{error} The file is damaged; train again with --overwrite.") from error
     if not all(1 <= side <= MAX_STORED_SIDE for side in model.size):
         raise ModelError(
-            f"{path}: size = {model.size}: sides must lie in 1 to {MAX_STORED_SIDE}; train again with --overwrite."
+            f"{path}: size = {model.size}: sides must be between 1 and {MAX_STORED_SIDE}; train again with --overwrite."
         )
     return model
 
@@ -338,6 +342,6 @@ def slice_size(cases: Sequence[Case], config: Config) -> tuple[int, int]:
 def network_size(case: Case, config: Config) -> tuple[int, int]:
     """Return y, x of a case's full slices in the network's pixels, rounded up to a multiple of ``2**depth``."""
     step = 2**config.depth
-    zoom = compute_zoom(case.info.spacing_mm, config.wanted_spacing_mm)
+    zoom = compute_zoom(case.info.spacing_mm, config.network_spacing_mm)
     _, ny, nx = case.image.shape
     return math.ceil(ny * zoom[0] / step - 1e-6) * step, math.ceil(nx * zoom[1] / step - 1e-6) * step

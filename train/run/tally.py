@@ -1,4 +1,4 @@
-"""What an epoch has counted so far: losses, voxels by class, the last loss of every slice; part of checkpoints."""
+"""Counts of an epoch in progress: losses, voxels by class, the last loss of every slice; part of checkpoints."""
 
 import math
 from dataclasses import dataclass, field
@@ -19,9 +19,9 @@ class SliceLosses:
     """The last training loss of every slice of a pool: float32[n], NaN before its first step."""
 
     at_epoch_start: Tensor
-    """The losses when the epoch began; the epoch is drawn by these."""
+    """The losses when the epoch began; the slices of the epoch are drawn by them."""
     latest: Tensor
-    """The losses now."""
+    """The current losses."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that a checkpoint contains."""
@@ -38,7 +38,7 @@ def no_losses(pool: Pool) -> SliceLosses:
 class PendingStep:
     """A step whose loss is still on the device."""
 
-    places: list[SlicePosition]
+    positions: list[SlicePosition]
     """The slices of the batch of all processes."""
     loss: Tensor
     """float[]."""
@@ -65,7 +65,7 @@ class Tally:
         return len(self.losses)
 
     def record(self, step: PendingStep | None, by_slice: SliceLosses, pool: Pool, processes: Processes) -> None:
-        """Add the loss of a step, and update the loss of each of its slices, those of other processes too.
+        """Add the loss of a step, and update the loss of each of its slices, including those of other processes.
 
         Raises
         ------
@@ -76,13 +76,13 @@ class Tally:
             return
         loss = float(step.loss)
         if not math.isfinite(loss):
-            named = ", ".join(f"{place.case_id} z={place.z}" for place in step.places)
+            named = ", ".join(f"{position.case_id} z={position.z}" for position in step.positions)
             raise ConfigError(f"step {self.step + 1}: the loss is {loss}; the slices are {named}. Lower learning_rate.")
         self.losses.append(loss)
         share = len(step.by_slice)
         batch = torch.zeros(share * processes.count, device=step.by_slice.device)
         batch[processes.rank * share : (processes.rank + 1) * share] = step.by_slice
-        numbers = [pool.number[place.case_id, place.z] for place in step.places]
+        numbers = [pool.number[position.case_id, position.z] for position in step.positions]
         by_slice.latest[numbers] = processes.sum(batch).cpu()
 
     def as_record(self, processes: Processes) -> TallyRecord:
@@ -92,7 +92,7 @@ class Tally:
 
 
 def resume_tally(record: TallyRecord | None, classes: int, device: torch.device, processes: Processes) -> Tally:
-    """Return the tally of a checkpoint, or an empty one. The first process takes the pixels of all."""
+    """Return the tally of a checkpoint, or an empty one. Rank 0 gets the pixels of all."""
     zeros = torch.zeros((classes, classes), dtype=torch.long, device=device)
     if record is None:
         return Tally(voxels=zeros)

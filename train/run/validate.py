@@ -43,7 +43,7 @@ def validate(setup: Setup, network: nn.Module) -> dict[str, Overlaps]:
 
 
 def global_dice(by_case: Mapping[str, Overlaps], labels: Labels) -> dict[str, float]:
-    """Return the Dice of each region over the voxels of all cases together; NaN where no case has the region."""
+    """Return the Dice of each region over the voxels of all cases together; NaN if no case has the region."""
     return {name: sum((overlaps[name] for overlaps in by_case.values()), Overlap()).dice for name in labels.values}
 
 
@@ -80,9 +80,9 @@ def voxels_by_class(
     if ignored is not None:
         class_of[ignored] = count  # an additional row, which is cut off at the end
     pairs = np.zeros((count + 1) * count, dtype=np.int64)
-    for truth, answer in zip(reference, predicted, strict=True):
-        labeled = (truth | answer) != 0  # most voxels are background in both, and no region needs their count
-        pairs += np.bincount(class_of[truth[labeled]] * count + answer[labeled], minlength=len(pairs))
+    for truth, prediction in zip(reference, predicted, strict=True):
+        labeled = (truth | prediction) != 0  # most voxels are background in both, and no region needs their count
+        pairs += np.bincount(class_of[truth[labeled]] * count + prediction[labeled], minlength=len(pairs))
     return pairs.reshape(count + 1, count)[:count]
 
 
@@ -90,14 +90,14 @@ def voxels_by_class(
 def predict_case(case: Case, network: nn.Module, setup: Setup) -> npt.NDArray[np.uint8]:
     """Return the class index of every voxel of a case: uint8[z, y, x]. Slices are padded, never cropped.
 
-    If the network has a pixel size, slices are resampled to it, and probabilities back.
+    If the network has a fixed pixel size, slices are resampled to it, and probabilities back.
     """
     config = setup.config
     step = neighbor_step(config.window_spacing_mm, case.info.spacing_mm[0])
-    zoom = compute_zoom(case.info.spacing_mm, config.wanted_spacing_mm)
+    zoom = compute_zoom(case.info.spacing_mm, config.network_spacing_mm)
     nz, ny, nx = case.image.shape
     size = network_size(case, config)
-    if config.norm == "instance":  # its statistics depend on the padding; take that of the exported network
+    if config.norm == "instance":  # its statistics depend on the padding; pad as the exported network does
         size = (max(size[0], setup.size[0]), max(size[1], setup.size[1]))
     # Resampling pads by itself; otherwise the volume is padded once, here.
     padded = (ny, nx) if config.spacing_mm else size
@@ -106,7 +106,7 @@ def predict_case(case: Case, network: nn.Module, setup: Setup) -> npt.NDArray[np
     for z, section in enumerate(case.image):
         crop_or_pad(section, corner, AIR_HU, volume[z])
     predicted = np.empty((nz, ny, nx), dtype=np.uint8)
-    # As many slices at a time as take the memory of a training batch.
+    # Number of slices that use about as much memory as a training batch.
     batch = max(1, math.prod(setup.view.size) * config.batch // setup.processes.count // math.prod(size))
     for first in range(0, nz, batch):
         chosen = range(first, min(first + batch, nz))
@@ -125,6 +125,6 @@ def predict_case(case: Case, network: nn.Module, setup: Setup) -> npt.NDArray[np
 
 
 def resample_slices(values: Tensor, zoom: tuple[float, float], size: tuple[int, int]) -> Tensor:
-    """Return slices float32[b, c, y, x] at another pixel size, about their centers; -1 comes in from outside."""
+    """Return slices float32[b, c, y, x] at another pixel size, about their centers; -1 outside the source."""
     no_label = torch.zeros((len(values), *values.shape[2:]), dtype=torch.long, device=values.device)
     return resample(values, no_label, torch.tensor([zoom] * len(values), device=values.device), size)[0]

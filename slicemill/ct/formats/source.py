@@ -1,7 +1,12 @@
-"""What a file format provides so that `slicemill.ct.scan.ScanReader` can read it. NIfTI is the only format today.
+"""The interface between a file format and `slicemill.ct.scan.ScanReader`. NIfTI is the only format today.
 
-A format is a module next to ``nifti/`` with a class that follows `ScanSource`. The reader does the rest, alike for all
-formats: order of axes, HU or label values, slabs.
+To add a format:
+
+1. Write a package next to ``nifti/`` with a class that implements `ScanSource`.
+2. Let `ScanReader` choose it. Today `ScanReader` always opens `NiftiSource`.
+3. Add its file names to `slicemill.ct.naming`, which finds scans by their suffixes.
+
+`ScanReader` handles axis order, HU or label values, and slabs for all formats.
 """
 
 from collections.abc import Iterator
@@ -36,17 +41,17 @@ class ScanSource(Protocol):
     """
 
     grid: Grid
-    """The voxel grid in the file's own axis order."""
+    """The voxel grid in the file's axis order."""
     dtype: np.dtype[Any]
     """Type of the stored numbers."""
     warnings: tuple[str, ...]
-    """What is unusual about the file."""
+    """Warnings about unusual fields."""
     private_bytes: int
     """Size of further header data, which may identify a person."""
 
     @property
     def bytes_read(self) -> int:
-        """Return the bytes of the file that were read; after `finish`, its size."""
+        """Return the number of bytes of the file that were read; after `finish`, its size."""
 
     @property
     def read_seconds(self) -> float:

@@ -1,13 +1,13 @@
 """Headers of NIfTI-1 and NIfTI-2, single files and .hdr/.img pairs: read and checked against the file.
 
-nibabel decodes the fields. Everything that the header claims is checked here before a voxel is read:
+nibabel decodes the fields. The header is checked here before a voxel is read:
 
 1. The first bytes must be a header of 348 or 540 bytes, of either byte order, with NIfTI's magic.
-2. Shape, voxel type, scaling and affine must be those of one CT volume.
-3. The file must be able to hold the claimed voxels, so that a damaged header cannot make a reader allocate memory that
-   the file cannot fill. A gzip file can hold at most MAX_DEFLATE_RATIO times its size.
+2. Shape, voxel type, scaling and affine must fit one CT volume.
+3. The file must be large enough for the voxels in the header. So a damaged header cannot make a reader allocate
+   too much memory. A gzip file can hold at most MAX_DEFLATE_RATIO times its size.
 
-What is unusual but readable becomes a warning.
+Unusual but readable fields become warnings.
 """
 
 import struct
@@ -49,7 +49,7 @@ class NiftiHeader:
     data_offset: int
     """Offset of the voxels in the stream of `open_voxels`, bytes."""
     raw: bytes
-    """The header's own 348 or 540 bytes."""
+    """The 348 or 540 bytes of the header, without extensions."""
     extension_bytes: int
     """Size of the header extensions, which follow the header and the four bytes that announce them."""
     warnings: tuple[str, ...]
@@ -81,7 +81,7 @@ def read_header(path: Location) -> NiftiHeader:
     except GeometryError as error:
         raise GeometryError(f"{path}: {error}") from error
     # The stream of a pair is the header file (`before` bytes) and then the image file, in which vox_offset counts. In a
-    # single file the voxels come after the header and the four bytes behind it, even if vox_offset is smaller.
+    # single file the voxels come after the header and the four bytes after it, even if vox_offset is smaller.
     before, least = (len(start), 0) if is_pair else (0, len(raw) + 4)
     offset = max(_offset(header, path), least)
     checked = NiftiHeader(
@@ -92,7 +92,7 @@ def read_header(path: Location) -> NiftiHeader:
         data_offset=before + offset,
         raw=raw,
         extension_bytes=_extension_bytes(start, len(raw), before or offset),
-        warnings=(*warnings, *_about_fields(header), *grid_warnings(grid), *_about_names(path)),
+        warnings=(*warnings, *_warn_fields(header), *grid_warnings(grid), *_warn_names(path)),
     )
     _check_size(scan_files(path)[-1], checked, offset + checked.data_bytes)
     return checked
@@ -123,17 +123,17 @@ def parse_grid(header: bytes) -> Grid:
 
 
 def _first_bytes(path: Location) -> bytes:
-    """Return the first bytes of a single file: the longest header, and the four bytes behind it."""
+    """Return the first bytes of a single file: the longest header, and the four bytes after it."""
     stream, _ = open_voxels(path, hashed=False)
     with stream:
         return read_up_to(stream, max(HEADER_BYTES) + 4, path)
 
 
 def parse_header(start: bytes, path: Location) -> tuple[bytes, Any]:
-    """Return the header's own bytes and their fields, as nibabel's header object."""
+    """Return the header's bytes without extensions, and their fields as nibabel's header object."""
     if len(start) < 348:
-        raise ScanError(f"{path}: is not a NIfTI file: {len(start)} bytes, but its header alone has 348.")
-    # The first field is the header's own size; it shows both the version and the byte order.
+        raise ScanError(f"{path}: is not a NIfTI file: it has {len(start)} bytes, and a NIfTI header has 348.")
+    # The first field is the size of the header; it shows both the version and the byte order.
     for order in "<>":
         size = struct.unpack(f"{order}i", start[:4])[0]
         if size in HEADER_BYTES and len(start) >= size:
@@ -151,24 +151,24 @@ def parse_header(start: bytes, path: Location) -> tuple[bytes, Any]:
 
 def _check_kind(header: Any, path: Location, *, is_pair: bool) -> None:
     """Refuse a header of a pair in a single file, or the reverse."""
-    says_pair = bytes(header["magic"].item())[:2] == b"ni"
-    if says_pair and not is_pair:
+    marked_as_pair = bytes(header["magic"].item())[:2] == b"ni"
+    if marked_as_pair and not is_pair:
         raise ScanError(
             f"{path}: is the header of a .hdr/.img pair. Name it .hdr and put its .img in the same folder, "
             "or convert the pair to one .nii file."
         )
-    if is_pair and not says_pair:
-        raise ScanError(f"{path}: its header says that the voxels follow in the same file; rename it to .nii.")
+    if is_pair and not marked_as_pair:
+        raise ScanError(f"{path}: its header is that of a single file; rename it to .nii.")
 
 
 def read_shape(header: Any, path: Location) -> tuple[int, int, int]:
     """Return the three extents. Further extents of 1 are dropped; a 2-D image has one slice."""
     rank = int(header["dim"][0])
     if not 2 <= rank <= 7:
-        raise ScanError(f"{path}: a scan has 2 to 7 dimensions; the header says {rank}.")
+        raise ScanError(f"{path}: a scan must have 2 to 7 dimensions; the header has {rank}.")
     extents = [int(extent) for extent in header["dim"][1 : rank + 1]]
     if min(extents) < 1:
-        raise ScanError(f"{path}: every extent must be at least 1; the header says {extents}.")
+        raise ScanError(f"{path}: every extent must be at least 1; the header has {extents}.")
     if any(extent > 1 for extent in extents[3:]):
         raise ScanError(
             f"{path}: holds several volumes, extents {extents}; a CT is one volume. "
@@ -186,7 +186,7 @@ def _dtype(header: Any, path: Location) -> np.dtype[Any]:
         raise ScanError(f"{path}: unknown voxel type {int(header['datatype'])}; convert it to int16.") from error
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise ScanError(
-            f"{path}: voxels must be integers or floats; they are {dtype}. A color or complex picture is no CT."
+            f"{path}: voxels must be integers or floats; they are {dtype}. A color or complex picture is not a CT."
         )
     checked: np.dtype[Any] = np.dtype(dtype)
     return checked
@@ -212,13 +212,13 @@ def _affine(header: Any, path: Location) -> tuple[npt.NDArray[np.float64], tuple
             f"{path}: the header's orientation cannot be read ({error}); correct its qform or sform."
         ) from error
     if header["sform_code"] > 0 and header["qform_code"] > 0:
-        return affine, _about_qform(header, read_shape(header, path), affine)
+        return affine, _warn_qform(header, read_shape(header, path), affine)
     if header["sform_code"] <= 0 and header["qform_code"] <= 0:
         return affine, ("the header has no orientation; spacing alone is used and the patient's sides are unknown",)
     return affine, ()
 
 
-def _about_qform(header: Any, shape: tuple[int, int, int], affine: npt.NDArray[np.float64]) -> tuple[str, ...]:
+def _warn_qform(header: Any, shape: tuple[int, int, int], affine: npt.NDArray[np.float64]) -> tuple[str, ...]:
     """Return a warning if the qform differs from the sform."""
     try:
         with np.errstate(all="ignore"):
@@ -232,7 +232,7 @@ def _about_qform(header: Any, shape: tuple[int, int, int], affine: npt.NDArray[n
     return (f"sform and qform differ by up to {apart:.3g} mm; the sform is used",) if apart > SAME_GRID_MM else ()
 
 
-def _about_fields(header: Any) -> list[str]:
+def _warn_fields(header: Any) -> list[str]:
     """Return warnings about fields that are unusual for a CT."""
     warnings = []
     rank = int(header["dim"][0])
@@ -247,7 +247,7 @@ def _about_fields(header: Any) -> list[str]:
     return warnings
 
 
-def _about_names(path: Location) -> list[str]:
+def _warn_names(path: Location) -> list[str]:
     """Return a warning for each file whose suffix .gz and first bytes contradict each other."""
     warnings = []
     for file in scan_files(path):

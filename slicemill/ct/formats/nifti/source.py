@@ -31,7 +31,7 @@ class NiftiSource:
 
     @property
     def bytes_read(self) -> int:
-        """Return the bytes of the file that were read."""
+        """Return the number of bytes of the file that were read."""
         return self._hashing.bytes_read
 
     @property
@@ -40,7 +40,7 @@ class NiftiSource:
         return self._hashing.seconds
 
     def planes(self, depth: int, buffers: int) -> Iterator[RawPlanes]:
-        """Yield all planes any[k, j, i] in the file's order, `depth` at a time, in `buffers` arrays in turn."""
+        """Yield all planes any[k, j, i] in the file's order, `depth` at a time, cycling through `buffers` arrays."""
         skip_bytes(self._stream, self.header.data_offset, self._path)
         ni, nj, nk = self.grid.shape
         arrays = [np.empty((min(depth, nk), nj, ni), dtype=self.dtype) for _ in range(buffers)]
