@@ -55,7 +55,7 @@ def segment_volume(
     if model.provider != "cpu" and not model.parity_checked:
         check_parity(model, scan, make_lane(model, capacity, plan.outputs))
     _label_scan(model, scan, capacity, advance)
-    return scan.assembly.segmented()
+    return scan.assembly.result()
 
 
 def _label_scan(model: Model, scan: NetworkScan, capacity: Capacity, advance: Callable[[int], None]) -> None:

@@ -121,7 +121,7 @@ def train(
         from slicemill.train.config import Config, read_config
         from slicemill.train.loop import train as fit
 
-        settings = (read_config(config) if config else Config()).changed(
+        settings = (read_config(config) if config else Config()).replace(
             context=context, context_spacing_mm=context_spacing_mm, size=size, crop=crop, spacing_mm=spacing_mm,
             width=width, batch=None if batch is None else parse_batch(batch), epochs=epochs, steps=steps,
             max_minutes=max_minutes, learning_rate=learning_rate, tumor_share=tumor_share, augment=augment, seed=seed,
@@ -221,7 +221,7 @@ def gallery(
         from slicemill.train.config import Config, read_config
         from slicemill.train.report.gallery import draw_gallery
 
-        settings = (read_config(config) if config else Config()).changed(augment=augment, seed=seed)
+        settings = (read_config(config) if config else Config()).replace(augment=augment, seed=seed)
         save_png(out, draw_gallery(open_store(store), settings))
         print_line(f"gallery: {out}")
 

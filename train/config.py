@@ -193,7 +193,7 @@ class Config:
         """Return the in-plane pixel size as in a model's metadata, mm; None for that of the scan."""
         return self.spacing_mm or None
 
-    def changed(self, **values: Any) -> "Config":
+    def replace(self, **values: Any) -> "Config":
         """Return a copy with the values that are not None.
 
         Raises
@@ -235,7 +235,7 @@ def read_config(path: Path) -> Config:
         raise ConfigError(f"{path}: cannot be read as TOML ({error}).") from error
     values = from_toml(dict[str, Any], text, str(path), error=ConfigError)
     try:
-        return Config().changed(**values)
+        return Config().replace(**values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 

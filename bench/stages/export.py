@@ -22,8 +22,8 @@ from slicemill.train.config import Config
 from slicemill.train.export.graph import ExportGraph
 from slicemill.train.export.model_file import add_metadata
 from slicemill.train.export.onnx_graph import OPSET, load_checked_onnx, write_onnx
-from slicemill.train.export.parity import prove_parity
-from slicemill.train.export.trained import read_proof_slices
+from slicemill.train.export.parity import measure_parity
+from slicemill.train.export.trained import read_parity_slices
 from slicemill.train.network.step import build_network
 from slicemill.train.run.setup import network_size
 
@@ -55,20 +55,20 @@ def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
     network = build_network(subject.labels, config).eval()
     graph = ExportGraph(network, config, subject.labels).eval()
     size = network_size(store[CASE_ID], config)
-    proof = read_proof_slices(store, (CASE_ID,), config, size)
+    proof = read_parity_slices(store, (CASE_ID,), config, size)
     path = folder / "model.onnx"
     parities: list[Parity] = []
 
     def export() -> None:
         write_onnx(graph, proof, path)
-        parities.append(prove_parity(graph, path, proof))
+        parities.append(measure_parity(graph, path, proof))
         add_metadata(path, {"parity": parities[-1]})
 
     export()  # the contender that only compares needs a file
     contenders = {
         SLICEMILL: export,
         BARE: lambda: export_bare(network, config, size, folder / "bare.onnx"),
-        "proof alone": lambda: prove_parity(graph, path, proof),
+        "proof alone": lambda: measure_parity(graph, path, proof),
     }
     with show_progress("export", len(contenders), rounds) as log:
         times = time_rounds(contenders, rounds=rounds, log=log)

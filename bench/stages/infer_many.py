@@ -100,7 +100,7 @@ def segment_alone(model: Model, job: Job, out: Path) -> None:
         window = np.zeros((capacity.labels, info.context), dtype=np.int32)
         window[: len(batch.units)] = batch.neighbors
         batch.put(model.run(image, window, plan.outputs))
-    segmented = scan.assembly.segmented()
+    segmented = scan.assembly.result()
     postprocess(segmented.label, info.labels, info.rules, loaded.grid, segmented.tumor_probability)
     report = make_report(model, loaded, segmented, job.name)
     write_json(out / f"{job.stem}.json", to_document(report))

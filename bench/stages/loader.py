@@ -27,7 +27,7 @@ from slicemill.bench.harness.subject import CASE_ID, Subject
 from slicemill.bench.stages.store import bare_decode
 from slicemill.store.codecs import decode_blosc, without_checksum
 from slicemill.store.reader import Case, Store
-from slicemill.train.data.dataset import RING, Batches, View
+from slicemill.train.data.dataset import RING, Batches, SliceRegion
 from slicemill.train.data.sampling import SlicePosition
 
 BATCH = 16
@@ -116,7 +116,7 @@ def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
     store, order = prepare(folder, subject)
     case, size = store[CASE_ID], (subject.image.shape[1], subject.image.shape[2])
     positions = [SlicePosition(CASE_ID, z) for z in order]
-    rings = {threads: Batches(store, View(size=size), BATCH, threads) for threads in (1, 2)}
+    rings = {threads: Batches(store, SliceRegion(size=size), BATCH, threads) for threads in (1, 2)}
     contenders: dict[str, Work] = {
         SLICEMILL: lambda: read_ring(rings[1], positions),
         "ring, 2 threads": lambda: read_ring(rings[2], positions),
@@ -164,7 +164,7 @@ def read_in_workers(dataset: Dataset[tuple[Any, Any]]) -> None:
 
 def read_ring(ring: Batches, positions: list[SlicePosition]) -> None:
     """Read batches through slicemill's ring."""
-    with ring.over(positions, (0, 0)) as stream:
+    with ring.iterate(positions, (0, 0)) as stream:
         for _ in stream:
             pass
 
@@ -191,13 +191,13 @@ def speedup(fast: Timing, slow: Timing) -> float:
 
 def measure_waits(store: Store, positions: list[SlicePosition], size: tuple[int, int]) -> Waits:
     """Measure how long a network that takes SLOWER times as long as the decoding waits for batches."""
-    batches = Batches(store, View(size=size), BATCH, 1)
+    batches = Batches(store, SliceRegion(size=size), BATCH, 1)
     start = time.perf_counter()
-    with batches.over(positions, (0, 0)) as stream:
+    with batches.iterate(positions, (0, 0)) as stream:
         count = sum(1 for _ in stream)
     busy = SLOWER * (time.perf_counter() - start) / count
     waits = []
-    with batches.over(positions, (0, 0)) as stream:
+    with batches.iterate(positions, (0, 0)) as stream:
         next(stream)
         while True:
             time.sleep(busy)  # in place of the device's work
@@ -215,7 +215,7 @@ def measure_waits(store: Store, positions: list[SlicePosition], size: tuple[int,
 
 def delivers_slices(ring: Batches, positions: list[SlicePosition], subject: Subject) -> bool:
     """Return whether the last batch of an epoch holds the requested slices."""
-    with ring.over(positions, (0, 0)) as stream:
+    with ring.iterate(positions, (0, 0)) as stream:
         for batch in stream:
             image, label = batch.image.copy(), batch.label.copy()
     requested = [position.z for position in positions[-len(image) :]]

@@ -21,7 +21,7 @@ from slicemill.bench.stages.store import bare_decode
 from slicemill.ingest.convert import convert_case
 from slicemill.store.reader import Store, open_store
 from slicemill.store.writer import prepare_store
-from slicemill.train.data.dataset import Batches, View
+from slicemill.train.data.dataset import Batches, SliceRegion
 from slicemill.train.data.sampling import SlicePosition
 
 BATCH = 16
@@ -98,13 +98,13 @@ def write_cases(folder: Path, subjects: Sequence[Subject]) -> list[Files]:
 def read_ring(store: Store, subject: Subject) -> Work:
     """Return a function that reads every slice once, in a new random order, in batches."""
     depth, height, width = subject.image.shape
-    ring = Batches(store, View(size=(height, width)), BATCH, 1)
+    ring = Batches(store, SliceRegion(size=(height, width)), BATCH, 1)
     positions = [SlicePosition(case_id, z) for case_id in store.case_ids for z in range(depth)]
     rng = np.random.default_rng(0)
 
     def work() -> None:
         order = [positions[number] for number in rng.permutation(len(positions))]
-        with ring.over(order, (0, 0)) as stream:
+        with ring.iterate(order, (0, 0)) as stream:
             for _ in stream:
                 pass
 

@@ -33,7 +33,7 @@ from slicemill.train.network.step import (
     train_step,
 )
 from slicemill.train.run.device import choose_device, choose_precision, use_cores
-from slicemill.train.run.setup import network_size, training_view
+from slicemill.train.run.setup import network_size, training_region
 
 STEPS = {"cpu": 2, "cuda": 30}
 """Steps per round, by device."""
@@ -108,7 +108,7 @@ class Steps:
         self.losses: list[torch.Tensor] = []
         self.waited: list[float] = []  # share of each complete round that was spent waiting for the loader
         self._learner = make_learner(subject.labels, config, self.device, self.precision)
-        view = training_view([case], network_size(case, config), config)
+        view = training_region([case], network_size(case, config), config)
         self._size = view.size
         self._batches = Batches(store, view, config.batch, pinned=self.device.type == "cuda")
         self._positions = [SlicePosition(CASE_ID, z * 7 % len(case.image)) for z in range(self.count * config.batch)]
@@ -139,7 +139,7 @@ class Steps:
         """Do complete steps with some settings; return the share of the time that was spent waiting for the loader."""
         self._learner.network.train()
         start, waiting = time.perf_counter(), 0.0
-        with self._batches.over(self._positions, (0, 0)) as stream:
+        with self._batches.iterate(self._positions, (0, 0)) as stream:
             for number in range(self.count):
                 before = time.perf_counter()
                 batch = next(stream)

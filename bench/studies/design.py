@@ -93,7 +93,7 @@ class ExperimentDesign:
         if fixed := sorted(common.keys() & settings.keys()):
             raise ConfigError(f"variant {variant}: {fixed[0]} is the same for all variants; set it above [settings].")
         try:
-            return Config().changed(**settings, **common)
+            return Config().replace(**settings, **common)
         except ConfigError as error:
             raise ConfigError(f"variant {variant}: {error}") from None
 

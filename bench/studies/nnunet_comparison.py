@@ -79,7 +79,7 @@ class NnunetComparison:
     def make_request(self, fold: int, store: Store) -> RunRequest:
         """Return the request of slicemill's run on a fold."""
         design, run = self.experiment.design, self.run(self.variant, fold)
-        config = design.config(self.variant, run.seed).changed(epochs=MANY_EPOCHS, max_minutes=self.minutes)
+        config = design.config(self.variant, run.seed).replace(epochs=MANY_EPOCHS, max_minutes=self.minutes)
         inputs = self.experiment.request(replace(run, variant=self.variant), store).inputs
         return RunRequest(run=run, config=config, inputs=replace(inputs, settings=plain_json(asdict(config))))
 

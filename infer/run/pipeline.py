@@ -98,6 +98,7 @@ class BulkRun:
         self._slices = 0
         self.on_outcome: Callable[[ScanOutcome], None] = lambda _: None
         """Called when a scan ends."""
+        self._is_over = False
         self.outcomes: dict[str, ScanOutcome] = {}
         """Outcome of each scan that has ended, by name."""
 
@@ -133,6 +134,7 @@ class BulkRun:
         try:
             yield
         finally:
+            self._is_over = True
             for claimed in list(self._claimed.values()):
                 claimed.claim.close()
 
@@ -187,7 +189,7 @@ class BulkRun:
     def write(self, current: ScanInProgress) -> None:
         """Write report, picture and mask of a scan, and its line in the ledger."""
         job, loaded, out, info = current.job, current.loaded, self._ledger.out, self._model.info
-        segmentation = current.scan.assembly.segmented()
+        segmentation = current.scan.assembly.result()
         with self._watch.timed("post"):
             if self._options.postprocess:
                 postprocess(segmentation.label, info.labels, info.rules, loaded.grid, segmentation.tumor_probability)
@@ -220,6 +222,8 @@ class BulkRun:
 
     def fail(self, job: Job, error: Exception) -> None:
         """Record the reason of a scan's failure; on a full disk, only the summary records it."""
+        if self._is_over:  # a reader that outlived the run: another run may have the scan by now
+            return
         passing = isinstance(error, OSError | MemoryError | ReadError | StoreError | ProviderError)
         outcome = ScanOutcome(name=job.name, status="failed", reason=failure_reason(error, job), passing=passing)
         claimed = self._claimed.get(job.name)

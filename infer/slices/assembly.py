@@ -247,7 +247,7 @@ class VolumeAssembly:
             for map_, out in zip(maps, self._probability[:, z], strict=True):
                 to_bytes(map_ if resampling is None else resampling.map_to_scan(map_), out)
 
-    def segmented(self) -> Segmentation:
+    def result(self) -> Segmentation:
         """Return the complete result.
 
         Raises

@@ -61,7 +61,7 @@ def test_an_invalid_design_is_refused_before_training(tmp_path, text, message):
 def test_the_designs_that_are_shipped_are_sound(path):
     design = read_design(path)
     assert next(iter(design.variants)) == "default"
-    assert design.config("default", 2) == Config().changed(
+    assert design.config("default", 2) == Config().replace(
         **design.settings, seed=2, epochs=design.epochs, steps=design.steps
     )
 

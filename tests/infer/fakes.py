@@ -100,7 +100,7 @@ class FakeRun:
         return ScanInProgress(job=job, loaded=None, scan=planned(volume), memory_bytes=volume.nbytes)
 
     def write(self, current):
-        self.labels[current.job.name] = current.scan.assembly.segmented().label
+        self.labels[current.job.name] = current.scan.assembly.result().label
 
     def fail(self, job, error):
         self.errors[job.name] = error

@@ -95,8 +95,8 @@ def test_an_answer_is_put_in_place_unless_it_is_there(in_place, model, rng):
     targets["tumor"][:] = 0
     for index in range(3):
         volume.put(index, plan.tiles[0], NetworkOutput(targets["label"], tumor, in_place=in_place), index)
-    assert np.array_equal(volume.segmented().tumor_probability, np.zeros_like(tumor) if in_place else tumor)
-    assert (volume.segmented().label == 1).all()
+    assert np.array_equal(volume.result().tumor_probability, np.zeros_like(tumor) if in_place else tumor)
+    assert (volume.result().label == 1).all()
 
 
 def test_one_scan_on_another_device_than_the_cpu_is_compared_with_it_first(model, monkeypatch, rng):

@@ -17,7 +17,7 @@ from slicemill.store.model_card import PostprocessRules
 from slicemill.train.export.graph import ExportGraph, Flavor
 from slicemill.train.export.model_file import add_metadata, describe_model
 from slicemill.train.export.onnx_graph import write_onnx
-from slicemill.train.export.parity import prove_parity
+from slicemill.train.export.parity import measure_parity
 from slicemill.train.export.trained import read_trained
 from tests.conftest import TINY
 from tests.infer.test_bulk import run
@@ -31,8 +31,8 @@ def telling(trained, tmp_path_factory):
     path = tmp_path_factory.mktemp("telling") / "m.onnx"
     best = read_trained(trained, None)
     graph = ExportGraph(best.network, TINY, LITS_LABELS, Flavor(probability=True)).eval()
-    write_onnx(graph, best.proof, path)
-    parity = prove_parity(graph, path, best.proof)
+    write_onnx(graph, best.parity_slices, path)
+    parity = measure_parity(graph, path, best.parity_slices)
     add_metadata(path, describe_model(trained, best, graph.flavor, parity, PostprocessRules()).as_json())
     return path
 

@@ -12,7 +12,7 @@ from slicemill.ct.labels import make_labels
 from slicemill.ct.window import AIR_HU
 from slicemill.store.reader import open_store
 from slicemill.store.tables import read_table
-from slicemill.train.data.dataset import Batches, View
+from slicemill.train.data.dataset import Batches, SliceRegion
 from slicemill.train.data.sampling import ANYWHERE, Box, SlicePosition
 from slicemill.train.network.step import class_lookup
 
@@ -24,8 +24,8 @@ class TestBatches:
         places = [SlicePosition("volume-1", z) for z in (0, 20, len(store["volume-1"].image) - 1)] + [
             SlicePosition("volume-3", 7)
         ]
-        batches = Batches(store, View(size=(64, 64), context=5), 4, threads)
-        with batches.over(places, (0, 0)) as stream:
+        batches = Batches(store, SliceRegion(size=(64, 64), context=5), 4, threads)
+        with batches.iterate(places, (0, 0)) as stream:
             (batch,) = list(stream)
         for index, (case_id, z, _) in enumerate(places):
             image, label = store[case_id].image, store[case_id].label
@@ -37,7 +37,7 @@ class TestBatches:
         store = open_store(stored)
         case = store["volume-1"]
         step = case.info.spacing_mm[0]
-        with Batches(store, View(size=(64, 64), context=3, context_spacing_mm=2.4 * step), 1).over(
+        with Batches(store, SliceRegion(size=(64, 64), context=3, context_spacing_mm=2.4 * step), 1).iterate(
             [SlicePosition("volume-1", 10)], (0, 0)
         ) as stream:
             (batch,) = list(stream)
@@ -53,7 +53,7 @@ class TestBatches:
         places = [SlicePosition(row["case_id"], row["z"]) for row in read_table(stored, "slices")][:90]
         found = []
         for threads in (1, 2, 7):
-            with Batches(store, View(size=size, context=3), 4, threads).over(places, (3, 5)) as stream:
+            with Batches(store, SliceRegion(size=size, context=3), 4, threads).iterate(places, (3, 5)) as stream:
                 found.append([(batch.image.copy(), batch.label.copy(), list(batch.positions)) for batch in stream])
         assert len(found[0]) == 22
         for other in found[1:]:
@@ -64,7 +64,7 @@ class TestBatches:
 
     def test_a_stream_that_is_left_early_leaves_no_thread(self, stored):
         store = open_store(stored)
-        with Batches(store, View(size=(64, 64), context=1), 2, 3).over(
+        with Batches(store, SliceRegion(size=(64, 64), context=1), 2, 3).iterate(
             [SlicePosition("volume-1", z % 20) for z in range(200)], (0, 0)
         ) as stream:
             next(stream)
@@ -72,9 +72,9 @@ class TestBatches:
 
     def test_small_slices_are_padded_with_air(self, stored):
         store = open_store(stored)
-        batches = Batches(store, View(size=(80, 80), context=1), 1)
+        batches = Batches(store, SliceRegion(size=(80, 80), context=1), 1)
         tumor = next(r for r in read_table(stored, "slices") if r["has_tumor"] and r["case_id"] == "volume-1")
-        with batches.over([SlicePosition("volume-1", tumor["z"])], (0, 0)) as stream:
+        with batches.iterate([SlicePosition("volume-1", tumor["z"])], (0, 0)) as stream:
             (batch,) = list(stream)
         assert np.array_equal(batch.label[0, 0, 8:72, 8:72], store["volume-1"].label[tumor["z"]])
         assert (batch.image[0, 0, :8] == AIR_HU).all()
@@ -87,8 +87,8 @@ class TestBatches:
             for row in lesions
         ]
         places = [SlicePosition(*aim) for aim in aims for _ in range(8)]
-        batches = Batches(store, View(size=(16, 16)), len(places))
-        with batches.over(places, (0, 0)) as stream:
+        batches = Batches(store, SliceRegion(size=(16, 16)), len(places))
+        with batches.iterate(places, (0, 0)) as stream:
             (batch,) = list(stream)
         corners = []
         for place, label, image in zip(places, batch.label[:, 0], batch.image[:, 0], strict=True):
@@ -108,18 +108,18 @@ class TestBatches:
 
     def test_a_crop_without_an_aim_holds_a_labelled_pixel(self, stored):
         rows = [row for row in read_table(stored, "slices") if row["voxels_liver"]]
-        batches = Batches(open_store(stored), View(size=(16, 16)), len(rows))
-        with batches.over([SlicePosition(row["case_id"], row["z"]) for row in rows], (0, 0)) as stream:
+        batches = Batches(open_store(stored), SliceRegion(size=(16, 16)), len(rows))
+        with batches.iterate([SlicePosition(row["case_id"], row["z"]) for row in rows], (0, 0)) as stream:
             (batch,) = list(stream)
         assert batch.label.any(axis=(1, 2, 3)).all()
 
     def test_an_epoch_may_begin_anywhere_and_be_shared_out(self, stored):
         store = open_store(stored)
         places = [SlicePosition(row["case_id"], row["z"], ANYWHERE) for row in read_table(stored, "slices")][:60]
-        view = View(size=(32, 32), context=3)
+        view = SliceRegion(size=(32, 32), context=3)
 
         def all_of(size, **how):
-            with Batches(store, view, size, 2).over(places, (1, 2), **how) as stream:
+            with Batches(store, view, size, 2).iterate(places, (1, 2), **how) as stream:
                 return [(batch.image.copy(), batch.label.copy(), list(batch.positions)) for batch in stream]
 
         whole = all_of(4)
@@ -135,7 +135,7 @@ class TestBatches:
     def test_slabs_for_tilted_planes_hold_images_and_labels(self, stored):
         store = open_store(stored)
         case = store["volume-1"]
-        with Batches(store, View(size=(64, 64), context=3, reach=2), 1).over(
+        with Batches(store, SliceRegion(size=(64, 64), context=3, reach=2), 1).iterate(
             [SlicePosition("volume-1", 10)], (0, 0)
         ) as stream:
             (batch,) = list(stream)
@@ -146,8 +146,8 @@ class TestBatches:
         store = open_store(stored)
         case = store["volume-1"]
         own = case.info.spacing_mm[1]
-        view = View(size=(32, 32), spacing_mm=own / 2, stored=(20, 20))
-        with Batches(store, view, 1).over([SlicePosition("volume-1", 10, ANYWHERE)], (0, 0)) as stream:
+        view = SliceRegion(size=(32, 32), spacing_mm=own / 2, stored=(20, 20))
+        with Batches(store, view, 1).iterate([SlicePosition("volume-1", 10, ANYWHERE)], (0, 0)) as stream:
             (batch,) = list(stream)
         assert batch.zoom.tolist() == [[2.0, 2.0]]
         assert batch.image.shape == (1, 1, 20, 20)
@@ -161,9 +161,9 @@ class TestBatches:
     def test_a_damaged_slice_stops_the_stream_with_its_name(self, stored, tmp_path):
         copy = shutil.copytree(stored, tmp_path / "copy")
         (copy / "scans.zarr/volume-1/image/c/0/0/0").write_bytes(b"short")
-        batches = Batches(open_store(copy), View(size=(64, 64)), 1)
+        batches = Batches(open_store(copy), SliceRegion(size=(64, 64)), 1)
         with (
-            batches.over([SlicePosition("volume-1", 0)], (0, 0)) as stream,
+            batches.iterate([SlicePosition("volume-1", 0)], (0, 0)) as stream,
             pytest.raises(StoreError, match="volume-1"),
         ):
             list(stream)

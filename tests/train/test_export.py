@@ -24,7 +24,7 @@ from slicemill.train.export.audit import find_tensorrt_breaches
 from slicemill.train.export.graph import ExportGraph, Flavor, from_bytes
 from slicemill.train.export.model_file import FLAVORS, check, export
 from slicemill.train.export.onnx_graph import quiet_exporter, write_onnx
-from slicemill.train.export.parity import prove_parity
+from slicemill.train.export.parity import measure_parity
 from slicemill.train.export.trained import read_trained
 from slicemill.train.loop import train
 from slicemill.train.network.step import build_network
@@ -242,9 +242,9 @@ class TestFiles:
         def fail(graph, *given):
             if graph.flavor.bytes_in:
                 raise ModelError("labels differ")
-            return prove_parity(graph, *given)
+            return measure_parity(graph, *given)
 
-        monkeypatch.setattr("slicemill.train.export.model_file.prove_parity", fail)
+        monkeypatch.setattr("slicemill.train.export.model_file.measure_parity", fail)
         with pytest.raises(ModelError, match="labels differ"):
             export(trained, tmp_path / "m.onnx", flavors=FLAVORS[:3])
         assert list(tmp_path.iterdir()) == []
@@ -262,12 +262,12 @@ class TestFiles:
 
 def test_a_graph_that_labels_differently_is_not_written(model, best):
     graph = best.graph()
-    assert prove_parity(graph, model, best.proof)["labels_differing"] == 0
+    assert measure_parity(graph, model, best.parity_slices)["labels_differing"] == 0
     other = deepcopy(graph)
     torch.nn.init.constant_(other.network.head.bias, 0.0)
     other.network.head.bias.data[2] = 100.0
     with pytest.raises(ModelError, match="onnxruntime's labels differ from torch's"):
-        prove_parity(other, model, best.proof)
+        measure_parity(other, model, best.parity_slices)
 
 
 def test_the_exporters_log_and_warnings_are_hidden_only_while_it_runs():
@@ -299,22 +299,22 @@ def test_pixels_in_which_two_classes_tie_are_counted_and_not_held_against_the_fi
     slices = [(rng.integers(-200, 300, (3, 32, 32), dtype=np.int16), WINDOW)]
     write_onnx(graph, slices, tmp_path / "m.onnx")
     weight[1] *= 1 + 1e-6
-    parity = prove_parity(graph, tmp_path / "m.onnx", slices)
+    parity = measure_parity(graph, tmp_path / "m.onnx", slices)
     assert parity["labels_differing"] == 0
     assert parity["ties"] > 1e-2 * parity["pixels"]
     bias[2] = bias[0] - 1e3
     with pytest.raises(ModelError, match="onnxruntime's labels differ from torch's"):
-        prove_parity(swapped(graph), tmp_path / "m.onnx", slices)
+        measure_parity(swapped(graph), tmp_path / "m.onnx", slices)
     weight[1] *= 1.1
     with pytest.raises(ModelError, match="onnxruntime's labels differ from torch's"):
-        prove_parity(graph, tmp_path / "m.onnx", slices)
+        measure_parity(graph, tmp_path / "m.onnx", slices)
 
 
 def test_when_the_parity_check_fails_no_file_appears(trained, exported_before, tmp_path, monkeypatch):
     def fail(*_arguments):
         raise ModelError("labels differ")
 
-    monkeypatch.setattr("slicemill.train.export.model_file.prove_parity", fail)
+    monkeypatch.setattr("slicemill.train.export.model_file.measure_parity", fail)
     with pytest.raises(ModelError, match="labels differ"):
         export(trained, tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -36,7 +36,7 @@ REMOTE_THREADS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class SliceRegion:
     """The region of a case that is read around a slice position."""
 
     size: tuple[int, int]
@@ -103,7 +103,7 @@ def compute_zoom(spacing_mm: tuple[float, float, float], network_mm: float | Non
 class Batches:
     """A stream of batches at requested positions, decoded ahead; one iteration at a time."""
 
-    def __init__(self, store: Store, view: View, batch: int, threads: int = 0, *, pinned: bool = False) -> None:
+    def __init__(self, store: Store, view: SliceRegion, batch: int, threads: int = 0, *, pinned: bool = False) -> None:
         """Allocate the ring.
 
         Parameters
@@ -133,7 +133,7 @@ class Batches:
         ]
 
     @contextmanager
-    def over(
+    def iterate(
         self,
         positions: Sequence[SlicePosition],
         seed: tuple[int, int],

@@ -14,7 +14,7 @@ from slicemill.store.model_card import METADATA_KEY, ModelCard, Parity, Postproc
 from slicemill.train.export.audit import find_tensorrt_breaches
 from slicemill.train.export.graph import DEFAULT, Flavor
 from slicemill.train.export.onnx_graph import load_checked_onnx, slice_size, write_onnx
-from slicemill.train.export.parity import prove_parity
+from slicemill.train.export.parity import measure_parity
 from slicemill.train.export.trained import TrainedNetwork, read_trained
 from slicemill.train.run.checkpoint import BEST, read_state
 
@@ -61,8 +61,8 @@ def export(
             path = flavor_path(model, flavor)
             aside = appear_together.enter_context(atomic_write(path))
             graph = trained.graph(flavor)
-            write_onnx(graph, trained.proof, aside)
-            parity = prove_parity(graph, aside, trained.proof, trained.graph())
+            write_onnx(graph, trained.parity_slices, aside)
+            parity = measure_parity(graph, aside, trained.parity_slices, trained.graph())
             written[path] = describe_model(run, trained, flavor, parity, rules)
             add_metadata(aside, written[path].as_json())
             if flavor.bytes_in and (broken := find_tensorrt_breaches(aside)):
@@ -92,7 +92,7 @@ def check(run: Path, model: Path, *, store_path: Path | None = None) -> dict[Pat
             trained = trained_by_size[size]
             outputs = {output.name for output in onnx_graph.output}
             graph = trained.graph(replace(flavor, probability="probability" in outputs))
-            parities[path] = prove_parity(graph, path, trained.proof, trained.graph())
+            parities[path] = measure_parity(graph, path, trained.parity_slices, trained.graph())
             if flavor.bytes_in and (broken := find_tensorrt_breaches(path)):
                 raise ModelError(
                     f"{path}: does not pass the static TensorRT checks ({'; '.join(broken)}); export it again."

@@ -24,7 +24,9 @@ TIE = 1e-4
 
 
 @torch.no_grad()
-def prove_parity(graph: ExportGraph, path: Path, slices: ParitySlices, reference: ExportGraph | None = None) -> Parity:
+def measure_parity(
+    graph: ExportGraph, path: Path, slices: ParitySlices, reference: ExportGraph | None = None
+) -> Parity:
     """Compare onnxruntime with torch on real slices.
 
     A pixel is a tie when torch's logit of onnxruntime's label is TIE or less below its best logit. Either label is

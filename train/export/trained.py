@@ -37,7 +37,7 @@ class TrainedNetwork:
     document: Mapping[str, Any]
     """The content of ``model.json``; see `slicemill.train.run.setup.read_run_document`."""
     network: nn.Module
-    proof: ParitySlices
+    parity_slices: ParitySlices
 
     def with_required_outputs(self, flavor: Flavor) -> Flavor:
         """Add the outputs that inference requires.
@@ -81,11 +81,11 @@ def read_trained(run: Path, store_path: Path | None, size: tuple[int, int] | Non
         labels=labels,
         document=document,
         network=network.eval(),
-        proof=read_proof_slices(store, split.validation, config, size),
+        parity_slices=read_parity_slices(store, split.validation, config, size),
     )
 
 
-def read_proof_slices(store: Store, cases: tuple[str, ...], config: Config, size: tuple[int, int]) -> ParitySlices:
+def read_parity_slices(store: Store, cases: tuple[str, ...], config: Config, size: tuple[int, int]) -> ParitySlices:
     """Read slices of the validation cases, evenly spaced, each with its context: int16[c, H, W] and int32[1, c]."""
     positions = [(case_id, z) for case_id in cases for z in range(len(store[case_id].image))]
     slices: ParitySlices = []

@@ -59,7 +59,7 @@ def train_epoch(training: Training, state: State, interruption: Interruption) ->
     slices = (epoch.steps - epoch.tally.step) * config.batch
     with (
         progress(f"epoch {epoch.number}", slices, "slices", quiet=not setup.processes.first) as advance,
-        setup.batches.over(
+        setup.batches.iterate(
             epoch.positions,
             (config.seed, epoch.number),
             first=epoch.tally.step,

@@ -100,7 +100,7 @@ def _step_of_zeros(
     labels: Labels, config: Config, shape: tuple[int, int, int, int], device: torch.device, precision: torch.dtype
 ) -> None:
     """Run forward and backward once, with the memory of a real step."""
-    learner = make_learner(labels, config.changed(compile=False), device, precision)
+    learner = make_learner(labels, config.replace(compile=False), device, precision)
     image = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
     label = torch.zeros((shape[0], *shape[2:]), dtype=torch.long, device=device)
     with mixed_precision(device, precision):

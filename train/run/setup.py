@@ -18,7 +18,7 @@ from slicemill.store.reader import Case, Store, open_store
 from slicemill.store.split import Split, read_split, write_split
 from slicemill.store.tables import read_table, store_sha256
 from slicemill.train.config import Config, read_config, to_toml
-from slicemill.train.data.dataset import Batches, View, compute_zoom
+from slicemill.train.data.dataset import Batches, SliceRegion, compute_zoom
 from slicemill.train.data.sampling import Pool
 from slicemill.train.network.processes import ALONE, Processes, local_batch
 from slicemill.train.run.checkpoint import BEST, LAST
@@ -42,9 +42,9 @@ class RunModel:
 
     labels: dict[str, int]
     """Name -> value."""
-    organ: str | None
+    organ: str | None = None
     """Name of the organ label."""
-    tumor: str | None
+    tumor: str | None = None
     """Name of the tumor label."""
     size: tuple[int, int]
     """y, x of full slices in the network's pixels."""
@@ -69,7 +69,7 @@ class Setup:
     """Slices of the training cases."""
     size: tuple[int, int]
     """y, x of full slices in the network's pixels."""
-    view: View
+    view: SliceRegion
     """The region of each slice that is read for training."""
     device: torch.device
     batches: Batches
@@ -106,11 +106,11 @@ def prepare(
     split = choose_split(store, run / SPLIT if started else None, split_file, config)
     cases = _read_cases(store, split)
     size = slice_size(cases, config)
-    view = training_view(cases, size, config)
+    view = training_region(cases, size, config)
     precision = choose_precision(config.precision, device)
     if config.batch == AUTO:
         fitting = processes.gather(fitting_batch(labels, config, view.size, device, precision), device)
-        config = config.changed(batch=int(min(fitting)) * processes.count)
+        config = config.replace(batch=int(min(fitting)) * processes.count)
     batch = local_batch(config.batch, config.norm, processes, device)
     setup = Setup(
         store=store,
@@ -182,7 +182,7 @@ def _read_pool(store_path: Location, split: Split, labels: Labels, config: Confi
     return Pool(slices, lesions, labels, config)
 
 
-def training_view(cases: Sequence[Case], size: tuple[int, int], config: Config) -> View:
+def training_region(cases: Sequence[Case], size: tuple[int, int], config: Config) -> SliceRegion:
     """Return the region of each slice to read: full slices of `size`, or crops.
 
     If slices are resampled, it is large enough for the smallest pixels of all cases.
@@ -203,7 +203,7 @@ def training_view(cases: Sequence[Case], size: tuple[int, int], config: Config) 
         math.ceil(size[0] / min(zoom[0] for zoom in zooms)),
         math.ceil(size[1] / min(zoom[1] for zoom in zooms)),
     )
-    return View(
+    return SliceRegion(
         size=size,
         context=config.context,
         context_spacing_mm=config.window_spacing_mm,
@@ -263,7 +263,7 @@ def _check_run(run: Path, config: Config, store: Store) -> Config:
     """
     before = read_config(run / CONFIG)
     if config.batch == AUTO:
-        config = config.changed(batch=before.batch)
+        config = config.replace(batch=before.batch)
     if before != config:
         names = [
             field.name
