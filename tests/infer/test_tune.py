@@ -270,7 +270,7 @@ def test_what_cannot_be_tuned_on_is_refused_in_a_sentence(model, stored, tmp_pat
     store = open_store(stored)
     split = tmp_path / "split.json"
     for content, message in (
-        ({"train": ["volume-0"], "validation": ["volume-77"]}, "names cases that the store does not have: volume-77"),
+        ({"train": ["volume-0"], "validation": ["volume-77"]}, "names cases that are not in the store: volume-77"),
         ({"train": ["volume-0"]}, "A split is a JSON object with the lists train, validation and test"),
     ):
         split.write_text(json.dumps(content))

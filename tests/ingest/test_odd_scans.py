@@ -331,7 +331,7 @@ class TestPairs:
             convert(alone)
         save(tmp_path / "c.nii", ct).rename(tmp_path / "c.hdr")
         (tmp_path / "c.img").touch()
-        with pytest.raises(ScanError, match=r"c\.hdr: .* in the same file; rename it to \.nii"):
+        with pytest.raises(ScanError, match=r"c\.hdr: .* of a single file; rename it to \.nii"):
             convert(tmp_path / "c.hdr")
         (tmp_path / "d.hdr").write_bytes(bytes(100))
         (tmp_path / "d.img").write_bytes(bytes(1000))

@@ -152,7 +152,7 @@ def test_a_damaged_stored_case_is_done_again_and_stops_nothing(copied, tmp_path)
     document.write_bytes(b"")
     report = run(copied, store)
     assert report.count("unchanged") == 6
-    assert "built without 1 cases that cannot be read: volume-1" in report.problem
+    assert "built without 1 unreadable cases: volume-1" in report.problem
     (copied / "volume-1.nii.gz").touch()
     report = run(copied, store)
     assert (report.count("done"), report.problem) == (1, "")

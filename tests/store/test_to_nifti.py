@@ -179,7 +179,7 @@ def test_extensions_behind_a_stored_header_are_written_back(tmp_path, rng):
 
 def test_voxels_that_the_header_does_not_describe_leave_no_file(tmp_path, rng):
     path = save(tmp_path / "a.nii", rng.integers(0, 9, (3, 4, 5), dtype=np.int16), oriented("LPS"))
-    with pytest.raises(ScanError, match=r"it says 60 voxels, there are 20"):
+    with pytest.raises(ScanError, match=r"it has 60 voxels, the volume has 20"):
         write_volume(tmp_path / "b.nii", read_header(path).raw, np.int16, np.zeros((1, 4, 5), np.int16))
     assert not (tmp_path / "b.nii").exists()
 

@@ -170,7 +170,7 @@ class TestSplit:
         split = Split(train=("a",), validation=("b",), test=("c",))
         write_split(path, split)
         assert read_split(path, ["a", "b", "c"]) == split
-        with pytest.raises(ConfigError, match="cases that the store does not have: c"):
+        with pytest.raises(ConfigError, match="names cases that are not in the store: c"):
             read_split(path, ["a", "b"])
         write_split(path, Split(train=("a",), validation=("a",), test=()))
         with pytest.raises(ConfigError, match="a case is in two parts"):

@@ -29,15 +29,13 @@ def measure_parity(
 ) -> Parity:
     """Compare onnxruntime with torch on real slices.
 
-    A pixel is a tie when torch's logit of onnxruntime's label is TIE or less below its best logit. Either label is
-    right, so ties are counted but do not fail the file. After a short training, all of the air can be ties.
+    A pixel is a tie if torch's logit of onnxruntime's label is at most TIE below its best logit. Either label is right,
+    so ties do not fail the file. After a short training, all of the air can be ties.
 
     Parameters
     ----------
-    graph
-        The graph that was exported to `path`.
-    reference
-        The graph to run in torch; for a graph in float16 the one in float32. By default `graph`.
+    graph, reference
+        The graph that was exported to `path`, and the one to run in torch: in float32 for a graph in float16.
 
     Raises
     ------
