@@ -331,11 +331,11 @@ class TestPairs:
             convert(alone)
         save(tmp_path / "c.nii", ct).rename(tmp_path / "c.hdr")
         (tmp_path / "c.img").touch()
-        with pytest.raises(ScanError, match=r"c\.hdr: .* of a single file; rename it to \.nii"):
+        with pytest.raises(ScanError, match=r"c\.hdr: .*of a single file; rename it to \.nii"):
             convert(tmp_path / "c.hdr")
         (tmp_path / "d.hdr").write_bytes(bytes(100))
         (tmp_path / "d.img").write_bytes(bytes(1000))
-        with pytest.raises(ScanError, match=r"d\.hdr: is not a NIfTI file: 100 bytes"):
+        with pytest.raises(ScanError, match=r"d\.hdr: is not a NIfTI file: it has 100 bytes"):
             convert(tmp_path / "d.hdr")
 
     def test_a_truncated_img_and_a_header_of_megabytes_are_refused(self, tmp_path, ct):
