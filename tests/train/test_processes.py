@@ -101,7 +101,7 @@ class TestTwoProcesses:
     def test_batch_norm_on_cpus_is_refused(self, stored, tmp_path):
         done = together(stored, tmp_path / "run", replace(TINY, norm="batch"))
         assert done.returncode == 1
-        assert "several processes on CPUs need norm = instance" in done.stderr
+        assert "With several processes on CPUs use norm = instance" in done.stderr
         assert not (tmp_path / "run").exists()
 
 
