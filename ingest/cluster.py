@@ -15,6 +15,7 @@ from typing import Any
 
 from slicemill.common.errors import ConfigError
 from slicemill.common.files import Location
+from slicemill.common.loggers import silence_loggers
 from slicemill.ingest.outcomes import CaseOutcome
 from slicemill.ingest.params import Params
 from slicemill.ingest.plan import Task, stored_version
@@ -141,7 +142,7 @@ def open_client(scheduler: str | None, workers: int) -> Iterator[Any]:
     from distributed import Client
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(silence_dask())
+        stack.enter_context(silence_loggers("distributed"))  # their errors are reported as outcomes
         if scheduler is None:
             cluster = stack.enter_context(_start_workers(workers))
             yield stack.enter_context(Client(cluster))
@@ -170,20 +171,6 @@ def _start_workers(workers: int) -> Any:
             f"the {workers} worker processes could not be started, or ended immediately ({error}), perhaps for lack of "
             "memory. Finished cases are kept; use fewer --workers, or run the same command again."
         ) from error
-
-
-@contextlib.contextmanager
-def silence_dask() -> Iterator[None]:
-    """Silence Dask's loggers while the block runs: the errors that they log are reported as outcomes."""
-    names = [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]
-    levels = {name: logging.getLogger(name).level for name in names}
-    try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
 
 
 @contextlib.contextmanager

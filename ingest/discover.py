@@ -28,6 +28,7 @@ from slicemill.ct.labels import LITS_LABELS, Labels, read_dataset_json
 from slicemill.ct.naming import (
     FIRST_CHANNEL,
     LITS,
+    NOT_UTF8,
     Name,
     derive_case_id,
     find_files,
@@ -114,7 +115,7 @@ def discover(source: Location) -> Collection:
         *((path, "an extra channel of a scan; CT scans have one channel") for path in named_images if path not in kept),
         *((path, reason_left_out(path)) for path in others),
         *(find_unsearched_folders(source) if is_folder else []),
-        *((path, "its name is not valid UTF-8; rename it") for path in undecodable),
+        *((path, NOT_UTF8) for path in undecodable),
         *((path, _explain_unpaired(path, images)) for path in masks if path not in used),
     ]
     cases = [_make_case(path, paired.get(path), root) for path in images]

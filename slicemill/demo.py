@@ -126,14 +126,14 @@ def _train_network(options: DemoOptions) -> tuple[Store, Split]:
             "name one with --labels, like tumor=1."
         )
     config = ["--config", options.config] if options.config else []
-    run_command("train", store_path, run, *config, *_limits(options), "--seed", options.seed)
+    run_command("train", store_path, run, *config, *training_limits(options), "--seed", options.seed)
     run_command("export", run, model)
     run_command("tune", model, store_path, "--split", run / "split.json")
     store = open_store(store_path)
     return store, read_split(run / "split.json", store.case_ids)
 
 
-def _limits(options: DemoOptions) -> list[object]:
+def training_limits(options: DemoOptions) -> list[object]:
     """Return the options that end the training. A count of epochs gives equal results on slow and busy machines."""
     if options.minutes is None and options.data is None:
         return ["--epochs", PHANTOM_EPOCHS]

@@ -94,7 +94,7 @@ def model(trained, shared) -> Path:
     from slicemill.train.export.model_file import export
 
     def make(folder):
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)  # after an export that failed
         export(trained, folder / "tiny.onnx")
 
     return shared("model", make) / "tiny.onnx"

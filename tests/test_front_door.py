@@ -16,7 +16,7 @@ from slicemill.bench.command import slicemill_command
 from slicemill.bench.records.demo_scores import BandScores, DemoSummary, TumorComparison
 from slicemill.cli import commands as commands_of_slicemill
 from slicemill.common.errors import InputError
-from slicemill.demo import FILES, missed_goals, run_command
+from slicemill.demo import DATA_MINUTES, FILES, PHANTOM_EPOCHS, DemoOptions, missed_goals, run_command, training_limits
 from slicemill.doctor import examine
 from slicemill.infer.runtime.providers import Provider
 from slicemill.store.reader import open_store
@@ -29,6 +29,17 @@ def test_doctor_starts_the_cpu_provider_and_finds_nothing_to_repair():
     assert "provider   cpu: starts" in examination.lines
     assert examination.repairs == ()
     assert any(line.startswith("privacy") for line in examination.lines)
+
+
+def test_the_demo_counts_epochs_of_phantoms_and_minutes_of_other_data():
+    out, data = Path("demo"), Path("scans")
+    assert training_limits(DemoOptions(out=out)) == ["--epochs", PHANTOM_EPOCHS]
+    assert training_limits(DemoOptions(out=out, data=data))[:2] == ["--max-minutes", DATA_MINUTES]
+    assert training_limits(DemoOptions(out=out, minutes=0.2))[:2] == ["--max-minutes", 0.2]
+    shown = CliRunner().invoke(commands_of_slicemill(), ["demo", "--help"]).output
+    assert f"default {PHANTOM_EPOCHS} epochs of phantoms, or {DATA_MINUTES:g} minutes" in " ".join(
+        shown.replace("│", " ").split()
+    )
 
 
 def test_the_band_is_the_best_there_is(rng):

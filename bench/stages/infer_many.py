@@ -5,12 +5,12 @@ Bottleneck: the convolutions for one folder; padding, opening and starting for t
 """
 
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from slicemill.bench.command import slicemill_command
 from slicemill.bench.harness.clock import Log, Timing, ratio, time_on_both_clocks
 from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.networks import MARKED, default_network, export_network, mark_labels
@@ -53,8 +53,7 @@ def measure_many(folder: Path, rounds: int, log: Log) -> Record:
     def run_commands(*inputs: Location) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as out:
             for scan in inputs:
-                words = ["infer", str(path), str(scan), "--out", out, "--provider", "cpu"]
-                command = [sys.executable, "-m", "slicemill", *words]
+                command = slicemill_command("infer", path, scan, "--out", out, "--provider", "cpu")
                 subprocess.run(command, check=True, capture_output=True)  # noqa: S603 (a slicemill command)
 
     contenders = {

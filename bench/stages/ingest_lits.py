@@ -8,11 +8,11 @@ written in full. Command: `slicemill bench ingest --scale lits`.
 import os
 import shutil
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from slicemill.bench.command import slicemill_command
 from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import SIZE, phantom_subject
@@ -52,7 +52,7 @@ def run(folder: Path, *, suffix: str, workers: int, limit: int | None = None) ->
     source, target = folder / "scans", folder / "store"
     lengths = [length for length, count in PLAN.items() for _ in range(count)][:limit]
     link_cases(source, lengths, suffix)
-    words = [sys.executable, "-m", "slicemill", "ingest", str(source), str(target), "--workers", str(workers)]
+    words = slicemill_command("ingest", source, target, "--workers", workers)
     start = time.perf_counter()
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
     seconds = time.perf_counter() - start

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from isal import igzip
 
+from slicemill.bench.command import slicemill_command
 from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.subject import SUFFIXES, Files
 
@@ -49,9 +50,9 @@ def measure_peaks(folder: Path, image: npt.NDArray[np.int16], label: npt.NDArray
             case = folder / "memory"
             files = write_repeated(case, suffix, (image, label), length)
             alone = convert_alone(files, case / "alone")
-            words = ["ingest", str(case), str(case / "dask"), "--workers", "1", "--threads", "1"]
+            command = slicemill_command("ingest", case, case / "dask", "--workers", 1, "--threads", 1)
             under_dask = subprocess.run(  # noqa: S603 (a slicemill command)
-                [sys.executable, "-m", "slicemill", *words], capture_output=True, text=True, check=True
+                command, capture_output=True, text=True, check=True
             )
             peaks[f"{length} slices, {suffix}"] = {
                 "alone_mib": round(alone["peak_mib"]),

@@ -7,7 +7,6 @@ along z. Command: `slicemill bench scale`.
 
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from slicemill.bench.command import slicemill_command
 from slicemill.bench.harness.cores import count_cores
 from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.record import BenchmarkRecord
@@ -146,9 +146,9 @@ def measure_length(folder: Path, subject: Subject, length: int) -> dict[str, flo
 def measure_collection(folder: Path, count: int, *, workers: int) -> float:
     """Return the seconds of the command on a collection of `count` small phantoms."""
     list(write_collection(folder / "scans", cases=count, size=64, seed=5))
-    words = ["ingest", str(folder / "scans"), str(folder / "store"), "--workers", str(workers), "--threads", "1"]
+    command = slicemill_command("ingest", folder / "scans", folder / "store", "--workers", workers, "--threads", 1)
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "slicemill", *words], capture_output=True, check=True)  # noqa: S603
+    subprocess.run(command, capture_output=True, check=True)  # noqa: S603
     seconds = time.perf_counter() - start
     shutil.rmtree(folder)
     return seconds

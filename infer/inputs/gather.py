@@ -18,6 +18,7 @@ from slicemill.common.files import Location, parse_location, relative_path
 from slicemill.common.remote import RemotePath
 from slicemill.ct.formats.nifti.names import is_header_name, is_nifti_name, strip_suffix
 from slicemill.ct.naming import (
+    NOT_UTF8,
     find_files,
     find_result_folders,
     find_undecodable_names,
@@ -34,7 +35,6 @@ from slicemill.infer.inputs.pictures import is_picture
 from slicemill.store.reader import is_store
 
 STANDARD_INPUT = "-"
-NOT_UTF8 = "its name is not valid UTF-8; rename it"
 
 
 def gather(inputs: Sequence[str | Location], window: Window | None = None) -> tuple[list[Job], LeftOut]:

@@ -10,7 +10,6 @@
 
 import contextlib
 import itertools
-import logging
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from slicemill.common.errors import ConfigError, InputError, ProviderError
+from slicemill.common.loggers import silence_loggers
 from slicemill.common.progress import progress
 from slicemill.common.terminal import print_line
 from slicemill.infer.inputs.jobs import Job, LeftOut
@@ -264,24 +264,10 @@ def _connect(address: str) -> Iterator[Any]:
         raise ConfigError(
             "--scheduler needs Dask, here and in the workers: pip install 'slicemill[ingest]'."
         ) from error
-    with _silence_dask():
+    with silence_loggers("distributed"):
         try:
             client = Client(address, timeout=f"{RESPONSE_SECONDS}s")
         except (OSError, ValueError) as error:
             raise ConfigError(f"--scheduler {address}: cannot connect to the Dask scheduler ({error}).") from error
         with client:
             yield client
-
-
-@contextlib.contextmanager
-def _silence_dask() -> Iterator[None]:
-    """Silence the loggers of distributed while the block runs."""
-    names = [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

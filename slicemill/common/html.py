@@ -11,7 +11,6 @@ import markupsafe
 from slicemill.common.terminal import format_cell
 
 PACKAGE = Path(__file__).parents[1]
-SCRIPT = (PACKAGE / "common" / "templates" / "page.js").read_text(encoding="utf-8")
 
 
 def render(template: str, **values: object) -> bytes:
@@ -30,6 +29,7 @@ def render(template: str, **values: object) -> bytes:
 
 @functools.cache
 def _environment() -> jinja2.Environment:
+    script = (PACKAGE / "common" / "templates" / "page.js").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PACKAGE),
         autoescape=True,
@@ -39,8 +39,8 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {"cell": _cell_text, "png_url": png_url}
     environment.globals |= {
-        "page_script": markupsafe.Markup(SCRIPT),  # noqa: S704 (a file of this package)
-        "page_script_sha256": base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
+        "page_script": markupsafe.Markup(script),  # noqa: S704 (a file of this package)
+        "page_script_sha256": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
     return environment
 

@@ -49,6 +49,8 @@ OTHER_FORMATS = (*HEADER_SUFFIXES, *IMAGE_SUFFIXES, ".mha", ".mhd", ".nrrd", ".d
 WHY_OTHER = "a format that this version does not read; convert it to .nii.gz"
 LITS = "lits-"
 """Prefix of the keys of LiTS names; their numbers are unique in the complete collection."""
+NOT_UTF8 = "its name is not valid UTF-8; rename it"
+"""The reason to leave out what `find_undecodable_names` returns."""
 FIRST_CHANNEL = "_0000"
 """nnU-Net's suffix of the first channel, which is the only one of a CT."""
 

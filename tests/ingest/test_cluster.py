@@ -5,9 +5,9 @@ import logging
 import pytest
 
 from slicemill.common.errors import ConfigError
+from slicemill.common.loggers import silence_loggers
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.ingest import pipeline
-from slicemill.ingest.cluster import silence_dask
 from slicemill.ingest.discover import discover
 from slicemill.ingest.outcomes import CaseOutcome
 from slicemill.ingest.params import Params
@@ -60,7 +60,7 @@ def test_dasks_loggers_are_silent_only_while_a_client_is_open():
 
     loggers = [logging.getLogger(name) for name in ("distributed", "distributed.worker", "distributed.client")]
     before = [logger.level for logger in loggers]
-    with silence_dask():
+    with silence_loggers("distributed"):
         assert [logger.level for logger in loggers] == [logging.CRITICAL] * 3
     assert [logger.level for logger in loggers] == before
 
