@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from slicemill.bench.records.markdown import format_processor, format_score, table_lines
-from slicemill.bench.records.schema import Document, read_processor, read_record
+from slicemill.bench.schema.base import Document, read_record
+from slicemill.measure.evaluation.totals import TumorTotals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,32 +24,14 @@ class RegionDice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TumorDetection:
-    """Detection of tumors, yes or no."""
-
-    positives: int
-    """Cases or slices with tumor."""
-    negatives: int
-    """Cases or slices without tumor."""
-    accuracy: float | None
-    """Share of correct results."""
-    sensitivity: float | None
-    """Share of correct results on cases or slices with tumor."""
-    specificity: float | None
-    """Share of correct results on cases or slices without tumor."""
-    auc: float | None
-    """Area under the ROC curve."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class DemoScores:
     """The part of an evaluation that the demo shows."""
 
     regions: Mapping[str, RegionDice]
     """Overlap by region."""
-    tumor_by_case: TumorDetection | None
+    tumor_by_case: TumorTotals | None
     """Detection by case."""
-    tumor_by_slice: TumorDetection | None
+    tumor_by_slice: TumorTotals | None
     """Detection by slice."""
 
 
@@ -132,13 +115,13 @@ def scores_table(document: Document) -> str:
     texts = [_format_detection(part, detection) for part, detection in detections.items() if detection is not None]
     note = (
         f"Tumor yes or no, {'; '.join(texts)}. {summary.minutes:.1f} minutes in all on "
-        f"{format_processor(read_processor(summary.machine))}."
+        f"{format_processor(summary.machine)}."
     )
     header = ["", "Dice per case", "Dice global", "precision", "recall"]
     return "\n".join([*table_lines(header, rows), "", note])
 
 
-def _format_detection(part: str, detection: TumorDetection) -> str:
+def _format_detection(part: str, detection: TumorTotals) -> str:
     rates = {"accuracy": detection.accuracy, "sensitivity": detection.sensitivity, "specificity": detection.specificity,
              "AUC": detection.auc}  # fmt: skip
     shown = ", ".join(f"{name} {value:.2f}" for name, value in rates.items() if value is not None)

@@ -1,12 +1,12 @@
 """Pictures of `bench all`: the stages with their limits and peers, and the time shares of inference."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slicemill.bench.records.markdown import format_three_digits
-from slicemill.bench.records.schema import Document, Stage, SuiteRecord, read_record
+from slicemill.bench.schema.base import Document, read_record
+from slicemill.bench.schema.networks import InferRecord
+from slicemill.bench.schema.suite import Stage, SuiteRecord
 from slicemill.common.files import atomic_write
 
 if TYPE_CHECKING:
@@ -16,26 +16,6 @@ if TYPE_CHECKING:
 LEGIBLE_PERCENT = 3.0
 """Smallest share whose bar has room for its number."""
 SLICEMILL_COLOR, PEER_COLOR, LIMIT_COLOR = "#2f6ea8", "#b9c3cd", "#c0392b"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _StageShare:
-    share: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class _NetworkShares:
-    stages: Mapping[str, Mapping[str, _StageShare]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Networks:
-    whole: Mapping[str, _NetworkShares]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _InferShares:
-    results: _Networks
 
 
 def save_figure(path: Path, figure: "Figure") -> None:
@@ -94,7 +74,7 @@ def draw_time_shares(path: Path, document: Document) -> None:
 
     bars = {
         f"{network},\n{kind}": stages
-        for network, shares in read_record(_InferShares, document).results.whole.items()
+        for network, shares in read_record(InferRecord, document).results.whole.items()
         for kind, stages in shares.stages.items()
     }
     figure, panel = pyplot.subplots(figsize=(9.0, 0.9 + 0.62 * len(bars)), layout="constrained")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from slicemill.bench.records.schema import Processor
+from slicemill.bench.schema.base import Document, read_processor
 
 
 def table_row(cells: Iterable[str]) -> str:
@@ -49,6 +49,7 @@ def format_integers(values: Iterable[int]) -> str:
     return ", ".join(map(str, values))
 
 
-def format_processor(processor: Processor) -> str:
-    """Format the number of cores and the name of the processor."""
+def format_processor(machine: Document) -> str:
+    """Format the number of cores and the name of the processor of a machine."""
+    processor = read_processor(machine)
     return f"{processor.cores} cores of {processor.cpu}"

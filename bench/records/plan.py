@@ -17,9 +17,10 @@ as LiTS. It ignores the bandwidth of the network: compare the bytes per second w
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from slicemill.bench.records.data_records import ScaleRecord
 from slicemill.bench.records.markdown import format_processor, format_three_digits, table_row
-from slicemill.bench.records.schema import Document, Rate, read_record
+from slicemill.bench.schema.base import Document, read_processor, read_record
+from slicemill.bench.schema.data import LitsRecord, ScaleRecord, StoreRecord
+from slicemill.bench.schema.networks import InferRecord
 from slicemill.common.errors import ConfigError
 
 WORKERS = (2, 16, 128)
@@ -72,31 +73,6 @@ class Inputs:
     """Cores of the machine."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sizes:
-    compact: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _StoreInputs:
-    bytes: _Sizes
-    slices: int
-    results: Mapping[str, Rate]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _InferInputs:
-    headline: Rate
-
-
-@dataclass(frozen=True, kw_only=True)
-class _LitsRun:
-    cases: int
-    slices: int
-    workers: int
-    seconds: float
-
-
 def read_inputs(scale: Document, store: Document, infer: Document | None) -> Inputs:
     """Read the inputs from the records of `bench scale`, `bench store` and `bench infer`.
 
@@ -105,11 +81,8 @@ def read_inputs(scale: Document, store: Document, infer: Document | None) -> Inp
     ConfigError
         A record is of another benchmark, or the record of `bench scale` is too short.
     """
-    for record, name in ((scale, "scale"), (store, "store"), (infer, "infer")):
-        if record is not None and record.get("benchmark") != name:
-            raise ConfigError(f"a record of bench {name} is needed, not one of {record.get('benchmark')}.")
     growth = read_record(ScaleRecord, scale)
-    stored = read_record(_StoreInputs, store)
+    stored = read_record(StoreRecord, store)
     return Inputs(
         slice_seconds=growth.slices.cpu_seconds.slope,
         scan_seconds=max(0.0, growth.slices.cpu_seconds.start),
@@ -117,8 +90,8 @@ def read_inputs(scale: Document, store: Document, infer: Document | None) -> Inp
         task_seconds=growth.scheduler.milliseconds_a_task / 1000,
         slice_bytes=stored.bytes.compact / stored.slices,
         reads_per_second=stored.results["ours"].per_second,
-        labelled_per_second=None if infer is None else read_record(_InferInputs, infer).headline.per_second,
-        cores=growth.machine.cores,
+        labelled_per_second=None if infer is None else read_record(InferRecord, infer).headline.per_second,
+        cores=read_processor(growth.machine).cores,
     )
 
 
@@ -205,7 +178,7 @@ def plan_rows(collections: Sequence[Collection], inputs: Inputs, workers: Sequen
 
 def measured_over_model(inputs: Inputs, lits: Document) -> float:
     """Return measured over estimated ingest time, for a record of `bench ingest --scale lits`."""
-    run = read_record(_LitsRun, lits)
+    run = read_record(LitsRecord, lits)
     collection = Collection(name="", scans=run.cases, slices=run.slices)
     return run.seconds / 3600 / estimate_cost(collection, inputs, run.workers).ingest_hours
 

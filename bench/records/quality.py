@@ -1,8 +1,9 @@
 """Records of segmentation quality: variants of the settings, and slicemill against nnU-Net. Their Markdown tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from slicemill.bench.records.markdown import (
     format_integers,
@@ -10,7 +11,7 @@ from slicemill.bench.records.markdown import (
     format_score,
     table_lines,
 )
-from slicemill.bench.records.schema import Document, read_processor, read_record
+from slicemill.bench.schema.base import BenchmarkRecord
 from slicemill.common.documents import from_document
 
 Part = Literal["validation", "test"]
@@ -18,8 +19,7 @@ PARTS: tuple[Part, ...] = ("validation", "test")
 """Parts of a fold that are scored. Variants are chosen by the first."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RegionScores:
+class RegionScores(Struct, frozen=True, kw_only=True):
     """Scores of one region over cases; `slicemill.bench.studies.summary` defines them."""
 
     patients: int
@@ -44,8 +44,7 @@ class RegionScores:
     """Mean Dice of each patient; None if no case has one."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DiceGain:
+class DiceGain(Struct, frozen=True, kw_only=True):
     """Paired difference of Dice over patients."""
 
     patients: int
@@ -62,8 +61,7 @@ class DiceGain:
     """Patients with a higher Dice."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class VariantScores:
+class VariantScores(Struct, frozen=True, kw_only=True):
     """Results of one variant."""
 
     changes: Mapping[str, Any]
@@ -90,8 +88,7 @@ class VariantScores:
         return self.validation if part == "validation" else self.test
 
 
-@dataclass(frozen=True, kw_only=True)
-class Coverage:
+class Coverage(Struct, frozen=True, kw_only=True):
     """Folds and seeds that all variants have."""
 
     folds: Sequence[int]
@@ -100,14 +97,9 @@ class Coverage:
     """The seeds."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class QualityRecord:
+class QualityRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="quality"):
     """Record of `bench quality`."""
 
-    benchmark: str = "quality"
-    """Kind of the record."""
-    date: str
-    """Date of the record, ISO 8601."""
     collection: str
     """Name of the collection's folder."""
     patients: int
@@ -136,18 +128,11 @@ class QualityRecord:
     """Results by variant."""
     commits: Sequence[str]
     """Commits of the runs."""
-    machine: Mapping[str, Any]
-    """Description of the machine."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class NnunetRecord:
+class NnunetRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="yardstick"):
     """Record of `bench yardstick`."""
 
-    benchmark: str = "yardstick"
-    """Kind of the record."""
-    date: str
-    """Date of the record, ISO 8601."""
     collection: str
     """Name of the collection's folder."""
     folds: Sequence[int]
@@ -170,26 +155,21 @@ class NnunetRecord:
     """Gain of slicemill over nnU-Net by region."""
     commits: Sequence[str]
     """Commits of the runs."""
-    machine: Mapping[str, Any]
-    """Description of the machine."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _NnunetTraining:
+class _NnunetTraining(Struct, frozen=True, kw_only=True):
     iterations: int
     batch: int
     patch: tuple[int, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _SlicemillTraining:
+class _SlicemillTraining(Struct, frozen=True, kw_only=True):
     minutes: float
     slices_per_second: float
 
 
-def quality_table(document: Document) -> str:
+def quality_table(record: QualityRecord) -> str:
     """Format the scores of all variants as Markdown: one table for each region and part."""
-    record = read_record(QualityRecord, document)
     reference = record.variants[record.reference]
     lines: list[str] = []
     for region in reference.test:
@@ -264,9 +244,8 @@ def _describe_seeds(variants: Mapping[str, VariantScores]) -> str:
     return f"{'; '.join(parts)}. " if parts else ""
 
 
-def yardstick_table(document: Document) -> str:
+def yardstick_table(record: NnunetRecord) -> str:
     """Format the scores of slicemill and nnU-Net as Markdown."""
-    record = read_record(NnunetRecord, document)
     lines: list[str] = []
     for region, gain in record.gain.items():
         header = [f"{region}, test", "Dice per patient, mean ± SD", "median", "Dice global", "precision", "recall"]
@@ -304,8 +283,7 @@ def _yardstick_note(record: NnunetRecord) -> str:
 
 
 def _origin(record: QualityRecord | NnunetRecord) -> str:
-    machine = format_processor(read_processor(record.machine))
-    return f"{record.date[:10]}, commit {', '.join(record.commits)}, on {machine}"
+    return f"{record.date[:10]}, commit {', '.join(record.commits)}, on {format_processor(record.machine)}"
 
 
 def _mean(values: Iterable[float]) -> float:

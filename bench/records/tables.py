@@ -1,8 +1,15 @@
 """Records of single benchmarks as Markdown tables, for the documentation and the screen."""
 
-from slicemill.bench.records.data_records import (
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from slicemill.bench.records.markdown import format_processor, format_ratio, table_lines
+from slicemill.bench.schema.base import BenchmarkRecord, ClockRatios, LimitsRecord
+from slicemill.bench.schema.data import (
+    ComponentsRecord,
     ConstantsRecord,
     ConstantTrials,
+    DocumentsRecord,
     IngestRecord,
     InstructionsRecord,
     LitsRecord,
@@ -10,23 +17,19 @@ from slicemill.bench.records.data_records import (
     ScaleRecord,
     StoreRecord,
 )
-from slicemill.bench.records.markdown import format_processor, format_ratio, table_lines
-from slicemill.bench.records.network_records import (
-    ClockRatios,
+from slicemill.bench.schema.networks import (
     ExportRecord,
     InferRecord,
     MeasureRecord,
-    NetworkRates,
     PeersInferenceRecord,
     PeersRecord,
     TrainRecord,
+    WholeRun,
 )
-from slicemill.bench.records.schema import Document, LimitsRecord, read_record
 
 
-def ingest_table(document: Document) -> str:
+def ingest_table(record: IngestRecord) -> str:
     """Format the CPU time of an ingest with its peers and its kernels."""
-    record = read_record(IngestRecord, document)
     formats = record.formats.values()
     first = next(iter(formats))
     own = [f"1 ({row.milliseconds_a_slice['ours']:.2f} ms a slice)" for row in formats]
@@ -68,9 +71,8 @@ def _ingest_note(record: IngestRecord) -> str:
     return note
 
 
-def constants_table(document: Document) -> str:
+def constants_table(record: ConstantsRecord) -> str:
     """Format the cost of other values of the tuned constants."""
-    record = read_record(ConstantsRecord, document)
     rows = [(f"`{name}`", trials.what, _trials_cell(trials)) for name, trials in record.constants.items()]
     note = f"On {record.subject}, {record.rounds} interleaved rounds, on {format_processor(record.machine)}."
     header = ["constant", "work", "time of it, by value; 1 is the one in the code"]
@@ -101,9 +103,8 @@ def format_amount(value: int) -> str:
     return str(value)
 
 
-def store_table(document: Document) -> str:
+def store_table(record: StoreRecord) -> str:
     """Format the rates of store readers."""
-    record = read_record(StoreRecord, document)
     rows = [(name, f"{row.per_second:,.0f}") for name, row in record.results.items()]
     ratios = ", ".join(f"{value:.2f} {name}" for name, value in record.ratios.items())
     sizes = record.bytes
@@ -115,9 +116,8 @@ def store_table(document: Document) -> str:
     return "\n".join([*table_lines(["random image and label slice", "pairs/s of one core"], rows), "", note])
 
 
-def loader_table(document: Document) -> str:
+def loader_table(record: LoaderRecord) -> str:
     """Format the rates of training loaders."""
-    record = read_record(LoaderRecord, document)
     rows = [(name, f"{row.per_second:,.0f}") for name, row in record.results.items()]
     ratios = ", ".join(f"{value:.2f} {name}" for name, value in record.ratios.items())
     waited = record.waited
@@ -131,14 +131,13 @@ def loader_table(document: Document) -> str:
     return "\n".join([*table_lines(header, rows), "", note])
 
 
-def infer_table(document: Document) -> str:
+def infer_table(record: InferRecord) -> str:
     """Format the ratios of inference on the CPU."""
-    record = read_record(InferRecord, document)
     results = record.results
     host, engines, many = results.host, results.engines, results.many
     rows = [row for name, network in results.whole.items() for row in _network_rows(name, network)]
     rows += [
-        _clock_row("usual script over ours, everything around the network", ClockRatios(cpu=host.times_less)),
+        ("usual script over ours, everything around the network", "-", format_ratio(host.times_less)),
         _clock_row("torch eager over onnxruntime", engines.over_torch),
         _clock_row("torch eager, channels last, over onnxruntime", engines.over_torch_channels_last),
         _clock_row("scipy over ours, largest organ and small lesions", results.components.over_scipy),
@@ -156,7 +155,7 @@ def infer_table(document: Document) -> str:
     return "\n".join([*table_lines(["inference on the CPU", "by the clock", "by CPU time"], rows), "", note])
 
 
-def _network_rows(name: str, network: NetworkRates) -> list[tuple[str, ...]]:
+def _network_rows(name: str, network: WholeRun) -> list[tuple[str, ...]]:
     milliseconds = 1000 / network.results["bare session"].per_second
     work = f"{name} network, {milliseconds:.1f} ms a slice"
     rows = [
@@ -178,25 +177,23 @@ def _clock_row(name: str, ratios: ClockRatios) -> tuple[str, ...]:
     return name, format_ratio(ratios.wall), format_ratio(ratios.cpu)
 
 
-def train_table(document: Document) -> str:
+def train_table(record: TrainRecord) -> str:
     """Format the rates of training steps and of the bare network."""
-    record = read_record(TrainRecord, document)
-    shares = record.over_bare_network
+    shares = record.of_bare
     rows = [
         (name, f"{row.per_second:.1f}", format_ratio(shares.get(name, 1.0))) for name, row in record.results.items()
     ]
     note = (
         f"{record.unit[0].upper()}{record.unit[1:]}, network of width {record.network.width} and depth "
         f"{record.network.depth}, {record.precision} on {record.device}; "
-        f"{record.waiting_share:.1%} of the time was spent waiting for the loader; "
+        f"{record.waiting:.1%} of the time was spent waiting for the loader; "
         f"medians of ratios in one round, warm page cache, on {format_processor(record.machine)}."
     )
     return "\n".join([*table_lines(["training", "slices/s", "of the bare network"], rows), "", note])
 
 
-def measure_table(document: Document) -> str:
+def measure_table(record: MeasureRecord) -> str:
     """Format the time of all surface distances of a case."""
-    record = read_record(MeasureRecord, document)
     depth, height, width = record.shape_zyx
     tried = record.seconds_medpy_an_object
     rows = [
@@ -219,9 +216,8 @@ def measure_table(document: Document) -> str:
     return "\n".join([*table_lines(header, rows), "", note])
 
 
-def lits_table(document: Document) -> str:
+def lits_table(record: LitsRecord) -> str:
     """Format the ingest of a collection as large as LiTS, as one paragraph."""
-    record = read_record(LitsRecord, document)
     return (
         f"{record.cases} cases of 74 to 987 slices, {record.slices:,} slices of 512x512 with masks, "
         f"{record.raw_gb:.1f} GB of voxels from {record.source_gb:.1f} GB of {record.format} ({record.page_cache}): "
@@ -232,17 +228,15 @@ def lits_table(document: Document) -> str:
     )
 
 
-def limits_table(document: Document) -> str:
+def limits_table(record: LimitsRecord) -> str:
     """Format the limits of a machine."""
-    record = read_record(LimitsRecord, document)
     rows = [(name, f"{row.most:,.1f} {row.unit}") for name, row in record.results.items()]
     note = f"Best of the rounds, on {format_processor(record.machine)}."
     return "\n".join([*table_lines(["limit of this machine", "at most"], rows), "", note])
 
 
-def export_table(document: Document) -> str:
+def export_table(record: ExportRecord) -> str:
     """Format the time of an export."""
-    record = read_record(ExportRecord, document)
     rows = [(name, f"{row.seconds_median:.2f}") for name, row in record.results.items()]
     note = (
         f"A model file of {record.model_mb} MB, checked on {record.proof_slices} slices; "
@@ -251,17 +245,15 @@ def export_table(document: Document) -> str:
     return "\n".join([*table_lines(["export", "seconds"], rows), "", note])
 
 
-def instructions_table(document: Document) -> str:
+def instructions_table(record: InstructionsRecord) -> str:
     """Format the instruction counts of the hot loops."""
-    record = read_record(InstructionsRecord, document)
     rows = [(name, row.what, f"{row.instructions_a_slice / 1e6:.2f}") for name, row in record.results.items()]
     note = f"{record.unit}, counted by {record.counter}, on {format_processor(record.machine)}."
     return "\n".join([*table_lines(["loop", "what", "million instructions a slice"], rows), "", note])
 
 
-def peers_table(document: Document) -> str:
+def peers_table(record: PeersRecord) -> str:
     """Format the loading rates of other tools."""
-    record = read_record(PeersRecord, document)
     headline, limit = record.headline, record.headline.limit
     own = "compressed HU, checked, at random, from a store of any size"
     rows = [
@@ -278,9 +270,8 @@ def peers_table(document: Document) -> str:
     return "\n".join([*table_lines(header, rows), "", note])
 
 
-def peers_inference_table(document: Document) -> str:
+def peers_inference_table(record: PeersInferenceRecord) -> str:
     """Format the inference rates of other tools."""
-    record = read_record(PeersInferenceRecord, document)
     headline, dice = record.headline, record.dice
 
     def rates(name: str) -> list[str]:
@@ -313,9 +304,8 @@ def peers_inference_table(document: Document) -> str:
     return "\n".join([*table_lines(header, rows), "", note])
 
 
-def scale_table(document: Document) -> str:
+def scale_table(record: ScaleRecord) -> str:
     """Format the growth of cost with slices, scans, workers and tasks."""
-    record = read_record(ScaleRecord, document)
     time, memory, command = record.slices.cpu_seconds, record.slices.peak_mib, record.cases.seconds
     lengths, counts = list(record.slices.measured), list(record.cases.measured)
     slices, scans = f"{lengths[0]} to {lengths[-1]} slices", f"{counts[0]} to {counts[-1]} scans"
@@ -334,3 +324,49 @@ def scale_table(document: Document) -> str:
     rows.append(("Dask's scheduler, tasks that do nothing", f"{record.scheduler.tasks:,} tasks", per_task, "-"))
     header = ["what grows", "measured", "fitted line", "R²"]
     return "\n".join([*table_lines(header, rows), "", f"On {format_processor(record.machine)}."])
+
+
+def components_table(record: ComponentsRecord) -> str:
+    """Format the times of connected components."""
+    rows = [
+        (mask, neighbors, f"{row.components:,}", f"{row.seconds['runs']:.4f}", *_cpu_cells(row.over_runs))
+        for mask, by_neighbors in record.masks.items()
+        for neighbors, row in by_neighbors.items()
+    ]
+    shape = "x".join(map(str, record.shape_zyx[::-1]))
+    note = f"Volumes of {shape}, {record.rounds} interleaved rounds, on {format_processor(record.machine)}."
+    header = ["mask", "neighbors", "components", "runs, s", "cc3d over runs, CPU", "cc3d without sizes over runs, CPU"]
+    return "\n".join([*table_lines(header, rows), "", note])
+
+
+def _cpu_cells(ratios: Mapping[str, ClockRatios]) -> list[str]:
+    return [format_ratio(over.cpu) for over in ratios.values()]
+
+
+def documents_table(record: DocumentsRecord) -> str:
+    """Format the start time of typed documents."""
+    rows = [(name, f"{milliseconds:.1f}") for name, milliseconds in record.added_ms.items()]
+    ratio = "pydantic is not installed" if record.ratio is None else f"pydantic over msgspec {record.ratio:.2f}"
+    note = f"{ratio}; medians of {record.rounds} rounds, on {format_processor(record.machine)}."
+    return "\n".join([*table_lines(["library", "ms added to the start of Python"], rows), "", note])
+
+
+TABLES: dict[type[BenchmarkRecord], Callable[[Any], str]] = {
+    ComponentsRecord: components_table,
+    ConstantsRecord: constants_table,
+    DocumentsRecord: documents_table,
+    ExportRecord: export_table,
+    InferRecord: infer_table,
+    IngestRecord: ingest_table,
+    InstructionsRecord: instructions_table,
+    LimitsRecord: limits_table,
+    LitsRecord: lits_table,
+    LoaderRecord: loader_table,
+    MeasureRecord: measure_table,
+    PeersInferenceRecord: peers_inference_table,
+    PeersRecord: peers_table,
+    ScaleRecord: scale_table,
+    StoreRecord: store_table,
+    TrainRecord: train_table,
+}
+"""The table of each kind of record."""

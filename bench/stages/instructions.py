@@ -10,15 +10,16 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from slicemill.bench.harness.headline import Record
-from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import CASE_ID, Files, phantom_subject
+from slicemill.bench.schema.base import origin
+from slicemill.bench.schema.data import InstructionsRecord, LoopCount
 from slicemill.common.errors import ConfigError
 from slicemill.common.progress import progress
 
@@ -121,27 +122,6 @@ LOOPS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoopCount:
-    """Count of a loop."""
-
-    what: str
-    instructions_a_slice: int
-    runs: list[int]
-    """Instructions of the runs with FEW and with MANY slices."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InstructionsRecord(BenchmarkRecord):
-    """Record of `bench instructions`."""
-
-    benchmark: str = "instructions"
-    counter: str
-    """The tool that counted."""
-    unit: str = "slices of 512x512"
-    results: Mapping[str, LoopCount]
-
-
 def run(folder: Path) -> Record:
     """Count and return the record.
 
@@ -166,8 +146,8 @@ def run(folder: Path) -> Record:
                 counts.append(count_instructions(counter, command))
                 advance(1, name)
             each = round((counts[1] - counts[0]) / (MANY - FEW))
-            results[name] = LoopCount(what=loop.what, instructions_a_slice=each, runs=counts)
-    return InstructionsRecord(counter=counter, results=results).as_json()
+            results[name] = LoopCount(what=loop.what, instructions_a_slice=each, runs=(counts[0], counts[1]))
+    return InstructionsRecord(**origin(), counter=counter, unit="slices of 512x512", results=results).as_json()
 
 
 def choose_counter() -> str:

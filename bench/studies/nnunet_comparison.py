@@ -10,7 +10,6 @@ The minutes are those of training epochs with their validation, on both sides. P
 and prediction are not counted. Both run one after the other, with all cores: nothing else should run.
 """
 
-import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 
 from slicemill.bench.peers.environment import NNUNET_FOLDER, prepare_environment
 from slicemill.bench.records.quality import NnunetRecord
+from slicemill.bench.schema.base import origin
 from slicemill.bench.studies.experiment import Experiment, prepare
 from slicemill.bench.studies.fold_run import RunRequest, read_scores, run_fold
 from slicemill.bench.studies.results import (
@@ -35,7 +35,6 @@ from slicemill.bench.studies.summary import CONVENTION, cases_of, dice_gain, mai
 from slicemill.common.documents import read_document, to_document
 from slicemill.common.errors import ConfigError, UsageError
 from slicemill.common.files import read_json, to_json, write_bytes, write_json
-from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 from slicemill.common.terminal import print_line
 from slicemill.store.layout import ArrayName
@@ -168,12 +167,11 @@ def run_nnunet(run: FoldRun, inputs: RunInputs, tools: NnunetTools) -> NnunetRes
     tools.runner.run_slicemill(("evaluate", work / "segmented", tools.folder.store, "--out", work / "scores"), log)
     result = NnunetResult(
         benchmark="quality peer",
-        date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        **origin(),
         **asdict(run),
         **vars(inputs),
         training=read_json(work / "peer.json"),
         cases=read_scores(work / "scores" / "evaluation.json", {"test": split["test"]}, tools.store),
-        machine=machine_info(),
     )
     write_json(tools.folder.result_file(run), to_document(result))
     return result
@@ -229,7 +227,7 @@ def summarize_comparison(
         return {"training": training, **{region: score_region(cases, region) for region in regions}}
 
     return NnunetRecord(
-        date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        **origin(),
         collection=results[0].collection,
         folds=comparison.experiment.folds,
         of_folds=design.folds,
@@ -241,5 +239,4 @@ def summarize_comparison(
         contenders={"nnU-Net 2D": describe(nnunet_results), "slicemill": describe(slicemill_results)},
         gain={region: dice_gain(slicemill_results, nnunet_results, "test", region) for region in regions},
         commits=sorted({str(result.machine["commit"]) for result in results}),
-        machine=machine_info(),
     )

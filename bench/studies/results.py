@@ -97,24 +97,15 @@ class TrainingSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Result:
+class _Kind:
     benchmark: str
     """Kind of the result."""
     date: str
     """When the run was finished, ISO 8601."""
-    variant: str
-    """Name of the variant."""
-    fold: int
-    """Number of the fold."""
-    seed: int
-    """Seed of the training."""
-    collection: str
-    """See `RunInputs`; the next four too."""
-    settings: Mapping[str, Any]
-    export: Mapping[str, Any] = field(default_factory=dict)
-    tune: Mapping[str, Any] = field(default_factory=lambda: {"tuned": False})
-    split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+
+@dataclass(frozen=True, kw_only=True)
+class _Result(RunInputs, FoldRun, _Kind):
     @property
     def run(self) -> FoldRun:
         """Return the run of this result."""
@@ -139,7 +130,6 @@ class RunResult(_Result):
     cases: tuple[ScoredCase, ...]
     """Scores of the validation and test cases."""
     machine: Mapping[str, Any]
-    """Machine description as `machine_info` returns it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +141,6 @@ class NnunetResult(_Result):
     cases: tuple[ScoredCase, ...]
     """Scores of the test cases."""
     machine: Mapping[str, Any]
-    """Machine description as `machine_info` returns it."""
 
 
 Result = RunResult | NnunetResult
