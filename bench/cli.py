@@ -27,14 +27,11 @@ Record = dict[str, Any]
 
 
 class BenchSize(NamedTuple):
-    """Requested benchmark size; 0 uses the stage's default."""
+    """Requested slices and rounds; 0 uses the default of the stage, or that of its quick run."""
 
     slices: int
-    """Slices of the scan."""
     rounds: int
-    """Interleaved rounds."""
     quick: bool
-    """Whether the defaults are those of a quick run."""
 
 
 def _run_in_folder(work: Callable[[Path], Record], json: Path | None, parent: Path | None = None) -> None:
@@ -311,12 +308,13 @@ def scale(
     """
     with report_errors():
         from slicemill.bench.harness.subject import choose_subject
-        from slicemill.bench.stages.scaling import draw, run
+        from slicemill.bench.records.figures import draw_growth
+        from slicemill.bench.stages.scaling import run
 
         def work(folder: Path) -> Record:
             record = run(folder, choose_subject(data, 148), quick=quick)
             if picture is not None:
-                draw(picture, record)
+                draw_growth(picture, record)
             return record
 
         _run_in_folder(work, json)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slicemill.bench.records.markdown import format_processor, format_score, table_lines
+from slicemill.bench.records.markdown import format_processor, format_score, table_text
 from slicemill.bench.schema.base import Document, read_record
 from slicemill.measure.evaluation.totals import TumorTotals
 
@@ -28,11 +28,8 @@ class DemoScores:
     """The part of an evaluation that the demo shows."""
 
     regions: Mapping[str, RegionDice]
-    """Overlap by region."""
     tumor_by_case: TumorTotals | None
-    """Detection by case."""
     tumor_by_slice: TumorTotals | None
-    """Detection by slice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +51,8 @@ class TumorComparison:
     """Mean tumor Dice over the cases whose reference has tumor. On these cases, empty masks score 0."""
 
     cases: int
-    """Cases with tumor."""
     network: float
-    """Mean of the network."""
     baseline: float
-    """Mean of the threshold baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +70,11 @@ class DemoSummary:
     config: str | None
     """Settings of the training as TOML; None for the defaults."""
     minutes: float
-    """Total time, minutes."""
     scores: Mapping[str, Any]
     """The parts ``regions``, ``tumor_by_case``, ``tumor_by_slice`` and ``by_case`` of the evaluation."""
     baseline: BandScores
-    """The threshold baseline."""
     where_there_is_tumor: TumorComparison
-    """Network and baseline on the cases with tumor."""
     machine: Mapping[str, Any]
-    """Description of the machine."""
 
 
 def scores_table(document: Document) -> str:
@@ -118,7 +108,7 @@ def scores_table(document: Document) -> str:
         f"{format_processor(summary.machine)}."
     )
     header = ["", "Dice per case", "Dice global", "precision", "recall"]
-    return "\n".join([*table_lines(header, rows), "", note])
+    return table_text(header, rows, note)
 
 
 def _format_detection(part: str, detection: TumorTotals) -> str:

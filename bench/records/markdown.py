@@ -19,6 +19,11 @@ def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[st
     return [table_row(header), f"|{'---|' * len(header)}", *map(table_row, rows)]
 
 
+def table_text(header: Sequence[str], rows: Iterable[Sequence[str]], note: str) -> str:
+    """Format a table and the note below it."""
+    return "\n".join([*table_lines(header, rows), "", note])
+
+
 def format_ratio(value: float | None) -> str:
     """Format a ratio with two decimals; a dash where it was not measured."""
     return "-" if value is None else f"{value:.2f}"

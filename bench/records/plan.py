@@ -15,7 +15,8 @@ as LiTS. It ignores the bandwidth of the network: compare the bytes per second w
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 from slicemill.bench.records.markdown import format_processor, format_three_digits, table_row
 from slicemill.bench.schema.base import Document, read_processor, read_record
@@ -36,9 +37,7 @@ class Collection:
     """Size of a collection."""
 
     name: str
-    """Name in the table."""
     scans: int
-    """Scans."""
     slices: int
     """Slices of all scans together."""
 
@@ -70,7 +69,6 @@ class Inputs:
     labelled_per_second: float | None
     """Slices through the default network per second, on all cores; None if it was not measured."""
     cores: int
-    """Cores of the machine."""
 
 
 def read_inputs(scale: Document, store: Document, infer: Document | None) -> Inputs:
@@ -126,14 +124,11 @@ def worker_pace(workers: Mapping[str, float], start: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Estimated cost of a collection."""
+    """Estimated cost of a collection; its fields are the last columns of HEADER."""
 
     ingest_hours: float
-    """Time of the ingest, h."""
     store_gb: float
-    """Size of the store, GB."""
     objects: int
-    """Objects written."""
     epoch_requests: int
     """Read requests of a training epoch."""
     epoch_gb_per_second: float
@@ -162,18 +157,16 @@ def estimate_cost(collection: Collection, inputs: Inputs, workers: int) -> Cost:
 
 HEADER = ("collection", "workers", "ingest h", "store GB", "objects", "reads an epoch", "GB/s they could read",
           "inference h")  # fmt: skip
-Row = tuple[str, int, float, float, int, int, float, float | None]
+Row = tuple[Any, ...]
 
 
 def plan_rows(collections: Sequence[Collection], inputs: Inputs, workers: Sequence[int]) -> list[Row]:
     """Return a row below HEADER for each collection and number of workers."""
-    rows: list[Row] = []
-    for collection in collections:
-        for count in workers:
-            cost = estimate_cost(collection, inputs, count)
-            sizes = (cost.store_gb, cost.objects, cost.epoch_requests, cost.epoch_gb_per_second)
-            rows.append((collection.name, count, cost.ingest_hours, *sizes, cost.infer_hours))
-    return rows
+    return [
+        (collection.name, count, *astuple(estimate_cost(collection, inputs, count)))
+        for collection in collections
+        for count in workers
+    ]
 
 
 def measured_over_model(inputs: Inputs, lits: Document) -> float:

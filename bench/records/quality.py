@@ -27,7 +27,6 @@ class RegionScores(Struct, frozen=True, kw_only=True):
     mean: float | None
     """Mean Dice over patients."""
     median: float | None
-    """Median Dice over patients."""
     sd: float | None
     """Standard deviation over patients; None below two."""
     mean_where_there_is_any: float | None
@@ -48,9 +47,7 @@ class DiceGain(Struct, frozen=True, kw_only=True):
     """Paired difference of Dice over patients."""
 
     patients: int
-    """Patients compared."""
     mean: float | None
-    """Mean difference."""
     low: float | None
     """Lower end of the 95 % bootstrap interval."""
     high: float | None
@@ -58,7 +55,6 @@ class DiceGain(Struct, frozen=True, kw_only=True):
     p: float | None
     """p of Wilcoxon's signed-rank test, two-sided."""
     better: int
-    """Patients with a higher Dice."""
 
 
 class VariantScores(Struct, frozen=True, kw_only=True):
@@ -67,17 +63,12 @@ class VariantScores(Struct, frozen=True, kw_only=True):
     changes: Mapping[str, Any]
     """Settings that differ from the shared ones."""
     runs: int
-    """Finished runs."""
     seeds: Sequence[int]
-    """Seeds of the finished runs."""
     folds: Sequence[int]
-    """Folds that are compared."""
     minutes_a_run: float
     """Median training time of a run, minutes."""
     validation: Mapping[str, RegionScores]
-    """Scores of the validation parts by region."""
     test: Mapping[str, RegionScores]
-    """Scores of the test parts by region."""
     mean_by_seed: Mapping[Part, Mapping[str, float | None]]
     """Mean Dice of the main region by part and seed."""
     gain: Mapping[Part, Mapping[str, DiceGain]] | None
@@ -92,69 +83,50 @@ class Coverage(Struct, frozen=True, kw_only=True):
     """Folds and seeds that all variants have."""
 
     folds: Sequence[int]
-    """Numbers of the folds."""
     seeds: Sequence[int]
-    """The seeds."""
 
 
 class QualityRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="quality"):
     """Record of `bench quality`."""
 
     collection: str
-    """Name of the collection's folder."""
     patients: int
     """Patients that were validated or tested."""
     folds: int
-    """Folds of the cross-validation."""
     over: Coverage
-    """Folds and seeds of the scores."""
     steps: int
-    """Training steps of a run."""
     settings: Mapping[str, Any]
     """Settings that all variants share."""
     tuned: bool = False
     """Whether post-processing was tuned on the validation parts; missing in early records."""
     convention: str
-    """How cases without the region are scored."""
     region: str
     """The region that the variant is chosen by."""
     reference: str
-    """The variant that the others are compared with."""
     chosen: str
     """The variant with the best validation score."""
     chosen_by: str
-    """The score that it was chosen by."""
     variants: Mapping[str, VariantScores]
-    """Results by variant."""
     commits: Sequence[str]
-    """Commits of the runs."""
 
 
 class NnunetRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="yardstick"):
     """Record of `bench yardstick`."""
 
     collection: str
-    """Name of the collection's folder."""
     folds: Sequence[int]
-    """Folds that were compared."""
     of_folds: int
-    """Folds of the cross-validation."""
     minutes: float
-    """Training time of each contender, minutes."""
     variant: str
-    """The variant of slicemill's settings."""
     settings: Mapping[str, Any]
     """Its settings that are not the defaults."""
     convention: str
-    """How cases without the region are scored."""
     region: str
-    """The main region."""
     contenders: Mapping[str, Mapping[str, Any]]
     """nnU-Net, then slicemill: ``training`` with an entry for each fold, and `RegionScores` by region."""
     gain: Mapping[str, DiceGain]
     """Gain of slicemill over nnU-Net by region."""
     commits: Sequence[str]
-    """Commits of the runs."""
 
 
 class _NnunetTraining(Struct, frozen=True, kw_only=True):

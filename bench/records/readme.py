@@ -18,26 +18,9 @@ from slicemill.common.errors import InputError
 from slicemill.common.files import read_json
 
 FIGURES = (
-    "scores: demo",
-    "scores: real",
-    "quality",
-    "phantoms",
-    "yardstick",
-    "ingest",
-    "store",
-    "loader",
-    "train",
-    "measure",
-    "lits",
-    "all",
-    "infer",
-    "all: peers-loading",
-    "peers-inference",
-    "instructions",
-    "constants",
-    "scale",
-    "plan",
-)
+    "scores: demo", "scores: real", "quality", "phantoms", "yardstick", "ingest", "store", "loader", "train", "measure",
+    "lits", "all", "infer", "all: peers-loading", "peers-inference", "instructions", "constants", "scale", "plan",
+)  # fmt: skip
 """Names of the tables in the README. ``KIND: NAME`` is a part of a record; the others are the names of records."""
 END = "<!-- end -->"
 FORMATS: dict[type[BenchmarkRecord], Callable[[Any], str]] = {

@@ -13,7 +13,7 @@ from typing import Any
 
 from slicemill.bench.command import slicemill_command
 from slicemill.bench.harness.catalog import STAGES
-from slicemill.bench.records.markdown import format_processor, format_ratio, table_lines
+from slicemill.bench.records.markdown import format_processor, format_ratio, table_text
 from slicemill.bench.schema.base import Document, Headline, MachineLimit, origin, read_record
 from slicemill.bench.schema.suite import Stage, SuiteRecord
 from slicemill.common.files import read_json
@@ -27,7 +27,6 @@ class SuiteOptions:
     """Options of `bench all`."""
 
     quick: bool = False
-    """Whether to run 3 rounds and fewer slices."""
     data: Path | None = None
     """A collection to take one scan from; None makes a phantom."""
     only: tuple[str, ...] = ()
@@ -114,7 +113,7 @@ def all_table(document: Document) -> str:
         f"Limits of the machine: {measured or 'not measured'}; on {format_processor(record.machine)}."
     )
     header = ["stage", "a second", "limit", "of the limit", "times as fast as"]
-    return "\n".join([*table_lines(header, rows), "", note])
+    return table_text(header, rows, note)
 
 
 def _stage_rows(name: str, stage: Stage) -> list[tuple[str, ...]]:

@@ -150,6 +150,17 @@ class Headline(Struct, frozen=True, kw_only=True):
     """Number format of the arithmetic, such as bfloat16."""
 
 
+class StageRecord(BenchmarkRecord, frozen=True, kw_only=True):
+    """A benchmark whose contenders do the same work."""
+
+    unit: str
+    """Unit of work; a comma may add how it is done."""
+    clock: str
+    results: Mapping[str, Rate]
+    """By contender."""
+    headline: Headline
+
+
 class MachineLimit(Rate, frozen=True, kw_only=True):
     """One limit of a machine."""
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct, field
 
-from slicemill.bench.schema.base import BenchmarkRecord, ClockRatios, Headline, Rate
+from slicemill.bench.schema.base import BenchmarkRecord, ClockRatios, Headline, Rate, StageRecord
 
 
 class IngestPeer(Struct, frozen=True, kw_only=True):
@@ -125,18 +125,20 @@ class StoreBytes(Struct, frozen=True, kw_only=True):
     raw: int
 
 
-class StoreRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="store"):
-    """Record of `bench store`."""
+class ReadingRecord(StageRecord, frozen=True, kw_only=True):
+    """Readers of the slices of one scan."""
 
     subject: str
-    unit: str
-    clock: str
     page_cache: str
     slices: int
-    results: Mapping[str, Rate]
     ratios: Mapping[str, float]
+    """Ratios of slicemill's rate, by baseline."""
+
+
+class StoreRecord(ReadingRecord, frozen=True, kw_only=True, tag="store"):
+    """Record of `bench store`."""
+
     bytes: StoreBytes
-    headline: Headline
 
 
 class Waits(Struct, frozen=True, kw_only=True):
@@ -149,17 +151,9 @@ class Waits(Struct, frozen=True, kw_only=True):
     share_of_time: float
 
 
-class LoaderRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="loader"):
+class LoaderRecord(ReadingRecord, frozen=True, kw_only=True, tag="loader"):
     """Record of `bench loader`."""
 
-    subject: str
-    unit: str
-    clock: str
-    page_cache: str
-    slices: int
-    results: Mapping[str, Rate]
-    ratios: Mapping[str, float]
-    headline: Headline
     waited: Waits
 
 

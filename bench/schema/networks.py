@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct, field
 
-from slicemill.bench.schema.base import BenchmarkRecord, ClockRate, ClockRatios, Document, Headline, Rate
+from slicemill.bench.schema.base import BenchmarkRecord, ClockRate, ClockRatios, Document, Headline, Rate, StageRecord
 from slicemill.infer.run.timing import StageTime
 
 WholeStages = dict[str, Mapping[str, StageTime]]
@@ -94,47 +94,35 @@ class NetworkSize(Struct, frozen=True, kw_only=True):
     norm: str
 
 
-class TrainRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="train"):
+class TrainRecord(StageRecord, frozen=True, kw_only=True, tag="train"):
     """Record of `bench train`."""
 
     subject: str
-    unit: str
-    clock: str
     page_cache: str
     network: NetworkSize
     precision: str
     device: str
-    results: Mapping[str, Rate]
     of_bare: Mapping[str, float | None] = field(name="of the bare forward and backward")
     """Rates over that of the bare network."""
-    headline: Headline
     waiting: float = field(name="share of time spent waiting for the loader")
     peak_gpu_mib: int | None
     """None without a GPU."""
 
 
-class ExportRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="export"):
+class ExportRecord(StageRecord, frozen=True, kw_only=True, tag="export"):
     """Record of `bench export`."""
 
     subject: str
-    unit: str
-    clock: str
     model_mb: float
     proof_slices: int
     """Slices on which onnxruntime and torch were compared."""
     parity: Document
-    results: Mapping[str, Rate]
-    headline: Headline
 
 
-class MeasureRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="measure"):
+class MeasureRecord(StageRecord, frozen=True, kw_only=True, tag="measure"):
     """Record of `bench measure`."""
 
-    unit: str
-    clock: str
     slices: int
-    results: Mapping[str, Rate]
-    headline: Headline
     shape_zyx: tuple[int, int, int]
     objects: int
     """Liver and lesions."""
@@ -157,17 +145,13 @@ class MeasureRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="measure"):
     peak_mib: float
 
 
-class PeersRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="peers"):
+class PeersRecord(StageRecord, frozen=True, kw_only=True, tag="peers"):
     """Record of `bench peers --kind loading`."""
 
-    unit: str
-    clock: str
     page_cache: str
     cases: int
     slices: int
     """Slices of each scan."""
-    results: Mapping[str, Rate]
-    headline: Headline
     not_run: Mapping[str, str]
     """Peer -> reason."""
 
@@ -179,23 +163,14 @@ class ScanRate(ClockRate, frozen=True, kw_only=True):
     cpu_milliseconds: float
 
 
-class PeersInferenceRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="peers inference"):
+class PeersInferenceRecord(PeersRecord, frozen=True, kw_only=True, tag="peers inference"):
     """Record of `bench peers --kind inference`."""
 
-    unit: str
-    clock: str
-    page_cache: str
-    cases: int
-    slices: int
-    """Slices of each scan."""
+    results: Mapping[str, ScanRate]
     batch_of_peers: int | None = None
     """Slices per batch of a peer."""
-    results: Mapping[str, ScanRate]
     dice: Mapping[str, Mapping[str, float]]
     """Peer -> label -> Dice with slicemill's masks."""
-    headline: Headline
-    not_run: Mapping[str, str]
-    """Peer -> reason."""
 
 
 class OpenvinoRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="openvino"):

@@ -32,13 +32,12 @@ from slicemill.bench.stages.real_size import measure_real_size
 from slicemill.ct.formats.nifti.stream import Gunzip
 from slicemill.ct.labels import Labels
 from slicemill.ct.scan import slab_depth
-from slicemill.ingest.convert import convert_case
 from slicemill.ingest.params import Params
 from slicemill.store.codecs import make_codec
 from slicemill.store.layout import IMAGE, LABEL, SHARD, ArrayName
 from slicemill.store.reader import open_store
 from slicemill.store.statistics import Counts
-from slicemill.store.writer import ShardWriter, prepare_store
+from slicemill.store.writer import ShardWriter
 
 SLICEMILL = "ours"
 KERNELS = "sum of its kernels"
@@ -92,10 +91,9 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
 
 
 def convert_with_slicemill(folder: Path, case: Files, params: Params, *, threads: int = 1) -> None:
-    """Convert a case into a new store, without lock, ledger, tables and Dask, whose cost many cases share."""
+    """Convert a case into a store that is deleted afterwards."""
     with fresh_folder(folder) as path:
-        prepare_store(path)
-        convert_case(case.case(), params, path, threads=threads)
+        case.convert(path, params, threads=threads)
 
 
 def convert_with_peer(folder: Path, case: Files, convert: Callable[[Path, Path, Path], None]) -> None:
@@ -107,8 +105,7 @@ def convert_with_peer(folder: Path, case: Files, convert: Callable[[Path, Path, 
 def verify_voxels(folder: Path, case: Files, subject: Subject) -> str:
     """Check that a store holds the file's voxels, and return a sentence for the record."""
     with fresh_folder(folder) as path:
-        prepare_store(path)
-        convert_case(case.case(), subject.params(), path)
+        case.convert(path, subject.params())
         stored = open_store(path)[CASE_ID]
         same_label = stored.label is not None and same_voxels(stored.label[:], subject.label)
         check("the store holds the scan's voxels", holds=same_label and same_voxels(stored.image[:], subject.image))

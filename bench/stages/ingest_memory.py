@@ -86,7 +86,7 @@ def find_peak_mib(output: str) -> int | None:
 def write_repeated(folder: Path, suffix: str, volumes: tuple[npt.NDArray[Any], npt.NDArray[Any]], slices: int) -> Files:
     """Write a long case slice by slice: a phantom's image and label, forward, backward and forward again."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = Files(image=folder / f"volume-1{suffix}", mask=folder / f"segmentation-1{suffix}")
+    files = Files.in_folder(folder, suffix)
     for path, volume in zip((files.image, files.mask), volumes, strict=True):
         header = nib.Nifti1Header()
         header.set_data_dtype(volume.dtype)

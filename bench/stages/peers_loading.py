@@ -17,6 +17,7 @@ from slicemill.bench.harness.subject import Files, Subject, phantom_subject
 from slicemill.bench.peers.peer import StartedPeers, read_peers, start_peers
 from slicemill.bench.schema.base import origin
 from slicemill.bench.schema.networks import PeersRecord
+from slicemill.bench.stages.loader import read_ring
 from slicemill.bench.stages.store import bare_decode
 from slicemill.ingest.convert import convert_case
 from slicemill.store.reader import Store, open_store
@@ -44,7 +45,7 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
         "low": LOW_HU,
         "high": HIGH_HU,
     }
-    slicemill_work: dict[str, Work] = {SLICEMILL: read_ring(store, subjects[0]), BARE: decode_all(store, slices)}
+    slicemill_work: dict[str, Work] = {SLICEMILL: read_at_random(store, subjects[0]), BARE: decode_all(store, slices)}
     peers = [peer for peer in PEERS if not only or peer.package in only]
     with pin_to_one_core(), start_peers(peers, "load_slices.py", environments, folder / "peers", request) as started:
         contenders = slicemill_work | started.processes
@@ -83,20 +84,14 @@ def write_cases(folder: Path, subjects: Sequence[Subject]) -> list[Files]:
     return cases
 
 
-def read_ring(store: Store, subject: Subject) -> Work:
+def read_at_random(store: Store, subject: Subject) -> Work:
     """Return a function that reads every slice once, in a new random order, in batches."""
     depth, height, width = subject.image.shape
     ring = Batches(store, SliceRegion(size=(height, width)), BATCH, 1)
     positions = [SlicePosition(case_id, z) for case_id in store.case_ids for z in range(depth)]
     rng = np.random.default_rng(0)
 
-    def work() -> None:
-        order = [positions[number] for number in rng.permutation(len(positions))]
-        with ring.iterate(order, (0, 0)) as stream:
-            for _ in stream:
-                pass
-
-    return work
+    return lambda: read_ring(ring, [positions[number] for number in rng.permutation(len(positions))])
 
 
 def decode_all(store: Store, slices: int) -> Work:

@@ -10,7 +10,6 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,6 @@ from slicemill.bench.harness.subject import Subject
 from slicemill.bench.schema.base import origin
 from slicemill.bench.schema.data import ByCases, BySlices, Line, ScaleRecord, ScanCost, SchedulerCost
 from slicemill.bench.stages.ingest_memory import convert_alone, write_repeated
-from slicemill.common.files import atomic_write
 from slicemill.common.progress import progress
 from slicemill.ct.phantom import write_collection
 
@@ -116,34 +114,3 @@ def measure_scheduler(count: int) -> SchedulerCost:
         client.gather(futures)
         seconds = time.perf_counter() - start
     return SchedulerCost(tasks=count, workers=2, milliseconds_a_task=round(1000 * seconds / count, 4))
-
-
-def draw(path: Path, record: Mapping[str, Any]) -> None:
-    """Draw time and memory against slices, and time against scans, with the fitted lines."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
-
-    def draw_panel(
-        panel: Any, points: Mapping[str, float], line: Mapping[str, float], x_label: str, y_label: str
-    ) -> None:
-        xs, ys = [int(x) for x in points], list(points.values())
-        panel.plot(xs, ys, "o", color="#2f6ea8")
-        panel.plot(xs, [line["start"] + line["slope"] * x for x in xs], color="#c0392b", linewidth=1.2)
-        title = f"slope {line['slope']:.4g}, R² {line['r2']:.4f}"
-        panel.set(xlabel=x_label, ylabel=y_label, ylim=(0, 1.1 * max(ys)), title=title)
-        panel.title.set_fontsize(9)
-        panel.grid(alpha=0.3)
-
-    slices, cases = record["slices"], record["cases"]
-    labels = {"cpu_seconds": "CPU seconds of its ingest", "peak_mib": "peak memory, MiB"}
-    for panel, (key, label) in zip(panels, labels.items(), strict=False):
-        points = {length: row[key] for length, row in slices["measured"].items()}
-        draw_panel(panel, points, slices[key], "slices of a scan", label)
-    draw_panel(panels[2], cases["measured"], cases["seconds"], "scans", "seconds of the command, 1 worker")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    pyplot.close(figure)

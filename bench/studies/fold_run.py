@@ -38,9 +38,7 @@ class RunRequest:
     """A run to do."""
 
     run: FoldRun
-    """Variant, fold and seed."""
     config: Config
-    """Settings of the training."""
     inputs: RunInputs
     """Inputs that its result records."""
 

@@ -88,11 +88,8 @@ class NnunetTools:
     """Tools and paths of a training of nnU-Net."""
 
     folder: ExperimentFolder
-    """Paths of the experiment."""
     runner: CommandRunner
-    """Runs commands."""
     store: Store
-    """The slice store."""
     python: Path
     """Interpreter of nnU-Net's environment."""
 
@@ -119,24 +116,20 @@ def compare_with_nnunet(comparison: NnunetComparison) -> NnunetRecord:
             peer_settings = {"minutes": comparison.minutes, "iterations": ITERATIONS[device], "device": device}
             peer_inputs = replace(request.inputs, settings=peer_settings, export={}, tune={})
             print_line(f"fold {fold}: nnU-Net, {comparison.minutes:g} minutes of training on {device}")
-            nnunet_results.append(_run_nnunet_once(comparison.run("nnunet-2d", fold), peer_inputs, tools))
+            run = comparison.run("nnunet-2d", fold)
+            done = _read_finished(NnunetResult, folder, run, peer_inputs)
+            nnunet_results.append(done or run_nnunet(run, peer_inputs, tools))
             print_line(f"fold {fold}: {comparison.variant}, {comparison.minutes:g} minutes")
-            slicemill_results.append(_run_slicemill_once(request, folder, runner))
+            own = _read_finished(RunResult, folder, request.run, request.inputs)
+            slicemill_results.append(own or run_fold(request, folder, runner, print_line))
     return summarize_comparison(comparison, nnunet_results, slicemill_results)
 
 
-def _run_nnunet_once(run: FoldRun, inputs: RunInputs, tools: NnunetTools) -> NnunetResult:
-    path = tools.folder.result_file(run)
-    return _read_finished(NnunetResult, path, run, inputs) or run_nnunet(run, inputs, tools)
-
-
-def _run_slicemill_once(request: RunRequest, folder: ExperimentFolder, runner: CommandRunner) -> RunResult:
-    path = folder.result_file(request.run)
-    return _read_finished(RunResult, path, request.run, request.inputs) or run_fold(request, folder, runner, print_line)
-
-
-def _read_finished(kind: type[AnyResult], path: Path, run: FoldRun, inputs: RunInputs) -> AnyResult | None:
+def _read_finished(
+    kind: type[AnyResult], folder: ExperimentFolder, run: FoldRun, inputs: RunInputs
+) -> AnyResult | None:
     """Read a run's result and check that it was made from the same inputs; None if the run is not finished."""
+    path = folder.result_file(run)
     if not path.exists():
         return None
     result = read_document(kind, path)
