@@ -22,15 +22,15 @@ SHAPE = (64, 512, 512)
 CONNECTIVITIES = (6, 26)
 
 
-def run(*, rounds: int, shape: tuple[int, int, int] = SHAPE) -> Record:
+def run(*, rounds: int) -> Record:
     """Compare both on three masks and return the record."""
-    masks = {"tumors": tumor_mask(shape), "liver": liver_mask(shape), "noise": noise_mask(shape)}
+    masks = {"tumors": tumor_mask(SHAPE), "liver": liver_mask(SHAPE), "noise": noise_mask(SHAPE)}
     with show_progress("components", 3 * len(masks) * len(CONNECTIVITIES), rounds) as log:
         rows = {
             name: {str(connectivity): compare(mask, connectivity, rounds, log) for connectivity in CONNECTIVITIES}
             for name, mask in masks.items()
         }
-    return ComponentsRecord(**origin(), shape_zyx=shape, rounds=rounds, masks=rows).as_json()
+    return ComponentsRecord(**origin(), shape_zyx=SHAPE, rounds=rounds, masks=rows).as_json()
 
 
 def compare(mask: Mask, connectivity: int, rounds: int, log: Log) -> ComponentTimes:

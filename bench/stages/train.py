@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from msgspec.structs import replace as with_arithmetic
+from msgspec import structs
 from torch.utils.flop_counter import FlopCounterMode
 
 from slicemill.bench.harness.clock import Work, ratio, show_progress, time_rounds
@@ -74,7 +74,7 @@ def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Recor
         device=str(steps.device),
         results={name: timing.rate(amount) for name, timing in times.items()},
         of_bare={name: round(ratio(times[BARE], times[name]), 3) for name in (PLAIN, COMPLETE)},
-        headline=with_arithmetic(comparison, gflop=gflop, arithmetic=f"{precision}{', card' if on_gpu else ''}"),
+        headline=structs.replace(comparison, gflop=gflop, arithmetic=f"{precision}{', card' if on_gpu else ''}"),
         waiting=round(median(steps.waited[-rounds:]), 4),
         peak_gpu_mib=round(torch.cuda.max_memory_allocated(steps.device) / 2**20) if on_gpu else None,
     ).as_json()

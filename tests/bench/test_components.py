@@ -13,8 +13,13 @@ from slicemill.bench.stages import components
 from slicemill.common.files import to_json
 
 
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    monkeypatch.setattr(components, "SHAPE", (8, 48, 48))
+
+
 def test_every_mask_is_compared_with_6_and_26_neighbors():
-    record = components.run(rounds=1, shape=(8, 48, 48))
+    record = components.run(rounds=1)
     assert {name: list(rows) for name, rows in record["masks"].items()} == {
         name: ["6", "26"] for name in ("tumors", "liver", "noise")
     }
@@ -28,11 +33,10 @@ def test_every_mask_is_compared_with_6_and_26_neighbors():
 def test_components_that_differ_are_refused(monkeypatch):
     monkeypatch.setattr(components, "sizes_by_runs", lambda *_: np.ones(1))
     with pytest.raises(RuntimeError, match="6-connected components of runs are those of cc3d"):
-        components.run(rounds=1, shape=(8, 48, 48))
+        components.run(rounds=1)
 
 
-def test_components_and_documents_are_commands_that_end_in_a_table_and_a_record(tmp_path, monkeypatch):
-    monkeypatch.setattr(components.run, "__kwdefaults__", {"shape": (8, 48, 48)})
+def test_components_and_documents_are_commands_that_end_in_a_table_and_a_record(tmp_path):
     for name, words in (("components", "cc3d over runs"), ("documents", "| msgspec |")):
         path = tmp_path / f"{name}.json"
         done = CliRunner().invoke(bench, [name, "--rounds", "2", "--json", str(path)])
