@@ -6,6 +6,7 @@ import pytest
 from slicemill.bench.harness.conversions import PEERS
 from slicemill.bench.harness.subject import phantom_subject
 from slicemill.bench.records.readme import format_record
+from slicemill.bench.stages import real_size
 from slicemill.bench.stages.ingest import run
 from slicemill.bench.stages.ingest_lits import PLAN
 from slicemill.bench.stages.ingest_memory import write_repeated
@@ -38,6 +39,15 @@ def test_every_peer_writes_something_for_every_slice(peer, tmp_path):
         out.mkdir()
         peer.convert(files.image, files.mask, out)
         assert sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) > 5000
+
+
+def test_the_store_of_a_real_series_is_measured_in_both_profiles(tmp_path, monkeypatch):
+    monkeypatch.setattr(real_size, "read_series", lambda _: phantom_subject(4, size=64).image)
+    scan = real_size.measure_real_size(tmp_path / "series")
+    assert (scan.series, scan.shape) == ("series", (4, 64, 64))
+    for size in (scan.compact, scan.fast):
+        assert size.files > 1
+        assert size.over_nii_gz == pytest.approx(size.bytes / scan.nii_gz_bytes, abs=1e-3)
 
 
 @pytest.mark.slow

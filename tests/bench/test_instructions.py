@@ -56,7 +56,7 @@ def test_every_loop_does_its_work(name, tmp_path, monkeypatch):
     np.save(tmp_path / "8" / "label.npy", subject.label)
     subject.store(tmp_path / "store")
     monkeypatch.setattr(instructions, "DEEP", 8)
-    LOOPS[name].work(tmp_path, 8)
+    LOOPS[name][1](tmp_path, 8)
 
 
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind")
