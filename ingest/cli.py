@@ -6,6 +6,7 @@ import typer
 
 from slicemill.common.errors import UsageError
 from slicemill.common.files import Location, parse_location
+from slicemill.common.left_out import print_left_out
 from slicemill.common.options import parse_shard
 from slicemill.common.terminal import format_table, print_line, report_errors
 from slicemill.ingest.params import Geometry
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from slicemill.ct.labels import Labels
     from slicemill.ingest.discover import Collection
     from slicemill.ingest.outcomes import IngestReport
-
-SHOWN = 40
-"""Maximum number of left-out files that are listed."""
 
 
 def ingest(
@@ -168,7 +166,7 @@ def _print_collection(collection: "Collection", labels: "Labels | None") -> None
     ]
     print_line(format_table(["case", "patient", "image", "mask"], rows))
     print_line()
-    _print_left_out(collection)
+    print_left_out(collection.left_out)
     print_line(f"labels: {format_labels(labels.values) if labels else 'not declared (only the value 1 is accepted)'}")
     if labels:
         print_line(f"organ: {labels.organ or '-'}, tumor: {labels.tumor or '-'}")
@@ -179,15 +177,8 @@ def _print_collection(collection: "Collection", labels: "Labels | None") -> None
     )
 
 
-def _print_left_out(collection: "Collection") -> None:
-    for path, reason in collection.left_out[:SHOWN]:
-        print_line(f"left out: {path}: {reason}")
-    if len(collection.left_out) > SHOWN:
-        print_line(f"left out: {len(collection.left_out) - SHOWN} more")
-
-
 def _print_report(report: "IngestReport", collection: "Collection", store: Location) -> None:
-    _print_left_out(collection)
+    print_left_out(collection.left_out)
     for outcome in report.outcomes:
         for warning in outcome.warnings:
             print_line(f"warning: {outcome.case_id}: {warning}")

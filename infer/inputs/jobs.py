@@ -21,8 +21,6 @@ from slicemill.ct.window import Window
 from slicemill.infer.inputs.pictures import WARNING, is_picture, open_picture
 from slicemill.store.reader import Store, open_store
 
-LeftOut = list[tuple[Location, str]]
-"""Files of the input that are not segmented, with reasons."""
 Stamp = tuple[int | float | str, ...]
 """Version tag of a scan's content: sizes, times and window of its files, or the hash of a stored case's source."""
 UNKNOWN: Stamp = (-1, -1)

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from slicemill.common.errors import ConfigError, InputError, ProviderError
+from slicemill.common.left_out import LeftOut
 from slicemill.common.loggers import silence_loggers
 from slicemill.common.progress import progress
 from slicemill.common.terminal import print_line
-from slicemill.infer.inputs.jobs import Job, LeftOut
+from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import InferOptions
@@ -82,7 +83,7 @@ def infer_on(
     provider: Provider,
     jobs: Sequence[Job],
     ledger: RunLedger,
-    left_out: LeftOut | None = None,
+    left_out: Sequence[LeftOut] = (),
 ) -> Summary:
     """Segment scans on the workers of the Dask scheduler at `address`; see `slicemill.infer.run.pipeline.infer`.
 
@@ -108,7 +109,7 @@ def infer_on(
         with contextlib.suppress(OSError):  # the summary still has the outcomes that workers returned
             follower.update(ledger)
         summary = merge_summaries(jobs, before, follower.outcomes, results.summaries, time.perf_counter() - start)
-        summary = replace(summary, left_out=tuple(left_out or ()))
+        summary = replace(summary, left_out=tuple(left_out))
         write_summary(out, model, summary, options.part)
     if results.errors and (not results.summaries or not isinstance(results.errors[0], InputError)):
         raise results.errors[0]
