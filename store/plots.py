@@ -77,10 +77,10 @@ def write_plots(store: Store, out: Location) -> None:
     """
     suffix = PurePosixPath(out.name).suffix.lower()
     if suffix not in SUFFIXES:
-        raise UsageError(f"{out}: plots are written as .png or .html; choose a name with one of these suffixes.")
+        raise UsageError("plots are written as .png or .html; choose a name with one of these suffixes.", where=out)
     data = collect_data(case.info for case in store)
     if not data.rows:
-        raise ConfigError(f"{store.root}: has no cases to plot; add some with `slicemill ingest`.")
+        raise ConfigError("has no cases to plot; add some with `slicemill ingest`.", where=store.root)
     name = store.root.absolute().name
     picture = draw_plots(data, name)
     write_bytes(out, picture if suffix == ".png" else render_page(data, picture, name))

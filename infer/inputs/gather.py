@@ -60,7 +60,7 @@ def gather(inputs: Sequence[str | Location], window: Window | None = None) -> tu
     for entry in inputs:
         if not is_text(Path(str(entry))):
             name = os.fsencode(str(entry)).decode(errors="replace")
-            raise ScanError(f"{name}: {NOT_UTF8}.")
+            raise ScanError(f"{NOT_UTF8}.", where=name)
         location = parse_location(entry)
         if location.is_file():
             files.append(location)
@@ -101,7 +101,7 @@ def read_list(path: str) -> list[str]:
 def _gather_folder(folder: Location) -> tuple[list[Job], list[LeftOut]]:
     files = find_files(folder)
     if not files:
-        raise ScanError(f"{folder}: contains no NIfTI files and is not a slice store.")
+        raise ScanError("contains no NIfTI files and is not a slice store.", where=folder)
     results = find_result_folders(folder)
     files = [file for file in files if not is_below(file, results)]
     masks = {file for file in files if parse_name(relative_path(file, folder)).role == "mask"}
@@ -124,14 +124,14 @@ def _match_pattern(pattern: str) -> list[Location]:
             fits = re.compile(pattern_below(pattern[len(fixed) + 1 :]))
         except re.error as error:
             raise ScanError(
-                f"{pattern}: is not a valid pattern ({error}); put characters or ranges like a-z in brackets."
+                f"is not a valid pattern ({error}); put characters or ranges like a-z in brackets.", where=pattern
             ) from error
         matches: list[Location] = [file for file in find_files(root) if fits.fullmatch(relative_path(file, root))]
     else:
         names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (pathlib's takes no absolute patterns)
         matches = [Path(name) for name in names if is_nifti_name(Path(name).name) or is_picture(name)]
     if not matches:
-        raise ScanError(f"{pattern}: matches no .nii, .nii.gz or .hdr file.")
+        raise ScanError("matches no .nii, .nii.gz or .hdr file.", where=pattern)
     return matches
 
 

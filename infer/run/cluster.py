@@ -64,11 +64,11 @@ def run_task(task: WorkerTask) -> Summary:
     from distributed import get_worker
 
     if not task.out.is_dir():
-        raise ConfigError(f"{task.out}: not visible to a worker; --out must be a folder that all workers share.")
+        raise ConfigError("not visible to a worker; --out must be a folder that all workers share.", where=task.out)
     model = open_model(task.model, task.provider, task.options.devices[0], task.options.batch)
     if model.info.sha256 != task.sha256:
         raise ConfigError(
-            f"{task.model}: a worker has a different file at this path; all workers must share the model file."
+            "a worker has a different file at this path; all workers must share the model file.", where=task.model
         )
     worker = get_worker()
     worker.log_event(task.topic, f"worker {worker.address}: {describe_device(model, task.options)}")
@@ -238,7 +238,7 @@ def _explain(error: Exception, out: Path) -> Exception:
     from distributed.scheduler import KilledWorker
 
     if isinstance(error, KilledWorker):
-        return ProviderError(f"{out}: workers were killed repeatedly, probably for lack of memory; run it again.")
+        return ProviderError("workers were killed repeatedly, probably for lack of memory; run it again.", where=out)
     if isinstance(error, CancelledError | TimeoutError | OSError):
         return ProviderError(
             "--scheduler: connection lost; run the same command again with a running scheduler to continue."

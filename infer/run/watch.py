@@ -156,6 +156,6 @@ def filter_conflicts(
         try:
             outputs.add(job)
         except ScanError as error:
-            leave_out(Path(str(job.path)), str(error).removeprefix(f"{job.path}: "))
+            leave_out(Path(str(job.path)), error.reason if error.where == str(job.path) else str(error))
         else:
             yield job

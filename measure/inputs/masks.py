@@ -1,6 +1,5 @@
 """Reads predictions, references and scans onto one grid."""
 
-import base64
 import contextlib
 from dataclasses import dataclass
 
@@ -8,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import GeometryError, InputError, LabelError
-from slicemill.ct.formats.nifti.header import parse_grid
 from slicemill.ct.geometry import SAME_GRID_MM, Grid
 from slicemill.ct.labels import Labels, format_labels
 from slicemill.ct.scan import ScanReader
 from slicemill.ct.window import AIR_HU
 from slicemill.measure.inputs.pairs import Pair
+from slicemill.store.headers import read_grid
 from slicemill.store.reader import Case
 from slicemill.store.statistics import count_values
 
@@ -71,7 +70,7 @@ def _read_reference(pair: Pair, grid: Grid) -> tuple[Label, Grid]:
 def read_stored_mask(case: Case) -> tuple[Label, Grid]:
     """Read the mask of a stored case that has one, uint8[z, y, x], and the grid of its scan."""
     assert case.label is not None  # noqa: S101 (only cases with a mask are paired)
-    return case.label[:], parse_grid(base64.b64decode(case.info.image.header_b64))
+    return case.label[:], read_grid(case)
 
 
 def _check_grids(pair: Pair, grid: Grid, other: Grid) -> None:
