@@ -84,7 +84,7 @@ def ingest(
 
         source, store = _assign_arguments(source, store, has_list=pairs is not None or images is not None)
         target = None if store is None else parse_location(store)
-        collection = _find_collection(None if source is None else parse_location(source), pairs, images, masks)
+        collection = _find_collection(source, pairs, images, masks)
         if patient:
             from slicemill.ingest.discover import set_patients
 
@@ -131,19 +131,19 @@ def _assign_arguments(source: str | None, store: str | None, *, has_list: bool) 
     return source, store
 
 
-def _find_collection(source: Location | None, pairs: str | None, images: str | None, masks: str | None) -> "Collection":
+def _find_collection(source: str | None, pairs: str | None, images: str | None, masks: str | None) -> "Collection":
     from slicemill.ingest.discover import discover, from_csv, from_patterns
 
-    if sum(value is not None for value in (source, pairs, images)) != 1:
-        raise UsageError("ingest: pass exactly one of a folder, --pairs and --images.")
-    if pairs is not None:
-        return from_csv(parse_location(pairs))
-    if images is not None:
-        return from_patterns(images, masks)
-    if masks is not None:
+    if masks is not None and images is None:
         raise UsageError("--masks needs --images.")
-    assert source is not None  # noqa: S101 (one of the three is not None)
-    return discover(source)
+    match source, pairs, images:
+        case str(folder), None, None:
+            return discover(parse_location(folder))
+        case None, str(table), None:
+            return from_csv(parse_location(table))
+        case None, None, str(pattern):
+            return from_patterns(pattern, masks)
+    raise UsageError("ingest: pass exactly one of a folder, --pairs and --images.")
 
 
 def _choose_labels(collection: "Collection", text: str | None, organ: str | None, tumor: str | None) -> "Labels | None":

@@ -16,6 +16,7 @@ from slicemill.ct.overlap import count_overlap
 from slicemill.ct.phantom import write_nifti
 from slicemill.measure.evaluation.evaluate import evaluate
 from slicemill.measure.evaluation.region import make_row
+from slicemill.store.layout import GROUP
 from tests.measure.conftest import SPACING
 
 
@@ -69,6 +70,20 @@ def test_a_prediction_off_its_grid_is_a_failure_and_the_rest_is_scored(two_cases
     evaluation = evaluate(two_cases / "predicted", two_cases / "truth", None, LITS_LABELS)
     assert [case.case_id for case in evaluation.cases] == ["volume-1"]
     assert "mm away from its reference" in evaluation.failures[0][1]
+
+
+def test_a_stored_case_with_a_damaged_header_is_a_failure_and_the_rest_is_scored(stored, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(stored, store)
+    path = store / GROUP / "volume-1" / "zarr.json"
+    document = json.loads(path.read_text())
+    document["attributes"]["slicemill"]["source"]["image"]["header_b64"] = "!"
+    path.write_text(json.dumps(document))
+    evaluation = evaluate(store, store, None, LITS_LABELS)
+    assert len(evaluation.cases) == 5
+    ((case_id, reason),) = evaluation.failures
+    assert case_id == "volume-1"
+    assert reason.startswith(f"{path.parent}: the stored header of volume-1.nii.gz is damaged")
 
 
 def test_values_that_no_label_has_are_a_failure(two_cases):
