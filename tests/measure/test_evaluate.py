@@ -11,11 +11,13 @@ import SimpleITK
 from slicemill.common.errors import ConfigError, LabelError
 from slicemill.ct.formats.nifti.header import read_header
 from slicemill.ct.formats.nifti.write import write_volume
-from slicemill.ct.labels import LITS_LABELS
+from slicemill.ct.labels import LITS_LABELS, Labels
 from slicemill.ct.overlap import count_overlap
 from slicemill.ct.phantom import write_nifti
 from slicemill.measure.evaluation.evaluate import evaluate
+from slicemill.measure.evaluation.figures import draw_evaluation
 from slicemill.measure.evaluation.region import make_row
+from slicemill.measure.evaluation.two_runs import write_run_comparison
 from slicemill.store.layout import GROUP
 from tests.measure.conftest import SPACING
 
@@ -54,6 +56,14 @@ def test_tables_and_pictures_are_written(two_cases):
     assert float(rows[0]["reference_tumor_ml"]) == pytest.approx(4 * 2 / 1000)
     assert rows[1]["dice_tumor"] == ""
     assert json.loads((out / "evaluation.json").read_text())["by_case"][1]["dice_tumor"] is None
+
+
+def test_label_names_with_dollar_signs_are_drawn_as_they_are(two_cases):
+    labels = Labels({r"$\broken{$": 1, "$tumor$": 2}, organ=r"$\broken{$", tumor="$tumor$")
+    evaluation = evaluate(two_cases / "predicted", two_cases / "truth", None, labels)
+    assert draw_evaluation(evaluation)
+    assert write_run_comparison(two_cases / "compared", evaluation, evaluation)
+    assert (two_cases / "compared" / "comparison.png").stat().st_size > 5000
 
 
 def test_a_false_alarm_in_a_tumor_free_case_scores_0(two_cases):
