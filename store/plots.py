@@ -8,13 +8,12 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import PurePosixPath
 
 from slicemill.common.errors import ConfigError, UsageError
 from slicemill.common.files import Location, write_bytes
 from slicemill.common.html import render
-from slicemill.common.panels import BLUE, GRAY, RED, Axes, draw_panels, label_log_axis
+from slicemill.common.panels import BLUE, GRAY, RED, Axes, Panel, draw_panels, label_log_axis
 from slicemill.common.terminal import count_noun, format_number, format_range
 from slicemill.store.case import CaseInfo
 from slicemill.store.reader import Store
@@ -89,8 +88,12 @@ def draw_plots(data: PlotData, name: str) -> bytes:
     ConfigError
         matplotlib is not installed.
     """
-    panels = [partial(panel, data=data) for panel in choose_panels(data)]
+    panels = [_with_data(panel, data) for panel in choose_panels(data)]
     return draw_panels(panels, COLUMNS, make_title(data, name))
+
+
+def _with_data(draw: Callable[[Axes, PlotData], None], data: PlotData) -> Panel:
+    return lambda axes: draw(axes, data)
 
 
 def choose_panels(data: PlotData) -> list[Callable[[Axes, PlotData], None]]:
