@@ -54,15 +54,15 @@ MESSAGES = [
     (
         FROM_OPTIONS + 'provider_options_utils.h:187 Parse Failed to parse provider option "device_id": '
         "cuda_execution_provider_info.cc:71 operator() Invalid device ID: 7, must be between 0 (inclusive) and 1.",
-        'Failed to parse provider option "device_id": Invalid device ID: 7, must be between 0 (inclusive) and 1.',
+        'Failed to parse provider option "device_id": Invalid device ID: 7, must be between 0 (inclusive) and 1',
     ),
     (
         FROM_OPTIONS + 'provider_options_utils.h:182 Parse Unknown provider option: "nonsense".',
-        'Unknown provider option: "nonsense".',
+        'Unknown provider option: "nonsense"',
     ),
     (
         "/onnxruntime_src/onnxruntime/python/state.cc:729 void onnxruntime::Register(const Options&) Please install.",
-        "Please install.",
+        "Please install",
     ),
 ]
 """Messages of onnxruntime-gpu 1.31.1, and what is left of them."""
