@@ -17,6 +17,7 @@ from slicemill.common.errors import ConfigError, ScanError
 from slicemill.common.files import Location, parse_location, relative_path
 from slicemill.common.remote import RemotePath
 from slicemill.ct.formats.nifti.names import is_header_name, is_nifti_name, strip_suffix
+from slicemill.ct.formats.unread import explain_unread_files
 from slicemill.ct.naming import (
     NOT_UTF8,
     find_files,
@@ -100,7 +101,8 @@ def read_list(path: str) -> list[str]:
 def _gather_folder(folder: Location) -> tuple[list[Job], LeftOut]:
     files = find_files(folder)
     if not files:
-        raise ScanError(f"{folder}: contains no NIfTI files and is not a slice store.")
+        unread = explain_unread_files(find_unread_scans(folder))
+        raise ScanError(f"{folder}: contains no NIfTI files and is not a slice store{unread and f'; {unread}'}.")
     results = find_result_folders(folder)
     files = [file for file in files if not is_below(file, results)]
     masks = {file for file in files if parse_name(relative_path(file, folder)).role == "mask"}
@@ -115,6 +117,7 @@ def _gather_folder(folder: Location) -> tuple[list[Job], LeftOut]:
 
 
 def _match_pattern(pattern: str) -> list[Location]:
+    names: list[str] = []
     if "://" in pattern:
         fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
         root = parse_location(fixed)
@@ -129,7 +132,8 @@ def _match_pattern(pattern: str) -> list[Location]:
         names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (pathlib's takes no absolute patterns)
         matches = [Path(name) for name in names if is_nifti_name(Path(name).name) or is_picture(name)]
     if not matches:
-        raise ScanError(f"{pattern}: matches no .nii, .nii.gz or .hdr file.")
+        unread = explain_unread_files(map(Path, names))
+        raise ScanError(f"{pattern}: matches no .nii, .nii.gz or .hdr file{unread and f'; {unread}'}.")
     return matches
 
 
