@@ -78,7 +78,7 @@ def _read_scan(job: MeasureJob, grid: Grid) -> tuple[Image | None, FileUsed | No
         return None, None
     with ScanReader(job.image, "image") as reader:
         # the scan is turned to the mask, so that results keep the mask's grid
-        reader.replace_grid(require_same_grid(reader.grid, grid, job.mask, f"its scan {job.image}"))
+        reader.replace_grid(require_same_grid(reader.grid, grid, job.image, f"its mask {job.mask}"))
         image = reader.read()
         return image, FileUsed(name=job.image.name, sha256=reader.finish())
 

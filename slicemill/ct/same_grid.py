@@ -117,10 +117,11 @@ def _check_resample(mask: Grid, image: Grid, path: Location, difference: str) ->
 
 def _may_trust(mask: Grid, image: Grid, path: Location, difference: str) -> bool:
     """Return whether the shapes agree; refuse axis orders that differ."""
-    if mask.shape != image.shape:
+    if mask.shape != image.shape and mask.stored_shape != image.stored_shape:
         return False
     turned = mask.turned_to(image)
-    if (turned is not None and turned.axes == image.axes_of()) or (not states_axes(mask) and states_axes(image)):
+    one_order = turned is not None and turned.axes == image.axes_of()
+    if mask.shape == image.shape and (one_order or (not states_axes(mask) and states_axes(image))):
         return True
     raise GeometryError(
         f"{path}: --geometry trust-image needs files of one axis order; the segmentation's is {mask.axcodes}, the "

@@ -104,9 +104,10 @@ def shifted(image, mm):
     return nib.Nifti1Image(image.dataobj, affine)
 
 
+@pytest.mark.parametrize("shape", [(4, 4, 4), (5, 4, 3)])
 @pytest.mark.parametrize("codes", ["RPS", "LAS", "LSP", "ASL"])
-def test_trust_image_never_mirrors_a_mask(codes, tmp_path):
-    cube = nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), AFFINE)
+def test_trust_image_never_mirrors_a_mask(codes, shape, tmp_path):
+    cube = nib.Nifti1Image(np.zeros(shape, np.uint8), AFFINE)
     mask = shifted(reorient(cube, codes), 3)
     with pytest.raises(GeometryError, match=rf"needs files of one axis order; the segmentation's is {codes}, the.*LPS"):
         place_mask(grid_of(mask), grid_of(cube), "trust-image", tmp_path / "seg.nii")

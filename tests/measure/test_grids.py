@@ -97,7 +97,7 @@ def test_intensities_are_measured_in_a_turned_scan_where_the_mask_lies(codes, tw
     nib.save(nib.Nifti1Image(np.asarray(moved.dataobj), moved.affine @ np.diag([-1.0, 1, 1, 1])), scan)
     (outcome,) = run(gather_jobs(mask, scan, LITS_LABELS), two_cases / "out")
     assert outcome.status == "failed"
-    assert f"must have the same grid as its scan {scan}, in any axis order" in outcome.reason
+    assert f"{scan}: must have the same grid as its mask {mask}, in any axis order" in outcome.reason
 
 
 def test_time_points_with_turned_scans_are_compared(command, two_cases):
