@@ -119,9 +119,7 @@ def _may_trust(mask: Grid, image: Grid, path: Location, difference: str) -> bool
     """Return whether the shapes agree; refuse axis orders that differ."""
     if mask.shape != image.shape and mask.stored_shape != image.stored_shape:
         return False
-    turned = mask.turned_to(image)
-    one_order = turned is not None and turned.axes == image.axes_of()
-    if mask.shape == image.shape and (one_order or (not states_axes(mask) and states_axes(image))):
+    if _have_one_order(mask, image):
         return True
     raise GeometryError(
         f"{path}: --geometry trust-image needs files of one axis order; the segmentation's is {mask.axcodes}, the "
@@ -130,13 +128,22 @@ def _may_trust(mask: Grid, image: Grid, path: Location, difference: str) -> bool
     )
 
 
+def _have_one_order(mask: Grid, image: Grid) -> bool:
+    """Return whether the voxels of two files are in one order, as far as the headers state it."""
+    turned = mask.turned_to(image)
+    one_order = turned is not None and turned.axes == image.axes_of()
+    return mask.shape == image.shape and (one_order or (not states_axes(mask) and states_axes(image)))
+
+
 def _suggest_fix(image: Grid, mask: Grid) -> str:
     """Return a fix for an image and a mask on different grids, depending on which header looks lost."""
     lost_image, lost_mask = explain_lost_header(image), explain_lost_header(mask)
+    if lost_image and not lost_mask:
+        return f"The image's header looks lost ({lost_image}): correct it. Do not pass --geometry trust-image."
+    if not _have_one_order(mask, image):
+        return "Correct the header that is wrong; if both are right, pass --geometry resample."
     if lost_mask and not lost_image:
         return f"The segmentation's header looks lost ({lost_mask}): correct it, or pass --geometry trust-image."
-    if lost_image and not lost_mask:
-        return f"The image's header looks lost ({lost_image}): correct it; --geometry trust-image would use it."
     return (
         "Correct the segmentation's header, or pass --geometry trust-image if the image's is right, "
         "or --geometry resample if both are."

@@ -69,7 +69,10 @@ def test_voxels_that_are_not_where_they_were_are_told_from_a_turn(scan, mask, tm
     folder = put(tmp_path / "c", scan, mirrored)
     assert not (convert(folder)[1].label[:][:, :6] == 2).any(), "the same header: what it says is stored"
     wrong = put(tmp_path / "d", scan, nib.Nifti1Image(mirrored.dataobj, reorient(mask, "LAS").affine + 0.01 * AFFINE))
-    with pytest.raises(GeometryError, match=r"share one grid .* --geometry trust-image .* --geometry resample"):
+    with pytest.raises(
+        GeometryError,
+        match=r"share one grid .* mm\. Correct the header that is wrong; if both are right, pass --geometry resample",
+    ):
         convert(wrong)
     with pytest.raises(
         GeometryError, match="needs files of one axis order; the segmentation's is LAS, the image's LPS"
