@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slicemill.common.left_out import LeftOut, print_left_out
+from slicemill.common.left_out import SHOWN, LeftOut, print_left_out
 from slicemill.common.terminal import count_noun, format_table, peak_mib, print_line, report_errors
 from slicemill.infer.request import InferRequest, ModelFile, ProviderName
 
@@ -166,6 +166,11 @@ def _show_summary(summary: "Summary", out: Path, written: Path) -> None:
     outcomes = summary.outcomes
     rows = [(one.name, one.status, one.slices, one.answer or one.reason) for one in outcomes]
     print_line(format_table(["scan", "status", "slices", "answer"], rows))
+    warned = [one for one in outcomes if one.warnings]
+    for one in warned[:SHOWN]:
+        print_line(f"warning: {one.name}: {one.warnings}")
+    if len(warned) > SHOWN:
+        print_line(f"warning: {len(warned) - SHOWN} more scans; see the column warnings of the summary")
     done, skipped, failed = (summary.count(status) for status in ("done", "skipped", "failed"))
     print_line(
         f"{len(rows)} scans: {done} done, {skipped} skipped (done before), {failed} failed; "

@@ -9,7 +9,7 @@ from slicemill.common.files import Location, parse_location
 from slicemill.common.left_out import print_left_out
 from slicemill.common.options import parse_shard
 from slicemill.common.terminal import format_table, print_line, report_errors
-from slicemill.ingest.params import Geometry
+from slicemill.ct.geometry_option import Geometry
 from slicemill.store.layout import ProfileName
 
 if TYPE_CHECKING:
@@ -38,7 +38,11 @@ def ingest(
         str | None, typer.Option(help="Regular expression; its first group, in the image's path, is the patient.")
     ] = None,
     geometry: Annotated[
-        Geometry, typer.Option(help="If image and mask are on different grids: fail, or use the image's grid.")
+        Geometry,
+        typer.Option(
+            help="If image and mask are on different grids: fail, use the image's header for both, "
+            "or resample the mask by both headers."
+        ),
     ] = "error",
     workers: Annotated[int, typer.Option(help="Worker processes; 0: one per core.", min=0)] = 0,
     threads: Annotated[
@@ -63,6 +67,7 @@ def ingest(
     rehash: Annotated[
         bool, typer.Option("--rehash", help="Recognize unchanged files by their content, not by size and time.")
     ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse cases with a warning; do not store them.")] = False,
     keep_text: Annotated[
         bool, typer.Option("--keep-text", help="Keep free-text header fields; they may name a person.")
     ] = False,
@@ -94,6 +99,7 @@ def ingest(
             geometry=geometry,
             keep_text=keep_text,
             profile=profile,
+            strict=strict,
         )
         if dry_run:
             _print_collection(collection, params.labels)

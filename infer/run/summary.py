@@ -32,6 +32,8 @@ class OutcomeRow:
     """Main result as one line (`ScanReport.answer`)."""
     reason: str = ""
     """Reason why the scan was skipped or failed."""
+    warnings: str = ""
+    """Warnings about the scan, separated by semicolons."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,12 @@ class ScanOutcome(OutcomeRow):
     def row(self) -> OutcomeRow:
         """Return the outcome as a row of the summary files."""
         return OutcomeRow(
-            name=self.name, status=self.status, slices=self.slices, answer=self.answer, reason=self.reason
+            name=self.name,
+            status=self.status,
+            slices=self.slices,
+            answer=self.answer,
+            reason=self.reason,
+            warnings=self.warnings,
         )
 
 

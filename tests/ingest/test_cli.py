@@ -43,7 +43,7 @@ def test_what_a_user_gets_wrong_is_one_line_and_an_exit_status(status, words, me
 
 
 @pytest.mark.parametrize(
-    ("option", "choices"), [("--geometry", ("error", "trust-image")), ("--profile", ("compact", "fast"))]
+    ("option", "choices"), [("--geometry", ("error", "trust-image", "resample")), ("--profile", ("compact", "fast"))]
 )
 def test_a_choice_that_does_not_exist_is_a_usage_error_that_names_the_choices(option, choices, collection):
     done = invoke("ingest", collection, "store", option, "guess")
