@@ -23,6 +23,7 @@ from slicemill.bench.harness.subject import CASE_ID, Subject
 from slicemill.store.reader import Store
 from slicemill.train.config import Config
 from slicemill.train.data.dataset import Batches
+from slicemill.train.data.generators import make_generators
 from slicemill.train.data.sampling import SlicePosition
 from slicemill.train.network.step import (
     class_lookup,
@@ -32,7 +33,7 @@ from slicemill.train.network.step import (
     prepare_input,
     train_step,
 )
-from slicemill.train.run.device import choose_device, choose_precision, use_cores
+from slicemill.train.run.device import choose_device, choose_precision, search_algorithms, use_cores
 from slicemill.train.run.setup import network_size, training_region
 
 STEPS = {"cpu": 2, "cuda": 30}
@@ -113,7 +114,7 @@ class Steps:
         self._batches = Batches(store, view, config.batch, pinned=self.device.type == "cuda")
         self._positions = [SlicePosition(CASE_ID, z * 7 % len(case.image)) for z in range(self.count * config.batch)]
         self._to_class = class_lookup(subject.labels, self.device)
-        self._generator = torch.Generator(device=self.device).manual_seed(0)
+        self._generators = make_generators(self.device).manual_seed(0)
         batch = torch.randn(config.batch, config.context, *view.size, device=self.device)
         self._batch = batch.contiguous(memory_format=torch.channels_last)
         self._gradient = torch.randn(config.batch, len(subject.labels.values) + 1, *view.size, device=self.device)
@@ -145,7 +146,7 @@ class Steps:
                 batch = next(stream)
                 if number:  # the first batch is left out: an epoch waits for it once, but every round does
                     waiting += time.perf_counter() - before
-                inputs = prepare_input(move_to_device(batch, self._to_class), settings, self._size, self._generator)
+                inputs = prepare_input(move_to_device(batch, self._to_class), settings, self._size, self._generators)
                 self.losses.append(train_step(self._learner, inputs)[0])
         self._synchronize()
         return waiting / (time.perf_counter() - start)
