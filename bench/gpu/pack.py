@@ -70,9 +70,7 @@ def read_wheels(wheels: Iterable[Path], left_out: re.Pattern[str]) -> Iterator[t
                     yield member.filename, archive.read(member)
 
 
-def prune_runtime(
-    files: Iterable[tuple[str, bytes]], arch: int, *, keep_sole: bool
-) -> Iterator[tuple[str, bytes]]:
+def prune_runtime(files: Iterable[tuple[str, bytes]], arch: int, *, keep_sole: bool) -> Iterator[tuple[str, bytes]]:
     """Yield the files, with zeros for the device code of other architectures."""
     for name, content in files:
         if not name.endswith(CUDA_PROVIDER):
@@ -97,9 +95,7 @@ def fatbin_section(library: bytes) -> tuple[int, int]:
     return int(found[1], 16), int(found[2], 16)
 
 
-def prune_device_code(
-    library: bytes, start: int, size: int, arch: int, *, keep_sole: bool
-) -> tuple[bytes, int]:
+def prune_device_code(library: bytes, start: int, size: int, arch: int, *, keep_sole: bool) -> tuple[bytes, int]:
     """Return the library with zeros for other architectures' code and for PTX, and the number of bytes kept.
 
     A section is a row of containers at multiples of 8 bytes; a container is a row of entries, one per architecture.

@@ -32,9 +32,7 @@ def batch(count=4, channels=3, size=(48, 40)):
 
 def of_all(kinds, strength=1.0):
     """Return a change by these kinds of every slice."""
-    return lambda image, label, drawn_by: augment_by_shares(
-        image, label, strength, dict.fromkeys(kinds, 1.0), drawn_by
-    )
+    return lambda image, label, drawn_by: augment_by_shares(image, label, strength, dict.fromkeys(kinds, 1.0), drawn_by)
 
 
 def blobs(count, channels, size, at, radius=5):

@@ -30,6 +30,7 @@ from slicemill.train.data.warp import (
     ImageAndLabel,
     Warp,
     apply_warp,
+    apply_where_changed,
     center_offsets,
     identity_warp,
     scale_warp,
@@ -343,10 +344,8 @@ def _warp_in_place(
     """
     if size != (image.shape[2], image.shape[3]):
         return apply_warp(image, label, warp, size)
-    if index is None and image.device.type != "cpu":  # the host does not wait for their number: compute all
-        changed = warp.changes()[:, None, None]
-        warped_image, warped_label = apply_warp(image, label, warp, size)
-        return torch.where(changed[:, None], warped_image, image), torch.where(changed, warped_label, label)
+    if index is None and image.device.type != "cpu":
+        return apply_where_changed(image, label, warp)
     for part in _split_index(warp.changes().nonzero()[:, 0] if index is None else index):
         image[part], label[part] = apply_warp(image[part], label[part], warp.select(part), size)
     return image, label

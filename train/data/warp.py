@@ -77,6 +77,16 @@ def apply_warp(image: Tensor, label: Tensor, warp: Warp, size: tuple[int, int]) 
     return taken, labels[:, 0].long()
 
 
+def apply_where_changed(image: Tensor, label: Tensor, warp: Warp) -> ImageAndLabel:
+    """Return slices of the same size, and those that the warp does not change bit for bit.
+
+    All are computed, so that the host need not know how many it changes.
+    """
+    changed = warp.changes()[:, None, None]
+    warped_image, warped_label = apply_warp(image, label, warp, (image.shape[2], image.shape[3]))
+    return torch.where(changed[:, None], warped_image, image), torch.where(changed, warped_label, label)
+
+
 @lru_cache(maxsize=16)
 def sides_xy(size: tuple[int, int], device: torch.device) -> Tensor:
     """Return the sides x, y of slices of a size y, x: int64[2], pixels. Do not change it: every call returns it again.

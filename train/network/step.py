@@ -219,9 +219,7 @@ def update_average(average: AveragedModel, network: nn.Module) -> None:
 
     torch's copies its counter to the device at each step, and the host waits for that copy.
     """
-    averaged, current = (
-        [*module.parameters(), *module.buffers()] for module in (average.module, network)
-    )
+    averaged, current = ([*module.parameters(), *module.buffers()] for module in (average.module, network))
     if average.n_averaged == 0:  # a tensor of the CPU
         torch._foreach_copy_(averaged, current)
     else:
@@ -239,6 +237,13 @@ def confusion_matrix(predicted: Tensor, label: Tensor, classes: int) -> Tensor:
     """Count pixels by true and predicted class: int64[k, k], without IGNORED ones."""
     bins = classes * classes + 1
     pairs = torch.where(label == IGNORED, bins - 1, label * classes + predicted).flatten()
-    # On a GPU, bincount waits for the largest number. A histogram does not, and counts in float64 are exact to 2**53.
-    counts = torch.histc(pairs.double(), bins, 0, bins).long() if pairs.is_cuda else pairs.bincount(minlength=bins)
+    counts = count_on_gpu(pairs, bins) if pairs.is_cuda else pairs.bincount(minlength=bins)
     return counts[:-1].view(classes, classes)
+
+
+def count_on_gpu(values: Tensor, bins: int) -> Tensor:
+    """Count each of the values 0 to bins - 1: int64[n] -> int64[bins]. On a GPU, `bincount` waits for the largest one.
+
+    float64 counts exactly to 2**53.
+    """
+    return torch.histc(values.double(), bins, 0, bins).long()
