@@ -26,6 +26,7 @@ from slicemill.train.data.dataset import Batches
 from slicemill.train.data.generators import make_generators
 from slicemill.train.data.sampling import SlicePosition
 from slicemill.train.network.step import (
+    Learner,
     class_lookup,
     make_learner,
     mixed_precision,
@@ -65,9 +66,12 @@ def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Recor
     """Measure on one scan and return the record."""
     steps = Steps(subject.store(folder / "store"), subject, config)
     contenders = steps.contenders()
-    with FlopCounterMode(display=False) as counter:
-        contenders[BARE]()
-    with use_cores(steps.device), show_progress("training", len(contenders), rounds) as log:
+    gflop = gflop_a_slice(subject, config, steps)
+    with (
+        use_cores(steps.device),
+        search_algorithms(steps.device),
+        show_progress("training", len(contenders), rounds) as log,
+    ):
         times = time_rounds(contenders, rounds=rounds, log=log)
     losses = [float(loss) for loss in steps.losses]
     check("every loss is a number", holds=bool(losses) and all(map(math.isfinite, losses)))
@@ -81,7 +85,7 @@ def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Recor
         peers={},
         verified="every loss is a number",
     )
-    comparison["gflop"] = round(counter.get_total_flops() / amount / 1e9, 3)
+    comparison["gflop"] = round(gflop, 3)
     comparison["arithmetic"] = f"{precision}{', card' if on_gpu else ''}"
     return TrainRecord(
         subject=str(subject),
@@ -95,6 +99,17 @@ def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Recor
         waiting=round(median(steps.waited[-rounds:]), 4),
         peak_gpu_mib=round(torch.cuda.max_memory_allocated(steps.device) / 2**20) if on_gpu else None,
     ).as_json()
+
+
+def gflop_a_slice(subject: Subject, config: Config, steps: "Steps") -> float:
+    """Return the operations of the bare forward and backward pass of a slice, in 10**9.
+
+    They are counted on a network that is not compiled: torch compiles nothing that first runs while they are counted.
+    """
+    learner = make_learner(subject.labels, config.replace(compile=False), steps.device, steps.precision)
+    with FlopCounterMode(display=False) as counter:
+        steps.pass_once(learner)
+    return float(counter.get_total_flops()) / config.batch / 1e9
 
 
 class Steps:
@@ -130,11 +145,15 @@ class Steps:
     def run_bare(self) -> None:
         """Do the forward and backward pass on one batch in memory."""
         for _ in range(self.count):
-            with mixed_precision(self.device, self.precision):
-                logits = self._learner.forward(self._batch)[0]
-            logits.backward(self._gradient.to(logits.dtype))  # type: ignore[no-untyped-call]
-            self._learner.optimizer.zero_grad(set_to_none=True)
+            self.pass_once(self._learner)
         self._synchronize()
+
+    def pass_once(self, learner: Learner) -> None:
+        """Do one forward and backward pass of a network on the batch in memory."""
+        with mixed_precision(self.device, self.precision):
+            logits = learner.forward(self._batch)[0]
+        logits.backward(self._gradient.to(logits.dtype))  # type: ignore[no-untyped-call]
+        learner.optimizer.zero_grad(set_to_none=True)
 
     def run_complete(self, settings: Config) -> float:
         """Do complete steps with some settings; return the share of the time that was spent waiting for the loader."""
