@@ -34,7 +34,7 @@ from slicemill.train.network.step import (
     prepare_input,
     train_step,
 )
-from slicemill.train.run.device import choose_device, choose_precision, use_cores
+from slicemill.train.run.device import choose_device, choose_precision, search_algorithms, use_cores
 from slicemill.train.run.setup import network_size, training_region
 
 STEPS = {"cpu": 2, "cuda": 30}
