@@ -1,8 +1,9 @@
 """Pack wheels for a GPU machine without a network: ORT.tar.xz (onnxruntime-gpu) and SITE.tar.xz (all other packages).
 
 For measurements only, never for shipping. A wheel of onnxruntime-gpu has 244 MiB, most of it device code for many GPU
-architectures. The pack keeps the device code of one, and leaves out what the Python module does not load: the C library,
-TensorRT's provider, and the tools for quantization and transformers. Other packages lose tests and debug symbols.
+architectures. The pack keeps the device code of one, and leaves out what the Python module does not load: the C
+library, TensorRT's provider, and the tools for quantization and transformers. Other packages lose tests and debug
+symbols.
 
     python3 bench/gpu/pack.py WHEELS OUT --arch 90          # 90: H100, H200; needs readelf, strip and xz
 """
