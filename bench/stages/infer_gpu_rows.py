@@ -92,15 +92,19 @@ def measure_widths(work: Workload, measure: Callable[[int, Keep], Record], keep:
     finished: Record = {}
     for width in work.widths:
         name = f"width {width}"
-        before = {**finished}
-        finished[name] = measure(width, lambda part, before=before, name=name: keep({**before, name: part}))
+        finished[name] = measure(width, partial(_keep_width, keep, {**finished}, name))
         keep({**finished})
     return finished
 
 
+def _keep_width(keep: Keep, finished: Record, name: str, part: Record) -> None:
+    keep({**finished, name: part})
+
+
 def peak_tflops(results: Record) -> float | None:
-    """Return the peak that the row before measured."""
-    return results.get("peak", {}).get("tflops")
+    """Return the peak, if its row was measured."""
+    tflops: float | None = results.get("peak", {}).get("tflops")
+    return tflops
 
 
 def time_engines(

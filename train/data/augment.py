@@ -332,7 +332,7 @@ def _draw_slices(
     if device.type == "cpu":
         return drawn
     together = copy_to_device(torch.cat(list(drawn.values())), device)
-    return dict(zip(drawn, together.split([len(index) for index in drawn.values()]), strict=True))
+    return dict(zip(drawn, torch.split(together, [len(index) for index in drawn.values()]), strict=True))
 
 
 def _warp_in_place(

@@ -28,7 +28,7 @@ from slicemill.ct.crop import centered_corner, crop_or_pad, neighbor_step, neigh
 from slicemill.ct.window import AIR_HU
 from slicemill.store.reader import Case, SliceArray, Store
 from slicemill.train.data.sampling import ANYWHERE, SlicePosition
-from slicemill.train.data.transfers import CopyEvent
+from slicemill.train.data.transfers import CopyEvent, make_event
 
 RING = 4
 """Batches that may be decoded ahead of the network."""
@@ -131,7 +131,7 @@ class Batches:
                 label=torch.empty((*labels, *self._size), dtype=torch.uint8, pin_memory=pinned).numpy(),
                 zoom=torch.ones((batch, 2), pin_memory=pinned).numpy(),
                 positions=[],
-                copied=torch.cuda.Event() if pinned else None,
+                copied=make_event() if pinned else None,
             )
             for _ in range(RING + 2)
         ]

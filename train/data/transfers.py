@@ -32,12 +32,18 @@ class HostCopy:
         return self.values
 
 
+def make_event() -> CopyEvent:
+    """Return an event for the current device."""
+    event: CopyEvent = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    return event
+
+
 def copy_to_host(values: Tensor) -> HostCopy:
     """Start to copy a tensor to the host. On a CPU it is the tensor itself."""
     if values.device.type != "cuda":
         return HostCopy(values, None)
     with torch.cuda.device(values.device):
-        copied = torch.cuda.Event()
+        copied = make_event()
         on_host = values.to("cpu", non_blocking=True)  # torch takes pinned memory for it
         copied.record()
     return HostCopy(on_host, copied)

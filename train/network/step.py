@@ -229,7 +229,7 @@ def update_average(average: AveragedModel, network: nn.Module) -> None:
             means.append(mean)
             news.append(new)
         for means, news in by_type.values():
-            average.multi_avg_fn(means, news, average.n_averaged)
+            average.multi_avg_fn(means, news, average.n_averaged)  # type: ignore[misc]  # make_learner sets it
     average.n_averaged += 1
 
 
