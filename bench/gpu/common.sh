@@ -35,7 +35,7 @@ unpack() {
     $PYTHON -c "import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter='data')" \
       "$PACK/$archive.tar.xz" "$PACK/site" || exit 1
   done
-  PYTHONPATH=$PWD/$PACK/site:$PWD
+  PYTHONPATH=$(cd "$PACK/site" && pwd):$PWD
   # torch brings CUDA's libraries as packages; onnxruntime-gpu looks for them on this path.
   libraries=$($PYTHON -c "import nvidia; print(':'.join(f'{p}/{d}' for p in nvidia.__path__ for d in ('cu13/lib', 'cudnn/lib')))") \
     && export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"

@@ -46,7 +46,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "CUDA graph": {"enable_cuda_graph": "1"},
 }
 """Changes to the options of the CUDA provider, one at a time. NCHW with fused biases is wrong in onnxruntime."""
-FP16, COPIES, EAGER = "onnxruntime fp16", "onnxruntime fp16 with copies", "torch eager"
+FP16, COPIES = "onnxruntime fp16", "onnxruntime fp16 with copies"
 
 
 def measure_peak(_folder: Path, work: Workload, _results: Record, _keep: Keep) -> Record:
@@ -66,7 +66,7 @@ def measure_engines(folder: Path, work: Workload, results: Record, keep: Keep) -
             FP16: lambda: run_resident(half, work),
             "onnxruntime fp32": lambda: run_resident(full, work),
             COPIES: lambda: run_with_copies(half, work),
-            EAGER: lambda: run_in_torch(work, width, workload_capacity(half, work).labels, compiled=False),
+            "torch eager": lambda: run_in_torch(work, width, workload_capacity(half, work).labels, compiled=False),
         }
         return time_engines(half, contenders, work, peak_tflops(results), keep)
 
