@@ -10,15 +10,15 @@ say() { echo "== $(date +%T) $*"; }
 
 # part NAME SECONDS COMMAND...: run a command with a time limit, its output in OUT/NAME.log; go on if it fails.
 part() {
-  name=$1 limit=$2
+  part_name=$1 part_limit=$2 # sh has no local variables
   shift 2
-  say "$name (at most $limit s)"
-  timeout -k 10 "$limit" "$@" > "$OUT/$name.log" 2>&1
-  status=$?
-  tail -n 12 "$OUT/$name.log" | cut -c 1-300
-  if [ $status -ne 0 ]; then
+  say "$part_name (at most $part_limit s)"
+  timeout -k 10 "$part_limit" "$@" > "$OUT/$part_name.log" 2>&1
+  part_status=$?
+  tail -n 12 "$OUT/$part_name.log" | cut -c 1-300
+  if [ $part_status -ne 0 ]; then
     failed=1
-    say "$name FAILED: exit status $status (124: time limit)"
+    say "$part_name FAILED: exit status $part_status (124: time limit)"
   fi
 }
 
@@ -37,8 +37,9 @@ unpack() {
   done
   PYTHONPATH=$(cd "$PACK/site" && pwd):$PWD
   # torch brings CUDA's libraries as packages; onnxruntime-gpu looks for them on this path.
-  libraries=$($PYTHON -c "import nvidia; print(':'.join(f'{p}/{d}' for p in nvidia.__path__ for d in ('cu13/lib', 'cudnn/lib')))") \
-    && export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+  if libraries=$($PYTHON -c "import nvidia; print(':'.join(f'{p}/{d}' for p in nvidia.__path__ for d in ('cu13/lib', 'cudnn/lib')))" 2>/dev/null)
+  then export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+  else say "no packages of CUDA's libraries (nvidia): the system's are used"; fi
 }
 
 finish() {

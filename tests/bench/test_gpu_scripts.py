@@ -39,6 +39,18 @@ def test_all_parts_passing_is_exit_0_and_a_dry_run_names_what_it_leaves_out(tmp_
     assert "all parts passed" in done.stdout
 
 
+def test_a_part_leaves_the_variables_of_the_script_alone(tmp_path):
+    """sh has no local variables: a part that set `limit` would change the limits of those after it."""
+    done = run(
+        "limit=2 name=n status=s\npart a $((3 * limit)) true\npart b $((4 * limit)) true\necho $name$status",
+        tmp_path,
+        DRY="1",
+    )
+    assert "a (at most 6 s)" in done.stdout
+    assert "b (at most 8 s)" in done.stdout
+    assert "\nns\n" in done.stdout
+
+
 def test_a_pack_that_is_not_whole_is_named(tmp_path):
     (tmp_path / "pack").mkdir()
     done = run("part c 5 echo fine", tmp_path, DRY="1", PACK=str(tmp_path / "pack"))
