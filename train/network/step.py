@@ -236,7 +236,8 @@ def update_average(average: AveragedModel, network: nn.Module) -> None:
 def confusion_matrix(predicted: Tensor, label: Tensor, classes: int) -> Tensor:
     """Count pixels by true and predicted class: int64[k, k], without IGNORED ones."""
     bins = classes * classes + 1
-    pairs = torch.where(label == IGNORED, bins - 1, label * classes + predicted).flatten()
+    # `masked_fill`, since `torch.where` copies a number to a GPU, and waits for the copy.
+    pairs = (label * classes + predicted).masked_fill_(label == IGNORED, bins - 1).flatten()
     counts = count_on_gpu(pairs, bins) if pairs.is_cuda else pairs.bincount(minlength=bins)
     return counts[:-1].view(classes, classes)
 
