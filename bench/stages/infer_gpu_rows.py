@@ -120,12 +120,12 @@ def time_engines(
         raise RuntimeError(f"{FP16}: {failed[FP16]}")
     times = time_and_keep(contenders, work.rounds, lambda part: keep({**part, "failed": failed}))
     labels, gflop = workload_capacity(model, work).labels, gflop_a_slice(model.path)
-    rows = {name: timing.as_json(labels * work.batches) for name, timing in times.items()}
+    rows = {name: timing.rate(labels * work.batches) for name, timing in times.items()}
     return {
         "gflop_a_slice": round(gflop, 4),
         "batch": labels,
         "results": rows,
-        "of the peak": {name: round(row["per_second"] * gflop / 1000 / peak, 4) for name, row in rows.items()}
+        "of the peak": {name: round(row.per_second * gflop / 1000 / peak, 4) for name, row in rows.items()}
         if peak
         else None,
         "over": {name: round(ratio(timing, times[FP16]), 3) for name, timing in times.items() if name != FP16},
@@ -160,7 +160,7 @@ def measure_settings(folder: Path, work: Workload, _results: Record, keep: Keep)
     times = time_and_keep(contenders, work.rounds, lambda part: keep({**part, "failed": failed}))
     amount = workload_capacity(open_network(folder, work, width, HALF), work).labels * work.batches
     return {
-        "results": {name: timing.as_json(amount) for name, timing in times.items()},
+        "results": {name: timing.rate(amount) for name, timing in times.items()},
         "over as it is": {name: round(ratio(times[AS_IT_IS], timing), 3) for name, timing in times.items()},
         "failed": failed,
     }

@@ -19,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.documents import to_document
-from slicemill.common.errors import ProviderError, ReadError, StoreError
+from slicemill.common.errors import InputError, ProviderError, ReadError, StoreError
 from slicemill.common.files import write_json
+from slicemill.common.left_out import LeftOut
 from slicemill.common.progress import Advance, progress
 from slicemill.common.terminal import count_noun
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.pictures import save_png
-from slicemill.infer.inputs.jobs import Job, LeftOut, LoadedScan, Stamp, open_scan
+from slicemill.infer.inputs.jobs import Job, LoadedScan, Stamp, open_scan
 from slicemill.infer.network.lanes import estimate_lane_memory
 from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.parity_check import check_parity
@@ -179,7 +180,7 @@ class BulkRun:
                 volume, read_seconds = scan.read(self._buffers.empty)
                 seen = plan.resample(volume)
             if job.stamp() != stamp:
-                raise ReadError(f"{job.path}: changed while it was read; the next run segments it again.")
+                raise ReadError("changed while it was read; the next run segments it again.", where=job.path)
             self._watch.add("read", read_seconds)
             self._watch.add("decode", -read_seconds)
             loaded = LoadedScan(volume=volume, grid=scan.grid, header=scan.header, warnings=scan.warnings)
@@ -266,7 +267,8 @@ def failure_reason(error: Exception, job: Job) -> str:
         return f"{job.path}: not enough memory to read it; close other programs, or use fewer --readers."
     if isinstance(error, OSError):
         return f"{error.filename or job.path}: {error.strerror or error}."
-    return str(error) if str(job.path) in str(error) else f"{job.path}: {error}"
+    names_file = isinstance(error, InputError) and error.where
+    return str(error) if names_file else f"{job.path}: {error}"
 
 
 def describe_device(model: Model, options: InferOptions) -> str:
@@ -308,7 +310,7 @@ def infer(
     jobs: Sequence[Job],
     out: Path,
     options: InferOptions = DEFAULTS,
-    left_out: LeftOut | None = None,
+    left_out: Sequence[LeftOut] = (),
 ) -> Summary:
     """Segment scans into a folder; a repeated call does only what is left.
 
@@ -333,6 +335,6 @@ def infer(
     try:
         run.run(iter(left), len(left))
     finally:
-        summary = replace(run.summarize([job.name for job in jobs]), left_out=tuple(left_out or ()))
+        summary = replace(run.summarize([job.name for job in jobs]), left_out=tuple(left_out))
         write_summary(out, model, summary, options.part)
     return summary
