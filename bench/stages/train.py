@@ -67,7 +67,6 @@ def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Recor
         peers={},
         verified="every loss is a number",
     )
-    arithmetic = f"{precision}{', card' if on_gpu else ''}"
     return TrainRecord(
         **origin(),
         subject=str(subject),
