@@ -20,11 +20,13 @@ from slicemill.ct.scan import ScanReader, Slab, slab_depth
 from slicemill.ct.window import AIR_HU
 from slicemill.ingest.discover import CaseFiles
 from slicemill.ingest.params import Geometry, Params
+from slicemill.ingest.structures import StructureReader
 from slicemill.store.case import CaseInfo, SourceFile
 from slicemill.store.statistics import UNDECLARED, Counts
 from slicemill.store.writer import SLABS_IN_FLIGHT, CaseWriter
 
 Item = TypeVar("Item")
+MaskReader = ScanReader | StructureReader
 MAX_DEPTH = 8
 """Most slices of a slab that several threads share: together with the slabs in flight, they keep all threads busy."""
 UNSIGNED_WATER_HU = 900
@@ -55,9 +57,17 @@ def convert_case(
     """
     with ExitStack() as stack:
         image = stack.enter_context(ScanReader(case.image, "image"))
-        mask = None if case.mask is None else stack.enter_context(ScanReader(case.mask, "mask"))
+        mask = None if case.mask is None else _open_mask(case, case.mask, params)
+        if mask is not None:
+            stack.enter_context(mask)
         pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
         return _convert(case, params, store, OpenFiles(image, mask, pool, threads), holds_claim)
+
+
+def _open_mask(case: CaseFiles, mask: Location, params: Params) -> MaskReader:
+    if case.structures:
+        return StructureReader(mask, case.structures, params.overlap)
+    return ScanReader(mask, "mask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +75,7 @@ class OpenFiles:
     """The open files of a case, and the threads for it."""
 
     image: ScanReader
-    mask: ScanReader | None
+    mask: MaskReader | None
     pool: ThreadPoolExecutor | None
     threads: int
 
@@ -141,14 +151,14 @@ def _convert(
         return writer.finish(info, holds_claim)
 
 
-def check_headers(image: ScanReader, mask: ScanReader | None, *, keep_text: bool) -> list[str]:
+def check_headers(image: ScanReader, mask: MaskReader | None, *, keep_text: bool) -> list[str]:
     """Return warnings about the headers of a case; mask warnings that the image also has are omitted."""
     warnings = [*image.warnings, *image.dropped_header_warnings(keep_text=keep_text)]
     of_mask = [*mask.warnings, *mask.dropped_header_warnings(keep_text=keep_text)] if mask else []
     return warnings + [f"segmentation: {warning}" for warning in of_mask if warning not in warnings]
 
 
-def check_geometry(image: ScanReader, mask: ScanReader, geometry: Geometry) -> list[str]:
+def check_geometry(image: ScanReader, mask: MaskReader, geometry: Geometry) -> list[str]:
     """Check that image and mask share one grid, and return warnings.
 
     Raises
@@ -172,7 +182,7 @@ def check_geometry(image: ScanReader, mask: ScanReader, geometry: Geometry) -> l
     return [f"image and segmentation lie {apart:.3g} mm apart by their headers; the image's was trusted"]
 
 
-def _suggest_fix(image: ScanReader, mask: ScanReader) -> str:
+def _suggest_fix(image: ScanReader, mask: MaskReader) -> str:
     """Return a fix for an image and a mask on different grids, depending on which header looks lost."""
     lost_image, lost_mask = explain_lost_header(image.grid), explain_lost_header(mask.grid)
     if lost_mask and not lost_image:
@@ -182,7 +192,7 @@ def _suggest_fix(image: ScanReader, mask: ScanReader) -> str:
     return "Correct the segmentation's header, or pass --geometry trust-image."
 
 
-def describe_source(reader: ScanReader, name: str, *, keep_text: bool) -> SourceFile:
+def describe_source(reader: MaskReader, name: str, *, keep_text: bool) -> SourceFile:
     """Return the stored record of a source file; reads the file to its end."""
     header = base64.b64encode(reader.stored_header(keep_text=keep_text)).decode()
     sha256 = reader.finish()

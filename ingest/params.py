@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from slicemill.ct.labels import Labels
 
 Geometry = Literal["error", "trust-image"]
+Overlap = Literal["error", "highest"]
 
 ENCODING = 2
 """Version of the conversion; raised whenever the same input would produce other bytes."""
@@ -25,6 +26,8 @@ class Params:
     """What to do if an image and its mask are more than SAME_GRID_MM apart."""
     keep_text: bool = False
     """Whether free-text header fields are kept; they may name a person."""
+    overlap: Overlap = "error"
+    """What to do with a voxel of two structures that have a file each: fail, or take the highest label value."""
     profile: ProfileName = "compact"
     """Compression of the slices: ``compact``, or ``fast`` to read."""
 
@@ -37,6 +40,7 @@ class Params:
             "geometry": self.geometry,
             "keep_text": self.keep_text,
             "profile": self.profile,
+            **({"overlap": self.overlap} if self.overlap != "error" else {}),  # keeps the hash of earlier stores
         }
 
     def sha256(self) -> str:

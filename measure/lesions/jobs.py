@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slicemill.common.errors import PairingError, StoreError
+from slicemill.ct.dataset_json import read_dataset_json
 from slicemill.ct.formats.nifti.names import scan_files, strip_suffix
-from slicemill.ct.labels import LITS_LABELS, Labels, read_dataset_json
+from slicemill.ct.labels import LITS_LABELS, Labels
 from slicemill.ct.naming import find_files, parse_name
 from slicemill.measure.inputs.infer_output import PROBABILITY, find_masks, read_report
 from slicemill.measure.inputs.names import Index, add_to_index, find_match, match_keys
