@@ -24,6 +24,8 @@ class Channels:
     """Path of an image -> its name without suffix, and without the number if that is a channel."""
     extra: frozenset[str]
     """Images that are other channels of a scan than its CT."""
+    notes: tuple[str, ...] = ()
+    """Numbered files that nothing tells from channels."""
 
 
 def find_channels(images: Sequence[str], masks: Iterable[str], names: Sequence[str]) -> Channels:
@@ -48,12 +50,21 @@ def find_channels(images: Sequence[str], masks: Iterable[str], names: Sequence[s
     )
     chosen = f"{_find_ct(names):04d}"
     extra: set[str] = set()
+    doubtful: list[str] = []
     for (_, prefix), files in groups.items():
         if _are_channels(prefix, files, of_masks, names, used=used):
             scan = chosen if chosen in files else FIRST
             stems[files[scan]] = prefix
             extra |= {path for number, path in files.items() if number != scan}
-    return Channels(case_stem=stems, extra=frozenset(extra))
+        elif FIRST in files and not names and not any(f"{prefix}_{number}" in of_masks for number in files):
+            doubtful += files.values()
+    notes = []
+    if doubtful:
+        notes = [
+            f"{len(doubtful)} files like {', '.join(doubtful[:2])} are taken for scans of their own. If they are channels "
+            "of a scan, put a dataset.json with channel_names above their folder."
+        ]
+    return Channels(case_stem=stems, extra=frozenset(extra), notes=tuple(notes))
 
 
 def _stem(path: str) -> str:

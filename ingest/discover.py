@@ -142,7 +142,7 @@ def discover(source: Location, options: MaskOptions | None = None) -> Collection
         raise PairingError(f"{source}: no case is left. {left_out[-1].path}: {left_out[-1].reason}.")
     cases, notes = _make_cases(scans, channels, match, root)
     labels = description.labels or _lits_labels(scans, match.pairs)
-    notes = [*description.notes, *notes, *match.notes]
+    notes = [*description.notes, *channels.notes, *notes, *match.notes]
     return _check(Collection(cases=tuple(cases), left_out=tuple(left_out), labels=labels, notes=tuple(notes)))
 
 

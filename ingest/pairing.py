@@ -171,7 +171,7 @@ def explain_unpaired(images: Sequence[Entry], masks: Sequence[Entry], pairs: Pai
         near = by_folder.get(mask.name.folder, [])
         owner = next((some[0] for some in (local, same, near) if len(some) == 1), None)
         if len(same) > 1 and owner is None:
-            shown = ", ".join(image.path.name for image in same[:SHOWN])
+            shown = ", ".join(image.relative for image in same[:SHOWN])
             reasons[mask.path] = f"a mask that could belong to {len(same)} images: {shown}"
         elif owner is not None and owner.path in pairs:
             reasons[mask.path] = f"another mask of {owner.relative}, which is paired with {pairs[owner.path].name}"

@@ -25,7 +25,8 @@ def read_record(kind: type[T], document: Document) -> T:
     InputError
         A value is missing or has another type.
     """
-    return from_document(kind, json.loads(to_json(document)), f"record of bench {document.get('benchmark', '?')}")
+    where = f"record of bench {document.get('benchmark', '?')}"
+    return from_document(kind, json.loads(to_json(document)), where, is_part=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class Processor:
 
 def read_processor(description: Mapping[str, Any]) -> Processor:
     """Read the processor of a machine description."""
-    return from_document(Processor, description, "machine description")
+    return from_document(Processor, description, "machine description", is_part=True)
 
 
 @dataclass(frozen=True, kw_only=True)
