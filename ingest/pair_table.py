@@ -39,6 +39,8 @@ def from_csv(table: Location, *, no_masks: bool = False) -> Collection:
     required = ("image",) if no_masks else ("image", "mask")
     optional = ("case_id", "patient_id", *(("mask",) if no_masks else ()))
     rows = read_table(table, required=required, optional=optional, error=PairingError)
+    if not rows:
+        raise PairingError(f"{table}: has the columns image and mask, but no rows.")
     root = table.parent
     paths = [(_find_file(table, row, "image"), _find_file(table, row, "mask")) for row in rows]
     unnamed = {str(row.line): row.cells["image"].replace("\\", "/") for row in rows if not row.cells.get("case_id")}
@@ -128,6 +130,8 @@ def read_label_table(table: Location, organ: str | None = None, tumor: str | Non
         if file in files:
             raise LabelError(f"{where}: {file} occurs in two rows; a file has one label.")
         files[file] = value
+    if not values:
+        raise LabelError(f"{table}: names no label.")
     try:
         return ChosenLabels(labels=make_labels(values, organ, tumor), files=files)
     except UsageError:

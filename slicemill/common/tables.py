@@ -27,6 +27,22 @@ class Row:
     """Number of its last line in the file, from 1."""
     cells: Mapping[str, str]
     """Column -> text without outer spaces."""
+    separator: str = ","
+    """Separator of the table's cells."""
+
+    def number(self, column: str) -> float:
+        """Return a number; it may have a decimal comma unless commas separate the cells.
+
+        >>> Row(2, {"x": "1,5"}, ";").number("x")
+        1.5
+
+        Raises
+        ------
+        ValueError
+            The text is not a number.
+        """
+        text = self.cells[column]
+        return float(text if self.separator == "," or "." in text else text.replace(",", "."))
 
 
 def read_table(
@@ -37,7 +53,7 @@ def read_table(
     keeps_further: bool = False,
     error: type[InputError] = InputError,
 ) -> list[Row]:
-    """Read the rows of a table.
+    """Read the rows of a table; none if it has a header only.
 
     Parameters
     ----------
@@ -75,21 +91,7 @@ def read_table(
                 f"{path}, line {line}: has {len(cells)} cells, but the header has {len(header)} columns. "
                 "Put quotes around cells that contain the separator."
             )
-    return [Row(line, dict(zip(header, cells, strict=True))) for line, cells in rows[1:]]
-
-
-def parse_decimal(text: str) -> float:
-    """Return a number with a decimal point or a decimal comma.
-
-    >>> parse_decimal("1,5"), parse_decimal("-2.5e3")
-    (1.5, -2500.0)
-
-    Raises
-    ------
-    ValueError
-        The text is not a number, or has several commas.
-    """
-    return float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
+    return [Row(line, dict(zip(header, cells, strict=True)), separator) for line, cells in rows[1:]]
 
 
 def _decode(path: Location, error: type[InputError]) -> str:
@@ -145,11 +147,11 @@ def _check_header(
             del cells[-1]  # type: ignore[attr-defined]
     shown = ", ".join(rows[0][1]) if rows else "nothing"
     if missing := [name for name in required if name not in header]:
-        raise error(f"{path}: has no column {missing[0]}; {columns}, the header line has {shown}. Rename the columns.")
+        raise error(
+            f"{path}: has no column {', '.join(missing)}; {columns}, the header line has {shown}. Rename the columns."
+        )
     if unknown := [name for name in header if name not in known and not keeps_further]:
         raise error(f"{path}: the column {unknown[0]!r} is unknown; {columns}. Rename or remove it.")
     if twice := [name for name in header if header.count(name) > 1]:
         raise error(f"{path}: the column {twice[0]!r} occurs more than once; keep one of them.")
-    if len(rows) == 1:
-        raise error(f"{path}: has a header line with {shown}, but no rows.")
     return header
