@@ -244,3 +244,5 @@ class ScaleRecord(MeasuredRecord):
     scheduler: SchedulerCost
     workers: Mapping[str, float] = field(default_factory=dict)
     """Wall time by number of workers, s."""
+    files: ScanGrowth | None = None
+    """CPU time of `ingest --dry-run` by number of files, s; None in records of earlier versions."""

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from slicemill.bench.harness.cores import count_cores
 from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import Subject
+from slicemill.bench.stages.found_files import FILES, measure_found_files
 from slicemill.bench.stages.ingest_memory import convert_alone, write_repeated
 from slicemill.common.files import atomic_write
 from slicemill.common.progress import progress
@@ -96,12 +97,14 @@ class ScaleRecord(BenchmarkRecord):
     workers: Mapping[str, float]
     """Seconds of the command on the largest collection, by workers."""
     scheduler: Record
+    files: ByCases | None = field(default=None, metadata={"optional": True})
+    """CPU seconds of `ingest --dry-run` by the number of files; None in records of earlier versions."""
 
 
 def run(folder: Path, subject: Subject, *, quick: bool) -> Record:
     """Measure and return the record."""
     lengths, counts, tasks = LENGTHS[quick], CASES[quick], TASKS[quick]
-    with progress("scale", len(lengths) + len(counts) + 3, "runs") as advance:
+    with progress("scale", len(lengths) + len(counts) + len(FILES[quick]) + 3, "runs") as advance:
         by_slices, by_cases = {}, {}
         for length in lengths:
             advance(1, f"{length} slices")
@@ -109,6 +112,10 @@ def run(folder: Path, subject: Subject, *, quick: bool) -> Record:
         for count in counts:
             advance(1, f"{count} scans")
             by_cases[count] = measure_collection(folder / "cases", count, workers=1)
+        by_files = {}
+        for number in FILES[quick]:
+            advance(1, f"{number} files")
+            by_files[number] = measure_found_files(folder / "files", number)
         workers = {1: by_cases[counts[-1]]}
         if count_cores() > 1:
             advance(1, "2 workers")
@@ -132,6 +139,7 @@ def run(folder: Path, subject: Subject, *, quick: bool) -> Record:
         cases=ByCases(measured=seconds(by_cases), seconds=fit(list(by_cases), list(by_cases.values())).as_json()),
         workers=seconds(workers),
         scheduler=scheduler,
+        files=ByCases(measured=seconds(by_files), seconds=fit(list(by_files), list(by_files.values())).as_json()),
     )
     return record.as_json()
 

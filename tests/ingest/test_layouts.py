@@ -1,6 +1,8 @@
 """Layouts of public collections, and what the file names of a collection leave open."""
 
+import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from slicemill.ingest.discover import MaskOptions, discover
 from slicemill.ingest.patterns import from_patterns
 from tests.ingest.test_discover import pairs, touch
 
+DOCUMENTED = Path(__file__).parents[2] / "docs" / "inputs.md"
 LAYOUTS = {
     "KiTS": [("case_00000", "case_00000/imaging", "case_00000/segmentation"),
              ("case_00001", "case_00001/imaging", "case_00001/segmentation")],
@@ -44,6 +47,18 @@ def test_the_layouts_of_public_collections_are_paired(name, tmp_path):
     collection = discover(touch(tmp_path, *(file for _, *files in cases for file in files if file)))
     assert pairs(collection) == {case: (image, mask) for case, image, mask in cases}
     assert collection.left_out == ()
+
+
+def documented_layouts():
+    """Return image, mask and case id of each row of the table of layouts."""
+    section = DOCUMENTED.read_text().split("## Layouts")[1].split("\n## ")[0]
+    rows = [[re.findall(r"`([^`]+)`", cell) for cell in line.split("|")] for line in section.splitlines()]
+    return [(row[2][0], mask, row[4][0]) for row in rows if len(row) > 4 and row[4] for mask in row[3]]
+
+
+@pytest.mark.parametrize(("image", "mask", "case_id"), documented_layouts())
+def test_the_documented_layouts_are_paired(image, mask, case_id, tmp_path):
+    assert pairs(discover(touch(tmp_path, image, mask))) == {case_id: (image, mask)}
 
 
 def test_the_labels_of_lits_are_not_those_of_ct_org(tmp_path):
