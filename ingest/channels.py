@@ -60,10 +60,11 @@ def find_channels(images: Sequence[str], masks: Iterable[str], names: Sequence[s
             doubtful += files.values()
     notes = []
     if doubtful:
-        notes = [
-            f"{len(doubtful)} files like {', '.join(doubtful[:2])} are taken for scans of their own. If they are channels "
-            "of a scan, put a dataset.json with channel_names above their folder."
-        ]
+        note = (
+            f"{len(doubtful)} files like {', '.join(doubtful[:2])} are taken for scans of their own. If they are "
+            "channels of a scan, put a dataset.json with channel_names above their folder."
+        )
+        notes.append(note)
     return Channels(case_stem=stems, extra=frozenset(extra), notes=tuple(notes))
 
 

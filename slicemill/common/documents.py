@@ -39,7 +39,8 @@ def from_document(
     Raises
     ------
     InputError
-        A value is missing or has another type, or a key is unknown. The message names the file, the position in the document, and the rule.
+        A value is missing or has another type, or a key is unknown. The message names the file, the position
+        in the document, and the rule.
 
     >>> from_document(dict[str, int], {"liver": 1.5}, "model.onnx")
     Traceback (most recent call last):
@@ -110,10 +111,10 @@ def _find_unknown(document: object, kept: object, position: str) -> str:
             if unknown := _find_unknown(value, kept[key], place):
                 return unknown
     elif isinstance(document, list | tuple) and isinstance(kept, list | tuple):
-        if document and isinstance(document[0], dict | list | tuple):  # not the long lists of numbers
-            for index, (value, other) in enumerate(zip(document, kept, strict=False)):
-                if unknown := _find_unknown(value, other, f"{position}[{index}]"):
-                    return unknown
+        for index, (value, other) in enumerate(zip(document, kept, strict=False)):
+            is_nested = isinstance(value, dict | list | tuple)
+            if is_nested and (unknown := _find_unknown(value, other, f"{position}[{index}]")):
+                return unknown
     return ""
 
 

@@ -44,7 +44,7 @@ def test_what_spreadsheets_add_changes_nothing(text, tmp_path):
     ("data", "message"),
     [
         ("image,label\na,b\n", "has no column mask; the columns are image, mask, case_id .image, mask required."),
-        ("image,mask,segmentation\na,b,c\n", "the column 'segmentation' is unknown; the columns are image, mask, case_id"),
+        ("image,mask,segmentation\na,b,c\n", "the column 'segmentation' is unknown; the columns are image, mask"),
         ("image,mask,,case_id\na,b,c,d\n", "the column '' is unknown"),
         ("image,mask,Mask\na,b,c\n", "the column 'mask' occurs more than once"),
         ("image,mask\na,b,c\n", "line 2: has 3 cells, but the header has 2 columns"),

@@ -11,6 +11,7 @@ from slicemill.ingest.pair_table import choose_labels
 from slicemill.ingest.params import Params
 from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store.reader import open_store
+from slicemill.store.verify import verify
 from slicemill.store.writer import prepare_store
 from tests.ingest.test_discover import pairs, touch
 
@@ -149,6 +150,8 @@ def test_a_changed_file_of_a_structure_is_converted_again(tmp_path):
         return outcome.status
 
     assert [run(), run(), run(rehash=True)] == ["done", "unchanged", "unchanged"]
+    (problem,) = verify(open_store(tmp_path / "store"), root, workers=1, advance=lambda *_: None)
+    assert problem.startswith("s0001: s0001/segmentations: is a folder of structures, which verify cannot compare")
     write_nifti(root / "s0001/segmentations/tumor.nii.gz", block(2, 3, 3), SPACING)
     assert run() == "done"
 
