@@ -161,9 +161,9 @@ def _find_collection(
     if masks.pattern is not None and (masks.none or pairs is not None):
         raise UsageError("--masks excludes --no-masks and --pairs.")
     if pairs is not None:
-        return from_csv(parse_location(pairs), no_masks=masks.none)
+        return from_csv(parse_location(pairs), no_masks=masks.none, with_labels=not masks.files)
     if images is not None:
-        return from_patterns(images, masks.pattern)
+        return from_patterns(images, masks.pattern, with_labels=not masks.files)
     assert source is not None  # noqa: S101 (one of the three is not None)
     return discover(source, masks)
 

@@ -96,7 +96,8 @@ class MaskOptions:
     none: bool = False
     """Whether no mask is used."""
     files: Mapping[str, int] = field(default_factory=dict)
-    """Name of a structure's file without suffix -> value of its label; empty if there are no such files."""
+    """Name of a structure's file without suffix -> value of its label, from the user's labels; empty without them. With
+    them, those of ``dataset.json`` are not read."""
 
 
 def discover(source: Location, options: MaskOptions | None = None) -> Collection:
@@ -123,7 +124,7 @@ def discover(source: Location, options: MaskOptions | None = None) -> Collection
             f"and {len(others)} files of other formats. Name them with --images and --masks patterns, or list them "
             "with --pairs CSV."
         )
-    description = _read_description(root, [one.path for one in images])
+    description = _read_description(root, [one.path for one in images], with_labels=not options.files)
     channels = find_channels([one.relative for one in images], [one.relative for one in masks], description.channels)
     scans = [one for one in images if one.relative not in channels.extra]
     match = _pair_files(scans, masks, options, source)
@@ -239,10 +240,15 @@ def _make_cases(
 
 
 def make_collection(
-    cases: Sequence[CaseFiles], root: Location, left_out: Iterable[LeftOut] = (), notes: Iterable[str] = ()
+    cases: Sequence[CaseFiles],
+    root: Location,
+    left_out: Iterable[LeftOut] = (),
+    notes: Iterable[str] = (),
+    *,
+    with_labels: bool = True,
 ) -> Collection:
     """Return a collection of listed cases with the labels that it declares, after a check of its case ids."""
-    description = _read_description(root, [case.image for case in cases])
+    description = _read_description(root, [case.image for case in cases], with_labels=with_labels)
     are_lits = all(_is_lits(case.image, case.mask) for case in cases)
     labels = description.labels or (LITS_LABELS if are_lits else None)
     notes = (*description.notes, *notes)
@@ -266,12 +272,14 @@ def _is_lits(image: Location, mask: Location | None) -> bool:
     )
 
 
-def _read_description(source: Location, images: Sequence[Location]) -> DatasetDescription:
+def _read_description(source: Location, images: Sequence[Location], *, with_labels: bool) -> DatasetDescription:
     """Return the content of the only ``dataset.json`` next to the images or above them; an empty one without it."""
     parents = dict.fromkeys(image.parent for image in images)
     folders = dict.fromkeys(folder for parent in parents for folder in (parent, parent.parent))
     documents = sorted(path for folder in folders if _is_inside(folder, source) and (path := folder / NAME).is_file())
-    return read_dataset_description(documents[0]) if len(documents) == 1 else DatasetDescription()
+    if len(documents) != 1:
+        return DatasetDescription()
+    return read_dataset_description(documents[0], with_labels=with_labels)
 
 
 def _is_inside(folder: Location, source: Location) -> bool:

@@ -25,11 +25,11 @@ class ChosenLabels:
     """Name of a structure's file without suffix -> value, for collections with a file for each structure."""
 
 
-def from_csv(table: Location, *, no_masks: bool = False) -> Collection:
+def from_csv(table: Location, *, no_masks: bool = False, with_labels: bool = True) -> Collection:
     """Read cases from a CSV with the columns image and mask (may be empty), and optionally case_id and patient_id.
 
     Paths are relative to the CSV's folder; URLs of an object store are used unchanged. With `no_masks`, the column mask
-    may be missing and is not used.
+    may be missing and is not used. `with_labels` tells whether the labels of a ``dataset.json`` are read.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def from_csv(table: Location, *, no_masks: bool = False) -> Collection:
         cases.append(
             CaseFiles(case_id=case_id, patient_id=patient_id, image=image, mask=None if no_masks else mask, root=root)
         )
-    return make_collection(cases, root, notes=notes)
+    return make_collection(cases, root, notes=notes, with_labels=with_labels)
 
 
 def _join_path(text: str) -> str:

@@ -33,8 +33,8 @@ class DatasetDescription:
     """What a user should know about the labels."""
 
 
-def read_dataset_description(path: Location) -> DatasetDescription:
-    """Read a ``dataset.json``.
+def read_dataset_description(path: Location, *, with_labels: bool = True) -> DatasetDescription:
+    """Read a ``dataset.json``. Its labels are not read if the user passes other ones.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def read_dataset_description(path: Location) -> DatasetDescription:
         document = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_unique)
         if not isinstance(document, dict):
             raise TypeError("it must be a JSON object")
-        values, notes = _plain_labels(document.get("labels", {}))
+        values, notes = _plain_labels(document.get("labels", {}) if with_labels else {})
         labels = make_labels(values) if values else None
         channels = document.get("channel_names", document.get("modality", {}))
         names = tuple(str(channels[key]) for key in sorted(channels, key=int)) if isinstance(channels, dict) else ()

@@ -1,8 +1,8 @@
 import pytest
 
-from slicemill.common.errors import PairingError, StoreError, UsageError
+from slicemill.common.errors import LabelError, PairingError, StoreError, UsageError
 from slicemill.ct.labels import LITS_LABELS
-from slicemill.ingest.discover import discover, set_patients
+from slicemill.ingest.discover import MaskOptions, discover, set_patients
 from slicemill.ingest.pair_table import from_csv
 from slicemill.ingest.patterns import from_patterns
 
@@ -132,6 +132,21 @@ def test_labels_are_declared_by_lits_names_or_by_dataset_json(tmp_path):
     assert discover(touch(tmp_path / "b", "x.nii", "x_seg.nii")).labels is None
     (tmp_path / "b" / "dataset.json").write_text('{"labels": {"0": "background", "1": "spleen"}}')
     assert dict(discover(tmp_path / "b").labels.values) == {"spleen": 1}
+
+
+def test_labels_of_the_user_go_before_a_dataset_json_that_cannot_be_read(tmp_path):
+    touch(tmp_path, "x.nii", "x_seg.nii")
+    (tmp_path / "dataset.json").write_text('{"labels": {"a": [1, 2], "b": [2, 3]}}')
+    (tmp_path / "cases.csv").write_text("image,mask\nx.nii,x_seg.nii\n")
+    pattern = f"{tmp_path}/*.nii"
+    for read in (
+        lambda **given: discover(tmp_path, MaskOptions(files={"a": 1} if given else {})),
+        lambda **given: from_csv(tmp_path / "cases.csv", **given),
+        lambda **given: from_patterns(pattern, None, **given),
+    ):
+        with pytest.raises(LabelError, match="pass --labels"):
+            read()
+        assert read(with_labels=False).labels is None
 
 
 def test_a_csv_gives_pairs_ids_and_patients(tmp_path):
