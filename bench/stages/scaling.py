@@ -1,4 +1,4 @@
-"""Growth of cost with the slices of a scan, the number of scans, workers, and the tasks of a Dask scheduler.
+"""Growth of cost with the slices of a scan, the number of scans and files, workers, and tasks of a Dask scheduler.
 
 Expected: time grows in proportion to slices and scans, and memory is constant. Lines are fitted by least
 squares and come with their coefficient of determination. Every length runs in its own process, on a phantom repeated
