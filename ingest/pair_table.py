@@ -43,7 +43,9 @@ def from_csv(table: Location, *, no_masks: bool = False, with_labels: bool = Tru
         raise PairingError(f"{table}: has the columns image and mask, but no rows.")
     root = table.parent
     paths = [(_find_file(table, row, "image"), _find_file(table, row, "mask")) for row in rows]
-    unnamed = {str(row.line): row.cells["image"].replace("\\", "/") for row in rows if not row.cells.get("case_id")}
+    unnamed = {
+        f"line {row.line}": row.cells["image"].replace("\\", "/") for row in rows if not row.cells.get("case_id")
+    }
     derived = {line: derive_case_id(text) for line, text in unnamed.items()}
     longer = {line: _join_path(text) for line, text in unnamed.items()}
     ids, notes = separate_case_ids(derived, longer)
@@ -55,7 +57,7 @@ def from_csv(table: Location, *, no_masks: bool = False, with_labels: bool = Tru
             )
         if image == mask:
             raise PairingError(f"{table}, line {row.line}: image and mask are the same file, {row.cells['image']}.")
-        case_id = row.cells.get("case_id") or ids[str(row.line)]
+        case_id = row.cells.get("case_id") or ids[f"line {row.line}"]
         patient_id = row.cells.get("patient_id") or case_id
         cases.append(
             CaseFiles(case_id=case_id, patient_id=patient_id, image=image, mask=None if no_masks else mask, root=root)
