@@ -278,3 +278,10 @@ def test_a_pattern_of_urls_is_refused_with_the_way_out():
 def test_a_patient_of_no_letters_is_refused(collection):
     with pytest.raises(PairingError, match="its group does not match volume-0"):
         set_patients(discover(collection), r"(z)?volume")
+
+
+def test_rows_of_a_csv_with_one_name_get_case_ids_of_their_paths_and_a_note(tmp_path):
+    (tmp_path / "cases.csv").write_text("image,mask\np1/v.nii,\np2\\v.nii,\n")
+    collection = from_csv(tmp_path / "cases.csv")
+    assert pairs(collection) == {"p1_v": ("p1/v.nii", None), "p2_v": ("p2/v.nii", None)}
+    assert "line 2 is p1_v, line 3 is p2_v" in collection.notes[0]
