@@ -18,11 +18,13 @@ from slicemill.ct.placed_mask import PlacedMask
 from slicemill.ct.scan import ScanReader, Slab, slab_depth
 from slicemill.ingest.discover import CaseFiles
 from slicemill.ingest.params import Params
+from slicemill.ingest.structures import StructureReader
 from slicemill.store.case import CaseInfo, SourceFile
 from slicemill.store.statistics import UNDECLARED, Counts
 from slicemill.store.writer import SLABS_IN_FLIGHT, CaseWriter
 
 Item = TypeVar("Item")
+MaskReader = ScanReader | StructureReader
 MAX_DEPTH = 8
 """Most slices of a slab that several threads share: together with the slabs in flight, they keep all threads busy."""
 
@@ -53,9 +55,17 @@ def convert_case(
         image = stack.enter_context(ScanReader(case.image, "image"))
         mask = None
         if case.mask is not None:
-            mask = PlacedMask(stack.enter_context(ScanReader(case.mask, "mask")), image.grid, params.geometry)
+            reader: MaskReader = _open_mask(case, case.mask, params)
+            stack.enter_context(reader)
+            mask = PlacedMask(reader, image.grid, params.geometry)
         pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
         return _convert(case, params, store, OpenFiles(image, mask, pool, threads), holds_claim)
+
+
+def _open_mask(case: CaseFiles, mask: Location, params: Params) -> MaskReader:
+    if case.structures:
+        return StructureReader(mask, case.structures, params.overlap)
+    return ScanReader(mask, "mask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +73,7 @@ class OpenFiles:
     """The open files of a case, and the threads for it."""
 
     image: ScanReader
-    mask: PlacedMask[ScanReader] | None
+    mask: PlacedMask[MaskReader] | None
     pool: ThreadPoolExecutor | None
     threads: int
 
@@ -133,18 +143,18 @@ def _convert(
         return writer.finish(info, holds_claim)
 
 
-def header_warnings(image: ScanReader, mask: PlacedMask[ScanReader] | None) -> list[str]:
+def header_warnings(image: ScanReader, mask: PlacedMask[MaskReader] | None) -> list[str]:
     """Return warnings about the headers of a case; mask warnings that the image also has are omitted."""
     of_mask = mask.reader.warnings if mask else ()
     return [*image.warnings, *(f"segmentation: {warning}" for warning in of_mask if warning not in image.warnings)]
 
 
-def voxel_warnings(counts: Counts, image: ScanReader, mask: PlacedMask[ScanReader] | None) -> list[str]:
+def voxel_warnings(counts: Counts, image: ScanReader, mask: PlacedMask[MaskReader] | None) -> list[str]:
     """Return warnings about the values of a case, and about the position of its mask; after the last slab."""
     return [*counts.hu_range().warnings(), *image.value_warnings(), *(mask.warnings() if mask else ())]
 
 
-def make_notes(counts: Counts, image: ScanReader, mask: PlacedMask[ScanReader] | None, *, keep_text: bool) -> list[str]:
+def make_notes(counts: Counts, image: ScanReader, mask: PlacedMask[MaskReader] | None, *, keep_text: bool) -> list[str]:
     """Return what is recorded with the warnings and is no reason for doubt: `--strict` accepts it."""
     of_image = image.dropped_header_warnings(keep_text=keep_text)
     of_mask = mask.reader.dropped_header_warnings(keep_text=keep_text) if mask else []
@@ -156,10 +166,10 @@ def make_notes(counts: Counts, image: ScanReader, mask: PlacedMask[ScanReader] |
 
 def _check_strict(case: CaseFiles, warnings: list[str], params: Params) -> None:
     if params.strict and warnings:
-        raise ScanError(f"{case.image}: --strict refuses a case with warnings: {'; '.join(warnings)}.")
+        raise ScanError(f"--strict refuses a case with warnings: {'; '.join(warnings)}.", where=case.image)
 
 
-def _describe_mask(mask: PlacedMask[ScanReader], image: ScanReader, case: CaseFiles, *, keep_text: bool) -> SourceFile:
+def _describe_mask(mask: PlacedMask[MaskReader], image: ScanReader, case: CaseFiles, *, keep_text: bool) -> SourceFile:
     """Return the stored record of a mask; a resampled one is stored with the image's header, on whose grid it lies."""
     described = describe_source(mask.reader, case.name(mask.reader.path), keep_text=keep_text)
     if not mask.is_resampled:
@@ -167,7 +177,7 @@ def _describe_mask(mask: PlacedMask[ScanReader], image: ScanReader, case: CaseFi
     return replace(described, header_b64=base64.b64encode(image.stored_header(keep_text=keep_text)).decode())
 
 
-def describe_source(reader: ScanReader, name: str, *, keep_text: bool) -> SourceFile:
+def describe_source(reader: MaskReader, name: str, *, keep_text: bool) -> SourceFile:
     """Return the stored record of a source file; reads the file to its end."""
     header = base64.b64encode(reader.stored_header(keep_text=keep_text)).decode()
     sha256 = reader.finish()

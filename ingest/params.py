@@ -1,7 +1,7 @@
 """Settings of an ingest that change the bytes of a store."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from slicemill.common.files import sha256_of_json
 from slicemill.ct.geometry_option import Geometry
@@ -10,6 +10,7 @@ from slicemill.store.layout import FORMAT, ProfileName
 if TYPE_CHECKING:
     from slicemill.ct.labels import Labels
 
+Overlap = Literal["error", "highest"]
 ENCODING = 2
 """Version of the conversion; raised whenever the same input would produce other bytes."""
 PLACING = 2
@@ -26,6 +27,8 @@ class Params:
     """What to do if an image and its mask are more than SAME_GRID_MM apart (`slicemill.ct.same_grid`)."""
     keep_text: bool = False
     """Whether free-text header fields are kept; they may name a person."""
+    overlap: Overlap = "error"
+    """What to do with a voxel of two structures that have a file each: fail, or take the highest label value."""
     profile: ProfileName = "compact"
     """Compression of the slices: ``compact``, or ``fast`` to read."""
     strict: bool = False
@@ -42,6 +45,7 @@ class Params:
             "profile": self.profile,
             # keys of later versions are left out where they change nothing, so that older stores keep their hash
             **({} if self.geometry == "error" else {"placing": PLACING}),
+            **({} if self.overlap == "error" else {"overlap": self.overlap}),
             **({"strict": True} if self.strict else {}),
         }
 

@@ -218,7 +218,7 @@ def compare_on_tumor(rows: Sequence[Mapping[str, Any]], tumor: str, baseline: Ba
 
 def print_summary(summary: DemoSummary, out: Path) -> None:
     """Print the one-screen summary."""
-    scores = from_document(DemoScores, summary.scores, "evaluation")
+    scores = from_document(DemoScores, summary.scores, "evaluation", is_part=True)
     cases, band, on_tumor = summary.cases, summary.baseline, summary.where_there_is_tumor
     low, high = band.band_hu
     rows: list[tuple[object, ...]] = [

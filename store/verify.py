@@ -134,7 +134,9 @@ def check_sources(case: Case, files: dict[str, Location]) -> Iterator[str]:
 
 def _find_source(source: SourceFile, files: dict[str, Location]) -> Generator[str, None, Location | None]:
     """Return the file of that name, or yield a problem. Paths from the store are never opened."""
-    if source.name not in files:
+    if any(name.startswith(f"{source.name}/") for name in files):
+        yield f"{source.name}: is a folder of structures, which verify cannot compare; ingest with --rehash does."
+    elif source.name not in files:
         yield f"{source.name}: is not in the collection; check that --source is the collection of this store."
     return files.get(source.name)
 

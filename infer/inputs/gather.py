@@ -31,6 +31,7 @@ from slicemill.ct.naming import (
     parse_name,
     reason_left_out,
 )
+from slicemill.ct.roles import parse_names
 from slicemill.ct.window import Window
 from slicemill.infer.inputs.jobs import Job, open_store_once
 from slicemill.infer.inputs.pictures import is_picture
@@ -106,7 +107,9 @@ def _gather_folder(folder: Location) -> tuple[list[Job], list[LeftOut]]:
         raise ScanError(f"contains no NIfTI files and is not a slice store{unread and f'; {unread}'}.", where=folder)
     results = find_result_folders(folder)
     files = [file for file in files if not is_below(file, results)]
-    masks = {file for file in files if parse_name(relative_path(file, folder)).role == "mask"}
+    relative = {file: relative_path(file, folder) for file in files}
+    names = parse_names(list(relative.values()))
+    masks = {file for file in files if names[relative[file]].role == "mask"}
     reasons: list[tuple[Location, str]] = [
         *((file, "named like a segmentation; to segment it, pass the file itself") for file in files if file in masks),
         *((file, reason_left_out(file)) for file in find_unread_scans(folder)),
