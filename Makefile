@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CARD := .venv-card
 PYTEST = $(BIN)/pytest -q -n $(JOBS) --dist loadgroup
 JOBS ?= 2
 # onnxruntime and onnxruntime-gpu overwrite each other: one of the two, by whether an NVIDIA driver answers.
@@ -15,7 +16,7 @@ CONFIG ?= bench/sarcoma.toml
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak quick coverage oldest real check lint types imports bench clean
+.PHONY: help demo test soak quick coverage oldest card real check lint types imports bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +40,10 @@ oldest: ## the tests of the ground floors and of ingest with the oldest versions
 		pytest pytest-timeout pytest-xdist hypothesis SimpleITK 'moto[server]' tensorstore blosc2
 	.venv-oldest/bin/pytest -q -n $(JOBS) --dist loadgroup -W default -m "not slow and not trained" \
 		-k "not zarrs" tests/common tests/ct tests/store tests/ingest # zarrs needs a newer zarr
+
+card: $(CARD)/installed ## the CUDA code without a GPU: onnxruntime-gpu on stand-ins for the CUDA libraries, in .venv-card
+	@echo "dry card: stand-ins for the CUDA libraries, which compute nothing; no number here is of a GPU"
+	@$(CARD)/bin/pytest -q -n $(JOBS) --dist loadgroup tests/card
 
 coverage: $(VENV)/developing ## every test, with coverage of lines and branches
 	$(BIN)/coverage erase
@@ -64,8 +69,8 @@ imports: $(VENV)/developing ## what may import what
 bench: $(VENV)/installed ## every stage beside its limit and its peers, recorded in bench/results/runs
 	$(BIN)/slicemill bench all --out bench/results/runs
 
-clean: ## remove the environment and what demo and real made
-	rm -rf $(VENV) demo real build *.egg-info .coverage*
+clean: ## remove the environments and what demo and real made
+	rm -rf $(VENV) $(CARD) demo real build *.egg-info .coverage*
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -74,4 +79,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/developing: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,train,$(RUNTIME),dev]'
+	touch $@
+
+$(CARD)/installed: pyproject.toml constraints.txt
+	test -x $(CARD)/bin/python || $(PYTHON) -m venv $(CARD)
+	$(CARD)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,train]' onnxruntime-gpu \
+		pytest pytest-timeout pytest-xdist hypothesis
 	touch $@

@@ -13,8 +13,8 @@ import subprocess
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "libraries"
-VERSION = "1.31.1"
-"""The onnxruntime-gpu whose calls the stand-ins answer."""
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+"""Names the onnxruntime-gpu whose calls the stand-ins answer."""
 LIBRARIES = {
     "cudart": "libcudart.so.13",
     "cublas": "libcublas.so.13",
@@ -30,12 +30,13 @@ FLAGS = ("-O1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing")
 
 def explain_missing() -> str | None:
     """Return what the dry card lacks here, or None."""
+    (version,) = re.findall(r"^onnxruntime-gpu==(\S+)$", CONSTRAINTS.read_text(), re.MULTILINE)
     try:
         found = importlib.metadata.version("onnxruntime-gpu")
     except importlib.metadata.PackageNotFoundError:
-        return f"needs onnxruntime-gpu {VERSION}; run `make card`"
-    if found != VERSION:
-        return f"needs onnxruntime-gpu {VERSION}, not {found}; run `make card`"
+        return f"needs onnxruntime-gpu {version}; run `make card`"
+    if found != version:
+        return f"needs onnxruntime-gpu {version}, not {found}; run `make card`"
     if not (shutil.which("cc") and shutil.which("nm")):
         return "needs a C compiler (cc) and nm"
     return None

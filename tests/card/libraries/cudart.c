@@ -222,7 +222,10 @@ int cudaStreamDestroy(struct stream *stream) {
     free(stream);
     return failed;
 }
-int cudaStreamSynchronize(struct stream *stream) { return call("cudaStreamSynchronize", LAUNCH_FAILED, "stream=%d", stream_number(stream)); }
+int cudaStreamSynchronize(struct stream *stream) {
+    wait_for(stream);
+    return call("cudaStreamSynchronize", LAUNCH_FAILED, "stream=%d", stream_number(stream));
+}
 int cudaStreamWaitEvent(struct stream *stream) { return call("cudaStreamWaitEvent", LAUNCH_FAILED, "stream=%d", stream_number(stream)); }
 int cudaStreamIsCapturing(struct stream *stream, int *status) { (void)stream; *status = 0; return 0; }
 int cudaEventCreate(void **event) { *event = malloc(1); return call("cudaEventCreate", LAUNCH_FAILED, "made=1"); }

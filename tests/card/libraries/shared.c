@@ -5,6 +5,7 @@
  * STAND_IN_FAIL     "name n": the n-th call of `name` fails; "name n ever": all later ones too; "name n lost": every
  *                   later call of any function fails too, as after a fault of the device
  * STAND_IN_DEVICES  number of devices, 1 by default
+ * STAND_IN_WAIT_MS  how long a wait for a stream takes, as if it had work to do
  */
 #define _GNU_SOURCE
 #include "shared.h"
@@ -29,7 +30,7 @@ struct allocation {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct allocation allocations[MAX_ALLOCATIONS];
 static int allocation_count;
-static int log_file = -1, devices = 1;
+static int log_file = -1, devices = 1, wait_ms;
 static char failing[128], failing_mode[16];
 static long failing_from, failing_calls;
 static int lost;
@@ -37,10 +38,12 @@ static __thread int device;
 
 __attribute__((constructor)) static void start(void) {
     const char *path = getenv("STAND_IN_LOG"), *fail = getenv("STAND_IN_FAIL"), *count = getenv("STAND_IN_DEVICES");
+    const char *wait = getenv("STAND_IN_WAIT_MS");
     fprintf(stderr, "stand-ins for the CUDA libraries: nothing is computed\n");
     if (path) log_file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     if (fail && sscanf(fail, "%127s %ld %15s", failing, &failing_from, failing_mode) < 2) abort();
     if (count) devices = atoi(count);
+    if (wait) wait_ms = atoi(wait);
 }
 
 static int fails(const char *name) {
@@ -74,6 +77,10 @@ int call(const char *name, int error, const char *details, ...) {
 
 /* A line of the test's own in the log. */
 void mark(const char *text) { call("mark", 0, "text=%s", text); }
+
+void wait_for(const struct stream *stream) {
+    if (stream && wait_ms) usleep(wait_ms * 1000);
+}
 
 int device_count(void) { return devices; }
 int current_device(void) { return device; }

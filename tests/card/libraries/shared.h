@@ -23,6 +23,7 @@ int device_count(void);
 int current_device(void);
 int set_current_device(int device);
 int stream_number(const struct stream *stream);
+void wait_for(const struct stream *stream);
 struct handle *make_handle(void);
 
 /* Memory of the current device, or pinned; zeros. It is unmapped when freed, so that a later access ends the process. */
