@@ -84,6 +84,7 @@ def two_lanes(path: str, batches: int) -> list[int]:
             highest.append(run_batch(lane, model.info.context))
 
     start = threading.Barrier(2)
+    mark("lanes")
     threads = [threading.Thread(target=drive) for _ in range(2)]
     for thread in threads:
         thread.start()
