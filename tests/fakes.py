@@ -82,7 +82,8 @@ def play_tensorrt(monkeypatch, home):
     real, sessions = onnxruntime.InferenceSession, []
 
     class Session:
-        def __init__(self, model, options, providers):
+        def __init__(self, model, options, providers, enable_fallback):
+            assert not enable_fallback
             ((name, provider_options),) = providers
             self.name, self.real = name, real(model, options, providers=["CPUExecutionProvider"])
             if name != "CPUExecutionProvider":

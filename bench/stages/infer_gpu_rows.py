@@ -38,14 +38,13 @@ from slicemill.train.export.graph import DEFAULT
 
 AS_IT_IS = "as it is"
 SETTINGS: dict[str, dict[str, str]] = {
-    "NCHW": {"prefer_nhwc": "0"},
     "bias apart": {"fuse_conv_bias": "0"},
     "NCHW, bias apart": {"prefer_nhwc": "0", "fuse_conv_bias": "0"},
     "small workspace": {"cudnn_conv_use_max_workspace": "0"},
     "cuDNN's heuristic": {"cudnn_conv_algo_search": "HEURISTIC"},
     "CUDA graph": {"enable_cuda_graph": "1"},
 }
-"""Changes, one at a time, to `slicemill.infer.runtime.providers.CUDA`."""
+"""Changes to the options of the CUDA provider, one at a time. NCHW with fused biases is wrong in onnxruntime."""
 FP16, COPIES = "onnxruntime fp16", "onnxruntime fp16 with copies"
 
 
@@ -155,7 +154,7 @@ def profile_width(folder: Path, work: Workload, width: int) -> Record:
     module = import_onnxruntime()
     options = module.SessionOptions()
     options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
-    providers = [(NAMES[work.device], provider_options(work.device, 0))]
+    providers = [(NAMES[work.device], provider_options(work.device, 0, model.path.read_bytes()))]
     model.session = module.InferenceSession(str(model.path), options, providers=providers)
     run_resident(model, work)()
     events = json.loads(Path(model.session.end_profiling()).read_text())

@@ -49,7 +49,7 @@ def test_a_run_labels_as_the_cpu_does_in_float32(name, batch, half, collection, 
 
 def test_auto_takes_the_card(model):
     opened = open_model(model, "auto")
-    assert (opened.provider, opened.reason) == ("cuda", "the CUDA provider starts")
+    assert (opened.provider, opened.reason) == ("cuda", "the CUDA provider runs")
     assert opened.session.get_providers()[0] == "CUDAExecutionProvider"
     assert gpu_name(0)
 
@@ -85,7 +85,9 @@ def test_a_rebuilt_session_labels_as_before(half, rng):
         opened.rebuild()
 
 
-@pytest.mark.parametrize("more", [{"use_tf32": "0"}, {"prefer_nhwc": "0"}, {"fuse_conv_bias": "0"}])
+@pytest.mark.parametrize(
+    "more", [{"use_tf32": "0"}, {"prefer_nhwc": "0", "fuse_conv_bias": "0"}, {"fuse_conv_bias": "0"}]
+)
 def test_no_setting_of_the_provider_changes_labels(more, half, rng):
     opened = open_model(half, "cuda")
     opened.session = make_session(half.read_bytes(), half, "cuda", 0, more)[0]

@@ -144,6 +144,9 @@ class TestProviders:
             def get_providers(self):
                 return ["CPUExecutionProvider"]
 
+            def run(self, names, feed):
+                return []
+
         import onnxruntime
 
         monkeypatch.setattr(
@@ -154,7 +157,8 @@ class TestProviders:
             open_model(model, "cuda")
 
     def test_both_packages_at_once_are_named_with_the_repair(self, monkeypatch):
-        monkeypatch.setattr(providers, "installed_runtimes", lambda: ["onnxruntime", "onnxruntime-gpu"])
+        folder = Path("site-packages", "onnxruntime")
+        monkeypatch.setattr(providers, "installed_runtimes", lambda: {"onnxruntime": folder, "onnxruntime-gpu": folder})
         with pytest.raises(
             ProviderError, match=r"overwrite each other's files. Repair: pip uninstall -y onnxruntime onnxruntime-gpu"
         ):
