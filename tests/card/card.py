@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parents[2]
-COMPUTES = ("cudaLaunchKernel", "cudnnBackendExecute", "cudnnPoolingForward", "cudnnAddTensor", "cudnnReduceTensor")
+COMPUTES = (
+    "cublasSgeam", "cudaLaunchKernel", "cudnnAddTensor", "cudnnBackendExecute", "cudnnPoolingForward",
+    "cudnnReduceTensor",
+)  # fmt: skip
 """Calls that start work on a stream."""
 
 
