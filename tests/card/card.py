@@ -1,5 +1,7 @@
 """Runs the product's code in a process of its own, whose CUDA libraries are the stand-ins."""
 
+import contextlib
+import ctypes
 import json
 import os
 import subprocess
@@ -73,12 +75,14 @@ class Card:
         return replace(self, **fields)
 
     def without(self, library: str) -> "Card":
-        """Return a card without one of the libraries."""
+        """Return a card without one of the libraries; where the machine has the real one, an empty file hides it."""
         rest = self.folder / f"without-{library}"
         rest.mkdir()
         for path in self.libraries.iterdir():
             if path.name != library:
                 (rest / path.name).symlink_to(path)
+        if loads(library):
+            (rest / library).touch()
         return self.changed(libraries=rest)
 
     def command(self, *words: object) -> Ran:
@@ -106,6 +110,13 @@ class Card:
         done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, check=False)
         calls = read_log(log) if log.exists() else ()
         return Ran(done.returncode, done.stderr + done.stdout, calls), done.stdout
+
+
+def loads(library: str) -> bool:
+    """Return whether the machine has a library."""
+    with contextlib.suppress(OSError):
+        return bool(ctypes.CDLL(library))
+    return False
 
 
 def read_log(path: Path) -> tuple[Call, ...]:

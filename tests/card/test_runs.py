@@ -15,9 +15,10 @@ from tests.card.card import COMPUTES, Card, Ran
 from tests.card.models import SIDE
 from tests.infer.test_device import guided
 
-SCANS, SLICES, BATCH = 4, 10, 8
+SCANS, SLICES, BATCH = 6, 12, 8
 CALLS = {
-    "cublasCreate_v2", "cublasDestroy_v2", "cublasLtCreate", "cublasLtDestroy", "cublasSetStream_v2", "cuInit",
+    "cublasCreate_v2", "cublasDestroy_v2", "cublasLtCreate", "cublasLtDestroy", "cublasSetStream_v2", "cublasSgeam",
+    "cuInit",
     "cudaDeviceSynchronize", "cudaFree", "cudaFreeHost", "cudaGetDeviceCount", "cudaGetDeviceProperties",
     "cudaHostAlloc", "cudaLaunchKernel", "cudaMalloc", "cudaMemcpy", "cudaMemcpyAsync", "cudaSetDevice",
     "cudaStreamCreateWithFlags", "cudaStreamDestroy", "cudaStreamSynchronize", "cudnnAddTensor",
@@ -81,9 +82,10 @@ def middle(clean, name):
     return clean.count(name) // 2 + 1
 
 
-def late(clean, name):
-    """Return the number of a call that a batch makes after the comparison with the CPU."""
-    return clean.count(name) * 3 // 4
+def in_a_batch(clean, name):
+    """Return the number of a call that a batch makes after the comparison with the CPU, when others are to come."""
+    down = [index for index, call in enumerate(clean.calls) if call.details.get("direction") == "down"]
+    return 1 + sum(call.name == name for call in clean.calls[: down[len(down) // 3]])
 
 
 def assert_clear(ran: Ran, *parts: str) -> None:
@@ -187,7 +189,7 @@ class TestDevices:
         assert [call for call in ran.calls if call.details.get("elsewhere", "0") != "0"] == []
 
     def test_a_gpu_that_does_not_exist_is_named(self, card, infer):
-        assert_clear(infer(card.changed(devices=2), "--devices", "7"), "7", "invalid device ordinal")
+        assert_clear(infer(card.changed(devices=2), "--devices", "7"), "--provider cuda", "Invalid device ID: 7")
 
 
 class TestMissingLibraries:
@@ -241,7 +243,7 @@ class TestFailures:
 
     @pytest.mark.parametrize("name", OF_A_BATCH)
     def test_one_failed_batch_costs_its_scans_and_the_rest_is_done(self, name, clean, card, infer):
-        ran = infer(card.changed(fail=f"{name} {late(clean, name)}"))
+        ran = infer(card.changed(fail=f"{name} {in_a_batch(clean, name)}"))
         assert_clear(ran, "cuda: the device failed")
         assert infer.statuses()["done"] > 0
         assert infer.statuses().total() == SCANS
@@ -252,7 +254,7 @@ class TestFailures:
     @pytest.mark.parametrize("mode", ["ever", "lost"])
     @pytest.mark.parametrize("name", OF_A_BATCH)
     def test_a_gpu_that_keeps_failing_ends_the_run_and_the_next_one_continues(self, name, mode, clean, card, infer):
-        ran = infer(card.changed(fail=f"{name} {late(clean, name)} {mode}"))
+        ran = infer(card.changed(fail=f"{name} {in_a_batch(clean, name)} {mode}"))
         assert_clear(ran, "ame command again")
         again = infer(card, "--retry-failed")
         assert again.code == 0, again.output

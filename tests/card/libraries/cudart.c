@@ -11,8 +11,17 @@
 #define NO_DEVICE 101
 #define LAUNCH_FAILED 719
 #define NOT_SUPPORTED 801
+
+static __thread int last_error;
+
+static int keep(int error) {
+    if (error) last_error = error;
+    return error;
+}
+
+#define call(...) keep(call(__VA_ARGS__))
 #define ACCEPT(name) int name(void) { return call(#name, LAUNCH_FAILED, "accepted=1"); }
-#define REFUSE(name) int name(void) { call(#name, 0, "refused=1"); return NOT_SUPPORTED; }
+#define REFUSE(name) int name(void) { call(#name, 0, "refused=1"); return keep(NOT_SUPPORTED); }
 
 typedef struct { unsigned x, y, z; } dim3;
 
@@ -85,7 +94,7 @@ struct properties { /* the first fields of cudaDeviceProp */
 _Static_assert(sizeof(struct properties) == 1008, "the size of cudaDeviceProp in CUDA 13");
 
 int cudaGetDeviceProperties(struct properties *properties, int device) {
-    if (device < 0 || device >= device_count()) return NO_DEVICE;
+    if (device < 0 || device >= device_count()) return keep(NO_DEVICE);
     *properties = (struct properties){.name = "NVIDIA H200", .memory = 150000000000, .shared_per_block = 49152,
         .registers = 65536, .warp = 32, .pitch = 2147483647, .threads_per_block = 1024, .block_sides = {1024, 1024, 64},
         .grid_sides = {2147483647, 65535, 65535}, .constants = 65536, .major = 9, .texture_alignment = 512,
@@ -113,7 +122,7 @@ int cudaGetDeviceCount(int *count) { *count = device_count(); return call("cudaG
 int cudaGetDevice(int *device) { *device = current_device(); return 0; }
 int cudaSetDevice(int device) {
     int failed = call("cudaSetDevice", NO_DEVICE, "to=%d", device);
-    return failed ? failed : set_current_device(device) ? NO_DEVICE : 0;
+    return failed ? failed : set_current_device(device) ? keep(NO_DEVICE) : 0;
 }
 int cudaMemGetInfo(size_t *free_bytes, size_t *total) { *free_bytes = 140000000000, *total = 150000000000; return 0; }
 int cudaGetDriverEntryPointByVersion(const char *name, void **function, unsigned version, unsigned long flags, int *result) {
@@ -143,8 +152,12 @@ const char *cudaGetErrorString(int error) {
     }
     return "unknown error";
 }
-int cudaGetLastError(void) { return 0; }
-int cudaPeekAtLastError(void) { return 0; }
+int cudaGetLastError(void) {
+    int error = last_error;
+    last_error = 0;
+    return error;
+}
+int cudaPeekAtLastError(void) { return last_error; }
 
 /* Memory. */
 
@@ -152,13 +165,13 @@ static int allocate_logged(const char *name, void **address, size_t size, int pi
     int failed = call(name, NO_MEMORY, "bytes=%zu flags=%u", size, flags);
     *address = failed ? NULL : allocate(size, pinned);
     if (failed) return failed;
-    if (!*address) return NO_MEMORY;
+    if (!*address) return keep(NO_MEMORY);
     call("allocated", 0, "address=%p bytes=%zu pinned=%d", *address, size, pinned);
     return 0;
 }
 static int free_logged(const char *name, void *address, int pinned) {
     int failed = call(name, LAUNCH_FAILED, "address=%p", address);
-    return failed ? failed : release(address, pinned) ? INVALID_VALUE : 0;
+    return failed ? failed : release(address, pinned) ? keep(INVALID_VALUE) : 0;
 }
 int cudaMalloc(void **address, size_t size) { return allocate_logged("cudaMalloc", address, size, 0, 0); }
 int cudaMallocHost(void **address, size_t size) { return allocate_logged("cudaMallocHost", address, size, 1, 0); }
@@ -183,7 +196,7 @@ static int copy(const char *name, void *target, const void *source, size_t size,
     static const char *const directions[] = {"host", "up", "down", "inside"};
     int failed = call(name, LAUNCH_FAILED, "stream=%d direction=%s bytes=%zu kind=%d to=%d from=%d wrong=%d target=%p source=%p",
                       stream_number(stream), directions[found], size, kind, to, from, wrong, target, source);
-    if (failed || wrong) return failed ? failed : INVALID_VALUE;
+    if (failed || wrong) return failed ? failed : keep(INVALID_VALUE);
     memmove(target, source, size);
     return 0;
 }
@@ -194,7 +207,7 @@ int cudaMemcpyAsync(void *target, const void *source, size_t size, int kind, str
 static int fill(const char *name, void *target, int value, size_t size, struct stream *stream) {
     int wrong = place_of(target, size) < 0;
     int failed = call(name, LAUNCH_FAILED, "stream=%d bytes=%zu wrong=%d", stream_number(stream), size, wrong);
-    if (failed || wrong) return failed ? failed : INVALID_VALUE;
+    if (failed || wrong) return failed ? failed : keep(INVALID_VALUE);
     memset(target, value, size);
     return 0;
 }
