@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cuda", "cpu"], default=Workload.device)
     parser.add_argument("--widths", type=int, nargs="+", default=Workload.widths)
     parser.add_argument("--only", choices=list(ROWS), nargs="+", default=list(ROWS))
-    for name in ("size", "batch", "batches", "scans", "slices", "rounds"):
+    for name in ("size", "batch", "lanes", "batches", "scans", "slices", "rounds"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Workload, name))
     options = vars(parser.parse_args())
     path, only = options.pop("json"), options.pop("only")

@@ -15,7 +15,7 @@ from slicemill.bench.harness.networks import MARKED, HuThresholdNetwork, default
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.infer.network.lanes import DeviceLane, Lane, make_compute_limit, make_lane
 from slicemill.infer.network.model import Model, open_model
-from slicemill.infer.runtime.capacity import LANES, Capacity, batch_capacity
+from slicemill.infer.runtime.capacity import Capacity, batch_capacity
 from slicemill.train.config import Config
 from slicemill.train.export.graph import DEFAULT, ExportGraph, Flavor
 
@@ -34,6 +34,8 @@ class Workload:
     """Pixels along a side of a slice."""
     batch: int = 0
     """Slices in a batch; 0 is the number that `infer` chooses."""
+    lanes: int = 0
+    """Batches in progress at once in `infer`; 0 is the number that it chooses."""
     batches: int = 20
     """Batches in a round."""
     scans: int = 64
@@ -60,7 +62,7 @@ def model_file(folder: Path, width: int, flavor: Flavor, size: int) -> Path:
 
 def open_network(folder: Path, work: Workload, width: int, flavor: Flavor) -> Model:
     """Open a network as `infer` does."""
-    return open_model(model_file(folder, width, flavor, work.size), work.device, 0, work.batch)
+    return open_model(model_file(folder, width, flavor, work.size), work.device, 0, work.batch, work.lanes)
 
 
 def workload_capacity(model: Model, work: Workload) -> Capacity:
@@ -113,16 +115,16 @@ def run_resident(model: Model, work: Workload) -> Work:
 
 def run_with_copies(model: Model, work: Workload) -> Work:
     """Return a function that runs as many batches through the lanes of a run, with copies to and from the GPU."""
-    filled = [fill_lane(model, work) for _ in range(LANES)]
+    filled = [fill_lane(model, work) for _ in range(model.lanes)]
     limit = make_compute_limit(model)
 
     def run_lane(number: int) -> None:
         lane, batch = filled[number]
-        for _ in range(number, work.batches, LANES):
+        for _ in range(number, work.batches, model.lanes):
             lane.run(batch.image, batch.neighbors, limit)
 
     def run() -> None:
-        threads = [threading.Thread(target=run_lane, args=(number,)) for number in range(LANES)]
+        threads = [threading.Thread(target=run_lane, args=(number,)) for number in range(model.lanes)]
         for thread in threads:
             thread.start()
         for thread in threads:

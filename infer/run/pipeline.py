@@ -45,7 +45,7 @@ from slicemill.infer.run.options import (
 from slicemill.infer.run.outputs import check_output_paths, extra_names, extra_path
 from slicemill.infer.run.summary import ScanOutcome, Summary, write_summary
 from slicemill.infer.run.timing import Stopwatch
-from slicemill.infer.runtime.capacity import HOSTS, batch_capacity, count_lanes
+from slicemill.infer.runtime.capacity import HOSTS, batch_capacity
 from slicemill.infer.slices.assembly import Segmentation, plan_scan, select_outputs
 from slicemill.infer.slices.batches import NetworkScan
 
@@ -144,14 +144,17 @@ class BulkRun:
 
     def summarize(self, names: Sequence[str]) -> Summary:
         """Return the summary of the run so far for scans of these names."""
-        cpu = self._model.provider == "cpu"
-        parallel = count_lanes("cpu") if cpu else len(self._options.devices)
+        watch = self._watch
+        if self._model.provider == "cpu":
+            busy = watch.seconds("device") / self._model.lanes
+        else:
+            busy = watch.busy_seconds / len(self._options.devices)
         return Summary(
             outcomes=tuple(self.outcomes.get(name) or make_unreached_outcome(name) for name in names),
             seconds=self._watch.elapsed,
             provider=self._model.provider,
             stages=self._watch.stage_times(),
-            device_busy=min(1.0, self._watch.seconds("device") / self._watch.elapsed / parallel),
+            device_busy=busy / watch.elapsed,
         )
 
     def read(self, job: Job, reserve_memory: Callable[[int], None]) -> ScanInProgress | None:
@@ -274,8 +277,7 @@ def describe_device(model: Model, options: InferOptions) -> str:
     numbers = ", ".join(map(str, options.devices))
     device = count_noun(len(os.sched_getaffinity(0)), "core") if model.provider in HOSTS else f"GPU {numbers}"
     batch = batch_capacity(model.info, model.provider, options.batch).labels
-    lanes = count_lanes(model.provider)
-    return f"{model.provider} ({device}), {count_noun(batch, 'slice')} a batch, {lanes} at a time: {model.reason}"
+    return f"{model.provider} ({device}), {count_noun(batch, 'slice')} a batch, {model.lanes} at a time: {model.reason}"
 
 
 def check_devices(model: Model, devices: Sequence[int]) -> None:
@@ -295,7 +297,10 @@ def check_devices(model: Model, devices: Sequence[int]) -> None:
 
 def open_models(model: Model, devices: Sequence[int]) -> list[Model]:
     """Return a model for each device; the first is `model`, which is open already."""
-    return [model, *(open_model(model.path, model.provider, device, model.batch) for device in devices[1:])]
+    return [
+        model,
+        *(open_model(model.path, model.provider, device, model.batch, model.lanes) for device in devices[1:]),
+    ]
 
 
 def make_unreached_outcome(name: str) -> ScanOutcome:

@@ -60,7 +60,8 @@ class Summary:
     stages: dict[str, StageTime]
     """Time of each stage, by name (`slicemill.infer.run.timing.STAGES`)."""
     device_busy: float
-    """Share of the run in which the network ran, 0 to 1."""
+    """Share of the run in which a device ran the network, 0 to 1: the mean over the cores of a CPU, or over the GPUs. A
+    GPU is busy while at least one of its lanes computes."""
     left_out: tuple[tuple[Location, str], ...] = ()
     """Files of the input that were not segmented, with reasons."""
 
@@ -107,7 +108,8 @@ class SummaryDocument:
     """Duration of the run."""
     slices_per_second: float
     device_busy: float
-    """Share of the run in which the network ran, 0 to 1."""
+    """Share of the run in which a device ran the network, 0 to 1: the mean over the cores of a CPU, or over the GPUs. A
+    GPU is busy while at least one of its lanes computes."""
     stages: dict[str, StageTime]
     """Time of each stage, by name."""
     peak_mib: float

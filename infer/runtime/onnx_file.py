@@ -99,10 +99,13 @@ def find_logits(model: bytes) -> str | None:
 
 
 def add_output(model: bytes, name: str) -> bytes:
-    """Return a model with one of its tensors as another output.
+    """Return a model with one of its tensors as an output, too.
 
     Protobuf merges a message that occurs twice, so the graph's new output is appended.
     """
+    graphs = _messages(memoryview(model), MODEL_GRAPH)
+    if any(name in _texts(output, VALUE_NAME) for graph in graphs for output in _messages(graph, GRAPH_OUTPUT)):
+        return model
     return model + write_bytes(MODEL_GRAPH, write_bytes(GRAPH_OUTPUT, write_bytes(VALUE_NAME, name.encode())))
 
 

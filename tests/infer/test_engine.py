@@ -57,6 +57,50 @@ def test_a_device_that_fails_again_ends_the_run():
     assert run.correct
 
 
+def test_a_device_that_this_process_can_no_longer_use_ends_the_run():
+    """After an illegal memory access every call of CUDA fails, as long as the process lives."""
+
+    class Lost(FakeModel):
+        def rebuild(self):
+            raise ProviderError("does not run here") from RuntimeError("CUDA failure 700: again ; GPU=0")
+
+    run = FakeRun(volumes(*TEN), [Lost("cuda", fails_at=[3])], capacity=Capacity(2, 2), readers=1)
+    with pytest.raises(
+        ProviderError,
+        match=r"cuda: the device failed \(CUDA error 700\), and this process can no longer use it "
+        r"\(CUDA failure 700: again\). Run the same command again to continue",
+    ):
+        run.run()
+    assert run.errors
+    assert all(str(error) == "cuda: the device failed (CUDA error 700)." for error in run.errors.values())
+    assert run.correct
+
+
+def test_nothing_holds_the_old_session_when_a_device_is_rebuilt():
+    class Session:
+        """What the memory of a GPU belongs to."""
+
+    alive = []
+
+    class Tracked(FakeModel):
+        def rebuild(self):
+            old = weakref.ref(self.session)
+            self.session = None
+            alive.append(old() is not None)
+            self.session = Session()
+            super().rebuild()
+
+    def fail(number):
+        session = model.session  # what a frame of the failed call refers to
+        if number == 3:
+            raise RuntimeError(session)
+
+    model = Tracked("cuda", on_batch=fail)
+    model.session = Session()
+    assert FakeRun(volumes(*TEN), [model], capacity=Capacity(2, 2), readers=1).run().correct
+    assert alive == [False]
+
+
 class Troubled(FakeRun):
     """Scan 4 is damaged, scan 7 does not fit on the disk."""
 
