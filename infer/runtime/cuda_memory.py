@@ -64,6 +64,7 @@ class CudaDevice:
         if code := getattr(self._library, name)(*arguments):
             self._library.cudaGetErrorString.restype = ctypes.c_char_p
             reason = self._library.cudaGetErrorString(ctypes.c_int(code)).decode(errors="replace")
+            self._library.cudaGetLastError()  # clears it; else the next kernel of onnxruntime reports it as its own
             raise ProviderError(f"{name} failed on GPU {self._device.value}: {reason} (error {code}).")
 
 
