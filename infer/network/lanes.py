@@ -208,7 +208,7 @@ def make_lane(model: Model, capacity: Capacity, outputs: Sequence[str]) -> Lane:
         The buffers cannot be allocated.
     """
     kind = OpenvinoLane if model.provider == "openvino" else DeviceLane if model.provider in ON_DEVICE else HostLane
-    with report_device_errors(model.provider, "there is no memory for a batch"):
+    with report_device_errors(model.provider, "the buffers of a batch cannot be allocated"):
         return kind(model, capacity, outputs)
 
 

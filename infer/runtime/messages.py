@@ -20,7 +20,7 @@ def first_line(error: BaseException) -> str:
     ('no such node', 'MemoryError')
     >>> first_line(RuntimeError("/src/a.cc:63 static Info Info::From(const Options&) [ONNXRuntimeError] : 1 : FAIL : "
     ...     "options.h:182 Parse Unknown provider option: a."))
-    'Unknown provider option: a.'
+    'Unknown provider option: a'
     """
     text = str(error).strip()
     return _find_cause(text.splitlines()[0])[:MAX_CHARACTERS] if text else type(error).__name__
@@ -30,4 +30,4 @@ def _find_cause(line: str) -> str:
     if failure := FAILURE.search(line):
         node = NODE.search(line)
         return f"{node[1]}: {failure[0]}" if node else failure[0]
-    return SOURCE.sub("", STATUS.sub("", line))
+    return SOURCE.sub("", STATUS.sub("", line)).rstrip(".")

@@ -9,6 +9,7 @@ import ctypes
 import importlib.metadata
 import io
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,6 +103,16 @@ def describe_runtime(module: Any) -> str:
     return f"onnxruntime {module.__version__} in {folder}{hides}"
 
 
+@cache
+def load_libraries(module: Any) -> None:
+    """Load the CUDA libraries that pip installed as packages, once; onnxruntime does not find them by itself.
+
+    What onnxruntime prints is dropped: `explain_missing_library` finds the reason, if a provider does not run.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        module.preload_dlls()
+
+
 def explain_missing_library(module: Any, provider: str) -> str | None:
     """Return the loader's reason why the library of a provider cannot be loaded, or None if it can.
 
@@ -163,7 +174,7 @@ def make_session(
         try:
             return _session(model, path, "cuda", device, more), "cuda", "the CUDA provider runs"
         except ProviderError as error:
-            reason = f"CUDA does not start: {error}"
+            reason = f"CUDA does not run: {error}"
     if device:
         raise ProviderError(f"--devices {device}: auto would use the CPU, whose only device is 0: {reason}.")
     return _session(model, path, "cpu"), "cpu", reason
@@ -179,9 +190,9 @@ def explain_missing_cuda() -> str | None:
 def provider_options(provider: Provider, device: int, model: bytes) -> dict[str, str]:
     """Return the options of a provider: which GPU, and how to compute there.
 
-    A bias that is fused into its convolution saves a pass over memory. A ConvTranspose with a fused bias fails in every
-    onnxruntime since its pull request 21752: cuDNN refuses the graph. So biases are fused only in models in which no
-    ConvTranspose has one, such as the flavors for GPUs that `slicemill export` writes.
+    A bias that is fused into its convolution saves a pass over memory. A ConvTranspose with a fused bias fails in
+    onnxruntime since its pull request 21752, in 1.31.1 too: cuDNN refuses the graph. So biases are fused only in models
+    in which no ConvTranspose has one, such as the flavors for GPUs that `slicemill export` writes.
 
     Parameters
     ----------
@@ -259,8 +270,7 @@ def _session(
     settings = provider_options(provider, device, model) | dict(more or {})
     check_options(settings)
     if provider != "cpu":
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints; `explain_missing_library` finds the reason
-            module.preload_dlls()  # CUDA libraries that pip installed as packages, unless torch has loaded them
+        load_libraries(module)
     try:
         if provider == "cuda":
             _probe(module, name, settings)

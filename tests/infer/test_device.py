@@ -207,7 +207,10 @@ class TestTensorrt:
         for job in jobs:
             one, other = (np.asarray(nib.load(tmp_path / name / job.name).dataobj) for name in ("there", "here"))
             assert np.array_equal(one, other), job.name
-        assert json.loads((tmp_path / "there" / "summary.json").read_text())["provider"] == "tensorrt"
+        summary = json.loads((tmp_path / "there" / "summary.json").read_text())
+        assert summary["provider"] == "tensorrt"
+        assert 0 < summary["device_busy"] <= 1
+        assert summary["device_busy"] * summary["seconds"] <= 1.01 * summary["stages"]["device"]["seconds"] + 0.01
         assert cuda_runtime.copied
 
     def test_of_several_runs_one_builds_and_the_others_wait(self, tmp_path):

@@ -215,7 +215,9 @@ def test_buffers_that_cannot_be_allocated_are_reported_in_a_sentence(model, monk
         raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
 
     monkeypatch.setattr("slicemill.infer.network.lanes.HostLane", full)
-    with pytest.raises(ProviderError, match=r"there is no memory for a batch \(CUDA failure 2: out of memory\)"):
+    with pytest.raises(
+        ProviderError, match=r"buffers of a batch cannot be allocated \(CUDA failure 2: out of memory\)"
+    ):
         make_lane(opened, Capacity(4, 12), ("label",))
 
 
