@@ -1,4 +1,4 @@
-"""Model files of every kind that the product exports. All of them label every pixel 0, which is what no GPU computes."""
+"""Model files of every kind that the product exports. They label every pixel 0, as the dry card does."""
 
 from pathlib import Path
 

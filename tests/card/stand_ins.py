@@ -74,7 +74,7 @@ def _provider() -> Path:
 
 
 def _needed(provider: Path) -> dict[str, set[str]]:
-    """Return the functions that the provider takes from each library: linked ones, and cuDNN's, loaded by their names."""
+    """Return the functions that the provider takes from each library; it links all but cuDNN's, which it names."""
     needed: dict[str, set[str]] = {source: set() for source in LIBRARIES}
     sources = {library: source for source, library in LIBRARIES.items()}
     for line in _run("nm", "-D", "--undefined-only", provider).splitlines():

@@ -1,6 +1,6 @@
 """Whole runs on the dry card: `slicemill infer --provider cuda`, and what it reports when a call of a library fails."""
 
-import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,21 @@ from tests.infer.test_device import guided
 SCANS, SLICES, BATCH = 6, 12, 8
 CALLS = {
     "cublasCreate_v2", "cublasDestroy_v2", "cublasLtCreate", "cublasLtDestroy", "cublasSetStream_v2", "cublasSgeam",
-    "cuInit",
     "cudaDeviceSynchronize", "cudaFree", "cudaFreeHost", "cudaGetDeviceCount", "cudaGetDeviceProperties",
     "cudaHostAlloc", "cudaLaunchKernel", "cudaMalloc", "cudaMemcpy", "cudaMemcpyAsync", "cudaSetDevice",
-    "cudaStreamCreateWithFlags", "cudaStreamDestroy", "cudaStreamSynchronize", "cudnnAddTensor",
+    "cudaStreamCreateWithFlags", "cudaStreamDestroy", "cudaStreamSynchronize",
     "cudnnBackendCreateDescriptor", "cudnnBackendExecute", "cudnnBackendFinalize", "cudnnCreate",
     "cudnnCreateFilterDescriptor", "cudnnCreatePoolingDescriptor", "cudnnCreateTensorDescriptor", "cudnnDestroy",
     "cudnnDestroyFilterDescriptor", "cudnnDestroyPoolingDescriptor", "cudnnDestroyTensorDescriptor",
     "cudnnPoolingForward", "cudnnSetPoolingNdDescriptor", "cudnnSetStream", "cudnnSetTensorNdDescriptor",
 }  # fmt: skip
-"""Every function that a run calls."""
+"""Every function that a run calls, of those that can fail."""
+IGNORED = {
+    "cublasDestroy_v2", "cublasLtDestroy", "cudaFree", "cudaFreeHost", "cudaGetDeviceProperties", "cudaStreamDestroy",
+    "cudnnBackendCreateDescriptor", "cudnnCreateFilterDescriptor", "cudnnDestroy", "cudnnDestroyFilterDescriptor",
+    "cudnnDestroyPoolingDescriptor", "cudnnDestroyTensorDescriptor",
+}  # fmt: skip
+"""Functions that compute nothing, whose failure onnxruntime ignores where it happens."""
 OF_A_BATCH = ("cudaLaunchKernel", "cudaMemcpy", "cudaStreamSynchronize", "cudnnBackendExecute", "cudnnPoolingForward")
 OF_THE_START = ("cublasCreate_v2", "cudaMalloc", "cudaSetDevice", "cudaStreamCreateWithFlags", "cudnnCreate")
 
@@ -106,7 +111,9 @@ def test_a_run_segments_all_scans_and_frees_its_memory(card, infer):
     assert infer.statuses() == {"done": SCANS}
     assert ran.count("cudaHostAlloc") == ran.count("cudaFreeHost")
     assert [call for call in ran.calls if "refused" in call.details or call["result"] != "0"] == []
-    assert [call for call in ran.calls if {"wrong", "elsewhere"} & {k for k, v in call.details.items() if v == "1"}] == []
+    assert [
+        call for call in ran.calls if {"wrong", "elsewhere"} & {k for k, v in call.details.items() if v == "1"}
+    ] == []
 
 
 def test_labels_that_no_gpu_computed_are_refused(card, scans, tmp_path):
@@ -219,18 +226,19 @@ class TestMissingLibraries:
 
 class TestFailures:
     def test_the_list_of_calls_is_complete(self, clean):
-        assert set(clean.counts()) - {"mark", "allocated"} <= CALLS
+        assert set(clean.counts()) - {"mark", "allocated"} == CALLS
 
     @pytest.mark.parametrize("mode", ["", "lost"])
     @pytest.mark.parametrize("name", sorted(CALLS))
     def test_whichever_call_fails_the_run_ends_in_order(self, name, mode, clean, card, infer):
         ran = infer(card.changed(fail=f"{name} {middle(clean, name)} {mode}"))
-        assert ran.code in (0, 1), ran.output
+        assert any(call["result"] != "0" for call in ran.calls)
         assert "Traceback" not in ran.output
-        if ran.code == 0:
+        if name in IGNORED and ran.code == 0:
             assert infer.statuses() == {"done": SCANS}
-        elif any(call["result"] != "0" for call in ran.calls):
-            assert "cuda" in ran.output
+        else:
+            assert ran.code == 1, ran.output
+            assert re.search(r"--provider cuda|cuda: the device failed", ran.output), ran.output
 
     @pytest.mark.parametrize("name", OF_THE_START)
     def test_a_gpu_that_does_not_start_is_reported(self, name, card, infer):
@@ -239,7 +247,7 @@ class TestFailures:
 
     def test_pinned_memory_that_is_not_there_is_reported(self, card, infer):
         ran = infer(card.changed(fail="cudaHostAlloc 1 ever"))
-        assert_clear(ran, "cudaHostAlloc failed on GPU 0: out of memory (error 2)")
+        assert_clear(ran, "--provider cuda", "cudaHostAlloc failed on GPU 0: out of memory (error 2)", "--provider cpu")
 
     @pytest.mark.parametrize("name", OF_A_BATCH)
     def test_one_failed_batch_costs_its_scans_and_the_rest_is_done(self, name, clean, card, infer):

@@ -80,8 +80,7 @@ def two_lanes(path: str, batches: int) -> list[int]:
     def drive() -> None:
         lane = open_lane(model)
         start.wait()
-        for _ in range(batches):
-            highest.append(run_batch(lane, model.info.context))
+        highest.extend(run_batch(lane, model.info.context) for _ in range(batches))
 
     start = threading.Barrier(2)
     mark("lanes")
@@ -102,9 +101,32 @@ def rebuild(path: str) -> list[int]:
     return [*highest, run_batch(open_lane(model), model.info.context)]
 
 
+def misuse() -> dict[str, int]:
+    """Call the runtime wrongly, and return the error of each call."""
+    runtime = ctypes.CDLL("libcudart.so.13")
+    memory, host, nothing = ctypes.c_void_p(), ctypes.create_string_buffer(300), ctypes.c_void_p(64)
+    assert runtime.cudaMalloc(ctypes.byref(memory), ctypes.c_size_t(100)) == 0
+
+    def copy(size: int, kind: int) -> int:
+        return int(runtime.cudaMemcpy(memory, host, ctypes.c_size_t(size), ctypes.c_int(kind)))
+
+    return {
+        "copy that fits": copy(100, 1),
+        "copy beyond the end": copy(101, 1),
+        "copy in the wrong direction": copy(100, 2),
+        "the error is kept": runtime.cudaGetLastError(),
+        "and cleared": runtime.cudaGetLastError(),
+        "unknown memory is freed": runtime.cudaFree(nothing),
+        "unknown device": runtime.cudaSetDevice(1),
+        "function that is not written": runtime.cudaGraphLaunch(None, None),
+        "freed": runtime.cudaFree(memory),
+        "freed twice": runtime.cudaFree(memory),
+    }
+
+
 def main() -> None:
     """Call the function that the arguments name."""
-    functions = {function.__name__: function for function in (label, two_lanes, rebuild)}
+    functions = {function.__name__: function for function in (label, two_lanes, rebuild, misuse)}
     result = functions[sys.argv[1]](*json.loads(sys.argv[2]))
     sys.stdout.write(f"\n{json.dumps(result)}\n")
 

@@ -1,4 +1,6 @@
-/* A stand-in for libcudart: memory is the host's, kernels are logged and not run. Names and values: CUDA 13's driver_types.h. */
+/* A stand-in for libcudart: memory is the host's, kernels are logged and not run.
+ *
+ * The values are those of CUDA 13's driver_types.h. A failed call is kept until cudaGetLastError clears it. */
 #define _GNU_SOURCE
 #include "shared.h"
 
@@ -51,7 +53,8 @@ void __cudaRegisterFunction(void **handle, const char *function, char *on_device
 }
 
 unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, struct stream *stream) {
-    configuration.grid = grid, configuration.block = block, configuration.shared = shared, configuration.stream = stream;
+    configuration.grid = grid, configuration.block = block;
+    configuration.shared = shared, configuration.stream = stream;
     return 0;
 }
 int __cudaPopCallConfiguration(dim3 *grid, dim3 *block, size_t *shared, struct stream **stream) {
@@ -68,11 +71,11 @@ int cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void **values,
     (void)grid, (void)block, (void)values, (void)shared;
     return launch(function, stream);
 }
-int __cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void **values, size_t shared, struct stream *stream) {
-    return cudaLaunchKernel(function, grid, block, values, shared, stream);
+int __cudaLaunchKernel(const void *kernel, dim3 grid, dim3 block, void **values, size_t shared, struct stream *stream) {
+    return cudaLaunchKernel(kernel, grid, block, values, shared, stream);
 }
 int __cudaGetKernel(const void **kernel, const void *function) { *kernel = function; return 0; }
-int cudaFuncGetAttributes(void *attributes, const void *function) { (void)function; memset(attributes, 0, 64); return 0; }
+int cudaFuncGetAttributes(void *attributes) { memset(attributes, 0, 64); return 0; }
 ACCEPT(cudaFuncSetAttribute)
 int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks) { *blocks = 2; return 0; }
 
@@ -118,14 +121,18 @@ int cudaDeviceGetAttribute(int *value, int attribute, int device) {
 }
 int cudaDriverGetVersion(int *version) { *version = 13000; return 0; }
 int cudaRuntimeGetVersion(int *version) { *version = 13000; return 0; }
-int cudaGetDeviceCount(int *count) { *count = device_count(); return call("cudaGetDeviceCount", NO_DEVICE, "count=%d", *count); }
+int cudaGetDeviceCount(int *count) {
+    *count = device_count();
+    return call("cudaGetDeviceCount", NO_DEVICE, "count=%d", *count);
+}
 int cudaGetDevice(int *device) { *device = current_device(); return 0; }
 int cudaSetDevice(int device) {
     int failed = call("cudaSetDevice", NO_DEVICE, "to=%d", device);
     return failed ? failed : set_current_device(device) ? keep(NO_DEVICE) : 0;
 }
 int cudaMemGetInfo(size_t *free_bytes, size_t *total) { *free_bytes = 140000000000, *total = 150000000000; return 0; }
-int cudaGetDriverEntryPointByVersion(const char *name, void **function, unsigned version, unsigned long flags, int *result) {
+int cudaGetDriverEntryPointByVersion(const char *name, void **function, unsigned version, unsigned long flags,
+                                     int *result) {
     (void)version, (void)flags;
     *function = NULL;
     if (result) *result = 1; /* cudaDriverEntryPointSymbolNotFound */
@@ -175,7 +182,9 @@ static int free_logged(const char *name, void *address, int pinned) {
 }
 int cudaMalloc(void **address, size_t size) { return allocate_logged("cudaMalloc", address, size, 0, 0); }
 int cudaMallocHost(void **address, size_t size) { return allocate_logged("cudaMallocHost", address, size, 1, 0); }
-int cudaHostAlloc(void **address, size_t size, unsigned flags) { return allocate_logged("cudaHostAlloc", address, size, 1, flags); }
+int cudaHostAlloc(void **address, size_t size, unsigned flags) {
+    return allocate_logged("cudaHostAlloc", address, size, 1, flags);
+}
 int cudaFree(void *address) { return free_logged("cudaFree", address, 0); }
 int cudaFreeHost(void *address) { return free_logged("cudaFreeHost", address, 1); }
 struct pointer { int type, device; const void *on_device, *on_host; }; /* cudaPointerAttributes */
@@ -194,13 +203,15 @@ static int copy(const char *name, void *target, const void *source, size_t size,
     int found = to >= 0 ? (from >= 0 ? 3 : 1) : (from >= 0 ? 2 : 0);
     int wrong = to == BEYOND || from == BEYOND || (kind != 4 && kind != found);
     static const char *const directions[] = {"host", "up", "down", "inside"};
-    int failed = call(name, LAUNCH_FAILED, "stream=%d direction=%s bytes=%zu kind=%d to=%d from=%d wrong=%d target=%p source=%p",
-                      stream_number(stream), directions[found], size, kind, to, from, wrong, target, source);
+    int failed = call(name, LAUNCH_FAILED, "stream=%d direction=%s bytes=%zu kind=%d to=%d from=%d wrong=%d",
+                      stream_number(stream), directions[found], size, kind, to, from, wrong);
     if (failed || wrong) return failed ? failed : keep(INVALID_VALUE);
     memmove(target, source, size);
     return 0;
 }
-int cudaMemcpy(void *target, const void *source, size_t size, int kind) { return copy("cudaMemcpy", target, source, size, kind, NULL); }
+int cudaMemcpy(void *target, const void *source, size_t size, int kind) {
+    return copy("cudaMemcpy", target, source, size, kind, NULL);
+}
 int cudaMemcpyAsync(void *target, const void *source, size_t size, int kind, struct stream *stream) {
     return copy("cudaMemcpyAsync", target, source, size, kind, stream);
 }
@@ -229,7 +240,9 @@ static int make_stream(const char *name, struct stream **stream, unsigned flags)
     return 0;
 }
 int cudaStreamCreate(struct stream **stream) { return make_stream("cudaStreamCreate", stream, 0); }
-int cudaStreamCreateWithFlags(struct stream **stream, unsigned flags) { return make_stream("cudaStreamCreateWithFlags", stream, flags); }
+int cudaStreamCreateWithFlags(struct stream **stream, unsigned flags) {
+    return make_stream("cudaStreamCreateWithFlags", stream, flags);
+}
 int cudaStreamDestroy(struct stream *stream) {
     int failed = call("cudaStreamDestroy", LAUNCH_FAILED, "stream=%d", stream_number(stream));
     free(stream);
@@ -239,10 +252,12 @@ int cudaStreamSynchronize(struct stream *stream) {
     wait_for(stream);
     return call("cudaStreamSynchronize", LAUNCH_FAILED, "stream=%d", stream_number(stream));
 }
-int cudaStreamWaitEvent(struct stream *stream) { return call("cudaStreamWaitEvent", LAUNCH_FAILED, "stream=%d", stream_number(stream)); }
+int cudaStreamWaitEvent(struct stream *stream) {
+    return call("cudaStreamWaitEvent", LAUNCH_FAILED, "stream=%d", stream_number(stream));
+}
 int cudaStreamIsCapturing(struct stream *stream, int *status) { (void)stream; *status = 0; return 0; }
 int cudaEventCreate(void **event) { *event = malloc(1); return call("cudaEventCreate", LAUNCH_FAILED, "made=1"); }
-int cudaEventCreateWithFlags(void **event) { *event = malloc(1); return call("cudaEventCreateWithFlags", LAUNCH_FAILED, "made=1"); }
+int cudaEventCreateWithFlags(void **event) { return cudaEventCreate(event); }
 int cudaEventDestroy(void *event) { free(event); return 0; }
 ACCEPT(cudaEventRecord)
 ACCEPT(cudaEventSynchronize)

@@ -18,7 +18,9 @@ struct descriptor {
 };
 
 size_t cudnnGetVersion(void) { return 91300; }
-const char *cudnnGetErrorString(int status) { return status == NOT_SUPPORTED ? "CUDNN_STATUS_NOT_SUPPORTED" : "CUDNN_STATUS_EXECUTION_FAILED"; }
+const char *cudnnGetErrorString(int status) {
+    return status == NOT_SUPPORTED ? "CUDNN_STATUS_NOT_SUPPORTED" : "CUDNN_STATUS_EXECUTION_FAILED";
+}
 void cudnnGetLastErrorString(char *text, size_t size) { if (size) *text = 0; }
 
 CREATE(cudnnCreate)
@@ -26,7 +28,7 @@ ACCEPT(cudnnDestroy)
 SET_STREAM(cudnnSetStream)
 int cudnnGetStream(struct handle *handle, struct stream **stream) { *stream = handle->stream; return 0; }
 
-/* Graphs: the front end in the provider builds them of descriptors. One engine, without knobs and workspace, takes each. */
+/* Graphs, which the front end in the provider builds of descriptors. One engine without knobs takes each. */
 
 int cudnnBackendCreateDescriptor(int type, struct descriptor **descriptor) {
     *descriptor = calloc(1, sizeof **descriptor);
@@ -48,7 +50,7 @@ int cudnnBackendSetAttribute(struct descriptor *descriptor, int name, int type, 
     }
     return 0;
 }
-int cudnnBackendGetAttribute(struct descriptor *descriptor, int name, int type, long requested, long *count, void *values) {
+int cudnnBackendGetAttribute(void *descriptor, int name, int type, long requested, long *count, void *values) {
     int none = name == KNOB_CHOICES || name == KNOB_INFO || name == NUMERICAL_NOTE || name == BEHAVIOR_NOTE;
     (void)descriptor;
     if (count) *count = none ? 0 : 1;
@@ -62,7 +64,8 @@ int cudnnBackendExecute(struct handle *handle, struct descriptor *plan, struct d
     int elsewhere = 0;
     (void)plan;
     for (long i = 0; i < pack->count; i++) elsewhere += place_of(pack->pointers[i], 0) != handle->device;
-    int failed = call("cudnnBackendExecute", FAILED, "stream=%d pointers=%ld elsewhere=%d", stream_number(handle->stream), pack->count, elsewhere);
+    int failed = call("cudnnBackendExecute", FAILED, "stream=%d pointers=%ld elsewhere=%d",
+                      stream_number(handle->stream), pack->count, elsewhere);
     return failed ? failed : elsewhere ? BAD_PARAMETER : 0;
 }
 

@@ -91,7 +91,7 @@ int set_current_device(int number) {
 }
 
 int stream_number(const struct stream *stream) {
-    return (size_t)stream < 4096 ? -(int)(size_t)stream : stream->number; /* cudaStreamLegacy and the like are small numbers */
+    return (size_t)stream < 4096 ? -(int)(size_t)stream : stream->number; /* cudaStreamLegacy is a small number */
 }
 
 struct handle *make_handle(void) {

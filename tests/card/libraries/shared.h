@@ -26,7 +26,7 @@ int stream_number(const struct stream *stream);
 void wait_for(const struct stream *stream);
 struct handle *make_handle(void);
 
-/* Memory of the current device, or pinned; zeros. It is unmapped when freed, so that a later access ends the process. */
+/* Memory of the current device, or pinned; zeros. It is unmapped when freed: a later access ends the process. */
 void *allocate(size_t size, int pinned);
 int release(void *address, int pinned);
 int place_of(const void *address, size_t size);
