@@ -21,13 +21,13 @@ def name(kind):
 
 @dataclass(frozen=True)
 class Run:
-    """What two batches of a model did."""
+    """What three batches of a model did."""
 
     path: Path
     value: dict[str, Any]
     calls: tuple[Call, ...]
     batches: list[list[Call]]
-    """The calls of the first batch and of the second."""
+    """The calls of each batch."""
 
 
 @pytest.fixture(
@@ -99,12 +99,11 @@ def test_outputs_are_copied_after_the_stream_has_finished(run):
         assert any(last < wait < down[0] for wait in waits if batch[wait]["stream"] == stream_of(batch))
 
 
-def test_the_second_batch_makes_the_calls_of_the_first_and_allocates_nothing(run):
-    first, second = ([call for call in batch if call.name in COMPUTES] for batch in run.batches)
-    assert [(call.name, call.details.get("kernel")) for call in first] == [
-        (call.name, call.details.get("kernel")) for call in second
-    ]
-    assert [call.name for call in run.batches[1] if "alloc" in call.name.lower()] == []
+def test_all_batches_make_the_same_calls_and_the_third_allocates_nothing(run):
+    first, *others = ([(c.name, c.details.get("kernel")) for c in batch if c.name in COMPUTES] for batch in run.batches)
+    assert others == [first, first]
+    # onnxruntime plans the memory of a run at the first batch, and allocates it as one piece at the second
+    assert [call.name for call in run.batches[2] if "alloc" in call.name.lower()] == []
 
 
 def test_memory_is_freed_once_and_pinned_memory_is_for_every_gpu(run):
@@ -116,4 +115,4 @@ def test_memory_is_freed_once_and_pinned_memory_is_for_every_gpu(run):
 
 
 def test_no_gpu_computes_a_label(run):
-    assert run.value["highest"] == [0, 0]
+    assert run.value["highest"] == [0, 0, 0]

@@ -53,13 +53,13 @@ def run_batch(lane: Lane, context: int) -> int:
 
 
 def label(path: str, device: int = 0) -> dict[str, Any]:
-    """Open a model and run two batches."""
+    """Open a model and run three batches."""
     record_placement()
     model = open_model(Path(path), "cuda", device)
     assignments = model.session.get_provider_graph_assignment_info()
     lane = open_lane(model)
     highest = []
-    for number in range(2):
+    for number in range(3):
         mark(f"batch {number}")
         highest.append(run_batch(lane, model.info.context))
     mark("end")
