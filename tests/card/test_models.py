@@ -1,5 +1,6 @@
 """Every kind of model on the dry card: where its nodes run, and which calls a batch makes in which order."""
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +24,7 @@ def name(kind):
 class Run:
     """What three batches of a model did."""
 
+    kind: tuple[str, ...]
     path: Path
     value: dict[str, Any]
     calls: tuple[Call, ...]
@@ -38,7 +40,7 @@ def run(request, libraries, written, tmp_path_factory) -> Run:
     ran = Card(libraries=libraries, folder=tmp_path_factory.mktemp("card")).work("label", path)
     marks = [index for index, call in enumerate(ran.calls) if call.name == "mark"]
     batches = [list(ran.calls[start + 1 : end]) for start, end in pairwise(marks)]
-    return Run(path, ran.value, ran.calls, batches)
+    return Run(request.param, path, ran.value, ran.calls, batches)
 
 
 def test_every_node_runs_on_the_gpu(run):
@@ -51,6 +53,20 @@ def test_every_node_runs_on_the_gpu(run):
 def test_every_option_is_accepted(run):
     requested = provider_options("cuda", 0, run.path.read_bytes())
     assert {name: run.value["options"][name] for name in requested} == requested
+
+
+def test_biases_are_fused_in_the_flavors_for_gpus(run):
+    fused = run.value["options"]["fuse_conv_bias"] == "1"
+    added = [call for batch in run.batches for call in batch if call.name == "cudnnAddTensor"]
+    assert fused == (run.kind[1] not in ("fp32", "probability-fp32"))
+    assert fused == (not added)
+
+
+def test_a_fused_bias_of_a_transposed_convolution_is_what_cudnn_refuses(libraries, written, tmp_path):
+    card = Card(libraries=libraries, folder=tmp_path)
+    refused = card.work("fuse_every_bias", written("default", "fp32")).value
+    assert re.search(r"ConvTranspose node.*cudnn_fe_call", refused), "onnxruntime mended it: fuse every bias"
+    assert card.work("fuse_every_bias", written("default", "fp16")).value == ""
 
 
 def test_nothing_is_copied_inside_the_network(run):

@@ -16,6 +16,7 @@ import numpy as np
 from slicemill.infer.network.lanes import Lane, make_lane
 from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.runtime.capacity import batch_capacity
+from slicemill.infer.runtime.providers import make_session
 
 BATCH = 4
 
@@ -101,6 +102,18 @@ def rebuild(path: str) -> list[int]:
     return [*highest, run_batch(open_lane(model), model.info.context)]
 
 
+def fuse_every_bias(path: str) -> str:
+    """Run a batch with fused biases whatever the model, and return the error."""
+    model = open_model(Path(path), "cuda")
+    content = model.path.read_bytes()
+    model.session = make_session(content, model.path, "cuda", 0, {"fuse_conv_bias": "1"})[0]
+    try:
+        run_batch(open_lane(model), model.info.context)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
 def misuse() -> dict[str, int]:
     """Call the runtime wrongly, and return the error of each call."""
     runtime = ctypes.CDLL("libcudart.so.13")
@@ -126,7 +139,7 @@ def misuse() -> dict[str, int]:
 
 def main() -> None:
     """Call the function that the arguments name."""
-    functions = {function.__name__: function for function in (label, two_lanes, rebuild, misuse)}
+    functions = {function.__name__: function for function in (label, two_lanes, rebuild, fuse_every_bias, misuse)}
     result = functions[sys.argv[1]](*json.loads(sys.argv[2]))
     sys.stdout.write(f"\n{json.dumps(result)}\n")
 
