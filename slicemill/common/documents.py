@@ -1,7 +1,7 @@
 """Typed documents: JSON and TOML from files become frozen dataclasses, and dataclasses become JSON.
 
 msgspec does the work. It was chosen over pydantic because it adds a ninth of the time to the start of a command (40 ms
-against 400; `slicemill.bench.stages.documents`), and because its messages name the position in the document.
+against 400; `slicemill bench documents`), and because its messages name the position in the document.
 """
 
 import dataclasses
