@@ -6,18 +6,16 @@ import typer
 
 from slicemill.common.errors import UsageError
 from slicemill.common.files import Location, parse_location
+from slicemill.common.left_out import print_left_out
 from slicemill.common.options import parse_shard
 from slicemill.common.terminal import format_table, print_line, report_errors
-from slicemill.ingest.params import Geometry
+from slicemill.ct.geometry_option import Geometry
 from slicemill.store.layout import ProfileName
 
 if TYPE_CHECKING:
     from slicemill.ct.labels import Labels
     from slicemill.ingest.discover import Collection
     from slicemill.ingest.outcomes import IngestReport
-
-SHOWN = 40
-"""Maximum number of left-out files that are listed."""
 
 
 def ingest(
@@ -40,7 +38,11 @@ def ingest(
         str | None, typer.Option(help="Regular expression; its first group, in the image's path, is the patient.")
     ] = None,
     geometry: Annotated[
-        Geometry, typer.Option(help="If image and mask are on different grids: fail, or use the image's grid.")
+        Geometry,
+        typer.Option(
+            help="If image and mask are on different grids: fail, use the image's header for both, "
+            "or resample the mask by both headers."
+        ),
     ] = "error",
     workers: Annotated[int, typer.Option(help="Worker processes; 0: one per core.", min=0)] = 0,
     threads: Annotated[
@@ -65,6 +67,7 @@ def ingest(
     rehash: Annotated[
         bool, typer.Option("--rehash", help="Recognize unchanged files by their content, not by size and time.")
     ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse cases with a warning; do not store them.")] = False,
     keep_text: Annotated[
         bool, typer.Option("--keep-text", help="Keep free-text header fields; they may name a person.")
     ] = False,
@@ -86,7 +89,7 @@ def ingest(
 
         source, store = _assign_arguments(source, store, has_list=pairs is not None or images is not None)
         target = None if store is None else parse_location(store)
-        collection = _find_collection(None if source is None else parse_location(source), pairs, images, masks)
+        collection = _find_collection(source, pairs, images, masks)
         if patient:
             from slicemill.ingest.discover import set_patients
 
@@ -96,6 +99,7 @@ def ingest(
             geometry=geometry,
             keep_text=keep_text,
             profile=profile,
+            strict=strict,
         )
         if dry_run:
             _print_collection(collection, params.labels)
@@ -133,19 +137,19 @@ def _assign_arguments(source: str | None, store: str | None, *, has_list: bool) 
     return source, store
 
 
-def _find_collection(source: Location | None, pairs: str | None, images: str | None, masks: str | None) -> "Collection":
+def _find_collection(source: str | None, pairs: str | None, images: str | None, masks: str | None) -> "Collection":
     from slicemill.ingest.discover import discover, from_csv, from_patterns
 
-    if sum(value is not None for value in (source, pairs, images)) != 1:
-        raise UsageError("ingest: pass exactly one of a folder, --pairs and --images.")
-    if pairs is not None:
-        return from_csv(parse_location(pairs))
-    if images is not None:
-        return from_patterns(images, masks)
-    if masks is not None:
+    if masks is not None and images is None:
         raise UsageError("--masks needs --images.")
-    assert source is not None  # noqa: S101 (one of the three is not None)
-    return discover(source)
+    match source, pairs, images:
+        case str(folder), None, None:
+            return discover(parse_location(folder))
+        case None, str(table), None:
+            return from_csv(parse_location(table))
+        case None, None, str(pattern):
+            return from_patterns(pattern, masks)
+    raise UsageError("ingest: pass exactly one of a folder, --pairs and --images.")
 
 
 def _choose_labels(collection: "Collection", text: str | None, organ: str | None, tumor: str | None) -> "Labels | None":
@@ -168,7 +172,7 @@ def _print_collection(collection: "Collection", labels: "Labels | None") -> None
     ]
     print_line(format_table(["case", "patient", "image", "mask"], rows))
     print_line()
-    _print_left_out(collection)
+    print_left_out(collection.left_out)
     print_line(f"labels: {format_labels(labels.values) if labels else 'not declared (only the value 1 is accepted)'}")
     if labels:
         print_line(f"organ: {labels.organ or '-'}, tumor: {labels.tumor or '-'}")
@@ -179,15 +183,8 @@ def _print_collection(collection: "Collection", labels: "Labels | None") -> None
     )
 
 
-def _print_left_out(collection: "Collection") -> None:
-    for path, reason in collection.left_out[:SHOWN]:
-        print_line(f"left out: {path}: {reason}")
-    if len(collection.left_out) > SHOWN:
-        print_line(f"left out: {len(collection.left_out) - SHOWN} more")
-
-
 def _print_report(report: "IngestReport", collection: "Collection", store: Location) -> None:
-    _print_left_out(collection)
+    print_left_out(collection.left_out)
     for outcome in report.outcomes:
         for warning in outcome.warnings:
             print_line(f"warning: {outcome.case_id}: {warning}")

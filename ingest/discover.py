@@ -18,12 +18,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from slicemill.common.errors import PairingError, UsageError
 from slicemill.common.files import Location, parse_location, relative_path
+from slicemill.common.left_out import LeftOut
 from slicemill.common.remote import RemotePath
 from slicemill.ct.formats.nifti.names import is_nifti_name, strip_suffix
+from slicemill.ct.formats.unread import explain_unread_files
 from slicemill.ct.labels import LITS_LABELS, Labels, read_dataset_json
 from slicemill.ct.naming import (
     FIRST_CHANNEL,
@@ -65,19 +67,13 @@ class CaseFiles:
         return relative_path(path, self.root)
 
 
-class LeftOut(NamedTuple):
-    """A file or folder that belongs to no case."""
-
-    path: Location
-    reason: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class Collection:
     """The cases, and the files that belong to none."""
 
     cases: tuple[CaseFiles, ...]
     left_out: tuple[LeftOut, ...]
+    """Files and folders that belong to no case."""
     labels: Labels | None
     """Labels that the collection declares (``dataset.json``, LiTS names)."""
 
@@ -98,6 +94,8 @@ def discover(source: Location) -> Collection:
     names = {path: parse_name(relative_path(path, root)) for path in files}
     named_images = [path for path in files if names[path].role == "image"]
     masks = [path for path in files if names[path].role == "mask"]
+    if not files and (unread := explain_unread_files(others)):
+        raise PairingError(f"{source}: contains no NIfTI files; {unread}.")
     if not named_images:
         raise PairingError(
             f"{source}: no CT image among {len(files)} NIfTI files ({len(masks)} of them look like masks) "
@@ -348,6 +346,9 @@ def _match_pattern(pattern: str) -> dict[tuple[str, ...], Path]:
                 raise PairingError(f"{matches[key]} and {name} match {pattern} with the same text {'/'.join(key)!r}.")
             matches[key] = Path(name)
     if not matches:
+        found = glob.glob(pattern, recursive=True)  # noqa: PTH207 (patterns may be absolute)
+        if unread := explain_unread_files(map(Path, found)):
+            raise PairingError(f"{pattern}: matches no .nii, .nii.gz or .hdr file; {unread}.")
         raise PairingError(
             f"{pattern}: matches no .nii, .nii.gz or .hdr file; quote the pattern so that the shell does not expand it."
         )

@@ -44,7 +44,7 @@ def from_document(kind: type[T], document: object, where: str, *, error: type[In
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as problem:
-        raise error(f"{where}: {str(problem).rstrip('.')}.") from problem
+        raise error(f"{str(problem).rstrip('.')}.", where=where) from problem
 
 
 def read_document(kind: type[T], path: Location, *, error: type[InputError] = InputError) -> T:
@@ -84,7 +84,7 @@ def from_toml(kind: type[T], text: str, where: str, *, error: type[InputError] =
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as problem:
-        raise error(f"{where}: cannot be read as TOML ({problem}).") from problem
+        raise error(f"cannot be read as TOML ({problem}).", where=where) from problem
     return from_document(kind, document, where, error=error)
 
 

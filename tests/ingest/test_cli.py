@@ -25,6 +25,10 @@ def test_a_dry_run_shows_the_table_and_writes_nothing(collection, tmp_path):
         (2, ["ingest", "COLLECTION", "store", "--shard", "3/3"], "expected I/N"),
         (2, ["ingest", "COLLECTION", "store", "--labels", "liver"], "expected NAME=VALUE"),
         (2, ["ingest", "COLLECTION"], "pass the folder of the store"),
+        (2, ["ingest", "COLLECTION", "store", "--masks", "*_seg.nii"], "--masks needs --images"),
+        (2, ["ingest", "store", "--pairs", "cases.csv", "--masks", "*_seg.nii"], "--masks needs --images"),
+        (2, ["ingest", "store", "--pairs", "cases.csv", "--images", "*.nii"], "exactly one of a folder, --pairs and"),
+        (2, ["ingest", "COLLECTION", "store", "--pairs", "cases.csv"], "exactly one of a folder, --pairs and"),
         (1, ["store", "info", "nowhere"], "is not a slice store"),
         (1, ["ingest", "COLLECTION", "http://host/store"], "expected a local path or one of s3://BUCKET"),
         (1, ["store", "info", "s3://key:secret@bucket/store"], "credentials and queries do not belong"),
@@ -39,7 +43,7 @@ def test_what_a_user_gets_wrong_is_one_line_and_an_exit_status(status, words, me
 
 
 @pytest.mark.parametrize(
-    ("option", "choices"), [("--geometry", ("error", "trust-image")), ("--profile", ("compact", "fast"))]
+    ("option", "choices"), [("--geometry", ("error", "trust-image", "resample")), ("--profile", ("compact", "fast"))]
 )
 def test_a_choice_that_does_not_exist_is_a_usage_error_that_names_the_choices(option, choices, collection):
     done = invoke("ingest", collection, "store", option, "guess")
