@@ -19,7 +19,7 @@ import numpy.typing as npt
 from slicemill.common.errors import InputError, ProviderError
 from slicemill.infer.network.model import Model, NetworkOutput, make_output
 from slicemill.infer.runtime.capacity import HOSTS, Capacity
-from slicemill.infer.runtime.cuda_memory import open_cuda_device
+from slicemill.infer.runtime.cuda_memory import CudaCallError, open_cuda_device
 from slicemill.infer.runtime.messages import first_line
 
 ON_DEVICE = ("cuda", "tensorrt")
@@ -217,9 +217,9 @@ def report_device_errors(provider: str, what: str) -> Iterator[None]:
     """Convert errors of a runtime, of many types, into a ProviderError that says what failed."""
     try:
         yield
-    except InputError:
-        raise
     except Exception as error:
+        if isinstance(error, InputError) and not isinstance(error, CudaCallError):
+            raise
         raise ProviderError(
             f"--provider {provider}: {what} ({first_line(error)}). Run the same command again, or use --provider cpu."
         ) from error

@@ -3,7 +3,7 @@
 import re
 
 MAX_CHARACTERS = 200
-FAILURE = re.compile(r"[A-Z_]+ failure -?\d+: [^;]*[^;\s]")
+FAILURE = re.compile(r"(?:[A-Z_]+ failure -?\d+: |CUDA error \w+:)[^;]*[^;\s]")
 """What onnxruntime reports of a failed call of CUDA or cuDNN, between C++ signatures and the name of the machine."""
 STATUS = re.compile(r".*\[ONNXRuntimeError\] : \d+ : \w+ : ")
 SOURCE = re.compile(r"/\S+\.(?:cc|cu|h):\d+ .*?\) (?=[A-Z])|\b\w+\.(?:cc|cu|h):\d+ \w+(?:\(\))? ")
@@ -21,6 +21,9 @@ def first_line(error: BaseException) -> str:
     >>> first_line(RuntimeError("/src/a.cc:63 static Info Info::From(const Options&) [ONNXRuntimeError] : 1 : FAIL : "
     ...     "options.h:182 Parse Unknown provider option: a."))
     'Unknown provider option: a'
+    >>> first_line(RuntimeError("Error in execution: Non-zero status code returned while running Cast node. Name:'a' "
+    ...     "Status Message: CUDA error cudaErrorLaunchFailure:unspecified launch failure"))
+    'Cast: CUDA error cudaErrorLaunchFailure:unspecified launch failure'
     """
     text = str(error).strip()
     return _find_cause(text.splitlines()[0])[:MAX_CHARACTERS] if text else type(error).__name__
