@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slicemill.common.terminal import count_noun, format_table, peak_mib, print_line, report_errors
+from slicemill.common.terminal import count_noun, format_table, peak_mib, print_line, print_lines, report_errors
 from slicemill.infer.request import InferRequest, ModelFile, ProviderName
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def tune(
             (name, f"{one.organ:.4f}", f"{one.tumor:.4f}", *one.rules.as_json().values())
             for name, one in (("before", tuned.before), ("chosen", tuned.chosen))
         ]
-        print_line(format_table(["", "organ Dice", "tumor Dice", *tuned.chosen.rules.as_json()], rows))
+        print_lines(format_table(["", "organ Dice", "tumor Dice", *tuned.chosen.rules.as_json()], rows))
         if dry_run:
             print_line(f"nothing was written; as TOML: {rules.as_toml(tuned.chosen.rules)}")
         elif tuned.chosen.rules == tuned.before.rules:
@@ -174,7 +174,7 @@ def _show_left_out(left_out: "LeftOut") -> None:
 def _show_summary(summary: "Summary", out: Path, written: Path) -> None:
     outcomes = summary.outcomes
     rows = [(one.name, one.status, one.slices, one.answer or one.reason) for one in outcomes]
-    print_line(format_table(["scan", "status", "slices", "answer"], rows))
+    print_lines(format_table(["scan", "status", "slices", "answer"], rows))
     done, skipped, failed = (summary.count(status) for status in ("done", "skipped", "failed"))
     print_line(
         f"{len(rows)} scans: {done} done, {skipped} skipped (done before), {failed} failed; "
@@ -185,7 +185,7 @@ def _show_summary(summary: "Summary", out: Path, written: Path) -> None:
     if summary.slices:
         stages = sorted(summary.stages.items(), key=lambda item: -item[1].seconds)
         times = [(name, f"{time.seconds:.1f}", f"{time.share:.0%}") for name, time in stages]
-        print_line(format_table(["stage", "seconds of all threads", "share"], times))
+        print_lines(format_table(["stage", "seconds of all threads", "share"], times))
         print_line(
             f"the network ran {summary.device_busy:.0%} of the run; peak memory of this process: {peak_mib():,.0f} MiB"
         )
@@ -207,7 +207,7 @@ def _show_plan(request: InferRequest, opened: "Model", jobs: "Sequence[Job]") ->
         else (job.name, "segmented", "")
         for job in jobs
     ]
-    print_line(format_table(["scan", "would be", "because"], rows))
+    print_lines(format_table(["scan", "would be", "because"], rows))
     failed = sum(outcome.status == "failed" for outcome in known)
     print_line(
         f"{len(jobs)} scans: {len(left)} to segment, {len(known) - failed} done before, {failed} would fail. "

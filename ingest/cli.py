@@ -7,7 +7,7 @@ import typer
 from slicemill.common.errors import UsageError
 from slicemill.common.files import Location, parse_location
 from slicemill.common.options import parse_shard
-from slicemill.common.terminal import format_table, print_line, report_errors
+from slicemill.common.terminal import format_table, print_line, print_lines, report_errors
 from slicemill.ingest.params import Geometry
 from slicemill.store.layout import ProfileName
 
@@ -166,7 +166,7 @@ def _print_collection(collection: "Collection", labels: "Labels | None") -> None
         (case.case_id, case.patient_id, case.name(case.image), case.name(case.mask) if case.mask else None)
         for case in collection.cases
     ]
-    print_line(format_table(["case", "patient", "image", "mask"], rows))
+    print_lines(format_table(["case", "patient", "image", "mask"], rows))
     print_line()
     _print_left_out(collection)
     print_line(f"labels: {format_labels(labels.values) if labels else 'not declared (only the value 1 is accepted)'}")

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from slicemill.common.csv_cells import unguard_row
 from slicemill.common.errors import PairingError, UsageError
 from slicemill.common.files import Location, parse_location, relative_path
 from slicemill.common.remote import RemotePath
@@ -168,7 +169,7 @@ def from_csv(table: Location) -> Collection:
     """
     try:
         text = table.read_bytes().decode("utf-8-sig")
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        rows = [unguard_row(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise PairingError(f"{table}: cannot be read as CSV ({error}).") from error
     if not rows or "image" not in rows[0]:

@@ -2,20 +2,23 @@
 
 With one worker or one case, the work runs in this process. If a worker process crashes (usually out of memory), the
 standard library's pool breaks and loses the cases of the other workers too. The remaining cases then run one at a time
-until the case that crashes its worker is known. Ctrl-C cancels the waiting cases and terminates the running ones, which
-remove their incomplete files.
+until the case that crashes its worker is known. Ctrl-C and SIGTERM cancel the waiting cases and terminate the running
+ones, which remove their incomplete files. A worker ends with the main process, however that ends.
 
 loky restarts broken pools. But it is not a dependency, does not name the case that crashed the worker, and does not
 terminate running cases in this order.
 """
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
+
+from slicemill.common.signals import SIGNALS, start_helper
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -74,9 +77,18 @@ def _run_until_crash(
 
 
 def _handle_signals() -> None:
-    """Make a worker exit silently on Ctrl-C and on SIGTERM; the main process reports the reason."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Make a worker exit silently on Ctrl-C and on SIGTERM, and when its main process was killed."""
+    for number in SIGNALS:
         signal.signal(number, _exit)
+    start_helper(_end_with_main_process)
+
+
+def _end_with_main_process() -> None:
+    """Wait for the end of the main process, and end this one as SIGTERM does."""
+    main = multiprocessing.parent_process()
+    if main is not None:
+        main.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _exit(*_: Any) -> None:

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from slicemill.bench.harness.clock import time_on_both_clocks
 from slicemill.common.machine import machine_info
-from slicemill.common.terminal import format_table, print_line
+from slicemill.common.terminal import format_table, print_lines
 from slicemill.ct.runs import connect_runs, find_runs
 
 Mask = npt.NDArray[np.bool_]
@@ -123,7 +123,7 @@ def main() -> None:
         for connectivity, row in by_connectivity.items()
     ]
     header = ["mask", "neighbors", "components", "runs, s", "cc3d over runs, CPU", "cc3d without sizes over runs, CPU"]
-    print_line(format_table(header, rows))
+    print_lines(format_table(header, rows))
 
 
 if __name__ == "__main__":

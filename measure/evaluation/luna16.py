@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from slicemill.common.csv_cells import unguard_row
 from slicemill.common.documents import to_document
 from slicemill.common.errors import InputError
+from slicemill.common.files import read_file
 from slicemill.measure.evaluation.froc import FreeResponse, NoFindings, ScanHits, analyze_free_response
 
 Floats = npt.NDArray[np.float64]
@@ -112,7 +114,7 @@ def read_names(path: Path) -> list[str]:
 def _read_text(path: Path) -> str:
     """Read a text file, UTF-8 with or without a byte order mark."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: must be UTF-8; it contains the byte {error.object[error.start]:#04x}. Save it as UTF-8."
@@ -135,7 +137,8 @@ def _parse_points(path: Path, last: str, table: "csv.DictReader[str]") -> dict[s
         raise InputError(
             f"{path}: must have the columns seriesuid, {', '.join(columns)}; missing: {', '.join(missing)}."
         )
-    for number, row in enumerate(table, start=2):
+    for number, cells in enumerate(table, start=2):
+        row = unguard_row(cells)
         try:
             values = [float(row[name]) for name in columns]
         except (TypeError, ValueError):
