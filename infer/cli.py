@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,10 +87,12 @@ def tune(
             tuned = rules.tune(opened, reference, cases, lambda case_id: advance(1, case_id))
         print_line(f"{count_noun(len(cases), 'case')} of {store}")
         rows = [
-            (name, f"{one.organ:.4f}", f"{one.tumor:.4f}", *one.rules.as_json().values())
+            (name, _format_dice(one.organ), _format_dice(one.tumor), *one.rules.as_json().values())
             for name, one in (("before", tuned.before), ("chosen", tuned.chosen))
         ]
         print_lines(format_table(["", "organ Dice", "tumor Dice", *tuned.chosen.rules.as_json()], rows))
+        for gap in rules.find_gaps(opened.info.labels, tuned.before):
+            print_line(gap)
         if dry_run:
             print_line(f"nothing was written; as TOML: {rules.as_toml(tuned.chosen.rules)}")
         elif tuned.chosen.rules == tuned.before.rules:
@@ -97,6 +100,10 @@ def tune(
         else:
             rules.write_rules(files, tuned)
             print_line(f"written: {', '.join(map(str, files))}")
+
+
+def _format_dice(dice: float) -> str:
+    return "-" if isnan(dice) else f"{dice:.4f}"
 
 
 def _segment(request: InferRequest) -> None:

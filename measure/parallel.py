@@ -23,6 +23,8 @@ from slicemill.common.signals import SIGNALS, start_helper
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _ENDING = threading.Event()
+_WORKING = threading.Lock()
+"""Held while a worker is at work on an item."""
 
 
 def map_isolated(
@@ -84,11 +86,13 @@ def _handle_signals() -> None:
 
 
 def _end_with_main_process() -> None:
-    """Wait for the end of the main process, and end this one as SIGTERM does."""
+    """Wait for the end of the main process, interrupt the item as SIGTERM does, and end this process after it."""
     main = multiprocessing.parent_process()
     if main is not None:
         main.join()
         os.kill(os.getpid(), signal.SIGTERM)
+        with _WORKING:  # not earlier: the item removes its incomplete files. Nor later: the pool's queue would wait
+            os._exit(1)
 
 
 def _exit(*_: Any) -> None:
@@ -101,4 +105,5 @@ def _work_unless_ending(work: Callable[[Item], Result], item: Item) -> Result:
     """Do the work unless the worker is about to exit. The pool would still assign it the next item."""
     if _ENDING.is_set():
         raise SystemExit
-    return work(item)
+    with _WORKING:
+        return work(item)

@@ -163,13 +163,15 @@ def preview(
         from slicemill.store.reader import open_store
 
         opened = open_store(path)
-        ids = list(case) if case else pick_evenly(opened.case_ids, 8)
-        tiles = [tile for case_id in ids for tile in draw_tiles(opened[case_id], columns)]
+        readable, unreadable = ([opened[case_id] for case_id in case], []) if case else opened.read_cases()
+        shown = readable if case else pick_evenly(readable, 8)
+        tiles = [tile for one in shown for tile in draw_tiles(one, columns)]
         if not tiles:
-            print_line("the store has no cases; nothing was drawn")
+            print_line("the store has no readable cases; nothing was drawn")
             return
         target = out or opened.root / "preview.png"
         save_png(target, make_montage(tiles, columns))
+        _print_unreadable(unreadable)
         print_line(f"preview: {target}")
 
 
@@ -188,5 +190,10 @@ def plots(
 
         opened = open_store(path)
         target = out or opened.root / "plots.png"
-        write_plots(opened, target)
+        _print_unreadable(write_plots(opened, target))
         print_line(f"plots: {target}")
+
+
+def _print_unreadable(reasons: list[str]) -> None:
+    for reason in reasons:
+        print_line(f"left out: {reason}")

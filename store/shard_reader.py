@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from slicemill.common.errors import StoreError
-from slicemill.common.files import Location
+from slicemill.common.failures import raise_system_limit
+from slicemill.common.files import Location, open_regular
 from slicemill.common.remote import RemotePath
 from slicemill.store.codecs import CRC_BYTES, without_checksum
 from slicemill.store.layout import ABSENT, INDEX_ENTRY_BYTES
@@ -41,7 +42,7 @@ class _OpenFile:
     """A file opened for reading. It is closed with the last reference to it."""
 
     def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+        self.descriptor = open_regular(path)
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -114,6 +115,7 @@ class ShardReader:
                 file = _open_file(self.path, self._number)
                 data = os.pread(file.descriptor, length, offset)
         except OSError as error:
+            raise_system_limit(error)
             raise StoreError(f"{self.path}: cannot be read: {error.strerror}.") from error
         if len(data) != length:
             raise StoreError(f"{self.path}: is truncated; {len(data)} of {length} bytes at offset {offset}.")
@@ -128,6 +130,7 @@ class ShardReader:
             size = os.fstat(file.descriptor).st_size
             return (os.pread(file.descriptor, length, size - length) if length <= size else b""), size
         except OSError as error:
+            raise_system_limit(error)
             raise StoreError(f"{self.path}: cannot be read: {error.strerror}.") from error
 
     def check_bytes(self) -> None:

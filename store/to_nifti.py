@@ -1,7 +1,6 @@
 """Exports a stored case as NIfTI, with the voxels, axis order and header geometry of its source file."""
 
 import base64
-import binascii
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,7 @@ def read_header(source: SourceFile, case_id: str) -> bytes:
     """
     try:
         return base64.b64decode(source.header_b64, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise StoreError(
             f"{case_id}: the stored header of {source.name} is damaged ({error}); ingest it again with --overwrite."
         ) from error

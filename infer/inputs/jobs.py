@@ -1,6 +1,5 @@
 """One scan to segment: its location, the name of its output, and its voxels. A file, a URL, or a case of a store."""
 
-import base64
 import functools
 import hashlib
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from slicemill.ct.scan import Allocate, ScanReader
 from slicemill.ct.window import Window
 from slicemill.infer.inputs.pictures import WARNING, is_picture, open_picture
 from slicemill.store.reader import Store, open_store
+from slicemill.store.to_nifti import read_grid, read_header
 
 LeftOut = list[tuple[Location, str]]
 """Files of the input that are not segmented, with reasons."""
@@ -111,9 +111,10 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
     """
     if job.case_id is not None:
         case = open_store_once(job.path)[job.case_id]
-        header = blank_text(base64.b64decode(case.info.image.header_b64))
-        grid = parse_grid(header)
-        yield OpenScan(grid=grid, header=header, warnings=case.info.warnings, read=lambda _: (case.image[:], 0.0))
+        header = blank_text(read_header(case.info.image, job.case_id))
+        yield OpenScan(
+            grid=read_grid(case), header=header, warnings=case.info.warnings, read=lambda _: (case.image[:], 0.0)
+        )
         return
     if not job.path.exists():
         raise ScanError(f"{job.path}: there is no such file.")

@@ -81,6 +81,12 @@ def find_memory_detail(error: BaseException) -> str | None:
     return f" ({text.rstrip('.')[:MAX_DETAIL]})" if text else ""
 
 
+def raise_system_limit(error: BaseException) -> None:
+    """Raise an exception again that says nothing about the file: the process lacks memory or file descriptors."""
+    if find_memory_detail(error) is not None or (isinstance(error, OSError) and is_exhausted(error)):
+        raise error
+
+
 def is_exhausted(error: OSError) -> bool:
     """Return whether the process ran out of file descriptors."""
     return error.errno in EXHAUSTED

@@ -20,6 +20,7 @@ from typing import Any
 
 from slicemill.common.csv_cells import format_csv
 from slicemill.common.errors import InputError
+from slicemill.common.failures import raise_system_limit
 from slicemill.common.remote import RemotePath, parse_url
 
 Location = Path | RemotePath
@@ -123,6 +124,7 @@ def read_text(path: Location, *, encoding: str = "utf-8") -> str:
             raise InputError(f"{path}: has {size:,} bytes; a document has at most {MAX_DOCUMENT_BYTES:,}.")
         return read_file(path).decode(encoding)
     except OSError as error:
+        raise_system_limit(error)
         raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: cannot be read as text ({error}).") from error

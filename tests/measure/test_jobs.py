@@ -210,7 +210,10 @@ def test_beside_a_report_of_infer_a_mask_needs_no_names_and_the_page_names_the_m
     assert outcome.status == "done", outcome.reason
     record = json.loads((tmp_path / "out" / "a.json").read_text())
     assert record["lesions"][0]["probability_mean"] == pytest.approx(64 / 255, abs=1e-4)
-    assert record["flags"] == ["mean probability below 0.5 in lesion 1", "the model's confidence is 0.30"]
+    assert record["flags"] == [
+        "mean probability below 0.5 in lesion 1",
+        "the mean probability of the tumor voxels is 0.30",
+    ]
     assert "best&lt;1&gt;" in (tmp_path / "out" / "a.html").read_text()
 
 
