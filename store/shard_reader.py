@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -17,7 +18,7 @@ from slicemill.store.codecs import CRC_BYTES, without_checksum
 from slicemill.store.layout import ABSENT, INDEX_ENTRY_BYTES
 
 OPEN_FILES = 128
-"""Shards kept open. Systems allow a process at least 1,024 open files."""
+"""Shards kept open, or a quarter of the open files that the process may have, if that is less."""
 MAX_RANGE_BYTES = 32 << 20
 GAP_BYTES = 1 << 20
 """In an object store, slices closer than this are fetched in one read. Reading the gap takes about as long as one more
@@ -53,7 +54,12 @@ def _open_for(path: Path, _reader: int) -> _OpenFile:
     return _OpenFile(path)
 
 
-_open_file = lru_cache(maxsize=OPEN_FILES)(_open_for)
+def _count_open_files() -> int:
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_FILES if most == resource.RLIM_INFINITY else max(1, min(OPEN_FILES, most // 4))
+
+
+_open_file = lru_cache(maxsize=_count_open_files())(_open_for)
 """Return a reader's open file. The most recently used files stay open."""
 
 

@@ -40,9 +40,14 @@ def _is_formula(text: str) -> bool:
     return False
 
 
-def unguard_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of `csv.DictReader` without the guards of its cells."""
-    return {name: unguard_cell(value) if isinstance(value, str) else value for name, value in row.items()}
+def unguard_row(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return a row of `csv.DictReader` without the guards of its cells and of the header."""
+    return {_unguard(name): _unguard(value) for name, value in row.items()}
+
+
+def _unguard(value: Any) -> Any:
+    """Remove the guard of a text; `csv.DictReader` adds None and lists for rows that are too short or too long."""
+    return unguard_cell(value) if isinstance(value, str) else value
 
 
 def format_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
