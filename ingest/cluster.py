@@ -16,6 +16,7 @@ from typing import Any
 from slicemill.common.errors import ConfigError
 from slicemill.common.files import Location
 from slicemill.common.loggers import silence_loggers
+from slicemill.common.signals import hold_sigterm
 from slicemill.ingest.outcomes import CaseOutcome
 from slicemill.ingest.params import Params
 from slicemill.ingest.plan import Task, stored_version
@@ -158,7 +159,7 @@ def _start_workers(workers: int) -> Any:
     from distributed import LocalCluster
 
     try:
-        with _ignore_interrupts():
+        with _ignore_interrupts(), hold_sigterm():
             return LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,

@@ -59,6 +59,22 @@ def raise_on_stop_signals() -> Iterator[None]:
         _received.clear()
 
 
+@contextmanager
+def hold_sigterm() -> Iterator[None]:
+    """Deliver a SIGTERM that arrives during the block at its end, for work that must not stop half way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if came:
+        signal.raise_signal(signal.SIGTERM)
+
+
 def _raise(number: int, _frame: FrameType | None) -> None:
     again = number in _received
     _received.append(number)

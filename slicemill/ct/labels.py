@@ -1,6 +1,5 @@
 """Label values of a segmentation: their names, and which of them are organ and tumor."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import LabelError, UsageError
-from slicemill.common.files import Location
+from slicemill.common.files import Location, read_json
 
 TUMOR_WORDS = ("tumor", "tumour", "cancer", "lesion", "nodule", "metastasis", "metastases")
 
@@ -143,7 +142,7 @@ def read_dataset_json(path: Location) -> Labels | None:
     None if it has no labels.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8")).get("labels", {})
+        table = read_json(path).get("labels", {})
         pairs = [(name, value) if isinstance(value, int) else (value, int(name)) for name, value in table.items()]
         values = {str(name): int(value) for name, value in pairs if int(value) != 0}
         if len(values) != sum(int(value) != 0 for _, value in pairs):
