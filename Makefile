@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST = $(BIN)/pytest -q -n $(JOBS) --dist loadgroup
 JOBS ?= 2
+# The tools of the tests that need no torch; of the extra dev without what takes long to install.
+LIGHT := pytest pytest-timeout pytest-xdist hypothesis SimpleITK 'moto[server]' tensorstore blosc2
+PYTHONS ?= python3.12 python3.13
 # onnxruntime and onnxruntime-gpu overwrite each other: one of the two, by whether an NVIDIA driver answers.
 RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 DATA ?= ../shared/data/sts-tumour-ct
@@ -15,7 +18,7 @@ CONFIG ?= bench/sarcoma.toml
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak quick coverage oldest real check lint types imports bench clean
+.PHONY: help demo test soak quick coverage oldest pythons real check lint types imports bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,9 +39,18 @@ oldest: ## the tests of the ground floors and of ingest with the oldest versions
 	$(PYTHON) -m venv .venv-oldest
 	$(PYTHON) tests/oldest.py > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e '.[ingest,cpu,s3]' \
-		pytest pytest-timeout pytest-xdist hypothesis SimpleITK 'moto[server]' tensorstore blosc2
+		$(LIGHT)
 	.venv-oldest/bin/pytest -q -n $(JOBS) --dist loadgroup -W default -m "not slow and not trained" \
 		-k "not zarrs" tests/common tests/ct tests/store tests/ingest # zarrs needs a newer zarr
+
+pythons: ## the tests that need no torch with other Pythons: make pythons PYTHONS="python3.12 python3.13", in .venv-python3.12 and so on
+	set -e; for python in $(PYTHONS); do \
+		$$python -m venv .venv-$$python; \
+		.venv-$$python/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,cpu,s3]' \
+			$(LIGHT) zarrs; \
+		.venv-$$python/bin/pytest -q -n $(JOBS) --dist loadgroup -m "not slow and not trained" \
+			tests/common tests/ct tests/store tests/ingest tests/measure; \
+	done
 
 coverage: $(VENV)/developing ## every test, with coverage of lines and branches
 	$(BIN)/coverage erase

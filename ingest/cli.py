@@ -6,6 +6,7 @@ import typer
 
 from slicemill.common.errors import UsageError
 from slicemill.common.files import Location, parse_location
+from slicemill.common.left_out import print_left_out
 from slicemill.common.options import parse_shard
 from slicemill.common.terminal import format_table, print_line, print_lines, report_errors
 from slicemill.ingest.params import Geometry
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from slicemill.ct.labels import Labels
     from slicemill.ingest.discover import Collection
     from slicemill.ingest.outcomes import IngestReport
-
-SHOWN = 40
-"""Maximum number of left-out files that are listed."""
 
 
 def ingest(
@@ -86,7 +84,7 @@ def ingest(
 
         source, store = _assign_arguments(source, store, has_list=pairs is not None or images is not None)
         target = None if store is None else parse_location(store)
-        collection = _find_collection(None if source is None else parse_location(source), pairs, images, masks)
+        collection = _find_collection(source, pairs, images, masks)
         if patient:
             from slicemill.ingest.discover import set_patients
 
@@ -133,19 +131,19 @@ def _assign_arguments(source: str | None, store: str | None, *, has_list: bool) 
     return source, store
 
 
-def _find_collection(source: Location | None, pairs: str | None, images: str | None, masks: str | None) -> "Collection":
+def _find_collection(source: str | None, pairs: str | None, images: str | None, masks: str | None) -> "Collection":
     from slicemill.ingest.discover import discover, from_csv, from_patterns
 
-    if sum(value is not None for value in (source, pairs, images)) != 1:
-        raise UsageError("ingest: pass exactly one of a folder, --pairs and --images.")
-    if pairs is not None:
-        return from_csv(parse_location(pairs))
-    if images is not None:
-        return from_patterns(images, masks)
-    if masks is not None:
+    if masks is not None and images is None:
         raise UsageError("--masks needs --images.")
-    assert source is not None  # noqa: S101 (one of the three is not None)
-    return discover(source)
+    match source, pairs, images:
+        case str(folder), None, None:
+            return discover(parse_location(folder))
+        case None, str(table), None:
+            return from_csv(parse_location(table))
+        case None, None, str(pattern):
+            return from_patterns(pattern, masks)
+    raise UsageError("ingest: pass exactly one of a folder, --pairs and --images.")
 
 
 def _choose_labels(collection: "Collection", text: str | None, organ: str | None, tumor: str | None) -> "Labels | None":
@@ -168,7 +166,7 @@ def _print_collection(collection: "Collection", labels: "Labels | None") -> None
     ]
     print_lines(format_table(["case", "patient", "image", "mask"], rows))
     print_line()
-    _print_left_out(collection)
+    print_left_out(collection.left_out)
     print_line(f"labels: {format_labels(labels.values) if labels else 'not declared (only the value 1 is accepted)'}")
     if labels:
         print_line(f"organ: {labels.organ or '-'}, tumor: {labels.tumor or '-'}")
@@ -179,15 +177,8 @@ def _print_collection(collection: "Collection", labels: "Labels | None") -> None
     )
 
 
-def _print_left_out(collection: "Collection") -> None:
-    for path, reason in collection.left_out[:SHOWN]:
-        print_line(f"left out: {path}: {reason}")
-    if len(collection.left_out) > SHOWN:
-        print_line(f"left out: {len(collection.left_out) - SHOWN} more")
-
-
 def _print_report(report: "IngestReport", collection: "Collection", store: Location) -> None:
-    _print_left_out(collection)
+    print_left_out(collection.left_out)
     for outcome in report.outcomes:
         for warning in outcome.warnings:
             print_line(f"warning: {outcome.case_id}: {warning}")

@@ -158,16 +158,18 @@ def check_geometry(image: ScanReader, mask: ScanReader, geometry: Geometry) -> l
     """
     if image.grid.shape != mask.grid.shape:
         raise GeometryError(
-            f"{mask.path}: image and segmentation must have the same shape; the image has {image.grid.shape}, "
-            f"the segmentation has {mask.grid.shape}. Export the segmentation on the image's grid."
+            f"image and segmentation must have the same shape; the image has {image.grid.shape}, "
+            f"the segmentation has {mask.grid.shape}. Export the segmentation on the image's grid.",
+            where=mask.path,
         )
     apart = image.grid.distance_mm(mask.grid)
     if apart <= SAME_GRID_MM:
         return []
     if geometry == "error":
         raise GeometryError(
-            f"{mask.path}: image and segmentation must share one grid (within {SAME_GRID_MM} mm); "
-            f"their affines differ by {apart:.3g} mm. {_suggest_fix(image, mask)}"
+            f"image and segmentation must share one grid (within {SAME_GRID_MM} mm); "
+            f"their affines differ by {apart:.3g} mm. {_suggest_fix(image, mask)}",
+            where=mask.path,
         )
     return [f"image and segmentation lie {apart:.3g} mm apart by their headers; the image's was trusted"]
 

@@ -18,11 +18,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from slicemill.common.csv_cells import unguard_row
 from slicemill.common.errors import PairingError, UsageError
 from slicemill.common.files import Location, parse_location, relative_path
+from slicemill.common.left_out import LeftOut
 from slicemill.common.remote import RemotePath
 from slicemill.ct.formats.nifti.names import is_nifti_name, strip_suffix
 from slicemill.ct.labels import LITS_LABELS, Labels, read_dataset_json
@@ -66,19 +67,13 @@ class CaseFiles:
         return relative_path(path, self.root)
 
 
-class LeftOut(NamedTuple):
-    """A file or folder that belongs to no case."""
-
-    path: Location
-    reason: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class Collection:
     """The cases, and the files that belong to none."""
 
     cases: tuple[CaseFiles, ...]
     left_out: tuple[LeftOut, ...]
+    """Files and folders that belong to no case."""
     labels: Labels | None
     """Labels that the collection declares (``dataset.json``, LiTS names)."""
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from slicemill.baseline import score_baseline
 from slicemill.bench.command import slicemill_command
-from slicemill.bench.records.demo_scores import BandScores, DemoScores, DemoSummary, TumorComparison, TumorDetection
+from slicemill.bench.records.demo_scores import BandScores, DemoScores, DemoSummary, TumorComparison
 from slicemill.common.documents import from_document, to_document
 from slicemill.common.errors import ConfigError, InputError
 from slicemill.common.files import read_json, write_json
@@ -27,6 +27,7 @@ from slicemill.ct.naming import parse_name
 from slicemill.ct.overlap import mean_without_nan
 from slicemill.ct.pictures import Panel, draw_labels, label_colors, make_montage, render_gray, save_png
 from slicemill.ct.scan import ScanReader
+from slicemill.measure.evaluation.totals import TumorTotals
 from slicemill.store.reader import Case, Store, open_store
 from slicemill.store.split import Split, read_split
 
@@ -244,7 +245,7 @@ def print_summary(summary: DemoSummary, out: Path) -> None:
         print_line(f"  {what:32}{out / path}")
 
 
-def _detection_cells(detection: TumorDetection) -> tuple[object, ...]:
+def _detection_cells(detection: TumorTotals) -> tuple[object, ...]:
     return (
         detection.positives,
         detection.negatives,

@@ -37,17 +37,18 @@ class SliceArray:
             nz, ny, nx = (int(extent) for extent in document["shape"])
             data_type, fill_value = str(document["data_type"]), int(document.get("fill_value", 0))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise StoreError(f"{folder}: is not a Zarr v3 array of three axes z, y, x ({error}).") from error
+            raise StoreError(f"is not a Zarr v3 array of three axes z, y, x ({error}).", where=folder) from error
         self.dtype = np.dtype(DTYPES[name])
         limits = np.iinfo(self.dtype)
         if data_type != DTYPES[name] or not limits.min <= fill_value <= limits.max:
             raise StoreError(
-                f"{folder}: must hold {DTYPES[name]}; it holds {data_type}, with the fill value {fill_value}."
+                f"must hold {DTYPES[name]}; it holds {data_type}, with the fill value {fill_value}.",
+                where=folder,
             )
         self.shape = (nz, ny, nx)
         """Slices, rows and columns [z, y, x]."""
         if min(self.shape) < 1 or ny * nx * self.dtype.itemsize > MAX_SLICE_BYTES:
-            raise StoreError(f"{folder}: the shape {self.shape} is invalid for a scan.")
+            raise StoreError(f"the shape {self.shape} is invalid for a scan.", where=folder)
         self._fill_value = fill_value
         self.profile = recognize_profile(document, name, self.shape)
         """Profile of slicemill's layout; None for another valid layout, which zarr-python reads."""
@@ -134,13 +135,13 @@ class SliceArray:
         """Read a slice of another layout. Any exception of zarr-python is reported as a read error."""
         if isinstance(self._folder, RemotePath):
             raise StoreError(
-                f"{self._folder}: is not in slicemill's layout; copy the store to a local disk to read it."
+                "is not in slicemill's layout; copy the store to a local disk to read it.", where=self._folder
             )
         try:
             voxels: npt.NDArray[Any] = self._zarr[z]
         except Exception as error:
             raise_system_limit(error)
-            raise StoreError(f"{self._folder}: zarr-python cannot read this array ({error}).") from error
+            raise StoreError(f"zarr-python cannot read this array ({error}).", where=self._folder) from error
         return voxels
 
     @cached_property
@@ -157,7 +158,7 @@ class SliceArray:
         try:
             self._decompress(without_checksum(data), out)
         except (RuntimeError, ValueError) as error:
-            raise StoreError(f"{self.shard.path}, slice {z}: {error}") from error
+            raise StoreError(str(error), where=f"{self.shard.path}, slice {z}") from error
 
 
 def read_document(folder: Location) -> dict[str, Any]:
@@ -171,7 +172,7 @@ def read_document(folder: Location) -> dict[str, Any]:
     try:
         return read_json(folder / DOCUMENT)
     except InputError as error:
-        raise StoreError(str(error)) from error
+        raise StoreError(error.reason, where=folder / DOCUMENT) from error
 
 
 def read_attribute(folder: Location) -> object:
@@ -190,18 +191,20 @@ class Case:
     """One case of a store: metadata, image and label arrays."""
 
     def __init__(self, folder: Location, cache: SliceCache | None = None) -> None:
+        self.folder = folder
         self.image = SliceArray(folder / IMAGE, "image", cache)
         """int16[z, y, x], HU."""
         self.info: CaseInfo = parse_case(read_attribute(folder), self.image.shape, str(folder))
         if self.info.case_id != folder.name:
             raise StoreError(
-                f"{folder}: its metadata belong to case {self.info.case_id!r}; ingest the case again with --overwrite."
+                f"its metadata belong to case {self.info.case_id!r}; ingest the case again with --overwrite.",
+                where=folder,
             )
         self.label = SliceArray(folder / LABEL, "label", cache) if self.info.mask else None
         """uint8[z, y, x], values of the case's labels; None without a mask."""
         if self.label is not None and self.label.shape != self.image.shape:
             raise StoreError(
-                f"{folder}: image {self.image.shape} and label {self.label.shape} must have the same shape."
+                f"image {self.image.shape} and label {self.label.shape} must have the same shape.", where=folder
             )
 
 
@@ -260,7 +263,7 @@ class Store:
         for case_id in case_ids:
             if case_id not in self._id_set:
                 raise StoreError(
-                    f"{self.root}: has no case {case_id!r}; `slicemill store manifest {self.root}` lists them."
+                    f"has no case {case_id!r}; `slicemill store manifest {self.root}` lists them.", where=self.root
                 )
 
 
@@ -294,7 +297,7 @@ def open_store(url: str | Location, cache: SliceCache | None = None) -> Store:
     root = parse_location(url)
     if not is_store(root):
         raise StoreError(
-            f"{root}: is not a slice store ({GROUP}/{DOCUMENT} is missing); create one with `slicemill ingest`."
+            f"is not a slice store ({GROUP}/{DOCUMENT} is missing); create one with `slicemill ingest`.", where=root
         )
     return Store(root, cache)
 

@@ -67,7 +67,9 @@ class Counts:
             A voxel has a value without a label.
         """
         if self.labels is None:
-            raise LabelError(f"{path}: the label values have no names; pass --labels, like --labels liver=1,tumor=2.")
+            raise LabelError(
+                "the label values have no names; pass --labels, like --labels liver=1,tumor=2.", where=path
+            )
         tumor = self.labels.tumor_value()
         plane = slab.max(axis=0)
         rows = np.flatnonzero(plane.max(axis=1))

@@ -43,13 +43,22 @@ class Files:
         """Return the files as ingest takes them."""
         return CaseFiles(case_id=case_id, patient_id=case_id, image=self.image, mask=self.mask, root=self.image.parent)
 
+    @classmethod
+    def in_folder(cls, folder: Path, suffix: str) -> "Files":
+        """Return the paths of a case in a folder."""
+        return cls(image=folder / f"volume-1{suffix}", mask=folder / f"segmentation-1{suffix}")
+
+    def convert(self, store: Path, params: Params, *, threads: int = 1) -> None:
+        """Convert the case into a new store, without lock, ledger, tables and Dask, whose cost many cases share."""
+        prepare_store(store)
+        convert_case(self.case(), params, store, threads=threads)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """A CT with its mask, in memory."""
 
     name: str
-    """Description for the record."""
     image: npt.NDArray[np.int16]
     """int16[z, y, x], HU."""
     label: npt.NDArray[np.uint8]
@@ -69,7 +78,7 @@ class Subject:
     def write(self, folder: Path, suffix: str) -> Files:
         """Write the scan and its mask as .nii, or as .nii.gz at level 6, as archives do."""
         folder.mkdir(parents=True, exist_ok=True)
-        files = Files(image=folder / f"volume-1{suffix}", mask=folder / f"segmentation-1{suffix}")
+        files = Files.in_folder(folder, suffix)
         volumes: tuple[tuple[Path, npt.NDArray[Any]], ...] = ((files.image, self.image), (files.mask, self.label))
         for path, volume in volumes:
             if suffix == ".nii.gz":
@@ -81,8 +90,7 @@ class Subject:
     def store(self, folder: Path, profile: ProfileName = "compact") -> Store:
         """Ingest the scan as the case CASE_ID of a new store in `folder`."""
         with tempfile.TemporaryDirectory(dir=folder.parent) as files:
-            prepare_store(folder)
-            convert_case(self.write(Path(files), ".nii").case(), self.params(profile), folder)
+            self.write(Path(files), ".nii").convert(folder, self.params(profile))
         return open_store(folder)
 
 

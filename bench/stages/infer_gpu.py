@@ -21,13 +21,13 @@ import argparse
 import gc
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from msgspec import field
 
 from slicemill.bench.harness.headline import Record
-from slicemill.bench.harness.record import BenchmarkRecord
+from slicemill.bench.schema.base import BenchmarkRecord, origin
 from slicemill.bench.stages.infer_gpu_contenders import Workload
 from slicemill.bench.stages.infer_gpu_files import measure_files
 from slicemill.bench.stages.infer_gpu_rows import (
@@ -38,7 +38,6 @@ from slicemill.bench.stages.infer_gpu_rows import (
     measure_settings,
 )
 from slicemill.common.files import to_json, write_json
-from slicemill.common.machine import Machine, machine_info
 from slicemill.common.terminal import print_line
 from slicemill.train.config import Config
 
@@ -53,17 +52,14 @@ ROWS: dict[str, Callable[[Path, Workload, Record], Record]] = {
 """Each takes the working folder, the workload, and the results of the rows before it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class GpuRecord(BenchmarkRecord):
+class GpuRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="device"):
     """Record of the benchmark; it grows row by row."""
 
-    benchmark: str = "device"
     unit: str
     work: Workload
     results: dict[str, Record] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     """Row -> error."""
-    machine: Machine = field(default_factory=machine_info)
 
 
 def main() -> None:
@@ -87,7 +83,7 @@ def main() -> None:
 
 def measure(folder: Path, work: Workload, only: list[str], keep: Callable[[Record], object]) -> Record:
     """Return the record of the rows `only`. `keep` is called after each row, so that results survive a time limit."""
-    record = GpuRecord(unit=f"slices of {work.size}x{work.size}, context {Config().context}", work=work)
+    record = GpuRecord(**origin(), unit=f"slices of {work.size}x{work.size}, context {Config().context}", work=work)
     torch.backends.cudnn.benchmark = True
     for name, row in ROWS.items():
         if name not in only:

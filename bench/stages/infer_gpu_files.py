@@ -74,7 +74,7 @@ def compare_with_network(times: Mapping[str, TimedContender], check_seconds: flo
     bare = times[BARE]
     runs = {name: timed for name, timed in times.items() if name != BARE}
     return {
-        "results": {name: timed.as_json() for name, timed in times.items()},
+        "results": {name: timed.rate() for name, timed in times.items()},
         "over the network with copies": {name: timed.speedup(bare) for name, timed in runs.items()},
         "comparison with the CPU, once a run, seconds": round(check_seconds, 3),
         "over the network with copies, without that comparison": {

@@ -78,12 +78,12 @@ def measure_width(folder: Path, work: Workload, width: int, peak_tflops: float |
         try_contender(contenders, failed, "torch compiled", lambda: run_in_torch(work, width, labels, compiled=True))
     times = time_rounds(contenders, rounds=work.rounds, log=lambda name: print_line(f"  {name}"))
     gflop = gflop_a_slice(half.path)
-    rows = {name: timing.as_json(labels * work.batches) for name, timing in times.items()}
+    rows = {name: timing.rate(labels * work.batches) for name, timing in times.items()}
     return {
         "gflop_a_slice": round(gflop, 4),
         "batch": labels,
         "results": rows,
-        "of the peak": {name: round(row["per_second"] * gflop / 1000 / peak_tflops, 4) for name, row in rows.items()}
+        "of the peak": {name: round(row.per_second * gflop / 1000 / peak_tflops, 4) for name, row in rows.items()}
         if peak_tflops
         else None,
         "over": {name: round(ratio(timing, times[FP16]), 3) for name, timing in times.items() if name != FP16},
@@ -118,7 +118,7 @@ def measure_settings(folder: Path, work: Workload, _results: Record) -> Record:
     times = time_rounds(contenders, rounds=work.rounds)
     amount = workload_capacity(open_network(folder, work, width, HALF), work).labels * work.batches
     return {
-        "results": {name: timing.as_json(amount) for name, timing in times.items()},
+        "results": {name: timing.rate(amount) for name, timing in times.items()},
         "over as it is": {name: round(ratio(times[AS_IT_IS], timing), 3) for name, timing in times.items()},
         "failed": failed,
     }

@@ -7,19 +7,20 @@ Command: `slicemill bench train`.
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
+from msgspec import structs
 from torch.utils.flop_counter import FlopCounterMode
 
 from slicemill.bench.harness.clock import Work, ratio, show_progress, time_rounds
 from slicemill.bench.harness.headline import Record, check, headline, with_amount
-from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import CASE_ID, Subject
+from slicemill.bench.schema.base import origin
+from slicemill.bench.schema.networks import NetworkSize, TrainRecord
 from slicemill.store.reader import Store
 from slicemill.train.config import Config
 from slicemill.train.data.dataset import Batches
@@ -39,25 +40,6 @@ STEPS = {"cpu": 2, "cuda": 30}
 """Steps per round, by device."""
 COMPLETE, PLAIN = "whole step from the store", "whole step without augmentation"
 BARE = "bare forward and backward"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainRecord(BenchmarkRecord):
-    """Record of `bench train`."""
-
-    benchmark: str = "train"
-    subject: str
-    unit: str
-    clock: str = "wall"
-    page_cache: str = "warm"
-    network: Record
-    precision: str
-    device: str
-    results: Mapping[str, Record]
-    of_bare: Mapping[str, float] = field(metadata={"key": f"of the {BARE}"})
-    headline: Record
-    waiting: float = field(metadata={"key": "share of time spent waiting for the loader"})
-    peak_gpu_mib: int | None
 
 
 def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Record:
@@ -80,17 +62,19 @@ def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Recor
         peers={},
         verified="every loss is a number",
     )
-    comparison["gflop"] = round(counter.get_total_flops() / amount / 1e9, 3)
-    comparison["arithmetic"] = f"{precision}{', card' if on_gpu else ''}"
+    gflop = round(counter.get_total_flops() / amount / 1e9, 3)
     return TrainRecord(
+        **origin(),
         subject=str(subject),
+        clock="wall",
+        page_cache="warm",
         unit=f"slices with {config.context - 1} neighbors, in batches of {config.batch}",
-        network={"width": config.width, "depth": config.depth, "context": config.context, "norm": config.norm},
+        network=NetworkSize(width=config.width, depth=config.depth, context=config.context, norm=config.norm),
         precision=precision,
         device=str(steps.device),
-        results={name: timing.as_json(amount) for name, timing in times.items()},
+        results={name: timing.rate(amount) for name, timing in times.items()},
         of_bare={name: round(ratio(times[BARE], times[name]), 3) for name in (PLAIN, COMPLETE)},
-        headline=comparison,
+        headline=structs.replace(comparison, gflop=gflop, arithmetic=f"{precision}{', card' if on_gpu else ''}"),
         waiting=round(median(steps.waited[-rounds:]), 4),
         peak_gpu_mib=round(torch.cuda.max_memory_allocated(steps.device) / 2**20) if on_gpu else None,
     ).as_json()

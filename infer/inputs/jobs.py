@@ -18,11 +18,9 @@ from slicemill.ct.geometry import Grid
 from slicemill.ct.scan import Allocate, ScanReader
 from slicemill.ct.window import Window
 from slicemill.infer.inputs.pictures import WARNING, is_picture, open_picture
+from slicemill.store.headers import read_grid, read_header
 from slicemill.store.reader import Store, open_store
-from slicemill.store.to_nifti import read_grid, read_header
 
-LeftOut = list[tuple[Location, str]]
-"""Files of the input that are not segmented, with reasons."""
 Stamp = tuple[int | float | str, ...]
 """Version tag of a scan's content: sizes, times and window of its files, or the hash of a stored case's source."""
 UNKNOWN: Stamp = (-1, -1)
@@ -111,13 +109,12 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
     """
     if job.case_id is not None:
         case = open_store_once(job.path)[job.case_id]
-        header = blank_text(read_header(case.info.image, job.case_id))
-        yield OpenScan(
-            grid=read_grid(case), header=header, warnings=case.info.warnings, read=lambda _: (case.image[:], 0.0)
-        )
+        grid = read_grid(case)
+        header = blank_text(read_header(case, case.info.image))
+        yield OpenScan(grid=grid, header=header, warnings=case.info.warnings, read=lambda _: (case.image[:], 0.0))
         return
     if not job.path.exists():
-        raise ScanError(f"{job.path}: there is no such file.")
+        raise ScanError("there is no such file.", where=job.path)
     if is_picture(job.path.name) and isinstance(job.path, Path):
         with open_picture(job.path, job.window) as picture:
             grid = parse_grid(picture.header)
@@ -127,8 +124,8 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
         return
     if not is_nifti_name(job.path.name):
         raise ScanError(
-            f"{job.path}: its name must end in .nii, .nii.gz or .hdr (with the .img next to it); "
-            "convert other formats first."
+            "its name must end in .nii, .nii.gz or .hdr (with the .img next to it); convert other formats first.",
+            where=job.path,
         )
     with ScanReader(job.path, "image", hashed=False) as reader:
 

@@ -22,11 +22,12 @@ from slicemill.common.documents import to_document
 from slicemill.common.errors import ProviderError, ReadError
 from slicemill.common.failures import explain_failure
 from slicemill.common.files import write_json
+from slicemill.common.left_out import LeftOut
 from slicemill.common.progress import Advance, progress
 from slicemill.common.terminal import count_noun
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.pictures import save_png
-from slicemill.infer.inputs.jobs import Job, LeftOut, LoadedScan, Stamp, open_scan
+from slicemill.infer.inputs.jobs import Job, LoadedScan, Stamp, open_scan
 from slicemill.infer.network.lanes import estimate_lane_memory
 from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.parity_check import check_parity
@@ -180,7 +181,7 @@ class BulkRun:
                 volume, read_seconds = scan.read(self._buffers.empty)
                 seen = plan.resample(volume)
             if job.stamp() != stamp:
-                raise ReadError(f"{job.path}: changed while it was read; the next run segments it again.")
+                raise ReadError("changed while it was read; the next run segments it again.", where=job.path)
             self._watch.add("read", read_seconds)
             self._watch.add("decode", -read_seconds)
             loaded = LoadedScan(volume=volume, grid=scan.grid, header=scan.header, warnings=scan.warnings)
@@ -300,7 +301,7 @@ def infer(
     jobs: Sequence[Job],
     out: Path,
     options: InferOptions = DEFAULTS,
-    left_out: LeftOut | None = None,
+    left_out: Sequence[LeftOut] = (),
 ) -> Summary:
     """Segment scans into a folder; a repeated call does only what is left.
 
@@ -325,6 +326,6 @@ def infer(
     try:
         run.run(iter(left), len(left))
     finally:
-        summary = replace(run.summarize([job.name for job in jobs]), left_out=tuple(left_out or ()))
+        summary = replace(run.summarize([job.name for job in jobs]), left_out=tuple(left_out))
         write_summary(out, model, summary, options.part)
     return summary

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from slicemill.common.documents import to_document
-from slicemill.common.files import Location, write_csv, write_json
+from slicemill.common.files import write_csv, write_json
+from slicemill.common.left_out import LeftOut
 from slicemill.common.terminal import peak_mib
 from slicemill.infer.network.model import Model
 from slicemill.infer.run.timing import StageTime
@@ -61,7 +62,7 @@ class Summary:
     """Time of each stage, by name (`slicemill.infer.run.timing.STAGES`)."""
     device_busy: float
     """Share of the run in which the network ran, 0 to 1."""
-    left_out: tuple[tuple[Location, str], ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     """Files of the input that were not segmented, with reasons."""
 
     def count(self, status: Status) -> int:

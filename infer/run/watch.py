@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from slicemill.common.errors import ConfigError, ScanError
+from slicemill.common.left_out import LeftOut
 from slicemill.common.terminal import print_line
 from slicemill.ct.naming import find_files, find_unread_scans, is_text, parse_name, reason_left_out
 from slicemill.infer.inputs.gather import name_below
@@ -118,7 +119,8 @@ def watch(
     try:
         run.run(filter_conflicts(watched.wait_for_jobs(ended), outputs, watched.leave_out), 0)
     finally:
-        summary = replace(run.summarize(list(run.outcomes)), left_out=tuple(watched.left_out.items()))
+        left_out = tuple(LeftOut(path, reason) for path, reason in watched.left_out.items())
+        summary = replace(run.summarize(list(run.outcomes)), left_out=left_out)
         write_summary(ledger.out, model, summary, ledger.options.part)
     return summary
 
@@ -154,6 +156,6 @@ def filter_conflicts(
         try:
             outputs.add(job)
         except ScanError as error:
-            leave_out(Path(str(job.path)), str(error).removeprefix(f"{job.path}: "))
+            leave_out(Path(str(job.path)), error.reason if error.where == str(job.path) else str(error))
         else:
             yield job

@@ -1,6 +1,5 @@
 """Reads predictions, references and scans onto one grid."""
 
-import base64
 import contextlib
 from dataclasses import dataclass
 
@@ -8,13 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import GeometryError, InputError, LabelError
-from slicemill.ct.formats.nifti.header import parse_grid
 from slicemill.ct.geometry import SAME_GRID_MM, Grid
 from slicemill.ct.labels import Labels, format_labels
 from slicemill.ct.scan import ScanReader
 from slicemill.ct.window import AIR_HU
-from slicemill.measure.inputs.pairs import Pair
-from slicemill.store.reader import Case
+from slicemill.measure.inputs.pairs import Pair, StoredMask
+from slicemill.store.headers import read_grid
 from slicemill.store.statistics import count_values
 
 Label = npt.NDArray[np.uint8]
@@ -40,8 +38,8 @@ def read_masks(pair: Pair) -> PairMasks:
     InputError
         A mask cannot be read, or the two have different grids.
     """
-    if pair.case is not None:
-        label, own_grid = read_stored_mask(pair.case)
+    if pair.stored is not None:
+        label, own_grid = _read_stored_mask(pair.stored)
         truth, grid = _read_reference(pair, own_grid)
         predicted = np.ascontiguousarray(grid.to_stored(own_grid.to_file(label)))
         return PairMasks(predicted=predicted, truth=truth, grid=grid)
@@ -55,23 +53,21 @@ def read_masks(pair: Pair) -> PairMasks:
 
 def _read_reference(pair: Pair, grid: Grid) -> tuple[Label, Grid]:
     """Read the reference and its grid, which must match the prediction's `grid`."""
-    reference = pair.reference
-    if reference.case is not None:
-        truth, own_grid = read_stored_mask(reference.case)
+    reference = pair.reference.mask
+    if isinstance(reference, StoredMask):
+        truth, own_grid = _read_stored_mask(reference)
         _check_grids(pair, grid, own_grid)
         return truth, own_grid
-    assert reference.mask is not None  # noqa: S101 (a reference is a file or a stored case)
-    with ScanReader(reference.mask, "mask") as reader:
+    with ScanReader(reference.path, "mask") as reader:
         _check_grids(pair, grid, reader.grid)
         truth = reader.read()
         reader.finish()
         return truth, reader.grid
 
 
-def read_stored_mask(case: Case) -> tuple[Label, Grid]:
-    """Read the mask of a stored case that has one, uint8[z, y, x], and the grid of its scan."""
-    assert case.label is not None  # noqa: S101 (only cases with a mask are paired)
-    return case.label[:], parse_grid(base64.b64decode(case.info.image.header_b64))
+def _read_stored_mask(stored: StoredMask) -> tuple[Label, Grid]:
+    """Read the mask of a stored case, uint8[z, y, x], and the grid of its scan."""
+    return stored.label[:], read_grid(stored.case)
 
 
 def _check_grids(pair: Pair, grid: Grid, other: Grid) -> None:
@@ -104,9 +100,9 @@ def read_background(pair: Pair, shape: tuple[int, ...]) -> npt.NDArray[np.int16]
 
     Without a readable scan of this shape, the background is air. Scores do not need the scan.
     """
-    reference = pair.reference
+    reference = pair.reference.mask
     with contextlib.suppress(InputError, OSError):
-        if reference.case is not None:
+        if isinstance(reference, StoredMask):
             return reference.case.image[:]
         if reference.image is not None:
             with ScanReader(reference.image, "image") as reader:

@@ -1,7 +1,7 @@
 """Typed documents: JSON and TOML from files become frozen dataclasses, and dataclasses become JSON.
 
 msgspec does the work. It was chosen over pydantic because it adds a ninth of the time to the start of a command (40 ms
-against 400; `slicemill.bench.stages.documents`), and because its messages name the position in the document.
+against 400; `slicemill bench documents`), and because its messages name the position in the document.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ def from_document(kind: type[T], document: object, where: str, *, error: type[In
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as problem:
-        raise error(f"{where}: {str(problem).rstrip('.')}.") from problem
+        raise error(f"{str(problem).rstrip('.')}.", where=where) from problem
 
 
 def read_document(kind: type[T], path: Location, *, error: type[InputError] = InputError) -> T:
@@ -58,7 +58,7 @@ def read_document(kind: type[T], path: Location, *, error: type[InputError] = In
     try:
         text = read_text(path)
     except InputError as problem:
-        raise error(str(problem)) from problem
+        raise error(problem.reason, where=problem.where or None) from problem
     return from_json(kind, text, path, error=error)
 
 
@@ -73,7 +73,7 @@ def from_json(kind: type[T], text: str | bytes, where: object, *, error: type[In
     try:
         document = parse_json_object(text, where)
     except InputError as problem:
-        raise error(str(problem)) from problem
+        raise error(problem.reason, where=problem.where or None) from problem
     return from_document(kind, document, str(where), error=error)
 
 
@@ -103,7 +103,7 @@ def from_toml(kind: type[T], text: str, where: str, *, error: type[InputError] =
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as problem:
-        raise error(f"{where}: cannot be read as TOML ({problem}).") from problem
+        raise error(f"cannot be read as TOML ({problem}).", where=where) from problem
     return from_document(kind, document, where, error=error)
 
 

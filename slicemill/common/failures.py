@@ -48,8 +48,7 @@ def explain_failure(error: BaseException, where: object, *, fewer: str = "--work
     """
     if isinstance(error, InputError):
         passing = isinstance(error, ReadError | StoreError | ProviderError)
-        text = str(error)
-        return Failure(reason=text if str(where) in text else f"{where}: {text}", passing=passing)
+        return Failure(reason=str(error) if error.where else f"{where}: {error}", passing=passing)
     detail = find_memory_detail(error)
     if detail is not None:
         reason = f"{where}: not enough memory{detail}; use fewer {fewer}, or a machine with more memory."

@@ -121,13 +121,13 @@ def read_text(path: Location, *, encoding: str = "utf-8") -> str:
     try:
         size = path.stat().st_size
         if size > MAX_DOCUMENT_BYTES:
-            raise InputError(f"{path}: has {size:,} bytes; a document has at most {MAX_DOCUMENT_BYTES:,}.")
+            raise InputError(f"has {size:,} bytes; a document has at most {MAX_DOCUMENT_BYTES:,}.", where=path)
         return read_file(path).decode(encoding)
     except OSError as error:
         raise_system_limit(error)
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
+        raise InputError(f"cannot be read ({error.strerror or error}).", where=path) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: cannot be read as text ({error}).") from error
+        raise InputError(f"cannot be read as text ({error}).", where=path) from error
 
 
 def parse_json(text: str | bytes) -> object:
@@ -165,9 +165,9 @@ def parse_json_object(text: str | bytes, where: object) -> dict[str, Any]:
     try:
         document = parse_json(text)
     except ValueError as error:
-        raise InputError(f"{where}: cannot be read as JSON ({error}).") from error
+        raise InputError(f"cannot be read as JSON ({error}).", where=where) from error
     if not isinstance(document, dict):
-        raise InputError(f"{where}: must be a JSON object; it is {type(document).__name__}.")
+        raise InputError(f"must be a JSON object; it is {type(document).__name__}.", where=where)
     return document
 
 

@@ -120,8 +120,9 @@ class _Wait:
         holder = _describe_holder(self._place)
         if silent > STALE_SECONDS and not isinstance(self._place, RemotePath):
             raise StoreError(
-                f"{self._place}: is locked by {holder}, which has not answered for {silent:.0f} s; it is stopped, or "
-                "its computer froze. Continue or end that process, and run the same command again."
+                f"is locked by {holder}, which has not answered for {silent:.0f} s; it is stopped, or "
+                "its computer froze. Continue or end that process, and run the same command again.",
+                where=self._place,
             )
         print_message(
             f"waiting for {holder}, which holds {self._place}, for {now - self._start:.0f} s; Ctrl-C ends the wait"
@@ -198,7 +199,7 @@ def _lock(descriptor: int, path: Path) -> bool:
     except OSError as error:
         if error.errno in NO_LOCKS:
             raise StoreError(
-                f"{path.parent}: the file system has no locks (flock). Mount it with locks, or move the store."
+                "the file system has no locks (flock). Mount it with locks, or move the store.", where=path.parent
             ) from error
         raise
 

@@ -148,7 +148,7 @@ def read_dataset_json(path: Location) -> Labels | None:
         if len(values) != sum(int(value) != 0 for _, value in pairs):
             raise ValueError("two values share one name")
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise LabelError(f"{path}: its labels cannot be read ({error}); correct it, or pass --labels.") from error
+        raise LabelError(f"its labels cannot be read ({error}); correct it, or pass --labels.", where=path) from error
     return make_labels(values) if values else None
 
 

@@ -199,8 +199,8 @@ def to_hu(raw: npt.NDArray[Any], slope: float, inter: float, path: Location) -> 
     if not (math.isfinite(low) and math.isfinite(high)):
         count = int(np.count_nonzero(~np.isfinite(values)))
         raise ScanError(
-            f"{path}: HU must be finite numbers; a slab has {count:,} NaN or infinite voxels. "
-            "Replace them by air (-1024)."
+            f"HU must be finite numbers; a slab has {count:,} NaN or infinite voxels. Replace them by air (-1024).",
+            where=path,
         )
     _check_range(low, high, path)
     rounded = np.rint(values)
@@ -210,8 +210,9 @@ def to_hu(raw: npt.NDArray[Any], slope: float, inter: float, path: Location) -> 
 def _check_range(low: float, high: float, path: Location) -> None:
     if math.floor(low) < INT16.min or math.ceil(high) > INT16.max:
         raise ScanError(
-            f"{path}: HU must fit in {INT16.min}..{INT16.max}; they are {low:g}..{high:g}. "
-            "Is this a CT? Rescale it to HU first."
+            f"HU must fit in {INT16.min}..{INT16.max}; they are {low:g}..{high:g}. "
+            "Is this a CT? Rescale it to HU first.",
+            where=path,
         )
 
 
@@ -232,5 +233,5 @@ def to_labels(raw: npt.NDArray[Any], slope: float, inter: float, path: Location)
     )
     if not np.array_equal(labels, values):
         odd = values[values != labels].flat[0]
-        raise LabelError(f"{path}: label values must be integers from 0 to 255; one is {odd:g}.")
+        raise LabelError(f"label values must be integers from 0 to 255; one is {odd:g}.", where=path)
     return labels

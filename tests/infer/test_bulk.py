@@ -120,8 +120,12 @@ def test_a_reason_names_the_file_once():
     def reason(error):
         return explain_failure(error, Path("in/a.nii")).reason
 
+    shard = "in/store/a/c/0, slice 3"
     assert reason(ReadError("needs more memory.")) == "in/a.nii: needs more memory."
-    assert reason(ReadError("in/a.nii: is damaged.")) == "in/a.nii: is damaged."
+    assert reason(ReadError("is damaged.", where="in/a.nii")) == "in/a.nii: is damaged."
+    assert reason(ReadError("is damaged.", where=shard)) == f"{shard}: is damaged."
+    assert reason(ReadError("differs from in/a.nii.")) == "in/a.nii: differs from in/a.nii."
+    assert reason(ProviderError("cpu: the device failed.")) == "in/a.nii: cpu: the device failed."
     assert reason(OSError(28, "No space left on device", "out/a.nii")) == "out/a.nii: No space left on device."
     assert reason(MemoryError()).startswith("in/a.nii: not enough memory")
 

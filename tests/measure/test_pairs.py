@@ -50,7 +50,7 @@ def test_predictions_find_their_references_in_the_usual_layouts(prediction, refe
         path.touch()
     pairing = pair_up(tmp_path / "p", tmp_path / "r")
     (pair,), missing = pairing.pairs, pairing.missing
-    assert pair.reference.mask == tmp_path / "r" / reference
+    assert pair.reference.mask.path == tmp_path / "r" / reference
     assert missing == ()
 
 

@@ -63,7 +63,7 @@ def write_volume(
             stream.write(view_bytes(make_contiguous(part.astype(kind, copy=False))))
         if written != expected:
             raise ScanError(
-                f"{path}: the header to copy is damaged: it has {expected:,} voxels, the volume has {written:,}."
+                f"the header to copy is damaged: it has {expected:,} voxels, the volume has {written:,}.", where=path
             )
 
 
