@@ -21,7 +21,7 @@ from typing import Any
 from slicemill.common.csv_cells import format_csv
 from slicemill.common.errors import InputError
 from slicemill.common.failures import raise_system_limit
-from slicemill.common.remote import RemotePath, parse_url
+from slicemill.common.remote import RemotePath, check_size, parse_url
 
 Location = Path | RemotePath
 """A local path, or a path in an object store."""
@@ -119,10 +119,7 @@ def read_text(path: Location, *, encoding: str = "utf-8") -> str:
         The file cannot be read, is not a regular file, is too large, or is not text.
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_DOCUMENT_BYTES:
-            raise InputError(f"has {size:,} bytes; a document has at most {MAX_DOCUMENT_BYTES:,}.", where=path)
-        return read_file(path).decode(encoding)
+        return read_file(path, MAX_DOCUMENT_BYTES).decode(encoding)
     except OSError as error:
         raise_system_limit(error)
         raise InputError(f"cannot be read ({error.strerror or error}).", where=path) from error
@@ -207,17 +204,18 @@ def open_regular(path: Path) -> int:
     raise OSError(errno.EINVAL, "is not a regular file, but a folder, a pipe or a device", str(path))
 
 
-def read_file(path: Location) -> bytes:
+def read_file(path: Location, most_bytes: int | None = None) -> bytes:
     """Return the bytes of a regular file or an object.
 
     Raises
     ------
     OSError
-        The file cannot be read, or is not a regular file.
+        The file cannot be read, is not a regular file, or has more than `most_bytes`.
     """
     if isinstance(path, RemotePath):
-        return path.read_bytes()
+        return path.read_bytes(most_bytes)
     with open_stream(path) as stream:
+        check_size(path, os.fstat(stream.fileno()).st_size, most_bytes)
         return stream.read() or b""
 
 
