@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.common.errors import GeometryError, InputError, LabelError
+from slicemill.common.errors import GeometryError, InputError, LabelError, PairingError
 from slicemill.common.files import read_json
-from slicemill.ct.formats.nifti.header import read_header
+from slicemill.ct.formats.nifti.header import read_header, read_signature
 from slicemill.ct.formats.nifti.names import strip_suffix
 from slicemill.ct.formats.nifti.stream import open_voxels, read_exactly, skip_bytes, view_bytes
 from slicemill.ct.geometry import Grid
@@ -87,6 +87,40 @@ def read_report(mask: Path) -> InferReport | None:
     )
 
 
+def read_own_report(mask: Path) -> InferReport | None:
+    """Read the report next to a mask like `read_report`, and check that both are of one model.
+
+    Raises
+    ------
+    PairingError
+        The mask names another model than the report.
+    """
+    report, signature = read_report(mask), read_signature(mask)
+    if report is not None and signature and report.model.model_sha256 != signature:
+        raise PairingError(
+            f"{mask}: its report {strip_suffix(mask.name)}.json is of another model (mask {signature[:12]}, report "
+            f"{str(report.model.model_sha256)[:12]}). Segment the scan again, or remove the report."
+        )
+    return report
+
+
+def _check_model(mask: Path, probability: Path) -> None:
+    """Check that a probability map is of its mask's model; masks of other tools and older versions name none.
+
+    Raises
+    ------
+    PairingError
+        The mask names a model, and the map names another one or none.
+    """
+    signature, other = read_signature(mask), read_signature(probability)
+    if signature and other != signature:
+        maker = f"model {other[:12]}" if other else "no model, as files of older versions do"
+        raise PairingError(
+            f"{probability}: is not of the model of its mask {mask.name}: the mask names {signature[:12]}, the map "
+            f"{maker}. Write both again with `slicemill infer --probability --overwrite`, or remove the map."
+        )
+
+
 def _finite_float(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
@@ -128,12 +162,17 @@ def read_tumor_probability(mask: Path, labels: Labels, grid: Grid) -> npt.NDArra
     ------
     GeometryError
         The map has another shape than `grid`, or voxels that are not bytes.
+    PairingError
+        The map is of another model than the mask.
     """
     if labels.tumor is None:
         return None
     stem = strip_suffix(mask.name)
     path = mask.with_name(f"{stem}{PROBABILITY}{labels.file_names()[labels.tumor]}{mask.name[len(stem) :]}")
-    return read_probability(path, grid) if path.exists() else None
+    if not path.exists():
+        return None
+    _check_model(mask, path)
+    return read_probability(path, grid)
 
 
 def read_probability(path: Path, grid: Grid) -> npt.NDArray[np.uint8]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from slicemill.common.errors import GeometryError, LabelError
 from slicemill.ct.geometry import SAME_GRID_MM, Grid
 from slicemill.ct.scan import ScanReader
-from slicemill.measure.inputs.infer_output import ModelUsed, read_report, read_tumor_probability
+from slicemill.measure.inputs.infer_output import ModelUsed, read_own_report, read_tumor_probability
 from slicemill.measure.inputs.masks import check_values
 from slicemill.measure.lesions.jobs import MeasureJob
 from slicemill.measure.lesions.measurements import DECIMALS, Image, Volume
@@ -52,7 +52,7 @@ def load_case(job: MeasureJob) -> LoadedCase:
 
 
 def _load_file(job: MeasureJob) -> LoadedCase:
-    report, labels = read_report(job.mask), job.find_labels()
+    report, labels = read_own_report(job.mask), job.find_labels()
     if labels is None:
         raise LabelError(f"{job.mask}: the label values have no names; pass --labels, like --labels liver=1,tumor=2.")
     with ScanReader(job.mask, "mask") as reader:
