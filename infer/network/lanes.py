@@ -20,7 +20,7 @@ from slicemill.common.errors import InputError, ProviderError
 from slicemill.infer.network.model import Model, NetworkOutput, make_output
 from slicemill.infer.runtime.capacity import HOSTS, Capacity
 from slicemill.infer.runtime.cuda_memory import open_cuda_device
-from slicemill.infer.runtime.messages import first_line
+from slicemill.infer.runtime.messages import find_cause
 
 ON_DEVICE = ("cuda", "tensorrt")
 DEVICE_MEMORY = "cuda"
@@ -221,7 +221,7 @@ def report_device_errors(provider: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ProviderError(
-            f"--provider {provider}: {what} ({first_line(error)}). Run the same command again, or use --provider cpu."
+            f"--provider {provider}: {what} ({find_cause(error)}). Run the same command again, or use --provider cpu."
         ) from error
 
 

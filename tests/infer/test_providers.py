@@ -11,7 +11,7 @@ import pytest
 
 from slicemill.common.errors import ProviderError
 from slicemill.infer.runtime import providers
-from slicemill.infer.runtime.messages import first_line
+from slicemill.infer.runtime.messages import find_cause
 from slicemill.infer.runtime.onnx_file import add_output, find_logits, has_transpose_bias
 from slicemill.infer.runtime.probe import make_probe, run_probe
 from slicemill.infer.runtime.providers import (
@@ -70,7 +70,7 @@ MESSAGES = [
 
 @pytest.mark.parametrize(("message", "cause"), MESSAGES)
 def test_of_a_long_message_the_cause_is_left(message, cause):
-    assert first_line(RuntimeError(message)) == cause
+    assert find_cause(RuntimeError(message)) == cause
 
 
 class TestProbe:
