@@ -1,6 +1,5 @@
 """An opened model file of contract 1: its card, and a session that turns slices into labels."""
 
-import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -252,11 +251,14 @@ def check_ends(content: bytes, path: Path) -> None:
     ModelError
         It has one.
     """
-    with contextlib.suppress(ValueError):  # not protobuf: onnxruntime explains it
-        if any(node.type == "Loop" for node in iterate_nodes(content)):
-            raise ModelError(
-                f"{path}: has a Loop, which may never end; export the network by tracing, without scripted loops."
-            )
+    try:
+        has_loop = any(node.type == "Loop" for node in iterate_nodes(content))
+    except ValueError:  # not protobuf: onnxruntime explains it
+        return
+    if has_loop:
+        raise ModelError(
+            f"{path}: has a Loop, which may never end; export the network by tracing, without scripted loops."
+        )
 
 
 def read_model_info(session: Any, path: Path, sha256: str) -> ModelInfo:

@@ -9,18 +9,19 @@ FAILURE = re.compile(r"[A-Z_]+ failure -?\d+: [^;]*[^;\s]")
 STATUS = re.compile(r".*\[ONNXRuntimeError\] : \d+ : \w+ : ")
 SOURCE = re.compile(r"/\S+\.(?:cc|cu|h):\d+ .*?\) (?=[A-Z])|\b\w+\.(?:cc|cu|h):\d+ \w+(?:\(\))? ")
 """A place in onnxruntime's source, with the function there."""
-HEADINGS = re.compile(r"Exception from \S+:\d+:|Traceback .*:|File \S+, line .*|[A-Z]\w*\(s\) in .*:")
-"""Lines without a cause: OpenVINO's places in its source, and headings of lists of errors."""
+HEADINGS = re.compile(r"Exception from \S+:\d+:|Traceback .*:|File \S+, line .*")
+"""Lines without a cause: places in source code, of OpenVINO and Python."""
 NODE = re.compile(r"while running (\w+) node")
 
 
 def find_cause(error: BaseException) -> str:
     """Return the cause that an error's message names, in one line; its type when it has no message.
 
-    Of onnxruntime's messages, only the cause is left. Headings and places in source code are left out.
+    It is the first line that is no heading, with headings before it that are no places in source code. Of onnxruntime's
+    messages, only the cause is left.
 
-    >>> find_cause(ValueError("no such node\\n  in the graph.")), find_cause(MemoryError())
-    ('no such node in the graph', 'MemoryError')
+    >>> find_cause(ValueError("Node a:\\n  no such input.\\nTry b.")), find_cause(MemoryError())
+    ('Node a: no such input', 'MemoryError')
     >>> find_cause(RuntimeError("/src/a.cc:63 static Info Info::From(const Options&) [ONNXRuntimeError] : 1 : FAIL : "
     ...     "options.h:182 Parse Unknown provider option: a."))
     'Unknown provider option: a'
@@ -31,7 +32,8 @@ def find_cause(error: BaseException) -> str:
     kept = [line for line in lines if line and not HEADINGS.fullmatch(line)] or [line for line in lines if line]
     if not kept:
         return type(error).__name__
-    cause = _clean(" ".join(" ".join(kept).split()))
+    end = next((index for index, line in enumerate(kept) if not line.endswith(":")), len(kept) - 1)
+    cause = _clean(" ".join(kept[: end + 1]))
     half = MAX_CHARACTERS // 2
     return cause if len(cause) <= MAX_CHARACTERS else f"{cause[:half]} [...] {cause[-half:]}"
 

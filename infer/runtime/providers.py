@@ -50,7 +50,10 @@ INSTALL = {
     "tensorrt": "Install TensorRT 10 where the loader finds it",
 }
 """How to install a library that is missing."""
-NEWER = "It is newer than this onnxruntime: export it with a lower opset_version or ir_version, or install a newer onnxruntime."
+NEWER = (
+    "It is newer than this onnxruntime: export it with a lower opset_version or ir_version, or install a newer "
+    "onnxruntime."
+)
 QUIET = 4
 """Log level fatal: the exception already contains what onnxruntime would print."""
 NOWHERE = "/dev/null/none"
