@@ -64,7 +64,7 @@ def read_weights_beside(content: bytes, path: Path) -> bytes:
                 raise ModelError(f"{path}: its weights take more than 2 GB; larger networks are not supported.")
             tensor.raw_data = _read_part(files[name], where, size, f"{path}: its weights {tensor.name!r} in {name}")
             tensor.ClearField("external_data")
-            tensor.data_location = onnx.TensorProto.DEFAULT
+            tensor.ClearField("data_location")
     return bytes(model.SerializeToString())
 
 
@@ -96,15 +96,15 @@ def _open_beside(path: Path, name: str) -> IO[bytes]:
     try:
         if beside.resolve(strict=True).parent != path.parent.resolve():
             raise ModelError(f"{path}: its weights {name} are a link out of the folder; put the file itself there.")
-        stream = os.fdopen(os.open(beside, os.O_RDONLY | os.O_NONBLOCK), "rb")  # a pipe must not block
+        descriptor = os.open(beside, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not block
     except OSError as error:
         raise ModelError(
             f"{path}: its weights are in {name}, which cannot be read ({error.strerror}); put it into the same folder."
         ) from error
-    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-        stream.close()
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise ModelError(f"{path}: its weights {name} are not a regular file.")
-    return stream
+    return os.fdopen(descriptor, "rb")
 
 
 def _count_bytes(onnx: Any, tensor: Any, path: Path) -> int:
@@ -136,13 +136,13 @@ def _read_part(stream: IO[bytes], where: dict[str, str], size: int, what: str) -
     available = os.fstat(stream.fileno()).st_size
     offset, length = (where.get(key, default) for key, default in (("offset", "0"), ("length", str(size))))
     if not all(number.isdecimal() and len(number) < 16 for number in (offset, length)):
-        raise ModelError(f"{what}: offset {offset!r} and length {length!r} must be numbers of bytes.")
+        raise ModelError(f"{what}: offset {offset[:20]!r} and length {length[:20]!r} must be numbers of bytes.")
     if int(length) != size:
         raise ModelError(f"{what}: are {int(length):,} bytes, but their shape and type need {size:,}.")
     if int(offset) + size > available:
         raise ModelError(
-            f"{what}: end at byte {int(offset) + size:,}, but the file has {available:,}; it is cut off, or of another "
-            "model. Copy both files again."
+            f"{what}: end at byte {int(offset) + size:,}, but the file has {available:,} bytes; it is cut off, or of "
+            "another model. Copy both files again."
         )
     stream.seek(int(offset))
     content = stream.read(size)

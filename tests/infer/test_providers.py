@@ -73,6 +73,13 @@ def test_of_a_long_message_the_cause_is_left(message, cause):
     assert find_cause(RuntimeError(message)) == cause
 
 
+def test_a_long_cause_keeps_its_end():
+    names = ", ".join(f"layer {number}" for number in range(60))
+    assert find_cause(RuntimeError(f"weights of {names} do not fit")).endswith("layer 59 do not fit")
+    longest = find_cause(RuntimeError("a" * 5000 + "the end"))
+    assert (longest[:3], longest[-7:], len(longest) < 2100) == ("aaa", "the end", True)
+
+
 class TestProbe:
     @pytest.mark.parametrize("bias_apart", [False, True])
     def test_it_is_a_valid_network_with_both_convolutions(self, bias_apart):
