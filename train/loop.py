@@ -80,9 +80,10 @@ def train(
     with ExitStack() as stack:
         processes = stack.enter_context(join_processes(config.device))
         if processes.first:
-            common_labels(open_store(store_path, cache))  # raises before the folder is made or an earlier run removed
+            store = open_store(store_path, cache)  # raises before the folder is made
             stack.enter_context(claim_to_train(run))
             if overwrite:
+                common_labels(store)  # raises before the earlier run is removed
                 remove_run(run)
         processes.barrier()
         setup = prepare(store_path, run, config, split_file, cache, processes)
