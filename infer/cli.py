@@ -7,18 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slicemill.common.left_out import SHOWN, LeftOut, print_left_out
 from slicemill.common.terminal import count_noun, format_table, peak_mib, print_line, report_errors
 from slicemill.infer.request import InferRequest, ModelFile, ProviderName
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from slicemill.infer.inputs.jobs import Job, LeftOut
+    from slicemill.infer.inputs.jobs import Job
     from slicemill.infer.network.model import Model
     from slicemill.infer.run.summary import ScanOutcome, Summary
-
-SHOWN = 40
-"""Maximum number of left-out files that are listed."""
 
 
 def _take_fields(request: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -104,7 +102,7 @@ def _segment(request: InferRequest) -> None:
     out = request.out_folder
     jobs, left_out = _gather(request)
     opened = _open(request)
-    _show_left_out(left_out)
+    print_left_out(left_out)
     if request.dry_run:
         _show_plan(request, opened, jobs)
         return
@@ -114,7 +112,7 @@ def _segment(request: InferRequest) -> None:
         raise SystemExit(1)
 
 
-def _gather(request: InferRequest) -> "tuple[list[Job], LeftOut]":
+def _gather(request: InferRequest) -> "tuple[list[Job], list[LeftOut]]":
     """Return the jobs of this shard, and its share of the files that are left out."""
     from slicemill.infer.inputs.gather import gather
     from slicemill.store.to_slices import parse_window
@@ -143,7 +141,7 @@ def _open(request: InferRequest) -> "Model":
     return opened
 
 
-def _run(request: InferRequest, opened: "Model", jobs: "Sequence[Job]", left_out: "LeftOut") -> "Summary":
+def _run(request: InferRequest, opened: "Model", jobs: "Sequence[Job]", left_out: "Sequence[LeftOut]") -> "Summary":
     """Segment scans that arrive in a folder, or on a cluster, or here."""
     out, options = request.out_folder, request.options
     if request.watch is not None:
@@ -164,17 +162,15 @@ def _run(request: InferRequest, opened: "Model", jobs: "Sequence[Job]", left_out
     return run(opened, jobs, out, options, left_out)
 
 
-def _show_left_out(left_out: "LeftOut") -> None:
-    for path, reason in left_out[:SHOWN]:
-        print_line(f"left out: {path}: {reason}")
-    if len(left_out) > SHOWN:
-        print_line(f"left out: {len(left_out) - SHOWN} more")
-
-
 def _show_summary(summary: "Summary", out: Path, written: Path) -> None:
     outcomes = summary.outcomes
     rows = [(one.name, one.status, one.slices, one.answer or one.reason) for one in outcomes]
     print_line(format_table(["scan", "status", "slices", "answer"], rows))
+    warned = [one for one in outcomes if one.warnings]
+    for one in warned[:SHOWN]:
+        print_line(f"warning: {one.name}: {one.warnings}")
+    if len(warned) > SHOWN:
+        print_line(f"warning: {len(warned) - SHOWN} more scans; see the column warnings of the summary")
     done, skipped, failed = (summary.count(status) for status in ("done", "skipped", "failed"))
     print_line(
         f"{len(rows)} scans: {done} done, {skipped} skipped (done before), {failed} failed; "

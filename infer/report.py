@@ -69,7 +69,7 @@ class ScanReport:
     provider: str
     """Execution provider that ran the network."""
     warnings: tuple[str, ...]
-    """Warnings about the scan's header."""
+    """Warnings about the scan's header and HU, the same as ingest's."""
 
     @property
     def answer(self) -> str:

@@ -99,8 +99,9 @@ def segment(
 
 
 def segment_file(
-    path: Path, model: Path, *, provider: Provider = "auto"
+    path: Path, model: Path, *, provider: Provider = "auto", strict: bool = False
 ) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
     """Segment one file; see `slicemill.segment`. The report is returned as the parsed JSON."""
-    segmentation, report = segment(open_model(model, provider), load_scan(Job(name=path.name, path=path)), path.name)
+    loaded = load_scan(Job(name=path.name, path=path), strict=strict)
+    segmentation, report = segment(open_model(model, provider), loaded, path.name)
     return segmentation.label, json.loads(to_json(to_document(report)))

@@ -6,18 +6,17 @@ import typer
 
 from slicemill.common.errors import UsageError
 from slicemill.common.files import Location, parse_location
+from slicemill.common.left_out import print_left_out
 from slicemill.common.options import parse_shard
 from slicemill.common.terminal import format_table, print_line, report_errors
-from slicemill.ingest.params import Geometry
+from slicemill.ct.geometry_option import Geometry
+from slicemill.ingest.params import Overlap
 from slicemill.store.layout import ProfileName
 
 if TYPE_CHECKING:
     from slicemill.ct.labels import Labels
-    from slicemill.ingest.discover import Collection
+    from slicemill.ingest.discover import Collection, MaskOptions
     from slicemill.ingest.outcomes import IngestReport
-
-SHOWN = 40
-"""Maximum number of left-out files that are listed."""
 
 
 def ingest(
@@ -31,16 +30,32 @@ def ingest(
     ] = None,
     images: Annotated[str | None, typer.Option(help="Pattern of the images, quoted, like 'ct/*_ct.nii.gz'.")] = None,
     masks: Annotated[
-        str | None, typer.Option(help="Pattern of the masks; a mask belongs to the image with the same text for *.")
+        str | None,
+        typer.Option(
+            help="Pattern of the masks. With --images, a mask belongs to the image with the same text for *. With a "
+            "folder, only files below it that fit are masks, like 'labelsTr2/*'."
+        ),
     ] = None,
-    labels: Annotated[str | None, typer.Option(help="Names of the label values, like liver=1,tumor=2.")] = None,
+    no_masks: Annotated[bool, typer.Option("--no-masks", help="Store the scans without masks.")] = False,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Names of the label values, like liver=1,tumor=2, or a CSV with the columns name and value."),
+    ] = None,
     organ: Annotated[str | None, typer.Option(help="Label that is the organ.")] = None,
     tumor: Annotated[str | None, typer.Option(help="Label that is tumor.")] = None,
     patient: Annotated[
         str | None, typer.Option(help="Regular expression; its first group, in the image's path, is the patient.")
     ] = None,
     geometry: Annotated[
-        Geometry, typer.Option(help="If image and mask are on different grids: fail, or use the image's grid.")
+        Geometry,
+        typer.Option(
+            help="If image and mask are on different grids: fail, use the image's header for both, "
+            "or resample the mask by both headers."
+        ),
+    ] = "error",
+    overlap: Annotated[
+        Overlap,
+        typer.Option(help="If structures with a file each overlap: fail, or take the highest label value."),
     ] = "error",
     workers: Annotated[int, typer.Option(help="Worker processes; 0: one per core.", min=0)] = 0,
     threads: Annotated[
@@ -65,37 +80,45 @@ def ingest(
     rehash: Annotated[
         bool, typer.Option("--rehash", help="Recognize unchanged files by their content, not by size and time.")
     ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse cases with a warning; do not store them.")] = False,
     keep_text: Annotated[
         bool, typer.Option("--keep-text", help="Keep free-text header fields; they may name a person.")
     ] = False,
 ) -> None:
     """Convert NIfTI scans and their masks into a slice store.
 
-    Supported layouts: LiTS (volume-N, segmentation-N), Decathlon and nnU-Net (imagesTr, labelsTr, dataset.json), one
-    folder per patient (CT_image, CT_mask), two parallel folders, a CSV, or two patterns. Run the same command again to
-    convert only what is new or changed.
+    Layouts: LiTS, KiTS, CT-ORG, SegTHOR, BIDS, Decathlon and nnU-Net (imagesTr, labelsTr, dataset.json), a folder for
+    each patient, a file for each structure (TotalSegmentator), two parallel folders, a CSV, or two patterns. Run the
+    same command again to convert only what is new or changed.
 
         slicemill ingest lits/ lits-store/
         slicemill ingest sarcoma/ sarcoma-store/ --labels tumor=1 --dry-run
+        slicemill ingest totalsegmentator/ store/ --labels liver=1,spleen=2
         slicemill ingest --pairs cases.csv lits-store/
     """
     with report_errors():
+        from slicemill.ingest.discover import MaskOptions
+        from slicemill.ingest.pair_table import choose_labels
         from slicemill.ingest.params import Params
         from slicemill.ingest.pipeline import IngestOptions
         from slicemill.ingest.pipeline import ingest as run
 
         source, store = _assign_arguments(source, store, has_list=pairs is not None or images is not None)
         target = None if store is None else parse_location(store)
-        collection = _find_collection(None if source is None else parse_location(source), pairs, images, masks)
+        chosen = choose_labels(labels, organ, tumor) if labels else None
+        mask_options = MaskOptions(pattern=masks, none=no_masks, files=chosen.files if chosen else {})
+        collection = _find_collection(source, pairs, images, mask_options)
         if patient:
             from slicemill.ingest.discover import set_patients
 
             collection = set_patients(collection, patient)
         params = Params(
-            labels=_choose_labels(collection, labels, organ, tumor),
+            labels=chosen.labels if chosen else _declared_labels(collection, organ, tumor),
             geometry=geometry,
+            overlap=overlap,
             keep_text=keep_text,
             profile=profile,
+            strict=strict,
         )
         if dry_run:
             _print_collection(collection, params.labels)
@@ -133,27 +156,27 @@ def _assign_arguments(source: str | None, store: str | None, *, has_list: bool) 
     return source, store
 
 
-def _find_collection(source: Location | None, pairs: str | None, images: str | None, masks: str | None) -> "Collection":
-    from slicemill.ingest.discover import discover, from_csv, from_patterns
+def _find_collection(source: str | None, pairs: str | None, images: str | None, masks: "MaskOptions") -> "Collection":
+    from slicemill.ingest.discover import discover
+    from slicemill.ingest.pair_table import from_csv
+    from slicemill.ingest.patterns import from_patterns
 
-    if sum(value is not None for value in (source, pairs, images)) != 1:
-        raise UsageError("ingest: pass exactly one of a folder, --pairs and --images.")
-    if pairs is not None:
-        return from_csv(parse_location(pairs))
-    if images is not None:
-        return from_patterns(images, masks)
-    if masks is not None:
-        raise UsageError("--masks needs --images.")
-    assert source is not None  # noqa: S101 (one of the three is not None)
-    return discover(source)
+    if masks.pattern is not None and (masks.none or pairs is not None):
+        raise UsageError("--masks excludes --no-masks and --pairs.")
+    match source, pairs, images:
+        case str(folder), None, None:
+            return discover(parse_location(folder), masks)
+        case None, str(table), None:
+            return from_csv(parse_location(table), no_masks=masks.none, with_labels=not masks.files)
+        case None, None, str(pattern):
+            return from_patterns(pattern, masks.pattern, with_labels=not masks.files)
+    raise UsageError("ingest: pass exactly one of a folder, --pairs and --images.")
 
 
-def _choose_labels(collection: "Collection", text: str | None, organ: str | None, tumor: str | None) -> "Labels | None":
-    """Return the labels of --labels, or else those that the collection declares, with --organ and --tumor."""
-    from slicemill.ct.labels import make_labels, parse_labels
+def _declared_labels(collection: "Collection", organ: str | None, tumor: str | None) -> "Labels | None":
+    """Return the labels that the collection declares, with --organ and --tumor."""
+    from slicemill.ct.labels import make_labels
 
-    if text:
-        return parse_labels(text, organ, tumor)
     if collection.labels and (organ or tumor):
         return make_labels(collection.labels.values, organ, tumor)
     return collection.labels
@@ -168,7 +191,8 @@ def _print_collection(collection: "Collection", labels: "Labels | None") -> None
     ]
     print_line(format_table(["case", "patient", "image", "mask"], rows))
     print_line()
-    _print_left_out(collection)
+    print_left_out(collection.left_out)
+    _print_notes(collection)
     print_line(f"labels: {format_labels(labels.values) if labels else 'not declared (only the value 1 is accepted)'}")
     if labels:
         print_line(f"organ: {labels.organ or '-'}, tumor: {labels.tumor or '-'}")
@@ -179,15 +203,14 @@ def _print_collection(collection: "Collection", labels: "Labels | None") -> None
     )
 
 
-def _print_left_out(collection: "Collection") -> None:
-    for path, reason in collection.left_out[:SHOWN]:
-        print_line(f"left out: {path}: {reason}")
-    if len(collection.left_out) > SHOWN:
-        print_line(f"left out: {len(collection.left_out) - SHOWN} more")
+def _print_notes(collection: "Collection") -> None:
+    for note in collection.notes:
+        print_line(f"note: {note}")
 
 
 def _print_report(report: "IngestReport", collection: "Collection", store: Location) -> None:
-    _print_left_out(collection)
+    print_left_out(collection.left_out)
+    _print_notes(collection)
     for outcome in report.outcomes:
         for warning in outcome.warnings:
             print_line(f"warning: {outcome.case_id}: {warning}")

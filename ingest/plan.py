@@ -97,9 +97,10 @@ def require_params(root: Location, params: Params, *, overwrite: bool) -> None:
             return
         if stored is not None and not overwrite:
             raise StoreError(
-                f"{root}: was created with other parameters ({to_json(stored)}) than requested now "
+                f"was created with other parameters ({to_json(stored)}) than requested now "
                 f"({to_json(params.as_json())}). Use another store, the same options, or --overwrite, which converts "
-                "all cases again."
+                "all cases again.",
+                where=root,
             )
         attributes = {ATTRIBUTE: {"format": FORMAT, "params": params.as_json()}}
         write_json(root / GROUP / DOCUMENT, make_group_document(attributes))
@@ -120,8 +121,9 @@ def _is_readable(store: Store, case_id: str, params: Params) -> bool:
     if info.params_sha256 != params.sha256():
         stored = info.labels.as_json() if info.labels else {"labels": None}
         raise StoreError(
-            f"{store.root}: its case {case_id!r} was written with other parameters (hash {info.params_sha256[:12]}, "
+            f"its case {case_id!r} was written with other parameters (hash {info.params_sha256[:12]}, "
             f"{stored}) than requested now (hash {params.sha256()[:12]}, {params.as_json()}). "
-            "Use another store, the same options, or --overwrite."
+            "Use another store, the same options, or --overwrite.",
+            where=store.root,
         )
     return True

@@ -10,6 +10,7 @@ from slicemill.ingest.discover import CaseFiles
 from slicemill.ingest.outcomes import CaseOutcome, stamp_case
 from slicemill.ingest.params import Params
 from slicemill.ingest.plan import Task, stored_version
+from slicemill.ingest.structures import combine_hashes
 from slicemill.store.case import SourceFile
 from slicemill.store.reader import open_case
 
@@ -67,12 +68,12 @@ def _is_unchanged(case: CaseFiles, params: Params, root: Location) -> bool:
     return (
         info.patient_id == case.patient_id
         and info.params_sha256 == params.sha256()
-        and _has_content(case.image, info.image)
-        and _has_content(case.mask, info.mask)
+        and _has_content((case.image,), info.image)
+        and _has_content(case.mask_files, info.mask)
     )
 
 
-def _has_content(path: Location | None, source: SourceFile | None) -> bool:
-    if path is None or source is None:
-        return path is None and source is None
-    return sha256_of_file(*scan_files(path)) == source.sha256
+def _has_content(paths: tuple[Location, ...], source: SourceFile | None) -> bool:
+    if not paths or source is None:
+        return not paths and source is None
+    return combine_hashes([sha256_of_file(*scan_files(path)) for path in paths]) == source.sha256

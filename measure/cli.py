@@ -118,7 +118,8 @@ def froc(
         from functools import partial
 
         from slicemill.common.files import write_bytes, write_json
-        from slicemill.measure.evaluation.figures import draw_froc, draw_panels
+        from slicemill.common.panels import draw_panels
+        from slicemill.measure.evaluation.figures import draw_froc
         from slicemill.measure.evaluation.froc import NoFindings
         from slicemill.measure.evaluation.luna16 import score_points
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from slicemill.baseline import score_baseline
 from slicemill.bench.command import slicemill_command
-from slicemill.bench.records.demo_scores import BandScores, DemoScores, DemoSummary, TumorComparison, TumorDetection
+from slicemill.bench.records.demo_scores import BandScores, DemoScores, DemoSummary, TumorComparison
 from slicemill.common.documents import from_document, to_document
 from slicemill.common.errors import ConfigError, InputError
 from slicemill.common.files import read_json, write_json
@@ -27,6 +27,7 @@ from slicemill.ct.naming import parse_name
 from slicemill.ct.overlap import mean_without_nan
 from slicemill.ct.pictures import Panel, draw_labels, label_colors, make_montage, render_gray, save_png
 from slicemill.ct.scan import ScanReader
+from slicemill.measure.evaluation.totals import TumorTotals
 from slicemill.store.reader import Case, Store, open_store
 from slicemill.store.split import Split, read_split
 
@@ -217,7 +218,7 @@ def compare_on_tumor(rows: Sequence[Mapping[str, Any]], tumor: str, baseline: Ba
 
 def print_summary(summary: DemoSummary, out: Path) -> None:
     """Print the one-screen summary."""
-    scores = from_document(DemoScores, summary.scores, "evaluation")
+    scores = from_document(DemoScores, summary.scores, "evaluation", is_part=True)
     cases, band, on_tumor = summary.cases, summary.baseline, summary.where_there_is_tumor
     low, high = band.band_hu
     rows: list[tuple[object, ...]] = [
@@ -244,7 +245,7 @@ def print_summary(summary: DemoSummary, out: Path) -> None:
         print_line(f"  {what:32}{out / path}")
 
 
-def _detection_cells(detection: TumorDetection) -> tuple[object, ...]:
+def _detection_cells(detection: TumorTotals) -> tuple[object, ...]:
     return (
         detection.positives,
         detection.negatives,

@@ -151,15 +151,16 @@ def parse_case(attribute: object, shape: tuple[int, int, int], where: str) -> Ca
     version = attribute.get("format") if isinstance(attribute, dict) else None
     if isinstance(attribute, dict) and version != FORMAT:
         raise StoreError(
-            f"{where}: has store format {version!r}, but this version of slicemill reads format {FORMAT}; "
-            "ingest the collection again."
+            f"has store format {version!r}, but this version of slicemill reads format {FORMAT}; "
+            "ingest the collection again.",
+            where=where,
         )
     try:
         document = from_document(CaseDocument, attribute, f"{where}, attribute slicemill", error=StoreError)
         _check_numbers(document, shape[0], where)
         labels = _parse_labels(document, where)
     except StoreError as error:
-        raise StoreError(f"{error} Ingest the case again with --overwrite.") from error
+        raise StoreError(f"{error.reason} Ingest the case again with --overwrite.", where=error.where) from error
     return CaseInfo(
         case_id=document.case_id,
         patient_id=document.patient_id,
@@ -183,10 +184,10 @@ def _check_numbers(document: CaseDocument, slices: int, where: str) -> None:
     stats = document.slice_stats
     lengths = {len(stats.hu_min), len(stats.hu_max), *map(len, stats.voxels.values())}
     if lengths != {slices}:
-        raise StoreError(f"{where}: has {slices} slices, but statistics of {sorted(lengths)} slices.")
+        raise StoreError(f"has {slices} slices, but statistics of {sorted(lengths)} slices.", where=where)
     for lesion in document.lesions or ():
         if max(map(abs, (lesion.id, lesion.voxels, lesion.key_z, *lesion.bbox_zyx))) >= 2**63:
-            raise StoreError(f"{where}: a number of lesion {lesion.id} is out of range.")
+            raise StoreError(f"a number of lesion {lesion.id} is out of range.", where=where)
 
 
 def _parse_labels(document: CaseDocument, where: str) -> Labels | None:
@@ -196,4 +197,4 @@ def _parse_labels(document: CaseDocument, where: str) -> Labels | None:
     try:
         return labels_from_json(fields)
     except LabelError as error:
-        raise StoreError(f"{where}: {error}") from error
+        raise StoreError(str(error), where=where) from error

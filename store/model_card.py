@@ -204,12 +204,13 @@ def decode_metadata(text: str, where: str) -> ModelCard:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{where}: its slicemill metadata are not JSON ({error}); export it again.") from error
+        raise ModelError(f"its slicemill metadata are not JSON ({error}); export it again.", where=where) from error
     contract, form = (document.get(key) if isinstance(document, dict) else None for key in ("contract", "input"))
     if contract != CONTRACT or form not in get_args(InputForm):
         raise ModelError(
-            f"{where}: has contract {contract}, input {form}; this version of slicemill supports contract {CONTRACT}, "
-            f"input {' or '.join(INPUT_TYPES)}. Export it again."
+            f"has contract {contract}, input {form}; this version of slicemill supports contract {CONTRACT}, "
+            f"input {' or '.join(INPUT_TYPES)}. Export it again.",
+            where=where,
         )
     problem = f"{where}: its slicemill metadata are incomplete or damaged; export it again"
     decoded = from_document(ModelCard, document, problem, error=ModelError)
@@ -217,9 +218,11 @@ def decode_metadata(text: str, where: str) -> ModelCard:
         parse_postprocess_rules(decoded.postprocess)
         values = decoded.label_set.table()
     except InputError as error:
-        raise ModelError(f"{where}: {error}") from error
+        raise ModelError(str(error), where=where) from error
     if decoded.unknown is not None and decoded.unknown in values:
-        raise ModelError(f"{where}: the value of `unknown` is {decoded.unknown}, which is also the value of a label.")
+        raise ModelError(
+            f"the value of `unknown` is {decoded.unknown}, which is also the value of a label.", where=where
+        )
     return decoded
 
 

@@ -37,11 +37,11 @@ class SliceArray:
             nz, ny, nx = (int(extent) for extent in document["shape"])
             self.dtype = np.dtype(document["data_type"])
         except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{folder}: is not a Zarr v3 array of three axes z, y, x ({error}).") from error
+            raise StoreError(f"is not a Zarr v3 array of three axes z, y, x ({error}).", where=folder) from error
         self.shape = (nz, ny, nx)
         """Slices, rows and columns [z, y, x]."""
         if min(self.shape) < 1 or ny * nx * self.dtype.itemsize > MAX_SLICE_BYTES:
-            raise StoreError(f"{folder}: the shape {self.shape} is invalid for a scan.")
+            raise StoreError(f"the shape {self.shape} is invalid for a scan.", where=folder)
         self._fill_value = document.get("fill_value", 0)
         self.profile = recognize_profile(document, name, self.shape)
         """Profile of slicemill's layout; None for another valid layout, which zarr-python reads."""
@@ -128,12 +128,12 @@ class SliceArray:
         """Read a slice of another layout. Any exception of zarr-python is reported as a read error."""
         if isinstance(self._folder, RemotePath):
             raise StoreError(
-                f"{self._folder}: is not in slicemill's layout; copy the store to a local disk to read it."
+                "is not in slicemill's layout; copy the store to a local disk to read it.", where=self._folder
             )
         try:
             voxels: npt.NDArray[Any] = self._zarr[z]
         except Exception as error:
-            raise StoreError(f"{self._folder}: zarr-python cannot read this array ({error}).") from error
+            raise StoreError(f"zarr-python cannot read this array ({error}).", where=self._folder) from error
         return voxels
 
     @cached_property
@@ -150,7 +150,7 @@ class SliceArray:
         try:
             self._decompress(without_checksum(data), out)
         except (RuntimeError, ValueError) as error:
-            raise StoreError(f"{self.shard.path}, slice {z}: {error}") from error
+            raise StoreError(str(error), where=f"{self.shard.path}, slice {z}") from error
 
 
 def read_document(folder: Location) -> dict[str, Any]:
@@ -164,9 +164,9 @@ def read_document(folder: Location) -> dict[str, Any]:
     try:
         document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"{folder / DOCUMENT}: cannot be read ({error}).") from error
+        raise StoreError(f"cannot be read ({error}).", where=folder / DOCUMENT) from error
     if not isinstance(document, dict):
-        raise StoreError(f"{folder / DOCUMENT}: must be a JSON object.")
+        raise StoreError("must be a JSON object.", where=folder / DOCUMENT)
     return document
 
 
@@ -186,18 +186,20 @@ class Case:
     """One case of a store: metadata, image and label arrays."""
 
     def __init__(self, folder: Location, cache: SliceCache | None = None) -> None:
+        self.folder = folder
         self.image = SliceArray(folder / IMAGE, "image", cache)
         """int16[z, y, x], HU."""
         self.info: CaseInfo = parse_case(read_attribute(folder), self.image.shape, str(folder))
         if self.info.case_id != folder.name:
             raise StoreError(
-                f"{folder}: its metadata belong to case {self.info.case_id!r}; ingest the case again with --overwrite."
+                f"its metadata belong to case {self.info.case_id!r}; ingest the case again with --overwrite.",
+                where=folder,
             )
         self.label = SliceArray(folder / LABEL, "label", cache) if self.info.mask else None
         """uint8[z, y, x], values of the case's labels; None without a mask."""
         if self.label is not None and self.label.shape != self.image.shape:
             raise StoreError(
-                f"{folder}: image {self.image.shape} and label {self.label.shape} must have the same shape."
+                f"image {self.image.shape} and label {self.label.shape} must have the same shape.", where=folder
             )
 
 
@@ -245,7 +247,7 @@ class Store:
         for case_id in case_ids:
             if case_id not in self._id_set:
                 raise StoreError(
-                    f"{self.root}: has no case {case_id!r}; `slicemill store manifest {self.root}` lists them."
+                    f"has no case {case_id!r}; `slicemill store manifest {self.root}` lists them.", where=self.root
                 )
 
 
@@ -279,7 +281,7 @@ def open_store(url: str | Location, cache: SliceCache | None = None) -> Store:
     root = parse_location(url)
     if not is_store(root):
         raise StoreError(
-            f"{root}: is not a slice store ({GROUP}/{DOCUMENT} is missing); create one with `slicemill ingest`."
+            f"is not a slice store ({GROUP}/{DOCUMENT} is missing); create one with `slicemill ingest`.", where=root
         )
     return Store(root, cache)
 

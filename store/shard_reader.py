@@ -85,16 +85,16 @@ class ShardReader:
         data, end = self._read_end(size)
         if end < size:
             raise StoreError(
-                f"{self.path}: {end} bytes cannot hold the index of {self._slices} slices; it is truncated."
+                f"{end} bytes cannot hold the index of {self._slices} slices; it is truncated.", where=self.path
             )
         try:
             index = np.frombuffer(without_checksum(data), dtype="<u8").reshape(-1, 2)
         except ValueError as error:
-            raise StoreError(f"{self.path}, index: {error}") from error
+            raise StoreError(str(error), where=f"{self.path}, index") from error
         entries = [(int(offset), int(length)) for offset, length in index.tolist()]
         for offset, length in entries:
             if (offset == ABSENT) != (length == ABSENT) or (length != ABSENT and offset + length > end - size):
-                raise StoreError(f"{self.path}: its index points outside the file.")
+                raise StoreError("its index points outside the file.", where=self.path)
         self._content_bytes = end - size
         return entries
 
@@ -114,9 +114,9 @@ class ShardReader:
                 file = _open_file(self.path, self._number)
                 data = os.pread(file.descriptor, length, offset)
         except OSError as error:
-            raise StoreError(f"{self.path}: cannot be read: {error.strerror}.") from error
+            raise StoreError(f"cannot be read: {error.strerror}.", where=self.path) from error
         if len(data) != length:
-            raise StoreError(f"{self.path}: is truncated; {len(data)} of {length} bytes at offset {offset}.")
+            raise StoreError(f"is truncated; {len(data)} of {length} bytes at offset {offset}.", where=self.path)
         return data
 
     def _read_end(self, length: int) -> tuple[bytes, int]:
@@ -128,7 +128,7 @@ class ShardReader:
             size = os.fstat(file.descriptor).st_size
             return (os.pread(file.descriptor, length, size - length) if length <= size else b""), size
         except OSError as error:
-            raise StoreError(f"{self.path}: cannot be read: {error.strerror}.") from error
+            raise StoreError(f"cannot be read: {error.strerror}.", where=self.path) from error
 
     def check_bytes(self) -> None:
         """Check that slices and index fill the shard without gap or overlap, so that a checksum covers every byte.
@@ -141,10 +141,10 @@ class ShardReader:
         end = 0
         for offset, length in sorted(entry for entry in self.entries if entry[1] != ABSENT):
             if offset != end:
-                raise StoreError(f"{self.path}: bytes {end} to {offset} belong to no slice or to two slices.")
+                raise StoreError(f"bytes {end} to {offset} belong to no slice or to two slices.", where=self.path)
             end = offset + length
         if end != self._content_bytes:
-            raise StoreError(f"{self.path}: bytes {end} to {self._content_bytes} belong to no slice.")
+            raise StoreError(f"bytes {end} to {self._content_bytes} belong to no slice.", where=self.path)
 
 
 def plan_ranges(entries: Sequence[Entry]) -> list[ByteRange]:

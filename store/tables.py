@@ -199,9 +199,10 @@ def reindex(url: str | Location) -> list[Row]:
     unread = sorted(set(store.case_ids) - set(checksums.cases))
     if unread:
         raise StoreError(
-            f"{root}: the tables were built without {len(unread)} unreadable cases: {', '.join(unread[:5])}. "
+            f"the tables were built without {len(unread)} unreadable cases: {', '.join(unread[:5])}. "
             "Ingest their collection again with --rehash to replace them; "
-            "`slicemill store verify` reports the problems."
+            "`slicemill store verify` reports the problems.",
+            where=root,
         )
     return manifest
 
@@ -269,7 +270,7 @@ def read_table(url: str | Location, name: str) -> list[Row]:
     try:
         rows: list[Row] = pq.read_table(pa.BufferReader(path.read_bytes())).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{path}: cannot be read; `slicemill store reindex {url}` rebuilds it.") from error
+        raise StoreError(f"cannot be read; `slicemill store reindex {url}` rebuilds it.", where=path) from error
     return rows
 
 

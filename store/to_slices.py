@@ -208,8 +208,9 @@ def check_form(out: Path, form: SliceForm) -> None:
     for marker in _read_markers(out):
         if marker.form != str(form):
             raise ConfigError(
-                f"{out}: all slices of a folder must have the same options; {marker.case_id} was written with "
-                f"{marker.form}, now the options are {form}. Use the first options, or choose another folder."
+                f"all slices of a folder must have the same options; {marker.case_id} was written with "
+                f"{marker.form}, now the options are {form}. Use the first options, or choose another folder.",
+                where=out,
             )
 
 
@@ -223,9 +224,8 @@ def _read_marker(path: Path) -> Marker:
     try:
         return read_document(Marker, path)
     except InputError as error:
-        raise ConfigError(
-            f"{error} It was not written by this command; move its folder, or choose another --out."
-        ) from error
+        reason = f"{error.reason} It was not written by this command; move its folder, or choose another --out."
+        raise ConfigError(reason, where=error.where) from error
 
 
 def _export_in_threads(
@@ -269,7 +269,7 @@ def write_case(case: Case, out: Path, form: SliceForm) -> bool:
     source = hash_source(case.info)
     if folder.exists():
         if not (folder / MARKER).is_file():
-            raise ConfigError(f"{folder}: exists and is not an exported case; move it, or choose another folder.")
+            raise ConfigError("exists and is not an exported case; move it, or choose another folder.", where=folder)
         if _read_marker(folder / MARKER).source == source:
             return False
     shutil.rmtree(partial, ignore_errors=True)

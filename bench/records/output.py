@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from slicemill.bench.records.readme import format_record
-from slicemill.bench.records.schema import Document
+from slicemill.bench.schema.base import Document
 from slicemill.common.files import to_json, write_json
 from slicemill.common.terminal import print_line
 

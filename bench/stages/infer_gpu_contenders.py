@@ -1,6 +1,8 @@
 """Contenders of the GPU benchmark `infer_gpu`: batches of noise through onnxruntime's lanes, and through torch."""
 
 import threading
+import time
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from slicemill.bench.harness.clock import Work
+from slicemill.bench.harness.clock import Timing, Work, time_rounds
+from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.networks import MARKED, HuThresholdNetwork, default_network, export_network
+from slicemill.common.terminal import print_line
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.infer.network.lanes import DeviceLane, Lane, make_compute_limit, make_lane
 from slicemill.infer.network.model import Model, open_model
@@ -21,6 +25,9 @@ from slicemill.train.export.graph import DEFAULT, ExportGraph, Flavor
 
 HALF = Flavor(half=True)
 OUTPUTS = ("label", "tumor")
+Keep = Callable[[Record], None]
+"""Keeps a part of a row's result."""
+UNFINISHED = "seconds so far, first of all the warm-up"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +35,8 @@ class Workload:
     """Device, networks, and amount of work."""
 
     device: Literal["cuda", "cpu"] = "cuda"
-    widths: tuple[int, ...] = (Config().width, 2 * Config().width)
-    """Channels of the networks' first level: the default network and a wider one."""
+    widths: tuple[int, ...] = (Config().width,)
+    """Channels of the networks' first level."""
     size: int = 512
     """Pixels along a side of a slice."""
     batch: int = 0
@@ -42,11 +49,32 @@ class Workload:
     slices: int = 256
     """Slices of a scan."""
     rounds: int = 5
+    drawn: int = 32
+    """Slices of the phantom that is drawn for the scans, which repeat it: drawing one takes a quarter of a second."""
 
     @property
     def on_gpu(self) -> bool:
         """Return whether the device is a GPU."""
         return self.device == "cuda"
+
+
+def time_and_keep(contenders: Mapping[str, Work], rounds: int, keep: Keep) -> dict[str, Timing]:
+    """Do `time_rounds`, and keep the times so far before each run, outside the measured time."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+
+    def timed(name: str, work: Work) -> Work:
+        def run() -> None:
+            start = time.perf_counter()
+            work()
+            seconds[name].append(round(time.perf_counter() - start, 6))
+
+        return run
+
+    def log(name: str) -> None:
+        keep({UNFINISHED: seconds})
+        print_line(f"  {name}")
+
+    return time_rounds({name: timed(name, work) for name, work in contenders.items()}, rounds=rounds, log=log)
 
 
 def config_with_width(width: int) -> Config:

@@ -15,8 +15,10 @@ from pathlib import Path
 
 from slicemill.common.errors import ConfigError, ScanError
 from slicemill.common.files import Location, parse_location, relative_path
+from slicemill.common.left_out import LeftOut
 from slicemill.common.remote import RemotePath
 from slicemill.ct.formats.nifti.names import is_header_name, is_nifti_name, strip_suffix
+from slicemill.ct.formats.unread import explain_unread_files
 from slicemill.ct.naming import (
     NOT_UTF8,
     find_files,
@@ -29,15 +31,16 @@ from slicemill.ct.naming import (
     parse_name,
     reason_left_out,
 )
+from slicemill.ct.roles import parse_names
 from slicemill.ct.window import Window
-from slicemill.infer.inputs.jobs import Job, LeftOut, open_store_once
+from slicemill.infer.inputs.jobs import Job, open_store_once
 from slicemill.infer.inputs.pictures import is_picture
 from slicemill.store.reader import is_store
 
 STANDARD_INPUT = "-"
 
 
-def gather(inputs: Sequence[str | Location], window: Window | None = None) -> tuple[list[Job], LeftOut]:
+def gather(inputs: Sequence[str | Location], window: Window | None = None) -> tuple[list[Job], list[LeftOut]]:
     """Return the jobs, in order, and the files that are left out, with reasons.
 
     Parameters
@@ -54,12 +57,12 @@ def gather(inputs: Sequence[str | Location], window: Window | None = None) -> tu
     """
     open_store_once.cache_clear()
     jobs: list[Job] = []
-    left_out: LeftOut = []
+    left_out: list[LeftOut] = []
     files: list[Location] = []
     for entry in inputs:
         if not is_text(Path(str(entry))):
             name = os.fsencode(str(entry)).decode(errors="replace")
-            raise ScanError(f"{name}: {NOT_UTF8}.")
+            raise ScanError(f"{NOT_UTF8}.", where=name)
         location = parse_location(entry)
         if location.is_file():
             files.append(location)
@@ -97,24 +100,29 @@ def read_list(path: str) -> list[str]:
     return [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
 
 
-def _gather_folder(folder: Location) -> tuple[list[Job], LeftOut]:
+def _gather_folder(folder: Location) -> tuple[list[Job], list[LeftOut]]:
     files = find_files(folder)
     if not files:
-        raise ScanError(f"{folder}: contains no NIfTI files and is not a slice store.")
+        unread = explain_unread_files(find_unread_scans(folder))
+        raise ScanError(f"contains no NIfTI files and is not a slice store{unread and f'; {unread}'}.", where=folder)
     results = find_result_folders(folder)
     files = [file for file in files if not is_below(file, results)]
-    masks = {file for file in files if parse_name(relative_path(file, folder)).role == "mask"}
-    left_out: LeftOut = [
-        (file, "named like a segmentation; to segment it, pass the file itself") for file in files if file in masks
+    relative = {file: relative_path(file, folder) for file in files}
+    names = parse_names(list(relative.values()))
+    masks = {file for file in files if names[relative[file]].role == "mask"}
+    reasons: list[tuple[Location, str]] = [
+        *((file, "named like a segmentation; to segment it, pass the file itself") for file in files if file in masks),
+        *((file, reason_left_out(file)) for file in find_unread_scans(folder)),
+        *((result, "results of an earlier run; to segment them, pass this folder itself") for result in results),
+        *find_unsearched_folders(folder),
+        *((file, NOT_UTF8) for file in find_undecodable_names(folder)),
     ]
-    left_out += [(file, reason_left_out(file)) for file in find_unread_scans(folder)]
-    left_out += [(result, "results of an earlier run; to segment them, pass this folder itself") for result in results]
-    left_out += find_unsearched_folders(folder)
-    left_out += [(file, NOT_UTF8) for file in find_undecodable_names(folder)]
-    return [Job(name=name_below(folder, file), path=file) for file in files if file not in masks], left_out
+    jobs = [Job(name=name_below(folder, file), path=file) for file in files if file not in masks]
+    return jobs, [LeftOut(path, reason) for path, reason in reasons]
 
 
 def _match_pattern(pattern: str) -> list[Location]:
+    names: list[str] = []
     if "://" in pattern:
         fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
         root = parse_location(fixed)
@@ -122,14 +130,15 @@ def _match_pattern(pattern: str) -> list[Location]:
             fits = re.compile(pattern_below(pattern[len(fixed) + 1 :]))
         except re.error as error:
             raise ScanError(
-                f"{pattern}: is not a valid pattern ({error}); put characters or ranges like a-z in brackets."
+                f"is not a valid pattern ({error}); put characters or ranges like a-z in brackets.", where=pattern
             ) from error
         matches: list[Location] = [file for file in find_files(root) if fits.fullmatch(relative_path(file, root))]
     else:
         names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (pathlib's takes no absolute patterns)
         matches = [Path(name) for name in names if is_nifti_name(Path(name).name) or is_picture(name)]
     if not matches:
-        raise ScanError(f"{pattern}: matches no .nii, .nii.gz or .hdr file.")
+        unread = explain_unread_files(map(Path, names))
+        raise ScanError(f"matches no .nii, .nii.gz or .hdr file{unread and f'; {unread}'}.", where=pattern)
     return matches
 
 
@@ -195,13 +204,14 @@ def name_below(root: Location, file: Location) -> str:
     return f"{folder}/{name}" if folder and "/" not in name and not parse_name(name).key else name
 
 
-def _remove_repeated(jobs: Iterable[Job]) -> tuple[list[Job], LeftOut]:
+def _remove_repeated(jobs: Iterable[Job]) -> tuple[list[Job], list[LeftOut]]:
     """Return each scan once, and the repeated ones with reasons."""
     seen: dict[tuple[Location, str | None], Job] = {}
-    repeated: LeftOut = []
-    for job in jobs:
-        if (known := seen.setdefault((job.path.absolute(), job.case_id), job)) is not job:
-            repeated.append((job.path, f"listed more than once; segmented once, as {known.name}"))
+    repeated = [
+        LeftOut(job.path, f"listed more than once; segmented once, as {known.name}")
+        for job in jobs
+        if (known := seen.setdefault((job.path.absolute(), job.case_id), job)) is not job
+    ]
     return list(seen.values()), repeated
 
 

@@ -82,12 +82,12 @@ def open_picture(path: Path, window: Window | None) -> Iterator[OpenPicture]:
     """
     if window is None:
         raise ScanError(
-            f"{path}: gray values of a picture are not HU; pass the window that it was made with, "
-            "like --window -200,300."
+            "gray values of a picture are not HU; pass the window that it was made with, like --window -200,300.",
+            where=path,
         )
     if window.low < INT16.min or window.high > INT16.max:
         limits = f"{window.low:g}..{window.high:g}"
-        raise ScanError(f"{path}: HU must fit in {INT16.min}..{INT16.max}; its window is {limits}.")
+        raise ScanError(f"HU must fit in {INT16.min}..{INT16.max}; its window is {limits}.", where=path)
     with ExitStack() as stack:
         with _name_damage(path):
             image = stack.enter_context(Image.open(path))
@@ -107,8 +107,10 @@ def _name_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ScanError(f"{path}: cannot be read as a picture ({error}).") from error
+        raise ScanError(f"cannot be read as a picture ({error}).", where=path) from error
 
 
 def _not_gray(path: Path, mode: str) -> ScanError:
-    return ScanError(f"{path}: must be gray, 8 or 16 bits; its mode is {mode}. Screen photographs are not supported.")
+    return ScanError(
+        f"must be gray, 8 or 16 bits; its mode is {mode}. Screen photographs are not supported.", where=path
+    )

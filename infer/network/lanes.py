@@ -19,7 +19,7 @@ import numpy.typing as npt
 from slicemill.common.errors import InputError, ModelError, ProviderError
 from slicemill.infer.network.model import Model, NetworkOutput, make_output
 from slicemill.infer.runtime.capacity import HOSTS, Capacity
-from slicemill.infer.runtime.cuda_memory import open_cuda_device
+from slicemill.infer.runtime.cuda_memory import CudaCallError, open_cuda_device
 from slicemill.infer.runtime.messages import find_cause
 
 ON_DEVICE = ("cuda", "tensorrt")
@@ -227,9 +227,9 @@ def report_device_errors(provider: str, what: str) -> Iterator[None]:
     """Convert errors of a runtime, of many types, into a ProviderError that says what failed."""
     try:
         yield
-    except InputError:
-        raise
     except Exception as error:
+        if isinstance(error, InputError) and not isinstance(error, CudaCallError):
+            raise
         raise ProviderError(
             f"--provider {provider}: {what} ({find_cause(error)}). Run the same command again, or use --provider cpu."
         ) from error

@@ -50,15 +50,31 @@ class LedgerLine:
     """Main result as one line (`ScanReport.answer`)."""
     reason: str = ""
     """Reason of the failure."""
+    warnings: str = ""
+    """Warnings about the scan, separated by semicolons; written only if there are any."""
     extras: tuple[str, ...] = ()
     """Name endings of the files next to the mask (`slicemill.infer.run.outputs.extra_names`); written only if any."""
     passing: bool = False
     """Whether another run may succeed, so that it tries the scan again; written only if true."""
 
+    @property
+    def outcome(self) -> ScanOutcome:
+        """Return the outcome of a scan that has ended."""
+        assert self.status != "begun"  # noqa: S101 (such a line is no outcome)
+        return ScanOutcome(
+            name=self.name,
+            status=self.status,
+            reason=self.reason,
+            slices=self.slices,
+            answer=self.answer,
+            warnings=self.warnings,
+        )
+
     def as_json(self) -> dict[str, Any]:
         """Return the line as JSON values."""
         document = to_document(self)
-        return {key: value for key, value in document.items() if value or key not in ("extras", "passing")}
+        optional = ("warnings", "extras", "passing")
+        return {key: value for key, value in document.items() if value or key not in optional}
 
 
 class RunLedger:
@@ -110,7 +126,7 @@ class RunLedger:
         with self._lock:
             lines = {name: self._lines[name] for name in self._read_new_lines()}
         return {
-            name: ScanOutcome(name=name, status=line.status, reason=line.reason, slices=line.slices, answer=line.answer)
+            name: line.outcome
             for name, line in lines.items()
             if line.status in ("done", "failed") and name in jobs and self._is_current(line, jobs[name])
         }
@@ -127,7 +143,9 @@ class RunLedger:
             return None
         if exists and line.status == "done":
             reason = "done before with this model"
-            return ScanOutcome(name=job.name, status="skipped", reason=reason, answer=line.answer)
+            return ScanOutcome(
+                name=job.name, status="skipped", reason=reason, answer=line.answer, warnings=line.warnings
+            )
         if line.status == "failed" and not line.passing and not self.options.retry_failed:
             reason = f"{line.reason} (failed before; use --retry-failed to try again)"
             return ScanOutcome(name=job.name, status="failed", reason=reason)
@@ -201,6 +219,7 @@ class RunLedger:
             provider=self._model.provider,
             slices=outcome.slices,
             answer=outcome.answer,
+            warnings=outcome.warnings,
             reason=outcome.reason,
             extras=self._extras if begun or outcome.status == "done" else (),
             passing=outcome.passing,

@@ -20,14 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.documents import to_document
-from slicemill.common.errors import ProviderError, ReadError, StoreError
+from slicemill.common.errors import InputError, ProviderError, ReadError, StoreError
 from slicemill.common.files import write_json
+from slicemill.common.left_out import LeftOut
 from slicemill.common.progress import Advance, progress
 from slicemill.common.terminal import count_noun
 from slicemill.ct.formats.nifti.header import sign_header
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.pictures import save_png
-from slicemill.infer.inputs.jobs import Job, LeftOut, LoadedScan, Stamp, open_scan
+from slicemill.infer.inputs.jobs import Job, Stamp, open_scan
 from slicemill.infer.network.lanes import estimate_lane_memory
 from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.parity_check import check_parity
@@ -182,13 +183,13 @@ class BulkRun:
             memory_bytes = estimate_scan_bytes(plan)
             reserve_memory(memory_bytes)
             with self._watch.timed("decode"):
-                volume, read_seconds = scan.read(self._buffers.empty)
-                seen = plan.resample(volume)
+                voxels = scan.read(self._buffers.empty)
+                loaded = scan.load(voxels, strict=self._options.strict)
+                seen = plan.resample(voxels.volume)
             if job.stamp() != stamp:
-                raise ReadError(f"{job.path}: changed while it was read; the next run segments it again.")
-            self._watch.add("read", read_seconds)
-            self._watch.add("decode", -read_seconds)
-            loaded = LoadedScan(volume=volume, grid=scan.grid, header=scan.header, warnings=scan.warnings)
+                raise ReadError("changed while it was read; the next run segments it again.", where=job.path)
+            self._watch.add("read", voxels.read_seconds)
+            self._watch.add("decode", -voxels.read_seconds)
         network_scan = NetworkScan(plan, seen, self._buffers.empty)
         return ScanInProgress(job=job, loaded=loaded, scan=network_scan, memory_bytes=memory_bytes)
 
@@ -201,9 +202,15 @@ class BulkRun:
                 postprocess(segmentation.label, info.labels, info.rules, loaded.grid, segmentation.tumor_probability)
         with self._watch.timed("report"):
             report = make_report(self._model, loaded, segmentation, job.name)
-            title = f"{job.stem}  {report.answer}"
+            title = f"{job.stem}  {report.answer}" + ("  WARNING, see the report" if report.warnings else "")
             picture = draw_overlay(loaded.volume, segmentation.label, info.labels, report.lesions, title)
-        outcome = ScanOutcome(name=job.name, status="done", slices=len(loaded.volume), answer=report.answer)
+        outcome = ScanOutcome(
+            name=job.name,
+            status="done",
+            slices=len(loaded.volume),
+            answer=report.answer,
+            warnings="; ".join(report.warnings),
+        )
         with self._watch.timed("write"):
             stamp = self._claimed[job.name].stamp
             self._ledger.append(job, outcome, stamp=stamp, begun=True)
@@ -274,7 +281,8 @@ def failure_reason(error: Exception, job: Job) -> str:
         return f"{job.path}: not enough memory to read it; close other programs, or use fewer --readers."
     if isinstance(error, OSError):
         return f"{error.filename or job.path}: {error.strerror or error}."
-    return str(error) if str(job.path) in str(error) else f"{job.path}: {error}"
+    names_file = isinstance(error, InputError) and error.where
+    return str(error) if names_file else f"{job.path}: {error}"
 
 
 def describe_device(model: Model, options: InferOptions) -> str:
@@ -318,7 +326,7 @@ def infer(
     jobs: Sequence[Job],
     out: Path,
     options: InferOptions = DEFAULTS,
-    left_out: LeftOut | None = None,
+    left_out: Sequence[LeftOut] = (),
 ) -> Summary:
     """Segment scans into a folder; a repeated call does only what is left.
 
@@ -346,6 +354,6 @@ def infer(
         try:
             run.run(iter(left), len(left))
         finally:
-            summary = replace(run.summarize([job.name for job in jobs]), left_out=tuple(left_out or ()))
+            summary = replace(run.summarize([job.name for job in jobs]), left_out=tuple(left_out))
             write_summary(out, model, summary, options.part)
     return summary

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from slicemill.common.documents import to_document
-from slicemill.common.files import Location, write_csv, write_json
+from slicemill.common.files import write_csv, write_json
+from slicemill.common.left_out import LeftOut
 from slicemill.common.terminal import peak_mib
 from slicemill.infer.network.model import Model
 from slicemill.infer.run.timing import StageTime
@@ -31,6 +32,8 @@ class OutcomeRow:
     """Main result as one line (`ScanReport.answer`)."""
     reason: str = ""
     """Reason why the scan was skipped or failed."""
+    warnings: str = ""
+    """Warnings about the scan, separated by semicolons."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,12 @@ class ScanOutcome(OutcomeRow):
     def row(self) -> OutcomeRow:
         """Return the outcome as a row of the summary files."""
         return OutcomeRow(
-            name=self.name, status=self.status, slices=self.slices, answer=self.answer, reason=self.reason
+            name=self.name,
+            status=self.status,
+            slices=self.slices,
+            answer=self.answer,
+            reason=self.reason,
+            warnings=self.warnings,
         )
 
 
@@ -62,7 +70,7 @@ class Summary:
     device_busy: float
     """Share of the run in which a device ran the network, 0 to 1: the mean over the cores of a CPU, or over the GPUs. A
     GPU is busy while at least one of its lanes computes."""
-    left_out: tuple[tuple[Location, str], ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     """Files of the input that were not segmented, with reasons."""
 
     def count(self, status: Status) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from slicemill.common.errors import ConfigError, ScanError
+from slicemill.common.left_out import LeftOut
 from slicemill.common.terminal import print_line
 from slicemill.ct.naming import find_files, find_unread_scans, is_text, parse_name, reason_left_out
 from slicemill.infer.inputs.gather import name_below
@@ -24,7 +25,7 @@ from slicemill.infer.run.folder_claim import claim_folder
 from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.outputs import OutputPaths, extra_names
 from slicemill.infer.run.pipeline import BulkRun
-from slicemill.infer.run.summary import Summary, write_summary
+from slicemill.infer.run.summary import ScanOutcome, Summary, write_summary
 
 POLL_SECONDS = 1.0
 """Time between two listings of the folder."""
@@ -115,15 +116,23 @@ def watch(
     run = BulkRun(model, ledger.options, ledger)
     outputs = OutputPaths(ledger.out, extra_names(model.info.labels, ledger.options), ledger.names)
     ledger.remove_unfinished([Job(name=name, path=folder / name) for name in ledger.names])
-    run.on_outcome = lambda one: print_line(f"{one.status}: {one.name}: {one.answer or one.reason}")
+    run.on_outcome = print_outcome
     watched = WatchFolder(folder=folder, settle_seconds=settle_seconds, is_in_progress=run.is_in_progress)
     with claim_folder(ledger.out, model.info.sha256, ledger.options):
         try:
             run.run(filter_conflicts(watched.wait_for_jobs(ended), outputs, watched.leave_out), 0)
         finally:
-            summary = replace(run.summarize(list(run.outcomes)), left_out=tuple(watched.left_out.items()))
+            left_out = tuple(LeftOut(path, reason) for path, reason in watched.left_out.items())
+            summary = replace(run.summarize(list(run.outcomes)), left_out=left_out)
             write_summary(ledger.out, model, summary, ledger.options.part)
     return summary
+
+
+def print_outcome(outcome: ScanOutcome) -> None:
+    """Print one line about a scan that has ended, and one with its warnings."""
+    print_line(f"{outcome.status}: {outcome.name}: {outcome.answer or outcome.reason}")
+    if outcome.warnings:
+        print_line(f"warning: {outcome.name}: {outcome.warnings}")
 
 
 @contextmanager
@@ -157,6 +166,6 @@ def filter_conflicts(
         try:
             outputs.add(job)
         except ScanError as error:
-            leave_out(Path(str(job.path)), str(error).removeprefix(f"{job.path}: "))
+            leave_out(Path(str(job.path)), error.reason if error.where == str(job.path) else str(error))
         else:
             yield job

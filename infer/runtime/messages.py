@@ -4,7 +4,7 @@ import re
 
 MAX_CHARACTERS = 2000
 """Of a longer cause, the middle is left out."""
-FAILURE = re.compile(r"[A-Z_]+ failure -?\d+: [^;]*[^;\s]")
+FAILURE = re.compile(r"(?:[A-Z_]+ failure -?\d+: |CUDA error \w+:)[^;]*[^;\s]")
 """What onnxruntime reports of a failed call of CUDA or cuDNN, between C++ signatures and the name of the machine."""
 STATUS = re.compile(r".*\[ONNXRuntimeError\] : \d+ : \w+ : ")
 SOURCE = re.compile(r"/\S+\.(?:cc|cu|h):\d+ .*?\) (?=[A-Z])|\b\w+\.(?:cc|cu|h):\d+ \w+(?:\(\))? ")
@@ -27,6 +27,9 @@ def find_cause(error: BaseException) -> str:
     'Unknown provider option: a'
     >>> find_cause(RuntimeError("Exception from src/core.cpp:109:\\nException from src/core.cpp:41:\\nno such device"))
     'no such device'
+    >>> find_cause(RuntimeError("Error in execution: Non-zero status code returned while running Cast node. Name:'a' "
+    ...     "Status Message: CUDA error cudaErrorLaunchFailure:unspecified launch failure"))
+    'Cast: CUDA error cudaErrorLaunchFailure:unspecified launch failure'
     """
     lines = [line.strip() for line in str(error).splitlines()]
     kept = [line for line in lines if line and not HEADINGS.fullmatch(line)] or [line for line in lines if line]

@@ -44,6 +44,8 @@ class Evaluation:
     """Predictions without a reference."""
     peak_mib: float
     """Peak memory of the scoring processes, MiB."""
+    warnings: tuple[str, ...] = ()
+    """Warnings about masks, with their files."""
 
     @property
     def labels(self) -> Labels:
@@ -62,6 +64,7 @@ class PairOutcome:
 
     scores: CaseScores | None = None
     reason: str = ""
+    warnings: tuple[str, ...] = ()
     peak_mib: float = 0.0
     """Peak memory of the process so far, MiB."""
 
@@ -100,6 +103,7 @@ def evaluate(
         ),
         missing=pairing.missing,
         alone=pairing.alone,
+        warnings=tuple(warning for one in outcomes for warning in one.warnings),
         peak_mib=max([peak_mib(), *(one.peak_mib for one in outcomes)]),
     )
     if out is not None:
@@ -123,7 +127,7 @@ def score_pair(pair: Pair, rules: Rules, out: Path | None) -> PairOutcome:
         scores = score_case(pair, masks, rules)
         if out is not None:
             _draw_errors(pair, masks, rules, out / f"{scores.case_id}_errors.png")
-        return PairOutcome(scores=scores, peak_mib=peak_mib())
+        return PairOutcome(scores=scores, warnings=masks.warnings, peak_mib=peak_mib())
     except (InputError, OSError) as error:
         return PairOutcome(reason=str(error), peak_mib=peak_mib())
     except MemoryError:
@@ -141,7 +145,7 @@ def _draw_errors(pair: Pair, masks: PairMasks, rules: Rules, path: Path) -> None
     regions = rules.labels.regions()
     name = rules.labels.tumor or next(iter(regions))
     truth, predicted = (np.isin(mask, regions[name]) for mask in (masks.truth, masks.predicted))
-    image = read_background(pair, masks.truth.shape)
+    image = read_background(pair, masks.grid)
     save_png(path, draw_error_picture(image, truth, predicted, f"{pair.reference.case_id}  {name}"))
 
 
@@ -157,6 +161,7 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
             "failures": [{"name": name, "reason": reason} for name, reason in evaluation.failures],
             "references_without_prediction": list(evaluation.missing),
             "predictions_without_reference": list(evaluation.alone),
+            "warnings": list(evaluation.warnings),
             "peak_mib": round(evaluation.peak_mib, 1),
         },
     )

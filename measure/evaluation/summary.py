@@ -35,9 +35,10 @@ def format_comparison(compared: Sequence[ComparedMeasure]) -> list[str]:
 
 
 def format_left_out(evaluation: Evaluation) -> list[str]:
-    """Return the lines for failed cases, unmatched masks and memory."""
+    """Return the lines for warnings, failed cases, unmatched masks and memory."""
     cases, failed = len(evaluation.cases), len(evaluation.failures)
     return [
+        *(f"warning: {warning}" for warning in evaluation.warnings),
         *(f"failed: {name}: {reason}" for name, reason in evaluation.failures),
         *(f"left out: {name}: no reference matches this name" for name in evaluation.alone),
         f"{cases} cases compared, {failed} failed; {len(evaluation.missing)} references without a prediction",

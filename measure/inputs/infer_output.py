@@ -16,6 +16,7 @@ from slicemill.ct.formats.nifti.stream import open_voxels, read_exactly, skip_by
 from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import Labels, labels_from_json
 from slicemill.ct.naming import find_files
+from slicemill.ct.same_grid import describe_difference, match_grid
 
 PROBABILITY = "_probability_"
 """Separates the mask's name from the label's in the names of probability maps (`infer --probability`)."""
@@ -41,6 +42,9 @@ class InferReport:
     """Score of the scan, 0 to 1; None if the report has no finite number."""
     slice_tumor_scores: tuple[float, ...] | None
     """Score of each slice, 0 to 1; None if the report does not have finite numbers."""
+
+    warnings: tuple[str, ...] = ()
+    """Warnings about the scan; values of a wrong type are left out."""
 
     def read_labels(self) -> Labels:
         """Return the labels of the report.
@@ -84,6 +88,7 @@ def read_report(mask: Path) -> InferReport | None:
         ),
         tumor_score=_finite_float(score),
         slice_tumor_scores=_finite_floats(slice_scores) if isinstance(slice_scores, list) else None,
+        warnings=_texts(document.get("warnings")),
     )
 
 
@@ -119,6 +124,10 @@ def _check_model(mask: Path, probability: Path) -> None:
             f"{probability}: is not of the model of its mask {mask.name}: the mask names {signature[:12]}, the map "
             f"{maker}. Write both again with `slicemill infer --probability --overwrite`, or remove the map."
         )
+
+
+def _texts(values: object) -> tuple[str, ...]:
+    return tuple(value for value in values if isinstance(value, str)) if isinstance(values, list) else ()
 
 
 def _finite_float(value: object) -> float | None:
@@ -161,7 +170,7 @@ def read_tumor_probability(mask: Path, labels: Labels, grid: Grid) -> npt.NDArra
     Raises
     ------
     GeometryError
-        The map has another shape than `grid`, or voxels that are not bytes.
+        The map has other voxels than `grid`, or voxels that are not bytes.
     PairingError
         The map is of another model than the mask.
     """
@@ -181,13 +190,15 @@ def read_probability(path: Path, grid: Grid) -> npt.NDArray[np.uint8]:
     Raises
     ------
     GeometryError
-        The map has another shape than `grid`, or voxels that are not bytes.
+        The map has other voxels than `grid`, or voxels that are not bytes.
     """
     header = read_header(path)
-    if header.grid.shape != grid.shape or header.dtype != np.uint8:
+    turned = match_grid(header.grid, grid)
+    if turned is None or header.dtype != np.uint8:
+        difference = f"it has {header.dtype}" if turned else describe_difference(header.grid, grid)
         raise GeometryError(
-            f"{path}: a probability map must have bytes on its mask's grid {grid.shape}; "
-            f"this file has {header.dtype}, {header.grid.shape}. Write it again with `slicemill infer --probability`."
+            f"{path}: a probability map must have bytes on its mask's grid, {grid.shape}; {difference}. "
+            "Write it again with `slicemill infer --probability`."
         )
     ni, nj, nk = header.grid.shape
     voxels = np.empty((nk, nj, ni), dtype=np.uint8)
@@ -197,4 +208,4 @@ def read_probability(path: Path, grid: Grid) -> npt.NDArray[np.uint8]:
         read_exactly(stream, view_bytes(voxels), path)
     finally:
         stream.close()
-    return np.ascontiguousarray(grid.to_stored(voxels), dtype=np.uint8)
+    return np.ascontiguousarray(turned.to_stored(voxels), dtype=np.uint8)

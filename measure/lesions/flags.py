@@ -28,7 +28,7 @@ def find_flags(case: LoadedCase, figures: CaseFigures, lesions: Sequence[LesionM
     confidence = case.model.tumor_confidence if case.model else None
     if confidence is not None and confidence < 0.5:
         yield f"the model's confidence is {confidence:.2f}"
-    yield from (f"geometry: {warning}" for warning in case.warnings)
+    yield from (f"warning: {warning}" for warning in case.warnings)
 
 
 def touches_organ(volume: Volume, box: Sequence[int]) -> bool:

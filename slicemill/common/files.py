@@ -110,9 +110,9 @@ def read_json(path: Location) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}).") from error
+        raise InputError(f"cannot be read as JSON ({error}).", where=path) from error
     if not isinstance(document, dict):
-        raise InputError(f"{path}: must be a JSON object; it is {type(document).__name__}.")
+        raise InputError(f"must be a JSON object; it is {type(document).__name__}.", where=path)
     return document
 
 

@@ -95,7 +95,7 @@ def _lock(descriptor: int, path: Path) -> bool:
     except OSError as error:
         if error.errno in NO_LOCKS:
             raise StoreError(
-                f"{path.parent}: the file system has no locks (flock). Mount it with locks, or move the store."
+                "the file system has no locks (flock). Mount it with locks, or move the store.", where=path.parent
             ) from error
         raise
 

@@ -233,7 +233,7 @@ def parse_url(url: str) -> RemotePath:
         )
     if scheme not in SCHEMES or not bucket:
         raise StoreError(
-            f"{url}: expected a local path or one of {', '.join(f'{name}://BUCKET/...' for name in SCHEMES)}."
+            f"expected a local path or one of {', '.join(f'{name}://BUCKET/...' for name in SCHEMES)}.", where=url
         )
     return RemotePath(f"{scheme}://{bucket}", "/".join(part for part in key.split("/") if part))
 
@@ -257,7 +257,7 @@ def _open_bucket(bucket: str) -> Any:
     try:
         return from_url(bucket, **options, **(_boto3_options() if bucket.startswith("s3://") else {}))
     except Exception as error:
-        raise StoreError(f"{bucket}: cannot be opened ({_first_line(error)}).") from error
+        raise StoreError(f"cannot be opened ({_first_line(error)}).", where=bucket) from error
 
 
 def _boto3_options() -> dict[str, Any]:

@@ -99,7 +99,7 @@ def test_a_picture_is_decoded_only_when_it_is_read_and_takes_little_more_than_it
         with open_scan(job) as scan:
             assert scan.grid.stored_shape == (1, 2000, 1000)
             assert tracemalloc.get_traced_memory()[1] < 2e6, "less than a byte a pixel: nothing is decoded yet"
-            assert scan.read(np.empty)[0].shape == (1, 2000, 1000)
+            assert scan.read(np.empty).volume.shape == (1, 2000, 1000)
             assert tracemalloc.get_traced_memory()[1] < 2e6 * 6
     finally:
         tracemalloc.stop()

@@ -118,8 +118,12 @@ def test_a_run_that_ends_early_has_every_scan_in_its_summary_and_the_next_run_do
 
 def test_a_reason_names_the_file_once():
     job = Job(name="a.nii", path=Path("in/a.nii"))
+    shard = "in/store/a/c/0, slice 3"
     assert failure_reason(ReadError("needs more memory."), job) == "in/a.nii: needs more memory."
-    assert failure_reason(ReadError("in/a.nii: is damaged."), job) == "in/a.nii: is damaged."
+    assert failure_reason(ReadError("is damaged.", where=job.path), job) == "in/a.nii: is damaged."
+    assert failure_reason(ReadError("is damaged.", where=shard), job) == f"{shard}: is damaged."
+    assert failure_reason(ReadError("differs from in/a.nii."), job) == "in/a.nii: differs from in/a.nii."
+    assert failure_reason(ProviderError("cpu: the device failed."), job) == "in/a.nii: cpu: the device failed."
     assert (
         failure_reason(OSError(28, "No space left on device", "out/a.nii"), job)
         == "out/a.nii: No space left on device."

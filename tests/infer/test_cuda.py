@@ -1,4 +1,4 @@
-"""What only a GPU can show of inference; skipped by name where there is none. bench/gpu/infer.sh runs these."""
+"""What only a GPU can show of inference; skipped by name where there is none. bench/gpu/one.sh runs some of these."""
 
 import json
 import threading

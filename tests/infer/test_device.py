@@ -310,6 +310,7 @@ class TestCudaDevice:
         runtime.fails = name
         with pytest.raises(ProviderError, match=rf"{name} failed on GPU 5: out of memory \(error 2\)"):
             allocate_and_copy(CudaDevice(runtime, 5))
+        assert runtime.cleared == 1
 
     def test_a_runtime_that_is_not_there_is_named(self):
         class Built:

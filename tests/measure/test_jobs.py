@@ -74,7 +74,7 @@ def test_a_broken_mask_fails_alone_and_the_page_says_so(command, three_cases):
     done = command("measure", three_cases / "scans", "--image", three_cases / "scans", "--out", three_cases / "out")
     assert done.exit_code == 1
     assert "1 done, 0 skipped (done before), 2 failed" in done.output
-    assert "must have the grid of its scan" in done.output
+    assert "must have the same grid as its mask" in done.output
     assert "segmentation-2" in (three_cases / "out" / "report.html").read_text()
 
 

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from slicemill.cli import commands
 from slicemill.common.errors import ConfigError, ModelError, StoreError
-from slicemill.ingest.discover import from_patterns
 from slicemill.ingest.params import Params
+from slicemill.ingest.patterns import from_patterns
 from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store.reader import open_store
 from slicemill.store.split import Split, read_split, write_split

@@ -129,8 +129,11 @@ class ExportGraph(nn.Module):
     def label_by_argmax(self, logits: Tensor) -> Tensor:
         """Return the value of the class with the largest logit, the first of equals: [b, k, y, x] -> uint8[b, y, x]."""
         best = logits.argmax(dim=1)
-        consecutive = self.values == list(range(len(self.values)))
-        return best.to(torch.uint8) if consecutive else torch.tensor(self.values, dtype=torch.uint8)[best]
+        if self.values == list(range(len(self.values))):
+            return best.to(torch.uint8)
+        # indexing becomes GatherND, which onnxruntime computes for uint8 on the CPU only
+        table = torch.tensor(self.values, dtype=torch.uint8)
+        return torch.index_select(table, 0, best.reshape(-1)).reshape(-1, *best.shape[1:])
 
     def label_by_comparison(self, maps: Sequence[Tensor]) -> Tensor:
         """Return the same from logits [b, 1, y, x] per class, without ArgMax and intermediate integers."""

@@ -12,7 +12,7 @@ import torch
 from slicemill.common.documents import read_document, to_document
 from slicemill.common.errors import ConfigError, InputError, ModelError, StoreError
 from slicemill.common.files import Location, write_bytes, write_json
-from slicemill.ct.labels import Labels
+from slicemill.ct.labels import IGNORE, Labels
 from slicemill.store.cache import SliceCache
 from slicemill.store.reader import Case, Store, open_store
 from slicemill.store.split import Split, read_split, write_split
@@ -158,9 +158,10 @@ def _write_run(run: Path, setup: Setup, store_path: Location) -> None:
 
 
 def trained_labels(store: Store, config: Config) -> tuple[Labels, int | None]:
-    """Return the labels of the network, and the value of the label that is ignored."""
+    """Return the labels of the network, and the value of the label that is ignored: the setting, else IGNORE."""
     labels = common_labels(store)
-    return (labels.without(config.ignore), labels.values[config.ignore]) if config.ignore else (labels, None)
+    ignored = config.ignore or (IGNORE if IGNORE in labels.values else "")
+    return (labels.without(ignored), labels.values[ignored]) if ignored else (labels, None)
 
 
 def _read_pool(store_path: Location, split: Split, labels: Labels, config: Config) -> Pool:
