@@ -8,7 +8,7 @@ from slicemill.common.errors import UsageError
 from slicemill.common.files import Location, parse_location
 from slicemill.common.left_out import print_left_out
 from slicemill.common.options import parse_shard
-from slicemill.common.terminal import format_table, print_line, report_errors
+from slicemill.common.terminal import format_table, print_line, print_lines, report_errors
 from slicemill.ct.geometry_option import Geometry
 from slicemill.ingest.params import Overlap
 from slicemill.store.layout import ProfileName
@@ -189,7 +189,7 @@ def _print_collection(collection: "Collection", labels: "Labels | None") -> None
         (case.case_id, case.patient_id, case.name(case.image), case.name(case.mask) if case.mask else None)
         for case in collection.cases
     ]
-    print_line(format_table(["case", "patient", "image", "mask"], rows))
+    print_lines(format_table(["case", "patient", "image", "mask"], rows))
     print_line()
     print_left_out(collection.left_out)
     _print_notes(collection)

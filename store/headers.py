@@ -1,7 +1,6 @@
 """The NIfTI headers that a store keeps of its source files."""
 
 import base64
-import binascii
 
 from slicemill.common.errors import ScanError, StoreError
 from slicemill.ct.formats.nifti.header import parse_grid
@@ -21,7 +20,7 @@ def read_header(case: Case, source: SourceFile) -> bytes:
     """
     try:
         return base64.b64decode(source.header_b64, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise StoreError(
             f"the stored header of {source.name} is damaged ({error}); ingest the case again with --overwrite.",
             where=case.folder,

@@ -13,6 +13,7 @@ import numpy as np
 
 from slicemill.common.documents import read_document
 from slicemill.common.errors import InputError, StoreError
+from slicemill.common.failures import explain_failure, raise_system_limit
 from slicemill.common.files import Location, relative_path, sha256_of_file
 from slicemill.common.progress import Advance
 from slicemill.ct.naming import find_files
@@ -60,6 +61,7 @@ def check_tables(store: Store, checksums: Checksums) -> Iterator[str]:
         try:
             sha256 = sha256_of_file(store.root / name)
         except OSError as error:
+            raise_system_limit(error)
             yield f"{name}: cannot be read: {error.strerror}; `slicemill store reindex` rebuilds it."
             continue
         if sha256 != checksums.tables.get(name):
@@ -93,8 +95,9 @@ def check_case(store: Store, case_id: str, checksum: str | None, files: dict[str
         yield from check_statistics(case)
         if files is not None:
             yield from check_sources(case, files)
-    except (InputError, OSError) as error:
-        yield str(error)
+    except Exception as error:  # noqa: BLE001 (any error is a problem of this case)
+        raise_system_limit(error)
+        yield explain_failure(error, store.root / GROUP / case_id).reason
 
 
 def check_statistics(case: Case) -> Iterator[str]:

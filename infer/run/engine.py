@@ -4,15 +4,16 @@
 2. Lanes take batches from the queue (`slicemill.infer.network.lanes`): on a CPU one lane for each core, up to eight;
    two for each other device, so that it computes one while the other is emptied and filled.
 3. A scan whose last slice is labeled goes to the writer threads. Then its memory is released.
-4. A scan that cannot be read or written fails alone. When a device fails, the scans of that batch fail and the session
-   is rebuilt, once; a device that fails again ends the run, as does one that this process can no longer use. The next
-   run does the rest.
+4. A scan that cannot be read or written fails alone, whatever the reason; a bug is raised after the other scans. When a
+   device fails, the scans of that batch fail and the session is rebuilt, once; a device that fails again ends the run,
+   as does one that this process can no longer use. The next run does the rest.
 
 The engine does not depend on files, ledgers or labels: the caller supplies functions that read, write and record
 (`Steps`).
 """
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from slicemill.common.errors import InputError, ProviderError
+from slicemill.common.errors import ProviderError
+from slicemill.common.failures import explain_failure
 from slicemill.infer.inputs.jobs import Job, LoadedScan
 from slicemill.infer.network.lanes import ComputeLimit, Lane, make_compute_limit, make_lane
 from slicemill.infer.network.model import Model
@@ -31,9 +33,9 @@ from slicemill.infer.runtime.messages import find_cause
 from slicemill.infer.slices.batches import NetworkBatch, NetworkScan
 
 JOIN_SECONDS = 0.2
-"""How often the main thread wakes up to handle Ctrl-C or SIGTERM."""
-SCAN_ERRORS = (InputError, OSError, MemoryError)
-"""Errors that fail one scan and not the run."""
+"""How often the main thread wakes up to handle Ctrl-C or SIGTERM: a longer join may sleep through a signal."""
+READER_SECONDS = 5.0
+"""How long a run that ends waits for readers; they read files, and may be killed in the middle of one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,15 @@ class _LaneThread:
     compute_limit: ComputeLimit
 
 
+def _join(threads: Sequence[threading.Thread], seconds: float) -> bool:
+    """Wait up to `seconds` until all threads have ended, and return whether one has not."""
+    end = time.monotonic() + seconds
+    for thread in threads:
+        if thread.is_alive():
+            thread.join(max(0.0, end - time.monotonic()))
+    return any(thread.is_alive() for thread in threads)
+
+
 class Engine:
     """One run over many scans, on one or several devices of the same kind, each with its model."""
 
@@ -109,6 +120,7 @@ class Engine:
         self._unchecked = set(models) if steps.check else set()
         self._rebuilt: set[Model] = set()
         self._error: BaseException | None = None
+        self._bug: Exception | None = None
 
     def run(self, jobs: Iterator[Job]) -> None:
         """Segment every job; on return, each one is written or has failed.
@@ -121,20 +133,29 @@ class Engine:
             A device failed twice.
         """
         with ThreadPoolExecutor(self._limits.writers, "writer") as writers:
-            work = [partial(self._read_all, jobs)] * self._limits.readers
-            for model in self._models:
-                work += [partial(self._run_lane, model, make_compute_limit(model), writers)] * model.lanes
-            threads = [threading.Thread(target=self._guard, args=(one,), daemon=True) for one in work]
+            lanes = [
+                self._thread(partial(self._run_lane, model, limit, writers))
+                for model in self._models
+                for limit in [make_compute_limit(model)] * model.lanes
+            ]
+            readers = [self._thread(partial(self._read_all, jobs)) for _ in range(self._limits.readers)]
             try:
-                for thread in threads:
+                for thread in (*readers, *lanes):
                     thread.start()
-                for thread in threads:
-                    while thread.is_alive():  # a join without a timeout may sleep through a signal
-                        thread.join(JOIN_SECONDS)
+                while self._error is None and _join([*readers, *lanes], JOIN_SECONDS):
+                    pass
             finally:
                 self._queue.stop()
+                while _join(lanes, JOIN_SECONDS):  # one inside onnxruntime at the end of Python would abort the process
+                    pass
+                _join(readers, READER_SECONDS)
         if self._error is not None:
             raise self._error
+        if self._bug is not None:
+            raise self._bug
+
+    def _thread(self, work: Callable[[], None]) -> threading.Thread:
+        return threading.Thread(target=self._guard, args=(work,), daemon=True)
 
     def _guard(self, work: Callable[[], None]) -> None:
         """Run a thread's work; an unexpected error ends the run, and `run` raises it."""
@@ -165,8 +186,11 @@ class Engine:
 
         try:
             current = self._steps.read(job, reserve_memory)
-        except SCAN_ERRORS as error:
+        except Stopped:
+            raise
+        except Exception as error:  # noqa: BLE001 (any error fails one scan and not the run)
             self._queue.release(sum(taken))
+            self._note_bug(error)
             self._steps.fail(job, error)
         else:
             if current is not None:
@@ -254,10 +278,16 @@ class Engine:
     def _write(self, current: ScanInProgress) -> None:
         try:
             self._steps.write(current)
-        except SCAN_ERRORS as error:
+        except Exception as error:  # noqa: BLE001 (any error fails one scan and not the run)
+            self._note_bug(error)
             self._fail(current, error)
         else:
             self._forget(current)
+
+    def _note_bug(self, error: Exception) -> None:
+        """Keep the first error that is a bug; `run` raises it when all other scans are done."""
+        if explain_failure(error, "").bug:
+            self._bug = self._bug or error
 
     def _fail(self, current: ScanInProgress, error: Exception) -> None:
         self._queue.drop(current.scan)

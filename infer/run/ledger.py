@@ -6,7 +6,6 @@ A line "begun" marks the outputs as made by `infer`: after a kill, the next run 
 
 import contextlib
 import hashlib
-import json
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slicemill.common.documents import from_document, to_document
+from slicemill.common.errors import InputError
+from slicemill.common.files import open_stream, parse_lines
 from slicemill.common.ledger import LEDGER, Ledger
 from slicemill.common.locks import try_claim
 from slicemill.infer.inputs.jobs import Job, Stamp
@@ -100,14 +101,14 @@ class RunLedger:
         if not path.exists():
             return []
         names = []
-        with path.open("rb") as stream:
+        with open_stream(path) as stream:
             stream.seek(self._read_bytes)
-            data = stream.read()
+            data = stream.read() or b""
         complete = data[: data.rfind(b"\n") + 1]
         self._read_bytes += len(complete)
-        for text in complete.split(b"\n"):
-            with contextlib.suppress(ValueError):  # a torn line of a killed run, or a line of another command
-                line = from_document(LedgerLine, json.loads(text), str(path))
+        for record in parse_lines(complete):
+            with contextlib.suppress(InputError):  # a line of another command
+                line = from_document(LedgerLine, record, str(path))
                 self._lines[line.name] = line
                 if line.status == "begun":
                     self._written.setdefault(line.name, set()).update(line.extras)

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.documents import to_document
-from slicemill.common.errors import InputError, ProviderError, ReadError, StoreError
+from slicemill.common.errors import ProviderError, ReadError
+from slicemill.common.failures import explain_failure
 from slicemill.common.files import write_json
 from slicemill.common.left_out import LeftOut
 from slicemill.common.progress import Advance, progress
@@ -239,8 +240,8 @@ class BulkRun:
         """Record the reason of a scan's failure; on a full disk, only the summary records it."""
         if self._is_over:  # a reader that outlived the run: another run may have the scan by now
             return
-        passing = isinstance(error, OSError | MemoryError | ReadError | StoreError | ProviderError)
-        outcome = ScanOutcome(name=job.name, status="failed", reason=failure_reason(error, job), passing=passing)
+        failure = explain_failure(error, job.path, fewer="--readers")
+        outcome = ScanOutcome(name=job.name, status="failed", reason=failure.reason, passing=failure.passing)
         claimed = self._claimed.get(job.name)
         with contextlib.suppress(OSError):
             self._ledger.append(job, outcome, stamp=claimed.stamp if claimed else None)
@@ -273,16 +274,6 @@ class _ExtraVolume:
     """uint8[z, y, x]."""
     slope: float
     """Value of one step of the stored integers, for the NIfTI header."""
-
-
-def failure_reason(error: Exception, job: Job) -> str:
-    """Return one sentence that names the file."""
-    if isinstance(error, MemoryError):
-        return f"{job.path}: not enough memory to read it; close other programs, or use fewer --readers."
-    if isinstance(error, OSError):
-        return f"{error.filename or job.path}: {error.strerror or error}."
-    names_file = isinstance(error, InputError) and error.where
-    return str(error) if names_file else f"{job.path}: {error}"
 
 
 def describe_device(model: Model, options: InferOptions) -> str:

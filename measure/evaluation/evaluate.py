@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from slicemill.common.errors import InputError, LabelError
+from slicemill.common.errors import LabelError
+from slicemill.common.failures import explain_failure
 from slicemill.common.files import write_csv, write_json
 from slicemill.common.progress import progress
 from slicemill.common.terminal import peak_mib
@@ -121,17 +122,15 @@ def _score_pairs(pairs: Sequence[Pair], rules: Rules, out: Path | None, workers:
 
 
 def score_pair(pair: Pair, rules: Rules, out: Path | None) -> PairOutcome:
-    """Score one pair, and draw its errors if `out` is set. Input errors are reported in the outcome."""
+    """Score one pair, and draw its errors if `out` is set. Errors are reported in the outcome."""
     try:
         masks = read_masks(pair)
         scores = score_case(pair, masks, rules)
         if out is not None:
             _draw_errors(pair, masks, rules, out / f"{scores.case_id}_errors.png")
         return PairOutcome(scores=scores, warnings=masks.warnings, peak_mib=peak_mib())
-    except (InputError, OSError) as error:
-        return PairOutcome(reason=str(error), peak_mib=peak_mib())
-    except MemoryError:
-        return PairOutcome(reason=f"{pair.prediction}: not enough memory for {pair.name}; use fewer --workers.")
+    except Exception as error:  # noqa: BLE001 (any error fails one case)
+        return PairOutcome(reason=explain_failure(error, pair.prediction).reason, peak_mib=peak_mib())
 
 
 def _report_crash(pair: Pair) -> PairOutcome:

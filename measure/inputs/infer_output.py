@@ -28,7 +28,10 @@ class ModelUsed:
 
     model: str | None
     model_sha256: str | None
-    tumor_confidence: float | None
+    mean_tumor_probability: float | None = None
+    """Mean probability of the tumor voxels; None where no tumor was found."""
+    removed_tumor_score: float | None = None
+    """Tumor score of a scan where no tumor was found; None where one was found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +80,17 @@ def read_report(mask: Path) -> InferReport | None:
         return None
     if not is_infer_report(document):
         return None
-    model, sha256, confidence = (document.get(key) for key in ("model", "model_sha256", "tumor_confidence"))
+    model, sha256 = document.get("model"), document.get("model_sha256")
     slice_scores, score = document["slice_tumor_scores"], document.get("tumor_score")
+    without = document.get("tumor_found") is False
+    mean = document.get("mean_tumor_probability", document.get("tumor_confidence"))  # the key of older reports
     return InferReport(
         label_fields={key: document.get(key) for key in ("labels", "organ", "tumor")},
         model=ModelUsed(
             model=model if isinstance(model, str) else None,
             model_sha256=sha256 if isinstance(sha256, str) else None,
-            tumor_confidence=confidence if isinstance(confidence, float) else None,
+            mean_tumor_probability=None if without else _finite_float(mean),
+            removed_tumor_score=_finite_float(score) if without else None,
         ),
         tumor_score=_finite_float(score),
         slice_tumor_scores=_finite_floats(slice_scores) if isinstance(slice_scores, list) else None,

@@ -11,8 +11,9 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from slicemill.common.csv_cells import unguard_cell
 from slicemill.common.errors import InputError
-from slicemill.common.files import Location
+from slicemill.common.files import Location, read_file
 
 SEPARATORS = ",;\t"
 MAX_BYTES = 256 << 20
@@ -82,7 +83,7 @@ def read_table(
     separator = separator or _find_separator(lines, known)
     reader = csv.reader(io.StringIO("".join(lines), newline=""), delimiter=separator, strict=True)
     try:
-        rows = [(reader.line_num + first - 1, [cell.strip() for cell in cells]) for cells in reader]
+        rows = [(reader.line_num + first - 1, [unguard_cell(cell.strip()) for cell in cells]) for cells in reader]
     except csv.Error as problem:
         raise error(f"{path}, line {reader.line_num + first - 1}: cannot be read as CSV ({problem}).") from problem
     rows = [(line, cells) for line, cells in rows if any(cells)]
@@ -98,10 +99,7 @@ def read_table(
 
 def _decode(path: Location, error: type[InputError]) -> str:
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise error(f"a table may have {MAX_BYTES:,} bytes; this file has {size:,}. Split it.", where=path)
-        data = path.read_bytes()
+        data = read_file(path, MAX_BYTES)
     except OSError as problem:
         raise error(f"cannot be read as CSV ({problem.strerror or problem}).", where=path) from problem
     try:

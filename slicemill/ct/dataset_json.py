@@ -7,12 +7,11 @@ Labels are name to value (nnU-Net 2) or value to name (Decathlon); values may be
 - The label ``ignore`` marks voxels that are not annotated (`slicemill.ct.labels.IGNORE`).
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from slicemill.common.errors import LabelError
-from slicemill.common.files import Location
+from slicemill.common.files import Location, parse_json, read_file
 from slicemill.ct.labels import Labels, format_labels, make_labels
 
 NAME = "dataset.json"
@@ -42,10 +41,7 @@ def read_dataset_description(path: Location, *, with_labels: bool = True) -> Dat
         It cannot be read, or its labels cannot be stored. The message names the entry.
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ValueError(f"it has {size:,} bytes; at most {MAX_BYTES:,} are read")
-        document = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_unique)
+        document = parse_json(read_file(path, MAX_BYTES).decode("utf-8-sig"), object_pairs_hook=_unique)
         if not isinstance(document, dict):
             raise TypeError("it must be a JSON object")
         values, notes = _plain_labels(document.get("labels", {}) if with_labels else {})

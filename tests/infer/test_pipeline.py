@@ -250,7 +250,7 @@ def test_a_model_that_gives_labels_only_still_reports_tumor(model, collection, t
     label, report = slicemill.segment(collection / "volume-2.nii", tmp_path / "m.onnx")
     assert np.array_equal(label, slicemill.segment(collection / "volume-2.nii", model)[0])
     assert report["tumor_found"] == bool((label == 2).any())
-    assert report["tumor_confidence"] is None
+    assert report["mean_tumor_probability"] is None
 
 
 def test_an_upper_case_suffix_is_compressed_too(model, collection, tmp_path):
