@@ -43,12 +43,12 @@ def read_weights_beside(content: bytes, path: Path) -> bytes:
         import onnx
     except ImportError as error:
         raise ModelError(
-            f"{path}: stores weights in other files; reading them needs the package onnx: pip install onnx."
+            "stores weights in other files; reading them needs the package onnx: pip install onnx.", where=path
         ) from error
     try:
         model = onnx.load_from_string(content)
     except Exception as error:  # protobuf raises its own types
-        raise ModelError(f"{path}: is not an ONNX model ({find_cause(error)}).") from error
+        raise ModelError(f"is not an ONNX model ({find_cause(error)}).", where=path) from error
     tensors = [one for one in _find_tensors(model) if one.data_location == onnx.TensorProto.EXTERNAL]
     with ExitStack() as stack:
         files: dict[str, IO[bytes]] = {}
@@ -61,7 +61,7 @@ def read_weights_beside(content: bytes, path: Path) -> bytes:
             size = _count_bytes(onnx, tensor, path)
             left -= size
             if left < 0:
-                raise ModelError(f"{path}: its weights take more than 2 GB; larger networks are not supported.")
+                raise ModelError("its weights take more than 2 GB; larger networks are not supported.", where=path)
             tensor.raw_data = _read_part(files[name], where, size, f"{path}: its weights {tensor.name!r} in {name}")
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
@@ -89,21 +89,23 @@ def _find_tensors(message: Any) -> Iterator[Any]:
 def _open_beside(path: Path, name: str) -> IO[bytes]:
     if not name or name in (".", "..") or any(character in name for character in "/\\\0:"):
         raise ModelError(
-            f"{path}: stores weights in {name!r}; only files in the folder of the model are read. Export it again, "
-            "with its weights in one file beside it."
+            f"stores weights in {name!r}; only files in the folder of the model are read. Export it again, "
+            "with its weights in one file beside it.",
+            where=path,
         )
     beside = path.parent / name
     try:
         if beside.resolve(strict=True).parent != path.parent.resolve():
-            raise ModelError(f"{path}: its weights {name} are a link out of the folder; put the file itself there.")
+            raise ModelError(f"its weights {name} are a link out of the folder; put the file itself there.", where=path)
         descriptor = os.open(beside, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not block
     except OSError as error:
         raise ModelError(
-            f"{path}: its weights are in {name}, which cannot be read ({error.strerror}); put it into the same folder."
+            f"its weights are in {name}, which cannot be read ({error.strerror}); put it into the same folder.",
+            where=path,
         ) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ModelError(f"{path}: its weights {name} are not a regular file.")
+        raise ModelError(f"its weights {name} are not a regular file.", where=path)
     return os.fdopen(descriptor, "rb")
 
 
@@ -113,9 +115,11 @@ def _count_bytes(onnx: Any, tensor: Any, path: Path) -> int:
     try:
         bits = _bits(onnx, tensor.data_type)
     except (KeyError, ValueError) as error:
-        raise ModelError(f"{path}: its weights {tensor.name!r} have an unknown type, {tensor.data_type}.") from error
+        raise ModelError(
+            f"its weights {tensor.name!r} have an unknown type, {tensor.data_type}.", where=path
+        ) from error
     if count < 0 or any(side < 0 for side in tensor.dims):
-        raise ModelError(f"{path}: its weights {tensor.name!r} have a negative shape, {list(tensor.dims)}.")
+        raise ModelError(f"its weights {tensor.name!r} have a negative shape, {list(tensor.dims)}.", where=path)
     return int(-(-count * bits // 8))
 
 

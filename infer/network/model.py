@@ -257,7 +257,7 @@ def check_ends(content: bytes, path: Path) -> None:
         return
     if has_loop:
         raise ModelError(
-            f"{path}: has a Loop, which may never end; export the network by tracing, without scripted loops."
+            "has a Loop, which may never end; export the network by tracing, without scripted loops.", where=path
         )
 
 

@@ -45,6 +45,7 @@ def _check_claim(out: Path, name: str, key: str) -> None:
             (out / CLAIMS / name).unlink(missing_ok=True)
         elif not name.startswith(f"{PREFIX}{key}."):
             raise ConfigError(
-                f"{out}: another run writes results of another model, or with other options, into this folder. Wait "
-                "until it ends, or choose another --out."
+                "another run writes results of another model, or with other options, into this folder. Wait "
+                "until it ends, or choose another --out.",
+                where=out,
             )

@@ -109,8 +109,9 @@ def read_own_report(mask: Path) -> InferReport | None:
     report, signature = read_report(mask), read_signature(mask)
     if report is not None and signature and report.model.model_sha256 != signature:
         raise PairingError(
-            f"{mask}: its report {strip_suffix(mask.name)}.json is of another model (mask {signature[:12]}, report "
-            f"{str(report.model.model_sha256)[:12]}). Segment the scan again, or remove the report."
+            f"its report {strip_suffix(mask.name)}.json is of another model (mask {signature[:12]}, report "
+            f"{str(report.model.model_sha256)[:12]}). Segment the scan again, or remove the report.",
+            where=mask,
         )
     return report
 
@@ -125,10 +126,11 @@ def _check_model(mask: Path, probability: Path) -> None:
     """
     signature, other = read_signature(mask), read_signature(probability)
     if signature and other != signature:
-        maker = f"model {other[:12]}" if other else "no model, as files of older versions do"
+        maker = other[:12] if other else "none, like files of older versions"
         raise PairingError(
-            f"{probability}: is not of the model of its mask {mask.name}: the mask names {signature[:12]}, the map "
-            f"{maker}. Write both again with `slicemill infer --probability --overwrite`, or remove the map."
+            f"its probability map {probability.name} is of another model (mask {signature[:12]}, map {maker}). "
+            "Write both again with `slicemill infer --probability --overwrite`, or remove the map.",
+            where=mask,
         )
 
 
@@ -203,8 +205,9 @@ def read_probability(path: Path, grid: Grid) -> npt.NDArray[np.uint8]:
     if turned is None or header.dtype != np.uint8:
         difference = f"it has {header.dtype}" if turned else describe_difference(header.grid, grid)
         raise GeometryError(
-            f"{path}: a probability map must have bytes on its mask's grid, {grid.shape}; {difference}. "
-            "Write it again with `slicemill infer --probability`."
+            f"a probability map must have bytes on its mask's grid, {grid.shape}; {difference}. "
+            "Write it again with `slicemill infer --probability`.",
+            where=path,
         )
     ni, nj, nk = header.grid.shape
     voxels = np.empty((nk, nj, ni), dtype=np.uint8)

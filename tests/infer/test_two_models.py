@@ -128,7 +128,7 @@ class TestReaders:
         first, second = folders
         shutil.copy(first / "case-1_probability_tumor.nii", second)
         (reason,) = self.judge(second, tmp_path)
-        assert "case-1_probability_tumor.nii: is not of the model of its mask case-1.nii: the mask names" in reason
+        assert "case-1.nii: its probability map case-1_probability_tumor.nii is of another model (mask" in reason
 
     def test_a_map_without_a_model_beside_a_mask_with_one_is_refused(self, folders, tmp_path):
         path = folders[1] / "case-1_probability_tumor.nii"
@@ -137,7 +137,7 @@ class TestReaders:
         image.header["descrip"] = b""
         nib.save(image, path)
         (reason,) = self.judge(folders[1], tmp_path)
-        assert "the map no model, as files of older versions do" in reason
+        assert "map none, like files of older versions" in reason
 
     def test_a_report_of_another_model_is_refused(self, folders, tmp_path):
         first, second = folders

@@ -60,7 +60,7 @@ def require_trained(run: Path) -> None:
         There is none.
     """
     if not (run / BEST).exists():
-        raise ModelError(f"{run}: has no trained network ({BEST}); run `slicemill train` first.")
+        raise ModelError(f"has no trained network ({BEST}); run `slicemill train` first.", where=run)
 
 
 def read_trained(run: Path, store_path: Path | None, size: tuple[int, int] | None = None) -> TrainedNetwork:

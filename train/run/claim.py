@@ -29,7 +29,7 @@ def claim_to_train(run: Path) -> Iterator[None]:
             claim = stack.enter_context(try_claim(run, TRAINING))
         if claim is None:
             raise ConfigError(
-                f"{run}: another command is training in this folder. Wait until it ends, or train in another folder."
+                "another command is training in this folder. Wait until it ends, or train in another folder.", where=run
             )
         yield
 
@@ -56,8 +56,9 @@ def claim_to_read(run: Path) -> Iterator[None]:
             in_training = False
         if in_training:
             raise ConfigError(
-                f"{run}: a command is training in this folder, so its weights change. Export after the training has "
-                "ended or was stopped with Ctrl-C; the same `slicemill train` command continues it."
+                "a command is training in this folder, so its weights change. Export after the training has "
+                "ended or was stopped with Ctrl-C; the same `slicemill train` command continues it.",
+                where=run,
             )
         yield
 
