@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slicemill.common.app import App
 from slicemill.common.left_out import SHOWN, LeftOut, print_left_out
 from slicemill.common.terminal import count_noun, format_table, peak_mib, print_line, print_lines, report_errors
 from slicemill.infer.request import InferRequest, ModelFile, ProviderName
@@ -220,9 +221,9 @@ def _show_plan(request: InferRequest, opened: "Model", jobs: "Sequence[Job]") ->
 
 def main() -> None:
     """Run `infer` as a separate command."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(name="infer")(infer)
-    app()
+    app = App(name="infer")
+    app.command("infer")(infer)
+    app(prog_name="infer")
 
 
 if __name__ == "__main__":

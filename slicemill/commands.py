@@ -90,3 +90,7 @@ def doctor() -> None:
         if examination.repairs:
             raise SystemExit(1)
         print_line("nothing to repair")
+
+
+def info(path: Annotated[str, typer.Argument()]) -> None:
+    """X."""

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
+from slicemill.common.app import App
 from slicemill.common.terminal import bar_characters, format_table, print_line, print_lines, report_errors
 from slicemill.store.layout import SliceFormat
 
-store = typer.Typer(
+store = App(
     name="store",
     help="Inspect a slice store, export cases and slices, draw plots, and rebuild the tables (reindex).",
     no_args_is_help=True,
