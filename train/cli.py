@@ -7,10 +7,10 @@ import typer
 
 from slicemill.common.errors import UsageError
 from slicemill.common.files import parse_location
-from slicemill.common.options import require_finite
-from slicemill.common.terminal import print_line, print_lines, report_errors
+from slicemill.common.options import MACHINE, NETWORK, OUTPUT, RERUN, Json, require_finite
+from slicemill.common.terminal import print_json, print_line, print_lines, report_errors
 
-NETWORK, SLICES, TRAINING, MACHINE = "Network", "Slices", "Training", "Device and files"
+SLICES, TRAINING = "Slices", "Training"
 """Panels of the options in --help."""
 
 
@@ -108,7 +108,9 @@ def train(
     cache_gb: Annotated[
         float, typer.Option(callback=require_finite, help="Size of this cache, GB.", min=0, rich_help_panel=MACHINE)
     ] = 20.0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in this folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", rich_help_panel=RERUN, help="Remove an earlier run in this folder.")
+    ] = False,
 ) -> None:
     """Train a 2.5-D U-Net on a slice store, split by patient. After a kill, the same command continues.
 
@@ -179,6 +181,7 @@ def split(
         ),
     ] = 0.15,
     seed: Annotated[int, typer.Option(help="The same seed gives the same folds.", min=0)] = 0,
+    json: Json = False,
 ) -> None:
     """Write cross-validation splits by patient. Each patient is in one test part; folds have similar tumor volumes.
 
@@ -188,12 +191,15 @@ def split(
     The files are JSON with the case ids of train, validation and test, readable by other tools.
     """
     with report_errors():
+        from dataclasses import asdict
+
         from slicemill.store.split import write_split
         from slicemill.store.tables import read_table
         from slicemill.train.split import make_folds
 
         if not 0 < validation < 1:
             raise UsageError(f"--validation {validation}: must be above 0 and below 1.")
+        files: list[dict[str, object]] = []
         for fold, parts in enumerate(
             make_folds(read_table(store, "manifest"), folds=folds, validation=validation, seed=seed)
         ):
@@ -202,6 +208,9 @@ def split(
                 f"{out / f'fold-{fold}.json'}: {len(parts.train)} train, {len(parts.validation)} validation, "
                 f"{len(parts.test)} test"
             )
+            files.append({"file": str(out / f"fold-{fold}.json"), **asdict(parts)})
+        if json:
+            print_json(files)
 
 
 def gallery(
@@ -230,33 +239,51 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     model: Annotated[Path, typer.Argument(help="ONNX file to write.")],
     store: Annotated[
-        Path | None, typer.Option(help="Store for the parity check; by default the store of the training run.")
+        Path | None,
+        typer.Option(
+            rich_help_panel="Parity check", help="Store for the parity check; by default the store of the training run."
+        ),
     ] = None,
     min_lesion_ml: Annotated[
         float,
         typer.Option(
             callback=require_finite,
+            rich_help_panel=OUTPUT,
             help="Tumors smaller than this are removed after inference; written to the model's metadata.",
             min=0,
         ),
     ] = 0.0,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Also write NAME.fp16.onnx, for GPUs.")] = False,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", rich_help_panel=OUTPUT, help="Also write NAME.fp16.onnx, for GPUs.")
+    ] = False,
     bytes_in: Annotated[
         bool,
-        typer.Option("--bytes", help="Also write NAME.bytes.fp16.onnx, for TensorRT, which does not support int16."),
+        typer.Option(
+            "--bytes",
+            rich_help_panel=OUTPUT,
+            help="Also write NAME.bytes.fp16.onnx, for TensorRT, which does not support int16.",
+        ),
     ] = False,
     probability: Annotated[
         bool,
-        typer.Option("--probability", help="Add an output with the probability of each class; inference gets slower."),
+        typer.Option(
+            "--probability",
+            rich_help_panel=OUTPUT,
+            help="Add an output with the probability of each class; inference gets slower.",
+        ),
     ] = False,
     size: Annotated[
         str | None,
         typer.Option(
-            help="HEIGHTxWIDTH of the input slices, like 256x256; by default the size of the training slices."
+            rich_help_panel=OUTPUT,
+            help="HEIGHTxWIDTH of the input slices, like 256x256; by default the size of the training slices.",
         ),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; repeat the parity check of existing files.")
+        bool,
+        typer.Option(
+            "--check", rich_help_panel="Parity check", help="Write nothing; repeat the parity check of existing files."
+        ),
     ] = False,
 ) -> None:
     """Write the best network of a run as one ONNX file, from int16 HU to uint8 labels.

@@ -11,27 +11,26 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from slicemill.common.options import MESSAGES
 from slicemill.common.output import use_output
 from slicemill.common.terminal import discard_output, report_errors
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-OUTPUT = "Messages"
-"""Panel in --help of the options that every command has."""
-OLD_NAMES = {"--images": "--image", "--masks": "--mask", "--devices": "--device", "--picture": "--out"}
+OLD_NAMES = {"--images": "--image", "--masks": "--mask", "--devices": "--device"}
 """Options of version 0.1 with their new names. Version 0.3 removes them."""
 
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print errors and failed cases only.", rich_help_panel=OUTPUT)
+    bool, typer.Option("--quiet", "-q", help="Print errors and failed cases only.", rich_help_panel=MESSAGES)
 ]
 Verbose = Annotated[
     bool,
     typer.Option(
-        "--verbose", "-v", help="Print lists in full, and errors with their traceback.", rich_help_panel=OUTPUT
+        "--verbose", "-v", help="Print lists in full, and errors with their traceback.", rich_help_panel=MESSAGES
     ),
 ]
 LogFile = Annotated[
     Path | None,
-    typer.Option(help="Also append all messages, with times, to this file.", dir_okay=False, rich_help_panel=OUTPUT),
+    typer.Option(help="Also append all messages, with times, to this file.", dir_okay=False, rich_help_panel=MESSAGES),
 ]
 
 
@@ -46,7 +45,7 @@ class App(typer.Typer):
             **settings,
         )
 
-    def command(self, name: str | None = None, **settings: Any) -> Callable[[Function], Function]:  # type: ignore[override]
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Function], Function]:
         """Return a decorator that adds a function as a command."""
         register = super().command(name, cls=Command, **settings)
 
@@ -119,7 +118,10 @@ def add_output_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(*, quiet: bool = False, verbose: bool = False, log_file: Path | None = None, **options: Any) -> None:
-        with report_errors(), use_output(quiet=quiet, verbose=verbose, log_file=log_file):
+        with (
+            report_errors(),
+            use_output(quiet=quiet, verbose=verbose, json=options.get("json") is True, log_file=log_file),
+        ):
             function(**options)
 
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]

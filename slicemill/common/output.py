@@ -3,13 +3,13 @@
 One process runs one command, so its choice is kept here. Lines go through `slicemill.common.terminal`.
 """
 
-import datetime
+import datetime as dt
 import shlex
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -30,7 +30,7 @@ class Output:
     def write_log(self, level: str, text: str) -> None:
         """Append a line with time and level to the log file, if there is one."""
         if self.log is not None:
-            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
             self.log.write(f"{now} {level:<7} {text}\n")
             self.log.flush()
 
@@ -43,18 +43,15 @@ def current_output() -> Output:
     return _current
 
 
-def print_as_json() -> None:
-    """Make standard output of the running command one JSON document."""
-    _change(replace(_current, json=True))
-
-
 def _change(output: Output) -> None:
     global _current  # noqa: PLW0603 (one command a process)
     _current = output
 
 
 @contextmanager
-def use_output(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[None]:
+def use_output(
+    *, quiet: bool = False, verbose: bool = False, json: bool = False, log_file: Path | None = None
+) -> Iterator[None]:
     """Print and log as chosen while the block runs.
 
     An exception that is a bug is logged with its traceback, and raised.
@@ -67,7 +64,7 @@ def use_output(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator
     before = _current
     log = None if log_file is None else log_file.open("a", encoding="utf-8", errors="backslashreplace")
     try:
-        _change(replace(before, quiet=quiet, verbose=verbose, log=log))
+        _change(Output(quiet=quiet, verbose=verbose, json=json, log=log))
         _current.write_log("command", shlex.join(["slicemill", *sys.argv[1:]]))
         yield
     except Exception:

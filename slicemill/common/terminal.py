@@ -44,7 +44,7 @@ def print_always(text: str = "") -> None:
 
 
 def print_json(document: Any) -> None:
-    """Print the document of `--json` to standard output: plain values, or records; values that are not finite are null."""
+    """Print plain values or records as JSON to standard output; numbers that are not finite become null."""
     import json
 
     from slicemill.common.documents import to_plain
@@ -247,8 +247,8 @@ def bar_characters(encoding: str | None) -> str:
 def report_errors() -> Iterator[None]:
     """Print an error that the user can correct as one line, and end the process.
 
-    Exit status 2 for a UsageError, 1 for any other InputError, an OSError, a missing extra or a lack of memory, 130 after Ctrl-C, 143
-    after SIGTERM.
+    Exit status 2 for a UsageError, 1 for any other InputError, an OSError, a missing extra or a lack of memory, 130
+    after Ctrl-C, 143 after SIGTERM.
     """
     with raise_on_stop_signals():
         try:

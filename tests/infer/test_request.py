@@ -36,7 +36,7 @@ def test_options_that_contradict_each_other_are_refused(tmp_path):
         ({}, "pass scans, folders, patterns or stores"),
         ({"inputs": ["a"], "watch": tmp_path}, "pass scans, folders, patterns or stores"),
         ({"watch": tmp_path, "shard": "0/2"}, "--watch cannot be combined with --scheduler, --shard"),
-        ({"inputs": ["a"], "provider": "cpu", "devices": "0,1"}, "--devices 0,1: cpu runs on one device"),
+        ({"inputs": ["a"], "provider": "cpu", "devices": "0,1"}, "--device 0,1: cpu runs on one device"),
         ({"inputs": ["a"], "shard": "2/2"}, "--shard 2/2: expected I/N"),
     ):
         with pytest.raises(UsageError, match=message):
