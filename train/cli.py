@@ -8,10 +8,22 @@ import typer
 from slicemill.common.errors import UsageError
 from slicemill.common.files import parse_location
 from slicemill.common.options import MACHINE, NETWORK, OUTPUT, RERUN, Json, require_finite
-from slicemill.common.terminal import print_json, print_line, print_lines, report_errors
+from slicemill.common.terminal import print_always, print_json, print_line, print_lines, report_errors
 
 SLICES, TRAINING = "Slices", "Training"
 """Panels of the options in --help."""
+
+
+def print_config(is_requested: bool) -> None:
+    """Print the default settings of training as TOML with comments, and exit; the callback of `--show-config`."""
+    if is_requested:
+        with report_errors():
+            from slicemill.train.config import Config
+            from slicemill.train.config_text import to_commented_toml
+
+            for line in to_commented_toml(Config()).splitlines():
+                print_always(line)
+        raise typer.Exit
 
 
 def train(
@@ -26,12 +38,17 @@ def train(
     ] = None,
     context: Annotated[
         int | None,
-        typer.Option(help="Slices in the input: 1, 3, 5 or 7; the middle one is labeled.", rich_help_panel=SLICES),
+        typer.Option(
+            show_default="3",
+            help="Slices in the input: 1, 3, 5 or 7; the middle one is labeled.",
+            rich_help_panel=SLICES,
+        ),
     ] = None,
     context_spacing_mm: Annotated[
         float | None,
         typer.Option(
             callback=require_finite,
+            show_default="0",
             help="Distance between these slices in mm; 0 uses adjacent slices.",
             rich_help_panel=SLICES,
         ),
@@ -40,64 +57,83 @@ def train(
         float | None,
         typer.Option(
             callback=require_finite,
+            show_default="0",
             help="In-plane pixel size that slices are resampled to, mm; 0 keeps that of the scan.",
             rich_help_panel=SLICES,
         ),
     ] = None,
     crop: Annotated[
         int | None,
-        typer.Option(help="Side of training crops; 0 trains on full slices.", rich_help_panel=SLICES),
+        typer.Option(show_default="0", help="Side of training crops; 0 trains on full slices.", rich_help_panel=SLICES),
     ] = None,
     size: Annotated[
         int | None,
         typer.Option(
-            help="Side to which slices are padded or cropped; 0 is the largest slice.", rich_help_panel=SLICES
+            show_default="0",
+            help="Side to which slices are padded or cropped; 0 is the largest slice.",
+            rich_help_panel=SLICES,
         ),
     ] = None,
-    width: Annotated[int | None, typer.Option(help="Channels of the first level.", rich_help_panel=NETWORK)] = None,
+    width: Annotated[
+        int | None, typer.Option(show_default="16", help="Channels of the first level.", rich_help_panel=NETWORK)
+    ] = None,
     batch: Annotated[
         str | None,
         typer.Option(
+            show_default="16",
             help="Slices per step, over all processes; auto uses as many as fit into the GPU's memory.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Number of epochs.", rich_help_panel=TRAINING)] = None,
+    epochs: Annotated[int | None, typer.Option(show_default="40", help="Number of epochs.")] = None,
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Steps per epoch; 0 makes an epoch as long as the number of training slices.", rich_help_panel=TRAINING
+            show_default="0",
+            help="Steps per epoch; 0 makes an epoch as long as the number of training slices.",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     max_minutes: Annotated[
         float | None,
         typer.Option(
-            callback=require_finite,
-            help="Time limit of training in minutes; 0 means no limit.",
-            rich_help_panel=TRAINING,
+            callback=require_finite, show_default="0", help="Time limit of training in minutes; 0 means no limit."
         ),
     ] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option(callback=require_finite, help="Highest learning rate.", rich_help_panel=TRAINING),
+        typer.Option(
+            callback=require_finite, show_default="0.002", help="Highest learning rate.", rich_help_panel=TRAINING
+        ),
     ] = None,
     tumor_share: Annotated[
         float | None,
         typer.Option(
-            callback=require_finite, help="Share of the training slices that contain tumor.", rich_help_panel=TRAINING
+            callback=require_finite,
+            show_default="0.5",
+            help="Share of the training slices that contain tumor.",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     augment: Annotated[
         float | None,
-        typer.Option(callback=require_finite, help="Strength of the augmentation, 0 to 1.", rich_help_panel=TRAINING),
+        typer.Option(
+            callback=require_finite,
+            show_default="0.4",
+            help="Strength of the augmentation, 0 to 1.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the split, the sampling and the weights.", rich_help_panel=TRAINING)
+        int | None,
+        typer.Option(
+            show_default="0", help="Seed of the split, the sampling and the weights.", rich_help_panel=TRAINING
+        ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)] = None,
+    device: Annotated[str | None, typer.Option(show_default="auto", help="auto, cpu, cuda or cuda:N.")] = None,
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"] | None,
-        typer.Option(help="Number format of the network.", rich_help_panel=MACHINE),
+        typer.Option(show_default="auto", help="Number format of the network.", rich_help_panel=MACHINE),
     ] = None,
     cache_dir: Annotated[
         Path | None,
@@ -110,6 +146,15 @@ def train(
     ] = 20.0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", rich_help_panel=RERUN, help="Remove an earlier run in this folder.")
+    ] = False,
+    _show_config: Annotated[
+        bool,
+        typer.Option(
+            "--show-config",
+            help="Print all settings with their defaults as TOML for --config, and exit.",
+            callback=print_config,
+            is_eager=True,
+        ),
     ] = False,
 ) -> None:
     """Train a 2.5-D U-Net on a slice store, split by patient. After a kill, the same command continues.

@@ -16,7 +16,7 @@ from tests.infer.commands import app
 def test_the_command_has_every_field_as_a_parameter_and_every_option_a_panel():
     command = typer.main.get_command(app()).commands["infer"]
     parameters = {one.name: one for one in command.params}
-    assert list(parameters) == [one.name for one in fields(InferRequest)]
+    assert list(parameters) == [*(one.name for one in fields(InferRequest)), "quiet", "verbose", "log_file"]
     options = [one for one in command.params if one.param_type_name == "option"]
     assert {one.rich_help_panel for one in options} == {"Input", "Output", "Network", "Machine", "Running again"}
 
