@@ -1,6 +1,5 @@
 """The command line ``slicemill``, with all commands."""
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -81,7 +80,9 @@ def start(
 
 
 def choose_command(words: Sequence[str]) -> str | None:
-    """Return the command that these words run, or None if they need all: for --help, or for a misspelled name.
+    """Return the command that these words run, or None if they need all.
+
+    They need all for ``--help``, for a misspelled name, and for the completion in a shell, which passes no words.
 
     >>> choose_command(["ingest", "--help"]), choose_command(["--help"]), choose_command(["ingets"])
     ('ingest', None, None)
@@ -92,5 +93,4 @@ def choose_command(words: Sequence[str]) -> str | None:
 def main() -> None:
     """Run the command line."""
     open_closed_streams()
-    completes = "_SLICEMILL_COMPLETE" in os.environ  # set by the scripts of --install-completion
-    commands(None if completes else choose_command(sys.argv[1:]))(prog_name="slicemill")
+    commands(choose_command(sys.argv[1:]))(prog_name="slicemill")
