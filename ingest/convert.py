@@ -40,6 +40,7 @@ def convert_case(
     *,
     threads: int = 1,
     holds_claim: Callable[[], bool] = lambda: True,
+    check_files: Callable[[], None] = lambda: None,
 ) -> CaseInfo:
     """Read a case's files, write the case into the store, and return its description.
 
@@ -49,6 +50,8 @@ def convert_case(
         With more than one, image and mask are decoded ahead while the slices of a slab are encoded in parallel.
     holds_claim
         Whether this run still holds the case's claim; checked before anything is published in an object store.
+    check_files
+        Called when the files have been read and nothing is published yet; raises if they changed meanwhile.
 
     Raises
     ------
@@ -61,7 +64,7 @@ def convert_case(
         if mask is not None:
             stack.enter_context(mask)
         pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
-        return _convert(case, params, store, OpenFiles(image, mask, pool, threads), holds_claim)
+        return _convert(case, params, store, OpenFiles(image, mask, pool, threads), check_files, holds_claim)
 
 
 def _open_mask(case: CaseFiles, mask: Location, params: Params) -> MaskReader:
@@ -108,7 +111,12 @@ def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def _convert(
-    case: CaseFiles, params: Params, store: str | Location, files: OpenFiles, holds_claim: Callable[[], bool]
+    case: CaseFiles,
+    params: Params,
+    store: str | Location,
+    files: OpenFiles,
+    check_files: Callable[[], None],
+    holds_claim: Callable[[], bool],
 ) -> CaseInfo:
     image, mask = files.image, files.mask
     warnings = check_headers(image, mask, keep_text=params.keep_text)
@@ -148,6 +156,7 @@ def _convert(
             max_rounding_error_hu=image.max_rounding_error,
             warnings=tuple(warnings),
         )
+        check_files()
         return writer.finish(info, holds_claim)
 
 

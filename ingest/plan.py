@@ -6,8 +6,9 @@ from slicemill.common.errors import StoreError
 from slicemill.common.files import Location, to_json, write_json
 from slicemill.common.locks import wait_for_claim
 from slicemill.ingest.discover import CaseFiles
-from slicemill.ingest.outcomes import CaseOutcome, Stamp, read_done, read_failures, stamp_case
+from slicemill.ingest.outcomes import CaseOutcome, read_done, read_failures
 from slicemill.ingest.params import Params
+from slicemill.ingest.stamps import Place, Stamp, locate, stamp_case
 from slicemill.store.layout import ATTRIBUTE, DOCUMENT, FORMAT, GROUP
 from slicemill.store.reader import Store, open_store, read_attribute
 from slicemill.store.zarr_documents import make_group_document
@@ -21,10 +22,14 @@ class Task:
     """A case for a worker."""
 
     case: CaseFiles
+    place: Place
+    """Place of its files, as this process sees them: a worker may have a folder mounted elsewhere."""
     seen: str | None
     """Version of the stored case (`stored_version`) when the run began; None if there was none."""
-    compare: bool
-    """Whether its files are compared with the stored hashes before conversion."""
+    known: frozenset[Place] = frozenset()
+    """Places of the files of the stored case, from the ledger."""
+    overwrite: bool = False
+    """Whether the stored case is replaced, whatever it was made from."""
     megabytes: float
 
 
@@ -51,25 +56,35 @@ def plan_cases(
     done, failed = read_done(root), read_failures(root)
     plan = Plan()
 
-    def add_task(case: CaseFiles, stamp: Stamp, *, stored: bool) -> None:
-        seen = stored_version(root, case.case_id) if stored else None
-        compare = stored and not overwrite
-        plan.tasks.append(Task(case=case, seen=seen, compare=compare, megabytes=stamp.megabytes))
+    def add_task(case: CaseFiles, stamp: Stamp, place: Place) -> None:
+        is_present = case.case_id in present
+        if is_present and not overwrite:
+            _check_params(store, case.case_id, params)
+        task = Task(
+            case=case,
+            place=place,
+            seen=stored_version(root, case.case_id) if is_present else None,
+            known=frozenset(known.place for known in done.get(case.case_id, ()) if known.place),
+            overwrite=overwrite,
+            megabytes=stamp.megabytes,
+        )
+        plan.tasks.append(task)
 
     for case in cases:
-        case_id, stamp = case.case_id, stamp_case(case, params)
+        case_id, place = case.case_id, locate(case)
+        stamp = stamp_case(case, params, place)
         if overwrite:
-            add_task(case, stamp, stored=case_id in present)
+            add_task(case, stamp, place)
         elif case_id in present:
-            if not rehash and case_id in done and done[case_id].stamp == stamp:
+            if not rehash and stamp in done.get(case_id, ()):
                 plan.outcomes.append(CaseOutcome(case_id=case_id, status="unchanged"))
             else:
-                add_task(case, stamp, stored=_is_readable(store, case_id, params))
+                add_task(case, stamp, place)
         elif not retry_failed and case_id in failed and failed[case_id].is_final(stamp):
             reason = failed[case_id].reason
             plan.outcomes.append(CaseOutcome(case_id=case_id, status="failed before", reason=reason))
         else:
-            add_task(case, stamp, stored=False)
+            add_task(case, stamp, place)
     return plan
 
 
@@ -105,8 +120,8 @@ def require_params(root: Location, params: Params, *, overwrite: bool) -> None:
         write_json(root / GROUP / DOCUMENT, make_group_document(attributes))
 
 
-def _is_readable(store: Store, case_id: str, params: Params) -> bool:
-    """Return whether a stored case can be compared with its files; a damaged one is converted again.
+def _check_params(store: Store, case_id: str, params: Params) -> None:
+    """Check that a stored case has these parameters; a damaged case is checked by its worker.
 
     Raises
     ------
@@ -116,7 +131,7 @@ def _is_readable(store: Store, case_id: str, params: Params) -> bool:
     try:
         info = store[case_id].info
     except StoreError:
-        return False
+        return
     if info.params_sha256 != params.sha256():
         stored = info.labels.as_json() if info.labels else {"labels": None}
         raise StoreError(
@@ -124,4 +139,3 @@ def _is_readable(store: Store, case_id: str, params: Params) -> bool:
             f"{stored}) than requested now (hash {params.sha256()[:12]}, {params.as_json()}). "
             "Use another store, the same options, or --overwrite."
         )
-    return True
