@@ -11,6 +11,7 @@ from slicemill.ingest.params import Params
 from slicemill.ingest.stamps import Place, Stamp, locate, stamp_case
 from slicemill.store.layout import ATTRIBUTE, DOCUMENT, FORMAT, GROUP
 from slicemill.store.reader import Store, open_store, read_attribute
+from slicemill.store.version import stored_version
 from slicemill.store.zarr_documents import make_group_document
 
 PARAMS = ".params"
@@ -86,15 +87,6 @@ def plan_cases(
         else:
             add_task(case, stamp, place)
     return plan
-
-
-def stored_version(root: Location, case_id: str) -> str | None:
-    """Return a version tag of the stored case, which changes when a run replaces it, or None if it is absent."""
-    try:
-        status = (root / GROUP / case_id / DOCUMENT).stat()
-    except OSError:
-        return None
-    return f"{status.st_mtime_ns}/{getattr(status, 'st_ino', None) or getattr(status, 'e_tag', None)}"
 
 
 def require_params(root: Location, params: Params, *, overwrite: bool) -> None:

@@ -7,9 +7,10 @@ from slicemill.common.terminal import peak_mib
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.outcomes import CaseOutcome
 from slicemill.ingest.params import Params
-from slicemill.ingest.plan import Task, stored_version
+from slicemill.ingest.plan import Task
 from slicemill.ingest.sources import is_unchanged
 from slicemill.ingest.stamps import Stamp, stamp_case
+from slicemill.store.version import stored_version
 
 
 def run_case(task: Task, params: Params, root: Location, threads: int) -> CaseOutcome:

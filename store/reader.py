@@ -21,6 +21,7 @@ from slicemill.store.case import CaseInfo, parse_case
 from slicemill.store.codecs import decode_blosc, decode_zstd, without_checksum
 from slicemill.store.layout import ABSENT, ATTRIBUTE, DOCUMENT, GROUP, IMAGE, LABEL, SHARD, ArrayName
 from slicemill.store.shard_reader import ShardReader, plan_ranges
+from slicemill.store.version import CaseVersion, note_version
 from slicemill.store.zarr_documents import recognize_profile
 
 MAX_SLICE_BYTES = 1 << 31
@@ -29,7 +30,10 @@ MAX_SLICE_BYTES = 1 << 31
 class SliceArray:
     """Reads slices of one array, any[z, y, x]; safe to use from several threads."""
 
-    def __init__(self, folder: Location, name: ArrayName, cache: SliceCache | None = None) -> None:
+    def __init__(
+        self, folder: Location, name: ArrayName, version: CaseVersion | None = None, cache: SliceCache | None = None
+    ) -> None:
+        self._version = version or note_version(folder.parent)
         self._cache = cache if isinstance(folder, RemotePath) else None
         self._folder = folder
         document = read_document(folder)
@@ -46,7 +50,7 @@ class SliceArray:
         self.profile = recognize_profile(document, name, self.shape)
         """Profile of slicemill's layout; None for another valid layout, which zarr-python reads."""
         self._decompress = decode_zstd if self.profile == "compact" and name == LABEL else decode_blosc
-        self.shard = ShardReader(folder / SHARD, nz)
+        self.shard = ShardReader(folder / SHARD, nz, self._version)
         """Reader of the shard, for slicemill's layout."""
 
     def __len__(self) -> int:
@@ -76,7 +80,7 @@ class SliceArray:
         if length == ABSENT:
             return b""
         if self._cache is not None:
-            return self._cache.get(str(self.shard.path), z, lambda: self.shard.read(offset, length))
+            return self._cache.get(f"{self.shard.path} {self._version.tag}", z, lambda: self.shard.read(offset, length))
         return self.shard.read(offset, length)
 
     def read_many(self, indices: Sequence[int], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
@@ -134,6 +138,7 @@ class SliceArray:
             voxels: npt.NDArray[Any] = self._zarr[z]
         except Exception as error:
             raise StoreError(f"{self._folder}: zarr-python cannot read this array ({error}).") from error
+        self._version.check()
         return voxels
 
     @cached_property
@@ -183,17 +188,21 @@ def read_attribute(folder: Location) -> object:
 
 
 class Case:
-    """One case of a store: metadata, image and label arrays."""
+    """One case of a store: metadata, image and label arrays, all of one version of the case.
 
-    def __init__(self, folder: Location, cache: SliceCache | None = None) -> None:
-        self.image = SliceArray(folder / IMAGE, "image", cache)
+    A case that is replaced while it is open can be read where its files are open already. Otherwise, reading raises a
+    StoreError.
+    """
+
+    def __init__(self, folder: Location, version: CaseVersion, cache: SliceCache | None = None) -> None:
+        self.image = SliceArray(folder / IMAGE, "image", version, cache)
         """int16[z, y, x], HU."""
         self.info: CaseInfo = parse_case(read_attribute(folder), self.image.shape, str(folder))
         if self.info.case_id != folder.name:
             raise StoreError(
                 f"{folder}: its metadata belong to case {self.info.case_id!r}; ingest the case again with --overwrite."
             )
-        self.label = SliceArray(folder / LABEL, "label", cache) if self.info.mask else None
+        self.label = SliceArray(folder / LABEL, "label", version, cache) if self.info.mask else None
         """uint8[z, y, x], values of the case's labels; None without a mask."""
         if self.label is not None and self.label.shape != self.image.shape:
             raise StoreError(
@@ -265,7 +274,11 @@ def iter_case_ids(root: Location) -> Iterator[str]:
 
 def open_case(root: Location, case_id: str, cache: SliceCache | None = None) -> Case:
     """Open a case that exists in the store, without listing the other cases."""
-    return Case(root / GROUP / case_id, cache)
+    version = note_version(root / GROUP / case_id)
+    try:
+        return Case(root / GROUP / case_id, version, cache)
+    finally:
+        version.check()  # also the reason why half of a case could not be read
 
 
 def open_store(url: str | Location, cache: SliceCache | None = None) -> Store:

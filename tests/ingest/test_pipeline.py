@@ -23,11 +23,12 @@ from slicemill.ingest.discover import discover, set_patients
 from slicemill.ingest.outcomes import FailureLine
 from slicemill.ingest.params import Params
 from slicemill.ingest.pipeline import IngestOptions, ingest, make_absolute
-from slicemill.ingest.plan import Task, stored_version
+from slicemill.ingest.plan import Task
 from slicemill.ingest.stamps import locate, stamp_case
 from slicemill.ingest.work import run_case
 from slicemill.store.reader import open_store
 from slicemill.store.tables import read_table, reindex
+from slicemill.store.version import stored_version
 from slicemill.store.writer import ShardWriter
 from tests.ingest.runs import HERE, command, contents
 
