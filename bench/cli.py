@@ -1,16 +1,16 @@
 """The commands `slicemill bench ...`. Commands that read records, and those of experiments, are in their packages."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
 from slicemill.bench.options import Cold, Data, Environments, Json, Quick
 from slicemill.bench.records.cli import compare_records, plan, run_all
 from slicemill.bench.studies.cli import quality, yardstick
-from slicemill.common.terminal import print_line, report_errors
+from slicemill.common.terminal import print_line, print_lines, report_errors
 
 if TYPE_CHECKING:
     from slicemill.bench.harness.catalog import Scale
@@ -26,16 +26,12 @@ Rounds = Annotated[int, typer.Option(help="Interleaved rounds; 0 uses the stage'
 Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class BenchSize:
-    """Requested benchmark size; 0 uses the stage's default."""
+class BenchSize(NamedTuple):
+    """Requested slices and rounds; 0 uses the default of the stage, or that of its quick run."""
 
     slices: int
-    """Slices of the scan."""
     rounds: int
-    """Interleaved rounds."""
     quick: bool
-    """Whether the defaults are those of a quick run."""
 
 
 def _run_in_folder(work: Callable[[Path], Record], json: Path | None, parent: Path | None = None) -> None:
@@ -61,7 +57,7 @@ def _run_stage(
 
     chosen = STAGES[stage]
     print_line(f"{stage}: {chosen.what}; expected bottleneck: {chosen.bound}")
-    print_line(format_machine(machine_info()))
+    print_lines(format_machine(machine_info()))
     scale = chosen.scale(requested.slices, requested.rounds, quick=requested.quick)
     _run_in_folder(lambda folder: work(folder, scale), json, parent)
 
@@ -115,11 +111,9 @@ def ingest(
         from slicemill.bench.harness.subject import choose_subject
         from slicemill.bench.stages.ingest import run as run_case
         from slicemill.bench.stages.ingest_lits import run as run_lits
-        from slicemill.bench.stages.real_size import measure_real_size
 
         def one_case(work: Path, amount: "Scale") -> Record:
-            record = run_case(work, choose_subject(data, amount.slices), rounds=amount.rounds, memory=memory)
-            return record if dicom is None else record | {"real_size": measure_real_size(dicom)}
+            return run_case(work, choose_subject(data, amount.slices), rounds=amount.rounds, memory=memory, dicom=dicom)
 
         if scale == "lits":
             _run_in_folder(
@@ -140,8 +134,6 @@ def store(
 ) -> None:
     """Random slices with their labels: slicemill, zarr-python, zarrs, tensorstore, and the bare decode."""
     with report_errors():
-        from functools import partial
-
         from slicemill.bench.stages.store import run
 
         _run_on_scan("store", BenchSize(slices, rounds, quick), partial(run, cold=cold), data, json)
@@ -167,8 +159,6 @@ def train(
 ) -> None:
     """A training step from the store, with augmentation, compared with the bare forward and backward of its network."""
     with report_errors():
-        from functools import partial
-
         from slicemill.bench.stages.train import run
         from slicemill.train.config import Config, read_config
 
@@ -213,6 +203,30 @@ def constants(
         from slicemill.bench.stages.constants import run
 
         _run_in_folder(lambda folder: run(folder, choose_subject(data, slices), rounds=rounds), json)
+
+
+@bench.command()
+def components(rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=1)] = 7, json: Json = None) -> None:
+    """Connected components and their sizes: slicemill's runs, compared with cc3d, on three masks.
+
+    slicemill bench components
+    """
+    with report_errors():
+        from slicemill.bench.stages.components import run
+
+        _run_in_folder(lambda _: run(rounds=rounds), json)
+
+
+@bench.command()
+def documents(rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=1)] = 15, json: Json = None) -> None:
+    """Start time that typed documents add to Python: msgspec, compared with pydantic if it is installed.
+
+    slicemill bench documents
+    """
+    with report_errors():
+        from slicemill.bench.stages.documents import run
+
+        _run_in_folder(lambda _: run(rounds=rounds), json)
 
 
 @bench.command()
@@ -294,12 +308,13 @@ def scale(
     """
     with report_errors():
         from slicemill.bench.harness.subject import choose_subject
-        from slicemill.bench.stages.scaling import draw, run
+        from slicemill.bench.records.figures import draw_growth
+        from slicemill.bench.stages.scaling import run
 
         def work(folder: Path) -> Record:
             record = run(folder, choose_subject(data, 148), quick=quick)
             if picture is not None:
-                draw(picture, record)
+                draw_growth(picture, record)
             return record
 
         _run_in_folder(work, json)

@@ -13,12 +13,12 @@ import numpy.typing as npt
 from slicemill.common.documents import to_document
 from slicemill.common.files import to_json
 from slicemill.infer.inputs.jobs import Job, LoadedScan, load_scan
-from slicemill.infer.network.lanes import make_compute_limit, make_lane
+from slicemill.infer.network.lanes import make_compute_limit, make_lane, report_device_errors
 from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.parity_check import check_parity
 from slicemill.infer.postprocess import postprocess
 from slicemill.infer.report import ScanReport, make_report
-from slicemill.infer.runtime.capacity import Capacity, batch_capacity, count_lanes
+from slicemill.infer.runtime.capacity import Capacity, batch_capacity
 from slicemill.infer.runtime.providers import Provider
 from slicemill.infer.slices.assembly import Segmentation, plan_scan
 from slicemill.infer.slices.batches import Batcher, NetworkScan
@@ -47,6 +47,8 @@ def segment_volume(
         The spacing cannot be resampled to the model's.
     ModelError
         The provider's labels differ from the CPU's on slices of this volume.
+    ProviderError
+        The device failed.
     """
     nz, ny, nx = volume.shape
     plan = plan_scan(model.info, (nz, ny, nx), spacing_mm)
@@ -72,14 +74,15 @@ def _label_scan(model: Model, scan: NetworkScan, capacity: Capacity, advance: Ca
                     return
                 batch = batcher.next()
             image = batch.fill(lane.image, in_place=lane.reads_in_place)
-            batch.put(lane.run(image, batch.neighbors, compute_limit, batch.targets()))
+            with report_device_errors(model.provider, "the device failed"):
+                output = lane.run(image, batch.neighbors, compute_limit, batch.targets())
+            batch.put(output)
             with lock:
                 advance(len(batch.units))
 
-    lanes = count_lanes(model.provider)
-    with ThreadPoolExecutor(lanes, "lane") as pool:
+    with ThreadPoolExecutor(model.lanes, "lane") as pool:
         try:
-            for future in as_completed([pool.submit(run_lane) for _ in range(lanes)]):
+            for future in as_completed([pool.submit(run_lane) for _ in range(model.lanes)]):
                 future.result()
         finally:  # also after Ctrl-C: no lane starts another batch
             stopped.set()
@@ -96,8 +99,9 @@ def segment(
 
 
 def segment_file(
-    path: Path, model: Path, *, provider: Provider = "auto"
+    path: Path, model: Path, *, provider: Provider = "auto", strict: bool = False
 ) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
     """Segment one file; see `slicemill.segment`. The report is returned as the parsed JSON."""
-    segmentation, report = segment(open_model(model, provider), load_scan(Job(name=path.name, path=path)), path.name)
+    loaded = load_scan(Job(name=path.name, path=path), strict=strict)
+    segmentation, report = segment(open_model(model, provider), loaded, path.name)
     return segmentation.label, json.loads(to_json(to_document(report)))

@@ -8,8 +8,9 @@ from slicemill.common.errors import UsageError
 from slicemill.common.files import Location, parse_location
 from slicemill.common.left_out import print_left_out
 from slicemill.common.options import parse_shard
-from slicemill.common.terminal import format_table, print_line, report_errors
-from slicemill.ingest.params import Geometry, Overlap
+from slicemill.common.terminal import format_table, print_line, print_lines, report_errors
+from slicemill.ct.geometry_option import Geometry
+from slicemill.ingest.params import Overlap
 from slicemill.store.layout import ProfileName
 
 if TYPE_CHECKING:
@@ -50,7 +51,11 @@ def ingest(
         typer.Option(help="Text before each case id, like siteB/, for collections with equal file names."),
     ] = None,
     geometry: Annotated[
-        Geometry, typer.Option(help="If image and mask are on different grids: fail, or use the image's grid.")
+        Geometry,
+        typer.Option(
+            help="If image and mask are on different grids: fail, use the image's header for both, "
+            "or resample the mask by both headers."
+        ),
     ] = "error",
     overlap: Annotated[
         Overlap,
@@ -79,6 +84,7 @@ def ingest(
     rehash: Annotated[
         bool, typer.Option("--rehash", help="Recognize unchanged files by their content, not by size and time.")
     ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse cases with a warning; do not store them.")] = False,
     keep_text: Annotated[
         bool, typer.Option("--keep-text", help="Keep free-text header fields; they may name a person.")
     ] = False,
@@ -105,7 +111,7 @@ def ingest(
         target = None if store is None else parse_location(store)
         chosen = choose_labels(labels, organ, tumor) if labels else None
         mask_options = MaskOptions(pattern=masks, none=no_masks, files=chosen.files if chosen else {})
-        collection = _find_collection(None if source is None else parse_location(source), pairs, images, mask_options)
+        collection = _find_collection(source, pairs, images, mask_options)
         if prefix:
             from slicemill.ingest.discover import add_prefix
 
@@ -120,6 +126,7 @@ def ingest(
             overlap=overlap,
             keep_text=keep_text,
             profile=profile,
+            strict=strict,
         )
         if dry_run:
             _print_collection(collection, params.labels)
@@ -157,23 +164,21 @@ def _assign_arguments(source: str | None, store: str | None, *, has_list: bool) 
     return source, store
 
 
-def _find_collection(
-    source: Location | None, pairs: str | None, images: str | None, masks: "MaskOptions"
-) -> "Collection":
+def _find_collection(source: str | None, pairs: str | None, images: str | None, masks: "MaskOptions") -> "Collection":
     from slicemill.ingest.discover import discover
     from slicemill.ingest.pair_table import from_csv
     from slicemill.ingest.patterns import from_patterns
 
-    if sum(value is not None for value in (source, pairs, images)) != 1:
-        raise UsageError("ingest: pass exactly one of a folder, --pairs and --images.")
     if masks.pattern is not None and (masks.none or pairs is not None):
         raise UsageError("--masks excludes --no-masks and --pairs.")
-    if pairs is not None:
-        return from_csv(parse_location(pairs), no_masks=masks.none)
-    if images is not None:
-        return from_patterns(images, masks.pattern)
-    assert source is not None  # noqa: S101 (one of the three is not None)
-    return discover(source, masks)
+    match source, pairs, images:
+        case str(folder), None, None:
+            return discover(parse_location(folder), masks)
+        case None, str(table), None:
+            return from_csv(parse_location(table), no_masks=masks.none, with_labels=not masks.files)
+        case None, None, str(pattern):
+            return from_patterns(pattern, masks.pattern, with_labels=not masks.files)
+    raise UsageError("ingest: pass exactly one of a folder, --pairs and --images.")
 
 
 def _declared_labels(collection: "Collection", organ: str | None, tumor: str | None) -> "Labels | None":
@@ -192,7 +197,7 @@ def _print_collection(collection: "Collection", labels: "Labels | None") -> None
         (case.case_id, case.patient_id, case.name(case.image), case.name(case.mask) if case.mask else None)
         for case in collection.cases
     ]
-    print_line(format_table(["case", "patient", "image", "mask"], rows))
+    print_lines(format_table(["case", "patient", "image", "mask"], rows))
     print_line()
     print_left_out(collection.left_out)
     _print_notes(collection)

@@ -13,9 +13,10 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from typing import Any
 
+from slicemill.common.cluster import connect, quiet_dask
 from slicemill.common.errors import ConfigError
 from slicemill.common.files import Location
-from slicemill.common.loggers import silence_loggers
+from slicemill.common.signals import hold_sigterm
 from slicemill.ingest.outcomes import CaseOutcome
 from slicemill.ingest.params import Params
 from slicemill.ingest.plan import Task
@@ -138,29 +139,25 @@ def open_client(scheduler: str | None, workers: int) -> Iterator[Any]:
     Raises
     ------
     ConfigError
-        The scheduler cannot be reached, or the processes cannot be started.
+        Dask is not installed, the scheduler cannot be reached, or the processes cannot be started.
     """
-    from distributed import Client
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(silence_loggers("distributed"))  # their errors are reported as outcomes
-        if scheduler is None:
-            cluster = stack.enter_context(_start_workers(workers))
-            yield stack.enter_context(Client(cluster))
-            return
-        try:
-            client = Client(scheduler, timeout="20s")
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--scheduler {scheduler}: cannot connect to the Dask scheduler ({error}).") from error
-        yield stack.enter_context(client)
+    if scheduler is not None:
+        with connect(scheduler) as client:
+            yield client
+        return
+    with (
+        quiet_dask() as distributed,
+        _start_workers(distributed, workers) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
 
 
-def _start_workers(workers: int) -> Any:
-    from distributed import LocalCluster
-
+def _start_workers(distributed: Any, workers: int) -> Any:
+    """Return a cluster of `workers` local processes."""
     try:
-        with _ignore_interrupts():
-            return LocalCluster(
+        with _ignore_interrupts(), hold_sigterm():
+            return distributed.LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
                 processes=True,

@@ -23,6 +23,7 @@ from slicemill.common.remote import RemotePath
 from slicemill.common.terminal import count_noun
 from slicemill.ct.dataset_json import NAME, DatasetDescription, read_dataset_description
 from slicemill.ct.formats.nifti.names import strip_suffix
+from slicemill.ct.formats.unread import explain_unread_files
 from slicemill.ct.labels import LITS_LABELS, Labels
 from slicemill.ct.naming import (
     NOT_UTF8,
@@ -96,7 +97,8 @@ class MaskOptions:
     none: bool = False
     """Whether no mask is used."""
     files: Mapping[str, int] = field(default_factory=dict)
-    """Name of a structure's file without suffix -> value of its label; empty if there are no such files."""
+    """Name of a structure's file without suffix -> value of its label, from the user's labels; empty without them. With
+    them, those of ``dataset.json`` are not read."""
 
 
 def discover(source: Location, options: MaskOptions | None = None) -> Collection:
@@ -109,21 +111,24 @@ def discover(source: Location, options: MaskOptions | None = None) -> Collection
     """
     options = options or MaskOptions()
     if not source.exists():
-        raise PairingError(f"{source}: there is no such folder.")
+        raise PairingError("there is no such folder.", where=source)
     is_folder = source.is_dir()
     root, files = (source, find_files(source)) if is_folder else (source.parent, [source])
     results = find_result_folders(source) if is_folder else []
     made = [path for path in files if is_below(path, results)] if results else []
     entries = _read_names(files, set(made), root)
     others = find_unread_scans(source) if is_folder else []
+    if not files and (unread := explain_unread_files(others)):
+        raise PairingError(f"contains no NIfTI files; {unread}.", where=source)
     images, masks, passed = _choose_masks(entries, options, source)
     if not images:
         raise PairingError(
-            f"{source}: no CT image among {len(files)} NIfTI files ({len(masks)} of them look like masks) "
+            f"no CT image among {len(files)} NIfTI files ({len(masks)} of them look like masks) "
             f"and {len(others)} files of other formats. Name them with --images and --masks patterns, or list them "
-            "with --pairs CSV."
+            "with --pairs CSV.",
+            where=source,
         )
-    description = _read_description(root, [one.path for one in images])
+    description = _read_description(root, [one.path for one in images], with_labels=not options.files)
     channels = find_channels([one.relative for one in images], [one.relative for one in masks], description.channels)
     scans = [one for one in images if one.relative not in channels.extra]
     match = _pair_files(scans, masks, options, source)
@@ -139,7 +144,7 @@ def discover(source: Location, options: MaskOptions | None = None) -> Collection
     left_out = [LeftOut(path, reason) for path, reason in reasons]
     scans = [one for one in scans if one.path not in match.structures.lacking]
     if not scans:
-        raise PairingError(f"{source}: no case is left. {left_out[-1].path}: {left_out[-1].reason}.")
+        raise PairingError(f"no case is left. {left_out[-1].path}: {left_out[-1].reason}.", where=source)
     cases, notes = _make_cases(scans, channels, match, root)
     labels = description.labels or _lits_labels(scans, match.pairs)
     notes = [*description.notes, *channels.notes, *notes, *match.notes]
@@ -172,8 +177,9 @@ def _choose_masks(
     chosen = [one for one in entries if _fits(one.relative, options.pattern, source)]
     if not chosen:
         raise PairingError(
-            f"{source}: no file fits --masks {options.pattern}; use a path below this folder like 'labelsTr2/*', "
-            "or a name like '*_seg.nii.gz', in quotes."
+            f"no file fits --masks {options.pattern}; use a path below this folder like 'labelsTr2/*', "
+            "or a name like '*_seg.nii.gz', in quotes.",
+            where=source,
         )
     paths = {one.path for one in chosen}
     passed = [(one.path, "named like a mask, but does not fit --masks") for one in masks if one.path not in paths]
@@ -239,10 +245,15 @@ def _make_cases(
 
 
 def make_collection(
-    cases: Sequence[CaseFiles], root: Location, left_out: Iterable[LeftOut] = (), notes: Iterable[str] = ()
+    cases: Sequence[CaseFiles],
+    root: Location,
+    left_out: Iterable[LeftOut] = (),
+    notes: Iterable[str] = (),
+    *,
+    with_labels: bool = True,
 ) -> Collection:
     """Return a collection of listed cases with the labels that it declares, after a check of its case ids."""
-    description = _read_description(root, [case.image for case in cases])
+    description = _read_description(root, [case.image for case in cases], with_labels=with_labels)
     are_lits = all(_is_lits(case.image, case.mask) for case in cases)
     labels = description.labels or (LITS_LABELS if are_lits else None)
     notes = (*description.notes, *notes)
@@ -266,12 +277,14 @@ def _is_lits(image: Location, mask: Location | None) -> bool:
     )
 
 
-def _read_description(source: Location, images: Sequence[Location]) -> DatasetDescription:
+def _read_description(source: Location, images: Sequence[Location], *, with_labels: bool) -> DatasetDescription:
     """Return the content of the only ``dataset.json`` next to the images or above them; an empty one without it."""
     parents = dict.fromkeys(image.parent for image in images)
     folders = dict.fromkeys(folder for parent in parents for folder in (parent, parent.parent))
     documents = sorted(path for folder in folders if _is_inside(folder, source) and (path := folder / NAME).is_file())
-    return read_dataset_description(documents[0]) if len(documents) == 1 else DatasetDescription()
+    if len(documents) != 1:
+        return DatasetDescription()
+    return read_dataset_description(documents[0], with_labels=with_labels)
 
 
 def _is_inside(folder: Location, source: Location) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from slicemill.common.errors import PairingError, UsageError
 from slicemill.ct.formats.nifti.names import is_nifti_name
+from slicemill.ct.formats.unread import explain_unread_files
 
 Texts = tuple[str, ...]
 """The texts that the wildcards of a pattern match."""
@@ -31,11 +32,11 @@ def match_pattern(pattern: str) -> dict[Texts, Path]:
     """Return the NIfTI files that a pattern matches, by the texts that its wildcards match."""
     if "://" in pattern:
         raise UsageError(
-            f"{pattern}: patterns are for local files; pass the folder of the bucket, "
-            "or list its files in a CSV (--pairs)."
+            "patterns are for local files; pass the folder of the bucket, or list its files in a CSV (--pairs).",
+            where=pattern,
         )
     if "*" not in pattern:
-        raise UsageError(f"{pattern}: a pattern needs at least one *; its match pairs images with masks.")
+        raise UsageError("a pattern needs at least one *; its match pairs images with masks.", where=pattern)
     compiled = compile_pattern(pattern)
     matches: dict[Texts, Path] = {}
     for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 (patterns may be absolute)
@@ -46,7 +47,10 @@ def match_pattern(pattern: str) -> dict[Texts, Path]:
                 raise PairingError(f"{matches[key]} and {name} match {pattern} with the same text {'/'.join(key)!r}.")
             matches[key] = Path(name)
     if not matches:
+        if unread := explain_unread_files(map(Path, glob.glob(pattern, recursive=True))):  # noqa: PTH207
+            raise PairingError(f"matches no .nii, .nii.gz or .hdr file; {unread}.", where=pattern)
         raise PairingError(
-            f"{pattern}: matches no .nii, .nii.gz or .hdr file; quote the pattern so that the shell does not expand it."
+            "matches no .nii, .nii.gz or .hdr file; quote the pattern so that the shell does not expand it.",
+            where=pattern,
         )
     return matches

@@ -25,11 +25,11 @@ class ChosenLabels:
     """Name of a structure's file without suffix -> value, for collections with a file for each structure."""
 
 
-def from_csv(table: Location, *, no_masks: bool = False) -> Collection:
+def from_csv(table: Location, *, no_masks: bool = False, with_labels: bool = True) -> Collection:
     """Read cases from a CSV with the columns image and mask (may be empty), and optionally case_id and patient_id.
 
     Paths are relative to the CSV's folder; URLs of an object store are used unchanged. With `no_masks`, the column mask
-    may be missing and is not used.
+    may be missing and is not used. `with_labels` tells whether the labels of a ``dataset.json`` are read.
 
     Raises
     ------
@@ -40,10 +40,12 @@ def from_csv(table: Location, *, no_masks: bool = False) -> Collection:
     optional = ("case_id", "patient_id", *(("mask",) if no_masks else ()))
     rows = read_table(table, required=required, optional=optional, error=PairingError)
     if not rows:
-        raise PairingError(f"{table}: has the columns image and mask, but no rows.")
+        raise PairingError("has the columns image and mask, but no rows.", where=table)
     root = table.parent
     paths = [(_find_file(table, row, "image"), _find_file(table, row, "mask")) for row in rows]
-    unnamed = {str(row.line): row.cells["image"].replace("\\", "/") for row in rows if not row.cells.get("case_id")}
+    unnamed = {
+        f"line {row.line}": row.cells["image"].replace("\\", "/") for row in rows if not row.cells.get("case_id")
+    }
     derived = {line: derive_case_id(text) for line, text in unnamed.items()}
     longer = {line: _join_path(text) for line, text in unnamed.items()}
     ids, notes = separate_case_ids(derived, longer)
@@ -55,12 +57,12 @@ def from_csv(table: Location, *, no_masks: bool = False) -> Collection:
             )
         if image == mask:
             raise PairingError(f"{table}, line {row.line}: image and mask are the same file, {row.cells['image']}.")
-        case_id = row.cells.get("case_id") or ids[str(row.line)]
+        case_id = row.cells.get("case_id") or ids[f"line {row.line}"]
         patient_id = row.cells.get("patient_id") or case_id
         cases.append(
             CaseFiles(case_id=case_id, patient_id=patient_id, image=image, mask=None if no_masks else mask, root=root)
         )
-    return make_collection(cases, root, notes=notes)
+    return make_collection(cases, root, notes=notes, with_labels=with_labels)
 
 
 def _join_path(text: str) -> str:
@@ -121,20 +123,20 @@ def read_label_table(table: Location, organ: str | None = None, tumor: str | Non
         name, text = row.cells["name"], row.cells["value"]
         where = f"{table}, line {row.line}"
         if not name or not (text.isascii() and text.isdecimal()):
-            raise LabelError(f"{where}: must have a name and a whole number; it has {name!r} and {text!r}.")
+            raise LabelError(f"must have a name and a whole number; it has {name!r} and {text!r}.", where=where)
         value, file = int(text), row.cells.get("file") or name
         if value == 0 and name.lower() == "background":
             continue
         if values.setdefault(name, value) != value:
-            raise LabelError(f"{where}: {name} has the values {values[name]} and {value}; give it one value.")
+            raise LabelError(f"{name} has the values {values[name]} and {value}; give it one value.", where=where)
         if file in files:
-            raise LabelError(f"{where}: {file} occurs in two rows; a file has one label.")
+            raise LabelError(f"{file} occurs in two rows; a file has one label.", where=where)
         files[file] = value
     if not values:
-        raise LabelError(f"{table}: names no label.")
+        raise LabelError("names no label.", where=table)
     try:
         return ChosenLabels(labels=make_labels(values, organ, tumor), files=files)
     except UsageError:
         raise
     except LabelError as error:
-        raise LabelError(f"{table}: {error}") from error
+        raise LabelError(f"{error}", where=table) from error

@@ -12,7 +12,8 @@ Rounds from exact to folded names; an image and a mask pair where exactly one of
 No pair is found by elimination: identities count files that are paired already.
 """
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -32,6 +33,8 @@ WAYS_OUT = (
     "List the pairs in a CSV (--pairs), name the masks with a pattern (--masks), "
     "or pass --no-masks to store the scans without masks."
 )
+
+STRUCTURES = " If each mask is a file of one structure, name those to read: --labels liver=1,spleen=2."
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +75,19 @@ Pairs = dict[Location, Location]
 def pair(images: Sequence[Entry], masks: Sequence[Entry]) -> Pairs:
     """Return image -> mask."""
     pairs: Pairs = {}
-    parallel = len({one.name.folder for one in images}) == 1 == len({one.name.folder for one in masks})
+    parallel = _are_parallel({one.name.folder for one in images}, {one.name.folder for one in masks})
     for identity in (*_rounds(parallel=parallel), _make_residual(images, masks, parallel=parallel)):
         if identity is not None:
             _match(images, masks, identity, pairs)
     _match_alone(images, masks, pairs)
     return pairs
+
+
+def _are_parallel(of_images: set[str], of_masks: set[str]) -> bool:
+    """Return whether there is one folder of images and one of masks; ``P1`` and ``P2`` are rather two patients."""
+    if len(of_images) != 1 or len(of_masks) != 1:
+        return False
+    return of_images == of_masks or not all(re.search(r"\d", folder) for folder in of_images | of_masks)
 
 
 def _rounds(*, parallel: bool) -> tuple[Identity, ...]:
@@ -91,8 +101,8 @@ def _rounds(*, parallel: bool) -> tuple[Identity, ...]:
         lambda one: (one.name.folder, one.subset, one.name.key),
         lambda one: (one.name.folder, one.words),
         lambda one: (one.name.folder, one.name.key),
-        lambda one: one.name.key if parallel or one.name.key.startswith(UNIQUE_KEYS) else None,
-        lambda one: one.words if parallel else None,
+        lambda one: (one.name.key or None) if parallel or one.name.key.startswith(UNIQUE_KEYS) else None,
+        lambda one: (one.words or None) if parallel else None,
     )
 
 
@@ -198,9 +208,17 @@ def check_pairing(source: Location, images: Sequence[Entry], masks: Sequence[Ent
     tried = "; ".join(f"{mask.relative} ({reasons[mask.path]})" for mask in orphans[:SHOWN])
     scans = ", ".join(image.relative for image in bare[:SHOWN])
     raise PairingError(
-        f"{source}: {count_noun(len(masks), 'mask')} and {count_noun(len(images), 'image')}, but only "
+        f"{count_noun(len(masks), 'mask')} and {count_noun(len(images), 'image')}, but only "
         f"{count_noun(len(pairs), 'pair')} by name. Masks: {tried}. Images: {scans}. {WAYS_OUT}"
+        f"{STRUCTURES if _have_structures(bare, orphans) else ''}",
+        where=source,
     )
+
+
+def _have_structures(images: Sequence[Entry], masks: Sequence[Entry]) -> bool:
+    """Return whether a folder has one image and several masks, as with a file for each structure."""
+    of_images, of_masks = (Counter(one.name.folder for one in files) for files in (images, masks))
+    return any(number > 1 and of_images[folder] == 1 for folder, number in of_masks.items())
 
 
 def check_namesakes(source: Location, images: Sequence[Entry]) -> None:
@@ -216,9 +234,10 @@ def check_namesakes(source: Location, images: Sequence[Entry]) -> None:
         twin = of_images.get((PurePosixPath(one.parent).parent, one.stem))
         if twin is not None and one.parent != twin.parent and _role_of_parent(one) is None:
             raise PairingError(
-                f"{source}: {one.relative} has the name of the scan {twin.relative}, but its folder does not tell "
+                f"{one.relative} has the name of the scan {twin.relative}, but its folder does not tell "
                 f"whether it is a mask. Pass --masks '{one.parent}/*' if it is one; else name the scans with "
-                f"--images '{twin.parent}/*'."
+                f"--images '{source}/{twin.parent}/*'.",
+                where=source,
             )
 
 

@@ -13,11 +13,11 @@ from slicemill.ingest.discover import CaseFiles, Collection, make_collection
 from slicemill.ingest.globs import Texts, match_pattern
 
 
-def from_patterns(images: str, masks: str | None) -> Collection:
+def from_patterns(images: str, masks: str | None, *, with_labels: bool = True) -> Collection:
     """Pair the files of two patterns by the text that the wildcards match: ``ct/*_ct.nii.gz``, ``seg/*_liver.nii.gz``.
 
     This text is the case id, too. If one pattern has fewer wildcards, only its number of first texts is compared:
-    ``*/P*_ct.nii`` and ``*/GT.nii``.
+    ``*/P*_ct.nii`` and ``*/GT.nii``. `with_labels` tells whether the labels of a ``dataset.json`` are read.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def from_patterns(images: str, masks: str | None) -> Collection:
     if masks:
         _check_pairs(images, masks, image_of, mask_of)
     left_out = [LeftOut(path, f"no image of {images} matches with {'/'.join(key)!r}") for key, path in alone.items()]
-    return make_collection(cases, root, left_out, notes)
+    return make_collection(cases, root, left_out, notes, with_labels=with_labels)
 
 
 def _join(key: Texts) -> str:
@@ -68,8 +68,9 @@ def _shorten(
         numbers = Counter(key[:count] for key in files)
         if twice := next((key for key, number in numbers.items() if number > 1), None):
             raise PairingError(
-                f"{pattern}: {numbers[twice]} files match with {'/'.join(twice)!r}; --images and --masks need the same "
-                "number of *, or one file for each text of their first *."
+                f"{numbers[twice]} files match with {'/'.join(twice)!r}; --images and --masks need the same "
+                "number of *, or one file for each text of their first *.",
+                where=pattern,
             )
     return ({key[:count]: path for key, path in files.items()} for files in (image_of, mask_of))  # type: ignore[return-value]
 

@@ -69,9 +69,10 @@ def _describe(source: SourceFile) -> str:
 
 def _refuse(task: Task, root: Location, path: Location, stored: str) -> StoreError:
     return StoreError(
-        f"{path}: {root} already has a case {task.case.case_id!r}, made from {stored}. This file has other content, "
+        f"{root} already has a case {task.case.case_id!r}, made from {stored}. This file has other content, "
         "and that case is not known to be made from this path. Pass --prefix NAME to store this collection under ids "
-        "of its own, or --overwrite to replace stored cases."
+        "of its own, or --overwrite to replace stored cases.",
+        where=path,
     )
 
 

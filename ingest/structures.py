@@ -19,6 +19,7 @@ from slicemill.common.errors import GeometryError, LabelError
 from slicemill.common.files import Location
 from slicemill.ct.geometry import SAME_GRID_MM, Grid
 from slicemill.ct.name_words import folder_role
+from slicemill.ct.same_grid import describe_difference
 from slicemill.ct.scan import ScanReader, Slab
 from slicemill.ingest.pairing import Entry
 from slicemill.ingest.params import Overlap
@@ -122,9 +123,10 @@ class StructureReader:
         for reader in self._readers[1:]:
             if reader.grid.shape != first.grid.shape or first.grid.distance_mm(reader.grid) > SAME_GRID_MM:
                 raise GeometryError(
-                    f"{reader.path}: all structures of a scan must lie on one grid; this file has shape "
-                    f"{reader.grid.shape}, {first.path.name} has {first.grid.shape}, and their affines may differ. "
-                    "Export them again."
+                    f"all structures of a scan must have one grid and axis order; {first.path.name} has another: "
+                    f"{first.grid.axcodes} beside {reader.grid.axcodes}, "
+                    f"{describe_difference(reader.grid, first.grid)}. Export them again.",
+                    where=reader.path,
                 )
 
     @property
@@ -136,6 +138,10 @@ class StructureReader:
     def bytes_read(self) -> int:
         """Return the size of all files, bytes, once they were finished."""
         return sum(reader.bytes_read for reader in self._readers)
+
+    def value_warnings(self) -> list[str]:
+        """Return warnings about the values of the files, each once; after the last slab."""
+        return list(dict.fromkeys(warning for reader in self._readers for warning in reader.value_warnings()))
 
     def dropped_header_warnings(self, *, keep_text: bool) -> list[str]:
         """Return warnings about header fields that are not stored, each once."""
@@ -178,9 +184,10 @@ class StructureReader:
                 shared = int((inside & (merged != 0) & (merged != one.value)).sum())
                 if shared and self._overlap == "error":
                     raise LabelError(
-                        f"{one.path}: structures must not overlap; {shared} voxels of slices {slab.z} to "
+                        f"structures must not overlap; {shared} voxels of slices {slab.z} to "
                         f"{slab.z + len(slab.voxels) - 1} belong to another structure, too. Correct the files, or pass "
-                        "--overlap highest, which gives such voxels the highest value."
+                        "--overlap highest, which gives such voxels the highest value.",
+                        where=one.path,
                     )
                 merged[inside] = one.value
             yield Slab(z=slabs[0].z, voxels=merged)
@@ -200,7 +207,8 @@ def _check_value(path: Location, seen: int, values: "np.ndarray[tuple[int], np.d
     if low != high or seen not in (0, low):
         other = high if low == (seen or low) else low
         raise LabelError(
-            f"{path}: the file of one structure must have one value besides 0; it has {seen or low} and {other}. "
-            "If it is a mask of several labels, choose it with --masks."
+            f"the file of one structure must have one value besides 0; it has {seen or low} and {other}. "
+            "If it is a mask of several labels, choose it with --masks.",
+            where=path,
         )
     return low

@@ -1,6 +1,7 @@
 """The work on one case in a worker: claim it, convert it, and return the outcome."""
 
-from slicemill.common.errors import InputError, ReadError, StoreError
+from slicemill.common.errors import InputError, ReadError
+from slicemill.common.failures import explain_failure
 from slicemill.common.files import Location
 from slicemill.common.locks import try_claim
 from slicemill.common.terminal import peak_mib
@@ -18,16 +19,18 @@ def run_case(task: Task, params: Params, root: Location, threads: int) -> CaseOu
     case = task.case
     try:
         return _run_claimed(task, params, root, threads)
-    except InputError as error:
-        passing = isinstance(error, ReadError | StoreError)
-        stamp = stamp_case(case, params, task.place)
-        return CaseOutcome(case_id=case.case_id, status="failed", reason=str(error), passing=passing, stamp=stamp)
-    except OSError as error:
-        reason = f"{error.filename or root}: {error.strerror or error}."
-        return CaseOutcome(case_id=case.case_id, status="failed", reason=reason, passing=True)
-    except MemoryError:
-        reason = f"{case.image}: not enough memory to read it; use fewer --workers, or a machine with more memory."
-        return CaseOutcome(case_id=case.case_id, status="failed", reason=reason, passing=True)
+    except Exception as error:
+        failure = explain_failure(error, root if isinstance(error, OSError) else case.image)
+        if failure.bug:  # the caller keeps its traceback
+            raise
+        reason = str(error) if isinstance(error, InputError) else failure.reason
+        return CaseOutcome(
+            case_id=case.case_id,
+            status="failed",
+            reason=reason,
+            passing=failure.passing,
+            stamp=stamp_case(case, params, task.place),
+        )
 
 
 def _run_claimed(task: Task, params: Params, root: Location, threads: int) -> CaseOutcome:
@@ -73,5 +76,5 @@ def _check_stamp(task: Task, params: Params, stamp: Stamp) -> None:
     """
     if stamp_case(task.case, params, task.place) != stamp:
         raise ReadError(
-            f"{task.case.image}: the image or its mask changed during reading; the next run converts it again."
+            "the image or its mask changed during reading; the next run converts it again.", where=task.case.image
         )

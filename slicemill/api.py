@@ -25,7 +25,7 @@ def open_store(url: str | Path) -> "Store":
 
 
 def segment(
-    path: str | Path, model: str | Path, *, provider: "Provider" = "auto"
+    path: str | Path, model: str | Path, *, provider: "Provider" = "auto", strict: bool = False
 ) -> "tuple[npt.NDArray[np.uint8], dict[str, Any]]":
     """Segment one scan.
 
@@ -40,19 +40,22 @@ def segment(
         ONNX file of `slicemill export`.
     provider
         Execution provider: auto, cpu, cuda, tensorrt or openvino.
+    strict
+        Whether a scan with a warning is refused.
 
     Returns
     -------
     label : uint8[z, y, x]
         Label values in LPS+ order.
     report : dict
-        Volumes in ml, lesions, and whether there is a tumor: the JSON report of the command `infer`.
+        Volumes in ml, lesions, and whether there is a tumor: the JSON report of the command `infer`. Read its
+        ``warnings``: a scan whose HU do not look like a CT is segmented nevertheless.
 
     Raises
     ------
     slicemill.common.errors.InputError
-        The scan, the model or the provider cannot be used; the message has the reason.
+        The scan, the model or the provider cannot be used, or `strict` refuses the scan; the message has the reason.
     """
     from slicemill.infer.single import segment_file
 
-    return segment_file(Path(path), Path(model), provider=provider)
+    return segment_file(Path(path), Path(model), provider=provider, strict=strict)

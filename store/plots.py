@@ -3,31 +3,25 @@
 Panels about tumors are drawn only if a case has tumor, because an empty panel could be mistaken for a result.
 """
 
-import io
 import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 from slicemill.common.errors import ConfigError, UsageError
 from slicemill.common.files import Location, write_bytes
 from slicemill.common.html import render
+from slicemill.common.panels import BLUE, GRAY, RED, Axes, Panel, draw_panels, label_log_axis
 from slicemill.common.terminal import count_noun, format_number, format_range
 from slicemill.store.case import CaseInfo
 from slicemill.store.reader import Store
 from slicemill.store.tables import MAIN_COLUMNS, ManifestRow, make_manifest_row
 
-Axes = Any
-"""Axes of matplotlib, which is imported only when a plot is drawn."""
-
 SUFFIXES = (".png", ".html")
-SCAN_COLOR, TUMOR_COLOR, NONE_COLOR = "#4878a8", "#c8503c", "#b0b0b0"
+SCAN_COLOR, TUMOR_COLOR, LOWEST_COLOR = BLUE, RED, GRAY
 COLUMNS = 4
-PANEL_INCHES = (4.3, 3.3)
-DOTS_PER_INCH = 110
 MAX_BINS = 24
 TABLE_ROWS = 2000
 """Rows of the page's table. More rows are slow in a browser; manifest.csv has all."""
@@ -67,8 +61,10 @@ def collect_data(infos: Iterable[CaseInfo]) -> PlotData:
     return data
 
 
-def write_plots(store: Store, out: Location) -> None:
+def write_plots(store: Store, out: Location) -> list[str]:
     """Write the plots of a store as ``.png``, or as one ``.html`` page with the main columns of its manifest.
+
+    Return the reasons of the cases that are left out because they cannot be read.
 
     Raises
     ------
@@ -77,13 +73,15 @@ def write_plots(store: Store, out: Location) -> None:
     """
     suffix = PurePosixPath(out.name).suffix.lower()
     if suffix not in SUFFIXES:
-        raise UsageError(f"{out}: plots are written as .png or .html; choose a name with one of these suffixes.")
-    data = collect_data(case.info for case in store)
+        raise UsageError("plots are written as .png or .html; choose a name with one of these suffixes.", where=out)
+    cases, unreadable = store.read_cases()
+    data = collect_data(case.info for case in cases)
     if not data.rows:
-        raise ConfigError(f"{store.root}: has no cases to plot; add some with `slicemill ingest`.")
+        raise ConfigError("has no cases to plot; add some with `slicemill ingest`.", where=store.root)
     name = store.root.absolute().name
     picture = draw_plots(data, name)
     write_bytes(out, picture if suffix == ".png" else render_page(data, picture, name))
+    return unreadable
 
 
 def draw_plots(data: PlotData, name: str) -> bytes:
@@ -94,28 +92,12 @@ def draw_plots(data: PlotData, name: str) -> bytes:
     ConfigError
         matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "store plots: needs matplotlib, which is not installed; "
-            "install slicemill with the extra `ingest` or `train`."
-        ) from error
-    panels = choose_panels(data)
-    columns = min(COLUMNS, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows + 0.7), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(make_title(data, name), fontsize=12, parse_math=False)
-    for number, panel in enumerate(panels, start=1):
-        axes = figure.add_subplot(rows, columns, number)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-        panel(axes, data)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DOTS_PER_INCH)
-    return stream.getvalue()
+    panels = [_with_data(panel, data) for panel in choose_panels(data)]
+    return draw_panels(panels, COLUMNS, make_title(data, name))
+
+
+def _with_data(draw: Callable[[Axes, PlotData], None], data: PlotData) -> Panel:
+    return lambda axes: draw(axes, data)
 
 
 def choose_panels(data: PlotData) -> list[Callable[[Axes, PlotData], None]]:
@@ -146,10 +128,9 @@ def draw_spacing(axes: Axes, data: PlotData) -> None:
     inplane, between = [x for x, _ in spacings], [z for _, z in spacings]
     areas = [max(24.0, 600 * count / len(data.rows)) for count in spacings.values()]
     axes.scatter(inplane, between, s=areas, color=SCAN_COLOR, alpha=0.5, linewidths=0)
-    axes.set_title(f"spacing: z {format_range(between)}, x {format_range(inplane)} mm", fontsize=10)
-    _label(axes, "in a slice (x), mm", "between slices (z), mm")
+    axes.set_title(f"spacing: z {format_range(between)}, x {format_range(inplane)} mm")
     axes.set(xlim=(0, max(inplane) * 1.2), ylim=(0, max(between) * 1.2))
-    axes.grid(alpha=0.25)
+    axes.set(xlabel="in a slice (x), mm", ylabel="between slices (z), mm")
 
 
 def draw_slices(axes: Axes, data: PlotData) -> None:
@@ -168,14 +149,14 @@ def draw_hu(axes: Axes, data: PlotData) -> None:
     lows, highs = [low for low, _ in data.slice_hu], [high for _, high in data.slice_hu]
     if lows:
         edges = _edges([*lows, *highs], 40)
-        axes.hist(lows, edges, color=NONE_COLOR, label="lowest")
+        axes.hist(lows, edges, color=LOWEST_COLOR, label="lowest")
         axes.hist(highs, edges, color=SCAN_COLOR, alpha=0.8, label="highest")
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.6)  # keeps a bar of one slice visible
         axes.locator_params(axis="x", nbins=7)
         axes.legend(fontsize=8, frameon=False)
-        axes.set_title(f"HU of slices: {format_range([*lows, *highs])}", fontsize=10)
-    _label(axes, "HU, padding left out", "slices (log)")
+        axes.set_title(f"HU of slices: {format_range([*lows, *highs])}")
+    axes.set(xlabel="HU, padding left out", ylabel="slices (log)")
 
 
 def draw_lesion_counts(axes: Axes, data: PlotData) -> None:
@@ -225,15 +206,7 @@ def _log_histogram(axes: Axes, values: Sequence[float], title: str, unit: str, w
     if edges[-1] < 2 * edges[0]:
         axes.set_xlim(edges[0] / 3, edges[-1] * 3)
     _finish(axes, values, title, unit, what)
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = axes.get_xlim()
-    ratio = high / low
-    axes.xaxis.set_major_locator(
-        LogLocator(subs=(1, 2, 3, 5, 7) if ratio < 20 else (1, 2, 5) if ratio < 1000 else (1,))
-    )
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    label_log_axis(axes)
 
 
 def _finish(axes: Axes, values: Sequence[float], title: str, unit: str, what: str) -> None:
@@ -242,19 +215,12 @@ def _finish(axes: Axes, values: Sequence[float], title: str, unit: str, what: st
 
     middle = statistics.median(values)
     if min(values) == max(values):
-        axes.set_title(f"{title}: {format_number(middle)}", fontsize=10)
+        axes.set_title(f"{title}: {format_number(middle)}")
     else:
         axes.axvline(middle, color="0.2", linewidth=1, linestyle="--")
-        axes.set_title(f"{title}: median {format_number(middle)}, {format_range(values)}", fontsize=10)
+        axes.set_title(f"{title}: median {format_number(middle)}, {format_range(values)}")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axes.grid(axis="y", alpha=0.25)
-    axes.set_axisbelow(True)
-    _label(axes, unit, what)
-
-
-def _label(axes: Axes, x: str, y: str) -> None:
-    axes.set_xlabel(x, fontsize=9)
-    axes.set_ylabel(y, fontsize=9)
+    axes.set(xlabel=unit, ylabel=what)
 
 
 def _edges(values: Sequence[float], most: int) -> list[float]:

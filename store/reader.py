@@ -4,7 +4,6 @@ Reading a slice takes one file read or one request, and one decompression into t
 read once. Neighboring slices are fetched in one read. Arrays in other Zarr v3 layouts are read with zarr-python.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.common.errors import StoreError
-from slicemill.common.files import Location, parse_location
+from slicemill.common.errors import InputError, StoreError
+from slicemill.common.failures import explain_failure, raise_system_limit
+from slicemill.common.files import Location, parse_location, read_json
 from slicemill.common.remote import RemotePath
 from slicemill.ct.naming import natural_key
 from slicemill.store.cache import SliceCache
@@ -22,7 +22,7 @@ from slicemill.store.codecs import decode_blosc, decode_zstd, without_checksum
 from slicemill.store.layout import ABSENT, ATTRIBUTE, DOCUMENT, GROUP, IMAGE, LABEL, SHARD, ArrayName
 from slicemill.store.shard_reader import ShardReader, plan_ranges
 from slicemill.store.version import CaseVersion, note_version
-from slicemill.store.zarr_documents import recognize_profile
+from slicemill.store.zarr_documents import DTYPES, recognize_profile
 
 MAX_SLICE_BYTES = 1 << 31
 
@@ -39,14 +39,21 @@ class SliceArray:
         document = read_document(folder)
         try:
             nz, ny, nx = (int(extent) for extent in document["shape"])
-            self.dtype = np.dtype(document["data_type"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{folder}: is not a Zarr v3 array of three axes z, y, x ({error}).") from error
+            data_type, fill_value = str(document["data_type"]), int(document.get("fill_value", 0))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise StoreError(f"is not a Zarr v3 array of three axes z, y, x ({error}).", where=folder) from error
+        self.dtype = np.dtype(DTYPES[name])
+        limits = np.iinfo(self.dtype)
+        if data_type != DTYPES[name] or not limits.min <= fill_value <= limits.max:
+            raise StoreError(
+                f"must hold {DTYPES[name]}; it holds {data_type}, with the fill value {fill_value}.",
+                where=folder,
+            )
         self.shape = (nz, ny, nx)
         """Slices, rows and columns [z, y, x]."""
         if min(self.shape) < 1 or ny * nx * self.dtype.itemsize > MAX_SLICE_BYTES:
-            raise StoreError(f"{folder}: the shape {self.shape} is invalid for a scan.")
-        self._fill_value = document.get("fill_value", 0)
+            raise StoreError(f"the shape {self.shape} is invalid for a scan.", where=folder)
+        self._fill_value = fill_value
         self.profile = recognize_profile(document, name, self.shape)
         """Profile of slicemill's layout; None for another valid layout, which zarr-python reads."""
         self._decompress = decode_zstd if self.profile == "compact" and name == LABEL else decode_blosc
@@ -132,12 +139,13 @@ class SliceArray:
         """Read a slice of another layout. Any exception of zarr-python is reported as a read error."""
         if isinstance(self._folder, RemotePath):
             raise StoreError(
-                f"{self._folder}: is not in slicemill's layout; copy the store to a local disk to read it."
+                "is not in slicemill's layout; copy the store to a local disk to read it.", where=self._folder
             )
         try:
             voxels: npt.NDArray[Any] = self._zarr[z]
         except Exception as error:
-            raise StoreError(f"{self._folder}: zarr-python cannot read this array ({error}).") from error
+            raise_system_limit(error)
+            raise StoreError(f"zarr-python cannot read this array ({error}).", where=self._folder) from error
         self._version.check()
         return voxels
 
@@ -155,7 +163,7 @@ class SliceArray:
         try:
             self._decompress(without_checksum(data), out)
         except (RuntimeError, ValueError) as error:
-            raise StoreError(f"{self.shard.path}, slice {z}: {error}") from error
+            raise StoreError(str(error), where=f"{self.shard.path}, slice {z}") from error
 
 
 def read_document(folder: Location) -> dict[str, Any]:
@@ -167,12 +175,9 @@ def read_document(folder: Location) -> dict[str, Any]:
         It cannot be read, or is not a JSON object.
     """
     try:
-        document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"{folder / DOCUMENT}: cannot be read ({error}).") from error
-    if not isinstance(document, dict):
-        raise StoreError(f"{folder / DOCUMENT}: must be a JSON object.")
-    return document
+        return read_json(folder / DOCUMENT)
+    except InputError as error:
+        raise StoreError(error.reason, where=folder / DOCUMENT) from error
 
 
 def read_attribute(folder: Location) -> object:
@@ -195,18 +200,20 @@ class Case:
     """
 
     def __init__(self, folder: Location, version: CaseVersion, cache: SliceCache | None = None) -> None:
+        self.folder = folder
         self.image = SliceArray(folder / IMAGE, "image", version, cache)
         """int16[z, y, x], HU."""
         self.info: CaseInfo = parse_case(read_attribute(folder), self.image.shape, str(folder))
         if self.info.case_id != folder.name:
             raise StoreError(
-                f"{folder}: its metadata belong to case {self.info.case_id!r}; ingest the case again with --overwrite."
+                f"its metadata belong to case {self.info.case_id!r}; ingest the case again with --overwrite.",
+                where=folder,
             )
         self.label = SliceArray(folder / LABEL, "label", version, cache) if self.info.mask else None
         """uint8[z, y, x], values of the case's labels; None without a mask."""
         if self.label is not None and self.label.shape != self.image.shape:
             raise StoreError(
-                f"{folder}: image {self.image.shape} and label {self.label.shape} must have the same shape."
+                f"image {self.image.shape} and label {self.label.shape} must have the same shape.", where=folder
             )
 
 
@@ -237,6 +244,17 @@ class Store:
     def __iter__(self) -> Iterator[Case]:
         return (self[case_id] for case_id in self.case_ids)
 
+    def read_cases(self) -> tuple[list[Case], list[str]]:
+        """Return the cases that can be read, and for each other one the reason."""
+        cases, reasons = [], []
+        for case_id in self.case_ids:
+            try:
+                cases.append(self[case_id])
+            except (StoreError, OSError) as error:
+                raise_system_limit(error)
+                reasons.append(explain_failure(error, case_id).reason)
+        return cases, reasons
+
     def __getitem__(self, case_id: str) -> Case:
         if case_id not in self._cases:
             self.check_known([case_id])
@@ -254,7 +272,7 @@ class Store:
         for case_id in case_ids:
             if case_id not in self._id_set:
                 raise StoreError(
-                    f"{self.root}: has no case {case_id!r}; `slicemill store manifest {self.root}` lists them."
+                    f"has no case {case_id!r}; `slicemill store manifest {self.root}` lists them.", where=self.root
                 )
 
 
@@ -268,7 +286,7 @@ def iter_case_ids(root: Location) -> Iterator[str]:
                 yield parts[0]
         return
     for folder in group.iterdir():
-        if (folder / DOCUMENT).is_file():
+        if (folder / DOCUMENT).exists():
             yield folder.name
 
 
@@ -292,7 +310,7 @@ def open_store(url: str | Location, cache: SliceCache | None = None) -> Store:
     root = parse_location(url)
     if not is_store(root):
         raise StoreError(
-            f"{root}: is not a slice store ({GROUP}/{DOCUMENT} is missing); create one with `slicemill ingest`."
+            f"is not a slice store ({GROUP}/{DOCUMENT} is missing); create one with `slicemill ingest`.", where=root
         )
     return Store(root, cache)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -10,14 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from slicemill.common.errors import StoreError
-from slicemill.common.files import Location
+from slicemill.common.failures import raise_system_limit
+from slicemill.common.files import Location, open_regular
 from slicemill.common.remote import RemotePath
 from slicemill.store.codecs import CRC_BYTES, without_checksum
 from slicemill.store.layout import ABSENT, INDEX_ENTRY_BYTES
 from slicemill.store.version import CaseVersion
 
 OPEN_FILES = 128
-"""Shards kept open. Systems allow a process at least 1,024 open files."""
+"""Shards kept open, or a quarter of the open files that the process may have, if that is less."""
 MAX_RANGE_BYTES = 32 << 20
 GAP_BYTES = 1 << 20
 """In an object store, slices closer than this are fetched in one read. Reading the gap takes about as long as one more
@@ -42,7 +44,7 @@ class _OpenFile:
     """A file opened for reading. It is closed with the last reference to it."""
 
     def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+        self.descriptor = open_regular(path)
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -56,7 +58,12 @@ def _open_for(path: Path, _reader: int, version: CaseVersion) -> _OpenFile:
         version.check()  # a file of the next version may have been opened, or this one's file is gone
 
 
-_open_file = lru_cache(maxsize=OPEN_FILES)(_open_for)
+def _count_open_files() -> int:
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_FILES if most == resource.RLIM_INFINITY else max(1, min(OPEN_FILES, most // 4))
+
+
+_open_file = lru_cache(maxsize=_count_open_files())(_open_for)
 """Return a reader's open file. The most recently used files stay open."""
 
 
@@ -91,16 +98,16 @@ class ShardReader:
         data, end = self._read_end(size)
         if end < size:
             raise StoreError(
-                f"{self.path}: {end} bytes cannot hold the index of {self._slices} slices; it is truncated."
+                f"{end} bytes cannot hold the index of {self._slices} slices; it is truncated.", where=self.path
             )
         try:
             index = np.frombuffer(without_checksum(data), dtype="<u8").reshape(-1, 2)
         except ValueError as error:
-            raise StoreError(f"{self.path}, index: {error}") from error
+            raise StoreError(str(error), where=f"{self.path}, index") from error
         entries = [(int(offset), int(length)) for offset, length in index.tolist()]
         for offset, length in entries:
             if (offset == ABSENT) != (length == ABSENT) or (length != ABSENT and offset + length > end - size):
-                raise StoreError(f"{self.path}: its index points outside the file.")
+                raise StoreError("its index points outside the file.", where=self.path)
         self._content_bytes = end - size
         return entries
 
@@ -122,9 +129,10 @@ class ShardReader:
                 file = _open_file(self.path, self._number, self._version)
                 data = os.pread(file.descriptor, length, offset)
         except OSError as error:
-            raise StoreError(f"{self.path}: cannot be read: {error.strerror}.") from error
+            raise_system_limit(error)
+            raise StoreError(f"cannot be read: {error.strerror}.", where=self.path) from error
         if len(data) != length:
-            raise StoreError(f"{self.path}: is truncated; {len(data)} of {length} bytes at offset {offset}.")
+            raise StoreError(f"is truncated; {len(data)} of {length} bytes at offset {offset}.", where=self.path)
         return data
 
     def _read_end(self, length: int) -> tuple[bytes, int]:
@@ -139,7 +147,8 @@ class ShardReader:
             size = os.fstat(file.descriptor).st_size
             return (os.pread(file.descriptor, length, size - length) if length <= size else b""), size
         except OSError as error:
-            raise StoreError(f"{self.path}: cannot be read: {error.strerror}.") from error
+            raise_system_limit(error)
+            raise StoreError(f"cannot be read: {error.strerror}.", where=self.path) from error
 
     def check_bytes(self) -> None:
         """Check that slices and index fill the shard without gap or overlap, so that a checksum covers every byte.
@@ -152,10 +161,10 @@ class ShardReader:
         end = 0
         for offset, length in sorted(entry for entry in self.entries if entry[1] != ABSENT):
             if offset != end:
-                raise StoreError(f"{self.path}: bytes {end} to {offset} belong to no slice or to two slices.")
+                raise StoreError(f"bytes {end} to {offset} belong to no slice or to two slices.", where=self.path)
             end = offset + length
         if end != self._content_bytes:
-            raise StoreError(f"{self.path}: bytes {end} to {self._content_bytes} belong to no slice.")
+            raise StoreError(f"bytes {end} to {self._content_bytes} belong to no slice.", where=self.path)
 
 
 def plan_ranges(entries: Sequence[Entry]) -> list[ByteRange]:

@@ -34,13 +34,14 @@ def read_split(path: Path, case_ids: Sequence[str]) -> Split:
     try:
         split = read_document(Split, path)
     except InputError as error:
-        raise ConfigError(f"{error} A split is a JSON object with the lists train, validation and test.") from error
+        reason = f"{error.reason} A split is a JSON object with the lists train, validation and test."
+        raise ConfigError(reason, where=error.where) from error
     if not split.train or not split.validation:
-        raise ConfigError(f"{path}: train and validation must each name at least one case.")
+        raise ConfigError("train and validation must each name at least one case.", where=path)
     ids = [*split.train, *split.validation, *split.test]
     unknown = sorted(set(ids) - set(case_ids))
     if unknown:
-        raise ConfigError(f"{path}: names cases that are not in the store: {', '.join(unknown[:5])}.")
+        raise ConfigError(f"names cases that are not in the store: {', '.join(unknown[:5])}.", where=path)
     if len(set(ids)) != len(ids):
-        raise ConfigError(f"{path}: a case is in two parts; each case may be in one part only.")
+        raise ConfigError("a case is in two parts; each case may be in one part only.", where=path)
     return split

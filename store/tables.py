@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 
 from slicemill.common.documents import to_document
 from slicemill.common.errors import StoreError
+from slicemill.common.failures import raise_system_limit
 from slicemill.common.files import (
     Location,
     atomic_write,
     parse_location,
+    read_file,
     sha256_of_file,
     sha256_of_json,
     write_csv,
@@ -199,9 +201,10 @@ def reindex(url: str | Location) -> list[Row]:
     unread = sorted(set(store.case_ids) - set(checksums.cases))
     if unread:
         raise StoreError(
-            f"{root}: the tables were built without {len(unread)} unreadable cases: {', '.join(unread[:5])}. "
+            f"the tables were built without {len(unread)} unreadable cases: {', '.join(unread[:5])}. "
             "Ingest their collection again with --rehash to replace them; "
-            "`slicemill store verify` reports the problems."
+            "`slicemill store verify` reports the problems.",
+            where=root,
         )
     return manifest
 
@@ -236,7 +239,8 @@ def _read_case(root: Location, case_id: str) -> _CaseRows | None:
             lesions=pa.Table.from_pylist(lesions) if lesions else None,
             documents_sha256=hash_documents(root, case_id),
         )
-    except (StoreError, OSError):
+    except Exception as error:  # noqa: BLE001 (one case does not stop the tables; `verify` reports its problem)
+        raise_system_limit(error)
         return None
 
 
@@ -267,9 +271,9 @@ def read_table(url: str | Location, name: str) -> list[Row]:
     """
     path = parse_location(url) / f"{name}.parquet"
     try:
-        rows: list[Row] = pq.read_table(pa.BufferReader(path.read_bytes())).to_pylist()
+        rows: list[Row] = pq.read_table(pa.BufferReader(read_file(path))).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{path}: cannot be read; `slicemill store reindex {url}` rebuilds it.") from error
+        raise StoreError(f"cannot be read; `slicemill store reindex {url}` rebuilds it.", where=path) from error
     return rows
 
 

@@ -1,20 +1,17 @@
 """Exports a stored case as NIfTI, with the voxels, axis order and header geometry of its source file."""
 
-import base64
-import binascii
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
-from slicemill.common.errors import ConfigError, ScanError, StoreError, UsageError
-from slicemill.ct.formats.nifti.header import parse_grid
+from slicemill.common.errors import ConfigError, UsageError
 from slicemill.ct.formats.nifti.names import SUFFIXES
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.geometry import Grid
 from slicemill.ct.scan import SLAB_BYTES
-from slicemill.store.case import SourceFile
+from slicemill.store.headers import read_grid, read_header, read_mask_grid
 from slicemill.store.layout import ArrayName
 from slicemill.store.reader import Case, SliceArray
 
@@ -39,8 +36,9 @@ def export_case(case: Case, out: Path, *, array: ArrayName = "image", overwrite:
     check_output_path(out, overwrite=overwrite)
     voxels, source = (case.image, case.info.image) if array == "image" else (case.label, case.info.mask)
     if voxels is None or source is None:
-        raise ConfigError(f"{case.info.case_id}: has no mask, so there is no segmentation to export; omit --mask.")
-    grid, header = read_grid(case), read_header(source, case.info.case_id)
+        raise ConfigError("has no mask, so there is no segmentation to export; omit --mask.", where=case.info.case_id)
+    header = read_header(case, source)
+    grid = read_grid(case) if array == "image" else read_mask_grid(case, header)
     write_volume(out, header, voxels.dtype, read_in_file_order(voxels, grid))
 
 
@@ -53,49 +51,9 @@ def check_output_path(out: Path, *, overwrite: bool) -> None:
         The suffix is wrong, or the file exists.
     """
     if not out.name.lower().endswith(SUFFIXES):
-        raise UsageError(f"{out}: cases are exported as NIfTI; choose a name that ends in .nii or .nii.gz.")
+        raise UsageError("cases are exported as NIfTI; choose a name that ends in .nii or .nii.gz.", where=out)
     if out.exists() and not overwrite:
-        raise ConfigError(f"{out}: exists already; choose another name, or pass --overwrite.")
-
-
-def read_grid(case: Case) -> Grid:
-    """Return the grid of the source files of a case: the image's grid, for the segmentation too.
-
-    Ingest reorients both by the image's header and ignores the mask's header. So only the image's grid restores the
-    axis order of the mask file.
-
-    Raises
-    ------
-    StoreError
-        The stored header has another shape than the stored voxels.
-    """
-    case_id = case.info.case_id
-    try:
-        grid = parse_grid(read_header(case.info.image, case_id))
-    except ScanError as error:
-        raise StoreError(f"{case_id}: its stored {error}") from error
-    if grid.stored_shape != case.image.shape:
-        raise StoreError(
-            f"{case_id}: stored header and voxels must have the same shape; the header has {grid.stored_shape}, "
-            f"the voxels have {case.image.shape}. Ingest the case again with --overwrite."
-        )
-    return grid
-
-
-def read_header(source: SourceFile, case_id: str) -> bytes:
-    """Return the stored header of a source file, with its extensions if they were kept.
-
-    Raises
-    ------
-    StoreError
-        The header is not valid base64.
-    """
-    try:
-        return base64.b64decode(source.header_b64, validate=True)
-    except binascii.Error as error:
-        raise StoreError(
-            f"{case_id}: the stored header of {source.name} is damaged ({error}); ingest it again with --overwrite."
-        ) from error
+        raise ConfigError("exists already; choose another name, or pass --overwrite.", where=out)
 
 
 def read_in_file_order(voxels: SliceArray, grid: Grid) -> Iterator[npt.NDArray[Any]]:

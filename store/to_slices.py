@@ -26,6 +26,7 @@ from PIL import Image
 
 from slicemill.common.documents import read_document, to_document
 from slicemill.common.errors import ConfigError, InputError, UsageError
+from slicemill.common.failures import explain_failure
 from slicemill.common.files import write_csv, write_json
 from slicemill.common.progress import progress
 from slicemill.ct.naming import natural_key
@@ -208,8 +209,9 @@ def check_form(out: Path, form: SliceForm) -> None:
     for marker in _read_markers(out):
         if marker.form != str(form):
             raise ConfigError(
-                f"{out}: all slices of a folder must have the same options; {marker.case_id} was written with "
-                f"{marker.form}, now the options are {form}. Use the first options, or choose another folder."
+                f"all slices of a folder must have the same options; {marker.case_id} was written with "
+                f"{marker.form}, now the options are {form}. Use the first options, or choose another folder.",
+                where=out,
             )
 
 
@@ -223,9 +225,8 @@ def _read_marker(path: Path) -> Marker:
     try:
         return read_document(Marker, path)
     except InputError as error:
-        raise ConfigError(
-            f"{error} It was not written by this command; move its folder, or choose another --out."
-        ) from error
+        reason = f"{error.reason} It was not written by this command; move its folder, or choose another --out."
+        raise ConfigError(reason, where=error.where) from error
 
 
 def _export_in_threads(
@@ -249,12 +250,8 @@ def _try_case(store: Store, case_id: str, out: Path, form: SliceForm) -> ExportO
     """Export one case; an error becomes its outcome and does not stop the others."""
     try:
         return ExportOutcome(case_id=case_id, status="done" if write_case(store[case_id], out, form) else "skipped")
-    except InputError as error:
-        return ExportOutcome(case_id=case_id, status="failed", reason=str(error))
-    except OSError as error:
-        return ExportOutcome(
-            case_id=case_id, status="failed", reason=f"{error.filename or out}: {error.strerror or error}"
-        )
+    except Exception as error:  # noqa: BLE001 (any error fails one case)
+        return ExportOutcome(case_id=case_id, status="failed", reason=explain_failure(error, case_id).reason)
 
 
 def write_case(case: Case, out: Path, form: SliceForm) -> bool:
@@ -269,7 +266,7 @@ def write_case(case: Case, out: Path, form: SliceForm) -> bool:
     source = hash_source(case.info)
     if folder.exists():
         if not (folder / MARKER).is_file():
-            raise ConfigError(f"{folder}: exists and is not an exported case; move it, or choose another folder.")
+            raise ConfigError("exists and is not an exported case; move it, or choose another folder.", where=folder)
         if _read_marker(folder / MARKER).source == source:
             return False
     shutil.rmtree(partial, ignore_errors=True)

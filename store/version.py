@@ -44,7 +44,7 @@ class CaseVersion:
 
     def replaced(self) -> StoreError:
         """Return the error about a case that was replaced."""
-        return StoreError(f"{self.folder}: was replaced or removed while it was open. Open the store again.")
+        return StoreError("was replaced or removed while it was open. Open the store again.", where=self.folder)
 
 
 def note_version(folder: Location) -> CaseVersion:

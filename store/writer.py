@@ -246,13 +246,13 @@ def prepare_store(store: str | Location) -> Location:
     """
     root = parse_location(store)
     if isinstance(root, Path) and root.exists() and not root.is_dir():
-        raise StoreError(f"{root}: is a file, but a store is a folder. Choose another name.")
+        raise StoreError("is a file, but a store is a folder. Choose another name.", where=root)
     try:
         document = root / GROUP / DOCUMENT
         if not document.is_file():
             write_json(document, make_group_document({}))
     except OSError as error:
-        raise StoreError(f"{root}: cannot be written: {error.strerror}.") from error
+        raise StoreError(f"cannot be written: {error.strerror}.", where=root) from error
     return root
 
 

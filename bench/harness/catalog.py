@@ -21,13 +21,9 @@ class Stage:
     """A benchmark."""
 
     what: str
-    """What it measures."""
     bound: str
-    """Expected bottleneck."""
     full: Scale
-    """Size of a full run."""
     quick: Scale
-    """Size of a quick run."""
     takes_data: bool = True
     """Whether it accepts a user's scan."""
     command: tuple[str, ...] = ()

@@ -5,15 +5,16 @@ and the next round reverses it, because the previous contender affects caches an
 over the rounds of the two times of one round.
 """
 
-import datetime as dt
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
+from msgspec.structs import asdict
+
+from slicemill.bench.schema.base import ClockRate, ClockRatios, Rate
 from slicemill.common.progress import progress
 
 Work = Callable[[], object]
@@ -34,16 +35,16 @@ class Timing:
         """Return the median time in seconds."""
         return median(self.seconds)
 
-    def as_json(self, amount: float) -> dict[str, Any]:
+    def rate(self, amount: float) -> Rate:
         """Return the record for `amount` units of work per round: the rate and the times of the rounds."""
-        return {
-            "per_second": round(amount / self.median, 2),
-            "seconds_median": round(self.median, 6),
-            "seconds_min": round(min(self.seconds), 6),
-            "seconds_max": round(max(self.seconds), 6),
-            "rounds": len(self.seconds),
-            "seconds": [round(second, 6) for second in self.seconds],
-        }
+        return Rate(
+            per_second=round(amount / self.median, 2),
+            seconds_median=round(self.median, 6),
+            seconds_min=round(min(self.seconds), 6),
+            seconds_max=round(max(self.seconds), 6),
+            rounds=len(self.seconds),
+            seconds=tuple(round(second, 6) for second in self.seconds),
+        )
 
 
 def ratio(slow: Timing, fast: Timing) -> float:
@@ -62,22 +63,19 @@ class WallAndCpu:
     wall: dict[str, Timing]
     cpu: dict[str, Timing]
 
-    def as_json(self, amount: float) -> dict[str, Any]:
+    def rates(self, amount: float) -> dict[str, ClockRate]:
         """Return the rates by wall time, and the CPU milliseconds per unit of work."""
         return {
-            name: {
-                **self.wall[name].as_json(amount),
-                "cpu_milliseconds": round(1000 * self.cpu[name].median / amount, 3),
-            }
-            for name in self.wall
+            name: ClockRate(
+                **asdict(timing.rate(amount)), cpu_milliseconds=round(1000 * self.cpu[name].median / amount, 3)
+            )
+            for name, timing in self.wall.items()
         }
 
-    def speedup(self, contender: str, baseline: str) -> dict[str, float]:
+    def speedup(self, contender: str, baseline: str) -> ClockRatios:
         """Return the speedup of a contender over a baseline, by wall time and by CPU time."""
-        return {
-            "wall": round(ratio(self.wall[baseline], self.wall[contender]), 3),
-            "cpu": round(ratio(self.cpu[baseline], self.cpu[contender]), 3),
-        }
+        wall, cpu = (round(ratio(times[baseline], times[contender]), 3) for times in (self.wall, self.cpu))
+        return ClockRatios(wall=wall, cpu=cpu)
 
 
 def time_rounds(
@@ -133,8 +131,3 @@ def show_progress(title: str, contenders: int, rounds: int) -> Iterator[Log]:
     """Show a progress bar over all rounds and the warm-up while the block runs; yield the callback that advances it."""
     with progress(title, (rounds + 1) * contenders, "runs") as advance:
         yield lambda name: advance(1, name)
-
-
-def now() -> str:
-    """Return the time in UTC for a record, to the second."""
-    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slicemill.bench.harness.clock import Timing, ratio
+from slicemill.bench.schema.base import Headline, Limit, Peer, Rate
 
 Record = dict[str, Any]
 """A JSON object of a benchmark's record."""
@@ -27,9 +28,9 @@ class TimedContender:
         """Return the speedup over another contender, per unit of work: the median over the rounds."""
         return round(ratio(other.timing, self.timing) * self.amount / other.amount, 3)
 
-    def as_json(self) -> Record:
+    def rate(self) -> Rate:
         """Return the record: the rate and the times of the rounds."""
-        return self.timing.as_json(self.amount)
+        return self.timing.rate(self.amount)
 
 
 def with_amount(times: Mapping[str, Timing], amount: float) -> dict[str, TimedContender]:
@@ -45,7 +46,7 @@ def headline(
     bound: str,
     peers: Mapping[str, str],
     verified: str,
-) -> Record:
+) -> Headline:
     """Return the record ``headline`` of a benchmark.
 
     Parameters
@@ -60,21 +61,18 @@ def headline(
         What was compared after the measurement; the caller raises an error if the comparison fails.
     """
     own = times[contender]
-    return {
-        "ours": contender,
-        "per_second": round(own.per_second, 2),
-        "bound": bound,
-        "limit": {
-            "name": limit,
-            "per_second": round(times[limit].per_second, 2),
-            "fraction": own.speedup(times[limit]),
-        },
-        "peers": {
-            name: {"per_second": round(times[name].per_second, 2), "times": own.speedup(times[name]), "what": sentence}
+    rates = {name: round(times[name].per_second, 2) for name in (contender, limit, *peers)}
+    return Headline(
+        ours=contender,
+        per_second=rates[contender],
+        bound=bound,
+        limit=Limit(name=limit, per_second=rates[limit], fraction=own.speedup(times[limit])),
+        peers={
+            name: Peer(per_second=rates[name], times=own.speedup(times[name]), what=sentence)
             for name, sentence in peers.items()
         },
-        "verified": verified,
-    }
+        verified=verified,
+    )
 
 
 def check(what: str, *, holds: bool) -> None:

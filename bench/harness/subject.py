@@ -18,6 +18,7 @@ from slicemill.common.errors import ConfigError
 from slicemill.ct.labels import LITS_LABELS, Labels, make_labels
 from slicemill.ct.naming import natural_key
 from slicemill.ct.phantom import PhantomSpec, make_phantom, write_nifti
+from slicemill.ct.same_grid import require_same_grid
 from slicemill.ct.scan import ScanReader
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.discover import CaseFiles, discover
@@ -43,13 +44,22 @@ class Files:
         """Return the files as ingest takes them."""
         return CaseFiles(case_id=case_id, patient_id=case_id, image=self.image, mask=self.mask, root=self.image.parent)
 
+    @classmethod
+    def in_folder(cls, folder: Path, suffix: str) -> "Files":
+        """Return the paths of a case in a folder."""
+        return cls(image=folder / f"volume-1{suffix}", mask=folder / f"segmentation-1{suffix}")
+
+    def convert(self, store: Path, params: Params, *, threads: int = 1) -> None:
+        """Convert the case into a new store, without lock, ledger, tables and Dask, whose cost many cases share."""
+        prepare_store(store)
+        convert_case(self.case(), params, store, threads=threads)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """A CT with its mask, in memory."""
 
     name: str
-    """Description for the record."""
     image: npt.NDArray[np.int16]
     """int16[z, y, x], HU."""
     label: npt.NDArray[np.uint8]
@@ -69,7 +79,7 @@ class Subject:
     def write(self, folder: Path, suffix: str) -> Files:
         """Write the scan and its mask as .nii, or as .nii.gz at level 6, as archives do."""
         folder.mkdir(parents=True, exist_ok=True)
-        files = Files(image=folder / f"volume-1{suffix}", mask=folder / f"segmentation-1{suffix}")
+        files = Files.in_folder(folder, suffix)
         volumes: tuple[tuple[Path, npt.NDArray[Any]], ...] = ((files.image, self.image), (files.mask, self.label))
         for path, volume in volumes:
             if suffix == ".nii.gz":
@@ -81,8 +91,7 @@ class Subject:
     def store(self, folder: Path, profile: ProfileName = "compact") -> Store:
         """Ingest the scan as the case CASE_ID of a new store in `folder`."""
         with tempfile.TemporaryDirectory(dir=folder.parent) as files:
-            prepare_store(folder)
-            convert_case(self.write(Path(files), ".nii").case(), self.params(profile), folder)
+            self.write(Path(files), ".nii").convert(folder, self.params(profile))
         return open_store(folder)
 
 
@@ -99,20 +108,19 @@ def scan_subject(data: Path, slices: int) -> Subject:
     Raises
     ------
     ConfigError
-        No scan has a mask, or the mask has another shape.
+        No scan has a mask.
+    GeometryError
+        The mask has another grid.
     """
     cases = sorted(discover(data).cases, key=lambda case: natural_key(case.case_id))
     chosen = next((case for case in cases if case.mask is not None), None)
     if chosen is None or chosen.mask is None:
         raise ConfigError(f"--data {data}: none of its {len(cases)} scans has a mask, and a benchmark needs one.")
     with ScanReader(chosen.image, "image") as reader:
-        image, spacing_mm = reader.read(), reader.grid.spacing_mm
+        image, grid = reader.read(), reader.grid
     with ScanReader(chosen.mask, "mask") as reader:
+        reader.replace_grid(require_same_grid(reader.grid, grid, chosen.mask, f"its image {chosen.image}"))
         label = reader.read()
-    if label.shape != image.shape:
-        raise ConfigError(
-            f"{chosen.mask}: has shape {label.shape}, but its image has {image.shape}; choose another --data."
-        )
     first = max(0, (len(image) - slices) // 2)
     kept = slice(first, first + slices)
     values = [int(value) for value in np.unique(label) if value]
@@ -121,7 +129,7 @@ def scan_subject(data: Path, slices: int) -> Subject:
         name=f"{chosen.case_id}{f', {slices} of its {len(image)} slices' if len(image) > slices else ''}",
         image=np.ascontiguousarray(image[kept]),
         label=np.ascontiguousarray(label[kept]),
-        spacing_mm=spacing_mm,
+        spacing_mm=grid.spacing_mm,
         labels=LITS_LABELS if known else make_labels({f"label {value}": value for value in values}),
     )
 

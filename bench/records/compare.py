@@ -6,13 +6,15 @@ day or from machine to machine. Instruction counts have almost no noise and get 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from slicemill.bench.records.schema import Document, read_record
+from slicemill.bench.schema.base import Document, read_record
+from slicemill.bench.schema.data import InstructionsRecord
+from slicemill.common.documents import from_document
 from slicemill.common.errors import ConfigError
 
 DRAWS = 2000
@@ -42,28 +44,12 @@ class Change:
         return "faster" if self.ratio > 1 else "slower"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Loop:
-    instructions_a_slice: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Counts:
-    counter: str
-    results: Mapping[str, _Loop]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _MachineDescription:
-    machine: Mapping[str, Any] = field(default_factory=dict)
-
-
 def contender_times(record: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, list[float]]]:
     """Yield every contender of a record, at any depth, with its seconds per unit of work in each round."""
     if not isinstance(record, Mapping):
         return
     seconds, rate, middle = (record.get(key) for key in ("seconds", "per_second", "seconds_median"))
-    if isinstance(seconds, list) and seconds and rate and middle:
+    if isinstance(seconds, list | tuple) and seconds and rate and middle:
         amount = rate * middle
         yield " / ".join(part for part in path if part != "results"), [second / amount for second in seconds]
         return
@@ -85,7 +71,7 @@ def compare(old: Document, new: Document, seed: int = 0) -> list[Change]:
             "compare two records of the same benchmark."
         )
     if old.get("benchmark") == "instructions":
-        return _compare_counts(read_record(_Counts, old), read_record(_Counts, new))
+        return _compare_counts(read_record(InstructionsRecord, old), read_record(InstructionsRecord, new))
     before, after = dict(contender_times(old)), dict(contender_times(new))
     shared = [name for name in before if name in after]
     if not shared:
@@ -94,7 +80,7 @@ def compare(old: Document, new: Document, seed: int = 0) -> list[Change]:
     return [_compare_times(name, before[name], after[name], rng) for name in shared]
 
 
-def _compare_counts(old: _Counts, new: _Counts) -> list[Change]:
+def _compare_counts(old: InstructionsRecord, new: InstructionsRecord) -> list[Change]:
     if old.counter != new.counter:
         raise ConfigError(f"{old.counter} counted in one record and {new.counter} in the other; count both again.")
     ratios = {
@@ -113,7 +99,7 @@ def _compare_times(name: str, before: list[float], after: list[float], rng: np.r
 
 def machine_differences(old: Document, new: Document) -> list[str]:
     """List the differences between the machines of two records."""
-    one, other = (read_record(_MachineDescription, record).machine for record in (old, new))
+    one, other = (from_document(dict[str, Any], one.get("machine", {}), "machine") for one in (old, new))
     pairs = [(key, one.get(key), other.get(key)) for key in MACHINE_KEYS]
     versions, others = one.get("versions", {}), other.get("versions", {})
     pairs += [(name, versions.get(name), others.get(name)) for name in sorted({*versions, *others})]

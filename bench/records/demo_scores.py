@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slicemill.bench.records.markdown import format_processor, format_score, table_lines
-from slicemill.bench.records.schema import Document, read_processor, read_record
+from slicemill.bench.records.markdown import format_processor, format_score, table_text
+from slicemill.bench.schema.base import Document, read_record
+from slicemill.measure.evaluation.totals import TumorTotals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,33 +24,12 @@ class RegionDice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TumorDetection:
-    """Detection of tumors, yes or no."""
-
-    positives: int
-    """Cases or slices with tumor."""
-    negatives: int
-    """Cases or slices without tumor."""
-    accuracy: float | None
-    """Share of correct results."""
-    sensitivity: float | None
-    """Share of correct results on cases or slices with tumor."""
-    specificity: float | None
-    """Share of correct results on cases or slices without tumor."""
-    auc: float | None
-    """Area under the ROC curve."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class DemoScores:
     """The part of an evaluation that the demo shows."""
 
     regions: Mapping[str, RegionDice]
-    """Overlap by region."""
-    tumor_by_case: TumorDetection | None
-    """Detection by case."""
-    tumor_by_slice: TumorDetection | None
-    """Detection by slice."""
+    tumor_by_case: TumorTotals | None
+    tumor_by_slice: TumorTotals | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +51,8 @@ class TumorComparison:
     """Mean tumor Dice over the cases whose reference has tumor. On these cases, empty masks score 0."""
 
     cases: int
-    """Cases with tumor."""
     network: float
-    """Mean of the network."""
     baseline: float
-    """Mean of the threshold baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +70,11 @@ class DemoSummary:
     config: str | None
     """Settings of the training as TOML; None for the defaults."""
     minutes: float
-    """Total time, minutes."""
     scores: Mapping[str, Any]
     """The parts ``regions``, ``tumor_by_case``, ``tumor_by_slice`` and ``by_case`` of the evaluation."""
     baseline: BandScores
-    """The threshold baseline."""
     where_there_is_tumor: TumorComparison
-    """Network and baseline on the cases with tumor."""
     machine: Mapping[str, Any]
-    """Description of the machine."""
 
 
 def scores_table(document: Document) -> str:
@@ -132,13 +105,13 @@ def scores_table(document: Document) -> str:
     texts = [_format_detection(part, detection) for part, detection in detections.items() if detection is not None]
     note = (
         f"Tumor yes or no, {'; '.join(texts)}. {summary.minutes:.1f} minutes in all on "
-        f"{format_processor(read_processor(summary.machine))}."
+        f"{format_processor(summary.machine)}."
     )
     header = ["", "Dice per case", "Dice global", "precision", "recall"]
-    return "\n".join([*table_lines(header, rows), "", note])
+    return table_text(header, rows, note)
 
 
-def _format_detection(part: str, detection: TumorDetection) -> str:
+def _format_detection(part: str, detection: TumorTotals) -> str:
     rates = {"accuracy": detection.accuracy, "sensitivity": detection.sensitivity, "specificity": detection.specificity,
              "AUC": detection.auc}  # fmt: skip
     shown = ", ".join(f"{name} {value:.2f}" for name, value in rates.items() if value is not None)

@@ -1,12 +1,15 @@
-"""Pictures of `bench all`: the stages with their limits and peers, and the time shares of inference."""
+"""Pictures of records: stages with their limits and peers, time shares of inference, and growth of cost."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slicemill.bench.records.markdown import format_three_digits
-from slicemill.bench.records.schema import Document, Stage, SuiteRecord, read_record
+from slicemill.bench.schema.base import Document, read_record
+from slicemill.bench.schema.data import Line, ScaleRecord
+from slicemill.bench.schema.networks import InferRecord
+from slicemill.bench.schema.suite import Stage, SuiteRecord
 from slicemill.common.files import atomic_write
 
 if TYPE_CHECKING:
@@ -18,50 +21,31 @@ LEGIBLE_PERCENT = 3.0
 SLICEMILL_COLOR, PEER_COLOR, LIMIT_COLOR = "#2f6ea8", "#b9c3cd", "#c0392b"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _StageShare:
-    share: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class _NetworkShares:
-    stages: Mapping[str, Mapping[str, _StageShare]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Networks:
-    whole: Mapping[str, _NetworkShares]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _InferShares:
-    results: _Networks
-
-
-def save_figure(path: Path, figure: "Figure") -> None:
-    """Write a figure as PNG, atomically, and close it."""
-    from matplotlib import pyplot
-
-    with atomic_write(path) as part:
-        figure.savefig(part, format="png", dpi=110)
-    pyplot.close(figure)
-
-
-def draw_stages(path: Path, document: Document) -> None:
-    """Draw a panel for each stage as PNG: bars for slicemill and its peers, a line for the limit."""
+@contextmanager
+def new_figure(path: Path, **options: Any) -> Iterator[tuple["Figure", list["Axes"]]]:
+    """Yield a figure and its panels (options are those of pyplot.subplots); write it as PNG when the block ends."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
+    figure, panels = pyplot.subplots(squeeze=False, **options)
+    try:
+        yield figure, list(panels.flat)
+        with atomic_write(path) as part:
+            figure.savefig(part, format="png", dpi=110)
+    finally:
+        pyplot.close(figure)
+
+
+def draw_stages(path: Path, document: Document) -> None:
+    """Draw a panel for each stage as PNG: bars for slicemill and its peers, a line for the limit."""
     stages = read_record(SuiteRecord, document).stages
     heights = [0.62 + 0.3 * (1 + len(stage.headline.peers)) for stage in stages.values()]
-    figure, axes = pyplot.subplots(
-        len(stages), 1, figsize=(9.0, sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
-    )
-    for (name, stage), panel in zip(stages.items(), axes[:, 0], strict=True):
-        _draw_stage(panel, name, stage)
-    save_figure(path, figure)
+    size = (9.0, sum(heights))
+    with new_figure(path, nrows=len(stages), figsize=size, height_ratios=heights, layout="constrained") as (_, panels):
+        for (name, stage), panel in zip(stages.items(), panels, strict=True):
+            _draw_stage(panel, name, stage)
 
 
 def _draw_stage(panel: "Axes", name: str, stage: Stage) -> None:
@@ -87,27 +71,48 @@ def draw_time_shares(path: Path, document: Document) -> None:
 
     One bar for each network, with and without post-processing; the times of all threads are added.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
     bars = {
         f"{network},\n{kind}": stages
-        for network, shares in read_record(_InferShares, document).results.whole.items()
+        for network, shares in read_record(InferRecord, document).results.whole.items()
         for kind, stages in shares.stages.items()
     }
-    figure, panel = pyplot.subplots(figsize=(9.0, 0.9 + 0.62 * len(bars)), layout="constrained")
-    left = dict.fromkeys(bars, 0.0)
-    for color, name in enumerate(next(iter(bars.values()))):
-        percents = [100 * stages[name].share for stages in bars.values()]
-        panel.barh(list(bars), percents, left=list(left.values()), label=name, height=0.66, color=f"C{color}")
-        for position, (bar, percent) in enumerate(zip(bars, percents, strict=True)):
-            if percent >= LEGIBLE_PERCENT:
-                panel.text(left[bar] + percent / 2, position, f"{percent:.0f}", ha="center", va="center", fontsize=8)
-            left[bar] += percent
-    panel.invert_yaxis()
-    panel.set(xlim=(0, 100), xlabel="% of the time of all threads")
-    panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=9, fontsize=8, frameon=False, handlelength=1.2)
-    panel.tick_params(labelsize=8)
-    save_figure(path, figure)
+    with new_figure(path, figsize=(9.0, 0.9 + 0.62 * len(bars)), layout="constrained") as (_, (panel,)):
+        left = dict.fromkeys(bars, 0.0)
+        for color, name in enumerate(next(iter(bars.values()))):
+            percents = [100 * stages[name].share for stages in bars.values()]
+            panel.barh(list(bars), percents, left=list(left.values()), label=name, height=0.66, color=f"C{color}")
+            for position, (bar, percent) in enumerate(zip(bars, percents, strict=True)):
+                if percent >= LEGIBLE_PERCENT:
+                    panel.text(
+                        left[bar] + percent / 2, position, f"{percent:.0f}", ha="center", va="center", fontsize=8
+                    )
+                left[bar] += percent
+        panel.invert_yaxis()
+        panel.set(xlim=(0, 100), xlabel="% of the time of all threads")
+        panel.legend(
+            loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=9, fontsize=8, frameon=False, handlelength=1.2
+        )
+        panel.tick_params(labelsize=8)
+
+
+def draw_growth(path: Path, document: Document) -> None:
+    """Draw time and memory against slices, and time against scans, with the fitted lines, from `bench scale`."""
+    record = read_record(ScaleRecord, document)
+    lengths, costs = record.slices.measured.keys(), record.slices.measured.values()
+    cpu, peaks = [cost.cpu_seconds for cost in costs], [cost.peak_mib for cost in costs]
+    counts, seconds = record.cases.measured.keys(), list(record.cases.measured.values())
+    with new_figure(path, ncols=3, figsize=(11, 3.4), layout="constrained") as (_, (first, second, third)):
+        _draw_line(first, lengths, cpu, record.slices.cpu_seconds, ("slices of a scan", "CPU seconds of its ingest"))
+        _draw_line(second, lengths, peaks, record.slices.peak_mib, ("slices of a scan", "peak memory, MiB"))
+        _draw_line(third, counts, seconds, record.cases.seconds, ("scans", "seconds of the command, 1 worker"))
+
+
+def _draw_line(
+    panel: "Axes", amounts: Collection[str], values: Sequence[float], line: Line, labels: tuple[str, str]
+) -> None:
+    xs = [int(amount) for amount in amounts]
+    panel.plot(xs, values, "o", color=SLICEMILL_COLOR)
+    panel.plot(xs, [line.start + line.slope * x for x in xs], color=LIMIT_COLOR, linewidth=1.2)
+    panel.set(xlabel=labels[0], ylabel=labels[1], ylim=(0, 1.1 * max(values)))
+    panel.set_title(f"slope {line.slope:.4g}, R² {line.r2:.4f}", fontsize=9)
+    panel.grid(alpha=0.3)

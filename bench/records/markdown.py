@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from slicemill.bench.records.schema import Processor
+from slicemill.bench.schema.base import Document, read_processor
 
 
 def table_row(cells: Iterable[str]) -> str:
@@ -17,6 +17,11 @@ def table_row(cells: Iterable[str]) -> str:
 def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Format a header, its rule and the rows, a line each."""
     return [table_row(header), f"|{'---|' * len(header)}", *map(table_row, rows)]
+
+
+def table_text(header: Sequence[str], rows: Iterable[Sequence[str]], note: str) -> str:
+    """Format a table and the note below it."""
+    return "\n".join([*table_lines(header, rows), "", note])
 
 
 def format_ratio(value: float | None) -> str:
@@ -49,6 +54,7 @@ def format_integers(values: Iterable[int]) -> str:
     return ", ".join(map(str, values))
 
 
-def format_processor(processor: Processor) -> str:
-    """Format the number of cores and the name of the processor."""
+def format_processor(machine: Document) -> str:
+    """Format the number of cores and the name of the processor of a machine."""
+    processor = read_processor(machine)
     return f"{processor.cores} cores of {processor.cpu}"

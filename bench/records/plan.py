@@ -15,11 +15,13 @@ as LiTS. It ignores the bandwidth of the network: compare the bytes per second w
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
-from slicemill.bench.records.data_records import ScaleRecord
 from slicemill.bench.records.markdown import format_processor, format_three_digits, table_row
-from slicemill.bench.records.schema import Document, Rate, read_record
+from slicemill.bench.schema.base import Document, read_processor, read_record
+from slicemill.bench.schema.data import LitsRecord, ScaleRecord, StoreRecord
+from slicemill.bench.schema.networks import InferRecord
 from slicemill.common.errors import ConfigError
 
 WORKERS = (2, 16, 128)
@@ -35,9 +37,7 @@ class Collection:
     """Size of a collection."""
 
     name: str
-    """Name in the table."""
     scans: int
-    """Scans."""
     slices: int
     """Slices of all scans together."""
 
@@ -69,32 +69,6 @@ class Inputs:
     labelled_per_second: float | None
     """Slices through the default network per second, on all cores; None if it was not measured."""
     cores: int
-    """Cores of the machine."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Sizes:
-    compact: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _StoreInputs:
-    bytes: _Sizes
-    slices: int
-    results: Mapping[str, Rate]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _InferInputs:
-    headline: Rate
-
-
-@dataclass(frozen=True, kw_only=True)
-class _LitsRun:
-    cases: int
-    slices: int
-    workers: int
-    seconds: float
 
 
 def read_inputs(scale: Document, store: Document, infer: Document | None) -> Inputs:
@@ -105,11 +79,8 @@ def read_inputs(scale: Document, store: Document, infer: Document | None) -> Inp
     ConfigError
         A record is of another benchmark, or the record of `bench scale` is too short.
     """
-    for record, name in ((scale, "scale"), (store, "store"), (infer, "infer")):
-        if record is not None and record.get("benchmark") != name:
-            raise ConfigError(f"a record of bench {name} is needed, not one of {record.get('benchmark')}.")
     growth = read_record(ScaleRecord, scale)
-    stored = read_record(_StoreInputs, store)
+    stored = read_record(StoreRecord, store)
     return Inputs(
         slice_seconds=growth.slices.cpu_seconds.slope,
         scan_seconds=max(0.0, growth.slices.cpu_seconds.start),
@@ -117,8 +88,8 @@ def read_inputs(scale: Document, store: Document, infer: Document | None) -> Inp
         task_seconds=growth.scheduler.milliseconds_a_task / 1000,
         slice_bytes=stored.bytes.compact / stored.slices,
         reads_per_second=stored.results["ours"].per_second,
-        labelled_per_second=None if infer is None else read_record(_InferInputs, infer).headline.per_second,
-        cores=growth.machine.cores,
+        labelled_per_second=None if infer is None else read_record(InferRecord, infer).headline.per_second,
+        cores=read_processor(growth.machine).cores,
     )
 
 
@@ -153,14 +124,11 @@ def worker_pace(workers: Mapping[str, float], start: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Estimated cost of a collection."""
+    """Estimated cost of a collection; its fields are the last columns of HEADER."""
 
     ingest_hours: float
-    """Time of the ingest, h."""
     store_gb: float
-    """Size of the store, GB."""
     objects: int
-    """Objects written."""
     epoch_requests: int
     """Read requests of a training epoch."""
     epoch_gb_per_second: float
@@ -189,23 +157,21 @@ def estimate_cost(collection: Collection, inputs: Inputs, workers: int) -> Cost:
 
 HEADER = ("collection", "workers", "ingest h", "store GB", "objects", "reads an epoch", "GB/s they could read",
           "inference h")  # fmt: skip
-Row = tuple[str, int, float, float, int, int, float, float | None]
+Row = tuple[Any, ...]
 
 
 def plan_rows(collections: Sequence[Collection], inputs: Inputs, workers: Sequence[int]) -> list[Row]:
     """Return a row below HEADER for each collection and number of workers."""
-    rows: list[Row] = []
-    for collection in collections:
-        for count in workers:
-            cost = estimate_cost(collection, inputs, count)
-            sizes = (cost.store_gb, cost.objects, cost.epoch_requests, cost.epoch_gb_per_second)
-            rows.append((collection.name, count, cost.ingest_hours, *sizes, cost.infer_hours))
-    return rows
+    return [
+        (collection.name, count, *astuple(estimate_cost(collection, inputs, count)))
+        for collection in collections
+        for count in workers
+    ]
 
 
 def measured_over_model(inputs: Inputs, lits: Document) -> float:
     """Return measured over estimated ingest time, for a record of `bench ingest --scale lits`."""
-    run = read_record(_LitsRun, lits)
+    run = read_record(LitsRecord, lits)
     collection = Collection(name="", scans=run.cases, slices=run.slices)
     return run.seconds / 3600 / estimate_cost(collection, inputs, run.workers).ingest_hours
 

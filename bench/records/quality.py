@@ -1,8 +1,9 @@
 """Records of segmentation quality: variants of the settings, and slicemill against nnU-Net. Their Markdown tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from slicemill.bench.records.markdown import (
     format_integers,
@@ -10,7 +11,7 @@ from slicemill.bench.records.markdown import (
     format_score,
     table_lines,
 )
-from slicemill.bench.records.schema import Document, read_processor, read_record
+from slicemill.bench.schema.base import BenchmarkRecord
 from slicemill.common.documents import from_document
 
 Part = Literal["validation", "test"]
@@ -18,8 +19,7 @@ PARTS: tuple[Part, ...] = ("validation", "test")
 """Parts of a fold that are scored. Variants are chosen by the first."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RegionScores:
+class RegionScores(Struct, frozen=True, kw_only=True):
     """Scores of one region over cases; `slicemill.bench.studies.summary` defines them."""
 
     patients: int
@@ -27,7 +27,6 @@ class RegionScores:
     mean: float | None
     """Mean Dice over patients."""
     median: float | None
-    """Median Dice over patients."""
     sd: float | None
     """Standard deviation over patients; None below two."""
     mean_where_there_is_any: float | None
@@ -44,14 +43,11 @@ class RegionScores:
     """Mean Dice of each patient; None if no case has one."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DiceGain:
+class DiceGain(Struct, frozen=True, kw_only=True):
     """Paired difference of Dice over patients."""
 
     patients: int
-    """Patients compared."""
     mean: float | None
-    """Mean difference."""
     low: float | None
     """Lower end of the 95 % bootstrap interval."""
     high: float | None
@@ -59,27 +55,20 @@ class DiceGain:
     p: float | None
     """p of Wilcoxon's signed-rank test, two-sided."""
     better: int
-    """Patients with a higher Dice."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class VariantScores:
+class VariantScores(Struct, frozen=True, kw_only=True):
     """Results of one variant."""
 
     changes: Mapping[str, Any]
     """Settings that differ from the shared ones."""
     runs: int
-    """Finished runs."""
     seeds: Sequence[int]
-    """Seeds of the finished runs."""
     folds: Sequence[int]
-    """Folds that are compared."""
     minutes_a_run: float
     """Median training time of a run, minutes."""
     validation: Mapping[str, RegionScores]
-    """Scores of the validation parts by region."""
     test: Mapping[str, RegionScores]
-    """Scores of the test parts by region."""
     mean_by_seed: Mapping[Part, Mapping[str, float | None]]
     """Mean Dice of the main region by part and seed."""
     gain: Mapping[Part, Mapping[str, DiceGain]] | None
@@ -90,106 +79,69 @@ class VariantScores:
         return self.validation if part == "validation" else self.test
 
 
-@dataclass(frozen=True, kw_only=True)
-class Coverage:
+class Coverage(Struct, frozen=True, kw_only=True):
     """Folds and seeds that all variants have."""
 
     folds: Sequence[int]
-    """Numbers of the folds."""
     seeds: Sequence[int]
-    """The seeds."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class QualityRecord:
+class QualityRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="quality"):
     """Record of `bench quality`."""
 
-    benchmark: str = "quality"
-    """Kind of the record."""
-    date: str
-    """Date of the record, ISO 8601."""
     collection: str
-    """Name of the collection's folder."""
     patients: int
     """Patients that were validated or tested."""
     folds: int
-    """Folds of the cross-validation."""
     over: Coverage
-    """Folds and seeds of the scores."""
     steps: int
-    """Training steps of a run."""
     settings: Mapping[str, Any]
     """Settings that all variants share."""
     tuned: bool = False
     """Whether post-processing was tuned on the validation parts; missing in early records."""
     convention: str
-    """How cases without the region are scored."""
     region: str
     """The region that the variant is chosen by."""
     reference: str
-    """The variant that the others are compared with."""
     chosen: str
     """The variant with the best validation score."""
     chosen_by: str
-    """The score that it was chosen by."""
     variants: Mapping[str, VariantScores]
-    """Results by variant."""
     commits: Sequence[str]
-    """Commits of the runs."""
-    machine: Mapping[str, Any]
-    """Description of the machine."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class NnunetRecord:
+class NnunetRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="yardstick"):
     """Record of `bench yardstick`."""
 
-    benchmark: str = "yardstick"
-    """Kind of the record."""
-    date: str
-    """Date of the record, ISO 8601."""
     collection: str
-    """Name of the collection's folder."""
     folds: Sequence[int]
-    """Folds that were compared."""
     of_folds: int
-    """Folds of the cross-validation."""
     minutes: float
-    """Training time of each contender, minutes."""
     variant: str
-    """The variant of slicemill's settings."""
     settings: Mapping[str, Any]
     """Its settings that are not the defaults."""
     convention: str
-    """How cases without the region are scored."""
     region: str
-    """The main region."""
     contenders: Mapping[str, Mapping[str, Any]]
     """nnU-Net, then slicemill: ``training`` with an entry for each fold, and `RegionScores` by region."""
     gain: Mapping[str, DiceGain]
     """Gain of slicemill over nnU-Net by region."""
     commits: Sequence[str]
-    """Commits of the runs."""
-    machine: Mapping[str, Any]
-    """Description of the machine."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _NnunetTraining:
+class _NnunetTraining(Struct, frozen=True, kw_only=True):
     iterations: int
     batch: int
     patch: tuple[int, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _SlicemillTraining:
+class _SlicemillTraining(Struct, frozen=True, kw_only=True):
     minutes: float
     slices_per_second: float
 
 
-def quality_table(document: Document) -> str:
+def quality_table(record: QualityRecord) -> str:
     """Format the scores of all variants as Markdown: one table for each region and part."""
-    record = read_record(QualityRecord, document)
     reference = record.variants[record.reference]
     lines: list[str] = []
     for region in reference.test:
@@ -264,9 +216,8 @@ def _describe_seeds(variants: Mapping[str, VariantScores]) -> str:
     return f"{'; '.join(parts)}. " if parts else ""
 
 
-def yardstick_table(document: Document) -> str:
+def yardstick_table(record: NnunetRecord) -> str:
     """Format the scores of slicemill and nnU-Net as Markdown."""
-    record = read_record(NnunetRecord, document)
     lines: list[str] = []
     for region, gain in record.gain.items():
         header = [f"{region}, test", "Dice per patient, mean ± SD", "median", "Dice global", "precision", "recall"]
@@ -304,8 +255,7 @@ def _yardstick_note(record: NnunetRecord) -> str:
 
 
 def _origin(record: QualityRecord | NnunetRecord) -> str:
-    machine = format_processor(read_processor(record.machine))
-    return f"{record.date[:10]}, commit {', '.join(record.commits)}, on {machine}"
+    return f"{record.date[:10]}, commit {', '.join(record.commits)}, on {format_processor(record.machine)}"
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slicemill.bench.records.figures import save_figure
+from slicemill.bench.records.figures import new_figure
 from slicemill.bench.records.quality import PARTS, Part, QualityRecord
 from slicemill.measure.evaluation.statistics import bootstrap_interval
 
@@ -19,27 +19,22 @@ TITLES: dict[Part, str] = {
 
 def draw_dice(path: Path, record: QualityRecord) -> None:
     """Draw the main region's Dice as PNG: a dot a patient, joined over variants, with mean and 95 % interval."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
     names = list(record.variants)
-    figure, axes = pyplot.subplots(1, 2, figsize=(max(7.0, 1.1 + 2 * 0.95 * len(names)), 5.2), sharey=True)
-    for part, panel in zip(PARTS, axes, strict=True):
-        _draw_part(panel, record, part)
-        panel.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
-        panel.set(xlim=(-0.4, len(names) - 0.3), ylim=(-0.02, 1.02), title=TITLES[part])
-        panel.title.set_fontsize(10)
-        panel.grid(axis="y", alpha=0.3)
-    axes[0].set_ylabel(f"Dice of {record.region}, a dot a patient")
-    figure.suptitle(
-        f"{record.collection}: {record.patients} patients, {record.folds} folds, {record.steps:,} steps a run; "
-        "diamond: mean, bar: its 95 % interval",
-        fontsize=10,
-    )
-    figure.tight_layout()
-    save_figure(path, figure)
+    size = (max(7.0, 1.1 + 2 * 0.95 * len(names)), 5.2)
+    with new_figure(path, ncols=2, figsize=size, sharey=True) as (figure, axes):
+        for part, panel in zip(PARTS, axes, strict=True):
+            _draw_part(panel, record, part)
+            panel.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
+            panel.set(xlim=(-0.4, len(names) - 0.3), ylim=(-0.02, 1.02), title=TITLES[part])
+            panel.title.set_fontsize(10)
+            panel.grid(axis="y", alpha=0.3)
+        axes[0].set_ylabel(f"Dice of {record.region}, a dot a patient")
+        figure.suptitle(
+            f"{record.collection}: {record.patients} patients, {record.folds} folds, {record.steps:,} steps a run; "
+            "diamond: mean, bar: its 95 % interval",
+            fontsize=10,
+        )
+        figure.tight_layout()
 
 
 def _draw_part(panel: "Axes", record: QualityRecord, part: Part) -> None:

@@ -10,74 +10,42 @@ from typing import Any
 
 from slicemill.bench.records.demo_scores import scores_table
 from slicemill.bench.records.plan import plan_table
-from slicemill.bench.records.quality import quality_table, yardstick_table
-from slicemill.bench.records.schema import Document
+from slicemill.bench.records.quality import NnunetRecord, QualityRecord, quality_table, yardstick_table
 from slicemill.bench.records.suite import all_table
-from slicemill.bench.records.tables import (
-    constants_table,
-    export_table,
-    infer_table,
-    ingest_table,
-    instructions_table,
-    limits_table,
-    lits_table,
-    loader_table,
-    measure_table,
-    peers_inference_table,
-    peers_table,
-    scale_table,
-    store_table,
-    train_table,
-)
+from slicemill.bench.records.tables import TABLES
+from slicemill.bench.schema.base import BenchmarkRecord, Document, kind_name, read_record
+from slicemill.common.errors import InputError
 from slicemill.common.files import read_json
 
 FIGURES = (
-    "scores: demo",
-    "scores: real",
-    "quality",
-    "phantoms",
-    "yardstick",
-    "ingest",
-    "store",
-    "loader",
-    "train",
-    "measure",
-    "lits",
-    "all",
-    "infer",
-    "all: peers-loading",
-    "peers-inference",
-    "instructions",
-    "constants",
-    "scale",
-    "plan",
-)
+    "scores: demo", "scores: real", "quality", "phantoms", "yardstick", "ingest", "store", "loader", "train", "measure",
+    "lits", "all", "infer", "all: peers-loading", "peers-inference", "instructions", "constants", "scale", "plan",
+)  # fmt: skip
 """Names of the tables in the README. ``KIND: NAME`` is a part of a record; the others are the names of records."""
 END = "<!-- end -->"
-TABLES: dict[str, Callable[[Document], str]] = {
-    "constants": constants_table,
-    "instructions": instructions_table,
-    "limits": limits_table,
-    "peers": peers_table,
-    "peers inference": peers_inference_table,
-    "scale": scale_table,
-    "export": export_table,
-    "infer": infer_table,
-    "ingest": ingest_table,
-    "store": store_table,
-    "loader": loader_table,
-    "train": train_table,
-    "measure": measure_table,
-    "ingest --scale lits": lits_table,
-    "quality": quality_table,
-    "yardstick": yardstick_table,
+FORMATS: dict[type[BenchmarkRecord], Callable[[Any], str]] = {
+    **TABLES,
+    QualityRecord: quality_table,
+    NnunetRecord: yardstick_table,
 }
 """The table of each kind of record."""
+KINDS = {kind_name(kind): kind for kind in FORMATS}
+"""Kinds of records by their value of ``benchmark``."""
 
 
-def format_record(record: Document) -> str:
-    """Format a record as the table of its kind."""
-    return TABLES[record["benchmark"]](record)
+def format_record(document: Document) -> str:
+    """Format a record as the table of its kind.
+
+    Raises
+    ------
+    InputError
+        The kind is not known, or a value is missing or has another type.
+    """
+    if (kind := KINDS.get(document.get("benchmark"))) is None:
+        raise InputError(
+            f"benchmark {document.get('benchmark')!r}: no such record; there are {', '.join(map(str, KINDS))}."
+        )
+    return FORMATS[kind](read_record(kind, document))
 
 
 def render_figure(figure: str, root: Path) -> str:

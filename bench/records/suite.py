@@ -4,7 +4,6 @@ Each stage runs as its own process, so that stages do not share threads or memor
 recorded with its reason, and the rest goes on.
 """
 
-import datetime as dt
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,18 +13,10 @@ from typing import Any
 
 from slicemill.bench.command import slicemill_command
 from slicemill.bench.harness.catalog import STAGES
-from slicemill.bench.records.markdown import format_processor, format_ratio, table_lines
-from slicemill.bench.records.schema import (
-    Document,
-    Headline,
-    MachineLimit,
-    Stage,
-    SuiteRecord,
-    read_processor,
-    read_record,
-)
+from slicemill.bench.records.markdown import format_processor, format_ratio, table_text
+from slicemill.bench.schema.base import Document, Headline, MachineLimit, origin, read_record
+from slicemill.bench.schema.suite import Stage, SuiteRecord
 from slicemill.common.files import read_json
-from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 
 LIMITS = "limits"
@@ -36,7 +27,6 @@ class SuiteOptions:
     """Options of `bench all`."""
 
     quick: bool = False
-    """Whether to run 3 rounds and fewer slices."""
     data: Path | None = None
     """A collection to take one scan from; None makes a phantom."""
     only: tuple[str, ...] = ()
@@ -77,15 +67,8 @@ def run_suite(options: SuiteOptions) -> dict[str, Any]:
                 failed[name] = reason
             advance(1, name)
     limits = records.pop(LIMITS, None)
-    return {
-        "benchmark": "all",
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "quick": options.quick,
-        "limits": limits,
-        "stages": records,
-        "failed": failed,
-        "machine": machine_info(),
-    }
+    results = {"quick": options.quick, "limits": limits, "stages": records, "failed": failed}
+    return {"benchmark": "all", **results, **origin()}
 
 
 def run_stage(words: Sequence[str]) -> str | None:
@@ -127,10 +110,10 @@ def all_table(document: Document) -> str:
     measured = ", ".join(f"{name} {row.most:,.1f} {row.unit}" for name, row in limits.items())
     note = (
         f"{'Quick run. ' if record.quick else ''}Arithmetic reached: {', '.join(peaks) or 'not known'}. "
-        f"Limits of the machine: {measured or 'not measured'}; on {format_processor(read_processor(record.machine))}."
+        f"Limits of the machine: {measured or 'not measured'}; on {format_processor(record.machine)}."
     )
     header = ["stage", "a second", "limit", "of the limit", "times as fast as"]
-    return "\n".join([*table_lines(header, rows), "", note])
+    return table_text(header, rows, note)
 
 
 def _stage_rows(name: str, stage: Stage) -> list[tuple[str, ...]]:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from slicemill.bench.harness.catalog import STAGES
 from slicemill.bench.records.compare import contender_times
-from slicemill.bench.records.schema import Document, SuiteRecord, read_record
+from slicemill.bench.schema.base import Document, read_record
+from slicemill.bench.schema.suite import SuiteRecord
 from slicemill.common.files import write_bytes
 from slicemill.common.html import render
 from slicemill.common.machine import format_machine

@@ -1,32 +1,40 @@
 """Records of single benchmarks as Markdown tables, for the documentation and the screen."""
 
-from slicemill.bench.records.data_records import (
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from slicemill.bench.records.markdown import format_processor, format_ratio, table_lines, table_text
+from slicemill.bench.schema.base import BenchmarkRecord, ClockRatios, LimitsRecord
+from slicemill.bench.schema.data import (
+    ComponentsRecord,
     ConstantsRecord,
     ConstantTrials,
+    DocumentsRecord,
     IngestRecord,
     InstructionsRecord,
     LitsRecord,
     LoaderRecord,
+    ReadingRecord,
     ScaleRecord,
     StoreRecord,
 )
-from slicemill.bench.records.markdown import format_processor, format_ratio, table_lines
-from slicemill.bench.records.network_records import (
-    ClockRatios,
+from slicemill.bench.schema.networks import (
     ExportRecord,
     InferRecord,
     MeasureRecord,
-    NetworkRates,
     PeersInferenceRecord,
     PeersRecord,
     TrainRecord,
+    WholeRun,
 )
-from slicemill.bench.records.schema import Document, LimitsRecord, read_record
 
 
-def ingest_table(document: Document) -> str:
+def _on(record: BenchmarkRecord) -> str:
+    return f"on {format_processor(record.machine)}"
+
+
+def ingest_table(record: IngestRecord) -> str:
     """Format the CPU time of an ingest with its peers and its kernels."""
-    record = read_record(IngestRecord, document)
     formats = record.formats.values()
     first = next(iter(formats))
     own = [f"1 ({row.milliseconds_a_slice['ours']:.2f} ms a slice)" for row in formats]
@@ -56,7 +64,7 @@ def _ingest_note(record: IngestRecord) -> str:
     threads = record.threads
     note = (
         f"One case of {record.slices} slices, warm page cache, {record.rounds} interleaved rounds, "
-        f"on {format_processor(record.machine)}. "
+        f"{_on(record)}. "
         f"One .nii case with {threads.cores} threads is done {threads.times_sooner:.2f} times as soon."
     )
     if (real := record.real_size) is not None:
@@ -68,13 +76,12 @@ def _ingest_note(record: IngestRecord) -> str:
     return note
 
 
-def constants_table(document: Document) -> str:
+def constants_table(record: ConstantsRecord) -> str:
     """Format the cost of other values of the tuned constants."""
-    record = read_record(ConstantsRecord, document)
     rows = [(f"`{name}`", trials.what, _trials_cell(trials)) for name, trials in record.constants.items()]
-    note = f"On {record.subject}, {record.rounds} interleaved rounds, on {format_processor(record.machine)}."
+    note = f"On {record.subject}, {record.rounds} interleaved rounds, {_on(record)}."
     header = ["constant", "work", "time of it, by value; 1 is the one in the code"]
-    return "\n".join([*table_lines(header, rows), "", note])
+    return table_text(header, rows, note)
 
 
 def _trials_cell(trials: ConstantTrials) -> str:
@@ -101,44 +108,41 @@ def format_amount(value: int) -> str:
     return str(value)
 
 
-def store_table(document: Document) -> str:
+def store_table(record: StoreRecord) -> str:
     """Format the rates of store readers."""
-    record = read_record(StoreRecord, document)
-    rows = [(name, f"{row.per_second:,.0f}") for name, row in record.results.items()]
-    ratios = ", ".join(f"{value:.2f} {name}" for name, value in record.ratios.items())
     sizes = record.bytes
     note = (
-        f"Ours: {ratios} (medians of ratios in one round). Bytes of {sizes.raw / 1e6:.0f} MB of voxels: "
-        f"compact {sizes.compact / 1e6:.0f} MB, fast {sizes.fast / 1e6:.0f} MB. "
-        f"Warm page cache, on {format_processor(record.machine)}."
+        f"Bytes of {sizes.raw / 1e6:.0f} MB of voxels: "
+        f"compact {sizes.compact / 1e6:.0f} MB, fast {sizes.fast / 1e6:.0f} MB."
     )
-    return "\n".join([*table_lines(["random image and label slice", "pairs/s of one core"], rows), "", note])
+    return _reading_table(record, ["random image and label slice", "pairs/s of one core"], "Ours", note)
 
 
-def loader_table(document: Document) -> str:
+def loader_table(record: LoaderRecord) -> str:
     """Format the rates of training loaders."""
-    record = read_record(LoaderRecord, document)
-    rows = [(name, f"{row.per_second:,.0f}") for name, row in record.results.items()]
-    ratios = ", ".join(f"{value:.2f} {name}" for name, value in record.ratios.items())
     waited = record.waited
     note = (
-        f"The ring with one thread: {ratios} (medians of ratios in one round). "
         f"A network that takes {waited.milliseconds_of_work:.0f} ms with a batch waited {waited.share_of_time:.2%} "
-        f"of its time for {waited.batches} batches, {waited.longest_wait_milliseconds:.1f} ms at most. "
-        f"Warm page cache, on {format_processor(record.machine)}."
+        f"of its time for {waited.batches} batches, {waited.longest_wait_milliseconds:.1f} ms at most."
     )
     header = ["training pairs, image and label slice", "pairs a CPU-second"]
-    return "\n".join([*table_lines(header, rows), "", note])
+    return _reading_table(record, header, "The ring with one thread", note)
 
 
-def infer_table(document: Document) -> str:
+def _reading_table(record: ReadingRecord, header: list[str], own: str, note: str) -> str:
+    rows = [(name, f"{row.per_second:,.0f}") for name, row in record.results.items()]
+    ratios = ", ".join(f"{value:.2f} {name}" for name, value in record.ratios.items())
+    note = f"{own}: {ratios} (medians of ratios in one round). {note} Warm page cache, {_on(record)}."
+    return table_text(header, rows, note)
+
+
+def infer_table(record: InferRecord) -> str:
     """Format the ratios of inference on the CPU."""
-    record = read_record(InferRecord, document)
     results = record.results
     host, engines, many = results.host, results.engines, results.many
     rows = [row for name, network in results.whole.items() for row in _network_rows(name, network)]
     rows += [
-        _clock_row("usual script over ours, everything around the network", ClockRatios(cpu=host.times_less)),
+        ("usual script over ours, everything around the network", "-", format_ratio(host.times_less)),
         _clock_row("torch eager over onnxruntime", engines.over_torch),
         _clock_row("torch eager, channels last, over onnxruntime", engines.over_torch_channels_last),
         _clock_row("scipy over ours, largest organ and small lesions", results.components.over_scipy),
@@ -151,12 +155,12 @@ def infer_table(document: Document) -> str:
         f"a slice, with report and picture; the script (get_fdata, window, argmax, scipy components, nib.save) "
         f"{around['usual script']:.1f}. Its components and scipy's are "
         f"{'equal' if results.components.equal else 'NOT EQUAL'}. "
-        f"{record.rounds} rounds, warm page cache, on {format_processor(record.machine)}."
+        f"{record.rounds} rounds, warm page cache, {_on(record)}."
     )
-    return "\n".join([*table_lines(["inference on the CPU", "by the clock", "by CPU time"], rows), "", note])
+    return table_text(["inference on the CPU", "by the clock", "by CPU time"], rows, note)
 
 
-def _network_rows(name: str, network: NetworkRates) -> list[tuple[str, ...]]:
+def _network_rows(name: str, network: WholeRun) -> list[tuple[str, ...]]:
     milliseconds = 1000 / network.results["bare session"].per_second
     work = f"{name} network, {milliseconds:.1f} ms a slice"
     rows = [
@@ -178,25 +182,23 @@ def _clock_row(name: str, ratios: ClockRatios) -> tuple[str, ...]:
     return name, format_ratio(ratios.wall), format_ratio(ratios.cpu)
 
 
-def train_table(document: Document) -> str:
+def train_table(record: TrainRecord) -> str:
     """Format the rates of training steps and of the bare network."""
-    record = read_record(TrainRecord, document)
-    shares = record.over_bare_network
+    shares = record.of_bare
     rows = [
         (name, f"{row.per_second:.1f}", format_ratio(shares.get(name, 1.0))) for name, row in record.results.items()
     ]
     note = (
         f"{record.unit[0].upper()}{record.unit[1:]}, network of width {record.network.width} and depth "
         f"{record.network.depth}, {record.precision} on {record.device}; "
-        f"{record.waiting_share:.1%} of the time was spent waiting for the loader; "
-        f"medians of ratios in one round, warm page cache, on {format_processor(record.machine)}."
+        f"{record.waiting:.1%} of the time was spent waiting for the loader; "
+        f"medians of ratios in one round, warm page cache, {_on(record)}."
     )
-    return "\n".join([*table_lines(["training", "slices/s", "of the bare network"], rows), "", note])
+    return table_text(["training", "slices/s", "of the bare network"], rows, note)
 
 
-def measure_table(document: Document) -> str:
+def measure_table(record: MeasureRecord) -> str:
     """Format the time of all surface distances of a case."""
-    record = read_record(MeasureRecord, document)
     depth, height, width = record.shape_zyx
     tried = record.seconds_medpy_an_object
     rows = [
@@ -213,55 +215,50 @@ def measure_table(document: Document) -> str:
         f"the last row is counted up from {len(tried)} objects of {' and '.join(f'{value:.0f}' for value in tried)} s. "
         f"Largest difference of any distance {record.largest_difference_mm:.1g} mm. "
         f"Ours takes {record.memory_mib:.0f} MiB beside two masks of {record.scan_mib:.0f} MiB; "
-        f"medians of {record.rounds} rounds, on {format_processor(record.machine)}."
+        f"medians of {record.rounds} rounds, {_on(record)}."
     )
     header = [f"all surface distances of {record.objects} objects", "CPU seconds", "times ours"]
-    return "\n".join([*table_lines(header, rows), "", note])
+    return table_text(header, rows, note)
 
 
-def lits_table(document: Document) -> str:
+def lits_table(record: LitsRecord) -> str:
     """Format the ingest of a collection as large as LiTS, as one paragraph."""
-    record = read_record(LitsRecord, document)
     return (
         f"{record.cases} cases of 74 to 987 slices, {record.slices:,} slices of 512x512 with masks, "
         f"{record.raw_gb:.1f} GB of voxels from {record.source_gb:.1f} GB of {record.format} ({record.page_cache}): "
         f"{record.seconds / 60:.1f} minutes on {record.workers} workers, "
         f"{record.slices_per_second:,.0f} slices/s, {record.raw_gb_per_second:.2f} GB/s of voxels, "
         f"store {record.store_gb:.1f} GB, peak memory of a worker {record.peak_worker_mib} MiB, "
-        f"on {format_processor(record.machine)}."
+        f"{_on(record)}."
     )
 
 
-def limits_table(document: Document) -> str:
+def limits_table(record: LimitsRecord) -> str:
     """Format the limits of a machine."""
-    record = read_record(LimitsRecord, document)
     rows = [(name, f"{row.most:,.1f} {row.unit}") for name, row in record.results.items()]
-    note = f"Best of the rounds, on {format_processor(record.machine)}."
-    return "\n".join([*table_lines(["limit of this machine", "at most"], rows), "", note])
+    note = f"Best of the rounds, {_on(record)}."
+    return table_text(["limit of this machine", "at most"], rows, note)
 
 
-def export_table(document: Document) -> str:
+def export_table(record: ExportRecord) -> str:
     """Format the time of an export."""
-    record = read_record(ExportRecord, document)
     rows = [(name, f"{row.seconds_median:.2f}") for name, row in record.results.items()]
     note = (
         f"A model file of {record.model_mb} MB, checked on {record.proof_slices} slices; "
-        f"{record.headline.verified}; on {format_processor(record.machine)}."
+        f"{record.headline.verified}; {_on(record)}."
     )
-    return "\n".join([*table_lines(["export", "seconds"], rows), "", note])
+    return table_text(["export", "seconds"], rows, note)
 
 
-def instructions_table(document: Document) -> str:
+def instructions_table(record: InstructionsRecord) -> str:
     """Format the instruction counts of the hot loops."""
-    record = read_record(InstructionsRecord, document)
     rows = [(name, row.what, f"{row.instructions_a_slice / 1e6:.2f}") for name, row in record.results.items()]
-    note = f"{record.unit}, counted by {record.counter}, on {format_processor(record.machine)}."
-    return "\n".join([*table_lines(["loop", "what", "million instructions a slice"], rows), "", note])
+    note = f"{record.unit}, counted by {record.counter}, {_on(record)}."
+    return table_text(["loop", "what", "million instructions a slice"], rows, note)
 
 
-def peers_table(document: Document) -> str:
+def peers_table(record: PeersRecord) -> str:
     """Format the loading rates of other tools."""
-    record = read_record(PeersRecord, document)
     headline, limit = record.headline, record.headline.limit
     own = "compressed HU, checked, at random, from a store of any size"
     rows = [
@@ -270,17 +267,13 @@ def peers_table(document: Document) -> str:
         *((name, f"{row.per_second:,.0f}", f"{row.times:.2f}", row.what) for name, row in headline.peers.items()),
         *((name, "not run", "-", reason) for name, reason in record.not_run.items()),
     ]
-    note = (
-        f"{record.cases} scans of {record.slices} slices of 512x512, {record.page_cache} page cache, "
-        f"on {format_processor(record.machine)}."
-    )
+    note = f"{record.cases} scans of {record.slices} slices of 512x512, {record.page_cache} page cache, {_on(record)}."
     header = ["training slices with labels, one core", "slices/s", "ours, times as fast", "what it does"]
-    return "\n".join([*table_lines(header, rows), "", note])
+    return table_text(header, rows, note)
 
 
-def peers_inference_table(document: Document) -> str:
+def peers_inference_table(record: PeersInferenceRecord) -> str:
     """Format the inference rates of other tools."""
-    record = read_record(PeersInferenceRecord, document)
     headline, dice = record.headline, record.dice
 
     def rates(name: str) -> list[str]:
@@ -308,14 +301,13 @@ def peers_inference_table(document: Document) -> str:
               "least Dice with ours", "what it does"]  # fmt: skip
     note = (
         f"{record.cases} scans of {record.slices} slices, the same network in all, "
-        f"{record.page_cache} page cache, on {format_processor(record.machine)}."
+        f"{record.page_cache} page cache, {_on(record)}."
     )
-    return "\n".join([*table_lines(header, rows), "", note])
+    return table_text(header, rows, note)
 
 
-def scale_table(document: Document) -> str:
+def scale_table(record: ScaleRecord) -> str:
     """Format the growth of cost with slices, scans, workers and tasks."""
-    record = read_record(ScaleRecord, document)
     time, memory, command = record.slices.cpu_seconds, record.slices.peak_mib, record.cases.seconds
     lengths, counts = list(record.slices.measured), list(record.cases.measured)
     slices, scans = f"{lengths[0]} to {lengths[-1]} slices", f"{counts[0]} to {counts[-1]} scans"
@@ -337,4 +329,50 @@ def scale_table(document: Document) -> str:
     per_task = f"{record.scheduler.milliseconds_a_task:.3f} ms a task"
     rows.append(("Dask's scheduler, tasks that do nothing", f"{record.scheduler.tasks:,} tasks", per_task, "-"))
     header = ["what grows", "measured", "fitted line", "R²"]
-    return "\n".join([*table_lines(header, rows), "", f"On {format_processor(record.machine)}."])
+    return table_text(header, rows, f"On {format_processor(record.machine)}.")
+
+
+def components_table(record: ComponentsRecord) -> str:
+    """Format the times of connected components."""
+    rows = [
+        (mask, neighbors, f"{row.components:,}", f"{row.seconds['runs']:.4f}", *_cpu_cells(row.over_runs))
+        for mask, by_neighbors in record.masks.items()
+        for neighbors, row in by_neighbors.items()
+    ]
+    shape = "x".join(map(str, record.shape_zyx[::-1]))
+    note = f"Volumes of {shape}, {record.rounds} interleaved rounds, {_on(record)}."
+    header = ["mask", "neighbors", "components", "runs, s", "cc3d over runs, CPU", "cc3d without sizes over runs, CPU"]
+    return table_text(header, rows, note)
+
+
+def _cpu_cells(ratios: Mapping[str, ClockRatios]) -> list[str]:
+    return [format_ratio(over.cpu) for over in ratios.values()]
+
+
+def documents_table(record: DocumentsRecord) -> str:
+    """Format the start time of typed documents."""
+    rows = [(name, f"{milliseconds:.1f}") for name, milliseconds in record.added_ms.items()]
+    ratio = "pydantic is not installed" if record.ratio is None else f"pydantic over msgspec {record.ratio:.2f}"
+    note = f"{ratio}; medians of {record.rounds} rounds, {_on(record)}."
+    return table_text(["library", "ms added to the start of Python"], rows, note)
+
+
+TABLES: dict[type[BenchmarkRecord], Callable[[Any], str]] = {
+    ComponentsRecord: components_table,
+    ConstantsRecord: constants_table,
+    DocumentsRecord: documents_table,
+    ExportRecord: export_table,
+    InferRecord: infer_table,
+    IngestRecord: ingest_table,
+    InstructionsRecord: instructions_table,
+    LimitsRecord: limits_table,
+    LitsRecord: lits_table,
+    LoaderRecord: loader_table,
+    MeasureRecord: measure_table,
+    PeersInferenceRecord: peers_inference_table,
+    PeersRecord: peers_table,
+    ScaleRecord: scale_table,
+    StoreRecord: store_table,
+    TrainRecord: train_table,
+}
+"""The table of each kind of record."""

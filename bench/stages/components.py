@@ -1,24 +1,20 @@
 """Connected components of complete volumes: runs along x (`slicemill.ct.runs`) against cc3d.
 
-    python -m slicemill.bench.stages.components
-
 Each contender finds the components of a mask and their sizes in voxels; "cc3d, no sizes" is cc3d without the second
 step. Rounds are interleaved, and a ratio is the median over rounds of cc3d's time divided by that of runs: above 1,
 runs are faster. In noise a row has a hundred runs, and cc3d is faster. Masks of a network or a person have few.
+Command: `slicemill bench components`.
 """
-
-import datetime as dt
-from collections.abc import Callable
-from typing import Any
 
 import cc3d
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from slicemill.bench.harness.clock import time_on_both_clocks
-from slicemill.common.machine import machine_info
-from slicemill.common.terminal import format_table, print_line
+from slicemill.bench.harness.clock import Log, show_progress, time_on_both_clocks
+from slicemill.bench.harness.headline import Record, check
+from slicemill.bench.schema.base import origin
+from slicemill.bench.schema.data import ComponentsRecord, ComponentTimes
 from slicemill.ct.runs import connect_runs, find_runs
 
 Mask = npt.NDArray[np.bool_]
@@ -26,44 +22,33 @@ SHAPE = (64, 512, 512)
 CONNECTIVITIES = (6, 26)
 
 
-def run(rounds: int, log: Callable[[str], None], shape: tuple[int, int, int] = SHAPE) -> dict[str, Any]:
-    """Compare the two on three masks and return the record.
-
-    Raises
-    ------
-    AssertionError
-        The components differ in number or size.
-    """
-    masks = {"tumors": tumor_mask(shape), "liver": liver_mask(shape), "noise": noise_mask(shape)}
-    return {
-        "benchmark": "components",
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "shape_zyx": list(shape),
-        "rounds": rounds,
-        "masks": {
+def run(*, rounds: int) -> Record:
+    """Compare both on three masks and return the record."""
+    masks = {"tumors": tumor_mask(SHAPE), "liver": liver_mask(SHAPE), "noise": noise_mask(SHAPE)}
+    with show_progress("components", 3 * len(masks) * len(CONNECTIVITIES), rounds) as log:
+        rows = {
             name: {str(connectivity): compare(mask, connectivity, rounds, log) for connectivity in CONNECTIVITIES}
             for name, mask in masks.items()
-        },
-        "machine": machine_info(),
-    }
+        }
+    return ComponentsRecord(**origin(), shape_zyx=SHAPE, rounds=rounds, masks=rows).as_json()
 
 
-def compare(mask: Mask, connectivity: int, rounds: int, log: Callable[[str], None]) -> dict[str, Any]:
+def compare(mask: Mask, connectivity: int, rounds: int, log: Log) -> ComponentTimes:
     """Time both on one mask: bool[z, y, x]."""
     expected = np.sort(sizes_by_cc3d(mask, connectivity))
-    if not np.array_equal(np.sort(sizes_by_runs(mask, connectivity)), expected):
-        raise AssertionError(f"{connectivity}-connected components differ from those of cc3d")
+    same = np.array_equal(np.sort(sizes_by_runs(mask, connectivity)), expected)
+    check(f"{connectivity}-connected components of runs are those of cc3d", holds=same)
     contenders = {
         "runs": lambda: sizes_by_runs(mask, connectivity),
         "cc3d": lambda: sizes_by_cc3d(mask, connectivity),
         "cc3d, no sizes": lambda: cc3d.connected_components(mask, connectivity=connectivity),
     }
     times = time_on_both_clocks(contenders, rounds, log)
-    return {
-        "components": len(expected),
-        "seconds": {name: round(timing.median, 4) for name, timing in times.wall.items()},
-        "over runs": {name: times.speedup("runs", name) for name in contenders if name != "runs"},
-    }
+    return ComponentTimes(
+        components=len(expected),
+        seconds={name: round(timing.median, 4) for name, timing in times.wall.items()},
+        over_runs={name: times.speedup("runs", name) for name in contenders if name != "runs"},
+    )
 
 
 def sizes_by_runs(mask: Mask, connectivity: int) -> npt.NDArray[np.float64]:
@@ -106,25 +91,3 @@ def liver_mask(shape: tuple[int, int, int]) -> Mask:
 def noise_mask(shape: tuple[int, int, int]) -> Mask:
     """Return a mask in which every second voxel is true, drawn at random: bool[z, y, x]."""
     return np.random.default_rng(2).random(shape, dtype=np.float32) < 0.5
-
-
-def main() -> None:
-    """Run the comparison and print a line per mask and connectivity."""
-    record = run(rounds=7, log=lambda _: None)
-    rows = [
-        [
-            name,
-            connectivity,
-            row["components"],
-            row["seconds"]["runs"],
-            *(over["cpu"] for over in row["over runs"].values()),
-        ]
-        for name, by_connectivity in record["masks"].items()
-        for connectivity, row in by_connectivity.items()
-    ]
-    header = ["mask", "neighbors", "components", "runs, s", "cc3d over runs, CPU", "cc3d without sizes over runs, CPU"]
-    print_line(format_table(header, rows))
-
-
-if __name__ == "__main__":
-    main()

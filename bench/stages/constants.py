@@ -7,7 +7,7 @@ the network's batch are wall time, because its lanes share the cores. Command: `
 
 import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,9 @@ from slicemill.bench.harness.clock import Work, ratio, time_rounds
 from slicemill.bench.harness.cores import pin_to_one_core, torch_threads
 from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.networks import MARKED, default_network, export_network
-from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import Files, Subject
+from slicemill.bench.schema.base import origin
+from slicemill.bench.schema.data import ConstantsRecord, ConstantTrials, Trial
 from slicemill.bench.stages.infer_around import add_specks, clean
 from slicemill.bench.stages.infer_session import network_alone
 from slicemill.bench.stages.ingest import convert_with_slicemill
@@ -40,6 +41,7 @@ from slicemill.infer.runtime.capacity import count_lanes
 from slicemill.store.statistics import count_values
 from slicemill.train.config import KINDS
 from slicemill.train.data.augment import augment_by_shares
+from slicemill.train.data.generators import make_generators
 
 FILE = Path(__file__).with_name("constants.toml")
 SLICES_A_LANE = 8
@@ -75,39 +77,18 @@ class Constant:
     clock: Callable[[], float] = time.process_time
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConstantRecord:
-    """Row of a constant."""
-
-    chosen: int
-    """The value in the code."""
-    what: str
-    values: Mapping[str, dict[str, float]]
-    """Value -> time, and bytes if there are any, over those of the chosen value."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConstantsRecord(BenchmarkRecord):
-    """Record of `bench constants`."""
-
-    benchmark: str = "constants"
-    subject: str
-    rounds: int
-    constants: Mapping[str, ConstantRecord]
-
-
 def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
     """Measure every constant on one scan and return the record."""
-    rows: dict[str, ConstantRecord] = {}
+    rows: dict[str, ConstantTrials] = {}
     constants = make_constants(folder, subject)
     with progress("constants", len(constants), "constants") as advance:
         for constant in constants:
             rows[constant.where] = measure_constant(constant, rounds)
             advance(1, constant.where)
-    return ConstantsRecord(subject=str(subject), rounds=rounds, constants=rows).as_json()
+    return ConstantsRecord(**origin(), subject=str(subject), rounds=rounds, constants=rows).as_json()
 
 
-def measure_constant(constant: Constant, rounds: int) -> ConstantRecord:
+def measure_constant(constant: Constant, rounds: int) -> ConstantTrials:
     """Measure time and bytes of the work with each value."""
     module_name, _, name = constant.where.rpartition(".")
     module = importlib.import_module(module_name)
@@ -127,10 +108,14 @@ def measure_constant(constant: Constant, rounds: int) -> ConstantRecord:
     contenders = {str(value): (lambda value=value: work_with(value)) for value in values}
     with pin_to_one_core() if constant.clock is time.process_time else nullcontext():
         times = time_rounds(contenders, rounds=rounds, clock=constant.clock)
-    rows = {str(value): {"time": round(ratio(times[str(value)], times[str(chosen)]), 3)} for value in values}
-    for value, size in sizes.items():
-        rows[str(value)]["bytes"] = round(size / sizes[chosen], 3)
-    return ConstantRecord(chosen=chosen, what=constant.what, values=rows)
+    trials = {
+        str(value): Trial(
+            time=round(ratio(times[str(value)], times[str(chosen)]), 3),
+            bytes=round(sizes[value] / sizes[chosen], 3) if value in sizes else None,
+        )
+        for value in values
+    }
+    return ConstantTrials(chosen=chosen, what=constant.what, values=trials)
 
 
 def make_constants(folder: Path, subject: Subject) -> list[Constant]:
@@ -208,6 +193,7 @@ def augmenter(subject: Subject) -> Work:
 
     def augment() -> None:
         with torch_threads(1):  # torch's other threads would run, and wait, on the core that is measured
-            augment_by_shares(image, label, 1.0, dict.fromkeys(KINDS, 1.0), torch.Generator().manual_seed(0))
+            generators = make_generators(image.device).manual_seed(0)
+            augment_by_shares(image, label, 1.0, dict.fromkeys(KINDS, 1.0), generators)
 
     return augment

@@ -1,10 +1,8 @@
 """Start time of typed documents: msgspec against pydantic.
 
-    python -m slicemill.bench.stages.documents
-
 Each contender is a new Python process that imports the library, builds a decoder for `slicemill.ct.lesions.Lesion` and
 decodes one lesion. A process that does neither is timed too, and its time is subtracted. pydantic is skipped if it
-is not installed.
+is not installed. Command: `slicemill bench documents`.
 """
 
 import importlib.util
@@ -12,12 +10,12 @@ import inspect
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from statistics import median
-from typing import Any
 
-from slicemill.bench.harness.clock import time_rounds
-from slicemill.common.terminal import print_line
+from slicemill.bench.harness.clock import Work, show_progress, time_rounds
+from slicemill.bench.harness.headline import Record
+from slicemill.bench.schema.base import origin
+from slicemill.bench.schema.data import DocumentsRecord
 from slicemill.ct.lesions import Lesion
 
 LESION = Lesion(
@@ -29,7 +27,7 @@ LESION = Lesion(
     key_z=4,
     max_axial_diameter_mm=21.5,
 )
-RECORD = f"from dataclasses import dataclass\nfrom typing import Any\n{inspect.getsource(Lesion)}"
+CLASS = f"from dataclasses import dataclass\nfrom typing import Any\n{inspect.getsource(Lesion)}"
 DECODERS = {
     "neither": "",
     "msgspec": "import msgspec\nmsgspec.json.Decoder(Lesion).decode(document)",
@@ -37,39 +35,27 @@ DECODERS = {
 }
 
 
-def run(rounds: int) -> dict[str, Any]:
-    """Time the installed libraries; return milliseconds added to the start of Python, and pydantic's over msgspec's."""
+def run(*, rounds: int) -> Record:
+    """Time the installed libraries and return the record."""
     document = json.dumps(LESION.as_json())
     contenders = {
-        name: start(f"{RECORD}\ndocument = {document!r}\n{decoder}")
+        name: start(f"{CLASS}\ndocument = {document!r}\n{decoder}")
         for name, decoder in DECODERS.items()
         if name == "neither" or importlib.util.find_spec(name)
     }
-    seconds = {name: timing.seconds for name, timing in time_rounds(contenders, rounds=rounds).items()}
-    added = {
-        name: [one - base for one, base in zip(times, seconds["neither"], strict=True)]
-        for name, times in seconds.items()
-        if name != "neither"
-    }
+    with show_progress("documents", len(contenders), rounds) as log:
+        seconds = {name: timing.seconds for name, timing in time_rounds(contenders, rounds=rounds, log=log).items()}
+    base = seconds.pop("neither")
+    added = {name: [one - zero for one, zero in zip(times, base, strict=True)] for name, times in seconds.items()}
     ratios = [slow / fast for slow, fast in zip(added.get("pydantic", ()), added["msgspec"], strict=False)]
-    return {
-        "rounds": rounds,
-        "added_ms": {name: round(1000 * median(times), 1) for name, times in added.items()},
-        "pydantic over msgspec": round(median(ratios), 2) if ratios else None,
-    }
+    return DocumentsRecord(
+        **origin(),
+        rounds=rounds,
+        added_ms={name: round(1000 * median(times), 1) for name, times in added.items()},
+        ratio=round(median(ratios), 2) if ratios else None,
+    ).as_json()
 
 
-def start(code: str) -> Callable[[], None]:
+def start(code: str) -> Work:
     """Return a contender that runs code in a new Python process."""
-
-    def run_python() -> None:
-        subprocess.run([sys.executable, "-I", "-c", code], check=True)  # noqa: S603 (code of this module)
-
-    return run_python
-
-
-if __name__ == "__main__":
-    record = run(rounds=15)
-    for name, milliseconds in record["added_ms"].items():
-        print_line(f"{name}: {milliseconds} ms")
-    print_line(f"pydantic over msgspec: {record['pydantic over msgspec'] or 'pydantic is not installed'}")
+    return lambda: subprocess.run([sys.executable, "-I", "-c", code], check=True)  # noqa: S603 (code of this module)

@@ -7,8 +7,6 @@ adds metadata. Command: `slicemill bench export`.
 
 import logging
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +14,9 @@ import torch
 
 from slicemill.bench.harness.clock import show_progress, time_rounds
 from slicemill.bench.harness.headline import Record, check, headline, with_amount
-from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import CASE_ID, Subject
+from slicemill.bench.schema.base import origin
+from slicemill.bench.schema.networks import ExportRecord
 from slicemill.train.config import Config
 from slicemill.train.export.graph import ExportGraph
 from slicemill.train.export.model_file import add_metadata
@@ -31,21 +30,6 @@ if TYPE_CHECKING:
     from slicemill.store.model_card import Parity
 
 SLICEMILL, BARE = "export with its proof", "torch.onnx.export of the network alone"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportRecord(BenchmarkRecord):
-    """Record of `bench export`."""
-
-    benchmark: str = "export"
-    subject: str
-    unit: str = "model files"
-    clock: str = "wall"
-    model_mb: float
-    proof_slices: int
-    parity: Record
-    results: Mapping[str, Record]
-    headline: Record
 
 
 def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
@@ -77,11 +61,14 @@ def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
     differing, pixels = parity["labels_differing"], parity["pixels"]
     check("onnxruntime and torch give equal labels", holds=differing <= parity["limit"] * pixels)
     return ExportRecord(
+        **origin(),
         subject=str(subject),
+        unit="model files",
+        clock="wall",
         model_mb=round(path.stat().st_size / 1e6, 2),
         proof_slices=sum(len(window) for _, window in proof),
-        parity=dict(parity),
-        results={name: timing.as_json(1) for name, timing in times.items()},
+        parity=parity,
+        results={name: timing.rate(1) for name, timing in times.items()},
         headline=headline(
             with_amount(times, 1),
             contender=SLICEMILL,

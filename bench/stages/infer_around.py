@@ -14,8 +14,9 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from slicemill.bench.harness.clock import Log, time_on_both_clocks
-from slicemill.bench.harness.headline import Record, check
+from slicemill.bench.harness.headline import check
 from slicemill.bench.harness.networks import MARKED, HuSampler, export_graph
+from slicemill.bench.schema.networks import ComponentRates, HostCost
 from slicemill.bench.stages.infer_session import network_alone, segment_all
 from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import LITS_LABELS
@@ -31,7 +32,7 @@ MIN_VOXELS = 10
 Label = npt.NDArray[np.uint8]
 
 
-def measure_host(folder: Path, scans: Path, size: int, rounds: int, log: Log) -> Record:
+def measure_host(folder: Path, scans: Path, size: int, rounds: int, log: Log) -> HostCost:
     """Measure the CPU time around a nearly free network: slicemill with report and picture, and the usual script."""
     config = replace(MARKED, context=1)
     model = open_model(export_graph(folder / "sampled.onnx", HuSampler(config).eval(), config, size), "cpu")
@@ -57,14 +58,14 @@ def measure_host(folder: Path, scans: Path, size: int, rounds: int, log: Log) ->
         for run, network in zip(times.cpu["ours"].seconds, times.cpu["its network"].seconds, strict=True)
     ]
     script = [1000 * seconds / slices for seconds in times.cpu["usual script"].seconds]
-    return {
-        "results": times.as_json(slices),
-        "cpu_milliseconds_a_slice": {
+    return HostCost(
+        results=times.rates(slices),
+        cpu_milliseconds_a_slice={
             "ours": round(median(slicemill_times), 3),
             "usual script": round(median(script), 3),
         },
-        "times_less": round(median(b / a for a, b in zip(slicemill_times, script, strict=True)), 2),
-    }
+        times_less=round(median(b / a for a, b in zip(slicemill_times, script, strict=True)), 2),
+    )
 
 
 def segment_as_usual(scan: Path, out: Path, logits: npt.NDArray[np.float32]) -> None:
@@ -79,14 +80,15 @@ def segment_as_usual(scan: Path, out: Path, logits: npt.NDArray[np.float32]) -> 
     nib.save(nib.Nifti1Image(clean_by_scipy(label, 20.0), picture.affine), out)
 
 
-def measure_components(label: Label, rounds: int, log: Log) -> Record:
+def measure_components(label: Label, rounds: int, log: Log) -> ComponentRates:
     """Measure the removal of small components from a phantom's labels with specks, by slicemill and by scipy."""
     noisy = add_specks(label)
     equal = bool(np.array_equal(clean(noisy), clean_by_scipy(noisy, MIN_VOXELS)))
     check("slicemill and scipy give equal labels", holds=equal)
     contenders = {"ours": lambda: clean(noisy), "scipy": lambda: clean_by_scipy(noisy, MIN_VOXELS)}
     times = time_on_both_clocks(contenders, rounds, log)
-    return {"results": times.as_json(len(label)), "equal": equal, "over scipy": times.speedup("ours", "scipy")}
+    speedup = times.speedup("ours", "scipy")
+    return ComponentRates(results=times.rates(len(label)), equal=equal, over_scipy=speedup)
 
 
 def add_specks(label: Label) -> Label:

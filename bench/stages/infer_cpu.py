@@ -11,8 +11,6 @@ Bottleneck: the convolutions. Command: `slicemill bench infer`.
 | many | 64 small scans as a folder, and one call per scan (`infer_many`) |
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from slicemill.bench.harness.agreement import differing_share
 from slicemill.bench.harness.clock import Log, Work, show_progress, time_on_both_clocks
 from slicemill.bench.harness.cores import count_cores, torch_threads
 from slicemill.bench.harness.headline import Record
@@ -33,8 +32,9 @@ from slicemill.bench.harness.networks import (
     make_small_unet,
     write_marked_scans,
 )
-from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import phantom_subject
+from slicemill.bench.schema.base import Headline, Limit, Peer, origin
+from slicemill.bench.schema.networks import EngineRates, InferRecord, InferResults, WholeRun, WholeStages
 from slicemill.bench.stages.infer_around import measure_components, measure_host
 from slicemill.bench.stages.infer_many import measure_many
 from slicemill.bench.stages.infer_session import (
@@ -63,22 +63,6 @@ SESSION, LANES = "bare session", "bare lanes"
 ENGINE, EAGER, EAGER_LAST = "onnxruntime", "torch eager", "torch eager, channels last"
 
 
-@dataclass(frozen=True, kw_only=True)
-class InferRecord(BenchmarkRecord):
-    """Record of `bench infer`."""
-
-    benchmark: str = "infer"
-    unit: str = f"slices of {SIZE}x{SIZE}"
-    slices: int
-    """Slices that pass the default network in a round."""
-    rounds: int
-    page_cache: str = "warm"
-    clock: str = "wall"
-    results: Mapping[str, Any]
-    """Results by row."""
-    headline: Record
-
-
 def run(folder: Path, *, slices: int, rounds: int) -> Record:
     """Measure every row and return the record.
 
@@ -93,67 +77,57 @@ def run(folder: Path, *, slices: int, rounds: int) -> Record:
     write_marked_scans(scans, subject, FEW)
     write_marked_scans(more, subject, MANY)
     with show_progress("infer", CONTENDERS, rounds) as log:
-        results = {
-            "whole": {
-                "default": measure_whole(
-                    export_network(default_file(folder), default_network(), MARKED, SIZE), scans, rounds, log
-                ),
-                "light": measure_whole(
-                    export_network(folder / "light.onnx", make_small_unet(), MARKED, SIZE), more, rounds, log
-                ),
+        light = export_network(folder / "light.onnx", make_small_unet(), MARKED, SIZE)
+        default = export_network(folder / "default.onnx", default_network(), MARKED, SIZE)
+        results = InferResults(
+            whole={
+                "default": measure_whole(default, scans, rounds, log),
+                "light": measure_whole(light, more, rounds, log),
             },
-            "host": measure_host(folder, more, SIZE, rounds, log),
-            "engines": measure_engines(default_file(folder), rounds, log),
-            "components": measure_components(subject.label, rounds, log),
-            "many": measure_many(folder, rounds, log),
-        }
-    return InferRecord(slices=slices, rounds=rounds, results=results, headline=make_headline(results)).as_json()
+            host=measure_host(folder, more, SIZE, rounds, log),
+            engines=measure_engines(default, rounds, log),
+            components=measure_components(subject.label, rounds, log),
+            many=measure_many(folder, rounds, log),
+        )
+    return InferRecord(
+        **origin(),
+        unit=f"slices of {SIZE}x{SIZE}",
+        slices=slices,
+        rounds=rounds,
+        page_cache="warm",
+        clock="wall",
+        results=results,
+        headline=make_headline(results),
+    ).as_json()
 
 
-def default_file(folder: Path) -> Path:
-    """Return the model file of the default network."""
-    return folder / "default.onnx"
-
-
-def make_headline(results: Mapping[str, Any]) -> Record:
+def make_headline(results: InferResults) -> Headline:
     """Return the headline: the default network with post-processing, from files to files."""
-    whole, engines = results["whole"]["default"], results["engines"]
-    rates = {name: row["per_second"] for name, row in engines["results"].items()}
-    return {
-        "ours": f"default network {WITH_RULES}, files to files",
-        "per_second": whole["results"][WITH_RULES]["per_second"],
-        "bound": "convolutions in onnxruntime",
-        "gflop": whole["gflop_a_slice"],
-        "arithmetic": "float32",
-        "limit": {
-            "name": LANES_ALONE,
-            "per_second": whole["results"][LANES]["per_second"],
-            "fraction": whole["of the bare lanes"][WITH_RULES]["wall"],
-        },
-        "peers": {
-            SESSION_ALONE: {
-                "per_second": whole["results"][SESSION]["per_second"],
-                "times": whole["of the bare session"][WITH_RULES]["wall"],
-                "what": SESSION_SENTENCE,
-            },
-            **{
-                name: {
-                    "per_second": rates[name],
-                    "times": round(rates[ENGINE] / rates[name], 3),
-                    "what": "the network alone, nothing read or written, beside onnxruntime's in the same rounds",
-                }
-                for name in (EAGER, EAGER_LAST)
-            },
-        },
-        "verified": f"every scan was done; {engines['labels_differing']:.1e} of the labels differ from torch's",
+    whole, engines = results.whole["default"], results.engines
+    rates = {name: row.per_second for name, row in {**whole.results, **engines.results}.items()}
+    session, lanes = (over[WITH_RULES].wall for over in (whole.over_bare_session, whole.over_bare_lanes))
+    alone = "the network alone, nothing read or written, beside onnxruntime's in the same rounds"
+    torch_peers = {
+        name: Peer(per_second=rates[name], times=round(rates[ENGINE] / rates[name], 3), what=alone)
+        for name in (EAGER, EAGER_LAST)
     }
+    return Headline(
+        ours=f"default network {WITH_RULES}, files to files",
+        per_second=rates[WITH_RULES],
+        bound="convolutions in onnxruntime",
+        gflop=whole.gflop_a_slice,
+        arithmetic="float32",
+        limit=Limit(name=LANES_ALONE, per_second=rates[LANES], fraction=lanes),
+        peers={SESSION_ALONE: Peer(per_second=rates[SESSION], times=session, what=SESSION_SENTENCE), **torch_peers},
+        verified=f"every scan was done; {engines.labels_differing:.1e} of the labels differ from torch's",
+    )
 
 
-def measure_whole(path: Path, scans: Path, rounds: int, log: Log) -> Record:
+def measure_whole(path: Path, scans: Path, rounds: int, log: Log) -> WholeRun:
     """Measure complete runs from files to files, with and without post-processing, and the network alone."""
     model = open_model(path, "cpu")
     jobs, _ = gather([scans])
-    stages: dict[str, Record] = {}
+    stages: WholeStages = {}
     total = sum(nib.load(job.path).shape[2] for job in jobs)
 
     def segment(name: str, options: InferOptions) -> Work:
@@ -166,16 +140,16 @@ def measure_whole(path: Path, scans: Path, rounds: int, log: Log) -> Record:
         WITH_RULES: segment(WITH_RULES, InferOptions()),
     }
     times = time_on_both_clocks(contenders, rounds, log)
-    return {
-        "results": times.as_json(total),
-        "of the bare session": {key: times.speedup(key, SESSION) for key in (LANES, WITHOUT_RULES, WITH_RULES)},
-        "of the bare lanes": {key: times.speedup(key, LANES) for key in (WITHOUT_RULES, WITH_RULES)},
-        "gflop_a_slice": round(gflop_a_slice(path), 3),
-        "stages": stages,
-    }
+    return WholeRun(
+        results=times.rates(total),
+        over_bare_session={key: times.speedup(key, SESSION) for key in (LANES, WITHOUT_RULES, WITH_RULES)},
+        over_bare_lanes={key: times.speedup(key, LANES) for key in (WITHOUT_RULES, WITH_RULES)},
+        gflop_a_slice=round(gflop_a_slice(path), 3),
+        stages=stages,
+    )
 
 
-def measure_engines(path: Path, rounds: int, log: Log) -> Record:
+def measure_engines(path: Path, rounds: int, log: Log) -> EngineRates:
     """Measure onnxruntime and torch eager on a batch of two slices of noise, on all cores."""
     model = open_on_all_cores(path)
     # two networks with equal weights, since the memory format of shared weights would change for both
@@ -199,11 +173,11 @@ def measure_engines(path: Path, rounds: int, log: Log) -> Record:
     contenders = {ENGINE: run_onnxruntime, EAGER: lambda: run_torch(graph), EAGER_LAST: lambda: run_torch(last)}
     with torch_threads(count_cores()):
         expected = run_torch(graph)[0].numpy()
-        differing = int(np.count_nonzero(run_onnxruntime().label != expected))
+        differing = differing_share(run_onnxruntime().label, expected)
         times = time_on_both_clocks(contenders, rounds, log)
-    return {
-        "results": times.as_json(2),
-        "labels_differing": differing / expected.size,
-        "over torch eager": times.speedup(ENGINE, EAGER),
-        "over torch eager, channels last": times.speedup(ENGINE, EAGER_LAST),
-    }
+    return EngineRates(
+        results=times.rates(2),
+        labels_differing=differing,
+        over_torch=times.speedup(ENGINE, EAGER),
+        over_torch_channels_last=times.speedup(ENGINE, EAGER_LAST),
+    )

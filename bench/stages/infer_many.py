@@ -12,8 +12,9 @@ import numpy as np
 
 from slicemill.bench.command import slicemill_command
 from slicemill.bench.harness.clock import Log, Timing, ratio, time_on_both_clocks
-from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.networks import MARKED, default_network, export_network, mark_labels
+from slicemill.bench.schema.base import ClockRatios
+from slicemill.bench.schema.networks import ManyScans
 from slicemill.bench.stages.infer_session import open_on_all_cores, segment_all
 from slicemill.common.documents import to_document
 from slicemill.common.files import Location, write_json
@@ -38,7 +39,7 @@ FOLDER, SESSION = "folder", "session, scan by scan"
 ONE_COMMAND, COMMAND_EACH = "command, folder", "command, scan by scan"
 
 
-def measure_many(folder: Path, rounds: int, log: Log) -> Record:
+def measure_many(folder: Path, rounds: int, log: Log) -> ManyScans:
     """Measure the small scans as one folder, one by one in a session, by one command, and by a command each."""
     path = export_network(folder / "small.onnx", default_network(), MARKED, SMALL_SIDE)
     scans = write_small_scans(folder / "small")
@@ -65,12 +66,12 @@ def measure_many(folder: Path, rounds: int, log: Log) -> Record:
     times = time_on_both_clocks(contenders, rounds, log)
     few = times.wall[COMMAND_EACH].seconds
     each = Timing(name=COMMAND_EACH, seconds=tuple(seconds * SMALL / COMMANDS for seconds in few))
-    return {
-        "scans": SMALL,
-        "results": {name: timing.as_json(SMALL) for name, timing in (times.wall | {COMMAND_EACH: each}).items()},
-        "over a session called scan by scan": times.speedup(FOLDER, SESSION),
-        "over the command called scan by scan": {"wall": round(ratio(each, times.wall[ONE_COMMAND]), 2)},
-    }
+    return ManyScans(
+        scans=SMALL,
+        results={name: timing.rate(SMALL) for name, timing in (times.wall | {COMMAND_EACH: each}).items()},
+        over_session=times.speedup(FOLDER, SESSION),
+        over_command=ClockRatios(wall=round(ratio(each, times.wall[ONE_COMMAND]), 2)),
+    )
 
 
 def write_small_scans(folder: Path) -> Path:

@@ -11,16 +11,15 @@ With slicemill[openvino,train], for random weights, and for the Dice of a traine
 
 import argparse
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from slicemill.bench.harness.agreement import dice_losses, differing_share
 from slicemill.bench.harness.clock import ratio, time_rounds
 from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.networks import MARKED, default_network, export_network, write_marked_scans
-from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import phantom_subject
+from slicemill.bench.schema.base import origin
+from slicemill.bench.schema.networks import OpenvinoRecord
 from slicemill.bench.stages.infer_session import network_alone, open_on_all_cores
 from slicemill.common.files import to_json, write_json
 from slicemill.common.terminal import print_line
@@ -33,19 +32,6 @@ SIZE = 512
 SLICES = 2
 """Slices in a round: one batch."""
 BASELINE = "onnxruntime fp32"
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenvinoRecord(BenchmarkRecord):
-    """Record of the benchmark."""
-
-    benchmark: str = "openvino"
-    unit: str = f"slices of {SIZE}x{SIZE}"
-    precision: str
-    results: Mapping[str, Record]
-    over_baseline: float = field(metadata={"key": f"over {BASELINE}"})
-    labels_differing: float
-    dice_loss: Mapping[str, float]
 
 
 def main() -> None:
@@ -78,14 +64,15 @@ def measure(path: Path, scan: Path, rounds: int) -> Record:
     times = time_rounds(
         {name: network_alone(model, scan, SLICES, batch=SLICES) for name, model in models.items()}, rounds=rounds
     )
-    record = OpenvinoRecord(
+    return OpenvinoRecord(
+        **origin(),
+        unit=f"slices of {SIZE}x{SIZE}",
         precision=models["openvino"].session.precision,
-        results={name: timing.as_json(SLICES) for name, timing in times.items()},
+        results={name: timing.rate(SLICES) for name, timing in times.items()},
         over_baseline=round(ratio(times[BASELINE], times["openvino"]), 3),
         labels_differing=differing_share(labels["openvino"], labels[BASELINE]),
         dice_loss=dice_losses(labels["openvino"], labels[BASELINE], models["openvino"].info.labels),
-    )
-    return record.as_json()
+    ).as_json()
 
 
 if __name__ == "__main__":

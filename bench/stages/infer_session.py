@@ -6,7 +6,7 @@ core.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,14 +15,14 @@ import onnxruntime as ort
 
 from slicemill.bench.harness.clock import Work
 from slicemill.bench.harness.cores import count_cores
-from slicemill.bench.harness.headline import Record, check
-from slicemill.common.documents import to_document
+from slicemill.bench.harness.headline import check
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import Job, load_scan
 from slicemill.infer.network.lanes import make_lane
 from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import DEFAULTS, infer
+from slicemill.infer.run.timing import StageTime
 from slicemill.infer.runtime.capacity import batch_capacity
 from slicemill.infer.slices.assembly import plan_scan
 from slicemill.infer.slices.batches import Batcher, NetworkScan
@@ -32,12 +32,14 @@ SESSION_ALONE = "bare session, one batch on all cores"
 SESSION_SENTENCE = "the network alone, on slices in memory, one batch after the other"
 
 
-def segment_all(model: Model, jobs: Sequence[Job], folder: Path, options: InferOptions = DEFAULTS) -> Record:
+def segment_all(
+    model: Model, jobs: Sequence[Job], folder: Path, options: InferOptions = DEFAULTS
+) -> Mapping[str, StageTime]:
     """Segment all scans into a temporary folder; return the time of each stage (`slicemill.infer.run.timing`)."""
     with tempfile.TemporaryDirectory(dir=folder) as out:
         summary = infer(model, jobs, Path(out), options)
     check("all scans were segmented", holds=summary.count("done") == len(jobs))
-    return {stage: to_document(time) for stage, time in summary.stages.items()}
+    return summary.stages
 
 
 def open_on_all_cores(path: Path) -> Model:

@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -19,24 +18,26 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from slicemill.bench.harness.clock import Timing, Work, ratio, show_progress, time_rounds
 from slicemill.bench.harness.conversions import PEERS
 from slicemill.bench.harness.cores import count_cores, pin_to_one_core
 from slicemill.bench.harness.headline import Record, check, headline, with_amount
-from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import CASE_ID, SUFFIXES, Files, Subject, same_voxels
+from slicemill.bench.schema.base import Headline, origin
+from slicemill.bench.schema.data import IngestFormat, IngestPeer, IngestRecord, ThreadGain
 from slicemill.bench.stages.ingest_memory import measure_peaks
+from slicemill.bench.stages.real_size import measure_real_size
 from slicemill.ct.formats.nifti.stream import Gunzip
 from slicemill.ct.labels import Labels
 from slicemill.ct.scan import slab_depth
-from slicemill.ingest.convert import convert_case
 from slicemill.ingest.params import Params
 from slicemill.store.codecs import make_codec
 from slicemill.store.layout import IMAGE, LABEL, SHARD, ArrayName
 from slicemill.store.reader import open_store
 from slicemill.store.statistics import Counts
-from slicemill.store.writer import ShardWriter, prepare_store
+from slicemill.store.writer import ShardWriter
 
 SLICEMILL = "ours"
 KERNELS = "sum of its kernels"
@@ -44,68 +45,38 @@ CASES_A_WORKER = 4
 Volume = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class FormatRecord:
-    """Figures of one file format."""
+def run(folder: Path, subject: Subject, *, rounds: int, memory: bool = False, dicom: Path | None = None) -> Record:
+    """Measure everything on one scan and return the record.
 
-    slices_per_second: float
-    milliseconds_a_slice: Mapping[str, float]
-    """By contender."""
-    peers: Mapping[str, Record]
-    """CPU time over slicemill's, by peer; None if it is not installed."""
-    cpu_over_kernels: float
-    shares: Mapping[str, float]
-    """Share of each kernel in the time of the ingest."""
-    two_workers: float | None
-    """Rate of two workers over that of one; None on a single core."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class IngestRecord(BenchmarkRecord):
-    """Record of `bench ingest`."""
-
-    benchmark: str = "ingest"
-    subject: str
-    slice: list[int]
-    """Pixels along y and x."""
-    slices: int
-    rounds: int
-    page_cache: str = "warm"
-    clock: str = "CPU time of one core, but for two workers (wall)"
-    formats: Mapping[str, FormatRecord]
-    results: Mapping[str, Record]
-    """Results of .nii.gz."""
-    headline: Record
-    threads: Record
-    memory: Record | None = field(default=None, metadata={"optional": True})
-
-
-def run(folder: Path, subject: Subject, *, rounds: int, memory: bool = False) -> Record:
-    """Measure everything on one scan and return the record; with `memory` also the peak memory of long scans."""
+    With `memory`, also the peak memory of long scans; with `dicom`, also the size of a real series' store.
+    """
     depth = len(subject.image)
     files = {suffix: subject.write(folder / suffix.strip("."), suffix) for suffix in SUFFIXES}
-    formats, results, comparison = {}, {}, {}
+    formats = {}
     for suffix, case in files.items():
         with pin_to_one_core():
             times = time_peers(folder, case, subject.params(), rounds)
             kernels = time_kernels(folder, case, subject, rounds)
         if suffix == SUFFIXES[0]:
-            results = {name: timing.as_json(depth) for name, timing in times.items()}
+            results = {name: timing.rate(depth) for name, timing in times.items()}
             comparison = make_headline(times, kernels, depth, verify_voxels(folder, case, subject))
         two = time_two_workers(folder, case, subject.params(), rounds)
         formats[suffix] = make_format_record(times, kernels, depth, two)
-    record = IngestRecord(
+    return IngestRecord(
+        **origin(),
         subject=str(subject),
-        slice=list(subject.image.shape[1:]),
+        slice=(subject.image.shape[1], subject.image.shape[2]),
         slices=depth,
         rounds=rounds,
+        page_cache="warm",
+        clock="CPU time of one core, but for two workers (wall)",
         formats=formats,
         results=results,
         headline=comparison,
         threads=time_threads(folder, files[".nii"], subject.params(), rounds),
         memory=measure_peaks(folder, subject.image, subject.label) if memory else None,
-    )
-    return record.as_json()
+        real_size=None if dicom is None else measure_real_size(dicom),
+    ).as_json()
 
 
 @contextlib.contextmanager
@@ -120,10 +91,9 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
 
 
 def convert_with_slicemill(folder: Path, case: Files, params: Params, *, threads: int = 1) -> None:
-    """Convert a case into a new store, without lock, ledger, tables and Dask, whose cost many cases share."""
+    """Convert a case into a store that is deleted afterwards."""
     with fresh_folder(folder) as path:
-        prepare_store(path)
-        convert_case(case.case(), params, path, threads=threads)
+        case.convert(path, params, threads=threads)
 
 
 def convert_with_peer(folder: Path, case: Files, convert: Callable[[Path, Path, Path], None]) -> None:
@@ -135,8 +105,7 @@ def convert_with_peer(folder: Path, case: Files, convert: Callable[[Path, Path, 
 def verify_voxels(folder: Path, case: Files, subject: Subject) -> str:
     """Check that a store holds the file's voxels, and return a sentence for the record."""
     with fresh_folder(folder) as path:
-        prepare_store(path)
-        convert_case(case.case(), subject.params(), path)
+        case.convert(path, subject.params())
         stored = open_store(path)[CASE_ID]
         same_label = stored.label is not None and same_voxels(stored.label[:], subject.label)
         check("the store holds the scan's voxels", holds=same_label and same_voxels(stored.image[:], subject.image))
@@ -190,17 +159,17 @@ def sum_kernels(kernels: Mapping[str, Timing]) -> Timing:
 
 def make_format_record(
     times: Mapping[str, Timing], kernels: Mapping[str, Timing], depth: int, two_workers: float | None
-) -> FormatRecord:
+) -> IngestFormat:
     """Return the figures of one file format."""
     own = kernels[SLICEMILL]
-    return FormatRecord(
+    return IngestFormat(
         slices_per_second=round(depth / times[SLICEMILL].median, 1),
         milliseconds_a_slice={name: round(1000 * timing.median / depth, 3) for name, timing in times.items()},
         peers={
             peer.name: (
-                {"times_ours": round(ratio(times[peer.name], times[SLICEMILL]), 2), "what": peer.sentence}
+                IngestPeer(times_ours=round(ratio(times[peer.name], times[SLICEMILL]), 2), what=peer.sentence)
                 if peer.name in times
-                else {"times_ours": None, "what": f"{peer.needs} is not installed"}
+                else IngestPeer(times_ours=None, what=f"{peer.needs} is not installed")
             )
             for peer in PEERS
         },
@@ -210,7 +179,7 @@ def make_format_record(
     )
 
 
-def make_headline(times: Mapping[str, Timing], kernels: Mapping[str, Timing], depth: int, verified: str) -> Record:
+def make_headline(times: Mapping[str, Timing], kernels: Mapping[str, Timing], depth: int, verified: str) -> Headline:
     """Return the headline; the fraction of the limit is from the rounds in which the kernels ran."""
     together = sum_kernels(kernels)
     record = headline(
@@ -221,8 +190,8 @@ def make_headline(times: Mapping[str, Timing], kernels: Mapping[str, Timing], de
         peers={peer.name: peer.sentence for peer in PEERS if peer.name in times},
         verified=verified,
     )
-    record["limit"]["fraction"] = round(ratio(together, kernels[SLICEMILL]), 3)
-    return record
+    fraction = round(ratio(together, kernels[SLICEMILL]), 3)
+    return replace(record, limit=replace(record.limit, fraction=fraction))
 
 
 def write_shards(folder: Path, encoded: dict[ArrayName, list[bytes]]) -> None:
@@ -276,7 +245,7 @@ def time_two_workers(folder: Path, case: Files, params: Params, rounds: int) -> 
     return round(2 * ratio(times["one"], times["two"]), 2)
 
 
-def time_threads(folder: Path, case: Files, params: Params, rounds: int) -> Record:
+def time_threads(folder: Path, case: Files, params: Params, rounds: int) -> ThreadGain:
     """Return the speedup of one case with one thread per core over one thread."""
     cores = count_cores()
     contenders = {
@@ -284,4 +253,4 @@ def time_threads(folder: Path, case: Files, params: Params, rounds: int) -> Reco
         "all": lambda: convert_with_slicemill(folder, case, params, threads=cores),
     }
     times = time_rounds(contenders, rounds=rounds)
-    return {"cores": cores, "times_sooner": round(ratio(times["1"], times["all"]), 2)}
+    return ThreadGain(cores=cores, times_sooner=round(ratio(times["1"], times["all"]), 2))

@@ -9,13 +9,13 @@ import os
 import shutil
 import subprocess
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from slicemill.bench.command import slicemill_command
 from slicemill.bench.harness.headline import Record
-from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import SIZE, phantom_subject
+from slicemill.bench.schema.base import origin
+from slicemill.bench.schema.data import LitsRecord
 from slicemill.bench.stages.ingest_memory import find_peak_mib, write_repeated
 from slicemill.common.files import folder_bytes
 
@@ -23,28 +23,6 @@ PLAN = {74: 6, 123: 20, 240: 22, 294: 7, 432: 30, 685: 33, 987: 13}
 """Length in slices -> number of cases: LiTS's shortest and longest scan, and its numbers of scans and slices."""
 DEPTH = 148
 """Slices of the phantom that is repeated."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LitsRecord(BenchmarkRecord):
-    """Record of `bench ingest --scale lits`."""
-
-    benchmark: str = "ingest --scale lits"
-    page_cache: str = (
-        "warm: one phantom, repeated to seven lengths, behind hard links; the store is written through the page cache"
-    )
-    format: str
-    workers: int
-    cases: int
-    slices: int
-    raw_gb: float
-    """Voxels of images and masks."""
-    source_gb: float
-    store_gb: float
-    seconds: float
-    slices_per_second: float
-    raw_gb_per_second: float
-    peak_worker_mib: int | None
 
 
 def run(folder: Path, *, suffix: str, workers: int, limit: int | None = None) -> Record:
@@ -61,6 +39,9 @@ def run(folder: Path, *, suffix: str, workers: int, limit: int | None = None) ->
     slices = sum(lengths)
     raw_gb = slices * SIZE * SIZE * 3 / 1e9
     record = LitsRecord(
+        **origin(),
+        page_cache="warm: one phantom, repeated to seven lengths, behind hard links; "
+        "the store is written through the page cache",
         format=suffix,
         workers=workers,
         cases=len(lengths),

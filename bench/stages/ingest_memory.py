@@ -19,8 +19,9 @@ import numpy.typing as npt
 from isal import igzip
 
 from slicemill.bench.command import slicemill_command
-from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.subject import SUFFIXES, Files
+from slicemill.bench.schema.data import MemoryPeak, ScanCost
+from slicemill.common.documents import from_document
 
 LENGTHS = (50, 200, 1000, 3000)
 CONVERT = """
@@ -42,9 +43,9 @@ print(json.dumps({"cpu_seconds": time.process_time() - start, "peak_mib": peak_m
 """Script of a conversion in its own process. It imports as little as possible, because imports count as peak memory."""
 
 
-def measure_peaks(folder: Path, image: npt.NDArray[np.int16], label: npt.NDArray[np.uint8]) -> Record:
+def measure_peaks(folder: Path, image: npt.NDArray[np.int16], label: npt.NDArray[np.uint8]) -> dict[str, MemoryPeak]:
     """Return MiB by file format and number of slices: of a conversion alone, and of a Dask worker."""
-    peaks: Record = {}
+    peaks: dict[str, MemoryPeak] = {}
     for suffix in SUFFIXES:
         for length in LENGTHS:
             case = folder / "memory"
@@ -54,15 +55,14 @@ def measure_peaks(folder: Path, image: npt.NDArray[np.int16], label: npt.NDArray
             under_dask = subprocess.run(  # noqa: S603 (a slicemill command)
                 command, capture_output=True, text=True, check=True
             )
-            peaks[f"{length} slices, {suffix}"] = {
-                "alone_mib": round(alone["peak_mib"]),
-                "dask_worker_mib": find_peak_mib(under_dask.stdout),
-            }
+            peaks[f"{length} slices, {suffix}"] = MemoryPeak(
+                alone_mib=round(alone.peak_mib), dask_worker_mib=find_peak_mib(under_dask.stdout)
+            )
             shutil.rmtree(case)
     return peaks
 
 
-def convert_alone(files: Files, store: Path) -> dict[str, float]:
+def convert_alone(files: Files, store: Path) -> ScanCost:
     """Convert a case in its own process; return CPU seconds of the conversion and peak MiB of the process."""
     done = subprocess.run(  # noqa: S603 (this interpreter, code from above)
         [sys.executable, "-c", CONVERT, str(files.image), str(files.mask), str(store)],
@@ -70,8 +70,7 @@ def convert_alone(files: Files, store: Path) -> dict[str, float]:
         text=True,
         check=True,
     )
-    result: dict[str, float] = json.loads(done.stdout)
-    return result
+    return from_document(ScanCost, json.loads(done.stdout), "conversion")
 
 
 def find_peak_mib(output: str) -> int | None:
@@ -87,7 +86,7 @@ def find_peak_mib(output: str) -> int | None:
 def write_repeated(folder: Path, suffix: str, volumes: tuple[npt.NDArray[Any], npt.NDArray[Any]], slices: int) -> Files:
     """Write a long case slice by slice: a phantom's image and label, forward, backward and forward again."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = Files(image=folder / f"volume-1{suffix}", mask=folder / f"segmentation-1{suffix}")
+    files = Files.in_folder(folder, suffix)
     for path, volume in zip((files.image, files.mask), volumes, strict=True):
         header = nib.Nifti1Header()
         header.set_data_dtype(volume.dtype)

@@ -10,15 +10,15 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from slicemill.bench.harness.headline import Record
-from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import CASE_ID, Files, phantom_subject
+from slicemill.bench.schema.base import origin
+from slicemill.bench.schema.data import InstructionsRecord, LoopCount
 from slicemill.common.errors import ConfigError
 from slicemill.common.progress import progress
 
@@ -28,7 +28,7 @@ FEW, MANY = 8, 40
 """Slices of the two runs of a loop."""
 RUN_LOOP = (
     "import sys; from pathlib import Path; from slicemill.bench.stages.instructions import LOOPS; "
-    "LOOPS[sys.argv[1]].work(Path(sys.argv[2]), int(sys.argv[3]))"
+    "LOOPS[sys.argv[1]][1](Path(sys.argv[2]), int(sys.argv[3]))"
 )
 TOOLS = {
     "perf": ["perf", "stat", "-x,", "-e", "instructions:u", "--"],
@@ -41,15 +41,11 @@ COUNTS = {"perf": r"^(\d+),,instructions:u", "valgrind": r"I\s+refs:\s+([\d,]+)"
 def ingest(folder: Path, slices: int) -> None:
     """Convert a case, .nii.gz with its mask."""
     from slicemill.ct.labels import LITS_LABELS
-    from slicemill.ingest.convert import convert_case
     from slicemill.ingest.params import Params
-    from slicemill.store.writer import prepare_store
 
-    scans, store = folder / f"{slices}", folder / f"store-{slices}"
-    files = Files(image=scans / "volume-1.nii.gz", mask=scans / "segmentation-1.nii.gz")
+    store = folder / f"store-{slices}"
     shutil.rmtree(store, ignore_errors=True)
-    prepare_store(store)
-    convert_case(files.case(), Params(labels=LITS_LABELS), store)
+    Files.in_folder(folder / f"{slices}", ".nii.gz").convert(store, Params(labels=LITS_LABELS))
 
 
 def read_slices(folder: Path, slices: int) -> None:
@@ -101,45 +97,15 @@ def distances(folder: Path, slices: int) -> None:
     surface_distances(organ, np.roll(organ, 1, axis=2), (1.0, 0.8, 0.8))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Loop:
-    """A hot loop."""
-
-    what: str
-    """What it does, for the record."""
-    work: Callable[[Path, int], None]
-    """Runs the loop in a folder on a number of slices."""
-
-
-LOOPS = {
-    "ingest": Loop(what="one case, .nii.gz with its mask, into a store", work=ingest),
-    "read slices": Loop(what="slices with their labels out of a store", work=read_slices),
-    "read scan": Loop(what=".nii.gz into memory, as inference does", work=read_scan),
-    "write mask": Loop(what=".nii.gz with labels into memory, and back", work=write_mask),
-    "post-process": Loop(what="largest organ, small lesions away", work=post_process),
-    "distances": Loop(what="surface distances of an organ", work=distances),
+LOOPS: dict[str, tuple[str, Callable[[Path, int], None]]] = {
+    "ingest": ("one case, .nii.gz with its mask, into a store", ingest),
+    "read slices": ("slices with their labels out of a store", read_slices),
+    "read scan": (".nii.gz into memory, as inference does", read_scan),
+    "write mask": (".nii.gz with labels into memory, and back", write_mask),
+    "post-process": ("largest organ, small lesions away", post_process),
+    "distances": ("surface distances of an organ", distances),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopCount:
-    """Count of a loop."""
-
-    what: str
-    instructions_a_slice: int
-    runs: list[int]
-    """Instructions of the runs with FEW and with MANY slices."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InstructionsRecord(BenchmarkRecord):
-    """Record of `bench instructions`."""
-
-    benchmark: str = "instructions"
-    counter: str
-    """The tool that counted."""
-    unit: str = "slices of 512x512"
-    results: Mapping[str, LoopCount]
+"""Name -> description for the record, and the loop: it runs in a folder on a number of slices."""
 
 
 def run(folder: Path) -> Record:
@@ -158,7 +124,7 @@ def run(folder: Path) -> Record:
     phantom_subject(DEEP).store(folder / "store")
     results: dict[str, LoopCount] = {}
     with progress("instructions", 2 * len(LOOPS), "runs") as advance:
-        for name, loop in LOOPS.items():
+        for name, (what, _) in LOOPS.items():
             counts = []
             for slices in (FEW, MANY):
                 advance(0, name)
@@ -166,8 +132,8 @@ def run(folder: Path) -> Record:
                 counts.append(count_instructions(counter, command))
                 advance(1, name)
             each = round((counts[1] - counts[0]) / (MANY - FEW))
-            results[name] = LoopCount(what=loop.what, instructions_a_slice=each, runs=counts)
-    return InstructionsRecord(counter=counter, results=results).as_json()
+            results[name] = LoopCount(what=what, instructions_a_slice=each, runs=(counts[0], counts[1]))
+    return InstructionsRecord(**origin(), counter=counter, unit="slices of 512x512", results=results).as_json()
 
 
 def choose_counter() -> str:

@@ -5,20 +5,20 @@ bfloat16, at the sizes of the middle of a U-Net. Command: `slicemill bench limit
 """
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import asdict
 from torch import nn
 
 from slicemill.bench.harness.clock import Timing, Work, show_progress, time_rounds
 from slicemill.bench.harness.cores import count_cores, torch_threads
 from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.pagecache import drop_from_cache
-from slicemill.bench.harness.record import BenchmarkRecord
+from slicemill.bench.schema.base import LimitsRecord, MachineLimit, origin
 
 COPY_BYTES = 256 << 20
 """Much more than the private caches of a core."""
@@ -36,21 +36,10 @@ class Limit:
     """Amount of work per round, in the unit times seconds."""
     unit: str
 
-    def as_json(self, timing: Timing) -> Record:
-        """Return the record. The rate is that of the best round, because noise only slows rounds down."""
-        return {
-            **timing.as_json(self.amount),
-            "most": round(self.amount / min(timing.seconds), 2),
-            "unit": self.unit,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class LimitsRecord(BenchmarkRecord):
-    """Record of `bench limits`."""
-
-    benchmark: str = "limits"
-    results: Mapping[str, Record]
+    def record(self, timing: Timing) -> MachineLimit:
+        """Return the record."""
+        most = round(self.amount / min(timing.seconds), 2)
+        return MachineLimit(**asdict(timing.rate(self.amount)), most=most, unit=self.unit)
 
 
 def run(folder: Path, *, rounds: int) -> Record:
@@ -59,7 +48,8 @@ def run(folder: Path, *, rounds: int) -> Record:
     works = {name: limit.work for name, limit in limits.items()}
     with torch_threads(count_cores()), show_progress("limits", len(works), rounds) as log:
         times = time_rounds(works, rounds=rounds, log=log)
-    return LimitsRecord(results={name: limit.as_json(times[name]) for name, limit in limits.items()}).as_json()
+    results = {name: limit.record(times[name]) for name, limit in limits.items()}
+    return LimitsRecord(**origin(), results=results).as_json()
 
 
 def make_limits(folder: Path) -> dict[str, Limit]:

@@ -7,8 +7,7 @@ bench loader`.
 
 import resource
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 from slicemill.bench.harness.clock import Timing, Work, ratio, show_progress, time_rounds
 from slicemill.bench.harness.conversions import png_slices
 from slicemill.bench.harness.headline import Record, check, headline, with_amount
-from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import CASE_ID, Subject
+from slicemill.bench.schema.base import origin
+from slicemill.bench.schema.data import LoaderRecord, Waits
 from slicemill.bench.stages.store import bare_decode
 from slicemill.store.codecs import decode_blosc, without_checksum
 from slicemill.store.reader import Case, Store
@@ -49,33 +49,6 @@ RATIOS = {
 """Name of a ratio -> its baseline."""
 SLOWER = 1.5
 """Time of the network per batch over the time of decoding, when the waits for batches are measured."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Waits:
-    """Waits of a network for its batches."""
-
-    batches: int
-    milliseconds_of_work: float
-    """Time of the network per batch."""
-    longest_wait_milliseconds: float
-    share_of_time: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoaderRecord(BenchmarkRecord):
-    """Record of `bench loader`."""
-
-    benchmark: str = "loader"
-    subject: str
-    unit: str = f"pairs of an image and a label slice, in batches of {BATCH}"
-    clock: str = "CPU time of all processes"
-    page_cache: str = "warm"
-    slices: int
-    results: Mapping[str, Record]
-    ratios: Mapping[str, float]
-    headline: Record
-    waited: Waits
 
 
 class Pairs(Dataset[tuple[Any, Any]]):
@@ -129,9 +102,13 @@ def run(folder: Path, subject: Subject, *, rounds: int) -> Record:
         times = time_rounds(contenders, rounds=rounds, log=log, clock=cpu_seconds)
     check("the ring delivers the scan's slices", holds=delivers_slices(rings[1], positions, subject))
     return LoaderRecord(
+        **origin(),
         subject=str(subject),
+        unit=f"pairs of an image and a label slice, in batches of {BATCH}",
+        clock="CPU time of all processes",
+        page_cache="warm",
         slices=len(subject.image),
-        results={name: timing.as_json(len(order)) for name, timing in times.items()},
+        results={name: timing.rate(len(order)) for name, timing in times.items()},
         ratios={name: speedup(times[SLICEMILL], times[baseline]) for name, baseline in RATIOS.items()},
         headline=headline(
             with_amount(times, len(order)),

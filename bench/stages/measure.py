@@ -7,8 +7,8 @@ Times are CPU seconds of one core, which a busy machine hardly changes. Command:
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from slicemill.bench.harness.clock import Timing, Work, ratio, time_rounds
 from slicemill.bench.harness.headline import Record, check, headline, with_amount
-from slicemill.bench.harness.record import BenchmarkRecord
-from slicemill.common.machine import Machine, machine_info
+from slicemill.bench.schema.base import origin
+from slicemill.bench.schema.networks import MeasureRecord
 from slicemill.common.terminal import peak_mib
 from slicemill.measure.evaluation.surface import (
     Spacing,
@@ -39,33 +39,6 @@ ORGAN = 0
 """Value of the liver with all its lesions; the other values are single lesions."""
 CENTER, RADII = (0.5, 0.5, 0.4), (0.2, 0.22, 0.25)
 """Center and radii of the liver, as fractions of the scan along z, y, x."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasureRecord(BenchmarkRecord):
-    """Record of `bench measure`."""
-
-    benchmark: str = "measure"
-    unit: str = "slices of a case, all distances of all objects"
-    clock: str = "CPU time of one core"
-    slices: int
-    results: Mapping[str, Record]
-    headline: Record
-    machine: Machine = field(default_factory=machine_info)
-    shape_zyx: tuple[int, int, int]
-    objects: int
-    rounds: int
-    seconds_ours: float
-    seconds_boxes: float
-    seconds_medpy_an_object: list[float]
-    times_boxes: float
-    times_medpy: float
-    largest_difference_mm: float
-    scan_mib: float
-    """Memory of one mask."""
-    memory_mib: float
-    """Additional memory of slicemill."""
-    peak_mib: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +77,11 @@ def run(*, slices: int, side: int, lesions: int, rounds: int, by_medpy: int) -> 
     check("both methods give the same distances", holds=difference < SAME_MM)
     medpy = Timing(name=MEDPY, seconds=(float(np.median(seconds)) * len(case.values),) * rounds)
     return MeasureRecord(
+        **origin(),
+        unit="slices of a case, all distances of all objects",
+        clock="CPU time of one core",
         slices=slices,
-        results={name: timing.as_json(slices) for name, timing in times.items()},
+        results={name: timing.rate(slices) for name, timing in times.items()},
         headline=headline(
             with_amount({**times, MEDPY: medpy}, slices),
             contender=SLICEMILL,
@@ -122,7 +98,7 @@ def run(*, slices: int, side: int, lesions: int, rounds: int, by_medpy: int) -> 
         rounds=rounds,
         seconds_ours=round(times[SLICEMILL].median, 3),
         seconds_boxes=round(times[BOXES].median, 3),
-        seconds_medpy_an_object=[round(value, 1) for value in seconds],
+        seconds_medpy_an_object=tuple(round(value, 1) for value in seconds),
         times_boxes=round(ratio(times[BOXES], times[SLICEMILL]), 1),
         times_medpy=round(medpy.median / times[SLICEMILL].median, 1),
         largest_difference_mm=difference,

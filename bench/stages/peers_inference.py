@@ -10,7 +10,6 @@ inference`.
 """
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import torch
+from msgspec.structs import asdict
 
 from slicemill.bench.harness.agreement import dice
 from slicemill.bench.harness.clock import Work, show_progress, time_on_both_clocks
@@ -31,9 +31,10 @@ from slicemill.bench.harness.networks import (
     export_network,
     write_marked_scans,
 )
-from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import Subject, phantom_subject
 from slicemill.bench.peers.peer import read_peers, start_peers
+from slicemill.bench.schema.base import origin
+from slicemill.bench.schema.networks import PeersInferenceRecord, ScanRate
 from slicemill.bench.stages.infer_session import (
     LANES_ALONE,
     SESSION_ALONE,
@@ -59,26 +60,6 @@ SLICEMILL, BARE = "slicemill infer", LANES_ALONE
 NETWORK = "network.pt2"
 PEERS = read_peers("inference.toml")
 Label = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeersInferenceRecord(BenchmarkRecord):
-    """Record of `bench peers --kind inference`."""
-
-    benchmark: str = "peers inference"
-    unit: str = "slices, .nii.gz in and masks out, all cores"
-    clock: str = "wall, and CPU time of all threads and workers"
-    page_cache: str = "warm"
-    cases: int = SCANS
-    slices: int
-    """Slices of each scan."""
-    batch_of_peers: int = BATCH
-    results: Mapping[str, Record]
-    dice: Mapping[str, Mapping[str, float]]
-    """Peer -> label -> Dice with slicemill's masks."""
-    headline: Record
-    not_run: Mapping[str, str]
-    """Peer -> reason."""
 
 
 def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tuple[str, ...] = ()) -> Record:
@@ -108,14 +89,17 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
     wall = {name: timing for name, timing in times.wall.items() if name not in not_run}
     sentences = {SESSION_ALONE: SESSION_SENTENCE} | {peer.name: peer.sentence for peer in peers if peer.name in wall}
     return PeersInferenceRecord(
+        **origin(),
+        unit="slices, .nii.gz in and masks out, all cores",
+        clock="wall, and CPU time of all threads and workers",
+        page_cache="warm",
+        cases=SCANS,
+        batch_of_peers=BATCH,
         slices=slices,
         results={
-            name: {
-                **timing.as_json(total),
-                "scans_per_second": round(SCANS / timing.median, 4),
-                "cpu_milliseconds": round(1000 * times.cpu[name].median / total, 2),
-            }
-            for name, timing in wall.items()
+            name: ScanRate(**asdict(rate), scans_per_second=round(SCANS / times.wall[name].median, 4))
+            for name, rate in times.rates(total).items()
+            if name in wall
         },
         dice=dices,
         headline=headline(

@@ -5,8 +5,7 @@ contender runs on one core, has prepared its data as its documentation recommend
 cases in batches. Command: `slicemill bench peers --kind loading`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,11 @@ import numpy as np
 from slicemill.bench.harness.clock import Work, show_progress, time_rounds
 from slicemill.bench.harness.cores import pin_to_one_core
 from slicemill.bench.harness.headline import Record, headline, with_amount
-from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import Files, Subject, phantom_subject
 from slicemill.bench.peers.peer import StartedPeers, read_peers, start_peers
+from slicemill.bench.schema.base import origin
+from slicemill.bench.schema.networks import PeersRecord
+from slicemill.bench.stages.loader import read_ring
 from slicemill.bench.stages.store import bare_decode
 from slicemill.ingest.convert import convert_case
 from slicemill.store.reader import Store, open_store
@@ -29,23 +30,6 @@ CASES = 3
 LOW_HU, HIGH_HU = -200.0, 300.0
 SLICEMILL, BARE = "slicemill, ring of 1 thread", "bare decode"
 PEERS = read_peers("loading.toml")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeersLoadingRecord(BenchmarkRecord):
-    """Record of `bench peers --kind loading`."""
-
-    benchmark: str = "peers"
-    unit: str = f"pairs of an image and a label slice, in batches of {BATCH}, one core"
-    clock: str = "wall, one core"
-    page_cache: str = "warm"
-    cases: int = CASES
-    slices: int
-    """Slices of each case."""
-    results: Mapping[str, Record]
-    headline: Record
-    not_run: Mapping[str, str]
-    """Peer -> reason."""
 
 
 def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tuple[str, ...] = ()) -> Record:
@@ -61,7 +45,7 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
         "low": LOW_HU,
         "high": HIGH_HU,
     }
-    slicemill_work: dict[str, Work] = {SLICEMILL: read_ring(store, subjects[0]), BARE: decode_all(store, slices)}
+    slicemill_work: dict[str, Work] = {SLICEMILL: read_at_random(store, subjects[0]), BARE: decode_all(store, slices)}
     peers = [peer for peer in PEERS if not only or peer.package in only]
     with pin_to_one_core(), start_peers(peers, "load_slices.py", environments, folder / "peers", request) as started:
         contenders = slicemill_work | started.processes
@@ -69,9 +53,14 @@ def run(folder: Path, environments: Path, *, slices: int, rounds: int, only: tup
             times = time_rounds(contenders, rounds=rounds, log=log)
         not_run = started.not_run() | find_incomplete(started, total)
     done = with_amount({name: timing for name, timing in times.items() if name not in not_run}, total)
-    return PeersLoadingRecord(
+    return PeersRecord(
+        **origin(),
+        unit=f"pairs of an image and a label slice, in batches of {BATCH}, one core",
+        clock="wall, one core",
+        page_cache="warm",
+        cases=CASES,
         slices=slices,
-        results={name: timed.as_json() for name, timed in done.items()},
+        results={name: timed.rate() for name, timed in done.items()},
         headline=headline(
             done,
             contender=SLICEMILL,
@@ -95,20 +84,14 @@ def write_cases(folder: Path, subjects: Sequence[Subject]) -> list[Files]:
     return cases
 
 
-def read_ring(store: Store, subject: Subject) -> Work:
+def read_at_random(store: Store, subject: Subject) -> Work:
     """Return a function that reads every slice once, in a new random order, in batches."""
     depth, height, width = subject.image.shape
     ring = Batches(store, SliceRegion(size=(height, width)), BATCH, 1)
     positions = [SlicePosition(case_id, z) for case_id in store.case_ids for z in range(depth)]
     rng = np.random.default_rng(0)
 
-    def work() -> None:
-        order = [positions[number] for number in rng.permutation(len(positions))]
-        with ring.iterate(order, (0, 0)) as stream:
-            for _ in stream:
-                pass
-
-    return work
+    return lambda: read_ring(ring, [positions[number] for number in rng.permutation(len(positions))])
 
 
 def decode_all(store: Store, slices: int) -> Work:

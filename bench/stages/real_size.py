@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.bench.harness.conversions import gzip6_nifti
-from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.pagecache import files_below
 from slicemill.bench.harness.subject import CASE_ID, same_voxels
+from slicemill.bench.schema.data import RealScan, StoreSize
 from slicemill.common.errors import ConfigError, ScanError
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.discover import CaseFiles
@@ -22,7 +22,7 @@ from slicemill.store.reader import open_store
 from slicemill.store.writer import prepare_store
 
 
-def measure_real_size(series: Path) -> Record:
+def measure_real_size(series: Path) -> RealScan:
     """Write a DICOM series as .nii.gz (int16, gzip 6), ingest it in both profiles, and return the ratios.
 
     Raises
@@ -36,7 +36,7 @@ def measure_real_size(series: Path) -> Record:
         gzip6_nifti(volume, path)
         archive_bytes = path.stat().st_size
         case = CaseFiles(case_id=CASE_ID, patient_id="1", image=path, mask=None, root=path.parent)
-        record: Record = {"series": series.name, "shape": list(volume.shape), "nii_gz_bytes": archive_bytes}
+        sizes: dict[str, StoreSize] = {}
         for params in (Params(labels=None), Params(labels=None, profile="fast")):
             store = Path(folder) / params.profile
             prepare_store(store)
@@ -45,12 +45,9 @@ def measure_real_size(series: Path) -> Record:
                 raise ScanError(f"{series}: the store does not hold the voxels of the series.")
             files = files_below(store / GROUP / CASE_ID)
             stored_bytes = sum(file.stat().st_size for file in files)
-            record[params.profile] = {
-                "bytes": stored_bytes,
-                "files": len(files),
-                "over_nii_gz": round(stored_bytes / archive_bytes, 3),
-            }
-    return record
+            over = round(stored_bytes / archive_bytes, 3)
+            sizes[params.profile] = StoreSize(bytes=stored_bytes, files=len(files), over_nii_gz=over)
+    return RealScan(series=series.name, shape=volume.shape, nii_gz_bytes=archive_bytes, **sizes)
 
 
 def read_series(folder: Path) -> npt.NDArray[np.int16]:

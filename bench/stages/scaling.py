@@ -1,4 +1,4 @@
-"""Growth of cost with the slices of a scan, the number of scans, workers, and the tasks of a Dask scheduler.
+"""Growth of cost with the slices of a scan, the number of scans and files, workers, and tasks of a Dask scheduler.
 
 Expected: time grows in proportion to slices and scans, and memory is constant. Lines are fitted by least
 squares and come with their coefficient of determination. Every length runs in its own process, on a phantom repeated
@@ -9,20 +9,18 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from slicemill.bench.command import slicemill_command
 from slicemill.bench.harness.cores import count_cores
 from slicemill.bench.harness.headline import Record
-from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import Subject
+from slicemill.bench.schema.base import origin
+from slicemill.bench.schema.data import ByCases, BySlices, Line, ScaleRecord, ScanCost, SchedulerCost
 from slicemill.bench.stages.found_files import FILES, measure_found_files
 from slicemill.bench.stages.ingest_memory import convert_alone, write_repeated
-from slicemill.common.files import atomic_write
 from slicemill.common.progress import progress
 from slicemill.ct.phantom import write_collection
 
@@ -35,26 +33,8 @@ TASKS = {False: 100_000, True: 5_000}
 """Tasks of the scheduler, by `quick`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """y = start + slope * x."""
-
-    start: float
-    slope: float
-    r2: float
-    """Coefficient of determination; 1 if all points are exactly on the line."""
-
-    def as_json(self, digits: int = 6) -> dict[str, float]:
-        """Return the fields for a record."""
-        return {
-            "start": round(self.start, digits),
-            "slope": round(self.slope, digits + 3),
-            "r2": round(self.r2, 5),
-        }
-
-
 def fit(xs: Sequence[float], ys: Sequence[float]) -> Line:
-    """Return the line of least squares.
+    """Return the line of least squares, rounded as records have it.
 
     >>> fit([0, 1, 2], [1, 3, 5])
     Line(start=1.0, slope=2.0, r2=1.0)
@@ -64,41 +44,8 @@ def fit(xs: Sequence[float], ys: Sequence[float]) -> Line:
     start = float(y.mean() - slope * x.mean())
     total = float(((y - y.mean()) ** 2).sum())
     residual = float(((y - start - slope * x) ** 2).sum())
-    return Line(start=start, slope=slope, r2=1.0 if total == 0 else 1 - residual / total)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BySlices:
-    """Cost of one scan by its number of slices."""
-
-    measured: Mapping[str, dict[str, float]]
-    cpu_seconds: dict[str, float]
-    """The fitted line."""
-    peak_mib: dict[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ByCases:
-    """Seconds of the command by the number of scans."""
-
-    measured: Mapping[str, float]
-    seconds: dict[str, float]
-    """The fitted line."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScaleRecord(BenchmarkRecord):
-    """Record of `bench scale`."""
-
-    benchmark: str = "scale"
-    subject: str
-    slices: BySlices
-    cases: ByCases
-    workers: Mapping[str, float]
-    """Seconds of the command on the largest collection, by workers."""
-    scheduler: Record
-    files: ByCases | None = field(default=None, metadata={"optional": True})
-    """CPU seconds of `ingest --dry-run` by the number of files; None in records of earlier versions."""
+    r2 = 1.0 if total == 0 else 1 - residual / total
+    return Line(start=round(start, 6), slope=round(slope, 9), r2=round(r2, 5))
 
 
 def run(folder: Path, subject: Subject, *, quick: bool) -> Record:
@@ -123,32 +70,29 @@ def run(folder: Path, subject: Subject, *, quick: bool) -> Record:
         advance(1, f"{tasks:,} tasks")
         scheduler = measure_scheduler(tasks)
 
-    def fit_key(key: str) -> dict[str, float]:
-        return fit(list(by_slices), [row[key] for row in by_slices.values()]).as_json()
-
     def seconds(measured: Mapping[int, float]) -> dict[str, float]:
         return {str(count): round(value, 3) for count, value in measured.items()}
 
-    record = ScaleRecord(
+    return ScaleRecord(
+        **origin(),
         subject=str(subject),
         slices=BySlices(
             measured={str(length): row for length, row in by_slices.items()},
-            cpu_seconds=fit_key("cpu_seconds"),
-            peak_mib=fit_key("peak_mib"),
+            cpu_seconds=fit(lengths, [cost.cpu_seconds for cost in by_slices.values()]),
+            peak_mib=fit(lengths, [cost.peak_mib for cost in by_slices.values()]),
         ),
-        cases=ByCases(measured=seconds(by_cases), seconds=fit(list(by_cases), list(by_cases.values())).as_json()),
+        cases=ByCases(measured=seconds(by_cases), seconds=fit(list(by_cases), list(by_cases.values()))),
         workers=seconds(workers),
         scheduler=scheduler,
-        files=ByCases(measured=seconds(by_files), seconds=fit(list(by_files), list(by_files.values())).as_json()),
-    )
-    return record.as_json()
+        files=ByCases(measured=seconds(by_files), seconds=fit(list(by_files), list(by_files.values()))),
+    ).as_json()
 
 
-def measure_length(folder: Path, subject: Subject, length: int) -> dict[str, float]:
+def measure_length(folder: Path, subject: Subject, length: int) -> ScanCost:
     """Return CPU seconds and peak memory of the ingest of a scan of `length` slices, in its own process."""
     cost = convert_alone(write_repeated(folder, SUFFIX, (subject.image, subject.label), length), folder / "store")
     shutil.rmtree(folder)
-    return {name: round(value, 4) for name, value in cost.items()}
+    return ScanCost(cpu_seconds=round(cost.cpu_seconds, 4), peak_mib=round(cost.peak_mib, 4))
 
 
 def measure_collection(folder: Path, count: int, *, workers: int) -> float:
@@ -162,7 +106,7 @@ def measure_collection(folder: Path, count: int, *, workers: int) -> float:
     return seconds
 
 
-def measure_scheduler(count: int) -> Record:
+def measure_scheduler(count: int) -> SchedulerCost:
     """Return the cost per task of a Dask scheduler with two worker processes, for tasks that do nothing."""
     from distributed import Client, LocalCluster
 
@@ -175,35 +119,4 @@ def measure_scheduler(count: int) -> Record:
         futures = client.map(int, range(count), pure=False)
         client.gather(futures)
         seconds = time.perf_counter() - start
-    return {"tasks": count, "workers": 2, "milliseconds_a_task": round(1000 * seconds / count, 4)}
-
-
-def draw(path: Path, record: Mapping[str, Any]) -> None:
-    """Draw time and memory against slices, and time against scans, with the fitted lines."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
-
-    def draw_panel(
-        panel: Any, points: Mapping[str, float], line: Mapping[str, float], x_label: str, y_label: str
-    ) -> None:
-        xs, ys = [int(x) for x in points], list(points.values())
-        panel.plot(xs, ys, "o", color="#2f6ea8")
-        panel.plot(xs, [line["start"] + line["slope"] * x for x in xs], color="#c0392b", linewidth=1.2)
-        title = f"slope {line['slope']:.4g}, R² {line['r2']:.4f}"
-        panel.set(xlabel=x_label, ylabel=y_label, ylim=(0, 1.1 * max(ys)), title=title)
-        panel.title.set_fontsize(9)
-        panel.grid(alpha=0.3)
-
-    slices, cases = record["slices"], record["cases"]
-    labels = {"cpu_seconds": "CPU seconds of its ingest", "peak_mib": "peak memory, MiB"}
-    for panel, (key, label) in zip(panels, labels.items(), strict=False):
-        points = {length: row[key] for length, row in slices["measured"].items()}
-        draw_panel(panel, points, slices[key], "slices of a scan", label)
-    draw_panel(panels[2], cases["measured"], cases["seconds"], "scans", "seconds of the command, 1 worker")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    pyplot.close(figure)
+    return SchedulerCost(tasks=count, workers=2, milliseconds_a_task=round(1000 * seconds / count, 4))

@@ -6,7 +6,6 @@ Bottleneck: decompression. The limit is the codec alone, from bytes in memory in
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from slicemill.bench.harness.clock import Work, show_progress, time_rounds
 from slicemill.bench.harness.cores import pin_to_one_core
 from slicemill.bench.harness.headline import Record, TimedContender, check, headline
 from slicemill.bench.harness.pagecache import drop_from_cache, files_below
-from slicemill.bench.harness.record import BenchmarkRecord
 from slicemill.bench.harness.subject import CASE_ID, Subject
+from slicemill.bench.schema.base import origin
+from slicemill.bench.schema.data import StoreBytes, StoreRecord
 from slicemill.store.codecs import decode_blosc, without_checksum
 from slicemill.store.layout import GROUP, IMAGE, LABEL, ProfileName
 from slicemill.store.reader import Case
@@ -44,41 +44,26 @@ RATIOS = {
 """Name of a ratio -> the contender and its baseline."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoreRecord(BenchmarkRecord):
-    """Record of `bench store`."""
-
-    benchmark: str = "store"
-    subject: str
-    unit: str = "pairs of an image and a label slice, in random order"
-    clock: str
-    page_cache: str
-    slices: int
-    results: Mapping[str, Record]
-    ratios: Mapping[str, float]
-    bytes: Mapping[str, int]
-    """Bytes of the arrays by profile, and of the voxels."""
-    headline: Record
-
-
 def run(folder: Path, subject: Subject, *, rounds: int, cold: bool = False) -> Record:
     """Measure on one scan and return the record; `cold` drops the page cache before every run, and takes wall time."""
     profiles: tuple[ProfileName, ...] = ("compact", "fast")
     cases = {profile: subject.store(folder / profile, profile)[CASE_ID] for profile in profiles}
-    sizes: dict[str, int] = {
+    sizes = {
         profile: sum(path.stat().st_size for path in (folder / profile).rglob("0") if path.is_file())
         for profile in profiles
     }
     times = time_readers(folder, subject, cases, rounds, cold=cold)
     check("the stores hold the scan", holds=all(holds_scan(case, subject) for case in cases.values()))
     return StoreRecord(
+        **origin(),
         subject=str(subject),
+        unit="pairs of an image and a label slice, in random order",
         clock="wall, one core" if cold else "CPU time of one core",
         page_cache="cold: forgotten before every run (posix_fadvise)" if cold else "warm",
         slices=len(subject.image),
-        results={name: timed.as_json() for name, timed in times.items()},
+        results={name: timed.rate() for name, timed in times.items()},
         ratios={name: times[one].speedup(times[other]) for name, (one, other) in RATIOS.items()},
-        bytes={**sizes, "raw": subject.image.nbytes + subject.label.nbytes},
+        bytes=StoreBytes(**sizes, raw=subject.image.nbytes + subject.label.nbytes),
         headline=headline(
             times,
             contender="ours",

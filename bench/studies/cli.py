@@ -60,7 +60,6 @@ def quality(
         from slicemill.bench.studies.dry_run import show_plan
         from slicemill.bench.studies.experiment import Experiment, run_experiment
         from slicemill.bench.studies.summary import summarize
-        from slicemill.common.documents import to_document
         from slicemill.common.errors import ConfigError, UsageError
 
         design = read_design(table or _shipped_table(phantoms))
@@ -85,7 +84,7 @@ def quality(
         record = summarize(design, run_experiment(experiment))
         record_path, picture_path = json or out / "quality.json", picture or out / "quality.png"
         draw_dice(picture_path, record)
-        print_record(to_document(record), record_path)
+        print_record(record.as_json(), record_path)
         print_line(f"picture: {picture_path}; record: {record_path}")
 
 
@@ -114,7 +113,6 @@ def yardstick(
         from slicemill.bench.studies.design import read_design
         from slicemill.bench.studies.experiment import Experiment
         from slicemill.bench.studies.nnunet_comparison import NnunetComparison, compare_with_nnunet
-        from slicemill.common.documents import to_document
 
         experiment = Experiment(
             design=read_design(table or _shipped_table(phantoms)),
@@ -125,7 +123,7 @@ def yardstick(
             only_folds=parse_integers("--only-folds", only_folds),
         )
         record = compare_with_nnunet(NnunetComparison(experiment=experiment, minutes=minutes))
-        print_record(to_document(record), json or out / "yardstick.json")
+        print_record(record.as_json(), json or out / "yardstick.json")
         print_line(f"record: {json or out / 'yardstick.json'}")
 
 

@@ -39,11 +39,8 @@ class ExperimentDesign:
     labels: str | None = None
     """Names of the label values, like tumor=1."""
     folds: int = 4
-    """Folds of the cross-validation."""
     seeds: tuple[int, ...] = (0,)
-    """Seeds of the trainings."""
     epochs: int = 12
-    """Epochs of every training."""
     steps: int = 25
     """Batches of an epoch."""
     min_lesion_ml: float = 0.0
@@ -53,7 +50,6 @@ class ExperimentDesign:
     phantom_size: int = 128
     """Side of a phantom's slices, pixels."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that all variants share."""
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings that differ from the shared ones, by variant. The first variant is the reference."""
 

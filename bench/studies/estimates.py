@@ -12,11 +12,8 @@ class RunTime:
     """Times of a run."""
 
     variant: str
-    """Its variant."""
     steps: int
-    """Training steps."""
     training_minutes: float
-    """Time of the training, minutes."""
     minutes: float
     """Time of all commands, minutes."""
 

@@ -46,19 +46,15 @@ class Experiment:
     """Variants, data and folder of an experiment."""
 
     design: ExperimentDesign
-    """Variants, folds and seeds."""
     out: Path
-    """Folder of the experiment."""
     variants: tuple[str, ...] = ()
     """Variants to run; empty for all."""
     data: Path | None = None
     """The collection; None makes phantoms."""
     phantoms: int = 0
-    """Number of phantoms to make."""
     only_folds: tuple[int, ...] = ()
     """Folds to run; empty for all."""
     jobs: int = 1
-    """Trainings that run at the same time."""
 
     def __post_init__(self) -> None:
         """Check the combination of options."""

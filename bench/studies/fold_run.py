@@ -6,7 +6,6 @@ Everything goes through the commands of a user: train, export, tune, infer, eval
     OUT/results/<run>.json        small, written last: if it exists, the run is finished
 """
 
-import datetime as dt
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from slicemill.bench.records.quality import PARTS
+from slicemill.bench.schema.base import origin
 from slicemill.bench.studies.results import (
     QUALITY_RUN,
     ExperimentFolder,
@@ -28,7 +28,6 @@ from slicemill.bench.studies.runner import CommandRunner
 from slicemill.common.documents import to_document
 from slicemill.common.errors import InputError
 from slicemill.common.files import read_json, write_bytes, write_json
-from slicemill.common.machine import machine_info
 from slicemill.store.reader import Store, open_store
 from slicemill.train.config import Config, to_toml
 from slicemill.train.run.checkpoint import read_state
@@ -39,9 +38,7 @@ class RunRequest:
     """A run to do."""
 
     run: FoldRun
-    """Variant, fold and seed."""
     config: Config
-    """Settings of the training."""
     inputs: RunInputs
     """Inputs that its result records."""
 
@@ -81,7 +78,7 @@ def run_fold(
     state = read_state(trained)
     result = RunResult(
         benchmark=QUALITY_RUN,
-        date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        **origin(),
         **asdict(run),
         **vars(inputs),
         training=TrainingSummary(
@@ -92,7 +89,6 @@ def run_fold(
         ),
         minutes=round((state.seconds + time.perf_counter() - start) / 60, 2),
         cases=read_scores(work / "scores" / "evaluation.json", inputs.split, store),
-        machine=machine_info(),
     )
     write_json(folder.result_file(run), to_document(result))
     return result

@@ -10,7 +10,6 @@ The minutes are those of training epochs with their validation, on both sides. P
 and prediction are not counted. Both run one after the other, with all cores: nothing else should run.
 """
 
-import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 
 from slicemill.bench.peers.environment import NNUNET_FOLDER, prepare_environment
 from slicemill.bench.records.quality import NnunetRecord
+from slicemill.bench.schema.base import origin
 from slicemill.bench.studies.experiment import Experiment, prepare
 from slicemill.bench.studies.fold_run import RunRequest, read_scores, run_fold
 from slicemill.bench.studies.results import (
@@ -35,7 +35,6 @@ from slicemill.bench.studies.summary import CONVENTION, cases_of, dice_gain, mai
 from slicemill.common.documents import read_document, to_document
 from slicemill.common.errors import ConfigError, UsageError
 from slicemill.common.files import read_json, to_json, write_bytes, write_json
-from slicemill.common.machine import machine_info
 from slicemill.common.progress import progress
 from slicemill.common.terminal import print_line
 from slicemill.store.layout import ArrayName
@@ -89,11 +88,8 @@ class NnunetTools:
     """Tools and paths of a training of nnU-Net."""
 
     folder: ExperimentFolder
-    """Paths of the experiment."""
     runner: CommandRunner
-    """Runs commands."""
     store: Store
-    """The slice store."""
     python: Path
     """Interpreter of nnU-Net's environment."""
 
@@ -120,24 +116,20 @@ def compare_with_nnunet(comparison: NnunetComparison) -> NnunetRecord:
             peer_settings = {"minutes": comparison.minutes, "iterations": ITERATIONS[device], "device": device}
             peer_inputs = replace(request.inputs, settings=peer_settings, export={}, tune={})
             print_line(f"fold {fold}: nnU-Net, {comparison.minutes:g} minutes of training on {device}")
-            nnunet_results.append(_run_nnunet_once(comparison.run("nnunet-2d", fold), peer_inputs, tools))
+            run = comparison.run("nnunet-2d", fold)
+            done = _read_finished(NnunetResult, folder, run, peer_inputs)
+            nnunet_results.append(done or run_nnunet(run, peer_inputs, tools))
             print_line(f"fold {fold}: {comparison.variant}, {comparison.minutes:g} minutes")
-            slicemill_results.append(_run_slicemill_once(request, folder, runner))
+            own = _read_finished(RunResult, folder, request.run, request.inputs)
+            slicemill_results.append(own or run_fold(request, folder, runner, print_line))
     return summarize_comparison(comparison, nnunet_results, slicemill_results)
 
 
-def _run_nnunet_once(run: FoldRun, inputs: RunInputs, tools: NnunetTools) -> NnunetResult:
-    path = tools.folder.result_file(run)
-    return _read_finished(NnunetResult, path, run, inputs) or run_nnunet(run, inputs, tools)
-
-
-def _run_slicemill_once(request: RunRequest, folder: ExperimentFolder, runner: CommandRunner) -> RunResult:
-    path = folder.result_file(request.run)
-    return _read_finished(RunResult, path, request.run, request.inputs) or run_fold(request, folder, runner, print_line)
-
-
-def _read_finished(kind: type[AnyResult], path: Path, run: FoldRun, inputs: RunInputs) -> AnyResult | None:
+def _read_finished(
+    kind: type[AnyResult], folder: ExperimentFolder, run: FoldRun, inputs: RunInputs
+) -> AnyResult | None:
     """Read a run's result and check that it was made from the same inputs; None if the run is not finished."""
+    path = folder.result_file(run)
     if not path.exists():
         return None
     result = read_document(kind, path)
@@ -168,12 +160,11 @@ def run_nnunet(run: FoldRun, inputs: RunInputs, tools: NnunetTools) -> NnunetRes
     tools.runner.run_slicemill(("evaluate", work / "segmented", tools.folder.store, "--out", work / "scores"), log)
     result = NnunetResult(
         benchmark="quality peer",
-        date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        **origin(),
         **asdict(run),
         **vars(inputs),
         training=read_json(work / "peer.json"),
         cases=read_scores(work / "scores" / "evaluation.json", {"test": split["test"]}, tools.store),
-        machine=machine_info(),
     )
     write_json(tools.folder.result_file(run), to_document(result))
     return result
@@ -229,7 +220,7 @@ def summarize_comparison(
         return {"training": training, **{region: score_region(cases, region) for region in regions}}
 
     return NnunetRecord(
-        date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        **origin(),
         collection=results[0].collection,
         folds=comparison.experiment.folds,
         of_folds=design.folds,
@@ -241,5 +232,4 @@ def summarize_comparison(
         contenders={"nnU-Net 2D": describe(nnunet_results), "slicemill": describe(slicemill_results)},
         gain={region: dice_gain(slicemill_results, nnunet_results, "test", region) for region in regions},
         commits=sorted({str(result.machine["commit"]) for result in results}),
-        machine=machine_info(),
     )

@@ -18,11 +18,8 @@ class FoldRun:
     """One variant, trained on one fold with one seed."""
 
     variant: str
-    """Name of the variant."""
     fold: int
-    """Number of the fold."""
     seed: int
-    """Seed of the training."""
 
     @property
     def name(self) -> str:
@@ -38,11 +35,9 @@ class RunInputs:
     """Inputs of a run. A finished result is reused only if its inputs are the same."""
 
     collection: str
-    """Name of the collection's folder."""
     settings: Mapping[str, Any]
     """All settings of the training, as JSON has them."""
     export: Mapping[str, Any] = field(default_factory=dict)
-    """Options of `slicemill export`."""
     tune: Mapping[str, Any] = field(default_factory=lambda: {"tuned": False})
     """Whether post-processing was tuned; missing in results of earlier versions, which did not tune."""
     split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -61,11 +56,8 @@ class RegionVolumes:
     dice: float | None
     """Dice; None if neither mask has the region."""
     reference_ml: float
-    """Volume in the reference, ml."""
     predicted_ml: float
-    """Volume in the prediction, ml."""
     overlap_ml: float
-    """Volume in both, ml."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +65,10 @@ class ScoredCase:
     """Scores of one case."""
 
     case_id: str
-    """Case in the store."""
     patient_id: str
-    """Its patient."""
     part: str
     """Part of the fold: validation or test."""
     regions: Mapping[str, RegionVolumes]
-    """Overlap by region."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,34 +76,21 @@ class TrainingSummary:
     """Summary of a slicemill training."""
 
     epochs: int
-    """Epochs done."""
     best_epoch: int
     """The epoch that was kept."""
     minutes: float
-    """Training time, minutes."""
     slices_per_second: float
     """Mean over epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Result:
+class _Kind:
     benchmark: str
-    """Kind of the result."""
     date: str
-    """When the run was finished, ISO 8601."""
-    variant: str
-    """Name of the variant."""
-    fold: int
-    """Number of the fold."""
-    seed: int
-    """Seed of the training."""
-    collection: str
-    """See `RunInputs`; the next four too."""
-    settings: Mapping[str, Any]
-    export: Mapping[str, Any] = field(default_factory=dict)
-    tune: Mapping[str, Any] = field(default_factory=lambda: {"tuned": False})
-    split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+
+@dataclass(frozen=True, kw_only=True)
+class _Result(RunInputs, FoldRun, _Kind):
     @property
     def run(self) -> FoldRun:
         """Return the run of this result."""
@@ -133,13 +109,11 @@ class RunResult(_Result):
     """Result of a slicemill training."""
 
     training: TrainingSummary
-    """Summary of the training."""
     minutes: float
     """Time of all commands, minutes."""
     cases: tuple[ScoredCase, ...]
     """Scores of the validation and test cases."""
     machine: Mapping[str, Any]
-    """Machine description as `machine_info` returns it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +125,6 @@ class NnunetResult(_Result):
     cases: tuple[ScoredCase, ...]
     """Scores of the test cases."""
     machine: Mapping[str, Any]
-    """Machine description as `machine_info` returns it."""
 
 
 Result = RunResult | NnunetResult
@@ -162,7 +135,6 @@ class ExperimentFolder:
     """Paths of an experiment."""
 
     out: Path
-    """The folder."""
     data: Path
     """The collection, whose scans `infer` reads."""
 

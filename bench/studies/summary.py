@@ -11,7 +11,6 @@
 - The best variant is chosen by the validation parts alone. The test parts only show how well it does.
 """
 
-import datetime as dt
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median, stdev
@@ -25,10 +24,10 @@ from slicemill.bench.records.quality import (
     RegionScores,
     VariantScores,
 )
+from slicemill.bench.schema.base import origin
 from slicemill.bench.studies.design import ExperimentDesign
 from slicemill.bench.studies.results import Result, RunResult, ScoredCase
 from slicemill.common.errors import ConfigError
-from slicemill.common.machine import machine_info
 from slicemill.ct.labels import TUMOR_WORDS
 from slicemill.ct.overlap import mean_without_nan
 from slicemill.measure.evaluation.statistics import paired_difference, score_true_negatives
@@ -59,7 +58,7 @@ def summarize(design: ExperimentDesign, results: Sequence[RunResult]) -> Quality
         for name, group in common.items()
     }
     return QualityRecord(
-        date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        **origin(),
         collection=results[0].collection,
         patients=len({case.patient_id for result in results for case in result.cases}),
         folds=design.folds,
@@ -77,7 +76,6 @@ def summarize(design: ExperimentDesign, results: Sequence[RunResult]) -> Quality
         chosen_by=f"mean Dice of {main} over the patients of the validation parts",
         variants=variants,
         commits=sorted({str(result.machine["commit"]) for result in results}),
-        machine=machine_info(),
     )
 
 
@@ -227,14 +225,8 @@ def dice_gain(results: Sequence[Result], reference: Sequence[Result], part: Part
         [mean_without_nan([own for own, _ in group]) for group in by_patient.values()],
         [mean_without_nan([other for _, other in group]) for group in by_patient.values()],
     )
-    return DiceGain(
-        patients=difference.patients,
-        mean=_round(difference.mean),
-        low=_round(difference.low),
-        high=_round(difference.high),
-        p=_round(difference.p),
-        better=difference.better,
-    )
+    rounded = {name: _round(getattr(difference, name)) for name in ("mean", "low", "high", "p")}
+    return DiceGain(patients=difference.patients, better=difference.better, **rounded)
 
 
 def _round(value: float) -> float | None:

@@ -18,6 +18,7 @@ from slicemill.common.files import Location, parse_location, relative_path
 from slicemill.common.left_out import LeftOut
 from slicemill.common.remote import RemotePath
 from slicemill.ct.formats.nifti.names import is_header_name, is_nifti_name, strip_suffix
+from slicemill.ct.formats.unread import explain_unread_files
 from slicemill.ct.naming import (
     NOT_UTF8,
     find_files,
@@ -61,7 +62,7 @@ def gather(inputs: Sequence[str | Location], window: Window | None = None) -> tu
     for entry in inputs:
         if not is_text(Path(str(entry))):
             name = os.fsencode(str(entry)).decode(errors="replace")
-            raise ScanError(f"{name}: {NOT_UTF8}.")
+            raise ScanError(f"{NOT_UTF8}.", where=name)
         location = parse_location(entry)
         if location.is_file():
             files.append(location)
@@ -102,7 +103,8 @@ def read_list(path: str) -> list[str]:
 def _gather_folder(folder: Location) -> tuple[list[Job], list[LeftOut]]:
     files = find_files(folder)
     if not files:
-        raise ScanError(f"{folder}: contains no NIfTI files and is not a slice store.")
+        unread = explain_unread_files(find_unread_scans(folder))
+        raise ScanError(f"contains no NIfTI files and is not a slice store{unread and f'; {unread}'}.", where=folder)
     results = find_result_folders(folder)
     files = [file for file in files if not is_below(file, results)]
     relative = {file: relative_path(file, folder) for file in files}
@@ -120,6 +122,7 @@ def _gather_folder(folder: Location) -> tuple[list[Job], list[LeftOut]]:
 
 
 def _match_pattern(pattern: str) -> list[Location]:
+    names: list[str] = []
     if "://" in pattern:
         fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
         root = parse_location(fixed)
@@ -127,14 +130,15 @@ def _match_pattern(pattern: str) -> list[Location]:
             fits = re.compile(pattern_below(pattern[len(fixed) + 1 :]))
         except re.error as error:
             raise ScanError(
-                f"{pattern}: is not a valid pattern ({error}); put characters or ranges like a-z in brackets."
+                f"is not a valid pattern ({error}); put characters or ranges like a-z in brackets.", where=pattern
             ) from error
         matches: list[Location] = [file for file in find_files(root) if fits.fullmatch(relative_path(file, root))]
     else:
         names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (pathlib's takes no absolute patterns)
         matches = [Path(name) for name in names if is_nifti_name(Path(name).name) or is_picture(name)]
     if not matches:
-        raise ScanError(f"{pattern}: matches no .nii, .nii.gz or .hdr file.")
+        unread = explain_unread_files(map(Path, names))
+        raise ScanError(f"matches no .nii, .nii.gz or .hdr file{unread and f'; {unread}'}.", where=pattern)
     return matches
 
 

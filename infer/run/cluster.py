@@ -12,15 +12,15 @@ import contextlib
 import itertools
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from slicemill.common.cluster import RESPONSE_SECONDS, connect
 from slicemill.common.errors import ConfigError, InputError, ProviderError
 from slicemill.common.left_out import LeftOut
-from slicemill.common.loggers import silence_loggers
 from slicemill.common.progress import progress
 from slicemill.common.terminal import print_line
 from slicemill.infer.inputs.jobs import Job
@@ -33,8 +33,6 @@ from slicemill.infer.run.summary import ScanOutcome, Summary, write_summary
 from slicemill.infer.run.timing import share_times
 from slicemill.infer.runtime.providers import Provider
 
-RESPONSE_SECONDS = 20
-"""How long to wait for the scheduler, and then for its first worker."""
 BY_LEDGER = "done according to the ledger: its worker died before it reported, or another run did it"
 POLL_SECONDS = 2.0
 """How often the ledger is read for the progress bar."""
@@ -66,11 +64,11 @@ def run_task(task: WorkerTask) -> Summary:
     from distributed import get_worker
 
     if not task.out.is_dir():
-        raise ConfigError(f"{task.out}: not visible to a worker; --out must be a folder that all workers share.")
+        raise ConfigError("not visible to a worker; --out must be a folder that all workers share.", where=task.out)
     model = open_model(task.model, task.provider, task.options.devices[0], task.options.batch)
     if model.info.sha256 != task.sha256:
         raise ConfigError(
-            f"{task.model}: a worker has a different file at this path; all workers must share the model file."
+            "a worker has a different file at this path; all workers must share the model file.", where=task.model
         )
     worker = get_worker()
     worker.log_event(task.topic, f"worker {worker.address}: {describe_device(model, task.options)}")
@@ -102,7 +100,7 @@ def infer_on(
     follower = LedgerFollower(left)
     results = WorkerResults()
     try:
-        with _connect(address) as client:
+        with connect(address) as client:
             tasks = split_tasks(model, provider, left, ledger, _count_workers(client, address))
             results = _run_tasks(client, tasks, ledger, follower)
     finally:
@@ -240,7 +238,7 @@ def _explain(error: Exception, out: Path) -> Exception:
     from distributed.scheduler import KilledWorker
 
     if isinstance(error, KilledWorker):
-        return ProviderError(f"{out}: workers were killed repeatedly, probably for lack of memory; run it again.")
+        return ProviderError("workers were killed repeatedly, probably for lack of memory; run it again.", where=out)
     if isinstance(error, CancelledError | TimeoutError | OSError):
         return ProviderError(
             "--scheduler: connection lost; run the same command again with a running scheduler to continue."
@@ -254,21 +252,3 @@ def _count_workers(client: Any, address: str) -> int:
     except TimeoutError as error:
         raise ConfigError(f"--scheduler {address}: has no workers; start one per device.") from error
     return len(client.nthreads())
-
-
-@contextlib.contextmanager
-def _connect(address: str) -> Iterator[Any]:
-    """Connect to a scheduler; silence Dask's loggers, since its errors are reported as outcomes."""
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ConfigError(
-            "--scheduler needs Dask, here and in the workers: pip install 'slicemill[ingest]'."
-        ) from error
-    with silence_loggers("distributed"):
-        try:
-            client = Client(address, timeout=f"{RESPONSE_SECONDS}s")
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--scheduler {address}: cannot connect to the Dask scheduler ({error}).") from error
-        with client:
-            yield client

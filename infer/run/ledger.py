@@ -6,7 +6,6 @@ A line "begun" marks the outputs as made by `infer`: after a kill, the next run 
 
 import contextlib
 import hashlib
-import json
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slicemill.common.documents import from_document, to_document
+from slicemill.common.errors import InputError
+from slicemill.common.files import open_stream, parse_lines
 from slicemill.common.ledger import LEDGER, Ledger
 from slicemill.common.locks import try_claim
 from slicemill.infer.inputs.jobs import Job, Stamp
@@ -49,14 +50,30 @@ class LedgerLine:
     """Main result as one line (`ScanReport.answer`)."""
     reason: str = ""
     """Reason of the failure."""
+    warnings: str = ""
+    """Warnings about the scan, separated by semicolons; written only if there are any."""
     passing: bool = False
     """Whether another run may succeed, so that it tries the scan again; written only if true."""
+
+    @property
+    def outcome(self) -> ScanOutcome:
+        """Return the outcome of a scan that has ended."""
+        assert self.status != "begun"  # noqa: S101 (such a line is no outcome)
+        return ScanOutcome(
+            name=self.name,
+            status=self.status,
+            reason=self.reason,
+            slices=self.slices,
+            answer=self.answer,
+            warnings=self.warnings,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return the line as JSON values."""
         document = to_document(self)
-        if not self.passing:
-            del document["passing"]
+        for name in ("warnings", "passing"):
+            if not document[name]:
+                del document[name]
         return document
 
 
@@ -80,14 +97,14 @@ class RunLedger:
         if not path.exists():
             return []
         names = []
-        with path.open("rb") as stream:
+        with open_stream(path) as stream:
             stream.seek(self._read_bytes)
-            data = stream.read()
+            data = stream.read() or b""
         complete = data[: data.rfind(b"\n") + 1]
         self._read_bytes += len(complete)
-        for text in complete.split(b"\n"):
-            with contextlib.suppress(ValueError):  # a torn line of a killed run, or a line of another command
-                line = from_document(LedgerLine, json.loads(text), str(path))
+        for record in parse_lines(complete):
+            with contextlib.suppress(InputError):  # a line of another command
+                line = from_document(LedgerLine, record, str(path))
                 self._lines[line.name] = line
                 names.append(line.name)
         return names
@@ -102,7 +119,7 @@ class RunLedger:
         with self._lock:
             lines = {name: self._lines[name] for name in self._read_new_lines()}
         return {
-            name: ScanOutcome(name=name, status=line.status, reason=line.reason, slices=line.slices, answer=line.answer)
+            name: line.outcome
             for name, line in lines.items()
             if line.status in ("done", "failed") and name in jobs and self._is_current(line, jobs[name])
         }
@@ -119,7 +136,9 @@ class RunLedger:
             return None
         if exists and line.status == "done":
             reason = "done before with this model"
-            return ScanOutcome(name=job.name, status="skipped", reason=reason, answer=line.answer)
+            return ScanOutcome(
+                name=job.name, status="skipped", reason=reason, answer=line.answer, warnings=line.warnings
+            )
         if line.status == "failed" and not line.passing and not self.options.retry_failed:
             reason = f"{line.reason} (failed before; use --retry-failed to try again)"
             return ScanOutcome(name=job.name, status="failed", reason=reason)
@@ -184,6 +203,7 @@ class RunLedger:
             provider=self._model.provider,
             slices=outcome.slices,
             answer=outcome.answer,
+            warnings=outcome.warnings,
             reason=outcome.reason,
             passing=outcome.passing,
         )

@@ -48,27 +48,29 @@ class OutputPaths:
         scans, names = resolve_inputs(job), output_names(job, self._extras)
         if summaries := [name for name in names if is_summary(name)]:
             raise ScanError(
-                f"{job.path}: {summaries[0]}, written next to its mask, would overwrite the run's summary; "
-                "rename the scan."
+                f"{summaries[0]}, written next to its mask, would overwrite the run's summary; rename the scan.",
+                where=job.path,
             )
         for name in names:
             owner = self._earlier.get(name, job)
             if owner.stem != job.stem and owner.path.exists() and (self._out / name).exists():
                 raise ScanError(
-                    f"{job.path}: {name}, written next to its mask, would overwrite a file of {owner.path} "
-                    "from an earlier run; choose another --out."
+                    f"{name}, written next to its mask, would overwrite a file of {owner.path} "
+                    "from an earlier run; choose another --out.",
+                    where=job.path,
                 )
         written = [(self._out / name).resolve() for name in names]
         replaced = [path for path in written if path in scans or path in self._scans]
         replaced += [path for path in scans if path in self._written]
         if replaced:
-            raise ScanError(f"{min(replaced)}: an output would overwrite this scan; choose a separate --out folder.")
+            raise ScanError("an output would overwrite this scan; choose a separate --out folder.", where=min(replaced))
         for path in written:
             other = self._written.get(path, job)
             if other.stem != job.stem or written.count(path) > 1:
                 raise ScanError(
-                    f"{job.path}: {path.name}, written next to its mask, would overwrite a file of {other.path}; "
-                    "segment them into two folders."
+                    f"{path.name}, written next to its mask, would overwrite a file of {other.path}; "
+                    "segment them into two folders.",
+                    where=job.path,
                 )
         self._scans |= scans
         self._written.update(dict.fromkeys(written, job))

@@ -24,7 +24,7 @@ from slicemill.infer.network.model import Model
 from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.outputs import OutputPaths, extra_names
 from slicemill.infer.run.pipeline import BulkRun
-from slicemill.infer.run.summary import Summary, write_summary
+from slicemill.infer.run.summary import ScanOutcome, Summary, write_summary
 
 POLL_SECONDS = 1.0
 """Time between two listings of the folder."""
@@ -114,7 +114,7 @@ def watch(
     run = BulkRun(model, ledger.options, ledger)
     outputs = OutputPaths(ledger.out, extra_names(model.info.labels, ledger.options), ledger.names)
     ledger.remove_unfinished([Job(name=name, path=folder / name) for name in ledger.names])
-    run.on_outcome = lambda one: print_line(f"{one.status}: {one.name}: {one.answer or one.reason}")
+    run.on_outcome = print_outcome
     watched = WatchFolder(folder=folder, settle_seconds=settle_seconds, is_in_progress=run.is_in_progress)
     try:
         run.run(filter_conflicts(watched.wait_for_jobs(ended), outputs, watched.leave_out), 0)
@@ -123,6 +123,13 @@ def watch(
         summary = replace(run.summarize(list(run.outcomes)), left_out=left_out)
         write_summary(ledger.out, model, summary, ledger.options.part)
     return summary
+
+
+def print_outcome(outcome: ScanOutcome) -> None:
+    """Print one line about a scan that has ended, and one with its warnings."""
+    print_line(f"{outcome.status}: {outcome.name}: {outcome.answer or outcome.reason}")
+    if outcome.warnings:
+        print_line(f"warning: {outcome.name}: {outcome.warnings}")
 
 
 @contextmanager
@@ -156,6 +163,6 @@ def filter_conflicts(
         try:
             outputs.add(job)
         except ScanError as error:
-            leave_out(Path(str(job.path)), str(error).removeprefix(f"{job.path}: "))
+            leave_out(Path(str(job.path)), error.reason if error.where == str(job.path) else str(error))
         else:
             yield job

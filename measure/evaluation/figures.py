@@ -1,57 +1,15 @@
 """Figures of an evaluation: values per case, Bland-Altman plot of tumor volume, detection by size, FROC."""
 
-import io
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from slicemill.common.errors import ConfigError
+from slicemill.common.panels import BLUE, GRAY, RED, Axes, Panel, draw_panels, label_log_axis
 from slicemill.measure.evaluation.detection import THRESHOLDS
 from slicemill.measure.evaluation.evaluate import Evaluation
 from slicemill.measure.evaluation.froc import RATES, FreeResponse, NoFindings
 from slicemill.measure.evaluation.region import measure_region
-
-Axes = Any
-"""Axes of matplotlib, which is imported only when a figure is drawn."""
-Panel = Callable[[Axes], None]
-PANEL_INCHES = (4.4, 3.6)
-COLUMNS = 3
-DOTS_PER_INCH = 110
-BLUE, RED, GRAY = "#4878a8", "#c8503c", "#9a9a9a"
-
-
-def draw_panels(panels: Sequence[Panel]) -> bytes:
-    """Draw panels in rows of three as one PNG.
-
-    Raises
-    ------
-    ConfigError
-        matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "figures need matplotlib, which is not installed; install slicemill with the extra `ingest` or `train`."
-        ) from error
-    columns = min(COLUMNS, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    for number, panel in enumerate(panels, start=1):
-        axes = figure.add_subplot(rows, columns, number)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-        panel(axes)
-        for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
-            text.set_fontsize(9.5)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DOTS_PER_INCH)
-    return stream.getvalue()
 
 
 def draw_evaluation(evaluation: Evaluation) -> bytes:
@@ -82,7 +40,7 @@ def draw_distribution(axes: Axes, evaluation: Evaluation, measure: str, name: st
             low, middle, high = np.percentile(kept, (25, 50, 75))
             axes.plot([x - 0.25, x + 0.25], [middle, middle], color=RED)
             axes.vlines(x, low, high, color=RED, linewidth=1)
-    axes.set_xticks(range(len(regions)), regions)
+    axes.set_xticks(range(len(regions)), regions, parse_math=False)
     axes.set_xlim(-0.6, len(regions) - 0.4)
     axes.set(title="per case, median and quartiles", ylabel=name)
 
@@ -126,12 +84,8 @@ def draw_sizes(axes: Axes, evaluation: Evaluation) -> None:
             alpha=0.6,
             linewidths=0,
         )
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    label_log_axis(axes)
     axes.set_yticks([0, 1, 2], ["missed", "above 0", "above 0.5"])
     axes.set_ylim(-0.5, 2.5)
     axes.set(title="reference lesions: size and detection", xlabel="longest axial diameter, mm (log)")

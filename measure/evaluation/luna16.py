@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from slicemill.common.documents import to_document
 from slicemill.common.errors import InputError
+from slicemill.common.files import read_file
 from slicemill.common.tables import read_table
 from slicemill.measure.evaluation.froc import FreeResponse, NoFindings, ScanHits, analyze_free_response
 
@@ -111,7 +112,7 @@ def read_names(path: Path) -> list[str]:
 def _read_text(path: Path) -> str:
     """Read a text file, UTF-8 with or without a byte order mark."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: must be UTF-8; it contains the byte {error.object[error.start]:#04x}. Save it as UTF-8."

@@ -162,7 +162,7 @@ def score_case(pair: Pair, masks: PairMasks, rules: Rules) -> CaseScores:
     if labels.tumor is not None:
         value = labels.tumor_value()
         truth, predicted = masks.truth == value, masks.predicted == value
-        is_file = pair.case is None
+        is_file = pair.stored is None
         tumor = compare_slices(truth, predicted, read_report(pair.prediction) if is_file else None)
         probability = read_tumor_probability(pair.prediction, labels, grid) if is_file else None
         lesions = score_lesions(truth, predicted, grid, rules, probability)

@@ -7,9 +7,9 @@ from pathlib import Path
 from slicemill.common.documents import to_document
 from slicemill.common.errors import ConfigError
 from slicemill.common.files import write_bytes, write_csv, write_json
+from slicemill.common.panels import Axes, draw_panels
 from slicemill.ct.overlap import mean_without_nan
 from slicemill.measure.evaluation.evaluate import Evaluation
-from slicemill.measure.evaluation.figures import Axes, draw_panels
 from slicemill.measure.evaluation.region import measure_region
 from slicemill.measure.evaluation.statistics import nan_to_none, paired_difference, score_true_negatives
 

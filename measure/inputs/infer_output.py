@@ -16,6 +16,7 @@ from slicemill.ct.formats.nifti.stream import open_voxels, read_exactly, skip_by
 from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import Labels, labels_from_json
 from slicemill.ct.naming import find_files
+from slicemill.ct.same_grid import describe_difference, match_grid
 
 PROBABILITY = "_probability_"
 """Separates the mask's name from the label's in the names of probability maps (`infer --probability`)."""
@@ -27,7 +28,10 @@ class ModelUsed:
 
     model: str | None
     model_sha256: str | None
-    tumor_confidence: float | None
+    mean_tumor_probability: float | None = None
+    """Mean probability of the tumor voxels; None where no tumor was found."""
+    removed_tumor_score: float | None = None
+    """Tumor score of a scan where no tumor was found; None where one was found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,9 @@ class InferReport:
     """Score of the scan, 0 to 1; None if the report has no finite number."""
     slice_tumor_scores: tuple[float, ...] | None
     """Score of each slice, 0 to 1; None if the report does not have finite numbers."""
+
+    warnings: tuple[str, ...] = ()
+    """Warnings about the scan; values of a wrong type are left out."""
 
     def read_labels(self) -> Labels:
         """Return the labels of the report.
@@ -73,18 +80,26 @@ def read_report(mask: Path) -> InferReport | None:
         return None
     if not is_infer_report(document):
         return None
-    model, sha256, confidence = (document.get(key) for key in ("model", "model_sha256", "tumor_confidence"))
+    model, sha256 = document.get("model"), document.get("model_sha256")
     slice_scores, score = document["slice_tumor_scores"], document.get("tumor_score")
+    without = document.get("tumor_found") is False
+    mean = document.get("mean_tumor_probability", document.get("tumor_confidence"))  # the key of older reports
     return InferReport(
         label_fields={key: document.get(key) for key in ("labels", "organ", "tumor")},
         model=ModelUsed(
             model=model if isinstance(model, str) else None,
             model_sha256=sha256 if isinstance(sha256, str) else None,
-            tumor_confidence=confidence if isinstance(confidence, float) else None,
+            mean_tumor_probability=None if without else _finite_float(mean),
+            removed_tumor_score=_finite_float(score) if without else None,
         ),
         tumor_score=_finite_float(score),
         slice_tumor_scores=_finite_floats(slice_scores) if isinstance(slice_scores, list) else None,
+        warnings=_texts(document.get("warnings")),
     )
+
+
+def _texts(values: object) -> tuple[str, ...]:
+    return tuple(value for value in values if isinstance(value, str)) if isinstance(values, list) else ()
 
 
 def _finite_float(value: object) -> float | None:
@@ -127,7 +142,7 @@ def read_tumor_probability(mask: Path, labels: Labels, grid: Grid) -> npt.NDArra
     Raises
     ------
     GeometryError
-        The map has another shape than `grid`, or voxels that are not bytes.
+        The map has other voxels than `grid`, or voxels that are not bytes.
     """
     if labels.tumor is None:
         return None
@@ -142,13 +157,15 @@ def read_probability(path: Path, grid: Grid) -> npt.NDArray[np.uint8]:
     Raises
     ------
     GeometryError
-        The map has another shape than `grid`, or voxels that are not bytes.
+        The map has other voxels than `grid`, or voxels that are not bytes.
     """
     header = read_header(path)
-    if header.grid.shape != grid.shape or header.dtype != np.uint8:
+    turned = match_grid(header.grid, grid)
+    if turned is None or header.dtype != np.uint8:
+        difference = f"it has {header.dtype}" if turned else describe_difference(header.grid, grid)
         raise GeometryError(
-            f"{path}: a probability map must have bytes on its mask's grid {grid.shape}; "
-            f"this file has {header.dtype}, {header.grid.shape}. Write it again with `slicemill infer --probability`."
+            f"{path}: a probability map must have bytes on its mask's grid, {grid.shape}; {difference}. "
+            "Write it again with `slicemill infer --probability`."
         )
     ni, nj, nk = header.grid.shape
     voxels = np.empty((nk, nj, ni), dtype=np.uint8)
@@ -158,4 +175,4 @@ def read_probability(path: Path, grid: Grid) -> npt.NDArray[np.uint8]:
         read_exactly(stream, view_bytes(voxels), path)
     finally:
         stream.close()
-    return np.ascontiguousarray(grid.to_stored(voxels), dtype=np.uint8)
+    return np.ascontiguousarray(turned.to_stored(voxels), dtype=np.uint8)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from slicemill.common.errors import LabelError
 from slicemill.ct.labels import Labels, format_labels
 from slicemill.measure.inputs.infer_output import read_report
-from slicemill.measure.inputs.pairs import Pair
+from slicemill.measure.inputs.pairs import Pair, StoredMask
 
 
 def find_labels(pairs: Sequence[Pair]) -> Labels | None:
@@ -72,14 +72,15 @@ def are_compatible(labels: Labels, others: Labels) -> bool:
 
 
 def _prediction_labels(pair: Pair) -> Labels | None:
-    if pair.case is not None:
-        return pair.case.info.labels
+    if pair.stored is not None:
+        return pair.stored.case.info.labels
     report = read_report(pair.prediction)
     return report.read_labels() if report else None
 
 
 def _reference_labels(pair: Pair) -> Labels | None:
-    return None if pair.reference.case is None else pair.reference.case.info.labels
+    mask = pair.reference.mask
+    return mask.case.info.labels if isinstance(mask, StoredMask) else None
 
 
 def _describe(labels: Labels) -> str:
@@ -87,4 +88,4 @@ def _describe(labels: Labels) -> str:
 
 
 def _source(pair: Pair) -> str:
-    return "its report" if pair.case is None else "its store"
+    return "its report" if pair.stored is None else "its store"

@@ -8,22 +8,36 @@ from slicemill.common.errors import PairingError, StoreError
 from slicemill.ct.naming import derive_case_id, find_files, parse_name
 from slicemill.measure.inputs.infer_output import find_masks
 from slicemill.measure.inputs.names import Index, add_to_index, find_match, match_keys
-from slicemill.store.reader import Case, is_store, open_store
+from slicemill.store.reader import Case, SliceArray, is_store, open_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskFile:
+    """A mask in a file."""
+
+    path: Path
+    image: Path | None
+    """The mask's scan, if it is in the same folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredMask:
+    """The mask of a stored case."""
+
+    case: Case
+    label: SliceArray
+    """uint8[z, y, x], values of the case's labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The reference of a case: a mask file, or a stored case."""
+    """The reference of a case."""
 
     case_id: str
     """Id of the case, with its folder as prefix if several cases have the same id."""
     folder: str = ""
     """Folder relative to the references, in the form of `slicemill.ct.naming.Name.folder`; empty for a stored case."""
-    mask: Path | None = None
-    image: Path | None = None
-    """The mask's scan, if it is in the same folder."""
-    case: Case | None = None
-    """The stored case."""
+    mask: MaskFile | StoredMask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +49,13 @@ class Pair:
     name: str
     """Path relative to the predictions, or the id of the stored case."""
     reference: Reference
-    case: Case | None = None
-    """The stored case, if the predictions are a store."""
+    stored: StoredMask | None = None
+    """The predicted mask, if the predictions are a store."""
 
     @property
     def where(self) -> str:
         """Return the location of the prediction, for messages."""
-        return str(self.prediction) if self.case is None else f"{self.prediction}: {self.name}"
+        return str(self.prediction) if self.stored is None else f"{self.prediction}: {self.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +77,7 @@ class _Prediction:
     """Path relative to the predictions; for a stored case, its id with a suffix."""
     path: Path
     name: str
-    case: Case | None = None
+    stored: StoredMask | None = None
 
 
 def pair_up(predictions: Path, references: Path) -> Pairing:
@@ -93,7 +107,7 @@ def pair_up(predictions: Path, references: Path) -> Pairing:
         if reference is None or (one.relative not in exact and reference.case_id in taken):
             alone.append(one.name)
             continue
-        pair = Pair(prediction=one.path, name=one.name, reference=reference, case=one.case)
+        pair = Pair(prediction=one.path, name=one.name, reference=reference, stored=one.stored)
         if reference.case_id in pairs:
             raise PairingError(
                 f"{pairs[reference.case_id].where} and {pair.where} both belong to the case {reference.case_id}; "
@@ -115,12 +129,12 @@ def pair_up(predictions: Path, references: Path) -> Pairing:
 
 def _list_predictions(predictions: Path, damaged: dict[str, str]) -> list[_Prediction]:
     if is_store(predictions):
-        ids_and_cases = [(case.info.case_id, case) for case in _cases_with_mask(predictions, damaged)]
-        if not ids_and_cases:
+        ids_and_masks = [(mask.case.info.case_id, mask) for mask in _stored_masks(predictions, damaged)]
+        if not ids_and_masks:
             raise PairingError(f"{predictions}: has no case with a mask; ingest the predicted masks with their scans.")
         return [
-            _Prediction(relative=f"{case_id}.nii", path=predictions, name=case_id, case=case)
-            for case_id, case in ids_and_cases
+            _Prediction(relative=f"{case_id}.nii", path=predictions, name=case_id, stored=mask)
+            for case_id, mask in ids_and_masks
         ]
     files = [predictions] if predictions.is_file() else find_masks(predictions)
     if not files:
@@ -130,23 +144,23 @@ def _list_predictions(predictions: Path, damaged: dict[str, str]) -> list[_Predi
     return [_Prediction(relative=relative, path=file, name=relative) for relative, file in paths]
 
 
-def _cases_with_mask(root: Path, damaged: dict[str, str]) -> list[Case]:
-    """Return the stored cases with a mask. Cases that cannot be opened are added to `damaged` with the reason."""
+def _stored_masks(root: Path, damaged: dict[str, str]) -> list[StoredMask]:
+    """Return the masks of the stored cases; add the cases that cannot be opened to `damaged`, with the reason."""
     store, cases = open_store(root), []
     for case_id in store.case_ids:
         try:
             cases.append(store[case_id])
         except StoreError as error:
             damaged[case_id] = str(error)
-    return [case for case in cases if case.label is not None]
+    return [StoredMask(case=case, label=case.label) for case in cases if case.label is not None]
 
 
 def _index_references(references: Path, damaged: dict[str, str]) -> Index[Reference]:
     if is_store(references):
         index: Index[Reference] = {}
-        for case in _cases_with_mask(references, damaged):
-            case_id = case.info.case_id
-            add_to_index(index, [case_id, *match_keys(f"{case_id}.nii")], Reference(case_id=case_id, case=case))
+        for mask in _stored_masks(references, damaged):
+            case_id = mask.case.info.case_id
+            add_to_index(index, [case_id, *match_keys(f"{case_id}.nii")], Reference(case_id=case_id, mask=mask))
         return index
     if not references.exists():
         raise PairingError(f"{references}: there is no such folder or store.")
@@ -172,7 +186,9 @@ def _index_reference_files(references: Path) -> Index[Reference]:
         name = names[mask]
         with_folder = name.folder if not name.key else f"{name.folder}/{case_id}".lstrip("/")
         reference = Reference(
-            case_id=case_id if counts[case_id] == 1 else with_folder, folder=name.folder, mask=mask, image=scans[mask]
+            case_id=case_id if counts[case_id] == 1 else with_folder,
+            folder=name.folder,
+            mask=MaskFile(path=mask, image=scans[mask]),
         )
         add_to_index(index, [*match_keys(relative[mask]), case_id], reference)
     return index

@@ -117,7 +117,7 @@ def file_job(mask: Path, image: Path | None, labels: Labels | None) -> MeasureJo
         mask=mask,
         image=image,
         labels=labels,
-        default_labels=_find_default_labels(mask, mask.parent),
+        default_labels=None if labels else _find_default_labels(mask, mask.parent),
     )
 
 
@@ -132,7 +132,7 @@ def _folder_jobs(folder: Path, images: Path | None, labels: Labels | None) -> It
             mask=mask,
             image=None if scan is None else scan.path,
             labels=labels,
-            default_labels=_find_default_labels(mask, folder),
+            default_labels=None if labels else _find_default_labels(mask, folder),
             lacks_scan=images is not None and scan is None,
         )
 

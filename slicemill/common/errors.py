@@ -18,7 +18,28 @@ traceback.
 
 
 class InputError(ValueError):
-    """An input breaks a stated rule; the message says how to fix it."""
+    """An input breaks a stated rule; the message says how to fix it.
+
+    Parameters
+    ----------
+    reason
+        The rule, the value and what to do.
+    where
+        The file, or the place in one, that the reason is about; the message begins with it. None if the reason is about
+        an option or several files, or where the caller knows the file.
+
+    >>> str(InputError("ends early. Copy the file again.", where="in/volume-17.nii"))
+    'in/volume-17.nii: ends early. Copy the file again.'
+    """
+
+    def __init__(self, reason: str, *, where: object = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.where = "" if where is None else str(where)
+
+    def __str__(self) -> str:
+        """Return the message: where, and the reason."""
+        return f"{self.where}: {self.reason}" if self.where else self.reason
 
 
 class ScanError(InputError):

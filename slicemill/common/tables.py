@@ -11,8 +11,9 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from slicemill.common.csv_cells import unguard_cell
 from slicemill.common.errors import InputError
-from slicemill.common.files import Location
+from slicemill.common.files import Location, read_file
 
 SEPARATORS = ",;\t"
 MAX_BYTES = 256 << 20
@@ -74,13 +75,15 @@ def read_table(
     if lines and lines[0].strip().lower().startswith("sep="):
         separator, first = lines[0].strip("\r\n ")[4:5], 2
         if separator not in SEPARATORS or not separator:
-            raise error(f"{path}: its first line is {lines[0].strip()!r}; the separator must be a comma, ; or a tab.")
+            raise error(
+                f"its first line is {lines[0].strip()!r}; the separator must be a comma, ; or a tab.", where=path
+            )
         del lines[0]
     known = (*required, *optional)
     separator = separator or _find_separator(lines, known)
     reader = csv.reader(io.StringIO("".join(lines), newline=""), delimiter=separator, strict=True)
     try:
-        rows = [(reader.line_num + first - 1, [cell.strip() for cell in cells]) for cells in reader]
+        rows = [(reader.line_num + first - 1, [unguard_cell(cell.strip()) for cell in cells]) for cells in reader]
     except csv.Error as problem:
         raise error(f"{path}, line {reader.line_num + first - 1}: cannot be read as CSV ({problem}).") from problem
     rows = [(line, cells) for line, cells in rows if any(cells)]
@@ -96,12 +99,9 @@ def read_table(
 
 def _decode(path: Location, error: type[InputError]) -> str:
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise error(f"{path}: a table may have {MAX_BYTES:,} bytes; this file has {size:,}. Split it.")
-        data = path.read_bytes()
+        data = read_file(path, MAX_BYTES)
     except OSError as problem:
-        raise error(f"{path}: cannot be read as CSV ({problem.strerror or problem}).") from problem
+        raise error(f"cannot be read as CSV ({problem.strerror or problem}).", where=path) from problem
     try:
         if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             return data.decode("utf-16")
@@ -109,12 +109,13 @@ def _decode(path: Location, error: type[InputError]) -> str:
     except UnicodeDecodeError as problem:
         byte = data[problem.start]
         raise error(
-            f"{path}: must be UTF-8, or UTF-16 with a byte order mark; byte {problem.start} is {byte:#04x}. "
-            "Save it as CSV UTF-8."
+            f"must be UTF-8, or UTF-16 with a byte order mark; byte {problem.start} is {byte:#04x}. "
+            "Save it as CSV UTF-8.",
+            where=path,
         ) from problem
     if "\0" in text:
         what = "UTF-16 without a byte order mark" if "\0" in text[:4] else "a NUL character"
-        raise error(f"{path}: contains {what}; save the table as CSV UTF-8.")
+        raise error(f"contains {what}; save the table as CSV UTF-8.", where=path)
     return text
 
 
@@ -148,10 +149,11 @@ def _check_header(
     shown = ", ".join(rows[0][1]) if rows else "nothing"
     if missing := [name for name in required if name not in header]:
         raise error(
-            f"{path}: has no column {', '.join(missing)}; {columns}, the header line has {shown}. Rename the columns."
+            f"has no column {', '.join(missing)}; {columns}, the header line has {shown}. Rename the columns.",
+            where=path,
         )
     if unknown := [name for name in header if name not in known and not keeps_further]:
-        raise error(f"{path}: the column {unknown[0]!r} is unknown; {columns}. Rename or remove it.")
+        raise error(f"the column {unknown[0]!r} is unknown; {columns}. Rename or remove it.", where=path)
     if twice := [name for name in header if header.count(name) > 1]:
-        raise error(f"{path}: the column {twice[0]!r} occurs more than once; keep one of them.")
+        raise error(f"the column {twice[0]!r} occurs more than once; keep one of them.", where=path)
     return header

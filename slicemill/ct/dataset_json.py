@@ -7,12 +7,11 @@ Labels are name to value (nnU-Net 2) or value to name (Decathlon); values may be
 - The label ``ignore`` marks voxels that are not annotated (`slicemill.ct.labels.IGNORE`).
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from slicemill.common.errors import LabelError
-from slicemill.common.files import Location
+from slicemill.common.files import Location, parse_json, read_file
 from slicemill.ct.labels import Labels, format_labels, make_labels
 
 NAME = "dataset.json"
@@ -33,8 +32,8 @@ class DatasetDescription:
     """What a user should know about the labels."""
 
 
-def read_dataset_description(path: Location) -> DatasetDescription:
-    """Read a ``dataset.json``.
+def read_dataset_description(path: Location, *, with_labels: bool = True) -> DatasetDescription:
+    """Read a ``dataset.json``. Its labels are not read if the user passes other ones.
 
     Raises
     ------
@@ -42,19 +41,16 @@ def read_dataset_description(path: Location) -> DatasetDescription:
         It cannot be read, or its labels cannot be stored. The message names the entry.
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ValueError(f"it has {size:,} bytes; at most {MAX_BYTES:,} are read")
-        document = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_unique)
+        document = parse_json(read_file(path, MAX_BYTES).decode("utf-8-sig"), object_pairs_hook=_unique)
         if not isinstance(document, dict):
             raise TypeError("it must be a JSON object")
-        values, notes = _plain_labels(document.get("labels", {}))
+        values, notes = _plain_labels(document.get("labels", {}) if with_labels else {})
         labels = make_labels(values) if values else None
         channels = document.get("channel_names", document.get("modality", {}))
         names = tuple(str(channels[key]) for key in sorted(channels, key=int)) if isinstance(channels, dict) else ()
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise LabelError(
-            f"{path}: its labels cannot be read ({str(error).rstrip('.')}); correct it, or pass --labels."
+            f"its labels cannot be read ({str(error).rstrip('.')}); correct it, or pass --labels.", where=path
         ) from error
     return DatasetDescription(labels=labels, channels=names, notes=tuple(f"{path}: {note}" for note in notes))
 

@@ -21,6 +21,7 @@ from slicemill.common.files import Location
 from slicemill.common.ledger import LEDGER
 from slicemill.common.remote import RemotePath
 from slicemill.ct.formats.nifti.names import HEADER_SUFFIXES, is_header_name, is_nifti_name, scan_files, strip_suffix
+from slicemill.ct.formats.unread import UNREAD, explain_unread
 from slicemill.ct.name_words import (
     IMAGE_WORDS,
     Role,
@@ -36,9 +37,8 @@ from slicemill.ct.name_words import (
 AnyPlace = TypeVar("AnyPlace", bound=Location)
 
 IMAGE_SUFFIXES = (".img.gz", ".img")
-OTHER_FORMATS = (*HEADER_SUFFIXES, *IMAGE_SUFFIXES, ".mha", ".mhd", ".nrrd", ".dcm")
+OTHER_FORMATS = (*HEADER_SUFFIXES, *IMAGE_SUFFIXES, *UNREAD)
 """Suffixes of scans that are not read (except .hdr and .img of a NIfTI pair). Such files are reported as not read."""
-WHY_OTHER = "a format that this version does not read; convert it to .nii.gz"
 LITS_NAME = re.compile(r"(volume|segmentation|labels?)-(\d+)", re.IGNORECASE)
 """Names of LiTS, and of CT-ORG (``labels-0``)."""
 LITS = "lits-"
@@ -145,7 +145,7 @@ def reason_left_out(path: Location) -> str:
         return "" if scan_files(path)[-1].exists() else "a header without its .img; put the .img in the same folder"
     if name.endswith(IMAGE_SUFFIXES):
         return "" if _has_header(path) else "an .img without a .hdr of its name; put the .hdr in the same folder"
-    return WHY_OTHER
+    return explain_unread(name)
 
 
 def _has_header(image: Location) -> bool:

@@ -7,7 +7,7 @@
 
 Sizes, boxes and outlines of components follow from runs alone (`slicemill.ct.lesions`), and so do the voxels to change
 (`fill_runs`). This is several times faster than cc3d on masks of tumors and livers, and several times slower on noise
-(`slicemill.bench.stages.components`); `slicemill bench infer` compares with scipy, row `components`.
+(`slicemill bench components`); `slicemill bench infer` compares with scipy, row `components`.
 """
 
 from collections.abc import Iterator, Sequence

@@ -17,7 +17,7 @@ def test_a_ratio_is_the_median_of_pairs():
     slow = Timing(name="slow", seconds=(2.0, 30.0, 4.0))
     fast = Timing(name="fast", seconds=(1.0, 10.0, 2.0))
     assert ratio(slow, fast) == 2.0
-    assert slow.as_json(8)["per_second"] == 2.0
+    assert slow.rate(8).per_second == 2.0
 
 
 def test_the_machine_description_is_json_with_the_main_versions():

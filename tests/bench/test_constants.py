@@ -7,10 +7,10 @@ import pytest
 
 import slicemill.ct.pictures
 from slicemill.bench.harness.subject import phantom_subject
-from slicemill.bench.records.tables import constants_table
+from slicemill.bench.records.readme import format_record
+from slicemill.bench.schema.base import origin
 from slicemill.bench.stages.constants import Constant, make_constants, measure_constant
 from slicemill.common.documents import to_document
-from slicemill.common.machine import machine_info
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_each_is_measured_and_restored(constants):
         assert row["values"][str(before[where])]["time"] == 1
         assert set(row["values"]) == {str(value) for value in (*constants[where].values, before[where])}
     assert rows["slicemill.ct.pictures.LEVEL"]["values"]["0"]["bytes"] > 1.2
-    table = constants_table({"constants": rows, "subject": "x", "rounds": 1, "machine": machine_info()})
+    table = format_record({"benchmark": "constants", "constants": rows, "subject": "x", "rounds": 1, **origin()})
     assert "| `slicemill.ct.pictures.LEVEL` | slices as PNG | 0: " in table
     assert "**2: 1**" in table
     assert "of the bytes)" in table

@@ -5,7 +5,8 @@ import pytest
 
 from slicemill.bench.harness.conversions import PEERS
 from slicemill.bench.harness.subject import phantom_subject
-from slicemill.bench.records.tables import ingest_table, lits_table, store_table
+from slicemill.bench.records.readme import format_record
+from slicemill.bench.stages import real_size
 from slicemill.bench.stages.ingest import run
 from slicemill.bench.stages.ingest_lits import PLAN
 from slicemill.bench.stages.ingest_memory import write_repeated
@@ -40,10 +41,19 @@ def test_every_peer_writes_something_for_every_slice(peer, tmp_path):
         assert sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) > 5000
 
 
+def test_the_store_of_a_real_series_is_measured_in_both_profiles(tmp_path, monkeypatch):
+    monkeypatch.setattr(real_size, "read_series", lambda _: phantom_subject(4, size=64).image)
+    scan = real_size.measure_real_size(tmp_path / "series")
+    assert (scan.series, scan.shape) == ("series", (4, 64, 64))
+    for size in (scan.compact, scan.fast):
+        assert size.files > 1
+        assert size.over_nii_gz == pytest.approx(size.bytes / scan.nii_gz_bytes, abs=1e-3)
+
+
 @pytest.mark.slow
 def test_the_ingest_benchmark_ends_in_a_table(tmp_path):
     record = run(tmp_path, phantom_subject(12, size=96), rounds=3)
-    table = ingest_table(record)
+    table = format_record(record)
     for peer in PEERS:
         assert peer.name in table
     assert "two workers over one" in table
@@ -58,7 +68,7 @@ def test_the_store_benchmark_ends_in_a_table(tmp_path):
     from slicemill.bench.stages.store import run as run_store
 
     record = run_store(tmp_path, phantom_subject(16, size=96), rounds=3)
-    assert "zarr-python, our store" in store_table(record)
+    assert "zarr-python, our store" in format_record(record)
     assert 0.1 < record["ratios"]["of the bare decode"] < 1.5
 
 
@@ -72,17 +82,17 @@ def test_the_full_size_run_goes_through_the_command(tmp_path, monkeypatch):
     record = run_lits(tmp_path / "lits", suffix=".nii.gz", workers=2)
     assert (record["cases"], record["slices"]) == (3, 21)
     assert record["raw_gb"] == pytest.approx(21 * 64 * 64 * 3 / 1e9, abs=0.01)
-    assert "3 cases" in lits_table(record)
+    assert "3 cases" in format_record(record)
     assert not (tmp_path / "lits").exists()
 
 
 @pytest.mark.slow
 def test_the_loader_benchmark_ends_in_a_table(tmp_path, monkeypatch):
-    from slicemill.bench.records.tables import loader_table
+    from slicemill.bench.records.readme import format_record
     from slicemill.bench.stages.loader import run as run_loader
 
     monkeypatch.setattr("slicemill.bench.stages.loader.REPEATS", 2)
     record = run_loader(tmp_path, phantom_subject(32, size=96), rounds=3)
-    assert "PNG folder, DataLoader with 2 workers" in loader_table(record)
+    assert "PNG folder, DataLoader with 2 workers" in format_record(record)
     assert record["waited"]["batches"] == 2 * 32 // 16 - 1
     assert 0 < record["ratios"]["of the bare decode into batches"] < 2

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from slicemill.bench.cli import bench
 from slicemill.bench.harness.subject import phantom_subject
 from slicemill.bench.records.compare import compare
-from slicemill.bench.records.tables import instructions_table
+from slicemill.bench.records.readme import format_record
 from slicemill.bench.stages import instructions
 from slicemill.bench.stages.instructions import LOOPS, choose_counter, count_instructions
 from slicemill.common.errors import ConfigError
@@ -56,7 +56,7 @@ def test_every_loop_does_its_work(name, tmp_path, monkeypatch):
     np.save(tmp_path / "8" / "label.npy", subject.label)
     subject.store(tmp_path / "store")
     monkeypatch.setattr(instructions, "DEEP", 8)
-    LOOPS[name].work(tmp_path, 8)
+    LOOPS[name][1](tmp_path, 8)
 
 
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind")
@@ -70,26 +70,30 @@ def test_counts_hardly_differ_from_run_to_run():
 def record_of(counter, **counts):
     return {
         "benchmark": "instructions",
+        "date": "2026-11-28T20:00:00+00:00",
         "counter": counter,
         "unit": "slices",
-        "results": {name: {"what": name, "instructions_a_slice": count} for name, count in counts.items()},
+        "results": {
+            name: {"what": name, "instructions_a_slice": count, "runs": [0, 32 * count]}
+            for name, count in counts.items()
+        },
         "machine": {"cpu": "a", "cores": 2, "versions": {}},
     }
 
 
 def test_two_counts_are_compared_without_an_interval(tmp_path):
-    old, new = record_of("perf", ingest=2e6, read=4e6), record_of("perf", ingest=1e6, read=4.04e6)
+    old, new = record_of("perf", ingest=2_000_000, read=4_000_000), record_of("perf", ingest=1_000_000, read=4_040_000)
     changes = compare(old, new)
     assert [(change.name, change.ratio, change.verdict) for change in changes] == [
         ("ingest", 2.0, "faster"),
         ("read", pytest.approx(0.990099), "no difference"),
     ]
     with pytest.raises(ConfigError, match="perf counted in one record and valgrind in the other"):
-        compare(old, record_of("valgrind", ingest=1e6))
+        compare(old, record_of("valgrind", ingest=1_000_000))
     paths = [tmp_path / "old.json", tmp_path / "new.json"]
     for path, record in zip(paths, (old, new), strict=True):
         path.write_text(json.dumps(record))
     text = CliRunner().invoke(bench, ["compare", *map(str, paths)])
     assert text.exit_code == 0
     assert "faster" in text.output
-    assert "| read | read | 4.00 |" in instructions_table(old)
+    assert "| read | read | 4.00 |" in format_record(old)

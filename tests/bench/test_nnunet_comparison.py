@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from slicemill.bench.peers.environment import NNUNET_FOLDER
-from slicemill.bench.records.readme import TABLES
+from slicemill.bench.records.readme import format_record
 from slicemill.bench.studies import nnunet_comparison
 from slicemill.bench.studies.experiment import Experiment
 from slicemill.bench.studies.nnunet_comparison import NnunetComparison, compare_with_nnunet, write_dataset
@@ -111,7 +111,7 @@ def test_finished_folds_are_not_repeated(fake_tools, tmp_path, monkeypatch):
 
 
 def test_the_table_shows_how_many_slices_both_saw(fake_tools, tmp_path):
-    shown = TABLES["yardstick"](to_document(compare_with_nnunet(make_comparison(tmp_path))))
+    shown = format_record(compare_with_nnunet(make_comparison(tmp_path)).as_json())
     assert "| nnU-Net 2D | " in shown
     assert "30 steps over 120 slices of 64x64 and ours (variant default) about 1,200 slices" in shown
     assert re.search(r"liver: slicemill over nnU-Net 0\.\d{3}, better in 1 of 1 patients", shown)

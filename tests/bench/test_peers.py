@@ -10,7 +10,7 @@ import pytest
 from slicemill.bench.peers.environment import prepare_environment
 from slicemill.bench.peers.peer import StartedPeers, packages, requirements_file
 from slicemill.bench.peers.remote import HERE, PeerProcess
-from slicemill.bench.records.tables import peers_inference_table, peers_table
+from slicemill.bench.records.readme import format_record
 from slicemill.bench.stages import peers_inference as inference
 from slicemill.bench.stages import peers_loading as loading
 from slicemill.bench.stages.peers_loading import BARE, SLICEMILL, run
@@ -131,7 +131,7 @@ def test_a_peer_that_cannot_run_is_in_the_record_with_its_reason(tmp_path, monke
     assert list(record["results"]) == [SLICEMILL, BARE]
     assert set(record["not_run"]) == {"MONAI CacheDataset", "MONAI PersistentDataset"}
     assert "No module named 'monai'" in record["not_run"]["MONAI CacheDataset"]
-    assert "not run" in peers_table(record)
+    assert "not run" in format_record(record)
 
 
 @pytest.mark.slow
@@ -145,5 +145,5 @@ def test_the_usual_script_gives_equal_masks_and_peers_without_packages_are_in_th
     assert list(record["results"]) == [inference.SLICEMILL, inference.BARE, inference.SESSION_ALONE, script]
     assert record["results"][inference.SLICEMILL]["cpu_milliseconds"] > 0
     assert set(record["not_run"]) == {"MONAI SliceInferer", "TorchIO GridSampler", "nnU-Net predictor, sequential"}
-    assert peers_inference_table(record).count("not run") == 3
+    assert format_record(record).count("not run") == 3
     assert min(record["dice"][script].values()) >= inference.LEAST_DICE

@@ -2,11 +2,13 @@
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from slicemill.bench.cli import bench
@@ -17,14 +19,16 @@ from slicemill.bench.harness.pagecache import drop_from_cache
 from slicemill.bench.harness.subject import CASE_ID, phantom_subject, scan_subject
 from slicemill.bench.records.compare import compare, machine_differences
 from slicemill.bench.records.figures import draw_stages, draw_time_shares
-from slicemill.bench.records.schema import Headline, Limit, MachineLimit
+from slicemill.bench.records.readme import format_record
 from slicemill.bench.records.suite import SuiteOptions, all_table, run_stage, share_of_convolution
 from slicemill.bench.records.suite_page import PAGE, PICTURE, SHARES, write_page
-from slicemill.bench.records.tables import export_table, limits_table
-from slicemill.common.errors import ConfigError
+from slicemill.bench.schema.base import Headline, Limit, Peer
+from slicemill.common.documents import to_document
+from slicemill.common.errors import ConfigError, GeometryError
 from slicemill.common.files import read_json
 from slicemill.ct.phantom import write_collection
 from slicemill.infer.run.timing import STAGES as STOPWATCH
+from tests.ct.grids import reorient
 
 HERE = Path(__file__).parents[2]
 
@@ -35,7 +39,8 @@ def record_of(*rates, seed=0, spread=0.02, rounds=9):
     results = {}
     for number, rate in enumerate(rates):
         seconds = tuple(float(8 / rate * (1 + spread * rng.standard_normal())) for _ in range(rounds))
-        results[f"way {number}"] = Timing(name="", seconds=seconds).as_json(8)
+        results[f"way {number}"] = Timing(name="", seconds=seconds).rate(8)
+    results = to_document(results)
     return {"benchmark": "store", "results": results, "machine": {"cpu": "a", "versions": {"numpy": "2"}}}
 
 
@@ -46,9 +51,9 @@ def test_a_headline_weighs_different_amounts_of_work():
         "peer": TimedContender(timing=Timing(name="", seconds=(1.0, 2.0, 3.0)), amount=2),
     }
     record = headline(times, contender="ours", limit="limit", bound="memory", peers={"peer": "less"}, verified="all")
-    assert record["per_second"] == 5.0
-    assert record["limit"]["fraction"] == 0.5
-    assert record["peers"]["peer"] == {"per_second": 1.0, "times": 5.0, "what": "less"}
+    assert record.per_second == 5.0
+    assert record.limit.fraction == 0.5
+    assert record.peers == {"peer": Peer(per_second=1.0, times=5.0, what="less")}
 
 
 def test_a_check_that_fails_is_a_bug():
@@ -84,6 +89,19 @@ def test_records_that_cannot_be_compared_are_refused(tmp_path):
     done = CliRunner().invoke(bench, ["compare", str(old), str(new)])
     assert done.exit_code == 0
     assert "faster" in done.output
+
+
+def test_the_mask_of_a_users_scan_may_be_in_another_axis_order_and_not_elsewhere(tmp_path):
+    list(write_collection(tmp_path / "scans", cases=1, size=64, seed=3))
+    expected = scan_subject(tmp_path / "scans", 5)
+    (path,) = (tmp_path / "scans").glob("segmentation*")
+    mask = nib.load(path)
+    turned = nib.Nifti1Image(np.asarray(mask.dataobj).copy(), mask.affine)
+    nib.save(reorient(turned, "ASR"), path)
+    assert np.array_equal(scan_subject(tmp_path / "scans", 5).label, expected.label)
+    nib.save(nib.Nifti1Image(turned.dataobj, turned.affine @ np.diag([1.0, 1, -1, 1])), path)
+    with pytest.raises(GeometryError, match="must have the same grid as its image"):
+        scan_subject(tmp_path / "scans", 5)
 
 
 def test_a_users_scan_replaces_the_phantom(tmp_path):
@@ -126,10 +144,10 @@ def test_every_stage_is_a_command_that_accepts_the_options_of_the_suite():
 
 
 def test_arithmetic_is_shown_as_a_part_of_the_bare_convolution():
-    limits = {"convolution, float32": MachineLimit(most=300.0, unit="GFLOP/s")}
+    limits = {"convolution, float32": SimpleNamespace(most=300.0)}
     limit = Limit(name="bare", per_second=6.0, fraction=0.5)
     headline = Headline(
-        ours="ours", per_second=3.0, limit=limit, peers={}, verified="", gflop=50.0, arithmetic="float32"
+        ours="ours", per_second=3.0, bound="", limit=limit, peers={}, verified="", gflop=50.0, arithmetic="float32"
     )
     assert share_of_convolution(headline, limits) == 0.5
     assert share_of_convolution(replace(headline, arithmetic="bfloat16"), limits) is None
@@ -137,9 +155,11 @@ def test_arithmetic_is_shown_as_a_part_of_the_bare_convolution():
 
 
 def test_time_shares_are_drawn(tmp_path):
+    record = read_json(HERE / "bench" / "results" / "infer.json")
     stages = {stage: {"seconds": 1.0, "share": 1 / len(STOPWATCH)} for stage in STOPWATCH}
-    whole = {"light": {"stages": {"with post-processing": stages, "without post-processing": stages}}}
-    draw_time_shares(tmp_path / SHARES, {"results": {"whole": whole}})
+    for network in record["results"]["whole"].values():
+        network["stages"] = {"with post-processing": stages, "without post-processing": stages}
+    draw_time_shares(tmp_path / SHARES, record)
     assert (tmp_path / SHARES).stat().st_size > 5000
 
 
@@ -174,7 +194,7 @@ def test_stages_end_in_one_record_table_page_and_picture(tmp_path):
     for stage in record["stages"].values():
         assert stage["headline"]["verified"]
         assert stage["headline"]["limit"]["fraction"] > 0
-    assert "memory copy" in limits_table(record["limits"])
+    assert "memory copy" in format_record(record["limits"])
     assert "PNG folder" in all_table(record)
     page = (tmp_path / "out" / PAGE).read_text()
     assert "PNG folder, DataLoader with 2 workers" in page
@@ -191,5 +211,5 @@ def test_the_export_benchmark_verifies_its_model_file(tmp_path):
 
     record = run(tmp_path, phantom_subject(4, size=64), rounds=1)
     assert record["parity"]["pixels"] == record["proof_slices"] * 64 * 64
-    assert "torch.onnx.export" in export_table(record)
+    assert "torch.onnx.export" in format_record(record)
     assert record["model_mb"] > 1

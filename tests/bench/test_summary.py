@@ -11,12 +11,11 @@ from scipy import stats
 
 from slicemill.bench.records.quality import QualityRecord, quality_table
 from slicemill.bench.records.quality_figure import draw_dice
-from slicemill.bench.records.readme import TABLES, render_figure
-from slicemill.bench.records.schema import read_record
+from slicemill.bench.records.readme import format_record, render_figure
+from slicemill.bench.schema.base import read_record
 from slicemill.bench.studies.design import ExperimentDesign
 from slicemill.bench.studies.fold_run import read_region
 from slicemill.bench.studies.summary import dice_gain, score_region, summarize
-from slicemill.common.documents import to_document
 from slicemill.common.errors import ConfigError
 from slicemill.common.files import write_json
 from slicemill.measure.evaluation.statistics import EXACT, bootstrap_interval, paired_difference, wilcoxon_p
@@ -104,7 +103,7 @@ def test_variants_are_chosen_by_validation_scores_alone():
     record = summarize(DESIGN, results)
     assert record.chosen == "one-slice"
     assert record.variants["one-slice"].gain["test"]["tumor"].mean == -0.8
-    document = to_document(record)
+    document = record.as_json()
     assert read_record(QualityRecord, document) == read_record(QualityRecord, json.loads(json.dumps(document)))
 
 
@@ -121,7 +120,7 @@ def test_more_seeds_of_one_variant_show_chance_and_no_more():
         "validation": {"0": 0.6, "1": 0.2},
         "test": {"0": 0.5, "1": 0.3},
     }
-    shown = quality_table(to_document(record))
+    shown = quality_table(record)
     assert "one-slice by seed, validation 0.600, 0.200; one-slice by seed, test 0.500, 0.300. " in shown
 
 
@@ -150,7 +149,7 @@ def made_up_record(patients=17):
 
 def test_the_table_shows_everything_that_the_record_holds():
     record = made_up_record()
-    shown = TABLES["quality"](to_document(record))
+    shown = format_record(record.as_json())
     assert "| tumor, validation (17 patients) |" in shown
     assert "| tumor, test (17 patients) |" in shown
     variant = record.variants["one-slice"]
@@ -164,9 +163,9 @@ def test_the_table_shows_everything_that_the_record_holds():
 
 @pytest.mark.parametrize("figure", ["quality", "quality-phantoms"])
 def test_a_committed_record_becomes_a_table_of_the_readme(tmp_path, figure):
-    document = to_document(made_up_record(patients=3))
+    document = made_up_record(patients=3).as_json()
     write_json(tmp_path / "bench" / "results" / f"{figure}.json", document)
-    assert render_figure(figure, tmp_path) == f"<!-- {figure} -->\n{quality_table(document)}\n<!-- end -->"
+    assert render_figure(figure, tmp_path) == f"<!-- {figure} -->\n{format_record(document)}\n<!-- end -->"
 
 
 def test_the_picture_has_a_dot_a_patient(tmp_path, monkeypatch):

@@ -69,7 +69,7 @@ def test_tables_of_points_keep_further_columns_and_a_header_alone_has_no_rows(tm
 
 def test_a_table_that_is_too_large_is_refused_before_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr("slicemill.common.tables.MAX_BYTES", 10)
-    with pytest.raises(InputError, match="a table may have 10 bytes; this file has 15"):
+    with pytest.raises(InputError, match="has 15 bytes, and a document has at most 10"):
         read(tmp_path, "image,mask\na,b\n")
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slicemill.common import cluster as connection
 from slicemill.common.errors import ConfigError
 from slicemill.common.files import read_lines
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.network.model import open_model
-from slicemill.infer.run import cluster as cluster_module
 from slicemill.infer.run.cluster import BY_LEDGER, LedgerFollower, infer_on, merge_summaries
 from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import InferOptions
@@ -102,7 +102,7 @@ def test_two_workers_of_which_one_is_killed_segment_every_scan_once(cluster, mod
 
 
 def test_no_scheduler_is_one_clear_error(model, collection, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster_module, "RESPONSE_SECONDS", 1)
+    monkeypatch.setattr(connection, "RESPONSE_SECONDS", 1)
     opened = open_model(model, "cpu")
     with pytest.raises(ConfigError, match=r"--scheduler tcp://127.0.0.1:9: cannot connect to the Dask scheduler"):
         infer_on(

@@ -1,25 +1,29 @@
 """Gather: every way to name scans, and every file accounted for."""
 
+import base64
 import glob
 import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from slicemill.common.errors import ConfigError, ScanError
+from slicemill.common.errors import ConfigError, ScanError, StoreError
 from slicemill.common.files import parse_location
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.gather import gather, pattern_below, read_list
-from slicemill.infer.inputs.jobs import load_scan
+from slicemill.infer.inputs.jobs import load_scan, open_store_once
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
 from tests.infer.commands import run_command
+
+OTHER = nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4))
 
 
 def names(inputs):
@@ -202,6 +206,22 @@ def test_the_cases_of_a_store_equal_their_files(stored, collection):
     assert np.array_equal(from_store.volume, from_file.volume)
     assert np.array_equal(from_store.grid.affine, from_file.grid.affine)
     assert from_store.header == from_file.header
+
+
+@pytest.mark.parametrize(
+    ("damaged", "message"),
+    [
+        (b"!", "the stored header of volume-1.nii.gz is damaged"),
+        (b"", "its stored header: is not a NIfTI file: it has 0 bytes"),
+        (base64.b64encode(OTHER.header.binaryblock), "stored header and voxels must have the same shape"),
+    ],
+)
+def test_a_damaged_header_in_a_store_fails_its_case_and_names_it(stored, damaged, message):
+    job = gather([stored])[0][1]
+    case = open_store_once(stored)["volume-1"]
+    case.info = replace(case.info, image=replace(case.info.image, header_b64=damaged.decode()))
+    with pytest.raises(StoreError, match=f"volume-1: {message}.* --overwrite"):
+        load_scan(job)
 
 
 def test_two_scans_with_one_output_path_are_refused(tmp_path):

@@ -8,7 +8,8 @@ import onnx
 import pytest
 
 from slicemill.common.errors import ModelError, ProviderError, UsageError
-from slicemill.infer.network.model import EXTERNAL_DATA, check_agreement, open_model
+from slicemill.infer.network.model import EXTERNAL_DATA, open_model
+from slicemill.infer.parity_check import check_agreement
 from slicemill.infer.runtime import providers
 
 
@@ -92,12 +93,18 @@ class TestModel:
         label = np.zeros((2, 64, 64), np.uint8)
         other = label.copy()
         other[0, 0, :40] = 1
-        assert check_agreement(opened, label, other) == 40 / 8192
+        assert check_agreement(opened, label, other, None) == 40 / 8192
         other[0, 1] = 1
         with pytest.raises(
             ModelError, match=r"labels on cpu differ from those on the CPU in 1.27% of .*nothing was segmented"
         ):
-            check_agreement(opened, label, other)
+            check_agreement(opened, label, other, None)
+        logits = np.zeros((2, 3, 64, 64), np.float16)
+        logits[:, 1], logits[:, 2] = 1, 0.995
+        assert check_agreement(opened, label + 2, label + 1, logits) == 0, "ties"
+        logits[:, 2] = 0.98
+        with pytest.raises(ModelError, match="in 100.00% of the pixels"):
+            check_agreement(opened, label + 2, label + 1, logits)
 
 
 def following(location):
@@ -144,6 +151,9 @@ class TestProviders:
             def get_providers(self):
                 return ["CPUExecutionProvider"]
 
+            def run(self, names, feed):
+                return []
+
         import onnxruntime
 
         monkeypatch.setattr(
@@ -154,7 +164,8 @@ class TestProviders:
             open_model(model, "cuda")
 
     def test_both_packages_at_once_are_named_with_the_repair(self, monkeypatch):
-        monkeypatch.setattr(providers, "installed_runtimes", lambda: ["onnxruntime", "onnxruntime-gpu"])
+        folder = Path("site-packages", "onnxruntime")
+        monkeypatch.setattr(providers, "installed_runtimes", lambda: {"onnxruntime": folder, "onnxruntime-gpu": folder})
         with pytest.raises(
             ProviderError, match=r"overwrite each other's files. Repair: pip uninstall -y onnxruntime onnxruntime-gpu"
         ):

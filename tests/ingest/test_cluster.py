@@ -1,11 +1,11 @@
-"""Dask clients: another scheduler, workers of another file system, and logs."""
+"""Dask clients: another scheduler, workers of another file system, and no Dask."""
 
-import logging
+import sys
 
 import pytest
 
+from slicemill.common import cluster as connection
 from slicemill.common.errors import ConfigError
-from slicemill.common.loggers import silence_loggers
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.ingest import pipeline
 from slicemill.ingest.discover import discover
@@ -55,22 +55,15 @@ def test_a_case_that_its_worker_wrote_elsewhere_is_a_failure(copied, tmp_path, m
     assert "a folder that this process cannot see" in report.failures[0].reason
 
 
-def test_dasks_loggers_are_silent_only_while_a_client_is_open():
-    import distributed  # noqa: F401 (it makes the loggers)
-
-    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.worker", "distributed.client")]
-    before = [logger.level for logger in loggers]
-    with silence_loggers("distributed"):
-        assert [logger.level for logger in loggers] == [logging.CRITICAL] * 3
-    assert [logger.level for logger in loggers] == before
+@pytest.mark.parametrize("scheduler", [None, "tcp://127.0.0.1:1"])
+def test_without_dask_the_extra_to_install_is_named_and_nothing_is_converted(copied, tmp_path, monkeypatch, scheduler):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ConfigError, match=r"Dask cannot be imported .*pip install 'slicemill\[ingest\]'"):
+        ingest(discover(copied), tmp_path / "store", LITS, IngestOptions(scheduler=scheduler))
+    assert not list((tmp_path / "store").rglob("c"))
 
 
 def test_a_scheduler_that_does_not_answer_is_named(copied, tmp_path, monkeypatch):
-    import distributed
-
-    def refuse(*_arguments, **_options):
-        raise OSError("Timed out trying to connect")
-
-    monkeypatch.setattr(distributed, "Client", refuse)
-    with pytest.raises(ConfigError, match="cannot connect to the Dask scheduler"):
+    monkeypatch.setattr(connection, "RESPONSE_SECONDS", 1)
+    with pytest.raises(ConfigError, match="--scheduler tcp://127.0.0.1:1: cannot connect to the Dask scheduler"):
         ingest(discover(copied), tmp_path / "store", LITS, IngestOptions(scheduler="tcp://127.0.0.1:1"))

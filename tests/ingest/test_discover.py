@@ -1,8 +1,8 @@
 import pytest
 
-from slicemill.common.errors import PairingError, StoreError, UsageError
+from slicemill.common.errors import LabelError, PairingError, StoreError, UsageError
 from slicemill.ct.labels import LITS_LABELS
-from slicemill.ingest.discover import discover, set_patients
+from slicemill.ingest.discover import MaskOptions, discover, set_patients
 from slicemill.ingest.pair_table import from_csv
 from slicemill.ingest.patterns import from_patterns
 
@@ -134,6 +134,21 @@ def test_labels_are_declared_by_lits_names_or_by_dataset_json(tmp_path):
     assert dict(discover(tmp_path / "b").labels.values) == {"spleen": 1}
 
 
+def test_labels_of_the_user_go_before_a_dataset_json_that_cannot_be_read(tmp_path):
+    touch(tmp_path, "x.nii", "x_seg.nii")
+    (tmp_path / "dataset.json").write_text('{"labels": {"a": [1, 2], "b": [2, 3]}}')
+    (tmp_path / "cases.csv").write_text("image,mask\nx.nii,x_seg.nii\n")
+    pattern = f"{tmp_path}/*.nii"
+    for read in (
+        lambda **given: discover(tmp_path, MaskOptions(files={"a": 1} if given else {})),
+        lambda **given: from_csv(tmp_path / "cases.csv", **given),
+        lambda **given: from_patterns(pattern, None, **given),
+    ):
+        with pytest.raises(LabelError, match="pass --labels"):
+            read()
+        assert read(with_labels=False).labels is None
+
+
 def test_a_csv_gives_pairs_ids_and_patients(tmp_path):
     table = tmp_path / "cases.csv"
     table.write_text("image,mask,case_id,patient_id\nx/1.nii,y/1.nii,one,p\nx/2.nii,,,\n")
@@ -263,3 +278,10 @@ def test_a_pattern_of_urls_is_refused_with_the_way_out():
 def test_a_patient_of_no_letters_is_refused(collection):
     with pytest.raises(PairingError, match="its group does not match volume-0"):
         set_patients(discover(collection), r"(z)?volume")
+
+
+def test_rows_of_a_csv_with_one_name_get_case_ids_of_their_paths_and_a_note(tmp_path):
+    (tmp_path / "cases.csv").write_text("image,mask\np1/v.nii,\np2\\v.nii,\n")
+    collection = from_csv(tmp_path / "cases.csv")
+    assert pairs(collection) == {"p1_v": ("p1/v.nii", None), "p2_v": ("p2/v.nii", None)}
+    assert "line 2 is p1_v, line 3 is p2_v" in collection.notes[0]

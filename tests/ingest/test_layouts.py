@@ -91,13 +91,25 @@ def test_a_pattern_makes_masks_of_files_whose_names_do_not_tell(tmp_path):
     [
         ["a.nii", "b.nii", "x_seg.nii", "y_seg.nii"],
         ["P1/arterial.nii", "P1/venous_seg.nii"],
+        ["P1/CT.nii", "P2/mask.nii"],
+        ["P1/arterial.nii", "P2/arterial_seg.nii"],
         ["siteA_001.nii", "siteA_002.nii", "siteB_001_seg.nii", "siteB_002_seg.nii"],
         ["c/imaging.nii", "c/aggregated_MAJ_seg.nii", "c/aggregated_OR_seg.nii"],
         ["s1/ct.nii", "s1/segmentations/liver.nii", "s1/segmentations/spleen.nii"],
         ["imagesTs/x.nii", "labelsTr/x.nii"],
         ["a.nii", "a_seg.nii", *(f"{i}{c}{suffix}.nii" for i in range(3) for c, suffix in (("x", ""), ("y", "_seg")))],
     ],
-    ids=["other names", "other phase", "other site", "two masks", "structures", "other subset", "few"],
+    ids=[
+        "other names",
+        "other phase",
+        "mask of another patient",
+        "phase of another patient",
+        "other site",
+        "two masks",
+        "structures",
+        "other subset",
+        "few",
+    ],
 )
 def test_masks_that_do_not_pair_are_an_error_with_names_and_ways_out(files, tmp_path):
     touch(tmp_path, *files)
@@ -108,6 +120,15 @@ def test_masks_that_do_not_pair_are_an_error_with_names_and_ways_out(files, tmp_
     collection = discover(tmp_path, MaskOptions(none=True))
     assert all(case.mask is None for case in collection.cases)
     assert {reason for _, reason in collection.left_out} == {"named like a mask; --no-masks stores scans only"}
+
+
+def test_files_of_structures_without_labels_are_an_error_that_tells_how_to_name_them(tmp_path):
+    touch(tmp_path, "s1/ct.nii", "s1/segmentations/liver.nii", "s1/segmentations/spleen.nii")
+    with pytest.raises(PairingError, match="If each mask is a file of one structure.*--labels liver=1,spleen=2"):
+        discover(tmp_path)
+    touch(tmp_path / "other", "a.nii", "b.nii", "x_seg.nii", "y_seg.nii")
+    with pytest.raises(PairingError, match="without masks.$"):
+        discover(tmp_path / "other")
 
 
 def test_a_folder_beside_the_images_with_the_same_names_is_no_second_set_of_scans(tmp_path):

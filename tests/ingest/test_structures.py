@@ -134,7 +134,7 @@ def test_a_file_with_two_values_is_no_structure(tmp_path):
 def test_structures_on_two_grids_are_refused(tmp_path):
     root = write_case(tmp_path / "c", "s0001", {"liver": LIVER, "tumor": TUMOR})
     write_nifti(root / "s0001/segmentations/tumor.nii.gz", TUMOR[:-1], SPACING)
-    with pytest.raises(GeometryError, match=r"tumor\.nii\.gz: all structures of a scan must lie on one grid"):
+    with pytest.raises(GeometryError, match=r"tumor\.nii\.gz: all structures of a scan must have one grid"):
         convert(root, "liver=1,tumor=2")
 
 

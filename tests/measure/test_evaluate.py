@@ -11,11 +11,14 @@ import SimpleITK
 from slicemill.common.errors import ConfigError, LabelError
 from slicemill.ct.formats.nifti.header import read_header
 from slicemill.ct.formats.nifti.write import write_volume
-from slicemill.ct.labels import LITS_LABELS
+from slicemill.ct.labels import LITS_LABELS, Labels
 from slicemill.ct.overlap import count_overlap
 from slicemill.ct.phantom import write_nifti
 from slicemill.measure.evaluation.evaluate import evaluate
+from slicemill.measure.evaluation.figures import draw_evaluation
 from slicemill.measure.evaluation.region import make_row
+from slicemill.measure.evaluation.two_runs import write_run_comparison
+from slicemill.store.layout import GROUP
 from tests.measure.conftest import SPACING
 
 
@@ -55,6 +58,14 @@ def test_tables_and_pictures_are_written(two_cases):
     assert json.loads((out / "evaluation.json").read_text())["by_case"][1]["dice_tumor"] is None
 
 
+def test_label_names_with_dollar_signs_are_drawn_as_they_are(two_cases):
+    labels = Labels({r"$\broken{$": 1, "$tumor$": 2}, organ=r"$\broken{$", tumor="$tumor$")
+    evaluation = evaluate(two_cases / "predicted", two_cases / "truth", None, labels)
+    assert draw_evaluation(evaluation)
+    assert write_run_comparison(two_cases / "compared", evaluation, evaluation)
+    assert (two_cases / "compared" / "comparison.png").stat().st_size > 5000
+
+
 def test_a_false_alarm_in_a_tumor_free_case_scores_0(two_cases):
     predicted = np.zeros((2, 4, 6), np.uint8)
     predicted[1, 1, 1] = 2
@@ -68,7 +79,21 @@ def test_a_prediction_off_its_grid_is_a_failure_and_the_rest_is_scored(two_cases
     write_nifti(two_cases / "predicted" / "volume-2.nii.gz", np.zeros((2, 4, 6), np.uint8), (2.0, 1.5, 1.0))
     evaluation = evaluate(two_cases / "predicted", two_cases / "truth", None, LITS_LABELS)
     assert [case.case_id for case in evaluation.cases] == ["volume-1"]
-    assert "mm away from its reference" in evaluation.failures[0][1]
+    assert "must have the same grid as its reference" in evaluation.failures[0][1]
+
+
+def test_a_stored_case_with_a_damaged_header_is_a_failure_and_the_rest_is_scored(stored, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(stored, store)
+    path = store / GROUP / "volume-1" / "zarr.json"
+    document = json.loads(path.read_text())
+    document["attributes"]["slicemill"]["source"]["image"]["header_b64"] = "!"
+    path.write_text(json.dumps(document))
+    evaluation = evaluate(store, store, None, LITS_LABELS)
+    assert len(evaluation.cases) == 5
+    ((case_id, reason),) = evaluation.failures
+    assert case_id == "volume-1"
+    assert reason.startswith(f"{path.parent}: the stored header of volume-1.nii.gz is damaged")
 
 
 def test_values_that_no_label_has_are_a_failure(two_cases):

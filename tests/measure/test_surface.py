@@ -101,13 +101,13 @@ def test_a_mask_at_the_edge_of_the_picture_has_its_surface_there():
 
 
 def test_the_benchmark_of_distances_agrees_with_transforms_and_fits_its_table():
-    from slicemill.bench.records.tables import measure_table
+    from slicemill.bench.records.readme import format_record
     from slicemill.bench.stages.measure import run
 
     record = run(slices=40, side=64, lesions=3, rounds=1, by_medpy=4)
     assert record["objects"] == len(record["seconds_medpy_an_object"]) == 4
     assert record["largest_difference_mm"] < 1e-6
-    assert "64x64x40 voxels, a liver and 3 lesions" in measure_table(record)
+    assert "64x64x40 voxels, a liver and 3 lesions" in format_record(record)
 
 
 def test_what_lies_at_the_tolerance_counts_however_its_grid_is_tilted():

@@ -1,5 +1,6 @@
 """A case that is replaced while it is open is read in one version, or reported."""
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -52,6 +53,14 @@ def agrees(case):
     return case.info.slice_stats.hu_max == [int(section.max()) for section in case.image]
 
 
+def reads(case):
+    """Return what reading a case says: one version, a mixture, or an error."""
+    try:
+        return "one version" if agrees(case) else "a mixture"
+    except StoreError as error:
+        return "reported" if CHANGED in str(error) else str(error)
+
+
 def test_a_case_that_nothing_was_read_of_is_reported_and_the_store_can_be_opened_again(opened, root):
     case, replace = opened
     replace()
@@ -69,11 +78,9 @@ def test_a_case_that_is_being_read_goes_on_in_its_version_or_is_reported(opened)
     case, replace = opened
     before = case.image[3].copy()
     replace()
-    try:
+    assert reads(case) in ("one version", "reported")
+    with contextlib.suppress(StoreError):
         assert np.array_equal(case.image[3], before)
-        assert agrees(case)
-    except StoreError as error:
-        assert CHANGED in str(error)
     with pytest.raises(StoreError, match=CHANGED):
         case.label[0]
 
@@ -140,11 +147,6 @@ def test_a_reader_beside_a_writer_sees_one_version_or_an_error(versions, tmp_pat
         case = open_store(tmp_path)["volume-0"]
         if turn % 2:
             convert_case(versions[turn // 2 % 2], LITS, tmp_path)
-        try:
-            assert agrees(case)
-            seen.add("read")
-        except StoreError as error:
-            assert CHANGED in str(error)
-            seen.add("reported")
-    assert seen == {"read", "reported"}
+        seen.add(reads(case))
+    assert seen == {"one version", "reported"}
     assert list((Path(tmp_path) / ".partial").iterdir()) == []

@@ -72,14 +72,14 @@ def read_header(path: Location) -> NiftiHeader:
     start = read_header_file(path)[1] if is_pair else _first_bytes(path)
     raw, header = parse_header(start, path)
     _check_kind(header, path, is_pair=is_pair)
-    shape = read_shape(header, path)
     dtype = _dtype(header, path)
+    shape = read_shape(header, path)
     slope, inter = _scaling(header, path)
     affine, warnings = _affine(header, path)
     try:
-        grid = Grid(shape=shape, affine=affine)
+        grid = Grid(shape=shape, affine=affine, oriented=_is_oriented(header))
     except GeometryError as error:
-        raise GeometryError(f"{path}: {error}") from error
+        raise GeometryError(error.reason, where=path) from error
     # The stream of a pair is the header file (`before` bytes) and then the image file, in which vox_offset counts. In a
     # single file the voxels come after the header and the four bytes after it, even if vox_offset is smaller.
     before, least = (len(start), 0) if is_pair else (0, len(raw) + 4)
@@ -119,7 +119,15 @@ def blank_text(header: bytes) -> bytes:
 def parse_grid(header: bytes) -> Grid:
     """Return the grid of stored header bytes."""
     fields = parse_header(header, Path("header"))[1]
-    return Grid(shape=read_shape(fields, Path("header")), affine=_affine(fields, Path("header"))[0])
+    shape, affine = read_shape(fields, Path("header")), _affine(fields, Path("header"))[0]
+    return Grid(shape=shape, affine=affine, oriented=_is_oriented(fields))
+
+
+def stored_warnings(header: bytes) -> tuple[str, ...]:
+    """Return the warnings about the fields and the grid of stored header bytes, as `read_header` gives them."""
+    path = Path("header")
+    fields = parse_header(header, path)[1]
+    return (*_affine(fields, path)[1], *_warn_fields(fields), *grid_warnings(parse_grid(header)))
 
 
 def _first_bytes(path: Location) -> bytes:
@@ -132,7 +140,7 @@ def _first_bytes(path: Location) -> bytes:
 def parse_header(start: bytes, path: Location) -> tuple[bytes, Any]:
     """Return the header's bytes without extensions, and their fields as nibabel's header object."""
     if len(start) < 348:
-        raise ScanError(f"{path}: is not a NIfTI file: it has {len(start)} bytes, and a NIfTI header has 348.")
+        raise ScanError(f"is not a NIfTI file: it has {len(start)} bytes, and a NIfTI header has 348.", where=path)
     # The first field is the size of the header; it shows both the version and the byte order.
     for order in "<>":
         size = struct.unpack(f"{order}i", start[:4])[0]
@@ -140,12 +148,13 @@ def parse_header(start: bytes, path: Location) -> tuple[bytes, Any]:
             magic = start[344:348] if size == 348 else start[4:8]
             if magic[:2] not in (b"n+", b"ni"):
                 raise ScanError(
-                    f"{path}: is not a NIfTI file (magic {magic!r}); Analyze 7.5 files hold no orientation: convert it."
+                    f"is not a NIfTI file (magic {magic!r}); Analyze 7.5 files hold no orientation: convert it.",
+                    where=path,
                 )
             kind = nib.Nifti1Header if size == 348 else nib.Nifti2Header
             return start[:size], kind(start[:size], endianness=order, check=False)
     raise ScanError(
-        f"{path}: is not a NIfTI file: it starts with {start[:4].hex()} instead of the header's size, 348 or 540."
+        f"is not a NIfTI file: it starts with {start[:4].hex()} instead of the header's size, 348 or 540.", where=path
     )
 
 
@@ -154,28 +163,46 @@ def _check_kind(header: Any, path: Location, *, is_pair: bool) -> None:
     marked_as_pair = bytes(header["magic"].item())[:2] == b"ni"
     if marked_as_pair and not is_pair:
         raise ScanError(
-            f"{path}: is the header of a .hdr/.img pair. Name it .hdr and put its .img in the same folder, "
-            "or convert the pair to one .nii file."
+            "is the header of a .hdr/.img pair. Name it .hdr and put its .img in the same folder, "
+            "or convert the pair to one .nii file.",
+            where=path,
         )
     if is_pair and not marked_as_pair:
-        raise ScanError(f"{path}: its header is that of a single file; rename it to .nii.")
+        raise ScanError("its header is that of a single file; rename it to .nii.", where=path)
 
 
 def read_shape(header: Any, path: Location) -> tuple[int, int, int]:
     """Return the three extents. Further extents of 1 are dropped; a 2-D image has one slice."""
     rank = int(header["dim"][0])
     if not 2 <= rank <= 7:
-        raise ScanError(f"{path}: a scan must have 2 to 7 dimensions; the header has {rank}.")
+        raise ScanError(f"a scan must have 2 to 7 dimensions; the header has {rank}.", where=path)
     extents = [int(extent) for extent in header["dim"][1 : rank + 1]]
     if min(extents) < 1:
-        raise ScanError(f"{path}: every extent must be at least 1; the header has {extents}.")
+        raise ScanError(f"every extent must be at least 1; the header has {extents}.", where=path)
     if any(extent > 1 for extent in extents[3:]):
-        raise ScanError(
-            f"{path}: holds several volumes, extents {extents}; a CT is one volume. "
-            "Split it first (nibabel.funcs.four_to_three)."
-        )
+        raise ScanError(_explain_axes(header, extents), where=path)
     i, j, k = (*extents, 1)[:3]
     return i, j, k
+
+
+def _explain_axes(header: Any, extents: list[int]) -> str:
+    """Return why more than three axes are refused, and the way out."""
+    longer = [extent for extent in extents if extent > 1]
+    if extents[0] == 1 and len(longer) <= 3:
+        return (
+            f"its extents {extents} begin with an axis of 1: a channel axis, as arrays of networks have it. A CT has "
+            "three axes; save the array without that axis (array[0]), with the scan's affine."
+        )
+    *others, last = extents[3:]
+    if last in (3, 4) and max(others, default=1) == 1 and header.get_data_dtype().itemsize == 1:
+        return (
+            f"its last axis has {last} values of 8 bits, extents {extents}: the channels of a color picture, "
+            "which is not a CT. Take the scan itself."
+        )
+    return (
+        f"holds several volumes, extents {extents}; a CT is one volume. If the last axis counts channels, save the "
+        "one with HU; if it counts time points, split them (nibabel.funcs.four_to_three)."
+    )
 
 
 def _dtype(header: Any, path: Location) -> np.dtype[Any]:
@@ -183,10 +210,10 @@ def _dtype(header: Any, path: Location) -> np.dtype[Any]:
     try:
         dtype = header.get_data_dtype()
     except (HeaderDataError, KeyError) as error:
-        raise ScanError(f"{path}: unknown voxel type {int(header['datatype'])}; convert it to int16.") from error
+        raise ScanError(f"unknown voxel type {int(header['datatype'])}; convert it to int16.", where=path) from error
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise ScanError(
-            f"{path}: voxels must be integers or floats; they are {dtype}. A color or complex picture is not a CT."
+            f"voxels must be integers or floats; they are {dtype}. A color or complex picture is not a CT.", where=path
         )
     checked: np.dtype[Any] = np.dtype(dtype)
     return checked
@@ -198,24 +225,32 @@ def _scaling(header: Any, path: Location) -> tuple[float, float]:
     if not np.isfinite(slope) or slope == 0:
         return 1.0, 0.0
     if not np.isfinite(inter):
-        raise ScanError(f"{path}: scl_slope is {slope:g}, but scl_inter is {inter:g}; correct the header.")
+        raise ScanError(f"scl_slope is {slope:g}, but scl_inter is {inter:g}; correct the header.", where=path)
     return slope, inter
 
 
 def _affine(header: Any, path: Location) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
     """Return the affine, voxel i j k to RAS mm, by the standard's order (sform, qform, spacing), and warnings."""
+    if header["pixdim"][0] == 0:  # nifti1_io.c and the standard take 0 for 1; nibabel refuses it
+        header = header.copy()
+        header["pixdim"][0] = 1
     try:
         with np.errstate(all="ignore"):
             affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     except (ValueError, HeaderDataError, np.linalg.LinAlgError) as error:
         raise GeometryError(
-            f"{path}: the header's orientation cannot be read ({error}); correct its qform or sform."
+            f"the header's orientation cannot be read ({error}); correct its qform or sform.", where=path
         ) from error
     if header["sform_code"] > 0 and header["qform_code"] > 0:
         return affine, _warn_qform(header, read_shape(header, path), affine)
-    if header["sform_code"] <= 0 and header["qform_code"] <= 0:
+    if not _is_oriented(header):
         return affine, ("the header has no orientation; spacing alone is used and the patient's sides are unknown",)
     return affine, ()
+
+
+def _is_oriented(header: Any) -> bool:
+    """Return whether a header has a sform or a qform."""
+    return bool(header["sform_code"] > 0 or header["qform_code"] > 0)
 
 
 def _warn_qform(header: Any, shape: tuple[int, int, int], affine: npt.NDArray[np.float64]) -> tuple[str, ...]:
@@ -269,7 +304,7 @@ def _offset(header: Any, path: Location) -> int:
     """Return the offset of the voxels in their file, bytes."""
     offset = float(header["vox_offset"])
     if not np.isfinite(offset) or not 0 <= offset <= MAX_DATA_OFFSET or offset != int(offset):
-        raise ScanError(f"{path}: the voxels cannot start at byte {offset:g}; the header is damaged.")
+        raise ScanError(f"the voxels cannot start at byte {offset:g}; the header is damaged.", where=path)
     return int(offset)
 
 
@@ -279,7 +314,8 @@ def _check_size(path: Location, header: NiftiHeader, claimed: int) -> None:
     most = size * MAX_DEFLATE_RATIO + 1024 if compressed else size
     if claimed > most:
         raise ScanError(
-            f"{path}: the header claims {claimed:,} bytes ({'x'.join(map(str, header.grid.shape))} of {header.dtype}), "
+            f"the header claims {claimed:,} bytes ({'x'.join(map(str, header.grid.shape))} of {header.dtype}), "
             f"but the file has {size:,}{' compressed' if compressed else ''}. "
-            "It is truncated or its header is damaged; copy it again."
+            "It is truncated or its header is damaged; copy it again.",
+            where=path,
         )

@@ -49,12 +49,12 @@ def _open_file(path: Location) -> tuple[io.RawIOBase, bool]:
             stream = path.open_stream()
             return stream, bytes(stream.peek()[:2]) == GZIP_MAGIC
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ScanError(f"{path}: a scan is a file; this is a folder, a pipe or a device. Name the file itself.")
+            raise ScanError("a scan is a file; this is a folder, a pipe or a device. Name the file itself.", where=path)
         file = path.open("rb", buffering=0)
         magic = file.read(2)
         file.seek(0)
     except OSError as error:
-        raise ReadError(f"{path}: cannot be read: {error.strerror}.") from error
+        raise ReadError(f"cannot be read: {error.strerror}.", where=path) from error
     return file, magic == GZIP_MAGIC
 
 
@@ -82,8 +82,9 @@ def read_header_file(path: Location) -> tuple[bytes, bytes]:
         plain = read_up_to(igzip.IGzipFile(fileobj=io.BytesIO(content), mode="rb"), MAX_DATA_OFFSET + 1, path)
     if max(len(content), len(plain)) > MAX_DATA_OFFSET:
         raise ScanError(
-            f"{path}: the header of a .hdr/.img pair has at most {MAX_DATA_OFFSET:,} bytes; this file has more. "
-            "It is damaged or no header."
+            f"the header of a .hdr/.img pair has at most {MAX_DATA_OFFSET:,} bytes; this file has more. "
+            "It is damaged or no header.",
+            where=path,
         )
     return content, plain
 
@@ -124,9 +125,9 @@ def report_damage(path: Location) -> Iterator[None]:
     try:
         yield
     except (EOFError, igzip.BadGzipFile, igzip.isal_zlib.error) as error:
-        raise ScanError(f"{path}: ends early or is damaged ({error}). Copy the file again.") from error
+        raise ScanError(f"ends early or is damaged ({error}). Copy the file again.", where=path) from error
     except OSError as error:
-        raise ReadError(f"{path}: cannot be read: {error.strerror or error}.") from error
+        raise ReadError(f"cannot be read: {error.strerror or error}.", where=path) from error
 
 
 def view_bytes(array: npt.NDArray[Any]) -> memoryview:
