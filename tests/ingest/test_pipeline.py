@@ -18,7 +18,7 @@ from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.ct.phantom import write_collection
 from slicemill.ingest import convert, pipeline
 from slicemill.ingest.cluster import open_client
-from slicemill.ingest.convert import check_voxels
+from slicemill.ingest.convert import voxel_warnings
 from slicemill.ingest.discover import discover, set_patients
 from slicemill.ingest.outcomes import FailureLine
 from slicemill.ingest.params import Params
@@ -179,12 +179,12 @@ def test_a_file_that_changes_while_it_is_read_is_not_stored_and_the_next_run_rea
     def changing(*arguments, **options):
         data[-1] ^= 2
         case.image.write_bytes(data)
-        return check_voxels(*arguments, **options)
+        return voxel_warnings(*arguments, **options)
 
     place = locate(make_absolute(case))
     task = Task(case=make_absolute(case), place=place, seen=None, known=frozenset([place]), megabytes=1)
     with monkeypatch.context() as patched:
-        patched.setattr(convert, "check_voxels", changing)
+        patched.setattr(convert, "voxel_warnings", changing)
         outcome = run_case(replace(task, seen=stored_version(store, "volume-0")), LITS, store, 1)
     assert (outcome.status, outcome.passing) == ("failed", True)
     assert "the image or its mask changed during reading" in outcome.reason
