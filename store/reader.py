@@ -19,7 +19,7 @@ from slicemill.ct.naming import natural_key
 from slicemill.store.cache import SliceCache
 from slicemill.store.case import CaseInfo, parse_case
 from slicemill.store.codecs import decode_blosc, decode_zstd, without_checksum
-from slicemill.store.layout import ABSENT, ATTRIBUTE, DOCUMENT, GROUP, IMAGE, LABEL, SHARD, ArrayName
+from slicemill.store.layout import ABSENT, ATTRIBUTE, DOCUMENT, GROUP, IMAGE, LABEL, SHARD, ArrayName, check_case_id
 from slicemill.store.shard_reader import ShardReader, plan_ranges
 from slicemill.store.version import CaseVersion, note_version
 from slicemill.store.zarr_documents import DTYPES, recognize_profile
@@ -261,6 +261,15 @@ class Store:
             self._cases[case_id] = open_case(self.root, case_id, self._cache)
         return self._cases[case_id]
 
+    def _has(self, case_id: str) -> bool:
+        """Return whether there is such a case. The cases are not listed for one of them."""
+        if "case_ids" in self.__dict__:  # listed before
+            return case_id in self._id_set
+        try:
+            return (self.root / GROUP / check_case_id(case_id) / DOCUMENT).is_file()
+        except StoreError:
+            return False
+
     def check_known(self, case_ids: Sequence[str]) -> None:
         """Check that the store has these cases.
 
@@ -270,7 +279,7 @@ class Store:
             A case is not in the store.
         """
         for case_id in case_ids:
-            if case_id not in self._id_set:
+            if not self._has(case_id):
                 raise StoreError(
                     f"has no case {case_id!r}; `slicemill store manifest {self.root}` lists them.", where=self.root
                 )

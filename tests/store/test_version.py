@@ -150,3 +150,11 @@ def test_a_reader_beside_a_writer_sees_one_version_or_an_error(versions, tmp_pat
         seen.add(reads(case))
     assert seen == {"one version", "reported"}
     assert list((Path(tmp_path) / ".partial").iterdir()) == []
+
+
+@pytest.mark.parametrize("case_id", ["volume-1", "", ".partial", "../scans.zarr/volume-0", "a/b", "x" * 300])
+def test_one_case_is_opened_without_listing_the_others(opened, root, monkeypatch, case_id):
+    monkeypatch.setattr(reader, "iter_case_ids", lambda _: pytest.fail("the cases were listed"))
+    assert open_store(root)["volume-0"].info.case_id == "volume-0"
+    with pytest.raises(StoreError, match="has no case"):
+        open_store(root)[case_id]
