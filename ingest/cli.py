@@ -46,6 +46,10 @@ def ingest(
     patient: Annotated[
         str | None, typer.Option(help="Regular expression; its first group, in the image's path, is the patient.")
     ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(help="Text before each case id, like siteB/, for collections with equal file names."),
+    ] = None,
     geometry: Annotated[
         Geometry,
         typer.Option(
@@ -108,6 +112,10 @@ def ingest(
         chosen = choose_labels(labels, organ, tumor) if labels else None
         mask_options = MaskOptions(pattern=masks, none=no_masks, files=chosen.files if chosen else {})
         collection = _find_collection(source, pairs, images, mask_options)
+        if prefix:
+            from slicemill.ingest.discover import add_prefix
+
+            collection = add_prefix(collection, prefix)
         if patient:
             from slicemill.ingest.discover import set_patients
 
