@@ -59,6 +59,10 @@ def ingest(
             rich_help_panel=INPUT, help="Regular expression; its first group, in the image's path, is the patient."
         ),
     ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(help="Text before each case id, like siteB/, for collections with equal file names."),
+    ] = None,
     geometry: Annotated[
         Geometry,
         typer.Option(
@@ -153,6 +157,10 @@ def ingest(
         chosen = choose_labels(labels, organ, tumor) if labels else None
         mask_options = MaskOptions(pattern=masks, none=no_masks, files=chosen.files if chosen else {})
         collection = _find_collection(source, pairs, images, mask_options)
+        if prefix:
+            from slicemill.ingest.discover import add_prefix
+
+            collection = add_prefix(collection, prefix)
         if patient:
             from slicemill.ingest.discover import set_patients
 

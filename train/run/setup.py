@@ -16,7 +16,7 @@ from slicemill.ct.labels import IGNORE, Labels
 from slicemill.store.cache import SliceCache
 from slicemill.store.reader import Case, Store, open_store
 from slicemill.store.split import Split, read_split, write_split
-from slicemill.store.tables import read_table, store_sha256
+from slicemill.store.tables import make_lesion_rows, make_manifest_row, make_slice_rows, store_sha256
 from slicemill.train.config import Config, read_config, to_toml
 from slicemill.train.data.dataset import Batches, SliceRegion, compute_zoom
 from slicemill.train.data.sampling import Pool
@@ -119,7 +119,7 @@ def prepare(
         labels=labels,
         ignored=ignored,
         split=split,
-        pool=_read_pool(store_path, split, labels, config),
+        pool=_make_pool(store, split, labels, config),
         size=size,
         view=view,
         device=device,
@@ -164,23 +164,12 @@ def trained_labels(store: Store, config: Config) -> tuple[Labels, int | None]:
     return (labels.without(ignored), labels.values[ignored]) if ignored else (labels, None)
 
 
-def _read_pool(store_path: Location, split: Split, labels: Labels, config: Config) -> Pool:
-    """Read the tables of the training slices.
-
-    Raises
-    ------
-    StoreError
-        The slice table lacks a training case.
-    """
+def _make_pool(store: Store, split: Split, labels: Labels, config: Config) -> Pool:
+    """Return the training slices, from the cases: the tables may be of earlier versions of them."""
     chosen = set(split.train)
-    slices, lesions = (
-        [row for row in read_table(store_path, name) if row["case_id"] in chosen] for name in ("slices", "lesions")
-    )
-    if {row["case_id"] for row in slices} != chosen:
-        raise StoreError(
-            f"{store_path}: its slice table lacks slices of the training cases; "
-            f"run `slicemill store reindex {store_path}`."
-        )
+    infos = [store[case_id].info for case_id in store.case_ids if case_id in chosen]
+    slices = [row for info in infos for row in make_slice_rows(info)]
+    lesions = [row for info in infos for row in make_lesion_rows(info)]
     return Pool(slices, lesions, labels, config)
 
 
@@ -233,9 +222,8 @@ def choose_split(store: Store, started_with: Path | None, requested: Path | None
         return earlier
     if chosen is not None:
         return chosen
-    return make_split(
-        read_table(store.root, "manifest"), validation=config.validation, test=config.test, seed=config.seed
-    )
+    rows = [make_manifest_row(case.info).columns() for case in store]
+    return make_split(rows, validation=config.validation, test=config.test, seed=config.seed)
 
 
 def remove_run(run: Path) -> None:
