@@ -72,7 +72,7 @@ def write_plots(store: Store, out: Location) -> None:
     suffix = PurePosixPath(out.name).suffix.lower()
     if suffix not in SUFFIXES:
         raise UsageError("plots are written as .png or .html; choose a name with one of these suffixes.", where=out)
-    data = collect_data(case.info for case in store)
+    data = collect_data(case.info for case in store.values())
     if not data.rows:
         raise ConfigError("has no cases to plot; add some with `slicemill ingest`.", where=store.root)
     name = store.root.absolute().name

@@ -103,7 +103,7 @@ def read_background(pair: Pair, shape: tuple[int, ...]) -> npt.NDArray[np.int16]
     reference = pair.reference.mask
     with contextlib.suppress(InputError, OSError):
         if isinstance(reference, StoredMask):
-            return reference.case.image[:]
+            return np.asarray(reference.case.image)
         if reference.image is not None:
             with ScanReader(reference.image, "image") as reader:
                 if reader.grid.stored_shape == shape:

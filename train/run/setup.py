@@ -316,7 +316,7 @@ def common_labels(store: Store) -> Labels:
     StoreError
         No case has a mask, or two cases have different labels.
     """
-    by_case = {case.info.case_id: case.info.labels for case in store if case.info.labels}
+    by_case = {case.info.case_id: case.info.labels for case in store.values() if case.info.labels}
     if not by_case:
         raise StoreError(
             f"{store.root}: no case has a mask; training needs references. Ingest images together with masks."
