@@ -7,7 +7,6 @@ import typer
 from slicemill.common.errors import UsageError
 from slicemill.common.files import Location, parse_location
 from slicemill.common.left_out import print_left_out
-from slicemill.common.options import parse_shard
 from slicemill.common.terminal import format_table, print_line, report_errors
 from slicemill.ingest.params import Geometry
 from slicemill.store.layout import ProfileName
@@ -78,39 +77,21 @@ def ingest(
         slicemill ingest --pairs cases.csv lits-store/
     """
     with report_errors():
-        from slicemill.ingest.params import Params
-        from slicemill.ingest.pipeline import IngestOptions
-        from slicemill.ingest.pipeline import ingest as run
+        from slicemill.ingest.request import IngestRequest
 
         source, store = _assign_arguments(source, store, has_list=pairs is not None or images is not None)
-        target = None if store is None else parse_location(store)
-        collection = _find_collection(source, pairs, images, masks)
-        if patient:
-            from slicemill.ingest.discover import set_patients
-
-            collection = set_patients(collection, patient)
-        params = Params(
-            labels=_choose_labels(collection, labels, organ, tumor),
-            geometry=geometry,
+        request = IngestRequest(
+            source=source, store=store, pairs=pairs, images=images, masks=masks, labels=labels, organ=organ,
+            tumor=tumor, patient=patient, geometry=geometry, workers=workers, threads=threads, profile=profile,
+            scheduler=scheduler, shard=shard, overwrite=overwrite, retry_failed=retry_failed, rehash=rehash,
             keep_text=keep_text,
-            profile=profile,
-        )
+        )  # fmt: skip
+        collection = request.collection()
         if dry_run:
-            _print_collection(collection, params.labels)
+            _print_collection(collection, request.params(collection).labels)
             return
-        if target is None:
-            raise UsageError("ingest: pass the folder of the store as the last argument, or use --dry-run.")
-        options = IngestOptions(
-            workers=workers,
-            threads=threads,
-            scheduler=scheduler,
-            shard=parse_shard(shard),
-            overwrite=overwrite,
-            retry_failed=retry_failed,
-            rehash=rehash,
-        )
-        report = run(collection, target, params, options)
-        _print_report(report, collection, target)
+        report = request.run(collection)
+        _print_report(report, collection, parse_location(store or ""))
         if report.problem:
             print_line(f"failed: {report.problem}")
         if report.bug is not None:
@@ -129,32 +110,6 @@ def _assign_arguments(source: str | None, store: str | None, *, has_list: bool) 
             "See slicemill ingest --help."
         )
     return source, store
-
-
-def _find_collection(source: str | None, pairs: str | None, images: str | None, masks: str | None) -> "Collection":
-    from slicemill.ingest.discover import discover, from_csv, from_patterns
-
-    if masks is not None and images is None:
-        raise UsageError("--masks needs --images.")
-    match source, pairs, images:
-        case str(folder), None, None:
-            return discover(parse_location(folder))
-        case None, str(table), None:
-            return from_csv(parse_location(table))
-        case None, None, str(pattern):
-            return from_patterns(pattern, masks)
-    raise UsageError("ingest: pass exactly one of a folder, --pairs and --images.")
-
-
-def _choose_labels(collection: "Collection", text: str | None, organ: str | None, tumor: str | None) -> "Labels | None":
-    """Return the labels of --labels, or else those that the collection declares, with --organ and --tumor."""
-    from slicemill.ct.labels import make_labels, parse_labels
-
-    if text:
-        return parse_labels(text, organ, tumor)
-    if collection.labels and (organ or tumor):
-        return make_labels(collection.labels.values, organ, tumor)
-    return collection.labels
 
 
 def _print_collection(collection: "Collection", labels: "Labels | None") -> None:

@@ -16,10 +16,10 @@ import numpy.typing as npt
 from slicemill.common.errors import NoCaseError, StoreError
 from slicemill.common.files import Location, parse_location
 from slicemill.common.remote import RemotePath
+from slicemill.ct.lesions import Lesion
 from slicemill.ct.naming import natural_key
 from slicemill.store.cache import SliceCache
 from slicemill.store.case import CaseInfo, parse_case
-from slicemill.ct.lesions import Lesion
 from slicemill.store.codecs import decode_blosc, decode_zstd, without_checksum
 from slicemill.store.indexing import select
 from slicemill.store.layout import ABSENT, ATTRIBUTE, DOCUMENT, GROUP, IMAGE, LABEL, SHARD, ArrayName

@@ -96,7 +96,8 @@ class TestPixelSize:
 
     @pytest.mark.parametrize("factor", [0.6, 1.0, 1.7])
     def test_labels_come_back_on_the_slices_own_grid(self, factor, stored, tmp_path):
-        square = next(case for case in open_store(stored).values() if case.info.spacing_mm[1] == case.info.spacing_mm[2])
+        cases = open_store(stored).values()
+        square = next(case for case in cases if case.info.spacing_mm[1] == case.info.spacing_mm[2])
         spacing_mm = square.info.spacing_mm[1] * factor
         setup = prepare(stored, tmp_path, replace(TINY, spacing_mm=spacing_mm), None)
         case = setup.store[square.info.case_id]

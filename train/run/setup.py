@@ -19,7 +19,7 @@ from slicemill.store.split import Split, read_split, write_split
 from slicemill.store.tables import read_table, store_sha256
 from slicemill.train.config import Config, read_config, to_toml
 from slicemill.train.data.dataset import Batches, SliceRegion, compute_zoom
-from slicemill.train.data.sampling import Pool
+from slicemill.train.data.sampling import Pool, read_pool
 from slicemill.train.network.processes import ALONE, Processes, local_batch
 from slicemill.train.run.checkpoint import BEST, LAST
 from slicemill.train.run.device import choose_device, choose_precision
@@ -118,7 +118,7 @@ def prepare(
         labels=labels,
         ignored=ignored,
         split=split,
-        pool=_read_pool(store_path, split, labels, config),
+        pool=read_pool(store_path, split.train, labels, config),
         size=size,
         view=view,
         device=device,
@@ -160,26 +160,6 @@ def trained_labels(store: Store, config: Config) -> tuple[Labels, int | None]:
     """Return the labels of the network, and the value of the label that is ignored."""
     labels = common_labels(store)
     return (labels.without(config.ignore), labels.values[config.ignore]) if config.ignore else (labels, None)
-
-
-def _read_pool(store_path: Location, split: Split, labels: Labels, config: Config) -> Pool:
-    """Read the tables of the training slices.
-
-    Raises
-    ------
-    StoreError
-        The slice table lacks a training case.
-    """
-    chosen = set(split.train)
-    slices, lesions = (
-        [row for row in read_table(store_path, name) if row["case_id"] in chosen] for name in ("slices", "lesions")
-    )
-    if {row["case_id"] for row in slices} != chosen:
-        raise StoreError(
-            f"{store_path}: its slice table lacks slices of the training cases; "
-            f"run `slicemill store reindex {store_path}`."
-        )
-    return Pool(slices, lesions, labels, config)
 
 
 def training_region(cases: Sequence[Case], size: tuple[int, int], config: Config) -> SliceRegion:

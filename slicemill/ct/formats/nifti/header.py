@@ -122,6 +122,12 @@ def parse_grid(header: bytes) -> Grid:
     return Grid(shape=read_shape(fields, Path("header")), affine=_affine(fields, Path("header"))[0])
 
 
+def header_warnings(header: bytes) -> tuple[str, ...]:
+    """Return the warnings about header bytes that `read_header` gives for a file with this header."""
+    fields = parse_header(header, Path("header"))[1]
+    return (*_affine(fields, Path("header"))[1], *_warn_fields(fields), *grid_warnings(parse_grid(header)))
+
+
 def _first_bytes(path: Location) -> bytes:
     """Return the first bytes of a single file: the longest header, and the four bytes after it."""
     stream, _ = open_voxels(path, hashed=False)
