@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CARD := .venv-card
 PYTEST = $(BIN)/pytest -q -n $(JOBS) --dist loadgroup
 JOBS ?= 2
 # The tools of the tests that need no torch; of the extra dev without what takes long to install.
@@ -18,7 +19,7 @@ CONFIG ?= bench/sarcoma.toml
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak quick coverage oldest pythons real check lint types imports bench clean
+.PHONY: help demo test soak quick coverage oldest card pythons real check lint types imports bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +43,10 @@ oldest: ## the tests of the ground floors and of ingest with the oldest versions
 		$(LIGHT)
 	.venv-oldest/bin/pytest -q -n $(JOBS) --dist loadgroup -W default -m "not slow and not trained" \
 		-k "not zarrs" tests/common tests/ct tests/store tests/ingest # zarrs needs a newer zarr
+
+card: $(CARD)/installed ## the CUDA code without a GPU: onnxruntime-gpu on stand-ins for the CUDA libraries, in .venv-card
+	@echo "dry card: stand-ins for the CUDA libraries, which compute nothing; no number here is of a GPU"
+	@$(CARD)/bin/pytest -q -n $(JOBS) --dist loadgroup tests/card
 
 pythons: ## the tests that need no torch with other Pythons: make pythons PYTHONS="python3.12 python3.13", in .venv-python3.12 and so on
 	set -e; for python in $(PYTHONS); do \
@@ -76,8 +81,8 @@ imports: $(VENV)/developing ## what may import what
 bench: $(VENV)/installed ## every stage beside its limit and its peers, recorded in bench/results/runs
 	$(BIN)/slicemill bench all --out bench/results/runs
 
-clean: ## remove the environment and what demo and real made
-	rm -rf $(VENV) demo real build *.egg-info .coverage*
+clean: ## remove the environments and what demo and real made
+	rm -rf $(VENV) $(CARD) demo real build *.egg-info .coverage*
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -86,4 +91,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/developing: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,train,$(RUNTIME),dev]'
+	touch $@
+
+$(CARD)/installed: pyproject.toml constraints.txt
+	test -x $(CARD)/bin/python || $(PYTHON) -m venv $(CARD)
+	$(CARD)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,train]' onnxruntime-gpu \
+		pytest pytest-timeout pytest-xdist hypothesis
 	touch $@

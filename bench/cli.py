@@ -10,7 +10,7 @@ import typer
 from slicemill.bench.options import Cold, Data, Environments, Json, Quick
 from slicemill.bench.records.cli import compare_records, plan, run_all
 from slicemill.bench.studies.cli import quality, yardstick
-from slicemill.common.terminal import print_line, report_errors
+from slicemill.common.terminal import print_line, print_lines, report_errors
 
 if TYPE_CHECKING:
     from slicemill.bench.harness.catalog import Scale
@@ -57,7 +57,7 @@ def _run_stage(
 
     chosen = STAGES[stage]
     print_line(f"{stage}: {chosen.what}; expected bottleneck: {chosen.bound}")
-    print_line(format_machine(machine_info()))
+    print_lines(format_machine(machine_info()))
     scale = chosen.scale(requested.slices, requested.rounds, quick=requested.quick)
     _run_in_folder(lambda folder: work(folder, scale), json, parent)
 

@@ -2,13 +2,14 @@
 
 import inspect
 from collections.abc import Callable
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slicemill.common.left_out import LeftOut, print_left_out
-from slicemill.common.terminal import count_noun, format_table, peak_mib, print_line, report_errors
+from slicemill.common.left_out import SHOWN, LeftOut, print_left_out
+from slicemill.common.terminal import count_noun, format_table, peak_mib, print_line, print_lines, report_errors
 from slicemill.infer.request import InferRequest, ModelFile, ProviderName
 
 if TYPE_CHECKING:
@@ -84,10 +85,12 @@ def tune(
             tuned = rules.tune(opened, reference, cases, lambda case_id: advance(1, case_id))
         print_line(f"{count_noun(len(cases), 'case')} of {store}")
         rows = [
-            (name, f"{one.organ:.4f}", f"{one.tumor:.4f}", *one.rules.as_json().values())
+            (name, _format_dice(one.organ), _format_dice(one.tumor), *one.rules.as_json().values())
             for name, one in (("before", tuned.before), ("chosen", tuned.chosen))
         ]
-        print_line(format_table(["", "organ Dice", "tumor Dice", *tuned.chosen.rules.as_json()], rows))
+        print_lines(format_table(["", "organ Dice", "tumor Dice", *tuned.chosen.rules.as_json()], rows))
+        for gap in rules.find_gaps(opened.info.labels, tuned.before):
+            print_line(gap)
         if dry_run:
             print_line(f"nothing was written; as TOML: {rules.as_toml(tuned.chosen.rules)}")
         elif tuned.chosen.rules == tuned.before.rules:
@@ -95,6 +98,10 @@ def tune(
         else:
             rules.write_rules(files, tuned)
             print_line(f"written: {', '.join(map(str, files))}")
+
+
+def _format_dice(dice: float) -> str:
+    return "-" if isnan(dice) else f"{dice:.4f}"
 
 
 def _segment(request: InferRequest) -> None:
@@ -165,7 +172,12 @@ def _run(request: InferRequest, opened: "Model", jobs: "Sequence[Job]", left_out
 def _show_summary(summary: "Summary", out: Path, written: Path) -> None:
     outcomes = summary.outcomes
     rows = [(one.name, one.status, one.slices, one.answer or one.reason) for one in outcomes]
-    print_line(format_table(["scan", "status", "slices", "answer"], rows))
+    print_lines(format_table(["scan", "status", "slices", "answer"], rows))
+    warned = [one for one in outcomes if one.warnings]
+    for one in warned[:SHOWN]:
+        print_line(f"warning: {one.name}: {one.warnings}")
+    if len(warned) > SHOWN:
+        print_line(f"warning: {len(warned) - SHOWN} more scans; see the column warnings of the summary")
     done, skipped, failed = (summary.count(status) for status in ("done", "skipped", "failed"))
     print_line(
         f"{len(rows)} scans: {done} done, {skipped} skipped (done before), {failed} failed; "
@@ -176,7 +188,7 @@ def _show_summary(summary: "Summary", out: Path, written: Path) -> None:
     if summary.slices:
         stages = sorted(summary.stages.items(), key=lambda item: -item[1].seconds)
         times = [(name, f"{time.seconds:.1f}", f"{time.share:.0%}") for name, time in stages]
-        print_line(format_table(["stage", "seconds of all threads", "share"], times))
+        print_lines(format_table(["stage", "seconds of all threads", "share"], times))
         print_line(
             f"the network ran {summary.device_busy:.0%} of the run; peak memory of this process: {peak_mib():,.0f} MiB"
         )
@@ -198,7 +210,7 @@ def _show_plan(request: InferRequest, opened: "Model", jobs: "Sequence[Job]") ->
         else (job.name, "segmented", "")
         for job in jobs
     ]
-    print_line(format_table(["scan", "would be", "because"], rows))
+    print_lines(format_table(["scan", "would be", "because"], rows))
     failed = sum(outcome.status == "failed" for outcome in known)
     print_line(
         f"{len(jobs)} scans: {len(left)} to segment, {len(known) - failed} done before, {failed} would fail. "

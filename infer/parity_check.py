@@ -1,14 +1,24 @@
 """Parity check: compare a device's labels with the CPU's on two real slices before it labels its first scan."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from slicemill.infer.network.lanes import Lane
-from slicemill.infer.network.model import Model, check_agreement, open_model
+from slicemill.common.errors import ModelError
+from slicemill.infer.network.lanes import Lane, report_device_errors
+from slicemill.infer.network.model import Model
 from slicemill.infer.slices.batches import NetworkBatch, NetworkScan, Unit
+from slicemill.store.label_differences import compare_labels
 
 CHECKED_SLICES = 2
+MAX_DIFFERENCE = 0.005
+"""Share of label pixels in which a device may differ from the CPU on real slices, ties excluded."""
+TIE = 1e-2
+"""Limit of `slicemill.store.label_differences.compare_labels`.
+
+TF32 and float16 round to 11 bits, 5e-4, bfloat16 to 8 bits; a network of twenty layers adds up several of these."""
 
 
 def check_parity(model: Model, scan: NetworkScan, lane: Lane) -> None:
@@ -18,13 +28,42 @@ def check_parity(model: Model, scan: NetworkScan, lane: Lane) -> None:
     ------
     ModelError
         The labels differ by more than rounding errors.
+    ProviderError
+        The network fails on the device.
     """
     batch = make_middle_batch(scan, max(1, min(CHECKED_SLICES, len(lane.image) // scan.plan.context)))
     image = batch.fill(lane.image)
-    result = lane.run(image, batch.neighbors, nullcontext())
-    expected = open_model(model.path, "cpu").run(image, batch.neighbors)
-    check_agreement(model, result.label, expected.label)
+    with report_device_errors(model.provider, "the network fails on its first slices"):
+        label = lane.run(image, batch.neighbors, nullcontext()).label
+    check_agreement(model, label, *model.run_on_cpu(image, batch.neighbors))
     model.parity_checked = True
+
+
+def check_agreement(
+    model: Model, label: npt.NDArray[np.uint8], expected: npt.NDArray[np.uint8], logits: npt.NDArray[Any] | None
+) -> float:
+    """Compare a model's labels with those of the CPU, and return the share of pixels that differ, ties excluded.
+
+    Parameters
+    ----------
+    label, expected
+        uint8[b, H, W], label values.
+    logits
+        float[b, k, H, W] of the CPU, where they are known.
+
+    Raises
+    ------
+    ModelError
+        More than MAX_DIFFERENCE of the pixels differ.
+    """
+    share = compare_labels(label, expected, logits, model.info.labels.table(), TIE).share
+    if share > MAX_DIFFERENCE:
+        raise ModelError(
+            f"{model.info.name}: labels on {model.provider} differ from those on the CPU in {share:.2%} of the pixels "
+            f"(limit {MAX_DIFFERENCE:.1%}); nothing was segmented. Use --provider cpu and report the versions that "
+            "`slicemill doctor` prints."
+        )
+    return share
 
 
 def make_middle_batch(scan: NetworkScan, slices: int) -> NetworkBatch:

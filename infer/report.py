@@ -8,6 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from slicemill.common.documents import from_document
+from slicemill.common.terminal import count_noun
 from slicemill.ct.geometry import Grid, voxel_ml
 from slicemill.ct.labels import Labels
 from slicemill.ct.lesions import BATCH_SLICES, Lesion, LesionTracker
@@ -20,6 +21,8 @@ from slicemill.infer.slices.assembly import Segmentation
 DISCLAIMER = "research software, not a medical device; not for diagnosis"
 STRONGEST = 20
 """Voxels in the mean of a slice's tumor score: about the smallest lesion that readers report (5 mm across at 1 mm)."""
+LABELED_SCORE = 0.5
+"""Above it, the network labeled voxels as tumor: one label has more than half of the probability."""
 OVERLAY_SLICES = 8
 OVERLAY_COLUMNS = 4
 OVERLAY_PX = 320
@@ -55,12 +58,13 @@ class ScanReport:
     """Whether the scan has at least one lesion."""
     tumor_volume_ml: float | None = None
     """Volume of all tumor voxels, ml."""
-    tumor_confidence: float | None = None
-    """Mean probability of the tumor voxels where a tumor was found, else one minus the highest slice score.
+    mean_tumor_probability: float | None = None
+    """Mean of the network's probability over the tumor voxels, not calibrated.
 
-    Taken from the network without calibration; None for a model without probabilities of tumor."""
+    None where no tumor was found, and for a model without probabilities of tumor. Older reports have the key
+    `tumor_confidence`; where no tumor was found, it is one minus `tumor_score`."""
     tumor_score: float | None = None
-    """Highest of the slice scores, 0 to 1; None without probabilities of tumor."""
+    """Highest of the slice scores, 0 to 1, before post-processing; None without probabilities of tumor."""
     lesions: tuple[Lesion, ...] | None = None
     """Connected components of tumor, the largest first."""
     slice_tumor_scores: tuple[float, ...] | None = None
@@ -69,18 +73,22 @@ class ScanReport:
     provider: str
     """Execution provider that ran the network."""
     warnings: tuple[str, ...]
-    """Warnings about the scan's header."""
+    """Warnings about the scan's header and HU, the same as ingest's."""
 
     @property
     def answer(self) -> str:
         """Return the main result as one line: tumor yes or no, or volumes where the model has no tumor label."""
         if self.tumor_found is None:
             return ", ".join(f"{name} {volume:.1f} ml" for name, volume in self.volumes_ml.items())
-        confidence = "" if self.tumor_confidence is None else f" (confidence {self.tumor_confidence:.2f})"
         if not self.tumor_found:
-            return f"tumor: no{confidence}"
-        count = len(self.lesions or ())
-        return f"tumor: yes, {self.tumor_volume_ml:.1f} ml in {count} lesion{'s' * (count > 1)}{confidence}"
+            if self.tumor_score is None:
+                return "tumor: no"
+            removed = " removed by the rules" if self.tumor_score > LABELED_SCORE else ""
+            return f"tumor: no (highest tumor score {self.tumor_score:.2f}{removed})"
+        mean = self.mean_tumor_probability
+        probability = "" if mean is None else f" (mean probability of its voxels {mean:.2f})"
+        lesions = count_noun(len(self.lesions or ()), "lesion")
+        return f"tumor: yes, {self.tumor_volume_ml:.1f} ml in {lesions}{probability}"
 
 
 def make_report(model: Model, loaded: LoadedScan, segmentation: Segmentation, name: str) -> ScanReport:
@@ -132,8 +140,8 @@ def _add_tumor(
     if probability is None:
         return report
     scores = tuple(slice_score(section, STRONGEST) for section in probability)
-    confidence = float(probability[box][tumor].mean()) / 255 if box is not None and lesions else 1 - max(scores)
-    return replace(report, tumor_confidence=round(confidence, 4), tumor_score=max(scores), slice_tumor_scores=scores)
+    mean = round(float(probability[box][tumor].mean()) / 255, 4) if box is not None and lesions else None
+    return replace(report, mean_tumor_probability=mean, tumor_score=max(scores), slice_tumor_scores=scores)
 
 
 def slice_score(probability: npt.NDArray[np.uint8], strongest: int) -> float:

@@ -49,6 +49,7 @@ class InferRequest:
         float, _input("Seconds without changes after which a new file counts as complete.", **FINITE_FROM_0)
     ] = 5.0
     window: Annotated[str | None, _input("LOW,HIGH: HU of black and white in PNG or JPEG inputs.")] = None
+    strict: Annotated[bool, _input("Refuse scans with a warning, like a lost header.", "--strict")] = False
     out: Annotated[Path | None, _output("Folder for results; default: FOLDER-MODEL next to the scans' folder.")] = None
     probability: Annotated[bool, _output("Also write NAME_probability_LABEL for every label.", "--probability")] = False
     separate: Annotated[bool, _output("Also write NAME_LABEL for every label, as 0 and 1.", "--separate")] = False
@@ -99,6 +100,7 @@ class InferRequest:
             retry_failed=self.retry_failed,
             postprocess=not self.no_postprocess,
             separate=self.separate,
+            strict=self.strict,
             predict=PredictOptions(mirror=self.mirror, overlap=self.overlap, probability=self.probability),
             batch=self.batch,
             readers=self.readers,

@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 from slicemill.ct.geometry import Grid
 from slicemill.infer.inputs.jobs import LoadedScan
-from slicemill.infer.network.lanes import make_compute_limit, make_lane
+from slicemill.infer.network.lanes import make_compute_limit, make_lane, report_device_errors
 from slicemill.infer.network.model import Model
 from slicemill.infer.parity_check import check_parity
 from slicemill.infer.postprocess import postprocess
 from slicemill.infer.report import ScanReport, make_report
-from slicemill.infer.runtime.capacity import Capacity, batch_capacity, count_lanes
+from slicemill.infer.runtime.capacity import Capacity, batch_capacity
 from slicemill.infer.slices.assembly import Segmentation, plan_scan
 from slicemill.infer.slices.batches import Batcher, NetworkScan
 from slicemill.infer.slices.tiles import PLAIN, PredictOptions
@@ -48,6 +48,8 @@ def segment_volume(
         The provider's labels differ from the CPU's on slices of this volume.
     ConfigError
         `predict` needs probabilities, which the model does not output.
+    ProviderError
+        The device failed.
     """
     nz, ny, nx = volume.shape
     plan = plan_scan(model.info, (nz, ny, nx), spacing_mm, predict)
@@ -79,14 +81,15 @@ def _label_scan(model: Model, scan: NetworkScan, capacity: Capacity, advance: Ca
                     return
                 batch = batcher.next()
             image = batch.fill(lane.image, in_place=lane.reads_in_place)
-            batch.put(lane.run(image, batch.neighbors, compute_limit, batch.targets()))
+            with report_device_errors(model.provider, "the device failed"):
+                output = lane.run(image, batch.neighbors, compute_limit, batch.targets())
+            batch.put(output)
             with lock:
                 advance(len(batch.units))
 
-    lanes = count_lanes(model.provider)
-    with ThreadPoolExecutor(lanes, "lane") as pool:
+    with ThreadPoolExecutor(model.lanes, "lane") as pool:
         try:
-            for future in as_completed([pool.submit(run_lane) for _ in range(lanes)]):
+            for future in as_completed([pool.submit(run_lane) for _ in range(model.lanes)]):
                 future.result()
         finally:  # also after Ctrl-C: no lane starts another batch
             stopped.set()

@@ -184,6 +184,18 @@ def tune(model: Model, store: Store, cases: Sequence[str], advance: Callable[[st
     return Tuned(before=choice(info.rules), chosen=chosen, cases=tuple(cases))
 
 
+def find_gaps(labels: Labels, scored: Choice) -> list[str]:
+    """Return, for each Dice that could not be computed, what is missing, and which rules stay unchanged."""
+    gaps = []
+    if isnan(scored.organ):
+        why = "the cases and the masks of the model have no organ" if labels.organ else "the model has no organ label"
+        gaps.append(f"organ Dice: none, because {why}; the rules about the organ stay unchanged")
+    if isnan(scored.tumor):
+        why = "no case has tumor, and the model finds none" if labels.tumor else "the model has no tumor label"
+        gaps.append(f"tumor Dice: none, because {why}; the rules about tumors stay unchanged")
+    return gaps
+
+
 def without_thresholds(rules: PostprocessRules) -> PostprocessRules:
     """Return rules without the thresholds of lesions, which `LesionTable` evaluates."""
     return replace(rules, min_lesion_ml=0.0, min_lesion_probability=0.0)

@@ -7,8 +7,9 @@ import typer
 from slicemill.common.errors import UsageError
 from slicemill.common.files import Location, parse_location
 from slicemill.common.left_out import print_left_out
-from slicemill.common.terminal import format_table, print_line, report_errors
-from slicemill.ingest.params import Geometry
+from slicemill.common.terminal import format_table, print_line, print_lines, report_errors
+from slicemill.ct.geometry_option import Geometry
+from slicemill.ingest.params import Overlap
 from slicemill.store.layout import ProfileName
 
 if TYPE_CHECKING:
@@ -28,16 +29,32 @@ def ingest(
     ] = None,
     images: Annotated[str | None, typer.Option(help="Pattern of the images, quoted, like 'ct/*_ct.nii.gz'.")] = None,
     masks: Annotated[
-        str | None, typer.Option(help="Pattern of the masks; a mask belongs to the image with the same text for *.")
+        str | None,
+        typer.Option(
+            help="Pattern of the masks. With --images, a mask belongs to the image with the same text for *. With a "
+            "folder, only files below it that fit are masks, like 'labelsTr2/*'."
+        ),
     ] = None,
-    labels: Annotated[str | None, typer.Option(help="Names of the label values, like liver=1,tumor=2.")] = None,
+    no_masks: Annotated[bool, typer.Option("--no-masks", help="Store the scans without masks.")] = False,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Names of the label values, like liver=1,tumor=2, or a CSV with the columns name and value."),
+    ] = None,
     organ: Annotated[str | None, typer.Option(help="Label that is the organ.")] = None,
     tumor: Annotated[str | None, typer.Option(help="Label that is tumor.")] = None,
     patient: Annotated[
         str | None, typer.Option(help="Regular expression; its first group, in the image's path, is the patient.")
     ] = None,
     geometry: Annotated[
-        Geometry, typer.Option(help="If image and mask are on different grids: fail, or use the image's grid.")
+        Geometry,
+        typer.Option(
+            help="If image and mask are on different grids: fail, use the image's header for both, "
+            "or resample the mask by both headers."
+        ),
+    ] = "error",
+    overlap: Annotated[
+        Overlap,
+        typer.Option(help="If structures with a file each overlap: fail, or take the highest label value."),
     ] = "error",
     workers: Annotated[int, typer.Option(help="Worker processes; 0: one per core.", min=0)] = 0,
     threads: Annotated[
@@ -62,18 +79,20 @@ def ingest(
     rehash: Annotated[
         bool, typer.Option("--rehash", help="Recognize unchanged files by their content, not by size and time.")
     ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse cases with a warning; do not store them.")] = False,
     keep_text: Annotated[
         bool, typer.Option("--keep-text", help="Keep free-text header fields; they may name a person.")
     ] = False,
 ) -> None:
     """Convert NIfTI scans and their masks into a slice store.
 
-    Supported layouts: LiTS (volume-N, segmentation-N), Decathlon and nnU-Net (imagesTr, labelsTr, dataset.json), one
-    folder per patient (CT_image, CT_mask), two parallel folders, a CSV, or two patterns. Run the same command again to
-    convert only what is new or changed.
+    Layouts: LiTS, KiTS, CT-ORG, SegTHOR, BIDS, Decathlon and nnU-Net (imagesTr, labelsTr, dataset.json), a folder for
+    each patient, a file for each structure (TotalSegmentator), two parallel folders, a CSV, or two patterns. Run the
+    same command again to convert only what is new or changed.
 
         slicemill ingest lits/ lits-store/
         slicemill ingest sarcoma/ sarcoma-store/ --labels tumor=1 --dry-run
+        slicemill ingest totalsegmentator/ store/ --labels liver=1,spleen=2
         slicemill ingest --pairs cases.csv lits-store/
     """
     with report_errors():
@@ -81,10 +100,10 @@ def ingest(
 
         source, store = _assign_arguments(source, store, has_list=pairs is not None or images is not None)
         request = IngestRequest(
-            source=source, store=store, pairs=pairs, images=images, masks=masks, labels=labels, organ=organ,
-            tumor=tumor, patient=patient, geometry=geometry, workers=workers, threads=threads, profile=profile,
-            scheduler=scheduler, shard=shard, overwrite=overwrite, retry_failed=retry_failed, rehash=rehash,
-            keep_text=keep_text,
+            source=source, store=store, pairs=pairs, images=images, masks=masks, no_masks=no_masks, labels=labels,
+            organ=organ, tumor=tumor, patient=patient, geometry=geometry, overlap=overlap, workers=workers,
+            threads=threads, profile=profile, scheduler=scheduler, shard=shard, overwrite=overwrite,
+            retry_failed=retry_failed, rehash=rehash, keep_text=keep_text, strict=strict,
         )  # fmt: skip
         collection = request.collection()
         if dry_run:
@@ -119,9 +138,10 @@ def _print_collection(collection: "Collection", labels: "Labels | None") -> None
         (case.case_id, case.patient_id, case.name(case.image), case.name(case.mask) if case.mask else None)
         for case in collection.cases
     ]
-    print_line(format_table(["case", "patient", "image", "mask"], rows))
+    print_lines(format_table(["case", "patient", "image", "mask"], rows))
     print_line()
     print_left_out(collection.left_out)
+    _print_notes(collection)
     print_line(f"labels: {format_labels(labels.values) if labels else 'not declared (only the value 1 is accepted)'}")
     if labels:
         print_line(f"organ: {labels.organ or '-'}, tumor: {labels.tumor or '-'}")
@@ -132,8 +152,14 @@ def _print_collection(collection: "Collection", labels: "Labels | None") -> None
     )
 
 
+def _print_notes(collection: "Collection") -> None:
+    for note in collection.notes:
+        print_line(f"note: {note}")
+
+
 def _print_report(report: "IngestReport", collection: "Collection", store: Location) -> None:
     print_left_out(collection.left_out)
+    _print_notes(collection)
     for outcome in report.outcomes:
         for warning in outcome.warnings:
             print_line(f"warning: {outcome.case_id}: {warning}")

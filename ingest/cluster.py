@@ -16,6 +16,7 @@ from typing import Any
 from slicemill.common.cluster import connect, quiet_dask
 from slicemill.common.errors import ConfigError
 from slicemill.common.files import Location
+from slicemill.common.signals import hold_sigterm
 from slicemill.ingest.outcomes import CaseOutcome
 from slicemill.ingest.params import Params
 from slicemill.ingest.plan import Task, stored_version
@@ -154,7 +155,7 @@ def open_client(scheduler: str | None, workers: int) -> Iterator[Any]:
 def _start_workers(distributed: Any, workers: int) -> Any:
     """Return a cluster of `workers` local processes."""
     try:
-        with _ignore_interrupts():
+        with _ignore_interrupts(), hold_sigterm():
             return distributed.LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,

@@ -8,27 +8,25 @@ import base64
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from slicemill.common.errors import GeometryError
+from slicemill.common.errors import ScanError
 from slicemill.common.files import Location
-from slicemill.ct.geometry import SAME_GRID_MM
-from slicemill.ct.grid_checks import explain_lost_header
+from slicemill.ct.placed_mask import PlacedMask
 from slicemill.ct.scan import ScanReader, Slab, slab_depth
-from slicemill.ct.window import AIR_HU
 from slicemill.ingest.discover import CaseFiles
-from slicemill.ingest.params import Geometry, Params
+from slicemill.ingest.params import Params
+from slicemill.ingest.structures import StructureReader
 from slicemill.store.case import CaseInfo, SourceFile
 from slicemill.store.statistics import UNDECLARED, Counts
 from slicemill.store.writer import SLABS_IN_FLIGHT, CaseWriter
 
 Item = TypeVar("Item")
+MaskReader = ScanReader | StructureReader
 MAX_DEPTH = 8
 """Most slices of a slab that several threads share: together with the slabs in flight, they keep all threads busy."""
-UNSIGNED_WATER_HU = 900
-"""A CT stored without its intercept of -1024 has soft tissue near 1024, and no negative value."""
 
 
 def convert_case(
@@ -55,9 +53,19 @@ def convert_case(
     """
     with ExitStack() as stack:
         image = stack.enter_context(ScanReader(case.image, "image"))
-        mask = None if case.mask is None else stack.enter_context(ScanReader(case.mask, "mask"))
+        mask = None
+        if case.mask is not None:
+            reader: MaskReader = _open_mask(case, case.mask, params)
+            stack.enter_context(reader)
+            mask = PlacedMask(reader, image.grid, params.geometry)
         pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
         return _convert(case, params, store, OpenFiles(image, mask, pool, threads), holds_claim)
+
+
+def _open_mask(case: CaseFiles, mask: Location, params: Params) -> MaskReader:
+    if case.structures:
+        return StructureReader(mask, case.structures, params.overlap)
+    return ScanReader(mask, "mask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +73,7 @@ class OpenFiles:
     """The open files of a case, and the threads for it."""
 
     image: ScanReader
-    mask: ScanReader | None
+    mask: PlacedMask[MaskReader] | None
     pool: ThreadPoolExecutor | None
     threads: int
 
@@ -101,27 +109,21 @@ def _convert(
     case: CaseFiles, params: Params, store: str | Location, files: OpenFiles, holds_claim: Callable[[], bool]
 ) -> CaseInfo:
     image, mask = files.image, files.mask
-    warnings = check_headers(image, mask, keep_text=params.keep_text)
-    labels = None
-    if mask is not None:
-        labels = params.labels or UNDECLARED
-        warnings += check_geometry(image, mask, params.geometry)
-        mask.replace_grid(image.grid)  # small differences between the two headers must not reorient the mask otherwise
+    labels = None if mask is None else params.labels or UNDECLARED
     shape = image.grid.stored_shape
     counts = Counts(shape[0], labels)
-    downwards = image.grid.z_is_flipped
+    _check_strict(case, header_warnings(image, mask), params)
     with CaseWriter(
         store, case.case_id, shape, has_mask=mask is not None, profile=params.profile, pool=files.pool
     ) as writer:
         for slab, other in files.slabs(writer.folder):
             counts.add_image(slab.z, slab.voxels)
-            writer.write("image", slab.z, slab.voxels, downwards=downwards)
-            if other is not None:
+            writer.write("image", slab.z, slab.voxels, downwards=image.grid.z_is_flipped)
+            if mask is not None and other is not None:
                 counts.add_mask(other.z, other.voxels, str(case.mask))
-                writer.write("label", other.z, other.voxels, downwards=downwards)
-        warnings += check_voxels(counts, has_mask=mask is not None)
-        if image.max_rounding_error:
-            warnings.append(f"HU were rounded to integers, by at most {image.max_rounding_error:.3g}")
+                writer.write("label", other.z, other.voxels, downwards=mask.downwards)
+        warnings = [*header_warnings(image, mask), *voxel_warnings(counts, image, mask)]
+        _check_strict(case, warnings, params)
         info = CaseInfo(
             case_id=case.case_id,
             patient_id=case.patient_id,
@@ -131,79 +133,52 @@ def _convert(
             affine_lps=image.grid.affine_lps,
             source_axcodes=image.grid.axcodes,
             image=describe_source(image, case.name(case.image), keep_text=params.keep_text),
-            mask=describe_source(mask, case.name(mask.path), keep_text=params.keep_text) if mask else None,
+            mask=_describe_mask(mask, image, case, keep_text=params.keep_text) if mask else None,
             params_sha256=params.sha256(),
             slice_stats=counts.stats(),
             lesions=counts.lesions(image.grid.affine_lps),
             max_rounding_error_hu=image.max_rounding_error,
-            warnings=tuple(warnings),
+            warnings=(*warnings, *make_notes(counts, image, mask, keep_text=params.keep_text)),
         )
         return writer.finish(info, holds_claim)
 
 
-def check_headers(image: ScanReader, mask: ScanReader | None, *, keep_text: bool) -> list[str]:
+def header_warnings(image: ScanReader, mask: PlacedMask[MaskReader] | None) -> list[str]:
     """Return warnings about the headers of a case; mask warnings that the image also has are omitted."""
-    warnings = [*image.warnings, *image.dropped_header_warnings(keep_text=keep_text)]
-    of_mask = [*mask.warnings, *mask.dropped_header_warnings(keep_text=keep_text)] if mask else []
-    return warnings + [f"segmentation: {warning}" for warning in of_mask if warning not in warnings]
+    of_mask = mask.reader.warnings if mask else ()
+    return [*image.warnings, *(f"segmentation: {warning}" for warning in of_mask if warning not in image.warnings)]
 
 
-def check_geometry(image: ScanReader, mask: ScanReader, geometry: Geometry) -> list[str]:
-    """Check that image and mask share one grid, and return warnings.
-
-    Raises
-    ------
-    GeometryError
-        Image and mask have different shapes, or their affines differ and `geometry` is ``error``.
-    """
-    if image.grid.shape != mask.grid.shape:
-        raise GeometryError(
-            f"image and segmentation must have the same shape; the image has {image.grid.shape}, "
-            f"the segmentation has {mask.grid.shape}. Export the segmentation on the image's grid.",
-            where=mask.path,
-        )
-    apart = image.grid.distance_mm(mask.grid)
-    if apart <= SAME_GRID_MM:
-        return []
-    if geometry == "error":
-        raise GeometryError(
-            f"image and segmentation must share one grid (within {SAME_GRID_MM} mm); "
-            f"their affines differ by {apart:.3g} mm. {_suggest_fix(image, mask)}",
-            where=mask.path,
-        )
-    return [f"image and segmentation lie {apart:.3g} mm apart by their headers; the image's was trusted"]
+def voxel_warnings(counts: Counts, image: ScanReader, mask: PlacedMask[MaskReader] | None) -> list[str]:
+    """Return warnings about the values of a case, and about the position of its mask; after the last slab."""
+    return [*counts.hu_range().warnings(), *image.value_warnings(), *(mask.warnings() if mask else ())]
 
 
-def _suggest_fix(image: ScanReader, mask: ScanReader) -> str:
-    """Return a fix for an image and a mask on different grids, depending on which header looks lost."""
-    lost_image, lost_mask = explain_lost_header(image.grid), explain_lost_header(mask.grid)
-    if lost_mask and not lost_image:
-        return f"The segmentation's header looks lost ({lost_mask}): correct it, or pass --geometry trust-image."
-    if lost_image and not lost_mask:
-        return f"The image's header looks lost ({lost_image}): correct it; --geometry trust-image would use it."
-    return "Correct the segmentation's header, or pass --geometry trust-image."
+def make_notes(counts: Counts, image: ScanReader, mask: PlacedMask[MaskReader] | None, *, keep_text: bool) -> list[str]:
+    """Return what is recorded with the warnings and is no reason for doubt: `--strict` accepts it."""
+    of_image = image.dropped_header_warnings(keep_text=keep_text)
+    of_mask = mask.reader.dropped_header_warnings(keep_text=keep_text) if mask else []
+    notes = [*of_image, *(f"segmentation: {note}" for note in of_mask if note not in of_image)]
+    if mask is not None and not any(any(sections) for sections in counts.voxels.values()):
+        notes.append("the segmentation is empty")
+    return [*counts.hu_range().notes(), *notes]
 
 
-def describe_source(reader: ScanReader, name: str, *, keep_text: bool) -> SourceFile:
+def _check_strict(case: CaseFiles, warnings: list[str], params: Params) -> None:
+    if params.strict and warnings:
+        raise ScanError(f"--strict refuses a case with warnings: {'; '.join(warnings)}.", where=case.image)
+
+
+def _describe_mask(mask: PlacedMask[MaskReader], image: ScanReader, case: CaseFiles, *, keep_text: bool) -> SourceFile:
+    """Return the stored record of a mask; a resampled one is stored with the image's header, on whose grid it lies."""
+    described = describe_source(mask.reader, case.name(mask.reader.path), keep_text=keep_text)
+    if not mask.is_resampled:
+        return described
+    return replace(described, header_b64=base64.b64encode(image.stored_header(keep_text=keep_text)).decode())
+
+
+def describe_source(reader: MaskReader, name: str, *, keep_text: bool) -> SourceFile:
     """Return the stored record of a source file; reads the file to its end."""
     header = base64.b64encode(reader.stored_header(keep_text=keep_text)).decode()
     sha256 = reader.finish()
     return SourceFile(name=name, bytes=reader.bytes_read, sha256=sha256, header_b64=header)
-
-
-def check_voxels(counts: Counts, *, has_mask: bool) -> list[str]:
-    """Return warnings about voxels that do not look like a CT or its segmentation."""
-    warnings = []
-    low = min((low for low in counts.hu_min if low is not None), default=0)
-    high = max((high for high in counts.hu_max if high is not None), default=0)
-    if counts.padding:
-        warnings.append(
-            f"{counts.padding:,} voxels below {AIR_HU} HU are taken as padding and left out of HU statistics"
-        )
-    if low >= 0 and high > UNSIGNED_WATER_HU:
-        warnings.append(f"no HU below 0 (range {low}..{high}): the values may lack the intercept of -1024")
-    elif low >= 0 or high - low < 100:
-        warnings.append(f"HU range {low}..{high} does not look like a CT")
-    if has_mask and not any(any(sections) for sections in counts.voxels.values()):
-        warnings.append("the segmentation is empty")
-    return warnings

@@ -1,51 +1,50 @@
 """Finds the images and masks of a collection and pairs them.
 
 1. `find_files` lists the NIfTI files below a folder. Links to folders are not followed; ``._*`` files are ignored.
-2. `slicemill.ct.naming` derives from each name whether it is an image or a mask, and its key.
-3. An image and a mask with the same folder and key are a pair. LiTS numbers also pair across folders, and so do keys if
-   there is one folder of images and one of masks.
-4. Files that do not pair are listed with the reason. Images without a mask are cases too; masks alone are not.
+2. `parse_names` derives from the names which files are images and which are masks, and their keys.
+3. `find_channels` separates scans from other channels of a scan.
+4. `pair` pairs images and masks by name; `find_structures` finds masks with a file for each structure.
+5. If none or few of the masks pair, the collection is refused. Other files without a partner are listed with the
+   reason. Images without a mask are cases too; masks alone are not.
 
-A CSV (``--pairs``) or two patterns (``--images``, ``--masks``) replace steps 2 and 3.
+A CSV (`slicemill.ingest.pair_table`) or two patterns (`slicemill.ingest.patterns`) replace all this.
 """
 
-import csv
-import glob
-import io
-import os
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 
 from slicemill.common.errors import PairingError, UsageError
-from slicemill.common.files import Location, parse_location, relative_path
+from slicemill.common.files import Location, relative_path
 from slicemill.common.left_out import LeftOut
+from slicemill.common.progress import progress
 from slicemill.common.remote import RemotePath
-from slicemill.ct.formats.nifti.names import is_nifti_name, strip_suffix
-from slicemill.ct.labels import LITS_LABELS, Labels, read_dataset_json
+from slicemill.common.terminal import count_noun
+from slicemill.ct.dataset_json import NAME, DatasetDescription, read_dataset_description
+from slicemill.ct.formats.nifti.names import strip_suffix
+from slicemill.ct.formats.unread import explain_unread_files
+from slicemill.ct.labels import LITS_LABELS, Labels
 from slicemill.ct.naming import (
-    FIRST_CHANNEL,
-    LITS,
     NOT_UTF8,
-    Name,
-    derive_case_id,
     find_files,
     find_result_folders,
     find_undecodable_names,
     find_unread_scans,
     find_unsearched_folders,
     is_below,
-    is_text,
-    parse_name,
     reason_left_out,
 )
+from slicemill.ct.roles import parse_names
+from slicemill.ingest.case_ids import choose_case_ids
+from slicemill.ingest.channels import Channels, find_channels
+from slicemill.ingest.globs import compile_pattern
+from slicemill.ingest.pairing import Entry, Pairs, check_namesakes, check_pairing, explain_unpaired, make_entry, pair
+from slicemill.ingest.structures import Structure, StructureFiles, find_structures
 from slicemill.store.layout import check_case_id
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+STEP = 1000
+"""Number of files between two updates of the progress bar."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +55,18 @@ class CaseFiles:
     patient_id: str
     image: Location
     mask: Location | None
+    """The file of the mask; the folder of the first file if there is a file for each structure."""
+    structures: tuple[Structure, ...] = ()
+    """The files of the structures, if there is a file for each."""
     root: Location
     """Folder of the collection; names in the store are relative to it."""
+
+    @property
+    def mask_files(self) -> tuple[Location, ...]:
+        """Return the files of the mask; empty without a mask."""
+        if self.structures:
+            return tuple(structure.path for structure in self.structures)
+        return () if self.mask is None else (self.mask,)
 
     def name(self, path: Location) -> str:
         """Return a file's path relative to the collection, with forward slashes."""
@@ -75,73 +84,207 @@ class Collection:
     """Files and folders that belong to no case."""
     labels: Labels | None
     """Labels that the collection declares (``dataset.json``, LiTS names)."""
+    notes: tuple[str, ...] = ()
+    """What was decided about names and labels."""
 
 
-def discover(source: Location) -> Collection:
-    """Find and pair the files below a folder, in any of the usual layouts.
+@dataclass(frozen=True, kw_only=True)
+class MaskOptions:
+    """Options that change which masks `discover` uses."""
+
+    pattern: str | None = None
+    """Pattern of the masks' paths below the folder; None: all files that are named like masks."""
+    none: bool = False
+    """Whether no mask is used."""
+    files: Mapping[str, int] = field(default_factory=dict)
+    """Name of a structure's file without suffix -> value of its label, from the user's labels; empty without them. With
+    them, those of ``dataset.json`` are not read."""
+
+
+def discover(source: Location, options: MaskOptions | None = None) -> Collection:
+    """Find and pair the files below a folder, in any of the usual layouts (docs/inputs.md).
 
     Raises
     ------
     PairingError
-        There is nothing to ingest, or two images would have the same case id.
+        There is nothing to ingest, or none or few of the masks pair with an image.
     """
+    options = options or MaskOptions()
     if not source.exists():
-        raise PairingError(f"{source}: there is no such folder.")
+        raise PairingError("there is no such folder.", where=source)
     is_folder = source.is_dir()
     root, files = (source, find_files(source)) if is_folder else (source.parent, [source])
-    others = find_unread_scans(source) if is_folder else []
-    names = {path: parse_name(relative_path(path, root)) for path in files}
-    named_images = [path for path in files if names[path].role == "image"]
-    masks = [path for path in files if names[path].role == "mask"]
-    if not named_images:
-        raise PairingError(
-            f"{source}: no CT image among {len(files)} NIfTI files ({len(masks)} of them look like masks) "
-            f"and {len(others)} files of other formats. Name them with --images and --masks patterns, or list them "
-            "with --pairs CSV."
-        )
     results = find_result_folders(source) if is_folder else []
-    made = {path for path in named_images if is_below(path, results)}
-    images = [path for path in named_images if path not in made and not _is_extra_channel(path, named_images)]
-    paired = _pair(images, masks, names)
-    used, kept = set(paired.values()), {*images, *made}
-    undecodable = find_undecodable_names(source) if is_folder else []
-    reasons = [
-        *((path, "a result of infer, not an input scan") for path in named_images if path in made),
-        *((path, "an extra channel of a scan; CT scans have one channel") for path in named_images if path not in kept),
+    made = [path for path in files if is_below(path, results)] if results else []
+    entries = _read_names(files, set(made), root)
+    others = find_unread_scans(source) if is_folder else []
+    if not files and (unread := explain_unread_files(others)):
+        raise PairingError(f"contains no NIfTI files; {unread}.", where=source)
+    images, masks, passed = _choose_masks(entries, options, source)
+    if not images:
+        raise PairingError(
+            f"no CT image among {len(files)} NIfTI files ({len(masks)} of them look like masks) "
+            f"and {len(others)} files of other formats. Name them with --images and --masks patterns, or list them "
+            "with --pairs CSV.",
+            where=source,
+        )
+    description = _read_description(root, [one.path for one in images], with_labels=not options.files)
+    channels = find_channels([one.relative for one in images], [one.relative for one in masks], description.channels)
+    scans = [one for one in images if one.relative not in channels.extra]
+    match = _pair_files(scans, masks, options, source)
+    reasons: list[tuple[Location, str]] = [
+        *((path, "a result of infer, not an input scan") for path in made),
+        *((one.path, "another channel of a scan, which is no CT") for one in images if one.relative in channels.extra),
         *((path, reason_left_out(path)) for path in others),
         *(find_unsearched_folders(source) if is_folder else []),
-        *((path, NOT_UTF8) for path in undecodable),
-        *((path, _explain_unpaired(path, images)) for path in masks if path not in used),
+        *((path, NOT_UTF8) for path in (find_undecodable_names(source) if is_folder else [])),
+        *passed,
+        *match.reasons,
     ]
-    cases = [_make_case(path, paired.get(path), root) for path in images]
-    return _make_collection(cases, root, [LeftOut(path, reason) for path, reason in reasons])
+    left_out = [LeftOut(path, reason) for path, reason in reasons]
+    scans = [one for one in scans if one.path not in match.structures.lacking]
+    if not scans:
+        raise PairingError(f"no case is left. {left_out[-1].path}: {left_out[-1].reason}.", where=source)
+    cases, notes = _make_cases(scans, channels, match, root)
+    labels = description.labels or _lits_labels(scans, match.pairs)
+    notes = [*description.notes, *channels.notes, *notes, *match.notes]
+    return _check(Collection(cases=tuple(cases), left_out=tuple(left_out), labels=labels, notes=tuple(notes)))
 
 
-def _make_collection(cases: list[CaseFiles], root: Location, left_out: Iterable[LeftOut] = ()) -> Collection:
-    """Return a collection with the labels that it declares, after a check of its case ids."""
-    labels = find_declared_labels(root, [case.image for case in cases])
-    collection = Collection(cases=tuple(cases), left_out=tuple(left_out), labels=labels)
+def _read_names(files: Sequence[Location], made: set[Location], root: Location) -> list[Entry]:
+    """Return the names of the files that are no results of a run."""
+    with progress("read names", len(files), "files") as advance:
+        relative = {path: relative_path(path, root) for path in files if path not in made}
+        names = parse_names(list(relative.values()))
+        entries = []
+        for number, (path, text) in enumerate(relative.items(), 1):
+            entries.append(make_entry(path, text, names[text]))
+            if number % STEP == 0:
+                advance(STEP, "")
+    return entries
+
+
+def _choose_masks(
+    entries: Sequence[Entry], options: MaskOptions, source: Location
+) -> tuple[list[Entry], list[Entry], list[tuple[Location, str]]]:
+    """Return images, masks, and the masks that an option excludes, with reasons."""
+    images = [one for one in entries if one.is_image]
+    masks = [one for one in entries if not one.is_image]
+    if options.none:
+        return images, [], [(one.path, "named like a mask; --no-masks stores scans only") for one in masks]
+    if options.pattern is None:
+        return images, masks, []
+    chosen = [one for one in entries if _fits(one.relative, options.pattern, source)]
+    if not chosen:
+        raise PairingError(
+            f"no file fits --masks {options.pattern}; use a path below this folder like 'labelsTr2/*', "
+            "or a name like '*_seg.nii.gz', in quotes.",
+            where=source,
+        )
+    paths = {one.path for one in chosen}
+    passed = [(one.path, "named like a mask, but does not fit --masks") for one in masks if one.path not in paths]
+    chosen = [replace(one, name=replace(one.name, role="mask")) for one in chosen]
+    return [one for one in images if one.path not in paths], chosen, passed
+
+
+def _fits(relative: str, pattern: str, source: Location) -> bool:
+    """Return whether a path fits a pattern below the source, or its name fits a pattern without folders."""
+    pattern = pattern.removeprefix(f"{source.as_posix()}/").removeprefix("./")
+    text = relative if "/" in pattern else PurePosixPath(relative).name
+    return compile_pattern(pattern).fullmatch(text) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Match:
+    """The masks of the images."""
+
+    pairs: Pairs
+    """Image -> mask, or -> folder of its structures."""
+    structures: StructureFiles
+    reasons: tuple[tuple[Location, str], ...]
+    """Files without partner, and images that lack a structure."""
+    notes: tuple[str, ...]
+
+
+def _pair_files(images: Sequence[Entry], masks: Sequence[Entry], options: MaskOptions, source: Location) -> _Match:
+    structures = find_structures(images, masks, options.files)
+    rest = [mask for mask in masks if mask.path not in structures.used]
+    pairs = {image: files[0].path.parent for image, files in structures.complete.items()}
+    done = pairs.keys() | structures.lacking.keys()
+    pairs |= pair([image for image in images if image.path not in done], rest)
+    images = [image for image in images if image.path not in structures.lacking]
+    check_pairing(source, images, rest, pairs)
+    check_namesakes(source, images)
+    reasons = [
+        *((image, f"has no file for {', '.join(names)}") for image, names in structures.lacking.items()),
+        *explain_unpaired(images, rest, pairs).items(),
+    ]
+    unread = len(structures.used) - sum(len(files) for files in structures.complete.values())
+    notes = [f"{count_noun(unread, 'file')} of structures without a label: not read"] if unread else []
+    return _Match(pairs=pairs, structures=structures, reasons=tuple(reasons), notes=tuple(notes))
+
+
+def _make_cases(
+    images: Sequence[Entry], channels: Channels, match: _Match, root: Location
+) -> tuple[list[CaseFiles], list[str]]:
+    """Return the cases, and notes about their ids. The id may be the name of the collection's folder."""
+    folder = root.resolve() if isinstance(root, Path) else root
+    ids, notes = choose_case_ids({one.relative: channels.case_stem[one.relative] for one in images}, folder.name)
+    cases = [
+        CaseFiles(
+            case_id=ids[one.relative],
+            patient_id=ids[one.relative],
+            image=one.path,
+            mask=match.pairs.get(one.path),
+            structures=match.structures.complete.get(one.path, ()),
+            root=root,
+        )
+        for one in images
+    ]
+    return cases, notes
+
+
+def make_collection(
+    cases: Sequence[CaseFiles],
+    root: Location,
+    left_out: Iterable[LeftOut] = (),
+    notes: Iterable[str] = (),
+    *,
+    with_labels: bool = True,
+) -> Collection:
+    """Return a collection of listed cases with the labels that it declares, after a check of its case ids."""
+    description = _read_description(root, [case.image for case in cases], with_labels=with_labels)
+    are_lits = all(_is_lits(case.image, case.mask) for case in cases)
+    labels = description.labels or (LITS_LABELS if are_lits else None)
+    notes = (*description.notes, *notes)
+    return _check(Collection(cases=tuple(cases), left_out=tuple(left_out), labels=labels, notes=notes))
+
+
+def _check(collection: Collection) -> Collection:
     check_case_ids(collection)
     return collection
 
 
-def _make_case(image: Location, mask: Location | None, root: Location) -> CaseFiles:
-    """Return a case named by its image, or by the collection's folder if the image's name alone identifies nothing."""
-    folder = root.resolve() if isinstance(root, Path) else root
-    case_id = derive_case_id(relative_path(image, root) if image.parent != root else f"{folder.name}/{image.name}")
-    return CaseFiles(case_id=case_id, patient_id=case_id, image=image, mask=mask, root=root)
+def _lits_labels(images: Sequence[Entry], pairs: Pairs) -> Labels | None:
+    """Return LiTS's labels if all names are LiTS's."""
+    return LITS_LABELS if all(_is_lits(one.path, pairs.get(one.path)) for one in images) else None
 
 
-def find_declared_labels(source: Location, images: list[Location]) -> Labels | None:
-    """Return the labels of the only ``dataset.json`` next to the images or above them, or LiTS's for LiTS names."""
-    near = {folder for image in images for folder in (image.parent, image.parent.parent)}
-    folders = {folder for folder in near if _is_inside(folder, source)}
-    documents = sorted(path for folder in folders if (path := folder / "dataset.json").is_file())
-    if len(documents) == 1:
-        return read_dataset_json(documents[0])
-    if all(re.fullmatch(r"volume-\d+", strip_suffix(image.name), re.IGNORECASE) for image in images):
-        return LITS_LABELS
-    return None
+def _is_lits(image: Location, mask: Location | None) -> bool:
+    """Return whether names are LiTS's; CT-ORG names its masks otherwise, and has other labels."""
+    return bool(re.fullmatch(r"volume-\d+", strip_suffix(image.name), re.IGNORECASE)) and (
+        mask is None or bool(re.fullmatch(r"segmentation-\d+", strip_suffix(mask.name), re.IGNORECASE))
+    )
+
+
+def _read_description(source: Location, images: Sequence[Location], *, with_labels: bool) -> DatasetDescription:
+    """Return the content of the only ``dataset.json`` next to the images or above them; an empty one without it."""
+    parents = dict.fromkeys(image.parent for image in images)
+    folders = dict.fromkeys(folder for parent in parents for folder in (parent, parent.parent))
+    documents = sorted(path for folder in folders if _is_inside(folder, source) and (path := folder / NAME).is_file())
+    if len(documents) != 1:
+        return DatasetDescription()
+    return read_dataset_description(documents[0], with_labels=with_labels)
 
 
 def _is_inside(folder: Location, source: Location) -> bool:
@@ -149,77 +292,6 @@ def _is_inside(folder: Location, source: Location) -> bool:
         return not relative_path(folder, source).startswith("..")
     except ValueError:
         return False
-
-
-def from_csv(table: Location) -> Collection:
-    """Read cases from a CSV with the columns image, mask (may be empty), and optionally case_id and patient_id.
-
-    Paths are relative to the CSV's folder; URLs of an object store are used unchanged.
-
-    Raises
-    ------
-    PairingError
-        The CSV cannot be read or lacks a column, a row has no image, or two rows have the same case id.
-    """
-    try:
-        text = table.read_bytes().decode("utf-8-sig")
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PairingError(f"{table}: cannot be read as CSV ({error}).") from error
-    if not rows or "image" not in rows[0]:
-        raise PairingError(
-            f"{table}: needs a header line with the columns image and mask (optionally case_id, patient_id), and rows."
-        )
-    root = table.parent
-    cases = []
-    for line, row in enumerate(rows, start=2):
-        if not row["image"] or not all(is_text(Path(row.get(column) or "")) for column in ("image", "mask")):
-            raise PairingError(f"{table}, line {line}: the column image is empty, or a path is not valid text.")
-        image, mask = _resolve(root, row["image"]), row.get("mask")
-        case_id = row.get("case_id") or derive_case_id(row["image"])
-        cases.append(
-            CaseFiles(
-                case_id=case_id,
-                patient_id=row.get("patient_id") or case_id,
-                image=image,
-                mask=_resolve(root, mask) if mask else None,
-                root=root,
-            )
-        )
-    return _make_collection(cases, root)
-
-
-def _resolve(root: Location, text: str) -> Location:
-    return parse_location(text) if "://" in text else root / text
-
-
-def from_patterns(images: str, masks: str | None) -> Collection:
-    """Pair the files of two patterns by the text that the wildcards match: ``ct/*_ct.nii.gz``, ``seg/*_liver.nii.gz``.
-
-    Raises
-    ------
-    UsageError
-        A pattern has no ``*``, or is a URL.
-    PairingError
-        A pattern matches nothing, or two files match with the same text.
-    """
-    image_of, mask_of = _match_pattern(images), _match_pattern(masks) if masks else {}
-    root = Path(os.path.commonpath([path.parent.absolute() for path in (*image_of.values(), *mask_of.values())]))
-    cases = []
-    for key, image in image_of.items():
-        case_id = derive_case_id(image.absolute().relative_to(root).as_posix())
-        mask = mask_of.get(key)
-        cases.append(
-            CaseFiles(
-                case_id=case_id, patient_id=case_id, image=image.absolute(), mask=mask and mask.absolute(), root=root
-            )
-        )
-    left_out = [
-        LeftOut(path, f"no image of the pattern {images} matches with {'/'.join(key)!r}")
-        for key, path in mask_of.items()
-        if key not in image_of
-    ]
-    return _make_collection(cases, root, left_out)
 
 
 def set_patients(collection: Collection, pattern: str) -> Collection:
@@ -266,84 +338,3 @@ def check_case_ids(collection: Collection) -> None:
                 "rename one, or set the ids in a CSV (--pairs, column case_id)."
             )
         seen[case.case_id] = case
-
-
-def _pair(images: list[Location], masks: list[Location], names: Mapping[Location, Name]) -> dict[Location, Location]:
-    """Return image -> mask: first by folder and key, then by key alone; each round only where exactly two files match.
-
-    The second round is for LiTS numbers, which are unique in their collection, and for collections with one folder of
-    images and one of masks. Elsewhere a key such as ``arterial`` may occur in the folders of several patients.
-    """
-    parallel = len({names[path].folder for path in images}) == 1 == len({names[path].folder for path in masks})
-    paired: dict[Location, Location] = {}
-    rounds: tuple[Callable[[Location], object], ...] = (
-        lambda path: (names[path].folder, names[path].key),
-        lambda path: names[path].key if parallel or names[path].key.startswith(LITS) else path,
-    )
-    for identity in rounds:
-        used = set(paired.values())
-        images_of: defaultdict[object, list[Location]] = defaultdict(list)
-        masks_of: defaultdict[object, list[Location]] = defaultdict(list)
-        for path in images:
-            if path not in paired:
-                images_of[identity(path)].append(path)
-        for path in masks:
-            if path not in used:
-                masks_of[identity(path)].append(path)
-        paired |= {
-            alike[0]: masks_of[key][0]
-            for key, alike in images_of.items()
-            if len(alike) == 1 and len(masks_of[key]) == 1
-        }
-    return paired
-
-
-def _explain_unpaired(mask: Location, images: list[Location]) -> str:
-    key = parse_name(mask.name).key
-    same = [image.name for image in images if key and parse_name(image.name).key == key]
-    if len(same) > 1:
-        return f"a mask that could belong to {len(same)} images: {', '.join(same[:3])}"
-    if same:
-        return f"a mask, but {same[0]} has more than one; choose one with --pairs or --masks"
-    return "a mask without a matching image"
-
-
-def _is_extra_channel(path: Location, images: list[Location]) -> bool:
-    match = re.search(r"_\d{4}$", strip_suffix(path.name))
-    if not match or match[0] == FIRST_CHANNEL:
-        return False
-    first = strip_suffix(path.name)[: match.start()] + FIRST_CHANNEL
-    return any(strip_suffix(image.name) == first and image.parent == path.parent for image in images)
-
-
-def _match_pattern(pattern: str) -> dict[tuple[str, ...], Path]:
-    """Return the files that a pattern matches, by the texts that its wildcards match.
-
-    The regular expression is made by hand because the texts are needed: `glob.translate` and pathspec have no groups.
-    """
-    if "://" in pattern:
-        raise UsageError(
-            f"{pattern}: patterns are for local files; pass the folder of the bucket, "
-            "or list its files in a CSV (--pairs)."
-        )
-    if "*" not in pattern:
-        raise UsageError(f"{pattern}: a pattern needs at least one *; its match pairs images with masks.")
-    compiled = re.compile(
-        "".join(
-            {"**/": r"(?:(.*)/)?", "*": r"([^/]*)"}.get(part, re.escape(part))
-            for part in re.split(r"(\*\*/|\*)", pattern)
-        )
-    )
-    matches: dict[tuple[str, ...], Path] = {}
-    for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 (patterns may be absolute)
-        match = compiled.fullmatch(name)
-        if match and is_nifti_name(Path(name).name):
-            key = tuple(group or "" for group in match.groups())
-            if key in matches:
-                raise PairingError(f"{matches[key]} and {name} match {pattern} with the same text {'/'.join(key)!r}.")
-            matches[key] = Path(name)
-    if not matches:
-        raise PairingError(
-            f"{pattern}: matches no .nii, .nii.gz or .hdr file; quote the pattern so that the shell does not expand it."
-        )
-    return matches

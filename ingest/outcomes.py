@@ -39,7 +39,7 @@ def stamp_case(case: CaseFiles, params: Params) -> Stamp:
     """Return the current stamp of a case's files."""
     return Stamp(
         image=_mark_files(case.image),
-        mask=None if case.mask is None else _mark_files(case.mask),
+        mask=tuple(mark for file in case.mask_files for mark in _mark_files(file)) or None,
         patient_id=case.patient_id,
         params_sha256=params.sha256(),
     )

@@ -4,15 +4,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from slicemill.common.files import sha256_of_json
+from slicemill.ct.geometry_option import Geometry
 from slicemill.store.layout import FORMAT, ProfileName
 
 if TYPE_CHECKING:
     from slicemill.ct.labels import Labels
 
-Geometry = Literal["error", "trust-image"]
-
+Overlap = Literal["error", "highest"]
 ENCODING = 2
 """Version of the conversion; raised whenever the same input would produce other bytes."""
+PLACING = 2
+"""Version of what the values of `geometry` other than ``error`` do. 1 did not turn masks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +24,15 @@ class Params:
     labels: "Labels | None"
     """Names of the label values. None: masks may have only the value 1, which is stored as ``label_1``."""
     geometry: Geometry = "error"
-    """What to do if an image and its mask are more than SAME_GRID_MM apart."""
+    """What to do if an image and its mask are more than SAME_GRID_MM apart (`slicemill.ct.same_grid`)."""
     keep_text: bool = False
     """Whether free-text header fields are kept; they may name a person."""
+    overlap: Overlap = "error"
+    """What to do with a voxel of two structures that have a file each: fail, or take the highest label value."""
     profile: ProfileName = "compact"
     """Compression of the slices: ``compact``, or ``fast`` to read."""
+    strict: bool = False
+    """Whether a case with a warning is refused."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the document that is hashed."""
@@ -37,6 +43,10 @@ class Params:
             "geometry": self.geometry,
             "keep_text": self.keep_text,
             "profile": self.profile,
+            # keys of later versions are left out where they change nothing, so that older stores keep their hash
+            **({} if self.geometry == "error" else {"placing": PLACING}),
+            **({} if self.overlap == "error" else {"overlap": self.overlap}),
+            **({"strict": True} if self.strict else {}),
         }
 
     def sha256(self) -> str:

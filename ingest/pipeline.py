@@ -82,9 +82,9 @@ def ingest(collection: Collection, store: str | Location, params: Params, option
 
 def make_absolute(case: CaseFiles) -> CaseFiles:
     """Return a case with absolute paths, which are valid in any worker's folder."""
-    return replace(
-        case, image=case.image.absolute(), mask=case.mask and case.mask.absolute(), root=case.root.absolute()
-    )
+    structures = tuple(replace(one, path=one.path.absolute()) for one in case.structures)
+    mask = case.mask and case.mask.absolute()
+    return replace(case, image=case.image.absolute(), mask=mask, structures=structures, root=case.root.absolute())
 
 
 def _build_tables(root: Location) -> str:

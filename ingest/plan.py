@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 
 from slicemill.common.errors import StoreError
 from slicemill.common.files import Location, to_json, write_json
-from slicemill.common.locks import wait_for_claim
+from slicemill.common.locks import CLAIMS, wait_for_claim
+from slicemill.common.remote import RemotePath
 from slicemill.ingest.discover import CaseFiles
 from slicemill.ingest.outcomes import CaseOutcome, Stamp, read_done, read_failures, stamp_case
 from slicemill.ingest.params import Params
-from slicemill.store.layout import ATTRIBUTE, DOCUMENT, FORMAT, GROUP
-from slicemill.store.reader import Store, open_store, read_attribute
+from slicemill.store.layout import ATTRIBUTE, DOCUMENT, FORMAT, GROUP, PARTIAL
+from slicemill.store.reader import Store, iter_case_ids, open_store, read_attribute
 from slicemill.store.zarr_documents import make_group_document
 
 PARAMS = ".params"
@@ -83,7 +84,7 @@ def stored_version(root: Location, case_id: str) -> str | None:
 
 
 def require_params(root: Location, params: Params, *, overwrite: bool) -> None:
-    """Write the parameters into the document of a new store, or compare them with those of an existing one.
+    """Write the parameters into the document of a store without cases, or compare them with those of the store.
 
     Raises
     ------
@@ -95,7 +96,7 @@ def require_params(root: Location, params: Params, *, overwrite: bool) -> None:
         stored = attribute.get("params") if isinstance(attribute, dict) else None
         if stored == params.as_json():
             return
-        if stored is not None and not overwrite:
+        if stored is not None and not overwrite and not _is_unused(root):
             raise StoreError(
                 f"was created with other parameters ({to_json(stored)}) than requested now "
                 f"({to_json(params.as_json())}). Use another store, the same options, or --overwrite, which converts "
@@ -104,6 +105,15 @@ def require_params(root: Location, params: Params, *, overwrite: bool) -> None:
             )
         attributes = {ATTRIBUTE: {"format": FORMAT, "params": params.as_json()}}
         write_json(root / GROUP / DOCUMENT, make_group_document(attributes))
+
+
+def _is_unused(root: Location) -> bool:
+    """Return whether a store has no case, and none that is being written."""
+    if next(iter_case_ids(root), None) is not None:
+        return False
+    if isinstance(root, RemotePath):
+        return not any(not path.name.startswith(".") for path, _ in (root / CLAIMS).files())
+    return not (root / PARTIAL).exists() or not any((root / PARTIAL).iterdir())
 
 
 def _is_readable(store: Store, case_id: str, params: Params) -> bool:

@@ -2,14 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from slicemill.common.errors import UsageError
 from slicemill.common.files import Location, parse_location
 from slicemill.common.options import parse_shard
-from slicemill.ct.labels import choose_labels
-from slicemill.ingest.discover import Collection, discover, from_csv, from_patterns, set_patients
+from slicemill.ct.geometry_option import Geometry
+from slicemill.ct.labels import choose_labels, make_labels
+from slicemill.ingest.discover import Collection, MaskOptions, discover, set_patients
 from slicemill.ingest.outcomes import IngestReport
-from slicemill.ingest.params import Geometry, Params
+from slicemill.ingest.pair_table import ChosenLabels, from_csv
+from slicemill.ingest.pair_table import choose_labels as parse_label_option
+from slicemill.ingest.params import Overlap, Params
+from slicemill.ingest.patterns import from_patterns
 from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store.layout import ProfileName
 
@@ -29,9 +34,13 @@ class IngestRequest:
     images: str | None = None
     """Pattern of the images, like ``ct/*_ct.nii.gz``."""
     masks: str | None = None
-    """Pattern of the masks; a mask belongs to the image with the same text for ``*``."""
+    """Pattern of the masks. With `images`, a mask belongs to the image with the same text for ``*``. With a folder,
+    only files below it that fit are masks."""
+    no_masks: bool = False
+    """Whether the scans are stored without masks."""
     labels: str | Mapping[str, int] | None = None
-    """Names of the label values, ``{"liver": 1}`` or ``liver=1``; None takes those that the collection declares."""
+    """Names of the label values, ``{"liver": 1}``, ``liver=1``, or a CSV with the columns name and value; None takes
+    those that the collection declares. If each structure has a file, these are the files' names."""
     organ: str | None = None
     """Label that is the organ."""
     tumor: str | None = None
@@ -39,7 +48,9 @@ class IngestRequest:
     patient: str | None = None
     """Regular expression; its first group, in the image's path, is the patient."""
     geometry: Geometry = "error"
-    """If image and mask are on different grids: ``error``, or ``trust-image``."""
+    """What happens if image and mask are on different grids; ``error`` refuses the case."""
+    overlap: Overlap = "error"
+    """If structures with a file each overlap: ``error``, or ``highest`` takes the highest label value."""
     workers: int = 0
     """Worker processes; 0: one per core."""
     threads: int = 0
@@ -58,6 +69,8 @@ class IngestRequest:
     """Whether unchanged files are recognized by their content, not by size and time."""
     keep_text: bool = False
     """Whether free-text header fields are kept; they may name a person."""
+    strict: bool = False
+    """Whether cases with a warning are refused."""
 
     def __post_init__(self) -> None:
         """Check that one kind of input was passed, and that the numbers are possible.
@@ -69,12 +82,21 @@ class IngestRequest:
         """
         if min(self.workers, self.threads) < 0:
             raise UsageError(f"workers = {self.workers}, threads = {self.threads}: must not be negative.")
-        if self.masks is not None and self.images is None:
-            raise UsageError("--masks needs --images.")
+        if self.masks is not None and (self.no_masks or self.pairs is not None):
+            raise UsageError("--masks excludes --no-masks and --pairs.")
         if sum(one is not None for one in (self.source, self.pairs, self.images)) != 1:
             raise UsageError("ingest: pass exactly one of a folder, --pairs and --images.")
         if self.store is not None:
             parse_location(self.store)  # raises before the search for scans
+
+    @cached_property
+    def _chosen(self) -> ChosenLabels | None:
+        """The labels that were passed, and the files of their structures."""
+        if not self.labels:
+            return None
+        if isinstance(self.labels, str):
+            return parse_label_option(self.labels, self.organ, self.tumor)
+        return ChosenLabels(labels=make_labels(dict(self.labels), self.organ, self.tumor), files=dict(self.labels))
 
     def collection(self) -> Collection:
         """Find the cases.
@@ -84,12 +106,14 @@ class IngestRequest:
         PairingError
             Images and masks cannot be recognized or paired.
         """
+        files = self._chosen.files if self._chosen else {}
         if self.images is not None:
-            found = from_patterns(self.images, self.masks)
+            found = from_patterns(self.images, self.masks, with_labels=not files)
         elif self.pairs is not None:
-            found = from_csv(parse_location(self.pairs))
+            found = from_csv(parse_location(self.pairs), no_masks=self.no_masks, with_labels=not files)
         else:
-            found = discover(parse_location(self.source or ""))
+            options = MaskOptions(pattern=self.masks, none=self.no_masks, files=files)
+            found = discover(parse_location(self.source or ""), options)
         return set_patients(found, self.patient) if self.patient else found
 
     def params(self, collection: Collection) -> Params:
@@ -101,10 +125,14 @@ class IngestRequest:
             The labels do not fit.
         """
         return Params(
-            labels=choose_labels(self.labels, collection.labels, self.organ, self.tumor),
+            labels=self._chosen.labels
+            if self._chosen
+            else choose_labels(None, collection.labels, self.organ, self.tumor),
             geometry=self.geometry,
+            overlap=self.overlap,
             keep_text=self.keep_text,
             profile=self.profile,
+            strict=self.strict,
         )
 
     def run(self, collection: Collection) -> IngestReport:

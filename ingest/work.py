@@ -1,6 +1,7 @@
 """The work on one case in a worker: claim it, convert it, and return the outcome."""
 
-from slicemill.common.errors import InputError, ReadError, StoreError
+from slicemill.common.errors import InputError, StoreError
+from slicemill.common.failures import explain_failure
 from slicemill.common.files import Location, sha256_of_file
 from slicemill.common.locks import try_claim
 from slicemill.common.terminal import peak_mib
@@ -10,6 +11,7 @@ from slicemill.ingest.discover import CaseFiles
 from slicemill.ingest.outcomes import CaseOutcome, stamp_case
 from slicemill.ingest.params import Params
 from slicemill.ingest.plan import Task, stored_version
+from slicemill.ingest.structures import combine_hashes
 from slicemill.store.case import SourceFile
 from slicemill.store.reader import open_case
 
@@ -19,17 +21,18 @@ def run_case(task: Task, params: Params, root: Location, threads: int) -> CaseOu
     case = task.case
     try:
         return _run_claimed(task, params, root, threads)
-    except InputError as error:
-        passing = isinstance(error, ReadError | StoreError)
+    except Exception as error:
+        failure = explain_failure(error, root if isinstance(error, OSError) else case.image)
+        if failure.bug:  # the caller keeps its traceback
+            raise
+        reason = str(error) if isinstance(error, InputError) else failure.reason
         return CaseOutcome(
-            case_id=case.case_id, status="failed", reason=str(error), passing=passing, stamp=stamp_case(case, params)
+            case_id=case.case_id,
+            status="failed",
+            reason=reason,
+            passing=failure.passing,
+            stamp=stamp_case(case, params),
         )
-    except OSError as error:
-        reason = f"{error.filename or root}: {error.strerror or error}."
-        return CaseOutcome(case_id=case.case_id, status="failed", reason=reason, passing=True)
-    except MemoryError:
-        reason = f"{case.image}: not enough memory to read it; use fewer --workers, or a machine with more memory."
-        return CaseOutcome(case_id=case.case_id, status="failed", reason=reason, passing=True)
 
 
 def _run_claimed(task: Task, params: Params, root: Location, threads: int) -> CaseOutcome:
@@ -67,12 +70,12 @@ def _is_unchanged(case: CaseFiles, params: Params, root: Location) -> bool:
     return (
         info.patient_id == case.patient_id
         and info.params_sha256 == params.sha256()
-        and _has_content(case.image, info.image)
-        and _has_content(case.mask, info.mask)
+        and _has_content((case.image,), info.image)
+        and _has_content(case.mask_files, info.mask)
     )
 
 
-def _has_content(path: Location | None, source: SourceFile | None) -> bool:
-    if path is None or source is None:
-        return path is None and source is None
-    return sha256_of_file(*scan_files(path)) == source.sha256
+def _has_content(paths: tuple[Location, ...], source: SourceFile | None) -> bool:
+    if not paths or source is None:
+        return not paths and source is None
+    return combine_hashes([sha256_of_file(*scan_files(path)) for path in paths]) == source.sha256

@@ -7,7 +7,7 @@ import typer
 
 from slicemill.common.errors import ConfigError
 from slicemill.common.options import require_finite
-from slicemill.common.terminal import count_noun, format_cell, format_table, print_line, report_errors
+from slicemill.common.terminal import count_noun, format_cell, format_table, print_line, print_lines, report_errors
 
 if TYPE_CHECKING:
     from slicemill.measure.evaluation.evaluate import Evaluation
@@ -127,7 +127,7 @@ def froc(
         response = result.response
         if isinstance(response, NoFindings):
             raise ConfigError(f"{annotations}: has no finding in the scans listed in {scans}.")
-        print_line(
+        print_lines(
             format_table(
                 ["false positives per scan", *(f"{rate:g}" for rate in response.rates)],
                 [
@@ -224,7 +224,7 @@ def compare(
         comparison = compare_time_points(*points, align)
         rows = [change.as_row() for change in comparison.lesions]
         if rows:
-            print_line(format_table(list(rows[0]), [list(row.values()) for row in rows]))
+            print_lines(format_table(list(rows[0]), [list(row.values()) for row in rows]))
             print_line()
         recist = comparison.recist
         before, after = format_cell(comparison.baseline.tumor_ml), format_cell(comparison.followup.tumor_ml)

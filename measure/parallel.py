@@ -2,14 +2,15 @@
 
 With one worker or one case, the work runs in this process. If a worker process crashes (usually out of memory), the
 standard library's pool breaks and loses the cases of the other workers too. The remaining cases then run one at a time
-until the case that crashes its worker is known. Ctrl-C cancels the waiting cases and terminates the running ones, which
-remove their incomplete files.
+until the case that crashes its worker is known. Ctrl-C and SIGTERM cancel the waiting cases and terminate the running
+ones, which remove their incomplete files. A worker ends with the main process, however that ends.
 
 loky restarts broken pools. But it is not a dependency, does not name the case that crashed the worker, and does not
 terminate running cases in this order.
 """
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +18,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from slicemill.common.signals import SIGNALS, start_helper
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _ENDING = threading.Event()
+_WORKING = threading.Lock()
+"""Held while a worker is at work on an item."""
 
 
 def map_isolated(
@@ -74,9 +79,20 @@ def _run_until_crash(
 
 
 def _handle_signals() -> None:
-    """Make a worker exit silently on Ctrl-C and on SIGTERM; the main process reports the reason."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Make a worker exit silently on Ctrl-C and on SIGTERM, and when its main process was killed."""
+    for number in SIGNALS:
         signal.signal(number, _exit)
+    start_helper(_end_with_main_process)
+
+
+def _end_with_main_process() -> None:
+    """Wait for the end of the main process, interrupt the item as SIGTERM does, and end this process after it."""
+    main = multiprocessing.parent_process()
+    if main is not None:
+        main.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with _WORKING:  # not earlier: the item removes its incomplete files. Nor later: the pool's queue would wait
+            os._exit(1)
 
 
 def _exit(*_: Any) -> None:
@@ -89,4 +105,5 @@ def _work_unless_ending(work: Callable[[Item], Result], item: Item) -> Result:
     """Do the work unless the worker is about to exit. The pool would still assign it the next item."""
     if _ENDING.is_set():
         raise SystemExit
-    return work(item)
+    with _WORKING:
+        return work(item)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from slicemill.common.terminal import open_closed_streams
+
 
 def commands() -> Any:
     """Make the command line, with all commands."""
@@ -47,4 +49,5 @@ def commands() -> Any:
 
 def main() -> None:
     """Run the command line."""
+    open_closed_streams()
     commands()(prog_name="slicemill")

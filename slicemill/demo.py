@@ -21,7 +21,7 @@ from slicemill.common.documents import from_document, to_document
 from slicemill.common.errors import ConfigError, InputError
 from slicemill.common.files import read_json, write_json
 from slicemill.common.machine import machine_info
-from slicemill.common.terminal import format_table, print_line
+from slicemill.common.terminal import format_table, print_line, print_lines
 from slicemill.ct.labels import format_labels
 from slicemill.ct.naming import parse_name
 from slicemill.ct.overlap import mean_without_nan
@@ -159,7 +159,7 @@ def run_command(*words: object, may_fail: bool = False) -> None:
         The command failed.
     """
     arguments = [str(word) for word in words]
-    print_line(f"\n$ slicemill {shlex.join(arguments)}")
+    print_lines(f"\n$ slicemill {shlex.join(arguments)}")
     done = subprocess.run(slicemill_command(*arguments), check=False)  # noqa: S603 (a slicemill command)
     if done.returncode and not (may_fail and done.returncode == 1):
         raise InputError(f"slicemill {arguments[0]} ended with exit status {done.returncode}; its message is above.")
@@ -218,7 +218,7 @@ def compare_on_tumor(rows: Sequence[Mapping[str, Any]], tumor: str, baseline: Ba
 
 def print_summary(summary: DemoSummary, out: Path) -> None:
     """Print the one-screen summary."""
-    scores = from_document(DemoScores, summary.scores, "evaluation")
+    scores = from_document(DemoScores, summary.scores, "evaluation", is_part=True)
     cases, band, on_tumor = summary.cases, summary.baseline, summary.where_there_is_tumor
     low, high = band.band_hu
     rows: list[tuple[object, ...]] = [
@@ -226,21 +226,21 @@ def print_summary(summary: DemoSummary, out: Path) -> None:
         for name, row in scores.regions.items()
     ]
     rows.append((f"tumor, HU band {low}..{high}", band.dice_per_case, band.dice_global, None, None))
-    print_line(
+    print_lines(
         f"\n{cases['test']} test cases ({cases['train']} for training, "
         f"{cases['validation']} to choose the checkpoint):\n"
     )
-    print_line(format_table(["", "Dice per case", "Dice global", "precision", "recall"], rows))
-    print_line(
+    print_lines(format_table(["", "Dice per case", "Dice global", "precision", "recall"], rows))
+    print_lines(
         f"\nmean tumor Dice of the {on_tumor.cases} cases with tumor: "
         f"network {on_tumor.network:.3f}, HU band {on_tumor.baseline:.3f}"
     )
-    print_line("(the band is the best one for the training cases; it uses the reference organ, if there is one)\n")
+    print_lines("(the band is the best one for the training cases; it uses the reference organ, if there is one)\n")
     detections = {"by case": scores.tumor_by_case, "by slice": scores.tumor_by_slice}
     detection_rows = [(name, *_detection_cells(detection)) for name, detection in detections.items() if detection]
     header = ["tumor yes/no", "with", "without", "accuracy", "sensitivity", "specificity", "AUC"]
-    print_line(format_table(header, detection_rows))
-    print_line(f"\n{summary.minutes} minutes in total. Output:")
+    print_lines(format_table(header, detection_rows))
+    print_lines(f"\n{summary.minutes} minutes in total. Output:")
     for what, path in FILES:
         print_line(f"  {what:32}{out / path}")
 

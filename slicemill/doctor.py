@@ -5,15 +5,13 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from slicemill.common.machine import machine_info
 
-TINY_MODEL = bytes.fromhex(
-    "080812003a330a0c0a0178120179220452656c751201675a0f0a0178120a0a08080112040a02080162"
-    "0f0a0179120a0a08080112040a02080142040a001011"
-)
-"""An ONNX model of one Relu, opset 17."""
+if TYPE_CHECKING:
+    from slicemill.infer.runtime.providers import Provider
+
 PRIVACY = (
     "privacy    NIfTI headers may name or describe a person: ingest keeps the geometry fields and blanks free text "
     "(--keep-text keeps it); file names and paths go into stores, tables and reports unchanged"
@@ -54,33 +52,54 @@ def free_gb(folder: Path) -> float:
 
 
 def examine_providers() -> Examination:
-    """Start a session of a tiny model on every provider."""
+    """Run a tiny network on every provider."""
     from slicemill.common.errors import InputError
     from slicemill.infer.runtime.providers import (
+        NAMES,
         Provider,
+        describe_runtime,
         has_nvidia_driver,
         import_onnxruntime,
-        installed_runtimes,
-        make_session,
     )
 
     try:
-        import_onnxruntime()
+        runtime = import_onnxruntime()
     except InputError as error:
         return Examination(lines=("provider   none",), repairs=(str(error),))
-    lines, repairs = [], []
-    gpu_runtime = "onnxruntime-gpu" in installed_runtimes()
+    lines, repairs = [f"runtime    {describe_runtime(runtime)}"], []
+    has_cuda = NAMES["cuda"] in runtime.get_available_providers()
     for name in get_args(Provider)[1:]:  # all but auto
         try:
-            make_session(TINY_MODEL, Path("tiny model"), name)
-            lines.append(f"provider   {name}: starts")
+            run_provider(name)
+            lines.append(f"provider   {name}: runs")
         except InputError as error:
             lines.append(f"provider   {name}: {error}")
-            if name == "cpu" or (name == "cuda" and has_nvidia_driver() and gpu_runtime):
+            if name == "cpu" or (name == "cuda" and has_nvidia_driver() and has_cuda):
                 repairs.append(str(error))
-    if has_nvidia_driver() and not gpu_runtime:
+    if has_nvidia_driver() and not has_cuda:
         repairs.append(
             "an NVIDIA driver is installed, but onnxruntime has no CUDA: "
             "pip uninstall -y onnxruntime; pip install 'slicemill[gpu]'"
         )
     return Examination(lines=tuple(lines), repairs=tuple(repairs))
+
+
+def run_provider(name: "Provider") -> None:
+    """Run a tiny network with convolutions on a provider, with each form of the bias that a model may have.
+
+    Raises
+    ------
+    ProviderError
+        The provider does not run here.
+    """
+    from slicemill.common.errors import ProviderError
+    from slicemill.infer.runtime.messages import find_cause
+    from slicemill.infer.runtime.probe import make_probe, run_probe
+    from slicemill.infer.runtime.providers import make_session
+
+    for bias_apart in (False, True):
+        session, _, _ = make_session(make_probe(bias_apart=bias_apart), Path("tiny network"), name)
+        try:
+            run_probe(session)
+        except Exception as error:  # runtimes raise many types, some of them private
+            raise ProviderError(f"--provider {name}: starts, but fails to run ({find_cause(error)}).") from error

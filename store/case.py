@@ -1,5 +1,6 @@
 """Metadata of a stored case: the group attribute ``slicemill``."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -157,8 +158,10 @@ def parse_case(attribute: object, shape: tuple[int, int, int], where: str) -> Ca
         )
     try:
         document = from_document(CaseDocument, attribute, f"{where}, attribute slicemill", error=StoreError)
-        _check_numbers(document, shape[0], where)
         labels = _parse_labels(document, where)
+        _check_geometry(document, where)
+        _check_statistics(document, shape, where)
+        _check_lesions(document, shape, where)
     except StoreError as error:
         raise StoreError(f"{error.reason} Ingest the case again with --overwrite.", where=error.where) from error
     return CaseInfo(
@@ -180,13 +183,33 @@ def parse_case(attribute: object, shape: tuple[int, int, int], where: str) -> Ca
     )
 
 
-def _check_numbers(document: CaseDocument, slices: int, where: str) -> None:
-    stats = document.slice_stats
+def _check_geometry(document: CaseDocument, where: str) -> None:
+    affine = np.array(document.affine_lps)
+    if not np.isfinite(affine).all() or affine[3].tolist() != [0, 0, 0, 1] or not voxel_ml(affine) > 0:
+        raise StoreError(f"affine_lps must be finite and invertible; it is {affine.tolist()}.", where=where)
+    if not all(0 < step < math.inf for step in document.spacing_mm):
+        raise StoreError(f"spacing_mm must be above 0; it is {list(document.spacing_mm)}.", where=where)
+
+
+def _check_statistics(document: CaseDocument, shape: tuple[int, int, int], where: str) -> None:
+    stats, (nz, ny, nx) = document.slice_stats, shape
     lengths = {len(stats.hu_min), len(stats.hu_max), *map(len, stats.voxels.values())}
-    if lengths != {slices}:
-        raise StoreError(f"has {slices} slices, but statistics of {sorted(lengths)} slices.", where=where)
+    if lengths != {nz}:
+        raise StoreError(f"has {nz} slices, but statistics of {sorted(lengths)} slices.", where=where)
+    names = set(document.labels or ())
+    if set(stats.voxels) != names:
+        raise StoreError(f"has the labels {sorted(names)}, but statistics of {sorted(stats.voxels)}.", where=where)
+    if any(not 0 <= count <= ny * nx for counts in stats.voxels.values() for count in counts):
+        raise StoreError(f"a slice has {ny * nx} voxels, but statistics of fewer than 0 or of more.", where=where)
+
+
+def _check_lesions(document: CaseDocument, shape: tuple[int, int, int], where: str) -> None:
     for lesion in document.lesions or ():
-        if max(map(abs, (lesion.id, lesion.voxels, lesion.key_z, *lesion.bbox_zyx))) >= 2**63:
+        low, high = lesion.bbox_zyx[:3], lesion.bbox_zyx[3:]
+        inside = all(0 <= start < end <= size for start, end, size in zip(low, high, shape, strict=True))
+        numbers = (lesion.volume_ml, lesion.max_axial_diameter_mm, *lesion.centroid_lps_mm)
+        counts = 0 < lesion.voxels <= math.prod(shape) and 0 <= lesion.id <= math.prod(shape)
+        if not (inside and counts and 0 <= lesion.key_z < shape[0] and all(map(math.isfinite, numbers))):
             raise StoreError(f"a number of lesion {lesion.id} is out of range.", where=where)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from slicemill.common.terminal import bar_characters, format_table, print_line, report_errors
+from slicemill.common.terminal import bar_characters, format_table, print_line, print_lines, report_errors
 from slicemill.store.layout import SliceFormat
 
 store = typer.Typer(
@@ -25,7 +25,7 @@ def info(path: StorePath) -> None:
         from slicemill.store.info import describe
         from slicemill.store.reader import open_store
 
-        for line in describe(open_store(path), bar_characters(sys.stdout.encoding)):
+        for line in describe(open_store(path), bar_characters(getattr(sys.stdout, "encoding", None))):
             print_line(line)
 
 
@@ -42,16 +42,11 @@ def manifest(
 
         rows = read_table(path, "manifest")
         if csv:
-            import io
-            from csv import DictWriter
+            from slicemill.common.csv_cells import format_csv
 
-            stream = io.StringIO()
-            writer = DictWriter(stream, fieldnames=list(rows[0]) if rows else ["case_id"])
-            writer.writeheader()
-            writer.writerows(rows)
-            print_line(stream.getvalue().rstrip("\r\n"))
+            print_lines(format_csv(rows, ["case_id"]).replace("\r\n", "\n").rstrip("\n"))
         else:
-            print_line(format_table(MAIN_COLUMNS, [[row.get(column) for column in MAIN_COLUMNS] for row in rows]))
+            print_lines(format_table(MAIN_COLUMNS, [[row.get(column) for column in MAIN_COLUMNS] for row in rows]))
 
 
 @store.command()
@@ -168,13 +163,15 @@ def preview(
         from slicemill.store.reader import open_store
 
         opened = open_store(path)
-        ids = list(case) if case else pick_evenly(opened.case_ids, 8)
-        tiles = [tile for case_id in ids for tile in draw_tiles(opened[case_id], columns)]
+        readable, unreadable = ([opened[case_id] for case_id in case], []) if case else opened.read_cases()
+        shown = readable if case else pick_evenly(readable, 8)
+        tiles = [tile for one in shown for tile in draw_tiles(one, columns)]
         if not tiles:
-            print_line("the store has no cases; nothing was drawn")
+            print_line("the store has no readable cases; nothing was drawn")
             return
         target = out or opened.root / "preview.png"
         save_png(target, make_montage(tiles, columns))
+        _print_unreadable(unreadable)
         print_line(f"preview: {target}")
 
 
@@ -193,5 +190,10 @@ def plots(
 
         opened = open_store(path)
         target = out or opened.root / "plots.png"
-        write_plots(opened, target)
+        _print_unreadable(write_plots(opened, target))
         print_line(f"plots: {target}")
+
+
+def _print_unreadable(reasons: list[str]) -> None:
+    for reason in reasons:
+        print_line(f"left out: {reason}")

@@ -21,7 +21,8 @@ def describe(store: Store, levels: str) -> list[str]:
     levels
         Characters of increasing height for the histograms (`slicemill.common.terminal.bar_characters`).
     """
-    infos = [case.info for case in store.values()]
+    cases, unreadable = store.read_cases()
+    infos = [case.info for case in cases]
     rows = [make_manifest_row(info) for info in infos]
     labels = next((info.labels for info in infos if info.labels), None)
     diameters = [lesion.max_axial_diameter_mm for info in infos for lesion in info.lesions or ()]
@@ -31,6 +32,7 @@ def describe(store: Store, levels: str) -> list[str]:
         *describe_grids(rows, levels),
         *describe_tumors(rows, diameters, levels),
         *describe_warnings(rows),
+        *(format_line("unreadable", reason) for reason in unreadable),
     ]
 
 

@@ -4,7 +4,6 @@ The metadata are one JSON object under the key ``slicemill`` of the ONNX file. `
 adds properties of an opened file: name, hash, and the sizes and outputs of its graph.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from msgspec import Meta
 
 from slicemill.common.documents import from_document, to_document
 from slicemill.common.errors import InputError, ModelError
+from slicemill.common.files import parse_json
 from slicemill.ct.labels import Labels, labels_from_json
 
 CONTRACT = 1
@@ -202,8 +202,8 @@ def decode_metadata(text: str, where: str) -> ModelCard:
         The metadata have another contract version, or are invalid. The message names the file, the key and the rule.
     """
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        document = parse_json(text)
+    except ValueError as error:
         raise ModelError(f"its slicemill metadata are not JSON ({error}); export it again.", where=where) from error
     contract, form = (document.get(key) if isinstance(document, dict) else None for key in ("contract", "input"))
     if contract != CONTRACT or form not in get_args(InputForm):

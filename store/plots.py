@@ -61,8 +61,10 @@ def collect_data(infos: Iterable[CaseInfo]) -> PlotData:
     return data
 
 
-def write_plots(store: Store, out: Location) -> None:
+def write_plots(store: Store, out: Location) -> list[str]:
     """Write the plots of a store as ``.png``, or as one ``.html`` page with the main columns of its manifest.
+
+    Return the reasons of the cases that are left out because they cannot be read.
 
     Raises
     ------
@@ -72,12 +74,14 @@ def write_plots(store: Store, out: Location) -> None:
     suffix = PurePosixPath(out.name).suffix.lower()
     if suffix not in SUFFIXES:
         raise UsageError("plots are written as .png or .html; choose a name with one of these suffixes.", where=out)
-    data = collect_data(case.info for case in store.values())
+    cases, unreadable = store.read_cases()
+    data = collect_data(case.info for case in cases)
     if not data.rows:
         raise ConfigError("has no cases to plot; add some with `slicemill ingest`.", where=store.root)
     name = store.root.absolute().name
     picture = draw_plots(data, name)
     write_bytes(out, picture if suffix == ".png" else render_page(data, picture, name))
+    return unreadable
 
 
 def draw_plots(data: PlotData, name: str) -> bytes:

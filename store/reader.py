@@ -4,7 +4,6 @@ Reading a slice takes one file read or one request, and one decompression into t
 read once. Neighboring slices are fetched in one read. Arrays in other Zarr v3 layouts are read with zarr-python.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -13,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.common.errors import NoCaseError, StoreError
-from slicemill.common.files import Location, parse_location
+from slicemill.common.errors import InputError, NoCaseError, StoreError
+from slicemill.common.failures import explain_failure, raise_system_limit
+from slicemill.common.files import Location, parse_location, read_json
 from slicemill.common.remote import RemotePath
 from slicemill.ct.lesions import Lesion
 from slicemill.ct.naming import natural_key
@@ -24,7 +24,7 @@ from slicemill.store.codecs import decode_blosc, decode_zstd, without_checksum
 from slicemill.store.indexing import select
 from slicemill.store.layout import ABSENT, ATTRIBUTE, DOCUMENT, GROUP, IMAGE, LABEL, SHARD, ArrayName
 from slicemill.store.shard_reader import ShardReader, plan_ranges
-from slicemill.store.zarr_documents import recognize_profile
+from slicemill.store.zarr_documents import DTYPES, recognize_profile
 
 MAX_SLICE_BYTES = 1 << 31
 
@@ -47,14 +47,21 @@ class SliceArray:
         document = read_document(folder)
         try:
             nz, ny, nx = (int(extent) for extent in document["shape"])
-            self.dtype = np.dtype(document["data_type"])
-        except (KeyError, TypeError, ValueError) as error:
+            data_type, fill_value = str(document["data_type"]), int(document.get("fill_value", 0))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise StoreError(f"is not a Zarr v3 array of three axes z, y, x ({error}).", where=folder) from error
+        self.dtype = np.dtype(DTYPES[name])
+        limits = np.iinfo(self.dtype)
+        if data_type != DTYPES[name] or not limits.min <= fill_value <= limits.max:
+            raise StoreError(
+                f"must hold {DTYPES[name]}; it holds {data_type}, with the fill value {fill_value}.",
+                where=folder,
+            )
         self.shape = (nz, ny, nx)
         """Slices, rows and columns [z, y, x]."""
         if min(self.shape) < 1 or ny * nx * self.dtype.itemsize > MAX_SLICE_BYTES:
             raise StoreError(f"the shape {self.shape} is invalid for a scan.", where=folder)
-        self._fill_value = document.get("fill_value", 0)
+        self._fill_value = fill_value
         self.profile = recognize_profile(document, name, self.shape)
         """Profile of slicemill's layout; None for another valid layout, which zarr-python reads."""
         self._decompress = decode_zstd if self.profile == "compact" and name == LABEL else decode_blosc
@@ -166,6 +173,7 @@ class SliceArray:
         try:
             voxels: npt.NDArray[Any] = self._zarr[z]
         except Exception as error:
+            raise_system_limit(error)
             raise StoreError(f"zarr-python cannot read this array ({error}).", where=self._folder) from error
         return voxels
 
@@ -195,12 +203,9 @@ def read_document(folder: Location) -> dict[str, Any]:
         It cannot be read, or is not a JSON object.
     """
     try:
-        document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"cannot be read ({error}).", where=folder / DOCUMENT) from error
-    if not isinstance(document, dict):
-        raise StoreError("must be a JSON object.", where=folder / DOCUMENT)
-    return document
+        return read_json(folder / DOCUMENT)
+    except InputError as error:
+        raise StoreError(error.reason, where=folder / DOCUMENT) from error
 
 
 def read_attribute(folder: Location) -> object:
@@ -307,6 +312,17 @@ class Store(Mapping[str, Case]):
     def __repr__(self) -> str:
         return f"<slice store {self.root}: {len(self)} case{'s' * (len(self) != 1)}>"
 
+    def read_cases(self) -> tuple[list[Case], list[str]]:
+        """Return the cases that can be read, and for each other one the reason."""
+        cases, reasons = [], []
+        for case_id in self.case_ids:
+            try:
+                cases.append(self[case_id])
+            except (StoreError, OSError) as error:
+                raise_system_limit(error)
+                reasons.append(explain_failure(error, case_id).reason)
+        return cases, reasons
+
     def __getitem__(self, case_id: str) -> Case:
         if case_id not in self._cases:
             self.check_known([case_id])
@@ -338,7 +354,7 @@ def iter_case_ids(root: Location) -> Iterator[str]:
                 yield parts[0]
         return
     for folder in group.iterdir():
-        if (folder / DOCUMENT).is_file():
+        if (folder / DOCUMENT).exists():
             yield folder.name
 
 

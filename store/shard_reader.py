@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -10,13 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from slicemill.common.errors import StoreError
-from slicemill.common.files import Location
+from slicemill.common.failures import raise_system_limit
+from slicemill.common.files import Location, open_regular
 from slicemill.common.remote import RemotePath
 from slicemill.store.codecs import CRC_BYTES, without_checksum
 from slicemill.store.layout import ABSENT, INDEX_ENTRY_BYTES
 
 OPEN_FILES = 128
-"""Shards kept open. Systems allow a process at least 1,024 open files."""
+"""Shards kept open, or a quarter of the open files that the process may have, if that is less."""
 MAX_RANGE_BYTES = 32 << 20
 GAP_BYTES = 1 << 20
 """In an object store, slices closer than this are fetched in one read. Reading the gap takes about as long as one more
@@ -41,7 +43,7 @@ class _OpenFile:
     """A file opened for reading. It is closed with the last reference to it."""
 
     def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+        self.descriptor = open_regular(path)
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -52,7 +54,12 @@ def _open_for(path: Path, _reader: int) -> _OpenFile:
     return _OpenFile(path)
 
 
-_open_file = lru_cache(maxsize=OPEN_FILES)(_open_for)
+def _count_open_files() -> int:
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_FILES if most == resource.RLIM_INFINITY else max(1, min(OPEN_FILES, most // 4))
+
+
+_open_file = lru_cache(maxsize=_count_open_files())(_open_for)
 """Return a reader's open file. The most recently used files stay open."""
 
 
@@ -114,6 +121,7 @@ class ShardReader:
                 file = _open_file(self.path, self._number)
                 data = os.pread(file.descriptor, length, offset)
         except OSError as error:
+            raise_system_limit(error)
             raise StoreError(f"cannot be read: {error.strerror}.", where=self.path) from error
         if len(data) != length:
             raise StoreError(f"is truncated; {len(data)} of {length} bytes at offset {offset}.", where=self.path)
@@ -128,6 +136,7 @@ class ShardReader:
             size = os.fstat(file.descriptor).st_size
             return (os.pread(file.descriptor, length, size - length) if length <= size else b""), size
         except OSError as error:
+            raise_system_limit(error)
             raise StoreError(f"cannot be read: {error.strerror}.", where=self.path) from error
 
     def check_bytes(self) -> None:

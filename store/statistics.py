@@ -1,14 +1,14 @@
 """Statistics of a case, computed slab by slab: HU range, voxels of each label, lesions."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import LabelError
+from slicemill.ct.hu_checks import HuRange
 from slicemill.ct.labels import Labels, format_labels, make_labels
 from slicemill.ct.lesions import Lesion, LesionTracker
-from slicemill.ct.window import AIR_HU
 from slicemill.store.case import SliceStats
 
 MANY_SLICES = 4
@@ -49,14 +49,15 @@ class Counts:
     def add_image(self, z: int, slab: npt.NDArray[np.int16]) -> None:
         """Add the HU range of each slice, without padding below air (such as -3024)."""
         for row, section in enumerate(slab, start=z):
-            low = int(section.min())
-            if low < AIR_HU:
-                inside = section[section >= AIR_HU]
-                self.padding += section.size - inside.size
-                if not inside.size:
-                    continue
-                section, low = inside, int(inside.min())  # noqa: PLW2901 (its voxels without the padding)
-            self.hu_min[row], self.hu_max[row] = low, int(section.max())
+            one = HuRange.of_slice(section)
+            self.hu_min[row], self.hu_max[row] = one.low, one.high
+            self.padding += one.padding
+
+    def hu_range(self) -> HuRange:
+        """Return the HU range of the slices added so far."""
+        slices = zip(self.hu_min, self.hu_max, strict=True)
+        whole = HuRange.of_all(HuRange(low=low, high=high, padding=0) for low, high in slices)
+        return replace(whole, padding=self.padding)
 
     def add_mask(self, z: int, slab: npt.NDArray[np.uint8], path: str) -> None:
         """Count each label in each slice, and track the lesions.

@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 
 from slicemill.common.documents import to_document
 from slicemill.common.errors import StoreError
+from slicemill.common.failures import raise_system_limit
 from slicemill.common.files import (
     Location,
     atomic_write,
     parse_location,
+    read_file,
     sha256_of_file,
     sha256_of_json,
     write_csv,
@@ -237,7 +239,8 @@ def _read_case(root: Location, case_id: str) -> _CaseRows | None:
             lesions=pa.Table.from_pylist(lesions) if lesions else None,
             documents_sha256=hash_documents(root, case_id),
         )
-    except (StoreError, OSError):
+    except Exception as error:  # noqa: BLE001 (one case does not stop the tables; `verify` reports its problem)
+        raise_system_limit(error)
         return None
 
 
@@ -280,7 +283,7 @@ def read_arrow(url: str | Location, name: str) -> pa.Table:
     """
     path = parse_location(url) / f"{name}.parquet"
     try:
-        return pq.read_table(pa.BufferReader(path.read_bytes()))
+        return pq.read_table(pa.BufferReader(read_file(path)))
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"cannot be read; `slicemill store reindex {url}` rebuilds it.", where=path) from error
 

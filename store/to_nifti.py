@@ -11,7 +11,7 @@ from slicemill.ct.formats.nifti.names import SUFFIXES
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.geometry import Grid
 from slicemill.ct.scan import SLAB_BYTES
-from slicemill.store.headers import read_grid, read_header
+from slicemill.store.headers import read_grid, read_header, read_mask_grid
 from slicemill.store.layout import ArrayName
 from slicemill.store.reader import Case, SliceArray
 
@@ -37,7 +37,8 @@ def export_case(case: Case, out: Path, *, array: ArrayName = "image", overwrite:
     voxels, source = (case.image, case.info.image) if array == "image" else (case.label, case.info.mask)
     if voxels is None or source is None:
         raise ConfigError("has no mask, so there is no segmentation to export; omit --mask.", where=case.info.case_id)
-    grid, header = read_grid(case), read_header(case, source)
+    header = read_header(case, source)
+    grid = read_grid(case) if array == "image" else read_mask_grid(case, header)
     write_volume(out, header, voxels.dtype, read_in_file_order(voxels, grid))
 
 

@@ -26,6 +26,7 @@ from PIL import Image
 
 from slicemill.common.documents import read_document, to_document
 from slicemill.common.errors import ConfigError, InputError, UsageError
+from slicemill.common.failures import explain_failure
 from slicemill.common.files import write_csv, write_json
 from slicemill.common.progress import progress
 from slicemill.ct.naming import natural_key
@@ -249,12 +250,8 @@ def _try_case(store: Store, case_id: str, out: Path, form: SliceForm) -> ExportO
     """Export one case; an error becomes its outcome and does not stop the others."""
     try:
         return ExportOutcome(case_id=case_id, status="done" if write_case(store[case_id], out, form) else "skipped")
-    except InputError as error:
-        return ExportOutcome(case_id=case_id, status="failed", reason=str(error))
-    except OSError as error:
-        return ExportOutcome(
-            case_id=case_id, status="failed", reason=f"{error.filename or out}: {error.strerror or error}"
-        )
+    except Exception as error:  # noqa: BLE001 (any error fails one case)
+        return ExportOutcome(case_id=case_id, status="failed", reason=explain_failure(error, case_id).reason)
 
 
 def write_case(case: Case, out: Path, form: SliceForm) -> bool:

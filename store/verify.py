@@ -13,11 +13,14 @@ import numpy as np
 
 from slicemill.common.documents import read_document
 from slicemill.common.errors import InputError, StoreError
+from slicemill.common.failures import explain_failure, raise_system_limit
 from slicemill.common.files import Location, relative_path, sha256_of_file
 from slicemill.common.progress import Advance
 from slicemill.ct.naming import find_files
-from slicemill.ct.scan import Kind, ScanReader, slab_depth
+from slicemill.ct.placed_mask import PlacedMask
+from slicemill.ct.scan import ScanReader, slab_depth
 from slicemill.store.case import SourceFile
+from slicemill.store.headers import read_grid
 from slicemill.store.layout import CHECKSUMS, DOCUMENT, GROUP, LABEL
 from slicemill.store.reader import Case, SliceArray, Store, open_case
 from slicemill.store.statistics import Counts
@@ -58,6 +61,7 @@ def check_tables(store: Store, checksums: Checksums) -> Iterator[str]:
         try:
             sha256 = sha256_of_file(store.root / name)
         except OSError as error:
+            raise_system_limit(error)
             yield f"{name}: cannot be read: {error.strerror}; `slicemill store reindex` rebuilds it."
             continue
         if sha256 != checksums.tables.get(name):
@@ -91,8 +95,9 @@ def check_case(store: Store, case_id: str, checksum: str | None, files: dict[str
         yield from check_statistics(case)
         if files is not None:
             yield from check_sources(case, files)
-    except (InputError, OSError) as error:
-        yield str(error)
+    except Exception as error:  # noqa: BLE001 (any error is a problem of this case)
+        raise_system_limit(error)
+        yield explain_failure(error, store.root / GROUP / case_id).reason
 
 
 def check_statistics(case: Case) -> Iterator[str]:
@@ -118,33 +123,44 @@ def check_sources(case: Case, files: dict[str, Location]) -> Iterator[str]:
     image = yield from _find_source(case.info.image, files)
     if image is None:
         return
-    yield from compare_voxels(case.image, image, "image", case.info.image.sha256)
+    with ScanReader(image, "image") as reader:
+        yield from compare_voxels(case.image, reader, reader, case.info.image.sha256)
     if case.info.mask is not None and case.label is not None:
         mask = yield from _find_source(case.info.mask, files)
         if mask is not None:
-            yield from compare_voxels(case.label, mask, "mask", case.info.mask.sha256)
+            # ingest stores a resampled mask with the image's header; it trusted the image's if the two differ
+            resampled = case.info.mask.header_b64 == case.info.image.header_b64
+            with ScanReader(mask, "mask") as reader:
+                placed = PlacedMask(reader, read_grid(case), "resample" if resampled else "trust-image")
+                yield from compare_voxels(case.label, reader, placed, case.info.mask.sha256)
 
 
 def _find_source(source: SourceFile, files: dict[str, Location]) -> Generator[str, None, Location | None]:
     """Return the file of that name, or yield a problem. Paths from the store are never opened."""
-    if source.name not in files:
+    if any(name.startswith(f"{source.name}/") for name in files):
+        yield f"{source.name}: is a folder of structures, which verify cannot compare; ingest with --rehash does."
+    elif source.name not in files:
         yield f"{source.name}: is not in the collection; check that --source is the collection of this store."
     return files.get(source.name)
 
 
-def compare_voxels(array: SliceArray, path: Location, kind: Kind, sha256: str) -> Iterator[str]:
-    """Yield the differences between an array of the store and its source file, which had this hash."""
-    with ScanReader(path, kind) as reader:
-        if reader.grid.stored_shape != array.shape:
-            yield f"{path}: has the shape {reader.grid.stored_shape} (z, y, x), but the store has {array.shape}."
-            return
-        differing, first = 0, array.shape[0]
-        for slab in reader.slabs(slab_depth(array.shape)):
-            unequal = array.read_many(range(slab.z, slab.z + len(slab.voxels))) != slab.voxels
-            if unequal.any():
-                differing += int(unequal.sum())
-                first = min(first, slab.z + int(np.flatnonzero(unequal.any(axis=(1, 2)))[0]))
-        if differing:
-            yield f"{path}: {differing:,} voxels differ from the store, the first at slice {first}."
-        if reader.finish() != sha256:
-            yield f"{path}: changed since it was ingested (its SHA-256 differs); run ingest again with --rehash."
+def compare_voxels(
+    array: SliceArray, reader: ScanReader, file: ScanReader | PlacedMask[ScanReader], sha256: str
+) -> Iterator[str]:
+    """Yield the differences between an array of the store and its source file, which had this hash.
+
+    `file` yields the voxels of `reader` in the order of the store.
+    """
+    if reader.kind == "image" and reader.grid.stored_shape != array.shape:
+        yield f"{reader.path}: has the shape {reader.grid.stored_shape} (z, y, x), but the store has {array.shape}."
+        return
+    differing, first = 0, array.shape[0]
+    for slab in file.slabs(slab_depth(array.shape)):
+        unequal = array.read_many(range(slab.z, slab.z + len(slab.voxels))) != slab.voxels
+        if unequal.any():
+            differing += int(unequal.sum())
+            first = min(first, slab.z + int(np.flatnonzero(unequal.any(axis=(1, 2)))[0]))
+    if differing:
+        yield f"{reader.path}: {differing:,} voxels differ from the store, the first at slice {first}."
+    if reader.finish() != sha256:
+        yield f"{reader.path}: changed since it was ingested (its SHA-256 differs); run ingest again with --rehash."

@@ -10,7 +10,7 @@ class CudaRuntime:
     """The functions of the CUDA runtime that `CudaDevice` calls, in main memory. It records copies and devices."""
 
     def __init__(self):
-        self.held, self.copied, self.devices, self.fails = {}, [], set(), ""
+        self.held, self.copied, self.devices, self.fails, self.cleared = {}, [], set(), "", 0
 
     def __getattribute__(self, name):
         if name.startswith("cuda") and name == object.__getattribute__(self, "fails"):
@@ -38,6 +38,10 @@ class CudaRuntime:
         return 0
 
     def cudaStreamSynchronize(self, stream):  # noqa: N802
+        return 0
+
+    def cudaGetLastError(self):  # noqa: N802
+        self.cleared += 1
         return 0
 
     @property
@@ -82,7 +86,8 @@ def play_tensorrt(monkeypatch, home):
     real, sessions = onnxruntime.InferenceSession, []
 
     class Session:
-        def __init__(self, model, options, providers):
+        def __init__(self, model, options, providers, enable_fallback):
+            assert not enable_fallback
             ((name, provider_options),) = providers
             self.name, self.real = name, real(model, options, providers=["CPUExecutionProvider"])
             if name != "CPUExecutionProvider":

@@ -24,9 +24,9 @@ from slicemill.store.reader import open_store
 HERE = Path(__file__).parents[1]
 
 
-def test_doctor_starts_the_cpu_provider_and_finds_nothing_to_repair():
+def test_doctor_runs_the_cpu_provider_and_finds_nothing_to_repair():
     examination = examine()
-    assert "provider   cpu: starts" in examination.lines
+    assert "provider   cpu: runs" in examination.lines
     assert examination.repairs == ()
     assert any(line.startswith("privacy") for line in examination.lines)
 

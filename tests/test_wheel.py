@@ -173,7 +173,7 @@ def test_the_source_distribution_holds_the_tests_and_can_run_them(distributions,
     assert set(source_files()) <= names
     tests = {path.relative_to(HERE).as_posix() for path in (HERE / "tests").rglob("*.*") if path.suffix != ".pyc"}
     assert tests - names == set()
-    assert {"Makefile", "constraints.txt", ".ci/run", "bench/results/demo.json", "bench/gpu/run.sh"} <= names
+    assert {"Makefile", "constraints.txt", ".ci/run", "bench/results/demo.json", "bench/gpu/one.sh"} <= names
     shown = run(sys.executable, "-c", "import slicemill; print(slicemill.__file__)", cwd=tmp_path, path=root)
     assert Path(shown.strip()).is_relative_to(root)
     pytest_words = ("-m", "pytest", "tests/common", "-q", "-p", "no:cacheprovider")

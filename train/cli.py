@@ -8,7 +8,7 @@ import typer
 from slicemill.common.errors import UsageError
 from slicemill.common.files import parse_location
 from slicemill.common.options import require_finite
-from slicemill.common.terminal import print_line, report_errors
+from slicemill.common.terminal import print_line, print_lines, report_errors
 
 NETWORK, SLICES, TRAINING, MACHINE = "Network", "Slices", "Training", "Device and files"
 """Panels of the options in --help."""
@@ -129,7 +129,7 @@ def train(
         )  # fmt: skip
         location = parse_location(store)
         cache = SliceCache(cache_dir, round(cache_gb * 1e9)) if isinstance(location, RemotePath) else None
-        fit(location, run, settings, split_file=split, cache=cache, overwrite=overwrite, log=print_line)
+        fit(location, run, settings, split_file=split, cache=cache, overwrite=overwrite, log=print_lines)
 
 
 def parse_batch(text: str) -> int:

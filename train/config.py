@@ -99,7 +99,8 @@ class Config:
     tumor_weight: float = 1.0
     """Weight of the tumor in Dice and cross-entropy; every other class weighs 1."""
     ignore: str = ""
-    """Name of a label whose pixels are excluded from training and scores (not annotated, uncertain)."""
+    """Name of a label whose pixels are excluded from training and scores (not annotated, uncertain). If empty, a label
+    called ``ignore`` is."""
     oblique: int = 0
     """Slices above and below that a tilted plane may reach at the border of a slice; 0 turns tilting off."""
     augment: float = 0.4

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from slicemill.bench.harness.subject import Subject
-from slicemill.ct.labels import LITS_LABELS
+from slicemill.ct.labels import LITS_LABELS, Labels
 from slicemill.ct.phantom import write_nifti
 from slicemill.ct.window import Window
 from slicemill.store.model_card import CONTRACT, PostprocessRules
@@ -103,7 +103,14 @@ def export_network(path: Path, network: nn.Module, config: Config, size: int, fl
     )
 
 
-def export_graph(path: Path, graph: ExportGraph, config: Config, size: int, flavor: Flavor = DEFAULT) -> Path:
+def export_graph(
+    path: Path,
+    graph: ExportGraph,
+    config: Config,
+    size: int,
+    flavor: Flavor = DEFAULT,
+    labels: Labels = LITS_LABELS,
+) -> Path:
     """Write a complete graph as a model file, without a parity check."""
     window = np.arange(config.context, dtype=np.int32)[None]
     write_onnx(graph, [(np.zeros((config.context, size, size), dtype=np.int16), window)], path)
@@ -116,7 +123,7 @@ def export_graph(path: Path, graph: ExportGraph, config: Config, size: int, flav
             "precision": flavor.precision,
             "context": config.context,
             "postprocess": rules.as_json(),
-            **LITS_LABELS.as_json(),
+            **labels.as_json(),
         },
     )
     return path

@@ -18,6 +18,7 @@ from slicemill.common.errors import ConfigError
 from slicemill.ct.labels import LITS_LABELS, Labels, make_labels
 from slicemill.ct.naming import natural_key
 from slicemill.ct.phantom import PhantomSpec, make_phantom, write_nifti
+from slicemill.ct.same_grid import require_same_grid
 from slicemill.ct.scan import ScanReader
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.discover import CaseFiles, discover
@@ -107,20 +108,19 @@ def scan_subject(data: Path, slices: int) -> Subject:
     Raises
     ------
     ConfigError
-        No scan has a mask, or the mask has another shape.
+        No scan has a mask.
+    GeometryError
+        The mask has another grid.
     """
     cases = sorted(discover(data).cases, key=lambda case: natural_key(case.case_id))
     chosen = next((case for case in cases if case.mask is not None), None)
     if chosen is None or chosen.mask is None:
         raise ConfigError(f"--data {data}: none of its {len(cases)} scans has a mask, and a benchmark needs one.")
     with ScanReader(chosen.image, "image") as reader:
-        image, spacing_mm = reader.read(), reader.grid.spacing_mm
+        image, grid = reader.read(), reader.grid
     with ScanReader(chosen.mask, "mask") as reader:
+        reader.replace_grid(require_same_grid(reader.grid, grid, chosen.mask, f"its image {chosen.image}"))
         label = reader.read()
-    if label.shape != image.shape:
-        raise ConfigError(
-            f"{chosen.mask}: has shape {label.shape}, but its image has {image.shape}; choose another --data."
-        )
     first = max(0, (len(image) - slices) // 2)
     kept = slice(first, first + slices)
     values = [int(value) for value in np.unique(label) if value]
@@ -129,7 +129,7 @@ def scan_subject(data: Path, slices: int) -> Subject:
         name=f"{chosen.case_id}{f', {slices} of its {len(image)} slices' if len(image) > slices else ''}",
         image=np.ascontiguousarray(image[kept]),
         label=np.ascontiguousarray(label[kept]),
-        spacing_mm=spacing_mm,
+        spacing_mm=grid.spacing_mm,
         labels=LITS_LABELS if known else make_labels({f"label {value}": value for value in values}),
     )
 

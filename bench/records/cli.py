@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from slicemill.bench.options import Cold, Data, Environments, Quick
-from slicemill.common.terminal import print_line, report_errors
+from slicemill.common.terminal import print_line, print_lines, report_errors
 
 
 def plan(
@@ -36,7 +36,7 @@ def plan(
             raise UsageError("--scans and --slices: pass both or neither.")
         inputs = read_inputs(read_json(scale), read_json(store), None if infer is None else read_json(infer))
         collections = (Collection(name="yours", scans=scans, slices=slices),) if scans else KNOWN
-        print_line(format_table(list(HEADER), plan_rows(collections, inputs, parse_integers("--workers", workers))))
+        print_lines(format_table(list(HEADER), plan_rows(collections, inputs, parse_integers("--workers", workers))))
         if lits is not None:
             ratio = measured_over_model(inputs, read_json(lits))
             print_line(f"measured ingest of LiTS's size: {ratio:.2f} of the estimated time")
@@ -76,7 +76,7 @@ def run_all(
         if "infer" in record["stages"]:
             draw_time_shares(out / SHARES, record["stages"]["infer"])
         page = write_page(out, record)
-        print_line(all_table(record))
+        print_lines(all_table(record))
         print_line(f"record: {path}; page: {page}; picture: {out / PICTURE}")
         for name, reason in record["failed"].items():
             print_line(f"failed: {name}: {reason}")
@@ -102,4 +102,4 @@ def compare_records(
         for difference in machine_differences(before, after):
             print_line(f"differs: {difference}")
         rows = [(change.name, change.ratio, change.low, change.high, change.verdict) for change in changes]
-        print_line(format_table(["contender", "new over old", "from", "to", ""], rows))
+        print_lines(format_table(["contender", "new over old", "from", "to", ""], rows))

@@ -222,7 +222,7 @@ def yardstick_table(record: NnunetRecord) -> str:
     for region, gain in record.gain.items():
         header = [f"{region}, test", "Dice per patient, mean ± SD", "median", "Dice global", "precision", "recall"]
         rows = [
-            [name, *_score_cells(from_document(RegionScores, contender[region], f"{name}, {region}"))]
+            [name, *_score_cells(from_document(RegionScores, contender[region], f"{name}, {region}", is_part=True))]
             for name, contender in record.contenders.items()
         ]
         better = f"better in {gain.better} of {gain.patients} patients."
@@ -237,12 +237,12 @@ def yardstick_table(record: NnunetRecord) -> str:
 
 def _yardstick_note(record: NnunetRecord) -> str:
     nnunet, slicemill = (contender["training"] for contender in record.contenders.values())
-    peers = from_document(tuple[_NnunetTraining, ...], nnunet, "training of nnU-Net")
+    peers = from_document(tuple[_NnunetTraining, ...], nnunet, "training of nnU-Net", is_part=True)
     steps = _mean(training.iterations for training in peers)
     slices = _mean(training.iterations * training.batch for training in peers)
     seen = _mean(
         60 * training.minutes * training.slices_per_second
-        for training in from_document(tuple[_SlicemillTraining, ...], slicemill, "training of slicemill")
+        for training in from_document(tuple[_SlicemillTraining, ...], slicemill, "training of slicemill", is_part=True)
     )
     return (
         f"{record.collection}, fold {format_integers(record.folds)} of {record.of_folds}; "

@@ -319,6 +319,10 @@ def scale_table(record: ScaleRecord) -> str:
         ("peak memory with slices", slices, per_thousand, "-"),
         ("time of the command with small scans", scans, per_scan, f"{command.r2:.4f}"),
     ]
+    if record.files is not None:
+        numbers, line = list(record.files.measured), record.files.seconds
+        per_file = f"{line.start:.2f} s + {1e6 * line.slope:.0f} µs a file"
+        rows.append(("CPU until files are found", f"{numbers[0]} to {numbers[-1]} files", per_file, f"{line.r2:.4f}"))
     if "2" in record.workers:
         speedup = f"{record.workers['1'] / record.workers['2']:.2f}"
         rows.append(("two workers over one, small scans", f"{counts[-1]} scans", speedup, "-"))

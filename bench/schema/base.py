@@ -62,7 +62,7 @@ def read_record(kind: type[T], document: Document) -> T:
     benchmark, expected = document.get("benchmark", "?"), kind_name(kind)
     if expected not in (None, benchmark):
         raise ConfigError(f"a record of bench {expected} is needed, not one of {benchmark}.")
-    return from_document(kind, json.loads(to_json(document)), f"record of bench {benchmark}")
+    return from_document(kind, json.loads(to_json(document)), f"record of bench {benchmark}", is_part=True)
 
 
 def kind_name(kind: type[object]) -> str | None:
@@ -81,7 +81,7 @@ class Processor(Struct, frozen=True, kw_only=True):
 
 def read_processor(description: Document) -> Processor:
     """Read the processor of a machine description."""
-    return from_document(Processor, description, "machine description")
+    return from_document(Processor, description, "machine description", is_part=True)
 
 
 class Rate(Struct, frozen=True, kw_only=True):

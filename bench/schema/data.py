@@ -242,6 +242,8 @@ class ScaleRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="scale"):
     workers: Mapping[str, float]
     """Seconds of the command on the largest collection, by workers."""
     scheduler: SchedulerCost
+    files: ByCases | None = None
+    """CPU seconds of `ingest --dry-run` by the number of files; None in records of earlier versions."""
 
 
 class ComponentTimes(Struct, frozen=True, kw_only=True):

@@ -41,6 +41,7 @@ from slicemill.infer.runtime.capacity import count_lanes
 from slicemill.store.statistics import count_values
 from slicemill.train.config import KINDS
 from slicemill.train.data.augment import augment_by_shares
+from slicemill.train.data.generators import make_generators
 
 FILE = Path(__file__).with_name("constants.toml")
 SLICES_A_LANE = 8
@@ -192,6 +193,7 @@ def augmenter(subject: Subject) -> Work:
 
     def augment() -> None:
         with torch_threads(1):  # torch's other threads would run, and wait, on the core that is measured
-            augment_by_shares(image, label, 1.0, dict.fromkeys(KINDS, 1.0), torch.Generator().manual_seed(0))
+            generators = make_generators(image.device).manual_seed(0)
+            augment_by_shares(image, label, 1.0, dict.fromkeys(KINDS, 1.0), generators)
 
     return augment

@@ -1,6 +1,8 @@
 """Contenders of the GPU benchmark `infer_gpu`: batches of noise through onnxruntime's lanes, and through torch."""
 
 import threading
+import time
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,17 +12,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from slicemill.bench.harness.clock import Work
+from slicemill.bench.harness.clock import Timing, Work, time_rounds
+from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.networks import MARKED, HuThresholdNetwork, default_network, export_network
+from slicemill.common.terminal import print_line
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.infer.network.lanes import DeviceLane, Lane, make_compute_limit, make_lane
 from slicemill.infer.network.model import Model, open_model
-from slicemill.infer.runtime.capacity import LANES, Capacity, batch_capacity
+from slicemill.infer.runtime.capacity import Capacity, batch_capacity
 from slicemill.train.config import Config
 from slicemill.train.export.graph import DEFAULT, ExportGraph, Flavor
 
 HALF = Flavor(half=True)
 OUTPUTS = ("label", "tumor")
+Keep = Callable[[Record], None]
+"""Keeps a part of a row's result."""
+UNFINISHED = "seconds so far, first of all the warm-up"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,23 +35,46 @@ class Workload:
     """Device, networks, and amount of work."""
 
     device: Literal["cuda", "cpu"] = "cuda"
-    widths: tuple[int, ...] = (Config().width, 2 * Config().width)
-    """Channels of the networks' first level: the default network and a wider one."""
+    widths: tuple[int, ...] = (Config().width,)
+    """Channels of the networks' first level."""
     size: int = 512
     """Pixels along a side of a slice."""
     batch: int = 0
     """Slices in a batch; 0 is the number that `infer` chooses."""
+    lanes: int = 0
+    """Batches in progress at once in `infer`; 0 is the number that it chooses."""
     batches: int = 20
     """Batches in a round."""
     scans: int = 64
     slices: int = 256
     """Slices of a scan."""
     rounds: int = 5
+    drawn: int = 32
+    """Slices of the phantom that is drawn for the scans, which repeat it: drawing one takes a quarter of a second."""
 
     @property
     def on_gpu(self) -> bool:
         """Return whether the device is a GPU."""
         return self.device == "cuda"
+
+
+def time_and_keep(contenders: Mapping[str, Work], rounds: int, keep: Keep) -> dict[str, Timing]:
+    """Do `time_rounds`, and keep the times so far before each run, outside the measured time."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+
+    def timed(name: str, work: Work) -> Work:
+        def run() -> None:
+            start = time.perf_counter()
+            work()
+            seconds[name].append(round(time.perf_counter() - start, 6))
+
+        return run
+
+    def log(name: str) -> None:
+        keep({UNFINISHED: seconds})
+        print_line(f"  {name}")
+
+    return time_rounds({name: timed(name, work) for name, work in contenders.items()}, rounds=rounds, log=log)
 
 
 def config_with_width(width: int) -> Config:
@@ -60,7 +90,7 @@ def model_file(folder: Path, width: int, flavor: Flavor, size: int) -> Path:
 
 def open_network(folder: Path, work: Workload, width: int, flavor: Flavor) -> Model:
     """Open a network as `infer` does."""
-    return open_model(model_file(folder, width, flavor, work.size), work.device, 0, work.batch)
+    return open_model(model_file(folder, width, flavor, work.size), work.device, 0, work.batch, work.lanes)
 
 
 def workload_capacity(model: Model, work: Workload) -> Capacity:
@@ -113,16 +143,16 @@ def run_resident(model: Model, work: Workload) -> Work:
 
 def run_with_copies(model: Model, work: Workload) -> Work:
     """Return a function that runs as many batches through the lanes of a run, with copies to and from the GPU."""
-    filled = [fill_lane(model, work) for _ in range(LANES)]
+    filled = [fill_lane(model, work) for _ in range(model.lanes)]
     limit = make_compute_limit(model)
 
     def run_lane(number: int) -> None:
         lane, batch = filled[number]
-        for _ in range(number, work.batches, LANES):
+        for _ in range(number, work.batches, model.lanes):
             lane.run(batch.image, batch.neighbors, limit)
 
     def run() -> None:
-        threads = [threading.Thread(target=run_lane, args=(number,)) for number in range(LANES)]
+        threads = [threading.Thread(target=run_lane, args=(number,)) for number in range(model.lanes)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -1,6 +1,7 @@
 """Row ``files`` of the GPU benchmark `infer_gpu`: complete runs from .nii.gz, .nii and a store."""
 
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -8,20 +9,24 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from slicemill.bench.harness.clock import Work, time_rounds
+import numpy as np
+import numpy.typing as npt
+
+from slicemill.bench.harness.clock import Work
 from slicemill.bench.harness.cores import count_cores
 from slicemill.bench.harness.headline import Record, TimedContender, check
 from slicemill.bench.harness.networks import mark_labels
 from slicemill.bench.harness.subject import phantom_subject
 from slicemill.bench.stages.infer_gpu_contenders import (
     HALF,
+    Keep,
     Workload,
     make_noise,
     open_network,
     run_with_copies,
+    time_and_keep,
     workload_capacity,
 )
-from slicemill.common.terminal import print_line
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.gather import gather
@@ -36,7 +41,7 @@ from slicemill.store.writer import prepare_store
 BARE = "network with copies"
 
 
-def measure_files(folder: Path, work: Workload, _results: Record) -> Record:
+def measure_files(folder: Path, work: Workload, _results: Record, keep: Keep) -> Record:
     """Measure complete runs of the default network in float16, from scans to masks and reports."""
     model = open_network(folder, work, work.widths[0], HALF)
     sources = write_sources(folder, work)
@@ -54,7 +59,9 @@ def measure_files(folder: Path, work: Workload, _results: Record) -> Record:
         return run
 
     contenders = {BARE: run_with_copies(model, work), **{name: segment(name) for name in sources}}
-    timings = time_rounds(contenders, rounds=max(1, work.rounds // 2), log=lambda name: print_line(f"  {name}"))
+    timings = time_and_keep(
+        contenders, max(1, work.rounds // 2), lambda part: keep({**part, "summaries": without_outcomes(summaries)})
+    )
     amounts = dict.fromkeys(sources, work.scans * work.slices) | {
         BARE: workload_capacity(model, work).labels * work.batches
     }
@@ -62,10 +69,14 @@ def measure_files(folder: Path, work: Workload, _results: Record) -> Record:
     return {
         "cores": count_cores(),
         **compare_with_network(times, cpu_check_seconds(model, work)),
-        "summaries": {
-            name: {key: value for key, value in summary.items() if key != "outcomes"}
-            for name, summary in summaries.items()
-        },
+        "summaries": without_outcomes(summaries),
+    }
+
+
+def without_outcomes(summaries: Mapping[str, Record]) -> dict[str, Record]:
+    """Return the summaries of runs without the lines of their scans."""
+    return {
+        name: {key: value for key, value in summary.items() if key != "outcomes"} for name, summary in summaries.items()
     }
 
 
@@ -92,10 +103,17 @@ def cpu_check_seconds(model: Model, work: Workload) -> float:
     return time.perf_counter() - start if work.on_gpu else 0.0
 
 
+def repeat_slices(image: npt.NDArray[np.int16], slices: int) -> npt.NDArray[np.int16]:
+    """Return int16[slices, y, x]: the volume over and over, each time rolled further to the side."""
+    turns = math.ceil(slices / len(image))
+    side = image.shape[2] // max(1, turns)
+    return np.concatenate([np.roll(image, turn * side, axis=2) for turn in range(turns)])[:slices]
+
+
 def write_sources(folder: Path, work: Workload) -> dict[str, Path]:
     """Write the scans, copies of one phantom, as .nii.gz, .nii and a store."""
-    subject = phantom_subject(work.slices, size=work.size)
-    image = mark_labels(subject.image, subject.label)
+    subject = phantom_subject(min(work.slices, work.drawn), size=work.size)
+    image = repeat_slices(mark_labels(subject.image, subject.label), work.slices)
     sources = {suffix: folder / suffix.replace(".", "") for suffix in (".nii.gz", ".nii")}
     for suffix, scans in sources.items():
         scans.mkdir()

@@ -1,4 +1,4 @@
-"""Growth of cost with the slices of a scan, the number of scans, workers, and the tasks of a Dask scheduler.
+"""Growth of cost with the slices of a scan, the number of scans and files, workers, and tasks of a Dask scheduler.
 
 Expected: time grows in proportion to slices and scans, and memory is constant. Lines are fitted by least
 squares and come with their coefficient of determination. Every length runs in its own process, on a phantom repeated
@@ -19,6 +19,7 @@ from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.subject import Subject
 from slicemill.bench.schema.base import origin
 from slicemill.bench.schema.data import ByCases, BySlices, Line, ScaleRecord, ScanCost, SchedulerCost
+from slicemill.bench.stages.found_files import FILES, measure_found_files
 from slicemill.bench.stages.ingest_memory import convert_alone, write_repeated
 from slicemill.common.progress import progress
 from slicemill.ct.phantom import write_collection
@@ -50,7 +51,7 @@ def fit(xs: Sequence[float], ys: Sequence[float]) -> Line:
 def run(folder: Path, subject: Subject, *, quick: bool) -> Record:
     """Measure and return the record."""
     lengths, counts, tasks = LENGTHS[quick], CASES[quick], TASKS[quick]
-    with progress("scale", len(lengths) + len(counts) + 3, "runs") as advance:
+    with progress("scale", len(lengths) + len(counts) + len(FILES[quick]) + 3, "runs") as advance:
         by_slices, by_cases = {}, {}
         for length in lengths:
             advance(1, f"{length} slices")
@@ -58,6 +59,10 @@ def run(folder: Path, subject: Subject, *, quick: bool) -> Record:
         for count in counts:
             advance(1, f"{count} scans")
             by_cases[count] = measure_collection(folder / "cases", count, workers=1)
+        by_files = {}
+        for number in FILES[quick]:
+            advance(1, f"{number} files")
+            by_files[number] = measure_found_files(folder / "files", number)
         workers = {1: by_cases[counts[-1]]}
         if count_cores() > 1:
             advance(1, "2 workers")
@@ -79,6 +84,7 @@ def run(folder: Path, subject: Subject, *, quick: bool) -> Record:
         cases=ByCases(measured=seconds(by_cases), seconds=fit(list(by_cases), list(by_cases.values()))),
         workers=seconds(workers),
         scheduler=scheduler,
+        files=ByCases(measured=seconds(by_files), seconds=fit(list(by_files), list(by_files.values()))),
     ).as_json()
 
 

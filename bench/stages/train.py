@@ -24,8 +24,10 @@ from slicemill.bench.schema.networks import NetworkSize, TrainRecord
 from slicemill.store.reader import Store
 from slicemill.train.config import Config
 from slicemill.train.data.dataset import Batches
+from slicemill.train.data.generators import make_generators
 from slicemill.train.data.sampling import SlicePosition
 from slicemill.train.network.step import (
+    Learner,
     class_lookup,
     make_learner,
     mixed_precision,
@@ -33,7 +35,7 @@ from slicemill.train.network.step import (
     prepare_input,
     train_step,
 )
-from slicemill.train.run.device import choose_device, choose_precision, use_cores
+from slicemill.train.run.device import choose_device, choose_precision, search_algorithms, use_cores
 from slicemill.train.run.setup import network_size, training_region
 
 STEPS = {"cpu": 2, "cuda": 30}
@@ -46,9 +48,12 @@ def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Recor
     """Measure on one scan and return the record."""
     steps = Steps(subject.store(folder / "store"), subject, config)
     contenders = steps.contenders()
-    with FlopCounterMode(display=False) as counter:
-        contenders[BARE]()
-    with use_cores(steps.device), show_progress("training", len(contenders), rounds) as log:
+    gflop = gflop_a_slice(subject, config, steps)
+    with (
+        use_cores(steps.device),
+        search_algorithms(steps.device),
+        show_progress("training", len(contenders), rounds) as log,
+    ):
         times = time_rounds(contenders, rounds=rounds, log=log)
     losses = [float(loss) for loss in steps.losses]
     check("every loss is a number", holds=bool(losses) and all(map(math.isfinite, losses)))
@@ -62,7 +67,6 @@ def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Recor
         peers={},
         verified="every loss is a number",
     )
-    gflop = round(counter.get_total_flops() / amount / 1e9, 3)
     return TrainRecord(
         **origin(),
         subject=str(subject),
@@ -74,10 +78,23 @@ def run(folder: Path, subject: Subject, *, rounds: int, config: Config) -> Recor
         device=str(steps.device),
         results={name: timing.rate(amount) for name, timing in times.items()},
         of_bare={name: round(ratio(times[BARE], times[name]), 3) for name in (PLAIN, COMPLETE)},
-        headline=structs.replace(comparison, gflop=gflop, arithmetic=f"{precision}{', card' if on_gpu else ''}"),
+        headline=structs.replace(
+            comparison, gflop=round(gflop, 3), arithmetic=f"{precision}{', card' if on_gpu else ''}"
+        ),
         waiting=round(median(steps.waited[-rounds:]), 4),
         peak_gpu_mib=round(torch.cuda.max_memory_allocated(steps.device) / 2**20) if on_gpu else None,
     ).as_json()
+
+
+def gflop_a_slice(subject: Subject, config: Config, steps: "Steps") -> float:
+    """Return the operations of the bare forward and backward pass of a slice, in 10**9.
+
+    They are counted on a network that is not compiled: torch compiles nothing that first runs while they are counted.
+    """
+    learner = make_learner(subject.labels, config.replace(compile=False), steps.device, steps.precision)
+    with FlopCounterMode(display=False) as counter:
+        steps.pass_once(learner)
+    return float(counter.get_total_flops()) / config.batch / 1e9
 
 
 class Steps:
@@ -97,7 +114,7 @@ class Steps:
         self._batches = Batches(store, view, config.batch, pinned=self.device.type == "cuda")
         self._positions = [SlicePosition(CASE_ID, z * 7 % len(case.image)) for z in range(self.count * config.batch)]
         self._to_class = class_lookup(subject.labels, self.device)
-        self._generator = torch.Generator(device=self.device).manual_seed(0)
+        self._generators = make_generators(self.device).manual_seed(0)
         batch = torch.randn(config.batch, config.context, *view.size, device=self.device)
         self._batch = batch.contiguous(memory_format=torch.channels_last)
         self._gradient = torch.randn(config.batch, len(subject.labels.values) + 1, *view.size, device=self.device)
@@ -113,11 +130,15 @@ class Steps:
     def run_bare(self) -> None:
         """Do the forward and backward pass on one batch in memory."""
         for _ in range(self.count):
-            with mixed_precision(self.device, self.precision):
-                logits = self._learner.forward(self._batch)[0]
-            logits.backward(self._gradient.to(logits.dtype))  # type: ignore[no-untyped-call]
-            self._learner.optimizer.zero_grad(set_to_none=True)
+            self.pass_once(self._learner)
         self._synchronize()
+
+    def pass_once(self, learner: Learner) -> None:
+        """Do one forward and backward pass of a network on the batch in memory."""
+        with mixed_precision(self.device, self.precision):
+            logits = learner.forward(self._batch)[0]
+        logits.backward(self._gradient.to(logits.dtype))  # type: ignore[no-untyped-call]
+        learner.optimizer.zero_grad(set_to_none=True)
 
     def run_complete(self, settings: Config) -> float:
         """Do complete steps with some settings; return the share of the time that was spent waiting for the loader."""
@@ -129,7 +150,7 @@ class Steps:
                 batch = next(stream)
                 if number:  # the first batch is left out: an epoch waits for it once, but every round does
                     waiting += time.perf_counter() - before
-                inputs = prepare_input(move_to_device(batch, self._to_class), settings, self._size, self._generator)
+                inputs = prepare_input(move_to_device(batch, self._to_class), settings, self._size, self._generators)
                 self.losses.append(train_step(self._learner, inputs)[0])
         self._synchronize()
         return waiting / (time.perf_counter() - start)

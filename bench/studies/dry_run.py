@@ -11,7 +11,7 @@ from slicemill.bench.studies.parallel import epochs_done
 from slicemill.bench.studies.results import FoldRun
 from slicemill.bench.studies.runner import CommandRunner, lock_experiment, pin_to_cores
 from slicemill.common.files import write_bytes
-from slicemill.common.terminal import count_noun, format_table, print_line
+from slicemill.common.terminal import count_noun, format_table, print_line, print_lines
 from slicemill.store.reader import is_store
 from slicemill.train.config import Config, to_toml
 from slicemill.train.run.checkpoint import read_state
@@ -30,7 +30,7 @@ def show_plan(experiment: Experiment) -> None:
     rows = [
         (run.variant, run.fold, run.seed, _state(experiment, run, done=run in finished), left.get(run)) for run in runs
     ]
-    print_line(format_table(["variant", "fold", "seed", "state", "minutes"], rows))
+    print_lines(format_table(["variant", "fold", "seed", "state", "minutes"], rows))
     print_line(
         f"{count_noun(len(runs), 'run')} of {design.total_steps:,} steps, {len(left)} left; "
         f"about {sum(left.values()) / experiment.jobs:.0f} minutes with --jobs {experiment.jobs}, "

@@ -18,6 +18,7 @@ from slicemill.common.files import Location, parse_location, relative_path
 from slicemill.common.left_out import LeftOut
 from slicemill.common.remote import RemotePath
 from slicemill.ct.formats.nifti.names import is_header_name, is_nifti_name, strip_suffix
+from slicemill.ct.formats.unread import explain_unread_files
 from slicemill.ct.naming import (
     NOT_UTF8,
     find_files,
@@ -30,6 +31,7 @@ from slicemill.ct.naming import (
     parse_name,
     reason_left_out,
 )
+from slicemill.ct.roles import parse_names
 from slicemill.ct.window import Window
 from slicemill.infer.inputs.jobs import Job, open_store_once
 from slicemill.infer.inputs.pictures import is_picture
@@ -101,10 +103,13 @@ def read_list(path: str) -> list[str]:
 def _gather_folder(folder: Location) -> tuple[list[Job], list[LeftOut]]:
     files = find_files(folder)
     if not files:
-        raise ScanError("contains no NIfTI files and is not a slice store.", where=folder)
+        unread = explain_unread_files(find_unread_scans(folder))
+        raise ScanError(f"contains no NIfTI files and is not a slice store{unread and f'; {unread}'}.", where=folder)
     results = find_result_folders(folder)
     files = [file for file in files if not is_below(file, results)]
-    masks = {file for file in files if parse_name(relative_path(file, folder)).role == "mask"}
+    relative = {file: relative_path(file, folder) for file in files}
+    names = parse_names(list(relative.values()))
+    masks = {file for file in files if names[relative[file]].role == "mask"}
     reasons: list[tuple[Location, str]] = [
         *((file, "named like a segmentation; to segment it, pass the file itself") for file in files if file in masks),
         *((file, reason_left_out(file)) for file in find_unread_scans(folder)),
@@ -117,6 +122,7 @@ def _gather_folder(folder: Location) -> tuple[list[Job], list[LeftOut]]:
 
 
 def _match_pattern(pattern: str) -> list[Location]:
+    names: list[str] = []
     if "://" in pattern:
         fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
         root = parse_location(fixed)
@@ -131,7 +137,8 @@ def _match_pattern(pattern: str) -> list[Location]:
         names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (pathlib's takes no absolute patterns)
         matches = [Path(name) for name in names if is_nifti_name(Path(name).name) or is_picture(name)]
     if not matches:
-        raise ScanError("matches no .nii, .nii.gz or .hdr file.", where=pattern)
+        unread = explain_unread_files(map(Path, names))
+        raise ScanError(f"matches no .nii, .nii.gz or .hdr file{unread and f'; {unread}'}.", where=pattern)
     return matches
 
 

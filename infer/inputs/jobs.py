@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from slicemill.common.errors import InputError, ScanError
 from slicemill.common.files import Location
-from slicemill.ct.formats.nifti.header import blank_text, parse_grid
+from slicemill.ct.formats.nifti.header import blank_text, parse_grid, stored_warnings
 from slicemill.ct.formats.nifti.names import is_nifti_name, scan_files, strip_suffix
+from slicemill.ct.formats.unread import explain_unread
 from slicemill.ct.geometry import Grid
+from slicemill.ct.hu_checks import hu_range, rounding_warnings
 from slicemill.ct.scan import Allocate, ScanReader
 from slicemill.ct.window import Window
 from slicemill.infer.inputs.pictures import WARNING, is_picture, open_picture
@@ -82,20 +84,46 @@ class LoadedScan:
     header: bytes
     """NIfTI header for the mask."""
     warnings: tuple[str, ...]
+    """Warnings about header and HU, the same as ingest's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voxels:
+    """The voxels of a scan."""
+
+    volume: npt.NDArray[np.int16]
+    """int16[z, y, x], HU."""
+    read_seconds: float = 0.0
+    """Time spent reading bytes."""
+    max_rounding_error_hu: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenScan:
     """A scan whose header has been read."""
 
+    path: Location
     grid: Grid
     header: bytes
     """NIfTI header for the mask."""
     warnings: tuple[str, ...]
-    read: Callable[[Allocate], tuple[npt.NDArray[np.int16], float]]
-    """Read the voxels int16[z, y, x], HU, and return them with the seconds spent reading bytes.
+    """Warnings about the header."""
+    read: Callable[[Allocate], Voxels]
+    """Read the voxels. The argument allocates the array; stores and pictures do not use it."""
 
-    The argument allocates the array; stores and pictures do not use it."""
+    def load(self, voxels: Voxels, *, strict: bool = False) -> LoadedScan:
+        """Return the scan with its voxels and all its warnings.
+
+        Raises
+        ------
+        ScanError
+            `strict`, and the scan has a warning.
+        """
+        of_voxels = (*hu_range(voxels.volume).warnings(), *rounding_warnings(voxels.max_rounding_error_hu))
+        warnings = (*self.warnings, *of_voxels)
+        if strict and warnings:
+            raise ScanError(f"--strict refuses a scan with warnings: {'; '.join(warnings)}.", where=self.path)
+        return LoadedScan(volume=voxels.volume, grid=self.grid, header=self.header, warnings=warnings)
 
 
 @contextmanager
@@ -111,7 +139,14 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
         case = open_store_once(job.path)[job.case_id]
         grid = read_grid(case)
         header = blank_text(read_header(case, case.info.image))
-        yield OpenScan(grid=grid, header=header, warnings=case.info.warnings, read=lambda _: (case.image[:], 0.0))
+        error = case.info.max_rounding_error_hu
+        yield OpenScan(
+            path=job.path,
+            grid=grid,
+            header=header,
+            warnings=stored_warnings(header),
+            read=lambda _: Voxels(volume=case.image[:], max_rounding_error_hu=error),
+        )
         return
     if not job.path.exists():
         raise ScanError("there is no such file.", where=job.path)
@@ -119,32 +154,38 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
         with open_picture(job.path, job.window) as picture:
             grid = parse_grid(picture.header)
             yield OpenScan(
-                grid=grid, header=picture.header, warnings=(WARNING,), read=lambda _: (picture.decode(), 0.0)
+                path=job.path,
+                grid=grid,
+                header=picture.header,
+                warnings=(WARNING,),
+                read=lambda _: Voxels(volume=picture.decode()),
             )
         return
     if not is_nifti_name(job.path.name):
+        other = explain_unread(job.path.name) or "convert other formats first"
         raise ScanError(
-            "its name must end in .nii, .nii.gz or .hdr (with the .img next to it); convert other formats first.",
-            where=job.path,
+            f"its name must end in .nii, .nii.gz or .hdr (with the .img next to it); {other}.", where=job.path
         )
     with ScanReader(job.path, "image", hashed=False) as reader:
 
-        def read(allocate: Allocate) -> tuple[npt.NDArray[np.int16], float]:
+        def read(allocate: Allocate) -> Voxels:
             volume = reader.read(allocate)
             reader.finish()
-            return volume, reader.read_seconds
+            return Voxels(
+                volume=volume, read_seconds=reader.read_seconds, max_rounding_error_hu=reader.max_rounding_error
+            )
 
         header = reader.stored_header(keep_text=False)
-        yield OpenScan(grid=reader.grid, header=header, warnings=reader.warnings, read=read)
+        yield OpenScan(path=job.path, grid=reader.grid, header=header, warnings=reader.warnings, read=read)
 
 
-def load_scan(job: Job) -> LoadedScan:
+def load_scan(job: Job, *, strict: bool = False) -> LoadedScan:
     """Read a job's scan into memory.
 
     Raises
     ------
     InputError
-        The file cannot be read as a CT scan.
+        The file cannot be read as a CT scan, or it has a warning and `strict` is set.
     """
     with open_scan(job) as scan:
-        return LoadedScan(volume=scan.read(np.empty)[0], grid=scan.grid, header=scan.header, warnings=scan.warnings)
+        return scan.load(scan.read(np.empty), strict=strict)

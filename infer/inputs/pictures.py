@@ -5,6 +5,7 @@ bits. A picture has no pixel size, so pixels count as 1 mm, with a warning. Row 
 right.
 """
 
+import io
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from slicemill.common.errors import ScanError
+from slicemill.common.files import open_stream
 from slicemill.ct.window import Window
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -90,9 +92,15 @@ def open_picture(path: Path, window: Window | None) -> Iterator[OpenPicture]:
         raise ScanError(f"HU must fit in {INT16.min}..{INT16.max}; its window is {limits}.", where=path)
     with ExitStack() as stack:
         with _name_damage(path):
-            image = stack.enter_context(Image.open(path))
+            image = stack.enter_context(Image.open(stack.enter_context(io.BufferedReader(open_stream(path)))))
         if image.mode not in WHITE and image.mode not in COLOR_MODES:
             raise _not_gray(path, image.mode)
+        if max(image.size) > INT16.max:
+            sides = " x ".join(f"{side:,}" for side in image.size)
+            raise ScanError(
+                f"has {sides} pixels; a mask as NIfTI-1 has at most {INT16.max:,} along an axis; cut it.",
+                where=path,
+            )
         header = nib.Nifti1Header()
         header.set_data_shape((*image.size, 1))
         header.set_data_dtype(np.int16)

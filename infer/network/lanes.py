@@ -2,25 +2,25 @@
 
 On a CPU, each lane computes in its own thread. If the network takes slices unchanged, a lane reads them from their
 scan and writes labels to their final array; it uses its buffers for all other batches, for instance those of two scans.
-On a GPU, one of two lanes computes while the other writes out its labels and is filled. All batches of the run have one
-shape there, because the provider plans for each new shape; the unused rest of a batch is padding. On a CPU, a short
-batch is not padded.
+On a GPU, one of two lanes is filled and writes out its labels while the other computes; if both are ready, the GPU
+queues their work. All batches of the run have one shape there, because the provider plans for each new shape; the
+unused rest of a batch is padding. On a CPU, a short batch is not padded.
 """
 
 import ctypes
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.common.errors import ProviderError
+from slicemill.common.errors import InputError, ModelError, ProviderError
 from slicemill.infer.network.model import Model, NetworkOutput, make_output
-from slicemill.infer.runtime.capacity import HOSTS, Capacity, count_lanes
-from slicemill.infer.runtime.cuda_memory import open_cuda_device
-from slicemill.infer.runtime.messages import first_line
+from slicemill.infer.runtime.capacity import HOSTS, Capacity
+from slicemill.infer.runtime.cuda_memory import CudaCallError, open_cuda_device
+from slicemill.infer.runtime.messages import find_cause
 
 ON_DEVICE = ("cuda", "tensorrt")
 DEVICE_MEMORY = "cuda"
@@ -81,13 +81,14 @@ class HostLane:
         offered = into or {}
         feed = self._model.feed(image, neighbors)
         outputs = {name: offered.get(name, array[: len(neighbors)]) for name, array in self._outputs.items()}
-        binding = self._model.session.io_binding()
-        for name, array in feed.items():
-            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for name, array in outputs.items():
-            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         with lock:
-            self._model.session.run_with_iobinding(binding)
+            session = self._model.session
+            binding = session.io_binding()
+            for name, array in feed.items():
+                binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            for name, array in outputs.items():
+                binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            session.run_with_iobinding(binding)
         return make_output(outputs, in_place=outputs.keys() <= offered.keys())
 
 
@@ -112,7 +113,11 @@ class OpenvinoLane:
         """Label slices; see `Lane.run`."""
         feed = self._model.feed(image, neighbors)
         with lock:
-            return make_output(self._request.run(self._output_names, feed))
+            outputs = self._request.run(self._output_names, feed)
+        for name, (_, shape) in _output_shapes(self._model, self._output_names).items():
+            if (expected := (len(neighbors), *shape)) != outputs[name].shape:
+                raise ModelError(f"its output {name} has the shape {outputs[name].shape}; expected {expected}")
+        return make_output(outputs)
 
 
 class DeviceLane:
@@ -169,12 +174,13 @@ class DeviceLane:
 
     def compute(self) -> None:
         """Run the network on the inputs on the GPU, and leave its outputs there."""
-        binding = self._model.session.io_binding()
+        session = self._model.session
+        binding = session.io_binding()
         for name in self._inputs:
             binding.bind_ortvalue_input(name, self._device_values[name])
         for name in self._outputs:
             binding.bind_ortvalue_output(name, self._device_values[name])
-        self._model.session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
 
     def _upload(self, name: str, count: int) -> None:
         """Copy the first rows of an input to the GPU."""
@@ -186,30 +192,79 @@ def _buffers(
     model: Model, capacity: Capacity, outputs: Sequence[str], allocate: Allocate = np.zeros
 ) -> tuple[npt.NDArray[np.int16], dict[str, npt.NDArray[Any]]]:
     """Allocate the input slices of a batch, and each requested output."""
+    shapes = _output_shapes(model, outputs)
+    arrays = {name: allocate((capacity.labels, *shape), dtype) for name, (dtype, shape) in shapes.items()}
+    return allocate((capacity.rows, *model.info.size), np.int16), arrays
+
+
+def _output_shapes(model: Model, outputs: Sequence[str]) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """Return type and shape of each requested output, for one slice."""
     info = model.info
     maps = (len(info.labels.table()), *info.size)
-    shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
+    shapes = {
         "label": (np.uint8, info.size),
         "tumor": (np.uint8, info.size),
         "probability": (info.probability_dtype, maps),
     }
-    arrays = {name: allocate((capacity.labels, *shapes[name][1]), shapes[name][0]) for name in outputs}
-    return allocate((capacity.rows, *info.size), np.int16), arrays
+    return {name: shapes[name] for name in outputs}
 
 
 def make_lane(model: Model, capacity: Capacity, outputs: Sequence[str]) -> Lane:
-    """Return a lane for the device of a model, with buffers for `outputs`."""
-    if model.provider == "openvino":
-        return OpenvinoLane(model, capacity, outputs)
-    return (DeviceLane if model.provider in ON_DEVICE else HostLane)(model, capacity, outputs)
+    """Return a lane for the device of a model, with buffers for `outputs`.
+
+    Raises
+    ------
+    ProviderError
+        The buffers cannot be allocated.
+    """
+    kind = OpenvinoLane if model.provider == "openvino" else DeviceLane if model.provider in ON_DEVICE else HostLane
+    with report_device_errors(model.provider, "the buffers of a batch cannot be allocated"):
+        return kind(model, capacity, outputs)
 
 
-def make_compute_limit(model: Model) -> threading.Semaphore:
+@contextmanager
+def report_device_errors(provider: str, what: str) -> Iterator[None]:
+    """Convert errors of a runtime, of many types, into a ProviderError that says what failed."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InputError) and not isinstance(error, CudaCallError):
+            raise
+        raise ProviderError(
+            f"--provider {provider}: {what} ({find_cause(error)}). Run the same command again, or use --provider cpu."
+        ) from error
+
+
+class ComputeLimit:
+    """A limit on how many lanes compute at once on a device; a lane computes inside it."""
+
+    def __init__(self, lanes: int) -> None:
+        self._lanes = lanes
+        self._free = threading.Semaphore(lanes)
+
+    def __enter__(self) -> None:
+        self._free.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._free.release()
+
+    @contextmanager
+    def exclude_all(self) -> Iterator[None]:
+        """Wait until no lane computes, and let none compute inside; for one thread at a time."""
+        for _ in range(self._lanes):
+            self._free.acquire()
+        try:
+            yield
+        finally:
+            self._free.release(self._lanes)
+
+
+def make_compute_limit(model: Model) -> ComputeLimit:
     """Return a limit on how many lanes compute at once.
 
     OpenVINO runs one, which uses all cores. Other devices run all lanes; a GPU queues them itself.
     """
-    return threading.Semaphore(1 if model.provider == "openvino" else count_lanes(model.provider))
+    return ComputeLimit(1 if model.provider == "openvino" else model.lanes)
 
 
 def trim_heap() -> None:
@@ -235,11 +290,7 @@ def estimate_lane_memory(model: Model, capacity: Capacity, outputs: Sequence[str
     trim_heap()
     before = process.memory_info().rss
     lane = make_lane(model, capacity, outputs)
-    try:
+    with report_device_errors(model.provider, "the network fails on an empty batch"):
         lane.run(lane.image, np.zeros((capacity.labels, model.info.context), dtype=np.int32), nullcontext())
-    except Exception as error:  # onnxruntime raises many types, some of them private
-        raise ProviderError(
-            f"--provider {model.provider}: the network fails on an empty batch ({first_line(error)})."
-        ) from error
     kept = model.provider == "cpu"  # by the session; what OpenVINO takes is freed with its lane
-    return max(0, int(process.memory_info().rss - before)) * (count_lanes(model.provider) - kept)
+    return max(0, int(process.memory_info().rss - before)) * (model.lanes - kept)

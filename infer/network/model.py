@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.common.errors import ModelError
+from slicemill.common.errors import ModelError, ProviderError
 from slicemill.infer.network.description import description_path
+from slicemill.infer.network.external_weights import read_weights_beside
 from slicemill.infer.network.foreign import wrap_network
-from slicemill.infer.runtime.capacity import batch_capacity, input_shapes
+from slicemill.infer.runtime.capacity import batch_capacity, count_lanes, input_shapes
+from slicemill.infer.runtime.onnx_file import add_output, find_logits, iterate_nodes
 from slicemill.infer.runtime.providers import Provider, import_onnxruntime, make_session, require_listed
 from slicemill.infer.runtime.tensorrt import Builder, engine_folder, engine_options, gpu_name, tensorrt_version
 from slicemill.store.model_card import (
@@ -29,11 +31,6 @@ from slicemill.store.model_card import (
     network_name,
 )
 
-EXTERNAL_DATA = b"\x0a\x08location"
-"""The usual protobuf encoding of the key that points a tensor to another file. However it is encoded,
-`slicemill.infer.runtime.providers` follows no such path."""
-MAX_CPU_DIFFERENCE = 0.005
-"""Share of label pixels in which a provider may differ from the CPU on real slices; rounding explains less."""
 PROBABILITY_TYPES = {None: None, "tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
@@ -54,12 +51,16 @@ class NetworkOutput:
 class Model:
     """A session and the card of its file."""
 
-    def __init__(self, path: Path, content: bytes, provider: Provider, device: int = 0, batch: int = 0) -> None:
+    def __init__(
+        self, path: Path, content: bytes, provider: Provider, device: int = 0, batch: int = 0, lanes: int = 0
+    ) -> None:
         self.path = path
         self.device = device
         """Number of the GPU; the CPU is 0."""
         self.batch = batch
         """Requested slices in a batch, 0 for the default; TensorRT's engine is built for it."""
+        self.rebuilt = 0
+        """How often its session was made again."""
         self.parity_checked = False
         """Whether its labels were compared with the CPU's on a scan (`slicemill.infer.parity_check`)."""
         self._content = content
@@ -68,18 +69,41 @@ class Model:
         if provider == "tensorrt":
             info = read_model_info(make_session(content, path, "cpu")[0], path, sha256)
             self._provider_options = tensorrt_options(info, device, batch)
-        self.session, self.provider, self.reason = make_session(content, path, provider, device, self._provider_options)
+        self._session, self.provider, self.reason = make_session(
+            content, path, provider, device, self._provider_options
+        )
+        self.lanes = lanes or count_lanes(self.provider)
+        """Batches in progress at once."""
         self.info = read_model_info(self.session, path, sha256)
 
-    def rebuild(self) -> None:
-        """Make a new session on the same provider, after its device failed.
+    @property
+    def session(self) -> Any:
+        """Return the session.
 
         Raises
         ------
         ProviderError
-            The provider no longer starts.
+            The device failed, and no new session could be made.
         """
-        self.session, _, _ = make_session(self._content, self.path, self.provider, self.device, self._provider_options)
+        if self._session is None:
+            raise ProviderError(f"{self.provider}: the device failed.")
+        return self._session
+
+    @session.setter
+    def session(self, session: Any) -> None:
+        self._session = session
+
+    def rebuild(self) -> None:
+        """Make a new session on the same provider, after its device failed; drop the old one first, with its memory.
+
+        Raises
+        ------
+        ProviderError
+            The provider no longer runs. That is so after most errors of CUDA: they last as long as the process.
+        """
+        self._session = None
+        self._session, _, _ = make_session(self._content, self.path, self.provider, self.device, self._provider_options)
+        self.rebuilt += 1
 
     def feed(self, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[Any]]:
         """Return the graph's inputs.
@@ -111,6 +135,22 @@ class Model:
         """
         arrays = self.session.run(list(outputs), self.feed(image, neighbors))
         return make_output(dict(zip(outputs, arrays, strict=True)))
+
+    def run_on_cpu(
+        self, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32]
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any] | None]:
+        """Label slices on the CPU, in a session of its own.
+
+        Returns
+        -------
+        The labels uint8[b, H, W], and the logits float[b, k, H, W]; None where the graph has none for each label value.
+        """
+        logits = None if self.info.unknown is not None else find_logits(self._content)
+        content = self._content if logits is None else add_output(self._content, logits)
+        session, _, _ = make_session(content, self.path, "cpu")
+        label, *more = session.run(["label", *filter(None, [logits])], self.feed(image, neighbors))
+        shape = (len(label), len(self.info.labels.table()), *label.shape[1:])
+        return label, more[0] if more and more[0].shape == shape else None
 
 
 def make_output(outputs: Mapping[str, npt.NDArray[Any]], *, in_place: bool = False) -> NetworkOutput:
@@ -168,7 +208,7 @@ def differing_keys(card: ModelCard, other: ModelCard) -> list[str]:
     return [key for key in SHARED_KEYS if getattr(card, key) != getattr(other, key)]
 
 
-def open_model(path: Path, provider: Provider = "auto", device: int = 0, batch: int = 0) -> Model:
+def open_model(path: Path, provider: Provider = "auto", device: int = 0, batch: int = 0, lanes: int = 0) -> Model:
     """Open a model file.
 
     Parameters
@@ -177,6 +217,8 @@ def open_model(path: Path, provider: Provider = "auto", device: int = 0, batch: 
         Number of the provider's device.
     batch
         Slices in a batch, 0 for the default; TensorRT's engine is built for it.
+    lanes
+        Batches in progress at once, 0 for the provider's default (`slicemill.infer.runtime.capacity`).
 
     Raises
     ------
@@ -194,13 +236,29 @@ def open_model(path: Path, provider: Provider = "auto", device: int = 0, batch: 
         content = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}.") from error
-    if EXTERNAL_DATA in content:
-        raise ModelError(
-            f"{path}: stores weights in other files, which is not supported. Export it again with slicemill export."
-        )
+    content = read_weights_beside(content, path)
     if (description := description_path(path)) is not None:
         content = wrap_network(content, path, description)
-    return Model(path, content, provider, device, batch)
+    check_ends(content, path)
+    return Model(path, content, provider, device, batch, lanes)
+
+
+def check_ends(content: bytes, path: Path) -> None:
+    """Check that a network has no loop: nobody can tell when a loop ends, and onnxruntime cannot be interrupted.
+
+    Raises
+    ------
+    ModelError
+        It has one.
+    """
+    try:
+        has_loop = any(node.type == "Loop" for node in iterate_nodes(content))
+    except ValueError:  # not protobuf: onnxruntime explains it
+        return
+    if has_loop:
+        raise ModelError(
+            "has a Loop, which may never end; export the network by tracing, without scripted loops.", where=path
+        )
 
 
 def read_model_info(session: Any, path: Path, sha256: str) -> ModelInfo:
@@ -256,21 +314,3 @@ def _slice_size(shape: Sequence[object], card: ModelCard, path: Path) -> tuple[i
         f"{path}: takes slices of {'x'.join(map(str, sides))}; height and width must be fixed, 1 to {MAX_SIDE} pixels. "
         "Export it again."
     )
-
-
-def check_agreement(model: Model, label: npt.NDArray[np.uint8], expected: npt.NDArray[np.uint8]) -> float:
-    """Compare a model's labels with those of the CPU, and return the share of pixels that differ.
-
-    Raises
-    ------
-    ModelError
-        More than MAX_CPU_DIFFERENCE of the pixels differ.
-    """
-    share = float(np.count_nonzero(label != expected)) / label.size
-    if share > MAX_CPU_DIFFERENCE:
-        raise ModelError(
-            f"{model.info.name}: labels on {model.provider} differ from those on the CPU in {share:.2%} of the pixels "
-            f"(limit {MAX_CPU_DIFFERENCE:.1%}); nothing was segmented. Use --provider cpu and report the versions that "
-            "`slicemill doctor` prints."
-        )
-    return share

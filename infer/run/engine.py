@@ -2,38 +2,40 @@
 
 1. Reader threads take jobs, decode scans and put them into a queue (`slicemill.infer.run.scan_queue`).
 2. Lanes take batches from the queue (`slicemill.infer.network.lanes`): on a CPU one lane for each core, up to eight;
-   two for each other device, so that one is computed while the other is emptied and filled.
+   two for each other device, so that it computes one while the other is emptied and filled.
 3. A scan whose last slice is labeled goes to the writer threads. Then its memory is released.
-4. A scan that cannot be read or written fails alone. When a device fails, the scans of that batch fail and the session
-   is rebuilt, once; a device that fails again ends the run.
+4. A scan that cannot be read or written fails alone, whatever the reason; a bug is raised after the other scans. When a
+   device fails, the scans of that batch fail and the session is rebuilt, once; a device that fails again ends the run,
+   as does one that this process can no longer use. The next run does the rest.
 
 The engine does not depend on files, ledgers or labels: the caller supplies functions that read, write and record
 (`Steps`).
 """
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from slicemill.common.errors import InputError, ProviderError
+from slicemill.common.errors import ProviderError
+from slicemill.common.failures import explain_failure
 from slicemill.infer.inputs.jobs import Job, LoadedScan
-from slicemill.infer.network.lanes import Lane, make_compute_limit, make_lane
+from slicemill.infer.network.lanes import ComputeLimit, Lane, make_compute_limit, make_lane
 from slicemill.infer.network.model import Model
 from slicemill.infer.run.scan_queue import ScanQueue, Stopped
 from slicemill.infer.run.timing import Stopwatch
-from slicemill.infer.runtime.capacity import Capacity, count_lanes
-from slicemill.infer.runtime.messages import first_line
+from slicemill.infer.runtime.capacity import Capacity
+from slicemill.infer.runtime.messages import find_cause
 from slicemill.infer.slices.batches import NetworkBatch, NetworkScan
 
 JOIN_SECONDS = 0.2
-"""How often the main thread wakes up to handle Ctrl-C or SIGTERM."""
-SCAN_ERRORS = (InputError, OSError, MemoryError)
-"""Errors that fail one scan and not the run."""
+"""How often the main thread wakes up to handle Ctrl-C or SIGTERM: a longer join may sleep through a signal."""
+READER_SECONDS = 5.0
+"""How long a run that ends waits for readers; they read files, and may be killed in the middle of one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +85,22 @@ class Steps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _LaneThread:
-    """The model, session and lane that one thread uses."""
+    """The model and lane that one thread uses. It holds no session, so that a failed one can be dropped."""
 
     model: Model
-    session: Any
-    """The model's session when the lane was made; a rebuilt model has a new one."""
+    rebuilt: int
+    """How often the model's session had been made again when the lane was made."""
     lane: Lane
-    compute_limit: threading.Semaphore
+    compute_limit: ComputeLimit
+
+
+def _join(threads: Sequence[threading.Thread], seconds: float) -> bool:
+    """Wait up to `seconds` until all threads have ended, and return whether one has not."""
+    end = time.monotonic() + seconds
+    for thread in threads:
+        if thread.is_alive():
+            thread.join(max(0.0, end - time.monotonic()))
+    return any(thread.is_alive() for thread in threads)
 
 
 class Engine:
@@ -109,6 +120,7 @@ class Engine:
         self._unchecked = set(models) if steps.check else set()
         self._rebuilt: set[Model] = set()
         self._error: BaseException | None = None
+        self._bug: Exception | None = None
 
     def run(self, jobs: Iterator[Job]) -> None:
         """Segment every job; on return, each one is written or has failed.
@@ -121,22 +133,29 @@ class Engine:
             A device failed twice.
         """
         with ThreadPoolExecutor(self._limits.writers, "writer") as writers:
-            work = [partial(self._read_all, jobs)] * self._limits.readers
-            for model in self._models:
-                work += [partial(self._run_lane, model, make_compute_limit(model), writers)] * count_lanes(
-                    model.provider
-                )
-            threads = [threading.Thread(target=self._guard, args=(one,), daemon=True) for one in work]
+            lanes = [
+                self._thread(partial(self._run_lane, model, limit, writers))
+                for model in self._models
+                for limit in [make_compute_limit(model)] * model.lanes
+            ]
+            readers = [self._thread(partial(self._read_all, jobs)) for _ in range(self._limits.readers)]
             try:
-                for thread in threads:
+                for thread in (*readers, *lanes):
                     thread.start()
-                for thread in threads:
-                    while thread.is_alive():  # a join without a timeout may sleep through a signal
-                        thread.join(JOIN_SECONDS)
+                while self._error is None and _join([*readers, *lanes], JOIN_SECONDS):
+                    pass
             finally:
                 self._queue.stop()
+                while _join(lanes, JOIN_SECONDS):  # one inside onnxruntime at the end of Python would abort the process
+                    pass
+                _join(readers, READER_SECONDS)
         if self._error is not None:
             raise self._error
+        if self._bug is not None:
+            raise self._bug
+
+    def _thread(self, work: Callable[[], None]) -> threading.Thread:
+        return threading.Thread(target=self._guard, args=(work,), daemon=True)
 
     def _guard(self, work: Callable[[], None]) -> None:
         """Run a thread's work; an unexpected error ends the run, and `run` raises it."""
@@ -167,22 +186,25 @@ class Engine:
 
         try:
             current = self._steps.read(job, reserve_memory)
-        except SCAN_ERRORS as error:
+        except Stopped:
+            raise
+        except Exception as error:  # noqa: BLE001 (any error fails one scan and not the run)
             self._queue.release(sum(taken))
+            self._note_bug(error)
             self._steps.fail(job, error)
         else:
             if current is not None:
                 self._scans[current.scan] = current
                 self._queue.add(current.scan)
 
-    def _run_lane(self, model: Model, compute_limit: threading.Semaphore, writers: ThreadPoolExecutor) -> None:
+    def _run_lane(self, model: Model, compute_limit: ComputeLimit, writers: ThreadPoolExecutor) -> None:
         """Label batches until the queue ends; make a new lane after the session was rebuilt."""
-        session: Any = None
+        rebuilt = -1
         while True:
-            if model.session is not session:
-                session = model.session
+            if model.rebuilt != rebuilt:
+                rebuilt = model.rebuilt
                 lane = self._steps.open_lane(model, self._limits.capacity, self._limits.outputs)
-            thread = _LaneThread(model=model, session=session, lane=lane, compute_limit=compute_limit)
+            thread = _LaneThread(model=model, rebuilt=rebuilt, lane=lane, compute_limit=compute_limit)
             if not self._run_batch(thread, writers):
                 return
 
@@ -199,10 +221,13 @@ class Engine:
         self._check(thread, batch.units[0].scan)
         with self._watch.timed("fill"):
             image = batch.fill(thread.lane.image, in_place=thread.lane.reads_in_place)
+        output, failure = None, ""
         try:
-            output = thread.lane.run(image, batch.neighbors, self._limit_compute(thread.compute_limit), batch.targets())
+            output = thread.lane.run(image, batch.neighbors, self._limit_compute(thread), batch.targets())
         except Exception as error:  # noqa: BLE001 (onnxruntime raises many types, some of them private)
-            self._fail_batch(thread, batch, error)
+            failure = find_cause(error)
+        if output is None:  # the error is gone by now, and with it what it holds of the session
+            self._fail_batch(thread, batch, failure)
             return True
         with self._watch.timed("scatter"):
             complete = batch.put(output)
@@ -215,8 +240,8 @@ class Engine:
         return True
 
     @contextmanager
-    def _limit_compute(self, compute_limit: threading.Semaphore) -> Iterator[None]:
-        with compute_limit, self._watch.timed("device"):
+    def _limit_compute(self, thread: _LaneThread) -> Iterator[None]:
+        with thread.compute_limit, self._watch.computing(thread.model.device):
             yield
 
     def _check(self, thread: _LaneThread, scan: NetworkScan) -> None:
@@ -226,36 +251,43 @@ class Engine:
                 self._unchecked.remove(thread.model)
                 self._steps.check(thread.model, scan, thread.lane)
 
-    def _fail_batch(self, thread: _LaneThread, batch: NetworkBatch, error: Exception) -> None:
+    def _fail_batch(self, thread: _LaneThread, batch: NetworkBatch, failure: str) -> None:
         """Fail the scans of a batch and rebuild the session, unless another lane has already rebuilt it.
 
         Raises
         ------
         ProviderError
-            The session was rebuilt before.
+            The session was rebuilt before, or cannot be rebuilt.
         """
-        reason = ProviderError(f"{thread.model.provider}: the device failed ({first_line(error)}).")
+        reason = ProviderError(f"{thread.model.provider}: the device failed ({failure}).")
         for scan in dict.fromkeys(unit.scan for unit in batch.units):
             if current := self._scans.get(scan):
                 self._fail(current, reason)
         with self._device_lock:
-            if thread.model.session is not thread.session:
+            if thread.model.rebuilt != thread.rebuilt:
                 return
             if thread.model in self._rebuilt:
                 raise ProviderError(
                     f"--provider {thread.model.provider}: the device failed again after its session was rebuilt "
-                    f"({first_line(error)}). Run the same command again to continue, or use --provider cpu."
+                    f"({failure}). Run the same command again to continue, or use --provider cpu."
                 )
             self._rebuilt.add(thread.model)
-            thread.model.rebuild()
+            with thread.compute_limit.exclude_all():
+                _rebuild(thread.model, failure)
 
     def _write(self, current: ScanInProgress) -> None:
         try:
             self._steps.write(current)
-        except SCAN_ERRORS as error:
+        except Exception as error:  # noqa: BLE001 (any error fails one scan and not the run)
+            self._note_bug(error)
             self._fail(current, error)
         else:
             self._forget(current)
+
+    def _note_bug(self, error: Exception) -> None:
+        """Keep the first error that is a bug; `run` raises it when all other scans are done."""
+        if explain_failure(error, "").bug:
+            self._bug = self._bug or error
 
     def _fail(self, current: ScanInProgress, error: Exception) -> None:
         self._queue.drop(current.scan)
@@ -269,3 +301,20 @@ class Engine:
         if held:
             self._queue.release(current.memory_bytes)
         return held
+
+
+def _rebuild(model: Model, failure: str) -> None:
+    """Rebuild the session of a device that failed.
+
+    Raises
+    ------
+    ProviderError
+        It cannot be rebuilt.
+    """
+    try:
+        model.rebuild()
+    except ProviderError as error:
+        raise ProviderError(
+            f"--provider {model.provider}: the device failed ({failure}), and this process can no longer use it "
+            f"({find_cause(error.__cause__ or error)}). Run the same command again to continue, or use --provider cpu."
+        ) from error

@@ -6,7 +6,6 @@ A line "begun" marks the outputs as made by `infer`: after a kill, the next run 
 
 import contextlib
 import hashlib
-import json
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slicemill.common.documents import from_document, to_document
+from slicemill.common.errors import InputError
+from slicemill.common.files import open_stream, parse_lines
 from slicemill.common.ledger import LEDGER, Ledger
 from slicemill.common.locks import try_claim
 from slicemill.infer.inputs.jobs import Job, Stamp
 from slicemill.infer.network.model import Model
 from slicemill.infer.run.options import InferOptions
+from slicemill.infer.run.outputs import extra_names, output_names
 from slicemill.infer.run.summary import ScanOutcome
 
 UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part.*")
@@ -49,15 +51,31 @@ class LedgerLine:
     """Main result as one line (`ScanReport.answer`)."""
     reason: str = ""
     """Reason of the failure."""
+    warnings: str = ""
+    """Warnings about the scan, separated by semicolons; written only if there are any."""
+    extras: tuple[str, ...] = ()
+    """Name endings of the files next to the mask (`slicemill.infer.run.outputs.extra_names`); written only if any."""
     passing: bool = False
     """Whether another run may succeed, so that it tries the scan again; written only if true."""
+
+    @property
+    def outcome(self) -> ScanOutcome:
+        """Return the outcome of a scan that has ended."""
+        assert self.status != "begun"  # noqa: S101 (such a line is no outcome)
+        return ScanOutcome(
+            name=self.name,
+            status=self.status,
+            reason=self.reason,
+            slices=self.slices,
+            answer=self.answer,
+            warnings=self.warnings,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return the line as JSON values."""
         document = to_document(self)
-        if not self.passing:
-            del document["passing"]
-        return document
+        optional = ("warnings", "extras", "passing")
+        return {key: value for key, value in document.items() if value or key not in optional}
 
 
 class RunLedger:
@@ -71,6 +89,9 @@ class RunLedger:
         self._lock = threading.Lock()
         self._lines: dict[str, LedgerLine] = {}
         """Last line of each scan, by name."""
+        self._extras = tuple(extra_names(model.info.labels, options))
+        self._written: dict[str, set[str]] = {}
+        """Name endings of the files that runs have written next to each mask, by its name."""
         self._read_bytes = 0
         self._read_new_lines()
 
@@ -80,15 +101,19 @@ class RunLedger:
         if not path.exists():
             return []
         names = []
-        with path.open("rb") as stream:
+        with open_stream(path) as stream:
             stream.seek(self._read_bytes)
-            data = stream.read()
+            data = stream.read() or b""
         complete = data[: data.rfind(b"\n") + 1]
         self._read_bytes += len(complete)
-        for text in complete.split(b"\n"):
-            with contextlib.suppress(ValueError):  # a torn line of a killed run, or a line of another command
-                line = from_document(LedgerLine, json.loads(text), str(path))
+        for record in parse_lines(complete):
+            with contextlib.suppress(InputError):  # a line of another command
+                line = from_document(LedgerLine, record, str(path))
                 self._lines[line.name] = line
+                if line.status == "begun":
+                    self._written.setdefault(line.name, set()).update(line.extras)
+                elif line.status == "done":  # it had removed those of earlier runs
+                    self._written[line.name] = set(line.extras)
                 names.append(line.name)
         return names
 
@@ -102,7 +127,7 @@ class RunLedger:
         with self._lock:
             lines = {name: self._lines[name] for name in self._read_new_lines()}
         return {
-            name: ScanOutcome(name=name, status=line.status, reason=line.reason, slices=line.slices, answer=line.answer)
+            name: line.outcome
             for name, line in lines.items()
             if line.status in ("done", "failed") and name in jobs and self._is_current(line, jobs[name])
         }
@@ -119,7 +144,9 @@ class RunLedger:
             return None
         if exists and line.status == "done":
             reason = "done before with this model"
-            return ScanOutcome(name=job.name, status="skipped", reason=reason, answer=line.answer)
+            return ScanOutcome(
+                name=job.name, status="skipped", reason=reason, answer=line.answer, warnings=line.warnings
+            )
         if line.status == "failed" and not line.passing and not self.options.retry_failed:
             reason = f"{line.reason} (failed before; use --retry-failed to try again)"
             return ScanOutcome(name=job.name, status="failed", reason=reason)
@@ -164,6 +191,15 @@ class RunLedger:
                 with claim:
                     path.unlink(missing_ok=True)
 
+    def remove_earlier(self, job: Job) -> None:
+        """Remove the files that earlier runs wrote for a job, its mask first; call it while holding the claim."""
+        with self._lock:
+            self._read_new_lines()
+            extras = sorted(self._written.get(job.name, ()))
+        for name in output_names(job, extras):
+            if name == job.name or name not in self._lines:  # a mask of another scan is kept
+                (self.out / name).unlink(missing_ok=True)
+
     def append(self, job: Job, outcome: ScanOutcome, *, stamp: Stamp | None = None, begun: bool = False) -> None:
         """Append a line.
 
@@ -184,7 +220,9 @@ class RunLedger:
             provider=self._model.provider,
             slices=outcome.slices,
             answer=outcome.answer,
+            warnings=outcome.warnings,
             reason=outcome.reason,
+            extras=self._extras if begun or outcome.status == "done" else (),
             passing=outcome.passing,
         )
         with self._lock:

@@ -24,6 +24,8 @@ class InferOptions:
     predict: PredictOptions = PLAIN
     postprocess: bool = True
     """Whether labels are post-processed by the model's rules."""
+    strict: bool = False
+    """Whether a scan with a warning is refused."""
     separate: bool = False
     """Whether each label is also written to its own file, as 0 and 1."""
     batch: int = 0
@@ -64,6 +66,8 @@ class InferOptions:
             changed["separate"] = True
         if not self.postprocess:
             changed["postprocess"] = False
+        if self.strict:
+            changed["strict"] = True
         return changed
 
 

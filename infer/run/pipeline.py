@@ -4,7 +4,8 @@
    (`slicemill.infer.run.ledger`).
 2. The engine reads, labels and writes (`slicemill.infer.run.engine`). Each job is claimed first, so that several runs
    may share a folder.
-3. A scan's mask appears last, atomically, after its report and picture; then its line in the ledger.
+3. The files of an earlier run of a scan are removed. Its mask appears last, atomically, after its report and picture;
+   then its line in the ledger. Masks and probability maps name the hash of their model.
 4. A scan that cannot be read or written is a failure with a reason; the others continue.
 """
 
@@ -19,14 +20,16 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.documents import to_document
-from slicemill.common.errors import InputError, ProviderError, ReadError, StoreError
+from slicemill.common.errors import ProviderError, ReadError
+from slicemill.common.failures import explain_failure
 from slicemill.common.files import write_json
 from slicemill.common.left_out import LeftOut
 from slicemill.common.progress import Advance, progress
 from slicemill.common.terminal import count_noun
+from slicemill.ct.formats.nifti.header import sign_header
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.pictures import save_png
-from slicemill.infer.inputs.jobs import Job, LoadedScan, Stamp, open_scan
+from slicemill.infer.inputs.jobs import Job, Stamp, open_scan
 from slicemill.infer.network.lanes import estimate_lane_memory
 from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.parity_check import check_parity
@@ -34,6 +37,7 @@ from slicemill.infer.postprocess import postprocess
 from slicemill.infer.report import draw_overlay, make_report
 from slicemill.infer.run.buffers import BufferPool
 from slicemill.infer.run.engine import Engine, Limits, ScanInProgress, Steps
+from slicemill.infer.run.folder_claim import claim_folder
 from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import (
     MAX_READERS,
@@ -46,7 +50,7 @@ from slicemill.infer.run.options import (
 from slicemill.infer.run.outputs import check_output_paths, extra_names, extra_path
 from slicemill.infer.run.summary import ScanOutcome, Summary, write_summary
 from slicemill.infer.run.timing import Stopwatch
-from slicemill.infer.runtime.capacity import HOSTS, batch_capacity, count_lanes
+from slicemill.infer.runtime.capacity import HOSTS, batch_capacity
 from slicemill.infer.slices.assembly import Segmentation, plan_scan, select_outputs
 from slicemill.infer.slices.batches import NetworkScan
 
@@ -145,14 +149,17 @@ class BulkRun:
 
     def summarize(self, names: Sequence[str]) -> Summary:
         """Return the summary of the run so far for scans of these names."""
-        cpu = self._model.provider == "cpu"
-        parallel = count_lanes("cpu") if cpu else len(self._options.devices)
+        watch = self._watch
+        if self._model.provider == "cpu":
+            busy = watch.seconds("device") / self._model.lanes
+        else:
+            busy = watch.busy_seconds / len(self._options.devices)
         return Summary(
             outcomes=tuple(self.outcomes.get(name) or make_unreached_outcome(name) for name in names),
             seconds=self._watch.elapsed,
             provider=self._model.provider,
             stages=self._watch.stage_times(),
-            device_busy=min(1.0, self._watch.seconds("device") / self._watch.elapsed / parallel),
+            device_busy=busy / watch.elapsed,
         )
 
     def read(self, job: Job, reserve_memory: Callable[[int], None]) -> ScanInProgress | None:
@@ -177,13 +184,13 @@ class BulkRun:
             memory_bytes = estimate_scan_bytes(plan)
             reserve_memory(memory_bytes)
             with self._watch.timed("decode"):
-                volume, read_seconds = scan.read(self._buffers.empty)
-                seen = plan.resample(volume)
+                voxels = scan.read(self._buffers.empty)
+                loaded = scan.load(voxels, strict=self._options.strict)
+                seen = plan.resample(voxels.volume)
             if job.stamp() != stamp:
                 raise ReadError("changed while it was read; the next run segments it again.", where=job.path)
-            self._watch.add("read", read_seconds)
-            self._watch.add("decode", -read_seconds)
-            loaded = LoadedScan(volume=volume, grid=scan.grid, header=scan.header, warnings=scan.warnings)
+            self._watch.add("read", voxels.read_seconds)
+            self._watch.add("decode", -voxels.read_seconds)
         network_scan = NetworkScan(plan, seen, self._buffers.empty)
         return ScanInProgress(job=job, loaded=loaded, scan=network_scan, memory_bytes=memory_bytes)
 
@@ -196,18 +203,26 @@ class BulkRun:
                 postprocess(segmentation.label, info.labels, info.rules, loaded.grid, segmentation.tumor_probability)
         with self._watch.timed("report"):
             report = make_report(self._model, loaded, segmentation, job.name)
-            title = f"{job.stem}  {report.answer}"
+            title = f"{job.stem}  {report.answer}" + ("  WARNING, see the report" if report.warnings else "")
             picture = draw_overlay(loaded.volume, segmentation.label, info.labels, report.lesions, title)
-        outcome = ScanOutcome(name=job.name, status="done", slices=len(loaded.volume), answer=report.answer)
+        outcome = ScanOutcome(
+            name=job.name,
+            status="done",
+            slices=len(loaded.volume),
+            answer=report.answer,
+            warnings="; ".join(report.warnings),
+        )
         with self._watch.timed("write"):
             stamp = self._claimed[job.name].stamp
             self._ledger.append(job, outcome, stamp=stamp, begun=True)
+            self._ledger.remove_earlier(job)
+            header = sign_header(loaded.header, info.sha256)
             write_json(out / f"{job.stem}.json", to_document(report))
             save_png(out / f"{job.stem}.png", picture)
             for extra in self._extras(segmentation):
                 path = out / extra_path(job, extra.name)
-                write_volume(path, loaded.header, np.uint8, loaded.grid.to_file(extra.volume), slope=extra.slope)
-            write_volume(out / job.name, loaded.header, np.uint8, loaded.grid.to_file(segmentation.label))
+                write_volume(path, header, np.uint8, loaded.grid.to_file(extra.volume), slope=extra.slope)
+            write_volume(out / job.name, header, np.uint8, loaded.grid.to_file(segmentation.label))
             self._ledger.append(job, outcome, stamp=stamp)
         self._end(job, outcome)
 
@@ -225,8 +240,8 @@ class BulkRun:
         """Record the reason of a scan's failure; on a full disk, only the summary records it."""
         if self._is_over:  # a reader that outlived the run: another run may have the scan by now
             return
-        passing = isinstance(error, OSError | MemoryError | ReadError | StoreError | ProviderError)
-        outcome = ScanOutcome(name=job.name, status="failed", reason=failure_reason(error, job), passing=passing)
+        failure = explain_failure(error, job.path, fewer="--readers")
+        outcome = ScanOutcome(name=job.name, status="failed", reason=failure.reason, passing=failure.passing)
         claimed = self._claimed.get(job.name)
         with contextlib.suppress(OSError):
             self._ledger.append(job, outcome, stamp=claimed.stamp if claimed else None)
@@ -261,23 +276,12 @@ class _ExtraVolume:
     """Value of one step of the stored integers, for the NIfTI header."""
 
 
-def failure_reason(error: Exception, job: Job) -> str:
-    """Return one sentence that names the file."""
-    if isinstance(error, MemoryError):
-        return f"{job.path}: not enough memory to read it; close other programs, or use fewer --readers."
-    if isinstance(error, OSError):
-        return f"{error.filename or job.path}: {error.strerror or error}."
-    names_file = isinstance(error, InputError) and error.where
-    return str(error) if names_file else f"{job.path}: {error}"
-
-
 def describe_device(model: Model, options: InferOptions) -> str:
     """Return a description of provider, devices and batch size, with the reason for that provider."""
     numbers = ", ".join(map(str, options.devices))
     device = count_noun(len(os.sched_getaffinity(0)), "core") if model.provider in HOSTS else f"GPU {numbers}"
     batch = batch_capacity(model.info, model.provider, options.batch).labels
-    lanes = count_lanes(model.provider)
-    return f"{model.provider} ({device}), {count_noun(batch, 'slice')} a batch, {lanes} at a time: {model.reason}"
+    return f"{model.provider} ({device}), {count_noun(batch, 'slice')} a batch, {model.lanes} at a time: {model.reason}"
 
 
 def check_devices(model: Model, devices: Sequence[int]) -> None:
@@ -297,7 +301,10 @@ def check_devices(model: Model, devices: Sequence[int]) -> None:
 
 def open_models(model: Model, devices: Sequence[int]) -> list[Model]:
     """Return a model for each device; the first is `model`, which is open already."""
-    return [model, *(open_model(model.path, model.provider, device, model.batch) for device in devices[1:])]
+    return [
+        model,
+        *(open_model(model.path, model.provider, device, model.batch, model.lanes) for device in devices[1:]),
+    ]
 
 
 def make_unreached_outcome(name: str) -> ScanOutcome:
@@ -321,20 +328,23 @@ def infer(
 
     Raises
     ------
+    ConfigError
+        Another run writes results of another model, or with other options, into the folder.
     ModelError
         The provider's labels differ from the CPU's on the first scan's slices.
     ProviderError
         The device failed twice.
     """
     out.mkdir(parents=True, exist_ok=True)
-    ledger = RunLedger(out, model, options)
-    run = BulkRun(model, options, ledger)
-    ledger.remove_unfinished(jobs)
-    left, known = select_jobs(jobs, ledger, extra_names(model.info.labels, options))
-    run.outcomes.update({outcome.name: outcome for outcome in known})
-    try:
-        run.run(iter(left), len(left))
-    finally:
-        summary = replace(run.summarize([job.name for job in jobs]), left_out=tuple(left_out))
-        write_summary(out, model, summary, options.part)
+    with claim_folder(out, model.info.sha256, options):
+        ledger = RunLedger(out, model, options)
+        run = BulkRun(model, options, ledger)
+        ledger.remove_unfinished(jobs)
+        left, known = select_jobs(jobs, ledger, extra_names(model.info.labels, options))
+        run.outcomes.update({outcome.name: outcome for outcome in known})
+        try:
+            run.run(iter(left), len(left))
+        finally:
+            summary = replace(run.summarize([job.name for job in jobs]), left_out=tuple(left_out))
+            write_summary(out, model, summary, options.part)
     return summary

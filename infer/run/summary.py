@@ -32,6 +32,8 @@ class OutcomeRow:
     """Main result as one line (`ScanReport.answer`)."""
     reason: str = ""
     """Reason why the scan was skipped or failed."""
+    warnings: str = ""
+    """Warnings about the scan, separated by semicolons."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,12 @@ class ScanOutcome(OutcomeRow):
     def row(self) -> OutcomeRow:
         """Return the outcome as a row of the summary files."""
         return OutcomeRow(
-            name=self.name, status=self.status, slices=self.slices, answer=self.answer, reason=self.reason
+            name=self.name,
+            status=self.status,
+            slices=self.slices,
+            answer=self.answer,
+            reason=self.reason,
+            warnings=self.warnings,
         )
 
 
@@ -61,7 +68,8 @@ class Summary:
     stages: dict[str, StageTime]
     """Time of each stage, by name (`slicemill.infer.run.timing.STAGES`)."""
     device_busy: float
-    """Share of the run in which the network ran, 0 to 1."""
+    """Share of the run in which a device ran the network, 0 to 1: the mean over the cores of a CPU, or over the GPUs. A
+    GPU is busy while at least one of its lanes computes."""
     left_out: tuple[LeftOut, ...] = ()
     """Files of the input that were not segmented, with reasons."""
 
@@ -108,7 +116,8 @@ class SummaryDocument:
     """Duration of the run."""
     slices_per_second: float
     device_busy: float
-    """Share of the run in which the network ran, 0 to 1."""
+    """Share of the run in which a device ran the network, 0 to 1: the mean over the cores of a CPU, or over the GPUs. A
+    GPU is busy while at least one of its lanes computes."""
     stages: dict[str, StageTime]
     """Time of each stage, by name."""
     peak_mib: float

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ class Stopwatch:
     def __init__(self) -> None:
         self._seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
         self._lock = threading.Lock()
+        self._computing: Counter[int] = Counter()
+        """Threads that compute on each device."""
+        self._since: dict[int, float] = {}
+        """When the first of them began."""
+        self._busy = 0.0
         self._start = time.perf_counter()
 
     @contextmanager
@@ -58,6 +64,24 @@ class Stopwatch:
         finally:
             self.add(stage, time.perf_counter() - start)
 
+    @contextmanager
+    def computing(self, device: int) -> Iterator[None]:
+        """Add the time of the block to the stage ``device``, and to the time in which that device is busy."""
+        with self._lock:
+            start = time.perf_counter()
+            if not self._computing[device]:
+                self._since[device] = start
+            self._computing[device] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                end = time.perf_counter()
+                self._seconds["device"] += end - start
+                self._computing[device] -= 1
+                if not self._computing[device]:
+                    self._busy += end - self._since[device]
+
     def add(self, stage: Stage, seconds: float) -> None:
         """Add seconds to a stage; negative seconds remove time that was counted twice."""
         with self._lock:
@@ -67,6 +91,11 @@ class Stopwatch:
     def elapsed(self) -> float:
         """Return the seconds since the start of the run."""
         return time.perf_counter() - self._start
+
+    @property
+    def busy_seconds(self) -> float:
+        """Return the seconds in which at least one thread computed, added up over the devices."""
+        return self._busy
 
     def stage_times(self) -> dict[str, StageTime]:
         """Return the time of each stage."""

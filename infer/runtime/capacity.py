@@ -21,7 +21,9 @@ CPU_LANES = 8
 Each holds intermediate results, 0.4 GB with the default network at 512x512.
 Measured on two-core machines only."""
 LANES = 2
-"""Batches in progress on other devices: one computes while the other is emptied and filled."""
+"""Batches in progress on other devices by default: one computes while the other is emptied and filled.
+
+Not measured on a GPU yet; `python -m slicemill.bench.stages.infer_gpu --lanes 3` tries another number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def batch_capacity(info: "ModelInfo", provider: str, batch: int = 0) -> Capacity
 
 
 def count_lanes(provider: str) -> int:
-    """Return the number of batches in progress at once.
+    """Return the default number of batches in progress at once; `open_model` takes another one.
 
     On a CPU every core labels its own batch, without waiting for others at each layer. On two cores this gives 1.06
     times the slices of one batch on all cores with the default network, and as many with a small one (`slicemill bench

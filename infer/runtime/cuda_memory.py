@@ -21,6 +21,10 @@ BY_ADDRESS = 4
 """cudaMemcpyDefault: the addresses determine the direction."""
 
 
+class CudaCallError(ProviderError):
+    """A call of the CUDA runtime failed; the message names the call, and whoever made it adds the way out."""
+
+
 class CudaDevice:
     """One GPU."""
 
@@ -33,7 +37,7 @@ class CudaDevice:
 
         Raises
         ------
-        ProviderError
+        CudaCallError
             Not enough memory can be pinned.
         """
         size = math.prod(shape) * np.dtype(dtype).itemsize
@@ -51,7 +55,7 @@ class CudaDevice:
 
         Raises
         ------
-        ProviderError
+        CudaCallError
             The device failed.
         """
         self._call("cudaSetDevice", self._device)
@@ -64,7 +68,8 @@ class CudaDevice:
         if code := getattr(self._library, name)(*arguments):
             self._library.cudaGetErrorString.restype = ctypes.c_char_p
             reason = self._library.cudaGetErrorString(ctypes.c_int(code)).decode(errors="replace")
-            raise ProviderError(f"{name} failed on GPU {self._device.value}: {reason} (error {code}).")
+            self._library.cudaGetLastError()  # clears it; else the next kernel of onnxruntime reports it as its own
+            raise CudaCallError(f"{name} failed on GPU {self._device.value}: {reason} (error {code})")
 
 
 def open_cuda_device(onnxruntime: Any, device: int) -> CudaDevice:

@@ -4,16 +4,21 @@ onnxruntime lists providers that cannot start, and falls back to the CPU silentl
 23372). So a session is made for one provider only, with the fallback off, and its active provider is checked.
 """
 
+import contextlib
 import ctypes
 import importlib.metadata
+import io
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from slicemill.common.errors import ModelError, ProviderError, UsageError
 from slicemill.infer.runtime.capacity import HOSTS, session_threads
-from slicemill.infer.runtime.messages import first_line
+from slicemill.infer.runtime.messages import find_cause
+from slicemill.infer.runtime.onnx_file import has_transpose_bias
 from slicemill.infer.runtime.openvino import NAME, OpenvinoSession
+from slicemill.infer.runtime.probe import make_probe, run_probe
 from slicemill.infer.runtime.tensorrt import TENSORRT, start_with_engine
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
@@ -29,14 +34,26 @@ CUDA = {
     "cudnn_conv_algo_search": "EXHAUSTIVE",
     "cudnn_conv_use_max_workspace": "1",
     "prefer_nhwc": "1",
-    "fuse_conv_bias": "1",
     "arena_extend_strategy": "kSameAsRequested",
     "use_tf32": "1",
 }
-"""Options of the CUDA provider. All batches of a run have one shape, so cuDNN searches once. Tensor cores take NHWC. A
-bias that is fused into its convolution saves a pass over memory. An arena that doubles took 32 GB where 16 were needed.
-Convolutions in float32 use TF32, as onnxruntime and torch do by default. Not measured on a GPU yet;
-see `bench/gpu/infer.sh`."""
+"""Options of the CUDA provider; `provider_options` adds `fuse_conv_bias`, which depends on the model. All batches of a
+run have one shape, so cuDNN searches once. Tensor cores take NHWC. An arena that doubles took 32 GB where 16 were
+needed. Convolutions in float32 use TF32, as onnxruntime and torch do by default. Not measured on a GPU yet; see
+`bench/gpu/infer.sh`."""
+LIBRARIES = {"cuda": "libonnxruntime_providers_cuda.so", "tensorrt": "libonnxruntime_providers_tensorrt.so"}
+"""onnxruntime's libraries of providers, in its folder `capi`."""
+SHARED_LIBRARY = "libonnxruntime_providers_shared.so"
+"""Their common library, which they expect to be loaded."""
+INSTALL = {
+    "cuda": "pip install 'slicemill[gpu]' installs CUDA and cuDNN; libcuda.so.1 comes with the NVIDIA driver",
+    "tensorrt": "Install TensorRT 10 where the loader finds it",
+}
+"""How to install a library that is missing."""
+NEWER = (
+    "It is newer than this onnxruntime: export it with a lower opset_version or ir_version, or install a newer "
+    "onnxruntime."
+)
 QUIET = 4
 """Log level fatal: the exception already contains what onnxruntime would print."""
 NOWHERE = "/dev/null/none"
@@ -49,10 +66,10 @@ def import_onnxruntime() -> Any:
     Raises
     ------
     ProviderError
-        It is missing, or two packages overwrote each other.
+        It is missing, or two packages overwrote each other in one folder.
     """
     installed = installed_runtimes()
-    if len(installed) > 1:
+    if len(set(installed.values())) < len(installed):
         raise ProviderError(
             f"{' and '.join(installed)} are both installed and overwrite each other's files. "
             f"Repair: pip uninstall -y {' '.join(installed)}; "
@@ -68,19 +85,52 @@ def import_onnxruntime() -> Any:
         raise ProviderError(
             "onnxruntime is half removed. Repair: pip install --force-reinstall 'slicemill[cpu]' (or [gpu])."
         )
+    onnxruntime.set_default_logger_severity(QUIET)
     return onnxruntime
 
 
-def installed_runtimes() -> list[str]:
-    """Return the installed packages that provide onnxruntime."""
-    installed = []
+def installed_runtimes() -> dict[str, Path]:
+    """Return the installed packages that provide onnxruntime, each with the folder that it was installed to."""
+    installed = {}
     for name in DISTRIBUTIONS:
-        try:
-            importlib.metadata.version(name)
-            installed.append(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            folder = importlib.metadata.distribution(name).locate_file("onnxruntime")
+            installed[name] = Path(str(folder)).resolve()
     return installed
+
+
+def describe_runtime(module: Any) -> str:
+    """Return the version and folder of the imported onnxruntime, and the packages in other folders that it hides."""
+    folder = Path(module.__file__).resolve().parent
+    hidden = [f"{name} in {other}" for name, other in installed_runtimes().items() if other != folder]
+    hides = f"; it hides {' and '.join(hidden)}, which comes later on the import path" if hidden else ""
+    return f"onnxruntime {module.__version__} in {folder}{hides}"
+
+
+@cache
+def load_libraries(module: Any) -> None:
+    """Load the CUDA libraries that pip installed as packages, once; onnxruntime does not find them by itself.
+
+    What onnxruntime prints is dropped: `explain_missing_library` finds the reason, if a provider does not run.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        module.preload_dlls()
+
+
+def explain_missing_library(module: Any, provider: str) -> str | None:
+    """Return the loader's reason why the library of a provider cannot be loaded, or None if it can.
+
+    onnxruntime only logs that reason and leaves the provider out.
+    """
+    if provider not in LIBRARIES:
+        return None
+    folder = Path(module.__file__).parent / "capi"
+    try:
+        ctypes.CDLL(str(folder / SHARED_LIBRARY), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(folder / LIBRARIES[provider]))
+    except OSError as error:
+        return str(error)
+    return None
 
 
 def has_nvidia_driver() -> bool:
@@ -111,14 +161,14 @@ def make_session(
     Raises
     ------
     UsageError
-        There is no such provider, or the CPU was requested and has no such device.
+        There is no such provider, or the CPU was requested and has no such device, or two options exclude each other.
     ProviderError
         The requested provider does not run here, or no provider that auto may choose has such a device.
     ModelError
         The bytes are not an ONNX model.
     """
     if provider == "openvino":
-        provider_options(provider, device)  # refuses a device number
+        provider_options(provider, device, model)  # refuses a device number
         session = OpenvinoSession(model, path, _session(model, path, "cpu"))
         return session, provider, f"requested; computes in {session.precision}"
     if provider != "auto":
@@ -126,9 +176,9 @@ def make_session(
     reason = explain_missing_cuda()
     if reason is None:
         try:
-            return _session(model, path, "cuda", device, more), "cuda", "the CUDA provider starts"
+            return _session(model, path, "cuda", device, more), "cuda", "the CUDA provider runs"
         except ProviderError as error:
-            reason = f"CUDA does not start: {error}"
+            reason = f"CUDA does not run: {error}"
     if device:
         raise ProviderError(f"--devices {device}: auto would use the CPU, whose only device is 0: {reason}.")
     return _session(model, path, "cpu"), "cpu", reason
@@ -141,8 +191,17 @@ def explain_missing_cuda() -> str | None:
     return None if has_nvidia_driver() else "no NVIDIA driver found"
 
 
-def provider_options(provider: Provider, device: int) -> dict[str, str]:
+def provider_options(provider: Provider, device: int, model: bytes) -> dict[str, str]:
     """Return the options of a provider: which GPU, and how to compute there.
+
+    A bias that is fused into its convolution saves a pass over memory. A ConvTranspose with a fused bias fails in
+    onnxruntime since its pull request 21752, in 1.31.1 too: cuDNN refuses the graph. So biases are fused only in models
+    in which no ConvTranspose has one, such as the flavors for GPUs that `slicemill export` writes.
+
+    Parameters
+    ----------
+    model
+        The bytes of the model file.
 
     Raises
     ------
@@ -155,7 +214,25 @@ def provider_options(provider: Provider, device: int) -> dict[str, str]:
                 f"--devices {device}: the CPU has only device 0; to choose GPUs, use --provider cuda or tensorrt."
             )
         return {}
-    return {"device_id": str(device), **(CUDA if provider == "cuda" else TENSORRT)}
+    if provider == "tensorrt":
+        return {"device_id": str(device), **TENSORRT}
+    try:
+        fuse = not has_transpose_bias(model)
+    except ValueError:  # onnxruntime reports what is wrong with the file
+        fuse = False
+    return {"device_id": str(device), **CUDA, "fuse_conv_bias": str(int(fuse))}
+
+
+def check_options(options: Mapping[str, str]) -> None:
+    """Check that options of the CUDA provider give right results together.
+
+    Raises
+    ------
+    UsageError
+        A fused bias is combined with NCHW. onnxruntime then clears the output on another stream than it computes on.
+    """
+    if options.get("fuse_conv_bias") == "1" and options.get("prefer_nhwc") == "0":
+        raise UsageError("fuse_conv_bias=1 with prefer_nhwc=0: onnxruntime may give wrong results; change one of them.")
 
 
 def check_name(provider: str) -> None:
@@ -184,7 +261,7 @@ def require_listed(provider: str) -> str:
     name = NAMES[provider]
     if name not in import_onnxruntime().get_available_providers():
         raise ProviderError(
-            f"--provider {provider}: this onnxruntime ({', '.join(installed_runtimes())}) has no {name}; "
+            f"--provider {provider}: {describe_runtime(import_onnxruntime())} has no {name}; "
             "pip uninstall -y onnxruntime, then pip install 'slicemill[gpu]', or use --provider cpu."
         )
     return name
@@ -194,30 +271,56 @@ def _session(
     model: bytes, path: Path, provider: Provider, device: int = 0, more: Mapping[str, str] | None = None
 ) -> Any:
     module, name = import_onnxruntime(), require_listed(provider)
-    settings = provider_options(provider, device) | dict(more or {})
-    options = module.SessionOptions()
-    options.log_severity_level = QUIET
-    options.intra_op_num_threads = session_threads()
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", NOWHERE)
+    settings = provider_options(provider, device, model) | dict(more or {})
+    check_options(settings)
     if provider != "cpu":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        module.preload_dlls()  # CUDA libraries that pip installed as packages, unless torch has loaded them
+        load_libraries(module)
     try:
-        session = start_with_engine(
-            settings, lambda final: module.InferenceSession(model, options, providers=[(name, dict(final))])
-        )
+        if provider == "cuda":
+            _probe(module, name, settings)
+        session = start_with_engine(settings, lambda final: _start(module, model, name, final))
     except ProviderError:
         raise
     except Exception as error:  # onnxruntime raises many types, some of them private
         if provider == "cpu":
-            raise ModelError(f"{path}: is not an ONNX model that onnxruntime can run ({first_line(error)}).") from error
+            reason = find_cause(error)
+            way_out = f" {NEWER}" if any(word in reason for word in ("IR version", "opset")) else ""
+            raise ModelError(f"{path}: is not an ONNX model that onnxruntime can run ({reason}).{way_out}") from error
+        reason = explain_missing_library(module, provider) or find_cause(error)
         raise ProviderError(
-            f"--provider {provider}: does not start here ({first_line(error)}). See `slicemill doctor`, or use "
-            "--provider cpu."
+            f"--provider {provider}: does not run here ({reason}). {_way_out(provider, reason)}"
         ) from error
     active = session.get_providers()[0]
     if active != name:
+        reason = explain_missing_library(module, provider) or "for a reason that onnxruntime does not give"
         raise ProviderError(
-            f"--provider {provider}: onnxruntime fell back to {active}. See `slicemill doctor`, or use --provider cpu."
+            f"--provider {provider}: onnxruntime fell back to {active} ({reason}). {_way_out(provider, reason)}"
         )
     return session
+
+
+def _way_out(provider: Provider, reason: str) -> str:
+    install = f"{INSTALL[provider]}. " if provider in INSTALL and ".so" in reason else ""
+    return f"{install}See `slicemill doctor`, or use --provider cpu."
+
+
+def _start(module: Any, model: bytes, name: str, settings: Mapping[str, str]) -> Any:
+    """Start a session on one provider. Every fallback is off, also that of onnxruntime's Python layer."""
+    options = module.SessionOptions()
+    options.log_severity_level = QUIET
+    options.intra_op_num_threads = session_threads()
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", NOWHERE)
+    if name != NAMES["cpu"]:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return module.InferenceSession(model, options, providers=[(name, dict(settings))], enable_fallback=False)
+
+
+def _probe(module: Any, name: str, settings: Mapping[str, str]) -> None:
+    """Run a tiny network with the options of the real one.
+
+    A CUDA graph is left out: it needs inputs that stay on the GPU.
+    """
+    model = make_probe(bias_apart=settings.get("fuse_conv_bias") == "1")
+    run_probe(
+        _start(module, model, name, {key: value for key, value in settings.items() if key != "enable_cuda_graph"})
+    )

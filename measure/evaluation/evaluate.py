@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from slicemill.common.errors import InputError, LabelError
+from slicemill.common.errors import LabelError
+from slicemill.common.failures import explain_failure
 from slicemill.common.files import write_csv, write_json
 from slicemill.common.progress import progress
 from slicemill.common.terminal import peak_mib
@@ -44,6 +45,8 @@ class Evaluation:
     """Predictions without a reference."""
     peak_mib: float
     """Peak memory of the scoring processes, MiB."""
+    warnings: tuple[str, ...] = ()
+    """Warnings about masks, with their files."""
 
     @property
     def labels(self) -> Labels:
@@ -62,6 +65,7 @@ class PairOutcome:
 
     scores: CaseScores | None = None
     reason: str = ""
+    warnings: tuple[str, ...] = ()
     peak_mib: float = 0.0
     """Peak memory of the process so far, MiB."""
 
@@ -100,6 +104,7 @@ def evaluate(
         ),
         missing=pairing.missing,
         alone=pairing.alone,
+        warnings=tuple(warning for one in outcomes for warning in one.warnings),
         peak_mib=max([peak_mib(), *(one.peak_mib for one in outcomes)]),
     )
     if out is not None:
@@ -117,17 +122,15 @@ def _score_pairs(pairs: Sequence[Pair], rules: Rules, out: Path | None, workers:
 
 
 def score_pair(pair: Pair, rules: Rules, out: Path | None) -> PairOutcome:
-    """Score one pair, and draw its errors if `out` is set. Input errors are reported in the outcome."""
+    """Score one pair, and draw its errors if `out` is set. Errors are reported in the outcome."""
     try:
         masks = read_masks(pair)
         scores = score_case(pair, masks, rules)
         if out is not None:
             _draw_errors(pair, masks, rules, out / f"{scores.case_id}_errors.png")
-        return PairOutcome(scores=scores, peak_mib=peak_mib())
-    except (InputError, OSError) as error:
-        return PairOutcome(reason=str(error), peak_mib=peak_mib())
-    except MemoryError:
-        return PairOutcome(reason=f"{pair.prediction}: not enough memory for {pair.name}; use fewer --workers.")
+        return PairOutcome(scores=scores, warnings=masks.warnings, peak_mib=peak_mib())
+    except Exception as error:  # noqa: BLE001 (any error fails one case)
+        return PairOutcome(reason=explain_failure(error, pair.prediction).reason, peak_mib=peak_mib())
 
 
 def _report_crash(pair: Pair) -> PairOutcome:
@@ -141,7 +144,7 @@ def _draw_errors(pair: Pair, masks: PairMasks, rules: Rules, path: Path) -> None
     regions = rules.labels.regions()
     name = rules.labels.tumor or next(iter(regions))
     truth, predicted = (np.isin(mask, regions[name]) for mask in (masks.truth, masks.predicted))
-    image = read_background(pair, masks.truth.shape)
+    image = read_background(pair, masks.grid)
     save_png(path, draw_error_picture(image, truth, predicted, f"{pair.reference.case_id}  {name}"))
 
 
@@ -157,6 +160,7 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
             "failures": [{"name": name, "reason": reason} for name, reason in evaluation.failures],
             "references_without_prediction": list(evaluation.missing),
             "predictions_without_reference": list(evaluation.alone),
+            "warnings": list(evaluation.warnings),
             "peak_mib": round(evaluation.peak_mib, 1),
         },
     )

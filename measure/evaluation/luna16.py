@@ -8,8 +8,6 @@
 5. Scans without candidates count.
 """
 
-import csv
-import io
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,8 @@ import numpy.typing as npt
 
 from slicemill.common.documents import to_document
 from slicemill.common.errors import InputError
+from slicemill.common.files import read_file
+from slicemill.common.tables import read_table
 from slicemill.measure.evaluation.froc import FreeResponse, NoFindings, ScanHits, analyze_free_response
 
 Floats = npt.NDArray[np.float64]
@@ -112,7 +112,7 @@ def read_names(path: Path) -> list[str]:
 def _read_text(path: Path) -> str:
     """Read a text file, UTF-8 with or without a byte order mark."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: must be UTF-8; it contains the byte {error.object[error.start]:#04x}. Save it as UTF-8."
@@ -120,29 +120,21 @@ def _read_text(path: Path) -> str:
 
 
 def read_points(path: Path, last: str) -> dict[str, Floats]:
-    """Read a CSV table of points: scan -> float64[n, 4], x, y, z in mm and the column `last`."""
-    try:
-        return _parse_points(path, last, csv.DictReader(io.StringIO(_read_text(path), newline="")))
-    except csv.Error as error:
-        raise InputError(f"{path}: cannot be read as CSV ({error}).") from error
+    """Read a CSV table of points: scan -> float64[n, 4], x, y, z in mm and the column `last`.
 
-
-def _parse_points(path: Path, last: str, table: "csv.DictReader[str]") -> dict[str, Floats]:
+    Other columns are allowed. Numbers may have decimal commas if another character separates the cells.
+    """
     columns = ("coordX", "coordY", "coordZ", last)
     points: dict[str, list[list[float]]] = defaultdict(list)
-    missing = [name for name in ("seriesuid", *columns) if name not in (table.fieldnames or ())]
-    if missing:
-        raise InputError(
-            f"{path}: must have the columns seriesuid, {', '.join(columns)}; missing: {', '.join(missing)}."
-        )
-    for number, row in enumerate(table, start=2):
+    for row in read_table(path, required=("seriesuid", *(name.lower() for name in columns)), keeps_further=True):
+        texts = [row.cells[name.lower()] for name in columns]
         try:
-            values = [float(row[name]) for name in columns]
-        except (TypeError, ValueError):
+            values = [row.number(name.lower()) for name in columns]
+        except ValueError:
             raise InputError(
-                f"{path}: line {number} must have numbers in {', '.join(columns)}; it has {list(row.values())}."
+                f"{path}: line {row.line} must have numbers in {', '.join(columns)}; it has {texts}."
             ) from None
         if not np.isfinite(values).all():
-            raise InputError(f"{path}: line {number} must have finite numbers; it has {values}.")
-        points[row["seriesuid"]].append(values)
+            raise InputError(f"{path}: line {row.line} must have finite numbers; it has {values}.")
+        points[row.cells["seriesuid"]].append(values)
     return {name: np.array(values) for name, values in points.items()}

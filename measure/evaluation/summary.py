@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from slicemill.common.documents import to_document
-from slicemill.common.terminal import format_table
+from slicemill.common.terminal import table_rows
 from slicemill.measure.evaluation.evaluate import Evaluation
 from slicemill.measure.evaluation.region import make_row
 from slicemill.measure.evaluation.totals import HIT, LesionTotals, Totals, overlap_name
@@ -28,16 +28,17 @@ def format_comparison(compared: Sequence[ComparedMeasure]) -> list[str]:
     """Return the lines for two runs on the same cases."""
     rows = [to_document(one) for one in compared]
     return [
-        format_table(list(rows[0]), [list(row.values()) for row in rows]),
+        *table_rows(list(rows[0]), [list(row.values()) for row in rows]),
         "difference: this run - the other; interval: 95 % bootstrap over cases; p: Wilcoxon's signed-rank test",
         "",
     ]
 
 
 def format_left_out(evaluation: Evaluation) -> list[str]:
-    """Return the lines for failed cases, unmatched masks and memory."""
+    """Return the lines for warnings, failed cases, unmatched masks and memory."""
     cases, failed = len(evaluation.cases), len(evaluation.failures)
     return [
+        *(f"warning: {warning}" for warning in evaluation.warnings),
         *(f"failed: {name}: {reason}" for name, reason in evaluation.failures),
         *(f"left out: {name}: no reference matches this name" for name in evaluation.alone),
         f"{cases} cases compared, {failed} failed; {len(evaluation.missing)} references without a prediction",
@@ -50,7 +51,7 @@ def _format_cases(evaluation: Evaluation) -> list[str]:
     if not rows:
         return []
     shown = ["case_id", *(key for key in rows[0] if key.startswith(SHOWN) or "lesions" in key)]
-    return [format_table(shown, [[row[key] for key in shown] for row in rows]), ""]
+    return [*table_rows(shown, [[row[key] for key in shown] for row in rows]), ""]
 
 
 def _format_regions(totals: Totals) -> list[str]:
@@ -65,7 +66,7 @@ def _format_regions(totals: Totals) -> list[str]:
             f"{region.cases_without_distances} without distances"
         )
         lines += [
-            format_table([name, "value", "95 % from", "to", "cases"], rows),
+            *table_rows([name, "value", "95 % from", "to", "cases"], rows),
             f"{name}: {totals.cases} cases, {without}; {totals.empty_regions}",
             "",
         ]
@@ -93,10 +94,10 @@ def _format_lesions(lesions: LesionTotals) -> list[str]:
     any_threshold = next(iter(lesions.by_threshold.values()))
     without, cpm = any_threshold.cases_without_reference_lesion, format_optional(lesions.response.cpm)
     return [
-        format_table(["lesions", "found", "false", "missed", "precision", "recall", "F1"], rows),
+        *table_rows(["lesions", "found", "false", "missed", "precision", "recall", "F1"], rows),
         f"cases without lesions: {without}; their false positives count in precision",
         "",
-        format_table(["lesions", "size", "found", "references", "false", "F1"], sizes),
+        *table_rows(["lesions", "size", "found", "references", "false", "F1"], sizes),
         f"sizes: {any_threshold.sizes}; false lesions by the size of the prediction",
         "",
         f"lesion CPM {cpm}, ranked by {lesions.ranked_by}: {HIT}; scans without lesions count",
@@ -113,7 +114,7 @@ def _format_tumor(totals: Totals) -> list[str]:
     if not rows:
         return []
     header = ["tumor yes/no", "with", "without", "accuracy", "sensitivity", "specificity", "AUC"]
-    return [format_table(header, rows), f"AUC: ranked by {totals.tumor_ranked_by}", ""]
+    return [*table_rows(header, rows), f"AUC: ranked by {totals.tumor_ranked_by}", ""]
 
 
 def format_optional(value: float | None) -> str:

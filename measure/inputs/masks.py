@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.common.errors import GeometryError, InputError, LabelError
-from slicemill.ct.geometry import SAME_GRID_MM, Grid
+from slicemill.common.errors import InputError, LabelError
+from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import Labels, format_labels
+from slicemill.ct.same_grid import match_grid, require_same_grid
 from slicemill.ct.scan import ScanReader
 from slicemill.ct.window import AIR_HU
 from slicemill.measure.inputs.pairs import Pair, StoredMask
@@ -27,7 +28,9 @@ class PairMasks:
     truth: Label
     """uint8[z, y, x], values of the labels."""
     grid: Grid
-    """The reference's grid, which both masks share."""
+    """The reference's grid, on which both masks are."""
+    warnings: tuple[str, ...] = ()
+    """Warnings about label values that were rounded."""
 
 
 def read_masks(pair: Pair) -> PairMasks:
@@ -40,44 +43,45 @@ def read_masks(pair: Pair) -> PairMasks:
     """
     if pair.stored is not None:
         label, own_grid = _read_stored_mask(pair.stored)
-        truth, grid = _read_reference(pair, own_grid)
-        predicted = np.ascontiguousarray(grid.to_stored(own_grid.to_file(label)))
-        return PairMasks(predicted=predicted, truth=truth, grid=grid)
+        reference = _read_reference(pair, own_grid)
+        predicted = np.ascontiguousarray(reference.turned.to_stored(own_grid.to_file(label)))
+        return PairMasks(predicted=predicted, truth=reference.label, grid=reference.grid, warnings=reference.warnings)
     with ScanReader(pair.prediction, "mask") as reader:
-        truth, grid = _read_reference(pair, reader.grid)
-        reader.replace_grid(grid)
+        reference = _read_reference(pair, reader.grid)
+        reader.replace_grid(reference.turned)
         predicted = reader.read()
         reader.finish()
-    return PairMasks(predicted=predicted, truth=truth, grid=grid)
+        warnings = (*reference.warnings, *(f"{pair.where}: {warning}" for warning in reader.value_warnings()))
+    return PairMasks(predicted=predicted, truth=reference.label, grid=reference.grid, warnings=warnings)
 
 
-def _read_reference(pair: Pair, grid: Grid) -> tuple[Label, Grid]:
-    """Read the reference and its grid, which must match the prediction's `grid`."""
-    reference = pair.reference.mask
-    if isinstance(reference, StoredMask):
-        truth, own_grid = _read_stored_mask(reference)
-        _check_grids(pair, grid, own_grid)
-        return truth, own_grid
-    with ScanReader(reference.path, "mask") as reader:
-        _check_grids(pair, grid, reader.grid)
+@dataclass(frozen=True, kw_only=True)
+class _ReferenceMask:
+    label: Label
+    grid: Grid
+    turned: Grid
+    """The prediction's axes on the reference's voxels."""
+    warnings: tuple[str, ...] = ()
+
+
+def _read_reference(pair: Pair, grid: Grid) -> _ReferenceMask:
+    """Read the reference, which must have the voxels of the prediction's `grid`."""
+    mask = pair.reference.mask
+    where = f"its reference {pair.reference.case_id}"
+    if isinstance(mask, StoredMask):
+        truth, own_grid = _read_stored_mask(mask)
+        return _ReferenceMask(label=truth, grid=own_grid, turned=require_same_grid(grid, own_grid, pair.where, where))
+    with ScanReader(mask.path, "mask") as reader:
+        turned = require_same_grid(grid, reader.grid, pair.where, where)
         truth = reader.read()
         reader.finish()
-        return truth, reader.grid
+        warnings = tuple(f"{mask.path}: {warning}" for warning in reader.value_warnings())
+        return _ReferenceMask(label=truth, grid=reader.grid, turned=turned, warnings=warnings)
 
 
 def _read_stored_mask(stored: StoredMask) -> tuple[Label, Grid]:
     """Read the mask of a stored case, uint8[z, y, x], and the grid of its scan."""
     return stored.label[:], read_grid(stored.case)
-
-
-def _check_grids(pair: Pair, grid: Grid, other: Grid) -> None:
-    reference = pair.reference.case_id
-    if grid.shape != other.shape:
-        raise GeometryError(f"{pair.where}: has shape {grid.shape}, but its reference {reference} has {other.shape}.")
-    if (apart := grid.distance_mm(other)) > SAME_GRID_MM:
-        raise GeometryError(
-            f"{pair.where}: is {apart:.3g} mm away from its reference {reference}; both must have the same grid."
-        )
 
 
 def check_values(label: Label, labels: Labels, where: str) -> None:
@@ -95,10 +99,10 @@ def check_values(label: Label, labels: Labels, where: str) -> None:
         )
 
 
-def read_background(pair: Pair, shape: tuple[int, ...]) -> npt.NDArray[np.int16]:
-    """Read the reference's scan as a background for pictures, int16[z, y, x], HU.
+def read_background(pair: Pair, grid: Grid) -> npt.NDArray[np.int16]:
+    """Read the reference's scan as a background for pictures, int16[z, y, x], HU, on the reference's `grid`.
 
-    Without a readable scan of this shape, the background is air. Scores do not need the scan.
+    Without a readable scan on this grid, the background is air. Scores do not need the scan.
     """
     reference = pair.reference.mask
     with contextlib.suppress(InputError, OSError):
@@ -106,7 +110,9 @@ def read_background(pair: Pair, shape: tuple[int, ...]) -> npt.NDArray[np.int16]
             return np.asarray(reference.case.image)
         if reference.image is not None:
             with ScanReader(reference.image, "image") as reader:
-                if reader.grid.stored_shape == shape:
+                turned = match_grid(reader.grid, grid)
+                if turned is not None:
+                    reader.replace_grid(turned)
                     image: npt.NDArray[np.int16] = reader.read()
                     return image
-    return np.full(shape, AIR_HU, dtype=np.int16)
+    return np.full(grid.stored_shape, AIR_HU, dtype=np.int16)

@@ -25,10 +25,12 @@ def find_flags(case: LoadedCase, figures: CaseFigures, lesions: Sequence[LesionM
     unsure = [one.id for one in lesions if one.probability_mean is not None and one.probability_mean < 0.5]
     if unsure:
         yield f"mean probability below 0.5 in lesion {', '.join(map(str, unsure))}"
-    confidence = case.model.tumor_confidence if case.model else None
-    if confidence is not None and confidence < 0.5:
-        yield f"the model's confidence is {confidence:.2f}"
-    yield from (f"geometry: {warning}" for warning in case.warnings)
+    mean, removed = (case.model.mean_tumor_probability, case.model.removed_tumor_score) if case.model else (None, None)
+    if mean is not None and mean < 0.5:
+        yield f"the mean probability of the tumor voxels is {mean:.2f}"
+    if removed is not None and removed > 0.5:
+        yield f"no tumor, but the highest tumor score is {removed:.2f}"
+    yield from (f"warning: {warning}" for warning in case.warnings)
 
 
 def touches_organ(volume: Volume, box: Sequence[int]) -> bool:

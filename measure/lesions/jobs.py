@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slicemill.common.errors import PairingError, StoreError
+from slicemill.ct.dataset_json import read_dataset_json
 from slicemill.ct.formats.nifti.names import scan_files, strip_suffix
-from slicemill.ct.labels import LITS_LABELS, Labels, read_dataset_json
+from slicemill.ct.labels import LITS_LABELS, Labels
 from slicemill.ct.naming import find_files, parse_name
 from slicemill.measure.inputs.infer_output import PROBABILITY, find_masks, read_report
 from slicemill.measure.inputs.names import Index, add_to_index, find_match, match_keys
@@ -116,7 +117,7 @@ def file_job(mask: Path, image: Path | None, labels: Labels | None) -> MeasureJo
         mask=mask,
         image=image,
         labels=labels,
-        default_labels=_find_default_labels(mask, mask.parent),
+        default_labels=None if labels else _find_default_labels(mask, mask.parent),
     )
 
 
@@ -131,7 +132,7 @@ def _folder_jobs(folder: Path, images: Path | None, labels: Labels | None) -> It
             mask=mask,
             image=None if scan is None else scan.path,
             labels=labels,
-            default_labels=_find_default_labels(mask, folder),
+            default_labels=None if labels else _find_default_labels(mask, folder),
             lacks_scan=images is not None and scan is None,
         )
 

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from slicemill.common.errors import GeometryError, LabelError
-from slicemill.ct.geometry import SAME_GRID_MM, Grid
+from slicemill.common.errors import LabelError
+from slicemill.ct.geometry import Grid
+from slicemill.ct.same_grid import require_same_grid
 from slicemill.ct.scan import ScanReader
-from slicemill.measure.inputs.infer_output import ModelUsed, read_report, read_tumor_probability
+from slicemill.measure.inputs.infer_output import ModelUsed, read_own_report, read_tumor_probability
 from slicemill.measure.inputs.masks import check_values
 from slicemill.measure.lesions.jobs import MeasureJob
 from slicemill.measure.lesions.measurements import DECIMALS, Image, Volume
@@ -20,7 +21,7 @@ class LoadedCase:
     volume: Volume
     sources: Sources
     warnings: tuple[str, ...]
-    """Warnings about the geometry of the mask file."""
+    """Warnings about the mask file, and those of the report of `infer` about the scan."""
     model: ModelUsed | None
     """The model of the mask; None without a report of `infer`."""
 
@@ -52,12 +53,13 @@ def load_case(job: MeasureJob) -> LoadedCase:
 
 
 def _load_file(job: MeasureJob) -> LoadedCase:
-    report, labels = read_report(job.mask), job.find_labels()
+    report, labels = read_own_report(job.mask), job.find_labels()
     if labels is None:
         raise LabelError(f"{job.mask}: the label values have no names; pass --labels, like --labels liver=1,tumor=2.")
     with ScanReader(job.mask, "mask") as reader:
-        grid, warnings = reader.grid, tuple(reader.warnings)
+        grid = reader.grid
         label = reader.read()
+        own = (*reader.warnings, *reader.value_warnings())
         mask_used = FileUsed(name=job.mask.name, sha256=reader.finish())
     check_values(label, labels, str(job.mask))
     image, image_used = _read_scan(job, grid)
@@ -65,7 +67,7 @@ def _load_file(job: MeasureJob) -> LoadedCase:
     return LoadedCase(
         volume=Volume(label=label, labels=labels, affine_lps=grid.affine_lps, image=image, probability=probability),
         sources=Sources(mask=mask_used, image=image_used),
-        warnings=warnings,
+        warnings=(*own, *(warning for warning in (report.warnings if report else ()) if warning not in own)),
         model=report.model if report else None,
     )
 
@@ -75,15 +77,10 @@ def _read_scan(job: MeasureJob, grid: Grid) -> tuple[Image | None, FileUsed | No
     if job.image is None:
         return None, None
     with ScanReader(job.image, "image") as reader:
-        if reader.grid.shape != grid.shape:
-            difference = f"shapes {grid.shape} and {reader.grid.shape}"
-        elif (apart := reader.grid.distance_mm(grid)) > SAME_GRID_MM:
-            difference = f"{apart:.3g} mm apart"
-        else:
-            reader.replace_grid(grid)
-            image = reader.read()
-            return image, FileUsed(name=job.image.name, sha256=reader.finish())
-    raise GeometryError(f"{job.mask}: must have the grid of its scan {job.image}; they differ: {difference}.")
+        # the scan is turned to the mask, so that results keep the mask's grid
+        reader.replace_grid(require_same_grid(reader.grid, grid, job.image, f"its mask {job.mask}"))
+        image = reader.read()
+        return image, FileUsed(name=job.image.name, sha256=reader.finish())
 
 
 def _load_stored(job: MeasureJob, case_id: str) -> LoadedCase:

@@ -98,4 +98,4 @@ def read_record(path: Path) -> CaseRecord:
     """
     document = read_json(path)
     # the fields of origin and figures are at the top level of the document
-    return from_document(CaseRecord, document | {"origin": document, "figures": document}, str(path))
+    return from_document(CaseRecord, document | {"origin": document, "figures": document}, str(path), is_part=True)

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from slicemill.common.errors import InputError, PairingError
+from slicemill.common.errors import PairingError
+from slicemill.common.failures import explain_failure
 from slicemill.common.files import read_json, write_json
 from slicemill.common.progress import progress
 from slicemill.measure.lesions.case_page import write_case_page
@@ -74,7 +75,7 @@ def report_crash(job: MeasureJob) -> MeasureOutcome:
 
 
 def measure_job(job: MeasureJob, out: Path, *, overwrite: bool = False) -> MeasureOutcome:
-    """Measure one case and write its files, the JSON last. Input errors are reported in the outcome."""
+    """Measure one case and write its files, the JSON last. Errors are reported in the outcome."""
     try:
         stamp = job.stamp()
         path = out / f"{job.name}.json"
@@ -88,12 +89,8 @@ def measure_job(job: MeasureJob, out: Path, *, overwrite: bool = False) -> Measu
         write_case_page(out, record, case.volume)
         write_segmentation(out / f"{job.name}.seg.nrrd", case.volume)
         write_json(path, record.as_json())
-    except (InputError, OSError) as error:
-        return MeasureOutcome(name=job.name, status="failed", reason=str(error))
-    except MemoryError:
-        return MeasureOutcome(
-            name=job.name, status="failed", reason=f"{job.mask}: not enough memory; use fewer --workers."
-        )
+    except Exception as error:  # noqa: BLE001 (any error fails one case)
+        return MeasureOutcome(name=job.name, status="failed", reason=explain_failure(error, job.mask).reason)
     return MeasureOutcome(name=job.name, status="done")
 
 

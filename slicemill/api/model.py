@@ -47,6 +47,9 @@ class Model:
     probability
         Keep the probability of every label. By default they are kept if the model outputs them; they take a byte per
         voxel and label.
+    strict
+        Refuse scans with a warning: about the header, or HU that do not look like a CT's. By default they are
+        segmented, and the warnings are in the report.
 
     Raises
     ------
@@ -74,8 +77,10 @@ class Model:
         mirror: bool = False,
         overlap: bool = False,
         probability: bool | None = None,
+        strict: bool = False,
     ) -> None:
         self._model = open_model(Path(path), provider, device)
+        self._strict = strict
         keep = self._model.info.gives_probability if probability is None else probability
         self._predict = PredictOptions(mirror=mirror, overlap=overlap, probability=keep)
         select_outputs(self._model.info, self._predict)
@@ -138,7 +143,9 @@ class Model:
         >>> model.segment(hu, spacing=(5.0, 0.8, 0.8), axes="zyx-lps").label.shape         # doctest: +SKIP
         >>> model.segment(slicemill.open_store("lits-store")["volume-17"]).lesions         # doctest: +SKIP
         """
-        return self._segment(read_input(scan, spacing=spacing, affine=affine, axes=axes), progress or _ignore)
+        return self._segment(
+            read_input(scan, spacing=spacing, affine=affine, axes=axes, strict=self._strict), progress or _ignore
+        )
 
     @overload
     def segment_many(
@@ -188,7 +195,7 @@ class Model:
         report = progress or _ignore
         for index, scan in enumerate(scans):
             try:
-                yield self._segment(read_input(scan), partial(report, index))
+                yield self._segment(read_input(scan, strict=self._strict), partial(report, index))
             except InputError as error:
                 if errors == "raise":
                     raise
@@ -207,7 +214,7 @@ class Model:
 
 
 def segment(
-    path: str | Path, model: str | Path, *, provider: Provider = "auto"
+    path: str | Path, model: str | Path, *, provider: Provider = "auto", strict: bool = False
 ) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
     """Segment one file: the short form of `Model` and `Model.segment`.
 
@@ -222,22 +229,25 @@ def segment(
         ONNX file of `slicemill export`.
     provider
         Execution provider: auto, cpu, cuda, tensorrt or openvino.
+    strict
+        Whether a scan with a warning is refused.
 
     Returns
     -------
     label : uint8[z, y, x]
         Label values in LPS+ order.
     report : dict
-        Volumes in ml, lesions, and whether there is a tumor: the JSON report of the command `infer`.
+        Volumes in ml, lesions, and whether there is a tumor: the JSON report of the command `infer`. Read its
+        ``warnings``: a scan whose HU do not look like a CT is segmented nevertheless.
 
     Raises
     ------
     InputError
-        The scan, the model or the provider cannot be used; the message has the reason.
+        The scan, the model or the provider cannot be used, or `strict` refuses the scan; the message has the reason.
 
     >>> label, report = slicemill.segment("ct.nii.gz", "liver.onnx")      # doctest: +SKIP
     """
-    result = Model(path=model, provider=provider, probability=False).segment(path)
+    result = Model(path=model, provider=provider, probability=False, strict=strict).segment(path)
     return result.label_lps, json.loads(to_json(to_document(result.report)))
 
 

@@ -20,11 +20,10 @@ import numpy.typing as npt
 from slicemill.common.errors import GeometryError, ScanError, UsageError
 from slicemill.common.files import Location, parse_location
 from slicemill.common.remote import RemotePath
-from slicemill.ct.formats.nifti.header import blank_text, header_warnings, parse_grid
+from slicemill.ct.formats.nifti.header import blank_text, parse_grid, stored_warnings
 from slicemill.ct.geometry import RAS_TO_LPS, Grid, make_contiguous
-from slicemill.ct.grid_checks import grid_warnings
 from slicemill.ct.scan import to_hu
-from slicemill.infer.inputs.jobs import Job, LoadedScan, load_scan
+from slicemill.infer.inputs.jobs import Job, LoadedScan, OpenScan, Voxels, load_scan
 from slicemill.store.headers import read_grid, read_header
 from slicemill.store.reader import Case
 
@@ -66,11 +65,17 @@ class ScanInput:
     origin: ScanOrigin
 
 
-def _make_input(
-    scan: LoadedScan, axes: Axes, name: str, path: Location | None = None, view: Grid | None = None
-) -> ScanInput:
-    origin = ScanOrigin(axes=axes, view=view or scan.grid, grid=scan.grid, header=scan.header, name=name, path=path)
-    return ScanInput(scan=scan, origin=origin)
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """A scan that is no file, before its voxels are checked."""
+
+    axes: Axes
+    name: str
+    voxels: Voxels
+    grid: Grid
+    header: bytes
+    path: Location | None = None
+    view: Grid | None = None
 
 
 def read_input(
@@ -79,8 +84,9 @@ def read_input(
     spacing: Sequence[float] | None = None,
     affine: npt.ArrayLike | None = None,
     axes: Axes | None = None,
+    strict: bool = False,
 ) -> ScanInput:
-    """Read a scan; see `slicemill.Model.segment` for the parameters.
+    """Read a scan; see `slicemill.Model.segment` for the parameters, and `slicemill.Model` for `strict`.
 
     Raises
     ------
@@ -90,18 +96,19 @@ def read_input(
         The scan cannot be read as a CT.
     """
     if isinstance(scan, np.ndarray):
-        return read_array(scan, spacing, affine, axes)
+        return _load(read_array(scan, spacing, affine, axes), strict=strict)
     if spacing is not None or affine is not None or axes is not None:
         raise UsageError("spacing, affine and axes belong to arrays; a file or an image has its own.")
     if isinstance(scan, str | Path | RemotePath):
         path = parse_location(scan)
-        return _make_input(load_scan(Job(name=path.name, path=path)), "xyz-ras", path.name, path)
+        loaded = load_scan(Job(name=path.name, path=path), strict=strict)
+        return _describe(loaded, "xyz-ras", path.name, path)
     if isinstance(scan, Case):
-        return read_case(scan)
+        return _load(read_case(scan), strict=strict)
     if isinstance(scan, nib.Nifti1Pair):
-        return read_nibabel(scan)
+        return _load(read_nibabel(scan), strict=strict)
     if type(scan).__module__.partition(".")[0] == "SimpleITK" and hasattr(scan, "GetDirection"):
-        return read_simpleitk(scan)
+        return _load(read_simpleitk(scan), strict=strict)
     kind = f"{type(scan).__module__}.{type(scan).__qualname__}"
     raise ScanError(
         f"a scan must be a path, a case of a store, a NIfTI image of nibabel, an image of SimpleITK or a numpy array; "
@@ -109,18 +116,19 @@ def read_input(
     )
 
 
-def read_case(case: Case) -> ScanInput:
+def read_case(case: Case) -> _Opened:
     """Read a case of a store; results are saved on the grid of the file it came from."""
-    loaded = LoadedScan(
-        volume=np.asarray(case.image),
+    return _Opened(
+        axes="zyx-lps",
+        name=case.case_id,
+        voxels=Voxels(volume=np.asarray(case.image), max_rounding_error_hu=case.info.max_rounding_error_hu),
         grid=read_grid(case),
-        header=blank_text(read_header(case, case.info.image)),
-        warnings=case.info.warnings,
+        header=read_header(case, case.info.image),
+        view=make_grid(case.image.shape, case.affine, "zyx-lps"),
     )
-    return _make_input(loaded, "zyx-lps", case.case_id, view=make_grid(case.image.shape, case.affine, "zyx-lps"))
 
 
-def read_nibabel(image: "nib.Nifti1Pair") -> ScanInput:
+def read_nibabel(image: "nib.Nifti1Pair") -> _Opened:
     """Read an image of nibabel like the file that nibabel would save of it."""
     file = image.get_filename()
     path = Path(file) if file else None
@@ -129,16 +137,12 @@ def read_nibabel(image: "nib.Nifti1Pair") -> ScanInput:
     header = bytes(type(image)(image.dataobj, image.affine, image.header).header.binaryblock)
     grid = parse_grid(header)
     voxels = np.asanyarray(image.dataobj).reshape(grid.shape)
-    loaded = LoadedScan(
-        volume=_to_stored(voxels.T, grid, name),
-        grid=grid,
-        header=blank_text(header),
-        warnings=header_warnings(header),
+    return _Opened(
+        axes="xyz-ras", name=name, path=path, voxels=_to_stored(voxels.T, grid, name), grid=grid, header=header
     )
-    return _make_input(loaded, "xyz-ras", name, path)
 
 
-def read_simpleitk(image: Any) -> ScanInput:
+def read_simpleitk(image: Any) -> _Opened:
     """Read a `SimpleITK.Image`: one volume of one number per voxel."""
     import SimpleITK
 
@@ -156,7 +160,7 @@ def read_simpleitk(image: Any) -> ScanInput:
 
 def read_array(
     array: npt.NDArray[Any], spacing: Sequence[float] | None, affine: npt.ArrayLike | None, axes: Axes | None
-) -> ScanInput:
+) -> _Opened:
     """Read an array any[...] of 3 axes; see `slicemill.Model.segment`."""
     return _read_voxels(array, make_affine(spacing, affine, axes), check_axes(axes), "array")
 
@@ -260,16 +264,42 @@ def make_header(grid: Grid) -> bytes:
     return bytes(header.binaryblock)
 
 
-def _read_voxels(array: npt.NDArray[Any], affine: npt.NDArray[np.float64], axes: Axes, name: str) -> ScanInput:
+def _read_voxels(array: npt.NDArray[Any], affine: npt.NDArray[np.float64], axes: Axes, name: str) -> _Opened:
     grid = make_grid(array.shape, affine, axes)
-    volume = _to_stored(array.T if axes == "xyz-ras" else array, grid, name)
-    loaded = LoadedScan(volume=volume, grid=grid, header=make_header(grid), warnings=tuple(grid_warnings(grid)))
-    return _make_input(loaded, axes, name)
+    voxels = _to_stored(array.T if axes == "xyz-ras" else array, grid, name)
+    return _Opened(axes=axes, name=name, voxels=voxels, grid=grid, header=make_header(grid))
 
 
-def _to_stored(in_file: npt.NDArray[Any], grid: Grid, name: str) -> npt.NDArray[np.int16]:
+def _to_stored(in_file: npt.NDArray[Any], grid: Grid, name: str) -> Voxels:
     """Return any[k, j, i], HU, of a grid as int16[z, y, x], HU, in LPS+ order."""
     if in_file.dtype.kind not in "iuf":
         raise ScanError(f"voxels must be integers or floats, HU; they are {in_file.dtype}.", where=name)
-    volume, _ = to_hu(in_file, 1.0, 0.0, Path(name))
-    return np.asarray(make_contiguous(grid.to_stored(volume)), dtype=np.int16)
+    volume, error = to_hu(in_file, 1.0, 0.0, Path(name))
+    stored = np.asarray(make_contiguous(grid.to_stored(volume)), dtype=np.int16)
+    return Voxels(volume=stored, max_rounding_error_hu=error)
+
+
+def _load(opened: _Opened, *, strict: bool) -> ScanInput:
+    """Check the voxels like those of a file.
+
+    Raises
+    ------
+    ScanError
+        `strict`, and the scan has a warning.
+    """
+    header = blank_text(opened.header)
+    scan = OpenScan(
+        path=opened.path or Path(opened.name),
+        grid=opened.grid,
+        header=header,
+        warnings=stored_warnings(header),
+        read=lambda _: opened.voxels,
+    )
+    return _describe(scan.load(opened.voxels, strict=strict), opened.axes, opened.name, opened.path, opened.view)
+
+
+def _describe(
+    scan: LoadedScan, axes: Axes, name: str, path: Location | None = None, view: Grid | None = None
+) -> ScanInput:
+    origin = ScanOrigin(axes=axes, view=view or scan.grid, grid=scan.grid, header=scan.header, name=name, path=path)
+    return ScanInput(scan=scan, origin=origin)

@@ -16,10 +16,11 @@ from slicemill.train.settings import TrainSettings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from slicemill.ct.geometry_option import Geometry
     from slicemill.ct.labels import Labels
     from slicemill.ingest.discover import Collection
     from slicemill.ingest.outcomes import IngestReport
-    from slicemill.ingest.params import Geometry
+    from slicemill.ingest.params import Overlap
     from slicemill.measure.evaluation.detection import Mode
     from slicemill.measure.evaluation.evaluate import Evaluation
     from slicemill.measure.evaluation.two_runs import ComparedMeasure
@@ -37,11 +38,13 @@ def ingest_scans(
     pairs: str | Location | None = None,
     images: str | None = None,
     masks: str | None = None,
+    no_masks: bool = False,
     labels: str | Mapping[str, int] | None = None,
     organ: str | None = None,
     tumor: str | None = None,
     patient: str | None = None,
     geometry: "Geometry" = "error",
+    overlap: "Overlap" = "error",
     workers: int = 0,
     threads: int = 0,
     profile: "ProfileName" = "compact",
@@ -51,6 +54,7 @@ def ingest_scans(
     retry_failed: bool = False,
     rehash: bool = False,
     keep_text: bool = False,
+    strict: bool = False,
 ) -> "IngestReport":
     """Convert NIfTI scans and their masks into a slice store; a repeated call converts only what is new or changed.
 
@@ -64,10 +68,10 @@ def ingest_scans(
     store
         Folder or URL of the store to create or extend.
     labels
-        Names of the label values, ``{"liver": 1, "tumor": 2}``; by default those that the collection declares.
+        Names of the label values, ``{"liver": 1, "tumor": 2}``; by default those that the collection declares. If each
+        structure has a file, the names are those of the files.
     geometry
-        What happens if a mask is on another grid than its image: the case fails (``error``), or the image's grid is
-        used (``trust-image``).
+        What happens if a mask is on another grid than its image: with ``error`` the case fails.
 
     Returns
     -------
@@ -90,9 +94,10 @@ def ingest_scans(
     from slicemill.ingest.request import IngestRequest
 
     request = IngestRequest(
-        source=source, store=store, pairs=pairs, images=images, masks=masks, labels=labels, organ=organ, tumor=tumor,
-        patient=patient, geometry=geometry, workers=workers, threads=threads, profile=profile, scheduler=scheduler,
-        shard=shard, overwrite=overwrite, retry_failed=retry_failed, rehash=rehash, keep_text=keep_text,
+        source=source, store=store, pairs=pairs, images=images, masks=masks, no_masks=no_masks, labels=labels,
+        organ=organ, tumor=tumor, patient=patient, geometry=geometry, overlap=overlap, workers=workers,
+        threads=threads, profile=profile, scheduler=scheduler, shard=shard, overwrite=overwrite,
+        retry_failed=retry_failed, rehash=rehash, keep_text=keep_text, strict=strict,
     )  # fmt: skip
     report = request.run(request.collection())
     if report.bug is not None:
@@ -106,6 +111,8 @@ def find_scans(
     pairs: str | Location | None = None,
     images: str | None = None,
     masks: str | None = None,
+    no_masks: bool = False,
+    labels: str | Mapping[str, int] | None = None,
     patient: str | None = None,
 ) -> "Collection":
     """Return the cases that `ingest_scans` would convert, the labels that they declare, and the files left out.
@@ -120,7 +127,9 @@ def find_scans(
     """
     from slicemill.ingest.request import IngestRequest
 
-    return IngestRequest(source=source, pairs=pairs, images=images, masks=masks, patient=patient).collection()
+    return IngestRequest(
+        source=source, pairs=pairs, images=images, masks=masks, no_masks=no_masks, labels=labels, patient=patient
+    ).collection()
 
 
 @dataclass(frozen=True, kw_only=True)

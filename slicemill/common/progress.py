@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from slicemill.common.terminal import escape, is_terminal
+
 Advance = Callable[[float, str], None]
 """Called with the amount done since the last call, and a note that replaces the previous one."""
 
@@ -43,10 +45,10 @@ def progress(title: str, total: float, unit: str, *, quiet: bool = False) -> Ite
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
     )
     with Progress(
-        *columns, console=console, disable=quiet or not sys.stderr.isatty(), redirect_stdout=sys.stdout.isatty()
+        *columns, console=console, disable=quiet or not is_terminal(sys.stderr), redirect_stdout=is_terminal(sys.stdout)
     ) as bar:
         task = bar.add_task(title, total=total, note="")
-        yield lambda amount, note: bar.update(task, advance=amount, note=note)
+        yield lambda amount, note: bar.update(task, advance=amount, note=escape(note))

@@ -120,10 +120,12 @@ class RemotePath:
         """Return whether the object, or one below this prefix, exists."""
         return self.is_file() or self.is_dir()
 
-    def read_bytes(self) -> bytes:
-        """Return the object's bytes."""
+    def read_bytes(self, most_bytes: int | None = None) -> bytes:
+        """Return the object's bytes; an OSError if it has more than `most_bytes`, whose content is not fetched."""
         with _errors_name(self):
-            return bytes(_import_obstore().get(_open_bucket(self.bucket), self.key).bytes())
+            response = _import_obstore().get(_open_bucket(self.bucket), self.key)
+            check_size(self, int(response.meta["size"]), most_bytes)
+            return bytes(response.bytes())
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Return the object as text."""
@@ -217,6 +219,18 @@ class ObjectStream(io.RawIOBase):
         return count
 
 
+def check_size(path: object, size: int, most_bytes: int | None) -> None:
+    """Check the size of a file or object before it is read.
+
+    Raises
+    ------
+    OSError
+        It has more than `most_bytes`.
+    """
+    if most_bytes is not None and size > most_bytes:
+        raise OSError(errno.EFBIG, f"has {size:,} bytes, and a document has at most {most_bytes:,}", str(path))
+
+
 def parse_url(url: str) -> RemotePath:
     """Parse a URL like ``s3://scans/lits``.
 
@@ -233,7 +247,7 @@ def parse_url(url: str) -> RemotePath:
         )
     if scheme not in SCHEMES or not bucket:
         raise StoreError(
-            f"{url}: expected a local path or one of {', '.join(f'{name}://BUCKET/...' for name in SCHEMES)}."
+            f"expected a local path or one of {', '.join(f'{name}://BUCKET/...' for name in SCHEMES)}.", where=url
         )
     return RemotePath(f"{scheme}://{bucket}", "/".join(part for part in key.split("/") if part))
 
@@ -257,7 +271,7 @@ def _open_bucket(bucket: str) -> Any:
     try:
         return from_url(bucket, **options, **(_boto3_options() if bucket.startswith("s3://") else {}))
     except Exception as error:
-        raise StoreError(f"{bucket}: cannot be opened ({_first_line(error)}).") from error
+        raise StoreError(f"cannot be opened ({_first_line(error)}).", where=bucket) from error
 
 
 def _boto3_options() -> dict[str, Any]:
@@ -296,7 +310,7 @@ def _first_line(error: Exception) -> str:
         return (
             "no credentials were found; set them as the provider's tools expect (for S3: AWS_ACCESS_KEY_ID and others)"
         )
-    return lines[0].partition(": <?xml")[0][:300] if lines else type(error).__name__
+    return lines[0].partition(": <?xml")[0] if lines else type(error).__name__
 
 
 def _parse_status(meta: Any) -> Status:

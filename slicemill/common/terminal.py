@@ -1,23 +1,88 @@
-"""Output of commands: lines, tables, numbers, and the exit status after an error."""
+"""Output of commands: lines, tables, numbers, and the exit status after an error.
 
+Names and labels come from files. Whatever could control a terminal is escaped here, and only here.
+"""
+
+import contextlib
 import errno
 import math
+import os
 import resource
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from slicemill.common.errors import InputError, UsageError
+from slicemill.common.failures import find_memory_detail, is_exhausted
+from slicemill.common.signals import Terminated, raise_on_stop_signals
 
 BLOCKS, PLAIN_BLOCKS = "▁▂▃▄▅▆▇█", ".:-=+*#@"
 
 
 def print_line(text: str = "") -> None:
-    """Print a line of result to standard output."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """Print one line of result to standard output; line ends and other control characters are escaped."""
+    _write_line(sys.stdout, text)
+
+
+def print_lines(text: str) -> None:
+    """Print several lines of result, such as a table, to standard output."""
+    for line in text.split("\n"):
+        print_line(line)
+
+
+def print_message(text: str) -> None:
+    """Print one line about the command itself to standard error."""
+    _write_line(sys.stderr, f"slicemill: {text}")
+
+
+def escape(text: str) -> str:
+    r"""Return a text with its control characters, line ends, directional marks and lone surrogates escaped.
+
+    >>> print(escape("red\x1b[31m, new\nline, \u202egnp"))
+    red\x1b[31m, new\nline, \u202egnp
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def _write_line(stream: TextIO | None, text: str) -> None:
+    """Write a line if anyone reads it: the work of a command goes on without its terminal or its pipe."""
+    if stream is None or stream.closed:
+        return
+    line = escape(text) + "\n"
+    try:
+        encoding = stream.encoding or "utf-8"
+        stream.write(line.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except BrokenPipeError:
+        _discard_output(stream)
+
+
+def _discard_output(stream: TextIO) -> None:
+    """Redirect a stream to nowhere, also for the flush at the end of Python."""
+    with contextlib.suppress(OSError, ValueError):
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, stream.fileno())
+        os.close(descriptor)
+
+
+def open_closed_streams() -> None:
+    """Connect closed standard streams to nowhere; else the next file to be opened becomes the standard output."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a standard stream is open and a terminal."""
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 def peak_mib() -> float:
@@ -33,26 +98,32 @@ def peak_mib() -> float:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return rows under a header as text in columns; numbers are aligned right.
+    """Return the lines of `table_rows` as one text.
 
     >>> print(format_table(["case", "dice"], [["volume-1", 0.91234]]))
     case       dice
     volume-1  0.912
     """
-    cells = [[format_cell(value) for value in row] for row in rows]
-    widths = [max(len(line[column]) for line in [list(header), *cells]) for column in range(len(header))]
+    return "\n".join(table_rows(header, rows))
+
+
+def table_rows(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Return rows under a header as lines of text in columns, escaped; numbers are aligned right."""
+    titles = [escape(title) for title in header]
+    cells = [[escape(format_cell(value)) for value in row] for row in rows]
+    widths = [max(len(line[column]) for line in [titles, *cells]) for column in range(len(header))]
     right = [
         bool(rows) and all(isinstance(row[column], int | float) or row[column] is None for row in rows)
         for column in range(len(header))
     ]
-    lines = [list(header), *cells]
-    return "\n".join(
+    lines = [titles, *cells]
+    return [
         "  ".join(
             text.rjust(width) if number else text.ljust(width)
             for text, width, number in zip(line, widths, right, strict=True)
         ).rstrip()
         for line in lines
-    )
+    ]
 
 
 def format_cell(value: object) -> str:
@@ -135,20 +206,39 @@ def bar_characters(encoding: str | None) -> str:
 def report_errors() -> Iterator[None]:
     """Print an error that the user can correct as one line, and end the process.
 
-    Exit status 2 for a UsageError, 1 for any other InputError or an OSError, 130 after Ctrl-C.
+    Exit status 2 for a UsageError, 1 for any other InputError, an OSError or a lack of memory, 130 after Ctrl-C, 143
+    after SIGTERM.
     """
-    try:
-        yield
-    except InputError as error:
-        sys.stderr.write(f"slicemill: {error}\n")
-        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
-    except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        remedy = "Free disk space" if error.errno == errno.ENOSPC else "Correct that, or the path"
-        sys.stderr.write(f"slicemill: {where}{error.strerror or error}. {remedy}, and run the same command again.\n")
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("slicemill: interrupted; what was finished is kept. Run the same command again to continue.\n")
-        raise SystemExit(130) from None
+    with raise_on_stop_signals():
+        try:
+            yield
+        except InputError as error:
+            print_message(str(error))
+            raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
+        except KeyboardInterrupt as error:
+            terminated = isinstance(error, Terminated)
+            print_message(
+                f"{'ended by SIGTERM' if terminated else 'interrupted'}; what was finished is kept. "
+                "Run the same command again to continue."
+            )
+            raise SystemExit(143 if terminated else 130) from None
+        except Exception as error:
+            reason = _describe_system_error(error)
+            if reason is None:
+                raise
+            print_message(f"{reason} and run the same command again.")
+            raise SystemExit(1) from None
+
+
+def _describe_system_error(error: Exception) -> str | None:
+    """Return what the system refused and the way out, or None for an exception that is a bug."""
+    detail = find_memory_detail(error)
+    if detail is not None:
+        return f"not enough memory{detail}. Close other programs, use fewer workers, or allow more memory (ulimit -v),"
+    if not isinstance(error, OSError) or (error.filename is None and error.errno is None):
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    remedy = "Free disk space," if error.errno == errno.ENOSPC else "Correct that, or the path,"
+    if is_exhausted(error):
+        remedy = "Allow more open files (ulimit -n), or use fewer workers,"
+    return f"{where}{error.strerror or error}. {remedy}"

@@ -10,6 +10,9 @@ A NIfTI file stores voxels with its first axis fastest, in any of 48 axis orders
 3. `Grid.to_file` is its inverse, so that a segmentation returns to the voxels of its scan.
 
 An oblique axis gets the name of the nearest patient axis (nibabel's `io_orientation`); nothing is resampled.
+
+Two files may hold the same voxels in different axis orders. `Grid.turned_to` describes one file's axes by the positions
+of the other, so that `to_stored` of both gives arrays of the same voxels (`slicemill.ct.same_grid`).
 """
 
 from dataclasses import dataclass
@@ -45,6 +48,10 @@ class Grid:
     """Number of voxels along the file's axes i, j, k."""
     affine: Floats
     """float64[4, 4], voxel (i, j, k, 1) to mm, RAS+ as in the NIfTI header."""
+    axes: tuple[tuple[int, int], ...] | None = None
+    """For each file axis the LPS axis (0 x, 1 y, 2 z) and direction, +1 or -1. None: the nearest axes of the affine."""
+    oriented: bool = True
+    """Whether the header states where the axes point; a NIfTI header without sform and qform does not."""
 
     def __post_init__(self) -> None:
         """Check that there are voxels and that the affine is plausible and invertible."""
@@ -72,6 +79,8 @@ class Grid:
     @cached_property
     def _axes(self) -> Floats:
         """Return float64[3, 2]: for each file axis the LPS axis (0 x, 1 y, 2 z) and direction, +1 or -1; else NaN."""
+        if self.axes is not None:
+            return np.array(self.axes, dtype=np.float64)
         return np.asarray(io_orientation(RAS_TO_LPS @ self.affine), dtype=np.float64)
 
     @cached_property
@@ -127,6 +136,30 @@ class Grid:
         """View `stored`: any[z, y, x] in LPS+ order, as any[k, j, i] in the file's order."""
         transposed = stored.transpose([2 - int(axis) for axis in self._orientation[::-1, 0]])
         return transposed[tuple(slice(None, None, int(sign)) for sign in self._orientation[::-1, 1])]
+
+    def turned_to(self, other: "Grid") -> "Grid | None":
+        """Return this file's axes with the positions of the `other` file's voxels, or None if the shapes do not fit.
+
+        Each axis is matched to the nearest one of the other file, by direction. `to_stored` of the result gives the
+        axes of `other`'s. `distance_mm` to the result shows whether the voxels are the same.
+        """
+        between = np.linalg.solve(other.affine, self.affine)[:3, :3]
+        rows = np.abs(between / np.linalg.norm(between, axis=0)).argmax(axis=0)
+        if sorted(rows.tolist()) != [0, 1, 2] or any(
+            other.shape[row] != count for row, count in zip(rows, self.shape, strict=True)
+        ):
+            return None
+        signs = np.sign(between[rows, range(3)]).astype(int)
+        turn = np.eye(4)
+        turn[:3, :3] = 0
+        turn[rows, range(3)] = signs
+        turn[rows, 3] = np.where(signs < 0, np.array(self.shape) - 1, 0)
+        axes = tuple((axis, sign * own) for (axis, own), sign in zip(other.axes_of(rows), signs.tolist(), strict=True))
+        return Grid(shape=self.shape, affine=other.affine @ turn, axes=axes, oriented=other.oriented)
+
+    def axes_of(self, file_axes: npt.ArrayLike = (0, 1, 2)) -> tuple[tuple[int, int], ...]:
+        """Return the LPS axis (0 x, 1 y, 2 z) and the direction, +1 or -1, of file axes."""
+        return tuple((int(axis), int(sign)) for axis, sign in self._orientation[np.asarray(file_axes)])
 
     def distance_mm(self, other: "Grid") -> float:
         """Return the largest distance in mm between the same corner voxels of two grids of one shape."""

@@ -1,6 +1,5 @@
 """Label values of a segmentation: their names, and which of them are organ and tumor."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,9 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import LabelError, UsageError
-from slicemill.common.files import Location
 
 TUMOR_WORDS = ("tumor", "tumour", "cancer", "lesion", "nodule", "metastasis", "metastases")
+
+
+IGNORE = "ignore"
+"""Name of the label of voxels that are not annotated, as in nnU-Net. Training and its scores leave them out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class Labels:
 def make_labels(values: Mapping[str, int], organ: str | None = None, tumor: str | None = None) -> Labels:
     """Return Labels in order of value.
 
-    By default tumor is the label with a word of TUMOR_WORDS in its name, and organ the only other label.
+    By default tumor is the label with a word of TUMOR_WORDS in its name, and organ the only other label except IGNORE.
 
     >>> make_labels({"tumor": 2, "liver": 1})
     Labels(values={'liver': 1, 'tumor': 2}, organ='liver', tumor='tumor')
@@ -108,7 +110,7 @@ def make_labels(values: Mapping[str, int], organ: str | None = None, tumor: str 
     if tumor is None:
         matches = [name for name in ordered if any(word in name.lower() for word in TUMOR_WORDS)]
         tumor = matches[0] if len(matches) == 1 else None
-    others = [name for name in ordered if name != tumor]
+    others = [name for name in ordered if name not in (tumor, IGNORE)]
     if organ is None and tumor is not None and len(others) == 1:
         organ = others[0]
     return Labels(values=ordered, organ=organ, tumor=tumor)
@@ -162,22 +164,6 @@ def choose_labels(
     if declared and (organ or tumor):
         return make_labels(declared.values, organ, tumor)
     return declared
-
-
-def read_dataset_json(path: Location) -> Labels | None:
-    """Read the labels of a ``dataset.json``: of Decathlon (value to name) or nnU-Net (name to value).
-
-    None if it has no labels.
-    """
-    try:
-        table = json.loads(path.read_text(encoding="utf-8")).get("labels", {})
-        pairs = [(name, value) if isinstance(value, int) else (value, int(name)) for name, value in table.items()]
-        values = {str(name): int(value) for name, value in pairs if int(value) != 0}
-        if len(values) != sum(int(value) != 0 for _, value in pairs):
-            raise ValueError("two values share one name")
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise LabelError(f"its labels cannot be read ({error}); correct it, or pass --labels.", where=path) from error
-    return make_labels(values) if values else None
 
 
 def format_labels(values: Mapping[str, int]) -> str:

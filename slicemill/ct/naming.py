@@ -1,8 +1,7 @@
 """File names: whether a file is an image or a mask, which image a mask belongs to, and which files are read.
 
-A name is split into words at punctuation and at changes of case. Words like ``seg`` or ``CT`` give the role of the
-file; the other words are the key that an image and its mask share. Folders named ``imagesTr``, ``labels`` or ``masks``
-give the role of the files in them.
+Words like ``seg`` or ``CT`` give the role of the file; the other words are the key that an image and its mask share.
+Folders named ``imagesTr``, ``labels`` or ``masks`` give the role of the files in them (`slicemill.ct.name_words`).
 
 >>> parse_name("lits/batch1/volume-17.nii").key, parse_name("lits/batch2/segmentation-17.nii").role
 ('lits-17', 'mask')
@@ -16,37 +15,32 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from slicemill.common.files import Location
 from slicemill.common.ledger import LEDGER
 from slicemill.common.remote import RemotePath
 from slicemill.ct.formats.nifti.names import HEADER_SUFFIXES, is_header_name, is_nifti_name, scan_files, strip_suffix
+from slicemill.ct.formats.unread import UNREAD, explain_unread
+from slicemill.ct.name_words import (
+    IMAGE_WORDS,
+    Role,
+    folder_role,
+    is_mask_word,
+    is_split_folder,
+    key_words,
+    names_masks,
+    parse_bids,
+    words,
+)
 
 AnyPlace = TypeVar("AnyPlace", bound=Location)
-Role = Literal["image", "mask"]
 
-MASK_WORDS = frozenset(
-    [
-        "mask",
-        "masks",
-        "seg",
-        "segs",
-        "segmentation",
-        "segmentations",
-        "label",
-        "labels",
-        "gt",
-        "annotation",
-        "annotations",
-    ]
-)
-IMAGE_WORDS = frozenset(["image", "images", "img", "imgs", "ct", "cts", "volume", "volumes", "vol", "scan", "scans"])
-SUBSET = r"(?:tr|ts|va|val|train|training|test|testing)?"
 IMAGE_SUFFIXES = (".img.gz", ".img")
-OTHER_FORMATS = (*HEADER_SUFFIXES, *IMAGE_SUFFIXES, ".mha", ".mhd", ".nrrd", ".dcm")
+OTHER_FORMATS = (*HEADER_SUFFIXES, *IMAGE_SUFFIXES, *UNREAD)
 """Suffixes of scans that are not read (except .hdr and .img of a NIfTI pair). Such files are reported as not read."""
-WHY_OTHER = "a format that this version does not read; convert it to .nii.gz"
+LITS_NAME = re.compile(r"(volume|segmentation|labels?)-(\d+)", re.IGNORECASE)
+"""Names of LiTS, and of CT-ORG (``labels-0``)."""
 LITS = "lits-"
 """Prefix of the keys of LiTS names; their numbers are unique in the complete collection."""
 NOT_UTF8 = "its name is not valid UTF-8; rename it"
@@ -66,40 +60,33 @@ class Name:
     """The words that the names of an image and its mask share; empty if only the folder identifies the case."""
 
 
-def words(text: str) -> list[str]:
-    """Split a name into lower-case words.
-
-    >>> words("hepaticvessel_002_manualMask")
-    ['hepaticvessel', '002', 'manual', 'mask']
-    """
-    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+", text)]
-
-
-def folder_role(name: str) -> Role | None:
-    """Return the role that a folder name like ``imagesTr`` or ``labels`` gives to its files, or None."""
-    roles: tuple[tuple[Role, frozenset[str]], ...] = (("image", IMAGE_WORDS), ("mask", MASK_WORDS))
-    for role, known in roles:
-        if re.fullmatch(f"(?:{'|'.join(known)})_?{SUBSET}", name.lower()):
-            return role
-    return None
-
-
 def parse_name(path: str) -> Name:
-    """Parse the path of a file relative to its collection."""
+    """Parse the path of a file relative to its collection.
+
+    The first of these that says something gives the role: a LiTS, CT-ORG or BIDS name; a folder ``imagesTr``; a word of
+    the file's name for masks; the nearest folder named for images or masks; a folder like ``liver_masks``.
+    """
     parts = PurePosixPath(path)
     stem = strip_suffix(parts.name)
-    folders = [part for part in parts.parent.parts if folder_role(part) is None]
-    if lits := re.fullmatch(r"(volume|segmentation)-(\d+)", stem, re.IGNORECASE):
-        return Name(
-            role="image" if lits[1].lower() == "volume" else "mask", folder="/".join(folders), key=f"{LITS}{lits[2]}"
-        )
-    by_folder = next((role for part in reversed(parts.parent.parts) if (role := folder_role(part))), None)
-    parts_of_stem = words(stem)
-    own_role: Role = "mask" if MASK_WORDS & set(parts_of_stem) else (by_folder or "image")
-    if own_role == "image" and stem.endswith(FIRST_CHANNEL):
-        parts_of_stem = words(stem.removesuffix(FIRST_CHANNEL))
-    key = "_".join(word for word in parts_of_stem if word not in MASK_WORDS | IMAGE_WORDS | {"manual"})
-    return Name(role=own_role, folder="/".join(folders), key=key)
+    parents = parts.parent.parts
+    folder = "/".join(part for part in parents if folder_role(part) is None)
+    if lits := LITS_NAME.fullmatch(stem):
+        return Name(role="image" if lits[1].lower() == "volume" else "mask", folder=folder, key=f"{LITS}{lits[2]}")
+    by_folder = next((found for part in reversed(parents) if (found := folder_role(part))), None)
+    if bids := parse_bids(stem):
+        return Name(role="mask" if "mask" in (bids.role, by_folder) else "image", folder=folder, key=bids.key)
+    role: Role
+    if parents and is_split_folder(parents[-1]):
+        role = "image"
+    elif any(map(is_mask_word, words(stem))):
+        role = "mask"
+    else:
+        role = by_folder or "image"
+        if by_folder is None and parents and names_masks(parents[-1]) and not IMAGE_WORDS & set(words(stem)):
+            role, folder = "mask", "/".join(part for part in parents[:-1] if folder_role(part) is None)
+    if role == "image" and stem.endswith(FIRST_CHANNEL):
+        stem = stem.removesuffix(FIRST_CHANNEL)
+    return Name(role=role, folder=folder, key="_".join(key_words(stem)))
 
 
 def derive_case_id(path: str) -> str:
@@ -107,12 +94,13 @@ def derive_case_id(path: str) -> str:
 
     >>> derive_case_id("lits/volume-17.nii"), derive_case_id("imagesTr/liver_3_0000.nii.gz")
     ('volume-17', 'liver_3')
-    >>> derive_case_id("STS_004/CT_image.nii.gz")
-    'STS_004'
+    >>> derive_case_id("STS_004/CT_image.nii.gz"), derive_case_id("P1/images/CT.nii")
+    ('STS_004', 'P1')
     """
     parts = PurePosixPath(path)
     if not parse_name(path).key and parts.parent.name:
-        return parts.parent.name
+        own = [part for part in parts.parent.parts if folder_role(part) is None]
+        return own[-1] if own else parts.parent.name
     return strip_suffix(parts.name).removesuffix(FIRST_CHANNEL)
 
 
@@ -157,7 +145,7 @@ def reason_left_out(path: Location) -> str:
         return "" if scan_files(path)[-1].exists() else "a header without its .img; put the .img in the same folder"
     if name.endswith(IMAGE_SUFFIXES):
         return "" if _has_header(path) else "an .img without a .hdr of its name; put the .hdr in the same folder"
-    return WHY_OTHER
+    return explain_unread(name)
 
 
 def _has_header(image: Location) -> bool:

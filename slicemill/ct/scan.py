@@ -24,6 +24,7 @@ from slicemill.ct.formats.nifti.header import MAX_EXTENSION_BYTES
 from slicemill.ct.formats.nifti.source import NiftiSource
 from slicemill.ct.formats.source import ScanSource
 from slicemill.ct.geometry import Grid, make_contiguous
+from slicemill.ct.hu_checks import rounding_warnings
 from slicemill.ct.transpose import AxisTranspose
 
 BATCH_BYTES = 16 << 20
@@ -33,6 +34,9 @@ SLAB_BYTES = 2 << 20
 """Bytes of a slab at 2 bytes a voxel: 4 slices of 512x512, which are still in the processor's cache when they are
 encoded (`slicemill bench constants`)."""
 INT16 = np.iinfo(np.int16)
+MOST_LABEL_ERROR = 1e-3
+"""Largest distance of a label value from its integer: above the rounding of scaled integers, below a probability."""
+SHOWN_VALUES = 5
 
 Kind = Literal["image", "mask"]
 Allocate = Callable[[tuple[int, ...], Any], npt.NDArray[Any]]
@@ -77,7 +81,7 @@ class ScanReader:
         self.grid = source.grid
         """The file's voxel grid, or the one set by `replace_grid`."""
         self.max_rounding_error = 0.0
-        """Largest difference between a voxel's value and its rounded value, HU; final after the last slab."""
+        """Largest difference between a voxel's value and its rounded value; final after the last slab."""
 
     def __enter__(self) -> Self:
         return self
@@ -91,6 +95,13 @@ class ScanReader:
     def warnings(self) -> tuple[str, ...]:
         """Return warnings about unusual fields of the file."""
         return self._source.warnings
+
+    def value_warnings(self) -> list[str]:
+        """Return a warning if values were rounded; final after the last slab."""
+        if self.kind == "image":
+            return rounding_warnings(self.max_rounding_error)
+        error = self.max_rounding_error
+        return [f"segmentation: label values were rounded to integers, by at most {error:.3g}"] if error else []
 
     @property
     def read_seconds(self) -> float:
@@ -152,12 +163,10 @@ class ScanReader:
     def _planes(self, depth: int, buffers: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Yield k and any[k, j, i], HU or label values in the file's order, `depth` planes at a time."""
         for planes in self._source.planes(depth, buffers):
-            if self.kind == "mask":
-                yield planes.k, to_labels(planes.voxels, planes.slope, planes.inter, self.path)
-                continue
-            image, error = to_hu(planes.voxels, planes.slope, planes.inter, self.path)
+            convert = to_hu if self.kind == "image" else to_labels
+            values, error = convert(planes.voxels, planes.slope, planes.inter, self.path)
             self.max_rounding_error = max(self.max_rounding_error, error)
-            yield planes.k, image
+            yield planes.k, values
 
     def finish(self) -> str:
         """Read the rest, which verifies a gzip checksum, and return the file's SHA-256 (empty if not `hashed`)."""
@@ -216,22 +225,32 @@ def _check_range(low: float, high: float, path: Location) -> None:
         )
 
 
-def to_labels(raw: npt.NDArray[Any], slope: float, inter: float, path: Location) -> Uint8s:
-    """Convert stored numbers to label values, uint8.
+def to_labels(raw: npt.NDArray[Any], slope: float, inter: float, path: Location) -> tuple[Uint8s, float]:
+    """Convert stored numbers to label values, uint8, and return the largest rounding error.
 
     Raises
     ------
     LabelError
-        A value is not an integer from 0 to 255.
+        A value is not an integer from 0 to 255, within MOST_LABEL_ERROR.
     """
     if slope == 1 and inter == 0 and raw.dtype == np.uint8:
-        return raw
+        return raw, 0.0
     with np.errstate(all="ignore"):  # an overflow is not a label, and is refused below
         values = raw.astype(np.float64) * slope + inter if slope != 1 or inter != 0 else raw
-    labels = (
-        values.astype(np.uint8) if values.dtype.kind in "iu" else np.nan_to_num(values).clip(0, 255).astype(np.uint8)
-    )
-    if not np.array_equal(labels, values):
-        odd = values[values != labels].flat[0]
-        raise LabelError(f"label values must be integers from 0 to 255; one is {odd:g}.", where=path)
-    return labels
+    if values.dtype.kind in "iu":
+        labels = values.astype(np.uint8)
+        wrong = labels != values
+    else:
+        labels = np.rint(np.nan_to_num(values)).clip(0, 255).astype(np.uint8)
+        errors = np.abs(labels - values)
+        wrong = ~(errors <= MOST_LABEL_ERROR)  # also true for NaN
+    if wrong.any():
+        odd = np.unique(values[wrong])
+        shown = ", ".join(str(value) for value in odd[:SHOWN_VALUES].tolist())
+        raise LabelError(
+            f"label values must be integers from 0 to 255 (within {MOST_LABEL_ERROR:g}); "
+            f"found {shown}{' and others' if len(odd) > SHOWN_VALUES else ''}. "
+            "Save the segmentation with integer voxels; a probability map must be thresholded first.",
+            where=path,
+        )
+    return labels, 0.0 if values.dtype.kind in "iu" else float(errors.max())

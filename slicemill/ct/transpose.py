@@ -45,7 +45,7 @@ class AxisTranspose:
         transposed = np.ascontiguousarray(planes.transpose(self._axis, 0, self._other))
         start = k * self._shape[self._other] * self._dtype.itemsize
         for z, part in enumerate(transposed):
-            _write_all(self._file.fileno(), view_bytes(part), z * self.slice_bytes + start)
+            write_all(self._file.fileno(), view_bytes(part), z * self.slice_bytes + start)
 
     def slabs(self, depth: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Yield z and any[z, k, other] in steps of `depth` along the file's axis of z."""
@@ -57,7 +57,7 @@ class AxisTranspose:
             yield z, slab
 
 
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+def write_all(descriptor: int, data: memoryview, offset: int) -> None:
     """Write every byte of `data` at `offset`."""
     while data:
         count = os.pwrite(descriptor, data, offset)

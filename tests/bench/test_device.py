@@ -16,7 +16,9 @@ def test_every_row_is_measured_on_the_cpu_too(tmp_path):
     kept = []
     record = measure(tmp_path, TINY, list(infer_gpu.ROWS), lambda now: kept.append(len(now["results"])))
     assert record["failed"] == {}
-    assert kept == [1, 2, 3, 4, 5, 6]
+    assert kept == sorted(kept)
+    assert kept[-1] == len(infer_gpu.ROWS)
+    assert len(kept) > 30, "the record is written before each run"
     results = json.loads(json.dumps(record))["results"]
     engines = results["engines"]["width 4"]
     for row in engines["results"].values():

@@ -76,6 +76,7 @@ def test_scale_is_measured_and_a_plan_follows_from_it(tmp_path, monkeypatch):
     monkeypatch.setattr("slicemill.bench.stages.scaling.LENGTHS", {True: (1, 300, 900)})
     monkeypatch.setattr("slicemill.bench.stages.scaling.CASES", {True: (1, 3)})
     monkeypatch.setattr("slicemill.bench.stages.scaling.TASKS", {True: 200})
+    monkeypatch.setattr("slicemill.bench.stages.scaling.FILES", {True: (20, 400)})
     phantom_subject(6, size=64).write(tmp_path / "scans", ".nii")
     words = ["scale", "--quick", "--json", str(tmp_path / "scale.json"), "--picture", str(tmp_path / "s.png")]
     done = CliRunner().invoke(bench, [*words, "--data", str(tmp_path / "scans")])
@@ -85,6 +86,9 @@ def test_scale_is_measured_and_a_plan_follows_from_it(tmp_path, monkeypatch):
     assert record["slices"]["cpu_seconds"]["slope"] > 0
     assert (tmp_path / "s.png").stat().st_size > 10_000
     assert "ms a slice" in format_record(record)
+    assert "µs a file" in format_record(record)
+    assert record["files"]["seconds"]["slope"] > 0
+    assert "a file" not in format_record({key: value for key, value in record.items() if key != "files"})
     with pytest.raises(ConfigError, match="nearly all start-up"):
         worker_pace({"1": 3.1, "2": 3.05}, 3.0)
     assert worker_pace({"1": 7.0, "2": 5.5}, 3.0) == 0.8

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 from msgspec.structs import replace
@@ -23,10 +24,11 @@ from slicemill.bench.records.suite import SuiteOptions, all_table, run_stage, sh
 from slicemill.bench.records.suite_page import PAGE, PICTURE, SHARES, write_page
 from slicemill.bench.schema.base import Headline, Limit, Peer
 from slicemill.common.documents import to_document
-from slicemill.common.errors import ConfigError
+from slicemill.common.errors import ConfigError, GeometryError
 from slicemill.common.files import read_json
 from slicemill.ct.phantom import write_collection
 from slicemill.infer.run.timing import STAGES as STOPWATCH
+from tests.ct.grids import reorient
 
 HERE = Path(__file__).parents[2]
 
@@ -87,6 +89,19 @@ def test_records_that_cannot_be_compared_are_refused(tmp_path):
     done = CliRunner().invoke(bench, ["compare", str(old), str(new)])
     assert done.exit_code == 0
     assert "faster" in done.output
+
+
+def test_the_mask_of_a_users_scan_may_be_in_another_axis_order_and_not_elsewhere(tmp_path):
+    list(write_collection(tmp_path / "scans", cases=1, size=64, seed=3))
+    expected = scan_subject(tmp_path / "scans", 5)
+    (path,) = (tmp_path / "scans").glob("segmentation*")
+    mask = nib.load(path)
+    turned = nib.Nifti1Image(np.asarray(mask.dataobj).copy(), mask.affine)
+    nib.save(reorient(turned, "ASR"), path)
+    assert np.array_equal(scan_subject(tmp_path / "scans", 5).label, expected.label)
+    nib.save(nib.Nifti1Image(turned.dataobj, turned.affine @ np.diag([1.0, 1, -1, 1])), path)
+    with pytest.raises(GeometryError, match="must have the same grid as its image"):
+        scan_subject(tmp_path / "scans", 5)
 
 
 def test_a_users_scan_replaces_the_phantom(tmp_path):

@@ -39,10 +39,38 @@ def test_numpy_values_become_plain_ones():
     }
 
 
-def test_unknown_keys_are_ignored_and_integers_become_floats():
-    found = from_document(Sample, {"name": "a", "sizes": [1], "new": 1}, "f")
+def test_integers_become_floats():
+    found = from_document(Sample, {"name": "a", "sizes": [1]}, "f")
     assert found.sizes == (1.0,)
     assert isinstance(found.sizes[0], float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """A record of records."""
+
+    samples: tuple[Sample, ...] = ()
+    by_name: dict[str, Sample] | None = None
+    facts: dict[str, object] | None = None
+
+
+@pytest.mark.parametrize(
+    ("document", "key"),
+    [
+        ({"new": 1}, "new"),
+        ({"samples": [{"name": "a"}, {"name": "b", "size": 1}]}, r"samples\[1\]\.size"),
+        ({"by_name": {"x": {"name": "a", "volume": 1}}}, r"by_name\.x\.volume"),
+    ],
+)
+def test_unknown_keys_are_refused_by_name_unless_a_record_is_a_part(document, key):
+    with pytest.raises(InputError, match=f"^f: the key `{key}` is unknown"):
+        from_document(Folder, document, "f")
+    assert isinstance(from_document(Folder, document, "f", is_part=True), Folder)
+
+
+def test_keys_of_tables_without_a_type_are_kept():
+    document = {"facts": {"a": {"b": [{"c": 1}]}}}
+    assert from_document(Folder, document, "f").facts == document["facts"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from slicemill.common.files import parse_location, read_lines
 from slicemill.common.locks import try_claim
 from slicemill.common.remote import RemotePath
 from slicemill.ct.labels import LITS_LABELS
-from slicemill.ingest.discover import discover, from_csv
+from slicemill.ingest.discover import discover
+from slicemill.ingest.pair_table import from_csv
 from slicemill.ingest.params import Params
 from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store.reader import open_store

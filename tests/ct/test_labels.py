@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slicemill.common.errors import LabelError, UsageError
-from slicemill.ct.labels import LITS_LABELS, Labels, labels_from_json, make_labels, parse_labels, read_dataset_json
+from slicemill.ct.dataset_json import read_dataset_json
+from slicemill.ct.labels import LITS_LABELS, Labels, labels_from_json, make_labels, parse_labels
 
 
 def test_tumor_is_found_by_its_name_and_organ_is_what_is_left():

@@ -2,16 +2,18 @@
 
 import contextlib
 import gzip
+import math
 import struct
 
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813 (its own documentation's name)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slicemill.common.errors import GeometryError, InputError, LabelError, ScanError
-from slicemill.ct.formats.nifti.header import blank_text, read_header
+from slicemill.ct.formats.nifti.header import blank_text, parse_grid, read_header
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.geometry import Grid
 from slicemill.ct.phantom import write_nifti
@@ -137,7 +139,7 @@ def test_a_damaged_header_is_one_clear_error(offset, form, values, message, tmp_
 
 def test_several_volumes_are_refused_with_the_way_out(tmp_path):
     path = save(tmp_path / "a.nii", np.zeros((3, 3, 3, 2), np.int16))
-    with pytest.raises(ScanError, match=r"several volumes.*Split it first"):
+    with pytest.raises(ScanError, match=r"several volumes.*time points, split them"):
         read_header(path)
 
 
@@ -169,12 +171,103 @@ def test_labels_are_integers_from_0_to_255(raw):
 def test_a_slope_that_overflows_is_refused_without_a_warning():
     with pytest.raises(ScanError, match="must be finite"):
         to_hu(np.array([1000], np.int16), 1e308, 0.0, "x")
-    with pytest.raises(LabelError, match="one is inf"):
+    with pytest.raises(LabelError, match="found inf"):
         to_labels(np.array([1000], np.int16), 1e308, 0.0, "x")
 
 
 def test_float_labels_with_integer_values_are_accepted():
-    assert to_labels(np.array([0.0, 2.0]), 1.0, 0.0, "x").tolist() == [0, 2]
+    labels, error = to_labels(np.array([0.0, 2.0]), 1.0, 0.0, "x")
+    assert (labels.tolist(), error) == ([0, 2], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("raw", "slope", "error"),
+    [
+        (np.array([0, 0.9999999, 2.0005], np.float32), 1.0, 0.0005),
+        (np.array([0, 255, 510], np.int16), float(np.float32(1 / 255)), 1.2e-7),
+        (np.array([-0.0009, 1.0009, 2]), 1.0, 0.0009),
+    ],
+)
+def test_labels_that_are_integers_but_for_rounding_are_rounded_and_the_error_is_known(raw, slope, error):
+    labels, found = to_labels(raw, slope, 0.0, "x")
+    assert (labels.tolist(), labels.dtype) == ([0, 1, 2], np.uint8)
+    assert 0 < found <= error * 1.001
+
+
+@pytest.mark.parametrize(
+    ("raw", "found"),
+    [
+        (np.array([0, 0.998, 2]), r"found 0\.998\."),
+        (np.array([1.0000000001, 1.0011]), r"found 1\.0011\."),
+        (np.array([255.0009, 255.01]), r"found 255\.01\."),
+        (np.array([-0.002, 3]), r"found -0\.002\."),
+        (np.arange(7) + 0.5, r"found 0\.5, 1\.5, 2\.5, 3\.5, 4\.5 and others\."),
+    ],
+)
+def test_labels_that_are_no_integers_are_refused_with_all_digits(raw, found):
+    with pytest.raises(LabelError, match=found):
+        to_labels(raw, 1.0, 0.0, "x")
+
+
+def test_a_mask_with_rounded_labels_has_a_warning(tmp_path):
+    path = save(tmp_path / "a.nii", np.full((3, 4, 5), 0.9999999, np.float32))
+    with ScanReader(path, "mask") as reader:
+        assert reader.value_warnings() == []
+        assert (reader.read() == 1).all()
+        assert reader.value_warnings() == ["segmentation: label values were rounded to integers, by at most 1.19e-07"]
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("sform_code", [0, 1])
+def test_a_qfac_of_0_counts_as_1(kind, sform_code, tmp_path):
+    affine = np.array([[0, -2.0, 0, 3], [2.0, 0, 0, 4], [0, 0, 5.0, 5], [0, 0, 0, 1]])
+    picture = kind(np.ones((3, 4, 5), np.int16), affine)
+    picture.set_qform(affine, code=1)
+    picture.set_sform(affine, code=sform_code)
+    assert picture.header["pixdim"][0] == 1
+    nib.save(picture, tmp_path / "a.nii")
+    patched(tmp_path / "a.nii", *((76, "<f", 0.0) if kind is nib.Nifti1Image else (104, "<d", 0.0)))
+    header = read_header(tmp_path / "a.nii")
+    assert np.allclose(header.grid.affine, affine, atol=1e-6)
+    assert header.warnings == ()
+    assert np.allclose(parse_grid(header.raw).affine, affine, atol=1e-6)
+    write_volume(tmp_path / "mask.nii", blank_text(header.raw), np.uint8, np.zeros((5, 4, 3), np.uint8))
+    assert np.allclose(nib.load(tmp_path / "mask.nii").affine, affine, atol=1e-6), "nibabel does not read a qfac of 0"
+    if kind is nib.Nifti1Image:
+        simpleitk = sitk.ReadImage(str(tmp_path / "a.nii"))
+        assert np.allclose(header.grid.affine_lps @ [0, 0, 0, 1], [*corner_of(simpleitk, header.grid), 1], atol=1e-5)
+
+
+def corner_of(simpleitk, grid):
+    """The position in LPS mm of the first stored voxel, by SimpleITK."""
+    stored = grid.to_stored(np.arange(math.prod(grid.shape)).reshape(grid.shape[::-1]))
+    k, j, i = np.unravel_index(int(stored[0, 0, 0]), grid.shape[::-1])
+    return simpleitk.TransformIndexToPhysicalPoint((int(i), int(j), int(k)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((1, 6, 5, 4), np.int16, r"extents \[1, 6, 5, 4\] begin with an axis of 1: a channel axis"),
+        ((1, 1, 6, 5, 4), np.int16, "begin with an axis of 1: a channel axis"),
+        ((6, 5, 4, 2), np.int16, "If the last axis counts channels, save the one with HU"),
+        ((6, 5, 4, 3), np.uint8, "its last axis has 3 values of 8 bits.*the channels of a color picture"),
+        ((6, 5, 4, 1, 3), np.uint8, "the channels of a color picture"),
+    ],
+)
+def test_a_channel_axis_is_named_as_one(shape, dtype, message, tmp_path):
+    path = save(tmp_path / "a.nii", np.zeros(shape, dtype))
+    with pytest.raises(ScanError, match=message):
+        read_header(path)
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 2), (4, 4, 2, 3)])
+def test_colors_are_refused_at_once_and_not_told_to_be_split(shape, tmp_path):
+    colors = np.zeros(shape, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    path = save(tmp_path / "a.nii", colors)
+    with pytest.raises(ScanError, match="A color or complex picture is not a CT") as caught:
+        read_header(path)
+    assert "plit" not in str(caught.value)
 
 
 def test_a_header_without_orientation_is_read_with_a_warning(tmp_path):

@@ -9,7 +9,7 @@ from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.network.model import NetworkOutput
 from slicemill.infer.run.engine import Engine, Limits, ScanInProgress, Steps
 from slicemill.infer.run.timing import Stopwatch
-from slicemill.infer.runtime.capacity import Capacity
+from slicemill.infer.runtime.capacity import Capacity, count_lanes
 from slicemill.infer.slices.assembly import ScanPlan
 from slicemill.infer.slices.batches import NetworkScan
 from slicemill.infer.slices.tiles import PLAIN, make_tiles
@@ -47,6 +47,8 @@ class FakeModel:
         self.on_batch = on_batch
         self.on_open = on_open
         self.session = object()
+        self.device = 0
+        self.lanes = count_lanes(provider)
         self.rebuilt = 0
         self.batches = []
         """Number of units in each batch."""
@@ -54,7 +56,6 @@ class FakeModel:
 
     def rebuild(self):
         self.rebuilt += 1
-        self.session = object()
 
 
 class FakeLane:

@@ -99,7 +99,7 @@ def test_a_picture_is_decoded_only_when_it_is_read_and_takes_little_more_than_it
         with open_scan(job) as scan:
             assert scan.grid.stored_shape == (1, 2000, 1000)
             assert tracemalloc.get_traced_memory()[1] < 2e6, "less than a byte a pixel: nothing is decoded yet"
-            assert scan.read(np.empty)[0].shape == (1, 2000, 1000)
+            assert scan.read(np.empty).volume.shape == (1, 2000, 1000)
             assert tracemalloc.get_traced_memory()[1] < 2e6 * 6
     finally:
         tracemalloc.stop()
@@ -205,3 +205,21 @@ def test_two_runs_into_one_folder_segment_every_scan_once(model, tmp_path):
         assert summary.count("failed") == 0
         reasons = {outcome.reason for outcome in summary.outcomes if outcome.status == "skipped"}
         assert reasons <= {CLAIMED_ELSEWHERE, "done before with this model"}
+
+
+@pytest.mark.timeout(60)
+def test_a_picture_too_wide_for_a_mask_or_no_file_fails_alone(model, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("L", (40_000, 2)).save(folder / "wide.png")
+    Image.new("L", (48, 40)).save(folder / "good.png")
+    os.mkfifo(folder / "pipe.png")
+    with pytest.raises(ScanError, match=r"wide\.png: has 40,000 x 2 pixels; a mask as NIfTI-1 has at most 32,767"):
+        read_picture(folder / "wide.png", Window(-200, 300))
+    with pytest.raises(OSError, match="is not a regular file"):
+        read_picture(folder / "pipe.png", Window(-200, 300))
+    summary = run(model, [folder / name for name in ("wide.png", "good.png")], tmp_path / "out", Window(-200, 300))
+    assert {one.name: one.status for one in summary.outcomes} == {
+        "wide.png.nii.gz": "failed",
+        "good.png.nii.gz": "done",
+    }

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from slicemill.common.errors import ConfigError, ProviderError, ReadError, UsageError
+from slicemill.common.failures import explain_failure
 from slicemill.common.files import read_lines
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.gather import gather
-from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import InferOptions
-from slicemill.infer.run.pipeline import BulkRun, failure_reason
+from slicemill.infer.run.pipeline import BulkRun
 from slicemill.infer.run.pipeline import infer as segment_all
 from slicemill.infer.runtime import providers
 from tests.contents import content
@@ -117,18 +117,17 @@ def test_a_run_that_ends_early_has_every_scan_in_its_summary_and_the_next_run_do
 
 
 def test_a_reason_names_the_file_once():
-    job = Job(name="a.nii", path=Path("in/a.nii"))
+    def reason(error):
+        return explain_failure(error, Path("in/a.nii")).reason
+
     shard = "in/store/a/c/0, slice 3"
-    assert failure_reason(ReadError("needs more memory."), job) == "in/a.nii: needs more memory."
-    assert failure_reason(ReadError("is damaged.", where=job.path), job) == "in/a.nii: is damaged."
-    assert failure_reason(ReadError("is damaged.", where=shard), job) == f"{shard}: is damaged."
-    assert failure_reason(ReadError("differs from in/a.nii."), job) == "in/a.nii: differs from in/a.nii."
-    assert failure_reason(ProviderError("cpu: the device failed."), job) == "in/a.nii: cpu: the device failed."
-    assert (
-        failure_reason(OSError(28, "No space left on device", "out/a.nii"), job)
-        == "out/a.nii: No space left on device."
-    )
-    assert failure_reason(MemoryError(), job).startswith("in/a.nii: not enough memory")
+    assert reason(ReadError("needs more memory.")) == "in/a.nii: needs more memory."
+    assert reason(ReadError("is damaged.", where="in/a.nii")) == "in/a.nii: is damaged."
+    assert reason(ReadError("is damaged.", where=shard)) == f"{shard}: is damaged."
+    assert reason(ReadError("differs from in/a.nii.")) == "in/a.nii: differs from in/a.nii."
+    assert reason(ProviderError("cpu: the device failed.")) == "in/a.nii: cpu: the device failed."
+    assert reason(OSError(28, "No space left on device", "out/a.nii")) == "out/a.nii: No space left on device."
+    assert reason(MemoryError()).startswith("in/a.nii: not enough memory")
 
 
 def test_a_memory_limit_below_the_model_itself_is_one_clear_error(model, scans, tmp_path):

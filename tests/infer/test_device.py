@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from slicemill.bench.harness.networks import export_network
-from slicemill.common.errors import ModelError, ProviderError
+from slicemill.common.errors import ModelError, ProviderError, UsageError
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.network import lanes
@@ -20,10 +20,11 @@ from slicemill.infer.network.lanes import DeviceLane, HostLane
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer as segment_all
-from slicemill.infer.runtime import tensorrt
+from slicemill.infer.runtime import providers, tensorrt
 from slicemill.infer.runtime.capacity import Capacity, batch_capacity, input_shapes
 from slicemill.infer.runtime.cuda_memory import CudaDevice, open_cuda_device
-from slicemill.infer.runtime.providers import provider_options
+from slicemill.infer.runtime.probe import make_probe
+from slicemill.infer.runtime.providers import make_session, provider_options
 from slicemill.infer.runtime.tensorrt import Builder, engine_folder, engine_options, start_with_engine
 from slicemill.train.config import Config
 from slicemill.train.export.graph import DEFAULT, Flavor
@@ -75,7 +76,7 @@ def tensorrt_sessions(monkeypatch, tmp_path):
 
 class TestOptions:
     def test_cuda_searches_convolutions_once_and_never_by_default(self):
-        options = provider_options("cuda", 3)
+        options = provider_options("cuda", 3, make_probe(bias_apart=True))
         assert options["device_id"] == "3"
         assert options["cudnn_conv_algo_search"] == "EXHAUSTIVE"
         assert (options["prefer_nhwc"], options["fuse_conv_bias"], options["cudnn_conv_use_max_workspace"]) == (
@@ -86,6 +87,25 @@ class TestOptions:
         assert options["arena_extend_strategy"] == "kSameAsRequested"
         assert "enable_cuda_graph" not in options
 
+    def test_biases_are_fused_only_where_no_transposed_convolution_has_one(self, flavors):
+        def fused(model):
+            return provider_options("cuda", 0, model)["fuse_conv_bias"]
+
+        assert fused(flavors.read_bytes()) == fused(make_probe(bias_apart=False)) == "0"
+        assert (
+            fused(flavors.with_name("liver.bytes.fp16.onnx").read_bytes()) == fused(make_probe(bias_apart=True)) == "1"
+        )
+        assert fused(b"no model") == "0"
+
+    @pytest.mark.parametrize("provider", ["cuda", "auto"])
+    def test_a_fused_bias_is_never_combined_with_nchw(self, provider, flavors, monkeypatch):
+        """onnxruntime then clears the output on another stream than it computes on."""
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+        monkeypatch.setattr(providers, "has_nvidia_driver", lambda: True)
+        model = flavors.with_name("liver.bytes.fp16.onnx")
+        with pytest.raises(UsageError, match="fuse_conv_bias=1 with prefer_nhwc=0: onnxruntime may give wrong results"):
+            make_session(model.read_bytes(), model, provider, 0, {"prefer_nhwc": "0"})
+
     def test_an_engine_is_built_for_exactly_one_shape(self):
         options = engine_options(SHAPES, Path("a", "b"))
         only = "image:14x1x64x64x2,neighbors:4x3"
@@ -94,11 +114,15 @@ class TestOptions:
         assert (options["trt_timing_cache_enable"], options["trt_timing_cache_path"]) == ("1", "a")
 
     def test_precision_is_the_files(self):
-        options = provider_options("tensorrt", 0)
+        options = provider_options("tensorrt", 0, b"")
         assert {options[f"trt_{kind}_enable"] for kind in ("fp16", "bf16", "int8")} == {"0"}
 
     def test_every_value_is_text_as_onnxruntime_wants(self):
-        every = [provider_options("cuda", 1), provider_options("tensorrt", 1), engine_options(SHAPES, Path("a", "b"))]
+        every = [
+            provider_options("cuda", 1, b""),
+            provider_options("tensorrt", 1, b""),
+            engine_options(SHAPES, Path("a", "b")),
+        ]
         assert {type(value) for options in every for value in options.values()} == {str}
 
     def test_whatever_an_engine_depends_on_names_its_folder(self):
@@ -183,7 +207,10 @@ class TestTensorrt:
         for job in jobs:
             one, other = (np.asarray(nib.load(tmp_path / name / job.name).dataobj) for name in ("there", "here"))
             assert np.array_equal(one, other), job.name
-        assert json.loads((tmp_path / "there" / "summary.json").read_text())["provider"] == "tensorrt"
+        summary = json.loads((tmp_path / "there" / "summary.json").read_text())
+        assert summary["provider"] == "tensorrt"
+        assert 0 < summary["device_busy"] <= 1
+        assert summary["device_busy"] * summary["seconds"] <= 1.01 * summary["stages"]["device"]["seconds"] + 0.01
         assert cuda_runtime.copied
 
     def test_of_several_runs_one_builds_and_the_others_wait(self, tmp_path):
@@ -283,6 +310,7 @@ class TestCudaDevice:
         runtime.fails = name
         with pytest.raises(ProviderError, match=rf"{name} failed on GPU 5: out of memory \(error 2\)"):
             allocate_and_copy(CudaDevice(runtime, 5))
+        assert runtime.cleared == 1
 
     def test_a_runtime_that_is_not_there_is_named(self):
         class Built:

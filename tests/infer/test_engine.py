@@ -1,9 +1,11 @@
 """The engine: batches across scans, bounded memory, failures that affect only their scan or batch."""
 
 import gc
+import signal
 import threading
 import time
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +57,50 @@ def test_a_device_that_fails_again_ends_the_run():
         run.run()
     assert run.errors
     assert run.correct
+
+
+def test_a_device_that_this_process_can_no_longer_use_ends_the_run():
+    """After an illegal memory access every call of CUDA fails, as long as the process lives."""
+
+    class Lost(FakeModel):
+        def rebuild(self):
+            raise ProviderError("does not run here") from RuntimeError("CUDA failure 700: again ; GPU=0")
+
+    run = FakeRun(volumes(*TEN), [Lost("cuda", fails_at=[3])], capacity=Capacity(2, 2), readers=1)
+    with pytest.raises(
+        ProviderError,
+        match=r"cuda: the device failed \(CUDA error 700\), and this process can no longer use it "
+        r"\(CUDA failure 700: again\). Run the same command again to continue",
+    ):
+        run.run()
+    assert run.errors
+    assert all(str(error) == "cuda: the device failed (CUDA error 700)." for error in run.errors.values())
+    assert run.correct
+
+
+def test_nothing_holds_the_old_session_when_a_device_is_rebuilt():
+    class Session:
+        """What the memory of a GPU belongs to."""
+
+    alive = []
+
+    class Tracked(FakeModel):
+        def rebuild(self):
+            old = weakref.ref(self.session)
+            self.session = None
+            alive.append(old() is not None)
+            self.session = Session()
+            super().rebuild()
+
+    def fail(number):
+        session = model.session  # what a frame of the failed call refers to
+        if number == 3:
+            raise RuntimeError(session)
+
+    model = Tracked("cuda", on_batch=fail)
+    model.session = Session()
+    assert FakeRun(volumes(*TEN), [model], capacity=Capacity(2, 2), readers=1).run().correct
+    assert alive == [False]
 
 
 class Troubled(FakeRun):
@@ -187,3 +233,45 @@ class TestDevices:
         run = Slow(volumes(*[1] * 10), [first, second], check, capacity=Capacity(1, 1))
         assert len(run.run().labels) == 10
         assert ended == [True]
+
+
+@pytest.mark.parametrize("step", ["read", "write"])
+def test_a_bug_in_one_scan_fails_it_and_is_raised_after_the_others(step):
+    run = FakeRun(volumes(*TEN), [FakeModel()])
+    work = getattr(run, step)
+
+    def stumble(item, *rest):
+        if (item if step == "read" else item.job).name == "3":
+            raise OverflowError("int too big to convert")
+        return work(item, *rest)
+
+    steps = replace(run.engine._steps, **{step: stumble})
+    run.engine._steps = steps
+    with pytest.raises(OverflowError):
+        run.run()
+    assert list(run.errors) == ["3"]
+    assert sorted(run.labels) == sorted(name for name in run.volumes if name != "3")
+    assert run.correct
+
+
+def test_no_lane_is_at_work_after_a_run_was_interrupted():
+    working = threading.Event()
+    lanes = []
+
+    def on_batch(_number):
+        working.set()
+        lanes.append(threading.current_thread())
+        time.sleep(0.5)  # as long as a batch inside onnxruntime
+
+    run = FakeRun(volumes(*TEN), [FakeModel(on_batch=on_batch)], capacity=Capacity(1, 1))
+    interrupt = threading.Timer(0.1, lambda: working.wait() and signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process ignores it
+    interrupt.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run.run()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    interrupt.join()
+    assert lanes
+    assert not any(thread.is_alive() for thread in lanes)

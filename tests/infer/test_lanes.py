@@ -1,6 +1,7 @@
 """Batches in progress at a time on a CPU: as many threads as cores, stopped together, with their memory counted."""
 
 import os
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -9,7 +10,8 @@ import pytest
 
 from slicemill.common.errors import ModelError, ProviderError
 from slicemill.infer import single
-from slicemill.infer.network.lanes import HostLane, estimate_lane_memory, make_lane
+from slicemill.infer.network import model as network_model
+from slicemill.infer.network.lanes import HostLane, estimate_lane_memory, make_compute_limit, make_lane
 from slicemill.infer.network.model import NetworkOutput, open_model
 from slicemill.infer.parity_check import check_parity
 from slicemill.infer.runtime.capacity import CPU_LANES, Capacity, batch_capacity, count_lanes, session_threads
@@ -42,8 +44,10 @@ def test_labels_are_the_same_however_many_lanes(cores, model, monkeypatch, rng):
     assert np.array_equal(found.tumor_probability, expected.tumor_probability)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("CUDA error 700"), KeyboardInterrupt()])
-def test_a_lane_that_fails_ends_the_others(error, model, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "raised"), [(RuntimeError("CUDA error 700"), ProviderError), (KeyboardInterrupt(), KeyboardInterrupt)]
+)
+def test_a_lane_that_fails_ends_the_others(error, raised, model, monkeypatch):
     with_cores(monkeypatch, 2)
     done = []
 
@@ -63,7 +67,7 @@ def test_a_lane_that_fails_ends_the_others(error, model, monkeypatch):
     opened = open_model(model, "cpu")
     monkeypatch.setattr(single, "make_lane", failing)
     monkeypatch.setattr(single, "batch_capacity", lambda *_: batch_capacity(opened.info, "cpu", 1))
-    with pytest.raises(type(error)):
+    with pytest.raises(raised):
         segment_volume(opened, np.zeros((300, 64, 64), np.int16), SPACING)
     assert len(done) < 100
 
@@ -138,19 +142,15 @@ def test_a_batch_of_one_slice_is_compared_too(context, model, monkeypatch, rng):
             seen.append((len(image), neighbors.shape))
             return NetworkOutput(np.zeros((len(neighbors), 64, 64), np.uint8))
 
-    class Reference:
-        def run(self, image, neighbors):
-            return NetworkOutput(np.zeros((len(neighbors), 64, 64), np.uint8))
-
-    monkeypatch.setattr("slicemill.infer.parity_check.open_model", lambda *_: Reference())
+    monkeypatch.setattr(opened, "run_on_cpu", lambda _, neighbors: (np.zeros((len(neighbors), 64, 64), np.uint8), None))
     check_parity(opened, scan, Recording())
     assert seen == [(context, (1, context))]
 
 
 def test_the_memory_of_lanes_is_that_of_all_but_the_one_that_was_tried(model, monkeypatch):
+    with_cores(monkeypatch, 1)
     opened = open_model(model, "cpu")
     capacity = batch_capacity(opened.info, "cpu", 64)
-    with_cores(monkeypatch, 1)
     assert estimate_lane_memory(opened, capacity, select_outputs(opened.info)) == 0
     with_cores(monkeypatch, 4)
     fresh = open_model(model, "cpu")
@@ -183,3 +183,73 @@ def test_a_network_that_fails_on_an_empty_batch_is_reported_in_a_sentence(model)
     opened.session = Broken()
     with pytest.raises(ProviderError, match="--provider cpu: the network fails on an empty batch .no memory."):
         estimate_lane_memory(opened, batch_capacity(opened.info, "cpu"), ("label",))
+
+
+def test_a_device_that_fails_in_the_comparison_with_the_cpu_is_reported_in_a_sentence(model, rng):
+    opened = open_model(model, "cpu")
+    scan = NetworkScan(plan_scan(opened.info, (5, 64, 64), SPACING), rng.integers(0, 9, (5, 64, 64)).astype(np.int16))
+
+    class Failing(HostLane):
+        def run(self, *_):
+            raise RuntimeError("CUDA failure 700: an illegal memory access ; GPU=0")
+
+    with pytest.raises(ProviderError, match=r"fails on its first slices \(CUDA failure 700: an illegal"):
+        check_parity(opened, scan, Failing(opened, Capacity(4, 12), ("label",)))
+    assert not opened.parity_checked
+
+
+def test_the_comparison_with_the_cpu_has_the_logits_behind_the_labels(model, rng):
+    opened = open_model(model, "cpu")
+    image = rng.integers(-200, 300, (6, 64, 64)).astype(np.int16)
+    neighbors = np.array([[0, 1, 2], [3, 4, 5]], np.int32)
+    label, logits = opened.run_on_cpu(image, neighbors)
+    assert np.array_equal(label, opened.run(image, neighbors).label)
+    assert logits.shape == (2, 3, 64, 64)
+    assert np.array_equal(opened.info.labels.table()[logits.argmax(axis=1)], label)
+
+
+def test_buffers_that_cannot_be_allocated_are_reported_in_a_sentence(model, monkeypatch):
+    opened = open_model(model, "cpu")
+
+    def full(*_):
+        raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+
+    monkeypatch.setattr("slicemill.infer.network.lanes.HostLane", full)
+    with pytest.raises(
+        ProviderError, match=r"buffers of a batch cannot be allocated \(CUDA failure 2: out of memory\)"
+    ):
+        make_lane(opened, Capacity(4, 12), ("label",))
+
+
+def test_the_number_of_lanes_is_a_setting(model):
+    assert open_model(model, "cpu").lanes == count_lanes("cpu")
+    opened = open_model(model, "cpu", lanes=3)
+    assert opened.lanes == 3
+    limit = make_compute_limit(opened)
+    with limit, limit, limit:
+        assert not limit._free.acquire(blocking=False)
+    with limit.exclude_all():
+        assert not limit._free.acquire(blocking=False)
+    assert all(limit._free.acquire(blocking=False) for _ in range(3))
+
+
+def test_a_rebuilt_model_has_dropped_its_old_session_first(model, monkeypatch):
+    opened = open_model(model, "cpu")
+    old, real, alive = weakref.ref(opened.session), network_model.make_session, []
+
+    def make(*arguments):
+        alive.append(old() is not None)
+        return real(*arguments)
+
+    monkeypatch.setattr(network_model, "make_session", make)
+    opened.rebuild()
+    assert (alive, opened.rebuilt) == ([False], 1)
+
+    def refuse(*_):
+        raise ProviderError("does not run here")
+
+    monkeypatch.setattr(network_model, "make_session", refuse)
+    with pytest.raises(ProviderError, match="does not run here"):
+        opened.rebuild()
+    with pytest.raises(ProviderError, match=r"cpu: the device failed\."):
+        opened.session  # noqa: B018 (a property)

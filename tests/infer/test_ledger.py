@@ -35,7 +35,8 @@ def find(out, opened, job, **options):
 
 def test_a_line_has_these_keys_in_this_order(opened, job, tmp_path):
     line = append(tmp_path, opened, job, slices=4, answer="tumor: no")
-    assert list(line) == KEYS
+    assert list(line) == [*KEYS, "extras"]
+    assert line["extras"] == ["liver", "tumor"]
     assert line["options"] == {"separate": True, "postprocess": False}
     assert line["stamp"] == [job.path.stat().st_size, job.path.stat().st_mtime_ns]
     assert list(append(tmp_path, opened, job, "failed", reason="full disk", passing=True)) == [*KEYS, "passing"]
@@ -71,3 +72,12 @@ def test_a_failure_is_final_unless_it_may_pass_or_the_options_ask_again(values, 
     known = find(tmp_path, opened, job, **options)
     assert (known and known.status) == status
     assert RunLedger(tmp_path, opened, InferOptions()).find_outcome(job) is None, "other options"
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, '{"name": ' + "9" * 5000 + "}", "\0\0", '{"name": ["a"], "status": "done"}']
+)
+def test_a_hostile_line_costs_only_itself(line, opened, job, tmp_path):
+    good = append(tmp_path, opened, job)
+    (tmp_path / "ledger.jsonl").write_text("\n".join([line, json.dumps(good), line, ""]))
+    assert RunLedger(tmp_path, opened, InferOptions()).names == [job.name]

@@ -8,7 +8,9 @@ import onnx
 import pytest
 
 from slicemill.common.errors import ModelError, ProviderError, UsageError
-from slicemill.infer.network.model import EXTERNAL_DATA, check_agreement, open_model
+from slicemill.infer.network.external_weights import EXTERNAL_DATA
+from slicemill.infer.network.model import open_model
+from slicemill.infer.parity_check import check_agreement
 from slicemill.infer.runtime import providers
 
 
@@ -67,12 +69,16 @@ class TestModel:
         with pytest.raises(ModelError, match="has no slicemill metadata"):
             open_model(tmp_path / "m.onnx", "cpu")
 
-    def test_weights_in_another_file_are_never_followed(self, model, tmp_path):
+    def test_weights_in_another_folder_are_never_followed(self, model, tmp_path):
         onnx.save(
             onnx.load(model), tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0
         )
-        with pytest.raises(ModelError, match="stores weights in other files"):
-            open_model(tmp_path / "m.onnx", "cpu")
+        (tmp_path / "in").mkdir()
+        content = (tmp_path / "m.onnx").read_bytes().replace(b"weights.bin", b"../weig.bin")
+        (tmp_path / "in" / "m.onnx").write_bytes(content)
+        (tmp_path / "weights.bin").rename(tmp_path / "weig.bin")
+        with pytest.raises(ModelError, match="only files in the folder of the model are read"):
+            open_model(tmp_path / "in" / "m.onnx", "cpu")
 
     @pytest.mark.parametrize("location", ["secret.bin", "../secret.bin", "link.bin", "{tmp_path}/secret.bin"])
     def test_nor_when_protobuf_is_written_in_another_way(self, location, tmp_path, monkeypatch):
@@ -92,12 +98,18 @@ class TestModel:
         label = np.zeros((2, 64, 64), np.uint8)
         other = label.copy()
         other[0, 0, :40] = 1
-        assert check_agreement(opened, label, other) == 40 / 8192
+        assert check_agreement(opened, label, other, None) == 40 / 8192
         other[0, 1] = 1
         with pytest.raises(
             ModelError, match=r"labels on cpu differ from those on the CPU in 1.27% of .*nothing was segmented"
         ):
-            check_agreement(opened, label, other)
+            check_agreement(opened, label, other, None)
+        logits = np.zeros((2, 3, 64, 64), np.float16)
+        logits[:, 1], logits[:, 2] = 1, 0.995
+        assert check_agreement(opened, label + 2, label + 1, logits) == 0, "ties"
+        logits[:, 2] = 0.98
+        with pytest.raises(ModelError, match="in 100.00% of the pixels"):
+            check_agreement(opened, label + 2, label + 1, logits)
 
 
 def following(location):
@@ -144,6 +156,9 @@ class TestProviders:
             def get_providers(self):
                 return ["CPUExecutionProvider"]
 
+            def run(self, names, feed):
+                return []
+
         import onnxruntime
 
         monkeypatch.setattr(
@@ -154,7 +169,8 @@ class TestProviders:
             open_model(model, "cuda")
 
     def test_both_packages_at_once_are_named_with_the_repair(self, monkeypatch):
-        monkeypatch.setattr(providers, "installed_runtimes", lambda: ["onnxruntime", "onnxruntime-gpu"])
+        folder = Path("site-packages", "onnxruntime")
+        monkeypatch.setattr(providers, "installed_runtimes", lambda: {"onnxruntime": folder, "onnxruntime-gpu": folder})
         with pytest.raises(
             ProviderError, match=r"overwrite each other's files. Repair: pip uninstall -y onnxruntime onnxruntime-gpu"
         ):

@@ -18,10 +18,9 @@ import slicemill
 from slicemill.common.errors import ModelError, ScanError
 from slicemill.common.files import read_lines
 from slicemill.ct.phantom import write_nifti
-from slicemill.infer import parity_check
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.network import lanes
-from slicemill.infer.network.model import NetworkOutput, open_model
+from slicemill.infer.network.model import open_model
 from slicemill.infer.run import pipeline
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
@@ -251,7 +250,7 @@ def test_a_model_that_gives_labels_only_still_reports_tumor(model, collection, t
     label, report = slicemill.segment(collection / "volume-2.nii", tmp_path / "m.onnx")
     assert np.array_equal(label, slicemill.segment(collection / "volume-2.nii", model)[0])
     assert report["tumor_found"] == bool((label == 2).any())
-    assert report["tumor_confidence"] is None
+    assert report["mean_tumor_probability"] is None
 
 
 def test_an_upper_case_suffix_is_compressed_too(model, collection, tmp_path):
@@ -278,14 +277,13 @@ def test_another_provider_is_compared_with_the_cpu_before_the_first_scan(model, 
     opened.provider = "cuda"
     monkeypatch.setattr(lanes, "ON_DEVICE", ())
     assert infer(opened, jobs, tmp_path / "same").count("done") == 1
-    reference = open_model(model, "cpu")
-    honest = reference.run
+    honest = opened.run_on_cpu
 
     def other(*given):
-        return NetworkOutput((honest(*given).label + 1) % 3)
+        label, logits = honest(*given)
+        return (label + 1) % 3, np.roll(logits, 1, axis=1)
 
-    monkeypatch.setattr(reference, "run", other)
-    monkeypatch.setattr(parity_check, "open_model", lambda *_: reference)
+    monkeypatch.setattr(opened, "run_on_cpu", other)
     with pytest.raises(ModelError, match="labels on cuda differ from those on the CPU"):
         infer(opened, jobs, tmp_path / "other")
     assert not (tmp_path / "other" / "volume-0.nii").exists()

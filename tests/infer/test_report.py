@@ -28,7 +28,15 @@ def report(**values):
     [
         ({}, "liver 1500.0 ml, tumor 2.0 ml"),
         ({"tumor_found": False, "lesions": ()}, "tumor: no"),
-        ({"tumor_found": False, "tumor_confidence": 0.875, "lesions": ()}, "tumor: no (confidence 0.88)"),
+        ({"tumor_found": False, "tumor_score": 0.17, "lesions": ()}, "tumor: no (highest tumor score 0.17)"),
+        (
+            {"tumor_found": False, "tumor_score": 0.83, "lesions": ()},
+            "tumor: no (highest tumor score 0.83 removed by the rules)",
+        ),
+        (
+            {"tumor_found": True, "tumor_volume_ml": 2.0, "lesions": (LESION,), "mean_tumor_probability": 0.75},
+            "tumor: yes, 2.0 ml in 1 lesion (mean probability of its voxels 0.75)",
+        ),
         ({"tumor_found": True, "tumor_volume_ml": 2.0, "lesions": (LESION,)}, "tumor: yes, 2.0 ml in 1 lesion"),
         ({"tumor_found": True, "tumor_volume_ml": 2.0, "lesions": (LESION,) * 2}, "tumor: yes, 2.0 ml in 2 lesions"),
     ],

@@ -7,6 +7,7 @@ import shutil
 import tomllib
 from dataclasses import replace
 from itertools import product
+from math import nan
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,18 +21,20 @@ from typer.testing import CliRunner
 from slicemill.cli import commands
 from slicemill.common.errors import ConfigError, ModelError
 from slicemill.ct.geometry import Grid
-from slicemill.ct.labels import LITS_LABELS
+from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.ct.overlap import count_overlap, mean_without_nan
 from slicemill.infer import tune as module
 from slicemill.infer.network.model import open_model
 from slicemill.infer.postprocess import postprocess
 from slicemill.infer.slices.assembly import Segmentation
 from slicemill.infer.tune import (
+    Choice,
     as_toml,
     best,
     check_writable,
     choose_cases,
     find_flavors,
+    find_gaps,
     tabulate_lesions,
     tune,
     write_rules,
@@ -313,3 +316,18 @@ def test_flavors_are_all_written_or_none(model, tmp_path):
         write_rules(paths, module.Tuned(before=nothing, chosen=nothing, cases=()))
     assert open_model(paths[0], "cpu").info.card.tuned is None
     assert sorted(tmp_path.iterdir()) == paths
+
+
+@pytest.mark.parametrize(
+    ("labels", "dice", "words"),
+    [
+        ({"liver": 1, "tumor": 2}, (nan, nan), ["have no organ", "no case has tumor"]),
+        ({"tumor": 1}, (nan, 0.5), ["the model has no organ label"]),
+        ({"liver": 1}, (0.9, nan), ["the model has no tumor label"]),
+        ({"liver": 1, "tumor": 2}, (0.9, 0.5), []),
+    ],
+)
+def test_a_dice_that_cannot_be_computed_says_what_is_missing(labels, dice, words):
+    gaps = find_gaps(make_labels(labels), Choice(rules=PostprocessRules(), organ=dice[0], tumor=dice[1]))
+    assert len(gaps) == len(words)
+    assert all(word in gap for word, gap in zip(words, gaps, strict=True))

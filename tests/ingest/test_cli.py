@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from slicemill.cli import commands
+from tests.ingest.test_discover import touch
 
 
 def invoke(*words):
@@ -17,6 +18,32 @@ def test_a_dry_run_shows_the_table_and_writes_nothing(collection, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+def test_what_was_decided_about_names_is_printed_as_notes(tmp_path):
+    touch(tmp_path, "p1/venous.nii", "p2/venous.nii")
+    done = invoke("ingest", tmp_path, "--dry-run")
+    assert done.exit_code == 0
+    assert "note: 2 scans share a name with another one" in done.stdout
+
+
+def test_masks_that_do_not_pair_end_the_command_unless_scans_are_wanted_alone(tmp_path):
+    touch(tmp_path, "a.nii", "b_seg.nii")
+    refused = invoke("ingest", tmp_path, tmp_path / "store")
+    assert refused.exit_code == 1
+    assert refused.stderr.count("\n") == 1
+    assert not (tmp_path / "store").exists()
+    done = invoke("ingest", tmp_path, "--no-masks", "--dry-run")
+    assert done.exit_code == 0
+    assert "1 cases, 0 with a mask; 1 files left out" in done.stdout
+
+
+def test_a_table_of_labels_and_a_pattern_of_masks_are_options(tmp_path):
+    touch(tmp_path, "imagesTr/a.nii", "labelsTr/a.nii", "labelsTr2/a.nii")
+    (tmp_path / "labels.csv").write_text("name,value\nliver,1\ntumor,2\n")
+    done = invoke("ingest", tmp_path, "--masks", "labelsTr2/*", "--labels", tmp_path / "labels.csv", "--dry-run")
+    assert "labelsTr2/a.nii" in done.stdout
+    assert "labels: liver=1, tumor=2" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("status", "words", "message"),
     [
@@ -25,8 +52,8 @@ def test_a_dry_run_shows_the_table_and_writes_nothing(collection, tmp_path):
         (2, ["ingest", "COLLECTION", "store", "--shard", "3/3"], "expected I/N"),
         (2, ["ingest", "COLLECTION", "store", "--labels", "liver"], "expected NAME=VALUE"),
         (2, ["ingest", "COLLECTION"], "pass the folder of the store"),
-        (2, ["ingest", "COLLECTION", "store", "--masks", "*_seg.nii"], "--masks needs --images"),
-        (2, ["ingest", "store", "--pairs", "cases.csv", "--masks", "*_seg.nii"], "--masks needs --images"),
+        (2, ["ingest", "COLLECTION", "--no-masks", "--masks", "*"], "--masks excludes --no-masks"),
+        (2, ["ingest", "--pairs", "x.csv", "--masks", "*", "store"], "--masks excludes --no-masks and --pairs"),
         (2, ["ingest", "store", "--pairs", "cases.csv", "--images", "*.nii"], "exactly one of a folder, --pairs and"),
         (2, ["ingest", "COLLECTION", "store", "--pairs", "cases.csv"], "exactly one of a folder, --pairs and"),
         (1, ["store", "info", "nowhere"], "is not a slice store"),
@@ -43,7 +70,12 @@ def test_what_a_user_gets_wrong_is_one_line_and_an_exit_status(status, words, me
 
 
 @pytest.mark.parametrize(
-    ("option", "choices"), [("--geometry", ("error", "trust-image")), ("--profile", ("compact", "fast"))]
+    ("option", "choices"),
+    [
+        ("--geometry", ("error", "trust-image", "resample")),
+        ("--profile", ("compact", "fast")),
+        ("--overlap", ("error", "highest")),
+    ],
 )
 def test_a_choice_that_does_not_exist_is_a_usage_error_that_names_the_choices(option, choices, collection):
     done = invoke("ingest", collection, "store", option, "guess")

@@ -1,8 +1,10 @@
 import pytest
 
-from slicemill.common.errors import PairingError, StoreError, UsageError
+from slicemill.common.errors import LabelError, PairingError, StoreError, UsageError
 from slicemill.ct.labels import LITS_LABELS
-from slicemill.ingest.discover import discover, from_csv, from_patterns, set_patients
+from slicemill.ingest.discover import MaskOptions, discover, set_patients
+from slicemill.ingest.pair_table import from_csv
+from slicemill.ingest.patterns import from_patterns
 
 
 def touch(folder, *names):
@@ -62,8 +64,15 @@ def test_the_folder_of_one_patient_is_named_after_itself(tmp_path):
 
 
 def test_what_does_not_pair_is_named_with_the_reason(tmp_path):
-    collection = discover(touch(tmp_path, "a.nii", "b_seg.nii", "c.nii", "c_seg.nii", "c_mask.nii"))
-    assert pairs(collection) == {"a": ("a.nii", None), "c": ("c.nii", None)}
+    fitting = [f"{stem}{end}.nii" for stem in "pqr" for end in ("", "_seg")]
+    collection = discover(touch(tmp_path, "a.nii", "b_seg.nii", "c.nii", "c_seg.nii", "c_mask.nii", *fitting))
+    assert {case: mask for case, (_, mask) in pairs(collection).items()} == {
+        "a": None,
+        "c": None,
+        "p": "p_seg.nii",
+        "q": "q_seg.nii",
+        "r": "r_seg.nii",
+    }
     reasons = {path.name: reason for path, reason in collection.left_out}
     assert reasons["b_seg.nii"] == "a mask without a matching image"
     assert "c.nii has more than one" in reasons["c_seg.nii"]
@@ -74,7 +83,7 @@ def test_a_second_channel_is_left_out(tmp_path):
     collection = discover(touch(tmp_path, "imagesTr/x_0000.nii.gz", "imagesTr/x_0001.nii.gz", "labelsTr/x.nii.gz"))
     assert pairs(collection) == {"x": ("imagesTr/x_0000.nii.gz", "labelsTr/x.nii.gz")}
     assert [(path.name, reason) for path, reason in collection.left_out] == [
-        ("x_0001.nii.gz", "an extra channel of a scan; CT scans have one channel")
+        ("x_0001.nii.gz", "another channel of a scan, which is no CT")
     ]
 
 
@@ -89,13 +98,23 @@ def test_four_digits_are_a_patient_and_only_0000_is_a_channel(tmp_path):
 
 
 def test_a_key_in_folders_of_several_patients_pairs_no_one_with_another(tmp_path):
-    collection = discover(touch(tmp_path, "P1/arterial.nii.gz", "P2/arterial_seg.nii.gz", "P2/venous.nii.gz"))
-    assert pairs(collection) == {"arterial": ("P1/arterial.nii.gz", None), "venous": ("P2/venous.nii.gz", None)}
+    with pytest.raises(PairingError, match="1 mask and 2 images, but only 0 pairs"):
+        discover(touch(tmp_path, "P1/arterial.nii.gz", "P2/arterial_seg.nii.gz", "P2/venous.nii.gz"))
 
 
-def test_two_images_of_one_case_id_are_an_error_that_names_both(tmp_path):
-    with pytest.raises(PairingError, match=r"a/x\.nii and .*b/x\.nii would both become case 'x'"):
-        discover(touch(tmp_path, "a/x.nii", "b/x.nii"))
+def test_scans_of_one_name_get_case_ids_of_their_paths_and_a_note(tmp_path):
+    collection = discover(touch(tmp_path, "p1/venous.nii", "p2/venous.nii", "p2/late.nii", "p3/4D.nii.gz"))
+    assert {case.case_id: case.patient_id for case in collection.cases} == {
+        name: name for name in ("p1_venous", "p2_venous", "late", "4D")
+    }
+    (note,) = collection.notes
+    assert "2 scans share a name with another one" in note
+    assert "p1/venous.nii is p1_venous" in note
+
+
+def test_ids_of_paths_that_are_equal_too_are_an_error_that_names_both(tmp_path):
+    with pytest.raises(PairingError, match=r"a/b_x\.nii and .*a_b/x\.nii would both become case 'a_b_x'"):
+        discover(touch(tmp_path, "a/b_x.nii", "c/b_x.nii", "a_b/x.nii", "d/x.nii"))
 
 
 def test_a_folder_without_images_is_an_error_that_says_so(tmp_path):
@@ -115,6 +134,21 @@ def test_labels_are_declared_by_lits_names_or_by_dataset_json(tmp_path):
     assert dict(discover(tmp_path / "b").labels.values) == {"spleen": 1}
 
 
+def test_labels_of_the_user_go_before_a_dataset_json_that_cannot_be_read(tmp_path):
+    touch(tmp_path, "x.nii", "x_seg.nii")
+    (tmp_path / "dataset.json").write_text('{"labels": {"a": [1, 2], "b": [2, 3]}}')
+    (tmp_path / "cases.csv").write_text("image,mask\nx.nii,x_seg.nii\n")
+    pattern = f"{tmp_path}/*.nii"
+    for read in (
+        lambda **given: discover(tmp_path, MaskOptions(files={"a": 1} if given else {})),
+        lambda **given: from_csv(tmp_path / "cases.csv", **given),
+        lambda **given: from_patterns(pattern, None, **given),
+    ):
+        with pytest.raises(LabelError, match="pass --labels"):
+            read()
+        assert read(with_labels=False).labels is None
+
+
 def test_a_csv_gives_pairs_ids_and_patients(tmp_path):
     table = tmp_path / "cases.csv"
     table.write_text("image,mask,case_id,patient_id\nx/1.nii,y/1.nii,one,p\nx/2.nii,,,\n")
@@ -123,15 +157,17 @@ def test_a_csv_gives_pairs_ids_and_patients(tmp_path):
     assert [case.patient_id for case in collection.cases] == ["p", "2"]
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "image,mask\n", "image,mask\n,x\n", "image,mask\na\0.nii,\n"])
+@pytest.mark.parametrize(
+    "text", ["", "a,b\n1,2\n", "image,mask\n", "image,mask\n,x\n", "image,mask\na\0.nii,\n", "image\na.nii\n"]
+)
 def test_a_csv_without_what_it_needs_is_refused(text, tmp_path):
     (tmp_path / "cases.csv").write_text(text)
-    with pytest.raises(PairingError, match="image"):
+    with pytest.raises(PairingError, match="image|NUL"):
         from_csv(tmp_path / "cases.csv")
 
 
 def test_a_case_id_from_a_csv_cannot_leave_the_store(tmp_path):
-    (tmp_path / "cases.csv").write_text("image,case_id\na.nii,../../x\n")
+    (tmp_path / "cases.csv").write_text("image,mask,case_id\na.nii,,../../x\n")
     with pytest.raises(StoreError, match="no slash"):
         from_csv(tmp_path / "cases.csv")
 
@@ -140,8 +176,8 @@ def test_patterns_pair_by_what_their_stars_match(tmp_path):
     touch(tmp_path, "ct/p1_ct.nii.gz", "ct/p2_ct.nii.gz", "seg/p1_liver.nii.gz", "seg/p3_liver.nii.gz")
     collection = from_patterns(f"{tmp_path}/ct/*_ct.nii.gz", f"{tmp_path}/seg/*_liver.nii.gz")
     assert pairs(collection) == {
-        "p1_ct": ("ct/p1_ct.nii.gz", "seg/p1_liver.nii.gz"),
-        "p2_ct": ("ct/p2_ct.nii.gz", None),
+        "p1": ("ct/p1_ct.nii.gz", "seg/p1_liver.nii.gz"),
+        "p2": ("ct/p2_ct.nii.gz", None),
     }
     assert [path.name for path, _ in collection.left_out] == ["p3_liver.nii.gz"]
     with pytest.raises(PairingError, match="matches no"):
@@ -242,3 +278,10 @@ def test_a_pattern_of_urls_is_refused_with_the_way_out():
 def test_a_patient_of_no_letters_is_refused(collection):
     with pytest.raises(PairingError, match="its group does not match volume-0"):
         set_patients(discover(collection), r"(z)?volume")
+
+
+def test_rows_of_a_csv_with_one_name_get_case_ids_of_their_paths_and_a_note(tmp_path):
+    (tmp_path / "cases.csv").write_text("image,mask\np1/v.nii,\np2\\v.nii,\n")
+    collection = from_csv(tmp_path / "cases.csv")
+    assert pairs(collection) == {"p1_v": ("p1/v.nii", None), "p2_v": ("p2/v.nii", None)}
+    assert "line 2 is p1_v, line 3 is p2_v" in collection.notes[0]

@@ -156,7 +156,10 @@ def check(files, params):
 
 
 parameters = st.builds(
-    Params, labels=st.just(LITS_LABELS), geometry=st.sampled_from(["error", "trust-image"]), keep_text=st.booleans()
+    Params,
+    labels=st.just(LITS_LABELS),
+    geometry=st.sampled_from(["error", "trust-image", "resample"]),
+    keep_text=st.booleans(),
 )
 
 

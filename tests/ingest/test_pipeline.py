@@ -23,7 +23,7 @@ from slicemill.ingest.discover import discover, set_patients
 from slicemill.ingest.outcomes import FailureLine, stamp_case
 from slicemill.ingest.params import Params
 from slicemill.ingest.pipeline import IngestOptions, ingest, make_absolute
-from slicemill.ingest.plan import Task
+from slicemill.ingest.plan import Task, require_params
 from slicemill.ingest.work import run_case
 from slicemill.store.reader import open_store
 from slicemill.store.tables import read_table, reindex
@@ -271,3 +271,20 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path):
     assert len(open_store(store)) >= 1
     subprocess.run(command("ingest", folder, store), cwd=HERE, check=True, stdout=subprocess.DEVNULL)
     assert len(open_store(store)) == 12
+
+
+def test_a_store_without_cases_takes_other_labels(copied, tmp_path):
+    store = tmp_path / "store"
+    ingest(
+        discover(copied), store, Params(labels=make_labels({"lesion": 1})), IngestOptions(workers=1, shard=(99, 100))
+    )
+    assert not open_store(store).case_ids
+    (store / ".partial" / "volume-0.abc").mkdir(parents=True)
+    with pytest.raises(StoreError, match="was created with other parameters"):
+        require_params(store, LITS, overwrite=False)
+    (store / ".partial" / "volume-0.abc").rmdir()
+    require_params(store, LITS, overwrite=False)
+    (store / "scans.zarr" / "volume-0").mkdir()
+    (store / "scans.zarr" / "volume-0" / "zarr.json").write_text("{}")
+    with pytest.raises(StoreError, match="was created with other parameters"):
+        require_params(store, Params(labels=make_labels({"lesion": 1})), overwrite=False)

@@ -79,7 +79,7 @@ def test_a_prediction_off_its_grid_is_a_failure_and_the_rest_is_scored(two_cases
     write_nifti(two_cases / "predicted" / "volume-2.nii.gz", np.zeros((2, 4, 6), np.uint8), (2.0, 1.5, 1.0))
     evaluation = evaluate(two_cases / "predicted", two_cases / "truth", None, LITS_LABELS)
     assert [case.case_id for case in evaluation.cases] == ["volume-1"]
-    assert "mm away from its reference" in evaluation.failures[0][1]
+    assert "must have the same grid as its reference" in evaluation.failures[0][1]
 
 
 def test_a_stored_case_with_a_damaged_header_is_a_failure_and_the_rest_is_scored(stored, tmp_path):

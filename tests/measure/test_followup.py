@@ -89,7 +89,7 @@ def test_a_change_from_nothing_is_none(page_of, tmp_path):
 def test_a_scan_of_another_grid_is_refused(page_of, name, tmp_path):
     write_nifti(tmp_path / "other.nii", np.zeros((14, 40, 45), np.int16), SPACING)
     option = {"first": "--baseline-image", "second": "--followup-image"}[name]
-    with pytest.raises(AssertionError, match="must have the grid of its scan"):
+    with pytest.raises(AssertionError, match="must have the same grid as its mask"):
         page_of(tmp_path, [(2, 4, 4, 12)], [(2, 4, 4, 12)], option, tmp_path / "other.nii")
 
 

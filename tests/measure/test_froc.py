@@ -75,7 +75,7 @@ def test_luna16s_files_are_read_and_scans_without_candidates_count(tmp_path):
     assert found["curve"] == {"false_per_scan": [0.0, 0.5, 0.5], "sensitivity": [0.0, 0.0, 1.0]}
     assert found["candidates_of_unlisted_scans"] == 1
     (tmp_path / "truth.csv").write_text("seriesuid,coordX,coordY,coordZ\na,0,0,0\n")
-    with pytest.raises(InputError, match="missing: diameter_mm"):
+    with pytest.raises(InputError, match="has no column diameter_mm"):
         score_points(tmp_path / "out.csv", tmp_path / "truth.csv", tmp_path / "scans.csv")
 
 
@@ -97,5 +97,5 @@ def test_names_and_tables_that_cannot_be_read_as_they_stand_are_refused(tmp_path
     with pytest.raises(InputError, match=r"out.csv: must be UTF-8"):
         score_points(*files)
     files[0].write_text(f"seriesuid,coordX,coordY,coordZ,probability\n{'a' * 200_000},1,1,1,0.9\n")
-    with pytest.raises(InputError, match=r"out.csv: cannot be read as CSV \(field larger"):
+    with pytest.raises(InputError, match=r"out.csv, line 2: cannot be read as CSV \(field larger"):
         score_points(*files)

@@ -12,6 +12,7 @@ from slicemill.common.errors import LabelError, PairingError
 from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.ct.phantom import write_nifti
 from slicemill.measure.followup.recist import measure_time_point
+from slicemill.measure.inputs.infer_output import read_report
 from slicemill.measure.lesions import cohort_page
 from slicemill.measure.lesions.flags import flag_far_volumes
 from slicemill.measure.lesions.jobs import gather_jobs
@@ -74,7 +75,7 @@ def test_a_broken_mask_fails_alone_and_the_page_says_so(command, three_cases):
     done = command("measure", three_cases / "scans", "--image", three_cases / "scans", "--out", three_cases / "out")
     assert done.exit_code == 1
     assert "1 done, 0 skipped (done before), 2 failed" in done.output
-    assert "must have the grid of its scan" in done.output
+    assert "must have the same grid as its mask" in done.output
     assert "segmentation-2" in (three_cases / "out" / "report.html").read_text()
 
 
@@ -210,7 +211,10 @@ def test_beside_a_report_of_infer_a_mask_needs_no_names_and_the_page_names_the_m
     assert outcome.status == "done", outcome.reason
     record = json.loads((tmp_path / "out" / "a.json").read_text())
     assert record["lesions"][0]["probability_mean"] == pytest.approx(64 / 255, abs=1e-4)
-    assert record["flags"] == ["mean probability below 0.5 in lesion 1", "the model's confidence is 0.30"]
+    assert record["flags"] == [
+        "mean probability below 0.5 in lesion 1",
+        "the mean probability of the tumor voxels is 0.30",
+    ]
     assert "best&lt;1&gt;" in (tmp_path / "out" / "a.html").read_text()
 
 
@@ -346,3 +350,21 @@ def test_files_that_are_left_out_because_of_their_names_are_reported(command, tm
     assert re.findall(r"left out: \S*/(\w+)\.nii", done.output.replace("\n", "")) == ["p2", "p3"]
     (tmp_path / "m" / "p1_label.nii.gz").unlink()
     assert "left out" not in command("measure", tmp_path / "m", "--out", tmp_path / "o", "--labels", "liver=1").output
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"mean_tumor_probability": 0.7, "tumor_score": 0.9, "tumor_found": True}, (0.7, None)),
+        ({"tumor_confidence": 0.7, "tumor_score": 0.9, "tumor_found": True}, (0.7, None)),
+        ({"tumor_confidence": 0.17, "tumor_score": 0.83, "tumor_found": False}, (None, 0.83)),
+        ({"mean_tumor_probability": None, "tumor_score": 0.83, "tumor_found": False}, (None, 0.83)),
+        ({"mean_tumor_probability": "1", "tumor_score": []}, (None, None)),
+    ],
+)
+def test_the_probability_of_tumor_is_read_from_new_and_old_reports(fields, found, tmp_path):
+    from slicemill.common.files import write_json
+
+    write_json(tmp_path / "a.json", {"model": "m", "model_sha256": "0", "slice_tumor_scores": None, **fields})
+    used = read_report(tmp_path / "a.nii.gz").model
+    assert (used.mean_tumor_probability, used.removed_tumor_score) == found

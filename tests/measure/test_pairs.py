@@ -100,7 +100,7 @@ def test_a_prediction_of_another_pixel_size_than_the_stored_case_is_a_failure(st
     write_nifti(tmp_path / "volume-0.nii.gz", case.label[:], (z, y * 1.1, x), case.info.source_axcodes)
     ((name, reason),) = evaluate(tmp_path, stored, None).failures
     assert name == "volume-0.nii.gz"
-    assert "mm away from its reference" in reason
+    assert "must have the same grid as its reference" in reason
 
 
 def test_a_store_is_a_reference_too(stored, tmp_path):
@@ -140,8 +140,12 @@ def test_a_stored_prediction_off_the_grid_of_its_reference_is_named(predicted_st
     write_nifti(two_cases / "truth" / "segmentation-1.nii", np.zeros((2, 4, 5), np.uint8), SPACING)
     write_nifti(two_cases / "truth" / "segmentation-2.nii", np.zeros((2, 4, 6), np.uint8), (2.0, 1.5, 1.0))
     reasons = [reason for _, reason in evaluate(predicted_store, two_cases / "truth", None).failures]
-    assert "store: volume-1: has shape" in reasons[0]
-    assert "store: volume-2: is 0.75 mm away from its reference" in reasons[1]
+    assert (
+        "store: volume-1: must have the same grid as its reference volume-1, in any axis order; their shapes"
+        in reasons[0]
+    )
+    assert "store: volume-2: must have the same grid" in reasons[1]
+    assert "their affines differ by 0.75 mm" in reasons[1]
 
 
 def test_labels_of_a_store_of_predictions_must_mean_what_the_other_run_means(predicted_store, two_cases):

@@ -72,6 +72,28 @@ def test_ctrl_c_ends_the_cases_in_hand_and_begins_no_other(send, tmp_path):
     assert gone(child.pid), "no worker is left"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_outlives_its_main_process(number, tmp_path):
+    script = NAPS.replace(
+        "    list(map_isolated", "    with raise_on_stop_signals():\n        list(map_isolated"
+    ).replace("def nap", "from slicemill.common.signals import raise_on_stop_signals\n\ndef nap")
+    (tmp_path / "naps.py").write_text(script)
+    child = subprocess.Popen(
+        [sys.executable, str(tmp_path / "naps.py"), *(str(tmp_path / name) for name in "abcd")],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    while sum(1 for _ in tmp_path.glob(".*.part*")) < 2:
+        assert child.poll() is None
+        time.sleep(0.1)
+    child.send_signal(number)
+    child.communicate(timeout=60)
+    assert gone(child.pid), "no worker is left"
+    assert list(tmp_path.glob(".*.part*")) == [], "nothing half written is left"
+
+
 def gone(group: int) -> bool:
     """Return whether all processes of a group end within 10 seconds."""
     for _ in range(100):

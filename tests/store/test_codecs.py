@@ -36,7 +36,9 @@ class TestBloscThreads:
         info = open_store(stored)["volume-0"].info
         stats = SliceStats(hu_min=[0, 0], hu_max=[8, 8], voxels={})
         image = np.random.default_rng(0).integers(0, 9, (2, 1024, 1024), np.int16)
-        return replace(info, case_id="x", shape=image.shape, labels=None, mask=None, slice_stats=stats), image
+        return replace(
+            info, case_id="x", shape=image.shape, labels=None, mask=None, slice_stats=stats, lesions=None
+        ), image
 
     def test_a_slice_of_one_block_never_uses_the_pool(self, stored):
         code = (

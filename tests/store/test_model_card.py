@@ -45,8 +45,13 @@ def test_what_was_written_is_read_back():
     assert read.rules == PostprocessRules(largest_organ=True, min_lesion_ml=0.5)
 
 
-def test_a_model_needs_five_keys_and_keys_of_a_later_version_are_ignored():
-    card = decode(later="key")
+def test_a_key_of_a_later_version_is_refused_by_name():
+    with pytest.raises(ModelError, match=r"m\.onnx: .*the key `later` is unknown"):
+        decode(later="key")
+
+
+def test_a_model_needs_five_keys():
+    card = decode()
     assert (card.label_set.table().tolist(), card.rules, card.training) == ([0, 1], PostprocessRules(), None)
     for key in LEAST:
         with pytest.raises(ModelError, match="m.onnx: "):

@@ -26,6 +26,7 @@ from slicemill.store.cli import store as cli
 from slicemill.store.reader import open_store
 from slicemill.store.to_nifti import export_case
 from slicemill.store.writer import prepare_store
+from tests.ct.grids import reorient
 
 ORIENTATIONS = [
     "".join(codes)
@@ -148,13 +149,38 @@ def test_an_exported_image_ingests_to_the_same_voxels_and_affine(tmp_path, rng):
 def test_a_mask_comes_back_under_its_own_header_even_where_the_images_was_trusted(tmp_path, rng):
     voxels = rng.integers(-1024, 3000, (5, 5, 5), dtype=np.int16)
     label = rng.integers(0, 3, (5, 5, 5), dtype=np.uint8)
-    image = save(tmp_path / "a.nii", voxels, oriented("RAS"))
-    mask = save(tmp_path / "b.nii", label, oriented("SPL"))
+    image = save(tmp_path / "a.nii", voxels, oriented("SPL"))
+    moved = oriented("SPL")
+    moved[:3, 3] += 3
+    mask = save(tmp_path / "b.nii", label, moved)
     case = stored_case(tmp_path, image, mask, geometry="trust-image")
     export_case(case, tmp_path / "out.nii", array="label")
     after = nib.load(tmp_path / "out.nii")
     assert after.get_data_dtype() == np.uint8
     same(nib.load(mask), after)
+
+
+@pytest.mark.parametrize("codes", ["SPL", "RAS", "ILA"])
+def test_a_mask_in_another_axis_order_comes_back_in_its_own(codes, tmp_path, rng):
+    voxels = rng.integers(-1024, 3000, (4, 5, 6), dtype=np.int16)
+    picture = nib.Nifti1Image(rng.integers(0, 3, (4, 5, 6), dtype=np.uint8), oriented("RAS"))
+    image = save(tmp_path / "a.nii", voxels, oriented("RAS"))
+    nib.save(reorient(picture, codes), tmp_path / "b.nii")
+    case = stored_case(tmp_path, image, tmp_path / "b.nii")
+    export_case(case, tmp_path / "out.nii", array="label")
+    same(nib.load(tmp_path / "b.nii"), nib.load(tmp_path / "out.nii"))
+
+
+def test_a_resampled_mask_is_exported_on_the_grid_on_which_it_is_stored(tmp_path, rng):
+    image = save(tmp_path / "a.nii", np.zeros((4, 5, 6), np.int16), oriented("RAS"))
+    moved = oriented("RAS")
+    moved[:3, 3] += moved[:3, :3] @ [1, 0, 0]
+    mask = save(tmp_path / "b.nii", rng.integers(0, 3, (4, 5, 6), dtype=np.uint8), moved)
+    case = stored_case(tmp_path, image, mask, geometry="resample")
+    export_case(case, tmp_path / "out.nii", array="label")
+    after, before = nib.load(tmp_path / "out.nii"), nib.load(mask)
+    assert np.allclose(after.affine, oriented("RAS"))
+    assert np.array_equal(np.asarray(after.dataobj)[1:], np.asarray(before.dataobj)[:-1])
 
 
 def test_extensions_behind_a_stored_header_are_written_back(tmp_path, rng):

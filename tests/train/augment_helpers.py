@@ -5,6 +5,7 @@ import torch
 from scipy import ndimage
 
 from slicemill.train.data.augment import augment_by_shares
+from slicemill.train.data.generators import make_generators
 
 IGNORED = -100
 MOVING_KINDS = ("mirror", "move", "elastic")
@@ -13,6 +14,11 @@ CPU = torch.device("cpu")
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def generators(seed=0):
+    """Return the generators of a step on the CPU."""
+    return make_generators(CPU).manual_seed(seed)
 
 
 def batch(count=4, channels=3, size=(48, 40)):
@@ -26,9 +32,7 @@ def batch(count=4, channels=3, size=(48, 40)):
 
 def of_all(kinds, strength=1.0):
     """Return a change by these kinds of every slice."""
-    return lambda image, label, generator: augment_by_shares(
-        image, label, strength, dict.fromkeys(kinds, 1.0), generator
-    )
+    return lambda image, label, drawn_by: augment_by_shares(image, label, strength, dict.fromkeys(kinds, 1.0), drawn_by)
 
 
 def blobs(count, channels, size, at, radius=5):

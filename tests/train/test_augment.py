@@ -21,7 +21,7 @@ from slicemill.train.data.augment import (
 )
 from slicemill.train.network.step import DeviceBatch, prepare_input
 from slicemill.train.network.unet import normalize
-from tests.train.augment_helpers import IGNORED, MOVING_KINDS, batch, of_all, seeded
+from tests.train.augment_helpers import IGNORED, MOVING_KINDS, batch, generators, of_all, seeded
 
 
 class TestValues:
@@ -104,7 +104,7 @@ class TestValues:
     @pytest.mark.parametrize("kind", VALUE_KINDS)
     def test_values_stay_in_the_window_and_labels_where_they_are(self, kind):
         image, label = batch(count=20)
-        got, labels = of_all([kind])(image, label, seeded())
+        got, labels = of_all([kind])(image, label, generators())
         assert got.abs().max() <= 1 + 1e-6
         assert torch.equal(labels, label)
         assert all((one - other).abs().max() > 1e-3 for one, other in zip(got, image, strict=True))
@@ -114,13 +114,13 @@ class TestAugment:
     @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "noise"])
     def test_neighboring_slices_are_changed_alike(self, kind):
         image, label = batch()
-        got, _ = of_all([kind])(image[:, :1].repeat(1, 3, 1, 1), label, seeded())
+        got, _ = of_all([kind])(image[:, :1].repeat(1, 3, 1, 1), label, generators())
         assert torch.allclose(got[:, 0], got[:, 1], atol=1e-6)
         assert torch.allclose(got[:, 0], got[:, 2], atol=1e-6)
 
     def test_strength_0_changes_nothing(self):
         image, label = batch(count=50)
-        got, labels = augment(image, label, 0.0, KINDS, seeded())
+        got, labels = augment(image, label, 0.0, KINDS, generators())
         assert torch.equal(got, image)
         assert torch.equal(labels, label)
 
@@ -128,7 +128,7 @@ class TestAugment:
     def test_it_is_a_function_of_the_batch_and_the_generator(self, kinds):
         image, label = batch(count=12)
         before = image.clone(), label.clone()
-        first, again, other = (augment(image, label, 1.0, kinds, seeded(seed)) for seed in (7, 7, 8))
+        first, again, other = (augment(image, label, 1.0, kinds, generators(seed)) for seed in (7, 7, 8))
         assert torch.equal(first[0], again[0])
         assert torch.equal(first[1], again[1])
         assert not torch.equal(first[0], other[0])
@@ -146,29 +146,29 @@ class TestAugment:
             monkeypatch.setattr(module, kind, refuse)
         image, label = batch(count=12)
         for seed in range(5):
-            augment(image, label, 1.0, [other for other in KINDS if other != kind], seeded(seed))
+            augment(image, label, 1.0, [other for other in KINDS if other != kind], generators(seed))
         with pytest.raises(AssertionError, match=kind):
-            augment(image, label, 1.0, [kind], seeded())
+            augment(image, label, 1.0, [kind], generators())
 
     @pytest.mark.parametrize("strength", [0.4, 1.0])
     @pytest.mark.parametrize("kind", KINDS)
     def test_a_kind_changes_its_share_of_the_slices(self, kind, strength):
         image, label = batch(count=50, channels=1, size=(12, 12))
         image, label = image.repeat(40, 1, 1, 1), label.repeat(40, 1, 1)
-        got, _ = augment(image, label, strength, [kind], seeded(1))
+        got, _ = augment(image, label, strength, [kind], generators(1))
         differing = int((got != image).flatten(1).any(dim=1).sum())
         assert stats.binomtest(differing, 2000, SHARES[kind] * strength).pvalue > 1e-4
 
     @pytest.mark.parametrize("kinds", [*[(kind,) for kind in MOVING_KINDS], MOVING_KINDS])
     def test_ignored_pixels_move_with_their_slice_and_stay_ignored(self, kinds):
         image, label = batch(count=20)
-        _, labels = of_all(kinds)(image, label, seeded())
+        _, labels = of_all(kinds)(image, label, generators())
         assert set(labels.unique().tolist()) == {0, 1, 2, IGNORED}
         shares = (labels == IGNORED).float().mean(dim=(1, 2)) / (label == IGNORED).float().mean(dim=(1, 2))
         assert shares.min() > 0.3
         assert shares.max() < 2.5
         strip = torch.where(label == IGNORED, 1.0, -1.0)[:, None]
-        moved, labels = of_all(kinds)(strip, label, seeded(1))
+        moved, labels = of_all(kinds)(strip, label, generators(1))
         agree = (moved[:, 0] > 0) == (labels == IGNORED)
         assert agree.float().mean() > 0.98
 
@@ -181,8 +181,8 @@ class TestAugment:
             (Config(augment=0.0), True),
             (Config(augment=1.0, augmentations=()), True),
         ):
-            assert torch.equal(prepare_input(inputs, config, (32, 32), seeded())[0], plain) == same
-        mirrored, _ = prepare_input(inputs, Config(augment=1.0, augmentations=("mirror",)), (32, 32), seeded())
+            assert torch.equal(prepare_input(inputs, config, (32, 32), generators())[0], plain) == same
+        mirrored, _ = prepare_input(inputs, Config(augment=1.0, augmentations=("mirror",)), (32, 32), generators())
         flipped = [torch.equal(one, other.flip(2)) for one, other in zip(mirrored, plain, strict=True)]
         stayed = [torch.equal(one, other) for one, other in zip(mirrored, plain, strict=True)]
         assert sum(flipped) + sum(stayed) == 6
@@ -192,7 +192,7 @@ class TestAugment:
         hu = torch.randint(-300, 400, (2, 1, 20, 20), generator=seeded())
         inputs = DeviceBatch(hu, torch.ones(2, 1, 20, 20).long(), torch.tensor([[2.0, 2.0], [1.6, 1.6]]))
         for config in (Config(spacing_mm=0.5, augment=0.0), Config(spacing_mm=0.5, augment=1.0, augmentations=())):
-            image, label = prepare_input(inputs, config, (32, 32), seeded())
+            image, label = prepare_input(inputs, config, (32, 32), generators())
             expected, classes = resample(normalize(hu, -200, 300), inputs.label[:, 0], inputs.zoom, (32, 32))
             assert torch.equal(image, expected)
             assert torch.equal(label, classes)
@@ -202,7 +202,7 @@ class TestAugment:
         hu = torch.arange(-200, 300, 100)[None, :, None, None].expand(3, 5, 32, 32).short()
         label = torch.arange(3)[None, :, None, None].expand(3, 3, 32, 32)
         inputs = DeviceBatch(hu, label, torch.ones(3, 2))
-        image, classes = prepare_input(inputs, Config(oblique=1, augment=0.0), (32, 32), seeded())
+        image, classes = prepare_input(inputs, Config(oblique=1, augment=0.0), (32, 32), generators())
         assert image.shape == (3, 3, 32, 32)
         assert classes.shape == (3, 32, 32)
         assert (image.flatten(2).std(dim=2) > 0).all()

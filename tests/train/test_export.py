@@ -20,10 +20,11 @@ from slicemill.cli import commands
 from slicemill.common.errors import ModelError
 from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.store.reader import open_store
+from slicemill.train.export import onnx_graph
 from slicemill.train.export.audit import find_tensorrt_breaches
 from slicemill.train.export.graph import ExportGraph, Flavor, from_bytes
 from slicemill.train.export.model_file import FLAVORS, check, export
-from slicemill.train.export.onnx_graph import quiet_exporter, write_onnx
+from slicemill.train.export.onnx_graph import load_checked_onnx, quiet_exporter, split_transpose_bias, write_onnx
 from slicemill.train.export.parity import measure_parity
 from slicemill.train.export.trained import read_trained
 from slicemill.train.loop import train
@@ -308,6 +309,38 @@ def test_pixels_in_which_two_classes_tie_are_counted_and_not_held_against_the_fi
     weight[1] *= 1.1
     with pytest.raises(ModelError, match="onnxruntime's labels differ from torch's"):
         measure_parity(graph, tmp_path / "m.onnx", slices)
+
+
+@pytest.mark.parametrize("flavor", [flavor for flavor in TELLING if flavor.for_gpu], ids=lambda flavor: flavor.suffix)
+def test_for_gpus_the_bias_of_transposed_convolutions_is_an_addition_and_changes_no_output(
+    flavor, tmp_path, rng, monkeypatch
+):
+    """onnxruntime on CUDA fuses biases into convolutions, and fails where it fuses one into a ConvTranspose."""
+    torch.manual_seed(0)
+    graph = ExportGraph(build_network(LITS_LABELS, TINY).eval(), TINY, LITS_LABELS, flavor).eval()
+    image = rng.integers(-200, 300, (6, 32, 32), dtype=np.int16)
+    feed = graph.feed(image, np.array([[0, 1, 2], [3, 4, 5]], np.int32))
+    path, inside = tmp_path / "m.onnx", tmp_path / "inside.onnx"
+
+    def copy_and_split(written):
+        shutil.copy(written, inside)
+        split_transpose_bias(written)
+
+    monkeypatch.setattr(onnx_graph, "split_transpose_bias", copy_and_split)
+    write_onnx(graph, [(image[:3], WINDOW)], path)
+    graphs = [load_checked_onnx(file).graph for file in (path, inside)]
+    for found, inputs in zip(graphs, (2, 3), strict=True):
+        assert [len(node.input) for node in found.node if node.op_type == "ConvTranspose"] == [inputs] * TINY.depth
+    assert len({len(found.initializer) for found in graphs}) == 1, "no weight is left over"
+    outputs = [session(file).run(graph.outputs, feed) for file in (path, inside)]
+    assert np.ptp(outputs[0][-1]) > 0
+    for name, one, other in zip(graph.outputs, *outputs, strict=True):
+        assert np.array_equal(one, other), name
+
+
+def test_for_processors_the_bias_stays_in_the_convolution(model):
+    nodes = load_checked_onnx(model).graph.node
+    assert {len(node.input) for node in nodes if node.op_type == "ConvTranspose"} == {3}
 
 
 def test_when_the_parity_check_fails_no_file_appears(trained, exported_before, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from slicemill.ct.window import Window
 from slicemill.store.reader import open_store
 from slicemill.train.config import Config
 from slicemill.train.report.gallery import draw_gallery, list_rows, read_sample
-from tests.train.augment_helpers import seeded
+from tests.train.augment_helpers import generators
 
 
 class TestGallery:
@@ -39,7 +39,7 @@ class TestGallery:
         sample = read_sample(store["volume-1"], Window(config.window_low, config.window_high), 3)
         image, label = sample.middle()
         for row in list_rows(config):
-            seen, truth = row.change(sample, seeded(1))
+            seen, truth = row.change(sample, generators(1))
             assert torch.equal(seen, image) == row.title.startswith("as stored")
             if row.close_up:
                 assert torch.equal(truth, label)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from slicemill.common.errors import ConfigError, LabelError
-from slicemill.ct.labels import LITS_LABELS
+from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.store.reader import open_store
 from slicemill.train.config import Config, to_toml
 from slicemill.train.loop import train
@@ -17,7 +17,7 @@ from slicemill.train.network.step import train_step
 from slicemill.train.run import epoch
 from slicemill.train.run.checkpoint import LAST, read_state
 from slicemill.train.run.memory import explain_out_of_memory, fitting_batch
-from slicemill.train.run.setup import prepare, slice_size
+from slicemill.train.run.setup import prepare, slice_size, trained_labels
 from slicemill.train.run.validate import predict_case
 from tests.conftest import TINY
 from tests.train.helpers import checkpoint, no_log
@@ -69,6 +69,13 @@ class TestIgnoredLabel:
         setup = prepare(stored, tmp_path, replace(TINY, ignore="liver"), None)
         assert dict(setup.labels.values) == {"tumor": 2}
         assert setup.ignored == 1
+
+    def test_a_label_called_ignore_is_ignored_without_the_setting(self, stored, monkeypatch):
+        labels = make_labels({"liver": 1, "tumor": 2, "ignore": 3})
+        monkeypatch.setattr("slicemill.train.run.setup.common_labels", lambda store: labels)
+        assert trained_labels(open_store(stored), TINY) == (make_labels({"liver": 1, "tumor": 2}), 3)
+        trained, ignored = trained_labels(open_store(stored), replace(TINY, ignore="liver"))
+        assert (list(trained.values), ignored) == (["tumor", "ignore"], 1)
 
     def test_a_name_that_the_store_does_not_have_is_refused_with_those_it_has(self, stored, tmp_path):
         with pytest.raises(

@@ -25,7 +25,7 @@ from slicemill.ct.labels import LITS_LABELS, Labels, make_labels
 from slicemill.ct.overlap import count_overlap
 from slicemill.ct.pictures import CAPTION_PX, GAP_PX, draw_labels, label_colors, render_gray
 from slicemill.ct.window import Window
-from slicemill.ingest.discover import from_csv
+from slicemill.ingest.pair_table import from_csv
 from slicemill.ingest.params import Params
 from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store.tables import read_table

@@ -11,7 +11,7 @@ from scipy.interpolate import BSpline
 
 from slicemill.train.data.augment import MAX_BEND, augment, augment_by_shares, elastic, move, resample, tilt
 from slicemill.train.data.warp import CONTROL_SPANS, Warp, apply_warp, identity_warp, scale_warp
-from tests.train.augment_helpers import CPU, MOVING_KINDS, batch, blobs, middles, of_all, seeded
+from tests.train.augment_helpers import CPU, MOVING_KINDS, batch, blobs, generators, middles, of_all, seeded
 
 
 def by_scipy(plane, matrix, shift, size, order):
@@ -86,7 +86,7 @@ class TestGeometry:
 
     def test_a_turn_keeps_a_disc_round_on_slices_that_are_not_square(self):
         image, label = blobs(40, 1, (64, 192), (32, 96), radius=20)
-        _, turned = of_all(["move"])(image, label, seeded(3))
+        _, turned = of_all(["move"])(image, label, generators(3))
         whole = 0
         for one in turned:
             border = torch.cat([one[0], one[-1], one[:, 0], one[:, -1]])
@@ -99,14 +99,14 @@ class TestGeometry:
     @pytest.mark.parametrize("kinds", [*[(kind,) for kind in MOVING_KINDS], MOVING_KINDS])
     def test_a_blob_and_its_label_stay_together(self, kinds):
         image, label = blobs(30, 3, (96, 80), (40, 44))
-        moved, labels = of_all(kinds)(image, label, seeded(1))
+        moved, labels = of_all(kinds)(image, label, generators(1))
         apart = middles(moved[:, 1] + 1) - middles(labels)
         assert np.abs(apart).max() < 1
         assert np.abs(middles(labels) - middles(label)).max() > 1.5
 
     def test_what_comes_in_from_outside_is_air_and_background(self):
         image, label = torch.ones(20, 1, 32, 32), torch.ones(20, 32, 32).long()
-        moved, labels = augment(image, label, 1.0, ["move"], seeded(4), zoom=torch.full((20, 2), 0.5))
+        moved, labels = augment(image, label, 1.0, ["move"], generators(4), zoom=torch.full((20, 2), 0.5))
         for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
             assert (moved[:, 0, corner[0], corner[1]] == -1).all()
             assert (labels[:, corner[0], corner[1]] == 0).all()
@@ -114,14 +114,14 @@ class TestGeometry:
 
     def test_slices_that_are_not_drawn_are_the_same_bit_for_bit(self):
         image, label = batch(count=60)
-        moved, labels = augment_by_shares(image, label, 1.0, {"move": 0.5, "elastic": 0.2}, seeded())
+        moved, labels = augment_by_shares(image, label, 1.0, {"move": 0.5, "elastic": 0.2}, generators())
         same = [torch.equal(one, other) for one, other in zip(image, moved, strict=True)]
         assert 10 < sum(same) < 40
         assert all(torch.equal(labels[index], label[index]) for index in range(60) if same[index])
 
     def test_a_mirrored_slice_is_numpys_flip(self):
         image, label = batch()
-        turned, labels = of_all(["mirror"])(image, label, seeded())
+        turned, labels = of_all(["mirror"])(image, label, generators())
         assert np.array_equal(turned, np.flip(image.numpy(), 3))
         assert np.array_equal(labels, np.flip(label.numpy(), 2))
 
@@ -163,8 +163,8 @@ class TestResample:
         image = torch.where(torch.arange(64) % 4 < 2, 1.0, -1.0).repeat(16, 1, 64, 1)
         label = torch.zeros(16, 64, 64).long()
         zoom = torch.full((16, 2), 1.25)
-        once, _ = augment_by_shares(image, label, 0.3, {"move": 1.0}, seeded(), zoom=zoom, size=(64, 64))
-        twice, _ = of_all(["move"], 0.3)(*resample(image, label, zoom, (64, 64)), seeded())
+        once, _ = augment_by_shares(image, label, 0.3, {"move": 1.0}, generators(), zoom=zoom, size=(64, 64))
+        twice, _ = of_all(["move"], 0.3)(*resample(image, label, zoom, (64, 64)), generators())
         inner = (slice(None), 0, slice(20, 44), slice(20, 44))
         assert once[inner].std() > 1.1 * twice[inner].std()
 

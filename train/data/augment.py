@@ -23,14 +23,18 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from slicemill.train.config import KINDS
+from slicemill.train.data.generators import Generators
+from slicemill.train.data.transfers import copy_to_device
 from slicemill.train.data.warp import (
     CONTROL_SPANS,
     ImageAndLabel,
     Warp,
     apply_warp,
+    apply_where_changed,
     center_offsets,
     identity_warp,
     scale_warp,
+    sides_xy,
 )
 
 SHARES = {
@@ -74,7 +78,9 @@ MAX_GAMMA = 1.5
 MAX_COARSENESS = 2.0
 """Largest factor by which pixels are widened before a slice is brought back to its size."""
 TOGETHER = 4
-"""Slices changed at a time, so that intermediate results stay in a CPU's cache (`slicemill bench constants`)."""
+"""Slices changed at a time on a CPU, so that intermediate results stay in its cache (`slicemill bench constants`).
+
+A GPU changes all slices of a kind at once: there, each operation costs its launch."""
 
 
 def augment(
@@ -82,7 +88,7 @@ def augment(
     label: Tensor,
     strength: float,
     kinds: Iterable[str],
-    generator: Generator,
+    generators: Generators,
     *,
     zoom: Tensor | None = None,
     size: tuple[int, int] | None = None,
@@ -99,13 +105,13 @@ def augment(
         0 to 1.
     kinds
         Names of `slicemill.train.config.KINDS`; they are applied in the order of that list.
-    generator
-        On the device of the batch.
+    generators
+        For the device of the batch.
     zoom, size
         As in `resample`, done in the same interpolation; None keeps pixel size and size.
     """
     shares = {kind: strength * SHARES[kind] for kind in kinds}
-    return augment_by_shares(image, label, strength, shares, generator, zoom=zoom, size=size)
+    return augment_by_shares(image, label, strength, shares, generators, zoom=zoom, size=size)
 
 
 def augment_by_shares(
@@ -113,28 +119,27 @@ def augment_by_shares(
     label: Tensor,
     strength: float,
     shares: Mapping[str, float],
-    generator: Generator,
+    generators: Generators,
     *,
     zoom: Tensor | None = None,
     size: tuple[int, int] | None = None,
 ) -> ImageAndLabel:
     """Apply random changes as `augment` does, but each kind to a share of the slices that the caller chooses."""
-    # One number per kind and slice decides which slices a kind changes, independent of the kinds that are requested.
-    limits = torch.tensor([shares.get(kind, 0.0) for kind in KINDS])[:, None]
-    chances = torch.rand(len(KINDS), len(image), generator=generator, device=image.device).cpu()
-    drawn = {kind: row.nonzero()[:, 0] for kind, row in zip(KINDS, chances < limits, strict=True)}
+    drawn = _draw_slices(shares, len(image), generators.host, image.device)
     image, label = image.clone(), label.clone()
     if len(index := drawn["mirror"]):
         image[index], label[index] = mirror(image[index], label[index])
-    if len(drawn["move"]) or len(drawn["elastic"]) or zoom is not None or size is not None:
+    if len(drawn["warp"]) or zoom is not None or size is not None:
         warp = identity_warp(len(image), image.device)
         new_size = size or (image.shape[2], image.shape[3])
         if len(index := drawn["move"]):
-            warp.matrix[index], warp.shift[index] = move(len(index), new_size, strength, generator)
+            warp.matrix[index], warp.shift[index] = move(len(index), new_size, strength, generators.device)
         if len(index := drawn["elastic"]):
-            warp.bend[index] = elastic(len(index), new_size, strength, generator)
-        image, label = _warp_in_place(image, label, scale_warp(warp, zoom), new_size)
+            warp.bend[index] = elastic(len(index), new_size, strength, generators.device)
+        warped = drawn["warp"] if zoom is None else None
+        image, label = _warp_in_place(image, label, scale_warp(warp, zoom), new_size, warped)
     for kind, change in VALUE_KINDS.items():
+        generator = generators.host if kind in DRAWN_ON_HOST else generators.device
         for index in _split_index(drawn[kind]):
             image[index] = change(image[index], strength, generator)
     return image, label
@@ -153,7 +158,7 @@ def resample(image: Tensor, label: Tensor, zoom: Tensor, size: tuple[int, int]) 
         y, x of the result. Pixels outside the source become air and background.
     """
     warp = scale_warp(identity_warp(len(image), image.device), zoom)
-    return _warp_in_place(image.clone(), label.clone(), warp, size)
+    return _warp_in_place(image.clone(), label.clone(), warp, size, None)
 
 
 def tilt(image: Tensor, label: Tensor, generator: Generator) -> ImageAndLabel:
@@ -213,8 +218,7 @@ def move(count: int, size: tuple[int, int], strength: float, generator: Generato
     """
     angle = MAX_TURN * strength * _signed_uniform(generator, count)
     scale = MAX_SCALE ** (strength * _signed_uniform(generator, count))
-    sides = torch.tensor([size[1], size[0]], device=generator.device)
-    shift = MAX_SHIFT * strength * sides * _signed_uniform(generator, count, 2)
+    shift = MAX_SHIFT * strength * sides_xy(size, generator.device) * _signed_uniform(generator, count, 2)
     cosine, sine = angle.cos() / scale, angle.sin() / scale
     return torch.stack([cosine, -sine, sine, cosine], dim=1).view(count, 2, 2), shift
 
@@ -224,7 +228,7 @@ def elastic(count: int, size: tuple[int, int], strength: float, generator: Gener
 
     Each control point moves by ``MAX_BEND * strength * u`` of the distance between control points, along x and along y.
     """
-    apart = torch.tensor([size[1], size[0]], device=generator.device) / CONTROL_SPANS
+    apart = sides_xy(size, generator.device) / CONTROL_SPANS
     points = CONTROL_SPANS + 3
     return MAX_BEND * strength * apart * _signed_uniform(generator, count, points, points, 2)
 
@@ -290,9 +294,9 @@ def lowres(image: Tensor, strength: float, generator: Generator) -> Tensor:
     """Lower the in-plane resolution: average down to wider pixels, then interpolate up to the same size.
 
     Pixels become ``MAX_COARSENESS ** (strength * v)`` times as wide, v uniform from 0 to 1, one per slice: at
-    strength 1 from 1 to 2 times.
+    strength 1 from 1 to 2 times. The generator is on the CPU, because the host needs the sizes.
     """
-    wider = MAX_COARSENESS ** (strength * torch.rand(len(image), generator=generator, device=image.device))
+    wider = MAX_COARSENESS ** (strength * torch.rand(len(image), generator=generator))
     coarse = []
     for one, factor in zip(image[:, None], wider.tolist(), strict=True):
         size = [max(1, round(side / factor)) for side in image.shape[2:]]
@@ -309,20 +313,49 @@ VALUE_KINDS: dict[str, Callable[[Tensor, float, Generator], Tensor]] = {
     "lowres": lowres,
 }
 """The kinds that change values only: (image, strength, generator) -> image."""
+DRAWN_ON_HOST = frozenset({"lowres"})
+"""The kinds whose generator is on the CPU."""
 
 
-def _warp_in_place(image: Tensor, label: Tensor, warp: Warp, size: tuple[int, int]) -> ImageAndLabel:
-    """Return warped slices of a size. If the size stays, only changed slices are computed, in the tensors passed in."""
+def _draw_slices(
+    shares: Mapping[str, float], count: int, generator: Generator, device: torch.device
+) -> dict[str, Tensor]:
+    """Return the slices that each kind changes, and "warp", those of move or elastic: int64[n], indices, on a device.
+
+    The host draws them, because it needs their numbers, and copies them to the device once.
+    """
+    # One number per kind and slice decides which slices a kind changes, independent of the kinds that are requested.
+    limits = torch.tensor([shares.get(kind, 0.0) for kind in KINDS])[:, None]
+    chosen = dict(zip(KINDS, torch.rand(len(KINDS), count, generator=generator) < limits, strict=True))
+    chosen["warp"] = chosen["move"] | chosen["elastic"]
+    drawn = {kind: row.nonzero()[:, 0] for kind, row in chosen.items()}
+    if device.type == "cpu":
+        return drawn
+    together = copy_to_device(torch.cat(list(drawn.values())), device)
+    return dict(zip(drawn, torch.split(together, [len(index) for index in drawn.values()]), strict=True))
+
+
+def _warp_in_place(
+    image: Tensor, label: Tensor, warp: Warp, size: tuple[int, int], index: Tensor | None
+) -> ImageAndLabel:
+    """Return warped slices of a size. If the size stays, only changed slices are computed, in the tensors passed in.
+
+    `index` are the changed slices, int64[n]; None looks them up in the warp.
+    """
     if size != (image.shape[2], image.shape[3]):
         return apply_warp(image, label, warp, size)
-    for index in _split_index(warp.changed_slices()):
-        image[index], label[index] = apply_warp(image[index], label[index], warp.select(index), size)
+    if index is None and image.device.type != "cpu":
+        return apply_where_changed(image, label, warp)
+    for part in _split_index(warp.changes().nonzero()[:, 0] if index is None else index):
+        image[part], label[part] = apply_warp(image[part], label[part], warp.select(part), size)
     return image, label
 
 
 def _split_index(index: Tensor) -> list[Tensor]:
-    """Split an index int64[n] into parts of up to TOGETHER; an empty index has no parts."""
-    return list(torch.split(index, TOGETHER)) if len(index) else []
+    """Split an index int64[n] into parts of up to TOGETHER on a CPU; an empty index has no parts."""
+    if not len(index):
+        return []
+    return list(torch.split(index, TOGETHER)) if index.device.type == "cpu" else [index]
 
 
 def _signed_uniform(generator: Generator, *shape: int) -> Tensor:

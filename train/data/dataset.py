@@ -28,6 +28,7 @@ from slicemill.ct.crop import centered_corner, crop_or_pad, neighbor_step, neigh
 from slicemill.ct.window import AIR_HU
 from slicemill.store.reader import Case, SliceArray, Store
 from slicemill.train.data.sampling import ANYWHERE, SlicePosition
+from slicemill.train.data.transfers import CopyEvent, make_event
 
 RING = 4
 """Batches that may be decoded ahead of the network."""
@@ -55,7 +56,7 @@ class SliceRegion:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Slices with their neighbors. The arrays are overwritten after the next two batches."""
+    """Slices with their neighbors. The arrays are overwritten after the next two batches, once they are copied."""
 
     image: npt.NDArray[np.int16]
     """int16[b, c + 2 reach, y, x], HU; the slice to label is in the middle; edge slices are repeated."""
@@ -65,6 +66,8 @@ class Batch:
     """float32[b, 2], stored pixel size / network pixel size along y and x."""
     positions: list[SlicePosition]
     """The position of each slice."""
+    copied: CopyEvent | None = None
+    """Recorded behind the copies to a GPU, which still read the arrays when the host goes on; None without a GPU."""
 
 
 def draw_crop(
@@ -126,8 +129,9 @@ class Batches:
             Batch(
                 image=torch.empty((*images, *self._size), dtype=torch.int16, pin_memory=pinned).numpy(),
                 label=torch.empty((*labels, *self._size), dtype=torch.uint8, pin_memory=pinned).numpy(),
-                zoom=np.ones((batch, 2), np.float32),
+                zoom=torch.ones((batch, 2), pin_memory=pinned).numpy(),
                 positions=[],
+                copied=make_event() if pinned else None,
             )
             for _ in range(RING + 2)
         ]
@@ -177,6 +181,8 @@ class Batches:
             if start is None:
                 return
             slot = self._ring[number % len(self._ring)]
+            if slot.copied is not None:
+                slot.copied.synchronize()
             slot.positions[:] = positions[start : start + self._batch]
             parts = [range(part, self._batch, self._threads) for part in range(min(self._threads, self._batch))]
             ahead.append((slot, [pool.submit(self._fill_all, slot, part, (*seed, start)) for part in parts]))

@@ -1,6 +1,7 @@
 """Warp slices: one linear map and one smooth deformation per slice, one interpolation for both."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -29,11 +30,11 @@ class Warp:
 
     k is CONTROL_SPANS + 3."""
 
-    def changed_slices(self) -> Tensor:
-        """Return the indices of the slices that it changes: int64[n]."""
+    def changes(self) -> Tensor:
+        """Return whether it changes each slice: bool[b]."""
         one = torch.eye(2, device=self.matrix.device)
         changes = (self.matrix - one).flatten(1), self.shift, self.bend.flatten(1)
-        return torch.cat(changes, dim=1).any(dim=1).nonzero()[:, 0]
+        return torch.cat(changes, dim=1).any(dim=1)
 
     def select(self, index: Tensor) -> "Warp":
         """Return the warp of some of the slices."""
@@ -61,8 +62,7 @@ def apply_warp(image: Tensor, label: Tensor, warp: Warp, size: tuple[int, int]) 
     """Return new slices of a size y, x: bilinear for the image, nearest for the label; air and 0 outside the source."""
     # `grid_sample` takes the source of every pixel as x, y from -1 to 1 along each side. The linear part is a sum of a
     # term of the column and a term of the row, so the grid needs no matrix product per pixel.
-    sides = torch.tensor([image.shape[3], image.shape[2]], device=image.device)
-    matrix = 2 / sides[:, None] * warp.matrix
+    matrix = 2 / sides_xy((image.shape[2], image.shape[3]), image.device)[:, None] * warp.matrix
     y, x = (center_offsets(side, image.device) for side in size)
     across = matrix[:, None, :, 0] * x[:, None]
     down = matrix[:, None, :, 1] * y[:, None] + (matrix @ warp.shift[:, :, None]).mT
@@ -77,8 +77,30 @@ def apply_warp(image: Tensor, label: Tensor, warp: Warp, size: tuple[int, int]) 
     return taken, labels[:, 0].long()
 
 
+def apply_where_changed(image: Tensor, label: Tensor, warp: Warp) -> ImageAndLabel:
+    """Return slices of the same size, and those that the warp does not change bit for bit.
+
+    All are computed, so that the host need not know how many it changes.
+    """
+    changed = warp.changes()[:, None, None]
+    warped_image, warped_label = apply_warp(image, label, warp, (image.shape[2], image.shape[3]))
+    return torch.where(changed[:, None], warped_image, image), torch.where(changed, warped_label, label)
+
+
+@lru_cache(maxsize=16)
+def sides_xy(size: tuple[int, int], device: torch.device) -> Tensor:
+    """Return the sides x, y of slices of a size y, x: int64[2], pixels. Do not change it: every call returns it again.
+
+    It is copied to the device once, because the host waits for the copy.
+    """
+    return torch.tensor([size[1], size[0]], device=device)
+
+
+@lru_cache(maxsize=16)
 def spline_weights(side: int, device: torch.device) -> Tensor:
     """Return the weights of uniform cubic B-spline control points at each pixel: float32[side, CONTROL_SPANS + 3].
+
+    Do not change the result: every call returns it again.
 
     >>> weights = spline_weights(8 * CONTROL_SPANS, torch.device("cpu"))
     >>> bool(torch.allclose(weights.sum(dim=1), torch.ones(8 * CONTROL_SPANS)))

@@ -42,6 +42,11 @@ class Flavor:
         return "fp16" if self.half else "fp32"
 
     @property
+    def for_gpu(self) -> bool:
+        """Return whether the graph is written for GPUs; the others are for processors, too."""
+        return self.half or self.bytes_in
+
+    @property
     def suffix(self) -> str:
         """Return the ending of the file name."""
         return SUFFIXES[self.input, self.precision]
@@ -114,8 +119,7 @@ class ExportGraph(nn.Module):
     def outputs_of(self, logits: Tensor) -> tuple[Tensor, ...]:
         """Compute the outputs from logits [b, k, y, x]."""
         maps = torch.split(logits, 1, dim=1)
-        gpu = self.flavor.half or self.flavor.bytes_in
-        outputs = [self.label_by_comparison(maps) if gpu else self.label_by_argmax(logits)]
+        outputs = [self.label_by_comparison(maps) if self.flavor.for_gpu else self.label_by_argmax(logits)]
         if self.tumor is not None:
             outputs.append(tumor_bytes(maps, self.tumor))
         if self.flavor.probability:
@@ -125,8 +129,11 @@ class ExportGraph(nn.Module):
     def label_by_argmax(self, logits: Tensor) -> Tensor:
         """Return the value of the class with the largest logit, the first of equals: [b, k, y, x] -> uint8[b, y, x]."""
         best = logits.argmax(dim=1)
-        consecutive = self.values == list(range(len(self.values)))
-        return best.to(torch.uint8) if consecutive else torch.tensor(self.values, dtype=torch.uint8)[best]
+        if self.values == list(range(len(self.values))):
+            return best.to(torch.uint8)
+        # indexing becomes GatherND, which onnxruntime computes for uint8 on the CPU only
+        table = torch.tensor(self.values, dtype=torch.uint8)
+        return torch.index_select(table, 0, best.reshape(-1)).reshape(-1, *best.shape[1:])
 
     def label_by_comparison(self, maps: Sequence[Tensor]) -> Tensor:
         """Return the same from logits [b, 1, y, x] per class, without ArgMax and intermediate integers."""

@@ -21,7 +21,10 @@ MAX_BATCH = 65536
 
 
 def write_onnx(graph: ExportGraph, slices: ParitySlices, path: Path) -> None:
-    """Export a graph with a dynamic number of slices; height and width are those of `slices`."""
+    """Export a graph with a dynamic number of slices; height and width are those of `slices`.
+
+    In the flavors for GPUs, the bias of a transposed convolution is an addition (`split_transpose_bias`).
+    """
     image, window = (np.concatenate([array, array]) for array in slices[0])
     feed = graph.feed(image, window)
     axes = {
@@ -42,6 +45,8 @@ def write_onnx(graph: ExportGraph, slices: ParitySlices, path: Path) -> None:
             verbose=False,
         )
     shorten_indices(path)
+    if graph.flavor.for_gpu:
+        split_transpose_bias(path)
 
 
 @contextlib.contextmanager
@@ -75,6 +80,39 @@ def shorten_indices(path: Path) -> None:
             model.graph.node.remove(cast)
             for value in [value for value in model.graph.value_info if value.name == cast.output[0]]:
                 model.graph.value_info.remove(value)
+    onnx.save(model, path)
+
+
+def split_transpose_bias(path: Path) -> None:
+    """Write the bias of every ConvTranspose as an Add of [1, C, 1, 1].
+
+    onnxruntime on CUDA can fuse biases into convolutions, but fails at a ConvTranspose whose bias it fuses
+    (`slicemill.infer.runtime.providers.provider_options`).
+    """
+    import onnx
+
+    model = onnx.load(path)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.op_type == "ConvTranspose" and len(node.input) > 2 and {*node.input[1:]} <= weights.keys():
+            name, output = node.input.pop(), node.output[0]
+            spatial = len(weights[node.input[1]].dims) - 2
+            apart = onnx.TensorProto()
+            apart.CopyFrom(weights[name])
+            apart.name = f"{name}_per_channel"
+            apart.dims[:] = [1, *apart.dims, *[1] * spatial]
+            if apart.name not in weights:
+                weights[apart.name] = apart
+                model.graph.initializer.append(apart)
+            node.output[0] = f"{output}_without_bias"
+            nodes.append(onnx.helper.make_node("Add", [node.output[0], apart.name], [output], name=f"{node.name}_bias"))
+    used = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(kept)
     onnx.save(model, path)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from slicemill.common.errors import ModelError
+from slicemill.store.label_differences import compare_labels
 from slicemill.store.model_card import Parity
 from slicemill.train.export.graph import ExportGraph
 from slicemill.train.export.trained import ParitySlices
@@ -20,7 +20,7 @@ Instance norm computes its statistics at run time, and the two runtimes sum in d
 MAX_DIFFERING_HALF = 1e-3
 """The same for a network in float16, compared with the one in float32."""
 TIE = 1e-4
-"""Two logits tie within this part of the slice's largest logit, a thousand roundings of float32."""
+"""Limit of `slicemill.store.label_differences.compare_labels`: a thousand roundings of float32."""
 
 
 @torch.no_grad()
@@ -29,8 +29,7 @@ def measure_parity(
 ) -> Parity:
     """Compare onnxruntime with torch on real slices.
 
-    A pixel is a tie if torch's logit of onnxruntime's label is at most TIE below its best logit. Either label is right,
-    so ties do not fail the file. After a short training, all of the air can be ties.
+    Ties do not fail the file (`slicemill.store.label_differences`).
 
     Parameters
     ----------
@@ -45,18 +44,13 @@ def measure_parity(
     session = open_cpu_session(path)
     reference = reference or graph
     differing = ties = pixels = 0
-    class_of_value = np.zeros(256, dtype=np.int64)
-    class_of_value[graph.values] = np.arange(len(graph.values))
     worst = 0.0
     for image, window in slices:
         label, *maps = session.run(graph.outputs, graph.feed(image, window))
         logits = reference.logits(*(torch.from_numpy(array) for array in reference.feed(image, window).values()))
         expected, *expected_maps = (output.numpy() for output in reference.outputs_of(logits))
-        other = label != expected
-        tied = other & ties_with_best(logits, torch.from_numpy(class_of_value[label])).numpy()
-        differing += int(np.count_nonzero(other)) - int(np.count_nonzero(tied))
-        ties += int(np.count_nonzero(tied))
-        pixels += label.size
+        found = compare_labels(label, expected, logits.numpy(), np.array(graph.values), TIE)
+        differing, ties, pixels = differing + found.differing, ties + found.ties, pixels + found.pixels
         worst = max([worst, *(largest_difference(*pair) for pair in zip(maps, expected_maps, strict=False))])
     limit = MAX_DIFFERING_HALF if graph.flavor.half else MAX_DIFFERING[graph.norm]
     if differing > limit * pixels:
@@ -73,13 +67,6 @@ def measure_parity(
         "max_probability_difference": worst,
         "limit": limit,
     }
-
-
-def ties_with_best(logits: Tensor, classes: Tensor) -> Tensor:
-    """Return a mask bool[b, y, x] of pixels whose class int64[b, y, x] ties with the best of logits [b, k, y, x]."""
-    wide = logits.float()
-    best = wide.amax(dim=1)
-    return best - wide.gather(1, classes[:, None])[:, 0] <= TIE * best.abs().amax(dim=(1, 2), keepdim=True)
 
 
 def largest_difference(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:

@@ -15,6 +15,7 @@ from slicemill.ct.labels import Labels
 from slicemill.train.config import Config
 from slicemill.train.data.augment import augment, resample, tilt
 from slicemill.train.data.dataset import Batch
+from slicemill.train.data.generators import Generators
 from slicemill.train.network.losses import IGNORED, multi_level_loss, no_reduction
 from slicemill.train.network.processes import ALONE, Processes
 from slicemill.train.network.unet import Levels, UNet, normalize
@@ -103,9 +104,11 @@ def make_learner(
 def make_optimizer(network: nn.Module, config: Config) -> torch.optim.Optimizer:
     """Return the optimizer that the settings name."""
     weights, rate, decay = network.parameters(), config.learning_rate, config.weight_decay
+    # On a GPU, one kernel for all weights; and with fp16 the host does not read whether a gradient overflowed.
+    fused = next(network.parameters()).is_cuda or None
     if config.optimizer == "sgd":
-        return torch.optim.SGD(weights, lr=rate, weight_decay=decay, momentum=MOMENTUM, nesterov=True)
-    return torch.optim.AdamW(weights, lr=rate, weight_decay=decay)
+        return torch.optim.SGD(weights, lr=rate, weight_decay=decay, momentum=MOMENTUM, nesterov=True, fused=fused)
+    return torch.optim.AdamW(weights, lr=rate, weight_decay=decay, fused=fused)
 
 
 def build_network(labels: Labels, config: Config) -> UNet:
@@ -154,11 +157,14 @@ def move_to_device(batch: Batch, to_class: Tensor) -> DeviceBatch:
         torch.from_numpy(array).to(to_class.device, non_blocking=True)
         for array in (batch.image, batch.label, batch.zoom)
     )
+    if batch.copied is not None:
+        with torch.cuda.device(to_class.device):
+            batch.copied.record()
     return DeviceBatch(image, to_class[label.long()], zoom)
 
 
 def prepare_input(
-    batch: DeviceBatch, config: Config, size: tuple[int, int], generator: torch.Generator
+    batch: DeviceBatch, config: Config, size: tuple[int, int], generators: Generators
 ) -> tuple[Tensor, Tensor]:
     """Normalize a batch, then tilt, resample and augment it according to the settings.
 
@@ -167,11 +173,11 @@ def prepare_input(
     image: float32[b, c, y, x] in -1..1; label: int64[b, y, x], class indices.
     """
     image = normalize(batch.image, config.window_low, config.window_high)
-    image, label = tilt(image, batch.label, generator)
+    image, label = tilt(image, batch.label, generators.device)
     if config.augment and config.spacing_mm:
-        return augment(image, label, config.augment, config.kinds, generator, zoom=batch.zoom, size=size)
+        return augment(image, label, config.augment, config.kinds, generators, zoom=batch.zoom, size=size)
     if config.augment:
-        return augment(image, label, config.augment, config.kinds, generator)
+        return augment(image, label, config.augment, config.kinds, generators)
     return resample(image, label, batch.zoom, size) if config.spacing_mm else (image, label)
 
 
@@ -202,12 +208,43 @@ def train_step(
     torch.nn.utils.clip_grad_norm_(learner.network.parameters(), MAX_GRADIENT)
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
-    learner.average.update_parameters(learner.network)
+    update_average(learner.average, learner.network)
     voxels = confusion_matrix(levels[0].detach().argmax(dim=1), label, levels[0].shape[1])
     return StepResult(loss.detach(), by_slice, voxels)
 
 
+@torch.no_grad()
+def update_average(average: AveragedModel, network: nn.Module) -> None:
+    """Do `AveragedModel.update_parameters` with ``use_buffers``, bit for bit, but without waiting for a GPU.
+
+    torch's copies its counter to the device at each step, and the host waits for that copy.
+    """
+    averaged, current = ([*module.parameters(), *module.buffers()] for module in (average.module, network))
+    if average.n_averaged == 0:  # a tensor of the CPU
+        torch._foreach_copy_(averaged, current)
+    else:
+        by_type: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for mean, new in zip(averaged, current, strict=True):
+            means, news = by_type.setdefault(mean.dtype, ([], []))
+            means.append(mean)
+            news.append(new)
+        for means, news in by_type.values():
+            average.multi_avg_fn(means, news, average.n_averaged)  # type: ignore[misc]  # make_learner sets it
+    average.n_averaged += 1
+
+
 def confusion_matrix(predicted: Tensor, label: Tensor, classes: int) -> Tensor:
     """Count pixels by true and predicted class: int64[k, k], without IGNORED ones."""
-    pairs = torch.where(label == IGNORED, classes * classes, label * classes + predicted)
-    return torch.bincount(pairs.flatten(), minlength=classes * classes + 1)[:-1].view(classes, classes)
+    bins = classes * classes + 1
+    # `masked_fill`, since `torch.where` copies a number to a GPU, and waits for the copy.
+    pairs = (label * classes + predicted).masked_fill_(label == IGNORED, bins - 1).flatten()
+    counts = count_on_gpu(pairs, bins) if pairs.is_cuda else pairs.bincount(minlength=bins)
+    return counts[:-1].view(classes, classes)
+
+
+def count_on_gpu(values: Tensor, bins: int) -> Tensor:
+    """Count each of the values 0 to bins - 1: int64[n] -> int64[bins]. On a GPU, `bincount` waits for the largest one.
+
+    float64 counts exactly to 2**53.
+    """
+    return torch.histc(values.double(), bins, 0, bins).long()

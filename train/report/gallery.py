@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Generator, Tensor
+from torch import Tensor
 
 from slicemill.ct.crop import neighbors
 from slicemill.ct.pictures import (
@@ -29,6 +29,7 @@ from slicemill.store.preview import choose_slices
 from slicemill.store.reader import Case, Store
 from slicemill.train.config import KINDS, Config
 from slicemill.train.data.augment import SHARES, VALUE_KINDS, augment_by_shares, tilt
+from slicemill.train.data.generators import Generators, make_generators
 from slicemill.train.data.warp import ImageAndLabel
 from slicemill.train.network.unet import normalize
 from slicemill.train.run.setup import common_labels
@@ -65,7 +66,7 @@ class Row:
     """A row of the picture: one change, applied to every sample."""
 
     title: str
-    change: Callable[[Sample, Generator], ImageAndLabel]
+    change: Callable[[Sample, Generators], ImageAndLabel]
     close_up: bool = False
 
 
@@ -78,7 +79,7 @@ def draw_gallery(store: Store, config: Config) -> Image.Image:
         No case has a mask.
     """
     colors = label_colors(common_labels(store))
-    generator = torch.Generator().manual_seed(config.seed)
+    generators = make_generators(torch.device("cpu")).manual_seed(config.seed)
     window = Window(config.window_low, config.window_high)
     masked = [case for case in store.values() if case.label is not None]
     chosen = pick_evenly(masked, COLUMNS) * (COLUMNS if len(masked) == 1 else 1)
@@ -86,7 +87,7 @@ def draw_gallery(store: Store, config: Config) -> Image.Image:
     tiles = []
     for row in list_rows(config):
         for sample in samples:
-            image, label = row.change(sample, generator)
+            image, label = row.change(sample, generators)
             former = sample.middle()[1][0].numpy().astype(np.uint8)
             shown = label[0].numpy().astype(np.uint8)
             box = find_close_up(former) if row.close_up else (slice(None), slice(None))
@@ -112,29 +113,29 @@ def list_rows(config: Config) -> Iterator[Row]:
     off = "" if config.oblique else ", off"
     yield Row(
         title=f"tilt (oblique = {config.oblique or REACH}{off})",
-        change=lambda sample, generator: tilt(sample.image, sample.label, generator),
+        change=lambda sample, generators: tilt(sample.image, sample.label, generators.device),
     )
     if set(kinds) & set(VALUE_KINDS):
         yield Row(title="as stored, close up", change=lambda sample, _: sample.middle(), close_up=True)
     for kind in kinds:
         if kind in VALUE_KINDS:
             yield kind_row(kind, config)
-    yield Row(title="all combined", change=lambda sample, generator: change_all(sample, config, generator))
+    yield Row(title="all combined", change=lambda sample, generators: change_all(sample, config, generators))
 
 
 def kind_row(kind: str, config: Config) -> Row:
     """Return the row of one kind, which changes every slice here."""
     return Row(
         title=f"{kind} ({config.augment * SHARES[kind]:.0%})",
-        change=lambda sample, generator: augment_by_shares(*sample.middle(), config.augment, {kind: 1.0}, generator),
+        change=lambda sample, generators: augment_by_shares(*sample.middle(), config.augment, {kind: 1.0}, generators),
         close_up=kind in VALUE_KINDS,
     )
 
 
-def change_all(sample: Sample, config: Config, generator: Generator) -> ImageAndLabel:
+def change_all(sample: Sample, config: Config, generators: Generators) -> ImageAndLabel:
     """Apply all changes of the settings at once."""
-    batch = tilt(sample.image, sample.label, generator) if config.oblique else sample.middle()
-    return augment_by_shares(*batch, config.augment, dict.fromkeys(config.kinds, 1.0), generator)
+    batch = tilt(sample.image, sample.label, generators.device) if config.oblique else sample.middle()
+    return augment_by_shares(*batch, config.augment, dict.fromkeys(config.kinds, 1.0), generators)
 
 
 def read_sample(case: Case, window: Window, reach: int) -> Sample:

@@ -49,6 +49,20 @@ def use_cores(device: torch.device, processes: Processes = ALONE) -> Iterator[No
         torch.set_num_threads(before)
 
 
+@contextmanager
+def search_algorithms(device: torch.device) -> Iterator[None]:
+    """Let cuDNN time its algorithms for each convolution and keep the fastest while the block runs, if it is on a GPU.
+
+    Each new shape is timed again. So use this for batches of one shape, as in training, and not for validation.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     """Return the requested precision of the network; auto is bf16 if the hardware supports it."""
     if precision != "auto":

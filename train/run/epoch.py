@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from slicemill.common.progress import progress
 from slicemill.ct.overlap import mean_without_nan
 from slicemill.train.data.dataset import Batch
+from slicemill.train.data.generators import make_generators
 from slicemill.train.data.sampling import draw_epoch
 from slicemill.train.network.step import (
     Learner,
@@ -22,11 +22,12 @@ from slicemill.train.network.step import (
     train_step,
 )
 from slicemill.train.run.checkpoint import State
+from slicemill.train.run.device import search_algorithms
 from slicemill.train.run.interrupt import Interruption, StepDecision
 from slicemill.train.run.memory import explain_out_of_memory
 from slicemill.train.run.metrics import EpochMetrics, RegionDice, none_if_nan
 from slicemill.train.run.setup import Setup
-from slicemill.train.run.tally import PendingStep, SliceLosses, Tally, region_overlaps, resume_tally
+from slicemill.train.run.tally import PendingStep, SliceLosses, Tally, begin_record, region_overlaps, resume_tally
 from slicemill.train.run.validate import Overlaps, global_dice, validate
 
 
@@ -67,12 +68,13 @@ def train_epoch(training: Training, state: State, interruption: Interruption) ->
             count=setup.processes.count,
         ) as stream,
     ):
-        for step in range(epoch.tally.step, epoch.steps):
-            decision = epoch.save_or_stop()
-            if decision.spent >= 1 and epoch.has_steps:
-                break
-            epoch.take_step(step, stream, decision)
-            advance(config.batch, f"loss {epoch.tally.losses[-1]:.3f}" if epoch.tally.losses else "")
+        with search_algorithms(setup.device):
+            for step in range(epoch.tally.step, epoch.steps):
+                decision = epoch.save_or_stop()
+                if decision.spent >= 1 and epoch.has_steps:
+                    break
+                epoch.take_step(step, stream, decision)
+                advance(config.batch, f"loss {epoch.tally.losses[-1]:.3f}" if epoch.tally.losses else "")
         epoch.record_pending()
         epoch.save_or_stop()
         advance(0, "validation")
@@ -84,7 +86,8 @@ def train_epoch(training: Training, state: State, interruption: Interruption) ->
 class _EpochInProgress:
     """The steps of one epoch.
 
-    The loss of a step is read one step later: by then a GPU has computed it, so the CPU does not wait.
+    A step is prepared while a GPU still computes the one before, because nothing here waits for the GPU but the loss of
+    the step before.
     """
 
     def __init__(self, training: Training, state: State, interruption: Interruption) -> None:
@@ -98,7 +101,7 @@ class _EpochInProgress:
         losses = training.losses.at_epoch_start.numpy()
         self.positions = draw_epoch(setup.pool, setup.config, self.number, losses)
         self.steps = len(self.positions) // setup.config.batch
-        self._generator = torch.Generator(device=setup.device)
+        self._generators = make_generators(setup.device)
         self._pending: PendingStep | None = None
         self._start = time.perf_counter() - self.tally.seconds
 
@@ -137,19 +140,18 @@ class _EpochInProgress:
         done = max((self._state.epoch + step / self.steps) / config.epochs, decision.spent)
         for group in learner.optimizer.param_groups:
             group["lr"] = learning_rate(config, done)
-        self._generator.manual_seed(combine_seeds(config.seed, self.number, step, setup.processes.rank))
+        self._generators.manual_seed(combine_seeds(config.seed, self.number, step, setup.processes.rank))
         with explain_out_of_memory(setup.labels, config, setup.view.size, setup.device, setup.precision):
-            inputs = prepare_input(move_to_device(batch, self._to_class), config, setup.view.size, self._generator)
+            inputs = prepare_input(move_to_device(batch, self._to_class), config, setup.view.size, self._generators)
             result = train_step(learner, inputs, setup.processes.sum)
         self.tally.voxels += result.voxels
         self.record_pending()
         positions = self.positions[step * config.batch : (step + 1) * config.batch]
-        self._pending = PendingStep(positions=positions, loss=result.loss, by_slice=result.by_slice)
+        self._pending = begin_record(positions, result, setup.processes)
 
     def record_pending(self) -> None:
         """Record the loss of the last step, and the time of all steps so far."""
-        setup = self._training.setup
-        self.tally.record(self._pending, self._training.losses, setup.pool, setup.processes)
+        self.tally.record(self._pending, self._training.losses, self._training.setup.pool)
         self._pending, self.tally.seconds = None, self.seconds()
 
 

@@ -12,7 +12,7 @@ import torch
 from slicemill.common.documents import read_document, to_document
 from slicemill.common.errors import ConfigError, InputError, ModelError, StoreError
 from slicemill.common.files import Location, write_bytes, write_json
-from slicemill.ct.labels import Labels
+from slicemill.ct.labels import IGNORE, Labels
 from slicemill.store.cache import SliceCache
 from slicemill.store.reader import Case, Store, open_store
 from slicemill.store.split import Split, read_split, write_split
@@ -22,6 +22,7 @@ from slicemill.train.data.dataset import Batches, SliceRegion, compute_zoom
 from slicemill.train.data.sampling import Pool, read_pool
 from slicemill.train.network.processes import ALONE, Processes, local_batch
 from slicemill.train.run.checkpoint import BEST, LAST
+from slicemill.train.run.claim import is_empty
 from slicemill.train.run.device import choose_device, choose_precision
 from slicemill.train.run.memory import AUTO, fitting_batch
 from slicemill.train.split import make_split
@@ -99,7 +100,7 @@ def prepare(
     store = open_store(store_path, cache)
     labels, ignored = trained_labels(store, config)
     device = choose_device(config.device, processes)
-    started = (run / CONFIG).exists() and (run / LAST).exists()
+    started = (run / CONFIG).exists() and any((run / name).exists() for name in (LAST, BEST))
     processes.barrier()  # all processes have checked before the first one writes
     if started:
         config = _check_run(run, config, store)
@@ -157,9 +158,10 @@ def _write_run(run: Path, setup: Setup, store_path: Location) -> None:
 
 
 def trained_labels(store: Store, config: Config) -> tuple[Labels, int | None]:
-    """Return the labels of the network, and the value of the label that is ignored."""
+    """Return the labels of the network, and the value of the label that is ignored: the setting, else IGNORE."""
     labels = common_labels(store)
-    return (labels.without(config.ignore), labels.values[config.ignore]) if config.ignore else (labels, None)
+    ignored = config.ignore or (IGNORE if IGNORE in labels.values else "")
+    return (labels.without(ignored), labels.values[ignored]) if ignored else (labels, None)
 
 
 def training_region(cases: Sequence[Case], size: tuple[int, int], config: Config) -> SliceRegion:
@@ -224,7 +226,7 @@ def remove_run(run: Path) -> None:
     ConfigError
         The folder is not a run folder.
     """
-    if not run.exists():
+    if not run.exists() or is_empty(run):
         return
     if not (run / CONFIG).exists():
         raise ConfigError(f"{run}: is not the folder of a run, so --overwrite does not remove it.")

@@ -10,7 +10,9 @@ from slicemill.common.errors import ConfigError
 from slicemill.ct.labels import Labels
 from slicemill.ct.overlap import Overlap
 from slicemill.train.data.sampling import Pool, SlicePosition
+from slicemill.train.data.transfers import HostCopy, copy_to_host
 from slicemill.train.network.processes import Processes
+from slicemill.train.network.step import StepResult
 from slicemill.train.run.checkpoint import TallyRecord
 
 
@@ -36,14 +38,24 @@ def no_losses(pool: Pool) -> SliceLosses:
 
 @dataclass(frozen=True, kw_only=True)
 class PendingStep:
-    """A step whose loss is still on the device."""
+    """A step whose losses are on their way to the host.
+
+    They are read one step later. A plain read would wait for all work of the GPU so far, which is then the next step.
+    """
 
     positions: list[SlicePosition]
     """The slices of the batch of all processes."""
-    loss: Tensor
-    """float[]."""
-    by_slice: Tensor
-    """float[b], cross-entropy of the slices of this process."""
+    losses: HostCopy
+    """float32[1 + b]: the loss, and the cross-entropy of each of these slices."""
+
+
+def begin_record(positions: list[SlicePosition], result: StepResult, processes: Processes) -> PendingStep:
+    """Start to copy the losses of a step to the host. `positions` are the slices of the batch of all processes."""
+    share = len(result.by_slice)
+    batch = torch.zeros(share * processes.count, device=result.by_slice.device)
+    batch[processes.rank * share : (processes.rank + 1) * share] = result.by_slice
+    losses = torch.cat([result.loss[None], processes.sum(batch)])
+    return PendingStep(positions=positions, losses=copy_to_host(losses))
 
 
 @dataclass(kw_only=True)
@@ -64,7 +76,7 @@ class Tally:
         """Return the number of steps recorded."""
         return len(self.losses)
 
-    def record(self, step: PendingStep | None, by_slice: SliceLosses, pool: Pool, processes: Processes) -> None:
+    def record(self, step: PendingStep | None, by_slice: SliceLosses, pool: Pool) -> None:
         """Add the loss of a step, and update the loss of each of its slices, including those of other processes.
 
         Raises
@@ -74,16 +86,14 @@ class Tally:
         """
         if step is None:
             return
-        loss = float(step.loss)
+        losses = step.losses.wait()
+        loss = float(losses[0])
         if not math.isfinite(loss):
             named = ", ".join(f"{position.case_id} z={position.z}" for position in step.positions)
             raise ConfigError(f"step {self.step + 1}: the loss is {loss}; the slices are {named}. Lower learning_rate.")
         self.losses.append(loss)
-        share = len(step.by_slice)
-        batch = torch.zeros(share * processes.count, device=step.by_slice.device)
-        batch[processes.rank * share : (processes.rank + 1) * share] = step.by_slice
         numbers = [pool.number[position.case_id, position.z] for position in step.positions]
-        by_slice.latest[numbers] = processes.sum(batch).cpu()
+        by_slice.latest[numbers] = losses[1:]
 
     def as_record(self, processes: Processes) -> TallyRecord:
         """Return the counts for a checkpoint, with the pixels of all processes."""

@@ -10,6 +10,7 @@ nibabel decodes the fields. The header is checked here before a voxel is read:
 Unusual but readable fields become warnings.
 """
 
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from slicemill.common.errors import GeometryError, ScanError
 from slicemill.common.files import Location
-from slicemill.ct.formats.nifti.names import is_header_name, scan_files
+from slicemill.ct.formats.nifti.names import is_header_name, is_nifti_name, scan_files
 from slicemill.ct.formats.nifti.stream import MAX_DATA_OFFSET, is_gzip, open_voxels, read_header_file, read_up_to
 from slicemill.ct.geometry import SAME_GRID_MM, Grid
 from slicemill.ct.grid_checks import grid_warnings
@@ -31,6 +32,9 @@ MAX_DEFLATE_RATIO = 1032
 """Most bytes that deflate can produce from one (zlib, technical details)."""
 HEADER_BYTES = {348: "NIfTI-1", 540: "NIfTI-2"}
 TEXT_FIELDS = ("data_type", "db_name", "descrip", "aux_file", "intent_name")
+SIGNATURE = "slicemill "
+SIGNED = re.compile(SIGNATURE.encode() + rb"([0-9a-f]{64})")
+"""The description of a file that `infer` wrote: the hash of its model."""
 MAX_EXTENSION_BYTES = 1 << 20
 """Longest extensions that are stored with a case, in a JSON document; longer ones are left out with a warning."""
 ODD_UNITS = {1: "meters", 3: "micrometers"}
@@ -72,12 +76,12 @@ def read_header(path: Location) -> NiftiHeader:
     start = read_header_file(path)[1] if is_pair else _first_bytes(path)
     raw, header = parse_header(start, path)
     _check_kind(header, path, is_pair=is_pair)
-    shape = read_shape(header, path)
     dtype = _dtype(header, path)
+    shape = read_shape(header, path)
     slope, inter = _scaling(header, path)
     affine, warnings = _affine(header, path)
     try:
-        grid = Grid(shape=shape, affine=affine)
+        grid = Grid(shape=shape, affine=affine, oriented=_is_oriented(header))
     except GeometryError as error:
         raise GeometryError(error.reason, where=path) from error
     # The stream of a pair is the header file (`before` bytes) and then the image file, in which vox_offset counts. In a
@@ -116,16 +120,40 @@ def blank_text(header: bytes) -> bytes:
     return bytes(fields.binaryblock)
 
 
+def sign_header(header: bytes, model_sha256: str) -> bytes:
+    """Return header bytes whose description names the model of the voxels; `read_signature` reads it."""
+    fields = parse_header(header, Path("header"))[1]
+    fields["descrip"] = f"{SIGNATURE}{model_sha256}".encode()
+    return bytes(fields.binaryblock) + header[len(fields.binaryblock) :]
+
+
+def read_signature(path: Path) -> str:
+    """Return the hash of the model that made a file, or an empty text if the file is not NIfTI or names no model.
+
+    Raises
+    ------
+    ScanError
+        The header is damaged.
+    """
+    if not is_nifti_name(path.name):
+        return ""
+    fields = parse_header(read_header(path).raw, path)[1]
+    match = SIGNED.fullmatch(bytes(fields["descrip"]).rstrip(b"\0"))
+    return match[1].decode() if match else ""
+
+
 def parse_grid(header: bytes) -> Grid:
     """Return the grid of stored header bytes."""
     fields = parse_header(header, Path("header"))[1]
-    return Grid(shape=read_shape(fields, Path("header")), affine=_affine(fields, Path("header"))[0])
+    shape, affine = read_shape(fields, Path("header")), _affine(fields, Path("header"))[0]
+    return Grid(shape=shape, affine=affine, oriented=_is_oriented(fields))
 
 
-def header_warnings(header: bytes) -> tuple[str, ...]:
-    """Return the warnings about header bytes that `read_header` gives for a file with this header."""
-    fields = parse_header(header, Path("header"))[1]
-    return (*_affine(fields, Path("header"))[1], *_warn_fields(fields), *grid_warnings(parse_grid(header)))
+def stored_warnings(header: bytes) -> tuple[str, ...]:
+    """Return the warnings about the fields and the grid of stored header bytes, as `read_header` gives them."""
+    path = Path("header")
+    fields = parse_header(header, path)[1]
+    return (*_affine(fields, path)[1], *_warn_fields(fields), *grid_warnings(parse_grid(header)))
 
 
 def _first_bytes(path: Location) -> bytes:
@@ -178,13 +206,29 @@ def read_shape(header: Any, path: Location) -> tuple[int, int, int]:
     if min(extents) < 1:
         raise ScanError(f"every extent must be at least 1; the header has {extents}.", where=path)
     if any(extent > 1 for extent in extents[3:]):
-        raise ScanError(
-            f"holds several volumes, extents {extents}; a CT is one volume. "
-            "Split it first (nibabel.funcs.four_to_three).",
-            where=path,
-        )
+        raise ScanError(_explain_axes(header, extents), where=path)
     i, j, k = (*extents, 1)[:3]
     return i, j, k
+
+
+def _explain_axes(header: Any, extents: list[int]) -> str:
+    """Return why more than three axes are refused, and the way out."""
+    longer = [extent for extent in extents if extent > 1]
+    if extents[0] == 1 and len(longer) <= 3:
+        return (
+            f"its extents {extents} begin with an axis of 1: a channel axis, as arrays of networks have it. A CT has "
+            "three axes; save the array without that axis (array[0]), with the scan's affine."
+        )
+    *others, last = extents[3:]
+    if last in (3, 4) and max(others, default=1) == 1 and header.get_data_dtype().itemsize == 1:
+        return (
+            f"its last axis has {last} values of 8 bits, extents {extents}: the channels of a color picture, "
+            "which is not a CT. Take the scan itself."
+        )
+    return (
+        f"holds several volumes, extents {extents}; a CT is one volume. If the last axis counts channels, save the "
+        "one with HU; if it counts time points, split them (nibabel.funcs.four_to_three)."
+    )
 
 
 def _dtype(header: Any, path: Location) -> np.dtype[Any]:
@@ -213,6 +257,9 @@ def _scaling(header: Any, path: Location) -> tuple[float, float]:
 
 def _affine(header: Any, path: Location) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
     """Return the affine, voxel i j k to RAS mm, by the standard's order (sform, qform, spacing), and warnings."""
+    if header["pixdim"][0] == 0:  # nifti1_io.c and the standard take 0 for 1; nibabel refuses it
+        header = header.copy()
+        header["pixdim"][0] = 1
     try:
         with np.errstate(all="ignore"):
             affine = np.asarray(header.get_best_affine(), dtype=np.float64)
@@ -222,9 +269,14 @@ def _affine(header: Any, path: Location) -> tuple[npt.NDArray[np.float64], tuple
         ) from error
     if header["sform_code"] > 0 and header["qform_code"] > 0:
         return affine, _warn_qform(header, read_shape(header, path), affine)
-    if header["sform_code"] <= 0 and header["qform_code"] <= 0:
+    if not _is_oriented(header):
         return affine, ("the header has no orientation; spacing alone is used and the patient's sides are unknown",)
     return affine, ()
+
+
+def _is_oriented(header: Any) -> bool:
+    """Return whether a header has a sform or a qform."""
+    return bool(header["sform_code"] > 0 or header["qform_code"] > 0)
 
 
 def _warn_qform(header: Any, shape: tuple[int, int, int], affine: npt.NDArray[np.float64]) -> tuple[str, ...]:

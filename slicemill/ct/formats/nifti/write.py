@@ -32,7 +32,7 @@ def write_volume(
     ----------
     header
         Header bytes of that file, with its extensions if it has any. They are kept bit for bit except the voxels' type,
-        scaling and offset, and the display range of 8-bit voxels.
+        scaling and offset, the display range of 8-bit voxels, and a qfac of 0, which means 1.
     dtype
         int16 for HU, uint8 for label values and probabilities.
     voxels
@@ -51,6 +51,8 @@ def write_volume(
     fields.set_data_dtype(np.dtype(dtype))
     fields["magic"] = fields.single_magic  # a header of a pair becomes a single file
     fields["scl_slope"], fields["scl_inter"] = slope, 0
+    if fields["pixdim"][0] == 0:
+        fields["pixdim"][0] = 1  # nibabel refuses 0
     if kind.itemsize == 1:
         fields["cal_max"] = fields["cal_min"] = 0
     extensions = _with_extender(header[len(fields.binaryblock) :])

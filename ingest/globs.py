@@ -1,0 +1,56 @@
+"""Patterns of file names: which files they match, and with which texts."""
+
+import glob
+import re
+from pathlib import Path
+
+from slicemill.common.errors import PairingError, UsageError
+from slicemill.ct.formats.nifti.names import is_nifti_name
+from slicemill.ct.formats.unread import explain_unread_files
+
+Texts = tuple[str, ...]
+"""The texts that the wildcards of a pattern match."""
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Return the regular expression of a pattern, with a group for each wildcard.
+
+    It is made by hand because the groups are needed: `glob.translate` and pathspec have none.
+
+    >>> compile_pattern("**/*_ct.nii").fullmatch("a/b/p1_ct.nii").groups()
+    ('a/b', 'p1')
+    """
+    return re.compile(
+        "".join(
+            {"**/": r"(?:(.*)/)?", "*": r"([^/]*)"}.get(part, re.escape(part))
+            for part in re.split(r"(\*\*/|\*)", pattern)
+        )
+    )
+
+
+def match_pattern(pattern: str) -> dict[Texts, Path]:
+    """Return the NIfTI files that a pattern matches, by the texts that its wildcards match."""
+    if "://" in pattern:
+        raise UsageError(
+            "patterns are for local files; pass the folder of the bucket, or list its files in a CSV (--pairs).",
+            where=pattern,
+        )
+    if "*" not in pattern:
+        raise UsageError("a pattern needs at least one *; its match pairs images with masks.", where=pattern)
+    compiled = compile_pattern(pattern)
+    matches: dict[Texts, Path] = {}
+    for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 (patterns may be absolute)
+        match = compiled.fullmatch(name)
+        if match and is_nifti_name(Path(name).name):
+            key = tuple(group or "" for group in match.groups())
+            if key in matches:
+                raise PairingError(f"{matches[key]} and {name} match {pattern} with the same text {'/'.join(key)!r}.")
+            matches[key] = Path(name)
+    if not matches:
+        if unread := explain_unread_files(map(Path, glob.glob(pattern, recursive=True))):  # noqa: PTH207
+            raise PairingError(f"matches no .nii, .nii.gz or .hdr file; {unread}.", where=pattern)
+        raise PairingError(
+            "matches no .nii, .nii.gz or .hdr file; quote the pattern so that the shell does not expand it.",
+            where=pattern,
+        )
+    return matches

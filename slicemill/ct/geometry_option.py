@@ -1,0 +1,6 @@
+"""The values of the option ``--geometry``, in a module that imports nothing and so delays no ``--help``."""
+
+from typing import Literal
+
+Geometry = Literal["error", "trust-image", "resample"]
+"""What to do if an image and its segmentation are on different grids (`slicemill.ct.same_grid`)."""
