@@ -11,7 +11,7 @@ import numpy.typing as npt
 from slicemill.api.scans import Axes, ScanOrigin, own_affine, to_own_order
 from slicemill.common.errors import UsageError
 from slicemill.common.files import parse_location
-from slicemill.ct.formats.nifti.header import parse_header
+from slicemill.ct.formats.nifti.header import parse_header, sign_header
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.lesions import Lesion
 from slicemill.infer.report import ScanReport
@@ -104,7 +104,7 @@ class Segmentation:
     def save(self, path: str | Path) -> Path:
         """Write `label` as NIfTI (.nii or .nii.gz), on the grid of the scan's file, and return the path.
 
-        The header is the scan's, without its text, which may name a person. An array or an image of SimpleITK gets a
+        The header is the scan's, with a note of the model in place of its text, which may name a person. An array or an image of SimpleITK gets a
         new header. An existing file is replaced; a killed call leaves the old file.
 
         Raises
@@ -118,12 +118,12 @@ class Segmentation:
         scan = self.source.path
         if isinstance(scan, Path) and target.resolve() == scan.resolve():
             raise UsageError("is the scan itself; choose another name for its segmentation.", where=path)
-        write_volume(target, self.source.header, np.uint8, self.source.grid.to_file(self.label_lps))
+        write_volume(target, self._header, np.uint8, self.source.grid.to_file(self.label_lps))
         return target
 
     def to_nibabel(self) -> "nib.Nifti1Image":
         """Return the file that `save` writes as an image of nibabel, uint8[i, j, k]."""
-        header = parse_header(self.source.header, Path("header"))[1]
+        header = parse_header(self._header, Path("header"))[1]
         header.set_data_dtype(np.uint8)
         header["cal_max"] = header["cal_min"] = 0
         kind = nib.Nifti2Image if len(header.binaryblock) > nib.Nifti1Header.sizeof_hdr else nib.Nifti1Image
@@ -131,6 +131,11 @@ class Segmentation:
         image = kind(voxels.reshape(header.get_data_shape()), header.get_best_affine(), header)
         image.header.set_slope_inter(1, 0)
         return image
+
+    @property
+    def _header(self) -> bytes:
+        """Return the header of a mask: the scan's, signed by the model as the command does."""
+        return sign_header(self.source.header, self.report.model_sha256)
 
     def _own(self, stored: Uint8s) -> Uint8s:
         """View uint8[z, y, x] in the order of the scan."""

@@ -61,12 +61,21 @@ def names(folder, monkeypatch):
     labels = {"liver": 1, "tumor": 2}
     opened = slicemill.Model("liver.onnx", provider="cpu")
     return {
-        "slicemill": slicemill, "InputError": slicemill.InputError, "np": np, "nibabel": nibabel, "torch": torch, "Path": Path, "Config": Config,
-        "model": opened, "store": slicemill.open_store("lits-store"), "hu": np.zeros((9, 64, 64), dtype=np.int16),
-        "find_lesions": slicemill.find_lesions, "result": opened.segment("ct.nii.gz"),
+        "slicemill": slicemill,
+        "InputError": slicemill.InputError,
+        "np": np,
+        "nibabel": nibabel,
+        "torch": torch,
+        "Path": Path,
+        "Config": Config,
+        "model": opened,
+        "store": slicemill.open_store("lits-store"),
+        "hu": np.zeros((9, 64, 64), dtype=np.int16),
+        "find_lesions": slicemill.find_lesions,
+        "result": opened.segment("ct.nii.gz"),
         "first": slicemill.evaluate_masks("segmented", "lits", labels=labels),
         "second": slicemill.evaluate_masks("segmented", "lits", labels=labels),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.slow

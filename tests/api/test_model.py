@@ -85,6 +85,7 @@ def test_every_kind_of_scan_has_the_same_labels(opened, scan, stored, tmp_path):
         assert np.array_equal(saved.dataobj, expected.label), kind
         assert np.allclose(saved.affine, image.affine, atol=1e-4), kind
         assert np.array_equal(saved.dataobj, result.to_nibabel().dataobj), kind
+        assert result.to_nibabel().header["descrip"] == saved.header["descrip"] != b"", kind
     assert results["SimpleITK"].label.shape == SimpleITK.GetArrayViewFromImage(itk).shape
     assert np.array_equal(results["SimpleITK"].label, expected.label.T)
     assert np.array_equal(results["array"].label, expected.label)
@@ -165,3 +166,14 @@ def test_a_model_is_refused_when_it_is_opened(model, tmp_path):
         slicemill.Model(model, provider="cpu", mirror=True)
     with pytest.raises(UsageError, match="gpu"):
         slicemill.Model(model, provider="gpu")
+
+
+def test_warnings_are_in_the_report_and_strict_refuses_them(opened, model, scan):
+    image = nib.load(scan)
+    hu = np.clip(np.asarray(image.dataobj).astype(int) + 1024, 0, None).astype(np.int16)  # without the intercept
+    raw = nib.Nifti1Image(hu, image.affine)
+    assert any("no HU below 0" in warning for warning in opened.segment(raw).report.warnings)
+    strict = slicemill.Model(model, provider="cpu", strict=True)
+    for words in ({"scan": raw}, {"scan": hu, "affine": image.affine, "axes": "xyz-ras"}):
+        with pytest.raises(ScanError, match="--strict refuses a scan with warnings: .*no HU below 0"):
+            strict.segment(**words)
