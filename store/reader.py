@@ -22,8 +22,9 @@ from slicemill.store.cache import SliceCache
 from slicemill.store.case import CaseInfo, parse_case
 from slicemill.store.codecs import decode_blosc, decode_zstd, without_checksum
 from slicemill.store.indexing import select
-from slicemill.store.layout import ABSENT, ATTRIBUTE, DOCUMENT, GROUP, IMAGE, LABEL, SHARD, ArrayName
+from slicemill.store.layout import ABSENT, ATTRIBUTE, DOCUMENT, GROUP, IMAGE, LABEL, SHARD, ArrayName, check_case_id
 from slicemill.store.shard_reader import ShardReader, plan_ranges
+from slicemill.store.version import CaseVersion, note_version
 from slicemill.store.zarr_documents import DTYPES, recognize_profile
 
 MAX_SLICE_BYTES = 1 << 31
@@ -40,8 +41,11 @@ class SliceArray:
 
     ndim = 3
 
-    def __init__(self, folder: Location, name: ArrayName, cache: SliceCache | None = None) -> None:
+    def __init__(
+        self, folder: Location, name: ArrayName, version: CaseVersion | None = None, cache: SliceCache | None = None
+    ) -> None:
         self.name: ArrayName = name
+        self._version = version or note_version(folder.parent)
         self._cache = cache if isinstance(folder, RemotePath) else None
         self._folder = folder
         document = read_document(folder)
@@ -65,7 +69,7 @@ class SliceArray:
         self.profile = recognize_profile(document, name, self.shape)
         """Profile of slicemill's layout; None for another valid layout, which zarr-python reads."""
         self._decompress = decode_zstd if self.profile == "compact" and name == LABEL else decode_blosc
-        self.shard = ShardReader(folder / SHARD, nz)
+        self.shard = ShardReader(folder / SHARD, nz, self._version)
         """Reader of the shard, for slicemill's layout."""
 
     def __len__(self) -> int:
@@ -95,7 +99,7 @@ class SliceArray:
         if length == ABSENT:
             return b""
         if self._cache is not None:
-            return self._cache.get(str(self.shard.path), z, lambda: self.shard.read(offset, length))
+            return self._cache.get(f"{self.shard.path} {self._version.tag}", z, lambda: self.shard.read(offset, length))
         return self.shard.read(offset, length)
 
     def read_many(self, indices: Sequence[int], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
@@ -175,6 +179,7 @@ class SliceArray:
         except Exception as error:
             raise_system_limit(error)
             raise StoreError(f"zarr-python cannot read this array ({error}).", where=self._folder) from error
+        self._version.check()
         return voxels
 
     @cached_property
@@ -221,11 +226,15 @@ def read_attribute(folder: Location) -> object:
 
 
 class Case:
-    """One case of a store: metadata, image and label arrays."""
+    """One case of a store: metadata, image and label arrays, all of one version of the case.
 
-    def __init__(self, folder: Location, cache: SliceCache | None = None) -> None:
+    A case that is replaced while it is open can be read where its files are open already. Otherwise, reading raises a
+    StoreError.
+    """
+
+    def __init__(self, folder: Location, version: CaseVersion, cache: SliceCache | None = None) -> None:
         self.folder = folder
-        self.image = SliceArray(folder / IMAGE, "image", cache)
+        self.image = SliceArray(folder / IMAGE, "image", version, cache)
         """int16[z, y, x], HU."""
         self.info: CaseInfo = parse_case(read_attribute(folder), self.image.shape, str(folder))
         if self.info.case_id != folder.name:
@@ -233,7 +242,7 @@ class Case:
                 f"its metadata belong to case {self.info.case_id!r}; ingest the case again with --overwrite.",
                 where=folder,
             )
-        self.label = SliceArray(folder / LABEL, "label", cache) if self.info.mask else None
+        self.label = SliceArray(folder / LABEL, "label", version, cache) if self.info.mask else None
         """uint8[z, y, x], values of the case's labels; None without a mask."""
         if self.label is not None and self.label.shape != self.image.shape:
             raise StoreError(
@@ -298,7 +307,7 @@ class Store(Mapping[str, Case]):
         return iter(self.case_ids)
 
     def __contains__(self, case_id: object) -> bool:
-        return case_id in self._id_set
+        return isinstance(case_id, str) and self._has(case_id)
 
     def __eq__(self, other: object) -> bool:
         return self is other  # that of a mapping would open every case
@@ -329,6 +338,15 @@ class Store(Mapping[str, Case]):
             self._cases[case_id] = open_case(self.root, case_id, self._cache)
         return self._cases[case_id]
 
+    def _has(self, case_id: str) -> bool:
+        """Return whether there is such a case. The cases are not listed for one of them."""
+        if "case_ids" in self.__dict__:  # listed before
+            return case_id in self._id_set
+        try:
+            return (self.root / GROUP / check_case_id(case_id) / DOCUMENT).is_file()
+        except StoreError:
+            return False
+
     def check_known(self, case_ids: Sequence[str]) -> None:
         """Check that the store has these cases.
 
@@ -338,7 +356,7 @@ class Store(Mapping[str, Case]):
             A case is not in the store.
         """
         for case_id in case_ids:
-            if case_id not in self._id_set:
+            if not self._has(case_id):
                 raise NoCaseError(
                     f"has no case {case_id!r}; `slicemill store manifest {self.root}` lists them.", where=self.root
                 )
@@ -360,7 +378,11 @@ def iter_case_ids(root: Location) -> Iterator[str]:
 
 def open_case(root: Location, case_id: str, cache: SliceCache | None = None) -> Case:
     """Open a case that exists in the store, without listing the other cases."""
-    return Case(root / GROUP / case_id, cache)
+    version = note_version(root / GROUP / case_id)
+    try:
+        return Case(root / GROUP / case_id, version, cache)
+    finally:
+        version.check()  # also the reason why half of a case could not be read
 
 
 def open_store(url: str | Location, cache: SliceCache | None = None) -> Store:
