@@ -19,12 +19,12 @@ Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 """The choices of `slicemill.infer.runtime.providers.Provider`, a module that is too slow to import for --help."""
 
 
-def _option(panel: str, help_text: str, *names: str, **settings: Any) -> Any:
+def _option(panel: str | None, help_text: str, *names: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help_text, rich_help_panel=panel, **settings)
 
 
-_input, _output, _network, _machine, _rerun = (
-    partial(_option, panel) for panel in (INPUT, OUTPUT, NETWORK, MACHINE, RERUN)
+_common, _input, _output, _network, _machine, _rerun = (
+    partial(_option, panel) for panel in (None, INPUT, OUTPUT, NETWORK, MACHINE, RERUN)
 )
 FROM_0: dict[str, Any] = {"min": 0}
 FINITE_FROM_0: dict[str, Any] = {"min": 0, "callback": require_finite}
@@ -34,7 +34,7 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(help="Scans (.nii, .nii.gz), folders, quoted patterns, slice stores; paths or URLs."),
 ]
-ProviderName = Annotated[Provider, _network("Where the network runs; auto: CUDA if it starts, else CPU.")]
+ProviderName = Annotated[Provider, _common("Where the network runs; auto: CUDA if it starts, else CPU.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class InferRequest:
     ] = 5.0
     window: Annotated[str | None, _input("LOW,HIGH: HU of black and white in PNG or JPEG inputs.")] = None
     strict: Annotated[bool, _input("Refuse scans with a warning, like a lost header.", "--strict")] = False
-    out: Annotated[Path | None, _output("Folder for results; default: FOLDER-MODEL next to the scans' folder.")] = None
+    out: Annotated[Path | None, _common("Folder for results; default: FOLDER-MODEL next to the scans' folder.")] = None
     probability: Annotated[bool, _output("Also write NAME_probability_LABEL for every label.", "--probability")] = False
     separate: Annotated[bool, _output("Also write NAME_LABEL for every label, as 0 and 1.", "--separate")] = False
     no_postprocess: Annotated[bool, _output("Do not post-process the labels.", "--no-postprocess")] = False
@@ -70,7 +70,7 @@ class InferRequest:
     scheduler: Annotated[str | None, _machine("Dask scheduler, like tcp://host:8786; one worker per device.")] = None
     retry_failed: Annotated[bool, _rerun("Try scans that failed before again.", "--retry-failed")] = False
     overwrite: Annotated[bool, _rerun("Segment finished scans again.", "--overwrite")] = False
-    dry_run: Annotated[bool, _rerun("Show what would be segmented, and stop.", "--dry-run")] = False
+    dry_run: Annotated[bool, _common("Show what would be segmented, and stop.", "--dry-run")] = False
     json: Json = False
 
     @cached_property

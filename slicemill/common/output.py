@@ -14,6 +14,17 @@ from pathlib import Path
 from typing import TextIO
 
 
+def escape(text: str) -> str:
+    r"""Return a text with its control characters, line ends, directional marks and lone surrogates escaped.
+
+    >>> print(escape("red\x1b[31m, new\nline, \u202egnp"))
+    red\x1b[31m, new\nline, \u202egnp
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """What a command prints and logs."""
@@ -31,7 +42,7 @@ class Output:
         """Append a line with time and level to the log file, if there is one."""
         if self.log is not None:
             now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-            self.log.write(f"{now} {level:<7} {text}\n")
+            self.log.write(f"{now} {level:<7} {escape(text)}\n")
             self.log.flush()
 
 

@@ -4,8 +4,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from slicemill.common.output import current_output
-from slicemill.common.terminal import escape, is_terminal
+from slicemill.common.output import current_output, escape
+from slicemill.common.terminal import is_terminal
 
 Advance = Callable[[float, str], None]
 """Called with the amount done since the last call, and a note that replaces the previous one."""

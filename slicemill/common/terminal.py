@@ -1,6 +1,6 @@
 """Output of commands: lines, tables, numbers, and the exit status after an error.
 
-Names and labels come from files. Whatever could control a terminal is escaped here, and only here.
+Names and labels come from files. Whatever could control a terminal is escaped by `escape`.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from slicemill.common.errors import InputError, UsageError
 from slicemill.common.extras import describe_missing
 from slicemill.common.failures import find_memory_detail, is_exhausted
-from slicemill.common.output import current_output, log_traceback
+from slicemill.common.output import current_output, escape, log_traceback
 from slicemill.common.signals import Terminated, raise_on_stop_signals
 
 BLOCKS, PLAIN_BLOCKS = "▁▂▃▄▅▆▇█", ".:-=+*#@"
@@ -31,7 +31,7 @@ def print_line(text: str = "") -> None:
     With `--quiet` it is only logged; with `--json` it goes to standard error.
     """
     output = current_output()
-    output.write_log("info", escape(text))
+    output.write_log("info", text)
     if not output.quiet:
         _write_line(sys.stderr if output.json else sys.stdout, text)
 
@@ -39,7 +39,7 @@ def print_line(text: str = "") -> None:
 def print_always(text: str = "") -> None:
     """Print a line that `--quiet` does not hide: a failure, or what the command was called to print."""
     output = current_output()
-    output.write_log("result", escape(text))
+    output.write_log("result", text)
     _write_line(sys.stderr if output.json else sys.stdout, text)
 
 
@@ -75,19 +75,8 @@ def print_lines(text: str) -> None:
 
 def print_message(text: str) -> None:
     """Print one line about the command itself to standard error."""
-    current_output().write_log("error", escape(text))
+    current_output().write_log("error", text)
     _write_line(sys.stderr, f"slicemill: {text}")
-
-
-def escape(text: str) -> str:
-    r"""Return a text with its control characters, line ends, directional marks and lone surrogates escaped.
-
-    >>> print(escape("red\x1b[31m, new\nline, \u202egnp"))
-    red\x1b[31m, new\nline, \u202egnp
-    """
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def _write_line(stream: TextIO | None, text: str) -> None:
