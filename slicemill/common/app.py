@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -102,7 +101,7 @@ def print_help(show: Callable[[], None]) -> None:
     except BrokenPipeError:
         discard_output(sys.stdout)
     except SystemExit:  # rich ends the process when the pipe is closed, with exit status 1
-        os._exit(0)
+        raise SystemExit(0) from None
 
 
 def add_output_options(function: Callable[..., Any]) -> Callable[..., Any]:
