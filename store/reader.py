@@ -4,7 +4,6 @@ Reading a slice takes one file read or one request, and one decompression into t
 read once. Neighboring slices are fetched in one read. Arrays in other Zarr v3 layouts are read with zarr-python.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -21,7 +20,7 @@ from slicemill.ct.naming import natural_key
 from slicemill.store.cache import SliceCache
 from slicemill.store.case import CaseInfo, parse_case
 from slicemill.store.codecs import decode_blosc, decode_zstd, without_checksum
-from slicemill.store.indexing import select
+from slicemill.store.indexing import NumpyIndexing
 from slicemill.store.layout import ABSENT, ATTRIBUTE, DOCUMENT, GROUP, IMAGE, LABEL, SHARD, ArrayName, check_case_id
 from slicemill.store.shard_reader import ShardReader, plan_ranges
 from slicemill.store.version import CaseVersion, note_version
@@ -30,7 +29,7 @@ from slicemill.store.zarr_documents import DTYPES, recognize_profile
 MAX_SLICE_BYTES = 1 << 31
 
 
-class SliceArray:
+class SliceArray(NumpyIndexing):
     """One array of a case, any[z, y, x] in LPS+ order; safe to use from several threads.
 
     It is indexed like a numpy array, and reads only the slices that the index needs. The smallest unit that is read is
@@ -38,8 +37,6 @@ class SliceArray:
 
     >>> store["volume-17"].image[20, 100:200]       # doctest: +SKIP
     """
-
-    ndim = 3
 
     def __init__(
         self, folder: Location, name: ArrayName, version: CaseVersion | None = None, cache: SliceCache | None = None
@@ -129,31 +126,12 @@ class SliceArray:
                 self._decode(indices[row], encoded, out[row])
         return out
 
-    def __getitem__(self, key: Any) -> Any:
-        selection = select(key, len(self))
-        return self.read_many(selection.slices)[selection.inner]
-
-    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:  # noqa: FBT001 (numpy's protocol)
-        if copy is False:
-            raise ValueError(f"{self!r} must be read from the store; use copy=None or copy=True")
-        return self.read_many(range(len(self))).astype(self.dtype if dtype is None else dtype, copy=False)
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._folder, self.name)  # opened again in the other process, without the cache
+        return type(self), (self._folder, self.name, self._version)  # opened again there, without the cache
 
     def __repr__(self) -> str:
         nz, ny, nx = self.shape
         return f"<{self.name} {self.dtype}[{nz}, {ny}, {nx}] of case {self._folder.parent.name}>"
-
-    @property
-    def size(self) -> int:
-        """Return the number of voxels."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Return the size of the voxels in memory, bytes."""
-        return self.size * int(self.dtype.itemsize)
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
         return (self.read(z) for z in range(len(self)))
@@ -233,6 +211,7 @@ class Case:
     """
 
     def __init__(self, folder: Location, version: CaseVersion, cache: SliceCache | None = None) -> None:
+        self._version = version
         self.folder = folder
         self.image = SliceArray(folder / IMAGE, "image", version, cache)
         """int16[z, y, x], HU."""
@@ -270,7 +249,7 @@ class Case:
         return self.info.lesions
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.folder,)
+        return type(self), (self.folder, self._version)
 
     def __repr__(self) -> str:
         nz, ny, nx = self.image.shape
