@@ -1,15 +1,46 @@
-"""The commands `slicemill phantom | demo | doctor`."""
+"""The commands `slicemill info | phantom | demo | doctor`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from slicemill.common.options import require_finite
-from slicemill.common.terminal import print_line, report_errors
+from slicemill.common.extras import require_extras
+from slicemill.common.options import Json, require_finite
+from slicemill.common.terminal import print_always, print_json, print_line, report_errors
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 """As in `slicemill.infer.runtime.providers`, whose import would slow down ``--help``."""
+
+
+def info(
+    path: Annotated[
+        str, typer.Argument(help="A NIfTI file, a slice store (folder or s3:// URL), an ONNX model, or a run folder.")
+    ],
+    json: Json = False,
+) -> None:
+    """Show what a file or folder is: a scan, a slice store, a model, or a training run.
+
+    slicemill info ct.nii.gz
+    slicemill info s3://bucket/lits-store
+    slicemill info liver.onnx --json
+    """
+    with report_errors():
+        from slicemill.common.files import parse_location
+        from slicemill.info import describe, summarize
+        from slicemill.store.cli import print_info
+        from slicemill.store.reader import is_store
+
+        location = parse_location(path)
+        if is_store(location):
+            print_info(path, json=json)
+            return
+        summary = summarize(location)
+        if json:
+            print_json(summary)
+            return
+        for line in describe(summary):
+            print_always(line)
 
 
 def phantom(
@@ -54,6 +85,7 @@ def demo(
     slicemill demo --data sarcoma/ --labels tumor=1 --out real --max-minutes 25
     """
     with report_errors():
+        require_extras("ingest", "train", "cpu")  # before minutes of work
         from slicemill.demo import DemoOptions, missed_goals, run_demo
 
         options = DemoOptions(
@@ -77,7 +109,7 @@ def demo(
         print_line("goals met: tumor Dice at least 0.15 above the threshold's, liver Dice at least 0.90")
 
 
-def doctor() -> None:
+def doctor(json: Json = False) -> None:
     """Report hardware, packages, working providers and required repairs; exit 1 if a repair is required."""
     with report_errors():
         from slicemill.doctor import examine
@@ -86,7 +118,9 @@ def doctor() -> None:
         for line in examination.lines:
             print_line(line)
         for repair in examination.repairs:
-            print_line(f"REPAIR     {repair}")
+            print_always(f"REPAIR     {repair}")
+        if json:
+            print_json(examination)
         if examination.repairs:
             raise SystemExit(1)
         print_line("nothing to repair")

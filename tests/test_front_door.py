@@ -10,13 +10,22 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from slicemill import commands
+from slicemill import commands, demo
 from slicemill.baseline import HIGH, LOW, HuHistograms, fit_band, hu_histograms, score_band, score_baseline
 from slicemill.bench.command import slicemill_command
 from slicemill.bench.records.demo_scores import BandScores, DemoSummary, TumorComparison
 from slicemill.cli import commands as commands_of_slicemill
-from slicemill.common.errors import InputError
-from slicemill.demo import DATA_MINUTES, FILES, PHANTOM_EPOCHS, DemoOptions, missed_goals, run_command, training_limits
+from slicemill.common.errors import ConfigError, InputError
+from slicemill.demo import (
+    DATA_MINUTES,
+    FILES,
+    PHANTOM_EPOCHS,
+    DemoOptions,
+    missed_goals,
+    run_command,
+    run_demo,
+    training_limits,
+)
 from slicemill.doctor import examine
 from slicemill.infer.runtime.providers import Provider
 from slicemill.store.reader import open_store
@@ -125,3 +134,10 @@ def test_the_demo_runs_every_command_and_lists_its_output_files(tmp_path):
         "collection cases seed training_minutes config minutes scores baseline where_there_is_tumor machine"
     )
     assert list(summary["baseline"]) == ["band_hu", "dice_per_case", "dice_global", "by_case"]
+
+
+def test_the_demo_on_scans_without_masks_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "run_command", lambda *words, **settings: None)
+    monkeypatch.setattr(demo, "open_store", lambda path: {})
+    with pytest.raises(ConfigError, match="no case with a mask was ingested"):
+        run_demo(DemoOptions(out=tmp_path / "out", data=tmp_path))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -148,20 +149,22 @@ def _draw_errors(pair: Pair, masks: PairMasks, rules: Rules, path: Path) -> None
     save_png(path, draw_error_picture(image, truth, predicted, f"{pair.reference.case_id}  {name}"))
 
 
+def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the content of evaluation.json."""
+    return {
+        **evaluation.totals.as_json(),
+        **evaluation.labels.as_json(),
+        "by_case": [make_row(case, evaluation.rules.mode) for case in evaluation.cases],
+        "failures": [{"name": name, "reason": reason} for name, reason in evaluation.failures],
+        "references_without_prediction": list(evaluation.missing),
+        "predictions_without_reference": list(evaluation.alone),
+        "warnings": list(evaluation.warnings),
+        "peak_mib": round(evaluation.peak_mib, 1),
+    }
+
+
 def write_evaluation(out: Path, evaluation: Evaluation) -> None:
     """Write evaluation.json and evaluation.csv."""
-    rows = [make_row(case, evaluation.rules.mode) for case in evaluation.cases]
-    write_json(
-        out / "evaluation.json",
-        {
-            **evaluation.totals.as_json(),
-            **evaluation.labels.as_json(),
-            "by_case": rows,
-            "failures": [{"name": name, "reason": reason} for name, reason in evaluation.failures],
-            "references_without_prediction": list(evaluation.missing),
-            "predictions_without_reference": list(evaluation.alone),
-            "warnings": list(evaluation.warnings),
-            "peak_mib": round(evaluation.peak_mib, 1),
-        },
-    )
-    write_csv(out / "evaluation.csv", rows)
+    document = evaluation_document(evaluation)
+    write_json(out / "evaluation.json", document)
+    write_csv(out / "evaluation.csv", document["by_case"])

@@ -76,7 +76,7 @@ def test_a_second_set_of_labels_is_left_out_unless_it_is_chosen(tmp_path):
     for pattern in ("labelsTr2/*", f"{tmp_path}/labelsTr2/*.nii", "**/labelsTr2/a.nii"):
         chosen = discover(tmp_path, MaskOptions(pattern=pattern))
         assert pairs(chosen) == {"a": ("imagesTr/a.nii", "labelsTr2/a.nii")}
-    with pytest.raises(PairingError, match=r"no file fits --masks x\*"):
+    with pytest.raises(PairingError, match=r"no file fits --mask x\*"):
         discover(tmp_path, MaskOptions(pattern="x*"))
 
 
@@ -114,7 +114,7 @@ def test_a_pattern_makes_masks_of_files_whose_names_do_not_tell(tmp_path):
 def test_masks_that_do_not_pair_are_an_error_with_names_and_ways_out(files, tmp_path):
     touch(tmp_path, *files)
     with pytest.raises(
-        PairingError, match=r"but only \d pairs? by name. Masks: .* Images: .*--pairs.*--masks.*--no-masks"
+        PairingError, match=r"but only \d pairs? by name. Masks: .* Images: .*--pairs.*--mask.*--no-masks"
     ):
         discover(tmp_path)
     collection = discover(tmp_path, MaskOptions(none=True))
@@ -133,7 +133,7 @@ def test_files_of_structures_without_labels_are_an_error_that_tells_how_to_name_
 
 def test_a_folder_beside_the_images_with_the_same_names_is_no_second_set_of_scans(tmp_path):
     touch(tmp_path, "ct/001.nii", "ct/002.nii", "liver/001.nii", "liver/002.nii")
-    with pytest.raises(PairingError, match=r"liver/001.nii has the name of the scan ct/001.nii.*--masks 'liver/\*'"):
+    with pytest.raises(PairingError, match=r"liver/001.nii has the name of the scan ct/001.nii.*--mask 'liver/\*'"):
         discover(tmp_path)
     assert pairs(discover(tmp_path, MaskOptions(pattern="liver/*")))["001"] == ("ct/001.nii", "liver/001.nii")
 
