@@ -22,6 +22,7 @@ from slicemill.train.data.dataset import Batches, SliceRegion, compute_zoom
 from slicemill.train.data.sampling import Pool
 from slicemill.train.network.processes import ALONE, Processes, local_batch
 from slicemill.train.run.checkpoint import BEST, LAST
+from slicemill.train.run.claim import is_empty
 from slicemill.train.run.device import choose_device, choose_precision
 from slicemill.train.run.memory import AUTO, fitting_batch
 from slicemill.train.split import make_split
@@ -99,7 +100,7 @@ def prepare(
     store = open_store(store_path, cache)
     labels, ignored = trained_labels(store, config)
     device = choose_device(config.device, processes)
-    started = (run / CONFIG).exists() and (run / LAST).exists()
+    started = (run / CONFIG).exists() and any((run / name).exists() for name in (LAST, BEST))
     processes.barrier()  # all processes have checked before the first one writes
     if started:
         config = _check_run(run, config, store)
@@ -233,7 +234,7 @@ def remove_run(run: Path) -> None:
     ConfigError
         The folder is not a run folder.
     """
-    if not run.exists():
+    if not run.exists() or is_empty(run):
         return
     if not (run / CONFIG).exists():
         raise ConfigError(f"{run}: is not the folder of a run, so --overwrite does not remove it.")
