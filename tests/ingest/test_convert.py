@@ -189,3 +189,11 @@ def test_a_damaged_scan_leaves_nothing_in_the_store(tmp_path, rng):
         convert_case(case, LITS, store)
     assert open_store(store).case_ids == []
     assert list((store / ".partial").iterdir()) == []
+
+
+def test_a_segmentation_is_not_stored_as_a_scan(mask, tmp_path):
+    with pytest.raises(
+        ScanError, match=r"image\.nii\.gz: looks like a segmentation, .* the values 0, 1, 2\. .*--masks"
+    ):
+        convert(tmp_path, mask)
+    assert not open_store(tmp_path / "store").case_ids
