@@ -61,7 +61,7 @@ def separate_case_ids(ids: Mapping[str, str], longer: Mapping[str, str]) -> tupl
 
 
 def fit_case_id(name: str) -> str:
-    """Return a valid case id: the name, if it is one, else the name with the characters changed that an id must not have.
+    """Return a valid case id: the name if it is one, else the name without what an id must not have.
 
     >>> fit_case_id("volume-0"), fit_case_id("new\\nline"), fit_case_id("__x")
     ('volume-0', 'new_line', 'x')

@@ -273,7 +273,11 @@ def read_table(url: str | Location, name: str) -> list[Row]:
     try:
         rows: list[Row] = pq.read_table(pa.BufferReader(read_file(path))).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"cannot be read; `slicemill store reindex {url}` rebuilds it.", where=path) from error
+        raise_system_limit(error)
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+        raise StoreError(
+            f"cannot be read ({cause.rstrip('.')}); `slicemill store reindex {url}` rebuilds it.", where=path
+        ) from error
     return rows
 
 

@@ -270,7 +270,7 @@ def annotate_less(two_cases):
     for number in (1, 2):
         path = two_cases / "truth" / f"segmentation-{number}.nii"
         truth = np.asarray(nib.load(path).dataobj).astype(np.uint8)
-        truth[3:5, 1, 0] = 3  # of case 1: the half of the tumor that is not found
+        truth[1:3, 1, 0] = 3  # of case 1: the half of the tumor that is not found
         truth[:, :, 1] = 3
         nib.save(nib.Nifti1Image(truth, nib.load(path).affine), path)
 
