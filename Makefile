@@ -24,8 +24,8 @@ endif
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/installed ## the whole way on synthetic CTs, about 5 minutes after installation
-	$(BIN)/slicemill demo --out demo
+demo: $(VENV)/installed ## the whole way on synthetic CTs, about 5 minutes after installation; STRICT=1 fails if a goal is missed
+	$(BIN)/slicemill demo --out demo $(if $(STRICT),--strict-goals)
 
 test: check ## set up, then every check and every test that takes less than ten seconds
 	$(PYTEST) -m "not slow"
