@@ -47,7 +47,7 @@ LONGEST_STOP = 20.0
 """Seconds that a command has to write what it needs to continue, once it was interrupted."""
 PASSIVE_THREADS = ("/usr/bin/env", "OMP_WAIT_POLICY=passive")
 """Start of a command whose OpenMP threads sleep while they wait for each other. Threads that spin take the core that
-the other one needs: beside ten other processes on two cores, a training step took 8.5 s, now 2.7 (CPU time 2.9, now 1.1).
+the other one needs: beside ten others on two cores, a training step took 8.5 s, now 2.7 (CPU time 2.9 and 1.1).
 The results are the same."""
 NEEDED = ("distributed", "matplotlib", "onnxruntime", "onnxscript", "torch")
 """Modules that the extras ingest, train, and cpu or gpu install."""
