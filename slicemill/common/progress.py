@@ -20,6 +20,9 @@ def progress(title: str, total: float, unit: str, *, quiet: bool = False) -> Ite
     >>> with progress("ingest", 100, "slices") as advance:
     ...     advance(100, "no failures")
     """
+    if quiet or not is_terminal(sys.stderr):
+        yield _show_nothing  # a disabled bar of rich before 15 prints an empty line
+        return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -49,11 +52,10 @@ def progress(title: str, total: float, unit: str, *, quiet: bool = False) -> Ite
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", style="dim", markup=False),
     )
-    with Progress(
-        *columns,
-        console=console,
-        disable=hidden or not is_terminal(sys.stderr),
-        redirect_stdout=is_terminal(sys.stdout),
-    ) as bar:
+    with Progress(*columns, console=console, disable=hidden, redirect_stdout=is_terminal(sys.stdout)) as bar:
         task = bar.add_task(title, total=total, note="")
         yield lambda amount, note: bar.update(task, advance=amount, note=escape(note))
+
+
+def _show_nothing(_amount: float, _note: str) -> None:
+    """Show no progress."""
