@@ -93,7 +93,7 @@ def run_provider(name: "Provider") -> None:
         The provider does not run here.
     """
     from slicemill.common.errors import ProviderError
-    from slicemill.infer.runtime.messages import first_line
+    from slicemill.infer.runtime.messages import find_cause
     from slicemill.infer.runtime.probe import make_probe, run_probe
     from slicemill.infer.runtime.providers import make_session
 
@@ -102,4 +102,4 @@ def run_provider(name: "Provider") -> None:
         try:
             run_probe(session)
         except Exception as error:  # runtimes raise many types, some of them private
-            raise ProviderError(f"--provider {name}: starts, but fails to run ({first_line(error)}).") from error
+            raise ProviderError(f"--provider {name}: starts, but fails to run ({find_cause(error)}).") from error

@@ -16,7 +16,7 @@
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ from slicemill.train.network.step import make_learner
 from slicemill.train.report.curves import keep_current
 from slicemill.train.report.page import write_report
 from slicemill.train.run.checkpoint import BEST, State, load_progress, save_progress, save_weights
+from slicemill.train.run.claim import claim_to_train
 from slicemill.train.run.device import use_cores
 from slicemill.train.run.environment import record_start
 from slicemill.train.run.epoch import Training, train_epoch
@@ -71,14 +72,19 @@ def train(
     Raises
     ------
     ConfigError
-        The run folder belongs to other settings or another store, or a setting is not possible here.
+        The run folder belongs to other settings or another store, another training uses it, or a setting is not
+        possible here.
     StoreError
         The store has no masks or too few patients.
     """
-    with join_processes(config.device) as processes:
-        if overwrite and processes.first:
-            common_labels(open_store(store_path, cache))  # raises before the earlier run is removed
-            remove_run(run)
+    with ExitStack() as stack:
+        processes = stack.enter_context(join_processes(config.device))
+        if processes.first:
+            store = open_store(store_path, cache)  # raises before the folder is made
+            stack.enter_context(claim_to_train(run))
+            if overwrite:
+                common_labels(store)  # raises before the earlier run is removed
+                remove_run(run)
         processes.barrier()
         setup = prepare(store_path, run, config, split_file, cache, processes)
         with use_cores(setup.device, processes):

@@ -140,7 +140,7 @@ def try_contender(contenders: dict[str, Work], failed: dict[str, str], name: str
         contender()
         contenders[name] = contender
     except Exception as error:  # noqa: BLE001 (torch and onnxruntime raise many types)
-        failed[name] = f"{type(error).__name__}: {str(error)[:500]}"
+        failed[name] = f"{type(error).__name__}: {error}"
 
 
 def measure_settings(folder: Path, work: Workload, _results: Record, keep: Keep) -> Record:

@@ -15,8 +15,9 @@ import numpy as np
 from slicemill.common.documents import to_document
 from slicemill.common.errors import InputError, ModelError
 from slicemill.ct.labels import Labels
+from slicemill.infer.network.activation import find_network_logits
 from slicemill.infer.network.description import NetworkDescription, read_description
-from slicemill.infer.runtime.messages import first_line
+from slicemill.infer.runtime.messages import find_cause
 from slicemill.store.model_card import METADATA_KEY, ModelCard
 
 MIN_OPSET = 13
@@ -48,7 +49,7 @@ def wrap_network(content: bytes, model: Path, description: Path) -> bytes:
     try:
         network = onnx.load_from_string(content)
     except Exception as error:  # protobuf raises its own types
-        raise ModelError(f"{model}: is not an ONNX model ({first_line(error)}).") from error
+        raise ModelError(f"{model}: is not an ONNX model ({find_cause(error)}).") from error
     if any(entry.key == METADATA_KEY for entry in network.metadata_props):
         return content
     if not network.graph.node:
@@ -93,6 +94,9 @@ class _Wrapper:
         inputs = [entry for entry in self.network.graph.input if entry.name not in weights]
         self.input = _choose(inputs, described.input_name, "input")
         self.output = _choose(list(self.network.graph.output), described.output_name, "output", first=True)
+        self.logits = self.output.name
+        if described.output == "logits":
+            self.logits = find_network_logits(self.network, self.output.name)
         self.dtype = self.input.type.tensor_type.elem_type
         self.size = self._slice_size()
         self.nodes: list[Any] = []
@@ -183,7 +187,7 @@ class _Wrapper:
                 f"its output has the shape {shape}; logits of background and {classes - 1} labels are "
                 f"[b, {classes}, y, x]."
             )
-        logits = self._add("Cast", self.output.name, to=types.FLOAT)
+        logits = self._add("Cast", self.logits, to=types.FLOAT)
         best = self._add("ArgMax", logits, axis=1, keepdims=0)
         self._add("Gather", self._constant(self.labels.table()), best, axis=0, out="label")
         share = self._add("Softmax", logits, axis=1, out="probability")

@@ -16,11 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.common.errors import InputError, ProviderError
+from slicemill.common.errors import InputError, ModelError, ProviderError
 from slicemill.infer.network.model import Model, NetworkOutput, make_output
 from slicemill.infer.runtime.capacity import HOSTS, Capacity
 from slicemill.infer.runtime.cuda_memory import CudaCallError, open_cuda_device
-from slicemill.infer.runtime.messages import first_line
+from slicemill.infer.runtime.messages import find_cause
 
 ON_DEVICE = ("cuda", "tensorrt")
 DEVICE_MEMORY = "cuda"
@@ -113,7 +113,11 @@ class OpenvinoLane:
         """Label slices; see `Lane.run`."""
         feed = self._model.feed(image, neighbors)
         with lock:
-            return make_output(self._request.run(self._output_names, feed))
+            outputs = self._request.run(self._output_names, feed)
+        for name, (_, shape) in _output_shapes(self._model, self._output_names).items():
+            if (expected := (len(neighbors), *shape)) != outputs[name].shape:
+                raise ModelError(f"its output {name} has the shape {outputs[name].shape}; expected {expected}")
+        return make_output(outputs)
 
 
 class DeviceLane:
@@ -188,15 +192,21 @@ def _buffers(
     model: Model, capacity: Capacity, outputs: Sequence[str], allocate: Allocate = np.zeros
 ) -> tuple[npt.NDArray[np.int16], dict[str, npt.NDArray[Any]]]:
     """Allocate the input slices of a batch, and each requested output."""
+    shapes = _output_shapes(model, outputs)
+    arrays = {name: allocate((capacity.labels, *shape), dtype) for name, (dtype, shape) in shapes.items()}
+    return allocate((capacity.rows, *model.info.size), np.int16), arrays
+
+
+def _output_shapes(model: Model, outputs: Sequence[str]) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """Return type and shape of each requested output, for one slice."""
     info = model.info
     maps = (len(info.labels.table()), *info.size)
-    shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
+    shapes = {
         "label": (np.uint8, info.size),
         "tumor": (np.uint8, info.size),
         "probability": (info.probability_dtype, maps),
     }
-    arrays = {name: allocate((capacity.labels, *shapes[name][1]), shapes[name][0]) for name in outputs}
-    return allocate((capacity.rows, *info.size), np.int16), arrays
+    return {name: shapes[name] for name in outputs}
 
 
 def make_lane(model: Model, capacity: Capacity, outputs: Sequence[str]) -> Lane:
@@ -221,7 +231,7 @@ def report_device_errors(provider: str, what: str) -> Iterator[None]:
         if isinstance(error, InputError) and not isinstance(error, CudaCallError):
             raise
         raise ProviderError(
-            f"--provider {provider}: {what} ({first_line(error)}). Run the same command again, or use --provider cpu."
+            f"--provider {provider}: {what} ({find_cause(error)}). Run the same command again, or use --provider cpu."
         ) from error
 
 

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from slicemill.common.errors import ModelError, ProviderError
 from slicemill.infer.network.description import description_path
+from slicemill.infer.network.external_weights import read_weights_beside
 from slicemill.infer.network.foreign import wrap_network
 from slicemill.infer.runtime.capacity import batch_capacity, count_lanes, input_shapes
-from slicemill.infer.runtime.onnx_file import add_output, find_logits
+from slicemill.infer.runtime.onnx_file import add_output, find_logits, iterate_nodes
 from slicemill.infer.runtime.providers import Provider, import_onnxruntime, make_session, require_listed
 from slicemill.infer.runtime.tensorrt import Builder, engine_folder, engine_options, gpu_name, tensorrt_version
 from slicemill.store.model_card import (
@@ -30,9 +31,6 @@ from slicemill.store.model_card import (
     network_name,
 )
 
-EXTERNAL_DATA = b"\x0a\x08location"
-"""The usual protobuf encoding of the key that points a tensor to another file. However it is encoded,
-`slicemill.infer.runtime.providers` follows no such path."""
 PROBABILITY_TYPES = {None: None, "tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
@@ -238,13 +236,29 @@ def open_model(path: Path, provider: Provider = "auto", device: int = 0, batch: 
         content = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}.") from error
-    if EXTERNAL_DATA in content:
-        raise ModelError(
-            f"{path}: stores weights in other files, which is not supported. Export it again with slicemill export."
-        )
+    content = read_weights_beside(content, path)
     if (description := description_path(path)) is not None:
         content = wrap_network(content, path, description)
+    check_ends(content, path)
     return Model(path, content, provider, device, batch, lanes)
+
+
+def check_ends(content: bytes, path: Path) -> None:
+    """Check that a network has no loop: nobody can tell when a loop ends, and onnxruntime cannot be interrupted.
+
+    Raises
+    ------
+    ModelError
+        It has one.
+    """
+    try:
+        has_loop = any(node.type == "Loop" for node in iterate_nodes(content))
+    except ValueError:  # not protobuf: onnxruntime explains it
+        return
+    if has_loop:
+        raise ModelError(
+            "has a Loop, which may never end; export the network by tracing, without scripted loops.", where=path
+        )
 
 
 def read_model_info(session: Any, path: Path, sha256: str) -> ModelInfo:

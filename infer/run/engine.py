@@ -29,7 +29,7 @@ from slicemill.infer.network.model import Model
 from slicemill.infer.run.scan_queue import ScanQueue, Stopped
 from slicemill.infer.run.timing import Stopwatch
 from slicemill.infer.runtime.capacity import Capacity
-from slicemill.infer.runtime.messages import first_line
+from slicemill.infer.runtime.messages import find_cause
 from slicemill.infer.slices.batches import NetworkBatch, NetworkScan
 
 JOIN_SECONDS = 0.2
@@ -225,7 +225,7 @@ class Engine:
         try:
             output = thread.lane.run(image, batch.neighbors, self._limit_compute(thread), batch.targets())
         except Exception as error:  # noqa: BLE001 (onnxruntime raises many types, some of them private)
-            failure = first_line(error)
+            failure = find_cause(error)
         if output is None:  # the error is gone by now, and with it what it holds of the session
             self._fail_batch(thread, batch, failure)
             return True
@@ -316,5 +316,5 @@ def _rebuild(model: Model, failure: str) -> None:
     except ProviderError as error:
         raise ProviderError(
             f"--provider {model.provider}: the device failed ({failure}), and this process can no longer use it "
-            f"({first_line(error.__cause__ or error)}). Run the same command again to continue, or use --provider cpu."
+            f"({find_cause(error.__cause__ or error)}). Run the same command again to continue, or use --provider cpu."
         ) from error

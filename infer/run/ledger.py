@@ -22,6 +22,7 @@ from slicemill.common.locks import try_claim
 from slicemill.infer.inputs.jobs import Job, Stamp
 from slicemill.infer.network.model import Model
 from slicemill.infer.run.options import InferOptions
+from slicemill.infer.run.outputs import extra_names, output_names
 from slicemill.infer.run.summary import ScanOutcome
 
 UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part.*")
@@ -52,6 +53,8 @@ class LedgerLine:
     """Reason of the failure."""
     warnings: str = ""
     """Warnings about the scan, separated by semicolons; written only if there are any."""
+    extras: tuple[str, ...] = ()
+    """Name endings of the files next to the mask (`slicemill.infer.run.outputs.extra_names`); written only if any."""
     passing: bool = False
     """Whether another run may succeed, so that it tries the scan again; written only if true."""
 
@@ -71,10 +74,8 @@ class LedgerLine:
     def as_json(self) -> dict[str, Any]:
         """Return the line as JSON values."""
         document = to_document(self)
-        for name in ("warnings", "passing"):
-            if not document[name]:
-                del document[name]
-        return document
+        optional = ("warnings", "extras", "passing")
+        return {key: value for key, value in document.items() if value or key not in optional}
 
 
 class RunLedger:
@@ -88,6 +89,9 @@ class RunLedger:
         self._lock = threading.Lock()
         self._lines: dict[str, LedgerLine] = {}
         """Last line of each scan, by name."""
+        self._extras = tuple(extra_names(model.info.labels, options))
+        self._written: dict[str, set[str]] = {}
+        """Name endings of the files that runs have written next to each mask, by its name."""
         self._read_bytes = 0
         self._read_new_lines()
 
@@ -106,6 +110,10 @@ class RunLedger:
             with contextlib.suppress(InputError):  # a line of another command
                 line = from_document(LedgerLine, record, str(path))
                 self._lines[line.name] = line
+                if line.status == "begun":
+                    self._written.setdefault(line.name, set()).update(line.extras)
+                elif line.status == "done":  # it had removed those of earlier runs
+                    self._written[line.name] = set(line.extras)
                 names.append(line.name)
         return names
 
@@ -183,6 +191,15 @@ class RunLedger:
                 with claim:
                     path.unlink(missing_ok=True)
 
+    def remove_earlier(self, job: Job) -> None:
+        """Remove the files that earlier runs wrote for a job, its mask first; call it while holding the claim."""
+        with self._lock:
+            self._read_new_lines()
+            extras = sorted(self._written.get(job.name, ()))
+        for name in output_names(job, extras):
+            if name == job.name or name not in self._lines:  # a mask of another scan is kept
+                (self.out / name).unlink(missing_ok=True)
+
     def append(self, job: Job, outcome: ScanOutcome, *, stamp: Stamp | None = None, begun: bool = False) -> None:
         """Append a line.
 
@@ -205,6 +222,7 @@ class RunLedger:
             answer=outcome.answer,
             warnings=outcome.warnings,
             reason=outcome.reason,
+            extras=self._extras if begun or outcome.status == "done" else (),
             passing=outcome.passing,
         )
         with self._lock:

@@ -4,7 +4,8 @@
    (`slicemill.infer.run.ledger`).
 2. The engine reads, labels and writes (`slicemill.infer.run.engine`). Each job is claimed first, so that several runs
    may share a folder.
-3. A scan's mask appears last, atomically, after its report and picture; then its line in the ledger.
+3. The files of an earlier run of a scan are removed. Its mask appears last, atomically, after its report and picture;
+   then its line in the ledger. Masks and probability maps name the hash of their model.
 4. A scan that cannot be read or written is a failure with a reason; the others continue.
 """
 
@@ -25,6 +26,7 @@ from slicemill.common.files import write_json
 from slicemill.common.left_out import LeftOut
 from slicemill.common.progress import Advance, progress
 from slicemill.common.terminal import count_noun
+from slicemill.ct.formats.nifti.header import sign_header
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.pictures import save_png
 from slicemill.infer.inputs.jobs import Job, Stamp, open_scan
@@ -35,6 +37,7 @@ from slicemill.infer.postprocess import postprocess
 from slicemill.infer.report import draw_overlay, make_report
 from slicemill.infer.run.buffers import BufferPool
 from slicemill.infer.run.engine import Engine, Limits, ScanInProgress, Steps
+from slicemill.infer.run.folder_claim import claim_folder
 from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import (
     MAX_READERS,
@@ -212,12 +215,14 @@ class BulkRun:
         with self._watch.timed("write"):
             stamp = self._claimed[job.name].stamp
             self._ledger.append(job, outcome, stamp=stamp, begun=True)
+            self._ledger.remove_earlier(job)
+            header = sign_header(loaded.header, info.sha256)
             write_json(out / f"{job.stem}.json", to_document(report))
             save_png(out / f"{job.stem}.png", picture)
             for extra in self._extras(segmentation):
                 path = out / extra_path(job, extra.name)
-                write_volume(path, loaded.header, np.uint8, loaded.grid.to_file(extra.volume), slope=extra.slope)
-            write_volume(out / job.name, loaded.header, np.uint8, loaded.grid.to_file(segmentation.label))
+                write_volume(path, header, np.uint8, loaded.grid.to_file(extra.volume), slope=extra.slope)
+            write_volume(out / job.name, header, np.uint8, loaded.grid.to_file(segmentation.label))
             self._ledger.append(job, outcome, stamp=stamp)
         self._end(job, outcome)
 
@@ -323,20 +328,23 @@ def infer(
 
     Raises
     ------
+    ConfigError
+        Another run writes results of another model, or with other options, into the folder.
     ModelError
         The provider's labels differ from the CPU's on the first scan's slices.
     ProviderError
         The device failed twice.
     """
     out.mkdir(parents=True, exist_ok=True)
-    ledger = RunLedger(out, model, options)
-    run = BulkRun(model, options, ledger)
-    ledger.remove_unfinished(jobs)
-    left, known = select_jobs(jobs, ledger, extra_names(model.info.labels, options))
-    run.outcomes.update({outcome.name: outcome for outcome in known})
-    try:
-        run.run(iter(left), len(left))
-    finally:
-        summary = replace(run.summarize([job.name for job in jobs]), left_out=tuple(left_out))
-        write_summary(out, model, summary, options.part)
+    with claim_folder(out, model.info.sha256, options):
+        ledger = RunLedger(out, model, options)
+        run = BulkRun(model, options, ledger)
+        ledger.remove_unfinished(jobs)
+        left, known = select_jobs(jobs, ledger, extra_names(model.info.labels, options))
+        run.outcomes.update({outcome.name: outcome for outcome in known})
+        try:
+            run.run(iter(left), len(left))
+        finally:
+            summary = replace(run.summarize([job.name for job in jobs]), left_out=tuple(left_out))
+            write_summary(out, model, summary, options.part)
     return summary

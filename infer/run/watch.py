@@ -21,6 +21,7 @@ from slicemill.ct.naming import find_files, find_unread_scans, is_text, parse_na
 from slicemill.infer.inputs.gather import name_below
 from slicemill.infer.inputs.jobs import Job, Stamp
 from slicemill.infer.network.model import Model
+from slicemill.infer.run.folder_claim import claim_folder
 from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.outputs import OutputPaths, extra_names
 from slicemill.infer.run.pipeline import BulkRun
@@ -102,7 +103,8 @@ def watch(
     Raises
     ------
     ConfigError
-        The folder does not exist, or contains the output folder.
+        The folder does not exist, or contains the output folder; or another run writes results of another model, or
+        with other options, into the output folder.
     """
     if not folder.is_dir() or not is_text(folder):
         raise ConfigError(f"--watch {folder}: there is no such folder.")
@@ -116,12 +118,13 @@ def watch(
     ledger.remove_unfinished([Job(name=name, path=folder / name) for name in ledger.names])
     run.on_outcome = print_outcome
     watched = WatchFolder(folder=folder, settle_seconds=settle_seconds, is_in_progress=run.is_in_progress)
-    try:
-        run.run(filter_conflicts(watched.wait_for_jobs(ended), outputs, watched.leave_out), 0)
-    finally:
-        left_out = tuple(LeftOut(path, reason) for path, reason in watched.left_out.items())
-        summary = replace(run.summarize(list(run.outcomes)), left_out=left_out)
-        write_summary(ledger.out, model, summary, ledger.options.part)
+    with claim_folder(ledger.out, model.info.sha256, ledger.options):
+        try:
+            run.run(filter_conflicts(watched.wait_for_jobs(ended), outputs, watched.leave_out), 0)
+        finally:
+            left_out = tuple(LeftOut(path, reason) for path, reason in watched.left_out.items())
+            summary = replace(run.summarize(list(run.outcomes)), left_out=left_out)
+            write_summary(ledger.out, model, summary, ledger.options.part)
     return summary
 
 

@@ -1,36 +1,48 @@
-"""Shortens the long error messages of onnxruntime, OpenVINO and protobuf."""
+"""Finds the cause in the long error messages of onnxruntime, OpenVINO, torch and protobuf."""
 
 import re
 
-MAX_CHARACTERS = 200
+MAX_CHARACTERS = 2000
+"""Of a longer cause, the middle is left out."""
 FAILURE = re.compile(r"(?:[A-Z_]+ failure -?\d+: |CUDA error \w+:)[^;]*[^;\s]")
 """What onnxruntime reports of a failed call of CUDA or cuDNN, between C++ signatures and the name of the machine."""
 STATUS = re.compile(r".*\[ONNXRuntimeError\] : \d+ : \w+ : ")
 SOURCE = re.compile(r"/\S+\.(?:cc|cu|h):\d+ .*?\) (?=[A-Z])|\b\w+\.(?:cc|cu|h):\d+ \w+(?:\(\))? ")
 """A place in onnxruntime's source, with the function there."""
+HEADINGS = re.compile(r"Exception from \S+:\d+:|Traceback .*:|File \S+, line .*")
+"""Lines without a cause: places in source code, of OpenVINO and Python."""
 NODE = re.compile(r"while running (\w+) node")
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, of at most 200 characters; its type when it has no message.
+def find_cause(error: BaseException) -> str:
+    """Return the cause that an error's message names, in one line; its type when it has no message.
 
-    Of onnxruntime's messages, only the cause is left.
+    It is the first line that is no heading, with headings before it that are no places in source code. Of onnxruntime's
+    messages, only the cause is left.
 
-    >>> first_line(ValueError("no such node\\nin the graph")), first_line(MemoryError())
-    ('no such node', 'MemoryError')
-    >>> first_line(RuntimeError("/src/a.cc:63 static Info Info::From(const Options&) [ONNXRuntimeError] : 1 : FAIL : "
+    >>> find_cause(ValueError("Node a:\\n  no such input.\\nTry b.")), find_cause(MemoryError())
+    ('Node a: no such input', 'MemoryError')
+    >>> find_cause(RuntimeError("/src/a.cc:63 static Info Info::From(const Options&) [ONNXRuntimeError] : 1 : FAIL : "
     ...     "options.h:182 Parse Unknown provider option: a."))
     'Unknown provider option: a'
-    >>> first_line(RuntimeError("Error in execution: Non-zero status code returned while running Cast node. Name:'a' "
+    >>> find_cause(RuntimeError("Exception from src/core.cpp:109:\\nException from src/core.cpp:41:\\nno such device"))
+    'no such device'
+    >>> find_cause(RuntimeError("Error in execution: Non-zero status code returned while running Cast node. Name:'a' "
     ...     "Status Message: CUDA error cudaErrorLaunchFailure:unspecified launch failure"))
     'Cast: CUDA error cudaErrorLaunchFailure:unspecified launch failure'
     """
-    text = str(error).strip()
-    return _find_cause(text.splitlines()[0])[:MAX_CHARACTERS] if text else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [line for line in lines if line and not HEADINGS.fullmatch(line)] or [line for line in lines if line]
+    if not kept:
+        return type(error).__name__
+    end = next((index for index, line in enumerate(kept) if not line.endswith(":")), len(kept) - 1)
+    cause = _clean(" ".join(kept[: end + 1]))
+    half = MAX_CHARACTERS // 2
+    return cause if len(cause) <= MAX_CHARACTERS else f"{cause[:half]} [...] {cause[-half:]}"
 
 
-def _find_cause(line: str) -> str:
-    if failure := FAILURE.search(line):
-        node = NODE.search(line)
+def _clean(text: str) -> str:
+    if failure := FAILURE.search(text):
+        node = NODE.search(text)
         return f"{node[1]}: {failure[0]}" if node else failure[0]
-    return SOURCE.sub("", STATUS.sub("", line)).rstrip(".")
+    return SOURCE.sub("", STATUS.sub("", text)).rstrip(".")

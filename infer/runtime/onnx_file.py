@@ -62,17 +62,27 @@ def has_transpose_bias(model: bytes) -> bool:
     ValueError
         The bytes are not protobuf.
     """
+    return any(
+        node.type == "ConvTranspose" and len(node.inputs) > 2 and node.inputs[2] for node in iterate_nodes(model)
+    )
+
+
+def iterate_nodes(model: bytes) -> Iterator[Node]:
+    """Yield all nodes of a model: of its graph, of the graphs inside it, and of its functions.
+
+    Raises
+    ------
+    ValueError
+        The bytes are not protobuf.
+    """
     functions = _messages(memoryview(model), MODEL_FUNCTION)
     nodes = [*_graph_nodes(model), *(node for one in functions for node in _messages(one, FUNCTION_NODE))]
     while nodes:
         node = nodes.pop()
-        read = read_node(node)
-        if read.type == "ConvTranspose" and len(read.inputs) > 2 and read.inputs[2]:
-            return True
+        yield read_node(node)
         for attribute in _messages(node, NODE_ATTRIBUTE):
             nodes += [inner for number in ATTRIBUTE_GRAPHS for graph in _messages(attribute, number)
                       for inner in _messages(graph, GRAPH_NODE)]  # fmt: skip
-    return False
 
 
 def find_logits(model: bytes) -> str | None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import ModelError, ProviderError
-from slicemill.infer.runtime.messages import first_line
+from slicemill.infer.runtime.messages import find_cause
 
 NAME = "OpenVINO"
 
@@ -34,7 +34,7 @@ class OpenvinoSession:
         try:
             self._compiled = core.compile_model(core.read_model(io.BytesIO(content)), "CPU", settings)
         except RuntimeError as error:
-            raise ModelError(f"{path}: OpenVINO cannot run it ({first_line(error)}).") from error
+            raise ModelError(f"{path}: OpenVINO cannot run it ({find_cause(error)}).") from error
 
     def get_providers(self) -> list[str]:
         """Return the runtime's name, as onnxruntime does."""

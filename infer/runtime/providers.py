@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from slicemill.common.errors import ModelError, ProviderError, UsageError
 from slicemill.infer.runtime.capacity import HOSTS, session_threads
-from slicemill.infer.runtime.messages import first_line
+from slicemill.infer.runtime.messages import find_cause
 from slicemill.infer.runtime.onnx_file import has_transpose_bias
 from slicemill.infer.runtime.openvino import NAME, OpenvinoSession
 from slicemill.infer.runtime.probe import make_probe, run_probe
@@ -50,6 +50,10 @@ INSTALL = {
     "tensorrt": "Install TensorRT 10 where the loader finds it",
 }
 """How to install a library that is missing."""
+NEWER = (
+    "It is newer than this onnxruntime: export it with a lower opset_version or ir_version, or install a newer "
+    "onnxruntime."
+)
 QUIET = 4
 """Log level fatal: the exception already contains what onnxruntime would print."""
 NOWHERE = "/dev/null/none"
@@ -279,8 +283,10 @@ def _session(
         raise
     except Exception as error:  # onnxruntime raises many types, some of them private
         if provider == "cpu":
-            raise ModelError(f"{path}: is not an ONNX model that onnxruntime can run ({first_line(error)}).") from error
-        reason = explain_missing_library(module, provider) or first_line(error)
+            reason = find_cause(error)
+            way_out = f" {NEWER}" if any(word in reason for word in ("IR version", "opset")) else ""
+            raise ModelError(f"{path}: is not an ONNX model that onnxruntime can run ({reason}).{way_out}") from error
+        reason = explain_missing_library(module, provider) or find_cause(error)
         raise ProviderError(
             f"--provider {provider}: does not run here ({reason}). {_way_out(provider, reason)}"
         ) from error

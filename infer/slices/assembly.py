@@ -255,11 +255,33 @@ class VolumeAssembly:
         ModelError
             The network output values that are not labels.
         """
-        unknown = self.plan.unknown_value
-        if unknown is not None and any((label == unknown).any() for label in self._label):
+        if undeclared := find_undeclared(self._label, self.plan.label_values):
             known = ", ".join(map(str, self.plan.label_values))
-            raise ModelError(f"the network outputs values other than {known}; correct the labels in its TOML.")
+            if self.plan.unknown_value is not None:
+                raise ModelError(f"the network outputs values other than {known}; correct the labels in its TOML.")
+            raise ModelError(
+                f"the network outputs the value {undeclared[0]}; the labels of the model's metadata have only {known}. "
+                "Correct the metadata, or export the model again."
+            )
         return Segmentation(label=self._label, tumor_probability=self._tumor, probability=self._probability)
+
+
+def find_undeclared(label: Uint8s, values: Uint8s) -> list[int]:
+    """Return, in order, the values of uint8[z, y, x] that are not in `values`, of the first slice that has any.
+
+    Most models have the values 0 to k, for which the maximum of each slice decides. Only values with gaps take a look
+    at every pixel.
+
+    >>> find_undeclared(np.array([[[0, 1, 5, 3]]], np.uint8), np.array([0, 1, 5], np.uint8))
+    [3]
+    """
+    top, known = int(values.max()), values.tobytes()
+    has_gaps = top >= len(np.unique(values))
+    for section in label:
+        highest = int(section.max(initial=0))
+        if highest > top or (has_gaps and highest and section.tobytes().translate(None, known)):
+            return sorted(set(section.tobytes().translate(None, known)))
+    return []
 
 
 def to_bytes(map_: npt.NDArray[np.floating], out: Uint8s) -> None:

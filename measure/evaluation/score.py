@@ -25,7 +25,7 @@ from slicemill.measure.evaluation.detection import (
 )
 from slicemill.measure.evaluation.froc import ScanHits
 from slicemill.measure.evaluation.surface import surface_distances
-from slicemill.measure.inputs.infer_output import InferReport, read_report, read_tumor_probability
+from slicemill.measure.inputs.infer_output import InferReport, read_own_report, read_tumor_probability
 from slicemill.measure.inputs.masks import PairMasks, check_values
 from slicemill.measure.inputs.pairs import Pair
 
@@ -163,7 +163,7 @@ def score_case(pair: Pair, masks: PairMasks, rules: Rules) -> CaseScores:
         value = labels.tumor_value()
         truth, predicted = masks.truth == value, masks.predicted == value
         is_file = pair.stored is None
-        tumor = compare_slices(truth, predicted, read_report(pair.prediction) if is_file else None)
+        tumor = compare_slices(truth, predicted, read_own_report(pair.prediction) if is_file else None)
         probability = read_tumor_probability(pair.prediction, labels, grid) if is_file else None
         lesions = score_lesions(truth, predicted, grid, rules, probability)
     return CaseScores(

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.common.errors import GeometryError, InputError, LabelError
+from slicemill.common.errors import GeometryError, InputError, LabelError, PairingError
 from slicemill.common.files import read_json
-from slicemill.ct.formats.nifti.header import read_header
+from slicemill.ct.formats.nifti.header import read_header, read_signature
 from slicemill.ct.formats.nifti.names import strip_suffix
 from slicemill.ct.formats.nifti.stream import open_voxels, read_exactly, skip_bytes, view_bytes
 from slicemill.ct.geometry import Grid
@@ -98,6 +98,42 @@ def read_report(mask: Path) -> InferReport | None:
     )
 
 
+def read_own_report(mask: Path) -> InferReport | None:
+    """Read the report next to a mask like `read_report`, and check that both are of one model.
+
+    Raises
+    ------
+    PairingError
+        The mask names another model than the report.
+    """
+    report, signature = read_report(mask), read_signature(mask)
+    if report is not None and signature and report.model.model_sha256 != signature:
+        raise PairingError(
+            f"its report {strip_suffix(mask.name)}.json is of another model (mask {signature[:12]}, report "
+            f"{str(report.model.model_sha256)[:12]}). Segment the scan again, or remove the report.",
+            where=mask,
+        )
+    return report
+
+
+def _check_model(mask: Path, probability: Path) -> None:
+    """Check that a probability map is of its mask's model; masks of other tools and older versions name none.
+
+    Raises
+    ------
+    PairingError
+        The mask names a model, and the map names another one or none.
+    """
+    signature, other = read_signature(mask), read_signature(probability)
+    if signature and other != signature:
+        maker = other[:12] if other else "none, like files of older versions"
+        raise PairingError(
+            f"its probability map {probability.name} is of another model (mask {signature[:12]}, map {maker}). "
+            "Write both again with `slicemill infer --probability --overwrite`, or remove the map.",
+            where=mask,
+        )
+
+
 def _texts(values: object) -> tuple[str, ...]:
     return tuple(value for value in values if isinstance(value, str)) if isinstance(values, list) else ()
 
@@ -143,12 +179,17 @@ def read_tumor_probability(mask: Path, labels: Labels, grid: Grid) -> npt.NDArra
     ------
     GeometryError
         The map has other voxels than `grid`, or voxels that are not bytes.
+    PairingError
+        The map is of another model than the mask.
     """
     if labels.tumor is None:
         return None
     stem = strip_suffix(mask.name)
     path = mask.with_name(f"{stem}{PROBABILITY}{labels.file_names()[labels.tumor]}{mask.name[len(stem) :]}")
-    return read_probability(path, grid) if path.exists() else None
+    if not path.exists():
+        return None
+    _check_model(mask, path)
+    return read_probability(path, grid)
 
 
 def read_probability(path: Path, grid: Grid) -> npt.NDArray[np.uint8]:
@@ -164,8 +205,9 @@ def read_probability(path: Path, grid: Grid) -> npt.NDArray[np.uint8]:
     if turned is None or header.dtype != np.uint8:
         difference = f"it has {header.dtype}" if turned else describe_difference(header.grid, grid)
         raise GeometryError(
-            f"{path}: a probability map must have bytes on its mask's grid, {grid.shape}; {difference}. "
-            "Write it again with `slicemill infer --probability`."
+            f"a probability map must have bytes on its mask's grid, {grid.shape}; {difference}. "
+            "Write it again with `slicemill infer --probability`.",
+            where=path,
         )
     ni, nj, nk = header.grid.shape
     voxels = np.empty((nk, nj, ni), dtype=np.uint8)

@@ -6,7 +6,7 @@ from slicemill.common.errors import LabelError
 from slicemill.ct.geometry import Grid
 from slicemill.ct.same_grid import require_same_grid
 from slicemill.ct.scan import ScanReader
-from slicemill.measure.inputs.infer_output import ModelUsed, read_report, read_tumor_probability
+from slicemill.measure.inputs.infer_output import ModelUsed, read_own_report, read_tumor_probability
 from slicemill.measure.inputs.masks import check_values
 from slicemill.measure.lesions.jobs import MeasureJob
 from slicemill.measure.lesions.measurements import DECIMALS, Image, Volume
@@ -53,7 +53,7 @@ def load_case(job: MeasureJob) -> LoadedCase:
 
 
 def _load_file(job: MeasureJob) -> LoadedCase:
-    report, labels = read_report(job.mask), job.find_labels()
+    report, labels = read_own_report(job.mask), job.find_labels()
     if labels is None:
         raise LabelError(f"{job.mask}: the label values have no names; pass --labels, like --labels liver=1,tumor=2.")
     with ScanReader(job.mask, "mask") as reader:

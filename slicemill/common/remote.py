@@ -310,7 +310,7 @@ def _first_line(error: Exception) -> str:
         return (
             "no credentials were found; set them as the provider's tools expect (for S3: AWS_ACCESS_KEY_ID and others)"
         )
-    return lines[0].partition(": <?xml")[0][:300] if lines else type(error).__name__
+    return lines[0].partition(": <?xml")[0] if lines else type(error).__name__
 
 
 def _parse_status(meta: Any) -> Status:

@@ -4,14 +4,17 @@
 """
 
 import json
+from contextlib import nullcontext
 
 import nibabel as nib
 import numpy as np
 import pytest
+from onnx import helper
 
+from slicemill.common.errors import ModelError
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import load_scan
-from slicemill.infer.network.lanes import estimate_lane_memory
+from slicemill.infer.network.lanes import estimate_lane_memory, make_lane
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
@@ -20,6 +23,7 @@ from slicemill.infer.runtime.capacity import batch_capacity
 from slicemill.infer.single import segment_volume
 from slicemill.store.reader import open_store
 from slicemill.train.export.model_file import export
+from tests.infer.networks import tensor, write_model
 
 
 def test_the_memory_of_its_lanes_is_counted(model):
@@ -43,6 +47,17 @@ def test_one_scan_is_compared_with_the_cpu_first(side, model, trained, collectio
     assert np.mean(found.label != expected.label) < 0.005
 
 
+def test_labels_of_another_shape_are_refused(tmp_path):
+    more = [tensor([value], name, np.int64) for name, value in (("from", 0), ("to", 1), ("axis", 0))]
+    first_slice = [helper.make_node("Slice", ["image", "from", "to", "axis"], ["first"])]
+    path = write_model(tmp_path / "m.onnx", {"liver": 1}, first_slice, "first", more)
+    opened = open_model(path, "openvino")
+    lane = make_lane(opened, batch_capacity(opened.info, "openvino", 4), ("label",))
+    windows = np.arange(4, dtype=np.int32)[:, None]
+    with pytest.raises(ModelError, match=r"output label has the shape \(1, 16, 16\); expected \(4, 16, 16\)"):
+        lane.run(lane.image, windows, nullcontext())
+
+
 def test_the_file_gives_equal_labels_in_openvino(model, stored):
     import openvino
 
@@ -50,7 +65,7 @@ def test_the_file_gives_equal_labels_in_openvino(model, stored):
     compiled = core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     ours = open_model(model, "cpu")
     differing = pixels = 0
-    for case in open_store(stored):
+    for case in open_store(stored).values():
         image = case.image[:]
         volume = np.full((len(image), *ours.info.size), -1000, dtype=np.int16)
         volume[:, : image.shape[1], : image.shape[2]] = image

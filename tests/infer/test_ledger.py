@@ -35,7 +35,8 @@ def find(out, opened, job, **options):
 
 def test_a_line_has_these_keys_in_this_order(opened, job, tmp_path):
     line = append(tmp_path, opened, job, slices=4, answer="tumor: no")
-    assert list(line) == KEYS
+    assert list(line) == [*KEYS, "extras"]
+    assert line["extras"] == ["liver", "tumor"]
     assert line["options"] == {"separate": True, "postprocess": False}
     assert line["stamp"] == [job.path.stat().st_size, job.path.stat().st_mtime_ns]
     assert list(append(tmp_path, opened, job, "failed", reason="full disk", passing=True)) == [*KEYS, "passing"]

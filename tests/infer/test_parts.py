@@ -8,7 +8,8 @@ import onnx
 import pytest
 
 from slicemill.common.errors import ModelError, ProviderError, UsageError
-from slicemill.infer.network.model import EXTERNAL_DATA, open_model
+from slicemill.infer.network.external_weights import EXTERNAL_DATA
+from slicemill.infer.network.model import open_model
 from slicemill.infer.parity_check import check_agreement
 from slicemill.infer.runtime import providers
 
@@ -68,12 +69,16 @@ class TestModel:
         with pytest.raises(ModelError, match="has no slicemill metadata"):
             open_model(tmp_path / "m.onnx", "cpu")
 
-    def test_weights_in_another_file_are_never_followed(self, model, tmp_path):
+    def test_weights_in_another_folder_are_never_followed(self, model, tmp_path):
         onnx.save(
             onnx.load(model), tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0
         )
-        with pytest.raises(ModelError, match="stores weights in other files"):
-            open_model(tmp_path / "m.onnx", "cpu")
+        (tmp_path / "in").mkdir()
+        content = (tmp_path / "m.onnx").read_bytes().replace(b"weights.bin", b"../weig.bin")
+        (tmp_path / "in" / "m.onnx").write_bytes(content)
+        (tmp_path / "weights.bin").rename(tmp_path / "weig.bin")
+        with pytest.raises(ModelError, match="only files in the folder of the model are read"):
+            open_model(tmp_path / "in" / "m.onnx", "cpu")
 
     @pytest.mark.parametrize("location", ["secret.bin", "../secret.bin", "link.bin", "{tmp_path}/secret.bin"])
     def test_nor_when_protobuf_is_written_in_another_way(self, location, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 
 from slicemill.common.errors import ProviderError
 from slicemill.infer.runtime import providers
-from slicemill.infer.runtime.messages import first_line
+from slicemill.infer.runtime.messages import find_cause
 from slicemill.infer.runtime.onnx_file import add_output, find_logits, has_transpose_bias
 from slicemill.infer.runtime.probe import make_probe, run_probe
 from slicemill.infer.runtime.providers import (
@@ -70,7 +70,14 @@ MESSAGES = [
 
 @pytest.mark.parametrize(("message", "cause"), MESSAGES)
 def test_of_a_long_message_the_cause_is_left(message, cause):
-    assert first_line(RuntimeError(message)) == cause
+    assert find_cause(RuntimeError(message)) == cause
+
+
+def test_a_long_cause_keeps_its_end():
+    names = ", ".join(f"layer {number}" for number in range(60))
+    assert find_cause(RuntimeError(f"weights of {names} do not fit")).endswith("layer 59 do not fit")
+    longest = find_cause(RuntimeError("a" * 5000 + "the end"))
+    assert (longest[:3], longest[-7:], len(longest) < 2100) == ("aaa", "the end", True)
 
 
 class TestProbe:

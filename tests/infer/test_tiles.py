@@ -15,7 +15,7 @@ from slicemill.infer.slices.assembly import plan_scan
 from slicemill.infer.slices.tiles import PredictOptions, cover_axis, gaussian_weights, make_tiles
 from slicemill.store.model_card import PostprocessRules
 from slicemill.train.export.graph import ExportGraph, Flavor
-from slicemill.train.export.model_file import add_metadata, describe_model
+from slicemill.train.export.model_file import add_metadata, describe_model, read_origin
 from slicemill.train.export.onnx_graph import write_onnx
 from slicemill.train.export.parity import measure_parity
 from slicemill.train.export.trained import read_trained
@@ -33,7 +33,7 @@ def telling(trained, tmp_path_factory):
     graph = ExportGraph(best.network, TINY, LITS_LABELS, Flavor(probability=True)).eval()
     write_onnx(graph, best.parity_slices, path)
     parity = measure_parity(graph, path, best.parity_slices)
-    add_metadata(path, describe_model(trained, best, graph.flavor, parity, PostprocessRules()).as_json())
+    add_metadata(path, describe_model(read_origin(trained), best, graph.flavor, parity, PostprocessRules()).as_json())
     return path
 
 

@@ -5,13 +5,16 @@ slices (drawn in proportion to their last loss), and all slices. Slices of equal
 often, give or take one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from slicemill.common.errors import StoreError
+from slicemill.common.files import Location
 from slicemill.ct.labels import Labels
+from slicemill.store.tables import read_table
 from slicemill.train.config import Config
 
 Row = dict[str, Any]
@@ -80,6 +83,25 @@ class Pool:
             return None
         weights = np.array([weight for _, weight in boxes])
         return boxes[int(rng.choice(len(boxes), p=weights / weights.sum()))][0]
+
+
+def read_pool(store: Location, case_ids: Collection[str], labels: Labels, config: Config) -> Pool:
+    """Read the tables of the slices of these cases.
+
+    Raises
+    ------
+    StoreError
+        The slice table lacks a case.
+    """
+    chosen = set(case_ids)
+    slices, lesions = (
+        [row for row in read_table(store, name) if row["case_id"] in chosen] for name in ("slices", "lesions")
+    )
+    if {row["case_id"] for row in slices} != chosen:
+        raise StoreError(
+            f"{store}: its slice table lacks slices of the training cases; run `slicemill store reindex {store}`."
+        )
+    return Pool(slices, lesions, labels, config)
 
 
 def draw_epoch(pool: Pool, config: Config, epoch: int, losses: Floats | None = None) -> list[SlicePosition]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,24 @@ from slicemill.train.export.audit import find_tensorrt_breaches
 from slicemill.train.export.graph import DEFAULT, Flavor
 from slicemill.train.export.onnx_graph import load_checked_onnx, slice_size, write_onnx
 from slicemill.train.export.parity import measure_parity
-from slicemill.train.export.trained import TrainedNetwork, read_trained
+from slicemill.train.export.trained import TrainedNetwork, read_trained, require_trained
 from slicemill.train.run.checkpoint import BEST, read_state
+from slicemill.train.run.claim import claim_to_read
 
 FLAVORS = (DEFAULT, Flavor(half=True), Flavor(half=True, bytes_in=True), Flavor(bytes_in=True))
 EXPORTED_RULES = ("largest_organ", "min_lesion_ml")
 """Post-processing rules in an exported file; `slicemill tune` writes all of them."""
 LICENSE = "research use; not a medical device"
 VERSIONED = ("slicemill", "torch", "onnx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where the weights of a model come from."""
+
+    training: TrainingSummary
+    weights_sha256: str
+    """Hash of the file of the run's best weights."""
 
 
 def export(
@@ -52,8 +62,12 @@ def export(
     ------
     ModelError
         There is no trained network, it does not support that size, or onnxruntime's labels differ from torch's.
+    ConfigError
+        The run is being trained.
     """
-    trained = read_trained(run, store_path, size)
+    require_trained(run)
+    with claim_to_read(run):
+        trained, origin = read_trained(run, store_path, size), read_origin(run)
     rules = PostprocessRules(largest_organ=trained.labels.organ is not None, min_lesion_ml=min_lesion_ml)
     written = {}
     with ExitStack() as appear_together:
@@ -63,7 +77,7 @@ def export(
             graph = trained.graph(flavor)
             write_onnx(graph, trained.parity_slices, aside)
             parity = measure_parity(graph, aside, trained.parity_slices, trained.graph())
-            written[path] = describe_model(run, trained, flavor, parity, rules)
+            written[path] = describe_model(origin, trained, flavor, parity, rules)
             add_metadata(aside, written[path].as_json())
             if flavor.bytes_in and (broken := find_tensorrt_breaches(aside)):
                 raise ModelError(
@@ -79,6 +93,8 @@ def check(run: Path, model: Path, *, store_path: Path | None = None) -> dict[Pat
     ------
     ModelError
         There is no such file, or one is not the network of this run.
+    ConfigError
+        The run is being trained.
     """
     parities: dict[Path, Parity] = {}
     trained_by_size: dict[tuple[int, int], TrainedNetwork] = {}
@@ -88,7 +104,9 @@ def check(run: Path, model: Path, *, store_path: Path | None = None) -> dict[Pat
             onnx_graph = load_checked_onnx(path).graph
             size = slice_size(onnx_graph, path)
             if size not in trained_by_size:
-                trained_by_size[size] = read_trained(run, store_path, size)
+                require_trained(run)
+                with claim_to_read(run):
+                    trained_by_size[size] = read_trained(run, store_path, size)
             trained = trained_by_size[size]
             outputs = {output.name for output in onnx_graph.output}
             graph = trained.graph(replace(flavor, probability="probability" in outputs))
@@ -112,7 +130,7 @@ def flavor_path(model: Path, flavor: Flavor) -> Path:
 
 
 def describe_model(
-    run: Path, trained: TrainedNetwork, flavor: Flavor, parity: Parity, rules: PostprocessRules
+    origin: Origin, trained: TrainedNetwork, flavor: Flavor, parity: Parity, rules: PostprocessRules
 ) -> ModelCard:
     """Return the metadata of a model file."""
     import onnxruntime
@@ -132,12 +150,23 @@ def describe_model(
         precision=flavor.precision,
         postprocess={name: value for name, value in rules.as_json().items() if name in EXPORTED_RULES},
         parity=parity,
-        training=summarize_training(run),
+        training=origin.training,
         store_sha256=trained.document["store_sha256"],
         license=LICENSE,
-        weights_sha256=sha256_of_file(run / BEST),
+        weights_sha256=origin.weights_sha256,
         versions={**installed, "onnxruntime": onnxruntime.__version__},
     )
+
+
+def read_origin(run: Path) -> Origin:
+    """Read where the weights of a run come from.
+
+    Raises
+    ------
+    ModelError
+        No epoch of the run is finished.
+    """
+    return Origin(training=summarize_training(run), weights_sha256=sha256_of_file(run / BEST))
 
 
 def summarize_training(run: Path) -> TrainingSummary:

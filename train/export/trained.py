@@ -51,6 +51,18 @@ class TrainedNetwork:
         return ExportGraph(self.network, self.config, self.labels, flavor).eval()
 
 
+def require_trained(run: Path) -> None:
+    """Check that a run folder has a trained network.
+
+    Raises
+    ------
+    ModelError
+        There is none.
+    """
+    if not (run / BEST).exists():
+        raise ModelError(f"has no trained network ({BEST}); run `slicemill train` first.", where=run)
+
+
 def read_trained(run: Path, store_path: Path | None, size: tuple[int, int] | None = None) -> TrainedNetwork:
     """Read a run's best network, and slices for the parity check, of the trained size or of another.
 
@@ -59,8 +71,7 @@ def read_trained(run: Path, store_path: Path | None, size: tuple[int, int] | Non
     ModelError
         There is no trained network, or it does not support slices of that size.
     """
-    if not (run / BEST).exists():
-        raise ModelError(f"{run}: has no trained network ({BEST}); run `slicemill train` first.")
+    require_trained(run)
     config = read_config(run / CONFIG)
     document = read_run_document(run)
     labels = labels_from_json(document)

@@ -89,7 +89,13 @@ def load_weights(path: Path, network: nn.Module) -> None:
     try:
         network.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ModelError(f"{path}: is not a checkpoint of this network ({str(error).splitlines()[0]}).") from error
+        raise ModelError(f"{path}: is not a checkpoint of this network ({_find_cause(error)}).") from error
+
+
+def _find_cause(error: Exception) -> str:
+    """Return the first line of a message that is not the heading of a list."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and not line.endswith(":")), type(error).__name__).rstrip(".")
 
 
 def save_progress(run: Path, state: State, parts: Mapping[str, nn.Module | Tensor], optimizer: Optimizer) -> None:

@@ -19,9 +19,10 @@ from slicemill.store.split import Split, read_split, write_split
 from slicemill.store.tables import read_table, store_sha256
 from slicemill.train.config import Config, read_config, to_toml
 from slicemill.train.data.dataset import Batches, SliceRegion, compute_zoom
-from slicemill.train.data.sampling import Pool
+from slicemill.train.data.sampling import Pool, read_pool
 from slicemill.train.network.processes import ALONE, Processes, local_batch
 from slicemill.train.run.checkpoint import BEST, LAST
+from slicemill.train.run.claim import is_empty
 from slicemill.train.run.device import choose_device, choose_precision
 from slicemill.train.run.memory import AUTO, fitting_batch
 from slicemill.train.split import make_split
@@ -99,7 +100,7 @@ def prepare(
     store = open_store(store_path, cache)
     labels, ignored = trained_labels(store, config)
     device = choose_device(config.device, processes)
-    started = (run / CONFIG).exists() and (run / LAST).exists()
+    started = (run / CONFIG).exists() and any((run / name).exists() for name in (LAST, BEST))
     processes.barrier()  # all processes have checked before the first one writes
     if started:
         config = _check_run(run, config, store)
@@ -118,7 +119,7 @@ def prepare(
         labels=labels,
         ignored=ignored,
         split=split,
-        pool=_read_pool(store_path, split, labels, config),
+        pool=read_pool(store_path, split.train, labels, config),
         size=size,
         view=view,
         device=device,
@@ -161,26 +162,6 @@ def trained_labels(store: Store, config: Config) -> tuple[Labels, int | None]:
     labels = common_labels(store)
     ignored = config.ignore or (IGNORE if IGNORE in labels.values else "")
     return (labels.without(ignored), labels.values[ignored]) if ignored else (labels, None)
-
-
-def _read_pool(store_path: Location, split: Split, labels: Labels, config: Config) -> Pool:
-    """Read the tables of the training slices.
-
-    Raises
-    ------
-    StoreError
-        The slice table lacks a training case.
-    """
-    chosen = set(split.train)
-    slices, lesions = (
-        [row for row in read_table(store_path, name) if row["case_id"] in chosen] for name in ("slices", "lesions")
-    )
-    if {row["case_id"] for row in slices} != chosen:
-        raise StoreError(
-            f"{store_path}: its slice table lacks slices of the training cases; "
-            f"run `slicemill store reindex {store_path}`."
-        )
-    return Pool(slices, lesions, labels, config)
 
 
 def training_region(cases: Sequence[Case], size: tuple[int, int], config: Config) -> SliceRegion:
@@ -245,7 +226,7 @@ def remove_run(run: Path) -> None:
     ConfigError
         The folder is not a run folder.
     """
-    if not run.exists():
+    if not run.exists() or is_empty(run):
         return
     if not (run / CONFIG).exists():
         raise ConfigError(f"{run}: is not the folder of a run, so --overwrite does not remove it.")
@@ -317,7 +298,7 @@ def common_labels(store: Store) -> Labels:
     StoreError
         No case has a mask, or two cases have different labels.
     """
-    by_case = {case.info.case_id: case.info.labels for case in store if case.info.labels}
+    by_case = {case.info.case_id: case.info.labels for case in store.values() if case.info.labels}
     if not by_case:
         raise StoreError(
             f"{store.root}: no case has a mask; training needs references. Ingest images together with masks."

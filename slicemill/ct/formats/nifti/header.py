@@ -10,6 +10,7 @@ nibabel decodes the fields. The header is checked here before a voxel is read:
 Unusual but readable fields become warnings.
 """
 
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from slicemill.common.errors import GeometryError, ScanError
 from slicemill.common.files import Location
-from slicemill.ct.formats.nifti.names import is_header_name, scan_files
+from slicemill.ct.formats.nifti.names import is_header_name, is_nifti_name, scan_files
 from slicemill.ct.formats.nifti.stream import MAX_DATA_OFFSET, is_gzip, open_voxels, read_header_file, read_up_to
 from slicemill.ct.geometry import SAME_GRID_MM, Grid
 from slicemill.ct.grid_checks import grid_warnings
@@ -31,6 +32,9 @@ MAX_DEFLATE_RATIO = 1032
 """Most bytes that deflate can produce from one (zlib, technical details)."""
 HEADER_BYTES = {348: "NIfTI-1", 540: "NIfTI-2"}
 TEXT_FIELDS = ("data_type", "db_name", "descrip", "aux_file", "intent_name")
+SIGNATURE = "slicemill "
+SIGNED = re.compile(SIGNATURE.encode() + rb"([0-9a-f]{64})")
+"""The description of a file that `infer` wrote: the hash of its model."""
 MAX_EXTENSION_BYTES = 1 << 20
 """Longest extensions that are stored with a case, in a JSON document; longer ones are left out with a warning."""
 ODD_UNITS = {1: "meters", 3: "micrometers"}
@@ -114,6 +118,28 @@ def blank_text(header: bytes) -> bytes:
         if name in fields:
             fields[name] = b""
     return bytes(fields.binaryblock)
+
+
+def sign_header(header: bytes, model_sha256: str) -> bytes:
+    """Return header bytes whose description names the model of the voxels; `read_signature` reads it."""
+    fields = parse_header(header, Path("header"))[1]
+    fields["descrip"] = f"{SIGNATURE}{model_sha256}".encode()
+    return bytes(fields.binaryblock) + header[len(fields.binaryblock) :]
+
+
+def read_signature(path: Path) -> str:
+    """Return the hash of the model that made a file, or an empty text if the file is not NIfTI or names no model.
+
+    Raises
+    ------
+    ScanError
+        The header is damaged.
+    """
+    if not is_nifti_name(path.name):
+        return ""
+    fields = parse_header(read_header(path).raw, path)[1]
+    match = SIGNED.fullmatch(bytes(fields["descrip"]).rstrip(b"\0"))
+    return match[1].decode() if match else ""
 
 
 def parse_grid(header: bytes) -> Grid:

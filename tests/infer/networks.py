@@ -1,0 +1,72 @@
+"""Tiny ONNX networks: foreign ones with a TOML, and a model of the contract."""
+
+import json
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+SIDE = 16
+CARD = 'labels = {tumor = 1}\nwindow_hu = [-1000, 1000]\nmean = 0\nstd = 1\noutput = "logits"\n'
+
+
+def tensor(value, name, kind=np.float32):
+    return numpy_helper.from_array(np.array(value, kind), name)
+
+
+def add_ending(nodes, more=(), *, classes=2, functions=(), opset=17):
+    """Return a network whose logits "z" are 0 and HU - threshold, followed by nodes from "z" to "y"."""
+    start = [
+        helper.make_node("Sub", ["x", "threshold"], ["above"]),
+        helper.make_node("Mul", ["above", "scale"], ["one"]),
+        helper.make_node("Mul", ["x", "zero"], ["none"]),
+        helper.make_node("Concat", ["none", "one"], ["z"], axis=1),
+    ]
+    graph = helper.make_graph(
+        [*start, *nodes],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 1, SIDE, SIDE])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", classes, SIDE, SIDE])],
+        [tensor(0, "zero"), *more],
+    )
+    domains = {function.domain: 1 for function in functions} | {"": opset}
+    imports = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
+    return helper.make_model(graph, opset_imports=imports, ir_version=8, functions=functions)
+
+
+def constants(threshold, scale):
+    return [tensor(threshold, "threshold"), tensor(scale, "scale")]
+
+
+def write_threshold(path, threshold=30.0, scale=0.1, card=CARD, nodes=None, more=()):
+    """Write a foreign network that labels voxels above a threshold, and its TOML."""
+    nodes = nodes or [helper.make_node("Identity", ["z"], ["y"])]
+    path.write_bytes(add_ending(nodes, [*constants(threshold, scale), *more]).SerializeToString())
+    path.with_suffix(".toml").write_text(card)
+    return path
+
+
+def write_model(path, labels, nodes=(), label_from="image", more=(), functions=()):
+    """Write a model of the contract: label 1 above 30 HU, with the given labels in its metadata."""
+    graph = helper.make_graph(
+        [
+            *nodes,
+            helper.make_node("Cast", [label_from], ["float"], to=TensorProto.FLOAT),
+            helper.make_node("Greater", ["float", "threshold"], ["above"]),
+            helper.make_node("Cast", ["above"], ["label"], to=TensorProto.UINT8),
+        ],
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.INT16, ["n", SIDE, SIDE])],
+        [helper.make_tensor_value_info("label", TensorProto.UINT8, ["n", SIDE, SIDE])],
+        [tensor(30, "threshold"), *more],
+    )
+    domains = {function.domain: 1 for function in functions} | {"": 17}
+    imports = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=8, functions=functions)
+    card = {
+        "contract": 1, "input": "int16", "labels": labels, "organ": None, "tumor": None, "window_hu": [-200, 300],
+        "context": 1, "context_spacing_mm": None, "spacing_mm": None, "postprocess": {}, "precision": "fp32",
+    }  # fmt: skip
+    helper.set_model_props(model, {"slicemill": json.dumps(card)})
+    onnx.save(model, path)
+    return path
