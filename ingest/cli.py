@@ -45,6 +45,10 @@ def ingest(
     patient: Annotated[
         str | None, typer.Option(help="Regular expression; its first group, in the image's path, is the patient.")
     ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(help="Text before each case id, like siteB/, for collections with equal file names."),
+    ] = None,
     geometry: Annotated[
         Geometry,
         typer.Option(
@@ -101,8 +105,8 @@ def ingest(
         source, store = _assign_arguments(source, store, has_list=pairs is not None or images is not None)
         request = IngestRequest(
             source=source, store=store, pairs=pairs, images=images, masks=masks, no_masks=no_masks, labels=labels,
-            organ=organ, tumor=tumor, patient=patient, geometry=geometry, overlap=overlap, workers=workers,
-            threads=threads, profile=profile, scheduler=scheduler, shard=shard, overwrite=overwrite,
+            organ=organ, tumor=tumor, prefix=prefix, patient=patient, geometry=geometry, overlap=overlap,
+            workers=workers, threads=threads, profile=profile, scheduler=scheduler, shard=shard, overwrite=overwrite,
             retry_failed=retry_failed, rehash=rehash, keep_text=keep_text, strict=strict,
         )  # fmt: skip
         collection = request.collection()

@@ -19,8 +19,9 @@ from slicemill.common.files import Location
 from slicemill.common.signals import hold_sigterm
 from slicemill.ingest.outcomes import CaseOutcome
 from slicemill.ingest.params import Params
-from slicemill.ingest.plan import Task, stored_version
+from slicemill.ingest.plan import Task
 from slicemill.ingest.work import run_case
+from slicemill.store.version import stored_version
 
 TIMES_LOST = 5
 """Number of times that a task is repeated after its result was lost with its worker."""

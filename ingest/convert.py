@@ -36,6 +36,7 @@ def convert_case(
     *,
     threads: int = 1,
     holds_claim: Callable[[], bool] = lambda: True,
+    check_files: Callable[[], None] = lambda: None,
 ) -> CaseInfo:
     """Read a case's files, write the case into the store, and return its description.
 
@@ -45,6 +46,8 @@ def convert_case(
         With more than one, image and mask are decoded ahead while the slices of a slab are encoded in parallel.
     holds_claim
         Whether this run still holds the case's claim; checked before anything is published in an object store.
+    check_files
+        Called when the files have been read and nothing is published yet; raises if they changed meanwhile.
 
     Raises
     ------
@@ -59,7 +62,7 @@ def convert_case(
             stack.enter_context(reader)
             mask = PlacedMask(reader, image.grid, params.geometry)
         pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
-        return _convert(case, params, store, OpenFiles(image, mask, pool, threads), holds_claim)
+        return _convert(case, params, store, OpenFiles(image, mask, pool, threads), check_files, holds_claim)
 
 
 def _open_mask(case: CaseFiles, mask: Location, params: Params) -> MaskReader:
@@ -106,7 +109,12 @@ def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def _convert(
-    case: CaseFiles, params: Params, store: str | Location, files: OpenFiles, holds_claim: Callable[[], bool]
+    case: CaseFiles,
+    params: Params,
+    store: str | Location,
+    files: OpenFiles,
+    check_files: Callable[[], None],
+    holds_claim: Callable[[], bool],
 ) -> CaseInfo:
     image, mask = files.image, files.mask
     labels = None if mask is None else params.labels or UNDECLARED
@@ -140,6 +148,7 @@ def _convert(
             max_rounding_error_hu=image.max_rounding_error,
             warnings=(*warnings, *make_notes(counts, image, mask, keep_text=params.keep_text)),
         )
+        check_files()
         return writer.finish(info, holds_claim)
 
 

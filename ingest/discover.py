@@ -319,6 +319,26 @@ def set_patients(collection: Collection, pattern: str) -> Collection:
     return replace(collection, cases=tuple(cases))
 
 
+def add_prefix(collection: Collection, prefix: str) -> Collection:
+    """Put a prefix before all case ids, and before the patients that are named after their case.
+
+    >>> case = CaseFiles(case_id="volume-0", patient_id="volume-0", image=Path("a"), mask=None, root=Path())
+    >>> add_prefix(Collection(cases=(case,), left_out=(), labels=None), "siteB/").cases[0].case_id
+    'siteB_volume-0'
+    """
+    start = prefix if prefix.endswith(("/", "_", "-")) else f"{prefix}_"
+    start = start.replace("/", "_")
+    cases = [
+        replace(
+            case,
+            case_id=start + case.case_id,
+            patient_id=start + case.patient_id if case.patient_id == case.case_id else case.patient_id,
+        )
+        for case in collection.cases
+    ]
+    return _check(replace(collection, cases=tuple(cases)))
+
+
 def check_case_ids(collection: Collection) -> None:
     """Check that the case ids are valid and unique.
 

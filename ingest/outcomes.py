@@ -9,48 +9,13 @@ from slicemill.common.documents import from_document, to_document
 from slicemill.common.errors import InputError
 from slicemill.common.files import Location, read_lines
 from slicemill.common.ledger import LEDGER, Ledger
-from slicemill.ct.formats.nifti.names import scan_files
 from slicemill.ingest.discover import CaseFiles
 from slicemill.ingest.params import Params
+from slicemill.ingest.stamps import Stamp, locate, stamp_case
 from slicemill.store.layout import FAILURES
 
 Status = Literal["done", "unchanged", "failed", "failed before", "claimed"]
 LineKind = TypeVar("LineKind", "DoneLine", "FailureLine")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stamp:
-    """Version tag of a case: file sizes and times, patient, parameters. If it changes, the case is converted again."""
-
-    image: tuple[int, ...] | None
-    """Size in bytes and modification time in ns of each file of the image; -1, -1 if a file cannot be found."""
-    mask: tuple[int, ...] | None
-    """The same for the mask; None without a mask."""
-    patient_id: str
-    params_sha256: str
-
-    @property
-    def megabytes(self) -> float:
-        """Return the size of the first file of image and mask, MB."""
-        return sum(max(0, marks[0]) for marks in (self.image, self.mask) if marks) / 1e6
-
-
-def stamp_case(case: CaseFiles, params: Params) -> Stamp:
-    """Return the current stamp of a case's files."""
-    return Stamp(
-        image=_mark_files(case.image),
-        mask=tuple(mark for file in case.mask_files for mark in _mark_files(file)) or None,
-        patient_id=case.patient_id,
-        params_sha256=params.sha256(),
-    )
-
-
-def _mark_files(path: Location) -> tuple[int, ...]:
-    try:
-        states = [file.stat() for file in scan_files(path)]
-    except OSError:
-        return (-1, -1)
-    return tuple(number for state in states for number in (state.st_size, state.st_mtime_ns))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +92,7 @@ class Ledgers:
 
     def append(self, case: CaseFiles, params: Params, outcome: CaseOutcome) -> None:
         """Append the outcome of a case."""
-        stamp = outcome.stamp or stamp_case(case, params)
+        stamp = outcome.stamp or stamp_case(case, params, locate(case))
         if outcome.status in ("done", "unchanged"):
             self._done.append(to_document(DoneLine(case_id=case.case_id, stamp=stamp, status=outcome.status)))
             return
@@ -146,9 +111,13 @@ class Ledgers:
         self._failed.flush()
 
 
-def read_done(root: Location) -> dict[str, DoneLine]:
-    """Return the last line about each case in the ledger of finished cases."""
-    return {line.case_id: line for line in _read_ledger(DoneLine, root / LEDGER)}
+def read_done(root: Location) -> dict[str, frozenset[Stamp]]:
+    """Return the stamps of the files that each stored case was made from or found equal to."""
+    stamps: dict[str, frozenset[Stamp]] = {}
+    for line in _read_ledger(DoneLine, root / LEDGER):
+        before = stamps.get(line.case_id, frozenset()) if line.status == "unchanged" else frozenset()
+        stamps[line.case_id] = before | {line.stamp}
+    return stamps
 
 
 def read_failures(root: Location) -> dict[str, FailureLine]:

@@ -7,10 +7,12 @@ from slicemill.common.files import Location, to_json, write_json
 from slicemill.common.locks import CLAIMS, wait_for_claim
 from slicemill.common.remote import RemotePath
 from slicemill.ingest.discover import CaseFiles
-from slicemill.ingest.outcomes import CaseOutcome, Stamp, read_done, read_failures, stamp_case
+from slicemill.ingest.outcomes import CaseOutcome, read_done, read_failures
 from slicemill.ingest.params import Params
+from slicemill.ingest.stamps import Place, Stamp, locate, stamp_case
 from slicemill.store.layout import ATTRIBUTE, DOCUMENT, FORMAT, GROUP, PARTIAL
 from slicemill.store.reader import Store, iter_case_ids, open_store, read_attribute
+from slicemill.store.version import stored_version
 from slicemill.store.zarr_documents import make_group_document
 
 PARAMS = ".params"
@@ -22,10 +24,14 @@ class Task:
     """A case for a worker."""
 
     case: CaseFiles
+    place: Place
+    """Place of its files, as this process sees them: a worker may have a folder mounted elsewhere."""
     seen: str | None
     """Version of the stored case (`stored_version`) when the run began; None if there was none."""
-    compare: bool
-    """Whether its files are compared with the stored hashes before conversion."""
+    known: frozenset[Place] = frozenset()
+    """Places of the files of the stored case, from the ledger."""
+    overwrite: bool = False
+    """Whether the stored case is replaced, whatever it was made from."""
     megabytes: float
 
 
@@ -52,35 +58,36 @@ def plan_cases(
     done, failed = read_done(root), read_failures(root)
     plan = Plan()
 
-    def add_task(case: CaseFiles, stamp: Stamp, *, stored: bool) -> None:
-        seen = stored_version(root, case.case_id) if stored else None
-        compare = stored and not overwrite
-        plan.tasks.append(Task(case=case, seen=seen, compare=compare, megabytes=stamp.megabytes))
+    def add_task(case: CaseFiles, stamp: Stamp, place: Place) -> None:
+        is_present = case.case_id in present
+        if is_present and not overwrite:
+            _check_params(store, case.case_id, params)
+        task = Task(
+            case=case,
+            place=place,
+            seen=stored_version(root, case.case_id) if is_present else None,
+            known=frozenset(known.place for known in done.get(case.case_id, ()) if known.place),
+            overwrite=overwrite,
+            megabytes=stamp.megabytes,
+        )
+        plan.tasks.append(task)
 
     for case in cases:
-        case_id, stamp = case.case_id, stamp_case(case, params)
+        case_id, place = case.case_id, locate(case)
+        stamp = stamp_case(case, params, place)
         if overwrite:
-            add_task(case, stamp, stored=case_id in present)
+            add_task(case, stamp, place)
         elif case_id in present:
-            if not rehash and case_id in done and done[case_id].stamp == stamp:
+            if not rehash and stamp in done.get(case_id, ()):
                 plan.outcomes.append(CaseOutcome(case_id=case_id, status="unchanged"))
             else:
-                add_task(case, stamp, stored=_is_readable(store, case_id, params))
+                add_task(case, stamp, place)
         elif not retry_failed and case_id in failed and failed[case_id].is_final(stamp):
             reason = failed[case_id].reason
             plan.outcomes.append(CaseOutcome(case_id=case_id, status="failed before", reason=reason))
         else:
-            add_task(case, stamp, stored=False)
+            add_task(case, stamp, place)
     return plan
-
-
-def stored_version(root: Location, case_id: str) -> str | None:
-    """Return a version tag of the stored case, which changes when a run replaces it, or None if it is absent."""
-    try:
-        status = (root / GROUP / case_id / DOCUMENT).stat()
-    except OSError:
-        return None
-    return f"{status.st_mtime_ns}/{getattr(status, 'st_ino', None) or getattr(status, 'e_tag', None)}"
 
 
 def require_params(root: Location, params: Params, *, overwrite: bool) -> None:
@@ -116,8 +123,8 @@ def _is_unused(root: Location) -> bool:
     return not (root / PARTIAL).exists() or not any((root / PARTIAL).iterdir())
 
 
-def _is_readable(store: Store, case_id: str, params: Params) -> bool:
-    """Return whether a stored case can be compared with its files; a damaged one is converted again.
+def _check_params(store: Store, case_id: str, params: Params) -> None:
+    """Check that a stored case has these parameters; a damaged case is checked by its worker.
 
     Raises
     ------
@@ -127,7 +134,7 @@ def _is_readable(store: Store, case_id: str, params: Params) -> bool:
     try:
         info = store[case_id].info
     except StoreError:
-        return False
+        return
     if info.params_sha256 != params.sha256():
         stored = info.labels.as_json() if info.labels else {"labels": None}
         raise StoreError(
@@ -136,4 +143,3 @@ def _is_readable(store: Store, case_id: str, params: Params) -> bool:
             "Use another store, the same options, or --overwrite.",
             where=store.root,
         )
-    return True

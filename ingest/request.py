@@ -9,7 +9,7 @@ from slicemill.common.files import Location, parse_location
 from slicemill.common.options import parse_shard
 from slicemill.ct.geometry_option import Geometry
 from slicemill.ct.labels import choose_labels, make_labels
-from slicemill.ingest.discover import Collection, MaskOptions, discover, set_patients
+from slicemill.ingest.discover import Collection, MaskOptions, add_prefix, discover, set_patients
 from slicemill.ingest.outcomes import IngestReport
 from slicemill.ingest.pair_table import ChosenLabels, from_csv
 from slicemill.ingest.pair_table import choose_labels as parse_label_option
@@ -45,6 +45,8 @@ class IngestRequest:
     """Label that is the organ."""
     tumor: str | None = None
     """Label that is tumor."""
+    prefix: str | None = None
+    """Text before each case id, like ``siteB/``, for collections with equal file names."""
     patient: str | None = None
     """Regular expression; its first group, in the image's path, is the patient."""
     geometry: Geometry = "error"
@@ -114,6 +116,8 @@ class IngestRequest:
         else:
             options = MaskOptions(pattern=self.masks, none=self.no_masks, files=files)
             found = discover(parse_location(self.source or ""), options)
+        if self.prefix:
+            found = add_prefix(found, self.prefix)
         return set_patients(found, self.patient) if self.patient else found
 
     def params(self, collection: Collection) -> Params:

@@ -1,19 +1,17 @@
 """The work on one case in a worker: claim it, convert it, and return the outcome."""
 
-from slicemill.common.errors import InputError, StoreError
+from slicemill.common.errors import InputError, ReadError
 from slicemill.common.failures import explain_failure
-from slicemill.common.files import Location, sha256_of_file
+from slicemill.common.files import Location
 from slicemill.common.locks import try_claim
 from slicemill.common.terminal import peak_mib
-from slicemill.ct.formats.nifti.names import scan_files
 from slicemill.ingest.convert import convert_case
-from slicemill.ingest.discover import CaseFiles
-from slicemill.ingest.outcomes import CaseOutcome, stamp_case
+from slicemill.ingest.outcomes import CaseOutcome
 from slicemill.ingest.params import Params
-from slicemill.ingest.plan import Task, stored_version
-from slicemill.ingest.structures import combine_hashes
-from slicemill.store.case import SourceFile
-from slicemill.store.reader import open_case
+from slicemill.ingest.plan import Task
+from slicemill.ingest.sources import is_unchanged
+from slicemill.ingest.stamps import Stamp, stamp_case
+from slicemill.store.version import stored_version
 
 
 def run_case(task: Task, params: Params, root: Location, threads: int) -> CaseOutcome:
@@ -31,7 +29,7 @@ def run_case(task: Task, params: Params, root: Location, threads: int) -> CaseOu
             status="failed",
             reason=reason,
             passing=failure.passing,
-            stamp=stamp_case(case, params),
+            stamp=stamp_case(case, params, task.place),
         )
 
 
@@ -40,15 +38,22 @@ def _run_claimed(task: Task, params: Params, root: Location, threads: int) -> Ca
     with try_claim(root, case.case_id) as claim:
         if claim is None:
             return CaseOutcome(case_id=case.case_id, status="claimed")
-        stamp = stamp_case(case, params)
-        # another run may have converted it since this one began
-        replaced = stored_version(root, case.case_id) not in (task.seen, None)
-        if (task.compare or replaced) and _is_unchanged(case, params, root):
-            return CaseOutcome(case_id=case.case_id, status="unchanged", stamp=stamp)
-        info = convert_case(case, params, root, threads=threads, holds_claim=claim.held)
-        if stamp_case(case, params) != stamp:
-            reason = f"{case.image}: the image or its mask changed during reading; the next run converts it again."
-            return CaseOutcome(case_id=case.case_id, status="failed", reason=reason, passing=True, stamp=stamp)
+        stamp = stamp_case(case, params, task.place)
+        version = stored_version(root, case.case_id)
+        # another run may have replaced it since this one began, from files of another place
+        replaced = version not in (task.seen, None)
+        if version is not None and (replaced or not task.overwrite):
+            known = frozenset() if replaced else task.known
+            if is_unchanged(task, params, root, known):
+                return CaseOutcome(case_id=case.case_id, status="unchanged", stamp=stamp)
+        info = convert_case(
+            case,
+            params,
+            root,
+            threads=threads,
+            holds_claim=claim.held,
+            check_files=lambda: _check_stamp(task, params, stamp),
+        )
     slices, ny, nx = info.shape
     return CaseOutcome(
         case_id=case.case_id,
@@ -61,21 +66,15 @@ def _run_claimed(task: Task, params: Params, root: Location, threads: int) -> Ca
     )
 
 
-def _is_unchanged(case: CaseFiles, params: Params, root: Location) -> bool:
-    """Return whether the stored case was made from files with the same content, with the same parameters."""
-    try:
-        info = open_case(root, case.case_id).info
-    except StoreError:
-        return False
-    return (
-        info.patient_id == case.patient_id
-        and info.params_sha256 == params.sha256()
-        and _has_content((case.image,), info.image)
-        and _has_content(case.mask_files, info.mask)
-    )
+def _check_stamp(task: Task, params: Params, stamp: Stamp) -> None:
+    """Check that no file has changed since it had this stamp.
 
-
-def _has_content(paths: tuple[Location, ...], source: SourceFile | None) -> bool:
-    if not paths or source is None:
-        return not paths and source is None
-    return combine_hashes([sha256_of_file(*scan_files(path)) for path in paths]) == source.sha256
+    Raises
+    ------
+    ReadError
+        A file was replaced, shortened or written to while it was read.
+    """
+    if stamp_case(task.case, params, task.place) != stamp:
+        raise ReadError(
+            "the image or its mask changed during reading; the next run converts it again.", where=task.case.image
+        )

@@ -1,12 +1,15 @@
 """Numpy indexing of an array of which only whole slices can be read: which slices to read, and what to take of them."""
 
+import math
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +75,34 @@ def _check(z: int, count: int) -> int:
     if not -count <= z < count:
         raise IndexError(f"slice {z} of {count}")
     return z % count
+
+
+class NumpyIndexing(ABC):
+    """Numpy's protocols for an array any[z, y, x] of which whole slices can be read."""
+
+    ndim = 3
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+
+    @abstractmethod
+    def read_many(self, indices: Sequence[int], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Return several slices as any[n, y, x]."""
+
+    def __getitem__(self, key: Any) -> Any:
+        selection = select(key, self.shape[0])
+        return self.read_many(selection.slices)[selection.inner]
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:  # noqa: FBT001 (numpy's protocol)
+        if copy is False:
+            raise ValueError(f"{self!r} must be read from the store; use copy=None or copy=True")
+        return self.read_many(range(self.shape[0])).astype(self.dtype if dtype is None else dtype, copy=False)
+
+    @property
+    def size(self) -> int:
+        """Return the number of voxels."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of the voxels in memory, bytes."""
+        return self.size * int(self.dtype.itemsize)

@@ -4,7 +4,6 @@ Reading a slice takes one file read or one request, and one decompression into t
 read once. Neighboring slices are fetched in one read. Arrays in other Zarr v3 layouts are read with zarr-python.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -21,15 +20,16 @@ from slicemill.ct.naming import natural_key
 from slicemill.store.cache import SliceCache
 from slicemill.store.case import CaseInfo, parse_case
 from slicemill.store.codecs import decode_blosc, decode_zstd, without_checksum
-from slicemill.store.indexing import select
-from slicemill.store.layout import ABSENT, ATTRIBUTE, DOCUMENT, GROUP, IMAGE, LABEL, SHARD, ArrayName
+from slicemill.store.indexing import NumpyIndexing
+from slicemill.store.layout import ABSENT, ATTRIBUTE, DOCUMENT, GROUP, IMAGE, LABEL, SHARD, ArrayName, check_case_id
 from slicemill.store.shard_reader import ShardReader, plan_ranges
+from slicemill.store.version import CaseVersion, note_version
 from slicemill.store.zarr_documents import DTYPES, recognize_profile
 
 MAX_SLICE_BYTES = 1 << 31
 
 
-class SliceArray:
+class SliceArray(NumpyIndexing):
     """One array of a case, any[z, y, x] in LPS+ order; safe to use from several threads.
 
     It is indexed like a numpy array, and reads only the slices that the index needs. The smallest unit that is read is
@@ -38,10 +38,11 @@ class SliceArray:
     >>> store["volume-17"].image[20, 100:200]       # doctest: +SKIP
     """
 
-    ndim = 3
-
-    def __init__(self, folder: Location, name: ArrayName, cache: SliceCache | None = None) -> None:
+    def __init__(
+        self, folder: Location, name: ArrayName, version: CaseVersion | None = None, cache: SliceCache | None = None
+    ) -> None:
         self.name: ArrayName = name
+        self._version = version or note_version(folder.parent)
         self._cache = cache if isinstance(folder, RemotePath) else None
         self._folder = folder
         document = read_document(folder)
@@ -65,7 +66,7 @@ class SliceArray:
         self.profile = recognize_profile(document, name, self.shape)
         """Profile of slicemill's layout; None for another valid layout, which zarr-python reads."""
         self._decompress = decode_zstd if self.profile == "compact" and name == LABEL else decode_blosc
-        self.shard = ShardReader(folder / SHARD, nz)
+        self.shard = ShardReader(folder / SHARD, nz, self._version)
         """Reader of the shard, for slicemill's layout."""
 
     def __len__(self) -> int:
@@ -95,7 +96,7 @@ class SliceArray:
         if length == ABSENT:
             return b""
         if self._cache is not None:
-            return self._cache.get(str(self.shard.path), z, lambda: self.shard.read(offset, length))
+            return self._cache.get(f"{self.shard.path} {self._version.tag}", z, lambda: self.shard.read(offset, length))
         return self.shard.read(offset, length)
 
     def read_many(self, indices: Sequence[int], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
@@ -125,31 +126,12 @@ class SliceArray:
                 self._decode(indices[row], encoded, out[row])
         return out
 
-    def __getitem__(self, key: Any) -> Any:
-        selection = select(key, len(self))
-        return self.read_many(selection.slices)[selection.inner]
-
-    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:  # noqa: FBT001 (numpy's protocol)
-        if copy is False:
-            raise ValueError(f"{self!r} must be read from the store; use copy=None or copy=True")
-        return self.read_many(range(len(self))).astype(self.dtype if dtype is None else dtype, copy=False)
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._folder, self.name)  # opened again in the other process, without the cache
+        return type(self), (self._folder, self.name, self._version)  # opened again there, without the cache
 
     def __repr__(self) -> str:
         nz, ny, nx = self.shape
         return f"<{self.name} {self.dtype}[{nz}, {ny}, {nx}] of case {self._folder.parent.name}>"
-
-    @property
-    def size(self) -> int:
-        """Return the number of voxels."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Return the size of the voxels in memory, bytes."""
-        return self.size * int(self.dtype.itemsize)
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
         return (self.read(z) for z in range(len(self)))
@@ -175,6 +157,7 @@ class SliceArray:
         except Exception as error:
             raise_system_limit(error)
             raise StoreError(f"zarr-python cannot read this array ({error}).", where=self._folder) from error
+        self._version.check()
         return voxels
 
     @cached_property
@@ -221,11 +204,16 @@ def read_attribute(folder: Location) -> object:
 
 
 class Case:
-    """One case of a store: metadata, image and label arrays."""
+    """One case of a store: metadata, image and label arrays, all of one version of the case.
 
-    def __init__(self, folder: Location, cache: SliceCache | None = None) -> None:
+    A case that is replaced while it is open can be read where its files are open already. Otherwise, reading raises a
+    StoreError.
+    """
+
+    def __init__(self, folder: Location, version: CaseVersion, cache: SliceCache | None = None) -> None:
+        self._version = version
         self.folder = folder
-        self.image = SliceArray(folder / IMAGE, "image", cache)
+        self.image = SliceArray(folder / IMAGE, "image", version, cache)
         """int16[z, y, x], HU."""
         self.info: CaseInfo = parse_case(read_attribute(folder), self.image.shape, str(folder))
         if self.info.case_id != folder.name:
@@ -233,7 +221,7 @@ class Case:
                 f"its metadata belong to case {self.info.case_id!r}; ingest the case again with --overwrite.",
                 where=folder,
             )
-        self.label = SliceArray(folder / LABEL, "label", cache) if self.info.mask else None
+        self.label = SliceArray(folder / LABEL, "label", version, cache) if self.info.mask else None
         """uint8[z, y, x], values of the case's labels; None without a mask."""
         if self.label is not None and self.label.shape != self.image.shape:
             raise StoreError(
@@ -261,7 +249,7 @@ class Case:
         return self.info.lesions
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.folder,)
+        return type(self), (self.folder, self._version)
 
     def __repr__(self) -> str:
         nz, ny, nx = self.image.shape
@@ -298,7 +286,7 @@ class Store(Mapping[str, Case]):
         return iter(self.case_ids)
 
     def __contains__(self, case_id: object) -> bool:
-        return case_id in self._id_set
+        return isinstance(case_id, str) and self._has(case_id)
 
     def __eq__(self, other: object) -> bool:
         return self is other  # that of a mapping would open every case
@@ -329,6 +317,15 @@ class Store(Mapping[str, Case]):
             self._cases[case_id] = open_case(self.root, case_id, self._cache)
         return self._cases[case_id]
 
+    def _has(self, case_id: str) -> bool:
+        """Return whether there is such a case. The cases are not listed for one of them."""
+        if "case_ids" in self.__dict__:  # listed before
+            return case_id in self._id_set
+        try:
+            return (self.root / GROUP / check_case_id(case_id) / DOCUMENT).is_file()
+        except StoreError:
+            return False
+
     def check_known(self, case_ids: Sequence[str]) -> None:
         """Check that the store has these cases.
 
@@ -338,7 +335,7 @@ class Store(Mapping[str, Case]):
             A case is not in the store.
         """
         for case_id in case_ids:
-            if case_id not in self._id_set:
+            if not self._has(case_id):
                 raise NoCaseError(
                     f"has no case {case_id!r}; `slicemill store manifest {self.root}` lists them.", where=self.root
                 )
@@ -360,7 +357,11 @@ def iter_case_ids(root: Location) -> Iterator[str]:
 
 def open_case(root: Location, case_id: str, cache: SliceCache | None = None) -> Case:
     """Open a case that exists in the store, without listing the other cases."""
-    return Case(root / GROUP / case_id, cache)
+    version = note_version(root / GROUP / case_id)
+    try:
+        return Case(root / GROUP / case_id, version, cache)
+    finally:
+        version.check()  # also the reason why half of a case could not be read
 
 
 def open_store(url: str | Location, cache: SliceCache | None = None) -> Store:

@@ -16,6 +16,7 @@ from slicemill.common.files import Location, open_regular
 from slicemill.common.remote import RemotePath
 from slicemill.store.codecs import CRC_BYTES, without_checksum
 from slicemill.store.layout import ABSENT, INDEX_ENTRY_BYTES
+from slicemill.store.version import CaseVersion
 
 OPEN_FILES = 128
 """Shards kept open, or a quarter of the open files that the process may have, if that is less."""
@@ -50,8 +51,11 @@ class _OpenFile:
             os.close(self.descriptor)
 
 
-def _open_for(path: Path, _reader: int) -> _OpenFile:
-    return _OpenFile(path)
+def _open_for(path: Path, _reader: int, version: CaseVersion) -> _OpenFile:
+    try:
+        return _OpenFile(path)
+    finally:
+        version.check()  # a file of the next version may have been opened, or this one's file is gone
 
 
 def _count_open_files() -> int:
@@ -66,8 +70,10 @@ _open_file = lru_cache(maxsize=_count_open_files())(_open_for)
 class ShardReader:
     """One shard of a store; safe to use from several threads."""
 
-    def __init__(self, path: Location, slices: int) -> None:
+    def __init__(self, path: Location, slices: int, version: CaseVersion) -> None:
         self.path = path
+        self._version = version
+        self._e_tag: str | None = None  # of the object whose index was read
         self._slices = slices
         self._content_bytes = 0  # bytes before the index; set when `entries` is read
         self._number = next(
@@ -115,10 +121,12 @@ class ShardReader:
         """
         try:
             if isinstance(self.path, RemotePath):
-                data = self.path.read_range(offset, length)
+                data = self.path.read_range(offset, length, e_tag=self._e_tag)
+                if data is None:
+                    raise self._version.replaced()
             else:
                 # this reference keeps the file open: another thread may remove it from the cache
-                file = _open_file(self.path, self._number)
+                file = _open_file(self.path, self._number, self._version)
                 data = os.pread(file.descriptor, length, offset)
         except OSError as error:
             raise_system_limit(error)
@@ -131,8 +139,11 @@ class ShardReader:
         """Return the last `length` bytes (none if the shard is shorter) and the shard's size."""
         try:
             if isinstance(self.path, RemotePath):
-                return self.path.read_end(length)
-            file = _open_file(self.path, self._number)
+                data, status = self.path.read_end(length)
+                self._version.check()
+                self._e_tag = status.e_tag
+                return data, status.st_size
+            file = _open_file(self.path, self._number, self._version)
             size = os.fstat(file.descriptor).st_size
             return (os.pread(file.descriptor, length, size - length) if length <= size else b""), size
         except OSError as error:

@@ -323,6 +323,13 @@ def scale_table(record: ScaleRecord) -> str:
         numbers, line = list(record.files.measured), record.files.seconds
         per_file = f"{line.start:.2f} s + {1e6 * line.slope:.0f} µs a file"
         rows.append(("CPU until files are found", f"{numbers[0]} to {numbers[-1]} files", per_file, f"{line.r2:.4f}"))
+    for name, by_cases in (record.growth or {}).items():
+        numbers, time, memory = list(by_cases.measured), by_cases.cpu_seconds, by_cases.peak_mib
+        measured = f"{numbers[0]} to {numbers[-1]} tiny cases"
+        per_case = f"{time.start:.2f} s + {1000 * time.slope:.2f} ms a case"
+        per_thousand = f"{memory.start:.0f} MiB + {1000 * memory.slope:.1f} MiB a thousand cases"
+        rows.append((f"CPU, {name}", measured, per_case, f"{time.r2:.4f}"))
+        rows.append((f"peak memory, {name}", measured, per_thousand, f"{memory.r2:.4f}"))
     if "2" in record.workers:
         speedup = f"{record.workers['1'] / record.workers['2']:.2f}"
         rows.append(("two workers over one, small scans", f"{counts[-1]} scans", speedup, "-"))

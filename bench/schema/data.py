@@ -211,7 +211,7 @@ class ScanCost(Struct, frozen=True, kw_only=True):
 
 
 class BySlices(Struct, frozen=True, kw_only=True):
-    """Cost of one scan by its number of slices, and the fitted lines."""
+    """Cost by a number of slices or cases, and the fitted lines."""
 
     measured: Mapping[str, ScanCost]
     cpu_seconds: Line
@@ -244,6 +244,8 @@ class ScaleRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="scale"):
     scheduler: SchedulerCost
     files: ByCases | None = None
     """CPU seconds of `ingest --dry-run` by the number of files; None in records of earlier versions."""
+    growth: Mapping[str, BySlices] | None = None
+    """Cost of commands on tiny cases by their number, by what they do; None in records of earlier versions."""
 
 
 class ComponentTimes(Struct, frozen=True, kw_only=True):

@@ -20,6 +20,8 @@ from slicemill.bench.harness.subject import Subject
 from slicemill.bench.schema.base import origin
 from slicemill.bench.schema.data import ByCases, BySlices, Line, ScaleRecord, ScanCost, SchedulerCost
 from slicemill.bench.stages.found_files import FILES, measure_found_files
+from slicemill.bench.stages.growth import CASES as MANY
+from slicemill.bench.stages.growth import measure_growth
 from slicemill.bench.stages.ingest_memory import convert_alone, write_repeated
 from slicemill.common.progress import progress
 from slicemill.ct.phantom import write_collection
@@ -51,7 +53,7 @@ def fit(xs: Sequence[float], ys: Sequence[float]) -> Line:
 def run(folder: Path, subject: Subject, *, quick: bool) -> Record:
     """Measure and return the record."""
     lengths, counts, tasks = LENGTHS[quick], CASES[quick], TASKS[quick]
-    with progress("scale", len(lengths) + len(counts) + len(FILES[quick]) + 3, "runs") as advance:
+    with progress("scale", len(lengths) + len(counts) + len(FILES[quick]) + len(MANY[quick]) + 3, "runs") as advance:
         by_slices, by_cases = {}, {}
         for length in lengths:
             advance(1, f"{length} slices")
@@ -63,6 +65,10 @@ def run(folder: Path, subject: Subject, *, quick: bool) -> Record:
         for number in FILES[quick]:
             advance(1, f"{number} files")
             by_files[number] = measure_found_files(folder / "files", number)
+        grown = {}
+        for number in MANY[quick]:
+            advance(1, f"{number} tiny cases")
+            grown[number] = measure_growth(folder / "many", number)
         workers = {1: by_cases[counts[-1]]}
         if count_cores() > 1:
             advance(1, "2 workers")
@@ -76,16 +82,24 @@ def run(folder: Path, subject: Subject, *, quick: bool) -> Record:
     return ScaleRecord(
         **origin(),
         subject=str(subject),
-        slices=BySlices(
-            measured={str(length): row for length, row in by_slices.items()},
-            cpu_seconds=fit(lengths, [cost.cpu_seconds for cost in by_slices.values()]),
-            peak_mib=fit(lengths, [cost.peak_mib for cost in by_slices.values()]),
-        ),
+        slices=fit_costs(by_slices),
         cases=ByCases(measured=seconds(by_cases), seconds=fit(list(by_cases), list(by_cases.values()))),
         workers=seconds(workers),
         scheduler=scheduler,
         files=ByCases(measured=seconds(by_files), seconds=fit(list(by_files), list(by_files.values()))),
+        growth={
+            name: fit_costs({number: costs[name] for number, costs in grown.items()}) for name in grown[MANY[quick][0]]
+        },
     ).as_json()
+
+
+def fit_costs(costs: Mapping[int, ScanCost]) -> BySlices:
+    """Return costs by a number with their fitted lines."""
+    return BySlices(
+        measured={str(number): cost for number, cost in costs.items()},
+        cpu_seconds=fit(list(costs), [cost.cpu_seconds for cost in costs.values()]),
+        peak_mib=fit(list(costs), [cost.peak_mib for cost in costs.values()]),
+    )
 
 
 def measure_length(folder: Path, subject: Subject, length: int) -> ScanCost:

@@ -104,8 +104,8 @@ class Segmentation:
     def save(self, path: str | Path) -> Path:
         """Write `label` as NIfTI (.nii or .nii.gz), on the grid of the scan's file, and return the path.
 
-        The header is the scan's, with a note of the model in place of its text, which may name a person. An array or an image of SimpleITK gets a
-        new header. An existing file is replaced; a killed call leaves the old file.
+        The header is the scan's. A note of the model replaces its text, which may name a person. An array or an image
+        of SimpleITK gets a new header. An existing file is replaced; a killed call leaves the old file.
 
         Raises
         ------

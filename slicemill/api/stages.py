@@ -42,6 +42,7 @@ def ingest_scans(
     labels: str | Mapping[str, int] | None = None,
     organ: str | None = None,
     tumor: str | None = None,
+    prefix: str | None = None,
     patient: str | None = None,
     geometry: "Geometry" = "error",
     overlap: "Overlap" = "error",
@@ -95,7 +96,7 @@ def ingest_scans(
 
     request = IngestRequest(
         source=source, store=store, pairs=pairs, images=images, masks=masks, no_masks=no_masks, labels=labels,
-        organ=organ, tumor=tumor, patient=patient, geometry=geometry, overlap=overlap, workers=workers,
+        organ=organ, tumor=tumor, prefix=prefix, patient=patient, geometry=geometry, overlap=overlap, workers=workers,
         threads=threads, profile=profile, scheduler=scheduler, shard=shard, overwrite=overwrite,
         retry_failed=retry_failed, rehash=rehash, keep_text=keep_text, strict=strict,
     )  # fmt: skip
@@ -113,6 +114,7 @@ def find_scans(
     masks: str | None = None,
     no_masks: bool = False,
     labels: str | Mapping[str, int] | None = None,
+    prefix: str | None = None,
     patient: str | None = None,
 ) -> "Collection":
     """Return the cases that `ingest_scans` would convert, the labels that they declare, and the files left out.
@@ -128,8 +130,9 @@ def find_scans(
     from slicemill.ingest.request import IngestRequest
 
     return IngestRequest(
-        source=source, pairs=pairs, images=images, masks=masks, no_masks=no_masks, labels=labels, patient=patient
-    ).collection()
+        source=source, pairs=pairs, images=images, masks=masks, no_masks=no_masks, labels=labels, prefix=prefix,
+        patient=patient,
+    ).collection()  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,16 +131,22 @@ class RemotePath:
         """Return the object as text."""
         return self.read_bytes().decode(encoding, errors)
 
-    def read_range(self, offset: int, length: int) -> bytes:
-        """Return up to `length` bytes from `offset`, in one request."""
-        with _errors_name(self):
-            return bytes(_import_obstore().get_range(_open_bucket(self.bucket), self.key, start=offset, length=length))
+    def read_range(self, offset: int, length: int, *, e_tag: str | None = None) -> bytes | None:
+        """Return up to `length` bytes from `offset`, in one request; None if the object has another entity tag."""
+        from obstore.exceptions import PreconditionError
 
-    def read_end(self, length: int) -> tuple[bytes, int]:
-        """Return up to the last `length` bytes and the object's size, in one request."""
+        options: Any = {"range": (offset, offset + length), **({"if_match": e_tag} if e_tag else {})}
+        with _errors_name(self):
+            try:
+                return bytes(_import_obstore().get(_open_bucket(self.bucket), self.key, options=options).bytes())
+            except PreconditionError:
+                return None
+
+    def read_end(self, length: int) -> tuple[bytes, Status]:
+        """Return up to the last `length` bytes and the object's status, in one request."""
         with _errors_name(self):
             response = _import_obstore().get(_open_bucket(self.bucket), self.key, options={"range": {"suffix": length}})
-            return bytes(response.bytes()), int(response.meta["size"])
+            return bytes(response.bytes()), _parse_status(response.meta)
 
     def open_stream(self) -> "ObjectStream":
         """Open the object for reading from start to end, in one request."""

@@ -117,7 +117,7 @@ def test_every_public_name_exists_and_survives_the_import_of_packages():
 
 def test_type_checkers_and_python_see_the_same_names():
     tree = ast.parse((HERE / "slicemill" / "__init__.py").read_text())
-    (checked,) = [node for node in tree.body if isinstance(node, ast.If)]
+    checked = next(node for node in tree.body if isinstance(node, ast.If))
     names = {alias.name for node in checked.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert names | {"__version__"} == set(slicemill.__all__)
     assert sorted(slicemill.__all__) == sorted(set(slicemill.__all__))

@@ -77,6 +77,7 @@ def test_scale_is_measured_and_a_plan_follows_from_it(tmp_path, monkeypatch):
     monkeypatch.setattr("slicemill.bench.stages.scaling.CASES", {True: (1, 3)})
     monkeypatch.setattr("slicemill.bench.stages.scaling.TASKS", {True: 200})
     monkeypatch.setattr("slicemill.bench.stages.scaling.FILES", {True: (20, 400)})
+    monkeypatch.setattr("slicemill.bench.stages.scaling.MANY", {True: (3, 9)})
     phantom_subject(6, size=64).write(tmp_path / "scans", ".nii")
     words = ["scale", "--quick", "--json", str(tmp_path / "scale.json"), "--picture", str(tmp_path / "s.png")]
     done = CliRunner().invoke(bench, [*words, "--data", str(tmp_path / "scans")])
@@ -88,6 +89,9 @@ def test_scale_is_measured_and_a_plan_follows_from_it(tmp_path, monkeypatch):
     assert "ms a slice" in format_record(record)
     assert "µs a file" in format_record(record)
     assert record["files"]["seconds"]["slope"] > 0
+    assert set(record["growth"]) == {"store opened", "ledger skipped", "cases evaluated", "cases measured"}
+    assert "ms a case" in format_record(record)
+    assert "a case" not in format_record({key: value for key, value in record.items() if key != "growth"})
     assert "a file" not in format_record({key: value for key, value in record.items() if key != "files"})
     with pytest.raises(ConfigError, match="nearly all start-up"):
         worker_pace({"1": 3.1, "2": 3.05}, 3.0)

@@ -191,6 +191,7 @@ def test_the_claim_of_a_dead_run_is_taken_over_and_that_of_a_live_one_is_not(buc
 def test_a_delayed_run_whose_claim_was_taken_over_publishes_nothing(bucket, collection, monkeypatch):
     from slicemill.ingest.convert import convert_case
     from slicemill.ingest.plan import Task
+    from slicemill.ingest.stamps import locate
     from slicemill.ingest.work import run_case
     from slicemill.store.writer import prepare_store
 
@@ -199,13 +200,13 @@ def test_a_delayed_run_whose_claim_was_taken_over_publishes_nothing(bucket, coll
     monkeypatch.setattr("slicemill.common.locks.STALE_SECONDS", -1.0)
     (case,) = (case for case in discover(collection).cases if case.case_id == "volume-0")
 
-    def held_up(case, params, store, *, threads, holds_claim):
+    def held_up(case, params, store, *, threads, holds_claim, check_files):
         with try_claim(root, case.case_id) as taken:
             assert taken
             return convert_case(case, params, store, threads=threads, holds_claim=holds_claim)
 
     monkeypatch.setattr("slicemill.ingest.work.convert_case", held_up)
-    outcome = run_case(Task(case=case, seen=None, compare=False, megabytes=1), LITS, root, 1)
+    outcome = run_case(Task(case=case, place=locate(case), seen=None, megabytes=1), LITS, root, 1)
     assert (outcome.status, outcome.passing) == ("failed", True)
     assert "another run has taken over the case" in outcome.reason
     assert not [name for name in tree(root / "scans.zarr") if name.startswith("volume-0")]
@@ -237,7 +238,8 @@ def test_a_stream_returns_every_byte_for_reads_of_any_size(bucket, rng):
         while part := stream.read(int(rng.integers(1, 3_000_000))):
             parts.append(part)
     assert b"".join(parts) == data
-    assert place.read_end(7) == (data[-7:], len(data))
+    end, status = place.read_end(7)
+    assert (end, status.st_size) == (data[-7:], len(data))
 
 
 def test_a_case_that_is_replaced_leaves_nothing_of_the_old_one(bucket, collection, tmp_path):

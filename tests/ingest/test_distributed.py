@@ -23,6 +23,7 @@ from slicemill.ingest.discover import discover
 from slicemill.ingest.params import Params
 from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.ingest.plan import Task, require_params
+from slicemill.ingest.stamps import locate
 from slicemill.ingest.work import run_case
 from slicemill.store.reader import open_store
 from slicemill.store.tables import read_table
@@ -267,7 +268,7 @@ def test_a_read_error_or_want_of_memory_fails_one_case_and_is_tried_again(
     prepare_store(store)
     require_params(store, LITS, overwrite=False)
     (case,) = (case for case in discover(collection).cases if case.case_id == "volume-1")
-    task = Task(case=case, seen=None, compare=False, megabytes=1)
+    task = Task(case=case, place=locate(case), seen=None, megabytes=1)
     with monkeypatch.context() as patched:
         patched.setattr(HashingStream, "read", failing)
         outcome = run_case(task, LITS, store, 1)

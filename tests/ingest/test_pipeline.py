@@ -16,18 +16,20 @@ from slicemill.common.errors import StoreError
 from slicemill.common.files import read_lines
 from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.ct.phantom import write_collection
-from slicemill.ingest import pipeline, work
+from slicemill.ingest import convert, pipeline
 from slicemill.ingest.cluster import open_client
-from slicemill.ingest.convert import convert_case
+from slicemill.ingest.convert import voxel_warnings
 from slicemill.ingest.discover import discover, set_patients
-from slicemill.ingest.outcomes import FailureLine, stamp_case
+from slicemill.ingest.outcomes import FailureLine
 from slicemill.ingest.params import Params
 from slicemill.ingest.pipeline import IngestOptions, ingest, make_absolute
 from slicemill.ingest.plan import Task, require_params
+from slicemill.ingest.stamps import locate, stamp_case
 from slicemill.ingest.work import run_case
 from slicemill.store.reader import open_store
 from slicemill.store.tables import read_table, reindex
-from slicemill.store.writer import ShardWriter, prepare_store
+from slicemill.store.version import stored_version
+from slicemill.store.writer import ShardWriter
 from tests.ingest.runs import HERE, command, contents
 
 INTERRUPTIBLE = (
@@ -98,11 +100,11 @@ def test_a_full_disk_is_a_failure_that_is_tried_again_and_leaves_nothing_behind(
     monkeypatch.setattr(ShardWriter, "append", full)
     case = discover(copied).cases[0]
     (tmp_path / "store").mkdir()
-    outcome = run_case(Task(case=case, seen=None, compare=False, megabytes=1), LITS, tmp_path / "store", 1)
+    outcome = run_case(Task(case=case, place=locate(case), seen=None, megabytes=1), LITS, tmp_path / "store", 1)
     assert (outcome.status, outcome.passing) == ("failed", True)
     assert outcome.reason == f"{tmp_path / 'store'}: No space left on device."
     assert list((tmp_path / "store" / ".partial").iterdir()) == []
-    line = FailureLine(case_id="a", stamp=stamp_case(case, LITS), image="a.nii", passing=True)
+    line = FailureLine(case_id="a", stamp=stamp_case(case, LITS, locate(case)), image="a.nii", passing=True)
     assert not line.is_final(line.stamp)
     assert replace(line, passing=False).is_final(line.stamp)
     assert not replace(line, passing=False).is_final(replace(line.stamp, patient_id="b"))
@@ -163,24 +165,32 @@ def test_a_damaged_stored_case_is_done_again_and_stops_nothing(copied, tmp_path)
     assert document.read_bytes() == good
 
 
-def test_a_file_that_changes_while_it_is_read_is_done_again_by_the_next_run(copied, tmp_path, monkeypatch):
+def test_a_file_that_changes_while_it_is_read_is_not_stored_and_the_next_run_reads_it_again(
+    copied, tmp_path, monkeypatch
+):
     store = tmp_path / "store"
-    prepare_store(store)
+    assert run(copied, store).count("done") == 6
+    before = contents(store)
     (case,) = (case for case in discover(copied).cases if case.case_id == "volume-0")
+    data = bytearray(case.image.read_bytes())
+    data[-1] ^= 1
+    case.image.write_bytes(data)
 
     def changing(*arguments, **options):
-        info = convert_case(*arguments, **options)
-        data = bytearray(case.image.read_bytes())
-        data[-1] ^= 1
+        data[-1] ^= 2
         case.image.write_bytes(data)
-        return info
+        return voxel_warnings(*arguments, **options)
 
+    place = locate(make_absolute(case))
+    task = Task(case=make_absolute(case), place=place, seen=None, known=frozenset([place]), megabytes=1)
     with monkeypatch.context() as patched:
-        patched.setattr(work, "convert_case", changing)
-        outcome = run_case(Task(case=case, seen=None, compare=False, megabytes=1), LITS, store, 1)
+        patched.setattr(convert, "voxel_warnings", changing)
+        outcome = run_case(replace(task, seen=stored_version(store, "volume-0")), LITS, store, 1)
     assert (outcome.status, outcome.passing) == ("failed", True)
     assert "the image or its mask changed during reading" in outcome.reason
-    assert run(copied, store).count("done") == 6
+    assert contents(store) == before
+    assert list((store / ".partial").iterdir()) == []
+    assert run(copied, store).count("done") == 1
     assert run(copied, store, rehash=True).count("unchanged") == 6
 
 

@@ -6,6 +6,8 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -17,11 +19,12 @@ from slicemill.ingest.patterns import from_patterns
 from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store.reader import open_store
 from slicemill.store.split import Split, read_split, write_split
+from slicemill.store.tables import read_table
 from slicemill.train.config import Config
 from slicemill.train.export.model_file import export
 from slicemill.train.loop import is_finished, train
 from slicemill.train.run.checkpoint import State, read_state
-from slicemill.train.run.setup import remove_run
+from slicemill.train.run.setup import prepare, remove_run
 from tests.conftest import TINY
 from tests.train.helpers import no_log
 
@@ -116,6 +119,18 @@ class TestRun:
         state = train(stored, tmp_path / "run", config, log=no_log)
         assert list(state.history[0].regions) == ["liver"]
         assert np.isfinite(state.history[0].loss)
+
+    def test_tables_of_an_earlier_version_of_a_case_change_nothing(self, stored, tmp_path):
+        stale = shutil.copytree(stored, tmp_path / "stale")
+        for name in ("manifest", "slices", "lesions"):
+            rows = [row | {"has_tumor": False, "patient_id": "0"} for row in read_table(stale, name)]
+            pq.write_table(pa.Table.from_pylist(rows), stale / f"{name}.parquet")
+        expected = prepare(stored, tmp_path / "expected", TINY, None)
+        setup = prepare(stale, tmp_path / "run", TINY, None)
+        assert setup.pool.tumor.any()
+        assert setup.split == expected.split
+        assert setup.pool.slices == expected.pool.slices
+        assert np.array_equal(setup.pool.tumor, expected.pool.tumor)
 
     def test_a_store_without_masks_is_one_clear_error(self, tmp_path, collection):
         ingest(

@@ -12,7 +12,7 @@ from slicemill.ct.window import AIR_HU
 from slicemill.store.reader import open_store
 from slicemill.train.config import Config
 from slicemill.train.data.dataset import Batches, SliceRegion
-from slicemill.train.data.sampling import draw_epoch, read_pool
+from slicemill.train.data.sampling import draw_epoch, make_pool
 from slicemill.train.data.slice_dataset import SliceDataset
 
 CONFIG = Config(batch=4, steps=5, seed=3)
@@ -54,7 +54,7 @@ def test_slices_are_padded_with_air_and_background_or_cropped_around_their_middl
 def test_a_sampler_gives_the_slices_and_crops_of_the_training(stored, size):
     store = open_store(stored)
     dataset = SliceDataset(store, context=3, size=size)
-    pool = read_pool(stored, store.case_ids, dataset.labels, CONFIG)
+    pool = make_pool(store, store.case_ids, dataset.labels, CONFIG)
     loader = DataLoader(dataset, batch_size=CONFIG.batch, sampler=dataset.sampler(CONFIG, first_epoch=1))
     for epoch in (1, 2):
         batches = Batches(store, SliceRegion(size=size, context=3), CONFIG.batch, 1)

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.common.errors import StoreError
-from slicemill.common.files import Location
 from slicemill.ct.labels import Labels
-from slicemill.store.tables import read_table
+from slicemill.store.reader import Store
+from slicemill.store.tables import make_lesion_rows, make_slice_rows
 from slicemill.train.config import Config
 
 Row = dict[str, Any]
@@ -85,22 +84,12 @@ class Pool:
         return boxes[int(rng.choice(len(boxes), p=weights / weights.sum()))][0]
 
 
-def read_pool(store: Location, case_ids: Collection[str], labels: Labels, config: Config) -> Pool:
-    """Read the tables of the slices of these cases.
-
-    Raises
-    ------
-    StoreError
-        The slice table lacks a case.
-    """
+def make_pool(store: Store, case_ids: Collection[str], labels: Labels, config: Config) -> Pool:
+    """Return the slices of these cases, from the cases: the tables may be of earlier versions of them."""
     chosen = set(case_ids)
-    slices, lesions = (
-        [row for row in read_table(store, name) if row["case_id"] in chosen] for name in ("slices", "lesions")
-    )
-    if {row["case_id"] for row in slices} != chosen:
-        raise StoreError(
-            f"{store}: its slice table lacks slices of the training cases; run `slicemill store reindex {store}`."
-        )
+    infos = [store[case_id].info for case_id in store.case_ids if case_id in chosen]
+    slices = [row for info in infos for row in make_slice_rows(info)]
+    lesions = [row for info in infos for row in make_lesion_rows(info)]
     return Pool(slices, lesions, labels, config)
 
 

@@ -19,7 +19,7 @@ from slicemill.store.model_card import CONTEXTS, MAX_SIDE
 from slicemill.store.reader import Store, open_store
 from slicemill.train.config import Config
 from slicemill.train.data.dataset import SliceRegion, draw_corner, read_region
-from slicemill.train.data.sampling import Pool, SlicePosition, draw_epoch, read_pool
+from slicemill.train.data.sampling import Pool, SlicePosition, draw_epoch, make_pool
 
 NOT_SCALED = (1.0, 1.0)
 """Stored pixel size / pixel size of the item: slices are not resampled."""
@@ -176,7 +176,7 @@ class SliceDataset(Dataset[SliceItem]):
         Raises
         ------
         StoreError
-            No case has a mask, or the tables of the store lack a case.
+            No case has a mask.
         UsageError
             The settings draw hard slices, of which the sampler does not know the losses, or choose the batch by memory.
         """
@@ -202,7 +202,7 @@ class TrainingSampler(Sampler[DrawnSlice]):
         """Number of the epoch that the next iteration draws."""
         self._config = config
         labels = dataset.labels.without(config.ignore) if config.ignore else dataset.labels
-        self._pool: Pool = read_pool(dataset.store.root, dataset.case_ids, labels, config)
+        self._pool: Pool = make_pool(dataset.store, dataset.case_ids, labels, config)
 
     def __len__(self) -> int:
         return (self._config.steps or max(1, len(self._pool.slices) // self._config.batch)) * self._config.batch

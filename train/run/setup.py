@@ -16,10 +16,10 @@ from slicemill.ct.labels import IGNORE, Labels
 from slicemill.store.cache import SliceCache
 from slicemill.store.reader import Case, Store, open_store
 from slicemill.store.split import Split, read_split, write_split
-from slicemill.store.tables import read_table, store_sha256
+from slicemill.store.tables import make_manifest_row, store_sha256
 from slicemill.train.config import Config, read_config, to_toml
 from slicemill.train.data.dataset import Batches, SliceRegion, compute_zoom
-from slicemill.train.data.sampling import Pool, read_pool
+from slicemill.train.data.sampling import Pool, make_pool
 from slicemill.train.network.processes import ALONE, Processes, local_batch
 from slicemill.train.run.checkpoint import BEST, LAST
 from slicemill.train.run.claim import is_empty
@@ -119,7 +119,7 @@ def prepare(
         labels=labels,
         ignored=ignored,
         split=split,
-        pool=read_pool(store_path, split.train, labels, config),
+        pool=make_pool(store, split.train, labels, config),
         size=size,
         view=view,
         device=device,
@@ -213,9 +213,8 @@ def choose_split(store: Store, started_with: Path | None, requested: Path | None
         return earlier
     if chosen is not None:
         return chosen
-    return make_split(
-        read_table(store.root, "manifest"), validation=config.validation, test=config.test, seed=config.seed
-    )
+    rows = [make_manifest_row(case.info).columns() for case in store.values()]
+    return make_split(rows, validation=config.validation, test=config.test, seed=config.seed)
 
 
 def remove_run(run: Path) -> None:
