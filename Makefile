@@ -19,13 +19,17 @@ CONFIG ?= bench/sarcoma.toml
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak quick coverage oldest card pythons real check lint types imports bench clean
+.PHONY: help demo docs test soak quick coverage oldest card pythons real check lint types imports bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/installed ## the whole way on synthetic CTs, about 5 minutes after installation; STRICT=1 fails if a goal is missed
 	$(BIN)/slicemill demo --out demo $(if $(STRICT),--strict-goals)
+
+docs: $(VENV)/developing ## the documentation as pages in build/docs, strict: a link that does not resolve fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "build/docs/index.html"
 
 test: check ## set up, then every check and every test that takes less than ten seconds
 	$(PYTEST) -m "not slow"
@@ -81,7 +85,7 @@ imports: $(VENV)/developing ## what may import what
 bench: $(VENV)/installed ## every stage beside its limit and its peers, recorded in bench/results/runs
 	$(BIN)/slicemill bench all --out bench/results/runs
 
-clean: ## remove the environments and what demo and real made
+clean: ## remove the environments, the built documentation and what demo and real made
 	rm -rf $(VENV) $(CARD) .venv-oldest demo real build *.egg-info .coverage*
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -90,7 +94,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/developing: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,train,$(RUNTIME),dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,train,$(RUNTIME),dev,docs]'
 	touch $@
 
 $(CARD)/installed: pyproject.toml constraints.txt

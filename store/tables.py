@@ -283,7 +283,8 @@ def read_arrow(url: str | Location, name: str) -> pa.Table:
     """
     path = parse_location(url) / f"{name}.parquet"
     try:
-        return pq.read_table(pa.BufferReader(read_file(path)))
+        # read_table starts threads, with which a process that ends soon is now and then aborted (pyarrow 26)
+        return pq.ParquetFile(pa.BufferReader(read_file(path))).read(use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise_system_limit(error)
         cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]

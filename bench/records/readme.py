@@ -1,6 +1,6 @@
-"""Write the tables of the committed records into the README: ``python -m slicemill.bench.records.readme``.
+"""Write the tables of the committed records into the documentation: ``python -m slicemill.bench.records.readme``.
 
-A test fails if a table differs from its record.
+The README has the headlines, docs/benchmarks.md all other tables. A test fails if a table differs from its record.
 """
 
 import re
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slicemill.bench.records.demo_scores import scores_table
+from slicemill.bench.records.headlines import headlines_table
 from slicemill.bench.records.plan import plan_table
 from slicemill.bench.records.quality import NnunetRecord, QualityRecord, quality_table, yardstick_table
 from slicemill.bench.records.suite import all_table
@@ -17,11 +18,13 @@ from slicemill.bench.schema.base import BenchmarkRecord, Document, kind_name, re
 from slicemill.common.errors import InputError
 from slicemill.common.files import read_json
 
+HEADLINES = "headlines"
+"""Name of the table in the README."""
 FIGURES = (
     "scores: demo", "scores: real", "quality", "phantoms", "yardstick", "ingest", "store", "loader", "train", "measure",
     "lits", "all", "infer", "all: peers-loading", "peers-inference", "instructions", "constants", "scale", "plan",
 )  # fmt: skip
-"""Names of the tables in the README. ``KIND: NAME`` is a part of a record; the others are the names of records."""
+"""Names of the tables in docs/benchmarks.md. ``KIND: NAME`` is a part of a record; the others are the names of records."""
 END = "<!-- end -->"
 FORMATS: dict[type[BenchmarkRecord], Callable[[Any], str]] = {
     **TABLES,
@@ -49,12 +52,12 @@ def format_record(document: Document) -> str:
 
 
 def render_figure(figure: str, root: Path) -> str:
-    """Return a table of the README with its markers.
+    """Return a table of the documentation with its markers.
 
     Parameters
     ----------
     figure : str
-        One of FIGURES.
+        HEADLINES, or one of FIGURES.
     root : Path
         The checkout.
     """
@@ -67,7 +70,9 @@ def render_figure(figure: str, root: Path) -> str:
         return read_json(max((results / "runs").glob("*.json")))
 
     kind, _, name = figure.partition(": ")
-    if figure == "all":
+    if figure == HEADLINES:
+        table = headlines_table(*map(record, ("lits", "store", "loader", "peers-inference", "phantoms")))
+    elif figure == "all":
         table = all_table(newest_suite())
     elif kind == "all":
         table = format_record(newest_suite()["stages"][name])
@@ -81,14 +86,14 @@ def render_figure(figure: str, root: Path) -> str:
 
 
 def main() -> None:
-    """Rewrite the tables of the README."""
+    """Rewrite the tables of the README and of docs/benchmarks.md."""
     root = Path(__file__).resolve().parents[2]
-    readme = root / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    for figure in FIGURES:
-        table = render_figure(figure, root).replace("\\", r"\\")
-        text = re.sub(rf"<!-- {figure} -->(?:.*?{END})?", table, text, count=1, flags=re.DOTALL)
-    readme.write_text(text, encoding="utf-8")
+    for page, figures in ((root / "README.md", (HEADLINES,)), (root / "docs" / "benchmarks.md", FIGURES)):
+        text = page.read_text(encoding="utf-8")
+        for figure in figures:
+            table = render_figure(figure, root).replace("\\", r"\\")
+            text = re.sub(rf"<!-- {figure} -->(?:.*?{END})?", table, text, count=1, flags=re.DOTALL)
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

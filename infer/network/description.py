@@ -74,7 +74,7 @@ def read_description(path: Path) -> tuple[NetworkDescription, Labels]:
     ModelError
         It cannot be read as TOML, or a setting is unknown, missing or does not fit.
     """
-    where = f"{path}: does not describe the network (for an example, see README, Networks of others)"
+    where = f"{path}: does not describe the network (for an example, see the documentation, A model of someone else)"
     try:
         text = read_text(path)
     except InputError as error:

@@ -278,7 +278,7 @@ def read_model_info(session: Any, path: Path, sha256: str) -> ModelInfo:
     if text is None:
         raise ModelError(
             f"{path}: has no slicemill metadata; make the model with `slicemill export`, or describe the network "
-            f"in {path.with_suffix('.toml').name} in the same folder (README, Networks of others)."
+            f"in {path.with_suffix('.toml').name} in the same folder (documentation, A model of someone else)."
         )
     card = decode_metadata(text, str(path))
     expected = {"image": f"tensor({INPUT_TYPES[card.input]})", "label": "tensor(uint8)"}

@@ -22,7 +22,7 @@ from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
 from slicemill.train.export.onnx_graph import quiet_exporter
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "other-models.md").read_text()
 CARD = (
     'labels = {liver = 1, tumor = 5}\nwindow_hu = [-150, 250]\nmean = 40\nstd = 120.5\noutput = "logits"\ncontext = 3\n'
 )
@@ -285,8 +285,8 @@ def test_a_file_that_is_no_onnx_or_too_old_is_named(plain, tmp_path):
         open_model(path, "cpu")
 
 
-def test_the_example_of_the_readme_is_one(tmp_path):
-    (text,) = re.findall(r"^```toml\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def test_the_example_of_the_documentation_is_one(tmp_path):
+    (text,) = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
     (tmp_path / "net.toml").write_text(text)
     described, labels = read_description(tmp_path / "net.toml")
     assert (described.window_hu, described.mean, described.std) == ((-200, 300), -200, 500)

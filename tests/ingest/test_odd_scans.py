@@ -1,4 +1,4 @@
-"""The README's table "Odd scans: what happens", case by case: each policy, and the warning in the manifest."""
+"""The table of docs/reference/odd-scans.md, case by case: each policy, and the warning in the manifest."""
 
 import base64
 import gzip

@@ -1,0 +1,104 @@
+"""The built documentation: links resolve, nothing comes from another host, and its search answers twelve questions."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.docs.pages import HERE
+
+QUESTIONS = {
+    "my own labels": "guides/own-labels.html",
+    "DICOM": "guides/not-there-yet.html",
+    "more GPUs": "guides/many-gpus.html",
+    "S3 bucket": "guides/buckets.html",
+    "resume a run": "guides/resume.html",
+    "what is in the store": "reference/store-format.html",
+    "every column": "reference/tables.html",
+    "read in MONAI": "guides/read-store.html",
+    "nnU-Net format": "guides/not-there-yet.html",
+    "SLURM training": "guides/slurm.html",
+    "tumor_confidence": "reference/json.html",
+    "failures.jsonl": "guides/resume.html",
+    "delete when done": "guides/clean-up.html",
+}
+"""What a new user types, and the page with the answer."""
+SHOWN = 3
+"""Pages that a reader looks at."""
+
+
+@pytest.fixture(scope="session")
+def site(shared):
+    """The built documentation."""
+
+    def build(folder):
+        done = subprocess.run(
+            [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder],
+            cwd=HERE, env={**os.environ, "PYTHONPATH": str(HERE), "NO_MKDOCS_2_WARNING": "1"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return shared("site", build)
+
+
+@pytest.fixture(scope="session")
+def search(site):
+    """Search the index as the pages do: OR of words, a word in a title weighs more. Return pages, the best first."""
+    from lunr import lunr
+
+    documents = json.loads((site / "search" / "search_index.json").read_text())["docs"]
+    fields = [{"field_name": "title", "boost": 10}, "text"]
+    index = lunr(ref="location", fields=fields, documents=documents)
+
+    def find(words):
+        return list(dict.fromkeys(found["ref"].split("#")[0] for found in index.search(re.sub(r"[-:^~+]", " ", words))))
+
+    return find
+
+
+def test_links_and_anchors_resolve_and_every_page_is_in_the_navigation(site):
+    """mkdocs in strict mode checks both; the site has every page."""
+    pages = {path.relative_to(HERE / "docs").with_suffix(".html") for path in (HERE / "docs").rglob("*.md")}
+    assert {page for page in pages if not (site / page).exists()} == set()
+
+
+def test_links_of_the_readme_resolve():
+    for target in re.findall(r"\]\(([^)]+)\)", (HERE / "README.md").read_text()):
+        path, _, anchor = target.partition("#")
+        assert (HERE / path).exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", (HERE / path).read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+def test_the_pages_need_no_other_host(site):
+    for page in site.rglob("*.html"):
+        text = page.read_text()
+        assert re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"?(?:https?:)?//[^\"> ]*", text) == [], page
+
+
+def test_the_pages_show_no_path_of_the_machine(site):
+    for page in site.rglob("*.html"):
+        assert str(HERE) not in page.read_text(), page
+
+
+@pytest.mark.parametrize(("question", "page"), QUESTIONS.items())
+def test_the_search_leads_to_the_answer(search, question, page):
+    assert page in search(question)[:SHOWN]
+
+
+def test_the_search_leads_to_a_command(search):
+    assert search("slicemill evaluate")[0] in ("reference/commands.html", "reference/metrics.html")
+
+
+def test_the_commands_page_lists_every_option(site):
+    from tests.docs.test_commands import KNOWN
+
+    text = (site / "reference" / "commands.html").read_text()
+    for name, options in KNOWN.items():
+        for option in options:
+            assert not option.startswith("--") or f"<code>{option}</code>" in text or option == "--help", (name, option)
