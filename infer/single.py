@@ -1,27 +1,23 @@
 """Segment one scan, without the engine of a bulk run."""
 
-import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.common.documents import to_document
-from slicemill.common.files import to_json
-from slicemill.infer.inputs.jobs import Job, LoadedScan, load_scan
+from slicemill.ct.geometry import Grid
+from slicemill.infer.inputs.jobs import LoadedScan
 from slicemill.infer.network.lanes import make_compute_limit, make_lane, report_device_errors
-from slicemill.infer.network.model import Model, open_model
+from slicemill.infer.network.model import Model
 from slicemill.infer.parity_check import check_parity
 from slicemill.infer.postprocess import postprocess
 from slicemill.infer.report import ScanReport, make_report
 from slicemill.infer.runtime.capacity import Capacity, batch_capacity
-from slicemill.infer.runtime.providers import Provider
 from slicemill.infer.slices.assembly import Segmentation, plan_scan
 from slicemill.infer.slices.batches import Batcher, NetworkScan
+from slicemill.infer.slices.tiles import PLAIN, PredictOptions
 
 
 def segment_volume(
@@ -29,6 +25,7 @@ def segment_volume(
     volume: npt.NDArray[np.int16],
     spacing_mm: tuple[float, float, float],
     advance: Callable[[int], None] = lambda _: None,
+    predict: PredictOptions = PLAIN,
 ) -> Segmentation:
     """Label every slice of one volume.
 
@@ -39,7 +36,9 @@ def segment_volume(
     spacing_mm
         Size of a voxel along z, y, x, mm.
     advance
-        Progress callback: called with the number of slices or tiles that were labeled.
+        Progress callback: called with the number of slices or tiles that were labeled; `count_units` has their sum.
+    predict
+        Averages over several predictions, and whether probabilities are kept.
 
     Raises
     ------
@@ -47,17 +46,25 @@ def segment_volume(
         The spacing cannot be resampled to the model's.
     ModelError
         The provider's labels differ from the CPU's on slices of this volume.
+    ConfigError
+        `predict` needs probabilities, which the model does not output.
     ProviderError
         The device failed.
     """
     nz, ny, nx = volume.shape
-    plan = plan_scan(model.info, (nz, ny, nx), spacing_mm)
+    plan = plan_scan(model.info, (nz, ny, nx), spacing_mm, predict)
     scan = NetworkScan(plan, plan.resample(volume))
     capacity = batch_capacity(model.info, model.provider)
     if model.provider != "cpu" and not model.parity_checked:
         check_parity(model, scan, make_lane(model, capacity, plan.outputs))
     _label_scan(model, scan, capacity, advance)
     return scan.assembly.result()
+
+
+def count_units(model: Model, grid: Grid, predict: PredictOptions = PLAIN) -> int:
+    """Return the number of slices or tiles that `segment_volume` labels for a scan of this grid."""
+    plan = plan_scan(model.info, grid.stored_shape, grid.spacing_mm, predict)
+    return len(plan.tiles) * plan.shape[0]
 
 
 def _label_scan(model: Model, scan: NetworkScan, capacity: Capacity, advance: Callable[[int], None]) -> None:
@@ -89,19 +96,14 @@ def _label_scan(model: Model, scan: NetworkScan, capacity: Capacity, advance: Ca
 
 
 def segment(
-    model: Model, loaded: LoadedScan, name: str, advance: Callable[[int], None] = lambda _: None
+    model: Model,
+    loaded: LoadedScan,
+    name: str,
+    advance: Callable[[int], None] = lambda _: None,
+    predict: PredictOptions = PLAIN,
 ) -> tuple[Segmentation, ScanReport]:
     """Label a scan, post-process the labels by the model's rules, and measure them."""
     info = model.info
-    segmentation = segment_volume(model, loaded.volume, loaded.grid.spacing_mm, advance)
+    segmentation = segment_volume(model, loaded.volume, loaded.grid.spacing_mm, advance, predict)
     postprocess(segmentation.label, info.labels, info.rules, loaded.grid, segmentation.tumor_probability)
     return segmentation, make_report(model, loaded, segmentation, name)
-
-
-def segment_file(
-    path: Path, model: Path, *, provider: Provider = "auto", strict: bool = False
-) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
-    """Segment one file; see `slicemill.segment`. The report is returned as the parsed JSON."""
-    loaded = load_scan(Job(name=path.name, path=path), strict=strict)
-    segmentation, report = segment(open_model(model, provider), loaded, path.name)
-    return segmentation.label, json.loads(to_json(to_document(report)))

@@ -145,7 +145,7 @@ def choose_cases(store: Store, split: Path | None) -> tuple[str, ...]:
         There is none, or the split cannot be read or names cases that the store does not have.
     """
     if split is None:
-        cases = [case.info.case_id for case in store if case.label is not None]
+        cases = [case.info.case_id for case in store.values() if case.label is not None]
     else:
         named = read_split(split, store.case_ids).validation
         cases = [name for name in named if store[name].label is not None]

@@ -7,7 +7,6 @@ import typer
 from slicemill.common.errors import UsageError
 from slicemill.common.files import Location, parse_location
 from slicemill.common.left_out import print_left_out
-from slicemill.common.options import parse_shard
 from slicemill.common.terminal import format_table, print_line, print_lines, report_errors
 from slicemill.ct.geometry_option import Geometry
 from slicemill.ingest.params import Overlap
@@ -15,7 +14,7 @@ from slicemill.store.layout import ProfileName
 
 if TYPE_CHECKING:
     from slicemill.ct.labels import Labels
-    from slicemill.ingest.discover import Collection, MaskOptions
+    from slicemill.ingest.discover import Collection
     from slicemill.ingest.outcomes import IngestReport
 
 
@@ -101,49 +100,21 @@ def ingest(
         slicemill ingest --pairs cases.csv lits-store/
     """
     with report_errors():
-        from slicemill.ingest.discover import MaskOptions
-        from slicemill.ingest.pair_table import choose_labels
-        from slicemill.ingest.params import Params
-        from slicemill.ingest.pipeline import IngestOptions
-        from slicemill.ingest.pipeline import ingest as run
+        from slicemill.ingest.request import IngestRequest
 
         source, store = _assign_arguments(source, store, has_list=pairs is not None or images is not None)
-        target = None if store is None else parse_location(store)
-        chosen = choose_labels(labels, organ, tumor) if labels else None
-        mask_options = MaskOptions(pattern=masks, none=no_masks, files=chosen.files if chosen else {})
-        collection = _find_collection(source, pairs, images, mask_options)
-        if prefix:
-            from slicemill.ingest.discover import add_prefix
-
-            collection = add_prefix(collection, prefix)
-        if patient:
-            from slicemill.ingest.discover import set_patients
-
-            collection = set_patients(collection, patient)
-        params = Params(
-            labels=chosen.labels if chosen else _declared_labels(collection, organ, tumor),
-            geometry=geometry,
-            overlap=overlap,
-            keep_text=keep_text,
-            profile=profile,
-            strict=strict,
-        )
+        request = IngestRequest(
+            source=source, store=store, pairs=pairs, images=images, masks=masks, no_masks=no_masks, labels=labels,
+            organ=organ, tumor=tumor, prefix=prefix, patient=patient, geometry=geometry, overlap=overlap,
+            workers=workers, threads=threads, profile=profile, scheduler=scheduler, shard=shard, overwrite=overwrite,
+            retry_failed=retry_failed, rehash=rehash, keep_text=keep_text, strict=strict,
+        )  # fmt: skip
+        collection = request.collection()
         if dry_run:
-            _print_collection(collection, params.labels)
+            _print_collection(collection, request.params(collection).labels)
             return
-        if target is None:
-            raise UsageError("ingest: pass the folder of the store as the last argument, or use --dry-run.")
-        options = IngestOptions(
-            workers=workers,
-            threads=threads,
-            scheduler=scheduler,
-            shard=parse_shard(shard),
-            overwrite=overwrite,
-            retry_failed=retry_failed,
-            rehash=rehash,
-        )
-        report = run(collection, target, params, options)
-        _print_report(report, collection, target)
+        report = request.run(collection)
+        _print_report(report, collection, parse_location(store or ""))
         if report.problem:
             print_line(f"failed: {report.problem}")
         if report.bug is not None:
@@ -162,32 +133,6 @@ def _assign_arguments(source: str | None, store: str | None, *, has_list: bool) 
             "See slicemill ingest --help."
         )
     return source, store
-
-
-def _find_collection(source: str | None, pairs: str | None, images: str | None, masks: "MaskOptions") -> "Collection":
-    from slicemill.ingest.discover import discover
-    from slicemill.ingest.pair_table import from_csv
-    from slicemill.ingest.patterns import from_patterns
-
-    if masks.pattern is not None and (masks.none or pairs is not None):
-        raise UsageError("--masks excludes --no-masks and --pairs.")
-    match source, pairs, images:
-        case str(folder), None, None:
-            return discover(parse_location(folder), masks)
-        case None, str(table), None:
-            return from_csv(parse_location(table), no_masks=masks.none, with_labels=not masks.files)
-        case None, None, str(pattern):
-            return from_patterns(pattern, masks.pattern, with_labels=not masks.files)
-    raise UsageError("ingest: pass exactly one of a folder, --pairs and --images.")
-
-
-def _declared_labels(collection: "Collection", organ: str | None, tumor: str | None) -> "Labels | None":
-    """Return the labels that the collection declares, with --organ and --tumor."""
-    from slicemill.ct.labels import make_labels
-
-    if collection.labels and (organ or tumor):
-        return make_labels(collection.labels.values, organ, tumor)
-    return collection.labels
 
 
 def _print_collection(collection: "Collection", labels: "Labels | None") -> None:

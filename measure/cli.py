@@ -47,33 +47,33 @@ def evaluate(
     slicemill evaluate segmented/ lits/ --out scores/ --against other/
     """
     with report_errors():
-        from functools import partial
+        from dataclasses import replace
 
-        from slicemill.common.files import write_bytes
-        from slicemill.ct.labels import parse_labels
-        from slicemill.measure.evaluation.evaluate import evaluate as score
-        from slicemill.measure.evaluation.figures import draw_evaluation
         from slicemill.measure.evaluation.summary import format_evaluation, format_left_out
         from slicemill.measure.inputs.label_names import check_same_labels
         from slicemill.measure.inputs.pairs import pair_up
+        from slicemill.measure.requests import EvaluateRequest
 
-        for path in (predictions, *([against] if against else [])):
-            if not path.exists():
-                raise ConfigError(f"{path}: there is no such file or folder.")
-        named = parse_labels(labels) if labels else None
-        score_run = partial(score, mode=mode, tolerance_mm=tolerance_mm, workers=workers)
-        evaluation = score_run(predictions, references, out, named)
+        request = EvaluateRequest(
+            predictions=predictions,
+            references=references,
+            out=out,
+            labels=labels,
+            mode=mode,
+            tolerance_mm=tolerance_mm,
+            workers=workers,
+        )
+        other_request = replace(request, predictions=against, out=None) if against else None  # checks that it exists
+        evaluation = request.run()
         for line in format_evaluation(evaluation):
             print_line(line)
-        if out is not None and evaluation.cases:
-            write_bytes(out / "evaluation.png", draw_evaluation(evaluation))
         failures = len(evaluation.failures)
-        if against is not None:
-            if named is None:
-                check_same_labels(pair_up(against, references).pairs, evaluation.labels)
-            other = score_run(against, references, None, evaluation.labels)
+        if other_request is not None:
+            if not labels:
+                check_same_labels(pair_up(other_request.predictions, references).pairs, evaluation.labels)
+            other = replace(other_request, labels=evaluation.labels).run()
             failures += len(other.failures)
-            _print_comparison(evaluation, other, against, out)
+            _print_comparison(evaluation, other, other_request.predictions, out)
         for line in format_left_out(evaluation):
             print_line(line)
         if out is not None:
@@ -173,29 +173,21 @@ def measure(
         slicemill measure store/ --out lesions/ --workers 8
     """
     with report_errors():
-        from collections import Counter
+        from slicemill.measure.requests import MeasureRequest
 
-        from slicemill.ct.labels import parse_labels
-        from slicemill.measure.lesions.jobs import find_left_out, gather_jobs
-        from slicemill.measure.lesions.run import run
-
-        for path in (masks, *([image] if image is not None else [])):
-            if out.resolve() == (path if path.is_dir() else path.parent).resolve():
-                raise ConfigError(f"--out {out}: is the folder of the input {path}; choose another folder.")
-        jobs = gather_jobs(masks, image, parse_labels(labels) if labels else None)
-        outcomes = run(jobs, out, workers=workers, overwrite=overwrite)
-        for file in find_left_out(masks):
+        request = MeasureRequest(masks=masks, out=out, image=image, labels=labels, workers=workers, overwrite=overwrite)
+        report = request.run()
+        for file in report.left_out:
             print_line(f"left out: {file}: name does not look like a mask; to measure it, pass this file")
-        for outcome in outcomes:
+        for outcome in report.outcomes:
             if outcome.status == "failed":
                 print_line(f"failed: {outcome.name}: {outcome.reason}")
-        counts = Counter(outcome.status for outcome in outcomes)
         print_line(
-            f"{count_noun(len(jobs), 'case')}: {counts['done']} done, {counts['skipped']} skipped (done before), "
-            f"{counts['failed']} failed"
+            f"{count_noun(len(report.outcomes), 'case')}: {report.count('done')} done, {report.count('skipped')} "
+            f"skipped (done before), {report.count('failed')} failed"
         )
         print_line(f"tables: {out / 'cases.csv'}, {out / 'lesions.csv'}; page: {out / 'report.html'}")
-        if counts["failed"]:
+        if report.count("failed"):
             raise SystemExit(1)
 
 

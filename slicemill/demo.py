@@ -120,7 +120,7 @@ def _train_network(options: DemoOptions) -> tuple[Store, Split]:
         raise ConfigError(f"{options.data}: there is no such folder.")
     run_command("ingest", collection, store_path, *_label_option(options), may_fail=True)
     run_command("store", "preview", store_path, "--out", out / "preview.png")
-    labels = next(case.info.labels for case in open_store(store_path) if case.info.labels)
+    labels = next(case.info.labels for case in open_store(store_path).values() if case.info.labels)
     if labels.tumor is None:
         raise ConfigError(
             f"{collection}: none of its labels ({format_labels(labels.values)}) is tumor; "

@@ -4,21 +4,23 @@ Reading a slice takes one file read or one request, and one decompression into t
 read once. Neighboring slices are fetched in one read. Arrays in other Zarr v3 layouts are read with zarr-python.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.common.errors import InputError, StoreError
+from slicemill.common.errors import InputError, NoCaseError, StoreError
 from slicemill.common.failures import explain_failure, raise_system_limit
 from slicemill.common.files import Location, parse_location, read_json
 from slicemill.common.remote import RemotePath
+from slicemill.ct.lesions import Lesion
 from slicemill.ct.naming import natural_key
 from slicemill.store.cache import SliceCache
 from slicemill.store.case import CaseInfo, parse_case
 from slicemill.store.codecs import decode_blosc, decode_zstd, without_checksum
+from slicemill.store.indexing import NumpyIndexing
 from slicemill.store.layout import ABSENT, ATTRIBUTE, DOCUMENT, GROUP, IMAGE, LABEL, SHARD, ArrayName, check_case_id
 from slicemill.store.shard_reader import ShardReader, plan_ranges
 from slicemill.store.version import CaseVersion, note_version
@@ -27,12 +29,19 @@ from slicemill.store.zarr_documents import DTYPES, recognize_profile
 MAX_SLICE_BYTES = 1 << 31
 
 
-class SliceArray:
-    """Reads slices of one array, any[z, y, x]; safe to use from several threads."""
+class SliceArray(NumpyIndexing):
+    """One array of a case, any[z, y, x] in LPS+ order; safe to use from several threads.
+
+    It is indexed like a numpy array, and reads only the slices that the index needs. The smallest unit that is read is
+    a slice: ``image[:, 10, 10]`` reads all slices, ``image[10]`` one. `numpy.asarray` reads everything.
+
+    >>> store["volume-17"].image[20, 100:200]       # doctest: +SKIP
+    """
 
     def __init__(
         self, folder: Location, name: ArrayName, version: CaseVersion | None = None, cache: SliceCache | None = None
     ) -> None:
+        self.name: ArrayName = name
         self._version = version or note_version(folder.parent)
         self._cache = cache if isinstance(folder, RemotePath) else None
         self._folder = folder
@@ -117,10 +126,12 @@ class SliceArray:
                 self._decode(indices[row], encoded, out[row])
         return out
 
-    def __getitem__(self, key: int | slice) -> npt.NDArray[Any]:
-        if isinstance(key, slice):
-            return self.read_many(range(len(self))[key])
-        return self.read(key if key >= 0 else key + len(self))
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._folder, self.name, self._version)  # opened again there, without the cache
+
+    def __repr__(self) -> str:
+        nz, ny, nx = self.shape
+        return f"<{self.name} {self.dtype}[{nz}, {ny}, {nx}] of case {self._folder.parent.name}>"
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
         return (self.read(z) for z in range(len(self)))
@@ -200,6 +211,7 @@ class Case:
     """
 
     def __init__(self, folder: Location, version: CaseVersion, cache: SliceCache | None = None) -> None:
+        self._version = version
         self.folder = folder
         self.image = SliceArray(folder / IMAGE, "image", version, cache)
         """int16[z, y, x], HU."""
@@ -216,9 +228,38 @@ class Case:
                 f"image {self.image.shape} and label {self.label.shape} must have the same shape.", where=folder
             )
 
+    @property
+    def case_id(self) -> str:
+        """Return the id of the case."""
+        return self.info.case_id
 
-class Store:
-    """A slice store: case ids, and cases by id.
+    @property
+    def affine(self) -> npt.NDArray[np.float64]:
+        """Return float64[4, 4], voxel (x, y, z, 1) of the stored arrays to mm in LPS+."""
+        return self.info.affine_lps
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Return the voxel spacing along z, y, x, mm."""
+        return self.info.spacing_mm
+
+    @property
+    def lesions(self) -> tuple[Lesion, ...] | None:
+        """Return the lesions of the reference, the largest first; None without a mask or without a tumor label."""
+        return self.info.lesions
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.folder, self._version)
+
+    def __repr__(self) -> str:
+        nz, ny, nx = self.image.shape
+        spacing = "x".join(f"{step:.3g}" for step in self.spacing_mm)
+        mask = ", ".join(self.info.labels.values) if self.info.labels else "no mask"
+        return f"<case {self.case_id}: {nz}x{ny}x{nx} voxels of {spacing} mm (z, y, x); {mask}>"
+
+
+class Store(Mapping[str, Case]):
+    """A slice store: a mapping of case ids to cases, in natural order of the ids.
 
     >>> store = open_store("lits")                  # doctest: +SKIP
     >>> store["volume-17"].image[40]                # doctest: +SKIP
@@ -241,8 +282,23 @@ class Store:
     def __len__(self) -> int:
         return len(self.case_ids)
 
-    def __iter__(self) -> Iterator[Case]:
-        return (self[case_id] for case_id in self.case_ids)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.case_ids)
+
+    def __contains__(self, case_id: object) -> bool:
+        return isinstance(case_id, str) and self._has(case_id)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other  # that of a mapping would open every case
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.root,)
+
+    def __repr__(self) -> str:
+        return f"<slice store {self.root}: {len(self)} case{'s' * (len(self) != 1)}>"
 
     def read_cases(self) -> tuple[list[Case], list[str]]:
         """Return the cases that can be read, and for each other one the reason."""
@@ -275,12 +331,12 @@ class Store:
 
         Raises
         ------
-        StoreError
+        NoCaseError
             A case is not in the store.
         """
         for case_id in case_ids:
             if not self._has(case_id):
-                raise StoreError(
+                raise NoCaseError(
                     f"has no case {case_id!r}; `slicemill store manifest {self.root}` lists them.", where=self.root
                 )
 

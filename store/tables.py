@@ -269,21 +269,32 @@ def read_table(url: str | Location, name: str) -> list[Row]:
     StoreError
         The table does not exist or cannot be read.
     """
+    rows: list[Row] = read_arrow(url, name).to_pylist()
+    return rows
+
+
+def read_arrow(url: str | Location, name: str) -> pa.Table:
+    """Return a table as it is stored: manifest, slices or lesions.
+
+    Raises
+    ------
+    StoreError
+        The table does not exist or cannot be read.
+    """
     path = parse_location(url) / f"{name}.parquet"
     try:
-        rows: list[Row] = pq.read_table(pa.BufferReader(read_file(path))).to_pylist()
+        return pq.read_table(pa.BufferReader(read_file(path)))
     except (OSError, pa.ArrowException) as error:
         raise_system_limit(error)
         cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
         raise StoreError(
             f"cannot be read ({cause.rstrip('.')}); `slicemill store reindex {url}` rebuilds it.", where=path
         ) from error
-    return rows
 
 
 def store_sha256(store: Store) -> str:
     """Return one hash of a store's contents: case ids, source files and parameters."""
-    infos = (case.info for case in store)
+    infos = (case.info for case in store.values())
     return sha256_of_json(
         [(info.case_id, info.image.sha256, info.mask and info.mask.sha256, info.params_sha256) for info in infos]
     )

@@ -43,7 +43,7 @@ def sarcoma(tmp_path_factory):
 
 def test_seventeen_sarcomas_are_stored_voxel_for_voxel(sarcoma):
     data, store = sarcoma
-    for case in open_store(store):
+    for case in open_store(store).values():
         for array, name in ((case.image, "CT_image"), (case.label, "CT_mask")):
             source = nib.load(data / case.info.case_id / f"{name}.nii.gz")
             assert np.array_equal(np.asarray(source.dataobj).T, array[:]), "the sources are in LPS order"

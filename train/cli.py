@@ -269,31 +269,23 @@ def export(
         slicemill export runs/first liver.onnx --check
     """
     with report_errors():
-        from dataclasses import replace
-
         from slicemill.train.export.audit import gflop_a_slice
-        from slicemill.train.export.model_file import FLAVORS
-        from slicemill.train.export.model_file import check as check_files
-        from slicemill.train.export.model_file import export as write
+        from slicemill.train.export.request import ExportRequest
 
-        if model.suffix != ".onnx":
-            raise UsageError(f"{model}: the name of a model file must end in .onnx.")
         if check and size:
             raise UsageError("--check takes the size from the file; remove --size.")
+        request = ExportRequest(
+            run=run,
+            model=model,
+            store=store,
+            min_lesion_ml=min_lesion_ml,
+            fp16=fp16,
+            bytes_in=bytes_in,
+            probability=probability,
+            size=parse_size(size) if size else None,
+        )
         print_line("comparing the labels of onnxruntime and torch on slices of the validation cases")
-        if check:
-            parities = check_files(run, model, store_path=store)
-        else:
-            chosen = [FLAVORS[0], *([FLAVORS[1]] if fp16 else []), *([FLAVORS[2]] if bytes_in else [])]
-            written = write(
-                run,
-                model,
-                flavors=[replace(flavor, probability=probability) for flavor in chosen],
-                store_path=store,
-                min_lesion_ml=min_lesion_ml,
-                size=parse_size(size) if size else None,
-            )
-            parities = {path: card.parity or {} for path, card in written.items()}
+        parities = request.check() if check else {path: card.parity or {} for path, card in request.write().items()}
         for path, parity in parities.items():
             print_line(
                 f"{path}: {path.stat().st_size / 1e6:.1f} MB, {gflop_a_slice(path):.1f} GFLOP a slice; "

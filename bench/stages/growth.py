@@ -56,11 +56,13 @@ def measure_growth(folder: Path, count: int) -> Mapping[str, ScanCost]:
 
 def write_many(folder: Path, count: int) -> ManyCases:
     """Write the collection and its store. All files are links to those of the first case, but for the documents."""
-    many = ManyCases(scans=folder / "scans", masks=folder / "masks", store=prepare_store(folder / "store").absolute())
+    many = ManyCases(scans=folder / "scans", masks=folder / "masks", store=folder.absolute() / "store")
+    prepare_store(many.store)
     list(write_collection(folder / "one", cases=1, size=SIZE, seed=5))
     first = make_absolute(discover(folder / "one").cases[0])
     require_params(many.store, LITS, overwrite=False)
     info = convert_case(first, LITS, many.store)
+    scan, segmentation = folder / "one" / first.image.name, folder / "one" / first.mask_files[0].name
     template = many.store / "scans.zarr" / info.case_id
     document = (template / "zarr.json").read_text(encoding="utf-8")
     for path in (many.scans, many.masks):
@@ -68,11 +70,11 @@ def write_many(folder: Path, count: int) -> ManyCases:
     lines = []
     for number in range(count):
         case_id = f"volume-{number}"
-        image = many.scans / first.image.name.replace(info.case_id, case_id)
-        mask = many.scans / first.mask_files[0].name.replace("segmentation-0", f"segmentation-{number}")
-        os.link(first.image, image)
-        os.link(first.mask_files[0], mask)
-        os.link(first.mask_files[0], many.masks / image.name)
+        image = many.scans / scan.name.replace(info.case_id, case_id)
+        mask = many.scans / segmentation.name.replace("segmentation-0", f"segmentation-{number}")
+        os.link(scan, image)
+        os.link(segmentation, mask)
+        os.link(segmentation, many.masks / image.name)
         if case_id != info.case_id:
             copied = shutil.copytree(template, template.with_name(case_id), copy_function=os.link)
             (copied / "zarr.json").unlink()

@@ -115,7 +115,7 @@ def read_background(pair: Pair, grid: Grid) -> npt.NDArray[np.int16]:
     reference = pair.reference.mask
     with contextlib.suppress(InputError, OSError):
         if isinstance(reference, StoredMask):
-            return reference.case.image[:]
+            return np.asarray(reference.case.image)
         if reference.image is not None:
             with ScanReader(reference.image, "image") as reader:
                 turned = match_grid(reader.grid, grid)

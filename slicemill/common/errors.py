@@ -7,6 +7,7 @@
     ├── LabelError              label values or names do not fit
     ├── PairingError            images and masks cannot be recognized or paired
     ├── StoreError              a slice store is missing, damaged or has other parameters
+    │   └── NoCaseError         a case that a store does not have; also a KeyError
     ├── ConfigError             a setting that does not exist or is not possible
     │   └── UsageError          an option's value that is never valid, or options that exclude each other
     ├── ModelError              an ONNX file that is not a slicemill model, or fails its parity check
@@ -64,6 +65,10 @@ class PairingError(InputError):
 
 class StoreError(InputError):
     """A slice store is missing, damaged or was written with other parameters."""
+
+
+class NoCaseError(StoreError, KeyError):
+    """A case that a store does not have; also a KeyError, because a store is a mapping."""
 
 
 class ConfigError(InputError):

@@ -139,6 +139,33 @@ def parse_labels(text: str, organ: str | None = None, tumor: str | None = None) 
         raise UsageError(str(error)) from error
 
 
+def choose_labels(
+    passed: str | Mapping[str, int] | Labels | None,
+    declared: Labels | None = None,
+    organ: str | None = None,
+    tumor: str | None = None,
+) -> Labels | None:
+    """Return the labels that a user passed, or else those that the files declare, with the names of organ and tumor.
+
+    Raises
+    ------
+    UsageError
+        The text that was passed is not a list of NAME=VALUE, or a name or value is not allowed.
+
+    >>> choose_labels({"tumor": 1})
+    Labels(values={'tumor': 1}, organ=None, tumor='tumor')
+    """
+    if isinstance(passed, Labels):
+        return passed
+    if isinstance(passed, str) and passed:
+        return parse_labels(passed, organ, tumor)
+    if passed:
+        return make_labels(dict(passed), organ, tumor)
+    if declared and (organ or tumor):
+        return make_labels(declared.values, organ, tumor)
+    return declared
+
+
 def format_labels(values: Mapping[str, int]) -> str:
     """Return ``liver=1, tumor=2``."""
     return ", ".join(f"{name}={value}" for name, value in values.items()) or "none"

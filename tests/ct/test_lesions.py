@@ -176,7 +176,7 @@ def test_an_empty_section_has_no_diameter():
 def test_lesions_tile_the_tumor_and_are_numbered_by_volume(stored):
     from slicemill.store.reader import open_store
 
-    for case in open_store(stored):
+    for case in open_store(stored).values():
         lesions = case.info.lesions
         assert sum(lesion.voxels for lesion in lesions) == sum(case.info.slice_stats.voxels["tumor"])
         assert [lesion.id for lesion in lesions] == list(range(1, len(lesions) + 1))

@@ -65,7 +65,7 @@ def test_the_file_gives_equal_labels_in_openvino(model, stored):
     compiled = core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     ours = open_model(model, "cpu")
     differing = pixels = 0
-    for case in open_store(stored):
+    for case in open_store(stored).values():
         image = case.image[:]
         volume = np.full((len(image), *ours.info.size), -1000, dtype=np.int16)
         volume[:, : image.shape[1], : image.shape[2]] = image

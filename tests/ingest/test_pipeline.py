@@ -251,7 +251,7 @@ def test_killed_anywhere_the_store_opens_and_the_same_command_finishes_it(tmp_pa
             killed += 1
         process.wait()
         if (store / "scans.zarr" / "zarr.json").exists():
-            for case in open_store(store):
+            for case in open_store(store).values():
                 assert case.image[:].shape == case.label[:].shape
         if process.returncode == 0:
             break

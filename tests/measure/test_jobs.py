@@ -84,7 +84,7 @@ def test_a_store_and_a_file_without_its_scan_are_measured_too(stored, tmp_path):
 
     outcomes = run(gather_jobs(stored, None, None), tmp_path / "out")
     assert {outcome.status for outcome in outcomes} == {"done"}
-    for case in open_store(stored):
+    for case in open_store(stored).values():
         record = json.loads((tmp_path / "out" / f"{case.info.case_id}.json").read_text())
         assert record["tumor_ml"] == pytest.approx(sum(lesion.volume_ml for lesion in case.info.lesions), abs=1e-3)
         for ours, known in zip(record["lesions"], case.info.lesions, strict=True):

@@ -27,7 +27,7 @@ def lines_of(store):
 
 def test_histograms_have_counts_ranges_and_units(stored):
     store = open_store(stored)
-    infos = [case.info for case in store]
+    infos = [case.info for case in store.values()]
     shown = lines_of(stored)
     depths = [info.shape[0] for info in infos]
     assert shown["cases"] == "6 of 6 patients, 6 with a mask"

@@ -102,7 +102,7 @@ def test_a_lesion_of_one_voxel_has_no_length_and_is_counted_all_the_same(rng):
 
 
 def test_a_slice_that_is_all_padding_has_no_hu_to_draw(stored):
-    facts = collect_data(case.info for case in open_store(stored))
+    facts = collect_data(case.info for case in open_store(stored).values())
     assert len(facts.slice_hu) == sum(row.nz for row in facts.rows)
     drawn = facts_of(1, np.random.default_rng(0))
     drawn.slice_hu.clear()

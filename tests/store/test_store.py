@@ -34,7 +34,7 @@ def copy(stored, tmp_path):
 
 
 def arrays(store):
-    for case in open_store(store):
+    for case in open_store(store).values():
         for name, array in (("image", case.image), ("label", case.label)):
             yield case.info.case_id, name, array
 
@@ -340,7 +340,7 @@ def test_the_store_holds_no_absolute_path_and_no_time(stored, collection):
 
 
 def test_a_case_document_is_written_as_it_was_read(stored):
-    for case in open_store(stored):
+    for case in open_store(stored).values():
         path = stored / "scans.zarr" / case.info.case_id / "zarr.json"
         assert path.read_text() == json.dumps(
             {"zarr_format": 3, "node_type": "group", "attributes": {"slicemill": case.info.as_json()}}

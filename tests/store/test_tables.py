@@ -61,7 +61,7 @@ def test_the_manifest_has_the_counts_that_numpy_finds_in_the_voxels(stored):
 def test_the_slice_table_has_a_row_for_every_slice(stored):
     rows = read_table(stored, "slices")
     store = open_store(stored)
-    assert len(rows) == sum(len(case.image) for case in store)
+    assert len(rows) == sum(len(case.image) for case in store.values())
     for row in rows[::17]:
         label = store[row["case_id"]].label[row["z"]]
         assert (row["voxels_liver"], row["voxels_tumor"]) == (int((label == 1).sum()), int((label == 2).sum()))

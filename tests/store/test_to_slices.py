@@ -61,7 +61,7 @@ def test_every_slice_and_mask_holds_the_voxels_of_the_store(name, two, tmp_path)
     report = export_slices(store, tmp_path / "out", make_form(name, None), store.case_ids)
     rows = table(tmp_path / "out")
     assert report.count("done") == 2
-    assert report.slices == len(rows) == sum(len(case.image) for case in store)
+    assert report.slices == len(rows) == sum(len(case.image) for case in store.values())
     for row in rows:
         case, z = store[row["case_id"]], int(row["z"])
         image, mask = opened(tmp_path / "out" / row["image"]), opened(tmp_path / "out" / row["mask"])

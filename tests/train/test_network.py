@@ -50,7 +50,7 @@ class TestNetwork:
         assert rates[-1] == pytest.approx(0.0, abs=1e-9)
 
     def test_slices_are_brought_to_a_multiple_that_holds_the_largest(self, stored):
-        cases = list(open_store(stored))
+        cases = list(open_store(stored).values())
         assert {case.image.shape[1:] for case in cases} == {(64, 64), (48, 64)}
         assert slice_size(cases, Config(depth=4)) == (64, 64)
         assert slice_size(cases, Config(depth=5, size=96)) == (96, 96)

@@ -95,7 +95,7 @@ class Threshold(nn.Module):
 
 class TestPixelSize:
     def test_slices_are_measured_in_the_networks_pixels(self, stored):
-        cases = list(open_store(stored))
+        cases = list(open_store(stored).values())
         largest = max(case.image.shape[1] * case.info.spacing_mm[1] for case in cases)
         size = slice_size(cases, Config(depth=3, spacing_mm=0.7))
         assert size[0] - 8 < largest / 0.7 <= size[0]
@@ -103,7 +103,8 @@ class TestPixelSize:
 
     @pytest.mark.parametrize("factor", [0.6, 1.0, 1.7])
     def test_labels_come_back_on_the_slices_own_grid(self, factor, stored, tmp_path):
-        square = next(case for case in open_store(stored) if case.info.spacing_mm[1] == case.info.spacing_mm[2])
+        cases = open_store(stored).values()
+        square = next(case for case in cases if case.info.spacing_mm[1] == case.info.spacing_mm[2])
         spacing_mm = square.info.spacing_mm[1] * factor
         setup = prepare(stored, tmp_path, replace(TINY, spacing_mm=spacing_mm), None)
         case = setup.store[square.info.case_id]

@@ -203,29 +203,45 @@ class Batches:
 
     def _fill(self, slot: Batch, index: int, case: Case, seed: Sequence[int]) -> None:
         """Read one slice with its neighbors, image and label, into a batch."""
-        view, position = self._view, slot.positions[index]
-        step = neighbor_step(view.context_spacing_mm, case.info.spacing_mm[0])
-        slot.zoom[index] = zoom = compute_zoom(case.info.spacing_mm, view.spacing_mm)
-        corner = self._draw_corner(case, position, seed, zoom)
-        nz = len(case.image)
-        if case.label is None:
-            slot.label[index] = 0
-        else:
-            read_fitted(case.label, neighbors(position.z, nz, 1 + 2 * view.reach, step), corner, 0, slot.label[index])
-        around = neighbors(position.z, nz, view.context + 2 * view.reach, step)
-        read_fitted(case.image, around, corner, AIR_HU, slot.image[index])
+        zoom = compute_zoom(case.info.spacing_mm, self._view.spacing_mm)
+        corner = draw_corner(case, slot.positions[index], seed, self._view, zoom)
+        read_region(case, slot.positions[index].z, corner, self._view, slot.image[index], slot.label[index])
+        slot.zoom[index] = zoom
 
-    def _draw_corner(
-        self, case: Case, position: SlicePosition, seed: Sequence[int], zoom: tuple[float, float]
-    ) -> tuple[int, int]:
-        """Return the pixel of the slice where the batch's array begins. The network's input is its middle."""
-        visible = (math.ceil(self._view.size[0] / zoom[0]), math.ceil(self._view.size[1] / zoom[1]))
-        _, ny, nx = case.image.shape
-        corner = centered_corner((ny, nx), visible)
-        if ny > visible[0] or nx > visible[1]:
-            rng = np.random.default_rng(seed)
-            corner = draw_crop((ny, nx), visible, rng, draw_target(case, position, rng))
-        return corner[0] - (self._size[0] - visible[0]) // 2, corner[1] - (self._size[1] - visible[1]) // 2
+
+def draw_corner(
+    case: Case, position: SlicePosition, seed: Sequence[int], view: SliceRegion, zoom: tuple[float, float]
+) -> tuple[int, int]:
+    """Return the pixel of the slice where the batch's array begins. The network's input is its middle."""
+    size = view.stored or view.size
+    visible = (math.ceil(view.size[0] / zoom[0]), math.ceil(view.size[1] / zoom[1]))
+    _, ny, nx = case.image.shape
+    corner = centered_corner((ny, nx), visible)
+    if ny > visible[0] or nx > visible[1]:
+        rng = np.random.default_rng(seed)
+        corner = draw_crop((ny, nx), visible, rng, draw_target(case, position, rng))
+    return corner[0] - (size[0] - visible[0]) // 2, corner[1] - (size[1] - visible[1]) // 2
+
+
+def read_region(
+    case: Case,
+    z: int,
+    corner: tuple[int, int],
+    view: SliceRegion,
+    image: npt.NDArray[np.int16],
+    label: npt.NDArray[np.uint8],
+) -> None:
+    """Read a slice with its neighbors from `corner` on into int16[c + 2 reach, y, x], HU, and uint8[1 + 2 reach, y, x].
+
+    Outside the slice is air, and background. Without a mask, everything is background.
+    """
+    step = neighbor_step(view.context_spacing_mm, case.info.spacing_mm[0])
+    nz = len(case.image)
+    if case.label is None:
+        label[...] = 0
+    else:
+        read_fitted(case.label, neighbors(z, nz, 1 + 2 * view.reach, step), corner, 0, label)
+    read_fitted(case.image, neighbors(z, nz, view.context + 2 * view.reach, step), corner, AIR_HU, image)
 
 
 def read_fitted(

@@ -5,13 +5,15 @@ slices (drawn in proportion to their last loss), and all slices. Slices of equal
 often, give or take one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from slicemill.ct.labels import Labels
+from slicemill.store.reader import Store
+from slicemill.store.tables import make_lesion_rows, make_slice_rows
 from slicemill.train.config import Config
 
 Row = dict[str, Any]
@@ -80,6 +82,15 @@ class Pool:
             return None
         weights = np.array([weight for _, weight in boxes])
         return boxes[int(rng.choice(len(boxes), p=weights / weights.sum()))][0]
+
+
+def make_pool(store: Store, case_ids: Collection[str], labels: Labels, config: Config) -> Pool:
+    """Return the slices of these cases, from the cases: the tables may be of earlier versions of them."""
+    chosen = set(case_ids)
+    infos = [store[case_id].info for case_id in store.case_ids if case_id in chosen]
+    slices = [row for info in infos for row in make_slice_rows(info)]
+    lesions = [row for info in infos for row in make_lesion_rows(info)]
+    return Pool(slices, lesions, labels, config)
 
 
 def draw_epoch(pool: Pool, config: Config, epoch: int, losses: Floats | None = None) -> list[SlicePosition]:

@@ -81,7 +81,7 @@ def draw_gallery(store: Store, config: Config) -> Image.Image:
     colors = label_colors(common_labels(store))
     generators = make_generators(torch.device("cpu")).manual_seed(config.seed)
     window = Window(config.window_low, config.window_high)
-    masked = [case for case in store if case.label is not None]
+    masked = [case for case in store.values() if case.label is not None]
     chosen = pick_evenly(masked, COLUMNS) * (COLUMNS if len(masked) == 1 else 1)
     samples = [read_sample(case, window, config.oblique or REACH) for case in chosen]
     tiles = []

@@ -16,10 +16,10 @@ from slicemill.ct.labels import IGNORE, Labels
 from slicemill.store.cache import SliceCache
 from slicemill.store.reader import Case, Store, open_store
 from slicemill.store.split import Split, read_split, write_split
-from slicemill.store.tables import make_lesion_rows, make_manifest_row, make_slice_rows, store_sha256
+from slicemill.store.tables import make_manifest_row, store_sha256
 from slicemill.train.config import Config, read_config, to_toml
 from slicemill.train.data.dataset import Batches, SliceRegion, compute_zoom
-from slicemill.train.data.sampling import Pool
+from slicemill.train.data.sampling import Pool, make_pool
 from slicemill.train.network.processes import ALONE, Processes, local_batch
 from slicemill.train.run.checkpoint import BEST, LAST
 from slicemill.train.run.claim import is_empty
@@ -119,7 +119,7 @@ def prepare(
         labels=labels,
         ignored=ignored,
         split=split,
-        pool=_make_pool(store, split, labels, config),
+        pool=make_pool(store, split.train, labels, config),
         size=size,
         view=view,
         device=device,
@@ -162,15 +162,6 @@ def trained_labels(store: Store, config: Config) -> tuple[Labels, int | None]:
     labels = common_labels(store)
     ignored = config.ignore or (IGNORE if IGNORE in labels.values else "")
     return (labels.without(ignored), labels.values[ignored]) if ignored else (labels, None)
-
-
-def _make_pool(store: Store, split: Split, labels: Labels, config: Config) -> Pool:
-    """Return the training slices, from the cases: the tables may be of earlier versions of them."""
-    chosen = set(split.train)
-    infos = [store[case_id].info for case_id in store.case_ids if case_id in chosen]
-    slices = [row for info in infos for row in make_slice_rows(info)]
-    lesions = [row for info in infos for row in make_lesion_rows(info)]
-    return Pool(slices, lesions, labels, config)
 
 
 def training_region(cases: Sequence[Case], size: tuple[int, int], config: Config) -> SliceRegion:
@@ -222,7 +213,7 @@ def choose_split(store: Store, started_with: Path | None, requested: Path | None
         return earlier
     if chosen is not None:
         return chosen
-    rows = [make_manifest_row(case.info).columns() for case in store]
+    rows = [make_manifest_row(case.info).columns() for case in store.values()]
     return make_split(rows, validation=config.validation, test=config.test, seed=config.seed)
 
 
@@ -306,7 +297,7 @@ def common_labels(store: Store) -> Labels:
     StoreError
         No case has a mask, or two cases have different labels.
     """
-    by_case = {case.info.case_id: case.info.labels for case in store if case.info.labels}
+    by_case = {case.info.case_id: case.info.labels for case in store.values() if case.info.labels}
     if not by_case:
         raise StoreError(
             f"{store.root}: no case has a mask; training needs references. Ingest images together with masks."

@@ -1,0 +1,397 @@
+"""The commands `ingest`, `train`, `export`, `evaluate` and `measure` as functions, which return their records.
+
+They are named for what they act on, because `slicemill.ingest`, `slicemill.train` and `slicemill.measure` are packages:
+a function of the same name would be replaced by the package as soon as anything imports from it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+from slicemill.common.files import Location, parse_location
+from slicemill.common.terminal import print_line
+from slicemill.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slicemill.ct.geometry_option import Geometry
+    from slicemill.ct.labels import Labels
+    from slicemill.ingest.discover import Collection
+    from slicemill.ingest.outcomes import IngestReport
+    from slicemill.ingest.params import Overlap
+    from slicemill.measure.evaluation.detection import Mode
+    from slicemill.measure.evaluation.evaluate import Evaluation
+    from slicemill.measure.evaluation.two_runs import ComparedMeasure
+    from slicemill.measure.requests import MeasureReport
+    from slicemill.store.layout import ProfileName
+    from slicemill.store.model_card import ModelCard, Parity
+    from slicemill.train.config import Config
+    from slicemill.train.run.metrics import EpochMetrics
+
+
+def ingest_scans(
+    source: str | Location | None = None,
+    store: str | Location | None = None,
+    *,
+    pairs: str | Location | None = None,
+    images: str | None = None,
+    masks: str | None = None,
+    no_masks: bool = False,
+    labels: str | Mapping[str, int] | None = None,
+    organ: str | None = None,
+    tumor: str | None = None,
+    prefix: str | None = None,
+    patient: str | None = None,
+    geometry: "Geometry" = "error",
+    overlap: "Overlap" = "error",
+    workers: int = 0,
+    threads: int = 0,
+    profile: "ProfileName" = "compact",
+    scheduler: str | None = None,
+    shard: str | None = None,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    rehash: bool = False,
+    keep_text: bool = False,
+    strict: bool = False,
+) -> "IngestReport":
+    """Convert NIfTI scans and their masks into a slice store; a repeated call converts only what is new or changed.
+
+    The options are those of the command `slicemill ingest`; `slicemill.ingest.request.IngestRequest` explains each.
+    Worker processes are started: in a script, call this under ``if __name__ == "__main__":``.
+
+    Parameters
+    ----------
+    source
+        Folder with the scans. Pass `pairs` or `images` instead to list them.
+    store
+        Folder or URL of the store to create or extend.
+    labels
+        Names of the label values, ``{"liver": 1, "tumor": 2}``; by default those that the collection declares. If each
+        structure has a file, the names are those of the files.
+    geometry
+        What happens if a mask is on another grid than its image: with ``error`` the case fails.
+
+    Returns
+    -------
+    IngestReport
+        An outcome for every case: done, unchanged or failed with a reason (`failures`). A failed case raises nothing.
+
+    Raises
+    ------
+    PairingError
+        Images and masks cannot be recognized or paired.
+    StoreError
+        The store has cases with other parameters.
+    UsageError
+        Options exclude each other, or the store is missing.
+
+    >>> report = slicemill.ingest_scans("lits", "lits-store")         # doctest: +SKIP
+    >>> report.count("done"), [one.reason for one in report.failures]   # doctest: +SKIP
+    (131, [])
+    """
+    from slicemill.ingest.request import IngestRequest
+
+    request = IngestRequest(
+        source=source, store=store, pairs=pairs, images=images, masks=masks, no_masks=no_masks, labels=labels,
+        organ=organ, tumor=tumor, prefix=prefix, patient=patient, geometry=geometry, overlap=overlap, workers=workers,
+        threads=threads, profile=profile, scheduler=scheduler, shard=shard, overwrite=overwrite,
+        retry_failed=retry_failed, rehash=rehash, keep_text=keep_text, strict=strict,
+    )  # fmt: skip
+    report = request.run(request.collection())
+    if report.bug is not None:
+        raise report.bug
+    return report
+
+
+def find_scans(
+    source: str | Location | None = None,
+    *,
+    pairs: str | Location | None = None,
+    images: str | None = None,
+    masks: str | None = None,
+    no_masks: bool = False,
+    labels: str | Mapping[str, int] | None = None,
+    prefix: str | None = None,
+    patient: str | None = None,
+) -> "Collection":
+    """Return the cases that `ingest_scans` would convert, the labels that they declare, and the files left out.
+
+    Raises
+    ------
+    PairingError
+        Images and masks cannot be recognized or paired.
+
+    >>> [case.case_id for case in slicemill.find_scans("lits").cases]      # doctest: +SKIP
+    ['volume-0', 'volume-1']
+    """
+    from slicemill.ingest.request import IngestRequest
+
+    return IngestRequest(
+        source=source, pairs=pairs, images=images, masks=masks, no_masks=no_masks, labels=labels, prefix=prefix,
+        patient=patient,
+    ).collection()  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """The result of a training run."""
+
+    run: Path
+    """Folder of the run, with its report, weights and tables."""
+    epochs: int
+    """Number of completed epochs, those of earlier calls included."""
+    best_epoch: int
+    """The epoch whose weights are exported."""
+    best_dice: float
+    """Mean Dice of the validation cases in that epoch, 0 to 1."""
+    minutes: float
+    """Training time, those of earlier calls included."""
+    history: "Sequence[EpochMetrics]"
+    """Metrics of each epoch, as in ``metrics.csv``."""
+
+
+def train_network(
+    store: str | Location,
+    run: str | Path,
+    *,
+    config: "Config | str | Path | None" = None,
+    split: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    cache_gb: float = 20.0,
+    overwrite: bool = False,
+    log: Callable[[str], None] = print_line,
+    **settings: Unpack[TrainSettings],
+) -> TrainedRun:
+    """Train a 2.5-D U-Net on a slice store, split by patient. A repeated call continues a run that was stopped.
+
+    Parameters
+    ----------
+    store
+        Slice store with masks.
+    run
+        Folder of the run.
+    config
+        Settings as a record or as a TOML file.
+    split
+        JSON with the case ids of train, validation and test, instead of a random split.
+    cache_dir, cache_gb
+        Folder and size, GB, of the cache for slices of a store in a bucket.
+    overwrite
+        Remove an earlier run in this folder.
+    log
+        Called with lines of text.
+    **settings
+        Any setting of `slicemill.train.config.Config`; they take precedence over `config`.
+
+    Raises
+    ------
+    ConfigError
+        A setting does not exist or is not possible, or the folder belongs to a run with other settings.
+    StoreError
+        The store has no masks or too few patients.
+
+    >>> run = slicemill.train_network("lits-store", "runs/first", epochs=100)     # doctest: +SKIP
+    >>> run.best_epoch, run.best_dice                                             # doctest: +SKIP
+    (87, 0.81)
+    """
+    from slicemill.common.remote import RemotePath
+    from slicemill.store.cache import SliceCache
+    from slicemill.train.config import Config, read_config
+    from slicemill.train.loop import train
+
+    given = config if isinstance(config, Config) else read_config(Path(config)) if config is not None else Config()
+    location = parse_location(store)
+    folder = None if cache_dir is None else Path(cache_dir)
+    state = train(
+        location,
+        Path(run),
+        given.replace(**settings),
+        split_file=None if split is None else Path(split),
+        cache=SliceCache(folder, round(cache_gb * 1e9)) if isinstance(location, RemotePath) else None,
+        overwrite=overwrite,
+        log=log,
+    )
+    return TrainedRun(
+        run=Path(run),
+        epochs=state.epoch,
+        best_epoch=state.best_epoch,
+        best_dice=state.best_score,
+        minutes=state.seconds / 60,
+        history=tuple(state.history),
+    )
+
+
+def export_model(
+    run: str | Path,
+    model: str | Path,
+    *,
+    store: str | Path | None = None,
+    min_lesion_ml: float = 0.0,
+    fp16: bool = False,
+    bytes_in: bool = False,
+    probability: bool = False,
+    size: tuple[int, int] | None = None,
+) -> "dict[Path, ModelCard]":
+    """Write the best network of a run as one ONNX file, from int16 HU to uint8 labels, and return its metadata.
+
+    Files are written only if onnxruntime and torch compute the same labels on slices of the validation cases. The
+    options are those of the command `slicemill export`; `slicemill.train.export.request.ExportRequest` explains each.
+
+    Parameters
+    ----------
+    size
+        Height and width of the input slices, pixels; by default those of the training.
+
+    Returns
+    -------
+    dict
+        Path of each file to its metadata; the first is `model`.
+
+    Raises
+    ------
+    ModelError
+        There is no trained network, it does not support that size, or the labels differ.
+    UsageError
+        The name does not end in .onnx.
+
+    >>> list(slicemill.export_model("runs/first", "liver.onnx", fp16=True))       # doctest: +SKIP
+    [PosixPath('liver.onnx'), PosixPath('liver.fp16.onnx')]
+    """
+    from slicemill.train.export.request import ExportRequest
+
+    return ExportRequest(
+        run=Path(run), model=Path(model), store=None if store is None else Path(store), min_lesion_ml=min_lesion_ml,
+        fp16=fp16, bytes_in=bytes_in, probability=probability, size=size,
+    ).write()  # fmt: skip
+
+
+def check_model(run: str | Path, model: str | Path, *, store: str | Path | None = None) -> "dict[Path, Parity]":
+    """Compare the labels of exported files with those of their run's network, and write nothing.
+
+    Raises
+    ------
+    ModelError
+        There is no such file, or its labels differ.
+
+    >>> slicemill.check_model("runs/first", "liver.onnx")           # doctest: +SKIP
+    """
+    from slicemill.train.export.request import ExportRequest
+
+    return ExportRequest(run=Path(run), model=Path(model), store=None if store is None else Path(store)).check()
+
+
+def evaluate_masks(
+    predictions: str | Path,
+    references: str | Path,
+    *,
+    out: str | Path | None = None,
+    labels: "str | Mapping[str, int] | Labels | None" = None,
+    mode: "Mode" = "corrected",
+    tolerance_mm: float = 2.0,
+    workers: int = 1,
+) -> "Evaluation":
+    """Evaluate predicted masks: overlap, surface distances, volumes, tumor burden and lesions, with 95 % intervals.
+
+    Parameters
+    ----------
+    predictions, references
+        Folders of masks, mask files, or slice stores.
+    out
+        Folder for tables, figures and error pictures; by default nothing is written.
+    labels
+        Names of the label values; required if neither a report of `infer` nor a store has them.
+    mode
+        ``corrected``, or ``official``: rules and defects of the LiTS program.
+    tolerance_mm
+        Tolerance of the surface Dice, mm.
+    workers
+        Worker processes; with more than one, call this under ``if __name__ == "__main__":``.
+
+    Returns
+    -------
+    Evaluation
+        `cases` (scores of each case), `totals` (of all cases), and the cases left out: `failures`, `missing`, `alone`.
+
+    Raises
+    ------
+    InputError
+        The labels have no names, or the files cannot be paired. A case that cannot be scored raises nothing.
+
+    >>> result = slicemill.evaluate_masks("segmented", "lits", labels={"liver": 1, "tumor": 2})   # doctest: +SKIP
+    >>> result.totals.as_json()["regions"]["tumor"]["dice_per_case"]                              # doctest: +SKIP
+    0.62
+    """
+    from slicemill.measure.requests import EvaluateRequest
+
+    return EvaluateRequest(
+        predictions=Path(predictions), references=Path(references), out=None if out is None else Path(out),
+        labels=labels, mode=mode, tolerance_mm=tolerance_mm, workers=workers,
+    ).run()  # fmt: skip
+
+
+def compare_evaluations(
+    evaluation: "Evaluation", other: "Evaluation", *, out: str | Path | None = None
+) -> "list[ComparedMeasure]":
+    """Compare two evaluations case by case, as `slicemill evaluate --against` does.
+
+    Returns
+    -------
+    list
+        One record per region and measure: means, paired difference with its 95 % interval, and a Wilcoxon test.
+
+    Raises
+    ------
+    ConfigError
+        They were scored by different rules, or have no case in common.
+
+    >>> slicemill.compare_evaluations(first, second)[0].difference     # doctest: +SKIP
+    """
+    from slicemill.measure.evaluation.two_runs import compare_runs, write_run_comparison
+
+    return compare_runs(evaluation, other) if out is None else write_run_comparison(Path(out), evaluation, other)
+
+
+def measure_masks(
+    masks: str | Path,
+    out: str | Path,
+    *,
+    image: str | Path | None = None,
+    labels: "str | Mapping[str, int] | Labels | None" = None,
+    workers: int = 1,
+    overwrite: bool = False,
+) -> "MeasureReport":
+    """Measure the lesions of existing masks: tables, a page and a picture per case, and one page of all cases.
+
+    A repeated call measures only new and changed cases. Research software, not a medical device.
+
+    Parameters
+    ----------
+    masks
+        A mask, a folder of masks, or a slice store.
+    out
+        Folder for the results.
+    image
+        Scan of the mask, or folder of scans; not needed for a store.
+
+    Returns
+    -------
+    MeasureReport
+        An outcome for every case; `records()` reads the measured lesions.
+
+    Raises
+    ------
+    InputError
+        There are no masks, or the folder has files of another command. A case that cannot be measured raises nothing.
+
+    >>> report = slicemill.measure_masks("segmented", "lesions", image="lits")     # doctest: +SKIP
+    >>> [lesion.volume_ml for record in report.records() for lesion in record.lesions]   # doctest: +SKIP
+    """
+    from slicemill.measure.requests import MeasureRequest
+
+    return MeasureRequest(
+        masks=Path(masks), out=Path(out), image=None if image is None else Path(image), labels=labels, workers=workers,
+        overwrite=overwrite,
+    ).run()  # fmt: skip
