@@ -19,7 +19,7 @@ ARCHITECTURE = (HERE / "docs" / "architecture.md").read_text()
 
 
 def test_the_source_tree_names_every_package():
-    (tree,) = [block for block in re.findall(r"^```text\n(.*?)^```$", ARCHITECTURE, re.DOTALL | re.MULTILINE)]
+    (tree,) = re.findall(r"^```text\n(.*?)^```$", ARCHITECTURE, re.DOTALL | re.MULTILINE)
     listed = [line.split()[0].rstrip("/") for line in tree.splitlines()]
     packages = subprocess.run(["git", "ls-files", "*__init__.py"], cwd=HERE, capture_output=True, text=True, check=True)
     there = {Path(path).parent.as_posix() for path in packages.stdout.splitlines()}

@@ -24,7 +24,7 @@ FIGURES = (
     "scores: demo", "scores: real", "quality", "phantoms", "yardstick", "ingest", "store", "loader", "train", "measure",
     "lits", "all", "infer", "all: peers-loading", "peers-inference", "instructions", "constants", "scale", "plan",
 )  # fmt: skip
-"""Names of the tables in docs/benchmarks.md. ``KIND: NAME`` is a part of a record; the others are the names of records."""
+"""Names of the tables in docs/benchmarks.md. ``KIND: NAME`` is a part of a record; the others are names of records."""
 END = "<!-- end -->"
 FORMATS: dict[type[BenchmarkRecord], Callable[[Any], str]] = {
     **TABLES,

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parents[2]
-PAGES = (HERE / "README.md", *sorted((HERE / "docs").rglob("*.md")))
+HISTORY = HERE / "docs" / "changelog-details.md"
+"""What earlier versions were like, in the words and with the options of their time."""
+PAGES = (HERE / "README.md", *(page for page in sorted((HERE / "docs").rglob("*.md")) if page != HISTORY))
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 GENERATED = re.compile(r"<!-- (?!end|run|generated)[\w:, -]+ -->\n.*?<!-- end -->", re.DOTALL)
 NOT_TESTED = "Not tested"

@@ -13,6 +13,7 @@ from slicemill.cli import commands
 from tests.docs.pages import HERE
 
 LABELS = ("liver", "tumor")
+pytestmark = pytest.mark.slow
 CASE = re.compile(r"volume-\d+")
 TABLES = (HERE / "docs" / "reference" / "tables.md").read_text()
 DOCUMENTS = (HERE / "docs" / "reference" / "json.md").read_text()
@@ -74,7 +75,6 @@ def columns(path):
         return next(csv.reader(file))
 
 
-@pytest.mark.trained
 @pytest.mark.parametrize("title", titles(TABLES))
 def test_every_column_is_listed_and_exists(written, title):
     per_label = {name.replace("NAME", label): name for name in section(TABLES, title) for label in LABELS}
@@ -112,7 +112,6 @@ def words_of(name):
     return {part.removesuffix("[]") for part in name.split(".")} | {name, name.removeprefix("lesions.")}
 
 
-@pytest.mark.trained
 @pytest.mark.parametrize("title", titles(DOCUMENTS))
 def test_every_key_is_listed(written, title):
     listed = {word for name in section(DOCUMENTS, title) for word in words_of(name)}
@@ -134,7 +133,6 @@ def test_every_key_is_listed(written, title):
             assert key in listed | rows | {"NAME", "ID", "begun"}, path
 
 
-@pytest.mark.trained
 @pytest.mark.parametrize("title", titles(DOCUMENTS))
 def test_every_listed_key_exists(written, title):
     optional = {"curve", "band", "left_out", "reason"}

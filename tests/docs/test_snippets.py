@@ -1,17 +1,18 @@
 """The commands and snippets of each page run, from top to bottom, on phantoms and with short trainings."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 
-from tests.docs.pages import HERE, INPUTS, PAGES, name_of, read_blocks, read_inputs
+from tests.docs.pages import HERE, INPUTS, PAGES, Block, name_of, read_blocks, read_inputs
 
 RUN = [page for page in PAGES if any(block.is_run for block in read_blocks(page))]
 SCRIPT = HERE / "docs" / "reference" / "model-contract.md"
-"""Its script is run by test_script.py, with arguments."""
+"""Its script takes arguments, so a test of its own runs it."""
 SHORTER = {"--max-minutes 60": "--max-minutes 0.05 --width 4"}
 
 
@@ -66,18 +67,13 @@ def test_the_pages_that_a_user_needs_first_are_run():
 
 @pytest.mark.slow
 def test_a_block_that_fails_is_found(tmp_path, environment):
-    from tests.docs.pages import Block
-
     for language, text in (("sh", "false\ntrue\n"), ("sh", "slicemill ingest nowhere/ store/\n"), ("python", "1/0\n")):
         block = Block(language=language, title="", text=text)
         assert run_block(block, tmp_path, environment).returncode != 0
 
 
-@pytest.mark.trained
 def test_the_script_without_slicemill_gives_the_same_labels(model, collection, tmp_path):
     """Without this checkout on its path; scans of the model's own size, in axis orders of all kinds."""
-    import re
-
     import nibabel as nib
     import numpy as np
 
