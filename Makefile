@@ -24,8 +24,8 @@ endif
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/installed ## the whole way on synthetic CTs, about 5 minutes after installation
-	$(BIN)/slicemill demo --out demo
+demo: $(VENV)/installed ## the whole way on synthetic CTs, about 5 minutes after installation; STRICT=1 fails if a goal is missed
+	$(BIN)/slicemill demo --out demo $(if $(STRICT),--strict-goals)
 
 docs: $(VENV)/developing ## the documentation as pages in build/docs, strict: a link that does not resolve fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
@@ -34,7 +34,7 @@ docs: $(VENV)/developing ## the documentation as pages in build/docs, strict: a 
 test: check ## set up, then every check and every test that takes less than ten seconds
 	$(PYTEST) -m "not slow"
 
-soak: $(VENV)/developing ## the slow tests: kills, studies, fuzzing, installations
+soak: $(VENV)/developing oldest ## the slow tests: kills, studies, fuzzing, installations, oldest versions
 	$(PYTEST) -m slow
 
 quick: lint ## for the inner loop, under 2 minutes: no types, no slow tests, no trained network
@@ -42,7 +42,7 @@ quick: lint ## for the inner loop, under 2 minutes: no types, no slow tests, no 
 
 oldest: ## the tests of the ground floors and of ingest with the oldest versions that pyproject.toml allows, in .venv-oldest
 	$(PYTHON) -m venv .venv-oldest
-	$(PYTHON) tests/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python tests/oldest.py > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e '.[ingest,cpu,s3]' \
 		$(LIGHT)
 	.venv-oldest/bin/pytest -q -n $(JOBS) --dist loadgroup -W default -m "not slow and not trained" \
@@ -86,7 +86,7 @@ bench: $(VENV)/installed ## every stage beside its limit and its peers, recorded
 	$(BIN)/slicemill bench all --out bench/results/runs
 
 clean: ## remove the environments, the built documentation and what demo and real made
-	rm -rf $(VENV) $(CARD) demo real build *.egg-info .coverage*
+	rm -rf $(VENV) $(CARD) .venv-oldest demo real build *.egg-info .coverage*
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -10,12 +10,13 @@ import typer
 from slicemill.bench.options import Cold, Data, Environments, Json, Quick
 from slicemill.bench.records.cli import compare_records, plan, run_all
 from slicemill.bench.studies.cli import quality, yardstick
+from slicemill.common.app import App
 from slicemill.common.terminal import print_line, print_lines, report_errors
 
 if TYPE_CHECKING:
     from slicemill.bench.harness.catalog import Scale
 
-bench = typer.Typer(
+bench = App(
     name="bench",
     help="Measure slices per second on this machine. Each record describes the machine.",
     no_args_is_help=True,

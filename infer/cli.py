@@ -8,8 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slicemill.common.app import App
+from slicemill.common.errors import ScanError
 from slicemill.common.left_out import SHOWN, LeftOut, print_left_out
-from slicemill.common.terminal import count_noun, format_table, peak_mib, print_line, print_lines, report_errors
+from slicemill.common.options import Json
+from slicemill.common.output import current_output
+from slicemill.common.terminal import (
+    count_noun,
+    format_table,
+    peak_mib,
+    print_always,
+    print_json,
+    print_line,
+    print_lines,
+    report_errors,
+)
 from slicemill.infer.request import InferRequest, ModelFile, ProviderName
 
 if TYPE_CHECKING:
@@ -58,6 +71,7 @@ def tune(
     ] = None,
     provider: ProviderName = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the chosen rules without writing them.")] = False,
+    json: Json = False,
 ) -> None:
     """Choose a model's post-processing by its Dice on validation cases, and write it into the model file.
 
@@ -98,6 +112,18 @@ def tune(
         else:
             rules.write_rules(files, tuned)
             print_line(f"written: {', '.join(map(str, files))}")
+        if json:
+            is_written = not dry_run and tuned.chosen.rules != tuned.before.rules
+            scores = tuned.as_json()
+            rules_before, rules_chosen = tuned.before.rules.as_json(), tuned.chosen.rules.as_json()
+            print_json(
+                {
+                    "cases": list(tuned.cases),
+                    "before": {**scores["before"], "rules": rules_before},
+                    "chosen": {**scores["chosen"], "rules": rules_chosen},
+                    "written": [str(path) for path in files] if is_written else [],
+                }
+            )
 
 
 def _format_dice(dice: float) -> str:
@@ -115,16 +141,33 @@ def _segment(request: InferRequest) -> None:
         return
     summary = _run(request, opened, jobs, left_out)
     _show_summary(summary, out, out / f"summary{request.options.part}.json")
+    if request.json:
+        from slicemill.infer.run.summary import make_document
+
+        print_json(make_document(opened, summary))
     if summary.count("failed"):
         raise SystemExit(1)
 
 
 def _gather(request: InferRequest) -> "tuple[list[Job], list[LeftOut]]":
-    """Return the jobs of this shard, and its share of the files that are left out."""
+    """Return the jobs of this shard, and its share of the files that are left out.
+
+    Raises
+    ------
+    ScanError
+        No input exists, so that nothing is written. One that is missing among others is reported as failed.
+    """
     from slicemill.infer.inputs.gather import gather
     from slicemill.store.to_slices import parse_window
 
     jobs, left_out = gather(request.all_inputs, parse_window(request.window) if request.window else None)
+    if jobs and not any(job.path.exists() for job in jobs):
+        raise ScanError(
+            f"there is no such file or folder, nor any other of the {len(jobs)}."
+            if len(jobs) > 1
+            else "there is no such file or folder.",
+            where=jobs[0].path,
+        )
     first, step = request.shard_of or (0, 1)
     return jobs[first::step], left_out[first::step]
 
@@ -173,11 +216,16 @@ def _show_summary(summary: "Summary", out: Path, written: Path) -> None:
     outcomes = summary.outcomes
     rows = [(one.name, one.status, one.slices, one.answer or one.reason) for one in outcomes]
     print_lines(format_table(["scan", "status", "slices", "answer"], rows))
+    if current_output().quiet:
+        for one in outcomes:
+            if one.status == "failed":
+                print_always(f"failed: {one.name}: {one.reason}")
     warned = [one for one in outcomes if one.warnings]
-    for one in warned[:SHOWN]:
+    shown = len(warned) if current_output().verbose else SHOWN
+    for one in warned[:shown]:
         print_line(f"warning: {one.name}: {one.warnings}")
-    if len(warned) > SHOWN:
-        print_line(f"warning: {len(warned) - SHOWN} more scans; see the column warnings of the summary")
+    if len(warned) > shown:
+        print_line(f"warning: {len(warned) - shown} more scans; see the column warnings of the summary")
     done, skipped, failed = (summary.count(status) for status in ("done", "skipped", "failed"))
     print_line(
         f"{len(rows)} scans: {done} done, {skipped} skipped (done before), {failed} failed; "
@@ -216,13 +264,15 @@ def _show_plan(request: InferRequest, opened: "Model", jobs: "Sequence[Job]") ->
         f"{len(jobs)} scans: {len(left)} to segment, {len(known) - failed} done before, {failed} would fail. "
         "Nothing was written (--dry-run)."
     )
+    if request.json:
+        print_json([{"name": name, "would_be": status, "reason": reason} for name, status, reason in rows])
 
 
 def main() -> None:
     """Run `infer` as a separate command."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(name="infer")(infer)
-    app()
+    app = App(name="infer")
+    app.command("infer")(infer)
+    app(prog_name="infer")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from slicemill.common.errors import UsageError
-from slicemill.common.options import parse_shard, require_finite
+from slicemill.common.options import INPUT, MACHINE, NETWORK, OUTPUT, RERUN, Json, parse_shard, require_finite
 
 if TYPE_CHECKING:
     from slicemill.infer.run.options import InferOptions
@@ -19,12 +19,12 @@ Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 """The choices of `slicemill.infer.runtime.providers.Provider`, a module that is too slow to import for --help."""
 
 
-def _option(panel: str, help_text: str, *names: str, **settings: Any) -> Any:
+def _option(panel: str | None, help_text: str, *names: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help_text, rich_help_panel=panel, **settings)
 
 
-_input, _output, _network, _machine, _rerun = (
-    partial(_option, panel) for panel in ("Input", "Output", "Network", "Machine", "Running again")
+_common, _input, _output, _network, _machine, _rerun = (
+    partial(_option, panel) for panel in (None, INPUT, OUTPUT, NETWORK, MACHINE, RERUN)
 )
 FROM_0: dict[str, Any] = {"min": 0}
 FINITE_FROM_0: dict[str, Any] = {"min": 0, "callback": require_finite}
@@ -34,7 +34,7 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(help="Scans (.nii, .nii.gz), folders, quoted patterns, slice stores; paths or URLs."),
 ]
-ProviderName = Annotated[Provider, _network("Where the network runs; auto: CUDA if it starts, else CPU.")]
+ProviderName = Annotated[Provider, _common("Where the network runs; auto: CUDA if it starts, else CPU.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class InferRequest:
     ] = 5.0
     window: Annotated[str | None, _input("LOW,HIGH: HU of black and white in PNG or JPEG inputs.")] = None
     strict: Annotated[bool, _input("Refuse scans with a warning, like a lost header.", "--strict")] = False
-    out: Annotated[Path | None, _output("Folder for results; default: FOLDER-MODEL next to the scans' folder.")] = None
+    out: Annotated[Path | None, _common("Folder for results; default: FOLDER-MODEL next to the scans' folder.")] = None
     probability: Annotated[bool, _output("Also write NAME_probability_LABEL for every label.", "--probability")] = False
     separate: Annotated[bool, _output("Also write NAME_LABEL for every label, as 0 and 1.", "--separate")] = False
     no_postprocess: Annotated[bool, _output("Do not post-process the labels.", "--no-postprocess")] = False
@@ -60,9 +60,9 @@ class InferRequest:
         bool, _network("Average over tiles that overlap by half, if slices need tiles.", "--overlap")
     ] = False
     batch: Annotated[int, _network("Slices per batch; 0: chosen for the provider.", **FROM_0)] = 0
-    readers: Annotated[int, _machine("Threads that decode scans; 0: by number of cores.", **FROM_0)] = 0
-    writers: Annotated[int, _machine("Threads that post-process and write; 0: by number of cores.", **FROM_0)] = 0
-    devices: Annotated[str, _machine("GPU numbers to use, like 0,1.")] = "0"
+    readers: Annotated[int, _machine("Threads that decode scans; 0: by the number of cores.", **FROM_0)] = 0
+    writers: Annotated[int, _machine("Threads that post-process and write; 0: by the number of cores.", **FROM_0)] = 0
+    devices: Annotated[str, _machine("Numbers of the GPUs to use, like 0,1.", "--device")] = "0"
     max_memory: Annotated[
         float, _machine("Memory limit of the process, GB; 0: scans may use half of the free memory.", **FINITE_FROM_0)
     ] = 0.0
@@ -70,7 +70,8 @@ class InferRequest:
     scheduler: Annotated[str | None, _machine("Dask scheduler, like tcp://host:8786; one worker per device.")] = None
     retry_failed: Annotated[bool, _rerun("Try scans that failed before again.", "--retry-failed")] = False
     overwrite: Annotated[bool, _rerun("Segment finished scans again.", "--overwrite")] = False
-    dry_run: Annotated[bool, _rerun("Show what would be segmented, and stop.", "--dry-run")] = False
+    dry_run: Annotated[bool, _common("Show what would be segmented, and stop.", "--dry-run")] = False
+    json: Json = False
 
     @cached_property
     def all_inputs(self) -> list[str]:
@@ -123,7 +124,7 @@ class InferRequest:
         devices = self.options.devices
         if self.provider in HOSTS and devices != (0,):
             numbers = ",".join(map(str, devices))
-            raise UsageError(f"--devices {numbers}: {self.provider} runs on one device, the processor; omit --devices.")
+            raise UsageError(f"--device {numbers}: {self.provider} runs on one device, the processor; omit --device.")
         if bool(self.all_inputs) == (self.watch is not None):
             raise UsageError("pass scans, folders, patterns or stores, or a --list of them; or use --watch FOLDER.")
         if self.watch is not None and (self.scheduler or self.shard or self.dry_run or self.window):
@@ -173,5 +174,5 @@ def parse_devices(text: str) -> tuple[int, ...]:
         The text is not a list of numbers.
     """
     if not all(number.strip().isdecimal() for number in text.split(",")):
-        raise UsageError(f"--devices {text}: expected numbers of GPUs, each once, like 0,1.")
+        raise UsageError(f"--device {text}: expected numbers of GPUs, each once, like 0,1.")
     return tuple(int(number) for number in text.split(","))

@@ -7,7 +7,8 @@ import typer
 from slicemill.common.errors import UsageError
 from slicemill.common.files import Location, parse_location
 from slicemill.common.left_out import print_left_out
-from slicemill.common.terminal import format_table, print_line, print_lines, report_errors
+from slicemill.common.options import CHECKS, INPUT, MACHINE, OUTPUT, RERUN, Json
+from slicemill.common.terminal import format_table, print_always, print_json, print_line, print_lines, report_errors
 from slicemill.ct.geometry_option import Geometry
 from slicemill.ingest.params import Overlap
 from slicemill.store.layout import ProfileName
@@ -21,21 +22,31 @@ if TYPE_CHECKING:
 def ingest(
     source: Annotated[
         str | None,
-        typer.Argument(help="Folder with the scans, searched recursively. Omit it with --pairs or --images."),
+        typer.Argument(help="Folder with the scans, searched recursively. Omit it with --pairs or --image."),
     ] = None,
     store: Annotated[str | None, typer.Argument(help="Folder of the slice store to create or extend.")] = None,
     pairs: Annotated[
-        str | None, typer.Option(help="CSV with the columns image and mask, optionally case_id and patient_id.")
+        str | None,
+        typer.Option(
+            rich_help_panel=INPUT, help="CSV with the columns image and mask, optionally case_id and patient_id."
+        ),
     ] = None,
-    images: Annotated[str | None, typer.Option(help="Pattern of the images, quoted, like 'ct/*_ct.nii.gz'.")] = None,
+    images: Annotated[
+        str | None,
+        typer.Option("--image", rich_help_panel=INPUT, help="Pattern of the images, quoted, like 'ct/*_ct.nii.gz'."),
+    ] = None,
     masks: Annotated[
         str | None,
         typer.Option(
-            help="Pattern of the masks. With --images, a mask belongs to the image with the same text for *. With a "
-            "folder, only files below it that fit are masks, like 'labelsTr2/*'."
+            "--mask",
+            rich_help_panel=INPUT,
+            help="Pattern of the masks. With --image, a mask belongs to the image with the same text for *. With a "
+            "folder, only files below it that fit are masks, like 'labelsTr2/*'.",
         ),
     ] = None,
-    no_masks: Annotated[bool, typer.Option("--no-masks", help="Store the scans without masks.")] = False,
+    no_masks: Annotated[
+        bool, typer.Option("--no-masks", rich_help_panel=INPUT, help="Store the scans without masks.")
+    ] = False,
     labels: Annotated[
         str | None,
         typer.Option(help="Names of the label values, like liver=1,tumor=2, or a CSV with the columns name and value."),
@@ -43,7 +54,10 @@ def ingest(
     organ: Annotated[str | None, typer.Option(help="Label that is the organ.")] = None,
     tumor: Annotated[str | None, typer.Option(help="Label that is tumor.")] = None,
     patient: Annotated[
-        str | None, typer.Option(help="Regular expression; its first group, in the image's path, is the patient.")
+        str | None,
+        typer.Option(
+            rich_help_panel=INPUT, help="Regular expression; its first group, in the image's path, is the patient."
+        ),
     ] = None,
     prefix: Annotated[
         str | None,
@@ -52,41 +66,72 @@ def ingest(
     geometry: Annotated[
         Geometry,
         typer.Option(
+            rich_help_panel=CHECKS,
             help="If image and mask are on different grids: fail, use the image's header for both, "
-            "or resample the mask by both headers."
+            "or resample the mask by both headers.",
         ),
     ] = "error",
     overlap: Annotated[
         Overlap,
-        typer.Option(help="If structures with a file each overlap: fail, or take the highest label value."),
+        typer.Option(
+            rich_help_panel=CHECKS,
+            help="If structures with a file each overlap: fail, or take the highest label value.",
+        ),
     ] = "error",
-    workers: Annotated[int, typer.Option(help="Worker processes; 0: one per core.", min=0)] = 0,
+    workers: Annotated[int, typer.Option(rich_help_panel=MACHINE, help="Worker processes; 0: all cores.", min=0)] = 0,
     threads: Annotated[
         int,
-        typer.Option(help="Threads per case; 0: divide the cores, so that a few large cases use all of them.", min=0),
+        typer.Option(
+            rich_help_panel=MACHINE,
+            help="Threads per case; 0: divide the cores, so that a few large cases use all of them.",
+            min=0,
+        ),
     ] = 0,
     profile: Annotated[
         ProfileName,
-        typer.Option(help="compact (zstd), or fast (lz4): a fifth larger, but reads slices more than twice as fast."),
+        typer.Option(
+            rich_help_panel=OUTPUT,
+            help="compact (zstd), or fast (lz4): a fifth larger, but reads slices more than twice as fast.",
+        ),
     ] = "compact",
-    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, like tcp://host:8786.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(rich_help_panel=MACHINE, help="Address of a Dask scheduler, like tcp://host:8786.")
+    ] = None,
     shard: Annotated[
         str | None,
-        typer.Option(help="I/N: convert only every Nth case from the Ith (from 0); then run store reindex."),
+        typer.Option(
+            rich_help_panel=MACHINE,
+            help="I/N: convert only every Nth case from the Ith (from 0); then run store reindex.",
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be ingested, and stop.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Convert all cases again.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", rich_help_panel=RERUN, help="Convert all cases again.")
+    ] = False,
     retry_failed: Annotated[
         bool,
-        typer.Option("--retry-failed", help="Retry cases that failed before, even if their files did not change."),
+        typer.Option(
+            "--retry-failed",
+            rich_help_panel=RERUN,
+            help="Retry cases that failed before, even if their files did not change.",
+        ),
     ] = False,
     rehash: Annotated[
-        bool, typer.Option("--rehash", help="Recognize unchanged files by their content, not by size and time.")
+        bool,
+        typer.Option(
+            "--rehash", rich_help_panel=RERUN, help="Recognize unchanged files by their content, not by size and time."
+        ),
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse cases with a warning; do not store them.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", rich_help_panel=CHECKS, help="Refuse cases with a warning; do not store them.")
+    ] = False,
     keep_text: Annotated[
-        bool, typer.Option("--keep-text", help="Keep free-text header fields; they may name a person.")
+        bool,
+        typer.Option(
+            "--keep-text", rich_help_panel=OUTPUT, help="Keep free-text header fields; they may name a person."
+        ),
     ] = False,
+    json: Json = False,
 ) -> None:
     """Convert NIfTI scans and their masks into a slice store.
 
@@ -100,6 +145,7 @@ def ingest(
         slicemill ingest --pairs cases.csv lits-store/
     """
     with report_errors():
+        from slicemill.ingest.json_output import collection_document, report_document
         from slicemill.ingest.request import IngestRequest
 
         source, store = _assign_arguments(source, store, has_list=pairs is not None or images is not None)
@@ -111,12 +157,18 @@ def ingest(
         )  # fmt: skip
         collection = request.collection()
         if dry_run:
-            _print_collection(collection, request.params(collection).labels)
+            found_labels = request.params(collection).labels
+            _print_collection(collection, found_labels)
+            if json:
+                print_json(collection_document(collection, found_labels))
             return
         report = request.run(collection)
-        _print_report(report, collection, parse_location(store or ""))
+        target = parse_location(store or "")
+        _print_report(report, collection, target)
+        if json:
+            print_json(report_document(report, collection, target))
         if report.problem:
-            print_line(f"failed: {report.problem}")
+            print_always(f"failed: {report.problem}")
         if report.bug is not None:
             raise report.bug
         if report.failures or report.problem:
@@ -129,8 +181,7 @@ def _assign_arguments(source: str | None, store: str | None, *, has_list: bool) 
         return None, source
     if not has_list and source is None:
         raise UsageError(
-            "ingest: pass the folder with the scans, or list them with --pairs or --images. "
-            "See slicemill ingest --help."
+            "ingest: pass the folder with the scans, or list them with --pairs or --image. See slicemill ingest --help."
         )
     return source, store
 
@@ -168,7 +219,7 @@ def _print_report(report: "IngestReport", collection: "Collection", store: Locat
         for warning in outcome.warnings:
             print_line(f"warning: {outcome.case_id}: {warning}")
     for outcome in report.failures:
-        print_line(f"{outcome.status}: {outcome.case_id}: {outcome.reason}")
+        print_always(f"{outcome.status}: {outcome.case_id}: {outcome.reason}")
     done = report.count("done")
     if done:
         slices = sum(outcome.slices for outcome in report.outcomes)

@@ -130,6 +130,7 @@ def _convert(
             if mask is not None and other is not None:
                 counts.add_mask(other.z, other.voxels, str(case.mask))
                 writer.write("label", other.z, other.voxels, downwards=mask.downwards)
+        counts.values.check_is_scan(case.image)
         warnings = [*header_warnings(image, mask), *voxel_warnings(counts, image, mask)]
         _check_strict(case, warnings, params)
         info = CaseInfo(

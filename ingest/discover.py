@@ -124,7 +124,7 @@ def discover(source: Location, options: MaskOptions | None = None) -> Collection
     if not images:
         raise PairingError(
             f"no CT image among {len(files)} NIfTI files ({len(masks)} of them look like masks) "
-            f"and {len(others)} files of other formats. Name them with --images and --masks patterns, or list them "
+            f"and {len(others)} files of other formats. Name them with --image and --mask patterns, or list them "
             "with --pairs CSV.",
             where=source,
         )
@@ -177,12 +177,12 @@ def _choose_masks(
     chosen = [one for one in entries if _fits(one.relative, options.pattern, source)]
     if not chosen:
         raise PairingError(
-            f"no file fits --masks {options.pattern}; use a path below this folder like 'labelsTr2/*', "
+            f"no file fits --mask {options.pattern}; use a path below this folder like 'labelsTr2/*', "
             "or a name like '*_seg.nii.gz', in quotes.",
             where=source,
         )
     paths = {one.path for one in chosen}
-    passed = [(one.path, "named like a mask, but does not fit --masks") for one in masks if one.path not in paths]
+    passed = [(one.path, "named like a mask, but does not fit --mask") for one in masks if one.path not in paths]
     chosen = [replace(one, name=replace(one.name, role="mask")) for one in chosen]
     return [one for one in images if one.path not in paths], chosen, passed
 

@@ -30,7 +30,7 @@ SHOWN = 3
 UNIQUE_KEYS = (LITS, "sub-")
 """Prefixes of keys that are unique in a collection."""
 WAYS_OUT = (
-    "List the pairs in a CSV (--pairs), name the masks with a pattern (--masks), "
+    "List the pairs in a CSV (--pairs), name the masks with a pattern (--mask), "
     "or pass --no-masks to store the scans without masks."
 )
 
@@ -186,7 +186,7 @@ def explain_unpaired(images: Sequence[Entry], masks: Sequence[Entry], pairs: Pai
         elif owner is not None and owner.path in pairs:
             reasons[mask.path] = f"another mask of {owner.relative}, which is paired with {pairs[owner.path].name}"
         elif same and owner is not None:
-            reasons[mask.path] = f"a mask, but {owner.path.name} has more than one; choose one with --pairs or --masks"
+            reasons[mask.path] = f"a mask, but {owner.path.name} has more than one; choose one with --pairs or --mask"
         else:
             reasons[mask.path] = "a mask without a matching image"
     return reasons
@@ -235,8 +235,8 @@ def check_namesakes(source: Location, images: Sequence[Entry]) -> None:
         if twin is not None and one.parent != twin.parent and _role_of_parent(one) is None:
             raise PairingError(
                 f"{one.relative} has the name of the scan {twin.relative}, but its folder does not tell "
-                f"whether it is a mask. Pass --masks '{one.parent}/*' if it is one; else name the scans with "
-                f"--images '{source}/{twin.parent}/*'.",
+                f"whether it is a mask. Pass --mask '{one.parent}/*' if it is one; else name the scans with "
+                f"--image '{source}/{twin.parent}/*'.",
                 where=source,
             )
 

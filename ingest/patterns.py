@@ -1,4 +1,4 @@
-"""Collections of two patterns, the options --images and --masks."""
+"""Collections of two patterns, the options --image and --mask."""
 
 import os
 from collections import Counter
@@ -68,7 +68,7 @@ def _shorten(
         numbers = Counter(key[:count] for key in files)
         if twice := next((key for key, number in numbers.items() if number > 1), None):
             raise PairingError(
-                f"{numbers[twice]} files match with {'/'.join(twice)!r}; --images and --masks need the same "
+                f"{numbers[twice]} files match with {'/'.join(twice)!r}; --image and --mask need the same "
                 "number of *, or one file for each text of their first *.",
                 where=pattern,
             )
@@ -90,7 +90,7 @@ def _check_pairs(images: str, masks: str, image_of: Mapping[Texts, Path], mask_o
             for files, others in ((image_of, mask_of), (mask_of, image_of))
         ]
         raise PairingError(
-            f"--images {images} --masks {masks}: {count_noun(len(image_of), 'image')} and "
+            f"--image {images} --mask {masks}: {count_noun(len(image_of), 'image')} and "
             f"{count_noun(len(mask_of), 'mask')}, but only {count_noun(pairs, 'pair')} with the same text for *. "
             f"Images: {texts[0]}. Masks: {texts[1]}. Move the * to the part that both share, or use --pairs."
         )

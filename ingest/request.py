@@ -85,9 +85,9 @@ class IngestRequest:
         if min(self.workers, self.threads) < 0:
             raise UsageError(f"workers = {self.workers}, threads = {self.threads}: must not be negative.")
         if self.masks is not None and (self.no_masks or self.pairs is not None):
-            raise UsageError("--masks excludes --no-masks and --pairs.")
+            raise UsageError("--mask excludes --no-masks and --pairs.")
         if sum(one is not None for one in (self.source, self.pairs, self.images)) != 1:
-            raise UsageError("ingest: pass exactly one of a folder, --pairs and --images.")
+            raise UsageError("ingest: pass exactly one of a folder, --pairs and --image.")
         if self.store is not None:
             parse_location(self.store)  # raises before the search for scans
 

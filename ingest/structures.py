@@ -208,7 +208,7 @@ def _check_value(path: Location, seen: int, values: "np.ndarray[tuple[int], np.d
         other = high if low == (seen or low) else low
         raise LabelError(
             f"the file of one structure must have one value besides 0; it has {seen or low} and {other}. "
-            "If it is a mask of several labels, choose it with --masks.",
+            "If it is a mask of several labels, choose it with --mask.",
             where=path,
         )
     return low

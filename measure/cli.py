@@ -6,17 +6,35 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from slicemill.common.errors import ConfigError
-from slicemill.common.options import require_finite
-from slicemill.common.terminal import count_noun, format_cell, format_table, print_line, print_lines, report_errors
+from slicemill.common.options import MACHINE, RERUN, Json, count_workers, require_finite
+from slicemill.common.terminal import (
+    count_noun,
+    format_cell,
+    format_table,
+    print_always,
+    print_json,
+    print_line,
+    print_lines,
+    report_errors,
+)
 
 if TYPE_CHECKING:
     from slicemill.measure.evaluation.evaluate import Evaluation
+    from slicemill.measure.evaluation.two_runs import ComparedMeasure
 
 LabelNames = Annotated[
     str | None,
     typer.Option(help="Names of the label values, like liver=1,tumor=2; required without a report of infer."),
 ]
-Workers = Annotated[int, typer.Option(help="Worker processes; each has one case in memory.", min=1)]
+Workers = Annotated[
+    int,
+    typer.Option(
+        help="Worker processes, each with one case in memory; 0: all cores.",
+        min=0,
+        callback=count_workers,
+        rich_help_panel=MACHINE,
+    ),
+]
 
 
 def evaluate(
@@ -30,16 +48,23 @@ def evaluate(
     labels: LabelNames = None,
     mode: Annotated[
         Literal["corrected", "official"],
-        typer.Option(help="official: rules and defects of the LiTS program, to compare with published results."),
+        typer.Option(
+            rich_help_panel="Scores",
+            help="official: rules and defects of the LiTS program, to compare with published results.",
+        ),
     ] = "corrected",
     tolerance_mm: Annotated[
-        float, typer.Option(callback=require_finite, help="Tolerance of the surface Dice, mm.", min=0)
+        float,
+        typer.Option(
+            callback=require_finite, rich_help_panel="Scores", help="Tolerance of the surface Dice, mm.", min=0
+        ),
     ] = 2.0,
     against: Annotated[
         Path | None,
         typer.Option(help="Masks or store of another run on the same scans, for a case-by-case comparison."),
     ] = None,
     workers: Workers = 1,
+    json: Json = False,
 ) -> None:
     """Evaluate predicted masks: overlap, surface distances, volumes, tumor burden and lesions, with 95 % intervals.
 
@@ -49,7 +74,7 @@ def evaluate(
     with report_errors():
         from dataclasses import replace
 
-        from slicemill.measure.evaluation.summary import format_evaluation, format_left_out
+        from slicemill.measure.evaluation.summary import format_evaluation
         from slicemill.measure.inputs.label_names import check_same_labels
         from slicemill.measure.inputs.pairs import pair_up
         from slicemill.measure.requests import EvaluateRequest
@@ -67,31 +92,46 @@ def evaluate(
         evaluation = request.run()
         for line in format_evaluation(evaluation):
             print_line(line)
-        failures = len(evaluation.failures)
+        failures, compared = len(evaluation.failures), None
         if other_request is not None:
             if not labels:
                 check_same_labels(pair_up(other_request.predictions, references).pairs, evaluation.labels)
             other = replace(other_request, labels=evaluation.labels).run()
             failures += len(other.failures)
-            _print_comparison(evaluation, other, other_request.predictions, out)
-        for line in format_left_out(evaluation):
-            print_line(line)
-        if out is not None:
-            print_line(f"tables and pictures: {out}")
+            compared = _print_comparison(evaluation, other, other_request.predictions, out)
+        _print_end(evaluation, compared, out, json=json)
         if failures:
             raise SystemExit(1)
 
 
-def _print_comparison(evaluation: "Evaluation", other: "Evaluation", against: Path, out: Path | None) -> None:
-    """Print the comparison of two runs, and write it to `out`."""
+def _print_end(
+    evaluation: "Evaluation", compared: "list[ComparedMeasure] | None", out: Path | None, *, json: bool
+) -> None:
+    """Print what was left out and where the tables are, and the document of `--json`."""
+    from slicemill.measure.evaluation.evaluate import evaluation_document
+    from slicemill.measure.evaluation.summary import format_left_out
+
+    for line in format_left_out(evaluation):
+        (print_always if line.startswith("failed: ") else print_line)(line)
+    if out is not None:
+        print_line(f"tables and pictures: {out}")
+    if json:
+        print_json({**evaluation_document(evaluation), **({} if compared is None else {"compared": compared})})
+
+
+def _print_comparison(
+    evaluation: "Evaluation", other: "Evaluation", against: Path, out: Path | None
+) -> "list[ComparedMeasure]":
+    """Print the comparison of two runs, write it to `out`, and return it."""
     from slicemill.measure.evaluation.summary import format_comparison
     from slicemill.measure.evaluation.two_runs import compare_runs, write_run_comparison
 
     for name, reason in other.failures:
-        print_line(f"failed: {against / name}: {reason}")
+        print_always(f"failed: {against / name}: {reason}")
     compared = write_run_comparison(out, evaluation, other) if out else compare_runs(evaluation, other)
     for line in format_comparison(compared):
         print_line(line)
+    return list(compared)
 
 
 def froc(
@@ -109,6 +149,7 @@ def froc(
         Path | None, typer.Option(help="CSV of excluded findings; detections that hit them are ignored.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for froc.json and froc.png.")] = None,
+    json: Json = False,
 ) -> None:
     """Score point detections by LUNA16's rules: FROC curve, and CPM by two definitions, with 95 % intervals.
 
@@ -153,6 +194,8 @@ def froc(
             write_json(out / "froc.json", result.as_json())
             write_bytes(out / "froc.png", draw_panels([partial(draw_froc, response=response)]))
             print_line(f"curve: {out / 'froc.json'}, {out / 'froc.png'}")
+        if json:
+            print_json(result.as_json())
 
 
 def measure(
@@ -163,7 +206,10 @@ def measure(
     ] = None,
     labels: LabelNames = None,
     workers: Workers = 1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Measure finished cases again too.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", rich_help_panel=RERUN, help="Measure finished cases again too.")
+    ] = False,
+    json: Json = False,
 ) -> None:
     """Measure the lesions of existing masks: tables, a page and a picture per case, and one page of all cases.
 
@@ -181,12 +227,14 @@ def measure(
             print_line(f"left out: {file}: name does not look like a mask; to measure it, pass this file")
         for outcome in report.outcomes:
             if outcome.status == "failed":
-                print_line(f"failed: {outcome.name}: {outcome.reason}")
+                print_always(f"failed: {outcome.name}: {outcome.reason}")
         print_line(
             f"{count_noun(len(report.outcomes), 'case')}: {report.count('done')} done, {report.count('skipped')} "
             f"skipped (done before), {report.count('failed')} failed"
         )
         print_line(f"tables: {out / 'cases.csv'}, {out / 'lesions.csv'}; page: {out / 'report.html'}")
+        if json:
+            print_json({"out": str(out), "cases": report.outcomes})
         if report.count("failed"):
             raise SystemExit(1)
 
@@ -199,9 +247,14 @@ def compare(
         Literal["headers", "organ"],
         typer.Option(help="headers: patient coordinates of the headers; organ: centroid and extent of the organ."),
     ] = "headers",
-    baseline_image: Annotated[Path | None, typer.Option(help="Scan of the first mask, for the pictures.")] = None,
-    followup_image: Annotated[Path | None, typer.Option(help="Scan of the second mask.")] = None,
+    baseline_image: Annotated[
+        Path | None, typer.Option(rich_help_panel="Pictures", help="Scan of the first mask, for the pictures.")
+    ] = None,
+    followup_image: Annotated[
+        Path | None, typer.Option(rich_help_panel="Pictures", help="Scan of the second mask.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for compare.html and compare.json.")] = None,
+    json: Json = False,
 ) -> None:
     """Compare two time points of a patient: matched, new and vanished lesions, and the RECIST 1.1 category.
 
@@ -237,3 +290,5 @@ def compare(
         if out is not None:
             write_comparison(out, comparison, points, (first.origin(), second.origin()))
             print_line(f"page: {out / 'compare.html'}; record: {out / 'compare.json'}")
+        if json:
+            print_json(comparison.as_json())

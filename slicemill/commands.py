@@ -1,15 +1,46 @@
-"""The commands `slicemill phantom | demo | doctor`."""
+"""The commands `slicemill info | phantom | demo | doctor`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from slicemill.common.options import require_finite
-from slicemill.common.terminal import print_line, report_errors
+from slicemill.common.extras import require_extras
+from slicemill.common.options import Json, require_finite
+from slicemill.common.terminal import print_always, print_json, print_line, print_lines, report_errors
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 """As in `slicemill.infer.runtime.providers`, whose import would slow down ``--help``."""
+
+
+def info(
+    path: Annotated[
+        str, typer.Argument(help="A NIfTI file, a slice store (folder or s3:// URL), an ONNX model, or a run folder.")
+    ],
+    json: Json = False,
+) -> None:
+    """Show what a file or folder is: a scan, a slice store, a model, or a training run.
+
+    slicemill info ct.nii.gz
+    slicemill info s3://bucket/lits-store
+    slicemill info liver.onnx --json
+    """
+    with report_errors():
+        from slicemill.common.files import parse_location
+        from slicemill.info import describe, summarize
+        from slicemill.store.cli import print_info
+        from slicemill.store.reader import is_store
+
+        location = parse_location(path)
+        if is_store(location):
+            print_info(path, json=json)
+            return
+        summary = summarize(location)
+        if json:
+            print_json(summary)
+            return
+        for line in describe(summary):
+            print_always(line)
 
 
 def phantom(
@@ -37,16 +68,20 @@ def demo(
     data: Annotated[Path | None, typer.Option(help="Your collection, instead of phantoms.")] = None,
     labels: Annotated[str | None, typer.Option(help="Names of the label values, like tumor=1.")] = None,
     cases: Annotated[int, typer.Option(help="Phantoms to make.", min=12)] = 36,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs of the training. By default 18 epochs of phantoms, or 4 minutes of --data.", min=1),
+    ] = None,
     max_minutes: Annotated[
         float | None,
-        typer.Option(
-            callback=require_finite,
-            help="Training time, minutes. By default 18 epochs of phantoms, or 4 minutes of --data.",
-        ),
+        typer.Option(callback=require_finite, help="Time limit of the training, minutes. Phantoms have none."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings of the training, as TOML.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of phantoms, split and training.")] = 0,
     provider: Annotated[Provider, typer.Option(help="Execution provider of the inference.")] = "auto",
+    strict_goals: Annotated[
+        bool, typer.Option("--strict-goals", help="Exit 1 if a goal of the demo on phantoms is missed.")
+    ] = False,
 ) -> None:
     """Run everything: make scans, ingest, train, export, infer on unseen cases, evaluate, and summarize.
 
@@ -54,13 +89,16 @@ def demo(
     slicemill demo --data sarcoma/ --labels tumor=1 --out real --max-minutes 25
     """
     with report_errors():
-        from slicemill.demo import DemoOptions, missed_goals, run_demo
+        require_extras("ingest", "train", "cpu")  # before minutes of work
+        from slicemill.demo import DemoOptions, run_demo
+        from slicemill.demo_summary import describe_goals, missed_goals
 
         options = DemoOptions(
             out=out,
             data=data,
             cases=cases,
             labels=labels,
+            epochs=epochs,
             minutes=max_minutes,
             seed=seed,
             provider=provider,
@@ -69,15 +107,12 @@ def demo(
         summary = run_demo(options)
         if data is not None:
             return
-        missed = missed_goals(summary)
-        for reason in missed:
-            print_line(f"goal missed: {reason}; a slow machine needs more --max-minutes")
-        if missed:
+        print_lines(describe_goals(summary))
+        if strict_goals and missed_goals(summary):
             raise SystemExit(1)
-        print_line("goals met: tumor Dice at least 0.15 above the threshold's, liver Dice at least 0.90")
 
 
-def doctor() -> None:
+def doctor(json: Json = False) -> None:
     """Report hardware, packages, working providers and required repairs; exit 1 if a repair is required."""
     with report_errors():
         from slicemill.doctor import examine
@@ -86,7 +121,9 @@ def doctor() -> None:
         for line in examination.lines:
             print_line(line)
         for repair in examination.repairs:
-            print_line(f"REPAIR     {repair}")
+            print_always(f"REPAIR     {repair}")
+        if json:
+            print_json(examination)
         if examination.repairs:
             raise SystemExit(1)
         print_line("nothing to repair")

@@ -2,12 +2,16 @@
 
 phantom (unless --data is set) -> ingest -> train -> export -> tune -> infer on the test cases -> evaluate.
 Then a one-screen summary with the trivial baseline, and a montage of image | reference | prediction.
+The training of phantoms has a fixed number of steps, so that its result does not depend on the speed of the machine.
 """
 
+import importlib.util
+import re
 import shlex
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,36 +20,37 @@ import numpy as np
 
 from slicemill.baseline import score_baseline
 from slicemill.bench.command import slicemill_command
-from slicemill.bench.records.demo_scores import BandScores, DemoScores, DemoSummary, TumorComparison
-from slicemill.common.documents import from_document, to_document
+from slicemill.bench.records.demo_scores import DemoSummary
+from slicemill.common.countdown import Countdown, Step, show_countdown
+from slicemill.common.documents import to_document
 from slicemill.common.errors import ConfigError, InputError
 from slicemill.common.files import read_json, write_json
 from slicemill.common.machine import machine_info
-from slicemill.common.terminal import format_table, print_line, print_lines
+from slicemill.common.signals import Terminated
+from slicemill.common.terminal import is_terminal, print_line, print_lines
 from slicemill.ct.labels import format_labels
 from slicemill.ct.naming import parse_name
-from slicemill.ct.overlap import mean_without_nan
 from slicemill.ct.pictures import Panel, draw_labels, label_colors, make_montage, render_gray, save_png
 from slicemill.ct.scan import ScanReader
-from slicemill.measure.evaluation.totals import TumorTotals
+from slicemill.demo_summary import compare_on_tumor, print_summary
 from slicemill.store.reader import Case, Store, open_store
 from slicemill.store.split import Split, read_split
 
 PHANTOM_EPOCHS, DATA_MINUTES = 18, 4.0
 """Default length of the training: of phantoms, and of other data."""
-TUMOR_MARGIN, LIVER_DICE = 0.15, 0.90
-"""Goals of the demo on phantoms: mean tumor Dice above the baseline's where there is tumor, and mean liver Dice."""
-FILES = (
-    ("manifest", "store/manifest.csv"),
-    ("collection", "preview.png"),
-    ("training, on one page", "run/report.html"),
-    ("Dice curves", "run/curves.png"),
-    ("image | reference | prediction", "montage.png"),
-    ("masks, reports, overlays", "segmented"),
-    ("error pictures and scores", "scores"),
-    ("this summary", "summary.json"),
-)
-"""Output files of the demo."""
+PHANTOM_SECONDS = {
+    "phantom": 9.0, "ingest": 9.0, "preview": 5.0, "train": 240.0, "export": 12.0, "tune": 6.0, "infer": 6.0,
+    "evaluate": 12.0, "summary": 3.0,
+}  # fmt: skip
+"""Seconds of each step of the demo with its defaults, on two idle cores."""
+LONGEST_STOP = 20.0
+"""Seconds that a command has to write what it needs to continue, once it was interrupted."""
+PASSIVE_THREADS = ("/usr/bin/env", "OMP_WAIT_POLICY=passive")
+"""Start of a command whose OpenMP threads sleep while they wait for each other. Threads that spin take the core that
+the other one needs: beside ten others on two cores, a training step took 8.5 s, now 2.7 (CPU time 2.9 and 1.1).
+The results are the same."""
+NEEDED = ("distributed", "matplotlib", "onnxruntime", "onnxscript", "torch")
+"""Modules that the extras ingest, train, and cpu or gpu install."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +63,12 @@ class DemoOptions:
     """A collection; None makes phantoms."""
     cases: int = 36
     """Number of phantoms."""
+    epochs: int | None = None
+    """Epochs of the training. None trains PHANTOM_EPOCHS epochs of phantoms, or by time."""
     labels: str | None = None
     """Names of the label values, like tumor=1."""
     minutes: float | None = None
-    """Training time, minutes. None trains PHANTOM_EPOCHS epochs of phantoms, or DATA_MINUTES of other data."""
+    """Training time, minutes. None sets no limit on phantoms, nor if `epochs` are set; else it is DATA_MINUTES."""
     seed: int = 0
     """Seed of phantoms, split and training."""
     provider: str = "auto"
@@ -75,6 +82,34 @@ class DemoOptions:
         return self.data or self.out / "collection"
 
 
+class _Commands:
+    """Runs the commands of the demo one after the other, and shows the time left."""
+
+    def __init__(self, countdown: Countdown, epochs: int, *, has_bar: bool) -> None:
+        self._countdown = countdown
+        self._epochs = epochs
+        self._has_bar = has_bar
+
+    def run(self, *words: object, may_fail: bool = False) -> None:
+        """Run a command as the next step; see `run_command`."""
+        self.begin(str(words[1] if words[0] == "store" else words[0]))
+        run_command(*words, may_fail=may_fail, show=self._show)
+
+    def begin(self, name: str) -> None:
+        """Begin the next step."""
+        self._countdown.begin(name)
+        print_lines(f"\n[{self._countdown.place}: {self._countdown.describe_left()} in all]")
+
+    def _show(self, line: str) -> None:
+        print_line(line)
+        share = epoch_share(line, self._epochs)
+        if share is not None:
+            self._countdown.report(share)
+        note = None if self._has_bar else self._countdown.due_note()
+        if note:
+            print_line(f"[{note} in all]")
+
+
 def run_demo(options: DemoOptions) -> DemoSummary:
     """Run every command, write ``summary.json`` and the montage, and print the summary.
 
@@ -82,17 +117,22 @@ def run_demo(options: DemoOptions) -> DemoSummary:
     ------
     InputError
         A command failed; its message was printed before.
+    ConfigError
+        There is no such collection, it has no masks with tumor, or an extra is not installed.
     """
+    require_extras()
+    if options.data is not None and not options.data.is_dir():
+        raise ConfigError(f"{options.data}: there is no such folder.")
     start = time.perf_counter()
-    out, collection = options.out, options.collection
-    store, split = _train_network(options)
-    scans = [collection / store[case_id].info.image.name for case_id in split.test]
-    masks, scores = out / "segmented", out / "scores"
-    run_command("infer", out / "model.onnx", *scans, "--out", masks, "--provider", options.provider)
-    run_command("evaluate", masks, collection, "--out", scores, *_label_option(options))
-    baseline = score_baseline(store, split.train, split.test)
-    evaluation = read_json(scores / "evaluation.json")
-    draw_montage(out / "montage.png", store, split.test, masks)
+    countdown = Countdown(demo_steps(options))
+    with show_countdown(countdown) as has_bar:
+        epochs, _ = training_length(options)
+        commands = _Commands(countdown, epochs, has_bar=has_bar)
+        store, split = _train_network(options, commands)
+        evaluation = _segment_test_cases(options, commands, store, split)
+        commands.begin("summary")
+        baseline = score_baseline(store, split.train, split.test)
+        draw_montage(options.out / "montage.png", store, split.test, options.out / "segmented")
     summary = DemoSummary(
         collection="phantoms" if options.data is None else options.data.name,
         cases={part: len(ids) for part, ids in asdict(split).items()},
@@ -105,53 +145,110 @@ def run_demo(options: DemoOptions) -> DemoSummary:
         where_there_is_tumor=compare_on_tumor(evaluation["by_case"], evaluation["tumor"], baseline),
         machine=machine_info(),
     )
-    write_json(out / "summary.json", to_document(summary))
-    print_summary(summary, out)
+    write_json(options.out / "summary.json", to_document(summary))
+    print_summary(summary, options.out)
     return summary
 
 
-def _train_network(options: DemoOptions) -> tuple[Store, Split]:
+def require_extras() -> None:
+    """Raise a ConfigError unless everything that the demo needs is installed."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"the demo needs {', '.join(missing)}, not installed here. Install them with: "
+            "pip install 'slicemill[ingest,train,cpu]' (gpu in place of cpu with an NVIDIA GPU)."
+        )
+
+
+def demo_steps(options: DemoOptions) -> list[Step]:
+    """Return the steps of the demo with their seconds on two idle cores. Those of other data are rough guesses."""
+    epochs, minutes = training_length(options)
+    scale = options.cases / DemoOptions(out=options.out).cases
+    steps = [Step(name=name, seconds=seconds * scale) for name, seconds in PHANTOM_SECONDS.items()]
+    if options.data is not None:
+        steps = [step for step in steps if step.name != "phantom"]
+    by_epochs = Step(name="train", seconds=PHANTOM_SECONDS["train"] * scale * epochs / PHANTOM_EPOCHS)
+    by_time = Step(name="train", seconds=60 * (minutes or 0.0), limited=True)
+    return [step if step.name != "train" else by_time if minutes else by_epochs for step in steps]
+
+
+def _train_network(options: DemoOptions, commands: _Commands) -> tuple[Store, Split]:
     """Make a tuned model from the scans; return the store and the split of the training."""
     out, collection = options.out, options.collection
     store_path, run, model = out / "store", out / "run", out / "model.onnx"
     if options.data is None:
-        run_command("phantom", collection, "--cases", options.cases, "--seed", options.seed)
-    elif not options.data.is_dir():
-        raise ConfigError(f"{options.data}: there is no such folder.")
-    run_command("ingest", collection, store_path, *_label_option(options), may_fail=True)
-    run_command("store", "preview", store_path, "--out", out / "preview.png")
-    labels = next(case.info.labels for case in open_store(store_path).values() if case.info.labels)
+        commands.run("phantom", collection, "--cases", options.cases, "--seed", options.seed)
+    commands.run("ingest", collection, store_path, *_label_option(options), may_fail=True)
+    commands.run("store", "preview", store_path, "--out", out / "preview.png")
+    labels = next((case.info.labels for case in open_store(store_path).values() if case.info.labels), None)
+    if labels is None:
+        raise ConfigError(
+            f"{collection}: none of its scans has a mask. The demo trains on masks, and compares with them."
+        )
     if labels.tumor is None:
         raise ConfigError(
             f"{collection}: none of its labels ({format_labels(labels.values)}) is tumor; "
             "name one with --labels, like tumor=1."
         )
     config = ["--config", options.config] if options.config else []
-    run_command("train", store_path, run, *config, *training_limits(options), "--seed", options.seed)
-    run_command("export", run, model)
-    run_command("tune", model, store_path, "--split", run / "split.json")
+    commands.run("train", store_path, run, *config, *training_limits(options), "--seed", options.seed)
+    commands.run("export", run, model)
+    commands.run("tune", model, store_path, "--split", run / "split.json")
     store = open_store(store_path)
     return store, read_split(run / "split.json", store.case_ids)
 
 
+def _segment_test_cases(options: DemoOptions, commands: _Commands, store: Store, split: Split) -> Mapping[str, Any]:
+    """Segment and evaluate the cases that the training never saw; return the evaluation."""
+    out, collection = options.out, options.collection
+    scans = [collection / store[case_id].info.image.name for case_id in split.test]
+    masks, scores = out / "segmented", out / "scores"
+    commands.run("infer", out / "model.onnx", *scans, "--out", masks, "--provider", options.provider)
+    commands.run("evaluate", masks, collection, "--out", scores, *_label_option(options))
+    evaluation: Mapping[str, Any] = read_json(scores / "evaluation.json")
+    return evaluation
+
+
+def training_length(options: DemoOptions) -> tuple[int, float | None]:
+    """Return the largest number of epochs, and the time limit in minutes.
+
+    Phantoms are trained for a number of epochs: a slow or busy machine takes longer, and gets the same result.
+    """
+    minutes = options.minutes
+    if minutes is None and options.epochs is None and options.data is not None:
+        minutes = DATA_MINUTES
+    return options.epochs or (PHANTOM_EPOCHS if minutes is None else 1000), minutes
+
+
 def training_limits(options: DemoOptions) -> list[object]:
-    """Return the options that end the training. A count of epochs gives equal results on slow and busy machines."""
-    if options.minutes is None and options.data is None:
-        return ["--epochs", PHANTOM_EPOCHS]
-    return ["--max-minutes", DATA_MINUTES if options.minutes is None else options.minutes, "--epochs", 1000]
+    """Return the options of `slicemill train` that end the training."""
+    epochs, minutes = training_length(options)
+    return ["--epochs", epochs, *([] if minutes is None else ["--max-minutes", minutes])]
+
+
+def epoch_share(line: str, epochs: int) -> float | None:
+    """Return the share of the epochs that are done, from a line of `slicemill train`; None for other lines.
+
+    >>> epoch_share("epoch   9  loss 0.412  Dice (liver, tumor): ...", 18)
+    0.5
+    """
+    match = re.match(r"epoch +(\d+)  loss ", line)
+    return min(1.0, int(match[1]) / epochs) if match else None
 
 
 def _label_option(options: DemoOptions) -> list[str]:
     return ["--labels", options.labels] if options.labels else []
 
 
-def run_command(*words: object, may_fail: bool = False) -> None:
+def run_command(*words: object, may_fail: bool = False, show: Callable[[str], None] = print_line) -> None:
     """Print and run a slicemill command.
 
     Parameters
     ----------
     may_fail : bool
         Whether exit status 1 is accepted.
+    show
+        Called with each line of its output.
 
     Raises
     ------
@@ -159,10 +256,34 @@ def run_command(*words: object, may_fail: bool = False) -> None:
         The command failed.
     """
     arguments = [str(word) for word in words]
-    print_lines(f"\n$ slicemill {shlex.join(arguments)}")
-    done = subprocess.run(slicemill_command(*arguments), check=False)  # noqa: S603 (a slicemill command)
-    if done.returncode and not (may_fail and done.returncode == 1):
-        raise InputError(f"slicemill {arguments[0]} ended with exit status {done.returncode}; its message is above.")
+    print_line(f"$ slicemill {shlex.join(arguments)}")
+    with subprocess.Popen(  # noqa: S603 (a slicemill command)
+        [*PASSIVE_THREADS, *slicemill_command(*arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT
+        if is_terminal(sys.stderr)
+        else None,  # the demo's bar is there; the command needs none
+        text=True,
+        errors="backslashreplace",
+    ) as process:
+        try:
+            for line in process.stdout or ():
+                show(line.removesuffix("\n"))
+        except BaseException as error:
+            _stop(process, has_signal=isinstance(error, KeyboardInterrupt) and not isinstance(error, Terminated))
+            raise
+    if process.returncode and not (may_fail and process.returncode == 1):
+        raise InputError(f"slicemill {arguments[0]} ended with exit status {process.returncode}; its message is above.")
+
+
+def _stop(process: subprocess.Popen[str], *, has_signal: bool) -> None:
+    """End a command, and give it time to save its work. Ctrl-C reaches it from the terminal, SIGTERM does not."""
+    if not has_signal:
+        process.terminate()
+    try:
+        process.communicate(timeout=LONGEST_STOP)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def draw_montage(path: Path, store: Store, cases: Sequence[str], masks: Path) -> None:
@@ -196,75 +317,3 @@ def prediction_key(name: str) -> tuple[str, str]:
     """Return the part of the file name that a scan and its segmentation share."""
     parts = parse_name(name)
     return parts.folder, parts.key
-
-
-def compare_on_tumor(rows: Sequence[Mapping[str, Any]], tumor: str, baseline: BandScores) -> TumorComparison:
-    """Compare network and baseline on the cases whose reference has tumor.
-
-    Parameters
-    ----------
-    rows
-        ``by_case`` of an evaluation.
-    tumor
-        Name of the tumor label.
-    """
-    with_tumor = [row for row in rows if row["has_tumor"]]
-    return TumorComparison(
-        cases=len(with_tumor),
-        network=mean_without_nan([row[f"dice_{tumor}"] or 0.0 for row in with_tumor]),
-        baseline=mean_without_nan([baseline.by_case[row["case_id"]] or 0.0 for row in with_tumor]),
-    )
-
-
-def print_summary(summary: DemoSummary, out: Path) -> None:
-    """Print the one-screen summary."""
-    scores = from_document(DemoScores, summary.scores, "evaluation", is_part=True)
-    cases, band, on_tumor = summary.cases, summary.baseline, summary.where_there_is_tumor
-    low, high = band.band_hu
-    rows: list[tuple[object, ...]] = [
-        (f"{name}, network", row.dice_per_case, row.dice_global, row.precision_global, row.recall_global)
-        for name, row in scores.regions.items()
-    ]
-    rows.append((f"tumor, HU band {low}..{high}", band.dice_per_case, band.dice_global, None, None))
-    print_lines(
-        f"\n{cases['test']} test cases ({cases['train']} for training, "
-        f"{cases['validation']} to choose the checkpoint):\n"
-    )
-    print_lines(format_table(["", "Dice per case", "Dice global", "precision", "recall"], rows))
-    print_lines(
-        f"\nmean tumor Dice of the {on_tumor.cases} cases with tumor: "
-        f"network {on_tumor.network:.3f}, HU band {on_tumor.baseline:.3f}"
-    )
-    print_lines("(the band is the best one for the training cases; it uses the reference organ, if there is one)\n")
-    detections = {"by case": scores.tumor_by_case, "by slice": scores.tumor_by_slice}
-    detection_rows = [(name, *_detection_cells(detection)) for name, detection in detections.items() if detection]
-    header = ["tumor yes/no", "with", "without", "accuracy", "sensitivity", "specificity", "AUC"]
-    print_lines(format_table(header, detection_rows))
-    print_lines(f"\n{summary.minutes} minutes in total. Output:")
-    for what, path in FILES:
-        print_line(f"  {what:32}{out / path}")
-
-
-def _detection_cells(detection: TumorTotals) -> tuple[object, ...]:
-    return (
-        detection.positives,
-        detection.negatives,
-        detection.accuracy,
-        detection.sensitivity,
-        detection.specificity,
-        detection.auc,
-    )
-
-
-def missed_goals(summary: DemoSummary) -> list[str]:
-    """Describe the goals that the demo on phantoms did not reach."""
-    on_tumor = summary.where_there_is_tumor
-    liver = summary.scores["regions"]["liver"]["dice_per_case"]
-    missed = []
-    if on_tumor.network < on_tumor.baseline + TUMOR_MARGIN:
-        missed.append(
-            f"tumor Dice {on_tumor.network:.3f} is not {TUMOR_MARGIN} above the threshold's {on_tumor.baseline:.3f}"
-        )
-    if liver < LIVER_DICE:
-        missed.append(f"liver Dice {liver:.3f} is below {LIVER_DICE}")
-    return missed

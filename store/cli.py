@@ -6,10 +6,13 @@ from typing import Annotated
 
 import typer
 
-from slicemill.common.terminal import bar_characters, format_table, print_line, print_lines, report_errors
+from slicemill.common.app import App
+from slicemill.common.errors import UsageError
+from slicemill.common.options import MACHINE, Json
+from slicemill.common.terminal import bar_characters, format_table, print_always, print_json, print_line, report_errors
 from slicemill.store.layout import SliceFormat
 
-store = typer.Typer(
+store = App(
     name="store",
     help="Inspect a slice store, export cases and slices, draw plots, and rebuild the tables (reindex).",
     no_args_is_help=True,
@@ -19,14 +22,10 @@ StorePath = Annotated[str, typer.Argument(help="Folder of the slice store.")]
 
 
 @store.command()
-def info(path: StorePath) -> None:
+def info(path: StorePath, json: Json = False) -> None:
     """Print a summary of a store: cases, slices, size, labels, spacing, tumor statistics, warnings."""
     with report_errors():
-        from slicemill.store.info import describe
-        from slicemill.store.reader import open_store
-
-        for line in describe(open_store(path), bar_characters(getattr(sys.stdout, "encoding", None))):
-            print_line(line)
+        print_info(path, json=json)
 
 
 @store.command()
@@ -35,18 +34,47 @@ def manifest(
     csv: Annotated[
         bool, typer.Option("--csv", help="Print all columns as CSV. The default is a table of the main columns.")
     ] = False,
+    json: Json = False,
 ) -> None:
     """Print the manifest: one row per case."""
     with report_errors():
         from slicemill.store.tables import MAIN_COLUMNS, read_table
 
         rows = read_table(path, "manifest")
-        if csv:
+        if csv and json:
+            raise UsageError("--csv and --json exclude each other.")
+        if json:
+            print_json(rows)
+        elif csv:
             from slicemill.common.csv_cells import format_csv
 
-            print_lines(format_csv(rows, ["case_id"]).replace("\r\n", "\n").rstrip("\n"))
+            _print_data(format_csv(rows, ["case_id"]).replace("\r\n", "\n").rstrip("\n"))
         else:
-            print_lines(format_table(MAIN_COLUMNS, [[row.get(column) for column in MAIN_COLUMNS] for row in rows]))
+            _print_data(format_table(MAIN_COLUMNS, [[row.get(column) for column in MAIN_COLUMNS] for row in rows]))
+
+
+def print_info(path: str, *, json: bool) -> None:
+    """Print the summary of a store, as `slicemill info` does too.
+
+    Raises
+    ------
+    StoreError
+        There is no store at `path`.
+    """
+    from slicemill.store.info import describe, summarize
+    from slicemill.store.reader import open_store
+
+    opened = open_store(path)
+    if json:
+        print_json(summarize(opened))
+        return
+    for line in describe(opened, bar_characters(getattr(sys.stdout, "encoding", None))):
+        print_always(line)
+
+
+def _print_data(text: str) -> None:
+    for line in text.split("\n"):
+        print_always(line)
 
 
 @store.command()
@@ -83,7 +111,8 @@ def export_slices(
         list[str] | None, typer.Option(help="A case to export; may be repeated. By default all cases.")
     ] = None,
     only_labeled: Annotated[bool, typer.Option("--only-labeled", help="Leave out slices without any label.")] = False,
-    workers: Annotated[int, typer.Option(help="Threads; 0 is one per core.", min=0)] = 0,
+    workers: Annotated[int, typer.Option(help="Threads; 0: all cores.", min=0, rich_help_panel=MACHINE)] = 0,
+    json: Json = False,
 ) -> None:
     """Export slices as picture or array files, and masks as PNG with unscaled label values (.npy with npy).
 
@@ -99,9 +128,11 @@ def export_slices(
         report = to_slices.export_slices(opened, out, form, case_ids, workers)
         for outcome in report.outcomes:
             if outcome.status == "failed":
-                print_line(f"failed: {outcome.case_id}: {outcome.reason}")
+                print_always(f"failed: {outcome.case_id}: {outcome.reason}")
         counts = [f"{report.count(status)} {status}" for status in ("done", "skipped", "failed")]
         print_line(f"{len(case_ids)} cases: {', '.join(counts)}; {report.slices:,} slices in {out / to_slices.TABLE}")
+        if json:
+            print_json({"table": str(out / to_slices.TABLE), "slices": report.slices, "cases": report.outcomes})
         if report.count("failed"):
             raise SystemExit(1)
 
@@ -121,7 +152,10 @@ def reindex(path: StorePath) -> None:
 def verify(
     path: StorePath,
     source: Annotated[str | None, typer.Option(help="The source collection, to compare hashes and voxels.")] = None,
-    workers: Annotated[int, typer.Option(help="Cases read in parallel; 0 is one per core.", min=0)] = 0,
+    workers: Annotated[
+        int, typer.Option(help="Cases read in parallel; 0: all cores.", min=0, rich_help_panel=MACHINE)
+    ] = 0,
+    json: Json = False,
 ) -> None:
     """Check all chunks and checksums, recompute the statistics, and compare with the source.
 
@@ -137,12 +171,21 @@ def verify(
 
         opened = open_store(path)
         threads = workers or len(os.sched_getaffinity(0))
+        collection = None if source is None else parse_location(source)
+        uncompared: list[str] = []
         with progress("verify", len(opened), "cases") as advance:
-            problems = run(opened, None if source is None else parse_location(source), workers=threads, advance=advance)
+            problems = run(opened, collection, workers=threads, advance=advance, uncompared=uncompared)
         for problem in problems:
-            print_line(f"problem: {problem}")
+            print_always(f"problem: {problem}")
+        if uncompared:
+            print_line(
+                f"note: {len(uncompared)} masks are made from a file for each structure, which verify does not "
+                "compare; ingest --rehash does"
+            )
         compared = " and compared with the source" if source else ""
         print_line(f"{len(opened)} cases read completely{compared}: {len(problems)} problems")
+        if json:
+            print_json({"store": path, "cases": len(opened), "problems": list(problems)})
         if problems:
             raise SystemExit(1)
 

@@ -2,6 +2,8 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from slicemill.common.files import folder_bytes
 from slicemill.common.terminal import count_noun, format_number, format_range, histogram_bars
@@ -34,6 +36,51 @@ def describe(store: Store, levels: str) -> list[str]:
         *describe_warnings(rows),
         *(format_line("unreadable", reason) for reason in unreadable),
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSummary:
+    """What `slicemill info STORE --json` prints."""
+
+    kind: Literal["store"] = "store"
+    path: str
+    cases: int
+    patients: int
+    cases_with_mask: int
+    cases_with_tumor: int
+    lesions: int
+    slices: int
+    bytes: int
+    labels: dict[str, int] | None
+    """Names and values of the labels; None if no case has a mask."""
+    organ: str | None
+    tumor: str | None
+    warnings: dict[str, str]
+    """Warnings of ingest, by case."""
+    unreadable: tuple[str, ...]
+    """Why cases cannot be read."""
+
+
+def summarize(store: Store) -> StoreSummary:
+    """Return the counts of a store."""
+    cases, unreadable = store.read_cases()
+    rows = [make_manifest_row(case.info) for case in cases]
+    labels = next((case.info.labels for case in cases if case.info.labels), None)
+    return StoreSummary(
+        path=str(store.root),
+        cases=len(rows),
+        patients=len({row.patient_id for row in rows}),
+        cases_with_mask=sum(row.mask_path is not None for row in rows),
+        cases_with_tumor=sum(bool(row.has_tumor) for row in rows),
+        lesions=sum(row.n_lesions or 0 for row in rows),
+        slices=sum(row.nz for row in rows),
+        bytes=folder_bytes(store.root),
+        labels=dict(labels.values) if labels else None,
+        organ=labels.organ if labels else None,
+        tumor=labels.tumor if labels else None,
+        warnings={row.case_id: row.warnings for row in rows if row.warnings},
+        unreadable=tuple(unreadable),
+    )
 
 
 def format_line(name: str, text: str) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import LabelError
-from slicemill.ct.hu_checks import HuRange
+from slicemill.ct.hu_checks import DistinctValues, HuRange
 from slicemill.ct.labels import Labels, format_labels, make_labels
 from slicemill.ct.lesions import Lesion, LesionTracker
 from slicemill.store.case import SliceStats
@@ -39,6 +39,7 @@ class Counts:
     hu_max: list[int | None] = field(init=False)
     voxels: dict[str, list[int]] = field(init=False)
     padding: int = 0
+    values: DistinctValues = field(default_factory=DistinctValues)
     tracker: LesionTracker = field(default_factory=LesionTracker)
 
     def __post_init__(self) -> None:
@@ -52,6 +53,7 @@ class Counts:
             one = HuRange.of_slice(section)
             self.hu_min[row], self.hu_max[row] = one.low, one.high
             self.padding += one.padding
+            self.values.add(section, one)
 
     def hu_range(self) -> HuRange:
         """Return the HU range of the slices added so far."""

@@ -286,7 +286,11 @@ def read_arrow(url: str | Location, name: str) -> pa.Table:
         # read_table starts threads, with which a process that ends soon is now and then aborted (pyarrow 26)
         return pq.ParquetFile(pa.BufferReader(read_file(path))).read(use_threads=False)
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"cannot be read; `slicemill store reindex {url}` rebuilds it.", where=path) from error
+        raise_system_limit(error)
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+        raise StoreError(
+            f"cannot be read ({cause.rstrip('.')}); `slicemill store reindex {url}` rebuilds it.", where=path
+        ) from error
 
 
 def store_sha256(store: Store) -> str:

@@ -27,13 +27,17 @@ from slicemill.store.statistics import Counts
 from slicemill.store.tables import Checksums, hash_documents, list_tables
 
 
-def verify(store: Store, source: Location | None, *, workers: int, advance: Advance) -> list[str]:
+def verify(
+    store: Store, source: Location | None, *, workers: int, advance: Advance, uncompared: list[str] | None = None
+) -> list[str]:
     """Check a store and return one line per problem.
 
     Parameters
     ----------
     source
         The collection that the store was made from, for a voxel-by-voxel comparison; None to skip it.
+    uncompared
+        Gets the ids of the cases whose mask was made from a file for each structure; their files are not compared.
     """
     try:
         checksums = read_document(Checksums, store.root / CHECKSUMS, error=StoreError)
@@ -44,7 +48,9 @@ def verify(store: Store, source: Location | None, *, workers: int, advance: Adva
     files = None if source is None else {relative_path(path, source): path for path in find_files(source)}
 
     def check(case_id: str) -> list[str]:
-        return [f"{case_id}: {problem}" for problem in check_case(store, case_id, checksums.cases.get(case_id), files)]
+        checksum = checksums.cases.get(case_id)
+        left = [] if uncompared is None else uncompared
+        return [f"{case_id}: {problem}" for problem in check_case(store, case_id, checksum, files, left)]
 
     with ThreadPoolExecutor(workers) as pool:
         for case_problems in pool.map(check, store.case_ids):
@@ -70,7 +76,9 @@ def check_tables(store: Store, checksums: Checksums) -> Iterator[str]:
         yield f"{case_id}: is in the tables but not in the store; ingest its collection again."
 
 
-def check_case(store: Store, case_id: str, checksum: str | None, files: dict[str, Location] | None) -> Iterator[str]:
+def check_case(
+    store: Store, case_id: str, checksum: str | None, files: dict[str, Location] | None, uncompared: list[str]
+) -> Iterator[str]:
     """Yield the problems of one case.
 
     Parameters
@@ -95,6 +103,8 @@ def check_case(store: Store, case_id: str, checksum: str | None, files: dict[str
         yield from check_statistics(case)
         if files is not None:
             yield from check_sources(case, files)
+            if case.info.mask is not None and _is_folder(case.info.mask.name, files):
+                uncompared.append(case_id)
     except Exception as error:  # noqa: BLE001 (any error is a problem of this case)
         raise_system_limit(error)
         yield explain_failure(error, store.root / GROUP / case_id).reason
@@ -125,7 +135,7 @@ def check_sources(case: Case, files: dict[str, Location]) -> Iterator[str]:
         return
     with ScanReader(image, "image") as reader:
         yield from compare_voxels(case.image, reader, reader, case.info.image.sha256)
-    if case.info.mask is not None and case.label is not None:
+    if case.info.mask is not None and case.label is not None and not _is_folder(case.info.mask.name, files):
         mask = yield from _find_source(case.info.mask, files)
         if mask is not None:
             # ingest stores a resampled mask with the image's header; it trusted the image's if the two differ
@@ -135,11 +145,14 @@ def check_sources(case: Case, files: dict[str, Location]) -> Iterator[str]:
                 yield from compare_voxels(case.label, reader, placed, case.info.mask.sha256)
 
 
+def _is_folder(name: str, files: dict[str, Location]) -> bool:
+    """Return whether a source is the folder of a file for each structure."""
+    return name not in files and any(file.startswith(f"{name}/") for file in files)
+
+
 def _find_source(source: SourceFile, files: dict[str, Location]) -> Generator[str, None, Location | None]:
     """Return the file of that name, or yield a problem. Paths from the store are never opened."""
-    if any(name.startswith(f"{source.name}/") for name in files):
-        yield f"{source.name}: is a folder of structures, which verify cannot compare; ingest with --rehash does."
-    elif source.name not in files:
+    if source.name not in files:
         yield f"{source.name}: is not in the collection; check that --source is the collection of this store."
     return files.get(source.name)
 

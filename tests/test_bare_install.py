@@ -38,6 +38,17 @@ def test_infer_segments_a_phantom_without_torch_and_dask(model, collection, tmp_
     assert (tmp_path / "out" / "volume-0.nii").stat().st_size == (collection / "segmentation-0.nii").stat().st_size
     done = run(tools / "slicemill", "doctor", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
+    for words, extra in ((("ingest", collection, "s"), "ingest"), (("train", "s", "r"), "train"),
+                         (("demo", "--out", "d"), "ingest,train")):  # fmt: skip
+        assert_one_line(run(tools / "slicemill", *words, cwd=tmp_path), extra)
+    assert not (tmp_path / "d").exists()
+
+
+def assert_one_line(done, extra):
+    """The command ends with one line that names the extra to install."""
+    assert done.returncode == 1, done.stdout
+    (line,) = done.stderr.splitlines()
+    assert f"pip install 'slicemill[{extra}]'" in line
 
 
 def test_ingest_runs_without_onnxruntime_and_torch(collection, tmp_path):
@@ -49,3 +60,4 @@ def test_ingest_runs_without_onnxruntime_and_torch(collection, tmp_path):
     done = run(tools / "infer", "m.onnx", collection, "--out", "x", cwd=tmp_path)
     assert done.returncode == 1
     assert "m.onnx: cannot be read" in done.stderr
+    assert_one_line(run(tools / "slicemill", "train", tmp_path / "store", "r", cwd=tmp_path), "train")

@@ -1,7 +1,9 @@
 """The distributions: their contents, and that installed commands never run files of the user."""
 
+import email
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -163,6 +165,34 @@ def test_ingest_starts_workers_that_run_no_file_of_the_user(installed, trapped, 
     assert "6 cases: 6 done" in shown
 
 
+@pytest.mark.timeout(1800)
+def test_a_fresh_installation_of_the_wheel_runs_the_demo(wheel, tmp_path):
+    """The way in without make: pip install in a new environment, then `slicemill demo` in any folder."""
+    venv.create(tmp_path / "env", with_pip=True)
+    tools, work = tmp_path / "env" / "bin", tmp_path / "work"
+    work.mkdir()
+    pip = (tools / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    run(*pip, "-c", HERE / "constraints.txt", f"{wheel}[ingest,train,cpu]", cwd=work)
+    shown = run(tools / "slicemill", "demo", "--cases", "12", "--epochs", "1", cwd=work)
+    assert "[9/9 summary: about" in shown
+    assert "Every step ran." in shown or "goals met" in shown
+    assert (work / "demo" / "montage.png").exists()
+
+
+def test_the_metadata_tell_an_index_what_this_is(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(archive.read(name))
+    description = metadata.get_payload()
+    assert description.startswith("# slicemill")
+    prose = re.sub(r"^```.*?^```$|`[^`\n]*`", "", description, flags=re.DOTALL | re.MULTILINE)
+    assert re.findall(r"\]\((?!https?:|mailto:|#)[^)]*\)|<img", prose) == [], "no target in the repository"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert "Zarr" in metadata["Keywords"].split(",")
+    assert "Typing :: Typed" in metadata.get_all("Classifier")
+
+
 def test_the_source_distribution_holds_the_tests_and_can_run_them(distributions, tmp_path):
     with tarfile.open(distributions[1]) as archive:
         members = archive.getmembers()
@@ -174,6 +204,7 @@ def test_the_source_distribution_holds_the_tests_and_can_run_them(distributions,
     tests = {path.relative_to(HERE).as_posix() for path in (HERE / "tests").rglob("*.*") if path.suffix != ".pyc"}
     assert tests - names == set()
     assert {"Makefile", "constraints.txt", ".ci/run", "bench/results/demo.json", "bench/gpu/one.sh"} <= names
+    assert {"CITATION.cff", "Dockerfile", ".dockerignore", "recipe/recipe.yaml", "setup.py", "README.md"} <= names
     shown = run(sys.executable, "-c", "import slicemill; print(slicemill.__file__)", cwd=tmp_path, path=root)
     assert Path(shown.strip()).is_relative_to(root)
     pytest_words = ("-m", "pytest", "tests/common", "-q", "-p", "no:cacheprovider")

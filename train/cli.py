@@ -7,11 +7,23 @@ import typer
 
 from slicemill.common.errors import UsageError
 from slicemill.common.files import parse_location
-from slicemill.common.options import require_finite
-from slicemill.common.terminal import print_line, print_lines, report_errors
+from slicemill.common.options import MACHINE, NETWORK, OUTPUT, RERUN, Json, require_finite
+from slicemill.common.terminal import print_always, print_json, print_line, print_lines, report_errors
 
-NETWORK, SLICES, TRAINING, MACHINE = "Network", "Slices", "Training", "Device and files"
+SLICES, TRAINING = "Slices", "Training"
 """Panels of the options in --help."""
+
+
+def print_config(is_requested: bool) -> None:
+    """Print the default settings of training as TOML with comments, and exit; the callback of `--show-config`."""
+    if is_requested:
+        with report_errors():
+            from slicemill.train.config import Config
+            from slicemill.train.config_text import to_commented_toml
+
+            for line in to_commented_toml(Config()).splitlines():
+                print_always(line)
+        raise typer.Exit
 
 
 def train(
@@ -26,12 +38,17 @@ def train(
     ] = None,
     context: Annotated[
         int | None,
-        typer.Option(help="Slices in the input: 1, 3, 5 or 7; the middle one is labeled.", rich_help_panel=SLICES),
+        typer.Option(
+            show_default="3",
+            help="Slices in the input: 1, 3, 5 or 7; the middle one is labeled.",
+            rich_help_panel=SLICES,
+        ),
     ] = None,
     context_spacing_mm: Annotated[
         float | None,
         typer.Option(
             callback=require_finite,
+            show_default="0",
             help="Distance between these slices in mm; 0 uses adjacent slices.",
             rich_help_panel=SLICES,
         ),
@@ -40,64 +57,83 @@ def train(
         float | None,
         typer.Option(
             callback=require_finite,
+            show_default="0",
             help="In-plane pixel size that slices are resampled to, mm; 0 keeps that of the scan.",
             rich_help_panel=SLICES,
         ),
     ] = None,
     crop: Annotated[
         int | None,
-        typer.Option(help="Side of training crops; 0 trains on full slices.", rich_help_panel=SLICES),
+        typer.Option(show_default="0", help="Side of training crops; 0 trains on full slices.", rich_help_panel=SLICES),
     ] = None,
     size: Annotated[
         int | None,
         typer.Option(
-            help="Side to which slices are padded or cropped; 0 is the largest slice.", rich_help_panel=SLICES
+            show_default="0",
+            help="Side to which slices are padded or cropped; 0 is the largest slice.",
+            rich_help_panel=SLICES,
         ),
     ] = None,
-    width: Annotated[int | None, typer.Option(help="Channels of the first level.", rich_help_panel=NETWORK)] = None,
+    width: Annotated[
+        int | None, typer.Option(show_default="16", help="Channels of the first level.", rich_help_panel=NETWORK)
+    ] = None,
     batch: Annotated[
         str | None,
         typer.Option(
+            show_default="16",
             help="Slices per step, over all processes; auto uses as many as fit into the GPU's memory.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Number of epochs.", rich_help_panel=TRAINING)] = None,
+    epochs: Annotated[int | None, typer.Option(show_default="40", help="Number of epochs.")] = None,
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Steps per epoch; 0 makes an epoch as long as the number of training slices.", rich_help_panel=TRAINING
+            show_default="0",
+            help="Steps per epoch; 0 makes an epoch as long as the number of training slices.",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     max_minutes: Annotated[
         float | None,
         typer.Option(
-            callback=require_finite,
-            help="Time limit of training in minutes; 0 means no limit.",
-            rich_help_panel=TRAINING,
+            callback=require_finite, show_default="0", help="Time limit of training in minutes; 0 means no limit."
         ),
     ] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option(callback=require_finite, help="Highest learning rate.", rich_help_panel=TRAINING),
+        typer.Option(
+            callback=require_finite, show_default="0.002", help="Highest learning rate.", rich_help_panel=TRAINING
+        ),
     ] = None,
     tumor_share: Annotated[
         float | None,
         typer.Option(
-            callback=require_finite, help="Share of the training slices that contain tumor.", rich_help_panel=TRAINING
+            callback=require_finite,
+            show_default="0.5",
+            help="Share of the training slices that contain tumor.",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     augment: Annotated[
         float | None,
-        typer.Option(callback=require_finite, help="Strength of the augmentation, 0 to 1.", rich_help_panel=TRAINING),
+        typer.Option(
+            callback=require_finite,
+            show_default="0.4",
+            help="Strength of the augmentation, 0 to 1.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the split, the sampling and the weights.", rich_help_panel=TRAINING)
+        int | None,
+        typer.Option(
+            show_default="0", help="Seed of the split, the sampling and the weights.", rich_help_panel=TRAINING
+        ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)] = None,
+    device: Annotated[str | None, typer.Option(show_default="auto", help="auto, cpu, cuda or cuda:N.")] = None,
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"] | None,
-        typer.Option(help="Number format of the network.", rich_help_panel=MACHINE),
+        typer.Option(show_default="auto", help="Number format of the network.", rich_help_panel=MACHINE),
     ] = None,
     cache_dir: Annotated[
         Path | None,
@@ -108,7 +144,18 @@ def train(
     cache_gb: Annotated[
         float, typer.Option(callback=require_finite, help="Size of this cache, GB.", min=0, rich_help_panel=MACHINE)
     ] = 20.0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in this folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", rich_help_panel=RERUN, help="Remove an earlier run in this folder.")
+    ] = False,
+    _show_config: Annotated[
+        bool,
+        typer.Option(
+            "--show-config",
+            help="Print all settings with their defaults as TOML for --config, and exit.",
+            callback=print_config,
+            is_eager=True,
+        ),
+    ] = False,
 ) -> None:
     """Train a 2.5-D U-Net on a slice store, split by patient. After a kill, the same command continues.
 
@@ -179,6 +226,7 @@ def split(
         ),
     ] = 0.15,
     seed: Annotated[int, typer.Option(help="The same seed gives the same folds.", min=0)] = 0,
+    json: Json = False,
 ) -> None:
     """Write cross-validation splits by patient. Each patient is in one test part; folds have similar tumor volumes.
 
@@ -188,12 +236,15 @@ def split(
     The files are JSON with the case ids of train, validation and test, readable by other tools.
     """
     with report_errors():
+        from dataclasses import asdict
+
         from slicemill.store.split import write_split
         from slicemill.store.tables import read_table
         from slicemill.train.split import make_folds
 
         if not 0 < validation < 1:
             raise UsageError(f"--validation {validation}: must be above 0 and below 1.")
+        files: list[dict[str, object]] = []
         for fold, parts in enumerate(
             make_folds(read_table(store, "manifest"), folds=folds, validation=validation, seed=seed)
         ):
@@ -202,6 +253,9 @@ def split(
                 f"{out / f'fold-{fold}.json'}: {len(parts.train)} train, {len(parts.validation)} validation, "
                 f"{len(parts.test)} test"
             )
+            files.append({"file": str(out / f"fold-{fold}.json"), **asdict(parts)})
+        if json:
+            print_json(files)
 
 
 def gallery(
@@ -230,33 +284,51 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     model: Annotated[Path, typer.Argument(help="ONNX file to write.")],
     store: Annotated[
-        Path | None, typer.Option(help="Store for the parity check; by default the store of the training run.")
+        Path | None,
+        typer.Option(
+            rich_help_panel="Parity check", help="Store for the parity check; by default the store of the training run."
+        ),
     ] = None,
     min_lesion_ml: Annotated[
         float,
         typer.Option(
             callback=require_finite,
+            rich_help_panel=OUTPUT,
             help="Tumors smaller than this are removed after inference; written to the model's metadata.",
             min=0,
         ),
     ] = 0.0,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Also write NAME.fp16.onnx, for GPUs.")] = False,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", rich_help_panel=OUTPUT, help="Also write NAME.fp16.onnx, for GPUs.")
+    ] = False,
     bytes_in: Annotated[
         bool,
-        typer.Option("--bytes", help="Also write NAME.bytes.fp16.onnx, for TensorRT, which does not support int16."),
+        typer.Option(
+            "--bytes",
+            rich_help_panel=OUTPUT,
+            help="Also write NAME.bytes.fp16.onnx, for TensorRT, which does not support int16.",
+        ),
     ] = False,
     probability: Annotated[
         bool,
-        typer.Option("--probability", help="Add an output with the probability of each class; inference gets slower."),
+        typer.Option(
+            "--probability",
+            rich_help_panel=OUTPUT,
+            help="Add an output with the probability of each class; inference gets slower.",
+        ),
     ] = False,
     size: Annotated[
         str | None,
         typer.Option(
-            help="HEIGHTxWIDTH of the input slices, like 256x256; by default the size of the training slices."
+            rich_help_panel=OUTPUT,
+            help="HEIGHTxWIDTH of the input slices, like 256x256; by default the size of the training slices.",
         ),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; repeat the parity check of existing files.")
+        bool,
+        typer.Option(
+            "--check", rich_help_panel="Parity check", help="Write nothing; repeat the parity check of existing files."
+        ),
     ] = False,
 ) -> None:
     """Write the best network of a run as one ONNX file, from int16 HU to uint8 labels.

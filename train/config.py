@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from slicemill.common.documents import from_document, from_toml
-from slicemill.common.errors import ConfigError, UsageError
+from slicemill.common.errors import ConfigError, InputError, UsageError
+from slicemill.common.files import read_text
 from slicemill.ct.window import Window
 from slicemill.store.model_card import CONTEXTS, MAX_MM, MAX_SIDE
 
@@ -231,9 +232,9 @@ def read_config(path: Path) -> Config:
         The file cannot be read, or a name or a value in it is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as TOML ({error}).") from error
+        text = read_text(path)
+    except InputError as error:
+        raise ConfigError(error.reason, where=path) from error
     values = from_toml(dict[str, Any], text, str(path), error=ConfigError)
     try:
         return Config().replace(**values)

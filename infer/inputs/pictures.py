@@ -6,6 +6,7 @@ right.
 """
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -91,7 +92,9 @@ def open_picture(path: Path, window: Window | None) -> Iterator[OpenPicture]:
         limits = f"{window.low:g}..{window.high:g}"
         raise ScanError(f"HU must fit in {INT16.min}..{INT16.max}; its window is {limits}.", where=path)
     with ExitStack() as stack:
-        with _name_damage(path):
+        with _name_damage(path), warnings.catch_warnings():
+            # Pillow warns from half of the pixels on that it refuses; larger pictures end in DecompressionBombError
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = stack.enter_context(Image.open(stack.enter_context(io.BufferedReader(open_stream(path)))))
         if image.mode not in WHITE and image.mode not in COLOR_MODES:
             raise _not_gray(path, image.mode)

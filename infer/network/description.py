@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from slicemill.common.documents import from_document, from_toml
 from slicemill.common.errors import InputError, ModelError
+from slicemill.common.files import read_text
 from slicemill.ct.labels import Labels, make_labels
 from slicemill.store.model_card import CONTEXTS, MAX_MM, parse_postprocess_rules
 
@@ -75,9 +76,9 @@ def read_description(path: Path) -> tuple[NetworkDescription, Labels]:
     """
     where = f"{path}: does not describe the network (for an example, see the documentation, A model of someone else)"
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{where}: {error}.") from error
+        text = read_text(path)
+    except InputError as error:
+        raise ModelError(error.reason, where=where) from error
     document = from_toml(dict[str, object], text, where, error=ModelError)
     known = NetworkDescription.__dataclass_fields__
     unknown = sorted(set(document) - set(known))

@@ -269,15 +269,18 @@ def read_model_info(session: Any, path: Path, sha256: str) -> ModelInfo:
     ModelError
         It is not a slicemill model of this contract.
     """
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    try:
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        inputs = {entry.name: entry for entry in session.get_inputs()}
+        types = {entry.name: entry.type for entry in [*inputs.values(), *session.get_outputs()]}
+    except UnicodeDecodeError as error:
+        raise ModelError(f"has a text that is not UTF-8 ({error}); export it again.", where=path) from error
     if text is None:
         raise ModelError(
             f"{path}: has no slicemill metadata; make the model with `slicemill export`, or describe the network "
             f"in {path.with_suffix('.toml').name} in the same folder (documentation, A model of someone else)."
         )
     card = decode_metadata(text, str(path))
-    inputs = {entry.name: entry for entry in session.get_inputs()}
-    types = {entry.name: entry.type for entry in [*inputs.values(), *session.get_outputs()]}
     expected = {"image": f"tensor({INPUT_TYPES[card.input]})", "label": "tensor(uint8)"}
     if card.context > 1:
         expected["neighbors"] = "tensor(int32)"

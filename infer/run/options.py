@@ -52,7 +52,7 @@ class InferOptions:
             )
         if not self.devices or len(set(self.devices)) != len(self.devices) or min(self.devices) < 0:
             raise UsageError(
-                f"--devices {','.join(map(str, self.devices))}: expected numbers of GPUs, each once, like 0,1."
+                f"--device {','.join(map(str, self.devices))}: expected numbers of GPUs, each once, like 0,1."
             )
 
     def for_worker(self, index: int) -> "InferOptions":

@@ -294,9 +294,7 @@ def check_devices(model: Model, devices: Sequence[int]) -> None:
     """
     if len(devices) > 1 and model.provider in HOSTS:
         numbers = ",".join(map(str, devices))
-        raise ProviderError(
-            f"--devices {numbers}: {model.provider} runs on one device, the processor ({model.reason})."
-        )
+        raise ProviderError(f"--device {numbers}: {model.provider} runs on one device, the processor ({model.reason}).")
 
 
 def open_models(model: Model, devices: Sequence[int]) -> list[Model]:

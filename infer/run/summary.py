@@ -136,9 +136,9 @@ def is_summary(name: str) -> bool:
     return SUMMARIES.fullmatch(name) is not None
 
 
-def write_summary(out: Path, model: Model, summary: Summary, part: str = "") -> None:
-    """Write the run's summary as JSON, and one row for each scan as CSV; `part` ends the file names."""
-    document = SummaryDocument(
+def make_document(model: Model, summary: Summary) -> SummaryDocument:
+    """Return the content of ``summary.json``."""
+    return SummaryDocument(
         model=model.info.name,
         model_sha256=model.info.sha256,
         provider=summary.provider,
@@ -154,5 +154,10 @@ def write_summary(out: Path, model: Model, summary: Summary, part: str = "") -> 
         outcomes=tuple(outcome.row for outcome in sorted(summary.outcomes, key=lambda outcome: outcome.name)),
         left_out=tuple(LeftOutRow(path=str(path), reason=reason) for path, reason in summary.left_out),
     )
+
+
+def write_summary(out: Path, model: Model, summary: Summary, part: str = "") -> None:
+    """Write the run's summary as JSON, and one row for each scan as CSV; `part` ends the file names."""
+    document = make_document(model, summary)
     write_json(out / f"{SUMMARY}{part}.json", to_document(document))
     write_csv(out / f"{SUMMARY}{part}.csv", [to_document(row) for row in document.outcomes])

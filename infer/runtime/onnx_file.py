@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 WIDTHS = {FIXED64: 8, FIXED32: 4}
-MODEL_GRAPH, MODEL_FUNCTION = 7, 25
+MODEL_GRAPH, MODEL_METADATA, MODEL_FUNCTION = 7, 14, 25
 GRAPH_NODE, GRAPH_OUTPUT, FUNCTION_NODE = 1, 12, 7
 NODE_INPUT, NODE_OUTPUT, NODE_TYPE, NODE_ATTRIBUTE = 1, 2, 4, 5
 ATTRIBUTE_GRAPHS = (6, 11)
 VALUE_NAME = 1
+ENTRY_KEY, ENTRY_VALUE = 1, 2
 CHOICES = ("ArgMax", "Split")
 """How graphs choose a label: the largest of the logits, or comparisons of the maps that they are split into."""
 
@@ -117,6 +118,24 @@ def add_output(model: bytes, name: str) -> bytes:
     if any(name in _texts(output, VALUE_NAME) for graph in graphs for output in _messages(graph, GRAPH_OUTPUT)):
         return model
     return model + write_bytes(MODEL_GRAPH, write_bytes(GRAPH_OUTPUT, write_bytes(VALUE_NAME, name.encode())))
+
+
+def read_metadata(model: bytes, key: str) -> str | None:
+    """Return an entry of a model's metadata, or None.
+
+    Raises
+    ------
+    ValueError
+        The bytes are not protobuf, or the entry is not text.
+
+    >>> entry = write_bytes(ENTRY_KEY, b"author") + write_bytes(ENTRY_VALUE, b"us")
+    >>> read_metadata(write_bytes(MODEL_METADATA, entry), "author")
+    'us'
+    """
+    for entry in _messages(memoryview(model), MODEL_METADATA):
+        if key in _texts(entry, ENTRY_KEY):
+            return "".join(_texts(entry, ENTRY_VALUE))
+    return None
 
 
 def read_node(node: memoryview) -> Node:

@@ -180,7 +180,7 @@ def make_session(
         except ProviderError as error:
             reason = f"CUDA does not run: {error}"
     if device:
-        raise ProviderError(f"--devices {device}: auto would use the CPU, whose only device is 0: {reason}.")
+        raise ProviderError(f"--device {device}: auto would use the CPU, whose only device is 0: {reason}.")
     return _session(model, path, "cpu"), "cpu", reason
 
 
@@ -211,7 +211,7 @@ def provider_options(provider: Provider, device: int, model: bytes) -> dict[str,
     if provider in HOSTS:
         if device:
             raise UsageError(
-                f"--devices {device}: the CPU has only device 0; to choose GPUs, use --provider cuda or tensorrt."
+                f"--device {device}: the CPU has only device 0; to choose GPUs, use --provider cuda or tensorrt."
             )
         return {}
     if provider == "tensorrt":

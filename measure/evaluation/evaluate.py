@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +26,8 @@ from slicemill.measure.evaluation.error_picture import draw_error_picture
 from slicemill.measure.evaluation.region import make_row
 from slicemill.measure.evaluation.score import TOLERANCE_MM, CaseScores, Rules, score_case
 from slicemill.measure.evaluation.totals import Totals, sum_up
-from slicemill.measure.inputs.label_names import find_labels
-from slicemill.measure.inputs.masks import PairMasks, read_background, read_masks
+from slicemill.measure.inputs.label_names import find_labels, split_ignored
+from slicemill.measure.inputs.masks import PairMasks, leave_out, read_background, read_masks
 from slicemill.measure.inputs.pairs import Pair, pair_up
 from slicemill.measure.parallel import map_isolated
 
@@ -86,6 +87,8 @@ def evaluate(
     ------
     LabelError
         The label values have no names, or the predictions' labels contradict each other or the references' store.
+
+    Voxels that a reference calls `slicemill.ct.labels.IGNORE` are left out: they count as background in both masks.
     """
     pairing = pair_up(predictions, references)
     labels = labels or find_labels(pairing.pairs)
@@ -93,7 +96,8 @@ def evaluate(
         raise LabelError(
             f"{predictions}: the label values have no names; pass --labels, like --labels liver=1,tumor=2."
         )
-    rules = Rules(labels=labels, mode=mode, tolerance_mm=tolerance_mm)
+    labels, ignored = split_ignored(labels, pairing.pairs)
+    rules = Rules(labels=labels, mode=mode, tolerance_mm=tolerance_mm, ignored=ignored)
     outcomes = _score_pairs(pairing.pairs, rules, out, workers)
     evaluation = Evaluation(
         rules=rules,
@@ -124,7 +128,7 @@ def _score_pairs(pairs: Sequence[Pair], rules: Rules, out: Path | None, workers:
 def score_pair(pair: Pair, rules: Rules, out: Path | None) -> PairOutcome:
     """Score one pair, and draw its errors if `out` is set. Errors are reported in the outcome."""
     try:
-        masks = read_masks(pair)
+        masks = leave_out(read_masks(pair), rules.ignored)
         scores = score_case(pair, masks, rules)
         if out is not None:
             _draw_errors(pair, masks, rules, out / f"{scores.case_id}_errors.png")
@@ -148,20 +152,22 @@ def _draw_errors(pair: Pair, masks: PairMasks, rules: Rules, path: Path) -> None
     save_png(path, draw_error_picture(image, truth, predicted, f"{pair.reference.case_id}  {name}"))
 
 
+def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the content of evaluation.json."""
+    return {
+        **evaluation.totals.as_json(),
+        **evaluation.labels.as_json(),
+        "by_case": [make_row(case, evaluation.rules.mode) for case in evaluation.cases],
+        "failures": [{"name": name, "reason": reason} for name, reason in evaluation.failures],
+        "references_without_prediction": list(evaluation.missing),
+        "predictions_without_reference": list(evaluation.alone),
+        "warnings": list(evaluation.warnings),
+        "peak_mib": round(evaluation.peak_mib, 1),
+    }
+
+
 def write_evaluation(out: Path, evaluation: Evaluation) -> None:
     """Write evaluation.json and evaluation.csv."""
-    rows = [make_row(case, evaluation.rules.mode) for case in evaluation.cases]
-    write_json(
-        out / "evaluation.json",
-        {
-            **evaluation.totals.as_json(),
-            **evaluation.labels.as_json(),
-            "by_case": rows,
-            "failures": [{"name": name, "reason": reason} for name, reason in evaluation.failures],
-            "references_without_prediction": list(evaluation.missing),
-            "predictions_without_reference": list(evaluation.alone),
-            "warnings": list(evaluation.warnings),
-            "peak_mib": round(evaluation.peak_mib, 1),
-        },
-    )
-    write_csv(out / "evaluation.csv", rows)
+    document = evaluation_document(evaluation)
+    write_json(out / "evaluation.json", document)
+    write_csv(out / "evaluation.csv", document["by_case"])

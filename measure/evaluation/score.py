@@ -43,6 +43,8 @@ class Rules:
     mode: Mode = "corrected"
     tolerance_mm: float = TOLERANCE_MM
     """Tolerance of the surface Dice, mm."""
+    ignored: int | None = None
+    """Value of the references' voxels that are left out; None to score all."""
 
     def __post_init__(self) -> None:
         """Check that the tolerance is a valid length."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from slicemill.common.documents import to_document
 from slicemill.common.terminal import table_rows
+from slicemill.ct.labels import IGNORE
 from slicemill.measure.evaluation.evaluate import Evaluation
 from slicemill.measure.evaluation.region import make_row
 from slicemill.measure.evaluation.totals import HIT, LesionTotals, Totals, overlap_name
@@ -37,7 +38,9 @@ def format_comparison(compared: Sequence[ComparedMeasure]) -> list[str]:
 def format_left_out(evaluation: Evaluation) -> list[str]:
     """Return the lines for warnings, failed cases, unmatched masks and memory."""
     cases, failed = len(evaluation.cases), len(evaluation.failures)
+    ignored = evaluation.rules.ignored
     return [
+        *([] if ignored is None else [f"voxels of the reference's label {IGNORE} ({ignored}) are left out"]),
         *(f"warning: {warning}" for warning in evaluation.warnings),
         *(f"failed: {name}: {reason}" for name, reason in evaluation.failures),
         *(f"left out: {name}: no reference matches this name" for name in evaluation.alone),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from slicemill.common.errors import LabelError
-from slicemill.ct.labels import Labels, format_labels
+from slicemill.ct.labels import IGNORE, Labels, format_labels
 from slicemill.measure.inputs.infer_output import read_report
 from slicemill.measure.inputs.pairs import Pair, StoredMask
 
@@ -35,6 +35,28 @@ def find_labels(pairs: Sequence[Pair]) -> Labels | None:
                 "or pass --labels that are correct for both."
             )
     return known[0]
+
+
+def split_ignored(labels: Labels, pairs: Sequence[Pair]) -> tuple[Labels, int | None]:
+    """Return the labels that are scored, and the value of the references' voxels that are left out (`IGNORE`).
+
+    The value is that of the labels, or else that of the references' store; None if neither has it.
+
+    Raises
+    ------
+    LabelError
+        No other label is left, or the value has another name in the references' store.
+    """
+    if IGNORE in labels.values:
+        return labels.without(IGNORE), labels.values[IGNORE]
+    stored = {found.values[IGNORE] for pair in pairs if (found := _reference_labels(pair)) and IGNORE in found.values}
+    value = stored.pop() if stored else None
+    if value in labels.values.values():
+        raise LabelError(
+            f"the references' store calls the value {value} {IGNORE}, but the scored labels are "
+            f"{format_labels(labels.values)}; pass --labels that are correct for both."
+        )
+    return labels, value
 
 
 def check_same_labels(pairs: Sequence[Pair], labels: Labels) -> None:

@@ -1,7 +1,7 @@
 """Reads predictions, references and scans onto one grid."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +82,14 @@ def _read_reference(pair: Pair, grid: Grid) -> _ReferenceMask:
 def _read_stored_mask(stored: StoredMask) -> tuple[Label, Grid]:
     """Read the mask of a stored case, uint8[z, y, x], and the grid of its scan."""
     return stored.label[:], read_grid(stored.case)
+
+
+def leave_out(masks: PairMasks, ignored: int | None) -> PairMasks:
+    """Return the masks with background in both where the reference has the ignored value."""
+    if ignored is None:
+        return masks
+    scored = masks.truth != ignored
+    return replace(masks, truth=masks.truth * scored, predicted=masks.predicted * scored)
 
 
 def check_values(label: Label, labels: Labels, where: str) -> None:

@@ -51,7 +51,7 @@ def from_document(
         record = msgspec.convert(document, kind)
     except msgspec.ValidationError as problem:
         raise error(f"{str(problem).rstrip('.')}.", where=where) from problem
-    if not is_part and (unknown := _find_unknown(document, _plain_values(record), "")):
+    if not is_part and (unknown := _find_unknown(document, to_plain(record), "")):
         rule = "correct or remove it, or use the version that wrote it"
         raise error(f"the key `{unknown}` is unknown; {rule}.", where=where)
     return record
@@ -95,7 +95,7 @@ def to_document(record: object) -> dict[str, Any]:
     >>> to_document(Point(1, (2.0, None)))
     {'x': 1, 'y': (2.0, None)}
     """
-    return dict(_plain_values(record))
+    return dict(to_plain(record))
 
 
 def from_toml(kind: type[T], text: str, where: str, *, error: type[InputError] = InputError) -> T:
@@ -115,7 +115,8 @@ def from_toml(kind: type[T], text: str, where: str, *, error: type[InputError] =
     return from_document(kind, document, where, error=error)
 
 
-def _plain_values(record: object) -> Any:
+def to_plain(record: object) -> Any:
+    """Convert a record, or a list or mapping with records, to plain JSON values."""
     # msgspec sets no attribute for a default that the document left out, and would then leave the field out again
     fields = dataclasses.asdict(record) if dataclasses.is_dataclass(record) and not isinstance(record, type) else record
     return msgspec.to_builtins(fields, enc_hook=_plain)

@@ -10,7 +10,8 @@ EXHAUSTED = (errno.EMFILE, errno.ENFILE)
 """Errors of a process or a system that ran out of file descriptors; they say nothing about the file."""
 NO_MEMORY = re.compile(
     r"bad_alloc|bad allocation|out of memory|can't allocate memory|cannot allocate memory|unable to allocate"
-    r"|failed to allocate|not enough memory|can't start new thread|failed to map segment",
+    r"|failed to allocate|not enough memory|can't start new thread|failed to launch worker thread"
+    r"|failed to map segment",
     re.IGNORECASE,
 )
 """Messages of onnxruntime, torch, OpenVINO, numpy, the C++ library, the loader and threads without memory."""

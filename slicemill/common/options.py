@@ -1,11 +1,17 @@
-"""Parsers of command-line options: the shard of a job array, and finite numbers."""
+"""Options that several commands share, and parsers of their values."""
 
 import math
+import os
 import re
+from typing import Annotated
 
 import typer
 
 from slicemill.common.errors import UsageError
+
+INPUT, LABELS, NETWORK, CHECKS = "Input", "Labels", "Network", "Checks"
+OUTPUT, MACHINE, RERUN, MESSAGES = "Output", "Machine", "Running again", "Messages"
+"""Panels of the options in --help; common options have none, and come first."""
 
 
 def parse_shard(text: str | None) -> tuple[int, int] | None:
@@ -38,3 +44,22 @@ def require_finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value
+
+
+def count_workers(number: int) -> int:
+    """Return the number of worker processes or threads; 0 is one per core. The callback of `--workers`.
+
+    >>> count_workers(3), count_workers(0) >= 1
+    (3, True)
+    """
+    return number or len(os.sched_getaffinity(0))
+
+
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print the result as one JSON document; other lines go to standard error.",
+        rich_help_panel=MESSAGES,
+    ),
+]

@@ -1,6 +1,6 @@
 """Output of commands: lines, tables, numbers, and the exit status after an error.
 
-Names and labels come from files. Whatever could control a terminal is escaped here, and only here.
+Names and labels come from files. Whatever could control a terminal is escaped by `escape`.
 """
 
 import contextlib
@@ -9,22 +9,62 @@ import math
 import os
 import resource
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from slicemill.common.errors import InputError, UsageError
+from slicemill.common.extras import describe_missing
 from slicemill.common.failures import find_memory_detail, is_exhausted
+from slicemill.common.output import current_output, escape, log_traceback
 from slicemill.common.signals import Terminated, raise_on_stop_signals
 
 BLOCKS, PLAIN_BLOCKS = "▁▂▃▄▅▆▇█", ".:-=+*#@"
 
 
 def print_line(text: str = "") -> None:
-    """Print one line of result to standard output; line ends and other control characters are escaped."""
-    _write_line(sys.stdout, text)
+    """Print one line of result to standard output; line ends and other control characters are escaped.
+
+    With `--quiet` it is only logged; with `--json` it goes to standard error.
+    """
+    output = current_output()
+    output.write_log("info", text)
+    if not output.quiet:
+        _write_line(sys.stderr if output.json else sys.stdout, text)
+
+
+def print_always(text: str = "") -> None:
+    """Print a line that `--quiet` does not hide: a failure, or what the command was called to print."""
+    output = current_output()
+    output.write_log("result", text)
+    _write_line(sys.stderr if output.json else sys.stdout, text)
+
+
+def print_json(document: Any) -> None:
+    """Print plain values or records as JSON to standard output; numbers that are not finite become null."""
+    import json
+
+    from slicemill.common.documents import to_plain
+
+    text = json.dumps(finite_or_null(to_plain(document)), indent=2, ensure_ascii=False)
+    for line in text.split("\n"):
+        _write_line(sys.stdout, line)
+
+
+def finite_or_null(value: Any) -> Any:
+    """Return plain values with null for nan and infinities, which JSON does not have.
+
+    >>> finite_or_null({"dice": [0.5, float("nan")]})
+    {'dice': [0.5, None]}
+    """
+    if isinstance(value, dict):
+        return {str(key): finite_or_null(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_null(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_lines(text: str) -> None:
@@ -35,18 +75,8 @@ def print_lines(text: str) -> None:
 
 def print_message(text: str) -> None:
     """Print one line about the command itself to standard error."""
+    current_output().write_log("error", text)
     _write_line(sys.stderr, f"slicemill: {text}")
-
-
-def escape(text: str) -> str:
-    r"""Return a text with its control characters, line ends, directional marks and lone surrogates escaped.
-
-    >>> print(escape("red\x1b[31m, new\nline, \u202egnp"))
-    red\x1b[31m, new\nline, \u202egnp
-    """
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def _write_line(stream: TextIO | None, text: str) -> None:
@@ -59,10 +89,10 @@ def _write_line(stream: TextIO | None, text: str) -> None:
         stream.write(line.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
     except BrokenPipeError:
-        _discard_output(stream)
+        discard_output(stream)
 
 
-def _discard_output(stream: TextIO) -> None:
+def discard_output(stream: TextIO) -> None:
     """Redirect a stream to nowhere, also for the flush at the end of Python."""
     with contextlib.suppress(OSError, ValueError):
         descriptor = os.open(os.devnull, os.O_WRONLY)
@@ -206,13 +236,14 @@ def bar_characters(encoding: str | None) -> str:
 def report_errors() -> Iterator[None]:
     """Print an error that the user can correct as one line, and end the process.
 
-    Exit status 2 for a UsageError, 1 for any other InputError, an OSError or a lack of memory, 130 after Ctrl-C, 143
-    after SIGTERM.
+    Exit status 2 for a UsageError, 1 for any other InputError, an OSError, a missing extra or a lack of memory, 130
+    after Ctrl-C, 143 after SIGTERM.
     """
     with raise_on_stop_signals():
         try:
             yield
         except InputError as error:
+            _show_traceback()
             print_message(str(error))
             raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
         except KeyboardInterrupt as error:
@@ -223,22 +254,32 @@ def report_errors() -> Iterator[None]:
             )
             raise SystemExit(143 if terminated else 130) from None
         except Exception as error:
-            reason = _describe_system_error(error)
+            reason = describe_missing(error) or _describe_system_error(error)
             if reason is None:
                 raise
-            print_message(f"{reason} and run the same command again.")
+            _show_traceback()
+            print_message(reason)
             raise SystemExit(1) from None
+
+
+def _show_traceback() -> None:
+    """Log the traceback of the error that ends a command, and print it with `--verbose`."""
+    log_traceback()
+    if current_output().verbose:
+        for line in traceback.format_exc().splitlines():
+            _write_line(sys.stderr, line)
 
 
 def _describe_system_error(error: Exception) -> str | None:
     """Return what the system refused and the way out, or None for an exception that is a bug."""
     detail = find_memory_detail(error)
     if detail is not None:
-        return f"not enough memory{detail}. Close other programs, use fewer workers, or allow more memory (ulimit -v),"
+        remedy = "Close other programs, use fewer workers, or allow more memory (ulimit -v),"
+        return f"not enough memory{detail}. {remedy} and run the same command again."
     if not isinstance(error, OSError) or (error.filename is None and error.errno is None):
         return None
     where = f"{error.filename}: " if error.filename else ""
     remedy = "Free disk space," if error.errno == errno.ENOSPC else "Correct that, or the path,"
     if is_exhausted(error):
         remedy = "Allow more open files (ulimit -n), or use fewer workers,"
-    return f"{where}{error.strerror or error}. {remedy}"
+    return f"{where}{error.strerror or error}. {remedy} and run the same command again."

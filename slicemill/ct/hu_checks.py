@@ -10,12 +10,19 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from slicemill.common.errors import ScanError
+from slicemill.common.files import Location
 from slicemill.ct.window import AIR_HU
 
 UNSIGNED_WATER_HU = 900
 """A CT stored without its intercept of -1024 has soft tissue near 1024, and no negative value."""
 LEAST_RANGE_HU = 100
 """A CT has at least air and soft tissue."""
+MOST_LABEL_VALUES = 32
+"""A volume with this many values from 0 to 255 at most is a segmentation. Public ones have up to 28 (VerSe); the voxels
+of a scan with noise have more."""
+SHOWN_VALUES = 5
+"""Number of values that a message lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +73,42 @@ class HuRange:
         if not self.padding:
             return []
         return [f"{self.padding:,} voxels below {AIR_HU} HU are taken as padding and left out of HU statistics"]
+
+
+class DistinctValues:
+    """The values of a volume, as long as they could be those of a segmentation."""
+
+    def __init__(self) -> None:
+        self._seen: npt.NDArray[np.bool_] | None = np.zeros(256, dtype=bool)
+
+    def add(self, section: npt.NDArray[np.int16], found: HuRange) -> None:
+        """Add int16[y, x], whose range was found."""
+        if self._seen is None:
+            return
+        if found.padding or found.low is None or found.high is None or found.low < 0 or found.high > 255:
+            self._seen = None
+            return
+        self._seen[section] = True
+        if np.count_nonzero(self._seen) > MOST_LABEL_VALUES:
+            self._seen = None
+
+    def check_is_scan(self, path: Location) -> None:
+        """Check that the values are not those of a segmentation: 0 and a few other small values.
+
+        Raises
+        ------
+        ScanError
+            The file looks like a segmentation.
+        """
+        values = [] if self._seen is None else np.flatnonzero(self._seen).tolist()
+        if len(values) < 2 or values[0] != 0:
+            return
+        shown = ", ".join(map(str, values[:SHOWN_VALUES])) + (", ..." if len(values) > SHOWN_VALUES else "")
+        raise ScanError(
+            f"looks like a segmentation, not a CT: its voxels have only the values {shown}. If it is the mask of a "
+            "scan, name the masks with --masks or --pairs; if it is a scan, save its HU.",
+            where=path,
+        )
 
 
 def hu_range(volume: npt.NDArray[np.int16]) -> HuRange:

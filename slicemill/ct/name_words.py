@@ -28,7 +28,9 @@ STRUCTURE_WORDS = _listed(
     "left right"
 )
 """Words that name a part of the body. A file ``p1_tumor`` beside ``p1`` is a mask of it."""
-SUBSET = r"(?:tr|ts|va|val|train|training|test|testing)?"
+SUBSET = "(?:tr|ts|va|val|train|training|test|testing)"
+COUNT = "[0-9]{0,5}"
+"""A number after the subset: a second set of labels (``labelsTr2``), or the number of scans (``imagesTr2200``)."""
 BIDS = re.compile(r"(sub-[A-Za-z0-9]+(?:_[A-Za-z0-9]+-[A-Za-z0-9]+)*)_([A-Za-z][A-Za-z0-9]*)")
 """A BIDS name: entities ``key-value``, of which the first is ``sub``, and a suffix."""
 BIDS_MASK_ENTITIES = frozenset(["seg", "label"])
@@ -37,13 +39,13 @@ BIDS_OTHER_ENTITIES = frozenset(["seg", "label", "desc", "space", "res", "den", 
 BIDS_MASK_SUFFIXES = MASK_WORDS | {"probseg"}
 _KNOWN = {
     role: "|".join(sorted(known, key=len, reverse=True))
-    for role, known in (("image", IMAGE_WORDS), ("mask", MASK_WORDS | {"ground_?truths?"}))
+    for role, known in (("image", IMAGE_WORDS), ("mask", MASK_WORDS | {"ground(?:_?truths?)?"}))
 }
 _ROLE_FOLDER: tuple[tuple[Role, re.Pattern[str]], ...] = (
-    ("image", re.compile(f"(?:{_KNOWN['image']})_?{SUBSET}_?[0-9]?")),
-    ("mask", re.compile(f"(?:{_KNOWN['mask']})_?{SUBSET}_?[0-9]?")),
+    ("image", re.compile(f"(?:{_KNOWN['image']})_?(?:{SUBSET}_?{COUNT}|[0-9]?)")),
+    ("mask", re.compile(f"(?:{_KNOWN['mask']})_?(?:{SUBSET}_?{COUNT}|[0-9]?)")),
 )
-_SPLIT_FOLDER = re.compile(r"(?:images?|imgs?)_?(?:tr|ts|va|val|train|training|test|testing)_?[0-9]?")
+_SPLIT_FOLDER = re.compile(f"(?:images?|imgs?)_?{SUBSET}_?{COUNT}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def key_words(text: str) -> list[str]:
 def folder_role(name: str) -> Role | None:
     """Return the role that a folder name gives to its files, or None.
 
-    >>> folder_role("imagesTr"), folder_role("labelsTr2"), folder_role("ground_truth"), folder_role("liver_masks")
+    >>> folder_role("imagesTr2200"), folder_role("labelsTr2"), folder_role("Ground"), folder_role("liver_masks")
     ('image', 'mask', 'mask', None)
     """
     return next((role for role, pattern in _ROLE_FOLDER if pattern.fullmatch(name.lower())), None)

@@ -189,14 +189,14 @@ class TestDevices:
         assert ran.value["options"]["device_id"] == "2"
 
     def test_two_gpus_share_a_run(self, card, infer):
-        ran = infer(card.changed(devices=2, wait_ms=5), "--devices", "0,1")
+        ran = infer(card.changed(devices=2, wait_ms=5), "--device", "0,1")
         assert ran.code == 0, ran.output
         assert infer.statuses() == {"done": SCANS}
         assert {call["device"] for call in ran.named("cudnnBackendExecute")} == {"0", "1"}
         assert [call for call in ran.calls if call.details.get("elsewhere", "0") != "0"] == []
 
     def test_a_gpu_that_does_not_exist_is_named(self, card, infer):
-        assert_clear(infer(card.changed(devices=2), "--devices", "7"), "--provider cuda", "Invalid device ID: 7")
+        assert_clear(infer(card.changed(devices=2), "--device", "7"), "--provider cuda", "Invalid device ID: 7")
 
 
 class TestMissingLibraries:

@@ -54,5 +54,5 @@ def test_a_logarithmic_axis_has_plain_numbers(low, high, among):
 
 def test_without_matplotlib_the_extra_to_install_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match="install slicemill with the extra `ingest` or `train`"):
+    with pytest.raises(ConfigError, match=r"pip install 'slicemill\[ingest\]'"):
         draw_panels([draw_line])

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from slicemill.common.errors import InputError, UsageError
-from slicemill.common.terminal import escape, format_table, print_line, print_lines, report_errors
+from slicemill.common.output import escape
+from slicemill.common.terminal import format_table, print_line, print_lines, report_errors
 
 HERE = Path(__file__).parents[2]
 

@@ -1,9 +1,12 @@
 """Warnings about HU that are no CT's."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
-from slicemill.ct.hu_checks import HuRange, hu_range, rounding_warnings
+from slicemill.common.errors import ScanError
+from slicemill.ct.hu_checks import DistinctValues, HuRange, hu_range, rounding_warnings
 
 
 @pytest.mark.parametrize(
@@ -40,3 +43,26 @@ def test_a_scan_of_padding_alone_is_named():
 def test_rounding_is_a_warning_only_where_it_changed_something():
     assert rounding_warnings(0.0) == []
     assert rounding_warnings(0.25) == ["HU were rounded to integers, by at most 0.25"]
+
+
+@pytest.mark.parametrize(
+    ("values", "is_scan"),
+    [
+        ([0, 1], False),
+        ([0, 255], False),
+        (range(29), False),
+        (range(118), True),
+        ([0], True),
+        ([5, 20], True),
+        ([-1000, 0, 1], True),
+        ([-3024, 0, 1], True),
+        ([0, 1, 300], True),
+    ],
+)
+def test_a_volume_of_0_and_a_few_small_values_is_a_segmentation(values, is_scan):
+    volume = np.resize(np.array(list(values), np.int16), (4, 6, 8))
+    found = DistinctValues()
+    for section in volume:
+        found.add(section, HuRange.of_slice(section))
+    with contextlib.nullcontext() if is_scan else pytest.raises(ScanError, match="looks like a segmentation"):
+        found.check_is_scan("x.nii")

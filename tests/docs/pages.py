@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parents[2]
-PAGES = (HERE / "README.md", *sorted((HERE / "docs").rglob("*.md")))
+HISTORY = HERE / "docs" / "changelog-details.md"
+"""It names options and tells of versions as they were; it is part of the site and held to nothing else."""
+PAGES = (HERE / "README.md", *sorted(page for page in (HERE / "docs").rglob("*.md") if page != HISTORY))
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 GENERATED = re.compile(r"<!-- (?!end|run|generated)[\w:, -]+ -->\n.*?<!-- end -->", re.DOTALL)
 NOT_TESTED = "Not tested"

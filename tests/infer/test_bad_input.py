@@ -223,3 +223,12 @@ def test_a_picture_too_wide_for_a_mask_or_no_file_fails_alone(model, tmp_path):
         "wide.png.nii.gz": "failed",
         "good.png.nii.gz": "done",
     }
+
+
+def test_a_large_picture_is_read_without_a_warning_of_pillow(tmp_path, monkeypatch):
+    Image.new("L", (5, 3)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # it warns from here on, and refuses twice as many
+    assert read_picture(tmp_path / "large.png", Window(-200, 300)).shape == (1, 3, 5)
+    Image.new("L", (5, 5)).save(tmp_path / "bomb.png")
+    with pytest.raises(ScanError, match="bomb.png: cannot be read as a picture"):
+        read_picture(tmp_path / "bomb.png", Window(-200, 300))

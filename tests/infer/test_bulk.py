@@ -169,15 +169,15 @@ def test_invalid_device_numbers_are_refused(model):
     for devices in ((), (0, 0), (-1,)):
         with pytest.raises(ConfigError, match="expected numbers of GPUs, each once, like 0,1"):
             InferOptions(devices=devices)
-    with pytest.raises(UsageError, match="--devices 1: the CPU has only device 0"):
+    with pytest.raises(UsageError, match="--device 1: the CPU has only device 0"):
         open_model(model, "cpu", 1)
 
 
 def test_auto_does_not_replace_missing_gpus_by_the_cpu_when_devices_are_named(model, scans, tmp_path, monkeypatch):
     monkeypatch.setattr(providers, "explain_missing_cuda", lambda: "no NVIDIA driver found")
-    with pytest.raises(ProviderError, match="--devices 1: auto would use the CPU, .* no NVIDIA driver found"):
+    with pytest.raises(ProviderError, match="--device 1: auto would use the CPU, .* no NVIDIA driver found"):
         open_model(model, "auto", 1)
     opened = open_model(model, "auto")
-    with pytest.raises(ProviderError, match=r"--devices 0,1: cpu runs on one device, .*no NVIDIA driver found"):
+    with pytest.raises(ProviderError, match=r"--device 0,1: cpu runs on one device, .*no NVIDIA driver found"):
         run(opened, [scans], tmp_path / "out", devices=(0, 1))
     assert not list(tmp_path.rglob("summary.json"))

@@ -1,5 +1,6 @@
 """Foreign networks: torch.onnx and a TOML, and the labels are those of torch's own argmax."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -291,3 +292,14 @@ def test_the_example_of_the_documentation_is_one(tmp_path):
     assert (described.window_hu, described.mean, described.std) == ((-200, 300), -200, 500)
     assert described.context == 3
     assert labels == LITS_LABELS
+
+
+@pytest.mark.timeout(20)
+def test_a_description_is_a_regular_file_of_a_limited_size(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(ModelError, match=r"pipe\.toml: .*is not a regular file"):
+        read_description(tmp_path / "pipe.toml")
+    monkeypatch.setattr("slicemill.common.files.MAX_DOCUMENT_BYTES", 10)
+    (tmp_path / "x.toml").write_text("labels = {tumor = 1}")
+    with pytest.raises(ModelError, match=r"x\.toml: .*has 20 bytes"):
+        read_description(tmp_path / "x.toml")

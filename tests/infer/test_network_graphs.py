@@ -147,3 +147,13 @@ def test_a_loop_is_refused_before_it_runs(place, tmp_path):
     assert onnx.load(path).graph.node
     with pytest.raises(ModelError, match="m.onnx: has a Loop, which may never end"):
         open_model(path, "cpu")
+
+
+@pytest.mark.parametrize("text", [b'"precision"', b"label"])
+def test_a_text_of_a_model_that_is_not_utf_8_is_damage_in_one_line(text, tmp_path):
+    write_model(tmp_path / "m.onnx", {"tumor": 1})
+    content = (tmp_path / "m.onnx").read_bytes()
+    assert text in content
+    (tmp_path / "m.onnx").write_bytes(content.replace(text, b"\xd2" * len(text)))
+    with pytest.raises(ModelError, match=r"m\.onnx: .*(UTF-8|utf-8|ONNX model)"):
+        open_model(tmp_path / "m.onnx", "cpu")

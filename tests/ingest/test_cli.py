@@ -39,7 +39,7 @@ def test_masks_that_do_not_pair_end_the_command_unless_scans_are_wanted_alone(tm
 def test_a_table_of_labels_and_a_pattern_of_masks_are_options(tmp_path):
     touch(tmp_path, "imagesTr/a.nii", "labelsTr/a.nii", "labelsTr2/a.nii")
     (tmp_path / "labels.csv").write_text("name,value\nliver,1\ntumor,2\n")
-    done = invoke("ingest", tmp_path, "--masks", "labelsTr2/*", "--labels", tmp_path / "labels.csv", "--dry-run")
+    done = invoke("ingest", tmp_path, "--mask", "labelsTr2/*", "--labels", tmp_path / "labels.csv", "--dry-run")
     assert "labelsTr2/a.nii" in done.stdout
     assert "labels: liver=1, tumor=2" in done.stdout
 
@@ -52,9 +52,9 @@ def test_a_table_of_labels_and_a_pattern_of_masks_are_options(tmp_path):
         (2, ["ingest", "COLLECTION", "store", "--shard", "3/3"], "expected I/N"),
         (2, ["ingest", "COLLECTION", "store", "--labels", "liver"], "expected NAME=VALUE"),
         (2, ["ingest", "COLLECTION"], "pass the folder of the store"),
-        (2, ["ingest", "COLLECTION", "--no-masks", "--masks", "*"], "--masks excludes --no-masks"),
-        (2, ["ingest", "--pairs", "x.csv", "--masks", "*", "store"], "--masks excludes --no-masks and --pairs"),
-        (2, ["ingest", "store", "--pairs", "cases.csv", "--images", "*.nii"], "exactly one of a folder, --pairs and"),
+        (2, ["ingest", "COLLECTION", "--no-masks", "--mask", "*"], "--mask excludes --no-masks"),
+        (2, ["ingest", "--pairs", "x.csv", "--mask", "*", "store"], "--mask excludes --no-masks and --pairs"),
+        (2, ["ingest", "store", "--pairs", "cases.csv", "--image", "*.nii"], "exactly one of a folder, --pairs and"),
         (2, ["ingest", "COLLECTION", "store", "--pairs", "cases.csv"], "exactly one of a folder, --pairs and"),
         (1, ["store", "info", "nowhere"], "is not a slice store"),
         (1, ["ingest", "COLLECTION", "http://host/store"], "expected a local path or one of s3://BUCKET"),

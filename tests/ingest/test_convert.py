@@ -140,7 +140,7 @@ def test_several_values_without_names_are_an_error_that_shows_them(tmp_path, ct,
     ("image", "warning"),
     [
         (np.full((2, 4, 4), 1024, np.int16), "may lack the intercept"),
-        (np.arange(32, dtype=np.int16).reshape(2, 4, 4), "does not look like a CT"),
+        (np.arange(64, dtype=np.int16).reshape(2, 4, 8), "does not look like a CT"),
         (np.linspace(-10, 900, 32).reshape(2, 4, 4), "HU were rounded to integers, by at most 0.4"),
     ],
 )
@@ -189,3 +189,9 @@ def test_a_damaged_scan_leaves_nothing_in_the_store(tmp_path, rng):
         convert_case(case, LITS, store)
     assert open_store(store).case_ids == []
     assert list((store / ".partial").iterdir()) == []
+
+
+def test_a_segmentation_is_not_stored_as_a_scan(mask, tmp_path):
+    with pytest.raises(ScanError, match=r"image\.nii\.gz: looks like a segmentation, .* values 0, 1, 2\. .*--masks"):
+        convert(tmp_path, mask)
+    assert not open_store(tmp_path / "store").case_ids

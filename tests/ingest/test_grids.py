@@ -177,7 +177,7 @@ def test_the_command_resamples_and_refuses_by_its_options(scan, mask, tmp_path):
 def test_a_folder_of_another_format_is_told_its_name_and_not_to_quote_a_pattern(suffix, name, tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / f"a{suffix}").touch()
-    for source in ([str(tmp_path / "c")], ["--images", f"{tmp_path}/c/*{suffix}"]):
+    for source in ([str(tmp_path / "c")], ["--image", f"{tmp_path}/c/*{suffix}"]):
         result = CliRunner().invoke(commands(), ["ingest", *source, str(tmp_path / "store")])
         assert result.exit_code == 1
         assert f"1 file is {name}, which this version does not read; convert it with" in result.output

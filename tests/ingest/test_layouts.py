@@ -10,6 +10,7 @@ import pytest
 from slicemill.common.errors import PairingError
 from slicemill.ingest.discover import MaskOptions, discover
 from slicemill.ingest.patterns import from_patterns
+from slicemill.store.layout import check_case_id
 from tests.ingest.test_discover import pairs, touch
 
 DOCUMENTED = Path(__file__).parents[2] / "docs" / "inputs.md"
@@ -38,6 +39,22 @@ LAYOUTS = {
     "word for masks in the name of a set": [("liver_seg_1", "imagesTr/liver_seg_1_0000", "labelsTr/liver_seg_1")],
     "tumor beside the scan": [("p1", "p1", "p1_tumor"), ("p2", "p2", "p2_tumor")],
     "scan and organ": [("P1", "P1/ct", "P1/liver"), ("P2", "P2/ct", "P2/liver")],
+    "FLARE 23": [("FLARE23_0001", "imagesTr2200/FLARE23_0001_0000", "labelsTr2200/FLARE23_0001")],
+    "AMOS": [("amos_0001", "imagesTr/amos_0001", "labelsTr/amos_0001"),
+             ("amos_0008", "imagesVa/amos_0008", "labelsVa/amos_0008")],
+    "WORD": [("word_0002", "imagesTr/word_0002", "labelsTr/word_0002"),
+             ("word_0001", "imagesVal/word_0001", "labelsVal/word_0001")],
+    "VerSe 19": [("verse004", "verse004", "verse004_seg"), ("verse005", "verse005", "verse005_seg")],
+    "Synapse": [("DET0000101_avg", "averaged-training-images/DET0000101_avg",
+                 "averaged-training-labels/DET0000101_avg_seg")],
+    "KiTS 21": [(f"case_0000{n}", f"case_0000{n}/imaging", f"case_0000{n}/aggregated_MAJ_seg") for n in (0, 1)],
+    "HECKTOR": [("CHUM-001__CT", "imagesTr/CHUM-001__CT", "labelsTr/CHUM-001")],
+    "AutoPET": [("psma_1_CTres", "psma_1/CTres", "psma_1/SEG"), ("psma_2_CTres", "psma_2/CTres", "psma_2/SEG")],
+    "COVID-19-CT": [("coronacases_org_001", "ct_scans/coronacases_org_001", "lung_and_infection_mask/coronacases_001"),
+                    ("coronacases_org_002", "ct_scans/coronacases_org_002", "lung_and_infection_mask/coronacases_002")],
+    "MosMed": [("study_0255", "studies/CT-1/study_0255", "masks/study_0255_mask")],
+    "StructSeg": [("1_data", "1/data", "1/label"), ("2_data", "2/data", "2/label")],
+    "CHAOS": [("1", "ct/1", "Ground/1")],
     "folder of a patient in a folder": [("P1", "P1/images/CT", "P1/labels/mask")],
 }  # fmt: skip
 
@@ -76,7 +93,7 @@ def test_a_second_set_of_labels_is_left_out_unless_it_is_chosen(tmp_path):
     for pattern in ("labelsTr2/*", f"{tmp_path}/labelsTr2/*.nii", "**/labelsTr2/a.nii"):
         chosen = discover(tmp_path, MaskOptions(pattern=pattern))
         assert pairs(chosen) == {"a": ("imagesTr/a.nii", "labelsTr2/a.nii")}
-    with pytest.raises(PairingError, match=r"no file fits --masks x\*"):
+    with pytest.raises(PairingError, match=r"no file fits --mask x\*"):
         discover(tmp_path, MaskOptions(pattern="x*"))
 
 
@@ -114,7 +131,7 @@ def test_a_pattern_makes_masks_of_files_whose_names_do_not_tell(tmp_path):
 def test_masks_that_do_not_pair_are_an_error_with_names_and_ways_out(files, tmp_path):
     touch(tmp_path, *files)
     with pytest.raises(
-        PairingError, match=r"but only \d pairs? by name. Masks: .* Images: .*--pairs.*--masks.*--no-masks"
+        PairingError, match=r"but only \d pairs? by name. Masks: .* Images: .*--pairs.*--mask.*--no-masks"
     ):
         discover(tmp_path)
     collection = discover(tmp_path, MaskOptions(none=True))
@@ -133,7 +150,7 @@ def test_files_of_structures_without_labels_are_an_error_that_tells_how_to_name_
 
 def test_a_folder_beside_the_images_with_the_same_names_is_no_second_set_of_scans(tmp_path):
     touch(tmp_path, "ct/001.nii", "ct/002.nii", "liver/001.nii", "liver/002.nii")
-    with pytest.raises(PairingError, match=r"liver/001.nii has the name of the scan ct/001.nii.*--masks 'liver/\*'"):
+    with pytest.raises(PairingError, match=r"liver/001.nii has the name of the scan ct/001.nii.*--mask 'liver/\*'"):
         discover(tmp_path)
     assert pairs(discover(tmp_path, MaskOptions(pattern="liver/*")))["001"] == ("ct/001.nii", "liver/001.nii")
 
@@ -224,3 +241,20 @@ def test_ten_thousand_files_are_found_in_ten_seconds_of_cpu(kind, pairs_well, tm
         discover(tmp_path, MaskOptions(files={"liver": 1}))
     assert time.process_time() - start < 10
     assert refused is None or len(str(refused.value)) < 2000
+
+
+def test_names_that_cannot_be_ids_are_changed_with_a_note(tmp_path):
+    names = ["ok", "new\nline", "a\\b", "__hidden", "zarr.json", "\u00fc" * 90, "x" * 150, "tab\tx", "-x"]
+    collection = discover(touch(tmp_path, *(f"{name}.nii.gz" for name in names)))
+    ids = {case.image.name: case.case_id for case in collection.cases}
+    assert len(set(ids.values())) == len(names)
+    for case_id in ids.values():
+        check_case_id(case_id)
+    assert [ids[f"{name}.nii.gz"] for name in ("ok", "-x", "new\nline", "a\\b", "__hidden")] == [
+        "ok", "-x", "new_line", "a_b", "hidden"]  # fmt: skip
+    assert "cannot be a case id and was changed" in collection.notes[0]
+
+
+def test_changed_names_that_are_equal_get_the_ids_of_their_paths(tmp_path):
+    collection = discover(touch(tmp_path, "p1/a\nb.nii", "p2/a_b.nii"))
+    assert sorted(case.case_id for case in collection.cases) == ["p1_a_b", "p2_a_b"]

@@ -150,8 +150,14 @@ def test_a_changed_file_of_a_structure_is_converted_again(tmp_path):
         return outcome.status
 
     assert [run(), run(), run(rehash=True)] == ["done", "unchanged", "unchanged"]
-    (problem,) = verify(open_store(tmp_path / "store"), root, workers=1, advance=lambda *_: None)
-    assert problem.startswith("s0001: s0001/segmentations: is a folder of structures, which verify cannot compare")
+    uncompared = []
+    opened = open_store(tmp_path / "store")
+    assert verify(opened, root, workers=1, advance=lambda *_: None, uncompared=uncompared) == []
+    assert uncompared == ["s0001"]
+    (root / "s0001" / "segmentations").rename(tmp_path / "elsewhere")
+    (problem,) = verify(opened, root, workers=1, advance=lambda *_: None)
+    assert problem.startswith("s0001: s0001/segmentations: is not in the collection")
+    (tmp_path / "elsewhere").rename(root / "s0001" / "segmentations")
     write_nifti(root / "s0001/segmentations/tumor.nii.gz", block(2, 3, 3), SPACING)
     assert run() == "done"
 

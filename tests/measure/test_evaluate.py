@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
@@ -11,12 +12,16 @@ import SimpleITK
 from slicemill.common.errors import ConfigError, LabelError
 from slicemill.ct.formats.nifti.header import read_header
 from slicemill.ct.formats.nifti.write import write_volume
-from slicemill.ct.labels import LITS_LABELS, Labels
+from slicemill.ct.labels import LITS_LABELS, Labels, make_labels
 from slicemill.ct.overlap import count_overlap
 from slicemill.ct.phantom import write_nifti
+from slicemill.ingest.discover import discover
+from slicemill.ingest.params import Params
+from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.measure.evaluation.evaluate import evaluate
 from slicemill.measure.evaluation.figures import draw_evaluation
 from slicemill.measure.evaluation.region import make_row
+from slicemill.measure.evaluation.summary import format_left_out
 from slicemill.measure.evaluation.two_runs import write_run_comparison
 from slicemill.store.layout import GROUP
 from tests.measure.conftest import SPACING
@@ -258,3 +263,38 @@ def test_a_mode_that_does_not_exist_is_a_usage_error(command, two_cases):
     done = command("evaluate", two_cases / "predicted", two_cases / "truth", "--mode", "other")
     assert done.exit_code == 2
     assert "official" in done.output
+
+
+def annotate_less(two_cases):
+    """Give the two cases a reference whose first tumor voxels and one slice are not annotated (value 3)."""
+    for number in (1, 2):
+        path = two_cases / "truth" / f"segmentation-{number}.nii"
+        truth = np.asarray(nib.load(path).dataobj).astype(np.uint8)
+        truth[1:3, 1, 0] = 3  # of case 1: the half of the tumor that is not found
+        truth[:, :, 1] = 3
+        nib.save(nib.Nifti1Image(truth, nib.load(path).affine), path)
+
+
+def test_voxels_of_the_label_ignore_count_in_no_score(two_cases):
+    annotate_less(two_cases)
+    labels = make_labels({"liver": 1, "tumor": 2, "ignore": 3})
+    evaluation = evaluate(two_cases / "predicted", two_cases / "truth", None, labels)
+    assert not evaluation.failures
+    assert list(evaluation.totals.regions) == ["liver", "tumor"]
+    first = evaluation.cases[0]
+    assert make_row(first, "corrected")["dice_tumor"] == 1.0
+    assert make_row(first, "corrected")["dice_liver"] == 1.0
+    assert "voxels of the reference's label ignore (3) are left out" in format_left_out(evaluation)
+
+
+def test_the_value_of_ignore_comes_from_the_references_store_if_the_labels_do_not_name_it(two_cases):
+    annotate_less(two_cases)
+    labels = make_labels({"liver": 1, "tumor": 2, "ignore": 3})
+    store = two_cases / "references"
+    ingest(discover(two_cases / "truth"), store, Params(labels=labels), IngestOptions(workers=1))
+    evaluation = evaluate(two_cases / "predicted", store, None, LITS_LABELS)
+    assert not evaluation.failures
+    assert evaluation.rules.ignored == 3
+    assert evaluation.labels == LITS_LABELS
+    with pytest.raises(LabelError, match="calls the value 3 ignore, but the scored labels are"):
+        evaluate(two_cases / "predicted", store, None, make_labels({"liver": 1, "tumor": 2, "cyst": 3}))

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from slicemill.common.errors import StoreError
@@ -118,6 +119,24 @@ def test_without_a_mask_the_columns_are_null_and_not_zero(tmp_path):
     for name in ("mask_path", "has_tumor", "tumor_volume_ml", "organ_volume_ml", "n_lesions", "max_axial_diameter_mm"):
         assert row[name] is None, name
     assert read_table(store, "lesions") == []
+
+
+def test_a_table_that_cannot_be_read_says_why_and_a_lack_of_memory_is_no_damage(stored, tmp_path, monkeypatch):
+    with pytest.raises(StoreError, match=r"manifest\.parquet: cannot be read \(No such file or directory\); `"):
+        read_table(tmp_path, "manifest")
+    shutil.copytree(stored, tmp_path / "copy")
+    (tmp_path / "copy" / "manifest.parquet").write_bytes(b"PAR1")
+    with pytest.raises(StoreError, match=r"cannot be read \(.*Parquet.*\); `slicemill store reindex"):
+        read_table(tmp_path / "copy", "manifest")
+
+    for error in (pa.ArrowException("Failed to launch worker thread"), pa.ArrowMemoryError("malloc of size 64 failed")):
+        monkeypatch.setattr("pyarrow.parquet.ParquetFile", lambda *_, raised=error: _raise(raised))
+        with pytest.raises(type(error)):
+            read_table(stored, "manifest")
+
+
+def _raise(error):
+    raise error
 
 
 def test_a_table_is_read_without_threads(stored):

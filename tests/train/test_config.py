@@ -1,13 +1,15 @@
 """Settings: what TOML and Python may say, and what is refused."""
 
+import os
 from typing import get_args, get_type_hints
 
 import pytest
 
-from slicemill.common.errors import ConfigError, UsageError
+from slicemill.common.errors import ConfigError, ModelError, UsageError
 from slicemill.train.cli import train as train_command
 from slicemill.train.config import CHOICES, KINDS, Config, read_config, to_toml
 from slicemill.train.data.augment import SHARES
+from slicemill.train.run.checkpoint import LAST, read_state
 
 
 class TestConfig:
@@ -92,3 +94,17 @@ class TestConfig:
         (tmp_path / "c.toml").write_text(text)
         with pytest.raises(ConfigError, match=f"c.toml: .*{message}"):
             read_config(tmp_path / "c.toml")
+
+
+@pytest.mark.timeout(20)
+def test_settings_and_checkpoints_are_regular_files_of_a_limited_size(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.toml")
+    os.mkfifo(tmp_path / LAST)
+    with pytest.raises(ConfigError, match=r"pipe\.toml: cannot be read \(is not a regular file"):
+        read_config(tmp_path / "pipe.toml")
+    with pytest.raises(ModelError, match="is not a regular file"):
+        read_state(tmp_path)
+    monkeypatch.setattr("slicemill.common.files.MAX_DOCUMENT_BYTES", 10)
+    (tmp_path / "x.toml").write_text("epochs = 1 # and a comment")
+    with pytest.raises(ConfigError, match=r"x\.toml: cannot be read \(has 26 bytes"):
+        read_config(tmp_path / "x.toml")

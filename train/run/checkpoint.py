@@ -1,6 +1,6 @@
 """Checkpoints: tensors as safetensors, the rest as JSON in the header; no pickle; files are written atomically."""
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from slicemill.common.documents import from_document, to_document
+from slicemill.common.documents import from_json, to_document
 from slicemill.common.errors import ModelError
-from slicemill.common.files import atomic_write, to_json
+from slicemill.common.files import atomic_write, open_regular, to_json
 from slicemill.train.run.metrics import Cell, EpochMetrics, metrics_from_row
 
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -154,8 +154,9 @@ def read_state(run: Path) -> State:
         There is no checkpoint, or it is damaged.
     """
     try:
+        os.close(open_regular(run / LAST))  # safetensors waits for the other end of a pipe
         with safe_open(run / LAST, framework="pt") as file:
-            document = from_document(_StateDocument, json.loads(file.metadata()["state"]), LAST, error=ModelError)
+            document = from_json(_StateDocument, file.metadata()["state"], LAST, error=ModelError)
         return State(
             epoch=document.epoch,
             seconds=document.seconds,

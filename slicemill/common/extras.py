@@ -1,0 +1,69 @@
+"""The extras of the installation: which packages they bring, and the command that adds one that is missing."""
+
+from collections.abc import Iterator
+
+from slicemill.common.errors import ConfigError
+
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "ingest": ("dask", "distributed", "matplotlib"),
+    "train": ("torch", "onnx", "onnxscript", "safetensors", "tensorboard", "matplotlib"),
+    "cpu": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "s3": ("obstore", "boto3"),
+}
+"""Extra -> the packages, by import name, that commands import from it. `gpu` has the same package as `cpu`."""
+
+
+def describe_missing(error: BaseException) -> str | None:
+    """Return what is missing and the command that installs it, if a package of an extra could not be imported.
+
+    >>> describe_missing(ModuleNotFoundError("No module named 'torch'", name="torch"))
+    "torch is not installed. Run: pip install 'slicemill[train]'"
+    >>> describe_missing(ModuleNotFoundError("No module named 'slicemill.spell'", name="slicemill.spell")) is None
+    True
+    """
+    for cause in _causes(error):
+        if isinstance(cause, ModuleNotFoundError) and cause.name is not None:
+            package = cause.name.partition(".")[0]
+            extra = find_extra(package)
+            if extra is not None:
+                return f"{package} is not installed. {describe_install(extra)}"
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def find_extra(package: str) -> str | None:
+    """Return the first extra that brings a package, or None."""
+    return next((extra for extra, packages in PACKAGES.items() if package in packages), None)
+
+
+def describe_install(*extras: str) -> str:
+    """Return the sentence with the command that installs extras.
+
+    >>> describe_install("ingest", "cpu")
+    "Run: pip install 'slicemill[ingest,cpu]' (on a machine with an NVIDIA GPU, gpu in place of cpu)"
+    """
+    note = " (on a machine with an NVIDIA GPU, gpu in place of cpu)" if "cpu" in extras else ""
+    return f"Run: pip install 'slicemill[{','.join(extras)}]'{note}"
+
+
+def require_extras(*extras: str) -> None:
+    """Check that all packages of some extras are installed, before long work begins.
+
+    Raises
+    ------
+    ConfigError
+        Some are not. The message has one command that installs them all.
+    """
+    from importlib.util import find_spec
+
+    missing = {extra: [one for one in PACKAGES[extra] if find_spec(one) is None] for extra in extras}
+    needed = [extra for extra, packages in missing.items() if packages]
+    if needed:
+        absent = list(dict.fromkeys(package for packages in missing.values() for package in packages))
+        raise ConfigError(f"not installed: {', '.join(absent)}. {describe_install(*needed)}.")

@@ -1,0 +1,270 @@
+"""`slicemill info`: what a file or folder is, on one screen: a scan, a model, or a training run.
+
+Only headers and metadata are read, without onnxruntime and torch. Stores are described by `slicemill.store.info`.
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from slicemill.common.documents import from_document
+from slicemill.common.errors import ConfigError, ModelError
+from slicemill.common.files import Location, read_file, read_json
+from slicemill.ct.formats.nifti.header import HEADER_BYTES, read_header
+from slicemill.ct.formats.nifti.names import is_header_name, is_nifti_name
+from slicemill.ct.labels import format_labels
+from slicemill.ct.naming import find_files, parse_name
+from slicemill.infer.network.description import description_path, read_description
+from slicemill.infer.runtime.onnx_file import read_metadata
+from slicemill.store.info import format_line
+from slicemill.store.model_card import METADATA_KEY, ModelCard, decode_metadata
+from slicemill.train.config import Config, read_config
+
+CONFIG, MODEL, METRICS = "config.toml", "model.json", "metrics.csv"
+"""Files of a run folder, as in `slicemill.train.run.setup`, whose import takes seconds."""
+DICE, DICE_PER_CASE = "validation_dice_", "validation_dice_per_case_"
+"""Columns of the metrics, before the region's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanSummary:
+    """A NIfTI file; all sizes are in the order z, y, x."""
+
+    kind: Literal["scan"] = "scan"
+    path: str
+    format: str
+    name_suggests: str
+    """``image`` or ``mask``, by the file's name."""
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    size_mm: tuple[float, float, float]
+    axes: str
+    """Directions of the file's axes, like LPS."""
+    dtype: str
+    slope: float
+    intercept: float
+    bytes: int
+    """Size of the file, compressed."""
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSummary:
+    """An ONNX file."""
+
+    kind: Literal["model"] = "model"
+    path: str
+    bytes: int
+    card: ModelCard | None
+    """slicemill's metadata; None for a network from elsewhere."""
+    description: str | None
+    """The TOML that describes a network from elsewhere; None if there is none."""
+    description_labels: dict[str, int] | None
+    """The labels that the TOML names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """What ``model.json`` of a run says."""
+
+    labels: dict[str, int]
+    organ: str | None = None
+    tumor: str | None = None
+    size: tuple[int, int]
+    store: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """A folder of a training run."""
+
+    kind: Literal["run"] = "run"
+    path: str
+    trained_on: TrainedOn
+    config: Config
+    epochs_done: int
+    best_epoch: int | None
+    best_validation_dice: float | None
+
+
+Summary = ScanSummary | ModelSummary | RunSummary
+
+
+def summarize(path: Location) -> Summary:
+    """Return what a file or a folder is.
+
+    Raises
+    ------
+    InputError
+        There is no such file, it is damaged, or it is none of the known kinds.
+    """
+    if path.is_file():
+        if is_nifti_name(path.name) or is_header_name(path.name):
+            return summarize_scan(path)
+        if path.name.endswith(".onnx") and isinstance(path, Path):
+            return summarize_model(path)
+        raise ConfigError("is neither a NIfTI file (.nii, .nii.gz, .hdr) nor an ONNX model (.onnx).", where=path)
+    if not path.is_dir():
+        raise ConfigError("there is no such file or folder.", where=path)
+    if isinstance(path, Path) and (path / CONFIG).is_file() and (path / MODEL).is_file():
+        return summarize_run(path)
+    scans = find_files(path)
+    shown = f"It has {len(scans):,} NIfTI files; `slicemill ingest {path} --dry-run` shows its cases."
+    advice = shown if scans else ""
+    raise ConfigError(f"is neither a slice store nor the folder of a training run. {advice}".rstrip(), where=path)
+
+
+def summarize_scan(path: Location) -> ScanSummary:
+    """Return what a scan's header says.
+
+    Raises
+    ------
+    ScanError
+        The file is not NIfTI, or cannot be a CT.
+    """
+    header = read_header(path)
+    grid = header.grid
+    nz, ny, nx = grid.stored_shape
+    z, y, x = (float(mm) for mm in grid.spacing_mm)
+    return ScanSummary(
+        path=str(path),
+        format=HEADER_BYTES.get(len(header.raw), "NIfTI"),
+        name_suggests=parse_name(path.name).role,
+        shape=(nz, ny, nx),
+        spacing_mm=(z, y, x),
+        size_mm=(nz * z, ny * y, nx * x),
+        axes=grid.axcodes,
+        dtype=str(header.dtype),
+        slope=header.slope,
+        intercept=header.inter,
+        bytes=path.stat().st_size,
+        warnings=header.warnings,
+    )
+
+
+def summarize_model(path: Path) -> ModelSummary:
+    """Return the metadata of an ONNX file.
+
+    Raises
+    ------
+    ModelError
+        The file is not protobuf, or its metadata are damaged.
+    """
+    content = read_file(path)
+    try:
+        text = read_metadata(content, METADATA_KEY)
+    except ValueError as error:
+        raise ModelError(f"is not an ONNX model ({error}).", where=path) from error
+    described = None if text is not None else description_path(path)
+    return ModelSummary(
+        path=str(path),
+        bytes=len(content),
+        card=None if text is None else decode_metadata(text, str(path)),
+        description=None if described is None else str(described),
+        description_labels=None if described is None else dict(read_description(described)[1].values),
+    )
+
+
+def summarize_run(run: Path) -> RunSummary:
+    """Return settings and progress of a training run.
+
+    Raises
+    ------
+    InputError
+        A file of the run is damaged.
+    """
+    dice: dict[int, float] = {}
+    if (run / METRICS).is_file():
+        try:
+            with (run / METRICS).open(encoding="utf-8", newline="") as file:
+                dice = {int(row["epoch"]): float(row["validation_dice"]) for row in csv.DictReader(file)}
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise ConfigError(f"is damaged ({error}).", where=run / METRICS) from error
+    best = max(dice, key=lambda epoch: dice[epoch], default=None)
+    return RunSummary(
+        path=str(run),
+        trained_on=from_document(TrainedOn, read_json(run / MODEL), str(run / MODEL), is_part=True),
+        config=read_config(run / CONFIG),
+        epochs_done=max(dice, default=0),
+        best_epoch=best,
+        best_validation_dice=None if best is None else dice[best],
+    )
+
+
+def describe(summary: Summary) -> list[str]:
+    """Return the lines of `slicemill info`."""
+    if isinstance(summary, ScanSummary):
+        return describe_scan(summary)
+    return describe_model(summary) if isinstance(summary, ModelSummary) else describe_run(summary)
+
+
+def describe_scan(scan: ScanSummary) -> list[str]:
+    """Return the lines about a scan."""
+    nz, ny, nx = scan.shape
+    z, y, x = scan.spacing_mm
+    return [
+        format_line("scan", scan.path),
+        format_line("format", f"{scan.format}, {scan.bytes / 1e6:,.1f} MB; its name is that of {_article(scan)}"),
+        format_line("slices", f"{nz:,} of {ny} x {nx} pixels (z, y, x)"),
+        format_line("spacing", f"{z:.4g} x {y:.4g} x {x:.4g} mm"),
+        format_line("size", " x ".join(f"{mm:,.0f}" for mm in scan.size_mm) + " mm"),
+        format_line("axes", f"{scan.axes} in the file"),
+        format_line("voxels", f"{scan.dtype}, value = voxel * {scan.slope:g} + {scan.intercept:g}"),
+        *(format_line("warning", warning) for warning in scan.warnings),
+    ]
+
+
+def _article(scan: ScanSummary) -> str:
+    return "a segmentation" if scan.name_suggests == "mask" else "an image"
+
+
+def describe_model(model: ModelSummary) -> list[str]:
+    """Return the lines about a model."""
+    lines = [format_line("model", f"{model.path}, {model.bytes / 1e6:,.1f} MB")]
+    card = model.card
+    if card is None:
+        lines.append(format_line("origin", "a network without slicemill's metadata"))
+        if model.description is None:
+            wanted = Path(model.path).with_suffix(".toml").name
+            return [*lines, format_line("", f"infer needs {wanted} beside it (documentation, A model of someone else)")]
+        labels = format_labels(model.description_labels or {})
+        return [*lines, format_line("described", model.description), format_line("labels", labels)]
+    spacing = "the scan's pixels" if card.spacing_mm is None else f"pixels of {card.spacing_mm:g} mm"
+    between = "adjacent" if card.context_spacing_mm is None else f"{card.context_spacing_mm:g} mm apart"
+    window = "-" if card.window_hu is None else "{:g} to {:g} HU".format(*card.window_hu)
+    rules = ", ".join(f"{name} {value}" for name, value in card.rules.as_json().items() if value)
+    lines += [
+        format_line("contract", f"{card.contract}; input {card.input}, {card.precision}"),
+        format_line("labels", f"{format_labels(card.labels)}; organ {card.organ or '-'}, tumor {card.tumor or '-'}"),
+        format_line("input", f"{card.context} slices ({between}), {spacing}, window {window}"),
+        format_line("rules", rules or "no post-processing"),
+    ]
+    if card.training:
+        dice = {
+            name.removeprefix(DICE): value
+            for name, value in card.training.get("validation", {}).items()
+            if name.startswith(DICE) and not name.startswith(DICE_PER_CASE)
+        }
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in dice.items())
+        epochs = card.training.get("epochs")
+        lines.append(format_line("training", f"{epochs} epochs; validation Dice: {scores or '-'}"))
+    return lines
+
+
+def describe_run(run: RunSummary) -> list[str]:
+    """Return the lines about a training run."""
+    config, source = run.config, run.trained_on
+    best = "-" if run.best_epoch is None else f"{run.best_validation_dice:.3f} in epoch {run.best_epoch}"
+    return [
+        format_line("run", run.path),
+        format_line("store", source.store),
+        format_line(
+            "labels", f"{format_labels(source.labels)}; organ {source.organ or '-'}, tumor {source.tumor or '-'}"
+        ),
+        format_line("network", f"width {config.width}, depth {config.depth}, context {config.context} slices"),
+        format_line("slices", f"{source.size[0]} x {source.size[1]} pixels (y, x)"),
+        format_line("progress", f"{run.epochs_done} of {config.epochs} epochs"),
+        format_line("best", f"validation Dice {best}"),
+        format_line("next", f"slicemill export {run.path} MODEL.onnx"),
+    ]
