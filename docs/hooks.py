@@ -55,7 +55,8 @@ def walk_commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _describe(name: str, root: Any) -> Iterator[str]:
-    for path, command in walk_commands(name, root):
+    """Yield the options of `root` itself, which come before the name of a command, and every command."""
+    for path, command in ((name, root), *walk_commands(name, root)):
         yield f"\n## {path}\n"
         yield _format_help(inspect.cleandoc(command.help or ""))
         context = command.make_context(path, [], resilient_parsing=True)

@@ -227,7 +227,7 @@ def describe_model(model: ModelSummary) -> list[str]:
         lines.append(format_line("origin", "a network without slicemill's metadata"))
         if model.description is None:
             wanted = Path(model.path).with_suffix(".toml").name
-            return [*lines, format_line("", f"infer needs {wanted} beside it (README, Networks of others)")]
+            return [*lines, format_line("", f"infer needs {wanted} beside it (documentation, A model of someone else)")]
         labels = format_labels(model.description_labels or {})
         return [*lines, format_line("described", model.description), format_line("labels", labels)]
     spacing = "the scan's pixels" if card.spacing_mm is None else f"pixels of {card.spacing_mm:g} mm"

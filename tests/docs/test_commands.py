@@ -18,8 +18,9 @@ OTHERS = {"--nnodes", "--nproc-per-node", "--rdzv-endpoint", "--rdzv-backend", "
 
 
 def walk(command, name=""):
-    """Return name of a command or a group -> its options."""
-    found = {name: {option for param in command.params for option in (*param.opts, *param.secondary_opts)}}
+    """Return name of a command or a group -> its options, without hidden ones, which are old names."""
+    shown = [param for param in command.params if not param.hidden]
+    found = {name: {option for param in shown for option in (*param.opts, *param.secondary_opts)}}
     for part, child in getattr(command, "commands", {}).items():
         found |= walk(child, f"{name} {part}".strip())
     return found
