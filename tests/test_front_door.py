@@ -250,5 +250,5 @@ def test_the_demo_runs_every_command_and_lists_its_output_files(tmp_path):
 def test_the_demo_on_scans_without_masks_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "run_command", lambda *words, **settings: None)
     monkeypatch.setattr(demo, "open_store", lambda path: {})
-    with pytest.raises(ConfigError, match="no case with a mask was ingested"):
+    with pytest.raises(ConfigError, match="none of its scans has a mask"):
         run_demo(DemoOptions(out=tmp_path / "out", data=tmp_path))

@@ -18,7 +18,8 @@ from slicemill.store.reader import open_store
 from slicemill.store.tables import read_table
 
 HERE = Path(__file__).parents[1]
-FOLDERS = ["nifti-edge-cases", "totalsegmentator-example", "msd-spleen-8", "msd-labels-only"]
+MASKS_ALONE = "msd-labels-only"
+FOLDERS = ["nifti-edge-cases", "totalsegmentator-example", "msd-spleen-8", MASKS_ALONE]
 TUMOR = Params(labels=make_labels({"tumor": 1}))
 
 pytestmark = pytest.mark.real
@@ -58,7 +59,15 @@ def test_the_manifest_has_the_voxel_counts_that_the_source_states(sarcoma):
     assert all(row["orientation"] == "LPS" and row["has_tumor"] for row in rows.values())
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+def test_a_collection_of_masks_alone_is_refused(real_data, tmp_path):
+    done = command("ingest", real_data / MASKS_ALONE, tmp_path / "store")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "only 0 pairs by name" in done.stderr
+    assert "--no-masks" in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in FOLDERS if name != MASKS_ALONE])
 def test_ingest_accounts_for_every_odd_file_without_a_traceback(name, real_data, tmp_path):
     folder, store = real_data / name, tmp_path / "store"
     done = command("ingest", folder, store, "--workers", "2")

@@ -104,7 +104,7 @@ def describe_seconds(seconds: float) -> str:
     """Return a rounded duration.
 
     >>> [describe_seconds(seconds) for seconds in (3, 41, 89, 200, 7300)]
-    ['about 5 s', 'about 45 s', 'about 1.5 min', 'about 3.5 min', 'about 122 min']
+    ['about 5 s', 'about 40 s', 'about 1.5 min', 'about 3.5 min', 'about 122 min']
     """
     if seconds < 57.5:
         return f"about {max(5, 5 * round(seconds / 5))} s"

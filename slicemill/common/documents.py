@@ -109,7 +109,7 @@ def from_toml(kind: type[T], text: str, where: str, *, error: type[InputError] =
     import tomllib
 
     try:
-        document = tomllib.loads(text)
+        document = tomllib.loads(text.removeprefix("\ufeff"))  # editors on Windows write a byte order mark
     except (ValueError, RecursionError) as problem:
         raise error(f"cannot be read as TOML ({problem}).", where=where) from problem
     return from_document(kind, document, where, error=error)

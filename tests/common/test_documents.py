@@ -91,3 +91,9 @@ def test_toml_is_read_or_refused():
     assert from_toml(Sample, 'name = "a"\nsizes = [1, 2]', "f.toml").sizes == (1.0, 2.0)
     with pytest.raises(ConfigError, match=r"f\.toml: cannot be read as TOML"):
         from_toml(Sample, "name = ", "f.toml", error=ConfigError)
+
+
+def test_toml_with_a_byte_order_mark_is_read_and_a_key_twice_is_refused():
+    assert from_toml(dict[str, int], "\ufeffepochs = 1\n", "x.toml") == {"epochs": 1}
+    with pytest.raises(InputError, match=r"x\.toml: cannot be read as TOML \(Cannot overwrite a value"):
+        from_toml(dict[str, int], "epochs = 1\nepochs = 2\n", "x.toml")

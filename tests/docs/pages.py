@@ -11,8 +11,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parents[2]
 HISTORY = HERE / "docs" / "changelog-details.md"
-"""It names options and tells of versions as they were; it is part of the site and held to nothing else."""
-PAGES = (HERE / "README.md", *sorted(page for page in (HERE / "docs").rglob("*.md") if page != HISTORY))
+"""What earlier versions were like, in the words and with the options of their time."""
+PAGES = (HERE / "README.md", *(page for page in sorted((HERE / "docs").rglob("*.md")) if page != HISTORY))
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 GENERATED = re.compile(r"<!-- (?!end|run|generated)[\w:, -]+ -->\n.*?<!-- end -->", re.DOTALL)
 NOT_TESTED = "Not tested"

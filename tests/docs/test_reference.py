@@ -88,7 +88,7 @@ def keys(value, path=""):
     if isinstance(value, dict):
         for key, child in value.items():
             name = "ID" if CASE.fullmatch(key) else key
-            if key not in LABELS or not (path and set(value) <= set(LABELS)):
+            if (key in LABELS and not (path and set(value) <= {*LABELS, "background"})) or key not in LABELS:
                 yield f"{path}{name}"
             if f"{path}{name}" not in WITH_VERSIONS:
                 yield from keys(child, f"{path}{'NAME' if key in LABELS else name}.")

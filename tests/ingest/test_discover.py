@@ -266,8 +266,11 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 
 
 def test_a_case_id_that_no_folder_can_have_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(StoreError, match="160 bytes"):
-        discover(touch(tmp_path, "患" * 80 + ".nii"))
+    touch(tmp_path, "a.nii")
+    for case_id in ("患" * 80, "__a", "a/b"):
+        (tmp_path / "pairs.csv").write_text(f"image,mask,case_id\na.nii,,{case_id}\n", encoding="utf-8")
+        with pytest.raises(StoreError, match="160 bytes"):
+            from_csv(tmp_path / "pairs.csv")
 
 
 def test_a_pattern_of_urls_is_refused_with_the_way_out():
