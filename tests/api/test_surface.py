@@ -154,9 +154,9 @@ def plain(value):
 @pytest.mark.parametrize(
     ("function", "options", "command", "only_in_the_command"),
     [
-        (slicemill.ingest_scans, IngestRequest, ingest, {"dry_run"}),
-        (slicemill.evaluate_masks, EvaluateRequest, evaluate, {"against"}),
-        (slicemill.measure_masks, MeasureRequest, measure, set()),
+        (slicemill.ingest_scans, IngestRequest, ingest, {"dry_run", "json"}),
+        (slicemill.evaluate_masks, EvaluateRequest, evaluate, {"against", "json"}),
+        (slicemill.measure_masks, MeasureRequest, measure, {"json"}),
         (slicemill.export_model, ExportRequest, export, {"check"}),
     ],
 )

@@ -150,7 +150,9 @@ def test_a_warm_slice_is_one_request_and_so_is_a_window_of_seven(case_id, opened
 def test_a_cold_slice_is_the_documents_the_index_and_the_slice(opened):
     store, seen = opened
     assert store.case_ids
-    assert len(seen.during(lambda: store["volume-1"].image.read(3))) == 5  # three documents, the index, the slice
+    requests = seen.during(lambda: store["volume-1"].image.read(3))
+    assert len(requests) == 8, "three documents, the index, the slice, and three looks at the case's version"
+    assert sum(method == "HEAD" for method, *_ in requests) == 3
 
 
 def test_a_missing_object_is_one_clear_error(bucket):

@@ -161,5 +161,5 @@ def test_another_suffix_and_an_empty_store_are_refused(stored, tmp_path):
 
 def test_without_matplotlib_the_error_names_the_extra(rng, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match="install slicemill with the extra `ingest` or `train`"):
+    with pytest.raises(ConfigError, match=r"pip install 'slicemill\[ingest\]'"):
         draw_plots(facts_of(1, rng), "any")

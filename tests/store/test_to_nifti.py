@@ -184,7 +184,7 @@ def test_a_resampled_mask_is_exported_on_the_grid_on_which_it_is_stored(tmp_path
 
 
 def test_extensions_behind_a_stored_header_are_written_back(tmp_path, rng):
-    picture = nib.Nifti1Image(rng.integers(0, 9, (3, 4, 5), dtype=np.int16), oriented("LPS"))
+    picture = nib.Nifti1Image(rng.integers(-1024, 3000, (3, 4, 5), dtype=np.int16), oriented("LPS"))
     picture.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"kept"))
     nib.save(picture, tmp_path / "a.nii")
     header = read_header(tmp_path / "a.nii")
@@ -204,7 +204,7 @@ def test_extensions_behind_a_stored_header_are_written_back(tmp_path, rng):
 
 
 def test_voxels_that_the_header_does_not_describe_leave_no_file(tmp_path, rng):
-    path = save(tmp_path / "a.nii", rng.integers(0, 9, (3, 4, 5), dtype=np.int16), oriented("LPS"))
+    path = save(tmp_path / "a.nii", rng.integers(-1024, 3000, (3, 4, 5), dtype=np.int16), oriented("LPS"))
     with pytest.raises(ScanError, match=r"it has 60 voxels, the volume has 20"):
         write_volume(tmp_path / "b.nii", read_header(path).raw, np.int16, np.zeros((1, 4, 5), np.int16))
     assert not (tmp_path / "b.nii").exists()
@@ -212,7 +212,7 @@ def test_voxels_that_the_header_does_not_describe_leave_no_file(tmp_path, rng):
 
 def test_a_damaged_stored_header_is_one_clear_error(tmp_path, rng):
     case = stored_case(
-        tmp_path, save(tmp_path / "a.nii", rng.integers(0, 9, (3, 4, 5), dtype=np.int16), oriented("LPS"))
+        tmp_path, save(tmp_path / "a.nii", rng.integers(-1024, 3000, (3, 4, 5), dtype=np.int16), oriented("LPS"))
     )
     other = read_header(save(tmp_path / "b.nii", np.zeros((3, 4, 6), np.int16), oriented("LPS"))).raw
     whole = case.info.image
@@ -240,7 +240,7 @@ def test_a_file_of_another_suffix_or_that_is_there_is_refused(stored, tmp_path):
 
 def test_a_case_without_mask_has_no_segmentation_to_export(tmp_path, rng):
     case = stored_case(
-        tmp_path, save(tmp_path / "a.nii", rng.integers(0, 9, (3, 4, 5), dtype=np.int16), oriented("LPS"))
+        tmp_path, save(tmp_path / "a.nii", rng.integers(-1024, 3000, (3, 4, 5), dtype=np.int16), oriented("LPS"))
     )
     with pytest.raises(InputError, match="has no mask"):
         export_case(case, tmp_path / "out.nii", array="label")

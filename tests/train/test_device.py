@@ -27,6 +27,7 @@ def test_algorithms_are_searched_on_a_gpu_only_and_only_in_the_block(before, mon
 def test_steps_search_and_validation_does_not(stored, tmp_path, monkeypatch):
     """The last batch of a case has another size, and each size would be searched."""
     searched = {}
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
 
     def watch(name):
         function = getattr(epoch, name)

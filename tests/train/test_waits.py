@@ -230,7 +230,7 @@ def test_a_slot_is_filled_again_only_after_its_copy(stored, monkeypatch):
     monkeypatch.setattr(batches, "_fill", logged_fill)
     batches._ring[:] = [replace(slot, copied=Mark(n, log)) for n, slot in enumerate(batches._ring)]
     monkeypatch.setattr("torch.cuda.device", nullcontext)
-    case = next(iter(store))
+    case = next(iter(store.values()))
     places = [SlicePosition(case.info.case_id, z % len(case.image)) for z in range(30)]
     to_class = class_lookup(LITS_LABELS, CPU)
     with batches.iterate(places, (0, 0)) as stream:
