@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from slicemill.common.extras import require_extras
 from slicemill.common.options import Json, require_finite
 from slicemill.common.terminal import print_always, print_json, print_line, print_lines, report_errors
 
@@ -89,7 +88,6 @@ def demo(
     slicemill demo --data sarcoma/ --labels tumor=1 --out real --max-minutes 25
     """
     with report_errors():
-        require_extras("ingest", "train", "cpu")  # before minutes of work
         from slicemill.demo import DemoOptions, run_demo
         from slicemill.demo_summary import describe_goals, missed_goals
 

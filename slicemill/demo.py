@@ -5,7 +5,6 @@ Then a one-screen summary with the trivial baseline, and a montage of image | re
 The training of phantoms has a fixed number of steps, so that its result does not depend on the speed of the machine.
 """
 
-import importlib.util
 import re
 import shlex
 import subprocess
@@ -24,6 +23,7 @@ from slicemill.bench.records.demo_scores import DemoSummary
 from slicemill.common.countdown import Countdown, Step, show_countdown
 from slicemill.common.documents import to_document
 from slicemill.common.errors import ConfigError, InputError
+from slicemill.common.extras import require_extras
 from slicemill.common.files import read_json, write_json
 from slicemill.common.machine import machine_info
 from slicemill.common.signals import Terminated
@@ -49,8 +49,8 @@ PASSIVE_THREADS = ("/usr/bin/env", "OMP_WAIT_POLICY=passive")
 """Start of a command whose OpenMP threads sleep while they wait for each other. Threads that spin take the core that
 the other one needs: beside ten others on two cores, a training step took 8.5 s, now 2.7 (CPU time 2.9 and 1.1).
 The results are the same."""
-NEEDED = ("distributed", "matplotlib", "onnxruntime", "onnxscript", "torch")
-"""Modules that the extras ingest, train, and cpu or gpu install."""
+EXTRAS = ("ingest", "train", "cpu")
+"""The extras that the demo needs; `gpu` has the packages of `cpu`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def run_demo(options: DemoOptions) -> DemoSummary:
     ConfigError
         There is no such collection, it has no masks with tumor, or an extra is not installed.
     """
-    require_extras()
+    require_extras(*EXTRAS)
     if options.data is not None and not options.data.is_dir():
         raise ConfigError(f"{options.data}: there is no such folder.")
     start = time.perf_counter()
@@ -148,16 +148,6 @@ def run_demo(options: DemoOptions) -> DemoSummary:
     write_json(options.out / "summary.json", to_document(summary))
     print_summary(summary, options.out)
     return summary
-
-
-def require_extras() -> None:
-    """Raise a ConfigError unless everything that the demo needs is installed."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"the demo needs {', '.join(missing)}, not installed here. Install them with: "
-            "pip install 'slicemill[ingest,train,cpu]' (gpu in place of cpu with an NVIDIA GPU)."
-        )
 
 
 def demo_steps(options: DemoOptions) -> list[Step]:

@@ -22,6 +22,7 @@ from slicemill.bench.command import slicemill_command
 from slicemill.bench.records.demo_scores import BandScores, DemoSummary, TumorComparison
 from slicemill.cli import commands as commands_of_slicemill
 from slicemill.common.errors import ConfigError, InputError
+from slicemill.common.extras import PACKAGES
 from slicemill.demo import (
     DATA_MINUTES,
     PHANTOM_EPOCHS,
@@ -145,8 +146,8 @@ def test_a_missed_goal_is_a_note_unless_goals_are_strict(monkeypatch, liver):
 
 
 def test_the_demo_without_its_extras_names_the_installation(monkeypatch, tmp_path):
-    monkeypatch.setattr("slicemill.demo.NEEDED", ("torch", "no_such_module"))
-    with pytest.raises(ConfigError, match=r"needs no_such_module.*pip install 'slicemill\[ingest,train,cpu\]'"):
+    monkeypatch.setitem(PACKAGES, "train", ("torch", "no_such_module"))
+    with pytest.raises(ConfigError, match=r"not installed: no_such_module\. Run: pip install 'slicemill\[train\]'"):
         run_demo(DemoOptions(out=tmp_path / "demo"))
     assert not (tmp_path / "demo").exists()
 
