@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+import slicemill
 from slicemill.common import errors
 from slicemill.common.errors import InputError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(slicemill.__file__).parent
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, InputError)]
-RECORDED = ["slicemill/common", "slicemill/ct", "store", "infer/inputs", "infer/run", "infer/slices"]
+RECORDED = ["common", "ct", "store", "infer/inputs", "infer/run", "infer/slices"]
 """Packages whose errors bulk inference records as failures of a scan."""
 NO_FILES = {"url", "bucket", "thread.model.provider"}
 """Placeholders that name no file."""
