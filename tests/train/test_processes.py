@@ -14,6 +14,7 @@ from slicemill.train.config import to_toml
 from slicemill.train.loop import train
 from slicemill.train.network.processes import Processes, local_batch
 from slicemill.train.run.checkpoint import LAST, read_state
+from slicemill.train.run.claim import is_empty
 from tests.conftest import TINY
 
 HERE = Path(__file__).parents[2]
@@ -102,7 +103,7 @@ class TestTwoProcesses:
         done = together(stored, tmp_path / "run", replace(TINY, norm="batch"))
         assert done.returncode == 1
         assert "With several processes on CPUs use norm = instance" in done.stderr
-        assert not (tmp_path / "run").exists()
+        assert is_empty(tmp_path / "run")
 
 
 class TestShare:
