@@ -13,6 +13,7 @@ from slicemill.common.errors import ScanError
 from slicemill.common.left_out import SHOWN, LeftOut, print_left_out
 from slicemill.common.options import Json
 from slicemill.common.output import current_output
+from slicemill.common.signals import leave_at_once_after_signals
 from slicemill.common.terminal import (
     count_noun,
     format_table,
@@ -272,7 +273,8 @@ def main() -> None:
     """Run `infer` as a separate command."""
     app = App(name="infer")
     app.command("infer")(infer)
-    app(prog_name="infer")
+    with leave_at_once_after_signals():
+        app(prog_name="infer")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from slicemill.common.app import App
+from slicemill.common.signals import leave_at_once_after_signals
 from slicemill.common.terminal import open_closed_streams, print_always, report_errors
 
 PREPARE, TRAIN, APPLY, DEVELOP = "Scans and stores", "Training", "Segmentation and measurements", "Demo and development"
@@ -93,4 +94,5 @@ def choose_command(words: Sequence[str]) -> str | None:
 def main() -> None:
     """Run the command line."""
     open_closed_streams()
-    commands(choose_command(sys.argv[1:]))(prog_name="slicemill")
+    with leave_at_once_after_signals():
+        commands(choose_command(sys.argv[1:]))(prog_name="slicemill")
