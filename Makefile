@@ -34,7 +34,7 @@ docs: $(VENV)/developing ## the documentation as pages in build/docs, strict: a 
 test: check ## set up, then every check and every test that takes less than ten seconds
 	$(PYTEST) -m "not slow"
 
-soak: $(VENV)/developing oldest ## the slow tests: kills, studies, fuzzing, installations, oldest versions
+soak: $(VENV)/developing ## the slow tests: kills, studies, fuzzing, installations
 	$(PYTEST) -m slow
 
 quick: lint ## for the inner loop, under 2 minutes: no types, no slow tests, no trained network
