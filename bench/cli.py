@@ -11,7 +11,7 @@ from slicemill.bench.options import Cold, Data, Environments, Json, Quick
 from slicemill.bench.records.cli import compare_records, plan, run_all
 from slicemill.bench.studies.cli import quality, yardstick
 from slicemill.common.app import App
-from slicemill.common.terminal import print_line, print_lines, report_errors
+from slicemill.common.terminal import print_line, print_lines
 
 if TYPE_CHECKING:
     from slicemill.bench.harness.catalog import Scale
@@ -108,20 +108,17 @@ def ingest(
     slicemill bench ingest --memory --dicom CRLM-CT-1004/
     slicemill bench ingest --scale lits
     """
-    with report_errors():
-        from slicemill.bench.harness.subject import choose_subject
-        from slicemill.bench.stages.ingest import run as run_case
-        from slicemill.bench.stages.ingest_lits import run as run_lits
+    from slicemill.bench.harness.subject import choose_subject
+    from slicemill.bench.stages.ingest import run as run_case
+    from slicemill.bench.stages.ingest_lits import run as run_lits
 
-        def one_case(work: Path, amount: "Scale") -> Record:
-            return run_case(work, choose_subject(data, amount.slices), rounds=amount.rounds, memory=memory, dicom=dicom)
+    def one_case(work: Path, amount: "Scale") -> Record:
+        return run_case(work, choose_subject(data, amount.slices), rounds=amount.rounds, memory=memory, dicom=dicom)
 
-        if scale == "lits":
-            _run_in_folder(
-                lambda work: run_lits(work / "lits", suffix=suffix, workers=workers, limit=cases), json, folder
-            )
-        else:
-            _run_stage("ingest", BenchSize(slices, rounds, quick), one_case, json, folder)
+    if scale == "lits":
+        _run_in_folder(lambda work: run_lits(work / "lits", suffix=suffix, workers=workers, limit=cases), json, folder)
+    else:
+        _run_stage("ingest", BenchSize(slices, rounds, quick), one_case, json, folder)
 
 
 @bench.command()
@@ -134,19 +131,17 @@ def store(
     json: Json = None,
 ) -> None:
     """Random slices with their labels: slicemill, zarr-python, zarrs, tensorstore, and the bare decode."""
-    with report_errors():
-        from slicemill.bench.stages.store import run
+    from slicemill.bench.stages.store import run
 
-        _run_on_scan("store", BenchSize(slices, rounds, quick), partial(run, cold=cold), data, json)
+    _run_on_scan("store", BenchSize(slices, rounds, quick), partial(run, cold=cold), data, json)
 
 
 @bench.command()
 def loader(slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, data: Data = None, json: Json = None) -> None:
     """Training pairs per CPU-second: slicemill's loader, DataLoader with PNGs or the store, and the bare decode."""
-    with report_errors():
-        from slicemill.bench.stages.loader import run
+    from slicemill.bench.stages.loader import run
 
-        _run_on_scan("loader", BenchSize(slices, rounds, quick), run, data, json)
+    _run_on_scan("loader", BenchSize(slices, rounds, quick), run, data, json)
 
 
 @bench.command()
@@ -159,33 +154,30 @@ def train(
     json: Json = None,
 ) -> None:
     """A training step from the store, with augmentation, compared with the bare forward and backward of its network."""
-    with report_errors():
-        from slicemill.bench.stages.train import run
-        from slicemill.train.config import Config, read_config
+    from slicemill.bench.stages.train import run
+    from slicemill.train.config import Config, read_config
 
-        settings = read_config(config) if config else Config()
-        _run_on_scan("train", BenchSize(slices, rounds, quick), partial(run, config=settings), data, json)
+    settings = read_config(config) if config else Config()
+    _run_on_scan("train", BenchSize(slices, rounds, quick), partial(run, config=settings), data, json)
 
 
 @bench.command()
 def export(slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, data: Data = None, json: Json = None) -> None:
     """Export of a network to a verified model file, compared with torch's exporter alone."""
-    with report_errors():
-        from slicemill.bench.stages.export import run
+    from slicemill.bench.stages.export import run
 
-        _run_on_scan("export", BenchSize(slices, rounds, quick), run, data, json)
+    _run_on_scan("export", BenchSize(slices, rounds, quick), run, data, json)
 
 
 @bench.command()
 def infer(slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, json: Json = None) -> None:
     """Inference on the CPU from files to files, compared with the bare session, the usual script, torch, and scipy."""
-    with report_errors():
-        from slicemill.bench.stages.infer_cpu import run
+    from slicemill.bench.stages.infer_cpu import run
 
-        def work(folder: Path, scale: "Scale") -> Record:
-            return run(folder, slices=scale.slices, rounds=scale.rounds)
+    def work(folder: Path, scale: "Scale") -> Record:
+        return run(folder, slices=scale.slices, rounds=scale.rounds)
 
-        _run_stage("infer", BenchSize(slices, rounds, quick), work, json)
+    _run_stage("infer", BenchSize(slices, rounds, quick), work, json)
 
 
 @bench.command()
@@ -199,11 +191,10 @@ def constants(
 
     slicemill bench constants
     """
-    with report_errors():
-        from slicemill.bench.harness.subject import choose_subject
-        from slicemill.bench.stages.constants import run
+    from slicemill.bench.harness.subject import choose_subject
+    from slicemill.bench.stages.constants import run
 
-        _run_in_folder(lambda folder: run(folder, choose_subject(data, slices), rounds=rounds), json)
+    _run_in_folder(lambda folder: run(folder, choose_subject(data, slices), rounds=rounds), json)
 
 
 @bench.command()
@@ -212,10 +203,9 @@ def components(rounds: Annotated[int, typer.Option(help="Interleaved rounds.", m
 
     slicemill bench components
     """
-    with report_errors():
-        from slicemill.bench.stages.components import run
+    from slicemill.bench.stages.components import run
 
-        _run_in_folder(lambda _: run(rounds=rounds), json)
+    _run_in_folder(lambda _: run(rounds=rounds), json)
 
 
 @bench.command()
@@ -224,10 +214,9 @@ def documents(rounds: Annotated[int, typer.Option(help="Interleaved rounds.", mi
 
     slicemill bench documents
     """
-    with report_errors():
-        from slicemill.bench.stages.documents import run
+    from slicemill.bench.stages.documents import run
 
-        _run_in_folder(lambda _: run(rounds=rounds), json)
+    _run_in_folder(lambda _: run(rounds=rounds), json)
 
 
 @bench.command()
@@ -243,13 +232,12 @@ def measure(
     json: Json = None,
 ) -> None:
     """Surface distances of a case, compared with distance transforms of the complete scan and of boxes."""
-    with report_errors():
-        from slicemill.bench.stages.measure import run
+    from slicemill.bench.stages.measure import run
 
-        def work(_: Path, scale: "Scale") -> Record:
-            return run(slices=scale.slices, side=side, lesions=lesions, rounds=scale.rounds, by_medpy=by_medpy)
+    def work(_: Path, scale: "Scale") -> Record:
+        return run(slices=scale.slices, side=side, lesions=lesions, rounds=scale.rounds, by_medpy=by_medpy)
 
-        _run_stage("measure", BenchSize(slices, rounds, quick), work, json)
+    _run_stage("measure", BenchSize(slices, rounds, quick), work, json)
 
 
 @bench.command()
@@ -270,30 +258,26 @@ def peers(
     slicemill bench peers --only hdf5
     slicemill bench peers --kind inference --quick
     """
-    with report_errors():
-        from slicemill.bench.options import parse_known_names
-        from slicemill.bench.peers.peer import packages
-        from slicemill.bench.stages import peers_inference, peers_loading
+    from slicemill.bench.options import parse_known_names
+    from slicemill.bench.peers.peer import packages
+    from slicemill.bench.stages import peers_inference, peers_loading
 
-        stage = peers_loading if kind == "loading" else peers_inference
-        names = parse_known_names("--only", only, packages(stage.PEERS), "peer")
+    stage = peers_loading if kind == "loading" else peers_inference
+    names = parse_known_names("--only", only, packages(stage.PEERS), "peer")
 
-        def work(folder: Path, scale: "Scale") -> Record:
-            record: Record = stage.run(
-                folder, environments.resolve(), slices=scale.slices, rounds=scale.rounds, only=names
-            )
-            return record
+    def work(folder: Path, scale: "Scale") -> Record:
+        record: Record = stage.run(folder, environments.resolve(), slices=scale.slices, rounds=scale.rounds, only=names)
+        return record
 
-        _run_stage(f"peers-{kind}", BenchSize(slices, rounds, quick), work, json)
+    _run_stage(f"peers-{kind}", BenchSize(slices, rounds, quick), work, json)
 
 
 @bench.command()
 def limits(quick: Quick = False, json: Json = None) -> None:
     """Peak rates of this machine: memory copy, disk, matrix products, convolutions, copies to a GPU."""
-    with report_errors():
-        from slicemill.bench.stages.limits import run
+    from slicemill.bench.stages.limits import run
 
-        _run_in_folder(lambda folder: run(folder, rounds=3 if quick else 7), json)
+    _run_in_folder(lambda folder: run(folder, rounds=3 if quick else 7), json)
 
 
 @bench.command()
@@ -307,18 +291,17 @@ def scale(
 
     slicemill bench scale --picture scaling.png
     """
-    with report_errors():
-        from slicemill.bench.harness.subject import choose_subject
-        from slicemill.bench.records.figures import draw_growth
-        from slicemill.bench.stages.scaling import run
+    from slicemill.bench.harness.subject import choose_subject
+    from slicemill.bench.records.figures import draw_growth
+    from slicemill.bench.stages.scaling import run
 
-        def work(folder: Path) -> Record:
-            record = run(folder, choose_subject(data, 148), quick=quick)
-            if picture is not None:
-                draw_growth(picture, record)
-            return record
+    def work(folder: Path) -> Record:
+        record = run(folder, choose_subject(data, 148), quick=quick)
+        if picture is not None:
+            draw_growth(picture, record)
+        return record
 
-        _run_in_folder(work, json)
+    _run_in_folder(work, json)
 
 
 @bench.command()
@@ -328,10 +311,9 @@ def instructions(json: Json = None) -> None:
     slicemill bench instructions --json new.json
     slicemill bench compare old.json new.json
     """
-    with report_errors():
-        from slicemill.bench.stages.instructions import run
+    from slicemill.bench.stages.instructions import run
 
-        _run_in_folder(run, json)
+    _run_in_folder(run, json)
 
 
 bench.command()(plan)

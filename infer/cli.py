@@ -22,7 +22,6 @@ from slicemill.common.terminal import (
     print_json,
     print_line,
     print_lines,
-    report_errors,
 )
 from slicemill.infer.request import InferRequest, ModelFile, ProviderName
 
@@ -57,10 +56,9 @@ def infer(**fields: Any) -> None:
         infer liver.onnx scans/ --out segmented/
         infer liver.onnx 'scans/*.nii.gz' --out segmented/ --provider cuda
     """
-    with report_errors():
-        request = InferRequest(**fields)
-        request.check()
-        _segment(request)
+    request = InferRequest(**fields)
+    request.check()
+    _segment(request)
 
 
 def tune(
@@ -82,49 +80,48 @@ def tune(
 
         slicemill tune liver.onnx store/ --split run/split.json
     """
-    with report_errors():
-        from slicemill.common.progress import progress
-        from slicemill.infer import tune as rules
-        from slicemill.infer.network.model import open_model
-        from slicemill.infer.run.options import InferOptions
-        from slicemill.infer.run.pipeline import describe_device
-        from slicemill.store.reader import open_store
+    from slicemill.common.progress import progress
+    from slicemill.infer import tune as rules
+    from slicemill.infer.network.model import open_model
+    from slicemill.infer.run.options import InferOptions
+    from slicemill.infer.run.pipeline import describe_device
+    from slicemill.store.reader import open_store
 
-        files = rules.find_flavors(model)
-        if not dry_run:
-            rules.check_writable(model)
-        opened, reference = open_model(model, provider), open_store(store)
-        cases = rules.choose_cases(reference, split)
-        print_line(f"model {opened.info.name} on {describe_device(opened, InferOptions())}")
-        with progress("tune", len(cases), "cases") as advance:
-            tuned = rules.tune(opened, reference, cases, lambda case_id: advance(1, case_id))
-        print_line(f"{count_noun(len(cases), 'case')} of {store}")
-        rows = [
-            (name, _format_dice(one.organ), _format_dice(one.tumor), *one.rules.as_json().values())
-            for name, one in (("before", tuned.before), ("chosen", tuned.chosen))
-        ]
-        print_lines(format_table(["", "organ Dice", "tumor Dice", *tuned.chosen.rules.as_json()], rows))
-        for gap in rules.find_gaps(opened.info.labels, tuned.before):
-            print_line(gap)
-        if dry_run:
-            print_line(f"nothing was written; as TOML: {rules.as_toml(tuned.chosen.rules)}")
-        elif tuned.chosen.rules == tuned.before.rules:
-            print_line("no other rules are better: the model is unchanged")
-        else:
-            rules.write_rules(files, tuned)
-            print_line(f"written: {', '.join(map(str, files))}")
-        if json:
-            is_written = not dry_run and tuned.chosen.rules != tuned.before.rules
-            scores = tuned.as_json()
-            rules_before, rules_chosen = tuned.before.rules.as_json(), tuned.chosen.rules.as_json()
-            print_json(
-                {
-                    "cases": list(tuned.cases),
-                    "before": {**scores["before"], "rules": rules_before},
-                    "chosen": {**scores["chosen"], "rules": rules_chosen},
-                    "written": [str(path) for path in files] if is_written else [],
-                }
-            )
+    files = rules.find_flavors(model)
+    if not dry_run:
+        rules.check_writable(model)
+    opened, reference = open_model(model, provider), open_store(store)
+    cases = rules.choose_cases(reference, split)
+    print_line(f"model {opened.info.name} on {describe_device(opened, InferOptions())}")
+    with progress("tune", len(cases), "cases") as advance:
+        tuned = rules.tune(opened, reference, cases, lambda case_id: advance(1, case_id))
+    print_line(f"{count_noun(len(cases), 'case')} of {store}")
+    rows = [
+        (name, _format_dice(one.organ), _format_dice(one.tumor), *one.rules.as_json().values())
+        for name, one in (("before", tuned.before), ("chosen", tuned.chosen))
+    ]
+    print_lines(format_table(["", "organ Dice", "tumor Dice", *tuned.chosen.rules.as_json()], rows))
+    for gap in rules.find_gaps(opened.info.labels, tuned.before):
+        print_line(gap)
+    if dry_run:
+        print_line(f"nothing was written; as TOML: {rules.as_toml(tuned.chosen.rules)}")
+    elif tuned.chosen.rules == tuned.before.rules:
+        print_line("no other rules are better: the model is unchanged")
+    else:
+        rules.write_rules(files, tuned)
+        print_line(f"written: {', '.join(map(str, files))}")
+    if json:
+        is_written = not dry_run and tuned.chosen.rules != tuned.before.rules
+        scores = tuned.as_json()
+        rules_before, rules_chosen = tuned.before.rules.as_json(), tuned.chosen.rules.as_json()
+        print_json(
+            {
+                "cases": list(tuned.cases),
+                "before": {**scores["before"], "rules": rules_before},
+                "chosen": {**scores["chosen"], "rules": rules_chosen},
+                "written": [str(path) for path in files] if is_written else [],
+            }
+        )
 
 
 def _format_dice(dice: float) -> str:

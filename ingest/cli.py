@@ -8,7 +8,7 @@ from slicemill.common.errors import UsageError
 from slicemill.common.files import Location, parse_location
 from slicemill.common.left_out import print_left_out
 from slicemill.common.options import CHECKS, INPUT, MACHINE, OUTPUT, RERUN, Json
-from slicemill.common.terminal import format_table, print_always, print_json, print_line, print_lines, report_errors
+from slicemill.common.terminal import format_table, print_always, print_json, print_line, print_lines
 from slicemill.ct.geometry_option import Geometry
 from slicemill.ingest.params import Overlap
 from slicemill.store.layout import ProfileName
@@ -144,35 +144,34 @@ def ingest(
         slicemill ingest totalsegmentator/ store/ --labels liver=1,spleen=2
         slicemill ingest --pairs cases.csv lits-store/
     """
-    with report_errors():
-        from slicemill.ingest.json_output import collection_document, report_document
-        from slicemill.ingest.request import IngestRequest
+    from slicemill.ingest.json_output import collection_document, report_document
+    from slicemill.ingest.request import IngestRequest
 
-        source, store = _assign_arguments(source, store, has_list=pairs is not None or images is not None)
-        request = IngestRequest(
-            source=source, store=store, pairs=pairs, images=images, masks=masks, no_masks=no_masks, labels=labels,
-            organ=organ, tumor=tumor, prefix=prefix, patient=patient, geometry=geometry, overlap=overlap,
-            workers=workers, threads=threads, profile=profile, scheduler=scheduler, shard=shard, overwrite=overwrite,
-            retry_failed=retry_failed, rehash=rehash, keep_text=keep_text, strict=strict,
-        )  # fmt: skip
-        collection = request.collection()
-        if dry_run:
-            found_labels = request.params(collection).labels
-            _print_collection(collection, found_labels)
-            if json:
-                print_json(collection_document(collection, found_labels))
-            return
-        report = request.run(collection)
-        target = parse_location(store or "")
-        _print_report(report, collection, target)
+    source, store = _assign_arguments(source, store, has_list=pairs is not None or images is not None)
+    request = IngestRequest(
+        source=source, store=store, pairs=pairs, images=images, masks=masks, no_masks=no_masks, labels=labels,
+        organ=organ, tumor=tumor, prefix=prefix, patient=patient, geometry=geometry, overlap=overlap,
+        workers=workers, threads=threads, profile=profile, scheduler=scheduler, shard=shard, overwrite=overwrite,
+        retry_failed=retry_failed, rehash=rehash, keep_text=keep_text, strict=strict,
+    )  # fmt: skip
+    collection = request.collection()
+    if dry_run:
+        found_labels = request.params(collection).labels
+        _print_collection(collection, found_labels)
         if json:
-            print_json(report_document(report, collection, target))
-        if report.problem:
-            print_always(f"failed: {report.problem}")
-        if report.bug is not None:
-            raise report.bug
-        if report.failures or report.problem:
-            raise SystemExit(1)
+            print_json(collection_document(collection, found_labels))
+        return
+    report = request.run(collection)
+    target = parse_location(store or "")
+    _print_report(report, collection, target)
+    if json:
+        print_json(report_document(report, collection, target))
+    if report.problem:
+        print_always(f"failed: {report.problem}")
+    if report.bug is not None:
+        raise report.bug
+    if report.failures or report.problem:
+        raise SystemExit(1)
 
 
 def _assign_arguments(source: str | None, store: str | None, *, has_list: bool) -> tuple[str | None, str | None]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from slicemill.common.errors import ConfigError
-from slicemill.common.options import MACHINE, RERUN, Json, count_workers, require_finite
+from slicemill.common.options import MACHINE, RERUN, Json, require_finite
 from slicemill.common.terminal import (
     count_noun,
     format_cell,
@@ -15,7 +15,6 @@ from slicemill.common.terminal import (
     print_json,
     print_line,
     print_lines,
-    report_errors,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ Workers = Annotated[
     typer.Option(
         help="Worker processes, each with one case in memory; 0: all cores.",
         min=0,
-        callback=count_workers,
         rich_help_panel=MACHINE,
     ),
 ]
@@ -71,37 +69,36 @@ def evaluate(
     slicemill evaluate segmented/ lits/ --out scores/
     slicemill evaluate segmented/ lits/ --out scores/ --against other/
     """
-    with report_errors():
-        from dataclasses import replace
+    from dataclasses import replace
 
-        from slicemill.measure.evaluation.summary import format_evaluation
-        from slicemill.measure.inputs.label_names import check_same_labels
-        from slicemill.measure.inputs.pairs import pair_up
-        from slicemill.measure.requests import EvaluateRequest
+    from slicemill.measure.evaluation.summary import format_evaluation
+    from slicemill.measure.inputs.label_names import check_same_labels
+    from slicemill.measure.inputs.pairs import pair_up
+    from slicemill.measure.requests import EvaluateRequest
 
-        request = EvaluateRequest(
-            predictions=predictions,
-            references=references,
-            out=out,
-            labels=labels,
-            mode=mode,
-            tolerance_mm=tolerance_mm,
-            workers=workers,
-        )
-        other_request = replace(request, predictions=against, out=None) if against else None  # checks that it exists
-        evaluation = request.run()
-        for line in format_evaluation(evaluation):
-            print_line(line)
-        failures, compared = len(evaluation.failures), None
-        if other_request is not None:
-            if not labels:
-                check_same_labels(pair_up(other_request.predictions, references).pairs, evaluation.labels)
-            other = replace(other_request, labels=evaluation.labels).run()
-            failures += len(other.failures)
-            compared = _print_comparison(evaluation, other, other_request.predictions, out)
-        _print_end(evaluation, compared, out, json=json)
-        if failures:
-            raise SystemExit(1)
+    request = EvaluateRequest(
+        predictions=predictions,
+        references=references,
+        out=out,
+        labels=labels,
+        mode=mode,
+        tolerance_mm=tolerance_mm,
+        workers=workers,
+    )
+    other_request = replace(request, predictions=against, out=None) if against else None  # checks that it exists
+    evaluation = request.run()
+    for line in format_evaluation(evaluation):
+        print_line(line)
+    failures, compared = len(evaluation.failures), None
+    if other_request is not None:
+        if not labels:
+            check_same_labels(pair_up(other_request.predictions, references).pairs, evaluation.labels)
+        other = replace(other_request, labels=evaluation.labels).run()
+        failures += len(other.failures)
+        compared = _print_comparison(evaluation, other, other_request.predictions, out)
+    _print_end(evaluation, compared, out, json=json)
+    if failures:
+        raise SystemExit(1)
 
 
 def _print_end(
@@ -155,47 +152,45 @@ def froc(
 
     slicemill froc results.csv annotations.csv --scans seriesuids.csv --excluded annotations_excluded.csv
     """
-    with report_errors():
-        from functools import partial
+    from functools import partial
 
-        from slicemill.common.files import write_bytes, write_json
-        from slicemill.common.panels import draw_panels
-        from slicemill.measure.evaluation.figures import draw_froc
-        from slicemill.measure.evaluation.froc import NoFindings
-        from slicemill.measure.evaluation.luna16 import score_points
+    from slicemill.common.files import write_bytes, write_json
+    from slicemill.common.panels import draw_panels
+    from slicemill.measure.evaluation.figures import draw_froc
+    from slicemill.measure.evaluation.froc import NoFindings
+    from slicemill.measure.evaluation.luna16 import score_points
 
-        result = score_points(results, annotations, scans, excluded)
-        response = result.response
-        if isinstance(response, NoFindings):
-            raise ConfigError(f"{annotations}: has no finding in the scans listed in {scans}.")
-        print_lines(
-            format_table(
-                ["false positives per scan", *(f"{rate:g}" for rate in response.rates)],
-                [
-                    ["sensitivity_between", *response.sensitivity_between],
-                    ["sensitivity_at_or_above", *response.sensitivity_at_or_above],
-                ],
-            )
+    result = score_points(results, annotations, scans, excluded)
+    response = result.response
+    if isinstance(response, NoFindings):
+        raise ConfigError(f"{annotations}: has no finding in the scans listed in {scans}.")
+    print_lines(
+        format_table(
+            ["false positives per scan", *(f"{rate:g}" for rate in response.rates)],
+            [
+                ["sensitivity_between", *response.sensitivity_between],
+                ["sensitivity_at_or_above", *response.sensitivity_at_or_above],
+            ],
         )
-        low, high = response.cpm_interval
-        print_line(
-            f"CPM {response.cpm:.4f} by linear interpolation "
-            f"(95 % interval {low:.4f} to {high:.4f} over resampled scans)"
-        )
-        print_line(
-            f"CPM {response.cpm_at_or_above:.4f} at the first point at or above each rate; "
-            f"{response.cpm_of_mean_curve:.4f} of the mean bootstrap curve"
-        )
-        print_line(
-            f"{response.findings} findings in {response.scans} scans; "
-            f"{result.unlisted_candidates} candidates in unlisted scans"
-        )
-        if out is not None:
-            write_json(out / "froc.json", result.as_json())
-            write_bytes(out / "froc.png", draw_panels([partial(draw_froc, response=response)]))
-            print_line(f"curve: {out / 'froc.json'}, {out / 'froc.png'}")
-        if json:
-            print_json(result.as_json())
+    )
+    low, high = response.cpm_interval
+    print_line(
+        f"CPM {response.cpm:.4f} by linear interpolation (95 % interval {low:.4f} to {high:.4f} over resampled scans)"
+    )
+    print_line(
+        f"CPM {response.cpm_at_or_above:.4f} at the first point at or above each rate; "
+        f"{response.cpm_of_mean_curve:.4f} of the mean bootstrap curve"
+    )
+    print_line(
+        f"{response.findings} findings in {response.scans} scans; "
+        f"{result.unlisted_candidates} candidates in unlisted scans"
+    )
+    if out is not None:
+        write_json(out / "froc.json", result.as_json())
+        write_bytes(out / "froc.png", draw_panels([partial(draw_froc, response=response)]))
+        print_line(f"curve: {out / 'froc.json'}, {out / 'froc.png'}")
+    if json:
+        print_json(result.as_json())
 
 
 def measure(
@@ -218,25 +213,24 @@ def measure(
         slicemill measure segmented/ --image scans/ --out lesions/
         slicemill measure store/ --out lesions/ --workers 8
     """
-    with report_errors():
-        from slicemill.measure.requests import MeasureRequest
+    from slicemill.measure.requests import MeasureRequest
 
-        request = MeasureRequest(masks=masks, out=out, image=image, labels=labels, workers=workers, overwrite=overwrite)
-        report = request.run()
-        for file in report.left_out:
-            print_line(f"left out: {file}: name does not look like a mask; to measure it, pass this file")
-        for outcome in report.outcomes:
-            if outcome.status == "failed":
-                print_always(f"failed: {outcome.name}: {outcome.reason}")
-        print_line(
-            f"{count_noun(len(report.outcomes), 'case')}: {report.count('done')} done, {report.count('skipped')} "
-            f"skipped (done before), {report.count('failed')} failed"
-        )
-        print_line(f"tables: {out / 'cases.csv'}, {out / 'lesions.csv'}; page: {out / 'report.html'}")
-        if json:
-            print_json({"out": str(out), "cases": report.outcomes})
-        if report.count("failed"):
-            raise SystemExit(1)
+    request = MeasureRequest(masks=masks, out=out, image=image, labels=labels, workers=workers, overwrite=overwrite)
+    report = request.run()
+    for file in report.left_out:
+        print_line(f"left out: {file}: name does not look like a mask; to measure it, pass this file")
+    for outcome in report.outcomes:
+        if outcome.status == "failed":
+            print_always(f"failed: {outcome.name}: {outcome.reason}")
+    print_line(
+        f"{count_noun(len(report.outcomes), 'case')}: {report.count('done')} done, {report.count('skipped')} "
+        f"skipped (done before), {report.count('failed')} failed"
+    )
+    print_line(f"tables: {out / 'cases.csv'}, {out / 'lesions.csv'}; page: {out / 'report.html'}")
+    if json:
+        print_json({"out": str(out), "cases": report.outcomes})
+    if report.count("failed"):
+        raise SystemExit(1)
 
 
 def compare(
@@ -260,35 +254,34 @@ def compare(
 
     slicemill compare first.nii.gz second.nii.gz --labels liver=1,tumor=2 --out change/
     """
-    with report_errors():
-        from slicemill.ct.labels import parse_labels
-        from slicemill.measure.followup.page import write_comparison
-        from slicemill.measure.followup.recist import compare_time_points, measure_time_point
-        from slicemill.measure.lesions.jobs import file_job
-        from slicemill.measure.lesions.load import load_case
+    from slicemill.ct.labels import parse_labels
+    from slicemill.measure.followup.page import write_comparison
+    from slicemill.measure.followup.recist import compare_time_points, measure_time_point
+    from slicemill.measure.lesions.jobs import file_job
+    from slicemill.measure.lesions.load import load_case
 
-        for mask in (baseline, followup):
-            if not mask.is_file():
-                raise ConfigError(f"{mask}: there is no such file; pass one mask per time point.")
-        named = parse_labels(labels) if labels else None
-        first = load_case(file_job(baseline, baseline_image, named))
-        second = load_case(file_job(followup, followup_image, named))
-        points = measure_time_point(first.volume), measure_time_point(second.volume)
-        comparison = compare_time_points(*points, align)
-        rows = [change.as_row() for change in comparison.lesions]
-        if rows:
-            print_lines(format_table(list(rows[0]), [list(row.values()) for row in rows]))
-            print_line()
-        recist = comparison.recist
-        before, after = format_cell(comparison.baseline.tumor_ml), format_cell(comparison.followup.tumor_ml)
-        print_line(f"tumor volume: {before} to {after} ml; aligned by {align}")
-        print_line(
-            f"computed RECIST 1.1 category: {recist.category}; sum of {recist.targets} target diameters "
-            f"{recist.baseline_sum_mm:.1f} to {recist.followup_sum_mm:.1f} mm; {recist.new_lesions} new lesions"
-        )
-        print_line(comparison.note)
-        if out is not None:
-            write_comparison(out, comparison, points, (first.origin(), second.origin()))
-            print_line(f"page: {out / 'compare.html'}; record: {out / 'compare.json'}")
-        if json:
-            print_json(comparison.as_json())
+    for mask in (baseline, followup):
+        if not mask.is_file():
+            raise ConfigError(f"{mask}: there is no such file; pass one mask per time point.")
+    named = parse_labels(labels) if labels else None
+    first = load_case(file_job(baseline, baseline_image, named))
+    second = load_case(file_job(followup, followup_image, named))
+    points = measure_time_point(first.volume), measure_time_point(second.volume)
+    comparison = compare_time_points(*points, align)
+    rows = [change.as_row() for change in comparison.lesions]
+    if rows:
+        print_lines(format_table(list(rows[0]), [list(row.values()) for row in rows]))
+        print_line()
+    recist = comparison.recist
+    before, after = format_cell(comparison.baseline.tumor_ml), format_cell(comparison.followup.tumor_ml)
+    print_line(f"tumor volume: {before} to {after} ml; aligned by {align}")
+    print_line(
+        f"computed RECIST 1.1 category: {recist.category}; sum of {recist.targets} target diameters "
+        f"{recist.baseline_sum_mm:.1f} to {recist.followup_sum_mm:.1f} mm; {recist.new_lesions} new lesions"
+    )
+    print_line(comparison.note)
+    if out is not None:
+        write_comparison(out, comparison, points, (first.origin(), second.origin()))
+        print_line(f"page: {out / 'compare.html'}; record: {out / 'compare.json'}")
+    if json:
+        print_json(comparison.as_json())

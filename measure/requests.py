@@ -6,6 +6,7 @@ from pathlib import Path
 
 from slicemill.common.errors import ConfigError, UsageError
 from slicemill.common.files import write_bytes
+from slicemill.common.machine import count_workers
 from slicemill.ct.labels import Labels, choose_labels
 from slicemill.measure.evaluation.detection import Mode
 from slicemill.measure.evaluation.evaluate import Evaluation, evaluate
@@ -36,7 +37,7 @@ class EvaluateRequest:
     tolerance_mm: float = TOLERANCE_MM
     """Tolerance of the surface Dice, mm."""
     workers: int = 1
-    """Worker processes; each has one case in memory."""
+    """Worker processes, each with one case in memory; 0: one per core."""
 
     def __post_init__(self) -> None:
         """Check that there are predictions and workers.
@@ -66,7 +67,7 @@ class EvaluateRequest:
             choose_labels(self.labels),
             mode=self.mode,
             tolerance_mm=self.tolerance_mm,
-            workers=self.workers,
+            workers=count_workers(self.workers),
         )
         if self.out is not None and evaluation.cases:
             write_bytes(self.out / "evaluation.png", draw_evaluation(evaluation))
@@ -107,7 +108,7 @@ class MeasureRequest:
     labels: LabelNames = None
     """Names of the label values; None takes those of a report of infer or of a store."""
     workers: int = 1
-    """Worker processes; each has one case in memory."""
+    """Worker processes, each with one case in memory; 0: one per core."""
     overwrite: bool = False
     """Whether finished cases are measured again."""
 
@@ -133,10 +134,10 @@ class MeasureRequest:
             There are no masks, or a file of the folder was not written by this command.
         """
         jobs = gather_jobs(self.masks, self.image, choose_labels(self.labels))
-        outcomes = run(jobs, self.out, workers=self.workers, overwrite=self.overwrite)
+        outcomes = run(jobs, self.out, workers=count_workers(self.workers), overwrite=self.overwrite)
         return MeasureReport(outcomes=tuple(outcomes), left_out=tuple(find_left_out(self.masks)), out=self.out)
 
 
 def _check_workers(workers: int) -> None:
-    if workers < 1:
-        raise UsageError(f"--workers {workers}: must be at least 1.")
+    if workers < 0:
+        raise UsageError(f"--workers {workers}: must be at least 1, or 0 for all cores.")

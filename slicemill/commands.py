@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from slicemill.common.options import Json, require_finite
-from slicemill.common.terminal import print_always, print_json, print_line, print_lines, report_errors
+from slicemill.common.terminal import print_always, print_json, print_line, print_lines
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 """As in `slicemill.infer.runtime.providers`, whose import would slow down ``--help``."""
@@ -24,22 +24,21 @@ def info(
     slicemill info s3://bucket/lits-store
     slicemill info liver.onnx --json
     """
-    with report_errors():
-        from slicemill.common.files import parse_location
-        from slicemill.info import describe, summarize
-        from slicemill.store.cli import print_info
-        from slicemill.store.reader import is_store
+    from slicemill.common.files import parse_location
+    from slicemill.info import describe, summarize
+    from slicemill.store.cli import print_info
+    from slicemill.store.reader import is_store
 
-        location = parse_location(path)
-        if is_store(location):
-            print_info(path, json=json)
-            return
-        summary = summarize(location)
-        if json:
-            print_json(summary)
-            return
-        for line in describe(summary):
-            print_always(line)
+    location = parse_location(path)
+    if is_store(location):
+        print_info(path, json=json)
+        return
+    summary = summarize(location)
+    if json:
+        print_json(summary)
+        return
+    for line in describe(summary):
+        print_always(line)
 
 
 def phantom(
@@ -52,14 +51,13 @@ def phantom(
 
     slicemill phantom phantoms/ --cases 12
     """
-    with report_errors():
-        from slicemill.common.progress import progress
-        from slicemill.ct.phantom import write_collection
+    from slicemill.common.progress import progress
+    from slicemill.ct.phantom import write_collection
 
-        with progress("phantoms", cases, "cases") as advance:
-            for image, _ in write_collection(folder, cases=cases, size=size, seed=seed):
-                advance(1, image.name)
-        print_line(f"{cases} synthetic CTs with masks (1 liver, 2 tumor): {folder}")
+    with progress("phantoms", cases, "cases") as advance:
+        for image, _ in write_collection(folder, cases=cases, size=size, seed=seed):
+            advance(1, image.name)
+    print_line(f"{cases} synthetic CTs with masks (1 liver, 2 tumor): {folder}")
 
 
 def demo(
@@ -87,41 +85,39 @@ def demo(
     slicemill demo
     slicemill demo --data sarcoma/ --labels tumor=1 --out real --max-minutes 25
     """
-    with report_errors():
-        from slicemill.demo import DemoOptions, run_demo
-        from slicemill.demo_summary import describe_goals, missed_goals
+    from slicemill.demo import DemoOptions, run_demo
+    from slicemill.demo_summary import describe_goals, missed_goals
 
-        options = DemoOptions(
-            out=out,
-            data=data,
-            cases=cases,
-            labels=labels,
-            epochs=epochs,
-            minutes=max_minutes,
-            seed=seed,
-            provider=provider,
-            config=config,
-        )
-        summary = run_demo(options)
-        if data is not None:
-            return
-        print_lines(describe_goals(summary))
-        if strict_goals and missed_goals(summary):
-            raise SystemExit(1)
+    options = DemoOptions(
+        out=out,
+        data=data,
+        cases=cases,
+        labels=labels,
+        epochs=epochs,
+        minutes=max_minutes,
+        seed=seed,
+        provider=provider,
+        config=config,
+    )
+    summary = run_demo(options)
+    if data is not None:
+        return
+    print_lines(describe_goals(summary))
+    if strict_goals and missed_goals(summary):
+        raise SystemExit(1)
 
 
 def doctor(json: Json = False) -> None:
     """Report hardware, packages, working providers and required repairs; exit 1 if a repair is required."""
-    with report_errors():
-        from slicemill.doctor import examine
+    from slicemill.doctor import examine
 
-        examination = examine()
-        for line in examination.lines:
-            print_line(line)
-        for repair in examination.repairs:
-            print_always(f"REPAIR     {repair}")
-        if json:
-            print_json(examination)
-        if examination.repairs:
-            raise SystemExit(1)
-        print_line("nothing to repair")
+    examination = examine()
+    for line in examination.lines:
+        print_line(line)
+    for repair in examination.repairs:
+        print_always(f"REPAIR     {repair}")
+    if json:
+        print_json(examination)
+    if examination.repairs:
+        raise SystemExit(1)
+    print_line("nothing to repair")

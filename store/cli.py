@@ -9,7 +9,7 @@ import typer
 from slicemill.common.app import App
 from slicemill.common.errors import UsageError
 from slicemill.common.options import MACHINE, Json
-from slicemill.common.terminal import bar_characters, format_table, print_always, print_json, print_line, report_errors
+from slicemill.common.terminal import bar_characters, format_table, print_always, print_json, print_line
 from slicemill.store.layout import SliceFormat
 
 store = App(
@@ -24,8 +24,7 @@ StorePath = Annotated[str, typer.Argument(help="Folder of the slice store.")]
 @store.command()
 def info(path: StorePath, json: Json = False) -> None:
     """Print a summary of a store: cases, slices, size, labels, spacing, tumor statistics, warnings."""
-    with report_errors():
-        print_info(path, json=json)
+    print_info(path, json=json)
 
 
 @store.command()
@@ -37,20 +36,19 @@ def manifest(
     json: Json = False,
 ) -> None:
     """Print the manifest: one row per case."""
-    with report_errors():
-        from slicemill.store.tables import MAIN_COLUMNS, read_table
+    from slicemill.store.tables import MAIN_COLUMNS, read_table
 
-        rows = read_table(path, "manifest")
-        if csv and json:
-            raise UsageError("--csv and --json exclude each other.")
-        if json:
-            print_json(rows)
-        elif csv:
-            from slicemill.common.csv_cells import format_csv
+    rows = read_table(path, "manifest")
+    if csv and json:
+        raise UsageError("--csv and --json exclude each other.")
+    if json:
+        print_json(rows)
+    elif csv:
+        from slicemill.common.csv_cells import format_csv
 
-            _print_data(format_csv(rows, ["case_id"]).replace("\r\n", "\n").rstrip("\n"))
-        else:
-            _print_data(format_table(MAIN_COLUMNS, [[row.get(column) for column in MAIN_COLUMNS] for row in rows]))
+        _print_data(format_csv(rows, ["case_id"]).replace("\r\n", "\n").rstrip("\n"))
+    else:
+        _print_data(format_table(MAIN_COLUMNS, [[row.get(column) for column in MAIN_COLUMNS] for row in rows]))
 
 
 def print_info(path: str, *, json: bool) -> None:
@@ -86,14 +84,13 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Export a case as NIfTI, with the voxels, axis order and header geometry of its source file."""
-    with report_errors():
-        from slicemill.store.reader import open_store
-        from slicemill.store.to_nifti import export_case
+    from slicemill.store.reader import open_store
+    from slicemill.store.to_nifti import export_case
 
-        stored = open_store(path)[case]
-        export_case(stored, out, array="label" if mask else "image", overwrite=overwrite)
-        nz, ny, nx = stored.info.shape
-        print_line(f"{'segmentation' if mask else 'image'} of {case}, {nz} slices of {ny}x{nx}: {out}")
+    stored = open_store(path)[case]
+    export_case(stored, out, array="label" if mask else "image", overwrite=overwrite)
+    nz, ny, nx = stored.info.shape
+    print_line(f"{'segmentation' if mask else 'image'} of {case}, {nz} slices of {ny}x{nx}: {out}")
 
 
 @store.command(name="export-slices")
@@ -118,34 +115,32 @@ def export_slices(
 
     Run the same command again to write only the cases that are missing or changed.
     """
-    with report_errors():
-        from slicemill.store import to_slices
-        from slicemill.store.reader import open_store
+    from slicemill.store import to_slices
+    from slicemill.store.reader import open_store
 
-        opened = open_store(path)
-        case_ids = list(dict.fromkeys(case)) if case else opened.case_ids
-        form = to_slices.make_form(chosen, window, only_labeled=only_labeled)
-        report = to_slices.export_slices(opened, out, form, case_ids, workers)
-        for outcome in report.outcomes:
-            if outcome.status == "failed":
-                print_always(f"failed: {outcome.case_id}: {outcome.reason}")
-        counts = [f"{report.count(status)} {status}" for status in ("done", "skipped", "failed")]
-        print_line(f"{len(case_ids)} cases: {', '.join(counts)}; {report.slices:,} slices in {out / to_slices.TABLE}")
-        if json:
-            print_json({"table": str(out / to_slices.TABLE), "slices": report.slices, "cases": report.outcomes})
-        if report.count("failed"):
-            raise SystemExit(1)
+    opened = open_store(path)
+    case_ids = list(dict.fromkeys(case)) if case else opened.case_ids
+    form = to_slices.make_form(chosen, window, only_labeled=only_labeled)
+    report = to_slices.export_slices(opened, out, form, case_ids, workers)
+    for outcome in report.outcomes:
+        if outcome.status == "failed":
+            print_always(f"failed: {outcome.case_id}: {outcome.reason}")
+    counts = [f"{report.count(status)} {status}" for status in ("done", "skipped", "failed")]
+    print_line(f"{len(case_ids)} cases: {', '.join(counts)}; {report.slices:,} slices in {out / to_slices.TABLE}")
+    if json:
+        print_json({"table": str(out / to_slices.TABLE), "slices": report.slices, "cases": report.outcomes})
+    if report.count("failed"):
+        raise SystemExit(1)
 
 
 @store.command()
 def reindex(path: StorePath) -> None:
     """Rebuild the manifest, slice and lesion tables from the cases (after ingest --shard, or if a table is damaged)."""
-    with report_errors():
-        from slicemill.store.tables import reindex as build
+    from slicemill.store.tables import reindex as build
 
-        print_line(
-            f"{len(build(path))} cases in manifest.parquet, manifest.csv, slices.parquet and lesions.parquet of {path}"
-        )
+    print_line(
+        f"{len(build(path))} cases in manifest.parquet, manifest.csv, slices.parquet and lesions.parquet of {path}"
+    )
 
 
 @store.command()
@@ -161,33 +156,31 @@ def verify(
 
     Each problem is printed on one line. If there are problems, the exit status is 1.
     """
-    with report_errors():
-        import os
+    from slicemill.common.files import parse_location
+    from slicemill.common.machine import count_workers
+    from slicemill.common.progress import progress
+    from slicemill.store.reader import open_store
+    from slicemill.store.verify import verify as run
 
-        from slicemill.common.files import parse_location
-        from slicemill.common.progress import progress
-        from slicemill.store.reader import open_store
-        from slicemill.store.verify import verify as run
-
-        opened = open_store(path)
-        threads = workers or len(os.sched_getaffinity(0))
-        collection = None if source is None else parse_location(source)
-        uncompared: list[str] = []
-        with progress("verify", len(opened), "cases") as advance:
-            problems = run(opened, collection, workers=threads, advance=advance, uncompared=uncompared)
-        for problem in problems:
-            print_always(f"problem: {problem}")
-        if uncompared:
-            print_line(
-                f"note: {len(uncompared)} masks are made from a file for each structure, which verify does not "
-                "compare; ingest --rehash does"
-            )
-        compared = " and compared with the source" if source else ""
-        print_line(f"{len(opened)} cases read completely{compared}: {len(problems)} problems")
-        if json:
-            print_json({"store": path, "cases": len(opened), "problems": list(problems)})
-        if problems:
-            raise SystemExit(1)
+    opened = open_store(path)
+    threads = count_workers(workers)
+    collection = None if source is None else parse_location(source)
+    uncompared: list[str] = []
+    with progress("verify", len(opened), "cases") as advance:
+        problems = run(opened, collection, workers=threads, advance=advance, uncompared=uncompared)
+    for problem in problems:
+        print_always(f"problem: {problem}")
+    if uncompared:
+        print_line(
+            f"note: {len(uncompared)} masks are made from a file for each structure, which verify does not "
+            "compare; ingest --rehash does"
+        )
+    compared = " and compared with the source" if source else ""
+    print_line(f"{len(opened)} cases read completely{compared}: {len(problems)} problems")
+    if json:
+        print_json({"store": path, "cases": len(opened), "problems": list(problems)})
+    if problems:
+        raise SystemExit(1)
 
 
 @store.command()
@@ -200,22 +193,21 @@ def preview(
     columns: Annotated[int, typer.Option(help="Slices per case.", min=1, max=12)] = 4,
 ) -> None:
     """Draw slices of the cases as one picture, with the organ outlined in blue and tumor in red."""
-    with report_errors():
-        from slicemill.ct.pictures import make_montage, pick_evenly, save_png
-        from slicemill.store.preview import draw_tiles
-        from slicemill.store.reader import open_store
+    from slicemill.ct.pictures import make_montage, pick_evenly, save_png
+    from slicemill.store.preview import draw_tiles
+    from slicemill.store.reader import open_store
 
-        opened = open_store(path)
-        readable, unreadable = ([opened[case_id] for case_id in case], []) if case else opened.read_cases()
-        shown = readable if case else pick_evenly(readable, 8)
-        tiles = [tile for one in shown for tile in draw_tiles(one, columns)]
-        if not tiles:
-            print_line("the store has no readable cases; nothing was drawn")
-            return
-        target = out or opened.root / "preview.png"
-        save_png(target, make_montage(tiles, columns))
-        _print_unreadable(unreadable)
-        print_line(f"preview: {target}")
+    opened = open_store(path)
+    readable, unreadable = ([opened[case_id] for case_id in case], []) if case else opened.read_cases()
+    shown = readable if case else pick_evenly(readable, 8)
+    tiles = [tile for one in shown for tile in draw_tiles(one, columns)]
+    if not tiles:
+        print_line("the store has no readable cases; nothing was drawn")
+        return
+    target = out or opened.root / "preview.png"
+    save_png(target, make_montage(tiles, columns))
+    _print_unreadable(unreadable)
+    print_line(f"preview: {target}")
 
 
 @store.command()
@@ -227,14 +219,13 @@ def plots(
     ] = None,
 ) -> None:
     """Draw plots of a collection: spacing, slices, HU, and number, size, volume and burden of tumors."""
-    with report_errors():
-        from slicemill.store.plots import write_plots
-        from slicemill.store.reader import open_store
+    from slicemill.store.plots import write_plots
+    from slicemill.store.reader import open_store
 
-        opened = open_store(path)
-        target = out or opened.root / "plots.png"
-        _print_unreadable(write_plots(opened, target))
-        print_line(f"plots: {target}")
+    opened = open_store(path)
+    target = out or opened.root / "plots.png"
+    _print_unreadable(write_plots(opened, target))
+    print_line(f"plots: {target}")
 
 
 def _print_unreadable(reasons: list[str]) -> None:

@@ -12,7 +12,6 @@
 3. ``pairs.csv`` is built from every ``case.json`` of OUT.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -28,6 +27,7 @@ from slicemill.common.documents import read_document, to_document
 from slicemill.common.errors import ConfigError, InputError, UsageError
 from slicemill.common.failures import explain_failure
 from slicemill.common.files import write_csv, write_json
+from slicemill.common.machine import count_workers
 from slicemill.common.progress import progress
 from slicemill.ct.naming import natural_key
 from slicemill.ct.pictures import encode_png
@@ -190,7 +190,7 @@ def export_slices(store: Store, out: Path, form: SliceForm, case_ids: Sequence[s
     check_form(out, form)
     store.check_known(case_ids)
     outcomes = _export_in_threads(
-        lambda case_id: _try_case(store, case_id, out, form), case_ids, workers or len(os.sched_getaffinity(0))
+        lambda case_id: _try_case(store, case_id, out, form), case_ids, count_workers(workers)
     )
     rows = [to_document(row) for marker in _read_markers(out) for row in marker.rows]
     write_csv(out / TABLE, rows, COLUMNS)

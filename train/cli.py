@@ -162,21 +162,20 @@ def train(
     slicemill train lits-store/ runs/first --epochs 100
     slicemill train lits-store/ runs/quick --width 16 --max-minutes 25
     """
-    with report_errors():
-        from slicemill.common.remote import RemotePath
-        from slicemill.store.cache import SliceCache
-        from slicemill.train.config import Config, read_config
-        from slicemill.train.loop import train as fit
+    from slicemill.common.remote import RemotePath
+    from slicemill.store.cache import SliceCache
+    from slicemill.train.config import Config, read_config
+    from slicemill.train.loop import train as fit
 
-        settings = (read_config(config) if config else Config()).replace(
-            context=context, context_spacing_mm=context_spacing_mm, size=size, crop=crop, spacing_mm=spacing_mm,
-            width=width, batch=None if batch is None else parse_batch(batch), epochs=epochs, steps=steps,
-            max_minutes=max_minutes, learning_rate=learning_rate, tumor_share=tumor_share, augment=augment, seed=seed,
-            device=device, precision=precision,
-        )  # fmt: skip
-        location = parse_location(store)
-        cache = SliceCache(cache_dir, round(cache_gb * 1e9)) if isinstance(location, RemotePath) else None
-        fit(location, run, settings, split_file=split, cache=cache, overwrite=overwrite, log=print_lines)
+    settings = (read_config(config) if config else Config()).replace(
+        context=context, context_spacing_mm=context_spacing_mm, size=size, crop=crop, spacing_mm=spacing_mm,
+        width=width, batch=None if batch is None else parse_batch(batch), epochs=epochs, steps=steps,
+        max_minutes=max_minutes, learning_rate=learning_rate, tumor_share=tumor_share, augment=augment, seed=seed,
+        device=device, precision=precision,
+    )  # fmt: skip
+    location = parse_location(store)
+    cache = SliceCache(cache_dir, round(cache_gb * 1e9)) if isinstance(location, RemotePath) else None
+    fit(location, run, settings, split_file=split, cache=cache, overwrite=overwrite, log=print_lines)
 
 
 def parse_batch(text: str) -> int:
@@ -235,27 +234,26 @@ def split(
 
     The files are JSON with the case ids of train, validation and test, readable by other tools.
     """
-    with report_errors():
-        from dataclasses import asdict
+    from dataclasses import asdict
 
-        from slicemill.store.split import write_split
-        from slicemill.store.tables import read_table
-        from slicemill.train.split import make_folds
+    from slicemill.store.split import write_split
+    from slicemill.store.tables import read_table
+    from slicemill.train.split import make_folds
 
-        if not 0 < validation < 1:
-            raise UsageError(f"--validation {validation}: must be above 0 and below 1.")
-        files: list[dict[str, object]] = []
-        for fold, parts in enumerate(
-            make_folds(read_table(store, "manifest"), folds=folds, validation=validation, seed=seed)
-        ):
-            write_split(out / f"fold-{fold}.json", parts)
-            print_line(
-                f"{out / f'fold-{fold}.json'}: {len(parts.train)} train, {len(parts.validation)} validation, "
-                f"{len(parts.test)} test"
-            )
-            files.append({"file": str(out / f"fold-{fold}.json"), **asdict(parts)})
-        if json:
-            print_json(files)
+    if not 0 < validation < 1:
+        raise UsageError(f"--validation {validation}: must be above 0 and below 1.")
+    files: list[dict[str, object]] = []
+    for fold, parts in enumerate(
+        make_folds(read_table(store, "manifest"), folds=folds, validation=validation, seed=seed)
+    ):
+        write_split(out / f"fold-{fold}.json", parts)
+        print_line(
+            f"{out / f'fold-{fold}.json'}: {len(parts.train)} train, {len(parts.validation)} validation, "
+            f"{len(parts.test)} test"
+        )
+        files.append({"file": str(out / f"fold-{fold}.json"), **asdict(parts)})
+    if json:
+        print_json(files)
 
 
 def gallery(
@@ -269,15 +267,14 @@ def gallery(
 
     slicemill gallery lits-store/ --augment 1
     """
-    with report_errors():
-        from slicemill.ct.pictures import save_png
-        from slicemill.store.reader import open_store
-        from slicemill.train.config import Config, read_config
-        from slicemill.train.report.gallery import draw_gallery
+    from slicemill.ct.pictures import save_png
+    from slicemill.store.reader import open_store
+    from slicemill.train.config import Config, read_config
+    from slicemill.train.report.gallery import draw_gallery
 
-        settings = (read_config(config) if config else Config()).replace(augment=augment, seed=seed)
-        save_png(out, draw_gallery(open_store(store), settings))
-        print_line(f"gallery: {out}")
+    settings = (read_config(config) if config else Config()).replace(augment=augment, seed=seed)
+    save_png(out, draw_gallery(open_store(store), settings))
+    print_line(f"gallery: {out}")
 
 
 def export(
@@ -340,30 +337,29 @@ def export(
         slicemill export runs/first liver-256.onnx --size 256x256
         slicemill export runs/first liver.onnx --check
     """
-    with report_errors():
-        from slicemill.train.export.audit import gflop_a_slice
-        from slicemill.train.export.request import ExportRequest
+    from slicemill.train.export.audit import gflop_a_slice
+    from slicemill.train.export.request import ExportRequest
 
-        if check and size:
-            raise UsageError("--check takes the size from the file; remove --size.")
-        request = ExportRequest(
-            run=run,
-            model=model,
-            store=store,
-            min_lesion_ml=min_lesion_ml,
-            fp16=fp16,
-            bytes_in=bytes_in,
-            probability=probability,
-            size=parse_size(size) if size else None,
+    if check and size:
+        raise UsageError("--check takes the size from the file; remove --size.")
+    request = ExportRequest(
+        run=run,
+        model=model,
+        store=store,
+        min_lesion_ml=min_lesion_ml,
+        fp16=fp16,
+        bytes_in=bytes_in,
+        probability=probability,
+        size=parse_size(size) if size else None,
+    )
+    print_line("comparing the labels of onnxruntime and torch on slices of the validation cases")
+    parities = request.check() if check else {path: card.parity or {} for path, card in request.write().items()}
+    for path, parity in parities.items():
+        print_line(
+            f"{path}: {path.stat().st_size / 1e6:.1f} MB, {gflop_a_slice(path):.1f} GFLOP a slice; "
+            f"{parity['labels_differing']} of {parity['pixels']:,} label pixels differ on "
+            f"{parity['slices']} slices (limit {parity['limit']:g}; {parity['ties']} ties not counted), "
+            f"probabilities by at most {parity['max_probability_difference']:.2g}; onnx checker: passed"
         )
-        print_line("comparing the labels of onnxruntime and torch on slices of the validation cases")
-        parities = request.check() if check else {path: card.parity or {} for path, card in request.write().items()}
-        for path, parity in parities.items():
-            print_line(
-                f"{path}: {path.stat().st_size / 1e6:.1f} MB, {gflop_a_slice(path):.1f} GFLOP a slice; "
-                f"{parity['labels_differing']} of {parity['pixels']:,} label pixels differ on "
-                f"{parity['slices']} slices (limit {parity['limit']:g}; {parity['ties']} ties not counted), "
-                f"probabilities by at most {parity['max_probability_difference']:.2g}; onnx checker: passed"
-            )
-            if ".bytes." in path.name:
-                print_line(f"{path}: passes the static TensorRT checks; not run in TensorRT")
+        if ".bytes." in path.name:
+            print_line(f"{path}: passes the static TensorRT checks; not run in TensorRT")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from slicemill.bench.options import Cold, Data, Environments, Quick
-from slicemill.common.terminal import print_line, print_lines, report_errors
+from slicemill.common.terminal import print_line, print_lines
 
 
 def plan(
@@ -25,21 +25,20 @@ def plan(
     slicemill bench plan --scale scale.json --store store.json --infer infer.json --lits lits.json
     slicemill bench plan --scale scale.json --store store.json --scans 1200 --slices 300000 --workers 64
     """
-    with report_errors():
-        from slicemill.bench.options import parse_integers
-        from slicemill.bench.records.plan import HEADER, KNOWN, Collection, measured_over_model, plan_rows, read_inputs
-        from slicemill.common.errors import UsageError
-        from slicemill.common.files import read_json
-        from slicemill.common.terminal import format_table
+    from slicemill.bench.options import parse_integers
+    from slicemill.bench.records.plan import HEADER, KNOWN, Collection, measured_over_model, plan_rows, read_inputs
+    from slicemill.common.errors import UsageError
+    from slicemill.common.files import read_json
+    from slicemill.common.terminal import format_table
 
-        if bool(scans) != bool(slices):
-            raise UsageError("--scans and --slices: pass both or neither.")
-        inputs = read_inputs(read_json(scale), read_json(store), None if infer is None else read_json(infer))
-        collections = (Collection(name="yours", scans=scans, slices=slices),) if scans else KNOWN
-        print_lines(format_table(list(HEADER), plan_rows(collections, inputs, parse_integers("--workers", workers))))
-        if lits is not None:
-            ratio = measured_over_model(inputs, read_json(lits))
-            print_line(f"measured ingest of LiTS's size: {ratio:.2f} of the estimated time")
+    if bool(scans) != bool(slices):
+        raise UsageError("--scans and --slices: pass both or neither.")
+    inputs = read_inputs(read_json(scale), read_json(store), None if infer is None else read_json(infer))
+    collections = (Collection(name="yours", scans=scans, slices=slices),) if scans else KNOWN
+    print_lines(format_table(list(HEADER), plan_rows(collections, inputs, parse_integers("--workers", workers))))
+    if lits is not None:
+        ratio = measured_over_model(inputs, read_json(lits))
+        print_line(f"measured ingest of LiTS's size: {ratio:.2f} of the estimated time")
 
 
 def run_all(
@@ -58,30 +57,29 @@ def run_all(
     slicemill bench all --quick
     slicemill bench all --data scans/
     """
-    with report_errors():
-        from slicemill.bench.harness.catalog import STAGES
-        from slicemill.bench.options import parse_known_names
-        from slicemill.bench.records.figures import draw_stages, draw_time_shares
-        from slicemill.bench.records.suite import SuiteOptions, all_table, record_name, run_suite
-        from slicemill.bench.records.suite_page import PICTURE, SHARES, write_page
-        from slicemill.common.files import write_json
+    from slicemill.bench.harness.catalog import STAGES
+    from slicemill.bench.options import parse_known_names
+    from slicemill.bench.records.figures import draw_stages, draw_time_shares
+    from slicemill.bench.records.suite import SuiteOptions, all_table, record_name, run_suite
+    from slicemill.bench.records.suite_page import PICTURE, SHARES, write_page
+    from slicemill.common.files import write_json
 
-        names = parse_known_names("--only", only, STAGES, "stage")
-        record = run_suite(SuiteOptions(quick=quick, data=data, only=names, cold=cold, environments=environments))
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / record_name(record)
-        write_json(path, record)
-        if record["stages"]:
-            draw_stages(out / PICTURE, record)
-        if "infer" in record["stages"]:
-            draw_time_shares(out / SHARES, record["stages"]["infer"])
-        page = write_page(out, record)
-        print_lines(all_table(record))
-        print_line(f"record: {path}; page: {page}; picture: {out / PICTURE}")
-        for name, reason in record["failed"].items():
-            print_line(f"failed: {name}: {reason}")
-        if record["failed"]:
-            raise SystemExit(1)
+    names = parse_known_names("--only", only, STAGES, "stage")
+    record = run_suite(SuiteOptions(quick=quick, data=data, only=names, cold=cold, environments=environments))
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / record_name(record)
+    write_json(path, record)
+    if record["stages"]:
+        draw_stages(out / PICTURE, record)
+    if "infer" in record["stages"]:
+        draw_time_shares(out / SHARES, record["stages"]["infer"])
+    page = write_page(out, record)
+    print_lines(all_table(record))
+    print_line(f"record: {path}; page: {page}; picture: {out / PICTURE}")
+    for name, reason in record["failed"].items():
+        print_line(f"failed: {name}: {reason}")
+    if record["failed"]:
+        raise SystemExit(1)
 
 
 def compare_records(
@@ -92,14 +90,13 @@ def compare_records(
 
     slicemill bench compare bench/results/runs/A.json bench/results/runs/B.json
     """
-    with report_errors():
-        from slicemill.bench.records.compare import compare, machine_differences
-        from slicemill.common.files import read_json
-        from slicemill.common.terminal import format_table
+    from slicemill.bench.records.compare import compare, machine_differences
+    from slicemill.common.files import read_json
+    from slicemill.common.terminal import format_table
 
-        before, after = read_json(old), read_json(new)
-        changes = compare(before, after)
-        for difference in machine_differences(before, after):
-            print_line(f"differs: {difference}")
-        rows = [(change.name, change.ratio, change.low, change.high, change.verdict) for change in changes]
-        print_lines(format_table(["contender", "new over old", "from", "to", ""], rows))
+    before, after = read_json(old), read_json(new)
+    changes = compare(before, after)
+    for difference in machine_differences(before, after):
+        print_line(f"differs: {difference}")
+    rows = [(change.name, change.ratio, change.low, change.high, change.verdict) for change in changes]
+    print_lines(format_table(["contender", "new over old", "from", "to", ""], rows))

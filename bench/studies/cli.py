@@ -7,7 +7,7 @@ import typer
 
 from slicemill.bench.options import Json
 from slicemill.common.options import require_finite
-from slicemill.common.terminal import print_line, report_errors
+from slicemill.common.terminal import print_line
 
 Collection = Annotated[Path | None, typer.Option(help="Collection of scans with masks.")]
 Phantoms = Annotated[
@@ -50,42 +50,41 @@ def quality(
     slicemill bench quality --data sarcoma/ --variants default --seeds 0,1,2
     slicemill bench quality --phantoms 200 --only-folds 0
     """
-    with report_errors():
-        from dataclasses import replace
+    from dataclasses import replace
 
-        from slicemill.bench.options import parse_integers, parse_names
-        from slicemill.bench.records.output import print_record
-        from slicemill.bench.records.quality_figure import draw_dice
-        from slicemill.bench.studies.design import read_design
-        from slicemill.bench.studies.dry_run import show_plan
-        from slicemill.bench.studies.experiment import Experiment, run_experiment
-        from slicemill.bench.studies.summary import summarize
-        from slicemill.common.errors import ConfigError, UsageError
+    from slicemill.bench.options import parse_integers, parse_names
+    from slicemill.bench.records.output import print_record
+    from slicemill.bench.records.quality_figure import draw_dice
+    from slicemill.bench.studies.design import read_design
+    from slicemill.bench.studies.dry_run import show_plan
+    from slicemill.bench.studies.experiment import Experiment, run_experiment
+    from slicemill.bench.studies.summary import summarize
+    from slicemill.common.errors import ConfigError, UsageError
 
-        design = read_design(table or _shipped_table(phantoms))
-        changes: dict[str, Any] = {"labels": labels, "folds": folds, "epochs": epochs, "steps": steps}
-        changes["seeds"] = None if seeds is None else parse_integers("--seeds", seeds)
-        try:
-            design = replace(design, **{name: value for name, value in changes.items() if value is not None})
-        except ConfigError as error:
-            raise UsageError(str(error)) from error
-        experiment = Experiment(
-            design=design,
-            out=out,
-            data=data,
-            phantoms=phantoms,
-            variants=parse_names(variants),
-            only_folds=parse_integers("--only-folds", only_folds),
-            jobs=jobs,
-        )
-        if dry_run:
-            show_plan(experiment)
-            return
-        record = summarize(design, run_experiment(experiment))
-        record_path, picture_path = json or out / "quality.json", picture or out / "quality.png"
-        draw_dice(picture_path, record)
-        print_record(record.as_json(), record_path)
-        print_line(f"picture: {picture_path}; record: {record_path}")
+    design = read_design(table or _shipped_table(phantoms))
+    changes: dict[str, Any] = {"labels": labels, "folds": folds, "epochs": epochs, "steps": steps}
+    changes["seeds"] = None if seeds is None else parse_integers("--seeds", seeds)
+    try:
+        design = replace(design, **{name: value for name, value in changes.items() if value is not None})
+    except ConfigError as error:
+        raise UsageError(str(error)) from error
+    experiment = Experiment(
+        design=design,
+        out=out,
+        data=data,
+        phantoms=phantoms,
+        variants=parse_names(variants),
+        only_folds=parse_integers("--only-folds", only_folds),
+        jobs=jobs,
+    )
+    if dry_run:
+        show_plan(experiment)
+        return
+    record = summarize(design, run_experiment(experiment))
+    record_path, picture_path = json or out / "quality.json", picture or out / "quality.png"
+    draw_dice(picture_path, record)
+    print_record(record.as_json(), record_path)
+    print_line(f"picture: {picture_path}; record: {record_path}")
 
 
 def yardstick(
@@ -107,24 +106,23 @@ def yardstick(
     slicemill bench yardstick --data sarcoma/ --minutes 20
     slicemill bench yardstick --data sarcoma/ --minutes 20 --only-folds 0,1,2,3
     """
-    with report_errors():
-        from slicemill.bench.options import parse_integers
-        from slicemill.bench.records.output import print_record
-        from slicemill.bench.studies.design import read_design
-        from slicemill.bench.studies.experiment import Experiment
-        from slicemill.bench.studies.nnunet_comparison import NnunetComparison, compare_with_nnunet
+    from slicemill.bench.options import parse_integers
+    from slicemill.bench.records.output import print_record
+    from slicemill.bench.studies.design import read_design
+    from slicemill.bench.studies.experiment import Experiment
+    from slicemill.bench.studies.nnunet_comparison import NnunetComparison, compare_with_nnunet
 
-        experiment = Experiment(
-            design=read_design(table or _shipped_table(phantoms)),
-            out=out,
-            data=data,
-            phantoms=phantoms,
-            variants=(variant,) if variant else (),
-            only_folds=parse_integers("--only-folds", only_folds),
-        )
-        record = compare_with_nnunet(NnunetComparison(experiment=experiment, minutes=minutes))
-        print_record(record.as_json(), json or out / "yardstick.json")
-        print_line(f"record: {json or out / 'yardstick.json'}")
+    experiment = Experiment(
+        design=read_design(table or _shipped_table(phantoms)),
+        out=out,
+        data=data,
+        phantoms=phantoms,
+        variants=(variant,) if variant else (),
+        only_folds=parse_integers("--only-folds", only_folds),
+    )
+    record = compare_with_nnunet(NnunetComparison(experiment=experiment, minutes=minutes))
+    print_record(record.as_json(), json or out / "yardstick.json")
+    print_line(f"record: {json or out / 'yardstick.json'}")
 
 
 def _shipped_table(phantoms: int) -> Path:

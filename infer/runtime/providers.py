@@ -40,7 +40,7 @@ CUDA = {
 """Options of the CUDA provider; `provider_options` adds `fuse_conv_bias`, which depends on the model. All batches of a
 run have one shape, so cuDNN searches once. Tensor cores take NHWC. An arena that doubles took 32 GB where 16 were
 needed. Convolutions in float32 use TF32, as onnxruntime and torch do by default. Not measured on a GPU yet; see
-`bench/gpu/infer.sh`."""
+`bench/gpu/one.sh`."""
 LIBRARIES = {"cuda": "libonnxruntime_providers_cuda.so", "tensorrt": "libonnxruntime_providers_tensorrt.so"}
 """onnxruntime's libraries of providers, in its folder `capi`."""
 SHARED_LIBRARY = "libonnxruntime_providers_shared.so"

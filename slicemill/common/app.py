@@ -1,4 +1,4 @@
-"""The class of all command-line apps: every command has `--quiet`, `--verbose`, `--log-file`, `-h`, and old names."""
+"""The class of all command-line apps: each command has `-q`, `-v`, `--log-file`, `-h`, old names, errors in lines."""
 
 import functools
 import inspect
@@ -118,8 +118,9 @@ def add_output_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def run(*, quiet: bool = False, verbose: bool = False, log_file: Path | None = None, **options: Any) -> None:
         with (
-            report_errors(),
+            report_errors(),  # of the log file
             use_output(quiet=quiet, verbose=verbose, json=options.get("json") is True, log_file=log_file),
+            report_errors(),  # of the command, into the log file too
         ):
             function(**options)
 

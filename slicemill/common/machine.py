@@ -64,6 +64,15 @@ def machine_info() -> Machine:
     }
 
 
+def count_workers(requested: int) -> int:
+    """Return a number of worker processes or threads; 0 is one per core.
+
+    >>> count_workers(3), count_workers(0) >= 1
+    (3, True)
+    """
+    return requested or len(os.sched_getaffinity(0))
+
+
 def format_machine(machine: Machine) -> str:
     """Return the description as two lines of text."""
     memory = f"{machine['memory_gib']} GiB of memory"

@@ -1,7 +1,6 @@
 """Options that several commands share, and parsers of their values."""
 
 import math
-import os
 import re
 from typing import Annotated
 
@@ -44,15 +43,6 @@ def require_finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value
-
-
-def count_workers(number: int) -> int:
-    """Return the number of worker processes or threads; 0 is one per core. The callback of `--workers`.
-
-    >>> count_workers(3), count_workers(0) >= 1
-    (3, True)
-    """
-    return number or len(os.sched_getaffinity(0))
 
 
 Json = Annotated[

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 from slicemill.cli import commands
 from slicemill.common.errors import ModelError
 from slicemill.ct.labels import LITS_LABELS, make_labels
-from slicemill.store.reader import open_store
 from slicemill.train.export import onnx_graph
 from slicemill.train.export.audit import find_tensorrt_breaches
 from slicemill.train.export.graph import ExportGraph, Flavor, from_bytes
@@ -30,9 +29,6 @@ from slicemill.train.export.trained import read_trained
 from slicemill.train.loop import train
 from slicemill.train.network.step import build_network
 from slicemill.train.network.unet import normalize
-from slicemill.train.run.checkpoint import BEST, load_weights
-from slicemill.train.run.setup import prepare
-from slicemill.train.run.validate import predict_case
 from tests.conftest import TINY
 
 WINDOW = np.array([[0, 1, 2]], np.int32)
@@ -366,53 +362,6 @@ def test_one_context_slice_has_no_neighbours_input(tmp_path, rng):
     image = rng.integers(-200, 300, (1, 32, 32), dtype=np.int16)
     write_onnx(graph, [(image, np.zeros((1, 1), np.int32))], tmp_path / "m.onnx")
     assert [item.name for item in session(tmp_path / "m.onnx").get_inputs()] == ["image"]
-
-
-@pytest.mark.slow
-def test_a_model_of_neighbors_in_millimetres_labels_as_the_network_does(stored, tmp_path):
-    """Train, export and infer choose the same slices: labels equal to the network's on a whole case."""
-    from slicemill.infer.network.model import open_model
-    from slicemill.infer.single import segment_volume
-
-    config = replace(TINY, context=3, context_spacing_mm=15.0, epochs=1)
-    train(stored, tmp_path / "run", config, log=lambda _: None)
-    export(tmp_path / "run", tmp_path / "m.onnx")
-    model = open_model(tmp_path / "m.onnx", "cpu")
-    assert model.info.context_spacing_mm == 15.0
-    setup = prepare(stored, tmp_path / "run", config, None)
-    network = build_network(setup.labels, config)
-    load_weights(tmp_path / "run" / BEST, network)
-    case = setup.store["volume-1"]
-    assert case.info.spacing_mm[0] < 10  # so that neighbors are not adjacent slices
-    with torch.no_grad():
-        expected = setup.labels.table()[predict_case(case, network.eval(), setup)]
-    found = segment_volume(model, case.image[:], case.info.spacing_mm)
-    assert np.mean(found.label != expected) < 1e-4
-    adjacent = segment_volume(model, case.image[:], (15.0, *case.info.spacing_mm[1:]))
-    assert not np.array_equal(adjacent.tumor_probability, found.tumor_probability)
-
-
-@pytest.mark.slow
-def test_a_model_of_one_pixel_size_labels_as_validation_does(stored, tmp_path):
-    """Slices are brought to the network's pixels and labels back alike in training's torch and in infer's numpy."""
-    from slicemill.infer.network.model import open_model
-    from slicemill.infer.single import segment_volume
-
-    spacing = open_store(stored)["volume-1"].info.spacing_mm[1]
-    config = replace(TINY, spacing_mm=round(1.3 * spacing, 3), epochs=3, steps=20)
-    train(stored, tmp_path / "run", config, log=lambda _: None)
-    (card,) = export(tmp_path / "run", tmp_path / "m.onnx").values()
-    assert card.spacing_mm == config.spacing_mm
-    model = open_model(tmp_path / "m.onnx", "cpu")
-    setup = prepare(stored, tmp_path / "run", config, None)
-    network = build_network(setup.labels, config)
-    load_weights(tmp_path / "run" / BEST, network)
-    case = setup.store["volume-1"]
-    expected = setup.labels.table()[predict_case(case, network.eval(), setup)]
-    found = segment_volume(model, case.image[:], case.info.spacing_mm).label
-    assert found.shape == case.image.shape
-    assert (expected > 0).any()
-    assert np.mean(found != expected) < 2e-3
 
 
 @pytest.mark.slow
