@@ -94,7 +94,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/developing: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,train,$(RUNTIME),dev,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,train,$(RUNTIME),dicom,dev,docs]'
 	touch $@
 
 $(CARD)/installed: pyproject.toml constraints.txt
