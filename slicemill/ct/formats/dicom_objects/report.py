@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         VolumetricROIMeasurementsAndQualitativeEvaluations,
     )
 
+    Group = MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations
+
 VOLUME = Concept("SCT", "118565006", "Volume")
 LONG_AXIS, SHORT_AXIS = Concept("SCT", "103339001", "Long Axis"), Concept("SCT", "103340004", "Short Axis")
 ATTENUATION = Concept("DCM", "112031", "Attenuation Coefficient")
@@ -37,6 +39,8 @@ COUNT = Concept("99SLICEMILL", "COUNT", "Number of lesions")
 MM3, MM = Concept("UCUM", "mm3", "cubic millimeter"), Concept("UCUM", "mm", "millimeter")
 HU, ONE = Concept("UCUM", "[hnsf'U]", "Hounsfield unit"), Concept("UCUM", "1", "no units")
 DECIMALS = 4
+ON_PLANE = 1e-3
+"""Largest distance of an end from a source slice, in slices, that is taken as rounding."""
 FIRST_PIXEL = 0.5
 """Position of the center of the first pixel in image coordinates (PS3.3 C.18.6: 0 is the image's corner)."""
 
@@ -63,7 +67,7 @@ def make_report(
             model_name=maker.text,
         ),
     )
-    groups = [_count(segments, series, maker)]
+    groups: list[Group] = [_count(segments, series, maker)]
     groups += [
         group
         for one in segments.segments
@@ -198,10 +202,10 @@ def _axis(name: Concept, line: Diameter, series: SourceSeries) -> "Measurement":
     )
 
     ends = series.file_voxels(line.ends)
-    k = np.rint(ends[:, 2]).astype(int)
+    k = round(float(ends[0, 2]))
     coordinates: CoordinatesForMeasurement | CoordinatesForMeasurement3D
-    if k[0] == k[1]:
-        header = series.headers[int(k[0])]
+    if np.abs(ends[:, 2] - k).max() < ON_PLANE:
+        header = series.headers[k]
         coordinates = CoordinatesForMeasurement(
             graphic_type=GraphicTypeValues.POLYLINE,
             graphic_data=ends[:, :2] + FIRST_PIXEL,
