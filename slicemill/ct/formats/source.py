@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from slicemill.ct.geometry import Grid
 
-
 Scaling: TypeAlias = "float | npt.NDArray[np.float64]"
 """A number for all planes, or float64[k], one for each plane."""
 
