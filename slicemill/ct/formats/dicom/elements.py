@@ -12,9 +12,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from slicemill.common.errors import ScanError
+from slicemill.ct.formats.dicom.uids import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
 
-IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
-BIG_ENDIAN, DEFLATED = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
 PREAMBLE = 128
 MAGIC = b"DICM"
 META_SYNTAX = 0x00020010

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from slicemill.common.errors import GeometryError, ScanError
 from slicemill.common.files import Location
-from slicemill.common.progress import progress
+from slicemill.common.progress import Advance, progress
 from slicemill.ct.formats.dicom.files import DicomFile, list_folder, stat_file
 from slicemill.ct.formats.dicom.grouping import (
     Group,
@@ -48,7 +48,8 @@ def read_folder(folder: Location) -> FolderSeries:
 
 @functools.lru_cache(maxsize=1)
 def _read_listing(folder: Location, listing: tuple[DicomFile, ...]) -> FolderSeries:
-    return sort_files(folder, listing)
+    with progress("read DICOM headers", len(listing), "files") as advance:
+        return sort_files(folder, listing, advance)
 
 
 def is_silent(name: str) -> bool:
@@ -56,31 +57,30 @@ def is_silent(name: str) -> bool:
     return name.startswith(".") or name.lower() in SILENT
 
 
-def sort_files(folder: Location, files: Sequence[DicomFile]) -> FolderSeries:
+def sort_files(folder: Location, files: Sequence[DicomFile], advance: Advance) -> FolderSeries:
     """Sort files in natural order into series."""
     left_out: LeftOutFiles = []
     unknown: list[Location] = []
     parts: dict[str, list[Plane]] = defaultdict(list)
     broken: dict[str, tuple[FileHeader, ScanError]] = {}
-    with progress("read DICOM headers", len(files), "files") as advance:
-        for number, file in enumerate(files, 1):
-            if number % STEP == 0:
-                advance(STEP, "")
+    for number, file in enumerate(files, 1):
+        if number % STEP == 0:
+            advance(STEP, "")
+        try:
+            header = read_file_header(file)
+        except ScanError as error:
+            left_out.append((file.path, error.reason))
+            continue
+        if header is None:
+            unknown.append(file.path)
+        elif why := describe_other(header):
+            left_out.append((file.path, why))
+        else:
+            uid = header.identity.series_uid
             try:
-                header = read_file_header(file)
+                parts[uid] += iter_planes(header)
             except ScanError as error:
-                left_out.append((file.path, error.reason))
-                continue
-            if header is None:
-                unknown.append(file.path)
-            elif why := describe_other(header):
-                left_out.append((file.path, why))
-            else:
-                uid = header.identity.series_uid
-                try:
-                    parts[uid] += iter_planes(header)
-                except ScanError as error:
-                    broken.setdefault(uid, (header, error))
+                broken.setdefault(uid, (header, error))
     found: list[Series | Refused] = []
     for uid in dict.fromkeys([*parts, *broken]):
         if uid in broken:  # a series with a slice that cannot be read lacks that slice

@@ -1,9 +1,14 @@
 """Files that pydicom reads: rare transfer syntaxes, and the nested groups of enhanced multi-frame files."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from slicemill.common.errors import ScanError
+import numpy as np
+import numpy.typing as npt
+
+from slicemill.common.errors import InputError, ScanError
 from slicemill.ct.formats.dicom.files import DicomFile, OpenFile
 
 MAX_BYTES = 256 << 20
@@ -38,6 +43,21 @@ class _Stream(io.RawIOBase):
         return self._at
 
 
+def read_frame(opened: OpenFile, file: DicomFile, frame: int) -> npt.NDArray[Any]:
+    """Return the stored numbers of a frame, any[row, column].
+
+    Raises
+    ------
+    ScanError
+        The pixels are damaged.
+    """
+    from pydicom.pixels.utils import pixel_array
+
+    dataset = read_dataset(opened, file)
+    with report_damage(file):
+        return np.asarray(pixel_array(dataset, index=frame, raw=True))
+
+
 def read_dataset(opened: OpenFile, file: DicomFile, *, pixels: bool = True) -> Any:
     """Return a file as pydicom's Dataset.
 
@@ -54,15 +74,19 @@ def read_dataset(opened: OpenFile, file: DicomFile, *, pixels: bool = True) -> A
             "VR little endian.",
             where=file,
         )
+    with report_damage(file), io.BufferedReader(_Stream(opened, file.size), 1 << 16) as stream:
+        return pydicom.dcmread(stream, force=True, stop_before_pixels=not pixels)
+
+
+@contextmanager
+def report_damage(file: DicomFile) -> Iterator[None]:
+    """Convert the errors that pydicom raises on damaged files to errors that name the file, without its content."""
     try:
-        with io.BufferedReader(_Stream(opened, file.size), 1 << 16) as stream:
-            return pydicom.dcmread(stream, force=True, stop_before_pixels=not pixels)
-    except ScanError:
+        yield
+    except (InputError, MemoryError):
         raise
     except RecursionError:
         raise ScanError("its sequences are nested too deeply; the file is damaged.", where=file) from None
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 (pydicom raises many types on damaged files)
+    except Exception as error:  # noqa: BLE001 (pydicom raises many types)
         name = type(error).__name__
         raise ScanError(f"cannot be read as DICOM ({name}); the file is damaged. Copy it again.", where=file) from None

@@ -4,7 +4,6 @@
 so that results (masks, SEG, RTSTRUCT) can refer to them. No voxel is read.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from slicemill.common.errors import ScanError
@@ -75,7 +74,7 @@ def read_series(location: Location, *, uneven: Uneven = "refuse") -> list[Series
     from slicemill.ct.formats.dicom.index import read_folder
 
     if location.is_dir():
-        found: Sequence[Series | Refused] = read_folder(location).series
+        found = read_folder(location).series
         if not found:
             raise ScanError("holds no CT series in DICOM.", where=location)
         return [choose(one, uneven) for one in found]
