@@ -1,0 +1,72 @@
+"""Frames of enhanced multi-frame files: each has its position, orientation and scaling in nested groups.
+
+A value stands in the frame's own group (PerFrameFunctionalGroupsSequence), else in the shared one. The order of the
+frames in the file says nothing about their positions.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from slicemill.common.errors import ScanError
+from slicemill.ct.formats.dicom.files import OpenFile
+from slicemill.ct.formats.dicom.header import FileHeader
+from slicemill.ct.formats.dicom.planes import Plane, dataset_numbers, make_plane
+from slicemill.ct.formats.dicom.pydicom_files import read_dataset
+
+
+def iter_frames(header: FileHeader) -> Iterator[Plane]:
+    """Yield the planes of a multi-frame file, in the file's order.
+
+    Raises
+    ------
+    ScanError
+        A group is missing or damaged.
+    """
+    with OpenFile(header.file) as opened:
+        dataset = read_dataset(opened, header.file, pixels=False)
+    try:
+        yield from _read_groups(header, dataset)
+    except (AttributeError, TypeError, ValueError, IndexError, KeyError) as error:
+        if isinstance(error, ScanError):
+            raise
+        raise ScanError(
+            "its groups of frames (5200,9229 and 5200,9230) cannot be read; the file is damaged.", where=header.file
+        ) from error
+
+
+def _read_groups(header: FileHeader, dataset: Any) -> Iterator[Plane]:
+    groups = list(dataset.get("PerFrameFunctionalGroupsSequence") or ())
+    shared = (list(dataset.get("SharedFunctionalGroupsSequence") or ()) or [None])[0]
+    if len(groups) != header.frames:
+        raise ScanError(
+            f"has {header.frames} frames, but {len(groups)} groups of frames (5200,9230); the file is damaged.",
+            where=header.file,
+        )
+    for index, group in enumerate(groups):
+
+        def value(sequence: str, name: str, group: Any = group) -> Any:
+            for place in (group, shared):
+                items = place.get(sequence) if place is not None else None
+                if items and items[0].get(name) is not None:
+                    return items[0].get(name)
+            return None
+
+        slope = dataset_numbers(value("PixelValueTransformationSequence", "RescaleSlope"))
+        inter = dataset_numbers(value("PixelValueTransformationSequence", "RescaleIntercept"))
+        content = (group.get("FrameContentSequence") or [{}])[0]
+        phase = [content.get(name) for name in ("FrameAcquisitionNumber", "TemporalPositionIndex", "StackID")]
+        yield make_plane(
+            header,
+            index,
+            (
+                dataset_numbers(value("PlanePositionSequence", "ImagePositionPatient")),
+                dataset_numbers(value("PlaneOrientationSequence", "ImageOrientationPatient")),
+                dataset_numbers(value("PixelMeasuresSequence", "PixelSpacing")),
+            ),
+            (
+                None if slope is None else slope[0],
+                None if inter is None else inter[0],
+                str(value("PixelValueTransformationSequence", "RescaleType") or ""),
+            ),
+            ["" if one is None else str(one) for one in phase],
+        )

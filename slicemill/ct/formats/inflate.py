@@ -1,0 +1,42 @@
+"""A stream that inflates one zlib stream, in bounded memory."""
+
+import io
+from typing import Any
+
+from isal import igzip_lib
+
+STEP = 1 << 18
+"""Bytes of compressed data that are read at a time."""
+
+
+class Inflate(io.RawIOBase):
+    """The content of a zlib stream, whose checksum is verified at its end. Bytes after its end are not read from it."""
+
+    def __init__(self, stored: Any) -> None:
+        """`stored` is a stream of compressed bytes."""
+        self._stored = stored
+        self._decoder = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB)
+
+    def readable(self) -> bool:  # noqa: D102 (documented in io.RawIOBase)
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into `buffer` and return the number of bytes; 0 at the end of the zlib stream.
+
+        Raises
+        ------
+        EOFError
+            The compressed bytes end early.
+        igzip_lib.IsalError
+            They are damaged.
+        """
+        view = memoryview(buffer).cast("B")
+        while len(view) and not self._decoder.eof:
+            block = self._stored.read(STEP) if self._decoder.needs_input else b""
+            if self._decoder.needs_input and not block:
+                raise EOFError("the compressed data end early")
+            data = self._decoder.decompress(block, max_length=len(view))
+            if data:
+                view[: len(data)] = data
+                return len(data)
+        return 0
