@@ -1,12 +1,13 @@
 """Small CT series in any orientation, as headers and as files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset, FileMetaDataset
 
-from slicemill.ct.formats.dicom_objects.source_series import SourceSeries
+from slicemill.ct.formats.dicom_objects.source_series import SourceSeries, make_plane_axes
 from slicemill.ct.geometry import RAS_TO_LPS, Grid
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -45,7 +46,14 @@ def make_series(
     affine = np.eye(4)
     affine[:3] = np.stack([row * spacing_i, column * spacing_j, step, origin], axis=1)
     grid = Grid(shape=(shape[2], shape[1], shape[0]), affine=RAS_TO_LPS @ affine)
-    return SourceSeries(headers=tuple(headers), grid=grid)
+    return SourceSeries(headers=tuple(headers), frames=(), planes=planes_of(headers), grid=grid)
+
+
+def planes_of(headers: Sequence[Dataset]) -> npt.NDArray[np.float64]:
+    """Return the axes and positions of planes, float64[k, 3, 3]."""
+    return np.stack(
+        [make_plane_axes(one.ImageOrientationPatient, one.PixelSpacing, one.ImagePositionPatient) for one in headers]
+    )
 
 
 def _header(

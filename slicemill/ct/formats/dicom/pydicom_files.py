@@ -18,6 +18,9 @@ MAX_BYTES = 256 << 20
 class _Stream(io.RawIOBase):
     """An open file with a position."""
 
+    name = ""
+    """pydicom keeps the name of what it reads."""
+
     def __init__(self, opened: OpenFile, size: int) -> None:
         self._opened = opened
         self._size = size

@@ -130,10 +130,13 @@ def _measure(
 
     corners = [[side.start for side in lesion.box], [side.stop - 1 for side in lesion.box]]
     first, last = sorted(np.rint(series.file_voxels(corners)[:, 2]).astype(int).tolist())
-    sources = [
-        SourceImageForSegmentation(header.SOPClassUID, header.SOPInstanceUID)
-        for header in series.headers[first : last + 1]
-    ]
+    inside = range(first, last + 1)
+    if series.frames:
+        numbers = sorted(series.frames[k] + 1 for k in inside)
+        sources = [SourceImageForSegmentation(series.first.SOPClassUID, series.first.SOPInstanceUID, numbers)]
+    else:
+        of_planes = [series.header_of(k) for k in inside]
+        sources = [SourceImageForSegmentation(header.SOPClassUID, header.SOPInstanceUID) for header in of_planes]
     measurements = [_value(VOLUME, lesion.volume_mm3, MM3)]
     if lesion.mean_hu is not None and lesion.sd_hu is not None:
         measurements += [
@@ -205,11 +208,11 @@ def _axis(name: Concept, line: Diameter, series: SourceSeries) -> "Measurement":
     k = round(float(ends[0, 2]))
     coordinates: CoordinatesForMeasurement | CoordinatesForMeasurement3D
     if np.abs(ends[:, 2] - k).max() < ON_PLANE:
-        header = series.headers[k]
+        header = series.header_of(k)
         coordinates = CoordinatesForMeasurement(
             graphic_type=GraphicTypeValues.POLYLINE,
             graphic_data=ends[:, :2] + FIRST_PIXEL,
-            source_image=SourceImageForRegion(header.SOPClassUID, header.SOPInstanceUID),
+            source_image=SourceImageForRegion(header.SOPClassUID, header.SOPInstanceUID, series.frame_numbers(k)),
         )
     else:
         coordinates = CoordinatesForMeasurement3D(

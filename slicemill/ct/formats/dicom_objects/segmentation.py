@@ -7,8 +7,6 @@ to the file that it lies on. Planes without a segment are left out.
 from hashlib import sha256
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from slicemill.ct.formats.dicom_objects.codes import Concept
 from slicemill.ct.formats.dicom_objects.maker import CONTENT_LABEL, DESCRIPTION, SERIES_NUMBERS, Maker
 from slicemill.ct.formats.dicom_objects.segments import Segment, Segments
@@ -36,7 +34,7 @@ def make_segmentation(
     """
     from highdicom.seg import Segmentation
 
-    frames = np.ascontiguousarray(series.to_frames(segments.voxels))
+    frames = series.to_file_order(segments.voxels)
     described = [f"{one.number} {one.name} {one.codes}" for one in segments.segments]
     digest = sha256(frames.tobytes()).hexdigest()
     name = make_uid("SEG", kind, series.first.SeriesInstanceUID, maker.sha256, *described, digest)

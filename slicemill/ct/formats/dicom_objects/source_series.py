@@ -1,16 +1,16 @@
-"""The series that a DICOM object refers to: the headers of its files, in the order of the scan's slices."""
+"""The series that a DICOM object refers to: the headers of its files, and which frame each slice of the scan is."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import ScanError
+from slicemill.ct.formats.dicom.files import OpenFile
+from slicemill.ct.formats.dicom.pydicom_files import read_dataset
+from slicemill.ct.formats.dicom.series import Series
 from slicemill.ct.geometry import RAS_TO_LPS, SAME_GRID_MM, Grid
 
 if TYPE_CHECKING:
@@ -34,31 +34,36 @@ UID_ROOT = "2.25."
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSeries:
-    """A series of single-frame images whose slices are a grid."""
+    """A series whose slices are a grid: single-frame files, or frames of one multi-frame file."""
 
     headers: "tuple[Dataset, ...]"
-    """Header of the file of each plane k of the grid, without pixels."""
+    """Header of each file without pixels: one per plane in the order of planes, or that of the multi-frame file."""
+    frames: tuple[int, ...]
+    """For each plane its frame in the multi-frame file, from 0; empty for single-frame files."""
+    planes: npt.NDArray[np.float64]
+    """float64[k, 3, 3]: for each plane the step along i, the step along j, and the first pixel, LPS mm."""
     grid: Grid
-    """The grid in the files' order: i along rows, j along columns, k from file to file."""
+    """The grid in the files' order: i along a row, j along a column, k across the slices."""
 
     def __post_init__(self) -> None:
-        """Check that each file lies where the grid has its plane, so that no result is written to another slice.
+        """Check that each plane lies where the grid has it, so that no result is written to another slice.
 
         Raises
         ------
         ScanError
-            The numbers of files and planes differ, a file has other pixels, or the files are in another order.
+            The numbers of files and planes differ, or the planes are others or in another order.
         """
         ni, nj, nk = self.grid.shape
         for header in self.headers:
             for keyword in MAY_BE_EMPTY:
                 if keyword not in header:
                     setattr(header, keyword, "")
-        if len(self.headers) != nk:
-            raise ScanError(f"a DICOM result needs one file per slice; there are {len(self.headers)} for {nk} slices.")
-        for k, header in enumerate(self.headers):
-            if (int(header.Rows), int(header.Columns)) != (nj, ni):
-                raise ScanError(f"slice {k} has {header.Rows} x {header.Columns} pixels, the scan has {nj} x {ni}.")
+        files = len(self.frames or self.headers)
+        if files != nk or len(self.planes) != nk or (self.frames and len(self.headers) > 1):
+            raise ScanError(
+                "a DICOM result needs one single-frame file per slice, or one multi-frame file; there are "
+                f"{len(self.headers)} files for {nk} slices."
+            )
         lps = RAS_TO_LPS @ self.grid.affine
         apart = np.abs(self.planes[:, :2] - lps[:3, :2].T) * np.array([[ni], [nj]])
         steps = np.diff(self.planes[:, 2], axis=0) @ lps[:3, 2]
@@ -73,14 +78,26 @@ class SourceSeries:
         """Return the header of the first file, which has the patient and study of all."""
         return self.headers[0]
 
-    @cached_property
-    def planes(self) -> "npt.NDArray[np.float64]":
-        """Return float64[k, 3, 3]: for each plane the step along i, the step along j, and the position, LPS mm."""
-        return np.stack([read_plane(header) for header in self.headers])
+    def header_of(self, k: int) -> "Dataset":
+        """Return the header of the file of a plane."""
+        return self.headers[0 if self.frames else k]
+
+    def frame_numbers(self, k: int) -> list[int] | None:
+        """Return the number of a plane's frame, from 1; None in a single-frame file."""
+        return [self.frames[k] + 1] if self.frames else None
 
     def to_frames(self, stored: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """View any[z, y, x] in LPS+ order as any[k, j, i], the planes of the files."""
         return self.grid.to_file(stored)
+
+    def to_file_order(self, stored: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Return uint8[z, y, x] as the frames of the files, uint8[frame, j, i]; frames of no plane are 0."""
+        planes = self.to_frames(stored)
+        if not self.frames:
+            return np.ascontiguousarray(planes, dtype=np.uint8)
+        ordered = np.zeros((int(self.first.NumberOfFrames), *planes.shape[1:]), dtype=np.uint8)
+        ordered[list(self.frames)] = planes
+        return ordered
 
     def file_voxels(self, points_zyx: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Return float64[n, 3], i, j, k in the files, of positions z, y, x of the stored array."""
@@ -90,38 +107,39 @@ class SourceSeries:
         return np.asarray((homogeneous @ to_file.T)[:, :3])
 
 
-def read_plane(header: "Dataset") -> npt.NDArray[np.float64]:
-    """Return float64[3, 3] of a file's plane: steps along i (columns) and j (rows), and the first pixel, LPS mm.
-
-    DICOM PS3.3 C.7.6.2.1.1: PixelSpacing is the distance of rows, then of columns; ImageOrientationPatient has the
-    direction along a row, then along a column.
-    """
-    direction = np.array(header.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
-    of_rows, of_columns = (float(number) for number in header.PixelSpacing)
-    position = np.array(header.ImagePositionPatient, dtype=np.float64)
-    return np.stack([direction[0] * of_columns, direction[1] * of_rows, position])
-
-
-def read_headers(paths: Sequence[Path]) -> "tuple[Dataset, ...]":
-    """Read the headers of files without pixels, in the order given.
+def describe_source(series: Series) -> SourceSeries:
+    """Read the headers of a series.
 
     Raises
     ------
     ScanError
-        A file is no DICOM file.
+        A file is damaged, or slices are in several multi-frame files.
     """
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
-
+    files = list(dict.fromkeys(plane.header.file for plane in series.planes))
     headers = []
-    for path in paths:
-        try:
-            headers.append(dcmread(path, stop_before_pixels=True))
-        except (InvalidDicomError, RecursionError, ValueError, EOFError, AttributeError) as error:
-            raise ScanError(
-                f"cannot be read as DICOM ({type(error).__name__}). Copy the file again.", where=path
-            ) from None
-    return tuple(headers)
+    for file in files:
+        with OpenFile(file) as opened:
+            headers.append(read_dataset(opened, file, pixels=False))
+    is_multi_frame = series.planes[0].header.frames > 1
+    return SourceSeries(
+        headers=tuple(headers),
+        frames=tuple(plane.frame for plane in series.planes) if is_multi_frame else (),
+        planes=np.stack([make_plane_axes(plane.orientation, plane.spacing, plane.position) for plane in series.planes]),
+        grid=series.grid,
+    )
+
+
+def make_plane_axes(
+    orientation: npt.ArrayLike, spacing: npt.ArrayLike, position: npt.ArrayLike
+) -> npt.NDArray[np.float64]:
+    """Return float64[3, 3]: the steps along i (columns) and j (rows), and the first pixel, LPS mm.
+
+    DICOM PS3.3 C.7.6.2.1.1: PixelSpacing is the distance of rows, then of columns; ImageOrientationPatient has the
+    direction along a row, then along a column.
+    """
+    row, column = np.array(orientation, dtype=np.float64).reshape(2, 3)
+    of_rows, of_columns = np.array(spacing, dtype=np.float64)
+    return np.stack([row * of_columns, column * of_rows, np.array(position, dtype=np.float64)])
 
 
 def make_uid(*parts: object) -> str:

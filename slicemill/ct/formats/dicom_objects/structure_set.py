@@ -101,7 +101,7 @@ def _refer_to(series: SourceSeries) -> "Dataset":
 
     of_series = Dataset()
     of_series.SeriesInstanceUID = series.first.SeriesInstanceUID
-    of_series.ContourImageSequence = [_refer_to_plane(series, k) for k in range(len(series.headers))]
+    of_series.ContourImageSequence = [_refer_to_plane(series, k) for k in range(len(series.planes))]
     of_study = Dataset()
     of_study.ReferencedSOPClassUID = STUDY_COMPONENT
     of_study.ReferencedSOPInstanceUID = series.first.StudyInstanceUID
@@ -116,8 +116,10 @@ def _refer_to_plane(series: SourceSeries, k: int) -> "Dataset":
     from pydicom.dataset import Dataset
 
     image = Dataset()
-    image.ReferencedSOPClassUID = series.headers[k].SOPClassUID
-    image.ReferencedSOPInstanceUID = series.headers[k].SOPInstanceUID
+    image.ReferencedSOPClassUID = series.header_of(k).SOPClassUID
+    image.ReferencedSOPInstanceUID = series.header_of(k).SOPInstanceUID
+    if numbers := series.frame_numbers(k):
+        image.ReferencedFrameNumber = numbers
     return image
 
 
