@@ -13,7 +13,8 @@ import numpy.typing as npt
 from slicemill.common.errors import InputError, ScanError
 from slicemill.common.files import Location
 from slicemill.ct.formats.nifti.header import blank_text, parse_grid, stored_warnings
-from slicemill.ct.formats.nifti.names import is_nifti_name, scan_files, strip_suffix
+from slicemill.ct.formats.nifti.names import is_nifti_name, strip_suffix
+from slicemill.ct.formats.open import is_dicom, mark_files
 from slicemill.ct.formats.unread import explain_unread
 from slicemill.ct.geometry import Grid
 from slicemill.ct.hu_checks import hu_range, rounding_warnings
@@ -68,10 +69,9 @@ class Job:
                 return UNKNOWN
         window = () if self.window is None else (self.window.low, self.window.high)
         try:
-            states = [file.stat() for file in scan_files(self.path)]
-        except OSError:
+            return (*mark_files(self.path), *window)
+        except (OSError, ScanError):
             return UNKNOWN
-        return (*(number for state in states for number in (state.st_size, state.st_mtime_ns)), *window)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,10 +161,11 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
                 read=lambda _: Voxels(volume=picture.decode()),
             )
         return
-    if not is_nifti_name(job.path.name):
+    if not is_nifti_name(job.path.name) and not is_dicom(job.path):
         other = explain_unread(job.path.name) or "convert other formats first"
         raise ScanError(
-            f"its name must end in .nii, .nii.gz or .hdr (with the .img next to it); {other}.", where=job.path
+            f"it is not DICOM, and its name does not end in .nii, .nii.gz or .hdr (with the .img next to it); {other}.",
+            where=job.path,
         )
     with ScanReader(job.path, "image", hashed=False) as reader:
 

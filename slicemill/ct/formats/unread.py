@@ -6,13 +6,11 @@ from collections.abc import Iterable
 from slicemill.common.files import Location
 
 SIMPLEITK = "SimpleITK: sitk.WriteImage(sitk.ReadImage('IN'), 'OUT.nii.gz')"
-DCM2NIIX = "dcm2niix: dcm2niix -z y -o OUT FOLDER"
 UNREAD = {
     ".mha": ("MetaImage", SIMPLEITK),
     ".mhd": ("MetaImage", SIMPLEITK),
     ".nrrd": ("NRRD", SIMPLEITK),
     ".nhdr": ("NRRD", SIMPLEITK),
-    ".dcm": ("DICOM", DCM2NIIX),
 }
 """Suffix -> name of the format, and a program with the command that converts it."""
 
@@ -36,8 +34,8 @@ def explain_unread_files(files: Iterable[Location]) -> str:
     """Return the formats of files that are not read, with their number and the way out; empty if there are none.
 
     >>> from pathlib import Path
-    >>> explain_unread_files([Path("a.dcm"), Path("b.dcm")])
-    '2 files are DICOM, which this version does not read; convert them with dcm2niix: dcm2niix -z y -o OUT FOLDER'
+    >>> explain_unread_files([Path("a.mha"), Path("b.mha")])
+    "2 files are MetaImage, which this version does not read; convert them with SimpleITK: sitk.WriteImage(...)"
     """
     counts = Counter(known for file in files if (known := find_unread_format(file.name)) is not None)
     return "; ".join(

@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
 from slicemill.common.errors import ReadError, ScanError
 from slicemill.common.files import Location, open_regular
 from slicemill.common.remote import RemotePath
+from slicemill.ct.formats.dicom.elements import PREAMBLE, is_dicom
+
+ARCHIVE_SUFFIX = ".zip"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,3 +164,40 @@ def list_folder(folder: Location) -> list[DicomFile]:
     except OSError as error:
         raise ReadError(f"cannot be listed: {error.strerror}.", where=folder) from error
     return found
+
+
+def is_dicom_file(location: Location) -> bool:
+    """Return whether a file's content is DICOM's."""
+    try:
+        with OpenFile(stat_file(location)) as opened:
+            return is_dicom(opened.read(0, PREAMBLE + 32))
+    except ScanError:  # the caller's own reader says why
+        return False
+
+
+def strip_dicom(name: str) -> str:
+    """Return a name without a suffix of DICOM files or archives; other dots belong to the name.
+
+    >>> strip_dicom("P1/IM1.dcm"), strip_dicom("CT.1.3.12")
+    ('P1/IM1', 'CT.1.3.12')
+    """
+    suffix = next((end for end in (".dcm", ".ima", ARCHIVE_SUFFIX) if name.lower().endswith(end)), "")
+    return name[: len(name) - len(suffix)]
+
+
+def mark_folder(location: Location) -> tuple[int, ...]:
+    """Return the size of all files in the folder of a series (or of an archive), and a hash of their sizes and times.
+
+    Raises
+    ------
+    ReadError
+        The folder cannot be listed, or the file does not exist.
+    """
+    if location.is_dir():
+        files = list_folder(location)
+    elif location.name.lower().endswith(ARCHIVE_SUFFIX):
+        files = [stat_file(location)]
+    else:
+        files = [stat_file(location), *list_folder(location.parent)]
+    text = " ".join(f"{file.size}:{file.mtime_ns}" for file in sorted(files, key=lambda one: (one.size, one.mtime_ns)))
+    return sum(file.size for file in files), int(sha256(text.encode()).hexdigest()[:15], 16)

@@ -1,14 +1,13 @@
 """The index of a folder: which series its DICOM files are. It is kept while the folder's listing stays the same."""
 
-import functools
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from slicemill.common.errors import GeometryError, ScanError
 from slicemill.common.files import Location
 from slicemill.common.progress import Advance, progress
-from slicemill.ct.formats.dicom.files import DicomFile, list_folder, stat_file
+from slicemill.ct.formats.dicom.files import DicomFile, list_folder
 from slicemill.ct.formats.dicom.grouping import (
     Group,
     LeftOutFiles,
@@ -28,28 +27,45 @@ from slicemill.ct.naming import natural_key
 
 SILENT = ("dicomdir", "thumbs.db", "desktop.ini", "version", "lockfile", "autorun.inf", "license", "readme.txt")
 """Names of files that belong to exports and are no scan; the index DICOMDIR is not followed."""
+OTHER_SUFFIXES = (
+    ".nii", ".gz", ".hdr", ".img", ".mha", ".mhd", ".nrrd", ".nhdr", ".raw", ".zraw", ".json", ".jsonl", ".csv", ".tsv",
+    ".txt", ".md", ".html", ".htm", ".xml", ".yaml", ".yml", ".toml", ".png", ".jpg", ".jpeg", ".gif", ".tif", ".tiff",
+    ".bmp", ".pdf", ".py", ".ipynb", ".npy", ".npz", ".pt", ".onnx", ".zarr", ".exe", ".dll", ".xlsx", ".log",
+    ".parquet",
+    ".zip",
+)  # fmt: skip
+"""Suffixes of files that are not opened to look for DICOM."""
+MAX_INDEXES = 4
+"""Number of folders whose index stays in memory, about 1 KB a file."""
 STEP = 500
 """Number of files between two updates of the progress bar."""
 
 
 def read_folder(folder: Location) -> FolderSeries:
-    """Return what the files directly in a folder are; the last folder stays in memory.
+    """Return what the files directly in a folder are.
 
     Raises
     ------
     ReadError
         The folder or a file cannot be read.
     """
-    listing = sorted(
-        (file for file in list_folder(folder) if not is_silent(file.name)), key=lambda file: natural_key(file.name)
-    )
-    return _read_listing(folder, tuple(listing))
+    files = [file for file in list_folder(folder) if may_be_dicom(file.name)]
+    files.sort(key=lambda file: natural_key(file.name))
+    with progress("read DICOM headers", len(files), "files") as advance:
+        return index_files(folder, files, advance)
 
 
-@functools.lru_cache(maxsize=1)
-def _read_listing(folder: Location, listing: tuple[DicomFile, ...]) -> FolderSeries:
-    with progress("read DICOM headers", len(listing), "files") as advance:
-        return sort_files(folder, listing, advance)
+_indexes: OrderedDict[tuple[Location, tuple[DicomFile, ...]], FolderSeries] = OrderedDict()
+
+
+def index_files(folder: Location, files: Sequence[DicomFile], advance: Advance) -> FolderSeries:
+    """Sort files in natural order into series, or return the result for the same files, sizes and times."""
+    key = (folder, tuple(files))
+    found = _indexes.pop(key, None) or sort_files(folder, files, advance)
+    _indexes[key] = found
+    while len(_indexes) > MAX_INDEXES:
+        _indexes.popitem(last=False)
+    return found
 
 
 def is_silent(name: str) -> bool:
@@ -57,10 +73,20 @@ def is_silent(name: str) -> bool:
     return name.startswith(".") or name.lower() in SILENT
 
 
+def may_be_dicom(name: str) -> bool:
+    """Return whether a file is opened to look for DICOM; its name does not say another format.
+
+    >>> may_be_dicom("IM-0001"), may_be_dicom("CT.1.3.12"), may_be_dicom("a.nii.gz"), may_be_dicom("DICOMDIR")
+    (True, True, False, False)
+    """
+    return not name.lower().endswith(OTHER_SUFFIXES) and not is_silent(name)
+
+
 def sort_files(folder: Location, files: Sequence[DicomFile], advance: Advance) -> FolderSeries:
     """Sort files in natural order into series."""
     left_out: LeftOutFiles = []
     unknown: list[Location] = []
+    damaged: list[str] = []
     parts: dict[str, list[Plane]] = defaultdict(list)
     broken: dict[str, tuple[FileHeader, ScanError]] = {}
     for number, file in enumerate(files, 1):
@@ -69,7 +95,8 @@ def sort_files(folder: Location, files: Sequence[DicomFile], advance: Advance) -
         try:
             header = read_file_header(file)
         except ScanError as error:
-            left_out.append((file.path, error.reason))
+            left_out.append((file.path, f"a damaged DICOM file: {error.reason}"))
+            damaged.append(file.name)
             continue
         if header is None:
             unknown.append(file.path)
@@ -89,6 +116,9 @@ def sort_files(folder: Location, files: Sequence[DicomFile], advance: Advance) -
         made, others = _make_series(parts[uid])
         found += made
         left_out += others
+    if damaged:
+        note = f"{damaged[0]} beside it is damaged, and may be a slice that it lacks at an end"
+        found = [replace(one, warnings=(*one.warnings, note)) if isinstance(one, Series) else one for one in found]
     return FolderSeries(
         folder=folder, series=tuple(_name_series(folder, found)), left_out=tuple(left_out), unknown=tuple(unknown)
     )
@@ -97,7 +127,12 @@ def sort_files(folder: Location, files: Sequence[DicomFile], advance: Advance) -
 def _refuse(header: FileHeader, error: ScanError, longest: Series | None = None) -> Refused:
     identity = header.identity
     return Refused(
-        location=header.file.path, number=_number(header), patient_id=identity.patient_id, error=error, longest=longest
+        location=header.file.path,
+        number=_number(header),
+        series_uid=identity.series_uid,
+        patient_id=identity.patient_id,
+        error=error,
+        longest=longest,
     )
 
 
@@ -214,39 +249,3 @@ def _rename(one: Series | Refused, location: Location, number: str) -> Series | 
         return replace(one, location=location, number=number)
     longest = one.longest and replace(one.longest, location=location, number=number)
     return replace(one, location=location, number=number, longest=longest)
-
-
-def find_series(location: Location) -> Series | Refused:
-    """Return the series that a location names: a folder with one series, or a file of a series.
-
-    Raises
-    ------
-    ScanError
-        There is no such series, or the folder has several.
-    """
-    if location.is_dir():
-        found = read_folder(location).series
-        if len(found) != 1:
-            names = ", ".join(one.location.name for one in found[:3])
-            raise ScanError(
-                f"holds {len(found)} CT series{f' ({names})' if names else ' in DICOM'}; name the first file of one.",
-                where=location,
-            )
-        return found[0]
-    stat_file(location)
-    return find_by_file(location, read_folder(location.parent))
-
-
-def find_by_file(location: Location, index: FolderSeries) -> Series | Refused:
-    """Return the series of a file."""
-    for one in index.series:
-        if one.location == location:
-            return one
-    for one in index.series:
-        series = one if isinstance(one, Series) else one.longest
-        if series is not None and any(plane.header.file.path == location for plane in series.planes):
-            return one
-        if one.location == index.folder and series is None:
-            return one
-    reason = next((why for path, why in index.left_out if path == location), "is not a file of a CT series in DICOM")
-    raise ScanError(f"{reason}.", where=location)

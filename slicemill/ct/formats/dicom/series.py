@@ -38,12 +38,21 @@ class Series:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class SeriesIdentity:
+    """What links a series to a hospital. It stays in memory, unless a user asks to keep UIDs."""
+
+    patient_id: str = field(repr=False)
+    series_uid: str
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refused:
     """A CT series that is not one box, or whose pixels are no CT."""
 
     location: Location
     number: str
+    series_uid: str
     patient_id: str = field(repr=False)
     error: ScanError
     longest: Series | None = None
@@ -89,9 +98,14 @@ def open_series(location: Location, *, uneven: Uneven = "refuse") -> Series:
     ScanError
         There is no such series, the folder has several, or the series is not a box of equal steps.
     """
-    from slicemill.ct.formats.dicom.index import find_series
+    from slicemill.ct.formats.dicom.lookup import find_series
 
     return choose(find_series(location), uneven)
+
+
+def identify(one: Series | Refused) -> SeriesIdentity:
+    """Return what links a series to a hospital."""
+    return SeriesIdentity(one.patient_id, one.series_uid)
 
 
 def choose(one: Series | Refused, uneven: Uneven) -> Series:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import ScanError
-from slicemill.common.files import HASH_BLOCK, Location
+from slicemill.common.files import HASH_BLOCK
 from slicemill.ct.formats.dicom.codecs import decode_frame
 from slicemill.ct.formats.dicom.elements import walk
 from slicemill.ct.formats.dicom.files import DicomFile, OpenFile
@@ -22,7 +22,7 @@ from slicemill.ct.formats.dicom.header import inflate
 from slicemill.ct.formats.dicom.pixels import number_type, padding_fill, replace_padding, use_bits
 from slicemill.ct.formats.dicom.planes import Plane
 from slicemill.ct.formats.dicom.pydicom_files import read_frame
-from slicemill.ct.formats.dicom.series import Series, open_series
+from slicemill.ct.formats.dicom.series import Series
 from slicemill.ct.formats.dicom.uids import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
 from slicemill.ct.formats.nifti.make import make_header
 from slicemill.ct.formats.source import RawPlanes
@@ -194,14 +194,3 @@ def read_fully(opened: OpenFile, view: memoryview, at: int, file: DicomFile) -> 
         raise ScanError(
             f"ends early: {len(view) - count:,} bytes of pixels are missing. Copy the file again.", where=file
         )
-
-
-def open_dicom(location: Location, *, hashed: bool) -> DicomSource:
-    """Open the series that a location names.
-
-    Raises
-    ------
-    ScanError
-        There is no such series, or it is no box of equal steps.
-    """
-    return DicomSource(open_series(location), hashed=hashed)
