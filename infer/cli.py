@@ -132,6 +132,7 @@ def _segment(request: InferRequest) -> None:
     """Segment the scans of a request and show the result; exit 1 if a scan failed."""
     out = request.out_folder
     jobs, left_out = _gather(request)
+    _check_dicom(request, jobs)
     opened = _open(request)
     print_left_out(left_out)
     if request.dry_run:
@@ -170,6 +171,14 @@ def _gather(request: InferRequest) -> "tuple[list[Job], list[LeftOut]]":
     return jobs[first::step], left_out[first::step]
 
 
+def _check_dicom(request: InferRequest, jobs: "list[Job]") -> None:
+    """Refuse DICOM results of inputs that are not DICOM, before the model is loaded."""
+    if request.dicom.endings():
+        from slicemill.infer.inputs.dicom import require_dicom_jobs
+
+        require_dicom_jobs(jobs, request.dicom)
+
+
 def _open(request: InferRequest) -> "Model":
     """Open the model, on the CPU if workers of a scheduler run it, and print its device."""
     from slicemill.infer.network.model import find_provider_file, open_model
@@ -185,6 +194,12 @@ def _open(request: InferRequest) -> "Model":
     where = f"the workers of {scheduler}: {provider}" if scheduler else describe_device(opened, options)
     most_gb = options.max_memory_gb
     memory = f"at most {most_gb:g} GB" if most_gb else "scans use at most half of the free memory"
+    if request.dicom.endings():
+        from slicemill.ct.formats.dicom_objects.codes import choose_codes
+
+        print_line(f"DICOM results carry patient and study of their series: {request.dicom.flags()}")
+        if warning := choose_codes(info.labels, request.dicom.codes)[1]:
+            print_line(f"warning: labels {warning}")
     print_line(f"model {info.name} ({shape}) on {where}; {memory}; output: {request.out_folder}")
     return opened
 

@@ -4,6 +4,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 
 from slicemill.common.errors import ConfigError, UsageError
+from slicemill.ct.formats.dicom_objects.options import NO_DICOM, DicomOptions
 from slicemill.infer.slices.assembly import ScanPlan
 from slicemill.infer.slices.tiles import PLAIN, PredictOptions
 
@@ -28,6 +29,8 @@ class InferOptions:
     """Whether a scan with a warning is refused."""
     separate: bool = False
     """Whether each label is also written to its own file, as 0 and 1."""
+    dicom: DicomOptions = NO_DICOM
+    """DICOM results that are written for inputs in DICOM."""
     batch: int = 0
     """Slices in a batch; 0 for the provider's default (`slicemill.infer.runtime.capacity`)."""
     readers: int = 0
@@ -68,7 +71,7 @@ class InferOptions:
             changed["postprocess"] = False
         if self.strict:
             changed["strict"] = True
-        return changed
+        return changed | {f"dicom_{name}": True for name in self.dicom.changes()}
 
 
 def count_threads(requested: int, most: int) -> int:

@@ -10,7 +10,8 @@ import pydicom
 import pytest
 from pydicom.sr.codedict import codes
 
-from slicemill.ct.formats.dicom_objects.results import DicomOptions, SegmentedScan, write_results
+from slicemill.ct.formats.dicom_objects.options import DicomOptions
+from slicemill.ct.formats.dicom_objects.results import SegmentedScan, write_results
 from slicemill.ct.geometry import voxel_ml
 from slicemill.ct.labels import LITS_LABELS
 from tests.ct.dicom_objects.series import IN_PLANE, SAGITTAL, make_label, make_series

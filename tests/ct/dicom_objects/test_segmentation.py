@@ -15,7 +15,8 @@ import pytest
 
 from slicemill.common.errors import LabelError, ScanError
 from slicemill.ct.formats.dicom_objects.maker import UNKNOWN_MAKER, Maker
-from slicemill.ct.formats.dicom_objects.results import DicomOptions, SegmentedScan, write_results
+from slicemill.ct.formats.dicom_objects.options import DicomOptions
+from slicemill.ct.formats.dicom_objects.results import SegmentedScan, write_results
 from slicemill.ct.formats.dicom_objects.source_series import SourceSeries, describe_source, make_uid
 from slicemill.ct.labels import LITS_LABELS, make_labels
 from tests.ct.dicom_objects.series import IN_PLANE, PATIENT, SAGITTAL, make_label, make_series, write_series

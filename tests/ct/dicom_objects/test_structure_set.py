@@ -7,8 +7,9 @@ import numpy as np
 import pydicom
 import pytest
 
+from slicemill.ct.formats.dicom_objects.options import DicomOptions
 from slicemill.ct.formats.dicom_objects.outlines import fill_outlines
-from slicemill.ct.formats.dicom_objects.results import DicomOptions, SegmentedScan, write_results
+from slicemill.ct.formats.dicom_objects.results import SegmentedScan, write_results
 from slicemill.ct.formats.dicom_objects.source_series import SourceSeries
 from slicemill.ct.labels import LITS_LABELS
 from tests.ct.dicom_objects.series import IN_PLANE, PATIENT, SAGITTAL, make_label, make_series

@@ -13,16 +13,16 @@ pixels, so corners are at halves.
 """
 
 from collections.abc import Iterable
-from typing import Literal
 
 import cc3d
 import numpy as np
 import numpy.typing as npt
 
+from slicemill.ct.formats.dicom_objects.options import Holes
+
 Mask = npt.NDArray[np.bool_]
 Polygon = npt.NDArray[np.float64]
 """float64[n, 2], i and j of the corners, in pixels; the last is connected with the first."""
-Holes = Literal["keyhole", "xor"]
 Corner = tuple[int, int]
 """Row and column of the pixel to the lower right of a corner."""
 STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))

@@ -1,7 +1,6 @@
 """The DICOM results of one segmented scan: SEG, SR and RTSTRUCT beside its mask."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +9,12 @@ import numpy.typing as npt
 
 from slicemill.common.errors import ScanError
 from slicemill.common.files import atomic_write
-from slicemill.ct.formats.dicom_objects.codes import LabelCodes, choose_codes
+from slicemill.ct.formats.dicom_objects.codes import choose_codes
 from slicemill.ct.formats.dicom_objects.maker import Maker, prepare_dicom
 from slicemill.ct.formats.dicom_objects.measured_lesions import MeasuredLesion, measure_for_report
-from slicemill.ct.formats.dicom_objects.outlines import Holes
+from slicemill.ct.formats.dicom_objects.options import RTSTRUCT, SEG, SR, DicomOptions
 from slicemill.ct.formats.dicom_objects.report import make_report
-from slicemill.ct.formats.dicom_objects.segmentation import SegmentationType, make_segmentation
+from slicemill.ct.formats.dicom_objects.segmentation import make_segmentation
 from slicemill.ct.formats.dicom_objects.segments import make_segments
 from slicemill.ct.formats.dicom_objects.source_series import SourceSeries
 from slicemill.ct.formats.dicom_objects.structure_set import make_structure_set
@@ -24,35 +23,8 @@ from slicemill.ct.labels import Labels
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-SEG, SR, RTSTRUCT = ".seg.dcm", ".sr.dcm", ".rtstruct.dcm"
-"""Endings of the files beside a mask."""
 PREAMBLE = bytes(128)
 """The first bytes of a file; those of a source could hold a program."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DicomOptions:
-    """Which DICOM results are written, and how."""
-
-    seg: bool = False
-    sr: bool = False
-    """The report refers to the segments of a SEG in which each lesion is one; so that SEG is written, too."""
-    rtstruct: bool = False
-    seg_type: SegmentationType = "binary"
-    per_lesion: bool = False
-    """Whether each lesion is a segment of its own, in place of the tumor."""
-    holes: Holes = "keyhole"
-    codes: Mapping[str, LabelCodes] = field(default_factory=dict)
-    """Codes of labels (`slicemill.ct.formats.dicom_objects.codes.read_code_table`)."""
-
-    def endings(self) -> tuple[str, ...]:
-        """Return the endings of the files that are written.
-
-        >>> DicomOptions(sr=True).endings()
-        ('.seg.dcm', '.sr.dcm')
-        """
-        wanted = ((SEG, self.seg or self.sr), (SR, self.sr), (RTSTRUCT, self.rtstruct))
-        return tuple(ending for ending, is_wanted in wanted if is_wanted)
 
 
 @dataclass(frozen=True, kw_only=True)

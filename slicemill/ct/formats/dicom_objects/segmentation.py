@@ -5,10 +5,11 @@ to the file that it lies on. Planes without a segment are left out.
 """
 
 from hashlib import sha256
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from slicemill.ct.formats.dicom_objects.codes import Concept
 from slicemill.ct.formats.dicom_objects.maker import CONTENT_LABEL, DESCRIPTION, SERIES_NUMBERS, Maker
+from slicemill.ct.formats.dicom_objects.options import SegmentationType
 from slicemill.ct.formats.dicom_objects.segments import Segment, Segments
 from slicemill.ct.formats.dicom_objects.source_series import SourceSeries, make_uid
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from highdicom.seg import Segmentation, SegmentDescription
     from highdicom.sr import CodedConcept
 
-SegmentationType = Literal["binary", "labelmap"]
 JPEG_LS_LOSSLESS = "1.2.840.10008.1.2.4.80"
 EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 

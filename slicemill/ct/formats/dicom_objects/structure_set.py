@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.ct.formats.dicom_objects.maker import DESCRIPTION, SERIES_NUMBERS, Maker
-from slicemill.ct.formats.dicom_objects.outlines import Holes, Polygon, trace_outlines
+from slicemill.ct.formats.dicom_objects.options import Holes
+from slicemill.ct.formats.dicom_objects.outlines import Polygon, trace_outlines
 from slicemill.ct.formats.dicom_objects.segmentation import to_code
 from slicemill.ct.formats.dicom_objects.segments import Segment, Segments, fit_text
 from slicemill.ct.formats.dicom_objects.source_series import SourceSeries, make_uid
