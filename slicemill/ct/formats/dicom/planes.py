@@ -71,14 +71,15 @@ def iter_planes(header: FileHeader) -> Iterator[Plane]:
     ScanError
         The pixels are of a kind that is no CT, or a field that the geometry needs is missing. It names the tag.
     """
+    is_multi_frame = header.identity.sop_class in MULTI_FRAME
+    if header.frames != 1 and not is_multi_frame:
+        raise _refuse(header, f"NumberOfFrames (0028,0008) must be 1 in a CT Image; it is {header.frames}")
     check_pixels(header)
-    if header.identity.sop_class in MULTI_FRAME:
+    if is_multi_frame:
         from slicemill.ct.formats.dicom.enhanced import iter_frames
 
         yield from iter_frames(header)
         return
-    if header.frames != 1:
-        raise _refuse(header, f"NumberOfFrames (0028,0008) must be 1 in a CT Image; it is {header.frames}")
     slope, inter = header.rescale
     yield make_plane(
         header, 0, (header.position, header.orientation, header.spacing), (slope, inter, header.rescale_type),

@@ -6,7 +6,7 @@ so that results (masks, SEG, RTSTRUCT) can refer to them. No voxel is read.
 
 from dataclasses import dataclass, field
 
-from slicemill.common.errors import ScanError
+from slicemill.common.errors import GeometryError, ReadError, ScanError
 from slicemill.common.files import Location
 from slicemill.ct.formats.dicom.header import Kept
 from slicemill.ct.formats.dicom.planes import Plane
@@ -120,4 +120,5 @@ def choose(one: Series | Refused, uneven: Uneven) -> Series:
         return one
     if uneven == "longest" and one.longest is not None:
         return one.longest
-    raise type(one.error)(one.error.reason, where=one.error.where or one.location)
+    kind = next(kind for kind in (ReadError, GeometryError, ScanError) if isinstance(one.error, kind))
+    raise kind(one.error.reason, where=one.error.where or one.location)
