@@ -58,7 +58,9 @@ def test_hash_and_grid_do_not_depend_on_names_and_order_of_files(tmp_path):
     save_series(tmp_path / "a", slices)
     save_series(tmp_path / "b", slices[::-1], name="scan-{}.IMA")
     (volume, grid, sha256, _), (other, again, same, _) = read(tmp_path / "a"), read(tmp_path / "b")
-    assert np.array_equal(volume, other) and np.array_equal(grid.affine, again.affine) and sha256 == same
+    assert np.array_equal(volume, other)
+    assert np.array_equal(grid.affine, again.affine)
+    assert sha256 == same
 
 
 def test_a_tilted_series_has_a_sheared_affine_by_the_formula(tmp_path):

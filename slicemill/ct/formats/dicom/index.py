@@ -6,8 +6,10 @@ from dataclasses import replace
 
 from slicemill.common.errors import GeometryError, ScanError
 from slicemill.common.files import Location
+from slicemill.common.names import natural_key
 from slicemill.common.progress import Advance, progress
 from slicemill.ct.formats.dicom.files import DicomFile, list_folder
+from slicemill.ct.formats.dicom.frames import iter_planes
 from slicemill.ct.formats.dicom.grouping import (
     Group,
     LeftOutFiles,
@@ -18,12 +20,11 @@ from slicemill.ct.formats.dicom.grouping import (
     split_phases,
 )
 from slicemill.ct.formats.dicom.header import FileHeader, read_file_header
-from slicemill.ct.formats.dicom.planes import Plane, iter_planes
+from slicemill.ct.formats.dicom.planes import Plane
 from slicemill.ct.formats.dicom.series import FolderSeries, Refused, Series
 from slicemill.ct.formats.dicom.stack import UnevenError, make_grid, order_planes
 from slicemill.ct.formats.dicom.uids import ALWAYS_LOSSY
 from slicemill.ct.grid_checks import grid_warnings
-from slicemill.ct.naming import natural_key
 
 SILENT = ("dicomdir", "thumbs.db", "desktop.ini", "version", "lockfile", "autorun.inf", "license", "readme.txt")
 """Names of files that belong to exports and are no scan; the index DICOMDIR is not followed."""
