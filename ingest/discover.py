@@ -1,6 +1,7 @@
 """Finds the images and masks of a collection and pairs them.
 
-1. `find_files` lists the NIfTI files below a folder. Links to folders are not followed; ``._*`` files are ignored.
+1. `find_files` lists the scans and masks below a folder, of all formats. Links to folders are not followed; ``._*``
+   files are ignored.
 2. `parse_names` derives from the names which files are images and which are masks, and their keys.
 3. `find_channels` separates scans from other channels of a scan.
 4. `pair` pairs images and masks by name; `find_structures` finds masks with a file for each structure.
@@ -25,9 +26,8 @@ from slicemill.ct.dataset_json import NAME, DatasetDescription, read_dataset_des
 from slicemill.ct.formats.dicom.discover import FoundDicom, FoundSeries, find_dicom
 from slicemill.ct.formats.dicom.lookup import find_series
 from slicemill.ct.formats.dicom.series import SeriesIdentity, identify
-from slicemill.ct.formats.nifti.names import strip_suffix
+from slicemill.ct.formats.names import strip_suffix
 from slicemill.ct.formats.open import is_dicom
-from slicemill.ct.formats.unread import explain_unread_files
 from slicemill.ct.labels import LITS_LABELS, Labels
 from slicemill.ct.naming import (
     NOT_UTF8,
@@ -37,7 +37,6 @@ from slicemill.ct.naming import (
     find_unread_scans,
     find_unsearched_folders,
     is_below,
-    reason_left_out,
 )
 from slicemill.ct.roles import parse_names
 from slicemill.ingest.case_ids import choose_case_ids
@@ -129,15 +128,13 @@ def discover(source: Location, options: MaskOptions | None = None) -> Collection
     series = {one.location: one for one in dicom.series if not is_below(one.location, results)}
     names = {path: relative_path(path, root) for path in files if path not in set(made) | series.keys()}
     entries = _read_names(names | {path: one.relative for path, one in series.items()})
-    others = find_unread_scans(source) if is_folder else []
-    if not (files or series) and (unread := explain_unread_files(others)):
-        raise PairingError(f"contains no NIfTI files; {unread}.", where=source)
+    others = find_unread_scans(source) if is_folder else {}
     images, masks, passed = _choose_masks(entries, options, source)
     if not images:
         raise PairingError(
-            f"no CT image among {len(entries)} scans ({len(masks)} of them look like masks) "
-            f"and {len(others) + len(dicom.left_out)} other files{_first_reason(dicom)}. Name them with --image and "
-            "--mask patterns, or list them with --pairs CSV.",
+            f"no CT image among {count_noun(len(entries), 'file')} ({len(masks)} of them look like masks) "
+            f"and {count_noun(len(others) + len(dicom.left_out), 'file')} that cannot be read{_first_reason(dicom)}. "
+            "Name them with --image and --mask patterns, or list them with --pairs CSV.",
             where=source,
         )
     description = _read_description(root, [one.path for one in images], with_labels=not options.files)
@@ -147,7 +144,7 @@ def discover(source: Location, options: MaskOptions | None = None) -> Collection
     reasons: list[tuple[Location, str]] = [
         *((path, "a result of infer, not an input scan") for path in made),
         *((one.path, "another channel of a scan, which is no CT") for one in images if one.relative in channels.extra),
-        *((path, reason_left_out(path)) for path in others),
+        *others.items(),
         *(find_unsearched_folders(source) if is_folder else []),
         *((path, NOT_UTF8) for path in (find_undecodable_names(source) if is_folder else [])),
         *dicom.left_out,

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from slicemill.common.errors import StoreError
 from slicemill.common.files import Location
+from slicemill.common.names import natural_key
 from slicemill.common.progress import progress
-from slicemill.ct.naming import natural_key
 from slicemill.ingest.cluster import TaskRunner, open_client
 from slicemill.ingest.dicom_ids import hash_patients, needs_salt
 from slicemill.ingest.discover import CaseFiles, Collection

@@ -11,7 +11,7 @@ from slicemill.ct.dataset_json import read_dataset_json
 from slicemill.ct.formats.dicom.discover import find_dicom
 from slicemill.ct.formats.dicom.index import read_folder
 from slicemill.ct.formats.dicom_objects.options import NO_DICOM, DicomOptions
-from slicemill.ct.formats.nifti.names import strip_suffix
+from slicemill.ct.formats.names import SHOWN_SUFFIXES, strip_suffix
 from slicemill.ct.formats.open import mark_files
 from slicemill.ct.labels import LITS_LABELS, Labels
 from slicemill.ct.naming import find_files, parse_name
@@ -97,7 +97,7 @@ def gather_jobs(masks: Path, images: Path | None, labels: Labels | None) -> list
     else:
         raise PairingError(f"{masks}: there is no such file, folder or store.")
     if not jobs:
-        raise PairingError(f"{masks}: contains no mask (.nii, .nii.gz or a store of cases with masks).")
+        raise PairingError(f"{masks}: contains no mask (a file with {SHOWN_SUFFIXES}, or a store of cases with masks).")
     counts = Counter(job.name for job in jobs)
     for job in jobs:
         if counts[job.name] > 1 or job.name in RESERVED_NAMES:

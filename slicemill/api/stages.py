@@ -74,10 +74,7 @@ def ingest_scans(
     store
         Folder or URL of the store to create or extend.
     labels
-        Names of the label values, ``{"liver": 1, "tumor": 2}``; by default those that the collection declares. If each
-        structure has a file, the names are those of the files.
-    geometry
-        What happens if a mask is on another grid than its image: with ``error`` the case fails.
+        Names of the label values (or of the structures' files); by default those that the collection declares.
 
     Returns
     -------

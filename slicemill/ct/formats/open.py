@@ -7,7 +7,7 @@ from slicemill.common.errors import InputError
 from slicemill.common.files import Location, sha256_of_file
 from slicemill.ct.formats.dicom.archive import is_archive_name
 from slicemill.ct.formats.dicom.files import is_dicom_file, mark_folder
-from slicemill.ct.formats.dicom.series import open_series
+from slicemill.ct.formats.dicom.lookup import open_series
 from slicemill.ct.formats.dicom.source import DicomSource, hash_series
 from slicemill.ct.formats.dicom.stack import Uneven
 from slicemill.ct.formats.metaimage.header import list_data_files as list_metaimage_files

@@ -43,10 +43,14 @@ class ScanSource(Protocol):
     - Memory does not grow with the number of planes.
     """
 
+    format: str
+    """Name of the format, for people."""
     grid: Grid
     """The voxel grid in the file's axis order."""
     dtype: np.dtype[Any]
     """Type of the stored numbers."""
+    scaling: tuple[Scaling, Scaling]
+    """Slope and intercept of all planes."""
     warnings: tuple[str, ...]
     """Warnings about unusual fields."""
     private_bytes: int

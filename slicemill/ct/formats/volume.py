@@ -19,7 +19,7 @@ from slicemill.ct.formats.inflate import Inflate
 from slicemill.ct.formats.nifti.header import MAX_DEFLATE_RATIO
 from slicemill.ct.formats.nifti.make import make_header
 from slicemill.ct.formats.nifti.stream import Gunzip, read_exactly, report_damage, view_bytes
-from slicemill.ct.formats.source import RawPlanes
+from slicemill.ct.formats.source import RawPlanes, Scaling
 from slicemill.ct.geometry import Grid
 
 Encoding = Literal["raw", "gzip", "zlib"]
@@ -76,6 +76,7 @@ class VolumeSource:
         self.format = header.format
         self.grid = header.grid
         self.dtype = header.dtype
+        self.scaling: tuple[Scaling, Scaling] = (1.0, 0.0)
         self.private_bytes = 0
         self._parts, extra = _check_sizes(path, header)
         self.warnings = (*header.warnings, *extra)
@@ -123,8 +124,8 @@ class VolumeSource:
         overlaps = int(np.count_nonzero(inside > 1))
         if overlaps:
             raise ScanError(
-                f"its segments overlap (at least {overlaps:,} voxels), and a mask has one label a voxel. Export it from "
-                "3D Slicer as a labelmap, which settles the order of the segments.",
+                f"its segments overlap (at least {overlaps:,} voxels), and a mask has one label a voxel. Export it "
+                "from 3D Slicer as a labelmap, which settles the order of the segments.",
                 where=self._path,
             )
         return merged

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from slicemill.common.errors import ScanError
 from slicemill.common.files import Location
+from slicemill.common.names import natural_key
 from slicemill.common.progress import Advance
 from slicemill.ct.formats.dicom.files import ARCHIVE_SUFFIX, DicomFile, OpenFile, open_archive
 from slicemill.ct.formats.dicom.index import is_silent, sort_files
 from slicemill.ct.formats.dicom.series import FolderSeries
-from slicemill.ct.naming import natural_key
 
 MAX_MEMBERS = 20_000
 MAX_TOTAL_BYTES = 8 << 30

@@ -9,9 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.common.errors import ScanError
+from slicemill.common.errors import ConfigError, ScanError
+from slicemill.common.extras import describe_install
 from slicemill.ct.formats.dicom.header import Format
-from slicemill.ct.formats.dicom.uids import HTJ2K, JPEG_2000, JPEG_LOSSLESS, JPEG_LOSSY, JPEG_LS, RLE
+from slicemill.ct.formats.dicom.uids import (
+    ENCAPSULATED_PLAIN,
+    HTJ2K,
+    JPEG_2000,
+    JPEG_LOSSLESS,
+    JPEG_LOSSY,
+    JPEG_LS,
+    RLE,
+)
 
 START_OF_FRAME = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7))
 """Markers of a JPEG frame header; 0xF7 is that of JPEG-LS (ITU-T T.81 table B.1, T.87 annex C)."""
@@ -39,14 +48,16 @@ def decode_frame(data: bytes, form: Format, where: object) -> npt.NDArray[Any]:
     ScanError
         The stream is damaged, or has another size than the header says.
     """
-    import imagecodecs
-
+    imagecodecs = import_imagecodecs()
     try:
         if form.syntax == RLE:
             kind = np.dtype(f"<u{form.bits_allocated // 8}")
             out = bytearray(form.rows * form.columns * kind.itemsize)
             imagecodecs.dicomrle_decode(data, kind, out=out)
             return np.frombuffer(out, kind).reshape(form.rows, form.columns)
+        if form.syntax == ENCAPSULATED_PLAIN:
+            size = form.rows * form.columns
+            return np.frombuffer(data, f"<u{form.bits_allocated // 8}", size).reshape(form.rows, form.columns)
         stream = read_stream(data)
         if (stream.rows, stream.columns, stream.components) != (form.rows, form.columns, 1):
             raise ScanError(
@@ -60,8 +71,8 @@ def decode_frame(data: bytes, form: Format, where: object) -> npt.NDArray[Any]:
                 where=where,
             )
         pixels = np.asarray(_decoder(form.syntax, imagecodecs)(data))
-    except ScanError:
-        raise
+    except ScanError as error:
+        raise ScanError(error.reason, where=where) from error
     except MemoryError:
         raise
     except Exception as error:  # each codec has its own exceptions
@@ -71,6 +82,21 @@ def decode_frame(data: bytes, form: Format, where: object) -> npt.NDArray[Any]:
     if pixels.shape != (form.rows, form.columns):
         raise ScanError(f"its compressed picture was decoded to the shape {pixels.shape}.", where=where)
     return _extend_sign(pixels, stream, form) if form.syntax in JPEG_2000 | HTJ2K else pixels
+
+
+def import_imagecodecs() -> Any:
+    """Return the package imagecodecs.
+
+    Raises
+    ------
+    ConfigError
+        It is not installed.
+    """
+    try:
+        import imagecodecs
+    except ImportError as error:
+        raise ConfigError(f"compressed DICOM needs imagecodecs. {describe_install('dicom')}.") from error
+    return imagecodecs
 
 
 def _decoder(syntax: str, imagecodecs: Any) -> Any:

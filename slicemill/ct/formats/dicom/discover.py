@@ -12,13 +12,13 @@ from pathlib import Path, PurePosixPath
 
 from slicemill.common.errors import ReadError
 from slicemill.common.files import Location, relative_path
+from slicemill.common.names import is_text, natural_key
 from slicemill.common.progress import progress
 from slicemill.common.remote import RemotePath
 from slicemill.ct.formats.dicom.archive import is_archive_name, read_archive
-from slicemill.ct.formats.dicom.files import ARCHIVE_SUFFIX, DicomFile, list_folder
+from slicemill.ct.formats.dicom.files import ARCHIVE_SUFFIX, DicomFile, list_folder, strip_dicom
 from slicemill.ct.formats.dicom.index import index_files, may_be_dicom
 from slicemill.ct.formats.dicom.series import FolderSeries, Refused, Series
-from slicemill.ct.naming import is_text, natural_key
 
 SHOWN_FOLDERS = 3
 
@@ -54,8 +54,7 @@ def find_dicom(folder: Location) -> FoundDicom:
                 index = read_archive(files[0], advance)
             else:
                 index = index_files(parent, files, advance)
-                if index.series or index.left_out:
-                    left_out += [(path, "is not DICOM, in a folder of DICOM files") for path in index.unknown]
+                left_out += _explain_unknown(index)
             left_out += index.left_out
             found += _name_series(folder, index)
     spread = _find_spread(found)
@@ -64,6 +63,14 @@ def find_dicom(folder: Location) -> FoundDicom:
         series=tuple(one for one in found if one.location not in spread),
         left_out=tuple((path, why) for path, why in left_out if is_text(path)),
     )
+
+
+def _explain_unknown(index: FolderSeries) -> list[tuple[Location, str]]:
+    """Return the files that are not DICOM, where one would expect it from their folder or their name."""
+    if index.series or index.left_out:
+        return [(path, "is not DICOM, in a folder of DICOM files") for path in index.unknown]
+    named = [path for path in index.unknown if strip_dicom(path.name) != path.name]
+    return [(path, "is not DICOM, although its name says so") for path in named]
 
 
 def _list_candidates(folder: Location) -> dict[Location, list[DicomFile]]:

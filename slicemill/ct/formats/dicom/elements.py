@@ -114,6 +114,8 @@ def _read_meta(data: bytes, at: int, size: int) -> tuple[int, str]:
         if tag == META_SYNTAX:
             syntax = walker.value(start, length).rstrip(b"\0 ").decode("ascii", "replace")
         at = start + length
+        if at > size:
+            raise ScanError("ends within its first elements (group 2). It is truncated; copy it again.")
     return at, syntax
 
 

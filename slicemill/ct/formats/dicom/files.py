@@ -86,6 +86,8 @@ class OpenFile:
             if self._member.tell() != offset:
                 self._member.seek(offset)  # decompresses what lies between
             data = self._member.read(len(buffer))
+            if offset + len(data) >= self._file.size:
+                self._member.read(1)  # the end of the stream, where zipfile compares the checksum
         else:
             size = min(len(buffer), self._file.size - offset)
             data = (self._file.path.read_range(offset, size) or b"") if size > 0 else b""  # type: ignore[union-attr]

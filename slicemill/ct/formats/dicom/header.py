@@ -175,7 +175,8 @@ def read_file_header(file: DicomFile) -> FileHeader | None:
         except ScanError as error:
             if start[128:132] != b"DICM":
                 return None
-            raise type(error)(error.reason, where=error.where or file) from error
+            error.where = error.where or str(file)
+            raise
         if start[128:132] != b"DICM" and not elements.values.get(TAG_OF["SOPClassUID"]):
             return None
     return decode_header(file, elements)

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 from slicemill.common.errors import GeometryError, ScanError
 from slicemill.common.files import Location
+from slicemill.common.names import natural_key
 from slicemill.common.progress import Advance, progress
 from slicemill.ct.formats.dicom.files import DicomFile, list_folder
+from slicemill.ct.formats.dicom.frames import iter_planes
 from slicemill.ct.formats.dicom.grouping import (
     Group,
     LeftOutFiles,
@@ -18,12 +20,11 @@ from slicemill.ct.formats.dicom.grouping import (
     split_phases,
 )
 from slicemill.ct.formats.dicom.header import FileHeader, read_file_header
-from slicemill.ct.formats.dicom.planes import Plane, iter_planes
+from slicemill.ct.formats.dicom.planes import Plane
 from slicemill.ct.formats.dicom.series import FolderSeries, Refused, Series
 from slicemill.ct.formats.dicom.stack import UnevenError, make_grid, order_planes
 from slicemill.ct.formats.dicom.uids import ALWAYS_LOSSY
 from slicemill.ct.grid_checks import grid_warnings
-from slicemill.ct.naming import natural_key
 
 SILENT = ("dicomdir", "thumbs.db", "desktop.ini", "version", "lockfile", "autorun.inf", "license", "readme.txt")
 """Names of files that belong to exports and are no scan; the index DICOMDIR is not followed."""
@@ -86,7 +87,7 @@ def sort_files(folder: Location, files: Sequence[DicomFile], advance: Advance) -
     """Sort files in natural order into series."""
     left_out: LeftOutFiles = []
     unknown: list[Location] = []
-    damaged: list[str] = []
+    damaged: ScanError | None = None
     parts: dict[str, list[Plane]] = defaultdict(list)
     broken: dict[str, tuple[FileHeader, ScanError]] = {}
     for number, file in enumerate(files, 1):
@@ -96,7 +97,7 @@ def sort_files(folder: Location, files: Sequence[DicomFile], advance: Advance) -
             header = read_file_header(file)
         except ScanError as error:
             left_out.append((file.path, f"a damaged DICOM file: {error.reason}"))
-            damaged.append(file.name)
+            damaged = damaged or error
             continue
         if header is None:
             unknown.append(file.path)
@@ -116,9 +117,8 @@ def sort_files(folder: Location, files: Sequence[DicomFile], advance: Advance) -
         made, others = _make_series(parts[uid])
         found += made
         left_out += others
-    if damaged:
-        note = f"{damaged[0]} beside it is damaged, and may be a slice that it lacks at an end"
-        found = [replace(one, warnings=(*one.warnings, note)) if isinstance(one, Series) else one for one in found]
+    if damaged is not None:
+        found = [_refuse_beside(one, damaged) for one in found]
     return FolderSeries(
         folder=folder, series=tuple(_name_series(folder, found)), left_out=tuple(left_out), unknown=tuple(unknown)
     )
@@ -133,6 +133,20 @@ def _refuse(header: FileHeader, error: ScanError, longest: Series | None = None)
         patient_id=identity.patient_id,
         error=error,
         longest=longest,
+    )
+
+
+def _refuse_beside(one: Series | Refused, damage: ScanError) -> Series | Refused:
+    """Return a series as refused because of a damaged file beside it, which may be one of its slices."""
+    if isinstance(one, Refused):
+        return one
+    reason = f"{damage.where} in the same folder is damaged and may be one of its slices: {damage.reason} Or remove that file."
+    return Refused(
+        location=one.location,
+        number=one.number,
+        series_uid=one.series_uid,
+        patient_id=one.patient_id,
+        error=ScanError(reason),
     )
 
 

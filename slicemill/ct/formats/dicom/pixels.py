@@ -30,14 +30,8 @@ def use_bits(pixels: npt.NDArray[Any], form: Format) -> None:
     if not drop:
         return
     padding = pixels == form.padding if form.padding is not None and not _fits_bits(form.padding, form) else None
-    if above:
-        np.left_shift(pixels, above, out=pixels)
-    elif form.is_signed:
-        np.left_shift(pixels, drop, out=pixels)
-    if not form.is_signed and not above:
-        np.bitwise_and(pixels, (1 << form.bits_stored) - 1, out=pixels)
-    else:
-        np.right_shift(pixels, drop, out=pixels)
+    np.left_shift(pixels, above, out=pixels)  # the highest bit to the top; then down, which repeats the sign
+    np.right_shift(pixels, drop, out=pixels)
     if padding is not None:
         pixels[padding] = form.padding
 

@@ -1,7 +1,7 @@
 """Planes: one slice each, of a file of its own or of a frame of a multi-frame file, with its place and scaling."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from slicemill.common.errors import GeometryError, ScanError
 from slicemill.ct.formats.dicom.header import FileHeader, Numbers
-from slicemill.ct.formats.dicom.uids import MULTI_FRAME, SYNTAX_NAMES
+from slicemill.ct.formats.dicom.uids import SYNTAX_NAMES
 
 MAX_FRAMES = 100_000
 MAX_SIDE = 16_384
@@ -63,29 +63,6 @@ class Plane:
         return np.cross(self.orientation[:3], self.orientation[3:])
 
 
-def iter_planes(header: FileHeader) -> Iterator[Plane]:
-    """Yield the planes of a CT file, checked.
-
-    Raises
-    ------
-    ScanError
-        The pixels are of a kind that is no CT, or a field that the geometry needs is missing. It names the tag.
-    """
-    check_pixels(header)
-    if header.identity.sop_class in MULTI_FRAME:
-        from slicemill.ct.formats.dicom.enhanced import iter_frames
-
-        yield from iter_frames(header)
-        return
-    if header.frames != 1:
-        raise _refuse(header, f"NumberOfFrames (0028,0008) must be 1 in a CT Image; it is {header.frames}")
-    slope, inter = header.rescale
-    yield make_plane(
-        header, 0, (header.position, header.orientation, header.spacing), (slope, inter, header.rescale_type),
-        header.phase,
-    )  # fmt: skip
-
-
 def make_plane(
     header: FileHeader,
     frame: int,
@@ -99,15 +76,15 @@ def make_plane(
     spacing = _check(header, SPACING, geometry[2], 2)
     _check_directions(header, orientation)
     if min(spacing) <= 0:
-        raise _refuse(header, f"{SPACING} must be above 0; it is {_show(spacing)}")
+        raise refuse(header, f"{SPACING} must be above 0; it is {_show(spacing)}")
     slope, inter, kind = rescale
     slope, inter = (1.0 if slope is None else slope), (0.0 if inter is None else inter)
     if not math.isfinite(slope) or slope == 0:
-        raise _refuse(header, "RescaleSlope (0028,1053) must be a number other than 0")
+        raise refuse(header, "RescaleSlope (0028,1053) must be a number other than 0")
     if not math.isfinite(inter):
-        raise _refuse(header, "RescaleIntercept (0028,1052) must be a number")
+        raise refuse(header, "RescaleIntercept (0028,1052) must be a number")
     if kind.upper() not in HU_TYPES:
-        raise _refuse(header, f"RescaleType (0028,1054) must be HU; it is {show_code(kind)}, so its values are no HU")
+        raise refuse(header, f"RescaleType (0028,1054) must be HU; it is {show_code(kind)}, so its values are no HU")
     return Plane(header, frame, position, orientation, spacing, slope, inter, tuple(phase))
 
 
@@ -121,48 +98,48 @@ def check_pixels(header: FileHeader) -> None:
     """
     form = header.format
     if not header.pixel_tag:
-        raise _refuse(header, "PixelData (7FE0,0010) is missing: the file has no picture")
+        raise refuse(header, "PixelData (7FE0,0010) is missing: the file has no picture")
     if header.pixel_tag != 0x7FE00010:
-        raise _refuse(header, "its pixels are floating-point numbers (7FE0,0008 or 7FE0,0009), not those of a CT")
+        raise refuse(header, "its pixels are floating-point numbers (7FE0,0008 or 7FE0,0009), not those of a CT")
     if form.syntax not in SYNTAX_NAMES:
-        raise _refuse(header, f"its transfer syntax (0002,0010) {show_uid(form.syntax)} is not read")
+        raise refuse(header, f"its transfer syntax (0002,0010) {show_uid(form.syntax)} is not read")
     if form.samples != 1 or form.photometric != "MONOCHROME2":
-        raise _refuse(
+        raise refuse(
             header,
             f"PhotometricInterpretation (0028,0004) must be MONOCHROME2 with one sample; it is "
             f"{show_code(form.photometric)} with {form.samples}, which is no CT slice",
         )
     if form.bits_allocated not in (8, 16):
-        raise _refuse(header, f"BitsAllocated (0028,0100) must be 8 or 16; it is {form.bits_allocated}")
+        raise refuse(header, f"BitsAllocated (0028,0100) must be 8 or 16; it is {form.bits_allocated}")
     if header.has_lut:
-        raise _refuse(header, "has a ModalityLUTSequence (0028,3000) in place of slope and intercept")
+        raise refuse(header, "has a ModalityLUTSequence (0028,3000) in place of slope and intercept")
     _check_size(header)
 
 
 def _check_size(header: FileHeader) -> None:
     form = header.format
     if not (0 < form.bits_stored <= form.high_bit + 1 <= form.bits_allocated):
-        raise _refuse(
+        raise refuse(
             header,
             f"BitsStored (0028,0101) {form.bits_stored} and HighBit (0028,0102) {form.high_bit} do not fit "
             f"BitsAllocated {form.bits_allocated}",
         )
     if not (0 < form.rows <= MAX_SIDE and 0 < form.columns <= MAX_SIDE):
-        raise _refuse(header, f"Rows and Columns (0028,0010 and 0011) {form.rows} x {form.columns} are impossible")
+        raise refuse(header, f"Rows and Columns (0028,0010 and 0011) {form.rows} x {form.columns} are impossible")
     if not 0 < header.frames <= MAX_FRAMES:
-        raise _refuse(header, f"NumberOfFrames (0028,0008) must be 1 to {MAX_FRAMES:,}; it is {header.frames}")
+        raise refuse(header, f"NumberOfFrames (0028,0008) must be 1 to {MAX_FRAMES:,}; it is {header.frames}")
     needed = form.rows * form.columns * header.frames * form.bits_allocated // 8
     if header.pixel_length != 0xFFFFFFFF and header.pixel_length < needed:
-        raise _refuse(
+        raise refuse(
             header, f"PixelData (7FE0,0010) has {header.pixel_length:,} bytes, but the header claims {needed:,}"
         )
 
 
 def _check(header: FileHeader, name: str, numbers: Numbers | None, count: int) -> Numbers:
     if numbers is None:
-        raise _refuse(header, f"{name} is missing, so nothing says where the slice lies")
+        raise refuse(header, f"{name} is missing, so nothing says where the slice lies")
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise _refuse(header, f"{name} must be {count} numbers")
+        raise refuse(header, f"{name} must be {count} numbers")
     return numbers
 
 
@@ -178,7 +155,8 @@ def _check_directions(header: FileHeader, orientation: Numbers) -> None:
         )
 
 
-def _refuse(header: FileHeader, rule: str) -> ScanError:
+def refuse(header: FileHeader, rule: str) -> ScanError:
+    """Return the error that a file breaks a rule."""
     return ScanError(f"{rule}.", where=header.file)
 
 

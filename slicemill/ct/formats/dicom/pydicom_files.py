@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.common.errors import InputError, ScanError
+from slicemill.common.errors import ConfigError, InputError, ScanError
+from slicemill.common.extras import describe_install
 from slicemill.ct.formats.dicom.files import DicomFile, OpenFile
 
 MAX_BYTES = 256 << 20
@@ -18,8 +19,7 @@ MAX_BYTES = 256 << 20
 class _Stream(io.RawIOBase):
     """An open file with a position."""
 
-    name = ""
-    """pydicom keeps the name of what it reads."""
+    name = ""  # pydicom reads it
 
     def __init__(self, opened: OpenFile, size: int) -> None:
         self._opened = opened
@@ -69,8 +69,10 @@ def read_dataset(opened: OpenFile, file: DicomFile, *, pixels: bool = True) -> A
     ScanError
         The file is damaged, nested too deeply, or too large to be read as a whole.
     """
-    import pydicom
-
+    try:
+        import pydicom
+    except ImportError as error:
+        raise ConfigError(f"this DICOM file needs pydicom. {describe_install('dicom')}.") from error
     if pixels and file.size > MAX_BYTES:
         raise ScanError(
             f"has {file.size:,} bytes in a syntax that is read as a whole, up to {MAX_BYTES:,}. Convert it to explicit "

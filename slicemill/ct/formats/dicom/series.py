@@ -1,7 +1,7 @@
-"""DICOM series: the files of a folder, sorted into boxes of slices.
+"""Records of DICOM series: the files of a folder, sorted into boxes of slices.
 
-`read_series` gives the series of a folder or of one of its files. A `Series` describes its slices in order of position,
-so that results (masks, SEG, RTSTRUCT) can refer to them. No voxel is read.
+`slicemill.ct.formats.dicom.lookup` reads them. A `Series` describes its slices in order of position, so that results
+(masks, SEG, RTSTRUCT) can refer to them. No voxel is read.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +10,6 @@ from slicemill.common.errors import ScanError
 from slicemill.common.files import Location
 from slicemill.ct.formats.dicom.header import Kept
 from slicemill.ct.formats.dicom.planes import Plane
-from slicemill.ct.formats.dicom.stack import Uneven
 from slicemill.ct.geometry import Grid
 
 
@@ -72,52 +71,6 @@ class FolderSeries:
     """Files that are not DICOM."""
 
 
-def read_series(location: Location, *, uneven: Uneven = "refuse") -> list[Series]:
-    """Return the series of a folder, or the one that a file names or belongs to.
-
-    Raises
-    ------
-    ScanError
-        There is no CT series, or one is not a box of equal steps. The message has the numbers and the way out.
-    """
-    from slicemill.ct.formats.dicom.index import read_folder
-
-    if location.is_dir():
-        found = read_folder(location).series
-        if not found:
-            raise ScanError("holds no CT series in DICOM.", where=location)
-        return [choose(one, uneven) for one in found]
-    return [open_series(location, uneven=uneven)]
-
-
-def open_series(location: Location, *, uneven: Uneven = "refuse") -> Series:
-    """Return the series that a location names: a folder with one series, or a file of a series.
-
-    Raises
-    ------
-    ScanError
-        There is no such series, the folder has several, or the series is not a box of equal steps.
-    """
-    from slicemill.ct.formats.dicom.lookup import find_series
-
-    return choose(find_series(location), uneven)
-
-
 def identify(one: Series | Refused) -> SeriesIdentity:
     """Return what links a series to a hospital."""
     return SeriesIdentity(one.patient_id, one.series_uid)
-
-
-def choose(one: Series | Refused, uneven: Uneven) -> Series:
-    """Return a series, or the longest part of an uneven one if that is requested.
-
-    Raises
-    ------
-    ScanError
-        The series was refused.
-    """
-    if isinstance(one, Series):
-        return one
-    if uneven == "longest" and one.longest is not None:
-        return one.longest
-    raise type(one.error)(one.error.reason, where=one.error.where or one.location)

@@ -23,9 +23,9 @@ from slicemill.ct.formats.dicom.pixels import number_type, padding_fill, replace
 from slicemill.ct.formats.dicom.planes import Plane
 from slicemill.ct.formats.dicom.pydicom_files import read_frame
 from slicemill.ct.formats.dicom.series import Series
-from slicemill.ct.formats.dicom.uids import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
+from slicemill.ct.formats.dicom.uids import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, SYNTAX_NAMES
 from slicemill.ct.formats.nifti.make import make_header
-from slicemill.ct.formats.source import RawPlanes
+from slicemill.ct.formats.source import RawPlanes, Scaling
 
 MAX_SLICE_FILE = 256 << 20
 """Largest file of one compressed slice."""
@@ -36,7 +36,12 @@ class DicomSource:
 
     def __init__(self, series: Series, *, hashed: bool) -> None:
         self.series = series
+        self.format = f"DICOM, {SYNTAX_NAMES[series.planes[0].header.format.syntax]}"
         self.grid = series.grid
+        self.scaling: tuple[Scaling, Scaling] = (
+            _one_or_many([plane.slope for plane in series.planes]),
+            _one_or_many([plane.inter for plane in series.planes]),
+        )
         self.dtype = number_type(series.planes[0].header.format)
         self.private_bytes = 0
         self.read_seconds = 0.0
@@ -63,12 +68,11 @@ class DicomSource:
             raw = arrays[turn % buffers][: len(some)]
             for plane, out in zip(some, raw, strict=True):
                 self._read_plane(plane, out)
-            slopes, inters = {plane.slope for plane in some}, {plane.inter for plane in some}
             yield RawPlanes(
                 k=k,
                 voxels=raw,
-                slope=slopes.pop() if len(slopes) == 1 else np.array([plane.slope for plane in some]),
-                inter=inters.pop() if len(inters) == 1 else np.array([plane.inter for plane in some]),
+                slope=_one_or_many([plane.slope for plane in some]),
+                inter=_one_or_many([plane.inter for plane in some]),
             )
 
     def _read_plane(self, plane: Plane, out: npt.NDArray[Any]) -> None:
@@ -152,6 +156,11 @@ class DicomSource:
 
     def close(self) -> None:
         """Close the series; no file is open between planes."""
+
+
+def _one_or_many(numbers: list[float]) -> Scaling:
+    """Return the number of all planes, or float64[k], one for each."""
+    return numbers[0] if len(set(numbers)) == 1 else np.array(numbers)
 
 
 def combine(hashes: list[str]) -> str:

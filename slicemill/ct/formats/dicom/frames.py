@@ -1,4 +1,4 @@
-"""Frames of enhanced multi-frame files: each has its position, orientation and scaling in nested groups.
+"""The planes of a file. Frames of enhanced multi-frame files have position and scaling in nested groups.
 
 A value stands in the frame's own group (PerFrameFunctionalGroupsSequence), else in the shared one. The order of the
 frames in the file says nothing about their positions.
@@ -10,11 +10,34 @@ from typing import Any
 from slicemill.common.errors import ScanError
 from slicemill.ct.formats.dicom.files import OpenFile
 from slicemill.ct.formats.dicom.header import FileHeader
-from slicemill.ct.formats.dicom.planes import Plane, dataset_numbers, make_plane
+from slicemill.ct.formats.dicom.planes import Plane, check_pixels, dataset_numbers, make_plane, refuse
 from slicemill.ct.formats.dicom.pydicom_files import read_dataset
+from slicemill.ct.formats.dicom.uids import MULTI_FRAME
 
 
-def iter_frames(header: FileHeader) -> Iterator[Plane]:
+def iter_planes(header: FileHeader) -> Iterator[Plane]:
+    """Yield the planes of a CT file, checked.
+
+    Raises
+    ------
+    ScanError
+        The pixels are of a kind that is no CT, or a field that the geometry needs is missing. It names the tag.
+    """
+    is_multi_frame = header.identity.sop_class in MULTI_FRAME
+    if header.frames != 1 and not is_multi_frame:
+        raise refuse(header, f"NumberOfFrames (0028,0008) must be 1 in a CT Image; it is {header.frames}")
+    check_pixels(header)
+    if is_multi_frame:
+        yield from _iter_frames(header)
+        return
+    slope, inter = header.rescale
+    yield make_plane(
+        header, 0, (header.position, header.orientation, header.spacing), (slope, inter, header.rescale_type),
+        header.phase,
+    )  # fmt: skip
+
+
+def _iter_frames(header: FileHeader) -> Iterator[Plane]:
     """Yield the planes of a multi-frame file, in the file's order.
 
     Raises
