@@ -5,8 +5,10 @@ from typing import Any
 
 from isal import igzip_lib
 
-STEP = 1 << 18
+STEP = 1 << 17
 """Bytes of compressed data that are read at a time."""
+MOST_OUT = 1 << 18
+"""Bytes that are inflated at a time; larger blocks cost more for their memory than for inflating them."""
 
 
 class Inflate(io.RawIOBase):
@@ -35,7 +37,7 @@ class Inflate(io.RawIOBase):
             block = self._stored.read(STEP) if self._decoder.needs_input else b""
             if self._decoder.needs_input and not block:
                 raise EOFError("the compressed data end early")
-            data = self._decoder.decompress(block, max_length=len(view))
+            data = self._decoder.decompress(block, max_length=min(len(view), MOST_OUT))
             if data:
                 view[: len(data)] = data
                 return len(data)
