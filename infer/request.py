@@ -70,6 +70,13 @@ class InferRequest:
     ] = "keyhole"
     codes: Annotated[Path | None, _output("CSV of codes for labels: label, category, type, region.")] = None
     provider: ProviderName = "auto"
+    z_range: Annotated[
+        Literal["auto", "organ", "all"],
+        _network(
+            "Slices to label: all, or the organ's range, where only the largest organ is kept; auto: that if possible.",
+            "--range",
+        ),
+    ] = "auto"
     mirror: Annotated[bool, _network("Average over mirrored slices; takes four times as long.", "--mirror")] = False
     overlap: Annotated[
         bool, _network("Average over tiles that overlap by half, if slices need tiles.", "--overlap")
@@ -133,6 +140,7 @@ class InferRequest:
             separate=self.separate,
             strict=self.strict,
             dicom=self.dicom,
+            z_range=self.z_range,
             predict=PredictOptions(mirror=self.mirror, overlap=self.overlap, probability=self.probability),
             batch=self.batch,
             readers=self.readers,

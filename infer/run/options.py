@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 
 from slicemill.common.errors import ConfigError, UsageError
 from slicemill.ct.formats.dicom_objects.options import NO_DICOM, DicomOptions
-from slicemill.infer.slices.assembly import ScanPlan
+from slicemill.infer.slices.assembly import RangeChoice, ScanPlan
 from slicemill.infer.slices.tiles import PLAIN, PredictOptions
 
 MAX_READERS, MAX_WRITERS = 8, 8
@@ -27,6 +27,8 @@ class InferOptions:
     """Whether labels are post-processed by the model's rules."""
     strict: bool = False
     """Whether a scan with a warning is refused."""
+    z_range: RangeChoice = "auto"
+    """Which slices are labeled (`slicemill.infer.slices.z_range`)."""
     separate: bool = False
     """Whether each label is also written to its own file, as 0 and 1."""
     dicom: DicomOptions = NO_DICOM
@@ -71,6 +73,8 @@ class InferOptions:
             changed["postprocess"] = False
         if self.strict:
             changed["strict"] = True
+        if self.z_range == "all":
+            changed["all_slices"] = True
         return changed | {f"dicom_{name}": True for name in self.dicom.changes()}
 
 

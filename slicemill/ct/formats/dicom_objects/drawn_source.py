@@ -10,7 +10,7 @@ from slicemill.common.errors import LabelError
 from slicemill.ct.formats.dicom.files import DicomFile
 from slicemill.ct.formats.dicom.source import hash_file
 from slicemill.ct.formats.nifti.make import make_header
-from slicemill.ct.formats.source import RawPlanes
+from slicemill.ct.formats.source import RawPlanes, Scaling
 from slicemill.ct.geometry import Grid
 
 Overlap = Literal["error", "highest"]
@@ -23,6 +23,8 @@ class Drawing(Protocol):
     """The content of a mask file, with the positions of its scan's planes."""
 
     file: DicomFile
+    format: str
+    """Name of the format, for people."""
     warnings: tuple[str, ...]
     """Warnings; complete when all planes are drawn."""
 
@@ -34,7 +36,9 @@ class DrawnSource:
     """An open mask on the grid of its scan."""
 
     def __init__(self, drawing: Drawing, grid: Grid, *, hashed: bool = True) -> None:
+        self.format = drawing.format
         self.grid = grid
+        self.scaling: tuple[Scaling, Scaling] = (1.0, 0.0)
         self.dtype = np.dtype(np.uint8)
         self.private_bytes = 0
         self.read_seconds = 0.0

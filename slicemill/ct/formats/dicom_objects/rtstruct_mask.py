@@ -43,6 +43,7 @@ class StructureDrawing:
             The structures and the labels do not fit.
         """
         self.file, self._grid, self._overlap = file, grid, overlap
+        self.format = "DICOM RTSTRUCT"
         with OpenFile(file) as opened:
             dataset = read_dataset(opened, file, pixels=False)
         parts = [

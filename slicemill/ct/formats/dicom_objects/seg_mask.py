@@ -61,6 +61,7 @@ class SegDrawing:
             The segments and the labels do not fit.
         """
         self.file: DicomFile = header.file
+        self.format = "DICOM SEG"
         self._header, self._grid, self._overlap = header, grid, overlap
         with OpenFile(self.file) as opened:
             dataset = read_dataset(opened, self.file, pixels=False)
