@@ -102,6 +102,7 @@ def test_series_of_structures_are_masks_by_their_folders(tmp_path: Path) -> None
         label = labels[number] = make_label(series.grid.stored_shape)
         folder = tmp_path / "data" / f"3Dircadb1.{number}"
         write_series(series, folder / "PATIENT_DICOM", np.full(label.shape, 20, np.int16) + label)
+        write_series(series, folder / "LABELLED_DICOM", label.astype(np.int16))
         for name, value in (("liver", 1), ("livertumor", 2), ("bone", 3)):
             write_series(series, folder / "MASKS_DICOM" / name, (label == value).astype(np.int16) * 255)
     words = ["--labels", "liver=1,livertumor=2", "--workers", "1"]
