@@ -130,12 +130,8 @@ def discover(source: Location, options: MaskOptions | None = None) -> Collection
     others = find_unread_scans(source) if is_folder else {}
     images, masks, passed = _choose_masks(entries, options, source, [path for path, _ in dicom.left_out])
     if not images:
-        raise PairingError(
-            f"no CT image among {count_noun(len(entries), 'file')} ({len(masks)} of them look like masks) "
-            f"and {count_noun(len(others) + len(dicom.left_out), 'file')} that cannot be read{first_reason(dicom)}. "
-            "Name them with --image and --mask patterns, or list them with --pairs CSV.",
-            where=source,
-        )
+        unread = f"{count_noun(len(others) + len(dicom.left_out), 'file')} that cannot be read{first_reason(dicom)}"
+        raise _make_no_image_error(source, len(entries), len(masks), unread)
     description = _read_description(root, [one.path for one in images], with_labels=not options.files)
     channels = find_channels([one.relative for one in images], [one.relative for one in masks], description.channels)
     scans = [one for one in images if one.relative not in channels.extra]
@@ -160,6 +156,15 @@ def discover(source: Location, options: MaskOptions | None = None) -> Collection
     labels = description.labels or _lits_labels(scans, match.pairs)
     notes = [*description.notes, *channels.notes, *notes, *match.notes]
     return _check(Collection(cases=tuple(cases), left_out=tuple(left_out), labels=labels, notes=tuple(notes)))
+
+
+def _make_no_image_error(source: Location, files: int, masks: int, unread: str) -> PairingError:
+    """Return the error about a collection without a scan; `unread` describes the other files."""
+    return PairingError(
+        f"no CT image among {count_noun(files, 'file')} ({masks} of them look like masks) and {unread}. Name them with "
+        "--image and --mask patterns, or list them with --pairs CSV.",
+        where=source,
+    )
 
 
 def _read_names(relative: Mapping[Location, str]) -> list[Entry]:

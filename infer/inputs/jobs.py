@@ -171,7 +171,14 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
         raise ScanError(
             f"is not DICOM, and its name must end in {SHOWN_SUFFIXES}; convert other formats first.", where=job.path
         )
-    with ScanReader(job.path, "image", hashed=False) as reader:
+    with _open_file(job.path) as scan:
+        yield scan
+
+
+@contextmanager
+def _open_file(path: Location) -> Iterator[OpenScan]:
+    """Open a scan in a file, or a DICOM series."""
+    with ScanReader(path, "image", hashed=False) as reader:
 
         def read(allocate: Allocate) -> Voxels:
             volume = reader.read(allocate)
@@ -180,11 +187,10 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
                 volume=volume, read_seconds=reader.read_seconds, max_rounding_error_hu=reader.max_rounding_error
             )
 
-        header = reader.stored_header(keep_text=False)
         yield OpenScan(
-            path=job.path,
+            path=path,
             grid=reader.grid,
-            header=header,
+            header=reader.stored_header(keep_text=False),
             warnings=reader.warnings,
             read=read,
             series=reader.series,
