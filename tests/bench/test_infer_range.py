@@ -1,9 +1,12 @@
 """The comparison of the organ's range with all slices runs, is checked for equal masks, and ends in a table."""
 
+import pytest
+
 from slicemill.bench.records.readme import format_record
 from slicemill.bench.stages import infer_range
 
 
+@pytest.mark.slow
 def test_both_kinds_of_scans_are_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(infer_range, "SIZE", 64)
     record = infer_range.run(tmp_path, slices=60, rounds=1)
