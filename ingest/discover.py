@@ -1,6 +1,7 @@
 """Finds the images and masks of a collection and pairs them.
 
-1. `find_files` lists the NIfTI files below a folder. Links to folders are not followed; ``._*`` files are ignored.
+1. `find_files` lists the scans and masks below a folder, of all formats. Links to folders are not followed; ``._*``
+   files are ignored.
 2. `parse_names` derives from the names which files are images and which are masks, and their keys.
 3. `find_channels` separates scans from other channels of a scan.
 4. `pair` pairs images and masks by name; `find_structures` finds masks with a file for each structure.
@@ -22,7 +23,7 @@ from slicemill.common.progress import progress
 from slicemill.common.remote import RemotePath
 from slicemill.common.terminal import count_noun
 from slicemill.ct.dataset_json import NAME, DatasetDescription, read_dataset_description
-from slicemill.ct.formats.nifti.names import strip_suffix
+from slicemill.ct.formats.names import strip_suffix
 from slicemill.ct.formats.unread import explain_unread_files
 from slicemill.ct.labels import LITS_LABELS, Labels
 from slicemill.ct.naming import (
@@ -33,7 +34,6 @@ from slicemill.ct.naming import (
     find_unread_scans,
     find_unsearched_folders,
     is_below,
-    reason_left_out,
 )
 from slicemill.ct.roles import parse_names
 from slicemill.ingest.case_ids import choose_case_ids
@@ -117,15 +117,15 @@ def discover(source: Location, options: MaskOptions | None = None) -> Collection
     results = find_result_folders(source) if is_folder else []
     made = [path for path in files if is_below(path, results)] if results else []
     entries = _read_names(files, set(made), root)
-    others = find_unread_scans(source) if is_folder else []
+    others = find_unread_scans(source) if is_folder else {}
     if not files and (unread := explain_unread_files(others)):
-        raise PairingError(f"contains no NIfTI files; {unread}.", where=source)
+        raise PairingError(f"contains no scans; {unread}.", where=source)
     images, masks, passed = _choose_masks(entries, options, source)
     if not images:
         raise PairingError(
-            f"no CT image among {len(files)} NIfTI files ({len(masks)} of them look like masks) "
-            f"and {len(others)} files of other formats. Name them with --image and --mask patterns, or list them "
-            "with --pairs CSV.",
+            f"no CT image among {count_noun(len(files), 'file')} ({len(masks)} of them look like masks) "
+            f"and {count_noun(len(others), 'file')} that cannot be read. Name them with --image and --mask "
+            "patterns, or list them with --pairs CSV.",
             where=source,
         )
     description = _read_description(root, [one.path for one in images], with_labels=not options.files)
@@ -135,7 +135,7 @@ def discover(source: Location, options: MaskOptions | None = None) -> Collection
     reasons: list[tuple[Location, str]] = [
         *((path, "a result of infer, not an input scan") for path in made),
         *((one.path, "another channel of a scan, which is no CT") for one in images if one.relative in channels.extra),
-        *((path, reason_left_out(path)) for path in others),
+        *others.items(),
         *(find_unsearched_folders(source) if is_folder else []),
         *((path, NOT_UTF8) for path in (find_undecodable_names(source) if is_folder else [])),
         *passed,

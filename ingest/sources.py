@@ -7,7 +7,7 @@
 
 from slicemill.common.errors import StoreError
 from slicemill.common.files import Location, sha256_of_file
-from slicemill.ct.formats.nifti.names import scan_files
+from slicemill.ct.formats.open import scan_files
 from slicemill.ingest.params import Params
 from slicemill.ingest.plan import Task
 from slicemill.ingest.stamps import Place

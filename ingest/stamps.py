@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slicemill.common.files import Location, sha256_of_json
-from slicemill.ct.formats.nifti.names import scan_files
+from slicemill.ct.formats.open import scan_files
 from slicemill.ingest.discover import CaseFiles
 from slicemill.ingest.params import Params
 

@@ -17,7 +17,7 @@ from slicemill.common.errors import ConfigError, ScanError
 from slicemill.common.files import Location, parse_location, relative_path
 from slicemill.common.left_out import LeftOut
 from slicemill.common.remote import RemotePath
-from slicemill.ct.formats.nifti.names import is_header_name, is_nifti_name, strip_suffix
+from slicemill.ct.formats.names import SHOWN_SUFFIXES, is_scan_name, strip_suffix
 from slicemill.ct.formats.unread import explain_unread_files
 from slicemill.ct.naming import (
     NOT_UTF8,
@@ -29,7 +29,6 @@ from slicemill.ct.naming import (
     is_below,
     is_text,
     parse_name,
-    reason_left_out,
 )
 from slicemill.ct.roles import parse_names
 from slicemill.ct.window import Window
@@ -38,6 +37,8 @@ from slicemill.infer.inputs.pictures import is_picture
 from slicemill.store.reader import is_store
 
 STANDARD_INPUT = "-"
+MASK_SUFFIXES = (".nii", ".nii.gz")
+"""Suffixes of masks: a scan's own, else .nii.gz."""
 
 
 def gather(inputs: Sequence[str | Location], window: Window | None = None) -> tuple[list[Job], list[LeftOut]]:
@@ -104,7 +105,7 @@ def _gather_folder(folder: Location) -> tuple[list[Job], list[LeftOut]]:
     files = find_files(folder)
     if not files:
         unread = explain_unread_files(find_unread_scans(folder))
-        raise ScanError(f"contains no NIfTI files and is not a slice store{unread and f'; {unread}'}.", where=folder)
+        raise ScanError(f"contains no scans and is not a slice store{unread and f'; {unread}'}.", where=folder)
     results = find_result_folders(folder)
     files = [file for file in files if not is_below(file, results)]
     relative = {file: relative_path(file, folder) for file in files}
@@ -112,7 +113,7 @@ def _gather_folder(folder: Location) -> tuple[list[Job], list[LeftOut]]:
     masks = {file for file in files if names[relative[file]].role == "mask"}
     reasons: list[tuple[Location, str]] = [
         *((file, "named like a segmentation; to segment it, pass the file itself") for file in files if file in masks),
-        *((file, reason_left_out(file)) for file in find_unread_scans(folder)),
+        *find_unread_scans(folder).items(),
         *((result, "results of an earlier run; to segment them, pass this folder itself") for result in results),
         *find_unsearched_folders(folder),
         *((file, NOT_UTF8) for file in find_undecodable_names(folder)),
@@ -135,10 +136,10 @@ def _match_pattern(pattern: str) -> list[Location]:
         matches: list[Location] = [file for file in find_files(root) if fits.fullmatch(relative_path(file, root))]
     else:
         names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (pathlib's takes no absolute patterns)
-        matches = [Path(name) for name in names if is_nifti_name(Path(name).name) or is_picture(name)]
+        matches = [Path(name) for name in names if is_scan_name(Path(name).name) or is_picture(name)]
     if not matches:
         unread = explain_unread_files(map(Path, names))
-        raise ScanError(f"matches no .nii, .nii.gz or .hdr file{unread and f'; {unread}'}.", where=pattern)
+        raise ScanError(f"matches no {SHOWN_SUFFIXES} file{unread and f'; {unread}'}.", where=pattern)
     return matches
 
 
@@ -192,13 +193,13 @@ def _common_folder(files: Sequence[Location]) -> Location:
 def name_below(root: Location, file: Location) -> str:
     """Return the name of a scan's mask: its path below a folder.
 
-    The folder's name is added if the scan's name does not identify it, as in ``P1/CT_image.nii.gz``. The mask of a pair
-    or a picture is one .nii.gz file.
+    The folder's name is added if the scan's name does not identify it, as in ``P1/CT_image.nii.gz``. The mask of
+    anything but a single NIfTI file is a .nii.gz file.
     """
     name = relative_path(file, root)
     if is_picture(file.name):
         name = f"{name}.nii.gz"
-    if is_header_name(file.name):
+    if not name.lower().endswith(MASK_SUFFIXES):
         name = name[: len(name) - len(file.name)] + strip_suffix(file.name) + ".nii.gz"
     folder = root.absolute().name
     return f"{folder}/{name}" if folder and "/" not in name and not parse_name(name).key else name

@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from slicemill.common.errors import InputError, ScanError
 from slicemill.common.files import Location
+from slicemill.ct.formats.names import SHOWN_SUFFIXES, is_scan_name, strip_suffix
 from slicemill.ct.formats.nifti.header import blank_text, parse_grid, stored_warnings
-from slicemill.ct.formats.nifti.names import is_nifti_name, scan_files, strip_suffix
+from slicemill.ct.formats.open import scan_files
 from slicemill.ct.formats.unread import explain_unread
 from slicemill.ct.geometry import Grid
 from slicemill.ct.hu_checks import hu_range, rounding_warnings
@@ -40,9 +41,9 @@ class Job:
     """One scan to segment."""
 
     name: str
-    """Relative path of the mask to write: the input's name (.nii.gz for a pair) in the input's folder tree."""
+    """Relative path of the mask to write: the input's name (.nii.gz unless it is .nii) in the input's folder tree."""
     path: Location
-    """The NIfTI file, or the store."""
+    """The scan's file (its header, if it has several), or the store."""
     case_id: str | None = None
     """The case, when `path` is a store."""
     window: Window | None = None
@@ -161,11 +162,9 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
                 read=lambda _: Voxels(volume=picture.decode()),
             )
         return
-    if not is_nifti_name(job.path.name):
+    if not is_scan_name(job.path.name):
         other = explain_unread(job.path.name) or "convert other formats first"
-        raise ScanError(
-            f"its name must end in .nii, .nii.gz or .hdr (with the .img next to it); {other}.", where=job.path
-        )
+        raise ScanError(f"its name must end in {SHOWN_SUFFIXES}; {other}.", where=job.path)
     with ScanReader(job.path, "image", hashed=False) as reader:
 
         def read(allocate: Allocate) -> Voxels:

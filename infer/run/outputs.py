@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slicemill.common.errors import ScanError
-from slicemill.ct.formats.nifti.names import is_header_name, strip_suffix
+from slicemill.ct.formats.names import is_scan_name, strip_suffix
+from slicemill.ct.formats.open import scan_files
 from slicemill.ct.labels import Labels
 from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.run.options import InferOptions
@@ -90,11 +91,11 @@ def check_output_paths(jobs: Sequence[Job], out: Path, extras: Sequence[str] = (
 
 
 def resolve_inputs(job: Job) -> set[Path]:
-    """Return the local files of a job's scan; for a pair, also single files with its stem."""
+    """Return the local files of a job's scan, and the NIfTI files with its stem unless it is one of them itself."""
     if job.case_id is not None or not isinstance(job.path, Path):
         return set()
-    files = [job.path]
-    if is_header_name(job.path.name):
+    files = [path for path in scan_files(job.path) if isinstance(path, Path)]
+    if is_scan_name(job.path.name) and not job.path.name.lower().endswith((".nii", ".nii.gz")):
         files += [job.path.with_name(strip_suffix(job.path.name) + suffix) for suffix in (".nii", ".nii.gz")]
     return {path.resolve() for path in files}
 

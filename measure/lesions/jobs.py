@@ -8,7 +8,8 @@ from pathlib import Path
 
 from slicemill.common.errors import PairingError, StoreError
 from slicemill.ct.dataset_json import read_dataset_json
-from slicemill.ct.formats.nifti.names import scan_files, strip_suffix
+from slicemill.ct.formats.names import SHOWN_SUFFIXES, strip_suffix
+from slicemill.ct.formats.open import scan_files
 from slicemill.ct.labels import LITS_LABELS, Labels
 from slicemill.ct.naming import find_files, parse_name
 from slicemill.measure.inputs.infer_output import PROBABILITY, find_masks, read_report
@@ -91,7 +92,7 @@ def gather_jobs(masks: Path, images: Path | None, labels: Labels | None) -> list
     else:
         raise PairingError(f"{masks}: there is no such file, folder or store.")
     if not jobs:
-        raise PairingError(f"{masks}: contains no mask (.nii, .nii.gz or a store of cases with masks).")
+        raise PairingError(f"{masks}: contains no mask (a file with {SHOWN_SUFFIXES}, or a store of cases with masks).")
     counts = Counter(job.name for job in jobs)
     for job in jobs:
         if counts[job.name] > 1 or job.name in RESERVED_NAMES:

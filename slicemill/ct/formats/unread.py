@@ -5,13 +5,8 @@ from collections.abc import Iterable
 
 from slicemill.common.files import Location
 
-SIMPLEITK = "SimpleITK: sitk.WriteImage(sitk.ReadImage('IN'), 'OUT.nii.gz')"
 DCM2NIIX = "dcm2niix: dcm2niix -z y -o OUT FOLDER"
 UNREAD = {
-    ".mha": ("MetaImage", SIMPLEITK),
-    ".mhd": ("MetaImage", SIMPLEITK),
-    ".nrrd": ("NRRD", SIMPLEITK),
-    ".nhdr": ("NRRD", SIMPLEITK),
     ".dcm": ("DICOM", DCM2NIIX),
 }
 """Suffix -> name of the format, and a program with the command that converts it."""
@@ -20,8 +15,8 @@ UNREAD = {
 def find_unread_format(name: str) -> tuple[str, str] | None:
     """Return the format of a file that is not read, and how to convert it; None for other files.
 
-    >>> find_unread_format("a.MHA")[0], find_unread_format("a.nii")
-    ('MetaImage', None)
+    >>> find_unread_format("a.DCM")[0], find_unread_format("a.mha")
+    ('DICOM', None)
     """
     return next((known for suffix, known in UNREAD.items() if name.lower().endswith(suffix)), None)
 
