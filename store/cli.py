@@ -1,6 +1,7 @@
 """The commands `slicemill store ...`."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from slicemill.common.app import App
 from slicemill.common.errors import UsageError
 from slicemill.common.options import MACHINE, Json
 from slicemill.common.terminal import bar_characters, format_table, print_always, print_json, print_line
-from slicemill.store.layout import SliceFormat
+from slicemill.store.layout import FORMAT, SliceFormat
 
 store = App(
     name="store",
@@ -141,6 +142,35 @@ def reindex(path: StorePath) -> None:
     print_line(
         f"{len(build(path))} cases in manifest.parquet, manifest.csv, slices.parquet and lesions.parquet of {path}"
     )
+
+
+@store.command()
+def upgrade(
+    path: StorePath,
+    workers: Annotated[int, typer.Option(help="Cases at a time; 0: all cores.", min=0, rich_help_panel=MACHINE)] = 0,
+    json: Json = False,
+) -> None:
+    """Move the cases of an older store to the newest format, so that each is an OME-Zarr image.
+
+    No voxel is decoded. If the command is interrupted, the store can be read; run it again to upgrade the other cases.
+    """
+    from slicemill.common.machine import count_workers
+    from slicemill.store.reader import open_store
+    from slicemill.store.upgrade import upgrade_store
+
+    outcomes = upgrade_store(open_store(path), count_workers(workers))
+    counts = Counter(outcome.status for outcome in outcomes)
+    for outcome in outcomes:
+        if outcome.status == "failed":
+            print_always(f"failed: {outcome.reason}")
+    print_line(
+        f"{len(outcomes)} cases: {counts['done']} upgraded to format {FORMAT}, {counts['skipped']} had it, "
+        f"{counts['failed']} failed"
+    )
+    if json:
+        print_json({"store": path, "format": FORMAT, "cases": outcomes})
+    if counts["failed"]:
+        raise SystemExit(1)
 
 
 @store.command()

@@ -21,7 +21,18 @@ from slicemill.store.cache import SliceCache
 from slicemill.store.case import CaseInfo, parse_case
 from slicemill.store.codecs import decode_blosc, decode_zstd, without_checksum
 from slicemill.store.indexing import NumpyIndexing
-from slicemill.store.layout import ABSENT, ATTRIBUTE, DOCUMENT, GROUP, IMAGE, LABEL, SHARD, ArrayName, check_case_id
+from slicemill.store.layout import (
+    ABSENT,
+    ARRAY_PATHS,
+    ATTRIBUTE,
+    DOCUMENT,
+    GROUP,
+    IMAGE,
+    LABEL,
+    SHARD,
+    ArrayName,
+    check_case_id,
+)
 from slicemill.store.shard_reader import ShardReader, plan_ranges
 from slicemill.store.version import CaseVersion, note_version
 from slicemill.store.zarr_documents import DTYPES, recognize_profile
@@ -42,7 +53,7 @@ class SliceArray(NumpyIndexing):
         self, folder: Location, name: ArrayName, version: CaseVersion | None = None, cache: SliceCache | None = None
     ) -> None:
         self.name: ArrayName = name
-        self._version = version or note_version(folder.parent)
+        self._version = version or note_version(folder.parent)  # a lone array counts as a case of its own
         self._cache = cache if isinstance(folder, RemotePath) else None
         self._folder = folder
         document = read_document(folder)
@@ -131,7 +142,7 @@ class SliceArray(NumpyIndexing):
 
     def __repr__(self) -> str:
         nz, ny, nx = self.shape
-        return f"<{self.name} {self.dtype}[{nz}, {ny}, {nx}] of case {self._folder.parent.name}>"
+        return f"<{self.name} {self.dtype}[{nz}, {ny}, {nx}] of case {self._version.folder.name}>"
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
         return (self.read(z) for z in range(len(self)))
@@ -213,7 +224,7 @@ class Case:
     def __init__(self, folder: Location, version: CaseVersion, cache: SliceCache | None = None) -> None:
         self._version = version
         self.folder = folder
-        self.image = SliceArray(folder / IMAGE, "image", version, cache)
+        self.image = SliceArray(folder / IMAGE, IMAGE, version, cache)
         """int16[z, y, x], HU."""
         self.info: CaseInfo = parse_case(read_attribute(folder), self.image.shape, str(folder))
         if self.info.case_id != folder.name:
@@ -221,7 +232,8 @@ class Case:
                 f"its metadata belong to case {self.info.case_id!r}; ingest the case again with --overwrite.",
                 where=folder,
             )
-        self.label = SliceArray(folder / LABEL, "label", version, cache) if self.info.mask else None
+        label = folder / ARRAY_PATHS[self.info.format][LABEL]
+        self.label = SliceArray(label, LABEL, version, cache) if self.info.mask else None
         """uint8[z, y, x], values of the case's labels; None without a mask."""
         if self.label is not None and self.label.shape != self.image.shape:
             raise StoreError(

@@ -164,6 +164,11 @@ class RemotePath:
         with _errors_name(self), path.open("rb") as file:
             _import_obstore().put(_open_bucket(self.bucket), self.key, file)
 
+    def copy_to(self, target: "RemotePath") -> None:
+        """Copy the object within its bucket, on the server."""
+        with _errors_name(self):
+            _import_obstore().copy(_open_bucket(self.bucket), self.key, target.key)
+
     def create(self, data: bytes) -> bool:
         """Write the object if it does not exist and return whether it was written. One of several writers succeeds."""
         return self._put_if(data, "create")
