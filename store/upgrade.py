@@ -124,11 +124,14 @@ def _upgrade(root: Location, case_id: str, recorded: str | None, claim: Claim) -
     """
     folder = root / GROUP / case_id
     info = open_case(root, case_id).info
+    if isinstance(folder, Path):
+        for unfinished in folder.glob(f".{DOCUMENT}.*.part*"):  # of `write_group_documents`
+            unfinished.unlink()
     if info.format == FORMAT:
         _remove(folder / OLD_LABEL)
         return False
     _remove(folder / LABELS_GROUP)
-    if recorded is not None and hash_documents(root, case_id) != recorded:
+    if recorded is not None and hash_documents(root, info) != recorded:
         raise StoreError(
             "its documents changed since the tables were built. If it was ingested later, run "
             "`slicemill store reindex` and this command again; otherwise ingest it again with --overwrite.",

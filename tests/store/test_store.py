@@ -21,6 +21,7 @@ from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store import shard_reader
 from slicemill.store.codecs import make_codec, with_checksum
 from slicemill.store.layout import ARRAY_PATHS, FORMAT
+from slicemill.store.ome_zarr import describe_image
 from slicemill.store.reader import SliceArray, open_store
 from slicemill.store.writer import CaseWriter, prepare_store, remove_partial
 from slicemill.store.zarr_documents import make_array_document
@@ -84,9 +85,9 @@ def test_neighbors_are_adjacent_in_the_shard_in_ascending_or_descending_order(st
     assert directions == {-1, 1}
 
 
-def test_a_case_is_five_files(stored):
+def test_a_case_with_a_mask_is_seven_files(stored):
     for case_id in open_store(stored).case_ids:
-        assert sum(path.is_file() for path in (stored / "scans.zarr" / case_id).rglob("*")) == 5
+        assert sum(path.is_file() for path in (stored / "scans.zarr" / case_id).rglob("*")) == 7
 
 
 def test_zarr_python_itself_writes_the_same_document(tmp_path):
@@ -131,7 +132,7 @@ def test_a_slice_can_be_read_into_the_callers_buffer_by_negative_index_and_by_ra
 
 @pytest.mark.parametrize("array", ["image", "label"])
 def test_a_flipped_bit_anywhere_in_a_shard_is_found(copy, array, rng):
-    shard = copy / "scans.zarr" / "volume-2" / array / "c" / "0" / "0" / "0"
+    shard = copy / "scans.zarr" / "volume-2" / ARRAY_PATHS[FORMAT][array] / "c" / "0" / "0" / "0"
     whole = shard.read_bytes()
     for place in rng.integers(0, len(whole), 40):
         damaged = bytearray(whole)
@@ -326,7 +327,7 @@ def test_a_store_that_is_not_there_or_of_another_format_is_one_clear_error(copy,
         open_store(copy)["volume-99"]
     document = copy / "scans.zarr" / "volume-1" / "zarr.json"
     document.write_text(document.read_text().replace('"format": 2', '"format": 9'))
-    with pytest.raises(StoreError, match="store format 9, but this version of slicemill reads format 1"):
+    with pytest.raises(StoreError, match="store format 9, but this version of slicemill reads the formats 1 to 2"):
         open_store(copy)["volume-1"]
     document.write_text("{")
     with pytest.raises(StoreError, match="cannot be read"):
@@ -343,6 +344,5 @@ def test_the_store_holds_no_absolute_path_and_no_time(stored, collection):
 def test_a_case_document_is_written_as_it_was_read(stored):
     for case in open_store(stored).values():
         path = stored / "scans.zarr" / case.info.case_id / "zarr.json"
-        assert path.read_text() == json.dumps(
-            {"zarr_format": 3, "node_type": "group", "attributes": {"slicemill": case.info.as_json()}}
-        )
+        attributes = {**describe_image(case.info), "slicemill": case.info.as_json()}
+        assert path.read_text() == json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes})
