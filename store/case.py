@@ -143,6 +143,24 @@ class CaseInfo:
         return document
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourceHashes:
+    """The hashes that change when a case of the store changes."""
+
+    image_sha256: str
+    mask_sha256: str | None
+    params_sha256: str
+
+
+def hash_source(info: CaseInfo) -> SourceHashes:
+    """Return the hashes that change when a case of the store changes."""
+    return SourceHashes(
+        image_sha256=info.image.sha256,
+        mask_sha256=info.mask.sha256 if info.mask else None,
+        params_sha256=info.params_sha256,
+    )
+
+
 def parse_case(attribute: object, shape: tuple[int, int, int], where: str) -> CaseInfo:
     """Rebuild a CaseInfo from the attribute of the case `where`, whose image has `shape` [z, y, x].
 

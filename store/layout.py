@@ -54,6 +54,12 @@ ArrayName = Literal["image", "label"]
 ProfileName = Literal["compact", "fast"]
 SliceFormat = Literal["jpeg", "png", "png16", "npy"]
 """File formats of exported slices."""
+DatasetFormat = Literal["nnunet", "monai", "lits"]
+"""Layouts of exported collections."""
+Suffix = Literal[".nii.gz", ".nii"]
+"""Endings of exported volumes."""
+Link = Literal["hard", "symbolic", "never"]
+"""How an exported file is linked to the source file of the same bytes."""
 
 
 def check_case_id(case_id: str) -> str:
