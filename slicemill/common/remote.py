@@ -122,10 +122,14 @@ class RemotePath:
 
     def read_bytes(self, most_bytes: int | None = None) -> bytes:
         """Return the object's bytes; an OSError if it has more than `most_bytes`, whose content is not fetched."""
+        return self.read_with_status(most_bytes)[0]
+
+    def read_with_status(self, most_bytes: int | None = None) -> tuple[bytes, Status]:
+        """Return the object's bytes, at most `most_bytes`, and the status of the same version, in one request."""
         with _errors_name(self):
             response = _import_obstore().get(_open_bucket(self.bucket), self.key)
             check_size(self, int(response.meta["size"]), most_bytes)
-            return bytes(response.bytes())
+            return bytes(response.bytes()), _parse_status(response.meta)
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Return the object as text."""
