@@ -229,6 +229,7 @@ def _show_summary(summary: "Summary", out: Path, written: Path) -> None:
         f"{len(rows)} scans: {done} done, {skipped} skipped (done before), {failed} failed; "
         f"{len(summary.left_out)} files left out; "
         f"{summary.slices:,} slices in {summary.seconds:.1f} s ({summary.slices / summary.seconds:,.1f} slices/s)"
+        + (f", {summary.labeled:,} labeled" if summary.labeled < summary.slices else "")
         + (f" on {summary.provider}" if summary.provider else "")
     )
     if summary.slices:

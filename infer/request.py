@@ -55,6 +55,13 @@ class InferRequest:
     separate: Annotated[bool, _output("Also write NAME_LABEL for every label, as 0 and 1.", "--separate")] = False
     no_postprocess: Annotated[bool, _output("Do not post-process the labels.", "--no-postprocess")] = False
     provider: ProviderName = "auto"
+    z_range: Annotated[
+        Literal["auto", "organ", "all"],
+        _network(
+            "Slices to label: all, or the organ's range, where only the largest organ is kept; auto: that if possible.",
+            "--range",
+        ),
+    ] = "auto"
     mirror: Annotated[bool, _network("Average over mirrored slices; takes four times as long.", "--mirror")] = False
     overlap: Annotated[
         bool, _network("Average over tiles that overlap by half, if slices need tiles.", "--overlap")
@@ -102,6 +109,7 @@ class InferRequest:
             postprocess=not self.no_postprocess,
             separate=self.separate,
             strict=self.strict,
+            z_range=self.z_range,
             predict=PredictOptions(mirror=self.mirror, overlap=self.overlap, probability=self.probability),
             batch=self.batch,
             readers=self.readers,

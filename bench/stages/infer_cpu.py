@@ -137,7 +137,7 @@ def measure_whole(path: Path, scans: Path, rounds: int, log: Log) -> WholeRun:
         SESSION: network_alone(open_on_all_cores(path), scans, total),
         LANES: network_alone(model, scans, total, lanes=count_lanes("cpu")),
         WITHOUT_RULES: segment(WITHOUT_RULES, InferOptions(postprocess=False)),
-        WITH_RULES: segment(WITH_RULES, InferOptions()),
+        WITH_RULES: segment(WITH_RULES, InferOptions(z_range="all")),
     }
     times = time_on_both_clocks(contenders, rounds, log)
     return WholeRun(
