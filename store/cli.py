@@ -19,6 +19,8 @@ store = App(
     no_args_is_help=True,
 )
 
+COLLECTION = "All cases, with --format"
+
 StorePath = Annotated[str, typer.Argument(help="Folder of the slice store.")]
 
 
@@ -86,31 +88,35 @@ def export(
             help="Id of the case and file to write, .nii or .nii.gz. With --format, only the folder to write.",
         ),
     ],
-    chosen: Annotated[
-        DatasetFormat | None,
-        typer.Option("--format", help="Write all cases as nnU-Net's raw data, MONAI's datalist or the tree of LiTS."),
-    ] = None,
     mask: Annotated[bool, typer.Option("--mask", help="Write the segmentation of CASE instead of the image.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    chosen: Annotated[
+        DatasetFormat | None,
+        typer.Option(
+            "--format",
+            help="Write all cases as nnU-Net's raw data, MONAI's datalist or the tree of LiTS.",
+            rich_help_panel=COLLECTION,
+        ),
+    ] = None,
     split: Annotated[
         list[Path] | None,
-        typer.Option(help="Split file, as train writes it; may be repeated, a fold each. Needs --format."),
+        typer.Option(help="Split file, as train writes it; may be repeated, a fold each.", rich_help_panel=COLLECTION),
     ] = None,
     suffix: Annotated[
-        Suffix | None, typer.Option(help="Ending of the files; by default .nii.gz, for lits .nii. Needs --format.")
+        Suffix | None,
+        typer.Option(help="Ending of the files; by default .nii.gz, for lits .nii.", rich_help_panel=COLLECTION),
     ] = None,
     link: Annotated[
-        Link, typer.Option(help="Link a source file that has the very bytes of a file to write. Needs --format.")
+        Link,
+        typer.Option(help="Link source files that have the bytes to be written.", rich_help_panel=COLLECTION),
     ] = "never",
     source: Annotated[
-        Path | None, typer.Option(help="The source collection, for --link: a local folder. Needs --format.")
+        Path | None, typer.Option(help="The source collection, for --link: a local folder.", rich_help_panel=COLLECTION)
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be written, and write nothing. Needs --format.")
+        bool, typer.Option("--dry-run", help="Print what would be written.", rich_help_panel=COLLECTION)
     ] = False,
-    workers: Annotated[
-        int, typer.Option(help="Cases at a time, with --format; 0: all cores.", min=0, rich_help_panel=MACHINE)
-    ] = 0,
+    workers: Annotated[int, typer.Option(help="Cases at a time; 0: all cores.", min=0, rich_help_panel=COLLECTION)] = 0,
     json: Json = False,
 ) -> None:
     """Export a case as NIfTI with the voxels and geometry of its source file, or all cases with --format.
