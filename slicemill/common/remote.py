@@ -122,10 +122,14 @@ class RemotePath:
 
     def read_bytes(self, most_bytes: int | None = None) -> bytes:
         """Return the object's bytes; an OSError if it has more than `most_bytes`, whose content is not fetched."""
+        return self.read_with_status(most_bytes)[0]
+
+    def read_with_status(self, most_bytes: int | None = None) -> tuple[bytes, Status]:
+        """Return the object's bytes, at most `most_bytes`, and the status of the same version, in one request."""
         with _errors_name(self):
             response = _import_obstore().get(_open_bucket(self.bucket), self.key)
             check_size(self, int(response.meta["size"]), most_bytes)
-            return bytes(response.bytes())
+            return bytes(response.bytes()), _parse_status(response.meta)
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Return the object as text."""
@@ -163,6 +167,11 @@ class RemotePath:
         """Write the object from a local file, by one PUT or, if it is large, one multipart upload."""
         with _errors_name(self), path.open("rb") as file:
             _import_obstore().put(_open_bucket(self.bucket), self.key, file)
+
+    def copy_to(self, target: "RemotePath") -> None:
+        """Copy the object within its bucket, on the server."""
+        with _errors_name(self):
+            _import_obstore().copy(_open_bucket(self.bucket), self.key, target.key)
 
     def create(self, data: bytes) -> bool:
         """Write the object if it does not exist and return whether it was written. One of several writers succeeds."""

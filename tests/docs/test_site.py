@@ -22,7 +22,7 @@ QUESTIONS = {
     "what is in the store": "reference/store-format.html",
     "every column": "reference/tables.html",
     "read in MONAI": "guides/read-store.html",
-    "nnU-Net format": "guides/not-there-yet.html",
+    "nnU-Net format": "guides/export-datasets.html",
     "SLURM training": "guides/slurm.html",
     "tumor_confidence": "reference/json.html",
     "failures.jsonl": "guides/resume.html",
