@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -29,6 +30,7 @@ QUESTIONS = {
     "delete when done": "guides/clean-up.html",
 }
 """What a new user types, and the page with the answer."""
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 SHOWN = 3
 """Pages that a reader looks at."""
 
@@ -82,6 +84,26 @@ def test_the_pages_need_no_other_host(site):
     for page in site.rglob("*.html"):
         text = page.read_text()
         assert re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"?(?:https?:)?//[^\"> ]*", text) == [], page
+
+
+def test_the_search_has_what_it_needs_without_a_server(site):
+    script = (site / "search" / "search_index.js").read_text()
+    assert json.loads(script.removeprefix("var __index = ")) == json.loads(
+        (site / "search" / "search_index.json").read_text()
+    )
+    assert "IFrameWorker" in (site / "assets" / "iframe-worker.js").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_the_search_works_in_a_browser_without_a_server(site, tmp_path):
+    words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    page = (site / "start" / "demo.html").as_uri() + "?q=failures.jsonl"
+    done = subprocess.run(
+        [*words, "--virtual-time-budget=20000", "--dump-dom", page], capture_output=True, text=True, check=True
+    )
+    found = re.findall(r'<a href="([^"?#]*)[^"]*" class="md-search-result__link"', done.stdout)
+    assert (site / "guides" / "resume.html").as_uri() in found
 
 
 def test_the_pages_show_no_path_of_the_machine(site):
