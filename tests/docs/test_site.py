@@ -83,7 +83,8 @@ def search(site):
 
 def test_links_and_anchors_resolve_and_every_page_is_in_the_navigation(site):
     """mkdocs in strict mode checks both; the site has every page."""
-    pages = {path.relative_to(HERE / "docs").with_suffix(".html") for path in (HERE / "docs").rglob("*.md")}
+    sources = [path for suffix in ("md", "ipynb") for path in (HERE / "docs").rglob(f"*.{suffix}")]
+    pages = {path.relative_to(HERE / "docs").with_suffix(".html") for path in sources}
     assert {page for page in pages if not (site / page).exists()} == set()
 
 
