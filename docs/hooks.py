@@ -19,6 +19,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 PICTURE = re.compile(r"\]\((?:\.\./)+bench/results/([\w/]+\.png)\)")
 """A picture of the benchmarks, by the path that also works on a page in the repository."""
+NOTEBOOK = re.compile(r"\]\(((?:\.\./)*notebooks/[\w-]+)\.ipynb\)")
+"""A link to a notebook, by its path in the repository."""
 PART = re.compile(r"<!-- generated: (\w+) -->")
 
 
@@ -35,8 +37,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 (mkdocs)
-    """Fill in the generated parts of a page, and link its pictures to their copies in the site."""
+    """Fill in the generated parts of a page, and link its pictures and notebooks to their copies in the site."""
     up = "../" * page.file.src_uri.count("/")
+    markdown = NOTEBOOK.sub(r"](\1.md)", markdown)
     return PICTURE.sub(rf"]({up}pictures/\1)", PART.sub(lambda part: PARTS[part[1]](), markdown))
 
 
