@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from slicemill.common.documents import to_document
 from slicemill.common.errors import ConfigError, ModelError
+from slicemill.common.extras import describe_install
 from slicemill.common.files import atomic_write, to_json
 from slicemill.ct.geometry import Grid, voxel_ml
 from slicemill.ct.labels import Labels
@@ -332,7 +333,9 @@ def check_writable(path: Path) -> None:
     try:
         import onnx  # noqa: F401 (only `write_rules` needs it)
     except ImportError:
-        raise ModelError(f"{path}: writing into a model file needs the package onnx: pip install onnx.") from None
+        raise ModelError(
+            f"{path}: writing into a model file needs the package onnx. {describe_install('train')}."
+        ) from None
 
 
 def as_toml(rules: PostprocessRules) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from slicemill.common.errors import ModelError
+from slicemill.common.extras import describe_install
 from slicemill.infer.runtime.messages import find_cause
 
 EXTERNAL_DATA = b"\x0a\x08location"
@@ -43,7 +44,8 @@ def read_weights_beside(content: bytes, path: Path) -> bytes:
         import onnx
     except ImportError as error:
         raise ModelError(
-            "stores weights in other files; reading them needs the package onnx: pip install onnx.", where=path
+            f"stores weights in other files; reading them needs the package onnx. {describe_install('train')}.",
+            where=path,
         ) from error
     try:
         model = onnx.load_from_string(content)

@@ -14,6 +14,7 @@ import numpy as np
 
 from slicemill.common.documents import to_document
 from slicemill.common.errors import InputError, ModelError
+from slicemill.common.extras import describe_install
 from slicemill.ct.labels import Labels
 from slicemill.infer.network.activation import find_network_logits
 from slicemill.infer.network.description import NetworkDescription, read_description
@@ -44,7 +45,7 @@ def wrap_network(content: bytes, model: Path, description: Path) -> bytes:
         import onnx
     except ImportError as error:
         raise ModelError(
-            f"{model}: a network without slicemill's metadata needs the package onnx; pip install onnx."
+            f"{model}: a network without slicemill's metadata needs the package onnx. {describe_install('train')}."
         ) from error
     try:
         network = onnx.load_from_string(content)

@@ -1,6 +1,7 @@
 """The extras of the installation: which packages they bring, and the command that adds one that is missing."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from slicemill.common.errors import ConfigError
 
@@ -29,6 +30,24 @@ def describe_missing(error: BaseException) -> str | None:
             if extra is not None:
                 return f"{package} is not installed. {describe_install(extra)}"
     return None
+
+
+@contextmanager
+def name_missing_extras() -> Iterator[None]:
+    """Name the extra to install where a package of one cannot be imported, also as a decorator of a function.
+
+    Raises
+    ------
+    ConfigError
+        A package of an extra is not installed. The message has the command that installs it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        missing = describe_missing(error)
+        if missing is None:
+            raise
+        raise ConfigError(missing) from error
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
