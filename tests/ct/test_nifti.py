@@ -97,7 +97,9 @@ def test_bytes_after_the_end_of_a_gzip_are_named_as_such(tail, members, tmp_path
     parts = [plain] if members == 1 else [plain[:390], plain[390:]]
     (tmp_path / "b.nii.gz").write_bytes(b"".join(map(gzip.compress, parts)) + tail)
     size = len(tail.lstrip(b"\0"))
-    with pytest.raises(ScanError, match=rf"b\.nii\.gz: {size:,} bytes after the end of the gzip data are not gzip\. Copy"):
+    with pytest.raises(
+        ScanError, match=rf"b\.nii\.gz: {size:,} bytes after the end of the gzip data are not gzip\. Copy"
+    ):
         read(tmp_path / "b.nii.gz")
 
 
