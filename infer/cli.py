@@ -10,6 +10,7 @@ import typer
 
 from slicemill.common.app import App
 from slicemill.common.left_out import SHOWN, print_left_out
+from slicemill.common.memory_limits import ONNX, bound_thread_starts
 from slicemill.common.options import Json
 from slicemill.common.output import current_output
 from slicemill.common.signals import leave_at_once_after_signals
@@ -221,7 +222,8 @@ def _show_plan(request: InferRequest, opened: "Model", jobs: "Sequence[Job]") ->
 def main() -> None:
     """Run `infer` as a separate command."""
     app = App(name="infer")
-    app.command("infer")(infer)
+    bound_thread_starts()
+    app.command("infer", need=ONNX)(infer)
     with leave_at_once_after_signals():
         app(prog_name="infer")
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from slicemill.common.errors import ConfigError
+from slicemill.common.errors import ConfigError, InputError
+from slicemill.common.failures import raise_system_limit
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     "ingest": ("dask", "distributed", "matplotlib"),
@@ -54,6 +55,26 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
+
+
+@contextmanager
+def explain_import(package: str, missing: InputError) -> Iterator[None]:
+    """Raise `missing` if the block cannot import a package because it is not installed.
+
+    Raises
+    ------
+    InputError
+        `missing`, or one of the same type if the package is installed and cannot be loaded. A lack of memory stays what
+        it is.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise_system_limit(error)
+        if isinstance(error, ModuleNotFoundError) and (error.name or package).partition(".")[0] == package:
+            raise missing from error
+        reason = f"the package {package} is installed but cannot be loaded ({error}). Reinstall it, or what it names."
+        raise type(missing)(reason, where=missing.where or None) from error
 
 
 def find_extra(package: str) -> str | None:
