@@ -12,6 +12,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "cpu": ("onnxruntime",),
     "openvino": ("openvino",),
     "s3": ("obstore", "boto3"),
+    "dicom": ("pydicom", "highdicom", "imagecodecs"),
 }
 """Extra -> the packages, by import name, that commands import from it. `gpu` has the same package as `cpu`."""
 
