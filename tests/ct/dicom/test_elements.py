@@ -107,6 +107,7 @@ def test_a_long_private_header_is_read_in_steps(tmp_path):
 
 
 @pytest.mark.real
+@pytest.mark.usefixtures("real_data")
 @pytest.mark.parametrize("implicit", [False, True])
 def test_pydicom_finds_the_same_values(implicit, tmp_path):
     files = [

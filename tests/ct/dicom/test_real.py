@@ -16,7 +16,7 @@ from tests.conftest import REAL
 from tests.ct.dicom.made import LOSSLESS, save
 from tests.ct.dicom.test_orders import read
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("real_data")]
 CRLM = REAL / "crlm-liver-ct" / "CRLM-CT-1004"
 STRAIGHT = [CRLM, REAL / "dcmqi-liver-3slice" / "ct-3slice", REAL / "totalsegmentator-example" / "example_ct_dicom"]
 TILTED = REAL / "dicom-edge-cases" / "gantrytilting"
