@@ -10,6 +10,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "cpu": ("onnxruntime",),
     "openvino": ("openvino",),
     "s3": ("obstore", "boto3"),
+    "web": ("starlette", "uvicorn"),
 }
 """Extra -> the packages, by import name, that commands import from it. `gpu` has the same package as `cpu`."""
 

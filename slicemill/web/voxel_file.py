@@ -1,0 +1,79 @@
+"""A volume in an unnamed temporary file, written in slabs of slices and read in sections of three planes.
+
+The system removes the file when it is closed, and also when the process is killed. Sections are read through a
+read-only map, whose pages are given back after each one, so that memory does not grow with the volume. The file is
+written with `os.pwrite`: a full disk is then an error, and not the end of the process.
+"""
+
+import mmap
+import os
+import tempfile
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slicemill.ct.formats.nifti.stream import view_bytes
+from slicemill.ct.transpose import write_all
+from slicemill.web.sections import Plane, cut_section
+
+
+class VoxelFile:
+    """A volume on disk; safe to use from several threads."""
+
+    def __init__(self, shape: tuple[int, int, int], dtype: npt.DTypeLike) -> None:
+        """Create a file for a volume of `shape` [z, y, x]."""
+        self.shape = shape
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self._slice_bytes = shape[1] * shape[2] * self.dtype.itemsize
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the object, by the last reader)
+        os.ftruncate(self._file.fileno(), shape[0] * self._slice_bytes)
+        self._map = mmap.mmap(self._file.fileno(), shape[0] * self._slice_bytes, prot=mmap.PROT_READ)
+        self._voxels = np.frombuffer(self._map, dtype=self.dtype).reshape(shape)
+        self._is_written = np.zeros(shape[0], dtype=bool)
+        self._lock = threading.Lock()
+
+    @property
+    def slices_written(self) -> int:
+        """Return the number of slices that were written."""
+        return int(self._is_written.sum())
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether every slice was written."""
+        return bool(self._is_written.all())
+
+    @property
+    def first_written(self) -> int | None:
+        """Return the index of the first slice that was written; None if there is none."""
+        return int(self._is_written.argmax()) if self._is_written.any() else None
+
+    def write(self, z: int, voxels: npt.NDArray[Any]) -> None:
+        """Write any[z, y, x] from slice `z` on.
+
+        Raises
+        ------
+        OSError
+            The disk is full.
+        """
+        data = np.ascontiguousarray(voxels, dtype=self.dtype)
+        write_all(self._file.fileno(), view_bytes(data), z * self._slice_bytes)
+        self._is_written[z : z + len(data)] = True
+
+    def has(self, plane: Plane, index: int) -> bool:
+        """Return whether a section can be read: its slice was written, or, in the other planes, every slice."""
+        return bool(self._is_written[index]) if plane == "axial" else self.is_complete
+
+    def read(self, plane: Plane, index: int) -> bytes:
+        """Return the voxels of a section in the order of `cut_section`, little endian."""
+        if plane == "axial":
+            return os.pread(self._file.fileno(), self._slice_bytes, index * self._slice_bytes)
+        with self._lock:
+            data = cut_section(self._voxels, plane, index).tobytes()
+            self._map.madvise(mmap.MADV_DONTNEED)
+        return data
+
+    def read_slices(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Return the slices `start` to `stop`, any[z, y, x]."""
+        return np.array(self._voxels[start:stop])
