@@ -10,6 +10,7 @@ import numpy.typing as npt
 from slicemill.common.errors import InputError
 from slicemill.ct.labels import Labels
 from slicemill.ct.lesions import BATCH_SLICES, Lesion, LesionTracker
+from slicemill.ct.runs import select_values
 from slicemill.web.volumes import NotReadYetError, Volume, VolumeSource
 
 Role = Literal["image", "mask"]
@@ -26,6 +27,14 @@ class MaskSource:
     """None if the mask cannot be shown."""
     failure: str | None = None
     """Why the mask cannot be shown."""
+
+    def region_of(self, value: int) -> tuple[int, ...]:
+        """Return the values that belong to a label: those of the organ and of its tumors, or its own."""
+        if self.labels is not None:
+            for name, values in self.labels.regions().items():
+                if self.labels.values[name] == value:
+                    return tuple(values)
+        return (value,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +70,7 @@ class OpenCase:
                 volume.stop()
 
     def find_parts(self, mask: int, value: int) -> tuple[Lesion, ...]:
-        """Return the 26-connected parts of a label of a mask, the largest first.
+        """Return the 26-connected parts of the region of a label of a mask (`MaskSource.region_of`), the largest first.
 
         Raises
         ------
@@ -81,12 +90,13 @@ class OpenCase:
             raise NotReadYetError
         with self._lock:
             if (mask, value) not in self._parts:
-                self._parts[mask, value] = _find_parts(volume, value, self.source.affine_lps)
+                region = self.source.masks[mask].region_of(value)
+                self._parts[mask, value] = _find_parts(volume, region, self.source.affine_lps)
             return self._parts[mask, value]
 
 
-def _find_parts(volume: Volume, value: int, affine_lps: npt.NDArray[np.float64]) -> tuple[Lesion, ...]:
+def _find_parts(volume: Volume, region: tuple[int, ...], affine_lps: npt.NDArray[np.float64]) -> tuple[Lesion, ...]:
     tracker = LesionTracker()
     for z, slab in volume.iter_slabs(BATCH_SLICES):
-        tracker.add(z, slab == value)
+        tracker.add(z, select_values(slab, region))
     return tracker.lesions(affine_lps)

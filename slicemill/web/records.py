@@ -99,7 +99,7 @@ class ProgressRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class PartsRecord:
-    """The parts of a label."""
+    """The parts of the region of a label."""
 
     count: int
     parts: tuple[Lesion, ...]
@@ -107,7 +107,7 @@ class PartsRecord:
     volume_ml: float
     """Volume of all parts."""
     slice_voxels: tuple[int, ...]
-    """Voxels of the label in each slice, by z."""
+    """Voxels of the region in each slice, by z."""
 
 
 def describe_list(viewer: Viewer, version: str) -> ListRecord:
@@ -196,5 +196,5 @@ def describe_parts(case: OpenCase, mask: int, value: int) -> PartsRecord:
         count=len(parts),
         parts=parts[:MAX_PARTS_SHOWN],
         volume_ml=sum(part.volume_ml for part in parts),
-        slice_voxels=tuple(volume.counts[:, value].tolist()),
+        slice_voxels=tuple(volume.counts[:, case.source.masks[mask].region_of(value)].sum(axis=1).tolist()),
     )

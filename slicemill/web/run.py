@@ -3,6 +3,7 @@
 import contextlib
 import html
 import tempfile
+import time
 import webbrowser
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +14,11 @@ from slicemill.web.app import make_app
 from slicemill.web.entries import ViewRequest, find_entries
 from slicemill.web.guard import Access
 from slicemill.web.marks import Marks
-from slicemill.web.server import open_sockets, serve
+from slicemill.web.server import make_server, open_sockets
 from slicemill.web.viewer import Viewer
+
+DOOR_SECONDS = 30
+"""Time for the browser to open the page that leads to the address."""
 
 
 def run_viewer(request: ViewRequest, marks: Path | None, port: int, *, opens_browser: bool) -> None:
@@ -31,17 +35,16 @@ def run_viewer(request: ViewRequest, marks: Path | None, port: int, *, opens_bro
 
     with contextlib.ExitStack() as stack:
         stack.callback(viewer.close)
-        door = _write_door(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slicemill-"))), access.url)
-
         def tell() -> None:
             count = len(viewer.entries)
             print_line(f"{count} case{'s' * (count != 1)}. Research software, not a medical device. Ctrl-C ends it.")
             print_always(access.url)
             if opens_browser:
-                start_helper(lambda: _open_browser(door))
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slicemill-")))
+                start_helper(lambda: _open_browser(_write_door(folder, access.url)))
 
         try:
-            serve(make_app(viewer, access, version("slicemill")), sockets, tell)
+            make_server(make_app(viewer, access, version("slicemill")), tell).run(sockets)
         except Terminated:
             raise
         except KeyboardInterrupt:
@@ -63,3 +66,5 @@ def _write_door(folder: Path, url: str) -> Path:
 def _open_browser(page: Path) -> None:
     with contextlib.suppress(webbrowser.Error):
         webbrowser.open(page.as_uri())
+    time.sleep(DOOR_SECONDS)
+    page.unlink(missing_ok=True)

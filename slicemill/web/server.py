@@ -109,8 +109,8 @@ class Server(uvicorn.Server):
         self._tell()
 
 
-def serve(app: Guard, sockets: list[socket.socket], started: Callable[[], None]) -> None:
-    """Serve until KeyboardInterrupt; `started` is called when the server listens."""
+def make_server(app: Guard, started: Callable[[], None]) -> Server:
+    """Return a server; `started` is called when it listens. ``run(sockets)`` serves until KeyboardInterrupt."""
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # nothing of a request is logged, neither path nor token
     config = uvicorn.Config(
         app,
@@ -127,8 +127,4 @@ def serve(app: Guard, sockets: list[socket.socket], started: Callable[[], None])
         timeout_graceful_shutdown=1,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )
-    try:
-        Server(config, started).run(sockets=sockets)
-    finally:
-        for one in sockets:
-            one.close()
+    return Server(config, started)

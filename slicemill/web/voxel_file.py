@@ -9,6 +9,7 @@ import mmap
 import os
 import tempfile
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,11 @@ class VoxelFile:
         self.shape = shape
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self._slice_bytes = shape[1] * shape[2] * self.dtype.itemsize
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the object, by the last reader)
-        os.ftruncate(self._file.fileno(), shape[0] * self._slice_bytes)
-        self._map = mmap.mmap(self._file.fileno(), shape[0] * self._slice_bytes, prot=mmap.PROT_READ)
+        with tempfile.TemporaryFile() as file:
+            self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)  # by the last reader, in whatever thread that is
+        os.ftruncate(self._descriptor, shape[0] * self._slice_bytes)
+        self._map = mmap.mmap(self._descriptor, shape[0] * self._slice_bytes, prot=mmap.PROT_READ)
         self._voxels = np.frombuffer(self._map, dtype=self.dtype).reshape(shape)
         self._is_written = np.zeros(shape[0], dtype=bool)
         self._lock = threading.Lock()
@@ -58,7 +61,7 @@ class VoxelFile:
             The disk is full.
         """
         data = np.ascontiguousarray(voxels, dtype=self.dtype)
-        write_all(self._file.fileno(), view_bytes(data), z * self._slice_bytes)
+        write_all(self._descriptor, view_bytes(data), z * self._slice_bytes)
         self._is_written[z : z + len(data)] = True
 
     def has(self, plane: Plane, index: int) -> bool:
@@ -68,7 +71,7 @@ class VoxelFile:
     def read(self, plane: Plane, index: int) -> bytes:
         """Return the voxels of a section in the order of `cut_section`, little endian."""
         if plane == "axial":
-            return os.pread(self._file.fileno(), self._slice_bytes, index * self._slice_bytes)
+            return os.pread(self._descriptor, self._slice_bytes, index * self._slice_bytes)
         with self._lock:
             data = cut_section(self._voxels, plane, index).tobytes()
             self._map.madvise(mmap.MADV_DONTNEED)

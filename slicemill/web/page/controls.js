@@ -45,9 +45,11 @@ export function connectWindow(onChange) {
   };
 }
 
-/** Make a switch; return a function that shows its state. @param {string} text @param {string} key @param {() => void} action */
-export function addSwitch(text, key, action) {
+/** Make a switch; return a function that shows its state. @param {string} text @param {string} key @param {string} name
+ * @param {() => void} action */
+export function addSwitch(text, key, name, action) {
   const button = makeButton(text, `${text} (${key})`, action);
+  button.dataset.switch = name;
   byId("toggles", HTMLElement).append(button);
   return (/** @type {boolean} */ isOn) => button.setAttribute("aria-pressed", String(isOn));
 }

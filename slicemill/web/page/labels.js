@@ -75,10 +75,16 @@ export function showLabels(labels, info, progress, onChange) {
       const rows = labels.filter((label) => label.mask === number);
       if (!rows.length) return [title, make("p", progress[number]?.is_complete ? "The mask is empty." : "Reading …")];
       const counts = new Map(progress[number]?.values ?? []);
-      return [title, ...rows.map((label) => labelRow(label, counts.get(label.value), voxelMl, number, onChange))];
+      return [title, ...rows.map((label) => labelRow(label, countRegion(label, counts), voxelMl, number, onChange))];
     }),
   );
   byId("labels-box", HTMLElement).hidden = !info.masks.length;
+}
+
+/** Return the voxels of a label's region; undefined before the mask was read.
+ * @param {ShownLabel} label @param {Map<number, number>} counts */
+function countRegion({ region }, counts) {
+  return counts.size ? region.reduce((sum, value) => sum + (counts.get(value) ?? 0), 0) : undefined;
 }
 
 /** @param {ShownLabel} label @param {number | undefined} voxels @param {number} voxelMl @param {number} mask

@@ -23,7 +23,7 @@ function connectPicture(viewer) {
     ["Outline", "o", "outline"], ["Fill", "f", "fill"], ["Masks", "m", "masks"], ["Crosshair", "x", "crosshair"],
     ["Measure", "d", "measuring"], ["All planes", "v", "allPlanes"],
   ]);
-  const shown = switches.map(([text, key, name]) => addSwitch(text, key, () => viewer.flip(name)));
+  const shown = switches.map(([text, key, name]) => addSwitch(text, key, name, () => viewer.flip(name)));
   const planes = PLANES.map((plane) => {
     const button = makeButton(plane[0].toUpperCase() + plane.slice(1), `Show the ${plane} picture`, () => viewer.activate(plane));
     byId("planes", HTMLElement).append(button);
@@ -51,18 +51,20 @@ function listKeys(viewer, cases) {
   /** @param {string[]} keys @param {string} shown @param {string} text @param {(event: KeyboardEvent) => void} action */
   const key = (keys, shown, text, action) => ({ keys, shown, text, action });
   const arrow = (/** @type {KeyboardEvent} */ event, /** @type {number} */ x, /** @type {number} */ y) =>
-    event.shiftKey ? viewer.nudge(x, y) : viewer.scroll(viewer.plane, x + y);
+    event.shiftKey ? viewer.nudge(x, y) : viewer.scroll(viewer.plane, x - y);
   return [
-    key(["ArrowUp"], "↑ ←", "previous slice; with Shift, move the crosshair", (event) => arrow(event, 0, -1)),
-    key(["ArrowLeft"], "←", "the same", (event) => arrow(event, -1, 0)),
-    key(["ArrowDown"], "↓ →", "next slice; with Shift, move the crosshair", (event) => arrow(event, 0, 1)),
-    key(["ArrowRight"], "→", "the same", (event) => arrow(event, 1, 0)),
-    key(["PageUp"], "Page Up", "10 slices back", () => viewer.scroll(viewer.plane, -10)),
-    key(["PageDown"], "Page Down", "10 slices on", () => viewer.scroll(viewer.plane, 10)),
+    key(["ArrowUp", "ArrowRight"], "↑ →", "next slice, towards the head; with Shift, move the crosshair", (event) =>
+      event.key === "ArrowUp" ? arrow(event, 0, -1) : arrow(event, 1, 0),
+    ),
+    key(["ArrowDown", "ArrowLeft"], "↓ ←", "previous slice; with Shift, move the crosshair", (event) =>
+      event.key === "ArrowDown" ? arrow(event, 0, 1) : arrow(event, -1, 0),
+    ),
+    key(["PageUp"], "Page Up", "10 slices on", () => viewer.scroll(viewer.plane, 10)),
+    key(["PageDown"], "Page Down", "10 slices back", () => viewer.scroll(viewer.plane, -10)),
     key(["Home"], "Home", "first slice", () => viewer.goTo(0)),
     key(["End"], "End", "last slice", () => viewer.goTo(Infinity)),
-    key(["n"], "n", "next part", () => viewer.jump(1)),
-    key(["p"], "p", "previous part", () => viewer.jump(-1)),
+    key(["n"], "n", "next lesion or part", () => viewer.jump(1)),
+    key(["p"], "p", "previous lesion or part", () => viewer.jump(-1)),
     key(["o"], "o", "outlines on or off", () => viewer.flip("outline")),
     key(["f"], "f", "fill on or off", () => viewer.flip("fill")),
     key(["m"], "m", "masks on or off", () => viewer.flip("masks")),
@@ -98,7 +100,7 @@ async function start() {
   try {
     await startSession();
     const list = await getCases();
-    const viewer = new Viewer(showMessage);
+    const viewer = new Viewer(list.cases.length, showMessage);
     const cases = new Cases(
       list,
       (number) => {

@@ -245,7 +245,7 @@ export class Pane {
     this.wheel += distance;
     const steps = Math.trunc(this.wheel / WHEEL_STEP);
     this.wheel -= steps * WHEEL_STEP;
-    if (steps) this.host.scroll(this.plane, steps);
+    if (steps) this.host.scroll(this.plane, -steps);
   }
 
   /** @param {PointerEvent} event */
@@ -283,7 +283,7 @@ export class Pane {
     if (drag.kind === "touch") {
       const steps = Math.trunc(y / TOUCH_STEP);
       if (steps) {
-        this.host.scroll(this.plane, steps);
+        this.host.scroll(this.plane, -steps);
         drag.y += steps * TOUCH_STEP;
       }
       return;

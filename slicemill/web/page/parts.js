@@ -35,9 +35,10 @@ export function chosenLabel(labels) {
   return labels.find((label) => `${label.mask}/${label.value}` === value) ?? null;
 }
 
-/** Show the table. @param {Parts | null} parts @param {string} name @param {string} waiting text without parts
+/** Show the table. @param {Parts | null} parts @param {string} name @param {string} word what a part is called
+ * @param {string} waiting text without parts
  * @param {(part: Part) => void} onJump */
-export function showParts(parts, name, waiting, onJump) {
+export function showParts(parts, name, word, waiting, onJump) {
   const text = byId("parts-text", HTMLElement);
   const table = byId("parts", HTMLTableElement);
   table.replaceChildren();
@@ -46,10 +47,10 @@ export function showParts(parts, name, waiting, onJump) {
     text.textContent = waiting;
     return;
   }
-  text.textContent = describeParts(parts, name);
+  text.textContent = describeParts(parts, name, word);
   if (!parts.count) return;
   const head = table.createTHead().insertRow();
-  for (const title of ["Part", "Slice", "mm", "ml"]) {
+  for (const title of [word[0].toUpperCase() + word.slice(1), "Slice", "mm", "ml"]) {
     const cell = make("th", title);
     cell.scope = "col";
     head.append(cell);
@@ -60,7 +61,7 @@ export function showParts(parts, name, waiting, onJump) {
     row.dataset.part = String(part.id);
     const button = make("button", String(part.id), "link");
     button.type = "button";
-    button.setAttribute("aria-label", `Show part ${part.id} in slice ${part.key_z + 1}`);
+    button.setAttribute("aria-label", `Show ${word} ${part.id} in slice ${part.key_z + 1}`);
     row.insertCell().append(button);
     for (const value of [part.key_z + 1, part.max_axial_diameter_mm.toFixed(1), formatMl(part.volume_ml)]) {
       row.insertCell().textContent = String(value);
@@ -69,14 +70,14 @@ export function showParts(parts, name, waiting, onJump) {
   }
 }
 
-/** @param {Parts} parts @param {string} name */
-function describeParts(parts, name) {
+/** @param {Parts} parts @param {string} name @param {string} word */
+function describeParts(parts, name, word) {
   if (!parts.count) return `The mask has no ${name}.`;
   const [largest] = parts.parts;
   const rest = parts.count > parts.parts.length ? ` The ${parts.parts.length} largest are listed.` : "";
   return (
-    `${counted(parts.count, "part")} of ${name}, ${formatMl(parts.volume_ml)} ml; the largest is ` +
-    `${largest.max_axial_diameter_mm.toFixed(1)} mm wide in slice ${largest.key_z + 1}.${rest}`
+    `${counted(parts.count, word)} of ${name}, ${formatMl(parts.volume_ml)} ml together. The largest is ` +
+    `${largest.max_axial_diameter_mm.toFixed(1)} mm long, in slice ${largest.key_z + 1}.${rest}`
   );
 }
 

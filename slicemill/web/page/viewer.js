@@ -27,8 +27,9 @@ const ZOOMS = { least: 0.5, most: 40 };
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 export class Viewer {
-  /** @param {(text: string) => void} onError */
-  constructor(onError) {
+  /** @param {number} caseCount @param {(text: string) => void} onError */
+  constructor(caseCount, onError) {
+    this.caseCount = caseCount;
     this.onError = onError;
     this.onControls = () => {};
     this.number = -1;
@@ -121,9 +122,11 @@ export class Viewer {
       if (number !== this.number || !this.info) return;
       this.applyProgress(progress, this.info);
       const volumes = [progress.image, ...progress.masks].filter((one) => one !== null);
-      if (volumes.every((one) => one.is_complete || one.failure)) return;
+      if (volumes.every((one) => one.is_complete || one.failure)) break;
       await sleep(round < 100 ? POLL_MS : SLOW_POLL_MS);
     }
+    // the next case is read meanwhile; if it cannot be, its turn will show why
+    if (number === this.number && number + 1 < this.caseCount) await getCase(number + 1).catch(() => null);
   }
 
   /** @param {import("./api.js").Progress} progress @param {import("./api.js").CaseInfo} info */
@@ -179,7 +182,8 @@ export class Viewer {
         this.partsFailure = error instanceof Error ? error.message : String(error);
       }
     }
-    showParts(this.parts, partsOf?.shownName ?? "", this.partsFailure || "Reading …", (part) => this.jumpTo(part));
+    const isTumor = partsOf !== null && this.info?.masks[partsOf.mask].tumor === partsOf.value;
+    showParts(this.parts, partsOf?.shownName ?? "", isTumor ? "lesion" : "part", this.partsFailure || "Reading …", (part) => this.jumpTo(part));
     markRow(this.part);
     this.update();
   }
