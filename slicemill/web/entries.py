@@ -91,9 +91,7 @@ def _refuse(request: ViewRequest, **others: object) -> None:
     for name, value in others.items():
         if value:
             what = "more paths do" if name == "masks" else f"--{name} does"
-            raise UsageError(
-                f"{request.path}: is {kind}, with which {what} not go; `slicemill view --help` has examples."
-            )
+            raise UsageError(f"{request.path}: is {kind}; {what} not go with it. See `slicemill view --help`.")
 
 
 def _labels_of(mask: Location, request: ViewRequest) -> Labels | None:

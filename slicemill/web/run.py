@@ -35,6 +35,7 @@ def run_viewer(request: ViewRequest, marks: Path | None, port: int, *, opens_bro
 
     with contextlib.ExitStack() as stack:
         stack.callback(viewer.close)
+
         def tell() -> None:
             count = len(viewer.entries)
             print_line(f"{count} case{'s' * (count != 1)}. Research software, not a medical device. Ctrl-C ends it.")

@@ -71,7 +71,10 @@ def test_the_cookies_of_two_servers_have_two_names(served, entries):
         assert second.get("/api/cases").status_code == 401
 
 
-@pytest.mark.parametrize("host", ["evil.example:{}", "127.0.0.1", "127.0.0.1:80", "127.0.0.1.evil.example:{}", "", "[::1]"])
+HOSTS = ["evil.example:{}", "127.0.0.1", "127.0.0.1:80", "127.0.0.1.evil.example:{}", "", "[::1]"]
+
+
+@pytest.mark.parametrize("host", HOSTS)
 def test_a_name_that_only_leads_here_is_refused(served, client, host):
     """DNS rebinding: the browser believes that the page of evil.example comes from here."""
     answer = client.get("/", headers={"Host": host.format(served.port)})
@@ -137,7 +140,16 @@ def test_every_answer_has_the_policy_and_data_is_not_stored(client):
         assert "server" not in headers
 
 
-TRAVERSAL = ["..", "../guard.py", "..%2fguard.py", "%2e%2e/guard.py", "..\\guard.py", "/etc/passwd", "%00", "index.html"]
+TRAVERSAL = [
+    "..",
+    "../guard.py",
+    "..%2fguard.py",
+    "%2e%2e/guard.py",
+    "..\\guard.py",
+    "/etc/passwd",
+    "%00",
+    "index.html",
+]
 
 
 @pytest.mark.parametrize("name", TRAVERSAL)
@@ -197,7 +209,8 @@ def test_a_body_that_stays_away_is_not_waited_for(served, monkeypatch):
     monkeypatch.setattr(app, "BODY_SECONDS", 0.2)
     start = time.monotonic()
     text = served.send(
-        f"POST /session HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nOrigin: {served.base}\r\nContent-Length: 9\r\n\r\nx"
+        f"POST /session HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nOrigin: {served.base}\r\n"
+        "Content-Length: 9\r\n\r\nx"
     )
     assert " 408 " in text.splitlines()[0]
     assert time.monotonic() - start < 10
