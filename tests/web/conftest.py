@@ -1,10 +1,14 @@
 """A scan with a mask, and servers that show it."""
 
+from pathlib import Path
+
 import pytest
 
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.web.entries import ViewRequest, find_entries
 from tests.web.made import make_image, make_mask, write_scan
+
+CHROMIUM = Path("/usr/bin/chromium")
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +22,16 @@ def files(tmp_path_factory):
 def entries(files):
     scan, mask = files
     return find_entries(ViewRequest(path=scan, masks=(mask,), labels=LITS_LABELS))
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's Chromium."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"Chromium ({CHROMIUM}) is not here")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()

@@ -54,6 +54,7 @@ export class Pane {
     this.element.setAttribute("aria-label", `${plane} picture; arrow keys change the slice`);
     this.canvas = this.add("canvas", "picture");
     this.canvas.setAttribute("role", "img");
+    this.context = this.canvas.getContext("2d", { willReadFrequently: true }); // pixels come from the processor
     this.marks = this.add("canvas", "marks");
     this.marks.setAttribute("aria-hidden", "true");
     AXES[plane].letters.forEach((letter, index) => {
@@ -109,7 +110,7 @@ export class Pane {
     this.waiting.textContent = scene.section ? "" : scene.waiting;
     this.element.classList.toggle("is-waiting", !scene.section);
     this.drawMarks(scene);
-    const context = this.canvas.getContext("2d", { willReadFrequently: true });
+    const { context } = this;
     if (!context || !scene.section) return;
     const { width, height } = this.canvas;
     this.pixels ??= context.createImageData(width, height);
@@ -213,9 +214,8 @@ export class Pane {
     this.scene = null;
     this.caption.textContent = "";
     this.waiting.textContent = "";
-    for (const canvas of [this.canvas, this.marks]) {
-      canvas.getContext("2d")?.clearRect(0, 0, canvas.width, canvas.height);
-    }
+    this.context?.clearRect(0, 0, this.canvas.width, this.canvas.height);
+    this.marks.getContext("2d")?.clearRect(0, 0, this.marks.width, this.marks.height);
   }
 
   listen() {

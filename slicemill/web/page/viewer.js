@@ -183,7 +183,7 @@ export class Viewer {
       }
     }
     const isTumor = partsOf !== null && this.info?.masks[partsOf.mask].tumor === partsOf.value;
-    showParts(this.parts, partsOf?.shownName ?? "", isTumor ? "lesion" : "part", this.partsFailure || "Reading …", (part) => this.jumpTo(part));
+    showParts(this.parts, partsOf?.shownName ?? "", isTumor ? "lesion" : "part", this.partsFailure || (partsOf ? "Reading …" : ""), (part) => this.jumpTo(part));
     markRow(this.part);
     this.update();
   }
