@@ -87,9 +87,9 @@ class Routes:
         return _to_json(describe_list(self._viewer, self._version))
 
     async def show_case(self, request: Request) -> Response:
-        """Open a case."""
-        case = await self._open(request)
-        return _to_json(describe_case(case))
+        """Open a case, which makes it the one that was used last."""
+        number = request.path_params["case"]
+        return _to_json(describe_case(await _run(lambda: self._viewer.open(number))))
 
     async def show_progress(self, request: Request) -> Response:
         """Return how much of a case was read."""
@@ -130,7 +130,8 @@ class Routes:
 
     async def _open(self, request: Request) -> OpenCase:
         number = request.path_params["case"]
-        return await _run(lambda: self._viewer.open(number))
+        case = self._viewer.find_open(number)
+        return case if case is not None else await _run(lambda: self._viewer.open(number))
 
 
 async def _send_section(volume: Volume, request: Request) -> Response:

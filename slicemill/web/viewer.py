@@ -21,6 +21,10 @@ class Viewer:
         self._open: OrderedDict[int, OpenCase] = OrderedDict()
         self._lock = threading.Lock()
 
+    def find_open(self, number: int) -> OpenCase | None:
+        """Return a case if it is open; does not wait while another is opened."""
+        return self._open.get(number)
+
     def open(self, number: int) -> OpenCase:
         """Return a case, opened if it is not; the one that was used the longest ago may be closed for it.
 

@@ -19,6 +19,9 @@ from slicemill.ct.formats.nifti.stream import view_bytes
 from slicemill.ct.transpose import write_all
 from slicemill.web.sections import Plane, cut_section
 
+BLOCK = 16
+"""Slices whose pages are in memory at a time."""
+
 
 class VoxelFile:
     """A volume on disk; safe to use from several threads."""
@@ -72,11 +75,16 @@ class VoxelFile:
         """Return the voxels of a section in the order of `cut_section`, little endian."""
         if plane == "axial":
             return os.pread(self._descriptor, self._slice_bytes, index * self._slice_bytes)
+        section = np.empty(cut_section(self._voxels, plane, index).shape, dtype=self.dtype)
         with self._lock:
-            data = cut_section(self._voxels, plane, index).tobytes()
-            self._map.madvise(mmap.MADV_DONTNEED)
-        return data
+            for z in range(0, self.shape[0], BLOCK):
+                part = cut_section(self._voxels[z : z + BLOCK], plane, index)
+                stop = self.shape[0] - z  # superior is on top
+                section[stop - len(part) : stop] = part
+                self._map.madvise(mmap.MADV_DONTNEED)
+        return section.tobytes()
 
     def read_slices(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Return the slices `start` to `stop`, any[z, y, x]."""
-        return np.array(self._voxels[start:stop])
+        data = os.pread(self._descriptor, (stop - start) * self._slice_bytes, start * self._slice_bytes)
+        return np.frombuffer(data, dtype=self.dtype).reshape(-1, *self.shape[1:])

@@ -12,8 +12,6 @@ const OTHERS = [[255, 210, 60], [190, 130, 255], [110, 230, 150], [255, 150, 200
 const SOLID = /** @type {number[]} */ ([]);
 const DASHED = [7, 4];
 const DOTTED = [2, 2];
-const WHITE = 0.55;
-/** Part of white in the colors of a second mask. */
 
 /** Return the labels of all masks: those that have a name, and the values that were found.
  * @param {import("./api.js").Mask[]} masks @param {(import("./api.js").VolumeProgress | null)[]} progress
@@ -31,12 +29,17 @@ export function listLabels(masks, progress, before) {
     return labels.map((label) => ({
       ...label,
       mask: number,
-      color: number ? label.color.map((part) => Math.round(part + (255 - part) * WHITE)) : label.color,
+      color: number ? turnColor(label.color) : label.color,
       pattern: number ? DOTTED : label.value === main ? SOLID : DASHED,
       shownName: label.name ? clean(label.name) : `value ${label.value}`,
       isShown: before.find((one) => one.mask === number && one.value === label.value)?.isShown ?? true,
     }));
   });
+}
+
+/** Return the color of a label in a second mask: green for the red of tumor. @param {number[]} color */
+function turnColor([red, green, blue]) {
+  return [blue, red, green];
 }
 
 /** Return for each mask how its values are drawn; a value that is hidden counts to the label whose region has it.
@@ -100,7 +103,7 @@ function labelRow(label, voxels, voxelMl, mask, onChange) {
     onChange(label);
   });
   const sample = make("span", "", `sample ${label.pattern === SOLID ? "solid" : label.pattern === DASHED ? "dashed" : "dotted"}`);
-  sample.style.borderColor = `rgb(${label.color.join(" ")})`;
+  sample.style.color = `rgb(${label.color.join(" ")})`;
   const volume = voxels === undefined ? "" : `${formatMl(voxels * voxelMl)} ml`;
   row.append(box, sample, make("span", label.shownName, "name"), make("span", volume, "number"));
   return row;

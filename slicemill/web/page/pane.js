@@ -16,6 +16,7 @@ import { paint } from "./render.js";
  * @property {Voxel} cursor
  * @property {Uint8Array} table
  * @property {import("./render.js").Overlay[]} overlays
+ * @property {unknown} overlayKey differs when the overlays do
  * @property {{outline: boolean, fill: boolean}} style
  * @property {boolean} crosshair
  * @property {Length[]} lengths
@@ -69,6 +70,8 @@ export class Pane {
     this.scene = null;
     /** @type {ImageData | null} */
     this.pixels = null;
+    /** @type {unknown[] | null} What the picture that was painted last depends on. */
+    this.painted = null;
     this.wheel = 0;
     /** @type {Map<number, {x: number, y: number}>} */
     this.fingers = new Map();
@@ -100,6 +103,7 @@ export class Pane {
       canvas.height = height;
     }
     this.pixels = null;
+    this.painted = null;
   }
 
   /** @param {Scene} scene */
@@ -111,7 +115,7 @@ export class Pane {
     this.element.classList.toggle("is-waiting", !scene.section);
     this.drawMarks(scene);
     const { context } = this;
-    if (!context || !scene.section) return;
+    if (!context || !scene.section || !this.isChanged(scene)) return;
     const { width, height } = this.canvas;
     this.pixels ??= context.createImageData(width, height);
     const { columns, rows } = this.size(scene);
@@ -126,6 +130,15 @@ export class Pane {
       new Uint32Array(this.pixels.data.buffer),
     );
     context.putImageData(this.pixels, 0, 0);
+  }
+
+  /** Return whether the picture differs from the one that was painted last. @param {Scene} scene */
+  isChanged({ section, view, table, overlayKey, style }) {
+    const { width, height } = this.canvas;
+    const key = [section, view.zoom, view.column, view.row, table, overlayKey, style.outline, style.fill, width, height];
+    const isSame = this.painted?.every((part, index) => part === key[index]) ?? false;
+    this.painted = key;
+    return !isSame;
   }
 
   /** Width of an outline, device pixels. */
@@ -212,6 +225,7 @@ export class Pane {
   /** Show nothing. */
   clear() {
     this.scene = null;
+    this.painted = null;
     this.caption.textContent = "";
     this.waiting.textContent = "";
     this.context?.clearRect(0, 0, this.canvas.width, this.canvas.height);

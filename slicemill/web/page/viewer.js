@@ -17,7 +17,7 @@ import { windowTable } from "./render.js";
 /** @typedef {import("./pane.js").Length} Length */
 /** @typedef {"outline" | "fill" | "masks" | "crosshair" | "measuring" | "allPlanes"} Switch */
 
-const AHEAD = 4;
+const AHEAD = 8;
 /** Sections that are loaded ahead, in the direction of scrolling. */
 const POLL_MS = 200;
 const SLOW_POLL_MS = 1000;
@@ -417,6 +417,7 @@ export class Viewer {
       info,
       section,
       overlays,
+      overlayKey: this.switches.masks && this.overlays,
       view: this.views[plane],
       cursor: this.cursor,
       table: this.table,
@@ -437,7 +438,7 @@ export class Viewer {
       return undefined;
     }
     const most = extent(info.shape, AXES[plane].across);
-    const wanted = [0, 1, 2, 3, 4].slice(0, AHEAD + 1).map((step) => index + step * this.direction[plane]);
+    const wanted = Array.from({ length: AHEAD + 1 }, (_, step) => index + step * this.direction[plane]);
     const inside = wanted.filter((one) => one >= 0 && one < most);
     this.sections.keepOnly(plane, inside);
     const ahead = image.is_complete ? inside : [index];
