@@ -22,7 +22,9 @@ export class Cases {
     /** @type {Map<string, HTMLButtonElement>} */
     this.buttons = new Map();
     for (const mark of list.marks) {
-      const button = makeButton(mark, `Mark this case as ${mark} and open the next (${KEYS[mark]})`, () => this.mark(mark));
+      const button = makeButton(mark, `Mark this case as ${mark} and open the next (${KEYS[mark]})`, () =>
+        this.mark(mark),
+      );
       this.buttons.set(mark, button);
       byId("mark-buttons", HTMLElement).append(button);
     }
@@ -44,14 +46,18 @@ export class Cases {
   }
 
   show() {
-    this.choice.replaceChildren(...this.list.cases.map((_, number) => makeOption(String(number), this.describe(number))));
+    this.choice.replaceChildren(
+      ...this.list.cases.map((_, number) => makeOption(String(number), this.describe(number))),
+    );
     this.choice.value = String(this.number);
     byId("previous-case", HTMLButtonElement).disabled = this.number === 0;
     byId("next-case", HTMLButtonElement).disabled = this.number === this.list.cases.length - 1;
     const { mark } = this.list.cases[this.number];
     for (const [name, button] of this.buttons) button.setAttribute("aria-pressed", String(name === mark));
     const marked = this.list.cases.filter((one) => one.mark).length;
-    byId("mark-count", HTMLElement).textContent = this.buttons.size ? `${marked} of ${this.list.cases.length} marked` : "";
+    byId("mark-count", HTMLElement).textContent = this.buttons.size
+      ? `${marked} of ${this.list.cases.length} marked`
+      : "";
   }
 
   /** Set a mark and open the next case; the same mark again removes it. @param {string} mark */

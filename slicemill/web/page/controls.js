@@ -25,7 +25,10 @@ export function fitWindow({ low, high }) {
 export function connectWindow(onChange) {
   const preset = byId("preset", HTMLSelectElement);
   const [low, high] = [byId("low", HTMLInputElement), byId("high", HTMLInputElement)];
-  preset.append(...PRESETS.map(([name], index) => makeOption(String(index), `${index + 1}  ${name}`)), makeOption("own", "Own"));
+  preset.append(
+    ...PRESETS.map(([name], index) => makeOption(String(index), `${index + 1}  ${name}`)),
+    makeOption("own", "Own"),
+  );
   preset.addEventListener("change", () => {
     const chosen = PRESETS[Number(preset.value)];
     if (chosen) onChange(chosen[1]);
@@ -58,8 +61,8 @@ export function addSwitch(text, key, name, action) {
 export function connectTheme() {
   const button = byId("theme", HTMLButtonElement);
   const isLight = () =>
-    (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: light)").matches ? "light" : "dark")) ===
-    "light";
+    (document.documentElement.dataset.theme ??
+      (matchMedia("(prefers-color-scheme: light)").matches ? "light" : "dark")) === "light";
   const show = () => {
     button.textContent = isLight() ? "Dark theme" : "Light theme";
   };

@@ -12,7 +12,8 @@ export function byId(id, kind) {
   return element;
 }
 
-/** Return text from a file, cut, with control characters shown: they could turn the order of letters. @param {string} text */
+/** Return text from a file, cut, with control characters shown: they could turn the order of letters.
+ * @param {string} text */
 export function clean(text) {
   const shown = text.replace(CONTROL, (one) => `\\x${one.charCodeAt(0).toString(16).padStart(2, "0")}`);
   return shown.length > LONGEST ? `${shown.slice(0, LONGEST - 1)}…` : shown;

@@ -7,7 +7,12 @@ import { byId, clean, make } from "./dom.js";
 /** @typedef {import("./render.js").Overlay} Overlay */
 /** @typedef {Label & {mask: number, isShown: boolean, pattern: number[], shownName: string}} ShownLabel */
 
-const OTHERS = [[255, 210, 60], [190, 130, 255], [110, 230, 150], [255, 150, 200]];
+const OTHERS = [
+  [255, 210, 60],
+  [190, 130, 255],
+  [110, 230, 150],
+  [255, 150, 200],
+];
 /** Colors of values without a name, as in slicemill's other pictures. */
 const SOLID = /** @type {number[]} */ ([]);
 const DASHED = [7, 4];
@@ -102,7 +107,11 @@ function labelRow(label, voxels, voxelMl, mask, onChange) {
     label.isShown = box.checked;
     onChange(label);
   });
-  const sample = make("span", "", `sample ${label.pattern === SOLID ? "solid" : label.pattern === DASHED ? "dashed" : "dotted"}`);
+  const sample = make(
+    "span",
+    "",
+    `sample ${label.pattern === SOLID ? "solid" : label.pattern === DASHED ? "dashed" : "dotted"}`,
+  );
   sample.style.color = `rgb(${label.color.join(" ")})`;
   const volume = voxels === undefined ? "" : `${formatMl(voxels * voxelMl)} ml`;
   row.append(box, sample, make("span", label.shownName, "name"), make("span", volume, "number"));

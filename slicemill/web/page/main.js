@@ -20,12 +20,18 @@ function showMessage(text) {
 function connectPicture(viewer) {
   const showWindow = connectWindow((window) => viewer.setWindow(window));
   const switches = /** @type {const} */ ([
-    ["Outline", "o", "outline"], ["Fill", "f", "fill"], ["Masks", "m", "masks"], ["Crosshair", "x", "crosshair"],
-    ["Measure", "d", "measuring"], ["All planes", "v", "allPlanes"],
+    ["Outline", "o", "outline"],
+    ["Fill", "f", "fill"],
+    ["Masks", "m", "masks"],
+    ["Crosshair", "x", "crosshair"],
+    ["Measure", "d", "measuring"],
+    ["All planes", "v", "allPlanes"],
   ]);
   const shown = switches.map(([text, key, name]) => addSwitch(text, key, name, () => viewer.flip(name)));
   const planes = PLANES.map((plane) => {
-    const button = makeButton(plane[0].toUpperCase() + plane.slice(1), `Show the ${plane} picture`, () => viewer.activate(plane));
+    const button = makeButton(plane[0].toUpperCase() + plane.slice(1), `Show the ${plane} picture`, () =>
+      viewer.activate(plane),
+    );
     byId("planes", HTMLElement).append(button);
     return button;
   });
@@ -48,7 +54,8 @@ function connectPicture(viewer) {
 
 /** @param {Viewer} viewer @param {Cases} cases @returns {import("./controls.js").Key[]} */
 function listKeys(viewer, cases) {
-  /** @param {string[]} keys @param {string} shown @param {string} text @param {(event: KeyboardEvent) => void} action */
+  /** @param {string[]} keys @param {string} shown @param {string} text
+   * @param {(event: KeyboardEvent) => void} action */
   const key = (keys, shown, text, action) => ({ keys, shown, text, action });
   const arrow = (/** @type {KeyboardEvent} */ event, /** @type {number} */ x, /** @type {number} */ y) =>
     event.shiftKey ? viewer.nudge(x, y) : viewer.scroll(viewer.plane, x - y);
@@ -86,9 +93,17 @@ function listKeys(viewer, cases) {
     key(["j"], "j", "next case", () => cases.open(cases.number + 1)),
     key(["k"], "k", "previous case", () => cases.open(cases.number - 1)),
     ...(cases.list.marks.length
-      ? [key(["g", "b", "u"], "g b u", "mark as good, bad, unsure, and open the next case", (event) =>
-          void cases.mark(/** @type {Record<string, string>} */ ({ g: "good", b: "bad", u: "unsure" })[event.key]),
-        )]
+      ? [
+          key(
+            ["g", "b", "u"],
+            "g b u",
+            "mark as good, bad, unsure, and open the next case",
+            (event) =>
+              void cases.mark(
+                /** @type {Record<string, string>} */ ({ g: "good", b: "bad", u: "unsure" })[event.key],
+              ),
+          ),
+        ]
       : []),
     key(["Escape"], "Esc", "end measuring, and remove the lengths", () => viewer.clearLengths()),
     key(["?"], "?", "this list", () => byId("help-dialog", HTMLDialogElement).showModal()),

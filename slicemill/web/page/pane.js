@@ -75,7 +75,8 @@ export class Pane {
     this.wheel = 0;
     /** @type {Map<number, {x: number, y: number}>} */
     this.fingers = new Map();
-    /** @type {{kind: "point" | "move" | "window" | "measure" | "touch", x: number, y: number, from: Voxel | null} | null} */
+    /** @type {{kind: "point" | "move" | "window" | "measure" | "touch", x: number, y: number,
+     *   from: Voxel | null} | null} */
     this.drag = null;
     new ResizeObserver((entries) => {
       this.fit(entries[0]);
@@ -135,7 +136,18 @@ export class Pane {
   /** Return whether the picture differs from the one that was painted last. @param {Scene} scene */
   isChanged({ section, view, table, overlayKey, style }) {
     const { width, height } = this.canvas;
-    const key = [section, view.zoom, view.column, view.row, table, overlayKey, style.outline, style.fill, width, height];
+    const key = [
+      section,
+      view.zoom,
+      view.column,
+      view.row,
+      table,
+      overlayKey,
+      style.outline,
+      style.fill,
+      width,
+      height,
+    ];
     const isSame = this.painted?.every((part, index) => part === key[index]) ?? false;
     this.painted = key;
     return !isSame;
@@ -192,7 +204,10 @@ export class Pane {
     context.strokeStyle = "rgba(120, 220, 140, 0.75)";
     context.beginPath();
     for (const [fromX, fromY, toX, toY] of [
-      [0, y, x - gap, y], [x + gap, y, width, y], [x, 0, x, y - gap], [x, y + gap, x, height],
+      [0, y, x - gap, y],
+      [x + gap, y, width, y],
+      [x, 0, x, y - gap],
+      [x, y + gap, x, height],
     ]) {
       context.moveTo(fromX, fromY);
       context.lineTo(toX, toY);

@@ -16,7 +16,10 @@ export function chooseLabel(labels, masks, chosen) {
   const key = (/** @type {ShownLabel} */ label) => `${label.mask}/${label.value}`;
   choice.replaceChildren(
     ...labels.map((label) =>
-      makeOption(key(label), masks.length > 1 ? `${label.shownName}, ${clean(masks[label.mask].name)}` : label.shownName),
+      makeOption(
+        key(label),
+        masks.length > 1 ? `${label.shownName}, ${clean(masks[label.mask].name)}` : label.shownName,
+      ),
     ),
   );
   const found =

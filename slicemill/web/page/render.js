@@ -121,7 +121,8 @@ function isEdge(values, inside, stride, columns, rows, x, y, reach) {
     if (x >= step && (columns[x - step] < 0 || !inside[values[row + columns[x - step]]])) return true;
     if (x + step < columns.length && (columns[x + step] < 0 || !inside[values[row + columns[x + step]]])) return true;
     if (y >= step && (rows[y - step] < 0 || !inside[values[rows[y - step] * stride + column]])) return true;
-    if (y + step < rows.length && (rows[y + step] < 0 || !inside[values[rows[y + step] * stride + column]])) return true;
+    if (y + step < rows.length && (rows[y + step] < 0 || !inside[values[rows[y + step] * stride + column]]))
+      return true;
   }
   return false;
 }

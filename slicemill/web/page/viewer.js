@@ -135,7 +135,8 @@ export class Viewer {
     this.progress = progress;
     if (!isChanged) return;
     const readable = progress.masks.map((mask) => mask !== null && mask.is_complete && !mask.failure);
-    if (readable.some((one, index) => one !== Boolean(this.sections.readable[index]))) this.sections.setReadable(readable);
+    if (readable.some((one, index) => one !== Boolean(this.sections.readable[index])))
+      this.sections.setReadable(readable);
     if (!this.hasMoved && this.part === null && progress.image.first_slice !== null) {
       this.cursor.z = progress.image.is_complete ? info.shape[0] >> 1 : progress.image.first_slice;
     }
@@ -183,7 +184,13 @@ export class Viewer {
       }
     }
     const isTumor = partsOf !== null && this.info?.masks[partsOf.mask].tumor === partsOf.value;
-    showParts(this.parts, partsOf?.shownName ?? "", isTumor ? "lesion" : "part", this.partsFailure || (partsOf ? "Reading …" : ""), (part) => this.jumpTo(part));
+    showParts(
+      this.parts,
+      partsOf?.shownName ?? "",
+      isTumor ? "lesion" : "part",
+      this.partsFailure || (partsOf ? "Reading …" : ""),
+      (part) => this.jumpTo(part),
+    );
     markRow(this.part);
     this.update();
   }
@@ -217,7 +224,8 @@ export class Viewer {
     this.update();
   }
 
-  /** Go on along a plane's sections: axial pictures run from inferior to superior. @param {Plane} plane @param {number} steps */
+  /** Go on along a plane's sections: axial pictures run from inferior to superior.
+   * @param {Plane} plane @param {number} steps */
   scroll(plane, steps) {
     const { across } = AXES[plane];
     this.direction[plane] = Math.sign(steps) || 1;
@@ -279,7 +287,12 @@ export class Viewer {
   /** @param {number} level @param {number} width changes, HU */
   shiftWindow(level, width) {
     const { low, high } = this.window;
-    this.setWindow(fitWindow({ low: low + level - width / 2, high: Math.max(low + level - width / 2 + 1, high + level + width / 2) }));
+    this.setWindow(
+      fitWindow({
+        low: low + level - width / 2,
+        high: Math.max(low + level - width / 2 + 1, high + level + width / 2),
+      }),
+    );
   }
 
   /** @param {Switch} name */
@@ -295,7 +308,11 @@ export class Viewer {
     const view = this.views[plane];
     const zoom = Math.min(ZOOMS.most, Math.max(ZOOMS.least, view.zoom * factor));
     const ratio = view.zoom / zoom;
-    this.views[plane] = { zoom, column: column + (view.column - column) * ratio, row: row + (view.row - row) * ratio };
+    this.views[plane] = {
+      zoom,
+      column: column + (view.column - column) * ratio,
+      row: row + (view.row - row) * ratio,
+    };
     this.update();
   }
 
@@ -469,7 +486,10 @@ export class Viewer {
     const heat = byId("heat", HTMLCanvasElement);
     const name = this.partsOf?.shownName ?? "";
     drawHeat(heat, counts, this.partsOf?.color ?? [0, 0, 0], this.cursor.z);
-    heat.setAttribute("aria-label", counts.length ? describeHeat(counts, name) : "Amount of a label along the slices");
+    heat.setAttribute(
+      "aria-label",
+      counts.length ? describeHeat(counts, name) : "Amount of a label along the slices",
+    );
     const here = counts[this.cursor.z] ? `, ${counts[this.cursor.z]} voxels of ${name}` : "";
     byId("live", HTMLElement).textContent = `axial ${this.cursor.z + 1} of ${info.shape[0]}${here}`;
   }
