@@ -7,7 +7,7 @@ import { paint } from "./render.js";
 /** @typedef {import("./geometry.js").Plane} Plane */
 /** @typedef {import("./geometry.js").Voxel} Voxel */
 /** @typedef {import("./geometry.js").View} View */
-/** @typedef {{plane: Plane, from: Voxel, to: Voxel, mm: number}} Length */
+/** @typedef {import("./lengths.js").Length} Length */
 /**
  * @typedef {object} Scene What a pane shows.
  * @property {import("./api.js").CaseInfo} info

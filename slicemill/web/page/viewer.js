@@ -4,9 +4,10 @@
 import { getCase, getParts, getProgress, RequestError, Sections } from "./api.js";
 import { fitWindow, PRESETS } from "./controls.js";
 import { byId, clean, fillList } from "./dom.js";
-import { AXES, distanceMm, extent, PLANES, sectionSize, toMm, toSection, wholeView } from "./geometry.js";
+import { AXES, extent, PLANES, sectionSize, toMm, toSection, wholeView } from "./geometry.js";
 import { describeHeat, drawHeat } from "./heat.js";
 import { listLabels, makeOverlays, showLabels } from "./labels.js";
+import { Lengths } from "./lengths.js";
 import { Pane } from "./pane.js";
 import { chooseLabel, chosenLabel, markRow, middleOf, showParts } from "./parts.js";
 import { windowTable } from "./render.js";
@@ -14,7 +15,6 @@ import { windowTable } from "./render.js";
 /** @typedef {import("./geometry.js").Plane} Plane */
 /** @typedef {import("./geometry.js").Voxel} Voxel */
 /** @typedef {import("./geometry.js").View} View */
-/** @typedef {import("./pane.js").Length} Length */
 /** @typedef {"outline" | "fill" | "masks" | "crosshair" | "measuring" | "allPlanes"} Switch */
 
 const AHEAD = 8;
@@ -61,12 +61,7 @@ export class Viewer {
     this.partsFailure = "";
     /** @type {number | null} */
     this.part = null;
-    /** @type {Length[]} */
-    this.lengths = [];
-    /** @type {Length | null} */
-    this.drawnLength = null;
-    /** @type {{plane: Plane, voxel: Voxel} | null} */
-    this.firstEnd = null;
+    this.lengths = new Lengths();
     this.isDrawing = false;
     this.panes = PLANES.map((plane) => new Pane(plane, this.host(), () => this.update()));
     byId("panes", HTMLElement).append(...this.panes.map((pane) => pane.element));
@@ -298,7 +293,7 @@ export class Viewer {
   /** @param {Switch} name */
   flip(name) {
     this.switches[name] = !this.switches[name];
-    this.firstEnd = null;
+    this.lengths.forgetFirst();
     this.update();
   }
 
@@ -337,43 +332,21 @@ export class Viewer {
   /** @param {Plane} plane @param {Voxel} from @param {Voxel} to @param {boolean} isDone */
   measure(plane, from, to, isDone) {
     if (!this.info) return;
-    const length = { plane, from, to, mm: distanceMm(this.info.affine_lps, from, to) };
-    this.drawnLength = isDone ? null : length;
-    if (isDone && length.mm > 0) this.lengths.push(length);
-    this.showLengths();
+    this.lengths.add(plane, from, to, this.info.affine_lps, isDone);
     this.update();
   }
 
   /** Put an end of a length at the crosshair. */
   placeEnd() {
-    if (!this.switches.measuring) return;
-    const { across } = AXES[this.plane];
-    const voxel = { ...this.cursor };
-    const first = this.firstEnd;
-    if (first && first.plane === this.plane && first.voxel[across] === voxel[across]) {
-      this.firstEnd = null;
-      this.measure(this.plane, first.voxel, voxel, true);
-    } else {
-      this.firstEnd = { plane: this.plane, voxel };
-      byId("live", HTMLElement).textContent = "First end set. Move the crosshair, then press Enter.";
-    }
-  }
-
-  clearLengths() {
-    this.lengths = [];
-    this.drawnLength = null;
-    this.firstEnd = null;
-    this.switches.measuring = false;
-    this.showLengths();
+    if (!this.switches.measuring || !this.info) return;
+    this.lengths.placeEnd(this.plane, { ...this.cursor }, this.info.affine_lps);
     this.update();
   }
 
-  showLengths() {
-    byId("lengths-box", HTMLElement).hidden = !this.lengths.length;
-    fillList(
-      byId("lengths", HTMLElement),
-      this.lengths.map(({ plane, from, mm }) => `${mm.toFixed(1)} mm, ${plane} ${from[AXES[plane].across] + 1}`),
-    );
+  clearLengths() {
+    this.lengths.clear();
+    this.switches.measuring = false;
+    this.update();
   }
 
   /** @param {Voxel | null} voxel */
@@ -440,7 +413,7 @@ export class Viewer {
       table: this.table,
       style: this.switches,
       crosshair: this.switches.crosshair,
-      lengths: this.drawnLength ? [...this.lengths, this.drawnLength] : this.lengths,
+      lengths: this.lengths.shown,
       waiting: this.progress?.image.failure ? "Not readable" : "Reading …",
       description: `${plane} ${index + 1} of ${extent(info.shape, AXES[plane].across)}`,
     };
