@@ -24,14 +24,14 @@ endif
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/installed ## the whole way on synthetic CTs, about 7 minutes after installation; STRICT=1 fails if a goal is missed
+demo: $(VENV)/installed ## the whole way on synthetic CTs, about 5 minutes after installation; STRICT=1 fails if a goal is missed
 	$(BIN)/slicemill demo --out demo $(if $(STRICT),--strict-goals)
 
 docs: $(VENV)/developing ## the documentation as pages in build/docs, strict: a link that does not resolve fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
-	@echo "build/docs/index.html; with search: python3 -m http.server -d build/docs"
+	@echo "build/docs/index.html"
 
-test: check ## set up, then every check and every test that takes less than ten seconds
+test: check tests/web/node_modules ## set up, then every check and every test that takes less than ten seconds
 	$(PYTEST) -m "not slow"
 
 soak: $(VENV)/developing ## the slow tests: kills, studies, fuzzing, installations
@@ -93,8 +93,15 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,train,$(RUNTIME)]'
 	touch $@
 
+# The page's tests use axe-core and TypeScript, and are skipped by name without them.
+tests/web/node_modules: tests/web/package.json
+	@if command -v npm >/dev/null; then \
+		npm install --prefix tests/web --silent --no-audit --no-fund --no-package-lock && touch $@ \
+			|| echo "npm cannot install axe-core and typescript; their tests are skipped"; \
+	fi
+
 $(VENV)/developing: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,train,$(RUNTIME),dicom,dev,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,train,$(RUNTIME),dicom,web,dev,docs]'
 	touch $@
 
 $(CARD)/installed: pyproject.toml constraints.txt

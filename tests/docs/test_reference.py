@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from slicemill.cli import commands
+from slicemill.web.marks import Marks
 from tests.docs.pages import HERE
 
 LABELS = ("liver", "tumor")
@@ -53,12 +54,14 @@ def written(collection, trained, model, shared):
             shutil.copy(mask, masks / mask.name.replace("segmentation", "volume"))
         run("ingest", folder / "scans", folder / "store", exit_code=1)
         run("store", "export-slices", folder / "store", folder / "slices", "--format", "png")
+        run("store", "export", folder / "store", folder / "dataset", "--format", "monai")
         run("infer", model, folder / "scans", "--out", folder / "segmented", "--strict", exit_code=1)
         words = ("--labels", "liver=1,tumor=2")
         run("evaluate", masks, collection, "--out", folder / "scores", "--against", masks, *words)
         run("measure", masks, "--image", collection, "--out", folder / "lesions", *words)
         first = masks / "volume-0.nii"
         run("compare", first, first, "--out", folder / "change", *words)
+        Marks(folder / "marks.csv").put("volume-0", "good")
 
     return shared("written", make)
 

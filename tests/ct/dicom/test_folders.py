@@ -201,7 +201,7 @@ def test_a_truncated_slice_and_a_damaged_header_refuse_the_series(tmp_path):
         read(folder)
     (folder / "IM003").write_bytes(data)
     (folder / "IM005").write_bytes(data[:200])
-    with pytest.raises(ScanError, match=r"IM005 in the same folder is damaged and may be one of its slices"):
+    with pytest.raises(ScanError, match=r"IM005 in the same folder cannot be read and may be one of its slices"):
         read(folder)
 
 

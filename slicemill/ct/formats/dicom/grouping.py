@@ -19,7 +19,7 @@ from slicemill.common.errors import ScanError
 from slicemill.common.files import Location
 from slicemill.ct.formats.dicom.files import OpenFile
 from slicemill.ct.formats.dicom.header import FileHeader
-from slicemill.ct.formats.dicom.planes import Plane
+from slicemill.ct.formats.dicom.planes import KNOWN_CODES, Plane, show_uid
 from slicemill.ct.formats.dicom.stack import check_side_by_side, find_places
 from slicemill.ct.formats.dicom.uids import CT_CLASSES, describe_class
 
@@ -48,20 +48,11 @@ def describe_other(header: FileHeader) -> str:
     """Return why a file is no CT slice; empty if it may be one."""
     identity = header.identity
     if identity.sop_class not in CT_CLASSES and not (not identity.sop_class and identity.modality == "CT"):
-        return f"{describe_class(safe_uid(identity.sop_class), safe_code(identity.modality))}, not a CT"
+        modality = identity.modality if identity.modality in KNOWN_CODES else ""
+        return f"{describe_class(show_uid(identity.sop_class) if identity.sop_class else '', modality)}, not a CT"
     if "LOCALIZER" in identity.image_type[2:3]:
         return "a scout (ImageType LOCALIZER), not a scan"
     return ""
-
-
-def safe_uid(text: str) -> str:
-    """Return a UID, or a word in place of text that is none."""
-    return text if all(one.isdigit() or one == "." for one in text) else "(not a UID)"
-
-
-def safe_code(text: str) -> str:
-    """Return a short code in capital letters, or nothing."""
-    return text if text.isascii() and text.isalnum() and text.isupper() and len(text) <= 16 else ""
 
 
 def group_planes(planes: Iterable[Plane]) -> list[list[Plane]]:

@@ -96,7 +96,7 @@ def sort_files(folder: Location, files: Sequence[DicomFile], advance: Advance) -
         try:
             header = read_file_header(file)
         except ScanError as error:
-            left_out.append((file.path, f"a damaged DICOM file: {error.reason}"))
+            left_out.append((file.path, f"cannot be read as DICOM: {error.reason}"))
             damaged = damaged or error
             continue
         if header is None:
@@ -140,7 +140,10 @@ def _refuse_beside(one: Series | Refused, damage: ScanError) -> Series | Refused
     """Return a series as refused because of a damaged file beside it, which may be one of its slices."""
     if isinstance(one, Refused):
         return one
-    reason = f"{damage.where} in the same folder is damaged and may be one of its slices: {damage.reason} Or remove that file."
+    reason = (
+        f"{damage.where} in the same folder cannot be read and may be one of its slices: {damage.reason} "
+        "Or remove that file."
+    )
     return Refused(
         location=one.location,
         number=one.number,

@@ -19,6 +19,12 @@ UNIT_TOLERANCE = 1e-3
 """How far the directions of rows and columns may be from unit length and from a right angle."""
 HU_TYPES = ("", "HU", "US", "HU_MOD")
 """Values of RescaleType that mean HU, or say nothing."""
+KNOWN_CODES = frozenset((
+    "", "HU", "US", "HU_MOD", "OD", "MGML", "Z_EFF", "ED", "EDW", "PCT", "MONOCHROME1", "MONOCHROME2", "RGB",
+    "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "CT", "MR", "PT", "NM", "CR",
+    "DX", "XA", "OT", "SC", "SEG", "SR", "PR", "KO", "REG", "RTDOSE", "RTPLAN", "RTSTRUCT", "DOC",
+))  # fmt: skip
+"""Codes of RescaleType (C.11.1.1.2), PhotometricInterpretation (C.7.6.3.1.2) and Modality (C.7.3.1.1.1)."""
 POSITION, ORIENTATION, SPACING = (
     "ImagePositionPatient (0020,0032)",
     "ImageOrientationPatient (0020,0037)",
@@ -129,7 +135,8 @@ def _check_size(header: FileHeader) -> None:
     if not 0 < header.frames <= MAX_FRAMES:
         raise refuse(header, f"NumberOfFrames (0028,0008) must be 1 to {MAX_FRAMES:,}; it is {header.frames}")
     needed = form.rows * form.columns * header.frames * form.bits_allocated // 8
-    if header.pixel_length != 0xFFFFFFFF and header.pixel_length < needed:
+    beyond = form.columns * form.bits_allocated // 8  # a row: anything shorter may be padding
+    if header.pixel_length != 0xFFFFFFFF and not needed <= header.pixel_length < needed + max(2, beyond):
         raise refuse(
             header, f"PixelData (7FE0,0010) has {header.pixel_length:,} bytes, but the header claims {needed:,}"
         )
@@ -165,13 +172,12 @@ def _show(numbers: Numbers) -> str:
 
 
 def show_code(text: str) -> str:
-    """Return a code of a header for a message: text that is no code may name a person, and is not shown.
+    """Return a code of a header for a message: other text may name a person, and is not shown.
 
-    >>> show_code("MONOCHROME1"), show_code("Doe^Jane"), show_code("")
-    ('MONOCHROME1', '(not a code)', '(empty)')
+    >>> show_code("MONOCHROME1"), show_code("DOE JANE"), show_code("")
+    ('MONOCHROME1', '(not a known code)', '(empty)')
     """
-    plain = len(text) <= 16 and all(one.isascii() and (one.isupper() or one.isdigit() or one in "_ ") for one in text)
-    return (text or "(empty)") if plain else "(not a code)"
+    return (text or "(empty)") if text in KNOWN_CODES else "(not a known code)"
 
 
 def show_uid(text: str) -> str:
