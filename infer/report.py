@@ -52,6 +52,9 @@ class ScanReport:
     """Number of voxels along z, y, x."""
     spacing_mm_zyx: tuple[float, ...]
     """Size of a voxel along z, y, x, mm."""
+    slices_labeled: int | None = None
+    """Number of slices that the network labeled; the others lie outside of the organ's range and have no label and a
+    tumor score of 0. None in older reports."""
     volumes_ml: Mapping[str, float]
     """Volume of each label, ml; the organ includes its tumors."""
     tumor_found: bool | None = None
@@ -103,6 +106,7 @@ def make_report(model: Model, loaded: LoadedScan, segmentation: Segmentation, na
         tumor=info.labels.tumor,
         shape_zyx=grid.stored_shape,
         spacing_mm_zyx=tuple(round(step, 6) for step in grid.spacing_mm),
+        slices_labeled=segmentation.labeled,
         volumes_ml=measure_volumes(segmentation.label, box, info.labels, voxel_ml(grid.affine_lps)),
         provider=model.provider,
         warnings=loaded.warnings,

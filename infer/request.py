@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from slicemill.common.errors import UsageError
+from slicemill.common.errors import ScanError, UsageError
 from slicemill.common.options import INPUT, MACHINE, NETWORK, OUTPUT, RERUN, Json, parse_shard, require_finite
 
 if TYPE_CHECKING:
+    from slicemill.common.left_out import LeftOut
+    from slicemill.infer.inputs.jobs import Job
+    from slicemill.infer.network.model import Model
     from slicemill.infer.run.options import InferOptions
+    from slicemill.infer.run.summary import Summary
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 """The choices of `slicemill.infer.runtime.providers.Provider`, a module that is too slow to import for --help."""
@@ -32,7 +36,7 @@ FINITE_FROM_0: dict[str, Any] = {"min": 0, "callback": require_finite}
 ModelFile = Annotated[Path, typer.Argument(help="ONNX file written by slicemill export.")]
 Inputs = Annotated[
     list[str] | None,
-    typer.Argument(help="Scans (.nii, .nii.gz), folders, quoted patterns, slice stores; paths or URLs."),
+    typer.Argument(help="Scans (NIfTI, MetaImage, NRRD), folders, quoted patterns, slice stores; paths or URLs."),
 ]
 ProviderName = Annotated[Provider, _common("Where the network runs; auto: CUDA if it starts, else CPU.")]
 
@@ -55,6 +59,13 @@ class InferRequest:
     separate: Annotated[bool, _output("Also write NAME_LABEL for every label, as 0 and 1.", "--separate")] = False
     no_postprocess: Annotated[bool, _output("Do not post-process the labels.", "--no-postprocess")] = False
     provider: ProviderName = "auto"
+    z_range: Annotated[
+        Literal["auto", "organ", "all"],
+        _network(
+            "Slices to label: all, or the organ's range, where only the largest organ is kept; auto: that if possible.",
+            "--range",
+        ),
+    ] = "auto"
     mirror: Annotated[bool, _network("Average over mirrored slices; takes four times as long.", "--mirror")] = False
     overlap: Annotated[
         bool, _network("Average over tiles that overlap by half, if slices need tiles.", "--overlap")
@@ -102,6 +113,7 @@ class InferRequest:
             postprocess=not self.no_postprocess,
             separate=self.separate,
             strict=self.strict,
+            z_range=self.z_range,
             predict=PredictOptions(mirror=self.mirror, overlap=self.overlap, probability=self.probability),
             batch=self.batch,
             readers=self.readers,
@@ -129,6 +141,63 @@ class InferRequest:
             raise UsageError("pass scans, folders, patterns or stores, or a --list of them; or use --watch FOLDER.")
         if self.watch is not None and (self.scheduler or self.shard or self.dry_run or self.window):
             raise UsageError("--watch cannot be combined with --scheduler, --shard, --dry-run or --window.")
+
+    def find_jobs(self) -> "tuple[list[Job], list[LeftOut]]":
+        """Return the jobs of this shard, and its share of the files that are left out.
+
+        Raises
+        ------
+        ScanError
+            No input exists, so that nothing is written. One that is missing among others is reported as failed.
+        """
+        from slicemill.infer.inputs.gather import gather
+        from slicemill.store.to_slices import parse_window
+
+        jobs, left_out = gather(self.all_inputs, parse_window(self.window) if self.window else None)
+        if jobs and not any(job.path.exists() for job in jobs):
+            raise ScanError(
+                f"there is no such file or folder, nor any other of the {len(jobs)}."
+                if len(jobs) > 1
+                else "there is no such file or folder.",
+                where=jobs[0].path,
+            )
+        first, step = self.shard_of or (0, 1)
+        return jobs[first::step], left_out[first::step]
+
+    def open_model(self) -> "Model":
+        """Open the model, on the CPU if workers of a scheduler run it.
+
+        Raises
+        ------
+        ModelError
+            The file cannot be read or is not a slicemill model.
+        ProviderError
+            The provider does not run here.
+        """
+        from slicemill.infer.network.model import find_provider_file, open_model
+
+        batch = self.options.batch
+        if self.scheduler:
+            return open_model(find_provider_file(self.model, self.provider), "cpu", batch=batch)
+        return open_model(self.model, self.provider, self.options.devices[0], batch)
+
+    def run(self, opened: "Model", jobs: "Sequence[Job]", left_out: "Sequence[LeftOut]") -> "Summary":
+        """Segment scans that arrive in a folder, or on a cluster, or here."""
+        from slicemill.infer.run.ledger import RunLedger
+
+        out, options = self.out_folder, self.options
+        if self.watch is not None:
+            from slicemill.infer.run.watch import until_signaled, watch
+
+            with until_signaled() as ended:
+                return watch(opened, self.watch, RunLedger(out, opened, options), ended, self.settle)
+        if self.scheduler is not None:
+            from slicemill.infer.run.cluster import infer_on
+
+            return infer_on(self.scheduler, opened, self.provider, jobs, RunLedger(out, opened, options), left_out)
+        from slicemill.infer.run.pipeline import infer
+
+        return infer(opened, jobs, out, options, left_out)
 
 
 def default_output(inputs: Sequence[str], model: Path) -> Path:

@@ -14,9 +14,10 @@ from slicemill.infer.network.model import Model
 from slicemill.infer.parity_check import check_parity
 from slicemill.infer.postprocess import postprocess
 from slicemill.infer.report import ScanReport, make_report
+from slicemill.infer.run.scan_queue import ScanQueue
 from slicemill.infer.runtime.capacity import Capacity, batch_capacity
-from slicemill.infer.slices.assembly import Segmentation, plan_scan
-from slicemill.infer.slices.batches import Batcher, NetworkScan
+from slicemill.infer.slices.assembly import RangeChoice, Segmentation, labels_in_range, plan_scan
+from slicemill.infer.slices.batches import NetworkScan
 from slicemill.infer.slices.tiles import PLAIN, PredictOptions
 
 
@@ -26,8 +27,10 @@ def segment_volume(
     spacing_mm: tuple[float, float, float],
     advance: Callable[[int], None] = lambda _: None,
     predict: PredictOptions = PLAIN,
+    *,
+    in_range: bool = False,
 ) -> Segmentation:
-    """Label every slice of one volume.
+    """Label every slice of one volume, or, with `in_range`, those around its organ (`slicemill.infer.slices.z_range`).
 
     Parameters
     ----------
@@ -52,13 +55,15 @@ def segment_volume(
         The device failed.
     """
     nz, ny, nx = volume.shape
-    plan = plan_scan(model.info, (nz, ny, nx), spacing_mm, predict)
+    plan = plan_scan(model.info, (nz, ny, nx), spacing_mm, predict, in_range=in_range)
     scan = NetworkScan(plan, plan.resample(volume))
     capacity = batch_capacity(model.info, model.provider)
     if model.provider != "cpu" and not model.parity_checked:
         check_parity(model, scan, make_lane(model, capacity, plan.outputs))
     _label_scan(model, scan, capacity, advance)
-    return scan.assembly.result()
+    result = scan.assembly.result()
+    advance((nz - result.labeled) * len(plan.tiles))
+    return result
 
 
 def count_units(model: Model, grid: Grid, predict: PredictOptions = PLAIN) -> int:
@@ -68,22 +73,22 @@ def count_units(model: Model, grid: Grid, predict: PredictOptions = PLAIN) -> in
 
 
 def _label_scan(model: Model, scan: NetworkScan, capacity: Capacity, advance: Callable[[int], None]) -> None:
-    """Label all slices of a scan, on as many lanes as the provider supports."""
-    batcher = Batcher(capacity)
-    batcher.add(scan)
-    lock, compute_limit, stopped = threading.Lock(), make_compute_limit(model), threading.Event()
+    """Label the slices of a scan, on as many lanes as the provider supports."""
+    queue = ScanQueue(capacity, 0)
+    queue.add(scan)
+    lock, compute_limit = threading.Lock(), make_compute_limit(model)
 
     def run_lane() -> None:
         lane = make_lane(model, capacity, scan.plan.outputs)
-        while True:
-            with lock:
-                if stopped.is_set() or not batcher.waiting:
-                    return
-                batch = batcher.next()
+        while (batch := queue.take()) is not None:
             image = batch.fill(lane.image, in_place=lane.reads_in_place)
             with report_device_errors(model.provider, "the device failed"):
                 output = lane.run(image, batch.neighbors, compute_limit, batch.targets())
-            batch.put(output)
+            if batch.put(output):
+                if scan.ask_more():
+                    queue.add(scan)
+                else:
+                    queue.finish(scan)
             with lock:
                 advance(len(batch.units))
 
@@ -92,7 +97,7 @@ def _label_scan(model: Model, scan: NetworkScan, capacity: Capacity, advance: Ca
             for future in as_completed([pool.submit(run_lane) for _ in range(model.lanes)]):
                 future.result()
         finally:  # also after Ctrl-C: no lane starts another batch
-            stopped.set()
+            queue.stop()
 
 
 def segment(
@@ -101,9 +106,11 @@ def segment(
     name: str,
     advance: Callable[[int], None] = lambda _: None,
     predict: PredictOptions = PLAIN,
+    z_range: RangeChoice = "auto",
 ) -> tuple[Segmentation, ScanReport]:
     """Label a scan, post-process the labels by the model's rules, and measure them."""
     info = model.info
-    segmentation = segment_volume(model, loaded.volume, loaded.grid.spacing_mm, advance, predict)
+    in_range = labels_in_range(info, z_range, predict, postprocess=True)
+    segmentation = segment_volume(model, loaded.volume, loaded.grid.spacing_mm, advance, predict, in_range=in_range)
     postprocess(segmentation.label, info.labels, info.rules, loaded.grid, segmentation.tumor_probability)
     return segmentation, make_report(model, loaded, segmentation, name)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from slicemill.common.files import sha256_of_json
 from slicemill.ct.formats.dicom.stack import Uneven
 from slicemill.ct.geometry_option import Geometry
-from slicemill.store.layout import FORMAT, ProfileName
+from slicemill.store.layout import ProfileName
 
 if TYPE_CHECKING:
     from slicemill.ct.labels import Labels
@@ -16,6 +16,9 @@ CaseIdKind = Literal["name", "series"]
 """Case ids of DICOM series: the folder's name, or the SeriesInstanceUID."""
 ENCODING = 2
 """Version of the conversion; raised whenever the same input would produce other bytes."""
+PARAMS_FORMAT = 1
+"""Version of this document, once that of the store. Format 2 of the store moves arrays and changes none of their bytes,
+so a store of format 1 keeps its hash and takes more cases."""
 PLACING = 2
 """Version of what the values of `geometry` other than ``error`` do. 1 did not turn masks."""
 
@@ -44,7 +47,7 @@ class Params:
     def as_json(self) -> dict[str, Any]:
         """Return the document that is hashed."""
         return {
-            "format": FORMAT,
+            "format": PARAMS_FORMAT,
             "encoding": ENCODING,
             **(self.labels.as_json() if self.labels else {"labels": None}),
             "geometry": self.geometry,

@@ -46,6 +46,9 @@ def phantom(
     cases: Annotated[int, typer.Option(help="Number of scans.", min=1)] = 12,
     size: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=32, max=1024)] = 128,
     seed: Annotated[int, typer.Option(help="The same seed gives the same scans.", min=0)] = 0,
+    trunk: Annotated[
+        bool, typer.Option("--trunk", help="From hips to shoulders: the liver in about a third of the slices.")
+    ] = False,
 ) -> None:
     """Make a collection of synthetic abdominal CTs with liver and tumors, named as in LiTS, in many orientations.
 
@@ -55,7 +58,7 @@ def phantom(
     from slicemill.ct.phantom import write_collection
 
     with progress("phantoms", cases, "cases") as advance:
-        for image, _ in write_collection(folder, cases=cases, size=size, seed=seed):
+        for image, _ in write_collection(folder, cases=cases, size=size, seed=seed, trunk=trunk):
             advance(1, image.name)
     print_line(f"{cases} synthetic CTs with masks (1 liver, 2 tumor): {folder}")
 
@@ -67,7 +70,7 @@ def demo(
     cases: Annotated[int, typer.Option(help="Phantoms to make.", min=12)] = 36,
     epochs: Annotated[
         int | None,
-        typer.Option(help="Epochs of the training. By default 18 epochs of phantoms, or 4 minutes of --data.", min=1),
+        typer.Option(help="Epochs of the training. By default 12 epochs of phantoms, or 4 minutes of --data.", min=1),
     ] = None,
     max_minutes: Annotated[
         float | None,

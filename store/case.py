@@ -13,7 +13,7 @@ from slicemill.common.errors import LabelError, StoreError
 from slicemill.ct.geometry import voxel_ml
 from slicemill.ct.labels import Labels, labels_from_json
 from slicemill.ct.lesions import Lesion
-from slicemill.store.layout import FORMAT
+from slicemill.store.layout import FORMAT, READABLE_FORMATS
 
 Count = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """An integer that fits the tables' int64."""
@@ -130,6 +130,8 @@ class CaseInfo:
     fingerprint: str | None = None
     """SHA-256 of the checksums of the image's slices in order of z. In stores of one profile, equal voxels have equal
     fingerprints, whatever the source file."""
+    format: int = FORMAT
+    """Store format of the case as it was read."""
 
     @property
     def voxel_ml(self) -> float:
@@ -142,7 +144,7 @@ class CaseInfo:
         return self.slice_stats.voxels[tumor][z] > 0 if tumor else None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the attribute ``slicemill``."""
+        """Return the attribute ``slicemill`` in the format that is written today."""
         document = to_document(
             CaseDocument(
                 format=FORMAT,
@@ -168,6 +170,24 @@ class CaseInfo:
         return document
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourceHashes:
+    """The hashes that change when a case of the store changes."""
+
+    image_sha256: str
+    mask_sha256: str | None
+    params_sha256: str
+
+
+def hash_source(info: CaseInfo) -> SourceHashes:
+    """Return the hashes that change when a case of the store changes."""
+    return SourceHashes(
+        image_sha256=info.image.sha256,
+        mask_sha256=info.mask.sha256 if info.mask else None,
+        params_sha256=info.params_sha256,
+    )
+
+
 def parse_case(attribute: object, shape: tuple[int, int, int], where: str) -> CaseInfo:
     """Rebuild a CaseInfo from the attribute of the case `where`, whose image has `shape` [z, y, x].
 
@@ -177,10 +197,10 @@ def parse_case(attribute: object, shape: tuple[int, int, int], where: str) -> Ca
         The attribute has another format, or a field is missing or has a wrong type. The message names the field.
     """
     version = attribute.get("format") if isinstance(attribute, dict) else None
-    if isinstance(attribute, dict) and version != FORMAT:
+    if isinstance(attribute, dict) and version not in READABLE_FORMATS:
         raise StoreError(
-            f"has store format {version!r}, but this version of slicemill reads format {FORMAT}; "
-            "ingest the collection again.",
+            f"has store format {version!r}, but this version of slicemill reads the formats 1 to {FORMAT}; "
+            "use the version of slicemill that wrote it, or ingest the collection again.",
             where=where,
         )
     try:
@@ -207,6 +227,7 @@ def parse_case(attribute: object, shape: tuple[int, int, int], where: str) -> Ca
         max_rounding_error_hu=document.max_rounding_error_hu,
         warnings=document.warnings,
         fingerprint=document.fingerprint,
+        format=document.format,
     )
 
 

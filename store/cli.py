@@ -1,6 +1,7 @@
 """The commands `slicemill store ...`."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +11,15 @@ from slicemill.common.app import App
 from slicemill.common.errors import UsageError
 from slicemill.common.options import MACHINE, Json
 from slicemill.common.terminal import bar_characters, format_table, print_always, print_json, print_line
-from slicemill.store.layout import SliceFormat
+from slicemill.store.layout import FORMAT, DatasetFormat, Link, SliceFormat, Suffix
 
 store = App(
     name="store",
     help="Inspect a slice store, export cases and slices, draw plots, and rebuild the tables (reindex).",
     no_args_is_help=True,
 )
+
+COLLECTION = "All cases, with --format"
 
 StorePath = Annotated[str, typer.Argument(help="Folder of the slice store.")]
 
@@ -78,15 +81,89 @@ def _print_data(text: str) -> None:
 @store.command()
 def export(
     path: StorePath,
-    case: Annotated[str, typer.Argument(help="Id of the case; `slicemill store manifest` lists them.")],
-    out: Annotated[Path, typer.Argument(help="File to write, .nii or .nii.gz.")],
-    mask: Annotated[bool, typer.Option("--mask", help="Write the segmentation instead of the image.")] = False,
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[CASE] OUT",
+            help="Id of the case and file to write, .nii or .nii.gz. With --format, only the folder to write.",
+        ),
+    ],
+    mask: Annotated[bool, typer.Option("--mask", help="Write the segmentation of CASE instead of the image.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    chosen: Annotated[
+        DatasetFormat | None,
+        typer.Option(
+            "--format",
+            help="Write all cases as nnU-Net's raw data, MONAI's datalist or the tree of LiTS.",
+            rich_help_panel=COLLECTION,
+        ),
+    ] = None,
+    split: Annotated[
+        list[Path] | None,
+        typer.Option(help="Split file, as train writes it; may be repeated, a fold each.", rich_help_panel=COLLECTION),
+    ] = None,
+    suffix: Annotated[
+        Suffix | None,
+        typer.Option(help="Ending of the files; by default .nii.gz, for lits .nii.", rich_help_panel=COLLECTION),
+    ] = None,
+    link: Annotated[
+        Link,
+        typer.Option(help="Link source files that have the bytes to be written.", rich_help_panel=COLLECTION),
+    ] = "never",
+    source: Annotated[
+        Path | None, typer.Option(help="The source collection, for --link: a local folder.", rich_help_panel=COLLECTION)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be written.", rich_help_panel=COLLECTION)
+    ] = False,
+    workers: Annotated[int, typer.Option(help="Cases at a time; 0: all cores.", min=0, rich_help_panel=COLLECTION)] = 0,
+    json: Json = False,
 ) -> None:
-    """Export a case as NIfTI, with the voxels, axis order and header geometry of its source file."""
+    """Export a case as NIfTI with the voxels and geometry of its source file, or all cases with --format.
+
+    Run a command with --format again to write only the cases that are missing or changed.
+    """
+    if chosen is None:
+        given = {"--split": split, "--suffix": suffix, "--link": link != "never", "--source": source,
+                 "--dry-run": dry_run, "--json": json}  # fmt: skip
+        for option, value in given.items():
+            if value:
+                raise UsageError(f"{option} needs --format: it is about a collection, not about one case.")
+        export_one_case(path, names, mask=mask, overwrite=overwrite)
+        return
+    if mask or overwrite:
+        raise UsageError("--mask and --overwrite are about one case; omit them with --format.")
+    if len(names) != 1:
+        raise UsageError(f"--format {chosen} needs a store and a folder to write; further names: {' '.join(names)}.")
+    from slicemill.store.dataset_command import DatasetRequest, run_export
+
+    request = DatasetRequest(
+        out=Path(names[0]),
+        form=chosen,
+        suffix=suffix or (".nii" if chosen == "lits" else ".nii.gz"),
+        splits=tuple(split or ()),
+        link=link,
+        source=source,
+        dry_run=dry_run,
+        workers=workers,
+    )
+    run_export(path, request, json=json)
+
+
+def export_one_case(path: str, names: list[str], *, mask: bool, overwrite: bool) -> None:
+    """Export the image or the segmentation of one case.
+
+    Raises
+    ------
+    UsageError
+        `names` are not an id and a file.
+    """
     from slicemill.store.reader import open_store
     from slicemill.store.to_nifti import export_case
 
+    if len(names) != 2:
+        raise UsageError("name the store, a case and a file to write; or pass --format to export all cases.")
+    case, out = names[0], Path(names[1])
     stored = open_store(path)[case]
     export_case(stored, out, array="label" if mask else "image", overwrite=overwrite)
     nz, ny, nx = stored.info.shape
@@ -141,6 +218,35 @@ def reindex(path: StorePath) -> None:
     print_line(
         f"{len(build(path))} cases in manifest.parquet, manifest.csv, slices.parquet and lesions.parquet of {path}"
     )
+
+
+@store.command()
+def upgrade(
+    path: StorePath,
+    workers: Annotated[int, typer.Option(help="Cases at a time; 0: all cores.", min=0, rich_help_panel=MACHINE)] = 0,
+    json: Json = False,
+) -> None:
+    """Move the cases of an older store to the newest format, so that each is an OME-Zarr image.
+
+    No voxel is decoded. If the command is interrupted, the store can be read; run it again to upgrade the other cases.
+    """
+    from slicemill.common.machine import count_workers
+    from slicemill.store.reader import open_store
+    from slicemill.store.upgrade import upgrade_store
+
+    outcomes = upgrade_store(open_store(path), count_workers(workers))
+    counts = Counter(outcome.status for outcome in outcomes)
+    for outcome in outcomes:
+        if outcome.status == "failed":
+            print_always(f"failed: {outcome.reason}")
+    print_line(
+        f"{len(outcomes)} cases: {counts['done']} upgraded to format {FORMAT}, {counts['skipped']} had it, "
+        f"{counts['failed']} failed"
+    )
+    if json:
+        print_json({"store": path, "format": FORMAT, "cases": outcomes})
+    if counts["failed"]:
+        raise SystemExit(1)
 
 
 @store.command()

@@ -1,8 +1,14 @@
-"""The slice store on disk, format 1: names of files and folders, and the allowed values. All arrays are plain Zarr v3.
+"""The slice store on disk, format 2: names of files and folders, and the allowed values. All arrays are plain Zarr v3.
 
 ::
 
-    STORE/scans.zarr/<case_id>/{zarr.json, image/zarr.json, image/c/0/0/0, label/zarr.json, label/c/0/0/0}
+    STORE/scans.zarr/<case_id>/zarr.json
+                              /image/{zarr.json, c/0/0/0}
+                              /labels/{zarr.json, segmentation/zarr.json, segmentation/0/{zarr.json, c/0/0/0}}
+
+Each case is an OME-Zarr image (`slicemill.store.ome_zarr`), which wants its segmentations in the group ``labels``.
+Format 1 had the segmentation in ``label``, and was no OME-Zarr image. Everything else is the same. Cases of format 1
+can be read; `slicemill.store.upgrade` moves them to format 2.
 
 A chunk is one slice and a shard is one case. A shard holds the encoded slices in the order in which they were
 written, then the index: offset and length of each slice as little-endian uint64, then a crc32c.
@@ -15,10 +21,18 @@ from typing import Final, Literal
 
 from slicemill.common.errors import StoreError
 
-FORMAT = 1
+FORMAT = 2
+READABLE_FORMATS = (1, FORMAT)
 GROUP = "scans.zarr"
 IMAGE: Final = "image"
 LABEL: Final = "label"
+LABELS_GROUP = "labels"
+SEGMENTATION_GROUP = "labels/segmentation"
+ARRAY_PATHS: Final[dict[int, dict["ArrayName", str]]] = {
+    1: {"image": "image", "label": "label"},
+    FORMAT: {"image": "image", "label": f"{SEGMENTATION_GROUP}/0"},
+}
+"""Path of each array below its case, by format."""
 SHARD = "c/0/0/0"
 DOCUMENT = "zarr.json"
 ATTRIBUTE = "slicemill"
@@ -42,6 +56,12 @@ ArrayName = Literal["image", "label"]
 ProfileName = Literal["compact", "fast"]
 SliceFormat = Literal["jpeg", "png", "png16", "npy"]
 """File formats of exported slices."""
+DatasetFormat = Literal["nnunet", "monai", "lits"]
+"""Layouts of exported collections."""
+Suffix = Literal[".nii.gz", ".nii"]
+"""Endings of exported volumes."""
+Link = Literal["hard", "symbolic", "never"]
+"""How an exported file is linked to the source file of the same bytes."""
 
 
 def check_case_id(case_id: str) -> str:

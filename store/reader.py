@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from slicemill.common.errors import InputError, NoCaseError, StoreError
 from slicemill.common.failures import explain_failure, raise_system_limit
-from slicemill.common.files import Location, parse_location, read_json
+from slicemill.common.files import Location, parse_json_object, parse_location, read_json
 from slicemill.common.names import natural_key
 from slicemill.common.remote import RemotePath
 from slicemill.ct.lesions import Lesion
@@ -21,9 +21,20 @@ from slicemill.store.cache import SliceCache
 from slicemill.store.case import CaseInfo, parse_case
 from slicemill.store.codecs import decode_blosc, decode_zstd, without_checksum
 from slicemill.store.indexing import NumpyIndexing
-from slicemill.store.layout import ABSENT, ATTRIBUTE, DOCUMENT, GROUP, IMAGE, LABEL, SHARD, ArrayName, check_case_id
+from slicemill.store.layout import (
+    ABSENT,
+    ARRAY_PATHS,
+    ATTRIBUTE,
+    DOCUMENT,
+    GROUP,
+    IMAGE,
+    LABEL,
+    SHARD,
+    ArrayName,
+    check_case_id,
+)
 from slicemill.store.shard_reader import ShardReader, plan_ranges
-from slicemill.store.version import CaseVersion, note_version
+from slicemill.store.version import CaseVersion, note_version, read_versioned
 from slicemill.store.zarr_documents import DTYPES, recognize_profile
 
 MAX_SLICE_BYTES = 1 << 31
@@ -42,7 +53,7 @@ class SliceArray(NumpyIndexing):
         self, folder: Location, name: ArrayName, version: CaseVersion | None = None, cache: SliceCache | None = None
     ) -> None:
         self.name: ArrayName = name
-        self._version = version or note_version(folder.parent)
+        self._version = version or note_version(folder.parent)  # a lone array counts as a case of its own
         self._cache = cache if isinstance(folder, RemotePath) else None
         self._folder = folder
         document = read_document(folder)
@@ -131,7 +142,7 @@ class SliceArray(NumpyIndexing):
 
     def __repr__(self) -> str:
         nz, ny, nx = self.shape
-        return f"<{self.name} {self.dtype}[{nz}, {ny}, {nx}] of case {self._folder.parent.name}>"
+        return f"<{self.name} {self.dtype}[{nz}, {ny}, {nx}] of case {self._version.folder.name}>"
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
         return (self.read(z) for z in range(len(self)))
@@ -177,8 +188,8 @@ class SliceArray(NumpyIndexing):
             raise StoreError(str(error), where=f"{self.shard.path}, slice {z}") from error
 
 
-def read_document(folder: Location) -> dict[str, Any]:
-    """Return the ``zarr.json`` of a group or array.
+def read_document(folder: Location, data: bytes | None = None) -> dict[str, Any]:
+    """Return the ``zarr.json`` of a group or array, whose bytes are `data` if they were read.
 
     Raises
     ------
@@ -186,20 +197,20 @@ def read_document(folder: Location) -> dict[str, Any]:
         It cannot be read, or is not a JSON object.
     """
     try:
-        return read_json(folder / DOCUMENT)
+        return read_json(folder / DOCUMENT) if data is None else parse_json_object(data, folder / DOCUMENT)
     except InputError as error:
         raise StoreError(error.reason, where=folder / DOCUMENT) from error
 
 
-def read_attribute(folder: Location) -> object:
-    """Return the attribute ``slicemill`` of a group, or an empty object if it has none.
+def read_attribute(folder: Location, data: bytes | None = None) -> object:
+    """Return the attribute ``slicemill`` of a group (`read_document`), or an empty object if it has none.
 
     Raises
     ------
     StoreError
         The group's document cannot be read.
     """
-    attributes = read_document(folder).get("attributes")
+    attributes = read_document(folder, data).get("attributes")
     return attributes.get(ATTRIBUTE, {}) if isinstance(attributes, dict) else {}
 
 
@@ -210,18 +221,26 @@ class Case:
     StoreError.
     """
 
-    def __init__(self, folder: Location, version: CaseVersion, cache: SliceCache | None = None) -> None:
+    def __init__(
+        self,
+        folder: Location,
+        version: CaseVersion,
+        cache: SliceCache | None = None,
+        document: bytes | None = None,
+    ) -> None:
+        """Open a case; `document` is its group document of this version if the caller has read it."""
         self._version = version
         self.folder = folder
-        self.image = SliceArray(folder / IMAGE, "image", version, cache)
+        self.image = SliceArray(folder / IMAGE, IMAGE, version, cache)
         """int16[z, y, x], HU."""
-        self.info: CaseInfo = parse_case(read_attribute(folder), self.image.shape, str(folder))
+        self.info: CaseInfo = parse_case(read_attribute(folder, document), self.image.shape, str(folder))
         if self.info.case_id != folder.name:
             raise StoreError(
                 f"its metadata belong to case {self.info.case_id!r}; ingest the case again with --overwrite.",
                 where=folder,
             )
-        self.label = SliceArray(folder / LABEL, "label", version, cache) if self.info.mask else None
+        label = folder / ARRAY_PATHS[self.info.format][LABEL]
+        self.label = SliceArray(label, LABEL, version, cache) if self.info.mask else None
         """uint8[z, y, x], values of the case's labels; None without a mask."""
         if self.label is not None and self.label.shape != self.image.shape:
             raise StoreError(
@@ -357,9 +376,10 @@ def iter_case_ids(root: Location) -> Iterator[str]:
 
 def open_case(root: Location, case_id: str, cache: SliceCache | None = None) -> Case:
     """Open a case that exists in the store, without listing the other cases."""
-    version = note_version(root / GROUP / case_id)
+    folder = root / GROUP / case_id
+    version, document = read_versioned(folder)
     try:
-        return Case(root / GROUP / case_id, version, cache)
+        return Case(folder, version, cache, document)
     finally:
         version.check()  # also the reason why half of a case could not be read
 

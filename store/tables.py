@@ -25,7 +25,21 @@ from slicemill.common.files import (
 from slicemill.common.locks import wait_for_claim
 from slicemill.common.remote import RemotePath
 from slicemill.store.case import CaseInfo
-from slicemill.store.layout import CHECKSUMS, DOCUMENT, GROUP, IMAGE, LABEL, LESIONS, MANIFEST, SLICES, TABLES
+from slicemill.store.layout import (
+    ARRAY_PATHS,
+    CHECKSUMS,
+    DOCUMENT,
+    FORMAT,
+    GROUP,
+    IMAGE,
+    LABEL,
+    LABELS_GROUP,
+    LESIONS,
+    MANIFEST,
+    SEGMENTATION_GROUP,
+    SLICES,
+    TABLES,
+)
 from slicemill.store.reader import Store, open_case, open_store
 
 Row = dict[str, Any]
@@ -237,7 +251,7 @@ def _read_case(root: Location, case_id: str) -> _CaseRows | None:
             manifest=make_manifest_row(info),
             slices=pa.Table.from_pylist(make_slice_rows(info)),
             lesions=pa.Table.from_pylist(lesions) if lesions else None,
-            documents_sha256=hash_documents(root, case_id),
+            documents_sha256=hash_documents(root, info),
         )
     except Exception as error:  # noqa: BLE001 (one case does not stop the tables; `verify` reports its problem)
         raise_system_limit(error)
@@ -249,13 +263,15 @@ def list_tables() -> tuple[str, ...]:
     return (f"{MANIFEST}.parquet", f"{MANIFEST}.csv", f"{SLICES}.parquet", f"{LESIONS}.parquet")
 
 
-def hash_documents(root: Location, case_id: str) -> str:
-    """Return one hash of a case's Zarr documents: group and arrays."""
-    folder = root / GROUP / case_id
+def hash_documents(root: Location, info: CaseInfo) -> str:
+    """Return one hash of a case's Zarr documents: groups and arrays."""
+    paths = ARRAY_PATHS[info.format]
+    groups = (LABELS_GROUP, SEGMENTATION_GROUP) if info.format == FORMAT else ()
+    names = (paths[IMAGE], *((paths[LABEL], *groups) if info.mask else ()))
     hashes = []
-    for name in (DOCUMENT, f"{IMAGE}/{DOCUMENT}", f"{LABEL}/{DOCUMENT}"):
+    for name in (DOCUMENT, *(f"{name}/{DOCUMENT}" for name in names)):
         try:
-            hashes.append((name, sha256_of_file(folder / name)))
+            hashes.append((name, sha256_of_file(root / GROUP / info.case_id / name)))
         except FileNotFoundError:
             continue
     return sha256_of_json(hashes)

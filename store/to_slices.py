@@ -32,7 +32,7 @@ from slicemill.common.names import natural_key
 from slicemill.common.progress import progress
 from slicemill.ct.pictures import encode_png
 from slicemill.ct.window import DEFAULT_WINDOW, Window
-from slicemill.store.case import CaseInfo
+from slicemill.store.case import CaseInfo, SourceHashes, hash_source
 from slicemill.store.layout import SliceFormat
 from slicemill.store.reader import Case, Store
 
@@ -67,15 +67,6 @@ class PairRow:
 
 
 COLUMNS = tuple(column.name for column in fields(PairRow))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceHashes:
-    """The hashes that change when a case of the store changes."""
-
-    image_sha256: str
-    mask_sha256: str | None
-    params_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,9 +180,7 @@ def export_slices(store: Store, out: Path, form: SliceForm, case_ids: Sequence[s
     """
     check_form(out, form)
     store.check_known(case_ids)
-    outcomes = _export_in_threads(
-        lambda case_id: _try_case(store, case_id, out, form), case_ids, count_workers(workers)
-    )
+    outcomes = export_in_threads(lambda case_id: _try_case(store, case_id, out, form), case_ids, count_workers(workers))
     rows = [to_document(row) for marker in _read_markers(out) for row in marker.rows]
     write_csv(out / TABLE, rows, COLUMNS)
     order = {case_id: number for number, case_id in enumerate(case_ids)}
@@ -229,7 +218,7 @@ def _read_marker(path: Path) -> Marker:
         raise ConfigError(reason, where=error.where) from error
 
 
-def _export_in_threads(
+def export_in_threads(
     work: Callable[[str], ExportOutcome], case_ids: Sequence[str], workers: int
 ) -> list[ExportOutcome]:
     """Return the outcomes of all cases, in the order in which they end; Ctrl-C cancels those that have not begun."""
@@ -281,15 +270,6 @@ def write_case(case: Case, out: Path, form: SliceForm) -> bool:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return True
-
-
-def hash_source(info: CaseInfo) -> SourceHashes:
-    """Return the hashes that change when a case of the store changes."""
-    return SourceHashes(
-        image_sha256=info.image.sha256,
-        mask_sha256=info.mask.sha256 if info.mask else None,
-        params_sha256=info.params_sha256,
-    )
 
 
 def list_rows(info: CaseInfo, form: SliceForm) -> tuple[PairRow, ...]:

@@ -92,7 +92,7 @@ def check_case(
         case = open_case(store.root, case_id)
         if checksum is None:
             yield "is not in the tables; `slicemill store reindex` adds it."
-        elif hash_documents(store.root, case_id) != checksum:
+        elif hash_documents(store.root, case.info) != checksum:
             yield (
                 "its documents changed since the tables were built. If it was ingested later, run "
                 "`slicemill store reindex`; otherwise ingest it again with --overwrite."

@@ -31,15 +31,17 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import StoreError
-from slicemill.common.files import Location, parse_location, to_json, write_json
+from slicemill.common.files import Location, parse_location, to_json, write_bytes, write_json
 from slicemill.common.locks import CLAIMS, try_claim
 from slicemill.common.remote import RemotePath
 from slicemill.store.case import CaseInfo
 from slicemill.store.codecs import CRC_BYTES, make_codec, with_checksum
 from slicemill.store.layout import (
     ABSENT,
+    ARRAY_PATHS,
     ATTRIBUTE,
     DOCUMENT,
+    FORMAT,
     GROUP,
     PARTIAL,
     SHARD,
@@ -47,6 +49,7 @@ from slicemill.store.layout import (
     ProfileName,
     check_case_id,
 )
+from slicemill.store.ome_zarr import describe_image, list_label_groups
 from slicemill.store.zarr_documents import make_array_document, make_group_document
 
 SLABS_IN_FLIGHT = 2
@@ -122,7 +125,8 @@ class CaseWriter:
         self._profile = profile
         self._pool = pool
         names: tuple[ArrayName, ...] = ("image", "label") if has_mask else ("image",)
-        self._shards = {name: ShardWriter(self.folder / name / SHARD, shape[0]) for name in names}
+        self._paths = {name: self.folder / ARRAY_PATHS[FORMAT][name] for name in names}
+        self._shards = {name: ShardWriter(self._paths[name] / SHARD, shape[0]) for name in names}
         self._pending: dict[ArrayName, deque[EncodingSlab]] = {name: deque() for name in names}
         self._encode = {name: make_codec(profile, name, shape[1] * shape[2]).encode for name in names}
 
@@ -173,14 +177,22 @@ class CaseWriter:
             while self._pending[name]:
                 self._append(name, self._pending[name].popleft())
             shard.finish()
-            write_json(self.folder / name / DOCUMENT, make_array_document(name, self._shape, self._profile))
+            write_json(self._paths[name] / DOCUMENT, make_array_document(name, self._shape, self._profile))
         info = replace(info, fingerprint=self._shards["image"].fingerprint())
-        (self.folder / DOCUMENT).write_text(to_json(make_group_document({ATTRIBUTE: info.as_json()})), encoding="utf-8")
+        write_group_documents(self.folder, info)
         if isinstance(self._final, RemotePath):
             upload_folder(self.folder, self._final, holds_claim)
         else:
             replace_folder(self.folder, self._final)
         return info
+
+
+def write_group_documents(folder: Location, info: CaseInfo) -> None:
+    """Write the group documents of a case: those of its segmentation, and last the case's own."""
+    for name, attributes in list_label_groups(info).items():
+        write_bytes(folder / name / DOCUMENT, to_json(make_group_document(attributes)).encode())
+    attributes = {**describe_image(info), ATTRIBUTE: info.as_json()}
+    write_bytes(folder / DOCUMENT, to_json(make_group_document(attributes)).encode())
 
 
 def make_partial_folder(root: Location, case_id: str) -> Path:

@@ -78,7 +78,7 @@ def test_every_command_that_prints_a_table_prints_json():
     user = {name for name in named if not name.startswith("bench")}
     assert user == {
         "ingest", "info", "split", "tune", "infer", "measure", "compare", "evaluate", "froc", "doctor",
-        "store info", "store manifest", "store export-slices", "store verify",
+        "store info", "store manifest", "store export", "store export-slices", "store upgrade", "store verify",
     }  # fmt: skip
 
 
@@ -146,7 +146,8 @@ def test_workers_0_is_all_cores():
     names = {
         words for words, one in ALL.items() if words[0] != "bench" and any("--workers" in p.opts for p in one.params)
     }
-    assert {("ingest",), ("evaluate",), ("measure",), ("store", "verify"), ("store", "export-slices")} == names
+    of_stores = {("store", name) for name in ("verify", "export", "export-slices", "upgrade")}
+    assert {("ingest",), ("evaluate",), ("measure",), *of_stores} == names
     for words in names:
         (option,) = [one for one in ALL[words].params if "--workers" in one.opts]
         assert "0: all cores" in option.help

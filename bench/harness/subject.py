@@ -17,7 +17,8 @@ from slicemill.bench.harness.conversions import gzip6_nifti
 from slicemill.common.errors import ConfigError
 from slicemill.common.names import natural_key
 from slicemill.ct.labels import LITS_LABELS, Labels, make_labels
-from slicemill.ct.phantom import PhantomSpec, make_phantom, write_nifti
+from slicemill.ct.phantom import make_phantom, write_nifti
+from slicemill.ct.phantom_canvas import PhantomSpec
 from slicemill.ct.same_grid import require_same_grid
 from slicemill.ct.scan import ScanReader
 from slicemill.ingest.convert import convert_case

@@ -52,7 +52,7 @@ def measure_files(folder: Path, work: Workload, _results: Record, keep: Keep) ->
 
         def run() -> None:
             with tempfile.TemporaryDirectory(dir=folder) as out:
-                summary = infer(model, jobs, Path(out), InferOptions(batch=work.batch))
+                summary = infer(model, jobs, Path(out), InferOptions(batch=work.batch, z_range="all"))
                 check("all scans were segmented", holds=summary.count("done") == len(jobs))
                 summaries[name] = json.loads((Path(out) / "summary.json").read_text())
 

@@ -19,7 +19,8 @@ from slicemill.bench.stages.infer_session import open_on_all_cores, segment_all
 from slicemill.common.documents import to_document
 from slicemill.common.files import Location, write_json
 from slicemill.ct.formats.nifti.write import write_volume
-from slicemill.ct.phantom import PhantomSpec, make_phantom, write_nifti
+from slicemill.ct.phantom import make_phantom, write_nifti
+from slicemill.ct.phantom_canvas import PhantomSpec
 from slicemill.ct.pictures import save_png
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import Job, load_scan

@@ -133,7 +133,9 @@ class SlicemillContender:
 
     def segment(self, *, postprocess: bool = True) -> None:
         """Segment all scans as the command does, and overwrite earlier masks."""
-        summary = infer(self.model, self.jobs, self.out, InferOptions(postprocess=postprocess, overwrite=True))
+        summary = infer(
+            self.model, self.jobs, self.out, InferOptions(postprocess=postprocess, overwrite=True, z_range="all")
+        )
         check("all scans were segmented", holds=summary.count("done") == len(self.jobs))
 
     def dice_with(self, masks: Path, *, postprocess: bool) -> dict[str, float]:

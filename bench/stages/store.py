@@ -20,7 +20,7 @@ from slicemill.bench.harness.subject import CASE_ID, Subject
 from slicemill.bench.schema.base import origin
 from slicemill.bench.schema.data import StoreBytes, StoreRecord
 from slicemill.store.codecs import decode_blosc, without_checksum
-from slicemill.store.layout import GROUP, IMAGE, LABEL, ProfileName
+from slicemill.store.layout import ARRAY_PATHS, FORMAT, GROUP, IMAGE, LABEL, ProfileName
 from slicemill.store.reader import Case
 
 WINDOW = 7
@@ -82,7 +82,7 @@ def time_readers(
     compact, fast = cases["compact"], cases["fast"]
     order = np.random.default_rng(0).permutation(len(subject.image)).tolist()
     few = order[: max(4, len(order) // 8)]
-    paths = [folder / "compact" / GROUP / CASE_ID / name for name in (IMAGE, LABEL)]
+    paths = [folder / "compact" / GROUP / CASE_ID / path for path in ARRAY_PATHS[FORMAT].values()]
     readers: dict[str, Work] = {
         "ours": lambda: read_pairs(compact, order),
         "ours, fast profile": lambda: read_pairs(fast, order),

@@ -3,7 +3,8 @@
 1. Reader threads take jobs, decode scans and put them into a queue (`slicemill.infer.run.scan_queue`).
 2. Lanes take batches from the queue (`slicemill.infer.network.lanes`): on a CPU one lane for each core, up to eight;
    two for each other device, so that it computes one while the other is emptied and filled.
-3. A scan whose last slice is labeled goes to the writer threads. Then its memory is released.
+3. A scan whose last slice is labeled goes to the writer threads; one that chooses its slices by the labels of others
+   asks for more there, or is written. Then its memory is released.
 4. A scan that cannot be read or written fails alone, whatever the reason; a bug is raised after the other scans. When a
    device fails, the scans of that batch fail and the session is rebuilt, once; a device that fails again ends the run,
    as does one that this process can no longer use. The next run does the rest.
@@ -230,13 +231,13 @@ class Engine:
             self._fail_batch(thread, batch, failure)
             return True
         with self._watch.timed("scatter"):
-            complete = batch.put(output)
+            labeled = batch.put(output)
         for scan, count in Counter(unit.scan for unit in batch.units).items():
             if current := self._scans.get(scan):
                 self._steps.advance(current, count)
-        for scan in complete:
+        for scan in labeled:
             if current := self._scans.get(scan):
-                writers.submit(self._guard, partial(self._write, current))
+                writers.submit(self._guard, partial(self._ask_or_write, current))
         return True
 
     @contextmanager
@@ -275,8 +276,15 @@ class Engine:
             with thread.compute_limit.exclude_all():
                 _rebuild(thread.model, failure)
 
-    def _write(self, current: ScanInProgress) -> None:
+    def _ask_or_write(self, current: ScanInProgress) -> None:
+        scan = current.scan
         try:
+            if scan.ask_more():
+                self._queue.add(scan)
+                if scan not in self._scans:  # it has failed meanwhile, in another batch
+                    self._queue.drop(scan)
+                return
+            self._queue.finish(scan)
             self._steps.write(current)
         except Exception as error:  # noqa: BLE001 (any error fails one scan and not the run)
             self._note_bug(error)
@@ -290,8 +298,9 @@ class Engine:
             self._bug = self._bug or error
 
     def _fail(self, current: ScanInProgress, error: Exception) -> None:
-        self._queue.drop(current.scan)
-        if self._forget(current):
+        held = self._forget(current)
+        self._queue.drop(current.scan)  # after it is forgotten: `_ask_or_write` adds a scan, then looks for it
+        if held:
             self._steps.fail(current.job, error)
 
     def _forget(self, current: ScanInProgress) -> bool:

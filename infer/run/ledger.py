@@ -46,7 +46,9 @@ class LedgerLine:
     provider: str = ""
     """Execution provider that ran the network."""
     slices: int = 0
-    """Number of slices that were labeled; older ledgers lack it."""
+    """Number of slices of the scan; older ledgers lack it."""
+    labeled: int = 0
+    """Number of slices that the network labeled; older ledgers lack it."""
     answer: str = ""
     """Main result as one line (`ScanReport.answer`)."""
     reason: str = ""
@@ -67,6 +69,7 @@ class LedgerLine:
             status=self.status,
             reason=self.reason,
             slices=self.slices,
+            labeled=self.labeled,
             answer=self.answer,
             warnings=self.warnings,
         )
@@ -219,6 +222,7 @@ class RunLedger:
             options=self.options.as_json(),
             provider=self._model.provider,
             slices=outcome.slices,
+            labeled=outcome.labeled,
             answer=outcome.answer,
             warnings=outcome.warnings,
             reason=outcome.reason,

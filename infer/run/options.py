@@ -4,7 +4,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 
 from slicemill.common.errors import ConfigError, UsageError
-from slicemill.infer.slices.assembly import ScanPlan
+from slicemill.infer.slices.assembly import RangeChoice, ScanPlan
 from slicemill.infer.slices.tiles import PLAIN, PredictOptions
 
 MAX_READERS, MAX_WRITERS = 8, 8
@@ -26,6 +26,8 @@ class InferOptions:
     """Whether labels are post-processed by the model's rules."""
     strict: bool = False
     """Whether a scan with a warning is refused."""
+    z_range: RangeChoice = "auto"
+    """Which slices are labeled (`slicemill.infer.slices.z_range`)."""
     separate: bool = False
     """Whether each label is also written to its own file, as 0 and 1."""
     batch: int = 0
@@ -68,6 +70,8 @@ class InferOptions:
             changed["postprocess"] = False
         if self.strict:
             changed["strict"] = True
+        if self.z_range == "all":
+            changed["all_slices"] = True
         return changed
 
 

@@ -51,7 +51,7 @@ from slicemill.infer.run.outputs import check_output_paths, extra_names, extra_p
 from slicemill.infer.run.summary import ScanOutcome, Summary, write_summary
 from slicemill.infer.run.timing import Stopwatch
 from slicemill.infer.runtime.capacity import HOSTS, batch_capacity
-from slicemill.infer.slices.assembly import Segmentation, plan_scan, select_outputs
+from slicemill.infer.slices.assembly import Segmentation, labels_in_range, plan_scan, select_outputs
 from slicemill.infer.slices.batches import NetworkScan
 
 DEFAULTS = InferOptions()
@@ -94,6 +94,7 @@ class BulkRun:
         self._model = model
         check_devices(model, options.devices)
         self._options = options
+        self._in_range = labels_in_range(model.info, options.z_range, options.predict, postprocess=options.postprocess)
         self._ledger = ledger
         self._watch = Stopwatch()
         self._buffers = BufferPool()
@@ -180,7 +181,8 @@ class BulkRun:
             self._end(job, known)
             return None
         with open_scan(job) as scan:
-            plan = plan_scan(self._model.info, scan.grid.stored_shape, scan.grid.spacing_mm, self._options.predict)
+            shape, spacing_mm = scan.grid.stored_shape, scan.grid.spacing_mm
+            plan = plan_scan(self._model.info, shape, spacing_mm, self._options.predict, in_range=self._in_range)
             memory_bytes = estimate_scan_bytes(plan)
             reserve_memory(memory_bytes)
             with self._watch.timed("decode"):
@@ -198,6 +200,7 @@ class BulkRun:
         """Write report, picture and mask of a scan, and its line in the ledger."""
         job, loaded, out, info = current.job, current.loaded, self._ledger.out, self._model.info
         segmentation = current.scan.assembly.result()
+        self.count_labeled(current, (len(loaded.volume) - segmentation.labeled) * len(current.scan.plan.tiles))
         with self._watch.timed("post"):
             if self._options.postprocess:
                 postprocess(segmentation.label, info.labels, info.rules, loaded.grid, segmentation.tumor_probability)
@@ -209,6 +212,7 @@ class BulkRun:
             name=job.name,
             status="done",
             slices=len(loaded.volume),
+            labeled=segmentation.labeled,
             answer=report.answer,
             warnings="; ".join(report.warnings),
         )
@@ -248,7 +252,7 @@ class BulkRun:
         self._end(job, outcome)
 
     def count_labeled(self, current: ScanInProgress, count: int) -> None:
-        """Show that `count` more slices or tiles of a scan were labeled."""
+        """Show that `count` more slices or tiles of a scan are done: labeled, or outside of the organ's range."""
         units = len(current.loaded.volume) * len(current.scan.plan.tiles)
         with self._lock:
             self._slices += count

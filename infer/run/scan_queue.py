@@ -4,7 +4,9 @@
 2. The loaded scan is appended to the queue (`add`). `take` cuts the queue into batches across scans.
 3. A full batch is returned at once. A batch that is not full waits while a reader is busy. When all readers have ended,
    or wait for memory that only finished scans can release, it is returned as is.
-4. The memory is released (`release`) when the scan's mask is written or the scan has failed.
+4. A scan whose slices are chosen by the labels of others (`NetworkScan.search`) is added again and again, until it is
+   `finish`ed. The queue does not end before.
+5. The memory is released (`release`) when the scan's mask is written or the scan has failed.
 """
 
 import threading
@@ -38,6 +40,8 @@ class ScanQueue:
         self._readers = 0
         self._busy = 0
         self._stopped = False
+        self._undecided: set[NetworkScan] = set()
+        """Scans that may ask for more slices."""
         self._changed = threading.Condition()
 
     @contextmanager
@@ -100,13 +104,22 @@ class ScanQueue:
             self._changed.notify_all()
 
     def add(self, scan: NetworkScan) -> None:
-        """Append a loaded scan to the queue."""
+        """Append a loaded scan to the queue, or the further slices that it asks for."""
         with self._changed:
+            if scan.search is not None:
+                self._undecided.add(scan)
             self._batcher.add(scan)
+            self._changed.notify_all()
+
+    def finish(self, scan: NetworkScan) -> None:
+        """Note that a scan asks for no more slices."""
+        with self._changed:
+            self._undecided.discard(scan)
             self._changed.notify_all()
 
     def drop(self, scan: NetworkScan) -> None:
         """Remove a scan from the queue."""
+        self.finish(scan)
         with self._changed:
             self._batcher.drop(scan)
 
@@ -120,7 +133,7 @@ class ScanQueue:
                     self._changed.wait_for(self._may_fill, timeout=LINGER_SECONDS)
                     if self._batcher.waiting and not self._may_fill():
                         return self._next()
-                elif not self._batcher.waiting and not self._readers:
+                elif not self._batcher.waiting and not self._readers and not self._undecided:
                     return None
                 else:
                     self._changed.wait()

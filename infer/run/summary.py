@@ -27,7 +27,9 @@ class OutcomeRow:
     """Relative path of the scan's mask."""
     status: Status
     slices: int = 0
-    """Number of slices that were labeled."""
+    """Number of slices of the scan."""
+    labeled: int = 0
+    """Number of slices that the network labeled; the others lie outside of the organ's range."""
     answer: str = ""
     """Main result as one line (`ScanReport.answer`)."""
     reason: str = ""
@@ -50,6 +52,7 @@ class ScanOutcome(OutcomeRow):
             name=self.name,
             status=self.status,
             slices=self.slices,
+            labeled=self.labeled,
             answer=self.answer,
             reason=self.reason,
             warnings=self.warnings,
@@ -78,9 +81,19 @@ class Summary:
         return sum(outcome.status == status for outcome in self.outcomes)
 
     @property
+    def failures(self) -> tuple[ScanOutcome, ...]:
+        """Return the scans that failed, with their reasons."""
+        return tuple(outcome for outcome in self.outcomes if outcome.status == "failed")
+
+    @property
     def slices(self) -> int:
-        """Return the number of slices that were labeled."""
+        """Return the number of slices of the scans that were segmented."""
         return sum(outcome.slices for outcome in self.outcomes)
+
+    @property
+    def labeled(self) -> int:
+        """Return the number of slices that the network labeled."""
+        return sum(outcome.labeled for outcome in self.outcomes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +124,9 @@ class SummaryDocument:
     """Execution provider; several names, separated by commas, where workers differ."""
     scans: StatusCounts
     slices: int
-    """Number of slices that were labeled."""
+    """Number of slices of the scans that were segmented."""
+    labeled: int
+    """Number of slices that the network labeled."""
     seconds: float
     """Duration of the run."""
     slices_per_second: float
@@ -146,6 +161,7 @@ def make_document(model: Model, summary: Summary) -> SummaryDocument:
             done=summary.count("done"), skipped=summary.count("skipped"), failed=summary.count("failed")
         ),
         slices=summary.slices,
+        labeled=summary.labeled,
         seconds=round(summary.seconds, 2),
         slices_per_second=round(summary.slices / summary.seconds, 2),
         device_busy=round(summary.device_busy, 4),

@@ -1,8 +1,10 @@
 """Volume assembly: combines a network's outputs slice by slice on the scan's grid."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +15,14 @@ from slicemill.ct.scan import Allocate
 from slicemill.infer.network.model import NetworkOutput
 from slicemill.infer.slices.resample import Resampling, make_resampling
 from slicemill.infer.slices.tiles import PLAIN, PredictOptions, SliceTile, make_tiles
+from slicemill.infer.slices.z_range import RangeRule, explain_no_range, make_range_rule
 from slicemill.store.model_card import ModelInfo
 
 Shape = tuple[int, int, int]
 Uint8s = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]
+RangeChoice = Literal["auto", "organ", "all"]
+"""Which slices are labeled: the organ's range where the model allows it; only so; all."""
 ROWS = 64
 """Rows that `to_bytes` converts at a time, so that intermediate values stay in the processor's cache."""
 
@@ -47,6 +52,8 @@ class ScanPlan:
     """Height and width of the network's input."""
     unknown_value: int | None = None
     """Value that marks network outputs that are not labels; None if the network outputs labels only."""
+    range_rule: RangeRule | None = None
+    """How the slices to label are found; None if all are labeled."""
 
     @property
     def averages(self) -> bool:
@@ -110,9 +117,16 @@ def select_outputs(info: ModelInfo, predict: PredictOptions = PLAIN) -> tuple[st
 
 
 def plan_scan(
-    info: ModelInfo, shape: Shape, spacing_mm: tuple[float, float, float], predict: PredictOptions = PLAIN
+    info: ModelInfo,
+    shape: Shape,
+    spacing_mm: tuple[float, float, float],
+    predict: PredictOptions = PLAIN,
+    *,
+    in_range: bool = False,
 ) -> ScanPlan:
     """Plan how a scan of this shape and spacing in mm (both z, y, x) is passed to a model.
+
+    With `in_range`, only the slices around the organ are labeled (`labels_in_range`).
 
     Raises
     ------
@@ -136,7 +150,26 @@ def plan_scan(
         predict=predict,
         network_size=info.size,
         unknown_value=info.unknown,
+        range_rule=make_range_rule(info.labels, spacing_mm[0]) if in_range else None,
     )
+
+
+def labels_in_range(info: ModelInfo, choice: RangeChoice, predict: PredictOptions, *, postprocess: bool) -> bool:
+    """Return whether only the slices around the organ are labeled, by the user's choice and the model.
+
+    Raises
+    ------
+    ConfigError
+        The organ's range was chosen, but the labels of this model or these options need every slice.
+    """
+    why_not = explain_no_range(info.labels, largest_organ=info.rules.largest_organ)
+    if not postprocess:
+        why_not = "--no-postprocess keeps the labels of all slices"
+    elif predict.probability:
+        why_not = "--probability keeps the probabilities of all slices"
+    if choice == "organ" and why_not:
+        raise ConfigError(f"--range organ: {info.name} needs every slice: {why_not}; omit --range.")
+    return choice != "all" and not why_not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +182,8 @@ class Segmentation:
     """uint8[z, y, x], 255 times the probability of tumor; None if the model outputs no tumor probability."""
     probability: Uint8s | None = None
     """uint8[k, z, y, x], 255 times the probability of every class; None where it is not kept."""
+    labeled: int
+    """Number of slices that the network labeled; the others are background, with probability 0."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -171,7 +206,7 @@ class VolumeAssembly:
     """
 
     def __init__(self, plan: ScanPlan, allocate: Allocate = np.empty) -> None:
-        """Allocate the result. Every voxel is written before it is read, since tiles cover the slice."""
+        """Allocate the result. Every voxel is written before it is read, since tiles cover the slice, or by `blank`."""
         self.plan = plan
         self._label = allocate(plan.shape, np.uint8)
         self._tumor = None if plan.tumor_class is None else allocate(plan.shape, np.uint8)
@@ -179,6 +214,20 @@ class VolumeAssembly:
         self._probability = allocate((len(plan.label_values), *plan.shape), np.uint8) if keep else None
         self._partial: dict[int, _PartialSlice] = {}
         self._lock = threading.Lock()
+        self._blank = 0
+
+    @property
+    def label(self) -> Uint8s:
+        """Return uint8[z, y, x], label values; a slice that is not labeled yet has any values."""
+        return self._label
+
+    def blank(self, slices: Sequence[int]) -> None:
+        """Make slices background that the network does not label."""
+        self._blank = len(slices)
+        for z in slices:
+            self._label[z] = 0
+            if self._tumor is not None:
+                self._tumor[z] = 0
 
     def targets(self, z: int, count: int) -> dict[str, Uint8s]:
         """Return arrays to which a network may write its outputs of `count` slices from `z` on.
@@ -263,7 +312,12 @@ class VolumeAssembly:
                 f"the network outputs the value {undeclared[0]}; the labels of the model's metadata have only {known}. "
                 "Correct the metadata, or export the model again."
             )
-        return Segmentation(label=self._label, tumor_probability=self._tumor, probability=self._probability)
+        return Segmentation(
+            label=self._label,
+            tumor_probability=self._tumor,
+            probability=self._probability,
+            labeled=len(self._label) - self._blank,
+        )
 
 
 def find_undeclared(label: Uint8s, values: Uint8s) -> list[int]:

@@ -14,6 +14,7 @@ from slicemill.infer.network.model import NetworkOutput
 from slicemill.infer.runtime.capacity import Capacity
 from slicemill.infer.slices.assembly import ScanPlan, VolumeAssembly
 from slicemill.infer.slices.tiles import SliceTile
+from slicemill.infer.slices.z_range import RangeSearch
 
 
 class NetworkScan:
@@ -24,18 +25,34 @@ class NetworkScan:
         self.plan = plan
         self.assembly = VolumeAssembly(plan, allocate)
         self._seen = seen
-        self._missing = len(seen) * len(plan.tiles)
+        self.search = None if plan.range_rule is None else RangeSearch(plan.range_rule, self.assembly.label)
+        """Chooses the slices to label; None if all are."""
+        self._asked: Sequence[int] = range(len(seen)) if self.search is None else self.search.next_slices()
+        self._missing = len(self._asked) * len(plan.tiles)
         self._lock = threading.Lock()
 
     def units(self, together: int) -> Iterator[tuple[int, SliceTile]]:
-        """Yield every slice with every tile.
+        """Yield every slice that is asked for now, with every tile.
 
         Runs of `together` slices with the same tile follow each other, so that their windows share slices.
         """
-        for start in range(0, len(self._seen), together):
+        for start in range(0, len(self._asked), together):
             for tile in self.plan.tiles:
-                for z in range(start, min(start + together, len(self._seen))):
+                for z in self._asked[start : start + together]:
                     yield z, tile
+
+    def ask_more(self) -> bool:
+        """Choose further slices to label, when all that were asked for are; return whether there are any.
+
+        If there are none, the scan is complete.
+        """
+        if self.search is None:
+            return False
+        self._asked = self.search.next_slices()
+        self._missing = len(self._asked) * len(self.plan.tiles)
+        if not self._asked:
+            self.assembly.blank(self.search.unlabeled)
+        return bool(self._asked)
 
     def cut(self, z: int, tile: SliceTile, out: npt.NDArray[np.int16]) -> None:
         """Copy a tile of the slice at `z` to `out`: int16[H, W], HU."""
@@ -48,7 +65,7 @@ class NetworkScan:
         return seen if self.plan.passes_slices_unchanged and packed else None
 
     def count_labeled(self, count: int) -> bool:
-        """Count `count` more labeled units and return whether the scan is complete now."""
+        """Count `count` more labeled units and return whether all that were asked for are labeled now."""
         with self._lock:
             self._missing -= count
             return self._missing == 0
@@ -94,7 +111,10 @@ class NetworkBatch:
         return first.scan.assembly.targets(first.z, count)
 
     def put(self, output: NetworkOutput) -> list[NetworkScan]:
-        """Copy each unit's output to its scan, unless it was written in place; return the complete scans."""
+        """Copy each unit's output to its scan, unless it was written in place.
+
+        Returns the scans of which all slices that were asked for are labeled now; they may ask for more (`ask_more`).
+        """
         for index, unit in enumerate(self.units):
             unit.scan.assembly.put(unit.z, unit.tile, output, index)
         counts = Counter(unit.scan for unit in self.units)

@@ -23,6 +23,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from slicemill.common.errors import ConfigError, StoreError
+from slicemill.common.extras import explain_import
+from slicemill.common.failures import raise_system_limit
 
 SCHEMES = ("s3", "gs", "az")
 METADATA_HOSTS = ("169.254.169.254", "metadata.google.internal")
@@ -122,10 +124,14 @@ class RemotePath:
 
     def read_bytes(self, most_bytes: int | None = None) -> bytes:
         """Return the object's bytes; an OSError if it has more than `most_bytes`, whose content is not fetched."""
+        return self.read_with_status(most_bytes)[0]
+
+    def read_with_status(self, most_bytes: int | None = None) -> tuple[bytes, Status]:
+        """Return the object's bytes, at most `most_bytes`, and the status of the same version, in one request."""
         with _errors_name(self):
             response = _import_obstore().get(_open_bucket(self.bucket), self.key)
             check_size(self, int(response.meta["size"]), most_bytes)
-            return bytes(response.bytes())
+            return bytes(response.bytes()), _parse_status(response.meta)
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Return the object as text."""
@@ -163,6 +169,11 @@ class RemotePath:
         """Write the object from a local file, by one PUT or, if it is large, one multipart upload."""
         with _errors_name(self), path.open("rb") as file:
             _import_obstore().put(_open_bucket(self.bucket), self.key, file)
+
+    def copy_to(self, target: "RemotePath") -> None:
+        """Copy the object within its bucket, on the server."""
+        with _errors_name(self):
+            _import_obstore().copy(_open_bucket(self.bucket), self.key, target.key)
 
     def create(self, data: bytes) -> bool:
         """Write the object if it does not exist and return whether it was written. One of several writers succeeds."""
@@ -259,10 +270,9 @@ def parse_url(url: str) -> RemotePath:
 
 
 def _import_obstore() -> Any:
-    try:
+    missing = ConfigError("URLs of object stores need obstore: pip install 'slicemill[s3]'.")
+    with explain_import("obstore", missing):
         import obstore
-    except ImportError as error:
-        raise ConfigError("URLs of object stores need obstore: pip install 'slicemill[s3]'.") from error
     return obstore
 
 
@@ -285,7 +295,8 @@ def _boto3_options() -> dict[str, Any]:
     try:
         import boto3
         from obstore.auth.boto3 import Boto3CredentialProvider
-    except ImportError:
+    except ImportError as error:
+        raise_system_limit(error)
         return {}
     session = boto3.Session()
     if session.get_credentials() is None:

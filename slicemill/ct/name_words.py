@@ -48,6 +48,7 @@ _ROLE_FOLDER: tuple[tuple[Role, re.Pattern[str]], ...] = (
     ("mask", re.compile(f"(?:{_KNOWN['mask']})_?(?:{SUBSET}_?{COUNT}|[0-9]?)|{_LUNA_LUNGS}")),
 )
 _SPLIT_FOLDER = re.compile(f"(?:images?|imgs?)_?{SUBSET}_?{COUNT}")
+_LABEL_SPLIT_FOLDER = re.compile(f"(?:labels?)_?{SUBSET}_?{COUNT}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,15 @@ def folder_role(name: str) -> Role | None:
 def is_split_folder(name: str) -> bool:
     """Return whether a folder has images only, as ``imagesTr`` of Decathlon and nnU-Net does."""
     return bool(_SPLIT_FOLDER.fullmatch(name.lower()))
+
+
+def is_label_split_folder(name: str) -> bool:
+    """Return whether a folder has masks only, as ``labelsTr`` of Decathlon and nnU-Net does.
+
+    >>> is_label_split_folder("labelsTs"), is_label_split_folder("labels")
+    (True, False)
+    """
+    return bool(_LABEL_SPLIT_FOLDER.fullmatch(name.lower()))
 
 
 def names_masks(folder: str) -> bool:

@@ -27,6 +27,7 @@ from slicemill.ct.name_words import (
     IMAGE_WORDS,
     Role,
     folder_role,
+    is_label_split_folder,
     is_mask_word,
     is_split_folder,
     key_words,
@@ -63,9 +64,9 @@ class Name:
 def parse_name(path: str) -> Name:
     """Parse the path of a file relative to its collection.
 
-    The first of these that says something gives the role: a LiTS, CT-ORG or BIDS name; a folder ``imagesTr``; a word of
-    the file's name for masks; the nearest folder named for images or masks; a folder like ``liver_masks``. A
-    segmentation of 3D Slicer (``.seg.nrrd``) is a mask whatever its name.
+    The first of these that says something gives the role: a folder ``labelsTr``, for a LiTS name; a LiTS, CT-ORG or
+    BIDS name; a folder ``imagesTr``; a word of the file's name for masks; the nearest folder named for images or masks;
+    a folder like ``liver_masks``. A segmentation of 3D Slicer (``.seg.nrrd``) is a mask whatever its name.
     """
     name = _parse_name(path)
     return replace(name, role="mask") if is_slicer_segmentation(path) else name
@@ -77,7 +78,8 @@ def _parse_name(path: str) -> Name:
     parents = parts.parent.parts
     folder = "/".join(part for part in parents if folder_role(part) is None)
     if lits := LITS_NAME.fullmatch(stem):
-        return Name(role="image" if lits[1].lower() == "volume" else "mask", folder=folder, key=f"{LITS}{lits[2]}")
+        is_scan = lits[1].lower() == "volume" and not (parents and is_label_split_folder(parents[-1]))
+        return Name(role="image" if is_scan else "mask", folder=folder, key=f"{LITS}{lits[2]}")
     by_folder = next((found for part in reversed(parents) if (found := folder_role(part))), None)
     if UID_NAME.fullmatch(stem):
         return Name(role=by_folder or "image", folder=folder, key=f"{UID}{stem}")

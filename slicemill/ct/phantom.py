@@ -8,7 +8,7 @@ cysts are smooth with sharp edges, vessels are tubes.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,33 +16,12 @@ import numpy.typing as npt
 
 from slicemill.common.files import atomic_write, write_json
 from slicemill.ct.labels import LITS_LABELS
+from slicemill.ct.phantom_canvas import Canvas, Floats, Mask, PhantomSpec, Point
+from slicemill.ct.phantom_trunk import draw_trunk
 
-Floats = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
-Point = tuple[float, float, float]
-
-FIELD_MM = 350.0
-LIVER_HU, SPLEEN_HU, KIDNEY_HU, AORTA_HU, MUSCLE_HU, FAT_HU, LUNG_HU, AIR = 105, 118, 165, 170, 55, -100, -830, -1000
+LIVER_HU, SPLEEN_HU, KIDNEY_HU, AORTA_HU, MUSCLE_HU, FAT_HU, LUNG_HU = 105, 118, 165, 170, 55, -100, -830
 AXCODES = ("RAS", "LPS", "LAS", "RPI", "LSP", "PIR")
 """Axis orders of the scans of a collection, repeated in this order; the last two cannot be streamed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhantomSpec:
-    """Parameters of a phantom; equal parameters give equal voxels."""
-
-    seed: int
-    shape: tuple[int, int, int] = (40, 128, 128)
-    """z, y, x."""
-    height_mm: float = 190.0
-    """Extent along the patient's axis."""
-    tumors: int = 3
-
-    @property
-    def spacing_mm(self) -> Point:
-        """Return z, y, x; the field of view is FIELD_MM for all."""
-        nz, ny, nx = self.shape
-        return self.height_mm / nz, FIELD_MM / ny, FIELD_MM / nx
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +41,8 @@ def make_phantom(spec: PhantomSpec) -> Phantom:
     rng = np.random.default_rng(spec.seed)
     canvas = Canvas(spec, rng)
     draw_body(canvas)
+    if spec.trunk:
+        draw_trunk(canvas)
     draw_organs(canvas)
     liver = draw_liver(canvas)
     draw_vessels(canvas, liver)
@@ -70,76 +51,6 @@ def make_phantom(spec: PhantomSpec) -> Phantom:
     label = liver.astype(np.uint8)
     label[tumor] = 2
     return Phantom(image=canvas.simulate_scan(), label=label, spacing_mm=spec.spacing_mm)
-
-
-class Canvas:
-    """A volume in HU that is drawn on in mm: x to the left, y to posterior, z to superior, 0 in the middle."""
-
-    def __init__(self, spec: PhantomSpec, rng: np.random.Generator) -> None:
-        self.rng = rng
-        self.shape = spec.shape
-        self.spacing = spec.spacing_mm
-        axes = [
-            ((np.arange(count) - (count - 1) / 2) * step).astype(np.float32)
-            for count, step in zip(spec.shape, spec.spacing_mm, strict=True)
-        ]
-        self.z, self.y, self.x = np.meshgrid(*axes, indexing="ij", sparse=True)
-        self.hu = np.full(spec.shape, AIR, dtype=np.float32)
-        self.girth = float(rng.uniform(0.88, 1.04))
-        """Relative size of this patient; all positions scale with it."""
-
-    def smooth_field(self, length_mm: float) -> Floats:
-        """Return a random field of mean 0, standard deviation 1 and correlation length `length_mm`."""
-        noise = self.rng.standard_normal(self.shape, dtype=np.float32)
-        transfer = np.ones((1, 1, 1), dtype=np.float32)
-        for axis, (count, step) in enumerate(zip(self.shape, self.spacing, strict=True)):
-            frequency = np.fft.rfftfreq(count, step) if axis == 2 else np.fft.fftfreq(count, step)
-            shape = [1, 1, 1]
-            shape[axis] = -1
-            transfer = transfer * np.exp(-2 * (np.pi * frequency * length_mm / 2) ** 2).reshape(shape)
-        field = np.fft.irfftn(np.fft.rfftn(noise) * transfer, s=self.shape, axes=(0, 1, 2)).astype(np.float32)
-        return np.asarray(field / max(float(field.std()), 1e-6), dtype=np.float32)
-
-    def ellipsoid(self, center: Point, radii: Point) -> Floats:
-        """Return the scaled distance from `center` (x, y, z in mm): below 1 inside an ellipsoid of `radii`."""
-        cx, cy, cz = center
-        rx, ry, rz = radii
-        distance: Floats = ((self.x - cx) / rx) ** 2 + ((self.y - cy) / ry) ** 2 + ((self.z - cz) / rz) ** 2
-        return distance
-
-    def blend(self, weight: Floats, hu: float | Floats) -> None:
-        """Blend a tissue in: `weight` 0 keeps the present HU, 1 replaces them."""
-        self.hu += weight * (hu - self.hu)
-
-    def paint(self, mask: Mask, hu: float) -> None:
-        """Set the HU of a tissue."""
-        self.hu[mask] = hu
-
-    def simulate_scan(self) -> npt.NDArray[np.int16]:
-        """Add noise and crop to the round field of view: return int16[z, y, x], HU.
-
-        The noise has 15 to 25 HU and is correlated over about two pixels.
-        """
-        rng = self.rng
-        _, ny, nx = self.shape
-        transfer = np.exp(
-            -2 * (np.pi * 0.55) ** 2 * (np.fft.fftfreq(ny)[:, None] ** 2 + np.fft.rfftfreq(nx)[None] ** 2)
-        )
-        sigma = float(rng.uniform(15, 25))
-        gain = sigma / np.sqrt((_full_power(transfer**2, nx)).mean())
-        image = np.empty(self.shape, dtype=np.int16)
-        for out, clean in zip(image, self.hu, strict=True):
-            noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((ny, nx))) * transfer * gain, s=(ny, nx))
-            out[...] = np.rint(np.clip(clean + noise, -1024, 3000)).astype(np.int16)
-        outside = (np.squeeze(self.x) ** 2)[None] + (np.squeeze(self.y) ** 2)[:, None] > (FIELD_MM / 2) ** 2
-        image[:, outside] = -1024
-        return image
-
-
-def _full_power(half: npt.NDArray[np.float64], nx: int) -> npt.NDArray[np.float64]:
-    """Return the power spectrum of a real transform, completed by its mirrored half."""
-    mirrored = half[:, 1 : (nx + 1) // 2]
-    return np.concatenate([half, mirrored], axis=1)
 
 
 def draw_body(canvas: Canvas) -> None:
@@ -268,6 +179,7 @@ def canvas_point(canvas: Canvas, voxel: npt.NDArray[np.int64]) -> npt.NDArray[np
     position = [
         (index - (count - 1) / 2) * step for index, count, step in zip(voxel, canvas.shape, canvas.spacing, strict=True)
     ]
+    position[0] += canvas.middle_mm
     return np.array(position[::-1])
 
 
@@ -275,7 +187,8 @@ def _lower(canvas: Canvas, distance: Floats, point: npt.NDArray[np.float64], rad
     """Lower `distance` to the scaled distance from a sphere around `point`, in the sphere's box only."""
     box = []
     for axis, position_mm in enumerate(point[::-1]):
-        middle = position_mm / canvas.spacing[axis] + (canvas.shape[axis] - 1) / 2
+        offset_mm = position_mm - (canvas.middle_mm if axis == 0 else 0)
+        middle = offset_mm / canvas.spacing[axis] + (canvas.shape[axis] - 1) / 2
         reach = radius / canvas.spacing[axis] + 1
         box.append(slice(max(0, int(middle - reach)), max(0, int(middle + reach) + 2)))
     z, y, x = tuple(box)
@@ -287,26 +200,36 @@ def _lower(canvas: Canvas, distance: Floats, point: npt.NDArray[np.float64], rad
     distance[z, y, x] = np.minimum(distance[z, y, x], near)
 
 
-def collection_specs(cases: int, size: int, seed: int) -> Iterator[tuple[int, PhantomSpec, str]]:
-    """Yield number, spec and axis codes of a collection; sizes, slice counts, spacings and orientations vary."""
+def collection_specs(
+    cases: int, size: int, seed: int, *, trunk: bool = False
+) -> Iterator[tuple[int, PhantomSpec, str]]:
+    """Yield number, spec and axis codes of a collection; sizes, slice counts, spacings and orientations vary.
+
+    With `trunk`, scans reach from the pelvis to the shoulders, with the liver in about a third of their slices.
+    """
     rng = np.random.default_rng(seed)
     for number in range(cases):
         ny, nx = (size, size) if number % 4 else (size - 16, size)
         tumors = 0 if number % 5 == 3 else int(rng.integers(1, 6))
         depth = int(rng.integers(30, 52) * max(1.0, size / 256))
-        spec = PhantomSpec(
-            seed=seed * 1000 + number, shape=(depth, ny, nx), height_mm=float(rng.uniform(165, 200)), tumors=tumors
-        )
+        height_mm = float(rng.uniform(165, 200))
+        spec = PhantomSpec(seed=seed * 1000 + number, shape=(depth, ny, nx), height_mm=height_mm, tumors=tumors)
+        if trunk:
+            longer, middle_mm = float(rng.uniform(2.4, 3.0)), float(rng.uniform(20, 60))
+            shape = (round(depth * longer), ny, nx)
+            spec = replace(spec, shape=shape, height_mm=height_mm * longer, middle_mm=middle_mm, trunk=True)
         yield number, spec, AXCODES[number % len(AXCODES)]
 
 
-def write_collection(folder: Path, *, cases: int, size: int, seed: int) -> Iterator[tuple[Path, Path]]:
+def write_collection(
+    folder: Path, *, cases: int, size: int, seed: int, trunk: bool = False
+) -> Iterator[tuple[Path, Path]]:
     """Write a collection with LiTS names; yield the paths of each image and mask once they exist."""
     write_json(
         folder / "dataset.json",
         {"name": "slicemill phantoms", "labels": {str(v): k for k, v in LITS_LABELS.values.items()}},
     )
-    for number, spec, axcodes in collection_specs(cases, size, seed):
+    for number, spec, axcodes in collection_specs(cases, size, seed, trunk=trunk):
         suffix = ".nii.gz" if number % 3 == 1 else ".nii"
         image, mask = folder / f"volume-{number}{suffix}", folder / f"segmentation-{number}{suffix}"
         if not (image.exists() and mask.exists()):

@@ -151,8 +151,15 @@ def test_a_cold_slice_is_the_documents_the_index_and_the_slice(opened):
     store, seen = opened
     assert store.case_ids
     requests = seen.during(lambda: store["volume-1"].image.read(3))
-    assert len(requests) == 8, "three documents, the index, the slice, and three looks at the case's version"
-    assert sum(method == "HEAD" for method, *_ in requests) == 3
+    assert len(requests) == 7, "three documents, the index, the slice, and two looks at the case's version"
+    assert sum(method == "HEAD" for method, *_ in requests) == 2
+
+
+def test_opening_every_case_takes_four_requests_each(opened):
+    store, seen = opened
+    assert len(seen.during(lambda: store.case_ids)) == 1
+    requests = seen.during(lambda: [store[case_id] for case_id in store.case_ids])
+    assert len(requests) == 4 * len(store), "three documents, and a look at the case's version"
 
 
 def test_a_missing_object_is_one_clear_error(bucket):

@@ -12,6 +12,8 @@ from slicemill.ct.naming import derive_case_id, find_files, parse_name
         ("a/volume-3.nii", "b/segmentation-3.nii.gz"),
         ("imagesTr/liver_3.nii.gz", "labelsTr/liver_3.nii.gz"),
         ("imagesTr/liver_3_0000.nii.gz", "labelsTr/liver_3.nii.gz"),
+        ("imagesTr/volume-3.nii.gz", "labelsTr/volume-3.nii.gz"),
+        ("labels/volume-3.nii.gz", "labels/segmentation-3.nii.gz"),
         ("P1/CT_image.nii.gz", "P1/CT_mask.nii.gz"),
         ("images/x.nii", "masks/x.nii"),
         ("p7_ct.nii.gz", "p7_seg.nii.gz"),

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from slicemill.ct.phantom import AXCODES, PhantomSpec, collection_specs, make_phantom, write_collection
+from slicemill.ct.phantom import AXCODES, collection_specs, make_phantom, write_collection
+from slicemill.ct.phantom_canvas import PhantomSpec
 
 SPEC = PhantomSpec(seed=3, shape=(32, 128, 128), tumors=4)
 
@@ -65,3 +66,16 @@ def test_an_existing_collection_is_not_drawn_again(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         "dataset.json", "volume-0.nii", "segmentation-0.nii", "volume-1.nii.gz", "segmentation-1.nii.gz",
     }  # fmt: skip
+
+
+def test_a_trunk_reaches_from_hips_to_shoulders_with_the_liver_in_about_a_third():
+    specs = [spec for _, spec, _ in collection_specs(6, 64, 1, trunk=True)]
+    assert all(400 < spec.height_mm < 620 for spec in specs)
+    phantom = make_phantom(specs[1])
+    liver = (phantom.label > 0).any((1, 2))
+    assert 0.2 < liver.mean() < 0.45
+    assert 800 < (phantom.label > 0).sum() * np.prod(phantom.spacing_mm) / 1000 < 2500, "liver volume in ml"
+    lungs = ((phantom.image > -900) & (phantom.image < -700)).mean((1, 2))
+    above, below = np.flatnonzero(liver)[-1] + 1, np.flatnonzero(liver)[0]
+    assert lungs[above:].mean() > 0.1
+    assert lungs[:below].mean() < 0.03

@@ -53,6 +53,7 @@ def written(collection, trained, model, shared):
             shutil.copy(mask, masks / mask.name.replace("segmentation", "volume"))
         run("ingest", folder / "scans", folder / "store", exit_code=1)
         run("store", "export-slices", folder / "store", folder / "slices", "--format", "png")
+        run("store", "export", folder / "store", folder / "dataset", "--format", "monai")
         run("infer", model, folder / "scans", "--out", folder / "segmented", "--strict", exit_code=1)
         words = ("--labels", "liver=1,tumor=2")
         run("evaluate", masks, collection, "--out", folder / "scores", "--against", masks, *words)

@@ -17,7 +17,7 @@ from slicemill.infer.slices.tiles import PLAIN, make_tiles
 SIDE = 4
 
 
-def planned(volume, size=(SIDE, SIDE), context=1, step=1.0):
+def planned(volume, size=(SIDE, SIDE), context=1, step=1.0, range_rule=None):
     """A scan for a network of `size` that knows any label and outputs no probability."""
     plan = ScanPlan(
         shape=volume.shape,
@@ -30,6 +30,7 @@ def planned(volume, size=(SIDE, SIDE), context=1, step=1.0):
         outputs=("label",),
         predict=PLAIN,
         network_size=size,
+        range_rule=range_rule,
     )
     return NetworkScan(plan, volume)
 
@@ -82,7 +83,8 @@ class FakeLane:
 class FakeRun:
     """What an engine did: the labels of the scans that were written, and the errors of those that failed."""
 
-    def __init__(self, volumes, models, check=None, **limits):
+    def __init__(self, volumes, models, check=None, range_rule=None, **limits):
+        self.range_rule = range_rule
         self.volumes = {str(number): volume for number, volume in enumerate(volumes)}
         self.labels, self.errors, self.units = {}, {}, 0
         steps = Steps(
@@ -98,7 +100,9 @@ class FakeRun:
     def read(self, job, reserve_memory):
         volume = self.volumes[job.name]
         reserve_memory(volume.nbytes)
-        return ScanInProgress(job=job, loaded=None, scan=planned(volume), memory_bytes=volume.nbytes)
+        return ScanInProgress(
+            job=job, loaded=None, scan=planned(volume, range_rule=self.range_rule), memory_bytes=volume.nbytes
+        )
 
     def write(self, current):
         self.labels[current.job.name] = current.scan.assembly.result().label

@@ -10,7 +10,10 @@ from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.summary import ScanOutcome
 
-KEYS = ["name", "source", "status", "stamp", "model_sha256", "options", "provider", "slices", "answer", "reason"]
+KEYS = [
+    *("name", "source", "status", "stamp", "model_sha256", "options", "provider"),
+    *("slices", "labeled", "answer", "reason"),
+]
 
 
 @pytest.fixture

@@ -61,7 +61,9 @@ def scene(seed, shape=(9, 20, 22)):
 def test_the_table_of_lesions_gives_the_dice_that_post_processing_would(seed, least_ml, least):
     reference, label, probability = scene(seed)
     grid = Grid(shape=label.shape[::-1], affine=np.diag([-2.0, -2.0, 3.0, 1.0]))
-    table = tabulate_lesions(Segmentation(label=label, tumor_probability=probability), reference, LITS_LABELS, grid)
+    table = tabulate_lesions(
+        Segmentation(label=label, tumor_probability=probability, labeled=len(label)), reference, LITS_LABELS, grid
+    )
     postprocess(
         label, LITS_LABELS, PostprocessRules(min_lesion_ml=least_ml, min_lesion_probability=least), grid, probability
     )
@@ -77,7 +79,7 @@ class Fake:
 
     def __call__(self, model, volume, spacing_mm):
         _, label, probability = self.scenes[int(volume[0, 0, 0])]
-        return Segmentation(label=label.copy(), tumor_probability=probability)
+        return Segmentation(label=label.copy(), tumor_probability=probability, labeled=len(label))
 
 
 def made_up(monkeypatch, model, scenes):

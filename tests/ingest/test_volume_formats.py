@@ -144,7 +144,7 @@ def test_a_run_knows_files_of_voxels_that_have_not_changed(tmp_path):
     write(tmp_path / "in" / "a.mhd", IMAGE)
     run = lambda: ingest(discover(tmp_path / "in"), tmp_path / "store", Params(labels=None), IngestOptions())  # noqa: E731
     assert run().count("done") == 1
-    assert run().count("skipped") == 1
+    assert run().count("unchanged") == 1
     done = CliRunner().invoke(
         commands(), ["store", "verify", str(tmp_path / "store"), "--source", str(tmp_path / "in")]
     )

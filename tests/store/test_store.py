@@ -20,6 +20,8 @@ from slicemill.ingest.params import Params
 from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store import shard_reader
 from slicemill.store.codecs import make_codec, with_checksum
+from slicemill.store.layout import ARRAY_PATHS, FORMAT
+from slicemill.store.ome_zarr import describe_image
 from slicemill.store.reader import SliceArray, open_store
 from slicemill.store.writer import CaseWriter, prepare_store, remove_partial
 from slicemill.store.zarr_documents import make_array_document
@@ -44,7 +46,7 @@ def test_zarr_python_reads_every_voxel_that_our_reader_reads(stored):
     assert sorted(group.group_keys()) == sorted(open_store(stored).case_ids)
     for case_id, name, array in arrays(stored):
         assert array.profile == "compact"
-        assert np.array_equal(group[case_id][name][:], array[:])
+        assert np.array_equal(group[case_id][ARRAY_PATHS[FORMAT][name]][:], array[:])
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_zarr_python_zarrs_and_tensorstore_read_the_same_bits(profile, stored, f
         assert array.profile == profile
         ours = array[:]
         assert np.array_equal(ours, reference[:])
-        path = str(store / "scans.zarr" / case_id / name)
+        path = str(store / "scans.zarr" / case_id / ARRAY_PATHS[FORMAT][name])
         assert np.array_equal(zarr.open_array(path, mode="r")[:], ours)
         with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "codec_pipeline.strict": True}):
             read_by_zarrs = zarr.open_array(path, mode="r")
@@ -83,9 +85,9 @@ def test_neighbors_are_adjacent_in_the_shard_in_ascending_or_descending_order(st
     assert directions == {-1, 1}
 
 
-def test_a_case_is_five_files(stored):
+def test_a_case_with_a_mask_is_seven_files(stored):
     for case_id in open_store(stored).case_ids:
-        assert sum(path.is_file() for path in (stored / "scans.zarr" / case_id).rglob("*")) == 5
+        assert sum(path.is_file() for path in (stored / "scans.zarr" / case_id).rglob("*")) == 7
 
 
 def test_zarr_python_itself_writes_the_same_document(tmp_path):
@@ -130,7 +132,7 @@ def test_a_slice_can_be_read_into_the_callers_buffer_by_negative_index_and_by_ra
 
 @pytest.mark.parametrize("array", ["image", "label"])
 def test_a_flipped_bit_anywhere_in_a_shard_is_found(copy, array, rng):
-    shard = copy / "scans.zarr" / "volume-2" / array / "c" / "0" / "0" / "0"
+    shard = copy / "scans.zarr" / "volume-2" / ARRAY_PATHS[FORMAT][array] / "c" / "0" / "0" / "0"
     whole = shard.read_bytes()
     for place in rng.integers(0, len(whole), 40):
         damaged = bytearray(whole)
@@ -233,7 +235,7 @@ def test_many_threads_read_more_shards_than_stay_open(stored, monkeypatch):
 
 
 def test_a_slice_that_another_writer_left_out_is_its_fill_value(copy):
-    case = copy / "scans.zarr" / "volume-1" / "label"
+    case = copy / "scans.zarr" / "volume-1" / "labels/segmentation/0"
     shape = open_store(copy)["volume-1"].label.shape
     document = json.loads((case / "zarr.json").read_text())
     shutil.rmtree(case)
@@ -306,8 +308,8 @@ def test_a_damaged_group_document_is_one_error_that_names_the_case_and_the_place
 
 def test_a_shape_that_the_shard_cannot_hold_takes_no_memory(copy):
     folder = copy / "scans.zarr" / "volume-1"
-    for name in ("image", "label"):
-        (folder / name / "zarr.json").write_text(json.dumps(make_array_document(name, (10**11, 64, 64))))
+    for name, path in ARRAY_PATHS[FORMAT].items():
+        (folder / path / "zarr.json").write_text(json.dumps(make_array_document(name, (10**11, 64, 64))))
     with pytest.raises(StoreError, match="cannot hold the index of 100000000000 slices"):
         SliceArray(folder / "image", "image")[:]
 
@@ -324,8 +326,8 @@ def test_a_store_that_is_not_there_or_of_another_format_is_one_clear_error(copy,
     with pytest.raises(StoreError, match=r"has no case 'volume-99'"):
         open_store(copy)["volume-99"]
     document = copy / "scans.zarr" / "volume-1" / "zarr.json"
-    document.write_text(document.read_text().replace('"format": 1', '"format": 9'))
-    with pytest.raises(StoreError, match="store format 9, but this version of slicemill reads format 1"):
+    document.write_text(document.read_text().replace('"format": 2', '"format": 9'))
+    with pytest.raises(StoreError, match="store format 9, but this version of slicemill reads the formats 1 to 2"):
         open_store(copy)["volume-1"]
     document.write_text("{")
     with pytest.raises(StoreError, match="cannot be read"):
@@ -342,6 +344,5 @@ def test_the_store_holds_no_absolute_path_and_no_time(stored, collection):
 def test_a_case_document_is_written_as_it_was_read(stored):
     for case in open_store(stored).values():
         path = stored / "scans.zarr" / case.info.case_id / "zarr.json"
-        assert path.read_text() == json.dumps(
-            {"zarr_format": 3, "node_type": "group", "attributes": {"slicemill": case.info.as_json()}}
-        )
+        attributes = {**describe_image(case.info), "slicemill": case.info.as_json()}
+        assert path.read_text() == json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes})

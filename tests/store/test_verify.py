@@ -95,7 +95,7 @@ def test_the_command_reports_problems_and_exits_1(copy, collection):
     words = [sys.executable, "-m", "slicemill", "store", "verify", str(copy), "--source", str(collection)]
     good = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)
     assert (good.returncode, good.stdout) == (0, "6 cases read completely and compared with the source: 0 problems\n")
-    shard = copy / "scans.zarr" / "volume-1" / "label" / "c/0/0/0"
+    shard = copy / "scans.zarr" / "volume-1" / "labels/segmentation/0/c/0/0/0"
     shard.write_bytes(shard.read_bytes()[:-3])
     bad = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)
     assert bad.returncode == 1

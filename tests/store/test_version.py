@@ -103,13 +103,13 @@ def test_a_removed_case_is_reported(versions, tmp_path):
         case.image[0]
 
 
-@pytest.mark.parametrize("document", ["image", "label", "volume-0"])
+@pytest.mark.parametrize("document", ["image", "0", "volume-0"])
 def test_a_case_that_is_replaced_while_it_is_opened_is_reported(opened, root, versions, monkeypatch, document):
     _, replace = opened
     real, waiting = reader.read_document, [document]
 
-    def interrupted(folder):
-        found = real(folder)
+    def interrupted(folder, *data):
+        found = real(folder, *data)
         if folder.name in waiting:
             waiting.clear()
             replace()

@@ -5,8 +5,10 @@ from typing import Any
 
 from isal import igzip_lib
 
-STEP = 1 << 18
+STEP = 1 << 17
 """Bytes of compressed data that are read at a time."""
+MOST_OUT = 1 << 18
+"""Bytes that are inflated at a time; larger blocks cost more for their memory than for inflating them."""
 
 
 class Inflate(io.RawIOBase):
@@ -21,7 +23,7 @@ class Inflate(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read into `buffer` and return the number of bytes; 0 at the end of the zlib stream.
+        """Fill `buffer` and return the number of bytes; fewer only at the end of the zlib stream.
 
         Raises
         ------
@@ -31,12 +33,12 @@ class Inflate(io.RawIOBase):
             They are damaged.
         """
         view = memoryview(buffer).cast("B")
-        while len(view) and not self._decoder.eof:
-            block = self._stored.read(STEP) if self._decoder.needs_input else b""
-            if self._decoder.needs_input and not block:
+        filled, decoder = 0, self._decoder
+        while filled < len(view) and not decoder.eof:
+            block = self._stored.read(STEP) if decoder.needs_input else b""
+            if decoder.needs_input and not block:
                 raise EOFError("the compressed data end early")
-            data = self._decoder.decompress(block, max_length=len(view))
-            if data:
-                view[: len(data)] = data
-                return len(data)
-        return 0
+            data = decoder.decompress(block, max_length=min(len(view) - filled, MOST_OUT))
+            view[filled : filled + len(data)] = data
+            filled += len(data)
+        return filled

@@ -53,7 +53,7 @@ SAME = {
     "negative spacing": {"ElementSpacing": "1 1 -2"},
     "no BinaryData": {"BinaryData": None},
     "AnatomicalOrientation, which says nothing": {"AnatomicalOrientation": "LPI", "CenterOfRotation": "5 5 5"},
-    "other fields": {"Modality": "MET_MOD_CT", "Comment": "J\u00fcrgen"},
+    "other fields": {"Modality": "MET_MOD_CT", "Comment": "J\u00fcrgen", "dim[0]": "3", "0008|0060": "CT", "a b": "="},
 }  # fmt: skip
 
 
@@ -184,6 +184,19 @@ def test_unusual_headers_have_warnings(changes, warning, tmp_path):
     path = write_meta(tmp_path / "a.mha", **changes)
     with ScanReader(path, "image") as reader:
         assert any(warning in text for text in reader.warnings), reader.warnings
+
+
+def test_the_metadata_of_an_image_that_simpleitk_converts_are_ignored(tmp_path):
+    image = sitk.GetImageFromArray(RAMP)
+    image.SetSpacing((0.7, 0.8, 2.5))
+    for key, text in {"dim[0]": "3", "0010|0010": "Doe^J = x", "Offsets": "1 2 3", "x": "one\ntwo\nDimSize 1"}.items():
+        image.SetMetaData(key, text)
+    sitk.WriteImage(image, str(tmp_path / "a.mha"))
+    sitk.WriteImage(image, str(tmp_path / "b.nrrd"))
+    assert np.array_equal(read(tmp_path / "a.mha")[0], RAMP)
+    assert np.array_equal(read(tmp_path / "b.nrrd")[0], RAMP)
+    with ScanReader(tmp_path / "a.mha", "image") as reader:
+        assert b"Doe" not in reader.stored_header(keep_text=True)
 
 
 def test_a_usual_header_has_no_warnings(tmp_path):

@@ -50,8 +50,30 @@ SYNONYMS = {
     "orientation": "transformmatrix",
     "elementbyteordermsb": "binarydatabyteordermsb",
 }
-LINE = re.compile(r"\s*([A-Za-z][\w -]*?)\s*[=:]\s*(.*?)\s*")
+LINE = re.compile(r"\s*(\w+)\s*[=:]\s*(.*?)\s*")
 LAST_KEY = "elementdatafile"
+KEYS = frozenset(
+    [
+        "objecttype",
+        "ndims",
+        "dimsize",
+        "binarydata",
+        "binarydatabyteordermsb",
+        "compresseddata",
+        "transformmatrix",
+        "offset",
+        "elementspacing",
+        "elementsize",
+        "elementtype",
+        "elementnumberofchannels",
+        "elementtointensityfunctionslope",
+        "elementtointensityfunctionoffset",
+        "headersize",
+        "distanceunits",
+        "elementdatafile",
+    ]
+)
+"""Keys that are read. Others may be anything: ITK writes the metadata of the image before, such as tags of DICOM."""
 LOCAL, LIST = "LOCAL", "LIST"
 
 
@@ -107,17 +129,14 @@ def _read_fields(path: Location) -> tuple[bytes, dict[str, str], int]:
         line = start[at : end if end >= 0 else len(start)].decode(errors="replace").rstrip("\r")
         at = end + 1 if end >= 0 else len(start)
         match = LINE.fullmatch(line)
-        if match:
-            key = "".join(match[1].lower().split())
-            key = SYNONYMS.get(key, key)
-            if fields.setdefault(key, match[2]) != match[2]:
-                raise ScanError(
-                    f"{match[1]} is stated twice, as {shorten(fields[key])!r} and {shorten(match[2])!r}. "
-                    "Correct the header.",
-                    where=path,
-                )
-        elif line.strip():
-            raise ScanError(f"is not a MetaImage file: it has the line {shorten(line)!r}.", where=path)
+        key = "" if match is None else match[1].lower()
+        key = SYNONYMS.get(key, key)
+        if match is not None and key in KEYS and fields.setdefault(key, match[2]) != match[2]:
+            raise ScanError(
+                f"{match[1]} is stated twice, as {shorten(fields[key])!r} and {shorten(match[2])!r}. "
+                "Correct the header.",
+                where=path,
+            )
         if end < 0:
             break
     if LAST_KEY not in fields:

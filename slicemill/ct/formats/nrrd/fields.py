@@ -32,7 +32,7 @@ class NrrdText:
     fields: Mapping[str, str]
     """Fields by lower-case name."""
     pairs: Mapping[str, str]
-    """Key/value pairs."""
+    """Key/value pairs of segments; all others are ignored."""
     files: tuple[str, ...]
     """The lines after ``data file: LIST``."""
 
@@ -73,6 +73,8 @@ def _add_line(line: str, fields: dict[str, str], pairs: dict[str, str], path: Lo
     if not separator:
         raise ScanError(f"is not an NRRD file: its header has the line {shorten(line)!r}.", where=path)
     is_pair = text.startswith("=")
+    if is_pair and not key.startswith("Segment"):
+        return  # any text: ITK writes the metadata of the image before
     known = pairs if is_pair else fields
     name = key.strip() if is_pair else " ".join(key.lower().split())
     name = name if is_pair else SYNONYMS.get(name, name)
