@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from slicemill.common.errors import ScanError
 from slicemill.common.files import Location
+from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object, open_mask
 from slicemill.ct.placed_mask import PlacedMask
 from slicemill.ct.scan import ScanReader, Slab, slab_depth
 from slicemill.ingest.discover import CaseFiles
@@ -58,16 +59,19 @@ def convert_case(
         image = stack.enter_context(ScanReader(case.image, "image", uneven=params.uneven))
         mask = None
         if case.mask is not None:
-            reader: MaskReader = _open_mask(case, case.mask, params)
+            reader: MaskReader = _open_mask(case, case.mask, image, params)
             stack.enter_context(reader)
             mask = PlacedMask(reader, image.grid, params.geometry)
         pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
         return _convert(case, params, store, OpenFiles(image, mask, pool, threads), check_files, holds_claim)
 
 
-def _open_mask(case: CaseFiles, mask: Location, params: Params) -> MaskReader:
+def _open_mask(case: CaseFiles, mask: Location, image: ScanReader, params: Params) -> MaskReader:
     if case.structures:
         return StructureReader(mask, case.structures, params.overlap)
+    if is_mask_object(mask):
+        source = open_mask(mask, image.grid, image.series, params.labels, params.overlap)
+        return ScanReader(mask, "mask", source=source)
     return ScanReader(mask, "mask", uneven=params.uneven)
 
 

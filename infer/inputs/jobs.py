@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from slicemill.common.errors import InputError, ScanError
 from slicemill.common.files import Location
+from slicemill.ct.formats.dicom.series import Series
 from slicemill.ct.formats.names import SHOWN_SUFFIXES, is_scan_name, strip_suffix
 from slicemill.ct.formats.nifti.header import blank_text, parse_grid, stored_warnings
 from slicemill.ct.formats.open import is_dicom, mark_files
@@ -84,6 +85,8 @@ class LoadedScan:
     """NIfTI header for the mask."""
     warnings: tuple[str, ...]
     """Warnings about header and HU, the same as ingest's."""
+    series: Series | None = None
+    """The DICOM series that the scan is; None for other formats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +112,8 @@ class OpenScan:
     """Warnings about the header."""
     read: Callable[[Allocate], Voxels]
     """Read the voxels. The argument allocates the array; stores and pictures do not use it."""
+    series: Series | None = None
+    """The DICOM series that the scan is; None for other formats."""
 
     def load(self, voxels: Voxels, *, strict: bool = False) -> LoadedScan:
         """Return the scan with its voxels and all its warnings.
@@ -122,7 +127,9 @@ class OpenScan:
         warnings = (*self.warnings, *of_voxels)
         if strict and warnings:
             raise ScanError(f"--strict refuses a scan with warnings: {'; '.join(warnings)}.", where=self.path)
-        return LoadedScan(volume=voxels.volume, grid=self.grid, header=self.header, warnings=warnings)
+        return LoadedScan(
+            volume=voxels.volume, grid=self.grid, header=self.header, warnings=warnings, series=self.series
+        )
 
 
 @contextmanager
@@ -174,7 +181,14 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
             )
 
         header = reader.stored_header(keep_text=False)
-        yield OpenScan(path=job.path, grid=reader.grid, header=header, warnings=reader.warnings, read=read)
+        yield OpenScan(
+            path=job.path,
+            grid=reader.grid,
+            header=header,
+            warnings=reader.warnings,
+            read=read,
+            series=reader.series,
+        )
 
 
 def load_scan(job: Job, *, strict: bool = False) -> LoadedScan:

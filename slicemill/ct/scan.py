@@ -76,10 +76,19 @@ class ScanReader:
 
     _source: ScanSource
 
-    def __init__(self, path: Location, kind: Kind, *, hashed: bool = True, uneven: Uneven = "refuse") -> None:
+    def __init__(
+        self,
+        path: Location,
+        kind: Kind,
+        *,
+        hashed: bool = True,
+        uneven: Uneven = "refuse",
+        source: ScanSource | None = None,
+    ) -> None:
+        """Open the file; or take an open `source`, as a mask that needs the grid of its scan is one."""
         self.path = path
         self.kind = kind
-        source = open_source(path, hashed=hashed, uneven=uneven)
+        source = source or open_source(path, hashed=hashed, uneven=uneven)
         self._source = source
         self.grid = source.grid
         """The file's voxel grid, or the one set by `replace_grid`."""
