@@ -159,7 +159,14 @@ def _describe_model(request: InferRequest, opened: "Model") -> str:
     where = f"the workers of {scheduler}: {request.provider}" if scheduler else describe_device(opened, options)
     most_gb = options.max_memory_gb
     memory = f"at most {most_gb:g} GB" if most_gb else "scans use at most half of the free memory"
-    return f"model {info.name} ({shape}) on {where}; {memory}; output: {request.out_folder}"
+    line = f"model {info.name} ({shape}) on {where}; {memory}; output: {request.out_folder}"
+    if not request.dicom.endings():
+        return line
+    from slicemill.ct.formats.dicom_objects.codes import choose_codes
+
+    line += f"\nDICOM results carry patient and study of their series: {request.dicom.flags()}"
+    warning = choose_codes(info.labels, request.dicom.codes)[1]
+    return f"{line}\nwarning: labels {warning}" if warning else line
 
 
 def _show_summary(summary: "Summary", out: Path, written: Path) -> None:

@@ -14,6 +14,7 @@ from slicemill.common.options import INPUT, MACHINE, NETWORK, OUTPUT, RERUN, Jso
 
 if TYPE_CHECKING:
     from slicemill.common.left_out import LeftOut
+    from slicemill.ct.formats.dicom_objects.options import DicomOptions
     from slicemill.infer.inputs.jobs import Job
     from slicemill.infer.network.model import Model
     from slicemill.infer.run.options import InferOptions
@@ -58,6 +59,20 @@ class InferRequest:
     probability: Annotated[bool, _output("Also write NAME_probability_LABEL for every label.", "--probability")] = False
     separate: Annotated[bool, _output("Also write NAME_LABEL for every label, as 0 and 1.", "--separate")] = False
     no_postprocess: Annotated[bool, _output("Do not post-process the labels.", "--no-postprocess")] = False
+    dicom_seg: Annotated[bool, _output("For DICOM series, also write NAME.seg.dcm (DICOM SEG).", "--dicom-seg")] = False
+    dicom_sr: Annotated[
+        bool,
+        _output("Also write NAME.sr.dcm, a DICOM report of the lesions, and a SEG with a segment each.", "--dicom-sr"),
+    ] = False
+    rtstruct: Annotated[bool, _output("Also write NAME.rtstruct.dcm (DICOM RTSTRUCT).", "--rtstruct")] = False
+    seg_type: Annotated[Literal["binary", "labelmap"], _output("Kind of SEG; labelmap is smaller, but new (2024).")] = (
+        "binary"
+    )
+    seg_per_lesion: Annotated[bool, _output("Make each lesion a segment of its own.", "--seg-per-lesion")] = False
+    rtstruct_holes: Annotated[
+        Literal["keyhole", "xor"], _output("How RTSTRUCT has holes: one joined outline, or outlines of their own.")
+    ] = "keyhole"
+    codes: Annotated[Path | None, _output("CSV of codes for labels: label, category, type, region.")] = None
     provider: ProviderName = "auto"
     z_range: Annotated[
         Literal["auto", "organ", "all"],
@@ -102,6 +117,21 @@ class InferRequest:
         return parse_shard(self.shard)
 
     @cached_property
+    def dicom(self) -> "DicomOptions":
+        """Return which DICOM results are written."""
+        from slicemill.ct.formats.dicom_objects.options import make_options
+
+        return make_options(
+            seg=self.dicom_seg,
+            sr=self.dicom_sr,
+            rtstruct=self.rtstruct,
+            seg_type=self.seg_type,
+            per_lesion=self.seg_per_lesion,
+            holes=self.rtstruct_holes,
+            codes=self.codes,
+        )
+
+    @cached_property
     def options(self) -> "InferOptions":
         """Return the options of the run."""
         from slicemill.infer.run.options import InferOptions
@@ -113,6 +143,7 @@ class InferRequest:
             postprocess=not self.no_postprocess,
             separate=self.separate,
             strict=self.strict,
+            dicom=self.dicom,
             z_range=self.z_range,
             predict=PredictOptions(mirror=self.mirror, overlap=self.overlap, probability=self.probability),
             batch=self.batch,
@@ -161,6 +192,10 @@ class InferRequest:
                 else "there is no such file or folder.",
                 where=jobs[0].path,
             )
+        if self.dicom.endings():
+            from slicemill.infer.inputs.dicom import require_dicom_jobs
+
+            require_dicom_jobs(jobs, self.dicom)
         first, step = self.shard_of or (0, 1)
         return jobs[first::step], left_out[first::step]
 

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from slicemill.common.errors import PairingError, UsageError
+from slicemill.ct.formats.dicom.lookup import holds_series
 from slicemill.ct.formats.names import SHOWN_SUFFIXES, is_scan_name
-from slicemill.ct.formats.unread import explain_unread_files
 
 Texts = tuple[str, ...]
 """The texts that the wildcards of a pattern match."""
@@ -41,16 +41,15 @@ def match_pattern(pattern: str) -> dict[Texts, Path]:
     matches: dict[Texts, Path] = {}
     for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 (patterns may be absolute)
         match = compiled.fullmatch(name)
-        if match and is_scan_name(Path(name).name):
+        if match and (is_scan_name(Path(name).name) or holds_series(Path(name))):
             key = tuple(group or "" for group in match.groups())
             if key in matches:
                 raise PairingError(f"{matches[key]} and {name} match {pattern} with the same text {'/'.join(key)!r}.")
             matches[key] = Path(name)
     if not matches:
-        if unread := explain_unread_files(map(Path, glob.glob(pattern, recursive=True))):  # noqa: PTH207
-            raise PairingError(f"matches no {SHOWN_SUFFIXES} file; {unread}.", where=pattern)
         raise PairingError(
-            f"matches no {SHOWN_SUFFIXES} file; quote the pattern so that the shell does not expand it.",
+            f"matches no {SHOWN_SUFFIXES} file and no folder with a DICOM series; quote the pattern, so that the shell "
+            "does not expand it.",
             where=pattern,
         )
     return matches

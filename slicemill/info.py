@@ -11,8 +11,9 @@ from typing import Literal
 from slicemill.common.documents import from_document
 from slicemill.common.errors import ConfigError, ModelError
 from slicemill.common.files import Location, read_file, read_json
+from slicemill.ct.formats.dicom.lookup import holds_series
 from slicemill.ct.formats.names import SHOWN_SUFFIXES, is_scan_name
-from slicemill.ct.formats.open import open_source, scan_files
+from slicemill.ct.formats.open import is_dicom, mark_files, open_source
 from slicemill.ct.labels import format_labels
 from slicemill.ct.naming import find_files, parse_name
 from slicemill.infer.network.description import description_path, read_description
@@ -101,15 +102,17 @@ def summarize(path: Location) -> Summary:
         There is no such file, it is damaged, or it is none of the known kinds.
     """
     if path.is_file():
-        if is_scan_name(path.name):
+        if is_scan_name(path.name) or is_dicom(path):
             return summarize_scan(path)
         if path.name.endswith(".onnx") and isinstance(path, Path):
             return summarize_model(path)
-        raise ConfigError(f"is neither a scan ({SHOWN_SUFFIXES}) nor an ONNX model (.onnx).", where=path)
+        raise ConfigError(f"is neither a scan ({SHOWN_SUFFIXES}, DICOM) nor an ONNX model (.onnx).", where=path)
     if not path.is_dir():
         raise ConfigError("there is no such file or folder.", where=path)
     if isinstance(path, Path) and (path / CONFIG).is_file() and (path / MODEL).is_file():
         return summarize_run(path)
+    if holds_series(path):
+        return summarize_scan(path)
     scans = find_files(path)
     shown = f"It has {len(scans):,} scans and masks; `slicemill ingest {path} --dry-run` shows its cases."
     advice = shown if scans else ""
@@ -141,7 +144,7 @@ def summarize_scan(path: Location) -> ScanSummary:
         dtype=str(source.dtype),
         slope=slope if isinstance(slope, float) else None,
         intercept=inter if isinstance(inter, float) else None,
-        bytes=sum(file.stat().st_size for file in scan_files(path)),
+        bytes=sum(mark_files(path)[::2]),
         warnings=source.warnings,
     )
 

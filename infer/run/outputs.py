@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slicemill.common.errors import ScanError
+from slicemill.ct.formats.dicom_objects.options import ENDINGS, DicomOptions  # noqa: F401 (the doctest's)
 from slicemill.ct.formats.names import is_scan_name, strip_suffix
 from slicemill.ct.formats.open import scan_files
 from slicemill.ct.labels import Labels
@@ -110,15 +111,30 @@ def output_names(job: Job, extras: Sequence[str]) -> list[str]:
 
 
 def extra_path(job: Job, extra: str) -> str:
-    """Return the relative path of a file next to a job's mask, whose name ends in `extra`."""
+    """Return the relative path of a file next to a job's mask: a volume whose name ends in `extra`, or a DICOM result.
+
+    >>> extra_path(Job(name="p1/ct.nii.gz", path=Path("ct")), ".seg.dcm")
+    'p1/ct.seg.dcm'
+    """
+    if extra in ENDINGS:
+        return job.stem + extra
     suffix = job.name[len(job.stem) :]
     return f"{job.stem}_{extra}{suffix}"
 
 
 def extra_names(labels: Labels, options: InferOptions) -> list[str]:
-    """Return the name endings of the files next to a mask, with characters that file names may have.
+    """Return the name endings of all files next to a mask: volumes, and the endings of DICOM results.
 
-    >>> extra_names(Labels({"liver": 1, "a/b": 2}), InferOptions(separate=True))
+    >>> extra_names(Labels({"liver": 1}), InferOptions(separate=True, dicom=DicomOptions(seg=True)))
+    ['liver', '.seg.dcm']
+    """
+    return [*volume_names(labels, options), *options.dicom.endings()]
+
+
+def volume_names(labels: Labels, options: InferOptions) -> list[str]:
+    """Return the name endings of the volumes next to a mask, with characters that file names may have.
+
+    >>> volume_names(Labels({"liver": 1, "a/b": 2}), InferOptions(separate=True))
     ['liver', 'a_b_2']
     """
     names = list(labels.file_names().values())

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from slicemill.common.errors import ConfigError, ScanError
 from slicemill.common.left_out import LeftOut
+from slicemill.common.names import is_text
 from slicemill.common.terminal import print_line
-from slicemill.ct.naming import find_files, find_unread_scans, is_text, parse_name
+from slicemill.ct.naming import find_files, find_unread_scans, parse_name
 from slicemill.infer.inputs.gather import name_below
 from slicemill.infer.inputs.jobs import Job, Stamp
 from slicemill.infer.network.model import Model

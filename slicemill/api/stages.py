@@ -18,10 +18,11 @@ from slicemill.train.settings import TrainSettings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from slicemill.ct.formats.dicom.stack import Uneven
     from slicemill.ct.geometry_option import Geometry
     from slicemill.ingest.discover import Collection
     from slicemill.ingest.outcomes import IngestReport
-    from slicemill.ingest.params import Overlap
+    from slicemill.ingest.params import CaseIdKind, Overlap
     from slicemill.store.layout import ProfileName
     from slicemill.store.model_card import ModelCard, Parity
     from slicemill.train.config import Config
@@ -54,8 +55,12 @@ def ingest_scans(
     rehash: bool = False,
     keep_text: bool = False,
     strict: bool = False,
+    uneven: "Uneven" = "refuse",
+    case_id: "CaseIdKind" = "name",
+    salt: str | Location | None = None,
+    keep_uids: bool = False,
 ) -> "IngestReport":
-    """Convert NIfTI scans and their masks into a slice store; a repeated call converts only what is new or changed.
+    """Convert CT scans and their masks into a slice store; a repeated call converts only what is new or changed.
 
     The options are those of the command `slicemill ingest`; `slicemill.ingest.request.IngestRequest` explains each.
     Worker processes are started: in a script, call this under ``if __name__ == "__main__":``.
@@ -67,10 +72,7 @@ def ingest_scans(
     store
         Folder or URL of the store to create or extend.
     labels
-        Names of the label values, ``{"liver": 1, "tumor": 2}``; by default those that the collection declares. If each
-        structure has a file, the names are those of the files.
-    geometry
-        What happens if a mask is on another grid than its image: with ``error`` the case fails.
+        Names of the label values (or of the structures' files); by default those that the collection declares.
 
     Returns
     -------
@@ -96,7 +98,8 @@ def ingest_scans(
         source=source, store=store, pairs=pairs, images=images, masks=masks, no_masks=no_masks, labels=labels,
         organ=organ, tumor=tumor, prefix=prefix, patient=patient, geometry=geometry, overlap=overlap, workers=workers,
         threads=threads, profile=profile, scheduler=scheduler, shard=shard, overwrite=overwrite,
-        retry_failed=retry_failed, rehash=rehash, keep_text=keep_text, strict=strict,
+        retry_failed=retry_failed, rehash=rehash, keep_text=keep_text, strict=strict, uneven=uneven, case_id=case_id,
+        salt=salt, keep_uids=keep_uids,
     )  # fmt: skip
     report = request.run(request.collection())
     if report.bug is not None:

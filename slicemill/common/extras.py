@@ -12,6 +12,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "cpu": ("onnxruntime",),
     "openvino": ("openvino",),
     "s3": ("obstore", "boto3"),
+    "dicom": ("pydicom", "highdicom", "imagecodecs"),
+    "web": ("starlette", "uvicorn"),
 }
 """Extra -> the packages, by import name, that commands import from it. `gpu` has the same package as `cpu`."""
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from slicemill.common.files import Location
 from slicemill.common.ledger import LEDGER
+from slicemill.common.names import is_text, natural_key
 from slicemill.common.remote import RemotePath
 from slicemill.ct.formats.companions import Companions
 from slicemill.ct.formats.names import is_slicer_segmentation, strip_suffix
@@ -113,15 +114,6 @@ def derive_case_id(path: str) -> str:
     return strip_suffix(parts.name).removesuffix(FIRST_CHANNEL)
 
 
-def natural_key(text: str) -> list[tuple[int, str]]:
-    """Return a sort key that orders numbers in a text by value.
-
-    >>> sorted(["volume-10", "volume-9"], key=natural_key)
-    ['volume-9', 'volume-10']
-    """
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
-
-
 def find_files(folder: AnyPlace) -> list[AnyPlace]:
     """Return the scans and masks below a folder in natural order; hidden files and linked folders are left out.
 
@@ -177,14 +169,6 @@ def find_undecodable_names(folder: Location) -> list[Path]:
     """Return the files below a folder whose names are not UTF-8, with replacement characters for messages."""
     undecodable = [path for path in _all(folder) if isinstance(path, Path) and not is_text(path)]
     return [Path(os.fsencode(path).decode(errors="replace")) for path in undecodable]
-
-
-def is_text(path: Location) -> bool:
-    """Return whether a path can be written to tables: it is valid UTF-8 without NUL."""
-    try:
-        return b"\0" not in str(path).encode()
-    except UnicodeEncodeError:
-        return False
 
 
 def _walk(folder: AnyPlace) -> list[AnyPlace]:

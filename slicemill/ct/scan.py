@@ -20,6 +20,9 @@ import numpy.typing as npt
 
 from slicemill.common.errors import LabelError, ScanError
 from slicemill.common.files import Location
+from slicemill.ct.formats.dicom.series import Series
+from slicemill.ct.formats.dicom.source import DicomSource
+from slicemill.ct.formats.dicom.stack import Uneven
 from slicemill.ct.formats.nifti.header import MAX_EXTENSION_BYTES
 from slicemill.ct.formats.open import open_source
 from slicemill.ct.formats.source import Scaling, ScanSource
@@ -73,10 +76,19 @@ class ScanReader:
 
     _source: ScanSource
 
-    def __init__(self, path: Location, kind: Kind, *, hashed: bool = True) -> None:
+    def __init__(
+        self,
+        path: Location,
+        kind: Kind,
+        *,
+        hashed: bool = True,
+        uneven: Uneven = "refuse",
+        source: ScanSource | None = None,
+    ) -> None:
+        """Open the file; or take an open `source`, as a mask that needs the grid of its scan is one."""
         self.path = path
         self.kind = kind
-        source = open_source(path, hashed=hashed)
+        source = source or open_source(path, hashed=hashed, uneven=uneven)
         self._source = source
         self.grid = source.grid
         """The file's voxel grid, or the one set by `replace_grid`."""
@@ -90,6 +102,11 @@ class ScanReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._source.close()
+
+    @property
+    def series(self) -> Series | None:
+        """Return the DICOM series; None for other formats."""
+        return self._source.series if isinstance(self._source, DicomSource) else None
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -198,10 +198,10 @@ def test_patients_come_from_a_regular_expression(tmp_path):
             set_patients(collection, pattern)
 
 
-def test_scans_of_other_formats_are_named_and_not_passed_over(tmp_path):
+def test_files_that_only_their_name_calls_dicom_are_named(tmp_path):
     collection = discover(touch(tmp_path, "a.nii", "c/d.mha", "e.DCM"))
     assert pairs(collection) == {"a": ("a.nii", None), "d": ("c/d.mha", None)}
-    assert [path.name for path, reason in collection.left_out if "does not read" in reason] == ["e.DCM"]
+    assert [path.name for path, reason in collection.left_out if "is not DICOM" in reason] == ["e.DCM"]
 
 
 def test_a_hdr_and_its_img_are_one_scan_named_by_the_hdr(tmp_path):

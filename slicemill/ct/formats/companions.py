@@ -21,12 +21,11 @@ from slicemill.ct.formats.names import (
 )
 from slicemill.ct.formats.nifti.names import HEADER_SUFFIXES, is_header_name
 from slicemill.ct.formats.open import list_data_files, scan_files
-from slicemill.ct.formats.unread import UNREAD, explain_unread
 
 IMAGE_SUFFIXES = (".img.gz", ".img")
 TWINS = {".mhd": (".mha",), ".nhdr": (".nrrd",)}
 """Header with a file of voxels -> the same format in one file, which is read instead if both have one name."""
-OTHER_FORMATS = (*HEADER_SUFFIXES, *IMAGE_SUFFIXES, ".mhd", *NRRD_SUFFIXES, *DATA_SUFFIXES, *UNREAD)
+OTHER_FORMATS = (*HEADER_SUFFIXES, *IMAGE_SUFFIXES, ".mhd", *NRRD_SUFFIXES, *DATA_SUFFIXES)
 """Suffixes of files that look like scans or parts of scans. Those with a reason to leave them out are reported."""
 
 
@@ -60,7 +59,7 @@ class Companions:
             if path in self._voxels_named_in(path.parent):
                 return ""
             return "voxels without a header that names them; put the .mhd or .nhdr in the same folder"
-        return self._explain_detached(path) if is_scan_name(name) else explain_unread(name)
+        return self._explain_detached(path)
 
     def _is_copy(self, path: Location) -> bool:
         """Return whether a segmentation lies beside the record and the page of the same name."""
