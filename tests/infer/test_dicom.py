@@ -72,7 +72,7 @@ def test_masks_lie_on_the_series(tilt, model, tmp_path):
     assert mask.shape == (64, 64, 5)
     assert np.allclose(mask.affine, scan.grid.affine, atol=1e-4)
     segmentation = slicemill.Model(model).segment(tmp_path / "in" / "p1")
-    assert np.array_equal(np.asarray(mask.dataobj), np.asarray(segmentation.mask))
+    assert np.array_equal(np.asarray(mask.dataobj), segmentation.label)
     assert np.array_equal(scan.volume.shape, volume.shape)
 
 
