@@ -157,7 +157,9 @@ class _Walker:
             )
         return TooShortError(needed)
 
-    def read(self, elements: Elements, at: int, wanted: Collection[int], *, explicit: bool) -> None:
+    def read(  # noqa: C901 (one loop: a call for each element costs more than its work)
+        self, elements: Elements, at: int, wanted: Collection[int], *, explicit: bool
+    ) -> None:
         """Add the wanted values and the place of the pixels to `elements`."""
         last = self._end - 8
         while at < self._size:

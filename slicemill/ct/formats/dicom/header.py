@@ -22,7 +22,7 @@ from slicemill.ct.formats.dicom.elements import (
 from slicemill.ct.formats.dicom.files import DicomFile, OpenFile
 from slicemill.ct.formats.dicom.uids import DEFLATED, EXPLICIT
 
-FIRST_BYTES = 32 << 10
+FIRST_BYTES = 16 << 10
 """Bytes of a file that are read first: the headers of CT scanners have 2 to 16 KiB."""
 MAX_HEADER_BYTES = 64 << 20
 """Longest header before the pixels; that of an enhanced CT with 10,000 frames has 15 MB."""
