@@ -184,11 +184,12 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
 def _open_case(store: Location, case_id: str) -> OpenScan:
     """Open a case of a store."""
     case = open_store_once(store)[case_id]
+    grid = read_grid(case)  # checks the stored header
     header = blank_text(read_header(case, case.info.image))
     error = case.info.max_rounding_error_hu
     return OpenScan(
         path=store,
-        grid=read_grid(case),
+        grid=grid,
         header=header,
         warnings=stored_warnings(header),
         read=lambda _: Voxels(volume=case.image[:], max_rounding_error_hu=error),
