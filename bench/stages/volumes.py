@@ -22,6 +22,7 @@ from slicemill.bench.harness.subject import Subject
 from slicemill.bench.schema.base import origin
 from slicemill.bench.schema.data import VolumeFormat, VolumesRecord
 from slicemill.common.errors import ConfigError
+from slicemill.ct.formats.open import scan_files
 from slicemill.ct.scan import ScanReader
 
 OURS, INGEST, SIMPLEITK, PYNRRD = "ours", "ours, as ingest", "SimpleITK", "pynrrd"
@@ -81,7 +82,7 @@ def compare(folder: Path, case: Case, subject: Subject, rounds: int, log: Log) -
     slices = len(subject.image)
     peers = {name: times.speedup(OURS, name) for name in readers if name not in (OURS, INGEST)}
     return VolumeFormat(
-        megabytes=round(sum(file.stat().st_size for file in folder.glob(f"{path.name.partition('.')[0]}.*")) / 1e6, 2),
+        megabytes=round(sum(file.stat().st_size for file in scan_files(path)) / 1e6, 2),
         cpu_milliseconds={name: round(1000 * timing.median / slices, 3) for name, timing in times.cpu.items()},
         ours_over=peers,
     )
