@@ -142,17 +142,7 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
         The file cannot be read as a CT scan.
     """
     if job.case_id is not None:
-        case = open_store_once(job.path)[job.case_id]
-        grid = read_grid(case)
-        header = blank_text(read_header(case, case.info.image))
-        error = case.info.max_rounding_error_hu
-        yield OpenScan(
-            path=job.path,
-            grid=grid,
-            header=header,
-            warnings=stored_warnings(header),
-            read=lambda _: Voxels(volume=case.image[:], max_rounding_error_hu=error),
-        )
+        yield _open_case(job.path, job.case_id)
         return
     if not job.path.exists():
         raise ScanError("there is no such file.", where=job.path)
@@ -195,6 +185,21 @@ def _open_file(path: Location) -> Iterator[OpenScan]:
             read=read,
             series=reader.series,
         )
+
+
+def _open_case(store: Location, case_id: str) -> OpenScan:
+    """Open a case of a store."""
+    case = open_store_once(store)[case_id]
+    grid = read_grid(case)  # checks the stored header
+    header = blank_text(read_header(case, case.info.image))
+    error = case.info.max_rounding_error_hu
+    return OpenScan(
+        path=store,
+        grid=grid,
+        header=header,
+        warnings=stored_warnings(header),
+        read=lambda _: Voxels(volume=case.image[:], max_rounding_error_hu=error),
+    )
 
 
 def load_scan(job: Job, *, strict: bool = False) -> LoadedScan:

@@ -362,3 +362,11 @@ def test_any_bytes_in_a_header_end_in_a_scan_or_in_one_input_error(tmp_path, pat
     (tmp_path / "b.nii").write_bytes(content)
     with contextlib.suppress(InputError):
         assert read(tmp_path / "b.nii").dtype == np.int16
+
+
+def test_a_plain_file_that_ends_early_is_not_told_to_be_gzip(tmp_path):
+    path = save(tmp_path / "a.nii", RAMP.transpose(2, 1, 0))
+    with ScanReader(path, "image") as reader:
+        path.write_bytes(path.read_bytes()[:-10])
+        with pytest.raises(ScanError, match=r"ends early or is damaged \(10 bytes of voxels are missing\)"):
+            reader.read()
