@@ -14,7 +14,6 @@ from slicemill.ct.formats.dicom_objects.segments import Segment, Segments
 from slicemill.ct.formats.dicom_objects.source_series import SourceSeries, make_uid
 
 if TYPE_CHECKING:
-    from highdicom import PixelMeasuresSequence
     from highdicom.seg import Segmentation, SegmentDescription
     from highdicom.sr import CodedConcept
 
@@ -50,26 +49,11 @@ def make_segmentation(
         instance_number=1,
         **maker.as_equipment(),
         transfer_syntax_uid=EXPLICIT_LITTLE_ENDIAN if kind == "binary" else JPEG_LS_LOSSLESS,
-        pixel_measures=_measure_pixels(series),
         omit_empty_frames=True,
         content_label=CONTENT_LABEL,
         content_description=DESCRIPTION,
         content_creator_name=None,
         series_description=DESCRIPTION,
-    )
-
-
-def _measure_pixels(series: SourceSeries) -> "PixelMeasuresSequence | None":
-    """Return spacing and thickness of the frames if the source has no SliceThickness; else None: as in the source.
-
-    The thickness of a frame is then the distance of neighboring planes.
-    """
-    from highdicom import PixelMeasuresSequence
-
-    if series.frames or series.first.get("SliceThickness"):
-        return None
-    return PixelMeasuresSequence(
-        pixel_spacing=[float(number) for number in series.first.PixelSpacing], slice_thickness=round(series.step_mm, 6)
     )
 
 

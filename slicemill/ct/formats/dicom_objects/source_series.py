@@ -57,6 +57,8 @@ class SourceSeries:
         for header in self.headers:
             if not header.get("SpecificCharacterSet", "ISO_IR 6"):
                 del header.SpecificCharacterSet  # an empty one means the default, which highdicom does not know
+            if not self.frames and not header.get("SliceThickness"):
+                header.SliceThickness = round(self.step_mm, 6)  # that of the frames of a result
             for keyword in MAY_BE_EMPTY:
                 if keyword not in header:
                     setattr(header, keyword, "")
