@@ -24,12 +24,12 @@ endif
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/installed ## the whole way on synthetic CTs, about 7 minutes after installation; STRICT=1 fails if a goal is missed
+demo: $(VENV)/installed ## the whole way on synthetic CTs, about 5 minutes after installation; STRICT=1 fails if a goal is missed
 	$(BIN)/slicemill demo --out demo $(if $(STRICT),--strict-goals)
 
 docs: $(VENV)/developing ## the documentation as pages in build/docs, strict: a link that does not resolve fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
-	@echo "build/docs/index.html; with search: python3 -m http.server -d build/docs"
+	@echo "build/docs/index.html"
 
 test: check ## set up, then every check and every test that takes less than ten seconds
 	$(PYTEST) -m "not slow"

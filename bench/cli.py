@@ -170,9 +170,23 @@ def export(slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, data: D
 
 
 @bench.command()
-def infer(slices: Slices = 0, rounds: Rounds = 0, quick: Quick = False, json: Json = None) -> None:
+def infer(
+    slices: Slices = 0,
+    rounds: Rounds = 0,
+    quick: Quick = False,
+    only_range: Annotated[
+        bool, typer.Option("--range", help="Only the organ's range compared with all slices, of two kinds of scans.")
+    ] = False,
+    json: Json = None,
+) -> None:
     """Inference on the CPU from files to files, compared with the bare session, the usual script, torch, and scipy."""
     from slicemill.bench.stages.infer_cpu import run
+    from slicemill.bench.stages.infer_range import run as run_range
+
+    if only_range:
+        depth, count = slices or (120 if quick else 500), rounds or (1 if quick else 5)
+        _run_in_folder(lambda folder: run_range(folder, slices=depth, rounds=count), json)
+        return
 
     def work(folder: Path, scale: "Scale") -> Record:
         return run(folder, slices=scale.slices, rounds=scale.rounds)

@@ -1,4 +1,4 @@
-"""Generated parts of the documentation: commands, settings and errors from the code, pictures from the benchmarks.
+"""Generated parts of the documentation: commands, settings and errors from the code, pictures of benchmarks, notebooks.
 
 mkdocs calls `on_files` and `on_page_markdown` (mkdocs.yml, hooks). A page asks for a part with a comment, like
 ``<!-- generated: commands -->``.
@@ -6,6 +6,7 @@ mkdocs calls `on_files` and `on_page_markdown` (mkdocs.yml, hooks). A page asks 
 
 import dataclasses
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,22 +19,49 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 PICTURE = re.compile(r"\]\((?:\.\./)+bench/results/([\w/]+\.png)\)")
 """A picture of the benchmarks, by the path that also works on a page in the repository."""
+NOTEBOOK = re.compile(r"\]\(((?:\.\./)*notebooks/[\w-]+)\.ipynb\)")
+"""A link to a notebook, by its path in the repository."""
 PART = re.compile(r"<!-- generated: (\w+) -->")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pictures of the benchmarks, which are outside docs/, to the site."""
+    """Add the pictures of the benchmarks, which are outside docs/, to the site, and a page for each notebook."""
     results = ROOT / "bench" / "results"
     for path in sorted(results.rglob("*.png")):
         name = f"pictures/{path.relative_to(results).as_posix()}"
         files.append(File.generated(config, name, abs_src_path=str(path)))
+    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        name = path.relative_to(ROOT / "docs").with_suffix(".md").as_posix()
+        files.append(File.generated(config, name, content=show_notebook(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 (mkdocs)
-    """Fill in the generated parts of a page, and link its pictures to their copies in the site."""
+    """Fill in the generated parts of a page, and link its pictures and notebooks to their copies in the site."""
     up = "../" * page.file.src_uri.count("/")
+    markdown = NOTEBOOK.sub(r"](\1.md)", markdown)
     return PICTURE.sub(rf"]({up}pictures/\1)", PART.sub(lambda part: PARTS[part[1]](), markdown))
+
+
+def show_notebook(path: Path) -> str:
+    """Return a notebook as a page: texts, code, prints and pictures. Links to notebooks lead to their pages."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source.replace(".ipynb)", ".md)"))
+        else:
+            parts += [f"```python\n{source}\n```", *map(_show_output, cell["outputs"])]
+    title, *rest = parts
+    return "\n\n".join([title, f"[Download this notebook]({path.name})", *rest]) + "\n"
+
+
+def _show_output(output: dict[str, Any]) -> str:
+    data = output.get("data", {})
+    if "image/png" in data:
+        return f'<img alt="figure" src="data:image/png;base64,{data["image/png"]}">'
+    text = "".join(output["text"] if "text" in output else data["text/plain"])
+    return f"```text\n{text.rstrip()}\n```"
 
 
 def list_commands() -> str:

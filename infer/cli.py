@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from slicemill.common.app import App
-from slicemill.common.errors import ScanError
-from slicemill.common.left_out import SHOWN, LeftOut, print_left_out
+from slicemill.common.left_out import SHOWN, print_left_out
+from slicemill.common.memory_limits import ONNX, bound_thread_starts
 from slicemill.common.options import Json
 from slicemill.common.output import current_output
 from slicemill.common.signals import leave_at_once_after_signals
@@ -131,13 +131,16 @@ def _format_dice(dice: float) -> str:
 def _segment(request: InferRequest) -> None:
     """Segment the scans of a request and show the result; exit 1 if a scan failed."""
     out = request.out_folder
-    jobs, left_out = _gather(request)
-    opened = _open(request)
+    jobs, left_out = request.find_jobs()
+    opened = request.open_model()
+    print_line(_describe_model(request, opened))
     print_left_out(left_out)
     if request.dry_run:
         _show_plan(request, opened, jobs)
         return
-    summary = _run(request, opened, jobs, left_out)
+    if request.watch is not None:
+        print_line(f"watching {request.watch}; press Ctrl-C to finish the scans in progress and stop")
+    summary = request.run(opened, jobs, left_out)
     _show_summary(summary, out, out / f"summary{request.options.part}.json")
     if request.json:
         from slicemill.infer.run.summary import make_document
@@ -147,67 +150,23 @@ def _segment(request: InferRequest) -> None:
         raise SystemExit(1)
 
 
-def _gather(request: InferRequest) -> "tuple[list[Job], list[LeftOut]]":
-    """Return the jobs of this shard, and its share of the files that are left out.
-
-    Raises
-    ------
-    ScanError
-        No input exists, so that nothing is written. One that is missing among others is reported as failed.
-    """
-    from slicemill.infer.inputs.gather import gather
-    from slicemill.store.to_slices import parse_window
-
-    jobs, left_out = gather(request.all_inputs, parse_window(request.window) if request.window else None)
-    if jobs and not any(job.path.exists() for job in jobs):
-        raise ScanError(
-            f"there is no such file or folder, nor any other of the {len(jobs)}."
-            if len(jobs) > 1
-            else "there is no such file or folder.",
-            where=jobs[0].path,
-        )
-    first, step = request.shard_of or (0, 1)
-    return jobs[first::step], left_out[first::step]
-
-
-def _open(request: InferRequest) -> "Model":
-    """Open the model, on the CPU if workers of a scheduler run it, and print its device."""
-    from slicemill.infer.network.model import find_provider_file, open_model
+def _describe_model(request: InferRequest, opened: "Model") -> str:
+    """Return a line about the model, its device and the output folder."""
     from slicemill.infer.run.pipeline import describe_device
 
-    provider, scheduler, options = request.provider, request.scheduler, request.options
-    if scheduler:
-        opened = open_model(find_provider_file(request.model, provider), "cpu", batch=options.batch)
-    else:
-        opened = open_model(request.model, provider, options.devices[0], options.batch)
-    info = opened.info
+    info, scheduler, options = opened.info, request.scheduler, request.options
     shape = f"slices {info.size[0]}x{info.size[1]}, context {info.context}, {info.card.precision}"
-    where = f"the workers of {scheduler}: {provider}" if scheduler else describe_device(opened, options)
+    where = f"the workers of {scheduler}: {request.provider}" if scheduler else describe_device(opened, options)
     most_gb = options.max_memory_gb
     memory = f"at most {most_gb:g} GB" if most_gb else "scans use at most half of the free memory"
-    print_line(f"model {info.name} ({shape}) on {where}; {memory}; output: {request.out_folder}")
-    return opened
+    line = f"model {info.name} ({shape}) on {where}; {memory}; output: {request.out_folder}"
+    if not request.dicom.endings():
+        return line
+    from slicemill.ct.formats.dicom_objects.codes import choose_codes
 
-
-def _run(request: InferRequest, opened: "Model", jobs: "Sequence[Job]", left_out: "Sequence[LeftOut]") -> "Summary":
-    """Segment scans that arrive in a folder, or on a cluster, or here."""
-    out, options = request.out_folder, request.options
-    if request.watch is not None:
-        from slicemill.infer.run.ledger import RunLedger
-        from slicemill.infer.run.watch import until_signaled, watch
-
-        print_line(f"watching {request.watch}; press Ctrl-C to finish the scans in progress and stop")
-        with until_signaled() as ended:
-            return watch(opened, request.watch, RunLedger(out, opened, options), ended, request.settle)
-    if request.scheduler is not None:
-        from slicemill.infer.run.cluster import infer_on
-        from slicemill.infer.run.ledger import RunLedger
-
-        ledger = RunLedger(out, opened, options)
-        return infer_on(request.scheduler, opened, request.provider, jobs, ledger, left_out)
-    from slicemill.infer.run.pipeline import infer as run
-
-    return run(opened, jobs, out, options, left_out)
+    line += f"\nDICOM results carry patient and study of their series: {request.dicom.flags()}"
+    warning = choose_codes(info.labels, request.dicom.codes)[1]
+    return f"{line}\nwarning: labels {warning}" if warning else line
 
 
 def _show_summary(summary: "Summary", out: Path, written: Path) -> None:
@@ -270,7 +229,8 @@ def _show_plan(request: InferRequest, opened: "Model", jobs: "Sequence[Job]") ->
 def main() -> None:
     """Run `infer` as a separate command."""
     app = App(name="infer")
-    app.command("infer")(infer)
+    bound_thread_starts()
+    app.command("infer", need=ONNX)(infer)
     with leave_at_once_after_signals():
         app(prog_name="infer")
 

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from slicemill.common.errors import UsageError
+from slicemill.common.errors import ScanError, UsageError
 from slicemill.common.options import INPUT, MACHINE, NETWORK, OUTPUT, RERUN, Json, parse_shard, require_finite
 
 if TYPE_CHECKING:
+    from slicemill.common.left_out import LeftOut
+    from slicemill.ct.formats.dicom_objects.options import DicomOptions
+    from slicemill.infer.inputs.jobs import Job
+    from slicemill.infer.network.model import Model
     from slicemill.infer.run.options import InferOptions
+    from slicemill.infer.run.summary import Summary
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 """The choices of `slicemill.infer.runtime.providers.Provider`, a module that is too slow to import for --help."""
@@ -54,6 +59,20 @@ class InferRequest:
     probability: Annotated[bool, _output("Also write NAME_probability_LABEL for every label.", "--probability")] = False
     separate: Annotated[bool, _output("Also write NAME_LABEL for every label, as 0 and 1.", "--separate")] = False
     no_postprocess: Annotated[bool, _output("Do not post-process the labels.", "--no-postprocess")] = False
+    dicom_seg: Annotated[bool, _output("For DICOM series, also write NAME.seg.dcm (DICOM SEG).", "--dicom-seg")] = False
+    dicom_sr: Annotated[
+        bool,
+        _output("Also write NAME.sr.dcm, a DICOM report of the lesions, and a SEG with a segment each.", "--dicom-sr"),
+    ] = False
+    rtstruct: Annotated[bool, _output("Also write NAME.rtstruct.dcm (DICOM RTSTRUCT).", "--rtstruct")] = False
+    seg_type: Annotated[Literal["binary", "labelmap"], _output("Kind of SEG; labelmap is smaller, but new (2024).")] = (
+        "binary"
+    )
+    seg_per_lesion: Annotated[bool, _output("Make each lesion a segment of its own.", "--seg-per-lesion")] = False
+    rtstruct_holes: Annotated[
+        Literal["keyhole", "xor"], _output("How RTSTRUCT has holes: one joined outline, or outlines of their own.")
+    ] = "keyhole"
+    codes: Annotated[Path | None, _output("CSV of codes for labels: label, category, type, region.")] = None
     provider: ProviderName = "auto"
     z_range: Annotated[
         Literal["auto", "organ", "all"],
@@ -98,6 +117,21 @@ class InferRequest:
         return parse_shard(self.shard)
 
     @cached_property
+    def dicom(self) -> "DicomOptions":
+        """Return which DICOM results are written."""
+        from slicemill.ct.formats.dicom_objects.options import make_options
+
+        return make_options(
+            seg=self.dicom_seg,
+            sr=self.dicom_sr,
+            rtstruct=self.rtstruct,
+            seg_type=self.seg_type,
+            per_lesion=self.seg_per_lesion,
+            holes=self.rtstruct_holes,
+            codes=self.codes,
+        )
+
+    @cached_property
     def options(self) -> "InferOptions":
         """Return the options of the run."""
         from slicemill.infer.run.options import InferOptions
@@ -109,6 +143,7 @@ class InferRequest:
             postprocess=not self.no_postprocess,
             separate=self.separate,
             strict=self.strict,
+            dicom=self.dicom,
             z_range=self.z_range,
             predict=PredictOptions(mirror=self.mirror, overlap=self.overlap, probability=self.probability),
             batch=self.batch,
@@ -137,6 +172,67 @@ class InferRequest:
             raise UsageError("pass scans, folders, patterns or stores, or a --list of them; or use --watch FOLDER.")
         if self.watch is not None and (self.scheduler or self.shard or self.dry_run or self.window):
             raise UsageError("--watch cannot be combined with --scheduler, --shard, --dry-run or --window.")
+
+    def find_jobs(self) -> "tuple[list[Job], list[LeftOut]]":
+        """Return the jobs of this shard, and its share of the files that are left out.
+
+        Raises
+        ------
+        ScanError
+            No input exists, so that nothing is written. One that is missing among others is reported as failed.
+        """
+        from slicemill.infer.inputs.gather import gather
+        from slicemill.store.to_slices import parse_window
+
+        jobs, left_out = gather(self.all_inputs, parse_window(self.window) if self.window else None)
+        if jobs and not any(job.path.exists() for job in jobs):
+            raise ScanError(
+                f"there is no such file or folder, nor any other of the {len(jobs)}."
+                if len(jobs) > 1
+                else "there is no such file or folder.",
+                where=jobs[0].path,
+            )
+        if self.dicom.endings():
+            from slicemill.infer.inputs.dicom import require_dicom_jobs
+
+            require_dicom_jobs(jobs, self.dicom)
+        first, step = self.shard_of or (0, 1)
+        return jobs[first::step], left_out[first::step]
+
+    def open_model(self) -> "Model":
+        """Open the model, on the CPU if workers of a scheduler run it.
+
+        Raises
+        ------
+        ModelError
+            The file cannot be read or is not a slicemill model.
+        ProviderError
+            The provider does not run here.
+        """
+        from slicemill.infer.network.model import find_provider_file, open_model
+
+        batch = self.options.batch
+        if self.scheduler:
+            return open_model(find_provider_file(self.model, self.provider), "cpu", batch=batch)
+        return open_model(self.model, self.provider, self.options.devices[0], batch)
+
+    def run(self, opened: "Model", jobs: "Sequence[Job]", left_out: "Sequence[LeftOut]") -> "Summary":
+        """Segment scans that arrive in a folder, or on a cluster, or here."""
+        from slicemill.infer.run.ledger import RunLedger
+
+        out, options = self.out_folder, self.options
+        if self.watch is not None:
+            from slicemill.infer.run.watch import until_signaled, watch
+
+            with until_signaled() as ended:
+                return watch(opened, self.watch, RunLedger(out, opened, options), ended, self.settle)
+        if self.scheduler is not None:
+            from slicemill.infer.run.cluster import infer_on
+
+            return infer_on(self.scheduler, opened, self.provider, jobs, RunLedger(out, opened, options), left_out)
+        from slicemill.infer.run.pipeline import infer
+
+        return infer(opened, jobs, out, options, left_out)
 
 
 def default_output(inputs: Sequence[str], model: Path) -> Path:

@@ -14,10 +14,10 @@ from slicemill.infer.network.model import Model
 from slicemill.infer.parity_check import check_parity
 from slicemill.infer.postprocess import postprocess
 from slicemill.infer.report import ScanReport, make_report
-from slicemill.infer.run.scan_queue import ScanQueue
 from slicemill.infer.runtime.capacity import Capacity, batch_capacity
 from slicemill.infer.slices.assembly import RangeChoice, Segmentation, labels_in_range, plan_scan
 from slicemill.infer.slices.batches import NetworkScan
+from slicemill.infer.slices.scan_queue import ScanQueue
 from slicemill.infer.slices.tiles import PLAIN, PredictOptions
 
 

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from slicemill.common.documents import to_document
 from slicemill.common.errors import ConfigError, ModelError
+from slicemill.common.extras import describe_install, explain_import
 from slicemill.common.files import atomic_write, to_json
 from slicemill.ct.geometry import Grid, voxel_ml
 from slicemill.ct.labels import Labels
@@ -329,10 +330,9 @@ def check_writable(path: Path) -> None:
             f"{path}: is a foreign network; its rules are in {path.with_suffix('.toml').name}. --dry-run shows what to "
             "write there."
         )
-    try:
+    missing = f"writing into a model file needs the package onnx. {describe_install('train')}."
+    with explain_import("onnx", ModelError(missing, where=path)):
         import onnx  # noqa: F401 (only `write_rules` needs it)
-    except ImportError:
-        raise ModelError(f"{path}: writing into a model file needs the package onnx: pip install onnx.") from None
 
 
 def as_toml(rules: PostprocessRules) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from slicemill.ct.formats.nifti.names import strip_suffix
+from slicemill.ct.formats.names import strip_suffix
 
 NUMBERED = re.compile(r"(.+)_(\d{4})", re.DOTALL)
 FIRST = "0000"

@@ -9,8 +9,9 @@ from slicemill.common.files import Location, parse_location
 from slicemill.common.left_out import print_left_out
 from slicemill.common.options import CHECKS, INPUT, MACHINE, OUTPUT, RERUN, Json
 from slicemill.common.terminal import format_table, print_always, print_json, print_line, print_lines
+from slicemill.ct.formats.dicom.stack import Uneven
 from slicemill.ct.geometry_option import Geometry
-from slicemill.ingest.params import Overlap
+from slicemill.ingest.params import CaseIdKind, Overlap
 from slicemill.store.layout import ProfileName
 
 if TYPE_CHECKING:
@@ -131,9 +132,35 @@ def ingest(
             "--keep-text", rich_help_panel=OUTPUT, help="Keep free-text header fields; they may name a person."
         ),
     ] = False,
+    uneven: Annotated[
+        Uneven,
+        typer.Option(
+            rich_help_panel=CHECKS,
+            help="DICOM series whose steps between slices differ: refuse, or store the longest part with equal steps.",
+        ),
+    ] = "refuse",
+    case_id: Annotated[
+        CaseIdKind,
+        typer.Option(
+            "--case-id",
+            rich_help_panel=INPUT,
+            help="Case ids of DICOM series: the folder's name, or the SeriesInstanceUID.",
+        ),
+    ] = "name",
+    salt: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=INPUT,
+            help="File with the salt of the hashes that replace DICOM's PatientID. By default the store keeps its own.",
+        ),
+    ] = None,
+    keep_uids: Annotated[
+        bool,
+        typer.Option("--keep-uids", rich_help_panel=OUTPUT, help="Store the UIDs of DICOM series; they identify it."),
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Convert NIfTI scans and their masks into a slice store.
+    """Convert CT scans and their masks into a slice store.
 
     Layouts: LiTS, KiTS, CT-ORG, SegTHOR, BIDS, Decathlon and nnU-Net (imagesTr, labelsTr, dataset.json), a folder for
     each patient, a file for each structure (TotalSegmentator), two parallel folders, a CSV, or two patterns. Run the
@@ -152,7 +179,8 @@ def ingest(
         source=source, store=store, pairs=pairs, images=images, masks=masks, no_masks=no_masks, labels=labels,
         organ=organ, tumor=tumor, prefix=prefix, patient=patient, geometry=geometry, overlap=overlap,
         workers=workers, threads=threads, profile=profile, scheduler=scheduler, shard=shard, overwrite=overwrite,
-        retry_failed=retry_failed, rehash=rehash, keep_text=keep_text, strict=strict,
+        retry_failed=retry_failed, rehash=rehash, keep_text=keep_text, strict=strict, uneven=uneven, case_id=case_id,
+        salt=salt, keep_uids=keep_uids,
     )  # fmt: skip
     collection = request.collection()
     if dry_run:

@@ -163,6 +163,7 @@ def _start_workers(distributed: Any, workers: int) -> Any:
                 processes=True,
                 dashboard_address=":0",  # any port: another run on this machine may use the default one
                 silence_logs=logging.CRITICAL,
+                preload=[run_case.__module__],
             )
     except (RuntimeError, OSError, TimeoutError) as error:
         raise ConfigError(

@@ -8,18 +8,19 @@ import base64
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from slicemill.common.errors import ScanError
 from slicemill.common.files import Location
+from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object, open_mask
 from slicemill.ct.placed_mask import PlacedMask
 from slicemill.ct.scan import ScanReader, Slab, slab_depth
 from slicemill.ingest.discover import CaseFiles
 from slicemill.ingest.params import Params
 from slicemill.ingest.structures import StructureReader
-from slicemill.store.case import CaseInfo, SourceFile
+from slicemill.store.case import CaseInfo, DicomFields, DicomUids, SourceFile
 from slicemill.store.statistics import UNDECLARED, Counts
 from slicemill.store.writer import SLABS_IN_FLIGHT, CaseWriter
 
@@ -55,20 +56,23 @@ def convert_case(
         A file breaks a rule; nothing of the case remains in the store.
     """
     with ExitStack() as stack:
-        image = stack.enter_context(ScanReader(case.image, "image"))
+        image = stack.enter_context(ScanReader(case.image, "image", uneven=params.uneven))
         mask = None
         if case.mask is not None:
-            reader: MaskReader = _open_mask(case, case.mask, params)
+            reader: MaskReader = _open_mask(case, case.mask, image, params)
             stack.enter_context(reader)
             mask = PlacedMask(reader, image.grid, params.geometry)
         pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
         return _convert(case, params, store, OpenFiles(image, mask, pool, threads), check_files, holds_claim)
 
 
-def _open_mask(case: CaseFiles, mask: Location, params: Params) -> MaskReader:
+def _open_mask(case: CaseFiles, mask: Location, image: ScanReader, params: Params) -> MaskReader:
     if case.structures:
         return StructureReader(mask, case.structures, params.overlap)
-    return ScanReader(mask, "mask")
+    if is_mask_object(mask):
+        source = open_mask(mask, image.grid, image.series, params.labels, params.overlap)
+        return ScanReader(mask, "mask", source=source)
+    return ScanReader(mask, "mask", uneven=params.uneven)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,7 @@ def _convert(
             spacing_mm=image.grid.spacing_mm,
             affine_lps=image.grid.affine_lps,
             source_axcodes=image.grid.axcodes,
-            image=describe_source(image, case.name(case.image), keep_text=params.keep_text),
+            image=_describe_image(image, case, params),
             mask=_describe_mask(mask, image, case, keep_text=params.keep_text) if mask else None,
             params_sha256=params.sha256(),
             slice_stats=counts.stats(),
@@ -185,6 +189,23 @@ def _describe_mask(mask: PlacedMask[MaskReader], image: ScanReader, case: CaseFi
     if not mask.is_resampled:
         return described
     return replace(described, header_b64=base64.b64encode(image.stored_header(keep_text=keep_text)).decode())
+
+
+def _describe_image(image: ScanReader, case: CaseFiles, params: Params) -> SourceFile:
+    """Return the stored record of an image, with what is kept of a DICOM series."""
+    described = describe_source(image, case.name(case.image), keep_text=params.keep_text)
+    series = image.series
+    if series is None:
+        return described
+    uids = DicomUids(
+        study=series.study_uid,
+        series=series.series_uid,
+        frame_of_reference=series.frame_of_reference_uid,
+        sop_class=series.sop_class,
+        instances=tuple(plane.sop_instance_uid for plane in series.planes),
+    )
+    fields = DicomFields(**asdict(series.kept), uids=uids if params.keep_uids else None)
+    return replace(described, dicom=fields)
 
 
 def describe_source(reader: MaskReader, name: str, *, keep_text: bool) -> SourceFile:

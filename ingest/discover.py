@@ -1,6 +1,7 @@
 """Finds the images and masks of a collection and pairs them.
 
-1. `find_files` lists the NIfTI files below a folder. Links to folders are not followed; ``._*`` files are ignored.
+1. `find_files` lists the scans and masks below a folder, of all formats. Links to folders are not followed; ``._*``
+   files are ignored.
 2. `parse_names` derives from the names which files are images and which are masks, and their keys.
 3. `find_channels` separates scans from other channels of a scan.
 4. `pair` pairs images and masks by name; `find_structures` finds masks with a file for each structure.
@@ -22,8 +23,11 @@ from slicemill.common.progress import progress
 from slicemill.common.remote import RemotePath
 from slicemill.common.terminal import count_noun
 from slicemill.ct.dataset_json import NAME, DatasetDescription, read_dataset_description
-from slicemill.ct.formats.nifti.names import strip_suffix
-from slicemill.ct.formats.unread import explain_unread_files
+from slicemill.ct.formats.dicom.discover import FoundDicom, FoundSeries, find_dicom
+from slicemill.ct.formats.dicom.lookup import find_series
+from slicemill.ct.formats.dicom.series import SeriesIdentity, identify
+from slicemill.ct.formats.names import strip_suffix
+from slicemill.ct.formats.open import is_dicom
 from slicemill.ct.labels import LITS_LABELS, Labels
 from slicemill.ct.naming import (
     NOT_UTF8,
@@ -33,7 +37,6 @@ from slicemill.ct.naming import (
     find_unread_scans,
     find_unsearched_folders,
     is_below,
-    reason_left_out,
 )
 from slicemill.ct.roles import parse_names
 from slicemill.ingest.case_ids import choose_case_ids
@@ -60,6 +63,8 @@ class CaseFiles:
     """The files of the structures, if there is a file for each."""
     root: Location
     """Folder of the collection; names in the store are relative to it."""
+    dicom: SeriesIdentity | None = None
+    """What a DICOM series is called in its hospital; never written. None for other formats."""
 
     @property
     def mask_files(self) -> tuple[Location, ...]:
@@ -72,7 +77,10 @@ class CaseFiles:
         """Return a file's path relative to the collection, with forward slashes."""
         if isinstance(path, RemotePath) and not isinstance(self.root, RemotePath):
             return path.key
-        return relative_path(path, self.root)
+        name = relative_path(path, self.root)
+        if name == ".":  # the collection is one DICOM series
+            return (path.resolve() if isinstance(path, Path) else path).name
+        return name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,16 +124,17 @@ def discover(source: Location, options: MaskOptions | None = None) -> Collection
     root, files = (source, find_files(source)) if is_folder else (source.parent, [source])
     results = find_result_folders(source) if is_folder else []
     made = [path for path in files if is_below(path, results)] if results else []
-    entries = _read_names(files, set(made), root)
-    others = find_unread_scans(source) if is_folder else []
-    if not files and (unread := explain_unread_files(others)):
-        raise PairingError(f"contains no NIfTI files; {unread}.", where=source)
+    dicom = _find_dicom(source, is_folder=is_folder)
+    series = {one.location: one for one in dicom.series if not is_below(one.location, results)}
+    names = {path: relative_path(path, root) for path in files if path not in set(made) | series.keys()}
+    entries = _read_names(names | {path: one.relative for path, one in series.items()})
+    others = find_unread_scans(source) if is_folder else {}
     images, masks, passed = _choose_masks(entries, options, source)
     if not images:
         raise PairingError(
-            f"no CT image among {len(files)} NIfTI files ({len(masks)} of them look like masks) "
-            f"and {len(others)} files of other formats. Name them with --image and --mask patterns, or list them "
-            "with --pairs CSV.",
+            f"no CT image among {count_noun(len(entries), 'file')} ({len(masks)} of them look like masks) "
+            f"and {count_noun(len(others) + len(dicom.left_out), 'file')} that cannot be read{_first_reason(dicom)}. "
+            "Name them with --image and --mask patterns, or list them with --pairs CSV.",
             where=source,
         )
     description = _read_description(root, [one.path for one in images], with_labels=not options.files)
@@ -135,9 +144,10 @@ def discover(source: Location, options: MaskOptions | None = None) -> Collection
     reasons: list[tuple[Location, str]] = [
         *((path, "a result of infer, not an input scan") for path in made),
         *((one.path, "another channel of a scan, which is no CT") for one in images if one.relative in channels.extra),
-        *((path, reason_left_out(path)) for path in others),
+        *others.items(),
         *(find_unsearched_folders(source) if is_folder else []),
         *((path, NOT_UTF8) for path in (find_undecodable_names(source) if is_folder else [])),
+        *dicom.left_out,
         *passed,
         *match.reasons,
     ]
@@ -145,16 +155,30 @@ def discover(source: Location, options: MaskOptions | None = None) -> Collection
     scans = [one for one in scans if one.path not in match.structures.lacking]
     if not scans:
         raise PairingError(f"no case is left. {left_out[-1].path}: {left_out[-1].reason}.", where=source)
-    cases, notes = _make_cases(scans, channels, match, root)
+    cases, notes = _make_cases(scans, channels, match, root, series)
     labels = description.labels or _lits_labels(scans, match.pairs)
     notes = [*description.notes, *channels.notes, *notes, *match.notes]
     return _check(Collection(cases=tuple(cases), left_out=tuple(left_out), labels=labels, notes=tuple(notes)))
 
 
-def _read_names(files: Sequence[Location], made: set[Location], root: Location) -> list[Entry]:
-    """Return the names of the files that are no results of a run."""
-    with progress("read names", len(files), "files") as advance:
-        relative = {path: relative_path(path, root) for path in files if path not in made}
+def _find_dicom(source: Location, *, is_folder: bool) -> FoundDicom:
+    """Return the DICOM series below a folder, or the one that a file names."""
+    if is_folder:
+        return find_dicom(source)
+    if not is_dicom(source):
+        return FoundDicom(series=(), left_out=())
+    one = FoundSeries(location=source, relative=PurePosixPath(source.name).stem, series=find_series(source))
+    return FoundDicom(series=(one,), left_out=())
+
+
+def _first_reason(dicom: FoundDicom) -> str:
+    """Return why the first DICOM file is no scan, in brackets."""
+    return f" ({dicom.left_out[0][0].name}: {dicom.left_out[0][1]})" if dicom.left_out else ""
+
+
+def _read_names(relative: Mapping[Location, str]) -> list[Entry]:
+    """Return the names of files, from their paths relative to the collection."""
+    with progress("read names", len(relative), "files") as advance:
         names = parse_names(list(relative.values()))
         entries = []
         for number, (path, text) in enumerate(relative.items(), 1):
@@ -225,7 +249,11 @@ def _pair_files(images: Sequence[Entry], masks: Sequence[Entry], options: MaskOp
 
 
 def _make_cases(
-    images: Sequence[Entry], channels: Channels, match: _Match, root: Location
+    images: Sequence[Entry],
+    channels: Channels,
+    match: _Match,
+    root: Location,
+    series: Mapping[Location, FoundSeries],
 ) -> tuple[list[CaseFiles], list[str]]:
     """Return the cases, and notes about their ids. The id may be the name of the collection's folder."""
     folder = root.resolve() if isinstance(root, Path) else root
@@ -238,6 +266,7 @@ def _make_cases(
             mask=match.pairs.get(one.path),
             structures=match.structures.complete.get(one.path, ()),
             root=root,
+            dicom=identify(series[one.path].series) if one.path in series else None,
         )
         for one in images
     ]
@@ -315,7 +344,7 @@ def set_patients(collection: Collection, pattern: str) -> Collection:
         match = compiled.search(case.name(case.image))
         if not match or not match[1]:
             raise PairingError(f"--patient {pattern}: its group does not match {case.name(case.image)}.")
-        cases.append(replace(case, patient_id=match[1]))
+        cases.append(replace(case, patient_id=match[1], dicom=None))
     return replace(collection, cases=tuple(cases))
 
 

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from slicemill.common.errors import PairingError, UsageError
-from slicemill.ct.formats.nifti.names import is_nifti_name
-from slicemill.ct.formats.unread import explain_unread_files
+from slicemill.ct.formats.dicom.lookup import holds_series
+from slicemill.ct.formats.names import SHOWN_SUFFIXES, is_scan_name
 
 Texts = tuple[str, ...]
 """The texts that the wildcards of a pattern match."""
@@ -29,7 +29,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def match_pattern(pattern: str) -> dict[Texts, Path]:
-    """Return the NIfTI files that a pattern matches, by the texts that its wildcards match."""
+    """Return the scans or masks that a pattern matches, by the texts that its wildcards match."""
     if "://" in pattern:
         raise UsageError(
             "patterns are for local files; pass the folder of the bucket, or list its files in a CSV (--pairs).",
@@ -41,16 +41,15 @@ def match_pattern(pattern: str) -> dict[Texts, Path]:
     matches: dict[Texts, Path] = {}
     for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 (patterns may be absolute)
         match = compiled.fullmatch(name)
-        if match and is_nifti_name(Path(name).name):
+        if match and (is_scan_name(Path(name).name) or holds_series(Path(name))):
             key = tuple(group or "" for group in match.groups())
             if key in matches:
                 raise PairingError(f"{matches[key]} and {name} match {pattern} with the same text {'/'.join(key)!r}.")
             matches[key] = Path(name)
     if not matches:
-        if unread := explain_unread_files(map(Path, glob.glob(pattern, recursive=True))):  # noqa: PTH207
-            raise PairingError(f"matches no .nii, .nii.gz or .hdr file; {unread}.", where=pattern)
         raise PairingError(
-            "matches no .nii, .nii.gz or .hdr file; quote the pattern so that the shell does not expand it.",
+            f"matches no {SHOWN_SUFFIXES} file and no folder with a DICOM series; quote the pattern, so that the shell "
+            "does not expand it.",
             where=pattern,
         )
     return matches

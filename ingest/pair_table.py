@@ -6,10 +6,11 @@ from pathlib import Path, PurePosixPath
 
 from slicemill.common.errors import LabelError, PairingError, UsageError
 from slicemill.common.files import Location, parse_location
+from slicemill.common.names import is_text
 from slicemill.common.tables import Row, read_table
-from slicemill.ct.formats.nifti.names import strip_suffix
+from slicemill.ct.formats.names import strip_suffix
 from slicemill.ct.labels import Labels, make_labels, parse_labels
-from slicemill.ct.naming import derive_case_id, is_text
+from slicemill.ct.naming import derive_case_id
 from slicemill.ingest.case_ids import join_path, separate_case_ids
 from slicemill.ingest.discover import CaseFiles, Collection, make_collection
 

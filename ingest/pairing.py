@@ -21,13 +21,13 @@ from pathlib import PurePosixPath
 from slicemill.common.errors import PairingError
 from slicemill.common.files import Location
 from slicemill.common.terminal import count_noun
-from slicemill.ct.formats.nifti.names import strip_suffix
+from slicemill.ct.formats.names import strip_suffix
 from slicemill.ct.name_words import folder_role, folder_set, key_words
-from slicemill.ct.naming import FIRST_CHANNEL, LITS, Name
+from slicemill.ct.naming import FIRST_CHANNEL, LITS, UID, Name
 
 SHOWN = 3
 """Number of names that a message lists."""
-UNIQUE_KEYS = (LITS, "sub-")
+UNIQUE_KEYS = (LITS, UID, "sub-")
 """Prefixes of keys that are unique in a collection."""
 WAYS_OUT = (
     "List the pairs in a CSV (--pairs), name the masks with a pattern (--mask), "

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from slicemill.common.files import sha256_of_json
+from slicemill.ct.formats.dicom.stack import Uneven
 from slicemill.ct.geometry_option import Geometry
 from slicemill.store.layout import ProfileName
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from slicemill.ct.labels import Labels
 
 Overlap = Literal["error", "highest"]
+CaseIdKind = Literal["name", "series"]
+"""Case ids of DICOM series: the folder's name, or the SeriesInstanceUID."""
 ENCODING = 2
 """Version of the conversion; raised whenever the same input would produce other bytes."""
 PARAMS_FORMAT = 1
@@ -36,6 +39,10 @@ class Params:
     """Compression of the slices: ``compact``, or ``fast`` to read."""
     strict: bool = False
     """Whether a case with a warning is refused."""
+    uneven: Uneven = "refuse"
+    """What happens to a DICOM series whose steps differ: it is refused, or its longest even part is taken."""
+    keep_uids: bool = False
+    """Whether the UIDs of DICOM series are stored, with which results can refer to the source."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the document that is hashed."""
@@ -50,6 +57,8 @@ class Params:
             **({} if self.geometry == "error" else {"placing": PLACING}),
             **({} if self.overlap == "error" else {"overlap": self.overlap}),
             **({"strict": True} if self.strict else {}),
+            **({} if self.uneven == "refuse" else {"uneven": self.uneven}),
+            **({"keep_uids": True} if self.keep_uids else {}),
         }
 
     def sha256(self) -> str:

@@ -14,13 +14,15 @@ from dataclasses import dataclass, replace
 
 from slicemill.common.errors import StoreError
 from slicemill.common.files import Location
+from slicemill.common.names import natural_key
 from slicemill.common.progress import progress
-from slicemill.ct.naming import natural_key
 from slicemill.ingest.cluster import TaskRunner, open_client
+from slicemill.ingest.dicom_ids import hash_patients, needs_salt
 from slicemill.ingest.discover import CaseFiles, Collection
 from slicemill.ingest.outcomes import CaseOutcome, IngestReport, Ledgers
 from slicemill.ingest.params import Params
 from slicemill.ingest.plan import Task, plan_cases, require_params
+from slicemill.store.patients import settle_salt
 from slicemill.store.tables import reindex
 from slicemill.store.writer import prepare_store, remove_partial
 
@@ -46,6 +48,8 @@ class IngestOptions:
     """Whether cases that failed before are tried again although their files did not change."""
     rehash: bool = False
     """Whether unchanged files are recognized by their content, not by size and time."""
+    salt: str | None = None
+    """Salt of the ids of DICOM patients; None for the store's own."""
 
 
 def ingest(collection: Collection, store: str | Location, params: Params, options: IngestOptions) -> IngestReport:
@@ -62,7 +66,8 @@ def ingest(collection: Collection, store: str | Location, params: Params, option
     root = prepare_store(store).absolute()
     require_params(root, params, overwrite=options.overwrite)
     remove_partial(root)
-    cases = [make_absolute(case) for case in collection.cases]
+    salt = settle_salt(root, options.salt) if options.salt is not None or needs_salt(collection.cases) else ""
+    cases = [make_absolute(case) for case in hash_patients(collection.cases, salt)]
     if options.shard:
         first, step = options.shard
         cases = cases[first::step]

@@ -1,22 +1,25 @@
 """Options of the command `ingest` and of `slicemill.ingest_scans`, and what they lead to."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from slicemill.common.errors import UsageError
 from slicemill.common.files import Location, parse_location
 from slicemill.common.options import parse_shard
+from slicemill.ct.formats.dicom.stack import Uneven
 from slicemill.ct.geometry_option import Geometry
 from slicemill.ct.labels import choose_labels, make_labels
+from slicemill.ingest.dicom_ids import find_identities, note_patients, use_series_uids
 from slicemill.ingest.discover import Collection, MaskOptions, add_prefix, discover, set_patients
 from slicemill.ingest.outcomes import IngestReport
 from slicemill.ingest.pair_table import ChosenLabels, from_csv
 from slicemill.ingest.pair_table import choose_labels as parse_label_option
-from slicemill.ingest.params import Overlap, Params
+from slicemill.ingest.params import CaseIdKind, Overlap, Params
 from slicemill.ingest.patterns import from_patterns
 from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store.layout import ProfileName
+from slicemill.store.patients import read_salt
 
 Place = str | Location
 
@@ -73,6 +76,14 @@ class IngestRequest:
     """Whether free-text header fields are kept; they may name a person."""
     strict: bool = False
     """Whether cases with a warning are refused."""
+    uneven: Uneven = "refuse"
+    """A DICOM series whose steps differ is refused, or its ``longest`` part with equal steps is stored."""
+    case_id: CaseIdKind = "name"
+    """Case ids of DICOM series: the ``name`` of the folder, or the ``series``' SeriesInstanceUID."""
+    salt: Place | None = None
+    """File with the salt of the ids of DICOM patients; None for a random one, which the store keeps."""
+    keep_uids: bool = False
+    """Whether the UIDs of DICOM series are stored."""
 
     def __post_init__(self) -> None:
         """Check that one kind of input was passed, and that the numbers are possible.
@@ -116,9 +127,14 @@ class IngestRequest:
         else:
             options = MaskOptions(pattern=self.masks, none=self.no_masks, files=files)
             found = discover(parse_location(self.source or ""), options)
+        found = find_identities(found)
+        if self.case_id == "series":
+            found = use_series_uids(found)
         if self.prefix:
             found = add_prefix(found, self.prefix)
-        return set_patients(found, self.patient) if self.patient else found
+        if self.patient:
+            return set_patients(found, self.patient)
+        return replace(found, notes=(*found.notes, *note_patients(found.cases)))
 
     def params(self, collection: Collection) -> Params:
         """Return the settings that change the bytes of the store.
@@ -137,6 +153,8 @@ class IngestRequest:
             keep_text=self.keep_text,
             profile=self.profile,
             strict=self.strict,
+            uneven=self.uneven,
+            keep_uids=self.keep_uids,
         )
 
     def run(self, collection: Collection) -> IngestReport:
@@ -159,5 +177,6 @@ class IngestRequest:
             overwrite=self.overwrite,
             retry_failed=self.retry_failed,
             rehash=self.rehash,
+            salt=None if self.salt is None else read_salt(parse_location(self.salt)),
         )
         return ingest(collection, parse_location(self.store), self.params(collection), options)

@@ -6,8 +6,9 @@
 """
 
 from slicemill.common.errors import StoreError
-from slicemill.common.files import Location, sha256_of_file
-from slicemill.ct.formats.nifti.names import scan_files
+from slicemill.common.files import Location
+from slicemill.ct.formats.dicom.stack import Uneven
+from slicemill.ct.formats.open import hash_scan
 from slicemill.ingest.params import Params
 from slicemill.ingest.plan import Task
 from slicemill.ingest.stamps import Place
@@ -39,8 +40,8 @@ def is_unchanged(task: Task, params: Params, root: Location, known: frozenset[Pl
         if known and task.place.image not in {place.image for place in known} and not task.overwrite:
             raise _refuse(task, root, case.image, "a damaged case") from None
         return False
-    same_image = _has_content((case.image,), info.image)
-    same_mask = _has_content(case.mask_files, info.mask)
+    same_image = _has_content((case.image,), info.image, params.uneven)
+    same_mask = _has_content(case.mask_files, info.mask, params.uneven)
     if not task.overwrite:
         _check_source(task, info, root, known, (same_image, same_mask))
     has_settings = info.patient_id == case.patient_id and info.params_sha256 == params.sha256()
@@ -76,7 +77,7 @@ def _refuse(task: Task, root: Location, path: Location, stored: str) -> StoreErr
     )
 
 
-def _has_content(paths: tuple[Location, ...], source: SourceFile | None) -> bool:
+def _has_content(paths: tuple[Location, ...], source: SourceFile | None, uneven: Uneven) -> bool:
     if not paths or source is None:
         return not paths and source is None
-    return combine_hashes([sha256_of_file(*scan_files(path)) for path in paths]) == source.sha256
+    return combine_hashes([hash_scan(path, uneven) for path in paths]) == source.sha256

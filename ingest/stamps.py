@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from slicemill.common.errors import ScanError
 from slicemill.common.files import Location, sha256_of_json
-from slicemill.ct.formats.nifti.names import scan_files
+from slicemill.ct.formats.open import mark_files
 from slicemill.ingest.discover import CaseFiles
 from slicemill.ingest.params import Params
 
@@ -31,7 +32,8 @@ class Stamp:
     """Version tag of a case: its files' places, sizes and times, its patient, and the parameters."""
 
     image: tuple[int, ...] | None
-    """Size in bytes and modification time in ns of each file of the image; -1, -1 if a file cannot be found."""
+    """Size in bytes and modification time in ns of each file of the image; -1, -1 if a file cannot be found. Of a DICOM
+    series, the size of its folder's files and a hash of their sizes and times (`mark_files`)."""
     mask: tuple[int, ...] | None
     """The same for the mask; None without a mask."""
     patient_id: str
@@ -73,7 +75,6 @@ def stamp_case(case: CaseFiles, params: Params, place: Place) -> Stamp:
 
 def _mark_files(path: Location) -> tuple[int, ...]:
     try:
-        states = [file.stat() for file in scan_files(path)]
-    except OSError:
+        return mark_files(path)
+    except (OSError, ScanError):
         return (-1, -1)
-    return tuple(number for state in states for number in (state.st_size, state.st_mtime_ns))

@@ -4,6 +4,7 @@ from slicemill.common.errors import InputError, ReadError
 from slicemill.common.failures import explain_failure
 from slicemill.common.files import Location
 from slicemill.common.locks import try_claim
+from slicemill.common.memory_limits import bound_thread_starts
 from slicemill.common.terminal import peak_mib
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.outcomes import CaseOutcome
@@ -12,6 +13,11 @@ from slicemill.ingest.plan import Task
 from slicemill.ingest.sources import is_unchanged
 from slicemill.ingest.stamps import Stamp, stamp_case
 from slicemill.store.version import stored_version
+
+
+def dask_setup(_worker: object) -> None:
+    """Prepare a local worker process; Dask calls it in each one that preloads this module."""
+    bound_thread_starts()
 
 
 def run_case(task: Task, params: Params, root: Location, threads: int) -> CaseOutcome:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from slicemill.common.errors import ConfigError
-from slicemill.common.options import MACHINE, RERUN, Json, require_finite
+from slicemill.common.options import MACHINE, OUTPUT, RERUN, Json, require_finite
 from slicemill.common.terminal import (
     count_noun,
     format_cell,
@@ -204,6 +204,38 @@ def measure(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", rich_help_panel=RERUN, help="Measure finished cases again too.")
     ] = False,
+    dicom_seg: Annotated[
+        bool, typer.Option("--dicom-seg", rich_help_panel=OUTPUT, help="For scans in DICOM, also write NAME.seg.dcm.")
+    ] = False,
+    dicom_sr: Annotated[
+        bool,
+        typer.Option(
+            "--dicom-sr",
+            rich_help_panel=OUTPUT,
+            help="Also write NAME.sr.dcm, a DICOM report, and a SEG of the lesions.",
+        ),
+    ] = False,
+    rtstruct: Annotated[
+        bool, typer.Option("--rtstruct", rich_help_panel=OUTPUT, help="Also write NAME.rtstruct.dcm (DICOM RTSTRUCT).")
+    ] = False,
+    seg_type: Annotated[
+        Literal["binary", "labelmap"],
+        typer.Option(rich_help_panel=OUTPUT, help="Kind of SEG; labelmap is smaller, but new (2024)."),
+    ] = "binary",
+    seg_per_lesion: Annotated[
+        bool,
+        typer.Option("--seg-per-lesion", rich_help_panel=OUTPUT, help="Make each lesion a segment of its own."),
+    ] = False,
+    rtstruct_holes: Annotated[
+        Literal["keyhole", "xor"],
+        typer.Option(
+            rich_help_panel=OUTPUT, help="How RTSTRUCT has holes: one joined outline, or outlines of their own."
+        ),
+    ] = "keyhole",
+    codes: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=OUTPUT, help="CSV of codes for labels: label, category, type, region."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure the lesions of existing masks: tables, a page and a picture per case, and one page of all cases.
@@ -212,10 +244,23 @@ def measure(
 
         slicemill measure segmented/ --image scans/ --out lesions/
         slicemill measure store/ --out lesions/ --workers 8
+        slicemill measure segmented/ --image dicom/ --out lesions/ --dicom-seg --dicom-sr
     """
+    from slicemill.ct.formats.dicom_objects.options import make_options
     from slicemill.measure.requests import MeasureRequest
 
-    request = MeasureRequest(masks=masks, out=out, image=image, labels=labels, workers=workers, overwrite=overwrite)
+    dicom = make_options(
+        seg=dicom_seg,
+        sr=dicom_sr,
+        rtstruct=rtstruct,
+        seg_type=seg_type,
+        per_lesion=seg_per_lesion,
+        holes=rtstruct_holes,
+        codes=codes,
+    )
+    request = MeasureRequest(
+        masks=masks, out=out, image=image, labels=labels, workers=workers, overwrite=overwrite, dicom=dicom
+    )
     report = request.run()
     for file in report.left_out:
         print_line(f"left out: {file}: name does not look like a mask; to measure it, pass this file")

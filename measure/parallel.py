@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from slicemill.common.memory_limits import bound_thread_starts
 from slicemill.common.signals import SIGNALS, start_helper
 
 Item = TypeVar("Item")
@@ -82,6 +83,7 @@ def _handle_signals() -> None:
     """Make a worker exit silently on Ctrl-C and on SIGTERM, and when its main process was killed."""
     for number in SIGNALS:
         signal.signal(number, _exit)
+    bound_thread_starts()
     start_helper(_end_with_main_process)
 
 

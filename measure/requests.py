@@ -1,17 +1,19 @@
 """Options of the commands `evaluate` and `measure`, and of the same functions in Python, and what they lead to."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slicemill.common.errors import ConfigError, UsageError
 from slicemill.common.files import write_bytes
 from slicemill.common.machine import count_workers
+from slicemill.ct.formats.dicom_objects.options import NO_DICOM, DicomOptions
 from slicemill.ct.labels import Labels, choose_labels
 from slicemill.measure.evaluation.detection import Mode
 from slicemill.measure.evaluation.evaluate import Evaluation, evaluate
 from slicemill.measure.evaluation.figures import draw_evaluation
 from slicemill.measure.evaluation.score import TOLERANCE_MM
+from slicemill.measure.lesions.dicom_results import require_dicom_scans
 from slicemill.measure.lesions.jobs import find_left_out, gather_jobs
 from slicemill.measure.lesions.records import CaseRecord, read_record
 from slicemill.measure.lesions.run import MeasureOutcome, run
@@ -111,6 +113,8 @@ class MeasureRequest:
     """Worker processes, each with one case in memory; 0: one per core."""
     overwrite: bool = False
     """Whether finished cases are measured again."""
+    dicom: DicomOptions = NO_DICOM
+    """DICOM results that are written for scans in DICOM."""
 
     def __post_init__(self) -> None:
         """Check that the results do not go into the folder of an input, and that there are workers.
@@ -134,6 +138,9 @@ class MeasureRequest:
             There are no masks, or a file of the folder was not written by this command.
         """
         jobs = gather_jobs(self.masks, self.image, choose_labels(self.labels))
+        if self.dicom.endings():
+            require_dicom_scans(jobs, self.dicom)
+            jobs = [replace(job, dicom=self.dicom) for job in jobs]
         outcomes = run(jobs, self.out, workers=count_workers(self.workers), overwrite=self.overwrite)
         return MeasureReport(outcomes=tuple(outcomes), left_out=tuple(find_left_out(self.masks)), out=self.out)
 

@@ -6,12 +6,13 @@
 >>> store["volume-17"].image[20]                                       # doctest: +SKIP
 >>> slicemill.train_network("lits-store", "run", epochs=100)           # doctest: +SKIP
 >>> slicemill.export_model("run", "liver.onnx")                        # doctest: +SKIP
+>>> slicemill.infer_scans("liver.onnx", "scans", "segmented")          # doctest: +SKIP
 >>> slicemill.Model("liver.onnx").segment("ct.nii.gz").lesions         # doctest: +SKIP
 
 Each name is imported when it is first used, so that ``import slicemill`` takes milliseconds and needs none of the
-extras. The functions that run a command have two words, like `ingest_scans`: `slicemill.ingest`, `slicemill.train` and
-`slicemill.measure` are packages, and a function of the same name would be replaced by the package as soon as anything
-imports from it.
+extras. The functions that run a command have two words, like `ingest_scans`: `slicemill.ingest`, `slicemill.train`,
+`slicemill.infer` and `slicemill.measure` are packages, and a function of the same name would be replaced by the package
+as soon as anything imports from it.
 """
 
 from importlib import import_module
@@ -19,20 +20,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from slicemill import errors, metrics
+    from slicemill.api.inference import infer_scans
     from slicemill.api.lesions import find_lesions
+    from slicemill.api.measurements import compare_evaluations, evaluate_masks, measure_masks
     from slicemill.api.model import Model, segment
     from slicemill.api.segmentation import Segmentation
-    from slicemill.api.stages import (
-        TrainedRun,
-        check_model,
-        compare_evaluations,
-        evaluate_masks,
-        export_model,
-        find_scans,
-        ingest_scans,
-        measure_masks,
-        train_network,
-    )
+    from slicemill.api.stages import TrainedRun, check_model, export_model, find_scans, ingest_scans, train_network
     from slicemill.api.store import Store, open_store
     from slicemill.api.volumes import VolumeItems
     from slicemill.common.errors import InputError
@@ -56,6 +49,7 @@ __all__ = [
     "export_model",
     "find_lesions",
     "find_scans",
+    "infer_scans",
     "ingest_scans",
     "measure_masks",
     "metrics",
@@ -65,18 +59,17 @@ __all__ = [
 ]
 
 _NAMES = {
+    "slicemill.api.inference": ("infer_scans",),
     "slicemill.api.lesions": ("find_lesions",),
+    "slicemill.api.measurements": ("compare_evaluations", "evaluate_masks", "measure_masks"),
     "slicemill.api.model": ("Model", "segment"),
     "slicemill.api.segmentation": ("Segmentation",),
     "slicemill.api.stages": (
         "TrainedRun",
         "check_model",
-        "compare_evaluations",
-        "evaluate_masks",
         "export_model",
         "find_scans",
         "ingest_scans",
-        "measure_masks",
         "train_network",
     ),
     "slicemill.api.store": ("Store", "open_store"),
@@ -99,7 +92,10 @@ if not TYPE_CHECKING:  # otherwise a type checker would accept every name
             return import_module(f"slicemill.{name}")
         if name not in _MODULE_OF:
             raise AttributeError(f"module 'slicemill' has no attribute {name!r}")
-        return getattr(import_module(_MODULE_OF[name]), name)
+        from slicemill.common.extras import name_missing_extras
+
+        with name_missing_extras():
+            return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from slicemill.common.app import App
+from slicemill.common.memory_limits import DASK, ONNX, PLAIN, TORCH, Need, bound_thread_starts
 from slicemill.common.signals import leave_at_once_after_signals
 from slicemill.common.terminal import open_closed_streams, print_always, report_errors
 
@@ -15,28 +16,29 @@ PREPARE, TRAIN, APPLY, DEVELOP = "Scans and stores", "Training", "Segmentation a
 
 
 class Entry(NamedTuple):
-    """Where a command is defined, and its panel in --help."""
+    """Where a command is defined, its panel in --help, and the memory that its libraries need."""
 
     module: str
     name: str
     panel: str
+    need: Need = PLAIN
 
 
 ENTRIES = (
-    Entry("slicemill.ingest.cli", "ingest", PREPARE),
+    Entry("slicemill.ingest.cli", "ingest", PREPARE, DASK),
     Entry("slicemill.store.cli", "store", PREPARE),
     Entry("slicemill.commands", "info", PREPARE),
-    Entry("slicemill.train.cli", "train", TRAIN),
-    Entry("slicemill.train.cli", "export", TRAIN),
-    Entry("slicemill.infer.cli", "tune", TRAIN),
+    Entry("slicemill.train.cli", "train", TRAIN, TORCH),
+    Entry("slicemill.train.cli", "export", TRAIN, TORCH),
+    Entry("slicemill.infer.cli", "tune", TRAIN, ONNX),
     Entry("slicemill.train.cli", "split", TRAIN),
     Entry("slicemill.train.cli", "gallery", TRAIN),
-    Entry("slicemill.infer.cli", "infer", APPLY),
+    Entry("slicemill.infer.cli", "infer", APPLY, ONNX),
     Entry("slicemill.measure.cli", "measure", APPLY),
     Entry("slicemill.measure.cli", "compare", APPLY),
     Entry("slicemill.measure.cli", "evaluate", APPLY),
     Entry("slicemill.measure.cli", "froc", APPLY),
-    Entry("slicemill.commands", "demo", DEVELOP),
+    Entry("slicemill.commands", "demo", DEVELOP, TORCH),
     Entry("slicemill.commands", "doctor", DEVELOP),
     Entry("slicemill.commands", "phantom", DEVELOP),
     Entry("slicemill.bench.cli", "bench", DEVELOP),
@@ -59,7 +61,7 @@ def commands(only: str | None = None) -> App:
             if isinstance(command, typer.Typer):
                 app.add_typer(command, name=entry.name, rich_help_panel=entry.panel)
             else:
-                app.command(rich_help_panel=entry.panel)(command)
+                app.command(rich_help_panel=entry.panel, need=entry.need)(command)
     return app
 
 
@@ -94,5 +96,6 @@ def choose_command(words: Sequence[str]) -> str | None:
 def main() -> None:
     """Run the command line."""
     open_closed_streams()
+    bound_thread_starts()
     with leave_at_once_after_signals():
         commands(choose_command(sys.argv[1:]))(prog_name="slicemill")

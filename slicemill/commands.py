@@ -70,7 +70,7 @@ def demo(
     cases: Annotated[int, typer.Option(help="Phantoms to make.", min=12)] = 36,
     epochs: Annotated[
         int | None,
-        typer.Option(help="Epochs of the training. By default 18 epochs of phantoms, or 4 minutes of --data.", min=1),
+        typer.Option(help="Epochs of the training. By default 12 epochs of phantoms, or 4 minutes of --data.", min=1),
     ] = None,
     max_minutes: Annotated[
         float | None,

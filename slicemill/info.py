@@ -11,8 +11,9 @@ from typing import Literal
 from slicemill.common.documents import from_document
 from slicemill.common.errors import ConfigError, ModelError
 from slicemill.common.files import Location, read_file, read_json
-from slicemill.ct.formats.nifti.header import HEADER_BYTES, read_header
-from slicemill.ct.formats.nifti.names import is_header_name, is_nifti_name
+from slicemill.ct.formats.dicom.lookup import holds_series
+from slicemill.ct.formats.names import SHOWN_SUFFIXES, is_scan_name
+from slicemill.ct.formats.open import is_dicom, mark_files, open_source
 from slicemill.ct.labels import format_labels
 from slicemill.ct.naming import find_files, parse_name
 from slicemill.infer.network.description import description_path, read_description
@@ -29,7 +30,7 @@ DICE, DICE_PER_CASE = "validation_dice_", "validation_dice_per_case_"
 
 @dataclass(frozen=True, kw_only=True)
 class ScanSummary:
-    """A NIfTI file; all sizes are in the order z, y, x."""
+    """A scan or a mask; all sizes are in the order z, y, x."""
 
     kind: Literal["scan"] = "scan"
     path: str
@@ -42,10 +43,11 @@ class ScanSummary:
     axes: str
     """Directions of the file's axes, like LPS."""
     dtype: str
-    slope: float
-    intercept: float
+    slope: float | None
+    """HU or label value = voxel * slope + intercept; None if each plane has its own."""
+    intercept: float | None
     bytes: int
-    """Size of the file, compressed."""
+    """Size of its files, as stored."""
     warnings: tuple[str, ...]
 
 
@@ -100,17 +102,19 @@ def summarize(path: Location) -> Summary:
         There is no such file, it is damaged, or it is none of the known kinds.
     """
     if path.is_file():
-        if is_nifti_name(path.name) or is_header_name(path.name):
+        if is_scan_name(path.name) or is_dicom(path):
             return summarize_scan(path)
         if path.name.endswith(".onnx") and isinstance(path, Path):
             return summarize_model(path)
-        raise ConfigError("is neither a NIfTI file (.nii, .nii.gz, .hdr) nor an ONNX model (.onnx).", where=path)
+        raise ConfigError(f"is neither a scan ({SHOWN_SUFFIXES}, DICOM) nor an ONNX model (.onnx).", where=path)
     if not path.is_dir():
         raise ConfigError("there is no such file or folder.", where=path)
     if isinstance(path, Path) and (path / CONFIG).is_file() and (path / MODEL).is_file():
         return summarize_run(path)
+    if holds_series(path):
+        return summarize_scan(path)
     scans = find_files(path)
-    shown = f"It has {len(scans):,} NIfTI files; `slicemill ingest {path} --dry-run` shows its cases."
+    shown = f"It has {len(scans):,} scans and masks; `slicemill ingest {path} --dry-run` shows its cases."
     advice = shown if scans else ""
     raise ConfigError(f"is neither a slice store nor the folder of a training run. {advice}".rstrip(), where=path)
 
@@ -121,25 +125,27 @@ def summarize_scan(path: Location) -> ScanSummary:
     Raises
     ------
     ScanError
-        The file is not NIfTI, or cannot be a CT.
+        The file is damaged, or cannot be a CT.
     """
-    header = read_header(path)
-    grid = header.grid
+    source = open_source(path, hashed=False)
+    source.close()
+    grid = source.grid
+    slope, inter = source.scaling
     nz, ny, nx = grid.stored_shape
     z, y, x = (float(mm) for mm in grid.spacing_mm)
     return ScanSummary(
         path=str(path),
-        format=HEADER_BYTES.get(len(header.raw), "NIfTI"),
+        format=source.format,
         name_suggests=parse_name(path.name).role,
         shape=(nz, ny, nx),
         spacing_mm=(z, y, x),
         size_mm=(nz * z, ny * y, nx * x),
         axes=grid.axcodes,
-        dtype=str(header.dtype),
-        slope=header.slope,
-        intercept=header.inter,
-        bytes=path.stat().st_size,
-        warnings=header.warnings,
+        dtype=str(source.dtype),
+        slope=slope if isinstance(slope, float) else None,
+        intercept=inter if isinstance(inter, float) else None,
+        bytes=sum(mark_files(path)[::2]),
+        warnings=source.warnings,
     )
 
 
@@ -210,9 +216,15 @@ def describe_scan(scan: ScanSummary) -> list[str]:
         format_line("spacing", f"{z:.4g} x {y:.4g} x {x:.4g} mm"),
         format_line("size", " x ".join(f"{mm:,.0f}" for mm in scan.size_mm) + " mm"),
         format_line("axes", f"{scan.axes} in the file"),
-        format_line("voxels", f"{scan.dtype}, value = voxel * {scan.slope:g} + {scan.intercept:g}"),
+        format_line("voxels", f"{scan.dtype}, {_describe_scaling(scan)}"),
         *(format_line("warning", warning) for warning in scan.warnings),
     ]
+
+
+def _describe_scaling(scan: ScanSummary) -> str:
+    if scan.slope is None or scan.intercept is None:
+        return "each slice has its own slope and intercept"
+    return f"value = voxel * {scan.slope:g} + {scan.intercept:g}"
 
 
 def _article(scan: ScanSummary) -> str:

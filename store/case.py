@@ -36,6 +36,31 @@ class SliceStats:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DicomUids:
+    """UIDs of a DICOM series, which link it to its hospital: kept on request only (--keep-uids)."""
+
+    study: str
+    series: str
+    frame_of_reference: str
+    sop_class: str
+    instances: tuple[str, ...]
+    """SOPInstanceUID of each plane, in order of position."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DicomFields:
+    """What a store keeps of a DICOM series beside its grid: the allow list (`Kept` of the DICOM reader)."""
+
+    transfer_syntax: str
+    scanner_model: str
+    kernel: str
+    kvp: float | None
+    slice_thickness_mm: float | None
+    contrast: bool
+    uids: DicomUids | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceFile:
     """A source file of a case, without its absolute path and time."""
 
@@ -45,6 +70,8 @@ class SourceFile:
     sha256: str
     header_b64: str
     """NIfTI header in base64. Free text is blanked, unless ingest was told to keep it."""
+    dicom: DicomFields | None = None
+    """What is kept of a DICOM series; None for other formats."""
 
 
 @dataclass(frozen=True, kw_only=True)

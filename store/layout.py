@@ -42,6 +42,8 @@ MANIFEST, SLICES, LESIONS = "manifest", "slices", "lesions"
 CHECKSUMS = "checksums.json"
 """SHA-256 of each table and of each case's documents at the time when the tables were built."""
 FAILURES = "failures.jsonl"
+PATIENTS = "patients.json"
+"""The salt of the ids of DICOM patients (`slicemill.store.patients`)."""
 TABLES = ".tables"
 """Name of the claim of a run that builds the tables. It starts with a dot, which no case id does."""
 INDEX_ENTRY_BYTES = 16

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from slicemill.common.errors import InputError, NoCaseError, StoreError
 from slicemill.common.failures import explain_failure, raise_system_limit
 from slicemill.common.files import Location, parse_json_object, parse_location, read_json
+from slicemill.common.names import natural_key
 from slicemill.common.remote import RemotePath
 from slicemill.ct.lesions import Lesion
-from slicemill.ct.naming import natural_key
 from slicemill.store.cache import SliceCache
 from slicemill.store.case import CaseInfo, parse_case
 from slicemill.store.codecs import decode_blosc, decode_zstd, without_checksum

@@ -28,8 +28,8 @@ from slicemill.common.errors import ConfigError, InputError, UsageError
 from slicemill.common.failures import explain_failure
 from slicemill.common.files import write_csv, write_json
 from slicemill.common.machine import count_workers
+from slicemill.common.names import natural_key
 from slicemill.common.progress import progress
-from slicemill.ct.naming import natural_key
 from slicemill.ct.pictures import encode_png
 from slicemill.ct.window import DEFAULT_WINDOW, Window
 from slicemill.store.case import CaseInfo, SourceHashes, hash_source

@@ -57,10 +57,10 @@ def test_what_is_none_of_them_is_refused(collection, tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"\xff\xff")
     for path, kind, message in (
         (tmp_path / "nothing", ConfigError, "there is no such file or folder"),
-        (tmp_path / "notes.txt", ConfigError, "is neither a NIfTI file .* nor an ONNX model"),
+        (tmp_path / "notes.txt", ConfigError, "is neither a scan .* nor an ONNX model"),
         (tmp_path / "bad.onnx", ModelError, "is not an ONNX model"),
         (tmp_path, ConfigError, "neither a slice store nor the folder of a training run.$"),
-        (collection, ConfigError, "12 NIfTI files; `slicemill ingest .* --dry-run`"),
+        (collection, ConfigError, "12 scans and masks; `slicemill ingest .* --dry-run`"),
     ):
         with pytest.raises(kind, match=message):
             summarize(path)

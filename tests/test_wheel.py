@@ -153,8 +153,8 @@ def test_a_script_of_the_user_named_infer_segments_a_scan(installed, trapped, co
         (trapped / name).unlink()
     (trapped / "infer.py").write_text(
         "import sys, slicemill\n"
-        "label, report = slicemill.segment(*sys.argv[1:], provider='cpu')\n"
-        "print(label.ndim, report['tumor_found'])\n"
+        "result = slicemill.segment(*sys.argv[1:], provider='cpu')\n"
+        "print(result.label.ndim, result.report.tumor_found)\n"
     )
     shown = run(installed / "python", "infer.py", collection / "volume-0.nii", model, cwd=trapped)
     assert shown.startswith("3 ")

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from slicemill.bench.harness.conversions import gzip6_nifti
 from slicemill.common.errors import ConfigError
+from slicemill.common.names import natural_key
 from slicemill.ct.labels import LITS_LABELS, Labels, make_labels
-from slicemill.ct.naming import natural_key
 from slicemill.ct.phantom import make_phantom, write_nifti
 from slicemill.ct.phantom_canvas import PhantomSpec
 from slicemill.ct.same_grid import require_same_grid

@@ -12,9 +12,11 @@ from slicemill.bench.records.demo_scores import scores_table
 from slicemill.bench.records.headlines import headlines_table
 from slicemill.bench.records.plan import plan_table
 from slicemill.bench.records.quality import NnunetRecord, QualityRecord, quality_table, yardstick_table
+from slicemill.bench.records.range_table import range_table
 from slicemill.bench.records.suite import all_table
 from slicemill.bench.records.tables import TABLES
 from slicemill.bench.schema.base import BenchmarkRecord, Document, kind_name, read_record
+from slicemill.bench.schema.networks import RangeRecord
 from slicemill.common.errors import InputError
 from slicemill.common.files import read_json
 
@@ -30,6 +32,7 @@ FORMATS: dict[type[BenchmarkRecord], Callable[[Any], str]] = {
     **TABLES,
     QualityRecord: quality_table,
     NnunetRecord: yardstick_table,
+    RangeRecord: range_table,
 }
 """The table of each kind of record."""
 KINDS = {kind_name(kind): kind for kind in FORMATS}

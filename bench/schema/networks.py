@@ -173,6 +173,30 @@ class PeersInferenceRecord(PeersRecord, frozen=True, kw_only=True, tag="peers in
     """Peer -> label -> Dice with slicemill's masks."""
 
 
+class RangeRow(Struct, frozen=True, kw_only=True):
+    """Scans of one kind, with all slices labeled and with the organ's range."""
+
+    slices: int
+    """Slices of the scans."""
+    labeled: int
+    """Slices that the network labels in the organ's range."""
+    liver_share: float
+    """Share of the slices with liver or tumor."""
+    equal: bool
+    """Whether the masks are equal, voxel by voxel."""
+    results: Mapping[str, ClockRate]
+    over_all: ClockRatios = field(name="over all slices")
+    of_network: ClockRatios = field(name="of the bare network on the slices labeled")
+
+
+class RangeRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="infer-range"):
+    """Record of `slicemill.bench.stages.infer_range`."""
+
+    unit: str
+    rounds: int
+    rows: Mapping[str, RangeRow]
+
+
 class OpenvinoRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="openvino"):
     """Record of `slicemill.bench.stages.infer_openvino`."""
 

@@ -38,6 +38,7 @@ from slicemill.bench.schema.networks import EngineRates, InferRecord, InferResul
 from slicemill.bench.stages.infer_around import measure_components, measure_host
 from slicemill.bench.stages.infer_many import measure_many
 from slicemill.bench.stages.infer_session import (
+    EVERY_SLICE,
     LANES_ALONE,
     SESSION_ALONE,
     SESSION_SENTENCE,
@@ -137,7 +138,7 @@ def measure_whole(path: Path, scans: Path, rounds: int, log: Log) -> WholeRun:
         SESSION: network_alone(open_on_all_cores(path), scans, total),
         LANES: network_alone(model, scans, total, lanes=count_lanes("cpu")),
         WITHOUT_RULES: segment(WITHOUT_RULES, InferOptions(postprocess=False)),
-        WITH_RULES: segment(WITH_RULES, InferOptions(z_range="all")),
+        WITH_RULES: segment(WITH_RULES, EVERY_SLICE),
     }
     times = time_on_both_clocks(contenders, rounds, log)
     return WholeRun(

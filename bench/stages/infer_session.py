@@ -21,19 +21,20 @@ from slicemill.infer.inputs.jobs import Job, load_scan
 from slicemill.infer.network.lanes import make_lane
 from slicemill.infer.network.model import Model, open_model
 from slicemill.infer.run.options import InferOptions
-from slicemill.infer.run.pipeline import DEFAULTS, infer
+from slicemill.infer.run.pipeline import infer
 from slicemill.infer.run.timing import StageTime
 from slicemill.infer.runtime.capacity import batch_capacity
 from slicemill.infer.slices.assembly import plan_scan
 from slicemill.infer.slices.batches import Batcher, NetworkScan
 
+EVERY_SLICE = InferOptions(z_range="all")
 LANES_ALONE = "bare network, a batch on each core"
 SESSION_ALONE = "bare session, one batch on all cores"
 SESSION_SENTENCE = "the network alone, on slices in memory, one batch after the other"
 
 
 def segment_all(
-    model: Model, jobs: Sequence[Job], folder: Path, options: InferOptions = DEFAULTS
+    model: Model, jobs: Sequence[Job], folder: Path, options: InferOptions = EVERY_SLICE
 ) -> Mapping[str, StageTime]:
     """Segment all scans into a temporary folder; return the time of each stage (`slicemill.infer.run.timing`)."""
     with tempfile.TemporaryDirectory(dir=folder) as out:

@@ -14,6 +14,7 @@ from slicemill.bench.harness.pagecache import files_below
 from slicemill.bench.harness.subject import CASE_ID, same_voxels
 from slicemill.bench.schema.data import RealScan, StoreSize
 from slicemill.common.errors import ConfigError, ScanError
+from slicemill.common.extras import explain_import
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.discover import CaseFiles
 from slicemill.ingest.params import Params
@@ -52,10 +53,8 @@ def measure_real_size(series: Path) -> RealScan:
 
 def read_series(folder: Path) -> npt.NDArray[np.int16]:
     """Return int16[z, y, x], HU, of a DICOM series, read by SimpleITK."""
-    try:
+    with explain_import("SimpleITK", ConfigError("--dicom needs SimpleITK: pip install 'slicemill[dev]'.")):
         import SimpleITK
-    except ImportError as error:
-        raise ConfigError("--dicom needs SimpleITK: pip install 'slicemill[dev]'.") from error
     names = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))  # type: ignore[no-untyped-call]
     if not names:
         raise ScanError(f"{folder}: holds no DICOM series.")

@@ -16,9 +16,13 @@ from pathlib import Path
 from slicemill.common.errors import ConfigError, ScanError
 from slicemill.common.files import Location, parse_location, relative_path
 from slicemill.common.left_out import LeftOut
+from slicemill.common.names import is_text
 from slicemill.common.remote import RemotePath
-from slicemill.ct.formats.nifti.names import is_header_name, is_nifti_name, strip_suffix
-from slicemill.ct.formats.unread import explain_unread_files
+from slicemill.ct.formats.dicom.discover import find_dicom
+from slicemill.ct.formats.dicom.files import is_dicom_file, strip_dicom
+from slicemill.ct.formats.dicom.lookup import find_series, holds_series
+from slicemill.ct.formats.names import SHOWN_SUFFIXES, is_scan_name, strip_suffix
+from slicemill.ct.formats.open import is_dicom
 from slicemill.ct.naming import (
     NOT_UTF8,
     find_files,
@@ -27,9 +31,7 @@ from slicemill.ct.naming import (
     find_unread_scans,
     find_unsearched_folders,
     is_below,
-    is_text,
     parse_name,
-    reason_left_out,
 )
 from slicemill.ct.roles import parse_names
 from slicemill.ct.window import Window
@@ -38,6 +40,8 @@ from slicemill.infer.inputs.pictures import is_picture
 from slicemill.store.reader import is_store
 
 STANDARD_INPUT = "-"
+MASK_SUFFIXES = (".nii", ".nii.gz")
+"""Suffixes of masks: a scan's own, else .nii.gz."""
 
 
 def gather(inputs: Sequence[str | Location], window: Window | None = None) -> tuple[list[Job], list[LeftOut]]:
@@ -65,7 +69,7 @@ def gather(inputs: Sequence[str | Location], window: Window | None = None) -> tu
             raise ScanError(f"{NOT_UTF8}.", where=name)
         location = parse_location(entry)
         if location.is_file():
-            files.append(location)
+            files.append(_name_series(location))
         elif location.is_dir() and is_store(location):
             case_ids = open_store_once(location).case_ids
             jobs += [Job(name=f"{case_id}.nii.gz", path=location, case_id=case_id) for case_id in case_ids]
@@ -102,23 +106,44 @@ def read_list(path: str) -> list[str]:
 
 def _gather_folder(folder: Location) -> tuple[list[Job], list[LeftOut]]:
     files = find_files(folder)
-    if not files:
-        unread = explain_unread_files(find_unread_scans(folder))
-        raise ScanError(f"contains no NIfTI files and is not a slice store{unread and f'; {unread}'}.", where=folder)
+    dicom = find_dicom(folder)
+    if not files and not dicom.series:
+        first = f"; {dicom.left_out[0][0].name}: {dicom.left_out[0][1]}" if dicom.left_out else ""
+        raise ScanError(f"contains no scans and is not a slice store{first}.", where=folder)
     results = find_result_folders(folder)
     files = [file for file in files if not is_below(file, results)]
-    relative = {file: relative_path(file, folder) for file in files}
+    series = {one.location: one.relative for one in dicom.series if not is_below(one.location, results)}
+    relative = {file: relative_path(file, folder) for file in files if file not in series} | series
     names = parse_names(list(relative.values()))
-    masks = {file for file in files if names[relative[file]].role == "mask"}
+    masks = {file for file in relative if names[relative[file]].role == "mask"}
     reasons: list[tuple[Location, str]] = [
-        *((file, "named like a segmentation; to segment it, pass the file itself") for file in files if file in masks),
-        *((file, reason_left_out(file)) for file in find_unread_scans(folder)),
+        *(
+            (file, "named like a segmentation; to segment it, pass the file itself")
+            for file in relative
+            if file in masks
+        ),
+        *find_unread_scans(folder).items(),
         *((result, "results of an earlier run; to segment them, pass this folder itself") for result in results),
+        *dicom.left_out,
         *find_unsearched_folders(folder),
         *((file, NOT_UTF8) for file in find_undecodable_names(folder)),
     ]
-    jobs = [Job(name=name_below(folder, file), path=file) for file in files if file not in masks]
+    jobs = [
+        Job(name=f"{series[file]}.nii.gz" if file in series else name_below(folder, file), path=file)
+        for file in relative
+        if file not in masks
+    ]
     return jobs, [LeftOut(path, reason) for path, reason in reasons]
+
+
+def _name_series(file: Location) -> Location:
+    """Return the location of a DICOM file's series, so that each series is segmented once; any other file itself."""
+    if is_picture(file.name) or not is_dicom(file):
+        return file
+    try:
+        return find_series(file).location
+    except ScanError:  # the job fails with this reason
+        return file
 
 
 def _match_pattern(pattern: str) -> list[Location]:
@@ -135,11 +160,17 @@ def _match_pattern(pattern: str) -> list[Location]:
         matches: list[Location] = [file for file in find_files(root) if fits.fullmatch(relative_path(file, root))]
     else:
         names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (pathlib's takes no absolute patterns)
-        matches = [Path(name) for name in names if is_nifti_name(Path(name).name) or is_picture(name)]
+        matches = [
+            Path(name) for name in names if is_scan_name(Path(name).name) or is_picture(name) or _is_series(Path(name))
+        ]
     if not matches:
-        unread = explain_unread_files(map(Path, names))
-        raise ScanError(f"matches no .nii, .nii.gz or .hdr file{unread and f'; {unread}'}.", where=pattern)
-    return matches
+        raise ScanError(f"matches no {SHOWN_SUFFIXES} file and no DICOM series.", where=pattern)
+    return [_name_series(file) for file in matches]
+
+
+def _is_series(path: Path) -> bool:
+    """Return whether a path is a DICOM series: its folder, an archive, or a file of it."""
+    return holds_series(path) or is_dicom_file(path)
 
 
 def pattern_below(pattern: str) -> str:
@@ -192,13 +223,15 @@ def _common_folder(files: Sequence[Location]) -> Location:
 def name_below(root: Location, file: Location) -> str:
     """Return the name of a scan's mask: its path below a folder.
 
-    The folder's name is added if the scan's name does not identify it, as in ``P1/CT_image.nii.gz``. The mask of a pair
-    or a picture is one .nii.gz file.
+    The folder's name is added if the scan's name does not identify it, as in ``P1/CT_image.nii.gz``. The mask of
+    anything but a single NIfTI file is a .nii.gz file.
     """
     name = relative_path(file, root)
     if is_picture(file.name):
         name = f"{name}.nii.gz"
-    if is_header_name(file.name):
+    elif not is_scan_name(file.name):
+        name = f"{strip_dicom(name)}.nii.gz"
+    if not name.lower().endswith(MASK_SUFFIXES):
         name = name[: len(name) - len(file.name)] + strip_suffix(file.name) + ".nii.gz"
     folder = root.absolute().name
     return f"{folder}/{name}" if folder and "/" not in name and not parse_name(name).key else name

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from slicemill.common.errors import InputError, ScanError
 from slicemill.common.files import Location
+from slicemill.ct.formats.dicom.series import Series
+from slicemill.ct.formats.names import SHOWN_SUFFIXES, is_scan_name, strip_suffix
 from slicemill.ct.formats.nifti.header import blank_text, parse_grid, stored_warnings
-from slicemill.ct.formats.nifti.names import is_nifti_name, scan_files, strip_suffix
-from slicemill.ct.formats.unread import explain_unread
+from slicemill.ct.formats.open import is_dicom, mark_files
 from slicemill.ct.geometry import Grid
 from slicemill.ct.hu_checks import hu_range, rounding_warnings
 from slicemill.ct.scan import Allocate, ScanReader
@@ -40,9 +41,9 @@ class Job:
     """One scan to segment."""
 
     name: str
-    """Relative path of the mask to write: the input's name (.nii.gz for a pair) in the input's folder tree."""
+    """Relative path of the mask to write: the input's name (.nii.gz unless it is .nii) in the input's folder tree."""
     path: Location
-    """The NIfTI file, or the store."""
+    """The scan's file (its header, if it has several), or the store."""
     case_id: str | None = None
     """The case, when `path` is a store."""
     window: Window | None = None
@@ -68,10 +69,9 @@ class Job:
                 return UNKNOWN
         window = () if self.window is None else (self.window.low, self.window.high)
         try:
-            states = [file.stat() for file in scan_files(self.path)]
-        except OSError:
+            return (*mark_files(self.path), *window)
+        except (OSError, ScanError):
             return UNKNOWN
-        return (*(number for state in states for number in (state.st_size, state.st_mtime_ns)), *window)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +85,8 @@ class LoadedScan:
     """NIfTI header for the mask."""
     warnings: tuple[str, ...]
     """Warnings about header and HU, the same as ingest's."""
+    series: Series | None = None
+    """The DICOM series that the scan is; None for other formats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,8 @@ class OpenScan:
     """Warnings about the header."""
     read: Callable[[Allocate], Voxels]
     """Read the voxels. The argument allocates the array; stores and pictures do not use it."""
+    series: Series | None = None
+    """The DICOM series that the scan is; None for other formats."""
 
     def load(self, voxels: Voxels, *, strict: bool = False) -> LoadedScan:
         """Return the scan with its voxels and all its warnings.
@@ -123,7 +127,9 @@ class OpenScan:
         warnings = (*self.warnings, *of_voxels)
         if strict and warnings:
             raise ScanError(f"--strict refuses a scan with warnings: {'; '.join(warnings)}.", where=self.path)
-        return LoadedScan(volume=voxels.volume, grid=self.grid, header=self.header, warnings=warnings)
+        return LoadedScan(
+            volume=voxels.volume, grid=self.grid, header=self.header, warnings=warnings, series=self.series
+        )
 
 
 @contextmanager
@@ -161,10 +167,9 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
                 read=lambda _: Voxels(volume=picture.decode()),
             )
         return
-    if not is_nifti_name(job.path.name):
-        other = explain_unread(job.path.name) or "convert other formats first"
+    if not is_scan_name(job.path.name) and not is_dicom(job.path):
         raise ScanError(
-            f"its name must end in .nii, .nii.gz or .hdr (with the .img next to it); {other}.", where=job.path
+            f"is not DICOM, and its name must end in {SHOWN_SUFFIXES}; convert other formats first.", where=job.path
         )
     with ScanReader(job.path, "image", hashed=False) as reader:
 
@@ -176,7 +181,14 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
             )
 
         header = reader.stored_header(keep_text=False)
-        yield OpenScan(path=job.path, grid=reader.grid, header=header, warnings=reader.warnings, read=read)
+        yield OpenScan(
+            path=job.path,
+            grid=reader.grid,
+            header=header,
+            warnings=reader.warnings,
+            read=read,
+            series=reader.series,
+        )
 
 
 def load_scan(job: Job, *, strict: bool = False) -> LoadedScan:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from slicemill.common.errors import ModelError
+from slicemill.common.extras import describe_install, explain_import
 from slicemill.infer.runtime.messages import find_cause
 
 EXTERNAL_DATA = b"\x0a\x08location"
@@ -39,12 +40,9 @@ def read_weights_beside(content: bytes, path: Path) -> bytes:
     """
     if EXTERNAL_DATA not in content:
         return content
-    try:
+    missing = f"stores weights in other files; reading them needs the package onnx. {describe_install('train')}."
+    with explain_import("onnx", ModelError(missing, where=path)):
         import onnx
-    except ImportError as error:
-        raise ModelError(
-            "stores weights in other files; reading them needs the package onnx: pip install onnx.", where=path
-        ) from error
     try:
         model = onnx.load_from_string(content)
     except Exception as error:  # protobuf raises its own types

@@ -14,6 +14,7 @@ import numpy as np
 
 from slicemill.common.documents import to_document
 from slicemill.common.errors import InputError, ModelError
+from slicemill.common.extras import describe_install, explain_import
 from slicemill.ct.labels import Labels
 from slicemill.infer.network.activation import find_network_logits
 from slicemill.infer.network.description import NetworkDescription, read_description
@@ -40,12 +41,9 @@ def wrap_network(content: bytes, model: Path, description: Path) -> bytes:
     ModelError
         The bytes are not an ONNX model, or do not fit the description.
     """
-    try:
+    missing = f"a network without slicemill's metadata needs the package onnx. {describe_install('train')}."
+    with explain_import("onnx", ModelError(missing, where=model)):
         import onnx
-    except ImportError as error:
-        raise ModelError(
-            f"{model}: a network without slicemill's metadata needs the package onnx; pip install onnx."
-        ) from error
     try:
         network = onnx.load_from_string(content)
     except Exception as error:  # protobuf raises its own types

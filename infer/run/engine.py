@@ -1,6 +1,6 @@
 """Engine: readers, batches across scans, the network and writers, in parallel and within a memory limit.
 
-1. Reader threads take jobs, decode scans and put them into a queue (`slicemill.infer.run.scan_queue`).
+1. Reader threads take jobs, decode scans and put them into a queue (`slicemill.infer.slices.scan_queue`).
 2. Lanes take batches from the queue (`slicemill.infer.network.lanes`): on a CPU one lane for each core, up to eight;
    two for each other device, so that it computes one while the other is emptied and filled.
 3. A scan whose last slice is labeled goes to the writer threads; one that chooses its slices by the labels of others
@@ -27,11 +27,11 @@ from slicemill.common.failures import explain_failure
 from slicemill.infer.inputs.jobs import Job, LoadedScan
 from slicemill.infer.network.lanes import ComputeLimit, Lane, make_compute_limit, make_lane
 from slicemill.infer.network.model import Model
-from slicemill.infer.run.scan_queue import ScanQueue, Stopped
 from slicemill.infer.run.timing import Stopwatch
 from slicemill.infer.runtime.capacity import Capacity
 from slicemill.infer.runtime.messages import find_cause
 from slicemill.infer.slices.batches import NetworkBatch, NetworkScan
+from slicemill.infer.slices.scan_queue import ScanQueue, Stopped
 
 JOIN_SECONDS = 0.2
 """How often the main thread wakes up to handle Ctrl-C or SIGTERM: a longer join may sleep through a signal."""

@@ -4,6 +4,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 
 from slicemill.common.errors import ConfigError, UsageError
+from slicemill.ct.formats.dicom_objects.options import NO_DICOM, DicomOptions
 from slicemill.infer.slices.assembly import RangeChoice, ScanPlan
 from slicemill.infer.slices.tiles import PLAIN, PredictOptions
 
@@ -30,6 +31,8 @@ class InferOptions:
     """Which slices are labeled (`slicemill.infer.slices.z_range`)."""
     separate: bool = False
     """Whether each label is also written to its own file, as 0 and 1."""
+    dicom: DicomOptions = NO_DICOM
+    """DICOM results that are written for inputs in DICOM."""
     batch: int = 0
     """Slices in a batch; 0 for the provider's default (`slicemill.infer.runtime.capacity`)."""
     readers: int = 0
@@ -72,7 +75,7 @@ class InferOptions:
             changed["strict"] = True
         if self.z_range == "all":
             changed["all_slices"] = True
-        return changed
+        return changed | {f"dicom_{name}": True for name in self.dicom.changes()}
 
 
 def count_threads(requested: int, most: int) -> int:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slicemill.common.errors import ScanError
-from slicemill.ct.formats.nifti.names import is_header_name, strip_suffix
+from slicemill.ct.formats.dicom_objects.options import ENDINGS, DicomOptions  # noqa: F401 (the doctest's)
+from slicemill.ct.formats.names import is_scan_name, strip_suffix
+from slicemill.ct.formats.open import scan_files
 from slicemill.ct.labels import Labels
 from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.run.options import InferOptions
@@ -90,11 +92,11 @@ def check_output_paths(jobs: Sequence[Job], out: Path, extras: Sequence[str] = (
 
 
 def resolve_inputs(job: Job) -> set[Path]:
-    """Return the local files of a job's scan; for a pair, also single files with its stem."""
+    """Return the local files of a job's scan, and the NIfTI files with its stem unless it is one of them itself."""
     if job.case_id is not None or not isinstance(job.path, Path):
         return set()
-    files = [job.path]
-    if is_header_name(job.path.name):
+    files = [path for path in scan_files(job.path) if isinstance(path, Path)]
+    if is_scan_name(job.path.name) and not job.path.name.lower().endswith((".nii", ".nii.gz")):
         files += [job.path.with_name(strip_suffix(job.path.name) + suffix) for suffix in (".nii", ".nii.gz")]
     return {path.resolve() for path in files}
 
@@ -109,15 +111,30 @@ def output_names(job: Job, extras: Sequence[str]) -> list[str]:
 
 
 def extra_path(job: Job, extra: str) -> str:
-    """Return the relative path of a file next to a job's mask, whose name ends in `extra`."""
+    """Return the relative path of a file next to a job's mask: a volume whose name ends in `extra`, or a DICOM result.
+
+    >>> extra_path(Job(name="p1/ct.nii.gz", path=Path("ct")), ".seg.dcm")
+    'p1/ct.seg.dcm'
+    """
+    if extra in ENDINGS:
+        return job.stem + extra
     suffix = job.name[len(job.stem) :]
     return f"{job.stem}_{extra}{suffix}"
 
 
 def extra_names(labels: Labels, options: InferOptions) -> list[str]:
-    """Return the name endings of the files next to a mask, with characters that file names may have.
+    """Return the name endings of all files next to a mask: volumes, and the endings of DICOM results.
 
-    >>> extra_names(Labels({"liver": 1, "a/b": 2}), InferOptions(separate=True))
+    >>> extra_names(Labels({"liver": 1}), InferOptions(separate=True, dicom=DicomOptions(seg=True)))
+    ['liver', '.seg.dcm']
+    """
+    return [*volume_names(labels, options), *options.dicom.endings()]
+
+
+def volume_names(labels: Labels, options: InferOptions) -> list[str]:
+    """Return the name endings of the volumes next to a mask, with characters that file names may have.
+
+    >>> volume_names(Labels({"liver": 1, "a/b": 2}), InferOptions(separate=True))
     ['liver', 'a_b_2']
     """
     names = list(labels.file_names().values())

@@ -26,9 +26,13 @@ from slicemill.common.files import write_json
 from slicemill.common.left_out import LeftOut
 from slicemill.common.progress import Advance, progress
 from slicemill.common.terminal import count_noun
+from slicemill.ct.formats.dicom_objects.maker import Maker
+from slicemill.ct.formats.dicom_objects.results import SegmentedScan, write_results
+from slicemill.ct.formats.dicom_objects.source_series import describe_source
 from slicemill.ct.formats.nifti.header import sign_header
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.pictures import save_png
+from slicemill.infer.inputs.dicom import require_series
 from slicemill.infer.inputs.jobs import Job, Stamp, open_scan
 from slicemill.infer.network.lanes import estimate_lane_memory
 from slicemill.infer.network.model import Model, open_model
@@ -47,7 +51,7 @@ from slicemill.infer.run.options import (
     estimate_scan_bytes,
     memory_for_scans,
 )
-from slicemill.infer.run.outputs import check_output_paths, extra_names, extra_path
+from slicemill.infer.run.outputs import check_output_paths, extra_names, extra_path, volume_names
 from slicemill.infer.run.summary import ScanOutcome, Summary, write_summary
 from slicemill.infer.run.timing import Stopwatch
 from slicemill.infer.runtime.capacity import HOSTS, batch_capacity
@@ -181,6 +185,7 @@ class BulkRun:
             self._end(job, known)
             return None
         with open_scan(job) as scan:
+            require_series(scan, self._options.dicom)
             shape, spacing_mm = scan.grid.stored_shape, scan.grid.spacing_mm
             plan = plan_scan(self._model.info, shape, spacing_mm, self._options.predict, in_range=self._in_range)
             memory_bytes = estimate_scan_bytes(plan)
@@ -226,13 +231,22 @@ class BulkRun:
             for extra in self._extras(segmentation):
                 path = out / extra_path(job, extra.name)
                 write_volume(path, header, np.uint8, loaded.grid.to_file(extra.volume), slope=extra.slope)
+            if loaded.series is not None and self._options.dicom.endings():
+                scan = SegmentedScan(
+                    label=segmentation.label,
+                    labels=info.labels,
+                    image=loaded.volume,
+                    probability=segmentation.tumor_probability,
+                )
+                maker = Maker(name=info.name, sha256=info.sha256)
+                write_results(out / job.stem, describe_source(loaded.series), scan, maker, self._options.dicom)
             write_volume(out / job.name, header, np.uint8, loaded.grid.to_file(segmentation.label))
             self._ledger.append(job, outcome, stamp=stamp)
         self._end(job, outcome)
 
     def _extras(self, segmentation: Segmentation) -> Iterator["_ExtraVolume"]:
         """Yield the volumes to write next to the mask."""
-        names = extra_names(self._model.info.labels, self._options)
+        names = volume_names(self._model.info.labels, self._options)
         if self._options.separate:
             for name, value in zip(names, self._model.info.labels.values.values(), strict=False):
                 yield _ExtraVolume(name, (segmentation.label == value).view(np.uint8), 1.0)

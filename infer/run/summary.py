@@ -81,6 +81,11 @@ class Summary:
         return sum(outcome.status == status for outcome in self.outcomes)
 
     @property
+    def failures(self) -> tuple[ScanOutcome, ...]:
+        """Return the scans that failed, with their reasons."""
+        return tuple(outcome for outcome in self.outcomes if outcome.status == "failed")
+
+    @property
     def slices(self) -> int:
         """Return the number of slices of the scans that were segmented."""
         return sum(outcome.slices for outcome in self.outcomes)

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from slicemill.common.errors import ConfigError, ScanError
 from slicemill.common.left_out import LeftOut
+from slicemill.common.names import is_text
 from slicemill.common.terminal import print_line
-from slicemill.ct.naming import find_files, find_unread_scans, is_text, parse_name, reason_left_out
+from slicemill.ct.naming import find_files, find_unread_scans, parse_name
 from slicemill.infer.inputs.gather import name_below
 from slicemill.infer.inputs.jobs import Job, Stamp
 from slicemill.infer.network.model import Model
@@ -73,8 +74,8 @@ class WatchFolder:
             if settled and self._taken.get(path) != stamp and not self.is_in_progress(job.name):
                 self._taken[path] = stamp
                 ready.append(job)
-        for path in find_unread_scans(self.folder):
-            self.leave_out(path, reason_left_out(path))
+        for path, reason in find_unread_scans(self.folder).items():
+            self.leave_out(path, reason)
         return ready
 
     def wait_for_jobs(self, ended: Callable[[], bool]) -> Iterator[Job]:

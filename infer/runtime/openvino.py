@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import ModelError, ProviderError
+from slicemill.common.extras import explain_import
 from slicemill.infer.runtime.messages import find_cause
 
 NAME = "OpenVINO"
@@ -78,10 +79,7 @@ class OpenvinoRequest:
 
 
 def _openvino() -> Any:
-    try:
+    missing = ProviderError("--provider openvino: the package is not installed; pip install 'slicemill[openvino]'.")
+    with explain_import("openvino", missing):
         import openvino
-    except ImportError as error:
-        raise ProviderError(
-            f"--provider openvino: cannot be imported ({error}); pip install 'slicemill[openvino]'."
-        ) from error
     return openvino

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slicemill.common.errors import ModelError, ProviderError, UsageError
+from slicemill.common.extras import explain_import
 from slicemill.infer.runtime.capacity import HOSTS, session_threads
 from slicemill.infer.runtime.messages import find_cause
 from slicemill.infer.runtime.onnx_file import has_transpose_bias
@@ -75,12 +76,11 @@ def import_onnxruntime() -> Any:
             f"Repair: pip uninstall -y {' '.join(installed)}; "
             "then pip install 'slicemill[gpu]' on a machine with an NVIDIA driver, else 'slicemill[cpu]'."
         )
-    try:
+    missing = ProviderError(
+        "onnxruntime is not installed; pip install 'slicemill[cpu]', or [gpu] with an NVIDIA driver."
+    )
+    with explain_import("onnxruntime", missing):
         import onnxruntime
-    except ImportError as error:
-        raise ProviderError(
-            f"onnxruntime cannot be imported ({error}); pip install 'slicemill[cpu]', or [gpu] with an NVIDIA driver."
-        ) from error
     if not hasattr(onnxruntime, "get_available_providers"):
         raise ProviderError(
             "onnxruntime is half removed. Repair: pip install --force-reinstall 'slicemill[cpu]' (or [gpu])."

@@ -22,12 +22,12 @@ import numpy.typing as npt
 
 from slicemill.common.documents import to_document
 from slicemill.common.errors import LabelError
+from slicemill.ct.lesion_masks import isolate_lesions
 from slicemill.measure.evaluation.surface import mark_surface, nearest_distances
 from slicemill.measure.lesions.measurements import (
     CaseFigures,
     LesionMeasurement,
     Volume,
-    isolate_lesions,
     measure_case,
     measure_lesions,
     round_record,
@@ -54,7 +54,7 @@ class TimePoint:
         """Return the surface voxels of each lesion: float64[n, 3], LPS mm."""
         return [
             voxels_to_mm(np.argwhere(mark_surface(mask)) + np.array(lesion.bbox_zyx[:3]), self.volume.affine_lps)
-            for lesion, mask in isolate_lesions(self.volume)
+            for lesion, mask in isolate_lesions(self.volume.label, self.volume.labels, self.volume.affine_lps)
         ]
 
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from slicemill.common.errors import GeometryError, InputError, LabelError, PairingError
 from slicemill.common.files import read_json
+from slicemill.ct.formats.names import strip_suffix
 from slicemill.ct.formats.nifti.header import read_header, read_signature
-from slicemill.ct.formats.nifti.names import strip_suffix
 from slicemill.ct.formats.nifti.stream import open_voxels, read_exactly, skip_bytes, view_bytes
 from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import Labels, labels_from_json
@@ -148,7 +148,7 @@ def _finite_floats(values: list[object]) -> tuple[float, ...] | None:
 
 
 def find_masks(folder: Path) -> list[Path]:
-    """Return the NIfTI files below a folder, without the probability maps and single labels that `infer` writes."""
+    """Return the masks below a folder, without the probability maps and single labels that `infer` writes."""
     files = find_files(folder)
     stems = {file.parent / strip_suffix(file.name) for file in files}
     return [file for file in files if not any(stem in stems for stem in _possible_masks(file))]

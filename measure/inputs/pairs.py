@@ -138,7 +138,7 @@ def _list_predictions(predictions: Path, damaged: dict[str, str]) -> list[_Predi
         ]
     files = [predictions] if predictions.is_file() else find_masks(predictions)
     if not files:
-        raise PairingError(f"{predictions}: contains no mask (.nii or .nii.gz); `slicemill infer` writes masks.")
+        raise PairingError(f"{predictions}: contains no mask; `slicemill infer` writes masks.")
     root = predictions.parent if predictions.is_file() else predictions
     paths = [(file.relative_to(root).as_posix(), file) for file in files]
     return [_Prediction(relative=relative, path=file, name=relative) for relative, file in paths]

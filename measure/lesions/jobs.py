@@ -8,7 +8,11 @@ from pathlib import Path
 
 from slicemill.common.errors import PairingError, StoreError
 from slicemill.ct.dataset_json import read_dataset_json
-from slicemill.ct.formats.nifti.names import scan_files, strip_suffix
+from slicemill.ct.formats.dicom.discover import find_dicom
+from slicemill.ct.formats.dicom.index import read_folder
+from slicemill.ct.formats.dicom_objects.options import NO_DICOM, DicomOptions
+from slicemill.ct.formats.names import SHOWN_SUFFIXES, strip_suffix
+from slicemill.ct.formats.open import mark_files
 from slicemill.ct.labels import LITS_LABELS, Labels
 from slicemill.ct.naming import find_files, parse_name
 from slicemill.measure.inputs.infer_output import PROBABILITY, find_masks, read_report
@@ -39,6 +43,8 @@ class MeasureJob:
     """Labels from the command line. They take precedence over those of a report or a store."""
     default_labels: Labels | None = None
     """Labels of a `dataset.json` or of LiTS file names, used if there are no other labels."""
+    dicom: DicomOptions = NO_DICOM
+    """DICOM results that are written."""
     lacks_scan: bool = False
     """Whether a folder of scans was passed, but no scan matches the mask."""
 
@@ -58,10 +64,10 @@ class MeasureJob:
             labels = self.labels
         else:
             maps = sorted(self.mask.parent.glob(f"{glob.escape(strip_suffix(self.mask.name))}{PROBABILITY}*"))
-            read = [file for path in (self.mask, self.image, *maps) if path is not None for file in scan_files(path)]
-            files = [[status.st_size, status.st_mtime_ns] for status in (file.stat() for file in read)]
+            files = [list(mark_files(path)) for path in (self.mask, self.image, *maps) if path is not None]
             labels = self.find_labels()
-        return {"format": FORMAT, "rim_mm": RIM_MM, "files": files, **(labels.as_json() if labels else {})}
+        dicom = {"dicom": changes} if (changes := self.dicom.changes()) else {}
+        return {"format": FORMAT, "rim_mm": RIM_MM, "files": files, **(labels.as_json() if labels else {}), **dicom}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +89,7 @@ def gather_jobs(masks: Path, images: Path | None, labels: Labels | None) -> list
         case_ids = [case_id for case_id in store.case_ids if _may_have_mask(store, case_id)]
         jobs = [MeasureJob(name=case_id, mask=masks, case_id=case_id, labels=labels) for case_id in case_ids]
     elif masks.is_file():
-        if images is not None and images.is_dir():
+        if images is not None and images.is_dir() and not read_folder(images).series:
             raise PairingError(f"{images}: is a folder, but {masks} is a file; pass the file of its scan.")
         jobs = [file_job(masks, images, labels)]
     elif masks.is_dir():
@@ -91,7 +97,7 @@ def gather_jobs(masks: Path, images: Path | None, labels: Labels | None) -> list
     else:
         raise PairingError(f"{masks}: there is no such file, folder or store.")
     if not jobs:
-        raise PairingError(f"{masks}: contains no mask (.nii, .nii.gz or a store of cases with masks).")
+        raise PairingError(f"{masks}: contains no mask (a file with {SHOWN_SUFFIXES}, or a store of cases with masks).")
     counts = Counter(job.name for job in jobs)
     for job in jobs:
         if counts[job.name] > 1 or job.name in RESERVED_NAMES:
@@ -145,6 +151,10 @@ def _index_scans(images: Path) -> Index[_Scan]:
         relative = file.relative_to(images).as_posix()
         if parse_name(relative).role != "mask":
             add_to_index(index, match_keys(relative), _Scan(folder=parse_name(relative).folder, path=file))
+    for series in find_dicom(images).series:
+        if isinstance(series.location, Path):  # a folder of this machine
+            relative = f"{series.relative}.nii.gz"  # the name that `infer` gives its mask
+            add_to_index(index, match_keys(relative), _Scan(folder=parse_name(relative).folder, path=series.location))
     return index
 
 

@@ -1,8 +1,9 @@
 """Loads a case: segmentation, scan, probability map and their source files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slicemill.common.errors import LabelError
+from slicemill.ct.formats.dicom.series import Series
 from slicemill.ct.geometry import Grid
 from slicemill.ct.same_grid import require_same_grid
 from slicemill.ct.scan import ScanReader
@@ -24,6 +25,8 @@ class LoadedCase:
     """Warnings about the mask file, and those of the report of `infer` about the scan."""
     model: ModelUsed | None
     """The model of the mask; None without a report of `infer`."""
+    series: Series | None = None
+    """The DICOM series of the scan, with its axes on the mask's voxels; None for other formats."""
 
     def origin(self) -> CaseOrigin:
         """Return the provenance of the case, as it is written."""
@@ -62,25 +65,36 @@ def _load_file(job: MeasureJob) -> LoadedCase:
         own = (*reader.warnings, *reader.value_warnings())
         mask_used = FileUsed(name=job.mask.name, sha256=reader.finish())
     check_values(label, labels, str(job.mask))
-    image, image_used = _read_scan(job, grid)
+    scan = _read_scan(job, grid)
     probability = read_tumor_probability(job.mask, labels, grid)
     return LoadedCase(
-        volume=Volume(label=label, labels=labels, affine_lps=grid.affine_lps, image=image, probability=probability),
-        sources=Sources(mask=mask_used, image=image_used),
+        volume=Volume(
+            label=label, labels=labels, affine_lps=grid.affine_lps, image=scan.image, probability=probability
+        ),
+        sources=Sources(mask=mask_used, image=scan.used),
         warnings=(*own, *(warning for warning in (report.warnings if report else ()) if warning not in own)),
         model=report.model if report else None,
+        series=scan.series,
     )
 
 
-def _read_scan(job: MeasureJob, grid: Grid) -> tuple[Image | None, FileUsed | None]:
+@dataclass(frozen=True, kw_only=True)
+class _ReadScan:
+    image: Image | None = None
+    used: FileUsed | None = None
+    series: Series | None = None
+
+
+def _read_scan(job: MeasureJob, grid: Grid) -> _ReadScan:
     """Read the scan of a mask on the mask's grid."""
     if job.image is None:
-        return None, None
+        return _ReadScan()
     with ScanReader(job.image, "image") as reader:
         # the scan is turned to the mask, so that results keep the mask's grid
         reader.replace_grid(require_same_grid(reader.grid, grid, job.image, f"its mask {job.mask}"))
         image = reader.read()
-        return image, FileUsed(name=job.image.name, sha256=reader.finish())
+        series = None if reader.series is None else replace(reader.series, grid=reader.grid)
+        return _ReadScan(image=image, used=FileUsed(name=job.image.name, sha256=reader.finish()), series=series)
 
 
 def _load_stored(job: MeasureJob, case_id: str) -> LoadedCase:

@@ -5,24 +5,20 @@ where that is above 5 mm. At most two lesions of an organ are targets: the longe
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from slicemill.ct.diameter_lines import Voxel, find_diameters
 from slicemill.ct.geometry import voxel_ml
 from slicemill.ct.labels import Labels
-from slicemill.ct.lesions import Lesion, bounding_box, check_parts, label_components, measure_lesion, measure_parts
+from slicemill.ct.lesion_masks import isolate_lesions
+from slicemill.ct.lesions import Lesion
 from slicemill.measure.evaluation.surface import nearest_distances, surface_points
-from slicemill.measure.lesions.shape import (
-    Voxel,
-    compute_sphericity,
-    find_diameters,
-    measure_longest_3d,
-    measure_surface_mm2,
-)
+from slicemill.measure.lesions.shape import compute_sphericity, measure_longest_3d, measure_surface_mm2
 from slicemill.store.statistics import count_values
 
 Mask = npt.NDArray[np.bool_]
@@ -131,35 +127,13 @@ class Volume:
         return float(z), float(y), float(x)
 
 
-def isolate_lesions(volume: Volume) -> Iterator[tuple[Lesion, Mask]]:
-    """Yield each lesion and its mask bool[z, y, x] in the lesion's box, the largest first; none without a tumor label.
-
-    Raises
-    ------
-    LabelError
-        There are more lesions than `slicemill.ct.lesions.MAX_PARTS`.
-    """
-    if volume.labels.tumor is None:
-        return
-    tumor = np.asarray(volume.label == volume.labels.tumor_value())
-    box = bounding_box(tumor)
-    if box is None:
-        return
-    corner = (box[0].start, box[1].start, box[2].start)
-    numbers = label_components(tumor[box])
-    check_parts(int(numbers.max()))
-    parts = measure_parts(numbers, corner)
-    order = sorted(range(len(parts)), key=lambda index: (-parts[index].voxels, parts[index].box))
-    for lesion_id, index in enumerate(order, start=1):
-        lesion = measure_lesion(lesion_id, [parts[index]], volume.affine_lps)
-        sides = zip(lesion.bbox_zyx[:3], lesion.bbox_zyx[3:], corner, strict=True)
-        yield lesion, numbers[tuple(slice(low - start, high - start) for low, high, start in sides)] == index + 1
-
-
 def measure_lesions(volume: Volume) -> tuple[LesionMeasurement, ...]:
     """Measure all lesions, the largest first; none without a tumor label."""
     organ = find_organ_surface(volume)
-    return tuple(_measure(volume, lesion, mask, organ) for lesion, mask in isolate_lesions(volume))
+    return tuple(
+        _measure(volume, lesion, mask, organ)
+        for lesion, mask in isolate_lesions(volume.label, volume.labels, volume.affine_lps)
+    )
 
 
 def _measure(volume: Volume, lesion: Lesion, mask: Mask, organ: Floats) -> LesionMeasurement:

@@ -16,9 +16,11 @@ from slicemill.common.errors import PairingError
 from slicemill.common.failures import explain_failure
 from slicemill.common.files import read_json, write_json
 from slicemill.common.progress import progress
+from slicemill.ct.formats.dicom_objects.options import ENDINGS
 from slicemill.measure.lesions.case_page import write_case_page
 from slicemill.measure.lesions.cohort import write_cohort
 from slicemill.measure.lesions.cohort_page import FailedCase
+from slicemill.measure.lesions.dicom_results import write_dicom_results
 from slicemill.measure.lesions.flags import find_flags
 from slicemill.measure.lesions.jobs import MeasureJob
 from slicemill.measure.lesions.load import LoadedCase, load_case
@@ -27,7 +29,7 @@ from slicemill.measure.lesions.records import DISCLAIMER, CaseRecord, Stamp, rea
 from slicemill.measure.lesions.slicer3d import write_segmentation
 from slicemill.measure.parallel import map_isolated
 
-CASE_SUFFIXES = (".html", ".png", ".seg.nrrd")
+CASE_SUFFIXES = (".html", ".png", ".seg.nrrd", *ENDINGS)
 """Suffixes of a case's files, except its JSON."""
 
 
@@ -88,6 +90,7 @@ def measure_job(job: MeasureJob, out: Path, *, overwrite: bool = False) -> Measu
         record = make_record(job, case, stamp)
         write_case_page(out, record, case.volume)
         write_segmentation(out / f"{job.name}.seg.nrrd", case.volume)
+        write_dicom_results(out, job, case)
         write_json(path, record.as_json())
     except Exception as error:  # noqa: BLE001 (any error fails one case)
         return MeasureOutcome(name=job.name, status="failed", reason=explain_failure(error, job.mask).reason)

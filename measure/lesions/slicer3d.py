@@ -7,21 +7,10 @@ import numpy as np
 
 from slicemill.common.files import write_bytes
 from slicemill.ct.labels import Labels
-from slicemill.ct.pictures import OTHER_COLORS, TUMOR_COLOR, Color, label_colors
+from slicemill.ct.pictures import choose_colors
 from slicemill.measure.lesions.measurements import Volume
 
 COMPRESS_LEVEL = 4
-
-
-def choose_colors(labels: Labels) -> dict[str, Color]:
-    """Return the color of each label, as in all pictures.
-
-    >>> choose_colors(Labels({"liver": 1, "tumor": 2}, "liver", "tumor"))["tumor"]
-    (255, 70, 70)
-    """
-    known = {value: color for values, color in reversed(label_colors(labels)) for value in values}
-    colors = {name: known.get(value, OTHER_COLORS[value % len(OTHER_COLORS)]) for name, value in labels.values.items()}
-    return colors | ({labels.tumor: TUMOR_COLOR} if labels.tumor else {})
 
 
 def write_segmentation(path: Path, volume: Volume) -> None:

@@ -1,19 +1,15 @@
 """A model that stays open, for scans in Python."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
-import numpy as np
 import numpy.typing as npt
 
 from slicemill.api.scans import Axes, Scan, ScanInput, read_input
 from slicemill.api.segmentation import Segmentation
-from slicemill.common.documents import to_document
 from slicemill.common.errors import InputError
-from slicemill.common.files import to_json
 from slicemill.ct.labels import Labels
 from slicemill.infer.network.model import open_model
 from slicemill.infer.runtime.providers import Provider
@@ -214,41 +210,32 @@ class Model:
 
 
 def segment(
-    path: str | Path, model: str | Path, *, provider: Provider = "auto", strict: bool = False
-) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
-    """Segment one file: the short form of `Model` and `Model.segment`.
+    scan: Scan,
+    model: str | Path,
+    *,
+    provider: Provider = "auto",
+    strict: bool = False,
+    spacing: Sequence[float] | None = None,
+    affine: npt.ArrayLike | None = None,
+    axes: Axes | None = None,
+) -> Segmentation:
+    """Segment one scan: the short form of `Model` and `Model.segment`, which explain the parameters.
 
     Each call opens the model and, on another device than the CPU, compares its labels with the CPU's. Use `Model` for
-    several scans, and the command `infer` for many.
+    several scans, and `infer_scans` or the command `infer` for many.
 
-    Parameters
-    ----------
-    path
-        The scan.
-    model
-        ONNX file of `slicemill export`.
-    provider
-        Execution provider: auto, cpu, cuda, tensorrt or openvino.
-    strict
-        Whether a scan with a warning is refused.
-
-    Returns
-    -------
-    label : uint8[z, y, x]
-        Label values in LPS+ order.
-    report : dict
-        Volumes in ml, lesions, and whether there is a tumor: the JSON report of the command `infer`. Read its
-        ``warnings``: a scan whose HU do not look like a CT is segmented nevertheless.
+    Read the ``warnings`` of the report: a scan whose HU do not look like a CT is segmented unless `strict` refuses it.
 
     Raises
     ------
     InputError
         The scan, the model or the provider cannot be used, or `strict` refuses the scan; the message has the reason.
 
-    >>> label, report = slicemill.segment("ct.nii.gz", "liver.onnx")      # doctest: +SKIP
+    >>> result = slicemill.segment("ct.nii.gz", "liver.onnx")      # doctest: +SKIP
+    >>> result.label_lps, result.report.volumes_ml                 # doctest: +SKIP
     """
-    result = Model(path=model, provider=provider, probability=False, strict=strict).segment(path)
-    return result.label_lps, json.loads(to_json(to_document(result.report)))
+    opened = Model(path=model, provider=provider, strict=strict)
+    return opened.segment(scan, spacing=spacing, affine=affine, axes=axes)
 
 
 def _ignore(*_: float) -> None:

@@ -21,6 +21,7 @@ from slicemill.common.errors import GeometryError, ScanError, UsageError
 from slicemill.common.files import Location, parse_location
 from slicemill.common.remote import RemotePath
 from slicemill.ct.formats.nifti.header import blank_text, parse_grid, stored_warnings
+from slicemill.ct.formats.nifti.make import make_header
 from slicemill.ct.geometry import RAS_TO_LPS, Grid, make_contiguous
 from slicemill.ct.scan import to_hu
 from slicemill.infer.inputs.jobs import Job, LoadedScan, OpenScan, Voxels, load_scan
@@ -34,10 +35,6 @@ Axes = Literal["xyz-ras", "zyx-lps"]
 """Order of an array's axes, and the world that its affine leads to; see the module."""
 Scan: TypeAlias = "str | Location | Case | nib.Nifti1Pair | SimpleITK.Image | npt.NDArray[Any]"
 """What can be segmented: a path or URL, a case of a store, an image of nibabel or SimpleITK, or an array."""
-NIFTI1_SIDE = 32767
-"""Largest extent that a NIfTI-1 header can hold."""
-QFORM_MM = 1e-3
-"""Largest error of an affine's number that a qform may have; a sheared affine has no qform."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,23 +242,6 @@ def to_own_order(stored: npt.NDArray[Any], grid: Grid, axes: Axes) -> npt.NDArra
 def own_affine(grid: Grid, axes: Axes) -> npt.NDArray[np.float64]:
     """Return the affine of a grid in the world of `axes`, float64[4, 4], voxel (i, j, k, 1) to mm."""
     return grid.affine.copy() if axes == "xyz-ras" else RAS_TO_LPS @ grid.affine
-
-
-def make_header(grid: Grid) -> bytes:
-    """Return a NIfTI header of a grid, to write segmentations with.
-
-    The sform holds the affine; so does the qform, unless the axes are not perpendicular.
-    """
-    header = nib.Nifti1Header() if max(grid.shape) <= NIFTI1_SIDE else nib.Nifti2Header()
-    header.set_data_shape(grid.shape)
-    header.set_data_dtype(np.int16)
-    header.set_zooms(np.sqrt((grid.affine[:3, :3] ** 2).sum(axis=0)))
-    header.set_qform(grid.affine, 1)
-    if np.abs(header.get_qform() - grid.affine).max() > QFORM_MM:
-        header["qform_code"] = 0
-    header.set_sform(grid.affine, 1)
-    header.set_xyzt_units("mm")
-    return bytes(header.binaryblock)
 
 
 def _read_voxels(array: npt.NDArray[Any], affine: npt.NDArray[np.float64], axes: Axes, name: str) -> _Opened:

@@ -1,7 +1,8 @@
-"""The commands `ingest`, `train`, `export`, `evaluate` and `measure` as functions, which return their records.
+"""The commands `ingest`, `train` and `export` as functions, which return their records.
 
-They are named for what they act on, because `slicemill.ingest`, `slicemill.train` and `slicemill.measure` are packages:
-a function of the same name would be replaced by the package as soon as anything imports from it.
+The functions of commands are named for what they act on, because `slicemill.ingest`, `slicemill.train`,
+`slicemill.infer` and `slicemill.measure` are packages: a function of the same name would be replaced by the package as
+soon as anything imports from it.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from slicemill.common.extras import name_missing_extras
 from slicemill.common.files import Location, parse_location
 from slicemill.common.terminal import print_line
 from slicemill.train.settings import TrainSettings
@@ -16,21 +18,18 @@ from slicemill.train.settings import TrainSettings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from slicemill.ct.formats.dicom.stack import Uneven
     from slicemill.ct.geometry_option import Geometry
-    from slicemill.ct.labels import Labels
     from slicemill.ingest.discover import Collection
     from slicemill.ingest.outcomes import IngestReport
-    from slicemill.ingest.params import Overlap
-    from slicemill.measure.evaluation.detection import Mode
-    from slicemill.measure.evaluation.evaluate import Evaluation
-    from slicemill.measure.evaluation.two_runs import ComparedMeasure
-    from slicemill.measure.requests import MeasureReport
+    from slicemill.ingest.params import CaseIdKind, Overlap
     from slicemill.store.layout import ProfileName
     from slicemill.store.model_card import ModelCard, Parity
     from slicemill.train.config import Config
     from slicemill.train.run.metrics import EpochMetrics
 
 
+@name_missing_extras()
 def ingest_scans(
     source: str | Location | None = None,
     store: str | Location | None = None,
@@ -56,8 +55,12 @@ def ingest_scans(
     rehash: bool = False,
     keep_text: bool = False,
     strict: bool = False,
+    uneven: "Uneven" = "refuse",
+    case_id: "CaseIdKind" = "name",
+    salt: str | Location | None = None,
+    keep_uids: bool = False,
 ) -> "IngestReport":
-    """Convert NIfTI scans and their masks into a slice store; a repeated call converts only what is new or changed.
+    """Convert CT scans and their masks into a slice store; a repeated call converts only what is new or changed.
 
     The options are those of the command `slicemill ingest`; `slicemill.ingest.request.IngestRequest` explains each.
     Worker processes are started: in a script, call this under ``if __name__ == "__main__":``.
@@ -69,10 +72,7 @@ def ingest_scans(
     store
         Folder or URL of the store to create or extend.
     labels
-        Names of the label values, ``{"liver": 1, "tumor": 2}``; by default those that the collection declares. If each
-        structure has a file, the names are those of the files.
-    geometry
-        What happens if a mask is on another grid than its image: with ``error`` the case fails.
+        Names of the label values (or of the structures' files); by default those that the collection declares.
 
     Returns
     -------
@@ -98,7 +98,8 @@ def ingest_scans(
         source=source, store=store, pairs=pairs, images=images, masks=masks, no_masks=no_masks, labels=labels,
         organ=organ, tumor=tumor, prefix=prefix, patient=patient, geometry=geometry, overlap=overlap, workers=workers,
         threads=threads, profile=profile, scheduler=scheduler, shard=shard, overwrite=overwrite,
-        retry_failed=retry_failed, rehash=rehash, keep_text=keep_text, strict=strict,
+        retry_failed=retry_failed, rehash=rehash, keep_text=keep_text, strict=strict, uneven=uneven, case_id=case_id,
+        salt=salt, keep_uids=keep_uids,
     )  # fmt: skip
     report = request.run(request.collection())
     if report.bug is not None:
@@ -106,6 +107,7 @@ def ingest_scans(
     return report
 
 
+@name_missing_extras()
 def find_scans(
     source: str | Location | None = None,
     *,
@@ -153,6 +155,7 @@ class TrainedRun:
     """Metrics of each epoch, as in ``metrics.csv``."""
 
 
+@name_missing_extras()
 def train_network(
     store: str | Location,
     run: str | Path,
@@ -224,6 +227,7 @@ def train_network(
     )
 
 
+@name_missing_extras()
 def export_model(
     run: str | Path,
     model: str | Path,
@@ -268,6 +272,7 @@ def export_model(
     ).write()  # fmt: skip
 
 
+@name_missing_extras()
 def check_model(run: str | Path, model: str | Path, *, store: str | Path | None = None) -> "dict[Path, Parity]":
     """Compare the labels of exported files with those of their run's network, and write nothing.
 
@@ -281,117 +286,3 @@ def check_model(run: str | Path, model: str | Path, *, store: str | Path | None 
     from slicemill.train.export.request import ExportRequest
 
     return ExportRequest(run=Path(run), model=Path(model), store=None if store is None else Path(store)).check()
-
-
-def evaluate_masks(
-    predictions: str | Path,
-    references: str | Path,
-    *,
-    out: str | Path | None = None,
-    labels: "str | Mapping[str, int] | Labels | None" = None,
-    mode: "Mode" = "corrected",
-    tolerance_mm: float = 2.0,
-    workers: int = 1,
-) -> "Evaluation":
-    """Evaluate predicted masks: overlap, surface distances, volumes, tumor burden and lesions, with 95 % intervals.
-
-    Parameters
-    ----------
-    predictions, references
-        Folders of masks, mask files, or slice stores.
-    out
-        Folder for tables, figures and error pictures; by default nothing is written.
-    labels
-        Names of the label values; required if neither a report of `infer` nor a store has them.
-    mode
-        ``corrected``, or ``official``: rules and defects of the LiTS program.
-    tolerance_mm
-        Tolerance of the surface Dice, mm.
-    workers
-        Worker processes; with more than one, call this under ``if __name__ == "__main__":``.
-
-    Returns
-    -------
-    Evaluation
-        `cases` (scores of each case), `totals` (of all cases), and the cases left out: `failures`, `missing`, `alone`.
-
-    Raises
-    ------
-    InputError
-        The labels have no names, or the files cannot be paired. A case that cannot be scored raises nothing.
-
-    >>> result = slicemill.evaluate_masks("segmented", "lits", labels={"liver": 1, "tumor": 2})   # doctest: +SKIP
-    >>> result.totals.as_json()["regions"]["tumor"]["dice_per_case"]                              # doctest: +SKIP
-    0.62
-    """
-    from slicemill.measure.requests import EvaluateRequest
-
-    return EvaluateRequest(
-        predictions=Path(predictions), references=Path(references), out=None if out is None else Path(out),
-        labels=labels, mode=mode, tolerance_mm=tolerance_mm, workers=workers,
-    ).run()  # fmt: skip
-
-
-def compare_evaluations(
-    evaluation: "Evaluation", other: "Evaluation", *, out: str | Path | None = None
-) -> "list[ComparedMeasure]":
-    """Compare two evaluations case by case, as `slicemill evaluate --against` does.
-
-    Returns
-    -------
-    list
-        One record per region and measure: means, paired difference with its 95 % interval, and a Wilcoxon test.
-
-    Raises
-    ------
-    ConfigError
-        They were scored by different rules, or have no case in common.
-
-    >>> slicemill.compare_evaluations(first, second)[0].difference     # doctest: +SKIP
-    """
-    from slicemill.measure.evaluation.two_runs import compare_runs, write_run_comparison
-
-    return compare_runs(evaluation, other) if out is None else write_run_comparison(Path(out), evaluation, other)
-
-
-def measure_masks(
-    masks: str | Path,
-    out: str | Path,
-    *,
-    image: str | Path | None = None,
-    labels: "str | Mapping[str, int] | Labels | None" = None,
-    workers: int = 1,
-    overwrite: bool = False,
-) -> "MeasureReport":
-    """Measure the lesions of existing masks: tables, a page and a picture per case, and one page of all cases.
-
-    A repeated call measures only new and changed cases. Research software, not a medical device.
-
-    Parameters
-    ----------
-    masks
-        A mask, a folder of masks, or a slice store.
-    out
-        Folder for the results.
-    image
-        Scan of the mask, or folder of scans; not needed for a store.
-
-    Returns
-    -------
-    MeasureReport
-        An outcome for every case; `records()` reads the measured lesions.
-
-    Raises
-    ------
-    InputError
-        There are no masks, or the folder has files of another command. A case that cannot be measured raises nothing.
-
-    >>> report = slicemill.measure_masks("segmented", "lesions", image="lits")     # doctest: +SKIP
-    >>> [lesion.volume_ml for record in report.records() for lesion in record.lesions]   # doctest: +SKIP
-    """
-    from slicemill.measure.requests import MeasureRequest
-
-    return MeasureRequest(
-        masks=Path(masks), out=Path(out), image=None if image is None else Path(image), labels=labels, workers=workers,
-        overwrite=overwrite,
-    ).run()  # fmt: skip

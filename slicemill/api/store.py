@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from slicemill.common.errors import ConfigError, StoreError
+from slicemill.common.extras import explain_import
 from slicemill.common.files import Location
 from slicemill.store import reader
 from slicemill.store.layout import LESIONS, MANIFEST, SLICES, ArrayName
@@ -94,10 +95,8 @@ class Store(reader.Store):
         array = self[case_id].image if name == "image" else self[case_id].label
         if array is None:
             raise StoreError(f"{case_id} has no mask, so it has no label.", where=self.root)
-        try:
+        with explain_import("dask", ConfigError("dask is not installed; run pip install 'slicemill[ingest]'.")):
             import dask.array
-        except ImportError as error:
-            raise ConfigError("dask is not installed; run pip install 'slicemill[ingest]'.") from error
         # a new name each time: a case that was ingested again must not be taken from a cache
         chunks = (slices, *array.shape[1:])
         return dask.array.from_array(array, chunks=chunks, name=False, asarray=True)
@@ -118,10 +117,9 @@ class Store(reader.Store):
 
 def _to_pandas(table: "pa.Table") -> "pd.DataFrame":
     """Convert a table; integers and truth values stay what they are where some are missing."""
-    try:
+    missing = ConfigError("pandas is not installed; run pip install pandas, or pass kind='arrow'.")
+    with explain_import("pandas", missing):
         import pandas as pd
-    except ImportError as error:
-        raise ConfigError("pandas is not installed; run pip install pandas, or pass kind='arrow'.") from error
     import pyarrow as pa
 
     kinds = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}

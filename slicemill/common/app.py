@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from slicemill.common.memory_limits import PLAIN, Need, require_memory_limits
 from slicemill.common.options import MESSAGES
 from slicemill.common.output import use_output
 from slicemill.common.terminal import discard_output, report_errors
@@ -44,12 +45,14 @@ class App(typer.Typer):
             **settings,
         )
 
-    def command(self, name: str | None = None, **settings: Any) -> Callable[[Function], Function]:
-        """Return a decorator that adds a function as a command."""
+    def command(
+        self, name: str | None = None, *, need: Need = PLAIN, **settings: Any
+    ) -> Callable[[Function], Function]:
+        """Return a decorator that adds a function as a command; it ends if a limit of memory is below `need`."""
         register = super().command(name, cls=Command, **settings)
 
         def decorate(function: Function) -> Function:
-            register(add_output_options(function))
+            register(add_output_options(function, need))
             return function
 
         return decorate
@@ -104,8 +107,11 @@ def print_help(show: Callable[[], None]) -> None:
         raise SystemExit(0) from None
 
 
-def add_output_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a command with three more options, which choose how much it prints and where it is logged."""
+def add_output_options(function: Callable[..., Any], need: Need = PLAIN) -> Callable[..., Any]:
+    """Return a command with three more options, which choose how much it prints and where it is logged.
+
+    It ends before its work if a limit of memory is below what its libraries need.
+    """
     signature = inspect.signature(function)
     hints = get_type_hints(function, include_extras=True)
     parameters = [one.replace(annotation=hints.get(name, one.annotation)) for name, one in signature.parameters.items()]
@@ -122,6 +128,7 @@ def add_output_options(function: Callable[..., Any]) -> Callable[..., Any]:
             use_output(quiet=quiet, verbose=verbose, json=options.get("json") is True, log_file=log_file),
             report_errors(),  # of the command, into the log file too
         ):
+            require_memory_limits(need, function.__name__.replace("_", "-"))
             function(**options)
 
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from slicemill.common.errors import ConfigError
+from slicemill.common.extras import explain_import
 from slicemill.common.loggers import silence_loggers
 
 RESPONSE_SECONDS = 20
@@ -20,13 +21,12 @@ def quiet_dask() -> Iterator[Any]:
     ConfigError
         Dask is not installed.
     """
-    try:
+    missing = ConfigError(
+        "Dask is not installed. Run: pip install 'slicemill[ingest]'; for --scheduler, also in the environment of its "
+        "workers."
+    )
+    with explain_import("distributed", missing):
         import distributed
-    except ImportError as error:
-        raise ConfigError(
-            f"Dask cannot be imported ({error}). Run: pip install 'slicemill[ingest]'; for --scheduler, also in the "
-            "environment of its workers."
-        ) from error
     with silence_loggers("distributed"):
         yield distributed
 

@@ -1,8 +1,10 @@
 """The extras of the installation: which packages they bring, and the command that adds one that is missing."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
-from slicemill.common.errors import ConfigError
+from slicemill.common.errors import ConfigError, InputError
+from slicemill.common.failures import raise_system_limit
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     "ingest": ("dask", "distributed", "matplotlib"),
@@ -10,6 +12,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "cpu": ("onnxruntime",),
     "openvino": ("openvino",),
     "s3": ("obstore", "boto3"),
+    "dicom": ("pydicom", "highdicom", "imagecodecs"),
 }
 """Extra -> the packages, by import name, that commands import from it. `gpu` has the same package as `cpu`."""
 
@@ -31,10 +34,48 @@ def describe_missing(error: BaseException) -> str | None:
     return None
 
 
+@contextmanager
+def name_missing_extras() -> Iterator[None]:
+    """Name the extra to install where a package of one cannot be imported, also as a decorator of a function.
+
+    Raises
+    ------
+    ConfigError
+        A package of an extra is not installed. The message has the command that installs it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        missing = describe_missing(error)
+        if missing is None:
+            raise
+        raise ConfigError(missing) from error
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
+
+
+@contextmanager
+def explain_import(package: str, missing: InputError) -> Iterator[None]:
+    """Raise `missing` if the block cannot import a package because it is not installed.
+
+    Raises
+    ------
+    InputError
+        `missing`, or one of the same type if the package is installed and cannot be loaded. A lack of memory stays what
+        it is.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise_system_limit(error)
+        if isinstance(error, ModuleNotFoundError) and (error.name or package).partition(".")[0] == package:
+            raise missing from error
+        reason = f"the package {package} is installed but cannot be loaded ({error}). Reinstall it, or what it names."
+        raise type(missing)(reason, where=missing.where or None) from error
 
 
 def find_extra(package: str) -> str | None:

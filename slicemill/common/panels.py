@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from slicemill.common.errors import ConfigError
-from slicemill.common.extras import describe_install
+from slicemill.common.extras import describe_install, explain_import
 
 Axes = Any
 """Axes of matplotlib."""
@@ -26,11 +26,10 @@ def draw_panels(panels: Sequence[Panel], columns: int = 3, title: str = "") -> b
     ConfigError
         matplotlib is not installed.
     """
-    try:
+    missing = ConfigError(f"figures need matplotlib, which is not installed. {describe_install('ingest')}.")
+    with explain_import("matplotlib", missing):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(f"figures need matplotlib, which is not installed. {describe_install('ingest')}.") from error
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     width, height = PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows + (TITLE_INCHES if title else 0)

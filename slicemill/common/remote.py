@@ -23,6 +23,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from slicemill.common.errors import ConfigError, StoreError
+from slicemill.common.extras import explain_import
+from slicemill.common.failures import raise_system_limit
 
 SCHEMES = ("s3", "gs", "az")
 METADATA_HOSTS = ("169.254.169.254", "metadata.google.internal")
@@ -268,10 +270,9 @@ def parse_url(url: str) -> RemotePath:
 
 
 def _import_obstore() -> Any:
-    try:
+    missing = ConfigError("URLs of object stores need obstore: pip install 'slicemill[s3]'.")
+    with explain_import("obstore", missing):
         import obstore
-    except ImportError as error:
-        raise ConfigError("URLs of object stores need obstore: pip install 'slicemill[s3]'.") from error
     return obstore
 
 
@@ -294,7 +295,8 @@ def _boto3_options() -> dict[str, Any]:
     try:
         import boto3
         from obstore.auth.boto3 import Boto3CredentialProvider
-    except ImportError:
+    except ImportError as error:
+        raise_system_limit(error)
         return {}
     session = boto3.Session()
     if session.get_credentials() is None:

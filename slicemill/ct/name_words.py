@@ -41,9 +41,11 @@ _KNOWN = {
     role: "|".join(sorted(known, key=len, reverse=True))
     for role, known in (("image", IMAGE_WORDS), ("mask", MASK_WORDS | {"ground(?:_?truths?)?"}))
 }
+_LUNA_LUNGS = "seg-lungs-luna16"
+"""LUNA16's folder of lung masks, which have the names of the scans."""
 _ROLE_FOLDER: tuple[tuple[Role, re.Pattern[str]], ...] = (
     ("image", re.compile(f"(?:{_KNOWN['image']})_?(?:{SUBSET}_?{COUNT}|[0-9]?)")),
-    ("mask", re.compile(f"(?:{_KNOWN['mask']})_?(?:{SUBSET}_?{COUNT}|[0-9]?)")),
+    ("mask", re.compile(f"(?:{_KNOWN['mask']})_?(?:{SUBSET}_?{COUNT}|[0-9]?)|{_LUNA_LUNGS}")),
 )
 _SPLIT_FOLDER = re.compile(f"(?:images?|imgs?)_?{SUBSET}_?{COUNT}")
 _LABEL_SPLIT_FOLDER = re.compile(f"(?:labels?)_?{SUBSET}_?{COUNT}")
@@ -127,6 +129,8 @@ def folder_set(name: str) -> str:
     >>> folder_set("imagesTr"), folder_set("labelsTr2"), folder_set("masks")
     ('tr', 'tr2', '')
     """
+    if name.lower() == _LUNA_LUNGS:
+        return ""
     return re.sub(f"^(?:{_KNOWN['mask']}|{_KNOWN['image']})_?", "", name.lower()).replace("_", "")
 
 

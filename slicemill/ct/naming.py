@@ -13,15 +13,16 @@ True
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from slicemill.common.files import Location
 from slicemill.common.ledger import LEDGER
+from slicemill.common.names import is_text, natural_key
 from slicemill.common.remote import RemotePath
-from slicemill.ct.formats.nifti.names import HEADER_SUFFIXES, is_header_name, is_nifti_name, scan_files, strip_suffix
-from slicemill.ct.formats.unread import UNREAD, explain_unread
+from slicemill.ct.formats.companions import Companions
+from slicemill.ct.formats.names import is_slicer_segmentation, strip_suffix
 from slicemill.ct.name_words import (
     IMAGE_WORDS,
     Role,
@@ -37,13 +38,12 @@ from slicemill.ct.name_words import (
 
 AnyPlace = TypeVar("AnyPlace", bound=Location)
 
-IMAGE_SUFFIXES = (".img.gz", ".img")
-OTHER_FORMATS = (*HEADER_SUFFIXES, *IMAGE_SUFFIXES, *UNREAD)
-"""Suffixes of scans that are not read (except .hdr and .img of a NIfTI pair). Such files are reported as not read."""
 LITS_NAME = re.compile(r"(volume|segmentation|labels?)-(\d+)", re.IGNORECASE)
 """Names of LiTS, and of CT-ORG (``labels-0``)."""
-LITS = "lits-"
-"""Prefix of the keys of LiTS names; their numbers are unique in the complete collection."""
+LITS, UID = "lits-", "uid-"
+"""Prefixes of the keys of names that are unique in a complete collection: LiTS's numbers, and UIDs of DICOM."""
+UID_NAME = re.compile(r"[0-2](?:\.\d+){4,}")
+"""A UID of DICOM, as the names of LUNA16 are."""
 NOT_UTF8 = "its name is not valid UTF-8; rename it"
 """The reason to leave out what `find_undecodable_names` returns."""
 FIRST_CHANNEL = "_0000"
@@ -66,8 +66,13 @@ def parse_name(path: str) -> Name:
 
     The first of these that says something gives the role: a folder ``labelsTr``, for a LiTS name; a LiTS, CT-ORG or
     BIDS name; a folder ``imagesTr``; a word of the file's name for masks; the nearest folder named for images or masks;
-    a folder like ``liver_masks``.
+    a folder like ``liver_masks``. A segmentation of 3D Slicer (``.seg.nrrd``) is a mask whatever its name.
     """
+    name = _parse_name(path)
+    return replace(name, role="mask") if is_slicer_segmentation(path) else name
+
+
+def _parse_name(path: str) -> Name:
     parts = PurePosixPath(path)
     stem = strip_suffix(parts.name)
     parents = parts.parent.parts
@@ -76,6 +81,8 @@ def parse_name(path: str) -> Name:
         is_scan = lits[1].lower() == "volume" and not (parents and is_label_split_folder(parents[-1]))
         return Name(role="image" if is_scan else "mask", folder=folder, key=f"{LITS}{lits[2]}")
     by_folder = next((found for part in reversed(parents) if (found := folder_role(part))), None)
+    if UID_NAME.fullmatch(stem):
+        return Name(role=by_folder or "image", folder=folder, key=f"{UID}{stem}")
     if bids := parse_bids(stem):
         return Name(role="mask" if "mask" in (bids.role, by_folder) else "image", folder=folder, key=bids.key)
     role: Role
@@ -107,55 +114,24 @@ def derive_case_id(path: str) -> str:
     return strip_suffix(parts.name).removesuffix(FIRST_CHANNEL)
 
 
-def natural_key(text: str) -> list[tuple[int, str]]:
-    """Return a sort key that orders numbers in a text by value.
-
-    >>> sorted(["volume-10", "volume-9"], key=natural_key)
-    ['volume-9', 'volume-10']
-    """
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
-
-
 def find_files(folder: AnyPlace) -> list[AnyPlace]:
-    """Return the NIfTI files below a folder in natural order; hidden files and linked folders are left out.
+    """Return the scans and masks below a folder in natural order; hidden files and linked folders are left out.
 
-    A pair is represented by its .hdr file.
+    A scan of several files is represented by its header.
     """
-    return [
-        path
-        for path in _walk(folder)
-        if is_nifti_name(path.name) and not (is_header_name(path.name) and reason_left_out(path))
-    ]
+    paths = _walk(folder)
+    companions = Companions(paths)
+    return [path for path in paths if companions.is_scan(path)]
 
 
-def find_unread_scans(folder: AnyPlace) -> list[AnyPlace]:
-    """Return the files below a folder that look like scans but are not read: other formats and incomplete pairs."""
-    return [
-        path
-        for path in _walk(folder)
-        if path.name.lower().endswith(OTHER_FORMATS) and not path.name.startswith(".") and reason_left_out(path)
-    ]
+def find_unread_scans(folder: AnyPlace) -> dict[AnyPlace, str]:
+    """Return the files below a folder that look like scans but are not read, with the reasons.
 
-
-def reason_left_out(path: Location) -> str:
-    """Return the reason why a file of OTHER_FORMATS is not read; empty for the header or image file of a pair."""
-    name = path.name.lower()
-    if name.endswith(HEADER_SUFFIXES):
-        stem = strip_suffix(path.name)
-        single = next((file for end in (".nii", ".nii.gz") if (file := path.with_name(stem + end)).exists()), None)
-        if single is not None:
-            return f"a pair with the name of a single file; {single.name} is read instead"
-        return "" if scan_files(path)[-1].exists() else "a header without its .img; put the .img in the same folder"
-    if name.endswith(IMAGE_SUFFIXES):
-        return "" if _has_header(path) else "an .img without a .hdr of its name; put the .hdr in the same folder"
-    return explain_unread(name)
-
-
-def _has_header(image: Location) -> bool:
-    """Return whether an image file has a header file in the same folder."""
-    stem = re.sub(r"\.img(\.gz)?$", "", image.name, flags=re.IGNORECASE)
-    headers = [image.with_name(stem + end) for end in (".hdr", ".HDR", ".hdr.gz", ".HDR.GZ")]
-    return any(header.exists() and scan_files(header)[-1] == image for header in headers)
+    They are incomplete: headers without voxels, and voxels without a header; or they have another format.
+    """
+    paths = _walk(folder)
+    companions = Companions(paths)
+    return {path: reason for path in paths if (reason := companions.reason_left_out(path))}
 
 
 def find_unsearched_folders(folder: Location) -> list[tuple[Path, str]]:
@@ -193,14 +169,6 @@ def find_undecodable_names(folder: Location) -> list[Path]:
     """Return the files below a folder whose names are not UTF-8, with replacement characters for messages."""
     undecodable = [path for path in _all(folder) if isinstance(path, Path) and not is_text(path)]
     return [Path(os.fsencode(path).decode(errors="replace")) for path in undecodable]
-
-
-def is_text(path: Location) -> bool:
-    """Return whether a path can be written to tables: it is valid UTF-8 without NUL."""
-    try:
-        return b"\0" not in str(path).encode()
-    except UnicodeEncodeError:
-        return False
 
 
 def _walk(folder: AnyPlace) -> list[AnyPlace]:

@@ -191,3 +191,14 @@ def label_colors(labels: Labels) -> list[tuple[list[int], Color]]:
     if tumor is not None:
         colors.append(([tumor], TUMOR_COLOR))
     return colors
+
+
+def choose_colors(labels: Labels) -> dict[str, Color]:
+    """Return the color of each label, as in all pictures.
+
+    >>> choose_colors(Labels({"liver": 1, "tumor": 2}, "liver", "tumor"))["tumor"]
+    (255, 70, 70)
+    """
+    known = {value: color for values, color in reversed(label_colors(labels)) for value in values}
+    colors = {name: known.get(value, OTHER_COLORS[value % len(OTHER_COLORS)]) for name, value in labels.values.items()}
+    return colors | ({labels.tumor: TUMOR_COLOR} if labels.tumor else {})

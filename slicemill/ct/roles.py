@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from slicemill.ct.formats.nifti.names import strip_suffix
+from slicemill.ct.formats.names import strip_suffix
 from slicemill.ct.name_words import STRUCTURE_WORDS, folder_role, is_mask_word, is_split_folder, words
 from slicemill.ct.naming import LITS_NAME, Name, parse_name
 

@@ -20,9 +20,12 @@ import numpy.typing as npt
 
 from slicemill.common.errors import LabelError, ScanError
 from slicemill.common.files import Location
+from slicemill.ct.formats.dicom.series import Series
+from slicemill.ct.formats.dicom.source import DicomSource
+from slicemill.ct.formats.dicom.stack import Uneven
 from slicemill.ct.formats.nifti.header import MAX_EXTENSION_BYTES
-from slicemill.ct.formats.nifti.source import NiftiSource
-from slicemill.ct.formats.source import ScanSource
+from slicemill.ct.formats.open import open_source
+from slicemill.ct.formats.source import Scaling, ScanSource
 from slicemill.ct.geometry import Grid, make_contiguous
 from slicemill.ct.hu_checks import rounding_warnings
 from slicemill.ct.transpose import AxisTranspose
@@ -73,10 +76,19 @@ class ScanReader:
 
     _source: ScanSource
 
-    def __init__(self, path: Location, kind: Kind, *, hashed: bool = True) -> None:
+    def __init__(
+        self,
+        path: Location,
+        kind: Kind,
+        *,
+        hashed: bool = True,
+        uneven: Uneven = "refuse",
+        source: ScanSource | None = None,
+    ) -> None:
+        """Open the file; or take an open `source`, as a mask that needs the grid of its scan is one."""
         self.path = path
         self.kind = kind
-        source = NiftiSource(path, hashed=hashed)
+        source = source or open_source(path, hashed=hashed, uneven=uneven)
         self._source = source
         self.grid = source.grid
         """The file's voxel grid, or the one set by `replace_grid`."""
@@ -90,6 +102,11 @@ class ScanReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._source.close()
+
+    @property
+    def series(self) -> Series | None:
+        """Return the DICOM series; None for other formats."""
+        return self._source.series if isinstance(self._source, DicomSource) else None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -189,21 +206,24 @@ class ScanReader:
         return [f"{count:,} bytes of header extensions were left out: {why}"]
 
 
-def to_hu(raw: npt.NDArray[Any], slope: float, inter: float, path: Location) -> tuple[Int16s, float]:
+def to_hu(raw: npt.NDArray[Any], slope: Scaling, inter: Scaling, path: Location) -> tuple[Int16s, float]:
     """Convert stored numbers to HU, ``raw * slope + inter`` rounded to int16, and return the largest rounding error.
+
+    `slope` and `inter` are numbers, or float64[k] with a number for each plane of `raw`: any[k, j, i].
 
     Raises
     ------
     ScanError
         A value is not finite or does not fit in int16.
     """
-    scaled = slope != 1 or inter != 0
-    if not scaled and raw.dtype.kind in "iu":
-        if not np.can_cast(raw.dtype, np.int16):
-            _check_range(raw.min(), raw.max(), path)
-        return raw.astype(np.int16, copy=False), 0.0
-    with np.errstate(all="ignore"):  # an overflow becomes infinite, which is refused below
-        values = raw.astype(np.float64) * slope + inter if scaled else raw
+    if raw.dtype.kind in "iu":
+        if not _is_scaled(slope, inter):
+            if not np.can_cast(raw.dtype, np.int16):
+                _check_range(raw.min(), raw.max(), path)
+            return raw.astype(np.int16, copy=False), 0.0
+        if _keeps_integers(raw, slope, inter):
+            return _scale_integers(raw, slope, inter, path), 0.0
+    values = _scale(raw, slope, inter)
     low, high = values.min(), values.max()
     if not (math.isfinite(low) and math.isfinite(high)):
         count = int(np.count_nonzero(~np.isfinite(values)))
@@ -216,6 +236,40 @@ def to_hu(raw: npt.NDArray[Any], slope: float, inter: float, path: Location) -> 
     return rounded.astype(np.int16), float(np.abs(values - rounded).max())
 
 
+def _is_scaled(slope: Scaling, inter: Scaling) -> bool:
+    return bool(np.any(np.not_equal(slope, 1)) or np.any(np.not_equal(inter, 0)))
+
+
+def _scale(raw: npt.NDArray[Any], slope: Scaling, inter: Scaling) -> npt.NDArray[Any]:
+    """Return ``raw * slope + inter``; an overflow becomes infinite, which the caller refuses."""
+    if not _is_scaled(slope, inter):
+        return raw
+    with np.errstate(all="ignore"):
+        return np.asarray(raw.astype(np.float64) * _per_plane(slope) + _per_plane(inter))
+
+
+def _per_plane(number: Scaling) -> Any:
+    """Return a number, or one for each plane as float64[k, 1, 1]."""
+    return number.reshape(-1, 1, 1) if isinstance(number, np.ndarray) else number
+
+
+def _keeps_integers(raw: npt.NDArray[Any], slope: Scaling, inter: Scaling) -> bool:
+    """Return whether integers of at most 16 bits stay integers when scaled: the usual scaling of CT scanners."""
+    small = all(bool(np.all(np.abs(number) <= INT16.max)) for number in (slope, inter))
+    return raw.dtype.itemsize <= 2 and small and bool(np.all(np.mod([*np.ravel(slope), *np.ravel(inter)], 1) == 0))
+
+
+def _scale_integers(raw: npt.NDArray[Any], slope: Scaling, inter: Scaling, path: Location) -> Int16s:
+    """Return scaled integers. The extremes are checked, so that arithmetic modulo 2**16 is exact."""
+    planes = (1, 2) if isinstance(slope, np.ndarray) or isinstance(inter, np.ndarray) else None
+    ends = [raw.min(axis=planes).astype(np.float64), raw.max(axis=planes).astype(np.float64)]
+    scaled = np.concatenate([np.ravel(end * slope + inter) for end in ends])
+    _check_range(scaled.min(), scaled.max(), path)
+    factor, shift = (np.asarray(_per_plane(number)).astype(np.int16) for number in (slope, inter))
+    values = raw.astype(np.int16, copy=False)
+    return np.asarray((values if np.all(factor == 1) else values * factor) + shift, dtype=np.int16)
+
+
 def _check_range(low: float, high: float, path: Location) -> None:
     if math.floor(low) < INT16.min or math.ceil(high) > INT16.max:
         raise ScanError(
@@ -225,7 +279,7 @@ def _check_range(low: float, high: float, path: Location) -> None:
         )
 
 
-def to_labels(raw: npt.NDArray[Any], slope: float, inter: float, path: Location) -> tuple[Uint8s, float]:
+def to_labels(raw: npt.NDArray[Any], slope: Scaling, inter: Scaling, path: Location) -> tuple[Uint8s, float]:
     """Convert stored numbers to label values, uint8, and return the largest rounding error.
 
     Raises
@@ -233,10 +287,9 @@ def to_labels(raw: npt.NDArray[Any], slope: float, inter: float, path: Location)
     LabelError
         A value is not an integer from 0 to 255, within MOST_LABEL_ERROR.
     """
-    if slope == 1 and inter == 0 and raw.dtype == np.uint8:
+    if raw.dtype == np.uint8 and not _is_scaled(slope, inter):
         return raw, 0.0
-    with np.errstate(all="ignore"):  # an overflow is not a label, and is refused below
-        values = raw.astype(np.float64) * slope + inter if slope != 1 or inter != 0 else raw
+    values = _scale(raw, slope, inter)
     if values.dtype.kind in "iu":
         labels = values.astype(np.uint8)
         wrong = labels != values

@@ -7,9 +7,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
+from typer.testing import CliRunner
 
 import slicemill
+from slicemill.cli import commands
+from slicemill.common.documents import to_document
 from slicemill.common.errors import ConfigError, InputError, ModelError, ScanError, UsageError
+from slicemill.common.files import to_json
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
 from slicemill.train.export.graph import Flavor
@@ -42,9 +46,9 @@ def test_the_result_is_that_of_the_command(opened, model, collection, scan, tmp_
     assert np.array_equal(nib.load(saved).dataobj, nib.load(mask).dataobj)
     assert nib.load(saved).header == nib.load(mask).header
     report = json.loads(next((tmp_path / "out").glob("volume*.json")).read_text())
-    label, short = slicemill.segment(scan, model, provider="cpu")
-    assert short == report
-    assert np.array_equal(label, result.label_lps)
+    short = slicemill.segment(scan, model, provider="cpu")
+    assert json.loads(to_json(to_document(short.report))) == report
+    assert np.array_equal(short.label, result.label)
     assert result.report.answer in repr(result)
 
 
@@ -177,3 +181,36 @@ def test_warnings_are_in_the_report_and_strict_refuses_them(opened, model, scan)
     for words in ({"scan": raw}, {"scan": hu, "affine": image.affine, "axes": "xyz-ras"}):
         with pytest.raises(ScanError, match="--strict refuses a scan with warnings: .*no HU below 0"):
             strict.segment(**words)
+
+
+def test_segmentation_in_bulk_writes_what_the_command_writes(model, collection, tmp_path, capsys):
+    scans = [next(collection.glob(f"volume-{number}.nii*")) for number in (0, 1)]
+    (tmp_path / "broken.nii").write_text("garbage")
+    summary = slicemill.infer_scans(model, [*scans, str(tmp_path / "broken.nii")], tmp_path / "out", provider="cpu")
+    assert (summary.count("done"), summary.count("failed")) == (2, 1)
+    assert [one.name.rpartition("/")[2] for one in summary.failures] == ["broken.nii"]
+    assert capsys.readouterr().out == ""
+    words = ["infer", model, *scans, tmp_path / "broken.nii", "--out", tmp_path / "command", "--provider", "cpu"]
+    assert CliRunner().invoke(commands(), list(map(str, words))).exit_code == 1
+    files = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("volume-*.nii*")}
+    assert len(files) == 2
+    for file in files:
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "command" / file).read_bytes()
+    again = slicemill.infer_scans(model, [*map(str, scans), tmp_path / "broken.nii"], str(tmp_path / "out"))
+    assert (again.count("skipped"), again.count("failed")) == (2, 1)
+
+
+def test_segmentation_in_bulk_refuses_what_the_command_refuses(model, tmp_path):
+    with pytest.raises(ScanError, match="there is no such file or folder"):
+        slicemill.infer_scans(model, tmp_path / "none", tmp_path / "out")
+    with pytest.raises(UsageError, match="pass scans, folders, patterns or stores"):
+        slicemill.infer_scans(model, [], tmp_path / "out")
+    with pytest.raises(UsageError, match="--device 0,1: cpu runs on one device"):
+        slicemill.infer_scans(model, tmp_path, tmp_path / "out", provider="cpu", devices=(0, 1))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_short_form_takes_an_array(model, opened, rng):
+    hu = rng.integers(-1000, 500, (3, 64, 64), dtype=np.int16)
+    result = slicemill.segment(hu, model, provider="cpu", spacing=(5, 1, 1), axes="zyx-lps")
+    assert np.array_equal(result.label, opened.segment(hu, spacing=(5, 1, 1), axes="zyx-lps").label)

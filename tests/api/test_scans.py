@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from slicemill.api.scans import make_affine, make_grid, make_header, own_affine, read_input, to_lps, to_own_order
+from slicemill.api.scans import make_affine, make_grid, own_affine, read_input, to_lps, to_own_order
 from slicemill.common.errors import GeometryError, ScanError, UsageError
 from slicemill.ct.formats.nifti.header import parse_grid
+from slicemill.ct.formats.nifti.make import make_header
 from slicemill.ct.geometry import RAS_TO_LPS
 from slicemill.store.reader import open_store
 

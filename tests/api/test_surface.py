@@ -14,6 +14,9 @@ import pytest
 
 import slicemill
 from slicemill.common import errors
+from slicemill.common.extras import name_missing_extras
+from slicemill.infer.cli import infer
+from slicemill.infer.request import InferRequest
 from slicemill.ingest.cli import ingest
 from slicemill.ingest.request import IngestRequest
 from slicemill.measure.cli import evaluate, measure
@@ -55,6 +58,9 @@ def use(folder: Path, hu: npt.NDArray[np.float32]) -> float:
             print(each.save("out.nii.gz"))
     dataset = slicemill.SliceDataset(store, context=3, size=512)
     shape = dataset[0]["image"].shape
+    summary = slicemill.infer_scans("liver.onnx", [folder, "more"], "out", devices=(0, 1), retry_failed=True)
+    short: slicemill.Segmentation = slicemill.segment(hu, "liver.onnx", spacing=(5, 1, 1), axes="zyx-lps")
+    print(summary.count("done"), [one.reason for one in summary.failures], short.lesions)
     lesions = slicemill.find_lesions(label == 2, affine, axes="zyx-lps")
     print(done, written, many, shape, [lesion.volume_ml for lesion in lesions], store.manifest("arrow").num_rows)
     return slicemill.metrics.dice(label == 1, label == 2)
@@ -166,6 +172,37 @@ def test_function_options_and_command_have_the_same_names_and_defaults(function,
     of_command = {name: plain(value) for name, value in defaults_of(command).items()}
     assert of_function == of_options
     assert {name: value for name, value in of_command.items() if name not in only_in_the_command} == of_options
+
+
+def test_segmentation_in_bulk_takes_every_option_of_the_command():
+    """But for those of a terminal: lists of inputs, a watched folder, a plan, a summary on standard output."""
+    of_command = {name: plain(value) for name, value in defaults_of(infer).items()}
+    of_terminal = {"lists", "watch", "settle", "dry_run", "json"}
+    assert of_command == {field.name: plain(field.default) for field in fields(InferRequest)}
+    assert {name: plain(value) for name, value in defaults_of(slicemill.infer_scans).items()} == {
+        name: value for name, value in of_command.items() if name not in of_terminal
+    }
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "slicemill.SliceDataset",
+        "from slicemill import SliceDataset",
+        "slicemill.train_network('store', 'run')",
+        "slicemill.export_model('run', 'model.onnx')",
+        "slicemill.check_model('run', 'model.onnx')",
+    ],
+)
+def test_without_torch_the_error_names_the_installation(use):
+    code = f"import sys; sys.modules['torch'] = None; import slicemill\ntry:\n    {use}\n"
+    code += "except slicemill.InputError as error: print(error)"
+    assert python(code) == "torch is not installed. Run: pip install 'slicemill[train]'"
+
+
+def test_an_import_error_of_another_package_is_not_an_error_of_the_user():
+    with pytest.raises(ImportError, match="spelt"), name_missing_extras():
+        raise ModuleNotFoundError("No module named 'spelt'", name="spelt")
 
 
 def test_training_takes_every_setting_of_the_configuration():

@@ -90,6 +90,33 @@ def test_all_members_of_a_gzip_file_are_read(tmp_path):
     assert np.array_equal(read(tmp_path / "b.nii.gz"), RAMP)
 
 
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("tail", [b"x", b"\x1f", b"<html>", b"tail" * 9, b"\0" * 700 + b"tail", b"x" * (1 << 21)])
+def test_bytes_after_the_end_of_a_gzip_are_named_as_such(tail, members, tmp_path):
+    plain = save(tmp_path / "a.nii", RAMP.transpose(2, 1, 0)).read_bytes()
+    parts = [plain] if members == 1 else [plain[:390], plain[390:]]
+    (tmp_path / "b.nii.gz").write_bytes(b"".join(map(gzip.compress, parts)) + tail)
+    size = len(tail.lstrip(b"\0"))
+    with pytest.raises(
+        ScanError, match=rf"b\.nii\.gz: {size:,} bytes after the end of the gzip data are not gzip\. Copy"
+    ):
+        read(tmp_path / "b.nii.gz")
+
+
+def test_zeros_after_the_end_of_a_gzip_are_padding(tmp_path):
+    plain = save(tmp_path / "a.nii", RAMP.transpose(2, 1, 0)).read_bytes()
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(plain) + b"\0" * 700)
+    assert np.array_equal(read(tmp_path / "b.nii.gz"), RAMP)
+
+
+@pytest.mark.parametrize("cut", [1, 8, 20])
+def test_a_second_gzip_member_that_is_cut_is_an_early_end(cut, tmp_path):
+    plain = save(tmp_path / "a.nii", RAMP.transpose(2, 1, 0)).read_bytes()
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(plain[:390]) + gzip.compress(plain[390:])[:-cut])
+    with pytest.raises(ScanError, match=r"b\.nii\.gz: ends early or is damaged"):
+        read(tmp_path / "b.nii.gz")
+
+
 @pytest.mark.parametrize("keep", [0.3, 0.9, 0.999])
 def test_a_truncated_gzip_is_named(keep, tmp_path, rng):
     volume = rng.integers(-1000, 1000, (30, 30, 30), dtype=np.int16)

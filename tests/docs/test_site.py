@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from urllib.parse import quote
 
 import pytest
 import typer
@@ -29,6 +31,22 @@ QUESTIONS = {
     "delete when done": "guides/clean-up.html",
 }
 """What a new user types, and the page with the answer."""
+SENTENCES = {
+    "How do I train on my own labels?": "guides/own-labels.html",
+    "My DICOM?": "guides/not-there-yet.html",
+    "More GPUs?": "guides/many-gpus.html",
+    "S3?": "guides/buckets.html",
+    "Resume?": "guides/resume.html",
+    "What is in the store and in each column?": "reference/tables.html",
+    "How do I read it in MONAI?": "guides/read-store.html",
+    "How do I get nnU-Net's format?": "guides/not-there-yet.html",
+    "SLURM for training?": "guides/slurm.html",
+    "What does tumor_confidence mean?": "reference/json.html",
+    "How do I read failures.jsonl?": "guides/resume.html",
+    "What do I delete when I am done?": "guides/clean-up.html",
+}
+"""The same questions as whole sentences, for the search of a browser."""
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 SHOWN = 3
 """Pages that a reader looks at."""
 
@@ -65,7 +83,8 @@ def search(site):
 
 def test_links_and_anchors_resolve_and_every_page_is_in_the_navigation(site):
     """mkdocs in strict mode checks both; the site has every page."""
-    pages = {path.relative_to(HERE / "docs").with_suffix(".html") for path in (HERE / "docs").rglob("*.md")}
+    sources = [path for suffix in ("md", "ipynb") for path in (HERE / "docs").rglob(f"*.{suffix}")]
+    pages = {path.relative_to(HERE / "docs").with_suffix(".html") for path in sources}
     assert {page for page in pages if not (site / page).exists()} == set()
 
 
@@ -82,6 +101,32 @@ def test_the_pages_need_no_other_host(site):
     for page in site.rglob("*.html"):
         text = page.read_text()
         assert re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"?(?:https?:)?//[^\"> ]*", text) == [], page
+
+
+def test_the_search_has_what_it_needs_without_a_server(site):
+    script = (site / "search" / "search_index.js").read_text()
+    assert json.loads(script.removeprefix("var __index = ")) == json.loads(
+        (site / "search" / "search_index.json").read_text()
+    )
+    assert "IFrameWorker" in (site / "assets" / "iframe-worker.js").read_text()
+
+
+def search_in_browser(site, profile, question):
+    """Open a page from the disk with a question in its search; return the pages that it lists, the best first."""
+    words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+    page = f"{(site / 'start' / 'demo.html').as_uri()}?q={quote(question)}"
+    done = subprocess.run(
+        [*words, "--virtual-time-budget=20000", "--dump-dom", page], capture_output=True, text=True, check=True
+    )
+    links = re.findall(r'<a href="([^"?#]*)[^"]*" class="md-search-result__link"', done.stdout)
+    return list(dict.fromkeys(link.removeprefix(f"{site.as_uri()}/") for link in links))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_a_browser_without_a_server_finds_the_answers(site, tmp_path):
+    found = {one: search_in_browser(site, tmp_path, one)[:SHOWN] for one in SENTENCES}
+    assert {one: pages for one, pages in found.items() if SENTENCES[one] not in pages} == {}
 
 
 def test_the_pages_show_no_path_of_the_machine(site):

@@ -94,7 +94,7 @@ def test_the_script_without_slicemill_gives_the_same_labels(model, collection, t
         done = subprocess.run([sys.executable, "script.py", str(model), str(source), "out.nii.gz"],
                               cwd=tmp_path, capture_output=True, text=True, check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr
-        slicemill_label = slicemill.segment(source, model)[0]
+        slicemill_label = slicemill.segment(source, model).label_lps
         mask = nib.load(tmp_path / "out.nii.gz")
         script_label = np.asarray(nib.as_closest_canonical(mask).dataobj)[::-1, ::-1].transpose(2, 1, 0)
         assert mask.shape == nib.load(source).shape

@@ -17,6 +17,8 @@ from slicemill.store.reader import open_store
 from slicemill.store.writer import prepare_store
 
 KINDS = ("x.nii", "x.nii.gz", "big.nii", "two.nii", "x.hdr", "x.hdr.gz", "two.hdr")
+VOXELS = ("img", "raw", "zraw")
+"""Suffixes of files of voxels, whose scan is the header beside them."""
 FIELDS_1 = {
     40: "8h",
     70: "h",
@@ -135,7 +137,7 @@ def check(files, params):
             for suffix, content in contents.items():
                 (folder / f"{role}.{suffix}").write_bytes(content)
         image, mask = (
-            folder / f"{role}.{next(s for s in files[role] if not s.startswith('img'))}" for role in ("image", "mask")
+            folder / f"{role}.{next(s for s in files[role] if not s.startswith(VOXELS))}" for role in ("image", "mask")
         )
         store = prepare_store(folder / "store")
         case = CaseFiles(case_id="x", patient_id="x", image=image, mask=mask, root=folder)

@@ -16,7 +16,7 @@ HERE = Path(__file__).parents[2]
 def test_without_the_package_the_extra_is_named(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(
-        ProviderError, match=r"--provider openvino: cannot be imported .*pip install 'slicemill\[openvino\]'"
+        ProviderError, match=r"--provider openvino: the package is not installed.*pip install 'slicemill\[openvino\]'"
     ):
         open_model(model, "openvino")
 

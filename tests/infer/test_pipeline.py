@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 import slicemill
+from slicemill.common.documents import to_document
 from slicemill.common.errors import ModelError, ScanError
-from slicemill.common.files import read_lines
+from slicemill.common.files import read_lines, to_json
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.network import lanes
@@ -74,14 +75,16 @@ def test_a_mask_is_at_the_labels_place_in_the_patient(segmented, model, stored):
     case = open_store(stored)["volume-5"]
     assert case.info.source_axcodes == "PIR"
     write_nifti(segmented.parent / "lps.nii", case.image[:], case.info.spacing_mm, "LPS")
-    label, report = slicemill.segment(segmented.parent / "lps.nii", model)
+    result = slicemill.segment(segmented.parent / "lps.nii", model)
+    label = result.label_lps
     turned = nib.as_closest_canonical(nib.load(segmented / "volume-5.nii"))
     assert np.array_equal(np.asarray(turned.dataobj)[::-1, ::-1].transpose(2, 1, 0), label)
-    assert report["shape_zyx"] == list(label.shape)
+    assert result.report.shape_zyx == label.shape
 
 
 def test_the_python_function_returns_the_labels_and_report_of_the_files(segmented, model, collection):
-    label, report = slicemill.segment(collection / "volume-2.nii", model, provider="cpu")
+    result = slicemill.segment(collection / "volume-2.nii", model, provider="cpu")
+    label, report = result.label_lps, json.loads(to_json(to_document(result.report)))
     written = json.loads((segmented / "volume-2.json").read_text())
     assert report == written
     assert label.dtype == np.uint8
@@ -183,8 +186,7 @@ def test_a_run_that_is_killed_anywhere_loses_nothing_and_repeats_nothing(model, 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (3, 200, 90), (2, 1, 1), (700, 8, 8)])
 def test_masks_of_scans_of_any_size_have_the_scans_size(shape, model, tmp_path, rng):
     write_nifti(tmp_path / "a.nii", rng.integers(-1000, 500, shape, dtype=np.int16), (1.0, 1.0, 1.0))
-    label, _ = slicemill.segment(tmp_path / "a.nii", model)
-    assert label.shape == shape
+    assert slicemill.segment(tmp_path / "a.nii", model).label_lps.shape == shape
 
 
 def test_a_mask_never_replaces_a_scan(model, collection, tmp_path):
@@ -247,10 +249,10 @@ def test_a_model_that_gives_labels_only_still_reports_tumor(model, collection, t
     opened = onnx.load(model)
     del opened.graph.output[1]
     onnx.save(opened, tmp_path / "m.onnx")
-    label, report = slicemill.segment(collection / "volume-2.nii", tmp_path / "m.onnx")
-    assert np.array_equal(label, slicemill.segment(collection / "volume-2.nii", model)[0])
-    assert report["tumor_found"] == bool((label == 2).any())
-    assert report["mean_tumor_probability"] is None
+    result = slicemill.segment(collection / "volume-2.nii", tmp_path / "m.onnx")
+    assert np.array_equal(result.label, slicemill.segment(collection / "volume-2.nii", model).label)
+    assert result.report.tumor_found == bool((result.label == 2).any())
+    assert result.report.mean_tumor_probability is None
 
 
 def test_an_upper_case_suffix_is_compressed_too(model, collection, tmp_path):

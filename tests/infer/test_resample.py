@@ -145,8 +145,9 @@ def test_a_scan_of_other_spacing_gets_labels_on_its_own_grid(side, axcodes, tmp_
     volume = np.stack([section, -section, section]).astype(np.int16)
     write_nifti(tmp_path / "ct.nii.gz", volume, (5.0, 0.8, 0.8), axcodes)
     model = bright_network(tmp_path / "m.onnx", side, spacing_mm=1.3)
-    label, report = slicemill.segment(tmp_path / "ct.nii.gz", model, provider="cpu")
+    result = slicemill.segment(tmp_path / "ct.nii.gz", model, provider="cpu")
+    label = result.label_lps
     assert label.shape == volume.shape
-    assert report["spacing_mm_zyx"] == [5.0, 0.8, 0.8]
+    assert result.report.spacing_mm_zyx == (5.0, 0.8, 0.8)
     sure = np.abs(volume) > 5
     assert np.array_equal(label[sure], (volume > 0)[sure])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from slicemill.common.errors import ScanError
-from slicemill.infer.run.scan_queue import LINGER_SECONDS, ScanQueue, Stopped
 from slicemill.infer.runtime.capacity import Capacity
+from slicemill.infer.slices.scan_queue import LINGER_SECONDS, ScanQueue, Stopped
 from tests.infer.fakes import planned
 
 

@@ -66,8 +66,8 @@ def test_strict_refuses_it_and_a_run_without_strict_takes_it(model, scans, tmp_p
 
 
 def test_the_python_api_has_the_warnings_and_refuses_too(model, scans):
-    _, report = slicemill.segment(scans / "head.nii.gz", model, provider="cpu")
-    assert report["warnings"] == [NO_CT]
+    result = slicemill.segment(scans / "head.nii.gz", model, provider="cpu")
+    assert result.report.warnings == (NO_CT,)
     with pytest.raises(ScanError, match="refuses a scan with warnings"):
         slicemill.segment(scans / "head.nii.gz", model, provider="cpu", strict=True)
 

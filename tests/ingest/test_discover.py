@@ -120,7 +120,7 @@ def test_ids_of_paths_that_are_equal_too_are_an_error_that_names_both(tmp_path):
 def test_a_folder_without_images_is_an_error_that_says_so(tmp_path):
     with pytest.raises(
         PairingError,
-        match="no CT image among 1 NIfTI files .1 of them look like masks. and 0 files of other formats",
+        match="no CT image among 1 file .1 of them look like masks. and 0 files that cannot be read",
     ):
         discover(touch(tmp_path, "x_seg.nii"))
     with pytest.raises(PairingError, match="there is no such folder"):
@@ -198,10 +198,10 @@ def test_patients_come_from_a_regular_expression(tmp_path):
             set_patients(collection, pattern)
 
 
-def test_scans_of_other_formats_are_named_and_not_passed_over(tmp_path):
+def test_files_that_only_their_name_calls_dicom_are_named(tmp_path):
     collection = discover(touch(tmp_path, "a.nii", "c/d.mha", "e.DCM"))
-    assert pairs(collection) == {"a": ("a.nii", None)}
-    assert [path.name for path, reason in collection.left_out if "does not read" in reason] == ["d.mha", "e.DCM"]
+    assert pairs(collection) == {"a": ("a.nii", None), "d": ("c/d.mha", None)}
+    assert [path.name for path, reason in collection.left_out if "is not DICOM" in reason] == ["e.DCM"]
 
 
 def test_a_hdr_and_its_img_are_one_scan_named_by_the_hdr(tmp_path):

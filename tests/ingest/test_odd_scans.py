@@ -98,9 +98,33 @@ class TestGeometry:
         path = save(tmp_path / "a.nii", ct, qform_code=1, quatern_b=5.0, quatern_c=5.0, quatern_d=5.0)
         assert "the qform cannot be read; the sform is used" in convert(path)[0].warnings
 
-    def test_lengths_in_other_units_are_a_warning(self, tmp_path, ct):
-        path = save(tmp_path / "a.nii", ct, xyzt_units=3)
-        assert any("lengths in micrometers" in warning for warning in convert(path)[0].warnings)
+    @pytest.mark.parametrize(("unit", "name", "length_mm"), [(1, "meters", 1000.0), (3, "micrometers", 0.001)])
+    @pytest.mark.parametrize("form", ["sform", "qform", "spacing"])
+    def test_lengths_in_other_units_are_converted_with_a_warning(self, unit, name, length_mm, form, tmp_path, ct):
+        scaled = np.diag([1 / length_mm] * 3 + [1.0]) @ AFFINE
+        path = save(tmp_path / "a.nii", ct, scaled)
+        fields = nib.load(path).header
+        fields.set_qform(scaled)
+        fields["sform_code"], fields["qform_code"], fields["xyzt_units"] = form == "sform", form == "qform", unit
+        path.write_bytes(fields.binaryblock + path.read_bytes()[348:])
+        header = read_header(path)
+        if form != "spacing":
+            assert np.allclose(header.grid.affine, AFFINE, rtol=1e-5, atol=1e-4)
+        assert np.allclose(np.linalg.norm(header.grid.affine[:3, :3], axis=0), [0.8, 0.8, 2.5], rtol=1e-6)
+        assert f"the header gives lengths in {name}; they were converted to mm" in header.warnings
+
+    def test_an_image_in_meters_and_its_mask_in_mm_lie_on_one_grid(self, tmp_path, ct):
+        scaled = np.diag([0.001] * 3 + [1.0]) @ AFFINE
+        image = read_header(save(tmp_path / "a.nii", ct, scaled, xyzt_units=1)).grid
+        mask = read_header(save(tmp_path / "b.nii", ct, AFFINE, xyzt_units=2)).grid
+        assert image.distance_mm(mask) < 0.01
+
+    @pytest.mark.parametrize(("unit", "shown"), [(1, "meters, so a voxel measures"), (3, "micrometers, so a voxel")])
+    def test_a_unit_that_makes_impossible_voxels_is_refused(self, unit, shown, tmp_path, ct):
+        with pytest.raises(
+            GeometryError, match=rf"a\.nii: the header gives lengths in {shown}.*Correct its xyzt_units"
+        ):
+            convert(save(tmp_path / "a.nii", ct, AFFINE, xyzt_units=unit))
 
     @pytest.mark.parametrize("place", [1e7, 1e30])
     def test_an_affine_of_kilometers_is_refused(self, place, tmp_path, ct):

@@ -5,11 +5,12 @@ import pytest
 import SimpleITK
 
 from slicemill.common.errors import LabelError
+from slicemill.ct.diameter_lines import find_diameters
 from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.measure.evaluation.detection import number_components
 from slicemill.measure.lesions.measurements import Volume, choose_targets, measure_case, measure_lesions, round_record
-from slicemill.measure.lesions.shape import compute_sphericity, find_diameters, measure_longest_3d, measure_surface_mm2
+from slicemill.measure.lesions.shape import compute_sphericity, measure_longest_3d, measure_surface_mm2
 
 
 def affine(spacing=(2.5, 0.8, 0.8), turn=0.0):

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 
 from slicemill.common.errors import ModelError
+from slicemill.common.extras import explain_import
 from slicemill.store.label_differences import compare_labels
 from slicemill.store.model_card import Parity
 from slicemill.train.export.graph import ExportGraph
@@ -83,12 +84,11 @@ def open_cpu_session(path: Path) -> Any:
     ModelError
         onnxruntime is not installed.
     """
-    try:
+    missing = ModelError(
+        "export compares labels with onnxruntime, which is not installed: pip install 'slicemill[cpu]' (or [gpu])."
+    )
+    with explain_import("onnxruntime", missing):
         import onnxruntime
-    except ImportError as error:
-        raise ModelError(
-            "export compares labels with onnxruntime, which is not installed: pip install 'slicemill[cpu]' (or [gpu])."
-        ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

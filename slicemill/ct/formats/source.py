@@ -1,9 +1,9 @@
-"""The interface between a file format and `slicemill.ct.scan.ScanReader`. NIfTI is the only format today.
+"""The interface between a file format and `slicemill.ct.scan.ScanReader`.
 
 To add a format:
 
 1. Write a package next to ``nifti/`` with a class that implements `ScanSource`.
-2. Let `ScanReader` choose it. Today `ScanReader` always opens `NiftiSource`.
+2. Let `slicemill.ct.formats.open.open_source` choose it.
 3. Add its file names to `slicemill.ct.naming`, which finds scans by their suffixes.
 
 `ScanReader` handles axis order, HU or label values, and slabs for all formats.
@@ -11,12 +11,15 @@ To add a format:
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from slicemill.ct.geometry import Grid
+
+Scaling: TypeAlias = "float | npt.NDArray[np.float64]"
+"""A number for all planes, or float64[k], one for each plane."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +30,9 @@ class RawPlanes:
     """Index of the first plane along the file's slowest axis."""
     voxels: npt.NDArray[Any]
     """any[k, j, i], stored numbers; valid until `planes` overwrites its buffer."""
-    slope: float
+    slope: Scaling
     """HU or label value = stored number * slope + inter."""
-    inter: float
+    inter: Scaling
 
 
 class ScanSource(Protocol):
@@ -40,10 +43,14 @@ class ScanSource(Protocol):
     - Memory does not grow with the number of planes.
     """
 
+    format: str
+    """Name of the format, for people."""
     grid: Grid
     """The voxel grid in the file's axis order."""
     dtype: np.dtype[Any]
     """Type of the stored numbers."""
+    scaling: tuple[Scaling, Scaling]
+    """Slope and intercept of all planes."""
     warnings: tuple[str, ...]
     """Warnings about unusual fields."""
     private_bytes: int

@@ -37,8 +37,10 @@ SIGNED = re.compile(SIGNATURE.encode() + rb"([0-9a-f]{64})")
 """The description of a file that `infer` wrote: the hash of its model."""
 MAX_EXTENSION_BYTES = 1 << 20
 """Longest extensions that are stored with a case, in a JSON document; longer ones are left out with a warning."""
-ODD_UNITS = {1: "meters", 3: "micrometers"}
-"""Codes of xyzt_units other than millimeters (2) and unknown (0)."""
+ODD_UNITS = {1: ("meters", 1000.0), 3: ("micrometers", 0.001)}
+"""Codes of xyzt_units other than millimeters (2) and unknown (0), each with its length in mm."""
+PLAUSIBLE_MM = (0.001, 100.0)
+"""Sides of a voxel, mm, after a conversion to mm: from micro-CT to the slices of a planning scan and some room."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +259,7 @@ def _scaling(header: Any, path: Location) -> tuple[float, float]:
 
 def _affine(header: Any, path: Location) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
     """Return the affine, voxel i j k to RAS mm, by the standard's order (sform, qform, spacing), and warnings."""
+    header = _in_millimeters(header, path)
     if header["pixdim"][0] == 0:  # nifti1_io.c and the standard take 0 for 1; nibabel refuses it
         header = header.copy()
         header["pixdim"][0] = 1
@@ -272,6 +275,34 @@ def _affine(header: Any, path: Location) -> tuple[npt.NDArray[np.float64], tuple
     if not _is_oriented(header):
         return affine, ("the header has no orientation; spacing alone is used and the patient's sides are unknown",)
     return affine, ()
+
+
+def _in_millimeters(header: Any, path: Location) -> Any:
+    """Return a header whose lengths are in mm; the same one unless its unit is another.
+
+    Raises
+    ------
+    GeometryError
+        No CT has voxels of the size that its numbers and its unit give.
+    """
+    name, length_mm = ODD_UNITS.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
+    if length_mm == 1.0:
+        return header
+    header = header.copy()
+    for field in ("srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z"):
+        header[field] = header[field] * length_mm
+    header["pixdim"][1:4] *= length_mm
+    linear = np.array([header[field][:3] for field in ("srow_x", "srow_y", "srow_z")], dtype=np.float64)
+    with np.errstate(all="ignore"):
+        sides = np.linalg.norm(linear, axis=0) if header["sform_code"] > 0 else np.abs(header["pixdim"][1:4])
+    if not (sides.min() >= PLAUSIBLE_MM[0] and sides.max() <= PLAUSIBLE_MM[1]):
+        shown = " x ".join(f"{side:.3g}" for side in sides)
+        raise GeometryError(
+            f"the header gives lengths in {name}, so a voxel measures {shown} mm, which no CT has. Correct its "
+            "xyzt_units (2 is mm) or its lengths.",
+            where=path,
+        )
+    return header
 
 
 def _is_oriented(header: Any) -> bool:
@@ -304,7 +335,7 @@ def _warn_fields(header: Any) -> list[str]:
             f"scl_slope is 0, so scl_inter {float(header['scl_inter']):g} is not applied (the standard's rule)"
         )
     if unit := ODD_UNITS.get(int(header["xyzt_units"]) & 7):
-        warnings.append(f"the header gives lengths in {unit}; its numbers were taken as mm")
+        warnings.append(f"the header gives lengths in {unit[0]}; they were converted to mm")
     return warnings
 
 

@@ -5,7 +5,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from slicemill.common.files import Location
-from slicemill.ct.formats.nifti.header import MAX_EXTENSION_BYTES, blank_text, read_extensions, read_header
+from slicemill.ct.formats.nifti.header import (
+    HEADER_BYTES,
+    MAX_EXTENSION_BYTES,
+    blank_text,
+    read_extensions,
+    read_header,
+)
 from slicemill.ct.formats.nifti.stream import (
     open_voxels,
     read_exactly,
@@ -14,7 +20,7 @@ from slicemill.ct.formats.nifti.stream import (
     skip_bytes,
     view_bytes,
 )
-from slicemill.ct.formats.source import RawPlanes
+from slicemill.ct.formats.source import RawPlanes, Scaling
 
 
 class NiftiSource:
@@ -23,7 +29,9 @@ class NiftiSource:
     def __init__(self, path: Location, *, hashed: bool) -> None:
         self._path = path
         self.header = read_header(path)
+        self.format = HEADER_BYTES[len(self.header.raw)]
         self.grid = self.header.grid
+        self.scaling: tuple[Scaling, Scaling] = (self.header.slope, self.header.inter)
         self.dtype = self.header.dtype
         self.warnings = self.header.warnings
         self.private_bytes = self.header.extension_bytes

@@ -6,8 +6,9 @@ the image file.
 
 import io
 import stat
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from slicemill.common.remote import RemotePath
 from slicemill.ct.formats.nifti.names import is_header_name, scan_files
 
 GZIP_MAGIC = b"\x1f\x8b"
+GZIP_WINDOW = 16 + zlib.MAX_WBITS
+"""What zlib calls a stream with gzip's header and checksum."""
 MAX_DATA_OFFSET = 1 << 24
 """Largest offset of the voxels, bytes; also the largest header file of a pair."""
 
@@ -125,9 +128,41 @@ def report_damage(path: Location) -> Iterator[None]:
     try:
         yield
     except (EOFError, igzip.BadGzipFile, igzip.isal_zlib.error) as error:
+        if tail := count_tail(scan_files(path)[-1]):
+            raise ScanError(
+                f"{tail:,} bytes after the end of the gzip data are not gzip. Copy the file again, or keep what comes "
+                "before them: gzip -dc FILE > NEW.nii",
+                where=path,
+            ) from error
         raise ScanError(f"ends early or is damaged ({error}). Copy the file again.", where=path) from error
     except OSError as error:
         raise ReadError(f"cannot be read: {error.strerror or error}.", where=path) from error
+
+
+def count_tail(path: Location) -> int:
+    """Return how many bytes follow the end of a gzip file's data without being gzip; 0 if the data end otherwise.
+
+    igzip reports such bytes as an early end. This decompresses the file again, so it is only for files that failed.
+    """
+    with suppress(OSError, ScanError, zlib.error):
+        file, compressed = _open_file(path)
+        with file:
+            data = file.read(HASH_BLOCK) if compressed else b""
+            while data.startswith(GZIP_MAGIC):
+                data = _skip_member(file, data).lstrip(b"\0")
+                while len(data) < len(GZIP_MAGIC) and (more := file.read(HASH_BLOCK)):
+                    data = (data + more).lstrip(b"\0")  # zeros pad a tape's last block
+            return len(data) + sum(len(more) for more in iter(lambda: file.read(HASH_BLOCK), b""))
+    return 0
+
+
+def _skip_member(file: io.RawIOBase, data: bytes) -> bytes:
+    """Decompress the gzip member at the beginning of `data`, reading on in the file, and return what follows it."""
+    inflate = zlib.decompressobj(GZIP_WINDOW)
+    while not inflate.eof and data:
+        inflate.decompress(data, HASH_BLOCK)
+        data = inflate.unconsumed_tail or (b"" if inflate.eof else file.read(HASH_BLOCK))
+    return inflate.unused_data
 
 
 def view_bytes(array: npt.NDArray[Any]) -> memoryview:

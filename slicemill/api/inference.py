@@ -1,0 +1,94 @@
+"""The command `infer` as a function, which returns its record."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slicemill.common.extras import name_missing_extras
+from slicemill.common.files import Location
+
+if TYPE_CHECKING:
+    from slicemill.infer.run.summary import Summary
+    from slicemill.infer.runtime.providers import Provider
+
+
+@name_missing_extras()
+def infer_scans(
+    model: str | Path,
+    inputs: str | Location | Sequence[str | Location],
+    out: str | Path,
+    *,
+    window: str | None = None,
+    strict: bool = False,
+    probability: bool = False,
+    separate: bool = False,
+    no_postprocess: bool = False,
+    provider: "Provider" = "auto",
+    mirror: bool = False,
+    overlap: bool = False,
+    batch: int = 0,
+    readers: int = 0,
+    writers: int = 0,
+    devices: str | Sequence[int] = "0",
+    max_memory: float = 0.0,
+    shard: str | None = None,
+    scheduler: str | None = None,
+    retry_failed: bool = False,
+    overwrite: bool = False,
+) -> "Summary":
+    """Segment scans in bulk, and write masks, reports and pictures; a repeated call does only what is left.
+
+    The options are those of the command `slicemill infer`; `slicemill.infer.request.InferRequest` explains each. For
+    labels in memory, without files, use `Model`.
+
+    Parameters
+    ----------
+    model
+        ONNX file of `slicemill export`.
+    inputs
+        A scan, a folder, a pattern like ``scans/*.nii.gz``, a slice store, a URL, or several of them.
+    out
+        Folder for masks, reports, pictures and the summary.
+    provider
+        Where the network runs: auto (CUDA if it starts, else CPU), cpu, cuda, tensorrt or openvino.
+    devices
+        Numbers of the GPUs to use.
+    max_memory
+        Memory limit of the process, GB; 0 lets scans use half of the free memory.
+
+    Returns
+    -------
+    Summary
+        An outcome for every scan: done, skipped (done before) or failed with a reason (`failures`), and the files left
+        out. A scan that fails raises nothing.
+
+    Raises
+    ------
+    ScanError
+        None of the inputs exists.
+    ModelError
+        The model cannot be used, or its labels differ from the CPU's.
+    ProviderError
+        The provider does not run here.
+    ConfigError
+        The folder has results of another model or of other options.
+    UsageError
+        Options are not valid, or exclude each other.
+
+    >>> summary = slicemill.infer_scans("liver.onnx", "scans", "segmented")          # doctest: +SKIP
+    >>> summary.count("done"), [one.reason for one in summary.failures]              # doctest: +SKIP
+    (131, [])
+    """
+    from slicemill.infer.request import InferRequest
+
+    request = InferRequest(
+        model=Path(model),
+        inputs=[str(one) for one in ([inputs] if isinstance(inputs, str | Location) else inputs)],
+        out=Path(out), window=window, strict=strict, probability=probability, separate=separate,
+        no_postprocess=no_postprocess, provider=provider, mirror=mirror, overlap=overlap, batch=batch,
+        readers=readers, writers=writers, devices=devices if isinstance(devices, str) else ",".join(map(str, devices)),
+        max_memory=max_memory, shard=shard, scheduler=scheduler, retry_failed=retry_failed, overwrite=overwrite,
+    )  # fmt: skip
+    request.check()
+    jobs, left_out = request.find_jobs()
+    return request.run(request.open_model(), jobs, left_out)

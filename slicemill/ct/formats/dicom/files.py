@@ -1,0 +1,205 @@
+"""Files that may be DICOM: local, in an object store, or members of a zip archive. They are read by ranges of bytes."""
+
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Self
+
+from slicemill.common.errors import ReadError, ScanError
+from slicemill.common.files import Location, open_regular
+from slicemill.common.remote import RemotePath
+from slicemill.ct.formats.dicom.elements import PREAMBLE, is_dicom
+
+ARCHIVE_SUFFIX = ".zip"
+
+
+@dataclass(frozen=True, slots=True)
+class DicomFile:
+    """A file, or a member of a zip archive, as it was when its folder was listed."""
+
+    path: Location
+    """The file, or the archive."""
+    size: int
+    """Bytes, uncompressed."""
+    mtime_ns: int
+    member: str | None = None
+    """Name of the archive's member: text for messages, and the key of its entry; it is never a path on the disk."""
+
+    def __str__(self) -> str:
+        return str(self.path) if self.member is None else f"{self.path}: {self.member}"
+
+    @property
+    def name(self) -> str:
+        """Return the last part of the file's name."""
+        return self.path.name if self.member is None else self.member.replace("\\", "/").rpartition("/")[2]
+
+
+class OpenFile:
+    """An open file. Its errors are `ReadError`, or `ScanError` for a damaged archive, and name the file.
+
+    Raises
+    ------
+    ReadError
+        The file cannot be opened, or has another size or time than when it was listed.
+    """
+
+    def __init__(self, file: DicomFile) -> None:
+        self._file = file
+        self._descriptor = -1
+        self._member: Any = None
+        with _named(file):
+            if file.member is not None:
+                self._member = open_archive(file.path, file.mtime_ns).open(file.member)
+            elif isinstance(file.path, Path):
+                self._descriptor = open_regular(file.path)
+                state = os.fstat(self._descriptor)
+                if (state.st_size, state.st_mtime_ns) != (file.size, file.mtime_ns):
+                    self.close()
+                    raise ReadError("changed during reading; run the same command again.", where=file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read_into(self, buffer: memoryview, offset: int = 0) -> int:
+        """Read from `offset` into `buffer` and return the number of bytes; fewer only at the end of the file."""
+        done = 0
+        with _named(self._file):
+            while done < len(buffer):
+                count = self._read_some(buffer[done:], offset + done)
+                if not count:
+                    break
+                done += count
+        return done
+
+    def _read_some(self, buffer: memoryview, offset: int) -> int:
+        if self._descriptor >= 0:
+            return os.preadv(self._descriptor, [buffer], offset)
+        if self._member is not None:
+            if self._member.tell() != offset:
+                self._member.seek(offset)  # decompresses what lies between
+            data = self._member.read(len(buffer))
+            if offset + len(data) >= self._file.size:
+                self._member.read(1)  # the end of the stream, where zipfile compares the checksum
+        else:
+            size = min(len(buffer), self._file.size - offset)
+            data = (self._file.path.read_range(offset, size) or b"") if size > 0 else b""  # type: ignore[union-attr]
+        buffer[: len(data)] = data
+        return len(data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes from `offset`; fewer only at the end of the file."""
+        buffer = bytearray(max(0, min(length, self._file.size - offset)))
+        return bytes(buffer[: self.read_into(memoryview(buffer), offset)])
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        if self._member is not None:
+            self._member.close()
+
+
+@contextmanager
+def _named(file: DicomFile) -> Iterator[None]:
+    """Convert errors of the disk and of damaged archives to errors that name the file."""
+    try:
+        yield
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        if isinstance(error, ScanError):
+            raise
+        raise ScanError(f"is damaged or cannot be unpacked ({error}). Copy the archive again.", where=file) from error
+    except OSError as error:
+        raise ReadError(f"cannot be read: {error.strerror or error}.", where=file) from error
+
+
+@lru_cache(maxsize=2)
+def open_archive(path: Path, mtime_ns: int) -> zipfile.ZipFile:  # noqa: ARG001 (the time is part of the key)
+    """Return an open zip archive; the last two stay open."""
+    return zipfile.ZipFile(path)
+
+
+def stat_file(path: Location) -> DicomFile:
+    """Return a file with its current size and time.
+
+    Raises
+    ------
+    ReadError
+        There is no such file.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise ReadError(f"cannot be read: {error.strerror}.", where=path) from error
+    return DicomFile(path, state.st_size, state.st_mtime_ns)
+
+
+def list_folder(folder: Location) -> list[DicomFile]:
+    """Return the files directly in a folder with size and time; hidden ones and links to folders are left out.
+
+    Raises
+    ------
+    ReadError
+        The folder cannot be listed.
+    """
+    if isinstance(folder, RemotePath):
+        return [
+            DicomFile(path, status.st_size, status.st_mtime_ns)
+            for path, status in folder.files()
+            if path.parent == folder and not path.name.startswith(".")
+        ]
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith(".") and entry.is_file():
+                    state = entry.stat()
+                    found.append(DicomFile(folder / entry.name, state.st_size, state.st_mtime_ns))
+    except OSError as error:
+        raise ReadError(f"cannot be listed: {error.strerror}.", where=folder) from error
+    return found
+
+
+def is_dicom_file(location: Location) -> bool:
+    """Return whether a file's content is DICOM's."""
+    try:
+        with OpenFile(stat_file(location)) as opened:
+            return is_dicom(opened.read(0, PREAMBLE + 32))
+    except ScanError:  # the caller's own reader says why
+        return False
+
+
+def strip_dicom(name: str) -> str:
+    """Return a name without a suffix of DICOM files or archives; other dots belong to the name.
+
+    >>> strip_dicom("P1/IM1.dcm"), strip_dicom("CT.1.3.12")
+    ('P1/IM1', 'CT.1.3.12')
+    """
+    suffix = next((end for end in (".dcm", ".ima", ARCHIVE_SUFFIX) if name.lower().endswith(end)), "")
+    return name[: len(name) - len(suffix)]
+
+
+def mark_folder(location: Location) -> tuple[int, ...]:
+    """Return the size of all files in the folder of a series (or of an archive), and a hash of their sizes and times.
+
+    Raises
+    ------
+    ReadError
+        The folder cannot be listed, or the file does not exist.
+    """
+    if location.is_dir():
+        files = list_folder(location)
+    elif location.name.lower().endswith(ARCHIVE_SUFFIX):
+        files = [stat_file(location)]
+    else:
+        files = [stat_file(location), *list_folder(location.parent)]
+    text = " ".join(f"{file.size}:{file.mtime_ns}" for file in sorted(files, key=lambda one: (one.size, one.mtime_ns)))
+    return sum(file.size for file in files), int(sha256(text.encode()).hexdigest()[:15], 16)

@@ -1,0 +1,146 @@
+"""`infer --dicom-seg`, `--dicom-sr` and `--rtstruct`: DICOM results beside the masks of DICOM series."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+
+from slicemill.common.files import read_lines
+from slicemill.ct.formats.dicom_objects.options import ENDINGS
+from slicemill.ct.phantom import write_nifti
+from tests.ct.dicom_objects.series import IN_PLANE, PATIENT, make_series, write_series
+from tests.ct.dicom_objects.test_segmentation import points_of, points_of_segment
+from tests.infer.commands import run_command
+from tests.infer.networks import write_threshold
+
+HERE = Path(__file__).parents[2]
+ALL = ["--dicom-seg", "--dicom-sr", "--rtstruct"]
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """A folder with two series, in two orientations; HU above 30 are tumor."""
+    for name, directions in (("p1", IN_PLANE[3]), ("p2", IN_PLANE[5])):
+        series = make_series(directions, (5, 16, 16))
+        hu = np.full(series.grid.stored_shape, -50, dtype=np.int16)
+        hu[1:3, 2:5, 3:9] = 90
+        hu[3, 10:12, 12] = 80
+        write_series(series, tmp_path / "scans" / name, hu)
+    return tmp_path / "scans"
+
+
+def names(out: Path) -> set[str]:
+    return {path.name for path in out.rglob("*") if path.name.endswith(ENDINGS)}
+
+
+def test_results_lie_where_the_mask_lies_and_refer_to_the_source(scans: Path, tmp_path: Path) -> None:
+    model, out = write_threshold(tmp_path / "net.onnx"), tmp_path / "out"
+    result = run_command("infer", model, scans, "--out", out, "--provider", "cpu", *ALL)
+    assert result.exit_code == 0, result.output
+    for name in ("p1", "p2"):
+        mask = nib.load(out / f"{name}.nii.gz")
+        voxels = np.argwhere(np.asarray(mask.dataobj))
+        affine = np.diag([-1, -1, 1, 1]) @ mask.affine
+        expected = {tuple(p) for p in (voxels @ affine[:3, :3].T + affine[:3, 3]).round(2).tolist()}
+        seg = pydicom.dcmread(out / f"{name}.seg.dcm")
+        found = points_of_segment(seg, 1) | points_of_segment(seg, 2)  # two lesions, since there is a report
+        assert found == expected
+        assert len(seg.SegmentSequence) == 2
+        assert {keyword: str(seg[keyword].value) for keyword in PATIENT} == PATIENT
+        assert pydicom.dcmread(out / f"{name}.sr.dcm").PatientID == PATIENT["PatientID"]
+        assert pydicom.dcmread(out / f"{name}.rtstruct.dcm").FrameOfReferenceUID == "1.2.3.5"
+
+
+def test_nothing_of_a_patient_is_anywhere_else(scans: Path, tmp_path: Path) -> None:
+    model, out = write_threshold(tmp_path / "net.onnx"), tmp_path / "out"
+    command = [sys.executable, "-m", "slicemill", "infer", str(model), str(scans), "--out", str(out), *ALL]
+    result = subprocess.run(command, capture_output=True, cwd=HERE, check=True)
+    others = [path.read_bytes() for path in out.rglob("*") if path.is_file() and not path.name.endswith(ENDINGS)]
+    everything = b"".join([*others, result.stdout, result.stderr]).upper()
+    assert len(others) > 4
+    assert b"MARKER" not in everything
+    assert b"19010203" not in everything
+    assert b"carry patient and study" in result.stdout
+
+
+def test_a_rerun_with_an_option_added_writes_what_is_missing(scans: Path, tmp_path: Path) -> None:
+    model, out = write_threshold(tmp_path / "net.onnx"), tmp_path / "out"
+    words = ["infer", model, scans, "--out", out, "--provider", "cpu"]
+    run_command(*words)
+    assert names(out) == set()
+    assert "2 done" in run_command(*words, "--dicom-seg").output
+    assert names(out) == {"p1.seg.dcm", "p2.seg.dcm"}
+    assert "2 skipped" in run_command(*words, "--dicom-seg").output
+    assert "2 done" in run_command(*words, "--dicom-seg", "--seg-type", "labelmap").output
+    assert pydicom.dcmread(out / "p1.seg.dcm").SegmentationType == "LABELMAP"
+    assert "2 done" in run_command(*words, "--rtstruct").output
+    assert names(out) == {"p1.rtstruct.dcm", "p2.rtstruct.dcm"}, "results of other options are removed"
+    assert read_lines(out / "ledger.jsonl")[-1]["extras"] == [".rtstruct.dcm"]
+
+
+def test_a_result_of_a_killed_run_is_written_again(scans: Path, tmp_path: Path) -> None:
+    model, out = write_threshold(tmp_path / "net.onnx"), tmp_path / "out"
+    words = ["infer", model, scans, "--out", out, "--provider", "cpu", "--dicom-seg"]
+    run_command(*words)
+    ledger = out / "ledger.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    begun = [line for line in lines if '"begun"' in line]
+    ledger.write_text("".join(begun))  # killed before the masks
+    for path in out.glob("*.nii.gz"):
+        path.unlink()
+    (out / ".p1.seg.dcm.0123abcd.part.seg.dcm").write_bytes(b"half")
+    assert "2 done" in run_command(*words).output
+    assert names(out) == {"p1.seg.dcm", "p2.seg.dcm"}
+
+
+def test_an_input_in_another_format_is_refused_before_anything_runs(scans: Path, tmp_path: Path) -> None:
+    model, out = write_threshold(tmp_path / "net.onnx"), tmp_path / "out"
+    write_nifti(scans / "other.nii.gz", np.zeros((3, 16, 16), dtype=np.int16), (1.0, 1.0, 1.0))
+    result = run_command("infer", model, scans, "--out", out, "--provider", "cpu", "--dicom-seg")
+    assert result.exit_code == 1
+    assert "other.nii.gz: a DICOM result refers to the DICOM files of its scan" in result.output
+    assert "--dicom-seg" in result.output
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["--seg-type", "labelmap"], "--seg-type"),
+        (["--seg-per-lesion"], "--seg-per-lesion"),
+        (["--dicom-seg", "--rtstruct-holes", "xor"], "--rtstruct-holes"),
+    ],
+)
+def test_an_option_without_its_result_is_refused(words: list[str], flag: str, scans: Path, tmp_path: Path) -> None:
+    model = write_threshold(tmp_path / "net.onnx")
+    result = run_command("infer", model, scans, "--out", tmp_path / "out", *words)
+    assert result.exit_code == 2
+    assert flag in result.output
+
+
+def test_codes_of_a_table_are_written(scans: Path, tmp_path: Path) -> None:
+    model, out, table = write_threshold(tmp_path / "net.onnx"), tmp_path / "out", tmp_path / "codes.csv"
+    table.write_text(
+        "label,category,type,region\n"
+        "tumor,SCT^49755003^Morphologically Abnormal Structure,SCT^4147007^Mass,SCT^15776009^Pancreas\n"
+    )
+    words = ["infer", model, scans, "--out", out, "--provider", "cpu", "--dicom-seg"]
+    run_command(*words)
+    assert "2 done" in run_command(*words, "--codes", table).output
+    (segment,) = pydicom.dcmread(out / "p1.seg.dcm").SegmentSequence
+    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Mass"
+    assert segment.AnatomicRegionSequence[0].CodeMeaning == "Pancreas"
+    table.write_text("label,type\ntumor,1\n")
+    result = run_command(*words, "--codes", table)
+    assert result.exit_code == 1
+    assert "codes.csv: a table of codes has the columns" in result.output
+
+
+def test_points_are_compared_in_mm() -> None:
+    label = np.zeros((2, 2, 2), dtype=np.uint8)
+    label[1, 0, 1] = 1
+    assert points_of(label, np.diag([2.0, 3.0, 4.0, 1.0]), 1) == {(2.0, 0.0, 4.0)}
