@@ -217,6 +217,22 @@ def test_a_mask_in_another_axis_order_is_written_in_that_of_its_image(tmp_path):
     assert label.get_data_dtype() == np.uint8
 
 
+def test_nnunet_reads_a_collection_with_a_sheared_scan_by_nibabel(tmp_path):
+    """SimpleITK, which nnU-Net uses by default, refuses such a file (the sform alone), and nibabel reads it."""
+    shear = np.eye(4)
+    shear[1, 2] = 0.2
+    tilted = nib.Nifti1Image(np.asarray(picture(1).dataobj), None)
+    tilted.set_sform(shear @ AFFINE, 1)
+    mask = nib.Nifti1Image(np.asarray(picture(2, [1, 2]).dataobj), None)
+    mask.set_sform(shear @ AFFINE, 1)
+    store = stored_cases(tmp_path / "files", {"a": (tilted, mask), "b": (picture(3), picture(4, [1, 2]))})
+    exported(store, tmp_path / "out", "--format", "nnunet")
+    with pytest.raises(RuntimeError, match="orthonormal"):
+        SimpleITK.ReadImage(tmp_path / "out/imagesTr/a_0000.nii.gz")
+    assert np.allclose(nib.load(tmp_path / "out/imagesTr/a_0000.nii.gz").affine, shear @ AFFINE)
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["overwrite_image_reader_writer"] == "NibabelIO"
+
+
 def test_cases_without_a_mask_are_test_cases_and_no_training_cases(tmp_path):
     store = stored_cases(tmp_path / "files", {"a": (picture(1), picture(2, [1, 2])), "b": (picture(3),)})
     exported(store, tmp_path / "out", "--format", "nnunet")
