@@ -31,7 +31,7 @@ docs: $(VENV)/developing ## the documentation as pages in build/docs, strict: a 
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "build/docs/index.html"
 
-test: check ## set up, then every check and every test that takes less than ten seconds
+test: check tests/web/node_modules ## set up, then every check and every test that takes less than ten seconds
 	$(PYTEST) -m "not slow"
 
 soak: $(VENV)/developing ## the slow tests: kills, studies, fuzzing, installations
@@ -93,8 +93,15 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,train,$(RUNTIME)]'
 	touch $@
 
+# The page's tests use axe-core and TypeScript, and are skipped by name without them.
+tests/web/node_modules: tests/web/package.json
+	@if command -v npm >/dev/null; then \
+		npm install --prefix tests/web --silent --no-audit --no-fund --no-package-lock && touch $@ \
+			|| echo "npm cannot install axe-core and typescript; their tests are skipped"; \
+	fi
+
 $(VENV)/developing: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,train,$(RUNTIME),dicom,dev,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,train,$(RUNTIME),dicom,web,dev,docs]'
 	touch $@
 
 $(CARD)/installed: pyproject.toml constraints.txt

@@ -12,7 +12,7 @@ BLOCK = re.compile(r"(<!-- layout -->\n```\n)(.*?)(```\n<!-- end -->)", re.DOTAL
 DIVIDED = ("bench", "infer", "measure", "train")
 """Packages whose sub-packages and modules are listed separately; every other package is one entry."""
 TOP = "public API and commands"
-LAYERS = ("common", "ct", "store", "stages", "bench", TOP)
+LAYERS = ("common", "ct", "store", "stages", "bench", "web", TOP)
 STAGES = ("ingest", "infer", "measure", "train")
 
 
@@ -35,7 +35,7 @@ def package_of(module, packages):
     parts = module.split(".")[1:]
     if not parts or module == "slicemill.bench":
         return TOP if not parts else "bench"
-    if parts[0] not in (*DIVIDED, *STAGES, "common", "ct", "store"):
+    if parts[0] not in (*DIVIDED, *STAGES, "common", "ct", "store", "web"):
         return TOP
     if parts[0] not in DIVIDED or len(parts) == 1:
         return parts[0]

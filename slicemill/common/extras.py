@@ -13,6 +13,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "openvino": ("openvino",),
     "s3": ("obstore", "boto3"),
     "dicom": ("pydicom", "highdicom", "imagecodecs"),
+    "web": ("starlette", "uvicorn"),
 }
 """Extra -> the packages, by import name, that commands import from it. `gpu` has the same package as `cpu`."""
 

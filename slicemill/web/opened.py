@@ -1,0 +1,102 @@
+"""A case that is open: its scan, its masks, and the parts of their labels."""
+
+import threading
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from slicemill.common.errors import InputError
+from slicemill.ct.labels import Labels
+from slicemill.ct.lesions import BATCH_SLICES, Lesion, LesionTracker
+from slicemill.ct.runs import select_values
+from slicemill.web.volumes import NotReadYetError, Volume, VolumeSource
+
+Role = Literal["image", "mask"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSource:
+    """A mask of a case."""
+
+    name: str
+    labels: Labels | None
+    """Names of the label values; None if nothing names them."""
+    source: VolumeSource | None
+    """None if the mask cannot be shown."""
+    failure: str | None = None
+    """Why the mask cannot be shown."""
+
+    def region_of(self, value: int) -> tuple[int, ...]:
+        """Return the values that belong to a label: those of the organ and of its tumors, or its own."""
+        if self.labels is not None:
+            for name, values in self.labels.regions().items():
+                if self.labels.values[name] == value:
+                    return tuple(values)
+        return (value,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseSource:
+    """A case, before its voxels are read."""
+
+    name: str
+    image: VolumeSource
+    masks: tuple[MaskSource, ...]
+    spacing_mm: tuple[float, float, float]
+    """z, y, x."""
+    affine_lps: npt.NDArray[np.float64]
+    """float64[4, 4], voxel (x, y, z, 1) to LPS mm."""
+    warnings: tuple[str, ...] = ()
+    """Warnings about the scan's header."""
+
+
+class OpenCase:
+    """A case whose volumes are being read, or have been."""
+
+    def __init__(self, source: CaseSource) -> None:
+        self.source = source
+        self.image = Volume(source.image)
+        self.masks = tuple(None if mask.source is None else Volume(mask.source, counts_values=True)
+                           for mask in source.masks)  # fmt: skip
+        self._parts: dict[tuple[int, int], tuple[Lesion, ...]] = {}
+        self._lock = threading.Lock()
+
+    def stop(self) -> None:
+        """Stop reading."""
+        for volume in (self.image, *self.masks):
+            if volume is not None:
+                volume.stop()
+
+    def find_parts(self, mask: int, value: int) -> tuple[Lesion, ...]:
+        """Return the 26-connected parts of the region of a label of a mask (`MaskSource.region_of`), the largest first.
+
+        Raises
+        ------
+        IndexError
+            There is no such mask or value.
+        NotReadYetError
+            The mask was not read completely yet.
+        InputError
+            The label has too many parts.
+        """
+        volume = self.masks[mask]
+        if volume is None or not 1 <= value <= 255:
+            raise IndexError(f"value {value} of mask {mask}")
+        if volume.failure is not None:
+            raise InputError(volume.failure)
+        if not volume.is_complete:
+            raise NotReadYetError
+        with self._lock:
+            if (mask, value) not in self._parts:
+                region = self.source.masks[mask].region_of(value)
+                self._parts[mask, value] = _find_parts(volume, region, self.source.affine_lps)
+            return self._parts[mask, value]
+
+
+def _find_parts(volume: Volume, region: tuple[int, ...], affine_lps: npt.NDArray[np.float64]) -> tuple[Lesion, ...]:
+    tracker = LesionTracker()
+    for z, slab in volume.iter_slabs(BATCH_SLICES):
+        tracker.add(z, select_values(slab, region))
+    return tracker.lesions(affine_lps)

@@ -1,0 +1,100 @@
+// @ts-check
+/** The table of the parts of a label, such as the lesions of tumor: a row jumps to its part. */
+
+import { byId, clean, counted, make, makeOption } from "./dom.js";
+import { formatMl } from "./labels.js";
+
+/** @typedef {import("./api.js").Parts} Parts */
+/** @typedef {import("./api.js").Part} Part */
+/** @typedef {import("./labels.js").ShownLabel} ShownLabel */
+
+/** Fill the choice of labels; the tumor is chosen first. Return the chosen label.
+ * @param {ShownLabel[]} labels @param {import("./api.js").Mask[]} masks @param {ShownLabel | null} chosen
+ * @returns {ShownLabel | null} */
+export function chooseLabel(labels, masks, chosen) {
+  const choice = byId("parts-of", HTMLSelectElement);
+  const key = (/** @type {ShownLabel} */ label) => `${label.mask}/${label.value}`;
+  choice.replaceChildren(
+    ...labels.map((label) =>
+      makeOption(
+        key(label),
+        masks.length > 1 ? `${label.shownName}, ${clean(masks[label.mask].name)}` : label.shownName,
+      ),
+    ),
+  );
+  const found =
+    labels.find((label) => chosen && key(label) === key(chosen)) ??
+    labels.find((label) => masks[label.mask].tumor === label.value) ??
+    labels[0] ??
+    null;
+  if (found) choice.value = key(found);
+  byId("parts-box", HTMLElement).hidden = !found;
+  return found;
+}
+
+/** Return the label that is chosen. @param {ShownLabel[]} labels */
+export function chosenLabel(labels) {
+  const { value } = byId("parts-of", HTMLSelectElement);
+  return labels.find((label) => `${label.mask}/${label.value}` === value) ?? null;
+}
+
+/** Show the table. @param {Parts | null} parts @param {string} name @param {string} word what a part is called
+ * @param {string} waiting text without parts
+ * @param {(part: Part) => void} onJump */
+export function showParts(parts, name, word, waiting, onJump) {
+  const text = byId("parts-text", HTMLElement);
+  const table = byId("parts", HTMLTableElement);
+  table.replaceChildren();
+  byId("parts-scroll", HTMLElement).hidden = !parts?.count;
+  if (!parts) {
+    text.textContent = waiting;
+    return;
+  }
+  text.textContent = describeParts(parts, name, word);
+  if (!parts.count) return;
+  const head = table.createTHead().insertRow();
+  for (const title of [word[0].toUpperCase() + word.slice(1), "Slice", "mm", "ml"]) {
+    const cell = make("th", title);
+    cell.scope = "col";
+    head.append(cell);
+  }
+  const body = table.createTBody();
+  for (const part of parts.parts) {
+    const row = body.insertRow();
+    row.dataset.part = String(part.id);
+    const button = make("button", String(part.id), "link");
+    button.type = "button";
+    button.setAttribute("aria-label", `Show ${word} ${part.id} in slice ${part.key_z + 1}`);
+    row.insertCell().append(button);
+    for (const value of [part.key_z + 1, part.max_axial_diameter_mm.toFixed(1), formatMl(part.volume_ml)]) {
+      row.insertCell().textContent = String(value);
+    }
+    row.addEventListener("click", () => onJump(part));
+  }
+}
+
+/** @param {Parts} parts @param {string} name @param {string} word */
+function describeParts(parts, name, word) {
+  if (!parts.count) return `The mask has no ${name}.`;
+  const [largest] = parts.parts;
+  const rest = parts.count > parts.parts.length ? ` The ${parts.parts.length} largest are listed.` : "";
+  return (
+    `${counted(parts.count, word)} of ${name}, ${formatMl(parts.volume_ml)} ml together. The largest is ` +
+    `${largest.max_axial_diameter_mm.toFixed(1)} mm long, in slice ${largest.key_z + 1}.${rest}`
+  );
+}
+
+/** Mark the row of a part. @param {number | null} id */
+export function markRow(id) {
+  for (const row of byId("parts", HTMLTableElement).tBodies[0]?.rows ?? []) {
+    const isChosen = row.dataset.part === String(id);
+    row.classList.toggle("chosen", isChosen);
+    if (isChosen) row.scrollIntoView({ block: "nearest" });
+  }
+}
+
+/** Return the middle of a part: its key slice, and the middle of its box there. @param {Part} part */
+export function middleOf(part) {
+  const [, y0, x0, , y1, x1] = part.bbox_zyx;
+  return { x: Math.floor((x0 + x1 - 1) / 2), y: Math.floor((y0 + y1 - 1) / 2), z: part.key_z };
+}

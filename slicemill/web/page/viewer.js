@@ -1,0 +1,471 @@
+// @ts-check
+/** The case that is shown: position, window, switches, and what of it was read. */
+
+import { getCase, getParts, getProgress, RequestError, Sections } from "./api.js";
+import { fitWindow, PRESETS } from "./controls.js";
+import { byId, clean, fillList } from "./dom.js";
+import { AXES, extent, PLANES, sectionSize, toMm, toSection, wholeView } from "./geometry.js";
+import { describeHeat, drawHeat } from "./heat.js";
+import { listLabels, makeOverlays, showLabels } from "./labels.js";
+import { Lengths } from "./lengths.js";
+import { Pane } from "./pane.js";
+import { chooseLabel, chosenLabel, markRow, middleOf, showParts } from "./parts.js";
+import { windowTable } from "./render.js";
+
+/** @typedef {import("./geometry.js").Plane} Plane */
+/** @typedef {import("./geometry.js").Voxel} Voxel */
+/** @typedef {import("./geometry.js").View} View */
+/** @typedef {"outline" | "fill" | "masks" | "crosshair" | "measuring" | "allPlanes"} Switch */
+
+const AHEAD = 8;
+/** Sections that are loaded ahead, in the direction of scrolling. */
+const POLL_MS = 200;
+const SLOW_POLL_MS = 1000;
+const ZOOMS = { least: 0.5, most: 40 };
+
+/** @param {number} ms */
+const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+export class Viewer {
+  /** @param {number} caseCount @param {(text: string) => void} onError */
+  constructor(caseCount, onError) {
+    this.caseCount = caseCount;
+    this.onError = onError;
+    this.onControls = () => {};
+    this.number = -1;
+    /** @type {import("./api.js").CaseInfo | null} */
+    this.info = null;
+    /** @type {import("./api.js").Progress | null} */
+    this.progress = null;
+    this.sections = new Sections(0, 0);
+    /** @type {Voxel} */
+    this.cursor = { x: 0, y: 0, z: 0 };
+    this.hasMoved = false;
+    /** @type {Plane} */
+    this.plane = "axial";
+    this.window = PRESETS[0][1];
+    this.table = windowTable(this.window.low, this.window.high);
+    this.switches = { outline: true, fill: false, masks: true, crosshair: true, measuring: false, allPlanes: true };
+    /** @type {Record<Plane, View>} */
+    this.views = { axial: wholeView(NONE), coronal: wholeView(NONE), sagittal: wholeView(NONE) };
+    /** @type {Record<Plane, number>} */
+    this.direction = { axial: 1, coronal: 1, sagittal: 1 };
+    /** @type {import("./labels.js").ShownLabel[]} */
+    this.labels = [];
+    /** @type {Omit<import("./render.js").Overlay, "values">[]} */
+    this.overlays = [];
+    /** @type {import("./labels.js").ShownLabel | null} */
+    this.partsOf = null;
+    /** @type {import("./api.js").Parts | null} */
+    this.parts = null;
+    this.partsFailure = "";
+    /** @type {number | null} */
+    this.part = null;
+    this.lengths = new Lengths();
+    this.isDrawing = false;
+    this.panes = PLANES.map((plane) => new Pane(plane, this.host(), () => this.update()));
+    byId("panes", HTMLElement).append(...this.panes.map((pane) => pane.element));
+    new ResizeObserver(() => this.update()).observe(byId("heat", HTMLElement));
+  }
+
+  /** @returns {import("./pane.js").Host} */
+  host() {
+    return {
+      activate: (plane) => this.activate(plane),
+      scroll: (plane, steps) => this.scroll(plane, steps),
+      zoom: (plane, factor, column, row) => this.zoom(plane, factor, column, row),
+      move: (plane, columns, rows) => this.move(plane, columns, rows),
+      point: (voxel) => this.moveTo(voxel),
+      hover: (_, voxel) => this.showPointer(voxel),
+      changeWindow: (level, width) => this.shiftWindow(level, width),
+      measure: (plane, from, to, isDone) => this.measure(plane, from, to, isDone),
+      isMeasuring: () => this.switches.measuring,
+    };
+  }
+
+  /** Open a case. @param {number} number */
+  async open(number) {
+    this.number = number;
+    this.sections.stop();
+    this.info = null;
+    this.progress = null;
+    this.parts = null;
+    this.partsFailure = "";
+    this.part = null;
+    this.partsOf = null;
+    this.hasMoved = false;
+    this.clearLengths();
+    byId("labels", HTMLElement).replaceChildren();
+    for (const pane of this.panes) pane.clear();
+    try {
+      const info = await getCase(number);
+      if (number !== this.number) return;
+      this.info = info;
+      this.sections = new Sections(number, info.masks.length);
+      this.cursor = { x: info.shape[2] >> 1, y: info.shape[1] >> 1, z: info.shape[0] >> 1 };
+      this.resetViews();
+      await this.follow(number);
+    } catch (error) {
+      if (number === this.number) this.fail(error);
+    }
+  }
+
+  /** Follow the reading of a case until all of it was read. @param {number} number */
+  async follow(number) {
+    for (let round = 0; number === this.number; round++) {
+      const progress = await getProgress(number);
+      if (number !== this.number || !this.info) return;
+      this.applyProgress(progress, this.info);
+      const volumes = [progress.image, ...progress.masks].filter((one) => one !== null);
+      if (volumes.every((one) => one.is_complete || one.failure)) break;
+      await sleep(round < 100 ? POLL_MS : SLOW_POLL_MS);
+    }
+    // the next case is read meanwhile; if it cannot be, its turn will show why
+    if (number === this.number && number + 1 < this.caseCount) await getCase(number + 1).catch(() => null);
+  }
+
+  /** @param {import("./api.js").Progress} progress @param {import("./api.js").CaseInfo} info */
+  applyProgress(progress, info) {
+    const isChanged = JSON.stringify(progress) !== JSON.stringify(this.progress);
+    this.progress = progress;
+    if (!isChanged) return;
+    const readable = progress.masks.map((mask) => mask !== null && mask.is_complete && !mask.failure);
+    if (readable.some((one, index) => one !== Boolean(this.sections.readable[index])))
+      this.sections.setReadable(readable);
+    if (!this.hasMoved && this.part === null && progress.image.first_slice !== null) {
+      this.cursor.z = progress.image.is_complete ? info.shape[0] >> 1 : progress.image.first_slice;
+    }
+    if (progress.image.failure) this.onError(progress.image.failure);
+    this.labels = listLabels(info.masks, progress.masks, this.labels);
+    this.overlays = makeOverlays(this.labels, info.masks.length);
+    showLabels(this.labels, info, progress.masks, () => {
+      this.overlays = makeOverlays(this.labels, info.masks.length);
+      this.update();
+    });
+    this.partsOf = chooseLabel(this.labels, info.masks, this.partsOf);
+    void this.loadParts();
+    this.showReading(progress, info);
+    this.update();
+  }
+
+  /** @param {import("./api.js").Progress} progress @param {import("./api.js").CaseInfo} info */
+  showReading({ image, masks, warnings }, info) {
+    const open = [image, ...masks].filter((one) => one !== null && !one.is_complete && !one.failure).length;
+    const volumes = [image, ...masks].filter((one) => one !== null);
+    const read = volumes.reduce((sum, one) => sum + one.slices, 0);
+    const all = volumes.length * info.shape[0];
+    byId("reading", HTMLElement).hidden = !open;
+    byId("reading-text", HTMLElement).textContent = `Reading: ${read} of ${all} slices`;
+    byId("reading-bar", HTMLProgressElement).value = read / all;
+    fillList(byId("warnings", HTMLElement), warnings.map(clean));
+    byId("warnings-box", HTMLElement).hidden = !warnings.length;
+  }
+
+  /** Load the parts of the chosen label, once its mask was read. */
+  async loadParts() {
+    const { number, partsOf } = this;
+    const progress = partsOf && this.progress?.masks[partsOf.mask];
+    if (partsOf && progress?.is_complete && !this.parts && !this.partsFailure) {
+      this.partsFailure = "Looking for parts …";
+      try {
+        const parts = await getParts(number, partsOf.mask, partsOf.value);
+        if (number !== this.number || partsOf !== this.partsOf) return;
+        this.parts = parts;
+        this.partsFailure = "";
+        if (!this.hasMoved && parts.count) this.jumpTo(parts.parts[0], false);
+      } catch (error) {
+        if (number !== this.number || partsOf !== this.partsOf) return;
+        this.partsFailure = error instanceof Error ? error.message : String(error);
+      }
+    }
+    const isTumor = partsOf !== null && this.info?.masks[partsOf.mask].tumor === partsOf.value;
+    showParts(
+      this.parts,
+      partsOf?.shownName ?? "",
+      isTumor ? "lesion" : "part",
+      this.partsFailure || (partsOf ? "Reading …" : ""),
+      (part) => this.jumpTo(part),
+    );
+    markRow(this.part);
+    this.update();
+  }
+
+  changeParts() {
+    this.partsOf = chosenLabel(this.labels);
+    this.parts = null;
+    this.part = null;
+    this.partsFailure = "";
+    void this.loadParts();
+  }
+
+  /** @param {unknown} error */
+  fail(error) {
+    if (error instanceof DOMException && error.name === "AbortError") return;
+    this.onError(error instanceof Error ? error.message : String(error));
+  }
+
+  get sliceCount() {
+    return this.info ? this.info.shape[0] : 1;
+  }
+
+  /** @param {Voxel} voxel */
+  moveTo(voxel) {
+    if (!this.info) return;
+    for (const axis of /** @type {const} */ (["x", "y", "z"])) {
+      const most = extent(this.info.shape, axis) - 1;
+      this.cursor[axis] = Math.min(most, Math.max(0, Math.round(voxel[axis])));
+    }
+    this.hasMoved = true;
+    this.update();
+  }
+
+  /** Go on along a plane's sections: axial pictures run from inferior to superior.
+   * @param {Plane} plane @param {number} steps */
+  scroll(plane, steps) {
+    const { across } = AXES[plane];
+    this.direction[plane] = Math.sign(steps) || 1;
+    this.moveTo({ ...this.cursor, [across]: this.cursor[across] + steps });
+  }
+
+  /** @param {number} index of a section of the plane that has the focus */
+  goTo(index) {
+    if (this.info) {
+      const { across } = AXES[this.plane];
+      this.moveTo({ ...this.cursor, [across]: Math.min(index, extent(this.info.shape, across) - 1) });
+    }
+  }
+
+  /** @param {number} z */
+  goToSlice(z) {
+    this.moveTo({ ...this.cursor, z });
+  }
+
+  /** Move the crosshair within the picture. @param {number} columns @param {number} rows */
+  nudge(columns, rows) {
+    const { right, down } = AXES[this.plane];
+    const voxel = { ...this.cursor };
+    voxel[right] += columns;
+    voxel[down] += down === "z" ? -rows : rows;
+    this.moveTo(voxel);
+  }
+
+  /** Go to the next part, or the previous one. @param {number} step */
+  jump(step) {
+    const parts = this.parts?.parts ?? [];
+    if (!parts.length) return;
+    const index = parts.findIndex((part) => part.id === this.part);
+    this.jumpTo(parts[index < 0 ? 0 : (index + step + parts.length) % parts.length]);
+  }
+
+  /** @param {import("./api.js").Part} part @param {boolean} [isMove] whether a person chose it */
+  jumpTo(part, isMove = true) {
+    this.part = part.id;
+    markRow(part.id);
+    this.moveTo(middleOf(part));
+    this.hasMoved = isMove;
+  }
+
+  /** @param {Plane} plane */
+  activate(plane) {
+    if (plane === this.plane) return;
+    this.plane = plane;
+    this.update();
+  }
+
+  /** @param {import("./controls.js").Window} window */
+  setWindow(window) {
+    this.window = window;
+    this.table = windowTable(window.low, window.high);
+    this.update();
+  }
+
+  /** @param {number} level @param {number} width changes, HU */
+  shiftWindow(level, width) {
+    const { low, high } = this.window;
+    this.setWindow(
+      fitWindow({
+        low: low + level - width / 2,
+        high: Math.max(low + level - width / 2 + 1, high + level + width / 2),
+      }),
+    );
+  }
+
+  /** @param {Switch} name */
+  flip(name) {
+    this.switches[name] = !this.switches[name];
+    this.lengths.forgetFirst();
+    this.update();
+  }
+
+  /** Zoom around a place of the section, or its middle. @param {Plane} plane @param {number} factor
+   * @param {number} [column] @param {number} [row] */
+  zoom(plane, factor, column = this.views[plane].column, row = this.views[plane].row) {
+    const view = this.views[plane];
+    const zoom = Math.min(ZOOMS.most, Math.max(ZOOMS.least, view.zoom * factor));
+    const ratio = view.zoom / zoom;
+    this.views[plane] = {
+      zoom,
+      column: column + (view.column - column) * ratio,
+      row: row + (view.row - row) * ratio,
+    };
+    this.update();
+  }
+
+  /** @param {Plane} plane @param {number} columns @param {number} rows */
+  move(plane, columns, rows) {
+    if (!this.info) return;
+    const size = sectionSize(plane, this.info.shape, this.info.spacing_mm);
+    const view = this.views[plane];
+    view.column = Math.min(size.columns, Math.max(0, view.column + columns));
+    view.row = Math.min(size.rows, Math.max(0, view.row + rows));
+    this.update();
+  }
+
+  resetViews() {
+    if (!this.info) return;
+    for (const plane of PLANES) {
+      this.views[plane] = wholeView(sectionSize(plane, this.info.shape, this.info.spacing_mm));
+    }
+    this.update();
+  }
+
+  /** @param {Plane} plane @param {Voxel} from @param {Voxel} to @param {boolean} isDone */
+  measure(plane, from, to, isDone) {
+    if (!this.info) return;
+    this.lengths.add(plane, from, to, this.info.affine_lps, isDone);
+    this.update();
+  }
+
+  /** Put an end of a length at the crosshair. */
+  placeEnd() {
+    if (!this.switches.measuring || !this.info) return;
+    this.lengths.placeEnd(this.plane, { ...this.cursor }, this.info.affine_lps);
+    this.update();
+  }
+
+  clearLengths() {
+    this.lengths.clear();
+    this.switches.measuring = false;
+    this.update();
+  }
+
+  /** @param {Voxel | null} voxel */
+  showPointer(voxel) {
+    byId("pointer", HTMLElement).textContent = (voxel && this.describeVoxel(voxel)) || "\u00a0";
+  }
+
+  /** Return position, HU and labels of a voxel. @param {Voxel} voxel */
+  describeVoxel(voxel) {
+    if (!this.info) return "";
+    const [x, y, z] = toMm(this.info.affine_lps, voxel).map((mm) => mm.toFixed(1));
+    const parts = [`voxel ${voxel.x}, ${voxel.y}, ${voxel.z}`, `${x}, ${y}, ${z} mm (L, P, S)`];
+    const plane = PLANES.find((one) => this.sections.get(one, voxel[AXES[one].across]));
+    const section = plane && this.sections.get(plane, voxel[AXES[plane].across]);
+    if (plane && section) {
+      const { column, row } = toSection(plane, voxel, this.info.shape);
+      const index = row * sectionSize(plane, this.info.shape, this.info.spacing_mm).columns + column;
+      parts.push(`${section.image[index]} HU`);
+      section.masks.forEach((values, mask) => {
+        const label = values && this.labels.find((one) => one.mask === mask && one.value === values[index]);
+        if (label) parts.push(label.shownName);
+      });
+    }
+    return parts.join("  |  ");
+  }
+
+  /** Draw everything with the next frame. */
+  update() {
+    this.onControls();
+    if (this.isDrawing) return;
+    this.isDrawing = true;
+    requestAnimationFrame(() => {
+      this.isDrawing = false;
+      this.draw();
+    });
+  }
+
+  draw() {
+    const { info } = this;
+    byId("panes", HTMLElement).className = `panes ${this.switches.allPlanes ? "all" : "one"} on-${this.plane}`;
+    if (!info) return;
+    for (const pane of this.panes) {
+      if (pane.element.offsetParent === null) continue; // not shown
+      pane.draw(this.makeScene(pane.plane, info));
+    }
+    this.drawSlider(info);
+  }
+
+  /** @param {Plane} plane @param {import("./api.js").CaseInfo} info @returns {import("./pane.js").Scene} */
+  makeScene(plane, info) {
+    const index = this.cursor[AXES[plane].across];
+    const section = this.fetchSection(plane, index, info);
+    const overlays = this.overlays.flatMap((overlay, mask) => {
+      const values = section?.masks[mask];
+      return values && this.switches.masks ? [{ ...overlay, values }] : [];
+    });
+    return {
+      info,
+      section,
+      overlays,
+      overlayKey: this.switches.masks && this.overlays,
+      view: this.views[plane],
+      cursor: this.cursor,
+      table: this.table,
+      style: this.switches,
+      crosshair: this.switches.crosshair,
+      lengths: this.lengths.shown,
+      waiting: this.progress?.image.failure ? "Not readable" : "Reading …",
+      description: `${plane} ${index + 1} of ${extent(info.shape, AXES[plane].across)}`,
+    };
+  }
+
+  /** Return a section if it is here; else load it, and those after it.
+   * @param {Plane} plane @param {number} index @param {import("./api.js").CaseInfo} info */
+  fetchSection(plane, index, info) {
+    const { image, masks } = this.progress ?? { image: null, masks: [] };
+    if (!image || image.failure || image.first_slice === null) return undefined;
+    if (plane !== "axial" && !(image.is_complete && masks.every((one) => !one || one.is_complete || one.failure))) {
+      return undefined;
+    }
+    const most = extent(info.shape, AXES[plane].across);
+    const wanted = Array.from({ length: AHEAD + 1 }, (_, step) => index + step * this.direction[plane]);
+    const inside = wanted.filter((one) => one >= 0 && one < most);
+    this.sections.keepOnly(plane, inside);
+    const ahead = image.is_complete ? inside : [index];
+    for (const one of ahead) {
+      if (this.sections.get(plane, one)) continue;
+      this.sections.load(plane, one).then(
+        () => one === this.cursor[AXES[plane].across] && this.update(),
+        (error) => {
+          if (error instanceof RequestError && error.status === 503) this.update();
+          else this.fail(error);
+        },
+      );
+    }
+    return this.sections.get(plane, index);
+  }
+
+  /** @param {import("./api.js").CaseInfo} info */
+  drawSlider(info) {
+    const { across } = AXES[this.plane];
+    const count = extent(info.shape, across);
+    const slider = byId("slice", HTMLInputElement);
+    slider.max = String(count);
+    slider.value = String(this.cursor[across] + 1);
+    const text = `${this.plane} ${this.cursor[across] + 1} of ${count}`;
+    byId("slice-label", HTMLElement).textContent = text;
+    slider.setAttribute("aria-valuetext", text);
+    const counts = this.parts?.slice_voxels ?? [];
+    const heat = byId("heat", HTMLCanvasElement);
+    const name = this.partsOf?.shownName ?? "";
+    drawHeat(heat, counts, this.partsOf?.color ?? [0, 0, 0], this.cursor.z);
+    heat.setAttribute(
+      "aria-label",
+      counts.length ? describeHeat(counts, name) : "Amount of a label along the slices",
+    );
+    const here = counts[this.cursor.z] ? `, ${counts[this.cursor.z]} voxels of ${name}` : "";
+    byId("live", HTMLElement).textContent = `axial ${this.cursor.z + 1} of ${info.shape[0]}${here}`;
+  }
+}
+
+const NONE = { columns: 1, rows: 1 };

@@ -1,0 +1,71 @@
+"""Runs the viewer: finds the cases, starts the server, and opens the browser."""
+
+import contextlib
+import html
+import tempfile
+import time
+import webbrowser
+from importlib.metadata import version
+from pathlib import Path
+
+from slicemill.common.signals import Terminated, start_helper
+from slicemill.common.terminal import print_always, print_line
+from slicemill.web.app import make_app
+from slicemill.web.entries import ViewRequest, find_entries
+from slicemill.web.guard import Access
+from slicemill.web.marks import Marks
+from slicemill.web.server import make_server, open_sockets
+from slicemill.web.viewer import Viewer
+
+DOOR_SECONDS = 30
+"""Time for the browser to open the page that leads to the address."""
+
+
+def run_viewer(request: ViewRequest, marks: Path | None, port: int, *, opens_browser: bool) -> None:
+    """Show the cases of a request until Ctrl-C.
+
+    Raises
+    ------
+    InputError
+        There is nothing to show, or the port is in use.
+    """
+    viewer = Viewer(find_entries(request), Marks(marks) if marks is not None else None)
+    sockets = open_sockets(port)
+    access = Access(port=sockets[0].getsockname()[1])
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(viewer.close)
+
+        def tell() -> None:
+            count = len(viewer.entries)
+            print_line(f"{count} case{'s' * (count != 1)}. Research software, not a medical device. Ctrl-C ends it.")
+            print_always(access.url)
+            if opens_browser:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slicemill-")))
+                start_helper(lambda: _open_browser(_write_door(folder, access.url)))
+
+        try:
+            make_server(make_app(viewer, access, version("slicemill")), tell).run(sockets)
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            print_line("ended")
+
+
+def _write_door(folder: Path, url: str) -> Path:
+    """Write a page that leads to the address. Other users can read the browser's command line, but not this file."""
+    path = folder / "open.html"
+    path.touch(mode=0o600)
+    path.write_text(
+        f'<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer">'
+        f'<meta http-equiv="refresh" content="0; url={html.escape(url)}"><title>slicemill</title>',
+        encoding="utf-8",
+    )
+    return path
+
+
+def _open_browser(page: Path) -> None:
+    with contextlib.suppress(webbrowser.Error):
+        webbrowser.open(page.as_uri())
+    time.sleep(DOOR_SECONDS)
+    page.unlink(missing_ok=True)

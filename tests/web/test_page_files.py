@@ -1,0 +1,73 @@
+"""The files of the page: small, typed, without anything that the policy forbids, and cached for ever."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from slicemill.web.page_files import FOLDER, read_page_files
+from tests.web.served import serving
+
+TSC = Path(__file__).parent / "node_modules" / "typescript" / "bin" / "tsc"
+MOST_BYTES = 120_000
+OPTIONS = (
+    "--noEmit --allowJs --checkJs --strict --noUnusedLocals --target es2022 --module es2022 "
+    "--moduleResolution bundler --lib es2022,dom,dom.iterable"
+)
+FORBIDDEN = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|setTimeout\(\s*[\"'`]"
+
+
+def test_the_page_is_small():
+    sizes = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
+    assert {"index.html", "main.js", "style.css"} <= set(sizes)
+    assert sum(sizes.values()) <= MOST_BYTES
+
+
+def test_the_page_has_no_inline_script_style_or_foreign_address():
+    for path in FOLDER.iterdir():
+        text = path.read_text()
+        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text), path.name
+        assert not re.search(FORBIDDEN, text), path.name
+        if path.suffix == ".html":
+            assert not re.search(r"<style|<script(?![^>]*src=)|\son\w+=|\sstyle=", text)
+
+
+def test_lines_are_short():
+    long = [(path.name, line) for path in FOLDER.iterdir() for line in path.read_text().splitlines() if len(line) > 120]
+    assert long == []
+
+
+def test_the_path_changes_with_every_file_and_a_file_is_cached_for_ever(tmp_path, entries):
+    shutil.copytree(FOLDER, tmp_path / "page")
+    (tmp_path / "page" / "dom.js").write_text("// another")
+    assert read_page_files(tmp_path / "page").sha256 != read_page_files().sha256
+    with serving(entries) as served, served.client(with_cookie=False) as client:
+        page = client.get("/").text
+        names = re.findall(r'"(/static/[^"]+)"', page)
+        assert len(names) == 3
+        for name in names:
+            answer = client.get(name)
+            assert answer.status_code == 200
+            assert "immutable" in answer.headers["cache-control"]
+            assert client.get(re.sub(r"/static/\w+/", "/static/0123456789abcdef/", name)).status_code == 404
+
+
+def check_types(folder):
+    files = sorted(str(path) for path in folder.glob("*.js"))
+    return subprocess.run(["node", TSC, *OPTIONS.split(), *files], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(
+    not TSC.exists() or not shutil.which("node"), reason="TypeScript is not here (npm install in tests/web)"
+)
+def test_the_types_of_the_page_are_right(tmp_path):
+    if not TSC.exists() or not shutil.which("node"):
+        pytest.skip("TypeScript is not here (npm install in tests/web)")
+    done = check_types(FOLDER)
+    assert done.returncode == 0, done.stdout
+    shutil.copytree(FOLDER, tmp_path / "page")
+    with (tmp_path / "page" / "heat.js").open("a") as file:
+        file.write('\nsliceAt("half", 3);\n')
+    assert "not assignable to parameter of type 'number'" in check_types(tmp_path / "page").stdout
