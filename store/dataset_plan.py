@@ -28,7 +28,12 @@ Part = Literal["training", "validation", "test"]
 LITS_ID = re.compile(r"volume-(0|[1-9]\d*)")
 TABLE = "cases.csv"
 NNUNET_DATASET, NNUNET_SPLITS, MONAI_DATALIST = "dataset.json", "splits_final.json", "datalist.json"
-DOCUMENTS = frozenset({NNUNET_DATASET, NNUNET_SPLITS, MONAI_DATALIST})
+DOCUMENTS: dict[DatasetFormat, frozenset[str]] = {
+    "nnunet": frozenset({NNUNET_DATASET, NNUNET_SPLITS}),
+    "monai": frozenset({MONAI_DATALIST}),
+    "lits": frozenset(),
+}
+"""Documents that an export of each format may write."""
 ITK_SHEAR_DEGREES = 1e-3
 """Shear above which SimpleITK 2.5 refuses a NIfTI file; the rounding of a header is below it."""
 Document = tuple[str, Any]

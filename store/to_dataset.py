@@ -121,8 +121,9 @@ def export_dataset(
             raise ConfigError("another run is exporting to this folder; wait for its end.", where=out)
         writer = _Writer(store, out, plan, sources or Sources())
         pending = {case.case_id: case for case in list_pending(store, out, plan)}
-        for name in DOCUMENTS if pending else DOCUMENTS - {name for name, _ in plan.documents}:
-            (out / name).unlink(missing_ok=True)  # they describe other files
+        current = () if pending else tuple(name for name, _ in plan.documents)
+        for name in DOCUMENTS[plan.form].difference(current):
+            (out / name).unlink(missing_ok=True)  # those of an earlier run describe other files
         outcomes = export_in_threads(
             lambda case_id: writer.try_case(pending[case_id]), list(pending), count_workers(workers)
         )

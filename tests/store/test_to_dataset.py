@@ -164,6 +164,10 @@ def test_several_splits_are_folds(stored, tmp_path):
 
 def test_lits_keeps_the_numbers_of_its_cases_and_numbers_others(stored, tmp_path):
     exported(stored, tmp_path / "out", "--format", "lits")
+    (tmp_path / "out/dataset.json").write_text("of the user")
+    exported(stored, tmp_path / "out", "--format", "lits")
+    assert (tmp_path / "out/dataset.json").read_text() == "of the user"
+    (tmp_path / "out/dataset.json").unlink()
     expected = {f"{word}-{number}.nii" for word in ("volume", "segmentation") for number in range(6)}
     assert files(tmp_path / "out") == {*expected, "cases.csv", "export.jsonl"}
     store = stored_cases(
