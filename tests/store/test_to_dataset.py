@@ -416,3 +416,13 @@ def test_the_json_output_lists_every_case(stored, tmp_path):
     assert (document["format"], document["linked"]) == ("monai", 0)
     assert {case["case_id"]: case["status"] for case in document["cases"]} == dict.fromkeys(IDS, "done")
     assert Path(document["out"]) == tmp_path / "out"
+
+
+def test_a_store_in_a_bucket_is_exported_as_one_on_a_disk(stored, bucket, tmp_path):
+    root = bucket[0] / "store"
+    for path in stored.rglob("*"):
+        if path.is_file() and ".claims" not in path.parts:
+            (root / path.relative_to(stored).as_posix()).write_bytes(path.read_bytes())
+    exported(stored, tmp_path / "local", "--format", "nnunet", "--suffix", ".nii")
+    exported(root, tmp_path / "remote", "--format", "nnunet", "--suffix", ".nii")
+    assert content(tmp_path / "remote") == content(tmp_path / "local")
