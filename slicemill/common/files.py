@@ -321,7 +321,16 @@ def folder_bytes(folder: Location) -> int:
     """Return the size of all files below a folder, bytes."""
     if isinstance(folder, RemotePath):
         return sum(status.st_size for _, status in folder.files())
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(_file_sizes(folder))
+
+
+def _file_sizes(folder: str | Path) -> Iterator[int]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _file_sizes(entry.path)
+            elif entry.is_file():
+                yield entry.stat().st_size
 
 
 def write_csv(path: Location, rows: Iterable[dict[str, Any]], columns: Sequence[str] = ()) -> None:

@@ -38,3 +38,14 @@ def test_a_ledger_keeps_names_with_any_separator_of_lines(tmp_path):
     record = {"case_id": "a\u2028b\u0085c"}
     files.append_line(tmp_path / "ledger.jsonl", record)
     assert files.read_lines(tmp_path / "ledger.jsonl") == [record]
+
+
+def test_the_size_of_a_folder_counts_each_file_below_it_and_no_linked_folder(tmp_path):
+    store = tmp_path / "store"
+    (store / "a" / "b").mkdir(parents=True)
+    (store / "one").write_bytes(b"123")
+    (store / "a" / "b" / "two").write_bytes(b"4567")
+    (store / "linked").symlink_to(store / "one")
+    (store / "loop").symlink_to(store)
+    (store / "broken").symlink_to(store / "nowhere")
+    assert files.folder_bytes(store) == 3 + 4 + 3
