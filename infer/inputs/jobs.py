@@ -162,23 +162,25 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
             f"is not DICOM, and its name must end in {SHOWN_SUFFIXES}; convert other formats first.", where=job.path
         )
     with ScanReader(job.path, "image", hashed=False) as reader:
+        yield _describe(reader)
 
-        def read(allocate: Allocate) -> Voxels:
-            volume = reader.read(allocate)
-            reader.finish()
-            return Voxels(
-                volume=volume, read_seconds=reader.read_seconds, max_rounding_error_hu=reader.max_rounding_error
-            )
 
-        header = reader.stored_header(keep_text=False)
-        yield OpenScan(
-            path=job.path,
-            grid=reader.grid,
-            header=header,
-            warnings=reader.warnings,
-            read=read,
-            series=reader.series,
-        )
+def _describe(reader: ScanReader) -> OpenScan:
+    """Return the scan of an open file."""
+
+    def read(allocate: Allocate) -> Voxels:
+        volume = reader.read(allocate)
+        reader.finish()
+        return Voxels(volume=volume, read_seconds=reader.read_seconds, max_rounding_error_hu=reader.max_rounding_error)
+
+    return OpenScan(
+        path=reader.path,
+        grid=reader.grid,
+        header=reader.stored_header(keep_text=False),
+        warnings=reader.warnings,
+        read=read,
+        series=reader.series,
+    )
 
 
 def _open_case(store: Location, case_id: str) -> OpenScan:

@@ -24,6 +24,8 @@ stays far below, a missing slice far above)."""
 SAME_MM = 0.01
 """Positions closer than this are the same position."""
 SHOWN_GAPS = 3
+UNEVEN_NOTE = "those with equal steps (--uneven longest)"
+"""End of the warning about a series of which only a part is used."""
 Floats = npt.NDArray[np.float64]
 
 
