@@ -8,8 +8,10 @@ from slicemill.common.extras import name_missing_extras
 from slicemill.common.files import Location
 
 if TYPE_CHECKING:
+    from slicemill.ct.formats.dicom_objects.options import Holes, SegmentationType
     from slicemill.infer.run.summary import Summary
     from slicemill.infer.runtime.providers import Provider
+    from slicemill.infer.slices.assembly import RangeChoice
 
 
 @name_missing_extras()
@@ -23,7 +25,15 @@ def infer_scans(
     probability: bool = False,
     separate: bool = False,
     no_postprocess: bool = False,
+    dicom_seg: bool = False,
+    dicom_sr: bool = False,
+    rtstruct: bool = False,
+    seg_type: "SegmentationType" = "binary",
+    seg_per_lesion: bool = False,
+    rtstruct_holes: "Holes" = "keyhole",
+    codes: str | Path | None = None,
     provider: "Provider" = "auto",
+    z_range: "RangeChoice" = "auto",
     mirror: bool = False,
     overlap: bool = False,
     batch: int = 0,
@@ -49,8 +59,12 @@ def infer_scans(
         A scan, a folder, a pattern like ``scans/*.nii.gz``, a slice store, a URL, or several of them.
     out
         Folder for masks, reports, pictures and the summary.
+    dicom_seg, dicom_sr, rtstruct
+        DICOM results of inputs in DICOM: SEG, a report of the lesions, RTSTRUCT. The options after them say how.
     provider
         Where the network runs: auto (CUDA if it starts, else CPU), cpu, cuda, tensorrt or openvino.
+    z_range
+        Slices to label: ``all``, or the ``organ``'s range; ``auto``: that if possible.
     devices
         Numbers of the GPUs to use.
     max_memory
@@ -85,7 +99,9 @@ def infer_scans(
         model=Path(model),
         inputs=[str(one) for one in ([inputs] if isinstance(inputs, str | Location) else inputs)],
         out=Path(out), window=window, strict=strict, probability=probability, separate=separate,
-        no_postprocess=no_postprocess, provider=provider, mirror=mirror, overlap=overlap, batch=batch,
+        no_postprocess=no_postprocess, dicom_seg=dicom_seg, dicom_sr=dicom_sr, rtstruct=rtstruct, seg_type=seg_type,
+        seg_per_lesion=seg_per_lesion, rtstruct_holes=rtstruct_holes, codes=None if codes is None else Path(codes),
+        provider=provider, z_range=z_range, mirror=mirror, overlap=overlap, batch=batch,
         readers=readers, writers=writers, devices=devices if isinstance(devices, str) else ",".join(map(str, devices)),
         max_memory=max_memory, shard=shard, scheduler=scheduler, retry_failed=retry_failed, overwrite=overwrite,
     )  # fmt: skip
