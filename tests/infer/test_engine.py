@@ -60,9 +60,7 @@ WRONG_SHAPE = (
 def test_labels_of_another_shape_than_declared_end_the_run_and_the_model_is_named_as_the_cause():
     model = FakeModel(fails_at=[2], message=WRONG_SHAPE)
     run = FakeRun(volumes(*TEN), [model], readers=1)
-    with pytest.raises(
-        ModelError, match="output label must have .* declares, 4 x 16 x 16 .* 4 x 16 x 8"
-    ):
+    with pytest.raises(ModelError, match="output label must have .* declares, 4 x 16 x 16 .* 4 x 16 x 8"):
         run.run()
     assert model.rebuilt == 0
     assert all(isinstance(error, ModelError) for error in run.errors.values())
