@@ -161,30 +161,26 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
         raise ScanError(
             f"is not DICOM, and its name must end in {SHOWN_SUFFIXES}; convert other formats first.", where=job.path
         )
-    with _open_file(job.path) as scan:
-        yield scan
+    with ScanReader(job.path, "image", hashed=False) as reader:
+        yield _describe(reader)
 
 
-@contextmanager
-def _open_file(path: Location) -> Iterator[OpenScan]:
-    """Open a scan in a file, or a DICOM series."""
-    with ScanReader(path, "image", hashed=False) as reader:
+def _describe(reader: ScanReader) -> OpenScan:
+    """Return the scan of an open file."""
 
-        def read(allocate: Allocate) -> Voxels:
-            volume = reader.read(allocate)
-            reader.finish()
-            return Voxels(
-                volume=volume, read_seconds=reader.read_seconds, max_rounding_error_hu=reader.max_rounding_error
-            )
+    def read(allocate: Allocate) -> Voxels:
+        volume = reader.read(allocate)
+        reader.finish()
+        return Voxels(volume=volume, read_seconds=reader.read_seconds, max_rounding_error_hu=reader.max_rounding_error)
 
-        yield OpenScan(
-            path=path,
-            grid=reader.grid,
-            header=reader.stored_header(keep_text=False),
-            warnings=reader.warnings,
-            read=read,
-            series=reader.series,
-        )
+    return OpenScan(
+        path=reader.path,
+        grid=reader.grid,
+        header=reader.stored_header(keep_text=False),
+        warnings=reader.warnings,
+        read=read,
+        series=reader.series,
+    )
 
 
 def _open_case(store: Location, case_id: str) -> OpenScan:

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import math
+import os
 import struct
 
 import nibabel as nib
@@ -101,6 +102,14 @@ def test_bytes_after_the_end_of_a_gzip_are_named_as_such(tail, members, tmp_path
         ScanError, match=rf"b\.nii\.gz: {size:,} bytes after the end of the gzip data are not gzip\. Copy"
     ):
         read(tmp_path / "b.nii.gz")
+
+
+def test_a_plain_file_that_is_cut_while_it_is_read_is_an_early_end(tmp_path):
+    path = save(tmp_path / "a.nii", np.zeros((64, 64, 300), np.int16))
+    with ScanReader(path, "image") as reader:
+        os.truncate(path, 5000)
+        with pytest.raises(ScanError, match=r"a\.nii: ends early"):
+            reader.read()
 
 
 def test_zeros_after_the_end_of_a_gzip_are_padding(tmp_path):

@@ -17,7 +17,7 @@ from tests.docs.pages import HERE
 
 QUESTIONS = {
     "my own labels": "guides/own-labels.html",
-    "DICOM": "guides/dicom-results.html",
+    "DICOM": "guides/dicom.html",
     "more GPUs": "guides/many-gpus.html",
     "S3 bucket": "guides/buckets.html",
     "resume a run": "guides/resume.html",
@@ -33,7 +33,7 @@ QUESTIONS = {
 """What a new user types, and the page with the answer."""
 SENTENCES = {
     "How do I train on my own labels?": "guides/own-labels.html",
-    "My DICOM?": "guides/dicom-results.html",
+    "My DICOM?": "guides/dicom.html",
     "More GPUs?": "guides/many-gpus.html",
     "S3?": "guides/buckets.html",
     "Resume?": "guides/resume.html",
