@@ -39,7 +39,7 @@ SENTENCES = {
     "Resume?": "guides/resume.html",
     "What is in the store and in each column?": "reference/tables.html",
     "How do I read it in MONAI?": "guides/read-store.html",
-    "How do I get nnU-Net's format?": "guides/not-there-yet.html",
+    "How do I get nnU-Net's format?": "guides/export-datasets.html",
     "SLURM for training?": "guides/slurm.html",
     "What does tumor_confidence mean?": "reference/json.html",
     "How do I read failures.jsonl?": "guides/resume.html",
