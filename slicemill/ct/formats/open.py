@@ -9,7 +9,6 @@ from slicemill.ct.formats.dicom.archive import is_archive_name
 from slicemill.ct.formats.dicom.files import is_dicom_file, mark_folder
 from slicemill.ct.formats.dicom.lookup import open_series
 from slicemill.ct.formats.dicom.source import DicomSource, hash_series
-from slicemill.ct.formats.dicom.stack import Uneven
 from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object
 from slicemill.ct.formats.metaimage.header import list_data_files as list_metaimage_files
 from slicemill.ct.formats.metaimage.header import read_metaimage
@@ -20,6 +19,7 @@ from slicemill.ct.formats.nrrd.header import list_data_files as list_nrrd_files
 from slicemill.ct.formats.nrrd.header import read_nrrd
 from slicemill.ct.formats.source import ScanSource
 from slicemill.ct.formats.volume import VolumeSource
+from slicemill.ct.geometry_option import Uneven
 
 
 def open_source(path: Location, *, hashed: bool = True, uneven: Uneven = "refuse") -> ScanSource:
