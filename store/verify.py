@@ -17,7 +17,8 @@ from slicemill.common.failures import explain_failure, raise_system_limit
 from slicemill.common.files import Location, relative_path, sha256_of_file
 from slicemill.common.progress import Advance
 from slicemill.ct.formats.dicom.discover import find_dicom
-from slicemill.ct.formats.dicom.stack import UNEVEN_NOTE, Uneven
+from slicemill.ct.formats.dicom.stack import UNEVEN_NOTE
+from slicemill.ct.geometry_option import Uneven
 from slicemill.ct.naming import find_files
 from slicemill.ct.placed_mask import PlacedMask
 from slicemill.ct.scan import ScanReader, slab_depth
