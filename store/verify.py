@@ -8,6 +8,7 @@
 
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +19,6 @@ from slicemill.common.files import Location, relative_path, sha256_of_file
 from slicemill.common.progress import Advance
 from slicemill.ct.formats.dicom.discover import find_dicom
 from slicemill.ct.formats.dicom.stack import UNEVEN_NOTE
-from slicemill.ct.geometry_option import Uneven
 from slicemill.ct.naming import find_files
 from slicemill.ct.placed_mask import PlacedMask
 from slicemill.ct.scan import ScanReader, slab_depth
@@ -28,6 +28,9 @@ from slicemill.store.layout import CHECKSUMS, DOCUMENT, GROUP, LABEL
 from slicemill.store.reader import Case, SliceArray, Store, open_case
 from slicemill.store.statistics import Counts
 from slicemill.store.tables import Checksums, hash_documents, list_tables
+
+if TYPE_CHECKING:
+    from slicemill.ct.geometry_option import Uneven
 
 
 def verify(
