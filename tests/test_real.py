@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from slicemill.common.files import read_lines
+from slicemill.ct.formats.open import is_dicom
 from slicemill.ct.labels import make_labels
 from slicemill.ct.naming import find_files, find_unread_scans
 from slicemill.ingest.discover import discover
@@ -74,7 +75,9 @@ def test_ingest_accounts_for_every_odd_file_without_a_traceback(name, real_data,
     assert "Traceback" not in done.stderr
     collection = discover(folder)
     files = {case.image for case in collection.cases} | {case.mask for case in collection.cases if case.mask}
-    assert files | {path for path, _ in collection.left_out} == set(find_files(folder)) | set(find_unread_scans(folder))
+    named = files | {path for path, _ in collection.left_out}
+    assert named >= set(find_files(folder)) | set(find_unread_scans(folder))
+    assert all(is_dicom(path) for path in named - set(find_files(folder)) - set(find_unread_scans(folder)))
     failed = {line["case_id"]: line["reason"] for line in read_lines(store / "failures.jsonl")}
     assert set(open_store(store).case_ids) | set(failed) == {case.case_id for case in collection.cases}
     assert all(reason and "\n" not in reason for reason in failed.values())

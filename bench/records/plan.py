@@ -28,8 +28,8 @@ WORKERS = (2, 16, 128)
 """Numbers of workers to plan for, with a core each."""
 LEAST_WORK = 0.25
 """Work over start-up. Below it, the pace cannot be measured."""
-OBJECTS = 5
-"""Objects of a case with a mask: the document of its group, and a document and a shard each of image and labels."""
+OBJECTS = 7
+"""Objects of a case with a mask: five documents (case, image, labels, segmentation, its array) and two shards."""
 
 
 @dataclass(frozen=True, kw_only=True)

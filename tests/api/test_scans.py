@@ -86,8 +86,9 @@ def test_an_affine_that_was_changed_in_memory_counts(tmp_path):
 
 
 def test_warnings_of_an_image_are_those_of_its_file(tmp_path):
-    image = nib.Nifti1Image(HU[..., None], affine_of("LPS"))
-    image.set_qform(affine_of("RAS"), 1)
+    meters = np.diag([1e-3, 1e-3, 1e-3, 1.0])
+    image = nib.Nifti1Image(HU[..., None], meters @ affine_of("LPS"))
+    image.set_qform(meters @ affine_of("RAS"), 1)
     image.header.set_xyzt_units("meter")
     nib.save(image, tmp_path / "odd.nii")
     warnings = read_input(tmp_path / "odd.nii").scan.warnings

@@ -55,7 +55,7 @@ def test_cost_is_in_proportion_to_slices_and_workers():
     assert estimate_cost(small, INPUTS, 200).ingest_hours == estimate_cost(small, INPUTS, 100).ingest_hours
     assert one.store_gb == pytest.approx(6.0)
     assert one.infer_hours == pytest.approx(30_000 / (2 * 10 * 3600))
-    assert (one.objects, one.epoch_requests) == (500, 60_000)
+    assert (one.objects, one.epoch_requests) == (700, 60_000)
 
 
 def test_a_case_has_the_documented_number_of_objects(stored):

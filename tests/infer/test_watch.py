@@ -61,10 +61,12 @@ def test_a_file_that_changes_later_becomes_a_job_again_once_the_first_has_ended(
 def test_other_files_are_left_out_and_reported_once(watched, tmp_path):
     state, logged = watched
     for name in ("ct_seg.nii", "x.dcm", ".hidden.nii", "b.nii", "b.nii.gz", "notes.txt"):
-        (tmp_path / name).write_bytes(b"bytes")
+        (tmp_path / name).write_bytes(bytes(128) + b"DICM" if name == "x.dcm" else b"bytes")
     state.find_ready(0)
     assert names(state.find_ready(9)) == ["b.nii"]
-    assert sorted(line.split(": ")[1].rpartition("/")[2] for line in logged) == ["b.nii.gz", "ct_seg.nii", "x.dcm"]
+    assert sorted(line.split(": ")[1].rpartition("/")[2] for line in logged) == sorted(
+        ["b.nii.gz", "ct_seg.nii", tmp_path.name]  # the folder of the series
+    )
 
 
 def test_a_name_is_free_again_when_its_scan_is_gone_and_has_ended(watched, tmp_path):

@@ -59,7 +59,7 @@ def test_threads_within_a_case_change_no_byte(threads, scans, serial, tmp_path):
     for case in discover(scans).cases[:4]:
         convert_case(case, LITS, tmp_path / "store", threads=threads)
     found = contents(tmp_path / "store")
-    assert len(found) == 4 * 5 + 1
+    assert len(found) == 4 * 7 + 1
     assert found.items() <= contents(serial).items()
 
 
@@ -277,7 +277,7 @@ def test_a_read_error_or_want_of_memory_fails_one_case_and_is_tried_again(
     assert list((store / ".partial").iterdir()) == []
     assert run_case(task, LITS, store, 1).status == "done"
     found = contents(store)
-    assert len(found) == 6
+    assert len(found) == 8
     assert found.items() <= contents(stored).items()
 
 

@@ -173,12 +173,11 @@ def test_the_command_resamples_and_refuses_by_its_options(scan, mask, tmp_path):
     assert "--strict refuses a case with warnings: segmentation resampled" in strict.output
 
 
-@pytest.mark.parametrize(("suffix", "name"), [(".dcm", "DICOM")])
-def test_a_folder_of_another_format_is_told_its_name_and_not_to_quote_a_pattern(suffix, name, tmp_path):
+@pytest.mark.parametrize("suffix", [".dcm"])
+def test_a_folder_of_another_format_is_told_its_name_and_not_to_quote_a_pattern(suffix, tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / f"a{suffix}").touch()
-    for source in ([str(tmp_path / "c")], ["--image", f"{tmp_path}/c/*{suffix}"]):
-        result = CliRunner().invoke(commands(), ["ingest", *source, str(tmp_path / "store")])
-        assert result.exit_code == 1
-        assert f"1 file is {name}, which this version does not read; convert it with" in result.output
-        assert "quote" not in result.output
+    result = CliRunner().invoke(commands(), ["ingest", str(tmp_path / "c"), str(tmp_path / "store")])
+    assert result.exit_code == 1
+    assert "is not DICOM, although its name says so" in result.output
+    assert "quote" not in result.output

@@ -103,7 +103,7 @@ def make_options(
     for flag, is_useless in useless.items():
         if is_useless:
             wanted = "--rtstruct" if flag == "--rtstruct-holes" else "--dicom-seg, --dicom-sr or --rtstruct"
-            raise UsageError(f"{flag}: says how a DICOM result is written; also pass {wanted}.")
+            raise UsageError(f"option {flag} says how a DICOM result is written; also pass {wanted}.")
     if has_seg or rtstruct:
         require_extras("dicom")
     return DicomOptions(
