@@ -2,15 +2,17 @@
 
 import gzip
 import hashlib
+from pathlib import Path
 
 import nrrd
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 (its own documentation's name)
 
-from slicemill.common.errors import InputError, ScanError
+from slicemill.common.errors import InputError, LabelError, ScanError
 from slicemill.ct.formats.nrrd.header import list_segments
-from slicemill.ct.labels import make_labels
+from slicemill.ct.formats.nrrd.segments import Segment, check_names
+from slicemill.ct.labels import Labels, make_labels
 from slicemill.ct.scan import ScanReader
 from slicemill.measure.lesions.measurements import Volume
 from slicemill.measure.lesions.slicer3d import write_segmentation
@@ -265,3 +267,12 @@ def test_a_real_segmentation_is_read_as_simpleitk_and_pynrrd_read_it():
     reader = check_as_simpleitk(path, "mask")
     voxels, _ = nrrd.read(str(path))
     assert np.array_equal(reader.grid.to_file(read(path, "mask")[0]), voxels.T)
+
+
+def test_a_segment_with_the_name_of_a_label_has_its_value():
+    labels = Labels({"liver": 1, "tumor": 2}, organ="liver", tumor="tumor")
+    path = Path("a.seg.nrrd")
+    check_names((Segment(name="Liver", value=1, layer=0), Segment(name="other", value=9, layer=0)), labels, path)
+    swapped = (Segment(name="Tumor", value=1, layer=0), Segment(name="liver", value=2, layer=0))
+    with pytest.raises(LabelError, match="its segment 'Tumor' has the label value 1, but --labels says 2"):
+        check_names(swapped, labels, path)

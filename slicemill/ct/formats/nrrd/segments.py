@@ -4,9 +4,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from slicemill.common.errors import ScanError
+from slicemill.common.errors import LabelError, ScanError
 from slicemill.common.files import Location
 from slicemill.ct.formats.text_header import shorten
+from slicemill.ct.labels import Labels
 
 KEY = re.compile(r"Segment(\d{1,6})_(Name|LabelValue|Layer)")
 MAX_LAYERS = 255
@@ -71,3 +72,22 @@ def values_of_layers(segments: tuple[Segment, ...], count: int, path: Location) 
                 where=path,
             )
     return tuple(tuple(one.value for one in segments if one.layer == layer) for layer in range(count))
+
+
+def check_names(segments: tuple[Segment, ...], labels: Labels, path: Location) -> None:
+    """Check that a segment with the name of a label has its value, since 3D Slicer numbers segments file by file.
+
+    Raises
+    ------
+    LabelError
+        A label of that name has another value.
+    """
+    values = {name.casefold(): value for name, value in labels.values.items()}
+    for segment in segments:
+        expected = values.get(segment.name.strip().casefold(), segment.value)
+        if expected != segment.value:
+            raise LabelError(
+                f"its segment {shorten(segment.name)!r} has the label value {segment.value}, but --labels says "
+                f"{expected}. Pass the values of this file, or save its segments in the order of the labels.",
+                where=path,
+            )
