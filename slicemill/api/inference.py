@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from slicemill.common.extras import name_missing_extras
 from slicemill.common.files import Location
 
 if TYPE_CHECKING:
+    from slicemill.ct.formats.dicom_objects.options import Holes, SegmentationType
     from slicemill.infer.run.summary import Summary
     from slicemill.infer.runtime.providers import Provider
 
@@ -23,7 +24,15 @@ def infer_scans(
     probability: bool = False,
     separate: bool = False,
     no_postprocess: bool = False,
+    dicom_seg: bool = False,
+    dicom_sr: bool = False,
+    rtstruct: bool = False,
+    seg_type: "SegmentationType" = "binary",
+    seg_per_lesion: bool = False,
+    rtstruct_holes: "Holes" = "keyhole",
+    codes: str | Path | None = None,
     provider: "Provider" = "auto",
+    z_range: Literal["auto", "organ", "all"] = "auto",
     mirror: bool = False,
     overlap: bool = False,
     batch: int = 0,
@@ -85,7 +94,9 @@ def infer_scans(
         model=Path(model),
         inputs=[str(one) for one in ([inputs] if isinstance(inputs, str | Location) else inputs)],
         out=Path(out), window=window, strict=strict, probability=probability, separate=separate,
-        no_postprocess=no_postprocess, provider=provider, mirror=mirror, overlap=overlap, batch=batch,
+        no_postprocess=no_postprocess, dicom_seg=dicom_seg, dicom_sr=dicom_sr, rtstruct=rtstruct, seg_type=seg_type,
+        seg_per_lesion=seg_per_lesion, rtstruct_holes=rtstruct_holes, codes=None if codes is None else Path(codes),
+        provider=provider, z_range=z_range, mirror=mirror, overlap=overlap, batch=batch,
         readers=readers, writers=writers, devices=devices if isinstance(devices, str) else ",".join(map(str, devices)),
         max_memory=max_memory, shard=shard, scheduler=scheduler, retry_failed=retry_failed, overwrite=overwrite,
     )  # fmt: skip

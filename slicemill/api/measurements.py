@@ -8,6 +8,7 @@ from slicemill.common.extras import name_missing_extras
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from slicemill.ct.formats.dicom_objects.options import Holes, SegmentationType
     from slicemill.ct.labels import Labels
     from slicemill.measure.evaluation.detection import Mode
     from slicemill.measure.evaluation.evaluate import Evaluation
@@ -97,6 +98,13 @@ def measure_masks(
     labels: "str | Mapping[str, int] | Labels | None" = None,
     workers: int = 1,
     overwrite: bool = False,
+    dicom_seg: bool = False,
+    dicom_sr: bool = False,
+    rtstruct: bool = False,
+    seg_type: "SegmentationType" = "binary",
+    seg_per_lesion: bool = False,
+    rtstruct_holes: "Holes" = "keyhole",
+    codes: str | Path | None = None,
 ) -> "MeasureReport":
     """Measure the lesions of existing masks: tables, a page and a picture per case, and one page of all cases.
 
@@ -110,6 +118,10 @@ def measure_masks(
         Folder for the results.
     image
         Scan of the mask, or folder of scans; not needed for a store.
+    dicom_seg, dicom_sr, rtstruct
+        For scans in DICOM, also write a SEG, a report (with a SEG of the lesions), an RTSTRUCT.
+    seg_type, seg_per_lesion, rtstruct_holes, codes
+        How they are written; see the command `slicemill measure`.
 
     Returns
     -------
@@ -124,9 +136,14 @@ def measure_masks(
     >>> report = slicemill.measure_masks("segmented", "lesions", image="lits")     # doctest: +SKIP
     >>> [lesion.volume_ml for record in report.records() for lesion in record.lesions]   # doctest: +SKIP
     """
+    from slicemill.ct.formats.dicom_objects.options import make_options
     from slicemill.measure.requests import MeasureRequest
 
+    dicom = make_options(
+        seg=dicom_seg, sr=dicom_sr, rtstruct=rtstruct, seg_type=seg_type, per_lesion=seg_per_lesion,
+        holes=rtstruct_holes, codes=None if codes is None else Path(codes),
+    )  # fmt: skip
     return MeasureRequest(
         masks=Path(masks), out=Path(out), image=None if image is None else Path(image), labels=labels, workers=workers,
-        overwrite=overwrite,
+        overwrite=overwrite, dicom=dicom,
     ).run()  # fmt: skip
