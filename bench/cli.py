@@ -223,6 +223,23 @@ def components(rounds: Annotated[int, typer.Option(help="Interleaved rounds.", m
 
 
 @bench.command()
+def volumes(
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=1)] = 7,
+    slices: Annotated[int, typer.Option(help="Slices of the scan.", min=8)] = 64,
+    data: Data = None,
+    json: Json = None,
+) -> None:
+    """Reading MetaImage and NRRD, compared with SimpleITK and pynrrd, on the slices of one scan.
+
+    slicemill bench volumes
+    """
+    from slicemill.bench.harness.subject import choose_subject
+    from slicemill.bench.stages.volumes import run
+
+    _run_in_folder(lambda folder: run(folder, choose_subject(data, slices), rounds=rounds), json)
+
+
+@bench.command()
 def documents(rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=1)] = 15, json: Json = None) -> None:
     """Start time that typed documents add to Python: msgspec, compared with pydantic if it is installed.
 

@@ -37,7 +37,7 @@ FINITE_FROM_0: dict[str, Any] = {"min": 0, "callback": require_finite}
 ModelFile = Annotated[Path, typer.Argument(help="ONNX file written by slicemill export.")]
 Inputs = Annotated[
     list[str] | None,
-    typer.Argument(help="Scans (.nii, .nii.gz), folders, quoted patterns, slice stores; paths or URLs."),
+    typer.Argument(help="Scans (NIfTI, MetaImage, NRRD), folders, quoted patterns, slice stores; paths or URLs."),
 ]
 ProviderName = Annotated[Provider, _common("Where the network runs; auto: CUDA if it starts, else CPU.")]
 

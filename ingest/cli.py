@@ -9,8 +9,7 @@ from slicemill.common.files import Location, parse_location
 from slicemill.common.left_out import print_left_out
 from slicemill.common.options import CHECKS, INPUT, MACHINE, OUTPUT, RERUN, Json
 from slicemill.common.terminal import format_table, print_always, print_json, print_line, print_lines
-from slicemill.ct.formats.dicom.stack import Uneven
-from slicemill.ct.geometry_option import Geometry
+from slicemill.ct.geometry_option import Geometry, Uneven
 from slicemill.ingest.params import CaseIdKind, Overlap
 from slicemill.store.layout import ProfileName
 

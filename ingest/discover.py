@@ -14,7 +14,7 @@ A CSV (`slicemill.ingest.pair_table`) or two patterns (`slicemill.ingest.pattern
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from slicemill.common.errors import PairingError, UsageError
 from slicemill.common.files import Location, relative_path
@@ -23,11 +23,9 @@ from slicemill.common.progress import progress
 from slicemill.common.remote import RemotePath
 from slicemill.common.terminal import count_noun
 from slicemill.ct.dataset_json import NAME, DatasetDescription, read_dataset_description
-from slicemill.ct.formats.dicom.discover import FoundDicom, FoundSeries, find_dicom
-from slicemill.ct.formats.dicom.lookup import find_series
+from slicemill.ct.formats.dicom.discover import FoundSeries
 from slicemill.ct.formats.dicom.series import SeriesIdentity, identify
 from slicemill.ct.formats.names import strip_suffix
-from slicemill.ct.formats.open import is_dicom
 from slicemill.ct.labels import LITS_LABELS, Labels
 from slicemill.ct.naming import (
     NOT_UTF8,
@@ -41,7 +39,8 @@ from slicemill.ct.naming import (
 from slicemill.ct.roles import parse_names
 from slicemill.ingest.case_ids import choose_case_ids
 from slicemill.ingest.channels import Channels, find_channels
-from slicemill.ingest.globs import compile_pattern
+from slicemill.ingest.dicom_masks import MaskUse, find_dicom_masks, find_scans_and_others, first_reason
+from slicemill.ingest.globs import fits_below
 from slicemill.ingest.pairing import Entry, Pairs, check_namesakes, check_pairing, explain_unpaired, make_entry, pair
 from slicemill.ingest.structures import Structure, StructureFiles, find_structures
 from slicemill.store.layout import check_case_id
@@ -124,30 +123,28 @@ def discover(source: Location, options: MaskOptions | None = None) -> Collection
     root, files = (source, find_files(source)) if is_folder else (source.parent, [source])
     results = find_result_folders(source) if is_folder else []
     made = [path for path in files if is_below(path, results)] if results else []
-    dicom = _find_dicom(source, is_folder=is_folder)
+    dicom = find_scans_and_others(source, is_folder=is_folder)
     series = {one.location: one for one in dicom.series if not is_below(one.location, results)}
     names = {path: relative_path(path, root) for path in files if path not in set(made) | series.keys()}
     entries = _read_names(names | {path: one.relative for path, one in series.items()})
     others = find_unread_scans(source) if is_folder else {}
-    images, masks, passed = _choose_masks(entries, options, source)
+    images, masks, passed = _choose_masks(entries, options, source, [path for path, _ in dicom.left_out])
     if not images:
-        raise PairingError(
-            f"no CT image among {count_noun(len(entries), 'file')} ({len(masks)} of them look like masks) "
-            f"and {count_noun(len(others) + len(dicom.left_out), 'file')} that cannot be read{_first_reason(dicom)}. "
-            "Name them with --image and --mask patterns, or list them with --pairs CSV.",
-            where=source,
-        )
+        unread = f"{count_noun(len(others) + len(dicom.left_out), 'file')} that cannot be read{first_reason(dicom)}"
+        raise _make_no_image_error(source, len(entries), len(masks), unread)
     description = _read_description(root, [one.path for one in images], with_labels=not options.files)
     channels = find_channels([one.relative for one in images], [one.relative for one in masks], description.channels)
     scans = [one for one in images if one.relative not in channels.extra]
-    match = _pair_files(scans, masks, options, source)
+    use = MaskUse(pattern=options.pattern, none=options.none, root=root, results=results)
+    objects = find_dicom_masks(dicom.left_out, series, use)
+    match = _pair_files(scans, masks, options, source, objects.pairs)
     reasons: list[tuple[Location, str]] = [
         *((path, "a result of infer, not an input scan") for path in made),
         *((one.path, "another channel of a scan, which is no CT") for one in images if one.relative in channels.extra),
         *others.items(),
         *(find_unsearched_folders(source) if is_folder else []),
         *((path, NOT_UTF8) for path in (find_undecodable_names(source) if is_folder else [])),
-        *dicom.left_out,
+        *objects.left_out,
         *passed,
         *match.reasons,
     ]
@@ -161,19 +158,13 @@ def discover(source: Location, options: MaskOptions | None = None) -> Collection
     return _check(Collection(cases=tuple(cases), left_out=tuple(left_out), labels=labels, notes=tuple(notes)))
 
 
-def _find_dicom(source: Location, *, is_folder: bool) -> FoundDicom:
-    """Return the DICOM series below a folder, or the one that a file names."""
-    if is_folder:
-        return find_dicom(source)
-    if not is_dicom(source):
-        return FoundDicom(series=(), left_out=())
-    one = FoundSeries(location=source, relative=PurePosixPath(source.name).stem, series=find_series(source))
-    return FoundDicom(series=(one,), left_out=())
-
-
-def _first_reason(dicom: FoundDicom) -> str:
-    """Return why the first DICOM file is no scan, in brackets."""
-    return f" ({dicom.left_out[0][0].name}: {dicom.left_out[0][1]})" if dicom.left_out else ""
+def _make_no_image_error(source: Location, files: int, masks: int, unread: str) -> PairingError:
+    """Return the error about a collection without a scan; `unread` describes the other files."""
+    return PairingError(
+        f"no CT image among {count_noun(files, 'file')} ({masks} of them look like masks) and {unread}. Name them with "
+        "--image and --mask patterns, or list them with --pairs CSV.",
+        where=source,
+    )
 
 
 def _read_names(relative: Mapping[Location, str]) -> list[Entry]:
@@ -189,17 +180,17 @@ def _read_names(relative: Mapping[Location, str]) -> list[Entry]:
 
 
 def _choose_masks(
-    entries: Sequence[Entry], options: MaskOptions, source: Location
+    entries: Sequence[Entry], options: MaskOptions, source: Location, others: Sequence[Location]
 ) -> tuple[list[Entry], list[Entry], list[tuple[Location, str]]]:
-    """Return images, masks, and the masks that an option excludes, with reasons."""
+    """Return images, masks, and the masks that an option excludes, with reasons; `others` are other DICOM files."""
     images = [one for one in entries if one.is_image]
     masks = [one for one in entries if not one.is_image]
     if options.none:
         return images, [], [(one.path, "named like a mask; --no-masks stores scans only") for one in masks]
     if options.pattern is None:
         return images, masks, []
-    chosen = [one for one in entries if _fits(one.relative, options.pattern, source)]
-    if not chosen:
+    chosen = [one for one in entries if fits_below(one.relative, options.pattern, source)]
+    if not chosen and not any(fits_below(relative_path(path, source), options.pattern, source) for path in others):
         raise PairingError(
             f"no file fits --mask {options.pattern}; use a path below this folder like 'labelsTr2/*', "
             "or a name like '*_seg.nii.gz', in quotes.",
@@ -209,13 +200,6 @@ def _choose_masks(
     passed = [(one.path, "named like a mask, but does not fit --mask") for one in masks if one.path not in paths]
     chosen = [replace(one, name=replace(one.name, role="mask")) for one in chosen]
     return [one for one in images if one.path not in paths], chosen, passed
-
-
-def _fits(relative: str, pattern: str, source: Location) -> bool:
-    """Return whether a path fits a pattern below the source, or its name fits a pattern without folders."""
-    pattern = pattern.removeprefix(f"{source.as_posix()}/").removeprefix("./")
-    text = relative if "/" in pattern else PurePosixPath(relative).name
-    return compile_pattern(pattern).fullmatch(text) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +214,14 @@ class _Match:
     notes: tuple[str, ...]
 
 
-def _pair_files(images: Sequence[Entry], masks: Sequence[Entry], options: MaskOptions, source: Location) -> _Match:
+def _pair_files(
+    images: Sequence[Entry],
+    masks: Sequence[Entry],
+    options: MaskOptions,
+    source: Location,
+    objects: Mapping[Location, Location],
+) -> _Match:
+    """Return the masks of the images; `objects` are the masks in DICOM, by their series."""
     structures = find_structures(images, masks, options.files)
     rest = [mask for mask in masks if mask.path not in structures.used]
     pairs = {image: files[0].path.parent for image, files in structures.complete.items()}
@@ -238,6 +229,13 @@ def _pair_files(images: Sequence[Entry], masks: Sequence[Entry], options: MaskOp
     pairs |= pair([image for image in images if image.path not in done], rest)
     images = [image for image in images if image.path not in structures.lacking]
     check_pairing(source, images, rest, pairs)
+    for image in pairs.keys() & objects.keys():
+        raise PairingError(
+            f"has two masks: {pairs[image].name}, and {objects[image].name}, which refers to it; choose one with "
+            "--mask PATTERN.",
+            where=image,
+        )
+    pairs |= objects
     check_namesakes(source, images)
     reasons = [
         *((image, f"has no file for {', '.join(names)}") for image, names in structures.lacking.items()),

@@ -2,9 +2,10 @@
 
 import glob
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from slicemill.common.errors import PairingError, UsageError
+from slicemill.common.files import Location
 from slicemill.ct.formats.dicom.lookup import holds_series
 from slicemill.ct.formats.names import SHOWN_SUFFIXES, is_scan_name
 
@@ -53,3 +54,10 @@ def match_pattern(pattern: str) -> dict[Texts, Path]:
             where=pattern,
         )
     return matches
+
+
+def fits_below(relative: str, pattern: str, source: Location) -> bool:
+    """Return whether a path fits a pattern below the source, or its name fits a pattern without folders."""
+    pattern = pattern.removeprefix(f"{source.as_posix()}/").removeprefix("./")
+    text = relative if "/" in pattern else PurePosixPath(relative).name
+    return compile_pattern(pattern).fullmatch(text) is not None

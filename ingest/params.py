@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from slicemill.common.files import sha256_of_json
-from slicemill.ct.formats.dicom.stack import Uneven
-from slicemill.ct.geometry_option import Geometry
+from slicemill.ct.geometry_option import Geometry, Uneven
 from slicemill.store.layout import ProfileName
 
 if TYPE_CHECKING:

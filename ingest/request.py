@@ -7,8 +7,7 @@ from functools import cached_property
 from slicemill.common.errors import UsageError
 from slicemill.common.files import Location, parse_location
 from slicemill.common.options import parse_shard
-from slicemill.ct.formats.dicom.stack import Uneven
-from slicemill.ct.geometry_option import Geometry
+from slicemill.ct.geometry_option import Geometry, Uneven
 from slicemill.ct.labels import choose_labels, make_labels
 from slicemill.ingest.dicom_ids import find_identities, note_patients, use_series_uids
 from slicemill.ingest.discover import Collection, MaskOptions, add_prefix, discover, set_patients

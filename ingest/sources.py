@@ -7,8 +7,8 @@
 
 from slicemill.common.errors import StoreError
 from slicemill.common.files import Location
-from slicemill.ct.formats.dicom.stack import Uneven
 from slicemill.ct.formats.open import hash_scan
+from slicemill.ct.geometry_option import Uneven
 from slicemill.ingest.params import Params
 from slicemill.ingest.plan import Task
 from slicemill.ingest.stamps import Place

@@ -18,7 +18,7 @@ import numpy as np
 from slicemill.common.errors import GeometryError, LabelError
 from slicemill.common.files import Location
 from slicemill.ct.geometry import SAME_GRID_MM, Grid
-from slicemill.ct.name_words import folder_role
+from slicemill.ct.name_words import folder_role, names_masks
 from slicemill.ct.same_grid import describe_difference
 from slicemill.ct.scan import ScanReader, Slab
 from slicemill.ingest.pairing import Entry
@@ -88,8 +88,9 @@ def structure_name(image: Entry, mask: Entry) -> str:
 
 
 def is_in_mask_folder(mask: Entry) -> bool:
-    """Return whether the folder of a file is named for masks."""
-    return folder_role(Path(mask.parent).name) == "mask"
+    """Return whether the folder of a file is named for masks, like ``segmentations`` or ``MASKS_DICOM``."""
+    folder = Path(mask.parent).name
+    return folder_role(folder) == "mask" or names_masks(folder)
 
 
 class StructureReader:

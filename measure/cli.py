@@ -246,21 +246,13 @@ def measure(
         slicemill measure store/ --out lesions/ --workers 8
         slicemill measure segmented/ --image dicom/ --out lesions/ --dicom-seg --dicom-sr
     """
-    from slicemill.ct.formats.dicom_objects.options import make_options
     from slicemill.measure.requests import MeasureRequest
 
-    dicom = make_options(
-        seg=dicom_seg,
-        sr=dicom_sr,
-        rtstruct=rtstruct,
-        seg_type=seg_type,
-        per_lesion=seg_per_lesion,
-        holes=rtstruct_holes,
-        codes=codes,
-    )
     request = MeasureRequest(
-        masks=masks, out=out, image=image, labels=labels, workers=workers, overwrite=overwrite, dicom=dicom
-    )
+        masks=masks, out=out, image=image, labels=labels, workers=workers, overwrite=overwrite, dicom_seg=dicom_seg,
+        dicom_sr=dicom_sr, rtstruct=rtstruct, seg_type=seg_type, seg_per_lesion=seg_per_lesion,
+        rtstruct_holes=rtstruct_holes, codes=codes,
+    )  # fmt: skip
     report = request.run()
     for file in report.left_out:
         print_line(f"left out: {file}: name does not look like a mask; to measure it, pass this file")

@@ -7,7 +7,7 @@ from pathlib import Path
 from slicemill.common.errors import ConfigError, UsageError
 from slicemill.common.files import write_bytes
 from slicemill.common.machine import count_workers
-from slicemill.ct.formats.dicom_objects.options import NO_DICOM, DicomOptions
+from slicemill.ct.formats.dicom_objects.options import DicomOptions, Holes, SegmentationType, make_options
 from slicemill.ct.labels import Labels, choose_labels
 from slicemill.measure.evaluation.detection import Mode
 from slicemill.measure.evaluation.evaluate import Evaluation, evaluate
@@ -113,8 +113,20 @@ class MeasureRequest:
     """Worker processes, each with one case in memory; 0: one per core."""
     overwrite: bool = False
     """Whether finished cases are measured again."""
-    dicom: DicomOptions = NO_DICOM
-    """DICOM results that are written for scans in DICOM."""
+    dicom_seg: bool = False
+    """Whether a DICOM SEG is written for each mask of a scan in DICOM."""
+    dicom_sr: bool = False
+    """Whether a DICOM report of the lesions is written, and a SEG in which each is a segment."""
+    rtstruct: bool = False
+    """Whether a DICOM RTSTRUCT is written."""
+    seg_type: SegmentationType = "binary"
+    """Kind of SEG; ``labelmap`` is smaller, but new (2024)."""
+    seg_per_lesion: bool = False
+    """Whether each lesion is a segment of its own."""
+    rtstruct_holes: Holes = "keyhole"
+    """Holes of an RTSTRUCT: ``keyhole`` joins them to their outline, ``xor`` writes outlines of their own."""
+    codes: Path | None = None
+    """CSV of codes for labels: label, category, type, region."""
 
     def __post_init__(self) -> None:
         """Check that the results do not go into the folder of an input, and that there are workers.
@@ -129,6 +141,24 @@ class MeasureRequest:
                 raise ConfigError(f"--out {self.out}: is the folder of the input {path}; choose another folder.")
         _check_workers(self.workers)
 
+    def make_dicom_options(self) -> DicomOptions:
+        """Return which DICOM results are written.
+
+        Raises
+        ------
+        ConfigError
+            The table of codes is none, or options do not go together.
+        """
+        return make_options(
+            seg=self.dicom_seg,
+            sr=self.dicom_sr,
+            rtstruct=self.rtstruct,
+            seg_type=self.seg_type,
+            per_lesion=self.seg_per_lesion,
+            holes=self.rtstruct_holes,
+            codes=self.codes,
+        )
+
     def run(self) -> MeasureReport:
         """Measure what is new or changed, and write tables and pages.
 
@@ -137,10 +167,11 @@ class MeasureRequest:
         InputError
             There are no masks, or a file of the folder was not written by this command.
         """
+        dicom = self.make_dicom_options()
         jobs = gather_jobs(self.masks, self.image, choose_labels(self.labels))
-        if self.dicom.endings():
-            require_dicom_scans(jobs, self.dicom)
-            jobs = [replace(job, dicom=self.dicom) for job in jobs]
+        if dicom.endings():
+            require_dicom_scans(jobs, dicom)
+            jobs = [replace(job, dicom=dicom) for job in jobs]
         outcomes = run(jobs, self.out, workers=count_workers(self.workers), overwrite=self.overwrite)
         return MeasureReport(outcomes=tuple(outcomes), left_out=tuple(find_left_out(self.masks)), out=self.out)
 

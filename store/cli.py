@@ -125,7 +125,7 @@ def export(
     """
     if chosen is None:
         given = {"--split": split, "--suffix": suffix, "--link": link != "never", "--source": source,
-                 "--dry-run": dry_run, "--json": json}  # fmt: skip
+                 "--dry-run": dry_run, "--workers": workers, "--json": json}  # fmt: skip
         for option, value in given.items():
             if value:
                 raise UsageError(f"{option} needs --format: it is about a collection, not about one case.")

@@ -2,11 +2,14 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from slicemill.common.errors import StoreError
 from slicemill.common.failures import explain_failure, raise_system_limit
+from slicemill.common.progress import progress
+from slicemill.common.remote import RemotePath
 from slicemill.common.terminal import count_noun, print_always, print_json, print_line
 from slicemill.ct.labels import format_labels
 from slicemill.store.case import CaseInfo
@@ -14,6 +17,7 @@ from slicemill.store.dataset_plan import DatasetPlan, plan_dataset
 from slicemill.store.layout import DatasetFormat, Link, Suffix
 from slicemill.store.reader import Store, open_store
 from slicemill.store.split import Split, read_split
+from slicemill.store.tables import REMOTE_READERS
 from slicemill.store.to_dataset import check_folder, export_dataset, find_sources, list_pending, read_notes
 
 MAX_SHOWN = 10
@@ -75,21 +79,31 @@ def read_infos(store: Store, splits: Mapping[str, Split]) -> list[CaseInfo]:
         A case cannot be read: a collection without it would look complete.
     """
     named = {case_id for split in splits.values() for case_id in (*split.train, *split.validation, *split.test)}
-    infos, reasons = [], []
-    for case_id in store.case_ids:
-        if splits and case_id not in named:
-            continue
-        try:
-            infos.append(store[case_id].info)
-        except (StoreError, OSError) as error:
-            raise_system_limit(error)
-            reasons.append(explain_failure(error, case_id).reason)
+    case_ids = [case_id for case_id in store.case_ids if case_id in named or not splits]
+    readers = REMOTE_READERS if isinstance(store.root, RemotePath) else 1
+    with ThreadPoolExecutor(readers) as pool, progress("read", len(case_ids), "cases") as advance:
+
+        def read(case_id: str) -> CaseInfo | str:
+            advance(1, case_id)
+            return _read_info(store, case_id)
+
+        found = list(pool.map(read, case_ids))
+    reasons = [reason for reason in found if isinstance(reason, str)]
     if reasons:
         raise StoreError(
             f"{count_noun(len(reasons), 'case')} cannot be read, so nothing was exported. The first: {reasons[0]}",
             where=store.root,
         )
-    return infos
+    return [info for info in found if isinstance(info, CaseInfo)]
+
+
+def _read_info(store: Store, case_id: str) -> CaseInfo | str:
+    """Return a case, or why it cannot be read."""
+    try:
+        return store[case_id].info
+    except (StoreError, OSError) as error:
+        raise_system_limit(error)
+        return explain_failure(error, case_id).reason
 
 
 def print_plan(store: Store, request: DatasetRequest, plan: DatasetPlan, *, json: bool) -> None:

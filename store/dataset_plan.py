@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import ConfigError
+from slicemill.ct.grid_checks import shear_degrees
 from slicemill.ct.labels import IGNORE, Labels, format_labels
 from slicemill.store.case import CaseInfo
 from slicemill.store.layout import DatasetFormat
@@ -27,7 +28,14 @@ Part = Literal["training", "validation", "test"]
 LITS_ID = re.compile(r"volume-(0|[1-9]\d*)")
 TABLE = "cases.csv"
 NNUNET_DATASET, NNUNET_SPLITS, MONAI_DATALIST = "dataset.json", "splits_final.json", "datalist.json"
-DOCUMENTS = frozenset({NNUNET_DATASET, NNUNET_SPLITS, MONAI_DATALIST})
+DOCUMENTS: dict[DatasetFormat, frozenset[str]] = {
+    "nnunet": frozenset({NNUNET_DATASET, NNUNET_SPLITS}),
+    "monai": frozenset({MONAI_DATALIST}),
+    "lits": frozenset(),
+}
+"""Documents that an export of each format may write."""
+ITK_SHEAR_DEGREES = 1e-3
+"""Shear above which SimpleITK 2.5 refuses a NIfTI file; the rounding of a header is below it."""
 Document = tuple[str, Any]
 """File name and JSON value."""
 
@@ -95,15 +103,21 @@ def plan_dataset(
         raise ConfigError("there is no case to export.")
     labels = _common_labels(chosen)
     values = _choose_values(labels, form)
+    folds = list((splits or {}).values())
     names = _number(chosen) if form == "lits" else {info.case_id: info.case_id for info in chosen}
     cases = tuple(_place(info, parts[info.case_id], names[info.case_id], form, suffix) for info in chosen)
+    documents: tuple[Document, ...] = ()
+    if form == "nnunet":
+        documents = _describe_nnunet(chosen, cases, values, suffix, folds)
+    elif form == "monai":
+        documents = ((MONAI_DATALIST, _describe_monai(cases, values, folds)),)
     return DatasetPlan(
         form=form,
         suffix=suffix,
         cases=cases,
         labels=values,
         changed={old: values[name] for name, old in labels.values.items() if values[name] != old},
-        documents=_describe(form, suffix, cases, values, list((splits or {}).values())),
+        documents=documents,
     )
 
 
@@ -195,20 +209,21 @@ def _place(info: CaseInfo, part: Part, name: str, form: DatasetFormat, suffix: s
     )
 
 
-def _describe(
-    form: DatasetFormat, suffix: str, cases: Sequence[PlannedCase], labels: Mapping[str, int], splits: Sequence[Split]
+def _describe_nnunet(
+    infos: Sequence[CaseInfo],
+    cases: Sequence[PlannedCase],
+    labels: Mapping[str, int],
+    suffix: str,
+    splits: Sequence[Split],
 ) -> tuple[Document, ...]:
-    """Return the documents of a collection."""
-    if form == "lits":
-        return ()
-    training = sum(case.part != "test" for case in cases)
-    if form == "monai":
-        return ((MONAI_DATALIST, _describe_monai(cases, labels, splits)),)
+    """Return nnU-Net's documents. By default it reads with SimpleITK, which refuses sheared grids (tilted gantry)."""
+    is_sheared = any(shear_degrees(info.affine_lps) > ITK_SHEAR_DEGREES for info in infos)
     dataset = {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, **labels},
-        "numTraining": training,
+        "numTraining": sum(case.part != "test" for case in cases),
         "file_ending": suffix,
+        **({"overwrite_image_reader_writer": "NibabelIO"} if is_sheared else {}),
     }
     folds = [{"train": list(split.train), "val": list(split.validation)} for split in splits]
     return ((NNUNET_DATASET, dataset), *(((NNUNET_SPLITS, folds),) if folds else ()))

@@ -38,7 +38,7 @@ def hash_patient(patient_id: str, salt: str) -> str:
     >>> hash_patient("CRLM-CT-1004", "pepper")
     'e06b11e3888f'
     """
-    return hashlib.sha256(f"{salt}\\0{patient_id}".encode()).hexdigest()[:PATIENT_DIGITS]
+    return hashlib.sha256(f"{salt}\0{patient_id}".encode()).hexdigest()[:PATIENT_DIGITS]
 
 
 def read_salt(path: Location) -> str:

@@ -21,18 +21,7 @@ from slicemill.store.cache import SliceCache
 from slicemill.store.case import CaseInfo, parse_case
 from slicemill.store.codecs import decode_blosc, decode_zstd, without_checksum
 from slicemill.store.indexing import NumpyIndexing
-from slicemill.store.layout import (
-    ABSENT,
-    ARRAY_PATHS,
-    ATTRIBUTE,
-    DOCUMENT,
-    GROUP,
-    IMAGE,
-    LABEL,
-    SHARD,
-    ArrayName,
-    check_case_id,
-)
+from slicemill.store.layout import ABSENT, ARRAY_PATHS, ATTRIBUTE, DOCUMENT, GROUP, SHARD, ArrayName, check_case_id
 from slicemill.store.shard_reader import ShardReader, plan_ranges
 from slicemill.store.version import CaseVersion, note_version, read_versioned
 from slicemill.store.zarr_documents import DTYPES, recognize_profile
@@ -76,7 +65,7 @@ class SliceArray(NumpyIndexing):
         self._fill_value = fill_value
         self.profile = recognize_profile(document, name, self.shape)
         """Profile of slicemill's layout; None for another valid layout, which zarr-python reads."""
-        self._decompress = decode_zstd if self.profile == "compact" and name == LABEL else decode_blosc
+        self._decompress = decode_zstd if self.profile == "compact" and name == "label" else decode_blosc
         self.shard = ShardReader(folder / SHARD, nz, self._version)
         """Reader of the shard, for slicemill's layout."""
 
@@ -231,7 +220,7 @@ class Case:
         """Open a case; `document` is its group document of this version if the caller has read it."""
         self._version = version
         self.folder = folder
-        self.image = SliceArray(folder / IMAGE, IMAGE, version, cache)
+        self.image = SliceArray(folder / "image", "image", version, cache)
         """int16[z, y, x], HU."""
         self.info: CaseInfo = parse_case(read_attribute(folder, document), self.image.shape, str(folder))
         if self.info.case_id != folder.name:
@@ -239,8 +228,8 @@ class Case:
                 f"its metadata belong to case {self.info.case_id!r}; ingest the case again with --overwrite.",
                 where=folder,
             )
-        label = folder / ARRAY_PATHS[self.info.format][LABEL]
-        self.label = SliceArray(label, LABEL, version, cache) if self.info.mask else None
+        label = folder / ARRAY_PATHS[self.info.format]["label"]
+        self.label = SliceArray(label, "label", version, cache) if self.info.mask else None
         """uint8[z, y, x], values of the case's labels; None without a mask."""
         if self.label is not None and self.label.shape != self.image.shape:
             raise StoreError(

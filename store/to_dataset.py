@@ -12,7 +12,7 @@ import os
 import threading
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -62,7 +62,7 @@ class Sources:
     """Source files that may be linked."""
 
     link: Link = "never"
-    files: Mapping[str, Path]
+    files: Mapping[str, Path] = field(default_factory=dict)
     """The files of the collection by their relative path."""
 
 
@@ -88,7 +88,7 @@ def find_sources(link: Link, collection: str | Path | None) -> Sources:
         Links are requested without a collection, or the collection is not a local folder.
     """
     if link == "never":
-        return Sources(link=link, files={})
+        return Sources()
     folder = None if collection is None else Path(collection)
     if folder is None or not folder.is_dir():
         raise ConfigError(
@@ -98,11 +98,15 @@ def find_sources(link: Link, collection: str | Path | None) -> Sources:
     return Sources(link=link, files={relative_path(path, folder): path for path in find_files(folder)})
 
 
-def export_dataset(store: Store, out: Path, plan: DatasetPlan, sources: Sources, workers: int = 0) -> DatasetReport:
+def export_dataset(
+    store: Store, out: Path, plan: DatasetPlan, sources: Sources | None = None, workers: int = 0
+) -> DatasetReport:
     """Write the cases that are missing or out of date, and the documents when every case is complete.
 
     Parameters
     ----------
+    sources
+        Source files that may be linked; None to link none.
     workers
         Threads, each with one case at a time; 0 means one per core. A thread has a slab of voxels in memory.
 
@@ -115,10 +119,11 @@ def export_dataset(store: Store, out: Path, plan: DatasetPlan, sources: Sources,
     with try_claim(out, CLAIM) as claim:
         if claim is None:
             raise ConfigError("another run is exporting to this folder; wait for its end.", where=out)
-        writer = _Writer(store, out, plan, sources)
+        writer = _Writer(store, out, plan, sources or Sources())
         pending = {case.case_id: case for case in list_pending(store, out, plan)}
-        for name in DOCUMENTS if pending else DOCUMENTS - {name for name, _ in plan.documents}:
-            (out / name).unlink(missing_ok=True)  # they describe other files
+        current = () if pending else tuple(name for name, _ in plan.documents)
+        for name in DOCUMENTS[plan.form].difference(current):
+            (out / name).unlink(missing_ok=True)  # those of an earlier run describe other files
         outcomes = export_in_threads(
             lambda case_id: writer.try_case(pending[case_id]), list(pending), count_workers(workers)
         )

@@ -8,6 +8,7 @@
 
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from slicemill.common.errors import InputError, StoreError
 from slicemill.common.failures import explain_failure, raise_system_limit
 from slicemill.common.files import Location, relative_path, sha256_of_file
 from slicemill.common.progress import Advance
+from slicemill.ct.formats.dicom.discover import find_dicom
+from slicemill.ct.formats.dicom.stack import UNEVEN_NOTE
 from slicemill.ct.naming import find_files
 from slicemill.ct.placed_mask import PlacedMask
 from slicemill.ct.scan import ScanReader, slab_depth
@@ -25,6 +28,9 @@ from slicemill.store.layout import CHECKSUMS, DOCUMENT, GROUP, LABEL
 from slicemill.store.reader import Case, SliceArray, Store, open_case
 from slicemill.store.statistics import Counts
 from slicemill.store.tables import Checksums, hash_documents, list_tables
+
+if TYPE_CHECKING:
+    from slicemill.ct.geometry_option import Uneven
 
 
 def verify(
@@ -45,7 +51,7 @@ def verify(
     except InputError as error:
         checksums = Checksums(tables={}, group="", cases={})
         problems = [f"{CHECKSUMS}: cannot be read ({error}); `slicemill store reindex` rebuilds it and the tables."]
-    files = None if source is None else {relative_path(path, source): path for path in find_files(source)}
+    files = None if source is None else _list_sources(source)
 
     def check(case_id: str) -> list[str]:
         checksum = checksums.cases.get(case_id)
@@ -57,6 +63,15 @@ def verify(
             problems += case_problems
             advance(1, f"{len(problems)} problems" if problems else "")
     return problems
+
+
+def _list_sources(source: Location) -> dict[str, Location]:
+    """Return the scans and masks of a collection by the names that a store has for them."""
+    files = {relative_path(path, source): path for path in find_files(source)}
+    for one in find_dicom(source).series:
+        name = relative_path(one.location, source)
+        files[one.relative if name == "." else name] = one.location
+    return files
 
 
 def check_tables(store: Store, checksums: Checksums) -> Iterator[str]:
@@ -130,17 +145,18 @@ def check_statistics(case: Case) -> Iterator[str]:
 
 def check_sources(case: Case, files: dict[str, Location]) -> Iterator[str]:
     """Yield the differences between a case and its source files."""
+    uneven: Uneven = "longest" if any(UNEVEN_NOTE in warning for warning in case.info.warnings) else "refuse"
     image = yield from _find_source(case.info.image, files)
     if image is None:
         return
-    with ScanReader(image, "image") as reader:
+    with ScanReader(image, "image", uneven=uneven) as reader:
         yield from compare_voxels(case.image, reader, reader, case.info.image.sha256)
     if case.info.mask is not None and case.label is not None and not _is_folder(case.info.mask.name, files):
         mask = yield from _find_source(case.info.mask, files)
         if mask is not None:
             # ingest stores a resampled mask with the image's header; it trusted the image's if the two differ
             resampled = case.info.mask.header_b64 == case.info.image.header_b64
-            with ScanReader(mask, "mask") as reader:
+            with ScanReader(mask, "mask", uneven=uneven) as reader:
                 placed = PlacedMask(reader, read_grid(case), "resample" if resampled else "trust-image")
                 yield from compare_voxels(case.label, reader, placed, case.info.mask.sha256)
 

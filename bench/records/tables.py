@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from slicemill.bench.records.markdown import format_processor, format_ratio, table_lines, table_text
+from slicemill.bench.records.volumes import volumes_table
 from slicemill.bench.schema.base import BenchmarkRecord, ClockRatios, LimitsRecord
 from slicemill.bench.schema.data import (
     ComponentsRecord,
@@ -17,6 +18,7 @@ from slicemill.bench.schema.data import (
     ReadingRecord,
     ScaleRecord,
     StoreRecord,
+    VolumesRecord,
 )
 from slicemill.bench.schema.networks import (
     ExportRecord,
@@ -381,5 +383,6 @@ TABLES: dict[type[BenchmarkRecord], Callable[[Any], str]] = {
     ScaleRecord: scale_table,
     StoreRecord: store_table,
     TrainRecord: train_table,
+    VolumesRecord: volumes_table,
 }
 """The table of each kind of record."""

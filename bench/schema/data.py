@@ -267,6 +267,26 @@ class ComponentsRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="componen
     """By mask and number of neighbors."""
 
 
+class VolumeFormat(Struct, frozen=True, kw_only=True):
+    """Readers of one format."""
+
+    megabytes: float
+    """Size of the files, MB."""
+    cpu_milliseconds: Mapping[str, float]
+    """Median CPU time a slice by reader."""
+    ours_over: Mapping[str, ClockRatios] = field(name="ours over")
+    """How many times as fast as each peer ours is."""
+
+
+class VolumesRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="volumes"):
+    """Record of `bench volumes`."""
+
+    subject: str
+    slices: int
+    rounds: int
+    formats: Mapping[str, VolumeFormat]
+
+
 class DocumentsRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="documents"):
     """Record of `bench documents`."""
 

@@ -33,13 +33,13 @@ from slicemill.bench.studies.results import (
 from slicemill.bench.studies.runner import CommandRunner, lock_experiment
 from slicemill.bench.studies.summary import CONVENTION, cases_of, dice_gain, main_region, score_region
 from slicemill.common.documents import read_document, to_document
-from slicemill.common.errors import ConfigError, UsageError
+from slicemill.common.errors import ConfigError, StoreError, UsageError
 from slicemill.common.files import read_json, to_json, write_bytes, write_json
-from slicemill.common.progress import progress
 from slicemill.common.terminal import print_line
-from slicemill.store.layout import ArrayName
+from slicemill.store.dataset_plan import plan_dataset
 from slicemill.store.reader import Store
-from slicemill.store.to_nifti import export_case
+from slicemill.store.split import Split
+from slicemill.store.to_dataset import export_dataset
 from slicemill.train.run.device import choose_device
 from slicemill.train.run.setup import common_labels
 
@@ -171,39 +171,26 @@ def run_nnunet(run: FoldRun, inputs: RunInputs, tools: NnunetTools) -> NnunetRes
 
 
 def write_dataset(dataset: Path, store: Store, split: Mapping[str, Sequence[str]]) -> None:
-    """Write a fold's cases as nnU-Net's raw data: training and validation cases with masks, test cases without.
+    """Write a fold's cases as nnU-Net's raw data, unless an earlier call did.
 
     Raises
     ------
     ConfigError
         The label values are not 1, 2, 3 and so on, as nnU-Net requires.
+    StoreError
+        A case could not be written.
     """
-    values = common_labels(store).values
-    if sorted(values.values()) != list(range(1, len(values) + 1)):
+    parts = {name: tuple(split[name]) for name in ("train", "validation", "test")}
+    named = {case_id for part in parts.values() for case_id in part}
+    infos = [store[case_id].info for case_id in store.case_ids if case_id in named]
+    plan = plan_dataset(infos, "nnunet", ".nii.gz", {str(dataset): Split(**parts)})
+    if plan.changed:  # the masks that nnU-Net predicts are scored against the store
+        values = common_labels(store).values
         raise ConfigError(f"{store.root}: nnU-Net needs label values 1, 2, 3 and so on; these are {dict(values)}.")
-    known = [*split["train"], *split["validation"]]
-    with progress("export", len(known) + len(split["test"]), "cases") as advance:
-        for case_id in known:
-            _export(store, case_id, dataset / "imagesTr" / f"{case_id}_0000.nii.gz", "image")
-            _export(store, case_id, dataset / "labelsTr" / f"{case_id}.nii.gz", "label")
-            advance(1, case_id)
-        for case_id in split["test"]:
-            _export(store, case_id, dataset / "imagesTs" / f"{case_id}_0000.nii.gz", "image")
-            advance(1, case_id)
-    document = {
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0, **values},
-        "numTraining": len(known),
-        "file_ending": ".nii.gz",
-    }
-    write_json(dataset / "dataset.json", document)
-
-
-def _export(store: Store, case_id: str, out: Path, array: ArrayName) -> None:
-    """Write an array of a case as NIfTI, unless an earlier call did."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if not out.exists():
-        export_case(store[case_id], out, array=array)
+    report = export_dataset(store, dataset, plan)
+    failed = [outcome.reason for outcome in report.outcomes if outcome.status == "failed"]
+    if failed:
+        raise StoreError(f"{len(failed)} cases could not be exported. The first: {failed[0]}", where=store.root)
 
 
 def summarize_comparison(

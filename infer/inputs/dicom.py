@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from slicemill.common.errors import ConfigError, ScanError
 from slicemill.ct.formats.dicom_objects.options import DicomOptions
+from slicemill.ct.formats.dicom_objects.source_series import require_frame_of_reference
 from slicemill.ct.formats.open import is_dicom
 from slicemill.infer.inputs.jobs import Job, OpenScan
 
@@ -35,7 +36,10 @@ def require_series(scan: OpenScan, options: DicomOptions) -> None:
     Raises
     ------
     ScanError
-        It is not.
+        It is not, or its files have no frame of reference.
     """
-    if options.endings() and scan.series is None:
+    if not options.endings():
+        return
+    if scan.series is None:
         raise ScanError(f"{WHY}. Omit {options.flags()} for it.", where=scan.path)
+    require_frame_of_reference(scan.series)

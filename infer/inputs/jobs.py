@@ -142,17 +142,7 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
         The file cannot be read as a CT scan.
     """
     if job.case_id is not None:
-        case = open_store_once(job.path)[job.case_id]
-        grid = read_grid(case)
-        header = blank_text(read_header(case, case.info.image))
-        error = case.info.max_rounding_error_hu
-        yield OpenScan(
-            path=job.path,
-            grid=grid,
-            header=header,
-            warnings=stored_warnings(header),
-            read=lambda _: Voxels(volume=case.image[:], max_rounding_error_hu=error),
-        )
+        yield _open_case(job.path, job.case_id)
         return
     if not job.path.exists():
         raise ScanError("there is no such file.", where=job.path)
@@ -172,23 +162,40 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
             f"is not DICOM, and its name must end in {SHOWN_SUFFIXES}; convert other formats first.", where=job.path
         )
     with ScanReader(job.path, "image", hashed=False) as reader:
+        yield _describe(reader)
 
-        def read(allocate: Allocate) -> Voxels:
-            volume = reader.read(allocate)
-            reader.finish()
-            return Voxels(
-                volume=volume, read_seconds=reader.read_seconds, max_rounding_error_hu=reader.max_rounding_error
-            )
 
-        header = reader.stored_header(keep_text=False)
-        yield OpenScan(
-            path=job.path,
-            grid=reader.grid,
-            header=header,
-            warnings=reader.warnings,
-            read=read,
-            series=reader.series,
-        )
+def _describe(reader: ScanReader) -> OpenScan:
+    """Return the scan of an open file."""
+
+    def read(allocate: Allocate) -> Voxels:
+        volume = reader.read(allocate)
+        reader.finish()
+        return Voxels(volume=volume, read_seconds=reader.read_seconds, max_rounding_error_hu=reader.max_rounding_error)
+
+    return OpenScan(
+        path=reader.path,
+        grid=reader.grid,
+        header=reader.stored_header(keep_text=False),
+        warnings=reader.warnings,
+        read=read,
+        series=reader.series,
+    )
+
+
+def _open_case(store: Location, case_id: str) -> OpenScan:
+    """Open a case of a store."""
+    case = open_store_once(store)[case_id]
+    grid = read_grid(case)  # checks the stored header
+    header = blank_text(read_header(case, case.info.image))
+    error = case.info.max_rounding_error_hu
+    return OpenScan(
+        path=store,
+        grid=grid,
+        header=header,
+        warnings=stored_warnings(header),
+        read=lambda _: Voxels(volume=case.image[:], max_rounding_error_hu=error),
+    )
 
 
 def load_scan(job: Job, *, strict: bool = False) -> LoadedScan:

@@ -20,7 +20,7 @@ from slicemill.common.errors import InputError, ModelError, ProviderError
 from slicemill.infer.network.model import Model, NetworkOutput, make_output
 from slicemill.infer.runtime.capacity import HOSTS, Capacity
 from slicemill.infer.runtime.cuda_memory import CudaCallError, open_cuda_device
-from slicemill.infer.runtime.messages import find_cause
+from slicemill.infer.runtime.messages import explain_batch_failure, find_cause
 
 ON_DEVICE = ("cuda", "tensorrt")
 DEVICE_MEMORY = "cuda"
@@ -224,14 +224,18 @@ def make_lane(model: Model, capacity: Capacity, outputs: Sequence[str]) -> Lane:
 
 @contextmanager
 def report_device_errors(provider: str, what: str) -> Iterator[None]:
-    """Convert errors of a runtime, of many types, into a ProviderError that says what failed."""
+    """Convert errors of a runtime, of many types, into a ProviderError that says what failed, or a ModelError."""
     try:
         yield
     except Exception as error:
         if isinstance(error, InputError) and not isinstance(error, CudaCallError):
             raise
+        cause = find_cause(error)
+        explained = explain_batch_failure(provider, cause)
+        if isinstance(explained, ModelError):
+            raise explained from error
         raise ProviderError(
-            f"--provider {provider}: {what} ({find_cause(error)}). Run the same command again, or use --provider cpu."
+            f"--provider {provider}: {what} ({cause}). Run the same command again, or use --provider cpu."
         ) from error
 
 

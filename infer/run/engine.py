@@ -22,14 +22,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from slicemill.common.errors import ProviderError
+from slicemill.common.errors import ModelError, ProviderError
 from slicemill.common.failures import explain_failure
 from slicemill.infer.inputs.jobs import Job, LoadedScan
 from slicemill.infer.network.lanes import ComputeLimit, Lane, make_compute_limit, make_lane
 from slicemill.infer.network.model import Model
 from slicemill.infer.run.timing import Stopwatch
 from slicemill.infer.runtime.capacity import Capacity
-from slicemill.infer.runtime.messages import find_cause
+from slicemill.infer.runtime.messages import explain_batch_failure, find_cause
 from slicemill.infer.slices.batches import NetworkBatch, NetworkScan
 from slicemill.infer.slices.scan_queue import ScanQueue, Stopped
 
@@ -129,7 +129,7 @@ class Engine:
         Raises
         ------
         ModelError
-            The check ended the run.
+            The check ended the run, or the model's labels have another shape than it declares.
         ProviderError
             A device failed twice.
         """
@@ -257,13 +257,17 @@ class Engine:
 
         Raises
         ------
+        ModelError
+            The model's labels have another shape than it declares.
         ProviderError
             The session was rebuilt before, or cannot be rebuilt.
         """
-        reason = ProviderError(f"{thread.model.provider}: the device failed ({failure}).")
+        reason = explain_batch_failure(thread.model.provider, failure)
         for scan in dict.fromkeys(unit.scan for unit in batch.units):
             if current := self._scans.get(scan):
                 self._fail(current, reason)
+        if isinstance(reason, ModelError):  # every batch would fail so
+            raise reason
         with self._device_lock:
             if thread.model.rebuilt != thread.rebuilt:
                 return

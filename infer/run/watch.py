@@ -6,6 +6,7 @@
 3. Segmentations (by name), hidden files, other formats and names that are in use are left out; each is reported once.
 """
 
+import os
 import signal
 import threading
 import time
@@ -18,6 +19,8 @@ from slicemill.common.errors import ConfigError, ScanError
 from slicemill.common.left_out import LeftOut
 from slicemill.common.names import is_text
 from slicemill.common.terminal import print_line
+from slicemill.ct.formats.dicom.files import is_dicom_file
+from slicemill.ct.formats.dicom.index import may_be_dicom
 from slicemill.ct.naming import find_files, find_unread_scans, parse_name
 from slicemill.infer.inputs.gather import name_below
 from slicemill.infer.inputs.jobs import Job, Stamp
@@ -76,7 +79,17 @@ class WatchFolder:
                 ready.append(job)
         for path, reason in find_unread_scans(self.folder).items():
             self.leave_out(path, reason)
+        self._leave_out_dicom()
         return ready
+
+    def _leave_out_dicom(self) -> None:
+        """Record the folders that hold DICOM: nothing tells when all slices of a series have arrived."""
+        for directory, folders, names in os.walk(self.folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            folder = Path(directory)
+            new = next((name for name in names if may_be_dicom(name)), None)
+            if new is not None and folder not in self.left_out and is_dicom_file(folder / new):
+                self.leave_out(folder, "DICOM is not watched; run infer on the folder when the series is complete")
 
     def wait_for_jobs(self, ended: Callable[[], bool]) -> Iterator[Job]:
         """Yield scans as they become complete, until `ended` returns true."""

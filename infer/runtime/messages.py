@@ -2,6 +2,9 @@
 
 import re
 
+from slicemill.common.errors import InputError, ModelError, ProviderError
+from slicemill.common.failures import NO_MEMORY
+
 MAX_CHARACTERS = 2000
 """Of a longer cause, the middle is left out."""
 FAILURE = re.compile(r"(?:[A-Z_]+ failure -?\d+: |CUDA error \w+:)[^;]*[^;\s]")
@@ -11,6 +14,10 @@ SOURCE = re.compile(r"/\S+\.(?:cc|cu|h):\d+ .*?\) (?=[A-Z])|\b\w+\.(?:cc|cu|h):\
 """A place in onnxruntime's source, with the function there."""
 HEADINGS = re.compile(r"Exception from \S+:\d+:|Traceback .*:|File \S+, line .*")
 """Lines without a cause: places in source code, of OpenVINO and Python."""
+WRONG_SHAPE = re.compile(
+    r"output '(\w+)' .*?has shape \{([\d,]*)\} but the computed output shape for this run is \{([\d,]*)\}"
+)
+"""What onnxruntime reports when an output does not fit the buffer that its declared shape asks for."""
 NODE = re.compile(r"while running (\w+) node")
 
 
@@ -39,6 +46,25 @@ def find_cause(error: BaseException) -> str:
     cause = _clean(" ".join(kept[: end + 1]))
     half = MAX_CHARACTERS // 2
     return cause if len(cause) <= MAX_CHARACTERS else f"{cause[:half]} [...] {cause[-half:]}"
+
+
+def explain_batch_failure(provider: str, cause: str) -> InputError:
+    """Return the error of a batch that did not run, by its cause: the model's, the memory's or the device's.
+
+    >>> str(explain_batch_failure("cuda", "CUDA error 700"))
+    'cuda: the device failed (CUDA error 700).'
+    >>> str(explain_batch_failure("cpu", "std::bad_alloc"))
+    'cpu: not enough memory for a batch (std::bad_alloc). Use a smaller --batch.'
+    """
+    if match := WRONG_SHAPE.search(cause):
+        name, declared, returned = match[1], *(part.replace(",", " x ") for part in match.group(2, 3))
+        return ModelError(
+            f"the model's output {name} must have the shape that it declares, {declared} for this batch; it has "
+            f"{returned}. The model file is wrong: export it again."
+        )
+    if NO_MEMORY.search(cause):
+        return ProviderError(f"{provider}: not enough memory for a batch ({cause}). Use a smaller --batch.")
+    return ProviderError(f"{provider}: the device failed ({cause}).")
 
 
 def _clean(text: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slicemill.common.errors import PairingError, ScanError
+from slicemill.ct.formats.dicom_objects.codes import choose_codes
 from slicemill.ct.formats.dicom_objects.maker import UNKNOWN_MAKER, Maker
 from slicemill.ct.formats.dicom_objects.options import ENDINGS, DicomOptions
 from slicemill.ct.formats.dicom_objects.results import SegmentedScan, write_results
@@ -31,6 +32,14 @@ def require_dicom_scans(jobs: Sequence[MeasureJob], options: DicomOptions) -> No
             f"{options.flags()}.",
             where=f"{name}{more}",
         )
+
+
+def find_code_warnings(job: MeasureJob, case: LoadedCase) -> list[str]:
+    """Return a warning if labels are written without codes of their own."""
+    if not job.dicom.endings():
+        return []
+    warning = choose_codes(case.volume.labels, job.dicom.codes)[1]
+    return [f"DICOM results: labels {warning}"] if warning else []
 
 
 def write_dicom_results(out: Path, job: MeasureJob, case: LoadedCase) -> None:

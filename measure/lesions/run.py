@@ -20,7 +20,7 @@ from slicemill.ct.formats.dicom_objects.options import ENDINGS
 from slicemill.measure.lesions.case_page import write_case_page
 from slicemill.measure.lesions.cohort import write_cohort
 from slicemill.measure.lesions.cohort_page import FailedCase
-from slicemill.measure.lesions.dicom_results import write_dicom_results
+from slicemill.measure.lesions.dicom_results import find_code_warnings, write_dicom_results
 from slicemill.measure.lesions.flags import find_flags
 from slicemill.measure.lesions.jobs import MeasureJob
 from slicemill.measure.lesions.load import LoadedCase, load_case
@@ -109,7 +109,7 @@ def make_record(job: MeasureJob, case: LoadedCase, stamp: Stamp) -> CaseRecord:
         figures=figures,
         lesions=lesions,
         rim_mm=RIM_MM,
-        flags=(*no_scan, *find_flags(case, figures, lesions)),
+        flags=(*no_scan, *find_code_warnings(job, case), *find_flags(case, figures, lesions)),
         stamp=stamp,
     )
 

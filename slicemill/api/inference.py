@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from slicemill.common.extras import name_missing_extras
 from slicemill.common.files import Location
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from slicemill.ct.formats.dicom_objects.options import Holes, SegmentationType
     from slicemill.infer.run.summary import Summary
     from slicemill.infer.runtime.providers import Provider
+    from slicemill.infer.slices.assembly import RangeChoice
 
 
 @name_missing_extras()
@@ -32,7 +33,7 @@ def infer_scans(
     rtstruct_holes: "Holes" = "keyhole",
     codes: str | Path | None = None,
     provider: "Provider" = "auto",
-    z_range: Literal["auto", "organ", "all"] = "auto",
+    z_range: "RangeChoice" = "auto",
     mirror: bool = False,
     overlap: bool = False,
     batch: int = 0,
@@ -58,8 +59,12 @@ def infer_scans(
         A scan, a folder, a pattern like ``scans/*.nii.gz``, a slice store, a URL, or several of them.
     out
         Folder for masks, reports, pictures and the summary.
+    dicom_seg, dicom_sr, rtstruct
+        DICOM results of inputs in DICOM: SEG, a report of the lesions, RTSTRUCT. The options after them say how.
     provider
         Where the network runs: auto (CUDA if it starts, else CPU), cpu, cuda, tensorrt or openvino.
+    z_range
+        Slices to label: ``all``, or the ``organ``'s range; ``auto``: that if possible.
     devices
         Numbers of the GPUs to use.
     max_memory

@@ -119,9 +119,8 @@ def measure_masks(
     image
         Scan of the mask, or folder of scans; not needed for a store.
     dicom_seg, dicom_sr, rtstruct
-        For scans in DICOM, also write a SEG, a report (with a SEG of the lesions), an RTSTRUCT.
-    seg_type, seg_per_lesion, rtstruct_holes, codes
-        How they are written; see the command `slicemill measure`.
+        DICOM results of scans in DICOM: SEG, a report of the lesions, RTSTRUCT. The options after them say how; see
+        `slicemill.measure.requests.MeasureRequest`.
 
     Returns
     -------
@@ -136,14 +135,10 @@ def measure_masks(
     >>> report = slicemill.measure_masks("segmented", "lesions", image="lits")     # doctest: +SKIP
     >>> [lesion.volume_ml for record in report.records() for lesion in record.lesions]   # doctest: +SKIP
     """
-    from slicemill.ct.formats.dicom_objects.options import make_options
     from slicemill.measure.requests import MeasureRequest
 
-    dicom = make_options(
-        seg=dicom_seg, sr=dicom_sr, rtstruct=rtstruct, seg_type=seg_type, per_lesion=seg_per_lesion,
-        holes=rtstruct_holes, codes=None if codes is None else Path(codes),
-    )  # fmt: skip
     return MeasureRequest(
         masks=Path(masks), out=Path(out), image=None if image is None else Path(image), labels=labels, workers=workers,
-        overwrite=overwrite, dicom=dicom,
+        overwrite=overwrite, dicom_seg=dicom_seg, dicom_sr=dicom_sr, rtstruct=rtstruct, seg_type=seg_type,
+        seg_per_lesion=seg_per_lesion, rtstruct_holes=rtstruct_holes, codes=None if codes is None else Path(codes),
     ).run()  # fmt: skip

@@ -18,8 +18,7 @@ from slicemill.train.settings import TrainSettings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from slicemill.ct.formats.dicom.stack import Uneven
-    from slicemill.ct.geometry_option import Geometry
+    from slicemill.ct.geometry_option import Geometry, Uneven
     from slicemill.ingest.discover import Collection
     from slicemill.ingest.outcomes import IngestReport
     from slicemill.ingest.params import CaseIdKind, Overlap

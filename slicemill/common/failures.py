@@ -15,7 +15,6 @@ NO_MEMORY = re.compile(
     re.IGNORECASE,
 )
 """Messages of onnxruntime, torch, OpenVINO, numpy, the C++ library, the loader and threads without memory."""
-MAX_DETAIL = 160
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +77,7 @@ def find_memory_detail(error: BaseException) -> str | None:
         return None
     if not lacks:  # of a long message, the line that names the request
         text = next((line.strip() for line in str(error).splitlines() if NO_MEMORY.search(line)), text)
-    return f" ({text.rstrip('.')[:MAX_DETAIL]})" if text else ""
+    return f" ({text.rstrip('.')})" if text else ""
 
 
 def raise_system_limit(error: BaseException) -> None:

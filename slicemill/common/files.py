@@ -70,6 +70,17 @@ def relative_path(path: Location, root: Location) -> str:
 
 
 @contextlib.contextmanager
+def name_file(path: Path, *, aside: Path | None = None) -> Iterator[None]:
+    """Add the file to errors of the system that name none, such as a full disk; `aside` is its temporary name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, aside and str(aside)):
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def atomic_write(path: Location) -> Iterator[Path]:
     """Yield a temporary local path to write to. It is renamed or uploaded to `path` when the block succeeds.
 
@@ -85,8 +96,9 @@ def atomic_write(path: Location) -> Iterator[Path]:
     suffix = "".join(path.suffixes[-2:])
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part{suffix}")
     try:
-        yield aside
-        aside.replace(path)
+        with name_file(path, aside=aside):
+            yield aside
+            aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -286,12 +298,13 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
     line = to_json(record) + "\n"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            line = "\n" + line
-        data = line.encode()
-        if os.write(descriptor, data) < len(data):  # an incomplete line, which the next append terminates
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        with name_file(path):
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                line = "\n" + line
+            data = line.encode()
+            if os.write(descriptor, data) < len(data):  # an incomplete line, which the next append terminates
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(descriptor)
 
@@ -321,7 +334,16 @@ def folder_bytes(folder: Location) -> int:
     """Return the size of all files below a folder, bytes."""
     if isinstance(folder, RemotePath):
         return sum(status.st_size for _, status in folder.files())
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(_file_sizes(folder))
+
+
+def _file_sizes(folder: str | Path) -> Iterator[int]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _file_sizes(entry.path)
+            elif entry.is_file():
+                yield entry.stat().st_size
 
 
 def write_csv(path: Location, rows: Iterable[dict[str, Any]], columns: Sequence[str] = ()) -> None:

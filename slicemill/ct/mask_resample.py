@@ -92,7 +92,7 @@ class NearestMask:
         """Write the segmentation to the temporary file."""
         slice_bytes = self._shape[1] * self._shape[2]
         for slab in self._slabs(temp_folder=temp_folder):
-            write_all(descriptor, view_bytes(slab.voxels), slab.z * slice_bytes)
+            write_all(descriptor, view_bytes(slab.voxels), slab.z * slice_bytes, temp_folder)
 
     def _count(self, source: Uint8s, mapped: mmap.mmap) -> None:
         """Count the labeled voxels that change."""

@@ -16,8 +16,8 @@ def _listed(text: str) -> frozenset[str]:
 
 
 MASK_WORDS = _listed(
-    "mask masks msk msks seg segs dseg segmentation segmentations label labels gt truth truths groundtruth "
-    "annotation annotations contour contours delineation delineations roi rois gtv gtvs"
+    "mask masks msk msks seg segs dseg segmentation segmentations label labels labeled labelled gt truth truths "
+    "groundtruth annotation annotations contour contours delineation delineations roi rois gtv gtvs"
 )
 IMAGE_WORDS = _listed("image images imaging img imgs ct cts volume volumes vol vols scan scans")
 FILLER_WORDS = _listed("manual ground")

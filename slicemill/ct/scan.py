@@ -22,11 +22,11 @@ from slicemill.common.errors import LabelError, ScanError
 from slicemill.common.files import Location
 from slicemill.ct.formats.dicom.series import Series
 from slicemill.ct.formats.dicom.source import DicomSource
-from slicemill.ct.formats.dicom.stack import Uneven
 from slicemill.ct.formats.nifti.header import MAX_EXTENSION_BYTES
 from slicemill.ct.formats.open import open_source
 from slicemill.ct.formats.source import Scaling, ScanSource
 from slicemill.ct.geometry import Grid, make_contiguous
+from slicemill.ct.geometry_option import Uneven
 from slicemill.ct.hu_checks import rounding_warnings
 from slicemill.ct.transpose import AxisTranspose
 

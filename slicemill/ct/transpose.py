@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from slicemill.common.files import name_file
 from slicemill.ct.formats.nifti.stream import view_bytes
 
 
@@ -27,6 +28,7 @@ class AxisTranspose:
         """Create the file for an array of `shape` [k, j, i], whose `axis` (1 or 2) is the patient's z."""
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by close)
         self._axis = axis
         self._other = 3 - axis
@@ -45,7 +47,7 @@ class AxisTranspose:
         transposed = np.ascontiguousarray(planes.transpose(self._axis, 0, self._other))
         start = k * self._shape[self._other] * self._dtype.itemsize
         for z, part in enumerate(transposed):
-            write_all(self._file.fileno(), view_bytes(part), z * self.slice_bytes + start)
+            write_all(self._file.fileno(), view_bytes(part), z * self.slice_bytes + start, self._folder)
 
     def slabs(self, depth: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Yield z and any[z, k, other] in steps of `depth` along the file's axis of z."""
@@ -57,11 +59,12 @@ class AxisTranspose:
             yield z, slab
 
 
-def write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write every byte of `data` at `offset`."""
-    while data:
-        count = os.pwrite(descriptor, data, offset)
-        data, offset = data[count:], offset + count
+def write_all(descriptor: int, data: memoryview, offset: int, folder: Path | None) -> None:
+    """Write every byte of `data` at `offset` of a temporary file in `folder`, which errors name."""
+    with name_file(folder or Path(tempfile.gettempdir())):
+        while data:
+            count = os.pwrite(descriptor, data, offset)
+            data, offset = data[count:], offset + count
 
 
 def _read_all(descriptor: int, out: memoryview, offset: int) -> None:

@@ -64,7 +64,7 @@ class VoxelFile:
             The disk is full.
         """
         data = np.ascontiguousarray(voxels, dtype=self.dtype)
-        write_all(self._descriptor, view_bytes(data), z * self._slice_bytes)
+        write_all(self._descriptor, view_bytes(data), z * self._slice_bytes, None)
         self._is_written[z : z + len(data)] = True
 
     def has(self, plane: Plane, index: int) -> bool:

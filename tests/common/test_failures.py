@@ -53,6 +53,7 @@ def numpy_error():
             "8 b",
         ),
         (RuntimeError("std::bad_alloc"), "bad_alloc"),
+        (RuntimeError("out of memory: " + "a long story " * 40 + "2.00 GiB"), "2.00 GiB"),
         (RuntimeError("can't start new thread"), "can't start new thread"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
         (ImportError("libarrow.so: failed to map segment from shared object"), "libarrow.so"),

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import math
+import os
 import struct
 
 import nibabel as nib
@@ -101,6 +102,14 @@ def test_bytes_after_the_end_of_a_gzip_are_named_as_such(tail, members, tmp_path
         ScanError, match=rf"b\.nii\.gz: {size:,} bytes after the end of the gzip data are not gzip\. Copy"
     ):
         read(tmp_path / "b.nii.gz")
+
+
+def test_a_plain_file_that_is_cut_while_it_is_read_is_an_early_end(tmp_path):
+    path = save(tmp_path / "a.nii", np.zeros((64, 64, 300), np.int16))
+    with ScanReader(path, "image") as reader:
+        os.truncate(path, 5000)
+        with pytest.raises(ScanError, match=r"a\.nii: ends early"):
+            reader.read()
 
 
 def test_zeros_after_the_end_of_a_gzip_are_padding(tmp_path):
@@ -362,3 +371,11 @@ def test_any_bytes_in_a_header_end_in_a_scan_or_in_one_input_error(tmp_path, pat
     (tmp_path / "b.nii").write_bytes(content)
     with contextlib.suppress(InputError):
         assert read(tmp_path / "b.nii").dtype == np.int16
+
+
+def test_a_plain_file_that_ends_early_is_not_told_to_be_gzip(tmp_path):
+    path = save(tmp_path / "a.nii", RAMP.transpose(2, 1, 0))
+    with ScanReader(path, "image") as reader:
+        path.write_bytes(path.read_bytes()[:-10])
+        with pytest.raises(ScanError, match=r"ends early or is damaged \(10 bytes of voxels are missing\)"):
+            reader.read()

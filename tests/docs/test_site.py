@@ -17,7 +17,7 @@ from tests.docs.pages import HERE
 
 QUESTIONS = {
     "my own labels": "guides/own-labels.html",
-    "DICOM": "guides/not-there-yet.html",
+    "DICOM": "guides/dicom.html",
     "more GPUs": "guides/many-gpus.html",
     "S3 bucket": "guides/buckets.html",
     "resume a run": "guides/resume.html",
@@ -33,13 +33,13 @@ QUESTIONS = {
 """What a new user types, and the page with the answer."""
 SENTENCES = {
     "How do I train on my own labels?": "guides/own-labels.html",
-    "My DICOM?": "guides/not-there-yet.html",
+    "My DICOM?": "guides/dicom.html",
     "More GPUs?": "guides/many-gpus.html",
     "S3?": "guides/buckets.html",
     "Resume?": "guides/resume.html",
     "What is in the store and in each column?": "reference/tables.html",
     "How do I read it in MONAI?": "guides/read-store.html",
-    "How do I get nnU-Net's format?": "guides/not-there-yet.html",
+    "How do I get nnU-Net's format?": "guides/export-datasets.html",
     "SLURM for training?": "guides/slurm.html",
     "What does tumor_confidence mean?": "reference/json.html",
     "How do I read failures.jsonl?": "guides/resume.html",

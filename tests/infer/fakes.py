@@ -15,6 +15,7 @@ from slicemill.infer.slices.batches import NetworkScan
 from slicemill.infer.slices.tiles import PLAIN, make_tiles
 
 SIDE = 4
+FAILED = "CUDA error 700\nand a long story"
 
 
 def planned(volume, size=(SIDE, SIDE), context=1, step=1.0, range_rule=None):
@@ -42,9 +43,10 @@ class FakeModel:
     `on_open` before a lane is made.
     """
 
-    def __init__(self, provider="cpu", fails_at=(), on_batch=lambda _: None, on_open=lambda: None):
+    def __init__(self, provider="cpu", fails_at=(), on_batch=lambda _: None, on_open=lambda: None, message=FAILED):
         self.provider = provider
         self.fails_at = set(fails_at)
+        self.message = message
         self.on_batch = on_batch
         self.on_open = on_open
         self.session = object()
@@ -75,7 +77,7 @@ class FakeLane:
             number = len(self.model.batches)
         self.model.on_batch(number)
         if number in self.model.fails_at:
-            raise RuntimeError("CUDA error 700\nand a long story")
+            raise RuntimeError(self.model.message)
         middle = neighbors[:, neighbors.shape[1] // 2]
         return NetworkOutput((image[middle] % 251).astype(np.uint8))
 

@@ -1,7 +1,10 @@
 """`infer --dicom-seg`, `--dicom-sr` and `--rtstruct`: DICOM results beside the masks of DICOM series."""
 
+import random
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -144,3 +147,32 @@ def test_points_are_compared_in_mm() -> None:
     label = np.zeros((2, 2, 2), dtype=np.uint8)
     label[1, 0, 1] = 1
     assert points_of(label, np.diag([2.0, 3.0, 4.0, 1.0]), 1) == {(2.0, 0.0, 4.0)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_that_is_killed_anywhere_leaves_whole_files_and_the_next_one_does_the_rest(
+    scans: Path, tmp_path: Path
+) -> None:
+    model, out = write_threshold(tmp_path / "net.onnx"), tmp_path / "out"
+    command = [sys.executable, "-m", "slicemill", "infer", str(model), str(scans), "--out", str(out), *ALL]
+    moment = random.Random(5)  # noqa: S311 (a choice of moments, no secret)
+    for _ in range(12):
+        process = subprocess.Popen(command, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = len(read_lines(out / "ledger.jsonl"))
+        while process.poll() is None and len(read_lines(out / "ledger.jsonl")) == before:
+            time.sleep(0.002)
+        time.sleep(moment.random() * 0.6)
+        process.kill()
+        process.wait()
+        for path in out.rglob("*.dcm"):
+            if not path.name.startswith("."):
+                pydicom.dcmread(path).SOPInstanceUID  # noqa: B018 (a half file raises)
+        for line in read_lines(out / "ledger.jsonl"):
+            if line["status"] == "done":
+                assert all((out / line["name"].replace(".nii.gz", ending)).exists() for ending in ENDINGS)
+        if moment.random() < 0.5:  # begin again
+            shutil.rmtree(out)
+    assert subprocess.run(command, cwd=HERE, capture_output=True, check=False).returncode == 0
+    assert names(out) == {f"{name}{ending}" for name in ("p1", "p2") for ending in ENDINGS}
+    assert not list(out.rglob(".*.part*"))

@@ -51,6 +51,29 @@ def test_a_device_that_fails_once_fails_the_scans_of_that_batch_only():
         assert str(error) == "cpu: the device failed (CUDA error 700)."
 
 
+WRONG_SHAPE = (
+    "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : The output OrtValue provided for output 'label' of node '' (Cast) has "
+    "shape {4,16,16} but the computed output shape for this run is {4,16,8}. When calling Run() with"
+)
+
+
+def test_labels_of_another_shape_than_declared_end_the_run_and_the_model_is_named_as_the_cause():
+    model = FakeModel(fails_at=[2], message=WRONG_SHAPE)
+    run = FakeRun(volumes(*TEN), [model], readers=1)
+    with pytest.raises(ModelError, match="output label must have .* declares, 4 x 16 x 16 .* 4 x 16 x 8"):
+        run.run()
+    assert model.rebuilt == 0
+    assert all(isinstance(error, ModelError) for error in run.errors.values())
+    assert run.correct
+
+
+def test_a_batch_without_memory_says_memory():
+    message = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 4096"
+    run = FakeRun(volumes(*TEN), [FakeModel(fails_at=[2], message=message)], readers=1).run()
+    assert run.errors
+    assert all("cpu: not enough memory for a batch (Failed to alloc" in str(error) for error in run.errors.values())
+
+
 def test_a_device_that_fails_again_ends_the_run():
     run = FakeRun(volumes(*TEN), [FakeModel(fails_at=range(3, 99))], capacity=Capacity(2, 2), readers=1)
     with pytest.raises(ProviderError, match=r"--provider cpu: the device failed again after its session was rebuilt"):

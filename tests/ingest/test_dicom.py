@@ -247,3 +247,21 @@ def test_no_text_of_a_header_enters_a_store_or_a_message(damage, tmp_path):
         assert text not in out + err
         assert text.encode() not in written
         assert text.encode("utf-16-le") not in written
+
+
+def test_verify_compares_series_with_the_store(tmp_path):
+    from slicemill.store.verify import verify
+
+    write_series(tmp_path / "in" / "p1", make_volume((5, 20, 24)))
+    gap = make_series(make_volume((6, 20, 24)))
+    save_series(tmp_path / "in" / "p2", [one for k, one in enumerate(gap) if k != 3])
+    ingest(tmp_path / "in", tmp_path / "store", uneven="longest")
+
+    def problems():
+        return verify(open_store(tmp_path / "store"), tmp_path / "in", workers=1, advance=lambda *_: None)
+
+    assert problems() == []
+    dataset = pydicom.dcmread(tmp_path / "in" / "p1" / "IM002")
+    dataset.PixelData = make_volume((1, 20, 24), seed=3)[0].tobytes()
+    pydicom.dcmwrite(tmp_path / "in" / "p1" / "IM002", dataset)
+    assert any("p1" in problem and "differ" in problem for problem in problems())

@@ -164,6 +164,10 @@ def test_several_splits_are_folds(stored, tmp_path):
 
 def test_lits_keeps_the_numbers_of_its_cases_and_numbers_others(stored, tmp_path):
     exported(stored, tmp_path / "out", "--format", "lits")
+    (tmp_path / "out/dataset.json").write_text("of the user")
+    exported(stored, tmp_path / "out", "--format", "lits")
+    assert (tmp_path / "out/dataset.json").read_text() == "of the user"
+    (tmp_path / "out/dataset.json").unlink()
     expected = {f"{word}-{number}.nii" for word in ("volume", "segmentation") for number in range(6)}
     assert files(tmp_path / "out") == {*expected, "cases.csv", "export.jsonl"}
     store = stored_cases(
@@ -215,6 +219,22 @@ def test_a_mask_in_another_axis_order_is_written_in_that_of_its_image(tmp_path):
     same = picture(2, [1, 2])
     assert np.array_equal(np.asarray(label.dataobj), np.asarray(same.dataobj))
     assert label.get_data_dtype() == np.uint8
+
+
+def test_nnunet_reads_a_collection_with_a_sheared_scan_by_nibabel(tmp_path):
+    """SimpleITK, which nnU-Net uses by default, refuses such a file (the sform alone), and nibabel reads it."""
+    shear = np.eye(4)
+    shear[1, 2] = 0.2
+    tilted = nib.Nifti1Image(np.asarray(picture(1).dataobj), None)
+    tilted.set_sform(shear @ AFFINE, 1)
+    mask = nib.Nifti1Image(np.asarray(picture(2, [1, 2]).dataobj), None)
+    mask.set_sform(shear @ AFFINE, 1)
+    store = stored_cases(tmp_path / "files", {"a": (tilted, mask), "b": (picture(3), picture(4, [1, 2]))})
+    exported(store, tmp_path / "out", "--format", "nnunet")
+    with pytest.raises(RuntimeError, match="orthonormal"):
+        SimpleITK.ReadImage(tmp_path / "out/imagesTr/a_0000.nii.gz")
+    assert np.allclose(nib.load(tmp_path / "out/imagesTr/a_0000.nii.gz").affine, shear @ AFFINE)
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["overwrite_image_reader_writer"] == "NibabelIO"
 
 
 def test_cases_without_a_mask_are_test_cases_and_no_training_cases(tmp_path):
@@ -396,3 +416,13 @@ def test_the_json_output_lists_every_case(stored, tmp_path):
     assert (document["format"], document["linked"]) == ("monai", 0)
     assert {case["case_id"]: case["status"] for case in document["cases"]} == dict.fromkeys(IDS, "done")
     assert Path(document["out"]) == tmp_path / "out"
+
+
+def test_a_store_in_a_bucket_is_exported_as_one_on_a_disk(stored, bucket, tmp_path):
+    root = bucket[0] / "store"
+    for path in stored.rglob("*"):
+        if path.is_file() and ".claims" not in path.parts:
+            (root / path.relative_to(stored).as_posix()).write_bytes(path.read_bytes())
+    exported(stored, tmp_path / "local", "--format", "nnunet", "--suffix", ".nii")
+    exported(root, tmp_path / "remote", "--format", "nnunet", "--suffix", ".nii")
+    assert content(tmp_path / "remote") == content(tmp_path / "local")

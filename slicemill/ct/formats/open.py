@@ -9,7 +9,7 @@ from slicemill.ct.formats.dicom.archive import is_archive_name
 from slicemill.ct.formats.dicom.files import is_dicom_file, mark_folder
 from slicemill.ct.formats.dicom.lookup import open_series
 from slicemill.ct.formats.dicom.source import DicomSource, hash_series
-from slicemill.ct.formats.dicom.stack import Uneven
+from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object
 from slicemill.ct.formats.metaimage.header import list_data_files as list_metaimage_files
 from slicemill.ct.formats.metaimage.header import read_metaimage
 from slicemill.ct.formats.names import is_metaimage_name, is_nrrd_name, is_scan_name
@@ -19,6 +19,7 @@ from slicemill.ct.formats.nrrd.header import list_data_files as list_nrrd_files
 from slicemill.ct.formats.nrrd.header import read_nrrd
 from slicemill.ct.formats.source import ScanSource
 from slicemill.ct.formats.volume import VolumeSource
+from slicemill.ct.geometry_option import Uneven
 
 
 def open_source(path: Location, *, hashed: bool = True, uneven: Uneven = "refuse") -> ScanSource:
@@ -74,7 +75,9 @@ def hash_scan(path: Location, uneven: Uneven = "refuse") -> str:
     OSError
         A file cannot be read.
     """
-    return hash_series(open_series(path, uneven=uneven)) if is_dicom(path) else sha256_of_file(*scan_files(path))
+    if is_dicom(path) and not is_mask_object(path):
+        return hash_series(open_series(path, uneven=uneven))
+    return sha256_of_file(*scan_files(path))
 
 
 def list_data_files(path: Location) -> tuple[Location, ...]:

@@ -4,7 +4,7 @@ To add a format:
 
 1. Write a package next to ``nifti/`` with a class that implements `ScanSource`.
 2. Let `slicemill.ct.formats.open.open_source` choose it.
-3. Add its file names to `slicemill.ct.naming`, which finds scans by their suffixes.
+3. Add its suffixes to `slicemill.ct.formats.names`, by which scans are found.
 
 `ScanReader` handles axis order, HU or label values, and slabs for all formats.
 """

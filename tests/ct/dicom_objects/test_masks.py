@@ -11,7 +11,7 @@ import pydicom
 import pytest
 
 from slicemill.common.errors import GeometryError, InputError, LabelError, ScanError
-from slicemill.ct.formats.dicom.series import open_series
+from slicemill.ct.formats.dicom.lookup import open_series
 from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object, open_mask, read_references
 from slicemill.ct.formats.dicom_objects.options import DicomOptions
 from slicemill.ct.formats.dicom_objects.results import SegmentedScan, write_results

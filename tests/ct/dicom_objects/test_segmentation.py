@@ -251,7 +251,7 @@ def test_dciodvfy_finds_no_error(directions: tuple, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("directions", [*IN_PLANE, SAGITTAL])
 def test_files_that_were_written_give_the_same_series(directions: tuple, tmp_path: Path) -> None:
-    from slicemill.ct.formats.dicom.series import open_series
+    from slicemill.ct.formats.dicom.lookup import open_series
 
     series = make_series(directions)
     label = make_label(series.grid.stored_shape)
@@ -261,3 +261,15 @@ def test_files_that_were_written_give_the_same_series(directions: tuple, tmp_pat
     assert np.allclose(again.planes, series.planes)
     seg = pydicom.dcmread(write(tmp_path, again, label))
     assert points_of_segment(seg, 2) == points_of(label, series.grid.affine_lps, 2)
+
+
+STANDARD = Path.home() / "dicom-validator"
+
+
+@pytest.mark.skipif(not STANDARD.exists(), reason="dicom-validator has no copy of the standard, which it downloads")
+def test_dicom_validator_finds_no_error(tmp_path: Path) -> None:
+    series = make_series()
+    write(tmp_path, series, make_label(series.grid.stored_shape), sr=True, rtstruct=True)
+    command = [str(Path(sys.executable).parent / "validate_iods"), "--standard-path", str(STANDARD), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout

@@ -157,9 +157,20 @@ class _Walker:
             )
         return TooShortError(needed)
 
-    def read(self, elements: Elements, at: int, wanted: Collection[int], *, explicit: bool) -> None:
+    def read(  # noqa: C901 (one loop: a call for each element costs more than its work)
+        self, elements: Elements, at: int, wanted: Collection[int], *, explicit: bool
+    ) -> None:
         """Add the wanted values and the place of the pixels to `elements`."""
+        last = self._end - 8
         while at < self._size:
+            if explicit and at <= last:  # most elements; `head` would do the same in twice the time
+                group, element, vr, length = _EXPLICIT(self._data, at)
+                if vr in SHORT_VRS:
+                    at += 8 + length
+                    tag = group << 16 | element
+                    if tag in wanted:
+                        elements.values[tag] = self.value(at - length, length)
+                    continue
             tag, vr, start, length = self.head(at, explicit=explicit)
             if tag in PIXELS:
                 elements.pixel_tag, elements.pixel_offset, elements.pixel_length = tag, start, length
@@ -176,6 +187,8 @@ class _Walker:
             if tag in wanted:
                 elements.values[tag] = b"" if vr == b"SQ" else self.value(start, length)
             at = start + length
+        if at > self._size:
+            raise self._short(at)
 
     def _skip_sequence(self, at: int, *, explicit: bool) -> int:
         """Return the end of a sequence of undefined length whose first item is at `at`."""

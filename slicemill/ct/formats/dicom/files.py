@@ -79,6 +79,21 @@ class OpenFile:
                 done += count
         return done
 
+    def read_vector(self, buffers: list[memoryview]) -> int:
+        """Read the file from its start into buffers, one after the other, and return the number of bytes."""
+        if self._descriptor >= 0:
+            with _named(self._file):
+                count = os.preadv(self._descriptor, buffers, 0)
+            if count == sum(map(len, buffers)):
+                return count
+        done = 0
+        for buffer in buffers:
+            count = self.read_into(buffer, done)
+            done += count
+            if count < len(buffer):
+                break
+        return done
+
     def _read_some(self, buffer: memoryview, offset: int) -> int:
         if self._descriptor >= 0:
             return os.preadv(self._descriptor, [buffer], offset)

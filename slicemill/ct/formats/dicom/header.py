@@ -5,11 +5,11 @@ elements are not encoded as their transfer syntax says.
 """
 
 import math
-import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from slicemill.common.errors import ScanError
 from slicemill.ct.formats.dicom.elements import (
@@ -22,7 +22,7 @@ from slicemill.ct.formats.dicom.elements import (
 from slicemill.ct.formats.dicom.files import DicomFile, OpenFile
 from slicemill.ct.formats.dicom.uids import DEFLATED, EXPLICIT
 
-FIRST_BYTES = 32 << 10
+FIRST_BYTES = 16 << 10
 """Bytes of a file that are read first: the headers of CT scanners have 2 to 16 KiB."""
 MAX_HEADER_BYTES = 64 << 20
 """Longest header before the pixels; that of an enhanced CT with 10,000 frames has 15 MB."""
@@ -259,39 +259,22 @@ def _read_by_pydicom(opened: OpenFile, file: DicomFile) -> Elements:
     )
 
 
+_OWN = (
+    "SOPInstanceUID", "ImagePositionPatient", "AcquisitionNumber", "TemporalPositionIdentifier", "TriggerTime",
+    "ContentTime",
+)  # fmt: skip
+"""Elements that differ from slice to slice. All others are decoded once for all files with the same bytes."""
+_SHARED = tuple(tag for tag, name in TAGS.items() if name not in _OWN)
+
+
 def decode_header(file: DicomFile, elements: Elements) -> FileHeader:
     """Return the decoded fields of a file's elements."""
     values = elements.values
-    signed = _integer(values, "PixelRepresentation") == 1
-    rescale = (_number(values, "RescaleSlope"), _number(values, "RescaleIntercept"))
-    bits = _integer(values, "BitsAllocated") or 0
+    shared = _decode_shared(elements.syntax, tuple([values.get(tag) for tag in _SHARED]))
     return FileHeader(
         file=file,
-        identity=_identity(tuple(_text(values, name) for name in _IDENTITY)),
-        format=Format(
-            syntax=sys.intern(elements.syntax),
-            rows=_integer(values, "Rows") or 0,
-            columns=_integer(values, "Columns") or 0,
-            bits_allocated=bits,
-            bits_stored=_integer(values, "BitsStored") or bits,
-            high_bit=_high_bit(values, bits),
-            is_signed=signed,
-            samples=_integer(values, "SamplesPerPixel") or 1,
-            photometric=sys.intern(_text(values, "PhotometricInterpretation")),
-            padding=_integer(values, "PixelPaddingValue", signed=signed),
-            padding_limit=_integer(values, "PixelPaddingRangeLimit", signed=signed),
-        ),
-        kept=_kept(elements.syntax, tuple(_text(values, name) for name in _KEPT)),
         sop_instance_uid=_text(values, "SOPInstanceUID"),
-        frames=int(frames) if (frames := _number(values, "NumberOfFrames")) and math.isfinite(frames) else 1,
-        spacing=_numbers(values, "PixelSpacing"),
-        orientation=_numbers(values, "ImageOrientationPatient"),
         position=_numbers(values, "ImagePositionPatient"),
-        rescale=rescale,
-        rescale_type=sys.intern(_text(values, "RescaleType")),
-        has_lut=TAG_OF["ModalityLUTSequence"] in values,
-        is_lossy=_text(values, "LossyImageCompression") == "01",
-        has_burned_in_text=_text(values, "BurnedInAnnotation") == "YES",
         phase=(
             _text(values, "AcquisitionNumber"),
             _text(values, "TemporalPositionIdentifier"),
@@ -301,6 +284,45 @@ def decode_header(file: DicomFile, elements: Elements) -> FileHeader:
         pixel_tag=elements.pixel_tag,
         pixel_offset=elements.pixel_offset,
         pixel_length=elements.pixel_length,
+        **shared,
+    )
+
+
+@lru_cache(maxsize=1024)
+def _decode_shared(syntax: str, raws: tuple[bytes | None, ...]) -> dict[str, Any]:
+    """Return the fields of a header that the files of a series have in common."""
+    values = {tag: raw for tag, raw in zip(_SHARED, raws, strict=True) if raw is not None}
+    frames = _number(values, "NumberOfFrames")
+    return {
+        "identity": _identity(tuple(_text(values, name) for name in _IDENTITY)),
+        "format": _format(syntax, values),
+        "kept": _kept(syntax, tuple(_text(values, name) for name in _KEPT)),
+        "frames": int(frames) if frames and math.isfinite(frames) else 1,
+        "spacing": _numbers(values, "PixelSpacing"),
+        "orientation": _numbers(values, "ImageOrientationPatient"),
+        "rescale": (_number(values, "RescaleSlope"), _number(values, "RescaleIntercept")),
+        "rescale_type": _text(values, "RescaleType"),
+        "has_lut": TAG_OF["ModalityLUTSequence"] in values,
+        "is_lossy": _text(values, "LossyImageCompression") == "01",
+        "has_burned_in_text": _text(values, "BurnedInAnnotation") == "YES",
+    }
+
+
+def _format(syntax: str, values: Mapping[int, bytes]) -> Format:
+    signed = _integer(values, "PixelRepresentation") == 1
+    bits = _integer(values, "BitsAllocated") or 0
+    return Format(
+        syntax=syntax,
+        rows=_integer(values, "Rows") or 0,
+        columns=_integer(values, "Columns") or 0,
+        bits_allocated=bits,
+        bits_stored=_integer(values, "BitsStored") or bits,
+        high_bit=_high_bit(values, bits),
+        is_signed=signed,
+        samples=_integer(values, "SamplesPerPixel") or 1,
+        photometric=_text(values, "PhotometricInterpretation"),
+        padding=_integer(values, "PixelPaddingValue", signed=signed),
+        padding_limit=_integer(values, "PixelPaddingRangeLimit", signed=signed),
     )
 
 

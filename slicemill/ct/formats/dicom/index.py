@@ -22,7 +22,7 @@ from slicemill.ct.formats.dicom.grouping import (
 from slicemill.ct.formats.dicom.header import FileHeader, read_file_header
 from slicemill.ct.formats.dicom.planes import Plane
 from slicemill.ct.formats.dicom.series import FolderSeries, Refused, Series
-from slicemill.ct.formats.dicom.stack import UnevenError, make_grid, order_planes
+from slicemill.ct.formats.dicom.stack import UNEVEN_NOTE, UnevenError, make_grid, order_planes
 from slicemill.ct.formats.dicom.uids import ALWAYS_LOSSY
 from slicemill.ct.grid_checks import grid_warnings
 
@@ -183,7 +183,7 @@ def _make_stack(stack: Group) -> Series | Refused:
         return describe_series(planes, stack.notes)
     except UnevenError as error:
         run = error.run
-        note = f"only {len(run)} of {len(planes)} slices, those with equal steps (--uneven longest)"
+        note = f"only {len(run)} of {len(planes)} slices, {UNEVEN_NOTE}"
         try:
             longest = describe_series(run, (*stack.notes, note)) if len(run) > 1 else None
         except GeometryError:

@@ -6,7 +6,7 @@ from slicemill.ct.formats.dicom.archive import is_archive_name, read_archive
 from slicemill.ct.formats.dicom.files import stat_file
 from slicemill.ct.formats.dicom.index import read_folder
 from slicemill.ct.formats.dicom.series import FolderSeries, Refused, Series
-from slicemill.ct.formats.dicom.stack import Uneven
+from slicemill.ct.geometry_option import Uneven
 
 SHOWN = 3
 

@@ -104,11 +104,13 @@ class DicomSource:
         if not self._hashed or header.frames > 1:
             read_fully(opened, view, at, header.file)
             return
-        before = opened.read(0, at)
-        read_fully(opened, view, at, header.file)
+        before = bytearray(at)
+        count = opened.read_vector([memoryview(before), view])
+        if count < at + len(view):
+            raise _ends_early(at + len(view) - count, header.file)
         digest = sha256(before)
         digest.update(view)
-        _hash_rest(opened, header.file, at + out.nbytes, digest)
+        _hash_rest(opened, header.file, count, digest)
         self._hashes[header.file] = digest.hexdigest()
 
     def _decode(self, opened: OpenFile, plane: Plane) -> npt.NDArray[Any]:
@@ -200,6 +202,8 @@ def read_fully(opened: OpenFile, view: memoryview, at: int, file: DicomFile) -> 
     """
     count = opened.read_into(view, at)
     if count < len(view):
-        raise ScanError(
-            f"ends early: {len(view) - count:,} bytes of pixels are missing. Copy the file again.", where=file
-        )
+        raise _ends_early(len(view) - count, file)
+
+
+def _ends_early(missing: int, file: DicomFile) -> ScanError:
+    return ScanError(f"ends early: {missing:,} bytes of pixels are missing. Copy the file again.", where=file)

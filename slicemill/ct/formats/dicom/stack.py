@@ -8,7 +8,6 @@
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +16,14 @@ from slicemill.common.errors import GeometryError, ScanError
 from slicemill.ct.formats.dicom.planes import Plane
 from slicemill.ct.geometry import Grid
 
-Uneven = Literal["refuse", "longest"]
 EVEN_MM, EVEN_PART = 0.05, 0.01
 """How far a slice may be from its place: mm, and part of the step (dcm2niix and ITK issues in docs: rounding of exports
 stays far below, a missing slice far above)."""
 SAME_MM = 0.01
 """Positions closer than this are the same position."""
 SHOWN_GAPS = 3
+UNEVEN_NOTE = "those with equal steps (--uneven longest)"
+"""End of the warning about a series of which only a part is used."""
 Floats = npt.NDArray[np.float64]
 
 

@@ -55,6 +55,10 @@ class SourceSeries:
         """
         ni, nj, nk = self.grid.shape
         for header in self.headers:
+            if not header.get("SpecificCharacterSet", "ISO_IR 6"):
+                del header.SpecificCharacterSet  # an empty one means the default, which highdicom does not know
+            if not self.frames and not header.get("SliceThickness"):
+                header.SliceThickness = round(self.step_mm, 6)  # that of the frames of a result
             for keyword in MAY_BE_EMPTY:
                 if keyword not in header:
                     setattr(header, keyword, "")
@@ -77,6 +81,14 @@ class SourceSeries:
     def first(self) -> "Dataset":
         """Return the header of the first file, which has the patient and study of all."""
         return self.headers[0]
+
+    @property
+    def step_mm(self) -> float:
+        """Return the distance of neighboring planes along their normal, mm; 1 for a single plane."""
+        normal = np.cross(self.planes[0, 0], self.planes[0, 1])
+        ends = self.planes[-1, 2] - self.planes[0, 2]
+        count = len(self.planes) - 1
+        return float(abs(ends @ normal) / np.linalg.norm(normal) / count) if count else 1.0
 
     def header_of(self, k: int) -> "Dataset":
         """Return the header of the file of a plane."""
@@ -107,14 +119,31 @@ class SourceSeries:
         return np.asarray((homogeneous @ to_file.T)[:, :3])
 
 
+def require_frame_of_reference(series: Series) -> None:
+    """Check that positions of a series can be referred to.
+
+    Raises
+    ------
+    ScanError
+        Its files have no frame of reference.
+    """
+    if not series.frame_of_reference_uid:
+        raise ScanError(
+            "has no FrameOfReferenceUID (0020,0052), which every DICOM result must have. Add it to the files, or "
+            "omit the DICOM results.",
+            where=series.location,
+        )
+
+
 def describe_source(series: Series) -> SourceSeries:
     """Read the headers of a series.
 
     Raises
     ------
     ScanError
-        A file is damaged, or slices are in several multi-frame files.
+        A file is damaged, there is no frame of reference, or slices are in several multi-frame files.
     """
+    require_frame_of_reference(series)
     files = list(dict.fromkeys(plane.header.file for plane in series.planes))
     headers = []
     for file in files:

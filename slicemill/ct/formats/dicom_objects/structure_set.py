@@ -158,7 +158,7 @@ def _trace(mask: npt.NDArray[np.bool_], series: SourceSeries, holes: Holes) -> "
 
 
 def format_points(polygon: Polygon, plane: npt.NDArray[np.float64]) -> str:
-    """Return x, y, z in LPS mm of the corners i, j of a polygon, as ContourData has them.
+    r"""Return x, y, z in LPS mm of the corners i, j of a polygon, as ContourData has them.
 
     >>> format_points(np.array([[0.5, 0.0]]), np.array([[2.0, 0, 0], [0, 2.0, 0], [10.0, 20.0, -0.0001]]))
     '11.000\\20.000\\0.000'

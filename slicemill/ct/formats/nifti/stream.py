@@ -147,7 +147,9 @@ def count_tail(path: Location) -> int:
     with suppress(OSError, ScanError, zlib.error):
         file, compressed = _open_file(path)
         with file:
-            data = file.read(HASH_BLOCK) if compressed else b""
+            if not compressed:
+                return 0
+            data = file.read(HASH_BLOCK)
             while data.startswith(GZIP_MAGIC):
                 data = _skip_member(file, data).lstrip(b"\0")
                 while len(data) < len(GZIP_MAGIC) and (more := file.read(HASH_BLOCK)):
