@@ -162,7 +162,6 @@ def plain(value):
     [
         (slicemill.ingest_scans, IngestRequest, ingest, {"dry_run", "json"}),
         (slicemill.evaluate_masks, EvaluateRequest, evaluate, {"against", "json"}),
-        (slicemill.measure_masks, MeasureRequest, measure, {"json"}),
         (slicemill.export_model, ExportRequest, export, {"check"}),
     ],
 )
@@ -172,6 +171,15 @@ def test_function_options_and_command_have_the_same_names_and_defaults(function,
     of_command = {name: plain(value) for name, value in defaults_of(command).items()}
     assert of_function == of_options
     assert {name: value for name, value in of_command.items() if name not in only_in_the_command} == of_options
+
+
+def test_measuring_takes_every_option_of_the_command():
+    """The options of DICOM results are one field of the request."""
+    of_function = {name: plain(value) for name, value in defaults_of(slicemill.measure_masks).items()}
+    of_command = {name: plain(value) for name, value in defaults_of(measure).items()}
+    assert of_function == {name: value for name, value in of_command.items() if name != "json"}
+    of_request = {field.name: plain(field.default) for field in fields(MeasureRequest) if field.name != "dicom"}
+    assert of_request.items() <= of_function.items()
 
 
 def test_segmentation_in_bulk_takes_every_option_of_the_command():
