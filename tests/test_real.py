@@ -84,7 +84,13 @@ def test_ingest_accounts_for_every_odd_file_without_a_traceback(name, real_data,
     assert done.returncode == (1 if failed else 0)
 
 
-@pytest.mark.parametrize("name", [*FOLDERS, "sts-tumour-ct/STS_019", "sts-tumour-ct/STS_025"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) if name == MASKS_ALONE else name for name in FOLDERS),
+        *("sts-tumour-ct/STS_019", "sts-tumour-ct/STS_025"),
+    ],
+)
 def test_infer_accounts_for_every_odd_file_without_a_traceback(name, real_data, model, tmp_path):
     files = find_files(real_data / name)
     done = command("infer", model, *files, "--out", tmp_path / "out", "--provider", "cpu")

@@ -12,6 +12,7 @@ from slicemill.bench.stages.kernels import kernel_kind, summarize, time_by_opera
 TINY = Workload(device="cpu", widths=(4,), size=64, batch=2, batches=2, scans=2, slices=8, rounds=2)
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_on_the_cpu_too(tmp_path):
     kept = []
     record = measure(tmp_path, TINY, list(infer_gpu.ROWS), lambda now: kept.append(len(now["results"])))

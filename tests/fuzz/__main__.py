@@ -12,6 +12,8 @@ import traceback
 from pathlib import Path
 from random import Random
 
+import psutil
+
 from slicemill.common.terminal import print_line
 from tests.fuzz.kinds import ATTEMPTS, sample_folder
 
@@ -25,6 +27,7 @@ def try_seed(kind: str, seed: int) -> str:
     """Make one attempt in a forked process, and return what was wrong; empty if nothing was."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     reading, writing = os.pipe()
+    inherited = psutil.Process().memory_info().rss
     child = os.fork()
     if child == 0:
         os.close(reading)
@@ -43,8 +46,9 @@ def try_seed(kind: str, seed: int) -> str:
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
-    if usage.ru_maxrss >> 10 > MEMORY_MIB:
-        return f"took {usage.ru_maxrss >> 10} MiB of memory"
+    taken_mib = (usage.ru_maxrss * 1024 - inherited) >> 20
+    if taken_mib > MEMORY_MIB:
+        return f"took {taken_mib} MiB of memory"
     return said if code else ""
 
 

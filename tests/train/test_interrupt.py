@@ -62,6 +62,7 @@ class TestInterruptions:
         assert state.epoch >= 1
         assert state.tally is not None
 
+    @pytest.mark.slow
     def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(self, stored, trained, tmp_path, monkeypatch):
         run, config = shutil.copytree(trained, tmp_path / "run"), replace(TINY, epochs=TINY.epochs + 1)
         (run / "config.toml").write_text(to_toml(config))
