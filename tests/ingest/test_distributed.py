@@ -313,7 +313,7 @@ def test_killed_fifty_times_the_store_has_only_complete_cases_and_the_same_comma
             for case_id in open_store(store).case_ids:
                 assert (
                     sum(name.startswith(f"{case_id}/") for name in (key.removeprefix("scans.zarr/") for key in found))
-                    == 5
+                    == 7
                 )
     subprocess.run(command("ingest", scans, store), cwd=HERE, check=True, stdout=subprocess.DEVNULL)
     assert contents(store) == expected
