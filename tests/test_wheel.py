@@ -202,7 +202,9 @@ def test_the_source_distribution_holds_the_tests_and_can_run_them(distributions,
     names = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
     assert set(source_files()) <= names
     tests = {path.relative_to(HERE).as_posix() for path in (HERE / "tests").rglob("*.*") if path.suffix != ".pyc"}
-    assert tests - names == set()
+    installed = {name for name in tests if "/node_modules/" in name}
+    assert tests - installed - names == set()
+    assert not any("node_modules" in name for name in names)
     assert {"Makefile", "constraints.txt", ".ci/run", "bench/results/demo.json", "bench/gpu/one.sh"} <= names
     assert {"CITATION.cff", "Dockerfile", ".dockerignore", "recipe/recipe.yaml", "setup.py", "README.md"} <= names
     shown = run(sys.executable, "-c", "import slicemill; print(slicemill.__file__)", cwd=tmp_path, path=root)
