@@ -66,7 +66,8 @@ def _measure(model: Model, folder: Path, specs: list[PhantomSpec], rounds: int, 
     masks = {
         name: [np.asarray(nib.load(folder / name / job.name).dataobj).tobytes() for job in jobs] for name in options
     }
-    check("both ways give equal masks", holds=masks[RANGE] == masks[ALL])
+    equal = masks[RANGE] == masks[ALL]
+    check("both ways give equal masks", holds=equal)
     contenders: dict[str, Work] = {
         name: partial(segment_all, model, jobs, folder, option) for name, option in options.items()
     }
@@ -76,7 +77,7 @@ def _measure(model: Model, folder: Path, specs: list[PhantomSpec], rounds: int, 
         slices=slices,
         labeled=labeled[RANGE],
         liver_share=round(sum(shares) / len(shares), 3),
-        equal=True,
+        equal=equal,
         results=times.rates(slices),
         over_all=times.speedup(RANGE, ALL),
         of_network=times.speedup(RANGE, NETWORK),

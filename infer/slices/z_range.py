@@ -26,9 +26,10 @@ from slicemill.ct.labels import Labels
 from slicemill.ct.runs import connect_runs, find_runs, select_values
 
 STRIDE_MM = 25.0
-"""Distance of samples. The share of labeled slices is flat from 20 to 30 mm: 0.43 to 0.41 of four scans of a liver."""
+"""Distance of samples. By the reference masks of LiTS 0, 1, 2 and 3D-IRCADb 1, 0.43 of the slices are labeled at 20 mm
+and 0.41 at 30 mm; no benchmark here has tried other distances."""
 OUTWARD = 4
-"""Slices that are labeled together at each end of a stretch."""
+"""Slices that are labeled together at each end of a stretch: two CPU batches of 512x512. Not tuned."""
 UNKNOWN = -1
 
 
