@@ -12,6 +12,8 @@ machine can connect to it. The order of the checks:
    printed address, which browsers never send to a server.
 """
 
+import asyncio
+import contextlib
 import hmac
 import json
 import secrets
@@ -39,6 +41,10 @@ METHODS = (*CHANGES_NOTHING, "POST", "PUT")
 PRIVATE = "/api/"
 """Start of the paths that need the cookie."""
 NO_STORE = "no-store"
+UNREAD_BYTES = 64 << 10
+"""Bytes of a refused body that are read, so that its sender reads the answer."""
+UNREAD_SECONDS = 1
+"""Time for them to arrive."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +118,27 @@ class Guard:
         if refusal is None:
             await self._app(scope, receive, send_with_headers)
             return
+        await read_away(receive)
         body = json.dumps({"error": refusal.reason}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
                    (b"connection", b"close")]  # fmt: skip
         await send_with_headers({"type": "http.response.start", "status": refusal.status, "headers": headers})
         await send_with_headers({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+async def read_away(receive: Receive) -> None:
+    """Read the rest of a small body and forget it.
+
+    A connection that is closed while bytes lie unread is reset, and the answer may be lost on the way (RFC 9112, 9.6).
+    """
+    read = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(UNREAD_SECONDS):
+            while read < UNREAD_BYTES:
+                message = await receive()
+                read += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 def check_request(scope: Scope, access: Access) -> Refusal | None:

@@ -107,6 +107,27 @@ def test_another_page_cannot_change_anything(entries, tmp_path, origin):
         assert not (tmp_path / "marks.csv").exists()
 
 
+@pytest.mark.parametrize("size", [5, 60_000])
+def test_a_refused_sender_whose_body_comes_late_reads_the_answer(served, size):
+    """A connection that is closed over unread bytes is reset."""
+    for attempt in range(60):
+        with served.connect() as late:
+            start = f"PUT /api/cases/0/mark HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nContent-Length: {size}\r\n\r\n"
+            late.sendall(start.encode())
+            time.sleep(0.001 * (attempt % 3))
+            late.sendall(b"x" * size)
+            answer = b""
+            while part := late.recv(65536):  # a reset raises ConnectionResetError
+                answer += part
+            assert b" 403 " in answer.splitlines()[0]
+
+
+def test_a_refused_sender_that_sends_nothing_is_answered(served):
+    with served.connect() as silent:
+        silent.sendall(f"PUT /x HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nContent-Length: 9\r\n\r\n".encode())
+        assert " 403 " in read_all(silent).splitlines()[0]
+
+
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_another_page_cannot_load_anything_but_may_link_to_the_page(client, site):
     """Another port of this machine is the same site, and may be another user's."""
