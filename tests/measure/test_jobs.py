@@ -343,6 +343,19 @@ def test_labels_of_the_user_precede_those_of_the_report_and_those_precede_the_na
     assert load_case(job).volume.labels.organ == "lobe"
 
 
+def test_a_segmentation_of_3d_slicer_is_not_measured_under_swapped_names(command, tmp_path):
+    volume = Volume(label=scan((2, 6, 6, 6)), affine_lps=np.eye(4), labels=make_labels({"Liver": 1, "tumor": 2}))
+    write_segmentation(tmp_path / "m" / "a.seg.nrrd", volume)
+    swapped = make_labels({"tumor": 1, "liver": 2})
+    (outcome,) = run(gather_jobs(tmp_path / "m", None, swapped), tmp_path / "out")
+    assert outcome.status == "failed"
+    assert "its segment 'Liver' has the label value 1, but the labels say 2" in outcome.reason
+    (outcome,) = run(gather_jobs(tmp_path / "m", None, LITS_LABELS), tmp_path / "out")
+    assert outcome.status == "done"
+    done = command("compare", *[tmp_path / "m" / "a.seg.nrrd"] * 2, "--labels", "tumor=1,liver=2")
+    assert (done.exit_code, "its segment 'Liver'" in done.output) == (1, True)
+
+
 def test_a_time_point_may_have_any_name(command, tmp_path):
     write_nifti(tmp_path / "report.nii.gz", scan((2, 6, 6, 6)), SPACING)
     done = command("compare", *[tmp_path / "report.nii.gz"] * 2, "--labels", "liver=1,tumor=2")
