@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from slicemill.common.errors import LabelError
 from slicemill.ct.formats.dicom.series import Series
+from slicemill.ct.formats.nrrd.header import check_segments
 from slicemill.ct.geometry import Grid
 from slicemill.ct.same_grid import require_same_grid
 from slicemill.ct.scan import ScanReader
@@ -59,6 +60,7 @@ def _load_file(job: MeasureJob) -> LoadedCase:
     report, labels = read_own_report(job.mask), job.find_labels()
     if labels is None:
         raise LabelError(f"{job.mask}: the label values have no names; pass --labels, like --labels liver=1,tumor=2.")
+    check_segments(job.mask, labels)
     with ScanReader(job.mask, "mask") as reader:
         grid = reader.grid
         label = reader.read()

@@ -7,6 +7,7 @@ import numpy as np
 
 from slicemill.common.errors import InputError
 from slicemill.common.files import Location
+from slicemill.ct.formats.nrrd.header import check_segments
 from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import Labels
 from slicemill.ct.placed_mask import PlacedMask
@@ -76,6 +77,8 @@ def _open_mask(mask: MaskFile, image: Grid) -> MaskSource:
     """Compare a mask's header with its scan's; a mask that does not fit is not shown, and the reason is."""
     name = mask.path.name
     try:
+        if mask.labels is not None:
+            check_segments(mask.path, mask.labels)
         with ScanReader(mask.path, "mask", hashed=False) as reader:
             PlacedMask(reader, image, "error")
     except (InputError, OSError) as error:
