@@ -9,6 +9,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_rescale
 
 from slicemill.common.errors import ScanError
+from slicemill.ct.formats.dicom import codecs
 from slicemill.ct.scan import ScanReader
 from tests.ct.dicom.made import LOSSLESS, make_series, make_slice, make_volume, save, save_series, write_series
 from tests.ct.dicom.test_orders import read
@@ -248,6 +249,29 @@ def test_zeros_after_the_end_of_a_stream_are_padding(tmp_path):
             encoder=lambda pixels: LOSSLESS["1.2.840.10008.1.2.4.70"](pixels) + bytes(8),
         )
     assert np.array_equal(read(tmp_path / "case")[0], volume - 1024)
+
+
+class TestMemory:
+    """A decoder takes memory by the size that the stream claims, whatever its bytes."""
+
+    BLANK = np.zeros((4096, 4100), np.uint16)
+
+    def test_a_large_picture_in_a_few_bytes_is_refused_before_it_is_decoded(self, tmp_path, monkeypatch):
+        write_j2k(tmp_path / "case", self.BLANK)
+        monkeypatch.setattr(codecs, "import_imagecodecs", None)
+        with pytest.raises(ScanError, match=r"4096 x 4100 pixels, 33,587,200 bytes, in a compressed file of [\d,]+;"):
+            read(tmp_path / "case")
+
+    def test_a_blank_slice_of_usual_size_is_read(self, tmp_path):
+        write_j2k(tmp_path / "case", self.BLANK[:1024, :1024])
+        assert (tmp_path / "case" / "0").stat().st_size < 2048
+        assert (read(tmp_path / "case")[0] == -1024).all()
+
+
+def write_j2k(folder, pixels):
+    """Write two slices in JPEG 2000."""
+    for number, one in enumerate(make_series(np.stack([pixels, pixels]))):
+        save(one, folder / str(number), "1.2.840.10008.1.2.4.90")
 
 
 @pytest.mark.parametrize("bits", [8, 12, 16])
