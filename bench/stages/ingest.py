@@ -24,7 +24,7 @@ from slicemill.bench.harness.clock import Timing, Work, ratio, show_progress, ti
 from slicemill.bench.harness.conversions import PEERS
 from slicemill.bench.harness.cores import count_cores, pin_to_one_core
 from slicemill.bench.harness.headline import Record, check, headline, with_amount
-from slicemill.bench.harness.subject import CASE_ID, SUFFIXES, Files, Subject, same_voxels
+from slicemill.bench.harness.subject import CASE_ID, SUFFIXES, Files, Scan, Subject, same_voxels
 from slicemill.bench.schema.base import Headline, origin
 from slicemill.bench.schema.data import IngestFormat, IngestPeer, IngestRecord, ThreadGain
 from slicemill.bench.stages.ingest_memory import measure_peaks
@@ -90,7 +90,7 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-def convert_with_slicemill(folder: Path, case: Files, params: Params, *, threads: int = 1) -> None:
+def convert_with_slicemill(folder: Path, case: Scan, params: Params, *, threads: int = 1) -> None:
     """Convert a case into a store that is deleted afterwards."""
     with fresh_folder(folder) as path:
         case.convert(path, params, threads=threads)
@@ -223,7 +223,7 @@ def decode_file(path: Path, buffer_bytes: int) -> None:
             pass
 
 
-def time_two_workers(folder: Path, case: Files, params: Params, rounds: int) -> float | None:
+def time_two_workers(folder: Path, case: Scan, params: Params, rounds: int) -> float | None:
     """Return the rate of two worker processes over that of one, by wall time; None on a single core."""
     if count_cores() < 2:
         return None
