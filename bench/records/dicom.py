@@ -28,7 +28,10 @@ def dicom_table(record: DicomIngestRecord) -> str:
 
 
 def _note(record: DicomIngestRecord) -> str:
-    two = "" if record.two_workers is None else f" Two workers over one, uncompressed: {record.two_workers:.2f}."
+    two = ""
+    if (workers := record.two_workers) is not None:
+        by_clock, by_cpu = format_ratio(workers.wall), format_ratio(workers.cpu)
+        two = f" Two workers over one, uncompressed: {by_clock} by the clock, {by_cpu} by CPU time."
     return (
         f"{record.subject}, without a mask; the same slices as .nii.gz take {record.nifti_milliseconds:.2f} ms. "
         f"Reading is headers, HU and hash. Medians of {record.rounds} interleaved rounds, {record.page_cache} page "

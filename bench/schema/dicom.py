@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from slicemill.bench.schema.base import BenchmarkRecord
+from slicemill.bench.schema.base import BenchmarkRecord, ClockRatios
 from slicemill.bench.schema.data import MemoryPeak
 
 
@@ -65,8 +65,8 @@ class DicomIngestRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="ingest 
     series: Mapping[str, SeriesCost]
     """By transfer syntax."""
     found: FoundFiles
-    two_workers: float | None
-    """Rate of two workers over that of one, uncompressed, by wall time; None on a single core."""
+    two_workers: ClockRatios | None
+    """Rate of two workers over that of one, uncompressed; None on a single core."""
     memory: Mapping[str, MemoryPeak] | None = None
     """By transfer syntax; only with --memory."""
     peers: DicomPeers

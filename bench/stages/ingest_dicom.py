@@ -93,7 +93,7 @@ def run(
         slices=len(image),
         rounds=rounds,
         page_cache="warm",
-        clock="CPU time of one core, but for two workers (wall)",
+        clock="CPU time of one core",
         nifti_milliseconds=milliseconds(times[f"ingest {NIFTI}"], len(image)),
         series={one.syntax.name: make_cost(one, times) for one in written},
         found=time_finding(folder / "many", MANY_FILES[quick]),

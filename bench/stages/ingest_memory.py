@@ -59,8 +59,8 @@ def measure_peaks(folder: Path, image: npt.NDArray[np.int16], label: npt.NDArray
     return peaks
 
 
-def measure_worker(collection: Path, store: Path) -> int | None:
-    """Return the peak MiB of the Dask worker of `slicemill ingest`; None if the command did not report it."""
+def measure_worker(collection: Path, store: Path) -> int:
+    """Return the peak MiB of the Dask worker of `slicemill ingest`."""
     command = slicemill_command("ingest", collection, store, "--workers", 1, "--threads", 1)
     done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 (a slicemill command)
     return find_peak_mib(done.stdout)
@@ -78,14 +78,21 @@ def convert_alone(files: Scan, store: Path) -> ScanCost:
     return from_document(ScanCost, json.loads(done.stdout), "conversion")
 
 
-def find_peak_mib(output: str) -> int | None:
+def find_peak_mib(output: str) -> int:
     """Return the peak memory that the command `ingest` printed.
 
-    >>> find_peak_mib("2 cases, peak memory 1,234 MiB")
+    Raises
+    ------
+    RuntimeError
+        It printed none.
+
+    >>> find_peak_mib("200 slices in 1 s; peak memory of a worker: 1,234 MiB")
     1234
     """
-    match = re.search(r"peak memory ([\d,]+) MiB", output)
-    return int(match[1].replace(",", "")) if match else None
+    match = re.search(r"peak memory of a worker: ([\d,]+) MiB", output)
+    if match is None:
+        raise RuntimeError(f"the ingest printed no peak memory:\n{output}")
+    return int(match[1].replace(",", ""))
 
 
 def write_repeated(folder: Path, suffix: str, volumes: tuple[npt.NDArray[Any], npt.NDArray[Any]], slices: int) -> Files:
