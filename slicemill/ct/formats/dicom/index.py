@@ -69,6 +69,11 @@ def index_files(folder: Location, files: Sequence[DicomFile], advance: Advance) 
     return found
 
 
+def forget_indexes() -> None:
+    """Forget the indexes of all folders, so that the next reader reads the headers again."""
+    _indexes.clear()
+
+
 def is_silent(name: str) -> bool:
     """Return whether a file of an export is passed over without a word."""
     return name.startswith(".") or name.lower() in SILENT
