@@ -9,7 +9,7 @@ from pathlib import Path
 from slicemill.common.errors import PairingError, StoreError
 from slicemill.ct.dataset_json import read_dataset_json
 from slicemill.ct.formats.dicom.discover import find_dicom
-from slicemill.ct.formats.dicom.index import read_folder
+from slicemill.ct.formats.dicom.folders import read_folder
 from slicemill.ct.formats.dicom_objects.options import NO_DICOM, DicomOptions
 from slicemill.ct.formats.names import SHOWN_SUFFIXES, strip_suffix
 from slicemill.ct.formats.open import mark_files
