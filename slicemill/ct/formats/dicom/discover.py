@@ -80,7 +80,7 @@ def _list_candidates(folder: Location) -> list[Listing]:
             listing = read_listing(parent)
         except ReadError:  # `find_unsearched_folders` names it
             continue
-        if is_text(parent) and listing.candidates():
+        if listing.candidates():
             listings.append(listing)
         archives = [file for file in listing.files if is_archive_name(file.name) and is_text(file.path)]
         listings += [Listing(folder=file.path, files=(file,), mtime_ns=None) for file in archives]

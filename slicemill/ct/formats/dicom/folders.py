@@ -18,7 +18,7 @@ from pathlib import Path
 
 from slicemill.common.errors import ReadError
 from slicemill.common.files import Location
-from slicemill.common.names import natural_key
+from slicemill.common.names import is_text, natural_key
 from slicemill.common.progress import Advance, progress
 from slicemill.ct.formats.dicom.archive import is_archive_name
 from slicemill.ct.formats.dicom.files import DicomFile, list_folder, stat_file
@@ -43,7 +43,7 @@ class Listing:
 
     def candidates(self) -> tuple[DicomFile, ...]:
         """Return the files that are opened to look for DICOM."""
-        return tuple(file for file in self.files if may_be_dicom(file.name))
+        return tuple(file for file in self.files if may_be_dicom(file.name) and is_text(file.path))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

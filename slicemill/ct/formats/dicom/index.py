@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from slicemill.common.errors import GeometryError, ScanError
 from slicemill.common.files import Location
-from slicemill.common.names import is_text, natural_key
+from slicemill.common.names import natural_key
 from slicemill.common.progress import Advance
 from slicemill.ct.formats.dicom.files import DicomFile
 from slicemill.ct.formats.dicom.frames import iter_planes
@@ -51,7 +51,7 @@ def may_be_dicom(name: str) -> bool:
     >>> may_be_dicom("IM-0001"), may_be_dicom("CT.1.3.12"), may_be_dicom("a.nii.gz"), may_be_dicom("DICOMDIR")
     (True, True, False, False)
     """
-    return not name.lower().endswith(OTHER_SUFFIXES) and not is_silent(name) and is_text(name)
+    return not name.lower().endswith(OTHER_SUFFIXES) and not is_silent(name)
 
 
 def sort_files(folder: Location, files: Sequence[DicomFile], advance: Advance) -> FolderSeries:

@@ -82,9 +82,9 @@ def find_series(location: Location) -> Series | Refused:
         if not index.series:
             raise ScanError(f"{(index.left_out or ((location, 'holds no DICOM'),))[0][1]}.", where=location)
         return index.series[0]
-    found = look_up_file(location)
-    if found.series is None:
-        left_out = found.index.left_out
+    looked_up = look_up_file(location)
+    if looked_up.series is None:
+        left_out = looked_up.index.left_out
         reason = next((why for path, why in left_out if path == location), "is not a file of a CT series in DICOM")
         raise ScanError(f"{reason}.", where=location)
-    return found.series
+    return looked_up.series
