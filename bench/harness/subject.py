@@ -16,7 +16,7 @@ import numpy.typing as npt
 from slicemill.bench.harness.conversions import gzip6_nifti
 from slicemill.common.errors import ConfigError
 from slicemill.common.names import natural_key
-from slicemill.ct.formats.dicom.index import forget_indexes
+from slicemill.ct.formats.dicom.folders import forget_folders
 from slicemill.ct.labels import LITS_LABELS, Labels, make_labels
 from slicemill.ct.phantom import make_phantom, write_nifti
 from slicemill.ct.phantom_canvas import PhantomSpec
@@ -48,7 +48,7 @@ class Scan:
 
     def convert(self, store: Path, params: Params, *, threads: int = 1) -> None:
         """Convert the case into a new store, without lock, ledger, tables and Dask, whose cost many cases share."""
-        forget_indexes()  # the headers of a DICOM series are read each time
+        forget_folders()  # the headers of a DICOM series are read each time
         prepare_store(store)
         convert_case(self.case(), params, store, threads=threads)
 

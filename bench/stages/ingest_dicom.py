@@ -36,7 +36,7 @@ from slicemill.bench.stages.dicom_peers import compare_peers
 from slicemill.bench.stages.ingest import convert_with_slicemill, fresh_folder, time_two_workers
 from slicemill.bench.stages.ingest_memory import convert_alone, measure_worker
 from slicemill.ct.formats.dicom.discover import find_dicom
-from slicemill.ct.formats.dicom.index import forget_indexes
+from slicemill.ct.formats.dicom.folders import forget_folders
 from slicemill.ct.formats.dicom.series import Series
 from slicemill.ct.scan import ScanReader
 from slicemill.ingest.params import Params
@@ -147,7 +147,7 @@ def decode_all(frames: list[bytes], decode: Callable[[bytes], Any]) -> None:
 
 def read_as_ingest(series: Path) -> None:
     """Read the headers and, slab by slab, the HU of a series, and hash its files."""
-    forget_indexes()
+    forget_folders()
     with ScanReader(series, "image") as reader:
         for _ in reader.slabs():
             pass
@@ -178,7 +178,7 @@ def time_finding(folder: Path, count: int) -> FoundFiles:
     write_many(folder, count)
 
     def find() -> None:
-        forget_indexes()
+        forget_folders()
         series = find_dicom(folder).series
         slices = sum(len(one.series.planes) for one in series if isinstance(one.series, Series))
         check("every file is a slice of a series", holds=slices == count and len(series) == -(-count // FILES_A_FOLDER))
