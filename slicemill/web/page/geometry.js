@@ -68,6 +68,19 @@ export function toMm(affine, { x, y, z }) {
   return [at(affine[0]), at(affine[1]), at(affine[2])];
 }
 
+/** Return the voxel, with fractions, at a position in mm, LPS: Cramer's rule.
+ * @param {number[][]} affine @param {Triple} mm @returns {Voxel} */
+export function toVoxelOf(affine, mm) {
+  const [[a, b, c], [d, e, f], [g, h, i]] = affine;
+  const [p, q, r] = mm.map((value, axis) => value - affine[axis][3]);
+  const size = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g);
+  return {
+    x: (p * (e * i - f * h) - b * (q * i - f * r) + c * (q * h - e * r)) / size,
+    y: (a * (q * i - f * r) - p * (d * i - f * g) + c * (d * r - q * g)) / size,
+    z: (a * (e * r - q * h) - b * (d * r - q * g) + p * (d * h - e * g)) / size,
+  };
+}
+
 /** Return the distance of two voxels, mm.
  * @param {number[][]} affine @param {Voxel} from @param {Voxel} to */
 export function distanceMm(affine, from, to) {
