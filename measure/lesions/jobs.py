@@ -15,6 +15,7 @@ from slicemill.ct.formats.names import SHOWN_SUFFIXES, strip_suffix
 from slicemill.ct.formats.open import mark_files
 from slicemill.ct.labels import LITS_LABELS, Labels
 from slicemill.ct.naming import find_files, parse_name
+from slicemill.ct.page_options import VIEWER_MB
 from slicemill.measure.inputs.infer_output import PROBABILITY, find_masks, read_report
 from slicemill.measure.inputs.names import Index, add_to_index, find_match, match_keys
 from slicemill.measure.lesions.measurements import RIM_MM
@@ -45,6 +46,8 @@ class MeasureJob:
     """Labels of a `dataset.json` or of LiTS file names, used if there are no other labels."""
     dicom: DicomOptions = NO_DICOM
     """DICOM results that are written."""
+    viewer_mb: float = VIEWER_MB
+    """MiB of slices in the page of the case; 0 for none."""
     lacks_scan: bool = False
     """Whether a folder of scans was passed, but no scan matches the mask."""
 
@@ -67,7 +70,9 @@ class MeasureJob:
             files = [list(mark_files(path)) for path in (self.mask, self.image, *maps) if path is not None]
             labels = self.find_labels()
         dicom = {"dicom": changes} if (changes := self.dicom.changes()) else {}
-        return {"format": FORMAT, "rim_mm": RIM_MM, "files": files, **(labels.as_json() if labels else {}), **dicom}
+        viewer = {} if self.viewer_mb == VIEWER_MB else {"viewer_mb": self.viewer_mb}
+        named = labels.as_json() if labels else {}
+        return {"format": FORMAT, "rim_mm": RIM_MM, "files": files, **named, **dicom, **viewer}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ export const AXES = {
   sagittal: { across: "x", right: "y", down: "z", letters: ["A", "P", "H", "F"] },
 };
 
+const ZOOMS = { least: 0.5, most: 40 };
 const INDEX = { z: 0, y: 1, x: 2 };
 
 /** Return the number of voxels along an axis, from a shape z, y, x.
@@ -112,4 +113,22 @@ export function sample(pixels, origin, scale, voxels) {
 /** Return the view of a whole section. @param {{columns: number, rows: number}} size @returns {View} */
 export function wholeView(size) {
   return { zoom: 1, column: size.columns / 2, row: size.rows / 2 };
+}
+
+/** Return a view zoomed around a place of the section, or its middle. @param {View} view @param {number} factor
+ * @param {number} [column] @param {number} [row] @returns {View} */
+export function zoomed(view, factor, column = view.column, row = view.row) {
+  const zoom = Math.min(ZOOMS.most, Math.max(ZOOMS.least, view.zoom * factor));
+  const ratio = view.zoom / zoom;
+  return { zoom, column: column + (view.column - column) * ratio, row: row + (view.row - row) * ratio };
+}
+
+/** Return a view moved within a section. @param {View} view @param {{columns: number, rows: number}} size
+ * @param {number} columns @param {number} rows @returns {View} */
+export function moved(view, size, columns, rows) {
+  return {
+    zoom: view.zoom,
+    column: Math.min(size.columns, Math.max(0, view.column + columns)),
+    row: Math.min(size.rows, Math.max(0, view.row + rows)),
+  };
 }

@@ -4,7 +4,7 @@
 import { getCase, getParts, getProgress, RequestError, Sections } from "./api.js";
 import { fitWindow, PRESETS } from "./controls.js";
 import { byId, clean, fillList } from "./dom.js";
-import { AXES, extent, PLANES, sectionSize, toMm, toSection, wholeView } from "./geometry.js";
+import { AXES, extent, moved, PLANES, sectionSize, toMm, toSection, wholeView, zoomed } from "./geometry.js";
 import { describeHeat, drawHeat } from "./heat.js";
 import { listLabels, makeOverlays, showLabels } from "./labels.js";
 import { Lengths } from "./lengths.js";
@@ -22,7 +22,6 @@ const AHEAD = 8;
 /** Sections that are loaded ahead, in the direction of scrolling. */
 const POLL_MS = 200;
 const SLOW_POLL_MS = 1000;
-const ZOOMS = { least: 0.5, most: 40 };
 
 /** @param {number} ms */
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -321,15 +320,8 @@ export class Viewer {
 
   /** Zoom around a place of the section, or its middle. @param {Plane} plane @param {number} factor
    * @param {number} [column] @param {number} [row] */
-  zoom(plane, factor, column = this.views[plane].column, row = this.views[plane].row) {
-    const view = this.views[plane];
-    const zoom = Math.min(ZOOMS.most, Math.max(ZOOMS.least, view.zoom * factor));
-    const ratio = view.zoom / zoom;
-    this.views[plane] = {
-      zoom,
-      column: column + (view.column - column) * ratio,
-      row: row + (view.row - row) * ratio,
-    };
+  zoom(plane, factor, column, row) {
+    this.views[plane] = zoomed(this.views[plane], factor, column, row);
     this.update();
   }
 
@@ -337,9 +329,7 @@ export class Viewer {
   move(plane, columns, rows) {
     if (!this.info) return;
     const size = sectionSize(plane, this.info.shape, this.info.spacing_mm);
-    const view = this.views[plane];
-    view.column = Math.min(size.columns, Math.max(0, view.column + columns));
-    view.row = Math.min(size.rows, Math.max(0, view.row + rows));
+    this.views[plane] = moved(this.views[plane], size, columns, rows);
     this.update();
   }
 
