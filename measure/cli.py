@@ -16,6 +16,7 @@ from slicemill.common.terminal import (
     print_line,
     print_lines,
 )
+from slicemill.ct.page_options import VIEWER_MB
 
 if TYPE_CHECKING:
     from slicemill.measure.evaluation.evaluate import Evaluation
@@ -236,6 +237,9 @@ def measure(
         Path | None,
         typer.Option(rich_help_panel=OUTPUT, help="CSV of codes for labels: label, category, type, region."),
     ] = None,
+    viewer_mb: Annotated[
+        float, typer.Option(rich_help_panel=OUTPUT, help="MiB of slices in the page of each case; 0 for none.")
+    ] = VIEWER_MB,
     json: Json = False,
 ) -> None:
     """Measure the lesions of existing masks: tables, a page and a picture per case, and one page of all cases.
@@ -251,7 +255,7 @@ def measure(
     request = MeasureRequest(
         masks=masks, out=out, image=image, labels=labels, workers=workers, overwrite=overwrite, dicom_seg=dicom_seg,
         dicom_sr=dicom_sr, rtstruct=rtstruct, seg_type=seg_type, seg_per_lesion=seg_per_lesion,
-        rtstruct_holes=rtstruct_holes, codes=codes,
+        rtstruct_holes=rtstruct_holes, codes=codes, viewer_mb=viewer_mb,
     )  # fmt: skip
     report = request.run()
     for file in report.left_out:
