@@ -19,8 +19,8 @@ from slicemill.common.progress import progress
 from slicemill.ingest.cluster import TaskRunner, open_client
 from slicemill.ingest.dicom_ids import hash_patients, needs_salt
 from slicemill.ingest.discover import CaseFiles, Collection
-from slicemill.ingest.outcomes import CaseOutcome, IngestReport, Ledgers
 from slicemill.ingest.left_out_points import write_left_out
+from slicemill.ingest.outcomes import CaseOutcome, IngestReport, Ledgers
 from slicemill.ingest.params import Params
 from slicemill.ingest.plan import Task, plan_cases, require_params
 from slicemill.store.patients import settle_salt

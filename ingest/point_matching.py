@@ -167,7 +167,8 @@ def _refuse_all(
 ) -> PairingError:
     first = f"the first, {rows[0].names[0]}: {unmatched[0].reason}" if rows else "it has no row"
     return PairingError(
-        f"no row belongs to one scan of this collection; {first}. The first scan is {collection.cases[0].case_id}. Use the SeriesInstanceUID, the case id or the file's name without suffix.",
+        f"no row belongs to one scan of this collection; {first}. The first scan is {collection.cases[0].case_id}. "
+        "Use the SeriesInstanceUID, the case id or the file's name without suffix.",
         where=path,
     )
 

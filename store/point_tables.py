@@ -88,10 +88,10 @@ def compare_candidates(rows: Floats, points: Iterable[Point]) -> Comparison:
     inside: Mask = np.asarray(distances < radii, dtype=bool)
     # the nearest nodule that holds the candidate, else the nearest
     held = np.where(inside, distances, np.inf)
-    order = np.where(inside.any(axis=1)[:, None], held, distances)
+    in_nodule: Mask = np.asarray(inside.any(axis=1), dtype=bool)
+    order = np.where(in_nodule.reshape(-1, 1), held, distances)
     nearest = order.argmin(axis=1) if nodules else np.full(len(rows), NONE)
     distance_mm = distances[np.arange(len(rows)), nearest] if nodules else np.full(len(rows), np.nan)
-    in_nodule: Mask = np.asarray(inside.any(axis=1), dtype=bool)
     return Comparison(
         nearest=nearest.astype(np.int64),
         distance_mm=distance_mm,

@@ -1,15 +1,19 @@
 """Ingest with tables of points: rows and their scans, masks, candidates, and what is left out."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
+import pydicom
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from slicemill.cli import commands
 from slicemill.common.errors import InputError, PairingError, ScanError, UsageError
 from slicemill.ct.geometry import voxel_ml
-from slicemill.ct.points import mm_to_voxel
+from slicemill.ct.points import mm_to_voxel, voxels_to_mm
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.point_tables import read_candidates, read_points
 from slicemill.ingest.request import IngestRequest
@@ -18,6 +22,7 @@ from slicemill.store.tables import read_table, reindex
 from slicemill.store.verify import verify
 from slicemill.store.writer import prepare_store
 from tests.conftest import REAL
+from tests.ct.dicom.made import write_series
 from tests.ingest.luna import (
     CENTERS,
     HEADER,
@@ -30,6 +35,7 @@ from tests.ingest.luna import (
     write,
     write_table,
 )
+from tests.ingest.runs import HERE
 
 LUNG, NODULE, IGNORED = 1, 2, 3
 
@@ -371,3 +377,55 @@ def test_the_real_nodule_has_about_the_volume_of_its_ball(tmp_path):
     (point,) = case.points
     assert 0.8 < point.volume_ml / (np.pi / 6 * 1.548525426**3) < 1.1
     assert point.flags == ()
+
+
+def test_dicom_series_are_matched_by_their_uid_which_is_not_stored(tmp_path):
+    volume = np.full((12, 20, 24), 174, dtype=np.uint16)
+    volume[5:8, 8:12, 10:14] = 1064
+    folder = tmp_path / "in" / "scan-1"
+    write_series(folder, volume)
+    uid = str(pydicom.dcmread(next(folder.iterdir())).SeriesInstanceUID)
+    plain = prepare_store(tmp_path / "plain")
+    found = IngestRequest(source=tmp_path / "in").collection()
+    affine = convert_case(found.cases[0], IngestRequest(source=tmp_path / "in").params(found), plain).affine_lps
+    nodule = voxels_to_mm(affine, (6.0, 9.5, 11.5))
+    points = table(tmp_path, (uid, *nodule, 6.0))
+    one = IngestRequest(source=tmp_path / "in", points=points)
+    collection = one.collection()
+    assert len(collection.cases[0].points.rows) == 1
+    store = prepare_store(tmp_path / "store")
+    info = convert_case(collection.cases[0], one.params(collection), store)
+    assert np.asarray(open_store(store)[info.case_id].label)[6, 9, 11] == NODULE
+    assert uid.encode() not in b"".join(path.read_bytes() for path in store.rglob("*") if path.is_file())
+
+
+def test_the_preview_shows_every_nodule_and_its_outline(luna, tmp_path):
+    store, _ = convert(luna, tmp_path)
+    done = CliRunner().invoke(commands(), ["store", "preview", str(store.root), "--points"])
+    assert done.exit_code == 0, done.output
+    picture = np.asarray(Image.open(store.root / "preview-points.png"))
+    is_red = (picture == (255, 70, 70)).all(axis=2)
+    assert [bool(half.any()) for half in np.array_split(is_red, 2, axis=0)] == [True, True]
+    assert [bool(third.any()) for third in np.array_split(is_red, 3, axis=1)] == [True] * 3
+    empty = CliRunner().invoke(commands(), ["store", "preview", str(store.root), "--points", "--case", UID.format(3)])
+    assert "no case has nodules" in empty.output
+
+
+@pytest.mark.slow
+def test_the_candidates_of_a_whole_challenge_are_read_in_bounded_memory(tmp_path):
+    header = ",".join((*HEADER[:4], "class"))
+    with (tmp_path / "candidates.csv").open("w") as file:
+        print(header, file=file)
+        for number in range(755_000):
+            print(
+                f"{UID.format(number // 850)},{-100.5 + number % 97},{number % 89}.25,{-number % 83}.125,0", file=file
+            )
+    program = (
+        "import pathlib, resource; from slicemill.ingest.point_tables import read_candidates\n"
+        f"found = read_candidates(pathlib.Path({str(tmp_path / 'candidates.csv')!r}))\n"
+        "print(sum(map(len, found.by_names.values())), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=HERE)
+    rows, kib = map(int, done.stdout.split())
+    assert rows == 755_000
+    assert kib < 512 << 10
