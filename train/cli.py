@@ -36,7 +36,7 @@ def train(
     recipe: Annotated[
         Recipe | None,
         typer.Option(
-            help="Settings to start from, which --config and options override; nodules: in the lung, of points."
+            help="Settings that --config and options change; nodules: nodules in the lung, ingested with --points."
         ),
     ] = None,
     split: Annotated[

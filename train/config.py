@@ -13,7 +13,6 @@ from slicemill.common.errors import ConfigError, InputError, UsageError
 from slicemill.common.files import read_text
 from slicemill.ct.window import Window
 from slicemill.store.model_card import CONTEXTS, MAX_MM, MAX_SIDE
-from slicemill.train.settings import Recipe
 
 KINDS = ("mirror", "move", "elastic", "noise", "blur", "contrast", "gamma", "lowres")
 """Kinds of augmentation, in the order in which they are applied; see `slicemill.train.data.augment`."""
@@ -225,7 +224,7 @@ class Config:
         )
 
 
-RECIPES: Mapping[Recipe, Mapping[str, Any]] = {
+RECIPES: Mapping[str, Mapping[str, Any]] = {
     "nodules": {
         "context": 7,
         "context_spacing_mm": 2.5,
@@ -263,7 +262,7 @@ def make_config(recipe: str | None = None) -> Config:
         return Config()
     if recipe not in RECIPES:
         raise UsageError(f"--recipe {recipe}: must be one of {', '.join(RECIPES)}.")
-    return Config().replace(**next(values for name, values in RECIPES.items() if name == recipe))
+    return Config().replace(**RECIPES[recipe])
 
 
 def read_config(path: Path, base: Config | None = None) -> Config:

@@ -1,5 +1,7 @@
 """Mining: when scans are mined, what counts as false tumor, and a whole run with the recipe for nodules."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -41,9 +43,7 @@ SMALL = {
 )
 def test_scans_are_mined_at_equal_distances_and_never_at_the_end(config, epochs):
     states = [State(epoch=number, seconds=60.0 * number) for number in range(config.epochs + 1)]
-    due = [
-        after.epoch for before, after in zip(states, states[1:], strict=False) if is_mining_due(config, before, after)
-    ]
+    due = [after.epoch for before, after in itertools.pairwise(states) if is_mining_due(config, before, after)]
     assert due == epochs
 
 

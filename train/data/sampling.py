@@ -1,8 +1,8 @@
 """Sampling of the slices of an epoch: a pure function of the tables, the settings, the epoch and the losses so far.
 
 An epoch is drawn from four groups in the shares of the settings: slices with tumor, slices with other labels only, hard
-slices (drawn in proportion to their last loss, or to the false tumor that mining found), and all slices. Slices of equal weight are drawn equally
-often, give or take one.
+slices, and all slices. Hard slices are drawn in proportion to their last loss, or to the false tumor that mining found.
+Slices of equal weight are drawn equally often, give or take one.
 """
 
 from collections.abc import Collection, Sequence
