@@ -17,9 +17,7 @@ import numpy.typing as npt
 from slicemill.common.errors import ScanError
 from slicemill.common.files import Location
 from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object, open_mask
-from slicemill.ct.formats.names import is_nrrd_name
-from slicemill.ct.formats.nrrd.header import list_segments
-from slicemill.ct.formats.nrrd.segments import check_names
+from slicemill.ct.formats.nrrd.header import check_segments
 from slicemill.ct.placed_mask import PlacedMask
 from slicemill.ct.scan import ScanReader, Slab, slab_depth
 from slicemill.ingest.discover import CaseFiles
@@ -83,8 +81,8 @@ def _open_mask(case: CaseFiles, mask: Location, image: ScanReader, params: Param
     if is_mask_object(mask):
         source = open_mask(mask, image.grid, image.series, params.labels, params.overlap)
         return ScanReader(mask, "mask", source=source)
-    if params.labels is not None and is_nrrd_name(mask.name):
-        check_names(list_segments(mask), params.labels, mask)
+    if params.labels is not None:
+        check_segments(mask, params.labels)
     return ScanReader(mask, "mask", uneven=params.uneven)
 
 

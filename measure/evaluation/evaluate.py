@@ -26,7 +26,7 @@ from slicemill.measure.evaluation.error_picture import draw_error_picture
 from slicemill.measure.evaluation.region import make_row
 from slicemill.measure.evaluation.score import TOLERANCE_MM, CaseScores, Rules, score_case
 from slicemill.measure.evaluation.totals import Totals, sum_up
-from slicemill.measure.inputs.label_names import find_labels, split_ignored
+from slicemill.measure.inputs.label_names import check_segment_names, find_labels, split_ignored
 from slicemill.measure.inputs.masks import PairMasks, leave_out, read_background, read_masks
 from slicemill.measure.inputs.pairs import Pair, pair_up
 from slicemill.measure.parallel import map_isolated
@@ -128,7 +128,8 @@ def _score_pairs(pairs: Sequence[Pair], rules: Rules, out: Path | None, workers:
 def score_pair(pair: Pair, rules: Rules, out: Path | None) -> PairOutcome:
     """Score one pair, and draw its errors if `out` is set. Errors are reported in the outcome."""
     try:
-        masks = leave_out(read_masks(pair), rules.ignored)
+        check_segment_names(pair, rules.labels)
+        masks = leave_out(read_masks(pair, rules.labels, rules.ignored), rules.ignored)
         scores = score_case(pair, masks, rules)
         if out is not None:
             _draw_errors(pair, masks, rules, out / f"{scores.case_id}_errors.png")

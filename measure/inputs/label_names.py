@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 
 from slicemill.common.errors import LabelError
+from slicemill.ct.formats.nrrd.header import check_segments
 from slicemill.ct.labels import IGNORE, Labels, format_labels
+from slicemill.ct.mask_files import name_labels
 from slicemill.measure.inputs.infer_output import read_report
-from slicemill.measure.inputs.pairs import Pair, StoredMask
+from slicemill.measure.inputs.pairs import MaskFile, Pair, StoredMask
 
 
 def find_labels(pairs: Sequence[Pair]) -> Labels | None:
     """Return the labels of the predictions, or else of the reference store; None if neither defines labels.
+
+    If all masks are DICOM SEG or RTSTRUCT, the names of their segments and structures are the labels.
 
     The predictions' labels are used only if every prediction has a report or is in a store.
 
@@ -21,7 +25,8 @@ def find_labels(pairs: Sequence[Pair]) -> Labels | None:
     predicted = [_prediction_labels(pair) for pair in pairs]
     known = [labels for labels in predicted if labels is not None]
     if not known or len(known) < len(predicted):
-        return next((labels for pair in pairs if (labels := _reference_labels(pair)) is not None), None)
+        of_references = next((labels for pair in pairs if (labels := _reference_labels(pair)) is not None), None)
+        return of_references or _segment_names(pairs)
     if any(labels != known[0] for labels in known):
         raise LabelError(
             "the predictions are from models with different labels; evaluate one model at a time, or pass --labels."
@@ -35,6 +40,16 @@ def find_labels(pairs: Sequence[Pair]) -> Labels | None:
                 "or pass --labels that are correct for both."
             )
     return known[0]
+
+
+def _segment_names(pairs: Sequence[Pair]) -> Labels | None:
+    """Return labels with the names of segments, if all masks are DICOM SEG or RTSTRUCT."""
+    paths = []
+    for pair in pairs:
+        if pair.stored is not None or isinstance(pair.reference.mask, StoredMask):
+            return None
+        paths += [pair.reference.mask.path, pair.prediction]
+    return name_labels(paths)
 
 
 def split_ignored(labels: Labels, pairs: Sequence[Pair]) -> tuple[Labels, int | None]:
@@ -75,6 +90,20 @@ def check_same_labels(pairs: Sequence[Pair], labels: Labels) -> None:
                 f"{_describe(labels)}; the labels must be equal. Compare runs with the same labels, "
                 "or pass --labels that are correct for both."
             )
+
+
+def check_segment_names(pair: Pair, labels: Labels) -> None:
+    """Check that the names of segments in the files of a pair do not contradict the labels.
+
+    Raises
+    ------
+    LabelError
+        They do.
+    """
+    if pair.stored is None:
+        check_segments(pair.prediction, labels)
+    if isinstance(pair.reference.mask, MaskFile):
+        check_segments(pair.reference.mask.path, labels)
 
 
 def are_compatible(labels: Labels, others: Labels) -> bool:

@@ -7,8 +7,10 @@ import numpy as np
 
 from slicemill.common.errors import InputError
 from slicemill.common.files import Location
+from slicemill.ct.formats.nrrd.header import check_segments
 from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import Labels
+from slicemill.ct.mask_files import ScanGrid, open_mask_file
 from slicemill.ct.placed_mask import PlacedMask
 from slicemill.ct.scan import ScanReader, Slab, slab_depth
 from slicemill.store.headers import read_grid
@@ -76,7 +78,9 @@ def _open_mask(mask: MaskFile, image: Grid) -> MaskSource:
     """Compare a mask's header with its scan's; a mask that does not fit is not shown, and the reason is."""
     name = mask.path.name
     try:
-        with ScanReader(mask.path, "mask", hashed=False) as reader:
+        if mask.labels is not None:
+            check_segments(mask.path, mask.labels)
+        with open_mask_file(mask.path, ScanGrid(grid=image), mask.labels, hashed=False) as reader:
             PlacedMask(reader, image, "error")
     except (InputError, OSError) as error:
         return MaskSource(name=name, labels=mask.labels, source=None, failure=str(error))
@@ -84,7 +88,7 @@ def _open_mask(mask: MaskFile, image: Grid) -> MaskSource:
         name=name,
         shape=image.stored_shape,
         dtype=np.uint8,
-        slabs=lambda found: _read_mask(mask.path, image, found),
+        slabs=lambda found: _read_mask(mask, image, found),
     )
     return MaskSource(name=name, labels=mask.labels, source=source)
 
@@ -96,8 +100,8 @@ def _read_scan(path: Location, warnings: list[str]) -> Iterator[Slab]:
         warnings.extend(reader.value_warnings())
 
 
-def _read_mask(path: Location, image: Grid, warnings: list[str]) -> Iterator[Slab]:
-    with ScanReader(path, "mask", hashed=False) as reader:
+def _read_mask(mask: MaskFile, image: Grid, warnings: list[str]) -> Iterator[Slab]:
+    with open_mask_file(mask.path, ScanGrid(grid=image), mask.labels, hashed=False) as reader:
         placed = PlacedMask(reader, image, "error")
         yield from placed.slabs(slab_depth(image.stored_shape))
         reader.finish()

@@ -73,6 +73,26 @@ def _list_references(dataset: Any) -> References:
     )
 
 
+def list_part_names(location: Location) -> list[str]:
+    """Return the names of the segments of a SEG, or of the structures of an RTSTRUCT, in order.
+
+    Raises
+    ------
+    ScanError
+        The file is damaged.
+    """
+    prepare_dicom()
+    file = stat_file(location)
+    with OpenFile(file) as opened:
+        dataset = read_dataset(opened, file, pixels=False)
+    with report_damage(file):
+        segments = [one for one in dataset.get("SegmentSequence") or [] if int(one.SegmentNumber) != 0]
+        structures = dataset.get("StructureSetROISequence") or []
+        return [str(one.get("SegmentLabel") or "") for one in segments] + [
+            str(one.get("ROIName") or "") for one in structures
+        ]
+
+
 def open_mask(
     location: Location,
     grid: Grid,
