@@ -140,7 +140,7 @@ def _score_pairs(pairs: Sequence[Pair], rules: Rules, out: ErrorPages | None, wo
 def score_pair(pair: Pair, rules: Rules, out: ErrorPages | None) -> PairOutcome:
     """Score one pair, and show its errors if `out` is set. Errors are reported in the outcome."""
     try:
-        masks = leave_out(read_masks(pair), rules.ignored)
+        masks = leave_out(read_masks(pair, rules.labels, rules.ignored), rules.ignored)
         scores = score_case(pair, masks, rules)
         if out is not None:
             _show_errors(pair, scores, masks, rules, out)

@@ -5,16 +5,14 @@ from dataclasses import dataclass
 
 from slicemill.common.errors import LabelError
 from slicemill.common.files import Location
-from slicemill.ct.formats.dicom.series import Series
-from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object, open_mask, read_part_names
+from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object, read_part_names
 from slicemill.ct.formats.dicom_objects.segments import WITHOUT_TUMORS
 from slicemill.ct.formats.names import is_nrrd_name
 from slicemill.ct.formats.nrrd.header import list_segments
-from slicemill.ct.formats.nrrd.segments import check_names
-from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import Labels, make_labels
+from slicemill.ct.mask_files import ScanGrid, open_mask_file
 from slicemill.ct.placed_mask import PlacedMask
-from slicemill.ct.scan import ScanReader, Slab, slab_depth
+from slicemill.ct.scan import Slab, slab_depth
 
 OVERLAP_NOTE = "where parts of this mask overlap, the one with the higher value is shown"
 
@@ -26,31 +24,6 @@ class MaskFile:
     path: Location
     labels: Labels | None = None
     """Names of the label values; None takes those of the file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScanGrid:
-    """Where masks must lie."""
-
-    grid: Grid
-    series: Series | None = None
-    """The scan's DICOM series; None for other formats."""
-
-
-def open_mask_file(mask: MaskFile, scan: ScanGrid) -> ScanReader:
-    """Open a mask.
-
-    Raises
-    ------
-    InputError
-        It cannot be read, belongs to another scan, or its names and the labels differ.
-    """
-    if is_mask_object(mask.path):
-        source = open_mask(mask.path, scan.grid, scan.series, mask.labels, "highest", hashed=False)
-        return ScanReader(mask.path, "mask", source=source)
-    if mask.labels is not None and is_nrrd_name(mask.path.name):
-        check_names(list_segments(mask.path), mask.labels, mask.path)
-    return ScanReader(mask.path, "mask", hashed=False)
 
 
 def find_labels(mask: MaskFile) -> Labels | None:
@@ -83,7 +56,7 @@ def _strip_remark(name: str) -> str:
 
 def read_mask(mask: MaskFile, scan: ScanGrid, warnings: list[str]) -> Iterator[Slab]:
     """Yield uint8[z, y, x] on the grid of the scan, and append warnings."""
-    with open_mask_file(mask, scan) as reader:
+    with open_mask_file(mask.path, scan, mask.labels, "highest", hashed=False) as reader:
         placed = PlacedMask(reader, scan.grid, "error")
         yield from placed.slabs(slab_depth(scan.grid.stored_shape))
         reader.finish()

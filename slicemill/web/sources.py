@@ -6,11 +6,12 @@ import numpy as np
 
 from slicemill.common.errors import InputError
 from slicemill.common.files import Location
+from slicemill.ct.mask_files import ScanGrid, open_mask_file
 from slicemill.ct.placed_mask import PlacedMask
 from slicemill.ct.scan import ScanReader, Slab, slab_depth
 from slicemill.store.headers import read_grid
 from slicemill.store.reader import Case, SliceArray
-from slicemill.web.mask_files import MaskFile, ScanGrid, find_labels, open_mask_file, read_mask
+from slicemill.web.mask_files import MaskFile, find_labels, read_mask
 from slicemill.web.opened import CaseSource, MaskSource
 from slicemill.web.volumes import VolumeSource
 
@@ -68,7 +69,7 @@ def _open_mask(mask: MaskFile, scan: ScanGrid) -> MaskSource:
     name = mask.path.name
     try:
         labels = find_labels(mask)
-        with open_mask_file(mask, scan) as reader:
+        with open_mask_file(mask.path, scan, mask.labels, "highest", hashed=False) as reader:
             PlacedMask(reader, scan.grid, "error")
     except (InputError, OSError) as error:
         return MaskSource(name=name, labels=mask.labels, source=None, failure=str(error))

@@ -231,7 +231,7 @@ def test_the_page_of_errors_shows_prediction_and_reference(browser, tmp_path):
     green = (TUMOR_COLOR[2], TUMOR_COLOR[0], TUMOR_COLOR[1])  # of the second mask
     assert (pixels == TUMOR_COLOR).all(axis=2).any()
     assert (pixels == green).all(axis=2).any()
-    legend = one.page.locator(".slices-legend span:not(.sample)").all_text_contents()
+    legend = one.page.locator(".slices-label > span:not(.sample)").all_text_contents()
     assert legend == ["prediction: liver", "prediction: tumor", "reference: liver", "reference: tumor"]
     dice = 2 * (predicted == 2).sum() / ((predicted == 2).sum() + (reference == 2).sum())
     assert f"{dice:.3f}"[:4] in one.page.inner_text("table tr:has-text('tumor')")

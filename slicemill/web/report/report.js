@@ -140,7 +140,9 @@ class Report {
     for (const label of this.labels) {
       const sample = labelSample(label);
       const mask = masks.length > 1 ? `${clean(masks[label.mask])}: ` : "";
-      list.append(sample, make("span", `${mask}${label.shownName}`));
+      const item = make("span", "", "slices-label");
+      item.append(sample, make("span", `${mask}${label.shownName}`));
+      list.append(item);
     }
     return list;
   }
