@@ -206,9 +206,17 @@ def _serve_static(page: PageFiles) -> Callable[[Request], Any]:
         file = page.files.get(request.path_params["name"])
         if file is None or request.path_params["digest"] != page.sha256:
             raise RefusedError(404, "There is no such file.")
-        return Response(file.content, headers={"content-type": file.content_type, "cache-control": FOREVER})
+        headers = {"content-type": file.content_type, "cache-control": FOREVER, "vary": "accept-encoding"}
+        if not _accepts_gzip(request):
+            return Response(file.content, headers=headers)
+        return Response(file.packed, headers=headers | {"content-encoding": "gzip"})
 
     return serve
+
+
+def _accepts_gzip(request: Request) -> bool:
+    names = [name.strip().lower() for name in request.headers.get("accept-encoding", "").split(",")]
+    return "gzip" in names  # a weight, as in gzip;q=0, is not what browsers send, and gets the plain file
 
 
 async def _explain_refusal(_request: Request, error: Exception) -> Response:
