@@ -12,4 +12,4 @@ SWITCH = "ORT_DISABLE_TELEMETRY"
 
 def turn_off_telemetry() -> None:
     """Turn the reports off; call it before each import of onnxruntime."""
-    os.environ[SWITCH] = "1"
+    os.putenv(SWITCH, "1")
