@@ -9,6 +9,7 @@ INDEX = "index.html"
 START_SCREEN = "start.html"
 """What the page of `slicemill serve` has before the viewer."""
 START_PLACE = "<!-- start screen -->"
+VIEW_SCRIPT, START_SCRIPT = "/static/HASH/main.js", "/static/HASH/serve.js"
 PLACEHOLDER = "/static/HASH/"
 """Start of the paths in the page, before the hash is known."""
 TYPES = {
@@ -51,5 +52,7 @@ def read_page_files(folder: Path = FOLDER, *, has_start: bool = False) -> PageFi
         sha256.update(name.encode() + b"\0" + hashlib.sha256(file.content).digest())
     digest = sha256.hexdigest()[:16]
     page = index.content.replace(START_PLACE.encode(), start.content if has_start else b"")
+    if has_start:
+        page = page.replace(VIEW_SCRIPT.encode(), START_SCRIPT.encode())
     content = page.replace(PLACEHOLDER.encode(), f"/static/{digest}/".encode())
     return PageFiles(index=PageFile(content, index.content_type), sha256=digest, files=found)

@@ -136,16 +136,40 @@ export class Viewer {
       this.cursor.z = progress.image.is_complete ? info.shape[0] >> 1 : progress.image.first_slice;
     }
     if (progress.image.failure) this.onError(progress.image.failure);
+    this.listLabels(progress, info);
+    this.partsOf = chooseLabel(this.labels, info.masks, this.partsOf);
+    void this.loadParts();
+    this.showReading(progress, info);
+    this.update();
+  }
+
+  /** @param {import("./api.js").Progress} progress @param {import("./api.js").CaseInfo} info */
+  listLabels(progress, info) {
     this.labels = listLabels(info.masks, progress.masks, this.labels);
     this.overlays = makeOverlays(this.labels, info.masks.length);
     showLabels(this.labels, info, progress.masks, () => {
       this.overlays = makeOverlays(this.labels, info.masks.length);
       this.update();
     });
-    this.partsOf = chooseLabel(this.labels, info.masks, this.partsOf);
-    void this.loadParts();
-    this.showReading(progress, info);
-    this.update();
+  }
+
+  /** Show what reaches a threshold of the map of probabilities, and its parts. @param {number} value 1 to 255 */
+  setThreshold(value) {
+    const { info, progress } = this;
+    const map = info?.masks.find((mask) => mask.threshold !== null);
+    if (!info || !progress || !map) return;
+    map.threshold = value;
+    for (const label of this.labels) label.isShown ||= info.masks[label.mask] === map;
+    this.listLabels(progress, info);
+    chooseLabel(this.labels, info.masks, this.labels.find((label) => info.masks[label.mask] === map) ?? null);
+    this.changeParts();
+  }
+
+  /** Show no case. */
+  close() {
+    this.number = -1;
+    this.sections.stop();
+    this.info = null;
   }
 
   /** @param {import("./api.js").Progress} progress @param {import("./api.js").CaseInfo} info */
