@@ -9,6 +9,7 @@ from slicemill.common.files import write_bytes
 from slicemill.common.machine import count_workers
 from slicemill.ct.formats.dicom_objects.options import DicomOptions, Holes, SegmentationType, make_options
 from slicemill.ct.labels import Labels, choose_labels
+from slicemill.ct.page_options import MOST_VIEWER_MB, VIEWER_MB
 from slicemill.measure.evaluation.detection import Mode
 from slicemill.measure.evaluation.evaluate import Evaluation, evaluate
 from slicemill.measure.evaluation.figures import draw_evaluation
@@ -127,6 +128,8 @@ class MeasureRequest:
     """Holes of an RTSTRUCT: ``keyhole`` joins them to their outline, ``xor`` writes outlines of their own."""
     codes: Path | None = None
     """CSV of codes for labels: label, category, type, region."""
+    viewer_mb: float = VIEWER_MB
+    """MiB of slices in the page of each case, for its viewer; 0 for none."""
 
     def __post_init__(self) -> None:
         """Check that the results do not go into the folder of an input, and that there are workers.
@@ -140,6 +143,8 @@ class MeasureRequest:
             if self.out.resolve() == (path if path.is_dir() else path.parent).resolve():
                 raise ConfigError(f"--out {self.out}: is the folder of the input {path}; choose another folder.")
         _check_workers(self.workers)
+        if not 0 <= self.viewer_mb <= MOST_VIEWER_MB:
+            raise ConfigError(f"--viewer-mb {self.viewer_mb:g}: must be from 0 to {MOST_VIEWER_MB}.")
 
     def make_dicom_options(self) -> DicomOptions:
         """Return which DICOM results are written.
@@ -171,7 +176,7 @@ class MeasureRequest:
         jobs = gather_jobs(self.masks, self.image, choose_labels(self.labels))
         if dicom.endings():
             require_dicom_scans(jobs, dicom)
-            jobs = [replace(job, dicom=dicom) for job in jobs]
+        jobs = [replace(job, dicom=dicom, viewer_mb=self.viewer_mb) for job in jobs]
         outcomes = run(jobs, self.out, workers=count_workers(self.workers), overwrite=self.overwrite)
         return MeasureReport(outcomes=tuple(outcomes), left_out=tuple(find_left_out(self.masks)), out=self.out)
 

@@ -9,6 +9,7 @@ from slicemill.common.errors import UsageError
 from slicemill.common.files import parse_location
 from slicemill.common.options import MACHINE, NETWORK, OUTPUT, RERUN, Json, require_finite
 from slicemill.common.terminal import print_always, print_json, print_line, print_lines, report_errors
+from slicemill.train.settings import Recipe
 
 SLICES, TRAINING = "Slices", "Training"
 """Panels of the options in --help."""
@@ -31,6 +32,12 @@ def train(
     run: Annotated[Path, typer.Argument(help="Folder of the run; a run that is already in it is continued.")],
     config: Annotated[
         Path | None, typer.Option(help="Settings as TOML; options of the command line override them.")
+    ] = None,
+    recipe: Annotated[
+        Recipe | None,
+        typer.Option(
+            help="Settings that --config and options change; nodules: nodules in the lung, ingested with --points."
+        ),
     ] = None,
     split: Annotated[
         Path | None,
@@ -161,13 +168,15 @@ def train(
 
     slicemill train lits-store/ runs/first --epochs 100
     slicemill train lits-store/ runs/quick --width 16 --max-minutes 25
+    slicemill train luna-store/ runs/nodules --recipe nodules
     """
     from slicemill.common.remote import RemotePath
     from slicemill.store.cache import SliceCache
-    from slicemill.train.config import Config, read_config
+    from slicemill.train.config import make_config, read_config
     from slicemill.train.loop import train as fit
 
-    settings = (read_config(config) if config else Config()).replace(
+    base = make_config(recipe)
+    settings = (read_config(config, base) if config else base).replace(
         context=context, context_spacing_mm=context_spacing_mm, size=size, crop=crop, spacing_mm=spacing_mm,
         width=width, batch=None if batch is None else parse_batch(batch), epochs=epochs, steps=steps,
         max_minutes=max_minutes, learning_rate=learning_rate, tumor_share=tumor_share, augment=augment, seed=seed,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from slicemill.bench.records.dicom import dicom_table
 from slicemill.bench.records.markdown import format_processor, format_ratio, table_lines, table_text
 from slicemill.bench.records.volumes import volumes_table
 from slicemill.bench.schema.base import BenchmarkRecord, ClockRatios, LimitsRecord
@@ -20,6 +21,7 @@ from slicemill.bench.schema.data import (
     StoreRecord,
     VolumesRecord,
 )
+from slicemill.bench.schema.dicom import DicomIngestRecord
 from slicemill.bench.schema.networks import (
     ExportRecord,
     InferRecord,
@@ -369,6 +371,7 @@ def documents_table(record: DocumentsRecord) -> str:
 TABLES: dict[type[BenchmarkRecord], Callable[[Any], str]] = {
     ComponentsRecord: components_table,
     ConstantsRecord: constants_table,
+    DicomIngestRecord: dicom_table,
     DocumentsRecord: documents_table,
     ExportRecord: export_table,
     InferRecord: infer_table,

@@ -128,7 +128,7 @@ def _score_pairs(pairs: Sequence[Pair], rules: Rules, out: Path | None, workers:
 def score_pair(pair: Pair, rules: Rules, out: Path | None) -> PairOutcome:
     """Score one pair, and draw its errors if `out` is set. Errors are reported in the outcome."""
     try:
-        masks = leave_out(read_masks(pair), rules.ignored)
+        masks = leave_out(read_masks(pair, rules.labels, rules.ignored), rules.ignored)
         scores = score_case(pair, masks, rules)
         if out is not None:
             _draw_errors(pair, masks, rules, out / f"{scores.case_id}_errors.png")

@@ -4,12 +4,15 @@ from collections.abc import Sequence
 
 from slicemill.common.errors import LabelError
 from slicemill.ct.labels import IGNORE, Labels, format_labels
+from slicemill.ct.mask_files import name_labels
 from slicemill.measure.inputs.infer_output import read_report
 from slicemill.measure.inputs.pairs import Pair, StoredMask
 
 
 def find_labels(pairs: Sequence[Pair]) -> Labels | None:
     """Return the labels of the predictions, or else of the reference store; None if neither defines labels.
+
+    If all masks are DICOM SEG or RTSTRUCT, the names of their segments and structures are the labels.
 
     The predictions' labels are used only if every prediction has a report or is in a store.
 
@@ -21,7 +24,8 @@ def find_labels(pairs: Sequence[Pair]) -> Labels | None:
     predicted = [_prediction_labels(pair) for pair in pairs]
     known = [labels for labels in predicted if labels is not None]
     if not known or len(known) < len(predicted):
-        return next((labels for pair in pairs if (labels := _reference_labels(pair)) is not None), None)
+        of_references = next((labels for pair in pairs if (labels := _reference_labels(pair)) is not None), None)
+        return of_references or _segment_names(pairs)
     if any(labels != known[0] for labels in known):
         raise LabelError(
             "the predictions are from models with different labels; evaluate one model at a time, or pass --labels."
@@ -35,6 +39,16 @@ def find_labels(pairs: Sequence[Pair]) -> Labels | None:
                 "or pass --labels that are correct for both."
             )
     return known[0]
+
+
+def _segment_names(pairs: Sequence[Pair]) -> Labels | None:
+    """Return labels with the names of segments, if all masks are DICOM SEG or RTSTRUCT."""
+    paths = []
+    for pair in pairs:
+        if pair.stored is not None or isinstance(pair.reference.mask, StoredMask):
+            return None
+        paths += [pair.reference.mask.path, pair.prediction]
+    return name_labels(paths)
 
 
 def split_ignored(labels: Labels, pairs: Sequence[Pair]) -> tuple[Labels, int | None]:

@@ -2,13 +2,16 @@
 
 import contextlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import InputError, LabelError
+from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object
 from slicemill.ct.geometry import Grid
-from slicemill.ct.labels import Labels, format_labels
+from slicemill.ct.labels import IGNORE, Labels, format_labels
+from slicemill.ct.mask_files import ScanGrid, open_mask_file, read_scan_grid
 from slicemill.ct.same_grid import match_grid, require_same_grid
 from slicemill.ct.scan import ScanReader
 from slicemill.ct.window import AIR_HU
@@ -33,25 +36,35 @@ class PairMasks:
     """Warnings about label values that were rounded."""
 
 
-def read_masks(pair: Pair) -> PairMasks:
+def read_masks(pair: Pair, labels: Labels | None = None, ignored: int | None = None) -> PairMasks:
     """Read a prediction and its reference.
+
+    Parameters
+    ----------
+    labels
+        Names of the label values, which are the names of segments and structures in DICOM.
+    ignored
+        Value of the reference's voxels that are left out; a segment in DICOM is then called `IGNORE`.
 
     Raises
     ------
     InputError
         A mask cannot be read, or the two have different grids.
     """
+    scan = _find_scan(pair)
+    of_reference = labels and (labels if ignored is None else _add_ignored(labels, ignored))
     if pair.stored is not None:
         label, own_grid = _read_stored_mask(pair.stored)
-        reference = _read_reference(pair, own_grid)
+        reference = _read_reference(pair, own_grid, scan, of_reference)
         predicted = np.ascontiguousarray(reference.turned.to_stored(own_grid.to_file(label)))
         return PairMasks(predicted=predicted, truth=reference.label, grid=reference.grid, warnings=reference.warnings)
-    with ScanReader(pair.prediction, "mask") as reader:
-        reference = _read_reference(pair, reader.grid)
+    with open_mask_file(pair.prediction, scan, labels) as reader:
+        reference = _read_reference(pair, reader.grid, scan, of_reference)
         reader.replace_grid(reference.turned)
         predicted = reader.read()
         reader.finish()
-        warnings = (*reference.warnings, *(f"{pair.where}: {warning}" for warning in reader.value_warnings()))
+        own = _warn(reader, pair.prediction)
+        warnings = (*reference.warnings, *(f"{pair.where}: {warning}" for warning in own))
     return PairMasks(predicted=predicted, truth=reference.label, grid=reference.grid, warnings=warnings)
 
 
@@ -64,18 +77,47 @@ class _ReferenceMask:
     warnings: tuple[str, ...] = ()
 
 
-def _read_reference(pair: Pair, grid: Grid) -> _ReferenceMask:
+def _find_scan(pair: Pair) -> ScanGrid | None:
+    """Return the grid on which a SEG or RTSTRUCT of a pair is drawn: its scan's, else the other mask's."""
+    reference = pair.reference.mask
+    if isinstance(reference, StoredMask):
+        return ScanGrid(grid=read_grid(reference.case))
+    files = [reference.path] if pair.stored is not None else [pair.prediction, reference.path]
+    others = [path for path in files if not is_mask_object(path)]
+    if len(others) == len(files):
+        return None
+    scan = pair.image or reference.image
+    if scan is not None:
+        return read_scan_grid(scan)
+    if pair.stored is not None:
+        return ScanGrid(grid=read_grid(pair.stored.case))
+    if not others:
+        return None
+    with ScanReader(others[0], "mask", hashed=False) as reader:
+        return ScanGrid(grid=reader.grid)
+
+
+def _add_ignored(labels: Labels, ignored: int) -> Labels:
+    return Labels(values={**labels.values, IGNORE: ignored}, organ=labels.organ, tumor=labels.tumor)
+
+
+def _warn(reader: ScanReader, path: Path) -> list[str]:
+    """Return warnings about label values, and of a SEG or RTSTRUCT those about its parts, too."""
+    return [*(reader.warnings if is_mask_object(path) else ()), *reader.value_warnings()]
+
+
+def _read_reference(pair: Pair, grid: Grid, scan: ScanGrid | None, labels: Labels | None) -> _ReferenceMask:
     """Read the reference, which must have the voxels of the prediction's `grid`."""
     mask = pair.reference.mask
     where = f"its reference {pair.reference.case_id}"
     if isinstance(mask, StoredMask):
         truth, own_grid = _read_stored_mask(mask)
         return _ReferenceMask(label=truth, grid=own_grid, turned=require_same_grid(grid, own_grid, pair.where, where))
-    with ScanReader(mask.path, "mask") as reader:
+    with open_mask_file(mask.path, scan, labels) as reader:
         turned = require_same_grid(grid, reader.grid, pair.where, where)
         truth = reader.read()
         reader.finish()
-        warnings = tuple(f"{mask.path}: {warning}" for warning in reader.value_warnings())
+        warnings = tuple(f"{mask.path}: {warning}" for warning in _warn(reader, mask.path))
         return _ReferenceMask(label=truth, grid=reader.grid, turned=turned, warnings=warnings)
 
 

@@ -1,13 +1,23 @@
 """Pairs of a predicted mask and its reference, from folders of files or from stores."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from slicemill.common.errors import PairingError, StoreError
+from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object
 from slicemill.ct.naming import derive_case_id, find_files, parse_name
+from slicemill.measure.inputs.dicom_masks import (
+    DicomListing,
+    DicomMask,
+    ScanSeries,
+    describe_object,
+    find_scan,
+    list_dicom,
+)
 from slicemill.measure.inputs.infer_output import find_masks
-from slicemill.measure.inputs.names import Index, add_to_index, find_match, match_keys
+from slicemill.measure.inputs.names import Index, add_to_index, find_doubles, find_match, match_keys
 from slicemill.store.reader import Case, SliceArray, is_store, open_store
 
 
@@ -18,6 +28,8 @@ class MaskFile:
     path: Path
     image: Path | None
     """The mask's scan, if it is in the same folder."""
+    series_uids: frozenset[str] = frozenset()
+    """SeriesInstanceUIDs of its scan, as a DICOM SEG or RTSTRUCT refers to it; empty for other masks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +63,8 @@ class Pair:
     reference: Reference
     stored: StoredMask | None = None
     """The predicted mask, if the predictions are a store."""
+    image: Path | None = None
+    """The scan that the predicted mask refers to, if it is a DICOM SEG or RTSTRUCT beside it."""
 
     @property
     def where(self) -> str:
@@ -78,18 +92,21 @@ class _Prediction:
     path: Path
     name: str
     stored: StoredMask | None = None
+    image: Path | None = None
+    series_uids: frozenset[str] = frozenset()
 
 
 def pair_up(predictions: Path, references: Path) -> Pairing:
     """Find the reference of each prediction.
 
-    First, predictions are matched to references with the same folder and name. The others are matched by case id or
-    name (`find_match`), but not to a reference that already has an exact match.
+    First, DICOM masks that refer to one series are matched, then predictions to references with the same folder and
+    name. The others are matched by case id or name (`find_match`), but not to a reference that already has a match of
+    the first two kinds. Masks that refer to different series are never matched.
 
     Raises
     ------
     PairingError
-        No prediction has a reference, or two predictions belong to the same case.
+        No prediction has a reference, two predictions belong to the same case, or two references to one prediction.
     """
     damaged: dict[str, str] = {}
     index = _index_references(references, damaged)
@@ -97,17 +114,19 @@ def pair_up(predictions: Path, references: Path) -> Pairing:
     exact = {
         one.relative: reference
         for one in listed
-        if (reference := find_match(one.relative, index, exact=True)) is not None
+        if (reference := _find_same_series(one, index) or _find_by_name(one, index, exact=True)) is not None
     }
     taken = {reference.case_id for reference in exact.values()}
     pairs: dict[str, Pair] = {}
     alone = []
     for one in listed:
-        reference = exact.get(one.relative) or find_match(one.relative, index)
+        reference = exact.get(one.relative) or _find_by_name(one, index, exact=False)
+        if reference is None:
+            _refuse_doubles(one, index)
         if reference is None or (one.relative not in exact and reference.case_id in taken):
             alone.append(one.name)
             continue
-        pair = Pair(prediction=one.path, name=one.name, reference=reference, stored=one.stored)
+        pair = Pair(prediction=one.path, name=one.name, reference=reference, stored=one.stored, image=one.image)
         if reference.case_id in pairs:
             raise PairingError(
                 f"{pairs[reference.case_id].where} and {pair.where} both belong to the case {reference.case_id}; "
@@ -127,6 +146,32 @@ def pair_up(predictions: Path, references: Path) -> Pairing:
     )
 
 
+def _refuse_doubles(one: _Prediction, index: Index[Reference]) -> None:
+    """Refuse a prediction that several references match, because they have one name in one folder."""
+    files = [str(double.mask.path) for double in find_doubles(one.relative, index) if isinstance(double.mask, MaskFile)]
+    if files:
+        raise PairingError(f"{' and '.join(files)} belong to the prediction {one.name}; keep one of them.")
+
+
+def _series_uids(reference: Reference) -> frozenset[str]:
+    return reference.mask.series_uids if isinstance(reference.mask, MaskFile) else frozenset()
+
+
+def _find_same_series(one: _Prediction, index: Index[Reference]) -> Reference | None:
+    """Return the only reference that refers to the same series."""
+    references = {reference.case_id: reference for several in index.values() for reference in several}
+    fitting = [reference for reference in references.values() if one.series_uids & _series_uids(reference)]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _find_by_name(one: _Prediction, index: Index[Reference], *, exact: bool) -> Reference | None:
+    """Return the reference of the same name, unless the two refer to different series."""
+    found = find_match(one.relative, index, exact=exact)
+    if found is None or (one.series_uids and _series_uids(found) and not one.series_uids & _series_uids(found)):
+        return None
+    return found
+
+
 def _list_predictions(predictions: Path, damaged: dict[str, str]) -> list[_Prediction]:
     if is_store(predictions):
         ids_and_masks = [(mask.case.info.case_id, mask) for mask in _stored_masks(predictions, damaged)]
@@ -136,12 +181,30 @@ def _list_predictions(predictions: Path, damaged: dict[str, str]) -> list[_Predi
             _Prediction(relative=f"{case_id}.nii", path=predictions, name=case_id, stored=mask)
             for case_id, mask in ids_and_masks
         ]
-    files = [predictions] if predictions.is_file() else find_masks(predictions)
-    if not files:
+    if predictions.is_file():
+        if not is_mask_object(predictions):
+            return [_Prediction(relative=predictions.name, path=predictions, name=predictions.name)]
+        return [_describe_prediction(describe_object(predictions, predictions.parent), predictions.parent, ())]
+    files = find_masks(predictions)
+    dicom = list_dicom(predictions, files)
+    if not files and not dicom.masks:
         raise PairingError(f"{predictions}: contains no mask; `slicemill infer` writes masks.")
-    root = predictions.parent if predictions.is_file() else predictions
-    paths = [(file.relative_to(root).as_posix(), file) for file in files]
-    return [_Prediction(relative=relative, path=file, name=relative) for relative, file in paths]
+    paths = [(file.relative_to(predictions).as_posix(), file) for file in files]
+    return [
+        *(_Prediction(relative=relative, path=file, name=relative) for relative, file in paths),
+        *(_describe_prediction(one, predictions, dicom.scans) for one in dicom.masks),
+    ]
+
+
+def _describe_prediction(one: DicomMask, root: Path, scans: Sequence[ScanSeries]) -> _Prediction:
+    scan = find_scan(one.references, scans)
+    return _Prediction(
+        relative=one.relative,
+        path=one.path,
+        name=one.path.relative_to(root).as_posix() if one.path != root else one.relative,
+        image=None if scan is None else scan.path,
+        series_uids=frozenset(one.references.series_uids),
+    )
 
 
 def _stored_masks(root: Path, damaged: dict[str, str]) -> list[StoredMask]:
@@ -168,27 +231,45 @@ def _index_references(references: Path, damaged: dict[str, str]) -> Index[Refere
 
 
 def _index_reference_files(references: Path) -> Index[Reference]:
-    files = [references] if references.is_file() else find_files(references)
-    root = references.parent if references.is_file() else references
+    is_folder = references.is_dir()
+    is_object = not is_folder and is_mask_object(references)
+    root = references if is_folder else references.parent
+    files = find_files(references) if is_folder else [] if is_object else [references]
+    dicom = list_dicom(references, files) if is_folder else DicomListing(masks=(), scans=())
+    objects = (describe_object(references, root),) if is_object else dicom.masks
     relative = {file: file.relative_to(root).as_posix() for file in files}
-    names = {file: parse_name(relative[file]) for file in files}
-    masks = [file for file in files if names[file].role == "mask"] or files
+    relative |= {scan.path: scan.relative for scan in dicom.scans} | {mask.path: mask.relative for mask in objects}
+    of_dicom, series = {one.path: one for one in objects}, {one.path: one for one in dicom.scans}
+    names = {path: parse_name(text) for path, text in relative.items()}
+    of_files = [file for file in files if names[file].role == "mask"] or ([] if objects else files)
+    masks = [*of_files, *of_dicom]
     images = {
-        (names[file].folder, names[file].key): file
-        for file in files
-        if names[file].role == "image" and file not in masks
+        (names[path].folder, names[path].key): path
+        for path in relative
+        if path not in masks and (path in series or names[path].role == "image")
     }
-    scans = {mask: images.get((names[mask].folder, names[mask].key)) for mask in masks}
+    scans: dict[Path, Path | None] = {}
+    for mask in masks:
+        scan = find_scan(of_dicom[mask].references, dicom.scans) if mask in of_dicom else None
+        scans[mask] = scan.path if scan else images.get((names[mask].folder, names[mask].key))
     case_ids = {mask: derive_case_id(relative[image or mask]) for mask, image in scans.items()}
     counts = Counter(case_ids.values())
     index: Index[Reference] = {}
     for mask, case_id in case_ids.items():
         name = names[mask]
         with_folder = name.folder if not name.key else f"{name.folder}/{case_id}".lstrip("/")
+        image = scans[mask]
+        uids = of_dicom[mask].references.series_uids if mask in of_dicom else ()
+        of_scan = series.get(image) if image is not None else None
         reference = Reference(
             case_id=case_id if counts[case_id] == 1 else with_folder,
             folder=name.folder,
-            mask=MaskFile(path=mask, image=scans[mask]),
+            mask=MaskFile(path=mask, image=image, series_uids=_join(uids, of_scan)),
         )
-        add_to_index(index, [*match_keys(relative[mask]), case_id], reference)
+        further = match_keys(of_scan.relative) if of_scan is not None else []
+        add_to_index(index, [*match_keys(relative[mask]), case_id, *further], reference)
     return index
+
+
+def _join(uids: Sequence[str], scan: ScanSeries | None) -> frozenset[str]:
+    return frozenset((*uids, *(() if scan is None else (scan.series_uid,)))) - {""}

@@ -1,22 +1,34 @@
 """Input cases of `slicemill measure`: a mask file, a folder of masks with their scans, or a store."""
 
 import glob
+import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from slicemill.common.errors import PairingError, StoreError
 from slicemill.ct.dataset_json import read_dataset_json
-from slicemill.ct.formats.dicom.discover import find_dicom
-from slicemill.ct.formats.dicom.index import read_folder
+from slicemill.ct.formats.dicom.folders import read_folder
+from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object
 from slicemill.ct.formats.dicom_objects.options import NO_DICOM, DicomOptions
 from slicemill.ct.formats.names import SHOWN_SUFFIXES, strip_suffix
 from slicemill.ct.formats.open import mark_files
 from slicemill.ct.labels import LITS_LABELS, Labels
+from slicemill.ct.mask_files import name_labels
 from slicemill.ct.naming import find_files, parse_name
+from slicemill.ct.page_options import VIEWER_MB
+from slicemill.measure.inputs.dicom_masks import (
+    DicomMask,
+    ScanSeries,
+    describe_object,
+    find_scan,
+    list_dicom,
+    list_scans,
+    strip_name,
+)
 from slicemill.measure.inputs.infer_output import PROBABILITY, find_masks, read_report
-from slicemill.measure.inputs.names import Index, add_to_index, find_match, match_keys
+from slicemill.measure.inputs.names import Index, add_to_index, find_doubles, find_match, match_keys
 from slicemill.measure.lesions.measurements import RIM_MM
 from slicemill.measure.lesions.records import Stamp
 from slicemill.store.reader import Store, is_store, open_store
@@ -45,18 +57,25 @@ class MeasureJob:
     """Labels of a `dataset.json` or of LiTS file names, used if there are no other labels."""
     dicom: DicomOptions = NO_DICOM
     """DICOM results that are written."""
-    lacks_scan: bool = False
-    """Whether a folder of scans was passed, but no scan matches the mask."""
+    viewer_mb: float = VIEWER_MB
+    """MiB of slices in the page of the case; 0 for none."""
+    no_scan: str = ""
+    """Why the mask has no scan, although a folder of scans was passed."""
+
+    @property
+    def source_id(self) -> str:
+        """Return a hash of the mask's location, which distinguishes masks with the same name."""
+        return hashlib.sha256(f"{self.mask.absolute()}\0{self.case_id or ''}".encode()).hexdigest()[:16]
 
     def find_labels(self) -> Labels | None:
-        """Return the labels of a mask file: from the command line, its report, or the defaults, in this order."""
+        """Return the labels of a mask file: from the command line, its report, the defaults, or the segments' names."""
         report = read_report(self.mask)
-        return self.labels or (report.read_labels() if report else self.default_labels)
+        return self.labels or (report.read_labels() if report else self.default_labels) or name_labels([self.mask])
 
     def stamp(self) -> Stamp:
         """Return a value that changes with the case's files, labels and settings.
 
-        Files are identified by size and time, stored files by hash.
+        Files are identified by location, size and time, stored files by hash.
         """
         if self.case_id is not None:
             info = open_store(self.mask)[self.case_id].info
@@ -67,7 +86,10 @@ class MeasureJob:
             files = [list(mark_files(path)) for path in (self.mask, self.image, *maps) if path is not None]
             labels = self.find_labels()
         dicom = {"dicom": changes} if (changes := self.dicom.changes()) else {}
-        return {"format": FORMAT, "rim_mm": RIM_MM, "files": files, **(labels.as_json() if labels else {}), **dicom}
+        viewer = {} if self.viewer_mb == VIEWER_MB else {"viewer_mb": self.viewer_mb}
+        named = labels.as_json() if labels else {}
+        fixed = {"format": FORMAT, "source": self.source_id, "rim_mm": RIM_MM, "files": files}
+        return {**fixed, **named, **dicom, **viewer}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +111,7 @@ def gather_jobs(masks: Path, images: Path | None, labels: Labels | None) -> list
         case_ids = [case_id for case_id in store.case_ids if _may_have_mask(store, case_id)]
         jobs = [MeasureJob(name=case_id, mask=masks, case_id=case_id, labels=labels) for case_id in case_ids]
     elif masks.is_file():
-        if images is not None and images.is_dir() and not read_folder(images).series:
-            raise PairingError(f"{images}: is a folder, but {masks} is a file; pass the file of its scan.")
-        jobs = [file_job(masks, images, labels)]
+        jobs = [file_job(masks, _choose_scan(masks, images), labels)]
     elif masks.is_dir():
         jobs = list(_folder_jobs(masks, images, labels))
     else:
@@ -119,7 +139,7 @@ def _may_have_mask(store: Store, case_id: str) -> bool:
 def file_job(mask: Path, image: Path | None, labels: Labels | None) -> MeasureJob:
     """Return the job of one mask file."""
     return MeasureJob(
-        name=strip_suffix(mask.name),
+        name=strip_name(mask),
         mask=mask,
         image=image,
         labels=labels,
@@ -127,23 +147,53 @@ def file_job(mask: Path, image: Path | None, labels: Labels | None) -> MeasureJo
     )
 
 
+def _choose_scan(mask: Path, images: Path | None) -> Path | None:
+    """Return the scan of a mask file: what was passed, or the series below it that a SEG refers to."""
+    if images is None or not images.is_dir() or len(series := read_folder(images).series) == 1:
+        return images
+    if is_mask_object(mask):
+        scan = find_scan(describe_object(mask, mask.parent).references, list_scans(images))
+        if scan is not None:
+            return scan.path
+        raise PairingError("refers to no series in this folder, or to several; pass the scan itself.", where=mask)
+    if not series:
+        raise PairingError(f"{images}: is a folder, but {mask} is a file; pass the file of its scan.")
+    return images
+
+
 def _folder_jobs(folder: Path, images: Path | None, labels: Labels | None) -> Iterator[MeasureJob]:
-    relative = {file: file.relative_to(folder).as_posix() for file in find_masks(folder)}
+    files = find_masks(folder)
+    relative = {file: file.relative_to(folder).as_posix() for file in files}
+    dicom = list_dicom(folder, files)
+    of_dicom = {one.path: one for one in dicom.masks}
     masks = [file for file in relative if parse_name(relative[file]).role == "mask"] or list(relative)
-    scans = _index_scans(images) if images is not None else {}
-    for mask in masks:
-        scan = find_match(relative[mask], scans)
+    relative |= {one.path: one.relative for one in dicom.masks}
+    series = dicom.scans if images is None else list_scans(images) if images.is_dir() else ()
+    scans = _index_scans(images, series) if images is not None else {}
+    for mask in (*masks, *of_dicom):
+        scan = _find_scan(of_dicom.get(mask), series) or find_match(relative[mask], scans)
         yield MeasureJob(
-            name=relative[mask].removesuffix(mask.name) + strip_suffix(mask.name),
+            name=strip_suffix(relative[mask]),
             mask=mask,
             image=None if scan is None else scan.path,
             labels=labels,
             default_labels=None if labels else _find_default_labels(mask, folder),
-            lacks_scan=images is not None and scan is None,
+            no_scan="" if images is None or scan is not None else _explain_no_scan(relative[mask], scans),
         )
 
 
-def _index_scans(images: Path) -> Index[_Scan]:
+def _explain_no_scan(relative: str, scans: Index[_Scan]) -> str:
+    names = ", ".join(scan.path.name for scan in find_doubles(relative, scans))
+    return f"several scans have its name ({names}); keep one of them" if names else "no scan of its name was found"
+
+
+def _find_scan(mask: DicomMask | None, series: Sequence[ScanSeries]) -> _Scan | None:
+    """Return the scan that a mask in DICOM refers to."""
+    found = None if mask is None else find_scan(mask.references, series)
+    return None if found is None else _Scan(folder="", path=found.path)
+
+
+def _index_scans(images: Path, series: Sequence[ScanSeries]) -> Index[_Scan]:
     if not images.is_dir():
         raise PairingError(f"{images}: must be a folder of scans, because the masks are a folder too.")
     index: Index[_Scan] = {}
@@ -151,10 +201,9 @@ def _index_scans(images: Path) -> Index[_Scan]:
         relative = file.relative_to(images).as_posix()
         if parse_name(relative).role != "mask":
             add_to_index(index, match_keys(relative), _Scan(folder=parse_name(relative).folder, path=file))
-    for series in find_dicom(images).series:
-        if isinstance(series.location, Path):  # a folder of this machine
-            relative = f"{series.relative}.nii.gz"  # the name that `infer` gives its mask
-            add_to_index(index, match_keys(relative), _Scan(folder=parse_name(relative).folder, path=series.location))
+    for one in series:
+        scan = _Scan(folder=parse_name(one.relative).folder, path=one.path)
+        add_to_index(index, match_keys(one.relative), scan)
     return index
 
 

@@ -1,10 +1,12 @@
 """Loads a case: segmentation, scan, probability map and their source files."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from slicemill.common.errors import LabelError
 from slicemill.ct.formats.dicom.series import Series
+from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object
 from slicemill.ct.geometry import Grid
+from slicemill.ct.mask_files import open_mask_file, read_scan_grid, turn_series
 from slicemill.ct.same_grid import require_same_grid
 from slicemill.ct.scan import ScanReader
 from slicemill.measure.inputs.infer_output import ModelUsed, read_own_report, read_tumor_probability
@@ -59,11 +61,12 @@ def _load_file(job: MeasureJob) -> LoadedCase:
     report, labels = read_own_report(job.mask), job.find_labels()
     if labels is None:
         raise LabelError(f"{job.mask}: the label values have no names; pass --labels, like --labels liver=1,tumor=2.")
-    with ScanReader(job.mask, "mask") as reader:
+    placed_on = read_scan_grid(job.image) if job.image is not None and is_mask_object(job.mask) else None
+    with open_mask_file(job.mask, placed_on, labels) as reader:
         grid = reader.grid
         label = reader.read()
-        own = (*reader.warnings, *reader.value_warnings())
         mask_used = FileUsed(name=job.mask.name, sha256=reader.finish())
+        own = (*reader.warnings, *reader.value_warnings())
     check_values(label, labels, str(job.mask))
     scan = _read_scan(job, grid)
     probability = read_tumor_probability(job.mask, labels, grid)
@@ -93,7 +96,7 @@ def _read_scan(job: MeasureJob, grid: Grid) -> _ReadScan:
         # the scan is turned to the mask, so that results keep the mask's grid
         reader.replace_grid(require_same_grid(reader.grid, grid, job.image, f"its mask {job.mask}"))
         image = reader.read()
-        series = None if reader.series is None else replace(reader.series, grid=reader.grid)
+        series = turn_series(reader)
         return _ReadScan(image=image, used=FileUsed(name=job.image.name, sha256=reader.finish()), series=series)
 
 

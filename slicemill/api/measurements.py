@@ -105,6 +105,7 @@ def measure_masks(
     seg_per_lesion: bool = False,
     rtstruct_holes: "Holes" = "keyhole",
     codes: str | Path | None = None,
+    viewer_mb: float = 8,
 ) -> "MeasureReport":
     """Measure the lesions of existing masks: tables, a page and a picture per case, and one page of all cases.
 
@@ -121,6 +122,8 @@ def measure_masks(
     dicom_seg, dicom_sr, rtstruct
         DICOM results of scans in DICOM: SEG, a report of the lesions, RTSTRUCT. The options after them say how; see
         `slicemill.measure.requests.MeasureRequest`.
+    viewer_mb
+        MiB of slices in the page of each case, for its viewer; 0 for none.
 
     Returns
     -------
@@ -141,4 +144,5 @@ def measure_masks(
         masks=Path(masks), out=Path(out), image=None if image is None else Path(image), labels=labels, workers=workers,
         overwrite=overwrite, dicom_seg=dicom_seg, dicom_sr=dicom_sr, rtstruct=rtstruct, seg_type=seg_type,
         seg_per_lesion=seg_per_lesion, rtstruct_holes=rtstruct_holes, codes=None if codes is None else Path(codes),
+        viewer_mb=viewer_mb,
     ).run()  # fmt: skip

@@ -21,6 +21,7 @@ from slicemill.web.opened import OpenCase
 from slicemill.web.page_files import PageFile, PageFiles, read_page_files
 from slicemill.web.records import describe_case, describe_list, describe_parts, describe_progress
 from slicemill.web.sections import PLANES
+from slicemill.web.surface_bytes import pack_surface
 from slicemill.web.viewer import Cases
 from slicemill.web.volumes import NotReadYetError, Volume
 
@@ -59,11 +60,17 @@ def make_app(
             Route("/api/cases/{case:int}/progress", routes.show_progress),
             Route("/api/cases/{case:int}/mark", routes.set_mark, methods=["PUT"]),
             Route("/api/cases/{case:int}/parts/{mask:int}/{value:int}", routes.show_parts),
+            Route("/api/cases/{case:int}/surface/{mask:int}/{value:int}", routes.show_surface),
             Route("/api/cases/{case:int}/image/{plane}/{index:int}", routes.show_image),
             Route("/api/cases/{case:int}/mask/{mask:int}/{plane}/{index:int}", routes.show_mask),
             *more,
         ],
-        exception_handlers={RefusedError: _explain_refusal, 404: _explain_missing, Exception: _explain_bug},
+        exception_handlers={
+            RefusedError: _explain_refusal,
+            NotReadYetError: _explain_unread,
+            404: _explain_missing,
+            Exception: _explain_bug,
+        },
     )
     app.router.redirect_slashes = False
     return Guard(app, access)
@@ -102,6 +109,12 @@ class Routes:
         """Return the parts of a label."""
         case, numbers = await self._open(request), request.path_params
         return _to_json(await _run(lambda: describe_parts(case, numbers["mask"], numbers["value"])))
+
+    async def show_surface(self, request: Request) -> Response:
+        """Return the surface of a label, as `slicemill.web.surface_bytes` packs it."""
+        case, numbers = await self._open(request), request.path_params
+        data = await _run(lambda: pack_surface(case.find_surface(numbers["mask"], numbers["value"])))
+        return Response(data, media_type="application/octet-stream")
 
     async def show_image(self, request: Request) -> Response:
         """Return a section of the scan, int16 little endian, HU."""
@@ -205,6 +218,10 @@ async def _explain_refusal(_request: Request, error: Exception) -> Response:
     status = error.status if isinstance(error, RefusedError) else 500
     headers = {"connection": "close"} if status in (408, 413) else {}
     return JSONResponse({"error": str(error)}, status_code=status, headers=headers)
+
+
+async def _explain_unread(_request: Request, _error: Exception) -> Response:
+    return JSONResponse({"error": "The mask was not read yet."}, status_code=503)
 
 
 async def _explain_missing(_request: Request, _error: Exception) -> Response:

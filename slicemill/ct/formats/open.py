@@ -6,7 +6,8 @@ To add a format: add a branch to `open_source` and `list_files`, and its names t
 from slicemill.common.errors import InputError
 from slicemill.common.files import Location, sha256_of_file
 from slicemill.ct.formats.dicom.archive import is_archive_name
-from slicemill.ct.formats.dicom.files import is_dicom_file, mark_folder
+from slicemill.ct.formats.dicom.files import is_dicom_file
+from slicemill.ct.formats.dicom.folders import mark_series
 from slicemill.ct.formats.dicom.lookup import open_series
 from slicemill.ct.formats.dicom.source import DicomSource, hash_series
 from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object
@@ -52,7 +53,7 @@ def is_dicom(path: Location) -> bool:
 def mark_files(path: Location) -> tuple[int, ...]:
     """Return sizes in bytes and modification times in ns of a scan's files, to see later whether they changed.
 
-    Of a DICOM series, the size of all files of its folder, and a hash of their sizes and times.
+    Of a DICOM series, the size of all its files and a hash of their sizes and times (`mark_series`).
 
     Raises
     ------
@@ -60,7 +61,7 @@ def mark_files(path: Location) -> tuple[int, ...]:
         A file does not exist or cannot be read.
     """
     if is_dicom(path):
-        return mark_folder(path)
+        return mark_series(path)
     states = [file.stat() for file in scan_files(path)]
     return tuple(number for state in states for number in (state.st_size, state.st_mtime_ns))
 

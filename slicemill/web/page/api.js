@@ -2,6 +2,7 @@
 /** Requests to the server that this page came from. */
 
 import { PLANES } from "./geometry.js";
+import { readMesh } from "./surface.js";
 
 /** @typedef {import("./geometry.js").Plane} Plane */
 /** @typedef {{image: Int16Array, masks: (Uint8Array | null)[]}} Section HU, and values of each mask. */
@@ -68,6 +69,9 @@ export const getCase = (number) => getJson(`/api/cases/${number}`);
 export const getProgress = (number) => getJson(`/api/cases/${number}/progress`);
 /** @param {number} number @param {number} mask @param {number} value @returns {Promise<Parts>} */
 export const getParts = (number, mask, value) => getJson(`/api/cases/${number}/parts/${mask}/${value}`);
+/** @param {number} number @param {number} mask @param {number} value */
+export const getSurface = async (number, mask, value) =>
+  readMesh(await (await request(`/api/cases/${number}/surface/${mask}/${value}`)).arrayBuffer());
 /** @param {number} number @param {string | null} mark */
 export const putMark = (number, mark) =>
   request(`/api/cases/${number}/mark`, { method: "PUT", body: JSON.stringify(mark) });

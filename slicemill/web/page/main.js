@@ -35,10 +35,15 @@ export function connectPicture(viewer) {
     byId("planes", HTMLElement).append(button);
     return button;
   });
+  const solid = makeButton("3-D", "Show the 3-D picture (r)", () => viewer.activateSurface());
+  byId("planes", HTMLElement).append(solid);
   viewer.onControls = () => {
+    solid.hidden = viewer.surface.element.hidden;
+    solid.setAttribute("aria-pressed", String(viewer.isSolid));
     showWindow(viewer.window);
     switches.forEach(([, , name], index) => shown[index](viewer.switches[name]));
-    PLANES.forEach((plane, index) => planes[index].setAttribute("aria-pressed", String(plane === viewer.plane)));
+    const large = viewer.isSolid ? null : viewer.plane;
+    PLANES.forEach((plane, index) => planes[index].setAttribute("aria-pressed", String(plane === large)));
   };
   viewer.onControls();
   byId("reset", HTMLButtonElement).addEventListener("click", () => viewer.resetViews());
@@ -91,6 +96,7 @@ export function listKeys(viewer, cases) {
     key(["a", "c", "s"], "a c s", "axial, coronal, sagittal picture", (event) =>
       viewer.activate(PLANES[["a", "c", "s"].indexOf(event.key)]),
     ),
+    key(["r"], "r", "3-D picture; in it, arrows turn, + and - zoom", () => viewer.activateSurface()),
     ...(cases
       ? [
           key(["j"], "j", "next case", () => cases.open(cases.number + 1)),

@@ -9,7 +9,7 @@ from pydicom.uid import generate_uid
 
 from slicemill.common.errors import ScanError
 from slicemill.ct.formats.dicom.discover import find_dicom
-from slicemill.ct.formats.dicom.index import read_folder
+from slicemill.ct.formats.dicom.folders import read_folder
 from slicemill.ct.formats.dicom.lookup import find_series, open_series, read_series
 from slicemill.ct.formats.dicom.series import Refused, Series
 from slicemill.ct.scan import ScanReader

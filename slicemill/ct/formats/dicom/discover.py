@@ -16,8 +16,8 @@ from slicemill.common.names import is_text, natural_key
 from slicemill.common.progress import progress
 from slicemill.common.remote import RemotePath
 from slicemill.ct.formats.dicom.archive import is_archive_name, read_archive
-from slicemill.ct.formats.dicom.files import ARCHIVE_SUFFIX, DicomFile, list_folder, strip_dicom
-from slicemill.ct.formats.dicom.index import index_files, may_be_dicom
+from slicemill.ct.formats.dicom.files import ARCHIVE_SUFFIX, strip_dicom
+from slicemill.ct.formats.dicom.folders import Listing, index_listing, read_listing
 from slicemill.ct.formats.dicom.series import FolderSeries, Refused, Series
 
 SHOWN_FOLDERS = 3
@@ -47,13 +47,12 @@ def find_dicom(folder: Location) -> FoundDicom:
     listings = _list_candidates(folder)
     found: list[FoundSeries] = []
     left_out: list[tuple[Location, str]] = []
-    total = sum(len(files) for files in listings.values())
-    with progress("read DICOM headers", total, "files") as advance:
-        for parent, files in listings.items():
-            if is_archive_name(parent.name) and len(files) == 1 and files[0].path == parent:
-                index = read_archive(files[0], advance)
+    with progress("read DICOM headers", sum(len(one.candidates()) for one in listings), "files") as advance:
+        for listing in listings:
+            if is_archive_name(listing.folder.name) and [file.path for file in listing.files] == [listing.folder]:
+                index = read_archive(listing.files[0], advance)
             else:
-                index = index_files(parent, files, advance)
+                index = index_listing(listing, advance)
                 left_out += _explain_unknown(index)
             left_out += index.left_out
             found += _name_series(folder, index)
@@ -68,24 +67,23 @@ def find_dicom(folder: Location) -> FoundDicom:
 def _explain_unknown(index: FolderSeries) -> list[tuple[Location, str]]:
     """Return the files that are not DICOM, where one would expect it from their folder or their name."""
     if index.series or index.left_out:
-        return [(path, "is not DICOM, in a folder of DICOM files") for path in index.unknown]
-    named = [path for path in index.unknown if strip_dicom(path.name) != path.name]
-    return [(path, "is not DICOM, although its name says so") for path in named]
+        return [(file.path, "is not DICOM, in a folder of DICOM files") for file in index.unknown]
+    named = [file for file in index.unknown if strip_dicom(file.name) != file.name]
+    return [(file.path, "is not DICOM, although its name says so") for file in named]
 
 
-def _list_candidates(folder: Location) -> dict[Location, list[DicomFile]]:
-    """Return the files that may be DICOM by folder, in natural order; an archive stands by itself."""
-    listings: dict[Location, list[DicomFile]] = {}
+def _list_candidates(folder: Location) -> list[Listing]:
+    """Return the listings of folders with files that may be DICOM, in natural order; an archive stands by itself."""
+    listings: list[Listing] = []
     for parent in _folders(folder):
         try:
-            files = sorted(list_folder(parent), key=lambda file: natural_key(file.name))
+            listing = read_listing(parent)
         except ReadError:  # `find_unsearched_folders` names it
             continue
-        if some := [file for file in files if may_be_dicom(file.name) and is_text(file.path)]:
-            listings[parent] = some
-        for file in files:
-            if is_archive_name(file.name) and is_text(file.path):
-                listings[file.path] = [file]
+        if listing.candidates():
+            listings.append(listing)
+        archives = [file for file in listing.files if is_archive_name(file.name) and is_text(file.path)]
+        listings += [Listing(folder=file.path, files=(file,), mtime_ns=None) for file in archives]
     return listings
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
@@ -200,21 +199,3 @@ def strip_dicom(name: str) -> str:
     """
     suffix = next((end for end in (".dcm", ".ima", ARCHIVE_SUFFIX) if name.lower().endswith(end)), "")
     return name[: len(name) - len(suffix)]
-
-
-def mark_folder(location: Location) -> tuple[int, ...]:
-    """Return the size of all files in the folder of a series (or of an archive), and a hash of their sizes and times.
-
-    Raises
-    ------
-    ReadError
-        The folder cannot be listed, or the file does not exist.
-    """
-    if location.is_dir():
-        files = list_folder(location)
-    elif location.name.lower().endswith(ARCHIVE_SUFFIX):
-        files = [stat_file(location)]
-    else:
-        files = [stat_file(location), *list_folder(location.parent)]
-    text = " ".join(f"{file.size}:{file.mtime_ns}" for file in sorted(files, key=lambda one: (one.size, one.mtime_ns)))
-    return sum(file.size for file in files), int(sha256(text.encode()).hexdigest()[:15], 16)

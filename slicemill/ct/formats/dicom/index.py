@@ -1,14 +1,14 @@
-"""The index of a folder: which series its DICOM files are. It is kept while the folder's listing stays the same."""
+"""The index of a folder: which series its DICOM files are. `slicemill.ct.formats.dicom.folders` keeps it."""
 
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from slicemill.common.errors import GeometryError, ScanError
 from slicemill.common.files import Location
 from slicemill.common.names import natural_key
-from slicemill.common.progress import Advance, progress
-from slicemill.ct.formats.dicom.files import DicomFile, list_folder
+from slicemill.common.progress import Advance
+from slicemill.ct.formats.dicom.files import DicomFile
 from slicemill.ct.formats.dicom.frames import iter_planes
 from slicemill.ct.formats.dicom.grouping import (
     Group,
@@ -36,37 +36,8 @@ OTHER_SUFFIXES = (
     ".zip",
 )  # fmt: skip
 """Suffixes of files that are not opened to look for DICOM."""
-MAX_INDEXES = 4
-"""Number of folders whose index stays in memory, about 1 KB a file."""
 STEP = 500
 """Number of files between two updates of the progress bar."""
-
-
-def read_folder(folder: Location) -> FolderSeries:
-    """Return what the files directly in a folder are.
-
-    Raises
-    ------
-    ReadError
-        The folder or a file cannot be read.
-    """
-    files = [file for file in list_folder(folder) if may_be_dicom(file.name)]
-    files.sort(key=lambda file: natural_key(file.name))
-    with progress("read DICOM headers", len(files), "files") as advance:
-        return index_files(folder, files, advance)
-
-
-_indexes: OrderedDict[tuple[Location, tuple[DicomFile, ...]], FolderSeries] = OrderedDict()
-
-
-def index_files(folder: Location, files: Sequence[DicomFile], advance: Advance) -> FolderSeries:
-    """Sort files in natural order into series, or return the result for the same files, sizes and times."""
-    key = (folder, tuple(files))
-    found = _indexes.pop(key, None) or sort_files(folder, files, advance)
-    _indexes[key] = found
-    while len(_indexes) > MAX_INDEXES:
-        _indexes.popitem(last=False)
-    return found
 
 
 def is_silent(name: str) -> bool:
@@ -86,8 +57,9 @@ def may_be_dicom(name: str) -> bool:
 def sort_files(folder: Location, files: Sequence[DicomFile], advance: Advance) -> FolderSeries:
     """Sort files in natural order into series."""
     left_out: LeftOutFiles = []
-    unknown: list[Location] = []
-    damaged: ScanError | None = None
+    unknown: list[DicomFile] = []
+    damaged: list[tuple[DicomFile, ScanError]] = []
+    files_of: dict[str, list[DicomFile]] = defaultdict(list)
     parts: dict[str, list[Plane]] = defaultdict(list)
     broken: dict[str, tuple[FileHeader, ScanError]] = {}
     for number, file in enumerate(files, 1):
@@ -97,14 +69,15 @@ def sort_files(folder: Location, files: Sequence[DicomFile], advance: Advance) -
             header = read_file_header(file)
         except ScanError as error:
             left_out.append((file.path, f"cannot be read as DICOM: {error.reason}"))
-            damaged = damaged or error
+            damaged.append((file, error))
             continue
         if header is None:
-            unknown.append(file.path)
+            unknown.append(file)
         elif why := describe_other(header):
             left_out.append((file.path, why))
         else:
             uid = header.identity.series_uid
+            files_of[uid].append(file)
             try:
                 parts[uid] += iter_planes(header)
             except ScanError as error:
@@ -117,10 +90,15 @@ def sort_files(folder: Location, files: Sequence[DicomFile], advance: Advance) -
         made, others = _make_series(parts[uid])
         found += made
         left_out += others
-    if damaged is not None:
-        found = [_refuse_beside(one, damaged) for one in found]
+    if damaged:
+        found = [_refuse_beside(one, damaged[0][1]) for one in found]
     return FolderSeries(
-        folder=folder, series=tuple(_name_series(folder, found)), left_out=tuple(left_out), unknown=tuple(unknown)
+        folder=folder,
+        series=tuple(_name_series(folder, found)),
+        left_out=tuple(left_out),
+        unknown=tuple(unknown),
+        files_of={uid: tuple(some) for uid, some in files_of.items()},
+        damaged=tuple(file for file, _ in damaged),
     )
 
 

@@ -4,8 +4,8 @@ from slicemill.common.errors import GeometryError, ReadError, ScanError
 from slicemill.common.files import Location
 from slicemill.ct.formats.dicom.archive import is_archive_name, read_archive
 from slicemill.ct.formats.dicom.files import stat_file
-from slicemill.ct.formats.dicom.index import read_folder
-from slicemill.ct.formats.dicom.series import FolderSeries, Refused, Series
+from slicemill.ct.formats.dicom.folders import look_up_file, read_folder
+from slicemill.ct.formats.dicom.series import Refused, Series
 from slicemill.ct.geometry_option import Uneven
 
 SHOWN = 3
@@ -82,19 +82,9 @@ def find_series(location: Location) -> Series | Refused:
         if not index.series:
             raise ScanError(f"{(index.left_out or ((location, 'holds no DICOM'),))[0][1]}.", where=location)
         return index.series[0]
-    return find_by_file(location, read_folder(location.parent))
-
-
-def find_by_file(location: Location, index: FolderSeries) -> Series | Refused:
-    """Return the series of a file."""
-    for one in index.series:
-        if one.location == location:
-            return one
-    for one in index.series:
-        series = one if isinstance(one, Series) else one.longest
-        if series is not None and any(plane.header.file.path == location for plane in series.planes):
-            return one
-        if one.location == index.folder and series is None:
-            return one
-    reason = next((why for path, why in index.left_out if path == location), "is not a file of a CT series in DICOM")
-    raise ScanError(f"{reason}.", where=location)
+    looked_up = look_up_file(location)
+    if looked_up.series is None:
+        left_out = looked_up.index.left_out
+        reason = next((why for path, why in left_out if path == location), "is not a file of a CT series in DICOM")
+        raise ScanError(f"{reason}.", where=location)
+    return looked_up.series

@@ -4,10 +4,12 @@
 (masks, SEG, RTSTRUCT) can refer to them. No voxel is read.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from slicemill.common.errors import ScanError
 from slicemill.common.files import Location
+from slicemill.ct.formats.dicom.files import DicomFile
 from slicemill.ct.formats.dicom.header import Kept
 from slicemill.ct.formats.dicom.planes import Plane
 from slicemill.ct.geometry import Grid
@@ -67,8 +69,12 @@ class FolderSeries:
     """In natural order of their first files."""
     left_out: tuple[tuple[Location, str], ...]
     """Files that are no scan, and why."""
-    unknown: tuple[Location, ...]
+    unknown: tuple[DicomFile, ...]
     """Files that are not DICOM."""
+    files_of: Mapping[str, tuple[DicomFile, ...]] = field(default_factory=dict)
+    """SeriesInstanceUID -> all its CT files, also copies and those that cannot be used."""
+    damaged: tuple[DicomFile, ...] = ()
+    """Files that cannot be read as DICOM: their series is unknown."""
 
 
 def identify(one: Series | Refused) -> SeriesIdentity:

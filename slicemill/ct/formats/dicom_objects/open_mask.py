@@ -11,6 +11,7 @@ from slicemill.ct.formats.dicom.pydicom_files import read_dataset, report_damage
 from slicemill.ct.formats.dicom.series import Series
 from slicemill.ct.formats.dicom_objects.drawn_source import Drawing, DrawnSource, Overlap
 from slicemill.ct.formats.dicom_objects.maker import prepare_dicom
+from slicemill.ct.formats.dicom_objects.mask_names import NamedPart
 from slicemill.ct.formats.dicom_objects.rtstruct_mask import RTSTRUCT_CLASS, StructureDrawing
 from slicemill.ct.formats.dicom_objects.seg_mask import LABELMAP_CLASS, SEG_CLASS, SegDrawing
 from slicemill.ct.formats.names import is_scan_name
@@ -71,6 +72,24 @@ def _list_references(dataset: Any) -> References:
         frame_of_reference_uid=frames.pop() if len(frames) == 1 else "",
         series_uids=tuple(sorted(series - {""})),
     )
+
+
+def read_part_names(location: Location) -> tuple[NamedPart, ...]:
+    """Return the numbers and names of the segments of a SEG, or of the structures of an RTSTRUCT.
+
+    Raises
+    ------
+    ScanError
+        The file is damaged.
+    """
+    prepare_dicom()
+    file = stat_file(location)
+    with OpenFile(file) as opened:
+        dataset = read_dataset(opened, file, pixels=False)
+    with report_damage(file):
+        segments = [(one.SegmentNumber, one.get("SegmentLabel")) for one in dataset.get("SegmentSequence") or []]
+        structures = [(one.ROINumber, one.get("ROIName")) for one in dataset.get("StructureSetROISequence") or []]
+        return tuple(NamedPart(int(number), str(name or "")) for number, name in (*segments, *structures))
 
 
 def open_mask(

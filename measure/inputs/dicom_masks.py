@@ -1,0 +1,128 @@
+"""Masks in DICOM below a folder: SEG, RTSTRUCT, and series of label values; and the series that they are masks of."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from slicemill.common.errors import ScanError
+from slicemill.ct.formats.dicom.discover import FoundDicom, find_dicom
+from slicemill.ct.formats.dicom.files import strip_dicom
+from slicemill.ct.formats.dicom.series import Series
+from slicemill.ct.formats.dicom_objects.open_mask import References, is_mask_object, read_references
+from slicemill.ct.formats.dicom_objects.options import ENDINGS
+from slicemill.ct.formats.names import strip_suffix
+from slicemill.ct.naming import parse_name
+
+SUFFIX = ".nii.gz"
+"""Suffix of the name that a mask in DICOM gets, so that it pairs as the mask of `infer` does."""
+NO_REFERENCES = References(frame_of_reference_uid="", series_uids=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DicomMask:
+    """A SEG, an RTSTRUCT or a series of label values."""
+
+    path: Path
+    relative: str
+    """Path below the folder, without the endings of DICOM and with SUFFIX."""
+    references: References
+    """What it refers to; nothing for a series."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanSeries:
+    """A series that may be a scan."""
+
+    path: Path
+    relative: str
+    """Path below the folder, as `infer` names its mask."""
+    series_uid: str
+    frame_of_reference_uid: str
+
+    def is_scan_of(self, references: References) -> bool:
+        """Return whether a mask refers to this series: by its UID, else, if it names none, by frame of reference."""
+        if references.series_uids:
+            return self.series_uid in references.series_uids
+        return bool(self.frame_of_reference_uid) and references.frame_of_reference_uid == self.frame_of_reference_uid
+
+
+@dataclass(frozen=True, kw_only=True)
+class DicomListing:
+    """The DICOM below a folder."""
+
+    masks: tuple[DicomMask, ...]
+    scans: tuple[ScanSeries, ...]
+
+
+def list_dicom(folder: Path, files: Sequence[Path]) -> DicomListing:
+    """Find the masks and scans in DICOM below a folder.
+
+    A SEG or RTSTRUCT beside a mask of the same name in another format is the same mask, as `infer --dicom-seg` writes
+    it, and is not listed. A series is a mask if its path says so, or if there is no other mask.
+
+    Parameters
+    ----------
+    files
+        The scans and masks of other formats below the folder.
+    """
+    found = find_dicom(folder)
+    stems = {file.parent / strip_suffix(file.name) for file in files}
+    objects = [
+        describe_object(path, folder)
+        for path, _ in found.left_out
+        if isinstance(path, Path) and is_mask_object(path) and path.parent / strip_ending(path.name) not in stems
+    ]
+    series = _list_series(found)
+    named = [one for one in series if parse_name(one.relative).role == "mask"]
+    masks = named or ([] if files or objects else series)
+    of_series = [DicomMask(path=one.path, relative=one.relative, references=NO_REFERENCES) for one in masks]
+    return DicomListing(masks=(*objects, *of_series), scans=tuple(one for one in series if one not in named))
+
+
+def list_scans(folder: Path) -> tuple[ScanSeries, ...]:
+    """Return the series below a folder that are not named like masks."""
+    return tuple(one for one in _list_series(find_dicom(folder)) if parse_name(one.relative).role != "mask")
+
+
+def _list_series(found: FoundDicom) -> list[ScanSeries]:
+    return [
+        ScanSeries(
+            path=one.location,
+            relative=f"{one.relative}{SUFFIX}",
+            series_uid=one.series.series_uid,
+            frame_of_reference_uid=one.series.frame_of_reference_uid if isinstance(one.series, Series) else "",
+        )
+        for one in found.series
+        if isinstance(one.location, Path)
+    ]
+
+
+def describe_object(path: Path, folder: Path) -> DicomMask:
+    """Return a SEG or RTSTRUCT with what it refers to; a damaged one refers to nothing, and opening it says why."""
+    try:
+        references = read_references(path)
+    except ScanError:
+        references = NO_REFERENCES
+    relative = path.with_name(f"{strip_ending(path.name)}{SUFFIX}").relative_to(folder).as_posix()
+    return DicomMask(path=path, relative=relative, references=references)
+
+
+def strip_ending(name: str) -> str:
+    """Return the name of a SEG or RTSTRUCT without its ending.
+
+    >>> strip_ending("p1.seg.dcm"), strip_ending("p2.dcm"), strip_ending("1.2.840.3")
+    ('p1', 'p2', '1.2.840.3')
+    """
+    ending = next((one for one in ENDINGS if name.lower().endswith(one)), "")
+    return name[: len(name) - len(ending)] if ending else strip_dicom(name)
+
+
+def strip_name(path: Path) -> str:
+    """Return the name of a mask of any format without suffix."""
+    return strip_ending(path.name) if is_mask_object(path) else strip_suffix(path.name)
+
+
+def find_scan(references: References, scans: Iterable[ScanSeries]) -> ScanSeries | None:
+    """Return the only series that a mask refers to; None if there is none, or if there are several."""
+    fitting = [one for one in scans if one.is_scan_of(references)]
+    return fitting[0] if len(fitting) == 1 else None

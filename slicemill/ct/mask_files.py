@@ -1,0 +1,111 @@
+"""Opens a mask of any format, also DICOM SEG and RTSTRUCT.
+
+A SEG or RTSTRUCT has no grid of its own: it is drawn on that of its scan.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from slicemill.common.errors import LabelError, ScanError
+from slicemill.common.files import Location
+from slicemill.ct.formats.dicom.series import Series
+from slicemill.ct.formats.dicom_objects.drawn_source import Overlap
+from slicemill.ct.formats.dicom_objects.mask_names import normalize
+from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object, open_mask, read_part_names
+from slicemill.ct.formats.nrrd.header import check_segments
+from slicemill.ct.geometry import Grid
+from slicemill.ct.labels import TUMOR_WORDS, Labels, make_labels
+from slicemill.ct.scan import ScanReader
+
+NO_SCAN = (
+    "a DICOM SEG or RTSTRUCT says where its pixels lie, but not the grid of its scan, and no scan here has the "
+    "SeriesInstanceUID that it refers to, or its name. Pass the folder with its scan."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanGrid:
+    """The grid of a scan."""
+
+    grid: Grid
+    series: Series | None = None
+    """The DICOM series that the scan is; None for other formats."""
+
+
+def read_scan_grid(path: Location) -> ScanGrid:
+    """Read the header of a scan.
+
+    Raises
+    ------
+    ScanError
+        The scan cannot be read.
+    """
+    with ScanReader(path, "image", hashed=False) as reader:
+        return ScanGrid(grid=reader.grid, series=reader.series)
+
+
+def open_mask_file(
+    path: Location, scan: ScanGrid | None, labels: Labels | None, overlap: Overlap = "error", *, hashed: bool = True
+) -> ScanReader:
+    """Open a mask of any format.
+
+    Parameters
+    ----------
+    scan
+        The scan's grid, on which a SEG or RTSTRUCT is drawn; other formats have their own grid, and don't need it.
+    labels
+        Names of the label values, which are the names of segments and structures. None compares no names.
+    overlap
+        What becomes of a pixel in two segments or structures.
+
+    Raises
+    ------
+    InputError
+        The mask cannot be read, names other labels, or is a SEG or RTSTRUCT without a scan or of another one.
+    """
+    if not is_mask_object(path):
+        if labels is not None:
+            check_segments(path, labels)
+        return ScanReader(path, "mask", hashed=hashed)
+    if scan is None:
+        raise ScanError(NO_SCAN, where=path)
+    return ScanReader(path, "mask", source=open_mask(path, scan.grid, scan.series, labels, overlap, hashed=hashed))
+
+
+def turn_series(reader: ScanReader) -> Series | None:
+    """Return the DICOM series of an open scan with the reader's axes; None for other formats."""
+    return None if reader.series is None else replace(reader.series, grid=reader.grid)
+
+
+def name_labels(masks: Iterable[Location]) -> Labels | None:
+    """Return labels with the names of the segments and structures of SEG and RTSTRUCT files, numbered from 1.
+
+    Parts that are numbered tumors, ``tumor 1`` and ``tumor 2``, are one label. None if any mask is of another format.
+
+    Raises
+    ------
+    LabelError
+        A part has no name.
+    """
+    names: dict[str, None] = {}
+    for path in masks:
+        if not is_mask_object(path):
+            return None
+        for part in read_part_names(path):
+            plain = _name_part(part.name)
+            if not plain:
+                raise LabelError("a segment or structure has no name; pass --labels.", where=path)
+            names[plain] = None
+    return make_labels({name: value for value, name in enumerate(names, 1)}) if names else None
+
+
+def _name_part(name: str) -> str:
+    """Return the label of a segment or structure.
+
+    >>> _name_part("Tumor 2"), _name_part("Segment_2"), _name_part("Liver without tumors")
+    ('tumor', 'segment 2', 'liver')
+    """
+    plain = normalize(name)
+    base = re.sub(r" \d+$", "", plain)
+    return base if base in TUMOR_WORDS else plain
