@@ -83,11 +83,11 @@ def test_without_the_extra_the_command_names_it(files, monkeypatch):
 def test_the_browser_opens_a_private_file_so_that_the_token_is_in_no_command_line(tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr(run, "DOOR_SECONDS", 0)
-    page = run._write_door(tmp_path, "http://127.0.0.1:1/#to&ken")
+    page = run.write_door(tmp_path, "http://127.0.0.1:1/#to&ken")
     assert stat.S_IMODE(page.stat().st_mode) == 0o600
     assert "url=http://127.0.0.1:1/#to&amp;ken" in page.read_text()
     monkeypatch.setattr("webbrowser.open", opened.append)
-    run._open_browser(page)
+    run.open_browser(page)
     assert opened == [page.as_uri()]
     assert not page.exists()
 
