@@ -13,6 +13,8 @@ from slicemill.train.settings import Recipe
 
 SLICES, TRAINING = "Slices", "Training"
 """Panels of the options in --help."""
+FOLDS = 5
+"""Folds of `split` by default."""
 
 
 def print_config(is_requested: bool) -> None:
@@ -225,8 +227,11 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def split(
     store: Annotated[str, typer.Argument(help="Slice store with masks.")],
-    out: Annotated[Path, typer.Argument(help="Folder for fold-0.json, fold-1.json, ...")],
-    folds: Annotated[int, typer.Option(help="Number of folds.", min=2)] = 5,
+    out: Annotated[Path, typer.Argument(help="Folder for fold-0.json, fold-1.json, ... or subset0.json, ...")],
+    folds: Annotated[int | None, typer.Option(help="Number of folds.", min=2, show_default="5")] = None,
+    subsets: Annotated[
+        bool, typer.Option("--subsets", help="The scans' folders subset0, subset1, ... are the folds, as in LUNA16.")
+    ] = False,
     validation: Annotated[
         float,
         typer.Option(
@@ -240,6 +245,7 @@ def split(
 
         slicemill split lits-store/ folds/ --folds 5
         slicemill train lits-store/ runs/fold-0 --split folds/fold-0.json
+        slicemill split luna-store/ folds/ --subsets
 
     The files are JSON with the case ids of train, validation and test, readable by other tools.
     """
@@ -247,20 +253,24 @@ def split(
 
     from slicemill.store.split import write_split
     from slicemill.store.tables import read_table
-    from slicemill.train.split import make_folds
+    from slicemill.train.split import make_folds, make_subset_folds
 
     if not 0 < validation < 1:
         raise UsageError(f"--validation {validation}: must be above 0 and below 1.")
+    if subsets and folds is not None:
+        raise UsageError("--subsets takes the folds from the folders; leave out --folds.")
+    manifest = read_table(store, "manifest")
+    if subsets:
+        splits = make_subset_folds(manifest, validation=validation)
+    else:
+        made = make_folds(manifest, folds=folds or FOLDS, validation=validation, seed=seed)
+        splits = {f"fold-{fold}": parts for fold, parts in enumerate(made)}
     files: list[dict[str, object]] = []
-    for fold, parts in enumerate(
-        make_folds(read_table(store, "manifest"), folds=folds, validation=validation, seed=seed)
-    ):
-        write_split(out / f"fold-{fold}.json", parts)
-        print_line(
-            f"{out / f'fold-{fold}.json'}: {len(parts.train)} train, {len(parts.validation)} validation, "
-            f"{len(parts.test)} test"
-        )
-        files.append({"file": str(out / f"fold-{fold}.json"), **asdict(parts)})
+    for name, parts in splits.items():
+        path = out / f"{name}.json"
+        write_split(path, parts)
+        print_line(f"{path}: {len(parts.train)} train, {len(parts.validation)} validation, {len(parts.test)} test")
+        files.append({"file": str(path), **asdict(parts)})
     if json:
         print_json(files)
 

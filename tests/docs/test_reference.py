@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from slicemill.cli import commands
 from slicemill.web.marks import Marks
 from tests.docs.pages import HERE
+from tests.ingest.luna import CENTERS, HEADER, UID, make_collection, place, write_table
 
 LABELS = ("liver", "tumor")
 pytestmark = pytest.mark.slow
@@ -53,6 +54,10 @@ def written(collection, trained, model, shared):
         for mask in (folder / "scans").glob("segmentation-*"):
             shutil.copy(mask, masks / mask.name.replace("segmentation", "volume"))
         run("ingest", folder / "scans", folder / "store", exit_code=1)
+        points = make_collection(folder / "luna")
+        rows = [("1.2.3", 0, 0, 0, 0), (UID.format(1), *place(CENTERS[1][0]), 1)]
+        candidates = write_table(folder / "candidates.csv", (*HEADER[:4], "class"), rows)
+        run("ingest", folder / "luna", folder / "nodules", "--points", points, "--candidates", candidates)
         run("store", "export-slices", folder / "store", folder / "slices", "--format", "png")
         run("store", "export", folder / "store", folder / "dataset", "--format", "monai")
         run("infer", model, folder / "scans", "--out", folder / "segmented", "--strict", exit_code=1)
