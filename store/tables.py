@@ -24,6 +24,7 @@ from slicemill.common.files import (
 )
 from slicemill.common.locks import wait_for_claim
 from slicemill.common.remote import RemotePath
+from slicemill.store.candidates import CANDIDATES
 from slicemill.store.case import CaseInfo
 from slicemill.store.layout import (
     ARRAY_PATHS,
@@ -267,7 +268,11 @@ def hash_documents(root: Location, info: CaseInfo) -> str:
     """Return one hash of a case's Zarr documents: groups and arrays."""
     paths = ARRAY_PATHS[info.format]
     groups = (LABELS_GROUP, SEGMENTATION_GROUP) if info.format == FORMAT else ()
-    names = (paths[IMAGE], *((paths[LABEL], *groups) if info.mask else ()))
+    names = (
+        paths[IMAGE],
+        *((paths[LABEL], *groups) if info.mask else ()),
+        *(() if info.points is None else (CANDIDATES,)),
+    )
     hashes = []
     for name in (DOCUMENT, *(f"{name}/{DOCUMENT}" for name in names)):
         try:
