@@ -10,7 +10,7 @@ from typing import Literal
 
 from slicemill.common.documents import from_document
 from slicemill.common.errors import ConfigError, ModelError
-from slicemill.common.files import Location, read_file, read_json
+from slicemill.common.files import Location, parse_json, read_file, read_json
 from slicemill.ct.formats.dicom.lookup import holds_series
 from slicemill.ct.formats.names import SHOWN_SUFFIXES, is_scan_name
 from slicemill.ct.formats.open import is_dicom, mark_files, open_source
@@ -18,6 +18,7 @@ from slicemill.ct.labels import format_labels
 from slicemill.ct.naming import find_files, parse_name
 from slicemill.infer.network.description import description_path, read_description
 from slicemill.infer.runtime.onnx_file import read_metadata
+from slicemill.store.crop_card import CropCard, decode_crop_metadata, is_crop_metadata
 from slicemill.store.info import format_line
 from slicemill.store.model_card import METADATA_KEY, ModelCard, decode_metadata
 from slicemill.train.config import Config, read_config
@@ -58,8 +59,8 @@ class ModelSummary:
     kind: Literal["model"] = "model"
     path: str
     bytes: int
-    card: ModelCard | None
-    """slicemill's metadata; None for a network from elsewhere."""
+    card: ModelCard | CropCard | None
+    """slicemill's metadata, of a segmentation model or of a classifier; None for a network from elsewhere."""
     description: str | None
     """The TOML that describes a network from elsewhere; None if there is none."""
     description_labels: dict[str, int] | None
@@ -166,10 +167,25 @@ def summarize_model(path: Path) -> ModelSummary:
     return ModelSummary(
         path=str(path),
         bytes=len(content),
-        card=None if text is None else decode_metadata(text, str(path)),
+        card=None if text is None else decode_card(text, str(path)),
         description=None if described is None else str(described),
         description_labels=None if described is None else dict(read_description(described)[1].values),
     )
+
+
+def decode_card(text: str, where: str) -> ModelCard | CropCard:
+    """Parse the metadata of a model of either kind.
+
+    Raises
+    ------
+    ModelError
+        They are damaged, or of a contract that this version does not support.
+    """
+    try:
+        is_crops = is_crop_metadata(parse_json(text))
+    except ValueError:  # the decoder explains it
+        is_crops = False
+    return decode_crop_metadata(text, where) if is_crops else decode_metadata(text, where)
 
 
 def summarize_run(run: Path) -> RunSummary:
@@ -242,6 +258,8 @@ def describe_model(model: ModelSummary) -> list[str]:
             return [*lines, format_line("", f"infer needs {wanted} beside it (documentation, A model of someone else)")]
         labels = format_labels(model.description_labels or {})
         return [*lines, format_line("described", model.description), format_line("labels", labels)]
+    if isinstance(card, CropCard):
+        return [*lines, *describe_classifier(card)]
     spacing = "the scan's pixels" if card.spacing_mm is None else f"pixels of {card.spacing_mm:g} mm"
     between = "adjacent" if card.context_spacing_mm is None else f"{card.context_spacing_mm:g} mm apart"
     window = "-" if card.window_hu is None else "{:g} to {:g} HU".format(*card.window_hu)
@@ -261,6 +279,22 @@ def describe_model(model: ModelSummary) -> list[str]:
         scores = ", ".join(f"{name} {value:.3f}" for name, value in dice.items())
         epochs = card.training.get("epochs")
         lines.append(format_line("training", f"{epochs} epochs; validation Dice: {scores or '-'}"))
+    return lines
+
+
+def describe_classifier(card: CropCard) -> list[str]:
+    """Return the lines about a model of kind `crops`."""
+    window = "{:g} to {:g} HU".format(*card.window_hu)
+    chosen = ", ".join(f"{value:.3f} for {rate} false alarms a scan" for rate, value in card.thresholds.items())
+    lines = [
+        format_line("kind", f"crops: judges candidates; contract {card.contract}"),
+        format_line("input", f"cubes of {card.crop_mm:g} mm, samples every {card.spacing_mm:g} mm, window {window}"),
+        format_line("thresholds", chosen or "none chosen"),
+        format_line("candidates", f"of the segmentation {card.segmentation_sha256 or 'that is not recorded'}"),
+    ]
+    if card.training:
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in card.training.get("validation", {}).items())
+        lines.append(format_line("training", f"{card.training.get('epochs')} epochs; validation: {scores or '-'}"))
     return lines
 
 

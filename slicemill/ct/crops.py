@@ -84,7 +84,7 @@ def cut_crop(image: npt.NDArray[np.int16], affine: Floats, center_mm: npt.ArrayL
             image,
             [_locate(one.transpose(2, 1, 0), count) for one, count in zip(positions, image.shape[::-1], strict=True)],
         )
-    return np.ascontiguousarray(np.rint(mixed)).astype(np.int16)
+    return np.ascontiguousarray(np.rint(mixed).astype(np.int16))
 
 
 def _locate(position: Floats, count: int) -> _Axis:
@@ -104,7 +104,8 @@ def _mix_parallel(image: npt.NDArray[np.int16], axes: list[_Axis]) -> npt.NDArra
         high = mixed.take(np.searchsorted(voxels, axis.high), axis=number)
         high -= low
         high *= np.moveaxis(axis.weight[:, None, None], 0, number)
-        mixed = low + high
+        low += high
+        mixed = low
     for number, axis in enumerate(axes):
         np.moveaxis(mixed, number, 0)[axis.outside] = OUTSIDE_HU
     return mixed

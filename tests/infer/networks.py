@@ -70,3 +70,36 @@ def write_model(path, labels, nodes=(), label_from="image", more=(), functions=(
     helper.set_model_props(model, {"slicemill": json.dumps(card)})
     onnx.save(model, path)
     return path
+
+
+CROP_CARD = {"kind": "crops", "contract": 1, "crop_mm": 48.0, "spacing_mm": 1.0, "window_hu": [-1000, 400]}
+
+
+def write_classifier(path, *, card=None, malignancy=False, side=48, kind=TensorProto.INT16, batch="n", bias=0.0):
+    """Write a model of kind crops: `nodule` grows with the mean HU of the middle 8 mm, 0.5 at -400 HU plus `bias`."""
+    outputs = ["nodule", *(["malignancy"] if malignancy else [])]
+    nodes = [
+        helper.make_node("Cast", ["crop"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Slice", ["float", "from", "to", "axes"], ["middle"]),
+        helper.make_node("ReduceMean", ["middle"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Sub", ["mean", "threshold"], ["above"]),
+        helper.make_node("Mul", ["above", "scale"], ["logit"]),
+        *(helper.make_node("Sigmoid", ["logit"], [name]) for name in outputs),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("crop", kind, [batch, side, side, side])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch]) for name in outputs],
+        [
+            *constants(-400.0 + bias, 0.01),
+            tensor([side // 2 - 4] * 3, "from", np.int64),
+            tensor([side // 2 + 4] * 3, "to", np.int64),
+            tensor([1, 2, 3], "axes", np.int64),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    if card is not False:
+        model.metadata_props.add(key="slicemill", value=json.dumps(card or CROP_CARD))
+    path.write_bytes(model.SerializeToString())
+    return path
