@@ -13,11 +13,9 @@ from slicemill.common.errors import StoreError
 from slicemill.common.files import Location, read_file, write_bytes, write_json
 from slicemill.ct.points import CANDIDATE_COLUMNS
 from slicemill.store.codecs import CRC_BYTES, with_checksum, without_checksum
-from slicemill.store.layout import DOCUMENT
+from slicemill.store.layout import CANDIDATES, DOCUMENT
 from slicemill.store.zarr_documents import make_table_document
 
-CANDIDATES = "candidates"
-"""Name of the array below its case."""
 COLUMNS = len(CANDIDATE_COLUMNS) + 1
 CHUNK = "c/0/0"
 MAX_CANDIDATES = 1_000_000

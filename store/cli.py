@@ -278,8 +278,8 @@ def verify(
         print_always(f"problem: {problem}")
     if uncompared:
         print_line(
-            f"note: {len(uncompared)} masks are made from a file for each structure, which verify does not "
-            "compare; ingest --rehash does"
+            f"note: {len(uncompared)} masks are made from points, or from a file for each structure, which verify "
+            "does not compare; ingest --rehash does"
         )
     compared = " and compared with the source" if source else ""
     print_line(f"{len(opened)} cases read completely{compared}: {len(problems)} problems")

@@ -19,11 +19,11 @@ from slicemill.common.remote import RemotePath
 from slicemill.ct.lesions import Lesion
 from slicemill.ct.points import Point
 from slicemill.store.cache import SliceCache
-from slicemill.store.candidates import CANDIDATES, read_candidates
+from slicemill.store.candidates import read_candidates
 from slicemill.store.case import CaseInfo, parse_case
 from slicemill.store.codecs import decode_blosc, decode_zstd, without_checksum
 from slicemill.store.indexing import NumpyIndexing
-from slicemill.store.layout import ABSENT, ARRAY_PATHS, DOCUMENT, GROUP, SHARD, ArrayName, check_case_id
+from slicemill.store.layout import ABSENT, ARRAY_PATHS, CANDIDATES, DOCUMENT, GROUP, SHARD, ArrayName, check_case_id
 from slicemill.store.shard_reader import ShardReader, plan_ranges
 from slicemill.store.version import CaseVersion, note_version, read_versioned
 from slicemill.store.zarr_documents import DTYPES, read_attribute, read_document, recognize_profile

@@ -58,6 +58,10 @@ def ingest_scans(
     case_id: "CaseIdKind" = "name",
     salt: str | Location | None = None,
     keep_uids: bool = False,
+    points: str | Location | None = None,
+    excluded: str | Location | None = None,
+    candidates: str | Location | None = None,
+    lungs: str | Location | None = None,
 ) -> "IngestReport":
     """Convert CT scans and their masks into a slice store; a repeated call converts only what is new or changed.
 
@@ -98,7 +102,7 @@ def ingest_scans(
         organ=organ, tumor=tumor, prefix=prefix, patient=patient, geometry=geometry, overlap=overlap, workers=workers,
         threads=threads, profile=profile, scheduler=scheduler, shard=shard, overwrite=overwrite,
         retry_failed=retry_failed, rehash=rehash, keep_text=keep_text, strict=strict, uneven=uneven, case_id=case_id,
-        salt=salt, keep_uids=keep_uids,
+        salt=salt, keep_uids=keep_uids, points=points, excluded=excluded, candidates=candidates, lungs=lungs,
     )  # fmt: skip
     report = request.run(request.collection())
     if report.bug is not None:

@@ -18,6 +18,10 @@ CANDIDATE_COLUMNS = ("x_mm", "y_mm", "z_mm", "class", "row")
 """Columns of candidates, float64[n, 5]: position in LPS mm, class (1 nodule, 0 none), line of the source table."""
 
 
+UNKNOWN_DIAMETER_MM = 10.0
+"""Diameter of findings of unknown size, as LUNA16's program takes it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """A finding that is known by its center."""
