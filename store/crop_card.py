@@ -92,7 +92,7 @@ def decode_crop_metadata(text: str, where: str) -> CropCard:
         document = parse_json(text)
     except ValueError as error:
         raise ModelError(f"its slicemill metadata are not JSON ({error}); export it again.", where=where) from error
-    if not is_crop_metadata(document):
+    if not isinstance(document, dict) or not is_crop_metadata(document):
         raise ModelError(
             "segments slices; a classifier of candidates is needed, a model of kind crops. Write one with `slicemill "
             "train --crops` and `slicemill export`.",

@@ -98,7 +98,7 @@ def _locate(position: Floats, count: int) -> _Axis:
 def _mix_parallel(image: npt.NDArray[np.int16], axes: list[_Axis]) -> npt.NDArray[np.float32]:
     """Interpolate float32[n, n, n] along one axis after the other; `axes` are those of z, y, x, each of n samples."""
     used = [np.unique(np.concatenate([axis.low, axis.high])) for axis in axes]
-    mixed = image[np.ix_(*used)].astype(np.float32)
+    mixed: npt.NDArray[np.float32] = image[np.ix_(*used)].astype(np.float32)
     for number, (axis, voxels) in enumerate(zip(axes, used, strict=True)):
         low = mixed.take(np.searchsorted(voxels, axis.low), axis=number)
         high = mixed.take(np.searchsorted(voxels, axis.high), axis=number)
