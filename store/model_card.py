@@ -16,6 +16,7 @@ from slicemill.common.errors import InputError, ModelError
 from slicemill.common.files import parse_json
 from slicemill.ct.labels import Labels, labels_from_json
 from slicemill.store.crop_card import is_crop_metadata
+from slicemill.store.nodules_file import BUNDLE_SUFFIX
 
 CONTRACT = 1
 METADATA_KEY = "slicemill"
@@ -301,4 +302,4 @@ def network_name(path: Path) -> str:
     >>> network_name(Path("liver.bytes.fp16.onnx")), network_name(Path("liver.onnx"))
     ('liver', 'liver')
     """
-    return path.name.removesuffix(".onnx").removesuffix(".fp16").removesuffix(".bytes")
+    return path.name.removesuffix(BUNDLE_SUFFIX).removesuffix(".onnx").removesuffix(".fp16").removesuffix(".bytes")

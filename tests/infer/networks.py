@@ -103,3 +103,44 @@ def write_classifier(path, *, card=None, malignancy=False, side=48, kind=TensorP
         model.metadata_props.add(key="slicemill", value=json.dumps(card or CROP_CARD))
     path.write_bytes(model.SerializeToString())
     return path
+
+
+LUNG_SIDE = 64
+
+
+def write_lung_model(path, *, tumor="nodule"):
+    """Write a segmentation model: lung below -500 HU, nodule above -300; its probability is 0.5 at -300 HU."""
+    float_, uint8 = TensorProto.FLOAT, TensorProto.UINT8
+    nodes = [
+        helper.make_node("Cast", ["image"], ["hu"], to=float_),
+        helper.make_node("Less", ["hu", "air"], ["is_lung"]),
+        helper.make_node("Greater", ["hu", "dense"], ["is_nodule"]),
+        helper.make_node("Cast", ["is_lung"], ["lung"], to=float_),
+        helper.make_node("Cast", ["is_nodule"], ["one"], to=float_),
+        helper.make_node("Add", ["one", "one"], ["two"]),
+        helper.make_node("Add", ["lung", "two"], ["sum"]),
+        helper.make_node("Cast", ["sum"], ["label"], to=uint8),
+        helper.make_node("Sub", ["hu", "dense"], ["above"]),
+        helper.make_node("Mul", ["above", "scale"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["share"]),
+        helper.make_node("Mul", ["share", "most"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "half"], ["rounded"]),
+        helper.make_node("Cast", ["rounded"], ["tumor"], to=uint8),
+    ]
+    shape = ["n", LUNG_SIDE, LUNG_SIDE]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.INT16, shape)],
+        [helper.make_tensor_value_info(name, uint8, shape) for name in ("label", "tumor")],
+        [tensor(-500, "air"), tensor(-300, "dense"), tensor(0.01, "scale"), tensor(255, "most"), tensor(0.5, "half")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    card = {
+        "contract": 1, "input": "int16", "labels": {"lung": 1, "nodule": 2}, "organ": "lung", "tumor": tumor,
+        "window_hu": [-1000, 400], "context": 1, "context_spacing_mm": None, "spacing_mm": None,
+        "postprocess": {"largest_organ": True, "min_lesion_ml": 0.05}, "precision": "fp32",
+    }  # fmt: skip
+    helper.set_model_props(model, {"slicemill": json.dumps(card)})
+    path.write_bytes(model.SerializeToString())
+    return path

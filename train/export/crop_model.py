@@ -141,19 +141,7 @@ def export_crops(
 
     trained = read_classifier(run, store_path)
     with atomic_write(path) as aside:
-        with quiet_exporter():
-            torch.onnx.export(
-                trained.graph,
-                (trained.crops[:2] if len(trained.crops) > 1 else torch.cat([trained.crops] * 2),),
-                aside,
-                input_names=[INPUT],
-                output_names=trained.outputs,
-                dynamic_shapes=({0: torch.export.Dim("n", min=1, max=MAX_BATCH)},),
-                opset_version=OPSET,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
+        _write_onnx(trained, aside)
         card = CropCard(
             window_hu=(trained.config.window_low, trained.config.window_high),
             segmentation_sha256=segmentation_sha256,
@@ -169,6 +157,24 @@ def export_crops(
         )
         add_metadata(aside, card.as_json())
     return card
+
+
+def _write_onnx(trained: TrainedClassifier, path: Path) -> None:
+    """Export the graph with a dynamic number of crops."""
+    crops = trained.crops[:2] if len(trained.crops) > 1 else torch.cat([trained.crops] * 2)
+    with quiet_exporter():
+        torch.onnx.export(
+            trained.graph,
+            (crops,),
+            path,
+            input_names=[INPUT],
+            output_names=trained.outputs,
+            dynamic_shapes=({0: torch.export.Dim("n", min=1, max=MAX_BATCH)},),
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
 
 
 @torch.no_grad()
