@@ -18,10 +18,11 @@ from slicemill.ct.labels import format_labels
 from slicemill.ct.naming import find_files, parse_name
 from slicemill.infer.network.description import description_path, read_description
 from slicemill.infer.runtime.onnx_file import read_metadata
-from slicemill.store.crop_card import CropCard, decode_crop_metadata, is_crop_metadata
+from slicemill.store.crop_card import KIND, CropCard, decode_crop_metadata, is_crop_metadata
 from slicemill.store.info import format_line
 from slicemill.store.model_card import METADATA_KEY, ModelCard, decode_metadata
 from slicemill.train.config import Config, read_config
+from slicemill.train.crops.settings import CropConfig, read_crop_config
 
 CONFIG, MODEL, METRICS = "config.toml", "model.json", "metrics.csv"
 """Files of a run folder, as in `slicemill.train.run.setup`, whose import takes seconds."""
@@ -79,6 +80,28 @@ class TrainedOn:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CropTrainedOn:
+    """What ``model.json`` of a training of a classifier says."""
+
+    store: str
+    malignancy: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropRunSummary:
+    """A folder of a training of a classifier."""
+
+    kind: Literal["crop run"] = "crop run"
+    path: str
+    store: str
+    malignancy: bool
+    config: CropConfig
+    epochs_done: int
+    best_epoch: int | None
+    best_validation_auc: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSummary:
     """A folder of a training run."""
 
@@ -91,7 +114,7 @@ class RunSummary:
     best_validation_dice: float | None
 
 
-Summary = ScanSummary | ModelSummary | RunSummary
+Summary = ScanSummary | ModelSummary | RunSummary | CropRunSummary
 
 
 def summarize(path: Location) -> Summary:
@@ -188,7 +211,24 @@ def decode_card(text: str, where: str) -> ModelCard | CropCard:
     return decode_crop_metadata(text, where) if is_crops else decode_metadata(text, where)
 
 
-def summarize_run(run: Path) -> RunSummary:
+def read_scores(run: Path, column: str) -> dict[int, float]:
+    """Return a column of a run's metrics by epoch.
+
+    Raises
+    ------
+    ConfigError
+        The file is damaged.
+    """
+    if not (run / METRICS).is_file():
+        return {}
+    try:
+        with (run / METRICS).open(encoding="utf-8", newline="") as file:
+            return {int(row["epoch"]): float(row[column]) for row in csv.DictReader(file)}
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise ConfigError(f"is damaged ({error}).", where=run / METRICS) from error
+
+
+def summarize_run(run: Path) -> RunSummary | CropRunSummary:
     """Return settings and progress of a training run.
 
     Raises
@@ -196,17 +236,25 @@ def summarize_run(run: Path) -> RunSummary:
     InputError
         A file of the run is damaged.
     """
-    dice: dict[int, float] = {}
-    if (run / METRICS).is_file():
-        try:
-            with (run / METRICS).open(encoding="utf-8", newline="") as file:
-                dice = {int(row["epoch"]): float(row["validation_dice"]) for row in csv.DictReader(file)}
-        except (KeyError, TypeError, ValueError, csv.Error) as error:
-            raise ConfigError(f"is damaged ({error}).", where=run / METRICS) from error
+    document = read_json(run / MODEL)
+    if document.get("kind") == KIND:
+        about = from_document(CropTrainedOn, document, str(run / MODEL), is_part=True)
+        auc = read_scores(run, "validation_auc")
+        best_auc = max(auc, key=lambda epoch: auc[epoch], default=None)
+        return CropRunSummary(
+            path=str(run),
+            store=about.store,
+            malignancy=about.malignancy,
+            config=read_crop_config(run / CONFIG),
+            epochs_done=max(auc, default=0),
+            best_epoch=best_auc,
+            best_validation_auc=None if best_auc is None else auc[best_auc],
+        )
+    dice = read_scores(run, "validation_dice")
     best = max(dice, key=lambda epoch: dice[epoch], default=None)
     return RunSummary(
         path=str(run),
-        trained_on=from_document(TrainedOn, read_json(run / MODEL), str(run / MODEL), is_part=True),
+        trained_on=from_document(TrainedOn, document, str(run / MODEL), is_part=True),
         config=read_config(run / CONFIG),
         epochs_done=max(dice, default=0),
         best_epoch=best,
@@ -218,6 +266,8 @@ def describe(summary: Summary) -> list[str]:
     """Return the lines of `slicemill info`."""
     if isinstance(summary, ScanSummary):
         return describe_scan(summary)
+    if isinstance(summary, CropRunSummary):
+        return describe_crop_run(summary)
     return describe_model(summary) if isinstance(summary, ModelSummary) else describe_run(summary)
 
 
@@ -296,6 +346,19 @@ def describe_classifier(card: CropCard) -> list[str]:
         scores = ", ".join(f"{name} {value:.3f}" for name, value in card.training.get("validation", {}).items())
         lines.append(format_line("training", f"{card.training.get('epochs')} epochs; validation: {scores or '-'}"))
     return lines
+
+
+def describe_crop_run(run: CropRunSummary) -> list[str]:
+    """Return the lines about a training of a classifier."""
+    best = "-" if run.best_epoch is None else f"{run.best_validation_auc:.4f} in epoch {run.best_epoch}"
+    return [
+        format_line("run", run.path),
+        format_line("store", run.store),
+        format_line("classifier", "malignant or not" if run.malignancy else "nodule or not"),
+        format_line("progress", f"{run.epochs_done} of {run.config.epochs} epochs"),
+        format_line("best", f"validation AUC {best}"),
+        format_line("next", f"slicemill export {run.path} CLASSIFIER.onnx"),
+    ]
 
 
 def describe_run(run: RunSummary) -> list[str]:

@@ -2,8 +2,8 @@
 
 1. Voxels of at least THRESHOLD are joined into lumps (26 neighbors), on runs (`slicemill.ct.runs`), which takes no
    array of the scan's size. Nothing is eroded: a lump of one voxel is one.
-2. Where the model labels an organ, a lump counts if one of its voxels lies within REACH_MM of the organ or of tumor in
-   it. That is decided on blocks of about BLOCK_MM, rounded outward.
+2. Where the model labels an organ, a lump counts if one of its voxels lies within REACH_MM of a voxel of the organ.
+   That is decided on blocks of about BLOCK_MM, rounded outward, so that no lump within REACH_MM is lost.
 3. Lumps whose centers are nearer than MERGE_MM are one.
 4. At most MOST are kept, those of the highest peak. How many each step took away is counted.
 """
@@ -109,7 +109,7 @@ def find_lumps(
     label
         uint8[z, y, x], label values, before post-processing; None if the model labels no organ.
     organ_values
-        Label values of the organ and of tumor in it.
+        Label values of the organ, without those of tumor.
     """
     affine = grid.affine_lps
     runs = find_runs(probability >= math.ceil(THRESHOLD * 255))

@@ -170,10 +170,10 @@ class CandidateJudge:
 
 
 def find_organ(labels: Labels) -> tuple[str | None, tuple[int, ...]]:
-    """Return the name of the organ that candidates must be near, and its label values with those of tumor.
+    """Return the name of the organ that candidates must be near, and its label values; None if the model has none.
 
     >>> find_organ(Labels({"lung": 1, "nodule": 2}, tumor="nodule"))
-    ('lung', (1, 2))
+    ('lung', (1,))
     """
     organ = labels.organ or next((name for name in labels.values if name.lower() in ("lung", "lungs")), None)
     if organ is None:

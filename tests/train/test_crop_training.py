@@ -264,6 +264,15 @@ def test_a_folder_of_other_settings_or_points_is_refused(crop_store, nodule_run,
         train_crops(crop_store, tmp_path / "new", QUICK, base=tmp_path / "nothing", log=quiet)
 
 
+def test_info_describes_a_run_of_a_classifier(nodule_run):
+    from slicemill.info import describe, summarize
+
+    lines = "\n".join(describe(summarize(nodule_run)))
+    assert "nodule or not" in lines
+    assert "2 of 2 epochs" in lines
+    assert "validation AUC" in lines
+
+
 def test_a_store_without_points_is_refused(stored, tmp_path):
     with pytest.raises(StoreError, match="at least 3 patients with points"):
         train_crops(stored, tmp_path / "run", QUICK, log=quiet)

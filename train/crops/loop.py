@@ -11,7 +11,6 @@
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -142,7 +141,7 @@ def train_crops(
     StoreError
         The store has no points of one of the classes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if torch.distributed.is_torchelastic_launched():
         raise ConfigError("--crops trains in one process; start it without torchrun.")
     open_store(store_path)  # raises before the folder is made
     if base is not None and base.resolve() == run.resolve():
