@@ -42,25 +42,57 @@ def info(
 
 
 def phantom(
-    folder: Annotated[Path, typer.Argument(help="Folder to write volume-N and segmentation-N into.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write the collection into.")],
     cases: Annotated[int, typer.Option(help="Number of scans.", min=1)] = 12,
-    size: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=32, max=1024)] = 128,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Pixels along a slice's side; 128 by default, 256 with --lungs.", min=32, max=1024),
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same scans.", min=0)] = 0,
     trunk: Annotated[
         bool, typer.Option("--trunk", help="From hips to shoulders: the liver in about a third of the slices.")
     ] = False,
+    lungs: Annotated[
+        bool,
+        typer.Option("--lungs", help="Chests with lung nodules in the form of LUNA16: scans, lungs, annotations.csv."),
+    ] = False,
 ) -> None:
-    """Make a collection of synthetic abdominal CTs with liver and tumors, named as in LiTS, in many orientations.
+    """Make a collection of synthetic CTs: abdomens with liver and tumors, named as in LiTS, or chests with nodules.
 
     slicemill phantom phantoms/ --cases 12
+    slicemill phantom chests/ --lungs --cases 12
     """
+    if lungs:
+        _write_chests(folder, cases, size, seed, trunk=trunk)
+        return
     from slicemill.common.progress import progress
     from slicemill.ct.phantom import write_collection
 
     with progress("phantoms", cases, "cases") as advance:
-        for image, _ in write_collection(folder, cases=cases, size=size, seed=seed, trunk=trunk):
+        for image, _ in write_collection(folder, cases=cases, size=size or 128, seed=seed, trunk=trunk):
             advance(1, image.name)
     print_line(f"{cases} synthetic CTs with masks (1 liver, 2 tumor): {folder}")
+
+
+def _write_chests(folder: Path, cases: int, size: int | None, seed: int, *, trunk: bool) -> None:
+    """Write chests with lung nodules."""
+    from slicemill.common.errors import UsageError
+    from slicemill.common.progress import progress
+    from slicemill.ct.chest.collection import ChestSettings, write_chests
+    from slicemill.ct.chest.spec import DEFAULT_SIZE, FIELD_MM, SMALLEST_SIZE
+
+    size = size or DEFAULT_SIZE
+    if trunk:
+        raise UsageError("--trunk and --lungs are different collections. Pass one of them.")
+    if size < SMALLEST_SIZE:
+        raise UsageError(
+            f"--size must be at least {SMALLEST_SIZE} with --lungs; it is {size}: "
+            f"at {FIELD_MM / size:.1f} mm a pixel the smallest nodules do not show."
+        )
+    with progress("chests", cases, "cases") as advance:
+        for name in write_chests(folder, ChestSettings(seed=seed, size=size), cases):
+            advance(1, name)
+    print_line(f"{cases} synthetic chest CTs with masks of lungs and nodules, and annotations.csv: {folder}")
 
 
 def demo(
