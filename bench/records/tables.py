@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from slicemill.bench.records.markdown import format_processor, format_ratio, table_lines, table_text
+from slicemill.bench.records.nodule_rules import nodule_rules_table
 from slicemill.bench.records.volumes import volumes_table
 from slicemill.bench.schema.base import BenchmarkRecord, ClockRatios, LimitsRecord
 from slicemill.bench.schema.data import (
@@ -24,6 +25,7 @@ from slicemill.bench.schema.networks import (
     ExportRecord,
     InferRecord,
     MeasureRecord,
+    NoduleRulesRecord,
     PeersInferenceRecord,
     PeersRecord,
     TrainRecord,
@@ -378,6 +380,7 @@ TABLES: dict[type[BenchmarkRecord], Callable[[Any], str]] = {
     LitsRecord: lits_table,
     LoaderRecord: loader_table,
     MeasureRecord: measure_table,
+    NoduleRulesRecord: nodule_rules_table,
     PeersInferenceRecord: peers_inference_table,
     PeersRecord: peers_table,
     ScaleRecord: scale_table,

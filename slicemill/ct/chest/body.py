@@ -75,7 +75,7 @@ def _draw_below(painter: _Painter, patient: Patient, wall: Floats, x: Floats, y:
         if side == RIGHT:
             painter.paint(inner + 0.5, LIVER + 4 * patient.unevenness(x, y, z))
             continue
-        top = patient.breath_mm - 76
+        top = patient.breath_mm - 72
         painter.paint(np.maximum(inner, ellipsoid(x - 92 * g, y - 38 * g, z - top + 42, (34, 40, 48))), SPLEEN)
         stomach = np.maximum(inner, ellipsoid(x - 62 * g, y + 18 * g, z - top + 40, (46 * g, 48 * g, 44)))
         painter.paint(stomach, 38)

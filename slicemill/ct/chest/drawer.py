@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from slicemill.ct.chest.body import draw_body
 from slicemill.ct.chest.mimics import Lump
-from slicemill.ct.chest.nodules import Nodule
+from slicemill.ct.chest.nodules import Nodule, NoduleShares, cover_nodule
 from slicemill.ct.chest.patient import SIDES, fissure_distances, lung_distance
 from slicemill.ct.chest.plan import Plan, Protocol
 from slicemill.ct.chest.scanner import FINE, MARGIN, average_slices
@@ -173,15 +173,9 @@ def paint_nodule(slab: Slab, nodule: Nodule, box: Box, lung: Floats) -> Floats:
     pixel = slab.steps[2]
     distance = nodule.shape.distance(offsets).astype(np.float32)
     share = cover(distance, pixel) * lung
+    core = None if nodule.core is None else cover(nodule.core.distance(offsets).astype(np.float32), pixel) * lung
     soft = cover(distance, pixel + nodule.shape.soft_mm) * lung
-    hu = slab.hu[box]
-    if nodule.kind in ("ground-glass", "part-solid"):  # vessels stay visible in it
-        hu += soft * np.maximum(nodule.hu - hu, 0)
-    else:
-        hu += soft * (nodule.hu - hu)
-    if nodule.core is not None:
-        core = cover(nodule.core.distance(offsets).astype(np.float32), pixel) * lung
-        hu += core * (nodule.core_hu - hu)
+    cover_nodule(nodule, slab.hu[box], NoduleShares(soft=soft, core=core))
     return share
 
 

@@ -107,9 +107,9 @@ def mediastinum_distance(patient: Patient, side: Side, x: Floats, y: Floats, z: 
 def diaphragm_height(patient: Patient, side: Side, x: Floats, y: Floats) -> Floats:
     """Return the height of the diaphragm, mm: a dome that falls off to the ribs, most at the back."""
     g = patient.girth
-    top = patient.breath_mm - (62 if side == RIGHT else 76)
+    top = patient.breath_mm - (62 if side == RIGHT else 72)
     across, deep = (x - side * 62 * g) / (96 * g), (y + 12 * g) / (100 * g)
-    return np.asarray(top - 62 * (across * across + deep * deep), dtype=np.float32)
+    return np.asarray(top - 45 * (across * across + deep * deep), dtype=np.float32)
 
 
 def lung_distance(patient: Patient, side: Side, x: Floats, y: Floats, z: Floats) -> Floats:

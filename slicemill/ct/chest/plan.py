@@ -13,7 +13,7 @@ from slicemill.ct.chest.trees import LungTrees, grow_trees
 
 PLAN, SCAN = 0, 1
 """Purposes of random numbers."""
-BOTTOM_MM, TOP_MM = -148.0, 134.0
+BOTTOM_MM, TOP_MM = -154.0, 134.0
 """The scan's first and last slice, in the patient who breathes as usual: just beyond the lungs."""
 
 
