@@ -9,13 +9,14 @@ from slicemill.bench.records.volumes import volumes_table
 from slicemill.bench.schema.base import BenchmarkRecord, ClockRatios, LimitsRecord
 from slicemill.bench.schema.data import (
     ComponentsRecord,
-    ConstantsRecord,
     ConstantTrials,
+    ConstantsRecord,
     DocumentsRecord,
     IngestRecord,
     InstructionsRecord,
     LitsRecord,
     LoaderRecord,
+    NoduleRulesRecord,
     ReadingRecord,
     ScaleRecord,
     StoreRecord,
@@ -25,7 +26,6 @@ from slicemill.bench.schema.networks import (
     ExportRecord,
     InferRecord,
     MeasureRecord,
-    NoduleRulesRecord,
     PeersInferenceRecord,
     PeersRecord,
     TrainRecord,

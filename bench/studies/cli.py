@@ -127,7 +127,7 @@ def yardstick(
 
 def nodule_rules(
     cases: Annotated[int, typer.Option(help="Synthetic chests.", min=1)] = 40,
-    seed: Annotated[int, typer.Option(help="Seed of the chests; those of tests and trainings are others.", min=0)] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the chests; tests and trainings have others.", min=0)] = 100,
     size: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=128, max=1024)] = 256,
     json: Json = None,
 ) -> None:

@@ -11,7 +11,7 @@ from slicemill.ct.chest.patient import (
     diaphragm_height,
     heart_distance,
 )
-from slicemill.ct.chest.shapes import Floats, cover, ellipse, ellipsoid
+from slicemill.ct.chest.shapes import Floats, Reals, cover, ellipse, ellipsoid
 
 AIR, FAT, MUSCLE, SKIN, MARROW, CORTEX, CARTILAGE, LIVER, SPLEEN = -1000, -103, 52, 5, 210, 620, 105, 62, 50
 RIB_SPACING_MM, RIB_SLOPE_MM = 25.0, 95.0
@@ -37,7 +37,7 @@ class _Painter:
         self.hu = hu
         self.pixel_mm = pixel_mm
 
-    def paint(self, distance: Floats, hu: float | Floats) -> None:
+    def paint(self, distance: Reals, hu: float | Reals) -> None:
         """Set the HU inside of a shape."""
         self.hu += cover(distance, self.pixel_mm) * (hu - self.hu)
 
@@ -52,9 +52,11 @@ def _draw_wall(painter: _Painter, patient: Patient, wall: Floats, x: Floats, y: 
     painter.paint(np.asarray(torso, dtype=np.float32), SKIN)
     painter.paint(torso + 1.8, FAT + 6 * patient.unevenness(2 * x, 2 * y, 2 * z))
     back = 20 * np.exp(-((np.abs(x) - 26) ** 2) / 500) * (y > 20)
-    chest = 15 * np.exp(-((np.abs(x) - 72 * g) ** 2) / 1500) * np.clip((-y - 5) / 40, 0, 1) * np.clip((z + 30) / 50, 0, 1)
+    chest = 15 * np.exp(-((np.abs(x) - 72 * g) ** 2) / 1500) * np.clip((-y - 5) / 40, 0, 1)
+    chest = chest * np.clip((z + 30) / 50, 0, 1)
     shoulder = 22 * np.exp(-((np.abs(x) - 105 * g) ** 2) / 1800) * np.clip((y + 10) / 40, 0, 1) * np.clip(z / 40, 0, 1)
-    thickness = 11 + 26 * np.clip((z - 50) / 80, 0, 1) * np.clip(np.abs(x) / 60, 0, 1) + back + chest + shoulder + 2.5 * patient.unevenness(1.7 * x, 1.7 * y, z)
+    armpit = 26 * np.clip((z - 50) / 80, 0, 1) * np.clip(np.abs(x) / 60, 0, 1)
+    thickness = 11 + armpit + back + chest + shoulder + 2.5 * patient.unevenness(1.7 * x, 1.7 * y, z)
     muscle = np.maximum(wall - thickness, torso + 4)
     painter.paint(np.asarray(muscle, dtype=np.float32), MUSCLE + 5 * patient.unevenness(3 * x, 3 * y, 2 * z))
     seam = np.abs(wall - 12.5 - 2 * patient.unevenness(2 * x, 2 * y, 2 * z)) - 0.9
@@ -123,10 +125,11 @@ def _draw_bones(painter: _Painter, patient: Patient, wall: Floats, x: Floats, y:
     disc = np.abs(np.mod(z, 25.0) - 12.5) < 2.2
     body = ellipse(x, y - 65 * g, (17.0, 14.0))
     painter.paint(body, np.where(disc, 85, CORTEX * 0.8).astype(np.float32))
-    painter.paint(body + 1.6, np.where(disc, 85, MARROW + 25 * patient.unevenness(4 * x, 4 * y, 4 * z)).astype(np.float32))
+    marrow = MARROW + 25 * patient.unevenness(4 * x, 4 * y, 4 * z)
+    painter.paint(body + 1.6, np.where(disc, 85, marrow).astype(np.float32))
     arch = np.minimum(ellipse(x, y - 90 * g, (15.0, 12.0)), _box(x, y - 104 * g, 3.2, 12))
-    across = np.maximum(_box(np.abs(x) - 22, y - 88 * g - 0.25 * np.abs(x), 14, 4.5), np.abs(np.mod(z + 8, 25.0) - 12) - 7)
-    bone = np.minimum(arch, across)
+    across = _box(np.abs(x) - 22, y - 88 * g - 0.25 * np.abs(x), 14, 4.5)
+    bone = np.minimum(arch, np.maximum(across, np.abs(np.mod(z + 8, 25.0) - 12) - 7))
     painter.paint(bone, CORTEX)
     painter.paint(bone + 1.7, MARROW)
     painter.paint(ellipse(x, y - 88 * g, (8.5, 7.5)), 30)
@@ -143,6 +146,6 @@ def _draw_bones(painter: _Painter, patient: Patient, wall: Floats, x: Floats, y:
     painter.paint(np.asarray(collar + 2, dtype=np.float32), MARROW)
 
 
-def _box(x: Floats, y: Floats, half_x: float, half_y: float) -> Floats:
+def _box(x: Reals, y: Reals, half_x: float, half_y: float) -> Floats:
     """Return the distance to a rectangle around 0, with its corners."""
     return np.asarray(np.maximum(np.abs(x) - half_x, np.abs(y) - half_y), dtype=np.float32)

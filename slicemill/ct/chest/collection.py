@@ -8,18 +8,22 @@
     OUT/nodules/NAME.mha     number of the nodule, in the order of the table
     OUT/annotations.csv      seriesuid, coordX, coordY, coordZ, diameter_mm, kind, place, malignancy
 
-The scan of a case is written after its masks, and the table after all cases, so that what is there is complete. A killed
-run goes on with the first case that is missing.
+The scan of a case is written after its masks, and the table after all cases, so that what is there is complete.
+A killed run goes on with the first case that is missing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from slicemill.common.documents import read_document, to_document
-from slicemill.common.errors import InputError
-from slicemill.common.files import write_bytes, write_json
+import numpy as np
+import numpy.typing as npt
+
 from slicemill.common.csv_cells import format_csv
+from slicemill.common.documents import to_document
+from slicemill.common.errors import InputError
+from slicemill.common.files import read_json, write_bytes, write_json
+from slicemill.ct.chest.nodules import Nodule
 from slicemill.ct.chest.phantom import make_chest
 from slicemill.ct.chest.plan import Plan, make_plan, make_protocol, to_file_mm
 from slicemill.ct.chest.spec import ChestSpec
@@ -36,6 +40,16 @@ class ChestSettings:
 
     seed: int
     size: int
+    version: int = VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsertSettings:
+    """The settings of copies of a scan with nodules, as phantom.json has them."""
+
+    seed: int
+    scan_sha256: str
+    lungs_sha256: str
     version: int = VERSION
 
 
@@ -62,7 +76,7 @@ def write_chests(folder: Path, settings: ChestSettings, cases: int) -> Iterator[
     InputError
         The folder has a collection with other settings.
     """
-    _claim(folder, settings)
+    claim(folder, settings)
     rows: list[Annotation] = []
     for number in range(cases):
         spec = ChestSpec(seed=(settings.seed, number), size=settings.size)
@@ -74,20 +88,29 @@ def write_chests(folder: Path, settings: ChestSettings, cases: int) -> Iterator[
     write_annotations(folder / "annotations.csv", rows)
 
 
-def _claim(folder: Path, settings: ChestSettings) -> None:
-    """Write the settings, or compare them with those of an earlier run."""
+def claim(folder: Path, settings: ChestSettings | InsertSettings) -> None:
+    """Write the settings, or compare them with those of an earlier run.
+
+    Raises
+    ------
+    InputError
+        The earlier ones are others.
+    """
     place = folder / "phantom.json"
+    wanted = to_document(settings)
     if not place.exists():
-        write_json(place, to_document(settings))
+        write_json(place, wanted)
         return
-    earlier = read_document(ChestSettings, place)
-    if earlier != settings:
+    earlier = read_json(place)
+    if earlier != wanted:
         raise InputError(
-            f"the folder has phantoms of seed {earlier.seed}, size {earlier.size} and version {earlier.version}; "
-            f"requested are seed {settings.seed}, size {settings.size} and version {settings.version}. "
-            "Use another folder.",
+            f"the folder has phantoms of {_list(earlier)}; requested are {_list(wanted)}. Use another folder.",
             where=place,
         )
+
+
+def _list(settings: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 def write_chest(folder: Path, spec: ChestSpec, plan: Plan) -> None:
@@ -102,22 +125,22 @@ def write_chest(folder: Path, spec: ChestSpec, plan: Plan) -> None:
 def annotate(spec: ChestSpec, plan: Plan) -> list[Annotation]:
     """Return the rows of a case: positions in LPS mm, as the scan's file has them."""
     protocol = make_protocol(spec, plan.patient)
-    rows = []
-    for nodule in plan.nodules:
-        x, y, z = (round(float(place), 3) for place in to_file_mm(spec, protocol, nodule.centroid))
-        rows.append(
-            Annotation(
-                seriesuid=spec.name,
-                coordX=x,
-                coordY=y,
-                coordZ=z,
-                diameter_mm=round(nodule.diameter_mm, 3),
-                kind=nodule.kind,
-                place=nodule.place,
-                malignancy=int(nodule.malignant),
-            )
-        )
-    return rows
+    return [annotate_nodule(spec.name, nodule, to_file_mm(spec, protocol, nodule.centroid)) for nodule in plan.nodules]
+
+
+def annotate_nodule(name: str, nodule: Nodule, place_mm: npt.NDArray[np.float64]) -> Annotation:
+    """Return the row of a nodule at x, y, z in LPS mm."""
+    x, y, z = (round(float(mm), 3) for mm in place_mm)
+    return Annotation(
+        seriesuid=name,
+        coordX=x,
+        coordY=y,
+        coordZ=z,
+        diameter_mm=round(nodule.diameter_mm, 3),
+        kind=nodule.kind,
+        place=nodule.place,
+        malignancy=int(nodule.malignant),
+    )
 
 
 def write_annotations(path: Path, rows: list[Annotation]) -> None:

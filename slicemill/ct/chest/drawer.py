@@ -107,7 +107,8 @@ class Drawer:
         x, y = slab.x[None, None, :], slab.y[None, :, None]
         coarse = _spread(slab.z)
         pixel = max(slab.steps[2], 1.0)
-        gaps = _resample(self._plan.patient.unevenness(0.5 * x + 40, 0.5 * y, 0.5 * coarse[:, None, None]), coarse, slab.z)
+        holes = self._plan.patient.unevenness(0.5 * x + 40, 0.5 * y, 0.5 * coarse[:, None, None])
+        gaps = _resample(holes, coarse, slab.z)
         for side, lung in zip(SIDES, (lungs.right, lungs.left), strict=True):
             for distance in fissure_distances(self._plan.patient, side, x, y, coarse[:, None, None]):
                 near = np.clip((0.5 + pixel / 2 - np.abs(_resample(distance, coarse, slab.z))) / pixel, 0, 1)

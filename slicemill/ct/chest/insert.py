@@ -73,8 +73,6 @@ def insert_nodules(chest: RealChest, rng: np.random.Generator) -> Inserted:
     """
     from scipy import ndimage
 
-    if not chest.lungs.any():
-        raise ScanError("the mask of the lungs is empty.")
     depth = ndimage.distance_transform_edt(chest.lungs, sampling=chest.spacing_mm)
     inside = np.argwhere(chest.lungs)
     noise = cut_noise(chest)
@@ -119,16 +117,21 @@ def cut_noise(chest: RealChest) -> npt.NDArray[np.float32]:
             f"{PATCH[0]} slices outside of the lungs, from which the noise is taken; it has none."
         )
     middle = np.array(np.unravel_index(int(uneven.argmin()), uneven.shape)) + reach
-    box = tuple(slice(int(at - half), int(at - half + size)) for at, half, size in zip(middle, reach, PATCH, strict=True))
+    corner = middle - reach
+    box = tuple(slice(int(first), int(first) + size) for first, size in zip(corner, PATCH, strict=True))
     noise = chest.image[box] - smooth[box]
     return np.asarray(noise - noise.mean(axis=(1, 2), keepdims=True), dtype=np.float32)
 
 
 def _find_center(
-    chest: RealChest, depth: Floats, inside: npt.NDArray[np.int64], nodule: Nodule, others: Sequence[Nodule],
+    chest: RealChest,
+    depth: Floats,
+    inside: npt.NDArray[np.int64],
+    nodule: Nodule,
+    others: Sequence[Nodule],
     rng: np.random.Generator,
 ) -> Floats:
-    """Find a center for a nodule in the lungs, LPS mm; a place that the scan does not have becomes one on the pleura."""
+    """Find a center for a nodule in the lungs, LPS mm; if the scan does not have its place, one on the pleura."""
     radius = nodule.shape.radius_mm
     for place in (nodule.place, "pleura"):
         for voxel in inside[rng.integers(0, len(inside), TRIES)]:
@@ -188,8 +191,10 @@ def _cover_box(chest: RealChest, nodule: Nodule) -> tuple[tuple[slice, ...], _Co
         soft += np.clip(0.5 - distance / (step + nodule.shape.soft_mm), 0, 1)
         if nodule.core is not None:
             core += np.clip(0.5 - nodule.core.distance(points) / step, 0, 1)
-    whole, soft, core = (part * lung / len(SUBPOINTS) ** 3 for part in (whole, soft, core))
-    soft, core = (ndimage.gaussian_filter(part, (0, BLUR_PIXELS, BLUR_PIXELS)) for part in (soft, core))
+    for part in (whole, soft, core):
+        part *= lung / len(SUBPOINTS) ** 3
+    for part in (soft, core):
+        part[...] = ndimage.gaussian_filter(part, (0, BLUR_PIXELS, BLUR_PIXELS))
     total = float(whole.sum())
     mean = (whole[..., None] * voxels).sum(axis=(0, 1, 2)) / total
     volume = total * abs(float(np.linalg.det(chest.affine[:3, :3])))
@@ -201,9 +206,7 @@ def _cover_box(chest: RealChest, nodule: Nodule) -> tuple[tuple[slice, ...], _Co
     )
 
 
-def _tile(
-    noise: npt.NDArray[np.float32], shape: tuple[int, ...], rng: np.random.Generator
-) -> npt.NDArray[np.float32]:
+def _tile(noise: npt.NDArray[np.float32], shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """Return noise of a shape: the piece, mirrored as often as it takes, from a random start."""
     start = [int(rng.integers(0, count)) for count in noise.shape]
     indices = []

@@ -140,12 +140,12 @@ def _draw_knots(trees: LungTrees, rng: np.random.Generator) -> list[Lump]:
         half = radius * rng.uniform(1.15, 1.75) * rng.uniform(0.85, 1.15, 3)
         lumps.append(Lump(center=np.array(center), frame=_turn(rng), half_mm=half, hu=float(rng.uniform(25, 55))))
     vessels = trees.vessels
-    thin = rng.permutation(np.flatnonzero((vessels.radii > 0.55) & (vessels.radii < 1.3)))
-    for index in thin[: int(rng.integers(25, 70))]:
+    thin = rng.permutation(np.flatnonzero((vessels.radii > 0.55) & (vessels.radii < 1.9)))
+    for index in thin[: int(rng.integers(40, 100))]:
         along = vessels.ends[index] - vessels.starts[index]
         length = float(np.linalg.norm(along))
         frame = _turn(rng, along / max(length, 1e-6))
-        wide = vessels.radii[index] * rng.uniform(1.6, 2.6)
+        wide = vessels.radii[index] * rng.uniform(1.7, 2.7)
         half = np.array([wide, wide * rng.uniform(0.8, 1.1), wide * rng.uniform(1.2, 2.2)])
         center = vessels.starts[index] + along * rng.random()
         lumps.append(Lump(center=center, frame=frame, half_mm=half, hu=float(rng.uniform(20, 50))))

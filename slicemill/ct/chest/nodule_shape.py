@@ -31,7 +31,7 @@ class Shape:
         longest = float(self.spicules[:, 3].max()) if len(self.spicules) else 0.0
         return self.radius_mm * (1 + float(np.abs(self.heights).sum())) + longest + self.soft_mm
 
-    def distance(self, offset: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    def distance(self, offset: Floats) -> Floats:
         """Return the distance of points float[..., 3] from the surface along the radius, negative inside."""
         length = np.maximum(np.linalg.norm(offset, axis=-1), 1e-6)
         unit = offset / length[..., None]
@@ -46,14 +46,14 @@ class Shape:
             width = np.clip((tip - along) / (0.6 * self.radius_mm + beyond), 0, 1) * min(1.1, 0.25 * self.radius_mm)
             spike = np.where((along > 0) & (along < tip), across - width, np.hypot(across, along - tip))
             distance = np.minimum(distance, spike)
-        return distance
+        return np.asarray(distance, dtype=np.float64)
 
 
 def draw_shape(rng: np.random.Generator, radius_mm: float, *, spiculated: bool, soft_mm: float = 0.0) -> Shape:
     """Draw a surface whose volume is that of the ball of `radius_mm`, but for spicules."""
     degrees = rng.choice(DEGREES, 6)
     axes = rng.standard_normal((6, 3))
-    heights = rng.normal(0, 0.5, 6) * (0.30 if spiculated else rng.uniform(0.06, 0.24))
+    heights = rng.normal(0, 0.5, 6) * (0.30 if spiculated else rng.uniform(0.08, 0.28))
     count = int(rng.integers(6, 15)) if spiculated else 0
     directions = rng.standard_normal((count, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)

@@ -21,6 +21,8 @@ DENSITIES_HU: dict[Kind, tuple[float, float]] = {
 CORE_HU = (-60.0, 50.0)
 SMALLEST_MM = 3.0
 """Smallest diameter of the part inside of the lung, as in LUNA16's table."""
+LUNG_HU, SEEN_HU = -880.0, -250.0
+"""Ground glass raises lung by as much as its HU are above LUNG_HU, and what is above SEEN_HU not at all."""
 HALF_SUSPICIOUS_MM, STEEPNESS = 10.5, 2.8
 """Diameter at which half of the solid nodules have spicules, and how steeply their share rises with its logarithm."""
 SPICULATED = 0.92
@@ -103,7 +105,7 @@ def cover_nodule(
 ) -> None:
     """Replace the HU of a box, float32[z, y, x], by a nodule's in the share of each voxel that it covers."""
     if nodule.kind in ("ground-glass", "part-solid"):  # vessels stay visible in it
-        hu += shares.soft * np.maximum(nodule.hu - hu, 0)
+        hu += shares.soft * (nodule.hu - LUNG_HU) * np.clip((SEEN_HU - hu) / (SEEN_HU - nodule.hu), 0, 1)
     else:
         hu += shares.soft * (nodule.hu + noise - hu)
     if shares.core is not None:

@@ -60,7 +60,7 @@ def find_place(around: Surroundings, place: Place, shape: Shape, rng: np.random.
             centers = _propose(around, wanted, side, shape, rng)
             for center in centers[:24]:
                 if around.is_free(center, shape.reach_mm) and _suits(around, wanted, center, shape):
-                    return center
+                    return np.asarray(center, dtype=np.float64)
     raise RuntimeError("no room for a nodule")  # 12 of 32 mm take 0.2 of 4 liters
 
 
@@ -81,7 +81,8 @@ def _propose(around: Surroundings, place: str, side: Side, shape: Shape, rng: np
     x, y, z = split(points)
     depth = -lung_distance(patient, side, x, y, z)
     if place == "pleura":
-        return points[(depth > 0.35 * radius) & (depth < 0.8 * radius) & (-cavity_distance(patient, x, y, z) < 3 + radius)]
+        at_ribs = -cavity_distance(patient, x, y, z) < 3 + radius
+        return points[(depth > 0.35 * radius) & (depth < 0.8 * radius) & at_ribs]
     inside = depth > radius + (2.0 if place == "free" else 0.5)
     if place == "fissure":
         near = np.minimum.reduce([np.abs(d) for d in fissure_distances(patient, side, x, y, z)])

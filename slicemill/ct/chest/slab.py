@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.ct.chest.shapes import Floats, Point, capsule_distance
+from slicemill.ct.chest.shapes import Floats, Point, Reals, capsule_distance
 from slicemill.ct.chest.trees import Tubes
 
 Box = tuple[slice, slice, slice]
@@ -48,7 +48,7 @@ class Slab:
         z, y, x = np.meshgrid(self.z[box[0]], self.y[box[1]], self.x[box[2]], indexing="ij")
         return np.stack([x, y, z], axis=-1) - center
 
-    def blend(self, weight: Floats, hu: float | Floats, box: Box | None = None) -> None:
+    def blend(self, weight: Reals, hu: float | Reals, box: Box | None = None) -> None:
         """Blend a tissue in: weight 0 keeps the present HU, 1 replaces them."""
         part = self.hu if box is None else self.hu[box]
         part += weight * (hu - part)

@@ -24,7 +24,7 @@ class Texture:
         values = self._nodes
         for axis, ticks in enumerate((z, y, x)):
             values = _interpolate(values, axis, self._place(ticks))
-        return values
+        return np.asarray(values, dtype=np.float32)
 
     def _place(self, ticks: Floats) -> npt.NDArray[np.float32]:
         place = (ticks + EXTENT_MM / 2) / self._node_mm

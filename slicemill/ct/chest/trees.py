@@ -103,9 +103,9 @@ def grow_trees(patient: Patient, rng: np.random.Generator) -> LungTrees:
     for side in SIDES:
         count = int(ENDS_PER_LITER * lung_liters(patient, side))
         hilum = np.array([side * 27 * patient.girth, 8.0, 22.0])
-        for name, below in (("artery", 0.0), ("vein", -16.0)):
+        for name, shift in (("artery", np.zeros(3)), ("vein", np.array([0.0, -9.0, -16.0]))):
             ends = sample_lung(patient, side, count, rng, depth_mm=FREE_OF_VESSELS_MM)
-            root = hilum + [0, 0, below] if name == "artery" else hilum + [0, -9, below]
+            root = hilum + shift
             branches = grow_tree(ends, root, ROOT_MM[name] * patient.girth, rng)
             forks.append(np.column_stack([branches.ends, branches.radii])[branches.radii > 0.8])
             if name == "artery":

@@ -79,8 +79,8 @@ def test_a_second_run_draws_nothing_and_a_longer_one_adds(chests, monkeypatch):
 
 @pytest.mark.parametrize("other", [ChestSettings(seed=101, size=128), ChestSettings(seed=100, size=160)])
 def test_a_folder_keeps_to_its_settings(tmp_path, other):
-    collection._claim(tmp_path, SMALL)
-    with pytest.raises(InputError, match=r"phantom.json: the folder has phantoms of seed 100, size 128"):
+    collection.claim(tmp_path, SMALL)
+    with pytest.raises(InputError, match=r"phantom.json: the folder has phantoms of seed 100, size 128, version 1"):
         next(write_chests(tmp_path, other, 1))
 
 
@@ -136,5 +136,5 @@ def test_metaimage_files_are_what_simpleitk_reads(tmp_path, compressed, dtype):
 
 
 def test_the_settings_are_a_document(tmp_path):
-    collection._claim(tmp_path, SMALL)
+    collection.claim(tmp_path, SMALL)
     assert json.loads((tmp_path / "phantom.json").read_text()) == {"seed": 100, "size": 128, "version": 1}
