@@ -9,8 +9,8 @@ from slicemill.bench.records.volumes import volumes_table
 from slicemill.bench.schema.base import BenchmarkRecord, ClockRatios, LimitsRecord
 from slicemill.bench.schema.data import (
     ComponentsRecord,
-    ConstantTrials,
     ConstantsRecord,
+    ConstantTrials,
     DocumentsRecord,
     IngestRecord,
     InstructionsRecord,

@@ -191,10 +191,10 @@ def _cover_box(chest: RealChest, nodule: Nodule) -> tuple[tuple[slice, ...], _Co
         soft += np.clip(0.5 - distance / (step + nodule.shape.soft_mm), 0, 1)
         if nodule.core is not None:
             core += np.clip(0.5 - nodule.core.distance(points) / step, 0, 1)
-    for part in (whole, soft, core):
-        part *= lung / len(SUBPOINTS) ** 3
-    for part in (soft, core):
-        part[...] = ndimage.gaussian_filter(part, (0, BLUR_PIXELS, BLUR_PIXELS))
+    lung /= len(SUBPOINTS) ** 3
+    whole *= lung
+    soft[...] = ndimage.gaussian_filter(soft * lung, (0, BLUR_PIXELS, BLUR_PIXELS))
+    core[...] = ndimage.gaussian_filter(core * lung, (0, BLUR_PIXELS, BLUR_PIXELS))
     total = float(whole.sum())
     mean = (whole[..., None] * voxels).sum(axis=(0, 1, 2)) / total
     volume = total * abs(float(np.linalg.det(chest.affine[:3, :3])))
