@@ -23,7 +23,7 @@ from slicemill.common.files import read_json
 HEADLINES = "headlines"
 """Name of the table in the README."""
 FIGURES = (
-    "scores: demo", "scores: real", "quality", "phantoms", "yardstick", "ingest", "volumes", "store", "loader", "train",
+    "scores: demo", "scores: real", "quality", "phantoms", "yardstick", "ingest", "nodule-rules", "volumes", "store", "loader", "train",
     "measure", "lits", "all", "infer", "all: peers-loading", "peers-inference", "instructions", "constants", "scale",
     "plan",
 )  # fmt: skip
