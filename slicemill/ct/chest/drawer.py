@@ -13,7 +13,7 @@ from slicemill.ct.chest.plan import Plan, Protocol
 from slicemill.ct.chest.scanner import FINE, MARGIN, average_slices
 from slicemill.ct.chest.shapes import Floats, cover
 from slicemill.ct.chest.slab import Box, Slab, tube_cover
-from slicemill.ct.chest.spec import ChestSpec
+from slicemill.ct.chest.spec import TEXTURE, ChestSpec
 from slicemill.ct.chest.texture import Texture
 from slicemill.ct.chest.trees import Tubes
 
@@ -55,7 +55,7 @@ class Drawer:
     def __init__(self, spec: ChestSpec, plan: Plan, protocol: Protocol) -> None:
         self._plan = plan
         self._protocol = protocol
-        rng = spec.random(3)
+        rng = spec.random(TEXTURE)
         self._fiber, self._patches = Texture(rng, 2.0), Texture(rng, 9.0)
         self._ticks = ((np.arange(spec.size) - (spec.size - 1) / 2) * spec.pixel_mm).astype(np.float32)
         bronchi = plan.trees.bronchi

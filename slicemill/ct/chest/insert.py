@@ -22,6 +22,8 @@ Mask = npt.NDArray[np.bool_]
 MOST_INSERTED = 6
 WIDEST_PIXELS = 4.4
 """Smallest diameter over the pixel's width: 6 mm at 1.37 mm. Smaller nodules would be a few voxels without a shape."""
+MOST_SMALLEST_MM = 15.0
+"""Largest smallest diameter: one nodule in eight is larger."""
 SUBPOINTS = np.array([-1 / 3, 0, 1 / 3])
 BLUR_PIXELS = 0.5
 PATCH = (3, 20, 20)
@@ -69,16 +71,21 @@ def insert_nodules(chest: RealChest, rng: np.random.Generator) -> Inserted:
     Raises
     ------
     ScanError
-        There is no room in the lungs, or no piece of soft tissue for the noise.
+        There is no room in the lungs, or no piece of soft tissue for the noise, or the pixels are too wide.
     """
     from scipy import ndimage
 
+    smallest = WIDEST_PIXELS * float(chest.spacing_mm[1:].max())
+    if smallest > MOST_SMALLEST_MM:
+        raise ScanError(
+            f"must have pixels of at most {MOST_SMALLEST_MM / WIDEST_PIXELS:.1f} mm, to show nodules; "
+            f"they have {chest.spacing_mm[1:].max():.1f} mm."
+        )
     depth = ndimage.distance_transform_edt(chest.lungs, sampling=chest.spacing_mm)
-    inside = np.argwhere(chest.lungs)
+    inside = np.flatnonzero(chest.lungs)
     noise = cut_noise(chest)
     image, numbers = chest.image.astype(np.float32), np.zeros(chest.image.shape, dtype=np.uint8)
     nodules: list[Nodule] = []
-    smallest = WIDEST_PIXELS * float(chest.spacing_mm[1:].max())
     for _ in range(int(rng.integers(1, MOST_INSERTED + 1))):
         diameter = draw_diameter(rng)
         while diameter < smallest:
@@ -104,6 +111,8 @@ def cut_noise(chest: RealChest) -> npt.NDArray[np.float32]:
     """
     from scipy import ndimage
 
+    if any(count < needed for count, needed in zip(chest.image.shape, PATCH, strict=True)):
+        raise ScanError(f"must have at least {PATCH[0]} slices of {PATCH[1]} x {PATCH[2]}; it has {chest.image.shape}.")
     soft = (chest.image >= SOFT_HU[0]) & (chest.image <= SOFT_HU[1]) & ~chest.lungs
     share = ndimage.uniform_filter(soft.astype(np.float32), PATCH, mode="constant")
     smooth = ndimage.gaussian_filter(chest.image.astype(np.float32), (0, 4, 4))
@@ -134,7 +143,8 @@ def _find_center(
     """Find a center for a nodule in the lungs, LPS mm; if the scan does not have its place, one on the pleura."""
     radius = nodule.shape.radius_mm
     for place in (nodule.place, "pleura"):
-        for voxel in inside[rng.integers(0, len(inside), TRIES)]:
+        chosen = inside[rng.integers(0, len(inside), TRIES)]
+        for voxel in np.stack(np.unravel_index(chosen, depth.shape), axis=-1):
             deep = depth[tuple(voxel)]
             fits = 0.35 * radius < deep < 0.8 * radius if place == "pleura" else deep > radius + 1
             if not fits:

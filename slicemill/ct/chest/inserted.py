@@ -28,6 +28,7 @@ class RealFiles:
     """A scan with its mask of the lungs, and the hashes of their files."""
 
     chest: RealChest
+    scan: Path
     scan_sha256: str
     lungs_sha256: str
 
@@ -52,6 +53,7 @@ def read_real_chest(scan: Path, mask: Path) -> RealFiles:
         raise ScanError("must mark the lungs; it has no value above 0.", where=mask)
     return RealFiles(
         chest=RealChest(image=image, lungs=lungs, affine=grid.affine_lps),
+        scan=scan,
         scan_sha256=scan_hash,
         lungs_sha256=mask_hash,
     )
@@ -70,13 +72,16 @@ def write_inserted(folder: Path, real: RealFiles, seed: int, cases: int) -> Iter
     affine = real.chest.affine
     for number in range(cases):
         name = f"inserted-{seed}-{number:04d}"
-        copy = insert_nodules(real.chest, np.random.default_rng([seed, number]))
+        try:
+            copy = insert_nodules(real.chest, np.random.default_rng([seed, number]))
+        except ScanError as error:
+            raise ScanError(error.reason, where=real.scan) from error
         rows += [annotate_nodule(name, nodule, nodule.centroid) for nodule in copy.nodules]
-        scan = folder / "scans" / f"{name}.mha"
-        if not scan.exists():
+        copied = folder / "scans" / f"{name}.mha"
+        if not copied.exists():
             lungs = real.chest.lungs.astype(np.uint8)
             write_metaimage(folder / "lungs" / f"{name}.mha", lungs, affine, compressed=True)
             write_metaimage(folder / "nodules" / f"{name}.mha", copy.numbers, affine, compressed=True)
-            write_metaimage(scan, copy.image, affine)
+            write_metaimage(copied, copy.image, affine)
         yield name
     write_annotations(folder / "annotations.csv", rows)

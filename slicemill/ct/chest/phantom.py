@@ -16,12 +16,10 @@ import numpy.typing as npt
 from slicemill.ct.chest.drawer import Drawer
 from slicemill.ct.chest.plan import Plan, Protocol, make_affine, make_protocol, to_file_mm
 from slicemill.ct.chest.scanner import average_slices, make_noise, to_int16
-from slicemill.ct.chest.spec import ChestSpec
+from slicemill.ct.chest.spec import NOISE, ChestSpec
 
 SLAB_SLICES = 6
 """Slices of a slab: with 20 thin ones of 512 pixels it has 21 MB an array."""
-NOISE = 2
-"""Purpose of random numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)

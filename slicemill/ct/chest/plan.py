@@ -8,11 +8,9 @@ import numpy.typing as npt
 from slicemill.ct.chest.mimics import Mimics, draw_mimics
 from slicemill.ct.chest.nodules import Nodule, draw_nodules
 from slicemill.ct.chest.patient import Patient, draw_patient
-from slicemill.ct.chest.spec import FIELD_MM, ChestSpec, draw_count
+from slicemill.ct.chest.spec import FIELD_MM, PLAN, SCAN, ChestSpec, draw_count
 from slicemill.ct.chest.trees import LungTrees, grow_trees
 
-PLAN, SCAN = 0, 1
-"""Purposes of random numbers."""
 BOTTOM_MM, TOP_MM = -154.0, 134.0
 """The scan's first and last slice, in the patient who breathes as usual: just beyond the lungs."""
 

@@ -16,6 +16,8 @@ SMALLEST_SIZE = 128
 DIAMETERS_MM = (3.2, 4.6, 6.0, 6.4, 10.0, 20.0, 32.0)
 DIAMETER_SHARES = (0.0, 0.16, 0.42, 0.5, 0.76, 0.96, 1.0)
 """Share of the nodules below each of DIAMETERS_MM; the logarithm is interpolated between them."""
+PLAN, SCAN, NOISE, TEXTURE = range(4)
+"""Purposes of random numbers."""
 WITHOUT_NODULES = 1 / 3
 MOST_NODULES = 12
 MANY = 0.03

@@ -88,6 +88,23 @@ def test_a_scan_without_soft_tissue_or_room_is_refused(chest):
         insert_nodules(RealChest(image=chest.image, lungs=thin, affine=AFFINE), np.random.default_rng(0))
 
 
+@pytest.mark.parametrize(
+    ("shape", "pixel", "message"),
+    [((30, 40, 40), 4.0, "must have pixels of at most 3.4 mm"), ((2, 40, 40), 1.0, r"at least 3 slices of 20 x 20")],
+)
+def test_a_scan_that_is_too_coarse_or_too_small_is_refused_with_its_file(tmp_path, shape, pixel, message):
+    affine = np.diag([pixel, pixel, 2.0, 1.0])
+    image = np.full(shape, 40, dtype=np.int16)
+    lungs = np.zeros(shape, dtype=np.uint8)
+    lungs[:, 10:30, 10:30] = 1
+    image[lungs > 0] = -850
+    for name, volume in (("ct.mha", image), ("lungs.mha", lungs)):
+        write_metaimage(tmp_path / name, volume, affine)
+    real = read_real_chest(tmp_path / "ct.mha", tmp_path / "lungs.mha")
+    with pytest.raises(ScanError, match=rf"ct.mha: .*{message}"):
+        next(write_inserted(tmp_path / "out", real, 0, 1))
+
+
 @pytest.mark.slow
 def test_the_command_writes_copies_and_the_same_again(files, tmp_path):
     arguments = ["phantom", str(tmp_path), "--lungs", "--cases", "2", "--seed", "3"]
