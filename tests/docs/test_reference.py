@@ -69,6 +69,7 @@ def written(collection, trained, model, shared):
         run("measure", masks, "--image", collection, "--out", folder / "lesions", *words)
         first = masks / "volume-0.nii"
         run("compare", first, first, "--out", folder / "change", *words)
+        run("phantom", folder / "chests", "--lungs", "--cases", 1, "--size", 128)
         Marks(folder / "marks.csv").put("volume-0", "good")
 
     return shared("written", make)
