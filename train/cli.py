@@ -197,8 +197,8 @@ def train(
         from slicemill.train.crops.request import CropRequest, refuse_slice_options
 
         refuse_slice_options({
-            "recipe": recipe, "context": context, "context_spacing_mm": context_spacing_mm, "spacing_mm": spacing_mm, "crop": crop,
-            "size": size, "width": width, "steps": steps, "tumor_share": tumor_share, "augment": augment,
+            "recipe": recipe, "context": context, "context_spacing_mm": context_spacing_mm, "spacing_mm": spacing_mm,
+            "crop": crop, "size": size, "width": width, "steps": steps, "tumor_share": tumor_share, "augment": augment,
             "precision": precision, "cache_dir": cache_dir, "cache_gb": None if cache_gb == CACHE_GB else cache_gb,
         })  # fmt: skip
         request = CropRequest(
