@@ -1,6 +1,6 @@
 """Records of ingest, store, loader, scaling and small comparisons. Units are in the names of the fields."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct, field
 
@@ -295,3 +295,25 @@ class DocumentsRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="documents
     """Time that a library adds to the start of Python, median."""
     ratio: float | None = field(name="pydantic over msgspec")
     """Median over the rounds; None if pydantic is not installed."""
+
+
+class RuleScore(Struct, frozen=True, kw_only=True):
+    """A rule of `bench nodule-rules`."""
+
+    rule: str
+    cpm: float
+    sensitivity: Sequence[float]
+    """At 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per scan."""
+
+
+class NoduleRulesRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="nodule-rules"):
+    """Record of `bench nodule-rules`."""
+
+    cases: int
+    seed: int
+    size: int
+    findings: int
+    limit: float
+    """CPM that the best rule must stay below."""
+    settings: Sequence[RuleScore]
+    """All rules, the best first."""

@@ -1,5 +1,6 @@
 """The files of the page: small, typed, without anything that the policy forbids, and cached for ever."""
 
+import gzip
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from tests.web.served import serving
 
 TSC = Path(__file__).parent / "node_modules" / "typescript" / "bin" / "tsc"
 MOST_BYTES = 120_000
+MOST_SENT = 60_000
 OPTIONS = (
     "--noEmit --allowJs --checkJs --strict --noUnusedLocals --target es2022 --module es2022 "
     "--moduleResolution bundler --lib es2022,dom,dom.iterable"
@@ -24,6 +26,20 @@ def test_the_page_is_small():
     sizes = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
     assert {"index.html", "main.js", "style.css"} <= set(sizes)
     assert sum(sizes.values()) <= MOST_BYTES
+    page = read_page_files()
+    assert sum(len(file.packed) for file in (page.index, *page.files.values())) <= MOST_SENT
+
+
+def test_files_are_sent_packed_to_clients_that_unpack(entries):
+    page = read_page_files()
+    with serving(entries) as served, served.client(with_cookie=False) as client:
+        path = f"/static/{page.sha256}/main.js"
+        for accepted, packed in (("gzip, deflate, br", True), ("identity", False), ("gzip;q=0", False)):
+            with client.stream("GET", path, headers={"accept-encoding": accepted}) as answer:
+                data = b"".join(answer.iter_raw())
+            assert ("content-encoding" in answer.headers) == packed
+            assert answer.headers["vary"] == "accept-encoding"
+            assert (gzip.decompress(data) if packed else data) == page.files["main.js"].content
 
 
 def test_the_page_has_no_inline_script_style_or_foreign_address():
