@@ -5,6 +5,7 @@ from typing import Any
 
 from slicemill.bench.records.dicom import dicom_table
 from slicemill.bench.records.markdown import format_processor, format_ratio, table_lines, table_text
+from slicemill.bench.records.nodule_rules import nodule_rules_table
 from slicemill.bench.records.viewer_table import viewer_table
 from slicemill.bench.records.volumes import volumes_table
 from slicemill.bench.schema.base import BenchmarkRecord, ClockRatios, LimitsRecord
@@ -17,6 +18,7 @@ from slicemill.bench.schema.data import (
     InstructionsRecord,
     LitsRecord,
     LoaderRecord,
+    NoduleRulesRecord,
     ReadingRecord,
     ScaleRecord,
     StoreRecord,
@@ -383,6 +385,7 @@ TABLES: dict[type[BenchmarkRecord], Callable[[Any], str]] = {
     LitsRecord: lits_table,
     LoaderRecord: loader_table,
     MeasureRecord: measure_table,
+    NoduleRulesRecord: nodule_rules_table,
     PeersInferenceRecord: peers_inference_table,
     PeersRecord: peers_table,
     ScaleRecord: scale_table,

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -22,7 +22,7 @@ from slicemill.web.page_files import PageFile, PageFiles, read_page_files
 from slicemill.web.records import describe_case, describe_list, describe_parts, describe_progress
 from slicemill.web.sections import PLANES
 from slicemill.web.surface_bytes import pack_surface
-from slicemill.web.viewer import Viewer
+from slicemill.web.viewer import Cases
 from slicemill.web.volumes import NotReadYetError, Volume
 
 Result = TypeVar("Result")
@@ -44,8 +44,10 @@ class RefusedError(Exception):
         self.status = status
 
 
-def make_app(viewer: Viewer, access: Access, version: str, page: PageFiles | None = None) -> Guard:
-    """Return the application, behind its `Guard`."""
+def make_app(
+    viewer: Cases, access: Access, version: str, page: PageFiles | None = None, more: Sequence[Route] = ()
+) -> Guard:
+    """Return the application, behind its `Guard`; with `more` routes than those of the viewer."""
     files = page or read_page_files()
     routes = Routes(viewer, access, version)
     app = Starlette(
@@ -61,6 +63,7 @@ def make_app(viewer: Viewer, access: Access, version: str, page: PageFiles | Non
             Route("/api/cases/{case:int}/surface/{mask:int}/{value:int}", routes.show_surface),
             Route("/api/cases/{case:int}/image/{plane}/{index:int}", routes.show_image),
             Route("/api/cases/{case:int}/mask/{mask:int}/{plane}/{index:int}", routes.show_mask),
+            *more,
         ],
         exception_handlers={
             RefusedError: _explain_refusal,
@@ -76,14 +79,14 @@ def make_app(viewer: Viewer, access: Access, version: str, page: PageFiles | Non
 class Routes:
     """What the page asks for."""
 
-    def __init__(self, viewer: Viewer, access: Access, version: str) -> None:
+    def __init__(self, viewer: Cases, access: Access, version: str) -> None:
         self._viewer = viewer
         self._access = access
         self._version = version
 
     async def start_session(self, request: Request) -> Response:
         """Trade the token of the printed address for a cookie."""
-        if not self._access.accepts_token(await _read_body(request)):
+        if not self._access.accepts_token(await read_body(request)):
             raise RefusedError(401, "This address is of another run of slicemill; open the one that it printed last.")
         response = Response(status_code=204)
         response.set_cookie(self._access.cookie, self._access.session, httponly=True, samesite="strict", path="/")
@@ -133,7 +136,7 @@ class Routes:
         if marks is None or number >= len(self._viewer.entries):
             raise RefusedError(404, "Cases cannot be marked: `slicemill view` was started without --marks FILE.")
         try:
-            mark = json.loads(await _read_body(request))
+            mark = json.loads(await read_body(request))
         except ValueError as error:
             raise RefusedError(400, "A mark must be JSON.") from error
         if mark is not None and mark not in MARKS:
@@ -174,15 +177,15 @@ async def _run(work: Callable[[], Result]) -> Result:
         raise RefusedError(422, explain_failure(error, "this case").reason) from error
 
 
-async def _read_body(request: Request) -> bytes:
+async def read_body(request: Request, most: int = MOST_BODY) -> bytes:
     """Return the body, which may be neither large nor slow."""
     body = b""
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for part in request.stream():
                 body += part
-                if len(body) > MOST_BODY:
-                    raise RefusedError(413, f"A body may have {MOST_BODY} bytes.")
+                if len(body) > most:
+                    raise RefusedError(413, f"A body may have {most} bytes.")
     except TimeoutError as error:
         raise RefusedError(408, f"The body did not arrive within {BODY_SECONDS} seconds.") from error
     except ClientDisconnect as error:

@@ -30,9 +30,16 @@ class MaskSource:
     """None if the mask cannot be shown."""
     failure: str | None = None
     """Why the mask cannot be shown."""
+    is_probability: bool = False
+    """Whether its values are probabilities of tumor, 255 is certain; a value then stands for a threshold."""
 
     def region_of(self, value: int) -> tuple[int, ...]:
-        """Return the values that belong to a label: those of the organ and of its tumors, or its own."""
+        """Return the values that belong to a label: those of the organ and of its tumors, or its own.
+
+        In a map of probabilities they are those from a threshold on.
+        """
+        if self.is_probability:
+            return tuple(range(value, 256))
         if self.labels is not None:
             for name, values in self.labels.regions().items():
                 if self.labels.values[name] == value:

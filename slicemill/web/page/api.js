@@ -7,7 +7,8 @@ import { readMesh } from "./surface.js";
 /** @typedef {import("./geometry.js").Plane} Plane */
 /** @typedef {{image: Int16Array, masks: (Uint8Array | null)[]}} Section HU, and values of each mask. */
 /** @typedef {{value: number, name: string, color: number[], region: number[]}} Label */
-/** @typedef {{name: string, labels: Label[], tumor: number | null, failure: string | null}} Mask */
+/** @typedef {{name: string, labels: Label[], tumor: number | null, threshold: number | null,
+ *   failure: string | null}} Mask */
 /** @typedef {{name: string, shape: [number, number, number], spacing_mm: [number, number, number],
  *   affine_lps: number[][], masks: Mask[]}} CaseInfo */
 /** @typedef {{slices: number, first_slice: number | null, is_complete: boolean, failure: string | null,
@@ -31,7 +32,7 @@ export class RequestError extends Error {
 }
 
 /** @param {string} path @param {RequestInit} [options] */
-async function request(path, options) {
+export async function request(path, options) {
   let response;
   try {
     response = await fetch(path, options);

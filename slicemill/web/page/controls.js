@@ -102,6 +102,7 @@ export function connectKeys(keys) {
 /** Return whether the control that has the focus uses a key itself. @param {KeyboardEvent} event */
 function isTaken({ target, key }) {
   if (target instanceof HTMLSelectElement) return true;
+  if (target instanceof HTMLInputElement && target.id === "threshold" && /^(Arrow|Page|Home|End)/.test(key)) return true;
   if (target instanceof HTMLInputElement) return target.type === "number" || (target.type !== "range" && key === " ");
   if (target instanceof HTMLButtonElement) return key === "Enter" || key === " ";
   return target instanceof HTMLElement && target.id === "parts-scroll" && /^(Arrow|Page|Home|End)/.test(key);

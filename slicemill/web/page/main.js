@@ -10,14 +10,14 @@ import { sliceAt } from "./heat.js";
 import { Viewer } from "./viewer.js";
 
 /** @param {string} text */
-function showMessage(text) {
+export function showMessage(text) {
   const message = byId("message", HTMLElement);
   message.textContent = text;
   message.hidden = !text;
 }
 
 /** @param {Viewer} viewer */
-function connectPicture(viewer) {
+export function connectPicture(viewer) {
   const showWindow = connectWindow((window) => viewer.setWindow(window));
   const switches = /** @type {const} */ ([
     ["Outline", "o", "outline"],
@@ -57,8 +57,9 @@ function connectPicture(viewer) {
   byId("parts-of", HTMLSelectElement).addEventListener("change", () => viewer.changeParts());
 }
 
-/** @param {Viewer} viewer @param {Cases} cases @returns {import("./controls.js").Key[]} */
-function listKeys(viewer, cases) {
+/** @param {Viewer} viewer @param {Cases | null} cases null where there is one case at a time
+ * @returns {import("./controls.js").Key[]} */
+export function listKeys(viewer, cases) {
   /** @param {string[]} keys @param {string} shown @param {string} text
    * @param {(event: KeyboardEvent) => void} action */
   const key = (keys, shown, text, action) => ({ keys, shown, text, action });
@@ -96,9 +97,13 @@ function listKeys(viewer, cases) {
       viewer.activate(PLANES[["a", "c", "s"].indexOf(event.key)]),
     ),
     key(["r"], "r", "3-D picture; in it, arrows turn, + and - zoom", () => viewer.activateSurface()),
-    key(["j"], "j", "next case", () => cases.open(cases.number + 1)),
-    key(["k"], "k", "previous case", () => cases.open(cases.number - 1)),
-    ...(cases.list.marks.length
+    ...(cases
+      ? [
+          key(["j"], "j", "next case", () => cases.open(cases.number + 1)),
+          key(["k"], "k", "previous case", () => cases.open(cases.number - 1)),
+        ]
+      : []),
+    ...(cases?.list.marks.length
       ? [
           key(
             ["g", "b", "u"],
@@ -142,4 +147,4 @@ async function start() {
   }
 }
 
-void start();
+if (!document.querySelector("#start")) void start(); // else serve.js does

@@ -148,6 +148,15 @@ export class Viewer {
       this.cursor.z = progress.image.is_complete ? info.shape[0] >> 1 : progress.image.first_slice;
     }
     if (progress.image.failure) this.onError(progress.image.failure);
+    this.listLabels(progress, info);
+    this.partsOf = chooseLabel(this.labels, info.masks, this.partsOf);
+    void this.loadParts();
+    this.showReading(progress, info);
+    this.update();
+  }
+
+  /** @param {import("./api.js").Progress} progress @param {import("./api.js").CaseInfo} info */
+  listLabels(progress, info) {
     this.labels = listLabels(info.masks, progress.masks, this.labels);
     this.overlays = makeOverlays(this.labels, info.masks.length);
     showLabels(this.labels, info, progress.masks, () => {
@@ -155,10 +164,25 @@ export class Viewer {
       this.update();
     });
     this.surface.load(this.labels, progress.masks);
-    this.partsOf = chooseLabel(this.labels, info.masks, this.partsOf);
-    void this.loadParts();
-    this.showReading(progress, info);
-    this.update();
+  }
+
+  /** Show what reaches a threshold of the map of probabilities, and its parts. @param {number} value 1 to 255 */
+  setThreshold(value) {
+    const { info, progress } = this;
+    const map = info?.masks.find((mask) => mask.threshold !== null);
+    if (!info || !progress || !map) return;
+    map.threshold = value;
+    for (const label of this.labels) label.isShown ||= info.masks[label.mask] === map;
+    this.listLabels(progress, info);
+    chooseLabel(this.labels, info.masks, this.labels.find((label) => info.masks[label.mask] === map) ?? null);
+    this.changeParts();
+  }
+
+  /** Show no case. */
+  close() {
+    this.number = -1;
+    this.sections.stop();
+    this.info = null;
   }
 
   /** @param {import("./api.js").Progress} progress @param {import("./api.js").CaseInfo} info */
@@ -448,11 +472,9 @@ export class Viewer {
   /** Return a section if it is here; else load it, and those after it.
    * @param {Plane} plane @param {number} index @param {import("./api.js").CaseInfo} info */
   fetchSection(plane, index, info) {
-    const { image, masks } = this.progress ?? { image: null, masks: [] };
+    const image = this.progress?.image;
     if (!image || image.failure || image.first_slice === null) return undefined;
-    if (plane !== "axial" && !(image.is_complete && masks.every((one) => !one || one.is_complete || one.failure))) {
-      return undefined;
-    }
+    if (plane !== "axial" && !image.is_complete) return undefined;
     const most = extent(info.shape, AXES[plane].across);
     const wanted = Array.from({ length: AHEAD + 1 }, (_, step) => index + step * this.direction[plane]);
     const inside = wanted.filter((one) => one >= 0 && one < most);
