@@ -3,9 +3,9 @@
 import csv
 import json
 import math
-import re
 import os
 import platform
+import re
 import shutil
 import time
 from dataclasses import replace
