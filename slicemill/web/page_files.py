@@ -1,7 +1,9 @@
 """The files of the page. Scripts and styles lie under a path with their common hash, so that they never change."""
 
+import gzip
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "page"
@@ -20,12 +22,17 @@ TYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PageFile:
     """A file of the page."""
 
     content: bytes
     content_type: str
+
+    @cached_property
+    def packed(self) -> bytes:
+        """Return the content as gzip, which every browser reads."""
+        return gzip.compress(self.content, mtime=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,9 @@ from slicemill.web.page_files import FOLDER, read_page_files
 from tests.web.served import serving
 
 TSC = Path(__file__).parent / "node_modules" / "typescript" / "bin" / "tsc"
-MOST_BYTES = 120_000
+MOST_BYTES, MOST_SENT_BYTES = 120_000, 60_000
+ONLY_UPLOADS = {"serve.js", "serve.css", "start.html", "drop.js", "picture.js", "job_view.js", "jobs_api.js"}
+"""Files that only the page of `slicemill serve` loads."""
 OPTIONS = (
     "--noEmit --allowJs --checkJs --strict --noUnusedLocals --target es2022 --module es2022 "
     "--moduleResolution bundler --lib es2022,dom,dom.iterable"
@@ -23,7 +25,21 @@ FORBIDDEN = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|ne
 def test_the_page_is_small():
     sizes = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
     assert {"index.html", "main.js", "style.css"} <= set(sizes)
-    assert sum(sizes.values()) <= MOST_BYTES
+    assert sizes.keys() >= ONLY_UPLOADS
+    assert sum(size for name, size in sizes.items() if name not in ONLY_UPLOADS) <= MOST_BYTES
+    page = read_page_files(has_start=True)
+    assert sum(len(file.packed) for file in (page.index, *page.files.values())) <= MOST_SENT_BYTES
+
+
+def test_files_are_sent_packed_to_those_that_read_it(entries):
+    with serving(entries) as served, served.client(with_cookie=False) as client:
+        name = re.findall(r'"(/static/[^"]+main.js)"', client.get("/").text)[0]
+        plain = client.get(name, headers={"Accept-Encoding": "identity"})
+        packed = client.get(name)
+        assert packed.headers["content-encoding"] == "gzip"
+        assert "content-encoding" not in plain.headers
+        assert plain.content == packed.content == (FOLDER / "main.js").read_bytes()
+        assert int(packed.headers["content-length"]) < int(plain.headers["content-length"]) / 2
 
 
 def test_the_page_has_no_inline_script_style_or_foreign_address():
