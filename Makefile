@@ -7,7 +7,7 @@ CARD := .venv-card
 PYTEST = $(BIN)/pytest -q -n $(JOBS) --dist loadgroup
 JOBS ?= 2
 # The tools of the tests that need no torch; of the extra dev without what takes long to install.
-LIGHT := pytest pytest-timeout pytest-xdist hypothesis SimpleITK 'moto[server]' tensorstore blosc2
+LIGHT := pytest pytest-timeout pytest-xdist hypothesis SimpleITK 'moto[server]' tensorstore blosc2 pynrrd dcm2niix dcmqi
 PYTHONS ?= python3.12 python3.13
 # onnxruntime and onnxruntime-gpu overwrite each other: one of the two, by whether an NVIDIA driver answers.
 RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -43,10 +43,10 @@ quick: lint ## for the inner loop, under 2 minutes: no types, no slow tests, no 
 oldest: ## the tests of the ground floors and of ingest with the oldest versions that pyproject.toml allows, in .venv-oldest
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python tests/oldest.py > .venv-oldest/constraints.txt
-	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e '.[ingest,cpu,s3]' \
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e '.[ingest,cpu,s3,dicom]' \
 		$(LIGHT)
 	.venv-oldest/bin/pytest -q -n $(JOBS) --dist loadgroup -W default -m "not slow and not trained" \
-		-k "not zarrs" tests/common tests/ct tests/store tests/ingest # zarrs needs a newer zarr
+		-k "not zarrs and not ome_zarr" tests/common tests/ct tests/store tests/ingest # they need a newer zarr
 
 card: $(CARD)/installed ## the CUDA code without a GPU: onnxruntime-gpu on stand-ins for the CUDA libraries, in .venv-card
 	@echo "dry card: stand-ins for the CUDA libraries, which compute nothing; no number here is of a GPU"
@@ -55,8 +55,8 @@ card: $(CARD)/installed ## the CUDA code without a GPU: onnxruntime-gpu on stand
 pythons: ## the tests that need no torch with other Pythons: make pythons PYTHONS="python3.12 python3.13", in .venv-python3.12 and so on
 	set -e; for python in $(PYTHONS); do \
 		$$python -m venv .venv-$$python; \
-		.venv-$$python/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,cpu,s3]' \
-			$(LIGHT) zarrs; \
+		.venv-$$python/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,cpu,s3,dicom]' \
+			$(LIGHT) zarrs ngff-zarr ome-zarr-models; \
 		.venv-$$python/bin/pytest -q -n $(JOBS) --dist loadgroup -m "not slow and not trained" \
 			tests/common tests/ct tests/store tests/ingest tests/measure; \
 	done

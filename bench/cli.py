@@ -9,7 +9,7 @@ import typer
 
 from slicemill.bench.options import Cold, Data, Environments, Json, Quick
 from slicemill.bench.records.cli import compare_records, plan, run_all
-from slicemill.bench.studies.cli import quality, yardstick
+from slicemill.bench.studies.cli import nodule_rules, quality, yardstick
 from slicemill.common.app import App
 from slicemill.common.terminal import print_line, print_lines
 
@@ -83,15 +83,24 @@ def ingest(
         Literal["case", "lits"],
         typer.Option(help="case: one case, its peers and its kernels; lits: a collection as large as LiTS."),
     ] = "case",
+    file_format: Annotated[
+        Literal["nifti", "dicom"],
+        typer.Option("--format", help="Format of the case: .nii.gz and .nii, or DICOM in several transfer syntaxes."),
+    ] = "nifti",
     slices: Slices = 0,
     rounds: Rounds = 0,
     quick: Quick = False,
     data: Data = None,
     dicom: Annotated[
-        Path | None, typer.Option(help="Folder of a real DICOM series, to compare the store's size with .nii.gz.")
+        Path | None,
+        typer.Option(
+            help="Folder of a real DICOM series. NIfTI: to compare the store's size with .nii.gz; with --format dicom, "
+            "a tilted series, to compare where other tools place it."
+        ),
     ] = None,
     memory: Annotated[
-        bool, typer.Option("--memory", help="Also measure the peak memory of scans of 50 to 3,000 slices.")
+        bool,
+        typer.Option("--memory", help="Also measure the peak memory: scans of 50 to 3,000 slices, or each syntax."),
     ] = False,
     suffix: Annotated[
         Literal[".nii.gz", ".nii"], typer.Option(help="Format of the collection of --scale lits.")
@@ -105,12 +114,30 @@ def ingest(
 ) -> None:
     """Ingest: CPU time compared with PNG, JPEG, nnU-Net, zarr-python and its kernels; or a collection as large as LiTS.
 
+    With --format dicom: compared with .nii.gz, the codecs alone, dcm2niix, dicom2nifti and SimpleITK.
+
     slicemill bench ingest --memory --dicom CRLM-CT-1004/
+    slicemill bench ingest --format dicom --memory
     slicemill bench ingest --scale lits
     """
     from slicemill.bench.harness.subject import choose_subject
     from slicemill.bench.stages.ingest import run as run_case
     from slicemill.bench.stages.ingest_lits import run as run_lits
+    from slicemill.common.errors import UsageError
+
+    if file_format == "dicom":
+        if scale == "lits":
+            raise UsageError("--format dicom measures one case; leave out --scale lits.")
+        from slicemill.bench.stages.ingest_dicom import run as run_dicom
+
+        count, repeats = slices or (24 if quick else 160), rounds or (3 if quick else 7)
+        subject = choose_subject(data, count)
+        _run_in_folder(
+            lambda work: run_dicom(work, subject, rounds=repeats, quick=quick, memory=memory, tilted=dicom),
+            json,
+            folder,
+        )
+        return
 
     def one_case(work: Path, amount: "Scale") -> Record:
         return run_case(work, choose_subject(data, amount.slices), rounds=amount.rounds, memory=memory, dicom=dicom)
@@ -251,6 +278,23 @@ def documents(rounds: Annotated[int, typer.Option(help="Interleaved rounds.", mi
 
 
 @bench.command()
+def viewer(
+    slices: Annotated[int, typer.Option(help="Slices of the scan.", min=2)] = 164,
+    side: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=32)] = 512,
+    rounds: Annotated[int, typer.Option(help="Times that the scan is scrolled through.", min=1)] = 5,
+    browser: Annotated[Path, typer.Option(help="Chromium.")] = Path("/usr/bin/chromium"),
+    json: Json = None,
+) -> None:
+    """Slices per second of the viewer in Chromium, with outlines, and its 3-D picture.
+
+    slicemill bench viewer
+    """
+    from slicemill.bench.stages.viewer import run
+
+    _run_in_folder(lambda folder: run(folder, slices=slices, side=side, rounds=rounds, browser=browser), json)
+
+
+@bench.command()
 def measure(
     slices: Slices = 0,
     side: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=32)] = 512,
@@ -352,3 +396,4 @@ bench.command("all")(run_all)
 bench.command("compare")(compare_records)
 bench.command()(quality)
 bench.command()(yardstick)
+bench.command()(nodule_rules)

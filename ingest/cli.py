@@ -13,6 +13,8 @@ from slicemill.ct.geometry_option import Geometry, Uneven
 from slicemill.ingest.params import CaseIdKind, Overlap
 from slicemill.store.layout import ProfileName
 
+POINTS = "Points (lung nodules)"
+
 if TYPE_CHECKING:
     from slicemill.ct.labels import Labels
     from slicemill.ingest.discover import Collection
@@ -157,6 +159,28 @@ def ingest(
         bool,
         typer.Option("--keep-uids", rich_help_panel=OUTPUT, help="Store the UIDs of DICOM series; they identify it."),
     ] = False,
+    points: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=POINTS,
+            help="CSV of nodules (seriesuid or case_id, coordX, coordY, coordZ in LPS mm, diameter_mm): the masks are "
+            "made from it. Every scan counts as annotated.",
+        ),
+    ] = None,
+    excluded: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=POINTS, help="CSV of findings that training and scores leave out."),
+    ] = None,
+    candidates: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=POINTS, help="CSV of candidates, with class 0 or 1 instead of a diameter."),
+    ] = None,
+    lungs: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=POINTS, help="Folder with segmentations of lungs, named like the scans (LUNA16's)."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Convert CT scans and their masks into a slice store.
@@ -169,6 +193,7 @@ def ingest(
         slicemill ingest sarcoma/ sarcoma-store/ --labels tumor=1 --dry-run
         slicemill ingest totalsegmentator/ store/ --labels liver=1,spleen=2
         slicemill ingest --pairs cases.csv lits-store/
+        slicemill ingest luna16/ luna-store/ --points annotations.csv --lungs luna16/seg-lungs-LUNA16
     """
     from slicemill.ingest.json_output import collection_document, report_document
     from slicemill.ingest.request import IngestRequest
@@ -179,7 +204,7 @@ def ingest(
         organ=organ, tumor=tumor, prefix=prefix, patient=patient, geometry=geometry, overlap=overlap,
         workers=workers, threads=threads, profile=profile, scheduler=scheduler, shard=shard, overwrite=overwrite,
         retry_failed=retry_failed, rehash=rehash, keep_text=keep_text, strict=strict, uneven=uneven, case_id=case_id,
-        salt=salt, keep_uids=keep_uids,
+        salt=salt, keep_uids=keep_uids, points=points, excluded=excluded, candidates=candidates, lungs=lungs,
     )  # fmt: skip
     collection = request.collection()
     if dry_run:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from slicemill.common.cluster import connect, quiet_dask
-from slicemill.common.errors import ConfigError
+from slicemill.common.errors import ConfigError, StoreError
 from slicemill.common.files import Location
+from slicemill.common.locks import ClaimWait
 from slicemill.common.signals import hold_sigterm
 from slicemill.ingest.outcomes import CaseOutcome
 from slicemill.ingest.params import Params
@@ -52,15 +53,18 @@ class TaskRunner:
     def run(self, tasks: list[Task]) -> Iterator[FinishedTask]:
         """Yield each task when it ends.
 
-        A task whose case is claimed by another run is yielded as ``claimed`` and repeated until it ends otherwise. A
-        task whose result was lost with its worker is repeated, TIMES_LOST times at most.
+        A task whose case is claimed by another run is yielded as ``claimed`` and repeated until it ends otherwise, or
+        that run is found to be stopped. A task whose result was lost with its worker is repeated, TIMES_LOST times at
+        most.
         """
         from distributed import as_completed
 
         futures = {self._submit(task): task for task in tasks}
         waiting: list[Task] = []
         lost: Counter[str] = Counter()
+        waits: dict[str, ClaimWait] = {}
         while futures:
+            may_report = True  # one case of each round
             for future in as_completed(list(futures)):
                 task = futures.pop(future)
                 case_id = task.case.case_id
@@ -71,7 +75,12 @@ class TaskRunner:
                     continue
                 outcome = self._check_visible(outcome or self._lost_outcome(task))
                 if outcome.status == "claimed":
-                    waiting.append(task)
+                    wait = waits.setdefault(case_id, ClaimWait(self._root, case_id))
+                    try:
+                        may_report = not wait.check(report=may_report) and may_report
+                        waiting.append(task)
+                    except StoreError as error:
+                        outcome = replace(outcome, status="failed", reason=str(error), passing=True)
                 yield FinishedTask(task=task, outcome=outcome, bug=bug)
             if waiting and self._is_connected():
                 time.sleep(RETRY_SECONDS)

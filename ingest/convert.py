@@ -10,18 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy.typing as npt
 
 from slicemill.common.errors import ScanError
 from slicemill.common.files import Location
-from slicemill.ct.formats.names import is_nrrd_name
-from slicemill.ct.formats.nrrd.header import list_segments
-from slicemill.ct.formats.nrrd.segments import check_names
 from slicemill.ct.mask_files import ScanGrid, open_mask_file
 from slicemill.ct.placed_mask import PlacedMask
 from slicemill.ct.scan import ScanReader, Slab, slab_depth
 from slicemill.ingest.discover import CaseFiles
 from slicemill.ingest.params import Params
+from slicemill.ingest.point_masks import NO_POINTS, PointBoxes, PointSegmentation, StoredPoints
+from slicemill.ingest.point_tables import CasePoints
 from slicemill.ingest.structures import StructureReader
 from slicemill.store.case import CaseInfo, DicomFields, DicomUids, SourceFile
 from slicemill.store.statistics import UNDECLARED, Counts
@@ -60,6 +61,8 @@ def convert_case(
     """
     with ExitStack() as stack:
         image = stack.enter_context(ScanReader(case.image, "image", uneven=params.uneven))
+        if case.points is not None and params.points == "nodules and lungs" and case.mask is None:
+            raise ScanError("has no segmentation in the folder of --lungs.", where=case.image)
         mask = None
         if case.mask is not None:
             reader: MaskReader = _open_mask(case, case.mask, image, params)
@@ -70,10 +73,10 @@ def convert_case(
 
 
 def _open_mask(case: CaseFiles, mask: Location, image: ScanReader, params: Params) -> MaskReader:
+    if case.points is not None:
+        return ScanReader(mask, "mask", uneven=params.uneven)
     if case.structures:
         return StructureReader(mask, case.structures, params.overlap)
-    if params.labels is not None and is_nrrd_name(mask.name):
-        check_names(list_segments(mask), params.labels, mask)
     scan = ScanGrid(grid=image.grid, series=image.series)
     return open_mask_file(mask, scan, params.labels, overlap=params.overlap, uneven=params.uneven)
 
@@ -89,20 +92,19 @@ class OpenFiles:
 
     def slabs(self, temp_folder: Path) -> Iterator[tuple[Slab, Slab | None]]:
         """Yield the slabs of image and mask in step; temporary files go to `temp_folder`."""
-        depth = slab_depth(self.image.grid.stored_shape)
-        if self.pool:
-            depth = max(depth, min(self.threads, MAX_DEPTH))
-        # one slab is being decoded and one is in use, in addition to those being encoded
-        buffers = SLABS_IN_FLIGHT + 2
-        both = [
-            read_ahead(reader.slabs(depth, buffers=buffers, temp_folder=temp_folder))
-            if self.pool
-            else reader.slabs(depth, temp_folder=temp_folder)
-            for reader in (self.image, self.mask)
-            if reader is not None
-        ]
+        both = [self.slabs_of(reader, temp_folder) for reader in (self.image, self.mask) if reader is not None]
         for slabs in zip(*both, strict=True):
             yield slabs[0], slabs[1] if self.mask else None
+
+    def slabs_of(self, reader: ScanReader | PlacedMask[MaskReader], temp_folder: Path) -> Iterator[Slab]:
+        """Yield the slabs of image or mask."""
+        depth = slab_depth(self.image.grid.stored_shape)
+        if not self.pool:
+            return reader.slabs(depth, temp_folder=temp_folder)
+        depth = max(depth, min(self.threads, MAX_DEPTH))
+        # one slab is being decoded and one is in use, in addition to those being encoded
+        buffers = SLABS_IN_FLIGHT + 2
+        return read_ahead(reader.slabs(depth, buffers=buffers, temp_folder=temp_folder))
 
 
 def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
@@ -124,21 +126,19 @@ def _convert(
     holds_claim: Callable[[], bool],
 ) -> CaseInfo:
     image, mask = files.image, files.mask
-    labels = None if mask is None else params.labels or UNDECLARED
+    has_mask = mask is not None or case.points is not None
+    labels = (params.labels or UNDECLARED) if has_mask else None
     shape = image.grid.stored_shape
     counts = Counts(shape[0], labels)
     _check_strict(case, header_warnings(image, mask), params)
-    with CaseWriter(
-        store, case.case_id, shape, has_mask=mask is not None, profile=params.profile, pool=files.pool
-    ) as writer:
-        for slab, other in files.slabs(writer.folder):
-            counts.add_image(slab.z, slab.voxels)
-            writer.write("image", slab.z, slab.voxels, downwards=image.grid.z_is_flipped)
-            if mask is not None and other is not None:
-                counts.add_mask(other.z, other.voxels, str(case.mask))
-                writer.write("label", other.z, other.voxels, downwards=mask.downwards)
+    with CaseWriter(store, case.case_id, shape, has_mask=has_mask, profile=params.profile, pool=files.pool) as writer:
+        points = NO_POINTS
+        if case.points is None:
+            _write_pairs(case, files, writer, counts)
+        else:
+            points = _write_points(case.points, files, writer, counts)
         counts.values.check_is_scan(case.image)
-        warnings = [*header_warnings(image, mask), *voxel_warnings(counts, image, mask)]
+        warnings = [*header_warnings(image, mask), *voxel_warnings(counts, image, mask), *points.warnings]
         _check_strict(case, warnings, params)
         info = CaseInfo(
             case_id=case.case_id,
@@ -149,15 +149,57 @@ def _convert(
             affine_lps=image.grid.affine_lps,
             source_axcodes=image.grid.axcodes,
             image=_describe_image(image, case, params),
-            mask=_describe_mask(mask, image, case, keep_text=params.keep_text) if mask else None,
+            mask=_describe_mask(image, mask, case, keep_text=params.keep_text) if has_mask else None,
             params_sha256=params.sha256(),
             slice_stats=counts.stats(),
             lesions=counts.lesions(image.grid.affine_lps),
             max_rounding_error_hu=image.max_rounding_error,
             warnings=(*warnings, *make_notes(counts, image, mask, keep_text=params.keep_text)),
+            points=points.points,
+            points_sha256=case.points.sha256 if case.points else None,
+            points_left_out=points.left_out,
         )
         check_files()
-        return writer.finish(info, holds_claim)
+        return writer.finish(info, holds_claim, points.candidates)
+
+
+def _write_pairs(case: CaseFiles, files: OpenFiles, writer: CaseWriter, counts: Counts) -> None:
+    """Write image and mask in step."""
+    for slab, other in files.slabs(writer.folder):
+        counts.add_image(slab.z, slab.voxels)
+        writer.write("image", slab.z, slab.voxels, downwards=files.image.grid.z_is_flipped)
+        if files.mask is not None and other is not None:
+            counts.add_mask(other.z, other.voxels, str(case.mask))
+            writer.write("label", other.z, other.voxels, downwards=files.mask.downwards)
+
+
+def _write_points(points: CasePoints, files: OpenFiles, writer: CaseWriter, counts: Counts) -> StoredPoints:
+    """Write the image, then the segmentation that is made from points and lungs."""
+    grid, lungs = files.image.grid, files.mask
+    boxes = PointBoxes(points, grid)
+    for slab in files.slabs_of(files.image, writer.folder):
+        counts.add_image(slab.z, slab.voxels)
+        boxes.add(slab.z, slab.voxels)
+        writer.write("image", slab.z, slab.voxels, downwards=grid.z_is_flipped)
+    found = boxes.finish()
+    segmentation = PointSegmentation(found, points.candidates, grid)
+    for z, slices, other in _mask_slabs(files, writer.folder):
+        label = segmentation.draw(z, slices, other, None if lungs is None else lungs.reader.path)
+        counts.add_mask(z, label, points.table)
+        writer.write("label", z, label, downwards=lungs is not None and lungs.downwards)
+    return segmentation.result(points)
+
+
+def _mask_slabs(files: OpenFiles, temp_folder: Path) -> Iterator[tuple[int, int, npt.NDArray[Any] | None]]:
+    """Yield first slice, number of slices and voxels of each slab of the mask; no voxels without a mask."""
+    if files.mask is not None:
+        for slab in files.slabs_of(files.mask, temp_folder):
+            yield slab.z, len(slab.voxels), slab.voxels
+        return
+    shape = files.image.grid.stored_shape
+    depth = slab_depth(shape)
+    for z in range(0, shape[0], depth):
+        yield z, min(depth, shape[0] - z), None
 
 
 def header_warnings(image: ScanReader, mask: PlacedMask[MaskReader] | None) -> list[str]:
@@ -186,12 +228,22 @@ def _check_strict(case: CaseFiles, warnings: list[str], params: Params) -> None:
         raise ScanError(f"--strict refuses a case with warnings: {'; '.join(warnings)}.", where=case.image)
 
 
-def _describe_mask(mask: PlacedMask[MaskReader], image: ScanReader, case: CaseFiles, *, keep_text: bool) -> SourceFile:
-    """Return the stored record of a mask; a resampled one is stored with the image's header, on whose grid it lies."""
+def _describe_mask(
+    image: ScanReader, mask: PlacedMask[MaskReader] | None, case: CaseFiles, *, keep_text: bool
+) -> SourceFile:
+    """Return the stored record of a mask.
+
+    One that has other voxels than its file, resampled or made from points, gets the image's header, on whose grid it
+    lies. Without a file it gets the name of the table of points, and the hash of what that says about the case.
+    """
+    header = base64.b64encode(image.stored_header(keep_text=keep_text)).decode()
+    if mask is None:
+        table, sha256 = (case.points.table, case.points.sha256) if case.points else ("", "")
+        return SourceFile(name=table, bytes=0, sha256=sha256, header_b64=header)
     described = describe_source(mask.reader, case.name(mask.reader.path), keep_text=keep_text)
-    if not mask.is_resampled:
+    if not mask.is_resampled and case.points is None:
         return described
-    return replace(described, header_b64=base64.b64encode(image.stored_header(keep_text=keep_text)).decode())
+    return replace(described, header_b64=header)
 
 
 def _describe_image(image: ScanReader, case: CaseFiles, params: Params) -> SourceFile:

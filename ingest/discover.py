@@ -35,6 +35,7 @@ from slicemill.ct.naming import (
     find_unread_scans,
     find_unsearched_folders,
     is_below,
+    is_within,
 )
 from slicemill.ct.roles import parse_names
 from slicemill.ingest.case_ids import choose_case_ids
@@ -42,6 +43,7 @@ from slicemill.ingest.channels import Channels, find_channels
 from slicemill.ingest.dicom_masks import MaskUse, find_dicom_masks, find_scans_and_others, first_reason
 from slicemill.ingest.globs import fits_below
 from slicemill.ingest.pairing import Entry, Pairs, check_namesakes, check_pairing, explain_unpaired, make_entry, pair
+from slicemill.ingest.point_tables import CasePoints, UnmatchedPoint
 from slicemill.ingest.structures import Structure, StructureFiles, find_structures
 from slicemill.store.layout import check_case_id
 
@@ -62,6 +64,8 @@ class CaseFiles:
     """The files of the structures, if there is a file for each."""
     root: Location
     """Folder of the collection; names in the store are relative to it."""
+    points: CasePoints | None = None
+    """What tables of points say about it (--points); its mask, if any, is then one of the lungs."""
     dicom: SeriesIdentity | None = None
     """What a DICOM series is called in its hospital; never written. None for other formats."""
 
@@ -92,7 +96,9 @@ class Collection:
     labels: Labels | None
     """Labels that the collection declares (``dataset.json``, LiTS names)."""
     notes: tuple[str, ...] = ()
-    """What was decided about names and labels."""
+    """What was decided about names, labels and points."""
+    unmatched_points: tuple[UnmatchedPoint, ...] = ()
+    """Rows of tables of points that belong to none of the cases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +109,8 @@ class MaskOptions:
     """Pattern of the masks' paths below the folder; None: all files that are named like masks."""
     none: bool = False
     """Whether no mask is used."""
+    lungs: Location | None = None
+    """Folder whose files are segmentations of lungs, and no scans."""
     files: Mapping[str, int] = field(default_factory=dict)
     """Name of a structure's file without suffix -> value of its label, from the user's labels; empty without them. With
     them, those of ``dataset.json`` are not read."""
@@ -121,6 +129,7 @@ def discover(source: Location, options: MaskOptions | None = None) -> Collection
         raise PairingError("there is no such folder.", where=source)
     is_folder = source.is_dir()
     root, files = (source, find_files(source)) if is_folder else (source.parent, [source])
+    files = [path for path in files if options.lungs is None or not is_within(path, options.lungs)]
     results = find_result_folders(source) if is_folder else []
     made = [path for path in files if is_below(path, results)] if results else []
     dicom = find_scans_and_others(source, is_folder=is_folder)

@@ -22,6 +22,11 @@ PLACING = 2
 """Version of what the values of `geometry` other than ``error`` do. 1 did not turn masks."""
 
 
+POINT_MASKS = 1
+"""Version of the segmentations that are made from points."""
+PointLabels = Literal["none", "nodules", "nodules and lungs"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Params:
     """The settings whose hash is ``params_sha256``."""
@@ -43,6 +48,9 @@ class Params:
     keep_uids: bool = False
     """Whether the UIDs of DICOM series are stored, with which results can refer to the source."""
 
+    points: PointLabels = "none"
+    """Whether segmentations are made from points, with lungs or without."""
+
     def as_json(self) -> dict[str, Any]:
         """Return the document that is hashed."""
         return {
@@ -58,6 +66,7 @@ class Params:
             **({"strict": True} if self.strict else {}),
             **({} if self.uneven == "refuse" else {"uneven": self.uneven}),
             **({"keep_uids": True} if self.keep_uids else {}),
+            **({} if self.points == "none" else {"points": self.points, "point_masks": POINT_MASKS}),
         }
 
     def sha256(self) -> str:

@@ -19,6 +19,7 @@ from slicemill.common.progress import progress
 from slicemill.ingest.cluster import TaskRunner, open_client
 from slicemill.ingest.dicom_ids import hash_patients, needs_salt
 from slicemill.ingest.discover import CaseFiles, Collection
+from slicemill.ingest.left_out_points import write_left_out
 from slicemill.ingest.outcomes import CaseOutcome, IngestReport, Ledgers
 from slicemill.ingest.params import Params
 from slicemill.ingest.plan import Task, plan_cases, require_params
@@ -80,7 +81,7 @@ def ingest(collection: Collection, store: str | Location, params: Params, option
         rehash=options.rehash,
     )
     ended, bug = _run_tasks(plan.tasks, root, params, options)
-    problem = "" if options.shard else _build_tables(root)
+    problem = "" if options.shard else _build_tables(root, collection)
     outcomes = sorted([*plan.outcomes, *ended], key=lambda outcome: natural_key(outcome.case_id))
     return IngestReport(outcomes=tuple(outcomes), seconds=time.perf_counter() - start, problem=problem, bug=bug)
 
@@ -92,9 +93,11 @@ def make_absolute(case: CaseFiles) -> CaseFiles:
     return replace(case, image=case.image.absolute(), mask=mask, structures=structures, root=case.root.absolute())
 
 
-def _build_tables(root: Location) -> str:
+def _build_tables(root: Location, collection: Collection) -> str:
     """Build the tables; return the reason why they are not up to date, or an empty text."""
     try:
+        if any(case.points is not None for case in collection.cases):
+            write_left_out(root, collection.unmatched_points)
         reindex(root)
     except StoreError as error:
         return str(error)

@@ -11,9 +11,9 @@ from slicemill.ingest.outcomes import CaseOutcome, read_done, read_failures
 from slicemill.ingest.params import Params
 from slicemill.ingest.stamps import Place, Stamp, locate, stamp_case
 from slicemill.store.layout import ATTRIBUTE, DOCUMENT, FORMAT, GROUP, PARTIAL
-from slicemill.store.reader import Store, iter_case_ids, open_store, read_attribute
+from slicemill.store.reader import Store, iter_case_ids, open_store
 from slicemill.store.version import stored_version
-from slicemill.store.zarr_documents import make_group_document
+from slicemill.store.zarr_documents import make_group_document, read_attribute
 
 PARAMS = ".params"
 """Name of the claim that a run holds while it writes a store's parameters; a case id does not start with a dot."""

@@ -14,9 +14,11 @@ from slicemill.ingest.discover import Collection, MaskOptions, add_prefix, disco
 from slicemill.ingest.outcomes import IngestReport
 from slicemill.ingest.pair_table import ChosenLabels, from_csv
 from slicemill.ingest.pair_table import choose_labels as parse_label_option
-from slicemill.ingest.params import CaseIdKind, Overlap, Params
+from slicemill.ingest.params import CaseIdKind, Overlap, Params, PointLabels
 from slicemill.ingest.patterns import from_patterns
 from slicemill.ingest.pipeline import IngestOptions, ingest
+from slicemill.ingest.point_masks import point_labels
+from slicemill.ingest.point_matching import PointFiles, match_points
 from slicemill.store.layout import ProfileName
 from slicemill.store.patients import read_salt
 
@@ -83,6 +85,14 @@ class IngestRequest:
     """File with the salt of the ids of DICOM patients; None for a random one, which the store keeps."""
     keep_uids: bool = False
     """Whether the UIDs of DICOM series are stored."""
+    points: Place | None = None
+    """CSV of nodules with seriesuid or case_id, coordX, coordY, coordZ, diameter_mm: the masks are made from it."""
+    excluded: Place | None = None
+    """CSV of findings, like `points`, that training and scores leave out."""
+    candidates: Place | None = None
+    """CSV of candidates, like `points`, with class 0 or 1 instead of a diameter."""
+    lungs: Place | None = None
+    """Folder with segmentations of lungs, named like the scans (LUNA16's seg-lungs-LUNA16)."""
 
     def __post_init__(self) -> None:
         """Check that one kind of input was passed, and that the numbers are possible.
@@ -96,6 +106,14 @@ class IngestRequest:
             raise UsageError(f"workers = {self.workers}, threads = {self.threads}: must not be negative.")
         if self.masks is not None and (self.no_masks or self.pairs is not None):
             raise UsageError("--mask excludes --no-masks and --pairs.")
+        tables = {"--excluded": self.excluded, "--candidates": self.candidates, "--lungs": self.lungs}
+        if self.points is None and (passed := [name for name, value in tables.items() if value is not None]):
+            raise UsageError(f"{passed[0]} needs --points, the table of nodules.")
+        if self.points is not None and (self.masks is not None or self.labels or self.organ or self.tumor):
+            raise UsageError(
+                "--points makes masks with the labels lung, nodule and ignore: it excludes --mask, "
+                "--labels, --organ and --tumor."
+            )
         if sum(one is not None for one in (self.source, self.pairs, self.images)) != 1:
             raise UsageError("ingest: pass exactly one of a folder, --pairs and --image.")
         if self.store is not None:
@@ -119,21 +137,32 @@ class IngestRequest:
             Images and masks cannot be recognized or paired.
         """
         files = self._chosen.files if self._chosen else {}
+        no_masks = self.no_masks or self.points is not None
+        lungs = None if self.lungs is None else parse_location(self.lungs)
         if self.images is not None:
             found = from_patterns(self.images, self.masks, with_labels=not files)
         elif self.pairs is not None:
-            found = from_csv(parse_location(self.pairs), no_masks=self.no_masks, with_labels=not files)
+            found = from_csv(parse_location(self.pairs), no_masks=no_masks, with_labels=not files)
         else:
-            options = MaskOptions(pattern=self.masks, none=self.no_masks, files=files)
+            options = MaskOptions(pattern=self.masks, none=no_masks, files=files, lungs=lungs)
             found = discover(parse_location(self.source or ""), options)
         found = find_identities(found)
+        uids = {case.image: case.dicom.series_uid for case in found.cases if case.dicom is not None}
         if self.case_id == "series":
             found = use_series_uids(found)
         if self.prefix:
             found = add_prefix(found, self.prefix)
         if self.patient:
-            return set_patients(found, self.patient)
-        return replace(found, notes=(*found.notes, *note_patients(found.cases)))
+            found = set_patients(found, self.patient)
+        else:
+            found = replace(found, notes=(*found.notes, *note_patients(found.cases)))
+        if self.points is None:
+            return found
+        excluded, candidates = (
+            None if one is None else parse_location(one) for one in (self.excluded, self.candidates)
+        )
+        tables = PointFiles(points=parse_location(self.points), excluded=excluded, candidates=candidates, lungs=lungs)
+        return match_points(found, uids, tables)
 
     def params(self, collection: Collection) -> Params:
         """Return the settings that change the bytes of the store.
@@ -143,10 +172,14 @@ class IngestRequest:
         InputError
             The labels do not fit.
         """
+        points: PointLabels = "none"
+        labels = self._chosen.labels if self._chosen else choose_labels(None, collection.labels, self.organ, self.tumor)
+        if self.points is not None:
+            points = "nodules" if self.lungs is None else "nodules and lungs"
+            labels = point_labels(with_lungs=self.lungs is not None)
         return Params(
-            labels=self._chosen.labels
-            if self._chosen
-            else choose_labels(None, collection.labels, self.organ, self.tumor),
+            labels=labels,
+            points=points,
             geometry=self.geometry,
             overlap=self.overlap,
             keep_text=self.keep_text,

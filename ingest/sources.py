@@ -9,6 +9,7 @@ from slicemill.common.errors import StoreError
 from slicemill.common.files import Location
 from slicemill.ct.formats.open import hash_scan
 from slicemill.ct.geometry_option import Uneven
+from slicemill.ingest.discover import CaseFiles
 from slicemill.ingest.params import Params
 from slicemill.ingest.plan import Task
 from slicemill.ingest.stamps import Place
@@ -41,11 +42,12 @@ def is_unchanged(task: Task, params: Params, root: Location, known: frozenset[Pl
             raise _refuse(task, root, case.image, "a damaged case") from None
         return False
     same_image = _has_content((case.image,), info.image, params.uneven)
-    same_mask = _has_content(case.mask_files, info.mask, params.uneven)
+    same_mask = _has_same_mask(case, info, params.uneven)
     if not task.overwrite:
         _check_source(task, info, root, known, (same_image, same_mask))
     has_settings = info.patient_id == case.patient_id and info.params_sha256 == params.sha256()
-    return same_image and same_mask and has_settings
+    same_points = info.points_sha256 == (case.points.sha256 if case.points else None)
+    return same_image and same_mask and same_points and has_settings
 
 
 def _check_source(task: Task, info: CaseInfo, root: Location, known: frozenset[Place], same: tuple[bool, bool]) -> None:
@@ -75,6 +77,12 @@ def _refuse(task: Task, root: Location, path: Location, stored: str) -> StoreErr
         "of its own, or --overwrite to replace stored cases.",
         where=path,
     )
+
+
+def _has_same_mask(case: CaseFiles, info: CaseInfo, uneven: Uneven) -> bool:
+    if case.points is not None and not case.points.has_lungs:  # no file: its mask is made from points
+        return info.points is not None
+    return _has_content(case.mask_files, info.mask, uneven)
 
 
 def _has_content(paths: tuple[Location, ...], source: SourceFile | None, uneven: Uneven) -> bool:

@@ -38,6 +38,8 @@ class Stamp:
     """The same for the mask; None without a mask."""
     patient_id: str
     params_sha256: str
+    points_sha256: str | None = None
+    """Hash of its rows of the tables of points; None without tables."""
     place: Place | None = None
     """None in ledgers of earlier versions."""
 
@@ -69,6 +71,7 @@ def stamp_case(case: CaseFiles, params: Params, place: Place) -> Stamp:
         mask=tuple(mark for file in case.mask_files for mark in _mark_files(file)) or None,
         patient_id=case.patient_id,
         params_sha256=params.sha256(),
+        points_sha256=case.points.sha256 if case.points else None,
         place=place,
     )
 

@@ -16,9 +16,13 @@ from slicemill.common.terminal import (
     print_line,
     print_lines,
 )
+from slicemill.ct.page_options import VIEWER_MB
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from slicemill.measure.evaluation.evaluate import Evaluation
+    from slicemill.measure.evaluation.froc import FreeResponse, NoFindings
     from slicemill.measure.evaluation.two_runs import ComparedMeasure
 
 LabelNames = Annotated[
@@ -42,7 +46,7 @@ def evaluate(
     references: Annotated[
         Path, typer.Argument(help="Folder of reference masks, or a slice store; scans are used for the pictures.")
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder for tables, figures and error pictures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for tables, figures, error pictures and pages.")] = None,
     labels: LabelNames = None,
     mode: Annotated[
         Literal["corrected", "official"],
@@ -62,6 +66,9 @@ def evaluate(
         typer.Option(help="Masks or store of another run on the same scans, for a case-by-case comparison."),
     ] = None,
     workers: Workers = 1,
+    viewer_mb: Annotated[
+        float, typer.Option(rich_help_panel=OUTPUT, help="MiB of slices in the page of each case; 0 for no pages.")
+    ] = VIEWER_MB,
     json: Json = False,
 ) -> None:
     """Evaluate predicted masks: overlap, surface distances, volumes, tumor burden and lesions, with 95 % intervals.
@@ -84,6 +91,7 @@ def evaluate(
         mode=mode,
         tolerance_mm=tolerance_mm,
         workers=workers,
+        viewer_mb=viewer_mb,
     )
     other_request = replace(request, predictions=against, out=None) if against else None  # checks that it exists
     evaluation = request.run()
@@ -136,34 +144,55 @@ def froc(
         Path, typer.Argument(help="CSV of detections: seriesuid, coordX, coordY, coordZ (mm), probability.")
     ],
     annotations: Annotated[
-        Path, typer.Argument(help="CSV of findings: seriesuid, coordX, coordY, coordZ, diameter_mm.")
+        Path,
+        typer.Argument(
+            help="CSV of findings: seriesuid, coordX, coordY, coordZ, diameter_mm; or a slice store that was ingested "
+            "with --points."
+        ),
     ],
     scans: Annotated[
-        Path,
-        typer.Option(help="Text file with the names of all scans, one per line, including those without detections."),
-    ],
+        Path | None,
+        typer.Option(
+            help="Text file with the names of all scans, one per line, including those without detections. Of a store: "
+            "its cases to score, by default all."
+        ),
+    ] = None,
     excluded: Annotated[
         Path | None, typer.Option(help="CSV of excluded findings; detections that hit them are ignored.")
+    ] = None,
+    patients: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV with the columns seriesuid and patient_id: intervals are over patients. A store has its own."
+        ),
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(help="Column of the findings, like texture: a curve for each of its values.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for froc.json and froc.png.")] = None,
     json: Json = False,
 ) -> None:
     """Score point detections by LUNA16's rules: FROC curve, and CPM by two definitions, with 95 % intervals.
 
-    slicemill froc results.csv annotations.csv --scans seriesuids.csv --excluded annotations_excluded.csv
+    Each band of diameters has a curve of its own.
+
+        slicemill froc results.csv annotations.csv --scans seriesuids.csv --excluded annotations_excluded.csv
+        slicemill froc candidates.csv luna-store/ --by texture
     """
     from functools import partial
 
     from slicemill.common.files import write_bytes, write_json
     from slicemill.common.panels import draw_panels
     from slicemill.measure.evaluation.figures import draw_froc
+    from slicemill.measure.evaluation.findings import FindingFiles, read_findings
     from slicemill.measure.evaluation.froc import NoFindings
     from slicemill.measure.evaluation.luna16 import score_points
 
-    result = score_points(results, annotations, scans, excluded)
+    files = FindingFiles(annotations=annotations, scans=scans, excluded=excluded, patients=patients, group=by)
+    result = score_points(results, read_findings(files))
     response = result.response
     if isinstance(response, NoFindings):
-        raise ConfigError(f"{annotations}: has no finding in the scans listed in {scans}.")
+        raise ConfigError(f"{annotations}: has no finding in the scans that are scored.")
     print_lines(
         format_table(
             ["false positives per scan", *(f"{rate:g}" for rate in response.rates)],
@@ -175,7 +204,8 @@ def froc(
     )
     low, high = response.cpm_interval
     print_line(
-        f"CPM {response.cpm:.4f} by linear interpolation (95 % interval {low:.4f} to {high:.4f} over resampled scans)"
+        f"CPM {response.cpm:.4f} by linear interpolation (95 % interval {low:.4f} to {high:.4f} over resampled "
+        f"{result.resampled})"
     )
     print_line(
         f"CPM {response.cpm_at_or_above:.4f} at the first point at or above each rate; "
@@ -185,12 +215,26 @@ def froc(
         f"{response.findings} findings in {response.scans} scans; "
         f"{result.unlisted_candidates} candidates in unlisted scans"
     )
+    _print_parts(result.parts)
     if out is not None:
         write_json(out / "froc.json", result.as_json())
         write_bytes(out / "froc.png", draw_panels([partial(draw_froc, response=response)]))
         print_line(f"curve: {out / 'froc.json'}, {out / 'froc.png'}")
     if json:
         print_json(result.as_json())
+
+
+def _print_parts(parts: "Mapping[str, FreeResponse | NoFindings]") -> None:
+    from slicemill.measure.evaluation.froc import RATES, NoFindings
+
+    rows: list[list[object]] = []
+    for name, one in parts.items():
+        if isinstance(one, NoFindings):
+            rows.append([name, 0, *[None] * (len(RATES) + 3)])
+        else:
+            rows.append([name, one.findings, *one.sensitivity_between, one.cpm, *one.cpm_interval])
+    print_line()
+    print_lines(format_table(["findings", "n", *(f"{rate:g}" for rate in RATES), "CPM", "low", "high"], rows))
 
 
 def measure(
@@ -236,6 +280,9 @@ def measure(
         Path | None,
         typer.Option(rich_help_panel=OUTPUT, help="CSV of codes for labels: label, category, type, region."),
     ] = None,
+    viewer_mb: Annotated[
+        float, typer.Option(rich_help_panel=OUTPUT, help="MiB of slices in the page of each case; 0 for none.")
+    ] = VIEWER_MB,
     json: Json = False,
 ) -> None:
     """Measure the lesions of existing masks: tables, a page and a picture per case, and one page of all cases.
@@ -251,7 +298,7 @@ def measure(
     request = MeasureRequest(
         masks=masks, out=out, image=image, labels=labels, workers=workers, overwrite=overwrite, dicom_seg=dicom_seg,
         dicom_sr=dicom_sr, rtstruct=rtstruct, seg_type=seg_type, seg_per_lesion=seg_per_lesion,
-        rtstruct_holes=rtstruct_holes, codes=codes,
+        rtstruct_holes=rtstruct_holes, codes=codes, viewer_mb=viewer_mb,
     )  # fmt: skip
     report = request.run()
     for file in report.left_out:

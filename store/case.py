@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -13,10 +13,13 @@ from slicemill.common.errors import LabelError, StoreError
 from slicemill.ct.geometry import voxel_ml
 from slicemill.ct.labels import Labels, labels_from_json
 from slicemill.ct.lesions import Lesion
+from slicemill.ct.points import Point
 from slicemill.store.layout import FORMAT, READABLE_FORMATS
 
 Count = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """An integer that fits the tables' int64."""
+PointTable = Literal["points", "excluded", "candidates"]
+"""The option of `slicemill ingest` that named a table of points."""
 AffineRow = tuple[float, float, float, float]
 
 
@@ -83,6 +86,16 @@ class SourceFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeftOutPoint:
+    """A row of a table of points that is not among the points or candidates of its case."""
+
+    table: PointTable
+    line: Count
+    """Line in the table, from 1."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaseDocument:
     """The group attribute ``slicemill``, with the fields as they are stored."""
 
@@ -102,6 +115,10 @@ class CaseDocument:
     max_rounding_error_hu: float
     warnings: tuple[str, ...]
     fingerprint: str | None = None
+    points: tuple[Point, ...] | None = None
+    """Written only for cases that were ingested with points, like the fields below."""
+    points_sha256: str | None = None
+    points_left_out: tuple[LeftOutPoint, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +147,12 @@ class CaseInfo:
     fingerprint: str | None = None
     """SHA-256 of the checksums of the image's slices in order of z. In stores of one profile, equal voxels have equal
     fingerprints, whatever the source file."""
+    points: tuple[Point, ...] | None = None
+    """Nodules and excluded findings, in order of the tables; None if the case was ingested without points."""
+    points_sha256: str | None = None
+    """Hash of the case's rows of all tables of points; None without points."""
+    points_left_out: tuple[LeftOutPoint, ...] = ()
+    """Rows of the tables that were not used, and why."""
     format: int = FORMAT
     """Store format of the case as it was read."""
 
@@ -163,8 +186,14 @@ class CaseInfo:
                 max_rounding_error_hu=self.max_rounding_error_hu,
                 warnings=self.warnings,
                 fingerprint=self.fingerprint,
+                points=self.points,
+                points_sha256=self.points_sha256,
+                points_left_out=self.points_left_out,
             )
         )
+        if self.points is None:  # so that the documents of other cases stay as earlier versions read them
+            for key in ("points", "points_sha256", "points_left_out"):
+                del document[key]
         if self.lesions is not None:  # rounded, as in every report
             document["lesions"] = [lesion.as_json() for lesion in self.lesions]
         return document
@@ -209,6 +238,7 @@ def parse_case(attribute: object, shape: tuple[int, int, int], where: str) -> Ca
         _check_geometry(document, where)
         _check_statistics(document, shape, where)
         _check_lesions(document, shape, where)
+        _check_points(document, where)
     except StoreError as error:
         raise StoreError(f"{error.reason} Ingest the case again with --overwrite.", where=error.where) from error
     return CaseInfo(
@@ -227,6 +257,9 @@ def parse_case(attribute: object, shape: tuple[int, int, int], where: str) -> Ca
         max_rounding_error_hu=document.max_rounding_error_hu,
         warnings=document.warnings,
         fingerprint=document.fingerprint,
+        points=document.points,
+        points_sha256=document.points_sha256,
+        points_left_out=document.points_left_out,
         format=document.format,
     )
 
@@ -259,6 +292,18 @@ def _check_lesions(document: CaseDocument, shape: tuple[int, int, int], where: s
         counts = 0 < lesion.voxels <= math.prod(shape) and 0 <= lesion.id <= math.prod(shape)
         if not (inside and counts and 0 <= lesion.key_z < shape[0] and all(map(math.isfinite, numbers))):
             raise StoreError(f"a number of lesion {lesion.id} is out of range.", where=where)
+
+
+def _check_points(document: CaseDocument, where: str) -> None:
+    points = document.points or ()
+    for point in points:
+        numbers = [*point.xyz_mm, *(n for n in (point.diameter_mm, point.malignancy, point.volume_ml) if n is not None)]
+        if not all(map(math.isfinite, [*numbers, *point.further.values()])):
+            raise StoreError(f"a number of point {point.id!r} is not finite.", where=where)
+        if point.diameter_mm is not None and point.diameter_mm <= 0:
+            raise StoreError(f"the diameter of point {point.id!r} is {point.diameter_mm:g} mm.", where=where)
+    if len({point.id for point in points}) != len(points):
+        raise StoreError("two of its points have one id.", where=where)
 
 
 def _parse_labels(document: CaseDocument, where: str) -> Labels | None:

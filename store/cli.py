@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,10 @@ from slicemill.common.errors import UsageError
 from slicemill.common.options import MACHINE, Json
 from slicemill.common.terminal import bar_characters, format_table, print_always, print_json, print_line
 from slicemill.store.layout import FORMAT, DatasetFormat, Link, SliceFormat, Suffix
+
+if TYPE_CHECKING:
+    from slicemill.common.files import Location
+    from slicemill.store.reader import Case
 
 store = App(
     name="store",
@@ -278,8 +282,8 @@ def verify(
         print_always(f"problem: {problem}")
     if uncompared:
         print_line(
-            f"note: {len(uncompared)} masks are made from a file for each structure, which verify does not "
-            "compare; ingest --rehash does"
+            f"note: {len(uncompared)} masks are made from points, or from a file for each structure, which verify "
+            "does not compare; ingest --rehash does"
         )
     compared = " and compared with the source" if source else ""
     print_line(f"{len(opened)} cases read completely{compared}: {len(problems)} problems")
@@ -292,11 +296,17 @@ def verify(
 @store.command()
 def preview(
     path: StorePath,
-    out: Annotated[Path | None, typer.Option(help="PNG to write; by default preview.png in the store.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="PNG to write; by default preview.png (preview-points.png) in the store.")
+    ] = None,
     case: Annotated[
-        list[str] | None, typer.Option(help="A case to show; may be repeated. By default up to 8 cases.")
+        list[str] | None,
+        typer.Option(help="A case to show; may be repeated. By default up to 8 cases; with --points, all."),
     ] = None,
     columns: Annotated[int, typer.Option(help="Slices per case.", min=1, max=12)] = 4,
+    points: Annotated[
+        bool, typer.Option("--points", help="Draw three views of each nodule that is annotated by a point.")
+    ] = False,
 ) -> None:
     """Draw slices of the cases as one picture, with the organ outlined in blue and tumor in red."""
     from slicemill.ct.pictures import make_montage, pick_evenly, save_png
@@ -305,6 +315,10 @@ def preview(
 
     opened = open_store(path)
     readable, unreadable = ([opened[case_id] for case_id in case], []) if case else opened.read_cases()
+    if points:
+        _print_unreadable(unreadable)
+        _preview_points(readable, out or opened.root / "preview-points.png")
+        return
     shown = readable if case else pick_evenly(readable, 8)
     tiles = [tile for one in shown for tile in draw_tiles(one, columns)]
     if not tiles:
@@ -332,6 +346,26 @@ def plots(
     target = out or opened.root / "plots.png"
     _print_unreadable(write_plots(opened, target))
     print_line(f"plots: {target}")
+
+
+def _preview_points(cases: "list[Case]", target: "Location") -> None:
+    from slicemill.common.progress import progress
+    from slicemill.ct.pictures import make_montage, save_png
+    from slicemill.store.point_preview import PAGE_NODULES, VIEWS, draw_nodules, list_nodules
+
+    nodules = list_nodules(cases)
+    if not nodules:
+        print_line("no case has nodules as points (`slicemill ingest --points`); nothing was drawn")
+        return
+    with progress("preview", len(nodules), "nodules") as advance:
+        for start in range(0, len(nodules), PAGE_NODULES):
+            page = nodules[start : start + PAGE_NODULES]
+            number = start // PAGE_NODULES
+            start_of_name, dot, end = target.name.rpartition(".")
+            path = target.with_name(f"{start_of_name}-{number + 1}{dot}{end}") if number else target
+            save_png(path, make_montage(list(draw_nodules(page)), len(VIEWS)))
+            advance(len(page), "")
+            print_line(f"preview: {path}")
 
 
 def _print_unreadable(reasons: list[str]) -> None:

@@ -5,6 +5,7 @@
     STORE/scans.zarr/<case_id>/zarr.json
                               /image/{zarr.json, c/0/0/0}
                               /labels/{zarr.json, segmentation/zarr.json, segmentation/0/{zarr.json, c/0/0/0}}
+                              /candidates/{zarr.json, c/0/0}      (only with a table of candidates)
 
 Each case is an OME-Zarr image (`slicemill.store.ome_zarr`), which wants its segmentations in the group ``labels``.
 Format 1 had the segmentation in ``label``, and was no OME-Zarr image. Everything else is the same. Cases of format 1
@@ -39,6 +40,8 @@ ATTRIBUTE = "slicemill"
 PARTIAL = ".partial"
 """Folder next to the group for cases that are being written. The next run removes what a killed run left."""
 MANIFEST, SLICES, LESIONS = "manifest", "slices", "lesions"
+POINTS, CANDIDATES = "points", "candidates"
+"""Tables of a store with points; CANDIDATES is also the array below a case."""
 CHECKSUMS = "checksums.json"
 """SHA-256 of each table and of each case's documents at the time when the tables were built."""
 FAILURES = "failures.jsonl"

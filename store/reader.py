@@ -11,20 +11,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.common.errors import InputError, NoCaseError, StoreError
+from slicemill.common.errors import NoCaseError, StoreError
 from slicemill.common.failures import explain_failure, raise_system_limit
-from slicemill.common.files import Location, parse_json_object, parse_location, read_json
+from slicemill.common.files import Location, parse_location
 from slicemill.common.names import natural_key
 from slicemill.common.remote import RemotePath
 from slicemill.ct.lesions import Lesion
+from slicemill.ct.points import Point
 from slicemill.store.cache import SliceCache
+from slicemill.store.candidates import read_candidates
 from slicemill.store.case import CaseInfo, parse_case
 from slicemill.store.codecs import decode_blosc, decode_zstd, without_checksum
 from slicemill.store.indexing import NumpyIndexing
-from slicemill.store.layout import ABSENT, ARRAY_PATHS, ATTRIBUTE, DOCUMENT, GROUP, SHARD, ArrayName, check_case_id
+from slicemill.store.layout import ABSENT, ARRAY_PATHS, CANDIDATES, DOCUMENT, GROUP, SHARD, ArrayName, check_case_id
 from slicemill.store.shard_reader import ShardReader, plan_ranges
 from slicemill.store.version import CaseVersion, note_version, read_versioned
-from slicemill.store.zarr_documents import DTYPES, recognize_profile
+from slicemill.store.zarr_documents import DTYPES, read_attribute, read_document, recognize_profile
 
 MAX_SLICE_BYTES = 1 << 31
 
@@ -177,32 +179,6 @@ class SliceArray(NumpyIndexing):
             raise StoreError(str(error), where=f"{self.shard.path}, slice {z}") from error
 
 
-def read_document(folder: Location, data: bytes | None = None) -> dict[str, Any]:
-    """Return the ``zarr.json`` of a group or array, whose bytes are `data` if they were read.
-
-    Raises
-    ------
-    StoreError
-        It cannot be read, or is not a JSON object.
-    """
-    try:
-        return read_json(folder / DOCUMENT) if data is None else parse_json_object(data, folder / DOCUMENT)
-    except InputError as error:
-        raise StoreError(error.reason, where=folder / DOCUMENT) from error
-
-
-def read_attribute(folder: Location, data: bytes | None = None) -> object:
-    """Return the attribute ``slicemill`` of a group (`read_document`), or an empty object if it has none.
-
-    Raises
-    ------
-    StoreError
-        The group's document cannot be read.
-    """
-    attributes = read_document(folder, data).get("attributes")
-    return attributes.get(ATTRIBUTE, {}) if isinstance(attributes, dict) else {}
-
-
 class Case:
     """One case of a store: metadata, image and label arrays, all of one version of the case.
 
@@ -255,6 +231,29 @@ class Case:
     def lesions(self) -> tuple[Lesion, ...] | None:
         """Return the lesions of the reference, the largest first; None without a mask or without a tumor label."""
         return self.info.lesions
+
+    @property
+    def points(self) -> tuple[Point, ...] | None:
+        """Return nodules and excluded findings; None if the case was ingested without points."""
+        return self.info.points
+
+    @property
+    def candidates(self) -> npt.NDArray[np.float64] | None:
+        """Return float64[n, 5], the columns `CANDIDATE_COLUMNS`; None if the case has no table of candidates."""
+        return None if self._candidate_table is None else self._candidate_table[:, :-1]
+
+    @property
+    def candidates_in_lung(self) -> npt.NDArray[np.float64] | None:
+        """Return float64[n]: 1 or 0 for each candidate, NaN without lungs; None without a table of candidates."""
+        return None if self._candidate_table is None else self._candidate_table[:, -1]
+
+    @cached_property
+    def _candidate_table(self) -> npt.NDArray[np.float64] | None:
+        if self.info.points is None or not (self.folder / CANDIDATES / DOCUMENT).is_file():
+            return None
+        table = read_candidates(self.folder, read_document(self.folder / CANDIDATES))
+        self._version.check()
+        return table
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder, self._version)

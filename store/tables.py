@@ -27,6 +27,7 @@ from slicemill.common.remote import RemotePath
 from slicemill.store.case import CaseInfo
 from slicemill.store.layout import (
     ARRAY_PATHS,
+    CANDIDATES,
     CHECKSUMS,
     DOCUMENT,
     FORMAT,
@@ -36,10 +37,12 @@ from slicemill.store.layout import (
     LABELS_GROUP,
     LESIONS,
     MANIFEST,
+    POINTS,
     SEGMENTATION_GROUP,
     SLICES,
     TABLES,
 )
+from slicemill.store.point_tables import make_point_rows, write_candidate_tables, write_points
 from slicemill.store.reader import Store, open_case, open_store
 
 Row = dict[str, Any]
@@ -206,8 +209,9 @@ def reindex(url: str | Location) -> list[Row]:
         write_csv(root / f"{MANIFEST}.csv", manifest, ("case_id",))
         _write_table(root, SLICES, [case.slices for case in cases])
         _write_table(root, LESIONS, [case.lesions for case in cases if case.lesions is not None])
+        has_points = _write_point_tables(store, cases)
         checksums = Checksums(
-            tables={name: sha256_of_file(root / name) for name in list_tables()},
+            tables={name: sha256_of_file(root / name) for name in list_tables(with_points=has_points)},
             group=sha256_of_file(root / GROUP / DOCUMENT),
             cases={case.manifest.case_id: case.documents_sha256 for case in cases},
         )
@@ -230,7 +234,21 @@ class _CaseRows:
     manifest: ManifestRow
     slices: pa.Table
     lesions: pa.Table | None
+    points: list[Row] | None
+    """None if the case was ingested without points."""
     documents_sha256: str
+
+
+def _write_point_tables(store: Store, cases: list[_CaseRows]) -> bool:
+    """Write the tables of points and candidates, or remove them if no case has points; return whether one has."""
+    with_points = [case for case in cases if case.points is not None]
+    if not with_points:
+        for name in (POINTS, CANDIDATES):
+            (store.root / f"{name}.parquet").unlink(missing_ok=True)
+        return False
+    write_points(store.root, [row for case in with_points for row in case.points or ()])
+    write_candidate_tables(store.root, (open_case(store.root, case.manifest.case_id) for case in with_points))
+    return True
 
 
 def _read_cases(store: Store) -> Iterator[_CaseRows | None]:
@@ -242,15 +260,18 @@ def _read_cases(store: Store) -> Iterator[_CaseRows | None]:
 def _read_case(root: Location, case_id: str) -> _CaseRows | None:
     try:
         try:
-            info = open_case(root, case_id).info
+            case = open_case(root, case_id)
         except StoreError:
             with wait_for_claim(root, case_id):  # another run may be replacing the case
-                info = open_case(root, case_id).info
+                case = open_case(root, case_id)
+        info = case.info
+        _ = case.candidates  # a damaged array makes the case unreadable
         lesions = make_lesion_rows(info)
         return _CaseRows(
             manifest=make_manifest_row(info),
             slices=pa.Table.from_pylist(make_slice_rows(info)),
             lesions=pa.Table.from_pylist(lesions) if lesions else None,
+            points=None if info.points is None else make_point_rows(info),
             documents_sha256=hash_documents(root, info),
         )
     except Exception as error:  # noqa: BLE001 (one case does not stop the tables; `verify` reports its problem)
@@ -258,16 +279,21 @@ def _read_case(root: Location, case_id: str) -> _CaseRows | None:
         return None
 
 
-def list_tables() -> tuple[str, ...]:
-    """Return the file names of the tables."""
-    return (f"{MANIFEST}.parquet", f"{MANIFEST}.csv", f"{SLICES}.parquet", f"{LESIONS}.parquet")
+def list_tables(*, with_points: bool) -> tuple[str, ...]:
+    """Return the file names of the tables of a store, with points or without."""
+    of_points = (f"{POINTS}.parquet", f"{CANDIDATES}.parquet") if with_points else ()
+    return (f"{MANIFEST}.parquet", f"{MANIFEST}.csv", f"{SLICES}.parquet", f"{LESIONS}.parquet", *of_points)
 
 
 def hash_documents(root: Location, info: CaseInfo) -> str:
     """Return one hash of a case's Zarr documents: groups and arrays."""
     paths = ARRAY_PATHS[info.format]
     groups = (LABELS_GROUP, SEGMENTATION_GROUP) if info.format == FORMAT else ()
-    names = (paths[IMAGE], *((paths[LABEL], *groups) if info.mask else ()))
+    names = (
+        paths[IMAGE],
+        *((paths[LABEL], *groups) if info.mask else ()),
+        *(() if info.points is None else (CANDIDATES,)),
+    )
     hashes = []
     for name in (DOCUMENT, *(f"{name}/{DOCUMENT}" for name in names)):
         try:

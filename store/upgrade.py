@@ -25,7 +25,6 @@ from slicemill.common.files import Location, sha256_of_file, write_json
 from slicemill.common.locks import Claim, try_claim
 from slicemill.common.progress import progress
 from slicemill.common.remote import RemotePath
-from slicemill.store import reader
 from slicemill.store.layout import (
     ARRAY_PATHS,
     ATTRIBUTE,
@@ -40,7 +39,7 @@ from slicemill.store.layout import (
 from slicemill.store.reader import Store, open_case
 from slicemill.store.tables import Checksums, hash_documents, reindex
 from slicemill.store.writer import check_claim, write_group_documents
-from slicemill.store.zarr_documents import make_group_document
+from slicemill.store.zarr_documents import make_group_document, read_attribute
 
 OLD_LABEL = ARRAY_PATHS[1][LABEL]
 NEW_LABEL = ARRAY_PATHS[FORMAT][LABEL]
@@ -95,7 +94,7 @@ def _read_checksums(root: Location) -> Checksums:
 
 
 def _upgrade_root(root: Location) -> None:
-    attribute = reader.read_attribute(root / GROUP)
+    attribute = read_attribute(root / GROUP)
     if isinstance(attribute, dict) and attribute.get("format", FORMAT) != FORMAT:
         document = make_group_document({ATTRIBUTE: {**attribute, "format": FORMAT}})
         write_json(root / GROUP / DOCUMENT, document)

@@ -26,9 +26,9 @@ from slicemill.ct.mask_files import ScanGrid, open_mask_file
 from slicemill.ct.naming import find_files
 from slicemill.ct.placed_mask import PlacedMask
 from slicemill.ct.scan import ScanReader, slab_depth
-from slicemill.store.case import SourceFile
+from slicemill.store.case import CaseInfo, SourceFile
 from slicemill.store.headers import read_grid
-from slicemill.store.layout import CHECKSUMS, DOCUMENT, GROUP, LABEL
+from slicemill.store.layout import CHECKSUMS, DOCUMENT, GROUP, LABEL, POINTS
 from slicemill.store.reader import Case, SliceArray, Store, open_case
 from slicemill.store.statistics import Counts
 from slicemill.store.tables import Checksums, hash_documents, list_tables
@@ -47,7 +47,8 @@ def verify(
     source
         The collection that the store was made from, for a voxel-by-voxel comparison; None to skip it.
     uncompared
-        Gets the ids of the cases whose mask was made from a file for each structure; their files are not compared.
+        Gets the ids of the cases whose mask was made from points, or from a file for each structure; it is not
+        compared.
     """
     try:
         checksums = read_document(Checksums, store.root / CHECKSUMS, error=StoreError)
@@ -85,7 +86,7 @@ def check_tables(store: Store, checksums: Checksums) -> Iterator[str]:
     """Yield the problems of the store's group document and of its tables."""
     if sha256_of_file(store.root / GROUP / DOCUMENT) != checksums.group:
         yield f"{GROUP}/{DOCUMENT}: changed since the tables were built; `slicemill store reindex` updates them."
-    for name in list_tables():
+    for name in list_tables(with_points=f"{POINTS}.parquet" in checksums.tables):
         try:
             sha256 = sha256_of_file(store.root / name)
         except OSError as error:
@@ -122,10 +123,11 @@ def check_case(
         for array in (case.image, case.label):
             if array is not None:
                 array.check_bytes()
+        _ = case.candidates  # checked by their checksum
         yield from check_statistics(case)
         if files is not None:
             yield from check_sources(case, files)
-            if case.info.mask is not None and _is_folder(case.info.mask.name, files):
+            if case.info.mask is not None and _is_made(case.info, files):
                 uncompared.append(case_id)
     except Exception as error:  # noqa: BLE001 (any error is a problem of this case)
         raise_system_limit(error)
@@ -159,7 +161,7 @@ def check_sources(case: Case, files: dict[str, Location]) -> Iterator[str]:
     with ScanReader(image, "image", uneven=uneven) as reader:
         scan = ScanGrid(grid=reader.grid, series=reader.series)
         yield from compare_voxels(case.image, reader, reader, case.info.image.sha256)
-    if case.info.mask is not None and case.label is not None and not _is_folder(case.info.mask.name, files):
+    if case.info.mask is not None and case.label is not None and not _is_made(case.info, files):
         mask = yield from _find_source(case.info.mask, files)
         if mask is not None:
             # ingest stores a resampled mask with the image's header; it trusted the image's if the two differ
@@ -170,9 +172,10 @@ def check_sources(case: Case, files: dict[str, Location]) -> Iterator[str]:
                 yield from compare_voxels(case.label, reader, placed, case.info.mask.sha256)
 
 
-def _is_folder(name: str, files: dict[str, Location]) -> bool:
-    """Return whether a source is the folder of a file for each structure."""
-    return name not in files and any(file.startswith(f"{name}/") for file in files)
+def _is_made(info: CaseInfo, files: dict[str, Location]) -> bool:
+    """Return whether a mask was made from points, or from a file for each structure in a folder."""
+    name = info.mask.name if info.mask else ""
+    return info.points is not None or (name not in files and any(file.startswith(f"{name}/") for file in files))
 
 
 def _find_source(source: SourceFile, files: dict[str, Location]) -> Generator[str, None, Location | None]:

@@ -34,6 +34,7 @@ from slicemill.common.errors import StoreError
 from slicemill.common.files import Location, parse_location, to_json, write_bytes, write_json
 from slicemill.common.locks import CLAIMS, try_claim
 from slicemill.common.remote import RemotePath
+from slicemill.store.candidates import write_candidates
 from slicemill.store.case import CaseInfo
 from slicemill.store.codecs import CRC_BYTES, make_codec, with_checksum
 from slicemill.store.layout import (
@@ -163,8 +164,15 @@ class CaseWriter:
         for z, data in slab:
             self._shards[name].append(z, data.result())
 
-    def finish(self, info: CaseInfo, holds_claim: Callable[[], bool] = lambda: True) -> CaseInfo:
+    def finish(
+        self,
+        info: CaseInfo,
+        holds_claim: Callable[[], bool] = lambda: True,
+        candidates: npt.NDArray[np.float64] | None = None,
+    ) -> CaseInfo:
         """Complete the case, publish it, and replace an older one of the same id; return `info` with the fingerprint.
+
+        `candidates` are its candidates, float64[n, 6] (`slicemill.store.candidates`), if it has a table of them.
 
         Raises
         ------
@@ -179,6 +187,8 @@ class CaseWriter:
             shard.finish()
             write_json(self._paths[name] / DOCUMENT, make_array_document(name, self._shape, self._profile))
         info = replace(info, fingerprint=self._shards["image"].fingerprint())
+        if candidates is not None:
+            write_candidates(self.folder, candidates)
         write_group_documents(self.folder, info)
         if isinstance(self._final, RemotePath):
             upload_folder(self.folder, self._final, holds_claim)

@@ -5,9 +5,11 @@ Specification: https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html#me
 
 from typing import Any, Literal, TypedDict
 
+from slicemill.common.errors import InputError, StoreError
+from slicemill.common.files import Location, parse_json_object, read_json
 from slicemill.ct.window import AIR_HU
 from slicemill.store.codecs import CodecDocument, make_codec
-from slicemill.store.layout import IMAGE, LABEL, ArrayName, ProfileName
+from slicemill.store.layout import ATTRIBUTE, DOCUMENT, IMAGE, LABEL, ArrayName, ProfileName
 
 DTYPES: dict[ArrayName, str] = {IMAGE: "int16", LABEL: "uint8"}
 LAYOUT_KEYS = ("shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs")
@@ -78,6 +80,23 @@ def make_array_document(
     }
 
 
+def make_table_document(rows: int, columns: int) -> ArrayDocument:
+    """Return the ``zarr.json`` of a small table, float64[rows, columns] in one chunk that ends with a checksum."""
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [rows, columns],
+        "data_type": "float64",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(1, rows), columns]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0,
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        "attributes": {},
+        "dimension_names": ["row", "column"],
+        "storage_transformers": [],
+    }
+
+
 def recognize_profile(document: dict[str, Any], name: ArrayName, shape: tuple[int, int, int]) -> ProfileName | None:
     """Return the profile that an array document describes, or None if it is not slicemill's layout."""
     profiles: tuple[ProfileName, ...] = ("compact", "fast")
@@ -86,3 +105,29 @@ def recognize_profile(document: dict[str, Any], name: ArrayName, shape: tuple[in
         if all(document.get(key) == expected[key] for key in LAYOUT_KEYS):
             return profile
     return None
+
+
+def read_document(folder: Location, data: bytes | None = None) -> dict[str, Any]:
+    """Return the ``zarr.json`` of a group or array, whose bytes are `data` if they were read.
+
+    Raises
+    ------
+    StoreError
+        It cannot be read, or is not a JSON object.
+    """
+    try:
+        return read_json(folder / DOCUMENT) if data is None else parse_json_object(data, folder / DOCUMENT)
+    except InputError as error:
+        raise StoreError(error.reason, where=folder / DOCUMENT) from error
+
+
+def read_attribute(folder: Location, data: bytes | None = None) -> object:
+    """Return the attribute ``slicemill`` of a group (`read_document`), or an empty object if it has none.
+
+    Raises
+    ------
+    StoreError
+        The group's document cannot be read.
+    """
+    attributes = read_document(folder, data).get("attributes")
+    return attributes.get(ATTRIBUTE, {}) if isinstance(attributes, dict) else {}

@@ -3,16 +3,19 @@
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from slicemill.common.documents import from_document, from_toml
 from slicemill.common.errors import ConfigError, InputError, UsageError
 from slicemill.common.files import read_text
 from slicemill.ct.window import Window
 from slicemill.store.model_card import CONTEXTS, MAX_MM, MAX_SIDE
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 KINDS = ("mirror", "move", "elastic", "noise", "blur", "contrast", "gamma", "lowres")
 """Kinds of augmentation, in the order in which they are applied; see `slicemill.train.data.augment`."""
@@ -26,6 +29,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "oblique": (0, 8),
     "lesion_balance": (0, 1),
     "augment": (0, 1),
+    "mining": (0, 20),
 }
 """Lowest and highest value of a setting."""
 NOT_NEGATIVE = (
@@ -95,6 +99,9 @@ class Config:
     """Share of the training slices with other labels but no tumor; the rest is drawn from all slices."""
     hard_share: float = 0.0
     """Share of the training slices drawn in proportion to their last training loss."""
+    mining: int = 0
+    """How often in a run, at equal distances, whole training scans are segmented; hard slices are from then on those
+    with false tumor pixels, drawn by their number. 0 never does."""
     lesion_balance: float = 0.5
     """0 gives each slice with tumor the same weight, so large lesions dominate; 1 gives each lesion the same weight."""
     tumor_weight: float = 1.0
@@ -174,6 +181,8 @@ class Config:
                 f"tumor_share = {self.tumor_share}, organ_share = {self.organ_share}, "
                 f"hard_share = {self.hard_share}: their sum must not exceed 1."
             )
+        if self.mining and not self.hard_share:
+            raise UsageError(f"mining = {self.mining}: needs a hard_share above 0, the share of the slices it finds.")
         if not self.validation + self.test < 1:
             raise UsageError(
                 f"validation = {self.validation}, test = {self.test}: their sum must be below 1, so that "
@@ -218,13 +227,49 @@ class Config:
         )
 
 
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "nodules": {
+        "context": 7,
+        "context_spacing_mm": 2.5,
+        "spacing_mm": 0.75,
+        "crop": 128,
+        "window_low": -1000.0,
+        "window_high": 400.0,
+        "tumor_share": 0.5,
+        "organ_share": 0.25,
+        "hard_share": 0.25,
+        "mining": 2,
+        "lesion_balance": 1.0,
+    },
+}
+"""Settings that differ from the defaults, by recipe.
+
+``nodules`` is for nodules in the lung, from points (`slicemill ingest --points`): the neighbors tell a nodule from a
+vessel, every nodule counts the same whatever its size, and a quarter of the slices each shows lung without nodules and
+false alarms. Crops of 128 pixels are 96 mm, three times the largest nodules."""
+
 SETTING_TYPES: dict[str, Any] = get_type_hints(Config)
 CHOICES = {name: get_args(kind) for name, kind in SETTING_TYPES.items() if get_origin(kind) is Literal}
 """The allowed values of the settings that have a closed choice."""
 
 
-def read_config(path: Path) -> Config:
-    """Read settings from TOML. A setting that the file does not name keeps its default.
+def make_config(recipe: str | None = None) -> Config:
+    """Return the settings of a recipe, by default the defaults.
+
+    Raises
+    ------
+    UsageError
+        There is no such recipe.
+    """
+    if recipe is None:
+        return Config()
+    if recipe not in RECIPES:
+        raise UsageError(f"--recipe {recipe}: must be one of {', '.join(RECIPES)}.")
+    return Config().replace(**RECIPES[recipe])
+
+
+def read_config(path: Path, base: Config | None = None) -> Config:
+    """Read settings from TOML. A setting that the file does not name is that of `base`, by default its default.
 
     Raises
     ------
@@ -237,13 +282,13 @@ def read_config(path: Path) -> Config:
         raise ConfigError(error.reason, where=path) from error
     values = from_toml(dict[str, Any], text, str(path), error=ConfigError)
     try:
-        return Config().replace(**values)
+        return (base or Config()).replace(**values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def to_toml(config: Config) -> str:
-    """Return the settings as TOML, which `read_config` reads back."""
+def to_toml(config: "DataclassInstance") -> str:
+    """Return settings, a record of texts and numbers, as TOML; `read_config` reads those of a `Config` back."""
     lines = []
     for name, value in dataclasses.asdict(config).items():
         is_json = isinstance(value, str | bool)  # TOML writes strings and truth values as JSON does

@@ -37,6 +37,7 @@ from slicemill.train.run.environment import record_start
 from slicemill.train.run.epoch import Training, train_epoch
 from slicemill.train.run.interrupt import Interruption, catch_stop_signals
 from slicemill.train.run.metrics import EpochMetrics
+from slicemill.train.run.mining import is_mining_due, mine
 from slicemill.train.run.setup import CASES, CURVES, METRICS, REPORT, Setup, common_labels, prepare, remove_run
 from slicemill.train.run.tally import no_losses
 
@@ -116,7 +117,9 @@ def train_remaining_epochs(setup: Setup, run: Path, log: Callable[[str], None]) 
         interruption = Interruption(config, setup.processes, stop_requested, save)
         while not is_finished(state, config):
             metrics, seconds = train_epoch(training, state, interruption)
-            state = add_epoch(state, metrics, seconds)
+            before, state = state, add_epoch(state, metrics, seconds)
+            if training.losses.mined is not None and is_mining_due(config, before, state):
+                training.losses.mined.copy_(mine(setup, training.learner.average.module, state.epoch))
             best = state.best_epoch == metrics.epoch
             training.losses.at_epoch_start.copy_(training.losses.latest)
             save(state)
@@ -140,8 +143,10 @@ def resume(setup: Setup, run: Path) -> tuple[Training, State]:
     ConfigError
         The processes have different checkpoints.
     """
+    if setup.config.mining and setup.labels.tumor is None:
+        raise ConfigError(f"mining = {setup.config.mining}: the labels have no tumor, of which it finds false pixels.")
     learner = make_learner(setup.labels, setup.config, setup.device, setup.precision, setup.processes)
-    training = Training(setup=setup, learner=learner, losses=no_losses(setup.pool))
+    training = Training(setup=setup, learner=learner, losses=no_losses(setup.pool, mining=bool(setup.config.mining)))
     state = load_progress(run, training.parts(), learner.optimizer)
     if state.scaler:
         learner.scaler.load_state_dict(dict(state.scaler))

@@ -2,6 +2,9 @@
 
 from typing import Literal, TypedDict
 
+Recipe = Literal["nodules"]
+"""Named sets of settings (`slicemill.train.config.RECIPES`)."""
+
 
 class TrainSettings(TypedDict, total=False):
     """The fields of `slicemill.train.config.Config`; a test compares them."""
@@ -31,6 +34,7 @@ class TrainSettings(TypedDict, total=False):
     tumor_share: float
     organ_share: float
     hard_share: float
+    mining: int
     lesion_balance: float
     tumor_weight: float
     ignore: str

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from slicemill.bench.harness.conversions import gzip6_nifti
 from slicemill.common.errors import ConfigError
 from slicemill.common.names import natural_key
+from slicemill.ct.formats.dicom.folders import forget_folders
 from slicemill.ct.labels import LITS_LABELS, Labels, make_labels
 from slicemill.ct.phantom import make_phantom, write_nifti
 from slicemill.ct.phantom_canvas import PhantomSpec
@@ -35,25 +36,33 @@ CASE_ID = "volume-1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Files:
-    """A case on disk."""
+class Scan:
+    """A scan on disk, as a case: a file, or the folder of a DICOM series."""
 
     image: Path
-    mask: Path
+    mask: Path | None = None
 
     def case(self, case_id: str = CASE_ID) -> CaseFiles:
         """Return the files as ingest takes them."""
         return CaseFiles(case_id=case_id, patient_id=case_id, image=self.image, mask=self.mask, root=self.image.parent)
 
+    def convert(self, store: Path, params: Params, *, threads: int = 1) -> None:
+        """Convert the case into a new store, without lock, ledger, tables and Dask, whose cost many cases share."""
+        forget_folders()  # the headers of a DICOM series are read each time
+        prepare_store(store)
+        convert_case(self.case(), params, store, threads=threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files(Scan):
+    """A scan and its mask on disk."""
+
+    mask: Path
+
     @classmethod
     def in_folder(cls, folder: Path, suffix: str) -> "Files":
         """Return the paths of a case in a folder."""
         return cls(image=folder / f"volume-1{suffix}", mask=folder / f"segmentation-1{suffix}")
-
-    def convert(self, store: Path, params: Params, *, threads: int = 1) -> None:
-        """Convert the case into a new store, without lock, ledger, tables and Dask, whose cost many cases share."""
-        prepare_store(store)
-        convert_case(self.case(), params, store, threads=threads)
 
 
 @dataclass(frozen=True, kw_only=True)

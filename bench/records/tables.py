@@ -3,7 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from slicemill.bench.records.dicom import dicom_table
 from slicemill.bench.records.markdown import format_processor, format_ratio, table_lines, table_text
+from slicemill.bench.records.nodule_rules import nodule_rules_table
+from slicemill.bench.records.viewer_table import viewer_table
 from slicemill.bench.records.volumes import volumes_table
 from slicemill.bench.schema.base import BenchmarkRecord, ClockRatios, LimitsRecord
 from slicemill.bench.schema.data import (
@@ -15,11 +18,14 @@ from slicemill.bench.schema.data import (
     InstructionsRecord,
     LitsRecord,
     LoaderRecord,
+    NoduleRulesRecord,
     ReadingRecord,
     ScaleRecord,
     StoreRecord,
+    ViewerRecord,
     VolumesRecord,
 )
+from slicemill.bench.schema.dicom import DicomIngestRecord
 from slicemill.bench.schema.networks import (
     ExportRecord,
     InferRecord,
@@ -369,6 +375,7 @@ def documents_table(record: DocumentsRecord) -> str:
 TABLES: dict[type[BenchmarkRecord], Callable[[Any], str]] = {
     ComponentsRecord: components_table,
     ConstantsRecord: constants_table,
+    DicomIngestRecord: dicom_table,
     DocumentsRecord: documents_table,
     ExportRecord: export_table,
     InferRecord: infer_table,
@@ -378,11 +385,13 @@ TABLES: dict[type[BenchmarkRecord], Callable[[Any], str]] = {
     LitsRecord: lits_table,
     LoaderRecord: loader_table,
     MeasureRecord: measure_table,
+    NoduleRulesRecord: nodule_rules_table,
     PeersInferenceRecord: peers_inference_table,
     PeersRecord: peers_table,
     ScaleRecord: scale_table,
     StoreRecord: store_table,
     TrainRecord: train_table,
+    ViewerRecord: viewer_table,
     VolumesRecord: volumes_table,
 }
 """The table of each kind of record."""

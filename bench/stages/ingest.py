@@ -24,8 +24,8 @@ from slicemill.bench.harness.clock import Timing, Work, ratio, show_progress, ti
 from slicemill.bench.harness.conversions import PEERS
 from slicemill.bench.harness.cores import count_cores, pin_to_one_core
 from slicemill.bench.harness.headline import Record, check, headline, with_amount
-from slicemill.bench.harness.subject import CASE_ID, SUFFIXES, Files, Subject, same_voxels
-from slicemill.bench.schema.base import Headline, origin
+from slicemill.bench.harness.subject import CASE_ID, SUFFIXES, Files, Scan, Subject, same_voxels
+from slicemill.bench.schema.base import ClockRatios, Headline, origin
 from slicemill.bench.schema.data import IngestFormat, IngestPeer, IngestRecord, ThreadGain
 from slicemill.bench.stages.ingest_memory import measure_peaks
 from slicemill.bench.stages.real_size import measure_real_size
@@ -61,7 +61,7 @@ def run(folder: Path, subject: Subject, *, rounds: int, memory: bool = False, di
             results = {name: timing.rate(depth) for name, timing in times.items()}
             comparison = make_headline(times, kernels, depth, verify_voxels(folder, case, subject))
         two = time_two_workers(folder, case, subject.params(), rounds)
-        formats[suffix] = make_format_record(times, kernels, depth, two)
+        formats[suffix] = make_format_record(times, kernels, depth, two.wall if two else None)
     return IngestRecord(
         **origin(),
         subject=str(subject),
@@ -90,7 +90,7 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-def convert_with_slicemill(folder: Path, case: Files, params: Params, *, threads: int = 1) -> None:
+def convert_with_slicemill(folder: Path, case: Scan, params: Params, *, threads: int = 1) -> None:
     """Convert a case into a store that is deleted afterwards."""
     with fresh_folder(folder) as path:
         case.convert(path, params, threads=threads)
@@ -223,26 +223,37 @@ def decode_file(path: Path, buffer_bytes: int) -> None:
             pass
 
 
-def time_two_workers(folder: Path, case: Files, params: Params, rounds: int) -> float | None:
-    """Return the rate of two worker processes over that of one, by wall time; None on a single core."""
+def time_two_workers(folder: Path, case: Scan, params: Params, rounds: int) -> ClockRatios | None:
+    """Return the rate of two worker processes over that of one; None on a single core.
+
+    By CPU time it is what two free cores would give: other programs on the machine do not count.
+    """
     if count_cores() < 2:
         return None
+    cpu: dict[str, list[float]] = {"one": [], "two": []}
 
-    def convert_many(pool: ProcessPoolExecutor, count: int) -> None:
-        list(pool.map(convert_with_slicemill, [folder] * count, [case] * count, [params] * count))
+    def convert_many(name: str, pool: ProcessPoolExecutor, count: int) -> None:
+        seconds = pool.map(time_conversion, [folder] * count, [case] * count, [params] * count)
+        cpu[name].append(sum(seconds) / count)
 
     with (
         ProcessPoolExecutor(2, mp_context=get_context("spawn")) as two,
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as one,
     ):
-        for pool in (one, two):  # start the processes before the measurement
-            convert_many(pool, CASES_A_WORKER)
         contenders = {
-            "one": lambda: convert_many(one, CASES_A_WORKER),
-            "two": lambda: convert_many(two, 2 * CASES_A_WORKER),
+            "one": lambda: convert_many("one", one, CASES_A_WORKER),
+            "two": lambda: convert_many("two", two, 2 * CASES_A_WORKER),
         }
-        times = time_rounds(contenders, rounds=rounds, warm_up=0)
-    return round(2 * ratio(times["one"], times["two"]), 2)
+        times = time_rounds(contenders, rounds=rounds)  # the warm-up starts the processes
+    alone, beside = (Timing(name=name, seconds=tuple(seconds[1:])) for name, seconds in cpu.items())
+    return ClockRatios(wall=round(2 * ratio(times["one"], times["two"]), 2), cpu=round(2 * ratio(alone, beside), 2))
+
+
+def time_conversion(folder: Path, case: Scan, params: Params) -> float:
+    """Convert a case, and return the CPU seconds of this process."""
+    start = time.process_time()
+    convert_with_slicemill(folder, case, params)
+    return time.process_time() - start
 
 
 def time_threads(folder: Path, case: Files, params: Params, rounds: int) -> ThreadGain:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from isal import igzip
 
 from slicemill.bench.command import slicemill_command
-from slicemill.bench.harness.subject import SUFFIXES, Files
+from slicemill.bench.harness.subject import SUFFIXES, Files, Scan
 from slicemill.bench.schema.data import MemoryPeak, ScanCost
 from slicemill.common.documents import from_document
 
@@ -33,11 +33,12 @@ from slicemill.ingest.params import Params
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.common.terminal import peak_mib
 from slicemill.store.writer import prepare_store
-image, mask, store = map(Path, sys.argv[1:])
+store, image, *masks = map(Path, sys.argv[1:])
+mask = masks[0] if masks else None
 prepare_store(store)
 case = CaseFiles(case_id="volume-1", patient_id="1", image=image, mask=mask, root=image.parent)
 start = time.process_time()
-convert_case(case, Params(labels=LITS_LABELS), store)
+convert_case(case, Params(labels=LITS_LABELS if masks else None), store)
 print(json.dumps({"cpu_seconds": time.process_time() - start, "peak_mib": peak_mib()}))
 """
 """Script of a conversion in its own process. It imports as little as possible, because imports count as peak memory."""
@@ -51,21 +52,25 @@ def measure_peaks(folder: Path, image: npt.NDArray[np.int16], label: npt.NDArray
             case = folder / "memory"
             files = write_repeated(case, suffix, (image, label), length)
             alone = convert_alone(files, case / "alone")
-            command = slicemill_command("ingest", case, case / "dask", "--workers", 1, "--threads", 1)
-            under_dask = subprocess.run(  # noqa: S603 (a slicemill command)
-                command, capture_output=True, text=True, check=True
-            )
             peaks[f"{length} slices, {suffix}"] = MemoryPeak(
-                alone_mib=round(alone.peak_mib), dask_worker_mib=find_peak_mib(under_dask.stdout)
+                alone_mib=round(alone.peak_mib), dask_worker_mib=measure_worker(case, case / "dask")
             )
             shutil.rmtree(case)
     return peaks
 
 
-def convert_alone(files: Files, store: Path) -> ScanCost:
+def measure_worker(collection: Path, store: Path) -> int:
+    """Return the peak MiB of the Dask worker of `slicemill ingest`."""
+    command = slicemill_command("ingest", collection, store, "--workers", 1, "--threads", 1)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 (a slicemill command)
+    return find_peak_mib(done.stdout)
+
+
+def convert_alone(files: Scan, store: Path) -> ScanCost:
     """Convert a case in its own process; return CPU seconds of the conversion and peak MiB of the process."""
+    paths = [store, files.image, *([files.mask] if files.mask else [])]
     done = subprocess.run(  # noqa: S603 (this interpreter, code from above)
-        [sys.executable, "-c", CONVERT, str(files.image), str(files.mask), str(store)],
+        [sys.executable, "-c", CONVERT, *map(str, paths)],
         capture_output=True,
         text=True,
         check=True,
@@ -73,14 +78,21 @@ def convert_alone(files: Files, store: Path) -> ScanCost:
     return from_document(ScanCost, json.loads(done.stdout), "conversion")
 
 
-def find_peak_mib(output: str) -> int | None:
+def find_peak_mib(output: str) -> int:
     """Return the peak memory that the command `ingest` printed.
 
-    >>> find_peak_mib("2 cases, peak memory 1,234 MiB")
+    Raises
+    ------
+    RuntimeError
+        It printed none.
+
+    >>> find_peak_mib("200 slices in 1 s; peak memory of a worker: 1,234 MiB")
     1234
     """
-    match = re.search(r"peak memory ([\d,]+) MiB", output)
-    return int(match[1].replace(",", "")) if match else None
+    match = re.search(r"peak memory of a worker: ([\d,]+) MiB", output)
+    if match is None:
+        raise RuntimeError(f"the ingest printed no peak memory:\n{output}")
+    return int(match[1].replace(",", ""))
 
 
 def write_repeated(folder: Path, suffix: str, volumes: tuple[npt.NDArray[Any], npt.NDArray[Any]], slices: int) -> Files:

@@ -10,7 +10,7 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from slicemill.common.errors import InputError
 from slicemill.common.files import open_stream, parse_lines
 from slicemill.common.ledger import LEDGER, Ledger
 from slicemill.common.locks import try_claim
+from slicemill.infer.inputs.gather import MASK_SUFFIXES
 from slicemill.infer.inputs.jobs import Job, Stamp
 from slicemill.infer.network.model import Model
 from slicemill.infer.run.options import InferOptions
@@ -93,6 +94,8 @@ class RunLedger:
         self._lines: dict[str, LedgerLine] = {}
         """Last line of each scan, by name."""
         self._extras = tuple(extra_names(model.info.labels, options))
+        self._names_of: dict[str, set[str]] = {}
+        """Names of the scans of each stem."""
         self._written: dict[str, set[str]] = {}
         """Name endings of the files that runs have written next to each mask, by its name."""
         self._read_bytes = 0
@@ -113,6 +116,7 @@ class RunLedger:
             with contextlib.suppress(InputError):  # a line of another command
                 line = from_document(LedgerLine, record, str(path))
                 self._lines[line.name] = line
+                self._names_of.setdefault(Job(name=line.name, path=self.out).stem, set()).add(line.name)
                 if line.status == "begun":
                     self._written.setdefault(line.name, set()).update(line.extras)
                 elif line.status == "done":  # it had removed those of earlier runs
@@ -138,11 +142,10 @@ class RunLedger:
     def find_outcome(self, job: Job) -> ScanOutcome | None:
         """Return the outcome of a job with nothing left to do, or None."""
         line, exists = self._lines.get(job.name), (self.out / job.name).exists()
+        if (reason := self._find_conflict(job)) is not None:
+            return ScanOutcome(name=job.name, status="failed", reason=reason)
         if self.options.overwrite:
             return None
-        if exists and (line is None or line.source != job.source_id):
-            reason = f"{self.out / job.name}: was not made from {job.path}; choose another --out, or use --overwrite."
-            return ScanOutcome(name=job.name, status="failed", reason=reason)
         if line is None or not self._is_current(line, job):
             return None
         if exists and line.status == "done":
@@ -154,6 +157,32 @@ class RunLedger:
             reason = f"{line.reason} (failed before; use --retry-failed to try again)"
             return ScanOutcome(name=job.name, status="failed", reason=reason)
         return None
+
+    def _find_conflict(self, job: Job) -> str | None:
+        """Return why a job must not write its files, or None: they, or some of their names, are those of another scan.
+
+        ``ct.nii`` and ``ct.nii.gz`` have masks of their own, but one report and one picture.
+        """
+        overwrite, way_out = self.options.overwrite, "choose another --out, or use --overwrite."
+        for twin in (name for name in self._twins(job) if (self.out / name).exists()):
+            shared = f"{self.out / twin}: its report and the one of {job.path} would both be {job.stem}.json"
+            if twin not in self._written:
+                return f"{shared}, and no run recorded here wrote it; choose another --out."
+            if not overwrite:
+                return f"{shared}; {way_out}"
+        if overwrite:
+            return None
+        if job.name not in self._written:
+            names = output_names(job, self._extras)
+        else:  # runs wrote what there is; the mask's line tells of which scan
+            names = [] if self._lines[job.name].source == job.source_id else [job.name]
+        existing = [self.out / name for name in names if (self.out / name).exists()]
+        return f"{existing[0]}: was not made from {job.path}; {way_out}" if existing else None
+
+    def _twins(self, job: Job) -> list[str]:
+        """Return the names of masks that differ from a job's in the suffix only."""
+        known = self._names_of.get(job.stem, set())
+        return sorted({*known, *(job.stem + suffix for suffix in MASK_SUFFIXES)} - {job.name})
 
     def _is_current(self, line: LedgerLine, job: Job) -> bool:
         """Return whether a line matches this job's current content, this model and these options."""
@@ -173,7 +202,7 @@ class RunLedger:
     def claim(self, job: Job) -> ExitStack | None:
         """Claim a job's output and return the claim, which the caller closes; None if another run has claimed it."""
         stack = ExitStack()
-        name = hashlib.sha256(job.name.encode()).hexdigest()[:32]
+        name = hashlib.sha256(job.stem.encode()).hexdigest()[:32]  # of all files that share its report
         if stack.enter_context(try_claim(self.out, name)) is None:
             stack.close()
             return None
@@ -195,13 +224,18 @@ class RunLedger:
                     path.unlink(missing_ok=True)
 
     def remove_earlier(self, job: Job) -> None:
-        """Remove the files that earlier runs wrote for a job, its mask first; call it while holding the claim."""
+        """Remove the files that earlier runs wrote for a job, masks first; call it while holding the claim.
+
+        So are the files of a scan whose name differs in the suffix only.
+        """
         with self._lock:
             self._read_new_lines()
-            extras = sorted(self._written.get(job.name, ()))
-        for name in output_names(job, extras):
-            if name == job.name or name not in self._lines:  # a mask of another scan is kept
-                (self.out / name).unlink(missing_ok=True)
+            twins = [replace(job, name=name) for name in self._twins(job) if name in self._written]
+            extras = {one.name: sorted(self._written.get(one.name, ())) for one in (*twins, job)}
+        for one in (*twins, job):
+            for name in output_names(one, extras[one.name]):
+                if name == one.name or name not in self._lines:  # a mask of another scan is kept
+                    (self.out / name).unlink(missing_ok=True)
 
     def append(self, job: Job, outcome: ScanOutcome, *, stamp: Stamp | None = None, begun: bool = False) -> None:
         """Append a line.

@@ -57,7 +57,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """The 95 % bootstrap interval of a curve over scans."""
+    """The 95 % bootstrap interval of a curve over scans or patients."""
 
     false_per_scan: Floats
     low: Floats
@@ -81,7 +81,7 @@ class FreeResponse:
     cpm_at_or_above: float
     """Mean of `sensitivity_at_or_above`."""
     cpm_interval: Interval
-    """95 % bootstrap interval of `cpm` over scans."""
+    """95 % bootstrap interval of `cpm` over scans, or over patients if they are known."""
     cpm_of_mean_curve: float
     """CPM of the mean bootstrap curve."""
     curve: Curve
@@ -119,7 +119,7 @@ class _Samples:
         true, false = np.cumsum(count * self.true)[self.ends], np.cumsum(count * ~self.true)[self.ends]
         findings = max(1, int((weights * self.findings).sum()))
         return Curve(
-            false_per_scan=np.concatenate([[0.0], false / self.scans]),
+            false_per_scan=np.concatenate([[0.0], false / max(1, int(weights.sum()))]),
             sensitivity=np.concatenate([[0.0], true / findings]),
         )
 
@@ -152,16 +152,25 @@ def _sort_scores(scans: Sequence[ScanHits]) -> _Samples:
     )
 
 
-def analyze_free_response(scans: Sequence[ScanHits]) -> FreeResponse | NoFindings:
-    """Compute curve, sensitivities, CPM, and 95 % intervals from RESAMPLES bootstrap samples of the scans."""
+def analyze_free_response(
+    scans: Sequence[ScanHits], patients: Sequence[str] | None = None
+) -> FreeResponse | NoFindings:
+    """Compute curve, sensitivities, CPM, and 95 % intervals from RESAMPLES bootstrap samples.
+
+    The samples are of the scans, or of their patients if `patients` names that of each scan: all scans of a patient are
+    drawn together.
+    """
     samples = _sort_scores(scans)
     if not samples.findings.sum():
         return NoFindings(scans=len(scans))
     curve = make_curve(scans)
+    names = range(len(scans)) if patients is None else patients
+    owner = np.unique(np.array(list(names)), return_inverse=True)[1]  # the patient of each scan
+    count = int(owner.max()) + 1
     rng = np.random.default_rng(0)
     lines, means = np.empty((RESAMPLES, len(GRID)), dtype=np.float32), np.empty(RESAMPLES)
     for resample in range(RESAMPLES):
-        drawn = samples.curve(np.bincount(rng.integers(0, len(scans), len(scans)), minlength=len(scans)))
+        drawn = samples.curve(np.bincount(rng.integers(0, count, count), minlength=count)[owner])
         lines[resample], means[resample] = drawn.between(GRID), drawn.between().mean()
     low, high = np.percentile(means, (2.5, 97.5))
     band_low, band_high = np.percentile(lines, (2.5, 97.5), axis=0)

@@ -6,60 +6,112 @@
    candidate may hit two findings. Missed findings count in the denominator.
 4. Candidates that hit an excluded finding are ignored. All other candidates are false positives.
 5. Scans without candidates count.
+
+The curve is computed for all findings, for each diameter band, and for each group of findings.
 """
 
-from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.documents import to_document
-from slicemill.common.errors import InputError
-from slicemill.common.files import read_file
-from slicemill.common.tables import read_table
+from slicemill.ct.points import UNKNOWN_DIAMETER_MM
+from slicemill.measure.evaluation.findings import Findings, read_points
 from slicemill.measure.evaluation.froc import FreeResponse, NoFindings, ScanHits, analyze_free_response
 
 Floats = npt.NDArray[np.float64]
 MOST_CANDIDATES = 100
-UNKNOWN_DIAMETER_MM = 10.0
+BANDS = (("below 6 mm", 0.0, 6.0), ("6 to 10 mm", 6.0, 10.0), ("10 mm and above", 10.0, np.inf))
+"""Bands of diameters: name, first diameter, and the first of the next band, mm."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Luna16Result:
-    """The free-response curve of point detections."""
+    """The free-response curves of point detections."""
 
     unlisted_candidates: int
     """Ignored candidates in scans that are not listed."""
+    resampled: Literal["scans", "patients"]
+    """What the intervals are over."""
     response: FreeResponse | NoFindings
+    parts: Mapping[str, FreeResponse | NoFindings]
+    """Diameter band or group -> its curve. Findings of other parts are neither hits nor false positives in it."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the result as it is written to froc.json."""
         return {
             "rules": "LUNA16",
             "candidates_of_unlisted_scans": self.unlisted_candidates,
+            "intervals_over": self.resampled,
             **to_document(self.response),
+            "parts": {name: to_document(one) for name, one in self.parts.items()},
         }
 
 
-def score_points(results: Path, annotations: Path, scans: Path, excluded: Path | None = None) -> Luna16Result:
-    """Score point detections from files in LUNA16's format. Candidates of unlisted scans are ignored and counted.
+def score_points(results: Path, findings: Findings) -> Luna16Result:
+    """Score point detections from a file in LUNA16's format. Candidates of unlisted scans are ignored and counted.
 
     Raises
     ------
     InputError
-        A file cannot be read, lacks a column, lists a scan twice, or has a value that is not a number.
+        The file cannot be read, lacks a column, or has a value that is not a number.
     """
-    listed = read_names(scans)
-    candidates = read_points(results, "probability")
-    included = read_points(annotations, "diameter_mm")
-    ignored = read_points(excluded, "diameter_mm") if excluded else {}
+    candidates: dict[str, Floats] = {}
+    for name, points in read_points(results, "probability").items():
+        scan = findings.aliases.get(name, name)
+        candidates[scan] = np.concatenate([candidates[scan], points]) if scan in candidates else points
+    patients = None
+    if findings.patients is not None:
+        patients = [findings.patients[name] for name in findings.scans]
+    listed = set(findings.scans)
+    parts = {
+        name: analyze_free_response(_find_all_hits(candidates, findings, chosen), patients)
+        for name, chosen in _choose_parts(findings).items()
+    }
+    return Luna16Result(
+        unlisted_candidates=sum(len(points) for name, points in candidates.items() if name not in listed),
+        resampled="scans" if patients is None else "patients",
+        response=analyze_free_response(_find_all_hits(candidates, findings, None), patients),
+        parts=parts,
+    )
+
+
+Chosen = Mapping[str, npt.NDArray[np.bool_]]
+"""Scan -> bool[m]: which of its included findings belong to a part."""
+
+
+def _choose_parts(findings: Findings) -> dict[str, Chosen]:
+    """Return the diameter bands, and then the groups."""
+    parts: dict[str, Chosen] = {}
+    for name, low, high in BANDS:
+        parts[name] = {
+            scan: (sizes >= low) & (sizes < high)
+            for scan, points in findings.included.items()
+            for sizes in [_diameters(points)]
+        }
+    for group in sorted({name for names in findings.groups.values() for name in names}):
+        parts[group] = {scan: np.array([name == group for name in names]) for scan, names in findings.groups.items()}
+    return parts
+
+
+def _find_all_hits(candidates: Mapping[str, Floats], findings: Findings, chosen: Chosen | None) -> list[ScanHits]:
     none = np.empty((0, 4))
-    hits = [find_hits(candidates.get(name, none), included.get(name, none), ignored.get(name, none)) for name in listed]
-    unlisted = sum(len(points) for name, points in candidates.items() if name not in set(listed))
-    return Luna16Result(unlisted_candidates=unlisted, response=analyze_free_response(hits))
+    hits = []
+    for name in findings.scans:
+        included, excluded = findings.included.get(name, none), findings.excluded.get(name, none)
+        if chosen is not None and name in chosen:
+            excluded = np.concatenate([excluded, included[~chosen[name]]])
+            included = included[chosen[name]]
+        hits.append(find_hits(candidates.get(name, none), included, excluded))
+    return hits
+
+
+def _diameters(points: Floats) -> Floats:
+    return np.where(points[:, 3] >= 0, points[:, 3], UNKNOWN_DIAMETER_MM)
 
 
 def find_hits(candidates: Floats, included: Floats, excluded: Floats) -> ScanHits:
@@ -96,45 +148,3 @@ def keep_most_probable(candidates: Floats) -> Floats:
 def _are_near(candidates: Floats, finding: Floats) -> npt.NDArray[np.bool_]:
     diameter = finding[3] if finding[3] >= 0 else UNKNOWN_DIAMETER_MM
     return np.asarray(((candidates[:, :3] - finding[:3]) ** 2).sum(axis=1) < (diameter / 2) ** 2, dtype=bool)
-
-
-def read_names(path: Path) -> list[str]:
-    """Read the names of scans, one per line."""
-    names = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
-    if not names:
-        raise InputError(f"{path}: must list the scans, one per line; it is empty.")
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
-        raise InputError(f"{path}: must list each scan once; {twice[0]} occurs more than once. Remove the duplicates.")
-    return names
-
-
-def _read_text(path: Path) -> str:
-    """Read a text file, UTF-8 with or without a byte order mark."""
-    try:
-        return read_file(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: must be UTF-8; it contains the byte {error.object[error.start]:#04x}. Save it as UTF-8."
-        ) from None
-
-
-def read_points(path: Path, last: str) -> dict[str, Floats]:
-    """Read a CSV table of points: scan -> float64[n, 4], x, y, z in mm and the column `last`.
-
-    Other columns are allowed. Numbers may have decimal commas if another character separates the cells.
-    """
-    columns = ("coordX", "coordY", "coordZ", last)
-    points: dict[str, list[list[float]]] = defaultdict(list)
-    for row in read_table(path, required=("seriesuid", *(name.lower() for name in columns)), keeps_further=True):
-        texts = [row.cells[name.lower()] for name in columns]
-        try:
-            values = [row.number(name.lower()) for name in columns]
-        except ValueError:
-            raise InputError(
-                f"{path}: line {row.line} must have numbers in {', '.join(columns)}; it has {texts}."
-            ) from None
-        if not np.isfinite(values).all():
-            raise InputError(f"{path}: line {row.line} must have finite numbers; it has {values}.")
-        points[row.cells["seriesuid"]].append(values)
-    return {name: np.array(values) for name, values in points.items()}

@@ -1,6 +1,6 @@
 """Matches masks, scans and references by relative path."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from slicemill.ct.naming import derive_case_id, parse_name
@@ -37,12 +37,20 @@ def find_match(relative: str, index: Mapping[str, Sequence[Item]], *, exact: boo
     With `exact`, only folder and key are compared. Otherwise a case id or a key matches too, but only if one of the two
     folders is the end of the other: ``001.nii.gz`` matches ``a/001.nii.gz``; ``b/001.nii.gz`` does not.
     """
+    return next((near[0] for near in _find_near(relative, index, exact=exact) if len(near) == 1), None)
+
+
+def find_doubles(relative: str, index: Mapping[str, Sequence[Item]]) -> Sequence[Item]:
+    """Return the items that match a file's folder and key if they are several, like ``001.nii`` and ``001.nii.gz``."""
+    (near,) = _find_near(relative, index, exact=True)
+    return near if len(near) > 1 else ()
+
+
+def _find_near(relative: str, index: Mapping[str, Sequence[Item]], *, exact: bool) -> Iterator[list[Item]]:
+    """Yield the items that match each of a file's keys."""
     folder = parse_name(relative).folder
     for key in match_keys(relative)[: 1 if exact else None]:
-        near = [item for item in index.get(key, ()) if is_path_end(item.folder, folder)]
-        if len(near) == 1:
-            return near[0]
-    return None
+        yield [item for item in index.get(key, ()) if is_path_end(item.folder, folder)]
 
 
 def is_path_end(folder: str, other: str) -> bool:

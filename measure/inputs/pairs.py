@@ -17,7 +17,7 @@ from slicemill.measure.inputs.dicom_masks import (
     list_dicom,
 )
 from slicemill.measure.inputs.infer_output import find_masks
-from slicemill.measure.inputs.names import Index, add_to_index, find_match, match_keys
+from slicemill.measure.inputs.names import Index, add_to_index, find_doubles, find_match, match_keys
 from slicemill.store.reader import Case, SliceArray, is_store, open_store
 
 
@@ -106,7 +106,7 @@ def pair_up(predictions: Path, references: Path) -> Pairing:
     Raises
     ------
     PairingError
-        No prediction has a reference, or two predictions belong to the same case.
+        No prediction has a reference, two predictions belong to the same case, or two references to one prediction.
     """
     damaged: dict[str, str] = {}
     index = _index_references(references, damaged)
@@ -121,6 +121,8 @@ def pair_up(predictions: Path, references: Path) -> Pairing:
     alone = []
     for one in listed:
         reference = exact.get(one.relative) or _find_by_name(one, index, exact=False)
+        if reference is None:
+            _refuse_doubles(one, index)
         if reference is None or (one.relative not in exact and reference.case_id in taken):
             alone.append(one.name)
             continue
@@ -142,6 +144,13 @@ def pair_up(predictions: Path, references: Path) -> Pairing:
         alone=tuple(name for name in alone if name not in damaged and derive_case_id(name) not in damaged),
         damaged=tuple(damaged.items()),
     )
+
+
+def _refuse_doubles(one: _Prediction, index: Index[Reference]) -> None:
+    """Refuse a prediction that several references match, because they have one name in one folder."""
+    files = [str(double.mask.path) for double in find_doubles(one.relative, index) if isinstance(double.mask, MaskFile)]
+    if files:
+        raise PairingError(f"{' and '.join(files)} belong to the prediction {one.name}; keep one of them.")
 
 
 def _series_uids(reference: Reference) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """Input cases of `slicemill measure`: a mask file, a folder of masks with their scans, or a store."""
 
 import glob
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from slicemill.ct.formats.open import mark_files
 from slicemill.ct.labels import LITS_LABELS, Labels
 from slicemill.ct.mask_files import name_labels
 from slicemill.ct.naming import find_files, parse_name
+from slicemill.ct.page_options import VIEWER_MB
 from slicemill.measure.inputs.dicom_masks import (
     DicomMask,
     ScanSeries,
@@ -26,7 +28,7 @@ from slicemill.measure.inputs.dicom_masks import (
     strip_name,
 )
 from slicemill.measure.inputs.infer_output import PROBABILITY, find_masks, read_report
-from slicemill.measure.inputs.names import Index, add_to_index, find_match, match_keys
+from slicemill.measure.inputs.names import Index, add_to_index, find_doubles, find_match, match_keys
 from slicemill.measure.lesions.measurements import RIM_MM
 from slicemill.measure.lesions.records import Stamp
 from slicemill.store.reader import Store, is_store, open_store
@@ -55,8 +57,15 @@ class MeasureJob:
     """Labels of a `dataset.json` or of LiTS file names, used if there are no other labels."""
     dicom: DicomOptions = NO_DICOM
     """DICOM results that are written."""
-    lacks_scan: bool = False
-    """Whether a folder of scans was passed, but no scan matches the mask."""
+    viewer_mb: float = VIEWER_MB
+    """MiB of slices in the page of the case; 0 for none."""
+    no_scan: str = ""
+    """Why the mask has no scan, although a folder of scans was passed."""
+
+    @property
+    def source_id(self) -> str:
+        """Return a hash of the mask's location, which distinguishes masks with the same name."""
+        return hashlib.sha256(f"{self.mask.absolute()}\0{self.case_id or ''}".encode()).hexdigest()[:16]
 
     def find_labels(self) -> Labels | None:
         """Return the labels of a mask file: from the command line, its report, the defaults, or the segments' names."""
@@ -66,7 +75,7 @@ class MeasureJob:
     def stamp(self) -> Stamp:
         """Return a value that changes with the case's files, labels and settings.
 
-        Files are identified by size and time, stored files by hash.
+        Files are identified by location, size and time, stored files by hash.
         """
         if self.case_id is not None:
             info = open_store(self.mask)[self.case_id].info
@@ -77,7 +86,10 @@ class MeasureJob:
             files = [list(mark_files(path)) for path in (self.mask, self.image, *maps) if path is not None]
             labels = self.find_labels()
         dicom = {"dicom": changes} if (changes := self.dicom.changes()) else {}
-        return {"format": FORMAT, "rim_mm": RIM_MM, "files": files, **(labels.as_json() if labels else {}), **dicom}
+        viewer = {} if self.viewer_mb == VIEWER_MB else {"viewer_mb": self.viewer_mb}
+        named = labels.as_json() if labels else {}
+        fixed = {"format": FORMAT, "source": self.source_id, "rim_mm": RIM_MM, "files": files}
+        return {**fixed, **named, **dicom, **viewer}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +178,13 @@ def _folder_jobs(folder: Path, images: Path | None, labels: Labels | None) -> It
             image=None if scan is None else scan.path,
             labels=labels,
             default_labels=None if labels else _find_default_labels(mask, folder),
-            lacks_scan=images is not None and scan is None,
+            no_scan="" if images is None or scan is not None else _explain_no_scan(relative[mask], scans),
         )
+
+
+def _explain_no_scan(relative: str, scans: Index[_Scan]) -> str:
+    names = ", ".join(scan.path.name for scan in find_doubles(relative, scans))
+    return f"several scans have its name ({names}); keep one of them" if names else "no scan of its name was found"
 
 
 def _find_scan(mask: DicomMask | None, series: Sequence[ScanSeries]) -> _Scan | None:

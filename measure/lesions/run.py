@@ -82,13 +82,15 @@ def measure_job(job: MeasureJob, out: Path, *, overwrite: bool = False) -> Measu
         stamp = job.stamp()
         path = out / f"{job.name}.json"
         earlier = find_earlier_record(out, job.name)
-        if not overwrite and earlier is not None and earlier.stamp == stamp:
-            return MeasureOutcome(name=job.name, status="skipped")
+        if not overwrite and earlier is not None:
+            if earlier.stamp == stamp:
+                return MeasureOutcome(name=job.name, status="skipped")
+            require_same_source(path, job, earlier)
         case = load_case(job)
         if earlier is None:  # marks the files as written by `measure`, even if this run is killed
             write_json(path, {"case": job.name, "note": DISCLAIMER, "stamp": None})
         record = make_record(job, case, stamp)
-        write_case_page(out, record, case.volume)
+        write_case_page(out, record, case.volume, job.viewer_mb)
         write_segmentation(out / f"{job.name}.seg.nrrd", case.volume)
         write_dicom_results(out, job, case)
         write_json(path, record.as_json())
@@ -102,7 +104,7 @@ def make_record(job: MeasureJob, case: LoadedCase, stamp: Stamp) -> CaseRecord:
     measured = measure_lesions(case.volume)
     figures = measure_case(case.volume, measured)
     lesions = tuple(map(round_record, measured))
-    no_scan = ["no scan of its name was found, so there is no HU"] if job.lacks_scan else []
+    no_scan = [f"{job.no_scan}, so there is no HU"] if job.no_scan else []
     return CaseRecord(
         case=job.name,
         origin=case.origin(),
@@ -135,6 +137,22 @@ def find_earlier_record(out: Path, name: str) -> EarlierRecord | None:
             f"{foreign[0]}: was not written by slicemill measure and would be overwritten; choose another --out."
         )
     return None
+
+
+def require_same_source(path: Path, job: MeasureJob, earlier: EarlierRecord) -> None:
+    """Check that the record of an earlier run is of the same mask; records of older versions do not tell.
+
+    Raises
+    ------
+    PairingError
+        It is of a mask of the same name in another place.
+    """
+    source = earlier.stamp.get("source") if isinstance(earlier.stamp, dict) else None
+    if source is not None and source != job.source_id:
+        raise PairingError(
+            f"{path}: is the record of another mask than {job.mask}, with the same name, or the masks were moved. "
+            "Choose another --out, or pass --overwrite to replace it."
+        )
 
 
 def check_summary(out: Path) -> None:

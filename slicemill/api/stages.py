@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from slicemill.common.errors import UsageError
 from slicemill.common.extras import name_missing_extras
 from slicemill.common.files import Location, parse_location
 from slicemill.common.terminal import print_line
-from slicemill.train.settings import TrainSettings
+from slicemill.train.settings import Recipe, TrainSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,6 +59,10 @@ def ingest_scans(
     case_id: "CaseIdKind" = "name",
     salt: str | Location | None = None,
     keep_uids: bool = False,
+    points: str | Location | None = None,
+    excluded: str | Location | None = None,
+    candidates: str | Location | None = None,
+    lungs: str | Location | None = None,
 ) -> "IngestReport":
     """Convert CT scans and their masks into a slice store; a repeated call converts only what is new or changed.
 
@@ -98,7 +103,7 @@ def ingest_scans(
         organ=organ, tumor=tumor, prefix=prefix, patient=patient, geometry=geometry, overlap=overlap, workers=workers,
         threads=threads, profile=profile, scheduler=scheduler, shard=shard, overwrite=overwrite,
         retry_failed=retry_failed, rehash=rehash, keep_text=keep_text, strict=strict, uneven=uneven, case_id=case_id,
-        salt=salt, keep_uids=keep_uids,
+        salt=salt, keep_uids=keep_uids, points=points, excluded=excluded, candidates=candidates, lungs=lungs,
     )  # fmt: skip
     report = request.run(request.collection())
     if report.bug is not None:
@@ -160,6 +165,7 @@ def train_network(
     run: str | Path,
     *,
     config: "Config | str | Path | None" = None,
+    recipe: "Recipe | None" = None,
     split: str | Path | None = None,
     cache_dir: str | Path | None = None,
     cache_gb: float = 20.0,
@@ -177,6 +183,8 @@ def train_network(
         Folder of the run.
     config
         Settings as a record or as a TOML file.
+    recipe
+        Settings that a TOML file starts from: ``nodules`` for nodules in the lung. A record has all settings itself.
     split
         JSON with the case ids of train, validation and test, instead of a random split.
     cache_dir, cache_gb
@@ -191,7 +199,8 @@ def train_network(
     Raises
     ------
     ConfigError
-        A setting does not exist or is not possible, or the folder belongs to a run with other settings.
+        A setting does not exist or is not possible, a recipe came with a record, or the folder belongs to a run with
+        other settings.
     StoreError
         The store has no masks or too few patients.
 
@@ -201,10 +210,15 @@ def train_network(
     """
     from slicemill.common.remote import RemotePath
     from slicemill.store.cache import SliceCache
-    from slicemill.train.config import Config, read_config
+    from slicemill.train.config import Config, make_config, read_config
     from slicemill.train.loop import train
 
-    given = config if isinstance(config, Config) else read_config(Path(config)) if config is not None else Config()
+    if isinstance(config, Config):
+        if recipe is not None:
+            raise UsageError("recipe: pass it without a record of settings, which has all of them.")
+        given = config
+    else:
+        given = make_config(recipe) if config is None else read_config(Path(config), make_config(recipe))
     location = parse_location(store)
     folder = None if cache_dir is None else Path(cache_dir)
     state = train(

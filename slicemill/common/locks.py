@@ -80,7 +80,7 @@ def wait_for_claim(root: Location, name: str, *, every: float = 0.2) -> Iterator
     KeyboardInterrupt
         The command is ending.
     """
-    wait = _Wait(root / CLAIMS / name)
+    wait = ClaimWait(root, name)
     while True:
         with try_claim(root, name) as claim:
             if claim:
@@ -92,17 +92,17 @@ def wait_for_claim(root: Location, name: str, *, every: float = 0.2) -> Iterator
             raise KeyboardInterrupt
 
 
-class _Wait:
-    """A wait for a claim that another process holds."""
+class ClaimWait:
+    """A wait for a claim of `name` that another process holds."""
 
-    def __init__(self, place: Location) -> None:
-        self._place = place
+    def __init__(self, root: Location, name: str) -> None:
+        self._place = root / CLAIMS / name
         self._start = self._renewed = time.monotonic()
         self._next_report = self._start + QUIET_SECONDS
         self._beat: object = None
 
-    def check(self) -> None:
-        """Report the wait if it is long.
+    def check(self, *, report: bool = True) -> bool:
+        """Check the holder if the wait is long, report the wait unless `report` is false, and return whether it did.
 
         Raises
         ------
@@ -111,7 +111,7 @@ class _Wait:
         """
         now = time.monotonic()
         if now < self._next_report:
-            return
+            return False
         self._next_report = now + REPORT_SECONDS
         beat = _read_beat(self._place)
         if beat != self._beat:
@@ -124,9 +124,11 @@ class _Wait:
                 "its computer froze. Continue or end that process, and run the same command again.",
                 where=self._place,
             )
-        print_message(
-            f"waiting for {holder}, which holds {self._place}, for {now - self._start:.0f} s; Ctrl-C ends the wait"
-        )
+        if report:
+            print_message(
+                f"waiting for {holder}, which holds {self._place}, for {now - self._start:.0f} s; Ctrl-C ends the wait"
+            )
+        return report
 
 
 def _read_beat(place: Location) -> object:

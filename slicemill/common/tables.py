@@ -80,14 +80,14 @@ def read_table(
             )
         del lines[0]
     known = (*required, *optional)
-    separator = separator or _find_separator(lines, known)
+    separator = separator or find_separator(lines, known)
     reader = csv.reader(io.StringIO("".join(lines), newline=""), delimiter=separator, strict=True)
     try:
         rows = [(reader.line_num + first - 1, [unguard_cell(cell.strip()) for cell in cells]) for cells in reader]
     except csv.Error as problem:
         raise error(f"{path}, line {reader.line_num + first - 1}: cannot be read as CSV ({problem}).") from problem
     rows = [(line, cells) for line, cells in rows if any(cells)]
-    header = _check_header(path, rows, required, known, keeps_further=keeps_further, error=error)
+    header = check_header(path, rows, required, known, keeps_further=keeps_further, error=error)
     for line, cells in rows[1:]:
         if len(cells) != len(header):
             raise error(
@@ -119,7 +119,7 @@ def _decode(path: Location, error: type[InputError]) -> str:
     return text
 
 
-def _find_separator(lines: Sequence[str], known: Sequence[str]) -> str:
+def find_separator(lines: Sequence[str], known: Sequence[str]) -> str:
     """Return the separator that gives the first line with text the most known columns, then the most columns."""
     header = next((line for line in lines if line.strip()), "")
 
@@ -130,7 +130,7 @@ def _find_separator(lines: Sequence[str], known: Sequence[str]) -> str:
     return max(SEPARATORS, key=count)
 
 
-def _check_header(
+def check_header(
     path: Location,
     rows: Sequence[tuple[int, Sequence[str]]],
     required: Sequence[str],

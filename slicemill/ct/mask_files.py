@@ -13,7 +13,8 @@ from slicemill.common.files import Location
 from slicemill.ct.formats.dicom.series import Series
 from slicemill.ct.formats.dicom_objects.drawn_source import Overlap
 from slicemill.ct.formats.dicom_objects.mask_names import normalize
-from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object, list_part_names, open_mask
+from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object, open_mask, read_part_names
+from slicemill.ct.formats.nrrd.header import check_segments
 from slicemill.ct.formats.png_slices import PngSlices, is_png_folder
 from slicemill.ct.geometry import Grid
 from slicemill.ct.geometry_option import Uneven
@@ -64,7 +65,7 @@ def open_mask_file(
         The scan's grid, on which a SEG, an RTSTRUCT or a folder of PNG slices is drawn; other formats have their own
         grid, and don't need it.
     labels
-        Names of the label values, which are the names of segments and structures.
+        Names of the label values, which are the names of segments and structures. None compares no names.
     overlap
         What happens where two segments or structures share a voxel.
     uneven
@@ -73,7 +74,7 @@ def open_mask_file(
     Raises
     ------
     InputError
-        The mask cannot be read, or needs its scan and does not fit it, or there is no scan for it.
+        The mask cannot be read, names other labels, or needs its scan and does not fit it, or there is no scan for it.
     """
     if is_mask_object(path):
         if scan is None:
@@ -84,6 +85,8 @@ def open_mask_file(
         if scan is None or scan.series is None:
             raise ScanError("PNG slices are read as the mask of a DICOM series only.", where=path)
         return ScanReader(path, "mask", source=PngSlices(path, scan.series, labels, hashed=hashed))
+    if labels is not None:
+        check_segments(path, labels)
     return ScanReader(path, "mask", hashed=hashed, uneven=uneven)
 
 
@@ -106,8 +109,8 @@ def name_labels(masks: Iterable[Location]) -> Labels | None:
     for path in masks:
         if not is_mask_object(path):
             return None
-        for name in list_part_names(path):
-            plain = _name_part(name)
+        for part in read_part_names(path):
+            plain = _name_part(part.name)
             if not plain:
                 raise LabelError("a segment or structure has no name; pass --labels.", where=path)
             names[plain] = None

@@ -165,6 +165,13 @@ def is_below(path: Location, folders: list[Path]) -> bool:
     return isinstance(path, Path) and any(folder in path.parents for folder in folders)
 
 
+def is_within(path: Location, folder: Location) -> bool:
+    """Return whether a file is below a folder, by whatever paths the two are named."""
+    if isinstance(path, RemotePath) or isinstance(folder, RemotePath):
+        return str(path).startswith(f"{folder}/")
+    return folder.resolve() in path.resolve().parents
+
+
 def find_undecodable_names(folder: Location) -> list[Path]:
     """Return the files below a folder whose names are not UTF-8, with replacement characters for messages."""
     undecodable = [path for path in _all(folder) if isinstance(path, Path) and not is_text(path)]

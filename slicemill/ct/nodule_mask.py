@@ -14,12 +14,14 @@ own grid:
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import ScanError
 from slicemill.ct.geometry import voxel_ml, voxel_to_mm
+from slicemill.ct.points import is_inside, mm_to_voxel
 
 CORE_MM = 1.5
 SHELL = (0.65, 1.0)
@@ -31,6 +33,8 @@ RIM = 0.8
 PLAUSIBLE = (0.5, 1.5)
 """Volume of a mask over that of its ball, beyond which it is flagged."""
 MAX_DIAMETER_MM = 200.0
+EDGE = 1e-6
+"""Voxels by which a center may lie outside: rounding, if the image is a part of a scan."""
 LEAST_CONTRAST_HU = 100.0
 """Least difference of core and surroundings: several times the noise of a median, half of faint ground glass."""
 BALL = "the ball of its diameter was taken"
@@ -50,6 +54,8 @@ class NoduleMask:
     """bool[z, y, x] in the box: the nodule."""
     rim: Mask
     """bool[z, y, x] in the box: voxels that may belong to it or not."""
+    method: Literal["density", "ball"]
+    """How the mask was made."""
     threshold_hu: float
     volume_ml: float
     ball_ml: float
@@ -82,19 +88,19 @@ def make_nodule_mask(
         The center lies outside of the scan, or the diameter is not a length of a nodule.
     """
     center = np.asarray(center_mm, dtype=np.float64)
-    voxel = _locate(image.shape, affine, center, diameter_mm)
-    box = _box_around(voxel, affine, image.shape, max(SHELL[1] * diameter_mm, CORE_MM))
-    hu, distance = image[box], _distances(box, affine, center)
+    box = nodule_box(image.shape, affine, center, diameter_mm)
+    hu, distance = image[box], box_distances(box, affine, center)
     core_hu, around_hu = _find_densities(hu, distance, diameter_mm)
     threshold = (core_hu + around_hu) / 2
     dense = hu >= threshold
+    method: Literal["density", "ball"] = "ball"
     mask, flags = distance <= max(diameter_mm / 2, float(distance.min())), []
     if core_hu - around_hu < LEAST_CONTRAST_HU:
         flags.append(f"its center is {core_hu:.0f} HU, in surroundings of {around_hu:.0f}: {BALL}")
     elif (grown := _grow(dense & (distance <= LIMIT * diameter_mm), distance, diameter_mm)) is None:
         flags.append(f"no dense voxel lies near its center: {BALL}")
     else:
-        mask = grown
+        mask, method = grown, "density"
     volume_ml, ball_ml = float(mask.sum()) * voxel_ml(affine), float(np.pi / 6 * diameter_mm**3 / 1000)
     inside = np.argwhere(mask) + [side.start for side in box]
     offset_mm = float(np.linalg.norm(voxel_to_mm(affine, inside.mean(axis=0)) - center))
@@ -103,12 +109,25 @@ def make_nodule_mask(
         box=box,
         mask=mask,
         rim=dense & (distance <= RIM * diameter_mm) & ~mask,
+        method=method,
         threshold_hu=threshold,
         volume_ml=volume_ml,
         ball_ml=ball_ml,
         offset_mm=offset_mm,
         flags=tuple(flags),
     )
+
+
+def nodule_box(shape: tuple[int, int, int], affine: Floats, center_mm: npt.ArrayLike, diameter_mm: float) -> Box:
+    """Return the slices along z, y, x of all voxels that decide about the mask of a nodule.
+
+    Raises
+    ------
+    ScanError
+        The center lies outside of the scan, or the diameter is not a length of a nodule.
+    """
+    voxel = _locate(shape, affine, np.asarray(center_mm, dtype=np.float64), diameter_mm)
+    return box_around(voxel, affine, shape, max(SHELL[1] * diameter_mm, CORE_MM))
 
 
 def _odd_sizes(of_ball: float, offset_mm: float, diameter_mm: float) -> list[str]:
@@ -120,14 +139,14 @@ def _odd_sizes(of_ball: float, offset_mm: float, diameter_mm: float) -> list[str
     return flags
 
 
-def _locate(shape: tuple[int, ...], affine: Floats, center: Floats, diameter_mm: float) -> Floats:
+def _locate(shape: tuple[int, int, int], affine: Floats, center: Floats, diameter_mm: float) -> Floats:
     """Return the voxel position z, y, x of a point, checked with its diameter."""
     if not 0 < diameter_mm <= MAX_DIAMETER_MM:
         raise ScanError(
             f"the diameter of a nodule must be above 0 and at most {MAX_DIAMETER_MM:g} mm; it is {diameter_mm:g}."
         )
-    voxel: Floats = np.linalg.solve(affine, [*center, 1.0])[2::-1]
-    if not all(-0.5 <= position < count - 0.5 for position, count in zip(voxel, shape, strict=True)):
+    voxel = mm_to_voxel(affine, center)
+    if not is_inside(shape, voxel + np.where(voxel < 0, EDGE, -EDGE)):
         shown = ", ".join(f"{number:g}" for number in center)
         raise ScanError(f"the point {shown} mm (x, y, z) lies outside of the scan.")
     return voxel
@@ -142,7 +161,7 @@ def _find_densities(hu: npt.NDArray[np.int16], distance: Floats, diameter_mm: fl
     return float(np.median(hu[core])), float(np.percentile(hu[shell], 25))
 
 
-def _box_around(voxel: Floats, affine: Floats, shape: tuple[int, ...], reach_mm: float) -> Box:
+def box_around(voxel: Floats, affine: Floats, shape: tuple[int, int, int], reach_mm: float) -> Box:
     """Return the box of all voxels within `reach_mm` of a voxel position z, y, x, at least that voxel."""
     # a ball of radius r reaches r times the length of the inverse matrix's rows along each axis
     reach = reach_mm * np.linalg.norm(np.linalg.inv(affine[:3, :3]), axis=1)[::-1]
@@ -152,7 +171,7 @@ def _box_around(voxel: Floats, affine: Floats, shape: tuple[int, ...], reach_mm:
     return z, y, x
 
 
-def _distances(box: Box, affine: Floats, center: Floats) -> Floats:
+def box_distances(box: Box, affine: Floats, center: Floats) -> Floats:
     """Return the distance of each voxel of a box from a point, mm: float64[z, y, x]."""
     z, y, x = np.ogrid[box]
     offsets = (affine[row, 0] * x + affine[row, 1] * y + affine[row, 2] * z + affine[row, 3] for row in range(3))

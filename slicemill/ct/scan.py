@@ -180,8 +180,11 @@ class ScanReader:
     def _planes(self, depth: int, buffers: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Yield k and any[k, j, i], HU or label values in the file's order, `depth` planes at a time."""
         for planes in self._source.planes(depth, buffers):
-            convert = to_hu if self.kind == "image" else to_labels
-            values, error = convert(planes.voxels, planes.slope, planes.inter, self.path)
+            values: npt.NDArray[Any]
+            if self.kind == "image":
+                values, error = to_hu(planes.voxels, planes.slope, planes.inter, self.path, reuse=True)
+            else:
+                values, error = to_labels(planes.voxels, planes.slope, planes.inter, self.path)
             self.max_rounding_error = max(self.max_rounding_error, error)
             yield planes.k, values
 
@@ -206,10 +209,13 @@ class ScanReader:
         return [f"{count:,} bytes of header extensions were left out: {why}"]
 
 
-def to_hu(raw: npt.NDArray[Any], slope: Scaling, inter: Scaling, path: Location) -> tuple[Int16s, float]:
+def to_hu(
+    raw: npt.NDArray[Any], slope: Scaling, inter: Scaling, path: Location, *, reuse: bool = False
+) -> tuple[Int16s, float]:
     """Convert stored numbers to HU, ``raw * slope + inter`` rounded to int16, and return the largest rounding error.
 
-    `slope` and `inter` are numbers, or float64[k] with a number for each plane of `raw`: any[k, j, i].
+    `slope` and `inter` are numbers, or float64[k] with a number for each plane of `raw`: any[k, j, i]. With `reuse`,
+    the memory of `raw` may become that of the HU: a fresh array of a slab costs more than its arithmetic.
 
     Raises
     ------
@@ -222,7 +228,7 @@ def to_hu(raw: npt.NDArray[Any], slope: Scaling, inter: Scaling, path: Location)
                 _check_range(raw.min(), raw.max(), path)
             return raw.astype(np.int16, copy=False), 0.0
         if _keeps_integers(raw, slope, inter):
-            return _scale_integers(raw, slope, inter, path), 0.0
+            return _scale_integers(raw, slope, inter, path, reuse=reuse), 0.0
     values = _scale(raw, slope, inter)
     low, high = values.min(), values.max()
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -259,15 +265,18 @@ def _keeps_integers(raw: npt.NDArray[Any], slope: Scaling, inter: Scaling) -> bo
     return raw.dtype.itemsize <= 2 and small and bool(np.all(np.mod([*np.ravel(slope), *np.ravel(inter)], 1) == 0))
 
 
-def _scale_integers(raw: npt.NDArray[Any], slope: Scaling, inter: Scaling, path: Location) -> Int16s:
+def _scale_integers(raw: npt.NDArray[Any], slope: Scaling, inter: Scaling, path: Location, *, reuse: bool) -> Int16s:
     """Return scaled integers. The extremes are checked, so that arithmetic modulo 2**16 is exact."""
     planes = (1, 2) if isinstance(slope, np.ndarray) or isinstance(inter, np.ndarray) else None
     ends = [raw.min(axis=planes).astype(np.float64), raw.max(axis=planes).astype(np.float64)]
     scaled = np.concatenate([np.ravel(end * slope + inter) for end in ends])
     _check_range(scaled.min(), scaled.max(), path)
     factor, shift = (np.asarray(_per_plane(number)).astype(np.int16) for number in (slope, inter))
-    values = raw.astype(np.int16, copy=False)
-    return np.asarray((values if np.all(factor == 1) else values * factor) + shift, dtype=np.int16)
+    fits = raw.dtype.itemsize == 2 and raw.dtype.isnative
+    values = raw.view(np.int16) if reuse and fits else raw.astype(np.int16)
+    if np.any(factor != 1):
+        np.multiply(values, factor, out=values)
+    return np.add(values, shift, out=values)
 
 
 def _check_range(low: float, high: float, path: Location) -> None:

@@ -82,6 +82,7 @@ def test_the_full_size_run_goes_through_the_command(tmp_path, monkeypatch):
     record = run_lits(tmp_path / "lits", suffix=".nii.gz", workers=2)
     assert (record["cases"], record["slices"]) == (3, 21)
     assert record["raw_gb"] == pytest.approx(21 * 64 * 64 * 3 / 1e9, abs=0.01)
+    assert record["peak_worker_mib"] > 30
     assert "3 cases" in format_record(record)
     assert not (tmp_path / "lits").exists()
 

@@ -41,6 +41,18 @@ def test_hu_equal_the_formula_in_double_or_are_refused(dtype, slopes, inters, ma
     assert hu.dtype == np.int16
     assert np.array_equal(hu, np.rint(wanted))
     assert error == np.abs(wanted - np.rint(wanted)).max()
+    before = raw.copy()
+    reused, _ = to_hu(raw.copy(), slope, inter, "x", reuse=True)
+    assert np.array_equal(reused, hu)
+    assert np.array_equal(raw, before)  # only `reuse` may change the stored numbers
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint16"])
+def test_scaled_numbers_take_the_memory_of_stored_ones_on_request(dtype):
+    raw = np.full((2, 3, 4), 1500, dtype)
+    hu, _ = to_hu(raw, 1.0, -1024.0, "x", reuse=True)
+    assert np.shares_memory(hu, raw)
+    assert (hu == 476).all()
 
 
 def test_labels_are_scaled_plane_by_plane():

@@ -1,6 +1,7 @@
 """The ledger of an output folder: what a line has, and which lines count."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +9,7 @@ from slicemill.infer.inputs.gather import gather
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import InferOptions
+from slicemill.infer.run.outputs import output_names
 from slicemill.infer.run.summary import ScanOutcome
 
 KEYS = [
@@ -84,3 +86,48 @@ def test_a_hostile_line_costs_only_itself(line, opened, job, tmp_path):
     good = append(tmp_path, opened, job)
     (tmp_path / "ledger.jsonl").write_text("\n".join([line, json.dumps(good), line, ""]))
     assert RunLedger(tmp_path, opened, InferOptions()).names == [job.name]
+
+
+def begin(out, opened, job, *extras):
+    """Write a job's line and files as a run does."""
+    append(out, opened, job)
+    for name in output_names(job, extras):
+        (out / name).write_bytes(b"ours")
+
+
+@pytest.mark.parametrize("first", ["volume-0.nii", "volume-0.nii.gz", "volume-0.NII"])
+def test_scans_that_differ_in_the_suffix_only_share_no_report(first, opened, job, tmp_path):
+    """Segmented in two runs: within one run, `gather` refuses them."""
+    other = replace(job, name=first if first != job.name else "volume-0.nii.gz")
+    begin(tmp_path, opened, other, "liver")
+    found = find(tmp_path, opened, job)
+    assert found.status == "failed"
+    assert f"{tmp_path / other.name}: its report and the one of {job.path} would both be volume-0.json" in found.reason
+    assert find(tmp_path, opened, job, overwrite=True) is None
+    RunLedger(tmp_path, opened, InferOptions(separate=True)).remove_earlier(job)
+    assert {path.name for path in tmp_path.iterdir()} == {"ledger.jsonl", ".claims"}
+
+
+def test_a_mask_of_another_tool_never_gets_a_report_of_infer(opened, job, tmp_path):
+    (tmp_path / "volume-0.nii.gz").write_bytes(b"theirs")
+    for overwrite in (False, True):
+        found = find(tmp_path, opened, replace(job, name="volume-0.nii"), overwrite=overwrite)
+        assert "no run recorded here wrote it; choose another --out" in found.reason
+    RunLedger(tmp_path, opened, InferOptions()).remove_earlier(replace(job, name="volume-0.nii"))
+    assert (tmp_path / "volume-0.nii.gz").exists()
+
+
+@pytest.mark.parametrize("name", ["volume-0.json", "volume-0.png", "volume-0_liver.nii"])
+def test_a_file_of_another_tool_is_replaced_only_on_request(name, opened, job, tmp_path):
+    (tmp_path / name).write_bytes(b"theirs")
+    for _ in range(2):
+        found = find(tmp_path, opened, job)
+        assert f"{tmp_path / name}: was not made from" in found.reason
+        append(tmp_path, opened, job, "failed", reason=found.reason)
+    assert find(tmp_path, opened, job, overwrite=True) is None
+
+
+def test_runs_claim_scans_that_share_a_report_one_after_the_other(opened, job, tmp_path):
+    ledger = RunLedger(tmp_path, opened, InferOptions())
+    with ledger.claim(job):
+        assert ledger.claim(replace(job, name="volume-0.nii.gz")) is None

@@ -12,6 +12,7 @@ import time
 import psutil
 import pytest
 
+from slicemill.common import locks
 from slicemill.common.errors import LabelError
 from slicemill.common.files import HashingStream, read_lines
 from slicemill.common.locks import try_claim
@@ -147,6 +148,7 @@ def test_two_runs_at_the_same_time_share_the_work_and_do_no_case_twice(scans, se
 
 def test_a_case_that_another_run_has_claimed_is_waited_for(collection, stored, tmp_path, monkeypatch):
     monkeypatch.setattr(dask_tasks, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(locks, "QUIET_SECONDS", 0.1)
     store = tmp_path / "store"
     prepare_store(store)
     release = threading.Event()
@@ -161,12 +163,31 @@ def test_a_case_that_another_run_has_claimed_is_waited_for(collection, stored, t
     thread = threading.Thread(target=hold)
     thread.start()
     ready.wait(10)
-    threading.Timer(3.0, release.set).start()
+    messages = []
+    monkeypatch.setattr(locks, "print_message", lambda text: (messages.append(text), release.set()))
     report = ingest(discover(collection), store, LITS, IngestOptions(workers=1))
     thread.join()
     assert report.count("done") == 6
     assert contents(store) == contents(stored)
     assert read_lines(store / "ledger.jsonl")[-1]["case_id"] == "volume-2"
+    assert re.match(r"waiting for process \d+ on \S+, which holds \S+/volume-2, for \d+ s", messages[0])
+
+
+def test_a_case_whose_claim_is_held_by_a_stopped_process_fails_by_its_name(collection, tmp_path, monkeypatch):
+    monkeypatch.setattr(dask_tasks, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(locks, "QUIET_SECONDS", 0.5)
+    monkeypatch.setattr(locks, "REPORT_SECONDS", 0.2)
+    monkeypatch.setattr(locks, "STALE_SECONDS", 1.0)
+    store = tmp_path / "store"
+    prepare_store(store)
+    with try_claim(store, "volume-2"):  # renewed every 20 s only, so that it looks stopped
+        report = ingest(discover(collection), store, LITS, IngestOptions(workers=1))
+    assert (report.count("done"), report.count("failed")) == (5, 1)
+    (failed,) = (outcome for outcome in report.outcomes if outcome.status == "failed")
+    assert failed.case_id == "volume-2"
+    assert re.search(rf"volume-2: is locked by process {os.getpid()} on .*; it is stopped", failed.reason)
+    again = ingest(discover(collection), store, LITS, IngestOptions(workers=1))
+    assert (again.count("done"), again.count("unchanged")) == (1, 5)
 
 
 def test_a_case_whose_outcome_died_with_its_worker_is_done_again(collection, stored, tmp_path, monkeypatch):

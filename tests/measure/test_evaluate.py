@@ -23,6 +23,8 @@ from slicemill.measure.evaluation.figures import draw_evaluation
 from slicemill.measure.evaluation.region import make_row
 from slicemill.measure.evaluation.summary import format_left_out
 from slicemill.measure.evaluation.two_runs import write_run_comparison
+from slicemill.measure.lesions.measurements import Volume
+from slicemill.measure.lesions.slicer3d import write_segmentation
 from slicemill.store.layout import GROUP
 from tests.measure.conftest import SPACING
 
@@ -52,7 +54,9 @@ def test_tables_and_pictures_are_written(two_cases):
     assert {path.name for path in out.iterdir()} == {
         "evaluation.json",
         "evaluation.csv",
+        "volume-1_errors.html",
         "volume-1_errors.png",
+        "volume-2_errors.html",
         "volume-2_errors.png",
     }
     with (out / "evaluation.csv").open(newline="") as stream:
@@ -105,6 +109,18 @@ def test_values_that_no_label_has_are_a_failure(two_cases):
     write_nifti(two_cases / "predicted" / "volume-2.nii.gz", np.full((2, 4, 6), 9, np.uint8), SPACING)
     evaluation = evaluate(two_cases / "predicted", two_cases / "truth", None, LITS_LABELS)
     assert "has the values [9] outside the labels" in evaluation.failures[0][1]
+
+
+@pytest.mark.parametrize("swapped", ["predicted", "truth"])
+def test_segmentations_of_3d_slicer_are_not_scored_under_swapped_names(swapped, tmp_path):
+    label = np.zeros((4, 8, 8), np.uint8)
+    label[1:3, 2:6, 2:6] = 1
+    for side in ("predicted", "truth"):
+        names = {"tumor": 1, "liver": 2} if side == swapped else {"liver": 1, "tumor": 2}
+        volume = Volume(label=label, affine_lps=np.eye(4), labels=make_labels(names))
+        write_segmentation(tmp_path / side / "a.seg.nrrd", volume)
+    (failure,) = evaluate(tmp_path / "predicted", tmp_path / "truth", None, LITS_LABELS).failures
+    assert f"{swapped}/a.seg.nrrd: its segment 'tumor' has the label value 1, but the labels say 2" in failure[1]
 
 
 def test_without_a_report_the_labels_must_be_named(two_cases):

@@ -3,11 +3,21 @@
 import numpy as np
 import pytest
 
-from slicemill.common.errors import InputError
+from slicemill.common.errors import InputError, UsageError
+from slicemill.ingest.convert import convert_case
+from slicemill.ingest.request import IngestRequest
+from slicemill.measure.evaluation.findings import FindingFiles, read_findings
 from slicemill.measure.evaluation.froc import NoFindings, ScanHits, analyze_free_response, make_curve
-from slicemill.measure.evaluation.luna16 import find_hits, keep_most_probable, score_points
+from slicemill.measure.evaluation.luna16 import find_hits, keep_most_probable
+from slicemill.measure.evaluation.luna16 import score_points as score_findings
+from slicemill.store.writer import prepare_store
+from tests.ingest.luna import CENTERS, UID, make_collection, place
 
 NONE = np.empty((0, 4))
+
+
+def score_points(results, annotations, scans=None, **options):
+    return score_findings(results, read_findings(FindingFiles(annotations=annotations, scans=scans, **options)))
 
 
 def points(*rows):
@@ -99,3 +109,73 @@ def test_names_and_tables_that_cannot_be_read_as_they_stand_are_refused(tmp_path
     files[0].write_text(f"seriesuid,coordX,coordY,coordZ,probability\n{'a' * 200_000},1,1,1,0.9\n")
     with pytest.raises(InputError, match=r"out.csv, line 2: cannot be read as CSV \(field larger"):
         score_points(*files)
+
+
+def write_rows(path, header, *rows):
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+@pytest.fixture
+def banded(tmp_path):
+    """Two scans of one patient and one of another; a small, a middle and a large finding, two of them hit."""
+    write_rows(tmp_path / "scans.csv", "a", "b", "c")
+    write_rows(
+        tmp_path / "truth.csv", "seriesuid,coordX,coordY,coordZ,diameter_mm,texture",
+        "a,0,0,0,5,solid", "a,100,0,0,8,ground glass", "b,0,0,0,10,solid",
+    )  # fmt: skip
+    write_rows(
+        tmp_path / "out.csv", "seriesuid,coordX,coordY,coordZ,probability", "a,1,0,0,0.9", "a,50,0,0,0.8", "b,1,0,0,0.7"
+    )
+    write_rows(tmp_path / "patients.csv", "seriesuid,patient_id", "a,p", "b,p", "c,q")
+    return tmp_path
+
+
+def test_each_diameter_band_has_a_curve_in_which_other_findings_count_as_nothing(banded):
+    found = score_points(banded / "out.csv", banded / "truth.csv", banded / "scans.csv", group="texture")
+    assert (found.response.findings, found.resampled) == (3, "scans")
+    small, middle, large = (found.parts[name] for name in ("below 6 mm", "6 to 10 mm", "10 mm and above"))
+    assert small.curve.sensitivity.tolist() == [0, 1, 1]
+    assert small.curve.false_per_scan.tolist() == [0, 0, 1 / 3]
+    assert (middle.findings, middle.cpm) == (1, 0)
+    assert large.curve.sensitivity.tolist() == [0, 0, 1]  # after the false positive of scan a
+    assert large.curve.false_per_scan.tolist() == pytest.approx([0, 1 / 3, 1 / 3])
+    solid, glass = found.parts["texture solid"], found.parts["texture ground glass"]
+    assert (solid.findings, glass.findings, glass.cpm) == (2, 1, 0)
+
+
+def test_intervals_over_patients_draw_all_scans_of_a_patient_together(banded):
+    files = banded / "out.csv", banded / "truth.csv", banded / "scans.csv"
+    found = score_points(*files, patients=banded / "patients.csv")
+    assert found.resampled == "patients"
+    assert found.response.cpm == score_points(*files).response.cpm
+    hits = [ScanHits(found=(0.9,)), ScanHits(missed=1), ScanHits(found=(0.8,)), ScanHits(missed=1)]
+    assert analyze_free_response(hits).cpm_interval == (0, 1)
+    assert analyze_free_response(hits, ["p", "p", "q", "q"]).cpm_interval == (0.5, 0.5)
+    write_rows(banded / "patients.csv", "seriesuid,patient_id", "a,p", "b,p")
+    with pytest.raises(InputError, match="has no patient of c"):
+        score_points(*files, patients=banded / "patients.csv")
+
+
+def test_a_store_has_its_findings_scans_and_patients(tmp_path):
+    make_collection(tmp_path / "luna")
+    one = IngestRequest(source=tmp_path / "luna", points=tmp_path / "luna" / "annotations.csv")
+    collection, store = one.collection(), prepare_store(tmp_path / "store")
+    for case in collection.cases:
+        convert_case(case, one.params(collection), store)
+    rows = [f"{UID.format(number)},{','.join(map(str, place(center)))},0.9" for number, (center, _) in CENTERS.items()]
+    write_rows(tmp_path / "out.csv", "seriesuid,coordX,coordY,coordZ,probability", *rows)
+    found = score_points(tmp_path / "out.csv", store)
+    assert (found.response.scans, found.response.findings, found.response.cpm, found.resampled) == (3, 2, 1, "patients")
+    by_table = score_points(
+        tmp_path / "out.csv", tmp_path / "luna" / "annotations.csv",
+        write_rows(tmp_path / "scans.csv", *(UID.format(number) for number in (1, 2, 3))),
+    )  # fmt: skip
+    assert by_table.response.curve.sensitivity.tolist() == found.response.curve.sensitivity.tolist()
+    assert score_points(tmp_path / "out.csv", store, tmp_path / "scans.csv").response.scans == 3
+    with pytest.raises(UsageError, match="patients of its own"):
+        score_points(tmp_path / "out.csv", store, excluded=tmp_path / "scans.csv")
+    with pytest.raises(InputError, match="no finding has the column texture"):
+        score_points(tmp_path / "out.csv", store, group="texture")
+    with pytest.raises(UsageError, match="--scans"):
+        score_points(tmp_path / "out.csv", tmp_path / "luna" / "annotations.csv")

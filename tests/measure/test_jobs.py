@@ -1,7 +1,9 @@
 """`slicemill measure` and `slicemill compare`: files, folders and stores, again and again, and what they write."""
 
 import csv
+import gzip
 import json
+import os
 import re
 
 import numpy as np
@@ -15,7 +17,7 @@ from slicemill.measure.followup.recist import measure_time_point
 from slicemill.measure.inputs.infer_output import read_report
 from slicemill.measure.lesions import cohort_page
 from slicemill.measure.lesions.flags import flag_far_volumes
-from slicemill.measure.lesions.jobs import gather_jobs
+from slicemill.measure.lesions.jobs import file_job, gather_jobs
 from slicemill.measure.lesions.load import load_case
 from slicemill.measure.lesions.measurements import Volume
 from slicemill.measure.lesions.run import report_crash, run
@@ -266,7 +268,50 @@ def test_a_mask_is_not_measured_in_the_scan_of_another_site(tmp_path):
         "a/001": None,
         "b/001": "b",
     }
-    assert jobs["a/001"].lacks_scan
+    assert jobs["a/001"].no_scan == "no scan of its name was found"
+    assert jobs["b/001"].no_scan == ""
+
+
+def test_two_scans_that_differ_in_the_suffix_only_are_named_in_the_flag(tmp_path):
+    for name in ("m/a.nii.gz", "s/a.nii", "s/a.nii.gz"):
+        write_nifti(tmp_path / name, scan(), SPACING)
+    (job,) = gather_jobs(tmp_path / "m", tmp_path / "s", LITS_LABELS)
+    run([job], tmp_path / "out")
+    flags = json.loads((tmp_path / "out" / "a.json").read_text())["flags"]
+    assert "several scans have its name (a.nii, a.nii.gz); keep one of them, so there is no HU" in flags
+
+
+@pytest.mark.parametrize("second", ["site2/a.nii.gz", "site1/a.nii"])
+def test_the_record_of_another_mask_with_the_same_name_is_kept(second, tmp_path):
+    """Even if both have the same size and time, as a copied or unpacked collection has."""
+    first = tmp_path / "site1" / "a.nii.gz"
+    write_nifti(first, scan((2, 6, 6, 6)), SPACING)
+    out = tmp_path / "out"
+    (outcome,) = run([file_job(first, None, LITS_LABELS)], out)
+    before = (out / "a.json").read_bytes()
+    other = tmp_path / second
+    other.parent.mkdir(exist_ok=True)
+    other.write_bytes(first.read_bytes() if second.endswith(".gz") else gzip.decompress(first.read_bytes()))
+    os.utime(other, ns=(first.stat().st_atime_ns, first.stat().st_mtime_ns))
+    (outcome,) = run([file_job(other, None, LITS_LABELS)], out)
+    assert outcome.status == "failed"
+    assert "a.json: is the record of another mask than" in outcome.reason
+    assert "--overwrite" in outcome.reason
+    assert (out / "a.json").read_bytes() == before
+    assert [one.status for one in run([file_job(other, None, LITS_LABELS)], out, overwrite=True)] == ["done"]
+    assert json.loads((out / "a.json").read_text())["source"]["mask"]["name"] == other.name
+
+
+def test_a_record_of_an_older_version_is_measured_again(tmp_path):
+    write_nifti(tmp_path / "m" / "a.nii.gz", scan((2, 6, 6, 6)), SPACING)
+    (job,) = gather_jobs(tmp_path / "m", None, LITS_LABELS)
+    run([job], tmp_path / "out")
+    path = tmp_path / "out" / "a.json"
+    record = json.loads(path.read_text())
+    del record["stamp"]["source"]
+    path.write_text(json.dumps(record))
+    assert [outcome.status for outcome in run([job], tmp_path / "out")] == ["done"]
+    assert json.loads(path.read_text())["stamp"]["source"] == job.source_id
 
 
 def test_a_pair_whose_image_file_changed_is_measured_again(tmp_path):
@@ -296,6 +341,19 @@ def test_labels_of_the_user_precede_those_of_the_report_and_those_precede_the_na
     assert job.stamp() != before, "other labels, other figures"
     (job,) = gather_jobs(tmp_path, None, make_labels({"lobe": 1, "tumor": 2}))
     assert load_case(job).volume.labels.organ == "lobe"
+
+
+def test_a_segmentation_of_3d_slicer_is_not_measured_under_swapped_names(command, tmp_path):
+    volume = Volume(label=scan((2, 6, 6, 6)), affine_lps=np.eye(4), labels=make_labels({"Liver": 1, "tumor": 2}))
+    write_segmentation(tmp_path / "m" / "a.seg.nrrd", volume)
+    swapped = make_labels({"tumor": 1, "liver": 2})
+    (outcome,) = run(gather_jobs(tmp_path / "m", None, swapped), tmp_path / "out")
+    assert outcome.status == "failed"
+    assert "its segment 'Liver' has the label value 1, but the labels say 2" in outcome.reason
+    (outcome,) = run(gather_jobs(tmp_path / "m", None, LITS_LABELS), tmp_path / "out")
+    assert outcome.status == "done"
+    done = command("compare", *[tmp_path / "m" / "a.seg.nrrd"] * 2, "--labels", "tumor=1,liver=2")
+    assert (done.exit_code, "its segment 'Liver'" in done.output) == (1, True)
 
 
 def test_a_time_point_may_have_any_name(command, tmp_path):

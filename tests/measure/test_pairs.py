@@ -55,6 +55,18 @@ def test_predictions_find_their_references_in_the_usual_layouts(prediction, refe
 
 
 @pytest.mark.parametrize(
+    "doubles", [("r/a.nii", "r/a.nii.gz"), ("r/a_seg.nii", "r/a_mask.mha"), ("p/a.nii", "p/a.mha")]
+)
+def test_two_files_of_one_name_in_a_folder_are_refused_by_name(doubles, tmp_path):
+    for name in ("p/b.nii", "r/b.nii", "p/a.nii" if doubles[0].startswith("r") else "r/a.nii", *doubles):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(PairingError, match="keep one of them") as refused:
+        pair_up(tmp_path / "p", tmp_path / "r")
+    assert all(str(tmp_path / name) in str(refused.value) for name in doubles)
+
+
+@pytest.mark.parametrize(
     ("prediction", "references"),
     [
         ("amos_0003.nii.gz", ["amos_0001.nii.gz", "amos_0002.nii.gz"]),

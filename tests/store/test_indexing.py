@@ -75,8 +75,9 @@ def test_a_stored_array_is_numpys(stored):
         assert np.array_equal(image[key], voxels[key])
     assert np.asarray(image, dtype=np.float32).dtype == np.float32
     assert np.mean(image) == voxels.mean()
-    with pytest.raises(ValueError, match=r"<image int16\[.*of case volume-1> must be read"):
-        np.array(image, copy=False)
+    if np.lib.NumpyVersion(np.__version__) >= "2.0.0":  # before, copy=False meant "copy if you must"
+        with pytest.raises(ValueError, match=r"<image int16\[.*of case volume-1> must be read"):
+            np.array(image, copy=False)
     with pytest.raises(IndexError, match="slice 1000 of"):
         image[1000]
 

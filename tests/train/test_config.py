@@ -1,15 +1,17 @@
 """Settings: what TOML and Python may say, and what is refused."""
 
 import os
+from dataclasses import replace
 from typing import get_args, get_type_hints
 
 import pytest
 
 from slicemill.common.errors import ConfigError, ModelError, UsageError
 from slicemill.train.cli import train as train_command
-from slicemill.train.config import CHOICES, KINDS, Config, read_config, to_toml
+from slicemill.train.config import CHOICES, KINDS, RECIPES, Config, make_config, read_config, to_toml
 from slicemill.train.data.augment import SHARES
 from slicemill.train.run.checkpoint import LAST, read_state
+from slicemill.train.settings import Recipe
 
 
 class TestConfig:
@@ -30,6 +32,18 @@ class TestConfig:
             assert read_config(tmp_path / "c.toml") == config
         assert Config().kinds == KINDS == tuple(SHARES)
 
+    def test_a_recipe_is_what_a_file_and_options_start_from(self, tmp_path):
+        nodules = make_config("nodules")
+        assert (nodules.context, nodules.context_spacing_mm, nodules.spacing_mm) == (7, 2.5, 0.75)
+        assert (nodules.window_low, nodules.window_high, nodules.mining) == (-1000, 400, 2)
+        assert nodules.tumor_share + nodules.organ_share + nodules.hard_share == 1
+        (tmp_path / "c.toml").write_text("context = 5\n")
+        assert read_config(tmp_path / "c.toml", nodules) == replace(nodules, context=5)
+        assert make_config() == Config()
+        assert set(RECIPES) == set(get_args(Recipe))
+        with pytest.raises(UsageError, match="--recipe livers: must be one of nodules"):
+            make_config("livers")
+
     @pytest.mark.parametrize(
         ("values", "message"),
         [
@@ -37,6 +51,8 @@ class TestConfig:
             ({"hard_share": -0.1}, "hard_share = -0.1: must not be negative"),
             ({"test": 0.9}, "test = 0.9: their sum must be below 1"),
             ({"test": -0.1}, "test = -0.1: must not be negative"),
+            ({"mining": 1}, "mining = 1: needs a hard_share above 0"),
+            ({"mining": 21, "hard_share": 0.1}, "mining = 21: must be between 0 and 20"),
             ({"validation": 0.0}, "validation = 0.0: must be above 0"),
             (
                 {"hard_share": 0.3},

@@ -63,6 +63,21 @@ class TestSampling:
         never = draw_epoch(pool, config, 1, np.full(len(pool.slices), np.nan, np.float32))
         assert {place[:2] for place in never} == set(pool.slices)
 
+    def test_mined_slices_come_by_their_weight_and_crops_show_the_false_tumor(self, stored):
+        pool = self.pool(stored)
+        config = Config(batch=50, steps=40, tumor_share=0.0, organ_share=0.0, hard_share=1.0)
+        mined = np.zeros((len(pool.slices), 5), np.float32)
+        mined[3] = 3, 1, 2, 5, 7
+        mined[5] = 1, 0, 0, 4, 4
+        places = draw_epoch(pool, config, 1, np.ones(len(pool.slices), np.float32), mined)
+        assert {tuple(place) for place in places} == {
+            (*pool.slices[3], Box(1, 2, 5, 7)), (*pool.slices[5], Box(0, 0, 4, 4))
+        }  # fmt: skip
+        assert sum(place[:2] == pool.slices[3] for place in places) == pytest.approx(1500, abs=1)
+        mined[:] = 0  # nothing was false: as before mining
+        places = draw_epoch(pool, config, 1, np.full(len(pool.slices), np.nan, np.float32), mined)
+        assert {place[:2] for place in places} == set(pool.slices)
+
     def test_nothing_comes_again_before_all_of_its_weight_came(self):
         for count in (3, 10, 25):
             drawn = np.bincount(draw(np.ones(10), count, np.random.default_rng(count)), minlength=10)

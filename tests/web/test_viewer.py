@@ -9,7 +9,10 @@ import scipy.ndimage
 
 from slicemill.common.errors import InputError, PairingError, UsageError
 from slicemill.common.files import write_csv
-from slicemill.ct.labels import LITS_LABELS, Labels
+from slicemill.ct.formats.nifti.header import read_header
+from slicemill.ct.labels import LITS_LABELS, Labels, make_labels
+from slicemill.measure.lesions.measurements import Volume
+from slicemill.measure.lesions.slicer3d import write_segmentation
 from slicemill.store.reader import open_store
 from slicemill.web.entries import ViewRequest, find_entries, sort_by_dice
 from slicemill.web.marks import Marks
@@ -110,6 +113,16 @@ def test_every_label_has_the_color_of_the_other_pictures():
     assert {label.name: label.region for label in labels} == {
         "kidney": (3,), "liver": (1, 2), "tumor": (2,), "cyst": (4,)}  # fmt: skip
     assert len({label.color for label in labels}) == 4
+
+
+def test_a_segmentation_of_3d_slicer_is_not_shown_under_swapped_names(tmp_path):
+    labels = make_labels({"liver": 1, "tumor": 2})
+    scan = write_scan(tmp_path / "ct.nii", make_image())
+    mask = tmp_path / "ct.seg.nrrd"
+    write_segmentation(mask, Volume(label=make_mask(), affine_lps=read_header(scan).grid.affine_lps, labels=labels))
+    for named, shown in ((labels, True), (make_labels({"tumor": 1, "liver": 2}), False)):
+        (described,) = describe_case(opened(ViewRequest(path=scan, masks=(mask,), labels=named))).masks
+        assert ("its segment 'liver' has the label value 1" in (described.failure or "")) is not shown
 
 
 def test_a_mask_on_another_grid_is_reported_in_its_place(tmp_path):

@@ -1,8 +1,8 @@
 """Sampling of the slices of an epoch: a pure function of the tables, the settings, the epoch and the losses so far.
 
 An epoch is drawn from four groups in the shares of the settings: slices with tumor, slices with other labels only, hard
-slices (drawn in proportion to their last loss), and all slices. Slices of equal weight are drawn equally
-often, give or take one.
+slices, and all slices. Hard slices are drawn in proportion to their last loss, or to the false tumor that mining found.
+Slices of equal weight are drawn equally often, give or take one.
 """
 
 from collections.abc import Collection, Sequence
@@ -93,7 +93,9 @@ def make_pool(store: Store, case_ids: Collection[str], labels: Labels, config: C
     return Pool(slices, lesions, labels, config)
 
 
-def draw_epoch(pool: Pool, config: Config, epoch: int, losses: Floats | None = None) -> list[SlicePosition]:
+def draw_epoch(
+    pool: Pool, config: Config, epoch: int, losses: Floats | None = None, mined: Floats | None = None
+) -> list[SlicePosition]:
     """Return the slices of an epoch, in order.
 
     Parameters
@@ -101,6 +103,9 @@ def draw_epoch(pool: Pool, config: Config, epoch: int, losses: Floats | None = N
     losses
         float32[slices of the pool]: the last training loss of each slice, NaN if it has none. Hard slices are drawn in
         proportion to it; before the first loss they are drawn from all slices.
+    mined
+        float32[slices of the pool, 5]: weight of each slice and box y0, x0, y1, x1 of its false tumor. With any
+        weight, hard slices are drawn by it instead, and a crop shows the box.
     """
     rng = np.random.default_rng((config.seed, epoch))
     everything = np.ones(len(pool.slices))
@@ -112,10 +117,19 @@ def draw_epoch(pool: Pool, config: Config, epoch: int, losses: Floats | None = N
     chosen = [
         *(SlicePosition(*pool.slices[n], pool.draw_lesion_box(n, rng)) for n in draw(pool.tumor, from_tumor, rng)),
         *(SlicePosition(*pool.slices[n]) for n in draw(pool.organ, from_organ, rng)),
-        *(SlicePosition(*pool.slices[n]) for n in draw(loss_weights(losses, len(pool.slices)), from_hard, rng)),
+        *_draw_hard(pool, from_hard, losses, mined, rng),
         *(SlicePosition(*pool.slices[n], ANYWHERE) for n in draw(everything, from_all, rng)),
     ]
     return [chosen[index] for index in rng.permutation(len(chosen))]
+
+
+def _draw_hard(
+    pool: Pool, count: int, losses: Floats | None, mined: Floats | None, rng: np.random.Generator
+) -> list[SlicePosition]:
+    if mined is None or not mined[:, 0].any():
+        return [SlicePosition(*pool.slices[n]) for n in draw(loss_weights(losses, len(pool.slices)), count, rng)]
+    chosen = draw(mined[:, 0].astype(np.float64), count, rng)
+    return [SlicePosition(*pool.slices[n], Box(*map(int, mined[n, 1:]))) for n in chosen]
 
 
 def loss_weights(losses: Floats | None, count: int) -> npt.NDArray[np.float64]:

@@ -98,8 +98,10 @@ class _EpochInProgress:
         self._interruption = interruption
         self._to_class = class_lookup(setup.labels, setup.device, setup.ignored)
         self.tally = resume_tally(state.tally, len(setup.labels.values) + 1, setup.device, setup.processes)
-        losses = training.losses.at_epoch_start.numpy()
-        self.positions = draw_epoch(setup.pool, setup.config, self.number, losses)
+        losses, mined = training.losses.at_epoch_start.numpy(), training.losses.mined
+        self.positions = draw_epoch(
+            setup.pool, setup.config, self.number, losses, None if mined is None else mined.numpy()
+        )
         self.steps = len(self.positions) // setup.config.batch
         self._generators = make_generators(setup.device)
         self._pending: PendingStep | None = None

@@ -24,16 +24,20 @@ class SliceLosses:
     """The losses when the epoch began; the slices of the epoch are drawn by them."""
     latest: Tensor
     """The current losses."""
+    mined: Tensor | None = None
+    """float32[n, 5], what mining found last (`slicemill.train.run.mining`); None in a run without mining."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that a checkpoint contains."""
-        return {"losses_drawn_by": self.at_epoch_start, "losses_latest": self.latest}
+        mined = {} if self.mined is None else {"mined": self.mined}
+        return {"losses_drawn_by": self.at_epoch_start, "losses_latest": self.latest, **mined}
 
 
-def no_losses(pool: Pool) -> SliceLosses:
+def no_losses(pool: Pool, *, mining: bool) -> SliceLosses:
     """Return the losses before the first step."""
     never = torch.full((len(pool.slices),), math.nan)
-    return SliceLosses(at_epoch_start=never, latest=never.clone())
+    mined = torch.zeros((len(pool.slices), 5)) if mining else None
+    return SliceLosses(at_epoch_start=never, latest=never.clone(), mined=mined)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,10 +35,11 @@ class Inflate(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         filled, decoder = 0, self._decoder
         while filled < len(view) and not decoder.eof:
-            block = self._stored.read(STEP) if decoder.needs_input else b""
-            if decoder.needs_input and not block:
-                raise EOFError("the compressed data end early")
+            hungry = decoder.needs_input
+            block = self._stored.read(STEP) if hungry else b""
             data = decoder.decompress(block, max_length=min(len(view) - filled, MOST_OUT))
+            if hungry and not block and not data and not decoder.eof:  # isal < 1.9 asks while it holds output
+                raise EOFError("the compressed data end early")
             view[filled : filled + len(data)] = data
             filled += len(data)
         return filled

@@ -29,7 +29,7 @@ class RawPlanes:
     k: int
     """Index of the first plane along the file's slowest axis."""
     voxels: npt.NDArray[Any]
-    """any[k, j, i], stored numbers; valid until `planes` overwrites its buffer."""
+    """any[k, j, i], stored numbers; valid until `planes` overwrites its buffer. The caller may change them."""
     slope: Scaling
     """HU or label value = stored number * slope + inter."""
     inter: Scaling

@@ -1,12 +1,15 @@
 """Pixels: transfer syntaxes, bits, rescaling and padding, with pydicom and SimpleITK as oracles."""
 
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_rescale
 
 from slicemill.common.errors import ScanError
+from slicemill.ct.formats.dicom import codecs
 from slicemill.ct.scan import ScanReader
 from tests.ct.dicom.made import LOSSLESS, make_series, make_slice, make_volume, save, save_series, write_series
 from tests.ct.dicom.test_orders import read
@@ -33,8 +36,6 @@ def test_every_syntax_gives_the_same_voxels(syntax, kind, tmp_path):
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.80"])
 def test_signed_12_bit_pixels_in_an_unsigned_stream_get_their_sign(syntax, tmp_path):
     """pydicom's rule for JPEG 2000 (its `apply_j2k_sign_correction`); JPEG-LS has no sign at all."""
-    from tests.ct.dicom.made import imagecodecs
-
     volume = (make_volume((3, 32, 32)) - 1500).clip(-2048, 2047).astype(np.int16)
 
     def encode(pixels):
@@ -175,8 +176,6 @@ def test_a_modality_lut_and_float_pixels_are_refused(tmp_path):
 def test_lossy_pixels_are_read_with_a_warning(tmp_path):
     write_series(tmp_path / "flag", LossyImageCompression="01")
     assert any("lossy" in warning for warning in read(tmp_path / "flag")[3])
-    from tests.ct.dicom.made import imagecodecs
-
     volume = make_volume((2, 32, 32)) + 100
     for number, one in enumerate(make_series(volume)):
         save(
@@ -189,8 +188,6 @@ def test_lossy_pixels_are_read_with_a_warning(tmp_path):
 
 
 def test_a_compressed_picture_of_another_size_is_refused_before_it_is_decoded(tmp_path):
-    from tests.ct.dicom.made import imagecodecs
-
     for syntax in ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.70"):
         folder = tmp_path / syntax
         for number, one in enumerate(make_series(make_volume((2, 16, 16)))):
@@ -213,6 +210,88 @@ def test_damaged_compressed_pixels_are_an_error_of_the_file(syntax, tmp_path):
     path.write_bytes(data)
     with pytest.raises(ScanError, match="IM001"):
         read(tmp_path / "case")
+
+
+@pytest.mark.parametrize("cut", [4, 200, 0.5])
+@pytest.mark.parametrize("syntax", [one for one in LOSSLESS if ".4." in one or one.endswith(".5")])
+def test_a_stream_that_ends_early_is_refused_and_not_made_up(syntax, cut, tmp_path):
+    """libjpeg and OpenJPH return pixels for what lacks, and the RLE decoder leaves them as they were."""
+    save_series(tmp_path / "case", make_series(make_volume((2, 32, 32))), syntax)
+    path = tmp_path / "case" / "IM001"
+    dataset = pydicom.dcmread(path)
+    stream = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    dataset.PixelData = encapsulate([stream[: -(cut if cut > 1 else len(stream) // 2)]])
+    dataset.save_as(path)
+    with pytest.raises(ScanError, match="IM001.*(damaged|end marker)"):
+        read(tmp_path / "case")
+
+
+def test_runs_that_end_early_are_refused(tmp_path):
+    """Each segment of RLE is whole, and one has half of the bytes: nothing says so but their number."""
+    save_series(tmp_path / "case", make_series(np.full((2, 16, 16), 0x0102, np.int16)), "1.2.840.10008.1.2.5")
+    path = tmp_path / "case" / "IM002"
+    dataset = pydicom.dcmread(path)
+    runs = [bytes([129, 1]) * 2, bytes([129, 2])]  # 256 and 128 equal bytes
+    head = np.array([2, 64, 64 + len(runs[0]), *[0] * 13], "<u4").tobytes()
+    dataset.PixelData = encapsulate([head + b"".join(runs)])
+    dataset.save_as(path)
+    with pytest.raises(ScanError, match="384 bytes of pixels in place of 512"):
+        read(tmp_path / "case")
+
+
+def test_zeros_after_the_end_of_a_stream_are_padding(tmp_path):
+    volume = make_volume((2, 32, 32))
+    for number, one in enumerate(make_series(volume)):
+        save(
+            one,
+            tmp_path / "case" / str(number),
+            "1.2.840.10008.1.2.4.70",
+            encoder=lambda pixels: LOSSLESS["1.2.840.10008.1.2.4.70"](pixels) + bytes(8),
+        )
+    assert np.array_equal(read(tmp_path / "case")[0], volume - 1024)
+
+
+class TestMemory:
+    """A decoder takes memory by the size that the stream claims, whatever its bytes."""
+
+    BLANK = np.zeros((4096, 4100), np.uint16)
+
+    def test_a_large_picture_in_a_few_bytes_is_refused_before_it_is_decoded(self, tmp_path, monkeypatch):
+        write_j2k(tmp_path / "case", self.BLANK)
+        monkeypatch.setattr(codecs, "import_imagecodecs", None)
+        with pytest.raises(ScanError, match=r"4096 x 4100 pixels, 33,587,200 bytes, in a compressed file of [\d,]+;"):
+            read(tmp_path / "case")
+
+    def test_a_blank_slice_of_usual_size_is_read(self, tmp_path):
+        write_j2k(tmp_path / "case", self.BLANK[:1024, :1024])
+        assert (tmp_path / "case" / "0").stat().st_size < 2048
+        assert (read(tmp_path / "case")[0] == -1024).all()
+
+
+def write_j2k(folder, pixels):
+    """Write two slices in JPEG 2000."""
+    for number, one in enumerate(make_series(np.stack([pixels, pixels]))):
+        save(one, folder / str(number), "1.2.840.10008.1.2.4.90")
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.70"])
+def test_streams_of_any_precision_equal_pydicom(syntax, bits, tmp_path):
+    """Streams of up to 8 bits have pixels of one byte, in files of 16 bits too."""
+    volume = make_volume((3, 16, 20), kind=np.uint16) % (1 << min(bits, 14))
+
+    def encode(pixels):
+        narrow = pixels.astype(np.uint8) if bits == 8 else pixels
+        if syntax.endswith("90"):
+            return imagecodecs.jpeg2k_encode(narrow, codecformat="J2K", reversible=True, level=0, bitspersample=bits)
+        if syntax.endswith("80"):
+            return imagecodecs.jpegls_encode(narrow)
+        return imagecodecs.ljpeg_encode(narrow, bitspersample=bits)
+
+    for number, one in enumerate(make_series(volume, BitsStored=bits, HighBit=bits - 1)):
+        save(one, tmp_path / "case" / str(number), syntax, encoder=encode)
+    assert np.array_equal(read(tmp_path / "case")[0], volume.astype(int) - 1024)
+    assert np.array_equal(read(tmp_path / "case")[0], oracle(tmp_path / "case"))
 
 
 def test_simpleitk_reads_the_same_voxels_and_grid(tmp_path):

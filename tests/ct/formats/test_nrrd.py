@@ -274,5 +274,5 @@ def test_a_segment_with_the_name_of_a_label_has_its_value():
     path = Path("a.seg.nrrd")
     check_names((Segment(name="Liver", value=1, layer=0), Segment(name="other", value=9, layer=0)), labels, path)
     swapped = (Segment(name="Tumor", value=1, layer=0), Segment(name="liver", value=2, layer=0))
-    with pytest.raises(LabelError, match="its segment 'Tumor' has the label value 1, but --labels says 2"):
+    with pytest.raises(LabelError, match="its segment 'Tumor' has the label value 1, but the labels say 2"):
         check_names(swapped, labels, path)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from slicemill.common.errors import ConfigError, ScanError
 from slicemill.common.extras import describe_install
 from slicemill.ct.formats.dicom.header import Format
+from slicemill.ct.formats.dicom.pixels import number_type
 from slicemill.ct.formats.dicom.uids import (
     ENCAPSULATED_PLAIN,
     HTJ2K,
@@ -27,6 +28,10 @@ START_OF_FRAME = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9,
 SIZ = 0x51
 """Marker of the size of a JPEG 2000 codestream (ITU-T T.800 annex A.5.1)."""
 MAX_MARKERS = 1000
+END_OF_IMAGE = b"\xff\xd9"
+"""Last marker of JPEG, JPEG-LS and JPEG 2000 streams (T.81 table B.1, T.800 annex A.4.4)."""
+END_BYTES = 64
+"""Bytes in which the last marker is looked for: one zero may follow it (PS3.5 A.4), some writers add more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,7 @@ class Stream:
     is_signed: bool
 
 
-def decode_frame(data: bytes, form: Format, where: object) -> npt.NDArray[Any]:
+def decode_frame(data: bytes | memoryview, form: Format, where: object) -> npt.NDArray[Any]:
     """Decode a compressed frame to any[row, column]; its bits are still those of the stream.
 
     Raises
@@ -48,29 +53,27 @@ def decode_frame(data: bytes, form: Format, where: object) -> npt.NDArray[Any]:
     ScanError
         The stream is damaged, or has another size than the header says.
     """
+    pixels = np.empty((form.rows, form.columns), number_type(form))
+    decode_into(pixels, data, form, where)
+    return pixels
+
+
+def decode_into(out: npt.NDArray[Any], data: bytes | memoryview, form: Format, where: object) -> None:
+    """Decode a compressed frame into any[row, column] of the header's type; its bits are still those of the stream.
+
+    Raises
+    ------
+    ScanError
+        The stream is damaged, ends early, or has another size than the header says.
+    """
     imagecodecs = import_imagecodecs()
     try:
         if form.syntax == RLE:
-            kind = np.dtype(f"<u{form.bits_allocated // 8}")
-            out = bytearray(form.rows * form.columns * kind.itemsize)
-            imagecodecs.dicomrle_decode(data, kind, out=out)
-            return np.frombuffer(out, kind).reshape(form.rows, form.columns)
-        if form.syntax == ENCAPSULATED_PLAIN:
-            size = form.rows * form.columns
-            return np.frombuffer(data, f"<u{form.bits_allocated // 8}", size).reshape(form.rows, form.columns)
-        stream = read_stream(data)
-        if (stream.rows, stream.columns, stream.components) != (form.rows, form.columns, 1):
-            raise ScanError(
-                f"its compressed picture has {stream.rows} x {stream.columns} pixels of {stream.components} channels; "
-                f"Rows and Columns say {form.rows} x {form.columns} of 1.",
-                where=where,
-            )
-        if stream.precision > form.bits_allocated:
-            raise ScanError(
-                f"its compressed picture has {stream.precision} bits, BitsAllocated says {form.bits_allocated}.",
-                where=where,
-            )
-        pixels = np.asarray(_decoder(form.syntax, imagecodecs)(data))
+            _decode_rle(out, data, imagecodecs)
+        elif form.syntax == ENCAPSULATED_PLAIN:
+            out[...] = np.frombuffer(data, out.dtype, out.size).reshape(out.shape)
+        else:
+            _decode_stream(out, data, form, _decoder(form.syntax, imagecodecs))
     except ScanError as error:
         raise ScanError(error.reason, where=where) from error
     except MemoryError:
@@ -79,9 +82,38 @@ def decode_frame(data: bytes, form: Format, where: object) -> npt.NDArray[Any]:
         raise ScanError(
             f"its compressed pixels are damaged ({type(error).__name__}). Copy the file again.", where=where
         ) from error
-    if pixels.shape != (form.rows, form.columns):
-        raise ScanError(f"its compressed picture was decoded to the shape {pixels.shape}.", where=where)
-    return _extend_sign(pixels, stream, form) if form.syntax in JPEG_2000 | HTJ2K else pixels
+
+
+def _decode_rle(out: npt.NDArray[Any], data: bytes | memoryview, imagecodecs: Any) -> None:
+    """Decode the runs of a frame. The decoder leaves the rest of `out` as it was if they end early."""
+    count = imagecodecs.dicomrle_decode(data, out.dtype, out=out.reshape(-1).view(np.uint8)).nbytes
+    if count != out.nbytes:
+        raise ScanError(f"its runs (RLE) give {count:,} bytes of pixels in place of {out.nbytes:,}; it is damaged.")
+
+
+def _decode_stream(out: npt.NDArray[Any], data: bytes | memoryview, form: Format, decode: Any) -> None:
+    """Decode a JPEG, JPEG-LS or JPEG 2000 stream into `out`, without another array if it has pixels of that size."""
+    stream = read_stream(data)
+    if (stream.rows, stream.columns, stream.components) != (form.rows, form.columns, 1):
+        raise ScanError(
+            f"its compressed picture has {stream.rows} x {stream.columns} pixels of {stream.components} channels; "
+            f"Rows and Columns say {form.rows} x {form.columns} of 1."
+        )
+    if stream.precision > form.bits_allocated:
+        raise ScanError(
+            f"its compressed picture has {stream.precision} bits, BitsAllocated says {form.bits_allocated}."
+        )
+    if bytes(data[-END_BYTES:]).rstrip(b"\0")[-2:] != END_OF_IMAGE:  # some decoders make up what lacks
+        raise ScanError("its compressed picture ends without its end marker (FFD9), so a part may lack.")
+    if (stream.precision > 8) == (out.itemsize == 2):
+        pixels = out.view(f"{'i' if stream.is_signed else 'u'}{out.itemsize}")
+        decode(data, out=pixels)
+        _extend_sign(pixels, stream, form)
+        return
+    narrow = np.asarray(decode(data))  # a stream of up to 8 bits in a file of 16
+    if narrow.shape != out.shape:
+        raise ScanError(f"its compressed picture was decoded to the shape {narrow.shape}.")
+    out[...] = _extend_sign(narrow, stream, form)
 
 
 def import_imagecodecs() -> Any:
@@ -108,19 +140,22 @@ def _decoder(syntax: str, imagecodecs: Any) -> Any:
 
 
 def _extend_sign(pixels: npt.NDArray[Any], stream: Stream, form: Format) -> npt.NDArray[Any]:
-    """Return pixels of a stream whose sign differs from PixelRepresentation with the sign of the header.
+    """Give pixels of a stream whose sign differs from PixelRepresentation the sign of the header, in place.
 
-    pydicom's rule (``apply_j2k_sign_correction``): the bits of the stream's precision are right, their sign is not.
+    JPEG 2000 alone states a sign. pydicom's rule (``apply_j2k_sign_correction``): the bits of the stream's precision
+    are right, their sign is not.
     """
     bits = pixels.itemsize * 8
-    if stream.is_signed == form.is_signed or stream.precision == bits:
+    if form.syntax not in JPEG_2000 | HTJ2K or stream.is_signed == form.is_signed or stream.precision == bits:
         return pixels
     target = pixels.view(f"{'i' if form.is_signed else 'u'}{pixels.itemsize}")
     shift = bits - stream.precision
-    return np.asarray((target << shift) >> shift)
+    np.left_shift(target, shift, out=target)
+    np.right_shift(target, shift, out=target)
+    return target
 
 
-def read_stream(data: bytes) -> Stream:
+def read_stream(data: bytes | memoryview) -> Stream:
     """Return size and precision of a JPEG, JPEG-LS or JPEG 2000 codestream (raw, or in a JP2 file).
 
     Raises
@@ -130,7 +165,7 @@ def read_stream(data: bytes) -> Stream:
     """
     if data[:2] == b"\xff\xd8":
         return _read_jpeg(data)
-    at = 0 if data[:4] == b"\xff\x4f\xff\x51" else data.find(b"\xff\x4f\xff\x51", 0, 4096)
+    at = bytes(data[:4096]).find(b"\xff\x4f\xff\x51")
     if at < 0 or len(data) < at + 45:
         raise ScanError("its compressed pixels are no JPEG stream; the file is damaged.")
 
@@ -146,7 +181,7 @@ def read_stream(data: bytes) -> Stream:
     )
 
 
-def _read_jpeg(data: bytes) -> Stream:
+def _read_jpeg(data: bytes | memoryview) -> Stream:
     at = 2
     for _ in range(MAX_MARKERS):
         while data[at : at + 2] == b"\xff\xff":  # fill bytes

@@ -120,6 +120,11 @@ def _index(listing: Listing, advance: Advance) -> _Kept:
     return kept
 
 
+def forget_folders() -> None:
+    """Forget the indexes of all folders, so that the next reader reads the headers again."""
+    _kept.clear()
+
+
 def _iter_paths(index: FolderSeries) -> Iterable[tuple[Location, Series | Refused]]:
     """Yield the files of a folder with the series that each belongs to; the last of several for a file counts."""
     for one in index.series:

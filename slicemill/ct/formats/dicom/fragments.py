@@ -10,7 +10,9 @@ Range = tuple[int, int]
 """Offset in the file and length, bytes."""
 
 
-def find_frames(read: Callable[[int, int], bytes], offset: int, size: int, frames: int) -> list[list[Range]]:
+def find_frames(
+    read: Callable[[int, int], bytes | memoryview], offset: int, size: int, frames: int
+) -> list[list[Range]]:
     """Return the fragments of each frame.
 
     Parameters
@@ -48,7 +50,7 @@ def find_frames(read: Callable[[int, int], bytes], offset: int, size: int, frame
     return found
 
 
-def _list_items(read: Callable[[int, int], bytes], offset: int, size: int) -> list[Range]:
+def _list_items(read: Callable[[int, int], bytes | memoryview], offset: int, size: int) -> list[Range]:
     """Return the items: the table of offsets first, which may be empty."""
     items: list[Range] = []
     at = offset
@@ -66,6 +68,6 @@ def _list_items(read: Callable[[int, int], bytes], offset: int, size: int) -> li
     return items
 
 
-def _read_table(data: bytes, frames: int) -> list[int]:
+def _read_table(data: bytes | memoryview, frames: int) -> list[int]:
     starts = [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data) - 3, 4)]
     return starts if len(starts) == frames else []

@@ -27,13 +27,18 @@ def use_bits(pixels: npt.NDArray[Any], form: Format) -> None:
     [-1, -2048]
     """
     drop, above = form.bits_allocated - form.bits_stored, form.bits_allocated - 1 - form.high_bit
-    if not drop:
+    if not drop or (above == drop and _all_fit(pixels, form)):
         return
     padding = pixels == form.padding if form.padding is not None and not _fits_bits(form.padding, form) else None
     np.left_shift(pixels, above, out=pixels)  # the highest bit to the top; then down, which repeats the sign
     np.right_shift(pixels, drop, out=pixels)
     if padding is not None:
         pixels[padding] = form.padding
+
+
+def _all_fit(pixels: npt.NDArray[Any], form: Format) -> bool:
+    """Return whether all numbers need only the lowest BitsStored bits, and their sign is repeated above: most files."""
+    return _fits_bits(int(pixels.max()), form) and (not form.is_signed or _fits_bits(int(pixels.min()), form))
 
 
 def _fits_bits(number: int, form: Format) -> bool:

@@ -15,6 +15,11 @@ from slicemill.ct.formats.dicom.uids import SYNTAX_NAMES
 MAX_FRAMES = 100_000
 MAX_SIDE = 16_384
 """Most rows or columns of a slice."""
+MAX_PACKED_BYTES = 32 << 20
+"""Largest slice, decoded, that a file of any size may claim to hold compressed: 4096 x 4096 pixels of 16 bits. A blank
+slice of JPEG 2000 has a few hundred bytes whatever its size, so the file's size does not bound it."""
+MOST_PACKED = 256
+"""Most bytes of a larger slice for each byte of its file. CT compresses 2 to 10 times."""
 UNIT_TOLERANCE = 1e-3
 """How far the directions of rows and columns may be from unit length and from a right angle."""
 HU_TYPES = ("", "HU", "US", "HU_MOD")
@@ -135,10 +140,25 @@ def _check_size(header: FileHeader) -> None:
     if not 0 < header.frames <= MAX_FRAMES:
         raise refuse(header, f"NumberOfFrames (0028,0008) must be 1 to {MAX_FRAMES:,}; it is {header.frames}")
     needed = form.rows * form.columns * header.frames * form.bits_allocated // 8
+    if header.pixel_length == 0xFFFFFFFF:
+        _check_packed(header, needed // header.frames)
+        return
     beyond = form.columns * form.bits_allocated // 8  # a row: anything shorter may be padding
-    if header.pixel_length != 0xFFFFFFFF and not needed <= header.pixel_length < needed + max(2, beyond):
+    if not needed <= header.pixel_length < needed + max(2, beyond):
         raise refuse(
             header, f"PixelData (7FE0,0010) has {header.pixel_length:,} bytes, but the header claims {needed:,}"
+        )
+
+
+def _check_packed(header: FileHeader, slice_bytes: int) -> None:
+    """Check that a compressed slice is not far larger than its file: decoders take memory by the header's claim."""
+    size = header.file.size
+    if slice_bytes > MAX_PACKED_BYTES and slice_bytes > MOST_PACKED * size:
+        form = header.format
+        raise refuse(
+            header,
+            f"Rows and Columns (0028,0010 and 0011) claim a slice of {form.rows} x {form.columns} pixels, "
+            f"{slice_bytes:,} bytes, in a compressed file of {size:,}; at most {MOST_PACKED} times its size is read",
         )
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from slicemill.common.errors import ScanError
 from slicemill.common.files import HASH_BLOCK
-from slicemill.ct.formats.dicom.codecs import decode_frame
+from slicemill.ct.formats.dicom.codecs import decode_into
 from slicemill.ct.formats.dicom.elements import walk
 from slicemill.ct.formats.dicom.files import DicomFile, OpenFile
 from slicemill.ct.formats.dicom.fragments import Range, find_frames
@@ -90,7 +90,7 @@ class DicomSource:
             elif form.syntax == BIG_ENDIAN:
                 out[...] = read_frame(opened, header.file, plane.frame)
             else:
-                out[...] = self._decode(opened, plane)
+                self._decode(opened, plane, out)
         use_bits(out, form)
         fill = padding_fill(form, plane.slope, plane.inter)
         if fill is not None:
@@ -113,24 +113,18 @@ class DicomSource:
         _hash_rest(opened, header.file, count, digest)
         self._hashes[header.file] = digest.hexdigest()
 
-    def _decode(self, opened: OpenFile, plane: Plane) -> npt.NDArray[Any]:
-        """Return the pixels of a compressed frame, any[j, i]."""
+    def _decode(self, opened: OpenFile, plane: Plane, out: npt.NDArray[Any]) -> None:
+        """Decode a compressed frame into any[j, i]; hash the file on the way if it has one frame."""
         header = plane.header
         file = header.file
         if header.frames == 1:
-            if file.size > MAX_SLICE_FILE:
-                raise ScanError(f"one slice has {file.size:,} bytes; at most {MAX_SLICE_FILE:,} are read.", where=file)
-            start = time.perf_counter()
-            data = opened.read(0, file.size)
-            self.read_seconds += time.perf_counter() - start
-            if self._hashed:
-                self._hashes[file] = sha256(data).hexdigest()
+            data = self._read_file(opened, file)
 
-            def read(offset: int, length: int) -> bytes:
+            def read(offset: int, length: int) -> memoryview:
                 return data[offset : offset + length]
 
         else:
-            read = opened.read
+            read = opened.read  # type: ignore[assignment]
         if self._frames is None or self._frames[0] != file:
             try:
                 self._frames = (file, find_frames(read, header.pixel_offset, file.size, header.frames))
@@ -139,10 +133,20 @@ class DicomSource:
         ranges = self._frames[1][plane.frame]
         if sum(length for _, length in ranges) > MAX_SLICE_FILE:
             raise ScanError(f"a frame has more than {MAX_SLICE_FILE:,} bytes.", where=file)
-        pixels = decode_frame(b"".join(read(offset, length) for offset, length in ranges), header.format, file)
-        if pixels.itemsize != self.dtype.itemsize:
-            return pixels.astype(self.dtype)
-        return pixels.view(self.dtype)
+        parts = [read(offset, length) for offset, length in ranges]
+        decode_into(out, parts[0] if len(parts) == 1 else b"".join(parts), header.format, file)
+
+    def _read_file(self, opened: OpenFile, file: DicomFile) -> memoryview:
+        """Read and hash the file of one compressed slice."""
+        if file.size > MAX_SLICE_FILE:
+            raise ScanError(f"one slice has {file.size:,} bytes; at most {MAX_SLICE_FILE:,} are read.", where=file)
+        start = time.perf_counter()
+        data = memoryview(bytearray(file.size))
+        read_fully(opened, data, 0, file)
+        self.read_seconds += time.perf_counter() - start
+        if self._hashed:
+            self._hashes[file] = sha256(data).hexdigest()
+        return data
 
     def finish(self) -> str:
         """Return the SHA-256 over the files' SHA-256 in order of position; reads what was not hashed yet."""

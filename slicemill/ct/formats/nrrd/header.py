@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from slicemill.common.errors import GeometryError, ScanError
 from slicemill.common.files import Location
+from slicemill.ct.formats.names import is_nrrd_name
 from slicemill.ct.formats.nrrd.fields import MAX_HEADER_BYTES, NrrdText, parse_quoted, parse_vectors, read_text
-from slicemill.ct.formats.nrrd.segments import Segment, read_segments, values_of_layers
+from slicemill.ct.formats.nrrd.segments import Segment, check_names, read_segments, values_of_layers
 from slicemill.ct.formats.text_header import (
     NUMBER,
     expand_pattern,
@@ -25,6 +26,7 @@ from slicemill.ct.formats.text_header import (
 from slicemill.ct.formats.volume import FROM_END, Encoding, VolumeHeader, VoxelFiles
 from slicemill.ct.geometry import RAS_TO_LPS, Grid
 from slicemill.ct.grid_checks import grid_warnings
+from slicemill.ct.labels import Labels
 
 TYPES = {
     "i1": "signed char, int8, int8_t",
@@ -109,6 +111,20 @@ def list_segments(path: Location) -> tuple[Segment, ...]:
         The header cannot be read.
     """
     return read_segments(read_text(path).pairs, path)
+
+
+def check_segments(path: Location, labels: Labels) -> None:
+    """Check the names of the segments of a segmentation of 3D Slicer (`check_names`); other formats name none.
+
+    Raises
+    ------
+    LabelError
+        A segment has the name of a label, but another value.
+    ScanError
+        The header cannot be read.
+    """
+    if is_nrrd_name(path.name):
+        check_names(list_segments(path), labels, path)
 
 
 def _require(text: NrrdText, field: str, path: Location) -> str:

@@ -87,7 +87,7 @@ def check_names(segments: tuple[Segment, ...], labels: Labels, path: Location) -
         expected = values.get(segment.name.strip().casefold(), segment.value)
         if expected != segment.value:
             raise LabelError(
-                f"its segment {shorten(segment.name)!r} has the label value {segment.value}, but --labels says "
+                f"its segment {shorten(segment.name)!r} has the label value {segment.value}, but the labels say "
                 f"{expected}. Pass the values of this file, or save its segments in the order of the labels.",
                 where=path,
             )

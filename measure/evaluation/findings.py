@@ -1,0 +1,201 @@
+"""The findings that point detections are scored against: from tables in LUNA16's form, or from a slice store."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from slicemill.common.errors import InputError, UsageError
+from slicemill.common.files import Location, parse_location, read_file
+from slicemill.common.tables import read_table
+from slicemill.ct.formats.names import strip_suffix
+from slicemill.ct.points import Point
+from slicemill.store.reader import is_store, open_store
+
+Floats = npt.NDArray[np.float64]
+SCAN = "seriesuid"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """The findings of the scans that are scored."""
+
+    scans: tuple[str, ...]
+    """Names of all scans, those without findings included."""
+    included: Mapping[str, Floats]
+    """Scan -> float64[m, 4]: x, y, z in mm, diameter in mm."""
+    excluded: Mapping[str, Floats]
+    """The same of findings that are neither hits nor false positives."""
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Scan -> the group of each included finding; empty without groups."""
+    patients: Mapping[str, str] | None = None
+    """Scan -> patient; None if they are not known."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of the scans -> their names."""
+
+    def count(self) -> int:
+        """Return the number of included findings in the scans."""
+        return sum(len(self.included.get(name, ())) for name in self.scans)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindingFiles:
+    """The files that were passed."""
+
+    annotations: Path
+    """CSV of findings, or a slice store that was ingested with points."""
+    scans: Path | None = None
+    """Text file with the names of all scans; required with a CSV. Of a store: its cases that are scored."""
+    excluded: Path | None = None
+    """CSV of excluded findings; a store has its own."""
+    patients: Path | None = None
+    """CSV with the columns seriesuid and patient_id; a store has its own."""
+    group: str | None = None
+    """Column that groups the findings; of a store: a further column that it keeps."""
+
+
+def read_findings(files: FindingFiles) -> Findings:
+    """Read the findings.
+
+    Raises
+    ------
+    UsageError
+        An option is missing, or does not go with a store.
+    InputError
+        A file cannot be read, lacks a column, lists a scan twice, or has a value that is not a number.
+    """
+    root = parse_location(files.annotations)
+    if is_store(root):
+        if files.excluded is not None or files.patients is not None:
+            raise UsageError("a store has excluded findings and patients of its own; leave out --excluded, --patients.")
+        return read_store_findings(root, None if files.scans is None else read_names(files.scans), files.group)
+    if files.scans is None:
+        raise UsageError("--scans: name the file that lists all scans, also those without findings.")
+    scans = tuple(read_names(files.scans))
+    return Findings(
+        scans=scans,
+        included=read_points(files.annotations, "diameter_mm"),
+        excluded=read_points(files.excluded, "diameter_mm") if files.excluded else {},
+        groups=read_groups(files.annotations, files.group) if files.group else {},
+        patients=read_patients(files.patients, scans) if files.patients else None,
+    )
+
+
+def read_store_findings(root: Location, chosen: Sequence[str] | None, group: str | None) -> Findings:
+    """Return the findings of a store's cases.
+
+    Parameters
+    ----------
+    chosen
+        Case ids or file names without suffix; None for all cases.
+    group
+        Further column of the points that groups them.
+
+    Raises
+    ------
+    InputError
+        A case has no points, is not in the store, or no finding has the column `group`.
+    """
+    store = open_store(root)
+    aliases = {strip_suffix(Path(case.info.image.name).name): case.case_id for case in store.values()}
+    ids = store.case_ids if chosen is None else [name if name in store else aliases.get(name, name) for name in chosen]
+    store.check_known(ids)
+    cases = [store[case_id] for case_id in ids]
+    bare = [case.case_id for case in cases if case.points is None]
+    if bare:
+        raise InputError(f"case {bare[0]} has no points; ingest it with --points, or pass --scans.", where=root)
+    nodules = {case.case_id: [point for point in case.points or () if point.kind == "nodule"] for case in cases}
+    if group is not None and not any(group in point.further for points in nodules.values() for point in points):
+        raise InputError(f"no finding has the column {group}; leave out --by.", where=root)
+    return Findings(
+        scans=tuple(ids),
+        included={case_id: _stack(points) for case_id, points in nodules.items()},
+        excluded={case.case_id: _stack([one for one in case.points or () if one.kind == "excluded"]) for case in cases},
+        groups={case_id: tuple(_name_group(group, one) for one in points) for case_id, points in nodules.items()}
+        if group
+        else {},
+        patients={case.case_id: case.info.patient_id for case in cases},
+        aliases={name: case_id for name, case_id in aliases.items() if name not in ids},
+    )
+
+
+def _stack(points: Sequence[Point]) -> Floats:
+    """Return float64[n, 4]: x, y, z in mm, diameter in mm, -1 if it is not known."""
+    rows = [(*point.xyz_mm, -1.0 if point.diameter_mm is None else point.diameter_mm) for point in points]
+    return np.array(rows, dtype=np.float64).reshape(-1, 4)
+
+
+def _name_group(column: str, point: Point) -> str:
+    value = point.further.get(column)
+    return f"{column} {'not given' if value is None else f'{value:g}'}"
+
+
+def read_groups(path: Path, column: str) -> dict[str, tuple[str, ...]]:
+    """Return the group of each finding of a table, by scan, in order of the table."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for row in read_table(path, required=(SCAN, column.lower()), keeps_further=True):
+        groups[row.cells[SCAN]].append(f"{column} {row.cells[column.lower()] or 'not given'}")
+    return {name: tuple(values) for name, values in groups.items()}
+
+
+def read_patients(path: Path, scans: Sequence[str]) -> dict[str, str]:
+    """Return the patient of each scan, from a table with the columns seriesuid and patient_id.
+
+    Raises
+    ------
+    InputError
+        A scan has no patient, or two.
+    """
+    patients: dict[str, str] = {}
+    for row in read_table(path, required=(SCAN, "patient_id"), keeps_further=True):
+        name, patient = row.cells[SCAN], row.cells["patient_id"]
+        if patients.setdefault(name, patient) != patient:
+            raise InputError(f"{path}: line {row.line} gives {name} another patient than an earlier line.")
+    if missing := [name for name in scans if not patients.get(name)]:
+        raise InputError(f"{path}: has no patient of {missing[0]}; every scan needs one.")
+    return patients
+
+
+def read_names(path: Path) -> list[str]:
+    """Read the names of scans, one per line."""
+    names = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+    if not names:
+        raise InputError(f"{path}: must list the scans, one per line; it is empty.")
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise InputError(f"{path}: must list each scan once; {twice[0]} occurs more than once. Remove the duplicates.")
+    return names
+
+
+def _read_text(path: Path) -> str:
+    """Read a text file, UTF-8 with or without a byte order mark."""
+    try:
+        return read_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: must be UTF-8; it contains the byte {error.object[error.start]:#04x}. Save it as UTF-8."
+        ) from None
+
+
+def read_points(path: Path, last: str) -> dict[str, Floats]:
+    """Read a CSV table of points: scan -> float64[n, 4], x, y, z in mm and the column `last`.
+
+    Other columns are allowed. Numbers may have decimal commas if another character separates the cells.
+    """
+    columns = ("coordX", "coordY", "coordZ", last)
+    points: dict[str, list[list[float]]] = defaultdict(list)
+    for row in read_table(path, required=(SCAN, *(name.lower() for name in columns)), keeps_further=True):
+        texts = [row.cells[name.lower()] for name in columns]
+        try:
+            values = [row.number(name.lower()) for name in columns]
+        except ValueError:
+            raise InputError(
+                f"{path}: line {row.line} must have numbers in {', '.join(columns)}; it has {texts}."
+            ) from None
+        if not np.isfinite(values).all():
+            raise InputError(f"{path}: line {row.line} must have finite numbers; it has {values}.")
+        points[row.cells[SCAN]].append(values)
+    return {name: np.array(values) for name, values in points.items()}

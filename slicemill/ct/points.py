@@ -1,0 +1,91 @@
+"""Findings and candidates as points in mm, as collections of lung nodules have them.
+
+Positions are x, y, z in LPS mm, as in LUNA16's tables and in `Grid.affine_lps`. Voxel positions are z, y, x of the
+stored array; the center of the first voxel is 0, 0, 0.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+PointKind = Literal["nodule", "excluded"]
+"""``excluded``: a finding that is neither nodule nor background, so that training and scores leave it out."""
+CANDIDATE_COLUMNS = ("x_mm", "y_mm", "z_mm", "class", "row")
+"""Columns of candidates, float64[n, 5]: position in LPS mm, class (1 nodule, 0 none), line of the source table."""
+
+
+UNKNOWN_DIAMETER_MM = 10.0
+"""Diameter of findings of unknown size, as LUNA16's program takes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A finding that is known by its center."""
+
+    id: str
+    """Unique in its case, like ``nodule-3``."""
+    kind: PointKind
+    xyz_mm: tuple[float, float, float]
+    """Center x, y, z in LPS mm, as in the source."""
+    diameter_mm: float | None
+    """None if the source does not know it."""
+    malignancy: float | None = None
+    """Rating or probability as the source has it; None without one."""
+    readers: int | None = None
+    """Number of readers who marked it; None if unknown."""
+    mask: str = ""
+    """How its voxels in the segmentation were made: ``density``, ``ball``; empty if there are none."""
+    volume_ml: float | None = None
+    """Volume of its mask, ml; None without one."""
+    flags: tuple[str, ...] = ()
+    """What is unusual about its mask, as phrases."""
+    further: Mapping[str, float] = field(default_factory=dict)
+    """Further columns of the source with numbers."""
+
+
+def mm_to_voxel(affine: Floats, xyz_mm: npt.ArrayLike) -> Floats:
+    """Return voxel positions of points in mm, by the inverse of the full affine.
+
+    Parameters
+    ----------
+    affine
+        float64[4, 4], voxel (x, y, z, 1) to LPS mm.
+    xyz_mm
+        float[..., 3]: x, y, z in LPS mm.
+
+    Returns
+    -------
+    float64[..., 3]: z, y, x in voxels, not rounded.
+
+    >>> mm_to_voxel(np.diag([2.0, 2.0, 5.0, 1.0]), (6.0, 4.0, 5.0)).tolist()
+    [1.0, 2.0, 3.0]
+    """
+    offset = np.asarray(xyz_mm, dtype=np.float64) - affine[:3, 3]
+    solved = np.linalg.solve(affine[:3, :3], offset.reshape(-1, 3).T).T
+    return np.asarray(solved[:, ::-1].reshape(offset.shape), dtype=np.float64)
+
+
+def voxels_to_mm(affine: Floats, zyx: npt.ArrayLike) -> Floats:
+    """Return float64[..., 3], x, y, z in LPS mm, of voxel positions float[..., 3], z, y, x.
+
+    >>> voxels_to_mm(np.diag([2.0, 2.0, 5.0, 1.0]), [(1, 2, 3)]).tolist()
+    [[6.0, 4.0, 5.0]]
+    """
+    xyz = np.asarray(zyx, dtype=np.float64)[..., ::-1]
+    return np.asarray(xyz @ affine[:3, :3].T + affine[:3, 3], dtype=np.float64)
+
+
+def is_inside(shape: tuple[int, int, int], zyx: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Return bool[...]: whether voxel positions float[..., 3] lie in a scan of `shape` [z, y, x], borders included.
+
+    A voxel reaches half a step around its center.
+
+    >>> is_inside((3, 4, 5), [(0, 0, 0), (2.4, 0, -0.5), (2.5, 0, 0)]).tolist()
+    [True, True, False]
+    """
+    places = np.asarray(zyx, dtype=np.float64)
+    return np.asarray(((places >= -0.5) & (places < np.array(shape) - 0.5)).all(axis=-1), dtype=bool)

@@ -1,0 +1,58 @@
+"""The candidates of a case: one small Zarr v3 array, float64[n, 6], next to its image.
+
+The columns are `CANDIDATE_COLUMNS` and whether the candidate lies in a lung (1 or 0; NaN if no lungs were passed).
+The array is one chunk that ends with a crc32c, like the slices.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from slicemill.common.errors import StoreError
+from slicemill.common.files import Location, read_file, write_bytes, write_json
+from slicemill.ct.points import CANDIDATE_COLUMNS
+from slicemill.store.codecs import CRC_BYTES, with_checksum, without_checksum
+from slicemill.store.layout import CANDIDATES, DOCUMENT
+from slicemill.store.zarr_documents import make_table_document
+
+COLUMNS = len(CANDIDATE_COLUMNS) + 1
+CHUNK = "c/0/0"
+MAX_CANDIDATES = 1_000_000
+Floats = npt.NDArray[np.float64]
+
+
+def write_candidates(folder: Path, rows: Floats) -> None:
+    """Write the candidates float64[n, 6] of the case in `folder`, which is not published yet."""
+    target = folder / CANDIDATES
+    if len(rows):
+        write_bytes(target / CHUNK, with_checksum(np.ascontiguousarray(rows, dtype="<f8").tobytes()))
+    write_json(target / DOCUMENT, make_table_document(len(rows), COLUMNS))
+
+
+def read_candidates(folder: Location, document: dict[str, object]) -> Floats:
+    """Return the candidates float64[n, 6] of the case in `folder`, whose array has this document.
+
+    Raises
+    ------
+    StoreError
+        Bytes are missing or damaged, or it is another array.
+    """
+    where = folder / CANDIDATES
+    shape = document.get("shape")
+    rows = shape[0] if isinstance(shape, list) and len(shape) == 2 and isinstance(shape[0], int) else -1
+    if not 0 <= rows <= MAX_CANDIDATES or document != make_table_document(rows, COLUMNS):
+        raise StoreError("is not an array of candidates; ingest the case again with --overwrite.", where=where)
+    if not rows:
+        return np.empty((0, COLUMNS))
+    size = rows * COLUMNS * 8
+    try:
+        data = without_checksum(read_file(where / CHUNK, size + CRC_BYTES))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cannot be read ({error}); ingest the case again with --overwrite.", where=where) from error
+    if len(data) != size:
+        raise StoreError(f"has {len(data)} bytes, but {rows} rows need {size}.", where=where)
+    found = np.frombuffer(data, dtype="<f8").reshape(rows, COLUMNS).astype(np.float64)
+    if not np.isfinite(found[:, : len(CANDIDATE_COLUMNS)]).all():
+        raise StoreError("a position or class is not a finite number.", where=where)
+    return found
