@@ -58,7 +58,7 @@ class InferRequest:
     strict: Annotated[bool, _input("Refuse scans with a warning, like a lost header.", "--strict")] = False
     out: Annotated[Path | None, _common("Folder for results; default: FOLDER-MODEL next to the scans' folder.")] = None
     classifier: Annotated[
-        Path | None, _common("Judge the segmentation's candidates with this model; writes candidates.csv and .json.")
+        Path | None, _network("Judge the segmentation's candidates with this model; writes candidates.csv and .json.")
     ] = None
     probability: Annotated[bool, _output("Also write NAME_probability_LABEL for every label.", "--probability")] = False
     separate: Annotated[bool, _output("Also write NAME_LABEL for every label, as 0 and 1.", "--separate")] = False

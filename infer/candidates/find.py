@@ -18,11 +18,12 @@ from scipy.spatial import cKDTree
 
 from slicemill.ct.geometry import Grid, voxel_ml
 from slicemill.ct.points import voxels_to_mm
-from slicemill.ct.runs import Runs, connect_runs, find_runs, group_pairs, voxel_coordinates
+from slicemill.ct.runs import Runs, connect_runs, find_runs, group_pairs, select_values, voxel_coordinates
 
 THRESHOLD = 0.1
 REACH_MM = 5.0
-BLOCK_MM = 2.0
+BLOCK_MM = 2.5
+"""Half of REACH_MM. The distance of each block is computed: blocks of half the size take eight times as long."""
 MERGE_MM = 2.0
 MOST = 300
 Uint8s = npt.NDArray[np.uint8]
@@ -176,13 +177,11 @@ class _Nearness:
     """Which blocks of a scan lie within REACH_MM of an organ."""
 
     def __init__(self, label: Uint8s, values: tuple[int, ...], spacing_mm: tuple[float, float, float]) -> None:
-        self._steps = [max(1, int(BLOCK_MM / spacing)) for spacing in spacing_mm]
+        self._steps = [max(1, round(BLOCK_MM / spacing)) for spacing in spacing_mm]
         firsts = [np.arange(0, count, step) for count, step in zip(label.shape, self._steps, strict=True)]
-        table = np.zeros(256, dtype=bool)
-        table[list(values)] = True
         blocks = np.empty([len(first) for first in firsts], dtype=bool)
         for row, z in zip(blocks, firsts[0], strict=True):
-            section = table[label[z : z + self._steps[0]]].any(axis=0)
+            section = select_values(label[z : z + self._steps[0]], values).any(axis=0)
             across = np.logical_or.reduceat(section, firsts[1], axis=0)
             row[...] = np.logical_or.reduceat(across, firsts[2], axis=1)
         sizes = [step * spacing for step, spacing in zip(self._steps, spacing_mm, strict=True)]

@@ -28,7 +28,8 @@ from slicemill.infer.network.classifier import open_classifier
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
-from slicemill.measure.evaluation.luna16 import read_points, score_points
+from slicemill.measure.evaluation.findings import FindingFiles, read_findings, read_points
+from slicemill.measure.evaluation.luna16 import score_points
 from slicemill.store.nodules_file import write_bundle
 from tests.infer.networks import CROP_CARD, write_classifier, write_lung_model, write_model
 
@@ -235,7 +236,9 @@ def test_what_was_written_scores_the_same_in_luna16s_rules(whole, tmp_path):
     annotations.write_text("\n".join(lines) + "\n")
     names = [f"scan-{number}" for number in range(SCANS)]
     (tmp_path / "uids.csv").write_text("\n".join(names) + "\n")
-    result = score_points(whole / "candidates.csv", annotations, tmp_path / "uids.csv")
+    result = score_points(
+        whole / "candidates.csv", read_findings(FindingFiles(annotations=annotations, scans=tmp_path / "uids.csv"))
+    )
     assert result.unlisted_candidates == 0
     response = result.as_json()
     assert response["findings"] == len(points)

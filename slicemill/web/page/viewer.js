@@ -169,7 +169,7 @@ export class Viewer {
   /** Show what reaches a threshold of the map of probabilities, and its parts. @param {number} value 1 to 255 */
   setThreshold(value) {
     const { info, progress } = this;
-    const map = info?.masks.find((mask) => mask.threshold !== null);
+    const map = info?.masks.find((mask) => mask.threshold);
     if (!info || !progress || !map) return;
     map.threshold = value;
     for (const label of this.labels) label.isShown ||= info.masks[label.mask] === map;
